@@ -1,0 +1,85 @@
+"""Build fine-grained recognition datasets that others can trust.
+
+The library's doors are `build`, `open_dataset` and `load_recipe`; the command line stands on the same. Importing this
+package stays light: what a door needs is imported when it is opened.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from animesion.building import BuildResult, Progress
+    from animesion.dataset import Dataset
+    from animesion.recipe import Recipe
+
+__all__ = ["build", "load_recipe", "open_dataset"]
+
+
+def load_recipe(name_or_path: str, overrides: list[str] | None = None, *, sample: bool = False) -> Recipe:
+    """A built-in recipe or a TOML file, with `key.path=value` overrides.
+
+    Args:
+        name_or_path: built-in name, or path to a TOML file.
+        overrides: such as `["split.strategy=legacy-dafre"]`.
+        sample: replace the source by the embedded sample world.
+
+    Raises:
+        animesion.errors.UsageError: unknown name, key or value.
+    """
+    from animesion.recipe import load
+
+    return load(name_or_path, overrides or [], sample=sample)
+
+
+def build(
+    recipe: Recipe | str,
+    out: Path | str,
+    *,
+    workers: int = 0,
+    until: str = "publish",
+    replace: bool = False,
+    progress: Progress | None = None,
+) -> BuildResult:
+    """Build a dataset into a folder, or carry on where a build of the same recipe stopped.
+
+    Args:
+        recipe: a recipe, or what `load_recipe` takes.
+        out: output folder.
+        workers: worker processes; 0 for one a core.
+        until: last stage: fetch, inspect, curate, pack or publish.
+        replace: carry on in a folder that another recipe wrote.
+        progress: told what happens.
+
+    Raises:
+        animesion.errors.AnimesionError: one sentence for the user.
+    """
+    from pathlib import Path
+
+    from animesion import building
+
+    chosen = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    return building.run(chosen, Path(out), workers=workers, until=until, replace=replace, progress=progress)
+
+
+def open_dataset(path: Path | str) -> Dataset:
+    """Open a built dataset: classes, splits, index, samples by position or key.
+
+    Raises:
+        animesion.errors.UsageError: there is no built dataset at the path.
+    """
+    from pathlib import Path
+
+    from animesion.dataset import Dataset
+
+    return Dataset(Path(path))
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("animesion")
+    raise AttributeError(f"module 'animesion' has no attribute {name!r}")

@@ -1,0 +1,196 @@
+"""Run the five stages over one output folder: claim it, resume what is done, report, account for every picture."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from animesion import sources
+from animesion.engine import Engine
+from animesion.errors import AnimesionError, UsageError
+from animesion.recipe import Recipe
+from animesion.stages import curate, fetch, inspect, pack, publish
+from animesion.workspace import STAGES, Workspace, write_atomic
+
+_CRASHED = ".receipts/crashed.json"
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What a build came to.
+
+    Attributes:
+        out: the output folder.
+        until: the last stage that was run.
+        seen: pictures the source listed.
+        kept: pictures in the shards; 0 before curate.
+        dropped: pictures by reason, in the order in which reasons are looked at.
+        splits: pictures by split.
+        classes: class names by id.
+        notes: sentences worth reading.
+    """
+
+    out: Path
+    until: str
+    seen: int
+    kept: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    splits: dict[str, int] = field(default_factory=dict)
+    classes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+class Progress:
+    """What a build tells while it runs; this one keeps silent, the command line has one that shows it."""
+
+    def started(self, stage: str, total: int | None) -> None:
+        """A stage begins; `total` pictures, or None when it does not count pictures."""
+
+    def advanced(self, count: int) -> None:
+        """So many pictures of the stage are done."""
+
+    def finished(self, stage: str) -> None:
+        """The stage is done."""
+
+
+def run(
+    recipe: Recipe,
+    out: Path,
+    *,
+    workers: int = 0,
+    until: str = "publish",
+    replace: bool = False,
+    progress: Progress | None = None,
+) -> BuildResult:
+    """Build a dataset, or carry on where a build of the same recipe stopped.
+
+    Args:
+        recipe: what to build.
+        out: output folder; made when missing.
+        workers: worker processes; 0 for one a core.
+        until: last stage to run, one of `animesion.workspace.STAGES`.
+        replace: carry on in a folder that another recipe wrote.
+        progress: told what happens.
+
+    Raises:
+        UsageError: bad options of the source, or a folder that is not this recipe's.
+        BusyError: another build holds the folder.
+        AnimesionError: no picture is left, the disk is full, a worker cannot do its part.
+    """
+    progress = progress or Progress()
+    source = sources.make(recipe)
+    workspace = Workspace(out)
+    last = STAGES.index(until)
+    with (
+        workspace.claim(recipe.to_toml(), recipe.digest(), replace=replace),
+        Engine(workers or _cores()) as engine,
+    ):
+        with source.session():
+            progress.started("list", None)
+            plan = fetch.listed(workspace, recipe, source)
+            progress.finished("list")
+            progress.started("fetch", plan.items)
+            fetch.run(workspace, recipe, engine, plan, source, progress.advanced)
+            progress.finished("fetch")
+        parts = len(plan.parts)
+        if last == STAGES.index("fetch"):
+            return BuildResult(out, until, plan.items, notes=plan.notes)
+        progress.started("inspect", plan.items)
+        inspect.run(workspace, recipe, engine, parts, progress.advanced)
+        progress.finished("inspect")
+        if last == STAGES.index("inspect"):
+            return BuildResult(out, until, plan.items, notes=plan.notes)
+        while True:
+            progress.started("curate", None)
+            facts = curate.run(workspace, recipe, parts, _crashed(workspace)).facts
+            progress.finished("curate")
+            _account(facts, plan.items)
+            result = BuildResult(
+                out,
+                until,
+                facts["seen"],
+                facts["kept"],
+                facts["dropped"],
+                facts["splits"],
+                facts["classes"],
+                [*plan.notes, *facts["notes"]],
+            )
+            if last == STAGES.index("curate"):
+                return result
+            if not result.kept:
+                common = max(result.dropped, key=lambda reason: result.dropped[reason])
+                raise AnimesionError(
+                    f"no picture is left of {result.seen:,}: most were dropped as '{common}' "
+                    f"({result.dropped[common]:,}); {out / 'curated.parquet'} has the reason for each"
+                )
+            progress.started("pack", result.kept)
+            try:
+                pack.run(workspace, recipe, engine, progress.advanced)
+            except pack.CrashedPicturesError as error:
+                known = _crashed(workspace) | dict.fromkeys(error.keys, "the worker process died while packing")
+                write_atomic(workspace.path(_CRASHED), json.dumps(known, sort_keys=True).encode())
+                continue
+            progress.finished("pack")
+            break
+        if last == STAGES.index("publish"):
+            progress.started("publish", None)
+            publish.run(workspace, recipe, parts)
+            progress.finished("publish")
+        return result
+
+
+def preview(recipe: Recipe, out: Path, count: Callable[[int], None] = lambda n: None) -> dict[str, Any]:
+    """What a build would do, without writing: pictures by metadata verdict, bytes where known, state of `out`."""
+    from animesion import rules
+
+    source = sources.make(recipe)
+    verdicts: dict[str, int] = {}
+    listed = wanted = size = 0
+    with source.session():
+        for item in source.items():
+            listed += 1
+            reason = item.failure or rules.metadata_reason(item.labels, item.rating, item.flags, item.boxes, recipe)
+            if reason:
+                verdicts[reason] = verdicts.get(reason, 0) + 1
+            else:
+                wanted += 1
+                size += item.bytes
+            if listed % 1000 == 0:
+                count(listed)
+    if not listed:
+        raise UsageError(f"the source of recipe {recipe.name} lists no pictures: check its [source] options")
+    return {
+        "recipe": recipe.name,
+        "digest": recipe.digest(),
+        "out": str(out),
+        "out_exists": out.exists(),
+        "listed": listed,
+        "to_fetch": wanted,
+        "bytes_to_fetch": size,
+        "not_fetched": verdicts,
+        "parts": -(-listed // fetch.PART_ITEMS),
+        "notes": source.notes,
+    }
+
+
+def _account(facts: dict[str, Any], listed: int) -> None:
+    """Every picture is kept or dropped for a reason; anything else is a fault of the program."""
+    accounted = facts["kept"] + sum(facts["dropped"].values())
+    if not listed == facts["seen"] == accounted:
+        raise RuntimeError(f"accounting is off: {listed} listed, {facts['seen']} seen, {accounted} accounted for")
+
+
+def _crashed(workspace: Workspace) -> dict[str, str]:
+    try:
+        crashed: dict[str, str] = json.loads(workspace.path(_CRASHED).read_bytes())
+    except OSError:
+        return {}
+    return crashed
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,74 @@
+"""The `animesion` command: finds its commands through entry points and turns errors into one sentence.
+
+Each command has a file of its own that parses and prints; what it imports to do its work, it imports when it is run.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.metadata import EntryPoint, entry_points
+
+import click
+
+from animesion.errors import AnimesionError
+
+_ORDER = ("build", "recipes", "sources", "detectors", "stats", "verify", "diff", "card")
+
+
+class Commands(click.Group):
+    """Commands of the entry-point group `animesion.commands`, loaded when named."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order in which they are used; third parties' last."""
+        return sorted(_points(), key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Load one command."""
+        point = _points().get(name)
+        command = point.load() if point else None
+        return command if isinstance(command, click.Command) else None
+
+
+def _points() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group="animesion.commands")}
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Start with: animesion build daf-re --sample",
+)
+@click.version_option(package_name="animesion", message="animesion %(version)s")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
+    """Build fine-grained recognition datasets that others can trust, and look into them."""
+    ctx.obj = {"debug": debug}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command and leave with its exit status: 0, 1 for a fault found, 2 for a wrong request."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    # accepted in any place: one looks for it after something went wrong
+    given = (["--debug"] if debug else []) + [argument for argument in given if argument != "--debug"]
+    try:
+        status = cli.main(args=given, prog_name="animesion", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except AnimesionError as error:
+        if debug:
+            raise
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        if debug:
+            raise
+        click.echo("stopped: what is done is kept, the same command carries on from here", err=True)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output has gone, as in `animesion stats ... | head`
+        sys.stderr.close()
+        sys.exit(1)
+    sys.exit(status if isinstance(status, int) else 0)

@@ -1,0 +1,120 @@
+"""`animesion build`: run a recipe."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from animesion.building import BuildResult
+    from animesion.recipe import Recipe
+
+_STAGES = ("fetch", "inspect", "curate", "pack", "publish")
+
+
+@click.command(
+    epilog="Example: animesion build folder --set source.path=faces/ --set pack.size=128 --out datasets/faces"
+)
+@click.argument("recipe")
+@click.option("--out", type=click.Path(path_type=Path), help="Output folder.  [default: datasets/NAME]")
+@click.option("--sample", is_flag=True, help="Replace the recipe's source by a small drawn booru on this machine.")
+@click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override one value of the recipe.")
+@click.option("--workers", type=click.IntRange(1, 1024), help="Worker processes.  [default: one a core]")
+@click.option("--until", type=click.Choice(_STAGES), default="publish", help="Stop after this stage.")
+@click.option("--dry-run", is_flag=True, help="List the source and say what would be done; write nothing.")
+@click.option("--replace", is_flag=True, help="Carry on in a folder that another recipe wrote.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def build(
+    recipe: str,
+    out: Path | None,
+    sample: bool,
+    overrides: tuple[str, ...],
+    workers: int | None,
+    until: str,
+    dry_run: bool,
+    replace: bool,
+    as_json: bool,
+) -> None:
+    """Build the dataset that RECIPE describes (a built-in name or a TOML file), or carry on with it.
+
+    A build that was stopped, killed or ran out of disk carries on when the same command is given again.
+    """
+    from animesion.recipe import load
+
+    chosen = load(recipe, overrides, sample=sample)
+    out = out or Path("datasets") / chosen.name
+    if dry_run:
+        _dry_run(chosen, out, as_json=as_json)
+        return
+    from animesion import building
+    from animesion.cli.progress import for_terminal
+
+    start = time.perf_counter()
+    with for_terminal() as progress:
+        result = building.run(chosen, out, workers=workers or 0, until=until, replace=replace, progress=progress)
+    if as_json:
+        import json
+
+        fields = {name: getattr(result, name) for name in ("until", "seen", "kept", "dropped", "splits", "notes")}
+        click.echo(json.dumps({"out": str(result.out), "classes": len(result.classes), **fields}, ensure_ascii=False))
+    else:
+        _print_funnel(chosen, result, time.perf_counter() - start)
+
+
+def _print_funnel(recipe: Recipe, result: BuildResult, seconds: float) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from animesion.records import REASONS
+
+    console = Console(highlight=False, soft_wrap=False)
+    table = Table(title=f"{recipe.name}: where every picture went", title_justify="left", box=None, pad_edge=False)
+    table.add_column("")
+    table.add_column("pictures", justify="right")
+    table.add_column("")
+    table.add_row("[bold]seen[/]", f"{result.seen:,}", "listed by the source")
+    for reason, count in result.dropped.items():
+        table.add_row(f"  {reason}", f"-{count:,}", f"[dim]{REASONS[reason]}[/]")
+    if result.kept or result.dropped:
+        table.add_row("[bold green]kept[/]", f"{result.kept:,}", f"in {len(result.classes):,} classes")
+        for split, count in result.splits.items():
+            table.add_row(f"  {split}", f"{count:,}", f"[dim]{100 * count / max(1, result.kept):.1f}%[/]")
+    console.print(table)
+    for note in result.notes[:8]:
+        console.print(f"note: {escape(note)}")
+    if len(result.notes) > 8:
+        console.print(f"note: and {len(result.notes) - 8} more in {escape(str(result.out / 'dataset.json'))}")
+    where = escape(str(result.out))
+    if result.until == "publish":
+        console.print(f"\nDone in {seconds:.1f} s. The dataset is in [bold]{where}[/]; where to look next:")
+        console.print(f"  {where}/README.md         its card, with loading lines for each reader")
+        console.print(f"  {where}/curated.parquet   the verdict on each picture")
+        console.print(f"  animesion stats {where}")
+        console.print(f"  animesion verify {where}")
+    else:
+        console.print(f"\nStopped after {result.until} as told, {seconds:.1f} s; without --until the build carries on.")
+
+
+def _dry_run(recipe: Recipe, out: Path, *, as_json: bool) -> None:
+    from animesion import building
+
+    facts: dict[str, Any] = building.preview(recipe, out)
+    if as_json:
+        import json
+
+        click.echo(json.dumps(facts, ensure_ascii=False))
+        return
+    size = f", {facts['bytes_to_fetch'] / 1e6:,.1f} MB as announced" if facts["bytes_to_fetch"] else ""
+    click.echo(f"{facts['recipe']}: {facts['listed']:,} pictures listed, {facts['to_fetch']:,} to fetch{size}")
+    for reason, count in sorted(facts["not_fetched"].items(), key=lambda pair: -pair[1]):
+        click.echo(f"  {count:>9,}  not fetched: {reason}")
+    for note in facts["notes"]:
+        click.echo(f"note: {note}")
+    state = "exists: done parts would be kept" if facts["out_exists"] else "would be made"
+    click.echo(
+        f"{facts['parts']:,} parts; stages: {', '.join(_STAGES)}; output {facts['out']} {state}. Nothing was written."
+    )

@@ -1,0 +1,75 @@
+"""How a running build shows itself on stderr: bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from animesion import building
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class _Bars(building.Progress):
+    """One bar a stage."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._task: TaskID | None = None
+
+    def started(self, stage: str, total: int | None) -> None:
+        self._task = self._bars.add_task(stage, total=total)
+
+    def advanced(self, count: int) -> None:
+        if self._task is not None:
+            self._bars.advance(self._task, count)
+
+    def finished(self, stage: str) -> None:
+        if self._task is not None:
+            task = self._bars.tasks[self._task]
+            total = task.total or 1
+            self._bars.update(self._task, total=total, completed=total)
+            self._bars.stop_task(self._task)
+
+
+class _Lines(building.Progress):
+    """A line when a stage ends, and now and then while it runs."""
+
+    def __init__(self) -> None:
+        self._stage, self._total, self._done = "", 0, 0
+        self._began = self._spoke = 0.0
+
+    def started(self, stage: str, total: int | None) -> None:
+        self._stage, self._total, self._done = stage, total or 0, 0
+        self._began = self._spoke = time.monotonic()
+
+    def advanced(self, count: int) -> None:
+        self._done += count
+        if time.monotonic() - self._spoke > _SECONDS_BETWEEN_LINES:
+            self._spoke = time.monotonic()
+            print(f"{self._stage}: {self._done:,} of {self._total:,}", file=sys.stderr, flush=True)
+
+    def finished(self, stage: str) -> None:
+        pictures = f"{self._total:,} pictures, " if self._total else ""
+        print(f"{stage}: {pictures}{time.monotonic() - self._began:.1f} s", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def for_terminal() -> Iterator[building.Progress]:
+    """The progress display that fits where stderr goes."""
+    if not sys.stderr.isatty():
+        yield _Lines()
+        return
+    columns = (
+        TextColumn("{task.description:>8}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        yield _Bars(bars)

@@ -1,0 +1,23 @@
+"""`animesion recipes`: what can be built."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command(epilog="Example: animesion recipes daf-re > mine.toml")
+@click.argument("name", required=False)
+@click.option("--resolved", is_flag=True, help="With NAME: fill in every default.")
+def recipes(name: str | None, resolved: bool) -> None:
+    """List the built-in recipes, or print the one called NAME as TOML."""
+    from animesion import recipe, sources
+
+    if name:
+        click.echo(recipe.load(name).to_toml() if resolved else recipe.builtin_text(name), nl=False)
+        return
+    installed = sources.names()
+    width = max(map(len, recipe.builtin_names()))
+    for each in recipe.builtin_names():
+        model = recipe.load(each)
+        later = "" if model.source.kind in installed else "  [its source comes in a later version; --sample works]"
+        click.echo(f"{each:<{width}}  {model.summary}{later}")

@@ -1,0 +1,242 @@
+"""Run jobs in worker processes, and survive a job that kills its worker.
+
+A job is a picklable object with `run()`. Workers are fresh interpreters (no fork, no re-import of the caller's main
+module), end with their parent however it dies, and are fed over a socket. A job whose worker dies is tried once more
+and then bisected until the single key that kills it is known; what to do without that key is the job's decision.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from multiprocessing.connection import Connection, wait
+from types import TracebackType
+from typing import Any, Protocol, Self, runtime_checkable
+
+from animesion.errors import AnimesionError
+
+_WORKER = "from animesion.engine import _serve; _serve({job}, {alive})"
+
+
+class Job(Protocol):
+    """A unit of work; runs in another process, so it and its result are picklable."""
+
+    @property
+    def name(self) -> str:
+        """What to call it in messages."""
+
+    def run(self) -> Any:
+        """Do the work."""
+
+
+@runtime_checkable
+class Divisible(Protocol):
+    """A job over keys that can be narrowed when it kills its worker."""
+
+    @property
+    def name(self) -> str:
+        """What to call it in messages."""
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """What the job works through."""
+
+    def probe(self, keys: Sequence[str]) -> Job:
+        """A job that does the dangerous work for these keys only and writes nothing."""
+
+    def without(self, keys: Sequence[str]) -> Job:
+        """The same job with these keys given up."""
+
+
+class WorkerDiedError(AnimesionError):
+    """A worker died and no single key is to blame."""
+
+
+class _Worker:
+    """One worker process and the socket to it."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        alive_read, self._alive = os.pipe()
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        # one thread a worker: the processes already use every core
+        environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", _WORKER.format(job=theirs.fileno(), alive=alive_read)],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(), alive_read),
+                env=environment,
+            )
+        finally:
+            theirs.close()
+            os.close(alive_read)
+        self.connection = Connection(ours.detach())
+        self.job: Job | None = None
+
+    def send(self, job: Job) -> None:
+        self.job = job
+        # it may have died while idle or at start: receiving says so
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.connection.send_bytes(pickle.dumps(job, protocol=pickle.HIGHEST_PROTOCOL))
+
+    def receive(self) -> tuple[str, Any]:
+        """`("done", result)`, `("error", AnimesionError)`, `("fault", traceback)` or `("died", exit code)`."""
+        try:
+            kind, value = pickle.loads(self.connection.recv_bytes())
+        except (EOFError, ConnectionResetError):
+            self.stop()
+            return "died", self.process.returncode
+        return kind, value
+
+    def stop(self) -> None:
+        self.connection.close()
+        if self._alive >= 0:
+            os.close(self._alive)
+            self._alive = -1
+        try:
+            self.process.wait(timeout=2)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class Engine:
+    """Local worker processes; a context manager, workers start when first needed and serve every stage."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = max(1, workers)
+        self._pool: list[_Worker] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for worker in self._pool:
+            if kind is not None:
+                worker.process.kill()
+            worker.stop()
+        self._pool.clear()
+
+    def run(self, jobs: Iterable[Job], finished: Callable[[Job, Any], None] = lambda job, result: None) -> None:
+        """Run all jobs; `finished(job, result)` is called in this process as each ends, in no fixed order.
+
+        Raises:
+            AnimesionError: what a job raised; the other running jobs are stopped with the engine.
+            RuntimeError: a job failed with a fault of the program.
+            WorkerDiedError: a job kills its worker and cannot be narrowed to a key.
+        """
+        queue: deque[tuple[Job, int]] = deque((job, 0) for job in jobs)
+        tries: dict[int, int] = {}
+        busy: dict[Any, _Worker] = {}
+        idle = list(self._pool)
+        while queue or busy:
+            while queue and (idle or len(self._pool) < self.workers):
+                worker = idle.pop() if idle else self._start()
+                job, attempt = queue.popleft()
+                tries[id(worker)] = attempt
+                worker.send(job)
+                busy[worker.connection] = worker
+            for ready in wait(list(busy)):
+                worker = busy.pop(ready)
+                ended, attempt = worker.job, tries[id(worker)]
+                assert ended is not None
+                kind, value = worker.receive()
+                if kind == "done":
+                    idle.append(worker)
+                    finished(ended, value)
+                elif kind == "died":
+                    self._pool.remove(worker)
+                    if attempt == 0:  # the kernel or a person may have killed it: once more
+                        queue.appendleft((ended, 1))
+                    else:
+                        queue.appendleft((self._narrowed(ended, value), 0))
+                elif kind == "error":
+                    raise value
+                else:
+                    raise RuntimeError(f"{ended.name} failed in its worker:\n{value}")
+
+    def _start(self) -> _Worker:
+        worker = _Worker()
+        self._pool.append(worker)
+        return worker
+
+    def _narrowed(self, job: Job, code: int) -> Job:
+        if not isinstance(job, Divisible):
+            raise WorkerDiedError(f"the worker for {job.name} died ({_describe(code)}) twice: see the system's log")
+        guilty: list[str] = []
+        suspects = [list(job.keys)]
+        while suspects:
+            keys = suspects.pop()
+            if not self._kills(job.probe(keys)):
+                continue
+            if len(keys) == 1:
+                guilty.append(keys[0])
+            else:
+                middle = len(keys) // 2
+                suspects += [keys[middle:], keys[:middle]]
+        if not guilty:
+            raise WorkerDiedError(
+                f"the worker for {job.name} died ({_describe(code)}) twice and no single picture is to blame: "
+                "it may be short of memory, try fewer --workers"
+            )
+        return job.without(guilty)
+
+    @staticmethod
+    def _kills(job: Job) -> bool:
+        worker = _Worker()
+        worker.send(job)
+        kind, value = worker.receive()
+        worker.stop()
+        if kind in {"error", "fault"}:
+            raise value if isinstance(value, AnimesionError) else RuntimeError(value)
+        return kind == "died"
+
+
+def _describe(code: int) -> str:
+    if code < 0:
+        try:
+            return signal.Signals(-code).name
+        except ValueError:
+            pass
+    return f"exit status {code}"
+
+
+def _serve(job_descriptor: int, alive_descriptor: int) -> None:
+    """The worker's main loop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+
+    def end_with_parent() -> None:
+        os.read(alive_descriptor, 1)  # returns only when the parent's end is closed
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    connection = Connection(job_descriptor)
+    while True:
+        try:
+            job: Job = pickle.loads(connection.recv_bytes())
+        except (EOFError, ConnectionResetError):
+            return
+        try:
+            answer: tuple[str, Any] = ("done", job.run())
+        except AnimesionError as error:
+            answer = ("error", error)
+        except MemoryError:
+            os._exit(137)  # as if the kernel had done it: the engine narrows it down
+        except Exception:
+            answer = ("fault", traceback.format_exc())
+        try:
+            connection.send_bytes(pickle.dumps(answer, protocol=pickle.HIGHEST_PROTOCOL))
+        except (BrokenPipeError, ConnectionResetError):
+            return

@@ -1,0 +1,314 @@
+"""What a dataset is: the recipe model, the built-in recipes and how overrides and mistakes are handled.
+
+A recipe never says where the output goes or how fast it is made; that is the command line's. The options of a source
+belong to the source (`[source]` besides `kind` is checked by its own model), everything else is here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from animesion.errors import UsageError
+
+Percent = Annotated[int, Field(ge=0, le=100)]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+class Section(BaseModel):
+    """The base of every section: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Source(BaseModel):
+    """Where the pictures come from; keys besides `kind` belong to the source and are checked by it."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    kind: str = Field(description="name of the source; `animesion sources` lists them")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys besides `kind`."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class Label(Section):
+    """Which of a picture's candidate labels counts."""
+
+    rename: dict[str, str] = Field({}, description="label to use instead of a candidate, such as a tag's alias")
+    exclude: list[str] = Field([], description="labels whose pictures are left out")
+    ignore: list[str] = Field([], description="candidates that are passed over as if they were not there")
+
+
+class Filter(Section):
+    """Limits on single pictures; 0 or an empty list switches a limit off."""
+
+    ratings: list[str] = Field([], description="ratings allowed, such as g and s; empty allows all")
+    deleted: bool = Field(False, description="keep posts that the source marks as deleted, banned or pending")
+    min_side: int = Field(0, ge=0, description="least side of the picture in pixels")
+    max_aspect: float = Field(0.0, ge=0, strict=False, description="most long side over short side")
+    max_side: int = Field(32_768, ge=1, le=65_500, description="longest side the decoder is allowed")
+    max_pixels: int = Field(100_000_000, ge=1, description="most pixels the decoder is allowed")
+    max_bytes: int = Field(64 * 1024 * 1024, ge=1, description="largest file that is read")
+
+
+class Duplicates(Section):
+    """What is the same picture, and what happens to it."""
+
+    action: Literal["drop", "report"] = Field(
+        "drop", description="drop all but the keeper of a cluster, or keep all and only write clusters down"
+    )
+    near: bool = Field(True, description="look for near duplicates besides equal bytes and equal pixels")
+    radius: int = Field(4, ge=0, le=8, description="most differing bits of two 64-bit pHashes")
+    mean_difference: float = Field(
+        6.0, ge=0, strict=False, description="fine check: most mean difference of two 16x16 RGB thumbnails, of 255"
+    )
+    max_difference: int = Field(48, ge=0, le=255, description="fine check: most difference of any thumbnail value")
+    conflicts: Literal["drop", "keep"] = Field(
+        "drop", description="drop every member of a cluster that stands under several labels, or keep the best"
+    )
+
+
+class Crop(Section):
+    """What part of a picture is the sample."""
+
+    detector: str = Field("none", description="`none`: the whole picture; `boxes`: the table that the source gives")
+    min_score: float = Field(0.85, ge=0, le=1, strict=False, description="least score of the box")
+    margin: float = Field(0.0, ge=0, le=4, strict=False, description="added on each side, as a share of the box's side")
+    square: bool = Field(
+        False, description="widen the shorter side so that the crop is square where the picture allows"
+    )
+    min_side: int = Field(0, ge=0, description="least side of the crop in pixels")
+
+
+class Classes(Section):
+    """How many pictures a class needs and may have."""
+
+    minimum: int = Field(1, ge=1, description="classes with fewer kept pictures are dropped")
+    cap: int = Field(0, ge=0, description="most pictures of a class, chosen by hash; 0 for no cap")
+
+
+class Split(Section):
+    """How kept pictures are divided."""
+
+    strategy: Literal["auto", "grouped", "published", "legacy-dafre", "single"] = Field(
+        "grouped", description="`auto` is `published` where the source publishes splits, else `grouped`"
+    )
+    train: Percent = 80
+    val: Percent = 10
+    test: Percent = 10
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _shares(self) -> Self:
+        if self.train + self.val + self.test != 100:
+            raise ValueError(f"train, val and test add up to {self.train + self.val + self.test}, not to 100")
+        if self.train == 0:
+            raise ValueError("train needs a share above 0")
+        return self
+
+
+class Pack(Section):
+    """How samples are encoded and sharded."""
+
+    size: int = Field(0, ge=0, le=8192, description="side of the packed picture in pixels; 0 keeps its size")
+    fit: Literal["stretch", "short-side", "inside"] = Field(
+        "short-side", description="`stretch` to size x size, scale the short side to size, or the long side"
+    )
+    format: Literal["jpg", "png", "webp"] = "jpg"
+    quality: int = Field(95, ge=1, le=100, description="of JPEG and WebP; 100 makes WebP lossless")
+    shard_samples: int = Field(10_000, ge=1)
+    shard_bytes: int = Field(256_000_000, ge=10_000)
+    caption: str = Field("{name}", description="text member for caption readers; empty writes none")
+    seed: int = Field(0, description="of the order of samples over shards")
+
+
+class Card(Section):
+    """What the dataset card cannot know by itself."""
+
+    title: str = ""
+    summary: str = ""
+    licence: str = Field("other", description="licence identifier as the Hugging Face hub spells it")
+    homepage: str = ""
+    contact: str = ""
+    citation: str = ""
+    tags: list[str] = []
+
+
+class Recipe(Section):
+    """A dataset, resolved: every default filled in."""
+
+    name: Name
+    summary: str = ""
+    source: Source
+    label: Label = Label()
+    filter: Filter = Filter()
+    duplicates: Duplicates = Duplicates()
+    crop: Crop = Crop()
+    classes: Classes = Classes()
+    split: Split = Split()
+    pack: Pack = Pack()
+    card: Card = Card()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _legacy_keeps_duplicates(cls, data: Any) -> Any:
+        """The published DAF:re split removed no duplicates: reporting them is filled in, dropping them refused."""
+        if isinstance(data, dict) and _get(data, "split", "strategy") == "legacy-dafre":
+            action = _get(data, "duplicates", "action")
+            if action == "drop":
+                raise ValueError(
+                    "split.strategy 'legacy-dafre' reproduces a split that dropped no duplicates: "
+                    "leave duplicates.action out or set it to 'report'"
+                )
+            data = {**data, "duplicates": {**(data.get("duplicates") or {}), "action": "report"}}
+        return data
+
+    def to_toml(self) -> str:
+        """The resolved recipe, as it is written into the output."""
+        return tomli_w.dumps(self.model_dump(mode="json"))
+
+    def digest(self) -> str:
+        """SHA-256 over every value; equal digests mean equal recipes."""
+        return params_digest(self.model_dump(mode="json"))
+
+
+def params_digest(params: Any) -> str:
+    """SHA-256 of JSON-ready parameters in canonical form, as hex."""
+    return hashlib.sha256(json.dumps(params, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+
+def builtin_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("animesion") / "recipes"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def builtin_text(name: str) -> str:
+    """The TOML text of a built-in recipe.
+
+    Raises:
+        UsageError: there is none of that name; the message offers the nearest.
+    """
+    if name not in builtin_names():
+        raise UsageError(
+            f"no recipe named '{name}'{_nearest(name, builtin_names())}; `animesion recipes` lists them, "
+            "a path to a TOML file works too"
+        )
+    return (resources.files("animesion") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def load(name_or_path: str, overrides: Iterable[str] = (), *, sample: bool = False) -> Recipe:
+    """Read a built-in recipe or a TOML file and apply `key.path=value` overrides.
+
+    Args:
+        name_or_path: built-in name, or a path that ends in `.toml` or holds a separator.
+        overrides: values are TOML; what is not valid TOML is taken as text.
+        sample: replace the source by the embedded sample world.
+
+    Raises:
+        UsageError: one sentence that names the file, the key and what to do.
+    """
+    if name_or_path.endswith(".toml") or "/" in name_or_path:
+        path = Path(name_or_path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"cannot read the recipe {path}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise UsageError(f"the recipe {path} is not UTF-8 text") from None
+        where = str(path)
+    else:
+        text, where = builtin_text(name_or_path), f"recipe {name_or_path}"
+    try:
+        data: dict[str, Any] = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{where} is not valid TOML: {error}") from None
+    data.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name_or_path).stem).strip("-._") or "dataset")
+    if sample:
+        data["source"] = {"kind": "sample"}
+        data["name"] = f"{data['name']}-sample"
+    for override in overrides:
+        _apply(data, override)
+    return validate(data, where)
+
+
+def validate(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """Check a recipe given as plain data.
+
+    Raises:
+        UsageError: one sentence for the first mistake.
+    """
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise UsageError(f"{where}: {explain(error, Recipe)}") from None
+
+
+def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
+    """One sentence for the first mistake in a validation error, with the nearest valid name for an unknown key."""
+    # a misspelt key often leaves the right one missing: speak of the cause
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    location = [str(part) for part in first["loc"]]
+    key = ".".join([prefix, *location] if prefix else location)
+    if first["type"] == "extra_forbidden":
+        fields = list(_fields_at(model, location[:-1]))
+        near = _nearest(location[-1], fields) or f"; it takes {', '.join(sorted(fields))}"
+        return f"unknown key '{key}'{near}"
+    if first["type"] == "missing":
+        return f"'{key}' is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if not key:
+        return message
+    if first["type"] == "value_error":
+        return f"{key}: {message}"
+    return f"{key}: {message}, got {first['input']!r:.80}"
+
+
+def _fields_at(model: type[BaseModel], location: list[str]) -> Iterable[str]:
+    for part in location:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return ()
+        model = annotation
+    return model.model_fields
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    path = [part.strip() for part in key.split(".")]
+    if not equals or not all(path):
+        raise UsageError(f"--set {override!r} is not of the form section.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    target = data
+    for part in path[:-1]:
+        target = target.setdefault(part, {})
+        if not isinstance(target, dict):
+            raise UsageError(f"--set {override!r}: '{part}' is a value, not a section")
+    target[path[-1]] = value
+
+
+def _get(data: dict[str, Any], section: str, key: str) -> Any:
+    inner = data.get(section)
+    return inner.get(key) if isinstance(inner, dict) else None

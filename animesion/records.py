@@ -1,0 +1,230 @@
+"""The tables that a build passes from stage to stage, field by field, and the vocabulary of drop reasons.
+
+`Item` is one picture as a source lists it; `RAW`, `FEATURES`, `CURATED` and `INDEX` are the Arrow schemas of
+`raw/part-*.parquet`, `features/part-*.parquet`, `curated.parquet` and `index.parquet`. Nothing here reads or writes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pyarrow as pa
+
+
+class Box(NamedTuple):
+    """A head or face box, relative to the upright picture: 0 is left/top, 1 is right/bottom."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One picture as its source lists it, before a byte of it was read. Unknown text is empty, never None.
+
+    Attributes:
+        key: unique in the build, `[a-z0-9_-]+`, such as `danbooru-1796291`.
+        source: the kind of source, such as `danbooru` or `folder`.
+        source_id: what the source calls the picture (post id, relative path).
+        locator: how the source finds the bytes again (path, offset, URL as JSON); private to the source.
+        order: position in the source's own order.
+        labels: candidate labels (character tags, class folder); the recipe decides which count.
+        families: tokens such as `post:12`, `parent:7`, `url:...`; pictures that share one stay in one split.
+        boxes: head boxes known from a table; None when no table was given.
+        split: the published split, if the source has one.
+        class_order: published class id, or -1; orders the class map.
+        flags: what the source says of the post's state, such as `deleted`.
+        failure: drop reason when the source already knows that there are no bytes to read.
+    """
+
+    key: str
+    source: str
+    source_id: str
+    locator: str
+    order: int
+    labels: tuple[str, ...] = ()
+    families: tuple[str, ...] = ()
+    boxes: tuple[Box, ...] | None = None
+    split: str = ""
+    class_order: int = -1
+    rating: str = ""
+    flags: tuple[str, ...] = ()
+    md5: str = ""
+    bytes: int = 0
+    page_url: str = ""
+    file_url: str = ""
+    licence: str = ""
+    author: str = ""
+    failure: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """What a source answers when asked for the bytes of an item: bytes, or the reason why there are none."""
+
+    content: bytes = b""
+    reason: str = ""
+    detail: str = ""
+
+
+#: Every reason a picture can be dropped for, in the order in which they are looked at: the first that holds counts.
+REASONS: dict[str, str] = {
+    # what the source's own metadata says; decided before a byte is fetched
+    "deleted": "the source marks the post as deleted, banned or pending",
+    "no label": "no candidate label",
+    "several labels": "more than one candidate label",
+    "excluded label": "the recipe leaves this label out",
+    "rating": "rating outside the recipe's list",
+    "no face": "no face box in the picture",
+    "several faces": "more than one face box",
+    "unsure face": "the face box's score is below the recipe's minimum",
+    # fetch
+    "not visible": "the source shows the post but not its file",
+    "missing file": "the file is not where the source says",
+    "unsafe path": "absolute path or `..` in the source's file name",
+    "not a regular file": "a link, device or directory where a file was due",
+    "not found": "the server has no such file (404, 410, 451)",
+    "refused": "the server refuses the file (401, 403)",
+    "checksum mismatch": "the bytes are not those that the source announced",
+    "too many bytes": "larger than the byte limit",
+    "timed out": "the file did not arrive in time",
+    "unsafe address": "the URL leads to a private address or a scheme other than http(s)",
+    "fetch failed": "the file could not be read; the detail says why",
+    # inspect
+    "empty file": "zero bytes",
+    "not an image": "the bytes are of no known image format",
+    "unsupported format": "a video, archive or image format that is not read",
+    "too many pixels": "more pixels, or a longer side, than the decoder is allowed",
+    "truncated image": "the file ends before the picture does",
+    "corrupt image": "the decoder refuses the file",
+    "animated": "more than one frame",
+    "crashed decoder": "decoding it killed the worker process",
+    # filter
+    "too small": "a side is below the recipe's minimum",
+    "aspect ratio": "long side over short side above the recipe's maximum",
+    "small face": "the face crop is below the recipe's minimum side",
+    # duplicates
+    "label conflict": "the same picture stands under two labels",
+    "exact duplicate": "the same bytes as another picture",
+    "pixel duplicate": "other bytes, the same decoded pixels",
+    "near duplicate": "perceptual hash and fine check both say it is the same picture",
+    # classes and splits
+    "rare class": "the class has fewer pictures than the recipe's minimum",
+    "over class cap": "the class has more pictures than the recipe's cap",
+    "no published split": "the source publishes splits but none for this picture",
+}
+
+_BOX = pa.struct([(name, pa.float32()) for name in Box._fields])
+
+_LISTED = [
+    ("key", pa.string()),
+    ("source", pa.string()),
+    ("source_id", pa.string()),
+    ("order", pa.int64()),
+    ("labels", pa.list_(pa.string())),
+    ("families", pa.list_(pa.string())),
+    ("boxes", pa.list_(_BOX)),  # null when no table of boxes was given
+    ("split", pa.string()),
+    ("class_order", pa.int64()),
+    ("rating", pa.string()),
+    ("flags", pa.list_(pa.string())),
+    ("page_url", pa.string()),
+    ("file_url", pa.string()),
+    ("licence", pa.string()),
+    ("author", pa.string()),
+    ("md5", pa.string()),
+    ("bytes", pa.int64()),
+]
+
+#: What a source lists: one row an `Item`, field by field.
+PLAN = pa.schema([*_LISTED, ("locator", pa.string()), ("failure", pa.string()), ("detail", pa.string())])
+
+#: What a source lists, plus what fetching it gave: md5 and bytes are now those of the file that came.
+RAW = pa.schema(
+    [
+        *_LISTED,
+        ("sha256", pa.string()),
+        ("extension", pa.string()),  # sniffed from the bytes, never taken from the file name
+        ("offset", pa.int64()),  # of the bytes inside the part's tar
+        ("reason", pa.string()),  # empty when the bytes are in the part's tar
+        ("detail", pa.string()),
+    ]
+)
+
+#: Side of the colour thumbnail that the fine duplicate check compares.
+THUMBNAIL_SIDE = 16
+
+#: What one decode tells, one row a picture that has bytes.
+FEATURES = pa.schema(
+    [
+        ("key", pa.string()),
+        ("reason", pa.string()),  # empty when the picture decodes
+        ("detail", pa.string()),
+        ("format", pa.string()),
+        ("mode", pa.string()),  # of the file, before conversion to RGB
+        ("width", pa.int32()),  # of the upright picture
+        ("height", pa.int32()),
+        ("plain", pa.bool_()),  # the bytes decode to the same RGB in any reader: no rotation, palette, alpha, CMYK
+        ("pixels_sha256", pa.string()),  # of size and RGB bytes
+        ("faces", pa.int32()),  # boxes the detector gave; -1 when it was not asked
+        ("face_score", pa.float32()),  # of the best box
+        ("crop", pa.list_(pa.int32(), 4)),  # left, top, right, bottom in pixels of the upright picture; null: whole
+        ("phash", pa.uint64()),  # of what will be packed: the crop, or the whole picture
+        ("thumbnail", pa.binary(THUMBNAIL_SIDE * THUMBNAIL_SIDE * 3)),
+    ]
+)
+
+#: Every picture ever seen: kept, with class, split and crop; or dropped, with the reason.
+CURATED = pa.schema(
+    [
+        ("key", pa.string()),
+        ("kept", pa.bool_()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("keeper", pa.string()),  # key of the picture kept instead, for duplicates
+        ("label", pa.string()),
+        ("class_id", pa.int64()),  # -1 when dropped
+        ("split", pa.string()),
+        ("group", pa.string()),  # pictures of a group never straddle splits
+        ("cluster", pa.string()),  # confirmed duplicates of one another
+        ("crop", pa.list_(pa.int32(), 4)),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("plain", pa.bool_()),
+        ("source", pa.string()),
+        ("source_id", pa.string()),
+        ("page_url", pa.string()),
+        ("file_url", pa.string()),
+        ("licence", pa.string()),
+        ("author", pa.string()),
+        ("rating", pa.string()),
+        ("md5", pa.string()),
+        ("sha256", pa.string()),
+        ("pixels_sha256", pa.string()),
+        ("phash", pa.uint64()),
+        ("part", pa.int32()),
+        ("offset", pa.int64()),
+        ("bytes", pa.int64()),
+        ("extension", pa.string()),
+    ]
+)
+
+#: Where each sample's picture lies, for random access: `size` bytes at `offset` of `shard`.
+INDEX = pa.schema(
+    [
+        ("key", pa.string()),
+        ("split", pa.string()),
+        ("shard", pa.string()),
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+        ("label", pa.int64()),
+        ("sample_offset", pa.int64()),  # of the sample's first tar header
+        ("sample_size", pa.int64()),  # headers and padding of all its members included
+        ("sha256", pa.string()),  # of the packed picture's bytes
+    ]
+)

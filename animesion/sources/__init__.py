@@ -1,0 +1,117 @@
+"""Where pictures come from: the interface of a source and how one is found by name (entry points `animesion.sources`).
+
+A source lists items in an order that depends on nothing but its content, and reads the bytes of items it listed. What a
+picture is worth is not its business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from importlib.metadata import entry_points
+from typing import ClassVar, Protocol
+
+from pydantic import ValidationError
+
+from animesion import recipe as recipes
+from animesion.errors import UsageError
+from animesion.recipe import Recipe, Section
+from animesion.records import Item, Payload
+
+#: Sources of recipes whose readers are still to come, and what will read them.
+PLANNED = {
+    "moeimouto": "the moeimouto reader",
+    "ultra-fgvc": "the reader of the Ultra-FGVC cultivar sets",
+    "cultivars": "the crawler of Wikimedia Commons, Wikidata, GBIF and iNaturalist",
+    "urls": "the reader of URL tables",
+}
+
+
+class Source(Protocol):
+    """One way to get pictures. Made from its options; cheap to make, does nothing until asked."""
+
+    #: the model of the recipe's `[source]` keys besides `kind`
+    Options: ClassVar[type[Section]]
+    #: one line for `animesion sources`
+    summary: ClassVar[str]
+    #: True: listing costs requests, so it is remembered, and one process does all the reading
+    remote: ClassVar[bool]
+    #: sentences about what was passed over, filled while listing
+    notes: list[str]
+
+    def session(self) -> contextlib.AbstractContextManager[object]:
+        """What must be open around `items` and `read`: connections, servers."""
+
+    def items(self) -> Iterator[Item]:
+        """Every picture of the source, in an order that depends on its content alone.
+
+        Raises:
+            UsageError: the options point at nothing usable.
+        """
+
+    def read(self, items: Sequence[Item]) -> Iterator[Payload]:
+        """The bytes of each item, in the order given, one payload an item."""
+
+
+def names() -> list[str]:
+    """Names of the installed sources."""
+    return sorted({point.name for point in entry_points(group="animesion.sources")})
+
+
+def source_class(kind: str) -> type[Source]:
+    """The class of a source.
+
+    Raises:
+        UsageError: none of that name is installed.
+    """
+    for point in entry_points(group="animesion.sources", name=kind):
+        found: type[Source] = point.load()
+        return found
+    if kind in PLANNED:
+        raise UsageError(
+            f"source '{kind}' is not in this version: {PLANNED[kind]} comes in a later one; "
+            f"installed are {', '.join(names())}, and --sample tries the rest of the recipe on drawn pictures"
+        )
+    raise UsageError(f"source.kind: there is no source '{kind}'; installed are {', '.join(names())}")
+
+
+def make(recipe: Recipe) -> Source:
+    """The recipe's source, its options checked.
+
+    Raises:
+        UsageError: unknown source, unknown key (with the nearest valid one) or wrong value.
+    """
+    kind = recipe.source.kind
+    found = source_class(kind)
+    try:
+        options = found.Options.model_validate(recipe.source.options)
+    except ValidationError as error:
+        hint = "; or add --sample to try the recipe on drawn pictures" if error.errors()[0]["type"] == "missing" else ""
+        raise UsageError(
+            f"recipe {recipe.name}: {recipes.explain(error, found.Options, 'source')} "
+            f"(source '{kind}': set it with --set source.NAME=VALUE{hint})"
+        ) from None
+    return found(options)  # type: ignore[call-arg]
+
+
+def clean_text(text: str, limit: int = 500) -> str:
+    """Text from outside as it may stand in tables: NFC, no control characters or lone surrogates, bounded."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    text = unicodedata.normalize("NFC", text)
+    text = "".join(" " if unicodedata.category(c) in {"Cc", "Cf", "Zl", "Zp", "Cs"} else c for c in text)
+    return " ".join(text.split())[:limit]
+
+
+def file_key(kind: str, name: bytes, stem: str) -> str:
+    """A key for a file: readable where its name allows it, unique by a hash of the whole name.
+
+    Args:
+        kind: first part of the key.
+        name: the file's full name inside the source.
+        stem: the part of it that a reader would recognise.
+    """
+    slug = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:40].strip("-")
+    return "-".join(part for part in (kind, slug, hashlib.sha256(name).hexdigest()[:16]) if part)

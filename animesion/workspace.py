@@ -1,0 +1,291 @@
+"""How a build survives: the folders of an output, atomic files, receipts and the lock.
+
+A file becomes visible only when complete (temporary name, fsync, rename). A unit of work is committed by its receipt,
+written last: what it was made from, with which parameters and code, and the digest of what it made. Work whose receipt
+still matches is skipped. What the stages do with this is theirs; nothing here knows a picture.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from filelock import FileLock, Timeout
+
+from animesion.errors import AnimesionError, BusyError, FullDiskError, UsageError
+
+STAGES = ("fetch", "inspect", "curate", "pack", "publish")
+
+_TEMPORARY = ".tmp-"
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """Proof that a unit of work is done.
+
+    Attributes:
+        unit: name of the unit, such as `inspect/part-00000`.
+        code: version of the code that did it.
+        params: digest of the parameters.
+        inputs: digest of each input by name.
+        outputs: path relative to the output folder -> `sha256`, `bytes` and `mtime_ns` of the file.
+        facts: small results that later stages or the summary want, JSON-ready.
+    """
+
+    unit: str
+    code: str
+    params: str
+    inputs: dict[str, str]
+    outputs: dict[str, dict[str, Any]]
+    facts: dict[str, Any]
+
+
+class Workspace:
+    """The output folder of one build."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __reduce__(self) -> tuple[type[Workspace], tuple[Path]]:
+        return Workspace, (self.root,)
+
+    def path(self, *parts: str) -> Path:
+        """A path inside the output folder."""
+        return self.root.joinpath(*parts)
+
+    # -- receipts ------------------------------------------------------------------------------------------------
+
+    def receipt(self, unit: str) -> Receipt | None:
+        """The receipt of a unit, or None when there is none that can be read."""
+        try:
+            return Receipt(**json.loads(self._receipt_path(unit).read_bytes()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def done(self, unit: str, code: str, params: str, inputs: Mapping[str, str]) -> Receipt | None:
+        """The unit's receipt if it still holds: same code, parameters and inputs, outputs untouched."""
+        receipt = self.receipt(unit)
+        if receipt is None or (receipt.code, receipt.params, receipt.inputs) != (code, params, dict(inputs)):
+            return None
+        return receipt if self.intact(receipt) else None
+
+    def intact(self, receipt: Receipt) -> bool:
+        """Whether every output of the receipt is there with the digest that it names."""
+        for name, known in receipt.outputs.items():
+            path = self.path(name)
+            try:
+                stat = path.stat()
+            except OSError:
+                return False
+            if stat.st_size != known["bytes"]:
+                return False
+            # a copied folder has other times: then the bytes decide
+            if stat.st_mtime_ns != known["mtime_ns"] and sha256_file(path) != known["sha256"]:
+                return False
+        return True
+
+    def commit(
+        self,
+        unit: str,
+        code: str,
+        params: str,
+        inputs: Mapping[str, str],
+        outputs: Mapping[str, str],
+        facts: Mapping[str, Any] | None = None,
+    ) -> Receipt:
+        """Write the receipt of a finished unit.
+
+        Args:
+            unit: name of the unit.
+            code: version of the code.
+            params: digest of the parameters.
+            inputs: digest of each input by name.
+            outputs: sha256 by path relative to the output folder.
+            facts: small JSON-ready results.
+        """
+        described = {}
+        for name, digest in sorted(outputs.items()):
+            stat = self.path(name).stat()
+            described[name] = {"sha256": digest, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        receipt = Receipt(unit, code, params, dict(inputs), described, dict(facts or {}))
+        path = self._receipt_path(unit)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(asdict(receipt), indent=1).encode())
+        return receipt
+
+    def forget(self, prefix: str, keep: set[str]) -> None:
+        """Remove the receipts and outputs of units under `prefix` that are not in `keep`."""
+        folder = self.path(".receipts", prefix)
+        for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
+            unit = f"{prefix}/{path.stem}"
+            if unit in keep:
+                continue
+            receipt = self.receipt(unit)
+            path.unlink(missing_ok=True)
+            for name in receipt.outputs if receipt else ():
+                with contextlib.suppress(OSError):
+                    self.path(name).unlink()
+
+    def _receipt_path(self, unit: str) -> Path:
+        return self.path(".receipts", f"{unit}.json")
+
+    # -- claim ---------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def claim(self, recipe_toml: str, digest: str, *, replace: bool = False) -> Iterator[None]:
+        """Hold the output folder for one build.
+
+        Args:
+            recipe_toml: the resolved recipe, written into the folder.
+            digest: digest of the recipe.
+            replace: carry on although the folder was written by another recipe.
+
+        Raises:
+            BusyError: another build holds the folder.
+            UsageError: the folder belongs to another recipe, or holds something that is no build.
+        """
+        if self.root.exists() and not self.root.is_dir():
+            raise UsageError(f"the output {self.root} is a file; give a folder with --out")
+        marker = self.path(".receipts", "recipe.json")
+        if self.root.is_dir() and not self.path(".receipts").is_dir() and any(self.root.iterdir()):
+            raise UsageError(f"the output folder {self.root} is not empty and is no build: give another with --out")
+        with full_disk_is_clear(self.root):
+            self.path(".receipts").mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path(".receipts", "lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise BusyError(
+                f"the output folder {self.root} is in use by another build: wait for it, or give another with --out"
+            ) from None
+        try:
+            with contextlib.suppress(OSError, ValueError):
+                if json.loads(marker.read_bytes())["digest"] != digest and not replace:
+                    raise UsageError(
+                        f"the output folder {self.root} was written by another recipe (see its recipe.toml): "
+                        "give another with --out, or add --replace to rebuild it"
+                    )
+            with full_disk_is_clear(self.root):
+                self.sweep()
+                write_atomic(self.path("recipe.toml"), recipe_toml.encode())
+                write_atomic(marker, json.dumps({"digest": digest}).encode())
+            yield
+        finally:
+            lock.release()
+
+    def sweep(self) -> None:
+        """Remove what a killed build left half written."""
+        for path in sorted(self.root.rglob(f"{_TEMPORARY}*")):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+class _Hashing:
+    """A binary file that digests what is written to it."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self._raw = raw
+        self._digest = hashlib.sha256()
+        self.position = 0
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        self._raw.write(data)
+        self._digest.update(data)
+        self.position += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self.position
+
+    def flush(self) -> None:
+        self._raw.flush()
+
+    def seekable(self) -> bool:
+        return False
+
+    def readable(self) -> bool:
+        return False
+
+    def writable(self) -> bool:
+        return True
+
+    closed = False
+
+    def close(self) -> None:
+        self.flush()
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[_Hashing]:
+    """Write a file that appears under its name only when complete and on disk; digests on the way.
+
+    Raises:
+        FullDiskError: no space, quota or file-size limit; nothing is left behind.
+    """
+    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
+    with full_disk_is_clear(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as raw:
+                writer = _Hashing(raw)
+                yield writer
+                raw.flush()
+                os.fsync(raw.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+def write_atomic(path: Path, content: bytes) -> str:
+    """Write a whole file atomically; returns its SHA-256 as hex."""
+    with atomic_file(path) as file:
+        file.write(content)
+    return file.sha256
+
+
+@contextlib.contextmanager
+def full_disk_is_clear(path: Path) -> Iterator[None]:
+    """Turn the errors of a full disk and of a read-only folder into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise FullDiskError(
+                f"no room to write {path} ({os.strerror(error.errno or 0).lower()}): "
+                "free some space and run the same command again, it resumes"
+            ) from None
+        if error.errno in {errno.EACCES, errno.EROFS, errno.EPERM}:
+            raise AnimesionError(f"cannot write {path}: {os.strerror(error.errno or 0).lower()}") from None
+        raise
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in the folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
