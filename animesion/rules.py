@@ -1,6 +1,7 @@
 """What the recipe says of a picture from its metadata alone, before a byte of it is fetched.
 
-One function serves two stages: fetch does not download what would be dropped anyway, curate gives the reason.
+Fetch does not read what would be dropped anyway, and writes the reason down; curate applies the rules for faces again
+to what a detector found.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,7 +72,8 @@ def _print_funnel(recipe: Recipe, result: BuildResult, seconds: float) -> None:
 
     from animesion.records import REASONS
 
-    console = Console(highlight=False, soft_wrap=False)
+    # a file or a pipe has no width of its own: do not wrap for it
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     table = Table(title=f"{recipe.name}: where every picture went", title_justify="left", box=None, pad_edge=False)
     table.add_column("")
     table.add_column("pictures", justify="right")

@@ -1,6 +1,6 @@
 """Stage 3: every decision that needs the whole dataset, made on tables: `curated.parquet`, one row a picture ever seen.
 
-In order: what metadata says, what fetch and decode gave, limits on single pictures, duplicates and label conflicts,
+In order: what listing, fetch and decode gave, limits on single pictures, duplicates and label conflicts,
 class sizes, groups, class map, splits. The first reason that holds is the one that is written down.
 """
 
@@ -19,7 +19,7 @@ from animesion import clusters, duplicates, rules, splits, tables
 from animesion.clusters import Columns
 from animesion.errors import UsageError
 from animesion.recipe import Recipe, params_digest
-from animesion.records import CURATED, FEATURES, RAW, REASONS, Box
+from animesion.records import CURATED, FEATURES, RAW, REASONS
 from animesion.workspace import Receipt, Workspace
 
 CODE = "curate-1"
@@ -134,16 +134,12 @@ def _alive(reason: Sequence[str]) -> npt.NDArray[np.int64]:
 def _single_reasons(rows: Columns, recipe: Recipe, crashed: Mapping[str, str]) -> tuple[list[str], list[str]]:
     """Reason and detail of each row from what is known of it alone."""
     reasons, details = [], []
-    names = ("key", "labels", "rating", "flags", "boxes", "reason", "detail", "seen_reason", "seen_detail")
+    names = ("key", "reason", "detail", "seen_reason", "seen_detail")
     for i, row in enumerate(zip(*(rows[name] for name in names), strict=True)):
-        key, labels, rating, flags, boxes, reason, detail, seen_reason, seen_detail = row
-        given = None if boxes is None else [Box(**box) for box in boxes]
-        metadata = rules.metadata_reason(labels, rating, flags, given, recipe)
-        if metadata:
-            reason = metadata
-        elif key in crashed:
+        key, reason, detail, seen_reason, seen_detail = row
+        if not reason and key in crashed:
             reason, detail = "crashed decoder", crashed[key]
-        elif not reason:
+        if not reason:
             reason, detail = (seen_reason, seen_detail) if seen_reason else _limits_reason(rows, i, recipe)
         reasons.append(reason)
         details.append(detail)

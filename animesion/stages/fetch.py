@@ -6,23 +6,22 @@ own. Failures are rows with a reason. Pictures that metadata alone would drop ar
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any, Self
 
 from animesion import digests, images, rules, shards, sources, tables
 from animesion.engine import Engine
 from animesion.errors import UsageError
 from animesion.recipe import Recipe, params_digest
-from animesion.records import PLAN, RAW, Item
+from animesion.records import PLAN, RAW, Item, Payload
 from animesion.workspace import Workspace, atomic_file
 
 CODE = "fetch-1"
 #: Pictures a part: small enough that workers share the load, large enough that files stay few.
 PART_ITEMS = 500
-
-_EXTENSION_OF_UNKNOWN = "bin"
 
 
 @dataclass(frozen=True)
@@ -63,26 +62,21 @@ class FetchJob:
     def fetch_from(self, source: sources.Source) -> dict[str, int]:
         """Fetch with a source whose session is open."""
         items = tables.plan_items(tables.read(self.workspace.path(plan_name(self.part)), PLAN))
-        rows: list[dict[str, Any]] = []
         tar_name, table_name = f"raw/part-{self.part:05d}.tar", f"raw/part-{self.part:05d}.parquet"
-        wanted = [item for item in items if not (item.failure or self._metadata_reason(item))]
-        payloads = source.read(wanted)
-        with atomic_file(self.workspace.path(tar_name)) as tar:
+        reasons = {item.key: item.failure or self._metadata_reason(item) for item in items}
+        rows: list[dict[str, Any]] = []
+        with contextlib.ExitStack() as stack:
+            had = stack.enter_context(_Earlier(self)) if source.remote else {}
+            payloads = source.read([item for item in items if not reasons[item.key] and item.key not in had])
+            tar = stack.enter_context(atomic_file(self.workspace.path(tar_name)))
             for item in items:
-                row = _row(item)
-                metadata_reason = self._metadata_reason(item)
-                if metadata_reason or item.failure:
-                    row |= {"reason": metadata_reason or item.failure}
-                else:
-                    payload = next(payloads)
+                row = _row(item) | {"reason": reasons[item.key]}
+                if not row["reason"]:
+                    payload = had[item.key] if item.key in had else next(payloads)
                     row |= {"reason": payload.reason, "detail": payload.detail}
                     if not payload.reason:
-                        found = digests.of_bytes(payload.content)
-                        extension = images.sniff(payload.content) or _EXTENSION_OF_UNKNOWN
-                        block = shards.member(f"{item.key}.{extension}", payload.content)
-                        row |= {"md5": found.md5, "sha256": found.sha256, "bytes": len(payload.content)}
-                        row |= {"extension": extension, "offset": tar.position + shards.BLOCK}
-                        tar.write(block)
+                        row |= {**_described(payload.content), "offset": tar.position + shards.BLOCK}
+                        tar.write(shards.member(f"{item.key}.{row['extension']}", payload.content))
                 rows.append(row)
             tar.write(shards.END)
         outputs = {
@@ -121,6 +115,11 @@ def listed(workspace: Workspace, recipe: Recipe, source: sources.Source) -> Plan
     outputs: dict[str, str] = {}
     count, keys = 0, set[str]()
     for part, chunk in enumerate(_chunks(source.items())):
+        if recipe.crop.detector == "boxes" and any(item.boxes is None for item in chunk):
+            raise UsageError(
+                f"crop.detector is 'boxes' but source '{recipe.source.kind}' was given no table of boxes: "
+                "set source.faces where the source takes it, or crop.detector=none"
+            )
         fresh = {item.key for item in chunk}
         if len(fresh) < len(chunk) or not keys.isdisjoint(fresh):
             doubled = next(
@@ -167,6 +166,47 @@ def run(
 def _chunks(items: Iterator[Item]) -> Iterator[list[Item]]:
     while chunk := list(itertools.islice(items, PART_ITEMS)):
         yield chunk
+
+
+class _Earlier(Mapping[str, Payload]):
+    """Bytes that an earlier fetch of the same listing brought, under another recipe: a site is not asked twice."""
+
+    def __init__(self, job: FetchJob) -> None:
+        self._path = job.workspace.path(f"raw/part-{job.part:05d}.tar")
+        self._places: dict[str, tuple[int, int]] = {}
+        self._tar: IO[bytes] | None = None
+        receipt = job.workspace.receipt(job.name)
+        if receipt and receipt.inputs == {"plan": job.plan_digest} and job.workspace.intact(receipt):
+            raw = tables.read(self._path.with_suffix(".parquet"), RAW, ("key", "reason", "offset", "bytes")).to_pylist()
+            self._places = {row["key"]: (row["offset"], row["bytes"]) for row in raw if not row["reason"]}
+
+    def __enter__(self) -> Self:
+        if self._places:
+            self._tar = self._path.open("rb")
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._tar:
+            self._tar.close()
+
+    def __getitem__(self, key: str) -> Payload:
+        offset, size = self._places[key]
+        assert self._tar is not None
+        self._tar.seek(offset)
+        return Payload(self._tar.read(size))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+def _described(content: bytes) -> dict[str, Any]:
+    found = digests.of_bytes(content)
+    # what is unknown still needs a name in the tar
+    extension = images.sniff(content) or "bin"
+    return {"md5": found.md5, "sha256": found.sha256, "bytes": len(content), "extension": extension}
 
 
 def _row(item: Item) -> dict[str, Any]:

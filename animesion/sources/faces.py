@@ -1,0 +1,41 @@
+"""Tables of head boxes (`faces.tsv` of DanbooruAnimeFaces) as sources use them: boxes and row of each post."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from animesion.labelfiles import read_faces
+from animesion.records import Box
+
+
+@dataclass(frozen=True)
+class FaceTable:
+    """Boxes by post.
+
+    Attributes:
+        boxes: boxes of each post that has any, in the order of the table.
+        row: number of the post's first row, from 0; the order of the published DAF:re splits.
+        rows: rows in all.
+    """
+
+    boxes: dict[int, tuple[Box, ...]]
+    row: dict[int, int]
+    rows: int
+
+
+def load(source: Path | Iterable[bytes], name: str = "faces.tsv") -> FaceTable:
+    """Read a whole table.
+
+    Raises:
+        UsageError: unreadable, or a wrong row, named by its line.
+    """
+    boxes: dict[int, tuple[Box, ...]] = {}
+    first: dict[int, int] = {}
+    rows = 0
+    for face in read_faces(source, name):
+        boxes[face.post_id] = (*boxes.get(face.post_id, ()), face.box)
+        first.setdefault(face.post_id, face.row)
+        rows = face.row + 1
+    return FaceTable(boxes, first, rows)

@@ -1,0 +1,174 @@
+"""Label files with an image root: DAF:re's `class_id,BBBB/ID.jpg` CSVs, with or without header, published splits."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import ClassVar
+
+from pydantic import Field
+
+from animesion import labelfiles
+from animesion.errors import UsageError
+from animesion.recipe import Section
+from animesion.records import Box, Item, Payload
+from animesion.sources import clean_text, faces, file_key
+
+#: Parts of the published set by file name; train and val together are train for who wants no val.
+_SPLIT_OF = {"train": "train", "val": "val", "test": "test", "train_val": "train"}
+
+
+class LabelsOptions(Section):
+    """Options of the `labels` source."""
+
+    labels: str = Field(description="folder of train.csv, val.csv, test.csv (those that are there), or one CSV")
+    images: str = Field(description="folder that the paths in the CSVs are relative to, such as faces/ of DAF:re")
+    names: str = Field("", description="class_id,name CSV; default classid_classname.csv beside the label files")
+    faces: str = Field("", description="table of head boxes; default: the pictures are crops already")
+    page_url: str = Field(
+        "https://danbooru.donmai.us/posts/{id}",
+        description="page of a picture whose path is of DAF:re's form BBBB/ID.jpg; empty for none",
+    )
+    max_bytes: int = Field(64 * 1024 * 1024, ge=1, description="larger files are dropped unread")
+
+
+class LabelsSource:
+    """Pictures that label files name."""
+
+    Options = LabelsOptions
+    summary: ClassVar[str] = "label CSVs (class_id,BBBB/ID.jpg) with an image root; published splits kept"
+    remote: ClassVar[bool] = False
+
+    def __init__(self, options: LabelsOptions) -> None:
+        self.options = options
+        self.notes: list[str] = []
+
+    def session(self) -> contextlib.AbstractContextManager[object]:
+        """Nothing needs to be held open."""
+        return contextlib.nullcontext()
+
+    def items(self) -> Iterator[Item]:
+        """One item a row, in the order train, val, test and of the rows in each file."""
+        root = Path(self.options.images).expanduser()
+        if not root.is_dir():
+            raise UsageError(f"source.images: there is no folder {root}")
+        files, names = self._files()
+        table = faces.load(Path(self.options.faces)) if self.options.faces else None
+        seen: dict[str, int] = {}
+        order = 0
+        for split, path in files:
+            rows = labelfiles.read_labels(path)
+            for class_id, name in zip(rows.class_ids.tolist(), rows.paths, strict=True):
+                seen[name] = seen.get(name, 0) + 1
+                yield self._item(root, name, class_id, names, split, order, seen[name], table)
+                order += 1
+        repeated = sum(1 for times in seen.values() if times > 1)
+        if repeated:
+            self.notes.append(f"{repeated} path(s) stand in the label files more than once")
+
+    def read(self, items: Sequence[Item]) -> Iterator[Payload]:
+        """Read files below the image root."""
+        root = Path(self.options.images).expanduser()
+        for item in items:
+            yield read_below(root, json.loads(item.locator)["path"], self.options.max_bytes)
+
+    def _files(self) -> tuple[list[tuple[str, Path]], dict[int, str]]:
+        path = Path(self.options.labels).expanduser()
+        if path.is_dir():
+            found = labelfiles.find_label_files(path)
+            files = [(_SPLIT_OF[name], file) for name, file in found.labels.items()]
+            names = found.names
+        elif path.exists():
+            files, names = [(_SPLIT_OF.get(path.stem, ""), path)], None
+        else:
+            raise UsageError(f"source.labels: there is no file or folder {path}")
+        if not files:
+            raise UsageError(f"source.labels: {path} holds none of train.csv, val.csv, test.csv, train_val.csv")
+        if {"train", "train_val"} <= {file.stem for _, file in files}:
+            raise UsageError(
+                f"source.labels: {path} holds train.csv and train_val.csv; name the one file that you want"
+            )
+        beside = path.parent / labelfiles.NAMES_FILE if path.is_file() else None
+        chosen = Path(self.options.names).expanduser() if self.options.names else names or beside
+        known = labelfiles.read_class_names(chosen) if chosen and (self.options.names or chosen.exists()) else {}
+        return files, known
+
+    def _item(
+        self,
+        root: Path,
+        name: str,
+        class_id: int,
+        names: dict[int, str],
+        split: str,
+        order: int,
+        times: int,
+        table: faces.FaceTable | None,
+    ) -> Item:
+        post = danbooru_id(name)
+        key = f"danbooru-{post}" if post else file_key("labels", name.encode(), PurePosixPath(name).stem)
+        path, failure = locate(root, name)
+        status = path.stat() if path else None
+        if not failure and status and not stat.S_ISREG(status.st_mode):
+            failure = "not a regular file"
+        where = {"path": str(path.relative_to(root)) if path else name}
+        stamp = {"size": status.st_size, "stamp": status.st_mtime_ns} if status else {}
+        whole = (Box(0.0, 0.0, 1.0, 1.0, 1.0),)
+        return Item(
+            key=key if times == 1 else f"{key}-{times}",
+            source="danbooru" if post else "labels",
+            source_id=post or clean_text(name, 1000),
+            locator=json.dumps({**where, **stamp}),
+            order=order,
+            labels=(clean_text(names.get(class_id, f"class-{class_id}")),),
+            families=(f"post:{post}",) if post else (),
+            boxes=whole if table is None else table.boxes.get(int(post or -1), ()),
+            split=split,
+            class_order=class_id,
+            page_url=self.options.page_url.replace("{id}", post) if post and self.options.page_url else "",
+            failure=failure,
+        )
+
+
+def danbooru_id(path: str) -> str:
+    """The post id in a path of the form `BBBB/ID.jpg` with BBBB = ID mod 1000 (3 or 4 digits), or an empty string."""
+    match = re.fullmatch(r"(?:.*/)?(\d{3,4})/(\d{1,12})\.\w{2,5}", path)
+    return match[2] if match and int(match[1]) == int(match[2]) % 1000 else ""
+
+
+def locate(root: Path, name: str) -> tuple[Path | None, str]:
+    """The file that a label file's path means below a root, or the reason why there is none.
+
+    Buckets of three digits (as in the crops' archive) and of four (as in the label files) are taken for one another.
+    """
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or "\0" in name or re.match(r"[A-Za-z]:", name):
+        return None, "unsafe path"
+    candidates = [root / pure]
+    bucket = pure.parent.name
+    if bucket.isdecimal() and len(bucket) in {3, 4}:
+        other = bucket[1:] if len(bucket) == 4 else f"0{bucket}"
+        candidates.append(root / pure.parent.parent / other / pure.name)
+    for path in candidates:
+        try:
+            if path.exists():
+                return path, ""
+        except OSError:  # a name that the file system cannot hold
+            break
+    return None, "missing file"
+
+
+def read_below(root: Path, name: str, max_bytes: int) -> Payload:
+    """The bytes of a file below a root."""
+    try:
+        with (root / name).open("rb") as file:
+            content = file.read(max_bytes + 1)
+    except FileNotFoundError:
+        return Payload(reason="missing file")
+    except OSError as error:
+        return Payload(reason="fetch failed", detail=os.strerror(error.errno or 0))
+    return Payload(content) if len(content) <= max_bytes else Payload(reason="too many bytes")

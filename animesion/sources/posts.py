@@ -1,0 +1,49 @@
+"""What boorus have in common, whether crawled or dumped: which posts belong to one family, which files are pictures."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urlsplit
+
+#: Extensions that boorus host and that are no still pictures; not worth a request.
+NOT_PICTURES = frozenset({"mp4", "webm", "swf", "zip", "ugoira", "avi", "mpg", "mpeg", "wmv", "pdf", "rar", "psd"})
+
+_PIXIV_FILE = re.compile(r"/(\d{4,})_(?:p|ugoira|big_p)?\d*\.\w+$")
+_PIXIV_WORK = re.compile(r"(?:/artworks/|illust_id=)(\d{4,})")
+
+
+def families(post: str, parent: str, pixiv: str, source: str) -> tuple[str, ...]:
+    """Tokens of the families that a post belongs to: itself, its parent, the work that it was taken from.
+
+    Args:
+        post: its id.
+        parent: id of its parent; empty or `0` for none.
+        pixiv: id of the Pixiv work; empty or `0` for none.
+        source: where the uploader found it, usually a URL.
+    """
+    tokens = [f"post:{post}"]
+    if parent not in {"", "0"}:
+        tokens.append(f"post:{parent}")
+    if pixiv in {"", "0"}:
+        match = _PIXIV_WORK.search(source) or ("pximg" in source and _PIXIV_FILE.search(source)) or None
+        pixiv = match[1] if match else ""
+    if pixiv:
+        tokens.append(f"pixiv:{pixiv}")
+    elif url := _work_url(source):
+        tokens.append(f"url:{url}")
+    return tuple(tokens)
+
+
+def _work_url(source: str) -> str:
+    """The source URL without what does not tell works apart; empty for a bare site or free text."""
+    try:
+        parts = urlsplit(source.strip())
+    except ValueError:
+        return ""
+    path = parts.path.rstrip("/")
+    if parts.scheme not in {"http", "https"} or not parts.netloc or path.count("/") < 2:
+        return ""
+    # twitter's pictures hang below their tweet
+    path = re.sub(r"(/status/\d+)/photo/\d+$", r"\1", path)
+    query = f"?{parts.query}" if parts.query else ""
+    return f"{parts.netloc.lower().removeprefix('www.')}{path}{query}"[:300]
