@@ -119,7 +119,7 @@ def decode(content: bytes, limits: Limits) -> Picture:
         except MemoryError:
             raise
         except UnidentifiedImageError:
-            raise RejectedImageError("corrupt image", "unreadable header") from None
+            raise _rejection(ValueError("unreadable header"), content, extension) from None
         except Exception as error:  # decoders raise nearly anything on hostile input
             raise _rejection(error, content, extension) from None
 
@@ -227,9 +227,9 @@ def resized(image: Image.Image, crop: tuple[int, int, int, int] | None, size: in
         side = min(width, height) if fit == "short-side" else max(width, height)
         # integer halves round up, so that the size does not hang on float rounding
         target = (max(1, (2 * width * size + side) // (2 * side)), max(1, (2 * height * size + side) // (2 * side)))
-    if target == (width, height):
-        return image if crop is None else image.crop(crop)
-    return image.resize(target, Image.Resampling.LANCZOS, box=(left, top, right, bottom), reducing_gap=3.0)
+    # cut first: resampling with a box would mix in what lies around it
+    cut = image if crop is None else image.crop(crop)
+    return cut if target == cut.size else cut.resize(target, Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
 def encode(image: Image.Image, extension: str, quality: int) -> bytes:

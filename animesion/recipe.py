@@ -265,7 +265,9 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
     key = ".".join([prefix, *location] if prefix else location)
     if first["type"] == "extra_forbidden":
         fields = list(_fields_at(model, location[:-1]))
-        near = _nearest(location[-1], fields) or f"; it takes {', '.join(sorted(fields))}"
+        near = (
+            _nearest(location[-1], fields, key.removesuffix(location[-1])) or f"; it takes {', '.join(sorted(fields))}"
+        )
         return f"unknown key '{key}'{near}"
     if first["type"] == "missing":
         return f"'{key}' is missing"
@@ -287,9 +289,9 @@ def _fields_at(model: type[BaseModel], location: list[str]) -> Iterable[str]:
     return model.model_fields
 
 
-def _nearest(name: str, names: Iterable[str]) -> str:
+def _nearest(name: str, names: Iterable[str], prefix: str = "") -> str:
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    return f"; did you mean '{prefix}{close[0]}'?" if close else ""
 
 
 def _apply(data: dict[str, Any], override: str) -> None:

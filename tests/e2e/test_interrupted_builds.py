@@ -1,0 +1,111 @@
+"""The same bytes whatever the number of workers, and after a build was killed at any instant."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import animesion
+
+from .conftest import SMALL, shard_digests
+
+KILLS = 20
+
+
+def command(out: Path) -> list[str]:
+    settings = [part for value in SMALL for part in ("--set", value)]
+    script = "from animesion.cli import main; main()"
+    return [sys.executable, "-c", script, "build", "daf-re", "--sample", *settings, "--workers", "2", "--out", str(out)]
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_shards_do_not_depend_on_the_number_of_workers(small_build: Path, tmp_path: Path, workers: int) -> None:
+    recipe = animesion.load_recipe("daf-re", list(SMALL), sample=True)
+    animesion.build(recipe, tmp_path / "other", workers=workers)
+    assert shard_digests(tmp_path / "other") == shard_digests(small_build)
+
+
+def test_killed_builds_resume_to_the_same_bytes(small_build: Path, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    lot = random.Random(20)
+    start = time.monotonic()
+    subprocess.run(command(out), check=True, capture_output=True, timeout=120)
+    duration = time.monotonic() - start
+    kills = completed = 0
+    shutil.rmtree(out)
+    while kills < KILLS:
+        process = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(timeout=lot.uniform(0.3, duration))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+        if process.returncode == 0:  # so far resumed, now from nothing again
+            assert shard_digests(out) == shard_digests(small_build)
+            completed += 1
+            shutil.rmtree(out)
+    final = subprocess.run(command(out), capture_output=True, text=True, timeout=120)
+    assert final.returncode == 0, final.stderr
+    assert shard_digests(out) == shard_digests(small_build)
+    assert not list(out.rglob(".tmp-*"))
+
+
+def test_workers_and_servers_end_with_a_killed_build(tmp_path: Path) -> None:
+    process = subprocess.Popen(command(tmp_path / "out"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    children: set[int] = set()
+    deadline = time.monotonic() + 20
+    while len(children) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+        children |= set(descendants(process.pid))
+    process.kill()
+    process.wait()
+    assert children
+    while (left := {pid for pid in children if is_running(pid)}) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left
+
+
+def test_a_finished_build_does_nothing_again(small_build: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in small_build.rglob("*") if path.is_file()}
+    animesion.build(animesion.load_recipe("daf-re", list(SMALL), sample=True), small_build)
+    after = {path: path.stat().st_mtime_ns for path in small_build.rglob("*") if path.is_file()}
+    changed = {path.name for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
+    assert changed <= {"recipe.toml", "recipe.json", "lock"}
+
+
+@pytest.mark.parametrize("lost", ["data/val-00000.tar", "README.md", "index.parquet", "curated.parquet", "features"])
+def test_what_is_deleted_comes_back_the_same(small_build: Path, tmp_path: Path, lost: str) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(small_build, out)
+    path = out / lost
+    before = path.read_bytes() if path.is_file() else b""
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    animesion.build(animesion.load_recipe("daf-re", list(SMALL), sample=True), out, workers=2)
+    assert shard_digests(out) == shard_digests(small_build)
+    assert not before or path.read_bytes() == before
+
+
+def descendants(pid: int) -> list[int]:
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except OSError:
+        return []
+    children = [int(child) for child in text.split()]
+    return children + [below for child in children for below in descendants(child)]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False

@@ -1,0 +1,64 @@
+"""The whole build against the sample world's own account of what must become of each post."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+import animesion
+from animesion.sample.truth import truth
+from animesion.sample.world import World
+
+
+def verdicts(out: Path) -> dict[int, dict[str, Any]]:
+    return {int(row["source_id"]): row for row in pq.read_table(out / "curated.parquet").to_pylist()}
+
+
+def check(out: Path, posts: int, minimum: int) -> None:
+    expected = truth(World(posts), minimum)
+    found = verdicts(out)
+    assert found.keys() == expected.keys()
+    for post, due in expected.items():
+        row = found[post]
+        assert (row["kept"], row["reason"]) == (due.outcome == "kept", due.reason), (post, due)
+        if row["kept"]:
+            assert row["label"] == due.label, post
+        if row["reason"].endswith("duplicate"):
+            assert row["keeper"] == f"danbooru-{due.keeper}", (post, due)
+        for other in due.with_posts:
+            assert found[other]["split"] == row["split"], (post, other)
+
+
+def test_every_post_of_the_small_world_ends_as_planned(small_build: Path) -> None:
+    check(small_build, 300, 5)
+
+
+def test_every_post_of_the_full_world_ends_as_planned(tmp_path: Path) -> None:
+    result = animesion.build(animesion.load_recipe("daf-re", sample=True), tmp_path / "full")
+    check(tmp_path / "full", 3000, 20)
+    assert result.seen == result.kept + sum(result.dropped.values())
+
+
+def test_no_group_straddles_splits_and_every_class_is_everywhere(small_build: Path) -> None:
+    split_of_group: dict[str, str] = {}
+    splits_of_class: dict[str, set[str]] = {}
+    for row in verdicts(small_build).values():
+        if row["kept"]:
+            assert split_of_group.setdefault(row["group"], row["split"]) == row["split"]
+            splits_of_class.setdefault(row["label"], set()).add(row["split"])
+    assert all(splits == {"train", "val", "test"} for splits in splits_of_class.values())
+
+
+def test_provenance_does_not_hang_on_the_port(small_build: Path) -> None:
+    rows = verdicts(small_build).values()
+    assert all(row["file_url"].startswith("http://sample-booru.invalid/") for row in rows if row["kept"])
+
+
+@pytest.mark.parametrize("reason", ["label conflict", "exact duplicate", "pixel duplicate", "near duplicate"])
+def test_duplicates_say_which_cluster_they_belong_to(small_build: Path, reason: str) -> None:
+    dropped = [row for row in verdicts(small_build).values() if row["reason"] == reason]
+    assert dropped
+    assert all(row["cluster"] for row in dropped)

@@ -1,0 +1,132 @@
+"""Workers: results, errors, deaths and the search for the key that kills."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from animesion.engine import Engine, WorkerDiedError
+from animesion.errors import AnimesionError, UsageError
+
+
+@dataclass(frozen=True)
+class Square:
+    name: str
+    number: int
+
+    def run(self) -> int:
+        return self.number**2
+
+
+@dataclass(frozen=True)
+class Failing:
+    name: str
+    error: Exception
+
+    def run(self) -> None:
+        raise self.error
+
+
+@dataclass(frozen=True)
+class DiesOnce:
+    name: str
+    marker: Path
+
+    def run(self) -> str:
+        if not self.marker.exists():
+            self.marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return "survived"
+
+
+@dataclass(frozen=True)
+class Deadly:
+    """Dies on the keys in `poison`, as a decoder with a bug does."""
+
+    name: str
+    keys: tuple[str, ...]
+    poison: frozenset[str]
+    how: str = "segfault"
+    given_up: tuple[str, ...] = ()
+
+    def probe(self, keys: Sequence[str]) -> Deadly:
+        return replace(self, keys=tuple(keys))
+
+    def without(self, keys: Sequence[str]) -> Deadly:
+        return replace(self, given_up=(*self.given_up, *keys))
+
+    def run(self) -> tuple[int, tuple[str, ...]]:
+        for key in self.keys:
+            if key in self.poison and key not in self.given_up:
+                if self.how == "segfault":
+                    os.kill(os.getpid(), signal.SIGSEGV)
+                if self.how == "memory":
+                    raise MemoryError
+                os._exit(3)
+        return len(self.keys), self.given_up
+
+
+@dataclass(frozen=True)
+class HeavyTogether(Deadly):
+    """Dies only when many keys are worked through in one process."""
+
+    def run(self) -> tuple[int, tuple[str, ...]]:
+        if len(self.keys) > 10:
+            os._exit(9)
+        return len(self.keys), self.given_up
+
+
+def collect(engine: Engine, jobs: Sequence[Any]) -> dict[str, Any]:
+    results: dict[str, Any] = {}
+    engine.run(jobs, lambda job, result: results.__setitem__(job.name, result))
+    return results
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_every_job_is_run_once(workers: int) -> None:
+    with Engine(workers) as engine:
+        jobs = [Square(f"job {i}", i) for i in range(20)]
+        assert collect(engine, jobs) == {f"job {i}": i**2 for i in range(20)}
+        assert collect(engine, jobs[:3]) == {f"job {i}": i**2 for i in range(3)}
+
+
+def test_a_users_error_comes_through_as_itself() -> None:
+    with Engine(2) as engine, pytest.raises(UsageError, match="it was you"):
+        engine.run([Failing("bad", UsageError("it was you")), Square("good", 2)])
+
+
+def test_a_fault_of_the_program_brings_its_traceback() -> None:
+    with Engine(1) as engine, pytest.raises(RuntimeError, match="(?s)bad failed.*ZeroDivisionError"):
+        engine.run([Failing("bad", ZeroDivisionError("x"))])
+
+
+def test_a_worker_that_is_killed_once_is_replaced(tmp_path: Path) -> None:
+    with Engine(2) as engine:
+        assert collect(engine, [DiesOnce("job", tmp_path / "marker")]) == {"job": "survived"}
+
+
+@pytest.mark.parametrize("how", ["segfault", "memory", "exit"])
+def test_poison_is_bisected_and_given_up(how: str) -> None:
+    keys = tuple(f"key-{i:03d}" for i in range(100))
+    poison = frozenset({"key-000", "key-042", "key-043", "key-099"})
+    with Engine(2) as engine:
+        results = collect(engine, [Deadly("part", keys, poison, how), Square("other", 3)])
+    assert results["other"] == 9
+    assert set(results["part"][1]) == poison
+
+
+def test_when_no_single_key_is_to_blame_it_says_so() -> None:
+    keys = tuple(f"key-{i}" for i in range(16))
+    with Engine(1) as engine, pytest.raises(WorkerDiedError, match="no single picture is to blame"):
+        engine.run([HeavyTogether("part", keys, frozenset())])
+
+
+def test_a_job_that_cannot_be_narrowed_is_named() -> None:
+    with Engine(1) as engine, pytest.raises(AnimesionError, match="worker for kamikaze died"):
+        engine.run([Failing("kamikaze", MemoryError())])

@@ -1,0 +1,109 @@
+"""Shares, groups and the published DAF:re arithmetic."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from animesion import splits
+
+COUNTS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "daf-re" / "per_class_counts.csv"
+GOLDEN = {
+    20: (14, 1, 5), 21: (14, 2, 5), 22: (15, 2, 5), 24: (16, 3, 5), 25: (17, 3, 5), 30: (21, 2, 7), 40: (28, 3, 9),
+    50: (35, 5, 10), 100: (70, 10, 20), 1000: (700, 99, 201), 10683: (7478, 1068, 2137),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("n", "sizes"), GOLDEN.items())
+def test_legacy_sizes_are_the_published_ones(n: int, sizes: tuple[int, int, int]) -> None:
+    assert splits.legacy_dafre_sizes(n) == sizes
+
+
+@pytest.mark.skipif(not COUNTS.exists(), reason="the published DAF:re counts are not here (../shared/data/daf-re)")
+def test_legacy_split_of_all_published_classes() -> None:
+    with COUNTS.open() as file:
+        rows = list(csv.DictReader(file))
+    classes = [i for i, row in enumerate(rows) for _ in range(int(row["total"]))]
+    assignment = splits.legacy_dafre(classes, range(len(classes)))
+    found = Counter(zip(classes, assignment.splits, strict=True))
+    for i, row in enumerate(rows):
+        assert [found[i, name] for name in splits.SPLITS] == [int(row[name]) for name in splits.SPLITS], row
+    assert Counter(assignment.splits) == {"train": 322_947, "val": 46_050, "test": 94_440}
+
+
+def test_legacy_split_takes_file_order() -> None:
+    assignment = splits.legacy_dafre([0] * 20, range(20, 0, -1))
+    assert assignment.splits == ["test"] * 5 + ["val"] + ["train"] * 14
+
+
+@pytest.mark.parametrize(
+    ("n", "percents", "sizes"),
+    [
+        (100, (80, 10, 10), (80, 10, 10)),
+        (9, (80, 10, 10), (7, 1, 1)),
+        (3, (80, 10, 10), (1, 1, 1)),
+        (2, (80, 10, 10), (1, 1, 0)),
+        (1, (80, 10, 10), (1, 0, 0)),
+        (2, (50, 0, 50), (1, 0, 1)),
+        (0, (70, 10, 20), (0, 0, 0)),
+        (29, (70, 10, 20), (22, 2, 5)),
+    ],
+)
+def test_grouped_sizes(n: int, percents: tuple[int, int, int], sizes: tuple[int, int, int]) -> None:
+    assert splits.grouped_sizes(n, percents) == sizes
+
+
+def test_single_pictures_meet_their_shares_exactly() -> None:
+    classes = [i for i, n in enumerate([3, 10, 29, 57, 200]) for _ in range(n)]
+    groups = [f"g{i}" for i in range(len(classes))]
+    assignment = splits.grouped(classes, groups, (70, 10, 20))
+    found = Counter(zip(classes, assignment.splits, strict=True))
+    for i, n in enumerate([3, 10, 29, 57, 200]):
+        assert tuple(found[i, name] for name in splits.SPLITS) == splits.grouped_sizes(n, (70, 10, 20))
+    assert not assignment.notes
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 30)), min_size=1, max_size=120),
+    st.sampled_from([(80, 10, 10), (70, 10, 20), (50, 0, 50), (98, 1, 1)]),
+    st.integers(0, 3),
+)
+@settings(max_examples=80, deadline=None)
+def test_groups_are_never_cut_and_order_does_not_matter(
+    pictures: list[tuple[int, int]], percents: tuple[int, int, int], seed: int
+) -> None:
+    classes, groups = [c for c, _ in pictures], [f"g{g}" for _, g in pictures]
+    assignment = splits.grouped(classes, groups, percents, seed)
+    where: dict[str, set[str]] = {}
+    for group, split in zip(groups, assignment.splits, strict=True):
+        where.setdefault(group, set()).add(split)
+    assert all(len(found) == 1 for found in where.values())
+    turned = splits.grouped(classes[::-1], groups[::-1], percents, seed)
+    assert turned.splits[::-1] == assignment.splits
+
+
+@given(st.lists(st.integers(3, 12), min_size=1, max_size=6), st.integers(0, 5))
+@settings(max_examples=50, deadline=None)
+def test_every_class_with_three_groups_is_in_every_split(groups_of: list[int], seed: int) -> None:
+    classes = [i for i, n in enumerate(groups_of) for _ in range(2 * n)]
+    groups = [f"{i}-{k // 2}" for i, n in enumerate(groups_of) for k in range(2 * n)]  # pairs
+    assignment = splits.grouped(classes, groups, (80, 10, 10), seed)
+    for i in range(len(groups_of)):
+        assert {s for c, s in zip(classes, assignment.splits, strict=True) if c == i} == set(splits.SPLITS)
+
+
+def test_a_share_that_groups_do_not_allow_is_said() -> None:
+    assignment = splits.grouped([0] * 20, ["all"] * 20, (80, 10, 10))
+    assert set(assignment.splits) == {"train"}
+    assert assignment.notes[0][0] == 0
+    assert "20/0/0 instead of 16/2/2" in assignment.notes[0][1]
+
+
+def test_another_seed_is_another_split() -> None:
+    groups = [f"g{i}" for i in range(100)]
+    assert splits.grouped([0] * 100, groups, (80, 10, 10), 0) != splits.grouped([0] * 100, groups, (80, 10, 10), 1)
