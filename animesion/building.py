@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from animesion import sources
-from animesion.engine import Engine
+from animesion.engine import Engine, cores
 from animesion.errors import AnimesionError, UsageError
 from animesion.recipe import Recipe
 from animesion.stages import curate, fetch, inspect, pack, publish
@@ -87,7 +86,7 @@ def run(
     last = STAGES.index(until)
     with (
         workspace.claim(recipe.to_toml(), recipe.digest(), replace=replace),
-        Engine(workers or _cores()) as engine,
+        Engine(workers or cores()) as engine,
     ):
         with source.session():
             progress.started("list", None)
@@ -153,7 +152,7 @@ def preview(recipe: Recipe, out: Path, count: Callable[[int], None] = lambda n: 
     with source.session():
         for item in source.items():
             listed += 1
-            reason = item.failure or rules.metadata_reason(item.labels, item.rating, item.flags, item.boxes, recipe)
+            reason = rules.metadata_reason(item.labels, item.rating, item.flags, item.boxes, recipe) or item.failure
             if reason:
                 verdicts[reason] = verdicts.get(reason, 0) + 1
             else:
@@ -190,7 +189,3 @@ def _crashed(workspace: Workspace) -> dict[str, str]:
     except OSError:
         return {}
     return crashed
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

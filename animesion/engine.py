@@ -116,6 +116,7 @@ class Engine:
     def __init__(self, workers: int) -> None:
         self.workers = max(1, workers)
         self._pool: list[_Worker] = []
+        self._prober: _Worker | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -123,7 +124,7 @@ class Engine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for worker in self._pool:
+        for worker in [*self._pool, *([self._prober] if self._prober else [])]:
             if kind is not None:
                 worker.process.kill()
             worker.stop()
@@ -193,15 +194,23 @@ class Engine:
             )
         return job.without(guilty)
 
-    @staticmethod
-    def _kills(job: Job) -> bool:
-        worker = _Worker()
-        worker.send(job)
-        kind, value = worker.receive()
-        worker.stop()
+    def _kills(self, job: Job) -> bool:
+        """Whether a worker dies of the job; one that survives serves the next probe."""
+        prober = self._prober or _Worker()
+        self._prober = None
+        prober.send(job)
+        kind, value = prober.receive()
+        if kind == "died":
+            return True
+        self._prober = prober
         if kind in {"error", "fault"}:
             raise value if isinstance(value, AnimesionError) else RuntimeError(value)
-        return kind == "died"
+        return False
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _describe(code: int) -> str:

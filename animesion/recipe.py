@@ -295,20 +295,27 @@ def _nearest(name: str, names: Iterable[str], prefix: str = "") -> str:
 
 
 def _apply(data: dict[str, Any], override: str) -> None:
+    """Set one value; key and value are TOML, a value that is none is text."""
     key, equals, text = override.partition("=")
-    path = [part.strip() for part in key.split(".")]
-    if not equals or not all(path):
+    try:
+        change = tomllib.loads(f"{key} = 0") if equals else {}
+    except tomllib.TOMLDecodeError:
+        change = {}
+    if not change:
         raise UsageError(f"--set {override!r} is not of the form section.key=value")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
     target = data
-    for part in path[:-1]:
-        target = target.setdefault(part, {})
+    while True:
+        [(name, inner)] = change.items()
+        if not isinstance(inner, dict):
+            target[name] = value
+            return
+        target, change = target.setdefault(name, {}), inner
         if not isinstance(target, dict):
-            raise UsageError(f"--set {override!r}: '{part}' is a value, not a section")
-    target[path[-1]] = value
+            raise UsageError(f"--set {override!r}: '{name}' is a value, not a section")
 
 
 def _get(data: dict[str, Any], section: str, key: str) -> Any:

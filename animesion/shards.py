@@ -105,17 +105,23 @@ def _walk(file: IO[bytes], size: int, path: Path) -> Iterator[Member]:
             if file.read(BLOCK) != bytes(BLOCK):
                 raise ShardError(f"{path} has half an end marker at byte {position}: it was cut short")
             return
-        checksum = int(block[148:154] or b"0", 8) if block[148:154].strip(b"\0 01234567") == b"" else -1
-        if checksum != sum(block[:148]) + 8 * 32 + sum(block[156:]):
+        if _octal(block[148:154]) != sum(block[:148]) + 8 * 32 + sum(block[156:]):
             raise ShardError(f"{path} has a damaged header at byte {position}")
         name = block[:100].rstrip(b"\0").decode("ascii", "replace")
         if block[156:157] != b"0" or "/" in name or not KEY.fullmatch(name.partition(".")[0]):
             raise ShardError(f"{path} holds {name!r} at byte {position}, which is no member of a sample")
-        length = int(block[124:135], 8)
+        length = _octal(block[124:135])
+        if length < 0:
+            raise ShardError(f"{path} has a damaged header at byte {position}")
         if position + BLOCK + length > size:
             raise ShardError(f"{path} ends inside {name}: it was cut short")
         yield Member(name, position + BLOCK, length)
         position += BLOCK + length + -length % BLOCK
+
+
+def _octal(digits: bytes) -> int:
+    """The number that a header field says; -1 for anything but octal digits."""
+    return int(digits, 8) if digits and not digits.strip(b"01234567") else -1
 
 
 def read(path: Path, offset: int, size: int) -> bytes:

@@ -108,7 +108,7 @@ class DanbooruSource:
             source="danbooru",
             source_id=post.id,
             locator=json.dumps({"url": post.file_url}),
-            order=table.row.get(int(post.id), table.rows + order) if table else order,
+            order=order,
             labels=characters,
             families=families(post.id, post.parent_id, post.pixiv_id, post.source),
             boxes=None if table is None else table.boxes.get(int(post.id), ()),

@@ -63,7 +63,7 @@ class FetchJob:
         """Fetch with a source whose session is open."""
         items = tables.plan_items(tables.read(self.workspace.path(plan_name(self.part)), PLAN))
         tar_name, table_name = f"raw/part-{self.part:05d}.tar", f"raw/part-{self.part:05d}.parquet"
-        reasons = {item.key: item.failure or self._metadata_reason(item) for item in items}
+        reasons = {item.key: self._known_reason(item) for item in items}
         rows: list[dict[str, Any]] = []
         with contextlib.ExitStack() as stack:
             had = stack.enter_context(_Earlier(self)) if source.remote else {}
@@ -91,8 +91,11 @@ class FetchJob:
         self.workspace.commit(self.name, CODE, params(self.recipe), {"plan": self.plan_digest}, outputs, facts)
         return facts
 
-    def _metadata_reason(self, item: Item) -> str:
-        return rules.metadata_reason(item.labels, item.rating, item.flags, item.boxes, self.recipe)
+    def _known_reason(self, item: Item) -> str:
+        """Why an item is not worth reading; what metadata says comes before what is wrong with the file."""
+        if item.failure == "bad record":
+            return item.failure
+        return rules.metadata_reason(item.labels, item.rating, item.flags, item.boxes, self.recipe) or item.failure
 
 
 def params(recipe: Recipe) -> str:

@@ -102,7 +102,7 @@ def test_a_users_error_comes_through_as_itself() -> None:
 
 
 def test_a_fault_of_the_program_brings_its_traceback() -> None:
-    with Engine(1) as engine, pytest.raises(RuntimeError, match="(?s)bad failed.*ZeroDivisionError"):
+    with Engine(1) as engine, pytest.raises(RuntimeError, match=r"(?s)bad failed.*ZeroDivisionError"):
         engine.run([Failing("bad", ZeroDivisionError("x"))])
 
 

@@ -15,6 +15,7 @@ def load(*overrides: str) -> recipe.Recipe:
 
 
 def test_overrides_are_toml_values_or_text() -> None:
+    assert load('label.rename."a.b"="c d"').label.rename == {"a.b": "c d"}
     found = load("pack.size=128", "crop.margin=0.25", 'filter.ratings=["g"]', "split.strategy=single", "card.title=a b")
     assert (found.pack.size, found.crop.margin, found.filter.ratings) == (128, 0.25, ["g"])
     assert (found.split.strategy, found.card.title) == ("single", "a b")
@@ -59,7 +60,7 @@ def test_builtin_recipes_load_and_say_what_they_lack(name: str) -> None:
     found = recipe.load(name)
     assert found.name == name
     assert found.summary
-    with pytest.raises(UsageError, match="is missing|is not in this version"):
+    with pytest.raises(UsageError, match=r"is missing|is not in this version"):
         sources.make(found)
     assert recipe.load(name, sample=True).source.kind == "sample"
 

@@ -18,10 +18,15 @@ from animesion.workspace import Workspace, atomic_file, full_disk_is_clear, writ
 
 def test_a_file_appears_only_when_complete(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    with pytest.raises(KeyError), atomic_file(path) as file:
-        file.write(b"half")
-        assert not path.exists()
-        raise KeyError
+
+    def interrupted() -> None:
+        with atomic_file(path) as file:
+            file.write(b"half")
+            assert not path.exists()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        interrupted()
     assert list(tmp_path.iterdir()) == []
     write_atomic(path, b"whole")
     assert path.read_bytes() == b"whole"
@@ -93,9 +98,12 @@ def test_units_that_are_gone_take_their_files_along(tmp_path: Path) -> None:
 
 def test_a_folder_serves_one_build_at_a_time(tmp_path: Path) -> None:
     first, second = Workspace(tmp_path / "out"), Workspace(tmp_path / "out")
-    with first.claim("", "digest"):
-        with pytest.raises(BusyError, match="in use by another build"), second.claim("", "digest"):
-            pass
+    with (
+        first.claim("", "digest"),
+        pytest.raises(BusyError, match="in use by another build"),
+        second.claim("", "digest"),
+    ):
+        pass
     with second.claim("", "digest"):
         pass
 

@@ -1,0 +1,99 @@
+"""`animesion verify`: is a built dataset whole, consistent and free of leaks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from animesion.verifying import Report
+
+_SHOWN = 10
+
+
+@click.command(epilog="Example: animesion verify datasets/daf-re")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print every fault as JSON.")
+@click.option("--workers", type=click.IntRange(1, 1024), help="Worker processes.  [default: one a core]")
+@click.option("--no-decode", is_flag=True, help="Leave pixels alone: faster, but only equal bytes count as a leak.")
+def verify(path: Path, as_json: bool, workers: int | None, no_decode: bool) -> None:
+    """Read every sample of the dataset at PATH and list what is wrong with it.
+
+    Checks checksums, shards, keys, labels, decoding, leaks across splits and the accounting. Exit status 1 when there
+    is any fault, 2 when PATH is no dataset.
+    """
+    from animesion import open_dataset, verifying
+    from animesion.cli.progress import for_terminal
+
+    dataset = open_dataset(path)
+    with for_terminal() as progress:
+        report = verifying.verify(dataset, workers=workers or 0, decode=not no_decode, progress=progress)
+    if as_json:
+        import json
+
+        click.echo(json.dumps(_document(report, path), indent=1, ensure_ascii=False))
+    else:
+        _print(report, path)
+    if not report.clean:
+        raise SystemExit(1)
+
+
+def _document(report: Report, path: Path) -> dict[str, Any]:
+    from animesion.verifying import CHECKS
+
+    return {
+        "path": str(path),
+        "name": report.name,
+        "ok": report.clean,
+        "samples": report.samples,
+        "shards": report.shards,
+        "decoded": report.decoded,
+        "faults": sum(map(len, report.faults.values())),
+        "checks": [
+            {
+                "check": name,
+                "asks": CHECKS[name],
+                "ok": not faults,
+                "faults": [{"fault": f.text, "keys": list(f.keys), "splits": list(f.splits)} for f in faults],
+            }
+            for name, faults in report.faults.items()
+        ],
+    }
+
+
+def _print(report: Report, path: Path) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from animesion.verifying import CHECKS
+
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("check")
+    table.add_column("result", justify="right")
+    table.add_column("asks whether", overflow="fold")
+    for name, asks in CHECKS.items():
+        faults = report.faults.get(name)
+        state = "not run" if faults is None else f"{len(faults):,} fault{'s' * (len(faults) != 1)}" if faults else "ok"
+        table.add_row(name, state, asks)
+    console.print(table)
+    for name, faults in report.faults.items():
+        if faults:
+            console.print(f"{name}:", style="bold")
+        for fault in faults[:_SHOWN]:
+            console.print(f"  {_printable(fault.text)}")
+        if len(faults) > _SHOWN:
+            console.print(f"  and {len(faults) - _SHOWN:,} more (all with --json)")
+    total = sum(map(len, report.faults.values()))
+    verdict = f"{total:,} fault{'s' * (total != 1)}" if total else "no fault"
+    console.print(
+        f"{_printable(str(path))}: {verdict} in {report.samples:,} samples of {report.shards:,} shards", style="bold"
+    )
+
+
+def _printable(text: str) -> str:
+    """Names come from other people's files: no escape sequence of theirs reaches the terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)

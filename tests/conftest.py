@@ -1,0 +1,50 @@
+"""Datasets that several tests look at; tests that change one work on a copy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import animesion
+
+#: Class folder -> its pictures; names need quoting, escaping and more than ASCII.
+CLASSES = {"初音ミク": 14, "crème_brûlée": 12, "plain (blue) & co": 11}
+
+
+def draw(seed: int, side: int = 64) -> Image.Image:
+    """A soft random pattern, unlike that of any other seed even to a perceptual hash."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (7, 7, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((side, side + 8 * (seed % 3)), Image.Resampling.BICUBIC)
+
+
+def draw_folders(root: Path) -> Path:
+    """Class folders of RGB JPEG, PNG with and without alpha, and grey pictures."""
+    seed = 0
+    for name, count in CLASSES.items():
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            picture, path = draw(seed), root / name / f"picture {i}"
+            if i % 4 == 0:
+                picture.putalpha(Image.linear_gradient("L").resize(picture.size))
+                picture.save(path.with_suffix(".png"))
+            elif i % 4 == 1:
+                picture.convert("L").save(path.with_suffix(".jpg"))
+            elif i % 4 == 2:
+                picture.save(path.with_suffix(".png"))
+            else:
+                picture.save(path.with_suffix(".jpg"), quality=92)
+            seed += 1
+    return root
+
+
+@pytest.fixture(scope="session")
+def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """37 drawn pictures of three classes, in several shards of train and one of val and of test."""
+    source = draw_folders(tmp_path_factory.mktemp("pictures") / "world")
+    out = tmp_path_factory.mktemp("built") / "small"
+    settings = [f'source.path="{source}"', "pack.shard_samples=10", "split.train=70", "split.test=20"]
+    animesion.build(animesion.load_recipe("folder", settings), out, workers=1)
+    return out

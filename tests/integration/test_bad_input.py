@@ -1,0 +1,227 @@
+"""A build over every kind of bad picture, a full disk, a busy folder: one sentence or one counted drop."""
+
+from __future__ import annotations
+
+import io
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import animesion
+from animesion.errors import AnimesionError, UsageError
+
+CLI = "from animesion.cli import main; main()"
+
+
+def picture(seed: int, side: int = 64) -> Image.Image:
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
+
+
+def saved(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def put(root: Path, name: str, content: bytes) -> None:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def class_folders(root: Path, per_class: int = 6) -> Path:
+    for c, label in enumerate(("asuka", "rei")):
+        for i in range(per_class):
+            put(root, f"{label}/{i:03d}.jpg", saved(picture(100 * c + i)))
+    return root
+
+
+def recipe(root: Path, *overrides: str) -> Any:
+    return animesion.load_recipe("folder", [f"source.path={root}", *overrides])
+
+
+def rows(out: Path) -> dict[str, dict[str, Any]]:
+    return {row["source_id"]: row for row in pq.read_table(out / "curated.parquet").to_pylist()}
+
+
+def animesion_command(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", CLI, *arguments], capture_output=True, text=True, **options)
+
+
+def test_every_bad_picture_is_one_counted_drop(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "set")
+    good = saved(picture(1))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    bad = {
+        "empty": (b"", "empty file"),
+        "text": (b"hello", "not an image"),
+        "cut": (good[: len(good) // 2], "truncated image"),
+        "broken": (saved(picture(7), "PNG").replace(b"IDAT", b"IDAT\xff\xff", 1), "corrupt image"),
+        "huge": (
+            good[: good.index(b"\xff\xc0") + 5] + b"\xff" * 4 + good[good.index(b"\xff\xc0") + 9 :],
+            "too many pixels",
+        ),
+        "moving": (saved(picture(8), "GIF", save_all=True, append_images=[picture(9)]), "animated"),
+        "film": (b"\x00\x00\x00\x18ftypmp42" + bytes(20), "unsupported format"),
+        "tiny": (saved(picture(10, 8)), "too small"),
+        "strip": (saved(picture(11, 640).crop((0, 0, 640, 40))), "aspect ratio"),
+        "copy": ((root / "rei/000.jpg").read_bytes(), "exact duplicate"),
+    }
+    odd = {
+        "cmyk": saved(picture(20).convert("CMYK")),
+        "palette": saved(picture(21).convert("P"), "PNG"),
+        "sixteen": saved(Image.fromarray(np.linspace(0, 65535, 4096).astype(np.uint16).reshape(64, 64)), "PNG"),
+        "glass": saved(picture(23).convert("RGBA"), "PNG"),
+        "turned": saved(picture(24).crop((0, 0, 64, 48)), exif=exif),
+        "png-as-jpg": saved(picture(25), "PNG"),
+    }
+    for name, (content, _) in bad.items():
+        put(root, f"rei/{name}.jpg", content)
+    for name, content in odd.items():
+        put(root, f"rei/{name}.jpg", content)
+    out = tmp_path / "out"
+    result = animesion.build(recipe(root, "filter.min_side=16", "filter.max_aspect=4.0"), out, workers=2)
+    found = rows(out)
+    assert {name: found[f"rei/{name}.jpg"]["reason"] for name in bad} == {n: reason for n, (_, reason) in bad.items()}
+    assert all(found[f"rei/{name}.jpg"]["kept"] for name in odd)
+    assert found["rei/turned.jpg"]["width"] == 48
+    assert result.seen == len(found) == result.kept + sum(result.dropped.values())
+    dataset = animesion.open_dataset(out)
+    assert {sample.picture().mode for sample in dataset.samples()} == {"RGB"}
+
+
+def test_one_picture_under_two_labels_is_dropped_with_its_twin(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "set")
+    put(root, "asuka/twin.jpg", (root / "rei/001.jpg").read_bytes())
+    put(root, "asuka/near.jpg", saved(Image.open(root / "rei/002.jpg"), quality=60))
+    animesion.build(recipe(root), tmp_path / "out", workers=1)
+    found = rows(tmp_path / "out")
+    conflicts = {name for name, row in found.items() if row["reason"] == "label conflict"}
+    assert conflicts == {"asuka/twin.jpg", "rei/001.jpg", "asuka/near.jpg", "rei/002.jpg"}
+    assert "also under asuka as folder-twin-" in found["rei/001.jpg"]["detail"]
+    animesion.build(recipe(root, "duplicates.conflicts=keep"), tmp_path / "kept", workers=1)
+    assert sum(row["kept"] for row in rows(tmp_path / "kept").values()) == 12
+
+
+def test_nothing_left_is_one_sentence_with_the_table_written(tmp_path: Path) -> None:
+    put(tmp_path / "set", "a/1.jpg", b"no")
+    with pytest.raises(AnimesionError, match="no picture is left of 1: most were dropped as 'not an image'"):
+        animesion.build(recipe(tmp_path / "set"), tmp_path / "out", workers=1)
+    assert rows(tmp_path / "out")["a/1.jpg"]["reason"] == "not an image"
+
+
+@pytest.mark.parametrize("limit", [3_000, 20_000, 60_000])
+def test_a_full_disk_leaves_nothing_half_written_and_resumes(tmp_path: Path, limit: int) -> None:
+    root = class_folders(tmp_path / "set", 30)
+    out = tmp_path / "out"
+    command = ("build", "folder", "--set", f"source.path={root}", "--out", str(out), "--workers", "2")
+
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    full = animesion_command(*command, preexec_fn=small_files)
+    assert full.returncode == 1
+    assert full.stderr.count("error:") == 1
+    assert "no room to write" in full.stderr
+    assert "Traceback" not in full.stderr
+    assert not list(out.rglob(".tmp-*"))
+    again = animesion_command(*command)
+    assert again.returncode == 0, again.stderr
+    animesion.build(recipe(root), tmp_path / "other", workers=1)
+    for shard in (tmp_path / "other" / "data").glob("*.tar"):
+        assert (out / "data" / shard.name).read_bytes() == shard.read_bytes()
+
+
+def test_a_busy_folder_and_another_recipe_are_refused(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "set")
+    out = tmp_path / "out"
+    animesion.build(recipe(root), out, workers=1)
+    with pytest.raises(UsageError, match="written by another recipe"):
+        animesion.build(recipe(root, "pack.size=32"), out, workers=1)
+    result = animesion.build(recipe(root, "pack.size=32"), out, workers=1, replace=True)
+    assert result.kept == 12
+    assert next(iter(animesion.open_dataset(out).samples())).picture().size == (32, 32)
+
+
+def test_changed_sources_are_noticed(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "set")
+    out = tmp_path / "out"
+    animesion.build(recipe(root), out, workers=1)
+    (root / "rei/000.jpg").unlink()
+    put(root, "rei/new.jpg", saved(picture(999)))
+    result = animesion.build(recipe(root), out, workers=1)
+    assert result.seen == 12
+    assert "rei/new.jpg" in rows(out)
+    assert "rei/000.jpg" not in rows(out)
+
+
+def test_until_stops_and_the_next_build_carries_on(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "set")
+    out = tmp_path / "out"
+    for stage, there, absent in (
+        ("fetch", "raw/part-00000.tar", "features"),
+        ("inspect", "features/part-00000.parquet", "curated.parquet"),
+        ("curate", "curated.parquet", "data"),
+        ("pack", "index.parquet", "README.md"),
+        ("publish", "README.md", "absent"),
+    ):
+        animesion.build(recipe(root), out, workers=1, until=stage)
+        assert (out / there).exists()
+        assert not (out / absent).exists()
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "set")
+    before = sorted(tmp_path.rglob("*"))
+    run = animesion_command("build", "folder", "--set", f"source.path={root}", "--dry-run", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert "12 pictures listed, 12 to fetch" in run.stdout
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_command_prints_the_funnel_and_mistakes_are_one_line(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "set")
+    put(root, "rei/no.jpg", b"no")
+    out = tmp_path / "out"
+    run = animesion_command("build", "folder", "--set", f"source.path={root}", "--out", str(out))
+    assert run.returncode == 0, run.stderr
+    for words in ("seen", "not an image", "kept", "train", "animesion verify"):
+        assert words in run.stdout
+    for arguments, status in (
+        (("build", "folder", "--set", "source.path=/absent"), 2),
+        (("build", "folder", "--set", "splt.train=3"), 2),
+        (("build", "nothing"), 2),
+        (("build", "folder", "--workers", "0"), 2),
+        (("bild",), 2),
+        (("build", "cotton80"), 2),
+    ):
+        wrong = animesion_command(*arguments, cwd=tmp_path)
+        assert wrong.returncode == status, wrong
+        assert "Traceback" not in wrong.stderr
+        assert not wrong.stdout
+        assert "rror: " in wrong.stderr
+
+
+def test_an_output_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "set")
+    (tmp_path / "file").write_text("mine")
+    run = animesion_command("build", "folder", "--set", f"source.path={root}", "--out", str(tmp_path / "file"))
+    assert run.returncode == 2
+    assert "is a file" in run.stderr
+    if os.geteuid():
+        (tmp_path / "locked").mkdir(mode=0o500)
+        run = animesion_command(
+            "build", "folder", "--set", f"source.path={root}", "--out", str(tmp_path / "locked/out")
+        )
+        assert run.returncode == 1
+        assert "cannot write" in run.stderr

@@ -1,0 +1,321 @@
+"""What each local source lists, in which order, and what it does with hostile names, archives and rows."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import animesion
+from animesion import sources
+from animesion.errors import UsageError
+from animesion.records import Item, Payload
+
+
+def jpeg(colour: str = "red", size: tuple[int, int] = (16, 16)) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", size, colour).save(out, "JPEG")
+    return out.getvalue()
+
+
+def put(root: Path, name: str, content: bytes | None = None) -> None:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(jpeg() if content is None else content)
+
+
+def listing(recipe: str, *overrides: str) -> tuple[sources.Source, dict[str, Item]]:
+    source = sources.make(animesion.load_recipe(recipe, list(overrides)))
+    with source.session():
+        items = {item.source_id: item for item in source.items()}
+    assert len({item.key for item in items.values()}) == len(items)
+    return source, items
+
+
+def contents(source: sources.Source, items: Iterable[Item]) -> list[Payload]:
+    with source.session():
+        return list(source.read(list(items)))
+
+
+# -- folder ----------------------------------------------------------------------------------------------------------
+
+
+def test_folders_become_labels_in_sorted_order(tmp_path: Path) -> None:
+    for name in ("b/2.jpg", "a/deep/er/1.jpg", "a/1.jpg", "loose.jpg"):
+        put(tmp_path, name)
+    source, items = listing("folder", f"source.path={tmp_path}")
+    assert [(item.source_id, item.labels) for item in items.values()] == [
+        ("a/1.jpg", ("a",)),
+        ("a/deep/er/1.jpg", ("a",)),
+        ("b/2.jpg", ("b",)),
+        ("loose.jpg", ()),
+    ]
+    assert all(payload.content == jpeg() for payload in contents(source, items.values()))
+
+
+def test_names_with_unicode_spaces_newlines_and_case_twins(tmp_path: Path) -> None:
+    names = ["初音 ミク/ピ ク.jpg", "a/line\nbreak.jpg", "a/X.jpg", "a/x.jpg", "a/..jpg.jpg", "a/" + "n" * 200 + ".jpg"]
+    for name in names:
+        put(tmp_path, name)
+    put(tmp_path, os.fsdecode(b"a/\xff\xfe.jpg"))
+    source, items = listing("folder", f"source.path={tmp_path}")
+    assert len(items) == 6  # `..jpg.jpg` starts with a dot: hidden, and said so
+    assert "hidden" in source.notes[0]
+    assert "a/line break.jpg" in items
+    assert all(item.key.isascii() and len(item.key) <= 80 for item in items.values())
+    assert all(not payload.reason for payload in contents(source, items.values()))
+
+
+def test_pictures_of_one_post_are_one_family(tmp_path: Path) -> None:
+    digest = "0123456789abcdef" * 2
+    for name in (f"a/{digest}-1.jpg", f"b/{digest}-2.jpg", f"a/{digest}.webp-3.jpg", "a/img-1.jpg", "a/img-2.jpg"):
+        put(tmp_path, name)
+    _, items = listing("folder", f"source.path={tmp_path}")
+    assert {item.families for name, item in items.items() if "img" not in name} == {(f"file:{digest}",)}
+    assert items["a/img-1.jpg"].families == ()
+    _, items = listing("folder", f"source.path={tmp_path}", "source.family='(img)-[0-9]+'")
+    assert items["a/img-1.jpg"].families == items["a/img-2.jpg"].families == ("file:img",)
+
+
+def test_empty_class_folders_are_said_and_other_files_are_counted(tmp_path: Path) -> None:
+    put(tmp_path, "a/1.jpg")
+    put(tmp_path, "a/notes.txt", b"hello")
+    (tmp_path / "nobody").mkdir()
+    (tmp_path / "a" / "gone.jpg").symlink_to(tmp_path / "absent")
+    os.mkfifo(tmp_path / "a" / "pipe.jpg")
+    (tmp_path / "a" / "loop").symlink_to(tmp_path)
+    source, items = listing("folder", f"source.path={tmp_path}")
+    assert "class folder 'nobody' is empty" in source.notes
+    assert any("already read under another name" in note for note in source.notes)
+    assert {name: item.failure for name, item in items.items()} == {
+        "a/1.jpg": "",
+        "a/gone.jpg": "missing file",
+        "a/notes.txt": "",
+        "a/pipe.jpg": "not a regular file",
+    }
+
+
+def tar_of(path: Path, members: Iterable[tuple[Any, bytes]]) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for name, content in members:
+            info = name if isinstance(name, tarfile.TarInfo) else tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+def test_hostile_tars_lose_only_what_is_hostile(tmp_path: Path) -> None:
+    archive = tar_of(
+        tmp_path / "set.tar",
+        [
+            ("a/good.jpg", jpeg("red")),
+            ("a/good.jpg", jpeg("blue")),
+            ("/etc/passwd", b"x"),
+            ("a/../../escape.jpg", jpeg()),
+            ("C:/windows.jpg", jpeg()),
+            (special("a/link.jpg", tarfile.SYMTYPE, "/etc/passwd"), b""),
+            (special("a/hard.jpg", tarfile.LNKTYPE, "a/good.jpg"), b""),
+            (special("a/device.jpg", tarfile.CHRTYPE), b""),
+            ("a/" + "long" * 40 + ".jpg", jpeg("green")),
+            ("a/初音.jpg", jpeg("white")),
+            ("__MACOSX/a/._good.jpg", b"x"),
+        ],
+    )
+    source = sources.make(animesion.load_recipe("folder", [f"source.path={archive}"]))
+    items = list(source.items())
+    failures = [(item.source_id, item.failure) for item in items if item.failure]
+    assert sorted(failures) == [
+        ("/etc/passwd", "unsafe path"),
+        ("C:/windows.jpg", "unsafe path"),
+        ("a/../../escape.jpg", "unsafe path"),
+        ("a/device.jpg", "not a regular file"),
+        ("a/hard.jpg", "not a regular file"),
+        ("a/link.jpg", "not a regular file"),
+    ]
+    good = [item for item in items if not item.failure]
+    assert len({item.key for item in items}) == len(items) == 10
+    assert {payload.content for payload in source.read(good)} == {jpeg(c) for c in ("red", "blue", "green", "white")}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set.tar"]
+
+
+def test_zips_are_read_in_place_and_bombs_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "set.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("root/a/1.jpg", jpeg())
+        archive.writestr("root/b/bomb.jpg", bytes(2_000_000))
+        archive.writestr("root/b/../../up.jpg", jpeg())
+        link = zipfile.ZipInfo("root/b/link.jpg")
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, "/etc/passwd")
+    source, items = listing("folder", f"source.path={path}", "source.max_bytes=1000000")
+    assert {name.rpartition("/")[2]: item.failure for name, item in items.items()} == {
+        "1.jpg": "",
+        "bomb.jpg": "too many bytes",
+        "up.jpg": "unsafe path",
+        "link.jpg": "not a regular file",
+    }
+    [good] = [item for item in items.values() if not item.failure]
+    assert good.labels == ("a",)  # the one folder around everything is no class
+    assert contents(source, [good])[0].content == jpeg()
+
+
+def test_damaged_archives_are_refused_by_name(tmp_path: Path) -> None:
+    path = tar_of(tmp_path / "whole.tar", [(f"a/{i}.jpg", jpeg()) for i in range(5)])
+    with tarfile.open(path) as archive:
+        second, third = (archive.getmembers()[i].offset for i in (1, 2))
+    whole = path.read_bytes()
+    cases = {
+        "cut.tar": (whole[: third - 100], "damaged after 'a/1.jpg'"),
+        "header.tar": (whole[:second] + b"\xff" * 512 + whole[second + 512 :], "damaged header at byte"),
+        "noise.tar": (os.urandom(5000), "neither a folder nor a .tar or .zip"),
+        "empty.tar": (b"", "neither a folder nor a .tar or .zip|holds no files"),
+        "set.tar.gz": (b"\x1f\x8b", "compressed as a whole"),
+    }
+    for name, (content, sentence) in cases.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UsageError, match=sentence):
+            listing("folder", f"source.path={tmp_path / name}")
+    with pytest.raises(UsageError, match="there is no folder or archive"):
+        listing("folder", f"source.path={tmp_path / 'absent'}")
+    (tmp_path / "hollow").mkdir()
+    with pytest.raises(UsageError, match="holds no files"):
+        listing("folder", f"source.path={tmp_path / 'hollow'}")
+
+
+# -- labels ----------------------------------------------------------------------------------------------------------
+
+
+def label_files(root: Path, *, header: bool) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    head = "class_id,dir\n" if header else ""
+    (root / "train.csv").write_text(head + "1,0007/1007.jpg\n0,0008/1008.jpg\n0,0009\\1009.jpg\n")
+    (root / "test.csv").write_text(head + "1,0010/1010.jpg\n0,../../etc/passwd\n")
+    (root / "classid_classname.csv").write_text(("class_id,class_name\n" if header else "") + "0,rei\n1,asuka\n")
+
+
+@pytest.mark.parametrize("header", [True, False])
+def test_label_files_keep_published_ids_and_splits(tmp_path: Path, header: bool) -> None:
+    label_files(tmp_path / "labels", header=header)
+    for name in ("0007/1007.jpg", "008/1008.jpg", "0009/1009.jpg"):  # one bucket of three digits
+        put(tmp_path / "faces", name)
+    settings = (f"source.labels={tmp_path / 'labels'}", f"source.images={tmp_path / 'faces'}")
+    source, items = listing("daf-re-published", *settings)
+    found = {name: (i.labels[0], i.class_order, i.split, i.failure, i.order) for name, i in items.items()}
+    assert found == {
+        "1007": ("asuka", 1, "train", "", 0),
+        "1008": ("rei", 0, "train", "", 1),
+        "1009": ("rei", 0, "train", "", 2),
+        "1010": ("asuka", 1, "test", "missing file", 3),
+        "../../etc/passwd": ("rei", 0, "test", "unsafe path", 4),
+    }
+    assert items["1008"].key == "danbooru-1008"
+    assert items["1008"].page_url == "https://danbooru.donmai.us/posts/1008"
+    assert contents(source, [items["1008"]])[0].content == jpeg()
+
+
+def test_a_wrong_row_is_named_by_file_and_line(tmp_path: Path) -> None:
+    label_files(tmp_path, header=True)
+    (tmp_path / "train.csv").write_text("class_id,dir\n0,0007/1007.jpg\nmiku,0008/1008.jpg\n")
+    with pytest.raises(UsageError, match=r"train\.csv, line 3: .*miku"):
+        listing("daf-re-published", f"source.labels={tmp_path}", f"source.images={tmp_path}")
+    with pytest.raises(UsageError, match=r"source\.images: there is no folder"):
+        listing("daf-re-published", f"source.labels={tmp_path}", f"source.images={tmp_path / 'absent'}")
+    with pytest.raises(UsageError, match=r"source\.labels: there is no file or folder"):
+        listing("daf-re-published", f"source.labels={tmp_path / 'absent'}", f"source.images={tmp_path}")
+
+
+# -- dump ------------------------------------------------------------------------------------------------------------
+
+
+def record(number: int, *characters: str, **fields: Any) -> str:
+    tags = [{"id": "1", "name": "solo", "category": "0"}, {"id": "9", "name": "someone", "category": "1"}]
+    tags += [{"id": "2", "name": name, "category": "4"} for name in characters]
+    base = {"id": str(number), "rating": "s", "file_ext": "png", "parent_id": "0", "pixiv_id": "0", "is_deleted": False}
+    return json.dumps({**base, "tags": tags, **fields})
+
+
+def test_dumps_with_numbers_as_strings_and_damaged_lines(tmp_path: Path) -> None:
+    lines = [
+        record(1007, "miku", "miku"),  # listed twice counts once
+        record(1008, "miku", "rin"),
+        record(1009),
+        record(1010, "rin", parent_id="1007", rating="q"),
+        record(1011, "rin", is_deleted=True),
+        '{"id": "12',
+        record(1012, "rin", file_ext="zip"),
+        record(1007, "rin"),
+        "[]",
+        record(1013, "miku", source="https://www.pixiv.net/artworks/4242"),
+    ]
+    metadata = tmp_path / "2018.json"
+    metadata.write_text("\n".join(lines) + "\n\n")
+    faces = [(1013, 1, 0.9), (1007, 1, 0.8501), (1010, 0, 0.4), (1011, 0, 0.9), (1011, 0, 0.9)]
+    (tmp_path / "faces.tsv").write_text(
+        "".join(f"0{n % 1000:03d}\\{n}.jpg\t{tag}\t0.1, 0.2, 0.5, 0.75 {score}\n" for n, tag, score in faces)
+    )
+    (tmp_path / "tagIds.tsv").write_text("rin\t0\nmiku\t1\n")
+    put(tmp_path / "512px", "0007/1007.jpg")
+    put(tmp_path / "512px", "0013/1013.png")
+    settings = [f"source.{k}={tmp_path / v}" for k, v in (("metadata", "2018.json"), ("images", "512px"))]
+    settings += [f"source.{k}={tmp_path / v}" for k, v in (("faces", "faces.tsv"), ("tag_ids", "tagIds.tsv"))]
+    recipe = animesion.load_recipe("daf-re", ["source={kind='dump'}", *settings, "classes.minimum=1"])
+    source = sources.make(recipe)
+    items = {item.source_id: item for item in source.items()}
+    assert items["1007"].labels == ("miku",)
+    assert items["1007"].class_order == 1
+    assert items["1007"].order == 1  # its row in faces.tsv, which is the order of the published split
+    assert items["1007"].boxes is not None
+    assert items["1007"].boxes[0].right == 0.5
+    assert items["1009"].boxes == ()
+    assert set(items["1010"].families) == {"post:1010", "post:1007"}
+    assert "pixiv:4242" in items["1013"].families
+    assert items["1012"].failure == "unsupported format"
+    assert [item.detail for item in items.values() if item.failure == "bad record"] == [
+        "2018.json, line 6",
+        "2018.json, line 9",
+    ]
+    assert "1 metadata record(s) repeat a post and are passed over" in source.notes
+
+    out = tmp_path / "out"
+    animesion.build(recipe, out, workers=1, until="curate")
+    found = {row["source_id"]: row["reason"] for row in animesion_rows(out)}
+    assert found == {
+        "1007": "too small",
+        "1008": "several labels",
+        "1009": "no label",
+        "1010": "rating",
+        "1011": "deleted",
+        "1012": "no face",
+        "1013": "too small",
+        "2018.json:6": "bad record",
+        "2018.json:9": "bad record",
+    }
+
+
+def animesion_rows(out: Path) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    rows: list[dict[str, Any]] = pq.read_table(out / "curated.parquet").to_pylist()
+    return rows
+
+
+def test_a_wrong_face_row_is_named(tmp_path: Path) -> None:
+    (tmp_path / "m.json").write_text(record(1007, "miku") + "\n")
+    (tmp_path / "faces.tsv").write_text("0007/1007.jpg\t1\t0.1, 0.2, 0.5 0.9\n")
+    settings = [f"source.metadata={tmp_path / 'm.json'}", f"source.images={tmp_path}"]
+    with pytest.raises(UsageError, match=r"faces\.tsv, line 1: .*not five finite numbers"):
+        listing("daf-re", "source={kind='dump'}", *settings, f"source.faces={tmp_path / 'faces.tsv'}")

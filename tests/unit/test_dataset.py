@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import animesion
+from animesion import shards, tables
+from animesion.dataset import ClassInfo, Dataset, sample_members
+from animesion.errors import UsageError
+from animesion.records import INDEX
+
+
+@pytest.fixture
+def folder(small_dataset: Path, tmp_path: Path) -> Path:
+    copy = tmp_path / "copy"
+    shutil.copytree(small_dataset, copy, ignore=shutil.ignore_patterns("raw", "features", "pack", ".receipts"))
+    return copy
+
+
+def refused(folder: Path) -> str:
+    """The sentence with which opening the dataset, or reading it through, is refused."""
+    with pytest.raises(UsageError) as caught:
+        list(animesion.open_dataset(folder).samples())
+    assert "\n" not in str(caught.value)
+    assert str(folder) in str(caught.value)
+    return str(caught.value)
+
+
+def rewrite(folder: Path, *path: str | int, value: Any) -> None:
+    """Change one value of dataset.json."""
+    facts = json.loads((folder / "dataset.json").read_bytes())
+    inner = facts
+    for part in path[:-1]:
+        inner = inner[part]
+    inner[path[-1]] = value
+    (folder / "dataset.json").write_text(json.dumps(facts))
+
+
+def test_facts(small_dataset: Path) -> None:
+    dataset = animesion.open_dataset(str(small_dataset))
+    assert isinstance(dataset, Dataset)
+    assert dataset.name == "folder"
+    assert dataset.image_field == "jpg"
+    assert dataset.fields == ("cls", "jpg", "json", "txt")
+    assert [info.id for info in dataset.classes] == [0, 1, 2]
+    assert {info.name: info.total for info in dataset.classes} == {
+        "初音ミク": 14,
+        "crème_brûlée": 12,
+        "plain (blue) & co": 11,
+    }
+    assert all(isinstance(info, ClassInfo) and sum(info.counts.values()) == info.total for info in dataset.classes)
+    assert list(dataset.splits) == ["train", "val", "test"]
+    for split in dataset.splits.values():
+        assert split.samples == sum(shard.samples for shard in split.shards)
+        assert split.bytes == sum((small_dataset / shard.path).stat().st_size for shard in split.shards)
+    assert len(dataset.splits["train"].shards) > 1
+    assert len(dataset) == 37
+    assert dataset.index.num_rows == 37
+    assert dataset.curated.num_rows == dataset.seen == 37
+    assert dataset.recipe.pack.shard_samples == 10
+
+
+def test_samples_in_order_by_position_and_by_key_are_the_same(small_dataset: Path) -> None:
+    dataset = animesion.open_dataset(small_dataset)
+    streamed = list(dataset.samples())
+    assert [sample.key for sample in streamed] == dataset.index["key"].to_pylist()
+    assert [dataset[i] for i in range(len(dataset))] == streamed
+    assert dataset[-1] == streamed[-1]
+    for sample in streamed:
+        assert dataset.sample(sample.key) == sample
+        assert sample.name == dataset.classes[sample.label].name == sample.meta["name"]
+        assert sample.split == sample.meta["split"]
+        with Image.open(io.BytesIO(sample.image)) as image:
+            assert sample.picture().tobytes() == image.tobytes()
+    by_split = {name: list(dataset.samples(name)) for name in dataset.splits}
+    assert [sample for samples in by_split.values() for sample in samples] == streamed
+    assert {name: len(samples) for name, samples in by_split.items()} == {
+        name: split.samples for name, split in dataset.splits.items()
+    }
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert copy[7] == streamed[7]
+    assert "37 samples of 3 classes" in repr(copy)
+
+
+def test_what_is_not_there(small_dataset: Path) -> None:
+    dataset = animesion.open_dataset(small_dataset)
+    for position in (37, -38):
+        with pytest.raises(IndexError):
+            dataset[position]
+    with pytest.raises(KeyError):
+        dataset.sample("none")
+    with pytest.raises(UsageError, match="no split 'dev'; it has train, val, test"):
+        dataset.samples("dev")
+
+
+def test_no_dataset(tmp_path: Path) -> None:
+    assert "is no built dataset" in refused(tmp_path)
+    assert "there is no folder" in refused(tmp_path / "none")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"name": NaN}'])
+def test_damaged_facts(folder: Path, content: bytes) -> None:
+    (folder / "dataset.json").write_bytes(content)
+    assert "dataset.json is damaged" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("splits", "train", "shards", 0, "path"), "../outside.tar"),
+        (("splits", "train", "shards", 0, "path"), "data/../../outside.tar"),
+        (("splits", "train", "shards", 0, "path"), "/etc/passwd"),
+        (("splits", "train", "shards", 0, "path"), "data/train-00000.tar\n"),
+        (("splits", "train", "shards", 0, "path"), "data/val-00000.tar"),
+        (("splits", "train", "shards", 0, "samples"), -1),
+        (("splits", "train", "shards", 0, "samples"), "10"),
+        (("splits", "train", "shards"), {}),
+        (("splits", "../x"), {"samples": 0, "bytes": 0, "shards": []}),
+        (("class_names"), ["a"]),
+        (("class_names",), ["a", "a", "b"]),
+        (("class_counts",), [{}, {}]),
+        (("image_field",), "exe"),
+        (("images",), True),
+        (("name",), "../../etc"),
+    ],
+)
+def test_hostile_facts(folder: Path, path: tuple[str | int, ...], value: Any) -> None:
+    rewrite(folder, *((path,) if isinstance(path, str) else path), value=value)
+    assert "dataset.json is damaged" in refused(folder)
+
+
+def test_a_later_format_is_named(folder: Path) -> None:
+    rewrite(folder, "format", value=2)
+    assert "is of format 2, this version reads 1" in refused(folder)
+
+
+@pytest.mark.parametrize("name", ["index.parquet", "data/val-00000.tar"])
+def test_missing_files(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    assert "no such file" in refused(folder)
+    assert name in refused(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + bytes(100) + b"PAR1"])
+def test_damaged_index(folder: Path, content: bytes) -> None:
+    (folder / "index.parquet").write_bytes(content)
+    assert "index.parquet" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shard": "../outside.tar"},
+        {"offset": -1},
+        {"sample_offset": 10**9},
+        {"offset": 2**63 - 1, "size": 1},
+        {"size": None},
+    ],
+)
+def test_index_that_points_outside(folder: Path, change: dict[str, Any]) -> None:
+    rows = animesion.open_dataset(folder).index.to_pylist()
+    rows[3] |= change
+    tables.write(folder / "index.parquet", tables.table(rows, INDEX))
+    assert "index.parquet" in refused(folder)
+
+
+def test_shard_that_is_not_what_the_index_says(folder: Path) -> None:
+    rows = animesion.open_dataset(folder).index.to_pylist()
+    content = bytearray((folder / rows[0]["shard"]).read_bytes())
+    content[rows[0]["sample_offset"] + 1] ^= 1
+    (folder / rows[0]["shard"]).write_bytes(content)
+    assert "`animesion verify" in refused(folder)
+    dataset = animesion.open_dataset(folder)
+    with pytest.raises(UsageError, match=r"is not what index\.parquet says"):
+        dataset[0]
+    assert dataset[1].key == rows[1]["key"]
+
+
+def test_picture_that_does_not_decode(folder: Path) -> None:
+    row = animesion.open_dataset(folder).index.to_pylist()[0]
+    content = bytearray((folder / row["shard"]).read_bytes())
+    content[row["offset"] : row["offset"] + row["size"]] = bytes(row["size"])
+    (folder / row["shard"]).write_bytes(content)
+    with pytest.raises(UsageError, match="does not decode"):
+        animesion.open_dataset(folder)[0].picture()
+
+
+@given(st.dictionaries(st.sampled_from(["cls", "jpg", "json", "txt"]), st.binary(max_size=1500), min_size=1))
+def test_members_of_a_sample_come_back(fields: dict[str, bytes]) -> None:
+    block = shards.sample("key-1", fields)
+    assert sample_members("key-1", block) == fields
+    with pytest.raises(ValueError, match="no member of key-2"):
+        sample_members("key-2", block)
+
+
+@given(st.binary(max_size=2000))
+def test_noise_is_no_sample(block: bytes) -> None:
+    if block:
+        with pytest.raises(ValueError):  # noqa: PT011
+            sample_members("key", block)
