@@ -76,14 +76,14 @@ class WalkJob:
         try:
             walk.bytes = path.stat().st_size
             walk.sha256 = sha256_file(path)
-            found = list(_whole_members(path))
+            found = list(list(shards.members(path)))
         except FileNotFoundError:
             walk.damage = f"{self.shard} is missing"
             return walk
         except OSError as error:
             walk.damage = f"{self.shard} cannot be read ({(error.strerror or 'read error').lower()})"
             return walk
-        except (shards.ShardError, ValueError) as error:
+        except shards.ShardError as error:
             walk.damage = str(error).removeprefix(f"{self.folder}/")
             return walk
         places = []
@@ -99,15 +99,6 @@ class WalkJob:
             )
         walk.places = np.array(places, dtype=np.int64).reshape(-1, 4, 2)
         return walk
-
-
-def _whole_members(path: Path) -> list[shards.Member]:
-    found = []
-    for member in shards.members(path):
-        if member.size < 0:
-            raise shards.ShardError(f"{path} holds {member.name} with a negative size")
-        found.append(member)
-    return found
 
 
 @dataclass

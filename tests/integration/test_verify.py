@@ -209,7 +209,7 @@ def test_hostile_size_in_a_header(folder: Path) -> None:
     content[148:156] = b"        "
     content[148:156] = b"%06o\0 " % sum(content[:512])
     (folder / TRAIN).write_bytes(content)
-    assert "negative size" in faults(folder)["archives"][0]["fault"]
+    assert "damaged header at byte 0" in faults(folder)["archives"][0]["fault"]
 
 
 def test_missing_shard(folder: Path) -> None:
