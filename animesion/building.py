@@ -90,7 +90,7 @@ def run(
     ):
         with source.session():
             progress.started("list", None)
-            plan = fetch.listed(workspace, recipe, source)
+            plan = fetch.listed(workspace, recipe, source, progress.advanced)
             progress.finished("list")
             progress.started("fetch", plan.items)
             fetch.run(workspace, recipe, engine, plan, source, progress.advanced)

@@ -167,8 +167,7 @@ def _to_rgb(image: Image.Image, *, transparent: bool) -> Image.Image:
         return Image.alpha_composite(ground, rgba).convert("RGB")
     if image.mode.startswith("I"):  # 16-bit greyscale; plain conversion would clip it to white
         return image.convert("I").point(lambda value: value * (1 / 257)).convert("L").convert("RGB")
-    # a copy, as the file behind `image` is about to be closed
-    return image.copy() if image.mode == "RGB" else image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def crop_pixels(box: Box, width: int, height: int, margin: float, *, square: bool) -> tuple[int, int, int, int] | None:

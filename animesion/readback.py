@@ -76,7 +76,7 @@ class WalkJob:
         try:
             walk.bytes = path.stat().st_size
             walk.sha256 = sha256_file(path)
-            found = list(list(shards.members(path)))
+            found = list(shards.members(path))
         except FileNotFoundError:
             walk.damage = f"{self.shard} is missing"
             return walk

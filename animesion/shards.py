@@ -62,10 +62,7 @@ def header(name: str, size: int) -> bytes:
             b"0",
             bytes(100),
             b"ustar\x0000",
-            bytes(32 + 32),
-            _OWNER,
-            _OWNER,
-            bytes(155 + 12),
+            bytes(32 + 32 + 8 + 8 + 155 + 12),
         )
     )
     return fields[:148] + b"%06o\0 " % sum(fields) + fields[156:]

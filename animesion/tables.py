@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ def plan_table(items: Sequence[Item]) -> pa.Table:
     """Items as a table."""
     rows = []
     for item in items:
-        row = asdict(item)
+        row = {name: getattr(item, name) for name in PLAN.names}
         row["boxes"] = None if item.boxes is None else [box._asdict() for box in item.boxes]
         rows.append(row)
     return table(rows, PLAN)

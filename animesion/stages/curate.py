@@ -107,6 +107,8 @@ def decide(rows: Columns, recipe: Recipe, crashed: Mapping[str, str]) -> tuple[p
             for crop, width, height in zip(rows["crop"], rows["width"], rows["height"], strict=True)
         ],
     }
+    if found.conflicts:
+        notes.append(f"{found.conflicts} of {found.clusters} duplicate clusters stand under several labels")
     columns = [pa.array(decided.get(f.name, rows.get(f.name)), f.type) for f in CURATED]
     counts = Counter(reason)
     names = list(class_ids)

@@ -109,7 +109,9 @@ def plan_name(part: int) -> str:
     return f"raw/part-{part:05d}.plan.parquet"
 
 
-def listed(workspace: Workspace, recipe: Recipe, source: sources.Source) -> Plan:
+def listed(
+    workspace: Workspace, recipe: Recipe, source: sources.Source, advance: Callable[[int], None] = lambda count: None
+) -> Plan:
     """List the source, or take the remembered listing of a remote one."""
     options = params_digest(recipe.source.model_dump(mode="json"))
     known = workspace.done("plan", CODE, options, {})
@@ -133,6 +135,7 @@ def listed(workspace: Workspace, recipe: Recipe, source: sources.Source) -> Plan
         name = plan_name(part)
         outputs[name] = tables.write(workspace.path(name), tables.plan_table(chunk))
         count += len(chunk)
+        advance(len(chunk))
     if not count:
         raise UsageError(f"the source of recipe {recipe.name} lists no pictures: check its [source] options")
     digests_in_order = [outputs[plan_name(part)] for part in range(len(outputs))]

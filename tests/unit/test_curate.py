@@ -1,0 +1,135 @@
+"""Decisions on tables: class sizes, labels, splits, keepers, groups; no file is read."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+import animesion
+from animesion.records import CURATED, REASONS
+from animesion.stages.curate import decide
+
+
+def rows(*pictures: dict[str, Any]) -> dict[str, list[Any]]:
+    """Columns as curate loads them; what a picture does not say is ordinary and unlike any other."""
+    lot = random.Random(7)
+    columns: dict[str, list[Any]] = {}
+    for i, given in enumerate(pictures):
+        label = given.pop("label", "miku")
+        ordinary = {
+            "key": f"k{i:04d}", "source": "test", "source_id": str(i), "order": i, "labels": [label], "families": [],
+            "boxes": None, "split": "", "class_order": -1, "rating": "", "flags": [], "page_url": "", "file_url": "",
+            "licence": "", "author": "", "md5": f"{i:032x}", "bytes": 100, "sha256": f"{i:064x}", "extension": "jpg",
+            "offset": 0, "reason": "", "detail": "", "part": 0, "seen_reason": "", "seen_detail": "", "format": "jpg",
+            "mode": "RGB", "width": 100, "height": 80, "plain": True, "pixels_sha256": f"p{i}", "faces": -1,
+            "face_score": 0.0, "crop": None, "phash": lot.getrandbits(64), "thumbnail": lot.randbytes(768),
+        }  # fmt: skip
+        for name, value in {**ordinary, **given}.items():
+            columns.setdefault(name, []).append(value)
+    return columns
+
+
+def run(columns: dict[str, list[Any]], *overrides: str) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    table, facts = decide(columns, animesion.load_recipe("folder", ["source.path=x", *overrides]), {})
+    assert table.schema == CURATED
+    assert facts["seen"] == facts["kept"] + sum(facts["dropped"].values())
+    assert set(facts["dropped"]) <= set(REASONS)
+    return {row["key"]: row for row in table.to_pylist()}, facts
+
+
+def test_class_minimum_and_cap() -> None:
+    columns = rows(*({"label": "many"} for _ in range(30)), *({"label": "few"} for _ in range(4)))
+    found, facts = run(columns, "classes.minimum=5", "classes.cap=12")
+    assert facts["classes"] == ["many"]
+    assert facts["dropped"] == {"rare class": 4, "over class cap": 18}
+    chosen = {key for key, row in found.items() if row["kept"]}
+    again, _ = run({name: values[::-1] for name, values in columns.items()}, "classes.minimum=5", "classes.cap=12")
+    assert chosen == {key for key, row in again.items() if row["kept"]}
+
+
+def test_the_minimum_counts_what_is_left_after_duplicates() -> None:
+    twins = [{"label": "few", "sha256": "same", "pixels_sha256": "same", "bytes": 100 + i} for i in range(5)]
+    found, facts = run(rows(*twins, *({} for _ in range(9))), "classes.minimum=2")
+    assert facts["dropped"] == {"exact duplicate": 4, "rare class": 1}
+    assert found["k0004"]["reason"] == "rare class"  # the largest of equals was the keeper
+    assert {found[f"k000{i}"]["keeper"] for i in range(4)} == {"k0004"}
+
+
+def test_keepers_are_best_by_size_then_losslessness_then_bytes_then_order() -> None:
+    same = {"pixels_sha256": "same", "phash": 1}
+    found, _ = run(rows({**same, "extension": "jpg", "bytes": 900}, {**same, "extension": "png", "bytes": 500}, {}, {}))
+    assert (found["k0000"]["reason"], found["k0000"]["keeper"]) == ("pixel duplicate", "k0001")
+    near = {"phash": 5, "thumbnail": bytes(768)}
+    found, _ = run(rows({**near, "phash": 4}, {**near, "width": 200}, {}, {}))
+    assert (found["k0000"]["reason"], found["k0000"]["keeper"]) == ("near duplicate", "k0001")
+
+
+def test_a_chain_of_look_alikes_drops_only_what_was_compared_with_its_keeper() -> None:
+    # a ~ b ~ c, but a and c are too far apart; the first is the best
+    chain = [{"phash": 0b0, "width": 300}, {"phash": 0b111, "width": 200}, {"phash": 0b111111, "width": 100}]
+    found, _ = run(rows(*({**link, "thumbnail": bytes(768)} for link in chain), {}, {}))
+    assert [found[f"k000{i}"]["reason"] for i in range(3)] == ["", "near duplicate", ""]
+    assert found["k0000"]["group"] == found["k0002"]["group"]
+
+
+def test_reporting_keeps_everything() -> None:
+    twins = [{"sha256": "same", "pixels_sha256": "same"} for _ in range(3)]
+    found, facts = run(rows(*twins, {}, {}), "duplicates.action=report")
+    assert facts["kept"] == 5
+    assert facts["clusters"] == 1
+    assert {found[f"k000{i}"]["cluster"] for i in range(3)} == {"k0000"}
+
+
+def test_families_share_a_split_even_through_a_dropped_member() -> None:
+    family = [{"families": ["post:1"]}, {"families": ["post:1", "post:2"], "labels": []}, {"families": ["post:2"]}]
+    family[1]["reason"] = "no label"
+    found, _ = run(rows(*family, *({} for _ in range(20))))
+    assert found["k0000"]["split"] == found["k0002"]["split"]
+    assert found["k0000"]["group"] == found["k0001"]["group"] == found["k0002"]["group"] == "k0000"
+
+
+@pytest.mark.parametrize(
+    ("split_names", "strategy", "due"),
+    [
+        (["train", "test", "val"], "auto", "published"),
+        (["train", "", "val"], "auto", "grouped"),
+        (["train", "", "val"], "published", "published"),
+        (["", "", ""], "single", "single"),
+    ],
+)
+def test_strategies(split_names: list[str], strategy: str, due: str) -> None:
+    found, facts = run(rows(*({"split": name} for name in split_names)), f"split.strategy={strategy}")
+    assert facts["strategy"] == due
+    if due == "published":
+        assert [found[f"k000{i}"]["split"] for i in range(3)] == split_names
+        assert facts["dropped"] == ({"no published split": 1} if "" in split_names else {})
+    if due == "single":
+        assert facts["splits"] == {"train": 3}
+
+
+def test_the_legacy_split_takes_the_order_of_the_source() -> None:
+    found, facts = run(rows(*({"order": 19 - i} for i in range(20))), "split.strategy=legacy-dafre")
+    assert facts["splits"] == {"train": 14, "val": 1, "test": 5}
+    assert [found[f"k{i:04d}"]["split"] for i in (0, 4, 5, 6, 19)] == ["test", "test", "val", "train", "train"]
+
+
+def test_class_ids_follow_published_ids_then_names() -> None:
+    columns = rows({"label": "z", "class_order": 3}, {"label": "a"}, {"label": "m", "class_order": 9}, {"label": "B"})
+    _, facts = run(columns)
+    assert facts["classes"] == ["z", "m", "B", "a"]
+
+
+def test_labels_are_renamed() -> None:
+    found, facts = run(rows({"label": "hatsune"}, {"label": "miku"}), "label.rename.hatsune=miku")
+    assert facts["classes"] == ["miku"]
+    assert {row["label"] for row in found.values()} == {"miku"}
+
+
+def test_a_known_crash_is_dropped() -> None:
+    columns = rows({}, {}, {})
+    recipe = animesion.load_recipe("folder", ["source.path=x"])
+    table, facts = decide(columns, recipe, {"k0001": "the worker died"})
+    assert facts["dropped"] == {"crashed decoder": 1}
+    assert table["detail"].to_pylist()[1] == "the worker died"
