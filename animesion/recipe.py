@@ -61,7 +61,6 @@ class Filter(Section):
     max_aspect: float = Field(0.0, ge=0, strict=False, description="most long side over short side")
     max_side: int = Field(32_768, ge=1, le=65_500, description="longest side the decoder is allowed")
     max_pixels: int = Field(100_000_000, ge=1, description="most pixels the decoder is allowed")
-    max_bytes: int = Field(64 * 1024 * 1024, ge=1, description="largest file that is read")
 
 
 class Duplicates(Section):
@@ -238,8 +237,16 @@ def load(name_or_path: str, overrides: Iterable[str] = (), *, sample: bool = Fal
         raise UsageError(f"{where} is not valid TOML: {error}") from None
     data.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name_or_path).stem).strip("-._") or "dataset")
     if sample:
+        title = _get(data, "card", "title") or data["name"]
         data["source"] = {"kind": "sample"}
         data["name"] = f"{data['name']}-sample"
+        # drawn pictures must never pass for the dataset whose recipe they try out
+        data["card"] = {
+            "title": f"{title}: drawn sample, not real data",
+            "summary": "Every picture was drawn by a program to try out a recipe; nothing here is real data.",
+            "licence": "apache-2.0",
+            "tags": ["synthetic"],
+        }
     for override in overrides:
         _apply(data, override)
     return validate(data, where)

@@ -33,7 +33,7 @@ class Item:
         locator: how the source finds the bytes again (path, offset, URL as JSON); private to the source.
         order: position in the source's own order.
         labels: candidate labels (character tags, class folder); the recipe decides which count.
-        families: tokens such as `post:12`, `parent:7`, `url:...`; pictures that share one stay in one split.
+        families: tokens such as `post:12`, `pixiv:7`, `url:...`; pictures that share one stay in one split.
         boxes: head boxes known from a table; None when no table was given.
         split: the published split, if the source has one.
         class_order: published class id, or -1; orders the class map.

@@ -52,7 +52,8 @@ class _Lines(building.Progress):
         self._done += count
         if time.monotonic() - self._spoke > _SECONDS_BETWEEN_LINES:
             self._spoke = time.monotonic()
-            print(f"{self._stage}: {self._done:,} of {self._total:,}", file=sys.stderr, flush=True)
+            of = f" of {self._total:,}" if self._total else ""
+            print(f"{self._stage}: {self._done:,}{of}", file=sys.stderr, flush=True)
 
     def finished(self, stage: str) -> None:
         pictures = f"{self._total:,} pictures, " if self._total else ""
