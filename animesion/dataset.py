@@ -21,14 +21,20 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from animesion import images, records, shards, tables
 from animesion.errors import UsageError
-from animesion.recipe import Name, Recipe, explain, load
+from animesion.recipe import Name, Recipe, load
+from animesion.settings import explain
 
 if TYPE_CHECKING:
+    import pandas as pd
     from PIL import Image
 
 FORMAT = 1
 
 _REBUILD = "run `animesion build` again, or give another folder"
+
+#: Columns of `curated.parquet` that `Dataset.frame` joins to the index.
+_PROVENANCE = ["key", "label", "group", "cluster", "crop", "width", "height", "source", "source_id", "page_url"]
+_PROVENANCE += ["file_url", "licence", "author", "rating", "md5", "sha256"]
 
 _TABLES = {
     "index.parquet": (records.INDEX, records.INDEX.names),
@@ -269,6 +275,25 @@ class Dataset:
             raise UsageError(f"{self.path / 'index.parquet'} names shards that dataset.json lacks: {_REBUILD}")
         return table
 
+    def frame(self, split: str | None = None) -> pd.DataFrame:
+        """One row a sample for pandas: key, split, label, name, group, box, size, provenance, in the index's order.
+
+        Args:
+            split: only this split.
+
+        Raises:
+            UsageError: there is no such split, or a table is missing or damaged.
+        """
+        self._check_split(split)
+        index = self.index.select(["key", "split", "label"])
+        if split is not None:
+            index = index.filter(pc.equal(index["split"], split))
+        kept = self.curated["key"].filter(self.curated["kept"])
+        whole = tables.read(self.path / "curated.parquet", records.CURATED, _PROVENANCE)
+        provenance = whole.filter(pc.is_in(whole["key"], value_set=kept)).to_pandas()
+        provenance = provenance.rename(columns={"label": "name", "crop": "box"})
+        return index.to_pandas().merge(provenance, on="key", how="left", validate="one_to_one")
+
     @functools.cached_property
     def curated(self) -> pa.Table:
         """`curated.parquet`, schema `animesion.records.CURATED`: every picture ever seen, kept or dropped and why.
@@ -317,6 +342,10 @@ class Dataset:
         """
         return self[self._positions[key]]
 
+    def _check_split(self, split: str | None) -> None:
+        if split is not None and split not in self.splits:
+            raise UsageError(f"{self.path} has no split '{split}'; it has {', '.join(self.splits) or 'none'}")
+
     def samples(self, split: str | None = None) -> Iterator[Sample]:
         """Every sample, shard by shard in order, read sequentially.
 
@@ -326,8 +355,7 @@ class Dataset:
         Raises:
             UsageError: unknown split, or a shard is missing or damaged.
         """
-        if split is not None and split not in self.splits:
-            raise UsageError(f"{self.path} has no split '{split}'; it has {', '.join(self.splits) or 'none'}")
+        self._check_split(split)
         return self._stream([split] if split else list(self.splits))
 
     def _stream(self, chosen: list[str]) -> Iterator[Sample]:

@@ -6,29 +6,17 @@ belong to the source (`[source]` besides `kind` is checked by its own model), ev
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import json
-import re
-import tomllib
-from collections.abc import Iterable, Mapping
-from importlib import resources
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from animesion.errors import UsageError
+from animesion import settings
+from animesion.settings import Section, params_digest
 
 Percent = Annotated[int, Field(ge=0, le=100)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-
-
-class Section(BaseModel):
-    """The base of every section: frozen, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Source(BaseModel):
@@ -143,7 +131,7 @@ class Card(Section):
     homepage: str = ""
     contact: str = ""
     citation: str = ""
-    tags: list[str] = []
+    tags: list[str] = Field([], description="more tags for the hub")
 
 
 class Recipe(Section):
@@ -184,15 +172,9 @@ class Recipe(Section):
         return params_digest(self.model_dump(mode="json"))
 
 
-def params_digest(params: Any) -> str:
-    """SHA-256 of JSON-ready parameters in canonical form, as hex."""
-    return hashlib.sha256(json.dumps(params, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
-
-
 def builtin_names() -> list[str]:
     """Names of the recipes that come with the package."""
-    folder = resources.files("animesion") / "recipes"
-    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    return settings.builtin_names("animesion")
 
 
 def builtin_text(name: str) -> str:
@@ -201,12 +183,7 @@ def builtin_text(name: str) -> str:
     Raises:
         UsageError: there is none of that name; the message offers the nearest.
     """
-    if name not in builtin_names():
-        raise UsageError(
-            f"no recipe named '{name}'{_nearest(name, builtin_names())}; `animesion recipes` lists them, "
-            "a path to a TOML file works too"
-        )
-    return (resources.files("animesion") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
+    return settings.builtin_text("animesion", name)
 
 
 def load(name_or_path: str, overrides: Iterable[str] = (), *, sample: bool = False) -> Recipe:
@@ -220,22 +197,7 @@ def load(name_or_path: str, overrides: Iterable[str] = (), *, sample: bool = Fal
     Raises:
         UsageError: one sentence that names the file, the key and what to do.
     """
-    if name_or_path.endswith(".toml") or "/" in name_or_path:
-        path = Path(name_or_path)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"cannot read the recipe {path}: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise UsageError(f"the recipe {path} is not UTF-8 text") from None
-        where = str(path)
-    else:
-        text, where = builtin_text(name_or_path), f"recipe {name_or_path}"
-    try:
-        data: dict[str, Any] = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{where} is not valid TOML: {error}") from None
-    data.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name_or_path).stem).strip("-._") or "dataset")
+    data, where = settings.read("animesion", name_or_path)
     if sample:
         title = _get(data, "card", "title") or data["name"]
         data["source"] = {"kind": "sample"}
@@ -248,81 +210,8 @@ def load(name_or_path: str, overrides: Iterable[str] = (), *, sample: bool = Fal
             "tags": ["synthetic"],
         }
     for override in overrides:
-        _apply(data, override)
-    return validate(data, where)
-
-
-def validate(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
-    """Check a recipe given as plain data.
-
-    Raises:
-        UsageError: one sentence for the first mistake.
-    """
-    try:
-        return Recipe.model_validate(data)
-    except ValidationError as error:
-        raise UsageError(f"{where}: {explain(error, Recipe)}") from None
-
-
-def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
-    """One sentence for the first mistake in a validation error, with the nearest valid name for an unknown key."""
-    # a misspelt key often leaves the right one missing: speak of the cause
-    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    location = [str(part) for part in first["loc"]]
-    key = ".".join([prefix, *location] if prefix else location)
-    if first["type"] == "extra_forbidden":
-        fields = list(_fields_at(model, location[:-1]))
-        near = (
-            _nearest(location[-1], fields, key.removesuffix(location[-1])) or f"; it takes {', '.join(sorted(fields))}"
-        )
-        return f"unknown key '{key}'{near}"
-    if first["type"] == "missing":
-        return f"'{key}' is missing"
-    message = first["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    if not key:
-        return message
-    if first["type"] == "value_error":
-        return f"{key}: {message}"
-    return f"{key}: {message}, got {first['input']!r:.80}"
-
-
-def _fields_at(model: type[BaseModel], location: list[str]) -> Iterable[str]:
-    for part in location:
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return ()
-        model = annotation
-    return model.model_fields
-
-
-def _nearest(name: str, names: Iterable[str], prefix: str = "") -> str:
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f"; did you mean '{prefix}{close[0]}'?" if close else ""
-
-
-def _apply(data: dict[str, Any], override: str) -> None:
-    """Set one value; key and value are TOML, a value that is none is text."""
-    key, equals, text = override.partition("=")
-    try:
-        change = tomllib.loads(f"{key} = 0") if equals else {}
-    except tomllib.TOMLDecodeError:
-        change = {}
-    if not change:
-        raise UsageError(f"--set {override!r} is not of the form section.key=value")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    target = data
-    while True:
-        [(name, inner)] = change.items()
-        if not isinstance(inner, dict):
-            target[name] = value
-            return
-        target, change = target.setdefault(name, {}), inner
-        if not isinstance(target, dict):
-            raise UsageError(f"--set {override!r}: '{name}' is a value, not a section")
+        settings.apply(data, override)
+    return settings.check(Recipe, data, where)
 
 
 def _get(data: dict[str, Any], section: str, key: str) -> Any:

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from animesion.recipe import Section
+from animesion.settings import Section
 from animesion.sources.danbooru import DanbooruOptions, DanbooruSource
 
 #: A name that no resolver knows: what stands in provenance is the same whatever port the server got.

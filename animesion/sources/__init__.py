@@ -16,10 +16,10 @@ from typing import ClassVar, Protocol
 
 from pydantic import ValidationError
 
-from animesion import recipe as recipes
 from animesion.errors import UsageError
-from animesion.recipe import Recipe, Section
+from animesion.recipe import Recipe
 from animesion.records import Item, Payload
+from animesion.settings import Section, explain
 
 #: Sources of recipes whose readers are still to come, and what will read them.
 PLANNED = {
@@ -91,7 +91,7 @@ def make(recipe: Recipe) -> Source:
     except ValidationError as error:
         hint = "; or add --sample to try the recipe on drawn pictures" if error.errors()[0]["type"] == "missing" else ""
         raise UsageError(
-            f"recipe {recipe.name}: {recipes.explain(error, found.Options, 'source')} "
+            f"recipe {recipe.name}: {explain(error, found.Options, 'source')} "
             f"(source '{kind}': set it with --set source.NAME=VALUE{hint})"
         ) from None
     return found(options)  # type: ignore[call-arg]

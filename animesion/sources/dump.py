@@ -19,8 +19,8 @@ from pydantic import Field
 
 from animesion import labelfiles
 from animesion.errors import UsageError
-from animesion.recipe import Section
 from animesion.records import Item, Payload
+from animesion.settings import Section
 from animesion.sources import clean_text, faces
 from animesion.sources.labels import locate, read_below
 from animesion.sources.posts import NOT_PICTURES, families

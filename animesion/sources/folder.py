@@ -20,8 +20,8 @@ from typing import ClassVar
 from pydantic import Field, field_validator
 
 from animesion.errors import UsageError
-from animesion.recipe import Section
 from animesion.records import Item, Payload
+from animesion.settings import Section
 from animesion.sources import clean_text, file_key
 
 _HIDDEN = {"thumbs.db", "desktop.ini", "__macosx"}

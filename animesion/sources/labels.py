@@ -15,8 +15,8 @@ from pydantic import Field
 
 from animesion import labelfiles
 from animesion.errors import UsageError
-from animesion.recipe import Section
 from animesion.records import Box, Item, Payload
+from animesion.settings import Section
 from animesion.sources import clean_text, faces, file_key
 
 #: Parts of the published set by file name; train and val together are train for who wants no val.

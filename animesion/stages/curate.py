@@ -18,8 +18,9 @@ import pyarrow.compute as pc
 from animesion import clusters, duplicates, rules, splits, tables
 from animesion.clusters import Columns
 from animesion.errors import UsageError
-from animesion.recipe import Recipe, params_digest
+from animesion.recipe import Recipe
 from animesion.records import CURATED, FEATURES, RAW, REASONS
+from animesion.settings import params_digest
 from animesion.workspace import Receipt, Workspace
 
 CODE = "curate-1"

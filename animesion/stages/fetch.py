@@ -15,8 +15,9 @@ from typing import IO, Any, Self
 from animesion import digests, images, rules, shards, sources, tables
 from animesion.engine import Engine
 from animesion.errors import UsageError
-from animesion.recipe import Recipe, params_digest
+from animesion.recipe import Recipe
 from animesion.records import PLAN, RAW, Item, Payload
+from animesion.settings import params_digest
 from animesion.workspace import Workspace, atomic_file
 
 CODE = "fetch-1"

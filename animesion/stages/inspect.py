@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 
 from animesion import detectors, digests, images, tables
 from animesion.engine import Engine
-from animesion.recipe import Recipe, params_digest
+from animesion.recipe import Recipe
 from animesion.records import FEATURES, RAW, Box
+from animesion.settings import params_digest
 from animesion.workspace import Receipt, Workspace
 
 #: The decoder's version is part of the code: another one may give other pixels.

@@ -20,8 +20,9 @@ from animesion import images, shards, splits, tables
 from animesion.digests import of_bytes
 from animesion.engine import Engine
 from animesion.errors import AnimesionError
-from animesion.recipe import Recipe, params_digest
+from animesion.recipe import Recipe
 from animesion.records import CURATED, INDEX
+from animesion.settings import params_digest
 from animesion.workspace import Workspace, atomic_file
 
 CODE = f"pack-1/pillow-{PIL.__version__}"

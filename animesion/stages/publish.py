@@ -17,8 +17,9 @@ import PIL
 import pyarrow as pa
 
 from animesion import cards, longtail, plots, tables
-from animesion.recipe import Recipe, params_digest
+from animesion.recipe import Recipe
 from animesion.records import INDEX
+from animesion.settings import params_digest
 from animesion.workspace import Receipt, Workspace, sha256_file, write_atomic
 
 CODE = "publish-1"

@@ -207,3 +207,16 @@ def test_noise_is_no_sample(block: bytes) -> None:
     if block:
         with pytest.raises(ValueError):  # noqa: PT011
             sample_members("key", block)
+
+
+def test_a_frame_joins_samples_and_provenance(small_dataset: Path) -> None:
+    dataset = animesion.open_dataset(small_dataset)
+    frame = dataset.frame()
+    assert list(frame["key"]) == dataset.index["key"].to_pylist()
+    assert frame.notna().all().all()
+    first = dataset[0]
+    assert (frame["name"][0], frame["label"][0], frame["split"][0]) == (first.name, first.label, first.split)
+    assert list(frame["box"][0]) == first.meta["box"]
+    assert set(dataset.frame("val")["split"]) == {"val"}
+    with pytest.raises(UsageError, match="has no split 'dev'"):
+        dataset.frame("dev")
