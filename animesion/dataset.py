@@ -290,9 +290,10 @@ class Dataset:
             index = index.filter(pc.equal(index["split"], split))
         kept = self.curated["key"].filter(self.curated["kept"])
         whole = tables.read(self.path / "curated.parquet", records.CURATED, _PROVENANCE)
-        provenance = whole.filter(pc.is_in(whole["key"], value_set=kept)).to_pandas()
+        provenance: pd.DataFrame = whole.filter(pc.is_in(whole["key"], value_set=kept)).to_pandas()
         provenance = provenance.rename(columns={"label": "name", "crop": "box"})
-        return index.to_pandas().merge(provenance, on="key", how="left", validate="one_to_one")
+        rows: pd.DataFrame = index.to_pandas()
+        return rows.merge(provenance, on="key", how="left", validate="one_to_one")
 
     @functools.cached_property
     def curated(self) -> pa.Table:
