@@ -81,6 +81,8 @@ def run(
         AnimesionError: no picture is left, the disk is full, a worker cannot do its part.
     """
     progress = progress or Progress()
+    if until not in STAGES:
+        raise UsageError(f"there is no stage '{until}'; stages are {', '.join(STAGES)}")
     source = sources.make(recipe)
     workspace = Workspace(out)
     last = STAGES.index(until)
@@ -137,16 +139,23 @@ def run(
             break
         if last == STAGES.index("publish"):
             progress.started("publish", None)
-            publish.run(workspace, recipe, parts)
+            publish.run(workspace, recipe, parts, result.notes)
             progress.finished("publish")
         return result
 
 
-def preview(recipe: Recipe, out: Path, count: Callable[[int], None] = lambda n: None) -> dict[str, Any]:
-    """What a build would do, without writing: pictures by metadata verdict, bytes where known, state of `out`."""
+def preview(
+    recipe: Recipe, out: Path, *, replace: bool = False, count: Callable[[int], None] = lambda n: None
+) -> dict[str, Any]:
+    """What a build would do, without writing: pictures by metadata verdict, bytes where known, state of `out`.
+
+    Raises:
+        UsageError: bad options of the source, or a folder that is not this recipe's.
+    """
     from animesion import rules
 
     source = sources.make(recipe)
+    Workspace(out).check(recipe.digest(), replace=replace)
     verdicts: dict[str, int] = {}
     listed = wanted = size = 0
     with source.session():
@@ -185,7 +194,7 @@ def _account(facts: dict[str, Any], listed: int) -> None:
 
 def _crashed(workspace: Workspace) -> dict[str, str]:
     try:
-        crashed: dict[str, str] = json.loads(workspace.path(_CRASHED).read_bytes())
-    except OSError:
+        crashed = json.loads(workspace.path(_CRASHED).read_bytes())
+    except (OSError, ValueError):
         return {}
-    return crashed
+    return {str(key): str(detail) for key, detail in crashed.items()} if isinstance(crashed, dict) else {}

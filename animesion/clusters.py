@@ -21,7 +21,7 @@ Columns = Mapping[str, Sequence[Any]]
 #: Alternates of a picture (other expression, other colours) are no duplicates, but must not straddle splits either.
 #: Over the real faces, pairs this close were alternates without exception; it also leaves room for what packing
 #: re-encodes.
-_GROUP_RADIUS, _GROUP_MEAN = 2, 24.0
+_GROUP_RADIUS, _GROUP_MEAN = 4, 24.0
 
 _LOSSLESS = ("png", "bmp", "tif")
 
@@ -81,10 +81,10 @@ def judge(rows: Columns, alive: npt.NDArray[np.int64], labels: Sequence[str], re
         if recipe.duplicates.action == "report":
             continue
         if conflict and recipe.duplicates.conflicts == "drop":
-            for i in ranked:
-                other = next(j for j in ranked if labels[j] != labels[i])
+            others = _conflicts(ranked, labels, pixels, first_of, neighbours)
+            for i, other in others.items():
                 verdicts.dropped[i] = ("label conflict", f"also under {labels[other]} as {rows['key'][other]}", "")
-            continue
+            ranked = [i for i in ranked if i not in others]
         kept: list[int] = []
         for i in ranked:  # measured against pictures that stay, so that a chain of look-alikes drops nobody unseen
             reason, twin = _twin(i, kept, sha, pixels, first_of, neighbours)
@@ -93,6 +93,28 @@ def judge(rows: Columns, alive: npt.NDArray[np.int64], labels: Sequence[str], re
             else:
                 kept.append(i)
     return verdicts
+
+
+def _conflicts(
+    ranked: Sequence[int],
+    labels: Sequence[str],
+    pixels: Sequence[str],
+    first_of: Mapping[str, int],
+    neighbours: Mapping[int, set[int]],
+) -> dict[int, int]:
+    """Rows that are the same picture as a row of another label, and that row: the best one, not one down a chain."""
+    by_label: dict[int, dict[str, int]] = {}  # standing row -> label -> best row with these pixels
+    for i in ranked:
+        by_label.setdefault(first_of[pixels[i]], {}).setdefault(labels[i], i)
+    found = {}
+    for i in ranked:
+        standing = first_of[pixels[i]]
+        for same in (standing, *sorted(neighbours.get(standing, ()))):
+            other = next((j for label, j in by_label.get(same, {}).items() if label != labels[i]), None)
+            if other is not None:
+                found[i] = other
+                break
+    return found
 
 
 def _twin(
@@ -120,7 +142,7 @@ def _near(rows: Columns, standing: npt.NDArray[np.int64], recipe: Recipe) -> tup
     if not settings.near or len(standing) < 2:
         return none, none
     hashes = np.array([rows["phash"][i] for i in standing], dtype=np.uint64)
-    pairs = duplicates.near_pairs(hashes, settings.radius + _GROUP_RADIUS)
+    pairs = duplicates.candidate_pairs(hashes, settings.radius + _GROUP_RADIUS)
     if not len(pairs):
         return none, none
     involved, local = np.unique(pairs, return_inverse=True)

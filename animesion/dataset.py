@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from animesion import images, records, shards, tables
 from animesion.errors import UsageError
-from animesion.recipe import Name, Recipe, load
+from animesion.recipe import Name, Recipe, read_back
 from animesion.settings import explain
 
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ class Dataset:
         Raises:
             UsageError: `recipe.toml` is missing or damaged.
         """
-        return load(str(self.path / "recipe.toml"))
+        return read_back(self.path / "recipe.toml")
 
     # -- tables ------------------------------------------------------------------------------------------------------
 

@@ -17,12 +17,16 @@ Pairs = npt.NDArray[np.int64]
 
 _BITS = 64
 
+#: More different pictures than this under one hash are compared with some neighbours only.
+_CROWD, _CROWD_NEIGHBOURS = 256, 64
+
 
 def near_pairs(hashes: Hashes, radius: int) -> Pairs:
     """All pairs of 64-bit hashes at Hamming distance `radius` or less, exactly, without comparing all with all.
 
-    The bits are cut into `radius + 2` bands. Two hashes within the radius differ in at most `radius` bands, so at
-    least two bands agree: sorting by each pair of bands brings them side by side.
+    The bits are cut into `radius + k` bands. Two hashes within the radius differ in at most `radius` bands, so at least
+    k bands agree: sorting by each choice of k bands brings them side by side. k = 2 does for small radii; for larger
+    ones k = 3 keeps the buckets small.
 
     Args:
         hashes: shape (n,).
@@ -31,15 +35,17 @@ def near_pairs(hashes: Hashes, radius: int) -> Pairs:
     Returns:
         Shape (m, 2), rows `i < j` in ascending order, no repeats.
     """
-    edges = [_BITS * band // (radius + 2) for band in range(radius + 3)]
+    agreeing = 2 if radius <= 4 else 3
+    edges = [_BITS * band // (radius + agreeing) for band in range(radius + agreeing + 1)]
     bands = [np.uint64(((1 << (high - low)) - 1) << low) for low, high in itertools.pairwise(edges)]
-    n = np.int64(len(hashes))
-    found: list[npt.NDArray[np.int64]] = []
-    for one, other in itertools.combinations(bands, 2):
-        masked = hashes & (one | other)
+    n = max(1, len(hashes))
+    codes = np.empty(0, dtype=np.int64)
+    for chosen in itertools.combinations(bands, agreeing):
+        masked = hashes & np.bitwise_or.reduce(np.array(chosen, dtype=np.uint64))
         order = np.argsort(masked, kind="stable")
         masked, ordered = masked[order], hashes[order]
-        # position of the first entry that differs in the two bands, so that a step never leaves its bucket
+        found = [codes]
+        # compare each entry with the one `step` places on, as long as the two are in one bucket
         step, alive = 1, np.arange(len(hashes) - 1)
         while len(alive):
             alive = alive[alive + step < len(hashes)]
@@ -49,10 +55,35 @@ def near_pairs(hashes: Hashes, radius: int) -> Pairs:
                 a, b = order[close].astype(np.int64), order[close + step].astype(np.int64)
                 found.append(np.minimum(a, b) * n + np.maximum(a, b))
             step += 1
-    if not found:
-        return np.empty((0, 2), dtype=np.int64)
-    codes = np.unique(np.concatenate(found))
+        if len(found) > 1:
+            codes = np.unique(np.concatenate(found))
     return np.stack([codes // n, codes % n], axis=1)
+
+
+def candidate_pairs(hashes: Hashes, radius: int) -> Pairs:
+    """As `near_pairs`, in bounded memory where very many pictures share one hash.
+
+    A hash that more than 256 different pictures share is that of a picture without structure (blank, or nearly). There
+    each picture is paired with the 64 that follow it, instead of with all, and stands for itself alone towards others.
+
+    Args:
+        hashes: shape (n,), of pictures with different pixels.
+        radius: at least 0.
+    """
+    order = np.argsort(hashes, kind="stable")
+    _, starts, sizes = np.unique(hashes[order], return_index=True, return_counts=True)
+    crowded = np.flatnonzero(sizes > _CROWD)
+    if not len(crowded):
+        return near_pairs(hashes, radius)
+    left_out = np.zeros(len(hashes), dtype=np.bool_)
+    found = []
+    for start, size in zip(starts[crowded].tolist(), sizes[crowded].tolist(), strict=True):
+        members = order[start : start + size]
+        left_out[members[1:]] = True
+        found += [np.stack([members[:-step], members[step:]], axis=1) for step in range(1, _CROWD_NEIGHBOURS + 1)]
+    rest = np.flatnonzero(~left_out)
+    pairs = np.sort(np.concatenate([rest[near_pairs(hashes[rest], radius)], *found]), axis=1)
+    return np.unique(pairs, axis=0).astype(np.int64)
 
 
 def same_thumbnail(

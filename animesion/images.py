@@ -26,6 +26,7 @@ READABLE = {
 }
 
 _UPRIGHT = 1
+_PNG_DEPTH = 24  # offset of the bits a channel
 _ORIENTATION = 0x0112
 
 
@@ -111,7 +112,9 @@ def decode(content: bytes, limits: Limits) -> Picture:
         warnings.simplefilter("ignore")  # bombs are refused below, broken metadata does not matter
         try:
             with Image.open(io.BytesIO(content), formats=(READABLE[extension],)) as image:
-                return _load(image, extension, limits)
+                # Pillow reads 16-bit colour as 8 bits and says nothing; other readers do not
+                deep = extension == "png" and content[_PNG_DEPTH] == 16
+                return _load(image, extension, limits, deep=deep)
         except RejectedImageError:
             raise
         except Image.DecompressionBombError:
@@ -134,7 +137,7 @@ def _rejection(error: Exception, content: bytes, extension: str) -> RejectedImag
     return RejectedImageError("corrupt image", detail)
 
 
-def _load(image: Image.Image, extension: str, limits: Limits) -> Picture:
+def _load(image: Image.Image, extension: str, limits: Limits, *, deep: bool) -> Picture:
     width, height = image.size
     if width < 1 or height < 1:
         raise RejectedImageError("corrupt image", "no pixels")
@@ -149,7 +152,7 @@ def _load(image: Image.Image, extension: str, limits: Limits) -> Picture:
     upright = ImageOps.exif_transpose(image) if rotated else image
     transparent = mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info
     rgb = _to_rgb(upright, transparent=transparent)
-    return Picture(rgb, extension, mode, plain=mode == "RGB" and not rotated and not transparent)
+    return Picture(rgb, extension, mode, plain=mode == "RGB" and not rotated and not transparent and not deep)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -207,27 +210,40 @@ def _widened(low: float, high: float, side: float, limit: int) -> tuple[float, f
     return low, high
 
 
+#: Longest side that each encoder writes, in pixels.
+LONGEST_SIDE = {"jpg": 65_500, "png": 2_147_483_647, "webp": 16_383}
+
+
+def target_size(width: int, height: int, size: int, fit: str) -> tuple[int, int]:
+    """Width and height of a packed picture.
+
+    Args:
+        width: of the crop in pixels.
+        height: of the crop in pixels.
+        size: target side in pixels; 0 keeps the size.
+        fit: `stretch` to size x size, `short-side` or `inside` (long side) to size; the last two keep the aspect.
+    """
+    if size == 0:
+        return width, height
+    if fit == "stretch":
+        return size, size
+    side = min(width, height) if fit == "short-side" else max(width, height)
+    # integer halves round up, so that the size does not hang on float rounding
+    return max(1, (2 * width * size + side) // (2 * side)), max(1, (2 * height * size + side) // (2 * side))
+
+
 def resized(image: Image.Image, crop: tuple[int, int, int, int] | None, size: int, fit: str) -> Image.Image:
     """Crop and scale with Lanczos.
 
     Args:
         image: RGB picture.
         crop: left, top, right, bottom in pixels; None for the whole picture.
-        size: target side in pixels; 0 keeps the size.
-        fit: `stretch` to size x size, `short-side` or `inside` (long side) to size; the last two keep the aspect.
+        size: as for `target_size`.
+        fit: as for `target_size`.
     """
-    left, top, right, bottom = crop or (0, 0, *image.size)
-    width, height = right - left, bottom - top
-    if size == 0:
-        target = (width, height)
-    elif fit == "stretch":
-        target = (size, size)
-    else:
-        side = min(width, height) if fit == "short-side" else max(width, height)
-        # integer halves round up, so that the size does not hang on float rounding
-        target = (max(1, (2 * width * size + side) // (2 * side)), max(1, (2 * height * size + side) // (2 * side)))
     # cut first: resampling with a box would mix in what lies around it
     cut = image if crop is None else image.crop(crop)
+    target = target_size(*cut.size, size, fit)
     return cut if target == cut.size else cut.resize(target, Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 

@@ -96,7 +96,7 @@ def _near(pixels: Pixels, splits: Sequence[str], settings: Duplicates) -> list[t
     if len(rows) < 2:
         return []
     hashes = pixels.phash[rows]
-    pairs = rows[duplicates.near_pairs(hashes, settings.radius)]
+    pairs = rows[duplicates.candidate_pairs(hashes, settings.radius)]
     split_of = np.unique(np.array(splits), return_inverse=True)[1]
     pairs = pairs[split_of[pairs[:, 0]] != split_of[pairs[:, 1]]]
     pairs = pairs[[pixels.digests[a] != pixels.digests[b] for a, b in pairs.tolist()]] if len(pairs) else pairs

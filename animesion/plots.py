@@ -6,6 +6,7 @@ same counts give the same bytes on the same matplotlib version.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from animesion.longtail import FEW_BELOW, MANY_ABOVE, bands, describe, lorenz
+from animesion.workspace import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,14 +63,15 @@ def write_plots(folder: Path, counts: npt.ArrayLike, title: str) -> list[Path]:
 
     Raises:
         ValueError: see `long_tail_figure`.
-        OSError: the folder cannot be made or written.
+        FullDiskError: no room; nothing half written is left.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     written = []
     for panel in PANELS:
         path = folder / f"{panel}.png"
         # no software and version in the file: an upgrade that draws the same should write the same
-        long_tail_figure(counts, title, [panel]).savefig(path, format="png", metadata={"Software": None})
+        out = io.BytesIO()
+        long_tail_figure(counts, title, [panel]).savefig(out, format="png", metadata={"Software": None})
+        write_atomic(path, out.getbuffer())
         written.append(path)
     return written
 

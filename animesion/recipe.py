@@ -7,12 +7,22 @@ belong to the source (`[source]` besides `kind` is checked by its own model), ev
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from animesion import settings
+from animesion.errors import UsageError
 from animesion.settings import Section, params_digest
 
 Percent = Annotated[int, Field(ge=0, le=100)]
@@ -121,6 +131,13 @@ class Pack(Section):
     caption: str = Field("{name}", description="text member for caption readers; empty writes none")
     seed: int = Field(0, description="of the order of samples over shards")
 
+    @field_validator("caption")
+    @classmethod
+    def _known_names(cls, value: str) -> str:
+        if "{" in value.replace("{name}", ""):
+            raise ValueError("the one name that a caption can hold is {name}")
+        return value
+
 
 class Card(Section):
     """What the dataset card cannot know by itself."""
@@ -212,6 +229,27 @@ def load(name_or_path: str, overrides: Iterable[str] = (), *, sample: bool = Fal
     for override in overrides:
         settings.apply(data, override)
     return settings.check(Recipe, data, where)
+
+
+def read_back(path: Path) -> Recipe:
+    """The recipe that a build wrote into its output; keys that this version does not know are passed over.
+
+    Raises:
+        UsageError: unreadable, or a value that this version cannot take.
+    """
+    data, where = settings.read("animesion", str(path))
+    while True:
+        try:
+            return Recipe.model_validate(data)
+        except ValidationError as error:
+            unknown = [each["loc"] for each in error.errors() if each["type"] == "extra_forbidden"]
+            if not unknown:
+                raise UsageError(f"{where}: {settings.explain(error, Recipe)}") from None
+            for location in unknown:
+                section: Any = data
+                for part in location[:-1]:
+                    section = section[part]
+                del section[location[-1]]
 
 
 def _get(data: dict[str, Any], section: str, key: str) -> Any:

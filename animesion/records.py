@@ -106,6 +106,7 @@ REASONS: dict[str, str] = {
     "animated": "more than one frame",
     "crashed decoder": "decoding it killed the worker process",
     # filter
+    "too large": "packed as the recipe says, it would exceed what the encoder or the decoder's limits allow",
     "too small": "a side is below the recipe's minimum",
     "aspect ratio": "long side over short side above the recipe's maximum",
     "small face": "the face crop is below the recipe's minimum side",
@@ -115,9 +116,9 @@ REASONS: dict[str, str] = {
     "pixel duplicate": "other bytes, the same decoded pixels",
     "near duplicate": "perceptual hash and fine check both say it is the same picture",
     # classes and splits
+    "no published split": "the source publishes splits but none for this picture",
     "rare class": "the class has fewer pictures than the recipe's minimum",
     "over class cap": "the class has more pictures than the recipe's cap",
-    "no published split": "the source publishes splits but none for this picture",
 }
 
 _BOX = pa.struct([(name, pa.float32()) for name in Box._fields])

@@ -138,11 +138,17 @@ def apply(data: dict[str, Any], override: str) -> None:
         UsageError: not of that form, or a value stands where a section is due.
     """
     key, equals, text = override.partition("=")
+    if not override.isprintable() and "\n" in key:
+        raise UsageError(f"--set {override!r} is not of the form section.key=value")
+    try:
+        override.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"--set {override!r} is not UTF-8 text") from None
     try:
         change = tomllib.loads(f"{key} = 0") if equals else {}
     except tomllib.TOMLDecodeError:
         change = {}
-    if not change:
+    if len(change) != 1:
         raise UsageError(f"--set {override!r} is not of the form section.key=value")
     try:
         value = tomllib.loads(f"value = {text}")["value"]

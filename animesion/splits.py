@@ -58,9 +58,11 @@ def grouped_sizes(n: int, percents: tuple[int, int, int]) -> tuple[int, int, int
     val = max(1, n * val_share // 100) if val_share else 0
     test = max(1, n * test_share // 100) if test_share else 0
     if n <= 2:
-        spare = max(0, n - 1)
-        val = min(val, spare)
-        test = min(test, spare - val)
+        val = min(val, max(0, n - 1))
+        test = min(test, max(0, n - 1) - val)
+    # training comes first: a class that cannot be trained on is of no use in a test
+    while n and val + test >= n:
+        val, test = (val - 1, test) if val >= test else (val, test - 1)
     return n - val - test, val, test
 
 

@@ -25,6 +25,7 @@ from animesion.errors import AnimesionError, BusyError, FullDiskError, UsageErro
 STAGES = ("fetch", "inspect", "curate", "pack", "publish")
 
 _TEMPORARY = ".tmp-"
+_MARKER = ".receipts/recipe.json"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -153,11 +154,7 @@ class Workspace:
             BusyError: another build holds the folder.
             UsageError: the folder belongs to another recipe, or holds something that is no build.
         """
-        if self.root.exists() and not self.root.is_dir():
-            raise UsageError(f"the output {self.root} is a file; give a folder with --out")
-        marker = self.path(".receipts", "recipe.json")
-        if self.root.is_dir() and not self.path(".receipts").is_dir() and any(self.root.iterdir()):
-            raise UsageError(f"the output folder {self.root} is not empty and is no build: give another with --out")
+        self.check(digest, replace=replace)
         with full_disk_is_clear(self.root):
             self.path(".receipts").mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path(".receipts", "lock"))
@@ -168,19 +165,38 @@ class Workspace:
                 f"the output folder {self.root} is in use by another build: wait for it, or give another with --out"
             ) from None
         try:
-            with contextlib.suppress(OSError, ValueError):
-                if json.loads(marker.read_bytes())["digest"] != digest and not replace:
-                    raise UsageError(
-                        f"the output folder {self.root} was written by another recipe (see its recipe.toml): "
-                        "give another with --out, or add --replace to rebuild it"
-                    )
+            self.check(digest, replace=replace)
             with full_disk_is_clear(self.root):
                 self.sweep()
                 write_atomic(self.path("recipe.toml"), recipe_toml.encode())
-                write_atomic(marker, json.dumps({"digest": digest}).encode())
+                write_atomic(self.path(_MARKER), json.dumps({"digest": digest}).encode())
             yield
         finally:
+            self.sweep()  # a worker that was stopped leaves its half-written file
             lock.release()
+
+    def check(self, digest: str, *, replace: bool = False) -> None:
+        """Whether a build of this recipe may write here; nothing is touched.
+
+        Raises:
+            UsageError: the folder belongs to another recipe, or holds something that is no build.
+        """
+        if self.root.exists() and not self.root.is_dir():
+            raise UsageError(f"the output {self.root} is a file; give a folder with --out")
+        receipts = self.path(".receipts")
+        if self.root.is_dir() and not receipts.is_dir() and any(self.root.iterdir()):
+            raise UsageError(f"the output folder {self.root} is not empty and is no build: give another with --out")
+        # a build that failed before it did anything leaves nothing to protect
+        begun = receipts.is_dir() and any(path != self.path(_MARKER) for path in receipts.rglob("*.json"))
+        try:
+            known = json.loads(self.path(_MARKER).read_bytes())["digest"]
+        except (OSError, ValueError, TypeError, KeyError):
+            known = ""
+        if begun and known != digest and not replace:
+            raise UsageError(
+                f"the output folder {self.root} was written by another recipe (see its recipe.toml): "
+                "give another with --out, or add --replace to rebuild it"
+            )
 
     def sweep(self) -> None:
         """Remove what a killed build left half written."""
@@ -253,7 +269,7 @@ def atomic_file(path: Path) -> Iterator[_Hashing]:
         _sync_folder(path.parent)
 
 
-def write_atomic(path: Path, content: bytes) -> str:
+def write_atomic(path: Path, content: bytes | memoryview) -> str:
     """Write a whole file atomically; returns its SHA-256 as hex."""
     with atomic_file(path) as file:
         file.write(content)

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from animesion.building import BuildResult
     from animesion.recipe import Recipe
 
+#: Notes that are printed; the rest is in dataset.json.
+_NOTES = 8
+
 _STAGES = ("fetch", "inspect", "curate", "pack", "publish")
 
 
@@ -48,7 +51,7 @@ def build(
     chosen = load(recipe, overrides, sample=sample)
     out = out or Path("datasets") / chosen.name
     if dry_run:
-        _dry_run(chosen, out, as_json=as_json)
+        _dry_run(chosen, out, replace=replace, as_json=as_json)
         return
     from animesion import building
     from animesion.cli.progress import for_terminal
@@ -86,25 +89,30 @@ def _print_funnel(recipe: Recipe, result: BuildResult, seconds: float) -> None:
         for split, count in result.splits.items():
             table.add_row(f"  {split}", f"{count:,}", f"[dim]{100 * count / max(1, result.kept):.1f}%[/]")
     console.print(table)
-    for note in result.notes[:8]:
-        console.print(f"note: {escape(note)}")
-    if len(result.notes) > 8:
-        console.print(f"note: and {len(result.notes) - 8} more in {escape(str(result.out / 'dataset.json'))}")
+    whole = result.until == "publish"
+    shown = result.notes[:_NOTES] if whole else result.notes
+    for note in shown:
+        console.print(f"note: {escape(note)}", soft_wrap=True)
     where = escape(str(result.out))
-    if result.until == "publish":
-        console.print(f"\nDone in {seconds:.1f} s. The dataset is in [bold]{where}[/]; where to look next:")
-        console.print(f"  {where}/README.md         its card, with loading lines for each reader")
-        console.print(f"  {where}/curated.parquet   the verdict on each picture")
-        console.print(f"  animesion stats {where}")
-        console.print(f"  animesion verify {where}")
+    if len(shown) < len(result.notes):
+        console.print(f"note: and {len(result.notes) - len(shown)} more in {where}/dataset.json", soft_wrap=True)
+    if whole:
+        lines = [
+            f"\nDone in {seconds:.1f} s. The dataset is in [bold]{where}[/]; where to look next:",
+            f"  {where}/README.md         its card, with loading lines for each reader",
+            f"  {where}/curated.parquet   the verdict on each picture",
+            f"  animesion stats {where}",
+            f"  animesion verify {where}",
+        ]
+        console.print("\n".join(lines), soft_wrap=True)
     else:
         console.print(f"\nStopped after {result.until} as told, {seconds:.1f} s; without --until the build carries on.")
 
 
-def _dry_run(recipe: Recipe, out: Path, *, as_json: bool) -> None:
+def _dry_run(recipe: Recipe, out: Path, *, replace: bool, as_json: bool) -> None:
     from animesion import building
 
-    facts: dict[str, Any] = building.preview(recipe, out)
+    facts: dict[str, Any] = building.preview(recipe, out, replace=replace)
     if as_json:
         import json
 

@@ -25,7 +25,7 @@ from animesion.settings import Section
 from animesion.sources import clean_text, file_key
 
 _HIDDEN = {"thumbs.db", "desktop.ini", "__macosx"}
-_DIGEST_STEM = r"(?:.*[-_])?([0-9a-f]{32}|[0-9a-f]{40}|[0-9a-f]{64})(?:\.\w{2,5})?(?:[-_]\d+)?"
+_DIGEST_STEM = r"(?:.*[-_])?((?:[0-9a-f]{64}|[0-9a-f]{40}|[0-9a-f]{32})(?![0-9a-f]))(?:[-_.].*)?"
 
 
 class FolderOptions(Section):
@@ -85,6 +85,7 @@ class FolderSource:
         prefix = _common_root(entries) if root.is_file() else ""
         family = re.compile(self.options.family) if self.options.family else None
         seen: dict[str, int] = {}
+        spelt: dict[str, str] = {}
         entries.sort(key=lambda entry: os.fsencode(entry.name))
         if not entries:
             raise UsageError(f"source.path: {root} holds no files")
@@ -93,13 +94,18 @@ class FolderSource:
             path = PurePosixPath(entry.name.removeprefix(prefix))
             raw = os.fsencode(entry.name) + (b"\0%d" % repeat if repeat else b"")
             match = family.fullmatch(path.stem) if family else None
+            label = clean_text(path.parts[0]) if len(path.parts) > 1 else ""
+            if label and spelt.setdefault(label, path.parts[0]) != path.parts[0]:
+                self._note_once(
+                    f"several folders are spelt alike but for blanks or accents and are one class: '{label}'"
+                )
             yield Item(
                 key=file_key("folder", raw, path.stem),
                 source="folder",
                 source_id=clean_text(str(path), 1000),
                 locator=json.dumps(entry.locator),
                 order=order,
-                labels=(clean_text(path.parts[0]),) if len(path.parts) > 1 else (),
+                labels=(label,) if label else (),
                 families=(f"file:{match[1]}",) if match and match[1] else (),
                 failure=entry.failure,
                 detail=entry.detail,
@@ -154,14 +160,17 @@ class FolderSource:
                 )
                 continue
             visited.add((status.st_dev, status.st_ino))
+            if relative.parts and ".receipts" in folders:
+                folders.clear()
+                self.notes.append(f"folder '{clean_text(str(relative))}' is the output of a build: passed over")
+                continue
             folders.sort()
             hidden += sum(_is_hidden(name) for name in [*folders, *files])
             folders[:] = [name for name in folders if not _is_hidden(name)]
-            if relative.parts and not files and not folders and len(relative.parts) == 1:
+            visible = [name for name in files if not _is_hidden(name)]
+            if len(relative.parts) == 1 and not visible and not folders:
                 self.notes.append(f"class folder '{clean_text(relative.parts[0])}' is empty")
-            for name in files:
-                if _is_hidden(name):
-                    continue
+            for name in visible:
                 path = relative / name
                 entries.append(_file_entry(root / path, path, self.options.max_bytes))
         self._note_hidden(hidden)
@@ -225,6 +234,10 @@ class FolderSource:
                 entries.append(_archive_entry(name, locator, self.options.max_bytes, regular=regular))
         self._note_hidden(hidden)
         return entries
+
+    def _note_once(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
 
     def _note_hidden(self, hidden: int) -> None:
         if hidden:

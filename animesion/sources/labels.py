@@ -59,6 +59,7 @@ class LabelsSource:
             raise UsageError(f"source.images: there is no folder {root}")
         files, names = self._files()
         table = faces.load(Path(self.options.faces)) if self.options.faces else None
+        self._refuse_equal_names(names)
         seen: dict[str, int] = {}
         order = 0
         for split, path in files:
@@ -97,6 +98,17 @@ class LabelsSource:
         chosen = Path(self.options.names).expanduser() if self.options.names else names or beside
         known = labelfiles.read_class_names(chosen) if chosen and (self.options.names or chosen.exists()) else {}
         return files, known
+
+    def _refuse_equal_names(self, names: dict[int, str]) -> None:
+        """Two published ids must not become one class."""
+        first: dict[str, int] = {}
+        for class_id, name in names.items():
+            other = first.setdefault(clean_text(name), class_id)
+            if other != class_id:
+                raise UsageError(
+                    f"source.names: classes {other} and {class_id} are both called '{clean_text(name, 80)}' but for "
+                    "blanks or accents; give each a name of its own"
+                )
 
     def _item(
         self,

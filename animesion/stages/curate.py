@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from animesion import clusters, duplicates, rules, splits, tables
+from animesion import clusters, duplicates, images, rules, splits, tables
 from animesion.clusters import Columns
 from animesion.errors import UsageError
 from animesion.recipe import Recipe
@@ -58,6 +58,8 @@ def run(workspace: Workspace, recipe: Recipe, parts: int, crashed: Mapping[str, 
     done = workspace.done("curate", CODE, digest, inputs)
     if done:
         return done
+    for name in ("dataset.json", "SHA256SUMS"):  # what they say is not so any more
+        workspace.path(name).unlink(missing_ok=True)
     curated, facts = decide(_load(workspace, parts), recipe, crashed)
     outputs = {"curated.parquet": tables.write(workspace.path("curated.parquet"), curated)}
     return workspace.commit("curate", CODE, digest, inputs, outputs, facts)
@@ -83,12 +85,16 @@ def decide(rows: Columns, recipe: Recipe, crashed: Mapping[str, str]) -> tuple[p
     found = clusters.judge(rows, _alive(reason), labels, recipe)
     for i, verdict in found.dropped.items():
         reason[i], detail[i], keeper[i] = verdict
-    notes = _apply_class_sizes(keys, labels, recipe, reason)
     if recipe.split.strategy == "published":
         for i in _alive(reason):
             if rows["split"][i] not in splits.SPLITS:
                 reason[i] = "no published split"
-    groups = _named(duplicates.components(n, [*found.related, _family_pairs(rows["families"])]), keys)
+    notes = _apply_class_sizes(keys, labels, recipe, reason)
+    families = [
+        (*tokens, f"id:{source}:{source_id}")
+        for tokens, source, source_id in zip(rows["families"], rows["source"], rows["source_id"], strict=True)
+    ]
+    groups = _named(duplicates.components(n, [*found.related, _family_pairs(families)]), keys)
     kept = _alive(reason).tolist()
     class_ids = _class_map(rows["class_order"], labels, kept)
     strategy, assignment = _split(rows, recipe, kept, [class_ids[labels[i]] for i in kept], groups)
@@ -156,15 +162,25 @@ def _limits_reason(rows: Columns, i: int, recipe: Recipe) -> tuple[str, str]:
         return "too small", f"{width}x{height}"
     if recipe.filter.max_aspect and long > short * recipe.filter.max_aspect:
         return "aspect ratio", f"{width}x{height}"
+    too_large = _packed_too_large(rows["crop"][i] or (0, 0, width, height), recipe)
     if recipe.crop.detector == "none":
-        return "", ""
+        return ("too large", too_large) if too_large else ("", "")
     reason = rules.face_reason(rows["faces"][i], rows["face_score"][i], recipe)
     if reason:
         return reason, f"{rows['faces'][i]} boxes, best score {rows['face_score'][i]:.2f}"
     left, top, right, bottom = rows["crop"][i]
     if min(right - left, bottom - top) < recipe.crop.min_side:
         return "small face", f"{right - left}x{bottom - top}"
-    return "", ""
+    return ("too large", too_large) if too_large else ("", "")
+
+
+def _packed_too_large(crop: Sequence[int], recipe: Recipe) -> str:
+    """The size that the packed picture would have, if nobody could write or read it; else an empty string."""
+    left, top, right, bottom = crop
+    width, height = images.target_size(right - left, bottom - top, recipe.pack.size, recipe.pack.fit)
+    longest = min(images.LONGEST_SIDE[recipe.pack.format], recipe.filter.max_side)
+    fits = max(width, height) <= longest and width * height <= recipe.filter.max_pixels
+    return "" if fits else f"{width}x{height}"
 
 
 # -- classes, groups, splits -----------------------------------------------------------------------------------------
@@ -273,5 +289,8 @@ def _inputs(workspace: Workspace, parts: int) -> dict[str, str]:
 
 
 def _params(recipe: Recipe) -> dict[str, Any]:
-    values = recipe.model_dump(mode="json", include={"label", "filter", "duplicates", "crop", "classes", "split"})
-    return {**values, "crop": {name: values["crop"][name] for name in ("detector", "min_score", "min_side")}}
+    values = recipe.model_dump(
+        mode="json", include={"label", "filter", "duplicates", "crop", "classes", "split", "pack"}
+    )
+    values["crop"] = {name: values["crop"][name] for name in ("detector", "min_score", "min_side")}
+    return {**values, "pack": {name: values["pack"][name] for name in ("size", "fit", "format")}}

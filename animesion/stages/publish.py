@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
@@ -28,20 +29,27 @@ CODE = "publish-1"
 CHECKSUMS = "SHA256SUMS"
 
 
-def run(workspace: Workspace, recipe: Recipe, parts: int) -> Receipt:
-    """Write, commit; or return the receipt that still holds."""
+def run(workspace: Workspace, recipe: Recipe, parts: int, notes: Sequence[str]) -> Receipt:
+    """Write, commit; or return the receipt that still holds.
+
+    Args:
+        workspace: output folder whose other stages are done.
+        recipe: the recipe.
+        parts: number of parts.
+        notes: sentences of all stages that are worth reading.
+    """
     curate = workspace.receipt("curate")
     index_receipt = workspace.receipt("index")
     assert curate is not None
     assert index_receipt is not None
     inputs = {"curated": curate.outputs["curated.parquet"]["sha256"]}
     inputs |= {"index": index_receipt.outputs["index.parquet"]["sha256"], **index_receipt.inputs}
-    digest = params_digest([recipe.model_dump(mode="json"), version("animesion"), PIL.__version__])
+    digest = params_digest([recipe.model_dump(mode="json"), list(notes), version("animesion"), PIL.__version__])
     done = workspace.done("publish", CODE, digest, inputs)
     if done:
         return done
     index = tables.read(workspace.path("index.parquet"), INDEX)
-    facts = _facts(workspace, recipe, curate.facts, index, parts)
+    facts = _facts(workspace, recipe, {**curate.facts, "notes": list(notes)}, index, parts)
     outputs: dict[str, str] = {}
 
     def write(name: str, text: str) -> None:
@@ -52,7 +60,6 @@ def run(workspace: Workspace, recipe: Recipe, parts: int) -> Receipt:
     write("_info.json", _json(_timm_info(facts)))
     write("data/sizes.json", _json({s["path"].removeprefix("data/"): s["samples"] for s in _shards(facts)}))
     counts = np.array([sum(counts.values()) for counts in facts["class_counts"]], dtype=np.int64)
-    workspace.path("plots").mkdir(exist_ok=True)
     for path in plots.write_plots(workspace.path("plots"), counts, facts["name"]):
         outputs[f"plots/{path.name}"] = sha256_file(path)
     write("README.md", cards.dataset_card(facts, recipe))

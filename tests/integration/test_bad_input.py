@@ -165,6 +165,26 @@ def test_changed_sources_are_noticed(tmp_path: Path) -> None:
     assert "rei/000.jpg" not in rows(out)
 
 
+def test_a_dataset_that_is_being_rebuilt_is_no_dataset(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "set")
+    out = tmp_path / "out"
+    put(root, "empty/.keep", b"")
+    animesion.build(recipe(root), out, workers=1)
+    assert "class folder 'empty' is empty" in (out / "dataset.json").read_text()
+    animesion.build(recipe(root, "classes.cap=3"), out, workers=1, until="pack", replace=True)
+    with pytest.raises(UsageError, match="no built dataset"):
+        animesion.open_dataset(out)
+    with pytest.raises(UsageError, match="no stage 'pck'"):
+        animesion.build(recipe(root), out, until="pck")
+
+
+def test_a_failed_first_build_does_not_claim_its_folder(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "set")
+    with pytest.raises(UsageError, match="no folder or archive"):
+        animesion.build(recipe(tmp_path / "absent"), tmp_path / "out", workers=1)
+    assert animesion.build(recipe(root), tmp_path / "out", workers=1).kept == 12
+
+
 def test_until_stops_and_the_next_build_carries_on(tmp_path: Path) -> None:
     root = class_folders(tmp_path / "set")
     out = tmp_path / "out"
@@ -187,6 +207,12 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     assert "12 pictures listed, 12 to fetch" in run.stdout
     assert sorted(tmp_path.rglob("*")) == before
+    (tmp_path / "file").write_text("mine")
+    refused = animesion_command(
+        "build", "folder", "--set", f"source.path={root}", "--dry-run", "--out", "file", cwd=tmp_path
+    )
+    assert refused.returncode == 2
+    assert "is a file" in refused.stderr
 
 
 def test_the_command_prints_the_funnel_and_mistakes_are_one_line(tmp_path: Path) -> None:

@@ -76,13 +76,30 @@ def test_names_with_unicode_spaces_newlines_and_case_twins(tmp_path: Path) -> No
 
 def test_pictures_of_one_post_are_one_family(tmp_path: Path) -> None:
     digest = "0123456789abcdef" * 2
-    for name in (f"a/{digest}-1.jpg", f"b/{digest}-2.jpg", f"a/{digest}.webp-3.jpg", "a/img-1.jpg", "a/img-2.jpg"):
+    ours = (
+        f"a/{digest}-1.jpg",
+        f"b/{digest}-2.jpg",
+        f"a/{digest}.webp-3.jpg",
+        f"b/{digest}_word-4.jpg",
+        f"a/{digest}.jpg",
+    )
+    for name in (*ours, f"a/{digest}0-1.jpg", "a/img-1.jpg", "a/img-2.jpg"):
         put(tmp_path, name)
     _, items = listing("folder", f"source.path={tmp_path}")
-    assert {item.families for name, item in items.items() if "img" not in name} == {(f"file:{digest}",)}
+    assert {items[name].families for name in ours} == {(f"file:{digest}",)}
+    assert items[f"a/{digest}0-1.jpg"].families == ()  # 33 digits are no digest
     assert items["a/img-1.jpg"].families == ()
     _, items = listing("folder", f"source.path={tmp_path}", "source.family='(img)-[0-9]+'")
     assert items["a/img-1.jpg"].families == items["a/img-2.jpg"].families == ("file:img",)
+
+
+def test_folders_that_are_spelt_alike_and_outputs_of_builds_are_said(tmp_path: Path) -> None:
+    for name in ("a b/1.jpg", "a  b/2.jpg", "c/3.jpg", "out/.receipts/x.json", "out/plots/4.jpg"):
+        put(tmp_path, name)
+    source, items = listing("folder", f"source.path={tmp_path}")
+    assert {item.labels for item in items.values()} == {("a b",), ("c",)}
+    assert any("are one class: 'a b'" in note for note in source.notes)
+    assert "folder 'out' is the output of a build: passed over" in source.notes
 
 
 def test_empty_class_folders_are_said_and_other_files_are_counted(tmp_path: Path) -> None:
@@ -225,6 +242,13 @@ def test_label_files_keep_published_ids_and_splits(tmp_path: Path, header: bool)
     assert items["1008"].key == "danbooru-1008"
     assert items["1008"].page_url == "https://danbooru.donmai.us/posts/1008"
     assert contents(source, [items["1008"]])[0].content == jpeg()
+
+
+def test_two_published_ids_do_not_become_one_class(tmp_path: Path) -> None:
+    label_files(tmp_path, header=False)
+    (tmp_path / "classid_classname.csv").write_text("0,rei\n1,rei \u3000\n")
+    with pytest.raises(UsageError, match=r"are both called 'rei'|twice"):
+        listing("daf-re-published", f"source.labels={tmp_path}", f"source.images={tmp_path}")
 
 
 def test_a_wrong_row_is_named_by_file_and_line(tmp_path: Path) -> None:

@@ -74,6 +74,36 @@ def test_a_chain_of_look_alikes_drops_only_what_was_compared_with_its_keeper() -
     assert found["k0000"]["group"] == found["k0002"]["group"]
 
 
+def test_a_conflict_drops_only_what_was_compared() -> None:
+    # a ~ b under one label, b ~ c under another: a is not the same picture as c
+    chain = [{"phash": 0b0}, {"phash": 0b111}, {"phash": 0b111111, "label": "rin"}]
+    found, facts = run(rows(*({**link, "thumbnail": bytes(768)} for link in chain), {}, {"label": "rin"}))
+    assert [found[f"k000{i}"]["reason"] for i in range(3)] == ["", "label conflict", "label conflict"]
+    assert found["k0001"]["detail"] == "also under rin as k0002"
+    assert facts["conflicts"] == 1
+
+
+def test_pictures_that_nobody_could_write_are_dropped_before_packing() -> None:
+    tall = {"width": 100, "height": 30_000}
+    found, _ = run(rows(tall, {}, {}), "pack.size=224")
+    assert (found["k0000"]["reason"], found["k0000"]["detail"]) == ("too large", "224x67200")
+    found, _ = run(rows(tall, {}, {}), "pack.format=webp")
+    assert found["k0000"]["reason"] == "too large"
+    found, _ = run(rows(tall, {}, {}), "pack.size=224", "pack.fit=inside")
+    assert found["k0000"]["kept"]
+
+
+def test_a_source_picture_that_is_listed_twice_stays_in_one_split() -> None:
+    found, _ = run(rows(*({"source_id": "a/x.png"} for _ in range(6)), *({} for _ in range(20))))
+    assert len({found[f"k{i:04d}"]["split"] for i in range(6)}) == 1
+
+
+def test_the_minimum_counts_what_has_a_published_split() -> None:
+    given = [{"split": "train"}, {"split": "test"}, {"split": ""}, {"split": "train", "label": "z"}]
+    _, facts = run(rows(*given), "split.strategy=published", "classes.minimum=2")
+    assert facts["dropped"] == {"no published split": 1, "rare class": 1}
+
+
 def test_reporting_keeps_everything() -> None:
     twins = [{"sha256": "same", "pixels_sha256": "same"} for _ in range(3)]
     found, facts = run(rows(*twins, {}, {}), "duplicates.action=report")

@@ -73,3 +73,13 @@ def test_components_are_named_by_their_smallest_node() -> None:
 
 def test_equal_values_are_chained_and_empty_ones_are_not() -> None:
     assert duplicates.equal_pairs(["a", "", "b", "a", "", "a"]).tolist() == [[0, 3], [3, 5]]
+
+
+def test_many_pictures_under_one_hash_do_not_pair_n_by_n() -> None:
+    hashes = np.concatenate([np.zeros(2000, dtype=np.uint64), planted(200, 3, 4)])
+    pairs = duplicates.candidate_pairs(hashes, 4)
+    assert len(pairs) < 2000 * 70
+    # all of the crowd hang together, and pairs of the rest are exact
+    assert len(set(duplicates.components(len(hashes), [pairs])[:2000].tolist())) == 1
+    rest = {(i, j) for i, j in pairs.tolist() if i >= 2000}
+    assert rest == {(i + 2000, j + 2000) for i, j in brute(hashes[2000:], 4)}

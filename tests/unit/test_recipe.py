@@ -36,6 +36,9 @@ def test_overrides_are_toml_values_or_text() -> None:
         ("=3", "not of the form section.key=value"),
         ("name.deep=3", "'name' is a value, not a section"),
         ("name='../evil'", "name: .*pattern"),
+        ("[x]\n[y]\nz=1", "not of the form section.key=value"),
+        ("card.title=\udcff", "not UTF-8"),
+        ("pack.caption={nme}", "caption can hold is {name}"),
     ],
 )
 def test_each_mistake_is_one_sentence(override: str, sentence: str) -> None:
@@ -93,3 +96,12 @@ def test_the_legacy_split_keeps_duplicates() -> None:
     assert load("split.strategy=legacy-dafre").duplicates.action == "report"
     with pytest.raises(UsageError, match="dropped no duplicates"):
         load("split.strategy=legacy-dafre", "duplicates.action=drop")
+
+
+def test_a_recipe_of_another_version_can_still_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(load().to_toml().replace("[filter]", "[filter]\nmax_bytes = 3") + "\n[new]\nkey = 1\n")
+    assert recipe.read_back(path) == load()
+    path.write_text(load().to_toml().replace('strategy = "grouped"', 'strategy = "magic"'))
+    with pytest.raises(UsageError, match=r"split\.strategy"):
+        recipe.read_back(path)

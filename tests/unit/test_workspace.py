@@ -110,10 +110,16 @@ def test_a_folder_serves_one_build_at_a_time(tmp_path: Path) -> None:
 
 def test_a_folder_of_another_recipe_is_refused_unless_told(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / "out")
+    with workspace.claim("", "zero"):
+        pass  # failed before it did anything: nothing to protect
     with workspace.claim("", "one"):
-        pass
+        committed(workspace)
     with pytest.raises(UsageError, match="written by another recipe"), workspace.claim("", "two"):
         pass
+    for damaged in ("null", "{}", "[1]", "{"):
+        workspace.path(".receipts/recipe.json").write_text(damaged)
+        with pytest.raises(UsageError, match="written by another recipe"):
+            workspace.check("two")
     with workspace.claim("", "two", replace=True):
         pass
     with workspace.claim("", "two"):
