@@ -75,6 +75,7 @@ class Payload:
 #: Every reason a picture can be dropped for, in the order in which they are looked at: the first that holds counts.
 REASONS: dict[str, str] = {
     "bad record": "the source's record of the picture cannot be read",
+    "not visible": "the source shows the post but not its file",
     # what the source's own metadata says; decided before a byte is fetched
     "deleted": "the source marks the post as deleted, banned or pending",
     "no label": "no candidate label",
@@ -85,7 +86,6 @@ REASONS: dict[str, str] = {
     "several faces": "more than one face box",
     "unsure face": "the face box's score is below the recipe's minimum",
     # fetch
-    "not visible": "the source shows the post but not its file",
     "unsafe path": "absolute path or `..` in the source's file name",
     "not a regular file": "a link, device or directory where a file was due",
     "missing file": "the file is not where the source says",

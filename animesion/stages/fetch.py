@@ -94,7 +94,7 @@ class FetchJob:
 
     def _known_reason(self, item: Item) -> str:
         """Why an item is not worth reading; what metadata says comes before what is wrong with the file."""
-        if item.failure == "bad record":
+        if item.failure in {"bad record", "not visible"}:  # then the rest of the metadata says little
             return item.failure
         return rules.metadata_reason(item.labels, item.rating, item.flags, item.boxes, self.recipe) or item.failure
 
