@@ -1,1 +1,34 @@
-"""Models, data streaming, objectives and the training engine; reads shards, knows nothing of crawlers."""
+"""Models, data streaming, objectives and the training engine; reads shards, knows nothing of crawlers.
+
+Names load on first use, so importing the package imports no torch. `import animesion_training.models` registers our
+models with timm.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from animesion_training.checkpoints import from_reference
+    from animesion_training.models import create_model
+    from animesion_training.weights import load_model, save_model
+
+__all__ = ["create_model", "from_reference", "load_model", "save_model"]
+
+_MODULES = {
+    "create_model": "models",
+    "from_reference": "checkpoints",
+    "load_model": "weights",
+    "save_model": "weights",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,38 @@
+"""Networks: any timm model by name, with the heads of this package; importing this registers our models with timm.
+
+`create_model` is the door. Training, data and the files that weights are kept in are left to others.
+"""
+
+from __future__ import annotations
+
+from animesion_training.models.baselines import BASELINES, timm_name
+from animesion_training.models.create import (
+    HEADS,
+    InputConfig,
+    ModelSpec,
+    create_model,
+    head_parameters,
+    input_config,
+    spec_of,
+)
+from animesion_training.models.heads import CosineHead, IFAHead, exclusion_loss
+from animesion_training.models.ifa import IFAVisionTransformer
+from animesion_training.models.pretrained import load_weights, read_state_dict
+
+__all__ = [
+    "BASELINES",
+    "HEADS",
+    "CosineHead",
+    "IFAHead",
+    "IFAVisionTransformer",
+    "InputConfig",
+    "ModelSpec",
+    "create_model",
+    "exclusion_loss",
+    "head_parameters",
+    "input_config",
+    "load_weights",
+    "read_state_dict",
+    "spec_of",
+    "timm_name",
+]

@@ -1,0 +1,98 @@
+"""Classifiers that go on top of features: cosine, and the aggregation of intermediate features (IFA).
+
+The plain linear head is timm's own. How a head is put on a model is left to `create` and `ifa`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class CosineHead(nn.Module):
+    """Logits are scaled cosines between the feature and each class's weight: no norm of either can favour a class.
+
+    `logits = scale * <f / |f|, w_c / |w_c|>`, without bias (Gidaris and Komodakis, CVPR 2018, eq. 2 and 3).
+
+    Args:
+        in_features: D.
+        num_classes: number of classes.
+        scale: inverse temperature; the start value where it is learned. 16 lets a softmax over a few thousand
+            classes become confident, LDAM's fixed choice is 30.
+        learn_scale: train the scale; else it is a buffer.
+
+    Shape:
+        (B, D) to (B, num_classes), each logit within [-scale, scale].
+    """
+
+    scale: Tensor
+
+    def __init__(self, in_features: int, num_classes: int, *, scale: float = 16.0, learn_scale: bool = True) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = num_classes
+        self.weight = nn.Parameter(torch.empty(num_classes, in_features))
+        nn.init.trunc_normal_(self.weight, std=0.02)
+        start = torch.tensor(float(scale))
+        if learn_scale:
+            self.scale = nn.Parameter(start)
+        else:
+            self.register_buffer("scale", start)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, D) to logits (B, num_classes)."""
+        cosines = functional.linear(functional.normalize(features, dim=-1), functional.normalize(self.weight, dim=-1))
+        return self.scale * cosines
+
+    def extra_repr(self) -> str:
+        """Sizes, for print(model)."""
+        return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+class IFAHead(nn.Module):
+    """Intermediate-feature aggregation over the class tokens of all blocks (Animesion, ISCAS 2022).
+
+    `Linear(L, 1)` shared over channels, ReLU, LayerNorm (eps 1e-12), `Linear(D, num_classes)`.
+
+    Args:
+        num_layers: L, blocks of the host.
+        width: D.
+        num_classes: number of classes.
+
+    Shape:
+        (B, D, L) to (B, num_classes).
+    """
+
+    def __init__(self, num_layers: int, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.layers = nn.Linear(num_layers, 1)
+        self.act = nn.ReLU()
+        self.norm = nn.LayerNorm(width, eps=1e-12)
+        self.fc = nn.Linear(width, num_classes)
+
+    def forward(self, class_tokens: Tensor) -> Tensor:
+        """Class tokens (B, D, L), first block first, to logits (B, num_classes)."""
+        logits: Tensor = self.fc(self.norm(self.act(self.layers(class_tokens).squeeze(-1))))
+        return logits
+
+
+def exclusion_loss(class_tokens: Tensor, *, temperature: float = 1.0, distance: int = 2) -> Tensor:
+    """How far apart the class tokens of blocks i and i + `distance` are; the original subtracts 0.01 of it.
+
+    `T^2 * sum_i KL(softmax(c[i + distance] / T) || softmax(c[i] / T))`, mean over the batch (Animesion, ISCAS 2022).
+
+    Args:
+        class_tokens: (B, D, L), what `IFAVisionTransformer.forward_features` gives.
+        temperature: T.
+        distance: blocks between the two of a pair.
+
+    Returns:
+        A scalar, >= 0; 0 where L <= `distance`.
+    """
+    scaled = class_tokens.float() / temperature
+    total = scaled.new_zeros(())
+    for i in range(scaled.shape[-1] - distance):
+        far = scaled[..., i + distance].softmax(dim=1)
+        total = total + functional.kl_div(scaled[..., i].log_softmax(dim=1), far, reduction="batchmean")
+    return temperature**2 * total

@@ -1,0 +1,200 @@
+"""IFA on a stock timm VisionTransformer, and the names under which timm knows it (`vit_base_patch16_ifa` ...).
+
+The host's own `forward_intermediates` gives the class token of each block, so nothing of timm's model is repeated here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import timm
+import torch
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import Tensor, nn
+
+from animesion.errors import UsageError
+from animesion_training.models.baselines import BASELINES
+from animesion_training.models.heads import IFAHead
+
+_HOST = "backbone."
+
+
+class IFAVisionTransformer(nn.Module):
+    """A vision transformer that classifies from the class tokens of all its blocks.
+
+    The tokens are taken as each block leaves them: the host's final norm is dropped with its head, so that no
+    parameter stays without a gradient.
+
+    Args:
+        backbone: a timm VisionTransformer with a class token (plain, DeiT, CLIP, DINO, MAE, with registers or not).
+        num_classes: number of classes; 0 for features alone.
+
+    Raises:
+        UsageError: the backbone cannot carry the head.
+
+    Shape:
+        (B, C, H, W) to logits (B, num_classes).
+    """
+
+    def __init__(self, backbone: nn.Module, num_classes: int) -> None:
+        super().__init__()
+        if not isinstance(backbone, VisionTransformer):
+            raise UsageError(
+                f"head ifa needs a plain vision transformer of timm's, {type(backbone).__name__} has no class token "
+                "in each block to gather"
+            )
+        if backbone.cls_token is None:
+            raise UsageError("head ifa needs a class token, this vision transformer pools its patches")
+        backbone.reset_classifier(0, "token")
+        backbone.norm = nn.Identity()
+        backbone.fc_norm = nn.Identity()
+        self.backbone = backbone
+        self.num_classes = num_classes
+        self.embed_dim = self.num_features = self.head_hidden_size = backbone.embed_dim
+        self.in_chans: int = backbone.in_chans
+        self.feature_info = [dict(info, module=f"{_HOST}{info['module']}") for info in backbone.feature_info]
+        self.head: nn.Module = nn.Identity()
+        self.reset_classifier(num_classes)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) to the class tokens of all blocks (B, D, L), first block first."""
+        taps: Any = self.backbone.forward_intermediates(
+            x, return_prefix_tokens=True, norm=False, output_fmt="NLC", intermediates_only=True
+        )
+        return torch.stack([prefix[:, 0] for _, prefix in taps], dim=-1)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Class tokens (B, D, L) to logits (B, num_classes), or to what the last layer is given (B, D)."""
+        if isinstance(self.head, IFAHead) and pre_logits:
+            normed: Tensor = self.head.norm(self.head.act(self.head.layers(x).squeeze(-1)))
+            return normed
+        result: Tensor = self.head(x)
+        return result
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) to logits (B, num_classes)."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(self, x: Tensor, **options: Any) -> Any:
+        """The host's `forward_intermediates` (timm's); features after the last block have no final norm."""
+        return self.backbone.forward_intermediates(x, **options)
+
+    def adapt_state_dict(self, state_dict: dict[str, Tensor], model: nn.Module | None = None) -> dict[str, Tensor]:
+        """Weights of ours or of the bare host, in any layout that timm reads, for this model.
+
+        Position embeddings are resampled to this model's grid; the host's own classifier and final norm are left out,
+        so the bare host's weights come without a head. `model` is not used: filters of timm's are given it.
+        """
+        if any(key.startswith(_HOST) for key in state_dict):
+            host = {key.removeprefix(_HOST): value for key, value in state_dict.items() if key.startswith(_HOST)}
+            head = {key: value for key, value in state_dict.items() if not key.startswith(_HOST)}
+        else:
+            host, head = state_dict, {}
+        host = checkpoint_filter_fn(host, self.backbone)
+        dropped = ("norm.", "fc_norm.", "head.", "head_dist.", "pre_logits.")
+        return {f"{_HOST}{key}": value for key, value in host.items() if not key.startswith(dropped)} | head
+
+    # -- what timm's optimisers and trainers ask of a model -----------------------------------------------------------
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that weight decay leaves alone."""
+        return {f"{_HOST}{name}" for name in self.backbone.no_weight_decay()}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Parameter groups by depth, for layer decay."""
+        return {
+            "stem": r"^backbone\.(?:cls_token|reg_token|pos_embed|patch_embed|norm_pre)",
+            "blocks": [(r"^backbone\.blocks\.(\d+)", None)],
+        }
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade time for memory in the host's blocks."""
+        self.backbone.set_grad_checkpointing(enable)
+
+    def get_classifier(self) -> nn.Module:
+        """The IFA head."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new head for another number of classes; there is no pooling to choose."""
+        if global_pool not in (None, "", "token"):
+            raise UsageError(f"head ifa gathers class tokens, it cannot pool by {global_pool!r}")
+        self.num_classes = num_classes
+        head = IFAHead(len(self.backbone.blocks), self.embed_dim, num_classes) if num_classes else nn.Identity()
+        self.head = head.to(next(self.backbone.parameters()).device)
+
+    def set_input_size(self, img_size: tuple[int, int] | None = None, **options: Any) -> None:
+        """Another input size; position embeddings are resampled."""
+        self.backbone.set_input_size(img_size=img_size, **options)
+
+
+#: Our registered name -> the host's name in timm.
+IFA_MODELS = {f"{short}_ifa": BASELINES[short] for short in BASELINES if short.startswith("vit_")}
+
+
+def _default_cfgs() -> dict[str, Any]:
+    cfgs: dict[str, Any] = {}
+    for name, host in IFA_MODELS.items():
+        default = timm.get_pretrained_cfg(host)
+        for full in timm.list_pretrained(f"{host}.*"):
+            cfg = timm.get_pretrained_cfg(full)
+            if cfg is None or not cfg.hf_hub_id:
+                continue
+            star = "*" if default is not None and cfg.tag == default.tag else ""  # the host's default is ours
+            cfgs[f"{name}.{cfg.tag}{star}"] = dataclasses.replace(
+                cfg, architecture=name, first_conv=f"{_HOST}patch_embed.proj", classifier="head.fc", custom_load=False
+            )
+    return dict(generate_default_cfgs(cfgs))
+
+
+default_cfgs = _default_cfgs()
+
+
+def _create(name: str, pretrained: bool, **options: Any) -> Any:
+    def build(num_classes: int = 1000, **host_options: Any) -> IFAVisionTransformer:
+        host = timm.create_model(IFA_MODELS[name], pretrained=False, num_classes=0, **host_options)
+        return IFAVisionTransformer(host, num_classes)
+
+    def adapt(state_dict: dict[str, Tensor], model: IFAVisionTransformer) -> dict[str, Tensor]:
+        head = {f"head.{key}": value for key, value in model.head.state_dict().items()}
+        return head | model.adapt_state_dict(state_dict)
+
+    return build_model_with_cfg(build, name, pretrained, pretrained_filter_fn=adapt, **options)
+
+
+@register_model
+def vit_tiny_patch16_ifa(pretrained: bool = False, **options: Any) -> Any:
+    """ViT-Ti/16 with the IFA head."""
+    return _create("vit_tiny_patch16_ifa", pretrained, **options)
+
+
+@register_model
+def vit_small_patch16_ifa(pretrained: bool = False, **options: Any) -> Any:
+    """ViT-S/16 with the IFA head."""
+    return _create("vit_small_patch16_ifa", pretrained, **options)
+
+
+@register_model
+def vit_base_patch16_ifa(pretrained: bool = False, **options: Any) -> Any:
+    """ViT-B/16 with the IFA head."""
+    return _create("vit_base_patch16_ifa", pretrained, **options)
+
+
+@register_model
+def vit_large_patch16_ifa(pretrained: bool = False, **options: Any) -> Any:
+    """ViT-L/16 with the IFA head, the best of DAF:re at 128 pixels."""
+    return _create("vit_large_patch16_ifa", pretrained, **options)
+
+
+@register_model
+def vit_base_patch32_ifa(pretrained: bool = False, **options: Any) -> Any:
+    """ViT-B/32 with the IFA head."""
+    return _create("vit_base_patch32_ifa", pretrained, **options)
+
+
+@register_model
+def vit_large_patch32_ifa(pretrained: bool = False, **options: Any) -> Any:
+    """ViT-L/32 with the IFA head."""
+    return _create("vit_large_patch32_ifa", pretrained, **options)

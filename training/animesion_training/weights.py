@@ -1,0 +1,300 @@
+"""A trained model in one file: safetensors, with a card that says how to build it and what its classes are called.
+
+The file is enough to predict with. What it says is checked before anything is built, because it may come from anybody.
+What a run needs to go on (optimizer, schedule, generators) is kept elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from animesion.errors import UsageError
+from animesion.workspace import write_atomic
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from animesion_training.models import ModelSpec
+
+FORMAT = 1
+_KEY = "animesion"
+_LARGEST_HEADER = 64 << 20  # bytes; 1,000,000 class names of 60 bytes
+_LARGEST_OPTION = 16384
+#: Weight types that are read; anything else is no float model of ours.
+_DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "U8", "BOOL"}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a weight file says about itself.
+
+    Attributes:
+        name: model name, as `create_model` takes it.
+        num_classes: number of classes.
+        img_size: side in pixels, or (height, width).
+        classes: name of each class by id; empty where the model was saved without.
+        mean: per channel, of values in [0, 1].
+        std: per channel.
+        interpolation: resampling of the pictures.
+        head: name of the head.
+        head_options: its arguments.
+        norm_eps: epsilon of the layer norms, None for the architecture's own.
+        options: further arguments of the timm model.
+        facts: anything JSON-ready that the writer adds, such as the dataset, epoch and accuracy.
+        format: version of this layout.
+    """
+
+    name: str
+    num_classes: int
+    img_size: int | tuple[int, int]
+    classes: tuple[str, ...] = ()
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    interpolation: str = "bicubic"
+    head: str = "linear"
+    head_options: Mapping[str, Any] = field(default_factory=dict)
+    norm_eps: float | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What `create_model` is to be asked for."""
+        from animesion_training.models import ModelSpec
+
+        return ModelSpec(
+            self.name, self.num_classes, self.img_size, self.head, self.head_options, self.norm_eps, self.options
+        )
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self), ensure_ascii=False, sort_keys=True)
+
+
+def save_model(
+    model: nn.Module,
+    path: Path | str,
+    classes: Sequence[str] = (),
+    facts: Mapping[str, Any] | None = None,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Card:
+    """Write a model of `create_model` for use, atomically.
+
+    Args:
+        model: the model, also compiled or in DistributedDataParallel.
+        path: the file, by custom `.safetensors`.
+        classes: name of each class by id.
+        facts: JSON-ready additions to the card.
+        mean: normalisation that it was trained with, if not that of its `pretrained_cfg`.
+        std: likewise.
+
+    Raises:
+        UsageError: not a model of `create_model`, or the class names do not fit it.
+    """
+    from safetensors.torch import save
+
+    from animesion_training.models import input_config, spec_of
+    from animesion_training.models.create import bare
+
+    spec, inputs = spec_of(model), input_config(model)
+    card = Card(
+        name=spec.name,
+        num_classes=spec.num_classes,
+        img_size=spec.img_size,
+        classes=tuple(classes),
+        mean=tuple(mean or inputs.mean),
+        std=tuple(std or inputs.std),
+        interpolation=inputs.interpolation,
+        head=spec.head,
+        head_options=dict(spec.head_options),
+        norm_eps=spec.norm_eps,
+        options=dict(spec.options),
+        facts=dict(facts or {}),
+    )
+    try:
+        _check(card, str(path))
+        text = card.to_json()
+    except TypeError as error:
+        raise UsageError(f"the model cannot be described in a file: {error}") from error
+    # clones: safetensors refuses tensors that share memory, as tied weights do
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in bare(model).state_dict().items()}
+    write_atomic(Path(path), save(tensors, {_KEY: text}))
+    return card
+
+
+def read_card(path: Path | str) -> Card:
+    """The card of a weight file, without reading its weights.
+
+    Raises:
+        UsageError: no such file, not a weight file of ours, or a card that makes no sense.
+    """
+    return _read_header(Path(path))[0]
+
+
+def load_model(path: Path | str, device: str = "cpu") -> tuple[nn.Module, Card]:
+    """A model from its file, in evaluation mode, and its card.
+
+    Args:
+        path: a file of `save_model`.
+        device: where to put it.
+
+    Raises:
+        UsageError: no such file, not a weight file of ours, damaged, or weights that are not those of its card.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    card, shapes = _read_header(path)
+    # without memory first: a card may name a model that does not fit into this machine, let alone the file
+    with torch.device("meta"), suppress(_UnbuiltError):  # some architectures compute while they are built
+        _compare(shapes, _build(card, path), path)
+    model = _build(card, path)
+    _compare(shapes, model, path)
+    try:
+        model.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise UsageError(f"{path}: the weights cannot be read: {str(error).splitlines()[0]}") from error
+    config = {**vars(model)["pretrained_cfg"], "mean": card.mean, "std": card.std}
+    vars(model)["pretrained_cfg"] = vars(model)["default_cfg"] = config | {"interpolation": card.interpolation}
+    return model.to(device).eval(), card
+
+
+class _UnbuiltError(UsageError):
+    """Building failed in timm or torch, not by a rule of ours."""
+
+
+def _build(card: Card, path: Path) -> nn.Module:
+    try:
+        return card.spec.build()
+    except UsageError as error:
+        raise UsageError(f"{path} asks for a model that cannot be built: {error}") from error
+    except Exception as error:  # whatever timm makes of options that somebody else wrote
+        raise _UnbuiltError(
+            f"{path} asks for a model that cannot be built ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _compare(found: Mapping[str, tuple[int, ...]], model: nn.Module, path: Path) -> None:
+    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    if unknown := sorted(found.keys() - expected.keys()):
+        raise UsageError(f"{path}: its card's model has no weights called {', '.join(unknown[:3])}")
+    if missing := sorted(expected.keys() - found.keys()):
+        raise UsageError(f"{path}: weights of its card's model are missing: {', '.join(missing[:3])}")
+    for key in sorted(found):
+        if found[key] != expected[key]:
+            raise UsageError(f"{path}: {key} is {found[key]}, its card's model has {expected[key]}")
+
+
+def _read_header(path: Path) -> tuple[Card, dict[str, tuple[int, ...]]]:
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 10 or not 2 <= length <= min(size - 8, _LARGEST_HEADER):
+                raise UsageError(f"{path} is no weight file: it does not begin as safetensors does")
+            header = json.loads(file.read(length))
+    except OSError as error:
+        raise UsageError(f"cannot read the weight file {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is no weight file: its header is not JSON") from error
+    if not isinstance(header, dict):
+        raise UsageError(f"{path} is no weight file: its header is no table of tensors")
+    metadata = header.pop("__metadata__", None)
+    text = metadata.get(_KEY) if isinstance(metadata, dict) else None
+    if not isinstance(text, str):
+        raise UsageError(
+            f"{path} holds weights without a card, so what they are of is unknown: "
+            "`create_model(name, classes, pretrained=PATH)` takes them"
+        )
+    shapes = _shapes(header, size - 8 - length, path)
+    return _parse(text, path), shapes
+
+
+def _shapes(header: Mapping[str, Any], room: int, path: Path) -> dict[str, tuple[int, ...]]:
+    shapes = {}
+    for key, entry in header.items():
+        shape = entry.get("shape") if isinstance(entry, dict) else None
+        if (
+            not isinstance(shape, list)
+            or entry.get("dtype") not in _DTYPES
+            or not all(isinstance(side, int) and not isinstance(side, bool) and side >= 0 for side in shape)
+            or math.prod(shape) > room
+        ):
+            raise UsageError(f"{path} is damaged: the header's entry for {key!r} is no tensor of this file")
+        shapes[key] = tuple(shape)
+    return shapes
+
+
+def _parse(text: str, path: Path) -> Card:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: its card is not JSON") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: its card is no table")
+    version = content.get("format")
+    if version != FORMAT:
+        raise UsageError(
+            f"{path} has format {version!r}, this version reads format {FORMAT}: install a newer animesion"
+        )
+    if unknown := sorted(content.keys() - {each.name for each in fields(Card)}):
+        raise UsageError(f"{path}: its card has unknown keys: {', '.join(unknown)}")
+    if missing := sorted({"name", "num_classes", "img_size"} - content.keys()):
+        raise UsageError(f"{path}: its card lacks {', '.join(missing)}")
+    tuples = {key: tuple(value) for key, value in content.items() if isinstance(value, list)}
+    card = Card(**{**content, **tuples})
+    _check(card, str(path))
+    return replace(card, mean=tuple(map(float, card.mean)), std=tuple(map(float, card.std)))
+
+
+def _check(card: Card, where: str) -> None:
+    """Refuse what no honest writer puts into a card."""
+
+    def number(value: Any) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+    def whole(value: Any, most: int) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+
+    def modest(value: Any) -> bool:
+        """No depth or width that would keep this machine busy building."""
+        if isinstance(value, Mapping):
+            return all(map(modest, value.values()))
+        if isinstance(value, list | tuple):
+            return len(value) <= 1000 and all(map(modest, value))
+        return value is None or isinstance(value, bool | str) or (number(value) and abs(value) <= _LARGEST_OPTION)
+
+    sizes = card.img_size if isinstance(card.img_size, tuple) else (card.img_size,)
+    wrong = [
+        name
+        for name, right in (
+            ("name", isinstance(card.name, str) and 0 < len(card.name) < 200),
+            ("num_classes", whole(card.num_classes, 1_000_000)),
+            ("img_size", len(sizes) in (1, 2) and all(whole(side, 8192) for side in sizes)),
+            ("classes", isinstance(card.classes, tuple) and all(isinstance(each, str) for each in card.classes)),
+            ("mean", isinstance(card.mean, tuple) and len(card.mean) > 0 and all(map(number, card.mean))),
+            ("std", isinstance(card.std, tuple) and len(card.std) > 0 and all(number(v) and v > 0 for v in card.std)),
+            ("interpolation", isinstance(card.interpolation, str)),
+            ("head", isinstance(card.head, str)),
+            ("head_options", isinstance(card.head_options, Mapping) and modest(card.head_options)),
+            ("norm_eps", card.norm_eps is None or (number(card.norm_eps) and 0 <= card.norm_eps < 1)),
+            ("options", isinstance(card.options, Mapping) and modest(card.options)),
+            ("facts", isinstance(card.facts, Mapping)),
+        )
+        if not right
+    ]
+    if wrong:
+        raise UsageError(f"{where}: the card's {wrong[0]} makes no sense: {str(getattr(card, wrong[0]))[:80]!r}")
+    if card.classes and len(card.classes) != card.num_classes:
+        raise UsageError(f"{where}: {len(card.classes)} class names for a model of {card.num_classes} classes")
