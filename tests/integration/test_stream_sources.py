@@ -1,0 +1,374 @@
+"""The stream over real built datasets, class folders, label CSVs and addresses; damage, threads, the cache."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import animesion
+from animesion.errors import UsageError
+from animesion_training.data import (
+    CachedStream,
+    RandomResizedCrop,
+    Resize,
+    ResizeCenterCrop,
+    ResizeRandomCrop,
+    Stream,
+    cache_samples,
+    divided,
+    open_data,
+)
+
+
+def decoding_threads() -> int:
+    return sum(thread.name.startswith("animesion-decode") for thread in threading.enumerate())
+
+
+@pytest.fixture
+def copy(small_dataset: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(small_dataset, tmp_path / "copy"))
+
+
+def pixels(stream: Stream) -> dict[int, bytes]:
+    """The image of each seed: a sample's crop in this epoch."""
+    return {
+        seed: image.permute(1, 2, 0).numpy().tobytes()
+        for batch in stream
+        for seed, image in zip(batch.seeds.tolist(), batch.images, strict=True)
+    }
+
+
+# -- sources ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_built_dataset_is_what_animesion_says_it_is(small_dataset: Path) -> None:
+    data, dataset = open_data(small_dataset), animesion.open_dataset(small_dataset)
+    assert data.classes == tuple(entry.name for entry in dataset.classes)
+    for split in dataset.splits:
+        samples = data.select(split)
+        expected = list(dataset.samples(split))
+        assert list(samples.keys) == [sample.key for sample in expected]
+        assert samples.labels.tolist() == [sample.label for sample in expected]
+        assert [samples.read(i) for i in range(len(samples))] == [sample.image for sample in expected]
+
+
+def test_a_built_dataset_streams_every_sample_with_its_label(small_dataset: Path) -> None:
+    data = open_data(small_dataset)
+    samples = data.select("train")
+    stream = Stream(data, "train", 8, 32, workers=3)
+    batches = list(stream)
+    assert len(batches) == len(stream)
+    indices = torch.cat([batch.indices for batch in batches])
+    assert sorted(indices.tolist()) == list(range(len(samples)))
+    assert (torch.cat([batch.labels for batch in batches]).numpy() == samples.labels[indices]).all()
+    assert {tuple(batch.images.shape[1:]) for batch in batches} == {(3, 32, 32)}
+    assert {batch.images.dtype for batch in batches} == {torch.uint8}
+
+
+def test_pixels_do_not_depend_on_workers_ranks_or_batch_size(small_dataset: Path) -> None:
+    data = open_data(small_dataset)
+    one = pixels(Stream(data, "train", 5, 24, workers=0, seed=9))
+    for workers, batch_size in ((1, 3), (2, 8), (5, 40)):
+        assert pixels(Stream(data, "train", batch_size, 24, workers=workers, seed=9)) == one
+    shared: dict[int, bytes] = {}
+    for rank in range(3):
+        shared |= pixels(Stream(data, "train", 2, 24, workers=2, seed=9, rank=rank, world_size=3))
+    assert shared == one
+    assert pixels(Stream(data, "train", 5, 24, workers=0, seed=8)).keys().isdisjoint(one)
+
+
+def world(root: Path, pictures: dict[str, int]) -> Path:
+    for name, count in pictures.items():
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", (20 + i, 30), (10 * i, 0, 0)).save(root / name / f"{i}.jpg")
+    return root
+
+
+def test_class_folders(tmp_path: Path) -> None:
+    root = world(tmp_path / "w", {"b": 3, "a": 2, "empty": 0, ".hidden": 1})
+    (root / "a" / "notes.txt").write_text("no picture")
+    data = open_data(root)
+    assert data.classes == ("a", "b", "empty")
+    assert list(data.select("all").keys) == ["a/0.jpg", "a/1.jpg", "b/0.jpg", "b/1.jpg", "b/2.jpg"]
+    assert data.select("all").labels.tolist() == [0, 0, 1, 1, 1]
+    assert open_data(root, classes=["x", "b", "a", "empty"]).select("all").labels.tolist() == [2, 2, 1, 1, 1]
+    with pytest.raises(UsageError, match="'b', which is none of the 2 classes"):
+        open_data(root, classes=["a", "empty"])
+    with pytest.raises(UsageError, match="no split 'train'; it has all"):
+        data.select("train")
+
+
+def test_split_folders_share_one_class_map(tmp_path: Path) -> None:
+    world(tmp_path / "w" / "train", {"a": 4, "c": 4})
+    world(tmp_path / "w" / "validation", {"b": 1, "c": 1})
+    data = open_data(tmp_path / "w")
+    assert data.classes == ("a", "b", "c")
+    assert data.select("val").labels.tolist() == [1, 2]
+
+
+def test_class_folders_can_be_divided(tmp_path: Path) -> None:
+    data = open_data(world(tmp_path / "w", {"a": 20, "b": 10, "c": 1}))
+    parts = divided(data, "all", {"train": 0.8, "val": 0.1, "test": 0.1})
+    keys = [set(parts.splits[name].keys) for name in ("train", "val", "test")]
+    assert set.union(*keys) == set(data.select("all").keys)
+    assert [len(part) for part in keys] == [16 + 8 + 1, 2 + 1, 2 + 1]
+    assert np.bincount(parts.select("train").labels).tolist() == [16, 8, 1]
+    assert Stream(parts, "test", 2, 8, train=False)
+    again = divided(data, "all", {"train": 0.8, "val": 0.1, "test": 0.1}, seed=1)
+    assert set(again.select("train").keys) != keys[0]
+
+
+def test_label_files(tmp_path: Path) -> None:
+    world(tmp_path / "pictures", {"0001": 4, "0002": 3})
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    (labels / "train.csv").write_text("class_id,dir\n0,0001/0.jpg\n2,0001\\1.jpg\n")
+    (labels / "val.csv").write_text("1,0002/0.jpg\n")
+    data = open_data(labels, images=tmp_path / "pictures")
+    assert data.classes == ("0", "1", "2")
+    assert open_data(labels / "val.csv", images=tmp_path / "pictures").num_classes == 3
+    (labels / "classid_classname.csv").write_text("0,rin\n1,miku\n2,luka\n3,no picture of her\n")
+    data = open_data(labels, images=tmp_path / "pictures")
+    assert data.classes == ("rin", "miku", "luka", "no picture of her")
+    [batch] = Stream(data, "train", 4, 16, train=False)
+    assert batch.labels.tolist() == [0, 2]
+    (labels / "train.csv").write_text("4,0001/0.jpg\n")
+    with pytest.raises(UsageError, match=r"class id 4, which .* does not name"):
+        open_data(labels)
+    (labels / "train.csv").write_text("0,../../etc/passwd\n")
+    with pytest.raises(UsageError, match="leads out of the image folder"):
+        open_data(labels)
+
+
+def test_what_holds_no_pictures_is_refused(tmp_path: Path) -> None:
+    for path, why in ((tmp_path / "none", "no folder or label CSV"), (tmp_path, "holds no class folders")):
+        with pytest.raises(UsageError, match=why):
+            open_data(path)
+    (tmp_path / "a").mkdir()
+    with pytest.raises(UsageError, match="no pictures in them"):
+        open_data(tmp_path)
+
+
+# -- damage ----------------------------------------------------------------------------------------------------------
+
+
+def shard_of(dataset: Path, number: int = 0) -> Path:
+    return sorted((dataset / "data").glob("train-*.tar"))[number]
+
+
+def test_a_cut_shard_is_named_at_the_start(copy: Path) -> None:
+    shard = shard_of(copy, 1)
+    shard.write_bytes(shard.read_bytes()[:3000])
+    with pytest.raises(UsageError, match=rf"{shard.name} has 3,000 bytes where"):
+        Stream(open_data(copy), "train", 4, 16)
+    shard.unlink()
+    with pytest.raises(UsageError, match=rf"cannot read .*{shard.name} \(no such file"):
+        Stream(open_data(copy), "train", 4, 16)
+
+
+def test_a_shard_cut_while_training_is_named_with_the_key(copy: Path) -> None:
+    data = open_data(copy)
+    stream = Stream(data, "train", 4, 16, workers=2)
+    shard = shard_of(copy, 1)
+    with shard.open("r+b") as file:
+        file.truncate(3000)
+    with pytest.raises(UsageError, match=rf"sample [a-z0-9_-]+ in .*{shard.name} is cut off"):
+        list(stream)
+    assert decoding_threads() == 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_changed_byte_is_an_error_or_a_counted_skip(copy: Path, workers: int) -> None:
+    samples = open_data(copy).select("train")
+    broken = [3, 17]
+    for i in broken:
+        path = Path(samples.source.name(int(samples.files[i])))
+        content = bytearray(path.read_bytes())
+        content[int(samples.offsets[i] + samples.sizes[i]) - 20] ^= 1
+        path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"sample [a-z0-9_-]+ in .*\.tar holds other bytes than the index says"):
+        list(Stream(open_data(copy), "train", 4, 16, workers=workers))
+    stream = Stream(open_data(copy), "train", 4, 16, workers=workers, on_error="skip")
+    seen = [i for batch in stream for i in batch.indices.tolist()]
+    assert sorted(seen) == [i for i in range(len(samples)) if i not in broken]
+    assert stream.skipped == 2
+    assert sorted(failure.sample for failure in stream.failures) == broken
+    assert samples.keys[3] in str(stream.failures)
+
+
+def test_a_broken_picture_is_named(tmp_path: Path) -> None:
+    root = world(tmp_path / "w", {"a": 4, "b": 2})
+    (root / "b" / "1.jpg").write_bytes((root / "b" / "1.jpg").read_bytes()[:200])
+    with pytest.raises(UsageError, match=r"b/1\.jpg does not decode"):
+        list(Stream(open_data(root), "all", 2, 16))
+    data = open_data(root)
+    (root / "a" / "2.jpg").unlink()
+    with pytest.raises(UsageError, match=r"cannot read .*a/2\.jpg \(no such file"):
+        list(Stream(data, "all", 2, 16, train=False))
+    stream = Stream(data, "all", 6, 16, on_error="skip")
+    assert [len(batch.labels) for batch in stream] == [4]
+    with pytest.raises(UsageError, match="not one of the 1 samples"):
+        list(Stream(data, "all", 1, 16, on_error="skip"))
+    evaluation = Stream(data, "all", 1, 16, on_error="skip", train=False)
+    assert sum(1 for _ in evaluation) == 4
+
+
+# -- threads ---------------------------------------------------------------------------------------------------------
+
+
+def test_no_thread_outlives_a_break_an_error_or_the_stream(small_dataset: Path) -> None:
+    data = open_data(small_dataset)
+    stream = Stream(data, "train", 2, 16, workers=3)
+    for _ in stream:
+        assert decoding_threads() > 0
+        break
+    assert decoding_threads() == 0
+
+    def fails(over: Stream) -> None:
+        for _ in over:
+            raise RuntimeError("the loop body fails")
+
+    with pytest.raises(RuntimeError, match="loop body"):
+        fails(stream)
+    gc.collect()
+    assert decoding_threads() == 0
+    list(stream)
+    assert decoding_threads() > 0
+    del stream
+    gc.collect()
+    assert decoding_threads() == 0
+
+
+def test_threads_are_kept_between_epochs_until_closed(small_dataset: Path) -> None:
+    stream = Stream(open_data(small_dataset), "train", 8, 16, workers=2)
+    assert [len(list(stream)) for _ in range(3)] == [len(stream)] * 3
+    assert decoding_threads() <= 2
+    stream.close()
+    assert decoding_threads() == 0
+    assert len(list(stream)) == len(stream)
+    stream.close()
+
+
+# -- the cache -------------------------------------------------------------------------------------------------------
+
+
+def test_the_cache_follows_the_schedule_of_the_stream(small_dataset: Path) -> None:
+    data = open_data(small_dataset)
+    told: list[str] = []
+    resident = cache_samples(data, "train", 24, told=told.append)
+    assert resident.pictures.shape[1:] == (28, 28, 3)
+    assert "pictures of 28 px take" in told[0]
+    stream = Stream(data, "train", 5, 24, seed=2, sampling="square-root")
+    cached = CachedStream(resident, 5, 24, seed=2, sampling="square-root")
+    for _ in range(2):
+        for ours, theirs in zip(stream, cached, strict=True):
+            assert ours.indices.tolist() == theirs.indices.tolist()
+            assert ours.labels.tolist() == theirs.labels.tolist()
+            assert ours.seeds.tolist() == theirs.seeds.tolist()
+            assert theirs.images.shape == ours.images.shape
+            assert theirs.images.dtype == torch.uint8
+
+
+def test_a_run_changes_between_stream_and_cache(small_dataset: Path) -> None:
+    data = open_data(small_dataset)
+    stream = Stream(data, "train", 5, 16, seed=3)
+    done = [batch.indices.tolist() for batch in islice(stream, 2)]
+    cached = CachedStream(cache_samples(data, "train", 16, told=lambda _: None), 7, 16, seed=3)
+    cached.load_state_dict(json.loads(json.dumps(stream.state_dict())))
+    rest = [batch.indices.tolist() for batch in cached]
+    assert [i for indices in done + rest for i in indices] == Stream(data, "train", 5, 16, seed=3).order().tolist()
+
+
+def test_cached_views_are_the_streams(tmp_path: Path) -> None:
+    root = tmp_path / "w" / "a"
+    root.mkdir(parents=True)
+    coarse = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8))
+    coarse.resize((180, 120), Image.Resampling.BICUBIC).save(root / "0.png")
+    data = open_data(tmp_path / "w")
+    resident = cache_samples(data, "all", 32, side=160, told=lambda _: None)
+    for transform in (Resize(32), ResizeCenterCrop(32)):
+        [ours] = Stream(data, "all", 1, 32, train=False, transform=transform)
+        [theirs] = CachedStream(resident, 1, 32, train=False, transform=transform)
+        assert (ours.images.float() - theirs.images.float()).abs().mean() < 4
+    for transform in (RandomResizedCrop(32), ResizeRandomCrop(32)):
+        first, second = (
+            torch.cat([batch.images for batch in CachedStream(resident, 1, 32, transform=transform, seed=seed)])
+            for seed in (0, 1)
+        )
+        assert not torch.equal(first, second)
+
+
+def test_a_cache_that_does_not_fit_is_refused_before_it_is_filled(small_dataset: Path) -> None:
+    with pytest.raises(UsageError, match=r"pictures of 28 px take 0\.00 GB of RAM and 0\.00 GB are allowed"):
+        cache_samples(open_data(small_dataset), "train", 24, most_bytes=1000)
+
+
+# -- addresses -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def address(small_dataset: Path) -> Iterator[str]:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.put(str(small_dataset), "/world", recursive=True)
+    yield "memory://world"
+    memory.rm("/world", recursive=True)
+
+
+def test_a_remote_dataset_streams_like_the_local_one(address: str, small_dataset: Path, tmp_path: Path) -> None:
+    facts = {"seed": 4, "window": 2}
+    local = pixels(Stream(open_data(small_dataset), "train", 5, 16, **facts))  # type: ignore[arg-type]
+    data = open_data(address, cache=tmp_path / "cache")
+    assert pixels(Stream(data, "train", 5, 16, workers=3, **facts)) == local  # type: ignore[arg-type]
+    shards = list((tmp_path / "cache").glob("*.tar"))
+    assert len(shards) == len({int(file) for file in data.select("train").files})
+    again = open_data(address, cache=tmp_path / "cache")
+    assert pixels(Stream(again, "train", 5, 16, **facts)) == local  # type: ignore[arg-type]
+    assert again.select("train").source.fetched == 0
+
+
+def test_the_local_cache_of_shards_is_bounded(address: str, tmp_path: Path) -> None:
+    largest = max(
+        s.bytes for split in animesion.open_dataset(_local(address, tmp_path)).splits.values() for s in split.shards
+    )
+    data = open_data(address, cache=tmp_path / "cache", cache_bytes=2 * largest)
+    stream = Stream(data, "train", 3, 16, window=1, workers=2)
+    assert len(pixels(stream)) == len(data.select("train"))
+    assert sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.tar")) <= 2 * largest
+
+
+def _local(address: str, tmp_path: Path) -> Path:
+    import fsspec
+
+    system, root = fsspec.core.url_to_fs(address)
+    system.get(root, str(tmp_path / "local"), recursive=True)
+    return tmp_path / "local"
+
+
+def test_a_damaged_or_missing_remote_shard_is_named(address: str, tmp_path: Path) -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    path = sorted(memory.glob("/world/data/train-*.tar"))[0]
+    content = memory.cat_file(path)
+    memory.pipe_file(path, content[:-1])
+    with pytest.raises(UsageError, match=r"train-00000\.tar is not the shard that dataset\.json lists"):
+        list(Stream(open_data(address, cache=tmp_path / "cache"), "train", 5, 16))
+    memory.rm_file(path)
+    with pytest.raises(UsageError, match=r"train-00000\.tar cannot be fetched"):
+        list(Stream(open_data(address, cache=tmp_path / "cache"), "train", 5, 16))
+    assert not list((tmp_path / "cache").glob("*.part"))
+    with pytest.raises(UsageError, match="cannot be read as a built dataset"):
+        open_data("memory://nowhere", cache=tmp_path / "cache")

@@ -1,0 +1,231 @@
+"""The guarantees of the stream for any shards, workers, ranks, batch sizes and interruptions."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Sequence
+from itertools import islice
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from animesion.errors import UsageError
+from animesion_training.data import Batch, Data, Samples, Stream
+from animesion_training.data.schedule import batch_ends, share, training_order
+from animesion_training.data.seeds import IntArray
+
+
+def _picture() -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8), (200, 100, 50)).save(out, "JPEG")
+    return out.getvalue()
+
+
+PICTURE = _picture()
+
+
+class Memory:
+    """Shards of which every sample is the same picture."""
+
+    def name(self, file: int) -> str:
+        return f"memory-{file}"
+
+    def read(self, file: int, offset: int, size: int) -> bytes:
+        return PICTURE
+
+    def check(self, files: IntArray) -> None:
+        pass
+
+    def ahead(self, files: Sequence[int]) -> None:
+        pass
+
+
+def drawn(shards: list[int], num_classes: int = 3) -> Data:
+    """A split whose shards have these numbers of samples."""
+    total = sum(shards)
+    files = np.repeat(np.arange(len(shards)), shards)
+    numbers = np.arange(total)
+    samples = Samples(
+        "train",
+        numbers**2 % num_classes,
+        files,
+        numbers,
+        np.full(total, len(PICTURE)),
+        [f"k{i}" for i in range(total)],
+        Memory(),
+    )
+    return Data("drawn", tuple("abcdefgh"[:num_classes]), {"train": samples})
+
+
+SHARDS = st.lists(st.integers(0, 9), min_size=1, max_size=7).filter(lambda sizes: sum(sizes) >= 4)
+LAYOUT = st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(0, 5))  # batch size, ranks, workers
+WINDOW = st.integers(0, 3)
+
+
+def ranks(data: Data, layout: tuple[int, int, int], **settings: object) -> list[Stream]:
+    """The streams of all ranks."""
+    batch_size, world_size, workers = layout
+    return [
+        Stream(data, "train", batch_size, 8, rank=rank, world_size=world_size, workers=workers, **settings)  # type: ignore[arg-type]
+        for rank in range(world_size)
+    ]
+
+
+def seen(batches: list[list[Batch]]) -> list[int]:
+    """The indices of all ranks in the global order, given each rank's batches."""
+    return [i for step in zip(*batches, strict=True) for batch in step for i in batch.indices.tolist()]
+
+
+@settings(deadline=None, max_examples=60)
+@given(SHARDS, LAYOUT, WINDOW, st.integers(0, 3), st.integers(0, 2**40))
+def test_training_sees_each_sample_once_with_equal_batches(
+    shards: list[int], layout: tuple[int, int, int], window: int, epoch: int, seed: int
+) -> None:
+    streams = ranks(drawn(shards), layout, window=window, seed=seed)
+    for stream in streams:
+        stream.set_epoch(epoch)
+    expected = streams[0].order().tolist()
+    batches = [list(stream) for stream in streams]
+    assert seen(batches) == expected
+    assert sorted(expected) == list(range(sum(shards)))
+    assert {len(of_rank) for of_rank in batches} == {len(streams[0])}
+    assert all(len(batch.labels) for of_rank in batches for batch in of_rank)
+    assert {stream.epoch for stream in streams} == {epoch + 1}
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    SHARDS,
+    LAYOUT,
+    LAYOUT,
+    WINDOW,
+    st.sampled_from(["instance", "class-balanced", "square-root", "progressive"]),
+    st.integers(0, 50),
+)
+def test_a_run_resumes_exactly_with_another_layout(
+    shards: list[int],
+    before: tuple[int, int, int],
+    after: tuple[int, int, int],
+    window: int,
+    sampling: str,
+    stop: int,
+) -> None:
+    data = drawn(shards)
+    facts = {"window": window, "sampling": sampling, "seed": 5, "epochs": 4}
+    streams = ranks(data, before, **facts)
+    for stream in streams:
+        stream.set_epoch(2)
+    order = streams[0].order().tolist()
+    done = seen([list(islice(stream, min(stop, len(stream)))) for stream in streams])
+    states = [stream.state_dict() for stream in streams]
+    assert all(state == states[0] for state in states)
+    resumed = ranks(data, after, **facts)
+    for stream in resumed:
+        stream.load_state_dict(states[0])
+    batches = [list(stream) for stream in resumed]
+    rest = seen(batches)
+    # more ranks than before may find fewer samples left than there are ranks
+    left_out = len(order) - len(done) - len(rest)
+    assert left_out == 0 or (left_out < after[1] and not rest)
+    assert done + rest == order[: len(order) - left_out]
+    expected_epoch = 3
+    assert {stream.epoch for stream in resumed} == {expected_epoch}
+    following = seen([list(stream) for stream in resumed])
+    undisturbed = ranks(data, (3, 1, 0), **facts)[0]
+    undisturbed.set_epoch(3)
+    assert following == undisturbed.order().tolist()
+
+
+@settings(deadline=None, max_examples=60)
+@given(SHARDS, LAYOUT)
+def test_evaluation_sees_each_sample_once(shards: list[int], layout: tuple[int, int, int]) -> None:
+    streams = ranks(drawn(shards), layout, train=False)
+    for _ in range(2):
+        batches = [list(stream) for stream in streams]
+        assert [len(of_rank) for of_rank in batches] == [len(stream) for stream in streams]
+        indices = [i for of_rank in batches for batch in of_rank for i in batch.indices.tolist()]
+        assert sorted(indices) == list(range(sum(shards)))
+
+
+def test_evaluation_starts_anew_after_a_break() -> None:
+    stream = Stream(drawn([9, 9]), "train", 4, 8, train=False, workers=2)
+    next(iter(stream))
+    assert [i for batch in stream for i in batch.indices.tolist()] == list(range(18))
+
+
+def test_epochs_differ_and_seeds_repeat() -> None:
+    def order(seed: int, epoch: int, window: int) -> list[int]:
+        stream = Stream(drawn([20] * 6), "train", 8, 8, seed=seed, window=window)
+        stream.set_epoch(epoch)
+        return stream.order().tolist()
+
+    for window in (0, 2):
+        assert order(1, 0, window) == order(1, 0, window)
+        assert len({tuple(order(seed, epoch, window)) for seed in range(3) for epoch in range(4)}) == 12
+
+
+def test_no_more_than_a_window_of_shards_is_read_at_a_time() -> None:
+    shards = np.repeat(np.arange(10), 30)
+    firsts = set()
+    for epoch in range(6):
+        order = training_order(np.arange(300), shards, seed=0, epoch=epoch, window=3)
+        windows = [set(shards[order[i : i + 90]].tolist()) for i in range(0, 300, 90)]
+        assert [len(window) for window in windows] == [3, 3, 3, 1]
+        assert set.union(*windows) == set(range(10))
+        firsts.add(frozenset(windows[0]))
+    assert len(firsts) > 1
+
+
+@given(st.integers(1, 200), st.integers(1, 9), st.integers(1, 6), st.data())
+def test_batches_are_full_but_for_the_last(total: int, batch_size: int, world_size: int, data: st.DataObject) -> None:
+    consumed = data.draw(st.integers(0, total))
+    ends = batch_ends(total, batch_size, world_size, consumed=consumed).tolist()
+    if total - consumed < world_size:
+        assert ends == []
+        return
+    assert ends[-1] == total
+    sizes = np.diff([consumed, *ends])
+    assert (sizes[:-1] == batch_size * world_size).all()
+    assert world_size <= sizes[-1] < (batch_size + 1) * world_size
+    slices = [share(ends[-1] - int(sizes[-1]), ends[-1], rank, world_size) for rank in range(world_size)]
+    lengths = [end - begin for begin, end in slices]
+    assert min(lengths) >= 1
+    assert max(lengths) - min(lengths) <= 1
+
+
+def test_a_new_seed_for_each_draw_of_a_sample() -> None:
+    stream = Stream(drawn([1, 30]), "train", 8, 8, sampling="class-balanced", workers=0)
+    seeds = [seed for _ in range(3) for batch in stream for seed in batch.seeds.tolist()]
+    assert Counter(seeds).most_common(1)[0][1] == 1
+    assert len(seeds) == 93
+
+
+def test_another_dataset_seed_or_sampling_is_refused() -> None:
+    state = Stream(drawn([5, 5]), "train", 2, 8).state_dict()
+    for other in (
+        Stream(drawn([5, 6]), "train", 2, 8),
+        Stream(drawn([5, 5], num_classes=4), "train", 2, 8),
+        Stream(drawn([5, 5]), "train", 2, 8, seed=1),
+        Stream(drawn([5, 5]), "train", 2, 8, sampling="square-root"),
+        Stream(drawn([5, 5]), "train", 2, 8, window=1),
+    ):
+        with pytest.raises(UsageError, match="cannot resume"):
+            other.load_state_dict(state)
+    with pytest.raises(UsageError, match="damaged"):
+        Stream(drawn([5, 5]), "train", 2, 8).load_state_dict({**state, "consumed": 11})
+
+
+def test_impossible_requests_are_refused() -> None:
+    data = drawn([3])
+    with pytest.raises(UsageError, match="too few for 4 processes"):
+        Stream(data, "train", 2, 8, world_size=4)
+    with pytest.raises(UsageError, match="no sampling 'balanced'"):
+        Stream(data, "train", 2, 8, sampling="balanced")
+    with pytest.raises(UsageError, match="batch size 0"):
+        Stream(data, "train", 0, 8)
+    with pytest.raises(UsageError, match="no split 'val'"):
+        Stream(data, "val", 2, 8)

@@ -1,0 +1,49 @@
+"""From samples on disk to batches on the device: sources, schedule, sampling, decoding, augmentation, caching.
+
+    data = open_data("out/daf-re")
+    stream = Stream(data, "train", batch_size=256, size=128, seed=1)
+    augment = Augment()
+    for batch in stream:
+        images = augment(batch.images.to(device), batch.seeds.to(device))
+
+What happens in which epoch is a pure function of the seed (`schedule`, `sampling`); how it is read and decoded
+(`sources`, `stream`, `cache`) changes nothing about it. Models, losses and the loop are left to the rest of the
+package.
+"""
+
+from __future__ import annotations
+
+from animesion_training.data.augment import Augment, ColorJitter, RandomErasing
+from animesion_training.data.cache import CachedStream, cache_samples
+from animesion_training.data.decode import (
+    RandomResizedCrop,
+    Resize,
+    ResizeCenterCrop,
+    ResizeRandomCrop,
+    Transform,
+)
+from animesion_training.data.positions import Batch
+from animesion_training.data.samples import Data, Samples, divided
+from animesion_training.data.sampling import SAMPLINGS
+from animesion_training.data.sources import open_data
+from animesion_training.data.stream import Stream
+
+__all__ = [
+    "SAMPLINGS",
+    "Augment",
+    "Batch",
+    "CachedStream",
+    "ColorJitter",
+    "Data",
+    "RandomErasing",
+    "RandomResizedCrop",
+    "Resize",
+    "ResizeCenterCrop",
+    "ResizeRandomCrop",
+    "Samples",
+    "Stream",
+    "Transform",
+    "cache_samples",
+    "divided",
+    "open_data",
+]

@@ -1,0 +1,255 @@
+"""One picture: bytes to a square of uint8 pixels, cropped and resized; the transforms that say which part of it.
+
+JPEGs without a rotation are decoded by libjpeg-turbo at the least of 1/1, 3/8, 1/4 and 1/8 of their size that still
+covers the wanted resolution (other fractions have no fast inverse DCT and lose to the next larger one), then OpenCV
+resizes straight into the batch; both release the interpreter lock. All else, and a JPEG that the fast decoder has a
+word to say about, goes through `animesion.images`, which also decides what is a picture at all. Flips, colours and
+normalisation are done by the batch, in `augment`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import simplejpeg  # type: ignore[import-untyped]
+
+from animesion import images
+
+Pixels = npt.NDArray[np.uint8]
+
+_LIMITS = images.Limits()
+
+# where the shrinkage makes two-tap interpolation skip pixels visibly
+_SHARP = 2.0
+
+
+class View(NamedTuple):
+    """What to do with a picture: cut out a box, resize that, cut the result.
+
+    Attributes:
+        left: of the box in pixels.
+        top: of the box in pixels.
+        width: of the box in pixels.
+        height: of the box in pixels.
+        to_width: the box's width after resizing.
+        to_height: the box's height after resizing.
+        x: left of the final square in the resized box.
+        y: top of the final square in the resized box.
+    """
+
+    left: int
+    top: int
+    width: int
+    height: int
+    to_width: int
+    to_height: int
+    x: int
+    y: int
+
+
+class Transform(Protocol):
+    """Chooses the view of a picture."""
+
+    @property
+    def size(self) -> int:
+        """Side of the square that comes out, in pixels."""
+
+    @property
+    def numbers(self) -> int:
+        """Random numbers that `view` needs."""
+
+    @property
+    def smooth(self) -> bool:
+        """Whether to average over all pixels when shrinking (slower) rather than to interpolate up to a factor of 2."""
+
+    def view(self, width: int, height: int, u: Sequence[float]) -> View:
+        """The view of a picture of `width` x `height` pixels, given `numbers` random numbers of [0, 1)."""
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop:
+    """A box of random area and aspect, resized to a square; torchvision's distribution and defaults.
+
+    Attributes:
+        size: side in pixels.
+        scale: least and greatest area, as a share of the picture.
+        ratio: least and greatest width / height.
+    """
+
+    size: int
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    smooth: bool = False
+
+    _tries = 10
+
+    @property
+    def numbers(self) -> int:
+        """Area and aspect for each try, then the place."""
+        return 2 * self._tries + 2
+
+    def view(self, width: int, height: int, u: Sequence[float]) -> View:
+        """See `Transform.view`."""
+        least, most = math.log(self.ratio[0]), math.log(self.ratio[1])
+        w = h = 0
+        for i in range(self._tries):
+            area = width * height * (self.scale[0] + (self.scale[1] - self.scale[0]) * u[2 * i])
+            ratio = math.exp(least + (most - least) * u[2 * i + 1])
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                left, top = int((width - w + 1) * u[-2]), int((height - h + 1) * u[-1])
+                return View(left, top, w, h, self.size, self.size, 0, 0)
+        w, h = width, height
+        if width < self.ratio[0] * height:
+            h = round(width / self.ratio[0])
+        elif width > self.ratio[1] * height:
+            w = round(height * self.ratio[1])
+        return View((width - w) // 2, (height - h) // 2, w, h, self.size, self.size, 0, 0)
+
+
+@dataclass(frozen=True)
+class ResizeRandomCrop:
+    """Resize to a square a little too large, then cut out a random square: DAF:re's training transform.
+
+    Attributes:
+        size: side in pixels.
+        margin: how much larger the first square is, in pixels.
+    """
+
+    size: int
+    margin: int = 32
+    smooth: bool = False
+    numbers: int = 2
+
+    def view(self, width: int, height: int, u: Sequence[float]) -> View:
+        """See `Transform.view`."""
+        side = self.size + self.margin
+        return View(0, 0, width, height, side, side, int((self.margin + 1) * u[0]), int((self.margin + 1) * u[1]))
+
+
+@dataclass(frozen=True)
+class ResizeCenterCrop:
+    """Resize the shorter side, then cut out the middle square.
+
+    Attributes:
+        size: side in pixels.
+        share: side of the square as a share of the resized shorter side, in (0, 1].
+    """
+
+    size: int
+    share: float = 0.875
+    smooth: bool = True
+    numbers: int = 0
+
+    def view(self, width: int, height: int, u: Sequence[float]) -> View:
+        """See `Transform.view`."""
+        short = max(self.size, math.floor(self.size / self.share))
+        to_width = max(short, short * width // height)
+        to_height = max(short, short * height // width)
+        x, y = round((to_width - self.size) / 2), round((to_height - self.size) / 2)
+        return View(0, 0, width, height, to_width, to_height, x, y)
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Resize the whole picture to a square, whatever its aspect.
+
+    Attributes:
+        size: side in pixels.
+    """
+
+    size: int
+    smooth: bool = True
+    numbers: int = 0
+
+    def view(self, width: int, height: int, u: Sequence[float]) -> View:
+        """See `Transform.view`."""
+        return View(0, 0, width, height, self.size, self.size, 0, 0)
+
+
+def decode_into(out: Pixels, content: bytes, transform: Transform, u: Sequence[float]) -> tuple[int, int]:
+    """Decode a picture, take the transform's view of it and write that.
+
+    Args:
+        out: shape (S, S, 3), contiguous; S is the transform's size.
+        content: the file.
+        transform: what part of the picture, at what size.
+        u: the transform's random numbers.
+
+    Returns:
+        Width and height of the whole upright picture in pixels.
+
+    Raises:
+        animesion.images.RejectedImageError: the bytes are no usable picture.
+    """
+    header = _plain_jpeg(content)
+    if header is not None:
+        width, height = header
+        view = transform.view(width, height, u)
+        try:
+            pixels: Pixels = simplejpeg.decode_jpeg(
+                content,
+                "rgb",
+                min_height=min(height, -(-height * view.to_height // view.height)),
+                min_width=min(width, -(-width * view.to_width // view.width)),
+                min_factor=2,
+            )
+        except ValueError:
+            pass  # the careful decoder has the last word
+        else:
+            _resize(out, pixels, view, width, height, transform.smooth)
+            return width, height
+    pixels = np.asarray(images.decode(content, _LIMITS).image)
+    height, width = pixels.shape[:2]
+    _resize(out, pixels, transform.view(width, height, u), width, height, transform.smooth)
+    return width, height
+
+
+def _resize(out: Pixels, pixels: Pixels, view: View, width: int, height: int, smooth: bool) -> None:
+    """Write the view of a picture that may have been decoded at a fraction of its `width` x `height`."""
+    left, top, right, bottom = view.left, view.top, view.left + view.width, view.top + view.height
+    rows, columns = pixels.shape[:2]
+    if columns != width or rows != height:
+        left, right = left * columns // width, max(1, round(right * columns / width))
+        top, bottom = top * rows // height, max(1, round(bottom * rows / height))
+        left, top = min(left, right - 1), min(top, bottom - 1)
+    part = pixels[top:bottom, left:right]
+    shrinkage = max((right - left) / view.to_width, (bottom - top) / view.to_height)
+    how = cv2.INTER_AREA if shrinkage > (1.0 if smooth else _SHARP) else cv2.INTER_LINEAR
+    size = out.shape[0]
+    if (view.to_width, view.to_height) == (size, size):
+        cv2.resize(part, (size, size), out, interpolation=how)
+    else:
+        whole = cv2.resize(part, (view.to_width, view.to_height), interpolation=how)
+        out[...] = whole[view.y : view.y + size, view.x : view.x + size]
+
+
+def _plain_jpeg(content: bytes) -> tuple[int, int] | None:
+    """Width and height of a JPEG that needs no care: RGB or grey, not rotated, within limits; None for all else."""
+    if content[:3] != b"\xff\xd8\xff" or _has_exif(content):
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
+    except ValueError:
+        return None
+    if colours in ("CMYK", "YCCK") or max(width, height) > _LIMITS.max_side or width * height > _LIMITS.max_pixels:
+        return None
+    return width, height
+
+
+def _has_exif(content: bytes) -> bool:
+    """Whether an EXIF segment, which may ask for a rotation, stands before the tables of a JPEG."""
+    place = 2
+    while content[place : place + 1] == b"\xff" and 0xE0 <= content[place + 1] <= 0xFE:
+        if content[place + 1] == 0xE1 and content[place + 4 : place + 8] == b"Exif":
+            return True
+        place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
+        if place + 4 > len(content):
+            break
+    return False
