@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 
 from animesion import records, sources
 from animesion.recipe import Recipe, builtin_names, load
+from animesion_training import recipe as training
 
 HERE = Path(__file__).parent
 NOTICE = "<!-- Written by docs/make_reference.py: change the code and run it, not this page. -->"
@@ -112,6 +113,7 @@ def render() -> dict[str, str]:
         "sources-reference.md": _page(_sources()),
         "tables-reference.md": _page(_tables()),
         "drop-reasons.md": _page(_reasons()),
+        "training-reference.md": _page(_training()),
     }
 
 
@@ -152,6 +154,30 @@ def _recipes() -> Iterator[str]:
         later = "" if recipe.source.kind in sources.names() else " (in a later version; `--sample` works)"
         rows.append((f"`{name}`", f"`{recipe.source.kind}`{later}", recipe.summary))
     yield from _table(("recipe", "source", "what it is"), rows)
+
+
+def _training() -> Iterator[str]:
+    yield "# Training reference"
+    yield ""
+    yield "Every section and key of a training recipe. Unknown keys are refused with the nearest valid name."
+    yield ""
+    sections = {
+        name: field.annotation
+        for name, field in training.TrainRecipe.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+    }
+    top = {name: field for name, field in training.TrainRecipe.model_fields.items() if name not in sections}
+    yield from _keys(top, "")
+    for section, model in sections.items():
+        yield f"## [{section}]"
+        yield ""
+        yield (model.__doc__ or "").strip()
+        yield ""
+        yield from _keys(model.model_fields, f"{section}.")
+    yield "## Built-in training recipes"
+    yield ""
+    rows = [(f"`{name}`", training.load(name).summary) for name in training.builtin_names()]
+    yield from _table(("recipe", "what it is"), rows)
 
 
 def _sources() -> Iterator[str]:

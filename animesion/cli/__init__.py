@@ -5,6 +5,8 @@ Each command has a file of its own that parses and prints; what it imports to do
 
 from __future__ import annotations
 
+import errno
+import io
 import sys
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
@@ -13,7 +15,8 @@ import click
 
 from animesion.errors import AnimesionError
 
-_ORDER = ("build", "recipes", "sources", "detectors", "stats", "verify", "diff", "card")
+_ORDER = ["build", "recipes", "sources", "detectors", "stats", "verify", "diff", "card", "train", "eval", "predict"]
+_ORDER += ["study", "profile", "export", "models"]
 
 
 class Commands(click.Group):
@@ -53,6 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in given
     # accepted in any place: one looks for it after something went wrong
     given = (["--debug"] if debug else []) + [argument for argument in given if argument != "--debug"]
+    for stream in (sys.stdout, sys.stderr):  # names of classes are in any script, a terminal may not be
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = cli.main(args=given, prog_name="animesion", standalone_mode=False)
     except click.ClickException as error:
@@ -71,4 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # the reader of our output has gone, as in `animesion stats ... | head`
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:
+        if debug or error.errno != errno.ENOSPC:
+            raise
+        sys.exit("error: no room to write the output")
     sys.exit(status if isinstance(status, int) else 0)

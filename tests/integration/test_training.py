@@ -1,0 +1,256 @@
+"""Training runs on drawn pictures: they learn, resume to the bit, share a batch over processes, and refuse nonsense."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import animesion
+from animesion.errors import UsageError
+from animesion_training import loop, runs, state
+from animesion_training.recipe import TrainRecipe, load
+from animesion_training.weights import load_model
+
+CLI = "from animesion.cli import main; main()"
+COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (210, 50, 40)}
+FAST = (
+    "model.name=resnet10t", "model.img_size=32", "run.batch_size=16", "data.workers=0", "schedule.warmup_steps=2",
+    "optimizer.lr=0.02", "run.log_steps=1", "augment.scale=[0.5, 1.0]",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def coloured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A built dataset of three classes that a glance tells apart: noise of one colour each, 40 pictures a class."""
+    root = tmp_path_factory.mktemp("coloured")
+    lot = np.random.default_rng(5)
+    for name, colour in COLOURS.items():
+        (root / "set" / name).mkdir(parents=True)
+        for i in range(40):
+            noise = lot.normal(0, 60, (12, 12, 3)) + np.array(colour)
+            image = Image.fromarray(noise.clip(0, 255).astype(np.uint8)).resize((48, 48), Image.Resampling.BICUBIC)
+            image.save(root / "set" / name / f"{i}.png")
+    settings = [
+        f"source.path={root / 'set'}",
+        "split.train=60",
+        "split.val=20",
+        "split.test=20",
+        "duplicates.near=false",
+    ]
+    animesion.build(animesion.load_recipe("folder", settings), root / "built", workers=1)
+    return root / "built"
+
+
+def recipe(*overrides: str, epochs: int = 2) -> TrainRecipe:
+    return load("scratch", [*FAST, f"schedule.epochs={epochs}", *overrides])
+
+
+def losses(out: Path) -> list[float]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if line["kind"] == "step"]
+
+
+def train_command(data: Path, out: Path, *more: str) -> list[str]:
+    settings = [part for value in (*FAST, *more) for part in ("--set", value)]
+    return command("train", "--data", str(data), "--out", str(out), *settings)
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-c", CLI, *arguments, "--device", "cpu"]
+
+
+def test_a_run_learns_and_its_weights_serve(coloured: Path, tmp_path: Path) -> None:
+    outcome = loop.train(recipe(epochs=6), coloured, tmp_path / "run", device="cpu")
+    assert outcome.test is not None
+    assert outcome.test.top_1 > 0.8
+    assert outcome.steps == 6 * 5  # 72 pictures in batches of 16, the last smaller
+    model, card = load_model(tmp_path / "run" / runs.BEST)
+    assert card.classes == ("blue", "green", "red")
+    assert not model.training
+    picture = tmp_path / "red.png"
+    Image.new("RGB", (60, 40), COLOURS["red"]).save(picture)
+    (tmp_path / "no.jpg").write_text("no picture")
+    answer = subprocess.run(
+        command(
+            "predict",
+            str(picture),
+            str(tmp_path / "no.jpg"),
+            "--json",
+            "--checkpoint",
+            str(tmp_path / "run/best.safetensors"),
+        ),
+        capture_output=True,
+        text=True,
+    )
+    assert answer.returncode == 1  # one of the two cannot be read
+    first, second = map(json.loads, answer.stdout.splitlines())
+    assert first["guesses"][0]["name"] == "red"
+    assert second["problem"] == "not an image"
+    report = json.loads((tmp_path / "run" / "report" / "evaluation.json").read_text())
+    measured = subprocess.run(
+        command("eval", "--data", str(coloured), "--json", "--checkpoint", str(tmp_path / "run/best.safetensors")),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(measured.stdout)["top_1"] == report["top_1"] == outcome.test.top_1
+
+
+def test_equal_runs_are_equal_and_a_resumed_one_too(coloured: Path, tmp_path: Path) -> None:
+    mixed = (
+        "augment.mixup=0.4",
+        "augment.cutmix=1.0",
+        "run.ema=0.9",
+        "run.save_steps=3",
+        "model.options.drop_rate=0.2",
+    )
+    loop.train(recipe(*mixed, epochs=3), coloured, tmp_path / "whole", device="cpu")
+
+    class StoppedError(Exception):
+        pass
+
+    class StopsAt(loop.Watcher):
+        def __init__(self, step: int) -> None:
+            self.left = step
+
+        def stepped(self, loss: float, rate: float, speed: float) -> None:
+            self.left -= 1
+            if self.left == 0:
+                raise StoppedError
+
+    # stopped between checkpoints: what came after the last is done again, the same
+    for step in (4, 2, 5):
+        with pytest.raises(StoppedError):
+            loop.train(
+                recipe(*mixed, epochs=3), coloured, tmp_path / "cut", resume=True, device="cpu", watcher=StopsAt(step)
+            )
+    loop.train(recipe(*mixed, epochs=3), coloured, tmp_path / "cut", resume=True, device="cpu")
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    one, other = (state.load(tmp_path / name / runs.LAST) for name in ("whole", "cut"))
+    for part in ("model", "ema"):
+        for key, tensor in one[part].items():
+            assert torch.equal(tensor, other[part][key]), key
+    assert one["stream"] == other["stream"]
+
+
+def test_a_killed_run_resumes_with_the_same_losses(coloured: Path, tmp_path: Path) -> None:
+    more = ("schedule.epochs=4", "run.save_steps=2")
+    subprocess.run(train_command(coloured, tmp_path / "whole", *more), check=True, capture_output=True)
+    killed = train_command(coloured, tmp_path / "killed", *more)
+    process = subprocess.Popen(killed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "killed" / runs.LAST).exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    refused = subprocess.run(killed, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "add --resume" in refused.stderr
+    done = subprocess.run([*killed, "--resume"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+
+
+def test_two_processes_give_the_losses_of_one(coloured: Path, tmp_path: Path) -> None:
+    # layer norm, as batch norm sees another batch in each process
+    more = ("model.name=vit_tiny_patch16", "optimizer.lr=0.005", "schedule.epochs=2", "run.accumulate=2")
+    subprocess.run(train_command(coloured, tmp_path / "one", *more), check=True, capture_output=True)
+    both = train_command(coloured, tmp_path / "two", *more)
+    script = tmp_path / "command.py"
+    script.write_text(f"import sys\nsys.argv[1:] = {both[3:]!r}\n{CLI}\n")
+    run = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    one, two = np.array(losses(tmp_path / "one")), np.array(losses(tmp_path / "two"))
+    assert one.shape == two.shape
+    # the same sums in another order: float32 rounding, grown over the steps
+    assert np.abs(one - two).max() < 2e-3
+    assert abs(one[0] - two[0]) < 1e-5
+
+
+def test_freezing_trains_what_is_left(coloured: Path, tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    loop.train(recipe(epochs=1), coloured, first, device="cpu")
+    second = recipe(f"model.init={first / runs.FINAL}", "model.freeze=['backbone']", "model.reset_head=true", epochs=1)
+    loop.train(second, coloured, tmp_path / "second", device="cpu")
+    before, after = (state.load(path / runs.LAST)["model"] for path in (first, tmp_path / "second"))
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert changed == {"fc.weight", "fc.bias"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["model.name=resnet999"], "resnet999"),
+        (["model.freeze=['nothing']"], "no parameter is called 'nothing'"),
+        (["objective.name=focl"], "did you mean 'focal'"),
+        (["data.train=trian"], "has no split 'trian'"),
+        (["optimizer.name=sgdd"], "sgdd"),
+        (["run.batch_size=0"], "run.batch_size"),
+        (["model.pretrained=true", "model.init=x"], "give one"),
+        (["augment.scale=[0.9, 0.1]"], "0 < low <= high"),
+    ],
+)
+def test_mistakes_are_one_sentence(coloured: Path, tmp_path: Path, overrides: list[str], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence.replace("[", r"\[").replace("(", r"\(")):
+        loop.train(recipe(*overrides), coloured, tmp_path / "run", device="cpu")
+
+
+def test_a_loss_that_explodes_stops_with_a_sentence(coloured: Path, tmp_path: Path) -> None:
+    with pytest.raises(loop.DivergedError, match=r"the loss is (nan|inf).*lower optimizer.lr"):
+        loop.train(
+            recipe("optimizer.lr=1e12", "schedule.warmup_steps=0", epochs=4), coloured, tmp_path / "run", device="cpu"
+        )
+
+
+def test_a_checkpoint_from_elsewhere_runs_no_code(coloured: Path, tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return os.system, (f"touch {tmp_path / 'owned'}",)
+
+    out = tmp_path / "run"
+    loop.train(recipe(epochs=1), coloured, out, device="cpu")
+    torch.save({"format": 1, "evil": Evil()}, out / runs.LAST)
+    with pytest.raises(UsageError, match="is no checkpoint of a run"):
+        loop.train(recipe(epochs=1), coloured, out, resume=True, device="cpu")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_study_is_one_table_and_carries_on(coloured: Path, tmp_path: Path) -> None:
+    study = tmp_path / "sizes.toml"
+    shared = "\n".join(f'"{key}" = {value}' for key, value in (pair.split("=") for pair in FAST[2:]))
+    study.write_text(
+        f'[set]\n"schedule.epochs" = 1\n{shared}\n'
+        '[grid]\n"model.name" = ["resnet10t"]\n"model.img_size" = [32, 48]\n"run.seed" = [0, 1]\n'
+    )
+    order = command("study", str(study), "--data", str(coloured), "--out", str(tmp_path / "out"), "--json")
+    first = subprocess.run(order, capture_output=True, text=True)
+    assert first.returncode == 0, first.stderr
+    rows = json.loads(first.stdout)
+    assert [(row["model.img_size"], row["runs"]) for row in rows] == [(32, 2), (48, 2)]
+    assert rows[1]["multiply_adds"] > 2 * rows[0]["multiply_adds"]
+    assert all(0 <= row["top_1"] <= 1 for row in rows)
+    assert (tmp_path / "out" / "accuracy-cost.png").read_bytes().startswith(b"\x89PNG")
+    again = subprocess.run(order, capture_output=True, text=True)
+    assert again.stderr.count("done before") == 4
+    assert json.loads(again.stdout) == rows
+    study.write_text('[grid]\n"model.nme" = ["resnet10t"]\n')
+    wrong = subprocess.run(order, capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert "did you mean 'model.name'" in wrong.stderr

@@ -1,0 +1,179 @@
+"""What a training run is: the recipe model and the built-in recipes.
+
+Where the data lies, where the run goes and what it runs on is the command line's. Read as every recipe is
+(`animesion.settings`); what the values mean is done in the module named by each section.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, Self
+
+import tomli_w
+from pydantic import Field, StringConstraints, model_validator
+
+from animesion import settings
+from animesion.settings import Section
+
+PACKAGE = "animesion_training"
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Scalar = bool | int | float | str
+
+
+class Data(Section):
+    """What is read, and in which proportions."""
+
+    train: str = Field("train", description="split that is trained on")
+    val: str = Field("val", description="split that is watched after each epoch; empty for none")
+    test: str = Field("test", description="split that is measured at the end; empty for none")
+    sampling: Literal["instance", "class-balanced", "square-root", "progressive"] = Field(
+        "instance", description="how often each class is seen: as it comes, all alike, in between, or moving over"
+    )
+    cache: Literal["none", "ram", "device"] = Field("none", description="decode once into memory of this kind")
+    on_error: Literal["raise", "skip"] = Field("raise", description="a picture that cannot be read: stop, or count it")
+    workers: int = Field(-1, ge=-1, le=256, description="decoding threads; -1 for one a core, 0 for none")
+
+
+class Model(Section):
+    """The network."""
+
+    name: str = Field("resnet18", description="any timm model, or one of ours; `animesion models` lists them")
+    head: Literal["linear", "cosine", "ifa"] = Field(
+        "linear", description="classifier: linear, cosine, or IFA over the class tokens of every block"
+    )
+    img_size: int = Field(128, ge=16, le=2048, description="side of the square input in pixels")
+    pretrained: bool = Field(False, description="start from timm's published weights; needs the network once")
+    init: str = Field("", description="weights file to start from; a head of another number of classes is replaced")
+    reset_head: bool = Field(False, description="with init: draw the head anew although it would fit")
+    freeze: list[str] = Field([], description="parameters not trained: name prefixes or shell patterns, `backbone`")
+    options: dict[str, Scalar] = Field({}, description="passed to the model, such as drop_path_rate")
+
+
+class Augment(Section):
+    """What is done to training pictures; `animesion_training.data` does it."""
+
+    crop: Literal["random-resized", "resize-crop"] = Field(
+        "random-resized", description="random area and aspect, or square resize to img_size + margin and random crop"
+    )
+    scale: tuple[float, float] = Field((0.35, 1.0), strict=False, description="share of the area, for random-resized")
+    ratio: tuple[float, float] = Field((0.75, 4 / 3), strict=False, description="aspect, for random-resized")
+    margin: int = Field(32, ge=0, description="pixels, for resize-crop")
+    flip: float = Field(0.5, ge=0, le=1, strict=False, description="probability of a horizontal flip")
+    color_jitter: float = Field(0.1, ge=0, le=1, strict=False, description="brightness, contrast, saturation; hue too")
+    erasing: float = Field(0.0, ge=0, le=1, strict=False, description="probability of random erasing")
+    mixup: float = Field(0.0, ge=0, strict=False, description="alpha of MixUp's beta distribution; 0 switches it off")
+    cutmix: float = Field(0.0, ge=0, strict=False, description="alpha of CutMix's beta distribution; 0 switches it off")
+    mix_probability: float = Field(1.0, ge=0, le=1, strict=False, description="share of batches that are mixed")
+
+
+class Objective(Section):
+    """What is minimised; `animesion_training.objectives` has them."""
+
+    name: str = Field("cross-entropy", description="name of the objective")
+    smoothing: float = Field(0.0, ge=0, lt=1, strict=False, description="label smoothing")
+    options: dict[str, Scalar] = Field({}, description="passed to the objective, such as gamma or beta")
+
+
+class Optimizer(Section):
+    """How weights move; any optimizer of timm by name."""
+
+    name: str = Field("sgd", description="any of timm's, such as sgd, adamw or lamb")
+    lr: float = Field(0.05, gt=0, strict=False, description="at batch_size, before the schedule")
+    momentum: float = Field(0.9, ge=0, lt=1, strict=False, description="of optimizers that have one")
+    weight_decay: float = Field(5e-4, ge=0, strict=False, description="not on biases and norms")
+    layer_decay: float = Field(1.0, gt=0, le=1, strict=False, description="factor of the rate from layer to layer down")
+    clip: float = Field(0.0, ge=0, strict=False, description="largest norm of the gradient; 0 switches it off")
+
+
+class Schedule(Section):
+    """How long, and how the rate changes, by optimizer step."""
+
+    epochs: int = Field(30, ge=1, description="rounds over the training split")
+    kind: Literal["cosine", "step", "constant"] = Field("cosine", description="course after the warm-up")
+    warmup_steps: int = Field(100, ge=0, description="linear from warmup_lr; at most a quarter of all steps")
+    warmup_lr: float = Field(1e-6, ge=0, strict=False, description="rate of the first step")
+    min_lr: float = Field(0.0, ge=0, strict=False, description="where cosine ends")
+    step_epochs: int = Field(20, ge=1, description="for step: epochs between drops")
+    step_factor: float = Field(1 / 3, gt=0, lt=1, strict=False, description="for step: factor of each drop")
+
+
+class Run(Section):
+    """How it is computed."""
+
+    batch_size: int = Field(64, ge=1, description="pictures in one optimizer step, over all processes")
+    accumulate: int = Field(1, ge=1, description="pieces that a process's share of the batch is computed in")
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the forward pass; weights stay fp32")
+    channels_last: bool = Field(True, description="memory format of pictures; faster for convolutions")
+    compile: bool = Field(False, description="torch.compile the network")
+    checkpointing: bool = Field(False, description="recompute activations to save memory, where the model can")
+    ema: float = Field(0.0, ge=0, lt=1, strict=False, description="decay of the averaged weights; 0 for none")
+    seed: int = Field(0, ge=0, description="of all chance: weights, order, augmentation")
+    deterministic: bool = Field(False, description="only algorithms that repeat to the bit; slower on GPUs")
+    save_steps: int = Field(0, ge=0, description="checkpoints between those at epoch ends; 0 for none")
+    spike: float = Field(0.0, ge=0, strict=False, description="stop when the loss is so many times its running mean")
+    log_steps: int = Field(20, ge=1, description="steps between lines of metrics")
+    tensorboard: bool = Field(False, description="also log to TensorBoard")
+    wandb: Literal["off", "online", "offline"] = Field("off", description="also log to Weights & Biases")
+
+
+class TrainRecipe(Section):
+    """A training run, resolved: every default filled in."""
+
+    name: Name = Field(description="name of the run's kind")
+    summary: str = Field("", description="one line on what it is for")
+    data: Data = Data()
+    model: Model = Model()
+    augment: Augment = Augment()
+    objective: Objective = Objective()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    run: Run = Run()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        for name in ("scale", "ratio"):
+            low, high = getattr(self.augment, name)
+            if not 0 < low <= high:
+                raise ValueError(f"augment.{name} is [low, high] with 0 < low <= high, not [{low}, {high}]")
+        if self.augment.scale[1] > 1:
+            raise ValueError("augment.scale is a share of the area: at most 1")
+        if self.model.pretrained and self.model.init:
+            raise ValueError("model.pretrained and model.init both say what to start from: give one")
+        if self.run.accumulate > self.run.batch_size:
+            raise ValueError("run.accumulate cuts a batch into more pieces than it has pictures")
+        return self
+
+    def to_toml(self) -> str:
+        """The resolved recipe, as it is written into the run's folder."""
+        return tomli_w.dumps(self.model_dump(mode="json"))
+
+    def digest(self) -> str:
+        """SHA-256 over every value; equal digests mean equal recipes."""
+        return settings.params_digest(self.model_dump(mode="json"))
+
+
+def builtin_names() -> list[str]:
+    """Names of the training recipes that come with the package."""
+    return settings.builtin_names(PACKAGE)
+
+
+def load(name_or_path: str, overrides: Iterable[str] = (), changes: dict[str, Any] | None = None) -> TrainRecipe:
+    """Read a built-in training recipe or a TOML file.
+
+    Args:
+        name_or_path: built-in name, or path.
+        overrides: `key.path=value`, applied last.
+        changes: values by `section.key`, as options of a command give them; None is passed over.
+
+    Raises:
+        UsageError: one sentence for the first mistake.
+    """
+    data, where = settings.read(PACKAGE, name_or_path)
+    for key, value in (changes or {}).items():
+        if value is not None:
+            section, _, name = key.partition(".")
+            data.setdefault(section, {})[name] = value
+    for override in overrides:
+        settings.apply(data, override)
+    return settings.check(TrainRecipe, data, where)
