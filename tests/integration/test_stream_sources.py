@@ -177,9 +177,12 @@ def test_a_cut_shard_is_named_at_the_start(copy: Path) -> None:
         Stream(open_data(copy), "train", 4, 16)
 
 
-def test_a_shard_cut_while_training_is_named_with_the_key(copy: Path) -> None:
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_a_shard_cut_while_training_is_named_with_the_key(copy: Path, epochs: int) -> None:
     data = open_data(copy)
     stream = Stream(data, "train", 4, 16, workers=2)
+    for _ in range(epochs):
+        list(stream)
     shard = shard_of(copy, 1)
     with shard.open("r+b") as file:
         file.truncate(3000)

@@ -37,6 +37,8 @@ class Memory:
     def read(self, file: int, offset: int, size: int) -> bytes:
         return PICTURE
 
+    view = read
+
     def check(self, files: IntArray) -> None:
         pass
 

@@ -22,6 +22,7 @@ import simplejpeg  # type: ignore[import-untyped]
 from animesion import images
 
 Pixels = npt.NDArray[np.uint8]
+Content = bytes | memoryview
 
 _LIMITS = images.Limits()
 
@@ -173,7 +174,7 @@ class Resize:
         return View(0, 0, width, height, self.size, self.size, 0, 0)
 
 
-def decode_into(out: Pixels, content: bytes, transform: Transform, u: Sequence[float]) -> tuple[int, int]:
+def decode_into(out: Pixels, content: Content, transform: Transform, u: Sequence[float]) -> tuple[int, int]:
     """Decode a picture, take the transform's view of it and write that.
 
     Args:
@@ -205,7 +206,7 @@ def decode_into(out: Pixels, content: bytes, transform: Transform, u: Sequence[f
         else:
             _resize(out, pixels, view, width, height, transform.smooth)
             return width, height
-    pixels = np.asarray(images.decode(content, _LIMITS).image)
+    pixels = np.asarray(images.decode(bytes(content), _LIMITS).image)
     height, width = pixels.shape[:2]
     _resize(out, pixels, transform.view(width, height, u), width, height, transform.smooth)
     return width, height
@@ -230,7 +231,7 @@ def _resize(out: Pixels, pixels: Pixels, view: View, width: int, height: int, sm
         out[...] = whole[view.y : view.y + size, view.x : view.x + size]
 
 
-def _plain_jpeg(content: bytes) -> tuple[int, int] | None:
+def _plain_jpeg(content: Content) -> tuple[int, int] | None:
     """Width and height of a JPEG that needs no care: RGB or grey, not rotated, within limits; None for all else."""
     if content[:3] != b"\xff\xd8\xff" or _has_exif(content):
         return None
@@ -243,7 +244,7 @@ def _plain_jpeg(content: bytes) -> tuple[int, int] | None:
     return width, height
 
 
-def _has_exif(content: bytes) -> bool:
+def _has_exif(content: Content) -> bool:
     """Whether an EXIF segment, which may ask for a rotation, stands before the tables of a JPEG."""
     place = 2
     while content[place : place + 1] == b"\xff" and 0xE0 <= content[place + 1] <= 0xFE:

@@ -1,12 +1,14 @@
 """Numbered files that many threads read at once: the interface, and files below a local folder.
 
-Shards are read by place: one `pread` a sample replaces webdataset's tar stage, which reads a shard from its start,
-takes 30 to 40 times the processor time a sample before decoding, and notices neither a shard cut between two members
-nor a changed byte. Remote files are left to `remote`; which bytes are which sample is known to `samples`.
+Shards are read by place. That replaces webdataset's tar stage, which reads a shard from its start, takes 30 to 40 times
+the processor time a sample before decoding, and notices neither a shard cut between two members nor a changed byte. A
+sample is first read with `pread` and compared with its digest; once sound, it is decoded out of the mapped shard. Remote files are left to `remote`; which bytes are which sample is known to `samples`.
 """
 
 from __future__ import annotations
 
+import functools
+import mmap
 import os
 import threading
 import weakref
@@ -31,6 +33,13 @@ class Files(Protocol):
             OSError: the file cannot be read.
         """
 
+    def view(self, file: int, offset: int, size: int) -> bytes | memoryview:
+        """The same bytes once they are known to be sound, not copied where that is possible.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+
     def check(self, files: IntArray) -> None:
         """Compare files with what is known of them without reading them.
 
@@ -43,11 +52,27 @@ class Files(Protocol):
 
 
 class Descriptor:
-    """An open file, closed when the last thread that reads it lets go."""
+    """An open shard, closed when the last thread that reads it lets go."""
 
     def __init__(self, path: Path | str) -> None:
         self.number = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self.number).atexit = False
+
+    @functools.cached_property
+    def mapped(self) -> memoryview:
+        """The whole file in the address space."""
+        return memoryview(mmap.mmap(self.number, 0, prot=mmap.PROT_READ))
+
+    def read(self, offset: int, size: int) -> bytes:
+        """A copy of the bytes at a place; other threads run meanwhile."""
+        return os.pread(self.number, size, offset)
+
+    def view(self, offset: int, size: int) -> bytes | memoryview:
+        """The bytes at a place in the page cache itself: the copy alone is 6% to 10% of the time of a 5 kB JPEG."""
+        # a map reaches beyond the end of a file that was cut since, and the system kills who looks there
+        if os.fstat(self.number).st_size < offset + size:
+            return b""
+        return self.mapped[offset : offset + size]
 
 
 class LocalFiles:
@@ -82,7 +107,13 @@ class LocalFiles:
         if self.sizes is None:
             with open(f"{self.root}/{self.paths[file]}", "rb", buffering=0) as whole:
                 return whole.read()
-        return os.pread(self._descriptor(file).number, size, offset)
+        return self._descriptor(file).read(offset, size)
+
+    def view(self, file: int, offset: int, size: int) -> bytes | memoryview:
+        """See `Files.view`."""
+        if self.sizes is None:
+            return self.read(file, offset, size)
+        return self._descriptor(file).view(offset, size)
 
     def check(self, files: IntArray) -> None:
         """See `Files.check`; loose files are not looked at, as there may be millions."""

@@ -88,8 +88,11 @@ class RemoteFiles:
 
     def read(self, file: int, offset: int, size: int) -> bytes:
         """See `Files.read`."""
-        descriptor = self._open.get(file) or self._fetched(file)
-        return os.pread(descriptor.number, size, offset)
+        return (self._open.get(file) or self._fetched(file)).read(offset, size)
+
+    def view(self, file: int, offset: int, size: int) -> bytes | memoryview:
+        """See `Files.view`."""
+        return (self._open.get(file) or self._fetched(file)).view(offset, size)
 
     def check(self, files: IntArray) -> None:
         """See `Files.check`: a shard is checked to the last byte when it is fetched."""

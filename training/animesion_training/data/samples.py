@@ -51,15 +51,15 @@ class Samples:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def read(self, i: int) -> bytes:
+    def read(self, i: int) -> bytes | memoryview:
         """The bytes of a sample's picture. Thread-safe.
 
         Raises:
             UsageError: the file cannot be read, is too short, or holds other bytes than the index says.
         """
-        size = int(self.sizes[i])
+        file, offset, size = int(self.files[i]), int(self.offsets[i]), int(self.sizes[i])
         try:
-            content = self.source.read(int(self.files[i]), int(self.offsets[i]), size)
+            content = (self.source.view if self._sound[i] else self.source.read)(file, offset, size)
         except OSError as error:
             why = (error.strerror or str(error) or "read error").lower()
             raise UsageError(f"cannot read {self.place(i)} ({why}): put the file back") from None
