@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -186,9 +187,22 @@ def test_a_shard_cut_while_training_is_named_with_the_key(copy: Path, epochs: in
     shard = shard_of(copy, 1)
     with shard.open("r+b") as file:
         file.truncate(3000)
-    with pytest.raises(UsageError, match=rf"sample [a-z0-9_-]+ in .*{shard.name} is cut off"):
+    with pytest.raises(UsageError, match=rf"{shard.name} has 3,000 bytes where"):
         list(stream)
     assert decoding_threads() == 0
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_samples_of_a_shard_cut_while_training_can_be_skipped(copy: Path, epochs: int) -> None:
+    stream = Stream(open_data(copy), "train", 20, 16, workers=2, on_error="skip")
+    for _ in range(epochs):
+        list(stream)
+    shard = shard_of(copy, 1)
+    with shard.open("r+b") as file:
+        file.truncate(3000)
+    seen = sum(len(batch.labels) for batch in stream)
+    assert 0 < stream.skipped == len(stream.samples) - seen
+    assert re.search(rf"sample [a-z0-9_-]+ in .*{shard.name} is cut off", stream.failures[0].message)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -80,6 +80,7 @@ class RemoteFiles:
         self._open: dict[int, Descriptor] = {}
         self._locks = [threading.Lock() for _ in shards]
         self._making_room = threading.Lock()
+        self._coming = 0  # bytes being fetched
         self._ahead: ThreadPoolExecutor | None = None
 
     def name(self, file: int) -> str:
@@ -118,8 +119,12 @@ class RemoteFiles:
                 os.utime(path)
             except FileNotFoundError:
                 self._make_room(shard.bytes)
-                self._fetch(shard, path)
-                descriptor = Descriptor(path)
+                try:
+                    self._fetch(shard, path)
+                    descriptor = Descriptor(path)
+                finally:
+                    with self._making_room:
+                        self._coming -= shard.bytes
             self._open[file] = descriptor
             return descriptor
 
@@ -150,12 +155,13 @@ class RemoteFiles:
     def _make_room(self, needed: int) -> None:
         """Delete the shards fetched longest ago; threads that read them keep their descriptor until they are done."""
         with self._making_room:
+            self._coming += needed
             kept = []
             for path in self.folder.glob("*.tar"):
                 with contextlib.suppress(FileNotFoundError):  # another process made room
                     facts = path.stat()
                     kept.append((facts.st_mtime, facts.st_size, path))
-            total = needed + sum(size for _, size, _ in kept)
+            total = self._coming + sum(size for _, size, _ in kept)
             by_name = {f"{shard.sha256}.tar": file for file, shard in enumerate(self.shards)}
             for _, size, path in sorted(kept):
                 if total <= self.most_bytes:

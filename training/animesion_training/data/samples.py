@@ -51,15 +51,19 @@ class Samples:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def read(self, i: int) -> bytes | memoryview:
+    def read(self, i: int, *, checked: bool = False) -> bytes | memoryview:
         """The bytes of a sample's picture. Thread-safe.
+
+        Args:
+            i: position in the split.
+            checked: the file was just checked, so that a sample found sound before need not be copied.
 
         Raises:
             UsageError: the file cannot be read, is too short, or holds other bytes than the index says.
         """
         file, offset, size = int(self.files[i]), int(self.offsets[i]), int(self.sizes[i])
         try:
-            content = (self.source.view if self._sound[i] else self.source.read)(file, offset, size)
+            content = (self.source.view if checked and self._sound[i] else self.source.read)(file, offset, size)
         except OSError as error:
             why = (error.strerror or str(error) or "read error").lower()
             raise UsageError(f"cannot read {self.place(i)} ({why}): put the file back") from None
@@ -78,13 +82,16 @@ class Samples:
         name = self.source.name(int(self.files[i]))
         return f"sample {self.keys[i]} in {name}" if self.sizes[i] >= 0 else name
 
-    def check(self) -> None:
-        """Compare the files' lengths with the index, without reading them.
+    def check(self, indices: IntArray | None = None) -> None:
+        """Compare the lengths of files with the index, without reading them.
+
+        Args:
+            indices: check the files of these samples; of all by default.
 
         Raises:
             UsageError: one is missing or has another length.
         """
-        self.source.check(np.unique(self.files))
+        self.source.check(np.unique(self.files if indices is None else self.files[indices]))
 
     def fingerprint(self) -> str:
         """Hex digest of what the samples are: keys and labels in their order."""

@@ -126,7 +126,7 @@ class Stream(Scheduled):
         cv2.setNumThreads(1)
         if self.workers == 0:
             for share in self._shares():
-                pending = _Pending(self.samples, self.transform, share, self.pin_memory)
+                pending = _Pending(self.samples, self.transform, share, self.pin_memory, self.on_error)
                 yield from self._handed(pending, [pending.decode(0, len(pending.pixels))])
             return
         ahead: deque[tuple[_Pending, list[Future[list[Failure]]]]] = deque()
@@ -136,7 +136,7 @@ class Stream(Scheduled):
         try:
             while True:
                 while len(ahead) <= self.prefetch and (following := next(shares, None)) is not None:
-                    pending = _Pending(self.samples, self.transform, following, self.pin_memory)
+                    pending = _Pending(self.samples, self.transform, following, self.pin_memory, self.on_error)
                     while fetch is not None and fetch[0] < following.end:
                         self.samples.source.ahead([fetch[1]])
                         fetch = next(fetches, None)
@@ -196,10 +196,14 @@ class Stream(Scheduled):
 class _Pending:
     """A batch being decoded, in place; different threads write different rows."""
 
-    def __init__(self, samples: Samples, transform: Transform, share: Share, pin_memory: bool) -> None:
+    def __init__(self, samples: Samples, transform: Transform, share: Share, pin_memory: bool, on_error: str) -> None:
         self.samples = samples
         self.transform = transform
         self.share = share
+        # where damage is to be skipped, shards may change under us at any time, and reading must survive it
+        self.checked = on_error == "raise"
+        if self.checked:
+            samples.check(share.indices)
         side, count = transform.size, len(share.indices)
         if pin_memory:
             self.images = torch.empty((count, side, side, 3), dtype=torch.uint8, pin_memory=True)
@@ -216,7 +220,7 @@ class _Pending:
         numbers = self.numbers[start:end].tolist()
         for row, index, u in zip(range(start, end), self.share.indices[start:end].tolist(), numbers, strict=True):
             try:
-                decode_into(self.pixels[row], self.samples.read(index), self.transform, u)
+                decode_into(self.pixels[row], self.samples.read(index, checked=self.checked), self.transform, u)
             except UsageError as error:
                 failures.append(Failure(index, str(error)))
             except RejectedImageError as error:
