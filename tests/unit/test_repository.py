@@ -18,6 +18,7 @@ import yaml
 
 import animesion
 from animesion import recipe
+from animesion_training.recipe import TrainRecipe
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("build", "recipes", "sources", "detectors", "stats", "verify", "diff", "card")
@@ -84,7 +85,10 @@ def test_what_the_texts_point_at_is_there(name: str) -> None:
 
 
 def test_documentation_uses_real_recipe_keys() -> None:
-    known = {f"{section}.{key}" for section, field in recipe.Recipe.model_fields.items() for key in keys_of(field)}
+    models = (recipe.Recipe, TrainRecipe)
+    known = {
+        f"{name}.{key}" for model in models for name, field in model.model_fields.items() for key in keys_of(field)
+    }
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         for key in re.findall(r"--set '?([a-z]+\.[a-z_]+)=", path.read_text(encoding="utf-8")):
             assert key in known or key.startswith("source."), f"{path.name}: {key}"
