@@ -258,9 +258,7 @@ class FolderSource:
         try:
             with archive.open(info) as file:
                 content = file.read(self.options.max_bytes + 1)  # the declared size may lie
-        except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError, ValueError) as error:
-            return Payload(reason="fetch failed", detail=clean_text(str(error), 120))
-        except Exception as error:  # zlib, lzma and bz2 each raise their own
+        except Exception as error:  # damage, encryption, and what zlib, lzma and bz2 each raise
             return Payload(reason="fetch failed", detail=clean_text(str(error), 120))
         return Payload(content) if len(content) <= self.options.max_bytes else Payload(reason="too many bytes")
 
