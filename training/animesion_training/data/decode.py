@@ -1,6 +1,6 @@
 """One picture: bytes to a square of uint8 pixels, cropped and resized; the transforms that say which part of it.
 
-JPEGs without a rotation are decoded by libjpeg-turbo at the least of 1/1, 3/8, 1/4 and 1/8 of their size that still
+JPEGs without a rotation are decoded by libjpeg-turbo at the least of 1/1, 1/2, 3/8, 1/4, 1/8 of their size that still
 covers the wanted resolution (other fractions have no fast inverse DCT and lose to the next larger one), then OpenCV
 resizes straight into the batch; both release the interpreter lock. All else, and a JPEG that the fast decoder has a
 word to say about, goes through `animesion.images`, which also decides what is a picture at all. Flips, colours and
