@@ -34,9 +34,10 @@ def eval_(
     as_json: bool,
 ) -> None:
     """Accuracy of a model on each class of DATA, honest about the tail: macro, bands, calibration, intervals."""
-    from animesion.cli.training import training
+    from animesion.cli.training import check_there, training
     from animesion.errors import UsageError
 
+    check_there(checkpoint, data)
     with training():
         from animesion_training import evaluating, evaluation_report
         from animesion_training.data import Augment, open_data

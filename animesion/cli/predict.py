@@ -20,8 +20,9 @@ def predict(
     """Name what is on PATHS (pictures or folders of them); exit status 1 when one of them cannot be read."""
     import json
 
-    from animesion.cli.training import training
+    from animesion.cli.training import check_there, training
 
+    check_there(checkpoint, *paths)
     with training():
         from animesion_training.distributed import joined
         from animesion_training.predicting import predict as predictions

@@ -18,8 +18,9 @@ def study(file: Path, data: str, out: Path, device: str, as_json: bool) -> None:
 
     The same command carries on with a study that was stopped.
     """
-    from animesion.cli.training import training
+    from animesion.cli.training import check_there, training
 
+    check_there(file, data)
     with training():
         from animesion.cli.watching import watching
         from animesion_training import studying

@@ -50,7 +50,7 @@ def train(
 
     A run that was stopped or killed goes on with the same command and --resume.
     """
-    from animesion.cli.training import training
+    from animesion.cli.training import check_there, training
     from animesion_training.recipe import load
 
     changes: dict[str, Any] = {
@@ -64,6 +64,7 @@ def train(
         "data.cache": cache,
     }
     chosen = load(recipe, overrides, changes)
+    check_there(data)
     with training():
         from animesion.cli.watching import watching
         from animesion_training import loop

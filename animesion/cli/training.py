@@ -1,9 +1,10 @@
-"""What the commands over `animesion_training` share: the sentence for a package that is not installed."""
+"""What the commands over `animesion_training` share: the sentences for what is not installed or not there."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 from animesion.errors import UsageError
 
@@ -21,3 +22,14 @@ def training() -> Iterator[None]:
         if (error.name or "").partition(".")[0].startswith("animesion"):
             raise
         raise UsageError(f"this command needs {error.name}: pip install 'animesion[train]'") from None
+
+
+def check_there(*paths: Path | str) -> None:
+    """Refuse a local path that is not there before torch is loaded: that takes seconds, a typing error none.
+
+    Raises:
+        UsageError: it names the first that is missing; URLs are not looked at.
+    """
+    for path in paths:
+        if "://" not in str(path) and not Path(path).exists():
+            raise UsageError(f"there is no file or folder {path}")
