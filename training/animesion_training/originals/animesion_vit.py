@@ -1,0 +1,136 @@
+"""The vision transformer of Animesion (ISCAS 2022), which GLSim and ILA share, with its plain and IFA heads."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from animesion.errors import UsageError
+from animesion_training.checkpoints import Config, Converter, Weights, load_all, register_converter
+from animesion_training.models.baselines import BASELINES
+from animesion_training.models.create import ModelSpec
+from animesion_training.models.ifa import IFAVisionTransformer
+
+#: Pattern of the original's name -> timm's; q, k and v are joined first.
+_VIT_NAMES = (
+    (r"class_token", "cls_token"),
+    (r"positional_embedding\.pos_embedding", "pos_embed"),
+    (r"patch_embedding\.(weight|bias)", r"patch_embed.proj.\1"),
+    (r"(?:transformer|encoder)\.blocks\.(\d+)\.(norm[12]|attn\.qkv)\.(weight|bias)", r"blocks.\1.\2.\3"),
+    (r"(?:transformer|encoder)\.blocks\.(\d+)\.proj\.(weight|bias)", r"blocks.\1.attn.proj.\2"),
+    (r"(?:transformer|encoder)\.blocks\.(\d+)\.pwff\.(fc[12])\.(weight|bias)", r"blocks.\1.mlp.\2.\3"),
+    (r"(?:norm|encoder_norm|class_head\.0)\.(weight|bias)", r"norm.\1"),
+    (r"(?:fc|head\.head|head|class_head\.1)\.(weight|bias)", r"head.\1"),
+    (r"(?:inter_class_head|head\.ifa_head)\.0\.(weight|bias)", r"head.layers.\1"),
+    (r"(?:inter_class_head|head\.ifa_head)\.3\.(weight|bias)", r"head.norm.\1"),
+    (r"(?:inter_class_head|head\.ifa_head)\.4\.(weight|bias)", r"head.fc.\1"),
+)
+_VIT_EPS = 1e-12
+_QKV = re.compile(r"(.*\.attn)\.proj_q\.(weight|bias)")
+#: (width, depth) of the published sizes -> their letter in our names, for models that can be written to a file.
+_SIZES = {(192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "large"}
+
+
+#: Settings of the same names with which the originals leave the plain forward pass without further parameters.
+_DEPARTURES = ("selector", "adapter", "ila", "prompt", "aggregator", "attention_crop", "dynamic_anchor")
+
+
+def _is_animesion_vit(config: Config, weights: Weights) -> bool:
+    stem = weights.get("patch_embedding.weight")
+    if stem is None or any(config.get(setting) for setting in _DEPARTURES):
+        return False
+    plain = config.get("classifier") in (None, "cls", "token", "ifacls")
+    apart = config.get("patch_stride") in (None, stem.shape[-1])
+    names = (r"transformer\.blocks\.0\.attn\.proj_q\.weight", r"encoder\.blocks\.0\.attn\.proj_q\.weight")
+    return plain and apart and any(re.fullmatch(name, key) for name in names for key in weights)
+
+
+def _build_animesion_vit(config: Config, weights: Weights, reference_compat: bool) -> nn.Module:
+    """The weights tell all but the number of heads; residual dropout of the original's training is left out."""
+    renamed = _renamed_vit(weights)
+    settings = {**config, **(config.get("arch") or {}), **(config.get("args") or {})}
+    depth = 1 + max(int(key.split(".")[1]) for key in renamed if key.startswith("blocks."))
+    width, channels, *patch = renamed["patch_embed.proj.weight"].shape
+    tokens = renamed["pos_embed"].shape[1] - 1
+    grid = round(tokens**0.5)
+    if grid * grid != tokens:
+        raise UsageError(f"a grid of {tokens} patches is not square: this family has square pictures only")
+    ifa = "head.layers.weight" in renamed
+    last = renamed.get("head.fc.weight" if ifa else "head.weight")
+    if last is None:
+        raise UsageError("this checkpoint has no classifier: neither `fc` nor `inter_class_head` is in it")
+    num_classes = last.shape[0]
+    model: Any = VisionTransformer(
+        img_size=(grid * patch[0], grid * patch[1]),
+        patch_size=(patch[0], patch[1]),
+        in_chans=channels,
+        num_classes=num_classes,
+        embed_dim=width,
+        depth=depth,
+        num_heads=int(settings.get("num_attention_heads") or max(1, width // 64)),
+        mlp_ratio=renamed["blocks.0.mlp.fc1.weight"].shape[0] / width,
+        final_norm="norm.weight" in renamed,
+        norm_layer=partial(nn.LayerNorm, eps=_VIT_EPS),
+    )
+    if ifa:
+        model = IFAVisionTransformer(model, num_classes)
+        renamed = {key if key.startswith("head.") else f"backbone.{key}": value for key, value in renamed.items()}
+    load_all(model, renamed, "animesion vision transformer")
+    side = int(settings.get("image_size") or grid * patch[0])
+    if side != grid * patch[0]:
+        model.set_input_size(img_size=(side, side))
+    _describe_vit(model, f"vit_{_SIZES.get((width, depth), '')}_patch{patch[0]}", side, num_classes, ifa)
+    built: nn.Module = model
+    return built
+
+
+def _renamed_vit(weights: Weights) -> dict[str, Tensor]:
+    joined = dict(weights)
+    for key in weights:
+        if match := _QKV.fullmatch(key):
+            block, kind = match.groups()
+            try:
+                parts = [joined.pop(f"{block}.proj_{letter}.{kind}") for letter in "qkv"]
+            except KeyError as error:
+                raise UsageError(f"this checkpoint lacks {error.args[0]}, its attention is incomplete") from None
+            joined[f"{block}.qkv.{kind}"] = torch.cat(parts)
+    renamed, unknown = {}, []
+    for key, value in joined.items():
+        for pattern, ours in _VIT_NAMES:
+            if match := re.fullmatch(pattern, key):
+                renamed[match.expand(ours)] = value
+                break
+        else:
+            unknown.append(key)
+    if unknown:
+        raise UsageError(
+            f"this checkpoint has {len(unknown)} parameters beyond the plain vision transformer and its heads: "
+            f"{', '.join(sorted(unknown)[:3])}"
+        )
+    if absent := [key for key in ("pos_embed", "cls_token", "patch_embed.proj.weight") if key not in renamed]:
+        raise UsageError(f"this checkpoint lacks the weights for {', '.join(absent)}")
+    return renamed
+
+
+def _describe_vit(model: nn.Module, short: str, side: int, num_classes: int, ifa: bool) -> None:
+    """The originals normalise with mean and deviation 0.5; a published size also gets a spec, so it can be saved."""
+    config: dict[str, Any] = {"input_size": (3, side, side), "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    config |= {"interpolation": "bilinear", "num_classes": num_classes, "architecture": ""}
+    vars(model)["pretrained_cfg"] = vars(model)["default_cfg"] = config
+    if short not in BASELINES:
+        return
+    spec = ModelSpec(short, num_classes, side, "ifa" if ifa else "linear", norm_eps=_VIT_EPS)
+    with torch.device("meta"):
+        published = spec.build().state_dict()
+    own = model.state_dict()
+    if {key: value.shape for key, value in published.items()} == {key: value.shape for key, value in own.items()}:
+        config["architecture"] = f"{short}_ifa" if ifa else BASELINES[short]
+        vars(model)["spec"] = spec
+
+
+register_converter(Converter("animesion vision transformer", _is_animesion_vit, _build_animesion_vit))
