@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 from timm.utils.model_ema import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 
 from animesion.errors import AnimesionError, UsageError
-from animesion_training import evaluating, optimizing, runs, state
+from animesion_training import evaluating, optimizing, runs, state, steps
 from animesion_training.data import (
     Augment,
     Batch,
@@ -173,10 +173,11 @@ class _Trainer:
         self.schedule = optimizing.make_schedule(self.optimizer, recipe.schedule, len(self.stream))
         self.ema = ModelEmaV3(self.model, decay=settings.ema) if settings.ema else None
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=settings.precision == "fp16")
-        self.stepping: nn.Module = torch.compile(self.model) if settings.compile else self.model  # type: ignore[assignment]
+        self.forward = self._forward()
+        self.stepping: nn.Module = self.forward
         if place.world_size > 1:
             on = [place.device] if place.device.type == "cuda" else None
-            self.stepping = nn.parallel.DistributedDataParallel(self.stepping, device_ids=on)
+            self.stepping = nn.parallel.DistributedDataParallel(self.forward, device_ids=on)
 
     # -- parts -------------------------------------------------------------------------------------------------------
 
@@ -258,6 +259,15 @@ class _Trainer:
         made = create_objective(settings.name, self.counts, epochs=self.recipe.schedule.epochs, **options)
         return made.to(self.place.device)
 
+    def _forward(self) -> steps.Step:
+        settings = self.recipe.run
+        network: nn.Module = torch.compile(self.model) if settings.compile else self.model  # type: ignore[assignment]
+
+        def autocast() -> contextlib.AbstractContextManager[None]:
+            return evaluating.computed_in(settings.precision, self.place.device)
+
+        return steps.Step(network, self.objective, autocast, self.model).to(self.place.device)
+
     # -- the run -----------------------------------------------------------------------------------------------------
 
     def run(self) -> Evaluation | None:
@@ -306,24 +316,26 @@ class _Trainer:
         self.schedule.step_update(self.step)
         settings, device = self.recipe.run, self.place.device
         labels = batch.labels.to(device, non_blocking=True)
-        images = self.augment(batch.images.to(device, non_blocking=True), batch.seeds.to(device, non_blocking=True))
+        seeds = batch.seeds.to(device, non_blocking=True)
+        images = self.augment(batch.images.to(device, non_blocking=True), seeds)
         targets = labels
         if self.mixing.active:
             images, targets = mix(images, labels, self.data.num_classes, self.mixing, self.mix_generator)
         if not settings.channels_last:
             images = images.contiguous()
         [count] = map(int, self.place.total(len(labels)))
-        total = torch.zeros((), device=device)
+        sums: dict[str, Tensor] = {}
         pieces = min(settings.accumulate, len(labels))
-        for i, (part, target) in enumerate(zip(images.chunk(pieces), targets.chunk(pieces), strict=True)):
+        for i, piece in enumerate(zip(images.chunk(pieces), targets.chunk(pieces), seeds.chunk(pieces), strict=True)):
             with self._synchronised(last=i == pieces - 1):
-                with evaluating.computed_in(settings.precision, device):
-                    logits = self.stepping(part)
-                # the mean over the global batch, whatever share of it this process and piece have
-                loss = self.objective(logits, target) * (len(part) / count)
-                self.scaler.scale(loss * self.place.world_size).backward()
-            total += loss.detach()
-        [mean] = self.place.total(float(total))
+                # means over the global batch, whatever share of it this process and piece have
+                terms = {name: term * (len(piece[0]) / count) for name, term in self.stepping(*piece).items()}
+                loss: Any = self.scaler.scale(steps.total(terms) * self.place.world_size)
+                loss.backward()
+            for name, term in terms.items():
+                sums[name] = sums.get(name, 0.0) + term.detach()
+        parts = dict(zip(sums, self.place.total(*map(float, sums.values())), strict=True))
+        mean = sum(parts.values())
         self._check(mean)
         self.scaler.unscale_(self.optimizer)
         if self.recipe.optimizer.clip:

@@ -1,0 +1,448 @@
+"""One host for every method that works on the tokens of a vision transformer: it owns the block loop of a timm model.
+
+A method is a plug-in that changes the tokens before, inside or after blocks; plug-ins combine. Nothing of timm's model
+is repeated: a block that no plug-in opens is called as it is, with its fused attention. An opened block runs timm's own
+layers in the same order, and the attention inside it is still fused unless a plug-in asks for all its weights. The
+plug-ins are in this package's other modules, heads in `models.heads`, methods with two passes in `twopass`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from timm.layers.attention import Attention
+from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from animesion.errors import UsageError
+
+_BACKBONE = "backbone."
+
+
+@dataclass(eq=False)
+class Tokens:
+    """What flows through the blocks. Plug-ins change it in place.
+
+    The order of tokens is: prefix (the class token first), patches or what they were reduced to, extra.
+
+    Attributes:
+        x: (B, T, D).
+        prefix: tokens in front that are no patches: class token, registers, prompts.
+        grid: rows and columns of the patch tokens while they form a grid, else None.
+        extra: tokens behind the patches: cross-layer registers and what a cache has given back.
+        size: how many patches each token stands for, (B, T), None for one each; attention weighs keys by it.
+        real: which tokens are no padding, (B, T) bool, None for all.
+        policy: DynamicViT's decision for each token in training, (B, T), None for all kept.
+        gathered: class tokens (B, D) taken at the ends of groups, in order.
+        losses: further terms of the training loss by name, scalars; already weighted.
+        trace: what a plug-in chose, by `block{i}.<what>`; None when nobody looks.
+    """
+
+    x: Tensor
+    prefix: int
+    grid: tuple[int, int] | None
+    extra: int = 0
+    size: Tensor | None = None
+    real: Tensor | None = None
+    policy: Tensor | None = None
+    gathered: list[Tensor] = field(default_factory=list)
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    trace: dict[str, Tensor] | None = None
+
+    @property
+    def class_token(self) -> Tensor:
+        """(B, D)."""
+        return self.x[:, 0]
+
+    @property
+    def patches(self) -> Tensor:
+        """All but prefix and extra, (B, N, D)."""
+        return self.x[:, self.prefix : self.x.shape[1] - self.extra]
+
+    def bias(self) -> Tensor | None:
+        """What attention adds to its scores, broadcast to (B, heads, T, T): log of sizes, and padding shut out."""
+        bias: Tensor | None = None
+        if self.size is not None:
+            bias = self.size.log()[:, None, None, :].to(self.x.dtype)
+        if self.real is not None:
+            both = self.real[:, None, :, None] & self.real[:, None, None, :]
+            shut = torch.zeros_like(both, dtype=self.x.dtype).masked_fill_(~both, torch.finfo(self.x.dtype).min)
+            bias = shut if bias is None else bias + shut
+        return bias
+
+    def append(self, tokens: Tensor) -> None:
+        """Put tokens (B, n, D) behind all others as `extra`: real, of size one, kept."""
+        self.x = torch.cat([self.x, tokens], dim=1)
+        self.extra += tokens.shape[1]
+        shape = tokens.shape[:2]
+        if self.size is not None:
+            self.size = torch.cat([self.size, self.size.new_ones(shape)], dim=1)
+        if self.real is not None:
+            self.real = torch.cat([self.real, self.real.new_ones(shape)], dim=1)
+        if self.policy is not None:
+            self.policy = torch.cat([self.policy, self.policy.new_ones(shape)], dim=1)
+
+    def note(self, block: int, what: str, value: Tensor) -> None:
+        """Keep what was chosen, when somebody looks."""
+        if self.trace is not None:
+            self.trace[f"block{block}.{what}"] = value.detach()
+
+
+class Attended:
+    """The attention of an opened block: its queries, keys and values, and what follows from them when asked for.
+
+    Args:
+        attention: timm's module.
+        normed: the block's normalised input, (B, T, D).
+        bias: added to the scores, broadcast to (B, heads, T, T).
+
+    Attributes:
+        q: (B, heads, Tq, head width), normalised as the module says, not scaled; may be replaced by a plug-in.
+        k: (B, heads, Tk, head width); likewise.
+        v: (B, heads, Tk, head width); likewise.
+        bias: may be replaced along with them.
+        mixing: in place of the softmax, a function from scores (B, heads, Tq, Tk), bias included, to weights.
+    """
+
+    def __init__(self, attention: Any, normed: Tensor, bias: Tensor | None) -> None:
+        batch, count, _ = normed.shape
+        qkv = attention.qkv(normed).reshape(batch, count, 3, attention.num_heads, attention.head_dim)
+        q, k, self.v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        self.q, self.k = attention.q_norm(q), attention.k_norm(k)
+        self.attention = attention
+        self.bias = bias
+        self.mixing: Callable[[Tensor], Tensor] | None = None
+
+    def scores(self, rows: slice = slice(None)) -> Tensor:
+        """Scaled products of some queries with all keys, plus the bias: (B, heads, rows, Tk)."""
+        scores: Tensor = (self.q[:, :, rows] * self.attention.scale) @ self.k.transpose(-2, -1)
+        if self.bias is None:
+            return scores
+        return scores + (self.bias if self.bias.shape[-2] == 1 else self.bias[:, :, rows])
+
+    @cached_property
+    def class_row(self) -> Tensor:
+        """Attention weights of the class token, (B, heads, Tk): one row beside the fused attention, not all of them."""
+        if "weights" in vars(self):
+            return self.weights[:, :, 0]
+        return self.scores(slice(0, 1)).softmax(dim=-1)[:, :, 0]
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """All attention weights, (B, heads, Tq, Tk), before dropout. Asking for them gives up the fused attention."""
+        scores = self.scores()
+        return self.mixing(scores) if self.mixing else scores.softmax(dim=-1)
+
+    def output(self) -> Tensor:
+        """The module's output, (B, Tq, D)."""
+        module = self.attention
+        if self.mixing or "weights" in vars(self):
+            mixed = module.attn_drop(self.weights) @ self.v
+        else:
+            mixed = functional.scaled_dot_product_attention(
+                self.q, self.k, self.v, self.bias, module.attn_drop.p if module.training else 0.0
+            )
+        mixed = mixed.transpose(1, 2).flatten(2)
+        out: Tensor = module.proj_drop(module.proj(module.norm(mixed)))
+        return out
+
+
+class Plugin(nn.Module):
+    """A method on tokens; every hook may be left as it is.
+
+    Attributes:
+        opens: the blocks whose inside it needs: `attention`, `between` and `beside` are called in these only.
+        keeps_grid: whether patch tokens still form a grid after it.
+        has_losses: whether it adds to `Tokens.losses` in training.
+    """
+
+    opens: frozenset[int] = frozenset()
+    keeps_grid: bool = True
+    has_losses: bool = False
+
+    def begin(self, tokens: Tokens) -> None:
+        """Tokens are embedded, no block has run."""
+
+    def before(self, block: int, tokens: Tokens) -> None:
+        """A block is about to run."""
+
+    def attention(self, block: int, tokens: Tokens, attended: Attended) -> None:
+        """Queries, keys and values are there, nothing was mixed yet: they may be replaced, and tokens dropped.
+
+        Who drops queries drops the same rows of `tokens.x`, to which the output is added.
+        """
+
+    def beside(self, block: int, branch: Literal["attention", "mlp"], normed: Tensor, tokens: Tokens) -> Tensor | None:
+        """What is added to a branch's output, from the branch's normalised input (B, T, D)."""
+
+    def between(self, block: int, tokens: Tokens, attended: Attended) -> None:
+        """The attention's output was added, the MLP has not run: tokens may be dropped or merged."""
+
+    def after(self, block: int, tokens: Tokens) -> None:
+        """A block has run."""
+
+    def finish(self, tokens: Tokens) -> None:
+        """All blocks have run; the final norm has not."""
+
+    def no_weight_decay(self) -> set[str]:
+        """Names within the plug-in that weight decay leaves alone, beyond biases and norms."""
+        return set()
+
+
+class TokenVisionTransformer(nn.Module):
+    """A timm VisionTransformer whose block loop is open to plug-ins.
+
+    Args:
+        backbone: a timm VisionTransformer with a class token and plain pre-norm blocks (ViT, DeiT, DeiT III, CLIP,
+            DINO, MAE; with registers or not). Its classifier is replaced.
+        plugins: methods by name, in the order in which each hook calls them.
+        num_classes: number of classes; 0 for features alone.
+        head: what classifies from the pooled feature (B, D), or, with `gathers`, from the class tokens (B, D, L);
+            None for one linear layer.
+        gathers: blocks after which the class token is taken; the final norm is dropped then, as the head has no use
+            for it.
+
+    Raises:
+        UsageError: the backbone cannot carry the plug-ins.
+
+    Shape:
+        (B, C, H, W) to logits (B, num_classes).
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        plugins: Mapping[str, Plugin],
+        num_classes: int,
+        head: Callable[[int], nn.Module] | None = None,
+        gathers: Iterable[int] = (),
+    ) -> None:
+        super().__init__()
+        host = hosted(backbone, "token methods")
+        self.gathers = frozenset(gathers)
+        host.reset_classifier(0, "token" if self.gathers else None)
+        if self.gathers:
+            host.norm = nn.Identity()
+            host.fc_norm = nn.Identity()
+        self.backbone = host
+        self.plugins = nn.ModuleDict(plugins)
+        self.num_classes = num_classes
+        self.embed_dim = self.num_features = self.head_hidden_size = host.embed_dim
+        self.in_chans: int = host.in_chans
+        self.feature_info = [dict(info, module=f"{_BACKBONE}{info['module']}") for info in host.feature_info]
+        self.grad_checkpointing = False
+        self._make_head = head or self._linear_head
+        self.head = self._make_head(num_classes) if num_classes else nn.Identity()
+        opened = {i for plugin in self._plugins() for i in plugin.opens}
+        if opened and not 0 <= min(opened) <= max(opened) < len(host.blocks):
+            raise UsageError(f"blocks {sorted(opened)} are asked for, this transformer has 0 to {len(host.blocks) - 1}")
+
+    def _plugins(self) -> list[Plugin]:
+        return [plugin for plugin in self.plugins.values() if isinstance(plugin, Plugin)]
+
+    def _linear_head(self, num_classes: int) -> nn.Module:
+        layer = nn.Linear(self.embed_dim, num_classes)
+        nn.init.trunc_normal_(layer.weight, std=0.02)
+        nn.init.zeros_(layer.bias)
+        return layer
+
+    # -- the loop ----------------------------------------------------------------------------------------------------
+
+    def encode(self, x: Tensor, *, trace: bool = False, embedded: Callable[[Tensor], Tensor] | None = None) -> Tokens:
+        """Run embedding and blocks.
+
+        Args:
+            x: pictures, (B, C, H, W).
+            trace: keep what plug-ins choose.
+            embedded: changes the embedded tokens (B, T, D) before the first block, for a pass with another class token.
+
+        Returns:
+            The tokens after the last block, without the final norm.
+        """
+        host = self.backbone
+        height, width = x.shape[-2:]
+        embedding = host._pos_embed(host.patch_embed(x))
+        if embedded is not None:
+            embedding = embedded(embedding)
+        patch = host.patch_embed.patch_size
+        grid = (height // patch[0], width // patch[1])
+        tokens = Tokens(
+            host.norm_pre(host.patch_drop(embedding)), host.num_prefix_tokens, grid, trace={} if trace else None
+        )
+        plugins = self._plugins()
+        for plugin in plugins:
+            plugin.begin(tokens)
+        for i, block in enumerate(host.blocks):
+            for plugin in plugins:
+                plugin.before(i, tokens)
+            inside = [plugin for plugin in plugins if i in plugin.opens]
+            if inside:
+                self._open(i, block, tokens, inside)
+            else:
+                self._run(block, tokens)
+            for plugin in plugins:
+                plugin.after(i, tokens)
+            if i in self.gathers:
+                tokens.gathered.append(tokens.class_token)
+        for plugin in plugins:
+            plugin.finish(tokens)
+        return tokens
+
+    def _run(self, block: Any, tokens: Tokens) -> None:
+        bias = tokens.bias()
+        options: dict[str, Any] = {} if bias is None else {"attn_mask": bias}
+        if self.grad_checkpointing and self.training:
+            tokens.x = checkpoint(block, tokens.x, use_reentrant=False, **options)
+        else:
+            tokens.x = block(tokens.x, **options)
+
+    @staticmethod
+    def _open(i: int, block: Any, tokens: Tokens, plugins: Sequence[Plugin]) -> None:
+        normed = block.norm1(tokens.x)
+        attended = Attended(block.attn, normed, tokens.bias())
+        for plugin in plugins:
+            plugin.attention(i, tokens, attended)
+        x = tokens.x + block.drop_path1(block.ls1(attended.output()))
+        for plugin in plugins:
+            if (more := plugin.beside(i, "attention", normed, tokens)) is not None:
+                x = x + more
+        tokens.x = x
+        for plugin in plugins:
+            plugin.between(i, tokens, attended)
+        normed = block.norm2(tokens.x)
+        x = tokens.x + block.drop_path2(block.ls2(block.mlp(normed)))
+        for plugin in plugins:
+            if (more := plugin.beside(i, "mlp", normed, tokens)) is not None:
+                x = x + more
+        tokens.x = x
+
+    # -- timm's interface --------------------------------------------------------------------------------------------
+
+    def pool(self, tokens: Tokens) -> Tensor:
+        """What the head is given: the pooled feature (B, D), or the gathered class tokens (B, D, L)."""
+        if self.gathers:
+            return torch.stack(tokens.gathered, dim=-1)
+        host = self.backbone
+        x = host.norm(tokens.x)
+        if host.global_pool == "token":
+            pooled = x[:, 0]
+        elif tokens.real is None:
+            pooled = x[:, tokens.prefix :].mean(dim=1)
+        else:
+            real = tokens.real[:, tokens.prefix :, None].to(x.dtype)
+            pooled = (x[:, tokens.prefix :] * real).sum(dim=1) / real.sum(dim=1)
+        normed: Tensor = host.head_drop(host.fc_norm(pooled))
+        return normed
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Pictures (B, C, H, W) to what the head is given: (B, D), or (B, D, L) where class tokens are gathered."""
+        return self.pool(self.encode(x))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Features to logits (B, num_classes), or the features themselves."""
+        result: Tensor = x if pre_logits else self.head(x)
+        return result
+
+    @property
+    def has_losses(self) -> bool:
+        """Whether a plug-in adds terms to the training loss."""
+        return any(plugin.has_losses for plugin in self._plugins())
+
+    def forward(self, x: Tensor, with_losses: bool = False) -> Any:
+        """Pictures (B, C, H, W) to logits (B, num_classes).
+
+        Args:
+            x: the pictures.
+            with_losses: also give the terms that plug-ins add to the training loss: scalars by name, already weighted.
+        """
+        tokens = self.encode(x)
+        logits = self.forward_head(self.pool(tokens))
+        return (logits, tokens.losses) if with_losses else logits
+
+    def traced(self, x: Tensor) -> tuple[Tensor, Tokens]:
+        """Logits, and the tokens with a trace of what the plug-ins chose."""
+        tokens = self.encode(x, trace=True)
+        return self.forward_head(self.pool(tokens)), tokens
+
+    def adapt_state_dict(self, state_dict: dict[str, Tensor], model: nn.Module | None = None) -> dict[str, Tensor]:
+        """Weights of ours or of the bare backbone, in any layout that timm reads, for this model.
+
+        Position embeddings are resampled to this model's grid; of the bare backbone, its classifier is left out.
+        `model` is not used: filters of timm's are given it.
+        """
+        if any(key.startswith(_BACKBONE) for key in state_dict):
+            host = {
+                key.removeprefix(_BACKBONE): value for key, value in state_dict.items() if key.startswith(_BACKBONE)
+            }
+            rest = {key: value for key, value in state_dict.items() if not key.startswith(_BACKBONE)}
+        else:
+            host, rest = state_dict, {}
+        host = checkpoint_filter_fn(host, self.backbone)
+        dropped = ("head.", "head_dist.", "pre_logits.", *(("norm.", "fc_norm.") if self.gathers else ()))
+        return {f"{_BACKBONE}{key}": value for key, value in host.items() if not key.startswith(dropped)} | rest
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that weight decay leaves alone."""
+        names = {f"{_BACKBONE}{name}" for name in self.backbone.no_weight_decay()}
+        for name, plugin in self.plugins.items():
+            if isinstance(plugin, Plugin):
+                names |= {f"plugins.{name}.{each}" for each in plugin.no_weight_decay()}
+        return names
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Parameter groups by depth, for layer decay; what plug-ins and head add counts as the last layer."""
+        return {
+            "stem": r"^backbone\.(?:cls_token|reg_token|pos_embed|patch_embed|norm_pre)",
+            "blocks": [(r"^backbone\.blocks\.(\d+)", None), (r"^(?:backbone\.norm|plugins|head)", (99999,))],
+        }
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade time for memory in the blocks that no plug-in opens."""
+        self.grad_checkpointing = enable
+
+    def get_classifier(self) -> nn.Module:
+        """The head."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new head for another number of classes.
+
+        Raises:
+            UsageError: another pooling is asked for; it is the backbone's.
+        """
+        if global_pool not in (None, "", self.backbone.global_pool):
+            raise UsageError(f"this transformer pools by {self.backbone.global_pool!r}, it cannot by {global_pool!r}")
+        self.num_classes = num_classes
+        head = self._make_head(num_classes) if num_classes else nn.Identity()
+        self.head = head.to(next(self.backbone.parameters()).device)
+
+
+def hosted(backbone: nn.Module, what: str) -> Any:
+    """The backbone, if token methods can work on it.
+
+    Raises:
+        UsageError: it is no vision transformer of timm's with a class token and plain pre-norm blocks.
+    """
+    kind = type(backbone).__name__
+    if not isinstance(backbone, VisionTransformer):
+        raise UsageError(f"{what} need a plain vision transformer of timm's, and {kind} is none")
+    if backbone.cls_token is None:
+        raise UsageError(f"{what} need a class token, and this vision transformer pools its patches without one")
+    if getattr(backbone, "rope", None) is not None or getattr(backbone, "dynamic_img_size", False):
+        raise UsageError(f"{what} need fixed absolute positions, and this {kind} computes them for each picture")
+    if backbone.attn_pool is not None:
+        raise UsageError(f"{what} need a class token to classify from, and this {kind} ends in attention pooling")
+    for block in backbone.blocks:
+        plain = type(block) is Block and type(block.attn) is Attention and block.attn.gate is None
+        if not plain:
+            raise UsageError(
+                f"{what} need blocks of attention and MLP one after the other, and this {kind} is made of "
+                f"{type(block).__name__} with {type(getattr(block, 'attn', None)).__name__}"
+            )
+    return backbone
