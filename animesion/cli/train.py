@@ -21,6 +21,14 @@ if TYPE_CHECKING:
 @click.option("--batch-size", type=int, help="Pictures in a step, over all processes.")
 @click.option("--lr", type=float, help="Learning rate.")
 @click.option("--cache", type=click.Choice(["none", "ram", "device"]), help="Decode once and keep the pixels there.")
+@click.option("--head", help="Classifier: linear, cosine, ifa, cla, ...")
+@click.option("--selector", help="How parts are found: cal, glsim, ...")
+@click.option("--reduction", help="Token reduction: evit, tome, ...")
+@click.option("--keep-rate", type=float, help="Share of tokens that each reduction keeps.")
+@click.option("--token-cache", help="Cross-layer cache: clc.")
+@click.option("--adapter", help="Adapter: ila, adapter, lora, ...")
+@click.option("--teacher", help="Weights of a teacher to distil from.")
+@click.option("--teacher-size", type=int, help="Side of the teacher's pictures in pixels; its own by default.")
 @click.option("--init", help="Weights to start from; a head of another number of classes is replaced.")
 @click.option("--freeze", multiple=True, help="Parameters not to train: `backbone`, a name, a shell pattern.")
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override one value of the recipe.")
@@ -38,6 +46,14 @@ def train(
     batch_size: int | None,
     lr: float | None,
     cache: str | None,
+    head: str | None,
+    selector: str | None,
+    reduction: str | None,
+    keep_rate: float | None,
+    token_cache: str | None,
+    adapter: str | None,
+    teacher: str | None,
+    teacher_size: int | None,
     init: str | None,
     freeze: tuple[str, ...],
     overrides: tuple[str, ...],
@@ -56,6 +72,14 @@ def train(
     changes: dict[str, Any] = {
         "model.name": model,
         "model.img_size": img_size,
+        "model.head": head,
+        "model.selector": selector,
+        "model.reduction": reduction,
+        "model.keep_rate": keep_rate,
+        "model.cache": token_cache,
+        "model.adapter": adapter,
+        "teacher.weights": teacher,
+        "teacher.img_size": teacher_size,
         "model.init": init,
         "model.freeze": list(freeze) or None,
         "schedule.epochs": epochs,
@@ -64,13 +88,17 @@ def train(
         "data.cache": cache,
     }
     chosen = load(recipe, overrides, changes)
-    check_there(data)
+    check_there(data, *filter(None, (chosen.model.init, chosen.teacher.weights)))
     with training():
         from animesion.cli.watching import watching
         from animesion_training import loop
 
-    with watching() as watcher:
-        outcome = loop.train(chosen, data, out, images=images, resume=resume, device=device, watcher=watcher)
+    try:
+        with watching() as watcher:
+            outcome = loop.train(chosen, data, out, images=images, resume=resume, device=device, watcher=watcher)
+    except KeyboardInterrupt:
+        click.echo(f"stopped: {out} keeps what is done, the same command with --resume carries on", err=True)
+        raise SystemExit(130) from None
     if watcher.silent:
         return
     if as_json:

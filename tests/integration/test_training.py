@@ -254,3 +254,60 @@ def test_a_study_is_one_table_and_carries_on(coloured: Path, tmp_path: Path) -> 
     wrong = subprocess.run(order, capture_output=True, text=True)
     assert wrong.returncode == 2
     assert "did you mean 'model.name'" in wrong.stderr
+
+
+@pytest.mark.parametrize("cache", ["ram", "device"])
+def test_a_run_from_the_cache_learns_and_resumes(coloured: Path, tmp_path: Path, cache: str) -> None:
+    settings = (f"data.cache={cache}", "run.save_steps=3")
+    outcome = loop.train(recipe(*settings, epochs=6), coloured, tmp_path / "run", device="cpu")
+    assert outcome.test is not None
+    assert outcome.test.top_1 > 0.8
+
+    class StoppedError(Exception):
+        pass
+
+    class StopsEarly(loop.Watcher):
+        def ended(self, epoch: int, numbers: dict[str, float]) -> None:
+            if epoch == 2:
+                raise StoppedError
+
+    with pytest.raises(StoppedError):
+        loop.train(recipe(*settings, epochs=6), coloured, tmp_path / "cut", device="cpu", watcher=StopsEarly())
+    loop.train(recipe(*settings, epochs=6), coloured, tmp_path / "cut", device="cpu", resume=True)
+    assert losses(tmp_path / "cut") == losses(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [("run.precision=bf16",), ("run.precision=fp16",), ("run.precision=bf16", "run.checkpointing=true", "run.ema=0.9")],
+    ids=["bf16", "fp16", "bf16-checkpointing-ema"],
+)
+def test_lower_precision_trains_alike(coloured: Path, tmp_path: Path, settings: tuple[str, ...]) -> None:
+    model = ("model.name=resnet10t", "optimizer.lr=0.005")
+    loop.train(recipe(*model, epochs=2), coloured, tmp_path / "full", device="cpu")
+    loop.train(recipe(*model, *settings, epochs=2), coloured, tmp_path / "less", device="cpu")
+    full, less = losses(tmp_path / "full"), losses(tmp_path / "less")
+    assert full != less  # it was in fact computed otherwise
+    assert np.allclose(full, less, atol=0.1)
+
+
+def test_a_compiled_network_has_the_losses_of_the_plain_one(coloured: Path, tmp_path: Path) -> None:
+    model = ("model.name=vit_tiny_patch16", "model.options.depth=1", "optimizer.lr=0.005", "data.val=", "data.test=")
+    loop.train(recipe(*model, epochs=1), coloured, tmp_path / "plain", device="cpu")
+    loop.train(recipe(*model, "run.compile=true", epochs=1), coloured, tmp_path / "compiled", device="cpu")
+    assert np.allclose(losses(tmp_path / "plain"), losses(tmp_path / "compiled"), atol=1e-4)
+    model_, _ = load_model(tmp_path / "compiled" / runs.FINAL)
+    assert not any("_orig_mod" in name for name, _ in model_.named_parameters())
+
+
+def test_trackers_get_the_numbers_of_the_log(coloured: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
+    pytest.importorskip("wandb", reason="Weights & Biases is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out = tmp_path / "run"
+    loop.train(recipe("run.tensorboard=true", "run.wandb=offline", epochs=1), coloured, out, device="cpu")
+    board = EventAccumulator(str(out / "tensorboard"))
+    board.Reload()
+    assert [round(event.value, 4) for event in board.Scalars("step/loss")] == [round(v, 4) for v in losses(out)]
+    assert list(out.glob("wandb/offline-run-*/*.wandb"))

@@ -40,6 +40,7 @@ from animesion_training.distributed import Place, joined
 from animesion_training.metrics import Evaluation
 from animesion_training.mixing import Mixing, mix
 from animesion_training.models import create_model, input_config, load_weights
+from animesion_training.models.cal import CALClassifier
 from animesion_training.models.create import bare
 from animesion_training.objectives import create_objective, objective_options
 from animesion_training.recipe import TrainRecipe
@@ -147,6 +148,7 @@ class _Trainer:
         self.step = 0
         self.best_val, self.best_epoch = -1.0, 0
         self.running_loss = 0.0
+        self.parts: dict[str, float] = {}
         self.told_to_stop = False
         settings = recipe.run
         if settings.batch_size % place.world_size:
@@ -159,6 +161,7 @@ class _Trainer:
         self.model = self._model()
         state.seed_generators(settings.seed, place.rank)
         self.counts = evaluating.train_counts(data, recipe.data.train)
+        self.teacher, self.teacher_size = self._teacher()
         self.stream = self._stream()
         self.augment, self.normalise = self._augmentation()
         self.mixing = Mixing(
@@ -190,6 +193,8 @@ class _Trainer:
             settings.img_size,
             settings.head,
             pretrained=settings.pretrained,
+            methods=settings.methods(),
+            head_options=settings.method_options.get("head"),
             **options,
         )
         if settings.init:
@@ -202,12 +207,36 @@ class _Trainer:
         model = model.to(self.place.device)
         return model.to(memory_format=torch.channels_last) if self.recipe.run.channels_last else model
 
+    def _teacher(self) -> tuple[nn.Module | None, int]:
+        """The network that teaches, and the side of the pictures that it takes."""
+        settings = self.recipe.teacher
+        if not settings.weights:
+            if settings.views:
+                raise UsageError("teacher.views are made by a teacher: give its weights with --teacher")
+            return None, 0
+        teacher, card = load_model(settings.weights)
+        evaluating.check_classes(card.classes, self.data, f"the teacher {settings.weights}")
+        if settings.views and not isinstance(teacher, CALClassifier):
+            raise UsageError(
+                f"teacher.views: {settings.weights} is {card.name} without attention maps; train a teacher with "
+                "`animesion train --recipe cal-teacher`, or switch teacher.views off"
+            )
+        if not isinstance(card.img_size, int):
+            raise UsageError(f"the teacher {settings.weights} takes pictures of {card.img_size}: only squares are made")
+        size = settings.img_size or card.img_size
+        resize: Any = getattr(teacher, "set_input_size", None)
+        if size != card.img_size and resize:
+            resize(img_size=(size, size))
+        return teacher.to(self.place.device), size
+
     def _stream(self) -> Any:
-        size, augment, settings = self.recipe.model.img_size, self.recipe.augment, self.recipe.data
+        augment, settings = self.recipe.augment, self.recipe.data
+        size = max(self.recipe.model.img_size, self.teacher_size)
+        margin = int(augment.margin * size) if augment.margin < 1 else int(augment.margin)
         transform = (
             RandomResizedCrop(size, augment.scale, augment.ratio)
             if augment.crop == "random-resized"
-            else ResizeRandomCrop(size, augment.margin)
+            else ResizeRandomCrop(size, margin)
         )
         common: dict[str, Any] = {
             "sampling": settings.sampling,
@@ -266,7 +295,43 @@ class _Trainer:
         def autocast() -> contextlib.AbstractContextManager[None]:
             return evaluating.computed_in(settings.precision, self.place.device)
 
-        return steps.Step(network, self.objective, autocast, self.model).to(self.place.device)
+        step: steps.Step
+        if self.teacher is not None:
+            step = self._distillation(network, autocast)
+        elif isinstance(self.model, CALClassifier):
+            if self.mixing.active:
+                raise UsageError("a CAL teacher needs one class a picture: switch augment.mixup and augment.cutmix off")
+            smoothing = self.recipe.objective.smoothing
+            step = steps.CALStep(network, autocast, self.model, self.recipe.views, smoothing=smoothing)
+        else:
+            step = steps.Step(network, self.objective, autocast, self.model)
+        return step.to(self.place.device)
+
+    def _distillation(self, network: nn.Module, autocast: steps.Autocast) -> steps.Step:
+        settings, device = self.recipe.teacher, self.place.device
+        teacher = self.teacher
+        assert teacher is not None
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        precision = ("bf16" if fast else "fp32") if settings.precision == "auto" else settings.precision
+        takes = steps.Resolution(self.teacher_size, input_config(teacher))
+        if settings.compile:
+            teacher = torch.compile(teacher)  # type: ignore[assignment]
+
+        def teacher_autocast() -> contextlib.AbstractContextManager[None]:
+            return evaluating.computed_in(precision, device)
+
+        return steps.DistilStep(
+            network,
+            self.objective,
+            autocast,
+            self.model,
+            teacher,
+            teacher_autocast,
+            settings,
+            self.recipe.views,
+            steps.Resolution(self.recipe.model.img_size, input_config(self.model)),
+            takes,
+        )
 
     # -- the run -----------------------------------------------------------------------------------------------------
 
@@ -293,7 +358,8 @@ class _Trainer:
             speed = seen / (time.perf_counter() - began)
             self.watcher.stepped(loss, rate, speed)
             if log and self.step % self.recipe.run.log_steps == 0:
-                log.write("step", self.step, epoch, {"loss": loss, "lr": rate, "pictures_per_second": speed})
+                parts = {f"loss_{name}": value for name, value in self.parts.items()}
+                log.write("step", self.step, epoch, {"loss": loss, **parts, "lr": rate, "pictures_per_second": speed})
             # all processes must agree: one that was told to stop alone would leave the others waiting
             stop = any(self.place.total(float(self.told_to_stop)))
             ends = self.recipe.run.save_steps
@@ -336,7 +402,7 @@ class _Trainer:
                 sums[name] = sums.get(name, 0.0) + term.detach()
         parts = dict(zip(sums, self.place.total(*map(float, sums.values())), strict=True))
         mean = sum(parts.values())
-        self._check(mean)
+        self._check(mean, parts)
         self.scaler.unscale_(self.optimizer)
         if self.recipe.optimizer.clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.clip)
@@ -346,6 +412,7 @@ class _Trainer:
         self.step += 1
         if self.ema:
             self.ema.update(self.model, step=self.step)
+        self.parts = parts if len(parts) > 1 else {}
         return mean, count
 
     def _synchronised(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
@@ -354,11 +421,13 @@ class _Trainer:
             return self.stepping.no_sync()
         return contextlib.nullcontext()
 
-    def _check(self, loss: float) -> None:
+    def _check(self, loss: float, parts: dict[str, float]) -> None:
         last = self.out / runs.LAST
         advice = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint yet"
         if not math.isfinite(loss):
-            raise DivergedError(f"the loss is {loss} at step {self.step}: lower optimizer.lr or clip; {advice}")
+            bad = ", ".join(name for name, value in parts.items() if not math.isfinite(value))
+            where = f" (its part {bad})" if len(parts) > 1 else ""
+            raise DivergedError(f"the loss{where} is {loss} at step {self.step}: lower optimizer.lr or clip; {advice}")
         spike = self.recipe.run.spike
         if spike and self.step > 100 and loss > spike * self.running_loss:
             raise DivergedError(
@@ -446,6 +515,7 @@ class _Trainer:
                 "ema": self.ema.module.state_dict() if self.ema else {},
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
+                "method": dict(self.forward.kept()),
                 "generators": generators,
             },
         )
@@ -467,6 +537,7 @@ class _Trainer:
             self.ema.module.load_state_dict(content["ema"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.scaler.load_state_dict(content["scaler"])
+        self.forward.restore(content["method"])
         mine = content["generators"][self.place.rank : self.place.rank + 1]
         if len(content["generators"]) == self.place.world_size and mine:
             state.restore_generators(mine[0])

@@ -26,7 +26,8 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
 
     Args:
         model: the network.
-        patterns: `backbone` for all but the classifier, a name or its prefix up to a dot, or a shell pattern.
+        patterns: `backbone` for all but the classifier and what methods add, a name or its prefix up to a dot, or a
+            shell pattern.
 
     Returns:
         Names of the frozen parameters.
@@ -39,7 +40,9 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     frozen: set[str] = set()
     for pattern in patterns:
         if pattern == "backbone":
-            found = {name for name, parameter in model.named_parameters() if id(parameter) not in head}
+            # methods put on a backbone are trained; without any, that is the classifier
+            own = getattr(model, "backbone_parameters", None)
+            found = own() if own else {n for n, parameter in model.named_parameters() if id(parameter) not in head}
         else:
             found = {n for n in names if n == pattern or n.startswith(f"{pattern}.") or fnmatch.fnmatchcase(n, pattern)}
         if not found:

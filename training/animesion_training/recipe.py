@@ -19,6 +19,8 @@ PACKAGE = "animesion_training"
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Scalar = bool | int | float | str
+Number = Annotated[float, Field(strict=False)]
+Range = tuple[float, float]
 
 
 class Data(Section):
@@ -39,15 +41,35 @@ class Model(Section):
     """The network."""
 
     name: str = Field("resnet18", description="any timm model, or one of ours; `animesion models` lists them")
-    head: Literal["linear", "cosine", "ifa"] = Field(
-        "linear", description="classifier: linear, cosine, or IFA over the class tokens of every block"
-    )
+    head: str = Field("linear", description="classifier: linear, cosine, ifa, cla, or another that `models` lists")
+    selector: str = Field("", description="how parts are found: cal, glsim, ...; empty for not at all")
+    reduction: str = Field("", description="token reduction: evit, tome, ...; empty for none")
+    keep_rate: Number | list[Number] = Field(1.0, description="share of tokens kept, at all reductions or at each")
+    reduction_layers: list[int] = Field([], description="blocks that reduce, from 0; empty for the method's own")
+    cache: str = Field("", description="cross-layer cache: clc, or empty for none")
+    adapter: str = Field("", description="adapter between or in blocks: ila, adapter, lora, ...; empty for none")
     img_size: int = Field(128, ge=16, le=2048, description="side of the square input in pixels")
     pretrained: bool = Field(False, description="start from timm's published weights; needs the network once")
     init: str = Field("", description="weights file to start from; a head of another number of classes is replaced")
     reset_head: bool = Field(False, description="with init: draw the head anew although it would fit")
     freeze: list[str] = Field([], description="parameters not trained: name prefixes or shell patterns, `backbone`")
     options: dict[str, Scalar] = Field({}, description="passed to the model, such as drop_path_rate")
+    method_options: dict[str, dict[str, Scalar | list[int] | list[float]]] = Field(
+        {}, description="passed to head, selector, reduction, cache or adapter, by that name"
+    )
+
+    def methods(self) -> Any:
+        """The fine-grained methods, as `create_model` takes them.
+
+        Raises:
+            UsageError: values that make no sense.
+        """
+        from animesion_training.models.methods import Methods  # not before torch is wanted
+
+        options = {name: value for name, value in self.method_options.items() if name != "head"}
+        rate = tuple(self.keep_rate) if isinstance(self.keep_rate, list) else self.keep_rate
+        layers = tuple(self.reduction_layers)
+        return Methods(self.reduction, rate, layers, self.cache, self.adapter, self.selector, options)
 
 
 class Augment(Section):
@@ -58,9 +80,12 @@ class Augment(Section):
     )
     scale: tuple[float, float] = Field((0.35, 1.0), strict=False, description="share of the area, for random-resized")
     ratio: tuple[float, float] = Field((0.75, 4 / 3), strict=False, description="aspect, for random-resized")
-    margin: int = Field(32, ge=0, description="pixels, for resize-crop")
+    margin: float = Field(
+        32, ge=0, strict=False, description="for resize-crop: pixels, or below 1 a share of the side, as 0.34"
+    )
     flip: float = Field(0.5, ge=0, le=1, strict=False, description="probability of a horizontal flip")
     color_jitter: float = Field(0.1, ge=0, le=1, strict=False, description="brightness, contrast, saturation; hue too")
+    trivial: bool = Field(False, description="TrivialAugmentWide: one random operation of random strength")
     erasing: float = Field(0.0, ge=0, le=1, strict=False, description="probability of random erasing")
     mixup: float = Field(0.0, ge=0, strict=False, description="alpha of MixUp's beta distribution; 0 switches it off")
     cutmix: float = Field(0.0, ge=0, strict=False, description="alpha of CutMix's beta distribution; 0 switches it off")
@@ -73,6 +98,36 @@ class Objective(Section):
     name: str = Field("cross-entropy", description="name of the objective")
     smoothing: float = Field(0.0, ge=0, lt=1, strict=False, description="label smoothing")
     options: dict[str, Scalar] = Field({}, description="passed to the objective, such as gamma or beta")
+
+
+class Views(Section):
+    """Crops and drops that attention maps make of a picture: for training a CAL teacher, and for TGDA."""
+
+    maps: int = Field(0, ge=0, description="how many of the maps may be drawn; 0 for all")
+    sample: bool = Field(True, description="draw a map for each view; else both come from the mean of the maps")
+    crop: Range = Field((0.4, 0.6), strict=False, description="range of the crop's threshold, as a share of the peak")
+    drop: Range = Field((0.2, 0.5), strict=False, description="range of the drop's threshold")
+    padding: float = Field(0.1, ge=0, le=1, strict=False, description="around a crop, as a share of the picture")
+
+
+class Teacher(Section):
+    """Distillation from a trained network; without weights there is none."""
+
+    weights: str = Field("", description="weights file of the teacher; empty trains on labels alone")
+    img_size: int = Field(0, ge=0, le=2048, description="side of the teacher's pictures; 0 for its own")
+    views: bool = Field(False, description="distil also on crops and drops that the teacher's attention makes (TGDA)")
+    temperature: float = Field(7.0, gt=0, strict=False, description="softens both outputs")
+    weight: float = Field(10 / 49, ge=0, strict=False, description="of the distillation, times temperature squared")
+    label_weight: float = Field(1.0, ge=0, strict=False, description="of the objective on the labels")
+    view_weights: tuple[float, float, float] = Field(
+        (0.5, 0.5, 0.5), strict=False, description="of picture, crop and drop within the distillation"
+    )
+    train_mode: bool = Field(False, description="leave norms and stochastic depth in training mode, as the original")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 on a GPU that has it")
+    compile: bool = Field(False, description="torch.compile the teacher")
+    antialias: bool = Field(True, description="when views are shrunk for the student; the original does not")
+    auxiliary: str = Field("", description="a further loss on the pictures' logits: dkd, rkd, pkt, hint, ...")
+    auxiliary_weight: float = Field(1.0, ge=0, strict=False, description="of the further loss")
 
 
 class Optimizer(Section):
@@ -126,6 +181,8 @@ class TrainRecipe(Section):
     model: Model = Model()
     augment: Augment = Augment()
     objective: Objective = Objective()
+    views: Views = Views()
+    teacher: Teacher = Teacher()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     run: Run = Run()
@@ -136,6 +193,12 @@ class TrainRecipe(Section):
             low, high = getattr(self.augment, name)
             if not 0 < low <= high:
                 raise ValueError(f"augment.{name} is [low, high] with 0 < low <= high, not [{low}, {high}]")
+        for name in ("crop", "drop"):
+            low, high = getattr(self.views, name)
+            if not 0 <= low <= high <= 1:
+                raise ValueError(f"views.{name} is [low, high] with 0 <= low <= high <= 1, not [{low}, {high}]")
+        if min(self.teacher.view_weights) < 0:
+            raise ValueError("teacher.view_weights are 0 or more")
         if self.augment.scale[1] > 1:
             raise ValueError("augment.scale is a share of the area: at most 1")
         if self.model.pretrained and self.model.init:

@@ -145,5 +145,11 @@ def _wandb(out: Path, recipe: TrainRecipe) -> Any:
     except ImportError:
         raise UsageError("run.wandb needs the wandb package: pip install wandb") from None
     return wandb.init(
-        project="animesion", name=out.name, dir=out, mode=recipe.run.wandb, config=recipe.model_dump(), resume="allow"
+        project="animesion",
+        name=out.name,
+        dir=out,
+        mode=recipe.run.wandb,
+        config=recipe.model_dump(),
+        resume="allow",
+        settings=wandb.Settings(console="off", silent=True),
     )

@@ -46,6 +46,7 @@ class Card:
         head_options: its arguments.
         norm_eps: epsilon of the layer norms, None for the architecture's own.
         options: further arguments of the timm model.
+        methods: fine-grained methods that it carries, as `models.methods.Methods.to_dict` gives them.
         facts: anything JSON-ready that the writer adds, such as the dataset, epoch and accuracy.
         format: version of this layout.
     """
@@ -61,6 +62,7 @@ class Card:
     head_options: Mapping[str, Any] = field(default_factory=dict)
     norm_eps: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    methods: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
@@ -68,9 +70,17 @@ class Card:
     def spec(self) -> ModelSpec:
         """What `create_model` is to be asked for."""
         from animesion_training.models import ModelSpec
+        from animesion_training.models.methods import Methods
 
         return ModelSpec(
-            self.name, self.num_classes, self.img_size, self.head, self.head_options, self.norm_eps, self.options
+            self.name,
+            self.num_classes,
+            self.img_size,
+            self.head,
+            self.head_options,
+            self.norm_eps,
+            self.options,
+            Methods.from_dict(self.methods),
         )
 
     def to_json(self) -> str:
@@ -118,6 +128,7 @@ def save_model(
         head_options=dict(spec.head_options),
         norm_eps=spec.norm_eps,
         options=dict(spec.options),
+        methods=spec.methods.to_dict(),
         facts=dict(facts or {}),
     )
     try:
@@ -290,6 +301,7 @@ def _check(card: Card, where: str) -> None:
             ("head_options", isinstance(card.head_options, Mapping) and modest(card.head_options)),
             ("norm_eps", card.norm_eps is None or (number(card.norm_eps) and 0 <= card.norm_eps < 1)),
             ("options", isinstance(card.options, Mapping) and modest(card.options)),
+            ("methods", isinstance(card.methods, Mapping) and modest(card.methods)),
             ("facts", isinstance(card.facts, Mapping)),
         )
         if not right

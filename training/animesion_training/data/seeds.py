@@ -16,7 +16,7 @@ IntArray = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]
 
 #: What a hash is for; the same seed must not crop, flip and shuffle alike.
-ORDER, SHARDS, CYCLES, AUGMENT, CROP, DIVISION = range(1, 7)
+ORDER, SHARDS, CYCLES, AUGMENT, CROP, DIVISION, VIEWS = range(1, 8)
 
 _STEP, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 

@@ -17,7 +17,10 @@ from animesion_training.models.create import (
 )
 from animesion_training.models.heads import CosineHead, IFAHead, exclusion_loss
 from animesion_training.models.ifa import IFAVisionTransformer
+from animesion_training.models.lrnet import LRNet
+from animesion_training.models.methods import Methods
 from animesion_training.models.pretrained import load_weights, read_state_dict
+from animesion_training.models.vitfs import ViTFS
 
 __all__ = [
     "BASELINES",
@@ -26,7 +29,10 @@ __all__ = [
     "IFAHead",
     "IFAVisionTransformer",
     "InputConfig",
+    "LRNet",
+    "Methods",
     "ModelSpec",
+    "ViTFS",
     "create_model",
     "exclusion_loss",
     "head_parameters",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +18,11 @@ import timm
 from torch import nn
 
 from animesion.errors import UsageError
+from animesion_training.models.assembling import TOKEN_HEADS, assemble
 from animesion_training.models.baselines import timm_name
 from animesion_training.models.heads import CosineHead
 from animesion_training.models.ifa import IFA_MODELS, IFAVisionTransformer
+from animesion_training.models.methods import Methods
 from animesion_training.models.pretrained import downloads, head_names, load_weights
 
 #: Arguments of timm's factory that would make a name mean something else, or read files behind our back.
@@ -50,6 +52,7 @@ class ModelSpec:
         head_options: arguments of the head.
         norm_eps: epsilon of all layer norms, None for the architecture's own.
         options: further arguments of the timm model.
+        methods: fine-grained methods that it carries.
     """
 
     name: str
@@ -59,6 +62,7 @@ class ModelSpec:
     head_options: Mapping[str, Any] = field(default_factory=dict)
     norm_eps: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    methods: Methods = field(default_factory=Methods)
 
     def build(self) -> nn.Module:
         """The network, freshly initialised; never with weights, whatever the options say.
@@ -75,6 +79,7 @@ class ModelSpec:
             self.head,
             head_options=self.head_options,
             norm_eps=self.norm_eps,
+            methods=self.methods,
             **self.options,
         )
 
@@ -103,6 +108,14 @@ def create_model(
     head: str = "linear",
     pretrained: bool | Path | str = False,
     *,
+    reduction: str | None = None,
+    keep_rate: float | Sequence[float] = 1.0,
+    reduction_layers: Sequence[int] | None = None,
+    cache: str | None = None,
+    adapter: str | None = None,
+    selector: str | None = None,
+    method_options: Mapping[str, Mapping[str, Any]] | None = None,
+    methods: Methods | None = None,
     head_options: Mapping[str, Any] | None = None,
     norm_eps: float | None = None,
     **options: Any,
@@ -115,9 +128,17 @@ def create_model(
         img_size: side in pixels or (height, width); position embeddings are resampled by timm. None for the size that
             the architecture was published for. Convolutional networks take any size; a vision transformer leaves out
             the border that is narrower than a patch.
-        head: `linear` (timm's own), `cosine` or `ifa`.
+        head: `linear` (timm's own), `cosine`, or one of `assembling.TOKEN_HEADS`: `cls`, `ifa`, `cla`, ...
         pretrained: True for the weights that timm publishes (over the network or from its cache), or a weight file;
             a classifier with another number of classes is replaced.
+        reduction: token reduction, one of `tokens.reductions.REDUCTIONS`.
+        keep_rate: share of tokens that each reduction keeps, in (0, 1]; one for all of them or one each.
+        reduction_layers: blocks that reduce, from 0; None for the reduction's own.
+        cache: `clc`, the cross-layer cache.
+        adapter: adapter between or in blocks, one of `tokens.adapters.ADAPTERS`.
+        selector: how parts are found, one of `assembling.SELECTORS`.
+        method_options: further arguments by `reduction`, `cache`, `adapter` or `selector`.
+        methods: in place of the seven before, all of them at once.
         head_options: arguments of the head, such as `{"scale": 30.0, "learn_scale": False}` for `cosine`.
         norm_eps: epsilon of all layer norms; the originals' transformers have 1e-12 where timm's have 1e-6.
         **options: further arguments of the timm model, such as `drop_path_rate=0.1`.
@@ -133,10 +154,20 @@ def create_model(
     """
     architecture = timm_name(name)
     head_options = dict(head_options or {})
+    if methods is None:
+        methods = Methods(
+            reduction or "",
+            keep_rate if isinstance(keep_rate, int | float) else tuple(keep_rate),
+            tuple(reduction_layers or ()),
+            cache or "",
+            adapter or "",
+            selector or "",
+            method_options or {},
+        )
     if architecture.partition(".")[0] in IFA_MODELS and head == "linear":
         head = "ifa"  # the name says it
     _check(num_classes, img_size, head, options)
-    if head == "ifa":
+    if head == "ifa" and not methods:
         # the registered name where there is one: timm can rebuild it
         hosts = {host: ours for ours, host in IFA_MODELS.items()}
         bare, dot, tag = architecture.partition(".")
@@ -159,23 +190,26 @@ def create_model(
     if grid is not None and 0 in grid:
         raise UsageError(f"{name} cuts pictures into patches, and img_size={img_size} is smaller than one")
     made_by: Any = model.pretrained_cfg
-    model = HEADS[head](model, num_classes, head_options)
     if norm_eps is not None:
         for module in model.modules():
             if isinstance(module, nn.LayerNorm):
                 module.eps = norm_eps
+    if methods or head not in HEADS:
+        model = assemble(model, methods, head, num_classes, head_options)
+    else:
+        model = HEADS[head](model, num_classes, head_options)
     _describe(model, made_by, img_size)
     height, width = input_config(model).size
     side = height if height == width else (height, width)
-    vars(model)["spec"] = ModelSpec(name, num_classes, side, head, head_options, norm_eps, dict(options))
+    vars(model)["spec"] = ModelSpec(name, num_classes, side, head, head_options, norm_eps, dict(options), methods)
     if pretrained is not True and pretrained is not False:
         load_weights(model, pretrained)
     return model
 
 
 def _check(num_classes: int, img_size: int | tuple[int, int] | None, head: str, options: Mapping[str, Any]) -> None:
-    if head not in HEADS:
-        raise UsageError(f"no head is called {head!r}: there are {', '.join(HEADS)}")
+    if head not in {*HEADS, *TOKEN_HEADS}:
+        raise UsageError(f"no head is called {head!r}: there are {', '.join(dict.fromkeys([*HEADS, *TOKEN_HEADS]))}")
     if not 1 <= num_classes <= _LARGEST["num_classes"]:
         raise UsageError(f"num_classes must be from 1 to {_LARGEST['num_classes']:,}, not {num_classes}")
     sides = () if img_size is None else (img_size,) if isinstance(img_size, int) else tuple(img_size)

@@ -53,22 +53,23 @@ class CosineHead(nn.Module):
 class IFAHead(nn.Module):
     """Intermediate-feature aggregation over the class tokens of all blocks (Animesion, ISCAS 2022).
 
-    `Linear(L, 1)` shared over channels, ReLU, LayerNorm (eps 1e-12), `Linear(D, num_classes)`.
+    `Linear(L, 1)` shared over channels, ReLU, LayerNorm, `Linear(D, num_classes)`.
 
     Args:
-        num_layers: L, blocks of the host.
+        num_layers: L, blocks of the host whose class tokens are given.
         width: D.
         num_classes: number of classes.
+        eps: of the norm; CLCA's flavour of the head has 1e-5.
 
     Shape:
         (B, D, L) to (B, num_classes).
     """
 
-    def __init__(self, num_layers: int, width: int, num_classes: int) -> None:
+    def __init__(self, num_layers: int, width: int, num_classes: int, *, eps: float = 1e-12) -> None:
         super().__init__()
         self.layers = nn.Linear(num_layers, 1)
         self.act = nn.ReLU()
-        self.norm = nn.LayerNorm(width, eps=1e-12)
+        self.norm = nn.LayerNorm(width, eps=eps)
         self.fc = nn.Linear(width, num_classes)
 
     def forward(self, class_tokens: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ def listed(pattern: str | None = None, *, parameters: bool = False) -> list[dict
     Raises:
         UsageError: nothing matches.
     """
-    ours = [*BASELINES, *IFA_MODELS]
+    ours = [*BASELINES, *IFA_MODELS, *timm.list_models(["lrnet*", "vitfs_*"])]
     if pattern is None:
         names = ours
     else:

@@ -30,7 +30,8 @@ _VIT_NAMES = (
     (r"(?:inter_class_head|head\.ifa_head)\.3\.(weight|bias)", r"head.norm.\1"),
     (r"(?:inter_class_head|head\.ifa_head)\.4\.(weight|bias)", r"head.fc.\1"),
 )
-_VIT_EPS = 1e-12
+#: Epsilon of the originals' layer norms.
+VIT_EPS = 1e-12
 _QKV = re.compile(r"(.*\.attn)\.proj_q\.(weight|bias)")
 #: (width, depth) of the published sizes -> their letter in our names, for models that can be written to a file.
 _SIZES = {(192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "large"}
@@ -51,21 +52,54 @@ def _is_animesion_vit(config: Config, weights: Weights) -> bool:
 
 
 def _build_animesion_vit(config: Config, weights: Weights, reference_compat: bool) -> nn.Module:
-    """The weights tell all but the number of heads; residual dropout of the original's training is left out."""
-    renamed = _renamed_vit(weights)
-    settings = {**config, **(config.get("arch") or {}), **(config.get("args") or {})}
+    renamed = renamed_vit(weights)
+    settings = vit_settings(config)
+    ifa = "head.layers.weight" in renamed
+    last = renamed.get("head.fc.weight" if ifa else "head.weight")
+    if last is None:
+        raise UsageError("this checkpoint has no classifier: neither `fc` nor `inter_class_head` is in it")
+    num_classes = last.shape[0]
+    model: Any = bare_vit(renamed, settings, num_classes)
+    if ifa:
+        model = IFAVisionTransformer(model, num_classes)
+        renamed = {key if key.startswith("head.") else f"backbone.{key}": value for key, value in renamed.items()}
+    load_all(model, renamed, "animesion vision transformer")
+    host = model.backbone if ifa else model
+    (patch, _), (trained, _) = host.patch_embed.patch_size, host.patch_embed.img_size
+    side = int(settings.get("image_size") or trained)
+    if side != trained:
+        model.set_input_size(img_size=(side, side))
+    short = f"vit_{_SIZES.get((host.embed_dim, len(host.blocks)), '')}_patch{patch}"
+    _describe_vit(model, short, side, num_classes, ifa)
+    built: nn.Module = model
+    return built
+
+
+def vit_settings(config: Config) -> dict[str, Any]:
+    """The original's settings in one table, wherever its trainers put them."""
+    return {**config, **(config.get("arch") or {}), **(config.get("args") or {})}
+
+
+def bare_vit(renamed: Weights, settings: Config, num_classes: int = 0) -> VisionTransformer:
+    """The plain transformer that weights under timm's names are for, without them in it.
+
+    The weights tell all but the number of heads; residual dropout of the original's training is left out.
+
+    Args:
+        renamed: as `split_vit` gives them.
+        settings: `num_attention_heads`, if they are not of width 64.
+        num_classes: of the linear classifier; 0 for none.
+
+    Raises:
+        UsageError: the picture is not square.
+    """
     depth = 1 + max(int(key.split(".")[1]) for key in renamed if key.startswith("blocks."))
     width, channels, *patch = renamed["patch_embed.proj.weight"].shape
     tokens = renamed["pos_embed"].shape[1] - 1
     grid = round(tokens**0.5)
     if grid * grid != tokens:
         raise UsageError(f"a grid of {tokens} patches is not square: this family has square pictures only")
-    ifa = "head.layers.weight" in renamed
-    last = renamed.get("head.fc.weight" if ifa else "head.weight")
-    if last is None:
-        raise UsageError("this checkpoint has no classifier: neither `fc` nor `inter_class_head` is in it")
-    num_classes = last.shape[0]
-    model: Any = VisionTransformer(
+    return VisionTransformer(
         img_size=(grid * patch[0], grid * patch[1]),
         patch_size=(patch[0], patch[1]),
         in_chans=channels,
@@ -75,21 +109,33 @@ def _build_animesion_vit(config: Config, weights: Weights, reference_compat: boo
         num_heads=int(settings.get("num_attention_heads") or max(1, width // 64)),
         mlp_ratio=renamed["blocks.0.mlp.fc1.weight"].shape[0] / width,
         final_norm="norm.weight" in renamed,
-        norm_layer=partial(nn.LayerNorm, eps=_VIT_EPS),
+        norm_layer=partial(nn.LayerNorm, eps=VIT_EPS),
     )
-    if ifa:
-        model = IFAVisionTransformer(model, num_classes)
-        renamed = {key if key.startswith("head.") else f"backbone.{key}": value for key, value in renamed.items()}
-    load_all(model, renamed, "animesion vision transformer")
-    side = int(settings.get("image_size") or grid * patch[0])
-    if side != grid * patch[0]:
-        model.set_input_size(img_size=(side, side))
-    _describe_vit(model, f"vit_{_SIZES.get((width, depth), '')}_patch{patch[0]}", side, num_classes, ifa)
-    built: nn.Module = model
-    return built
 
 
-def _renamed_vit(weights: Weights) -> dict[str, Tensor]:
+def renamed_vit(weights: Weights) -> dict[str, Tensor]:
+    """Weights of a plain transformer and its head under timm's names.
+
+    Raises:
+        UsageError: some are missing, or are no part of these.
+    """
+    renamed, unknown = split_vit(weights)
+    if unknown:
+        raise UsageError(
+            f"this checkpoint has {len(unknown)} parameters beyond the plain vision transformer and its heads: "
+            f"{', '.join(sorted(unknown)[:3])}"
+        )
+    return renamed
+
+
+def split_vit(weights: Weights) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights of the transformer and its head under timm's names, and all others under their own.
+
+    Queries, keys and values are joined in both.
+
+    Raises:
+        UsageError: the attention or the embedding is incomplete.
+    """
     joined = dict(weights)
     for key in weights:
         if match := _QKV.fullmatch(key):
@@ -99,22 +145,17 @@ def _renamed_vit(weights: Weights) -> dict[str, Tensor]:
             except KeyError as error:
                 raise UsageError(f"this checkpoint lacks {error.args[0]}, its attention is incomplete") from None
             joined[f"{block}.qkv.{kind}"] = torch.cat(parts)
-    renamed, unknown = {}, []
+    renamed, others = {}, {}
     for key, value in joined.items():
         for pattern, ours in _VIT_NAMES:
             if match := re.fullmatch(pattern, key):
                 renamed[match.expand(ours)] = value
                 break
         else:
-            unknown.append(key)
-    if unknown:
-        raise UsageError(
-            f"this checkpoint has {len(unknown)} parameters beyond the plain vision transformer and its heads: "
-            f"{', '.join(sorted(unknown)[:3])}"
-        )
+            others[key] = value
     if absent := [key for key in ("pos_embed", "cls_token", "patch_embed.proj.weight") if key not in renamed]:
         raise UsageError(f"this checkpoint lacks the weights for {', '.join(absent)}")
-    return renamed
+    return renamed, others
 
 
 def _describe_vit(model: nn.Module, short: str, side: int, num_classes: int, ifa: bool) -> None:
@@ -124,7 +165,7 @@ def _describe_vit(model: nn.Module, short: str, side: int, num_classes: int, ifa
     vars(model)["pretrained_cfg"] = vars(model)["default_cfg"] = config
     if short not in BASELINES:
         return
-    spec = ModelSpec(short, num_classes, side, "ifa" if ifa else "linear", norm_eps=_VIT_EPS)
+    spec = ModelSpec(short, num_classes, side, "ifa" if ifa else "linear", norm_eps=VIT_EPS)
     with torch.device("meta"):
         published = spec.build().state_dict()
     own = model.state_dict()

@@ -41,7 +41,9 @@ class Tokens:
         policy: DynamicViT's decision for each token in training, (B, T), None for all kept.
         gathered: class tokens (B, D) taken at the ends of groups, in order.
         losses: further terms of the training loss by name, scalars; already weighted.
-        trace: what a plug-in chose, by `block{i}.<what>`; None when nobody looks.
+        trace: what a plug-in chose, by `block{i}.<what>`, and each block's class token (`cls`) and number of tokens in
+            and out (`tokens`); None when nobody looks.
+        scratch: what a plug-in keeps from one hook to a later one, by a name of its own.
     """
 
     x: Tensor
@@ -54,6 +56,7 @@ class Tokens:
     gathered: list[Tensor] = field(default_factory=list)
     losses: dict[str, Tensor] = field(default_factory=dict)
     trace: dict[str, Tensor] | None = None
+    scratch: dict[str, Any] = field(default_factory=dict)
 
     @property
     def class_token(self) -> Tensor:
@@ -68,11 +71,15 @@ class Tokens:
     def bias(self) -> Tensor | None:
         """What attention adds to its scores, broadcast to (B, heads, T, T): log of sizes, and padding shut out."""
         bias: Tensor | None = None
+        device = self.x.device.type
+        # of the type in which attention will run: the least float32 would turn into -inf in a shorter one, and a row
+        # of -inf alone into NaN
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.x.dtype
         if self.size is not None:
-            bias = self.size.log()[:, None, None, :].to(self.x.dtype)
+            bias = self.size.log()[:, None, None, :].to(dtype)
         if self.real is not None:
             both = self.real[:, None, :, None] & self.real[:, None, None, :]
-            shut = torch.zeros_like(both, dtype=self.x.dtype).masked_fill_(~both, torch.finfo(self.x.dtype).min)
+            shut = torch.zeros_like(both, dtype=dtype).masked_fill_(~both, torch.finfo(dtype).min)
             bias = shut if bias is None else bias + shut
         return bias
 
@@ -108,6 +115,7 @@ class Attended:
         v: (B, heads, Tk, head width); likewise.
         bias: may be replaced along with them.
         mixing: in place of the softmax, a function from scores (B, heads, Tq, Tk), bias included, to weights.
+        normed: the block's normalised input, (B, Tq, D), as `Plugin.beside` gets it.
     """
 
     def __init__(self, attention: Any, normed: Tensor, bias: Tensor | None) -> None:
@@ -116,6 +124,7 @@ class Attended:
         q, k, self.v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         self.q, self.k = attention.q_norm(q), attention.k_norm(k)
         self.attention = attention
+        self.normed = normed
         self.bias = bias
         self.mixing: Callable[[Tensor], Tensor] | None = None
 
@@ -160,11 +169,17 @@ class Plugin(nn.Module):
         opens: the blocks whose inside it needs: `attention`, `between` and `beside` are called in these only.
         keeps_grid: whether patch tokens still form a grid after it.
         has_losses: whether it adds to `Tokens.losses` in training.
+        also_trains: names within the backbone that are trained with it although the backbone is frozen.
     """
 
     opens: frozenset[int] = frozenset()
     keeps_grid: bool = True
     has_losses: bool = False
+    also_trains: frozenset[str] = frozenset()
+
+    def appended(self) -> Tensor | None:
+        """Learned tokens (1, n, D), positions included, to stand behind the patches from the start; None for none."""
+        return None
 
     def begin(self, tokens: Tokens) -> None:
         """Tokens are embedded, no block has run."""
@@ -175,7 +190,7 @@ class Plugin(nn.Module):
     def attention(self, block: int, tokens: Tokens, attended: Attended) -> None:
         """Queries, keys and values are there, nothing was mixed yet: they may be replaced, and tokens dropped.
 
-        Who drops queries drops the same rows of `tokens.x`, to which the output is added.
+        Who drops queries drops the same rows of `tokens.x`, to which the output is added, and of `attended.normed`.
         """
 
     def beside(self, block: int, branch: Literal["attention", "mlp"], normed: Tensor, tokens: Tokens) -> Tensor | None:
@@ -277,15 +292,21 @@ class TokenVisionTransformer(nn.Module):
         )
         plugins = self._plugins()
         for plugin in plugins:
+            if (more := plugin.appended()) is not None:
+                tokens.append(host.norm_pre(host.pos_drop(more)).expand(x.shape[0], -1, -1))
             plugin.begin(tokens)
         for i, block in enumerate(host.blocks):
             for plugin in plugins:
                 plugin.before(i, tokens)
+            count = tokens.x.shape[1]
             inside = [plugin for plugin in plugins if i in plugin.opens]
             if inside:
                 self._open(i, block, tokens, inside)
             else:
                 self._run(block, tokens)
+            if trace:
+                tokens.note(i, "tokens", torch.tensor([count, tokens.x.shape[1]]))
+                tokens.note(i, "cls", tokens.class_token)
             for plugin in plugins:
                 plugin.after(i, tokens)
             if i in self.gathers:
@@ -310,7 +331,7 @@ class TokenVisionTransformer(nn.Module):
             plugin.attention(i, tokens, attended)
         x = tokens.x + block.drop_path1(block.ls1(attended.output()))
         for plugin in plugins:
-            if (more := plugin.beside(i, "attention", normed, tokens)) is not None:
+            if (more := plugin.beside(i, "attention", attended.normed, tokens)) is not None:
                 x = x + more
         tokens.x = x
         for plugin in plugins:
@@ -401,6 +422,11 @@ class TokenVisionTransformer(nn.Module):
             "stem": r"^backbone\.(?:cls_token|reg_token|pos_embed|patch_embed|norm_pre)",
             "blocks": [(r"^backbone\.blocks\.(\d+)", None), (r"^(?:backbone\.norm|plugins|head)", (99999,))],
         }
+
+    def backbone_parameters(self) -> set[str]:
+        """Names of the parameters that `freeze backbone` stops: the backbone's, but for those that plug-ins train."""
+        trained = {name for plugin in self._plugins() for name in plugin.also_trains}
+        return {f"{_BACKBONE}{name}" for name, _ in self.backbone.named_parameters() if name not in trained}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade time for memory in the blocks that no plug-in opens."""

@@ -1,0 +1,48 @@
+"""Cross-layer aggregation (CLA): a classifier on the class tokens at the ends of groups of blocks.
+
+The host gathers the class tokens (`tokens.host`); the head that adds them up by one weight each is `heads.IFAHead`.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from animesion.errors import UsageError
+
+
+class CLAHead(nn.Module):
+    """Cross-layer aggregation head (CLCA, arXiv 2501.00243, section II-B).
+
+    BatchNorm over channels, depthwise convolution over the L class tokens, BatchNorm, GELU, 1x1 convolution to classes.
+    Initial values are torch's own.
+
+    Args:
+        num_layers: L, class tokens that are gathered.
+        width: D.
+        num_classes: number of classes.
+        groups: outputs of the depthwise convolution for each channel.
+
+    Shape:
+        (B, D, L) to (B, num_classes).
+
+    Raises:
+        UsageError: fewer than one group; or, when called in training, a batch of one, of which no statistics can be
+            taken.
+    """
+
+    def __init__(self, num_layers: int, width: int, num_classes: int, groups: int = 2) -> None:
+        super().__init__()
+        if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
+            raise UsageError(f"groups of head cla is a number from 1, not {groups!r}")
+        self.norm_in = nn.BatchNorm1d(width)
+        self.layers = nn.Conv1d(width, groups * width, num_layers, stride=num_layers, groups=width)
+        self.norm = nn.BatchNorm1d(groups * width)
+        self.act = nn.GELU()
+        self.fc = nn.Conv1d(groups * width, num_classes, 1)
+
+    def forward(self, class_tokens: Tensor) -> Tensor:
+        """Class tokens (B, D, L), first block first, to logits (B, num_classes)."""
+        if self.training and len(class_tokens) == 1:
+            raise UsageError("head cla normalises over the batch and cannot be trained on a batch of one: drop it")
+        logits: Tensor = self.fc(self.act(self.norm(self.layers(self.norm_in(class_tokens)))))
+        return logits.squeeze(-1)

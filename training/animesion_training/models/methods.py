@@ -1,0 +1,99 @@
+"""Which fine-grained methods a network carries, as recipes, weight files and `create_model` say it.
+
+What they are is in `tokens` and `cal`; putting them on a network is `assembling`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from animesion.errors import UsageError
+
+#: What can take options of its own.
+PARTS = ("reduction", "cache", "adapter", "selector")
+
+
+@dataclass(frozen=True)
+class Methods:
+    """The methods of a network.
+
+    Attributes:
+        reduction: name of a token reduction, empty for none.
+        keep_rate: share of tokens that each reduction keeps, in (0, 1]; one for all of them or one each.
+        reduction_layers: blocks that reduce, from 0; empty for the reduction's own.
+        cache: name of a cross-layer cache, empty for none.
+        adapter: name of an adapter, empty for none.
+        selector: how parts are found, empty for not at all.
+        options: further arguments, by `reduction`, `cache`, `adapter` or `selector`.
+    """
+
+    reduction: str = ""
+    keep_rate: float | tuple[float, ...] = 1.0
+    reduction_layers: tuple[int, ...] = ()
+    cache: str = ""
+    adapter: str = ""
+    selector: str = ""
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        rates = self.keep_rate if isinstance(self.keep_rate, tuple) else (self.keep_rate,)
+        for rate in rates:
+            if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate <= 1:
+                raise UsageError(f"keep_rate is a share of tokens above 0 and at most 1, not {rate!r}")
+        for layer in self.reduction_layers:
+            if isinstance(layer, bool) or not isinstance(layer, int) or layer < 0:
+                raise UsageError(f"reduction_layers are numbers of blocks, from 0, not {layer!r}")
+        if not self.reduction and (self.keep_rate != 1.0 or self.reduction_layers):
+            raise UsageError("keep_rate and reduction_layers are for a token reduction: name one as reduction")
+        for part in self.options:
+            if part not in PARTS:
+                raise UsageError(f"method options are for {', '.join(PARTS)}, not for {part!r}")
+            if self.options[part] and not getattr(self, part):
+                raise UsageError(f"there are options for {part}, but no {part} is named")
+
+    def __bool__(self) -> bool:
+        return any(getattr(self, part) for part in PARTS)
+
+    def of(self, part: str) -> dict[str, Any]:
+        """The options of `reduction`, `cache`, `adapter` or `selector`; lists, as JSON has them, become tuples."""
+        given = self.options.get(part, {})
+        return {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is not as by default, JSON-ready."""
+        plain = Methods()
+        changed = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in changed.items()
+            if value != getattr(plain, name)
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Methods:
+        """Read `to_dict`'s result, which may come from anybody.
+
+        Raises:
+            UsageError: an unknown key, or a value that makes no sense.
+        """
+        known = {each.name for each in fields(cls)}
+        if unknown := sorted(content.keys() - known):
+            raise UsageError(f"unknown methods: {', '.join(map(str, unknown))}")
+        for name in PARTS:
+            if not isinstance(content.get(name, ""), str):
+                raise UsageError(f"{name} is a name, not {content[name]!r}")
+        options = content.get("options", {})
+        if not isinstance(options, Mapping) or not all(isinstance(each, Mapping) for each in options.values()):
+            raise UsageError("method options are tables by method")
+        if not isinstance(content.get("reduction_layers", []), list | tuple):
+            raise UsageError(f"reduction_layers is a list, not {content['reduction_layers']!r}")
+        rate = content.get("keep_rate", 1.0)
+        values = {name: value for name, value in content.items() if name in PARTS}
+        return cls(
+            **values,
+            keep_rate=tuple(rate) if isinstance(rate, Sequence) and not isinstance(rate, str) else rate,
+            reduction_layers=tuple(content.get("reduction_layers", ())),
+            options={name: dict(each) for name, each in options.items()},
+        )

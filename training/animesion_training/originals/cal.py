@@ -1,0 +1,51 @@
+"""The teachers of TGDA: a timm backbone under counterfactual attention learning (CAL)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from animesion.errors import UsageError
+from animesion_training.checkpoints import Config, Converter, Weights, load_all, register_converter
+from animesion_training.models.create import create_model
+
+_ENCODER, _HEAD = "encoder.", "dfsm."
+_ATTENTION, _CLASSIFIER = "dfsm.attentions.conv.weight", "dfsm.fc.weight"
+
+
+def _is_cal(config: Config, weights: Weights) -> bool:
+    return _ATTENTION in weights and _CLASSIFIER in weights
+
+
+def _build_cal(config: Config, weights: Weights, reference_compat: bool) -> nn.Module:
+    """The name of the backbone and the side of the pictures are in the config alone."""
+    name = config.get("model_name")
+    if not isinstance(name, str):
+        raise UsageError("a CAL teacher's config needs model_name, the name of its backbone")
+    encoder = {key.removeprefix(_ENCODER): value for key, value in weights.items() if key.startswith(_ENCODER)}
+    head = {f"head.{key.removeprefix(_HEAD)}": value for key, value in weights.items() if key.startswith(_HEAD)}
+    if unknown := sorted(key for key in weights if not key.startswith((_ENCODER, _HEAD))):
+        raise UsageError(f"this CAL teacher has parameters beyond encoder and head: {', '.join(unknown[:3])}")
+    if encoder and all(key.startswith("0.") for key in encoder):  # transformers stand before a reshape
+        encoder = {key.removeprefix("0."): value for key, value in encoder.items()}
+    maps, channels = weights[_ATTENTION].shape[:2]
+    options: dict[str, Any] = {"num_maps": int(maps)} if maps != 32 else {}
+    # the original builds its transformers without pooling, and mostly without a class token
+    built: dict[str, Any] = {"class_token": "cls_token" in encoder, "global_pool": ""} if "pos_embed" in encoder else {}
+    model: Any = create_model(
+        name,
+        weights[_CLASSIFIER].shape[0],
+        config.get("image_size"),
+        selector="cal",
+        method_options={"selector": options} if options else None,
+        **built,
+    )
+    if model.num_features != channels:
+        raise UsageError(f"{name} has {model.num_features} channels, this CAL teacher's backbone has {channels}")
+    load_all(model, model.adapt_state_dict(encoder) | head, "CAL teacher")
+    result: nn.Module = model
+    return result
+
+
+register_converter(Converter("CAL teacher", _is_cal, _build_cal))
