@@ -58,6 +58,7 @@ def eval_(
             normalise,
             place,
             img_size=card.img_size,
+            crop_pct=card.crop_pct,
             batch_size=batch_size,
             precision=precision,
         )

@@ -40,6 +40,7 @@ def score(
     place: Place,
     *,
     img_size: int,
+    crop_pct: float = 1.0,
     batch_size: int = 128,
     precision: str = "fp32",
     channels_last: bool = False,
@@ -55,7 +56,8 @@ def score(
         split: its name.
         normalise: from uint8 to what the model takes, without chance.
         place: this process.
-        img_size: side of the input in pixels; pictures are resized to the square.
+        img_size: side of the input in pixels; pictures are resized to a square.
+        crop_pct: share of that square's side that is looked at; see `Resize`.
         batch_size: samples a batch of one process.
         precision: `fp32`, `bf16` or `fp16`.
         channels_last: memory format of the input.
@@ -69,7 +71,7 @@ def score(
         batch_size,
         img_size,
         train=False,
-        transform=Resize(img_size),
+        transform=Resize(img_size, crop_pct),
         rank=place.rank,
         world_size=place.world_size,
         workers="auto" if workers is None else workers,

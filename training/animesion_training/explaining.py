@@ -83,7 +83,7 @@ def explain(weights: Path, paths: Sequence[Path], place: Place) -> Iterator[Row]
     names = card.classes or tuple(str(i) for i in range(card.num_classes))
     for path in files(paths):
         pixels = np.zeros((card.img_size, card.img_size, 3), dtype=np.uint8)
-        if decoded(path, pixels, Resize(card.img_size)):
+        if decoded(path, pixels, Resize(card.img_size, card.crop_pct)):
             continue
         image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2).to(place.device)
         with torch.inference_mode():

@@ -33,6 +33,7 @@ from animesion_training.data import (
     RandomResizedCrop,
     ResizeRandomCrop,
     Stream,
+    TrivialAugmentWide,
     cache_samples,
     open_data,
 )
@@ -232,7 +233,7 @@ class _Trainer:
     def _stream(self) -> Any:
         augment, settings = self.recipe.augment, self.recipe.data
         size = max(self.recipe.model.img_size, self.teacher_size)
-        margin = int(augment.margin * size) if augment.margin < 1 else int(augment.margin)
+        margin = int((1 + augment.margin) * size) - size if augment.margin < 1 else int(augment.margin)
         transform = (
             RandomResizedCrop(size, augment.scale, augment.ratio)
             if augment.crop == "random-resized"
@@ -273,6 +274,7 @@ class _Trainer:
                 flip=settings.flip,
                 jitter=ColorJitter(jitter, jitter, jitter, jitter / 2) if jitter else None,
                 erasing=RandomErasing(settings.erasing) if settings.erasing else None,
+                trivial=TrivialAugmentWide() if settings.trivial else None,
             ),
             Augment.plain(mean, std),
         )
@@ -451,6 +453,7 @@ class _Trainer:
             self.normalise,
             self.place,
             img_size=self.recipe.model.img_size,
+            crop_pct=self.recipe.augment.crop_pct,
             batch_size=max(1, 2 * self.recipe.run.batch_size // self.place.world_size),
             precision=self.recipe.run.precision,
             channels_last=self.recipe.run.channels_last,
@@ -495,7 +498,15 @@ class _Trainer:
         if self.counts is not None:
             facts["train_counts"] = self.counts.tolist()
         inputs = input_config(self.model)
-        save_model(self._used, self.out / name, self.data.classes, facts, mean=inputs.mean, std=inputs.std)
+        save_model(
+            self._used,
+            self.out / name,
+            self.data.classes,
+            facts,
+            mean=inputs.mean,
+            std=inputs.std,
+            crop_pct=self.recipe.augment.crop_pct,
+        )
 
     def save(self) -> None:
         """Write the checkpoint that a later call goes on from."""

@@ -83,6 +83,9 @@ class Augment(Section):
     margin: float = Field(
         32, ge=0, strict=False, description="for resize-crop: pixels, or below 1 a share of the side, as 0.34"
     )
+    crop_pct: float = Field(
+        1.0, gt=0, le=1, strict=False, description="share of the resized square's side that evaluation looks at"
+    )
     flip: float = Field(0.5, ge=0, le=1, strict=False, description="probability of a horizontal flip")
     color_jitter: float = Field(0.1, ge=0, le=1, strict=False, description="brightness, contrast, saturation; hue too")
     trivial: bool = Field(False, description="TrivialAugmentWide: one random operation of random strength")

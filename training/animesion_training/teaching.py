@@ -82,7 +82,8 @@ def _measured(
         raise UsageError(f"{path} takes pictures of {card.img_size}; only squares are made")
     model = model.to(place.device)
     normalise = Augment.plain(evaluating.three(card.mean), evaluating.three(card.std))
-    stream = Stream(data, split, batch_size, card.img_size, train=False, transform=Resize(card.img_size))
+    transform = Resize(card.img_size, card.crop_pct)
+    stream = Stream(data, split, batch_size, card.img_size, train=False, transform=transform)
     statistics, right = TeacherStatistics(), 0
     with torch.inference_mode():
         for batch in stream:

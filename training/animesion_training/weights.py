@@ -42,6 +42,7 @@ class Card:
         mean: per channel, of values in [0, 1].
         std: per channel.
         interpolation: resampling of the pictures.
+        crop_pct: share of the resized picture's side that evaluation looks at, in (0, 1].
         head: name of the head.
         head_options: its arguments.
         norm_eps: epsilon of the layer norms, None for the architecture's own.
@@ -58,6 +59,7 @@ class Card:
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     interpolation: str = "bicubic"
+    crop_pct: float = 1.0
     head: str = "linear"
     head_options: Mapping[str, Any] = field(default_factory=dict)
     norm_eps: float | None = None
@@ -96,6 +98,7 @@ def save_model(
     *,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    crop_pct: float = 1.0,
 ) -> Card:
     """Write a model of `create_model` for use, atomically.
 
@@ -106,6 +109,7 @@ def save_model(
         facts: JSON-ready additions to the card.
         mean: normalisation that it was trained with, if not that of its `pretrained_cfg`.
         std: likewise.
+        crop_pct: share of the resized picture's side that it is evaluated on.
 
     Raises:
         UsageError: not a model of `create_model`, or the class names do not fit it.
@@ -124,6 +128,7 @@ def save_model(
         mean=tuple(mean or inputs.mean),
         std=tuple(std or inputs.std),
         interpolation=inputs.interpolation,
+        crop_pct=crop_pct,
         head=spec.head,
         head_options=dict(spec.head_options),
         norm_eps=spec.norm_eps,
@@ -297,6 +302,7 @@ def _check(card: Card, where: str) -> None:
             ("mean", isinstance(card.mean, tuple) and len(card.mean) > 0 and all(map(number, card.mean))),
             ("std", isinstance(card.std, tuple) and len(card.std) > 0 and all(number(v) and v > 0 for v in card.std)),
             ("interpolation", isinstance(card.interpolation, str)),
+            ("crop_pct", number(card.crop_pct) and 0 < card.crop_pct <= 1),
             ("head", isinstance(card.head, str)),
             ("head_options", isinstance(card.head_options, Mapping) and modest(card.head_options)),
             ("norm_eps", card.norm_eps is None or (number(card.norm_eps) and 0 <= card.norm_eps < 1)),

@@ -27,6 +27,7 @@ from animesion_training.data.samples import Data, Samples, divided
 from animesion_training.data.sampling import SAMPLINGS
 from animesion_training.data.sources import open_data
 from animesion_training.data.stream import Stream
+from animesion_training.data.trivial import TrivialAugmentWide
 
 __all__ = [
     "SAMPLINGS",
@@ -43,6 +44,7 @@ __all__ = [
     "Samples",
     "Stream",
     "Transform",
+    "TrivialAugmentWide",
     "cache_samples",
     "divided",
     "open_data",

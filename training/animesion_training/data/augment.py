@@ -1,8 +1,8 @@
-"""From a batch of uint8 pixels to what a model takes, on the device: flip, colour, normalise, erase; cached crops.
+"""From a batch of uint8 pixels to what a model takes, on the device: flip, distort, normalise, erase; cached crops.
 
 Every sample is changed on its own but all of them in the same few calls, and by numbers hashed from the sample's seed
-(`seeds`): there is no generator whose state a resumed run would have to restore. Mixing samples (MixUp, CutMix) is left
-to the objectives.
+(`seeds`): there is no generator whose state a resumed run would have to restore. TrivialAugmentWide is in `trivial`;
+mixing samples (MixUp, CutMix) is left to the objectives.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from animesion_training.data import seeds
+from animesion_training.data.trivial import TrivialAugmentWide
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -115,7 +116,7 @@ class RandomErasing:
 
 @dataclass(frozen=True)
 class Augment:
-    """uint8 batches to normalised ones, augmented sample by sample.
+    """uint8 batches to normalised ones, augmented sample by sample: flip, TrivialAugment, jitter, then erasing.
 
     Attributes:
         flip: probability of a left-right flip; 0 in evaluation.
@@ -125,6 +126,7 @@ class Augment:
         std: of each channel, for values of 0 to 1.
         dtype: of the result.
         channels_last: leave the result channels-last in memory, as it comes.
+        trivial: TrivialAugmentWide, if any; it takes uint8 only.
     """
 
     flip: float = 0.5
@@ -134,6 +136,7 @@ class Augment:
     std: tuple[float, float, float] = IMAGENET_STD
     dtype: torch.dtype = torch.float32
     channels_last: bool = True
+    trivial: TrivialAugmentWide | None = None
 
     @classmethod
     def plain(
@@ -156,14 +159,21 @@ class Augment:
 
         Returns:
             Shape (B, 3, H, W) of `dtype`: (x / 255 - mean) / std.
+
+        Raises:
+            UsageError: there is a TrivialAugmentWide, and images are not uint8.
         """
         pixels = images.permute(0, 2, 3, 1)
         flipped = seeds.tensor_uniforms(sample_seeds, 1, _FLIP)[:, 0] < self.flip
-        if pixels.device.type == "cpu" and pixels.dtype == torch.uint8 and self.jitter is None:
+        by_picture = pixels.device.type == "cpu" and pixels.dtype == torch.uint8 and self.jitter is None
+        if self.flip > 0 and (self.trivial is not None or not by_picture):
+            pixels = torch.where(flipped[:, None, None, None], pixels.flip(2), pixels)
+            flipped = torch.zeros_like(flipped)
+        if self.trivial is not None:
+            pixels = self.trivial(pixels.permute(0, 3, 1, 2), sample_seeds).permute(0, 2, 3, 1)
+        if by_picture:
             result = self._flipped_and_normalised(pixels, flipped)
         else:
-            if self.flip > 0:
-                pixels = torch.where(flipped[:, None, None, None], pixels.flip(2), pixels)
             if self.jitter is not None:
                 pixels = self.jitter(pixels.to(torch.float32), seeds.tensor_uniforms(sample_seeds, 4, _COLOUR))
             result = self._normalised(pixels)

@@ -159,19 +159,23 @@ class ResizeCenterCrop:
 
 @dataclass(frozen=True)
 class Resize:
-    """Resize the whole picture to a square, whatever its aspect.
+    """Resize the whole picture to a square, whatever its aspect, and cut out the middle of that.
 
     Attributes:
-        size: side in pixels.
+        size: side in pixels of what comes out.
+        crop_pct: its share of the resized square's side, in (0, 1]: timm's `crop_pct` with its mode `squash`.
     """
 
     size: int
+    crop_pct: float = 1.0
     smooth: bool = True
     numbers: int = 0
 
     def view(self, width: int, height: int, u: Sequence[float]) -> View:
         """See `Transform.view`."""
-        return View(0, 0, width, height, self.size, self.size, 0, 0)
+        side = max(self.size, int(self.size / self.crop_pct))
+        place = (side - self.size) // 2
+        return View(0, 0, width, height, side, side, place, place)
 
 
 def decode_into(out: Pixels, content: Content, transform: Transform, u: Sequence[float]) -> tuple[int, int]:
