@@ -39,7 +39,7 @@ def study(file: Path, data: str, out: Path, device: str, as_json: bool) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    keys = [key for key in chosen.grid if key != "run.seed"]
+    keys = [key for key in ("variant", *chosen.grid) if key != "run.seed" and key in rows[0]]
     shown = Table(title=f"{chosen.name}: test split", title_justify="left", box=None, pad_edge=False)
     for name in [*keys, "runs", "top-1 %", "top-5 %", "macro %", "M parameters", "G multiply-adds"]:
         shown.add_column(escape(name), justify="left" if name in keys else "right")

@@ -54,14 +54,14 @@ def predict(
     model = model.to(place.device)
     if not isinstance(card.img_size, int):
         raise UsageError(f"{weights} takes pictures of {card.img_size}; only square inputs are predicted on")
-    transform = Resize(card.img_size)
+    transform = Resize(card.img_size, card.crop_pct)
     normalise = Augment.plain(three(card.mean), three(card.std))
     names = card.classes or tuple(str(i) for i in range(card.num_classes))
-    files = list(_files(paths))
-    for start in range(0, len(files), batch_size):
-        chosen = files[start : start + batch_size]
+    found = list(files(paths))
+    for start in range(0, len(found), batch_size):
+        chosen = found[start : start + batch_size]
         pixels = np.zeros((len(chosen), card.img_size, card.img_size, 3), dtype=np.uint8)
-        problems = [_decode(path, pixels[i], transform) for i, path in enumerate(chosen)]
+        problems = [decoded(path, pixels[i], transform) for i, path in enumerate(chosen)]
         with torch.inference_mode():
             batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(place.device)
             seeds = torch.zeros(len(chosen), dtype=torch.int64, device=place.device)
@@ -73,7 +73,12 @@ def predict(
             yield Prediction(path, () if problem else guesses, problem)
 
 
-def _files(paths: Sequence[Path]) -> Iterator[Path]:
+def files(paths: Sequence[Path]) -> Iterator[Path]:
+    """The pictures of paths, a folder's below it sorted; hidden files are left out.
+
+    Raises:
+        UsageError: a path that does not exist.
+    """
     for path in paths:
         if path.is_dir():
             yield from sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
@@ -83,7 +88,7 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
             raise UsageError(f"there is no picture or folder {path}")
 
 
-def _decode(path: Path, out: np.ndarray, transform: Resize) -> str:
+def decoded(path: Path, out: np.ndarray, transform: Resize) -> str:
     """Decode into a place of the batch; returns why that failed, or an empty string."""
     try:
         if path.stat().st_size > _LARGEST:

@@ -1,8 +1,9 @@
 """Studies: a grid of runs that differ in a few values, a table with mean and deviation, an accuracy-against-cost plot.
 
 A study is a TOML file: what all runs share under `[set]`, what differs under `[grid]` (keys of the training recipe in
-quotes, lists of values). `run.seed` is never a row of the table: runs that differ in nothing else are averaged. Runs
-that are done are not run again, a run that was stopped goes on.
+quotes, lists of values), and what differs in several values at once, such as methods to compare, under
+`[variants.NAME]`. `run.seed` is never a row of the table: runs that differ in nothing else are averaged. Runs that are
+done are not run again, a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from animesion import settings
 from animesion.errors import UsageError
@@ -28,7 +29,7 @@ from animesion_training import loop
 from animesion_training import recipe as recipes
 from animesion_training.recipe import Name, TrainRecipe
 
-_SEED = "run.seed"
+_SEED, _VARIANT = "run.seed", "variant"
 _MOST_RUNS = 10_000
 #: What is tabulated, by its name in `report/evaluation.json`.
 METRICS = ("top_1", "top_5", "macro_accuracy", "macro_f1")
@@ -41,7 +42,8 @@ class Study(Section):
     summary: str = ""
     recipe: str = Field("scratch", description="training recipe that all runs start from")
     set: dict[str, Any] = Field({}, description="values of the recipe that all runs share")
-    grid: dict[str, list[Any]] = Field(description="values of the recipe that runs differ in")
+    grid: dict[str, list[Any]] = Field({}, description="values of the recipe that runs differ in")
+    variants: dict[str, dict[str, Any]] = Field({}, description="values that go together, by the variant's name")
 
     @field_validator("grid")
     @classmethod
@@ -49,9 +51,13 @@ class Study(Section):
         for key, values in value.items():
             if not values:
                 raise ValueError(f"the list of '{key}' is empty")
-        if not value:
-            raise ValueError("give at least one key with its values")
         return value
+
+    @model_validator(mode="after")
+    def _differs(self) -> Self:
+        if not self.grid and not self.variants:
+            raise ValueError("give at least one key with its values under [grid], or [variants]")
+        return self
 
 
 @dataclass(frozen=True)
@@ -91,11 +97,13 @@ def cells(study: Study) -> list[Cell]:
     Raises:
         UsageError: a key or value that no training recipe takes, or more runs than anybody wants.
     """
-    keys = list(study.grid)
+    axes = ({_VARIANT: list(study.variants)} if study.variants else {}) | study.grid
     made: list[Cell] = []
-    for chosen in itertools.islice(itertools.product(*study.grid.values()), _MOST_RUNS + 1):
-        values = dict(zip(keys, chosen, strict=True))
-        overrides = [f"{key}={json.dumps(value)}" for key, value in {**study.set, **values}.items()]
+    for chosen in itertools.islice(itertools.product(*axes.values()), _MOST_RUNS + 1):
+        values = dict(zip(axes, chosen, strict=True))
+        of_variant = study.variants.get(values.get(_VARIANT, ""), {})
+        changed = {**study.set, **of_variant, **{key: value for key, value in values.items() if key != _VARIANT}}
+        overrides = [f"{key}={json.dumps(value)}" for key, value in changed.items()]
         resolved = recipes.load(study.recipe, overrides)
         made.append(Cell(_slug(values), values, resolved))
     if len(made) > _MOST_RUNS:
@@ -169,7 +177,13 @@ def table(done: Sequence[Cell], out: Path) -> list[dict[str, Any]]:
         model = together[0].recipe.model
         options: dict[str, Any] = dict(model.options)
         built = create_model(
-            model.name, int(results[0]["classes"] if results[0] else 1), model.img_size, model.head, **options
+            model.name,
+            int(results[0]["classes"] if results[0] else 1),
+            model.img_size,
+            model.head,
+            methods=model.methods(),
+            head_options=model.method_options.get("head"),
+            **options,
         )
         counted = count(built, (model.img_size, model.img_size))
         row |= {"parameters": counted.parameters, "multiply_adds": counted.multiply_adds}
@@ -209,7 +223,7 @@ def _plot(study: Study, rows: Sequence[Mapping[str, Any]]) -> bytes:
     for row in rows:
         cost, accuracy = row["multiply_adds"] / 1e9, 100 * row["top_1"]
         axes.errorbar(cost, accuracy, 100 * row["top_1_deviation"], marker="o", capsize=3, color="#2f6fb3")
-        label = ", ".join(str(row[key]) for key in study.grid if key != _SEED)
+        label = ", ".join(str(row[key]) for key in (_VARIANT, *study.grid) if key in row)
         axes.annotate(label, (cost, accuracy), xytext=(6, 4), textcoords="offset points", fontsize=8, parse_math=False)
     axes.set(xscale="log", xlabel="G multiply-adds a picture", ylabel="test top-1 (%), bars are one deviation")
     axes.set_title(study.name, parse_math=False)

@@ -5,9 +5,9 @@ chance is a hash of each sample's seed, so a sample gets the same views on any n
 Where maps come from is `models.cal`'s, what the student makes of the views `distillation`'s.
 
 Nothing here waits for the device, and nothing raises on the values of maps. A map that is zero everywhere crops to the
-whole picture and drops all of it, as `map >= threshold * max` has it. A map that no pixel of the upsampled map lives
-up to (NaN, a negative maximum, a peak between the pixels) crops to the whole picture and drops nothing; `check_finite`
-finds the NaN.
+whole picture and drops all of it, as `map >= threshold * max` has it. Where no pixel reaches the threshold (NaN, a
+negative maximum, a peak between the pixels of a small picture) the crop is the whole picture and nothing is dropped;
+`check_finite` finds the NaN.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def check_finite(attention: Tensor) -> None:
     if bad:
         raise UsageError(
             f"the teacher's attention is not finite for {bad} of {len(attention)} pictures: its weights are damaged "
-            "or its precision overflows; try run.precision bf16 or fp32"
+            "or its precision overflows; compute it in bf16 or fp32"
         )
 
 
@@ -152,8 +152,8 @@ def pick_maps(attention: Tensor, u: Tensor, num_maps: int | None = None) -> Tens
     # not cumsum, which has no deterministic form on CUDA; M is small
     up_to = torch.ones(count, count, dtype=weights.dtype, device=weights.device).tril()
     shares = (weights[:, None] * up_to).sum(2)
-    places = torch.searchsorted(shares, u.to(shares) * shares[:, -1:], right=True)
-    return places.clamp(max=count - 1)  # NaN sorts last
+    places = torch.searchsorted(shares, u.to(shares), right=True)
+    return places.clamp(max=count - 1)  # shares may end a rounding below 1, and NaN sorts last
 
 
 def picked(attention: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
