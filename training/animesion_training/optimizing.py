@@ -88,9 +88,27 @@ def make_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimiz
         raise UsageError(f"optimizer.name '{settings.name}' cannot be made: {error}") from None
 
 
+class _LateCosine(CosineLRScheduler):
+    """Sets at each step the rate of the step before it."""
+
+    def step_update(self, num_updates: int, metric: float | None = None) -> None:
+        """Set the rates for a step, from 0."""
+        super().step_update(max(num_updates - 1, 0), metric)
+
+
 def make_schedule(optimizer: torch.optim.Optimizer, settings: Schedule, steps_an_epoch: int) -> Scheduler:
     """A schedule of timm, advanced by `step_update(step)`: a function of the step alone, so resuming needs no state."""
     total = settings.epochs * steps_an_epoch
+    if settings.kind == "cosine-late":
+        return _LateCosine(
+            optimizer,
+            t_initial=total,
+            lr_min=settings.min_lr,
+            warmup_t=settings.warmup_steps,
+            warmup_lr_init=settings.warmup_lr,
+            warmup_prefix=False,
+            t_in_epochs=False,
+        )
     warmup = min(settings.warmup_steps, total // 4)
     common: dict[str, Any] = {
         "optimizer": optimizer,

@@ -148,7 +148,11 @@ class Schedule(Section):
     """How long, and how the rate changes, by optimizer step."""
 
     epochs: int = Field(30, ge=1, description="rounds over the training split")
-    kind: Literal["cosine", "step", "constant"] = Field("cosine", description="course after the warm-up")
+    kind: Literal["cosine", "cosine-late", "step", "constant"] = Field(
+        "cosine",
+        description="course after the warm-up; cosine-late is the fine-grained papers': cosine over all steps, the "
+        "warm-up laid over its start at full length, each rate used one step late",
+    )
     warmup_steps: int = Field(100, ge=0, description="linear from warmup_lr; at most a quarter of all steps")
     warmup_lr: float = Field(1e-6, ge=0, strict=False, description="rate of the first step")
     min_lr: float = Field(0.0, ge=0, strict=False, description="where cosine ends")
