@@ -39,6 +39,7 @@ class Step(nn.Module):
         self.objective = objective
         self.autocast = autocast
         self._has_losses = getattr(bare, "has_losses", False)
+        self._needs_targets = getattr(bare, "needs_targets", False)
 
     def forward(self, images: Tensor, targets: Tensor, seeds: Tensor) -> dict[str, Tensor]:
         """Terms of the loss.
@@ -52,11 +53,16 @@ class Step(nn.Module):
             Scalars by name; their sum is the loss, a mean over the batch.
         """
         with self.autocast():
-            if self._has_losses:
-                logits, more = self.model(images, with_losses=True)
-            else:
-                logits, more = self.model(images), {}
+            logits, more = self._run(images, targets)
         return {"label": self.objective(logits.float(), targets), **more}
+
+    def _run(self, images: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits, and what the network's own methods add to the loss."""
+        if not self._has_losses:
+            return self.model(images), {}
+        options = {"targets": targets} if self._needs_targets else {}
+        logits, more = self.model(images, with_losses=True, **options)
+        return logits, more
 
     def kept(self) -> Mapping[str, Tensor]:
         """State beyond the network's that a checkpoint must hold, by name."""
@@ -167,7 +173,7 @@ class DistilStep(Step):
                 made = _views(shown, seen.attention.float(), seeds, self.view_settings)
                 with teacher_autocast():
                     taught_views = teacher(made)
-        logits, learned_views, more = self._learned(images, made)
+        logits, learned_views, more = self._learned(images, made, targets)
         terms = {"label": settings.label_weight * self.objective(logits, targets), **more}
         on_views = () if made is None else (learned_views, taught_views)
         terms["distillation"] = settings.weight * distillation_term(
@@ -178,22 +184,21 @@ class DistilStep(Step):
             terms[settings.auxiliary] = settings.auxiliary_weight * further
         return terms
 
-    def _learned(self, images: Tensor, made: Tensor | None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def _learned(
+        self, images: Tensor, made: Tensor | None, targets: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The student's logits of pictures (B, C) and views (2B, C), and what its own methods add."""
         own = self._resized(images, self.student_takes.size)
-        options = {"with_losses": True} if self._has_losses else {}
         with self.autocast():
             if made is None:
-                out = self.model(own, **options)
-                logits, more = out if self._has_losses else (out, {})
+                logits, more = self._run(own, targets)
                 return logits.float(), logits, more
             back = self._renormalised(made, self.teacher_takes.inputs, self.student_takes.inputs)
             back = self._resized(back, self.student_takes.size)
             if self._one_pass and not self._has_losses:
                 logits, views_logits = self.model(torch.cat([own, back])).float().split([len(own), len(back)])
                 return logits, views_logits, {}
-            out = self.model(own, **options)
-            logits, more = out if self._has_losses else (out, {})
+            logits, more = self._run(own, targets)
             second = self.model(back)
         return logits.float(), second.float(), more
 

@@ -11,7 +11,7 @@ from animesion.errors import UsageError
 
 
 class CLAHead(nn.Module):
-    """Cross-layer aggregation head (CLCA, arXiv 2501.00243, section II-B).
+    """Cross-layer aggregation head (CLCA, arXiv 2501.00243).
 
     BatchNorm over channels, depthwise convolution over the L class tokens, BatchNorm, GELU, 1x1 convolution to classes.
     Initial values are torch's own.

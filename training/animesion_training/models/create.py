@@ -18,7 +18,7 @@ import timm
 from torch import nn
 
 from animesion.errors import UsageError
-from animesion_training.models.assembling import TOKEN_HEADS, assemble
+from animesion_training.models.assembling import TOKEN_HEADS, assemble, weights_loaded
 from animesion_training.models.baselines import timm_name
 from animesion_training.models.heads import CosineHead
 from animesion_training.models.ifa import IFA_MODELS, IFAVisionTransformer
@@ -204,6 +204,7 @@ def create_model(
     vars(model)["spec"] = ModelSpec(name, num_classes, side, head, head_options, norm_eps, dict(options), methods)
     if pretrained is not True and pretrained is not False:
         load_weights(model, pretrained)
+    weights_loaded(model)
     return model
 
 

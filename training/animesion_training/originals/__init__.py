@@ -6,5 +6,7 @@ The order is from general to special: the last one registered is asked first.
 from animesion_training.originals import animesion_vit as animesion_vit
 from animesion_training.originals import cal as cal
 from animesion_training.originals import clca as clca
+from animesion_training.originals import glsim as glsim
+from animesion_training.originals import ila as ila
 from animesion_training.originals import lrnet as lrnet
 from animesion_training.originals import vitfs as vitfs

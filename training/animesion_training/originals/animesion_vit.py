@@ -95,7 +95,8 @@ def bare_vit(renamed: Weights, settings: Config, num_classes: int = 0) -> Vision
     """
     depth = 1 + max(int(key.split(".")[1]) for key in renamed if key.startswith("blocks."))
     width, channels, *patch = renamed["patch_embed.proj.weight"].shape
-    tokens = renamed["pos_embed"].shape[1] - 1
+    with_class_token = "cls_token" in renamed
+    tokens = renamed["pos_embed"].shape[1] - with_class_token
     grid = round(tokens**0.5)
     if grid * grid != tokens:
         raise UsageError(f"a grid of {tokens} patches is not square: this family has square pictures only")
@@ -108,7 +109,10 @@ def bare_vit(renamed: Weights, settings: Config, num_classes: int = 0) -> Vision
         depth=depth,
         num_heads=int(settings.get("num_attention_heads") or max(1, width // 64)),
         mlp_ratio=renamed["blocks.0.mlp.fc1.weight"].shape[0] / width,
+        class_token=with_class_token,
+        global_pool="token" if with_class_token else "avg",
         final_norm="norm.weight" in renamed,
+        fc_norm=False,
         norm_layer=partial(nn.LayerNorm, eps=VIT_EPS),
     )
 
@@ -128,10 +132,14 @@ def renamed_vit(weights: Weights) -> dict[str, Tensor]:
     return renamed
 
 
-def split_vit(weights: Weights) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def split_vit(weights: Weights, *, class_token: bool = True) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Weights of the transformer and its head under timm's names, and all others under their own.
 
     Queries, keys and values are joined in both.
+
+    Args:
+        weights: under the original's names.
+        class_token: whether there must be one.
 
     Raises:
         UsageError: the attention or the embedding is incomplete.
@@ -153,7 +161,8 @@ def split_vit(weights: Weights) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
                 break
         else:
             others[key] = value
-    if absent := [key for key in ("pos_embed", "cls_token", "patch_embed.proj.weight") if key not in renamed]:
+    needed = ("pos_embed", "patch_embed.proj.weight", *(("cls_token",) if class_token else ()))
+    if absent := [key for key in needed if key not in renamed]:
         raise UsageError(f"this checkpoint lacks the weights for {', '.join(absent)}")
     return renamed, others
 

@@ -98,12 +98,11 @@ def _is_clca(config: Config, weights: Weights) -> bool:
 
 def _build_clca(config: Config, weights: Weights, reference_compat: bool) -> nn.Module:
     settings = _settings(config)
-    depth = 1 + max(int(key.split(".")[1]) for key in weights if key.startswith("blocks."))
-    layers = reduction_layers(settings.get("reduction_loc"), depth)
     gathering = any(key.startswith("ifa_head.") for key in weights)
     registers = weights["clr"].shape[1] if "clr" in weights else 0
-    backbone, positioned = _backbone(settings, weights, depth, registers)
-    width = backbone.embed_dim
+    backbone, positioned = timm_backbone(settings, weights, registers)
+    depth, width = len(backbone.blocks), backbone.embed_dim
+    layers = reduction_layers(settings.get("reduction_loc"), depth)
     plugins: dict[str, Plugin] = {}
     if method := _method(settings):
         known = _OPTIONS.get(method, {})
@@ -155,13 +154,24 @@ def _rates(given: Any) -> Any:
     return tuple(given) if isinstance(given, list) else given
 
 
-def _backbone(settings: Mapping[str, Any], weights: Weights, depth: int, registers: int) -> tuple[Any, bool]:
-    """The plain transformer, and whether the cache's registers have positions: the class token has one then."""
+def timm_backbone(settings: Mapping[str, Any], weights: Weights, registers: int = 0) -> tuple[Any, bool]:
+    """The plain transformer that weights in timm's names are for, and whether its class token has a position.
+
+    Args:
+        settings: `num_heads`, if they are not of width 64; `img_size`, if pictures are not square.
+        weights: of the transformer, and of what else there is.
+        registers: tokens beside its own that have positions if the class token has.
+
+    Raises:
+        UsageError: the positions are those of no grid.
+    """
+    depth = 1 + max(int(key.split(".")[1]) for key in weights if key.startswith("blocks."))
     width, channels, *patch = weights["patch_embed.proj.weight"].shape
     reg_tokens = weights["reg_token"].shape[1] if "reg_token" in weights else 0
     rows = weights["pos_embed"].shape[1]
     clip = "norm_pre.weight" in weights
-    grid = _grid(settings, (patch[0], patch[1]), rows, prefix := 1 + reg_tokens + registers)
+    prefix = 1 + reg_tokens + registers
+    grid = _grid(settings, (patch[0], patch[1]), rows, prefix)
     embedded = rows == grid[0] * grid[1] + prefix
     backbone = VisionTransformer(
         img_size=(grid[0] * patch[0], grid[1] * patch[1]),

@@ -9,6 +9,7 @@ plug-ins are in this package's other modules, heads in `models.heads`, methods w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -41,6 +42,7 @@ class Tokens:
         policy: DynamicViT's decision for each token in training, (B, T), None for all kept.
         gathered: class tokens (B, D) taken at the ends of groups, in order.
         losses: further terms of the training loss by name, scalars; already weighted.
+        targets: class ids (B,) or soft labels (B, num_classes), where the caller gave them for such terms.
         trace: what a plug-in chose, by `block{i}.<what>`, and each block's class token (`cls`) and number of tokens in
             and out (`tokens`); None when nobody looks.
         scratch: what a plug-in keeps from one hook to a later one, by a name of its own.
@@ -55,6 +57,7 @@ class Tokens:
     policy: Tensor | None = None
     gathered: list[Tensor] = field(default_factory=list)
     losses: dict[str, Tensor] = field(default_factory=dict)
+    targets: Tensor | None = None
     trace: dict[str, Tensor] | None = None
     scratch: dict[str, Any] = field(default_factory=dict)
 
@@ -71,10 +74,9 @@ class Tokens:
     def bias(self) -> Tensor | None:
         """What attention adds to its scores, broadcast to (B, heads, T, T): log of sizes, and padding shut out."""
         bias: Tensor | None = None
-        device = self.x.device.type
-        # of the type in which attention will run: the least float32 would turn into -inf in a shorter one, and a row
-        # of -inf alone into NaN
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.x.dtype
+        if self.size is None and self.real is None:
+            return None
+        dtype = _working_dtype(self.x)
         if self.size is not None:
             bias = self.size.log()[:, None, None, :].to(dtype)
         if self.real is not None:
@@ -99,6 +101,20 @@ class Tokens:
         """Keep what was chosen, when somebody looks."""
         if self.trace is not None:
             self.trace[f"block{block}.{what}"] = value.detach()
+
+
+def _working_dtype(x: Tensor) -> torch.dtype:
+    """In which attention on x runs: the least float32 would be -inf in a shorter type, and a row of -inf alone NaN."""
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return x.dtype
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """What computations on x enter that rounding would spoil; the device meta, on which models are counted, has none."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 class Attended:
@@ -169,13 +185,20 @@ class Plugin(nn.Module):
         opens: the blocks whose inside it needs: `attention`, `between` and `beside` are called in these only.
         keeps_grid: whether patch tokens still form a grid after it.
         has_losses: whether it adds to `Tokens.losses` in training.
+        needs_targets: whether it needs `Tokens.targets` for that.
+        feature_width: width of the feature that `pooled` gives, None for the transformer's own.
         also_trains: names within the backbone that are trained with it although the backbone is frozen.
     """
 
     opens: frozenset[int] = frozenset()
     keeps_grid: bool = True
     has_losses: bool = False
+    needs_targets: bool = False
+    feature_width: int | None = None
     also_trains: frozenset[str] = frozenset()
+
+    def attach(self, backbone: Any) -> None:
+        """The plug-in is put on a timm transformer, once, before anything runs."""
 
     def appended(self) -> Tensor | None:
         """Learned tokens (1, n, D), positions included, to stand behind the patches from the start; None for none."""
@@ -205,6 +228,10 @@ class Plugin(nn.Module):
     def finish(self, tokens: Tokens) -> None:
         """All blocks have run; the final norm has not."""
 
+    def pooled(self, feature: Tensor, tokens: Tokens) -> Tensor:
+        """What the head is given in place of the pooled feature (B, D): (B, `feature_width`)."""
+        return feature
+
     def no_weight_decay(self) -> set[str]:
         """Names within the plug-in that weight decay leaves alone, beyond biases and norms."""
         return set()
@@ -222,6 +249,8 @@ class TokenVisionTransformer(nn.Module):
             None for one linear layer.
         gathers: blocks after which the class token is taken; the final norm is dropped then, as the head has no use
             for it.
+        reads: `feature` for a head as above; `patches` for one that is given all that stands behind the prefix after
+            the final norm, (B, N, D), for which the transformer need not have a class token.
 
     Raises:
         UsageError: the backbone cannot carry the plug-ins.
@@ -237,10 +266,12 @@ class TokenVisionTransformer(nn.Module):
         num_classes: int,
         head: Callable[[int], nn.Module] | None = None,
         gathers: Iterable[int] = (),
+        reads: Literal["feature", "patches"] = "feature",
     ) -> None:
         super().__init__()
-        host = hosted(backbone, "token methods")
+        host = hosted(backbone, "token methods", class_token=reads == "feature")
         self.gathers = frozenset(gathers)
+        self.reads = reads
         host.reset_classifier(0, "token" if self.gathers else None)
         if self.gathers:
             host.norm = nn.Identity()
@@ -248,7 +279,11 @@ class TokenVisionTransformer(nn.Module):
         self.backbone = host
         self.plugins = nn.ModuleDict(plugins)
         self.num_classes = num_classes
-        self.embed_dim = self.num_features = self.head_hidden_size = host.embed_dim
+        self.embed_dim = host.embed_dim
+        widths = [plugin.feature_width for plugin in self._plugins() if plugin.feature_width is not None]
+        if len(widths) + bool(self.gathers) + (reads == "patches") > 1:
+            raise UsageError("the head can be given one thing: gathered class tokens, patches, or a plug-in's feature")
+        self.num_features = self.head_hidden_size = widths[0] if widths else host.embed_dim
         self.in_chans: int = host.in_chans
         self.feature_info = [dict(info, module=f"{_BACKBONE}{info['module']}") for info in host.feature_info]
         self.grad_checkpointing = False
@@ -257,38 +292,49 @@ class TokenVisionTransformer(nn.Module):
         opened = {i for plugin in self._plugins() for i in plugin.opens}
         if opened and not 0 <= min(opened) <= max(opened) < len(host.blocks):
             raise UsageError(f"blocks {sorted(opened)} are asked for, this transformer has 0 to {len(host.blocks) - 1}")
+        for plugin in self._plugins():
+            plugin.attach(host)
 
     def _plugins(self) -> list[Plugin]:
         return [plugin for plugin in self.plugins.values() if isinstance(plugin, Plugin)]
 
     def _linear_head(self, num_classes: int) -> nn.Module:
-        layer = nn.Linear(self.embed_dim, num_classes)
+        layer = nn.Linear(self.num_features, num_classes)
         nn.init.trunc_normal_(layer.weight, std=0.02)
         nn.init.zeros_(layer.bias)
         return layer
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
-    def encode(self, x: Tensor, *, trace: bool = False, embedded: Callable[[Tensor], Tensor] | None = None) -> Tokens:
+    def encode(
+        self,
+        x: Tensor,
+        *,
+        trace: bool = False,
+        embedded: Callable[[Tensor], Tensor] | None = None,
+        targets: Tensor | None = None,
+    ) -> Tokens:
         """Run embedding and blocks.
 
         Args:
             x: pictures, (B, C, H, W).
             trace: keep what plug-ins choose.
             embedded: changes the embedded tokens (B, T, D) before the first block, for a pass with another class token.
+            targets: see `Tokens`.
 
         Returns:
             The tokens after the last block, without the final norm.
         """
         host = self.backbone
-        height, width = x.shape[-2:]
         embedding = host._pos_embed(host.patch_embed(x))
         if embedded is not None:
             embedding = embedded(embedding)
-        patch = host.patch_embed.patch_size
-        grid = (height // patch[0], width // patch[1])
         tokens = Tokens(
-            host.norm_pre(host.patch_drop(embedding)), host.num_prefix_tokens, grid, trace={} if trace else None
+            host.norm_pre(host.patch_drop(embedding)),
+            host.num_prefix_tokens,
+            host.patch_embed.dynamic_feat_size(x.shape[-2:]),
+            targets=targets,
+            trace={} if trace else None,
         )
         plugins = self._plugins()
         for plugin in plugins:
@@ -306,7 +352,8 @@ class TokenVisionTransformer(nn.Module):
                 self._run(block, tokens)
             if trace:
                 tokens.note(i, "tokens", torch.tensor([count, tokens.x.shape[1]]))
-                tokens.note(i, "cls", tokens.class_token)
+                if host.cls_token is not None:
+                    tokens.note(i, "cls", tokens.class_token)
             for plugin in plugins:
                 plugin.after(i, tokens)
             if i in self.gathers:
@@ -346,11 +393,20 @@ class TokenVisionTransformer(nn.Module):
     # -- timm's interface --------------------------------------------------------------------------------------------
 
     def pool(self, tokens: Tokens) -> Tensor:
-        """What the head is given: the pooled feature (B, D), or the gathered class tokens (B, D, L)."""
+        """What the head is given: the pooled feature (B, D), the gathered class tokens (B, D, L), or patches (B, N, D).
+
+        Raises:
+            UsageError: a head reads patches of which some are padding.
+        """
         if self.gathers:
             return torch.stack(tokens.gathered, dim=-1)
         host = self.backbone
         x = host.norm(tokens.x)
+        if self.reads == "patches":
+            if tokens.real is not None:
+                raise UsageError("this head reads as many patches of each picture: it goes with no method that pads")
+            patches: Tensor = host.fc_norm(x[:, tokens.prefix :])
+            return patches
         if host.global_pool == "token":
             pooled = x[:, 0]
         elif tokens.real is None:
@@ -359,10 +415,12 @@ class TokenVisionTransformer(nn.Module):
             real = tokens.real[:, tokens.prefix :, None].to(x.dtype)
             pooled = (x[:, tokens.prefix :] * real).sum(dim=1) / real.sum(dim=1)
         normed: Tensor = host.head_drop(host.fc_norm(pooled))
+        for plugin in self._plugins():
+            normed = plugin.pooled(normed, tokens)
         return normed
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Pictures (B, C, H, W) to what the head is given: (B, D), or (B, D, L) where class tokens are gathered."""
+        """Pictures (B, C, H, W) to what the head is given, see `pool`."""
         return self.pool(self.encode(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -375,14 +433,25 @@ class TokenVisionTransformer(nn.Module):
         """Whether a plug-in adds terms to the training loss."""
         return any(plugin.has_losses for plugin in self._plugins())
 
-    def forward(self, x: Tensor, with_losses: bool = False) -> Any:
+    @property
+    def needs_targets(self) -> bool:
+        """Whether such a term is about classes."""
+        return any(plugin.needs_targets for plugin in self._plugins())
+
+    def forward(self, x: Tensor, with_losses: bool = False, targets: Tensor | None = None) -> Any:
         """Pictures (B, C, H, W) to logits (B, num_classes).
 
         Args:
             x: the pictures.
             with_losses: also give the terms that plug-ins add to the training loss: scalars by name, already weighted.
+            targets: class ids (B,) or soft labels (B, num_classes), for terms that need them.
+
+        Raises:
+            UsageError: such a term, and no targets.
         """
-        tokens = self.encode(x)
+        if with_losses and targets is None and self.needs_targets:
+            raise UsageError("a loss of this network's methods compares pictures by their classes: give targets")
+        tokens = self.encode(x, targets=targets)
         logits = self.forward_head(self.pool(tokens))
         return (logits, tokens.losses) if with_losses else logits
 
@@ -449,8 +518,13 @@ class TokenVisionTransformer(nn.Module):
         self.head = head.to(next(self.backbone.parameters()).device)
 
 
-def hosted(backbone: nn.Module, what: str) -> Any:
+def hosted(backbone: nn.Module, what: str, *, class_token: bool = True) -> Any:
     """The backbone, if token methods can work on it.
+
+    Args:
+        backbone: a network.
+        what: the methods, for messages.
+        class_token: whether it must have one.
 
     Raises:
         UsageError: it is no vision transformer of timm's with a class token and plain pre-norm blocks.
@@ -458,7 +532,7 @@ def hosted(backbone: nn.Module, what: str) -> Any:
     kind = type(backbone).__name__
     if not isinstance(backbone, VisionTransformer):
         raise UsageError(f"{what} need a plain vision transformer of timm's, and {kind} is none")
-    if backbone.cls_token is None:
+    if class_token and backbone.cls_token is None:
         raise UsageError(f"{what} need a class token, and this vision transformer pools its patches without one")
     if getattr(backbone, "rope", None) is not None or getattr(backbone, "dynamic_img_size", False):
         raise UsageError(f"{what} need fixed absolute positions, and this {kind} computes them for each picture")
