@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,9 @@ import pytest
 from PIL import Image
 
 import animesion
+
+# before torch is loaded: threads that spin while they wait slow a busy machine down by a multiple
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 #: Class folder -> its pictures; names need quoting, escaping and more than ASCII.
 CLASSES = {"初音ミク": 14, "crème_brûlée": 12, "plain (blue) & co": 11}

@@ -72,20 +72,21 @@ def assemble(
     if methods.selector == "cal":
         if methods.reduction or methods.cache or methods.adapter or head != "linear":
             raise UsageError("selector cal has a head of its own and goes with no other method: leave the others out")
-        return _made("selector cal", CALClassifier, methods.of("selector"), backbone, num_classes)
+        made: nn.Module = _made("selector cal", CALClassifier, methods.of("selector"), backbone, num_classes)
+        return made
     host = hosted(backbone, _what(methods, head), class_token=head not in PATCH_HEADS)
     stride = methods.of("selector").get("patch_stride") if methods.selector in PART_SELECTORS else None
     if stride is not None:
         overlap_patches(host, stride)
     plugins = _plugins(host, methods)
     layers = reduction_layers(methods.reduction_layers or None, len(host.blocks))
-    encoder = _headed(
+    encoder: nn.Module = _headed(
         host, plugins, head, num_classes, dict(head_options), layers, two_pass=methods.selector in _TWO_PASS
     )
     if methods.selector == "glsim":
-        return _made("selector glsim", GLSim, methods.of("selector"), encoder, num_classes)
+        encoder = _made("selector glsim", GLSim, methods.of("selector"), encoder, num_classes)
     if methods.selector == "rams":
-        return _made("selector rams", RAMSTrans, methods.of("selector"), encoder, num_classes)
+        encoder = _made("selector rams", RAMSTrans, methods.of("selector"), encoder, num_classes)
     return encoder
 
 

@@ -179,6 +179,11 @@ class TwoPassTransformer(nn.Module):
         """Whether a plug-in adds terms to the training loss."""
         return self.encoder.has_losses
 
+    @property
+    def needs_targets(self) -> bool:
+        """Whether such a term needs targets."""
+        return self.encoder.needs_targets
+
     def forward(self, x: Tensor, with_losses: bool = False, targets: Tensor | None = None) -> Any:
         """Pictures (B, C, H, W) to logits (B, num_classes).
 
@@ -271,7 +276,7 @@ class GLSim(TwoPassTransformer):
     Args:
         encoder: a host whose plug-ins keep the grid and whose head reads the final class token; its head is dropped.
         num_classes: number of classes; 0 for features alone.
-        top: O, selected patches. The paper has 8, for large pictures 16.
+        top: O, selected patches. The original has 8; ILA's copy of it 16 from 448 pixels on.
         metric: one of `similarity.METRICS`.
         classifier: what is classified: the first token (`cls`), or every token, with the mean (`avg`) or maximum
             (`max`) over their logits.
@@ -524,6 +529,11 @@ class RAMSTrans(TwoPassTransformer):
             if tokens.grid is None:
                 raise UsageError("RAMS-Trans crops by the grid of patches, and the encoder leaves no grid")
             attention = class_rollout(self._recorder.taken())
+            if attention.shape[1] != tokens.x.shape[1]:
+                raise UsageError(
+                    f"RAMS-Trans crops by attention, which was over {attention.shape[1]} tokens of which "
+                    f"{tokens.x.shape[1]} are left: leave out methods that change their number"
+                )
             attention = attention[:, tokens.prefix : attention.shape[1] - tokens.extra]
             cells = attention.reshape(-1, *tokens.grid)
             if self.pool > 1:
