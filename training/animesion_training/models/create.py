@@ -24,6 +24,7 @@ from animesion_training.models.heads import CosineHead
 from animesion_training.models.ifa import IFA_MODELS, IFAVisionTransformer
 from animesion_training.models.methods import Methods
 from animesion_training.models.pretrained import downloads, head_names, load_weights
+from animesion_training.models.shorthand import merged, parted
 
 #: Arguments of timm's factory that would make a name mean something else, or read files behind our back.
 _OURS = {
@@ -123,7 +124,8 @@ def create_model(
     """Build a classifier.
 
     Args:
-        name: `resnet18` ... `vit_large_patch32`, one of `vit_*_ifa`, or any of timm's, with a weights tag or without.
+        name: `resnet18` ... `vit_large_patch32`, one of `vit_*_ifa`, or any of timm's, with a weights tag or without;
+            words for methods may stand in front, see `shorthand`.
         num_classes: number of classes.
         img_size: side in pixels or (height, width); position embeddings are resampled by timm. None for the size that
             the architecture was published for. Convolutional networks take any size; a vision transformer leaves out
@@ -152,11 +154,13 @@ def create_model(
         UsageError: unknown name, head or argument, a head that the architecture cannot carry, or an unusable file.
         AnimesionError: weights that cannot be fetched.
     """
+    given = name
+    name, named, named_head = parted(name)
     architecture = timm_name(name)
     head_options = dict(head_options or {})
     if methods is None:
         methods = Methods(
-            reduction or "",
+            reduction or named.reduction,
             keep_rate if isinstance(keep_rate, int | float) else tuple(keep_rate),
             tuple(reduction_layers or ()),
             cache or "",
@@ -164,6 +168,11 @@ def create_model(
             selector or "",
             method_options or {},
         )
+    methods = merged(named, methods, given)
+    if named_head:
+        if head not in ("linear", named_head):
+            raise UsageError(f"{given} says head {named_head}, and {head} is asked for: say it once")
+        head = named_head
     if architecture.partition(".")[0] in IFA_MODELS and head == "linear":
         head = "ifa"  # the name says it
     _check(num_classes, img_size, head, options)

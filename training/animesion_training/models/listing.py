@@ -8,6 +8,7 @@ import timm
 import torch
 
 from animesion.errors import UsageError
+from animesion_training.models import shorthand
 from animesion_training.models.baselines import BASELINES, timm_name
 from animesion_training.models.create import create_model
 from animesion_training.models.ifa import IFA_MODELS
@@ -26,7 +27,7 @@ def listed(pattern: str | None = None, *, parameters: bool = False) -> list[dict
     Raises:
         UsageError: nothing matches.
     """
-    ours = [*BASELINES, *IFA_MODELS, *timm.list_models(["lrnet*", "vitfs_*"])]
+    ours = [*BASELINES, *IFA_MODELS, *timm.list_models(["lrnet*", "vitfs_*"]), *shorthand.names()]
     if pattern is None:
         names = ours
     else:
@@ -38,7 +39,7 @@ def listed(pattern: str | None = None, *, parameters: bool = False) -> list[dict
             raise UsageError(f"no model's name matches {pattern!r}")
     rows: list[dict[str, Any]] = []
     for name in names:
-        full = timm_name(name)
+        full = timm_name(shorthand.parted(name)[0])
         row: dict[str, Any] = {"name": name, "timm": full, "weights": len(timm.list_pretrained(f"{full}.*"))}
         if parameters:
             with torch.device("meta"):

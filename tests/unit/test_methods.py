@@ -1,0 +1,146 @@
+"""Methods by name: what `create_model`, recipes and files say is what is built, and nonsense is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+from animesion.errors import UsageError
+from animesion_training.models import Methods, create_model, spec_of
+from animesion_training.models.assembling import CACHES, SELECTORS, TOKEN_HEADS
+from animesion_training.models.shorthand import names, parted
+from animesion_training.recipe import load
+from animesion_training.tokens.adapters import ADAPTERS
+from animesion_training.tokens.reductions import REDUCTIONS
+from animesion_training.weights import load_model, save_model
+
+HOST = "vit_tiny_patch16"
+SMALL = {"depth": 4, "embed_dim": 48, "num_heads": 3}
+
+
+def built(size: int = 96, **options: Any) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return create_model(HOST, 5, size, **options, **SMALL)
+
+
+EVERYTHING: dict[str, dict[str, Any]] = {
+    **{f"reduction-{name}": {"reduction": name, "keep_rate": 0.5, "reduction_layers": [1, 2]} for name in REDUCTIONS},
+    **{f"adapter-{name}": {"adapter": name} for name in ADAPTERS},
+    **{f"selector-{name}": {"selector": name} for name in SELECTORS},
+    **{f"head-{name}": {"head": name} for name in TOKEN_HEADS},
+    "clca": {"reduction": "evit", "keep_rate": 0.5, "reduction_layers": [1, 2], "cache": "clc", "head": "cla"},
+    "glsim-lora": {"selector": "glsim", "adapter": "lora"},
+    "tome-adapter": {"reduction": "tome", "keep_rate": 0.5, "reduction_layers": [1], "adapter": "adapter"},
+}
+
+
+@pytest.mark.parametrize("options", EVERYTHING.values(), ids=EVERYTHING)
+def test_every_method_trains_saves_and_comes_back(options: dict[str, Any], tmp_path: Path) -> None:
+    model = built(**options).train()
+    x = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(1))
+    logits = model(x)
+    assert logits.shape == (2, 5)
+    logits.square().sum().backward()
+    assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    model.eval()
+    save_model(model, tmp_path / "w.safetensors", tuple("abcde"))
+    again, card = load_model(tmp_path / "w.safetensors")
+    assert spec_of(again) == spec_of(model)
+    assert card.spec == spec_of(model)
+    with torch.no_grad():
+        assert torch.equal(again(x), model(x))
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_a_frozen_backbone_leaves_what_the_adapter_trains(adapter: str) -> None:
+    from animesion_training.optimizing import freeze
+
+    model = built(adapter=adapter)
+    frozen = set(freeze(model, ["backbone"]))
+    assert frozen
+    left = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert left
+    assert all(name.startswith(("plugins.", "head.")) or name == "backbone.cls_token" for name in left)
+    model.train()
+    model(torch.randn(2, 3, 96, 96)).square().sum().backward()
+    graded = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert graded == left
+
+
+@pytest.mark.parametrize(
+    ("name", "host", "methods", "head"),
+    [
+        ("evit_vit_base_patch16", "vit_base_patch16", Methods(reduction="evit"), ""),
+        ("evit50_clca_vit_tiny_patch16", HOST, Methods(reduction="evit", keep_rate=0.5, cache="clc"), "cla"),
+        ("glsim_vit_base_patch16_clip_224.laion2b", "vit_base_patch16_clip_224.laion2b", Methods(selector="glsim"), ""),
+        ("ilapp_vit_small_patch16", "vit_small_patch16", Methods(adapter="ila++"), ""),
+        ("vptdeep_cla_deit_tiny_patch16_224", "deit_tiny_patch16_224", Methods(adapter="vpt-deep"), "cla"),
+        ("cal_resnet18", "resnet18", Methods(selector="cal"), ""),
+        ("resnet18", "resnet18", Methods(), ""),
+    ],
+)
+def test_a_name_says_which_methods(name: str, host: str, methods: Methods, head: str) -> None:
+    assert parted(name) == (host, methods, head)
+
+
+def test_names_are_registered_with_timm() -> None:
+    assert set(names()) <= set(timm.list_models())
+    model = timm.create_model("evit_clca_vit_tiny_patch16", num_classes=5, img_size=96, keep_rate=0.5, **SMALL)
+    assert model(torch.zeros(2, 3, 96, 96)).shape == (2, 5)
+    assert spec_of(model).methods == Methods(reduction="evit", keep_rate=0.5, cache="clc")
+
+
+def test_a_recipe_says_the_same() -> None:
+    overrides = [
+        "model.reduction=tome", "model.keep_rate=[0.7, 0.5]", "model.reduction_layers=[1, 2]",
+        "model.method_options.reduction.reference_compat=true",
+    ]  # fmt: skip
+    methods = load("scratch", overrides).model.methods()
+    expected = Methods("tome", (0.7, 0.5), (1, 2), options={"reduction": {"reference_compat": True}})
+    assert methods == expected == Methods.from_dict(expected.to_dict())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reduction": "evitt"}, "did you mean 'evit'"),
+        ({"adapter": "loral"}, "did you mean 'lora'"),
+        ({"selector": "glsm"}, "did you mean 'glsim'"),
+        ({"cache": "clcc"}, f"did you mean '{next(iter(CACHES))}'"),
+        ({"keep_rate": 0.5}, "name one as reduction"),
+        ({"reduction": "evit", "keep_rate": 0.0}, "above 0 and at most 1"),
+        ({"reduction": "evit", "keep_rate": 0.5, "selector": "glsim", "reduction_layers": [1]}, "not both"),
+        ({"reduction": "evit", "keep_rate": 0.5, "adapter": "ila", "reduction_layers": [1]}, "use one of them"),
+        ({"selector": "cal", "adapter": "lora"}, "goes with no other method"),
+        ({"selector": "glsim", "head": "cla"}, "leave head cla out"),
+        ({"adapter": "lora", "method_options": {"adapter": {"rang": 3}}}, "no option rang"),
+        ({"method_options": {"adapter": {"rank": 3}}}, "no adapter is named"),
+        ({"adapter": "lora", "head": "cosine"}, "does not go with token methods"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        built(**options)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224", "eva02_tiny_patch14_224"])
+def test_hosts_that_cannot_carry_token_methods_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="reduction evit need"):
+        create_model(name, 5, reduction="evit", keep_rate=0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("evit0_vit_tiny_patch16", "write 1 to 100"),
+        ("evit_tome_vit_tiny_patch16", "two methods of the kind reduction"),
+        ("evitt_vit_tiny_patch16", "no model is called"),
+    ],
+)
+def test_names_that_make_no_sense_are_refused(name: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        create_model(name, 5, 96)
