@@ -28,7 +28,8 @@ Examples:
     help="Side in pixels; may be given repeatedly.  [default: the model's own]",
 )
 @click.option("--num-classes", type=click.IntRange(1), default=1000, show_default=True, help="Classes to tell apart.")
-@click.option("--head", default="linear", show_default=True, help="Head: linear, cosine or ifa.")
+@click.option("--head", default="linear", show_default=True, help="Head: linear, cosine, ifa, cla, ...")
+@click.option("--freeze", multiple=True, help="Parameters that are not trained: `backbone`, a name, a shell pattern.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="For throughput and memory.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 ...")
 @click.option("--seconds", type=click.FloatRange(0), default=2.0, show_default=True, help="How long each is timed.")
@@ -39,6 +40,7 @@ def profile(
     sizes: tuple[int, ...],
     num_classes: int,
     head: str,
+    freeze: tuple[str, ...],
     batch_size: int,
     device: str,
     seconds: float,
@@ -46,6 +48,8 @@ def profile(
     as_json: bool,
 ) -> None:
     """Count parameters, multiply-adds and activations of models, and time their inference.
+
+    A name may carry methods: `evit50_clca_vit_base_patch16`, `ila_vit_base_patch16`, `glsim_vit_base_patch16`, ...
 
     Multiply-adds are those of convolutions and matrix products, attention included. Counts are for one picture.
     """
@@ -55,7 +59,8 @@ def profile(
     with training():
         for name in names:
             for size in sizes or (None,):
-                row = _row(name, size, num_classes, head, batch_size, device, None if no_timing else seconds)
+                timed = None if no_timing else seconds
+                row = _row(name, size, num_classes, head, freeze, batch_size, device, timed)
                 if as_json:
                     click.echo(json.dumps(row))
                 rows.append(row)
@@ -64,14 +69,23 @@ def profile(
 
 
 def _row(
-    name: str, size: int | None, num_classes: int, head: str, batch_size: int, device: str, seconds: float | None
+    name: str,
+    size: int | None,
+    num_classes: int,
+    head: str,
+    freeze: tuple[str, ...],
+    batch_size: int,
+    device: str,
+    seconds: float | None,
 ) -> dict[str, Any]:
     from dataclasses import asdict
 
+    from animesion_training import optimizing
     from animesion_training.models import create_model, input_config
     from animesion_training.profiling import count, measure, to_device
 
     model = to_device(create_model(name, num_classes, size, head), device)
+    optimizing.freeze(model, freeze)
     pixels = input_config(model).size
     row: dict[str, Any] = {"model": name, "head": head, "img_size": list(pixels), "num_classes": num_classes}
     try:

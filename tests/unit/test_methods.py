@@ -144,3 +144,31 @@ def test_hosts_that_cannot_carry_token_methods_are_refused(name: str) -> None:
 def test_names_that_make_no_sense_are_refused(name: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         create_model(name, 5, 96)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "studies").glob("*.toml")), ids=lambda path: path.stem
+)
+def test_every_network_of_the_studies_can_be_built(path: Path) -> None:
+    from animesion_training.studying import cells, load
+
+    study = load(path)
+    seen: list[tuple[Methods, str]] = []
+    for cell in cells(study.model_copy(update={"grid": {**study.grid, "run.seed": [0]}})):
+        model = cell.recipe.model
+        asked = (model.methods(), model.head)
+        if model.name.startswith("vit_base") and asked not in seen:
+            seen.append(asked)
+            built(160, methods=asked[0], head=asked[1])
+    names = {cell.values.get("variant") for cell in cells(study)}
+    assert names == set(study.variants)
+    assert len(seen) > 1 or path.stem == "tgda"
+
+
+def test_the_built_in_recipes_name_networks_that_can_be_built() -> None:
+    from animesion_training.recipe import builtin_names
+
+    for name in builtin_names():
+        model = load(name).model
+        with torch.device("meta"):
+            create_model(model.name, 5, model.img_size, model.head, methods=model.methods(), **model.options)

@@ -17,7 +17,7 @@ from animesion.settings import Section
 
 PACKAGE = "animesion_training"
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$")]
 Scalar = bool | int | float | str
 Number = Annotated[float, Field(strict=False)]
 Range = tuple[float, float]
