@@ -82,7 +82,7 @@ def test_parts_that_are_not_read_are_named():
     weights = in_the_originals_names(ours("ifa"))
     with pytest.raises(UsageError, match=r"beyond the plain vision transformer .* text_decoder\.weight"):
         from_reference(CONFIG, weights | {"text_decoder.weight": torch.zeros(2)})
-    with pytest.raises(UsageError, match="of no family that is read here: .*animesion vision transformer"):
+    with pytest.raises(UsageError, match=r"of no family that is read here: .*animesion vision transformer"):
         from_reference({**CONFIG, "selector": "glsim"}, weights)
     with pytest.raises(UsageError, match="of no family"):
         from_reference({}, {"conv1.weight": torch.zeros(2)})

@@ -148,7 +148,7 @@ def _wandb(out: Path, recipe: TrainRecipe) -> Any:
         project="animesion",
         name=out.name,
         dir=out,
-        mode=recipe.run.wandb,
+        mode="online" if recipe.run.wandb == "online" else "offline",
         config=recipe.model_dump(),
         resume="allow",
         settings=wandb.Settings(console="off", silent=True),

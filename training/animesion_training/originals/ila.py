@@ -28,12 +28,32 @@ from animesion_training.tokens.pooling import AveragePoolHead, BilinearHead, MPN
 from animesion_training.tokens.prompts import PromptTuning, QueryTuning
 
 _FAMILY = "ILA model"
+_OWN, _TIMM = "patch_embedding.weight", "patch_embed.proj.weight"
+#: Names of TransFG's and FFVT's own repositories, in this order -> those of ILA's; no such file was at hand to test with.
+_PUBLISHED_NAMES = (
+    (r"^transformer\.embeddings\.patch_embeddings\.", "patch_embedding."),
+    (r"^transformer\.embeddings\.cls_token$", "class_token"),
+    (r"^transformer\.embeddings\.position_embeddings$", "positional_embedding.pos_embedding"),
+    (r"^transformer\.encoder\.layer\.", "encoder.blocks."),
+    (r"^transformer\.encoder\.(?:part_layer|ff_last_layer)\.", "aggregator.blocks.0."),
+    (r"^transformer\.encoder\.(?:part_norm|ff_encoder_norm)\.", "aggregator_norm."),
+    (r"\.attention_norm\.", ".norm1."),
+    (r"\.ffn_norm\.", ".norm2."),
+    (r"\.ffn\.", ".pwff."),
+    (r"\.attn\.out\.", ".proj."),
+    (r"\.attn\.query\.", ".attn.proj_q."),
+    (r"\.attn\.key\.", ".attn.proj_k."),
+    (r"\.attn\.value\.", ".attn.proj_v."),
+    (r"^(?:part|ff)_head\.", "head."),
+)
 #: Where the originals put a number of tokens that a part selector takes.
 _COUNTS = ("selector_num_tokens", "num_tokens", "num_token", "tokens_per_layer", "dynamic_top")
 _HEADS_ON_PATCHES = ("pool", "avg", "gap", "blp", "lrblp", "mpncov")
 _RESIDUALS = {"dws_near_ones_init": "near-ones", "dws_ones_init": "ones", "dws": "xavier"}
-#: What marks a bottleneck, and in it an adapter between blocks.
-_DOWN, _BETWEEN = ".adapter_down.weight", (".adapter_cls.", ".adapter_conv.0.", ".ds_conv.")
+#: The encoder's norm, where the last block stands apart and has a norm behind it.
+_BETWEEN_NORM = "between_norm"
+#: What marks a bottleneck.
+_DOWN = ".adapter_down.weight"
 _ILA_LOCATIONS = (3, 7)
 _CAL_ATTENTION, _CAL_CLASSIFIER = "attentions.conv.weight", "fc.weight"
 _CAL_PARTS = ("attentions.", "fc.")
@@ -53,19 +73,37 @@ def _selector(settings: Mapping[str, Any]) -> str:
     return ""
 
 
+def _named_alike(weights: Weights) -> dict[str, Tensor]:
+    """Weights of timm's transformers as such, those of TransFG's and FFVT's repositories under ILA's names."""
+    for key in weights:
+        if key.endswith(f".{_TIMM}"):
+            wrapper = key.removesuffix(_TIMM)
+            return {name.removeprefix(wrapper): value for name, value in weights.items()}
+    if "transformer.embeddings.position_embeddings" not in weights:
+        return dict(weights)
+    renamed = {}
+    for key, value in weights.items():
+        for pattern, ours in _PUBLISHED_NAMES:
+            key = re.sub(pattern, ours, key)
+        renamed[key] = value
+    return renamed
+
+
 def _is_ila(config: Config, weights: Weights) -> bool:
-    settings = _settings(config)
-    if "patch_embedding.weight" not in weights and "patch_embed.proj.weight" not in weights:
+    settings, weights = _settings(config), _named_alike(weights)
+    if _OWN not in weights and _TIMM not in weights:
         return False
     if settings.get("dynamic_anchor") or settings.get("attention_crop") or "cls_token_crops" in weights:
+        return False
+    if _TIMM in weights and any(key.startswith("aggregator.") for key in weights):
         return False
     added = any(key.endswith((_DOWN, "prompt")) for key in weights)
     return added or bool(_selector(settings)) or settings.get("classifier") in _HEADS_ON_PATCHES
 
 
 def _build_ila(config: Config, weights: Weights, reference_compat: bool) -> nn.Module:
-    settings = _settings(config)
-    own = "patch_embedding.weight" in weights
+    settings, weights = _settings(config), _named_alike(weights)
+    own = _OWN in weights
     backbone, renamed, others = _own_backbone(settings, weights) if own else _timm_backbone(settings, weights)
     depth, width = len(backbone.blocks), backbone.embed_dim
     bottlenecks = _bottlenecks(others)
@@ -74,12 +112,13 @@ def _build_ila(config: Config, weights: Weights, reference_compat: bool) -> nn.M
     made: dict[str, tuple[Plugin, dict[str, Tensor]]] = {}
     if selector := _selector(settings):
         made["selector"] = (_make_selector(selector, settings, depth, reference_compat), {})
-        if norm := _pop(others, r"between_norm\.(weight|bias)"):
+        if f"{_BETWEEN_NORM}.weight" in others:
+            norm = {f"norm.{leaf}": others.pop(f"{_BETWEEN_NORM}.{leaf}") for leaf in ("weight", "bias")}
             made["norm"] = (_NormBeforeLast(backbone.norm, depth), norm)
     if between:
         made["ila"] = _ila(settings, between, depth, width, backbone.patch_embed.grid_size, own)
     if inside:
-        made["adapters"] = _adapters(inside, depth, width)
+        made["adapters"] = _adapters(settings, inside, depth, width)
     for key in [key for key in others if key.endswith("prompt")]:
         made |= _prompts(settings, others.pop(key), depth, width, renamed)
     classifier, read = _head(settings, renamed, others, width, depth)
@@ -92,8 +131,8 @@ def _build_ila(config: Config, weights: Weights, reference_compat: bool) -> nn.M
     for name, (_, parameters) in made.items():
         ours |= {f"plugins.{name}.{key}": value for key, value in parameters.items()}
     load_all(model, ours, _FAMILY)
-    side = settings.get("image_size")
-    if isinstance(side, int) and backbone.patch_embed.img_size != (side, side):
+    side = _side(settings)
+    if side and backbone.patch_embed.img_size != (side, side):
         backbone.set_input_size(img_size=(side, side))
     _describe(model, settings)
     return model
@@ -132,21 +171,23 @@ def _append_last_block(renamed: dict[str, Tensor], others: dict[str, Tensor]) ->
         ours = key.removeprefix(last)
         ours = re.sub(r"^proj\.", "attn.proj.", ours).replace("pwff.", "mlp.")
         renamed[f"blocks.{depth}.{ours}"] = others.pop(key)
-    if norm := _pop(others, r".*norm\w*\.(weight|bias)"):
-        if "norm.weight" in renamed:
-            others |= {f"between_norm.{leaf}": renamed.pop(f"norm.{leaf}") for leaf in ("weight", "bias")}
-        renamed |= {f"norm.{leaf}": value for leaf, value in norm.items()}
+    norms = {stem for key in others if re.fullmatch(r".*norm\w*", stem := key.rpartition(".")[0])}
+    if len(norms) != 1:
+        return
+    if "norm.weight" in renamed:
+        others |= {f"{_BETWEEN_NORM}.{leaf}": renamed.pop(f"norm.{leaf}") for leaf in ("weight", "bias")}
+    renamed |= {f"norm.{leaf}": others.pop(f"{stem}.{leaf}") for stem in norms for leaf in ("weight", "bias")}
 
 
-def _pop(others: dict[str, Tensor], pattern: str) -> dict[str, Tensor]:
-    """Take out what a pattern matches, by what its only group does."""
-    matches = {key: match[1] for key in others if (match := re.fullmatch(pattern, key))}
-    return {leaf: others.pop(key) for key, leaf in matches.items()}
+def _side(settings: Mapping[str, Any]) -> int:
+    """Of the pictures, in pixels; 0 where the settings do not say, or say that they are not square."""
+    told = settings.get("image_size") or settings.get("img_size")
+    return told if isinstance(told, int) else 0
 
 
 def _overlap(backbone: Any, settings: Mapping[str, Any]) -> None:
     """Let patches overlap, if that is how the positions and the pictures' size go together."""
-    side, embed = int(settings.get("image_size") or 0), backbone.patch_embed
+    side, embed = _side(settings), backbone.patch_embed
     patch, rows = embed.patch_size[0], embed.grid_size[0]
     told = settings.get("patch_stride") or settings.get("slide_step") or settings.get("slide")
     if not side or side // patch == rows or told == patch:
@@ -176,7 +217,8 @@ class _NormBeforeLast(Plugin):
 def _make_selector(name: str, settings: Mapping[str, Any], depth: int, reference_compat: bool) -> Plugin:
     if name == "transfg":
         return TransFG(depth=depth)
-    count = next((int(settings[key]) for key in _COUNTS if settings.get(key)), 12)
+    told = [settings.get(key) for key in (*_COUNTS, *(key for key in settings if "token" in key.lower()))]
+    count = next((each for each in told if type(each) is int and each > 0), 12)
     return FFVT(depth=depth, count=count, reference_compat=reference_compat)
 
 
@@ -189,14 +231,16 @@ def _bottlenecks(others: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     }
 
 
-def _adapters(found: Mapping[str, Weights], depth: int, width: int) -> tuple[Plugin, dict[str, Tensor]]:
+def _adapters(
+    settings: Mapping[str, Any], found: Mapping[str, Weights], depth: int, width: int
+) -> tuple[Plugin, dict[str, Tensor]]:
     """Bottlenecks within blocks: two in each are parallel, one is sequential."""
+    parallel = len(found) > depth and settings.get("adapter_path") != "pfeiffer"
     ours: dict[str, Tensor] = {}
-    parallel = any("attn" in stem.rpartition(".blocks.")[2] for stem in found)
     for stem, parts in found.items():
         match = re.search(r"(?:^|\.)blocks\.(\d+)\.(.+)$", stem)
         assert match
-        place = "attention_adapters" if "attn" in match[2] else "mlp_adapters"
+        place = "attention_adapters" if parallel and "attn" in match[2] else "mlp_adapters"
         for key, value in parts.items():
             ours[f"{place}.{match[1]}.{key.removeprefix('adapter_')}"] = value
     first = next(iter(found.values()))
@@ -230,7 +274,7 @@ def _ila(
     )
     locations = tuple(settings.get("ila_ds_locs") or _ILA_LOCATIONS)[: len(shrinking)]
     given = settings.get("ila_locs")
-    padded = tuple(given) if given and -1 not in given else tuple(i for i in range(depth) if i not in locations)
+    padded = tuple(i for i in (given if given and -1 not in given else range(depth)) if i not in locations)
     first = (shrinking or keeping)[0]
     plugin = ILA(
         width,

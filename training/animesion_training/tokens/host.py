@@ -112,7 +112,7 @@ def _working_dtype(x: Tensor) -> torch.dtype:
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """What computations on x enter that rounding would spoil; the device meta, on which models are counted, has none."""
+    """What computations on x enter that rounding would spoil; the meta device, for counting, has no autocast."""
     device = x.device.type
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
