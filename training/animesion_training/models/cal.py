@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import re
 import sys
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -21,6 +20,7 @@ from torch.nn import functional
 from animesion.errors import UsageError
 from animesion_training import views as picture_views
 from animesion_training.losses import SoftmaxObjective, in_range
+from animesion_training.tokens.host import without_autocast
 
 _HOST = "backbone."
 _ANCHOR = re.compile(r"(?<!\[)\^")
@@ -85,7 +85,7 @@ class CALHead(nn.Module):
     def pool(self, features: Tensor, attention: Tensor) -> Tensor:
         """Feature map (B, C, h, w) and attention (B, M, h, w) to features (B, M C) of length 1, float32."""
         # sums over the map overflow fp16, and small ones vanish in it
-        with _without_autocast(features.device.type):
+        with without_autocast(features):
             pooled = torch.einsum("bmhw,bchw->bmc", attention.float(), features.float())
             pooled = (pooled / (features.shape[2] * features.shape[3])).flatten(1)
             return functional.normalize(pooled.sign() * (pooled.abs() + _ROOT_EPS).sqrt(), dim=1)
@@ -112,11 +112,6 @@ class CALHead(nn.Module):
         logits = self.classify(pooled)
         effect = logits - self.classify(self.pool(features, fake))
         return CALOutput(logits, effect, pooled, attention)
-
-
-def _without_autocast(device: str) -> AbstractContextManager[Any]:
-    # the device meta, on which models are counted, has no autocast to leave
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 class CALClassifier(nn.Module):

@@ -29,7 +29,7 @@ from animesion_training.tokens.prompts import PromptTuning, QueryTuning
 
 _FAMILY = "ILA model"
 _OWN, _TIMM = "patch_embedding.weight", "patch_embed.proj.weight"
-#: Names of TransFG's and FFVT's own repositories, in this order -> those of ILA's; no such file was at hand to test with.
+#: Names of TransFG's and FFVT's own repositories, in this order -> those of ILA's; none was at hand to test with.
 _PUBLISHED_NAMES = (
     (r"^transformer\.embeddings\.patch_embeddings\.", "patch_embedding."),
     (r"^transformer\.embeddings\.cls_token$", "class_token"),
