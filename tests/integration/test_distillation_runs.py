@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -210,3 +211,38 @@ def test_teachers_are_ranked_and_looked_at(coloured: Path, teacher: Path, tmp_pa
     plain = command("explain", "--checkpoint", str(other), str(pictures), "--out", str(tmp_path / "no.png"))
     assert plain.returncode == 2
     assert "there is nothing to show" in plain.stderr
+
+
+def test_two_processes_teach_as_one(coloured: Path, teacher: Path, tmp_path: Path) -> None:
+    settings = (
+        "model.name=vit_tiny_patch16", "model.options.depth=2", "optimizer.lr=0.002", "data.val=",
+        "data.test=", "schedule.epochs=1", "model.options.drop_path_rate=0.0", f"teacher.weights={teacher}",
+    )  # fmt: skip
+    loop.train(load("tgda", [*FAST, *settings]), coloured, tmp_path / "one", device="cpu")
+    arguments = [
+        "train",
+        "--recipe",
+        "tgda",
+        "--data",
+        str(coloured),
+        "--out",
+        str(tmp_path / "two"),
+        "--device",
+        "cpu",
+    ]
+    arguments += [part for value in (*FAST, *settings) for part in ("--set", value)]
+    script = tmp_path / "command.py"
+    script.write_text(f"import sys\nsys.argv[1:] = {arguments!r}\n{CLI}\n")
+    run = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    one, two = lines(tmp_path / "one"), lines(tmp_path / "two")
+    for part in ("loss_label", "loss_distillation"):
+        # the same draws, the same sums in another order
+        assert one[0][part] == pytest.approx(two[0][part], abs=1e-5)
+        assert [line[part] for line in one] == pytest.approx([line[part] for line in two], abs=2e-3)
