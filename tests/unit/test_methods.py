@@ -172,3 +172,46 @@ def test_the_built_in_recipes_name_networks_that_can_be_built() -> None:
         model = load(name).model
         with torch.device("meta"):
             create_model(model.name, 5, model.img_size, model.head, methods=model.methods(), **model.options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"selector": "glsim"},
+        {"adapter": "ila++"},
+        {"reduction": "dynamicvit", "keep_rate": 0.5, "reduction_layers": [1, 2], "cache": "clc", "head": "cla"},
+        {"selector": "cal"},
+    ],
+    ids=["glsim", "ila++", "dynamicvit-clca", "cal"],
+)
+def test_a_backbone_that_was_trained_alone_is_taken_over(options: dict[str, Any], tmp_path: Path) -> None:
+    plain = built()
+    save_model(plain, tmp_path / "plain.safetensors")
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = create_model(HOST, 5, 96, pretrained=tmp_path / "plain.safetensors", **options, **SMALL)
+    own = {key.removeprefix("encoder.").removeprefix("backbone."): value for key, value in model.state_dict().items()}
+    same = [key for key, value in plain.state_dict().items() if key in own and torch.equal(own[key], value)]
+    assert len(same) >= len(plain.state_dict()) - 4  # all but the classifier, and a norm that a head does without
+    if options.get("cache"):
+        assert torch.equal(model.plugins["cache"].clr[:, :1], plain.cls_token)
+
+
+def test_a_trained_cache_keeps_its_registers(tmp_path: Path) -> None:
+    options = {"reduction": "evit", "keep_rate": 0.5, "reduction_layers": [1, 2], "cache": "clc", "head": "cla"}
+    model = built(**options)
+    with torch.no_grad():
+        model.plugins["cache"].clr.fill_(0.25)
+    save_model(model, tmp_path / "w.safetensors")
+    again = built(**options, pretrained=tmp_path / "w.safetensors")
+    assert torch.equal(again.plugins["cache"].clr, model.plugins["cache"].clr)
+
+
+def test_half_of_a_method_is_no_backbone(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    weights = built(adapter="ila++").state_dict()
+    dropped = sorted(key for key in weights if key.startswith("plugins."))[:3]
+    save_file({key: value.clone() for key, value in weights.items() if key not in dropped}, tmp_path / "w.safetensors")
+    with pytest.raises(UsageError, match="3 missing"):
+        built(adapter="ila++", pretrained=tmp_path / "w.safetensors")

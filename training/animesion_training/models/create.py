@@ -213,7 +213,8 @@ def create_model(
     vars(model)["spec"] = ModelSpec(name, num_classes, side, head, head_options, norm_eps, dict(options), methods)
     if pretrained is not True and pretrained is not False:
         load_weights(model, pretrained)
-    weights_loaded(model)
+    else:
+        weights_loaded(model)
     return model
 
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from animesion.errors import AnimesionError, UsageError
+from animesion_training.models.assembling import weights_loaded
 
 _log = logging.getLogger("animesion_training")
 
@@ -91,7 +92,8 @@ def load_weights(model: nn.Module, path: Path | str, *, new_head: bool = False) 
     """Load a weight file into a model, by the names of timm or of this package.
 
     Position embeddings are resampled and other layouts converted by timm's own filter for the architecture. A
-    classifier of another shape or kind stays as the model has it.
+    classifier of another shape or kind stays as the model has it, and so does what methods add to a backbone when the
+    file is of the backbone alone.
 
     Args:
         model: the model.
@@ -116,8 +118,14 @@ def load_weights(model: nn.Module, path: Path | str, *, new_head: bool = False) 
     usable = {key: value for key, value in given.items() if key not in known}
     head_fits = not new_head and all(key in given and given[key].shape == own[key].shape for key in head)
     usable |= {key: given[key] if head_fits else own[key] for key in head}
+    added = _added(own) - head
+    of_backbone = bool(added) and added.isdisjoint(given)
+    if of_backbone:  # what methods add to it starts from scratch
+        usable |= {key: own[key] for key in added}
     _refuse_differences(usable, own, Path(path))
     model.load_state_dict(usable)
+    if of_backbone:
+        weights_loaded(model)
     if head_fits:
         sentence = f"{path}: all weights loaded, with the classifier"
     else:
@@ -125,6 +133,12 @@ def load_weights(model: nn.Module, path: Path | str, *, new_head: bool = False) 
         sentence = f"{path}: {had}, a new one of {getattr(model, 'num_classes', 0)} classes starts from scratch"
         _log.warning("%s", sentence)
     return sentence
+
+
+def _added(own: Mapping[str, Tensor]) -> set[str]:
+    """What methods add to the backbone that they stand around, of the names of a model's state; none without one."""
+    backbone = {key for key in own if key.startswith(("backbone.", "encoder.backbone."))}
+    return own.keys() - backbone if backbone else set()
 
 
 def head_names(model: nn.Module) -> set[str]:
