@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,7 @@ class BuildResult:
         splits: pictures by split.
         classes: class names by id.
         notes: sentences worth reading.
+        crawl: sentences about what a crawl did not get in this run; in no output, as they depend on the day.
     """
 
     out: Path
@@ -41,6 +43,7 @@ class BuildResult:
     splits: dict[str, int] = field(default_factory=dict)
     classes: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    crawl: list[str] = field(default_factory=list)
 
 
 class Progress:
@@ -51,6 +54,9 @@ class Progress:
 
     def advanced(self, count: int) -> None:
         """So many pictures of the stage are done."""
+
+    def told(self, text: str) -> None:
+        """How the stage goes, in words; empty when there is nothing to say."""
 
     def finished(self, stage: str) -> None:
         """The stage is done."""
@@ -63,6 +69,8 @@ def run(
     workers: int = 0,
     until: str = "publish",
     replace: bool = False,
+    retry_failed: bool = False,
+    update: bool = False,
     progress: Progress | None = None,
 ) -> BuildResult:
     """Build a dataset, or carry on where a build of the same recipe stopped.
@@ -73,6 +81,8 @@ def run(
         workers: worker processes; 0 for one a core.
         until: last stage to run, one of `animesion.workspace.STAGES`.
         replace: carry on in a folder that another recipe wrote.
+        retry_failed: ask a crawled source again also for what it refused for good.
+        update: add what is new at a crawled source since it was listed.
         progress: told what happens.
 
     Raises:
@@ -90,21 +100,23 @@ def run(
         workspace.claim(recipe.to_toml(), recipe.digest(), replace=replace),
         Engine(workers or cores()) as engine,
     ):
+        crawling = fetch.CrawlProgress(progress.advanced, progress.told)
+        fetch.prepare(workspace, source, crawling, retry_failed=retry_failed)
         with source.session():
             progress.started("list", None)
-            plan = fetch.listed(workspace, recipe, source, progress.advanced)
+            plan = fetch.listed(workspace, recipe, source, progress.advanced, update=update)
             progress.finished("list")
             progress.started("fetch", plan.items)
-            fetch.run(workspace, recipe, engine, plan, source, progress.advanced)
+            crawl = fetch.run(workspace, recipe, engine, plan, source, crawling, retry_failed=retry_failed)
             progress.finished("fetch")
         parts = len(plan.parts)
         if last == STAGES.index("fetch"):
-            return BuildResult(out, until, plan.items, notes=plan.notes)
+            return BuildResult(out, until, plan.items, notes=plan.notes, crawl=crawl)
         progress.started("inspect", plan.items)
         inspect.run(workspace, recipe, engine, parts, progress.advanced)
         progress.finished("inspect")
         if last == STAGES.index("inspect"):
-            return BuildResult(out, until, plan.items, notes=plan.notes)
+            return BuildResult(out, until, plan.items, notes=plan.notes, crawl=crawl)
         while True:
             progress.started("curate", None)
             facts = curate.run(workspace, recipe, parts, _crashed(workspace)).facts
@@ -119,6 +131,7 @@ def run(
                 facts["splits"],
                 facts["classes"],
                 [*plan.notes, *facts["notes"]],
+                crawl,
             )
             if last == STAGES.index("curate"):
                 return result
@@ -149,6 +162,8 @@ def preview(
 ) -> dict[str, Any]:
     """What a build would do, without writing: pictures by metadata verdict, bytes where known, state of `out`.
 
+    For a crawled source also the requests that fetching takes, and the seconds at the polite pace of the busiest host.
+
     Raises:
         UsageError: bad options of the source, or a folder that is not this recipe's.
     """
@@ -157,7 +172,10 @@ def preview(
     source = sources.make(recipe)
     Workspace(out).check(recipe.digest(), replace=replace)
     verdicts: dict[str, int] = {}
-    listed = wanted = size = 0
+    hosts: Counter[str] = Counter()
+    listed = wanted = size = unknown = requests = 0
+    seconds = 0.0
+    crawled = source if isinstance(source, sources.Crawled) else None
     with source.session():
         for item in source.items():
             listed += 1
@@ -167,8 +185,13 @@ def preview(
             else:
                 wanted += 1
                 size += item.bytes
+                unknown += not item.bytes
+                if crawled:
+                    hosts[crawled.file_host(item)] += 1
             if listed % 1000 == 0:
                 count(listed)
+        if crawled:
+            requests, seconds = crawled.forecast(hosts)
     if not listed:
         raise UsageError(f"the source of recipe {recipe.name} lists no pictures: check its [source] options")
     return {
@@ -179,6 +202,9 @@ def preview(
         "listed": listed,
         "to_fetch": wanted,
         "bytes_to_fetch": size,
+        "bytes_unknown": unknown,
+        "requests": requests,
+        "seconds": seconds,
         "not_fetched": verdicts,
         "parts": -(-listed // fetch.PART_ITEMS),
         "notes": source.notes,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ _STAGES = ("fetch", "inspect", "curate", "pack", "publish")
 @click.option("--until", type=click.Choice(_STAGES), default="publish", help="Stop after this stage.")
 @click.option("--dry-run", is_flag=True, help="List the source and say what would be done; write nothing.")
 @click.option("--replace", is_flag=True, help="Carry on in a folder that another recipe wrote.")
+@click.option("--retry-failed", is_flag=True, help="Ask a crawled site again also for what it refused for good.")
+@click.option("--update", is_flag=True, help="Add what is new at a crawled site since it was listed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def build(
     recipe: str,
@@ -40,6 +43,8 @@ def build(
     until: str,
     dry_run: bool,
     replace: bool,
+    retry_failed: bool,
+    update: bool,
     as_json: bool,
 ) -> None:
     """Build the dataset that RECIPE describes (a built-in name or a TOML file), or carry on with it.
@@ -58,11 +63,22 @@ def build(
 
     start = time.perf_counter()
     with for_terminal() as progress:
-        result = building.run(chosen, out, workers=workers or 0, until=until, replace=replace, progress=progress)
+        result = building.run(
+            chosen,
+            out,
+            workers=workers or 0,
+            until=until,
+            replace=replace,
+            retry_failed=retry_failed,
+            update=update,
+            progress=progress,
+        )
     if as_json:
         import json
 
-        fields = {name: getattr(result, name) for name in ("until", "seen", "kept", "dropped", "splits", "notes")}
+        fields = {
+            name: getattr(result, name) for name in ("until", "seen", "kept", "dropped", "splits", "notes", "crawl")
+        }
         click.echo(json.dumps({"out": str(result.out), "classes": len(result.classes), **fields}, ensure_ascii=False))
     else:
         _print_funnel(chosen, result, time.perf_counter() - start)
@@ -93,6 +109,8 @@ def _print_funnel(recipe: Recipe, result: BuildResult, seconds: float) -> None:
     shown = result.notes[:_NOTES] if whole else result.notes
     for note in shown:
         console.print(f"note: {escape(note)}", soft_wrap=True)
+    for sentence in result.crawl:
+        console.print(f"crawl: {escape(sentence)}", soft_wrap=True)
     where = escape(str(result.out))
     if len(shown) < len(result.notes):
         console.print(f"note: and {len(result.notes) - len(shown)} more in {where}/dataset.json", soft_wrap=True)
@@ -119,9 +137,14 @@ def _dry_run(recipe: Recipe, out: Path, *, replace: bool, as_json: bool) -> None
         click.echo(json.dumps(facts, ensure_ascii=False))
         return
     size = f", {facts['bytes_to_fetch'] / 1e6:,.1f} MB as announced" if facts["bytes_to_fetch"] else ""
+    if size and facts["bytes_unknown"]:
+        size += f" and {facts['bytes_unknown']:,} of unknown size"
     click.echo(f"{facts['recipe']}: {facts['listed']:,} pictures listed, {facts['to_fetch']:,} to fetch{size}")
     for reason, count in sorted(facts["not_fetched"].items(), key=lambda pair: -pair[1]):
         click.echo(f"  {count:>9,}  not fetched: {reason}")
+    if facts["requests"]:
+        took = timedelta(seconds=round(facts["seconds"]))
+        click.echo(f"crawl: {facts['requests']:,} requests for files, {took} at the polite pace")
     for note in facts["notes"]:
         click.echo(f"note: {note}")
     state = "exists: done parts would be kept" if facts["out_exists"] else "would be made"

@@ -6,9 +6,20 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from animesion import building
 
@@ -23,41 +34,64 @@ class _Bars(building.Progress):
         self._task: TaskID | None = None
 
     def started(self, stage: str, total: int | None) -> None:
-        self._task = self._bars.add_task(stage, total=total)
+        self._task = self._bars.add_task(stage, total=total, told="")
 
     def advanced(self, count: int) -> None:
         if self._task is not None:
             self._bars.advance(self._task, count)
 
+    def told(self, text: str) -> None:
+        if self._task is not None:
+            self._bars.update(self._task, told=text)
+
     def finished(self, stage: str) -> None:
         if self._task is not None:
             task = self._bars.tasks[self._task]
             total = task.total or 1
-            self._bars.update(self._task, total=total, completed=total)
+            self._bars.update(self._task, total=total, completed=total, told="")
             self._bars.stop_task(self._task)
+
+
+class _Speed(ProgressColumn):
+    """Pictures a second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.1f}/s" if speed else "")
 
 
 class _Lines(building.Progress):
     """A line when a stage ends, and now and then while it runs."""
 
     def __init__(self) -> None:
-        self._stage, self._total, self._done = "", 0, 0
+        self._stage, self._total, self._done, self._told = "", 0, 0, ""
         self._began = self._spoke = 0.0
 
     def started(self, stage: str, total: int | None) -> None:
-        self._stage, self._total, self._done = stage, total or 0, 0
+        self._stage, self._total, self._done, self._told = stage, total or 0, 0, ""
         self._began = self._spoke = time.monotonic()
 
     def advanced(self, count: int) -> None:
         self._done += count
         if time.monotonic() - self._spoke > _SECONDS_BETWEEN_LINES:
             self._spoke = time.monotonic()
-            of = f" of {self._total:,}" if self._total else ""
-            print(f"{self._stage}: {self._done:,}{of}", file=sys.stderr, flush=True)
+            print(f"{self._stage}: {self._state()}", file=sys.stderr, flush=True)
+
+    def told(self, text: str) -> None:
+        self._told = text
 
     def finished(self, stage: str) -> None:
         pictures = f"{self._total:,} pictures, " if self._total else ""
         print(f"{stage}: {pictures}{time.monotonic() - self._began:.1f} s", file=sys.stderr, flush=True)
+
+    def _state(self) -> str:
+        """How far it is, how fast, for how long still, and what there is to say."""
+        words = [f"{self._done:,} of {self._total:,}" if self._total else f"{self._done:,}"]
+        rate = self._done / max(time.monotonic() - self._began, 1e-9)
+        if self._total and rate:
+            left = timedelta(seconds=round((self._total - self._done) / rate))
+            words.append(f"{rate:,.1f}/s, {left} left")
+        return "; ".join([*words, *([self._told] if self._told else [])])
 
 
 @contextlib.contextmanager
@@ -71,6 +105,8 @@ def for_terminal() -> Iterator[building.Progress]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
+        _Speed(),
+        TextColumn("[dim]{task.fields[told]}"),
     )
     with Progress(*columns, console=Console(stderr=True)) as bars:
         yield _Bars(bars)

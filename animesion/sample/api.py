@@ -16,6 +16,7 @@ from typing import Any
 from aiohttp import web
 
 from animesion.sample.characters import BY_NAME
+from animesion.sample.faults import FaultPlan, misbehave
 from animesion.sample.query import BadQueryError, TagLimitError, compile_query
 from animesion.sample.store import Store
 from animesion.sample.world import Claim, Post
@@ -224,9 +225,9 @@ async def _home(request: web.Request) -> web.Response:
     return web.Response(text=page, content_type="text/html")
 
 
-def application(store: Store) -> web.Application:
-    """The web application over a store."""
-    app = web.Application(middlewares=[_errors])
+def application(store: Store, faults: FaultPlan | None = None) -> web.Application:
+    """The web application over a store, spoiled by a plan if there is one."""
+    app = web.Application(middlewares=[misbehave(faults), _errors] if faults else [_errors])
     app[_STORE] = store
     app.router.add_get("/", _home)
     app.router.add_get("/posts.json", _posts)

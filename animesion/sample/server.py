@@ -16,6 +16,10 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from animesion.sample.faults import FaultPlan
 
 _STARTUP_SECONDS = 60.0
 
@@ -35,7 +39,12 @@ class SampleServer:
 
 @contextlib.contextmanager
 def serve(
-    posts: int = 3000, seed: int = 0, processes: int = 2, host: str = "127.0.0.1", port: int = 0
+    posts: int = 3000,
+    seed: int = 0,
+    processes: int = 2,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    faults: FaultPlan | None = None,
 ) -> Iterator[SampleServer]:
     """Serve a sample world while the block runs.
 
@@ -47,6 +56,7 @@ def serve(
         processes: How many server processes, which also draw ahead of the requests.
         host: The address to listen on.
         port: The port to listen on; 0 picks a free one.
+        faults: How the server misbehaves. Each process counts for itself how often it has, so take one.
 
     Yields:
         Where the server listens, once every process accepts connections.
@@ -68,7 +78,10 @@ def serve(
         for number in range(max(1, processes)):
             ours, theirs = context.Pipe(duplex=False)
             worker = context.Process(
-                target=_work, args=(listener, theirs, posts, seed, folder), name=f"sample-booru-{number}", daemon=True
+                target=_work,
+                args=(listener, theirs, posts, seed, folder, faults),
+                name=f"sample-booru-{number}",
+                daemon=True,
             )
             worker.start()
             theirs.close()
@@ -98,7 +111,9 @@ def _await_ready(ready: Connection) -> None:
     raise RuntimeError("a process of the sample server did not start; its own message is above")
 
 
-def _work(listener: socket.socket, ready: Connection, posts: int, seed: int, folder: Path) -> None:
+def _work(
+    listener: socket.socket, ready: Connection, posts: int, seed: int, folder: Path, faults: FaultPlan | None
+) -> None:
     """The life of one server process."""
     import asyncio
     import signal
@@ -114,7 +129,7 @@ def _work(listener: socket.socket, ready: Connection, posts: int, seed: int, fol
     # Drawing and answering share this process: short turns keep the answers quick.
     sys.setswitchinterval(0.001)
     store = Store(World(posts, seed), folder)
-    asyncio.run(_answer(store, listener, ready))
+    asyncio.run(_answer(store, listener, ready, faults))
 
 
 def _end_with_parent(folder: Path) -> None:
@@ -130,7 +145,7 @@ def _end_with_parent(folder: Path) -> None:
         os._exit(0)
 
 
-async def _answer(store: object, listener: socket.socket, ready: Connection) -> None:
+async def _answer(store: object, listener: socket.socket, ready: Connection, faults: FaultPlan | None) -> None:
     import asyncio
     import threading
 
@@ -140,7 +155,7 @@ async def _answer(store: object, listener: socket.socket, ready: Connection) -> 
     from animesion.sample.store import Store
 
     assert isinstance(store, Store)
-    runner = web.AppRunner(application(store), access_log=None)
+    runner = web.AppRunner(application(store, faults), access_log=None)
     await runner.setup()
     await web.SockSite(runner, listener).start()
     ready.send(True)

@@ -10,9 +10,10 @@ import contextlib
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
-from typing import ClassVar, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from pydantic import ValidationError
 
@@ -20,6 +21,9 @@ from animesion.errors import UsageError
 from animesion.recipe import Recipe
 from animesion.records import Item, Payload
 from animesion.settings import Section, explain
+
+if TYPE_CHECKING:
+    from animesion_scrapers import CrawlStatus
 
 #: Sources of recipes whose readers are still to come, and what will read them.
 PLANNED = {
@@ -54,6 +58,41 @@ class Source(Protocol):
 
     def read(self, items: Sequence[Item]) -> Iterator[Payload]:
         """The bytes of each item, in the order given, one payload an item."""
+
+
+class CrawlCounts(NamedTuple):
+    """Items that did not come: those that a later run asks for again, and those that it does not."""
+
+    failed: int
+    refused: int
+
+
+@runtime_checkable
+class Crawled(Source, Protocol):
+    """A remote source that keeps a ledger: it resumes within a part, retries what failed, and finds what is new."""
+
+    def crawl_in(
+        self, folder: Path, *, retry_refused: bool = False, watch: Callable[[CrawlStatus], None] | None = None
+    ) -> None:
+        """Keep the ledger in a folder; called before the session opens."""
+
+    def items_after(self, last: Item) -> Iterator[Item]:
+        """Pictures that came to the source after the last item of its earlier listing, in the same order."""
+
+    def counts(self, items: Sequence[Item]) -> CrawlCounts:
+        """How many of these items did not come."""
+
+    def handed_over(self, items: Sequence[Item] | None = None) -> None:
+        """The bytes of these items, or of all, are kept elsewhere now."""
+
+    def errors(self) -> list[tuple[str, str, str, int]]:
+        """State, kind, detail and number of what failed or was refused, the most frequent first."""
+
+    def file_host(self, item: Item) -> str:
+        """The host of an item's file."""
+
+    def forecast(self, urls: Mapping[str, int]) -> tuple[int, float]:
+        """Requests, and seconds at the polite pace, that fetching so many files of each host takes."""
 
 
 def names() -> list[str]:

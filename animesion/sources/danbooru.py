@@ -2,131 +2,72 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from animesion import labelfiles
-from animesion.errors import AnimesionError, UsageError
-from animesion.records import Item, Payload
+from animesion.errors import UsageError
+from animesion.records import Item
 from animesion.settings import Section
-from animesion.sources import clean_text, faces
-from animesion.sources.posts import NOT_PICTURES, families
+from animesion.sources import faces
+from animesion.sources.crawled import CrawledSource, CrawlOptions
 
 if TYPE_CHECKING:
-    from animesion_scrapers import Post, RateLimiter
-
-_LARGEST_TABLE = 1 << 30
+    from animesion_scrapers import Post, Site
 
 
-class DanbooruOptions(Section):
+class DanbooruOptions(CrawlOptions):
     """Options of the `danbooru` source."""
 
-    contact: str = Field(description="e-mail or URL that goes into the User-Agent, so that the site can reach you")
     url: str = Field("https://danbooru.donmai.us", description="the site")
     tags: str = Field("", description="search; two tags are free of charge")
     ids: str = Field("", description="file with one post id a line, instead of a search")
-    limit: int = Field(0, ge=0, description="most posts; 0 for all")
     faces: str = Field("", description="faces.tsv with head boxes, a path or a URL")
     tag_ids: str = Field("", description="tagIds.tsv; orders classes by the published tag id instead of by name")
-    requests_per_second: float = Field(1.0, gt=0, le=10, strict=False, description="for each host")
-    max_bytes: int = Field(64 * 1024 * 1024, ge=1, description="larger files are given up")
 
 
-class DanbooruSource:
+class DanbooruSource(CrawledSource):
     """Posts of a Danbooru."""
 
     Options: ClassVar[type[Section]] = DanbooruOptions
     summary: ClassVar[str] = "Danbooru: posts of a search or of given ids"
-    remote: ClassVar[bool] = True
 
-    def __init__(self, options: DanbooruOptions) -> None:
-        self.options = options
-        self.notes: list[str] = []
-        self.connect_to: Mapping[str, tuple[str, int]] = {}
-        self._limiter: RateLimiter | None = None
+    def __init__(self, options: Any) -> None:
+        super().__init__(options)
+        self._boxes: faces.FaceTable | None = None
+        self._tag_ids: Mapping[str, int] = {}
 
-    @contextlib.contextmanager
-    def session(self) -> Iterator[None]:
-        """One pace for everything that is asked in the session."""
-        from animesion_scrapers import RateLimiter
+    def site_class(self) -> type[Site]:
+        """Danbooru."""
+        from animesion_scrapers import Danbooru
 
-        self._limiter = RateLimiter(self.options.requests_per_second)
-        yield
+        return Danbooru
 
-    def items(self) -> Iterator[Item]:
-        """Posts by ascending id."""
-        from animesion_scrapers import Danbooru, ScraperError
+    def base_url(self) -> str:
+        """The site that the options name."""
+        return str(self.options.url)
 
-        table = self._face_table()
-        tag_ids = self._tag_ids()
-        try:
-            with Danbooru(
-                self.options.url, user_agent=self._user_agent(), limiter=self._limiter, connect_to=self.connect_to
-            ) as site:
-                posts = site.posts_by_id(self._ids()) if self.options.ids else site.posts(self.options.tags)
-                found = list(itertools.islice(posts, self.options.limit or None))
-        except ScraperError as error:
-            raise AnimesionError(f"{self.options.url}: {error}") from None
-        found.sort(key=lambda post: int(post.id))
-        for order, post in enumerate(found):
-            yield self._item(post, order, table, tag_ids)
+    def posts(self, site: Site, newer_than: str) -> Iterator[Post]:
+        """Those of the ids or of the search."""
+        self._boxes, self._tag_ids = self._face_table(), self._class_order()
+        if not self.options.ids:
+            return site.posts(self.options.tags, self.options.limit or None, newer_than)
+        ids = (number for number in self._ids() if number > int(newer_than or 0))
+        return itertools.islice(site.posts_by_id(ids), self.options.limit or None)
 
-    def read(self, items: Sequence[Item]) -> Iterator[Payload]:
-        """Download the originals, several at a time, in the order of the items."""
-        from animesion_scrapers import Download, ScraperError, download_all
-
-        requests = [Download(item.key, json.loads(item.locator)["url"], item.md5, item.bytes) for item in items]
-        try:
-            for got in download_all(
-                requests,
-                user_agent=self._user_agent(),
-                limiter=self._limiter,
-                connect_to=self.connect_to,
-                max_bytes=self.options.max_bytes,
-            ):
-                failed = got.status != "ok"
-                yield Payload(reason=got.status, detail=clean_text(got.detail)) if failed else Payload(got.content)
-        except ScraperError as error:
-            raise AnimesionError(f"{self.options.url}: {error}") from None
-
-    def _item(self, post: Post, order: int, table: faces.FaceTable | None, tag_ids: Mapping[str, int]) -> Item:
-        characters = tuple(clean_text(tag) for tag in post.tags["character"])
-        failure, detail = "", ""
-        if not post.file_url:
-            failure = "not visible"
-        elif post.extension in NOT_PICTURES:
-            failure, detail = "unsupported format", post.extension
-        return Item(
-            key=f"danbooru-{int(post.id)}",
-            source="danbooru",
-            source_id=post.id,
-            locator=json.dumps({"url": post.file_url}),
-            order=order,
-            labels=characters,
-            families=families(post.id, post.parent_id, post.pixiv_id, post.source),
-            boxes=None if table is None else table.boxes.get(int(post.id), ()),
-            class_order=tag_ids.get(characters[0], -1) if len(characters) == 1 else -1,
-            rating=post.rating,
-            flags=post.flags,
-            md5=post.md5,
-            bytes=post.bytes,
-            page_url=clean_text(post.page_url, 1000),
-            file_url=clean_text(post.file_url, 1000),
-            licence=clean_text(post.licence, 100),
-            author=clean_text(post.author, 300),
-            failure=failure,
-            detail=detail,
+    def item(self, post: Post, order: int) -> Item:
+        """A post with its head boxes and, if it has a single label, the published id of that."""
+        item = super().item(post, order)
+        return replace(
+            item,
+            boxes=None if self._boxes is None else self._boxes.boxes.get(int(post.id), ()),
+            class_order=self._tag_ids.get(item.labels[0], -1) if len(item.labels) == 1 else -1,
         )
-
-    def _user_agent(self) -> str:
-        return f"animesion/{version('animesion')} ({self.options.contact})"
 
     def _ids(self) -> list[int]:
         path = Path(self.options.ids).expanduser()
@@ -147,7 +88,7 @@ class DanbooruSource:
         name = self.options.faces
         return faces.load(self._lines(name) if _is_url(name) else Path(name).expanduser(), name)
 
-    def _tag_ids(self) -> Mapping[str, int]:
+    def _class_order(self) -> Mapping[str, int]:
         name = self.options.tag_ids
         if not name:
             return {}
@@ -159,21 +100,6 @@ class DanbooruSource:
             file.writelines(self._lines(name))
             file.flush()
             return labelfiles.read_tag_ids(Path(file.name))
-
-    def _lines(self, url: str) -> list[bytes]:
-        from animesion_scrapers import Download, download_all
-
-        [got] = download_all(
-            [Download("table", url)],
-            user_agent=self._user_agent(),
-            limiter=self._limiter,
-            connect_to=self.connect_to,
-            deadline=900.0,
-            max_bytes=_LARGEST_TABLE,
-        )
-        if got.status != "ok":
-            raise AnimesionError(f"{url}: {got.status} {got.detail}".rstrip())
-        return got.content.splitlines(keepends=True)
 
 
 def _is_url(text: str) -> bool:

@@ -1,16 +1,17 @@
 """Stage 1: from a source to `raw/part-*.tar` (original bytes) and `.parquet` (provenance, one row a picture).
 
 The source's listing is cut into parts and written as `raw/part-*.plan.parquet` first; each part is then fetched on its
-own. Failures are rows with a reason. Pictures that metadata alone would drop are not fetched.
+own. Failures are rows with a reason. Pictures that metadata alone would drop are not fetched. How a crawl survives
+within a part is the source's (`animesion.sources.crawled`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import IO, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
 from animesion import digests, images, rules, shards, sources, tables
 from animesion.engine import Engine
@@ -19,6 +20,9 @@ from animesion.recipe import Recipe
 from animesion.records import PLAN, RAW, Item, Payload
 from animesion.settings import params_digest
 from animesion.workspace import Workspace, atomic_file
+
+if TYPE_CHECKING:
+    from animesion_scrapers import CrawlStatus
 
 CODE = "fetch-1"
 #: Pictures a part: small enough that workers share the load, large enough that files stay few.
@@ -89,7 +93,12 @@ class FetchJob:
             "fetched": sum(not row["reason"] for row in rows),
             "bytes": sum(row["bytes"] for row in rows if not row["reason"]),
         }
+        crawled = source if isinstance(source, sources.Crawled) else None
+        if crawled:
+            facts |= crawled.counts(items)._asdict()
         self.workspace.commit(self.name, CODE, params(self.recipe), {"plan": self.plan_digest}, outputs, facts)
+        if crawled:  # the tar has the bytes now
+            crawled.handed_over(items)
         return facts
 
     def _known_reason(self, item: Item) -> str:
@@ -110,17 +119,69 @@ def plan_name(part: int) -> str:
     return f"raw/part-{part:05d}.plan.parquet"
 
 
+class CrawlProgress:
+    """Turns what a crawl says of itself into pictures done and a line of text."""
+
+    def __init__(self, advance: Callable[[int], None], tell: Callable[[str], None]) -> None:
+        """Keep the two doors: pictures that are done, and words about it."""
+        self._advance, self._tell = advance, tell
+        self._finished = self._ahead = 0
+
+    def __call__(self, status: CrawlStatus) -> None:
+        """Take in how it goes."""
+        new = status.finished - self._finished
+        self._finished += new
+        self._ahead += new
+        words = [f"{sum(status.failures.values()):,} failed"] if status.failures else []
+        words += [f"{host} {state}" for host, state in status.hosts.items()]
+        words += [f"circuit of {host} opened {times}x" for host, times in status.circuits_opened.items()]
+        self._tell("; ".join(words))
+        self._advance(new)
+
+    def part_done(self, items: int) -> None:
+        """A part of so many pictures is done, of which some were told before."""
+        self._advance(items - self._ahead)
+        self._ahead = 0
+
+
+def prepare(
+    workspace: Workspace, source: sources.Source, progress: CrawlProgress, *, retry_failed: bool = False
+) -> None:
+    """Tell a source that crawls where to keep its ledger; comes before its session."""
+    if isinstance(source, sources.Crawled):
+        source.crawl_in(workspace.path(".crawl"), retry_refused=retry_failed, watch=progress)
+
+
 def listed(
-    workspace: Workspace, recipe: Recipe, source: sources.Source, advance: Callable[[int], None] = lambda count: None
+    workspace: Workspace,
+    recipe: Recipe,
+    source: sources.Source,
+    advance: Callable[[int], None] = lambda count: None,
+    *,
+    update: bool = False,
 ) -> Plan:
-    """List the source, or take the remembered listing of a remote one."""
+    """List the source, or take the remembered listing of a remote one; with `update` what is new is added to that."""
     options = params_digest(recipe.source.model_dump(mode="json"))
     known = workspace.done("plan", CODE, options, {})
-    if known is not None and source.remote:
-        return Plan(known.facts["parts"], known.facts["items"], known.facts["notes"])
     outputs: dict[str, str] = {}
-    count, keys = 0, set[str]()
-    for part, chunk in enumerate(_chunks(source.items())):
+    keys = set[str]()
+    count = 0
+    items: Iterable[Item]
+    if known is not None and source.remote:
+        plan = Plan(known.facts["parts"], known.facts["items"], known.facts["notes"])
+        if not update:
+            return plan
+        if not isinstance(source, sources.Crawled):
+            raise UsageError(f"source '{recipe.source.kind}' cannot tell what is new: build anew into another folder")
+        outputs = {plan_name(part): digest for part, digest in enumerate(plan.parts)}
+        for name in outputs:
+            last = tables.plan_items(tables.read(workspace.path(name), PLAN))
+            keys |= {item.key for item in last}
+        count = plan.items
+        items = source.items_after(last[-1])
+    else:
+        items = source.items()
+    for chunk in _chunks(iter(items)):
         if recipe.crop.detector == "boxes" and any(item.boxes is None for item in chunk):
             raise UsageError(
                 f"crop.detector is 'boxes' but source '{recipe.source.kind}' was given no table of boxes: "
@@ -133,7 +194,7 @@ def listed(
             )
             raise UsageError(f"the source lists {doubled!r} twice; list every picture once")
         keys |= fresh
-        name = plan_name(part)
+        name = plan_name(len(outputs))
         outputs[name] = tables.write(workspace.path(name), tables.plan_table(chunk))
         count += len(chunk)
         advance(len(chunk))
@@ -151,23 +212,66 @@ def run(
     engine: Engine,
     plan: Plan,
     source: sources.Source,
-    advance: Callable[[int], None],
-) -> None:
-    """Fetch every part that has no valid receipt."""
+    progress: CrawlProgress,
+    *,
+    retry_failed: bool = False,
+) -> list[str]:
+    """Fetch every part that has no valid receipt, or holds pictures that a crawl may still get.
+
+    Args:
+        workspace: the output folder.
+        recipe: what is built.
+        engine: runs the parts of a source that is not remote.
+        plan: the cut listing.
+        source: the open source.
+        progress: told what is done.
+        retry_failed: ask again for what a crawl was refused, too.
+
+    Returns:
+        Sentences about what a crawl did not get; they depend on the day, so they are for people and not for outputs.
+    """
     jobs = []
     for part, digest in enumerate(plan.parts):
         job = FetchJob(workspace, recipe, part, digest)
         receipt = workspace.done(job.name, CODE, params(recipe), {"plan": digest})
-        if receipt:
-            advance(receipt.facts["items"])
+        if receipt and not _worth_asking(receipt.facts, retry_failed):
+            progress.part_done(receipt.facts["items"])
         else:
             jobs.append(job)
     workspace.forget("fetch", {f"fetch/part-{part:05d}" for part in range(len(plan.parts))})
-    if source.remote:  # one process keeps to the rate limits
-        for job in jobs:
-            advance(job.fetch_from(source)["items"])
-    else:
-        engine.run(jobs, lambda job, facts: advance(facts["items"]))
+    if not source.remote:
+        engine.run(jobs, lambda job, facts: progress.part_done(facts["items"]))
+        return []
+    for job in jobs:  # one process keeps to the rate limits
+        progress.part_done(job.fetch_from(source)["items"])
+    if not isinstance(source, sources.Crawled):
+        return []
+    source.handed_over()
+    return _crawl_summary(source.errors())
+
+
+def _worth_asking(facts: Mapping[str, Any], retry_failed: bool) -> bool:
+    """Whether a part that is done holds pictures that may still be had."""
+    return bool(facts.get("failed") or (retry_failed and facts.get("refused")))
+
+
+def _crawl_summary(errors: list[tuple[str, str, str, int]]) -> list[str]:
+    """What did not come, by kind: first what a later run asks for again."""
+    sentences = []
+    for state, hint in (
+        ("failed", "may still come: the same command asks for them again"),
+        ("refused", "were refused for good; --retry-failed asks for them again all the same"),
+    ):
+        kinds: dict[str, int] = {}
+        for found, error, detail, count in errors:
+            if found == state:
+                # digests differ from file to file; the kind is enough
+                kind = error if error == "checksum mismatch" or not detail else f"{error} ({detail})"
+                kinds[kind] = kinds.get(kind, 0) + count
+        if kinds:
+            listed = ", ".join(f"{kind} {count:,}" for kind, count in kinds.items())
+            sentences.append(f"{sum(kinds.values()):,} pictures {hint}: {listed}")
+    return sentences
 
 
 def _chunks(items: Iterator[Item]) -> Iterator[list[Item]]:

@@ -1,7 +1,7 @@
 """Polite crawlers for picture sites, and a bulk downloader.
 
-A crawler turns a site's API into `Post`s, the downloader turns URLs into checked bytes; what becomes of them is left to
-the caller. Names load on first use, so importing the package costs nothing.
+A site turns an API into `Post`s, the downloader turns URLs into checked bytes, and a crawl remembers both in a ledger;
+what becomes of them is left to the caller. Names load on first use, so importing the package costs nothing.
 """
 
 from __future__ import annotations
@@ -10,22 +10,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from animesion_scrapers.danbooru import Danbooru
+    from animesion_scrapers.breakers import Breakers
+    from animesion_scrapers.crawls import Crawler, CrawlStatus
     from animesion_scrapers.downloads import REASONS, Download, Downloaded, download, download_all
-    from animesion_scrapers.errors import ScraperError, StatusError, UnsafeAddressError
-    from animesion_scrapers.limits import RateLimiter
+    from animesion_scrapers.errors import HostDownError, LedgerError, ScraperError, StatusError, UnsafeAddressError
+    from animesion_scrapers.ledger import Entry, Ledger
+    from animesion_scrapers.limits import HostLimit, RateLimiter
     from animesion_scrapers.post import Post
     from animesion_scrapers.retries import Retries
+    from animesion_scrapers.sites import Site, SiteInfo
+    from animesion_scrapers.sites.danbooru import Danbooru
 
 __all__ = [
     "REASONS",
+    "Breakers",
+    "CrawlStatus",
+    "Crawler",
     "Danbooru",
     "Download",
     "Downloaded",
+    "Entry",
+    "HostDownError",
+    "HostLimit",
+    "Ledger",
+    "LedgerError",
     "Post",
     "RateLimiter",
     "Retries",
     "ScraperError",
+    "Site",
+    "SiteInfo",
     "StatusError",
     "UnsafeAddressError",
     "download",
@@ -33,14 +47,24 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Danbooru": "danbooru",
+    "Breakers": "breakers",
+    "CrawlStatus": "crawls",
+    "Crawler": "crawls",
+    "Danbooru": "sites.danbooru",
     "Download": "downloads",
     "Downloaded": "downloads",
+    "Entry": "ledger",
+    "HostDownError": "errors",
+    "HostLimit": "limits",
+    "Ledger": "ledger",
+    "LedgerError": "errors",
     "Post": "post",
     "REASONS": "downloads",
     "RateLimiter": "limits",
     "Retries": "retries",
     "ScraperError": "errors",
+    "Site": "sites",
+    "SiteInfo": "sites",
     "StatusError": "errors",
     "UnsafeAddressError": "errors",
     "download": "downloads",

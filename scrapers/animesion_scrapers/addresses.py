@@ -7,6 +7,7 @@ neither a redirect nor a name server can slip past it. Proxies are left out: bot
 
 from __future__ import annotations
 
+import functools
 import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -95,6 +96,7 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast
 
 
+@functools.lru_cache(maxsize=4096)
 def _literal(host: str) -> bool:
     try:
         ip_address(host)

@@ -1,18 +1,19 @@
 """The bulk downloader: many URLs in, checked bytes or a stable reason out, in the order of the requests.
 
-A run always ends: every item has a deadline and a byte cap, whatever its server does. What to fetch and what becomes of
-them is left to the caller; what happens to a single item is in `transfers`.
+A run always ends: every item has a deadline and a byte cap, whatever its server does. Nothing is remembered and
+robots.txt is not read: `crawls` is for what must survive, and for files that nobody asked for by name. What happens to
+a single item is in `transfers`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from itertools import islice
 
 from animesion_scrapers.addresses import Routes
+from animesion_scrapers.background import Background
 from animesion_scrapers.limits import RateLimiter
 from animesion_scrapers.retries import Retries
 from animesion_scrapers.transfers import REASONS, Download, Downloaded, Transfers
@@ -118,21 +119,16 @@ def download_all(
     )
     pipeline = _Pipeline(transfers, concurrency)
     upcoming = iter(requests)
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="downloads", daemon=True)
-    thread.start()
+    background = Background()
     try:
         while True:
-            step = pipeline.step(list(islice(upcoming, pipeline.room)))
-            batch = asyncio.run_coroutine_threadsafe(step, loop).result()
+            batch = background.run(pipeline.step(list(islice(upcoming, pipeline.room))))
             if not batch:
                 return
             yield from batch
     finally:
-        asyncio.run_coroutine_threadsafe(pipeline.close(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+        background.run(pipeline.close())
+        background.close()
 
 
 class _Pipeline:

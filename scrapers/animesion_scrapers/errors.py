@@ -21,3 +21,11 @@ class StatusError(ScraperError):
 
 class UnsafeAddressError(ScraperError):
     """A URL that must not be fetched: not http(s), or a host that is not on the public internet."""
+
+
+class HostDownError(ScraperError):
+    """A host that is not asked any more in this run: it failed too often in a row, or wants to be left alone."""
+
+
+class LedgerError(ScraperError):
+    """The ledger of a crawl cannot be used: damaged, or written by a later version."""

@@ -1,28 +1,53 @@
 """How often a host may be asked: one token bucket a host, shared by every client that is given the limiter.
 
-It spaces requests out and can hold a host back for a while. What counts as a reason for that is the clients' business.
+It spaces requests out, can hold a host back for a while, and remembers both on disk, so that a restart does not burst.
+What counts as a reason to hold a host back is the clients' business; `breakers` counts failures.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
+import os
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
+from pathlib import Path
 from weakref import WeakKeyDictionary
 
 # Requests leave evenly spaced but arrive with jitter; aiming a little low keeps the host's own count under the rate.
 HEADROOM = 1.05
 
+_LEASE = 1.0
+"""Seconds of turns that are written down ahead, so that a fast host costs one write a second and not one a turn."""
+
+_LONGEST_HOLD = 86_400.0
+"""Seconds after which a remembered pause is forgotten: clocks may have been wrong when it was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostLimit:
+    """What a host bears.
+
+    Attributes:
+        requests_per_second: The pace.
+        connections: Requests in flight at once.
+    """
+
+    requests_per_second: float = 1.0
+    connections: int = 1
+
 
 @dataclass(slots=True)
 class _Bucket:
-    """A bucket that holds a single token: requests never leave in a burst."""
+    """A bucket that holds a single token: requests never leave in a burst. Times are of the monotonic clock."""
 
     interval: float
     due: float = 0.0
+    held_until: float = 0.0
     threads: threading.Lock = field(default_factory=threading.Lock)
     tasks: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = field(default_factory=WeakKeyDictionary)
 
@@ -33,12 +58,19 @@ class RateLimiter:
     Turns are counted when they are really granted, so a late wake-up never lets two requests leave close together.
     """
 
-    def __init__(self, requests_per_second: float = 1.0, per_host: Mapping[str, float] | None = None) -> None:
-        """Start with every host free.
+    def __init__(
+        self,
+        requests_per_second: float = 1.0,
+        per_host: Mapping[str, float] | None = None,
+        memory: Path | None = None,
+    ) -> None:
+        """Start with every host free, but for what `memory` says.
 
         Args:
             requests_per_second: The rate of any host that is not named in `per_host`; `math.inf` for no limit.
             per_host: Rates of single hosts, by host name.
+            memory: A JSON file that keeps when each host may be asked next. A process that starts after another was
+                killed waits as that one would have, up to a second longer.
 
         Raises:
             ValueError: A rate is not above zero.
@@ -50,12 +82,14 @@ class RateLimiter:
                 raise ValueError(f"A rate must be above zero requests per second, not {rate}.")
         self._buckets: dict[str, _Bucket] = {}
         self._lock = threading.Lock()
+        self._memory = memory
+        self._kept = _read(memory) if memory else {}
 
     def wait(self, host: str) -> None:
         """Block until it is this caller's turn to ask `host`."""
         bucket = self._bucket(host)
         with bucket.threads:
-            while (delay := self._take(bucket)) > 0:
+            while (delay := self._take(host, bucket)) > 0:
                 time.sleep(delay)
 
     async def wait_async(self, host: str) -> None:
@@ -64,14 +98,39 @@ class RateLimiter:
         with self._lock:
             turns = bucket.tasks.setdefault(asyncio.get_running_loop(), asyncio.Lock())
         async with turns:
-            while (delay := self._take(bucket)) > 0:
+            while (delay := self._take(host, bucket)) > 0:
                 await asyncio.sleep(delay)
 
+    def take_now(self, host: str) -> bool:
+        """Take a turn if one is free this instant and nobody waits for it; for tasks of the running event loop."""
+        bucket = self._bucket(host)
+        turns = bucket.tasks.get(asyncio.get_running_loop())
+        return not (turns and turns.locked()) and self._take(host, bucket) <= 0
+
     def pause(self, host: str, seconds: float) -> None:
-        """Grant no turn for `host` for this long, to anyone."""
+        """Grant no turn for `host` for this long, to anyone, not even after a restart."""
         bucket = self._bucket(host)
         with self._lock:
-            bucket.due = max(bucket.due, time.monotonic() + seconds)
+            until = time.monotonic() + seconds
+            bucket.held_until = max(bucket.held_until, until)
+            bucket.due = max(bucket.due, until)
+            self._keep(host, seconds)
+
+    def slow(self, host: str, seconds: float) -> None:
+        """Let at least so many seconds lie between two turns of `host`; a slower pace stays."""
+        bucket = self._bucket(host)
+        with self._lock:
+            bucket.interval = max(bucket.interval, seconds)
+
+    def held(self, host: str) -> float:
+        """Seconds for which `host` is still held back by `pause`, here or in an earlier process; 0 when it is not."""
+        bucket = self._bucket(host)
+        with self._lock:
+            return max(0.0, bucket.held_until - time.monotonic())
+
+    def interval(self, host: str) -> float:
+        """Seconds between two turns of `host`."""
+        return self._bucket(host).interval
 
     def _bucket(self, host: str) -> _Bucket:
         host = host.lower()
@@ -80,13 +139,38 @@ class RateLimiter:
             if bucket is None:
                 rate = self._rates.get(host, self._default)
                 bucket = self._buckets[host] = _Bucket(0.0 if rate == inf else HEADROOM / rate)
+                left = min(self._kept.get(host, 0.0) - time.time(), _LONGEST_HOLD)
+                if left > 0:
+                    bucket.due = time.monotonic() + left
+                    bucket.held_until = bucket.due if left > bucket.interval + _LEASE else 0.0
             return bucket
 
-    def _take(self, bucket: _Bucket) -> float:
+    def _take(self, host: str, bucket: _Bucket) -> float:
         """Take the token and return 0, or return how long to wait before asking again."""
         with self._lock:
             now = time.monotonic()
             if now < bucket.due:
                 return bucket.due - now
             bucket.due = now + bucket.interval
+            if bucket.interval and self._memory:
+                self._keep(host, bucket.interval, 0.0 if bucket.interval > _LEASE else _LEASE)
             return 0.0
+
+    def _keep(self, host: str, seconds: float, ahead: float = 0.0) -> None:
+        """Write down that `host` is not to be asked for so many seconds, unless that is written already."""
+        until, host = time.time() + seconds, host.lower()
+        if self._memory is None or until <= self._kept.get(host, 0.0):
+            return
+        self._kept[host] = until + ahead
+        part = self._memory.with_name(f"{self._memory.name}.{os.getpid()}")
+        part.write_text(json.dumps(self._kept, sort_keys=True), encoding="utf-8")
+        part.replace(self._memory)
+
+
+def _read(memory: Path) -> dict[str, float]:
+    """What an earlier process wrote; a file that cannot be read says nothing."""
+    with contextlib.suppress(OSError, ValueError):
+        known = json.loads(memory.read_bytes())
+        if isinstance(known, dict):
+            return {str(host): float(until) for host, until in known.items() if isinstance(until, (int, float))}
+    return {}

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -23,10 +24,21 @@ from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConn
 from urllib3.util.connection import create_connection
 
 from animesion_scrapers.addresses import Routes
+from animesion_scrapers.breakers import Breakers
 from animesion_scrapers.clients import certificates, checked_user_agent
-from animesion_scrapers.errors import ScraperError, StatusError, UnsafeAddressError
+from animesion_scrapers.errors import HostDownError, ScraperError, StatusError, UnsafeAddressError
 from animesion_scrapers.limits import RateLimiter
-from animesion_scrapers.retries import BACK_OFF, MAX_REDIRECTS, REDIRECTS, RETRIED, Retries, status_text
+from animesion_scrapers.media import document_kind
+from animesion_scrapers.retries import (
+    BACK_OFF,
+    MAX_REDIRECTS,
+    REDIRECTS,
+    RETRIED,
+    Retries,
+    may_pass,
+    seconds_asked,
+    status_text,
+)
 
 _CHUNK = 1 << 16
 _MESSAGE = 200
@@ -45,7 +57,7 @@ class _Answer:
 
     @property
     def is_html(self) -> bool:
-        return "html" in self.headers.get("Content-Type", "") or self.body[:64].lstrip().startswith(b"<")
+        return "html" in self.headers.get("Content-Type", "") or document_kind(self.body) == "HTML page"
 
 
 class _BrokenOffError(Exception):
@@ -66,9 +78,11 @@ class MetadataClient:
         routes: Routes,
         credentials: tuple[str, str] | None = None,
         credentials_for: str = "",
+        credential_parameters: tuple[str, str] | None = None,
         timeout: float = 30.0,
         max_bytes: int = 64 << 20,
         retries: Retries | None = None,
+        breakers: Breakers | None = None,
     ) -> None:
         """Open a session; nothing is sent yet.
 
@@ -78,10 +92,12 @@ class MetadataClient:
             routes: Which addresses may be connected to.
             credentials: User and password for HTTP Basic.
             credentials_for: The URL whose scheme, host and port alone may see the credentials.
+            credential_parameters: Names of the query parameters that carry the credentials instead of HTTP Basic.
             timeout: Seconds to wait for a connection and for each piece of an answer; a whole body may take four times
                 as long.
             max_bytes: The longest body read, after decompression.
             retries: How often and how patiently to ask again.
+            breakers: Circuit breakers by host, shared with other clients that ask the same hosts.
 
         Raises:
             ScraperError: The User-Agent names no contact.
@@ -90,11 +106,14 @@ class MetadataClient:
         self._routes = routes
         self._credentials = credentials
         basic = base64.b64encode(":".join(credentials).encode()).decode() if credentials else ""
-        self._authorization = {"Authorization": f"Basic {basic}"} if basic else {}
+        in_query = credentials is not None and credential_parameters is not None
+        self._query = dict(zip(credential_parameters or (), credentials or (), strict=False)) if in_query else {}
+        self._authorization = {"Authorization": f"Basic {basic}"} if basic and not in_query else {}
         self._credentials_for = _origin(credentials_for)
         self._timeout = timeout
         self._max_bytes = max_bytes
         self._retries = retries or Retries()
+        self._breakers = breakers or Breakers()
         self._session = requests.Session()
         # The environment could add proxies and .netrc passwords behind the caller's back.
         self._session.trust_env = False
@@ -114,12 +133,19 @@ class MetadataClient:
         """Close the connections."""
         self._session.close()
 
-    def get_json(self, url: str, params: Mapping[str, str] | None = None) -> object:
+    def get_json(
+        self,
+        url: str,
+        params: Mapping[str, str] | None = None,
+        *,
+        is_busy: Callable[[object], bool] = lambda document: False,
+    ) -> object:
         """Fetch one JSON document.
 
         Args:
             url: Where it is.
             params: Query parameters.
+            is_busy: Whether a document says that the site has too much to do, as MediaWiki does with status 200.
 
         Returns:
             What the JSON says, unchecked.
@@ -127,25 +153,31 @@ class MetadataClient:
         Raises:
             StatusError: The site refused, or kept failing.
             UnsafeAddressError: The URL, or one it redirects to, must not be fetched.
+            HostDownError: The host failed too often, or wants to be left alone for longer than a run waits.
             ScraperError: No answer, or one that is not JSON.
         """
         for attempt in range(self._retries.attempts):
             last = attempt + 1 == self._retries.attempts
             try:
                 answer = self._follow(url, params)
+                if answer.status == 200:
+                    document = self._parsed(answer)
+                    if not is_busy(document):
+                        return document
             except _BrokenOffError as fault:
                 if last:
-                    raise ScraperError(f"{urlsplit(url).hostname} could not be read: {fault}.") from None
+                    raise ScraperError(f"{fault}.") from None
                 time.sleep(self._retries.delay(attempt))
                 continue
-            if answer.status == 200:
-                return self._parsed(answer)
-            if last or answer.status not in RETRIED:
+            asked = answer.headers.get("Retry-After", "")
+            hopeless = answer.status != 200 and answer.status not in RETRIED
+            delay = self._retries.delay(attempt, asked)
+            if answer.status == 200 or answer.status in BACK_OFF:
+                self._limiter.pause(answer.host, max(delay, seconds_asked(asked)))
+            elif not (hopeless or last):
+                time.sleep(delay)
+            if hopeless or last or self._retries.too_long(asked):
                 raise self._refusal(answer)
-            delay = self._retries.delay(attempt, answer.headers.get("Retry-After", ""))
-            if answer.status in BACK_OFF:
-                self._limiter.pause(answer.host, delay)
-            time.sleep(delay)
         raise ScraperError("No attempt was allowed.")
 
     def _follow(self, url: str, params: Mapping[str, str] | None) -> _Answer:
@@ -154,6 +186,8 @@ class MetadataClient:
             answer, location = self._ask(url, params)
             if not location:
                 return answer
+            if self._query and _origin(urljoin(url, location)) != self._credentials_for:
+                raise UnsafeAddressError(f"Refused a redirect from {answer.host} to another site with an API key.")
             url, params = urljoin(url, location), None
         raise ScraperError(f"{answer.host} redirected {answer.path} more than {MAX_REDIRECTS} times.")
 
@@ -169,11 +203,12 @@ class MetadataClient:
             raise UnsafeAddressError(f"Refused to fetch from {_shown_host(url)}: {error}.") from None
         except ValueError:
             raise UnsafeAddressError("Refused to fetch a malformed URL.") from None
-        self._limiter.wait(host)
+        self._turn(host)
+        well = False
         try:
             response = self._session.get(
                 url,
-                params=params,
+                params={**params, **self._query} if own and params is not None else params,
                 headers=self._authorization if own else {},
                 timeout=self._timeout,
                 allow_redirects=False,
@@ -182,13 +217,30 @@ class MetadataClient:
             with response:
                 location = response.headers.get("Location", "") if response.status_code in REDIRECTS else ""
                 body = b"" if location else self._body(response, host)
+            well = not may_pass(response.status_code)
             return _Answer(response.status_code, response.headers, body, host, _printable(parts.path or "/")), location
         except UnsafeAddressError as error:
+            well = True
             raise UnsafeAddressError(f"Refused to fetch from {host}: {error}.") from None
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             if isinstance(error, ValueError):
                 raise UnsafeAddressError("Refused to fetch a malformed URL.") from None
-            raise _BrokenOffError(_fault(error)) from None
+            raise _BrokenOffError(f"{host} could not be read: {_fault(error)}") from None
+        finally:
+            self._breakers.report(host, well)
+
+    def _turn(self, host: str) -> None:
+        """Wait until this host may be asked."""
+        if (held := self._limiter.held(host)) > self._retries.cap:
+            raise HostDownError(
+                f"{host} asked to be left alone, for {math.ceil(held / 60)} more minute(s): run it again then."
+            )
+        try:
+            while (delay := self._breakers.delay(host)) > 0:
+                time.sleep(delay)
+        except HostDownError:
+            raise HostDownError(f"{host} failed too often in a row: try again later.") from None
+        self._limiter.wait(host)
 
     def _body(self, response: requests.Response, host: str) -> bytes:
         """Read the decoded body piece by piece, so that neither its length nor its slowness is up to the server."""
@@ -200,7 +252,7 @@ class MetadataClient:
             if size > self._max_bytes:
                 raise ScraperError(f"{host} sent an answer of more than {self._max_bytes} bytes.")
             if time.monotonic() > end:
-                raise _BrokenOffError("the answer took too long")
+                raise _BrokenOffError(f"{host} could not be read: the answer took too long")
             pieces.append(piece)
         return b"".join(pieces)
 
@@ -210,7 +262,8 @@ class MetadataClient:
         try:
             return json.loads(answer.body)
         except (ValueError, RecursionError):
-            raise ScraperError(f"{answer.host} answered {answer.path} with something that is not JSON.") from None
+            # Some sites cut their own answers short, and not the second time.
+            raise _BrokenOffError(f"{answer.host} answered {answer.path} with something that is not JSON") from None
 
     def _refusal(self, answer: _Answer) -> StatusError:
         if answer.is_html:

@@ -27,7 +27,8 @@ class Post:
         height: Height in pixels.
         bytes: Size of the original file.
         rating: `g`, `s`, `q` or `e` (general, sensitive, questionable, explicit).
-        tags: Tags by category, with a key for each of `TAG_CATEGORIES`.
+        tags: Tags by category, with a key for each of `TAG_CATEGORIES`; sites that are no boorus may add categories,
+            such as `species` and `cultivar`.
         parent_id: Id of the post that this one is a variant of.
         source: Where the uploader found the picture.
         pixiv_id: Id of the work on Pixiv.
@@ -35,6 +36,7 @@ class Post:
         licence: The licence the site states.
         created_at: When it was posted, ISO 8601, as the site writes it.
         flags: Those of `FLAGS` that hold, in that order.
+        sha1: Lower-case hexadecimal SHA-1 of the original file.
     """
 
     id: str
@@ -55,3 +57,4 @@ class Post:
     licence: str = ""
     created_at: str = ""
     flags: tuple[str, ...] = ()
+    sha1: str = ""

@@ -1,15 +1,17 @@
 """One download from its URL to checked bytes, or to the reason why there are none.
 
-Order, read-ahead and threads are left to `downloads`. Reasons and details name the fault and hold no times, ports or
-object ids, so that two runs against the same faults say the same.
+Order, read-ahead and threads are left to `downloads`, what is remembered to `crawls`. Reasons and details name the
+fault and hold no times, ports or object ids, so that two runs against the same faults say the same.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import ssl
 from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from socket import AddressFamily
 
@@ -19,28 +21,41 @@ from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from animesion_scrapers.addresses import Routes
+from animesion_scrapers.breakers import Breakers
 from animesion_scrapers.clients import checked_user_agent, tls_context
-from animesion_scrapers.errors import UnsafeAddressError
+from animesion_scrapers.errors import HostDownError, UnsafeAddressError
 from animesion_scrapers.limits import RateLimiter
-from animesion_scrapers.retries import BACK_OFF, MAX_REDIRECTS, REDIRECTS, RETRIED, Retries, status_text
+from animesion_scrapers.media import document_kind, is_challenge
+from animesion_scrapers.retries import (
+    BACK_OFF,
+    MAX_REDIRECTS,
+    REDIRECTS,
+    RETRIED,
+    Retries,
+    may_pass,
+    seconds_asked,
+    status_text,
+)
+from animesion_scrapers.robots import DISALLOW_ALL, RobotsCache, Rules, opt_out
+from animesion_scrapers.robots import MAX_BYTES as ROBOTS_BYTES
 
 OK = "ok"
 NOT_FOUND = "not found"
 REFUSED = "refused"
 CHECKSUM = "checksum mismatch"
 EMPTY = "empty file"
+NOT_AN_IMAGE = "not an image"
 TOO_BIG = "too many bytes"
 TIMED_OUT = "timed out"
 UNSAFE = "unsafe address"
 FAILED = "fetch failed"
 
-REASONS = (NOT_FOUND, REFUSED, CHECKSUM, EMPTY, TOO_BIG, TIMED_OUT, UNSAFE, FAILED)
+REASONS = (NOT_FOUND, REFUSED, CHECKSUM, TOO_BIG, TIMED_OUT, UNSAFE, FAILED, EMPTY, NOT_AN_IMAGE)
 """Every status of a `Downloaded` but `ok`."""
 
-_STATUS_REASONS = {401: REFUSED, 403: REFUSED, 404: NOT_FOUND, 410: NOT_FOUND, 451: NOT_FOUND}
+_STATUS_REASONS = {401: REFUSED, 402: REFUSED, 403: REFUSED, 404: NOT_FOUND, 410: NOT_FOUND, 451: NOT_FOUND}
 _CHUNK = 1 << 17
-_STALL = 20.0
-"""Seconds of silence after which a connection is given up for a new one, if the deadline leaves time for it."""
+_HTML = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +66,17 @@ class Download:
         key: The caller's name for it, handed back with the result.
         url: Where it is.
         md5: Its MD5 in hexadecimal, checked unless empty.
-        bytes: Its size, checked unless 0 or unless there is an `md5`.
+        bytes: Its size, checked unless 0 or unless there is a digest.
+        sha1: Its SHA-1 in hexadecimal, checked unless empty.
+        picture: Whether a web page, XML or JSON in its place is a fault, as it is for pictures.
     """
 
     key: str
     url: str
     md5: str = ""
     bytes: int = 0
+    sha1: str = ""
+    picture: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +89,10 @@ class Downloaded:
         status: `ok`, or one of `REASONS`.
         detail: More about a failure, for people.
         content: The file; empty unless `ok`.
+        final: Whether there is no point in asking again, as after a 404 or the same wrong bytes twice.
+        attempts: How often it was asked for; 0 when the URL or its host ruled that out.
+        digest: Digest of the content with its kind, such as `md5:0123...`: the announced MD5 when there was one, which
+            has then been checked, else `sha256:...`; empty unless `ok`.
     """
 
     key: str
@@ -77,17 +100,45 @@ class Downloaded:
     status: str
     detail: str
     content: bytes
+    final: bool = False
+    attempts: int = 0
+    digest: str = ""
 
 
 class _Fault(Exception):  # noqa: N818 (carries a result, never leaves this module)
-    """Why an attempt brought no file; `delay` is what the server asked for."""
+    """Why an attempt brought no file.
 
-    def __init__(self, reason: str, detail: str, *, retry: bool = False, host: str = "", retry_after: str = "") -> None:
+    Attributes:
+        reason: One of `REASONS`.
+        detail: For people.
+        retry: Another attempt in this run may help.
+        final: A later run need not ask again.
+        wrong: The server sent the wrong bytes: believed when it does so twice.
+        host_failed: The host failed, not the item: its circuit breaker counts it.
+        back_off: Host that said it has too much to do; empty when none did.
+        retry_after: What the server asked for.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        detail: str,
+        *,
+        retry: bool = False,
+        final: bool = False,
+        wrong: bool = False,
+        host_failed: bool = False,
+        back_off: str = "",
+        retry_after: str = "",
+    ) -> None:
         super().__init__(detail)
         self.reason = reason
         self.detail = detail
-        self.retry = retry
-        self.host = host
+        self.retry = retry or wrong
+        self.final = final
+        self.wrong = wrong
+        self.host_failed = host_failed
+        self.back_off = back_off
         self.retry_after = retry_after
 
 
@@ -105,49 +156,85 @@ class Transfers:
         deadline: float,
         max_bytes: int,
         retries: Retries,
+        host_connections: Mapping[str, int] | None = None,
+        breakers: Breakers | None = None,
+        robots: RobotsCache | None = None,
+        stall: float = 20.0,
     ) -> None:
         """Check and keep the settings, which `downloads.download` explains; connections open with the first fetch."""
-        if min(connections, per_host, max_bytes, retries.attempts) < 1 or not deadline > 0:
+        if min(connections, per_host, max_bytes, retries.attempts) < 1 or not min(deadline, stall) > 0:
             raise ValueError("Concurrency, connections per host, deadline, byte cap and attempts must be above zero.")
         self._user_agent = checked_user_agent(user_agent)
         self._limiter = limiter
         self._routes = routes
         self._connections = connections
         self._per_host = per_host
+        self._host_connections = {host.lower(): number for host, number in (host_connections or {}).items()}
         self._deadline = deadline
         self._max_bytes = max_bytes
         self._retries = retries
+        self._breakers = breakers or Breakers()
+        self._robots = robots
+        self._stall = stall
         self._session: aiohttp.ClientSession | None = None
-        self._hosts: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(per_host))
+        self._hosts: dict[str, asyncio.Semaphore] = {}
+        self._robots_turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    def host_of(self, url: str) -> str:
+        """The host that a URL leads to first; empty for one that cannot be fetched."""
+        try:
+            return URL(url).raw_host or ""
+        except ValueError:
+            return ""
+
+    def connections_to(self, host: str) -> int:
+        """How many items may be in flight on a host at once."""
+        return self._host_connections.get(host, self._per_host)
 
     async def fetch(self, item: Download) -> Downloaded:
         """Fetch one file; whatever goes wrong with it is in the result."""
+        attempts = [0]
         try:
             url = self._checked(item.url)
-            async with self._hosts[url.raw_host or ""]:
-                content = await self._within_deadline(item, url)
+            host = url.raw_host or ""
+            if host not in self._hosts:
+                self._hosts[host] = asyncio.Semaphore(self.connections_to(host))
+            async with self._hosts[host]:
+                content = await self._within_deadline(item, url, attempts)
         except _Fault as fault:
-            return Downloaded(item.key, item.url, fault.reason, fault.detail, b"")
-        return Downloaded(item.key, item.url, OK, "", content)
+            return Downloaded(item.key, item.url, fault.reason, fault.detail, b"", fault.final, attempts[0])
+        # One pass over the bytes is enough: hashing is most of what a fast crawl costs.
+        digest = f"md5:{item.md5.lower()}" if item.md5 else f"sha256:{hashlib.sha256(content).hexdigest()}"
+        return Downloaded(item.key, item.url, OK, "", content, False, attempts[0], digest)
 
     async def close(self) -> None:
         """Close the connections."""
         if self._session is not None:
             await self._session.close()
 
-    async def _within_deadline(self, item: Download, url: URL) -> bytes:
+    async def _within_deadline(self, item: Download, url: URL, attempts: list[int]) -> bytes:
+        """Attempt until it works, is hopeless, or the item's time is up; `attempts` counts along."""
         loop = asyncio.get_running_loop()
+        wrong = 0
         try:
             async with asyncio.timeout(self._deadline) as scope:
-                for attempt in range(self._retries.attempts):
+                while True:
+                    attempts[0] += 1
                     try:
                         return await self._attempt(item, url, scope)
                     except _Fault as fault:
-                        delay = self._retries.delay(attempt, fault.retry_after)
-                        if fault.host:
-                            self._limiter.pause(fault.host, delay)
-                        left = (scope.when() or 0.0) - loop.time()
-                        if not fault.retry or attempt + 1 == self._retries.attempts or delay >= left:
+                        wrong += fault.wrong
+                        fault.final = fault.final or wrong > 1
+                        if not fault.retry or fault.final or attempts[0] >= self._retries.attempts:
+                            raise
+                        if fault.wrong:  # the host is well: what it sends next time needs no wait
+                            continue
+                        delay = self._retries.delay(attempts[0] - 1, fault.retry_after)
+                        if fault.back_off:
+                            # The next turn comes after the pause, and waiting for turns is no fault of the item.
+                            self._limiter.pause(fault.back_off, delay)
+                            continue
+                        if delay >= (scope.when() or 0.0) - loop.time():
                             raise
                         await asyncio.sleep(delay)
         except TimeoutError:
@@ -155,72 +242,172 @@ class Transfers:
         raise _Fault(TIMED_OUT, "no complete answer within the deadline")
 
     async def _attempt(self, item: Download, url: URL, scope: asyncio.Timeout) -> bytes:
+        async with self._answered(url, scope, with_robots=True) as response:
+            return await self._received(item, response)
+
+    @contextlib.asynccontextmanager
+    async def _answered(
+        self, url: URL, scope: asyncio.Timeout, *, with_robots: bool
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The answer at the end of all redirects, each hop checked, paced and told to its host's breaker."""
         for _ in range(MAX_REDIRECTS + 1):
-            await self._turn(url, scope)
+            if with_robots and self._robots is not None:
+                await self._obey_robots(url, scope)
+            host = url.raw_host or ""
+            await self._turn(host, scope)
+            well = False
             try:
                 async with self._opened().get(url, allow_redirects=False) as response:
                     location = response.headers.get("Location") if response.status in REDIRECTS else None
                     if location is None:
-                        return await self._received(item, response)
+                        yield response
+                        well = True
+                        return
+                well = True
+            except _Fault as fault:
+                well = not fault.host_failed
+                raise
             except UnsafeAddressError as error:
-                raise _Fault(UNSAFE, str(error)) from None
+                well = True
+                raise _Fault(UNSAFE, str(error), final=True) from None
             except TimeoutError:
                 raise _Fault(TIMED_OUT, "no complete answer within the deadline", retry=True) from None
             except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
-                raise _transport_fault(error) from None
+                named = _transport_fault(error)
+                well = named.final
+                raise named from None
+            finally:
+                self._breakers.report(host, well)
             url = self._checked(location, url)
-        raise _Fault(FAILED, f"redirected more than {MAX_REDIRECTS} times")
+        raise _Fault(FAILED, f"redirected more than {MAX_REDIRECTS} times", final=True)
 
-    async def _turn(self, url: URL, scope: asyncio.Timeout) -> None:
+    async def _turn(self, host: str, scope: asyncio.Timeout) -> None:
         """Wait for this host's turn with the item's clock stopped: a long queue is no fault of the item."""
-        loop = asyncio.get_running_loop()
-        left = (scope.when() or 0.0) - loop.time()
-        scope.reschedule(None)
-        await self._limiter.wait_async(url.raw_host or "")
-        scope.reschedule(loop.time() + left)
+        if self._limiter.held(host) > self._retries.cap:
+            raise _Fault(FAILED, "the host asked to be left alone for longer than a run waits")
+        if self._breakers.state(host) == "closed" and self._limiter.take_now(host):
+            return
+        with _stopped(scope):
+            try:
+                while (delay := self._breakers.delay(host)) > 0:
+                    await asyncio.sleep(delay)
+            except HostDownError as error:
+                raise _Fault(FAILED, str(error)) from None
+            try:
+                await self._limiter.wait_async(host)
+            except asyncio.CancelledError:
+                self._breakers.report(host, False)
+                raise
+
+    async def _obey_robots(self, url: URL, scope: asyncio.Timeout) -> None:
+        assert self._robots is not None
+        origin = f"{url.scheme}://{url.host_port_subcomponent}"
+        rules = self._robots.known(origin)
+        if rules is None:
+            # The item that comes first does not pay for the file with its own time, nor do those that wait for it.
+            with _stopped(scope):
+                async with self._robots_turns[origin]:
+                    rules = self._robots.known(origin) or await self._read_robots(url, origin)
+        if rules.delay:
+            self._limiter.slow(url.raw_host or "", rules.delay)
+        if not rules.allows(url.raw_path_qs):
+            if rules is DISALLOW_ALL:
+                raise _Fault(FAILED, "robots.txt could not be read")
+            raise _Fault(REFUSED, "robots.txt asks crawlers to leave it", final=True)
+
+    async def _read_robots(self, url: URL, origin: str) -> Rules:
+        """Ask a host for its robots.txt, as often as for a file."""
+        assert self._robots is not None
+        target = url.origin() / "robots.txt"
+        for attempt in range(self._retries.attempts):
+            status, body = 0, b""
+            with contextlib.suppress(_Fault, TimeoutError):
+                async with (
+                    asyncio.timeout(self._deadline) as scope,
+                    self._answered(target, scope, with_robots=False) as response,
+                ):
+                    # What is compressed although that was not asked for cannot be read, as if the host had failed.
+                    if response.headers.get("Content-Encoding", "identity") == "identity":
+                        body = await _up_to(response, ROBOTS_BYTES) if response.status == 200 else b""
+                        status = response.status
+            if 0 < status < 500 and status != 429:
+                break
+            await asyncio.sleep(self._retries.delay(attempt))
+        return self._robots.learn(origin, status, body)
 
     async def _received(self, item: Download, response: aiohttp.ClientResponse) -> bytes:
-        status = response.status
-        if status != 200:
-            raise _Fault(
-                _STATUS_REASONS.get(status, FAILED),
-                f"HTTP {status_text(status)}",
-                retry=status in RETRIED,
-                host=(response.url.raw_host or "") if status in BACK_OFF else "",
-                retry_after=response.headers.get("Retry-After", ""),
-            )
-        digest = hashlib.md5(usedforsecurity=False)
+        if response.status != 200:
+            raise await self._status_fault(response)
+        if self._robots is not None:
+            directive = opt_out(response.headers.getall("X-Robots-Tag", ()), self._robots.product)
+            if directive:
+                raise _Fault(REFUSED, f"X-Robots-Tag says {directive}", final=True)
+        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):
+            raise _Fault(FAILED, "the body is compressed although that was not asked for", final=True)
+        if (response.content_length or 0) > self._max_bytes:
+            raise _Fault(TOO_BIG, f"more than {self._max_bytes} bytes", final=True)
+        content = await self._body(item, response)
+        if not content:
+            raise _Fault(EMPTY, "the body has 0 bytes", wrong=True)
+        wrong = _wrong_digest(item, content)
+        if wrong and item.picture and document_kind(content):
+            raise _document_fault(content, response)
+        if wrong:
+            raise _Fault(CHECKSUM, wrong, wrong=True)
+        # Bytes with the right digest are what the site announced, whatever they are.
+        if item.picture and not (item.md5 or item.sha1) and document_kind(content):
+            raise _document_fault(content, response)
+        return content
+
+    async def _body(self, item: Download, response: aiohttp.ClientResponse) -> bytes:
         pieces: list[bytes] = []
         size = 0
         try:
             async for piece in response.content.iter_chunked(_CHUNK):
                 size += len(piece)
                 if size > self._max_bytes:
-                    raise _Fault(TOO_BIG, f"more than {self._max_bytes} bytes")
-                digest.update(piece)
+                    raise _Fault(TOO_BIG, f"more than {self._max_bytes} bytes", final=True)
                 pieces.append(piece)
         except (aiohttp.ClientPayloadError, HttpProcessingError):
-            # Some servers announce a longer body than they have; the checksum tells a whole file from a torn one.
-            if not item.md5 or digest.hexdigest() != item.md5.lower():
+            # Some servers announce a longer body than they have; a digest tells a whole file from a torn one.
+            if not (item.md5 or item.sha1) or _wrong_digest(item, b"".join(pieces)):
                 raise
-        if not size:
-            raise _Fault(EMPTY, "the body has 0 bytes")
-        if item.md5:
-            if digest.hexdigest() != item.md5.lower():
-                raise _Fault(CHECKSUM, f"the MD5 is {digest.hexdigest()}")
-        elif item.bytes and item.bytes != size:
-            raise _Fault(CHECKSUM, f"{size} bytes instead of {item.bytes}")
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def _status_fault(self, response: aiohttp.ClientResponse) -> _Fault:
+        status = response.status
+        retry_after = response.headers.get("Retry-After", "")
+        host = response.url.raw_host or ""
+        detail = f"HTTP {status_text(status)}"
+        if "html" in response.headers.get("Content-Type", "") and is_challenge(
+            await _up_to(response, _HTML), response.headers.get("cf-mitigated", "")
+        ):
+            detail += " with an HTML challenge page"
+        if status in BACK_OFF and self._retries.too_long(retry_after):
+            self._limiter.pause(host, seconds_asked(retry_after))
+            return _Fault(FAILED, detail)
+        return _Fault(
+            _STATUS_REASONS.get(status, FAILED),
+            detail,
+            retry=status in RETRIED,
+            final=not may_pass(status),
+            host_failed=may_pass(status),
+            back_off=host if status in BACK_OFF else "",
+            retry_after=retry_after,
+        )
 
     def _checked(self, text: str, base: URL | None = None) -> URL:
         """Parse a URL, or a redirect's target relative to `base`, and refuse what must not be fetched."""
         try:
             url = base.join(URL(text)) if base else URL(text)
             self._routes.check(url.scheme, url.raw_host)
+            if url.user is not None or url.password is not None:
+                raise UnsafeAddressError("passwords are not sent from within a URL")
         except UnsafeAddressError as error:
-            raise _Fault(UNSAFE, str(error)) from None
+            raise _Fault(UNSAFE, str(error), final=True) from None
         except ValueError:
-            raise _Fault(UNSAFE, "the URL is malformed") from None
+            raise _Fault(UNSAFE, "the URL is malformed", final=True) from None
         return url
 
     def _opened(self) -> aiohttp.ClientSession:
@@ -230,17 +417,58 @@ class Transfers:
                 resolver=_RoutedResolver(self._routes),
                 ttl_dns_cache=60,
                 limit=self._connections,
-                limit_per_host=self._per_host,
             )
             self._session = aiohttp.ClientSession(
                 connector=connector,
                 # Pictures do not compress, and a plain body is as long as its header says.
                 headers={"User-Agent": self._user_agent, "Accept-Encoding": "identity"},
+                auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=_STALL, sock_read=_STALL),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._stall, sock_read=self._stall),
                 trust_env=False,
             )
         return self._session
+
+
+@contextlib.contextmanager
+def _stopped(scope: asyncio.Timeout) -> Iterator[None]:
+    """Stop a deadline's clock while the block runs."""
+    loop = asyncio.get_running_loop()
+    left = (scope.when() or 0.0) - loop.time()
+    scope.reschedule(None)
+    try:
+        yield
+    finally:
+        scope.reschedule(loop.time() + left)
+
+
+async def _up_to(response: aiohttp.ClientResponse, most: int) -> bytes:
+    """The beginning of a body."""
+    body = b""
+    async for piece in response.content.iter_chunked(_CHUNK):
+        body += piece
+        if len(body) >= most:
+            break
+    return body[:most]
+
+
+def _wrong_digest(item: Download, content: bytes) -> str:
+    """What contradicts the announced digests, or the size where there are none; empty when nothing does."""
+    for name, due in (("md5", item.md5), ("sha1", item.sha1)):
+        if due:
+            found = hashlib.new(name, content, usedforsecurity=False).hexdigest()
+            if found != due.lower():
+                return f"the {'MD5' if name == 'md5' else 'SHA-1'} is {found}"
+    if item.bytes and item.bytes != len(content) and not (item.md5 or item.sha1):
+        return f"{len(content)} bytes instead of {item.bytes}"
+    return ""
+
+
+def _document_fault(content: bytes, response: aiohttp.ClientResponse) -> _Fault:
+    kind = document_kind(content)
+    if kind == "HTML page" and is_challenge(content, response.headers.get("cf-mitigated", "")):
+        return _Fault(REFUSED, "an HTML challenge page instead of a picture", wrong=True)
+    return _Fault(NOT_AN_IMAGE, f"an {kind}" if kind[0] in "HX" else f"a {kind}", wrong=True)
 
 
 def _transport_fault(error: Exception) -> _Fault:
@@ -252,7 +480,7 @@ def _transport_fault(error: Exception) -> _Fault:
     if isinstance(error, aiohttp.ClientConnectorError):
         return _Fault(FAILED, "no connection could be made", retry=True)
     if isinstance(error, (aiohttp.InvalidURL, ValueError)):
-        return _Fault(UNSAFE, "the URL is malformed")
+        return _Fault(UNSAFE, "the URL is malformed", final=True)
     if isinstance(error, (aiohttp.ClientResponseError, HttpProcessingError)):
         # Stray bytes after an earlier answer on the same connection look like this too; a new connection has none.
         return _Fault(FAILED, "the answer is not proper HTTP", retry=True)

@@ -1,20 +1,26 @@
-"""The crawler as a source, against the sample world's server: searches, published ids, what is not asked for twice."""
+"""The crawler as a source, on the sample world: searches, ids, what is asked for again, what is new, a dry run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import json
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 import animesion
-import animesion_scrapers
-from animesion import sources
+from animesion import building, sources
+from animesion.cli import main
 from animesion.errors import AnimesionError, UsageError
+from animesion.sample.faults import local_server
 from animesion.sample.server import SampleServer, serve
 from animesion.sample.source import HOST
 from animesion.sample.world import World
+
+from .crawling import raw
 
 
 @pytest.fixture(scope="module")
@@ -57,31 +63,124 @@ def test_searches_and_limits(server: SampleServer) -> None:
         list(danbooru(server, "source.tags=one two three").items())
 
 
-def test_a_changed_rule_asks_the_site_for_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-    original = animesion_scrapers.download_all
+def test_only_what_is_newer_than_the_last_item_is_listed(server: SampleServer, tmp_path: Path) -> None:
+    source = danbooru(server, "source.tags=rating:g")
+    with source.session():
+        whole = list(source.items())
+        newer = list(source.items_after(whole[-8]))
+    assert newer == whole[-7:]
+    ids = [item.source_id for item in whole[:4]]
+    (tmp_path / "ids.txt").write_text("\n".join(ids))
+    source = danbooru(server, f"source.ids={tmp_path / 'ids.txt'}")
+    with source.session():
+        assert [item.source_id for item in source.items_after(whole[1])] == ids[2:]
 
-    def counting(requests: Iterable[Any], **options: Any) -> Any:
-        requests = list(requests)
-        asked.extend(request.key for request in requests if request.key != "table")
-        return original(requests, **options)
 
-    monkeypatch.setattr(animesion_scrapers, "download_all", counting)
+def test_a_changed_rule_asks_the_site_for_nothing_again(tmp_path: Path, asked: Counter[str]) -> None:
     small = ["source.posts=200", "classes.minimum=3"]
-    animesion.build(animesion.load_recipe("daf-re", small, sample=True), tmp_path, workers=1, until="curate")
+    building.run(animesion.load_recipe("daf-re", small, sample=True), tmp_path, workers=1, until="curate")
     first = set(asked)
     asked.clear()
     # ratings q and e come in: only what was passed over before is fetched now
     wider = animesion.load_recipe("daf-re", [*small, "filter.ratings=[]"], sample=True)
-    animesion.build(wider, tmp_path, workers=1, until="curate", replace=True)
+    building.run(wider, tmp_path, workers=1, until="curate", replace=True)
     assert first
     assert asked
-    failed = {row["key"] for row in _rows(tmp_path) if row["sha256"] == ""}
-    assert not set(asked) & (first - failed)
+    assert not set(asked) & first
 
 
-def _rows(out: Path) -> list[dict[str, Any]]:
-    import pyarrow.parquet as pq
+def growing(posts: list[dict[str, Any]]) -> web.Application:
+    """A booru whose posts are the entries of a list, which a test lets grow."""
 
-    rows: list[dict[str, Any]] = pq.read_table(out / "curated.parquet").to_pylist()
-    return rows
+    async def listing(request: web.Request) -> web.Response:
+        tags = request.query.get("tags", "")
+        above = int(tags.rpartition("id:>")[2]) if "id:>" in tags else 0
+        below = int(request.query.get("page", "b999999")[1:])
+        found = [post for post in reversed(posts) if above < post["id"] < below]
+        return web.json_response(found[: int(request.query["limit"])])
+
+    async def file(request: web.Request) -> web.Response:
+        return web.Response(body=b"\xff\xd8\xff" + request.match_info["name"].encode())
+
+    app = web.Application()
+    app.router.add_get("/posts.json", listing)
+    app.router.add_get("/data/{name}", file)
+    return app
+
+
+def entry(number: int) -> dict[str, Any]:
+    return {
+        "id": number,
+        "file_ext": "jpg",
+        "file_url": f"/data/{number}.jpg",
+        "rating": "g",
+        "tag_string_character": "a",
+    }
+
+
+def test_an_update_adds_what_is_new_and_leaves_the_rest_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: Counter[str]
+) -> None:
+    posts = [entry(number) for number in range(1, 6)]
+    settings = ["source={kind='danbooru'}", "source.contact=me@example.org", "source.requests_per_second=10"]
+    with local_server(lambda: growing(posts)) as server:
+        address = server.address
+        recipe = animesion.load_recipe("folder", [*settings, f"source.url=http://{HOST}"])
+        original = sources.make
+
+        def made(recipe: Any) -> Any:
+            source: Any = original(recipe)
+            source.connect_to = {HOST: address}
+            return source
+
+        monkeypatch.setattr(sources, "make", made)
+        out = tmp_path / "out"
+        building.run(recipe, out, workers=1, until="fetch")
+        posts += [entry(number) for number in range(6, 9)]
+        building.run(recipe, out, workers=1, until="fetch")
+        assert len(raw(out)) == 5
+        asked.clear()
+        result = building.run(recipe, out, workers=1, until="fetch", update=True)
+        assert result.seen == 8
+        assert sorted(asked) == ["danbooru-6", "danbooru-7", "danbooru-8"]
+        whole = raw(out)
+        assert [row["order"] for row in whole.values()] == list(range(8))
+        asked.clear()
+        assert building.run(recipe, out, workers=1, until="fetch", update=True).seen == 8
+        assert not asked
+        assert sorted(path.name for path in (out / ".crawl").iterdir()) == [
+            "hosts.json",
+            "ledger.sqlite",
+            "robots.json",
+        ]
+
+
+def test_a_dry_run_tells_requests_bytes_and_time_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    posts = [entry(number) | {"file_size": 1000} for number in range(1, 31)]
+    del posts[0]["file_size"]
+    settings = ["source={kind='danbooru'}", "source.contact=me@example.org", "source.requests_per_second=0.5"]
+    with local_server(lambda: growing(posts)) as server:
+        original = sources.make
+
+        def made(recipe: Any) -> Any:
+            source: Any = original(recipe)
+            source.connect_to = {HOST: server.address}
+            return source
+
+        monkeypatch.setattr(sources, "make", made)
+        arguments = [part for value in [*settings, f"source.url=http://{HOST}"] for part in ("--set", value)]
+        with pytest.raises(SystemExit):
+            main(["build", "folder", *arguments, "--dry-run", "--json", "--out", str(tmp_path / "out")])
+        facts = json.loads(capsys.readouterr().out)
+        with pytest.raises(SystemExit):
+            main(["build", "folder", *arguments, "--dry-run", "--out", str(tmp_path / "out")])
+        assert not server.journal.paths["/data/1.jpg"]
+    said = capsys.readouterr().out
+    assert "30 to fetch, 0.0 MB as announced and 1 of unknown size" in said
+    assert "crawl: 31 requests for files, 0:01:05 at the polite pace" in said
+    assert (facts["listed"], facts["to_fetch"], facts["bytes_to_fetch"], facts["bytes_unknown"]) == (30, 30, 29_000, 1)
+    assert facts["requests"] == 31  # with robots.txt
+    assert 62 <= facts["seconds"] < 70
+    assert not (tmp_path / "out").exists()

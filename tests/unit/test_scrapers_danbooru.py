@@ -17,14 +17,24 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from animesion_scrapers import Danbooru, RateLimiter, Retries, ScraperError, StatusError, UnsafeAddressError
+from animesion_scrapers import (
+    Breakers,
+    Danbooru,
+    HostDownError,
+    RateLimiter,
+    Retries,
+    ScraperError,
+    StatusError,
+    UnsafeAddressError,
+)
+from animesion_scrapers.addresses import Routes
 from animesion_scrapers.limits import HEADROOM
 from animesion_scrapers.metadata import MetadataClient
 from animesion_scrapers.retries import seconds_asked
 
 AGENT = "animesion-tests/1.0 (tests@example.org)"
 HOST = "sample-booru.invalid"
-QUICK = Retries(attempts=3, base=0.02, cap=1.5)
+QUICK = Retries(attempts=3, base=0.02, cap=3.0)
 
 
 class Site:
@@ -372,6 +382,61 @@ def test_credentials_go_to_their_own_host_only(site: Site) -> None:
     assert first["Authorization"] == "Basic " + base64.b64encode(b"miku:s3cret").decode()
     assert second["Host"] == other
     assert "Authorization" not in second
+
+
+def test_credentials_in_the_query_stay_there_and_go_to_no_other_site(site: Site) -> None:
+    settings: dict[str, Any] = {
+        "user_agent": AGENT,
+        "limiter": RateLimiter(1000),
+        "routes": Routes({HOST: site.address}),
+        "credentials": ("39", "s3cret"),
+        "credentials_for": f"http://{HOST}",
+        "credential_parameters": ("user_id", "api_key"),
+        "retries": QUICK,
+    }
+    with MetadataClient(**settings) as client:
+        site.answer = lambda path, query: {"said": query}
+        assert client.get_json(f"http://{HOST}/a", {"tags": "b"}) == {
+            "said": {"tags": "b", "user_id": "39", "api_key": "s3cret"}
+        }
+        assert "Authorization" not in site.seen[0][2]
+        site.answer = lambda path, query: (403, {}, {"message": f"Bad key {query['api_key']}"})
+        with pytest.raises(StatusError, match=r"Bad key \*\*\*\.$"):
+            client.get_json(f"http://{HOST}/a", {})
+        site.answer = lambda path, query: (302, {"Location": "http://elsewhere.invalid/?api_key=s3cret"}, b"")
+        with pytest.raises(UnsafeAddressError, match="to another site with an API key"):
+            client.get_json(f"http://{HOST}/a", {})
+    assert {headers["Host"] for _, _, headers in site.seen} == {HOST}
+
+
+def test_a_site_that_says_with_status_200_that_it_is_busy_is_asked_again(site: Site) -> None:
+    answers = iter([{"error": {"code": "maxlag"}}, {"query": 1}])
+    site.answer = lambda path, query: (200, {"Retry-After": "1"}, next(answers))
+    routes = Routes({HOST: site.address})
+    with MetadataClient(user_agent=AGENT, limiter=RateLimiter(1000), routes=routes, retries=QUICK) as client:
+        assert client.get_json(f"http://{HOST}/w", is_busy=lambda document: "error" in str(document)) == {"query": 1}
+    assert site.times[1] - site.times[0] >= 0.95
+
+
+def test_a_long_retry_after_ends_the_run_and_holds_the_host_back(site: Site) -> None:
+    site.answer = lambda path, query: (429, {"Retry-After": "3600"}, {"message": "Slow down."})
+    limiter = RateLimiter(1000)
+    with open_booru(site, limiter=limiter) as booru:
+        with pytest.raises(StatusError, match=r"Slow down\.$"):
+            list(booru.posts())
+        with pytest.raises(HostDownError, match="asked to be left alone, for 60 more minute"):
+            list(booru.posts())
+    assert len(site.seen) == 1
+
+
+def test_a_site_that_keeps_failing_is_given_up(site: Site) -> None:
+    site.answer = lambda path, query: (500, {}, b"")
+    breakers = Breakers(failures=4, cooldown=0.01, longest_cooldown=0.01, probes=2)
+    with open_booru(site, breakers=breakers) as booru:
+        for _ in range(10):
+            with pytest.raises((StatusError, HostDownError)):
+                list(booru.posts())
+    assert len(site.seen) == 6
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,8 @@ def fetch_one(server: Server, path: str, md5: str = "", **settings: Any) -> Down
 
 
 def test_a_file(server: Server) -> None:
-    assert fetch_one(server, "ok", MD5.upper()) == Downloaded("k", f"http://{HOST}/ok", "ok", "", BODY)
+    due = Downloaded("k", f"http://{HOST}/ok", "ok", "", BODY, False, 1, f"md5:{MD5}")
+    assert fetch_one(server, "ok", MD5.upper()) == due
     assert fetch_one(server, "ok").content == BODY
     assert server.hosts == {HOST}
     assert server.agents == {AGENT}
@@ -182,7 +183,7 @@ def test_a_file(server: Server) -> None:
         ("status/503", "fetch failed", "HTTP 503 Service Unavailable", 3),
         ("status/599", "fetch failed", "HTTP 599", 1),
         ("status/206", "fetch failed", "HTTP 206 Partial Content", 1),
-        ("empty", "empty file", "the body has 0 bytes", 1),
+        ("empty", "empty file", "the body has 0 bytes", 2),
         ("torn", "fetch failed", "the connection broke off", 3),
         ("busy-for-long", "fetch failed", "HTTP 429 Too Many Requests", 1),
     ],
@@ -215,8 +216,23 @@ def test_wrong_md5_and_wrong_size(server: Server) -> None:
     assert (result.status, result.detail) == ("checksum mismatch", f"the MD5 is {MD5}")
     requests = [Download("a", f"http://{HOST}/ok", bytes=5), Download("b", f"http://{HOST}/ok", MD5, bytes=5)]
     wrong, right = fetch(server, requests)
+    assert (result.final, result.attempts) == (True, 2)
     assert (wrong.status, wrong.detail) == ("checksum mismatch", f"{len(BODY)} bytes instead of 5")
     assert right.status == "ok"
+
+
+def test_sha1_is_checked_too(server: Server) -> None:
+    sha1 = hashlib.sha1(BODY).hexdigest()
+    url = f"http://{HOST}/ok"
+    good, bad = fetch(server, [Download("a", url, sha1=sha1.upper()), Download("b", url, MD5, sha1="0" * 40)])
+    assert good.status == "ok"
+    assert (bad.status, bad.detail) == ("checksum mismatch", f"the SHA-1 is {sha1}")
+
+
+def test_passwords_in_urls_are_not_sent(server: Server) -> None:
+    (result,) = fetch(server, [Download("k", f"http://me:secret@{HOST}/ok")])
+    assert (result.status, result.final) == ("unsafe address", True)
+    assert not server.counts
 
 
 def test_endless_bodies_are_cut_off(server: Server) -> None:

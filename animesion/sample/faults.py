@@ -1,0 +1,401 @@
+"""Servers that misbehave on demand: every fault that a crawler meets, over real sockets, http and https.
+
+A middleware spoils the answers of any aiohttp application, by a plan or where a request asks for it with `?fault=NAME`.
+`LocalServer` runs an application on a thread and keeps a journal. What the sample booru answers is in `api`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+import hashlib
+import json
+import shutil
+import socket
+import ssl
+import struct
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+STATUSES = {
+    "401": "the caller is not known",
+    "402": "the caller's kind is not wanted",
+    "404": "no such file",
+    "410": "gone",
+    "422": "not a request that can be served",
+    "451": "taken down",
+}
+LASTING = {
+    **STATUSES,
+    "403 challenge": "a firewall's HTML page with status 403",
+    "wrong md5": "other bytes than announced",
+    "wrong type": "a JSON error where a picture was due, with status 200",
+    "challenge": "a firewall's HTML page with status 200",
+    "empty": "no bytes",
+    "endless": "a body without end",
+    "redirect loop": "a redirect to itself",
+    "private redirect": "a redirect to a cloud's metadata address",
+    "file redirect": "a redirect to a file: URL",
+    "compressed": "a gzip bomb that was not asked for",
+    "noai": "X-Robots-Tag: noai",
+}
+"""Faults of a file that stay whatever the crawler does."""
+
+PASSING = {
+    "429": "too many requests",
+    "429 wait": "too many requests, Retry-After one second",
+    "500": "internal error",
+    "503": "out of order for a moment",
+    "drip": "one byte now and then",
+    "stall": "half of the body, then silence",
+    "silent": "no answer at all",
+    "reset": "half of the body, then a TCP reset",
+    "truncated": "half of the body, then the end of the connection",
+    "wrong length": "a longer Content-Length than the body",
+    "garbage": "something that is not HTTP",
+}
+"""Faults of a file that are gone after a time or two."""
+
+LISTING = {
+    "invalid json": "JSON cut in half",
+    "duplicates": "each page begins with the last post of the page before",
+    "vanishing": "some posts are missing from their page",
+    "absent fields": "some posts have neither `md5` nor `file_url`",
+    "html": "an HTML page with status 200",
+}
+"""Faults of a listing."""
+
+FAULTS = {**LASTING, **PASSING, **LISTING}
+
+CHALLENGE = b"<!DOCTYPE html><html><head><title>Just a moment...</title></head><body>cf-chl</body></html>"
+_PATIENCE = 600.0
+_ENDLESS = 1 << 14
+"""Pieces of 64 KiB in an endless body: 1 GiB is more than any crawler takes."""
+
+_BOMB = gzip.compress(bytes(8 << 20))
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True)
+class FaultPlan:
+    """Which answers are spoiled; what is chosen follows from the path and the seed alone.
+
+    Attributes:
+        share: Share of the paths below `prefix` that are spoiled, 0 to 1.
+        seed: Another seed spoils others.
+        kinds: Names of `FAULTS` that occur, all alike often.
+        times: How often a path that is spoiled by a `PASSING` fault is, before it is well.
+        prefix: Where the plan holds.
+        drip: Seconds between two bytes of a drip.
+    """
+
+    share: float = 0.3
+    seed: int = 0
+    kinds: tuple[str, ...] = (*LASTING, *PASSING)
+    times: int = 1
+    prefix: str = "/data/"
+    drip: float = 0.2
+
+    def __post_init__(self) -> None:
+        """Refuse faults that there are not."""
+        if unknown := set(self.kinds) - FAULTS.keys():
+            raise ValueError(f"There is no fault {min(unknown)!r}; known are {', '.join(FAULTS)}.")
+
+    def fault(self, path: str) -> str:
+        """The fault of a path; empty for none."""
+        if not path.startswith(self.prefix) or not self.kinds:
+            return ""
+        lot = hashlib.sha256(f"{self.seed}/{path}".encode()).digest()
+        if int.from_bytes(lot[:8], "big") >= self.share * 2**64:
+            return ""
+        return self.kinds[int.from_bytes(lot[8:16], "big") % len(self.kinds)]
+
+
+def misbehave(plan: FaultPlan) -> Middleware:
+    """A middleware that spoils answers by a plan, and wherever the query says `fault=NAME`."""
+    struck: Counter[str] = Counter()
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        asked = request.query.get("fault", "")
+        fault = asked if asked in FAULTS else plan.fault(request.path)
+        if fault in PASSING:
+            times = int(request.query.get("times", plan.times))
+            if struck[request.path_qs] >= times:
+                fault = ""
+            struck[request.path_qs] += bool(fault)
+        if not fault:
+            return await handler(request)
+        return await _spoiled(fault, plan, request, handler)
+
+    return middleware
+
+
+async def _spoiled(fault: str, plan: FaultPlan, request: web.Request, handler: Handler) -> web.StreamResponse:
+    if fault in STATUSES or fault in {"429", "500", "503"}:
+        return web.json_response({"success": False, "message": f"{fault} as asked"}, status=int(fault))
+    match fault:
+        case "429 wait":
+            return web.Response(status=429, headers={"Retry-After": "1"})
+        case "403 challenge":
+            return web.Response(
+                body=CHALLENGE, status=403, content_type="text/html", headers={"cf-mitigated": "challenge"}
+            )
+        case "challenge" | "html":
+            return web.Response(body=CHALLENGE, content_type="text/html")
+        case "wrong type":
+            return web.json_response({"success": False, "message": "the file is being prepared"})
+        case "empty":
+            return web.Response(body=b"", content_type="image/jpeg")
+        case "redirect loop":
+            return web.Response(status=302, headers={"Location": request.path_qs})
+        case "private redirect":
+            return web.Response(status=302, headers={"Location": "http://169.254.169.254/latest/meta-data/"})
+        case "file redirect":
+            return web.Response(status=302, headers={"Location": "file:///etc/passwd"})
+        case "compressed":
+            return web.Response(body=_BOMB, headers={"Content-Encoding": "gzip"}, content_type="image/jpeg")
+        case "silent":
+            await asyncio.sleep(_PATIENCE)
+        case "garbage":
+            assert request.transport is not None
+            request.transport.write(b"\x00\x01 not HTTP at all\r\n\r\n")
+            request.transport.close()
+    if request.transport is None or request.transport.is_closing():
+        return web.Response(status=500)
+    answer = await handler(request)
+    if not isinstance(answer, web.Response) or answer.status != 200 or not isinstance(answer.body, bytes):
+        return answer  # it is bad enough already
+    if fault == "noai":
+        answer.headers["X-Robots-Tag"] = "noai, noimageai"
+        return answer
+    if fault == "wrong md5":
+        answer.body = answer.body[:-1] + bytes([answer.body[-1] ^ 1]) if answer.body else b"?"
+        return answer
+    if fault in LISTING:
+        answer.body = _spoiled_listing(fault, answer.body, request)
+        return answer
+    await _spoiled_body(fault, plan, request, answer.body)
+    return web.Response(status=500)  # never sent: the connection is gone
+
+
+async def _spoiled_body(fault: str, plan: FaultPlan, request: web.Request, body: bytes) -> None:
+    """Send a body in a way that no proper server does; ends with the connection."""
+    response = web.StreamResponse(headers={"Content-Type": "image/jpeg"})
+    if fault not in {"endless", "drip"}:
+        response.content_length = len(body) + (1000 if fault == "wrong length" else 0)
+    transport = request.transport
+    if transport is None:
+        return
+    with contextlib.suppress(ConnectionError):  # the client may well lose patience first
+        await response.prepare(request)
+        match fault:
+            case "endless":
+                for _ in range(_ENDLESS):
+                    await response.write(bytes(1 << 16))
+                    await asyncio.sleep(0)  # over TLS, only the event loop learns that the peer is gone
+                    if transport.is_closing():
+                        break
+            case "drip":
+                for place in range(len(body)):
+                    await response.write(body[place : place + 1])
+                    await asyncio.sleep(plan.drip)
+            case "wrong length":
+                await response.write(body)
+            case _:
+                await response.write(body[: len(body) // 2])
+        if fault == "stall":
+            await asyncio.sleep(_PATIENCE)
+    if fault == "reset" and (raw := transport.get_extra_info("socket")):
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        transport.abort()
+    else:
+        transport.close()
+
+
+def _spoiled_listing(fault: str, body: bytes, request: web.Request) -> bytes:
+    if fault == "invalid json":
+        return body[: len(body) // 2]
+    posts: Any = json.loads(body)
+    if not isinstance(posts, list):
+        return body
+    if fault == "duplicates" and posts and (page := request.query.get("page", "")).startswith("b"):
+        posts = [{"id": int(page[1:])}, *posts[:1], *posts]
+    elif fault == "vanishing":
+        posts = [post for post in posts if post["id"] % 7]
+    elif fault == "absent fields":
+        hidden = {"md5", "file_url", "large_file_url"}
+        posts = [post if post["id"] % 5 else {k: v for k, v in post.items() if k not in hidden} for post in posts]
+    return json.dumps(posts).encode()
+
+
+# -- a server on a thread --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Journal:
+    """What a server was asked.
+
+    Attributes:
+        times: When each request came, by host as the client named it, in seconds of the monotonic clock.
+        paths: How often each path was asked for, without its query.
+        queries: Path and query of each request, in order.
+        headers: The headers of each request, in order.
+        active: Requests that are being answered.
+        most: The most that ever were at once.
+    """
+
+    times: dict[str, list[float]] = field(default_factory=dict)
+    paths: Counter[str] = field(default_factory=Counter)
+    queries: list[str] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    active: int = 0
+    most: int = 0
+
+    def busiest_second(self, host: str) -> int:
+        """The most requests for a host in any window of one second."""
+        times, most, first = self.times.get(host, []), 0, 0
+        for last, moment in enumerate(times):
+            while moment - times[first] >= 1.0:
+                first += 1
+            most = max(most, last - first + 1)
+        return most
+
+
+class LocalServer:
+    """An aiohttp application on a loopback port, served from a thread of its own."""
+
+    def __init__(
+        self,
+        application: Callable[[], web.Application],
+        plan: FaultPlan | None = None,
+        certificate: tuple[Path, Path] | None = None,
+    ) -> None:
+        """Start it.
+
+        Args:
+            application: Makes the application, on the server's event loop.
+            plan: What is spoiled; without one only what is asked for with `?fault=NAME`.
+            certificate: Certificate and key to serve https with.
+        """
+        self.journal = Journal()
+        self.scheme = "https" if certificate else "http"
+        self._plan = plan or FaultPlan(share=0.0)
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        self._error: BaseException | None = None
+        self.address = ("127.0.0.1", 0)
+        ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(application, certificate, ready), daemon=True)
+        self._thread.start()
+        ready.wait()
+        if self._error:
+            raise RuntimeError("the server did not start") from self._error
+
+    def url(self, path: str = "", host: str = "") -> str:
+        """The URL of a path; with `host`, one that only a client that is told where to connect can reach."""
+        return f"{self.scheme}://{host or ':'.join(map(str, self.address))}{path}"
+
+    def close(self) -> None:
+        """End it and all its connections."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join()
+        self._loop.close()
+
+    def _run(
+        self, application: Callable[[], web.Application], certificate: tuple[Path, Path] | None, ready: threading.Event
+    ) -> None:
+        try:
+            self._loop.run_until_complete(self._serve(application(), certificate, ready))
+        except BaseException as error:
+            self._error = error
+        ready.set()
+
+    async def _serve(self, app: web.Application, certificate: tuple[Path, Path] | None, ready: threading.Event) -> None:
+        app.middlewares.insert(0, misbehave(self._plan))
+        app.middlewares.insert(0, self._journaled())
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.05)
+        await runner.setup()
+        context = None
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*certificate)
+        site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context)
+        await site.start()
+        self.address = ("127.0.0.1", runner.addresses[0][1])
+        ready.set()
+        await self._stop.wait()
+        await runner.cleanup()
+        stalled = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in stalled:
+            task.cancel()
+        await asyncio.gather(*stalled, return_exceptions=True)
+
+    def _journaled(self) -> Middleware:
+        journal = self.journal
+
+        @web.middleware
+        async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+            journal.times.setdefault(request.host, []).append(time.monotonic())
+            journal.paths[request.path] += 1
+            journal.queries.append(request.path_qs)
+            journal.headers.append(dict(request.headers))
+            journal.active += 1
+            journal.most = max(journal.most, journal.active)
+            try:
+                return await handler(request)
+            finally:
+                journal.active -= 1
+
+        return middleware
+
+
+@contextlib.contextmanager
+def local_server(
+    application: Callable[[], web.Application],
+    plan: FaultPlan | None = None,
+    certificate: tuple[Path, Path] | None = None,
+) -> Iterator[LocalServer]:
+    """A `LocalServer` while the block runs."""
+    server = LocalServer(application, plan, certificate)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def self_signed(
+    folder: Path, hosts: tuple[str, ...] = ("localhost", "*.invalid", "*.sample-booru.invalid")
+) -> tuple[Path, Path]:
+    """Make a self-signed certificate for loopback and the given names, valid for a day.
+
+    Args:
+        folder: Where `server.crt` and `server.key` are written.
+        hosts: DNS names.
+
+    Returns:
+        The certificate and its key. A client trusts it as the only authority through `SSL_CERT_FILE`.
+
+    Raises:
+        RuntimeError: There is no openssl command.
+    """
+    if shutil.which("openssl") is None:
+        raise RuntimeError("making a certificate takes the openssl command, which is not installed")
+    certificate, key = folder / "server.crt", folder / "server.key"
+    names = ",".join([*(f"DNS:{host}" for host in hosts), "IP:127.0.0.1"])
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-keyout", str(key), "-out", str(certificate), "-days", "1", "-subj", "/CN=localhost"]
+    subprocess.run([*command, "-addext", f"subjectAltName={names}"], check=True, capture_output=True)
+    return certificate, key

@@ -1,0 +1,316 @@
+"""What the sources that crawl have in common: pace, credentials, the ledger, robots.txt, and posts as items.
+
+A source of this kind is a subclass with a site's class and the options that the site needs besides. The sites
+themselves, and how they are asked, are in `animesion_scrapers`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+from urllib.parse import urlsplit
+
+from pydantic import Field
+
+from animesion.errors import AnimesionError
+from animesion.records import Item, Payload
+from animesion.settings import Section
+from animesion.sources import CrawlCounts, clean_text
+from animesion.sources.posts import NOT_PICTURES, families
+
+if TYPE_CHECKING:
+    from animesion_scrapers import Breakers, Crawler, CrawlStatus, Ledger, Post, RateLimiter, Site, SiteInfo
+
+_LARGEST_TABLE = 1 << 30
+
+
+class CrawlOptions(Section):
+    """Options of every source that crawls."""
+
+    contact: str = Field(description="e-mail or URL that goes into the User-Agent, so that the site can reach you")
+    limit: int = Field(0, ge=0, description="most posts; 0 for all")
+    requests_per_second: float = Field(1.0, gt=0, le=10, strict=False, description="most for each host")
+    max_bytes: int = Field(64 * 1024 * 1024, ge=1, description="larger files are given up")
+    deadline: float = Field(
+        60.0, gt=0, strict=False, description="seconds that a file may take, waits for a turn aside"
+    )
+    stall: float = Field(20.0, gt=0, strict=False, description="seconds of silence before another connection is tried")
+    robots: bool = Field(True, description="obey robots.txt and X-Robots-Tag (noai, noindex) of the hosts of the files")
+
+
+class CrawledSource:
+    """Posts of a site. Subclasses set `site_class`, `Options` and `summary`, and say what `posts` they want."""
+
+    Options: ClassVar[type[Section]] = CrawlOptions
+    summary: ClassVar[str]
+    remote: ClassVar[bool] = True
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+        self.notes: list[str] = []
+        self.connect_to: Mapping[str, tuple[str, int]] = {}
+        self._folder: Path | None = None
+        self._retry_refused = False
+        self._watch: Callable[[CrawlStatus], None] = lambda status: None
+        self._open = contextlib.ExitStack()
+        self._limiter: RateLimiter | None = None
+        self._breakers: Breakers | None = None
+        self._kept: tuple[Ledger, Crawler] | None = None
+
+    # -- what a site's source says -------------------------------------------------------------------------------
+
+    def site_class(self) -> type[Site]:
+        """The class of the site."""
+        raise NotImplementedError
+
+    def base_url(self) -> str:
+        """The address of the site; empty for the one that it declares."""
+        return ""
+
+    def site_settings(self) -> dict[str, Any]:
+        """What the site's class takes besides what every site takes."""
+        return {}
+
+    def posts(self, site: Site, newer_than: str) -> Iterator[Post]:
+        """The posts that the options ask for, in any order.
+
+        Args:
+            site: The open site.
+            newer_than: Id of the newest post that is known; empty for none.
+        """
+        raise NotImplementedError
+
+    def candidates(self, post: Post) -> tuple[str, ...]:
+        """Candidate labels of a post: the tags that the site declares to be labels."""
+        return tuple(clean_text(tag) for name in self._info().label_tags for tag in post.tags.get(name, ()))
+
+    # -- the interface of a source -------------------------------------------------------------------------------
+
+    def crawl_in(
+        self, folder: Path, *, retry_refused: bool = False, watch: Callable[[CrawlStatus], None] | None = None
+    ) -> None:
+        """Keep ledger, spools and what is known of hosts in a folder; without this, they last for one session.
+
+        Args:
+            folder: made when it is needed.
+            retry_refused: ask again for what was refused for good in an earlier run.
+            watch: told how the crawl goes.
+        """
+        self._folder = folder
+        self._retry_refused = retry_refused
+        self._watch = watch or self._watch
+
+    @contextlib.contextmanager
+    def session(self) -> Iterator[None]:
+        """One pace, one set of circuit breakers and one ledger for everything that is asked in the session."""
+        from animesion_scrapers import Breakers
+
+        given = self._folder
+        with self._open:
+            if self._folder is None:
+                self._folder = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="animesion-crawl-")))
+            self._limiter = self.make_limiter(_made(self._folder) / "hosts.json")
+            self._breakers = Breakers()
+            try:
+                yield
+            finally:
+                self._limiter = self._breakers = self._kept = None
+                self._folder = given
+
+    def make_limiter(self, memory: Path) -> RateLimiter:
+        """The pace of the session."""
+        return self._info().limiter(self.options.requests_per_second, memory)
+
+    def items(self) -> Iterator[Item]:
+        """Posts by ascending id."""
+        return self._items("", 0)
+
+    def items_after(self, last: Item) -> Iterator[Item]:
+        """Posts that came after the last item of an earlier listing, by ascending id."""
+        return self._items(last.source_id, last.order + 1)
+
+    def read(self, items: Sequence[Item]) -> Iterator[Payload]:
+        """Crawl what the ledger lacks, several files at a time; then the payloads in the order of the items."""
+        from animesion_scrapers import ScraperError
+
+        if not items:
+            return
+        requests = [self._request(item) for item in items]
+        spool = hashlib.sha256("\n".join(item.key for item in items).encode()).hexdigest()[:16]
+        try:
+            ledger, crawler = self._crawl()
+            entries = crawler.fetch(spool, requests, retry_refused=self._retry_refused)
+        except ScraperError as error:
+            raise self._fault(error) from None
+        for item in items:
+            entry = entries[item.key]
+            if not entry.here:
+                yield Payload(reason=entry.error, detail=clean_text(entry.detail))
+                continue
+            content = ledger.content(entry)
+            if content is None:
+                raise AnimesionError(f"{self._folder}: the spool lost the bytes of {item.key}; run the command again")
+            yield Payload(content)
+
+    def counts(self, items: Sequence[Item]) -> CrawlCounts:
+        """How many of these items did not come."""
+        if self._kept is None:
+            return CrawlCounts(0, 0)
+        states = Counter(entry.state for entry in self._kept[0].entries(item.key for item in items).values())
+        return CrawlCounts(failed=states["failed"], refused=states["refused"])
+
+    def handed_over(self, items: Sequence[Item] | None = None) -> None:
+        """The bytes of these items, or of all, are kept elsewhere now: their spools go."""
+        if self._kept is not None:
+            self._kept[0].hand_over(None if items is None else [item.key for item in items])
+
+    def errors(self) -> list[tuple[str, str, str, int]]:
+        """State, kind, detail and number of what failed or was refused, the most frequent first."""
+        return self._kept[0].errors() if self._kept else []
+
+    def forecast(self, urls: Mapping[str, int]) -> tuple[int, float]:
+        """Requests, and seconds at the polite pace, that fetching takes.
+
+        Args:
+            urls: Files by host.
+        """
+        limiter = self._limiter or self.make_limiter(Path())
+        robots = bool(self.options.robots)
+        seconds = [(files + robots) * limiter.interval(host) for host, files in urls.items()]
+        return sum(urls.values()) + robots * len(urls), max(seconds, default=0.0)
+
+    def file_host(self, item: Item) -> str:
+        """The host of an item's file."""
+        try:
+            return urlsplit(json.loads(item.locator)["url"]).hostname or ""
+        except ValueError:
+            return ""
+
+    # -- inside --------------------------------------------------------------------------------------------------
+
+    def _items(self, newer_than: str, first: int) -> Iterator[Item]:
+        from animesion_scrapers import ScraperError
+
+        try:
+            with self._site() as site:
+                found = list(self.posts(site, newer_than))
+        except ScraperError as error:
+            raise self._fault(error) from None
+        # Ids are numbers almost everywhere, and then grow with time.
+        found.sort(key=lambda post: (int(post.id) if post.id.isdecimal() else math.inf, post.id))
+        for order, post in enumerate(found, first):
+            yield self.item(post, order)
+
+    def item(self, post: Post, order: int) -> Item:
+        """A post as an item."""
+        failure, detail = "", ""
+        if not post.file_url:
+            failure = "not visible"
+        elif post.extension in NOT_PICTURES:
+            failure, detail = "unsupported format", post.extension
+        return Item(
+            key=f"{post.site}-{post.id}",
+            source=post.site,
+            source_id=post.id,
+            locator=json.dumps({"url": post.file_url} | ({"sha1": post.sha1} if post.sha1 else {})),
+            order=order,
+            labels=self.candidates(post),
+            families=families(post.id, post.parent_id, post.pixiv_id, post.source),
+            rating=post.rating,
+            flags=post.flags,
+            md5=post.md5,
+            bytes=post.bytes,
+            page_url=clean_text(post.page_url, 1000),
+            file_url=clean_text(post.file_url, 1000),
+            licence=clean_text(post.licence or self._info().licence, 100),
+            author=clean_text(post.author, 300),
+            failure=failure,
+            detail=detail,
+        )
+
+    def _request(self, item: Item) -> Any:
+        from animesion_scrapers import Download
+
+        where = json.loads(item.locator)
+        return Download(item.key, where["url"], item.md5, item.bytes, where.get("sha1", ""), picture=True)
+
+    def _info(self) -> SiteInfo:
+        return self.site_class().info
+
+    def _site(self) -> Site:
+        from animesion_scrapers.credentials import find
+
+        spec, url = self._info().credentials, self.base_url() or self._info().url
+        # Credentials of one site are not another's, though it runs the same software.
+        found = find(spec) if spec and urlsplit(url).hostname == spec.host else None
+        return self.site_class()(
+            url,
+            user_agent=self.user_agent(),
+            limiter=self._limiter,
+            breakers=self._breakers,
+            connect_to=self.connect_to,
+            login=found.user if found else "",
+            api_key=found.key if found else "",
+            **self.site_settings(),
+        )
+
+    def _crawl(self) -> tuple[Ledger, Crawler]:
+        """The ledger and the crawler over it, opened when first needed and closed with the session."""
+        from animesion_scrapers import Crawler, Ledger, RateLimiter
+
+        if self._kept is None:
+            assert self._folder is not None, "read inside the session"
+            ledger = self._open.enter_context(Ledger(_made(self._folder)))
+            crawler = self._open.enter_context(
+                Crawler(
+                    ledger,
+                    user_agent=self.user_agent(),
+                    limiter=self._limiter or RateLimiter(self.options.requests_per_second),
+                    breakers=self._breakers,
+                    robots=self._folder / "robots.json" if self.options.robots else False,
+                    connect_to=self.connect_to,
+                    host_connections=self._info().connections(),
+                    deadline=self.options.deadline,
+                    stall=self.options.stall,
+                    max_bytes=self.options.max_bytes,
+                    watch=self._watch,
+                )
+            )
+            self._kept = ledger, crawler
+        return self._kept
+
+    def user_agent(self) -> str:
+        """What is asking, and whom to contact."""
+        return f"animesion/{version('animesion')} ({self.options.contact})"
+
+    def _lines(self, url: str) -> list[bytes]:
+        """The lines of a table that the user names by its URL."""
+        from animesion_scrapers import Download, download_all
+
+        [got] = download_all(
+            [Download("table", url)],
+            user_agent=self.user_agent(),
+            limiter=self._limiter,
+            connect_to=self.connect_to,
+            deadline=900.0,
+            max_bytes=_LARGEST_TABLE,
+        )
+        if got.status != "ok":
+            raise AnimesionError(f"{url}: {got.status} {got.detail}".rstrip())
+        return got.content.splitlines(keepends=True)
+
+    def _fault(self, error: Exception) -> AnimesionError:
+        return AnimesionError(f"{self.base_url() or self._info().url}: {error}")
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

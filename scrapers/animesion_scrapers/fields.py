@@ -1,0 +1,85 @@
+"""Values out of a site's JSON, read with suspicion: each gives what was meant, or the empty value of its type.
+
+Sites send numbers as text, null, halves of surrogate pairs and worse. What a field means is the site's module's.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urljoin
+
+MD5 = re.compile(r"[0-9a-f]{32}")
+SHA1 = re.compile(r"[0-9a-f]{40}")
+EXTENSION = re.compile(r"[a-z0-9]{1,8}")
+
+
+def whole(value: object) -> int:
+    """A positive 64-bit number; else 0."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**63 else 0
+
+
+def whole_from_text(value: object) -> int:
+    """As `whole`, for sites that send numbers as text at times."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
+        return whole(int(value))
+    return whole(value)
+
+
+def number_text(value: object) -> str:
+    """A positive number as text; else empty."""
+    number = whole_from_text(value)
+    return str(number) if number else ""
+
+
+def text(value: object) -> str:
+    """The text if it can be stored: JSON may carry halves of surrogate pairs, which no UTF-8 file takes."""
+    if not isinstance(value, str):
+        return ""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return ""
+    return value.strip()
+
+
+def words(value: object) -> tuple[str, ...]:
+    """The words of a text, each once, in their order."""
+    return tuple(dict.fromkeys(text(value).split()))
+
+
+def matching(pattern: re.Pattern[str], value: object) -> str:
+    """The text in lower case if all of it matches; else empty."""
+    found = text(value).lower()
+    return found if pattern.fullmatch(found) else ""
+
+
+def joined(base: str, url: object) -> str:
+    """A URL that may be relative to `base`; empty when there is none."""
+    found = text(url)
+    try:
+        return urljoin(f"{base}/", found) if found else ""
+    except ValueError:
+        return found
+
+
+def iso_date(value: object) -> str:
+    """An ISO 8601 date as the site writes it; else empty."""
+    found = text(value)
+    try:
+        datetime.fromisoformat(found)
+    except ValueError:
+        return ""
+    return found
+
+
+def unix_date(value: object) -> str:
+    """Seconds since 1970 as an ISO 8601 date in UTC; else empty."""
+    seconds = whole_from_text(value)
+    return datetime.fromtimestamp(seconds, UTC).isoformat() if 0 < seconds < 253_402_300_800 else ""
+
+
+def mapping(value: object) -> dict[str, Any]:
+    """A JSON object; empty for anything else."""
+    return value if isinstance(value, dict) else {}

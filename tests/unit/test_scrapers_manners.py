@@ -1,0 +1,361 @@
+"""robots.txt, opt-outs, web pages in place of pictures, credentials, circuit breakers, remembered paces, the ledger."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import sys
+import time
+import types
+from pathlib import Path
+
+import pytest
+
+from animesion_scrapers import Breakers, HostDownError, Ledger, LedgerError, RateLimiter, ScraperError, sites
+from animesion_scrapers.credentials import Credentials, CredentialSpec, find
+from animesion_scrapers.ledger import DONE, FAILED, REFUSED
+from animesion_scrapers.media import document_kind, is_challenge
+from animesion_scrapers.robots import MAX_BYTES, RobotsCache, opt_out, parse, product_token
+
+# -- robots ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rules", "path", "allowed"),
+    [
+        ("", "/anything", True),
+        ("User-agent: *\nDisallow:", "/a", True),
+        ("User-agent: *\nDisallow: /", "/", False),
+        ("User-agent: *\nDisallow: /", "/robots.txt", True),
+        # the longest match decides, and Allow among equals (RFC 9309, 2.2.2)
+        ("User-agent: *\nDisallow: /page\nAllow: /p", "/page", False),
+        ("User-agent: *\nAllow: /p\nDisallow: /", "/page", True),
+        ("User-agent: *\nAllow: /folder\nDisallow: /folder", "/folder/page", True),
+        ("User-agent: *\nDisallow: /*.json", "/posts.json?tags=a", False),
+        ("User-agent: *\nDisallow: /*.json$", "/posts.json?tags=a", True),
+        ("User-agent: *\nDisallow: /*.json$", "/posts.json", False),
+        ("User-agent: *\nDisallow: /a*b*c$", "/aXbYc", False),
+        ("User-agent: *\nDisallow: /a*b*c$", "/aXcYb", True),
+        ("User-agent: *\nDisallow: /fish*", "/fish.html", False),
+        ("User-agent: *\nDisallow: /fish", "/Fish", True),
+        # the spelling of a path does not matter
+        ("User-agent: *\nDisallow: /a%3cd.html", "/a%3Cd.html", False),
+        ("User-agent: *\nDisallow: /%7Ejoe/", "/~joe/index.html", False),
+        ("User-agent: *\nDisallow: /\u30c4", "/%E3%83%84", False),
+        # groups
+        ("User-agent: animesion\nDisallow: /\n\nUser-agent: *\nDisallow:", "/a", False),
+        ("User-agent: *\nDisallow: /\n\nUser-agent: Animesion\nAllow: /", "/a", True),
+        ("User-agent: other\nDisallow: /", "/a", True),
+        ("User-agent: other\nUser-agent: animesion\nDisallow: /a", "/a", False),
+        ("User-agent: animesion\nDisallow: /a\nUser-agent: x\nDisallow: /\nUser-agent: animesion\nDisallow: /b", "/b",
+         False),
+        ("User-agent: animesion/2.0 (bot)\nDisallow: /", "/a", False),
+        ("User-agent: animesionbot\nDisallow: /", "/a", True),
+        # noise
+        ("\ufeffUser-Agent : * # all\n  DISALLOW :  /a  # no\nSitemap: http://x/\nnonsense", "/a/b", False),
+        ("Disallow: /", "/a", True),
+        ("User-agent: *\nDisallow: a", "/a", True),
+    ],
+)  # fmt: skip
+def test_robots_rules(rules: str, path: str, allowed: bool) -> None:
+    assert parse(rules.encode(), "animesion").allows(path) is allowed
+
+
+def test_robots_files_may_be_large_hostile_or_binary() -> None:
+    late = b"User-agent: *\n" + b"#" * MAX_BYTES + b"\nDisallow: /"
+    assert parse(late, "animesion").allows("/a")
+    start = time.monotonic()
+    hostile = f"User-agent: *\nDisallow: /{'a*' * 5000}b".encode()
+    assert parse(hostile, "animesion").allows("/" + "a" * 50_000)
+    assert time.monotonic() - start < 2
+    assert parse(bytes(range(256)) * 10, "animesion").allows("/a")
+
+
+def test_crawl_delay_is_read_and_bounded() -> None:
+    text = b"User-agent: *\nCrawl-delay: 2.5\nDisallow: /a\nUser-agent: slow\nCrawl-delay: 86400\nUser-agent: x\n"
+    assert parse(text, "animesion").delay == 2.5
+    assert parse(text, "slow").delay == 60
+    assert parse(b"User-agent: *\nCrawl-delay: soon", "animesion").delay == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "allowed", "kept"),
+    [
+        (200, False, True),
+        (404, True, True),
+        (403, True, True),
+        (302, True, True),
+        (500, False, False),
+        (0, False, False),
+    ],
+)
+def test_what_robots_statuses_mean_and_which_are_kept(tmp_path: Path, status: int, allowed: bool, kept: bool) -> None:
+    body = b"User-agent: *\nDisallow: /a"
+    memory = tmp_path / "robots.json"
+    cache = RobotsCache("animesion", memory)
+    assert cache.known("https://example.org") is None
+    assert cache.learn("https://example.org", status, body).allows("/a") is allowed
+    again = RobotsCache("animesion", memory).known("https://example.org")
+    assert (again is not None) is kept
+    if again:
+        assert again.allows("/a") is allowed
+        stale = {origin: [at - 90_000, text] for origin, (at, text) in json.loads(memory.read_text()).items()}
+        memory.write_text(json.dumps(stale))
+        assert RobotsCache("animesion", memory).known("https://example.org") is None
+    memory.write_text("{ damaged")
+    assert RobotsCache("animesion", memory).known("https://example.org") is None
+
+
+@pytest.mark.parametrize(
+    ("headers", "found"),
+    [
+        ([], ""),
+        (["all"], ""),
+        (["noarchive, NoAI"], "noai"),
+        (["nofollow", "noimageai"], "noimageai"),
+        (["noindex"], "noindex"),
+        (["none"], "none"),
+        (["otherbot: noai"], ""),
+        (["animesion: noai"], "noai"),
+        (["unavailable_after: 25 Jun 2030 15:00:00 PST"], ""),
+        (["noai, unavailable_after: 25 Jun 2030"], "noai"),
+    ],
+)
+def test_opt_out_headers(headers: list[str], found: str) -> None:
+    assert opt_out(headers, "animesion") == found
+
+
+def test_product_tokens() -> None:
+    assert product_token("Animesion/0.1 (me@example.org)") == "animesion"
+    assert product_token("/") == "*"
+
+
+# -- bytes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"", ""),
+        (b"\xff\xd8\xff\xe0", ""),
+        (b"\x89PNG\r\n\x1a\n<html>", ""),
+        (b"<!DOCTYPE html><title>x", "HTML page"),
+        (b"\xef\xbb\xbf \n<HTML lang=en>", "HTML page"),
+        (b"<!-- hello -->\n<!doctype HTML>", "HTML page"),
+        (b'<?xml version="1.0"?><!DOCTYPE html PUBLIC>', "HTML page"),
+        (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "XML document"),
+        (b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg">', ""),
+        (b"<svg>", ""),
+        (b'{"success": false}', "JSON document"),
+        (b"[]", "JSON document"),
+        (b"{\x00\x01", ""),
+    ],
+)
+def test_documents_are_told_from_pictures(content: bytes, kind: str) -> None:
+    assert document_kind(content) == kind
+
+
+def test_challenge_pages() -> None:
+    assert is_challenge(b"<title>Just a moment...</title>")
+    assert is_challenge(b"<h1>Forbidden</h1>", "challenge")
+    assert not is_challenge(b"<h1>Forbidden</h1>")
+
+
+# -- credentials -----------------------------------------------------------------------------------------------------
+
+SPEC = CredentialSpec("booru.example", "BOORU_LOGIN", "BOORU_KEY", where="your profile")
+
+
+def test_credentials_come_from_the_environment_then_netrc(tmp_path: Path) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine other.example login a password b\nmachine booru.example login miku password s3cret\n")
+    netrc.chmod(0o600)
+    assert find(SPEC, {"BOORU_LOGIN": "rin", "BOORU_KEY": "k"}, netrc) == Credentials("rin", "k")
+    assert find(SPEC, {}, netrc) == Credentials("miku", "s3cret")
+    assert find(SPEC, {"NETRC": str(netrc)}) == Credentials("miku", "s3cret")
+    assert find(SPEC, {}, tmp_path / "absent") is None
+
+
+def test_credentials_are_never_shown(tmp_path: Path) -> None:
+    assert "s3cret" not in repr(Credentials("miku", "s3cret"))
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine booru.example login miku passwort s3cret\n")
+    netrc.chmod(0o600)
+    with pytest.raises(ScraperError, match=r"cannot be read at line \d+") as caught:
+        find(SPEC, {}, netrc)
+    assert "s3cret" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_half_a_credential_and_a_missing_required_one_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ScraperError, match="BOORU_KEY is set and BOORU_LOGIN is not"):
+        find(SPEC, {"BOORU_KEY": "k"}, tmp_path / "absent")
+    required = CredentialSpec("booru.example", "BOORU_LOGIN", "BOORU_KEY", required=True, where="your profile")
+    with pytest.raises(ScraperError, match=r"without an API key \(your profile\): set BOORU_LOGIN and BOORU_KEY"):
+        find(required, {}, tmp_path / "absent")
+
+
+def test_credentials_come_from_a_keyring_where_one_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keyring = types.ModuleType("keyring")
+    keyring.get_credential = lambda host, user: types.SimpleNamespace(  # type: ignore[attr-defined]
+        username="miku", password=f"key of {host}"
+    )
+    monkeypatch.setitem(sys.modules, "keyring", keyring)
+    assert find(SPEC, {}, tmp_path / "absent") == Credentials("miku", "key of booru.example")
+
+    def locked(host: str, user: str | None) -> None:
+        raise RuntimeError("no session to unlock")
+
+    keyring.get_credential = locked  # type: ignore[attr-defined]
+    assert find(SPEC, {}, tmp_path / "absent") is None
+
+
+# -- sites -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_site_is_found_by_its_name_and_declares_itself() -> None:
+    assert "danbooru" in sites.names()
+    for name in sites.names():
+        info = sites.load(name).info
+        assert info.name == name
+        assert info.summary
+        assert info.url.startswith("https://")
+        assert not info.url.endswith("/")
+        assert info.limits, "a site says what its hosts bear"
+        assert all(limit.requests_per_second > 0 and limit.connections > 0 for limit in info.limits.values())
+        assert info.label_tags
+        assert info.terms.startswith("https://")
+    with pytest.raises(ScraperError, match=r"no site 'boru'; known are .*danbooru"):
+        sites.load("boru")
+
+
+def test_the_pace_is_the_users_and_never_above_what_a_host_bears() -> None:
+    info = sites.load("danbooru").info
+    assert info.limiter().interval("cdn.donmai.us") == pytest.approx(1.05)
+    assert info.limiter(10).interval("danbooru.donmai.us") == pytest.approx(0.105)
+    assert info.limiter(100).interval("danbooru.donmai.us") == pytest.approx(0.105)
+    assert info.limiter(0.5).interval("danbooru.donmai.us") == pytest.approx(2.1)
+    assert info.limiter(100).interval("mirror.example") == pytest.approx(0.0105)
+
+
+# -- breakers --------------------------------------------------------------------------------------------------------
+
+
+def test_a_circuit_opens_is_probed_once_and_closes() -> None:
+    breakers = Breakers(failures=3, cooldown=0.05, longest_cooldown=0.15, probes=3)
+    for _ in range(2):
+        assert breakers.delay("a") == 0
+        breakers.report("a", False)
+    breakers.report("a", True)  # only failures in a row count
+    for _ in range(3):
+        assert breakers.state("a") == "closed"
+        breakers.report("a", False)
+    assert breakers.state("a") == "open"
+    assert 0 < breakers.delay("a") <= 0.05
+    assert breakers.delay("b") == 0
+    time.sleep(0.06)
+    assert breakers.delay("a") == 0  # the probe
+    assert breakers.state("a") == "half-open"
+    assert breakers.delay("a") > 0  # everybody else waits for it
+    breakers.report("a", False)
+    assert 0.05 < breakers.delay("a") <= 0.1  # twice as long
+    time.sleep(0.11)
+    assert breakers.delay("a") == 0
+    breakers.report("a", True)
+    assert breakers.state("a") == "closed"
+    assert breakers.opened() == {"a": 1}
+
+
+def test_a_host_whose_probes_fail_is_given_up() -> None:
+    breakers = Breakers(failures=1, cooldown=0.01, longest_cooldown=0.01, probes=2)
+    breakers.report("a", False)
+    for _ in range(2):
+        time.sleep(0.015)
+        assert breakers.delay("a") == 0
+        breakers.report("a", False)
+    assert breakers.state("a") == "given up"
+    with pytest.raises(HostDownError):
+        breakers.delay("a")
+    with pytest.raises(ValueError, match="above zero"):
+        Breakers(failures=0)
+
+
+# -- paces that are remembered ---------------------------------------------------------------------------------------
+
+
+def test_a_pause_is_remembered_and_a_fast_pace_is_not_written_for_every_turn(tmp_path: Path) -> None:
+    memory = tmp_path / "hosts.json"
+    limiter = RateLimiter(1000, memory=memory)
+    writes = set()
+    for _ in range(50):
+        limiter.wait("a.example")
+        writes.add(memory.read_text())
+    assert len(writes) <= 2
+    limiter.pause("b.example", 500)
+    after = RateLimiter(1000, memory=memory)
+    assert 490 < after.held("B.example") <= 500
+    assert after.held("a.example") == 0
+    assert not [path for path in tmp_path.iterdir() if path != memory]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"a.example": "soon"}', '{"a.example": 99999999999}'])
+def test_a_damaged_memory_holds_nobody_for_more_than_a_day(tmp_path: Path, text: str) -> None:
+    memory = tmp_path / "hosts.json"
+    memory.write_text(text)
+    assert RateLimiter(1000, memory=memory).held("a.example") <= 86_400
+
+
+def test_a_crawl_delay_slows_a_host_and_never_speeds_it_up() -> None:
+    limiter = RateLimiter(10)
+    limiter.slow("a", 3.0)
+    limiter.slow("a", 0.01)
+    assert limiter.interval("a") == 3.0
+
+
+# -- ledger ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_ledger_holds_outlives_its_process(tmp_path: Path) -> None:
+    with Ledger(tmp_path) as ledger:
+        ledger.plan({"a": "1", "b": "2", "c": "3", "d": "4"})
+        entries = ledger.entries("abcd")
+        ledger.keep(entries["a"], "part", b"hello", "md5:5d41402abc4b2a76b9719d911017c592", attempts=2)
+        ledger.fail(entries["b"], "timed out", "slow", final=False, attempts=3)
+        ledger.fail(entries["c"], "not found", "HTTP 404", final=True, attempts=1)
+        ledger.begin(entries["d"])
+    with Ledger(tmp_path) as ledger:
+        found = ledger.entries("abcde")
+        assert [(e.state, e.attempts, e.error) for e in found.values()] == [
+            (DONE, 2, ""), (FAILED, 3, "timed out"), (REFUSED, 1, "not found"), ("planned", 0, "")]  # fmt: skip
+        assert ledger.content(found["a"]) == b"hello"
+        assert ledger.counts() == {DONE: 1, FAILED: 1, REFUSED: 1, "planned": 1}
+        assert ledger.errors() == [("failed", "timed out", "slow", 1), ("refused", "not found", "HTTP 404", 1)]
+        ledger.plan({"a": "1", "c": "another"})
+        assert [e.state for e in ledger.entries("ac").values()] == [DONE, "planned"]
+
+
+def test_a_spool_goes_when_all_that_it_holds_is_kept_elsewhere(tmp_path: Path) -> None:
+    with Ledger(tmp_path) as ledger:
+        ledger.plan({"a": "1", "b": "2"})
+        for key, entry in ledger.entries("ab").items():
+            ledger.keep(entry, "part", key.encode(), "md5:0", attempts=1)
+        ledger.hand_over(["a"])
+        assert (tmp_path / "part.spool").exists()
+        assert [e.here for e in ledger.entries("ab").values()] == [False, True]
+        ledger.hand_over()
+        assert not (tmp_path / "part.spool").exists()
+
+
+def test_damaged_and_later_ledgers_are_refused_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "ledger.sqlite").write_bytes(b"not a database at all" * 100)
+    with pytest.raises(LedgerError, match=r"cannot be read .*remove that folder"):
+        Ledger(tmp_path)
+    (tmp_path / "ledger.sqlite").unlink()
+    database = sqlite3.connect(tmp_path / "ledger.sqlite")
+    database.execute("PRAGMA user_version = 99")
+    database.commit()
+    database.close()
+    with pytest.raises(LedgerError, match="later version"):
+        Ledger(tmp_path)
