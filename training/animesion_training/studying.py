@@ -135,7 +135,9 @@ def run(
     Returns:
         Rows of the table, see `table`.
     """
-    todo = cells(study)
+    seeds = study.grid.get(_SEED, [None])
+    # Seed by seed: a study that is stopped half way has compared everything once.
+    todo = sorted(cells(study), key=lambda cell: seeds.index(cell.values.get(_SEED)))
     for number, cell in enumerate(todo, 1):
         folder = out / cell.folder
         if _result(folder) is not None:
