@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.metadata import entry_points
-from typing import Protocol
+from typing import Any, Protocol
 
 from PIL import Image
 
@@ -56,13 +56,22 @@ def names() -> list[str]:
     return sorted({point.name for point in entry_points(group="animesion.detectors")})
 
 
+def summary(name: str) -> str:
+    """What a detector says of itself in one line; it is not made for that."""
+    return str(_class(name).summary)
+
+
 def load(name: str) -> Detector:
     """Make a detector by name.
 
     Raises:
-        UsageError: none of that name is installed.
+        UsageError: none of that name is installed, or it lacks something.
     """
+    made: Detector = _class(name)()
+    return made
+
+
+def _class(name: str) -> Any:
     for point in entry_points(group="animesion.detectors", name=name):
-        made: Detector = point.load()()
-        return made
+        return point.load()
     raise UsageError(f"crop.detector: there is no detector '{name}'; installed are {', '.join(names())}")

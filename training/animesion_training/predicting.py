@@ -1,7 +1,8 @@
-"""Names for single pictures: top-k predictions of a weight file, for files, folders and archives of class folders."""
+"""Names for single pictures, or for the faces on them: top-k predictions of a weight file, for files and folders."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from animesion import images
+from animesion import detectors, images
 from animesion.errors import UsageError
 from animesion_training.data import Augment, Resize
-from animesion_training.data.decode import decode_into
+from animesion_training.data.decode import Within, decode_into
 from animesion_training.distributed import Place
 from animesion_training.evaluating import three
 from animesion_training.weights import load_model
@@ -26,17 +27,44 @@ class Prediction:
 
     Attributes:
         path: the picture.
-        guesses: class name and probability, most probable first; empty when the picture cannot be read.
-        problem: why it cannot be read.
+        guesses: class name and probability, most probable first; empty when there is a problem.
+        problem: why it cannot be read, or that no face is on it.
+        box: the face that was cut out with its margin: left, top, right, bottom in pixels of the upright picture.
+        score: the detector's score of the face.
     """
 
     path: Path
     guesses: tuple[tuple[str, float], ...] = ()
     problem: str = ""
+    box: tuple[int, int, int, int] | None = None
+    score: float = 0.0
+
+
+@dataclass(frozen=True)
+class FaceCrop:
+    """How faces are cut out before the model sees them.
+
+    Attributes:
+        detector: name of the detector.
+        margin: added on each side, as a share of the box's side; what the training data were cut with.
+        every: all faces of a picture; otherwise the one with the highest score.
+        min_score: least score of a face.
+    """
+
+    detector: str
+    margin: float = 0.0
+    every: bool = False
+    min_score: float = 0.0
 
 
 def predict(
-    weights: Path, paths: Sequence[Path], place: Place, *, top: int = 5, batch_size: int = 32
+    weights: Path,
+    paths: Sequence[Path],
+    place: Place,
+    *,
+    top: int = 5,
+    batch_size: int = 32,
+    faces: FaceCrop | None = None,
 ) -> Iterator[Prediction]:
     """Predictions for pictures, in the order of the paths; a folder stands for the pictures below it, sorted.
 
@@ -46,10 +74,12 @@ def predict(
         place: where to compute.
         top: guesses a picture, at most the number of classes.
         batch_size: pictures at a time.
+        faces: cut these out first; a prediction is then one of a face, and a picture may have several.
 
     Raises:
-        UsageError: a path that does not exist, or an unusable weight file.
+        UsageError: a path that does not exist, an unusable weight file, or a detector that is not ready.
     """
+    detector = detectors.load(faces.detector) if faces else None
     model, card = load_model(weights)
     model = model.to(place.device)
     if not isinstance(card.img_size, int):
@@ -57,20 +87,19 @@ def predict(
     transform = Resize(card.img_size, card.crop_pct)
     normalise = Augment.plain(three(card.mean), three(card.std))
     names = card.classes or tuple(str(i) for i in range(card.num_classes))
-    found = list(files(paths))
-    for start in range(0, len(found), batch_size):
-        chosen = found[start : start + batch_size]
+    pieces = (piece for path in files(paths) for piece in _pieces(path, detector, faces))
+    while chosen := list(itertools.islice(pieces, batch_size)):
         pixels = np.zeros((len(chosen), card.img_size, card.img_size, 3), dtype=np.uint8)
-        problems = [decoded(path, pixels[i], transform) for i, path in enumerate(chosen)]
+        problems = [piece.into(pixels[i], transform) for i, piece in enumerate(chosen)]
         with torch.inference_mode():
             batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(place.device)
             seeds = torch.zeros(len(chosen), dtype=torch.int64, device=place.device)
             best = model(normalise(batch, seeds)).float().softmax(1).topk(min(top, card.num_classes))
-        for path, problem, values, ids in zip(
+        for piece, problem, values, ids in zip(
             chosen, problems, best.values.tolist(), best.indices.tolist(), strict=True
         ):
             guesses = tuple((names[i], value) for i, value in zip(ids, values, strict=True))
-            yield Prediction(path, () if problem else guesses, problem)
+            yield Prediction(piece.path, () if problem else guesses, problem, piece.box, piece.score)
 
 
 def files(paths: Sequence[Path]) -> Iterator[Path]:
@@ -89,13 +118,54 @@ def files(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def decoded(path: Path, out: np.ndarray, transform: Resize) -> str:
-    """Decode into a place of the batch; returns why that failed, or an empty string."""
+    """Decode a picture into `out` (S, S, 3); returns why that failed, or an empty string."""
+    [piece] = _pieces(path, None, None)
+    return piece.into(out, transform)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A picture, or a face of one, that is to be predicted on."""
+
+    path: Path
+    content: bytes = b""
+    problem: str = ""
+    box: tuple[int, int, int, int] | None = None
+    score: float = 0.0
+
+    def into(self, out: np.ndarray, transform: Resize) -> str:
+        """Decode into a place of the batch; returns why that failed, or an empty string."""
+        if not self.problem:
+            try:
+                decode_into(out, self.content, Within(transform, self.box) if self.box else transform, ())
+            except images.RejectedImageError as error:
+                return str(error)
+        return self.problem
+
+
+def _pieces(path: Path, detector: detectors.Detector | None, faces: FaceCrop | None) -> Iterator[_Piece]:
+    """What of a picture is to be predicted on."""
     try:
         if path.stat().st_size > _LARGEST:
-            return "too many bytes"
-        decode_into(out, path.read_bytes(), transform, ())
-    except images.RejectedImageError as error:
-        return str(error)
+            yield _Piece(path, problem="too many bytes")
+            return
+        content = path.read_bytes()
     except OSError as error:
-        return (error.strerror or "cannot be read").lower()
-    return ""
+        yield _Piece(path, problem=(error.strerror or "cannot be read").lower())
+        return
+    if detector is None or faces is None:
+        yield _Piece(path, content)
+        return
+    try:
+        picture = images.decode(content, images.Limits()).image
+    except images.RejectedImageError as error:
+        yield _Piece(path, problem=str(error))
+        return
+    [boxes] = detector([picture], [None])
+    good = sorted((box for box in boxes if box.score >= faces.min_score), key=lambda box: -box.score)
+    found = [(images.crop_pixels(box, *picture.size, faces.margin, square=False), box.score) for box in good]
+    cut = [(crop, score) for crop, score in found if crop is not None]
+    for crop, score in cut if faces.every else cut[:1]:
+        yield _Piece(path, content, box=crop, score=score)
+    if not cut:
+        yield _Piece(path, problem="no face found")

@@ -14,7 +14,7 @@ import itertools
 import json
 import statistics
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -103,7 +103,7 @@ def cells(study: Study) -> list[Cell]:
         values = dict(zip(axes, chosen, strict=True))
         of_variant = study.variants.get(values.get(_VARIANT, ""), {})
         changed = {**study.set, **of_variant, **{key: value for key, value in values.items() if key != _VARIANT}}
-        overrides = [f"{key}={json.dumps(value)}" for key, value in changed.items()]
+        overrides = [f"{key}={json.dumps(value)}" for key, value in _leaves(changed)]
         resolved = recipes.load(study.recipe, overrides)
         made.append(Cell(_slug(values), values, resolved))
     if len(made) > _MOST_RUNS:
@@ -191,6 +191,15 @@ def table(done: Sequence[Cell], out: Path) -> list[dict[str, Any]]:
         row |= {"parameters": counted.parameters, "multiply_adds": counted.multiply_adds}
         rows.append(row)
     return rows
+
+
+def _leaves(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values; what JSON and TOML write alike are all values but tables."""
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
 
 
 def _result(folder: Path) -> Mapping[str, Any] | None:

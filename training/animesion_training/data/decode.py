@@ -178,6 +178,40 @@ class Resize:
         return View(0, 0, width, height, side, side, place, place)
 
 
+@dataclass(frozen=True)
+class Within:
+    """Another transform inside a box of the picture, such as a face.
+
+    Attributes:
+        inner: what to do inside the box.
+        box: left, top, right, bottom in pixels of the upright picture.
+    """
+
+    inner: Transform
+    box: tuple[int, int, int, int]
+
+    @property
+    def size(self) -> int:
+        """See `Transform.size`."""
+        return self.inner.size
+
+    @property
+    def numbers(self) -> int:
+        """See `Transform.numbers`."""
+        return self.inner.numbers
+
+    @property
+    def smooth(self) -> bool:
+        """See `Transform.smooth`."""
+        return self.inner.smooth
+
+    def view(self, width: int, height: int, u: Sequence[float]) -> View:
+        """See `Transform.view`."""
+        left, top, right, bottom = self.box
+        view = self.inner.view(right - left, bottom - top, u)
+        return view._replace(left=view.left + left, top=view.top + top)
+
+
 def decode_into(out: Pixels, content: Content, transform: Transform, u: Sequence[float]) -> tuple[int, int]:
     """Decode a picture, take the transform's view of it and write that.
 

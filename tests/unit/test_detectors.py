@@ -1,0 +1,179 @@
+"""Detectors: the LBP cascade, the files they need, and how these are put in place."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from aiohttp import web
+from cascades import BRIGHT
+from click.testing import CliRunner, Result
+from PIL import Image, ImageDraw
+
+from animesion import detectors
+from animesion.cli import cli
+from animesion.detectors import installing
+from animesion.errors import UsageError
+from animesion.records import Box
+from animesion.sample.faults import local_server
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def install(*arguments: str) -> Result:
+    return CliRunner().invoke(cli, ["detectors", "install", *arguments])
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder of detectors."""
+    monkeypatch.setenv("ANIMESION_DETECTORS", str(tmp_path / "detectors"))
+    return tmp_path / "detectors"
+
+
+@pytest.fixture
+def cascade(folder: Path) -> Path:
+    """A cascade that finds bright squares, where `lbp` looks for its own."""
+    folder.mkdir()
+    path = folder / "lbpcascade_animeface.xml"
+    path.write_bytes(BRIGHT)
+    return path
+
+
+def square(width: int, height: int, left: int, top: int, side: int) -> Image.Image:
+    picture = Image.new("RGB", (width, height), (20, 20, 20))
+    ImageDraw.Draw(picture).rectangle((left, top, left + side - 1, top + side - 1), fill=(230, 230, 230))
+    return picture
+
+
+def overlap(a: Box, b: Box) -> float:
+    """Intersection over union."""
+    wide = max(0.0, min(a.right, b.right) - max(a.left, b.left))
+    tall = max(0.0, min(a.bottom, b.bottom) - max(a.top, b.top))
+    areas = [(box.right - box.left) * (box.bottom - box.top) for box in (a, b)]
+    return wide * tall / (sum(areas) - wide * tall)
+
+
+@pytest.mark.parametrize("scale", [1, 3, 9], ids=["small", "middle", "above the bound"])
+def test_boxes_are_relative_to_the_picture_whatever_its_size(cascade: Path, scale: int) -> None:
+    """The window is three times the square; the longest side is 400, 1,200 and 3,600 px."""
+    picture = square(400 * scale, 300 * scale, 200 * scale, 120 * scale, 40 * scale)
+    [[best, *_], none] = detectors.load("lbp")([picture, square(400, 300, 0, 0, 1)], [None, None])
+    assert overlap(best, Box(0.4, 80 / 300, 0.7, 200 / 300, 1.0)) > 0.6
+    assert 0.5 <= best.score <= 1
+    assert none == []
+
+
+@pytest.mark.parametrize("size", [(1, 1), (23, 400), (24, 24), (5000, 30)])
+def test_pictures_of_any_size_are_searched(cascade: Path, size: tuple[int, int]) -> None:
+    [found] = detectors.load("lbp")([Image.new("RGB", size, (90, 90, 90))], [None])
+    assert found == []
+
+
+def test_a_missing_cascade_is_one_sentence_and_the_list_says_what_to_do(folder: Path) -> None:
+    with pytest.raises(UsageError, match=r"lbpcascade_animeface\.xml, which is not there; install it with: animesion"):
+        detectors.load("lbp")
+    listed = CliRunner().invoke(cli, ["detectors"]).output
+    assert "lbp    missing" in listed
+    assert "animesion detectors install lbp --from FILE|URL" in listed
+    assert "none   ready" in listed
+
+
+def test_a_file_is_installed_when_its_digest_is_the_one_that_was_given(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.xml").write_bytes(BRIGHT)
+    refused = install("lbp", "--from", str(tmp_path / "mine.xml"))
+    assert isinstance(refused.exception, UsageError)
+    assert digest(BRIGHT) in str(refused.exception)
+    assert not folder.exists()
+    done = install("lbp", "--from", str(tmp_path / "mine.xml"), "--sha256", digest(BRIGHT).upper())
+    assert done.exit_code == 0
+    assert [path.name for path in folder.iterdir()] == ["lbpcascade_animeface.xml"]
+    assert "lbp    ready" in CliRunner().invoke(cli, ["detectors"]).output
+    assert installing.installed("lbp").read_bytes() == BRIGHT
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (BRIGHT.replace(b"<opencv", b"<!DOCTYPE x [<!ENTITY a 'b'>]><opencv", 1), "declares a document type"),
+        (BRIGHT[: len(BRIGHT) // 2], "is no OpenCV cascade"),
+        (b"\xff\xd8\xff\xe0 no XML", "is no OpenCV cascade"),
+        (b"<opencv_storage><model/></opencv_storage>", "it holds <opencv_storage><model>"),
+        (BRIGHT.replace(b"<height>24</height>", b""), "no cascade that OpenCV can read"),
+        (b" " * (8 << 20) + BRIGHT, "more than 8,388,608 bytes"),
+    ],
+    ids=["doctype", "truncated", "picture", "other", "broken", "large"],
+)
+def test_what_is_no_cascade_is_refused_though_its_digest_was_given(
+    folder: Path, tmp_path: Path, content: bytes, message: str
+) -> None:
+    (tmp_path / "bad.xml").write_bytes(content)
+    with pytest.raises(UsageError, match=message):
+        installing.install("lbp", str(tmp_path / "bad.xml"), digest(content))
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "message"),
+    [
+        ("none", "x.xml", "the detector 'none' needs no file; those that do: lbp"),
+        ("lbp", "absent.xml", "absent.xml cannot be read: no such file"),
+        ("lbp", "/", "cannot be read: is a directory"),
+        ("lbp", "http://127.0.0.1:9/x.xml", "127.0.0.1: unsafe address"),
+    ],
+)
+def test_wrong_sources_are_one_sentence(folder: Path, name: str, source: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        installing.install(name, source)
+
+
+def test_a_url_is_fetched_and_checked(folder: Path) -> None:
+    def application() -> web.Application:
+        async def file(request: web.Request) -> web.Response:
+            return web.Response(body=BRIGHT, content_type="text/xml")
+
+        app = web.Application()
+        app.router.add_get("/cascade.xml", file)
+        return app
+
+    with local_server(application) as server:
+        url = server.url("/cascade.xml")
+        done = install("lbp", "--from", url, "--sha256", digest(BRIGHT), "--allow-private")
+        absent = install("lbp", "--from", server.url("/no.xml"), "--sha256", digest(BRIGHT), "--allow-private")
+    assert done.exit_code == 0
+    assert (folder / "lbpcascade_animeface.xml").read_bytes() == BRIGHT
+    assert "127.0.0.1: not found HTTP 404" in str(absent.exception)
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="needs the real faces and the real cascade of ../shared")
+def test_the_real_cascade_finds_real_faces_on_drawn_grounds(folder: Path) -> None:
+    """The faces are cut tightly, which costs the cascade half of them."""
+    installing.install("lbp", str(SHARED / "lbpcascade_animeface.xml"))
+    detector = detectors.load("lbp")
+    lot = np.random.default_rng(0)
+    found = wrong = 0
+    with tarfile.open(SHARED / "holo-faces" / "faces-train-128.tar") as tar:
+        members = [member for member in tar.getmembers() if member.isfile()]
+        for number in lot.choice(len(members), 60, replace=False):
+            file = tar.extractfile(members[number])
+            assert file is not None
+            picture = Image.new("RGB", (640, 480), (210, 225, 240))
+            side = int(lot.integers(100, 240))
+            left, top = int(lot.integers(0, 640 - side)), int(lot.integers(0, 480 - side))
+            with Image.open(io.BytesIO(file.read())) as face:
+                picture.paste(face.convert("RGB").resize((side, side)), (left, top))
+            truth = Box(left / 640, top / 480, (left + side) / 640, (top + side) / 480, 1.0)
+            [boxes] = detector([picture], [None])
+            hits = sum(overlap(box, truth) >= 0.5 for box in boxes)
+            found += hits > 0
+            wrong += len(boxes) - hits
+    assert found >= 18
+    assert wrong <= 4
