@@ -26,7 +26,7 @@ def detectors(ctx: click.Context) -> None:
 @click.argument("name")
 @click.option("--from", "source", required=True, metavar="FILE|URL", help="The file that the detector needs.")
 @click.option("--sha256", default="", metavar="HEX", help="Digest of the file, if it is not the known version.")
-@click.option("--contact", default="", help="E-mail or URL for the User-Agent of a download.")
+@click.option("--contact", default="", help="E-mail or URL of yours for the User-Agent; needed for a URL.")
 @click.option("--allow-private", is_flag=True, help="The URL may lead to this machine or its network.")
 def install(name: str, source: str, sha256: str, contact: str, allow_private: bool) -> None:
     """Check the file that detector NAME needs, and put it where the detector looks for it."""

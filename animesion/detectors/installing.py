@@ -78,7 +78,7 @@ def install(name: str, source: str, sha256: str = "", *, contact: str = "", allo
         name: the detector.
         source: a path, or an http(s) URL.
         sha256: the digest that the file must have, in place of the known one.
-        contact: e-mail or URL for the User-Agent of a download.
+        contact: e-mail or URL for the User-Agent; needed for a URL.
         allow_private: whether the URL may lead to this machine or its network.
 
     Raises:
@@ -117,10 +117,12 @@ def _read(source: str, needed: NeededFile) -> bytes:
 def _downloaded(url: str, needed: NeededFile, contact: str, allow_private: bool) -> bytes:
     from animesion_scrapers import Download, ScraperError, download_all
 
+    if not contact:
+        raise UsageError(f"downloading {needed.name} needs --contact: an e-mail or URL by which its host can reach you")
     try:
         [got] = download_all(
             [Download(needed.name, url)],
-            user_agent=f"animesion/{version('animesion')} ({contact or 'https://pypi.org/project/animesion'})",
+            user_agent=f"animesion/{version('animesion')} ({contact})",
             max_bytes=needed.largest,
             allow_private=allow_private,
         )

@@ -24,6 +24,9 @@ from animesion.sample.faults import local_server
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
+CONTACT = ("--contact", "tests@example.org")
+
+
 def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
@@ -127,7 +130,7 @@ def test_what_is_no_cascade_is_refused_though_its_digest_was_given(
         ("none", "x.xml", "the detector 'none' needs no file; those that do: lbp"),
         ("lbp", "absent.xml", "absent.xml cannot be read: no such file"),
         ("lbp", "/", "cannot be read: is a directory"),
-        ("lbp", "http://127.0.0.1:9/x.xml", "127.0.0.1: unsafe address"),
+        ("lbp", "http://127.0.0.1:9/x.xml", "needs --contact"),
     ],
 )
 def test_wrong_sources_are_one_sentence(folder: Path, name: str, source: str, message: str) -> None:
@@ -146,10 +149,14 @@ def test_a_url_is_fetched_and_checked(folder: Path) -> None:
 
     with local_server(application) as server:
         url = server.url("/cascade.xml")
-        done = install("lbp", "--from", url, "--sha256", digest(BRIGHT), "--allow-private")
-        absent = install("lbp", "--from", server.url("/no.xml"), "--sha256", digest(BRIGHT), "--allow-private")
+        done = install("lbp", "--from", url, "--sha256", digest(BRIGHT), "--allow-private", *CONTACT)
+        private = install("lbp", "--from", url, *CONTACT)
+        absent = install(
+            "lbp", "--from", server.url("/no.xml"), "--sha256", digest(BRIGHT), "--allow-private", *CONTACT
+        )
     assert done.exit_code == 0
     assert (folder / "lbpcascade_animeface.xml").read_bytes() == BRIGHT
+    assert "127.0.0.1: unsafe address" in str(private.exception)
     assert "127.0.0.1: not found HTTP 404" in str(absent.exception)
 
 
