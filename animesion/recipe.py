@@ -82,6 +82,7 @@ class Crop(Section):
     """What part of a picture is the sample."""
 
     detector: str = Field("none", description="`none`: the whole picture; `boxes`: the table that the source gives")
+    detector_options: dict[str, Any] = Field({}, description="options of the detector, such as `score` of `onnx`")
     min_score: float = Field(0.85, ge=0, le=1, strict=False, description="least score of the box")
     margin: float = Field(0.0, ge=0, le=4, strict=False, description="added on each side, as a share of the box's side")
     square: bool = Field(

@@ -16,10 +16,10 @@ def detectors(ctx: click.Context) -> None:
 
     width = max(map(len, known.names()))
     for name in known.names():
-        state = "ready" if installing.ready(name) else "missing"
-        click.echo(f"{name:<{width}}  {state:<7}  {known.summary(name)}")
-        if state == "missing":
-            click.echo(f"{'':<{width}}  {installing.how(name)}")
+        lacking = installing.lacking(name)
+        click.echo(f"{name:<{width}}  {'missing' if lacking else 'ready':<7}  {known.summary(name)}")
+        if lacking:
+            click.echo(f"{'':<{width}}  {lacking}")
 
 
 @detectors.command(epilog="Example: animesion detectors install lbp --from lbpcascade_animeface.xml")
@@ -27,7 +27,7 @@ def detectors(ctx: click.Context) -> None:
 @click.option("--from", "source", required=True, metavar="FILE|URL", help="The file that the detector needs.")
 @click.option("--sha256", default="", metavar="HEX", help="Digest of the file, if it is not the known version.")
 @click.option("--contact", default="", help="E-mail or URL of yours for the User-Agent; needed for a URL.")
-@click.option("--allow-private", is_flag=True, help="The URL may lead to this machine or its network.")
+@click.option("--allow-private", is_flag=True, help="The URL may lead to this machine or its network, by http too.")
 def install(name: str, source: str, sha256: str, contact: str, allow_private: bool) -> None:
     """Check the file that detector NAME needs, and put it where the detector looks for it."""
     from animesion.detectors import installing

@@ -22,8 +22,10 @@ import click
 )
 @click.option("--min-score", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Least score of a face.")
 @click.option("--all-faces", is_flag=True, help="Every face, not the surest alone.")
+@click.option("--or-whole", is_flag=True, help="Name the whole picture where no face is found.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Option of the detector; may be repeated.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--json", "as_json", is_flag=True, help="One line of JSON for each picture.")
+@click.option("--json", "as_json", is_flag=True, help="One line of JSON for each picture or face.")
 @click.pass_context
 def predict(
     ctx: click.Context,
@@ -34,16 +36,25 @@ def predict(
     margin: float,
     min_score: float,
     all_faces: bool,
+    or_whole: bool,
+    settings: tuple[str, ...],
     device: str,
     as_json: bool,
 ) -> None:
     """Name what is on PATHS (pictures or folders of them).
 
     With --detector, name the face that it finds; boxes are in pixels of the upright picture, margin included. The exit
-    status is 1 when a picture cannot be read or shows no face.
+    status is 1 when a picture cannot be read, or shows no face and --or-whole is not given.
     """
     import json
 
+    from animesion.settings import apply
+
+    options: dict[str, Any] = {}
+    for setting in settings:
+        apply(options, setting)
+    if detector == "none" and (all_faces or or_whole or options or margin or min_score):
+        raise click.UsageError("--margin, --min-score, --all-faces, --or-whole and --set need a --detector")
     from animesion.cli.training import check_there, training
 
     check_there(checkpoint, *paths)
@@ -52,7 +63,7 @@ def predict(
         from animesion_training.predicting import FaceCrop
         from animesion_training.predicting import predict as predictions
 
-    faces = None if detector == "none" else FaceCrop(detector, margin, all_faces, min_score)
+    faces = None if detector == "none" else FaceCrop(detector, margin, all_faces, min_score, or_whole, options)
     unread = 0
     with joined(device) as place:
         for each in predictions(checkpoint, paths, place, top=top, faces=faces):

@@ -1,23 +1,29 @@
 """Where in a picture the face (or leaf) is: one small interface, found through the entry points `animesion.detectors`.
 
 A detector takes a batch of upright RGB pictures and gives the boxes of each, relative to the picture. What a box is
-good for (score, number of faces, crop) is the recipe's business.
+good for (score, number of faces, crop) is the recipe's business. Here are the interface and the two detectors that look
+at no pixel; each other one has a file of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any, Protocol
 
 from PIL import Image
 
+from animesion import settings
 from animesion.errors import UsageError
 from animesion.records import Box
 
 
 class Detector(Protocol):
-    """Finds boxes; made once a worker, without arguments."""
+    """Finds boxes; made once for many pictures, and called by one thread at a time.
+
+    A class with a model `Options` (an `animesion.settings.Section`) is made with one, any other without arguments. A
+    class whose boxes depend on a file has a class method `file`, which takes the same and gives the path.
+    """
 
     #: one line for `animesion detectors`
     summary: str
@@ -61,17 +67,44 @@ def summary(name: str) -> str:
     return str(_class(name).summary)
 
 
-def load(name: str) -> Detector:
-    """Make a detector by name.
+def load(name: str, options: Mapping[str, Any] | None = None) -> Detector:
+    """Make a detector.
+
+    Args:
+        name: of its entry point.
+        options: its own, as in `crop.detector_options`.
 
     Raises:
-        UsageError: none of that name is installed, or it lacks something.
+        UsageError: none of that name is installed, an option is wrong, or it lacks something.
     """
-    made: Detector = _class(name)()
+    found = _class(name)
+    made: Detector = found(*_checked(name, found, options))
     return made
+
+
+def identity(name: str, options: Mapping[str, Any] | None = None) -> str:
+    """SHA-256 of the file that decides a detector's boxes; empty for one without. The detector is not made for that.
+
+    Raises:
+        UsageError: as for `load`.
+    """
+    from animesion.detectors import installing
+
+    found = _class(name)
+    checked = _checked(name, found, options)
+    return installing.digest(found.file(*checked)) if hasattr(found, "file") else ""
 
 
 def _class(name: str) -> Any:
     for point in entry_points(group="animesion.detectors", name=name):
         return point.load()
     raise UsageError(f"crop.detector: there is no detector '{name}'; installed are {', '.join(names())}")
+
+
+def _checked(name: str, found: Any, options: Mapping[str, Any] | None) -> list[settings.Section]:
+    """The arguments with which a class is made."""
+    if model := getattr(found, "Options", None):
+        return [settings.check(model, options or {}, f"options of the detector '{name}'")]
+    if options:
+        raise UsageError(f"the detector '{name}' takes no options, so not '{next(iter(options))}' either")
+    return []

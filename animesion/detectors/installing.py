@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 from xml.parsers import expat
 
 from animesion.errors import AnimesionError, UsageError
-from animesion.workspace import write_atomic
+from animesion.workspace import sha256_file, write_atomic
 
 
 @dataclass(frozen=True)
@@ -25,20 +29,45 @@ class NeededFile:
 
     Attributes:
         name: its name in the folder.
-        sha256: of the known version.
         largest: bytes that it may have.
+        module: what reads it, as it is imported.
+        detector: the class that is tried out on it, `module:class`.
+        sha256: of the known version; empty where everyone has another.
     """
 
     name: str
-    sha256: str
     largest: int
+    module: str
+    detector: str
+    sha256: str = ""
 
 
 NEEDED = {
     "lbp": NeededFile(
-        "lbpcascade_animeface.xml", "9376d30ac38db6bda2a68b88b3b76bbd7e6aa33af47f7f5c76bc88ca75f1ce30", 8 << 20
-    )
+        "lbpcascade_animeface.xml",
+        8 << 20,
+        "cv2",
+        "animesion.detectors.lbp:LbpCascade",
+        "9376d30ac38db6bda2a68b88b3b76bbd7e6aa33af47f7f5c76bc88ca75f1ce30",
+    ),
+    "onnx": NeededFile("detector.onnx", 512 << 20, "onnxruntime", "animesion.detectors.onnx:OnnxDetector"),
 }
+
+_TRIAL_SECONDS, _TRIAL_BYTES = 120, 8 << 30
+
+_TRIAL = """
+import importlib, resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[2]),) * 2)
+from PIL import Image
+from animesion.errors import AnimesionError
+module, _, name = sys.argv[1].partition(":")
+try:
+    made = getattr(importlib.import_module(module), name)()
+    made([Image.effect_noise((160, 120), 90).convert("RGB")], [None])
+except AnimesionError as error:
+    print(error)
+    sys.exit(3)
+"""
 
 
 def folder() -> Path:
@@ -49,13 +78,17 @@ def folder() -> Path:
     return Path(data).expanduser() / "animesion" / "detectors"
 
 
-def ready(name: str) -> bool:
-    """Whether a detector has the file that it needs; true for one that needs none."""
-    return name not in NEEDED or (folder() / NEEDED[name].name).is_file()
+def lacking(name: str) -> str:
+    """What to do before a detector can work; empty for one that lacks nothing."""
+    if name not in NEEDED:
+        return ""
+    if find_spec(NEEDED[name].module) is None:
+        return f"install {NEEDED[name].module} with: pip install 'animesion[detect]'"
+    return "" if (folder() / NEEDED[name].name).is_file() else how(name)
 
 
 def how(name: str) -> str:
-    """What to do about an absent file."""
+    """What to do about a file that is absent or broken."""
     return f"install it with: animesion detectors install {name} --from FILE|URL"
 
 
@@ -71,15 +104,33 @@ def installed(name: str) -> Path:
     return path
 
 
+def digest(path: Path) -> str:
+    """SHA-256 of a file as hex; read again only when the file has changed.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        known = path.stat()
+        return _digest(path, known.st_size, known.st_mtime_ns)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from None
+
+
+@lru_cache(maxsize=8)
+def _digest(path: Path, size: int, changed: int) -> str:
+    return sha256_file(path)
+
+
 def install(name: str, source: str, sha256: str = "", *, contact: str = "", allow_private: bool = False) -> Path:
-    """Check a file and put it where the detector looks for it.
+    """Check a file, try the detector out on it in a process of its own, and put it where the detector looks for it.
 
     Args:
         name: the detector.
-        source: a path, or an http(s) URL.
-        sha256: the digest that the file must have, in place of the known one.
+        source: a path, or an https URL.
+        sha256: the digest that the file must have, in place of the known one; needed for a URL where none is known.
         contact: e-mail or URL for the User-Agent; needed for a URL.
-        allow_private: whether the URL may lead to this machine or its network.
+        allow_private: whether the URL may lead to this machine or its network, by plain http too.
 
     Raises:
         UsageError: the detector needs no file, or the source cannot be read or is not what is needed.
@@ -88,15 +139,21 @@ def install(name: str, source: str, sha256: str = "", *, contact: str = "", allo
     if name not in NEEDED:
         raise UsageError(f"the detector '{name}' needs no file; those that do: {', '.join(sorted(NEEDED))}")
     needed = NEEDED[name]
+    if sha256 and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
+        raise UsageError(f"--sha256 takes the 64 hexadecimal digits of a SHA-256, not '{sha256:.80}'")
     expected = (sha256 or needed.sha256).lower()
-    is_url = source.startswith(("http://", "https://"))
-    content = _downloaded(source, needed, contact, allow_private) if is_url else _read(source, needed)
-    if (digest := hashlib.sha256(content).hexdigest()) != expected:
+    if re.match(r"(?i)[a-z][a-z0-9+.-]*://", source):
+        content = _downloaded(source, needed, expected, contact, allow_private)
+    else:
+        content = _read(source, needed)
+    if expected and (found := hashlib.sha256(content).hexdigest()) != expected:
         raise UsageError(
-            f"{source} is not {needed.name}: its SHA-256 is {digest}, not {expected}; "
+            f"{source} is not {needed.name}: its SHA-256 is {found}, not {expected}; "
             "if you trust this file, give its digest with --sha256"
         )
-    _check_cascade(content, source)
+    if needed.name.endswith(".xml"):
+        _check_xml(content, source)
+    _try_out(needed, content, source)
     path = folder() / needed.name
     write_atomic(path, content)
     return path
@@ -106,17 +163,25 @@ def _read(source: str, needed: NeededFile) -> bytes:
     try:
         with Path(source).expanduser().open("rb") as file:
             content = file.read(needed.largest + 1)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError(f"{source} cannot be read: {reason.lower()}; give a file or an http(s) URL") from None
+        raise UsageError(f"{source} cannot be read: {reason.lower()}; give a file or an https URL") from None
     if len(content) > needed.largest:
         raise UsageError(f"{source} is not {needed.name}: it has more than {needed.largest:,} bytes")
     return content
 
 
-def _downloaded(url: str, needed: NeededFile, contact: str, allow_private: bool) -> bytes:
+def _downloaded(url: str, needed: NeededFile, expected: str, contact: str, allow_private: bool) -> bytes:
     from animesion_scrapers import Download, ScraperError, download_all
 
+    try:
+        scheme, host = urlsplit(url).scheme, urlsplit(url).hostname
+    except ValueError:
+        raise UsageError(f"{url} is no URL; give a file or an https URL") from None
+    if scheme != "https" and not (scheme == "http" and allow_private):
+        raise UsageError(f"{needed.name} is downloaded by https only, not from {url}")
+    if not expected:
+        raise UsageError(f"downloading {needed.name} needs --sha256: the digest that its publisher gives")
     if not contact:
         raise UsageError(f"downloading {needed.name} needs --contact: an e-mail or URL by which its host can reach you")
     try:
@@ -124,17 +189,18 @@ def _downloaded(url: str, needed: NeededFile, contact: str, allow_private: bool)
             [Download(needed.name, url)],
             user_agent=f"animesion/{version('animesion')} ({contact})",
             max_bytes=needed.largest,
+            deadline=900.0,
             allow_private=allow_private,
         )
     except ScraperError as error:
         raise UsageError(f"{url}: {error}") from None
     if got.status != "ok":
-        raise UsageError(f"{urlsplit(url).hostname}: {got.status} {got.detail}".rstrip() + f" ({needed.name})")
+        raise UsageError(f"{host}: {got.status} {got.detail}".rstrip() + f" ({needed.name})")
     return got.content
 
 
-def _check_cascade(content: bytes, source: str) -> None:
-    """Refuse what is no cascade; OpenCV reads it in a process of its own first, as its reader may not survive."""
+def _check_xml(content: bytes, source: str) -> None:
+    """Refuse what is no cascade, or has a document type, before OpenCV sees it."""
     parser = expat.ParserCreate()
     names: list[str] = []
     parser.StartElementHandler = lambda name, _: names.append(name) if len(names) < 2 else None
@@ -145,16 +211,31 @@ def _check_cascade(content: bytes, source: str) -> None:
         raise UsageError(f"{source} is no OpenCV cascade: {error}") from None
     if names != ["opencv_storage", "cascade"]:
         raise UsageError(f"{source} is no OpenCV cascade: it holds <{'><'.join(names)}>")
-    script = (
-        "import sys, cv2; c = cv2.CascadeClassifier(); f = cv2.FileStorage(sys.stdin.read(), "
-        "cv2.FILE_STORAGE_READ | cv2.FILE_STORAGE_MEMORY); sys.exit(0 if c.read(f.getFirstTopLevelNode()) else 3)"
-    )
-    done = subprocess.run([sys.executable, "-c", script], input=content, capture_output=True, timeout=120)
-    if b"No module named 'cv2'" in done.stderr:
-        raise AnimesionError("checking a cascade needs OpenCV; install it with: pip install 'animesion[detect]'")
-    if done.returncode:
-        raise UsageError(f"{source} is no cascade that OpenCV can read")
 
 
 def _refuse_doctype(*_: object) -> None:
     raise ValueError("it declares a document type")
+
+
+def _try_out(needed: NeededFile, content: bytes, source: str) -> None:
+    """Search one picture with the file in a process of its own, as native readers may not survive a bad one."""
+    with tempfile.TemporaryDirectory(prefix="animesion-") as trial:
+        path = Path(trial) / needed.name
+        write_atomic(path, content)
+        try:
+            done = subprocess.run(
+                [sys.executable, "-c", _TRIAL, needed.detector, str(_TRIAL_BYTES)],
+                env=os.environ | {"ANIMESION_DETECTORS": trial},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=_TRIAL_SECONDS,
+            )
+        except subprocess.TimeoutExpired:
+            raise UsageError(f"{source} cannot be used: one picture took more than {_TRIAL_SECONDS} s") from None
+        except OSError as error:
+            raise AnimesionError(f"{source} cannot be tried out: {(error.strerror or str(error)).lower()}") from None
+    if done.returncode == 3:
+        said = done.stdout.decode(errors="replace").strip()
+        raise UsageError(said.replace(str(path), source))
+    if done.returncode:
+        raise UsageError(f"{source} cannot be used: {needed.module} failed on it (exit status {done.returncode})")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,11 +37,24 @@ class LbpCascade:
     summary = "anime faces by an LBP cascade (OpenCV), on any CPU"
 
     def __init__(self) -> None:
-        path = installing.installed("lbp")
+        path = self.file()
         cv2 = _opencv()
-        self._cascade: Any = cv2.CascadeClassifier(str(path))
-        if self._cascade.empty():
-            raise UsageError(f"{path} is no OpenCV cascade; {installing.how('lbp')}")
+        self._cascade: Any = cv2.CascadeClassifier()
+        try:
+            read = self._cascade.load(str(path))
+        except cv2.error:
+            read = False
+        if not read:
+            raise UsageError(f"{path} is no cascade that OpenCV can read; {installing.how('lbp')}")
+
+    @classmethod
+    def file(cls) -> Path:
+        """The cascade.
+
+        Raises:
+            UsageError: it is not installed.
+        """
+        return installing.installed("lbp")
 
     def __call__(self, pictures: Sequence[Image.Image], given: Sequence[Sequence[Box] | None]) -> list[list[Box]]:
         """The faces of each picture, the surest first."""

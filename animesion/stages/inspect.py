@@ -58,7 +58,7 @@ class InspectJob:
     def run(self) -> dict[str, int]:
         """Inspect, write, commit."""
         raw = tables.read(self.workspace.path(f"raw/part-{self.part:05d}.parquet"), RAW, _COLUMNS)
-        detector = detectors.load(self.recipe.crop.detector)
+        detector = detectors.load(self.recipe.crop.detector, self.recipe.crop.detector_options)
         rows: list[dict[str, Any]] = []
         with self.workspace.path(f"raw/part-{self.part:05d}.tar").open("rb") as tar:
             for row in raw.filter(pc.equal(raw["reason"], "")).to_pylist():
@@ -127,7 +127,8 @@ def params(recipe: Recipe) -> str:
     """Digest of what the stage takes from the recipe."""
     values = recipe.model_dump(mode="json", include={"filter", "crop"})
     limits = {name: values["filter"][name] for name in ("max_side", "max_pixels")}
-    return params_digest({"limits": limits, "crop": values["crop"]})
+    identity = detectors.identity(recipe.crop.detector, recipe.crop.detector_options)
+    return params_digest({"limits": limits, "crop": values["crop"], "detector": identity})
 
 
 def run(

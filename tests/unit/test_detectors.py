@@ -6,6 +6,7 @@ import hashlib
 import io
 import tarfile
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from animesion.detectors import installing
 from animesion.errors import UsageError
 from animesion.records import Box
 from animesion.sample.faults import local_server
+from animesion.sample.scenes import SCENES
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -130,12 +132,52 @@ def test_what_is_no_cascade_is_refused_though_its_digest_was_given(
         ("none", "x.xml", "the detector 'none' needs no file; those that do: lbp"),
         ("lbp", "absent.xml", "absent.xml cannot be read: no such file"),
         ("lbp", "/", "cannot be read: is a directory"),
-        ("lbp", "http://127.0.0.1:9/x.xml", "needs --contact"),
+        ("lbp", "https://example.org/x.xml", "needs --contact"),
+        ("lbp", "http://example.org/x.xml", "by https only"),
+        ("lbp", "ftp://example.org/x.xml", "by https only"),
+        ("lbp", "https://[x.xml", "is no URL"),
+        ("onnx", "https://example.org/x.onnx", "needs --sha256"),
     ],
 )
 def test_wrong_sources_are_one_sentence(folder: Path, name: str, source: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         installing.install(name, source)
+    assert not folder.exists()
+
+
+def test_a_digest_that_is_none_is_refused_before_anything_is_read(folder: Path) -> None:
+    with pytest.raises(UsageError, match="--sha256 takes the 64 hexadecimal digits"):
+        installing.install("lbp", "absent.xml", "9376")
+
+
+def test_a_cascade_that_hangs_opencv_or_kills_it_is_not_installed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.xml").write_bytes(BRIGHT)
+    monkeypatch.setattr(installing, "_TRIAL_SECONDS", 0.01)
+    with pytest.raises(UsageError, match="one picture took more than"):
+        installing.install("lbp", str(tmp_path / "mine.xml"), digest(BRIGHT))
+    monkeypatch.setattr(installing, "_TRIAL_SECONDS", 60)
+    monkeypatch.setattr(installing, "_TRIAL_BYTES", 64 << 20)  # too little to load OpenCV
+    with pytest.raises(UsageError, match=r"cannot be used: cv2 failed on it|needs OpenCV"):
+        installing.install("lbp", str(tmp_path / "mine.xml"), digest(BRIGHT))
+    assert not folder.exists()
+
+
+def test_lbp_takes_no_options_and_its_identity_is_the_digest_of_the_file(cascade: Path) -> None:
+    with pytest.raises(UsageError, match="'lbp' takes no options, so not 'score'"):
+        detectors.load("lbp", {"score": 0.3})
+    assert detectors.identity("none") == ""
+    assert detectors.identity("lbp") == digest(BRIGHT)
+    cascade.write_bytes(BRIGHT + b"\n")
+    assert detectors.identity("lbp") == digest(BRIGHT + b"\n")
+
+
+@pytest.mark.parametrize("content", [b"", b"no XML", BRIGHT.replace(b"<height>24</height>", b"")])
+def test_a_file_that_was_spoilt_after_it_was_installed_is_one_sentence(cascade: Path, content: bytes) -> None:
+    cascade.write_bytes(content)
+    with pytest.raises(UsageError, match="no cascade that OpenCV can read; install it with"):
+        detectors.load("lbp")
 
 
 def test_a_url_is_fetched_and_checked(folder: Path) -> None:
@@ -150,7 +192,7 @@ def test_a_url_is_fetched_and_checked(folder: Path) -> None:
     with local_server(application) as server:
         url = server.url("/cascade.xml")
         done = install("lbp", "--from", url, "--sha256", digest(BRIGHT), "--allow-private", *CONTACT)
-        private = install("lbp", "--from", url, *CONTACT)
+        private = install("lbp", "--from", "https://127.0.0.1:9/x.xml", *CONTACT)
         absent = install(
             "lbp", "--from", server.url("/no.xml"), "--sha256", digest(BRIGHT), "--allow-private", *CONTACT
         )
@@ -172,7 +214,8 @@ def test_the_real_cascade_finds_real_faces_on_drawn_grounds(folder: Path) -> Non
         for number in lot.choice(len(members), 60, replace=False):
             file = tar.extractfile(members[number])
             assert file is not None
-            picture = Image.new("RGB", (640, 480), (210, 225, 240))
+            ground = Random(int(number))
+            picture = SCENES[ground.choice(sorted(SCENES))]((640, 480), ground).convert("RGB")
             side = int(lot.integers(100, 240))
             left, top = int(lot.integers(0, 640 - side)), int(lot.integers(0, 480 - side))
             with Image.open(io.BytesIO(file.read())) as face:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,12 +50,16 @@ class FaceCrop:
         margin: added on each side, as a share of the box's side; what the training data were cut with.
         every: all faces of a picture; otherwise the one with the highest score.
         min_score: least score of a face.
+        or_whole: take the whole picture where no face is found; otherwise that is a problem.
+        options: the detector's own.
     """
 
     detector: str
     margin: float = 0.0
     every: bool = False
     min_score: float = 0.0
+    or_whole: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def predict(
@@ -79,7 +84,9 @@ def predict(
     Raises:
         UsageError: a path that does not exist, an unusable weight file, or a detector that is not ready.
     """
-    detector = detectors.load(faces.detector) if faces else None
+    if faces and faces.detector == "boxes":
+        raise UsageError("the detector 'boxes' reads a source's table, which single pictures have not; take another")
+    detector = detectors.load(faces.detector, faces.options) if faces else None
     model, card = load_model(weights)
     model = model.to(place.device)
     if not isinstance(card.img_size, int):
@@ -168,4 +175,4 @@ def _pieces(path: Path, detector: detectors.Detector | None, faces: FaceCrop | N
     for crop, score in cut if faces.every else cut[:1]:
         yield _Piece(path, content, box=crop, score=score)
     if not cut:
-        yield _Piece(path, problem="no face found")
+        yield _Piece(path, content) if faces.or_whole else _Piece(path, problem="no face found")
