@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from animesion import sources
 from animesion.engine import Engine, cores
 from animesion.errors import AnimesionError, UsageError
 from animesion.recipe import Recipe
+from animesion.sources import clean_text
 from animesion.stages import curate, fetch, inspect, pack, publish
 from animesion.workspace import STAGES, Workspace, write_atomic
+
+if TYPE_CHECKING:
+    from animesion_scrapers.urltables import HostTally
+
+#: Hosts that a preview names.
+_BUSIEST = 10
 
 _CRASHED = ".receipts/crashed.json"
 
@@ -162,36 +169,40 @@ def preview(
 ) -> dict[str, Any]:
     """What a build would do, without writing: pictures by metadata verdict, bytes where known, state of `out`.
 
-    For a crawled source also the requests that fetching takes, and the seconds at the polite pace of the busiest host.
+    For a crawled source also the requests that fetching takes, the seconds at the polite pace of the busiest host, and
+    the ten hosts that most is asked of. Memory does not grow with the listing.
 
     Raises:
         UsageError: bad options of the source, or a folder that is not this recipe's.
     """
-    from animesion import rules
+    from animesion_scrapers import ScraperError
+    from animesion_scrapers.urltables import HostTally
 
     source = sources.make(recipe)
     Workspace(out).check(recipe.digest(), replace=replace)
     verdicts: dict[str, int] = {}
-    hosts: Counter[str] = Counter()
-    listed = wanted = size = unknown = requests = 0
-    seconds = 0.0
+    listed = wanted = size = unknown = 0
+    demand = _Demand()
     crawled = source if isinstance(source, sources.Crawled) else None
-    with source.session():
-        for item in source.items():
-            listed += 1
-            reason = rules.metadata_reason(item.labels, item.rating, item.flags, item.boxes, recipe) or item.failure
-            if reason:
-                verdicts[reason] = verdicts.get(reason, 0) + 1
-            else:
-                wanted += 1
-                size += item.bytes
-                unknown += not item.bytes
-                if crawled:
-                    hosts[crawled.file_host(item)] += 1
-            if listed % 1000 == 0:
-                count(listed)
-        if crawled:
-            requests, seconds = crawled.forecast(hosts)
+    try:
+        with source.session(), HostTally() as tally:
+            for item in source.items():
+                listed += 1
+                reason = fetch.known_reason(item, recipe)
+                if reason:
+                    verdicts[reason] = verdicts.get(reason, 0) + 1
+                else:
+                    wanted += 1
+                    size += item.bytes
+                    unknown += not item.bytes
+                    if crawled:
+                        tally.add(crawled.file_host(item), item.bytes)
+                if listed % 1000 == 0:
+                    count(listed)
+            if crawled:
+                demand = _demand(crawled, tally)
+    except ScraperError as error:
+        raise AnimesionError(str(error)) from None
     if not listed:
         raise UsageError(f"the source of recipe {recipe.name} lists no pictures: check its [source] options")
     return {
@@ -203,12 +214,50 @@ def preview(
         "to_fetch": wanted,
         "bytes_to_fetch": size,
         "bytes_unknown": unknown,
-        "requests": requests,
-        "seconds": seconds,
+        "requests": demand.requests,
+        "seconds": demand.seconds,
+        "hosts": demand.hosts,
+        "busiest_hosts": demand.busiest,
         "not_fetched": verdicts,
         "parts": -(-listed // fetch.PART_ITEMS),
-        "notes": source.notes,
+        "notes": [*source.notes, *demand.sentences()],
     }
+
+
+@dataclass
+class _Demand:
+    """What a crawl asks of how many hosts, and of the busiest of them."""
+
+    requests: int = 0
+    seconds: float = 0.0
+    hosts: int = 0
+    busiest: list[dict[str, Any]] = field(default_factory=list)
+
+    def sentences(self) -> list[str]:
+        """The busiest hosts in words, if there are several."""
+        if self.hosts < 2:
+            return []
+        told = []
+        for host in self.busiest:
+            known = f", {host['bytes'] / 1e6:,.1f} MB" if host["bytes"] else ""
+            took = timedelta(seconds=round(host["seconds"]))
+            told.append(f"{host['host']} {host['requests']:,} requests{known}, {took}")
+        rest = self.hosts - len(self.busiest)
+        return [f"{self.hosts:,} hosts; most is asked of {'; '.join(told)}{f'; {rest:,} more' * bool(rest)}"]
+
+
+def _demand(source: sources.Crawled, tally: HostTally) -> _Demand:
+    demand = _Demand()
+    for batch in tally.batches():
+        requests, seconds = source.forecast({each.host: each.files for each in batch})
+        demand.requests += requests
+        demand.seconds = max(demand.seconds, seconds)
+        demand.hosts += len(batch)
+    for each in tally.most_asked(_BUSIEST):
+        requests, seconds = source.forecast({each.host: each.files})
+        facts = {"requests": requests, "seconds": seconds, "bytes": each.bytes, "bytes_unknown": each.unknown}
+        demand.busiest.append({"host": clean_text(each.host, 80), "files": each.files, **facts})
+    return demand
 
 
 def _account(facts: dict[str, Any], listed: int) -> None:

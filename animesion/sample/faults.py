@@ -11,6 +11,7 @@ import contextlib
 import gzip
 import hashlib
 import json
+import re
 import shutil
 import socket
 import ssl
@@ -72,8 +73,10 @@ LISTING = {
     "vanishing": "some posts are missing from their page",
     "absent fields": "some posts have neither `md5` nor `file_url`",
     "html": "an HTML page with status 200",
+    "single object": "a page with one post has the post itself in place of a list",
+    "missing post": "a document of posts without its posts",
 }
-"""Faults of a listing."""
+"""Faults of a listing, a bare list of posts or a document with one."""
 
 FAULTS = {**LASTING, **PASSING, **LISTING}
 
@@ -83,6 +86,8 @@ _ENDLESS = 1 << 14
 """Pieces of 64 KiB in an endless body: 1 GiB is more than any crawler takes."""
 
 _BOMB = gzip.compress(bytes(8 << 20))
+_LISTS = ("post", "posts", "items")
+"""Where documents keep their posts."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -227,17 +232,34 @@ async def _spoiled_body(fault: str, plan: FaultPlan, request: web.Request, body:
 def _spoiled_listing(fault: str, body: bytes, request: web.Request) -> bytes:
     if fault == "invalid json":
         return body[: len(body) // 2]
-    posts: Any = json.loads(body)
+    try:
+        document: Any = json.loads(body)
+    except ValueError:
+        return body  # some sites say nothing at all where others say []
+    name = next((name for name in _LISTS if name in document), "") if isinstance(document, dict) else ""
+    posts = document[name] if name else document
     if not isinstance(posts, list):
         return body
-    if fault == "duplicates" and posts and (page := request.query.get("page", "")).startswith("b"):
-        posts = [{"id": int(page[1:])}, *posts[:1], *posts]
+    if fault == "duplicates" and posts and (above := _page_above(request)):
+        posts = [{**posts[0], "id": above}, *posts[:1], *posts]
     elif fault == "vanishing":
-        posts = [post for post in posts if post["id"] % 7]
+        posts = [post for post in posts if int(post["id"]) % 7]
     elif fault == "absent fields":
-        hidden = {"md5", "file_url", "large_file_url"}
-        posts = [post if post["id"] % 5 else {k: v for k, v in post.items() if k not in hidden} for post in posts]
-    return json.dumps(posts).encode()
+        hidden = {"md5", "hash", "file_url", "large_file_url", "image"}
+        posts = [post if int(post["id"]) % 5 else {k: v for k, v in post.items() if k not in hidden} for post in posts]
+    elif fault == "single object" and name and len(posts) == 1:
+        posts = posts[0]
+    if not name:
+        return json.dumps(posts).encode()
+    rest = {key: value for key, value in document.items() if key != name}
+    return json.dumps(rest if fault == "missing post" else {**rest, name: posts}).encode()
+
+
+def _page_above(request: web.Request) -> int:
+    """Id of the last post of the page before, as the page is asked for by it; 0 on the first page."""
+    page, tags = request.query.get("page", ""), request.query.get("tags", "")
+    match = re.fullmatch(r"b(\d+)", page) or re.search(r"\bid:<(\d+)", tags)
+    return int(match[1]) if match else 0
 
 
 # -- a server on a thread --------------------------------------------------------------------------------------------

@@ -30,7 +30,6 @@ PLANNED = {
     "moeimouto": "the moeimouto reader",
     "ultra-fgvc": "the reader of the Ultra-FGVC cultivar sets",
     "cultivars": "the crawler of Wikimedia Commons, Wikidata, GBIF and iNaturalist",
-    "urls": "the reader of URL tables",
 }
 
 
@@ -138,6 +137,8 @@ def make(recipe: Recipe) -> Source:
 
 def clean_text(text: str, limit: int = 500) -> str:
     """Text from outside as it may stand in tables: NFC, no control characters or lone surrogates, bounded."""
+    if text.isascii() and text.isprintable():  # most is, and tables may have millions of rows
+        return " ".join(text.split())[:limit]
     text = text.encode("utf-8", "backslashreplace").decode()
     text = unicodedata.normalize("NFC", text)
     text = "".join(" " if unicodedata.category(c) in {"Cc", "Cf", "Zl", "Zp", "Cs"} else c for c in text)

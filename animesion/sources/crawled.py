@@ -182,7 +182,7 @@ class CrawledSource:
         Args:
             urls: Files by host.
         """
-        limiter = self._limiter or self.make_limiter(Path())
+        limiter = self.make_limiter(Path())  # not the session's, which remembers every host that it was asked about
         robots = bool(self.options.robots)
         seconds = [(files + robots) * limiter.interval(host) for host, files in urls.items()]
         return sum(urls.values()) + robots * len(urls), max(seconds, default=0.0)

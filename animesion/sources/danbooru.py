@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,54 +10,40 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from animesion import labelfiles
-from animesion.errors import UsageError
 from animesion.records import Item
 from animesion.settings import Section
 from animesion.sources import faces
-from animesion.sources.crawled import CrawledSource, CrawlOptions
+from animesion.sources.boorus import BooruOptions, BooruSource
 
 if TYPE_CHECKING:
     from animesion_scrapers import Post, Site
 
 
-class DanbooruOptions(CrawlOptions):
+class DanbooruOptions(BooruOptions):
     """Options of the `danbooru` source."""
 
     url: str = Field("https://danbooru.donmai.us", description="the site")
     tags: str = Field("", description="search; two tags are free of charge")
-    ids: str = Field("", description="file with one post id a line, instead of a search")
     faces: str = Field("", description="faces.tsv with head boxes, a path or a URL")
     tag_ids: str = Field("", description="tagIds.tsv; orders classes by the published tag id instead of by name")
 
 
-class DanbooruSource(CrawledSource):
+class DanbooruSource(BooruSource):
     """Posts of a Danbooru."""
 
     Options: ClassVar[type[Section]] = DanbooruOptions
     summary: ClassVar[str] = "Danbooru: posts of a search or of given ids"
+    site_name: ClassVar[str] = "danbooru"
 
     def __init__(self, options: Any) -> None:
         super().__init__(options)
         self._boxes: faces.FaceTable | None = None
         self._tag_ids: Mapping[str, int] = {}
 
-    def site_class(self) -> type[Site]:
-        """Danbooru."""
-        from animesion_scrapers import Danbooru
-
-        return Danbooru
-
-    def base_url(self) -> str:
-        """The site that the options name."""
-        return str(self.options.url)
-
     def posts(self, site: Site, newer_than: str) -> Iterator[Post]:
         """Those of the ids or of the search."""
         self._boxes, self._tag_ids = self._face_table(), self._class_order()
-        if not self.options.ids:
-            return site.posts(self.options.tags, self.options.limit or None, newer_than)
-        ids = (number for number in self._ids() if number > int(newer_than or 0))
-        return itertools.islice(site.posts_by_id(ids), self.options.limit or None)
+        return super().posts(site, newer_than)
 
     def item(self, post: Post, order: int) -> Item:
         """A post with its head boxes and, if it has a single label, the published id of that."""
@@ -68,19 +53,6 @@ class DanbooruSource(CrawledSource):
             boxes=None if self._boxes is None else self._boxes.boxes.get(int(post.id), ()),
             class_order=self._tag_ids.get(item.labels[0], -1) if len(item.labels) == 1 else -1,
         )
-
-    def _ids(self) -> list[int]:
-        path = Path(self.options.ids).expanduser()
-        try:
-            lines = path.read_text(encoding="utf-8").split()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(
-                f"source.ids: {path} cannot be read ({error}); give a text file with one id a line"
-            ) from None
-        for number, text in enumerate(lines, 1):
-            if not (text.isascii() and text.isdecimal() and len(text) < 13):
-                raise UsageError(f"source.ids: entry {number} of {path} is {text[:40]!r}, not a post id")
-        return list(map(int, lines))
 
     def _face_table(self) -> faces.FaceTable | None:
         if not self.options.faces:

@@ -8,10 +8,11 @@ within a part is the source's (`animesion.sources.crawled`).
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self, cast
 
 from animesion import digests, images, rules, shards, sources, tables
 from animesion.engine import Engine
@@ -68,7 +69,7 @@ class FetchJob:
         """Fetch with a source whose session is open."""
         items = tables.plan_items(tables.read(self.workspace.path(plan_name(self.part)), PLAN))
         tar_name, table_name = f"raw/part-{self.part:05d}.tar", f"raw/part-{self.part:05d}.parquet"
-        reasons = {item.key: self._known_reason(item) for item in items}
+        reasons = {item.key: known_reason(item, self.recipe) for item in items}
         rows: list[dict[str, Any]] = []
         with contextlib.ExitStack() as stack:
             had = stack.enter_context(_Earlier(self)) if source.remote else {}
@@ -101,11 +102,12 @@ class FetchJob:
             crawled.handed_over(items)
         return facts
 
-    def _known_reason(self, item: Item) -> str:
-        """Why an item is not worth reading; what metadata says comes before what is wrong with the file."""
-        if item.failure in {"bad record", "not visible"}:  # then the rest of the metadata says little
-            return item.failure
-        return rules.metadata_reason(item.labels, item.rating, item.flags, item.boxes, self.recipe) or item.failure
+
+def known_reason(item: Item, recipe: Recipe) -> str:
+    """Why an item is not worth reading; what metadata says comes before what is wrong with the file."""
+    if item.failure in {"bad record", "not visible"}:  # then the rest of the metadata says little
+        return item.failure
+    return rules.metadata_reason(item.labels, item.rating, item.flags, item.boxes, recipe) or item.failure
 
 
 def params(recipe: Recipe) -> str:
@@ -164,7 +166,7 @@ def listed(
     options = params_digest(recipe.source.model_dump(mode="json"))
     known = workspace.done("plan", CODE, options, {})
     outputs: dict[str, str] = {}
-    keys = set[str]()
+    keys = _Keys(workspace)
     count = 0
     items: Iterable[Item]
     if known is not None and source.remote:
@@ -174,9 +176,9 @@ def listed(
         if not isinstance(source, sources.Crawled):
             raise UsageError(f"source '{recipe.source.kind}' cannot tell what is new: build anew into another folder")
         outputs = {plan_name(part): digest for part, digest in enumerate(plan.parts)}
-        for name in outputs:
-            last = tables.plan_items(tables.read(workspace.path(name), PLAN))
-            keys |= {item.key for item in last}
+        for part in range(len(outputs)):
+            keys.take_in(part)
+        last = tables.plan_items(tables.read(workspace.path(plan_name(len(outputs) - 1)), PLAN))
         count = plan.items
         items = source.items_after(last[-1])
     else:
@@ -187,13 +189,9 @@ def listed(
                 f"crop.detector is 'boxes' but source '{recipe.source.kind}' was given no table of boxes: "
                 "set source.faces where the source takes it, or crop.detector=none"
             )
-        fresh = {item.key for item in chunk}
-        if len(fresh) < len(chunk) or not keys.isdisjoint(fresh):
-            doubled = next(
-                item.source_id for item in chunk if item.key in keys or sum(i.key == item.key for i in chunk) > 1
-            )
-            raise UsageError(f"the source lists {doubled!r} twice; list every picture once")
-        keys |= fresh
+        doubled = keys.repeated(chunk)
+        if doubled:
+            raise UsageError(f"the source lists {doubled.source_id!r} twice; list every picture once")
         name = plan_name(len(outputs))
         outputs[name] = tables.write(workspace.path(name), tables.plan_table(chunk))
         count += len(chunk)
@@ -277,6 +275,46 @@ def _crawl_summary(errors: list[tuple[str, str, str, int]]) -> list[str]:
 def _chunks(items: Iterator[Item]) -> Iterator[list[Item]]:
     while chunk := list(itertools.islice(items, PART_ITEMS)):
         yield chunk
+
+
+class _Keys:
+    """The keys of a listing, in 8 bytes each: what may be a repeat is looked up in the plans that are written."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        from animesion_scrapers.urltables import DigestSet
+
+        self._workspace = workspace
+        self._digests = DigestSet()
+        self._parts = 0
+
+    def take_in(self, part: int) -> None:
+        """Know the keys of the next part, which is written."""
+        assert part == self._parts
+        self._add(self._keys_of(part))
+
+    def repeated(self, chunk: Sequence[Item]) -> Item | None:
+        """The first item whose key came before, else None; then the chunk counts as the next part."""
+        fresh = self._add([item.key for item in chunk])
+        within: set[str] = set()
+        for item, new in zip(chunk, fresh, strict=True):
+            if not new and (item.key in within or self._is_listed(item.key)):
+                return item
+            within.add(item.key)
+        return None
+
+    def _add(self, keys: Sequence[str]) -> list[bool]:
+        from animesion_scrapers.urltables import as_digests
+
+        digests = as_digests(int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) for key in keys)
+        self._parts += 1
+        return cast("list[bool]", self._digests.add(digests).tolist())
+
+    def _is_listed(self, key: str) -> bool:
+        return any(key in self._keys_of(part) for part in range(self._parts - 1))
+
+    def _keys_of(self, part: int) -> list[str]:
+        path = self._workspace.path(plan_name(part))
+        return cast("list[str]", tables.read(path, PLAN, ("key",))["key"].to_pylist())
 
 
 class _Earlier(Mapping[str, Payload]):

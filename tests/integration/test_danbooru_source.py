@@ -49,7 +49,7 @@ def test_published_ids_and_their_files(server: SampleServer, tmp_path: Path) -> 
     assert [item.source_id for item in items] == [str(post.id) for post in chosen]
     assert [payload.content for payload in payloads] == [world.file(post) for post in chosen]
     (tmp_path / "ids.txt").write_text("12\nhello\n")
-    with pytest.raises(UsageError, match=r"entry 2 .* is 'hello'"):
+    with pytest.raises(UsageError, match=r"line 2 .* is 'hello'"):
         list(danbooru(server, f"source.ids={tmp_path / 'ids.txt'}").items())
 
 

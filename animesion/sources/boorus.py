@@ -1,0 +1,179 @@
+"""Boorus, crawled politely: what they share, and Gelbooru, Safebooru.org, Moebooru sites and Zerochan.
+
+Danbooru, which has tables of its own, is in `danbooru`. Each is a few options over `CrawledSource`; how the sites are
+asked is in `animesion_scrapers.sites`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from animesion.errors import UsageError
+from animesion.settings import Section
+from animesion.sources import clean_text, tagtables
+from animesion.sources.crawled import CrawledSource, CrawlOptions
+from animesion.sources.tagtables import TagTableOptions, TagTables
+
+if TYPE_CHECKING:
+    from animesion_scrapers import Post, Site
+
+_LONGEST_LINE = 1000
+
+
+class BooruOptions(TagTableOptions, CrawlOptions):
+    """Options of every booru."""
+
+    tags: str = Field("", description="search, as typed on the site")
+    ids: str = Field("", description="file with one post id a line, instead of a search")
+
+
+class GelbooruOptions(BooruOptions):
+    """Options of the `gelbooru` source."""
+
+    url: str = Field("https://gelbooru.com", description="the site; credentials are sent to gelbooru.com alone")
+
+
+class SafebooruOptions(BooruOptions):
+    """Options of the `safebooru` source."""
+
+    url: str = Field("https://safebooru.org", description="the site")
+    characters: str = Field(
+        "", description="file with one character tag a line: labels where the site gives tags without categories"
+    )
+
+
+class MoebooruOptions(BooruOptions):
+    """Options of the `moebooru` source."""
+
+    url: str = Field("https://yande.re", description="the site: yande.re, konachan.com, konachan.net or another")
+    tags: str = Field("", description="search, as typed on the site; without id: and order:")
+
+
+class ZerochanOptions(BooruOptions):
+    """Options of the `zerochan` source."""
+
+    url: str = Field("https://www.zerochan.net", description="the site")
+    username: str = Field(
+        min_length=1, description="your user name on Zerochan; the site bans crawlers whose User-Agent has none"
+    )
+    tags: str = Field("", description="a tag such as Hatsune Miku, or several with commas between them")
+    strict: bool = Field(False, description="only entries whose primary tag is the one that is searched for")
+
+
+class BooruSource(CrawledSource):
+    """Posts of a search or of given ids, with labels by the tables of aliases and implications."""
+
+    Options: ClassVar[type[Section]] = BooruOptions
+    site_name: ClassVar[str]
+
+    def __init__(self, options: Any) -> None:
+        super().__init__(options)
+        self._tables = TagTables()
+
+    def site_class(self) -> type[Site]:
+        """The site's class, by its name."""
+        from animesion_scrapers import sites
+
+        return sites.load(self.site_name)
+
+    def base_url(self) -> str:
+        """The site that the options name."""
+        return str(self.options.url)
+
+    def posts(self, site: Site, newer_than: str) -> Iterator[Post]:
+        """Those of the ids or of the search."""
+        self._tables = tagtables.load(self.options)
+        most = self.options.limit or None
+        if not self.options.ids:
+            return site.posts(self.options.tags, most, newer_than)
+        ids = (number for number in self._ids() if number > int(newer_than or 0))
+        return itertools.islice(site.posts_by_id(ids), most)
+
+    def candidates(self, post: Post) -> tuple[str, ...]:
+        """The tags that the site declares to be labels, by the tables."""
+        return self._tables.labels(super().candidates(post))
+
+    def _ids(self) -> Iterator[int]:
+        for number, text in _entries(self.options.ids, "source.ids"):
+            if not (text.isascii() and text.isdecimal() and len(text) < 13 and int(text)):
+                raise UsageError(f"source.ids: line {number} of {self.options.ids} is {text[:40]!r}, not a post id")
+            yield int(text)
+
+
+class GelbooruSource(BooruSource):
+    """Posts of Gelbooru."""
+
+    Options: ClassVar[type[Section]] = GelbooruOptions
+    summary: ClassVar[str] = "Gelbooru: posts of a search or of given ids; needs an API key"
+    site_name: ClassVar[str] = "gelbooru"
+
+
+class SafebooruSource(BooruSource):
+    """Posts of Safebooru.org."""
+
+    Options: ClassVar[type[Section]] = SafebooruOptions
+    summary: ClassVar[str] = "Safebooru.org: posts of a search or of given ids"
+    site_name: ClassVar[str] = "safebooru"
+
+    def __init__(self, options: Any) -> None:
+        super().__init__(options)
+        self._characters: frozenset[str] = frozenset()
+
+    def posts(self, site: Site, newer_than: str) -> Iterator[Post]:
+        """Those of the ids or of the search."""
+        if self.options.characters:
+            self._characters = frozenset(
+                clean_text(name) for _, name in _entries(self.options.characters, "source.characters")
+            )
+        return super().posts(site, newer_than)
+
+    def candidates(self, post: Post) -> tuple[str, ...]:
+        """Character tags: by the site's categories, and by the file of characters."""
+        named = (clean_text(tag) for tag in post.tags["general"]) if self._characters else ()
+        found = (*post.tags["character"], *(tag for tag in named if tag in self._characters))
+        return self._tables.labels(clean_text(tag) for tag in found)
+
+
+class MoebooruSource(BooruSource):
+    """Posts of yande.re, konachan.com and other Moebooru sites."""
+
+    Options: ClassVar[type[Section]] = MoebooruOptions
+    summary: ClassVar[str] = "yande.re, konachan.com and other Moebooru sites: posts of a search or of given ids"
+    site_name: ClassVar[str] = "moebooru"
+
+
+class ZerochanSource(BooruSource):
+    """Entries of Zerochan; the primary tag is the label."""
+
+    Options: ClassVar[type[Section]] = ZerochanOptions
+    summary: ClassVar[str] = "Zerochan: entries under a tag or of given ids; the primary tag is the label"
+    site_name: ClassVar[str] = "zerochan"
+
+    def user_agent(self) -> str:
+        """What is asking, whom to contact, and as which user, as the site demands."""
+        return f"{super().user_agent()} - {self.options.username.strip()}"
+
+    def site_settings(self) -> dict[str, Any]:
+        """How a search is meant."""
+        return {"strict": self.options.strict}
+
+
+def _entries(name: str, option: str) -> Iterator[tuple[int, str]]:
+    """The lines of a text file that are not blank, with their numbers, read in a stream."""
+    path = Path(name).expanduser()
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            number = 0
+            while line := file.readline(_LONGEST_LINE):
+                number += 1
+                if len(line) == _LONGEST_LINE:
+                    raise UsageError(f"{option}: line {number} of {path} is longer than {_LONGEST_LINE} characters")
+                if text := line.strip():
+                    yield number, text
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{option}: {path} cannot be read ({error}); give a text file with one entry a line") from None

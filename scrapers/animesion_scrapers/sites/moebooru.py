@@ -1,0 +1,159 @@
+"""The Moebooru API (yande.re, konachan.com, konachan.net and sites that run its software): searches and posts by id.
+
+Relies on version 2 of `/post.json`, whose answer with `include_tags=1` has the type of each tag of the page beside the
+posts (`Post.batch_api_data` of the software's source), so that no tag has to be asked for by itself. Source:
+https://yande.re/help/api and https://github.com/moebooru/moebooru. Files are fetched by `downloads`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any, ClassVar
+
+from animesion_scrapers import fields
+from animesion_scrapers.errors import ScraperError
+from animesion_scrapers.limits import HostLimit
+from animesion_scrapers.post import FLAGS, Post
+from animesion_scrapers.sites import Site, SiteInfo, once_each
+from animesion_scrapers.sites.gelbooru import (
+    RATINGS,
+    asked_id,
+    extension_of,
+    falling,
+    numbered,
+    refuse_order,
+    sorted_tags,
+)
+
+PAGE = 100
+"""Posts on a page; the software gives up to 1000, its sites often less."""
+
+_IDS_PER_QUERY = 100
+_TYPES = {"artist": "artist", "circle": "artist", "copyright": "copyright", "character": "character"}
+_META_TYPES = ("faults", "style", "meta")
+
+
+class Moebooru(Site):
+    """Reads posts from a Moebooru; use it as a context manager, or call `close`."""
+
+    info: ClassVar[SiteInfo] = SiteInfo(
+        name="moebooru",
+        summary="yande.re, konachan.com and other Moebooru sites: posts of a search or of given ids",
+        url="https://yande.re",
+        limits={
+            "yande.re": HostLimit(1.0, 1),
+            "files.yande.re": HostLimit(1.0, 2),
+            "konachan.com": HostLimit(1.0, 2),
+            "konachan.net": HostLimit(1.0, 2),
+        },
+        label_tags=("character",),
+        licence="",
+        terms="https://yande.re/help/api",
+    )
+
+    def __init__(self, base_url: str = "", *, tag_limit: int = 6, **settings: Any) -> None:
+        """Prepare to read; nothing is sent yet.
+
+        Args:
+            base_url: The site.
+            tag_limit: Tags in a search that the site allows, and as many that are excluded; the software's default.
+            settings: As for every `Site`.
+
+        Raises:
+            ScraperError: The User-Agent names no contact, or only one of `login` and `api_key` is given.
+        """
+        super().__init__(base_url, **settings)
+        self._tag_limit = tag_limit
+
+    def posts(self, query: str = "", limit: int | None = None, newer_than: str = "") -> Iterator[Post]:
+        """Search, newest first.
+
+        Args:
+            query: The search, as typed on the site, without `id:`.
+            limit: Stop after this many posts.
+            newer_than: Only posts with a higher id than this one.
+
+        Yields:
+            Each post once, with falling ids, however the site's pages overlap.
+
+        Raises:
+            ScraperError: The search has more tags than the site allows, an order of its own or a range of ids, the
+                site cannot be read, or its pages lead nowhere.
+        """
+        self._check_search(query)
+        size = PAGE if limit is None else min(PAGE, limit)
+
+        def page(below: int) -> dict[int, Post]:
+            # The order is named because a search for a pool has another.
+            return self._page(f"{query} {f'id:<{below} ' if below else ''}order:id_desc".strip(), size)
+
+        pages = falling(page, self._host, asked_id(newer_than) if newer_than else 0)
+        return islice((post for found in pages for post in found), limit)
+
+    def posts_by_id(self, ids: Iterable[int | str]) -> Iterator[Post]:
+        """Look posts up, many a request.
+
+        Args:
+            ids: Which posts; they may be many and are read as needed.
+
+        Yields:
+            The posts in the order of `ids`, each once; one that the site does not have is left out.
+
+        Raises:
+            ScraperError: An id is not a positive whole number, or the site cannot be read.
+        """
+        fresh = once_each(map(asked_id, ids))
+        while batch := list(islice(fresh, _IDS_PER_QUERY)):
+            found = self._page(f"id:{','.join(map(str, batch))}", _IDS_PER_QUERY)
+            yield from (found[number] for number in batch if number in found)
+
+    def _page(self, tags: str, size: int) -> dict[int, Post]:
+        params = {"tags": tags, "limit": str(size), "api_version": "2", "include_tags": "1"}
+        document = fields.mapping(self._client.get_json(f"{self._base}/post.json", params))
+        posts, types = document.get("posts"), document.get("tags")
+        if not isinstance(posts, list) or not isinstance(types, (dict, list)) or (posts and not types):
+            raise ScraperError(
+                f"{self._host} answered /post.json with something other than version 2 of the API, posts and tags."
+            )
+        categories = {name: _category(kind) for name, kind in fields.mapping(types).items()}
+        return {number: self._post(entry, categories) for number, entry in numbered(posts, self._host).items()}
+
+    def _post(self, entry: Mapping[str, Any], categories: Mapping[str, str]) -> Post:
+        number = fields.number_text(entry.get("id"))
+        tags = sorted_tags(fields.words(entry.get("tags")), categories)
+        file_url = fields.joined(self._base, entry.get("file_url"))
+        return Post(
+            id=number,
+            site=self.info.name,
+            page_url=f"{self._base}/post/show/{number}",
+            file_url=file_url,
+            md5=fields.matching(fields.MD5, entry.get("md5")),
+            extension=fields.matching(fields.EXTENSION, entry.get("file_ext")) or extension_of(file_url),
+            width=fields.whole_from_text(entry.get("width")),
+            height=fields.whole_from_text(entry.get("height")),
+            bytes=fields.whole_from_text(entry.get("file_size")),
+            rating=RATINGS.get(fields.text(entry.get("rating")).lower(), ""),
+            tags=tags,
+            parent_id=fields.number_text(entry.get("parent_id")),
+            source=fields.text(entry.get("source")),
+            author=" ".join(tags["artist"]),
+            created_at=fields.unix_date(entry.get("created_at")),
+            flags=tuple(flag for flag in FLAGS if entry.get("status") == flag),
+        )
+
+    def _check_search(self, query: str) -> None:
+        # The site heeds the last id: term alone, and pages are asked for by one.
+        refuse_order(query, "id:")
+        terms = [term for term in query.split() if ":" not in term]
+        excluded = sum(term.startswith("-") for term in terms)
+        for count, what in ((len(terms) - excluded, "tags"), (excluded, "excluded tags")):
+            if count > self._tag_limit:
+                raise ScraperError(
+                    f"{self._host} allows {self._tag_limit} {what} in a search and this one has {count}: "
+                    "drop some, or filter afterwards."
+                )
+
+
+def _category(kind: object) -> str:
+    return "meta" if kind in _META_TYPES else _TYPES.get(fields.text(kind), "general")

@@ -1,0 +1,219 @@
+"""The Zerochan API (www.zerochan.net): entries under a tag and entries by id.
+
+A listing gives neither the file nor its digest, so every entry takes a request of its own. Source:
+https://www.zerochan.net/api. Files are fetched by `downloads`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import count, islice
+from typing import Any, ClassVar
+from urllib.parse import quote_plus
+
+from animesion_scrapers import fields
+from animesion_scrapers.errors import ScraperError, StatusError
+from animesion_scrapers.limits import HostLimit
+from animesion_scrapers.metadata import MetadataClient
+from animesion_scrapers.post import TAG_CATEGORIES, Post
+from animesion_scrapers.sites import Site, SiteInfo, once_each
+from animesion_scrapers.sites.gelbooru import asked_id, extension_of, numbered
+
+PAGE = 250
+"""Entries on a page, the most the site gives."""
+
+DEEPEST_PAGE = 100
+"""Pages of a listing beyond which the site says no, whatever it has."""
+
+_AGENT = re.compile(r"\S.* - \S+")
+_GONE = frozenset({404, 410})
+
+
+class ZerochanClient(MetadataClient):
+    """A client that knows what Zerochan sends where JSON is due: raw control characters, a page for no such page."""
+
+    def __init__(self, plain: MetadataClient) -> None:
+        """Take a client over that has asked nothing yet."""
+        vars(self).update(vars(plain))
+
+    def _parsed(self, answer: Any) -> object:
+        if answer.is_html and b"page number too high" in answer.body[:1_000_000].lower():
+            return {"items": []}
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(answer.body, strict=False)
+        return super()._parsed(answer)
+
+
+class Zerochan(Site):
+    """Reads entries from Zerochan; use it as a context manager, or call `close`.
+
+    Tags have no categories. The primary tag, which is what the picture is filed under (a character as a rule, at times
+    a series or an artist), is in a category of its own, `primary`, and is the label.
+    """
+
+    info: ClassVar[SiteInfo] = SiteInfo(
+        name="zerochan",
+        summary="Zerochan: entries under a tag or of given ids",
+        url="https://www.zerochan.net",
+        limits={
+            # Sixty requests a minute are allowed; who goes on above that is banned.
+            "www.zerochan.net": HostLimit(1.0, 1),
+            "static.zerochan.net": HostLimit(1.0, 2),
+        },
+        label_tags=("primary",),
+        licence="",
+        terms="https://www.zerochan.net/api",
+    )
+
+    def __init__(self, base_url: str = "", *, user_agent: str, strict: bool = False, **settings: Any) -> None:
+        """Prepare to read; nothing is sent yet.
+
+        Args:
+            base_url: The site.
+            user_agent: `Project - Username` with a contact in it, such as `my-crawler/1.0 (me@example.org) - Miku`;
+                the site bans who does not say a user's name.
+            strict: Whether a search gives only entries whose primary tag is the one that is searched for.
+            settings: As for every `Site`.
+
+        Raises:
+            ScraperError: The User-Agent is not of that form or names no contact.
+        """
+        if not _AGENT.fullmatch(user_agent):
+            raise ScraperError(
+                "Zerochan bans crawlers whose User-Agent does not end in a user's name: "
+                "write it as 'my-crawler/1.0 (me@example.org) - Username' with your name on Zerochan."
+            )
+        super().__init__(base_url, user_agent=user_agent, **settings)
+        self._client: MetadataClient = ZerochanClient(self._client)
+        self._flags = "json&strict" if strict else "json"
+
+    def posts(self, query: str = "", limit: int | None = None, newer_than: str = "") -> Iterator[Post]:
+        """Search, newest first.
+
+        Args:
+            query: A tag such as `Hatsune Miku`, or several with commas between them; empty for all entries.
+            limit: Stop after this many entries.
+            newer_than: Only entries with a higher id than this one.
+
+        Yields:
+            Each entry once, however the site's pages overlap; one that is gone when it is looked up is left out.
+
+        Raises:
+            ScraperError: The search is no tag, the site has nothing under it or cannot be read, or its pages lead
+                nowhere.
+        """
+        path = _path(query)
+        size = PAGE if limit is None else min(PAGE, limit)
+        listed = self._listed(path, size, asked_id(newer_than) if newer_than else 0)
+        return islice(self._looked_up(listed), limit)
+
+    def posts_by_id(self, ids: Iterable[int | str]) -> Iterator[Post]:
+        """Look entries up, one a request.
+
+        Args:
+            ids: Which entries; they may be many and are read as needed.
+
+        Yields:
+            The entries in the order of `ids`, each once; one that the site does not have is left out.
+
+        Raises:
+            ScraperError: An id is not a positive whole number, or the site cannot be read.
+        """
+        return self._looked_up((number, {}) for number in once_each(map(asked_id, ids)))
+
+    def _listed(self, path: str, size: int, after: int) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        seen: set[int] = set()
+        full = False
+        for page in count(1):
+            found = self._page(path, page, size)
+            if not found:
+                if full and page > DEEPEST_PAGE:
+                    raise ScraperError(
+                        f"{self._host} gives no more than {page - 1} pages of /{path} and has more: narrow the search."
+                    )
+                return
+            fresh = sorted(found.keys() - seen, reverse=True)
+            if not fresh:
+                raise ScraperError(f"{self._host} answered page {page} of /{path} with what it had already sent.")
+            seen.update(fresh)
+            full = len(found) >= size
+            yield from ((number, found[number]) for number in fresh if number > after)
+            if fresh[-1] <= after:
+                return
+
+    def _page(self, path: str, page: int, size: int) -> dict[int, dict[str, Any]]:
+        params = {"p": str(page), "l": str(size), "s": "id"}
+        try:
+            document = self._client.get_json(f"{self._base}/{path}?{self._flags}", params)
+        except StatusError as error:
+            if error.status not in _GONE:
+                raise
+            if page == 1:
+                raise ScraperError(f"{self._host} has nothing under /{path}: check how the tag is written.") from None
+            return {}
+        except ScraperError as error:
+            raise _on_page(error, page) from None
+        items = document.get("items") if isinstance(document, dict) else None
+        if isinstance(items, dict):
+            items = [items]
+        if not isinstance(items, list):
+            raise ScraperError(f"{self._host} answered page {page} of /{path} with something other than a list.")
+        return numbered(items, self._host)
+
+    def _looked_up(self, listed: Iterable[tuple[int, Mapping[str, Any]]]) -> Iterator[Post]:
+        for number, entry in listed:
+            try:
+                document = self._client.get_json(f"{self._base}/{number}?json", {})
+            except StatusError as error:
+                if error.status in _GONE:
+                    continue
+                raise
+            if not isinstance(document, dict) or fields.whole_from_text(document.get("id")) != number:
+                raise ScraperError(f"{self._host} answered /{number} with something other than that entry.")
+            yield self._post({**entry, **document})
+
+    def _post(self, entry: Mapping[str, Any]) -> Post:
+        number = fields.number_text(entry.get("id"))
+        file_url = fields.joined(self._base, entry.get("full"))
+        primary = fields.text(entry.get("primary")) or fields.text(entry.get("tag"))
+        listed = entry.get("tags")
+        names = once_each(map(fields.text, listed if isinstance(listed, list) else ()))
+        tags = dict.fromkeys(TAG_CATEGORIES, ()) | {
+            "general": tuple(name for name in names if name and name != primary),
+            "primary": (primary,) if primary else (),
+        }
+        return Post(
+            id=number,
+            site=self.info.name,
+            page_url=f"{self._base}/{number}",
+            file_url=file_url,
+            md5=fields.matching(fields.MD5, entry.get("hash")) or fields.matching(fields.MD5, entry.get("md5")),
+            extension=extension_of(file_url),
+            width=fields.whole_from_text(entry.get("width")),
+            height=fields.whole_from_text(entry.get("height")),
+            bytes=fields.whole_from_text(entry.get("size")),
+            tags=tags,
+            source=fields.text(entry.get("source")),
+        )
+
+
+def _path(query: str) -> str:
+    """A search as a path: tags with commas between them, each encoded by itself."""
+    tags = [" ".join(tag.split()) for tag in query.split(",")]
+    if not query.strip():
+        return ""
+    if not all(tags) or any(tag.strip(".") == "" for tag in tags):
+        raise ScraperError(f"A search on Zerochan is one tag or several with commas between them, not {query[:60]!r}.")
+    if len(tags) == 1 and tags[0].isdecimal():
+        raise ScraperError(f"{tags[0][:60]!r} is the number of an entry, not a tag: ask for it by its id.")
+    return ",".join(quote_plus(tag) for tag in tags)
+
+
+def _on_page(error: ScraperError, page: int) -> ScraperError:
+    """The same fault, with the page named if it is the answer's and not the host's."""
+    if type(error) is not ScraperError:
+        return error
+    return ScraperError(f"{str(error).rstrip('.')} (page {page}).")

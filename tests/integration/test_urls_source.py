@@ -1,0 +1,308 @@
+"""URL tables as a source: listing, the whole road from hosts that misbehave, resuming, updates, dry runs, memory."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sqlite3
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from PIL import Image
+
+import animesion
+from animesion import building, sources
+from animesion.cli import main
+from animesion.errors import UsageError
+from animesion.sample.faults import LASTING, FaultPlan, LocalServer, local_server
+
+from .crawling import raw
+
+HOSTS = ("one.invalid", "two.invalid", "three.invalid")
+SETTINGS = ["source.contact=me@example.org", "source.requests_per_second=10"]
+
+
+def picture(number: int) -> bytes:
+    """A small PNG unlike any other, even to a perceptual hash."""
+    side = Image.effect_noise((24, 24), 90)
+    side.putdata([(value * (number + 3) + number * 37) % 256 for value in range(24 * 24)])
+    stream = io.BytesIO()
+    side.convert("RGB").save(stream, "PNG")
+    return stream.getvalue()
+
+
+def application() -> web.Application:
+    async def file(request: web.Request) -> web.Response:
+        return web.Response(body=picture(int(request.match_info["number"])), content_type="image/png")
+
+    app = web.Application()
+    app.router.add_get(r"/data/{number:\d+}.png", file)
+    return app
+
+
+def url(number: int) -> str:
+    return f"http://{HOSTS[number % len(HOSTS)]}/data/{number}.png"
+
+
+def table(path: Path, rows: Iterable[str], header: str = "url,label") -> Path:
+    path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+def recipe(path: Path, *overrides: str) -> Any:
+    return animesion.load_recipe("urls", [f"source.path={path}", *SETTINGS, *overrides])
+
+
+def items(path: Path, *overrides: str) -> tuple[list[Any], list[str]]:
+    source = sources.make(recipe(path, *overrides))
+    return list(source.items()), source.notes
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[LocalServer]:
+    """All hosts lead here."""
+    with local_server(application, getattr(request, "param", None)) as running:
+        original = sources.make
+
+        def made(recipe: Any) -> Any:
+            source: Any = original(recipe)
+            source.connect_to = dict.fromkeys(HOSTS, running.address)
+            return source
+
+        monkeypatch.setattr(sources, "make", made)
+        yield running
+
+
+# -- listing ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_row_says_what_an_item_needs(tmp_path: Path) -> None:
+    row = 'https://a.example/x/Photo 1.jpg,"  rose  ‮ red",k/7,ab,cc-by-4.0,Ann,obs 3,validation,' + "f" * 32 + ",99"
+    header = "image_url,species,name,sha1,license,creator,group_id,split,md5,file_size"
+    [item], notes = items(table(tmp_path / "t.csv", [row], header), "source.key_column=name")
+    assert item.key.startswith("urls-k-7-")
+    assert (item.source_id, item.file_url) == ("k/7", "https://a.example/x/Photo 1.jpg")
+    assert (item.labels, item.families, item.split) == (("rose red",), ("group:obs 3",), "val")
+    assert (item.licence, item.author, item.md5, item.bytes) == ("cc-by-4.0", "Ann", "f" * 32, 99)
+    assert json.loads(item.locator) == {"url": "https://a.example/x/Photo 1.jpg"}
+    assert notes[0].startswith("columns known by their names: url from 'image_url', label from 'species'")
+    assert notes[1] == "1 value(s) of the column for sha1 are not 40 hexadecimal digits and are ignored"
+
+
+def test_a_url_is_given_once_and_so_is_a_key(tmp_path: Path) -> None:
+    rows = [
+        "https://a.example/1,a,k1",
+        "HTTPS://A.example/1#x,b,k2",
+        "https://a.example/2,a,k1",
+        "https://a.example/3,a,",
+    ]
+    path = table(tmp_path / "t.csv", rows, "url,label,key")
+    found, notes = items(path)
+    assert [item.file_url[-1] for item in found] == ["1", "2", "3"]
+    assert notes[-1] == "1 row(s) repeat a URL and are passed over"
+    found, notes = items(path, "source.key_column=key")
+    assert [item.order for item in found] == [0, 3]
+    assert notes[-2:] == [
+        "1 row(s) repeat a URL and are passed over",
+        "1 row(s) repeat a key with another URL and are passed over",
+    ]
+    again, _ = items(table(tmp_path / "u.csv", reversed(rows), "url,label,key"))
+    assert {item.key for item in again} == {item.key for item in items(path)[0]}
+
+
+def test_hostile_rows_become_reasons_and_nothing_is_lost(tmp_path: Path) -> None:
+    hostile = ["file:///etc/passwd", "javascript:alert(1)", '"data:image/png;base64,AA"', "http://10.0.0.1/x", "=1+1",
+               "http://a.example/\0", "http://u:p@a.example/", "http://a.example/" + "x" * 10_000]  # fmt: skip
+    rows = [f"{each},=cmd|' /C calc'!A0" for each in hostile] + ["too,many,cells", '"open,rose', f"{url(1)},=1+1"]
+    found, notes = items(table(tmp_path / "t.csv", rows))
+    assert [item.failure for item in found] == ["unsafe address"] * 8 + ["bad record"] * 2 + [""]
+    assert [item.detail for item in found][8:10] == [
+        "t.csv, line 10: 3 cells where 2 were due",
+        "t.csv, line 11: not a row: its quotes do not match",
+    ]
+    assert found[-1].labels == ("=1+1",)
+    assert all(len(item.file_url) <= 1000 and item.locator == "{}" for item in found[:8])
+    assert len({item.key for item in found}) == len(found)
+    assert any("t.csv, line 2: only http and https are fetched, not file" in note for note in notes)
+
+
+def test_bad_rows_of_tables_with_one_name_are_told_apart(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}").mkdir()
+        table(tmp_path / f"{number}" / "t.csv", ["one,two,three", f"{url(number)},a"])
+    found, notes = items(Path(f"{tmp_path}/*/t.csv"))
+    assert [item.failure for item in found] == ["bad record", ""] * 3
+    assert notes[1].startswith("3 row(s) cannot be read and count as bad records: t.csv, line 2: 3 cells")
+    assert not any("repeat" in note for note in notes)
+
+
+def test_nothing_usable_is_one_sentence(tmp_path: Path) -> None:
+    for rows, header, why in (
+        (["x,y"], "name,address", "no column of URLs is known by its name"),
+        (["file:///etc/passwd,a"], "url,label", "only http and https"),
+        ([], "url,label", "has a URL that can be used$"),
+    ):
+        with pytest.raises(UsageError, match=rf"^source.path: no row of .*{why}"):
+            items(table(tmp_path / "t.csv", rows, header))
+    with pytest.raises(UsageError, match=r"^source.path: there is no file, folder or match for .*none.csv$"):
+        items(tmp_path / "none.csv")
+    with pytest.raises(UsageError, match=r"there is no column 'speceis' among 'url', 'label'"):
+        items(table(tmp_path / "t.csv", [f"{url(1)},a"]), "source.label_column=speceis")
+
+
+# -- the whole road --------------------------------------------------------------------------------------------------
+
+
+def test_from_a_table_to_a_dataset(server: LocalServer, tmp_path: Path) -> None:
+    rows = [f"{url(number)},class {number % 2},g{number // 2},CC0" for number in range(24)]
+    path = table(tmp_path / "t.csv", rows, "url,label,group,licence")
+    result = animesion.build(recipe(path, "duplicates.near=false"), tmp_path / "out", workers=1)
+    assert (result.seen, result.kept, result.classes) == (24, 24, ["class 0", "class 1"])
+    assert {row["licence"] for row in raw(tmp_path / "out").values()} == {"CC0"}
+    assert server.journal.paths["/robots.txt"] == len(HOSTS)
+
+
+@pytest.mark.parametrize("server", [FaultPlan(share=0.5, kinds=("404", "410", "empty", "wrong type", "noai", "500"))],
+                         indirect=True)  # fmt: skip
+def test_faults_are_accounted_for_and_a_second_run_asks_only_for_what_may_come(
+    server: LocalServer, tmp_path: Path, asked: Counter[str]
+) -> None:
+    plan = FaultPlan(share=0.5, kinds=("404", "410", "empty", "wrong type", "noai", "500"))
+    path = table(tmp_path / "t.csv", [f"{url(number)},a" for number in range(30)] + ["file:///x,a", "one,two,three"])
+    first = building.run(recipe(path), tmp_path / "out", workers=1, until="fetch")
+    rows = raw(tmp_path / "out")
+    fault = {key: plan.fault(row["file_url"].partition(".invalid")[2]) for key, row in rows.items()}
+    assert first.seen == len(rows) == 32
+    assert len(set(fault.values())) == 7
+    assert {key for key, row in rows.items() if row["sha256"]} == {key for key in asked if fault[key] not in LASTING}
+    assert Counter(row["reason"] for row in rows.values() if not row["file_url"] or "file:" in row["file_url"]) == {
+        "bad record": 1,
+        "unsafe address": 1,
+    }
+    asked.clear()
+    building.run(recipe(path), tmp_path / "out", workers=1, until="fetch")
+    assert not asked
+    building.run(recipe(path), tmp_path / "out", workers=1, until="fetch", retry_failed=True)
+    assert set(asked) == {key for key in fault if fault[key] in LASTING}
+
+
+def test_a_crawl_that_was_stopped_asks_for_nothing_that_had_come(
+    server: LocalServer, tmp_path: Path, asked: Counter[str]
+) -> None:
+    chosen = recipe(
+        table(tmp_path / "t.csv", [f"{url(number)},a" for number in range(21)]), "source.requests_per_second=5"
+    )
+
+    class StoppedError(Exception):
+        pass
+
+    class Stop(building.Progress):
+        def advanced(self, count: int) -> None:
+            if asked:
+                raise StoppedError
+
+    with pytest.raises(StoppedError):
+        building.run(chosen, tmp_path / "out", workers=1, until="fetch", progress=Stop())
+    with contextlib.closing(sqlite3.connect(tmp_path / "out" / ".crawl" / "ledger.sqlite")) as ledger:
+        had = {key for (key,) in ledger.execute("SELECT key FROM items WHERE state = 'done'")}
+    assert 0 < len(had) < 21
+    asked.clear()
+    building.run(chosen, tmp_path / "out", workers=1, until="fetch")
+    rows = raw(tmp_path / "out")
+    assert all(row["sha256"] for row in rows.values())
+    assert set(asked) == set(rows) - had
+
+
+def test_an_update_takes_the_rows_that_were_appended(server: LocalServer, tmp_path: Path, asked: Counter[str]) -> None:
+    folder, out = tmp_path / "tables", tmp_path / "out"
+    folder.mkdir()
+    rows = [f"{url(number)},a" for number in range(4)]
+    table(folder / "a.csv", rows)
+    building.run(recipe(folder), out, workers=1, until="fetch")
+    assert len(asked) == 4
+    asked.clear()
+    table(folder / "a.csv", [*rows, f"{url(4)},a", f"{url(0)},a"])
+    table(folder / "b.csv", [f"{url(5)},a", f"{url(4)},a"])
+    assert building.run(recipe(folder), out, workers=1, until="fetch").seen == 4
+    assert not asked
+    result = building.run(recipe(folder), out, workers=1, until="fetch", update=True)
+    assert (result.seen, sum(asked.values())) == (6, 2)
+    assert [row["order"] for row in raw(out).values()] == [0, 1, 2, 3, 4, 6]
+    asked.clear()
+    assert building.run(recipe(folder), out, workers=1, until="fetch", update=True).seen == 6
+    assert not asked
+    for name, content in (("0.csv", [f"{url(9)},a"]), ("a.csv", rows[:1])):
+        table(folder / name, content)
+        with pytest.raises(UsageError, match="an update takes rows at the end"):
+            building.run(recipe(folder), out, workers=1, until="fetch", update=True)
+        (folder / "0.csv").unlink(missing_ok=True)
+
+
+# -- dry runs --------------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_tells_what_is_asked_of_which_host(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [f"https://big.example/{number},a,1000" for number in range(20)]
+    rows += [f"https://h{number:02d}.example/,a," for number in range(30)]
+    arguments = ["build", "urls", "--dry-run", "--out", str(tmp_path / "out"), "--set", "source.contact=me@example.org"]
+    arguments += ["--set", f"source.path={table(tmp_path / 't.csv', rows, 'url,label,bytes')}"]
+    with pytest.raises(SystemExit):
+        main([*arguments, "--json"])
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["requests"], facts["hosts"], facts["bytes_to_fetch"], facts["bytes_unknown"]) == (81, 31, 20_000, 30)
+    assert 21 <= facts["seconds"] < 23
+    assert len(facts["busiest_hosts"]) == 10
+    assert facts["busiest_hosts"][0] == {
+        "host": "big.example", "files": 20, "requests": 21, "seconds": facts["seconds"], "bytes": 20_000,
+        "bytes_unknown": 0,
+    }  # fmt: skip
+    with pytest.raises(SystemExit):
+        main(arguments)
+    said = capsys.readouterr().out
+    assert "note: 31 hosts; most is asked of big.example 21 requests, 0.0 MB, 0:00:22; h00.example 2 requests" in said
+    assert "; 21 more\n" in said
+    assert not (tmp_path / "out").exists()
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+import animesion
+from animesion import building
+recipe = animesion.load_recipe("urls", [f"source.path={sys.argv[1]}", "source.contact=me@example.org"])
+facts = building.preview(recipe, Path(sys.argv[2]))
+print(facts["listed"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+WITHOUT_PARENT = "import subprocess, sys; sys.exit(subprocess.run(sys.argv[1:]).returncode)"
+
+
+def test_memory_hardly_grows_with_the_table(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    peaks = {}
+    for rows in (100_000, 400_000):
+        path = tmp_path / f"{rows}.parquet"
+        with pq.ParquetWriter(path, pa.schema([("url", pa.string()), ("label", pa.string())])) as writer:
+            for start in range(0, rows, 50_000):
+                some = range(start, start + 50_000)
+                urls = [f"https://h{number % 30_000}.example/photos/{number:08d}.jpg" for number in some]
+                writer.write_table(pa.table({"url": urls, "label": [f"c{number % 100}" for number in some]}))
+        # the peak of a child counts that of its parent before exec, so the parent is a small one
+        command = [sys.executable, "-c", WITHOUT_PARENT, sys.executable, "-c", PEAK]
+        done = subprocess.run([*command, path, tmp_path / "out"], capture_output=True, text=True, check=True)
+        listed, kilobytes = map(int, done.stdout.split())
+        assert listed == rows
+        peaks[rows] = kilobytes / 1024
+    # 300,000 items alone are 300 MB, their URLs 25 MB; digests are 2.4 MB and up to three times that while they merge
+    assert peaks[400_000] - peaks[100_000] < 16
+    assert peaks[400_000] < 400
