@@ -54,6 +54,9 @@ class Filter(Section):
     """Limits on single pictures; 0 or an empty list switches a limit off."""
 
     ratings: list[str] = Field([], description="ratings allowed, such as g and s; empty allows all")
+    licences: list[str] = Field(
+        [], description="licences allowed, such as CC0-1.0 and CC-BY (any version of it); empty allows all"
+    )
     deleted: bool = Field(False, description="keep posts that the source marks as deleted, banned or pending")
     min_side: int = Field(0, ge=0, description="least side of the picture in pixels")
     max_aspect: float = Field(0.0, ge=0, strict=False, description="most long side over short side")

@@ -82,6 +82,7 @@ REASONS: dict[str, str] = {
     "several labels": "more than one candidate label",
     "excluded label": "the recipe leaves this label out",
     "rating": "rating outside the recipe's list",
+    "licence": "licence outside the recipe's list, or none stated",
     "no face": "no face box in the picture",
     "several faces": "more than one face box",
     "unsure face": "the face box's score is below the recipe's minimum",

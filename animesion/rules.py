@@ -6,11 +6,13 @@ to what a detector found.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from animesion.recipe import Filter, Label, Recipe
-from animesion.records import Box
+from animesion.records import Item
 
+_VERSION = re.compile(r"-\d+(?:\.\d+)*(?:-[a-z]{2,3})?$")
 _HIDDEN_FLAGS = frozenset({"deleted", "banned", "pending"})
 
 
@@ -20,18 +22,25 @@ def labels_left(candidates: Sequence[str], rules: Label) -> list[str]:
     return list(dict.fromkeys(label for label in renamed if label and label not in rules.ignore))
 
 
-def metadata_reason(
-    labels: Sequence[str], rating: str, flags: Sequence[str], boxes: Sequence[Box] | None, recipe: Recipe
-) -> str:
+def metadata_reason(item: Item, recipe: Recipe) -> str:
     """The first drop reason that metadata alone gives, or an empty string."""
-    reason = _flag_reason(flags, recipe.filter) or _label_reason(labels_left(labels, recipe.label), recipe.label)
+    rules = recipe.filter
+    reason = _flag_reason(item.flags, rules) or _label_reason(labels_left(item.labels, recipe.label), recipe.label)
     if reason:
         return reason
-    if recipe.filter.ratings and rating not in recipe.filter.ratings:
+    if rules.ratings and item.rating not in rules.ratings:
         return "rating"
-    if recipe.crop.detector == "boxes" and boxes is not None:
-        return face_reason(len(boxes), max((box[4] for box in boxes), default=0.0), recipe)
+    if rules.licences and not is_allowed(item.licence, rules.licences):
+        return "licence"
+    if recipe.crop.detector == "boxes" and item.boxes is not None:
+        return face_reason(len(item.boxes), max((box.score for box in item.boxes), default=0.0), recipe)
     return ""
+
+
+def is_allowed(licence: str, allowed: Sequence[str]) -> bool:
+    """Whether a licence is in the list; `CC-BY` there stands for every version and port of it, and not for CC-BY-SA."""
+    names = {name.lower() for name in allowed}
+    return not names.isdisjoint({licence.lower(), _VERSION.sub("", licence.lower())})
 
 
 def face_reason(faces: int, best_score: float, recipe: Recipe) -> str:

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 PLANNED = {
     "moeimouto": "the moeimouto reader",
     "ultra-fgvc": "the reader of the Ultra-FGVC cultivar sets",
-    "cultivars": "the crawler of Wikimedia Commons, Wikidata, GBIF and iNaturalist",
 }
 
 

@@ -204,8 +204,7 @@ class CrawledSource:
                 found = list(self.posts(site, newer_than))
         except ScraperError as error:
             raise self._fault(error) from None
-        # Ids are numbers almost everywhere, and then grow with time.
-        found.sort(key=lambda post: (int(post.id) if post.id.isdecimal() else math.inf, post.id))
+        found.sort(key=lambda post: _age(post.id))
         for order, post in enumerate(found, first):
             yield self.item(post, order)
 
@@ -309,6 +308,13 @@ class CrawledSource:
 
     def _fault(self, error: Exception) -> AnimesionError:
         return AnimesionError(f"{self.base_url() or self._info().url}: {error}")
+
+
+def _age(post_id: str) -> tuple[float, float, str]:
+    """Sorts ids: they are numbers almost everywhere, of a picture or of a set and a picture, and grow with time."""
+    of_set, _, of_picture = post_id.partition("-")
+    numbers = [int(part) if part.isascii() and part.isdecimal() else math.inf for part in (of_set, of_picture)]
+    return numbers[0], numbers[1], post_id
 
 
 def _made(folder: Path) -> Path:

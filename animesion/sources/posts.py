@@ -5,8 +5,28 @@ from __future__ import annotations
 import re
 from urllib.parse import urlsplit
 
-#: Extensions that boorus host and that are no still pictures; not worth a request.
-NOT_PICTURES = frozenset({"mp4", "webm", "swf", "zip", "ugoira", "avi", "mpg", "mpeg", "wmv", "pdf", "rar", "psd"})
+#: Extensions that sites host and that are no still pictures; not worth a request.
+NOT_PICTURES = frozenset(
+    {
+        "mp4",
+        "webm",
+        "swf",
+        "zip",
+        "ugoira",
+        "avi",
+        "mpg",
+        "mpeg",
+        "wmv",
+        "pdf",
+        "rar",
+        "psd",
+        "svg",
+        "djvu",
+        "xcf",
+        "stl",
+    }
+    | {"ogg", "oga", "ogv", "wav", "mp3", "flac", "mid", "mov"}
+)
 
 _PIXIV_FILE = re.compile(r"/(\d{4,})_(?:p|ugoira|big_p)?\d*\.\w+$")
 _PIXIV_WORK = re.compile(r"(?:/artworks/|illust_id=)(\d{4,})")

@@ -107,7 +107,7 @@ def known_reason(item: Item, recipe: Recipe) -> str:
     """Why an item is not worth reading; what metadata says comes before what is wrong with the file."""
     if item.failure in {"bad record", "not visible"}:  # then the rest of the metadata says little
         return item.failure
-    return rules.metadata_reason(item.labels, item.rating, item.flags, item.boxes, recipe) or item.failure
+    return rules.metadata_reason(item, recipe) or item.failure
 
 
 def params(recipe: Recipe) -> str:

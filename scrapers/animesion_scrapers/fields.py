@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from pathlib import PurePosixPath
 from typing import Any
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 MD5 = re.compile(r"[0-9a-f]{32}")
 SHA1 = re.compile(r"[0-9a-f]{40}")
@@ -62,6 +63,15 @@ def joined(base: str, url: object) -> str:
         return urljoin(f"{base}/", found) if found else ""
     except ValueError:
         return found
+
+
+def extension(address: object) -> str:
+    """The extension of a file name or URL, lower case and without the dot; empty when there is none."""
+    try:
+        suffix = PurePosixPath(urlsplit(text(address)).path).suffix
+    except ValueError:
+        return ""
+    return matching(EXTENSION, suffix[1:])
 
 
 def iso_date(value: object) -> str:

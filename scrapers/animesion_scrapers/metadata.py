@@ -297,7 +297,9 @@ def _said(body: bytes) -> str:
         return ""
     if not isinstance(document, dict):
         return ""
-    message = document.get("message") or document.get("error")
+    error = document.get("error")
+    nested = error if isinstance(error, dict) else {}
+    message = document.get("message") or nested.get("info") or nested.get("message") or error
     if not isinstance(message, str):
         return ""
     words = " ".join(_printable(message).split())

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self, TypeVar
 from urllib.parse import urlsplit
 
+from animesion_scrapers import fields
 from animesion_scrapers.addresses import Routes
 from animesion_scrapers.breakers import Breakers
 from animesion_scrapers.credentials import CredentialSpec
@@ -113,13 +114,11 @@ class Site:
         Raises:
             ScraperError: The User-Agent names no contact, or only one of `login` and `api_key` is given.
         """
-        from animesion_scrapers.metadata import MetadataClient
-
         if bool(login) != bool(api_key):
             raise ScraperError("A login needs an API key and the other way round: give both or neither.")
         self._base = (base_url or self.info.url).rstrip("/")
         self._host = urlsplit(self._base).hostname or self._base
-        self._client: MetadataClient = MetadataClient(
+        self._client = self._client_class()(
             user_agent=user_agent,
             limiter=limiter or self.info.limiter(requests_per_second),
             routes=Routes(connect_to or {}, allow_private),
@@ -140,6 +139,12 @@ class Site:
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
+
+    def _client_class(self) -> type[MetadataClient]:
+        """The client, for sites that send other things where JSON is due."""
+        from animesion_scrapers.metadata import MetadataClient
+
+        return MetadataClient
 
     def posts(self, query: str = "", limit: int | None = None, newer_than: str = "") -> Iterator[Post]:
         """Search.
@@ -200,6 +205,30 @@ def once_each(keys: Iterable[Key]) -> Iterator[Key]:
         if key not in seen:
             seen.add(key)
             yield key
+
+
+def checked_filters(given: Mapping[str, str], known: frozenset[str], site: str) -> dict[str, str]:
+    """Search parameters of the caller.
+
+    Raises:
+        ScraperError: One is not known.
+    """
+    for name in given:
+        if name not in known:
+            raise ScraperError(f"{name[:60]!r} cannot be searched for on {site}; what can: {', '.join(sorted(known))}.")
+    return {name: str(value) for name, value in given.items()}
+
+
+def asked_id(value: int | str) -> int:
+    """The id that a caller asks for.
+
+    Raises:
+        ScraperError: It is not a positive whole number.
+    """
+    number = 0 if isinstance(value, bool) else fields.whole_from_text(value)
+    if not number:
+        raise ScraperError(f"A post id is a positive whole number, not {str(value)[:40]!r}.")
+    return number
 
 
 def _own() -> list[str]:

@@ -15,7 +15,7 @@ from animesion_scrapers.credentials import CredentialSpec
 from animesion_scrapers.errors import ScraperError
 from animesion_scrapers.limits import HostLimit
 from animesion_scrapers.post import FLAGS, TAG_CATEGORIES, Post
-from animesion_scrapers.sites import Site, SiteInfo, once_each
+from animesion_scrapers.sites import Site, SiteInfo, asked_id, once_each
 
 PAGE = 200
 """Posts on a page, the most the site gives."""
@@ -84,7 +84,7 @@ class Danbooru(Site):
         """
         self._check_search(query)
         if newer_than:
-            query = f"{query} id:>{_asked_id(newer_than)}".strip()
+            query = f"{query} id:>{asked_id(newer_than)}".strip()
         return islice(self._pages(query, PAGE if limit is None else min(PAGE, limit)), limit)
 
     def posts_by_id(self, ids: Iterable[int | str]) -> Iterator[Post]:
@@ -99,7 +99,7 @@ class Danbooru(Site):
         Raises:
             ScraperError: An id is not a positive whole number, or the site cannot be read.
         """
-        fresh = once_each(map(_asked_id, ids))
+        fresh = once_each(map(asked_id, ids))
         while batch := list(islice(fresh, _IDS_PER_QUERY)):
             query = f"id:{','.join(map(str, batch))}"
             found = {int(post.id): post for post in self._page({"tags": query, "limit": str(PAGE)})}
@@ -168,10 +168,3 @@ class Danbooru(Site):
 
 def _metatag(term: str) -> str:
     return term.partition(":")[0] if ":" in term else ""
-
-
-def _asked_id(value: int | str) -> int:
-    text = str(value)
-    if isinstance(value, bool) or not (text.isascii() and text.isdigit()) or not fields.whole(int(text[:20])):
-        raise ScraperError(f"A post id is a positive whole number, not {text[:40]!r}.")
-    return int(text)

@@ -10,9 +10,7 @@ import html
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from pathlib import PurePosixPath
 from typing import Any, ClassVar, TypeVar
-from urllib.parse import urlsplit
 
 from animesion_scrapers import fields
 from animesion_scrapers.credentials import CredentialSpec
@@ -20,7 +18,7 @@ from animesion_scrapers.errors import ScraperError, StatusError
 from animesion_scrapers.limits import HostLimit
 from animesion_scrapers.metadata import MetadataClient
 from animesion_scrapers.post import FLAGS, TAG_CATEGORIES, Post
-from animesion_scrapers.sites import Site, SiteInfo, once_each
+from animesion_scrapers.sites import Site, SiteInfo, asked_id, once_each
 
 RATINGS: Mapping[str, str] = {
     "general": "g", "safe": "s", "sensitive": "s", "questionable": "q", "explicit": "e",
@@ -42,10 +40,6 @@ _XML_REASON = re.compile(rb"<(?:response\b[^>]{0,200}?\breason=\"([^\"<]{0,400})
 
 class DapiClient(MetadataClient):
     """A client that knows what dapi sends where JSON is due: nothing for no posts, and errors in XML."""
-
-    def __init__(self, plain: MetadataClient) -> None:
-        """Take a client over that has asked nothing yet."""
-        vars(self).update(vars(plain))
 
     def _parsed(self, answer: Any) -> object:
         start = answer.body[:4096].lstrip()
@@ -105,8 +99,10 @@ class Gelbooru(Site):
                 "give the user's number as login and the key as api_key."
             )
         self._secrets = [text for text in (settings.get("login"), settings.get("api_key")) if text]
-        self._client: MetadataClient = DapiClient(self._client)
         self._types: dict[str, str] = {}
+
+    def _client_class(self) -> type[MetadataClient]:
+        return DapiClient
 
     def posts(self, query: str = "", limit: int | None = None, newer_than: str = "") -> Iterator[Post]:
         """Search, newest first.
@@ -211,7 +207,7 @@ class Gelbooru(Site):
             page_url=f"{self._base}/index.php?page=post&s=view&id={number}",
             file_url=file_url,
             md5=md5,
-            extension=extension_of(entry.get("image")) or extension_of(file_url),
+            extension=fields.extension(entry.get("image")) or fields.extension(file_url),
             width=fields.whole_from_text(entry.get("width")),
             height=fields.whole_from_text(entry.get("height")),
             rating=RATINGS.get(fields.text(entry.get("rating")).lower(), ""),
@@ -254,18 +250,6 @@ def falling(page: Callable[[int], Mapping[int, Entry]], host: str, after: int) -
         smallest = fresh[-1]
 
 
-def asked_id(value: int | str) -> int:
-    """The id that a caller asks for.
-
-    Raises:
-        ScraperError: It is not a positive whole number.
-    """
-    number = 0 if isinstance(value, bool) else fields.whole_from_text(value)
-    if not number:
-        raise ScraperError(f"A post id is a positive whole number, not {str(value)[:40]!r}.")
-    return number
-
-
 def refuse_order(query: str, *others: str) -> None:
     """Refuse a search that would not come by falling id.
 
@@ -304,15 +288,6 @@ def sorted_tags(names: Iterable[str], categories: Mapping[str, str]) -> dict[str
     for name in names:
         found[categories.get(name, "general")].append(name)
     return {category: tuple(tags) for category, tags in found.items()}
-
-
-def extension_of(address: object) -> str:
-    """The extension of a file name or URL, lower case and without the dot; empty when there is none."""
-    try:
-        suffix = PurePosixPath(urlsplit(fields.text(address)).path).suffix
-    except ValueError:
-        return ""
-    return fields.matching(fields.EXTENSION, suffix[1:])
 
 
 # -- dapi ------------------------------------------------------------------------------------------------------------

@@ -15,11 +15,9 @@ from animesion_scrapers import fields
 from animesion_scrapers.errors import ScraperError
 from animesion_scrapers.limits import HostLimit
 from animesion_scrapers.post import FLAGS, Post
-from animesion_scrapers.sites import Site, SiteInfo, once_each
+from animesion_scrapers.sites import Site, SiteInfo, asked_id, once_each
 from animesion_scrapers.sites.gelbooru import (
     RATINGS,
-    asked_id,
-    extension_of,
     falling,
     numbered,
     refuse_order,
@@ -129,7 +127,7 @@ class Moebooru(Site):
             page_url=f"{self._base}/post/show/{number}",
             file_url=file_url,
             md5=fields.matching(fields.MD5, entry.get("md5")),
-            extension=fields.matching(fields.EXTENSION, entry.get("file_ext")) or extension_of(file_url),
+            extension=fields.matching(fields.EXTENSION, entry.get("file_ext")) or fields.extension(file_url),
             width=fields.whole_from_text(entry.get("width")),
             height=fields.whole_from_text(entry.get("height")),
             bytes=fields.whole_from_text(entry.get("file_size")),

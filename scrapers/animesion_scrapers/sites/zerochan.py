@@ -19,8 +19,8 @@ from animesion_scrapers.errors import ScraperError, StatusError
 from animesion_scrapers.limits import HostLimit
 from animesion_scrapers.metadata import MetadataClient
 from animesion_scrapers.post import TAG_CATEGORIES, Post
-from animesion_scrapers.sites import Site, SiteInfo, once_each
-from animesion_scrapers.sites.gelbooru import asked_id, extension_of, numbered
+from animesion_scrapers.sites import Site, SiteInfo, asked_id, once_each
+from animesion_scrapers.sites.gelbooru import numbered
 
 PAGE = 250
 """Entries on a page, the most the site gives."""
@@ -34,10 +34,6 @@ _GONE = frozenset({404, 410})
 
 class ZerochanClient(MetadataClient):
     """A client that knows what Zerochan sends where JSON is due: raw control characters, a page for no such page."""
-
-    def __init__(self, plain: MetadataClient) -> None:
-        """Take a client over that has asked nothing yet."""
-        vars(self).update(vars(plain))
 
     def _parsed(self, answer: Any) -> object:
         if answer.is_html and b"page number too high" in answer.body[:1_000_000].lower():
@@ -87,8 +83,10 @@ class Zerochan(Site):
                 "write it as 'my-crawler/1.0 (me@example.org) - Username' with your name on Zerochan."
             )
         super().__init__(base_url, user_agent=user_agent, **settings)
-        self._client: MetadataClient = ZerochanClient(self._client)
         self._flags = "json&strict" if strict else "json"
+
+    def _client_class(self) -> type[MetadataClient]:
+        return ZerochanClient
 
     def posts(self, query: str = "", limit: int | None = None, newer_than: str = "") -> Iterator[Post]:
         """Search, newest first.
@@ -191,7 +189,7 @@ class Zerochan(Site):
             page_url=f"{self._base}/{number}",
             file_url=file_url,
             md5=fields.matching(fields.MD5, entry.get("hash")) or fields.matching(fields.MD5, entry.get("md5")),
-            extension=extension_of(file_url),
+            extension=fields.extension(file_url),
             width=fields.whole_from_text(entry.get("width")),
             height=fields.whole_from_text(entry.get("height")),
             bytes=fields.whole_from_text(entry.get("size")),

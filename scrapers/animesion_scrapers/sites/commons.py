@@ -1,0 +1,331 @@
+"""The MediaWiki API of Wikimedia Commons: the pictures of a category and what is below it, and pictures by page id.
+
+Categories are a graph, with cycles and branches that lead far away: the walk is breadth first, visits each category
+once and is bounded in depth and number. A cultivar is known by the name of the category that a picture was found in.
+Source: https://www.mediawiki.org/wiki/API:Categorymembers, API:Imageinfo and API:Etiquette. Which categories hold
+cultivars is asked in `wikidata`; files are fetched by `downloads`.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, ClassVar
+from urllib.parse import quote
+
+from animesion_scrapers import cultivars, fields
+from animesion_scrapers.cultivars import Cultivar
+from animesion_scrapers.errors import ScraperError
+from animesion_scrapers.licences import licence_id
+from animesion_scrapers.limits import HostLimit
+from animesion_scrapers.post import TAG_CATEGORIES, Post
+from animesion_scrapers.sites import Site, SiteInfo, asked_id, once_each
+
+PAGE = 50
+"""Pictures on a page: as many as the site gives extended metadata for in one go."""
+
+WIDTHS = (250, 330, 500, 960, 1280, 1920, 3840)
+"""Widths in pixels of the scaled pictures that the site keeps."""
+
+_SUBCATEGORIES = 500
+_IDS_PER_QUERY = 50
+_BUSY = frozenset({"maxlag", "ratelimited", "readonly"})
+_NOT_IN_TITLES = re.compile(r"[#<>\[\]{}|\x00-\x1f\x7f]")
+_LONGEST_TITLE = 255
+_ELEMENT = re.compile(r"<[^>]*>")
+_INFO = {
+    "prop": "imageinfo",
+    "iiprop": "url|size|mime|sha1|user|timestamp|extmetadata",
+    "iiextmetadatafilter": "LicenseShortName|License|LicenseUrl|Artist",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Category:
+    """Where a walk begins.
+
+    Attributes:
+        title: With or without `Category:`.
+        cultivar: What the pictures below show, if their own categories do not say it; None for unknown.
+    """
+
+    title: str
+    cultivar: Cultivar | None = None
+
+
+@dataclass(slots=True)
+class _Found:
+    """One picture of a walk: its page, and the cultivars of the categories that it is in."""
+
+    page: dict[str, Any] = field(default_factory=dict)
+    cultivars: dict[Cultivar, None] = field(default_factory=dict)
+
+
+class Commons(Site):
+    """Reads pictures from Wikimedia Commons; use it as a context manager, or call `close`.
+
+    A post is one picture with the id of its page. Its tags are `cultivar`, such as `Rosa 'Peace'`, and `taxon`, what
+    that is a cultivar of; a picture in the categories of several cultivars has them all.
+
+    Attributes:
+        notes: Sentences about what a walk left out.
+    """
+
+    info: ClassVar[SiteInfo] = SiteInfo(
+        name="commons",
+        summary="Wikimedia Commons: pictures of a category and what is below it, or of given page ids",
+        url="https://commons.wikimedia.org",
+        limits={
+            "commons.wikimedia.org": HostLimit(1.0, 1),
+            # Two connections at once and 25 Mbit/s are allowed.
+            "upload.wikimedia.org": HostLimit(2.0, 2),
+        },
+        label_tags=("cultivar",),
+        terms="https://foundation.wikimedia.org/wiki/Policy:Wikimedia_Foundation_User-Agent_Policy",
+    )
+
+    def __init__(
+        self, base_url: str = "", *, depth: int = 5, most_categories: int = 2000, width: int = 0, **settings: Any
+    ) -> None:
+        """Prepare to read; nothing is sent yet.
+
+        Args:
+            base_url: The wiki.
+            depth: How far below the categories asked for a walk goes; 0 for those alone.
+            most_categories: Categories that a walk visits at the most.
+            width: Width in pixels of the files, one of `WIDTHS`; 0 for the originals. Smaller originals stay as they
+                are.
+            settings: As for every `Site`.
+
+        Raises:
+            ScraperError: A width that the site does not keep, or the User-Agent names no contact.
+        """
+        if width and width not in WIDTHS:
+            raise ScraperError(f"Wikimedia keeps pictures {', '.join(map(str, WIDTHS))} pixels wide, not {width}.")
+        super().__init__(base_url, **settings)
+        self._depth = depth
+        self._most = most_categories
+        self._width = width
+        self.notes: list[str] = []
+
+    def posts(self, query: str = "", limit: int | None = None, newer_than: str = "") -> Iterator[Post]:
+        """Pictures of categories and of what is below them, by rising page id.
+
+        Args:
+            query: Title of the category, or several with `|` between them.
+            limit: Stop the walk when this many pictures are found.
+            newer_than: Only pictures with a higher page id. The whole tree is walked all the same.
+
+        Yields:
+            Each picture once.
+
+        Raises:
+            ScraperError: All categories are empty, one is no title, or the site cannot be read.
+        """
+        return self.posts_below([Category(title) for title in query.split("|")], limit, newer_than)
+
+    def posts_below(
+        self, categories: Sequence[Category], limit: int | None = None, newer_than: str = ""
+    ) -> Iterator[Post]:
+        """As `posts`, from categories whose cultivars may be known.
+
+        Raises:
+            ScraperError: All categories are empty, one is no title, or the site cannot be read.
+        """
+        after = asked_id(newer_than) if newer_than else 0
+        roots = [Category(_titled(each.title, "Category"), each.cultivar) for each in categories]
+        if limit != 0:
+            found = self._walk(roots, limit, after)
+            chosen = sorted(number for number in found if number > after)
+            yield from (self._post(found[number]) for number in chosen[:limit])
+
+    def posts_by_id(self, ids: Iterable[int | str]) -> Iterator[Post]:
+        """Look pictures up by the ids of their pages, many a request; cultivars are not known then.
+
+        Yields:
+            The pictures in the order of `ids`, each once; what the site does not have is left out.
+
+        Raises:
+            ScraperError: An id is not a positive whole number, or the site cannot be read.
+        """
+        fresh = once_each(map(asked_id, ids))
+        while batch := list(islice(fresh, _IDS_PER_QUERY)):
+            found = self._files({"pageids": "|".join(map(str, batch))})
+            yield from (self._post(_Found(found[number])) for number in batch if number in found)
+
+    def posts_titled(self, files: Mapping[str, Cultivar | None]) -> Iterator[Post]:
+        """Look pictures up by the titles of their pages, many a request.
+
+        Args:
+            files: What each title, with or without `File:`, shows.
+
+        Yields:
+            The pictures by rising page id; what the site does not have is left out.
+
+        Raises:
+            ScraperError: A title cannot be one, or the site cannot be read.
+        """
+        wanted = {_titled(title, "File"): cultivar for title, cultivar in files.items()}
+        titles = iter(wanted)
+        while batch := list(islice(titles, _IDS_PER_QUERY)):
+            found = self._files({"titles": "|".join(batch)})
+            for number in sorted(found):
+                cultivar = wanted.get(fields.text(found[number].get("title")))
+                yield self._post(_Found(found[number], {cultivar: None} if cultivar else {}))
+
+    # -- the walk ------------------------------------------------------------------------------------------------
+
+    def _walk(self, roots: Sequence[Category], limit: int | None, after: int) -> dict[int, _Found]:
+        """The pictures below some categories, by page id."""
+        found: dict[int, _Found] = {}
+        above: dict[Cultivar, set[Cultivar]] = {}
+        waiting = deque((each.title, each.cultivar, 0) for each in roots)
+        seen = {each.title for each in roots}
+        empty: list[str] = []
+        visited = 0
+        while waiting:
+            title, inherited, depth = waiting.popleft()
+            if visited == self._most:
+                self._note(f"the walk stopped after {visited} categories; at least {len(waiting) + 1} were left out")
+                break
+            visited += 1
+            cultivar = cultivars.parse(title.partition(":")[2]) or inherited
+            if cultivar and inherited and cultivar != inherited:
+                above.setdefault(cultivar, set()).update({inherited} | above.get(inherited, set()))
+            files = self._files({"generator": "categorymembers", "gcmtitle": title, "gcmtype": "file"})
+            for number, page in files.items():
+                each = found.setdefault(number, _Found())
+                each.page = page
+                if cultivar:
+                    each.cultivars[cultivar] = None
+            below = self._subcategories(title)
+            if not depth and not files and not below:
+                empty.append(title)
+                self._note(f"{self._host} has nothing in {title}")
+            fresh = [name for name in below if name not in seen]
+            if depth == self._depth and fresh:
+                self._note(f"{len(fresh)} categories below {title} and perhaps others are deeper than {depth} levels")
+                continue
+            seen.update(fresh)
+            waiting.extend((name, _inherited(cultivar, name), depth + 1) for name in fresh)
+            if limit is not None and sum(number > after for number in found) >= limit:
+                break
+        if len(empty) == len(seen):
+            raise ScraperError(f"{self._host} has nothing in {empty[0]}: check how the category is written.")
+        for each in found.values():  # of a cultivar and its sport, whose category is below, the sport is meant
+            general = {cultivar for named in each.cultivars for cultivar in above.get(named, ())}
+            each.cultivars = {named: None for named in each.cultivars if named not in general}
+        return found
+
+    def _subcategories(self, title: str) -> list[str]:
+        params = {"list": "categorymembers", "cmtitle": title, "cmtype": "subcat", "cmlimit": str(_SUBCATEGORIES)}
+        names: list[str] = []
+        for query in self._answers(params):
+            members = query.get("categorymembers")
+            for entry in members if isinstance(members, list) else ():
+                name = fields.text(fields.mapping(entry).get("title"))
+                if name.startswith("Category:"):
+                    names.append(name)
+        return names
+
+    def _files(self, params: Mapping[str, str]) -> dict[int, dict[str, Any]]:
+        """Pages of pictures by id, with what the wiki says of them; a page may come in several parts."""
+        paging = {"gcmlimit": str(PAGE)} if "generator" in params else {}
+        scaled = {"iiurlwidth": str(self._width)} if self._width else {}
+        found: dict[int, dict[str, Any]] = {}
+        for query in self._answers({**params, **paging, **scaled, **_INFO}):
+            pages = query.get("pages")
+            for page in pages.values() if isinstance(pages, dict) else pages if isinstance(pages, list) else ():
+                number = fields.whole(fields.mapping(page).get("pageid"))
+                if number and fields.text(page.get("title")).startswith("File:"):
+                    found[number] = {**found.get(number, {}), **page}
+        return found
+
+    def _answers(self, params: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+        """The `query` of each answer, following `continue` to the end."""
+        basic = {"action": "query", "format": "json", "maxlag": "5"}
+        place: dict[str, str] = {}
+        places: set[str] = set()
+        while True:
+            document = self._client.get_json(f"{self._base}/w/api.php", {**basic, **params, **place}, is_busy=_is_busy)
+            if not isinstance(document, dict):
+                raise ScraperError(f"{self._host} answered /w/api.php with something other than an object.")
+            if "error" in document:
+                told = fields.mapping(document["error"])
+                said = " ".join(fields.text(told.get("info")).split())[:200]
+                raise ScraperError(f"{self._host} refuses the request ({fields.text(told.get('code'))[:40]}): {said}")
+            yield fields.mapping(document.get("query"))
+            more = fields.mapping(document.get("continue"))
+            place = {name: str(value) for name, value in more.items() if isinstance(value, (str, int))}
+            if not place:
+                return
+            if repr(place) in places:
+                raise ScraperError(f"{self._host} answered /w/api.php with what it had already sent.")
+            places.add(repr(place))
+
+    def _note(self, sentence: str) -> None:
+        if sentence not in self.notes:
+            self.notes.append(sentence)
+
+    # -- one picture ---------------------------------------------------------------------------------------------
+
+    def _post(self, found: _Found) -> Post:
+        page = found.page
+        infos = page.get("imageinfo")
+        info = fields.mapping(infos[0]) if isinstance(infos, list) and infos else {}
+        told = fields.mapping(info.get("extmetadata"))
+        title = fields.text(page.get("title"))
+        original, width = fields.joined(self._base, info.get("url")), fields.whole(info.get("width"))
+        scaled = fields.joined(self._base, info.get("thumburl")) if 0 < self._width < width else ""
+        names = tuple(map(str, found.cultivars))
+        tags = dict.fromkeys(TAG_CATEGORIES, ()) | {
+            "cultivar": names,
+            "taxon": tuple(dict.fromkeys(cultivar.taxon for cultivar in found.cultivars)),
+        }
+        return Post(
+            id=str(page["pageid"]),
+            site=self.info.name,
+            page_url=f"{self._base}/wiki/{quote(title.replace(' ', '_'), safe=':')}",
+            file_url=scaled or original,
+            sha1="" if scaled else fields.matching(fields.SHA1, info.get("sha1")),
+            extension=fields.extension(original),
+            width=fields.whole(info.get("thumbwidth")) if scaled else width,
+            height=fields.whole(info.get("thumbheight")) if scaled else fields.whole(info.get("height")),
+            bytes=0 if scaled else fields.whole(info.get("size")),
+            tags=tags,
+            author=_plain(_value(told, "Artist")) or fields.text(info.get("user")),
+            licence=licence_id(_plain(_value(told, "LicenseShortName")) or _plain(_value(told, "License"))),
+            created_at=fields.iso_date(info.get("timestamp")),
+        )
+
+
+def _is_busy(document: object) -> bool:
+    return fields.mapping(fields.mapping(document).get("error")).get("code") in _BUSY
+
+
+def _inherited(cultivar: Cultivar | None, title: str) -> Cultivar | None:
+    """The cultivar of the category above, if the title has its name in it: branches lead anywhere."""
+    return cultivar if cultivar and cultivar.epithet.lower() in title.lower() else None
+
+
+def _titled(text: str, namespace: str) -> str:
+    """A title with its namespace, as the wiki writes it."""
+    name = " ".join(text.replace("_", " ").split())
+    if name[: len(namespace) + 1].lower() == f"{namespace.lower()}:":
+        name = name[len(namespace) + 1 :].strip()
+    if not name or _NOT_IN_TITLES.search(name) or len(name.encode()) > _LONGEST_TITLE:
+        raise ScraperError(f"{text[:60]!r} is no title on Wikimedia Commons, as {namespace}:Rosa 'Peace' is.")
+    return f"{namespace}:{name[0].upper()}{name[1:]}"
+
+
+def _value(told: Mapping[str, Any], name: str) -> str:
+    return fields.text(fields.mapping(told.get(name)).get("value"))
+
+
+def _plain(text: str) -> str:
+    """The text of a snippet of HTML, on one line."""
+    return " ".join(html.unescape(_ELEMENT.sub(" ", text[:10_000])).split())

@@ -1,0 +1,222 @@
+"""The iNaturalist API (api.inaturalist.org): photos of the observations of a taxon, and of observations by id.
+
+iNaturalist knows species and what is below them, and no cultivars; cultivated plants are `captive`. Source:
+https://api.inaturalist.org/v1/docs and https://www.inaturalist.org/pages/api+recommended+practices. Files are fetched
+by `downloads`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any, ClassVar, Literal
+
+from animesion_scrapers import fields
+from animesion_scrapers.errors import ScraperError
+from animesion_scrapers.licences import RESERVED, licence_id
+from animesion_scrapers.limits import HostLimit
+from animesion_scrapers.post import TAG_CATEGORIES, Post
+from animesion_scrapers.sites import Site, SiteInfo, checked_filters, once_each
+
+PAGE = 200
+"""Observations on a page, the most the site gives."""
+
+Size = Literal["original", "large", "medium", "small"]
+"""Longest side of a photo: 2048, 1024, 500, 240 pixels."""
+
+FILTERS = frozenset(
+    {"quality_grade", "photo_license", "captive", "place_id", "user_id", "project_id", "month", "year", "d1", "d2"}
+    | {"introduced", "native", "out_of_range", "term_id", "term_value_id", "without_taxon_id", "hrank", "lrank"}
+)
+"""Search parameters that a caller may set; taxon, order and paging are the module's own."""
+
+_SPECIES_LEVEL = 10
+_SIZED = re.compile(r"/(?:square|thumb|small|medium|large|original)\.(?=[A-Za-z]{3,4}(?:\?|$))")
+_POST_ID = re.compile(r"(\d{1,18})(?:-(\d{1,18}))?")
+_NEAREST = 5
+
+
+class INaturalist(Site):
+    """Reads photos from iNaturalist; use it as a context manager, or call `close`.
+
+    A post is one photo, with the id `OBSERVATION-PHOTO`; its parent is the observation.
+    """
+
+    info: ClassVar[SiteInfo] = SiteInfo(
+        name="inaturalist",
+        summary="iNaturalist: photos of the observations of a taxon, or of given observations",
+        url="https://api.inaturalist.org",
+        limits={
+            # Sixty requests a minute are asked for; files may be 5 GB an hour, which is four of a large size a second.
+            "api.inaturalist.org": HostLimit(1.0, 1),
+            "inaturalist-open-data.s3.amazonaws.com": HostLimit(4.0, 4),
+            "static.inaturalist.org": HostLimit(1.0, 1),
+        },
+        label_tags=("species",),
+        terms="https://www.inaturalist.org/pages/api+recommended+practices",
+    )
+
+    def __init__(
+        self, base_url: str = "", *, size: Size = "large", search: Mapping[str, str] | None = None, **settings: Any
+    ) -> None:
+        """Prepare to read; nothing is sent yet.
+
+        Args:
+            base_url: The API.
+            size: Which size of a photo is its file.
+            search: Further search parameters, those of `FILTERS`; `quality_grade=research` unless it is given.
+            settings: As for every `Site`.
+
+        Raises:
+            ScraperError: A parameter is not one of `FILTERS`, or the User-Agent names no contact.
+        """
+        self._search = {"quality_grade": "research", **checked_filters(search or {}, FILTERS, "iNaturalist")}
+        super().__init__(base_url, **settings)
+        self._size = size
+
+    def posts(self, query: str = "", limit: int | None = None, newer_than: str = "") -> Iterator[Post]:
+        """Photos of the observations of a taxon and all that is below it, by rising observation.
+
+        Args:
+            query: Number or scientific name of the taxon; a common name if only one taxon has it.
+            limit: Stop after this many photos.
+            newer_than: Only observations that came after the one of this photo.
+
+        Yields:
+            Each photo once.
+
+        Raises:
+            ScraperError: No taxon or several go by the name, the site cannot be read, or its pages lead nowhere.
+        """
+        above = _observation(newer_than) if newer_than else 0
+        if limit == 0:
+            return iter(())
+        return islice(self._pages(self._taxon(query), above), limit)
+
+    def posts_by_id(self, ids: Iterable[int | str]) -> Iterator[Post]:
+        """Look observations up, many a request.
+
+        Args:
+            ids: Numbers of observations, for all their photos, or ids of posts.
+
+        Yields:
+            The photos in the order of `ids`, each once; what the site does not have is left out.
+
+        Raises:
+            ScraperError: An id is neither, or the site cannot be read.
+        """
+        fresh = once_each(map(_asked, ids))
+        given: set[str] = set()
+        while batch := list(islice(fresh, PAGE)):
+            numbers = sorted({observation for observation, _ in batch})
+            document = self._page({"id": ",".join(map(str, numbers)), "per_page": str(PAGE)})
+            found = {number: list(self._photos(entry)) for number, entry in document.items()}
+            for observation, photo in batch:
+                for post in found.get(observation, ()):
+                    if post.id not in given and photo in {0, int(post.id.partition("-")[2])}:
+                        given.add(post.id)
+                        yield post
+
+    def _pages(self, taxon: int, above: int) -> Iterator[Post]:
+        params = {"taxon_id": str(taxon), "photos": "true", **self._search, "order_by": "id", "order": "asc"}
+        while True:
+            page = self._page({**params, "id_above": str(above), "per_page": str(PAGE)})
+            fresh = sorted(number for number in page if number > above)
+            if page and not fresh:
+                raise ScraperError(
+                    f"{self._host} answered the page above observation {above} with what it had already sent."
+                )
+            for number in fresh:
+                yield from self._photos(page[number])
+            if not fresh:
+                return
+            above = fresh[-1]
+
+    def _page(self, params: Mapping[str, str]) -> dict[int, dict[str, Any]]:
+        document = self._client.get_json(f"{self._base}/v1/observations", params)
+        found: dict[int, dict[str, Any]] = {}
+        for entry in self._results(document, "observations"):
+            number = fields.whole(entry.get("id"))
+            if not number:
+                raise ScraperError(f"{self._host} sent an observation without a proper id.")
+            found[number] = entry
+        return found
+
+    def _results(self, document: object, what: str) -> list[dict[str, Any]]:
+        results = document.get("results") if isinstance(document, dict) else None
+        if not isinstance(results, list) or not all(isinstance(entry, dict) for entry in results):
+            raise ScraperError(f"{self._host} answered /v1/{what} with something other than a list of {what}.")
+        return results
+
+    def _taxon(self, query: str) -> int:
+        """The number of the taxon that is meant."""
+        name = " ".join(query.split())
+        if number := fields.whole_from_text(name):
+            return number
+        if not name:
+            raise ScraperError(
+                "A search on iNaturalist needs a taxon: its scientific name, such as Rosa, or its number."
+            )
+        document = self._client.get_json(f"{self._base}/v1/taxa", {"q": name, "is_active": "true", "per_page": "30"})
+        taxa = [entry for entry in self._results(document, "taxa") if fields.whole(entry.get("id"))]
+        for key in ("name", "preferred_common_name"):
+            same = [entry for entry in taxa if fields.text(entry.get(key)).lower() == name.lower()]
+            if len(same) == 1:
+                return fields.whole(same[0]["id"])
+            if same:
+                raise ScraperError(f"{name} is the name of several taxa: {_listed(same)}. Give the number of one.")
+        offered = f"; it offers {_listed(taxa)}" if taxa else ""
+        raise ScraperError(f"{self._host} knows no taxon {name[:80]!r}{offered}.")
+
+    def _photos(self, entry: Mapping[str, Any]) -> Iterator[Post]:
+        observation = fields.whole(entry.get("id"))
+        taxon, user = fields.mapping(entry.get("taxon")), fields.mapping(entry.get("user"))
+        name = fields.text(taxon.get("name"))
+        level = taxon.get("rank_level")
+        below = isinstance(level, (int, float)) and level <= _SPECIES_LEVEL
+        hybrid = "×" in name or " x " in name
+        species = (name if hybrid else " ".join(name.split()[:2])) if below else ""
+        captive = entry.get("captive") is True
+        tags = dict.fromkeys(TAG_CATEGORIES, ()) | {
+            "general": ("captive",) if captive else (),
+            "species": (species,) if species else (),
+            "taxon": (name,) if name else (),
+        }
+        photos = entry.get("photos")
+        for photo in map(fields.mapping, photos if isinstance(photos, list) else ()):
+            number = fields.whole(photo.get("id"))
+            if not number:
+                continue
+            size = fields.mapping(photo.get("original_dimensions")) if self._size == "original" else {}
+            url = _SIZED.sub(f"/{self._size}.", fields.joined(self._base, photo.get("url")))
+            yield Post(
+                id=f"{observation}-{number}",
+                site=self.info.name,
+                page_url=f"https://www.inaturalist.org/observations/{observation}",
+                file_url=url,
+                extension=fields.extension(url),
+                width=fields.whole(size.get("width")),
+                height=fields.whole(size.get("height")),
+                tags=tags,
+                parent_id=str(observation),
+                author=fields.text(user.get("name")) or fields.text(user.get("login")),
+                licence=licence_id(fields.text(photo.get("license_code"))) or RESERVED,
+                created_at=fields.iso_date(entry.get("observed_on")),
+            )
+
+
+def _listed(taxa: list[dict[str, Any]]) -> str:
+    facts = [(fields.text(e.get("name"))[:60], fields.text(e.get("rank"))[:20], e["id"]) for e in taxa[:_NEAREST]]
+    return ", ".join(f"{name} ({rank}, {number})" for name, rank, number in facts)
+
+
+def _asked(value: int | str) -> tuple[int, int]:
+    found = _POST_ID.fullmatch(str(value))
+    if isinstance(value, bool) or not found or not int(found[1]):
+        raise ScraperError(f"An id is the number of an observation or OBSERVATION-PHOTO, not {str(value)[:40]!r}.")
+    return int(found[1]), int(found[2] or 0)
+
+
+def _observation(value: str) -> int:
+    return _asked(value)[0]
