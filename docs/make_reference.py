@@ -185,7 +185,9 @@ def _sources() -> Iterator[str]:
     yield ""
     yield "Options of each source: keys of `[source]` besides `kind`, or `--set source.NAME=VALUE`."
     yield ""
-    for name in ("folder", "labels", "dump", "danbooru", "sample"):
+    ours = [name for name in sources.names() if sources.source_class(name).__module__.startswith("animesion.")]
+    first = [name for name in ("folder", "labels", "dump", "danbooru") if name in ours]
+    for name in [*first, *(name for name in ours if name not in first)]:
         found = sources.source_class(name)
         yield f"## {name}"
         yield ""
