@@ -117,11 +117,12 @@ class CrawledSource:
         with self._open:
             if self._folder is None:
                 self._folder = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="animesion-crawl-")))
-            self._limiter = self.make_limiter(_made(self._folder) / "hosts.json")
+            self._limiter = self.make_limiter(_made(self._folder) / "hosts.sqlite")
             self._breakers = Breakers()
             try:
                 yield
             finally:
+                self._limiter.close()
                 self._limiter = self._breakers = self._kept = None
                 self._folder = given
 
@@ -274,7 +275,7 @@ class CrawledSource:
                     user_agent=self.user_agent(),
                     limiter=self._limiter or RateLimiter(self.options.requests_per_second),
                     breakers=self._breakers,
-                    robots=self._folder / "robots.json" if self.options.robots else False,
+                    robots=self._folder / "robots.sqlite" if self.options.robots else False,
                     connect_to=self.connect_to,
                     host_connections=self._info().connections(),
                     deadline=self.options.deadline,

@@ -108,10 +108,10 @@ class Crawler:
         self._breakers = breakers or Breakers()
         self._watch = watch
         self._concurrency = concurrency
-        cache = None
+        self._robots: RobotsCache | None = None
         if robots is not False:
             product = product_token(checked_user_agent(user_agent))
-            cache = RobotsCache(product, robots if isinstance(robots, Path) else None)
+            self._robots = RobotsCache(product, robots if isinstance(robots, Path) else None)
         self._transfers = Transfers(
             user_agent=user_agent,
             limiter=limiter,
@@ -124,7 +124,7 @@ class Crawler:
             max_bytes=max_bytes,
             retries=retries or Retries(),
             breakers=self._breakers,
-            robots=cache,
+            robots=self._robots,
         )
         self._background: Background | None = None
         self._finished = self._bytes = self._left = 0
@@ -144,6 +144,8 @@ class Crawler:
             self._background.run(self._transfers.close())
             self._background.close()
             self._background = None
+        if self._robots is not None:
+            self._robots.close()
 
     def fetch(self, spool: str, requests: Sequence[Download], *, retry_refused: bool = False) -> dict[str, Entry]:
         """Fetch what the ledger does not have; the order in which files come is their servers' business.

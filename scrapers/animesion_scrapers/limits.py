@@ -7,9 +7,6 @@ What counts as a reason to hold a host back is the clients' business; `breakers`
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import os
 import threading
 import time
 from collections.abc import Mapping
@@ -18,12 +15,18 @@ from math import inf
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
+from animesion_scrapers.memory import HostMemory
+
 # Requests leave evenly spaced but arrive with jitter; aiming a little low keeps the host's own count under the rate.
 HEADROOM = 1.05
 
 _LEASE = 1.0
 """Seconds of turns that are written down ahead, so that a fast host costs one write a second and not one a turn."""
 
+_MOST_HOSTS = 10_000
+"""Hosts above which those that were not asked for a while are forgotten; what is on disk stays."""
+
+_IDLE = 60.0
 _LONGEST_HOLD = 86_400.0
 """Seconds after which a remembered pause is forgotten: clocks may have been wrong when it was written."""
 
@@ -43,10 +46,12 @@ class HostLimit:
 
 @dataclass(slots=True)
 class _Bucket:
-    """A bucket that holds a single token: requests never leave in a burst. Times are of the monotonic clock."""
+    """A bucket that holds a single token: requests never leave in a burst. Times are monotonic, but `kept_until`."""
 
     interval: float
     due: float = 0.0
+    kept_until: float = 0.0
+    slowed: bool = False
     held_until: float = 0.0
     threads: threading.Lock = field(default_factory=threading.Lock)
     tasks: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = field(default_factory=WeakKeyDictionary)
@@ -69,7 +74,7 @@ class RateLimiter:
         Args:
             requests_per_second: The rate of any host that is not named in `per_host`; `math.inf` for no limit.
             per_host: Rates of single hosts, by host name.
-            memory: A JSON file that keeps when each host may be asked next. A process that starts after another was
+            memory: An SQLite file that keeps when each host may be asked next. A process that starts after another was
                 killed waits as that one would have, up to a second longer.
 
         Raises:
@@ -82,8 +87,11 @@ class RateLimiter:
                 raise ValueError(f"A rate must be above zero requests per second, not {rate}.")
         self._buckets: dict[str, _Bucket] = {}
         self._lock = threading.Lock()
-        self._memory = memory
-        self._kept = _read(memory) if memory else {}
+        self._memory = HostMemory(memory)
+
+    def close(self) -> None:
+        """Close the file that remembers; it opens again when it is needed."""
+        self._memory.close()
 
     def wait(self, host: str) -> None:
         """Block until it is this caller's turn to ask `host`."""
@@ -114,12 +122,13 @@ class RateLimiter:
             until = time.monotonic() + seconds
             bucket.held_until = max(bucket.held_until, until)
             bucket.due = max(bucket.due, until)
-            self._keep(host, seconds)
+            self._keep(host, bucket, seconds)
 
     def slow(self, host: str, seconds: float) -> None:
         """Let at least so many seconds lie between two turns of `host`; a slower pace stays."""
         bucket = self._bucket(host)
         with self._lock:
+            bucket.slowed = bucket.slowed or seconds > bucket.interval
             bucket.interval = max(bucket.interval, seconds)
 
     def held(self, host: str) -> float:
@@ -137,9 +146,12 @@ class RateLimiter:
         with self._lock:
             bucket = self._buckets.get(host)
             if bucket is None:
+                if len(self._buckets) >= _MOST_HOSTS:
+                    self._forget()
                 rate = self._rates.get(host, self._default)
                 bucket = self._buckets[host] = _Bucket(0.0 if rate == inf else HEADROOM / rate)
-                left = min(self._kept.get(host, 0.0) - time.time(), _LONGEST_HOLD)
+                bucket.kept_until, _ = self._memory.recall(host) or (0.0, "")
+                left = min(bucket.kept_until - time.time(), _LONGEST_HOLD)
                 if left > 0:
                     bucket.due = time.monotonic() + left
                     bucket.held_until = bucket.due if left > bucket.interval + _LEASE else 0.0
@@ -152,25 +164,18 @@ class RateLimiter:
             if now < bucket.due:
                 return bucket.due - now
             bucket.due = now + bucket.interval
-            if bucket.interval and self._memory:
-                self._keep(host, bucket.interval, 0.0 if bucket.interval > _LEASE else _LEASE)
+            if bucket.interval:
+                self._keep(host, bucket, bucket.interval, 0.0 if bucket.interval > _LEASE else _LEASE)
             return 0.0
 
-    def _keep(self, host: str, seconds: float, ahead: float = 0.0) -> None:
+    def _keep(self, host: str, bucket: _Bucket, seconds: float, ahead: float = 0.0) -> None:
         """Write down that `host` is not to be asked for so many seconds, unless that is written already."""
-        until, host = time.time() + seconds, host.lower()
-        if self._memory is None or until <= self._kept.get(host, 0.0):
-            return
-        self._kept[host] = until + ahead
-        part = self._memory.with_name(f"{self._memory.name}.{os.getpid()}")
-        part.write_text(json.dumps(self._kept, sort_keys=True), encoding="utf-8")
-        part.replace(self._memory)
+        until = time.time() + seconds
+        if self._memory.lasting and until > bucket.kept_until:
+            bucket.kept_until = until + ahead
+            self._memory.keep(host.lower(), bucket.kept_until)
 
-
-def _read(memory: Path) -> dict[str, float]:
-    """What an earlier process wrote; a file that cannot be read says nothing."""
-    with contextlib.suppress(OSError, ValueError):
-        known = json.loads(memory.read_bytes())
-        if isinstance(known, dict):
-            return {str(host): float(until) for host, until in known.items() if isinstance(until, (int, float))}
-    return {}
+    def _forget(self) -> None:
+        """Drop the hosts that nobody has asked or waited for of late."""
+        before = time.monotonic() - _IDLE
+        self._buckets = {host: each for host, each in self._buckets.items() if each.due > before or each.slowed}

@@ -6,14 +6,15 @@ Rules are parsed and kept here; `transfers` fetches the files. APIs have rules o
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import re
 import time
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote_to_bytes
+
+from animesion_scrapers.memory import HostMemory
 
 MAX_BYTES = 500 * 1024
 """Bytes of a robots.txt that are read; RFC 9309, 2.5 asks for at least 500 KiB."""
@@ -23,6 +24,9 @@ _KEPT = 86_400.0
 
 _UNREACHABLE = 600.0
 """Seconds after which a host that could not say what it allows is asked again."""
+
+_MOST_HOSTS = 10_000
+"""Hosts whose rules are held in memory; the others' are on disk."""
 
 _LONGEST_DELAY = 60.0
 _UNRESERVED = "-._~"
@@ -125,17 +129,21 @@ class RobotsCache:
 
         Args:
             product: The crawler's product token.
-            memory: A JSON file to keep robots.txt files in.
+            memory: An SQLite file to keep robots.txt files in.
         """
         self.product = product
-        self._memory = memory
-        self._texts = _read(memory) if memory else {}
-        self._known: dict[str, tuple[float, Rules]] = {
-            origin: (at + _KEPT, parse(text.encode(), product)) for origin, (at, text) in self._texts.items()
-        }
+        self._memory = HostMemory(memory)
+        self._known: OrderedDict[str, tuple[float, Rules]] = OrderedDict()
+
+    def close(self) -> None:
+        """Close the file that remembers; it opens again when it is needed."""
+        self._memory.close()
 
     def known(self, origin: str) -> Rules | None:
         """The rules of an origin (scheme, host and port), or None when its robots.txt must be fetched."""
+        if origin not in self._known and (kept := self._memory.recall(origin)):
+            until, text = kept
+            self._take(origin, min(until, time.time() + _KEPT), parse(text.encode(), self.product))
         until, rules = self._known.get(origin, (0.0, None))
         return rules if time.time() < until else None
 
@@ -151,24 +159,20 @@ class RobotsCache:
             The file's rules; all is allowed after a status of 400 to 499, and nothing when the host failed.
         """
         now = time.time()
-        if 200 <= status < 300:
-            self._texts[origin] = (now, body[:MAX_BYTES].decode("utf-8", "replace"))
-        elif 300 <= status < 500:
-            self._texts[origin] = (now, "")
-        else:
-            self._known[origin] = (now + _UNREACHABLE, DISALLOW_ALL)
+        if not 200 <= status < 500:
+            self._take(origin, now + _UNREACHABLE, DISALLOW_ALL)
             return DISALLOW_ALL
-        rules = parse(self._texts[origin][1].encode(), self.product)
-        self._known[origin] = (now + _KEPT, rules)
-        self._write()
+        text = body[:MAX_BYTES].decode("utf-8", "replace") if status < 300 else ""
+        rules = parse(text.encode(), self.product)
+        self._take(origin, now + _KEPT, rules)
+        self._memory.keep(origin, now + _KEPT, text)
         return rules
 
-    def _write(self) -> None:
-        if self._memory is None:
-            return
-        part = self._memory.with_name(f"{self._memory.name}.{os.getpid()}")
-        part.write_text(json.dumps(self._texts, sort_keys=True), encoding="utf-8")
-        part.replace(self._memory)
+    def _take(self, origin: str, until: float, rules: Rules) -> None:
+        self._known[origin] = (until, rules)
+        self._known.move_to_end(origin)
+        if len(self._known) > _MOST_HOSTS:
+            self._known.popitem(last=False)
 
 
 def _rules(lines: list[tuple[str, str]]) -> Rules:
@@ -214,10 +218,3 @@ def _normal(path: str) -> str:
         else:
             out.append(quote(piece, safe="/?&=:;,+!*'()@$~%#[]|^`{}<>\"\\ "))
     return "".join(out)
-
-
-def _read(memory: Path) -> dict[str, tuple[float, str]]:
-    """What an earlier process kept; a file that cannot be read says nothing."""
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        return {str(origin): (float(at), str(text)) for origin, (at, text) in json.loads(memory.read_bytes()).items()}
-    return {}

@@ -83,14 +83,14 @@ def ours(port: int, scheme: str, items: int, digests: list[str], folder: Path, *
         Download(f"item-{number}", url, digests[number % FILES], picture=True)
         for number, url in enumerate(urls(port, scheme, items))
     ]
-    limiter = RateLimiter(1e6, memory=folder / "hosts.json")
+    limiter = RateLimiter(1e6, memory=folder / "hosts.sqlite")
     with (
         Ledger(folder) as ledger,
         Crawler(
             ledger,
             user_agent=AGENT,
             limiter=limiter,
-            robots=folder / "robots.json",
+            robots=folder / "robots.sqlite",
             allow_private=True,
             concurrency=32,
             per_host=32,

@@ -93,7 +93,7 @@ def test_a_host_that_wants_a_long_pause_is_left_alone_and_a_restart_knows(tmp_pa
         return app
 
     with local_server(closed) as server:
-        memory = tmp_path / "hosts.json"
+        memory = tmp_path / "hosts.sqlite"
         first = crawl(server, tmp_path, wanted(50), limiter=RateLimiter(1000, memory=memory), per_host=1)
         asked = sum(server.journal.paths.values())
         second = crawl(server, tmp_path, wanted(50), limiter=RateLimiter(1000, memory=memory), per_host=1)
@@ -107,7 +107,7 @@ def test_a_host_that_wants_a_long_pause_is_left_alone_and_a_restart_knows(tmp_pa
 
 
 def test_the_pace_survives_a_restart(server: LocalServer, tmp_path: Path) -> None:
-    memory = tmp_path / "hosts.json"
+    memory = tmp_path / "hosts.sqlite"
     for run in range(4):
         crawl(server, tmp_path / f"run-{run}", wanted(3), limiter=RateLimiter(4, memory=memory), robots=False)
     assert len(server.journal.times[HOST]) == 12
@@ -183,7 +183,7 @@ def test_robots_txt_is_obeyed_read_once_and_remembered(tmp_path: Path, status: i
         return app
 
     with local_server(picky) as server:
-        memory = tmp_path / "robots.json"
+        memory = tmp_path / "robots.sqlite"
         first = crawl(server, tmp_path / "a", wanted(20), robots=memory)
         crawl(server, tmp_path / "b", wanted(20), robots=memory)
         asked = server.journal.paths

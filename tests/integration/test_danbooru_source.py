@@ -149,9 +149,9 @@ def test_an_update_adds_what_is_new_and_leaves_the_rest_alone(
         assert building.run(recipe, out, workers=1, until="fetch", update=True).seen == 8
         assert not asked
         assert sorted(path.name for path in (out / ".crawl").iterdir()) == [
-            "hosts.json",
+            "hosts.sqlite",
             "ledger.sqlite",
-            "robots.json",
+            "robots.sqlite",
         ]
 
 

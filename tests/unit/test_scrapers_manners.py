@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import sys
 import time
@@ -15,6 +14,7 @@ from animesion_scrapers import Breakers, HostDownError, Ledger, LedgerError, Rat
 from animesion_scrapers.credentials import Credentials, CredentialSpec, find
 from animesion_scrapers.ledger import DONE, FAILED, REFUSED
 from animesion_scrapers.media import document_kind, is_challenge
+from animesion_scrapers.memory import HostMemory
 from animesion_scrapers.robots import MAX_BYTES, RobotsCache, opt_out, parse, product_token
 
 # -- robots ----------------------------------------------------------------------------------------------------------
@@ -91,7 +91,7 @@ def test_crawl_delay_is_read_and_bounded() -> None:
 )
 def test_what_robots_statuses_mean_and_which_are_kept(tmp_path: Path, status: int, allowed: bool, kept: bool) -> None:
     body = b"User-agent: *\nDisallow: /a"
-    memory = tmp_path / "robots.json"
+    memory = tmp_path / "robots.sqlite"
     cache = RobotsCache("animesion", memory)
     assert cache.known("https://example.org") is None
     assert cache.learn("https://example.org", status, body).allows("/a") is allowed
@@ -99,9 +99,9 @@ def test_what_robots_statuses_mean_and_which_are_kept(tmp_path: Path, status: in
     assert (again is not None) is kept
     if again:
         assert again.allows("/a") is allowed
-        stale = {origin: [at - 90_000, text] for origin, (at, text) in json.loads(memory.read_text()).items()}
-        memory.write_text(json.dumps(stale))
+        HostMemory(memory).keep("https://example.org", time.time() - 1, "")
         assert RobotsCache("animesion", memory).known("https://example.org") is None
+    cache.close()
     memory.write_text("{ damaged")
     assert RobotsCache("animesion", memory).known("https://example.org") is None
 
@@ -286,25 +286,58 @@ def test_a_host_whose_probes_fail_is_given_up() -> None:
 
 
 def test_a_pause_is_remembered_and_a_fast_pace_is_not_written_for_every_turn(tmp_path: Path) -> None:
-    memory = tmp_path / "hosts.json"
+    memory = tmp_path / "hosts.sqlite"
     limiter = RateLimiter(1000, memory=memory)
-    writes = set()
+    writes, written = set(), HostMemory(memory)
     for _ in range(50):
         limiter.wait("a.example")
-        writes.add(memory.read_text())
+        writes.add(written.recall("a.example"))
+    written.close()
     assert len(writes) <= 2
     limiter.pause("b.example", 500)
     after = RateLimiter(1000, memory=memory)
     assert 490 < after.held("B.example") <= 500
     assert after.held("a.example") == 0
-    assert not [path for path in tmp_path.iterdir() if path != memory]
+    limiter.close()
+    after.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["hosts.sqlite"]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", '{"a.example": "soon"}', '{"a.example": 99999999999}'])
-def test_a_damaged_memory_holds_nobody_for_more_than_a_day(tmp_path: Path, text: str) -> None:
-    memory = tmp_path / "hosts.json"
+@pytest.mark.parametrize("text", ["", "{", "SQLite format 3\0", "x" * 9000])
+def test_a_damaged_memory_is_begun_anew(tmp_path: Path, text: str) -> None:
+    memory = tmp_path / "hosts.sqlite"
     memory.write_text(text)
+    assert RateLimiter(1000, memory=memory).held("a.example") == 0
+    RateLimiter(1000, memory=memory).pause("a.example", 50)
+    assert 40 < RateLimiter(1000, memory=memory).held("a.example") <= 50
+
+
+def test_nobody_is_held_for_more_than_a_day(tmp_path: Path) -> None:
+    memory = tmp_path / "hosts.sqlite"
+    HostMemory(memory).keep("a.example", 99_999_999_999.0)
     assert RateLimiter(1000, memory=memory).held("a.example") <= 86_400
+
+
+def test_hosts_in_any_number_are_remembered_and_few_are_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("animesion_scrapers.limits._MOST_HOSTS", 50)
+    monkeypatch.setattr("animesion_scrapers.limits._IDLE", 0.0)
+    monkeypatch.setattr("animesion_scrapers.robots._MOST_HOSTS", 50)
+    limiter = RateLimiter(1e4, memory=tmp_path / "hosts.sqlite")
+    cache = RobotsCache("animesion", tmp_path / "robots.sqlite")
+    limiter.pause("h0.example", 100)
+    limiter.slow("h1.example", 5.0)
+    for number in range(500):
+        if number > 1:
+            limiter.wait(f"h{number}.example")
+        cache.learn(f"https://h{number}.example", 200, b"User-agent: *\nDisallow: /%d" % number)
+    assert len(limiter._buckets) <= 55
+    assert len(cache._known) == 50
+    assert limiter.held("h0.example") > 90
+    assert limiter.interval("h1.example") == 5.0
+    rules = cache.known("https://h3.example")
+    assert rules is not None
+    assert not rules.allows("/3")
+    assert rules.allows("/4")
 
 
 def test_a_crawl_delay_slows_a_host_and_never_speeds_it_up() -> None:
