@@ -88,6 +88,7 @@ class RateLimiter:
         self._buckets: dict[str, _Bucket] = {}
         self._lock = threading.Lock()
         self._memory = HostMemory(memory)
+        self._crowd = _MOST_HOSTS
 
     def close(self) -> None:
         """Close the file that remembers; it opens again when it is needed."""
@@ -146,7 +147,7 @@ class RateLimiter:
         with self._lock:
             bucket = self._buckets.get(host)
             if bucket is None:
-                if len(self._buckets) >= _MOST_HOSTS:
+                if len(self._buckets) >= self._crowd:
                     self._forget()
                 rate = self._rates.get(host, self._default)
                 bucket = self._buckets[host] = _Bucket(0.0 if rate == inf else HEADROOM / rate)
@@ -179,3 +180,4 @@ class RateLimiter:
         """Drop the hosts that nobody has asked or waited for of late."""
         before = time.monotonic() - _IDLE
         self._buckets = {host: each for host, each in self._buckets.items() if each.due > before or each.slowed}
+        self._crowd = max(_MOST_HOSTS, 2 * len(self._buckets))
