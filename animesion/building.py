@@ -9,8 +9,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from animesion import engine as engines
 from animesion import sources
-from animesion.engine import Engine, cores
 from animesion.errors import AnimesionError, UsageError
 from animesion.recipe import Recipe
 from animesion.sources import clean_text
@@ -74,6 +74,7 @@ def run(
     out: Path,
     *,
     workers: int = 0,
+    engine: str = "local",
     until: str = "publish",
     replace: bool = False,
     retry_failed: bool = False,
@@ -86,6 +87,7 @@ def run(
         recipe: what to build.
         out: output folder; made when missing.
         workers: worker processes; 0 for one a core.
+        engine: what runs them: `local`, `ray` or `ray:ADDRESS`; see `animesion.engine.make`.
         until: last stage to run, one of `animesion.workspace.STAGES`.
         replace: carry on in a folder that another recipe wrote.
         retry_failed: ask a crawled source again also for what it refused for good.
@@ -105,7 +107,7 @@ def run(
     last = STAGES.index(until)
     with (
         workspace.claim(recipe.to_toml(), recipe.digest(), replace=replace),
-        Engine(workers or cores()) as engine,
+        engines.make(engine, workers) as running,
     ):
         crawling = fetch.CrawlProgress(progress.advanced, progress.told)
         fetch.prepare(workspace, source, crawling, retry_failed=retry_failed)
@@ -114,13 +116,13 @@ def run(
             plan = fetch.listed(workspace, recipe, source, progress.advanced, update=update)
             progress.finished("list")
             progress.started("fetch", plan.items)
-            crawl = fetch.run(workspace, recipe, engine, plan, source, crawling, retry_failed=retry_failed)
+            crawl = fetch.run(workspace, recipe, running, plan, source, crawling, retry_failed=retry_failed)
             progress.finished("fetch")
         parts = len(plan.parts)
         if last == STAGES.index("fetch"):
             return BuildResult(out, until, plan.items, notes=plan.notes, crawl=crawl)
         progress.started("inspect", plan.items)
-        inspect.run(workspace, recipe, engine, parts, progress.advanced)
+        inspect.run(workspace, recipe, running, parts, progress.advanced)
         progress.finished("inspect")
         if last == STAGES.index("inspect"):
             return BuildResult(out, until, plan.items, notes=plan.notes, crawl=crawl)
@@ -150,7 +152,7 @@ def run(
                 )
             progress.started("pack", result.kept)
             try:
-                pack.run(workspace, recipe, engine, progress.advanced)
+                pack.run(workspace, recipe, running, progress.advanced)
             except pack.CrashedPicturesError as error:
                 known = _crashed(workspace) | dict.fromkeys(error.keys, "the worker process died while packing")
                 write_atomic(workspace.path(_CRASHED), json.dumps(known, sort_keys=True).encode())

@@ -1,8 +1,9 @@
 """Run jobs in worker processes, and survive a job that kills its worker.
 
-A job is a picklable object with `run()`. Workers are fresh interpreters (no fork, no re-import of the caller's main
-module), end with their parent however it dies, and are fed over a socket. A job whose worker dies is tried once more
-and then bisected until the single key that kills it is known; what to do without that key is the job's decision.
+A job is a picklable object with `run()`. Local workers are fresh interpreters (no fork, no re-import of the caller's
+main module), end with their parent however it dies, and are fed over a socket; Ray's are in `ray_engine`. A job whose
+worker dies is tried once more and then bisected until the single key that kills it is known; what to do without that
+key is the job's decision.
 """
 
 from __future__ import annotations
@@ -16,13 +17,20 @@ import subprocess
 import sys
 import threading
 import traceback
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
 
-from animesion.errors import AnimesionError
+from animesion.errors import AnimesionError, UsageError
+
+Answer = tuple[str, Any]
+"""`("done", result)`, `("error", AnimesionError)`, `("fault", traceback)` or `("died", how)`."""
+
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+"""Environment of workers: the processes already use every core."""
 
 _WORKER = "from animesion.engine import _serve; _serve({job}, {alive})"
 
@@ -68,8 +76,7 @@ class _Worker:
         ours, theirs = socket.socketpair()
         alive_read, self._alive = os.pipe()
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-        # one thread a worker: the processes already use every core
-        environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        environment |= ONE_THREAD
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", _WORKER.format(job=theirs.fileno(), alive=alive_read)],
@@ -81,21 +88,18 @@ class _Worker:
             theirs.close()
             os.close(alive_read)
         self.connection = Connection(ours.detach())
-        self.job: Job | None = None
 
     def send(self, job: Job) -> None:
-        self.job = job
         # it may have died while idle or at start: receiving says so
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.connection.send_bytes(pickle.dumps(job, protocol=pickle.HIGHEST_PROTOCOL))
 
-    def receive(self) -> tuple[str, Any]:
-        """`("done", result)`, `("error", AnimesionError)`, `("fault", traceback)` or `("died", exit code)`."""
+    def receive(self) -> Answer:
         try:
             kind, value = pickle.loads(self.connection.recv_bytes())
         except (EOFError, ConnectionResetError):
             self.stop()
-            return "died", self.process.returncode
+            return "died", _describe(self.process.returncode)
         return kind, value
 
     def stop(self) -> None:
@@ -110,25 +114,32 @@ class _Worker:
             self.process.wait()
 
 
-class Engine:
-    """Local worker processes; a context manager, workers start when first needed and serve every stage."""
+class Engine(ABC):
+    """Runs jobs somewhere; a context manager. What runs them is the subclass's, what becomes of the dead is not.
+
+    Attributes:
+        workers: jobs in flight at once.
+    """
 
     def __init__(self, workers: int) -> None:
         self.workers = max(1, workers)
-        self._pool: list[_Worker] = []
-        self._prober: _Worker | None = None
 
     def __enter__(self) -> Self:
         return self
 
+    @abstractmethod
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for worker in [*self._pool, *([self._prober] if self._prober else [])]:
-            if kind is not None:
-                worker.process.kill()
-            worker.stop()
-        self._pool.clear()
+        """Stop what runs; after an error, at once."""
+
+    @abstractmethod
+    def _submit(self, job: Job) -> Hashable:
+        """Begin a job; returns its handle."""
+
+    @abstractmethod
+    def _ended(self, handles: Sequence[Any]) -> Iterator[tuple[Hashable, Answer]]:
+        """Wait until one of the jobs has ended; gives those that have."""
 
     def run(self, jobs: Iterable[Job], finished: Callable[[Job, Any], None] = lambda job, result: None) -> None:
         """Run all jobs; `finished(job, result)` is called in this process as each ends, in no fixed order.
@@ -139,26 +150,16 @@ class Engine:
             WorkerDiedError: a job kills its worker and cannot be narrowed to a key.
         """
         queue: deque[tuple[Job, int]] = deque((job, 0) for job in jobs)
-        tries: dict[int, int] = {}
-        busy: dict[Any, _Worker] = {}
-        idle = list(self._pool)
-        while queue or busy:
-            while queue and (idle or len(self._pool) < self.workers):
-                worker = idle.pop() if idle else self._start()
+        flying: dict[Hashable, tuple[Job, int]] = {}
+        while queue or flying:
+            while queue and len(flying) < self.workers:
                 job, attempt = queue.popleft()
-                tries[id(worker)] = attempt
-                worker.send(job)
-                busy[worker.connection] = worker
-            for ready in wait(list(busy)):
-                worker = busy.pop(ready)
-                ended, attempt = worker.job, tries[id(worker)]
-                assert ended is not None
-                kind, value = worker.receive()
+                flying[self._submit(job)] = job, attempt
+            for handle, (kind, value) in self._ended(list(flying)):
+                ended, attempt = flying.pop(handle)
                 if kind == "done":
-                    idle.append(worker)
                     finished(ended, value)
                 elif kind == "died":
-                    self._pool.remove(worker)
                     if attempt == 0:  # the kernel or a person may have killed it: once more
                         queue.appendleft((ended, 1))
                     else:
@@ -168,14 +169,9 @@ class Engine:
                 else:
                     raise RuntimeError(f"{ended.name} failed in its worker:\n{value}")
 
-    def _start(self) -> _Worker:
-        worker = _Worker()
-        self._pool.append(worker)
-        return worker
-
-    def _narrowed(self, job: Job, code: int) -> Job:
+    def _narrowed(self, job: Job, how: str) -> Job:
         if not isinstance(job, Divisible):
-            raise WorkerDiedError(f"the worker for {job.name} died ({_describe(code)}) twice: see the system's log")
+            raise WorkerDiedError(f"the worker for {job.name} died ({how}) twice: see the system's log")
         guilty: list[str] = []
         suspects = [list(job.keys)]
         while suspects:
@@ -189,23 +185,78 @@ class Engine:
                 suspects += [keys[middle:], keys[:middle]]
         if not guilty:
             raise WorkerDiedError(
-                f"the worker for {job.name} died ({_describe(code)}) twice and no single picture is to blame: "
+                f"the worker for {job.name} died ({how}) twice and no single picture is to blame: "
                 "it may be short of memory, try fewer --workers"
             )
         return job.without(guilty)
 
     def _kills(self, job: Job) -> bool:
-        """Whether a worker dies of the job; one that survives serves the next probe."""
-        prober = self._prober or _Worker()
-        self._prober = None
-        prober.send(job)
-        kind, value = prober.receive()
-        if kind == "died":
-            return True
-        self._prober = prober
+        """Whether a worker dies of the job."""
+        [(_, (kind, value))] = self._ended([self._submit(job)])
         if kind in {"error", "fault"}:
             raise value if isinstance(value, AnimesionError) else RuntimeError(value)
-        return False
+        return kind == "died"
+
+
+class LocalEngine(Engine):
+    """Worker processes of this machine; they start when first needed and serve every stage."""
+
+    def __init__(self, workers: int) -> None:
+        super().__init__(workers)
+        self._pool: list[_Worker] = []
+        self._idle: list[_Worker] = []
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the workers."""
+        for worker in self._pool:
+            if kind is not None:
+                worker.process.kill()
+            worker.stop()
+        self._pool.clear()
+        self._idle.clear()
+
+    def _submit(self, job: Job) -> _Worker:
+        if not self._idle:
+            self._pool.append(_Worker())
+            self._idle.append(self._pool[-1])
+        worker = self._idle.pop()
+        worker.send(job)
+        return worker
+
+    def _ended(self, handles: Sequence[_Worker]) -> Iterator[tuple[_Worker, Answer]]:
+        by_connection = {worker.connection: worker for worker in handles}
+        for ready in wait(list(by_connection)):
+            worker = by_connection[ready]  # type: ignore[index]
+            answer = worker.receive()
+            if answer[0] == "died":
+                self._pool.remove(worker)
+            else:
+                self._idle.append(worker)
+            yield worker, answer
+
+
+def make(engine: str = "local", workers: int = 0) -> Engine:
+    """An engine by its name.
+
+    Args:
+        engine: `local`; `ray` for Ray on this machine; `ray:ADDRESS` for a cluster, where `ray:auto` is the one that
+            this machine belongs to. Every machine needs this package, and the output and the source's files under the
+            same paths.
+        workers: jobs in flight at once; 0 for one a core of the machine or cluster.
+
+    Raises:
+        UsageError: there is none of that name, Ray is not installed or its cluster cannot be reached.
+    """
+    kind, _, address = engine.partition(":")
+    if kind == "ray":
+        from animesion.ray_engine import RayEngine
+
+        return RayEngine(workers, address)
+    if engine != "local":
+        raise UsageError(f"there is no engine '{engine}': give local, ray or ray:ADDRESS")
+    return LocalEngine(workers or cores())
 
 
 def cores() -> int:
@@ -220,6 +271,18 @@ def _describe(code: int) -> str:
         except ValueError:
             pass
     return f"exit status {code}"
+
+
+def run_job(job: Job) -> Answer:
+    """Run a job where it is, in a worker."""
+    try:
+        return "done", job.run()
+    except AnimesionError as error:
+        return "error", error
+    except MemoryError:
+        os._exit(137)  # as if the kernel had done it: the engine narrows it down
+    except Exception:
+        return "fault", traceback.format_exc()
 
 
 def _serve(job_descriptor: int, alive_descriptor: int) -> None:
@@ -237,14 +300,7 @@ def _serve(job_descriptor: int, alive_descriptor: int) -> None:
             job: Job = pickle.loads(connection.recv_bytes())
         except (EOFError, ConnectionResetError):
             return
-        try:
-            answer: tuple[str, Any] = ("done", job.run())
-        except AnimesionError as error:
-            answer = ("error", error)
-        except MemoryError:
-            os._exit(137)  # as if the kernel had done it: the engine narrows it down
-        except Exception:
-            answer = ("fault", traceback.format_exc())
+        answer = run_job(job)
         try:
             connection.send_bytes(pickle.dumps(answer, protocol=pickle.HIGHEST_PROTOCOL))
         except (BrokenPipeError, ConnectionResetError):

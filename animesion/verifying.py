@@ -15,7 +15,7 @@ from typing import Any
 
 from animesion import building, images, leaks, readback
 from animesion.dataset import Dataset
-from animesion.engine import Engine, cores
+from animesion.engine import LocalEngine, cores
 from animesion.errors import UsageError
 from animesion.readback import Contents, Walk
 from animesion.recipe import Duplicates
@@ -93,7 +93,7 @@ def verify(
         settings, limits = recipe.duplicates, images.Limits(recipe.filter.max_side, recipe.filter.max_pixels)
     except UsageError as error:
         faults["accounting"].append(Fault(str(error)))
-    with Engine(workers or cores()) as engine:
+    with LocalEngine(workers or cores()) as engine:
         found = readback.read(dataset, engine, limits if decode else None, progress)
     report.samples, report.shards = len(found.keys), len(found.walks) - len(found.unread)
     index = _rows(dataset, "index.parquet", faults["keys"])

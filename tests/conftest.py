@@ -44,6 +44,12 @@ def draw_folders(root: Path) -> Path:
     return root
 
 
+@pytest.fixture
+def class_folders(tmp_path: Path) -> Path:
+    """37 drawn pictures of three classes, one folder each."""
+    return draw_folders(tmp_path / "pictures")
+
+
 @pytest.fixture(scope="session")
 def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """37 drawn pictures of three classes, in several shards of train and one of val and of test."""

@@ -28,6 +28,7 @@ _STAGES = ("fetch", "inspect", "curate", "pack", "publish")
 @click.option("--sample", is_flag=True, help="Replace the recipe's source by a small drawn booru on this machine.")
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override one value of the recipe.")
 @click.option("--workers", type=click.IntRange(1, 1024), help="Worker processes.  [default: one a core]")
+@click.option("--engine", default="local", metavar="NAME", help="local, ray or ray:ADDRESS.  [default: local]")
 @click.option("--until", type=click.Choice(_STAGES), default="publish", help="Stop after this stage.")
 @click.option("--dry-run", is_flag=True, help="List the source and say what would be done; write nothing.")
 @click.option("--replace", is_flag=True, help="Carry on in a folder that another recipe wrote.")
@@ -40,6 +41,7 @@ def build(
     sample: bool,
     overrides: tuple[str, ...],
     workers: int | None,
+    engine: str,
     until: str,
     dry_run: bool,
     replace: bool,
@@ -67,6 +69,7 @@ def build(
             chosen,
             out,
             workers=workers or 0,
+            engine=engine,
             until=until,
             replace=replace,
             retry_failed=retry_failed,

@@ -1,0 +1,73 @@
+"""Ray as the engine: the same bytes, and jobs that kill their workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_engine import Deadly, DiesOnce, Failing, Square, collect
+
+import animesion
+from animesion import building
+from animesion.engine import Engine, make
+from animesion.errors import UsageError
+
+ray = pytest.importorskip("ray", reason="Ray is not installed (extra ray)")
+
+
+@pytest.fixture(scope="module")
+def on_ray() -> Iterator[Engine]:
+    with make("ray", 2) as engine:
+        yield engine
+
+
+def test_jobs_errors_and_deaths_on_ray(on_ray: Engine, tmp_path: Path) -> None:
+    assert collect(on_ray, [Square(f"job {i}", i) for i in range(20)]) == {f"job {i}": i**2 for i in range(20)}
+    assert collect(on_ray, [DiesOnce("job", tmp_path / "marker")]) == {"job": "survived"}
+    keys = tuple(f"key-{i:02d}" for i in range(8))
+    assert collect(on_ray, [Deadly("part", keys, frozenset({"key-03"}))]) == {"part": (8, ("key-03",))}
+    with pytest.raises(UsageError, match="it was you"):
+        on_ray.run([Failing("bad", UsageError("it was you"))])
+    with pytest.raises(RuntimeError, match=r"(?s)bad failed.*ZeroDivisionError"):
+        on_ray.run([Failing("bad", ZeroDivisionError("x"))])
+
+
+class _Killing(building.Progress):
+    """Kills the workers of Ray when the first shard is packed and the next ones are under way."""
+
+    def __init__(self) -> None:
+        self.stage = ""
+        self.killed: list[int] = []
+
+    def started(self, stage: str, total: int | None) -> None:
+        self.stage = stage
+
+    def advanced(self, count: int) -> None:
+        if self.stage == "pack" and not self.killed:
+            found = subprocess.run(["pgrep", "-f", "^ray::(run_job|IDLE)"], capture_output=True, text=True, check=False)
+            for number in map(int, found.stdout.split()):
+                os.kill(number, signal.SIGKILL)
+                self.killed.append(number)
+
+
+def test_the_same_bytes_locally_and_on_ray_with_workers_killed(
+    on_ray: Engine, tmp_path: Path, class_folders: Path
+) -> None:
+    recipe = animesion.load_recipe("folder", [f"source.path={class_folders}", "pack.shard_samples=4"])
+    sums = {}
+    for name, engine, workers in (("one", "local", 1), ("two", "local", 2), ("four", "local", 4), ("ray", "ray", 2)):
+        watcher = _Killing() if engine == "ray" else building.Progress()
+        building.run(recipe, tmp_path / name, workers=workers, engine=engine, progress=watcher)
+        sums[name] = (tmp_path / name / "SHA256SUMS").read_text()
+        if isinstance(watcher, _Killing):
+            assert watcher.killed
+    assert len(set(sums.values())) == 1
+
+
+def test_a_cluster_that_is_not_there_is_one_sentence() -> None:
+    with pytest.raises(UsageError, match="there is no engine 'rays'"):
+        make("rays")
