@@ -218,7 +218,7 @@ def load(name_or_path: str, overrides: Iterable[str] = (), *, sample: bool = Fal
     data, where = settings.read("animesion", name_or_path)
     if sample:
         title = _get(data, "card", "title") or data["name"]
-        data["source"] = {"kind": "sample"}
+        data["source"] = _sample_source(data)
         data["name"] = f"{data['name']}-sample"
         # drawn pictures must never pass for the dataset whose recipe they try out
         data["card"] = {
@@ -251,6 +251,20 @@ def read_back(path: Path) -> Recipe:
                 for part in location[:-1]:
                     section = section[part]
                 del section[location[-1]]
+
+
+def _sample_source(data: dict[str, Any]) -> dict[str, Any]:
+    """What stands in for a recipe's source: drawn files where it reads a published set, else the drawn booru."""
+    kind = _get(data, "source", "kind")
+    if kind == "ultra-fgvc":
+        return {"kind": "sample-files", "layout": _get(data, "source", "set")}
+    if kind == "moeimouto":
+        return {"kind": "sample-files", "layout": "moeimouto"}
+    if kind == "cultivars":
+        return {"kind": "sample-files", "layout": "folder"}
+    if kind == "labels" and _get(data, "split", "strategy") == "published":  # a booru publishes no split
+        return {"kind": "sample-files", "layout": "labels"}
+    return {"kind": "sample"}
 
 
 def _get(data: dict[str, Any], section: str, key: str) -> Any:

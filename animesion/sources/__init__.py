@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 #: Sources of recipes whose readers are still to come, and what will read them.
 PLANNED = {
-    "moeimouto": "the moeimouto reader",
-    "ultra-fgvc": "the reader of the Ultra-FGVC cultivar sets",
     "cultivars": "the crawler of Wikimedia Commons, Wikidata, GBIF and iNaturalist",
 }
 
