@@ -127,6 +127,11 @@ class Pack(Section):
     )
     format: Literal["jpg", "png", "webp"] = "jpg"
     quality: int = Field(95, ge=1, le=100, description="of JPEG and WebP; 100 makes WebP lossless")
+    keep_original: Literal["auto", "never"] = Field(
+        "auto",
+        description="`auto` copies a file that already is what is asked for, byte for byte and with its metadata; "
+        "`never` encodes every picture anew, which leaves metadata such as EXIF out",
+    )
     shard_samples: int = Field(10_000, ge=1)
     shard_bytes: int = Field(256_000_000, ge=10_000)
     caption: str = Field("{name}", description="text member for caption readers; empty writes none")

@@ -185,7 +185,7 @@ def _sources() -> Iterator[str]:
     yield ""
     yield "Options of each source: keys of `[source]` besides `kind`, or `--set source.NAME=VALUE`."
     yield ""
-    for name in ("folder", "labels", "dump", "danbooru", "sample"):
+    for name in ("folder", "labels", "ultra-fgvc", "moeimouto", "dump", "danbooru", "sample", "sample-files"):
         found = sources.source_class(name)
         yield f"## {name}"
         yield ""
