@@ -267,6 +267,8 @@ def _sample_source(data: dict[str, Any]) -> dict[str, Any]:
         return {"kind": "sample-files", "layout": "moeimouto"}
     if kind == "cultivars":
         return {"kind": "sample-files", "layout": "folder"}
+    if kind == "urls":
+        return {"kind": "sample-urls"}
     if kind == "labels" and _get(data, "split", "strategy") == "published":  # a booru publishes no split
         return {"kind": "sample-files", "layout": "labels"}
     return {"kind": "sample"}

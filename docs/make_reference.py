@@ -185,7 +185,17 @@ def _sources() -> Iterator[str]:
     yield ""
     yield "Options of each source: keys of `[source]` besides `kind`, or `--set source.NAME=VALUE`."
     yield ""
-    for name in ("folder", "labels", "ultra-fgvc", "moeimouto", "dump", "danbooru", "sample", "sample-files"):
+    for name in (
+        "folder",
+        "labels",
+        "ultra-fgvc",
+        "moeimouto",
+        "dump",
+        "danbooru",
+        "sample",
+        "sample-files",
+        "sample-urls",
+    ):
         found = sources.source_class(name)
         yield f"## {name}"
         yield ""

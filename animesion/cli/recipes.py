@@ -8,10 +8,17 @@ import click
 @click.command(epilog="Example: animesion recipes daf-re > mine.toml")
 @click.argument("name", required=False)
 @click.option("--resolved", is_flag=True, help="With NAME: fill in every default.")
-def recipes(name: str | None, resolved: bool) -> None:
+@click.option("--card", is_flag=True, help="With NAME: print the card of the published set that it reads instead.")
+def recipes(name: str | None, resolved: bool, card: bool) -> None:
     """List the built-in recipes, or print the one called NAME as TOML."""
     from animesion import recipe, sources
 
+    if name and card:
+        from animesion import cards
+
+        recipe.builtin_text(name)  # a mistyped name is told with the nearest
+        click.echo(cards.published_card(name), nl=False)
+        return
     if name:
         click.echo(recipe.load(name).to_toml() if resolved else recipe.builtin_text(name), nl=False)
         return

@@ -170,7 +170,7 @@ def test_every_builtin_recipe_loads_and_has_a_summary(name: str) -> None:
     assert loaded.summary
     sample = recipe.load(name, sample=True)
     assert sample.name == f"{name}-sample"
-    assert sample.source.kind in {"sample", "sample-files"}
+    assert sample.source.kind in {"sample", "sample-files", "sample-urls"}
 
 
 @pytest.mark.parametrize(
