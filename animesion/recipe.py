@@ -265,7 +265,7 @@ def _sample_source(data: dict[str, Any]) -> dict[str, Any]:
         return {"kind": "sample-files", "layout": _get(data, "source", "set")}
     if kind == "moeimouto":
         return {"kind": "sample-files", "layout": "moeimouto"}
-    if kind == "cultivars":
+    if kind in ("cultivars", "folder"):
         return {"kind": "sample-files", "layout": "folder"}
     if kind == "urls":
         return {"kind": "sample-urls"}
