@@ -115,6 +115,16 @@ def find_label_files(folder: Path) -> LabelFiles:
     return LabelFiles(labels, there.pop(NAMES_FILE, None), there.pop(COUNTS_FILE, None), tuple(there.values()))
 
 
+def label_file(name: str) -> tuple[str, str] | None:
+    """Split and group of a label file's name in the style of the GLSim family, or None when it is none.
+
+    `train.csv` is (`train`, ``), `train_val_R1.csv` is (`train_val`, `R1`), and so is DSILA's `train_val_R1.csv.csv`.
+    Few-shot files such as `train_val_4.csv` have the number of pictures a class for their group.
+    """
+    match = re.fullmatch(r"(train_val|train|val|test)(?:_(R[1-6]|[1-9]\d?))?(?:\.csv){1,2}", name)
+    return (match[1], match[2] or "") if match else None
+
+
 def read_labels(path: Path) -> LabelTable:
     """Read `class_id,path` rows, with or without the header `class_id,dir`.
 
@@ -207,6 +217,36 @@ def count_classes(splits: Mapping[str, Mapping[int, int]], names: Mapping[int, s
     columns = {name: np.array([sizes.get(i, 0) for i in ids], dtype=np.int64) for name, sizes in splits.items()}
     total = np.zeros(len(ids), dtype=np.int64) + sum(columns.values())
     return ClassCounts(np.array(ids, dtype=np.int64), tuple(names.get(i, str(i)) for i in ids), columns, total)
+
+
+def read_annotations(content: bytes, name: str) -> list[tuple[str, int]]:
+    """Read `filename class` rows separated by blanks (`anno/train.txt` of the Ultra-FGVC sets), in file order.
+
+    Args:
+        content: bytes of the file, which may lie in an archive.
+        name: what error messages call it.
+
+    Returns:
+        File names with forward slashes, and classes as they are numbered in the file, from 1.
+
+    Raises:
+        UsageError: not UTF-8, or a wrong row.
+    """
+    rows = []
+    for line, data in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        try:
+            cells = data.decode("utf-8").rsplit(None, 1)
+        except UnicodeDecodeError as e:
+            raise _not_utf8(name, line) from e
+        if not cells:
+            continue
+        if len(cells) != 2:
+            raise UsageError(f"{name}, line {line}: 1 column where `filename class` was due; correct the row")
+        number = _whole_number(cells[1], "the class", name, line)
+        if not 1 <= number <= 999_999_999:
+            raise UsageError(f"{name}, line {line}: the class {number} is not from 1 to 999999999; correct the row")
+        rows.append((cells[0].strip().replace("\\", "/"), number))
+    return rows
 
 
 def read_tag_ids(path: Path) -> dict[str, int]:

@@ -130,6 +130,11 @@ class Pack(Section):
     )
     format: Literal["jpg", "png", "webp"] = "jpg"
     quality: int = Field(95, ge=1, le=100, description="of JPEG and WebP; 100 makes WebP lossless")
+    keep_original: Literal["auto", "never"] = Field(
+        "auto",
+        description="`auto` copies a file that already is what is asked for, byte for byte and with its metadata; "
+        "`never` encodes every picture anew, which leaves metadata such as EXIF out",
+    )
     shard_samples: int = Field(10_000, ge=1)
     shard_bytes: int = Field(256_000_000, ge=10_000)
     caption: str = Field("{name}", description="text member for caption readers; empty writes none")
@@ -221,7 +226,8 @@ def load(name_or_path: str, overrides: Iterable[str] = (), *, sample: bool = Fal
     data, where = settings.read("animesion", name_or_path)
     if sample:
         title = _get(data, "card", "title") or data["name"]
-        data["source"] = {"kind": "sample"}
+        data["source"] = _sample_source(data)
+        (data.get("filter") or {}).pop("licences", None)  # drawn pictures state none
         data["name"] = f"{data['name']}-sample"
         # drawn pictures must never pass for the dataset whose recipe they try out
         data["card"] = {
@@ -254,6 +260,22 @@ def read_back(path: Path) -> Recipe:
                 for part in location[:-1]:
                     section = section[part]
                 del section[location[-1]]
+
+
+def _sample_source(data: dict[str, Any]) -> dict[str, Any]:
+    """What stands in for a recipe's source: drawn files where it reads a published set, else the drawn booru."""
+    kind = _get(data, "source", "kind")
+    if kind == "ultra-fgvc":
+        return {"kind": "sample-files", "layout": _get(data, "source", "set")}
+    if kind == "moeimouto":
+        return {"kind": "sample-files", "layout": "moeimouto"}
+    if kind in ("commons", "folder"):
+        return {"kind": "sample-files", "layout": "folder"}
+    if kind == "urls":
+        return {"kind": "sample-urls"}
+    if kind == "labels" and _get(data, "split", "strategy") == "published":  # a booru publishes no split
+        return {"kind": "sample-files", "layout": "labels"}
+    return {"kind": "sample"}
 
 
 def _get(data: dict[str, Any], section: str, key: str) -> Any:

@@ -151,8 +151,7 @@ def _recipes() -> Iterator[str]:
     rows = []
     for name in builtin_names():
         recipe = load(name)
-        later = "" if recipe.source.kind in sources.names() else " (in a later version; `--sample` works)"
-        rows.append((f"`{name}`", f"`{recipe.source.kind}`{later}", recipe.summary))
+        rows.append((f"`{name}`", f"`{recipe.source.kind}`", recipe.summary))
     yield from _table(("recipe", "source", "what it is"), rows)
 
 
@@ -186,7 +185,7 @@ def _sources() -> Iterator[str]:
     yield "Options of each source: keys of `[source]` besides `kind`, or `--set source.NAME=VALUE`."
     yield ""
     ours = [name for name in sources.names() if sources.source_class(name).__module__.startswith("animesion.")]
-    first = [name for name in ("folder", "labels", "dump", "danbooru") if name in ours]
+    first = [name for name in ("folder", "labels", "ultra-fgvc", "moeimouto", "dump", "danbooru") if name in ours]
     for name in [*first, *(name for name in ours if name not in first)]:
         found = sources.source_class(name)
         yield f"## {name}"

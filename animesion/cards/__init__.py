@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 import yaml
 
+from animesion.errors import UsageError
 from animesion.recipe import Recipe
 from animesion.records import REASONS
 
@@ -42,6 +43,34 @@ def dataset_card(facts: dict[str, Any], recipe: Recipe) -> str:
         reasons=REASONS,
         largest=_largest(facts),
     )
+
+
+def published_card(name: str) -> str:
+    """The card of a published set that a built-in recipe reads, from the facts that downloads are checked against.
+
+    Args:
+        name: of the recipe, such as `cotton80`.
+
+    Raises:
+        UsageError: the recipe reads no published set that facts are kept of.
+    """
+    from animesion import recipe
+    from animesion.sources.published import PUBLISHED
+
+    if name not in PUBLISHED:
+        raise UsageError(f"no published facts are kept for recipe '{name}'; there are cards of {', '.join(PUBLISHED)}")
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("animesion.cards", "."),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    environment.filters["thousands"] = lambda number: f"{number:,}"
+    environment.filters["code"] = lambda text: f"`{text}`"
+    template = environment.get_template("published.md.j2")
+    return template.render(due=PUBLISHED[name], recipe_toml=recipe.builtin_text(name))
 
 
 def escape_markdown(text: str) -> str:

@@ -8,10 +8,17 @@ import click
 @click.command(epilog="Example: animesion recipes daf-re > mine.toml")
 @click.argument("name", required=False)
 @click.option("--resolved", is_flag=True, help="With NAME: fill in every default.")
-def recipes(name: str | None, resolved: bool) -> None:
+@click.option("--card", is_flag=True, help="With NAME: print the card of the published set that it reads instead.")
+def recipes(name: str | None, resolved: bool, card: bool) -> None:
     """List the built-in recipes, or print the one called NAME as TOML."""
     from animesion import recipe, sources
 
+    if name and card:
+        from animesion import cards
+
+        recipe.builtin_text(name)  # a mistyped name is told with the nearest
+        click.echo(cards.published_card(name), nl=False)
+        return
     if name:
         click.echo(recipe.load(name).to_toml() if resolved else recipe.builtin_text(name), nl=False)
         return
@@ -19,5 +26,5 @@ def recipes(name: str | None, resolved: bool) -> None:
     width = max(map(len, recipe.builtin_names()))
     for each in recipe.builtin_names():
         model = recipe.load(each)
-        later = "" if model.source.kind in installed else "  [its source comes in a later version; --sample works]"
+        later = "" if model.source.kind in installed else "  [its source is not installed; --sample works]"
         click.echo(f"{each:<{width}}  {model.summary}{later}")

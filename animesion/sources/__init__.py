@@ -25,12 +25,6 @@ from animesion.settings import Section, explain
 if TYPE_CHECKING:
     from animesion_scrapers import CrawlStatus
 
-#: Sources of recipes whose readers are still to come, and what will read them.
-PLANNED = {
-    "moeimouto": "the moeimouto reader",
-    "ultra-fgvc": "the reader of the Ultra-FGVC cultivar sets",
-}
-
 
 class Source(Protocol):
     """One way to get pictures. Made from its options; cheap to make, does nothing until asked."""
@@ -107,11 +101,6 @@ def source_class(kind: str) -> type[Source]:
     for point in entry_points(group="animesion.sources", name=kind):
         found: type[Source] = point.load()
         return found
-    if kind in PLANNED:
-        raise UsageError(
-            f"source '{kind}' is not in this version: {PLANNED[kind]} comes in a later one; "
-            f"installed are {', '.join(names())}, and --sample tries the rest of the recipe on drawn pictures"
-        )
     raise UsageError(f"source.kind: there is no source '{kind}'; installed are {', '.join(names())}")
 
 

@@ -167,7 +167,8 @@ def packed_image(content: bytes, row: dict[str, Any], recipe: Recipe) -> bytes:
     settings = recipe.pack
     whole = (0, 0, row["width"], row["height"])
     crop = tuple(row["crop"])
-    if crop == whole and row["plain"] and row["extension"] == settings.format and _has_size(row, recipe):
+    fits = crop == whole and row["plain"] and row["extension"] == settings.format and _has_size(row, recipe)
+    if fits and settings.keep_original == "auto":
         return content
     picture = images.decode(content, images.Limits(recipe.filter.max_side, recipe.filter.max_pixels))
     image = images.resized(picture.image, None if crop == whole else crop, settings.size, settings.fit)

@@ -1,0 +1,148 @@
+"""moeimouto (nagadomi's animeface-character-dataset): folders `NNN_name` of `face_*.png`, read as they were released.
+
+What must be there, and why its label files cannot be mixed, is in `animesion.sources.published`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import ClassVar
+
+from pydantic import Field
+
+from animesion import labelfiles
+from animesion.errors import UsageError
+from animesion.records import Item
+from animesion.sources import clean_text, file_key
+from animesion.sources.published import PUBLISHED, PublishedFiles, PublishedOptions, PublishedSet, check_complete
+from animesion.sources.ultra_fgvc import chosen_labels
+
+_PICTURE = re.compile(r"(?:.*/)?((\d{3})_([^/]+))/(face_[^/]*\.(?:png|jpe?g))", re.IGNORECASE)
+#: Offset of the colour type in a PNG, and the one that means RGB.
+_PNG_COLOUR, _RGB = 25, 2
+
+
+class MoeimoutoOptions(PublishedOptions):
+    """Options of the `moeimouto` source."""
+
+    rgb_only: bool = Field(
+        False, description="pass over PNG files that are not RGB, as the first label files did (two of them)"
+    )
+    val: bool = Field(False, description="with source.labels: take val.csv as val where it is there")
+
+
+class MoeimoutoSource(PublishedFiles):
+    """Faces of 173 anime characters."""
+
+    Options = MoeimoutoOptions
+    summary: ClassVar[str] = "moeimouto faces as released (folders NNN_name of face_*.png), or with label files"
+    remote: ClassVar[bool] = False
+
+    def __init__(self, options: MoeimoutoOptions, published: PublishedSet | None = None) -> None:
+        """Keep the options; nothing is read yet.
+
+        Args:
+            options: of the source.
+            published: what must be there, if not what `animesion.sources.published` says.
+        """
+        super().__init__(options)
+        self.options = options
+        self._due = published or PUBLISHED["moeimouto"]
+
+    def items(self) -> Iterator[Item]:
+        """One item a face, by folder and name; class ids follow the folders' numbers, or the label files.
+
+        Raises:
+            UsageError: no such folders, counts that differ from the published ones, or label files that do not fit.
+        """
+        files = self.files()
+        pictures = {path: match for path in files if (match := _PICTURE.fullmatch(path))}
+        if not pictures:
+            some = ", ".join(clean_text(path, 60) for path in list(files)[:3])
+            raise UsageError(
+                f"source.path: {self.options.path} is not laid out as moeimouto: expected {self._due.layout[0]}; "
+                f"found {some}; give the folder that holds 000_hatsune_miku and its like"
+            )
+        others = len(files) - len(pictures)
+        if others:
+            self.notes.append(f"{others:,} file(s) that are no faces passed over, such as color.csv and ignore")
+        names = self._names(pictures)
+        found = [path for path in pictures if not self.options.rgb_only or self._is_rgb(files[path])]
+        if len(found) < len(pictures):
+            self.notes.append(f"{len(pictures) - len(found):,} picture(s) that are not RGB passed over")
+        found.sort(key=lambda path: (pictures[path][1], path))
+        items = []
+        for order, path in enumerate(found):
+            match = pictures[path]
+            short = f"{match[1]}/{match[4]}"
+            item = replace(
+                files[path],
+                key=file_key("moeimouto", short.encode("utf-8", "surrogateescape"), PurePosixPath(short).stem),
+                source="moeimouto",
+                source_id=clean_text(short, 900),
+                order=order,
+                labels=(names[match[1]],),
+                families=(),
+                class_order=int(match[2]),
+            )
+            items.append(item)
+        self.notes += check_complete(items, self._due, self.options)
+        yield from self._labelled(items) if self.options.labels else items
+
+    def _names(self, pictures: Mapping[str, re.Match[str]]) -> dict[str, str]:
+        """The class of each folder: its name without the number, which must be that of one folder only."""
+        names: dict[str, str] = {}
+        first: dict[str, str] = {}
+        for match in pictures.values():
+            name = names[match[1]] = clean_text(match[3])
+            other = first.setdefault(name, match[1])
+            if other != match[1]:
+                raise UsageError(
+                    f"source.path: folders {clean_text(other, 80)} and {clean_text(match[1], 80)} are both called "
+                    f"'{clean_text(name, 80)}'; rename one"
+                )
+        return names
+
+    def _is_rgb(self, item: Item) -> bool:
+        [payload] = self.read([item])
+        head = payload.content[: _PNG_COLOUR + 1]
+        return not head.startswith(b"\x89PNG") or head[-1] == _RGB
+
+    def _labelled(self, items: list[Item]) -> list[Item]:
+        """Splits and class ids from label files; a class id must mean one folder and a folder one class id."""
+        by_name = {item.source_id: item for item in items}
+        folder_of: dict[int, str] = {}
+        id_of: dict[str, int] = {}
+        rows: dict[str, Item] = {}
+        for split, file in chosen_labels(Path(self.options.labels), "", val=self.options.val):
+            table = labelfiles.read_labels(file)
+            for number, name in zip(table.class_ids.tolist(), table.paths, strict=True):
+                short = "/".join(PurePosixPath(name).parts[-2:])
+                if short not in by_name:
+                    raise UsageError(
+                        f"{file}: {clean_text(name, 80)!r} is not in {self.options.path}; take the label files that "
+                        "were written for these pictures"
+                    )
+                folder = short.partition("/")[0]
+                if folder_of.setdefault(number, folder) != folder or id_of.setdefault(folder, number) != number:
+                    raise UsageError(
+                        f"{file}: class {number} stands for {clean_text(folder, 80)} and class "
+                        f"{id_of.get(folder, number)} for {clean_text(folder_of[number], 80)} elsewhere: these label "
+                        "files were not written together; the animesion and the GLSim ones cannot be mixed"
+                    )
+                if short in rows:
+                    raise UsageError(f"{file}: {clean_text(name, 80)!r} is listed twice; delete one of the rows")
+                rows[short] = replace(by_name[short], split=split, class_order=number, order=len(rows))
+        left = len(items) - len(rows)
+        if left:
+            self.notes.append(f"{left:,} picture(s) are in no label file and have no split")
+        # those without a split keep their place behind the others, and curate says what becomes of them
+        rest = [item for name, item in by_name.items() if name not in rows]
+        extra = [
+            replace(item, class_order=id_of.get(item.source_id.partition("/")[0], -1), order=len(rows) + i)
+            for i, item in enumerate(rest)
+        ]
+        return [*rows.values(), *extra]

@@ -1,0 +1,255 @@
+"""The Ultra-FGVC cultivar sets as their authors give them out: Cotton80, SoyLocal, SoyGlobal, SoyGene and SoyAgeing.
+
+Two layouts: flat folders whose file names hold class and split, and folders with `anno/*.txt` and `images/`. What must
+be there is in `animesion.sources.published`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from animesion import labelfiles
+from animesion.errors import UsageError
+from animesion.records import Item
+from animesion.sources import clean_text, file_key
+from animesion.sources.published import (
+    PUBLISHED,
+    PublishedFiles,
+    PublishedOptions,
+    PublishedSet,
+    check_complete,
+    validation_of,
+)
+
+_FLAT = re.compile(r"(\d{1,6})_(\w{1,40})_(train|test)\.(?:png|jpe?g|bmp|tiff?|webp)", re.ASCII | re.IGNORECASE)
+_ANNO = re.compile(r"((?:.*/)?)anno/(train|test)\.txt")
+_ALIASES = {alias: each.name for each in PUBLISHED.values() for alias in each.aliases}
+
+
+class UltraFgvcOptions(PublishedOptions):
+    """Options of the `ultra-fgvc` source."""
+
+    set: Literal["cotton80", "soy-local", "soy-global", "soy-gene", "soy-ageing"] = Field(
+        description="which set; names of the GLSim label files (cotton, soy, soylocal, ...) are understood"
+    )
+    stage: Literal["", "R1", "R3", "R4", "R5", "R6"] = Field("", description="one stage of soy-ageing; empty for all")
+    val: bool = Field(
+        False, description="hold the last fifth of each class's training pictures out as val, as the GLSim tools do"
+    )
+
+    @field_validator("set", mode="before")
+    @classmethod
+    def _known_alias(cls, value: Any) -> Any:
+        return _ALIASES.get(value, value) if isinstance(value, str) else value
+
+
+class UltraFgvcSource(PublishedFiles):
+    """Leaves of cultivars with the published split."""
+
+    Options = UltraFgvcOptions
+    summary: ClassVar[str] = "Cotton80, SoyLocal, SoyGlobal, SoyGene, SoyAgeing as downloaded; published splits kept"
+    remote: ClassVar[bool] = False
+
+    def __init__(self, options: UltraFgvcOptions, published: PublishedSet | None = None) -> None:
+        """Keep the options; nothing is read yet.
+
+        Args:
+            options: of the source.
+            published: what must be there, if not what `animesion.sources.published` says of the set.
+        """
+        super().__init__(options)
+        self.options = options
+        self._due = published or PUBLISHED[options.set]
+
+    def items(self) -> Iterator[Item]:
+        """One item a picture of the published split: train before test, by class and name.
+
+        Raises:
+            UsageError: not this set's layout, a wrong row, or counts that differ from the published ones.
+        """
+        due, options = self._due, self.options
+        if options.stage:
+            if options.stage not in due.groups:
+                raise UsageError(f"source.stage: {due.title} has no stages; leave it out")
+            due = due.of_group(options.stage)
+        paths = self._paths(due)
+        raw = self._annotated(paths, due) if due.layout[0].endswith(".txt") else self._flat(paths, due)
+        if options.labels:
+            raw = self._relabelled(raw, paths, due)
+        raw.sort(key=lambda row: (row[1] == "test", row[1], row[2], row[3], _natural(row[0])))
+        items = [
+            self._item(paths.get(path), path, split, number, order)
+            for order, (path, split, number, _) in enumerate(raw)
+        ]
+        if options.val and not any(item.split == "val" for item in items):
+            items = validation_of(items)
+        groups = {item.key: row[3] for item, row in zip(items, raw, strict=True)}
+        self.notes += check_complete(items, due, options, groups)
+        yield from items
+
+    # -- layouts -------------------------------------------------------------------------------------------------------
+
+    def _paths(self, due: PublishedSet) -> dict[str, Item]:
+        """Files by path below the set's own folder, which may lie beside those of other sets."""
+        paths = self.files()
+        for folder in due.folders:
+            inside = {path.partition("/")[2]: item for path, item in paths.items() if path.startswith(f"{folder}/")}
+            if inside:
+                return inside
+        return paths
+
+    def _flat(self, paths: Mapping[str, Item], due: PublishedSet) -> list[tuple[str, str, int, str]]:
+        rows = []
+        for path in paths:
+            match = _FLAT.fullmatch(PurePosixPath(path).name)
+            if match and int(match[1]):
+                rows.append((path, match[3].lower(), int(match[1]) - 1, ""))
+        self._note_others(len(paths) - len(rows))
+        if not rows:
+            raise self._wrong_layout(paths, due)
+        return rows
+
+    def _annotated(self, paths: Mapping[str, Item], due: PublishedSet) -> list[tuple[str, str, int, str]]:
+        rows: list[tuple[str, str, int, str]] = []
+        split_of: dict[str, str] = {}
+        read = 0
+        for path, item in paths.items():
+            match = _ANNO.fullmatch(path)
+            group = PurePosixPath(match[1]).name if match else ""
+            known = group if group in PUBLISHED["soy-ageing"].groups else ""
+            if not match or known not in (due.groups or ("",)):
+                continue
+            [payload] = self.read([item])
+            if payload.reason:
+                raise UsageError(f"source.path: {path} cannot be read ({payload.detail or payload.reason})")
+            read += 1
+            for name, number in labelfiles.read_annotations(payload.content, f"{self.options.path}/{path}"):
+                picture = _first_there(paths, (f"{match[1]}images/{name}", f"{match[1]}{name}"))
+                if picture in split_of:
+                    raise UsageError(
+                        f"{self.options.path}/{path}: {clean_text(name, 80)!r} is listed twice "
+                        f"({split_of[picture]}, {match[2]}); delete one of the rows"
+                    )
+                split_of[picture] = match[2]
+                rows.append((picture, match[2], number - 1, known))
+        if not rows:
+            raise self._wrong_layout(paths, due)
+        if not due.groups or len(due.groups) > 1:
+            self._note_others(len(paths) - read - sum(picture in paths for picture in split_of))
+        return rows
+
+    def _relabelled(
+        self, raw: Sequence[tuple[str, str, int, str]], paths: Mapping[str, Item], due: PublishedSet
+    ) -> list[tuple[str, str, int, str]]:
+        """The rows of label files instead, each with the file that its path means."""
+        stage = self.options.stage
+        by_name: dict[str, list[str]] = {}
+        for path in paths:
+            by_name.setdefault(PurePosixPath(path).name, []).append(path)
+        group_of = {path: group for path, _, _, group in raw}
+        rows, seen = [], set()
+        for split, file in chosen_labels(Path(self.options.labels), stage, val=self.options.val):
+            table = labelfiles.read_labels(file)
+            for number, name in zip(table.class_ids.tolist(), table.paths, strict=True):
+                path = _first_there(paths, (name, f"{stage}/{name}", f"{stage}/images/{name}", f"images/{name}"))
+                same = by_name.get(PurePosixPath(name).name, []) if path not in paths else [path]
+                if len(same) > 1:
+                    raise UsageError(
+                        f"{file}: {clean_text(name, 80)!r} may be {clean_text(same[0], 80)} or "
+                        f"{clean_text(same[1], 80)}; write paths that say which"
+                    )
+                path = same[0] if same else path
+                if path in seen:
+                    raise UsageError(f"{file}: {clean_text(name, 80)!r} is listed twice; delete one of the rows")
+                seen.add(path)
+                rows.append((path, split, number, group_of.get(path, stage)))
+        return rows
+
+    def _note_others(self, count: int) -> None:
+        if count > 0:
+            self.notes.append(f"{count:,} other file(s) passed over")
+
+    def _wrong_layout(self, paths: Mapping[str, Item], due: PublishedSet) -> UsageError:
+        expected = " and ".join(due.layout)
+        some = ", ".join(clean_text(path, 60) for path in list(paths)[:3])
+        return UsageError(
+            f"source.path: {self.options.path} is not laid out as {due.title}: expected {expected}"
+            f"{_other_layout(paths)}; found {some}; give the folder that the authors' archive unpacks to"
+        )
+
+    def _item(self, file: Item | None, path: str, split: str, number: int, order: int) -> Item:
+        name = self._due.name
+        listed = file or Item("", "", path, "{}", 0, failure="missing file")
+        return replace(
+            listed,
+            key=file_key(name, path.encode("utf-8", "surrogateescape"), PurePosixPath(path).stem),
+            source="ultra-fgvc",
+            source_id=f"{name}/{clean_text(path, 900)}",
+            order=order,
+            labels=(f"cultivar-{number + 1:0{len(str(self._due.classes))}d}",),
+            families=(),
+            split=split,
+            class_order=number,
+        )
+
+
+def chosen_labels(folder: Path, group: str, *, val: bool) -> list[tuple[str, Path]]:
+    """The label files of a folder that make up the parts asked for, with the split that each stands for.
+
+    A folder of the GLSim family holds train, val and train_val side by side: with `val` the first two are taken,
+    without it the last, or train and val as one where it is not there.
+
+    Args:
+        folder: holds the files.
+        group: stage in the names, such as `R1`; empty for files without one.
+        val: whether val is wanted.
+
+    Raises:
+        UsageError: no such folder, or no training or test file in it.
+    """
+    folder = folder.expanduser()
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise UsageError(f"source.labels: {folder} cannot be listed ({error.strerror}); give a folder") from None
+    there: dict[str, Path] = {}
+    for name in names:
+        known = labelfiles.label_file(name)
+        if known and known[1] == group:
+            there.setdefault(known[0], folder / name)
+    parts = ("train", "val") if "train" in there and "val" in there and (val or "train_val" not in there) else ()
+    chosen = [(part if val else "train", there[part]) for part in parts or ("train_val", "train") if part in there]
+    if not parts:
+        chosen = [("train", path) for _, path in chosen[:1]]
+    if not chosen or "test" not in there:
+        suffix = f"_{group}" if group else ""
+        raise UsageError(
+            f"source.labels: {folder} must hold test{suffix}.csv and train{suffix}.csv or train_val{suffix}.csv"
+        )
+    return [*chosen, ("test", there["test"])]
+
+
+def _first_there(paths: Mapping[str, Item], candidates: Sequence[str]) -> str:
+    return next((path for path in candidates if path in paths), candidates[0])
+
+
+def _other_layout(paths: Mapping[str, Item]) -> str:
+    """Which layout it is instead, in words."""
+    if any(re.search(r"(?:^|/)R[1-6]/anno/", path) for path in paths):
+        return ", but this is SoyAgeing (folders R1 to R6)"
+    if any(_ANNO.fullmatch(path) for path in paths):
+        return ", but this has anno/train.txt, as SoyGene has"
+    if any(_FLAT.fullmatch(PurePosixPath(path).name) for path in paths):
+        return ", but this has names such as 1_1_train.png, as Cotton80, SoyLocal and SoyGlobal have"
+    return ""
+
+
+def _natural(path: str) -> tuple[tuple[int, str], ...]:
+    """A sort key in which 10 comes after 9."""
+    return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", path))

@@ -1,0 +1,138 @@
+"""Every built-in recipe runs from end to end without a network, and its outcome is what its drawn collection holds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import animesion
+from animesion.errors import UsageError
+from animesion.recipe import builtin_names
+from animesion.sample.collections import SampleFilesOptions, write
+from animesion.sample.leaves import STAGES, Leaf, render
+from animesion.verifying import verify
+
+from .conftest import shard_digests
+
+#: Overrides that keep a build small; what each recipe must come to: pictures seen, splits, classes, split strategy.
+SETS: dict[str, tuple[list[str], int, dict[str, int], int, str]] = {
+    "cotton80": (["source.classes=5"], 30, {"train": 15, "test": 15}, 5, "published"),
+    "soy-local": (["source.classes=4"], 24, {"train": 12, "test": 12}, 4, "published"),
+    "soy-global": (["source.classes=6"], 36, {"train": 18, "test": 18}, 6, "published"),
+    "soy-gene": (["source.classes=3"], 53, {"train": 26, "test": 27}, 3, "published"),
+    "soy-ageing": (["source.classes=2"], 100, {"train": 50, "test": 50}, 2, "published"),
+    "daf-re-published": (["source.classes=3"], 66, {"train": 45, "val": 6, "test": 15}, 3, "published"),
+}
+OTHERS = {
+    "daf-re-full": ["source.posts=200", "classes.minimum=5"],
+    "folder": ["source.classes=3"],
+    "urls": ["source.posts=200"],
+    "cultivar": ["source.classes=3"],
+    "moeimouto": ["source.classes=4"],
+}
+
+
+def built(name: str, overrides: list[str], out: Path, workers: int = 2) -> Any:
+    return animesion.build(animesion.load_recipe(name, overrides, sample=True), out, workers=workers)
+
+
+def test_every_recipe_is_tried() -> None:
+    assert sorted(["daf-re", *SETS, *OTHERS]) == builtin_names()  # daf-re: test_sample_truth.py
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_published_sets_come_out_as_drawn(name: str, tmp_path: Path) -> None:
+    overrides, seen, splits, classes, strategy = SETS[name]
+    result = built(name, overrides, tmp_path / "out")
+    assert (result.seen, result.kept, result.dropped) == (seen, seen, {})
+    assert (result.splits, len(result.classes)) == (splits, classes)
+    dataset = animesion.open_dataset(tmp_path / "out")
+    assert dataset.split_strategy == strategy
+    rows = pq.read_table(tmp_path / "out" / "curated.parquet").to_pylist()
+    packed = pq.read_table(tmp_path / "out" / "index.parquet").to_pylist()
+    assert {row["key"]: row["sha256"] for row in rows} == {row["key"]: row["sha256"] for row in packed}  # as they came
+
+
+@pytest.mark.parametrize("name", ["soy-ageing", "daf-re-published"])
+def test_published_sets_do_not_depend_on_workers_and_verify(name: str, tmp_path: Path) -> None:
+    overrides = SETS[name][0]
+    for workers in (1, 2):
+        built(name, overrides, tmp_path / str(workers), workers)
+    assert shard_digests(tmp_path / "1") == shard_digests(tmp_path / "2")
+    faults = verify(animesion.open_dataset(tmp_path / "1"), workers=1).faults
+    assert not [fault for check, found in faults.items() if check != "leaks" for fault in found]
+    assert all("as the split strategy published allows" in fault.text for fault in faults["leaks"])
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_recipes_come_out_without_a_fault(name: str, tmp_path: Path) -> None:
+    result = built(name, OTHERS[name], tmp_path / "out")
+    assert result.kept >= 35
+    assert result.seen == result.kept + sum(result.dropped.values())
+    report = verify(animesion.open_dataset(tmp_path / "out"), workers=1)
+    assert report.clean, report.faults
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "drawn sample, not real data" in card
+
+
+def test_troubles_of_the_drawn_photographs_end_as_planned(tmp_path: Path) -> None:
+    result = built("cultivar", ["source.classes=4"], tmp_path / "out")
+    assert result.dropped == {"truncated image": 1, "too small": 1, "near duplicate": 1}
+    rows = {row["source_id"]: row for row in pq.read_table(tmp_path / "out" / "curated.parquet").to_pylist()}
+    assert rows["soybean-01/copy.jpg"]["reason"] == "near duplicate"
+    assert rows["soybean-03/002.jpg"]["reason"] == "truncated image"
+    assert not rows["soybean-02/001.jpg"]["plain"]  # turned
+    assert Counter(row["label"] for row in rows.values() if row["kept"]) == {
+        "soybean-01": 13,
+        "soybean-02": 14,
+        "soybean-03": 11,
+        "cotton-04": 13,
+    }
+
+
+def test_the_copy_across_splits_is_found_and_kept(tmp_path: Path) -> None:
+    built("daf-re-published", ["source.classes=2"], tmp_path / "out")
+    rows = pq.read_table(tmp_path / "out" / "curated.parquet").to_pylist()
+    digests = Counter(row["sha256"] for row in rows)
+    first, second = (row for row in rows if digests[row["sha256"]] == 2)
+    assert first["cluster"] == second["cluster"] != ""
+    assert {first["split"], second["split"]} == {"train", "test"}
+    assert all(row["page_url"].startswith("http://sample-booru.invalid/") for row in rows)
+
+
+@pytest.mark.parametrize("layout", ["cotton80", "soy-gene", "soy-ageing", "moeimouto"])
+def test_a_drawn_set_that_lost_a_file_is_refused_like_a_real_one(layout: Any, tmp_path: Path) -> None:
+    reader = write(SampleFilesOptions(layout=layout, classes=2), tmp_path)
+    assert len(list(reader.items())) == len(list(tmp_path.rglob("*.png")))
+    sorted(tmp_path.rglob("*.png"))[3].unlink()
+    with pytest.raises(UsageError, match=r"is not as published: .* of .* pictures"):
+        list(reader.items())
+
+
+def test_equal_options_draw_equal_files(tmp_path: Path) -> None:
+    def drawn(seed: int, name: str) -> dict[str, bytes]:
+        write(SampleFilesOptions(layout="soy-ageing", classes=2, seed=seed), tmp_path / name)
+        files = sorted(path for path in (tmp_path / name).rglob("*.*") if path.is_file())
+        return {str(path.relative_to(tmp_path / name)): path.read_bytes() for path in files}
+
+    first = drawn(0, "first")
+    assert first == drawn(0, "again")
+    other = drawn(1, "other")
+    assert other.keys() == first.keys()
+    assert not {first[name] for name in first if name.endswith(".png")} & set(other.values())
+
+
+def test_leaves_yellow_from_stage_to_stage() -> None:
+    def redness(number: int, stage: str) -> float:
+        """Red minus green in the middle of the leaf, of 255."""
+        middle = np.asarray(render(Leaf("soybean", number, "0", 96, stage)).crop((36, 36, 60, 60)), dtype=np.float64)
+        return float((middle[..., 0] - middle[..., 1]).mean())
+
+    for number in range(1, 6):
+        levels = [redness(number, stage) for stage in STAGES]
+        assert levels[-1] > levels[0] + 10
