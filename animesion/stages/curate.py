@@ -44,9 +44,9 @@ _UNSEEN: dict[str, Any] = {
 def run(workspace: Workspace, recipe: Recipe, parts: int, crashed: Mapping[str, str]) -> Receipt:
     """Decide, write, commit; or return the receipt that still holds.
 
-    The receipt's facts are JSON-ready: `pictures` listed, `seen` (where each face is a sample, their number), `kept`, `dropped` by reason, `classes` in the order of their ids,
-    `strategy` of the split, `splits` with their sizes, `clusters` of duplicates, `conflicts` (clusters under several
-    labels) and `notes`.
+    The receipt's facts are JSON-ready: `pictures` listed, `seen` (faces where each is a sample), `kept`, `dropped` by
+    reason, `classes` in the order of their ids, `strategy` of the split, `splits` with their sizes, `clusters` of
+    duplicates, `conflicts` (clusters under several labels) and `notes`.
 
     Args:
         workspace: output folder whose fetch and inspect stages are done.
