@@ -45,7 +45,7 @@ class ImgutilsDetector:
         return [self._boxes(picture) for picture in pictures]
 
     def _boxes(self, picture: Image.Image) -> list[Box]:
-        settings = {"conf_threshold": self._options.score, "iou_threshold": self._options.iou}
+        settings: dict[str, Any] = {"conf_threshold": self._options.score, "iou_threshold": self._options.iou}
         if self._options.model:
             settings["model_name"] = self._options.model
         try:
