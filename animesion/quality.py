@@ -50,6 +50,7 @@ _LEVELS = np.arange(256, dtype=np.int64)
 _SQUARES = _LEVELS * _LEVELS
 
 _Grey = npt.NDArray[np.uint8]
+_Extremes = tuple[_Grey, _Grey]
 
 
 def _sums() -> npt.NDArray[np.int64]:
@@ -113,7 +114,9 @@ def measure(image: Image.Image, crop: tuple[int, int, int, int] | None = None) -
     n = int(below[-1])
     light = int(np.searchsorted(below, -(-99 * n // 100)))
     dark = int(np.searchsorted(below, n // 20 + 1))
-    left, top, right, bottom = _inside(luma) or (0, 0, *small.size)
+    rows = _extremes(luma, 1)
+    columns = _extremes(luma, 0)
+    left, top, right, bottom = _inside(luma, rows, columns) or (0, 0, *small.size)
     inner = (right - left) * (bottom - top)
     return Figures(
         _sharpness(luma),
@@ -122,8 +125,8 @@ def measure(image: Image.Image, crop: tuple[int, int, int, int] | None = None) -
         _variance(counts) ** 0.5,
         sum(map(_variance, tints)) ** 0.5,
         1 - inner / n,
-        _panels(luma),
-        _lines(luma),
+        _panels(luma, _flat(rows), _flat(columns)),
+        _lines(_flat(rows)),
     )
 
 
@@ -149,7 +152,8 @@ def trimmed(image: Image.Image) -> tuple[int, int, int, int] | None:
     width, height = image.size
     factor = max(1, max(width, height) // _LONGEST)
     small = image.reduce(factor) if factor > 1 else image
-    rough = _inside(np.asarray(small.convert("L")))
+    grey = np.asarray(small.convert("L"))
+    rough = _inside(grey, _extremes(grey, 1), _extremes(grey, 0))
     if rough is None:
         return None
     pixels = np.asarray(image)
@@ -214,10 +218,15 @@ def _sharpness(grey: _Grey) -> float:
     return (n * squares - total * total) / (n * n)
 
 
-def _plain(grey: _Grey, axis: int) -> npt.NDArray[np.bool_]:
-    """Which rows (axis 1) or columns (axis 0) hold one level only."""
-    flat: npt.NDArray[np.bool_] = grey.max(axis) - grey.min(axis) <= _FLAT
-    return flat
+def _extremes(grey: _Grey, axis: int) -> _Extremes:
+    """Darkest and lightest level of each row (axis 1) or column (axis 0)."""
+    return grey.min(axis), grey.max(axis)
+
+
+def _flat(levels: _Extremes) -> npt.NDArray[np.bool_]:
+    """Which rows or columns hold one level only."""
+    found: npt.NDArray[np.bool_] = levels[1] - levels[0] <= _FLAT
+    return found
 
 
 def _runs(busy: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
@@ -226,20 +235,22 @@ def _runs(busy: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
-def _inside(grey: _Grey) -> tuple[int, int, int, int] | None:
+def _inside(grey: _Grey, rows: _Extremes, columns: _Extremes) -> tuple[int, int, int, int] | None:
     """What is left without plain bars: left, top, right, bottom; None where nothing is."""
-    top, bottom = _span(grey)
+    top, bottom = _span(rows)
     if bottom == top:
         return None
-    left, right = _span(grey[top:bottom].T)
+    left, right = _span(columns if (top, bottom) == (0, len(grey)) else _extremes(grey[top:bottom], 0))
     return (left, top, right, bottom) if right > left else None
 
 
-def _span(grey: _Grey) -> tuple[int, int]:
-    """First and last row that is not part of a bar of one level, as a range."""
-    middle = (grey.max(1).astype(np.int16) + grey.min(1)) // 2
-    plain = _plain(grey, 1)
-    start, end = 0, len(grey)
+def _span(levels: _Extremes) -> tuple[int, int]:
+    """First and last row or column that is not part of a bar of one level, as a range."""
+    plain = _flat(levels)
+    start, end = 0, len(plain)
+    if not plain[0] and not plain[-1]:
+        return start, end
+    middle = (levels[1].astype(np.int16) + levels[0]) // 2
     while start < end and plain[start] and abs(int(middle[start]) - int(middle[0])) <= _COLOUR:
         start += 1
     while end > start and plain[end - 1] and abs(int(middle[end - 1]) - int(middle[-1])) <= _COLOUR:
@@ -256,15 +267,24 @@ def _bar(pixels: npt.NDArray[np.uint8], known: int, more: int) -> int:
     return min(known + more, len(pixels))
 
 
-def _panels(grey: _Grey) -> int:
-    """Parts of a page, cut along plain gutters again and again; slivers do not count."""
+def _panels(grey: _Grey, rows: npt.NDArray[np.bool_], columns: npt.NDArray[np.bool_]) -> int:
+    """Parts of a page, cut along plain gutters again and again; slivers do not count.
+
+    Args:
+        grey: the page.
+        rows: which of its rows are plain.
+        columns: which of its columns are plain.
+    """
+    if not rows.any() and not columns.any():
+        return 1
     height, width = grey.shape
     least = max(8, int(_PANEL * height)), max(8, int(_PANEL * width))
 
     def parts(page: _Grey, axis: int, failed: int, depth: int) -> int:
         if depth == 0 or failed == 2:
             return 1
-        runs = [run for run in _runs(~_plain(page, axis)) if run[1] - run[0] >= least[1 - axis]]
+        plain = _flat(_extremes(page, axis))
+        runs = [run for run in _runs(~plain) if run[1] - run[0] >= least[1 - axis]]
         if len(runs) < 2:
             return parts(page, 1 - axis, failed + 1, depth)
         return sum(
@@ -274,8 +294,9 @@ def _panels(grey: _Grey) -> int:
     return parts(grey, 1, 0, _DEPTH)
 
 
-def _lines(grey: _Grey) -> int:
+def _lines(plain: npt.NDArray[np.bool_]) -> int:
     """Runs of rows that are short and have plain ground of one level above and below."""
-    most = max(2, int(_LINE * len(grey)))
-    runs = _runs(~_plain(grey, 1))
-    return sum(start > 0 and end < len(grey) and 2 <= end - start <= most for start, end in runs)
+    if not plain.any():
+        return 0
+    most = max(2, int(_LINE * len(plain)))
+    return sum(start > 0 and end < len(plain) and 2 <= end - start <= most for start, end in _runs(~plain))
