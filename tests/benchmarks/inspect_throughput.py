@@ -1,7 +1,8 @@
 """What inspecting pictures costs: hashes and quality figures beside the floor of decoding alone, and beside others.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/inspect_throughput.py
-        [--faces ../shared/data/holo-faces/faces-train-128.tar] [--pictures 1000] [--large 24] [--rounds 3] [--others FOLDER]
+        [--faces ../shared/data/holo-faces/faces-train-128.tar] [--pictures 1000] [--large 24] [--rounds 3]
+        [--others FOLDER]
 
 Pictures per second of processor time, one process, the best of the rounds: on real face crops of
 128 x 128 px, and on made pictures of 1920 x 1080 px (JPEG, quality 90). `--others` also measures imagededup's PHash

@@ -170,9 +170,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "pictures"
 
 
-def built(folder: Path, out: Path, *overrides: str) -> list[dict[str, Any]]:
+def built(folder: Path, out: Path, *overrides: str, workers: int = 1) -> list[dict[str, Any]]:
     recipe = animesion.load_recipe("folder", [f"source.path='{folder}'", "pack.format=png", *overrides])
-    animesion.build(recipe, out=out, workers=1, replace=True)
+    animesion.build(recipe, out=out, workers=workers, replace=True)
     return list(pq.read_table(out / "curated.parquet").to_pylist())
 
 
@@ -197,6 +197,13 @@ def test_each_face_is_a_sample_and_those_of_a_picture_share_its_split(
     from animesion.verifying import verify
 
     assert verify(dataset, workers=1).clean
+
+
+def test_faces_are_the_same_whatever_the_number_of_workers(corners: Path, folder: Path, tmp_path: Path) -> None:
+    for workers in (1, 2):
+        built(folder, tmp_path / str(workers), "crop.detector=corners", "crop.faces=each", workers=workers)
+    for name in ("curated.parquet", "index.parquet", "data/train-00000.tar"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
 
 
 def test_equal_files_are_duplicates_face_by_face(corners: Path, folder: Path, tmp_path: Path) -> None:
