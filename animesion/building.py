@@ -33,7 +33,7 @@ class BuildResult:
     Attributes:
         out: the output folder.
         until: the last stage that was run.
-        seen: pictures the source listed.
+        seen: pictures the source listed; with `crop.faces = "each"`, one for each face.
         kept: pictures in the shards; 0 before curate.
         dropped: pictures by reason, in the order in which reasons are looked at.
         splits: pictures by split.
@@ -265,8 +265,11 @@ def _demand(source: sources.Crawled, tally: HostTally) -> _Demand:
 def _account(facts: dict[str, Any], listed: int) -> None:
     """Every picture is kept or dropped for a reason; anything else is a fault of the program."""
     accounted = facts["kept"] + sum(facts["dropped"].values())
-    if not listed == facts["seen"] == accounted:
-        raise RuntimeError(f"accounting is off: {listed} listed, {facts['seen']} seen, {accounted} accounted for")
+    if listed != facts["pictures"] or facts["seen"] != accounted:
+        raise RuntimeError(
+            f"accounting is off: {listed} listed, {facts['pictures']} pictures, {facts['seen']} seen, "
+            f"{accounted} accounted for"
+        )
 
 
 def _crashed(workspace: Workspace) -> dict[str, str]:

@@ -44,4 +44,6 @@ def phash(image: Image.Image) -> int:
 def thumbnail(image: Image.Image, crop: tuple[int, int, int, int] | None = None) -> bytes:
     """Area-averaged RGB thumbnail of a picture or of its crop, 16 x 16 x 3 bytes row by row."""
     size = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
+    if crop and (min(crop[:2]) < 0 or crop[2] > image.width or crop[3] > image.height):  # a crop with padding
+        image, crop = image.crop(crop), None
     return image.resize(size, Image.Resampling.BOX, box=crop or (0, 0, *image.size)).tobytes()

@@ -8,10 +8,12 @@ from __future__ import annotations
 import io
 import math
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from animesion.quality import jpeg_quality
 from animesion.records import Box
 
 #: Sniffed extension -> the only Pillow plug-in that may open such bytes.
@@ -61,12 +63,14 @@ class Picture:
         format: sniffed extension.
         mode: Pillow's mode of the file before conversion.
         plain: any reader decodes the bytes to this very RGB (no rotation, palette, alpha, CMYK, 16 bit).
+        jpeg_quality: 1 to 100, told from the quantisation table; -1 for what is no JPEG.
     """
 
     image: Image.Image
     format: str
     mode: str
     plain: bool
+    jpeg_quality: int = -1
 
 
 def sniff(content: bytes) -> str:
@@ -147,12 +151,14 @@ def _load(image: Image.Image, extension: str, limits: Limits, *, deep: bool) -> 
     if extension != "jpg" and getattr(image, "is_animated", False):
         raise RejectedImageError("animated")
     mode = image.mode
+    tables: Mapping[int, Sequence[int]] = getattr(image, "quantization", {}) if extension == "jpg" else {}
     image.load()
     rotated = _orientation(image) != _UPRIGHT
     upright = ImageOps.exif_transpose(image) if rotated else image
     transparent = mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info
     rgb = _to_rgb(upright, transparent=transparent)
-    return Picture(rgb, extension, mode, plain=mode == "RGB" and not rotated and not transparent and not deep)
+    plain = mode == "RGB" and not rotated and not transparent and not deep
+    return Picture(rgb, extension, mode, plain, jpeg_quality(tables))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -173,15 +179,18 @@ def _to_rgb(image: Image.Image, *, transparent: bool) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def crop_pixels(box: Box, width: int, height: int, margin: float, *, square: bool) -> tuple[int, int, int, int] | None:
-    """The crop for a relative box, in pixels of the upright picture, clipped to it.
+def crop_pixels(
+    box: Box, width: int, height: int, margin: float, *, square: bool, clip: bool = True
+) -> tuple[int, int, int, int] | None:
+    """The crop for a relative box, in pixels of the upright picture.
 
     Args:
         box: relative to the picture.
         width: of the picture in pixels.
         height: of the picture in pixels.
         margin: added on each side as a share of the box's own side.
-        square: widen the shorter side to the longer one, shifted (or, failing that, clipped) to stay inside.
+        square: widen the shorter side to the longer one.
+        clip: clip to the picture; a widened side is shifted first. Otherwise the crop may reach out of the picture.
 
     Returns:
         left, top, right, bottom; None when nothing of the box lies inside the picture.
@@ -192,17 +201,26 @@ def crop_pixels(box: Box, width: int, height: int, margin: float, *, square: boo
     top, bottom = top - margin * (bottom - top), bottom + margin * (bottom - top)
     if square:
         side = max(right - left, bottom - top)
-        left, right = _widened(left, right, side, width)
-        top, bottom = _widened(top, bottom, side, height)
+        left, right = _widened(left, right, side, width if clip else None)
+        top, bottom = _widened(top, bottom, side, height if clip else None)
     # tables hold float32: a boundary meant to be whole must not be pushed over by rounding
-    x0, y0 = max(0, math.floor(left + 1e-3)), max(0, math.floor(top + 1e-3))
-    x1, y1 = min(width, math.ceil(right - 1e-3)), min(height, math.ceil(bottom - 1e-3))
-    return (x0, y0, x1, y1) if x1 > x0 and y1 > y0 else None
+    x0, y0 = math.floor(left + 1e-3), math.floor(top + 1e-3)
+    x1, y1 = math.ceil(right - 1e-3), math.ceil(bottom - 1e-3)
+    inner = max(0, x0), max(0, y0), min(width, x1), min(height, y1)
+    if inner[2] <= inner[0] or inner[3] <= inner[1]:
+        return None
+    if clip:
+        return inner
+    if square:  # both sides were equal before rounding
+        x1, y1 = x0 + max(x1 - x0, y1 - y0), y0 + max(x1 - x0, y1 - y0)
+    return x0, y0, x1, y1
 
 
-def _widened(low: float, high: float, side: float, limit: int) -> tuple[float, float]:
+def _widened(low: float, high: float, side: float, limit: int | None) -> tuple[float, float]:
     middle = (low + high) / 2
     low, high = middle - side / 2, middle + side / 2
+    if limit is None:
+        return low, high
     if low < 0:
         low, high = 0.0, min(float(limit), side)
     elif high > limit:

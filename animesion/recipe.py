@@ -92,6 +92,39 @@ class Crop(Section):
         False, description="widen the shorter side so that the crop is square where the picture allows"
     )
     min_side: int = Field(0, ge=0, description="least side of the crop in pixels")
+    min_share: float = Field(
+        0.0, ge=0, le=1, strict=False, description="least share of the picture's area that the crop takes"
+    )
+    faces: Literal["one-only", "best", "each"] = Field(
+        "one-only", description="pictures with several boxes are dropped, give their surest box, or a sample a box"
+    )
+    outside: Literal["shift", "pad", "drop"] = Field(
+        "shift",
+        description="a crop that reaches out of the picture is moved and clipped, filled with black, or dropped",
+    )
+
+
+class Quality(Section):
+    """Limits on what is measured of the sample; 0 switches a limit off."""
+
+    min_light: int = Field(0, ge=0, le=255, description="least grey level of the lightest 1%; 50 finds dark pictures")
+    max_dark: int = Field(0, ge=0, le=255, description="most grey level of the darkest 5%; 235 finds faded ones")
+    min_contrast: float = Field(
+        0.0, ge=0, le=127, strict=False, description="least deviation of grey levels; 2 finds blank pictures"
+    )
+    min_sharpness: float = Field(
+        0.0, ge=0, strict=False, description="least variance of the Laplacian; 20 finds blurred pictures"
+    )
+    min_chroma: float = Field(
+        0.0, ge=0, strict=False, description="least deviation of colours; 3 finds grey and one-tint pictures"
+    )
+    min_jpeg_quality: int = Field(0, ge=0, le=100, description="least quality that a JPEG was written with")
+    max_border: float = Field(
+        0.0, ge=0, le=1, strict=False, description="most share of the sample that plain bars along its edges take"
+    )
+    max_panels: int = Field(0, ge=0, description="most parts that plain gutters cut it into; comic pages have several")
+    max_lines: int = Field(0, ge=0, description="most lines of text over its whole width; pages have many")
+    trim: bool = Field(False, description="cut plain bars off whole pictures; `crop.detector` must be `none`")
 
 
 class Classes(Section):
@@ -170,10 +203,17 @@ class Recipe(Section):
     filter: Filter = Filter()
     duplicates: Duplicates = Duplicates()
     crop: Crop = Crop()
+    quality: Quality = Quality()
     classes: Classes = Classes()
     split: Split = Split()
     pack: Pack = Pack()
     card: Card = Card()
+
+    @model_validator(mode="after")
+    def _trims_whole_pictures(self) -> Self:
+        if self.quality.trim and self.crop.detector != "none":
+            raise ValueError("quality.trim works on whole pictures: set crop.detector to 'none', or leave it out")
+        return self
 
     @model_validator(mode="before")
     @classmethod

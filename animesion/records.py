@@ -110,7 +110,18 @@ REASONS: dict[str, str] = {
     "too large": "packed as the recipe says, it would exceed what the encoder or the decoder's limits allow",
     "too small": "a side is below the recipe's minimum",
     "aspect ratio": "long side over short side above the recipe's maximum",
-    "small face": "the face crop is below the recipe's minimum side",
+    "small face": "the face crop is below the recipe's minimum side or share of the picture",
+    "cut face": "the crop reaches out of the picture",
+    # quality
+    "too dark": "even the lightest pixels are darker than the recipe allows",
+    "too bright": "even the darkest pixels are lighter than the recipe allows",
+    "blank": "less contrast than the recipe's minimum",
+    "blurred": "less sharp than the recipe's minimum",
+    "greyscale": "fewer colours than the recipe's minimum: grey, or of one tint",
+    "heavy compression": "a JPEG of a quality below the recipe's minimum",
+    "borders": "plain bars take more of the picture than the recipe's maximum",
+    "comic page": "plain gutters cut it into more parts than the recipe's maximum",
+    "text page": "more lines of text than the recipe's maximum",
     # duplicates
     "label conflict": "the same picture stands under two labels",
     "exact duplicate": "the same bytes as another picture",
@@ -174,11 +185,22 @@ FEATURES = pa.schema(
         ("height", pa.int32()),
         ("plain", pa.bool_()),  # the bytes decode to the same RGB in any reader: no rotation, palette, alpha, CMYK
         ("pixels_sha256", pa.string()),  # of size and RGB bytes
+        ("boxes", pa.list_(_BOX)),  # what the detector gave, on the picture's first row; null when it was not asked
         ("faces", pa.int32()),  # boxes the detector gave; -1 when it was not asked
-        ("face_score", pa.float32()),  # of the best box
+        ("face", pa.int32()),  # 0 for the picture's sample; from 1 on where each face is a sample, the surest first
+        ("face_score", pa.float32()),  # of the sample's box, the best one where there is a choice
         ("crop", pa.list_(pa.int32(), 4)),  # left, top, right, bottom in pixels of the upright picture; null: whole
         ("phash", pa.uint64()),  # of what will be packed: the crop, or the whole picture
         ("thumbnail", pa.binary(THUMBNAIL_SIDE * THUMBNAIL_SIDE * 3)),
+        ("jpeg_quality", pa.int32()),  # 1 to 100 from the quantisation table of the file; -1 when it is no JPEG
+        ("sharpness", pa.float32()),  # of the sample, like all below: variance of the Laplacian of the reduced copy
+        ("light", pa.int32()),  # grey level that 99% of the pixels do not exceed
+        ("dark", pa.int32()),  # grey level that 95% of the pixels reach
+        ("contrast", pa.float32()),  # standard deviation of the grey levels
+        ("chroma", pa.float32()),  # deviation of the colours; 0 for grey and for one tint
+        ("border", pa.float32()),  # share that plain bars along the edges take
+        ("panels", pa.int32()),  # parts that plain gutters cut it into
+        ("lines", pa.int32()),  # rows that look like a line of text
     ]
 )
 

@@ -44,10 +44,10 @@ def is_allowed(licence: str, allowed: Sequence[str]) -> bool:
 
 
 def face_reason(faces: int, best_score: float, recipe: Recipe) -> str:
-    """The drop reason that the number of boxes and the best score give, or an empty string."""
+    """The drop reason that the number of boxes and the best (or the sample's own) score give, or an empty string."""
     if faces == 0:
         return "no face"
-    if faces > 1:
+    if faces > 1 and recipe.crop.faces == "one-only":
         return "several faces"
     # tables hold float32: 0.85 read from one must pass a minimum of 0.85
     return "unsure face" if best_score < recipe.crop.min_score - 1e-6 else ""

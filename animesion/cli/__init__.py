@@ -16,7 +16,7 @@ import click
 from animesion.errors import AnimesionError
 
 _ORDER = ["build", "recipes", "sources", "detectors", "stats", "verify", "diff", "card", "train", "eval", "predict"]
-_ORDER += ["study", "profile", "export", "models"]
+_ORDER += ["audit", "study", "profile", "export", "models"]
 
 
 class Commands(click.Group):

@@ -53,6 +53,9 @@ NEEDED = {
     "onnx": NeededFile("detector.onnx", 512 << 20, "onnxruntime", "animesion.detectors.onnx:OnnxDetector"),
 }
 
+#: What installs dghs-imgutils: it asks for NumPy 1, with which nothing else here works, but runs with NumPy 2.
+IMGUTILS = "pip install 'animesion[imgutils]' && pip install --no-deps 'dghs-imgutils>=0.19,<0.20'"
+
 _TRIAL_SECONDS, _TRIAL_BYTES = 120, 8 << 30
 
 _TRIAL = """
@@ -80,11 +83,20 @@ def folder() -> Path:
 
 def lacking(name: str) -> str:
     """What to do before a detector can work; empty for one that lacks nothing."""
+    if name == "imgutils" and not _there("imgutils"):
+        return f"install dghs-imgutils with: {IMGUTILS}"
     if name not in NEEDED:
         return ""
-    if find_spec(NEEDED[name].module) is None:
+    if not _there(NEEDED[name].module):
         return f"install {NEEDED[name].module} with: pip install 'animesion[detect]'"
     return "" if (folder() / NEEDED[name].name).is_file() else how(name)
+
+
+def _there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ValueError:  # a module that was blocked
+        return False
 
 
 def how(name: str) -> str:

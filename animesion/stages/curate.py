@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from animesion import clusters, duplicates, images, rules, splits, tables
+from animesion import clusters, duplicates, images, quality, rules, splits, tables
 from animesion.clusters import Columns
 from animesion.errors import UsageError
 from animesion.recipe import Recipe
@@ -23,7 +23,7 @@ from animesion.records import CURATED, FEATURES, RAW, REASONS
 from animesion.settings import params_digest
 from animesion.workspace import Receipt, Workspace
 
-CODE = "curate-1"
+CODE = "curate-2"
 
 
 #: What stands in for the features of a picture that has none.
@@ -36,6 +36,7 @@ _UNSEEN: dict[str, Any] = {
     "pixels_sha256": "",
     "phash": 0,
     "faces": -1,
+    "face": 0,
     "face_score": 0.0,
 }
 
@@ -43,9 +44,9 @@ _UNSEEN: dict[str, Any] = {
 def run(workspace: Workspace, recipe: Recipe, parts: int, crashed: Mapping[str, str]) -> Receipt:
     """Decide, write, commit; or return the receipt that still holds.
 
-    The receipt's facts are JSON-ready: `seen`, `kept`, `dropped` by reason, `classes` in the order of their ids,
-    `strategy` of the split, `splits` with their sizes, `clusters` of duplicates, `conflicts` (clusters under several
-    labels) and `notes`.
+    The receipt's facts are JSON-ready: `pictures` listed, `seen` (faces where each is a sample), `kept`, `dropped` by
+    reason, `classes` in the order of their ids, `strategy` of the split, `splits` with their sizes, `clusters` of
+    duplicates, `conflicts` (clusters under several labels) and `notes`.
 
     Args:
         workspace: output folder whose fetch and inspect stages are done.
@@ -82,7 +83,7 @@ def decide(rows: Columns, recipe: Recipe, crashed: Mapping[str, str]) -> tuple[p
     labels = ["|".join(rules.labels_left(candidates, recipe.label)) for candidates in rows["labels"]]
     reason, detail = _single_reasons(rows, recipe, crashed)
     keeper = [""] * n
-    found = clusters.judge(rows, _alive(reason), labels, recipe)
+    found = clusters.judge(_samples(rows), _alive(reason), labels, recipe)
     for i, verdict in found.dropped.items():
         reason[i], detail[i], keeper[i] = verdict
     if recipe.split.strategy == "published":
@@ -120,6 +121,7 @@ def decide(rows: Columns, recipe: Recipe, crashed: Mapping[str, str]) -> tuple[p
     counts = Counter(reason)
     names = list(class_ids)
     facts = {
+        "pictures": sum(face in (0, 1) for face in rows["face"]),
         "seen": n,
         "kept": len(kept),
         "dropped": {name: counts[name] for name in REASONS if counts[name]},
@@ -131,6 +133,18 @@ def decide(rows: Columns, recipe: Recipe, crashed: Mapping[str, str]) -> tuple[p
         "notes": [*notes, *(note.replace(f"class {c}:", f"class {names[c]}:", 1) for c, note in assignment.notes)],
     }
     return pa.table(columns, schema=CURATED), facts
+
+
+def _samples(rows: Columns) -> Columns:
+    """The rows with digests of samples: faces of one picture are as many pictures, not duplicates of one another."""
+    if not any(rows["face"]):
+        return rows
+    crops = [f"#{crop}" if face else "" for face, crop in zip(rows["face"], rows["crop"], strict=True)]
+    told = {
+        name: [digest + crop for digest, crop in zip(rows[name], crops, strict=True)]
+        for name in ("sha256", "pixels_sha256")
+    }
+    return {**rows, **told}
 
 
 def _alive(reason: Sequence[str]) -> npt.NDArray[np.int64]:
@@ -163,15 +177,31 @@ def _limits_reason(rows: Columns, i: int, recipe: Recipe) -> tuple[str, str]:
     if recipe.filter.max_aspect and long > short * recipe.filter.max_aspect:
         return "aspect ratio", f"{width}x{height}"
     too_large = _packed_too_large(rows["crop"][i] or (0, 0, width, height), recipe)
-    if recipe.crop.detector == "none":
-        return ("too large", too_large) if too_large else ("", "")
+    if recipe.crop.detector != "none":
+        reason, detail = _face_reason(rows, i, recipe)
+        if reason:
+            return reason, detail
+    return ("too large", too_large) if too_large else _quality_reason(rows, i, recipe)
+
+
+def _quality_reason(rows: Columns, i: int, recipe: Recipe) -> tuple[str, str]:
+    return quality.reason({name: rows[name][i] for name in quality.COLUMNS if name in rows}, recipe.quality)
+
+
+def _face_reason(rows: Columns, i: int, recipe: Recipe) -> tuple[str, str]:
+    width, height = rows["width"][i], rows["height"][i]
     reason = rules.face_reason(rows["faces"][i], rows["face_score"][i], recipe)
     if reason:
         return reason, f"{rows['faces'][i]} boxes, best score {rows['face_score'][i]:.2f}"
     left, top, right, bottom = rows["crop"][i]
     if min(right - left, bottom - top) < recipe.crop.min_side:
         return "small face", f"{right - left}x{bottom - top}"
-    return ("too large", too_large) if too_large else ("", "")
+    inner = (min(right, width) - max(left, 0)) * (min(bottom, height) - max(top, 0))
+    if inner < recipe.crop.min_share * width * height:
+        return "small face", f"{inner / (width * height):.2%} of the picture"
+    if recipe.crop.outside == "drop" and (min(left, top) < 0 or right > width or bottom > height):
+        return "cut face", f"{left},{top},{right},{bottom} in {width}x{height}"
+    return "", ""
 
 
 def _packed_too_large(crop: Sequence[int], recipe: Recipe) -> str:
@@ -180,6 +210,9 @@ def _packed_too_large(crop: Sequence[int], recipe: Recipe) -> str:
     width, height = images.target_size(right - left, bottom - top, recipe.pack.size, recipe.pack.fit)
     longest = min(images.LONGEST_SIDE[recipe.pack.format], recipe.filter.max_side)
     fits = max(width, height) <= longest and width * height <= recipe.filter.max_pixels
+    # a crop that is filled up is as large as that before it is scaled
+    whole = max(right - left, bottom - top), (right - left) * (bottom - top)
+    fits = fits and whole[0] <= recipe.filter.max_side and whole[1] <= recipe.filter.max_pixels
     return "" if fits else f"{width}x{height}"
 
 
@@ -265,8 +298,18 @@ def _load(workspace: Workspace, parts: int) -> dict[str, list[Any]]:
     left = pa.concat_tables(raws)
     left = left.take(pc.sort_indices(left, sort_keys=[("key", "ascending")]))
     right = pa.concat_tables(features)
-    place = {key: i for i, key in enumerate(right["key"].to_pylist())}
-    right = right.take(pa.array([place.get(key) for key in left["key"].to_pylist()], pa.int64()))
+    places: dict[str, list[int]] = {}
+    for i, key in enumerate(right["key"].to_pylist()):
+        places.setdefault(key, []).append(i)
+    keys, faces = left["key"].to_pylist(), right["face"].to_pylist()
+    taken = set(keys)
+    # a picture whose faces are samples has a row for each
+    joined = [(_face_key(key, faces[j] if j is not None else 0, taken), i, j)
+              for i, key in enumerate(keys) for j in places.get(key, [None])]  # fmt: skip
+    joined.sort(key=lambda row: row[0])
+    left = left.take(pa.array([i for _, i, _ in joined], pa.int64()))
+    right = right.take(pa.array([j for _, _, j in joined], pa.int64()))
+    left = left.set_column(left.column_names.index("key"), "key", pa.array([key for key, _, _ in joined], pa.string()))
     columns: dict[str, list[Any]] = {name: left[name].to_pylist() for name in left.column_names}
     for name in FEATURES.names:
         if name == "key":
@@ -275,6 +318,16 @@ def _load(workspace: Workspace, parts: int) -> dict[str, list[Any]]:
         values = right[name].fill_null(_UNSEEN[name]) if name in _UNSEEN else right[name]
         columns[target] = values.to_pylist()
     return columns
+
+
+def _face_key(key: str, face: int | None, taken: set[str]) -> str:
+    """The key of a face: the picture's, `-face` and a number; one that another picture has is made longer."""
+    if not face:
+        return key
+    named = f"{key}-face{face}"
+    while named in taken:
+        named += "_"
+    return named
 
 
 def _inputs(workspace: Workspace, parts: int) -> dict[str, str]:
@@ -290,7 +343,8 @@ def _inputs(workspace: Workspace, parts: int) -> dict[str, str]:
 
 def _params(recipe: Recipe) -> dict[str, Any]:
     values = recipe.model_dump(
-        mode="json", include={"label", "filter", "duplicates", "crop", "classes", "split", "pack"}
+        mode="json", include={"label", "filter", "duplicates", "crop", "quality", "classes", "split", "pack"}
     )
-    values["crop"] = {name: values["crop"][name] for name in ("detector", "min_score", "min_side")}
+    own = ("detector", "min_score", "min_side", "min_share", "faces", "outside")
+    values["crop"] = {name: values["crop"][name] for name in own}
     return {**values, "pack": {name: values["pack"][name] for name in ("size", "fit", "format")}}

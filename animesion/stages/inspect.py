@@ -5,14 +5,16 @@ A picture that kills the worker is found by the engine's bisection and recorded 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import PIL
 import pyarrow.compute as pc
+from PIL import Image
 
-from animesion import detectors, digests, images, tables
+from animesion import detectors, digests, images, quality, tables
 from animesion.engine import Engine
 from animesion.recipe import Recipe
 from animesion.records import FEATURES, RAW, Box
@@ -20,7 +22,7 @@ from animesion.settings import params_digest
 from animesion.workspace import Receipt, Workspace
 
 #: The decoder's version is part of the code: another one may give other pixels.
-CODE = f"inspect-1/pillow-{PIL.__version__}"
+CODE = f"inspect-2/pillow-{PIL.__version__}"
 
 _COLUMNS = ("key", "reason", "offset", "bytes", "boxes")
 
@@ -32,6 +34,7 @@ class InspectJob:
     Attributes:
         crashed: keys that are known to kill the decoder.
         only: when not None, decode just these keys and write nothing.
+        known: the boxes of an earlier run with the same detector lie in the part's features.
     """
 
     workspace: Workspace
@@ -41,6 +44,7 @@ class InspectJob:
     keys: tuple[str, ...] = ()
     crashed: tuple[str, ...] = ()
     only: tuple[str, ...] | None = None
+    known: bool = False
 
     @property
     def name(self) -> str:
@@ -58,8 +62,10 @@ class InspectJob:
     def run(self) -> dict[str, int]:
         """Inspect, write, commit."""
         raw = tables.read(self.workspace.path(f"raw/part-{self.part:05d}.parquet"), RAW, _COLUMNS)
-        detector = detectors.load(self.recipe.crop.detector, self.recipe.crop.detector_options)
+        known = self._known_boxes() if self.known else {}
+        detector: detectors.Detector | None = None
         rows: list[dict[str, Any]] = []
+        limits = images.Limits(self.recipe.filter.max_side, self.recipe.filter.max_pixels)
         with self.workspace.path(f"raw/part-{self.part:05d}.tar").open("rb") as tar:
             for row in raw.filter(pc.equal(raw["reason"], "")).to_pylist():
                 key = row["key"]
@@ -70,42 +76,55 @@ class InspectJob:
                     continue
                 tar.seek(row["offset"])
                 boxes = None if row["boxes"] is None else [Box(**box) for box in row["boxes"]]
-                rows.append({"key": key, **features(tar.read(row["bytes"]), boxes, detector, self.recipe)})
+                content = tar.read(row["bytes"])
+                try:
+                    picture = images.decode(content, limits)
+                except images.RejectedImageError as error:
+                    rows.append({"key": key, "reason": error.reason, "detail": error.detail})
+                    continue
+                if self.recipe.crop.detector == "none":
+                    found = None
+                elif key in known:
+                    found = known[key]
+                else:
+                    detector = detector or detectors.load(self.recipe.crop.detector, self.recipe.crop.detector_options)
+                    [given] = detector([picture.image], [boxes])
+                    found = stored(given)
+                rows += ({"key": key, **sample} for sample in features(picture, found, self.recipe))
         if self.only is None:
             name = f"features/part-{self.part:05d}.parquet"
             outputs = {name: tables.write(self.workspace.path(name), tables.table(rows, FEATURES))}
-            self.workspace.commit(
-                self.name, CODE, params(self.recipe), self.inputs, outputs, {"crashed": list(self.crashed)}
-            )
+            facts = {"crashed": list(self.crashed), "detections": detections(self.recipe, self.inputs)}
+            self.workspace.commit(self.name, CODE, params(self.recipe), self.inputs, outputs, facts)
         return {"items": len(raw)}
 
+    def _known_boxes(self) -> dict[str, list[Box]]:
+        """The boxes that an earlier run found, by key."""
+        earlier = tables.read(self.workspace.path(f"features/part-{self.part:05d}.parquet"), FEATURES, ("key", "boxes"))
+        return {
+            row["key"]: [Box(**box) for box in row["boxes"]] for row in earlier.to_pylist() if row["boxes"] is not None
+        }
 
-def features(
-    content: bytes, given: Sequence[Box] | None, detector: detectors.Detector, recipe: Recipe
-) -> dict[str, Any]:
-    """All features of one picture, or the reason why it has none.
+
+def stored(boxes: Sequence[Box]) -> list[Box]:
+    """Boxes as the table holds them, the surest first: a crop is the same whether they come from it or the detector."""
+    rounded = [Box(*(float(np.float32(value)) for value in box)) for box in boxes]
+    return sorted(rounded, key=lambda box: -box.score)
+
+
+def features(picture: images.Picture, boxes: Sequence[Box] | None, recipe: Recipe) -> list[dict[str, Any]]:
+    """All features of a picture, one row a sample: one, or with `crop.faces = "each"` one a box.
 
     Args:
-        content: bytes of the file.
-        given: boxes of the source's table, None without a table.
-        detector: finds the boxes.
-        recipe: its `crop` and `filter` sections matter.
+        picture: decoded.
+        boxes: what the detector found, the surest first, as `stored` gives them; None when it was not asked.
+        recipe: its `crop` and `quality` sections matter.
 
     Returns:
         Fields of `animesion.records.FEATURES` besides the key.
     """
-    limits = images.Limits(recipe.filter.max_side, recipe.filter.max_pixels)
-    try:
-        picture = images.decode(content, limits)
-    except images.RejectedImageError as error:
-        return {"reason": error.reason, "detail": error.detail}
     image = picture.image
-    [boxes] = detector([image], [given])
-    crop = None
-    if recipe.crop.detector != "none" and boxes:
-        best = max(boxes, key=lambda box: box.score)
-        crop = images.crop_pixels(best, *image.size, recipe.crop.margin, square=recipe.crop.square)
-    return {
+    common = {
         "reason": "",
         "detail": "",
         "format": picture.format,
@@ -114,21 +133,65 @@ def features(
         "height": image.height,
         "plain": picture.plain,
         "pixels_sha256": digests.of_pixels(image).hex(),
-        # a box that lies outside the picture is no face
-        "faces": -1 if recipe.crop.detector == "none" else len(boxes) if crop or not boxes else 0,
-        "face_score": max((box.score for box in boxes), default=0.0),
+        "jpeg_quality": picture.jpeg_quality,
+    }
+    if boxes is None:
+        crop = quality.trimmed(image) if recipe.quality.trim else None
+        return [{**common, "faces": -1, "face": 0, "face_score": 0.0, **_looks(image, crop)}]
+    kept = [box._asdict() for box in boxes]
+    rows: list[dict[str, Any]] = []
+    # a box that lies outside the picture is no face
+    inside = [(box, crop) for box in boxes if (crop := _crop(box, *image.size, recipe)) is not None]
+    each = recipe.crop.faces == "each"
+    for number, (box, crop) in enumerate(inside if each else inside[:1], 1 if each else 0):
+        row = {**common, "faces": len(boxes), "face": number, "face_score": box.score}
+        row |= {**_looks(image, _seen(crop, *image.size, recipe)), "crop": list(crop)}
+        rows.append(row if rows else {**row, "boxes": kept})
+    none = {"boxes": kept, "faces": 0, "face": 0, "face_score": 0.0}
+    return rows or [{**common, **none, **_looks(image, None)}]
+
+
+def _crop(box: Box, width: int, height: int, recipe: Recipe) -> tuple[int, int, int, int] | None:
+    settings = recipe.crop
+    clip = settings.outside == "shift"
+    return images.crop_pixels(box, width, height, settings.margin, square=settings.square, clip=clip)
+
+
+def _looks(image: Image.Image, crop: tuple[int, int, int, int] | None) -> dict[str, Any]:
+    """What is told of the pixels that will be packed."""
+    return {
         "crop": None if crop is None else list(crop),
         "phash": digests.phash(image if crop is None else image.crop(crop)),
         "thumbnail": digests.thumbnail(image, crop),
+        **asdict(quality.measure(image, crop)),
     }
+
+
+def _seen(crop: tuple[int, int, int, int], width: int, height: int, recipe: Recipe) -> tuple[int, int, int, int]:
+    """The crop to look at: one that curate will drop for reaching out, or for its size, is not filled up first."""
+    wide, tall = crop[2] - crop[0], crop[3] - crop[1]
+    fits = max(wide, tall) <= recipe.filter.max_side and wide * tall <= recipe.filter.max_pixels
+    if recipe.crop.outside == "pad" and fits:
+        return crop
+    return max(0, crop[0]), max(0, crop[1]), min(width, crop[2]), min(height, crop[3])
+
+
+def detections(recipe: Recipe, inputs: Mapping[str, str]) -> str:
+    """Digest of all that boxes hang on: the pictures, the decoder and the detector, not margins and minimums."""
+    crop = recipe.crop
+    identity = detectors.identity(crop.detector, crop.detector_options)
+    return params_digest([CODE, _limits(recipe), dict(inputs), crop.detector, crop.detector_options, identity])
+
+
+def _limits(recipe: Recipe) -> dict[str, int]:
+    return {"max_side": recipe.filter.max_side, "max_pixels": recipe.filter.max_pixels}
 
 
 def params(recipe: Recipe) -> str:
     """Digest of what the stage takes from the recipe."""
-    values = recipe.model_dump(mode="json", include={"filter", "crop"})
-    limits = {name: values["filter"][name] for name in ("max_side", "max_pixels")}
+    crop = recipe.crop.model_dump(mode="json", exclude={"min_score", "min_side", "min_share"})
     identity = detectors.identity(recipe.crop.detector, recipe.crop.detector_options)
-    return params_digest({"limits": limits, "crop": values["crop"], "detector": identity})
+    return params_digest({"limits": _limits(recipe), "crop": crop, "trim": recipe.quality.trim, "detector": identity})
 
 
 def run(
@@ -144,9 +207,15 @@ def run(
         if workspace.done(unit, CODE, params(recipe), inputs):
             advance(fetched.facts["items"])
         else:
+            earlier = workspace.receipt(unit)
             raw = tables.read(workspace.path(f"raw/part-{part:05d}.parquet"), RAW, ("key", "reason"))
             keys = tuple(raw.filter(pc.equal(raw["reason"], ""))["key"].to_pylist())
-            jobs.append(InspectJob(workspace, recipe, part, inputs, keys))
+            known = (
+                earlier is not None
+                and earlier.facts.get("detections") == detections(recipe, inputs)
+                and workspace.intact(earlier)
+            )
+            jobs.append(InspectJob(workspace, recipe, part, inputs, keys, known=known))
     workspace.forget("inspect", set(units))
     engine.run(jobs, lambda job, facts: advance(facts["items"]))
     receipts = [workspace.receipt(unit) for unit in units]

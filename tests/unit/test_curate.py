@@ -23,7 +23,7 @@ def rows(*pictures: dict[str, Any]) -> dict[str, list[Any]]:
             "boxes": None, "split": "", "class_order": -1, "rating": "", "flags": [], "page_url": "", "file_url": "",
             "licence": "", "author": "", "md5": f"{i:032x}", "bytes": 100, "sha256": f"{i:064x}", "extension": "jpg",
             "offset": 0, "reason": "", "detail": "", "part": 0, "seen_reason": "", "seen_detail": "", "format": "jpg",
-            "mode": "RGB", "width": 100, "height": 80, "plain": True, "pixels_sha256": f"p{i}", "faces": -1,
+            "mode": "RGB", "face": 0, "width": 100, "height": 80, "plain": True, "pixels_sha256": f"p{i}", "faces": -1,
             "face_score": 0.0, "crop": None, "phash": lot.getrandbits(64), "thumbnail": lot.randbytes(768),
         }  # fmt: skip
         for name, value in {**ordinary, **given}.items():

@@ -1,0 +1,167 @@
+"""Boxes without a trained model: the centre of a picture, and the leaf on plain ground."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from pydantic import Field
+
+from animesion.records import Box
+from animesion.settings import Section
+
+_LONGEST = 512
+"""Pixels of the longest side at which a leaf is looked for, or a little more."""
+
+_LEAST = 0.005
+"""Share of the picture that a leaf has at least; less is dust."""
+
+
+class CenterOptions(Section):
+    """Options of the detector `center`."""
+
+    share: float = Field(1.0, gt=0, le=1, strict=False, description="side of the box as a share of the picture's")
+    square: bool = Field(True, description="a square whose side is a share of the short side")
+
+
+class Center:
+    """One box in the middle, of score 1."""
+
+    summary = "the centre of the picture, a square unless told otherwise"
+    Options = CenterOptions
+
+    def __init__(self, options: CenterOptions | None = None) -> None:
+        self._options = options or CenterOptions()
+
+    def __call__(self, pictures: Sequence[Image.Image], given: Sequence[Sequence[Box] | None]) -> list[list[Box]]:
+        """The box of each picture."""
+        return [[self._box(*picture.size)] for picture in pictures]
+
+    def _box(self, width: int, height: int) -> Box:
+        share, short = self._options.share, min(width, height)
+        wide, tall = (short, short) if self._options.square else (width, height)
+        # whole pixels, so that rounding cannot make a square one pixel wider than tall
+        wide, tall = max(1, int(wide * share)), max(1, int(tall * share))
+        left, top = (width - wide) // 2, (height - tall) // 2
+        return Box(left / width, top / height, (left + wide) / width, (top + tall) / height, 1.0)
+
+
+class LeafOptions(Section):
+    """Options of the detector `leaf`."""
+
+    difference: int = Field(
+        0, ge=0, le=255, description="levels in which a leaf differs from the ground at least; 0 finds them (Otsu)"
+    )
+
+
+class Leaf:
+    """What differs from the ground, as one box.
+
+    The ground is the median colour of the picture's rim. Each pixel's difference from it is the largest of its three
+    channels; the threshold is Otsu's unless it is given. Stray pixels are removed, and the box holds the parts that are
+    at least a tenth as large as the largest one, so that a leaf in several parts is one box and dust is none.
+
+    A box's score is the share by which the leaf's mean difference exceeds the ground's, 0 to 1: near 1 for a leaf on
+    plain ground, about 0.5 and below where the ground is no ground.
+    """
+
+    summary = "a leaf (or another single object) on plain ground, as one box"
+    Options = LeafOptions
+
+    def __init__(self, options: LeafOptions | None = None) -> None:
+        self._options = options or LeafOptions()
+
+    def __call__(self, pictures: Sequence[Image.Image], given: Sequence[Sequence[Box] | None]) -> list[list[Box]]:
+        """One box a picture, or none where all is ground."""
+        return [self._boxes(picture) for picture in pictures]
+
+    def _boxes(self, picture: Image.Image) -> list[Box]:
+        factor = max(1, max(picture.size) // _LONGEST)
+        small = picture.reduce(factor) if factor > 1 else picture
+        pixels = np.asarray(small).astype(np.int16)
+        rim = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+        ground = np.median(rim, axis=0).astype(np.int16)
+        away = np.abs(pixels - ground).max(2)
+        counts = np.bincount(away.reshape(-1), minlength=256)
+        threshold = self._options.difference or otsu(counts)
+        found = _parts(_opened(away >= threshold)) if threshold else []
+        if not found or sum(size for size, _ in found) < _LEAST * away.size:
+            return []
+        boxes = np.array([box for size, box in found if 10 * size >= found[0][0]])
+        left, top = boxes[:, :2].min(0).tolist()
+        right, bottom = boxes[:, 2:].max(0).tolist()
+        inner, outer = away[away >= threshold].mean(), away[away < threshold]
+        score = 1 - float(outer.mean() if outer.size else 0.0) / float(inner)
+        width, height = picture.size
+        # the last block of a reduced picture may be cut off
+        right, bottom = min(1.0, right * factor / width), min(1.0, bottom * factor / height)
+        return [Box(left * factor / width, top * factor / height, right, bottom, score)]
+
+
+def otsu(counts: npt.NDArray[np.int64]) -> int:
+    """Otsu's threshold: the level from which on values belong to the upper class, 0 when there is one value only.
+
+    Args:
+        counts: histogram of levels from 0 on.
+    """
+    levels = np.arange(len(counts), dtype=np.int64)
+    below, n = np.cumsum(counts)[:-1], int(counts.sum())
+    weighted = np.cumsum(counts * levels)[:-1]
+    both = (below > 0) & (below < n)
+    if not both.any():
+        return 0
+    total = int((counts * levels).sum())
+    apart = np.zeros(len(below))
+    apart[both] = (total * below[both] / n - weighted[both]) ** 2 / (below[both] * (n - below[both]))
+    best = np.flatnonzero(apart == apart.max())
+    return int(best[(len(best) - 1) // 2]) + 1  # the middle of the gap between the classes
+
+
+def _opened(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Without parts that are thinner than three pixels."""
+    if min(mask.shape) < 3:
+        return mask
+    return _spread(~_spread(~mask))
+
+
+def _spread(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Every pixel that has one of the mask among its neighbours and itself."""
+    wide = mask.copy()
+    wide[1:] |= mask[:-1]
+    wide[:-1] |= mask[1:]
+    found = wide.copy()
+    found[:, 1:] |= wide[:, :-1]
+    found[:, :-1] |= wide[:, 1:]
+    return found
+
+
+def _parts(mask: npt.NDArray[np.bool_]) -> list[tuple[int, tuple[int, int, int, int]]]:
+    """Connected parts as pixels and box (left, top, right, bottom), the largest first; joined run by run."""
+    edges = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    rows, starts = np.nonzero(edges == 1)
+    _, ends = np.nonzero(edges == -1)
+    parent = list(range(len(rows)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    runs = list(zip(rows.tolist(), starts.tolist(), ends.tolist(), strict=True))
+    above = 0
+    for i, (row, start, end) in enumerate(runs):
+        while above < i and (runs[above][0] < row - 1 or (runs[above][0] == row - 1 and runs[above][2] < start)):
+            above += 1
+        j = above
+        while j < i and runs[j][0] == row - 1 and runs[j][1] <= end:  # corners touch too
+            parent[root(j)] = root(i)
+            j += 1
+    parts: dict[int, list[int]] = {}
+    for i, (row, start, end) in enumerate(runs):
+        part = parts.setdefault(root(i), [0, start, row, end, row + 1])
+        part[0] += end - start
+        part[1], part[3], part[4] = min(part[1], start), max(part[3], end), row + 1
+    return sorted(((size, (a, b, c, d)) for size, a, b, c, d in parts.values()), reverse=True)

@@ -1,0 +1,302 @@
+"""What a picture is worth, in figures: sharpness, exposure, colour, compression, borders, comic and text pages.
+
+One reduced copy of the decoded picture gives them all; nothing is decoded twice. What is too little or too much is the
+recipe's business (`[quality]`): `animesion.stages.curate` compares, so that a changed limit
+asks nothing of the pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+if TYPE_CHECKING:
+    from animesion.recipe import Quality
+
+_LONGEST = 512
+"""A picture is reduced by a whole number until its longest side is below twice this, in pixels: see `measure`."""
+
+_FLAT = 12
+"""Grey levels between the lightest and the darkest pixel of a row that is called plain; JPEG adds as much."""
+
+_COLOUR = 10
+"""Levels by which the pixels of a border may differ from its colour, channel by channel."""
+
+_LINE = 0.06
+"""Tallest line of text, as a share of the picture's height."""
+
+_PANEL = 0.12
+"""Least side of a comic's panel, as a share of the picture's side."""
+
+_DEPTH = 4
+"""Cuts of a page, one within another: rows, columns within a row, and so on."""
+
+#: The luminance table of the JPEG standard, annex K, whose scaling encoders call quality; only its multiset matters.
+_STANDARD = np.array(
+    [
+        16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29,
+        51, 87, 80, 62, 18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92, 49, 64, 78, 87, 103, 121,
+        120, 101, 72, 92, 95, 98, 112, 100, 103, 99,
+    ],
+    dtype=np.int64,
+)  # fmt: skip
+
+_LEVELS = np.arange(256, dtype=np.int64)
+_SQUARES = _LEVELS * _LEVELS
+
+_Grey = npt.NDArray[np.uint8]
+_Extremes = tuple[_Grey, _Grey]
+
+
+def _sums() -> npt.NDArray[np.int64]:
+    """Sum of the scaled standard table at each quality from 1 to 100, as the IJG library scales it."""
+    quality = np.arange(1, 101)
+    scale = np.where(quality < 50, 5000 // quality, 200 - 2 * quality)
+    found: npt.NDArray[np.int64] = ((_STANDARD[None] * scale[:, None] + 50) // 100).clip(1, 255).sum(1)
+    return found
+
+
+_SUMS = _sums()
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What is measured of a picture; columns of `animesion.records.FEATURES`.
+
+    Attributes:
+        sharpness: variance of the Laplacian of the grey copy, in squared levels; 0 for a plain picture.
+        light: grey level that 99% of the pixels do not exceed, 0 to 255.
+        dark: grey level that 95% of the pixels reach or exceed, 0 to 255.
+        contrast: standard deviation of the grey levels, 0 to 127.5.
+        chroma: root of the summed variances of Cb and Cr, in levels: 0 for grey and for any one tint.
+        border: share of the picture that plain bars along its edges take, 0 to 1.
+        panels: parts that plain gutters cut the picture into; 1 for a picture that is not a comic page.
+        lines: rows of the picture that look like a line of text: short, and plain above and below.
+    """
+
+    sharpness: float
+    light: int
+    dark: int
+    contrast: float
+    chroma: float
+    border: float
+    panels: int
+    lines: int
+
+
+#: Columns of `animesion.records.FEATURES` that the limits look at.
+COLUMNS = ("jpeg_quality", *(field.name for field in fields(Figures)))
+
+
+def measure(image: Image.Image, crop: tuple[int, int, int, int] | None = None) -> Figures:
+    """All figures of a picture or of its crop.
+
+    Measured on a copy that is averaged over blocks of k x k pixels, k being the whole number that brings the longest
+    side to 512 px or just above; smaller pictures are taken as they are. Arithmetic is on whole numbers, so the figures
+    are the same on every machine.
+
+    Args:
+        image: upright, mode RGB.
+        crop: left, top, right, bottom in pixels; None for the whole picture.
+    """
+    cut = image if crop is None else image.crop(crop)
+    factor = max(1, max(cut.size) // _LONGEST)
+    small = cut.reduce(factor) if factor > 1 else cut
+    ycc = small.convert("YCbCr")
+    counts, *tints = np.array(ycc.histogram(), dtype=np.int64).reshape(3, 256)
+    luma = np.asarray(ycc.getchannel(0))
+    below = np.cumsum(counts)
+    n = int(below[-1])
+    light = int(np.searchsorted(below, -(-99 * n // 100)))
+    dark = int(np.searchsorted(below, n // 20 + 1))
+    rows = _extremes(luma, 1)
+    columns = _extremes(luma, 0)
+    left, top, right, bottom = _inside(luma, rows, columns) or (0, 0, *small.size)
+    inner = (right - left) * (bottom - top)
+    return Figures(
+        _sharpness(luma),
+        light,
+        dark,
+        _variance(counts) ** 0.5,
+        sum(map(_variance, tints)) ** 0.5,
+        1 - inner / n,
+        _panels(luma, _flat(rows), _flat(columns)),
+        _lines(_flat(rows)),
+    )
+
+
+def jpeg_quality(tables: Mapping[int, Sequence[int]]) -> int:
+    """The quality, 1 to 100, whose standard luminance table is nearest by its sum; -1 without a usable table.
+
+    Args:
+        tables: quantisation tables by id as Pillow gives them; 0 is that of luminance.
+    """
+    luminance = tables.get(0)
+    if luminance is None or len(luminance) != 64:
+        return -1
+    total = sum(int(step) for step in luminance)
+    return int(np.abs(_SUMS - total).argmin()) + 1
+
+
+def trimmed(image: Image.Image) -> tuple[int, int, int, int] | None:
+    """The picture without the plain bars along its edges: left, top, right, bottom in pixels; None if there are none.
+
+    A bar is a run of whole rows or columns of one colour that JPEG may have disturbed a little. A picture that is
+    nothing but bar is left as it is.
+    """
+    width, height = image.size
+    factor = max(1, max(width, height) // _LONGEST)
+    small = image.reduce(factor) if factor > 1 else image
+    grey = np.asarray(small.convert("L"))
+    rough = _inside(grey, _extremes(grey, 1), _extremes(grey, 0))
+    if rough is None:
+        return None
+    pixels = np.asarray(image)
+    # a block that a bar shares with the picture is not plain, so the true edge lies within one block of the rough one
+    far = small.width - rough[2], small.height - rough[3]
+    last = width % factor or factor, height % factor or factor  # pixels of the last block
+    top = _bar(pixels, rough[1] * factor, factor)
+    bottom = height - _bar(pixels[::-1], last[1] + (far[1] - 1) * factor if far[1] else 0, factor)
+    if bottom <= top:
+        return None
+    columns = pixels[top:bottom].transpose(1, 0, 2)
+    left = _bar(columns, rough[0] * factor, factor)
+    right = width - _bar(columns[::-1], last[0] + (far[0] - 1) * factor if far[0] else 0, factor)
+    found = (left, top, right, bottom)
+    return found if right > left and found != (0, 0, width, height) else None
+
+
+def reason(figures: Mapping[str, Any], limits: Quality) -> tuple[str, str]:
+    """The first drop reason that the figures give and the value as its detail, or two empty strings.
+
+    Args:
+        figures: columns of `animesion.records.FEATURES`; a figure that is None was not measured and drops nothing.
+        limits: the recipe's; 0 switches a limit off.
+    """
+    checks = (
+        ("too dark", "light", limits.min_light, -1),
+        ("too bright", "dark", limits.max_dark, 1),
+        ("blank", "contrast", limits.min_contrast, -1),
+        ("blurred", "sharpness", limits.min_sharpness, -1),
+        ("greyscale", "chroma", limits.min_chroma, -1),
+        ("heavy compression", "jpeg_quality", limits.min_jpeg_quality, -1),
+        ("borders", "border", limits.max_border, 1),
+        ("comic page", "panels", limits.max_panels, 1),
+        ("text page", "lines", limits.max_lines, 1),
+    )
+    for name, column, limit, sign in checks:
+        value = figures.get(column)
+        if not limit or value is None or (column == "jpeg_quality" and value < 0):
+            continue
+        # tables hold float32: a figure that equals its limit must pass
+        if sign * (value - limit) > 1e-6 * max(1.0, abs(limit)):
+            return name, f"{column} {value:.4g}"
+    return "", ""
+
+
+def _variance(counts: npt.NDArray[np.int64]) -> float:
+    """Variance of levels from their histogram: exact until the last division."""
+    n, total, squares = int(counts.sum()), int(counts @ _LEVELS), int(counts @ _SQUARES)
+    return (n * squares - total * total) / (n * n)
+
+
+def _sharpness(grey: _Grey) -> float:
+    if min(grey.shape) < 3:
+        return 0.0
+    wide = grey.astype(np.int16)
+    around = wide[:-2, 1:-1] + wide[2:, 1:-1]
+    around += wide[1:-1, :-2]
+    around += wide[1:-1, 2:]
+    around -= 4 * wide[1:-1, 1:-1]
+    n, total = around.size, int(around.sum(dtype=np.int64))
+    squares = int(np.multiply(around, around, dtype=np.int32).sum(dtype=np.int64))
+    return (n * squares - total * total) / (n * n)
+
+
+def _extremes(grey: _Grey, axis: int) -> _Extremes:
+    """Darkest and lightest level of each row (axis 1) or column (axis 0)."""
+    return grey.min(axis), grey.max(axis)
+
+
+def _flat(levels: _Extremes) -> npt.NDArray[np.bool_]:
+    """Which rows or columns hold one level only."""
+    found: npt.NDArray[np.bool_] = levels[1] - levels[0] <= _FLAT
+    return found
+
+
+def _runs(busy: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Start and end of each run of true values."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], busy, [False]]).astype(np.int8)))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+
+
+def _inside(grey: _Grey, rows: _Extremes, columns: _Extremes) -> tuple[int, int, int, int] | None:
+    """What is left without plain bars: left, top, right, bottom; None where nothing is."""
+    top, bottom = _span(rows)
+    if bottom == top:
+        return None
+    left, right = _span(columns if (top, bottom) == (0, len(grey)) else _extremes(grey[top:bottom], 0))
+    return (left, top, right, bottom) if right > left else None
+
+
+def _span(levels: _Extremes) -> tuple[int, int]:
+    """First and last row or column that is not part of a bar of one level, as a range."""
+    plain = _flat(levels)
+    start, end = 0, len(plain)
+    if not plain[0] and not plain[-1]:
+        return start, end
+    middle = (levels[1].astype(np.int16) + levels[0]) // 2
+    while start < end and plain[start] and abs(int(middle[start]) - int(middle[0])) <= _COLOUR:
+        start += 1
+    while end > start and plain[end - 1] and abs(int(middle[end - 1]) - int(middle[-1])) <= _COLOUR:
+        end -= 1
+    return start, end
+
+
+def _bar(pixels: npt.NDArray[np.uint8], known: int, more: int) -> int:
+    """Rows of one colour at the start: `known` of them are seen already, and at most `more` others are looked at."""
+    colour = np.median(pixels[0], axis=0).astype(np.int16)
+    for row in range(known, min(known + more, len(pixels))):
+        if (np.abs(pixels[row].astype(np.int16) - colour) > _COLOUR).any():
+            return row
+    return min(known + more, len(pixels))
+
+
+def _panels(grey: _Grey, rows: npt.NDArray[np.bool_], columns: npt.NDArray[np.bool_]) -> int:
+    """Parts of a page, cut along plain gutters again and again; slivers do not count.
+
+    Args:
+        grey: the page.
+        rows: which of its rows are plain.
+        columns: which of its columns are plain.
+    """
+    if not rows.any() and not columns.any():
+        return 1
+    height, width = grey.shape
+    least = max(8, int(_PANEL * height)), max(8, int(_PANEL * width))
+
+    def parts(page: _Grey, axis: int, failed: int, depth: int) -> int:
+        if depth == 0 or failed == 2:
+            return 1
+        plain = _flat(_extremes(page, axis))
+        runs = [run for run in _runs(~plain) if run[1] - run[0] >= least[1 - axis]]
+        if len(runs) < 2:
+            return parts(page, 1 - axis, failed + 1, depth)
+        return sum(
+            parts(page[start:end] if axis else page[:, start:end], 1 - axis, 0, depth - 1) for start, end in runs
+        )
+
+    return parts(grey, 1, 0, _DEPTH)
+
+
+def _lines(plain: npt.NDArray[np.bool_]) -> int:
+    """Runs of rows that are short and have plain ground of one level above and below."""
+    if not plain.any():
+        return 0
+    most = max(2, int(_LINE * len(plain)))
+    return sum(start > 0 and end < len(plain) and 2 <= end - start <= most for start, end in _runs(~plain))

@@ -1,0 +1,171 @@
+"""What inspecting pictures costs: hashes and quality figures beside the floor of decoding alone, and beside others.
+
+    OMP_NUM_THREADS=1 python tests/benchmarks/inspect_throughput.py
+        [--faces ../shared/data/holo-faces/faces-train-128.tar] [--pictures 1000] [--large 24] [--rounds 3]
+        [--others FOLDER]
+
+Pictures per second of processor time, one process, the best of the rounds: on real face crops of
+128 x 128 px, and on made pictures of 1920 x 1080 px (JPEG, quality 90). `--others` also measures imagededup's PHash
+encoding and cleanvision's checks on the same files, each in a virtual environment that is made in FOLDER; what cannot
+be installed is left out, with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tempfile
+import time
+import venv
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from animesion import digests, images, quality
+from animesion.recipe import Recipe, load
+from animesion.stages import inspect
+
+TIMED = """
+import resource, sys, time
+from pathlib import Path
+def spent():
+    own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+folder = sys.argv[1]
+"""
+
+OTHERS = {
+    "imagededup": """
+from imagededup.methods import PHash
+method = PHash(verbose=False)
+start = spent()
+method.encode_images(image_dir=folder, num_enc_workers=0)
+print(spent() - start)
+""",
+    "cleanvision": """
+import contextlib, io
+from cleanvision import Imagelab
+start = spent()
+with contextlib.redirect_stdout(io.StringIO()):
+    Imagelab(data_path=folder).find_issues(n_jobs=1)
+print(spent() - start)
+""",
+}
+
+
+def made(count: int) -> list[bytes]:
+    """Pictures of two megapixels: blobs of colour under grain, so that they are neither trivial nor noise alone."""
+    found = []
+    for seed in range(count):
+        lot = np.random.default_rng(seed)
+        blobs = Image.fromarray(lot.integers(0, 256, (27, 48, 3), dtype=np.uint8)).resize((1920, 1080), 3)
+        grain = lot.integers(-12, 13, (1080, 1920, 1))
+        picture = Image.fromarray((np.asarray(blobs) + grain).clip(0, 255).astype(np.uint8))
+        out = io.BytesIO()
+        picture.save(out, "JPEG", quality=90)
+        found.append(out.getvalue())
+    return found
+
+
+def rates(contents: list[bytes], recipe: Recipe, rounds: int) -> dict[str, float]:
+    """Pictures per second of processor time, step by step."""
+    limits = images.Limits()
+    decoded = [images.decode(content, limits) for content in contents[:200]]
+
+    def inspected(content: bytes) -> None:
+        inspect.features(images.decode(content, limits), None, recipe)
+
+    def drafted(content: bytes) -> None:
+        with Image.open(io.BytesIO(content)) as image:
+            image.draft("RGB", (256, 256))
+            image.load()
+
+    steps: dict[str, Callable[[], object]] = {
+        "decode (the floor)": lambda: [images.decode(content, limits) for content in contents],
+        "inspect: decode, hashes, quality": lambda: [inspected(content) for content in contents],
+        "a draft decode to 256 px (not used)": lambda: [drafted(content) for content in contents],
+    }
+    alone: dict[str, Callable[[Image.Image], object]] = {
+        "  of it: pixel digest": digests.of_pixels,
+        "  of it: pHash": digests.phash,
+        "  of it: thumbnail": digests.thumbnail,
+        "  of it: quality": quality.measure,
+    }
+    found = {name: len(contents) / best(step, rounds) for name, step in steps.items()}
+    for name, step in alone.items():
+        seconds = best(lambda step=step: [step(picture.image) for picture in decoded], rounds)
+        found[name] = len(decoded) / seconds
+    return found
+
+
+def best(step: Callable[[], object], rounds: int) -> float:
+    """Seconds of processor time of the quickest round."""
+    taken = []
+    for _ in range(rounds):
+        start = time.process_time()
+        step()
+        taken.append(time.process_time() - start)
+    return min(taken)
+
+
+def other(name: str, contents: list[bytes], home: Path) -> str:
+    """What another package takes on the same files: pictures per second, or why it was not measured."""
+    python = home / name / "bin" / "python"
+    if not (home / name / "ready").exists():
+        print(f"installing {name} in {home / name}", file=sys.stderr)
+        venv.create(home / name, with_pip=True, clear=True)
+        # torch, which imagededup imports for other methods, is this environment's
+        where = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+        packages = Path(subprocess.check_output(where, text=True).strip())
+        (packages / "torch-from-outside.pth").write_text(sysconfig.get_path("purelib") + "\n")
+        done = subprocess.run([python, "-m", "pip", "install", "-q", name], capture_output=True, text=True)
+        if done.returncode:
+            return f"skipped: cannot be installed ({(done.stderr.strip().splitlines() or ['no message'])[-1][:120]})"
+        (home / name / "ready").touch()
+    with tempfile.TemporaryDirectory() as folder:
+        for number, content in enumerate(contents):
+            Path(folder, f"{number:06d}.jpg").write_bytes(content)
+        done = subprocess.run([python, "-c", TIMED + OTHERS[name], folder], capture_output=True, text=True)
+    try:
+        return f"{len(contents) / float(done.stdout.strip().splitlines()[-1]):,.0f}"
+    except (ValueError, IndexError):
+        return f"skipped: it failed ({(done.stderr.strip().splitlines() or ['no message'])[-1][:120]})"
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    shared = Path(__file__).resolve().parents[3] / "shared" / "data" / "holo-faces" / "faces-train-128.tar"
+    parser.add_argument("--faces", type=Path, default=shared, help="tar of face crops")
+    parser.add_argument("--pictures", type=int, default=1000, help="faces to take")
+    parser.add_argument("--large", type=int, default=24, help="large pictures to make")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--others", type=Path, help="folder for the environments of other packages")
+    given = parser.parse_args()
+    recipe = load("folder", ["source.path=x"])
+    sets = {f"{given.large} made pictures of 1920x1080": made(given.large)}
+    if given.faces.is_file():
+        with tarfile.open(given.faces) as tar:
+            files = (tar.extractfile(member) for member in tar if member.isfile())
+            chosen = [file.read() for file, _ in zip(filter(None, files), range(given.pictures), strict=False)]
+        sets = {f"{len(chosen)} faces of {given.faces.name}": chosen, **sets}
+    else:
+        print(f"faces are left out: there is no {given.faces}")
+    for title, contents in sets.items():
+        found = rates(contents, recipe, given.rounds)
+        floor = found["decode (the floor)"]
+        print(f"\n{title}: pictures per second of processor time, and as a share of the floor")
+        for name, rate in found.items():
+            print(f"{name:<40}{rate:>10,.0f}{rate / floor:>9.2f}")
+        for name in OTHERS if given.others else ():
+            print(f"{name:<40}{other(name, contents, given.others):>10}")
+
+
+if __name__ == "__main__":
+    main()
