@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from animesion.records import THUMBNAIL_SIDE
+
 Hashes = npt.NDArray[np.uint64]
 Pairs = npt.NDArray[np.int64]
 
@@ -27,6 +29,9 @@ _CHUNK, _SCAN_ROWS = 1 << 20, 256
 
 #: Seconds, roughly: an entry sorted, a pair compared in a bucket, a choice of bands, a pair compared all against all.
 _SORT_COST, _COMPARE_COST, _PASS_COST, _SCAN_COST = 3e-8, 8e-9, 1e-4, 1.5e-9
+
+#: Pairs whose thumbnails are compared at once: about 100 MB.
+_FINE_CHUNK = 16_384
 
 #: More different pictures than this under one hash are compared with some neighbours only.
 _CROWD, _CROWD_NEIGHBOURS = 256, 64
@@ -196,24 +201,83 @@ def candidate_pairs(hashes: Hashes, radius: int) -> Pairs:
     return np.unique(pairs, axis=0).astype(np.int64)
 
 
+def found_pairs(hashes: Hashes, flipped: Hashes | None, radius: int) -> tuple[Pairs, npt.NDArray[np.bool_]]:
+    """The pairs of `candidate_pairs`, then those of one picture with the mirror image of another.
+
+    Args:
+        hashes: shape (n,), of pictures with different pixels.
+        flipped: shape (n,), of their mirror images; None looks for no mirrored pairs.
+        radius: at least 0.
+
+    Returns:
+        Pairs, shape (m, 2), and for each whether it is a mirrored one, shape (m,). A pair that is close both ways is
+        there twice.
+    """
+    plain = candidate_pairs(hashes, radius)
+    if flipped is None:
+        return plain, np.zeros(len(plain), dtype=np.bool_)
+    crossed = cross_pairs(hashes, flipped, radius)
+    crossed = crossed[crossed[:, 0] != crossed[:, 1]]  # a symmetric picture is no duplicate of itself
+    crossed = np.unique(np.sort(crossed, axis=1), axis=0)
+    return np.concatenate([plain, crossed]), np.arange(len(plain) + len(crossed)) >= len(plain)
+
+
+def cross_pairs(hashes: Hashes, others: Hashes, radius: int) -> Pairs:
+    """Pairs of a hash and one of the others at Hamming distance `radius` or less, crowds bounded as above.
+
+    Args:
+        hashes: shape (n,).
+        others: shape (k,).
+        radius: at least 0.
+
+    Returns:
+        Shape (m, 2), indices into `hashes` and into `others`.
+    """
+    n = len(hashes)
+    pairs = candidate_pairs(np.concatenate([hashes, others]), radius)
+    pairs = pairs[(pairs[:, 0] < n) & (pairs[:, 1] >= n)]
+    pairs[:, 1] -= n
+    return pairs
+
+
+def distances(
+    hashes: Hashes, flipped: Hashes, pairs: Pairs, mirrored: npt.NDArray[np.bool_] | bool
+) -> npt.NDArray[np.int64]:
+    """Differing bits of each pair, shape (m,); of a mirrored one, those between one picture and the other's mirror."""
+    a, b = pairs[:, 0], pairs[:, 1]
+    plain = np.bitwise_count(hashes[a] ^ hashes[b])
+    crossed = np.minimum(np.bitwise_count(hashes[a] ^ flipped[b]), np.bitwise_count(flipped[a] ^ hashes[b]))
+    apart: npt.NDArray[np.int64] = np.where(mirrored, crossed, plain).astype(np.int64)
+    return apart
+
+
 def same_thumbnail(
-    thumbnails: npt.NDArray[np.uint8], pairs: Pairs, mean_difference: float, max_difference: int
+    thumbnails: npt.NDArray[np.uint8],
+    pairs: Pairs,
+    mean_difference: float,
+    max_difference: int,
+    mirrored: npt.NDArray[np.bool_] | None = None,
 ) -> npt.NDArray[np.bool_]:
     """The fine check: whether the colour thumbnails of each pair agree.
 
     Args:
-        thumbnails: shape (n, k), values 0 to 255.
+        thumbnails: shape (n, 768), values 0 to 255: rows, columns and channels of `THUMBNAIL_SIDE` squared RGB.
         pairs: shape (m, 2), indices into `thumbnails`.
         mean_difference: most mean absolute difference.
         max_difference: most absolute difference of any value.
+        mirrored: shape (m,), whether the second of the pair is to be mirrored; None for no pair.
 
     Returns:
         Shape (m,).
     """
     verdict = np.empty(len(pairs), dtype=np.bool_)
-    for start in range(0, len(pairs), 65_536):
-        chunk = pairs[start : start + 65_536]
-        gap = np.abs(thumbnails[chunk[:, 0]].astype(np.int16) - thumbnails[chunk[:, 1]].astype(np.int16))
+    for start in range(0, len(pairs), _FINE_CHUNK):
+        chunk = pairs[start : start + _FINE_CHUNK]
+        second = thumbnails[chunk[:, 1]]
+        if mirrored is not None and (turned := mirrored[start : start + len(chunk)]).any():
+            square = second[turned].reshape(-1, THUMBNAIL_SIDE, THUMBNAIL_SIDE, 3)
+            second[turned] = square[:, :, ::-1].reshape(len(square), -1)
+        gap = np.abs(thumbnails[chunk[:, 0]].astype(np.int16) - second.astype(np.int16))
         verdict[start : start + len(chunk)] = (gap.mean(axis=1) <= mean_difference) & (
             gap.max(axis=1) <= max_difference
         )
@@ -241,4 +305,5 @@ def components(n: int, pair_sets: Iterable[Pairs]) -> npt.NDArray[np.int64]:
     graph = coo_array((np.ones(len(pairs), dtype=np.bool_), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
     _, names = connected_components(graph, directed=False)
     smallest = np.unique(names, return_index=True)[1]
-    return smallest[names].astype(np.int64)
+    named: npt.NDArray[np.int64] = smallest.astype(np.int64)[names]
+    return named

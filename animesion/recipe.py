@@ -68,7 +68,15 @@ class Duplicates(Section):
         "drop", description="drop all but the keeper of a cluster, or keep all and only write clusters down"
     )
     near: bool = Field(True, description="look for near duplicates besides equal bytes and equal pixels")
-    radius: int = Field(4, ge=0, le=8, description="most differing bits of two 64-bit pHashes")
+    radius: int = Field(4, ge=0, le=16, description="most differing bits of two 64-bit pHashes")
+    flip: bool = Field(False, description="a picture and its mirror image are duplicates")
+    diameter: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="most differing bits between the best of a cluster and its members, a chain is cut there; "
+        "0 for twice the radius",
+    )
     mean_difference: float = Field(
         6.0, ge=0, strict=False, description="fine check: most mean difference of two 16x16 RGB thumbnails, of 255"
     )

@@ -111,6 +111,7 @@ REASONS: dict[str, str] = {
     "aspect ratio": "long side over short side above the recipe's maximum",
     "small face": "the face crop is below the recipe's minimum side",
     # duplicates
+    "published duplicate": "the same picture is in a published dataset that the recipe names",
     "label conflict": "the same picture stands under two labels",
     "exact duplicate": "the same bytes as another picture",
     "pixel duplicate": "other bytes, the same decoded pixels",
@@ -177,6 +178,7 @@ FEATURES = pa.schema(
         ("face_score", pa.float32()),  # of the best box
         ("crop", pa.list_(pa.int32(), 4)),  # left, top, right, bottom in pixels of the upright picture; null: whole
         ("phash", pa.uint64()),  # of what will be packed: the crop, or the whole picture
+        ("phash_flip", pa.uint64()),  # of its mirror image
         ("thumbnail", pa.binary(THUMBNAIL_SIDE * THUMBNAIL_SIDE * 3)),
     ]
 )

@@ -23,7 +23,7 @@ from animesion.records import CURATED, FEATURES, RAW, REASONS
 from animesion.settings import params_digest
 from animesion.workspace import Receipt, Workspace
 
-CODE = "curate-1"
+CODE = "curate-2"
 
 
 #: What stands in for the features of a picture that has none.
@@ -35,6 +35,7 @@ _UNSEEN: dict[str, Any] = {
     "plain": False,
     "pixels_sha256": "",
     "phash": 0,
+    "phash_flip": 0,
     "faces": -1,
     "face_score": 0.0,
 }
@@ -45,7 +46,7 @@ def run(workspace: Workspace, recipe: Recipe, parts: int, crashed: Mapping[str, 
 
     The receipt's facts are JSON-ready: `seen`, `kept`, `dropped` by reason, `classes` in the order of their ids,
     `strategy` of the split, `splits` with their sizes, `clusters` of duplicates, `conflicts` (clusters under several
-    labels) and `notes`.
+    labels), `chains` (of near duplicates, cut into several clusters) and `notes`.
 
     Args:
         workspace: output folder whose fetch and inspect stages are done.
@@ -116,6 +117,9 @@ def decide(rows: Columns, recipe: Recipe, crashed: Mapping[str, str]) -> tuple[p
     }
     if found.conflicts:
         notes.append(f"{found.conflicts} of {found.clusters} duplicate clusters stand under several labels")
+    if found.chains:
+        bound = recipe.duplicates.diameter or 2 * recipe.duplicates.radius
+        notes.append(f"{found.chains} chains of near duplicates were cut: their ends differ in more than {bound} bits")
     columns = [pa.array(decided.get(f.name, rows.get(f.name)), f.type) for f in CURATED]
     counts = Counter(reason)
     names = list(class_ids)
@@ -128,6 +132,7 @@ def decide(rows: Columns, recipe: Recipe, crashed: Mapping[str, str]) -> tuple[p
         "splits": {name: assignment.splits.count(name) for name in splits.SPLITS if name in assignment.splits},
         "clusters": found.clusters,
         "conflicts": found.conflicts,
+        "chains": found.chains,
         "notes": [*notes, *(note.replace(f"class {c}:", f"class {names[c]}:", 1) for c, note in assignment.notes)],
     }
     return pa.table(columns, schema=CURATED), facts

@@ -20,7 +20,7 @@ from animesion.settings import params_digest
 from animesion.workspace import Receipt, Workspace
 
 #: The decoder's version is part of the code: another one may give other pixels.
-CODE = f"inspect-1/pillow-{PIL.__version__}"
+CODE = f"inspect-2/pillow-{PIL.__version__}"
 
 _COLUMNS = ("key", "reason", "offset", "bytes", "boxes")
 
@@ -105,6 +105,7 @@ def features(
     if recipe.crop.detector != "none" and boxes:
         best = max(boxes, key=lambda box: box.score)
         crop = images.crop_pixels(best, *image.size, recipe.crop.margin, square=recipe.crop.square)
+    phash, phash_flip = digests.phashes(image if crop is None else image.crop(crop))
     return {
         "reason": "",
         "detail": "",
@@ -118,7 +119,8 @@ def features(
         "faces": -1 if recipe.crop.detector == "none" else len(boxes) if crop or not boxes else 0,
         "face_score": max((box.score for box in boxes), default=0.0),
         "crop": None if crop is None else list(crop),
-        "phash": digests.phash(image if crop is None else image.crop(crop)),
+        "phash": phash,
+        "phash_flip": phash_flip,
         "thumbnail": digests.thumbnail(image, crop),
     }
 
