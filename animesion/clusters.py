@@ -213,7 +213,7 @@ def _near(rows: Columns, standing: npt.NDArray[np.int64], recipe: Recipe) -> tup
     local = local.reshape(-1, 2)
     pictures = thumbnails(rows["thumbnail"], standing[involved])
     strict = (distance <= settings.radius) & duplicates.same_thumbnail(
-        pictures, local, settings.mean_difference, settings.max_difference, mirrored
+        pictures, local, settings.mean_difference, settings.max_difference, mirrored, settings.tone
     )
     loose = strict | duplicates.same_thumbnail(pictures, local, _GROUP_MEAN, 255, mirrored)
     return standing[pairs[strict]], standing[pairs[loose]]

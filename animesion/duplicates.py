@@ -257,6 +257,7 @@ def same_thumbnail(
     mean_difference: float,
     max_difference: int,
     mirrored: npt.NDArray[np.bool_] | None = None,
+    tone: float = 0.0,
 ) -> npt.NDArray[np.bool_]:
     """The fine check: whether the colour thumbnails of each pair agree.
 
@@ -266,6 +267,8 @@ def same_thumbnail(
         mean_difference: most mean absolute difference.
         max_difference: most absolute difference of any value.
         mirrored: shape (m,), whether the second of the pair is to be mirrored; None for no pair.
+        tone: largest change of brightness and contrast of the whole picture that is evened out first, as a share: one
+            factor and one shift for all channels, so that recoloured pictures stay apart.
 
     Returns:
         Shape (m,).
@@ -277,11 +280,26 @@ def same_thumbnail(
         if mirrored is not None and (turned := mirrored[start : start + len(chunk)]).any():
             square = second[turned].reshape(-1, THUMBNAIL_SIDE, THUMBNAIL_SIDE, 3)
             second[turned] = square[:, :, ::-1].reshape(len(square), -1)
-        gap = np.abs(thumbnails[chunk[:, 0]].astype(np.int16) - second.astype(np.int16))
-        verdict[start : start + len(chunk)] = (gap.mean(axis=1) <= mean_difference) & (
-            gap.max(axis=1) <= max_difference
-        )
+        first = thumbnails[chunk[:, 0]]
+        gap = np.abs(first.astype(np.int16) - second.astype(np.int16))
+        same = (gap.mean(axis=1) <= mean_difference) & (gap.max(axis=1) <= max_difference)
+        if tone:
+            rest = np.flatnonzero(~same)
+            gap = np.abs(_evened(first[rest], second[rest], tone))
+            same[rest] = (gap.mean(axis=1) <= mean_difference) & (gap.max(axis=1) <= max_difference)
+        verdict[start : start + len(chunk)] = same
     return verdict
+
+
+def _evened(first: npt.NDArray[np.uint8], second: npt.NDArray[np.uint8], tone: float) -> npt.NDArray[np.float32]:
+    """What is left between thumbnails when the second is brought to mean and contrast of the first, within bounds."""
+    a, b = first.astype(np.float32), second.astype(np.float32)
+    means = [each.mean(axis=1, keepdims=True) for each in (a, b)]
+    spreads = [each.std(axis=1, keepdims=True) for each in (a, b)]
+    factor = np.clip(spreads[0] / np.maximum(spreads[1], 1.0), 1 / (1 + tone), 1 + tone)
+    shift = np.clip(means[0] - factor * means[1], -255 * tone / 2, 255 * tone / 2)
+    left: npt.NDArray[np.float32] = a - (factor * b + shift)
+    return left
 
 
 def equal_pairs(values: Sequence[str]) -> Pairs:

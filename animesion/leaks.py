@@ -106,7 +106,7 @@ def _near(pixels: Pixels, splits: Sequence[str], settings: Duplicates) -> list[t
     apart &= np.array([pixels.digests[a] != pixels.digests[b] for a, b in pairs.tolist()], dtype=np.bool_)
     pairs, mirrored = pairs[apart], mirrored[apart]
     same = duplicates.same_thumbnail(
-        pixels.thumbnails, pairs, settings.mean_difference, settings.max_difference, mirrored
+        pixels.thumbnails, pairs, settings.mean_difference, settings.max_difference, mirrored, settings.tone
     )
     pairs = pairs[same]
     distances = duplicates.distances(pixels.phash, pixels.phash_flip, pairs, mirrored[same])

@@ -81,6 +81,13 @@ class Duplicates(Section):
         6.0, ge=0, strict=False, description="fine check: most mean difference of two 16x16 RGB thumbnails, of 255"
     )
     max_difference: int = Field(48, ge=0, le=255, description="fine check: most difference of any thumbnail value")
+    tone: float = Field(
+        0.3,
+        ge=0,
+        le=1,
+        strict=False,
+        description="fine check: change of the whole picture's brightness and contrast that is evened out, as a share",
+    )
     conflicts: Literal["drop", "keep"] = Field(
         "drop", description="drop every member of a cluster that stands under several labels, or keep the best"
     )
