@@ -100,6 +100,9 @@ def run(
     progress = progress or Progress()
     if until not in STAGES:
         raise UsageError(f"there is no stage '{until}'; stages are {', '.join(STAGES)}")
+    for folder in recipe.duplicates.against:
+        if Path(folder).resolve() == out.resolve():
+            raise UsageError(f"duplicates.against: {folder} is the output folder itself: give another with --out")
     source = sources.make(recipe)
     workspace = Workspace(out)
     last = STAGES.index(until)

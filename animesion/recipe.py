@@ -6,6 +6,7 @@ belong to the source (`[source]` besides `kind` is checked by its own model), ev
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -88,9 +89,29 @@ class Duplicates(Section):
         strict=False,
         description="fine check: change of the whole picture's brightness and contrast that is evened out, as a share",
     )
+    against: list[str] = Field(
+        [], description="folders of published datasets; what they hold already is dropped as `published duplicate`"
+    )
     conflicts: Literal["drop", "keep"] = Field(
         "drop", description="drop every member of a cluster that stands under several labels, or keep the best"
     )
+
+    def against_digests(self) -> list[str]:
+        """SHA-256 of the SHA256SUMS of each dataset in `against`, as hex.
+
+        Raises:
+            UsageError: one of them is no finished dataset.
+        """
+        digests = []
+        for folder in self.against:
+            try:
+                digests.append(hashlib.sha256((Path(folder) / "SHA256SUMS").read_bytes()).hexdigest())
+            except (OSError, ValueError):
+                raise UsageError(
+                    f"duplicates.against: {folder} is no finished dataset, it has no SHA256SUMS that can be read: "
+                    "give the output folder of `animesion build`"
+                ) from None
+        return digests
 
 
 class Crop(Section):
@@ -201,8 +222,16 @@ class Recipe(Section):
         return tomli_w.dumps(self.model_dump(mode="json"))
 
     def digest(self) -> str:
-        """SHA-256 over every value; equal digests mean equal recipes."""
-        return params_digest(self.model_dump(mode="json"))
+        """SHA-256 over every value; equal digests mean equal recipes.
+
+        Of the datasets in `duplicates.against` the content counts (their SHA256SUMS), not where they lie.
+
+        Raises:
+            UsageError: one of them is no finished dataset.
+        """
+        values = self.model_dump(mode="json")
+        values["duplicates"]["against"] = self.duplicates.against_digests()
+        return params_digest(values)
 
 
 def builtin_names() -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from animesion import clusters, duplicates, images, rules, splits, tables
+from animesion import clusters, duplicates, images, published, rules, splits, tables
 from animesion.clusters import Columns
 from animesion.errors import UsageError
 from animesion.recipe import Recipe
@@ -54,19 +55,23 @@ def run(workspace: Workspace, recipe: Recipe, parts: int, crashed: Mapping[str, 
         parts: number of parts.
         crashed: keys that a later stage found to kill the decoder, with a detail.
     """
-    inputs = _inputs(workspace, parts)
+    against = recipe.duplicates.against_digests()
+    inputs = _inputs(workspace, parts) | {f"against/{i}": digest for i, digest in enumerate(against)}
     digest = params_digest({"params": _params(recipe), "crashed": dict(crashed)})
     done = workspace.done("curate", CODE, digest, inputs)
     if done:
         return done
     for name in ("dataset.json", "SHA256SUMS"):  # what they say is not so any more
         workspace.path(name).unlink(missing_ok=True)
-    curated, facts = decide(_load(workspace, parts), recipe, crashed)
+    others = [published.load(Path(folder)) for folder in recipe.duplicates.against]
+    curated, facts = decide(_load(workspace, parts), recipe, crashed, others)
     outputs = {"curated.parquet": tables.write(workspace.path("curated.parquet"), curated)}
     return workspace.commit("curate", CODE, digest, inputs, outputs, facts)
 
 
-def decide(rows: Columns, recipe: Recipe, crashed: Mapping[str, str]) -> tuple[pa.Table, dict[str, Any]]:
+def decide(
+    rows: Columns, recipe: Recipe, crashed: Mapping[str, str], others: Sequence[published.Published] = ()
+) -> tuple[pa.Table, dict[str, Any]]:
     """The whole decision, without files.
 
     Args:
@@ -74,6 +79,7 @@ def decide(rows: Columns, recipe: Recipe, crashed: Mapping[str, str]) -> tuple[p
             `seen_detail`) and `part`, sorted by key.
         recipe: the recipe.
         crashed: keys to drop as `crashed decoder`, with a detail.
+        others: published datasets whose pictures are not to be published again.
 
     Returns:
         A table of schema `CURATED` in the order of the rows, and the stage's facts.
@@ -83,6 +89,13 @@ def decide(rows: Columns, recipe: Recipe, crashed: Mapping[str, str]) -> tuple[p
     labels = ["|".join(rules.labels_left(candidates, recipe.label)) for candidates in rows["labels"]]
     reason, detail = _single_reasons(rows, recipe, crashed)
     keeper = [""] * n
+    notes: list[str] = []
+    again = published.twins(rows, _alive(reason), others, recipe)
+    if recipe.duplicates.action == "drop":
+        for i, (how, twin) in again.items():
+            reason[i], detail[i], keeper[i] = "published duplicate", how, twin
+    elif again:
+        notes.append(f"{len(again)} pictures are in a published dataset already")
     found = clusters.judge(rows, _alive(reason), labels, recipe)
     for i, verdict in found.dropped.items():
         reason[i], detail[i], keeper[i] = verdict
@@ -90,7 +103,7 @@ def decide(rows: Columns, recipe: Recipe, crashed: Mapping[str, str]) -> tuple[p
         for i in _alive(reason):
             if rows["split"][i] not in splits.SPLITS:
                 reason[i] = "no published split"
-    notes = _apply_class_sizes(keys, labels, recipe, reason)
+    notes += _apply_class_sizes(keys, labels, recipe, reason)
     families = [
         (*tokens, f"id:{source}:{source_id}")
         for tokens, source, source_id in zip(rows["families"], rows["source"], rows["source_id"], strict=True)
@@ -297,5 +310,6 @@ def _params(recipe: Recipe) -> dict[str, Any]:
     values = recipe.model_dump(
         mode="json", include={"label", "filter", "duplicates", "crop", "classes", "split", "pack"}
     )
+    del values["duplicates"]["against"]  # their content is among the inputs
     values["crop"] = {name: values["crop"][name] for name in ("detector", "min_score", "min_side")}
     return {**values, "pack": {name: values["pack"][name] for name in ("size", "fit", "format")}}

@@ -159,12 +159,12 @@ def faces(path: Path, count: int) -> list[Image.Image]:
 
 def peers(images: Sequence[Image.Image], copies: dict[str, list[Image.Image]], known: set[tuple[int, int]]) -> None:
     """The same question to imagededup."""
-    folder = Path(tempfile.mkdtemp(prefix="near-duplicates-"))
-    python = folder / "venv" / "bin" / "python"
-    subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
-    done = subprocess.run(
-        [python, "-m", "pip", "install", "-q", "imagededup"], capture_output=True, text=True, timeout=900
-    )
+    venv, folder = Path(tempfile.gettempdir()) / "animesion-peers", Path(tempfile.mkdtemp(prefix="near-duplicates-"))
+    python = venv / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+    command = [python, "-m", "pip", "install", "-q", "imagededup"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     if done.returncode:
         print(f"imagededup left out, it cannot be installed: {(done.stderr.strip().splitlines() or ['?'])[-1][:200]}")
         return
