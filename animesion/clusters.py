@@ -17,7 +17,7 @@ import pyarrow as pa
 from animesion import duplicates
 from animesion.recipe import Recipe
 
-Columns = Mapping[str, Sequence[Any]]
+Columns = Mapping[str, Any]
 
 #: Alternates of a picture (other expression, other colours) are no duplicates, but must not straddle splits either.
 #: Over the real faces, pairs this close were alternates without exception; it also leaves room for what packing

@@ -42,6 +42,11 @@ _UNSEEN: dict[str, Any] = {
 }
 
 
+#: Columns that are written as they were read, and those that are not written either.
+_CARRIED = {"page_url", "file_url", "licence", "author", "rating", "md5", "plain", "part", "offset", "thumbnail"}
+_UNUSED = {"boxes", "flags", "format", "mode"}
+
+
 def run(workspace: Workspace, recipe: Recipe, parts: int, crashed: Mapping[str, str]) -> Receipt:
     """Decide, write, commit; or return the receipt that still holds.
 
@@ -76,7 +81,7 @@ def decide(
 
     Args:
         rows: one entry a picture: the columns of `RAW`, of `FEATURES` (its reason and detail as `seen_reason` and
-            `seen_detail`) and `part`, sorted by key.
+            `seen_detail`) and `part`, sorted by key. Thumbnails, and what nothing is decided by, may be Arrow columns.
         recipe: the recipe.
         crashed: keys to drop as `crashed decoder`, with a detail.
         others: published datasets whose pictures are not to be published again.
@@ -133,7 +138,7 @@ def decide(
     if found.chains:
         bound = recipe.duplicates.diameter or 2 * recipe.duplicates.radius
         notes.append(f"{found.chains} chains of near duplicates were cut: their ends differ in more than {bound} bits")
-    columns = [pa.array(decided.get(f.name, rows.get(f.name)), f.type) for f in CURATED]
+    columns = [_as_arrow(decided.get(f.name, rows.get(f.name)), f.type) for f in CURATED]
     counts = Counter(reason)
     names = list(class_ids)
     facts = {
@@ -149,6 +154,10 @@ def decide(
         "notes": [*notes, *(note.replace(f"class {c}:", f"class {names[c]}:", 1) for c, note in assignment.notes)],
     }
     return pa.table(columns, schema=CURATED), facts
+
+
+def _as_arrow(values: Any, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
+    return values.cast(kind) if isinstance(values, pa.ChunkedArray) else pa.array(values, kind)
 
 
 def _alive(reason: Sequence[str]) -> npt.NDArray[np.int64]:
@@ -273,8 +282,12 @@ def _split(
 # -- tables ----------------------------------------------------------------------------------------------------------
 
 
-def _load(workspace: Workspace, parts: int) -> dict[str, list[Any]]:
-    """Raw and feature tables of all parts, joined by key and sorted by it, as columns of plain lists."""
+def _load(workspace: Workspace, parts: int) -> dict[str, Any]:
+    """Raw and feature tables of all parts, joined by key and sorted by it, as columns.
+
+    Those that decisions are made by are plain lists. The others, and thumbnails, stay as Arrow has them: at a million
+    pictures lists of them take gigabytes.
+    """
     raws, features = [], []
     for part in range(parts):
         raw = tables.read(workspace.path(f"raw/part-{part:05d}.parquet"), RAW)
@@ -285,13 +298,21 @@ def _load(workspace: Workspace, parts: int) -> dict[str, list[Any]]:
     right = pa.concat_tables(features)
     place = {key: i for i, key in enumerate(right["key"].to_pylist())}
     right = right.take(pa.array([place.get(key) for key in left["key"].to_pylist()], pa.int64()))
-    columns: dict[str, list[Any]] = {name: left[name].to_pylist() for name in left.column_names}
+    del raws, features
+    columns: dict[str, Any] = {
+        name: left[name] if name in _CARRIED else left[name].to_pylist()
+        for name in left.column_names
+        if name not in _UNUSED
+    }
     for name in FEATURES.names:
-        if name == "key":
+        if name == "key" or name in _UNUSED:
             continue
         target = {"reason": "seen_reason", "detail": "seen_detail"}.get(name, name)
         values = right[name].fill_null(_UNSEEN[name]) if name in _UNSEEN else right[name]
-        columns[target] = values.to_pylist()
+        if name in ("phash", "phash_flip"):
+            columns[target] = values.to_numpy()
+        else:
+            columns[target] = values if name in _CARRIED else values.to_pylist()
     return columns
 
 
