@@ -127,6 +127,12 @@ def run(
         progress.finished("inspect")
         if last == STAGES.index("inspect"):
             return BuildResult(out, until, plan.items, notes=plan.notes, crawl=crawl)
+        if recipe.duplicates.embedding.model:
+            from animesion import embeddings
+
+            progress.started("embed", plan.items)
+            embeddings.run(workspace, recipe, parts, progress.advanced)
+            progress.finished("embed")
         while True:
             progress.started("curate", None)
             facts = curate.run(workspace, recipe, parts, _crashed(workspace)).facts

@@ -77,7 +77,8 @@ def judge(rows: Columns, alive: npt.NDArray[np.int64], labels: Sequence[str], re
     """Find clusters among the rows that are still alive and decide who stays.
 
     Args:
-        rows: columns `key sha256 pixels_sha256 phash phash_flip thumbnail width height extension bytes order`.
+        rows: columns `key sha256 pixels_sha256 phash phash_flip thumbnail width height extension bytes order`, and
+            `embedding` (an array, one row a picture) where the recipe has a model for it.
         alive: rows that no other rule has dropped, ascending.
         labels: label of each row.
         recipe: its `duplicates` section matters.
@@ -88,7 +89,11 @@ def judge(rows: Columns, alive: npt.NDArray[np.int64], labels: Sequence[str], re
     same_pixels = alive[duplicates.equal_pairs([pixels[i] for i in alive.tolist()])]
     # one of each unit stands for all, so that blank pictures do not pair n by n
     unit = duplicates.components(len(sha), [exact, same_pixels])
-    near, wide = _near(rows, alive[unit[alive] == alive], recipe)
+    standing = alive[unit[alive] == alive]
+    near, wide = _near(rows, standing, recipe)
+    if settings.embedding.model:
+        alike = standing[duplicates.cosine_pairs(rows["embedding"][standing], settings.embedding.threshold)]
+        near = np.concatenate([near, alike])
     component = duplicates.components(len(sha), [exact, same_pixels, near])
     verdicts = Verdicts(component.copy(), [exact, same_pixels, near, wide])
     neighbours: dict[int, set[int]] = {}

@@ -30,6 +30,9 @@ _CHUNK, _SCAN_ROWS = 1 << 20, 256
 #: Seconds, roughly: an entry sorted, a pair compared in a bucket, a choice of bands, a pair compared all against all.
 _SORT_COST, _COMPARE_COST, _PASS_COST, _SCAN_COST = 3e-8, 8e-9, 1e-4, 1.5e-9
 
+#: Single precision may be off by so much in a cosine.
+_ROUNDING = 1e-4
+
 #: Pairs whose thumbnails are compared at once: about 100 MB.
 _FINE_CHUNK = 16_384
 
@@ -249,6 +252,53 @@ def distances(
     crossed = np.minimum(np.bitwise_count(hashes[a] ^ flipped[b]), np.bitwise_count(flipped[a] ^ hashes[b]))
     apart: npt.NDArray[np.int64] = np.where(mirrored, crossed, plain).astype(np.int64)
     return apart
+
+
+def cosine_pairs(vectors: npt.NDArray[np.float32], threshold: float) -> Pairs:
+    """All pairs of vectors whose cosine is at least the threshold, exactly: all are compared with all.
+
+    faiss does it where it is installed, else numpy; what is near the threshold is computed again in double precision,
+    so both give the same pairs. Time grows with n squared times d: a minute for 100,000 vectors of 512 on two cores.
+    Memory is bounded by a copy of the vectors, 200 MB and 16 bytes for each pair found.
+
+    Args:
+        vectors: shape (n, d), of unit length; those of zeros pair with nothing.
+        threshold: above 0.
+
+    Returns:
+        Shape (m, 2), rows `i < j` in ascending order.
+    """
+    chosen = np.flatnonzero(vectors.any(axis=1))
+    given = np.ascontiguousarray(vectors[chosen])
+    n = len(given)
+    found = [np.empty((0, 2), dtype=np.int64)]
+    index = None
+    try:
+        import faiss
+
+        index = faiss.IndexFlatIP(given.shape[1])
+        index.add(given)
+    except ImportError:
+        pass
+    rows = max(1, min(1024, 20_000_000 // max(1, n)))
+    for start in range(0, n, rows):
+        block = given[start : start + rows]
+        if index is not None:
+            limits, _, others = index.range_search(block, threshold - _ROUNDING)
+            ends: Pairs = limits.astype(np.int64)
+            i, j = np.repeat(np.arange(len(block)), ends[1:] - ends[:-1]), others.astype(np.int64)
+        else:
+            i, j = np.nonzero(block @ given[start:].T > threshold - _ROUNDING)
+            j = j + start
+        i = i + start
+        pairs = np.stack([i, j], axis=1)[i < j]
+        for first in range(0, len(pairs), _FINE_CHUNK):
+            part = pairs[first : first + _FINE_CHUNK]
+            a, b = (given[part[:, side]].astype(np.float64) for side in (0, 1))
+            found.append(part[np.einsum("ij,ij->i", a, b) >= threshold])
+    pairs = np.concatenate(found)
+    ordered: Pairs = chosen[pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]]
+    return ordered
 
 
 def same_thumbnail(

@@ -62,6 +62,18 @@ class Filter(Section):
     max_pixels: int = Field(100_000_000, ge=1, description="most pixels the decoder is allowed")
 
 
+class Embedding(Section):
+    """Duplicates by a model's view of them, besides those by hash."""
+
+    model: str = Field("", description="any timm model, such as `resnet18`; empty looks for none")
+    weights: str = Field(
+        "pretrained", description="`pretrained`: as timm loads them; `random`; or a .safetensors or .pth file"
+    )
+    threshold: float = Field(
+        0.98, gt=0, le=1, strict=False, description="least cosine of two embeddings of the same picture"
+    )
+
+
 class Duplicates(Section):
     """What is the same picture, and what happens to it."""
 
@@ -94,6 +106,9 @@ class Duplicates(Section):
     )
     conflicts: Literal["drop", "keep"] = Field(
         "drop", description="drop every member of a cluster that stands under several labels, or keep the best"
+    )
+    embedding: Embedding = Field(
+        Embedding(), description="keys `model`, `weights`, `threshold`: duplicates by a timm model, off by default"
     )
 
     def against_digests(self) -> list[str]:

@@ -183,6 +183,14 @@ FEATURES = pa.schema(
     ]
 )
 
+#: What a model says of a picture, one row a picture that decodes; only where the recipe asks for it.
+EMBEDDINGS = pa.schema(
+    [
+        ("key", pa.string()),
+        ("embedding", pa.list_(pa.float32())),  # of unit length, of the crop or the whole picture
+    ]
+)
+
 #: Every picture ever seen: kept, with class, split and crop; or dropped, with the reason.
 CURATED = pa.schema(
     [

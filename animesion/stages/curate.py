@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from animesion import clusters, duplicates, images, published, rules, splits, tables
+from animesion import clusters, duplicates, embeddings, images, published, rules, splits, tables
 from animesion.clusters import Columns
 from animesion.errors import UsageError
 from animesion.recipe import Recipe
@@ -61,7 +61,8 @@ def run(workspace: Workspace, recipe: Recipe, parts: int, crashed: Mapping[str, 
         crashed: keys that a later stage found to kill the decoder, with a detail.
     """
     against = recipe.duplicates.against_digests()
-    inputs = _inputs(workspace, parts) | {f"against/{i}": digest for i, digest in enumerate(against)}
+    stages = ("fetch", "inspect", "embed") if recipe.duplicates.embedding.model else ("fetch", "inspect")
+    inputs = _inputs(workspace, parts, stages) | {f"against/{i}": digest for i, digest in enumerate(against)}
     digest = params_digest({"params": _params(recipe), "crashed": dict(crashed)})
     done = workspace.done("curate", CODE, digest, inputs)
     if done:
@@ -69,7 +70,10 @@ def run(workspace: Workspace, recipe: Recipe, parts: int, crashed: Mapping[str, 
     for name in ("dataset.json", "SHA256SUMS"):  # what they say is not so any more
         workspace.path(name).unlink(missing_ok=True)
     others = [published.load(Path(folder)) for folder in recipe.duplicates.against]
-    curated, facts = decide(_load(workspace, parts), recipe, crashed, others)
+    rows = _load(workspace, parts)
+    if recipe.duplicates.embedding.model:
+        rows["embedding"] = embeddings.read(workspace, parts, rows["key"])
+    curated, facts = decide(rows, recipe, crashed, others)
     outputs = {"curated.parquet": tables.write(workspace.path("curated.parquet"), curated)}
     return workspace.commit("curate", CODE, digest, inputs, outputs, facts)
 
@@ -316,10 +320,10 @@ def _load(workspace: Workspace, parts: int) -> dict[str, Any]:
     return columns
 
 
-def _inputs(workspace: Workspace, parts: int) -> dict[str, str]:
+def _inputs(workspace: Workspace, parts: int, stages: Sequence[str]) -> dict[str, str]:
     inputs: dict[str, str] = {}
     for part in range(parts):
-        for stage in ("fetch", "inspect"):
+        for stage in stages:
             receipt = workspace.receipt(f"{stage}/part-{part:05d}")
             if receipt is None:
                 raise UsageError(f"part {part} of stage {stage} is not done: run the build again")
@@ -331,6 +335,7 @@ def _params(recipe: Recipe) -> dict[str, Any]:
     values = recipe.model_dump(
         mode="json", include={"label", "filter", "duplicates", "crop", "classes", "split", "pack"}
     )
+    values["duplicates"]["embedding"] = recipe.duplicates.embedding.model_dump(include={"model", "threshold"})
     del values["duplicates"]["against"]  # their content is among the inputs
     values["crop"] = {name: values["crop"][name] for name in ("detector", "min_score", "min_side")}
     return {**values, "pack": {name: values["pack"][name] for name in ("size", "fit", "format")}}

@@ -1,6 +1,7 @@
 """What near-duplicate search finds of altered pictures and what it takes for the same wrongly: precision and recall.
 
-    python tests/benchmarks/near_duplicates.py --faces FACES.tar [--pictures 1000] [--peers] [--embedding resnet18]
+    python tests/benchmarks/near_duplicates.py --faces FACES.tar [--pictures 1000] [--sweep] [--peers]
+        [--embedding resnet18 --weights FILE]
 
 FACES.tar holds `<class>/<name>` pictures. Of each chosen picture every transform makes a copy; copies and pictures are
 searched together. Recall is the share of copies that are paired with their original. A pair of two different pictures
@@ -29,8 +30,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
-from animesion import digests, duplicates
-from animesion.recipe import Duplicates
+from animesion import digests, duplicates, embeddings
+from animesion.recipe import Duplicates, Embedding
 
 PEER_LINES = """
 import json, sys
@@ -133,6 +134,19 @@ class Features:
         return {(a, b) for a, b in found[same].tolist()}
 
 
+class Embeddings(Features):
+    """Pairs by hash and those by a timm model."""
+
+    def __init__(self, images: Sequence[Image.Image], settings: Embedding) -> None:
+        super().__init__(images)
+        self.vectors = embeddings.Embedder(settings)(images)
+
+    def alike(self, other: Embeddings, threshold: float) -> set[tuple[int, int]]:
+        """Pairs by cosine, of both lists as one."""
+        both = np.concatenate([self.vectors, other.vectors])
+        return {(a, b) for a, b in duplicates.cosine_pairs(both, threshold).tolist()}
+
+
 def judged(pairs: set[tuple[int, int]], n: int, known: set[tuple[int, int]]) -> tuple[float, int]:
     """Recall of copies (picture i's copy is n + i), and the number of wrong pairs between pictures and copies."""
     crossed = {(a, b - n) for a, b in pairs if a < n <= b}
@@ -196,6 +210,9 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=1000)
     parser.add_argument("--sweep", action="store_true", help="recall and wrong pairs over thresholds")
     parser.add_argument("--peers", action="store_true", help="imagededup in an environment of its own")
+    parser.add_argument("--embedding", metavar="MODEL", help="a timm model, for pairs by cosine")
+    parser.add_argument("--weights", default="pretrained", help="as duplicates.embedding.weights")
+    parser.add_argument("--thresholds", type=float, nargs="+", default=[0.9, 0.95, 0.98, 0.99])
     parser.add_argument("--only", nargs="+", default=list(TRANSFORMS), help="transforms to make")
     arguments = parser.parse_args()
     lot = random.Random(1)
@@ -217,6 +234,14 @@ def main() -> None:
         cells = [judged(both.pairs(settings), n, known) for settings in rows.values()]
         bits = np.sort(np.bitwise_count(both.hashes[:n] ^ both.hashes[n:]))[int(0.98 * (n - 1))]
         print(f"{name:<22} " + " ".join(f"{r:16.3f} {w:6,}" for r, w in cells) + f" {bits:9}")
+    if arguments.embedding:
+        model = Embedding(model=arguments.embedding, weights=arguments.weights)
+        first = Embeddings(images, model)
+        print(f"{'':<22} " + " ".join(f"{f'cosine {t}':>13} {'wrong':>6}" for t in arguments.thresholds))
+        for name, altered in copies.items():
+            second = Embeddings(altered, model)
+            cells = [judged(first.alike(second, threshold), n, known) for threshold in arguments.thresholds]
+            print(f"{name:<22} " + " ".join(f"{r:13.3f} {w:6,}" for r, w in cells), flush=True)
     if arguments.peers:
         peers(images, copies, known)
 
