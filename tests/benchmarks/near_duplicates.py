@@ -154,6 +154,12 @@ def judged(pairs: set[tuple[int, int]], n: int, known: set[tuple[int, int]]) -> 
     return sum(a == b for a, b in crossed) / n, len(wrong)
 
 
+def precision(recall: float, wrong: int, n: int) -> str:
+    """Share of the pairs that are right, as text; a dash where there are none."""
+    right = round(recall * n)
+    return f"{right / (right + wrong):.3f}" if right + wrong else "-"
+
+
 def faces(path: Path, count: int) -> list[Image.Image]:
     """Pictures of a tar, the same every time, no two with equal pixels."""
     with tarfile.open(path) as tar:
@@ -229,11 +235,17 @@ def main() -> None:
     if arguments.sweep:
         sweep(features, n, known)
     rows = {"default": default, "flip": Duplicates(flip=True)}
-    print(f"{'':<22} " + " ".join(f"{name + ' recall':>16} {'wrong':>6}" for name in rows) + f" {'bits 98%':>9}")
+    print(f"{'':<22} " + " ".join(f"{name + ' recall':>16} precision" for name in rows) + f" {'bits 98%':>9}")
+    recalls = []
     for name, both in features.items():
         cells = [judged(both.pairs(settings), n, known) for settings in rows.values()]
         bits = np.sort(np.bitwise_count(both.hashes[:n] ^ both.hashes[n:]))[int(0.98 * (n - 1))]
-        print(f"{name:<22} " + " ".join(f"{r:16.3f} {w:6,}" for r, w in cells) + f" {bits:9}")
+        told = " ".join(f"{recall:16.3f} {precision(recall, wrong, n):>9}" for recall, wrong in cells)
+        print(f"{name:<22} {told} {bits:9}")
+        if name not in UNSEEN:
+            recalls.append(cells[0][0])
+    if recalls:
+        print(f"{'what pHash can see':<22} {sum(recalls) / len(recalls):16.4f}")
     if arguments.embedding:
         model = Embedding(model=arguments.embedding, weights=arguments.weights)
         first = Embeddings(images, model)
