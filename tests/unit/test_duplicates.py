@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from animesion import digests, duplicates
+from animesion import digests, duplicates, leaks
+from animesion.recipe import Duplicates
 
 
 def brute(hashes: np.ndarray, radius: int) -> set[tuple[int, int]]:
@@ -99,6 +100,36 @@ def test_the_fine_check_mirrors_what_it_is_told_to() -> None:
     both = np.stack([np.frombuffer(digests.thumbnail(each), dtype=np.uint8) for each in (image, turned)])
     pairs = np.array([[0, 1], [0, 1]])
     assert duplicates.same_thumbnail(both, pairs, 0.0, 0, np.array([True, False])).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_a_mirrored_picture_in_another_split_is_a_leak_when_the_recipe_says_so(flip: bool) -> None:
+    image = soft(3, 96, 80)
+    pictures = [image, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), soft(4, 96, 80)]
+    both = np.array([digests.phashes(each) for each in pictures], dtype=np.uint64)
+    pixels = leaks.Pixels(
+        np.ones(3, dtype=np.bool_),
+        [digests.of_pixels(each) for each in pictures],
+        both[:, 0],
+        both[:, 1],
+        np.stack([np.frombuffer(digests.thumbnail(each), dtype=np.uint8) for each in pictures]),
+    )
+    none = ["", "", ""]
+    found = leaks.find(["train", "test", "val"], none, none, [b"a", b"b", b"c"], pixels, Duplicates(flip=flip))
+    assert [(leak.first, leak.second) for leak in found] == ([(0, 1)] if flip else [])
+
+
+def test_the_fine_check_evens_out_light_but_not_colour() -> None:
+    image = soft(8, 96, 80)
+    darker = image.point(lambda value: round(0.85 * value))
+    redder = Image.merge(
+        "RGB", [band.point(lambda v, k=k: round(v * k)) for band, k in zip(image.split(), (1, 0.85, 0.7), strict=True)]
+    )
+    both = np.stack([np.frombuffer(digests.thumbnail(each), dtype=np.uint8) for each in (image, darker, redder)])
+    pairs = np.array([[0, 1], [0, 2]])
+    assert duplicates.same_thumbnail(both, pairs, 6.0, 48).tolist() == [False, False]
+    assert duplicates.same_thumbnail(both, pairs, 6.0, 48, tone=0.3).tolist() == [True, False]
+    assert duplicates.same_thumbnail(both, pairs, 6.0, 48, tone=0.02).tolist() == [False, False]
 
 
 @pytest.mark.parametrize("installed", [True, False])
