@@ -198,7 +198,7 @@ CURATED = pa.schema(
         ("kept", pa.bool_()),
         ("reason", pa.string()),
         ("detail", pa.string()),
-        ("keeper", pa.string()),  # key of the picture kept instead, for duplicates
+        ("keeper", pa.string()),  # key of the picture kept instead, for duplicates; `dataset:key` if published
         ("label", pa.string()),
         ("class_id", pa.int64()),  # -1 when dropped
         ("split", pa.string()),
