@@ -102,6 +102,9 @@ def run(
     progress = progress or Progress()
     if until not in STAGES:
         raise UsageError(f"there is no stage '{until}'; stages are {', '.join(STAGES)}")
+    for folder in recipe.duplicates.against:
+        if Path(folder).resolve() == out.resolve():
+            raise UsageError(f"duplicates.against: {folder} is the output folder itself: give another with --out")
     source = sources.make(recipe)
     workspace = Workspace(out)
     last = STAGES.index(until)
@@ -126,6 +129,12 @@ def run(
         progress.finished("inspect")
         if last == STAGES.index("inspect"):
             return BuildResult(out, until, plan.items, notes=plan.notes, crawl=crawl)
+        if recipe.duplicates.embedding.model:
+            from animesion import embeddings
+
+            progress.started("embed", plan.items)
+            embeddings.run(workspace, recipe, parts, progress.advanced)
+            progress.finished("embed")
         while True:
             progress.started("curate", None)
             facts = curate.run(workspace, recipe, parts, _crashed(workspace)).facts

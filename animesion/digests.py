@@ -14,6 +14,9 @@ from PIL import Image
 
 from animesion.records import THUMBNAIL_SIDE
 
+#: Side of the grey picture that is transformed, and of the block of low frequencies that gives the bits.
+_PHASH_SIDE, _PHASH_LOW = 32, 8
+
 
 @dataclass(frozen=True)
 class ByteDigests:
@@ -35,10 +38,19 @@ def of_pixels(image: Image.Image) -> bytes:
     return digest.digest()
 
 
-def phash(image: Image.Image) -> int:
-    """The 64-bit perceptual hash of an RGB picture, bit for bit `imagehash.phash`, first bit highest."""
-    bits = imagehash.phash(image).hash
-    return int.from_bytes(np.packbits(bits.reshape(-1)).tobytes(), "big")
+def phashes(image: Image.Image) -> tuple[int, int]:
+    """The 64-bit perceptual hashes of an RGB picture and of its mirror image, first bit highest.
+
+    The first is bit for bit `imagehash.phash`. The second is that of the pixels in mirrored order, from the same DCT:
+    mirroring changes the sign of the coefficients of odd horizontal frequency, and nothing else.
+    """
+    from scipy.fftpack import dct  # what imagehash calls: another DCT may round otherwise
+
+    pixels = np.asarray(image.convert("L").resize((_PHASH_SIDE, _PHASH_SIDE), Image.Resampling.LANCZOS))
+    low = dct(dct(pixels, axis=0), axis=1)[:_PHASH_LOW, :_PHASH_LOW]
+    mirrored = low * np.where(np.arange(_PHASH_LOW) % 2, -1.0, 1.0)
+    plain, flipped = (int(str(imagehash.ImageHash(each > np.median(each))), 16) for each in (low, mirrored))
+    return plain, flipped
 
 
 def thumbnail(image: Image.Image, crop: tuple[int, int, int, int] | None = None) -> bytes:

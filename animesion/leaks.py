@@ -32,12 +32,14 @@ class Pixels:
         decoded: shape (n,), whether there are pixels.
         digests: n digests of the pixels.
         phash: shape (n,).
+        phash_flip: shape (n,), of the mirrored pixels.
         thumbnails: shape (n, k).
     """
 
     decoded: npt.NDArray[np.bool_]
     digests: Sequence[bytes]
     phash: npt.NDArray[np.uint64]
+    phash_flip: npt.NDArray[np.uint64]
     thumbnails: npt.NDArray[np.uint8]
 
 
@@ -95,12 +97,21 @@ def _near(pixels: Pixels, splits: Sequence[str], settings: Duplicates) -> list[t
     rows = np.array(list(standing.values()), dtype=np.int64)
     if len(rows) < 2:
         return []
-    hashes = pixels.phash[rows]
-    pairs = rows[duplicates.candidate_pairs(hashes, settings.radius)]
+    pairs, mirrored = duplicates.found_pairs(
+        pixels.phash[rows], pixels.phash_flip[rows] if settings.flip else None, settings.radius
+    )
+    pairs = rows[pairs]
     split_of = np.unique(np.array(splits), return_inverse=True)[1]
-    pairs = pairs[split_of[pairs[:, 0]] != split_of[pairs[:, 1]]]
-    pairs = pairs[[pixels.digests[a] != pixels.digests[b] for a, b in pairs.tolist()]] if len(pairs) else pairs
-    same = duplicates.same_thumbnail(pixels.thumbnails, pairs, settings.mean_difference, settings.max_difference)
+    apart = split_of[pairs[:, 0]] != split_of[pairs[:, 1]]
+    apart &= np.array([pixels.digests[a] != pixels.digests[b] for a, b in pairs.tolist()], dtype=np.bool_)
+    pairs, mirrored = pairs[apart], mirrored[apart]
+    same = duplicates.same_thumbnail(
+        pixels.thumbnails, pairs, settings.mean_difference, settings.max_difference, mirrored, settings.tone
+    )
     pairs = pairs[same]
-    distances = np.bitwise_count(pixels.phash[pairs[:, 0]] ^ pixels.phash[pairs[:, 1]])
-    return [((min(a, b), max(a, b)), int(d)) for (a, b), d in zip(pairs.tolist(), distances, strict=True)]
+    distances = duplicates.distances(pixels.phash, pixels.phash_flip, pairs, mirrored[same])
+    nearest: dict[tuple[int, int], int] = {}  # a symmetric pair may be close both ways
+    for (a, b), distance in zip(pairs.tolist(), distances.tolist(), strict=True):
+        pair = (min(a, b), max(a, b))
+        nearest[pair] = min(distance, nearest.get(pair, distance))
+    return list(nearest.items())

@@ -115,6 +115,7 @@ class Look:
         decoded: whether the picture decoded.
         pixels: 32 bytes each, digest of the decoded pixels.
         phash: perceptual hash of the decoded pixels.
+        phash_flip: that of their mirror image.
         thumbnails: shape (n, 768).
         faults: position of the sample, name of the check and what is wrong.
     """
@@ -128,6 +129,7 @@ class Look:
     decoded: npt.NDArray[np.bool_]
     pixels: list[bytes]
     phash: npt.NDArray[np.uint64]
+    phash_flip: npt.NDArray[np.uint64]
     thumbnails: npt.NDArray[np.uint8]
     faults: list[tuple[int, str, str]]
 
@@ -144,6 +146,7 @@ class Look:
             decoded=np.zeros(n, dtype=np.bool_),
             pixels=[b""] * n,
             phash=np.zeros(n, dtype=np.uint64),
+            phash_flip=np.zeros(n, dtype=np.uint64),
             thumbnails=np.zeros((n, _THUMBNAIL_BYTES), dtype=np.uint8),
             faults=[],
         )
@@ -244,7 +247,7 @@ class LookJob:
             return
         look.decoded[i] = True
         look.pixels[i] = digests.of_pixels(image)
-        look.phash[i] = digests.phash(image)
+        look.phash[i], look.phash_flip[i] = digests.phashes(image)
         look.thumbnails[i] = np.frombuffer(digests.thumbnail(image), dtype=np.uint8)
 
 

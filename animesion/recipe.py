@@ -6,6 +6,7 @@ belong to the source (`[source]` besides `kind` is checked by its own model), ev
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -64,6 +65,18 @@ class Filter(Section):
     max_pixels: int = Field(100_000_000, ge=1, description="most pixels the decoder is allowed")
 
 
+class Embedding(Section):
+    """Duplicates by a model's view of them, besides those by hash."""
+
+    model: str = Field("", description="any timm model, such as `resnet18`; empty looks for none")
+    weights: str = Field(
+        "pretrained", description="`pretrained`: as timm loads them; `random`; or a .safetensors or .pth file"
+    )
+    threshold: float = Field(
+        0.98, gt=0, le=1, strict=False, description="least cosine of two embeddings of the same picture"
+    )
+
+
 class Duplicates(Section):
     """What is the same picture, and what happens to it."""
 
@@ -71,14 +84,52 @@ class Duplicates(Section):
         "drop", description="drop all but the keeper of a cluster, or keep all and only write clusters down"
     )
     near: bool = Field(True, description="look for near duplicates besides equal bytes and equal pixels")
-    radius: int = Field(4, ge=0, le=8, description="most differing bits of two 64-bit pHashes")
+    radius: int = Field(4, ge=0, le=16, description="most differing bits of two 64-bit pHashes")
+    flip: bool = Field(False, description="a picture and its mirror image are duplicates")
+    diameter: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="most differing bits between the best of a cluster and its members, a chain is cut there; "
+        "0 for twice the radius",
+    )
     mean_difference: float = Field(
         6.0, ge=0, strict=False, description="fine check: most mean difference of two 16x16 RGB thumbnails, of 255"
     )
     max_difference: int = Field(48, ge=0, le=255, description="fine check: most difference of any thumbnail value")
+    tone: float = Field(
+        0.3,
+        ge=0,
+        le=1,
+        strict=False,
+        description="fine check: change of the whole picture's brightness and contrast that is evened out, as a share",
+    )
+    against: list[str] = Field(
+        [], description="folders of published datasets; what they hold already is dropped as `published duplicate`"
+    )
     conflicts: Literal["drop", "keep"] = Field(
         "drop", description="drop every member of a cluster that stands under several labels, or keep the best"
     )
+    embedding: Embedding = Field(
+        Embedding(), description="keys `model`, `weights`, `threshold`: duplicates by a timm model, off by default"
+    )
+
+    def against_digests(self) -> list[str]:
+        """SHA-256 of the SHA256SUMS of each dataset in `against`, as hex.
+
+        Raises:
+            UsageError: one of them is no finished dataset.
+        """
+        digests = []
+        for folder in self.against:
+            try:
+                digests.append(hashlib.sha256((Path(folder) / "SHA256SUMS").read_bytes()).hexdigest())
+            except (OSError, ValueError):
+                raise UsageError(
+                    f"duplicates.against: {folder} is no finished dataset, it has no SHA256SUMS that can be read: "
+                    "give the output folder of `animesion build`"
+                ) from None
+        return digests
 
 
 class Crop(Section):
@@ -229,13 +280,29 @@ class Recipe(Section):
             data = {**data, "duplicates": {**(data.get("duplicates") or {}), "action": "report"}}
         return data
 
+    @model_validator(mode="after")
+    def _one_embedding_a_picture(self) -> Self:
+        if self.duplicates.embedding.model and self.crop.faces == "each":
+            raise ValueError(
+                "duplicates.embedding compares pictures, not their faces: set crop.faces to 'best' or 'one-only'"
+            )
+        return self
+
     def to_toml(self) -> str:
         """The resolved recipe, as it is written into the output."""
         return tomli_w.dumps(self.model_dump(mode="json"))
 
     def digest(self) -> str:
-        """SHA-256 over every value; equal digests mean equal recipes."""
-        return params_digest(self.model_dump(mode="json"))
+        """SHA-256 over every value; equal digests mean equal recipes.
+
+        Of the datasets in `duplicates.against` the content counts (their SHA256SUMS), not where they lie.
+
+        Raises:
+            UsageError: one of them is no finished dataset.
+        """
+        values = self.model_dump(mode="json")
+        values["duplicates"]["against"] = self.duplicates.against_digests()
+        return params_digest(values)
 
 
 def builtin_names() -> list[str]:

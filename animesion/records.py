@@ -123,6 +123,7 @@ REASONS: dict[str, str] = {
     "comic page": "plain gutters cut it into more parts than the recipe's maximum",
     "text page": "more lines of text than the recipe's maximum",
     # duplicates
+    "published duplicate": "the same picture is in a published dataset that the recipe names",
     "label conflict": "the same picture stands under two labels",
     "exact duplicate": "the same bytes as another picture",
     "pixel duplicate": "other bytes, the same decoded pixels",
@@ -191,6 +192,7 @@ FEATURES = pa.schema(
         ("face_score", pa.float32()),  # of the sample's box, the best one where there is a choice
         ("crop", pa.list_(pa.int32(), 4)),  # left, top, right, bottom in pixels of the upright picture; null: whole
         ("phash", pa.uint64()),  # of what will be packed: the crop, or the whole picture
+        ("phash_flip", pa.uint64()),  # of its mirror image
         ("thumbnail", pa.binary(THUMBNAIL_SIDE * THUMBNAIL_SIDE * 3)),
         ("jpeg_quality", pa.int32()),  # 1 to 100 from the quantisation table of the file; -1 when it is no JPEG
         ("sharpness", pa.float32()),  # of the sample, like all below: variance of the Laplacian of the reduced copy
@@ -204,6 +206,14 @@ FEATURES = pa.schema(
     ]
 )
 
+#: What a model says of a picture, one row a picture that decodes; only where the recipe asks for it.
+EMBEDDINGS = pa.schema(
+    [
+        ("key", pa.string()),
+        ("embedding", pa.list_(pa.float32())),  # of unit length, of the crop or the whole picture
+    ]
+)
+
 #: Every picture ever seen: kept, with class, split and crop; or dropped, with the reason.
 CURATED = pa.schema(
     [
@@ -211,7 +221,7 @@ CURATED = pa.schema(
         ("kept", pa.bool_()),
         ("reason", pa.string()),
         ("detail", pa.string()),
-        ("keeper", pa.string()),  # key of the picture kept instead, for duplicates
+        ("keeper", pa.string()),  # key of the picture kept instead, for duplicates; `dataset:key` if published
         ("label", pa.string()),
         ("class_id", pa.int64()),  # -1 when dropped
         ("split", pa.string()),

@@ -318,7 +318,7 @@ def _leaks(
         groups = [curated["group"][row] if row >= 0 else "" for row in chosen]
         sources = [f"{curated['source'][row]} {curated['source_id'][row]}" if row >= 0 else "" for row in chosen]
     look = found.look
-    pixels = leaks.Pixels(look.decoded, look.pixels, look.phash, look.thumbnails) if decode else None
+    pixels = leaks.Pixels(look.decoded, look.pixels, look.phash, look.phash_flip, look.thumbnails) if decode else None
     known = ""
     if dataset.split_strategy in ("published", "legacy-dafre"):
         known = f", as the split strategy {dataset.split_strategy} allows"

@@ -65,6 +65,7 @@ TABLES = {
     "PLAN": "`raw/part-*.plan.parquet`: what a source listed, one row a picture.",
     "RAW": "`raw/part-*.parquet`: the same after fetching; `md5` and `bytes` are those of the file that came.",
     "FEATURES": "`features/part-*.parquet`: what one decode tells, one row a picture that has bytes.",
+    "EMBEDDINGS": "`features/embeddings-part-*.parquet`: embeddings, where `duplicates.embedding.model` asks for them.",
     "CURATED": "`curated.parquet`: every picture ever seen, kept or dropped and why.",
     "INDEX": "`index.parquet`: where each sample lies in the shards, one row a sample.",
 }
@@ -146,7 +147,7 @@ def _recipes() -> Iterator[str]:
         yield ""
         yield intro
         yield ""
-        yield from _keys(model.model_fields, f"{section}.")
+        yield from _keys(_flat(model.model_fields), f"{section}.")
     yield "## Built-in recipes"
     yield ""
     rows = []
@@ -243,6 +244,18 @@ def _keys(fields: dict[str, FieldInfo], prefix: str) -> Iterator[str]:
         default = DEFAULTS.get(f"{prefix}{name}", default)
         rows.append((f"`{name}`", _kind(field), default, meaning))
     yield from _table(("key", "value", "default", "meaning"), rows)
+
+
+def _flat(fields: dict[str, FieldInfo], prefix: str = "") -> dict[str, FieldInfo]:
+    """The keys of a section, those of a section within it by their path."""
+    flat = {}
+    for name, field in fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            flat |= _flat(inner.model_fields, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = field
+    return flat
 
 
 def _kind(field: FieldInfo) -> str:

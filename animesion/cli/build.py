@@ -27,6 +27,12 @@ _STAGES = ("fetch", "inspect", "curate", "pack", "publish")
 @click.option("--out", type=click.Path(path_type=Path), help="Output folder.  [default: datasets/NAME]")
 @click.option("--sample", is_flag=True, help="Replace the recipe's source by a small drawn booru on this machine.")
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override one value of the recipe.")
+@click.option(
+    "--against",
+    metavar="DIR",
+    multiple=True,
+    help="Drop what this published dataset holds already; may be given again.  [default: the recipe's]",
+)
 @click.option("--workers", type=click.IntRange(1, 1024), help="Worker processes.  [default: one a core]")
 @click.option("--engine", default="local", metavar="NAME", help="local, ray or ray:ADDRESS.  [default: local]")
 @click.option("--until", type=click.Choice(_STAGES), default="publish", help="Stop after this stage.")
@@ -40,6 +46,7 @@ def build(
     out: Path | None,
     sample: bool,
     overrides: tuple[str, ...],
+    against: tuple[str, ...],
     workers: int | None,
     engine: str,
     until: str,
@@ -55,6 +62,10 @@ def build(
     """
     from animesion.recipe import load
 
+    if against:
+        import json
+
+        overrides = (*overrides, f"duplicates.against={json.dumps(against, ensure_ascii=False)}")
     chosen = load(recipe, overrides, sample=sample)
     out = out or Path("datasets") / chosen.name
     if dry_run:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from animesion import clusters, duplicates, images, quality, rules, splits, tables
+from animesion import clusters, duplicates, embeddings, images, published, quality, rules, splits, tables
 from animesion.clusters import Columns
 from animesion.errors import UsageError
 from animesion.recipe import Recipe
@@ -23,8 +24,7 @@ from animesion.records import CURATED, FEATURES, RAW, REASONS
 from animesion.settings import params_digest
 from animesion.workspace import Receipt, Workspace
 
-CODE = "curate-2"
-
+CODE = "curate-3"
 
 #: What stands in for the features of a picture that has none.
 _UNSEEN: dict[str, Any] = {
@@ -35,10 +35,16 @@ _UNSEEN: dict[str, Any] = {
     "plain": False,
     "pixels_sha256": "",
     "phash": 0,
+    "phash_flip": 0,
     "faces": -1,
     "face": 0,
     "face_score": 0.0,
 }
+
+
+#: Columns that are written as they were read, and those that are not written either.
+_CARRIED = {"page_url", "file_url", "licence", "author", "rating", "md5", "plain", "part", "offset", "thumbnail"}
+_UNUSED = {"boxes", "flags", "format", "mode"}
 
 
 def run(workspace: Workspace, recipe: Recipe, parts: int, crashed: Mapping[str, str]) -> Receipt:
@@ -46,7 +52,8 @@ def run(workspace: Workspace, recipe: Recipe, parts: int, crashed: Mapping[str, 
 
     The receipt's facts are JSON-ready: `pictures` listed, `seen` (faces where each is a sample), `kept`, `dropped` by
     reason, `classes` in the order of their ids, `strategy` of the split, `splits` with their sizes, `clusters` of
-    duplicates, `conflicts` (clusters under several labels) and `notes`.
+    duplicates, `conflicts` (clusters under several labels), `chains` (of near duplicates, cut into several clusters)
+    and `notes`.
 
     Args:
         workspace: output folder whose fetch and inspect stages are done.
@@ -54,26 +61,35 @@ def run(workspace: Workspace, recipe: Recipe, parts: int, crashed: Mapping[str, 
         parts: number of parts.
         crashed: keys that a later stage found to kill the decoder, with a detail.
     """
-    inputs = _inputs(workspace, parts)
+    against = recipe.duplicates.against_digests()
+    stages = ("fetch", "inspect", "embed") if recipe.duplicates.embedding.model else ("fetch", "inspect")
+    inputs = _inputs(workspace, parts, stages) | {f"against/{i}": digest for i, digest in enumerate(against)}
     digest = params_digest({"params": _params(recipe), "crashed": dict(crashed)})
     done = workspace.done("curate", CODE, digest, inputs)
     if done:
         return done
     for name in ("dataset.json", "SHA256SUMS"):  # what they say is not so any more
         workspace.path(name).unlink(missing_ok=True)
-    curated, facts = decide(_load(workspace, parts), recipe, crashed)
+    others = [published.load(Path(folder)) for folder in recipe.duplicates.against]
+    rows = _load(workspace, parts)
+    if recipe.duplicates.embedding.model:
+        rows["embedding"] = embeddings.read(workspace, parts, rows["key"])
+    curated, facts = decide(rows, recipe, crashed, others)
     outputs = {"curated.parquet": tables.write(workspace.path("curated.parquet"), curated)}
     return workspace.commit("curate", CODE, digest, inputs, outputs, facts)
 
 
-def decide(rows: Columns, recipe: Recipe, crashed: Mapping[str, str]) -> tuple[pa.Table, dict[str, Any]]:
+def decide(
+    rows: Columns, recipe: Recipe, crashed: Mapping[str, str], others: Sequence[published.Published] = ()
+) -> tuple[pa.Table, dict[str, Any]]:
     """The whole decision, without files.
 
     Args:
         rows: one entry a picture: the columns of `RAW`, of `FEATURES` (its reason and detail as `seen_reason` and
-            `seen_detail`) and `part`, sorted by key.
+            `seen_detail`) and `part`, sorted by key. Thumbnails, and what nothing is decided by, may be Arrow columns.
         recipe: the recipe.
         crashed: keys to drop as `crashed decoder`, with a detail.
+        others: published datasets whose pictures are not to be published again.
 
     Returns:
         A table of schema `CURATED` in the order of the rows, and the stage's facts.
@@ -83,6 +99,13 @@ def decide(rows: Columns, recipe: Recipe, crashed: Mapping[str, str]) -> tuple[p
     labels = ["|".join(rules.labels_left(candidates, recipe.label)) for candidates in rows["labels"]]
     reason, detail = _single_reasons(rows, recipe, crashed)
     keeper = [""] * n
+    notes: list[str] = []
+    again = published.twins(rows, _alive(reason), others, recipe)
+    if recipe.duplicates.action == "drop":
+        for i, (how, twin) in again.items():
+            reason[i], detail[i], keeper[i] = "published duplicate", how, twin
+    elif again:
+        notes.append(f"{len(again)} pictures are in a published dataset already")
     found = clusters.judge(_samples(rows), _alive(reason), labels, recipe)
     for i, verdict in found.dropped.items():
         reason[i], detail[i], keeper[i] = verdict
@@ -90,7 +113,7 @@ def decide(rows: Columns, recipe: Recipe, crashed: Mapping[str, str]) -> tuple[p
         for i in _alive(reason):
             if rows["split"][i] not in splits.SPLITS:
                 reason[i] = "no published split"
-    notes = _apply_class_sizes(keys, labels, recipe, reason)
+    notes += _apply_class_sizes(keys, labels, recipe, reason)
     families = [
         (*tokens, f"id:{source}:{source_id}")
         for tokens, source, source_id in zip(rows["families"], rows["source"], rows["source_id"], strict=True)
@@ -117,7 +140,10 @@ def decide(rows: Columns, recipe: Recipe, crashed: Mapping[str, str]) -> tuple[p
     }
     if found.conflicts:
         notes.append(f"{found.conflicts} of {found.clusters} duplicate clusters stand under several labels")
-    columns = [pa.array(decided.get(f.name, rows.get(f.name)), f.type) for f in CURATED]
+    if found.chains:
+        bound = recipe.duplicates.diameter or 2 * recipe.duplicates.radius
+        notes.append(f"{found.chains} chains of near duplicates were cut: their ends differ in more than {bound} bits")
+    columns = [_as_arrow(decided.get(f.name, rows.get(f.name)), f.type) for f in CURATED]
     counts = Counter(reason)
     names = list(class_ids)
     facts = {
@@ -130,6 +156,7 @@ def decide(rows: Columns, recipe: Recipe, crashed: Mapping[str, str]) -> tuple[p
         "splits": {name: assignment.splits.count(name) for name in splits.SPLITS if name in assignment.splits},
         "clusters": found.clusters,
         "conflicts": found.conflicts,
+        "chains": found.chains,
         "notes": [*notes, *(note.replace(f"class {c}:", f"class {names[c]}:", 1) for c, note in assignment.notes)],
     }
     return pa.table(columns, schema=CURATED), facts
@@ -145,6 +172,10 @@ def _samples(rows: Columns) -> Columns:
         for name in ("sha256", "pixels_sha256")
     }
     return {**rows, **told}
+
+
+def _as_arrow(values: Any, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
+    return values.cast(kind) if isinstance(values, pa.ChunkedArray) else pa.array(values, kind)
 
 
 def _alive(reason: Sequence[str]) -> npt.NDArray[np.int64]:
@@ -288,8 +319,12 @@ def _split(
 # -- tables ----------------------------------------------------------------------------------------------------------
 
 
-def _load(workspace: Workspace, parts: int) -> dict[str, list[Any]]:
-    """Raw and feature tables of all parts, joined by key and sorted by it, as columns of plain lists."""
+def _load(workspace: Workspace, parts: int) -> dict[str, Any]:
+    """Raw and feature tables of all parts, joined by key and sorted by it, as columns.
+
+    Those that decisions are made by are plain lists. The others, and thumbnails, stay as Arrow has them: at a million
+    pictures lists of them take gigabytes.
+    """
     raws, features = [], []
     for part in range(parts):
         raw = tables.read(workspace.path(f"raw/part-{part:05d}.parquet"), RAW)
@@ -310,13 +345,21 @@ def _load(workspace: Workspace, parts: int) -> dict[str, list[Any]]:
     left = left.take(pa.array([i for _, i, _ in joined], pa.int64()))
     right = right.take(pa.array([j for _, _, j in joined], pa.int64()))
     left = left.set_column(left.column_names.index("key"), "key", pa.array([key for key, _, _ in joined], pa.string()))
-    columns: dict[str, list[Any]] = {name: left[name].to_pylist() for name in left.column_names}
+    del raws, features
+    columns: dict[str, Any] = {
+        name: left[name] if name in _CARRIED else left[name].to_pylist()
+        for name in left.column_names
+        if name not in _UNUSED
+    }
     for name in FEATURES.names:
-        if name == "key":
+        if name == "key" or name in _UNUSED:
             continue
         target = {"reason": "seen_reason", "detail": "seen_detail"}.get(name, name)
         values = right[name].fill_null(_UNSEEN[name]) if name in _UNSEEN else right[name]
-        columns[target] = values.to_pylist()
+        if name in ("phash", "phash_flip"):
+            columns[target] = values.to_numpy()
+        else:
+            columns[target] = values if name in _CARRIED else values.to_pylist()
     return columns
 
 
@@ -330,10 +373,10 @@ def _face_key(key: str, face: int | None, taken: set[str]) -> str:
     return named
 
 
-def _inputs(workspace: Workspace, parts: int) -> dict[str, str]:
+def _inputs(workspace: Workspace, parts: int, stages: Sequence[str]) -> dict[str, str]:
     inputs: dict[str, str] = {}
     for part in range(parts):
-        for stage in ("fetch", "inspect"):
+        for stage in stages:
             receipt = workspace.receipt(f"{stage}/part-{part:05d}")
             if receipt is None:
                 raise UsageError(f"part {part} of stage {stage} is not done: run the build again")
@@ -345,6 +388,8 @@ def _params(recipe: Recipe) -> dict[str, Any]:
     values = recipe.model_dump(
         mode="json", include={"label", "filter", "duplicates", "crop", "quality", "classes", "split", "pack"}
     )
+    values["duplicates"]["embedding"] = recipe.duplicates.embedding.model_dump(include={"model", "threshold"})
+    del values["duplicates"]["against"]  # their content is among the inputs
     own = ("detector", "min_score", "min_side", "min_share", "faces", "outside")
     values["crop"] = {name: values["crop"][name] for name in own}
     return {**values, "pack": {name: values["pack"][name] for name in ("size", "fit", "format")}}

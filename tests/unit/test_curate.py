@@ -24,7 +24,8 @@ def rows(*pictures: dict[str, Any]) -> dict[str, list[Any]]:
             "licence": "", "author": "", "md5": f"{i:032x}", "bytes": 100, "sha256": f"{i:064x}", "extension": "jpg",
             "offset": 0, "reason": "", "detail": "", "part": 0, "seen_reason": "", "seen_detail": "", "format": "jpg",
             "mode": "RGB", "face": 0, "width": 100, "height": 80, "plain": True, "pixels_sha256": f"p{i}", "faces": -1,
-            "face_score": 0.0, "crop": None, "phash": lot.getrandbits(64), "thumbnail": lot.randbytes(768),
+            "face_score": 0.0, "crop": None, "phash": lot.getrandbits(64),
+            "phash_flip": lot.getrandbits(64), "thumbnail": lot.randbytes(768),
         }  # fmt: skip
         for name, value in {**ordinary, **given}.items():
             columns.setdefault(name, []).append(value)
@@ -72,6 +73,51 @@ def test_a_chain_of_look_alikes_drops_only_what_was_compared_with_its_keeper() -
     found, _ = run(rows(*({**link, "thumbnail": bytes(768)} for link in chain), {}, {}))
     assert [found[f"k000{i}"]["reason"] for i in range(3)] == ["", "near duplicate", ""]
     assert found["k0000"]["group"] == found["k0002"]["group"]
+
+
+def test_a_long_chain_is_cut_where_its_ends_are_too_far_apart() -> None:
+    # five pictures, three bits from one to the next; the third is the best
+    links = [{"phash": (1 << 3 * i) - 1, "width": 500 if i == 2 else 100 + i} for i in range(5)]
+    chain = [
+        {**link, "thumbnail": bytes(768), "sha256": f"s{i}", "pixels_sha256": f"q{i}"} for i, link in enumerate(links)
+    ]
+    settings = ("duplicates.action=report", "duplicates.diameter=5")
+    found, facts = run(rows(*(dict(link) for link in chain), {}, {}), *settings)
+    clusters = [found[f"k000{i}"]["cluster"] for i in range(5)]
+    assert clusters == ["", "k0001", "k0001", "k0001", ""]
+    assert (facts["chains"], facts["clusters"]) == (1, 1)
+    assert any("chains of near duplicates were cut" in note for note in facts["notes"])
+    assert len({found[f"k000{i}"]["group"] for i in range(5)}) == 1  # alternates of one another: one split
+    whole, facts = run(
+        rows(*(dict(link) for link in chain), {}, {}), "duplicates.action=report", "duplicates.diameter=6"
+    )
+    assert len({whole[f"k000{i}"]["cluster"] for i in range(5)}) == 1
+    assert facts["chains"] == 0
+
+
+def test_where_a_chain_is_cut_does_not_hang_on_the_order_of_rows() -> None:
+    lot = random.Random(3)
+    pictures = [
+        {"phash": (1 << lot.randrange(40)) - 1, "thumbnail": bytes(768), "width": lot.randrange(50, 90)}
+        for _ in range(60)
+    ]
+    columns = rows(*pictures)
+    found, facts = run(columns, "duplicates.action=report")
+    assert facts["chains"]
+    order = lot.sample(range(60), 60)
+    again, _ = run({name: [values[i] for i in order] for name, values in columns.items()}, "duplicates.action=report")
+    assert {key: row["cluster"] for key, row in found.items()} == {key: row["cluster"] for key, row in again.items()}
+
+
+def test_mirrored_pictures_count_as_duplicates_when_told_so() -> None:
+    thumbnail = random.Random(1).randbytes(16 * 3)  # sixteen columns, alike in every row
+    turned = b"".join(thumbnail[i : i + 3] for i in range(45, -1, -3))
+    one = {"phash": 1, "phash_flip": 2**60 - 1, "thumbnail": thumbnail * 16, "width": 200}
+    other = {"phash": 2**60 - 3, "phash_flip": 3, "thumbnail": turned * 16}
+    found, facts = run(rows(dict(one), dict(other), {}, {}), "duplicates.flip=true")
+    assert (found["k0001"]["reason"], found["k0001"]["keeper"]) == ("near duplicate", "k0000")
+    _, facts = run(rows(dict(one), dict(other), {}, {}))
+    assert facts["kept"] == 4
 
 
 def test_a_conflict_drops_only_what_was_compared() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import random
+import sys
 
 import imagehash
 import numpy as np
@@ -11,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from animesion import digests, duplicates
+from animesion import digests, duplicates, leaks
+from animesion.recipe import Duplicates
 
 
 def brute(hashes: np.ndarray, radius: int) -> set[tuple[int, int]]:
@@ -48,7 +51,98 @@ def test_phash_is_that_of_imagehash() -> None:
     for size in [(64, 64), (31, 200), (300, 17), (8, 8), (1, 1)]:
         for pixels in (lot.integers(0, 256, (*size, 3), dtype=np.uint8), np.full((*size, 3), 90, dtype=np.uint8)):
             image = Image.fromarray(pixels)
-            assert f"{digests.phash(image):016x}" == str(imagehash.phash(image))
+            assert f"{digests.phashes(image)[0]:016x}" == str(imagehash.phash(image))
+
+
+def soft(seed: int, width: int, height: int) -> Image.Image:
+    """A picture with structure, unlike its own mirror image."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def test_the_hash_of_the_mirror_image_is_that_of_mirrored_pixels() -> None:
+    lot = random.Random(5)
+    bits = []
+    for seed in range(60):
+        image = soft(seed, lot.randint(20, 300), lot.randint(20, 300))
+        mirrored = int(str(imagehash.phash(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))), 16)
+        bits.append((digests.phashes(image)[1] ^ mirrored).bit_count())
+    # resampling rounds the mirrored pixels otherwise here and there, which may move a bit next to the median
+    assert max(bits) <= 2
+    assert sum(bits) <= 6
+
+
+def test_the_hash_of_the_mirror_image_is_exact_where_nothing_is_resampled() -> None:
+    for seed in range(40):
+        image = soft(seed, 32, 32).convert("L").convert("RGB")
+        mirrored = int(str(imagehash.phash(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))), 16)
+        assert (digests.phashes(image)[1] ^ mirrored).bit_count() == 0
+
+
+def test_mirrored_pairs_are_those_of_each_with_each_mirror_image() -> None:
+    hashes = planted(200, 1, 3)
+    flipped = planted(200, 2, 3)
+    flipped[10], flipped[77] = hashes[150], hashes[77]  # the last is symmetric, and no duplicate of itself
+    pairs, mirrored = duplicates.found_pairs(hashes, flipped, 3)
+    assert {tuple(pair) for pair in pairs[~mirrored].tolist()} == brute(hashes, 3)
+    due = {
+        (min(i, j), max(i, j))
+        for i, j in itertools.product(range(200), repeat=2)
+        if i != j and (int(hashes[i]) ^ int(flipped[j])).bit_count() <= 3
+    }
+    assert (10, 150) in due
+    assert {tuple(pair) for pair in pairs[mirrored].tolist()} == due
+
+
+def test_the_fine_check_mirrors_what_it_is_told_to() -> None:
+    image = soft(3, 96, 80)  # whole pixels to a cell: nothing is rounded
+    turned = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    both = np.stack([np.frombuffer(digests.thumbnail(each), dtype=np.uint8) for each in (image, turned)])
+    pairs = np.array([[0, 1], [0, 1]])
+    assert duplicates.same_thumbnail(both, pairs, 0.0, 0, np.array([True, False])).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_a_mirrored_picture_in_another_split_is_a_leak_when_the_recipe_says_so(flip: bool) -> None:
+    image = soft(3, 96, 80)
+    pictures = [image, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), soft(4, 96, 80)]
+    both = np.array([digests.phashes(each) for each in pictures], dtype=np.uint64)
+    pixels = leaks.Pixels(
+        np.ones(3, dtype=np.bool_),
+        [digests.of_pixels(each) for each in pictures],
+        both[:, 0],
+        both[:, 1],
+        np.stack([np.frombuffer(digests.thumbnail(each), dtype=np.uint8) for each in pictures]),
+    )
+    none = ["", "", ""]
+    found = leaks.find(["train", "test", "val"], none, none, [b"a", b"b", b"c"], pixels, Duplicates(flip=flip))
+    assert [(leak.first, leak.second) for leak in found] == ([(0, 1)] if flip else [])
+
+
+def test_the_fine_check_evens_out_light_but_not_colour() -> None:
+    image = soft(8, 96, 80)
+    darker = image.point(lambda value: round(0.85 * value))
+    redder = Image.merge(
+        "RGB", [band.point(lambda v, k=k: round(v * k)) for band, k in zip(image.split(), (1, 0.85, 0.7), strict=True)]
+    )
+    both = np.stack([np.frombuffer(digests.thumbnail(each), dtype=np.uint8) for each in (image, darker, redder)])
+    pairs = np.array([[0, 1], [0, 2]])
+    assert duplicates.same_thumbnail(both, pairs, 6.0, 48).tolist() == [False, False]
+    assert duplicates.same_thumbnail(both, pairs, 6.0, 48, tone=0.3).tolist() == [True, False]
+    assert duplicates.same_thumbnail(both, pairs, 6.0, 48, tone=0.02).tolist() == [False, False]
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_all_against_all_finds_the_same_with_and_without_faiss(
+    installed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if installed:
+        pytest.importorskip("faiss", reason="faiss-cpu is not installed")
+    else:
+        monkeypatch.setitem(sys.modules, "faiss", None)
+    hashes = planted(700, 4, 16)  # at this radius bands are more work
+    pairs = duplicates.near_pairs(hashes, 18)
+    assert {tuple(pair) for pair in pairs.tolist()} == brute(hashes, 18)
 
 
 def test_pixel_digest_sees_size_and_pixels_only() -> None:

@@ -31,7 +31,7 @@ def test_overrides_are_toml_values_or_text() -> None:
         ("split.train=eighty", "split.train: .*integer.*'eighty'"),
         ("pack.size=-1", "pack.size: .*greater than or equal to 0"),
         ("pack.format=bmp", "pack.format: input should be 'jpg', 'png' or 'webp'"),
-        ("duplicates.radius=99", "duplicates.radius: .*less than or equal to 8"),
+        ("duplicates.radius=99", "duplicates.radius: .*less than or equal to 16"),
         ("pack", "not of the form section.key=value"),
         ("=3", "not of the form section.key=value"),
         ("name.deep=3", "'name' is a value, not a section"),

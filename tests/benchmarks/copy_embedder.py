@@ -1,0 +1,85 @@
+"""Teach a small timm model which pictures are copies, for `near_duplicates.py --embedding MODEL --weights FILE`.
+
+    python tests/benchmarks/copy_embedder.py --faces FACES.tar --out WEIGHTS.pth [--minutes 3] [--hold 1000]
+
+Contrastive learning (InfoNCE, arXiv 1807.03748, two altered views of a picture against all others of the batch) on the
+faces that `near_duplicates.py --pictures HOLD` does not look at. Views are zoomed, shifted, mirrored, framed and
+brightened. It is there to show what embeddings can see in a benchmark without a network, not as a model to use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from near_duplicates import faces
+from torch import Tensor
+from torch.nn import functional
+
+SIDE, BATCH, TEMPERATURE = 160, 128, 0.07
+
+
+def views(pictures: Tensor, lot: torch.Generator) -> Tensor:
+    """Each picture altered at random, shape as given."""
+    n = len(pictures)
+
+    def draw(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(n, generator=lot)
+
+    zoom = draw(0.86, 1.12)  # above 1 leaves a black frame
+    mirror = torch.where(torch.rand(n, generator=lot) < 0.5, -1.0, 1.0)
+    theta = torch.zeros(n, 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1] = zoom * mirror, zoom * draw(0.97, 1.03)
+    theta[:, 0, 2], theta[:, 1, 2] = draw(-0.08, 0.08), draw(-0.08, 0.08)
+    grid = functional.affine_grid(theta, list(pictures.shape), align_corners=False)
+    out = functional.grid_sample(pictures, grid, align_corners=False)
+    frame = draw(0.0, 1.0).round()[:, None, None, None]  # black or white
+    inside = functional.grid_sample(torch.ones_like(pictures[:, :1]), grid, align_corners=False)
+    out = out + frame * (1 - inside)
+    out = out * draw(0.75, 1.3)[:, None, None, None] + draw(-0.05, 0.05)[:, None, None, None]
+    return out.clamp(0, 1)
+
+
+def main() -> None:
+    """Learn and write the weights."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--faces", type=Path, required=True, help="tar of pictures")
+    parser.add_argument("--out", type=Path, required=True, help="weights, .pth")
+    parser.add_argument("--model", default="test_resnet.r160_in1k")
+    parser.add_argument("--minutes", type=float, default=3.0)
+    parser.add_argument("--hold", type=int, default=1000, help="pictures that are left out, the first chosen")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    lot = torch.Generator().manual_seed(0)
+    images = faces(arguments.faces, 10**6)[arguments.hold :]
+    pixels = torch.from_numpy(np.stack([np.asarray(image.resize((SIDE, SIDE))) for image in images]))
+    model = timm.create_model(arguments.model, num_classes=0)
+    mean, std = (torch.tensor(model.pretrained_cfg[name])[None, :, None, None] for name in ("mean", "std"))
+    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
+    start, steps, lost = time.perf_counter(), 0, 0.0
+    while (share := (time.perf_counter() - start) / (60 * arguments.minutes)) < 1:
+        for group in optimiser.param_groups:
+            group["lr"] = 2e-3 * min(1.0, steps / 20) * (1 - share)
+        chosen = pixels[torch.randperm(len(pixels), generator=lot)[:BATCH]].permute(0, 3, 1, 2) / 255
+        first, second = (
+            functional.normalize(model((views(chosen, lot) - mean) / std).flatten(1), dim=1) for _ in range(2)
+        )
+        scores = first @ second.T / TEMPERATURE
+        due = torch.arange(BATCH)
+        loss = (functional.cross_entropy(scores, due) + functional.cross_entropy(scores.T, due)) / 2
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        steps, lost = steps + 1, 0.95 * lost + 0.05 * loss.item() if steps else loss.item()
+        if steps % 50 == 0:
+            print(f"{steps} steps, loss {lost:.3f}", flush=True)
+    torch.save(model.state_dict(), arguments.out)
+    print(f"{len(images):,} pictures, {steps} steps of {BATCH}, loss {lost:.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""What deciding about very many pictures costs: time and peak memory of `curate.decide`.
+
+    python tests/benchmarks/curate_scale.py [--pictures 1000000] [--flip]
+
+Synthetic rows: 3,000 classes of uneven sizes, a tenth of the pictures near duplicates of another, two in a hundred of
+equal bytes, posts in families. The rows are made as the stage loads them, with what nothing is decided by in Arrow;
+`rows` is what they take, `peak` what the process took in all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import pstats
+import resource
+import time
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+import animesion
+from animesion.records import RAW
+from animesion.stages.curate import decide
+
+
+def rows(n: int) -> dict[str, Any]:
+    """Columns of `n` pictures, the same every time."""
+    lot = np.random.default_rng(1)
+    hashes, flipped = lot.integers(0, 2**64, n, dtype=np.uint64), lot.integers(0, 2**64, n, dtype=np.uint64)
+    thumbnails = lot.integers(0, 256, (n, 768), dtype=np.uint8)
+    copies, of = lot.choice(n, n // 10, replace=False), lot.integers(0, n, n // 10)
+    hashes[copies] = hashes[of] ^ (np.uint64(1) << lot.integers(0, 64, len(of), dtype=np.uint64))
+    thumbnails[copies] = thumbnails[of]
+    digests = np.arange(n)
+    equal = copies[: n // 50]
+    digests[equal], hashes[equal] = of[: n // 50], hashes[of[: n // 50]]
+    classes = np.minimum(2999, lot.zipf(1.3, n) - 1)
+    offsets = pa.py_buffer((np.arange(n + 1) * 768).astype(np.int64))
+    pictures = pa.Array.from_buffers(pa.large_binary(), n, [None, offsets, pa.py_buffer(thumbnails)])
+    text = pa.chunked_array([pa.array([""] * n)])
+    columns: dict[str, Any] = {
+        "key": [f"danbooru-{i:09d}" for i in range(n)],
+        "labels": [[f"character_{c}"] for c in classes.tolist()],
+        "families": [[f"post:{i // 3}"] for i in range(n)],
+        "source": ["danbooru"] * n,
+        "source_id": [str(i) for i in range(n)],
+        "order": list(range(n)),
+        "class_order": [-1] * n,
+        "sha256": [f"{d:064x}" for d in digests.tolist()],
+        "pixels_sha256": [f"{d:064x}" for d in digests.tolist()],
+        "extension": ["jpg"] * n,
+        "width": lot.integers(200, 2000, n).tolist(),
+        "height": lot.integers(200, 2000, n).tolist(),
+        "bytes": lot.integers(20_000, 2_000_000, n).tolist(),
+        "crop": [None] * n,
+        "faces": [-1] * n,
+        "face_score": [0.0] * n,
+        "phash": hashes,
+        "phash_flip": flipped,
+        "thumbnail": pa.chunked_array([pictures]),
+        "plain": pa.chunked_array([pa.array([True] * n)]),
+        "part": pa.chunked_array([pa.array([0] * n, pa.int32())]),
+        "offset": pa.chunked_array([pa.array([0] * n, pa.int64())]),
+    }
+    for name in ("reason", "detail", "seen_reason", "seen_detail", "split"):
+        columns[name] = [""] * n
+    return columns | {name: text for name in RAW.names if name not in columns}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pictures", type=int, default=1_000_000)
+    parser.add_argument("--flip", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="where the time goes")
+    arguments = parser.parse_args()
+    settings = ["source.path=x", f"duplicates.flip={str(arguments.flip).lower()}", "classes.minimum=5"]
+    recipe = animesion.load_recipe("folder", settings)
+    columns = rows(arguments.pictures)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    profile = cProfile.Profile()
+    start = time.perf_counter()
+    if arguments.profile:
+        profile.enable()
+    table, facts = decide(columns, recipe, {})
+    profile.disable()
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{arguments.pictures:,} pictures: {seconds:.1f} s; rows {before:,.0f} MB, peak {peak:,.0f} MB")
+    print(f"kept {facts['kept']:,} of {len(table):,}, clusters {facts['clusters']:,}, dropped {facts['dropped']}")
+    if arguments.profile:
+        pstats.Stats(profile).sort_stats("cumulative").print_stats(25)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""How long all pairs of near hashes take to find, in how much memory, and whether all are found.
+
+    python tests/benchmarks/pair_search.py [--largest 10000000]
+
+Evenly spread 64-bit hashes, a tenth of them planted within the radius (four bits at most) of another. Each measurement
+runs in a process of its own, so that its peak memory is its own. `brute` compares all with all in blocks of numpy;
+`faiss` is a range search of IndexBinaryFlat, where faiss-cpu is installed. Recall is the share of brute force's pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+from animesion import duplicates
+
+
+def planted(n: int, radius: int) -> duplicates.Hashes:
+    """Hashes with near duplicates among them, the same every time."""
+    lot = np.random.default_rng(1)
+    hashes = lot.integers(0, 2**64, n, dtype=np.uint64)
+    copies = hashes[lot.integers(0, n, n // 10)]
+    for _ in range(min(radius, 4)):
+        copies ^= np.uint64(1) << lot.integers(0, 64, len(copies), dtype=np.uint64)
+    hashes[lot.choice(n, len(copies), replace=False)] = copies
+    return hashes
+
+
+def brute(hashes: duplicates.Hashes, radius: int) -> duplicates.Pairs:
+    """All with all."""
+    found = []
+    for start in range(0, len(hashes), 256):
+        near = np.bitwise_count(hashes[start : start + 256, None] ^ hashes[None, start:]) <= radius
+        i, j = np.nonzero(near)
+        found.append(np.stack([i[i < j], j[i < j]], axis=1) + start)
+    return np.concatenate(found)
+
+
+def faiss_pairs(hashes: duplicates.Hashes, radius: int) -> duplicates.Pairs:
+    """All with all, by faiss."""
+    import faiss
+
+    faiss.omp_set_num_threads(1)
+    codes = hashes.view(np.uint8).reshape(-1, 8)
+    index = faiss.IndexBinaryFlat(64)
+    index.add(codes)
+    found = []
+    for start in range(0, len(hashes), 4096):
+        limits, _, others = index.range_search(codes[start : start + 4096], radius + 1)
+        i = start + np.repeat(np.arange(len(limits) - 1), np.diff(limits.astype(np.int64)))
+        found.append(np.stack([i, others], axis=1)[i < others])
+    return np.concatenate(found)
+
+
+METHODS = {"animesion": duplicates.near_pairs, "brute": brute, "faiss": faiss_pairs}
+
+
+def measure(method: str, n: int, radius: int) -> dict[str, float]:
+    """Seconds, peak memory in MB and pairs, of this process."""
+    hashes = planted(n, radius)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    pairs = METHODS[method](hashes, radius)
+    seconds = time.perf_counter() - start
+    digest = int(np.bitwise_xor.reduce((pairs.min(1) * n + pairs.max(1)).astype(np.int64), initial=0))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"seconds": seconds, "before": before / 1024, "peak": peak / 1024, "pairs": len(pairs), "digest": digest}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--largest", type=int, default=10_000_000)
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(measure(arguments.one[0], int(arguments.one[1]), int(arguments.one[2]))))
+        return
+    rows = [("animesion", n, 4) for n in (10_000, 100_000, 1_000_000, 10_000_000) if n <= arguments.largest]
+    rows += [("animesion", n, r) for n, r in ((100_000, 8), (100_000, 10), (1_000_000, 8)) if n <= arguments.largest]
+    rows += [(method, 100_000, radius) for radius in (4, 10) for method in ("brute", "faiss")]
+    print(f"{'method':<10} {'hashes':>11} {'radius':>6} {'seconds':>8} {'peak MB':>8} {'of search':>9} {'pairs':>10}")
+    seen = {}
+    for method, n, radius in rows:
+        command = [sys.executable, __file__, "--one", method, str(n), str(radius)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            print(f"{method:<10} {n:>11,} {radius:>6} left out: {(done.stderr.strip().splitlines() or ['?'])[-1][:80]}")
+            continue
+        got = json.loads(done.stdout)
+        seen[method, n, radius] = got
+        print(
+            f"{method:<10} {n:>11,} {radius:>6} {got['seconds']:8.2f} {got['peak']:8.0f} "
+            f"{got['peak'] - got['before']:9.0f} {got['pairs']:>10,}",
+            flush=True,
+        )
+    for radius in (4, 10):
+        ours, all_pairs = (seen.get((method, 100_000, radius)) for method in ("animesion", "brute"))
+        if ours and all_pairs:
+            recall = ours["pairs"] / all_pairs["pairs"]
+            same = "the same pairs" if ours["digest"] == all_pairs["digest"] else "OTHER PAIRS"
+            ratio = all_pairs["seconds"] / ours["seconds"]
+            print(f"radius {radius}: recall {recall:.4f}, {same}; brute force takes {ratio:,.0f}x")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""A new crawl is compared with what was published: the same pictures are dropped, whatever they look like now."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+from PIL import Image, ImageOps
+
+import animesion
+from animesion.cli import cli
+from animesion.errors import UsageError
+from animesion.recipe import Recipe
+from tests.conftest import draw
+
+OURS = 6
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A published dataset of twelve pictures."""
+    root = tmp_path_factory.mktemp("old")
+    for i in range(12):
+        path = root / "pictures" / "miku" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw(i, 96).save(path)
+    animesion.build(recipe(root / "pictures", "name=old"), root / "out", workers=1)
+    return root / "out"
+
+
+@pytest.fixture(scope="module")
+def new(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures: one copied, one saved again, one recompressed, one mirrored, and six of its own."""
+    root = tmp_path_factory.mktemp("new")
+    (root / "miku").mkdir()
+    draw(0, 96).save(root / "miku" / "copied.png")
+    draw(1, 96).save(root / "miku" / "saved.bmp")
+    draw(2, 96).resize((70, 76)).save(root / "miku" / "smaller.jpg", quality=80)
+    ImageOps.mirror(draw(3, 96)).save(root / "miku" / "mirrored.png")
+    for i in range(OURS):
+        draw(100 + i, 96).save(root / "miku" / f"own{i}.png")
+    return root
+
+
+def recipe(pictures: Path, *overrides: str) -> Recipe:
+    return animesion.load_recipe("folder", [f'source.path="{pictures}"', "crop.detector=none", *overrides])
+
+
+def verdicts(out: Path) -> dict[str, dict[str, str]]:
+    rows = pq.read_table(out / "curated.parquet").to_pylist()
+    return {Path(row["source_id"]).stem: row for row in rows}
+
+
+def test_what_was_published_is_dropped_and_names_its_twin(old: Path, new: Path, tmp_path: Path) -> None:
+    where = tmp_path / "out"
+    command = ["build", "folder", "--set", f'source.path="{new}"', "--against", str(old), "--out", str(where), "--json"]
+    done = CliRunner().invoke(cli, command)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["dropped"] == {"published duplicate": 3}
+    theirs = {name: row["key"] for name, row in verdicts(old).items()}
+    ours = verdicts(where)
+    for name, number, how in (("copied", 0, "equal bytes"), ("saved", 1, "equal pixels"), ("smaller", 2, "bits")):
+        assert ours[name]["reason"] == "published duplicate"
+        assert ours[name]["keeper"] == f"old:{theirs[str(number)]}"
+        assert how in ours[name]["detail"]
+    assert ours["mirrored"]["kept"]
+    assert animesion.open_dataset(where).kept == OURS + 1
+
+
+def test_mirrored_pictures_are_dropped_when_the_recipe_says_so(old: Path, new: Path, tmp_path: Path) -> None:
+    chosen = recipe(new, f'duplicates.against=["{old}"]', "duplicates.flip=true")
+    assert animesion.build(chosen, tmp_path / "out", workers=1).dropped == {"published duplicate": 4}
+    assert verdicts(tmp_path / "out")["mirrored"]["keeper"].startswith("old:")
+
+
+def test_reporting_drops_nothing_and_says_so(old: Path, new: Path, tmp_path: Path) -> None:
+    chosen = recipe(new, f'duplicates.against=["{old}"]', "duplicates.action=report")
+    result = animesion.build(chosen, tmp_path / "out", workers=1)
+    assert result.dropped == {}
+    assert "3 pictures are in a published dataset already" in result.notes
+
+
+def test_the_digest_hangs_on_what_the_dataset_holds_and_not_on_where_it_lies(old: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(old, tmp_path / "copy")
+    first = recipe(tmp_path, f'duplicates.against=["{old}"]').digest()
+    assert recipe(tmp_path, f'duplicates.against=["{copy}"]').digest() == first
+    assert recipe(tmp_path).digest() != first
+    with (copy / "SHA256SUMS").open("a") as file:
+        file.write(f"{'0' * 64}  data/more.tar\n")
+    assert recipe(tmp_path, f'duplicates.against=["{copy}"]').digest() != first
+
+
+def test_a_build_carries_on_when_the_published_dataset_moved(old: Path, new: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(old, tmp_path / "copy")
+    out = tmp_path / "out"
+    animesion.build(recipe(new, f'duplicates.against=["{old}"]'), out, workers=1)
+    before = (out / ".receipts" / "curate.json").read_bytes()
+    animesion.build(recipe(new, f'duplicates.against=["{copy}"]'), out, workers=1)
+    assert (out / ".receipts" / "curate.json").read_bytes() == before
+
+
+def damage_features(folder: Path) -> None:
+    shutil.rmtree(folder / "features")
+
+
+def swap_features(folder: Path) -> None:
+    path = folder / "features" / "part-00000.parquet"
+    table = pq.read_table(path)
+    pq.write_table(
+        table.set_column(
+            table.column_names.index("phash"), "phash", table["phash"].take(list(range(len(table)))[::-1])
+        ),
+        path,
+    )
+
+
+def damage_table(folder: Path) -> None:
+    table = pq.read_table(folder / "curated.parquet")
+    pq.write_table(table, folder / "curated.parquet", compression="gzip")
+
+
+def garble_features(folder: Path) -> None:
+    (folder / "features" / "part-00000.parquet").write_bytes(b"PAR1 nothing PAR1")
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (damage_features, "features/ is missing"),
+        (swap_features, "features/ is missing"),
+        (garble_features, "features/ is missing"),
+        (damage_table, "curated.parquet is not the one"),
+        (lambda folder: (folder / "SHA256SUMS").unlink(), "no finished dataset"),
+        (lambda folder: (folder / "dataset.json").unlink(), "dataset.json"),
+    ],
+)
+def test_a_damaged_dataset_is_refused(harm, said: str, old: Path, new: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    copy = shutil.copytree(old, tmp_path / "copy")
+    harm(copy)
+    with pytest.raises(UsageError, match=said):
+        animesion.build(recipe(new, f'duplicates.against=["{copy}"]'), tmp_path / "out", workers=1)
+
+
+def test_a_build_is_not_compared_with_itself(old: Path, new: Path) -> None:
+    with pytest.raises(UsageError, match="output folder itself"):
+        animesion.build(recipe(new, f'duplicates.against=["{old}"]'), old, workers=1)
+
+
+def test_pictures_of_the_fixture_are_what_they_say(new: Path) -> None:
+    with Image.open(new / "miku" / "saved.bmp") as saved:
+        assert saved.convert("RGB").tobytes() == draw(1, 96).tobytes()

@@ -1,0 +1,122 @@
+"""Duplicates by a timm model: what a hash cannot see is found, kept between builds and off by default."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import animesion
+from animesion import duplicates
+from animesion.errors import UsageError
+from tests.conftest import draw
+
+torch = pytest.importorskip("torch", reason="the extra `train` is not installed")
+pytest.importorskip("timm", reason="the extra `train` is not installed")
+
+MODEL = "test_vit.r160_in1k"
+TINY = (f'duplicates.embedding.model="{MODEL}"', 'duplicates.embedding.weights="random"')
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight pictures, and of the first three a copy cut on two sides, that no pHash takes for the same."""
+    root = tmp_path_factory.mktemp("pictures")
+    (root / "miku").mkdir()
+    for i in range(8):
+        image = draw(3 * i, 96)
+        image.save(root / "miku" / f"{i}.png")
+        if i < 3:
+            image.crop((4, 4, 96, 96)).save(root / "miku" / f"cut{i}.png")
+    return root
+
+
+def build(pictures: Path, out: Path, *overrides: str) -> dict[str, dict[str, str]]:
+    animesion.build(animesion.load_recipe("folder", [f'source.path="{pictures}"', *overrides]), out, workers=1)
+    return {Path(row["source_id"]).stem: row for row in pq.read_table(out / "curated.parquet").to_pylist()}
+
+
+def least_cosine(out: Path, rows: dict[str, dict[str, str]]) -> tuple[float, float]:
+    """Of a picture and its cut copy the least cosine, and of two others the largest."""
+    table = pq.read_table(out / "features" / "embeddings-part-00000.parquet")
+    vectors = dict(zip(table["key"].to_pylist(), np.array(table["embedding"].to_pylist()), strict=True))
+    of = {name: vectors[row["key"]] for name, row in rows.items()}
+    names = sorted(of)
+    copies = {(f"{i}", f"cut{i}") for i in range(3)}
+    others = [float(of[a] @ of[b]) for a in names for b in names if a < b and (a, b) not in copies]
+    return min(float(of[a] @ of[b]) for a, b in copies), max(others)
+
+
+def test_cut_copies_are_found_by_a_model_and_only_by_it(pictures: Path, tmp_path: Path) -> None:
+    plain = build(pictures, tmp_path / "plain")
+    assert all(row["kept"] for row in plain.values())
+    assert not list((tmp_path / "plain" / "features").glob("embeddings-*"))
+    out = tmp_path / "out"
+    rows = build(pictures, out, *TINY, "duplicates.embedding.threshold=1.0")
+    assert all(row["kept"] for row in rows.values())
+    copies, others = least_cosine(out, rows)
+    assert copies > others  # random weights tell these drawings apart
+    before = (out / ".receipts" / "embed" / "part-00000.json").read_bytes()
+    overrides = [f'source.path="{pictures}"', *TINY, f"duplicates.embedding.threshold={(copies + others) / 2}"]
+    animesion.build(animesion.load_recipe("folder", overrides), out, workers=1, replace=True)
+    found = {Path(row["source_id"]).stem: row for row in pq.read_table(out / "curated.parquet").to_pylist()}
+    for i in range(3):
+        assert (found[f"cut{i}"]["reason"], found[f"cut{i}"]["keeper"]) == ("near duplicate", found[f"{i}"]["key"])
+    assert sum(bool(row["kept"]) for row in found.values()) == 8
+    assert (out / ".receipts" / "embed" / "part-00000.json").read_bytes() == before  # not embedded again
+
+
+def test_the_same_pictures_give_the_same_embeddings(pictures: Path, tmp_path: Path) -> None:
+    files = []
+    for name in ("one", "two"):
+        build(pictures, tmp_path / name, *TINY)
+        files.append((tmp_path / name / "features" / "embeddings-part-00000.parquet").read_bytes())
+    assert files[0] == files[1]
+
+
+def test_weights_of_a_file_are_used(pictures: Path, tmp_path: Path) -> None:
+    import timm
+
+    torch.manual_seed(5)
+    torch.save(timm.create_model(MODEL, num_classes=0).state_dict(), tmp_path / "weights.pth")
+    chosen = f'duplicates.embedding.weights="{tmp_path / "weights.pth"}"'
+    build(pictures, tmp_path / "out", TINY[0], chosen)
+    build(pictures, tmp_path / "random", *TINY)
+    name = "features/embeddings-part-00000.parquet"
+    assert (tmp_path / "out" / name).read_bytes() != (tmp_path / "random" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ('duplicates.embedding.model="resnet18x"', "timm has no model named resnet18x"),
+        ('duplicates.embedding.weights="no/such.pth"', "cannot read no/such.pth"),
+        ('duplicates.embedding.weights="{here}/odd.pth"', "cannot be loaded into the model"),
+        ('duplicates.embedding.weights="{here}/odd.safetensors"', "cannot be loaded into the model"),
+    ],
+)
+def test_a_model_that_cannot_be_had_is_one_sentence(override: str, said: str, pictures: Path, tmp_path: Path) -> None:
+    for name in ("odd.pth", "odd.safetensors"):
+        (tmp_path / name).write_bytes(b"\x80\x04nothing")
+    with pytest.raises(UsageError, match=said):
+        build(pictures, tmp_path / "out", *TINY, override.format(here=tmp_path))
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_pairs_by_cosine_are_those_of_all_with_all(installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if installed:
+        pytest.importorskip("faiss", reason="faiss-cpu is not installed")
+    else:
+        monkeypatch.setitem(sys.modules, "faiss", None)
+    lot = np.random.default_rng(2)
+    vectors = lot.normal(size=(300, 16)).astype(np.float32)
+    vectors[200:] = vectors[:100] + 0.2 * lot.normal(size=(100, 16)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors[7] = vectors[9] = 0  # no embedding
+    exact = vectors.astype(np.float64) @ vectors.astype(np.float64).T
+    due = {(i, j) for i, j in np.argwhere(exact >= 0.9).tolist() if i < j}
+    assert 40 < len(due) < 200
+    assert [tuple(pair) for pair in duplicates.cosine_pairs(vectors, 0.9).tolist()] == sorted(due)
