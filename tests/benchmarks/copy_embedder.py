@@ -1,6 +1,6 @@
 """Teach a small timm model which pictures are copies, for `near_duplicates.py --embedding MODEL --weights FILE`.
 
-    python tests/benchmarks/copy_embedder.py --faces FACES.tar --out WEIGHTS.pth [--minutes 3] [--hold 1000]
+    python tests/benchmarks/copy_embedder.py --faces FACES.tar --out WEIGHTS.pth [--steps 42] [--hold 1000]
 
 Contrastive learning (InfoNCE, arXiv 1807.03748, two altered views of a picture against all others of the batch) on the
 faces that `near_duplicates.py --pictures HOLD` does not look at. Views are zoomed, shifted, mirrored, framed and
@@ -10,7 +10,6 @@ brightened. It is there to show what embeddings can see in a benchmark without a
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +49,7 @@ def main() -> None:
     parser.add_argument("--faces", type=Path, required=True, help="tar of pictures")
     parser.add_argument("--out", type=Path, required=True, help="weights, .pth")
     parser.add_argument("--model", default="test_resnet.r160_in1k")
-    parser.add_argument("--minutes", type=float, default=3.0)
+    parser.add_argument("--steps", type=int, default=42, help="about five seconds each on a CPU")
     parser.add_argument("--hold", type=int, default=1000, help="pictures that are left out, the first chosen")
     arguments = parser.parse_args()
     torch.manual_seed(0)
@@ -60,10 +59,10 @@ def main() -> None:
     model = timm.create_model(arguments.model, num_classes=0)
     mean, std = (torch.tensor(model.pretrained_cfg[name])[None, :, None, None] for name in ("mean", "std"))
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
-    start, steps, lost = time.perf_counter(), 0, 0.0
-    while (share := (time.perf_counter() - start) / (60 * arguments.minutes)) < 1:
+    lost = 0.0
+    for step in range(arguments.steps):
         for group in optimiser.param_groups:
-            group["lr"] = 2e-3 * min(1.0, steps / 20) * (1 - share)
+            group["lr"] = 2e-3 * min(1.0, (step + 1) / 20) * (1 - step / arguments.steps)
         chosen = pixels[torch.randperm(len(pixels), generator=lot)[:BATCH]].permute(0, 3, 1, 2) / 255
         first, second = (
             functional.normalize(model((views(chosen, lot) - mean) / std).flatten(1), dim=1) for _ in range(2)
@@ -74,11 +73,9 @@ def main() -> None:
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        steps, lost = steps + 1, 0.95 * lost + 0.05 * loss.item() if steps else loss.item()
-        if steps % 50 == 0:
-            print(f"{steps} steps, loss {lost:.3f}", flush=True)
+        lost = 0.95 * lost + 0.05 * loss.item() if step else loss.item()
     torch.save(model.state_dict(), arguments.out)
-    print(f"{len(images):,} pictures, {steps} steps of {BATCH}, loss {lost:.3f}")
+    print(f"{len(images):,} pictures, {arguments.steps} steps of {BATCH}, loss {lost:.3f}")
 
 
 if __name__ == "__main__":
