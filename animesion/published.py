@@ -51,6 +51,26 @@ class Published:
     thumbnails: pa.ChunkedArray
 
 
+def splits_of(folder: Path) -> dict[str, str]:
+    """The split of each kept picture of a built dataset, by key.
+
+    Raises:
+        UsageError: no dataset, or `curated.parquet` is not what its SHA256SUMS says.
+    """
+    _, kept = _kept(folder)
+    return dict(zip(kept["key"].to_pylist(), kept["split"].to_pylist(), strict=True))
+
+
+def _kept(folder: Path) -> tuple[Dataset, pa.Table]:
+    dataset = Dataset(folder)
+    curated = dataset.read_table("curated.parquet")
+    listed = (folder / "SHA256SUMS").read_text(encoding="utf-8", errors="replace").splitlines()
+    if f"{sha256_file(folder / 'curated.parquet')}  curated.parquet" not in listed:
+        raise UsageError(f"{folder}: curated.parquet is not the one that its SHA256SUMS names: run `animesion verify`")
+    kept = curated.filter(curated["kept"])
+    return dataset, kept.take(pc.sort_indices(kept, sort_keys=[("key", "ascending")]))
+
+
 def load(folder: Path) -> Published:
     """The kept pictures of a built dataset.
 
@@ -61,13 +81,7 @@ def load(folder: Path) -> Published:
         UsageError: no dataset, `curated.parquet` is not what its SHA256SUMS says, or features that are missing, damaged
             or of other pictures.
     """
-    dataset = Dataset(folder)
-    curated = dataset.read_table("curated.parquet")
-    listed = (folder / "SHA256SUMS").read_text(encoding="utf-8", errors="replace").splitlines()
-    if f"{sha256_file(folder / 'curated.parquet')}  curated.parquet" not in listed:
-        raise UsageError(f"{folder}: curated.parquet is not the one that its SHA256SUMS names: run `animesion verify`")
-    kept = curated.filter(curated["kept"])
-    kept = kept.take(pc.sort_indices(kept, sort_keys=[("key", "ascending")]))
+    dataset, kept = _kept(folder)
     paths = sorted(path for path in (folder / "features").glob("part-*.parquet") if _PART.fullmatch(path.name))
     damaged = UsageError(
         f"{folder}: features/ is missing, damaged or of an older version, and it is what pictures are compared by: "

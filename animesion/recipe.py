@@ -120,16 +120,7 @@ class Duplicates(Section):
         Raises:
             UsageError: one of them is no finished dataset.
         """
-        digests = []
-        for folder in self.against:
-            try:
-                digests.append(hashlib.sha256((Path(folder) / "SHA256SUMS").read_bytes()).hexdigest())
-            except (OSError, ValueError):
-                raise UsageError(
-                    f"duplicates.against: {folder} is no finished dataset, it has no SHA256SUMS that can be read: "
-                    "give the output folder of `animesion build`"
-                ) from None
-        return digests
+        return [_sums_digest(folder, "duplicates.against") for folder in self.against]
 
 
 class Crop(Section):
@@ -195,6 +186,15 @@ class Split(Section):
     val: Percent = 10
     test: Percent = 10
     seed: int = 0
+    keep: str = Field("", description="folder of a published dataset: its pictures stay in the splits that they are in")
+
+    def keep_digest(self) -> str:
+        """SHA-256 of the SHA256SUMS of the dataset in `keep`, as hex; empty without one.
+
+        Raises:
+            UsageError: it is no finished dataset.
+        """
+        return _sums_digest(self.keep, "split.keep") if self.keep else ""
 
     @model_validator(mode="after")
     def _shares(self) -> Self:
@@ -202,6 +202,8 @@ class Split(Section):
             raise ValueError(f"train, val and test add up to {self.train + self.val + self.test}, not to 100")
         if self.train == 0:
             raise ValueError("train needs a share above 0")
+        if self.keep and self.strategy not in ("grouped", "auto"):
+            raise ValueError(f"keep goes with strategy 'grouped', not with '{self.strategy}'")
         return self
 
 
@@ -295,13 +297,15 @@ class Recipe(Section):
     def digest(self) -> str:
         """SHA-256 over every value; equal digests mean equal recipes.
 
-        Of the datasets in `duplicates.against` the content counts (their SHA256SUMS), not where they lie.
+        Of the datasets in `duplicates.against` and `split.keep` the content counts (their SHA256SUMS), not where they
+        lie.
 
         Raises:
             UsageError: one of them is no finished dataset.
         """
         values = self.model_dump(mode="json")
         values["duplicates"]["against"] = self.duplicates.against_digests()
+        values["split"]["keep"] = self.split.keep_digest()
         return params_digest(values)
 
 
@@ -383,6 +387,16 @@ def _sample_source(data: dict[str, Any]) -> dict[str, Any]:
     if kind == "labels" and _get(data, "split", "strategy") == "published":  # a booru publishes no split
         return {"kind": "sample-files", "layout": "labels"}
     return {"kind": "sample"}
+
+
+def _sums_digest(folder: str, key: str) -> str:
+    try:
+        return hashlib.sha256((Path(folder) / "SHA256SUMS").read_bytes()).hexdigest()
+    except (OSError, ValueError):
+        raise UsageError(
+            f"{key}: {folder} is no finished dataset, it has no SHA256SUMS that can be read: "
+            "give the output folder of `animesion build`"
+        ) from None
 
 
 def _get(data: dict[str, Any], section: str, key: str) -> Any:

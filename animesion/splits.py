@@ -87,7 +87,13 @@ def legacy_dafre(classes: Sequence[int], order: Sequence[int]) -> Assignment:
     return Assignment(splits, [])
 
 
-def grouped(classes: Sequence[int], groups: Sequence[str], percents: tuple[int, int, int], seed: int = 0) -> Assignment:
+def grouped(
+    classes: Sequence[int],
+    groups: Sequence[str],
+    percents: tuple[int, int, int],
+    seed: int = 0,
+    fixed: Mapping[str, str] | None = None,
+) -> Assignment:
     """Split so that no group is cut, shares are met as nearly as the groups allow and every class is represented.
 
     Groups are placed one at a time: first those that span classes, then larger before smaller, then by the hash of
@@ -99,7 +105,9 @@ def grouped(classes: Sequence[int], groups: Sequence[str], percents: tuple[int, 
         groups: name of the group each picture belongs to; a group may span classes.
         percents: integer shares of train, val and test; they add up to 100.
         seed: another seed gives another split.
+        fixed: groups that have a split already; the others fill up what these leave of the shares.
     """
+    fixed = fixed or {}
     members: dict[str, list[int]] = {}
     for i, group in enumerate(groups):
         members.setdefault(group, []).append(i)
@@ -107,17 +115,20 @@ def grouped(classes: Sequence[int], groups: Sequence[str], percents: tuple[int, 
     need = {c: np.array(grouped_sizes(n, percents), dtype=np.int64) for c, n in totals.items()}
     targets = {c: sizes.copy() for c, sizes in need.items()}
     spans = {name: len({classes[i] for i in ids}) for name, ids in members.items()}
-    queue = sorted(members, key=lambda name: (-spans[name], -len(members[name]), hashed_order(seed, name)))
+    queue = sorted(
+        members, key=lambda name: (name not in fixed, -spans[name], -len(members[name]), hashed_order(seed, name))
+    )
     splits = [""] * len(classes)
     placed = {c: np.zeros(3, dtype=np.int64) for c in totals}
     for name in queue:
         ids = members[name]
-        choice = _best_split([classes[i] for i in ids], need, targets)
+        choice = SPLITS.index(fixed[name]) if name in fixed else _best_split([classes[i] for i in ids], need, targets)
         for i in ids:
             splits[i] = SPLITS[choice]
             need[classes[i]][choice] -= 1
             placed[classes[i]][choice] += 1
-    _represent_every_class(classes, members, splits, targets, placed, seed)
+    free = {name: ids for name, ids in members.items() if name not in fixed}
+    _represent_every_class(classes, free, splits, targets, placed, seed)
     return Assignment(splits, _notes(targets, placed))
 
 
@@ -165,7 +176,7 @@ def _represent_every_class(
         for s in (0, 1, 2):
             if targets[c][s] == 0 or placed[c][s] > 0:
                 continue
-            candidates = sorted(of_class[c], key=lambda name: (len(members[name]), hashed_order(seed, name)))
+            candidates = sorted(of_class.get(c, ()), key=lambda name: (len(members[name]), hashed_order(seed, name)))
             for name in candidates:
                 ids = members[name]
                 source = SPLITS.index(splits[ids[0]])

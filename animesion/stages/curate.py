@@ -64,6 +64,8 @@ def run(workspace: Workspace, recipe: Recipe, parts: int, crashed: Mapping[str, 
     against = recipe.duplicates.against_digests()
     stages = ("fetch", "inspect", "embed") if recipe.duplicates.embedding.model else ("fetch", "inspect")
     inputs = _inputs(workspace, parts, stages) | {f"against/{i}": digest for i, digest in enumerate(against)}
+    if recipe.split.keep:
+        inputs["keep"] = recipe.split.keep_digest()
     digest = params_digest({"params": _params(recipe), "crashed": dict(crashed)})
     done = workspace.done("curate", CODE, digest, inputs)
     if done:
@@ -74,13 +76,18 @@ def run(workspace: Workspace, recipe: Recipe, parts: int, crashed: Mapping[str, 
     rows = _load(workspace, parts)
     if recipe.duplicates.embedding.model:
         rows["embedding"] = embeddings.read(workspace, parts, rows["key"])
-    curated, facts = decide(rows, recipe, crashed, others)
+    placed = published.splits_of(Path(recipe.split.keep)) if recipe.split.keep else {}
+    curated, facts = decide(rows, recipe, crashed, others, placed)
     outputs = {"curated.parquet": tables.write(workspace.path("curated.parquet"), curated)}
     return workspace.commit("curate", CODE, digest, inputs, outputs, facts)
 
 
 def decide(
-    rows: Columns, recipe: Recipe, crashed: Mapping[str, str], others: Sequence[published.Published] = ()
+    rows: Columns,
+    recipe: Recipe,
+    crashed: Mapping[str, str],
+    others: Sequence[published.Published] = (),
+    placed: Mapping[str, str] | None = None,
 ) -> tuple[pa.Table, dict[str, Any]]:
     """The whole decision, without files.
 
@@ -90,6 +97,7 @@ def decide(
         recipe: the recipe.
         crashed: keys to drop as `crashed decoder`, with a detail.
         others: published datasets whose pictures are not to be published again.
+        placed: split of the pictures that were published and are to stay where they are, by key.
 
     Returns:
         A table of schema `CURATED` in the order of the rows, and the stage's facts.
@@ -121,7 +129,7 @@ def decide(
     groups = _named(duplicates.components(n, [*found.related, _family_pairs(families)]), keys)
     kept = _alive(reason).tolist()
     class_ids = _class_map(rows["class_order"], labels, kept)
-    strategy, assignment = _split(rows, recipe, kept, [class_ids[labels[i]] for i in kept], groups)
+    strategy, assignment = _split(rows, recipe, kept, [class_ids[labels[i]] for i in kept], groups, placed or {})
     split_of = dict(zip(kept, assignment.splits, strict=True))
     decided = {
         "kept": [not r for r in reason],
@@ -138,6 +146,8 @@ def decide(
             for crop, width, height in zip(rows["crop"], rows["width"], rows["height"], strict=True)
         ],
     }
+    if placed and strategy == "grouped":
+        notes.append(_stayed(placed, [(keys[i], split_of[i]) for i in kept]))
     if found.conflicts:
         notes.append(f"{found.conflicts} of {found.clusters} duplicate clusters stand under several labels")
     if found.chains:
@@ -299,7 +309,12 @@ def _class_map(published: Sequence[int], labels: Sequence[str], kept: Sequence[i
 
 
 def _split(
-    rows: Columns, recipe: Recipe, kept: Sequence[int], classes: Sequence[int], groups: Sequence[str]
+    rows: Columns,
+    recipe: Recipe,
+    kept: Sequence[int],
+    classes: Sequence[int],
+    groups: Sequence[str],
+    placed: Mapping[str, str],
 ) -> tuple[str, splits.Assignment]:
     """The strategy that was used and its assignment of the kept rows."""
     published = [rows["split"][i] for i in kept]
@@ -313,7 +328,20 @@ def _split(
     if strategy == "single":
         return strategy, splits.Assignment(["train"] * len(kept), [])
     percents = (recipe.split.train, recipe.split.val, recipe.split.test)
-    return strategy, splits.grouped(classes, [groups[i] for i in kept], percents, recipe.split.seed)
+    fixed: dict[str, str] = {}
+    for i in kept:
+        if (split := placed.get(rows["key"][i], "")) in splits.SPLITS:
+            # what a network may have been trained on must not be tested on later: train holds its group
+            fixed[groups[i]] = min(split, fixed.get(groups[i], split), key=splits.SPLITS.index)
+    return strategy, splits.grouped(classes, [groups[i] for i in kept], percents, recipe.split.seed, fixed)
+
+
+def _stayed(placed: Mapping[str, str], now: Sequence[tuple[str, str]]) -> str:
+    """How many published pictures are in the splits that they were in."""
+    again = [(placed[key], split) for key, split in now if key in placed]
+    moved = sum(before != after for before, after in again)
+    why = f"; {moved} went over to the split of a picture that they now belong with" if moved else ""
+    return f"{len(again) - moved} of {len(placed)} published pictures are here and in the splits that they were in{why}"
 
 
 # -- tables ----------------------------------------------------------------------------------------------------------
@@ -389,6 +417,7 @@ def _params(recipe: Recipe) -> dict[str, Any]:
         mode="json", include={"label", "filter", "duplicates", "crop", "quality", "classes", "split", "pack"}
     )
     values["duplicates"]["embedding"] = recipe.duplicates.embedding.model_dump(include={"model", "threshold"})
+    del values["split"]["keep"]
     del values["duplicates"]["against"]  # their content is among the inputs
     own = ("detector", "min_score", "min_side", "min_share", "faces", "outside")
     values["crop"] = {name: values["crop"][name] for name in own}

@@ -110,3 +110,26 @@ def test_a_share_that_groups_do_not_allow_is_said() -> None:
 def test_another_seed_is_another_split() -> None:
     groups = [f"g{i}" for i in range(100)]
     assert splits.grouped([0] * 100, groups, (80, 10, 10), 0) != splits.grouped([0] * 100, groups, (80, 10, 10), 1)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 12)), min_size=1, max_size=60),
+    st.dictionaries(st.integers(0, 12), st.sampled_from(splits.SPLITS), max_size=13),
+)
+def test_groups_that_are_placed_stay_and_none_is_cut(pictures: list[tuple[int, int]], placed: dict[int, str]) -> None:
+    classes, groups = [c for c, _ in pictures], [f"g{g}" for _, g in pictures]
+    fixed = {f"g{g}": split for g, split in placed.items()}
+    found = splits.grouped(classes, groups, (80, 10, 10), 0, fixed).splits
+    of_group: dict[str, set[str]] = {}
+    for group, split in zip(groups, found, strict=True):
+        of_group.setdefault(group, set()).add(split)
+    assert all(len(each) == 1 for each in of_group.values())
+    assert all(of_group[name] == {split} for name, split in fixed.items() if name in of_group)
+
+
+def test_what_is_new_fills_up_what_placed_groups_leave() -> None:
+    groups = [f"g{i}" for i in range(100)]
+    fixed = {f"g{i}": "train" for i in range(60)}
+    found = splits.grouped([0] * 100, groups, (80, 10, 10), 0, fixed).splits
+    assert [found.count(name) for name in splits.SPLITS] == [80, 10, 10]
+    assert set(found[:60]) == {"train"}

@@ -1,0 +1,51 @@
+"""A dataset that grows: pictures that were published stay in their splits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+import animesion
+from animesion.errors import UsageError
+from animesion.recipe import Recipe
+from tests.conftest import draw
+
+
+def recipe(pictures: Path, *overrides: str) -> Recipe:
+    return animesion.load_recipe("folder", [f'source.path="{pictures}"', "split.train=60", "split.val=20",
+                                            "split.test=20", *overrides])  # fmt: skip
+
+
+def splits_in(out: Path) -> dict[str, str]:
+    return {row["key"]: row["split"] for row in pq.read_table(out / "curated.parquet").to_pylist() if row["kept"]}
+
+
+def test_published_pictures_stay_where_they_are(tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    for i in range(40):
+        path = pictures / ("miku" if i % 2 else "rin") / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw(i).save(path)
+    animesion.build(recipe(pictures), tmp_path / "old", workers=1)
+    before = splits_in(tmp_path / "old")
+    for i in range(100, 160):
+        draw(i).save(pictures / ("miku" if i % 3 else "rin") / f"{i}.png")
+    keep = f'split.keep="{tmp_path / "old"}"'
+    result = animesion.build(recipe(pictures, keep), tmp_path / "new", workers=1)
+    after = splits_in(tmp_path / "new")
+    assert len(after) == 100
+    assert {key: after[key] for key in before} == before
+    assert {split for key, split in after.items() if key not in before} == {"train", "val", "test"}
+    assert "40 of 40 published pictures are here and in the splits that they were in" in result.notes
+    anew = animesion.build(recipe(pictures), tmp_path / "anew", workers=1)
+    assert {key: splits_in(anew.out)[key] for key in before} != before
+    # a twin of a published picture goes where that is; the recipe's digest is that of the content
+    moved = tmp_path / "moved"
+    (tmp_path / "old").rename(moved)
+    assert recipe(pictures, f'split.keep="{moved}"').split.keep_digest()
+    with pytest.raises(UsageError, match=r"split\.keep: .* is no finished dataset"):
+        recipe(pictures, keep).digest()
+    with pytest.raises(UsageError, match="keep goes with strategy 'grouped', not with 'single'"):
+        recipe(pictures, f'split.keep="{moved}"', "split.strategy=single")
