@@ -15,8 +15,8 @@ import click
 
 from animesion.errors import AnimesionError
 
-_ORDER = ["build", "recipes", "sources", "detectors", "stats", "verify", "diff", "card", "train", "eval", "predict"]
-_ORDER += ["study", "profile", "export", "models"]
+_ORDER = ["build", "recipes", "sources", "detectors", "stats", "verify", "diff", "card", "publish", "train", "eval", "predict"]
+_ORDER += ["study", "profile", "export", "models", "doctor"]
 
 
 class Commands(click.Group):
