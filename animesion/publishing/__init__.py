@@ -50,8 +50,13 @@ class Destination(Protocol):
     #: the address, fit to be printed
     url: str
 
-    def refusal(self, tag: str) -> str:
-        """Why nothing may be sent there, one sentence; empty when it may. Changes nothing there."""
+    def refusal(self, tag: str, changes: bool) -> str:
+        """Why nothing may be sent there, one sentence; empty when it may. Changes nothing there.
+
+        Args:
+            tag: name that the revision is to get, empty for none.
+            changes: whether something is to be sent or taken away.
+        """
 
     def prepare(self) -> None:
         """Make the place if it is not there."""
@@ -204,9 +209,9 @@ def publish(
     progress = progress or building.Progress()
     if tag and not TAG.fullmatch(tag):
         raise UsageError(f"--tag {_shown(tag)} is no name of a revision: use letters, digits, '.', '_' and '-'")
-    if refusal := to.refusal(tag):
-        raise UsageError(refusal)
     done = Published(to.url, list(files), to.present(files), to.stale(files), dict(forced or {}), tag)
+    if refusal := to.refusal(tag, bool(done.sent or done.stale)):
+        raise UsageError(refusal)
     if dry_run:
         return done
     message = f"{dataset.name}: {len(dataset):,} samples, {len(dataset.classes):,} classes"

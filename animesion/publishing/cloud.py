@@ -18,6 +18,7 @@ from animesion.workspace import full_disk_is_clear
 
 _CHUNK = 8 << 20
 _PART = ".sending"
+_FACTS = "dataset.json"
 
 
 class Store:
@@ -49,7 +50,7 @@ class Store:
         self._local = scheme == "file"
         self._root = str(root).rstrip("/")
 
-    def refusal(self, tag: str) -> str:
+    def refusal(self, tag: str, changes: bool) -> str:
         """Tags and old shards are refused: nothing here keeps what a reader would lose."""
         if tag:
             return f"--tag names a revision of a Hub repository: put {tag} into the prefix of {self.url} instead"
@@ -59,8 +60,9 @@ class Store:
         """Folders are made as files are written; a bucket is not ours to make."""
 
     def present(self, files: Sequence[File]) -> set[str]:
-        """Files of equal size and SHA-256."""
-        return {file.name for file in files if not self._fault(file)}
+        """Files of equal size and SHA-256; `dataset.json` counts only when all are there, because it goes first."""
+        found = {file.name for file in files if not self._fault(file)}
+        return found if len(found) == len(files) else found - {_FACTS}
 
     def stale(self, files: Sequence[File]) -> list[str]:
         """Nothing is taken away where no history keeps it.
@@ -78,7 +80,10 @@ class Store:
         return []
 
     def send(self, files: Sequence[File], stale: Sequence[str], message: str, progress: building.Progress) -> None:
-        """One after the other; a file has its name only when it is whole."""
+        """One after the other; a file has its name only when it is whole, and an older `dataset.json` goes first."""
+        with self._clear():
+            if files and self._fs.exists(self._at(_FACTS)):  # it does not describe what is about to lie there
+                self._fs.rm_file(self._at(_FACTS))
         for file in files:
             progress.told(file.name)
             with self._clear():

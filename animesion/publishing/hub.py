@@ -1,6 +1,6 @@
 """Publishing into a dataset repository of the Hugging Face Hub, through `huggingface_hub`.
 
-The client finds the token itself (`HF_TOKEN`, or `hf auth login`); no token passes through this code, and whatever looks
+The client finds the token itself (`HF_TOKEN`, or `hf auth login`); no token passes through this code, and what looks
 like one is cut out of messages.
 """
 
@@ -47,13 +47,13 @@ class Hub:
         self._commit = ""
         try:
             from huggingface_hub import HfApi
-            from huggingface_hub.utils import disable_progress_bars
+            from huggingface_hub.utils.tqdm import disable_progress_bars
         except ImportError:
             raise UsageError("hf:// needs the Hub's client: pip install 'animesion[hub]'") from None
         disable_progress_bars()
         self._api = HfApi()
 
-    def refusal(self, tag: str) -> str:
+    def refusal(self, tag: str, changes: bool) -> str:
         """A public repository under `--private`, or a tag that is taken."""
         found = self._info()
         if found is None:
@@ -63,7 +63,7 @@ class Hub:
         if tag:
             with self._clear():
                 tags = {each.name: each.target_commit for each in self._api.list_repo_refs(self._repo, **_DATASET).tags}
-            if tag in tags and tags[tag] != found.sha:
+            if tag in tags and (changes or tags[tag] != found.sha):
                 return f"{self.url} has a tag {tag} already, which names another revision: give another to --tag"
         return ""
 
@@ -193,4 +193,3 @@ def _differs(file: File, there: Any) -> str:
         content = file.path.read_bytes()  # the Hub keeps files above 10 MB as LFS
         same = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == there.blob_id
     return "" if same else f"{file.name} has another digest there than here"
-
