@@ -6,6 +6,7 @@ Renders facts; what is not known says so. Every text from outside is escaped for
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -150,7 +151,7 @@ def _changed(changes: Difference | None) -> list[str]:
     """Sentences of a changelog: how many of what, then the totals."""
     if changes is None:
         return []
-    counts = {
+    counts: dict[str, Sequence[object]] = {
         "sample(s) added": changes.added,
         "sample(s) removed": changes.removed,
         "sample(s) under another label": changes.relabelled,

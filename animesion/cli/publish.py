@@ -62,7 +62,8 @@ def publish(
         if urls_only:
             from animesion.publishing import urls
 
-            urls.write(dataset, Path(staged))
+            if missing := urls.write(dataset, Path(staged)):
+                click.echo(f"{missing:,} samples have no URL and are left out", err=True)
         files = publishing.files_of(Path(staged) if urls_only else path)
         done = publishing.publish(dataset, files, place, forced=forced, tag=tag, dry_run=dry_run, progress=progress)
     if as_json:

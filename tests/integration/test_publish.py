@@ -10,10 +10,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from aiohttp import web
 
 import animesion
+from animesion import sources
+from animesion.sample.faults import local_server
 from animesion.verifying import CHECKS
 from tests.conftest import draw_folders
 from tests.integration import hub_server
@@ -290,3 +294,58 @@ def test_a_bucket(small_dataset: Path, tmp_path: Path, bucket: dict[str, str]) -
     assert missing.returncode == 1
     assert "Secret" not in missing.stderr + done.stderr
     client.close()
+
+
+# -- URLs instead of pixels ------------------------------------------------------------------------------------------
+
+
+def test_urls_rebuild_the_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures from a site, published as URLs, fetched again by the recipe beside them: the same samples."""
+    host = "pictures.invalid"
+    world = draw_folders(tmp_path / "world")
+    pictures = sorted(path for path in world.rglob("*") if path.is_file())
+
+    def application() -> web.Application:
+        async def file(request: web.Request) -> web.Response:
+            return web.Response(body=pictures[int(request.match_info["number"])].read_bytes())
+
+        app = web.Application()
+        app.router.add_get(r"/{number:\d+}", file)
+        return app
+
+    lines = [
+        json.dumps({"url": f"http://{host}/{i}", "label": path.parent.name, "box": "0.125,0.1,0.9,0.8"})
+        for i, path in enumerate(pictures)
+    ]
+    (tmp_path / "table.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    crawl = ["source.contact=me@example.org", "source.requests_per_second=10", "source.robots=false"]
+    with local_server(application) as server:
+        original = sources.make
+
+        def made(recipe: Any) -> Any:
+            source: Any = original(recipe)
+            source.connect_to = {host: server.address}
+            return source
+
+        monkeypatch.setattr(sources, "make", made)
+        settings = [f"source.path={tmp_path / 'table.jsonl'}", "source.box_column=box", *crawl]
+        settings += ["crop.detector=boxes", "crop.margin=0.1", "crop.square=true", "pack.size=32", "pack.format=png"]
+        first, to = tmp_path / "first", tmp_path / "published"
+        animesion.build(animesion.load_recipe("urls", settings), first, workers=1)
+        sent = publish(first, f"file://{to}", environment(tmp_path), "--urls-only")
+        assert sent.returncode == 0, sent.stderr
+        assert not [path for path in to.rglob("*") if path.suffix in (".tar", ".jpg")]
+        monkeypatch.chdir(to)
+        animesion.build(animesion.load_recipe(str(to / "rebuild.toml"), crawl), tmp_path / "second", workers=1)
+    before, after = (
+        {(s.name, s.split, s.image, tuple(s.meta["box"])) for s in animesion.open_dataset(folder).samples()}
+        for folder in (first, tmp_path / "second")
+    )
+    assert len(before) == len(pictures)
+    assert after == before
+
+
+def test_urls_only_needs_urls(small_dataset: Path, tmp_path: Path) -> None:
+    refused = publish(small_dataset, f"file://{tmp_path / 'out'}", environment(tmp_path), "--urls-only")
+    assert refused.returncode == 2
+    assert "--urls-only has nothing to send" in refused.stderr
