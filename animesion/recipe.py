@@ -244,6 +244,12 @@ class Card(Section):
     contact: str = ""
     citation: str = ""
     tags: list[str] = Field([], description="more tags for the hub")
+    purpose: str = Field("", description="what the dataset was made for and what it should not be used for")
+    terms: str = Field("", description="under which terms the sources allow their pictures to be used")
+    privacy: str = Field("", description="who can be seen or named in it, and whether they agreed")
+    biases: str = Field("", description="what is over- and under-represented")
+    limits: str = Field("", description="what it cannot be used for, beyond what the card counts")
+    takedown: str = Field("", description="where to ask for a picture to be removed, when it is not the contact")
 
 
 class Recipe(Section):

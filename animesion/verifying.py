@@ -11,6 +11,7 @@ import json
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from animesion import building, images, leaks, readback
@@ -125,17 +126,9 @@ def _rows(dataset: Dataset, name: str, faults: list[Fault]) -> dict[str, list[An
 
 def _checksums(dataset: Dataset, walks: dict[str, Walk]) -> list[Fault]:
     try:
-        lines = (dataset.path / CHECKSUMS).read_text(encoding="utf-8").splitlines()
+        listed, faults = _checksum_lines(dataset.path)
     except (OSError, UnicodeDecodeError):
         return [Fault(f"{CHECKSUMS} is missing or unreadable, so no file can be told from a damaged one")]
-    faults: list[Fault] = []
-    listed: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
-        match = _CHECKSUM_LINE.fullmatch(line)
-        if match:
-            listed[match[2]] = match[1]
-        else:
-            faults.append(Fault(f"{CHECKSUMS} line {number} is no digest and file name inside the dataset"))
     for name, digest in listed.items():
         path = dataset.path / name
         try:
@@ -155,6 +148,30 @@ def _checksums(dataset: Dataset, walks: dict[str, Walk]) -> list[Fault]:
             if walks[shard.path].sha256 not in ("", shard.sha256):
                 faults.append(Fault(f"{shard.path} has another SHA-256 than dataset.json says"))
     return faults
+
+
+def listed_files(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file that a dataset's `SHA256SUMS` lists, by its path inside the folder; bad lines left out.
+
+    Raises:
+        UsageError: the list is missing or unreadable.
+    """
+    try:
+        return _checksum_lines(folder)[0]
+    except (OSError, UnicodeDecodeError):
+        raise UsageError(f"{folder / CHECKSUMS} is missing or unreadable: run `animesion build` again") from None
+
+
+def _checksum_lines(folder: Path) -> tuple[dict[str, str], list[Fault]]:
+    listed: dict[str, str] = {}
+    faults = []
+    for number, line in enumerate((folder / CHECKSUMS).read_text(encoding="utf-8").splitlines(), 1):
+        match = _CHECKSUM_LINE.fullmatch(line)
+        if match:
+            listed[match[2]] = match[1]
+        else:
+            faults.append(Fault(f"{CHECKSUMS} line {number} is no digest and file name inside the dataset"))
+    return listed, faults
 
 
 def _archives(dataset: Dataset, walks: dict[str, Walk]) -> list[Fault]:

@@ -6,7 +6,8 @@ Renders facts; what is not known says so. Every text from outside is escaped for
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import yaml
@@ -15,17 +16,71 @@ from animesion.errors import UsageError
 from animesion.recipe import Recipe
 from animesion.records import REASONS
 
+if TYPE_CHECKING:
+    from animesion.comparing import Difference
+
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
-def dataset_card(facts: dict[str, Any], recipe: Recipe) -> str:
+_LICENCES = """
+apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
+afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5
+cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0
+cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0
+cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0
+lgpl lgpl-2.1 lgpl-3.0 isc lppl-1.3c ms-pl apple-ascl mpl-2.0 odc-by odbl openrail++ osl-3.0 postgresql ofl-1.1
+ncsa unlicense zlib pddl lgpl-lr unknown other
+"""
+
+#: Licences as the Hub spells them; any other is `other` there, with its name.
+LICENCES = frozenset(_LICENCES.split())
+
+_SHARDS_SHOWN = 20
+
+
+def dataset_card(
+    facts: dict[str, Any],
+    recipe: Recipe,
+    *,
+    changes: Difference | None = None,
+    since: str = "",
+    urls_only: bool = False,
+) -> str:
     """The card of a built dataset.
 
     Args:
         facts: content of `dataset.json`.
         recipe: the resolved recipe.
+        changes: what differs from an earlier build, if there is one to compare with.
+        since: what to call that build.
+        urls_only: the card of tables of URLs: no pixels are there to be shown or loaded.
     """
-    environment = jinja2.Environment(
+    shards = [shard for split in facts["splits"].values() for shard in split["shards"]]
+    return (
+        environment()
+        .get_template("dataset.md.j2")
+        .render(
+            header=yaml.safe_dump(_header(facts, recipe, urls_only), sort_keys=False, allow_unicode=True, width=10_000),
+            facts=facts,
+            recipe=recipe,
+            recipe_toml=recipe.to_toml(),
+            reasons=REASONS,
+            largest=_largest(facts),
+            smallest=min((sum(counts.values()) for counts in facts["class_counts"]), default=0),
+            grid=[] if urls_only else facts.get("grid", []),
+            urls_only=urls_only,
+            changes=changes,
+            changed=_changed(changes),
+            since=since,
+            shards=[] if urls_only else shards[:_SHARDS_SHOWN],
+            more_shards=0 if urls_only else max(0, len(shards) - _SHARDS_SHOWN),
+        )
+    )
+
+
+def environment() -> jinja2.Environment:
+    """What renders the templates of this package; values from outside go through its filter `md`."""
+    made = jinja2.Environment(
         loader=jinja2.PackageLoader("animesion.cards", "."),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -33,16 +88,9 @@ def dataset_card(facts: dict[str, Any], recipe: Recipe) -> str:
         keep_trailing_newline=True,
         autoescape=False,
     )
-    environment.filters["md"] = escape_markdown
-    environment.filters["thousands"] = lambda number: f"{number:,}"
-    return environment.get_template("dataset.md.j2").render(
-        header=yaml.safe_dump(_header(facts, recipe), sort_keys=False, allow_unicode=True, width=10_000),
-        facts=facts,
-        recipe=recipe,
-        recipe_toml=recipe.to_toml(),
-        reasons=REASONS,
-        largest=_largest(facts),
-    )
+    made.filters["md"] = escape_markdown
+    made.filters["thousands"] = lambda number: f"{number:,}"
+    return made
 
 
 def published_card(name: str) -> str:
@@ -80,7 +128,7 @@ def escape_markdown(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]()#+!|~$-])", r"\\\1", text)
 
 
-def _header(facts: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+def _header(facts: dict[str, Any], recipe: Recipe, urls_only: bool) -> dict[str, Any]:
     """The YAML block: without it Hugging Face `datasets` takes a JSON beside the tars for the data."""
     splits = facts["splits"]
     features = [
@@ -92,12 +140,20 @@ def _header(facts: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     ]
     if "txt" in facts["fields"]:
         features.append({"name": "txt", "dtype": "string"})
-    return {
+    licence = recipe.card.licence.lower()
+    named = {"license": licence} if licence in LICENCES else {"license": "other", "license_name": _slug(licence)}
+    about = {
         "pretty_name": recipe.card.title or recipe.name,
-        "license": recipe.card.licence,
+        **named,
         "task_categories": ["image-classification"],
         "tags": ["webdataset", "fine-grained", "long-tail", *recipe.card.tags],
         "size_categories": [next((name for bound, name in _SIZES if facts["images"] < bound), "n>1M")],
+    }
+    if urls_only:
+        files = [{"split": name, "path": f"urls/{name}.parquet"} for name in splits]
+        return {**about, "configs": [{"config_name": "default", "data_files": files}]}
+    return {
+        **about,
         "configs": [
             {
                 "config_name": "default",
@@ -114,6 +170,31 @@ def _header(facts: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
             "dataset_size": sum(split["bytes"] for split in splits.values()),
         },
     }
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")[:60] or "not-stated"
+
+
+def _changed(changes: Difference | None) -> list[str]:
+    """Sentences of a changelog: how many of what, then the totals."""
+    if changes is None:
+        return []
+    counts: dict[str, Sequence[object]] = {
+        "sample(s) added": changes.added,
+        "sample(s) removed": changes.removed,
+        "sample(s) under another label": changes.relabelled,
+        "sample(s) in another split": changes.moved,
+        "picture(s) of other bytes": changes.repainted,
+        "picture(s) kept or dropped otherwise": changes.reasons,
+        "class(es) added, removed or of another id": changes.classes,
+        "recipe value(s) changed": changes.recipe,
+    }
+    told = [f"{len(entries):,} {what}" for what, entries in counts.items() if entries]
+    told += [f"recipe: {each.what} from {each.before or 'nothing'} to {each.after or 'nothing'}"
+             for each in changes.recipe[:20]]  # fmt: skip
+    totals = ", ".join(f"{each.what} {each.before or 'none'} -> {each.after or 'none'}" for each in changes.totals)
+    return [*told, f"samples: {totals}"]
 
 
 def _json_features() -> list[dict[str, Any]]:

@@ -15,8 +15,8 @@ import click
 
 from animesion.errors import AnimesionError
 
-_ORDER = ["build", "recipes", "sources", "detectors", "stats", "verify", "diff", "card", "train", "eval", "predict"]
-_ORDER += ["audit", "study", "profile", "export", "models"]
+_ORDER = ["build", "recipes", "sources", "detectors", "stats", "verify", "diff", "audit", "card", "publish"]
+_ORDER += ["train", "eval", "predict", "study", "profile", "export", "models", "doctor"]
 
 
 class Commands(click.Group):
@@ -37,15 +37,23 @@ def _points() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group="animesion.commands")}
 
 
+def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        from animesion import environment
+
+        click.echo(environment.described())
+        ctx.exit()
+
+
 @click.group(
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="Start with: animesion build daf-re --sample",
 )
-@click.version_option(package_name="animesion", message="animesion %(version)s")
+@click.option("--version", is_flag=True, is_eager=True, callback=_version, help="Show the version and what it runs on.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.pass_context
-def cli(ctx: click.Context, debug: bool) -> None:
+def cli(ctx: click.Context, debug: bool, version: bool) -> None:
     """Build fine-grained recognition datasets that others can trust, and look into them."""
     ctx.obj = {"debug": debug}
 

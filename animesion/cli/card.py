@@ -1,4 +1,4 @@
-"""`animesion card`: the dataset card, made anew from a built dataset."""
+"""`animesion card`: the card of a built dataset or of a training run, made anew from its files."""
 
 from __future__ import annotations
 
@@ -6,27 +6,57 @@ from pathlib import Path
 
 import click
 
+_EXAMPLES = """\b
+Examples:
+  animesion card datasets/daf-re --out README.md
+  animesion card datasets/daf-re --since datasets/daf-re-2025
+  animesion card runs/daf-re-vit --out runs/daf-re-vit/README.md
+"""
 
-@click.command(epilog="Example: animesion card datasets/daf-re --out README.md")
+
+@click.command(epilog=_EXAMPLES)
 @click.argument("path", type=click.Path(path_type=Path))
+@click.option("--since", type=click.Path(path_type=Path), help="An earlier build: the card tells what changed.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write it there instead of to stdout.")
-def card(path: Path, out: Path | None) -> None:
-    """Print the dataset card (Markdown) of the dataset at PATH."""
-    import json
-
-    from animesion import cards, open_dataset
+def card(path: Path, since: Path | None, out: Path | None) -> None:
+    """Print the card (Markdown) of the dataset, or of the training run, at PATH."""
     from animesion.errors import UsageError
     from animesion.workspace import write_atomic
 
-    recipe = open_dataset(path).recipe
-    facts = json.loads((path / "dataset.json").read_bytes())
-    try:
-        text = cards.dataset_card(facts, recipe)
-    except Exception as error:  # a template meets whatever a damaged file holds
-        raise UsageError(
-            f"{path / 'dataset.json'} lacks what the card tells ({error}): run `animesion build` again"
-        ) from error
+    if (path / "best.safetensors").is_file() or path.suffix == ".safetensors":
+        if since is not None:
+            raise UsageError("--since compares datasets: leave it out for a training run")
+        from animesion.cli.training import training
+
+        with training():
+            from animesion_training.model_card import model_card
+
+            text = model_card(path)
+    else:
+        text = _dataset(path, since)
     if out is None:
         click.echo(text, nl=False)
     else:
         write_atomic(out, text.encode())
+
+
+def _dataset(path: Path, since: Path | None) -> str:
+    import json
+
+    from animesion import cards, open_dataset
+    from animesion.cards.facts import counted
+    from animesion.comparing import compare
+    from animesion.errors import UsageError
+
+    dataset = open_dataset(path)
+    recipe = dataset.recipe
+    facts = json.loads((path / "dataset.json").read_bytes())
+    if not {"provenance", "leak_check"} <= facts.keys():  # of an earlier version
+        facts |= counted(dataset.curated)
+    changes = compare(open_dataset(since), dataset) if since else None
+    try:
+        return cards.dataset_card(facts, recipe, changes=changes, since=since.resolve().name if since else "")
+    except Exception as error:  # a template meets whatever a damaged file holds
+        raise UsageError(
+            f"{path / 'dataset.json'} lacks what the card tells ({error}): run `animesion build` again"
+        ) from error

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, cast
 from pydantic import Field
 
 from animesion.errors import UsageError
-from animesion.records import Item
+from animesion.records import Box, Item
 from animesion.settings import Section
 from animesion.sources import clean_text, file_key
 from animesion.sources.crawled import CrawledSource, CrawlOptions
@@ -51,6 +51,11 @@ class UrlsOptions(CrawlOptions):
     author_column: str = Field("", description="column of authors; empty as above, such as creator")
     group_column: str = Field("", description="column whose equal values stay in one split; empty as above")
     split_column: str = Field("", description="column of published splits; empty as above")
+    box_column: str = Field(
+        "",
+        description="column of boxes for `crop.detector=boxes`: left, top, right, bottom as shares of the sides; "
+        "empty for none",
+    )
 
 
 class UrlsSource(CrawledSource):
@@ -100,7 +105,7 @@ class UrlsSource(CrawledSource):
         from animesion_scrapers import ScraperError
         from animesion_scrapers.urltables import Columns, UrlTables
 
-        meanings = ("url", "label", "key", "md5", "sha1", "bytes", "licence", "author", "group", "split")
+        meanings = ("url", "label", "key", "md5", "sha1", "bytes", "licence", "author", "group", "split", "box")
         columns = Columns(**{meaning: getattr(self.options, f"{meaning}_column") for meaning in meanings})
         try:
             return UrlTables(self.options.path, columns, self.options.format.removeprefix("auto"))
@@ -203,6 +208,7 @@ class UrlsSource(CrawledSource):
             locator=json.dumps(where),
             order=position,
             labels=tuple(label for each in row.labels if (label := clean_text(each))),
+            boxes=_boxes(row.box) if self.options.box_column else None,
             families=(f"group:{clean_text(row.group, 300)}",) if row.group else (),
             split=_SPLITS.get(row.split.lower(), ""),
             md5=row.md5,
@@ -269,10 +275,22 @@ class _Told:
             notes.append("no row has a label: say with source.label_column where they stand")
         if counts["split"]:
             notes.append(f"{counts['split']:,} row(s) name a split that is none of {', '.join(_SPLITS)}")
-        for meaning, form in (("md5", "32 hexadecimal digits"), ("sha1", "40 hexadecimal digits"), ("bytes", "a size")):
+        for meaning, form in (
+            ("md5", "32 hexadecimal digits"),
+            ("sha1", "40 hexadecimal digits"),
+            ("bytes", "a size"),
+            ("box", "a box"),
+        ):
             if counts[meaning]:
                 notes.append(f"{counts[meaning]:,} value(s) of the column for {meaning} are not {form} and are ignored")
         return [note for note in notes if note]
+
+
+def _boxes(shares: tuple[float, ...]) -> tuple[Box, ...]:
+    if not shares:
+        return ()
+    left, top, right, bottom = shares
+    return (Box(left, top, right, bottom, 1.0),)
 
 
 def _some(examples: Sequence[str]) -> str:

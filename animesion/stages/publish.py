@@ -16,14 +16,18 @@ from typing import Any
 import numpy as np
 import PIL
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from animesion import cards, longtail, plots, tables
+from animesion.cards import grid
+from animesion.cards.croissant import croissant
+from animesion.cards.facts import counted
 from animesion.recipe import Recipe
-from animesion.records import INDEX
+from animesion.records import CURATED, INDEX
 from animesion.settings import params_digest
 from animesion.workspace import Receipt, Workspace, sha256_file, write_atomic
 
-CODE = "publish-1"
+CODE = "publish-2"
 
 #: Files that readers or people look at; everything else in the folder is the build's own.
 CHECKSUMS = "SHA256SUMS"
@@ -49,19 +53,28 @@ def run(workspace: Workspace, recipe: Recipe, parts: int, notes: Sequence[str]) 
     if done:
         return done
     index = tables.read(workspace.path("index.parquet"), INDEX)
-    facts = _facts(workspace, recipe, {**curate.facts, "notes": list(notes)}, index, parts)
+    curated = tables.read(workspace.path("curated.parquet"), CURATED)
+    facts = _facts(workspace, recipe, {**curate.facts, "notes": list(notes)}, index, parts) | counted(curated)
     outputs: dict[str, str] = {}
 
     def write(name: str, text: str) -> None:
         outputs[name] = write_atomic(workspace.path(name), text.encode())
 
-    write("dataset.json", _json(facts))
     write("classes.csv", _classes_csv(facts))
     write("_info.json", _json(_timm_info(facts)))
     write("data/sizes.json", _json({s["path"].removeprefix("data/"): s["samples"] for s in _shards(facts)}))
     counts = np.array([sum(counts.values()) for counts in facts["class_counts"]], dtype=np.int64)
     for path in plots.write_plots(workspace.path("plots"), counts, facts["name"]):
         outputs[f"plots/{path.name}"] = sha256_file(path)
+    rows = _grid(index, curated)
+    if rows:
+        outputs["plots/samples.jpg"] = write_atomic(
+            workspace.path("plots/samples.jpg"), grid.draw(workspace, list(rows.values()))
+        )
+    facts["grid"] = list(rows)
+    write("dataset.json", _json(facts))
+    known = {"index.parquet": inputs["index"], "classes.csv": outputs["classes.csv"]}
+    write("croissant.json", croissant(facts, recipe, known))
     write("README.md", cards.dataset_card(facts, recipe))
     listed = {**outputs, **{s["path"]: s["sha256"] for s in _shards(facts)}}
     listed["index.parquet"] = inputs["index"]
@@ -124,6 +137,18 @@ def _facts(
         "class_counts": [{split: int(per_class[split][i]) for split in per_class} for i in range(len(names))],
         "notes": curated["notes"],
     }
+
+
+def _grid(index: pa.Table, curated: pa.Table) -> dict[str, list[tuple[str, int, int]]]:
+    """Shard, offset and size of the pictures that the card shows, by class name."""
+    kept = curated.filter(curated["kept"])
+    ratings = dict(zip(kept["key"].to_pylist(), kept["rating"].to_pylist(), strict=True))
+    names = dict(zip(kept["class_id"].to_pylist(), kept["label"].to_pylist(), strict=True))
+    rows = grid.chosen(index["key"].to_pylist(), index["label"].to_pylist(), ratings)
+    wanted = pa.array([key for _, keys in rows for key in keys], pa.string())
+    found = index.filter(pc.is_in(index["key"], value_set=wanted)).to_pylist()
+    places = {row["key"]: (row["shard"], row["offset"], row["size"]) for row in found}
+    return {names[label]: [places[key] for key in keys] for label, keys in rows}
 
 
 def _shards(facts: dict[str, Any]) -> list[dict[str, Any]]:

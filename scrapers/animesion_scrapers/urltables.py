@@ -73,7 +73,7 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Which column says what; one that is left empty is looked for by the names in `RECOGNISED`, a key never is.
+    """Which column says what; one that is left empty is looked for by the names in `RECOGNISED`, key and box never are.
 
     In a text table without a header columns are called `1`, `2` and so on.
     """
@@ -88,6 +88,7 @@ class Columns:
     author: str = ""
     group: str = ""
     split: str = ""
+    box: str = ""
 
 
 class UrlRow(NamedTuple):
@@ -108,6 +109,7 @@ class UrlRow(NamedTuple):
         group: Rows of one group belong together.
         split: As it stands there.
         ignored: Meanings whose value is not of their form, such as `md5`.
+        box: Left, top, right and bottom as shares of the picture's sides; empty when there is none.
     """
 
     file: str
@@ -124,6 +126,7 @@ class UrlRow(NamedTuple):
     group: str = ""
     split: str = ""
     ignored: tuple[str, ...] = ()
+    box: tuple[float, ...] = ()
 
 
 class UrlTables:
@@ -334,9 +337,13 @@ class _Mapping:
             md5, sha1 = str(checked["md5"]), str(checked["sha1"])
         else:
             ignored = ()
+        box: tuple[float, ...] = ()
+        if shares := get("box", ""):
+            box = _box(shares)
+            ignored = ignored if box else (*ignored, "box")
         return UrlRow(
             self.file, line, "", url, labels, get("key", ""), md5, sha1, size,
-            get("licence", ""), get("author", ""), get("group", ""), get("split", ""), ignored,
+            get("licence", ""), get("author", ""), get("group", ""), get("split", ""), ignored, box,
         )  # fmt: skip
 
 
@@ -359,6 +366,16 @@ def _whole(value: object) -> int:
     if isinstance(value, float) and value.is_integer() and 0 < value < 2**53:
         value = int(value)
     return fields.whole_from_text(value.strip() if isinstance(value, str) else value)
+
+
+def _box(text: str) -> tuple[float, ...]:
+    """Four shares of a side with spaces or commas between them, left before right and top before bottom; else empty."""
+    try:
+        values = tuple(map(float, text.replace(",", " ").split()[:5]))
+    except ValueError:
+        return ()
+    right_way = len(values) == 4 and 0 <= values[0] < values[2] <= 1 and 0 <= values[1] < values[3] <= 1
+    return values if right_way else ()
 
 
 def _storable(text: str) -> bool:

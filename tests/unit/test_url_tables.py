@@ -53,7 +53,7 @@ def write(folder: Path, kind: str, records: list[dict[str, Any]]) -> Path:
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "csv.gz", "tsv.gz", "jsonl.gz", "parquet"])
 def test_every_format_says_the_same(tmp_path: Path, kind: str) -> None:
     first, second = read(write(tmp_path, kind, RECORDS))
-    assert first[2:] == ("", "https://a.example/1.jpg", ("rose",), "", MD5, "", 0, "CC0", "", "", "train", ())
+    assert first[2:] == ("", "https://a.example/1.jpg", ("rose",), "", MD5, "", 0, "CC0", "", "", "train", (), ())
     assert (second.url, second.labels, second.md5) == ("https://b.example/ü.jpg", ("初音ミク",), "")
     text = kind.startswith(("csv", "tsv"))
     assert (first.line, second.line) == ((2, 3) if text else (1, 2))
@@ -67,7 +67,7 @@ def test_columns_are_named_or_known_by_their_names(tmp_path: Path) -> None:
     path = write(tmp_path, "csv", [record])
     [row] = read(path)
     assert row[3:] == (
-        "https://a.example/1.jpg", ("rose",), "", "", "a" * 40, 1200, "", "me", "3.0", "dev", (),
+        "https://a.example/1.jpg", ("rose",), "", "", "a" * 40, 1200, "", "me", "3.0", "dev", (), (),
     )  # fmt: skip
     [row] = read(path, Columns(url="href", key="id", label="Creator"))
     assert (row.url, row.key, row.labels) == ("https://a.example/2.jpg", "7", ("me",))

@@ -1,0 +1,195 @@
+"""Publishing into a dataset repository of the Hugging Face Hub, through `huggingface_hub`.
+
+The client finds the token itself (`HF_TOKEN`, or `hf auth login`); no token passes through this code, and what looks
+like one is cut out of messages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from animesion import building
+from animesion.errors import AnimesionError, UsageError
+from animesion.publishing import LAST, SHARD, File
+from animesion.workspace import sha256_file
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_BATCH_FILES, _BATCH_BYTES = 50, 4 << 30
+"""Of one commit: what a kill costs at most is what the commit in progress has not stored yet."""
+
+_SECRET = re.compile(r"hf_[A-Za-z0-9]{4,}|(?<=Bearer )\S+|(?<=\?)\S+")
+
+
+class Hub:
+    """A dataset repository.
+
+    Args:
+        path: `user/name`, or `datasets/user/name`.
+        private: make it one that only its owners see.
+
+    Raises:
+        UsageError: no such name is possible, or the client is not installed.
+    """
+
+    def __init__(self, path: str, *, private: bool = False) -> None:
+        self._repo = path.removeprefix("datasets/").rstrip("/")
+        self.url = f"hf://datasets/{self._repo}"
+        parts = self._repo.split("/")
+        if len(parts) != 2 or not all(map(_NAME.fullmatch, parts)):
+            raise UsageError(f"--to hf://{path[:120]} is no repository: give hf://user/name")
+        self._private = private
+        self._commit = ""
+        try:
+            from huggingface_hub import HfApi
+            from huggingface_hub.utils.tqdm import disable_progress_bars
+        except ImportError:
+            raise UsageError("hf:// needs the Hub's client: pip install 'animesion[hub]'") from None
+        disable_progress_bars()
+        self._api = HfApi()
+
+    def refusal(self, tag: str, changes: bool) -> str:
+        """A public repository under `--private`, or a tag that is taken."""
+        found = self._info()
+        if found is None:
+            return ""
+        if self._private and not found.private:
+            return f"{self.url} is public: make it private on the Hub first, or leave --private out"
+        if tag:
+            with self._clear():
+                tags = {each.name: each.target_commit for each in self._api.list_repo_refs(self._repo, **_DATASET).tags}
+            if tag in tags and (changes or tags[tag] != found.sha):
+                return f"{self.url} has a tag {tag} already, which names another revision: give another to --tag"
+        return ""
+
+    def prepare(self) -> None:
+        """Make the repository."""
+        if self._info() is None:
+            with self._clear():
+                self._api.create_repo(self._repo, private=self._private or None, exist_ok=True, **_DATASET)
+
+    def present(self, files: Sequence[File]) -> set[str]:
+        """By the digests that the Hub keeps: SHA-256 of large files, git's of small ones."""
+        there = self._tree()
+        return {file.name for file in files if file.name in there and not _differs(file, there[file.name])}
+
+    def stale(self, files: Sequence[File]) -> list[str]:
+        """Shards of an earlier publication; the repository's history keeps them."""
+        names = {file.name for file in files}
+        return sorted(name for name in self._tree() if SHARD.fullmatch(name) and name not in names)
+
+    def send(self, files: Sequence[File], stale: Sequence[str], message: str, progress: building.Progress) -> None:
+        """Several commits; the last one holds what makes it a dataset and takes old shards away."""
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+        batches = list(_batches(files))
+        for number, batch in enumerate(batches, 1):
+            progress.told(f"{number} of {len(batches)}: {batch[0].name}" if batch else "")
+            operations: list[Any] = [CommitOperationAdd(file.name, str(file.path)) for file in batch]
+            if number == len(batches):
+                operations += [CommitOperationDelete(name) for name in stale]
+            part = f" ({number} of {len(batches)})" if len(batches) > 1 else ""
+            with self._clear():
+                done = self._api.create_commit(self._repo, operations, commit_message=message + part, **_DATASET)
+            self._commit = done.oid
+
+    def faults(self, files: Sequence[File]) -> list[str]:
+        """The Hub's SHA-256 of large files; small ones are fetched and digested."""
+        there = self._tree()
+        found = []
+        with tempfile.TemporaryDirectory() as folder:
+            for file in files:
+                if file.name not in there:
+                    found.append(f"{file.name} is not there")
+                elif there[file.name].lfs is not None:
+                    found += [each for each in [_differs(file, there[file.name])] if each]
+                else:
+                    with self._clear():
+                        path = self._api.hf_hub_download(
+                            self._repo, file.name, revision=self._head(), local_dir=folder, **_DATASET
+                        )
+                    if sha256_file(Path(path)) != file.sha256:
+                        found.append(f"{file.name} has another SHA-256 there than here")
+        return found
+
+    def tag(self, name: str) -> None:
+        """Tag the last commit; the same tag of the same commit stays as it is."""
+        with self._clear():
+            self._api.create_tag(self._repo, tag=name, revision=self._head(), exist_ok=True, **_DATASET)
+
+    def _info(self) -> Any:
+        from huggingface_hub.errors import RepositoryNotFoundError
+
+        with self._clear():
+            try:
+                return self._api.repo_info(self._repo, **_DATASET)
+            except RepositoryNotFoundError:
+                return None
+
+    def _head(self) -> str:
+        if not self._commit:
+            found = self._info()
+            self._commit = found.sha if found is not None else ""
+        return self._commit
+
+    def _tree(self) -> dict[str, Any]:
+        from huggingface_hub.errors import RepositoryNotFoundError
+
+        with self._clear():
+            try:
+                listed = list(self._api.list_repo_tree(self._repo, recursive=True, **_DATASET))
+            except RepositoryNotFoundError:
+                return {}
+        return {each.path: each for each in listed if hasattr(each, "blob_id")}
+
+    @contextmanager
+    def _clear(self) -> Iterator[None]:
+        """Errors of the client in one sentence, without tokens."""
+        from huggingface_hub.errors import RepositoryNotFoundError
+
+        try:
+            yield
+        except (AnimesionError, RepositoryNotFoundError):
+            raise
+        except Exception as error:  # the client passes on errors of whichever HTTP library it uses
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            if status in (401, 403):
+                raise AnimesionError(
+                    f"the Hub does not let us write to {self._repo} ({status}): log in with `hf auth login`, "
+                    "or set HF_TOKEN to a token that may write there"
+                ) from None
+            text = _SECRET.sub("...", " ".join(str(error).split()))[:200] or type(error).__name__
+            raise AnimesionError(f"{self.url} failed ({text}): run the same command again, it resumes") from None
+
+
+_DATASET: Any = {"repo_type": "dataset"}
+
+
+def _batches(files: Sequence[File]) -> Iterator[list[File]]:
+    """Files of one commit after the other; those of `LAST` are in the last, which is there even when it is empty."""
+    batch: list[File] = []
+    for file in (file for file in files if file.name not in LAST):
+        if batch and (len(batch) == _BATCH_FILES or sum(each.bytes for each in batch) + file.bytes > _BATCH_BYTES):
+            yield batch
+            batch = []
+        batch.append(file)
+    if batch:
+        yield batch
+    yield [file for file in files if file.name in LAST]
+
+
+def _differs(file: File, there: Any) -> str:
+    """What is wrong with a file of the Hub, one sentence, by what its listing says."""
+    if there.size != file.bytes:
+        return f"{file.name} has {there.size:,} bytes there and {file.bytes:,} here"
+    if there.lfs is not None:
+        same = there.lfs.sha256 == file.sha256
+    else:
+        content = file.path.read_bytes()  # the Hub keeps files above 10 MB as LFS
+        same = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == there.blob_id
+    return "" if same else f"{file.name} has another digest there than here"

@@ -1,0 +1,121 @@
+"""Tables of URLs instead of pixels: what it takes to fetch a dataset's pictures again and build the same from them.
+
+For pictures that may be pointed at but not handed on. `urls/<split>.parquet` has a row a sample; `rebuild.toml` is the
+recipe that crops and packs as the original did.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from animesion import cards, tables
+from animesion.cards.facts import counted
+from animesion.dataset import Dataset
+from animesion.errors import UsageError
+from animesion.recipe import Recipe
+from animesion.verifying import CHECKSUMS
+from animesion.workspace import write_atomic
+
+#: Columns of `urls/<split>.parquet`.
+SCHEMA = pa.schema(
+    [
+        ("url", pa.string()),
+        ("label", pa.string()),
+        ("key", pa.string()),  # of the sample in the dataset that was published
+        ("split", pa.string()),
+        ("group", pa.string()),
+        ("licence", pa.string()),
+        ("author", pa.string()),
+        ("rating", pa.string()),
+        ("page_url", pa.string()),
+        ("md5", pa.string()),  # of the original file
+        ("sha256", pa.string()),  # of the original file
+        ("bytes", pa.int64()),  # of the original file
+        ("width", pa.int32()),  # of the upright original
+        ("height", pa.int32()),
+        ("box", pa.string()),  # left, top, right, bottom of the crop as shares of the sides
+    ]
+)
+
+_COPIED = ("classes.csv", "plots/lorenz.png", "plots/rank-frequency.png")
+
+
+def write(dataset: Dataset, folder: Path) -> int:
+    """Write what is published instead of the dataset.
+
+    Args:
+        dataset: the dataset.
+        folder: an empty folder to write into.
+
+    Returns:
+        Number of samples that are left out because their source gave no URL.
+
+    Raises:
+        UsageError: no sample has a URL, or a table is missing or damaged.
+    """
+    rows = [_row(row) for row in dataset.curated.filter(dataset.curated["kept"]).to_pylist()]
+    pointed = sorted((row for row in rows if row["url"]), key=lambda row: row["key"])
+    if not pointed:
+        raise UsageError(
+            f"no picture of {dataset.path} has a URL: its source gave none, so --urls-only has nothing to send"
+        )
+    digests = {}
+    for split in dataset.splits:
+        chosen = [row for row in pointed if row["split"] == split]
+        digests[f"urls/{split}.parquet"] = tables.write(
+            folder / "urls" / f"{split}.parquet", tables.table(chosen, SCHEMA)
+        )
+    for name in _COPIED:
+        if (dataset.path / name).is_file():
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(dataset.path / name, folder / name)
+            digests[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    recipe = dataset.recipe
+    digests["rebuild.toml"] = write_atomic(folder / "rebuild.toml", rebuilding(recipe).to_toml().encode())
+    facts = json.loads((dataset.path / "dataset.json").read_bytes()) | counted(dataset.curated)
+    digests["README.md"] = write_atomic(
+        folder / "README.md", cards.dataset_card(facts, recipe, urls_only=True).encode()
+    )
+    listed = "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
+    write_atomic(folder / CHECKSUMS, listed.encode())
+    return len(rows) - len(pointed)
+
+
+def rebuilding(recipe: Recipe) -> Recipe:
+    """The recipe that builds from the tables: what the original decided is taken from them, not decided again.
+
+    Its `source.contact` is left for whoever runs it: that goes into the requests.
+    """
+    whole = recipe.crop.detector == "none"
+    columns = {
+        f"{meaning}_column": meaning
+        for meaning in ("url", "label", "key", "md5", "bytes", "licence", "author", "group", "split", "box")
+        if not (whole and meaning == "box")
+    }
+    values: dict[str, Any] = recipe.model_dump(mode="json")
+    limits = {name: values["filter"][name] for name in ("max_side", "max_pixels")}
+    crop = {"detector": "none"} if whole else {"detector": "boxes", "min_score": 0.0}
+    values |= {
+        "source": {"kind": "urls", "path": "urls", **columns},
+        "label": {},
+        "filter": limits,
+        "crop": crop,
+        "classes": {},
+        "split": {**values["split"], "strategy": "published"},
+    }
+    return Recipe.model_validate(values)
+
+
+def _row(row: dict[str, Any]) -> dict[str, Any]:
+    found = {name: row.get(name) for name in SCHEMA.names}
+    left, top, right, bottom = row["crop"]
+    width, height = row["width"], row["height"]
+    shares = (left / width, top / height, right / width, bottom / height)
+    # nine digits: a pixel of the largest picture is 1.5e-5 of its side
+    return {**found, "url": row["file_url"], "box": " ".join(f"{share:.9f}" for share in shares)}

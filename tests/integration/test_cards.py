@@ -1,0 +1,127 @@
+"""Cards: what the Hub checks, what a datasheet asks, nothing invented, and nothing that breaks out of its place."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import animesion
+from animesion.cli.card import card
+from tests.conftest import draw_folders
+
+HEADINGS = (
+    "Why it was made", "How it was built", "Sources and their terms", "Where every picture went", "Long tail",
+    "Splits", "Leak check", "Label noise", "Loading", "Known limits", "Biases", "Privacy, consent and removal",
+    "Licence and contact", "Changes", "Checksums", "Citation", "Recipe",
+)  # fmt: skip
+
+
+def told(folder: Path, *options: str) -> str:
+    result = CliRunner().invoke(card, [str(folder), *options], catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.stdout
+
+
+def built(out: Path, *settings: str) -> Path:
+    world = out.parent / f"{out.name}-world"
+    if not world.exists():
+        draw_folders(world)
+    animesion.build(animesion.load_recipe("folder", [f"source.path={world}", *settings]), out, workers=1)
+    return out
+
+
+def test_the_hub_reads_the_header(small_dataset: Path) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    read = hub.DatasetCard((small_dataset / "README.md").read_text(encoding="utf-8"))
+    data = read.data.to_dict()
+    dataset = animesion.open_dataset(small_dataset)
+    assert data["license"] == "other"
+    assert data["task_categories"] == ["image-classification"]
+    splits = {each["name"]: each["num_examples"] for each in data["dataset_info"]["splits"]}
+    assert splits == {name: info.samples for name, info in dataset.splits.items()}
+    assert {each["split"] for each in data["configs"][0]["data_files"]} == set(dataset.splits)
+    # a card made anew from what was read is the same card: no value is lost or of another kind
+    again = hub.DatasetCard(f"---\n{hub.DatasetCardData(**data).to_yaml()}\n---\n")
+    assert again.data.to_dict() == data
+
+
+def test_every_question_has_an_answer_and_unknowns_say_so(small_dataset: Path) -> None:
+    text = told(small_dataset)
+    found = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    assert [each for each in found if each in HEADINGS] == list(HEADINGS)
+    assert text.count("nothing is known of it here") == 5
+    assert "error rate is not known" in text
+    assert "no address is stated" in text
+
+
+def test_what_the_recipe_states_is_told(tmp_path: Path) -> None:
+    folder = built(
+        tmp_path / "set", 'card.licence="My Own Licence 2"', 'card.purpose="to test <b>cards</b>"',
+        'card.privacy="drawn pictures"', 'card.takedown="takedown@example.org"',
+    )  # fmt: skip
+    text = told(folder)
+    assert "license: other\nlicense_name: my-own-licence-2\n" in text
+    assert "to test &lt;b&gt;cards&lt;/b&gt;" in text
+    assert "drawn pictures" in text
+    assert "To have a picture removed: takedown@example.org." in text
+    document = json.loads((folder / "croissant.json").read_text(encoding="utf-8"))
+    assert document["rai:dataUseCases"] == "to test <b>cards</b>"
+
+
+def test_counts_are_those_of_the_tables(small_dataset: Path) -> None:
+    facts = json.loads((small_dataset / "dataset.json").read_bytes())
+    rows = animesion.open_dataset(small_dataset).curated.to_pylist()
+    kept = [row for row in rows if row["kept"]]
+    (source,) = facts["provenance"]
+    assert (source["source"], source["pictures"]) == ("folder", len(kept))
+    assert source["without_licence"] == sum(not row["licence"] for row in kept)
+    assert set(facts["leak_check"].values()) == {0}
+
+
+def test_a_leak_is_counted(tmp_path: Path) -> None:
+    world = tmp_path / "set-world"
+    (world / "one").mkdir(parents=True)
+    for i in range(10):
+        Image.linear_gradient("L").resize((64, 64)).convert("RGB").save(world / "one" / f"{i}.png")
+    folder = built(tmp_path / "set", "duplicates.action=report", "split.strategy=legacy-dafre")
+    leaks = json.loads((folder / "dataset.json").read_bytes())["leak_check"]
+    assert leaks["equal original bytes"] == 1
+    assert "| equal original bytes | 1 |" in told(folder)
+
+
+def test_the_grid_shows_the_classes(small_dataset: Path) -> None:
+    facts = json.loads((small_dataset / "dataset.json").read_bytes())
+    assert sorted(facts["grid"]) == sorted(facts["class_names"])
+    with Image.open(small_dataset / "plots" / "samples.jpg") as grid:
+        assert grid.height > 96 * len(facts["grid"])
+        assert len(grid.getcolors(1 << 24) or []) > 100
+
+
+def test_changes_since_an_earlier_build(tmp_path: Path) -> None:
+    old = built(tmp_path / "old")
+    (tmp_path / "old-world").rename(tmp_path / "new-world")
+    gone = next((tmp_path / "new-world").glob("plain*/*.png"))
+    gone.unlink()
+    new = built(tmp_path / "new")
+    text = told(new, "--since", str(old))
+    changes = text[text.index("## Changes") : text.index("## Checksums")]
+    assert "Against old:" in changes
+    assert "1 sample\\(s\\) removed" in changes
+    assert "Nothing differs from new." in told(new, "--since", str(new))
+
+
+def test_a_dataset_of_an_earlier_version_has_a_card(small_dataset: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "copy"
+    shutil.copytree(small_dataset, folder)
+    facts = json.loads((folder / "dataset.json").read_bytes())
+    for name in ("provenance", "leak_check", "grid"):
+        del facts[name]
+    (folder / "dataset.json").write_text(json.dumps(facts), encoding="utf-8")
+    assert "| folder | 37 |" in told(folder)
