@@ -35,18 +35,19 @@ def chosen(keys: list[str], labels: list[int], ratings: dict[str, str]) -> list[
     return [(label, _spaced(by_class[label], PICTURES)) for label in rows]
 
 
-def draw(workspace: Workspace, places: list[list[tuple[str, int, int]]]) -> bytes:
+def draw(workspace: Workspace, places: list[list[tuple[str, int, int]]], limits: images.Limits) -> bytes:
     """The grid as a JPEG: one row a class, white where a class has fewer pictures.
 
     Args:
         workspace: whose shards.
         places: shard, offset and size of each picture, row by row.
+        limits: that the pictures were packed under.
     """
     width = PICTURES * (_SIDE + _GAP) + _GAP
     grid = Image.new("RGB", (width, len(places) * (_SIDE + _GAP) + _GAP), "white")
     for row, pictures in enumerate(places):
         for column, (shard, offset, size) in enumerate(pictures):
-            picture = images.decode(shards.read(workspace.path(shard), offset, size), images.Limits()).image
+            picture = images.decode(shards.read(workspace.path(shard), offset, size), limits).image
             picture.thumbnail((_SIDE, _SIDE), Image.Resampling.BICUBIC)
             left = _GAP + column * (_SIDE + _GAP) + (_SIDE - picture.width) // 2
             grid.paste(picture, (left, _GAP + row * (_SIDE + _GAP) + (_SIDE - picture.height) // 2))

@@ -92,9 +92,9 @@ def _print(done: Published, dry_run: bool) -> None:
     for check, count in done.forced.items():
         click.echo(f"passed over: {count:,} fault{'s' * (count != 1)} of {check}")
     there = f", {len(done.present):,} are there already" if done.present else ""
-    size = sum(file.bytes for file in sent)
+    size = f"{len(sent):,} file{'s' * (len(sent) != 1)}, {sum(file.bytes for file in sent):,} bytes{there}"
     if dry_run:
-        click.echo(f"{done.url}: would send {len(sent):,} files, {size:,} bytes{there}")
+        click.echo(f"{done.url}: would send {size}")
         return
     tagged = f", tagged {done.tag}" if done.tag else ""
-    click.echo(f"{done.url}: sent {len(sent):,} files, {size:,} bytes{there}; all {len(done.files):,} verified{tagged}")
+    click.echo(f"{done.url}: sent {size}; all {len(done.files):,} verified{tagged}")

@@ -93,6 +93,8 @@ class Hub:
             operations: list[Any] = [CommitOperationAdd(file.name, str(file.path)) for file in batch]
             if number == len(batches):
                 operations += [CommitOperationDelete(name) for name in stale]
+            if not operations:
+                continue
             part = f" ({number} of {len(batches)})" if len(batches) > 1 else ""
             with self._clear():
                 done = self._api.create_commit(self._repo, operations, commit_message=message + part, **_DATASET)

@@ -18,7 +18,7 @@ import PIL
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from animesion import cards, longtail, plots, tables
+from animesion import cards, images, longtail, plots, tables
 from animesion.cards import grid
 from animesion.cards.croissant import croissant
 from animesion.cards.facts import counted
@@ -69,7 +69,8 @@ def run(workspace: Workspace, recipe: Recipe, parts: int, notes: Sequence[str]) 
     rows = _grid(index, curated)
     if rows:
         outputs["plots/samples.jpg"] = write_atomic(
-            workspace.path("plots/samples.jpg"), grid.draw(workspace, list(rows.values()))
+            workspace.path("plots/samples.jpg"),
+            grid.draw(workspace, list(rows.values()), images.Limits(recipe.filter.max_side, recipe.filter.max_pixels)),
         )
     facts["grid"] = list(rows)
     write("dataset.json", _json(facts))

@@ -169,7 +169,13 @@ def test_the_hub_from_nothing_to_a_tag(small_dataset: Path, tmp_path: Path, hub:
     assert again.returncode == 0, again.stderr
     assert "sent 0 files" in again.stdout
     assert (hub.uploads, len(repo.commits)) == (uploads, commits)
-    for said in (shown, done, again):
+    # a shard that went missing there comes back alone
+    del repo.commits[-1]["files"]["data/val-00000.tar"]
+    mended = publish(small_dataset, to, env)
+    assert mended.returncode == 0, mended.stderr
+    assert "sent 1 file," in mended.stdout
+    assert {name: content for name, (_, content) in repo.files("main").items()} == there
+    for said in (shown, done, again, mended):
         assert TOKEN not in said.stdout + said.stderr
 
 

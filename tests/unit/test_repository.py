@@ -21,7 +21,7 @@ from animesion import recipe
 from animesion_training.recipe import TrainRecipe
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("build", "recipes", "sources", "detectors", "stats", "verify", "diff", "card")
+COMMANDS = ("build", "recipes", "sources", "detectors", "stats", "verify", "diff", "card", "publish", "doctor")
 PAPERS = ("2101.08674", "2407.12891", "2501.00243", "2409.11051", "2507.12157")
 HEAVY = ("torch", "pandas", "pyarrow", "PIL", "numpy", "matplotlib", "aiohttp", "requests")
 SECONDS = 0.5
