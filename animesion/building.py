@@ -18,7 +18,7 @@ from animesion.stages import curate, fetch, inspect, pack, publish
 from animesion.workspace import STAGES, Workspace, write_atomic
 
 if TYPE_CHECKING:
-    from animesion_scrapers.urltables import HostTally
+    from animesion_scrapers.tallies import HostTally
 
 #: Hosts that a preview names.
 _BUSIEST = 10
@@ -187,7 +187,7 @@ def preview(
         UsageError: bad options of the source, or a folder that is not this recipe's.
     """
     from animesion_scrapers import ScraperError
-    from animesion_scrapers.urltables import HostTally
+    from animesion_scrapers.tallies import HostTally
 
     source = sources.make(recipe)
     Workspace(out).check(recipe.digest(), replace=replace)

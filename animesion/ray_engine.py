@@ -5,7 +5,6 @@ What becomes of jobs that kill their workers is `engine`'s; Ray's own retries ar
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import sys
@@ -30,7 +29,7 @@ class RayEngine(Engine):
         Raises:
             UsageError: Ray is not installed, or the cluster cannot be reached.
         """
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of what it will do later
         try:
             import ray
         except ImportError:
@@ -57,21 +56,26 @@ class RayEngine(Engine):
         super().__init__(workers or int(ray.cluster_resources().get("CPU", 1)))
         # A worker that has run a job may run the next; one that died is replaced.
         self._task = ray.remote(num_cpus=1, max_retries=0)(run_job)
+        self._flying: set[Any] = set()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End Ray, if it was started here, with everything that runs on it."""
+        """Stop what runs; end Ray if it was started here."""
+        for handle in self._flying:
+            self._ray.cancel(handle, force=True)
         if self._ours:
             self._ray.shutdown()
 
     def _submit(self, job: Job) -> Hashable:
         handle: Hashable = self._task.remote(job)
+        self._flying.add(handle)
         return handle
 
     def _ended(self, handles: Sequence[Any]) -> Iterator[tuple[Hashable, Answer]]:
         ready, _ = self._ray.wait(list(handles), num_returns=1)
         for handle in ready:
+            self._flying.discard(handle)
             yield handle, self._answer(handle)
 
     def _answer(self, handle: Any) -> Answer:
@@ -80,8 +84,6 @@ class RayEngine(Engine):
             answer: Answer = self._ray.get(handle)
         except (gone.WorkerCrashedError, gone.OutOfMemoryError, gone.NodeDiedError) as error:
             return "died", type(error).__name__
-        except gone.RayError as error:
-            with contextlib.suppress(Exception):
-                return "fault", str(error)
-            raise
+        except gone.RayError as error:  # Ray itself is in trouble
+            return "fault", str(error)
         return answer

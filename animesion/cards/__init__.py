@@ -103,7 +103,7 @@ def published_card(name: str) -> str:
         UsageError: the recipe reads no published set that facts are kept of.
     """
     from animesion import recipe
-    from animesion.sources.published import PUBLISHED
+    from animesion.sources.published_sets import PUBLISHED
 
     if name not in PUBLISHED:
         raise UsageError(f"no published facts are kept for recipe '{name}'; there are cards of {', '.join(PUBLISHED)}")

@@ -99,8 +99,12 @@ class Store:
         return [fault for file in files if (fault := self._fault(file))]
 
     def tag(self, name: str) -> None:
-        """Refused before."""
-        raise NotImplementedError
+        """There are none.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(self.refusal(name, changes=False))
 
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}"

@@ -28,7 +28,7 @@ from animesion.settings import Section
 from animesion.sources.folder import FolderOptions, FolderSource
 from animesion.sources.labels import LabelsOptions, LabelsSource
 from animesion.sources.moeimouto import MoeimoutoOptions, MoeimoutoSource
-from animesion.sources.published import PUBLISHED
+from animesion.sources.published_sets import PUBLISHED
 from animesion.sources.ultra_fgvc import UltraFgvcOptions, UltraFgvcSource
 
 Layout = Literal["cotton80", "soy-local", "soy-global", "soy-gene", "soy-ageing", "moeimouto", "labels", "folder"]

@@ -69,21 +69,10 @@ class BooruSource(CrawledSource):
     """Posts of a search or of given ids, with labels by the tables of aliases and implications."""
 
     Options: ClassVar[type[Section]] = BooruOptions
-    site_name: ClassVar[str]
 
     def __init__(self, options: Any) -> None:
         super().__init__(options)
         self._tables = TagTables()
-
-    def site_class(self) -> type[Site]:
-        """The site's class, by its name."""
-        from animesion_scrapers import sites
-
-        return sites.load(self.site_name)
-
-    def base_url(self) -> str:
-        """The site that the options name."""
-        return str(self.options.url)
 
     def posts(self, site: Site, newer_than: str) -> Iterator[Post]:
         """Those of the ids or of the search."""

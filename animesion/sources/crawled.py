@@ -47,11 +47,13 @@ class CrawlOptions(Section):
 
 
 class CrawledSource:
-    """Posts of a site. Subclasses set `site_class`, `Options` and `summary`, and say what `posts` they want."""
+    """Posts of a site. Subclasses set `site_name`, `Options` and `summary`, and say what `posts` they want."""
 
     Options: ClassVar[type[Section]] = CrawlOptions
     summary: ClassVar[str]
     remote: ClassVar[bool] = True
+    #: name of the site among `animesion_scrapers.sites`
+    site_name: ClassVar[str]
 
     def __init__(self, options: Any) -> None:
         self.options = options
@@ -69,11 +71,13 @@ class CrawledSource:
 
     def site_class(self) -> type[Site]:
         """The class of the site."""
-        raise NotImplementedError
+        from animesion_scrapers import sites
+
+        return sites.load(self.site_name)
 
     def base_url(self) -> str:
-        """The address of the site; empty for the one that it declares."""
-        return ""
+        """The address that the options name; empty for the one that the site declares."""
+        return str(getattr(self.options, "url", ""))
 
     def site_settings(self) -> dict[str, Any]:
         """What the site's class takes besides what every site takes."""

@@ -1,6 +1,6 @@
 """moeimouto (nagadomi's animeface-character-dataset): folders `NNN_name` of `face_*.png`, read as they were released.
 
-What must be there, and why its label files cannot be mixed, is in `animesion.sources.published`.
+What must be there, and why its label files cannot be mixed, is in `animesion.sources.published_sets`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from animesion import labelfiles
 from animesion.errors import UsageError
 from animesion.records import Item
 from animesion.sources import clean_text, file_key
-from animesion.sources.published import PUBLISHED, PublishedFiles, PublishedOptions, PublishedSet, check_complete
+from animesion.sources.published_sets import PUBLISHED, PublishedFiles, PublishedOptions, PublishedSet, check_complete
 from animesion.sources.ultra_fgvc import chosen_labels
 
 _PICTURE = re.compile(r"(?:.*/)?((\d{3})_([^/]+))/(face_[^/]*\.(?:png|jpe?g))", re.IGNORECASE)
@@ -46,7 +46,7 @@ class MoeimoutoSource(PublishedFiles):
 
         Args:
             options: of the source.
-            published: what must be there, if not what `animesion.sources.published` says.
+            published: what must be there, if not what `animesion.sources.published_sets` says.
         """
         super().__init__(options)
         self.options = options

@@ -77,17 +77,6 @@ class PlantSource(CrawledSource):
     """Pictures of a taxon."""
 
     Options: ClassVar[type[Section]] = PlantOptions
-    site_name: ClassVar[str]
-
-    def site_class(self) -> type[Site]:
-        """The site's class, by its name."""
-        from animesion_scrapers import sites
-
-        return sites.load(self.site_name)
-
-    def base_url(self) -> str:
-        """The site that the options name."""
-        return str(self.options.url)
 
     def candidates(self, post: Post) -> tuple[str, ...]:
         """The names of the kind that the options ask for."""

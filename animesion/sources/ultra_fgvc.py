@@ -1,7 +1,7 @@
 """The Ultra-FGVC cultivar sets as their authors give them out: Cotton80, SoyLocal, SoyGlobal, SoyGene and SoyAgeing.
 
 Two layouts: flat folders whose file names hold class and split, and folders with `anno/*.txt` and `images/`. What must
-be there is in `animesion.sources.published`.
+be there is in `animesion.sources.published_sets`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from animesion import labelfiles
 from animesion.errors import UsageError
 from animesion.records import Item
 from animesion.sources import clean_text, file_key
-from animesion.sources.published import (
+from animesion.sources.published_sets import (
     PUBLISHED,
     PublishedFiles,
     PublishedOptions,
@@ -61,7 +61,7 @@ class UltraFgvcSource(PublishedFiles):
 
         Args:
             options: of the source.
-            published: what must be there, if not what `animesion.sources.published` says of the set.
+            published: what must be there, if not what `animesion.sources.published_sets` says of the set.
         """
         super().__init__(options)
         self.options = options

@@ -21,7 +21,8 @@ from animesion.sources.crawled import CrawledSource, CrawlOptions
 
 if TYPE_CHECKING:
     from animesion_scrapers import SiteInfo
-    from animesion_scrapers.urltables import DigestSet, UrlRow, UrlTables
+    from animesion_scrapers.tallies import DigestSet
+    from animesion_scrapers.urltables import UrlRow, UrlTables
 
 _EXAMPLES = 5
 """Rows that a note names; all of them are in the raw tables."""
@@ -114,7 +115,7 @@ class UrlsSource(CrawledSource):
             raise UsageError(f"source.path: {text[0].lower()}{text[1:]}") from None
 
     def _listed(self, last: Item | None) -> Iterator[Item]:
-        from animesion_scrapers.urltables import DigestSet
+        from animesion_scrapers.tallies import DigestSet
 
         tables = self._tables()
         urls, keys = DigestSet(), DigestSet()
@@ -148,7 +149,8 @@ class UrlsSource(CrawledSource):
         self, batch: Sequence[UrlRow], named: Sequence[str], urls: DigestSet, keys: DigestSet, told: _Told
     ) -> list[bool]:
         """Which rows are the first with their URL and with their key."""
-        from animesion_scrapers.urltables import as_digests, normalised
+        from animesion_scrapers.tallies import as_digests
+        from animesion_scrapers.urltables import normalised
 
         by_key = as_digests(int(key[-16:], 16) for key in named)
         if not self.options.key_column:

@@ -329,10 +329,10 @@ def _split(
         return strategy, splits.Assignment(["train"] * len(kept), [])
     percents = (recipe.split.train, recipe.split.val, recipe.split.test)
     fixed: dict[str, str] = {}
-    for i in kept:
-        if (split := placed.get(rows["key"][i], "")) in splits.SPLITS:
+    for key, group in zip(rows["key"], groups, strict=True):  # also those that a better copy has replaced
+        if (split := placed.get(key, "")) in splits.SPLITS:
             # what a network may have been trained on must not be tested on later: train holds its group
-            fixed[groups[i]] = min(split, fixed.get(groups[i], split), key=splits.SPLITS.index)
+            fixed[group] = min(split, fixed.get(group, split), key=splits.SPLITS.index)
     return strategy, splits.grouped(classes, [groups[i] for i in kept], percents, recipe.split.seed, fixed)
 
 

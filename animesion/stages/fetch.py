@@ -281,7 +281,7 @@ class _Keys:
     """The keys of a listing, in 8 bytes each: what may be a repeat is looked up in the plans that are written."""
 
     def __init__(self, workspace: Workspace) -> None:
-        from animesion_scrapers.urltables import DigestSet
+        from animesion_scrapers.tallies import DigestSet
 
         self._workspace = workspace
         self._digests = DigestSet()
@@ -303,7 +303,7 @@ class _Keys:
         return None
 
     def _add(self, keys: Sequence[str]) -> list[bool]:
-        from animesion_scrapers.urltables import as_digests
+        from animesion_scrapers.tallies import as_digests
 
         digests = as_digests(int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) for key in keys)
         self._parts += 1

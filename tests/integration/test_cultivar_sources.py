@@ -19,7 +19,7 @@ from animesion import sources
 from animesion.errors import UsageError
 from animesion.records import Item
 from animesion.sources.moeimouto import MoeimoutoOptions, MoeimoutoSource
-from animesion.sources.published import PUBLISHED, PublishedSet
+from animesion.sources.published_sets import PUBLISHED, PublishedSet
 from animesion.sources.ultra_fgvc import UltraFgvcOptions, UltraFgvcSource
 
 
@@ -99,7 +99,7 @@ def test_published_counts_add_up_to_what_the_paper_says() -> None:
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if name not in ("soy-gene", "moeimouto")])
 def test_a_complete_download_of_each_balanced_set_is_accepted_and_a_cut_one_is_not(name: str) -> None:
     """The published counts themselves, on listings of the full size (no files are read for the check)."""
-    from animesion.sources.published import differences
+    from animesion.sources.published_sets import differences
 
     due = PUBLISHED[name]
     items = [
@@ -334,7 +334,7 @@ def test_numbered_folders_are_classes_in_the_order_of_their_numbers(tmp_path: Pa
 
 
 def test_both_published_totals_of_moeimouto_are_complete() -> None:
-    from animesion.sources.published import differences
+    from animesion.sources.published_sets import differences
 
     due = PUBLISHED["moeimouto"]
     for total, complete in ((14_397, True), (14_395, True), (14_396, False)):

@@ -41,7 +41,18 @@ def test_published_pictures_stay_where_they_are(tmp_path: Path) -> None:
     assert "40 of 40 published pictures are here and in the splits that they were in" in result.notes
     anew = animesion.build(recipe(pictures), tmp_path / "anew", workers=1)
     assert {key: splits_in(anew.out)[key] for key in before} != before
-    # a twin of a published picture goes where that is; the recipe's digest is that of the content
+    # a larger copy takes the place of a published picture, in its split
+    tested = {key for key, split in before.items() if split != "train"}
+    for i in range(40):
+        label = "miku" if i % 2 else "rin"
+        draw(i).resize((256, 256 + 32 * (i % 3))).save(pictures / label / f"larger {i}.png")
+    animesion.build(recipe(pictures, keep), tmp_path / "larger", workers=1)
+    rows = pq.read_table(tmp_path / "larger" / "curated.parquet").to_pylist()
+    replaced = {row["key"]: row["keeper"] for row in rows if row["key"] in before and row["keeper"]}
+    kept = splits_in(tmp_path / "larger")
+    assert tested & replaced.keys()
+    assert {key: kept[keeper] for key, keeper in replaced.items()} == {key: before[key] for key in replaced}
+    # the recipe's digest is that of the content
     moved = tmp_path / "moved"
     (tmp_path / "old").rename(moved)
     assert recipe(pictures, f'split.keep="{moved}"').split.keep_digest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from animesion.sample.dialects import Entry, ZerochanTraps
 from animesion.sample.faults import FaultPlan, LocalServer, local_server
 from animesion_scrapers import Post, RateLimiter, Retries, ScraperError, Site, StatusError, sites
 from animesion_scrapers.credentials import find
+from tests.answering import answering
 
 AGENT = "animesion-tests/1.0 (tests@example.org) - Miku"
 HOST = "sample-booru.invalid"
@@ -39,20 +40,6 @@ def serving(
     name: str, posts: list[Entry], plan: FaultPlan | None = None, **settings: Any
 ) -> contextlib.AbstractContextManager[LocalServer]:
     return local_server(lambda: getattr(dialects, name)(posts, **settings), plan)
-
-
-def answering(answer: Callable[[web.Request], web.Response]) -> contextlib.AbstractContextManager[LocalServer]:
-    """A server that answers every path as a function says."""
-
-    async def handler(request: web.Request) -> web.Response:
-        return answer(request)
-
-    def application() -> web.Application:
-        app = web.Application()
-        app.router.add_get("/{path:.*}", handler)
-        return app
-
-    return local_server(application)
 
 
 def opened(name: str, server: LocalServer, page: int = 0, **settings: Any) -> Site:

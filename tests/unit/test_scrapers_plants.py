@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from animesion.sample.flora import Plant, Wiki, plants, wiki_of
 from animesion_scrapers import Post, RateLimiter, Retries, ScraperError, Site, StatusError, sites, wikidata
 from animesion_scrapers.addresses import Routes
 from animesion_scrapers.metadata import MetadataClient
+from tests.answering import answering
 
 AGENT = "animesion-tests/1.0 (tests@example.org)"
 HOST = "sample-flora.invalid"
@@ -37,18 +38,6 @@ def serving(
 ) -> contextlib.AbstractContextManager[LocalServer]:
     served: Any = wiki_of(found) if name == "commons" else found
     return local_server(lambda: application(name, served, **settings), plan)
-
-
-def answering(answer: Callable[[web.Request], web.Response]) -> contextlib.AbstractContextManager[LocalServer]:
-    async def handler(request: web.Request) -> web.Response:
-        return answer(request)
-
-    def built() -> web.Application:
-        app = web.Application()
-        app.router.add_get("/{path:.*}", handler)
-        return app
-
-    return local_server(built)
 
 
 def opened(name: str, server: LocalServer, **settings: Any) -> Any:

@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from animesion_scrapers import ScraperError
-from animesion_scrapers.urltables import Columns, DigestSet, HostTally, UrlRow, UrlTables, normalised, refusal
+from animesion_scrapers.tallies import DigestSet, HostTally
+from animesion_scrapers.urltables import Columns, UrlRow, UrlTables, normalised, refusal
 
 MD5 = "0123456789abcdef0123456789abcdef"
 RECORDS = [

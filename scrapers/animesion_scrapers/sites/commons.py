@@ -186,6 +186,7 @@ class Commons(Site):
         waiting = deque((each.title, each.cultivar, 0) for each in roots)
         seen = {each.title for each in roots}
         empty: list[str] = []
+        deeper = 0
         visited = 0
         while waiting:
             title, inherited, depth = waiting.popleft()
@@ -205,10 +206,9 @@ class Commons(Site):
             below = self._subcategories(title)
             if not depth and not files and not below:
                 empty.append(title)
-                self._note(f"{self._host} has nothing in {title}")
             fresh = [name for name in below if name not in seen]
             if depth == self._depth and fresh:
-                self._note(f"{len(fresh)} categories below {title} and perhaps others are deeper than {depth} levels")
+                deeper += len(fresh)
                 continue
             seen.update(fresh)
             waiting.extend((name, _inherited(cultivar, name), depth + 1) for name in fresh)
@@ -216,6 +216,11 @@ class Commons(Site):
                 break
         if len(empty) == len(seen):
             raise ScraperError(f"{self._host} has nothing in {empty[0]}: check how the category is written.")
+        if empty:
+            rest = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
+            self._note(f"{self._host} has nothing in {empty[0]}{rest}")
+        if deeper:
+            self._note(f"the walk left out what is deeper than {self._depth} levels: {deeper} categories, and theirs")
         for each in found.values():  # of a cultivar and its sport, whose category is below, the sport is meant
             general = {cultivar for named in each.cultivars for cultivar in above.get(named, ())}
             each.cultivars = {named: None for named in each.cultivars if named not in general}

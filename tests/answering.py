@@ -1,0 +1,24 @@
+"""A server for tests of crawlers whose answers a test writes itself."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+from aiohttp import web
+
+from animesion.sample.faults import LocalServer, local_server
+
+
+def answering(answer: Callable[[web.Request], web.Response]) -> contextlib.AbstractContextManager[LocalServer]:
+    """A server that answers every path as a function says."""
+
+    async def handler(request: web.Request) -> web.Response:
+        return answer(request)
+
+    def application() -> web.Application:
+        app = web.Application()
+        app.router.add_get("/{path:.*}", handler)
+        return app
+
+    return local_server(application)
