@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from animesion import duplicates
+from animesion import decisions, duplicates
 from animesion.recipe import Recipe
 
 Columns = Mapping[str, Sequence[Any]]
@@ -62,6 +62,12 @@ def judge(rows: Columns, alive: npt.NDArray[np.int64], labels: Sequence[str], re
     for i in alive.tolist():
         first_of.setdefault(pixels[i], i)
     near, wide = _near(rows, np.array(list(first_of.values()), dtype=np.int64), recipe)
+    decided = recipe.curate.decisions
+    if decided:
+        # what is different still shares a split: the pairs as found count there
+        wide = np.concatenate([wide, near])
+        place = {rows["key"][i]: i for i in alive.tolist()}
+        near = decisions.decided_pairs(near, place, lambda i: first_of[pixels[i]], decided)
     cluster = duplicates.components(len(sha), [exact, same_pixels, near])
     verdicts = Verdicts(cluster, [exact, same_pixels, near, wide])
     members: dict[int, list[int]] = {}

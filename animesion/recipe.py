@@ -21,7 +21,8 @@ from pydantic import (
     model_validator,
 )
 
-from animesion import settings
+from animesion import decisions, settings
+from animesion.decisions import Decisions
 from animesion.errors import UsageError
 from animesion.settings import Section, params_digest
 
@@ -89,6 +90,14 @@ class Crop(Section):
         False, description="widen the shorter side so that the crop is square where the picture allows"
     )
     min_side: int = Field(0, ge=0, description="least side of the crop in pixels")
+
+
+class Curate(Section):
+    """What a person decided about single pictures."""
+
+    decisions: Decisions = Field(
+        Decisions(), description="file that `animesion browse` wrote; the resolved recipe holds what is in it"
+    )
 
 
 class Classes(Section):
@@ -162,6 +171,7 @@ class Recipe(Section):
     filter: Filter = Filter()
     duplicates: Duplicates = Duplicates()
     crop: Crop = Crop()
+    curate: Curate = Curate()
     classes: Classes = Classes()
     split: Split = Split()
     pack: Pack = Pack()
@@ -229,6 +239,9 @@ def load(name_or_path: str, overrides: Iterable[str] = (), *, sample: bool = Fal
         }
     for override in overrides:
         settings.apply(data, override)
+    named = _get(data, "curate", "decisions")
+    if isinstance(named, str):  # what was decided counts, not the name of the file
+        data["curate"]["decisions"] = decisions.read(Path(named)).model_dump()
     return settings.check(Recipe, data, where)
 
 

@@ -110,11 +110,14 @@ REASONS: dict[str, str] = {
     "too small": "a side is below the recipe's minimum",
     "aspect ratio": "long side over short side above the recipe's maximum",
     "small face": "the face crop is below the recipe's minimum side",
+    # what a person decided
+    "excluded by decision": "a person took it out (`curate.decisions`)",
     # duplicates
     "label conflict": "the same picture stands under two labels",
     "exact duplicate": "the same bytes as another picture",
     "pixel duplicate": "other bytes, the same decoded pixels",
     "near duplicate": "perceptual hash and fine check both say it is the same picture",
+    "duplicate by decision": "a person said that it is the same picture (`curate.decisions`)",
     # classes and splits
     "no published split": "the source publishes splits but none for this picture",
     "rare class": "the class has fewer pictures than the recipe's minimum",

@@ -46,7 +46,11 @@ KEYS = {
 }
 
 #: Defaults that are filled in by code, or too long for a table.
-DEFAULTS = {"name": "the recipe file's name", "family": "see `animesion sources folder`"}
+DEFAULTS = {
+    "name": "the recipe file's name",
+    "family": "see `animesion sources folder`",
+    "curate.decisions": "nothing decided",
+}
 
 SECTIONS = {
     "source": "Where the pictures come from; keys besides `kind` belong to [the source](sources-reference.md).",
@@ -54,6 +58,7 @@ SECTIONS = {
     "filter": "Limits on single pictures; 0 or an empty list switches a limit off.",
     "duplicates": "What is the same picture, and what happens to it: see [Duplicates](duplicates.md).",
     "crop": "What part of a picture is the sample.",
+    "curate": "What a person decided about single pictures: see [Reports](report.md).",
     "classes": "How many pictures a class needs and may have.",
     "split": "How kept pictures are divided: see [Splits](splits.md).",
     "pack": "How samples are encoded and sharded: see [Formats](formats.md).",
@@ -237,8 +242,9 @@ def _keys(fields: dict[str, FieldInfo], prefix: str) -> Iterator[str]:
         meaning = field.description or KEYS.get(f"{prefix}{name}")
         if not meaning:
             raise LookupError(f"{prefix}{name} has no description: give its field one")
-        default = "required" if field.is_required() else _code(_toml(field.get_default(call_default_factory=True)))
-        default = DEFAULTS.get(f"{prefix}{name}", default)
+        default = DEFAULTS.get(f"{prefix}{name}", "")
+        if not default:
+            default = "required" if field.is_required() else _code(_toml(field.get_default(call_default_factory=True)))
         rows.append((f"`{name}`", _kind(field), default, meaning))
     yield from _table(("key", "value", "default", "meaning"), rows)
 

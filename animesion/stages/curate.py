@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from animesion import clusters, duplicates, images, rules, splits, tables
+from animesion import clusters, decisions, duplicates, images, rules, splits, tables
 from animesion.clusters import Columns
 from animesion.errors import UsageError
 from animesion.recipe import Recipe
@@ -81,22 +81,31 @@ def decide(rows: Columns, recipe: Recipe, crashed: Mapping[str, str]) -> tuple[p
     n = len(keys)
     labels = ["|".join(rules.labels_left(candidates, recipe.label)) for candidates in rows["labels"]]
     reason, detail = _single_reasons(rows, recipe, crashed)
+    notes = _apply_decisions(keys, labels, recipe, reason)
     keeper = [""] * n
     found = clusters.judge(rows, _alive(reason), labels, recipe)
     for i, verdict in found.dropped.items():
         reason[i], detail[i], keeper[i] = verdict
+    team = decisions.teams(recipe.curate.decisions.same)
+    for i in found.dropped:
+        if reason[i] == "near duplicate" and keys[i] in team and team[keys[i]] == team.get(keeper[i]):
+            reason[i] = "duplicate by decision"
     if recipe.split.strategy == "published":
         for i in _alive(reason):
             if rows["split"][i] not in splits.SPLITS:
                 reason[i] = "no published split"
-    notes = _apply_class_sizes(keys, labels, recipe, reason)
+    notes += _apply_class_sizes(keys, labels, recipe, reason)
     families = [
         (*tokens, f"id:{source}:{source_id}")
         for tokens, source, source_id in zip(rows["families"], rows["source"], rows["source_id"], strict=True)
     ]
     groups = _named(duplicates.components(n, [*found.related, _family_pairs(families)]), keys)
     kept = _alive(reason).tolist()
-    class_ids = _class_map(rows["class_order"], labels, kept)
+    published = [
+        -1 if key in recipe.curate.decisions.label else rank
+        for key, rank in zip(keys, rows["class_order"], strict=True)
+    ]
+    class_ids = _class_map(published, labels, kept)
     strategy, assignment = _split(rows, recipe, kept, [class_ids[labels[i]] for i in kept], groups)
     split_of = dict(zip(kept, assignment.splits, strict=True))
     decided = {
@@ -181,6 +190,36 @@ def _packed_too_large(crop: Sequence[int], recipe: Recipe) -> str:
     longest = min(images.LONGEST_SIDE[recipe.pack.format], recipe.filter.max_side)
     fits = max(width, height) <= longest and width * height <= recipe.filter.max_pixels
     return "" if fits else f"{width}x{height}"
+
+
+# -- decisions -------------------------------------------------------------------------------------------------------
+
+
+def _apply_decisions(keys: Sequence[str], labels: list[str], recipe: Recipe, reason: list[str]) -> list[str]:
+    """Leave out and label anew what a person decided, in place; returns notes. Clusters are decided where they are."""
+    decided = recipe.curate.decisions
+    if not decided:
+        return []
+    out = set(decided.exclude)
+    late = 0
+    for i, key in enumerate(keys):
+        if key in out:
+            reason[i] = reason[i] or "excluded by decision"
+        elif key in decided.label:
+            labels[i] = decided.label[key]
+            late += bool(reason[i])
+            if not reason[i] and labels[i] in recipe.label.exclude:
+                reason[i] = "excluded label"
+    notes = [
+        f"decisions: {len(out):,} to leave out, {len(decided.label):,} labels, {len(decided.same):,} sets of the same "
+        f"and {len(decided.different):,} of different pictures"
+    ]
+    unknown = len(decided.named().difference(keys))
+    if unknown:
+        notes.append(f"decisions: {unknown:,} keys are of no picture of this source")
+    if late:
+        notes.append(f"decisions: {late:,} labels are of pictures that were dropped for what they are")
+    return notes
 
 
 # -- classes, groups, splits -----------------------------------------------------------------------------------------
@@ -290,7 +329,7 @@ def _inputs(workspace: Workspace, parts: int) -> dict[str, str]:
 
 def _params(recipe: Recipe) -> dict[str, Any]:
     values = recipe.model_dump(
-        mode="json", include={"label", "filter", "duplicates", "crop", "classes", "split", "pack"}
+        mode="json", include={"label", "filter", "duplicates", "crop", "curate", "classes", "split", "pack"}
     )
     values["crop"] = {name: values["crop"][name] for name in ("detector", "min_score", "min_side")}
     return {**values, "pack": {name: values["pack"][name] for name in ("size", "fit", "format")}}
