@@ -15,7 +15,21 @@ import click
 
 from animesion.errors import AnimesionError
 
-_ORDER = ["build", "recipes", "sources", "detectors", "stats", "verify", "diff", "card", "train", "eval", "predict"]
+_ORDER = [
+    "build",
+    "recipes",
+    "sources",
+    "detectors",
+    "stats",
+    "verify",
+    "diff",
+    "card",
+    "report",
+    "browse",
+    "train",
+    "eval",
+    "predict",
+]
 _ORDER += ["study", "profile", "export", "models"]
 
 

@@ -1,6 +1,7 @@
 """Stage 5: what makes the shards a dataset that others can load and trust.
 
-`dataset.json`, `classes.csv`, readers' side files, plots, the card and `SHA256SUMS`, all from tables; no pixels.
+`dataset.json`, `classes.csv`, readers' side files, plots, the card, the report and `SHA256SUMS`, all from tables; only
+the report looks at pixels, for its thumbnails.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ import PIL
 import pyarrow as pa
 
 from animesion import cards, longtail, plots, tables
+from animesion.dataset import Dataset
 from animesion.recipe import Recipe
 from animesion.records import INDEX
+from animesion.report import facts as shown
+from animesion.report import page
 from animesion.settings import params_digest
 from animesion.workspace import Receipt, Workspace, sha256_file, write_atomic
 
-CODE = "publish-1"
+CODE = "publish-2"
 
 #: Files that readers or people look at; everything else in the folder is the build's own.
 CHECKSUMS = "SHA256SUMS"
@@ -63,6 +67,7 @@ def run(workspace: Workspace, recipe: Recipe, parts: int, notes: Sequence[str]) 
     for path in plots.write_plots(workspace.path("plots"), counts, facts["name"]):
         outputs[f"plots/{path.name}"] = sha256_file(path)
     write("README.md", cards.dataset_card(facts, recipe))
+    write("report.html", page.render(shown.of_dataset(Dataset(workspace.root))))
     listed = {**outputs, **{s["path"]: s["sha256"] for s in _shards(facts)}}
     listed["index.parquet"] = inputs["index"]
     listed["curated.parquet"] = inputs["curated"]
