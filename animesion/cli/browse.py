@@ -39,6 +39,7 @@ def browse(path: Path, port: int, decisions: Path | None, audit: Path | None) ->
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(("127.0.0.1", port))
+        listener.listen()  # before the address is printed: who reads it may ask at once
     except OSError as error:
         listener.close()
         raise UsageError(f"cannot listen on port {port} ({error.strerror}): give another with --port") from None

@@ -233,9 +233,9 @@ function Balance({ data, totals }) {
     return { ...split, share, without, distance };
   });
   return html`<section aria-label="Splits"><h2>Splits</h2>
-    <table><thead><tr><th scope="col">split</th><th scope="col" class="n">pictures</th><th scope="col">share</th><th scope="col" class="n">classes without</th><th scope="col" class="n" title="Half the summed distance between the shares of the classes in the split and in the whole">imbalance</th><th scope="col" class="n">size</th></tr></thead>
+    <div class="wide"><table class="splits"><thead><tr><th scope="col">split</th><th scope="col" class="n">pictures</th><th scope="col">share</th><th scope="col" class="n">classes without</th><th scope="col" class="n" title="Half the summed distance between the shares of the classes in the split and in the whole">imbalance</th><th scope="col" class="n">size</th></tr></thead>
     <tbody>${rows.map((row) => html`<tr><th scope="row">${row.name}</th><td class="n">${thousands(row.samples)}</td><td><${Bar} share=${row.share} tone="held" /> ${percent(row.share)}</td>
-      <td class="n">${thousands(row.without)}</td><td class="n">${percent(row.distance)}</td><td class="n">${size(row.bytes)}</td></tr>`)}</tbody></table>
+      <td class="n">${thousands(row.without)}</td><td class="n">${percent(row.distance)}</td><td class="n">${size(row.bytes)}</td></tr>`)}</tbody></table></div>
     <p class="quiet">Strategy: ${plain(data.strategy)}. Imbalance is the share of a split's pictures that would have to change class for the split to be like the whole.</p>
   </section>`;
 }
