@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 import requests
+from conftest import draw_folders
 from PIL import Image
+from serving import served
 
 import animesion
 from animesion.errors import UsageError
 from animesion.report import live
-from tests.conftest import draw_folders
-from tests.serving import served
 
 TOKEN = "a-token-of-a-test"
 NOTHING: dict[str, Any] = {"exclude": [], "label": {}, "same": [], "different": []}

@@ -13,6 +13,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from conftest import draw_folders
 from hypothesis import strategies as st
 
 import animesion
@@ -20,7 +21,6 @@ from animesion.cli import main
 from animesion.errors import UsageError
 from animesion.report import facts, page, runs
 from animesion.report.pictures import Album, Pictures
-from tests.conftest import draw_folders
 
 
 def embedded(text: str) -> dict[str, Any]:
