@@ -17,7 +17,8 @@ import click
     type=click.Path(path_type=Path),
     help="The audit.json of `animesion audit`.  [default: PATH/audit/audit.json]",
 )
-def report(path: Path, out: Path | None, audit: Path | None) -> None:
+@click.option("--data", type=click.Path(path_type=Path), help="With a run: the built dataset, to show its mistakes.")
+def report(path: Path, out: Path | None, audit: Path | None, data: Path | None) -> None:
     """Write the report of PATH, a built dataset or the folder of a training run, as one file that needs no network."""
     from animesion import open_dataset
     from animesion.errors import UsageError
@@ -27,9 +28,11 @@ def report(path: Path, out: Path | None, audit: Path | None) -> None:
     if runs.is_run(path):
         if audit is not None:
             raise UsageError(f"{path} is a training run; --audit goes with a built dataset")
-        data = runs.of_run(path)
+        shown = runs.of_run(path, None if data is None else open_dataset(data))
+    elif data is not None:
+        raise UsageError(f"{path} is no training run; --data goes with one")
     else:
-        data = facts.of_dataset(open_dataset(path), audit or facts.audit_of(path))
-    out = out or Path(f"{data['name']}-report.html")
-    write_atomic(out, page.render(data).encode())
+        shown = facts.of_dataset(open_dataset(path), audit or facts.audit_of(path))
+    out = out or Path(f"{shown['name']}-report.html")
+    write_atomic(out, page.render(shown).encode())
     click.echo(f"{out}: {out.stat().st_size / 1e6:,.1f} MB")

@@ -12,15 +12,21 @@ import math
 from pathlib import Path
 from typing import Any
 
+from animesion.dataset import Dataset
 from animesion.errors import UsageError
 from animesion.report.facts import clip
+from animesion.report.pictures import Album, Pictures
 
 #: Steps that are drawn at most; longer runs show every n-th.
 MOST_STEPS = 2000
 
+#: Mistakes that are listed at most, and the bytes of their thumbnails.
+MISTAKES, MISTAKE_BYTES = 300, 1_500_000
+
 _MOST_BYTES = 500_000_000
 _METRICS, _EVALUATION = "metrics.jsonl", "report/evaluation.json"
 _NUMBERS = {"class_id": int, "train_images": int, "test_images": int, "accuracy": float, "f1": float, "confusions": int}
+_MISTAKE = {"true_id": int, "predicted_id": int, "confidence": float}
 _PAIR = {"true_id": int, "predicted_id": int, "images": int, "share_of_class": float, "share_of_errors": float}
 
 
@@ -29,11 +35,12 @@ def is_run(path: Path) -> bool:
     return not (path / "dataset.json").exists() and any((path / name).is_file() for name in (_METRICS, _EVALUATION))
 
 
-def of_run(path: Path) -> dict[str, Any]:
+def of_run(path: Path, dataset: Dataset | None = None) -> dict[str, Any]:
     """Everything that the page of a run shows.
 
     Args:
         path: folder of the run.
+        dataset: what it was evaluated on, for the pictures of its mistakes.
 
     Raises:
         UsageError: no run there, or a file that cannot be read.
@@ -44,6 +51,14 @@ def of_run(path: Path) -> dict[str, Any]:
     steps = [line for line in lines if line["kind"] == "step"]
     every = -(-len(steps) // MOST_STEPS) or 1
     classes = _table(_text(path / "report/per_class.csv"), _NUMBERS, ("name", "confused_with_name"))
+    mistakes = _table(_text(path / "report/mistakes.csv"), _MISTAKE, ("key", "true_name", "predicted_name"))
+    mistakes, album = mistakes[:MISTAKES], Album()
+    if dataset is not None:
+        pictures = Pictures(dataset)
+        for each in mistakes:
+            place = pictures.places.get(each["key"])
+            thumbnail = None if place is None else pictures.thumbnail(pictures.rows[place])
+            each["image"] = album.add(thumbnail, MISTAKE_BYTES)
     name = path.resolve().name
     return {
         "kind": "run",
@@ -54,6 +69,8 @@ def of_run(path: Path) -> dict[str, Any]:
         "evaluation": _evaluation(_text(path / _EVALUATION)),
         "classes": classes,
         "confusions": _table(_text(path / "report/confusions.csv"), _PAIR, ("true_name", "predicted_name")),
+        "mistakes": mistakes,
+        "images": album.images,
         "settings": _text(path / "recipe.toml")[:100_000],
     }
 

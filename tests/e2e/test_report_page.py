@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from conftest import draw
 from serving import served
 
 import animesion
-from animesion.report import facts, live, page
+from animesion.report import facts, live, page, runs
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the playwright package")
 
@@ -181,3 +182,29 @@ def test_what_is_decided_in_the_browser_is_what_the_next_build_does(chromium: An
     assert again[first]["reason"] == "excluded by decision"
     assert (again[second]["label"], again[second]["kept"]) == ("rin & <len>", True)
     assert again[near["key"]]["reason"] == near["reason"]
+
+
+def test_a_run_is_drawn(chromium: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    (folder / "report").mkdir(parents=True)
+    lines = [{"kind": "step", "step": i, "epoch": 1, "loss": 1 / i, "lr": 0.1} for i in range(1, 200)]
+    lines += [{"kind": "epoch", "step": 100 * i, "epoch": i, "val_top_1": 0.4 * i} for i in (1, 2)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "report" / "evaluation.json").write_text(json.dumps({"samples": 9, "k": 2, "top_1": 0.5}))
+    header = "class_id,name,train_images,test_images,accuracy,f1,confused_with,confused_with_name,confusions\n"
+    rows = "0,<b>one</b>,200,5,0.4,0.4,1,two,3\n1,two,10,4,0.75,0.6,0,<b>one</b>,1\n"
+    (folder / "report" / "per_class.csv").write_text(header + rows)
+    names = "true_id,true_name,predicted_id,predicted_name,images,share_of_class,share_of_errors\n"
+    (folder / "report" / "confusions.csv").write_text(names + "0,<b>one</b>,1,two,3,0.6,0.75\n")
+    mistake = "key,true_id,true_name,predicted_id,predicted_name,confidence\nk1,0,<b>one</b>,1,two,0.9\n"
+    (folder / "report" / "mistakes.csv").write_text(mistake)
+    (tmp_path / "run.html").write_text(page.render(runs.of_run(folder)), encoding="utf-8")
+    with opened(chromium, (tmp_path / "run.html").as_uri()) as view:
+        assert "50.0%" in view.inner_text(".figures")
+        assert view.locator(".plot canvas").count() == 4  # losses, rate, accuracy; accuracy by class size
+        view.click(".tabs >> text=Classes")
+        playwright.expect(view.locator(".list .row").first).to_contain_text("<b>one</b>")
+        view.click(".tabs >> text=Confusions")
+        playwright.expect(view.locator(".matrix td.miss", has_text="3")).to_have_count(1)
+        view.click(".tabs >> text=Mistakes")
+        playwright.expect(view.locator("tbody tr")).to_contain_text("90.0%")

@@ -170,6 +170,11 @@ def make_run(folder: Path) -> Path:
     header = "class_id,name,train_images,test_images,accuracy,f1,confused_with,confused_with_name,confusions\n"
     rows = '0,"=cmd,</script>",5,3,0.333333,0.4,1,b,2\n1,b,,0,,,,,0\nx,y\n'
     (folder / "report" / "per_class.csv").write_text(header + rows)
+    pair = "0,</script><b>,1,b,3,0.5,0.1\n"
+    names = "true_id,true_name,predicted_id,predicted_name,images,share_of_class,share_of_errors\n"
+    (folder / "report" / "confusions.csv").write_text(names + pair)
+    mistake = 'key,true_id,true_name,predicted_id,predicted_name,confidence\n"\u202ek",0,<i>,1,b,0.9\n'
+    (folder / "report" / "mistakes.csv").write_text(mistake, encoding="utf-8")
     return folder
 
 
@@ -182,12 +187,15 @@ def test_a_run_is_read_as_it_was_left(tmp_path: Path) -> None:
         ("=cmd,</script>", 0.333333, 5),
         ("b", None, None),
     ]
+    assert [each["images"] for each in found["confusions"]] == [3]
+    assert [each["key"] for each in found["mistakes"]] == ["\u202ek"]
     assert embedded(page.render(found))["classes"] == found["classes"]
 
 
 @hypothesis.settings(max_examples=40, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
 @hypothesis.given(
-    name=st.sampled_from(["metrics.jsonl", "report/evaluation.json", "report/per_class.csv"]), content=st.binary()
+    name=st.sampled_from(["metrics.jsonl", "report/evaluation.json", "report/per_class.csv", "report/mistakes.csv"]),
+    content=st.binary(),
 )
 def test_a_damaged_run_is_shown_as_far_as_it_goes(name: str, content: bytes, tmp_path: Path) -> None:
     folder = tmp_path / "run"

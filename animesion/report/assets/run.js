@@ -91,9 +91,21 @@ function RunClasses({ classes }) {
   </div>`;
 }
 
-function Mistakes({ pairs }) {
+function Pairs({ pairs }) {
   return html`<div><h2>Largest confusions</h2>${pairs.length ? html`<div class="wide"><table><thead><tr><th scope="col">class</th><th scope="col">taken for</th><th scope="col" class="n">pictures</th><th scope="col" class="n">of the class</th><th scope="col" class="n">of all errors</th></tr></thead>
     <tbody>${pairs.map((each) => html`<tr><td><${Name} text=${each.true_name} /></td><td><${Name} text=${each.predicted_name} /></td><td class="n">${thousands(each.images)}</td><td class="n">${percent(each.share_of_class)}</td><td class="n">${percent(each.share_of_errors)}</td></tr>`)}</tbody></table></div>` : html`<p class="quiet">No confusion was written.</p>`}</div>`;
+}
+
+/** Single pictures, the surest mistakes first; with `--data` as pictures, else as a table. */
+function Mistakes({ data }) {
+  if (!data.images.length) {
+    return html`<div><h2>Surest mistakes</h2><p class="quiet">With --data the pictures are shown.</p><div class="wide"><table>
+      <thead><tr><th scope="col">picture</th><th scope="col">class</th><th scope="col">taken for</th><th scope="col" class="n">confidence</th></tr></thead>
+      <tbody>${data.mistakes.map((each) => html`<tr><td><${Name} text=${each.key} /></td><td><${Name} text=${each.true_name} /></td><td><${Name} text=${each.predicted_name} /></td><td class="n">${percent(each.confidence)}</td></tr>`)}</tbody></table></div></div>`;
+  }
+  const store = { source: (item) => (item.image >= 0 ? `data:image/webp;base64,${data.images[item.image]}` : '') };
+  return html`<div><h2>Surest mistakes</h2><${Cards} items=${data.mistakes} store=${store} lines=${(item) => html`<${Key} item=${item} /><${Name} text=${item.true_name} />
+    <span class="bad">taken for <${Name} text=${item.predicted_name} /></span><span class="quiet">${percent(item.confidence)} sure</span>`} /></div>`;
 }
 
 function Calibration({ bins }) {
@@ -106,7 +118,8 @@ function Calibration({ bins }) {
 function Run({ data, at }) {
   const found = data.evaluation;
   if (at[0] === 'classes' && data.classes.length) return html`<${RunClasses} classes=${data.classes} />`;
-  if (at[0] === 'confusions' && found) return html`<${Confusion} pairs=${data.confusions} classes=${data.classes} /><${Mistakes} pairs=${data.confusions} />`;
+  if (at[0] === 'confusions' && found) return html`<${Confusion} pairs=${data.confusions} classes=${data.classes} /><${Pairs} pairs=${data.confusions} />`;
+  if (at[0] === 'mistakes' && data.mistakes.length) return html`<${Mistakes} data=${data} />`;
   const between = (interval) => (interval ? ` (${percent(interval.low)} to ${percent(interval.high)})` : '');
   const bands = (found && found.bands) || {};
   return html`<div class="overview">
@@ -122,4 +135,4 @@ function Run({ data, at }) {
   </div>`;
 }
 
-const runTabs = (data) => [['overview', 'Overview'], ...(data.classes.length ? [['classes', 'Classes']] : []), ...(data.evaluation ? [['confusions', 'Confusions']] : [])];
+const runTabs = (data) => [['overview', 'Overview'], ...(data.classes.length ? [['classes', 'Classes']] : []), ...(data.evaluation ? [['confusions', 'Confusions']] : []), ...(data.mistakes.length ? [['mistakes', 'Mistakes']] : [])];
