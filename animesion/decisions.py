@@ -69,8 +69,8 @@ class Decisions(Section):
         """The file's text, in an order that does not hang on the order of deciding."""
         content = {
             "exclude": sorted(set(self.exclude)),
-            "same": sorted(sorted(set(each)) for each in self.same),
-            "different": sorted(sorted(set(each)) for each in self.different),
+            "same": [list(each) for each in sorted({tuple(sorted(set(each))) for each in self.same})],
+            "different": [list(each) for each in sorted({tuple(sorted(set(each))) for each in self.different})],
             "label": dict(sorted(self.label.items())),
         }
         return tomli_w.dumps({name: value for name, value in content.items() if value})

@@ -136,6 +136,14 @@ function LongList({ count, height, row, chosen, open, label, columns }) {
   ><div role="rowgroup" style=${{ height: `${count * height}px`, position: 'relative' }}>${rows}</div></div>`;
 }
 
+/** A heading that sorts by its column; a second press turns the order around. */
+function Sort({ by, children, order, setOrder, rising }) {
+  const now = order.by === by;
+  const direction = now ? (order.up ? 'ascending' : 'descending') : '';
+  return html`<span class=${by === 'name' ? '' : 'n'}><button aria-pressed=${now} title=${direction} onClick=${() => setOrder({ by, up: now ? !order.up : rising.includes(by) })}>
+    ${children}${now ? html`<span aria-hidden="true">${order.up ? ' ▲' : ' ▼'}</span>` : null}</button></span>`;
+}
+
 /** Earlier and later pages of a list. */
 function Pager({ offset, limit, total, go }) {
   if (total <= limit) return null;

@@ -57,13 +57,19 @@ function decide(before, what, keys, label) {
   if (what === 'exclude') now.exclude = [...now.exclude, ...keys];
   if (what === 'label') Object.assign(now.label, Object.fromEntries(keys.map((key) => [key, label])));
   if (what === 'same' || what === 'different') {
-    // a set that holds two of these said something else of them
-    const apart = (sets) => sets.flatMap((each) => {
-      const inside = each.filter((key) => gone.has(key));
-      return inside.length > 1 ? [] : [each];
-    });
-    Object.assign(now, { exclude: before.exclude, label: before.label, same: apart(before.same), different: apart(before.different) });
+    Object.assign(now, { exclude: before.exclude, label: before.label });
+    const split = (each) => [each.filter((key) => gone.has(key)), each.filter((key) => !gone.has(key))];
+    // what is said now holds; what an older set says of its other pictures stays
+    if (what === 'same') {
+      now.different = before.different.flatMap((each) => {
+        const [inside, outside] = split(each);
+        return inside.length > 1 ? inside.map((key) => [...outside, key]) : [each];
+      });
+    } else {
+      now.same = before.same.map((each) => (split(each)[0].length > 1 ? split(each)[1] : each));
+    }
     now[what] = [...now[what], keys];
+    for (const name of ['same', 'different']) now[name] = now[name].filter((each) => each.length > 1);
   }
   if (what === 'forget') Object.assign(now, { same: without(before.same, gone), different: without(before.different, gone) });
   return now;
@@ -121,7 +127,7 @@ function Actions({ hand, names }) {
     if (event.key === 'Escape') hand.clear();
     else if (meant && hand.writable) hand.act(meant, keys);
   }, [hand]);
-  useEffect(() => {
+  useLayoutEffect(() => {
     addEventListener('keydown', typed);
     return () => removeEventListener('keydown', typed);
   }, [typed]);
@@ -285,14 +291,13 @@ function Classes({ data, totals, store, hand, chosen }) {
     addEventListener('keydown', typed);
     return () => removeEventListener('keydown', typed);
   }, []);
-  const Head = ({ by, children }) => html`<span role="columnheader" class=${by === 'name' ? '' : 'n'} aria-sort=${order.by === by ? (order.up ? 'ascending' : 'descending') : 'none'}>
-    <button onClick=${() => setOrder({ by, up: order.by === by ? !order.up : by === 'name' || by === 'id' })}>${children}${order.by === by ? (order.up ? ' ▲' : ' ▼') : ''}</button></span>`;
+  const sort = { order, setOrder, rising: ['name', 'id'] };
   const id = chosen === undefined || !(Number(chosen) in names) ? null : Number(chosen);
   return html`<div class=${`classes${id === null ? '' : ' open'}`}>
     <div class="table">
       <label class="search">Search <input ref=${search} type="search" value=${query} onInput=${(event) => setQuery(event.target.value)} placeholder="name or id (press /)" /></label>
       <p class="quiet" role="status">${thousands(rows.length)} of ${thousands(names.length)} classes</p>
-      <div class="row head" role="row"><${Head} by="id">id<//><${Head} by="name">class<//><${Head} by="total">all<//>${splits.map((split) => html`<${Head} by=${split}>${split}<//>`)}</div>
+      <div class="row head" role="group" aria-label="Sort by"><${Sort} ...${sort} by="id">id<//><${Sort} ...${sort} by="name">class<//><${Sort} ...${sort} by="total">all<//>${splits.map((split) => html`<${Sort} ...${sort} by=${split}>${split}<//>`)}</div>
       <${LongList} count=${rows.length} height=${34} label="Classes" columns="" chosen=${(i) => rows[i] === id} open=${(i) => { location.hash = href('classes', rows[i]); }}
         row=${(i) => html`<span role="gridcell" class="n quiet">${rows[i]}</span><span role="gridcell"><${Name} text=${names[rows[i]]} /></span><span role="gridcell" class="n">${thousands(totals[rows[i]])}</span>
           ${splits.map((split) => html`<span role="gridcell" class="n quiet">${thousands(counts[split][rows[i]])}</span>`)}`} />
@@ -385,7 +390,7 @@ function Decided({ data, hand }) {
   return html`<div><h2>Decisions</h2>
     <p>Kept in <${Name} text=${data.file} />. The next build applies them with <code>--set curate.decisions=FILE --replace</code>.</p>
     ${empty ? html`<p class="quiet">Nothing is decided yet: choose pictures in classes, clusters or drops.</p>` : html`<div class="wide"><table>
-      <thead><tr><th scope="col">what</th><th scope="col">pictures</th><th scope="col">label</th><th></th></tr></thead><tbody>
+      <thead><tr><th scope="col">what</th><th scope="col">pictures</th><th scope="col">label</th><th scope="col">take back</th></tr></thead><tbody>
       ${decisions.exclude.map((key) => html`<${Row} what="leave out" keys=${[key]} />`)}
       ${Object.entries(decisions.label).map(([key, label]) => html`<${Row} what="label" keys=${[key]} more=${label} />`)}
       ${decisions.same.map((keys) => html`<${Row} what="same" keys=${keys} />`)}

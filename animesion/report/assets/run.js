@@ -57,7 +57,7 @@ function Confusion({ pairs, classes }) {
   const tests = new Map(classes.map((each) => [each.class_id, each]));
   return html`<section aria-label="Confusion"><h2>Confusion</h2>
     <p class="quiet">Rows are the truth, columns the guess; the ${ids.length} classes of the largest confusions. The diagonal is the class's accuracy.</p>
-    <div class="wide"><table class="matrix"><thead><tr><th></th>${ids.map((id) => html`<th scope="col"><span><${Name} text=${name(id)} /></span></th>`)}</tr></thead>
+    <div class="wide"><table class="matrix"><thead><tr><th scope="col">truth</th>${ids.map((id) => html`<th scope="col"><span><${Name} text=${name(id)} /></span></th>`)}</tr></thead>
     <tbody>${ids.map((row) => html`<tr><th scope="row"><${Name} text=${name(row)} /></th>${ids.map((column) => {
       const each = counts.get(`${row} ${column}`);
       const own = row === column && tests.get(row);
@@ -80,11 +80,11 @@ function RunClasses({ classes }) {
     });
     return found;
   }, [query, order]);
-  const Head = ({ by, children }) => html`<span role="columnheader" class=${by === 'name' ? '' : 'n'} aria-sort=${order.by === by ? (order.up ? 'ascending' : 'descending') : 'none'}><button onClick=${() => setOrder({ by, up: order.by === by ? !order.up : true })}>${children}${order.by === by ? (order.up ? ' ▲' : ' ▼') : ''}</button></span>`;
+  const sort = { order, setOrder, rising: ['name', 'train_images', 'test_images', 'accuracy', 'f1'] };
   return html`<div class="table wideclasses"><h2>Classes</h2>
     <label class="search">Search <input type="search" value=${query} onInput=${(event) => setQuery(event.target.value)} /></label>
     <p class="quiet" role="status">${thousands(rows.length)} of ${thousands(classes.length)} classes, the worst first</p>
-    <div class="row head result" role="row"><${Head} by="name">class<//><${Head} by="train_images">train<//><${Head} by="test_images">test<//><${Head} by="accuracy">accuracy<//><${Head} by="f1">F1<//><span role="columnheader">taken for</span></div>
+    <div class="row head result" role="group" aria-label="Sort by"><${Sort} ...${sort} by="name">class<//><${Sort} ...${sort} by="train_images">train<//><${Sort} ...${sort} by="test_images">test<//><${Sort} ...${sort} by="accuracy">accuracy<//><${Sort} ...${sort} by="f1">F1<//><span>taken for</span></div>
     <${LongList} count=${rows.length} height=${34} label="Classes" columns="result" chosen=${() => false} open=${() => {}} row=${(i) => html`<span role="gridcell"><${Name} text=${rows[i].name} /></span>
       <span role="gridcell" class="n">${thousands(rows[i].train_images)}</span><span role="gridcell" class="n">${thousands(rows[i].test_images)}</span><span role="gridcell" class="n">${percent(rows[i].accuracy)}</span>
       <span role="gridcell" class="n">${percent(rows[i].f1)}</span><span role="gridcell">${rows[i].confused_with_name ? html`<${Name} text=${rows[i].confused_with_name} /> ${thousands(rows[i].confusions)}` : null}</span>`} />
@@ -131,7 +131,7 @@ function Run({ data, at }) {
     <${RunCurves} data=${data} />
     ${data.classes.length ? html`<${Frequency} classes=${data.classes} />` : null}
     ${found && found.bins ? html`<${Calibration} bins=${found.bins} />` : null}
-    ${data.settings ? html`<section><h2>Recipe</h2><pre>${data.settings.split('\n').map(plain).join('\n')}</pre></section>` : null}
+    ${data.settings ? html`<section><h2>Recipe</h2><pre tabindex="0">${data.settings.split('\n').map(plain).join('\n')}</pre></section>` : null}
   </div>`;
 }
 
