@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from animesion import duplicates
+from animesion import decisions, duplicates
 from animesion.recipe import Recipe
+from animesion.records import THUMBNAIL_SIDE
 
 Columns = Mapping[str, Any]
 
@@ -94,6 +95,12 @@ def judge(rows: Columns, alive: npt.NDArray[np.int64], labels: Sequence[str], re
     if settings.embedding.model:
         alike = standing[duplicates.cosine_pairs(rows["embedding"][standing], settings.embedding.threshold)]
         near = np.concatenate([near, alike])
+    decided = recipe.curate.decisions
+    if decided:
+        # what is different still shares a split: the pairs as found count there
+        wide = np.concatenate([wide, near])
+        place = {rows["key"][i]: i for i in alive.tolist()}
+        near = decisions.decided_pairs(near, place, lambda i: int(unit[i]), decided)
     component = duplicates.components(len(sha), [exact, same_pixels, near])
     verdicts = Verdicts(component.copy(), [exact, same_pixels, near, wide])
     neighbours: dict[int, set[int]] = {}
@@ -235,7 +242,7 @@ def thumbnails(values: Sequence[bytes] | pa.ChunkedArray, chosen: npt.NDArray[np
         picked = values.take(pa.array(chosen)).to_pylist()
     else:
         picked = [values[i] for i in chosen.tolist()]
-    return np.frombuffer(b"".join(picked), dtype=np.uint8).reshape(len(chosen), -1)
+    return np.frombuffer(b"".join(picked), dtype=np.uint8).reshape(-1, 3 * THUMBNAIL_SIDE**2)
 
 
 def _rank(rows: Columns, i: int) -> tuple[Any, ...]:

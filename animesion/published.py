@@ -21,10 +21,10 @@ from animesion.clusters import Columns
 from animesion.dataset import Dataset
 from animesion.errors import UsageError
 from animesion.recipe import Recipe
-from animesion.records import FEATURES, THUMBNAIL_SIDE
+from animesion.records import FEATURES, THUMBNAIL_SIDE, sample_key
 from animesion.workspace import sha256_file
 
-_FEATURES = ("key", "phash", "phash_flip", "thumbnail")
+_FEATURES = ("key", "face", "phash", "phash_flip", "thumbnail")
 _PART = re.compile(r"part-[0-9]{5}\.parquet")
 
 
@@ -91,7 +91,8 @@ def load(folder: Path) -> Published:
         features = tables.read_many(paths, FEATURES, _FEATURES)
     except (pa.ArrowException, KeyError, ValueError, OSError):
         raise damaged from None
-    place = {key: i for i, key in enumerate(features["key"].to_pylist())}
+    named = map(sample_key, features["key"].to_pylist(), features["face"].to_pylist())
+    place = {key: i for i, key in enumerate(named)}
     rows = [place.get(key) for key in kept["key"].to_pylist()]
     if None in rows:
         raise damaged

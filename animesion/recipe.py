@@ -22,7 +22,8 @@ from pydantic import (
     model_validator,
 )
 
-from animesion import settings
+from animesion import decisions, settings
+from animesion.decisions import Decisions
 from animesion.errors import UsageError
 from animesion.settings import Section, params_digest
 
@@ -169,6 +170,14 @@ class Quality(Section):
     trim: bool = Field(False, description="cut plain bars off whole pictures; `crop.detector` must be `none`")
 
 
+class Curate(Section):
+    """What a person decided about single pictures."""
+
+    decisions: Decisions = Field(
+        Decisions(), description="file that `animesion browse` wrote; the resolved recipe holds what is in it"
+    )
+
+
 class Classes(Section):
     """How many pictures a class needs and may have."""
 
@@ -263,6 +272,7 @@ class Recipe(Section):
     duplicates: Duplicates = Duplicates()
     crop: Crop = Crop()
     quality: Quality = Quality()
+    curate: Curate = Curate()
     classes: Classes = Classes()
     split: Split = Split()
     pack: Pack = Pack()
@@ -355,6 +365,9 @@ def load(name_or_path: str, overrides: Iterable[str] = (), *, sample: bool = Fal
         }
     for override in overrides:
         settings.apply(data, override)
+    named = _get(data, "curate", "decisions")
+    if isinstance(named, str):  # what was decided counts, not the name of the file
+        data["curate"]["decisions"] = decisions.read(Path(named)).model_dump()
     return settings.check(Recipe, data, where)
 
 

@@ -122,12 +122,15 @@ REASONS: dict[str, str] = {
     "borders": "plain bars take more of the picture than the recipe's maximum",
     "comic page": "plain gutters cut it into more parts than the recipe's maximum",
     "text page": "more lines of text than the recipe's maximum",
+    # what a person decided
+    "excluded by decision": "a person took it out (`curate.decisions`)",
     # duplicates
     "published duplicate": "the same picture is in a published dataset that the recipe names",
     "label conflict": "the same picture stands under two labels",
     "exact duplicate": "the same bytes as another picture",
     "pixel duplicate": "other bytes, the same decoded pixels",
     "near duplicate": "perceptual hash and fine check both say it is the same picture",
+    "duplicate by decision": "a person said that it is the same picture (`curate.decisions`)",
     # classes and splits
     "no published split": "the source publishes splits but none for this picture",
     "rare class": "the class has fewer pictures than the recipe's minimum",
@@ -205,6 +208,12 @@ FEATURES = pa.schema(
         ("lines", pa.int32()),  # rows that look like a line of text
     ]
 )
+
+
+def sample_key(key: str, face: int | None) -> str:
+    """The key of a sample: the picture's, with `-face` and the number where each of its faces is one."""
+    return f"{key}-face{face}" if face else key
+
 
 #: What a model says of a picture, one row a picture that decodes; only where the recipe asks for it.
 EMBEDDINGS = pa.schema(

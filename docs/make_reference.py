@@ -46,7 +46,11 @@ KEYS = {
 }
 
 #: Defaults that are filled in by code, or too long for a table.
-DEFAULTS = {"name": "the recipe file's name", "family": "see `animesion sources folder`"}
+DEFAULTS = {
+    "name": "the recipe file's name",
+    "family": "see `animesion sources folder`",
+    "curate.decisions": "nothing decided",
+}
 
 SECTIONS = {
     "source": "Where the pictures come from; keys besides `kind` belong to [the source](sources-reference.md).",
@@ -55,6 +59,7 @@ SECTIONS = {
     "duplicates": "What is the same picture, and what happens to it: see [Duplicates](duplicates.md).",
     "crop": "What part of a picture is the sample: see [Quality and crops](quality.md).",
     "quality": "Limits on what is measured of the sample; 0 switches a limit off: see [Quality and crops](quality.md).",
+    "curate": "What a person decided about single pictures: see [Reports](report.md).",
     "classes": "How many pictures a class needs and may have.",
     "split": "How kept pictures are divided: see [Splits](splits.md).",
     "pack": "How samples are encoded and sharded: see [Formats](formats.md).",
@@ -147,7 +152,7 @@ def _recipes() -> Iterator[str]:
         yield ""
         yield intro
         yield ""
-        yield from _keys(_flat(model.model_fields), f"{section}.")
+        yield from _keys(model.model_fields if section == "curate" else _flat(model.model_fields), f"{section}.")
     yield "## Built-in recipes"
     yield ""
     rows = []
@@ -240,8 +245,9 @@ def _keys(fields: dict[str, FieldInfo], prefix: str) -> Iterator[str]:
         meaning = field.description or KEYS.get(f"{prefix}{name}")
         if not meaning:
             raise LookupError(f"{prefix}{name} has no description: give its field one")
-        default = "required" if field.is_required() else _code(_toml(field.get_default(call_default_factory=True)))
-        default = DEFAULTS.get(f"{prefix}{name}", default)
+        default = DEFAULTS.get(f"{prefix}{name}", "")
+        if not default:
+            default = "required" if field.is_required() else _code(_toml(field.get_default(call_default_factory=True)))
         rows.append((f"`{name}`", _kind(field), default, meaning))
     yield from _table(("key", "value", "default", "meaning"), rows)
 

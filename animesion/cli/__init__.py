@@ -15,8 +15,8 @@ import click
 
 from animesion.errors import AnimesionError
 
-_ORDER = ["build", "recipes", "sources", "detectors", "stats", "verify", "diff", "audit", "card", "publish"]
-_ORDER += ["train", "eval", "predict", "study", "profile", "export", "models", "doctor"]
+_ORDER = ["build", "recipes", "sources", "detectors", "stats", "verify", "diff", "audit", "card", "report", "browse"]
+_ORDER += ["publish", "train", "eval", "predict", "study", "profile", "export", "models", "doctor"]
 
 
 class Commands(click.Group):

@@ -132,6 +132,7 @@ def _print_funnel(recipe: Recipe, result: BuildResult, seconds: float) -> None:
         lines = [
             f"\nDone in {seconds:.1f} s. The dataset is in [bold]{where}[/]; where to look next:",
             f"  {where}/README.md         its card, with loading lines for each reader",
+            f"  {where}/report.html       all of it to look at, in a browser",
             f"  {where}/curated.parquet   the verdict on each picture",
             f"  animesion stats {where}",
             f"  animesion verify {where}",

@@ -69,7 +69,7 @@ def eval_(
     found = evaluating.judged(scores, opened, split, counts)
     facts = {"data": data, "split": split, "checkpoint": str(checkpoint)}
     if report:
-        evaluating.write_report(report, found, facts)
+        evaluating.write_report(report, found, facts, scores, opened, split)
     if as_json:
         import json
 

@@ -16,11 +16,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from animesion import clusters, duplicates, embeddings, images, published, quality, rules, splits, tables
+from animesion import clusters, decisions, duplicates, embeddings, images, published, quality, rules, splits, tables
 from animesion.clusters import Columns
 from animesion.errors import UsageError
 from animesion.recipe import Recipe
-from animesion.records import CURATED, FEATURES, RAW, REASONS
+from animesion.records import CURATED, FEATURES, RAW, REASONS, sample_key
 from animesion.settings import params_digest
 from animesion.workspace import Receipt, Workspace
 
@@ -106,8 +106,8 @@ def decide(
     n = len(keys)
     labels = ["|".join(rules.labels_left(candidates, recipe.label)) for candidates in rows["labels"]]
     reason, detail = _single_reasons(rows, recipe, crashed)
+    notes = _apply_decisions(keys, labels, recipe, reason)
     keeper = [""] * n
-    notes: list[str] = []
     again = published.twins(rows, _alive(reason), others, recipe)
     if recipe.duplicates.action == "drop":
         for i, (how, twin) in again.items():
@@ -117,6 +117,10 @@ def decide(
     found = clusters.judge(_samples(rows), _alive(reason), labels, recipe)
     for i, verdict in found.dropped.items():
         reason[i], detail[i], keeper[i] = verdict
+    team = decisions.teams(recipe.curate.decisions.same)
+    for i in found.dropped:
+        if reason[i] == "near duplicate" and keys[i] in team and team[keys[i]] == team.get(keeper[i]):
+            reason[i] = "duplicate by decision"
     if recipe.split.strategy == "published":
         for i in _alive(reason):
             if rows["split"][i] not in splits.SPLITS:
@@ -128,7 +132,11 @@ def decide(
     ]
     groups = _named(duplicates.components(n, [*found.related, _family_pairs(families)]), keys)
     kept = _alive(reason).tolist()
-    class_ids = _class_map(rows["class_order"], labels, kept)
+    ranks = [
+        -1 if key in recipe.curate.decisions.label else rank
+        for key, rank in zip(keys, rows["class_order"], strict=True)
+    ]
+    class_ids = _class_map(ranks, labels, kept)
     strategy, assignment = _split(rows, recipe, kept, [class_ids[labels[i]] for i in kept], groups, placed or {})
     split_of = dict(zip(kept, assignment.splits, strict=True))
     decided = {
@@ -255,6 +263,36 @@ def _packed_too_large(crop: Sequence[int], recipe: Recipe) -> str:
     whole = max(right - left, bottom - top), (right - left) * (bottom - top)
     fits = fits and whole[0] <= recipe.filter.max_side and whole[1] <= recipe.filter.max_pixels
     return "" if fits else f"{width}x{height}"
+
+
+# -- decisions -------------------------------------------------------------------------------------------------------
+
+
+def _apply_decisions(keys: Sequence[str], labels: list[str], recipe: Recipe, reason: list[str]) -> list[str]:
+    """Leave out and label anew what a person decided, in place; returns notes. Clusters are decided where they are."""
+    decided = recipe.curate.decisions
+    if not decided:
+        return []
+    out = set(decided.exclude)
+    late = 0
+    for i, key in enumerate(keys):
+        if key in out:
+            reason[i] = reason[i] or "excluded by decision"
+        elif key in decided.label:
+            labels[i] = decided.label[key]
+            late += bool(reason[i])
+            if not reason[i] and labels[i] in recipe.label.exclude:
+                reason[i] = "excluded label"
+    notes = [
+        f"decisions: {len(out):,} to leave out, {len(decided.label):,} labels, {len(decided.same):,} sets of the same "
+        f"and {len(decided.different):,} of different pictures"
+    ]
+    unknown = len(decided.named().difference(keys))
+    if unknown:
+        notes.append(f"decisions: {unknown:,} keys are of no picture of this source")
+    if late:
+        notes.append(f"decisions: {late:,} labels are of pictures that were dropped for what they are")
+    return notes
 
 
 # -- classes, groups, splits -----------------------------------------------------------------------------------------
@@ -393,10 +431,8 @@ def _load(workspace: Workspace, parts: int) -> dict[str, Any]:
 
 def _face_key(key: str, face: int | None, taken: set[str]) -> str:
     """The key of a face: the picture's, `-face` and a number; one that another picture has is made longer."""
-    if not face:
-        return key
-    named = f"{key}-face{face}"
-    while named in taken:
+    named = sample_key(key, face)
+    while face and named in taken:
         named += "_"
     return named
 
@@ -414,7 +450,7 @@ def _inputs(workspace: Workspace, parts: int, stages: Sequence[str]) -> dict[str
 
 def _params(recipe: Recipe) -> dict[str, Any]:
     values = recipe.model_dump(
-        mode="json", include={"label", "filter", "duplicates", "crop", "quality", "classes", "split", "pack"}
+        mode="json", include={"label", "filter", "duplicates", "crop", "quality", "curate", "classes", "split", "pack"}
     )
     values["duplicates"]["embedding"] = recipe.duplicates.embedding.model_dump(include={"model", "threshold"})
     del values["split"]["keep"]

@@ -1,6 +1,7 @@
 """Stage 5: what makes the shards a dataset that others can load and trust.
 
-`dataset.json`, `classes.csv`, readers' side files, plots, the card and `SHA256SUMS`, all from tables; no pixels.
+`dataset.json`, `classes.csv`, readers' side files, plots, the card, the report and `SHA256SUMS`, all from tables; only
+the report looks at pixels, for its thumbnails.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ from animesion import cards, images, longtail, plots, tables
 from animesion.cards import grid
 from animesion.cards.croissant import croissant
 from animesion.cards.facts import counted
+from animesion.dataset import Dataset
 from animesion.recipe import Recipe
 from animesion.records import CURATED, INDEX
+from animesion.report import facts as shown
+from animesion.report import page
 from animesion.settings import params_digest
 from animesion.workspace import Receipt, Workspace, sha256_file, write_atomic
 
-CODE = "publish-2"
+CODE = "publish-3"
 
 #: Files that readers or people look at; everything else in the folder is the build's own.
 CHECKSUMS = "SHA256SUMS"
@@ -77,6 +81,7 @@ def run(workspace: Workspace, recipe: Recipe, parts: int, notes: Sequence[str]) 
     known = {"index.parquet": inputs["index"], "classes.csv": outputs["classes.csv"]}
     write("croissant.json", croissant(facts, recipe, known))
     write("README.md", cards.dataset_card(facts, recipe))
+    write("report.html", page.render(shown.of_dataset(Dataset(workspace.root))))
     listed = {**outputs, **{s["path"]: s["sha256"] for s in _shards(facts)}}
     listed["index.parquet"] = inputs["index"]
     listed["curated.parquet"] = inputs["curated"]

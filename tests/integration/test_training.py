@@ -18,6 +18,7 @@ from PIL import Image
 
 import animesion
 from animesion.errors import UsageError
+from animesion.report import runs as report_runs
 from animesion_training import loop, runs, state
 from animesion_training.recipe import TrainRecipe, load
 from animesion_training.weights import load_model
@@ -105,6 +106,12 @@ def test_a_run_learns_and_its_weights_serve(coloured: Path, tmp_path: Path) -> N
         check=True,
     )
     assert json.loads(measured.stdout)["top_1"] == report["top_1"] == outcome.test.top_1
+    shown = report_runs.of_run(tmp_path / "run", animesion.open_dataset(coloured))
+    assert shown["evaluation"]["top_1"] == pytest.approx(outcome.test.top_1, abs=1e-6)
+    assert len(shown["steps"]) == outcome.steps
+    wrong = outcome.test.samples - round(outcome.test.top_1 * outcome.test.samples)
+    assert len(shown["mistakes"]) == wrong
+    assert all(each["image"] >= 0 for each in shown["mistakes"])
 
 
 def test_equal_runs_are_equal_and_a_resumed_one_too(coloured: Path, tmp_path: Path) -> None:

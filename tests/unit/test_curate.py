@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import random
+import re
+from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 import animesion
+from animesion.decisions import Decisions
+from animesion.errors import UsageError
+from animesion.recipe import Curate
 from animesion.records import CURATED, REASONS
 from animesion.stages.curate import decide
 
@@ -209,3 +216,101 @@ def test_a_known_crash_is_dropped() -> None:
     table, facts = decide(columns, recipe, {"k0001": "the worker died"})
     assert facts["dropped"] == {"crashed decoder": 1}
     assert table["detail"].to_pylist()[1] == "the worker died"
+
+
+# -- decisions -------------------------------------------------------------------------------------------------------
+
+
+def decided(text: str) -> str:
+    return f"curate.decisions={{{text}}}"
+
+
+def test_what_a_person_took_out_is_out_and_counted() -> None:
+    found, facts = run(rows({}, {}, {}), decided('exclude = ["k0001", "gone"]'))
+    assert found["k0001"]["reason"] == "excluded by decision"
+    assert facts["dropped"] == {"excluded by decision": 1}
+    assert "decisions: 1 keys are of no picture of this source" in facts["notes"]
+
+
+def test_a_decided_label_counts_everywhere_and_leaves_the_published_order_alone() -> None:
+    pictures = [{"label": "a", "class_order": 0}, {"label": "b", "class_order": 1}, {"label": "a", "class_order": 0}]
+    found, facts = run(rows(*pictures), decided('label = {k0002 = "b"}'))
+    assert [row["label"] for row in found.values()] == ["a", "b", "b"]
+    assert facts["classes"] == ["a", "b"]
+    found, _ = run(rows(*pictures), decided('label = {k0002 = "z"}'), 'label.exclude=["z"]')
+    assert found["k0002"]["reason"] == "excluded label"
+
+
+def test_a_decided_label_settles_a_conflict() -> None:
+    twins = [{"sha256": "same", "pixels_sha256": "same", "label": label} for label in ("a", "b")]
+    columns = rows(*twins, {})
+    assert run(columns)[1]["dropped"] == {"label conflict": 2}
+    _, facts = run(columns, decided('label = {k0001 = "a"}'))
+    assert facts["dropped"] == {"exact duplicate": 1}
+
+
+def test_pictures_that_are_the_same_by_decision_are_one_cluster() -> None:
+    found, facts = run(rows({"width": 300}, {}, {}, {}), decided('same = [["k0000", "k0002"], ["k0002", "k0003"]]'))
+    assert [found[f"k000{i}"]["cluster"] for i in range(4)] == ["k0000", "", "k0000", "k0000"]
+    assert facts["dropped"] == {"duplicate by decision": 2}
+    assert {found[key]["keeper"] for key in ("k0002", "k0003")} == {"k0000"}
+
+
+def test_pictures_that_differ_by_decision_stay_and_share_a_split() -> None:
+    alike = [{"phash": 1, "thumbnail": bytes(768)} for _ in range(3)]
+    columns = rows(*alike, *({} for _ in range(20)))
+    _, facts = run(columns)
+    assert facts["dropped"] == {"near duplicate": 2}
+    found, facts = run(columns, decided('different = [["k0000", "k0001"]]'))
+    assert (found["k0000"]["reason"], found["k0001"]["reason"]) == ("", "")
+    assert facts["dropped"] == {"near duplicate": 1}
+    assert found["k0000"]["group"] == found["k0001"]["group"]
+
+
+@hypothesis.settings(max_examples=25, deadline=None)
+@hypothesis.given(st.randoms(use_true_random=False))
+def test_decisions_do_not_hang_on_their_order(lot: random.Random) -> None:
+    columns = rows(*({"phash": 1, "thumbnail": bytes(768), "label": "ab"[i % 2]} for i in range(4)), {}, {})
+    keys = columns["key"]
+    sets = [lot.sample(keys, 2) for _ in range(3)]
+    first = Decisions(exclude=[keys[5]], same=sets)
+    second = Decisions(exclude=[keys[5]], same=[each[::-1] for each in sets[::-1]])
+    assert first.to_toml() == second.to_toml()
+    recipe = animesion.load_recipe("folder", ["source.path=x"])
+    tables = [
+        decide(columns, recipe.model_copy(update={"curate": Curate(decisions=each)}), {})[0] for each in (first, second)
+    ]
+    assert tables[0].equals(tables[1])
+
+
+def test_the_recipe_holds_what_was_decided_and_not_the_files_name(tmp_path: Path) -> None:
+    for name in ("one.toml", "other.toml"):
+        (tmp_path / name).write_text('exclude = ["a"]\n[label]\nb = "rin"\n')
+    one, other = (
+        animesion.load_recipe("folder", ["source.path=x", f'curate.decisions="{tmp_path / name}"'])
+        for name in ("one.toml", "other.toml")
+    )
+    assert one == other
+    assert one.digest() == other.digest() != animesion.load_recipe("folder", ["source.path=x"]).digest()
+    assert str(tmp_path) not in one.to_toml()
+    (tmp_path / "recipe.toml").write_text(one.to_toml())
+    assert animesion.load_recipe(str(tmp_path / "recipe.toml")) == one
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('exclude = ["a"]\n[label]\na = "x"\n', "a is excluded and has a label"),
+        ('same = [["a", "b"], ["b", "c"]]\ndifferent = [["c", "a"]]\n', "a and c are the same and different"),
+        ('same = [["a"]]\n', "same"),
+        ('exclude = ["../etc"]\n', "exclude"),
+        ("labels = {}\n", "did you mean 'label'"),
+        ("exclude = [\n", "not valid TOML"),
+        ('label = {a = "x\\u0000"}\n', "label"),
+    ],
+)
+def test_wrong_decisions_are_refused_in_one_sentence(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "d.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=re.escape(said)):
+        animesion.load_recipe("folder", ["source.path=x", f'curate.decisions="{path}"'])

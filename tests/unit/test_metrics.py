@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from animesion.errors import AnimesionError
-from animesion_training.evaluation_report import as_json, confusions_csv, per_class_csv, tables
+from animesion_training.evaluation_report import as_json, confusions_csv, mistakes_csv, per_class_csv, tables
 from animesion_training.metrics import Evaluation, bootstrap, evaluate
 from animesion_training.scoring import Scored, Scores
 
@@ -302,6 +302,20 @@ def test_csv(by_hand: Evaluation) -> None:
     assert (rows[4]["accuracy"], rows[4]["confused_with"], rows[4]["train_images"]) == ("", "", "0")
     pairs = list(csv.DictReader(io.StringIO(confusions_csv(by_hand))))
     assert [(row["true_id"], row["predicted_name"]) for row in pairs][:2] == [("2", NAMES[0]), ("0", NAMES[1])]
+
+
+def test_mistakes_are_the_surest_first_and_those_of_the_right_pictures() -> None:
+    scores = Scores(3)
+    outputs = torch.tensor([[0.1, 0.7, 0.2], [0.9, 0.05, 0.05], [0.2, 0.2, 0.6], [0.0, 0.95, 0.05]])
+    scores.add(outputs, torch.tensor([0, 0, 1, 2]), torch.tensor([3, 1, 2, 0]), probabilities=True)
+    names = ["a", '"b, c"', "=d"]
+    rows = list(csv.DictReader(io.StringIO(mistakes_csv(scores, ["p0", "p1", "p2", "p3"], names))))
+    assert [(row["key"], row["true_name"], row["predicted_name"], row["confidence"]) for row in rows] == [
+        ("p0", "=d", '"b, c"', "0.950000"),
+        ("p3", "a", '"b, c"', "0.700000"),
+        ("p2", '"b, c"', "=d", "0.600000"),
+    ]
+    assert mistakes_csv(scores, ["p0", "p1", "p2", "p3"], names, most=1).count("\n") == 2
 
 
 def test_tables(by_hand: Evaluation) -> None:

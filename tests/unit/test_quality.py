@@ -18,6 +18,7 @@ import animesion
 from animesion import images, quality
 from animesion.errors import AnimesionError, UsageError
 from animesion.records import FEATURES, REASONS
+from animesion.report import facts
 
 
 def noise(width: int = 640, height: int = 480, seed: int = 0) -> Image.Image:
@@ -197,6 +198,19 @@ def test_each_face_is_a_sample_and_those_of_a_picture_share_its_split(
     from animesion.verifying import verify
 
     assert verify(dataset, workers=1).clean
+
+
+def test_faces_that_were_published_are_known_again_and_counted_in_the_report(
+    corners: Path, folder: Path, tmp_path: Path
+) -> None:
+    old = tmp_path / "old"
+    built(folder, old, "crop.detector=corners", "crop.faces=each")
+    counted = {each["title"]: sum(each["kept"]) for each in facts.of_dataset(animesion.open_dataset(old))["histograms"]}
+    assert counted["sharpness: variance of the Laplacian"] == 24
+    noise(320, 240, 99).save(folder / "a" / "new.png")
+    again = built(folder, tmp_path / "new", "crop.detector=corners", "crop.faces=each", f"duplicates.against=['{old}']")
+    assert [row["reason"] for row in again if not row["kept"]] == ["published duplicate"] * 24
+    assert sum(row["kept"] for row in again) == 2
 
 
 def test_faces_are_the_same_whatever_the_number_of_workers(corners: Path, folder: Path, tmp_path: Path) -> None:

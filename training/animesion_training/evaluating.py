@@ -146,8 +146,10 @@ def check_classes(expected: tuple[str, ...], data: Data, what: str) -> None:
     raise UsageError(f"the classes of {data.path} are not those of {what}: it has {difference}")
 
 
-def write_report(folder: Path, evaluation: Evaluation, facts: dict[str, Any]) -> None:
-    """Write `evaluation.json`, `per_class.csv` and `confusions.csv` into a folder."""
+def write_report(
+    folder: Path, evaluation: Evaluation, facts: dict[str, Any], scores: Scores, data: Data, split: str
+) -> None:
+    """Write `evaluation.json`, `per_class.csv`, `confusions.csv` and `mistakes.csv` into a folder."""
     import json
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -155,3 +157,6 @@ def write_report(folder: Path, evaluation: Evaluation, facts: dict[str, Any]) ->
     write_atomic(folder / "evaluation.json", (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
     write_atomic(folder / "per_class.csv", evaluation_report.per_class_csv(evaluation).encode())
     write_atomic(folder / "confusions.csv", evaluation_report.confusions_csv(evaluation).encode())
+    mistakes = evaluation_report.mistakes_csv(scores, data.select(split).keys, data.classes)
+    # a file's name, which a key can be, is not always UTF-8
+    write_atomic(folder / "mistakes.csv", mistakes.encode("utf-8", "backslashreplace"))

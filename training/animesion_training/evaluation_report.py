@@ -11,7 +11,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from animesion_training.metrics import BandAccuracy, ClassResult, Confusion, Evaluation, Interval
+from animesion_training.scoring import Scores
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -50,6 +53,27 @@ def confusions_csv(evaluation: Evaluation) -> str:
     return _csv(
         [field.name for field in fields(Confusion)], [_cells(asdict(c).values()) for c in evaluation.confusions]
     )
+
+
+def mistakes_csv(scores: Scores, keys: Sequence[str], names: Sequence[str], most: int = 500) -> str:
+    """One line a picture that is taken for another class, the surest mistakes first.
+
+    Args:
+        scores: of a split.
+        keys: of its samples by index.
+        names: of the classes by id.
+        most: lines at most.
+    """
+    rows = scores.gathered()
+    wrong = np.flatnonzero(rows.predictions != rows.targets)
+    wrong = wrong[np.lexsort((rows.indices[wrong], -rows.confidences[wrong]))][:most]
+    header = ["key", "true_id", "true_name", "predicted_id", "predicted_name", "confidence"]
+    lines = []
+    for i in wrong.tolist():
+        truth, guess = int(rows.targets[i]), int(rows.predictions[i])
+        confidence = float(rows.confidences[i])
+        lines.append(_cells([keys[int(rows.indices[i])], truth, names[truth], guess, names[guess], confidence]))
+    return _csv(header, lines)
 
 
 def tables(evaluation: Evaluation, *, shown: int = 10) -> list[RenderableType]:

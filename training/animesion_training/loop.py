@@ -488,7 +488,7 @@ class _Trainer:
         complete = self.recipe.data.on_error == "raise"
         found = evaluating.judged(scores, self.data, split, self.counts, complete=complete)
         facts = {"data": self.data.path, "split": split, "weights": chosen.name, "epoch": self.best_epoch}
-        evaluating.write_report(self.out / "report", found, facts)
+        evaluating.write_report(self.out / "report", found, facts, scores, self.data, split)
         return found
 
     # -- keeping it --------------------------------------------------------------------------------------------------

@@ -1,0 +1,420 @@
+// A build: overview, classes, clusters of duplicates, dropped pictures, findings of an audit, decisions.
+
+const PAGE = 60;
+const CLUSTER_PAGE = 20;
+
+/** Where pictures and lists come from: the file itself, or the server that `animesion browse` runs. */
+function storeOf(data) {
+  const some = (items, offset, limit) => Promise.resolve({ total: items.length, items: items.slice(offset, offset + limit) });
+  if (!data.live) {
+    return {
+      source: (item) => (item.image >= 0 ? `data:image/webp;base64,${data.images[item.image]}` : ''),
+      samples: (label, offset, limit) => some((data.classes.samples || [])[label] || [], offset, limit),
+      clusters: (conflicts, offset, limit) => some(data.clusters.items.filter((each) => !conflicts || each.conflict), offset, limit),
+      drops: (reason, offset, limit) => some((data.drops.find((each) => each.reason === reason) || { items: [] }).items, offset, limit),
+    };
+  }
+  const ask = async (path, query) => {
+    const answer = await fetch(`api/${path}?${new URLSearchParams(query)}`);
+    if (!answer.ok) throw new Error((await answer.text()).slice(0, 300) || answer.statusText);
+    return answer.json();
+  };
+  return {
+    source: (item) => `api/picture/${encodeURIComponent(item.key)}`,
+    samples: (label, offset, limit) => ask(`classes/${label}`, { offset, limit }),
+    clusters: (conflicts, offset, limit) => ask('clusters', { conflicts: conflicts ? 1 : 0, offset, limit }),
+    drops: (reason, offset, limit) => ask('drops', { reason, offset, limit }),
+  };
+}
+
+// -- decisions ---------------------------------------------------------------------------------------------------------
+
+/** The token that may write: from the address that `animesion browse` printed, kept for this tab. */
+function writeToken() {
+  const given = /^#token=([\w-]+)$/.exec(location.hash);
+  try {
+    if (given) {
+      sessionStorage.setItem('token', given[1]);
+      history.replaceState(null, '', '#overview');
+    }
+    return sessionStorage.getItem('token') || '';
+  } catch {
+    return given ? given[1] : '';
+  }
+}
+
+const without = (sets, gone) => sets.map((each) => each.filter((key) => !gone.has(key))).filter((each) => each.length > 1);
+
+/** New decisions after a person did something with some pictures. */
+function decide(before, what, keys, label) {
+  const gone = new Set(keys);
+  const now = {
+    exclude: before.exclude.filter((key) => !gone.has(key)),
+    label: Object.fromEntries(Object.entries(before.label).filter(([key]) => !gone.has(key))),
+    same: before.same,
+    different: before.different,
+  };
+  if (what === 'exclude') now.exclude = [...now.exclude, ...keys];
+  if (what === 'label') Object.assign(now.label, Object.fromEntries(keys.map((key) => [key, label])));
+  if (what === 'same' || what === 'different') {
+    Object.assign(now, { exclude: before.exclude, label: before.label });
+    const split = (each) => [each.filter((key) => gone.has(key)), each.filter((key) => !gone.has(key))];
+    // what is said now holds; what an older set says of its other pictures stays
+    if (what === 'same') {
+      now.different = before.different.flatMap((each) => {
+        const [inside, outside] = split(each);
+        return inside.length > 1 ? inside.map((key) => [...outside, key]) : [each];
+      });
+    } else {
+      now.same = before.same.map((each) => (split(each)[0].length > 1 ? split(each)[1] : each));
+    }
+    now[what] = [...now[what], keys];
+    for (const name of ['same', 'different']) now[name] = now[name].filter((each) => each.length > 1);
+  }
+  if (what === 'forget') Object.assign(now, { same: without(before.same, gone), different: without(before.different, gone) });
+  return now;
+}
+
+function useDecisions(data) {
+  const [state, set] = useState({ decisions: data.decisions, revision: data.revision, said: '', chosen: new Set() });
+  if (!data.live) return null;
+  const token = data.token;
+  const save = async (decisions) => {
+    set((now) => ({ ...now, said: 'Saving…' }));
+    try {
+      const answer = await fetch('api/decisions', {
+        method: 'PUT',
+        headers: { 'Content-Type': 'application/json', 'X-Animesion-Token': token },
+        body: JSON.stringify({ decisions, revision: state.revision }),
+      });
+      const text = await answer.text();
+      if (!answer.ok) throw new Error(text || answer.statusText);
+      const { revision } = JSON.parse(text);
+      set((now) => ({ ...now, decisions, revision, said: `Saved to ${data.file}`, chosen: new Set() }));
+    } catch (error) {
+      set((now) => ({ ...now, said: `Not saved: ${error.message}` }));
+    }
+  };
+  return {
+    ...state,
+    writable: Boolean(token),
+    choose: (key) => set((now) => {
+      const chosen = new Set(now.chosen);
+      if (!chosen.delete(key)) chosen.add(key);
+      return { ...now, chosen };
+    }),
+    clear: () => set((now) => ({ ...now, chosen: new Set() })),
+    act: (what, keys, label) => save(decide(state.decisions, what, keys, label)),
+  };
+}
+
+/** What was decided about a picture, in a word. */
+function verdict(decisions, key) {
+  if (!decisions) return '';
+  if (decisions.exclude.includes(key)) return 'excluded';
+  if (Object.hasOwn(decisions.label, key)) return `→ ${decisions.label[key]}`;
+  if (decisions.same.some((each) => each.includes(key))) return 'same';
+  return decisions.different.some((each) => each.includes(key)) ? 'different' : '';
+}
+
+function Actions({ hand, names }) {
+  const [label, setLabel] = useState('');
+  const keys = [...hand.chosen];
+  const several = keys.length > 1;
+  const typed = useCallback((event) => {
+    if (event.target.matches('input, select, textarea') || event.ctrlKey || event.metaKey || event.altKey || !keys.length) return;
+    const meant = { x: 'exclude', s: several && 'same', d: several && 'different', u: 'forget' }[event.key];
+    if (event.key === 'Escape') hand.clear();
+    else if (meant && hand.writable) hand.act(meant, keys);
+  }, [hand]);
+  useLayoutEffect(() => {
+    addEventListener('keydown', typed);
+    return () => removeEventListener('keydown', typed);
+  }, [typed]);
+  if (!keys.length) return hand.said ? html`<div class="actions" role="status">${plain(hand.said)}</div>` : null;
+  if (!hand.writable) return html`<div class="actions" role="status">Open the address that animesion browse printed, with its token, to decide.</div>`;
+  return html`<div class="actions" role="toolbar" aria-label="Decide about the chosen pictures">
+    <strong>${thousands(keys.length)} chosen</strong>
+    <button onClick=${() => hand.act('exclude', keys)} title="x">Leave out</button>
+    <form onSubmit=${(event) => {
+      event.preventDefault();
+      if (label.trim()) hand.act('label', keys, label.trim());
+    }}><input list="labels" value=${label} maxlength="20000" onInput=${(event) => setLabel(event.target.value)} placeholder="right label" aria-label="Right label" />
+    <button disabled=${!label.trim()}>Label</button></form>
+    <button disabled=${!several} onClick=${() => hand.act('same', keys)} title="s">Same picture</button>
+    <button disabled=${!several} onClick=${() => hand.act('different', keys)} title="d">Different</button>
+    <button onClick=${() => hand.act('forget', keys)} title="u">Forget</button>
+    <button onClick=${hand.clear} title="Esc">Clear</button>
+    <span role="status">${plain(hand.said)}</span>
+    <datalist id="labels">${names.slice(0, 5000).map((name) => html`<option value=${name}></option>`)}</datalist>
+  </div>`;
+}
+
+// -- pictures ----------------------------------------------------------------------------------------------------------
+
+function Card({ item, store, hand, lines }) {
+  const source = store.source(item);
+  const decided = hand && verdict(hand.decisions, item.key);
+  const [broken, setBroken] = useState(false);
+  const picture = source && !broken
+    ? html`<img src=${source} alt=${plain(item.key)} loading="lazy" decoding="async" onError=${() => setBroken(true)} />`
+    : html`<span class="none">no picture</span>`;
+  const frame = hand
+    ? html`<button class="frame" aria-pressed=${hand.chosen.has(item.key)} aria-label=${`Choose ${plain(item.key)}`} onClick=${() => hand.choose(item.key)}>${picture}</button>`
+    : html`<span class="frame">${picture}</span>`;
+  return html`<li class=${`card${item.kept ? ' kept' : ''}${item.kept === false ? ' dropped' : ''}`} data-key=${item.key}>
+    ${frame}
+    ${decided ? html`<span class="badge"><${Name} text=${decided} /></span>` : null}
+    <span class="lines">${lines(item)}</span>
+  </li>`;
+}
+
+const Cards = ({ items, ...rest }) => html`<ul class="cards">${items.map((item) => html`<${Card} key=${item.key} item=${item} ...${rest} />`)}</ul>`;
+
+const Key = ({ item }) => (item.url
+  ? html`<a class="key" href=${item.url} target="_blank" rel="noopener noreferrer"><${Name} text=${item.key} /></a>`
+  : html`<span class="key"><${Name} text=${item.key} /></span>`);
+
+// -- overview ----------------------------------------------------------------------------------------------------------
+
+function Funnel({ data }) {
+  const rows = data.drops.filter((each) => each.count);
+  return html`<table class="funnel">
+    <caption>Where every picture went</caption>
+    <thead><tr><th scope="col">step</th><th scope="col" class="n">pictures</th><th scope="col">share</th><th scope="col">meaning</th></tr></thead>
+    <tbody>
+      <tr class="total"><th scope="row">seen</th><td class="n">${thousands(data.seen)}</td><td><${Bar} share=${1} tone="seen" /></td><td>listed by the source</td></tr>
+      ${rows.map((each) => html`<tr><th scope="row"><a href=${href('dropped', each.reason)}><${Name} text=${each.reason} /></a></th>
+        <td class="n">−${thousands(each.count)}</td><td><${Bar} share=${each.count / data.seen} tone="lost" /></td><td>${plain(each.meaning)}</td></tr>`)}
+      <tr class="total"><th scope="row">kept</th><td class="n">${thousands(data.kept)}</td><td><${Bar} share=${data.kept / data.seen} tone="held" /></td><td>in ${thousands(data.classes.names.length)} classes</td></tr>
+    </tbody>
+  </table>`;
+}
+
+function Tail({ data, totals }) {
+  const series = useMemo(() => {
+    const sizes = totals.filter((n) => n > 0).sort((a, b) => b - a);
+    return { x: sizes.map((_, i) => i + 1), series: [{ label: 'pictures', values: sizes, tone: 'accent' }], top: sizes[0] || 1 };
+  }, [totals]);
+  const bands = data.bands;
+  const shade = (plot) => {
+    const { ctx, bbox } = plot;
+    const y = (value) => Math.min(bbox.top + bbox.height, Math.max(bbox.top, plot.valToPos(value, 'y', true)));
+    const edges = [[bands.many_above, Infinity, 'many'], [bands.few_below, bands.many_above, 'medium'], [0, bands.few_below, 'few']];
+    ctx.save();
+    for (const [low, high, name] of edges) {
+      const top = high === Infinity ? bbox.top : y(high);
+      const bottom = low ? y(low) : bbox.top + bbox.height;
+      ctx.fillStyle = colour(`band-${name}`);
+      ctx.fillRect(bbox.left, top, bbox.width, Math.max(0, bottom - top));
+      if (bottom - top > 18 * devicePixelRatio) {
+        ctx.fillStyle = colour('soft');
+        ctx.font = `${11 * devicePixelRatio}px system-ui, sans-serif`;
+        ctx.textAlign = 'right';
+        ctx.fillText(name, bbox.left + bbox.width - 6 * devicePixelRatio, top + 14 * devicePixelRatio);
+      }
+    }
+    ctx.restore();
+  };
+  const tail = data.tail;
+  return html`<section aria-label="Long tail"><h2>Long tail</h2>
+    ${tail ? html`<${Figures} of=${[
+      ['Gini coefficient', tail.gini.toFixed(4)], ['largest over smallest class', thousands(Math.round(tail.imbalance_factor * 10) / 10)],
+      ['median class', thousands(tail.median)], ['as diverse as so many equal classes', thousands(Math.round(tail.effective_classes))]]} />` : null}
+    <${Curves} ...${series} xLabel="rank of the class" yLabel="pictures in the class" logX=${series.x.length > 20} logY shade=${shade}
+      range=${() => [1, Math.max(bands.many_above * 2, series.top * 1.2)]} label="Pictures by rank of the class" />
+    <p class="quiet">Bands by training pictures: ${['many', 'medium', 'few'].filter((name) => data.train_bands[name]).map((name) => `${name} ${thousands(data.train_bands[name].classes)} classes, ${thousands(data.train_bands[name].images)} pictures`).join('; ')}.
+      Many is above ${bands.many_above}, few is below ${bands.few_below}.</p>
+  </section>`;
+}
+
+function Balance({ data, totals }) {
+  const all = data.kept || 1;
+  const rows = data.splits.map((split) => {
+    const counts = data.classes.counts[split.name];
+    const share = split.samples / all;
+    const without = counts.filter((n, i) => !n && totals[i]).length;
+    // half the summed distance between the classes' shares of the split and of the whole: 0 is perfect balance
+    const distance = split.samples ? counts.reduce((sum, n, i) => sum + Math.abs(n / split.samples - totals[i] / all), 0) / 2 : null;
+    return { ...split, share, without, distance };
+  });
+  return html`<section aria-label="Splits"><h2>Splits</h2>
+    <div class="wide"><table class="splits"><thead><tr><th scope="col">split</th><th scope="col" class="n">pictures</th><th scope="col">share</th><th scope="col" class="n">classes without</th><th scope="col" class="n" title="Half the summed distance between the shares of the classes in the split and in the whole">imbalance</th><th scope="col" class="n">size</th></tr></thead>
+    <tbody>${rows.map((row) => html`<tr><th scope="row">${row.name}</th><td class="n">${thousands(row.samples)}</td><td><${Bar} share=${row.share} tone="held" /> ${percent(row.share)}</td>
+      <td class="n">${thousands(row.without)}</td><td class="n">${percent(row.distance)}</td><td class="n">${size(row.bytes)}</td></tr>`)}</tbody></table></div>
+    <p class="quiet">Strategy: ${plain(data.strategy)}. Imbalance is the share of a split's pictures that would have to change class for the split to be like the whole.</p>
+  </section>`;
+}
+
+function Overview({ data, totals }) {
+  return html`<div class="overview">
+    <p><${Name} text=${data.summary} /></p>
+    <${Figures} of=${[['pictures', thousands(data.kept)], ['classes', thousands(data.classes.names.length)], ['seen', thousands(data.seen)], ['fetched', thousands(data.fetched)],
+      ['duplicate clusters', thousands(data.clusters.total)], ['source', plain(data.source)], ['licence', plain(data.licence)], ['recipe', data.recipe.slice(0, 12)]]} />
+    <section aria-label="Funnel"><${Funnel} data=${data} /></section>
+    <${Tail} data=${data} totals=${totals} />
+    <${Balance} data=${data} totals=${totals} />
+    ${data.histograms.length ? html`<section aria-label="Quality"><h2>Quality</h2><p class="quiet"><span class="dot kept"></span> kept <span class="dot dropped"></span> dropped</p>
+      <div class="histograms">${data.histograms.map((each) => html`<${Histogram} ...${each} />`)}</div></section>` : null}
+    ${data.notes.length ? html`<section aria-label="Notes"><h2>Notes</h2><ul>${data.notes.map((note) => html`<li><${Name} text=${note} /></li>`)}</ul></section>` : null}
+  </div>`;
+}
+
+// -- classes -----------------------------------------------------------------------------------------------------------
+
+function Classes({ data, totals, store, hand, chosen }) {
+  const { names, counts } = data.classes;
+  const [query, setQuery] = useState('');
+  const [order, setOrder] = useState({ by: 'total', up: false });
+  const search = useRef();
+  const splits = data.splits.map((each) => each.name);
+  const folded = useMemo(() => names.map((name) => name.normalize('NFKC').toLowerCase()), [names]);
+  const value = (by) => (by === 'id' ? (i) => i : by === 'total' ? (i) => totals[i] : (i) => counts[by][i]);
+  const rows = useMemo(() => {
+    const wanted = query.normalize('NFKC').toLowerCase().trim();
+    const found = [];
+    folded.forEach((name, i) => {
+      if (!wanted || name.includes(wanted) || String(i) === wanted) found.push(i);
+    });
+    const of = value(order.by);
+    const compare = order.by === 'name' ? (a, b) => (names[a] < names[b] ? -1 : names[a] > names[b] ? 1 : 0) : (a, b) => of(a) - of(b);
+    found.sort((a, b) => (order.up ? compare(a, b) : compare(b, a)) || a - b);
+    return found;
+  }, [query, order, names]);
+  useEffect(() => {
+    const typed = (event) => {
+      if (event.key === '/' && !event.target.matches('input, textarea, select')) {
+        search.current.focus();
+        event.preventDefault();
+      }
+    };
+    addEventListener('keydown', typed);
+    return () => removeEventListener('keydown', typed);
+  }, []);
+  const sort = { order, setOrder, rising: ['name', 'id'] };
+  const id = chosen === undefined || !(Number(chosen) in names) ? null : Number(chosen);
+  return html`<div class=${`classes${id === null ? '' : ' open'}`}>
+    <div class="table">
+      <label class="search">Search <input ref=${search} type="search" value=${query} onInput=${(event) => setQuery(event.target.value)} placeholder="name or id (press /)" /></label>
+      <p class="quiet" role="status">${thousands(rows.length)} of ${thousands(names.length)} classes</p>
+      <div class="row head" role="group" aria-label="Sort by"><${Sort} ...${sort} by="id">id<//><${Sort} ...${sort} by="name">class<//><${Sort} ...${sort} by="total">all<//>${splits.map((split) => html`<${Sort} ...${sort} by=${split}>${split}<//>`)}</div>
+      <${LongList} count=${rows.length} height=${34} label="Classes" columns="" chosen=${(i) => rows[i] === id} open=${(i) => { location.hash = href('classes', rows[i]); }}
+        row=${(i) => html`<span role="gridcell" class="n quiet">${rows[i]}</span><span role="gridcell"><${Name} text=${names[rows[i]]} /></span><span role="gridcell" class="n">${thousands(totals[rows[i]])}</span>
+          ${splits.map((split) => html`<span role="gridcell" class="n quiet">${thousands(counts[split][rows[i]])}</span>`)}`} />
+    </div>
+    ${id === null ? html`<p class="quiet hint">Choose a class to see its pictures.</p>` : html`<${Class} key=${id} ...${{ data, totals, store, hand, id, splits }} />`}
+  </div>`;
+}
+
+function Class({ data, totals, store, hand, id, splits }) {
+  const [offset, go] = useState(0);
+  const { value, error } = useAsked(() => store.samples(id, offset, PAGE), [id, offset]);
+  return html`<section class="detail" aria-label="Class">
+    <a class="back" href="#classes">All classes</a>
+    <h2><${Name} text=${data.classes.names[id]} /></h2>
+    <p class="quiet">class ${id}: ${thousands(totals[id])} pictures, ${splits.map((split) => `${thousands(data.classes.counts[split][id])} ${split}`).join(', ')}</p>
+    ${error ? html`<p role="alert">${plain(error)}</p>` : null}
+    ${value ? html`<${Cards} items=${value.items} store=${store} hand=${hand} lines=${(item) => html`<${Key} item=${item} /><span class="quiet">${item.split}</span>`} />
+      <${Pager} offset=${offset} limit=${PAGE} total=${value.total} go=${go} />
+      ${!data.live && value.total < totals[id] ? html`<p class="quiet">${thousands(value.total)} of ${thousands(totals[id])} are in this file. animesion browse shows all.</p>` : null}` : html`<p class="quiet">Loading…</p>`}
+  </section>`;
+}
+
+// -- clusters ----------------------------------------------------------------------------------------------------------
+
+function Clusters({ data, store, hand }) {
+  const [conflicts, setConflicts] = useState(false);
+  const [offset, go] = useState(0);
+  const { value, error } = useAsked(() => store.clusters(conflicts, offset, CLUSTER_PAGE), [conflicts, offset]);
+  return html`<div>
+    <h2>Duplicate clusters</h2>
+    <p>${thousands(data.clusters.total)} clusters of pictures that are the same; ${thousands(data.clusters.conflicts)} stand under several labels.</p>
+    <label class="check"><input type="checkbox" checked=${conflicts} onChange=${(event) => { setConflicts(event.target.checked); go(0); }} /> only those under several labels</label>
+    ${error ? html`<p role="alert">${plain(error)}</p>` : null}
+    ${value ? value.items.map((each) => html`<article class="cluster" key=${each.name} data-cluster=${each.name}>
+      <h3><${Name} text=${each.name} />${each.conflict ? html` <span class="tag">several labels</span>` : null}</h3>
+      ${hand && hand.writable ? html`<p class="decide">
+        <button onClick=${() => hand.act('same', each.members.map((item) => item.key))}>All the same</button>
+        <button onClick=${() => hand.act('different', each.members.map((item) => item.key))}>All different</button></p>` : null}
+      <${Cards} items=${each.members} store=${store} hand=${hand} lines=${(item) => html`<${Key} item=${item} /><${Name} text=${item.label} />
+        <span class="quiet">${item.width}×${item.height}, ${size(item.bytes)}</span>
+        ${item.kept ? html`<strong class="good">kept: ${item.split}</strong>` : html`<span class="bad"><${Name} text=${item.reason} />${item.keeper ? html`, keeper <${Name} text=${item.keeper} />` : null}</span>`}
+        ${item.detail ? html`<${Name} quiet text=${item.detail} />` : null}`} />
+      ${each.more ? html`<p class="quiet">and ${thousands(each.more)} more</p>` : null}
+    </article>`) : html`<p class="quiet">Loading…</p>`}
+    ${value ? html`<${Pager} offset=${offset} limit=${CLUSTER_PAGE} total=${value.total} go=${(to) => { go(to); scrollTo(0, 0); }} />
+      ${!data.live && !conflicts && value.total < data.clusters.total ? html`<p class="quiet">${thousands(value.total)} of ${thousands(data.clusters.total)} clusters are in this file. animesion browse shows all.</p>` : null}` : null}
+  </div>`;
+}
+
+// -- dropped, audit ----------------------------------------------------------------------------------------------------
+
+function Dropped({ data, store, hand, reason }) {
+  const reasons = data.drops.filter((each) => each.count);
+  const now = reasons.find((each) => each.reason === reason) || reasons[0];
+  if (!now) return html`<p>Nothing was dropped.</p>`;
+  return html`<div>
+    <h2>Dropped pictures</h2>
+    <nav class="reasons" aria-label="Reasons">${reasons.map((each) => html`<a href=${href('dropped', each.reason)} aria-current=${each === now ? 'true' : undefined}><${Name} text=${each.reason} /> <span class="quiet">${thousands(each.count)}</span></a>`)}</nav>
+    <${Reason} key=${now.reason} data=${data} store=${store} hand=${hand} now=${now} />
+  </div>`;
+}
+
+function Reason({ data, store, hand, now }) {
+  const [offset, go] = useState(0);
+  const { value, error } = useAsked(() => store.drops(now.reason, offset, PAGE), [now.reason, offset]);
+  return html`<p><strong>${thousands(now.count)}</strong> pictures: ${plain(now.meaning)}.</p>
+    ${error ? html`<p role="alert">${plain(error)}</p>` : null}
+    ${value ? html`<${Cards} items=${value.items} store=${store} hand=${hand} lines=${(item) => html`<${Key} item=${item} /><${Name} text=${item.label} />
+      ${item.detail ? html`<${Name} quiet text=${item.detail} />` : null}${item.keeper ? html`<span class="quiet">keeper <${Name} text=${item.keeper} /></span>` : null}
+      <${Name} quiet text=${item.source_id} />`} />
+      <${Pager} offset=${offset} limit=${PAGE} total=${value.total} go=${go} />
+      ${!data.live && value.total < now.count ? html`<p class="quiet">${thousands(value.total)} of ${thousands(now.count)} are in this file. animesion browse shows all.</p>` : null}` : html`<p class="quiet">Loading…</p>`}`;
+}
+
+function Audit({ audit, store, hand, live }) {
+  return html`<div><h2>Labels to look at</h2>
+    <p>${thousands(audit.total)} findings of animesion audit${audit.model ? html` with <${Name} text=${audit.model} />` : null}, the most doubtful first. Nothing was dropped for them.</p>
+    ${live ? html`<${Cards} items=${audit.items} store=${store} hand=${hand} lines=${(item) => html`<${Key} item=${item} /><${Name} text=${item.label} />
+      <span>${item.suggested ? html`looks like <${Name} text=${item.suggested} />` : 'far from its class'}</span><span class="quiet">${item.score}</span>`} />` : html`<div class="wide"><table>
+      <thead><tr><th scope="col">picture</th><th scope="col">label</th><th scope="col">looks like</th><th scope="col" class="n">score</th></tr></thead>
+      <tbody>${audit.items.map((each) => html`<tr><td><${Name} text=${each.key} /></td><td><${Name} text=${each.label} /></td><td><${Name} text=${each.suggested || 'far from its class'} /></td><td class="n">${each.score}</td></tr>`)}</tbody></table></div>`}
+  </div>`;
+}
+
+function Decided({ data, hand }) {
+  const { decisions } = hand;
+  const empty = !decisions.exclude.length && !Object.keys(decisions.label).length && !decisions.same.length && !decisions.different.length;
+  const Row = ({ what, keys, more }) => html`<tr><td>${what}</td><td>${keys.map((key) => html`<${Name} text=${key} /> `)}</td><td>${more ? html`<${Name} text=${more} />` : null}</td>
+    <td><button disabled=${!hand.writable} onClick=${() => hand.act('forget', keys)}>Forget</button></td></tr>`;
+  return html`<div><h2>Decisions</h2>
+    <p>Kept in <${Name} text=${data.file} />. The next build applies them with <code>--set curate.decisions=FILE --replace</code>.</p>
+    ${empty ? html`<p class="quiet">Nothing is decided yet: choose pictures in classes, clusters or drops.</p>` : html`<div class="wide"><table>
+      <thead><tr><th scope="col">what</th><th scope="col">pictures</th><th scope="col">label</th><th scope="col">take back</th></tr></thead><tbody>
+      ${decisions.exclude.map((key) => html`<${Row} what="leave out" keys=${[key]} />`)}
+      ${Object.entries(decisions.label).map(([key, label]) => html`<${Row} what="label" keys=${[key]} more=${label} />`)}
+      ${decisions.same.map((keys) => html`<${Row} what="same" keys=${keys} />`)}
+      ${decisions.different.map((keys) => html`<${Row} what="different" keys=${keys} />`)}</tbody></table></div>`}
+    <p role="status">${plain(hand.said)}</p>
+  </div>`;
+}
+
+function Dataset({ data, at }) {
+  const store = useMemo(() => storeOf(data), []);
+  const hand = useDecisions(data);
+  const totals = useMemo(() => data.classes.names.map((_, i) => data.splits.reduce((sum, split) => sum + data.classes.counts[split.name][i], 0)), []);
+  const common = { data, totals, store, hand };
+  const view = {
+    classes: () => html`<${Classes} ...${common} chosen=${at[1]} />`,
+    clusters: () => html`<${Clusters} ...${common} />`,
+    dropped: () => html`<${Dropped} ...${common} reason=${at[1]} />`,
+    audit: () => data.audit && html`<${Audit} audit=${data.audit} store=${store} hand=${hand} live=${data.live} />`,
+    decisions: () => hand && html`<${Decided} data=${data} hand=${hand} />`,
+  }[at[0]];
+  return html`<${Guard} key=${at[0]}>${(view && view()) || html`<${Overview} ...${common} />`}<//>${hand ? html`<${Actions} hand=${hand} names=${data.classes.names} />` : null}`;
+}
+
+const datasetTabs = (data) => [
+  ['overview', 'Overview'], ['classes', `Classes`], ['clusters', 'Clusters'], ['dropped', 'Dropped'],
+  ...(data.audit ? [['audit', 'Audit']] : []), ...(data.live ? [['decisions', 'Decisions']] : []),
+];

@@ -1,0 +1,44 @@
+// The frame around a view: title, tabs, theme. Starts the page.
+
+const THEMES = ['auto', 'light', 'dark'];
+
+function remembered() {
+  try {
+    const theme = localStorage.getItem('animesion-theme');
+    return THEMES.includes(theme) ? theme : 'auto';
+  } catch {
+    return 'auto';
+  }
+}
+
+function Theme() {
+  const [theme, set] = useState(remembered());
+  useLayoutEffect(() => {
+    document.documentElement.dataset.theme = theme;
+    dispatchEvent(new Event('theme'));
+    try {
+      localStorage.setItem('animesion-theme', theme);
+    } catch {
+      // a page that is opened from disk may have no storage
+    }
+  }, [theme]);
+  return html`<button class="theme" onClick=${() => set(THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length])} title="Light, dark or as the system">Theme: ${theme}</button>`;
+}
+
+function App({ data }) {
+  const at = useRoute();
+  const tabs = data.kind === 'run' ? runTabs(data) : datasetTabs(data);
+  const now = tabs.some(([name]) => name === at[0]) ? at[0] : 'overview';
+  return html`<header>
+      <div class="title"><h1><${Name} text=${data.title} /></h1><${Theme} /></div>
+      <nav class="tabs" aria-label="Views">${tabs.map(([name, text]) => html`<a href=${href(name)} aria-current=${name === now ? 'page' : undefined}>${text}</a>`)}</nav>
+    </header>
+    <main tabindex="-1">${data.kind === 'run' ? html`<${Run} data=${data} at=${[now, ...at.slice(1)]} />` : html`<${Dataset} data=${data} at=${[now, ...at.slice(1)]} />`}</main>`;
+}
+
+const data = JSON.parse(document.getElementById('data').textContent);
+if (data.live) data.token = writeToken();
+document.documentElement.dataset.theme = remembered();
+const root = document.getElementById('app');
+root.textContent = '';
+preact.render(html`<${App} data=${data} />`, root);

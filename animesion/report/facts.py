@@ -1,0 +1,350 @@
+"""What the page of a build shows, collected from its tables: funnel, classes, clusters, drops, histograms, findings.
+
+Plain dicts and lists, ready for JSON, the same for equal builds. Counts are of everything; of the lists and pictures
+only so many are taken that the page stays small. `animesion browse` has the rest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from animesion import longtail, records, splits
+from animesion.dataset import Dataset
+from animesion.errors import UsageError
+from animesion.report.pictures import Album, Pictures
+
+#: Bytes of thumbnails on a page, before base64 makes them a third larger: of classes, then clusters, then drops.
+SAMPLE_BYTES, CLUSTER_BYTES, DROP_BYTES = 6_000_000, 1_500_000, 500_000
+
+#: What a page lists at most.
+CLASS_SAMPLES, CLUSTERS, MEMBERS, DROPS, DROP_PICTURES, FINDINGS = 12, 300, 12, 100, 24, 500
+
+#: Longer texts are cut: a name of 10,000 letters is nobody's to read.
+MOST_TEXT = 500
+
+_BINS = 32
+_MOST_AUDIT = 200_000_000
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A column that is shown as a histogram.
+
+    Attributes:
+        title: what it is, with its unit.
+        log: on a logarithmic axis.
+        least: values below are of pictures that were not measured.
+    """
+
+    title: str
+    log: bool = False
+    least: float = 0.0
+
+
+#: Numeric columns of `features/part-*.parquet` that are worth a histogram, where a build has them.
+MEASURES = {
+    "face_score": Measure("score of the best face box", least=1e-9),
+    "jpeg_quality": Measure("quality that the JPEG was written with, 1 to 100", least=1),
+    "sharpness": Measure("sharpness: variance of the Laplacian", log=True),
+    "light": Measure("light: grey level that 99% of the pixels do not exceed"),
+    "dark": Measure("dark: grey level that 95% of the pixels reach"),
+    "contrast": Measure("contrast: standard deviation of the grey levels"),
+    "chroma": Measure("chroma: deviation of the colours"),
+    "border": Measure("share that plain borders take"),
+    "panels": Measure("parts that plain gutters cut it into"),
+    "lines": Measure("rows that look like a line of text"),
+}
+
+
+def of_dataset(dataset: Dataset, audit: Path | None = None) -> dict[str, Any]:
+    """Everything that the page of a build shows.
+
+    Args:
+        dataset: the build.
+        audit: `audit.json` of `animesion audit`, if there is one to show.
+
+    Raises:
+        UsageError: a table is missing or damaged.
+    """
+    pictures, album = Pictures(dataset), Album()
+    found = overview(dataset, pictures.rows, audit)
+    found["classes"]["samples"] = _samples(pictures, album)
+    shown = sorted(clusters(pictures.rows), key=lambda each: each["rank"])[:CLUSTERS]
+    until = album.used + CLUSTER_BYTES
+    for each in shown:
+        for member in each["members"][:MEMBERS]:
+            member["image"] = album.add(pictures.thumbnail(pictures.rows[member["row"]]), until)
+        each["more"] = max(0, len(each["members"]) - MEMBERS)
+        each["members"] = [_without_row(member) for member in each["members"][:MEMBERS]]
+        del each["rank"]
+    found["clusters"]["items"] = shown
+    until = album.used + DROP_BYTES
+    for reason in found["drops"]:
+        listed = dropped(pictures.rows, reason["reason"])
+        listed.sort(key=lambda item: splits.hashed_order(0, item["key"]))
+        for item in listed[:DROP_PICTURES]:
+            item["image"] = album.add(pictures.thumbnail(pictures.rows[item["row"]]), until)
+        reason["items"] = [_without_row(item) for item in listed[:DROPS]]
+    found["images"] = album.images
+    return found
+
+
+def overview(dataset: Dataset, rows: Sequence[Mapping[str, Any]], audit: Path | None = None) -> dict[str, Any]:
+    """What the page shows besides pictures and the lists of clusters and drops.
+
+    Args:
+        dataset: the build.
+        rows: of `Pictures.rows`.
+        audit: `audit.json` of `animesion audit`, if there is one to show.
+
+    Raises:
+        UsageError: a table or the audit is missing or damaged.
+    """
+    told = _told(dataset.path / "dataset.json")
+    counts = {name: [info.counts.get(name, 0) for info in dataset.classes] for name in dataset.splits}
+    totals = [info.total for info in dataset.classes]
+    recipe = dataset.recipe
+    reasons = [
+        {"reason": clip(name), "count": count, "meaning": clip(records.REASONS.get(name, ""))}
+        for name, count in dataset.dropped.items()
+    ]
+    several = Counter(row["cluster"] for row in rows if row["cluster"])
+    return {
+        "kind": "dataset",
+        "name": dataset.name,
+        "title": clip(recipe.card.title or dataset.name),
+        "summary": clip(recipe.card.summary or recipe.summary),
+        "licence": clip(recipe.card.licence),
+        "recipe": clip(told["recipe"]),
+        "source": clip(recipe.source.kind),
+        "strategy": clip(dataset.split_strategy),
+        "seen": dataset.seen,
+        "fetched": told["fetched"],
+        "kept": dataset.kept,
+        "notes": told["notes"],
+        "drops": reasons,
+        "splits": [
+            {"name": split.name, "samples": split.samples, "bytes": split.bytes} for split in dataset.splits.values()
+        ],
+        "bands": {"many_above": longtail.MANY_ABOVE, "few_below": longtail.FEW_BELOW},
+        "tail": longtail.describe(totals, shown=1).to_dict() if totals else None,
+        "train_bands": _bands(counts.get("train", [])),
+        "classes": {"names": [clip(info.name) for info in dataset.classes], "counts": counts},
+        "clusters": {"total": sum(size > 1 for size in several.values()), "conflicts": told["conflicts"]},
+        "histograms": histograms(dataset, rows),
+        "audit": _audit(audit),
+    }
+
+
+def item(rows: Sequence[Mapping[str, Any]], i: int) -> dict[str, Any]:
+    """A picture as the page lists it; `row` is its place in the table."""
+    row = rows[i]
+    url = row["page_url"] if row["page_url"].startswith(("https://", "http://")) else ""
+    return {
+        "row": i,
+        "key": row["key"],
+        "label": clip(row["label"]),
+        "split": row["split"],
+        "kept": row["kept"],
+        "reason": row["reason"],
+        "detail": clip(row["detail"]),
+        "keeper": row["keeper"],
+        "cluster": row["cluster"],
+        "width": row["width"],
+        "height": row["height"],
+        "bytes": row["bytes"],
+        "source_id": clip(row["source_id"]),
+        "url": url if len(url) <= MOST_TEXT else "",
+        "image": -1,
+    }
+
+
+def clusters(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Every cluster of duplicates: its name, its members with those kept first, and its `rank` on the page.
+
+    Clusters under several labels come first, then the largest.
+    """
+    members: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        if row["cluster"]:
+            members.setdefault(row["cluster"], []).append(i)
+    found = []
+    for name, together in members.items():
+        if len(together) < 2:
+            continue
+        together.sort(key=lambda i: (not rows[i]["kept"], rows[i]["key"]))
+        conflict = len({rows[i]["label"] for i in together}) > 1
+        listed = [item(rows, i) for i in together]
+        rank = [not conflict, -len(together), name]
+        found.append({"name": name, "conflict": conflict, "members": listed, "rank": rank})
+    return found
+
+
+def dropped(rows: Sequence[Mapping[str, Any]], reason: str) -> list[dict[str, Any]]:
+    """Every picture that was dropped for a reason, in the order of the keys."""
+    return [item(rows, i) for i, row in enumerate(rows) if not row["kept"] and row["reason"] == reason]
+
+
+def members(rows: Sequence[Mapping[str, Any]], classes: int) -> list[list[int]]:
+    """Rows of the kept pictures of each class, in an order that shows a fair choice first."""
+    of_class: list[list[int]] = [[] for _ in range(classes)]
+    for i, row in enumerate(rows):
+        if row["kept"] and 0 <= row["class_id"] < classes:
+            of_class[row["class_id"]].append(i)
+    for together in of_class:
+        together.sort(key=lambda i: splits.hashed_order(0, rows[i]["key"]))
+    return of_class
+
+
+def clip(text: str) -> str:
+    """Text that is short enough to be shown."""
+    return text if len(text) <= MOST_TEXT else text[: MOST_TEXT - 1] + "…"
+
+
+def histograms(dataset: Dataset, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Histograms of sizes, and of what the build measured of each picture, for kept and for dropped pictures."""
+    seen = [row for row in rows if row["width"] > 0 and row["height"] > 0]
+    kept = np.array([row["kept"] for row in seen], dtype=bool)
+    width, height = (np.array([row[name] for row in seen], dtype=np.float64) for name in ("width", "height"))
+    bytes_ = np.array([row["bytes"] for row in seen], dtype=np.float64)
+    found = [
+        _histogram("short side in pixels", np.minimum(width, height), kept, log=True),
+        _histogram("long side over short side", np.maximum(width, height) / np.minimum(width, height), kept),
+        _histogram("size of the file in bytes", bytes_, kept, log=True),
+    ]
+    verdict = {row["key"]: row["kept"] for row in rows}
+    for name, (keys, values) in _measured(dataset.path / "features").items():
+        measure = MEASURES[name]
+        chosen = values >= measure.least
+        of = np.array([verdict.get(key, False) for key in keys], dtype=bool)
+        found.append(_histogram(measure.title, values[chosen], of[chosen], log=measure.log))
+    return [each for each in found if each]
+
+
+def audit_of(path: Path) -> Path | None:
+    """The audit that lies beside a dataset, if there is one."""
+    found = path / "audit" / "audit.json"
+    return found if found.is_file() else None
+
+
+def _samples(pictures: Pictures, album: Album) -> list[list[dict[str, Any]]]:
+    """A few pictures of each class: the first of every class before the second of any."""
+    of_class = members(pictures.rows, len(pictures.dataset.classes))
+    chosen: list[list[dict[str, Any]]] = [[] for _ in of_class]
+    for turn in range(CLASS_SAMPLES):
+        for label, together in enumerate(of_class):
+            if turn >= len(together):
+                continue
+            row = pictures.rows[together[turn]]
+            place = album.add(pictures.thumbnail(row), SAMPLE_BYTES)
+            if place == -2:
+                return chosen
+            chosen[label].append({"key": row["key"], "split": row["split"], "image": place})
+    return chosen
+
+
+def _without_row(item: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in item.items() if name != "row"}
+
+
+def _told(path: Path) -> dict[str, Any]:
+    """What `dataset.json` says besides what `Dataset` reads; anything can stand there."""
+    try:
+        facts = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        facts = {}
+    facts = facts if isinstance(facts, dict) else {}
+    funnel = facts.get("funnel")
+    fetched = funnel.get("fetched") if isinstance(funnel, dict) else None
+    notes = facts.get("notes")
+    return {
+        "recipe": facts["recipe"] if isinstance(facts.get("recipe"), str) else "",
+        "fetched": fetched if isinstance(fetched, int) else None,
+        "conflicts": facts["label_conflicts"] if isinstance(facts.get("label_conflicts"), int) else 0,
+        "notes": [clip(note) for note in notes if isinstance(note, str)][:FINDINGS] if isinstance(notes, list) else [],
+    }
+
+
+def _bands(counts: Sequence[int]) -> dict[str, dict[str, int]]:
+    if not counts:
+        return {}
+    return {
+        name: {"classes": band.classes, "images": band.images} for name, band in vars(longtail.bands(counts)).items()
+    }
+
+
+def _measured(folder: Path) -> dict[str, tuple[list[str], npt.NDArray[np.float64]]]:
+    """Keys and values of the columns of `MEASURES` that all parts have; nothing where `features/` is gone."""
+    paths = sorted(folder.glob("part-*.parquet"))
+    try:
+        there = [set(pq.read_schema(path).names) for path in paths]
+        names = [name for name in MEASURES if there and all(name in each for each in there)]
+        if not names:
+            return {}
+        table = pa.concat_tables([pq.read_table(path, columns=["key", "face", *names]) for path in paths])
+        found = {}
+        for name in names:
+            rows = table.filter(table[name].is_valid())
+            values = rows[name].cast(pa.float64()).to_numpy()
+            finite = np.isfinite(values)
+            keys = map(records.sample_key, rows["key"].to_pylist(), rows["face"].to_pylist())
+            found[name] = ([key for key, good in zip(keys, finite, strict=True) if good], values[finite])
+        return found
+    except (pa.ArrowException, OSError, KeyError, ValueError):
+        raise UsageError(f"{folder} is damaged: delete it, or run `animesion build` again") from None
+
+
+def _histogram(
+    title: str, values: npt.NDArray[np.float64], kept: npt.NDArray[np.bool_], *, log: bool = False
+) -> dict[str, Any] | None:
+    """Counts between edges, those of 0 on a logarithmic axis in the first bin; None when there is nothing to count."""
+    if not len(values):
+        return None
+    low, high = float(values.min()), float(values.max())
+    if log:
+        low = max(low, min((float(v) for v in values[values > 0]), default=1.0))
+        high = max(high, low)
+    if low == high:
+        edges = np.array([low, low + 1.0])
+    elif log:
+        edges = np.geomspace(low, high, _BINS + 1)
+    else:
+        edges = np.linspace(low, high, _BINS + 1)
+    inside = np.clip(values, edges[0], edges[-1])
+    of_kept, of_dropped = (np.histogram(inside[chosen], edges)[0].tolist() for chosen in (kept, ~kept))
+    shown = [float(f"{edge:.6g}") for edge in edges]
+    return {"title": title, "log": log, "edges": shown, "kept": of_kept, "dropped": of_dropped}
+
+
+def _audit(path: Path | None) -> dict[str, Any] | None:
+    """The findings of `animesion audit`.
+
+    Raises:
+        UsageError: it is no such file.
+    """
+    if path is None:
+        return None
+    try:
+        if path.stat().st_size > _MOST_AUDIT:
+            raise ValueError
+        content = json.loads(path.read_bytes())
+        findings = [
+            {name: clip(str(each[name])) for name in ("key", "split", "label", "kind", "suggested", "nearest")}
+            | {"score": round(float(each["score"]), 4)}
+            for each in content["findings"][:FINDINGS]
+        ]
+        return {"total": len(content["findings"]), "model": clip(str(content.get("model", ""))), "items": findings}
+    except OSError as error:
+        raise UsageError(f"cannot read the audit {path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UsageError(f"{path} is no audit.json of `animesion audit`: give that, or leave --audit out") from None

@@ -1,0 +1,245 @@
+"""The report served from this machine to itself, with everything in reach: any class, cluster, drop and picture.
+
+What a person decides is saved as a file of `animesion.decisions`. Other pages in the browser are kept out: only
+requests that name 127.0.0.1 or localhost as their host are answered, and only those with the token of the start may
+write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import hmac
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from animesion import settings
+from animesion.dataset import Dataset
+from animesion.decisions import MOST_BYTES, Decisions
+from animesion.decisions import read as read_decisions
+from animesion.errors import AnimesionError
+from animesion.report import facts, page
+from animesion.report.pictures import Pictures
+from animesion.workspace import write_atomic
+
+#: Longest side of a picture that is served, in pixels.
+SIDE = 192
+
+#: Most items of one answer.
+MOST_ITEMS = 200
+
+TOKEN_HEADER = "X-Animesion-Token"
+_FOREIGN = {"cross-site", "same-site"}
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Browser:
+    """A built dataset and the decisions about it.
+
+    Args:
+        dataset: what is shown.
+        file: where decisions are read from and written to; it need not be there.
+        audit: `audit.json` of `animesion audit`, if there is one to show.
+
+    Raises:
+        UsageError: a table, the audit or the file of decisions is damaged.
+    """
+
+    def __init__(self, dataset: Dataset, file: Path, audit: Path | None = None) -> None:
+        self.dataset = dataset
+        self.file = file
+        self.pictures = Pictures(dataset)
+        self.overview = facts.overview(dataset, self.pictures.rows, audit)
+        if self.overview["audit"]:
+            for each in self.overview["audit"]["items"]:
+                place = self.pictures.places.get(each["key"])
+                each["kept"] = place is not None and self.pictures.rows[place]["kept"]
+        # a build that decisions went into goes on from them
+        self.first = dataset.recipe.curate.decisions
+        self.decisions()
+
+    def decisions(self) -> tuple[Decisions, str]:
+        """What is decided, and a digest that says whether it has changed."""
+        if not self.file.exists():
+            return self.first, ""
+        text = self.file.read_bytes()
+        return read_decisions(self.file), hashlib.sha256(text).hexdigest()
+
+    def save(self, decisions: Decisions) -> str:
+        """Write decisions; returns their digest. Labels that the page shows cut short are written in full."""
+        full = {facts.clip(info.name): info.name for info in self.dataset.classes}
+        whole = {key: full.get(label, label) for key, label in decisions.label.items()}
+        text = decisions.model_copy(update={"label": whole}).to_toml()
+        write_atomic(self.file, text.encode())
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def html(self) -> str:
+        """The page."""
+        decided, revision = self.decisions()
+        told = {"decisions": decided.model_dump(), "revision": revision, "file": str(self.file)}
+        return page.render({**self.overview, **told}, live=True)
+
+    @functools.cached_property
+    def classes(self) -> list[list[int]]:
+        """Rows of each class."""
+        return facts.members(self.pictures.rows, len(self.dataset.classes))
+
+    @functools.cached_property
+    def clusters(self) -> list[list[int]]:
+        """Rows of each cluster, as `animesion.report.facts.clusters` orders them."""
+        found = sorted(facts.clusters(self.pictures.rows), key=lambda each: each["rank"])
+        return [[member["row"] for member in each["members"]] for each in found]
+
+    @functools.cached_property
+    def drops(self) -> dict[str, list[int]]:
+        """Rows of each reason."""
+        found: dict[str, list[int]] = {}
+        for i, row in enumerate(self.pictures.rows):
+            if not row["kept"]:
+                found.setdefault(row["reason"], []).append(i)
+        return found
+
+    def items(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+        """Pictures as the page lists them."""
+        return [facts.item(self.pictures.rows, i) for i in rows]
+
+    def conflict(self, rows: Sequence[int]) -> bool:
+        """Whether pictures stand under several labels."""
+        return len({self.pictures.rows[i]["label"] for i in rows}) > 1
+
+
+def application(browser: Browser, token: str) -> web.Application:
+    """The server.
+
+    Args:
+        browser: what it serves.
+        token: who sends it may write.
+    """
+
+    async def index(request: web.Request) -> web.Response:
+        text = await asyncio.to_thread(browser.html)
+        policy = f"{page.policy(live=True)}; frame-ancestors 'none'"
+        return web.Response(
+            text=text, content_type="text/html", charset="utf-8", headers={"Content-Security-Policy": policy}
+        )
+
+    async def a_class(request: web.Request) -> web.Response:
+        label = _whole(request.match_info["id"], len(browser.classes) - 1)
+        return _listed(browser, request, browser.classes[label])
+
+    async def clusters(request: web.Request) -> web.Response:
+        found = browser.clusters
+        if request.query.get("conflicts") == "1":
+            found = [rows for rows in found if browser.conflict(rows)]
+        offset, limit = _span(request)
+        shown = [
+            {
+                "name": browser.pictures.rows[rows[0]]["cluster"],
+                "conflict": browser.conflict(rows),
+                "members": browser.items(rows[:MOST_ITEMS]),
+                "more": max(0, len(rows) - MOST_ITEMS),
+            }
+            for rows in found[offset : offset + limit]
+        ]
+        return _json({"total": len(found), "items": shown})
+
+    async def drops(request: web.Request) -> web.Response:
+        return _listed(browser, request, browser.drops.get(request.query.get("reason", ""), []))
+
+    async def picture(request: web.Request) -> web.Response:
+        place = browser.pictures.places.get(request.match_info["key"])
+        row = None if place is None else browser.pictures.rows[place]
+        content = None if row is None else await asyncio.to_thread(browser.pictures.thumbnail, row, SIDE)
+        if content is None:
+            raise web.HTTPNotFound(text="there is no such picture to show")
+        return web.Response(body=content, content_type="image/webp")
+
+    async def put_decisions(request: web.Request) -> web.Response:
+        given = request.headers.get(TOKEN_HEADER, "")
+        if not hmac.compare_digest(given.encode("utf-8", "replace"), token.encode()):
+            raise web.HTTPForbidden(text="open the address that `animesion browse` printed: it holds the token")
+        try:
+            body = json.loads(await request.read())
+            decided = settings.check(Decisions, body["decisions"], "decisions")
+            revision = body["revision"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise web.HTTPBadRequest(text="that is no JSON of decisions") from None
+        except AnimesionError as error:
+            raise web.HTTPBadRequest(text=str(error)) from None
+        # no await from here on: nobody writes in between
+        try:
+            if browser.decisions()[1] != revision:
+                raise web.HTTPConflict(text=f"{browser.file} was changed meanwhile: load the page again")
+            return _json({"revision": browser.save(decided)})
+        except AnimesionError as error:
+            raise web.HTTPInternalServerError(text=str(error)) from None
+
+    served = web.Application(middlewares=[_guard], client_max_size=MOST_BYTES)
+    served.add_routes(
+        [
+            web.get("/", index),
+            web.get("/api/classes/{id}", a_class),
+            web.get("/api/clusters", clusters),
+            web.get("/api/drops", drops),
+            web.get("/api/picture/{key}", picture),
+            web.put("/api/decisions", put_decisions),
+        ]
+    )
+    return served
+
+
+@web.middleware
+async def _guard(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    """Answer only pages of our own: a name that was made to lead here (DNS rebinding) and other sites get nothing."""
+    port = request.transport.get_extra_info("sockname")[1] if request.transport else 0
+    own = {f"127.0.0.1:{port}", f"localhost:{port}"}
+    foreign = request.headers.get("Sec-Fetch-Site") in _FOREIGN and request.path != "/"
+    origin = request.headers.get("Origin")
+    response: web.StreamResponse
+    if request.headers.get("Host") not in own:
+        response = web.Response(status=421, text="this server answers to 127.0.0.1 and localhost only")
+    elif foreign or (origin is not None and origin.removeprefix("http://") not in own):
+        response = web.Response(status=403, text="this server answers its own page only")
+    else:
+        try:
+            response = await handler(request)
+        except web.HTTPException as error:
+            response = web.Response(status=error.status, text=error.text)
+    response.headers.update(_HEADERS)
+    response.headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+    return response
+
+
+def _listed(browser: Browser, request: web.Request, rows: Sequence[int]) -> web.Response:
+    offset, limit = _span(request)
+    return _json({"total": len(rows), "items": browser.items(rows[offset : offset + limit])})
+
+
+def _span(request: web.Request) -> tuple[int, int]:
+    offset = _whole(request.query.get("offset", "0"), 10**9)
+    return offset, max(1, _whole(request.query.get("limit", "60"), MOST_ITEMS))
+
+
+def _whole(text: str, most: int) -> int:
+    """A whole number from 0 to `most`."""
+    if not (text.isascii() and text.isdigit() and len(text) < 12 and int(text) <= most):
+        raise web.HTTPBadRequest(text=f"a whole number from 0 to {most} is due")
+    return int(text)
+
+
+def _json(value: Any) -> web.Response:
+    return web.Response(text=page.as_json(value), content_type="application/json", charset="utf-8")

@@ -1,0 +1,172 @@
+"""What the page of a training run shows, from the files that the run leaves in its folder; nothing is run again.
+
+Everything in them is taken as it comes: what is not of the expected kind is left out, not shown wrongly.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from animesion.dataset import Dataset
+from animesion.errors import UsageError
+from animesion.report.facts import clip
+from animesion.report.pictures import Album, Pictures
+
+#: Steps that are drawn at most; longer runs show every n-th.
+MOST_STEPS = 2000
+
+#: Mistakes that are listed at most, and the bytes of their thumbnails.
+MISTAKES, MISTAKE_BYTES = 300, 1_500_000
+
+_MOST_BYTES = 500_000_000
+_METRICS, _EVALUATION = "metrics.jsonl", "report/evaluation.json"
+_NUMBERS = {"class_id": int, "train_images": int, "test_images": int, "accuracy": float, "f1": float, "confusions": int}
+_MISTAKE = {"true_id": int, "predicted_id": int, "confidence": float}
+_PAIR = {"true_id": int, "predicted_id": int, "images": int, "share_of_class": float, "share_of_errors": float}
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is that of a training run."""
+    return not (path / "dataset.json").exists() and any((path / name).is_file() for name in (_METRICS, _EVALUATION))
+
+
+def of_run(path: Path, dataset: Dataset | None = None) -> dict[str, Any]:
+    """Everything that the page of a run shows.
+
+    Args:
+        path: folder of the run.
+        dataset: what it was evaluated on, for the pictures of its mistakes.
+
+    Raises:
+        UsageError: no run there, or a file that cannot be read.
+    """
+    if not is_run(path):
+        raise UsageError(f"{path} is neither a built dataset nor the folder of a training run")
+    lines = _lines(_text(path / _METRICS))
+    steps = [line for line in lines if line["kind"] == "step"]
+    every = -(-len(steps) // MOST_STEPS) or 1
+    classes = _table(_text(path / "report/per_class.csv"), _NUMBERS, ("name", "confused_with_name"))
+    mistakes = _table(_text(path / "report/mistakes.csv"), _MISTAKE, ("key", "true_name", "predicted_name"))
+    mistakes, album = mistakes[:MISTAKES], Album()
+    if dataset is not None:
+        pictures = Pictures(dataset)
+        for each in mistakes:
+            place = pictures.places.get(each["key"])
+            thumbnail = None if place is None else pictures.thumbnail(pictures.rows[place])
+            each["image"] = album.add(thumbnail, MISTAKE_BYTES)
+    name = path.resolve().name
+    return {
+        "kind": "run",
+        "name": clip(name),
+        "title": clip(name),
+        "steps": steps[::every],
+        "epochs": [line for line in lines if line["kind"] == "epoch"],
+        "evaluation": _evaluation(_text(path / _EVALUATION)),
+        "classes": classes,
+        "confusions": _table(_text(path / "report/confusions.csv"), _PAIR, ("true_name", "predicted_name")),
+        "mistakes": mistakes,
+        "images": album.images,
+        "settings": _text(path / "recipe.toml")[:100_000],
+    }
+
+
+def _text(path: Path) -> str:
+    """The text of a file; empty where there is none."""
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise UsageError(f"{path} is larger than {_MOST_BYTES:,} bytes: no run of ours writes that")
+        return path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _lines(text: str) -> list[dict[str, Any]]:
+    """Lines of the metrics file with finite numbers only, in the order of the steps."""
+    found = []
+    for each in text.split("\n"):
+        try:
+            line = json.loads(each)
+        except (ValueError, RecursionError):  # a kill cuts the last one short
+            continue
+        if not isinstance(line, dict) or line.get("kind") not in ("step", "epoch") or not _whole(line.get("step")):
+            continue
+        numbers = {clip(name): value for name, value in line.items() if _finite(value)}
+        found.append({**numbers, "kind": line["kind"]})
+    return sorted(found, key=lambda line: int(line["step"]))
+
+
+def _evaluation(text: str) -> dict[str, Any] | None:
+    if not text:
+        return None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict):
+        return None
+    names = ("samples", "k", "top_1", "top_5", "macro_accuracy", "macro_f1")
+    told: dict[str, Any] = {name: found.get(name) if _finite(found.get(name)) else None for name in names}
+    for name in ("top_1_interval", "macro_accuracy_interval"):
+        each = _dict(found.get(name))
+        good = _finite(each.get("low")) and _finite(each.get("high"))
+        told[name] = {"low": each["low"], "high": each["high"]} if good else None
+    calibration = _dict(found.get("calibration"))
+    told["calibration_error"] = calibration.get("error") if _finite(calibration.get("error")) else None
+    bins = calibration.get("bins")
+    numbers = ("low", "high", "samples", "accuracy", "confidence")
+    told["bins"] = (
+        [_numbers(each, numbers) for each in bins if isinstance(each, dict)] if isinstance(bins, list) else []
+    )
+    bands = _dict(found.get("bands"))
+    numbers = ("classes", "tested", "samples", "top_1", "macro_accuracy")
+    told["bands"] = {
+        name: _numbers(bands[name], numbers) for name in ("many", "medium", "few") if isinstance(bands.get(name), dict)
+    }
+    return {**told, **{name: clip(str(found.get(name) or "")) for name in ("split", "weights")}}
+
+
+def _table(text: str, numbers: dict[str, type], texts: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Rows of a CSV whose whole numbers are there; other numbers may be missing."""
+    found = []
+    csv.field_size_limit(1 << 20)
+    try:
+        for row in csv.DictReader(io.StringIO(text)):
+            values: dict[str, Any] = {name: _number(row.get(name), kind) for name, kind in numbers.items()}
+            if values[next(iter(numbers))] is not None:
+                found.append({**values, **{name: clip(row.get(name) or "") for name in texts}})
+    except csv.Error:
+        return found
+    return found
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _numbers(of: dict[str, Any], names: tuple[str, ...]) -> dict[str, float | None]:
+    return {name: of.get(name) if _finite(of.get(name)) else None for name in names}
+
+
+def _number(text: str | None, kind: type) -> float | None:
+    try:
+        value: float = kind(text)
+    except (TypeError, ValueError):
+        return None
+    return value if _finite(value) else None
+
+
+def _finite(value: object) -> bool:
+    return (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300 and math.isfinite(value)
+    )
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,48 @@
+"""Photograph the report of the drawn sample for the documentation: `python docs/make_screenshots.py`.
+
+Needs the extra `dev` and a Chromium. Everything on the pictures is drawn by `animesion.sample`; none of it is
+real data.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+import animesion
+
+OUT = Path(__file__).parent / "images"
+
+#: File -> view, width and height in pixels, colours.
+SHOTS = {
+    "report-desktop.webp": ("classes/3", 1280, 760, "light"),
+    "report-clusters.webp": ("clusters", 1280, 760, "dark"),
+    "report-phone.webp": ("overview", 390, 844, "light"),
+}
+
+
+def main() -> None:
+    """Build the sample, open its report, write the pictures."""
+    with tempfile.TemporaryDirectory() as scratch, sync_playwright() as engine:
+        built = Path(scratch) / "built"
+        animesion.build(animesion.load_recipe("daf-re", sample=True), built)
+        browser = engine.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        for name, (view, width, height, colours) in SHOTS.items():
+            scheme = "dark" if colours == "dark" else "light"
+            page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+            page.goto(f"{(built / 'report.html').as_uri()}#{view}")
+            page.wait_for_timeout(500)
+            with Image.open(io.BytesIO(page.screenshot())) as shot:
+                shot.convert("RGB").save(OUT / name, "WEBP", quality=80, method=6)
+            page.close()
+            print(f"wrote {OUT / name}")
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()

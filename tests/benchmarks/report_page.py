@@ -1,0 +1,127 @@
+"""How long the report of 3,263 classes takes to write and to open, beside a blank page in the same browser.
+
+    python tests/benchmarks/report_page.py [--classes 3263] [--pictures 4] [--repeats 5] [--rows 463437]
+
+Pictures are drawn, built with the `folder` source, and the page is opened from disk in headless Chromium, the browser's
+own start not counted. "ready" is the moment at which the class table stands; "searched" is from the last key typed to
+the rows of the answer. `--rows` also times the collecting of facts from a table of so many pictures, without pixels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+import animesion
+from animesion.report import facts, page
+from animesion.report.pictures import COLUMNS
+
+SIDE = 96
+
+
+def build(folder: Path, classes: int, pictures: int) -> Path:
+    """A dataset of soft random patterns, each unlike any other."""
+    lot = np.random.default_rng(0)
+    for label in range(classes):
+        (folder / "source" / f"character_{label:04d}").mkdir(parents=True)
+        for i in range(pictures):
+            coarse = lot.integers(0, 256, (7, 7, 3), dtype=np.uint8)
+            picture = Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+            picture.save(folder / "source" / f"character_{label:04d}" / f"{i}.jpg")
+    recipe = animesion.load_recipe("folder", [f'source.path="{folder / "source"}"', "duplicates.near=false"])
+    animesion.build(recipe, folder / "built")
+    return folder / "built"
+
+
+def opened(path: Path, blank: Path, repeats: int) -> None:
+    """Times of the page and of a blank one, which take turns."""
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        sys.exit("skipped: opening needs the playwright package")
+    with sync_playwright() as engine:
+        browser = engine.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        times: dict[str, list[float]] = {"blank": [], "ready": [], "searched": []}
+        for _ in range(repeats):
+            view = browser.new_page(viewport={"width": 1280, "height": 800})
+            start = time.perf_counter()
+            view.goto(blank.as_uri())
+            times["blank"].append(time.perf_counter() - start)
+            start = time.perf_counter()
+            view.goto(path.as_uri() + "#classes")
+            view.wait_for_selector(".list .row")
+            times["ready"].append(time.perf_counter() - start)
+            start = time.perf_counter()
+            view.fill("input[type=search]", "_0042")
+            view.wait_for_selector("text=1 of")
+            times["searched"].append(time.perf_counter() - start)
+            rows = view.locator(".list .row").count()
+            view.close()
+        browser.close()
+    for name, taken in times.items():
+        print(f"{name:>9}: {statistics.median(taken):.3f} s (median of {repeats}, most {max(taken):.3f})")
+    print(f"rows in the page after the search: {rows}")
+    print(f"page over blank: {statistics.median(times['ready']) / statistics.median(times['blank']):.1f}x")
+
+
+def collected(dataset: Any, rows: int, classes: int) -> None:
+    """Facts from a table of many pictures, with a long tail of classes."""
+    lot = np.random.default_rng(1)
+    shares = 1 / np.arange(20, 20 + classes)
+    labels = np.sort(lot.choice(classes, rows, p=shares / shares.sum()))
+    plain = dict.fromkeys(COLUMNS, "")
+    table = [
+        {**plain, "key": f"danbooru-{i}", "kept": i % 8 > 0, "class_id": int(label), "crop": [0, 0, 96, 96], "part": 0}
+        | {"width": 300 + i % 500, "height": 300 + i % 700, "bytes": 50_000 + i, "offset": 0, "label": f"c{label}"}
+        | {"reason": "" if i % 8 else "near duplicate", "cluster": f"danbooru-{i - i % 16}" if i % 16 < 2 else ""}
+        for i, label in enumerate(labels)
+    ]
+    start = time.perf_counter()
+    facts.overview(dataset, table)
+    facts.clusters(table)
+    facts.members(table, classes)
+    facts.dropped(table, "near duplicate")
+    took = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(f"facts of {rows:,} pictures: {took:.1f} s, {took / rows * 1e6:.1f} us a picture; peak {peak:.1f} GB in all")
+
+
+def main() -> None:
+    """Build, write, open, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--classes", type=int, default=3263)
+    parser.add_argument("--pictures", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--rows", type=int, default=463_437)
+    arguments = parser.parse_args()
+    print(f"{os.cpu_count()} cores")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        built = build(folder, arguments.classes, arguments.pictures)
+        dataset = animesion.open_dataset(built)
+        start = time.perf_counter()
+        data = facts.of_dataset(dataset)
+        (folder / "report.html").write_text(page.render(data), encoding="utf-8")
+        took = time.perf_counter() - start
+        pictures = sum(len(samples) for samples in data["classes"]["samples"])
+        megabytes = (folder / "report.html").stat().st_size / 1e6
+        classes = len(data["classes"]["names"])
+        print(f"written: {took:.1f} s, {megabytes:.1f} MB, {pictures:,} pictures of {classes:,} classes")
+        collected(dataset, arguments.rows, arguments.classes)
+        (folder / "blank.html").write_text("<!doctype html><title>blank</title>")
+        opened(folder / "report.html", folder / "blank.html", arguments.repeats)
+
+
+if __name__ == "__main__":
+    main()
