@@ -20,6 +20,7 @@ OUT = Path(__file__).parent / "images"
 
 #: File -> view, width and height in pixels, colours.
 SHOTS = {
+    "report-overview.webp": ("overview", 1280, 1180, "light"),
     "report-desktop.webp": ("classes/3", 1280, 760, "light"),
     "report-clusters.webp": ("clusters", 1280, 760, "dark"),
     "report-phone.webp": ("overview", 390, 844, "light"),

@@ -197,31 +197,38 @@ function Tail({ data, totals }) {
     return { x: sizes.map((_, i) => i + 1), series: [{ label: 'pictures', values: sizes, tone: 'accent' }], top: sizes[0] || 1 };
   }, [totals]);
   const bands = data.bands;
-  const shade = (plot) => {
+  /** Calls `draw` with the name, top and bottom of each band. */
+  const banded = (plot, draw) => {
     const { ctx, bbox } = plot;
     const y = (value) => Math.min(bbox.top + bbox.height, Math.max(bbox.top, plot.valToPos(value, 'y', true)));
     const edges = [[bands.many_above, Infinity, 'many'], [bands.few_below, bands.many_above, 'medium'], [0, bands.few_below, 'few']];
     ctx.save();
     for (const [low, high, name] of edges) {
       const top = high === Infinity ? bbox.top : y(high);
-      const bottom = low ? y(low) : bbox.top + bbox.height;
-      ctx.fillStyle = colour(`band-${name}`);
-      ctx.fillRect(bbox.left, top, bbox.width, Math.max(0, bottom - top));
-      if (bottom - top > 18 * devicePixelRatio) {
-        ctx.fillStyle = colour('soft');
-        ctx.font = `${11 * devicePixelRatio}px system-ui, sans-serif`;
-        ctx.textAlign = 'right';
-        ctx.fillText(name, bbox.left + bbox.width - 6 * devicePixelRatio, top + 14 * devicePixelRatio);
-      }
+      draw(ctx, bbox, name, top, low ? y(low) : bbox.top + bbox.height);
     }
     ctx.restore();
   };
+  const shade = (plot) => banded(plot, (ctx, bbox, name, top, bottom) => {
+    ctx.fillStyle = colour(`band-${name}`);
+    ctx.fillRect(bbox.left, top, bbox.width, Math.max(0, bottom - top));
+  });
+  const names = (plot) => banded(plot, (ctx, bbox, name, top, bottom) => {
+    if (bottom - top <= 18 * devicePixelRatio) return;
+    ctx.font = `${11 * devicePixelRatio}px system-ui, sans-serif`;
+    const [right, width] = [bbox.left + bbox.width - 6 * devicePixelRatio, ctx.measureText(name).width];
+    ctx.fillStyle = colour(`band-${name}`); // grid lines stay out of the letters
+    ctx.fillRect(right - width - 2 * devicePixelRatio, top + 4 * devicePixelRatio, width + 4 * devicePixelRatio, 13 * devicePixelRatio);
+    ctx.fillStyle = colour('soft');
+    ctx.textAlign = 'right';
+    ctx.fillText(name, right, top + 14 * devicePixelRatio);
+  });
   const tail = data.tail;
   return html`<section aria-label="Long tail"><h2>Long tail</h2>
     ${tail ? html`<${Figures} of=${[
       ['Gini coefficient', tail.gini.toFixed(4)], ['largest over smallest class', thousands(Math.round(tail.imbalance_factor * 10) / 10)],
       ['median class', thousands(tail.median)], ['as diverse as so many equal classes', thousands(Math.round(tail.effective_classes))]]} />` : null}
-    <${Curves} ...${series} xLabel="rank of the class" yLabel="pictures in the class" logX=${series.x.length > 20} logY shade=${shade}
+    <${Curves} ...${series} xLabel="rank of the class" yLabel="pictures in the class" logX=${series.x.length > 20} logY shade=${shade} names=${names}
       range=${() => [1, Math.max(bands.many_above * 2, series.top * 1.2)]} label="Pictures by rank of the class" />
     <p class="quiet">Bands by training pictures: ${['many', 'medium', 'few'].filter((name) => data.train_bands[name]).map((name) => `${name} ${thousands(data.train_bands[name].classes)} classes, ${thousands(data.train_bands[name].images)} pictures`).join('; ')}.
       Many is above ${bands.many_above}, few is below ${bands.few_below}.</p>
@@ -250,7 +257,7 @@ function Overview({ data, totals }) {
   return html`<div class="overview">
     <p><${Name} text=${data.summary} /></p>
     <${Figures} of=${[['pictures', thousands(data.kept)], ['classes', thousands(data.classes.names.length)], ['seen', thousands(data.seen)], ['fetched', thousands(data.fetched)],
-      ['duplicate clusters', thousands(data.clusters.total)], ['source', plain(data.source)], ['licence', plain(data.licence)], ['recipe', data.recipe.slice(0, 12)]]} />
+      ['duplicate clusters', thousands(data.clusters.total)], ['source', plain(data.source)], ['licence', plain(data.licence)], ['recipe', data.recipe.slice(0, 10)]]} />
     <section aria-label="Funnel"><${Funnel} data=${data} /></section>
     <${Tail} data=${data} totals=${totals} />
     <${Balance} data=${data} totals=${totals} />
@@ -331,7 +338,7 @@ function Clusters({ data, store, hand }) {
     <p>${thousands(data.clusters.total)} clusters of pictures that are the same; ${thousands(data.clusters.conflicts)} stand under several labels.</p>
     <label class="check"><input type="checkbox" checked=${conflicts} onChange=${(event) => { setConflicts(event.target.checked); go(0); }} /> only those under several labels</label>
     ${error ? html`<p role="alert">${plain(error)}</p>` : null}
-    ${value ? value.items.map((each) => html`<article class="cluster" key=${each.name} data-cluster=${each.name}>
+    ${value ? html`<div class="clusters">${value.items.map((each) => html`<article class="cluster" key=${each.name} data-cluster=${each.name}>
       <h3><${Name} text=${each.name} />${each.conflict ? html` <span class="tag">several labels</span>` : null}</h3>
       ${hand && hand.writable ? html`<p class="decide">
         <button onClick=${() => hand.act('same', each.members.map((item) => item.key))}>All the same</button>
@@ -341,7 +348,7 @@ function Clusters({ data, store, hand }) {
         ${item.kept ? html`<strong class="good">kept: ${item.split}</strong>` : html`<span class="bad"><${Name} text=${item.reason} />${item.keeper ? html`, keeper <${Name} text=${item.keeper} />` : null}</span>`}
         ${item.detail ? html`<${Name} quiet text=${item.detail} />` : null}`} />
       ${each.more ? html`<p class="quiet">and ${thousands(each.more)} more</p>` : null}
-    </article>`) : html`<p class="quiet">Loading…</p>`}
+    </article>`)}</div>` : html`<p class="quiet">Loading…</p>`}
     ${value ? html`<${Pager} offset=${offset} limit=${CLUSTER_PAGE} total=${value.total} go=${(to) => { go(to); scrollTo(0, 0); }} />
       ${!data.live && !conflicts && value.total < data.clusters.total ? html`<p class="quiet">${thousands(value.total)} of ${thousands(data.clusters.total)} clusters are in this file. animesion browse shows all.</p>` : null}` : null}
   </div>`;

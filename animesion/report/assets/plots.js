@@ -21,9 +21,9 @@ function useTheme() {
 /**
  * Curves over a common axis.
  *
- * `series` is a list of { label, values, tone, points }; `shade` draws behind them; `logX` and `logY` choose the axes.
+ * `series` is a list of { label, values, tone, points }; `shade` draws behind them, `names` above the grid; `logX` and `logY` choose the axes.
  */
-function Curves({ x, series, xLabel, yLabel, logX, logY, shade, tall, range, label }) {
+function Curves({ x, series, xLabel, yLabel, logX, logY, shade, names, tall, range, label }) {
   const box = useRef();
   const theme = useTheme();
   useEffect(() => {
@@ -60,7 +60,7 @@ function Curves({ x, series, xLabel, yLabel, logX, logY, shade, tall, range, lab
           value: (u, v) => (v === null || v === undefined ? '' : short(v)),
         })),
       ],
-      hooks: shade ? { drawClear: [shade] } : {},
+      hooks: { ...(shade ? { drawClear: [shade] } : {}), ...(names ? { drawAxes: [names] } : {}) },
     };
     const plot = new uPlot(options, [x, ...series.map((each) => each.values)], box.current);
     const watcher = new ResizeObserver(() => plot.setSize({ width: box.current.clientWidth, height: options.height }));
@@ -89,6 +89,6 @@ function Histogram({ title, edges, kept, dropped }) {
         <rect class="dropped" x=${i * step + 0.5} y=${height - tall(n) - tall(dropped[i])} width=${Math.max(1, step - 1)} height=${tall(dropped[i])} />
       </g>`)}
     </svg>
-    <div class="ends"><span>${short(edges[0])}</span><span>${short(edges[Math.floor(edges.length / 2)])}</span><span>${short(edges[edges.length - 1])}</span></div>
+    <div class="ends"><span>${short(edges[0])}</span>${kept.length > 1 ? html`<span>${short(edges[Math.floor(edges.length / 2)])}</span><span>${short(edges[edges.length - 1])}</span>` : null}</div>
   </figure>`;
 }
