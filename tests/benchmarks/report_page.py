@@ -2,9 +2,11 @@
 
     python tests/benchmarks/report_page.py [--classes 3263] [--pictures 4] [--repeats 5] [--rows 463437]
 
-Pictures are drawn, built with the `folder` source, and the page is opened from disk in headless Chromium, the browser's
-own start not counted. "ready" is the moment at which the class table stands; "searched" is from the last key typed to
-the rows of the answer. `--rows` also times the collecting of facts from a table of so many pictures, without pixels.
+Pictures are drawn, built with the `folder` source, and the page is opened from disk in headless Chromium, the
+browser's own start not counted. "ready" is the moment at which the class table stands; "searched" is from the last key
+typed to the rows of the answer. "scrolled" is from frame to frame while the table is scrolled by five rows a frame
+from its first class to its last and back; a browser draws a frame every 16.7 ms at most. `--rows` also times the
+collecting of facts from a table of so many pictures, without pixels.
 """
 
 from __future__ import annotations
@@ -28,6 +30,21 @@ from animesion.report import facts, page
 from animesion.report.pictures import COLUMNS
 
 SIDE = 96
+
+#: Scrolls the table and gives the milliseconds between frames.
+SCROLL = """() => new Promise((done) => {
+  const list = document.querySelector('.list'), gaps = [];
+  let last = 0, step = 170;
+  const frame = (now) => {
+    if (last) gaps.push(now - last);
+    last = now;
+    list.scrollTop += step;
+    if (list.scrollTop + list.clientHeight >= list.scrollHeight - 1) step = -170;
+    if (step < 0 && list.scrollTop <= 0) done(gaps);
+    else requestAnimationFrame(frame);
+  };
+  requestAnimationFrame(frame);
+})"""
 
 
 def build(folder: Path, classes: int, pictures: int) -> Path:
@@ -53,6 +70,7 @@ def opened(path: Path, blank: Path, repeats: int) -> None:
     with sync_playwright() as engine:
         browser = engine.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         times: dict[str, list[float]] = {"blank": [], "ready": [], "searched": []}
+        frames: list[float] = []
         for _ in range(repeats):
             view = browser.new_page(viewport={"width": 1280, "height": 800})
             start = time.perf_counter()
@@ -62,6 +80,7 @@ def opened(path: Path, blank: Path, repeats: int) -> None:
             view.goto(path.as_uri() + "#classes")
             view.wait_for_selector(".list .row")
             times["ready"].append(time.perf_counter() - start)
+            frames += view.evaluate(SCROLL)
             start = time.perf_counter()
             view.fill("input[type=search]", "_0042")
             view.wait_for_selector("text=1 of")
@@ -71,6 +90,11 @@ def opened(path: Path, blank: Path, repeats: int) -> None:
         browser.close()
     for name, taken in times.items():
         print(f"{name:>9}: {statistics.median(taken):.3f} s (median of {repeats}, most {max(taken):.3f})")
+    late = sum(gap > 34 for gap in frames) / len(frames)
+    print(
+        f" scrolled: {len(frames):,} frames, {statistics.median(frames):.1f} ms each (median), "
+        f"{np.quantile(frames, 0.99):.1f} ms (99th percentile), {late:.1%} took two frames or more"
+    )
     print(f"rows in the page after the search: {rows}")
     print(f"page over blank: {statistics.median(times['ready']) / statistics.median(times['blank']):.1f}x")
 

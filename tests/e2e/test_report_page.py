@@ -127,6 +127,26 @@ def test_clusters_show_keeper_and_reason(chromium: Any, build: Path) -> None:
         playwright.expect(view.locator("[data-cluster]")).to_have_count(1)
 
 
+def test_pages_of_clusters(chromium: Any, build: Path, tmp_path: Path) -> None:
+    data = facts.of_dataset(animesion.open_dataset(build))
+    model = data["clusters"]["items"][0]
+    data["clusters"] = {"total": 45, "conflicts": 0, "items": [model | {"name": f"cluster-{i:02d}"} for i in range(45)]}
+    (tmp_path / "pages.html").write_text(page.render(data), encoding="utf-8")
+    with opened(chromium, (tmp_path / "pages.html").as_uri() + "#clusters") as view:
+        seen = []
+        for shown in (20, 20, 5):
+            playwright.expect(view.locator("[data-cluster]")).to_have_count(shown)
+            seen += view.locator("[data-cluster]").evaluate_all("(all) => all.map((each) => each.dataset.cluster)")
+            following = view.locator(".pager >> text=Later")
+            if following.is_enabled():
+                following.click()
+                view.wait_for_selector(f"[data-cluster='cluster-{len(seen):02d}']")
+        assert seen == [f"cluster-{i:02d}" for i in range(45)]
+        assert not view.locator(".pager >> text=Later").is_enabled()
+        view.locator(".pager >> text=Earlier").click()
+        view.wait_for_selector("[data-cluster='cluster-20']")
+
+
 def test_a_phone_has_no_sideways_scroll(chromium: Any, build: Path) -> None:
     size = {"width": 360, "height": 740}
     with opened(chromium, (build / "report.html").as_uri(), viewport=size, color_scheme="dark") as view:
