@@ -8,14 +8,18 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-import imagehash
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
+from animesion.quality import reduced
 from animesion.records import THUMBNAIL_SIDE
 
 #: Side of the grey picture that is transformed, and of the block of low frequencies that gives the bits.
 _PHASH_SIDE, _PHASH_LOW = 32, 8
+
+#: What mirroring a picture does to its coefficients, by horizontal frequency.
+_MIRROR = np.where(np.arange(_PHASH_LOW) % 2, -1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -47,15 +51,17 @@ def phashes(image: Image.Image) -> tuple[int, int]:
     from scipy.fftpack import dct  # what imagehash calls: another DCT may round otherwise
 
     pixels = np.asarray(image.convert("L").resize((_PHASH_SIDE, _PHASH_SIDE), Image.Resampling.LANCZOS))
-    low = dct(dct(pixels, axis=0), axis=1)[:_PHASH_LOW, :_PHASH_LOW]
-    mirrored = low * np.where(np.arange(_PHASH_LOW) % 2, -1.0, 1.0)
-    plain, flipped = (int(str(imagehash.ImageHash(each > np.median(each))), 16) for each in (low, mirrored))
-    return plain, flipped
+    low = dct(dct(pixels, axis=0)[:_PHASH_LOW], axis=1)[:, :_PHASH_LOW]
+    return _above_median(low), _above_median(low * _MIRROR)
 
 
-def thumbnail(image: Image.Image, crop: tuple[int, int, int, int] | None = None) -> bytes:
-    """Area-averaged RGB thumbnail of a picture or of its crop, 16 x 16 x 3 bytes row by row."""
-    size = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
-    if crop and (min(crop[:2]) < 0 or crop[2] > image.width or crop[3] > image.height):  # a crop with padding
-        image, crop = image.crop(crop), None
-    return image.resize(size, Image.Resampling.BOX, box=crop or (0, 0, *image.size)).tobytes()
+def _above_median(coefficients: npt.NDArray[np.float64]) -> int:
+    """Which of the 64 coefficients exceed their median, row by row, the first in the highest bit."""
+    ranked = np.sort(coefficients, axis=None)  # a fifth of the time of np.median
+    half = ranked.size // 2
+    return int.from_bytes(np.packbits(coefficients > (ranked[half - 1] + ranked[half]) / 2).tobytes(), "big")
+
+
+def thumbnail(image: Image.Image) -> bytes:
+    """Area-averaged RGB thumbnail of a picture, of its reduced copy where it is large: 16 x 16 x 3 bytes row by row."""
+    return reduced(image).resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX).tobytes()

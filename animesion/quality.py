@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from animesion.recipe import Quality
 
 _LONGEST = 512
-"""A picture is reduced by a whole number until its longest side is below twice this, in pixels: see `measure`."""
+"""A picture is reduced by a whole number until its longest side is below twice this, in pixels: see `reduced`."""
 
 _FLAT = 12
 """Grey levels between the lightest and the darkest pixel of a row that is called plain; JPEG adds as much."""
@@ -93,20 +93,24 @@ class Figures:
 COLUMNS = ("jpeg_quality", *(field.name for field in fields(Figures)))
 
 
-def measure(image: Image.Image, crop: tuple[int, int, int, int] | None = None) -> Figures:
-    """All figures of a picture or of its crop.
+def reduced(image: Image.Image) -> Image.Image:
+    """A picture averaged over blocks of k x k pixels, so that its longest side is 512 to 1023 px.
 
-    Measured on a copy that is averaged over blocks of k x k pixels, k being the whole number that brings the longest
-    side to 512 px or just above; smaller pictures are taken as they are. Arithmetic is on whole numbers, so the figures
-    are the same on every machine.
+    k is a whole number. Smaller pictures, and those that were reduced before, are given back as they are.
+    """
+    factor = max(1, max(image.size) // _LONGEST)
+    return image.reduce(factor) if factor > 1 else image
+
+
+def measure(image: Image.Image) -> Figures:
+    """All figures of a picture or of its crop, measured on its reduced copy.
+
+    Arithmetic is on whole numbers, so the figures are the same on every machine.
 
     Args:
-        image: upright, mode RGB.
-        crop: left, top, right, bottom in pixels; None for the whole picture.
+        image: upright, mode RGB; itself or its reduced copy.
     """
-    cut = image if crop is None else image.crop(crop)
-    factor = max(1, max(cut.size) // _LONGEST)
-    small = cut.reduce(factor) if factor > 1 else cut
+    small = reduced(image)
     ycc = small.convert("YCbCr")
     counts, *tints = np.array(ycc.histogram(), dtype=np.int64).reshape(3, 256)
     luma = np.asarray(ycc.getchannel(0))
@@ -151,7 +155,7 @@ def trimmed(image: Image.Image) -> tuple[int, int, int, int] | None:
     """
     width, height = image.size
     factor = max(1, max(width, height) // _LONGEST)
-    small = image.reduce(factor) if factor > 1 else image
+    small = reduced(image)
     grey = np.asarray(small.convert("L"))
     rough = _inside(grey, _extremes(grey, 1), _extremes(grey, 0))
     if rough is None:

@@ -22,7 +22,7 @@ from animesion.settings import params_digest
 from animesion.workspace import Receipt, Workspace
 
 #: The decoder's version is part of the code: another one may give other pixels.
-CODE = f"inspect-3/pillow-{PIL.__version__}"
+CODE = f"inspect-4/pillow-{PIL.__version__}"
 
 _COLUMNS = ("key", "reason", "offset", "bytes", "boxes")
 
@@ -159,13 +159,15 @@ def _crop(box: Box, width: int, height: int, recipe: Recipe) -> tuple[int, int, 
 
 def _looks(image: Image.Image, crop: tuple[int, int, int, int] | None) -> dict[str, Any]:
     """What is told of the pixels that will be packed."""
-    phash, phash_flip = digests.phashes(image if crop is None else image.crop(crop))
+    cut = image if crop is None else image.crop(crop)
+    phash, phash_flip = digests.phashes(cut)
+    small = quality.reduced(cut)
     return {
         "crop": None if crop is None else list(crop),
         "phash": phash,
         "phash_flip": phash_flip,
-        "thumbnail": digests.thumbnail(image, crop),
-        **asdict(quality.measure(image, crop)),
+        "thumbnail": digests.thumbnail(small),
+        **asdict(quality.measure(small)),
     }
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFilter
 
 import animesion
-from animesion import images, quality
+from animesion import digests, images, quality
 from animesion.errors import AnimesionError, UsageError
 from animesion.records import FEATURES, REASONS
 from animesion.report import facts
@@ -122,9 +122,17 @@ def test_any_size_is_measured(size: tuple[int, int]) -> None:
     assert quality.trimmed(Image.new("RGB", size)) is None
 
 
-def test_figures_of_a_crop_are_those_of_the_cut_picture() -> None:
-    crop = (33, 20, 400, 311)
-    assert quality.measure(noise(), crop) == quality.measure(noise().crop(crop))
+@pytest.mark.parametrize("size", [(1024, 300), (2049, 1100), (1023, 800)])
+def test_the_reduced_copy_is_measured_alike(size: tuple[int, int]) -> None:
+    picture = noise(*size, 3)
+    small = quality.reduced(picture)
+    assert 512 <= max(small.size) < 1024
+    assert quality.reduced(small) is small
+    assert quality.measure(small) == quality.measure(picture)
+    assert digests.thumbnail(small) == digests.thumbnail(picture)
+    whole = np.asarray(picture.resize((16, 16), Image.Resampling.BOX), dtype=np.int16)
+    mine = np.frombuffer(digests.thumbnail(picture), np.uint8).reshape(16, 16, 3)
+    assert np.abs(whole - mine).mean() < 1.5  # of grain, the worst there is; pictures count as alike up to 6
 
 
 def test_trim_and_a_detector_are_refused_together() -> None:
