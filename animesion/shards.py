@@ -17,6 +17,9 @@ END = bytes(2 * BLOCK)
 KEY = re.compile(r"[a-z0-9_-]{1,90}")
 
 _MODE, _OWNER, _MTIME = b"0000644\0", b"0000000\0", b"00000000000\0"
+_BEFORE_SIZE = _MODE + _OWNER + _OWNER
+_AFTER_SUM = b"0" + bytes(100) + b"ustar\x0000" + bytes(32 + 32 + 8 + 8 + 155 + 12)
+_FIXED_SUM = sum(_BEFORE_SIZE + _MTIME + b"        " + _AFTER_SUM)  # the checksum itself is counted as spaces
 _LARGEST = 8**11 - 1  # bytes, the most that eleven octal digits can say
 
 
@@ -50,22 +53,9 @@ def header(name: str, size: int) -> bytes:
         raise ValueError(f"member name of {len(encoded)} bytes: {name!r}")
     if not 0 <= size <= _LARGEST:
         raise ValueError(f"member of {size} bytes: {name!r}")
-    fields = b"".join(
-        (
-            encoded.ljust(100, b"\0"),
-            _MODE,
-            _OWNER,
-            _OWNER,
-            b"%011o\0" % size,
-            _MTIME,
-            b"        ",  # the checksum is counted as spaces
-            b"0",
-            bytes(100),
-            b"ustar\x0000",
-            bytes(32 + 32 + 8 + 8 + 155 + 12),
-        )
-    )
-    return fields[:148] + b"%06o\0 " % sum(fields) + fields[156:]
+    digits = b"%011o\0" % size
+    checksum = b"%06o\0 " % (_FIXED_SUM + sum(encoded) + sum(digits))
+    return b"".join((encoded.ljust(100, b"\0"), _BEFORE_SIZE, digits, _MTIME, checksum, _AFTER_SUM))
 
 
 def member(name: str, content: bytes) -> bytes:

@@ -24,6 +24,7 @@ from animesion.errors import AnimesionError, BusyError, FullDiskError, UsageErro
 
 STAGES = ("fetch", "inspect", "curate", "pack", "publish")
 
+_BUFFER = 1 << 18
 _TEMPORARY = ".tmp-"
 _MARKER = ".receipts/recipe.json"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -257,7 +258,7 @@ def atomic_file(path: Path) -> Iterator[_Hashing]:
     with full_disk_is_clear(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("wb") as raw:
+            with temporary.open("wb", _BUFFER) as raw:
                 writer = _Hashing(raw)
                 yield writer
                 raw.flush()

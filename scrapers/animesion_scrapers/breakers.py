@@ -78,9 +78,12 @@ class Breakers:
     def report(self, host: str, well: bool) -> None:
         """Say how a request ended: `well` when the host did its part, whatever it answered."""
         with self._lock:
-            circuit = self._circuits.setdefault(host, _Circuit())
+            circuit = self._circuits.get(host)
+            if circuit is None:
+                circuit = self._circuits[host] = _Circuit()
             if well:
-                self._circuits[host] = _Circuit(opened=circuit.opened)
+                if circuit.failures or circuit.is_open:
+                    self._circuits[host] = _Circuit(opened=circuit.opened)
             elif circuit.probing:
                 circuit.probing = False
                 circuit.failed_probes += 1
@@ -94,8 +97,8 @@ class Breakers:
     def state(self, host: str) -> str:
         """`closed`, `open`, `half-open` (a probe is under way or due) or `given up`."""
         with self._lock:
-            circuit = self._circuits.get(host, _Circuit())
-            if not circuit.is_open:
+            circuit = self._circuits.get(host)
+            if circuit is None or not circuit.is_open:
                 return "closed"
             if circuit.failed_probes >= self._probes:
                 return "given up"

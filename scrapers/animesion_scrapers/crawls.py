@@ -242,15 +242,13 @@ class Crawler:
                 await asyncio.sleep(_COMMIT)
                 self._ledger.commit()
 
-        committing = asyncio.create_task(commit())
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(min(self._concurrency, len(queue))):
-                    group.create_task(work())
+                committing = group.create_task(commit())
+                await asyncio.wait([group.create_task(work()) for _ in range(min(self._concurrency, len(queue)))])
+                committing.cancel()
         except BaseExceptionGroup as faults:  # such as a full disk, which several tasks may have met
             raise faults.exceptions[0] from None
-        finally:
-            committing.cancel()
 
     def _note(self, spool: str, entry: Entry, got: Downloaded) -> None:
         if got.status == OK:

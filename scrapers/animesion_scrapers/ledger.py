@@ -1,21 +1,22 @@
 """The ledger of a crawl: one row an item in SQLite, and the bytes that have come in spool files beside it.
 
-Bytes are appended to a spool as they come; then the row that says where they lie is committed, many rows at a time. So
-a process that is killed loses at most what was in flight and the last small batch. What to fetch is left to `crawls`.
+A small batch of what has come is appended to its spool with one write; then the rows that say where the bytes lie are
+committed together. So a process that is killed loses at most what was in flight and the last batch. What to fetch is
+left to `crawls`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from animesion_scrapers.errors import LedgerError
+from animesion_scrapers.spools import Spool
 
 PLANNED = "planned"
 IN_FLIGHT = "in flight"
@@ -41,14 +42,14 @@ CREATE TABLE IF NOT EXISTS items (
     offset INTEGER NOT NULL
 ) WITHOUT ROWID
 """
-_BATCH_ROWS = 64
+_BATCH_ROWS = 128
+_BATCH_BYTES = 8 << 20
 _BATCH_SECONDS = 0.05
 _QUERY_KEYS = 500
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One item of a crawl.
+class Entry(NamedTuple):
+    """One item of a crawl, as the ledger's row has it.
 
     Attributes:
         key: The caller's name for it.
@@ -94,10 +95,12 @@ class Ledger:
         """
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._pending: dict[str, Entry] = {}
+        self._begun: dict[str, Entry] = {}
+        self._ended: dict[str, Entry] = {}
+        self._ended_bytes = 0
         self._committed = time.monotonic()
         self._fresh: set[str] = set()
-        self._spools: dict[str, int] = {}
+        self._spools: dict[str, Spool] = {}
         # Used by one thread at a time: the caller's, or the event loop's while the caller waits for it.
         self._database = sqlite3.connect(folder / "ledger.sqlite", check_same_thread=False, isolation_level=None)
         try:
@@ -126,11 +129,13 @@ class Ledger:
 
     def close(self) -> None:
         """Commit and close."""
-        self.commit()
-        self._database.close()
-        for spool in self._spools.values():
-            os.close(spool)
-        self._spools.clear()
+        try:
+            self.commit()
+        finally:
+            self._database.close()
+            for spool in self._spools.values():
+                spool.close()
+            self._spools.clear()
 
     # -- items ---------------------------------------------------------------------------------------------------
 
@@ -157,7 +162,7 @@ class Ledger:
             some = wanted[start : start + _QUERY_KEYS]
             marks = ",".join("?" * len(some))
             rows = self._database.execute(f"SELECT * FROM items WHERE key IN ({marks})", some)
-            found.update((row[0], Entry(*row)) for row in rows)
+            found.update((row[0], Entry._make(row)) for row in rows)
         return found
 
     def counts(self) -> Counter[str]:
@@ -177,15 +182,17 @@ class Ledger:
 
     def begin(self, entry: Entry) -> None:
         """Note that an item is asked for."""
-        self._put(Entry(entry.key, entry.request, IN_FLIGHT, entry.attempts, entry.error, entry.detail))
+        self._begun[entry.key] = Entry(entry.key, entry.request, IN_FLIGHT, entry.attempts, entry.error, entry.detail)
 
     def fail(self, entry: Entry, error: str, detail: str, *, final: bool, attempts: int) -> None:
         """Note that an item did not come; `attempts` more were made."""
         state = REFUSED if final else FAILED
-        self._put(Entry(entry.key, entry.request, state, entry.attempts + attempts, error, detail))
+        self._end(Entry(entry.key, entry.request, state, entry.attempts + attempts, error, detail))
 
     def keep(self, entry: Entry, spool: str, content: bytes, digest: str, *, attempts: int) -> None:
-        """Append the content of an item to a spool and note where it lies; `attempts` more were made.
+        """Note that an item came, and where in a spool its content lies; `attempts` more were made.
+
+        The bytes are written with those of the items that follow, by the next commit at the latest.
 
         Args:
             entry: The item.
@@ -195,26 +202,13 @@ class Ledger:
             attempts: How often it was asked for.
 
         Raises:
-            OSError: The disk is full.
+            OSError: The disk is full. What there was room for is kept.
         """
-        file = self._spool(spool)
-        offset = os.lseek(file, 0, os.SEEK_END)
-        rest = memoryview(content)
-        while rest:
-            rest = rest[os.write(file, rest) :]
+        offset = self._spool(spool).append(content)
+        size = len(content)
         self._fresh.add(entry.key)
-        self._put(
-            Entry(
-                entry.key,
-                entry.request,
-                DONE,
-                entry.attempts + attempts,
-                bytes=len(content),
-                digest=digest,
-                spool=spool,
-                offset=offset,
-            )
-        )
+        self._ended_bytes += size
+        self._end(Entry(entry.key, entry.request, DONE, entry.attempts + attempts, "", "", size, digest, spool, offset))
 
     def content(self, entry: Entry) -> bytes | None:
         """The content of an item that is here; None when the spool does not hold the bytes that came.
@@ -222,7 +216,7 @@ class Ledger:
         Bytes that an earlier process wrote are checked, as a power cut may have cost some of them.
         """
         try:
-            content = os.pread(self._spool(entry.spool), entry.bytes, entry.offset)
+            content = self._spool(entry.spool).read(entry.offset, entry.bytes)
         except OSError:
             return None
         whole = len(content) == entry.bytes
@@ -250,37 +244,61 @@ class Ledger:
         for path in self._folder.glob("*.spool"):
             if path.stem not in needed:
                 if path.stem in self._spools:
-                    os.close(self._spools.pop(path.stem))
+                    self._spools.pop(path.stem).close()
                 path.unlink()
 
     def commit(self) -> None:
-        """Write down what has happened since the last time."""
-        if self._pending:
+        """Write down what has happened since the last time.
+
+        Raises:
+            OSError: The disk is full. What there was room for is kept.
+        """
+        self._commit_ended()
+        if self._begun:
             with _transaction(self._database):
-                self._write(self._pending.values())
-            self._pending.clear()
-        self._committed = time.monotonic()
+                self._write(self._begun.values())
+            self._begun.clear()
 
     # -- inside --------------------------------------------------------------------------------------------------
 
-    def _put(self, entry: Entry) -> None:
-        self._pending[entry.key] = entry
-        if len(self._pending) >= _BATCH_ROWS or time.monotonic() - self._committed > _BATCH_SECONDS:
-            self.commit()
+    def _end(self, entry: Entry) -> None:
+        self._begun.pop(entry.key, None)  # most end before anyone could have seen that they had begun
+        self._ended[entry.key] = entry
+        if (
+            len(self._ended) >= _BATCH_ROWS
+            or self._ended_bytes >= _BATCH_BYTES
+            or time.monotonic() - self._committed > _BATCH_SECONDS
+        ):
+            self._commit_ended()
+
+    def _commit_ended(self) -> None:
+        """The bytes first, then the rows that say where they lie."""
+        full: OSError | None = None
+        for name, spool in self._spools.items():
+            try:
+                spool.flush()
+            except OSError as error:
+                full = error
+                lost = [e.key for e in self._ended.values() if e.spool == name and e.offset + e.bytes > spool.end]
+                for key in lost:
+                    del self._ended[key]
+        if self._ended:
+            with _transaction(self._database):
+                self._write(self._ended.values())
+            self._ended.clear()
+        self._ended_bytes = 0
+        self._committed = time.monotonic()
+        if full:
+            raise full
 
     def _write(self, entries: Iterable[Entry]) -> None:
-        rows = (
-            (e.key, e.request, e.state, e.attempts, e.error, e.detail, e.bytes, e.digest, e.spool, e.offset)
-            for e in entries
-        )
-        self._database.executemany("REPLACE INTO items VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        self._database.executemany("REPLACE INTO items VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", entries)
 
-    def _spool(self, name: str) -> int:
-        file = self._spools.get(name)
-        if file is None:
-            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
-            file = self._spools[name] = os.open(self._folder / f"{name}.spool", flags, 0o644)
-        return file
+    def _spool(self, name: str) -> Spool:
+        spool = self._spools.get(name)
+        if spool is None:
+            spool = self._spools[name] = Spool(self._folder / f"{name}.spool")
+        return spool
 
 
 class _transaction:  # noqa: N801 (reads as a keyword)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import ssl
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from socket import AddressFamily
+from typing import TypeVar
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -54,8 +56,9 @@ REASONS = (NOT_FOUND, REFUSED, CHECKSUM, TOO_BIG, TIMED_OUT, UNSAFE, FAILED, EMP
 """Every status of a `Downloaded` but `ok`."""
 
 _STATUS_REASONS = {401: REFUSED, 402: REFUSED, 403: REFUSED, 404: NOT_FOUND, 410: NOT_FOUND, 451: NOT_FOUND}
-_CHUNK = 1 << 17
 _HTML = 1 << 14
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +186,7 @@ class Transfers:
     def host_of(self, url: str) -> str:
         """The host that a URL leads to first; empty for one that cannot be fetched."""
         try:
-            return URL(url).raw_host or ""
+            return _parsed(url).raw_host or ""
         except ValueError:
             return ""
 
@@ -242,14 +245,20 @@ class Transfers:
         raise _Fault(TIMED_OUT, "no complete answer within the deadline")
 
     async def _attempt(self, item: Download, url: URL, scope: asyncio.Timeout) -> bytes:
-        async with self._answered(url, scope, with_robots=True) as response:
-            return await self._received(item, response)
+        return await self._asked(url, scope, functools.partial(self._received, item), with_robots=True)
 
-    @contextlib.asynccontextmanager
-    async def _answered(
-        self, url: URL, scope: asyncio.Timeout, *, with_robots: bool
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The answer at the end of all redirects, each hop checked, paced and told to its host's breaker."""
+    async def _asked(
+        self,
+        url: URL,
+        scope: asyncio.Timeout,
+        receive: Callable[[aiohttp.ClientResponse], Awaitable[_Result]],
+        *,
+        with_robots: bool,
+    ) -> _Result:
+        """What `receive` makes of the answer at the end of all redirects.
+
+        Each hop is checked, paced and told to its host's breaker.
+        """
         for _ in range(MAX_REDIRECTS + 1):
             if with_robots and self._robots is not None:
                 await self._obey_robots(url, scope)
@@ -260,9 +269,9 @@ class Transfers:
                 async with self._opened().get(url, allow_redirects=False) as response:
                     location = response.headers.get("Location") if response.status in REDIRECTS else None
                     if location is None:
-                        yield response
+                        received = await receive(response)
                         well = True
-                        return
+                        return received
                 well = True
             except _Fault as fault:
                 well = not fault.host_failed
@@ -322,14 +331,8 @@ class Transfers:
         for attempt in range(self._retries.attempts):
             status, body = 0, b""
             with contextlib.suppress(_Fault, TimeoutError):
-                async with (
-                    asyncio.timeout(self._deadline) as scope,
-                    self._answered(target, scope, with_robots=False) as response,
-                ):
-                    # What is compressed although that was not asked for cannot be read, as if the host had failed.
-                    if response.headers.get("Content-Encoding", "identity") == "identity":
-                        body = await _up_to(response, ROBOTS_BYTES) if response.status == 200 else b""
-                        status = response.status
+                async with asyncio.timeout(self._deadline) as scope:
+                    status, body = await self._asked(target, scope, _robots_file, with_robots=False)
             if 0 < status < 500 and status != 429:
                 break
             await asyncio.sleep(self._retries.delay(attempt))
@@ -364,7 +367,7 @@ class Transfers:
         pieces: list[bytes] = []
         size = 0
         try:
-            async for piece in response.content.iter_chunked(_CHUNK):
+            while piece := await response.content.readany():
                 size += len(piece)
                 if size > self._max_bytes:
                     raise _Fault(TOO_BIG, f"more than {self._max_bytes} bytes", final=True)
@@ -400,7 +403,7 @@ class Transfers:
     def _checked(self, text: str, base: URL | None = None) -> URL:
         """Parse a URL, or a redirect's target relative to `base`, and refuse what must not be fetched."""
         try:
-            url = base.join(URL(text)) if base else URL(text)
+            url = base.join(_parsed(text)) if base else _parsed(text)
             self._routes.check(url.scheme, url.raw_host)
             if url.user is not None or url.password is not None:
                 raise UnsafeAddressError("passwords are not sent from within a URL")
@@ -444,12 +447,28 @@ def _stopped(scope: asyncio.Timeout) -> Iterator[None]:
 
 async def _up_to(response: aiohttp.ClientResponse, most: int) -> bytes:
     """The beginning of a body."""
-    body = b""
-    async for piece in response.content.iter_chunked(_CHUNK):
+    body = bytearray()
+    while len(body) < most and (piece := await response.content.readany()):
         body += piece
-        if len(body) >= most:
-            break
-    return body[:most]
+    return bytes(body[:most])
+
+
+async def _robots_file(response: aiohttp.ClientResponse) -> tuple[int, bytes]:
+    """Status and body of a robots.txt."""
+    # What is compressed although that was not asked for cannot be read, as if the host had failed.
+    if response.headers.get("Content-Encoding", "identity") != "identity":
+        return 0, b""
+    return response.status, await _up_to(response, ROBOTS_BYTES) if response.status == 200 else b""
+
+
+@functools.lru_cache(maxsize=4096)
+def _parsed(url: str) -> URL:
+    """Parse a URL; once for the queue and for the request together.
+
+    Raises:
+        ValueError: It is malformed.
+    """
+    return URL(url)
 
 
 def _wrong_digest(item: Download, content: bytes) -> str:

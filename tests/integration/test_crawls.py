@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import time
 from collections.abc import Iterator
 from email.utils import formatdate
@@ -242,3 +243,20 @@ def test_an_interrupt_keeps_what_has_come(server: LocalServer, tmp_path: Path) -
         counts = ledger.counts()
     assert counts[DONE] >= 5
     assert counts[DONE] + counts["planned"] == 500
+
+
+def test_a_full_disk_ends_a_crawl_and_the_next_one_gets_the_rest(server: LocalServer, tmp_path: Path) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limit[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            crawl(server, tmp_path, wanted(100))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    with Ledger(tmp_path) as ledger:
+        had = ledger.counts()[DONE]
+    assert 30 < had < 100
+    asked = sum(server.journal.paths.values())
+    entries = crawl(server, tmp_path, wanted(100))
+    assert {entry.state for entry in entries.values()} == {DONE}
+    assert sum(server.journal.paths.values()) - asked == 100 - had + 1  # robots.txt was not kept

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import resource
 import sqlite3
 import sys
 import time
@@ -379,6 +381,37 @@ def test_a_spool_goes_when_all_that_it_holds_is_kept_elsewhere(tmp_path: Path) -
         assert [e.here for e in ledger.entries("ab").values()] == [False, True]
         ledger.hand_over()
         assert not (tmp_path / "part.spool").exists()
+
+
+def test_a_full_disk_keeps_what_there_was_room_for(tmp_path: Path) -> None:
+    bodies = {f"item-{number}": bytes([number]) * 50_000 for number in range(10)}
+    digests = {key: f"md5:{hashlib.md5(content).hexdigest()}" for key, content in bodies.items()}
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def keep_all(ledger: Ledger) -> None:
+        for key, content in bodies.items():
+            ledger.begin(entries[key])
+            ledger.keep(entries[key], "part", content, digests[key], attempts=1)
+        ledger.commit()
+
+    with Ledger(tmp_path) as ledger:
+        ledger.plan(dict.fromkeys(bodies, "1"))
+        entries = ledger.entries(bodies)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (320_000, limit[1]))
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                keep_all(ledger)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    with Ledger(tmp_path) as ledger:
+        found = ledger.entries(bodies)
+        done = [key for key, entry in found.items() if entry.state == DONE]
+        assert done == list(bodies)[:6]
+        for key in set(bodies) - set(done):
+            assert found[key].state == "planned"
+            ledger.keep(found[key], "part", bodies[key], digests[key], attempts=1)
+    with Ledger(tmp_path) as ledger:
+        assert {key: ledger.content(entry) for key, entry in ledger.entries(bodies).items()} == bodies
 
 
 def test_damaged_and_later_ledgers_are_refused_in_one_sentence(tmp_path: Path) -> None:
