@@ -84,7 +84,7 @@ def test_a_folder_gets_what_the_checksums_list(small_dataset: Path, tmp_path: Pa
     again = publish(small_dataset, to, env, "--json")
     assert again.returncode == 0, again.stderr
     assert {file["name"] for file in json.loads(again.stdout)["files"] if not file["present"]} == {
-        "data/val-00000.tar", "README.md", "dataset.json",
+        "data/val-00000.tar", "README.md", "dataset.json", "SHA256SUMS",
     }  # fmt: skip
     assert shard.read_bytes() == (small_dataset / "data" / "val-00000.tar").read_bytes()
 
@@ -102,7 +102,7 @@ def test_old_shards_in_a_folder_are_refused(small_dataset: Path, tmp_path: Path)
     ("to", "options", "told"),
     [
         ("ftp://host/x", (), "is no destination"),
-        ("s3://key:secret@bucket/x", (), "keys and options are not part of a destination"),
+        ("s3://key:secret@bucket/x", (), "keys and options are not part of an address"),
         ("hf://only-a-name", (), "give hf://user/name"),
         ("file://relative", (), "from the root on"),
         ("file:///tmp/x", ("--private",), "--private is for hf://"),
