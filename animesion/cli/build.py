@@ -74,7 +74,7 @@ def build(
 
         overrides = (*overrides, f"duplicates.against={json.dumps(against, ensure_ascii=False)}")
     chosen = load(recipe, overrides, sample=sample)
-    from animesion import building
+    from animesion import building, stores
 
     folder, to = building.places(out or Path("datasets") / chosen.name, work)
     if dry_run:
@@ -83,7 +83,7 @@ def build(
     from animesion.cli.progress import for_terminal
 
     if to:
-        click.echo(f"working in {folder}, sending to {to}", err=True)
+        click.echo(f"working in {folder}, sending to {stores.shown(to, 1000)}", err=True)
     start = time.perf_counter()
     with for_terminal() as progress:
         result = building.run(

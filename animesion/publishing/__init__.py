@@ -116,9 +116,7 @@ def destination(url: str, *, private: bool = False) -> Destination:
     """
     scheme, found, rest = url.partition("://")
     if not found or scheme not in ("hf", *stores.SCHEMES):
-        raise UsageError(
-            f"--to {shown(url)} is no destination: give hf://user/name, s3://bucket/prefix or file:///folder"
-        )
+        raise UsageError(f"{shown(url)} is no destination: give hf://user/name, s3://bucket/prefix or file:///folder")
     stores.refuse_secrets(url)
     if scheme == "hf":
         from animesion.publishing.hub import Hub
