@@ -18,7 +18,7 @@ from animesion.verifying import CHECKSUMS
 _CHUNK = 8 << 20
 _PART = ".sending"
 #: What makes a copy a dataset: taken away before anything else changes, sent last.
-_SEALS = ("dataset.json", CHECKSUMS)
+SEALS = ("dataset.json", CHECKSUMS)
 
 
 class Store:
@@ -50,7 +50,7 @@ class Store:
     def present(self, files: Sequence[File]) -> set[str]:
         """Files of equal size and SHA-256; what seals the dataset counts only when all are there: it goes first."""
         found = {file.name for file in files if not self.fault(file)}
-        return found if len(found) == len(files) else found.difference(_SEALS)
+        return found if len(found) == len(files) else found.difference(SEALS)
 
     def stale(self, files: Sequence[File]) -> list[str]:
         """Shards of something else; nothing is taken away unasked where no history keeps it.
@@ -91,7 +91,7 @@ class Store:
 
     def unseal(self) -> None:
         """Take away what says that a whole dataset lies there: it does not describe what is about to lie there."""
-        self.remove(_SEALS)
+        self.remove(SEALS)
 
     def remove(self, names: Sequence[str]) -> None:
         """Take files away; those that are not there are none."""

@@ -18,7 +18,7 @@ from typing import Self
 from animesion import building, stores
 from animesion.errors import AnimesionError, UsageError
 from animesion.publishing import LAST, File, destination
-from animesion.publishing.cloud import Store
+from animesion.publishing.cloud import SEALS, Store
 from animesion.settings import params_digest
 from animesion.verifying import listed_files
 from animesion.workspace import Workspace, sha256_file
@@ -59,7 +59,6 @@ class Upload:
             )
         destination(url)  # refuses what is no address at all
         self.sent: list[str] = []
-        self.proved = 0
         self._store = Store(url, replace=True)
         self._workspace = workspace
         self._params = params_digest(self._store.url)
@@ -125,10 +124,15 @@ class Upload:
         if stale := self._store.stale(files):
             self._make_ready()
             self._store.remove(stale)
+        seals = [file for file in files if file.name in SEALS]
         for file in files:
-            progress.told(file.name)
+            if file not in seals:
+                progress.told(file.name)
+                self._deliver(file)
+        if not all(self._is_there(file) for file in seals):
+            self._make_ready()  # takes away the one that is there
+        for file in seals:
             self._deliver(file)
-        self.proved = len(files)
 
     def _files(self) -> list[File]:
         """All files of the finished dataset in the order in which they are sent, by the digests that publish took."""
@@ -167,12 +171,15 @@ class Upload:
 
     def _deliver(self, file: File) -> None:
         """Send a file unless it is there, and prove that it is."""
-        proof = self._workspace.done(_unit(file), CODE, self._params, {"sha256": file.sha256})
-        if proof and proof.facts["version"] == self._store.version(file.name):
-            return
-        if self._fault(file):
+        if not self._is_there(file):
             self._make_ready()
             self._send(file)
+
+    def _is_there(self, file: File) -> bool:
+        """Whether a file is there; nothing is read that was proved before and not written since."""
+        proof = self._workspace.done(_unit(file), CODE, self._params, {"sha256": file.sha256})
+        known = proof is not None and proof.facts["version"] == self._store.version(file.name)
+        return known or not self._fault(file)
 
     def _send(self, file: File) -> None:
         self._store.put(file)

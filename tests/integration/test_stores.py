@@ -96,6 +96,10 @@ def test_a_bucket_holds_what_a_folder_would(world: Path, local: Path, shelf: She
     mended = animesion.build(recipe(world), out, work=tmp_path / "work")
     assert mended.sent == ["SHA256SUMS", "classes.csv", "data/val-00000.tar", "dataset.json"]
     assert shelf.objects(prefix) == published(local)
+    # a kill between the two that are sent last leaves one of them
+    shelf.client.delete_object(Bucket=BUCKET, Key=f"{prefix}SHA256SUMS")
+    assert animesion.build(recipe(world), out, work=tmp_path / "work").sent == ["SHA256SUMS", "dataset.json"]
+    assert shelf.objects(prefix) == published(local)
     # another machine has no work folder: all is built anew, and nothing sent that is there
     assert animesion.build(recipe(world), out, workers=1, work=tmp_path / "elsewhere").sent == []
     assert shelf.objects(prefix) == published(local)
@@ -332,3 +336,59 @@ def test_wrong_inputs(shelf: Shelf, tmp_path: Path, path: str, told: str) -> Non
     with pytest.raises(UsageError, match=told) as refused:
         animesion.build(recipe(path), tmp_path / "out", workers=1)
     assert "word@" not in str(refused.value)
+
+
+# -- datasets there --------------------------------------------------------------------------------------------------
+
+
+def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    from animesion.cli import main
+
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    said = capsys.readouterr()
+    return int(left.value.code or 0), said.out, said.err
+
+
+def test_a_dataset_in_a_bucket_is_looked_into(local: Path, shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
+    url = f"s3://{BUCKET}/look"
+    for name in published(local):
+        shelf.client.upload_file(str(local / name), BUCKET, f"look/{name}")
+    for command in ("stats", "card"):
+        here, there = (run([command, place], capsys)[1].splitlines()[1:] for place in (str(local), url))
+        assert here == there
+    assert run(["diff", str(local), url], capsys)[0] == 0
+    [copy] = Path(shelf.env["XDG_CACHE_HOME"]).glob("animesion/datasets/*")
+    assert not list(copy.glob("data/*.tar"))
+    assert run(["verify", url, "--workers", "1"], capsys)[0] == 0
+    assert shards(copy) == shards(local)
+    # damage there is found, and what is whole is not fetched again
+    times = {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file()}
+    spoiled = bytearray((local / "data" / "val-00000.tar").read_bytes())
+    spoiled[700] ^= 1
+    changes = {"data/val-00000.tar": bytes(spoiled), "data/extra.tar": b"x"}
+    for name, content in changes.items():
+        shelf.client.put_object(Bucket=BUCKET, Key=f"look/{name}", Body=content)
+    shelf.client.delete_object(Bucket=BUCKET, Key="look/data/test-00000.tar")
+    status, told, _ = run(["verify", url, "--workers", "1"], capsys)
+    assert status == 1
+    for fault in (
+        "data/val-00000.tar has another SHA-256 than SHA256SUMS says",
+        "data/test-00000.tar is listed in SHA256SUMS but missing",
+        "data/extra.tar is no shard of dataset.json",
+    ):
+        assert fault in told
+    same = [path for path, time in times.items() if path.exists() and path.stat().st_mtime_ns == time]
+    changed = {"SHA256SUMS", "val-00000.tar", "val-00000.tar.json", "test-00000.tar"}
+    assert {path.name for path in times if path not in same} == changed
+
+
+def test_what_is_no_dataset_in_a_bucket(shelf: Shelf, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shelf.client.put_object(Bucket=BUCKET, Key="odd/SHA256SUMS", Body=b"0" * 64 + b"  ../../out\n" + b"1" * 64 + b"  x")
+    for command in (["verify"], ["stats"], ["card"], ["diff", "."]):
+        status, _, told = run([*command, f"s3://{BUCKET}/nothing"], capsys)
+        assert (status, told.count("error:")) == (2, 1)
+        assert command[0] == "diff" or "holds no finished dataset" in told
+        status, _, told = run([*command, f"s3://{BUCKET}/odd"], capsys)
+        assert (status, told.count("error:")) == (2, 1)
+    assert not (Path(shelf.env["XDG_CACHE_HOME"]) / "animesion" / "out").exists()
