@@ -23,6 +23,7 @@ from animesion.errors import AnimesionError, UsageError
 from animesion.records import Item, Payload
 from animesion.settings import Section
 from animesion.sources import clean_text, file_key
+from animesion.sources.roots import read_file
 from animesion.sources.stored import StoredPlace, place
 
 #: Bytes that are fetched ahead from a bucket: headers of a tar lie all over it, members of a zip are read one by one.
@@ -82,7 +83,7 @@ class FolderSource:
 
     def items(self) -> Iterator[Item]:
         """One item a file, sorted by name; files outside a class folder have no label."""
-        root = place(self.options.path)
+        root = place(self.options.path, "source.path")
         if not root.exists():
             raise UsageError(f"source.path: there is no folder or archive {root}")
         entries = self._entries(root)
@@ -117,13 +118,13 @@ class FolderSource:
 
     def read(self, items: Sequence[Item]) -> Iterator[Payload]:
         """Read files, or the members of an archive that is opened once."""
-        root = place(self.options.path)
+        root = place(self.options.path, "source.path")
         where = [json.loads(item.locator) for item in items]
         if isinstance(root, StoredPlace) and root.is_dir():
             yield from root.contents([(each["path"], each["size"]) for each in where], self.options.max_bytes)
         elif isinstance(root, Path) and root.is_dir():
             for each in where:
-                yield self._read_file(root / each["path"])
+                yield read_file(root / each["path"], self.options.max_bytes)
         elif _is_zip(root):
             with _opened(root) as file, zipfile.ZipFile(file) as archive:
                 for each in where:
@@ -264,16 +265,6 @@ class FolderSource:
     def _note_hidden(self, hidden: int) -> None:
         if hidden:
             self.notes.append(f"{hidden} hidden or system file(s) and folder(s) passed over")
-
-    def _read_file(self, path: Path) -> Payload:
-        try:
-            with path.open("rb") as file:
-                content = file.read(self.options.max_bytes + 1)
-        except FileNotFoundError:
-            return Payload(reason="missing file")
-        except OSError as error:
-            return Payload(reason="fetch failed", detail=os.strerror(error.errno or 0))
-        return Payload(content) if len(content) <= self.options.max_bytes else Payload(reason="too many bytes")
 
     def _read_zipped(self, archive: zipfile.ZipFile, index: int) -> Payload:
         info = archive.infolist()[index]

@@ -133,8 +133,12 @@ class StoredPlace:
             begin = end
 
 
-def place(path: str) -> Path | StoredPlace:
+def place(path: str, option: str) -> Path | StoredPlace:
     """A path or URL of a recipe: a folder or file of this machine, or a place in a bucket.
+
+    Args:
+        path: the path or URL.
+        option: what sets it, for messages.
 
     Raises:
         UsageError: a URL of no known store.
@@ -145,7 +149,7 @@ def place(path: str) -> Path | StoredPlace:
         return Path(stores.connect(path)[1])
     if path.partition("://")[0] not in stores.SCHEMES:
         raise UsageError(
-            f"source.path: {stores.shown(path)} is of no known store: give a folder, s3://bucket/prefix or gs://..."
+            f"{option}: {stores.shown(path)} is of no known store: give a folder, s3://bucket/prefix or gs://..."
         )
     return StoredPlace(path)
 

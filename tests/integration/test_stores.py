@@ -280,6 +280,35 @@ def test_archives_in_a_bucket(world: Path, shelf: Shelf, tmp_path: Path, kind: s
     assert shards(built[0])
 
 
+def test_label_files_and_dumps_name_pictures_in_a_bucket(world: Path, shelf: Shelf, tmp_path: Path) -> None:
+    pictures = sorted(world.rglob("*.png"))[:12]
+    lines, records = [], []
+    for number, picture in enumerate(pictures, 1_000_291):
+        name = f"{number % 1000:03d}/{number}.png"
+        (tmp_path / "faces" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(picture, tmp_path / "faces" / name)
+        lines.append(f"{number % 2},0{name}")  # three digits there, four in the file
+        tags = [{"name": f"c{number % 2}", "category": "4"}]
+        records.append(json.dumps({"id": str(number), "file_ext": "png", "rating": "s", "tags": tags}))
+    shelf.put("faces/", tmp_path / "faces")
+    (tmp_path / "train.csv").write_text("\n".join([*lines, "0,0999/1999.jpg", "1,../1.jpg"]) + "\n")
+    (tmp_path / "posts.json").write_text("\n".join(records) + "\n")
+    wanted = {
+        "labels": [f"source.labels={tmp_path / 'train.csv'}"],
+        "dump": [f"source.metadata={tmp_path / 'posts.json'}", "crop.detector=none", "filter.ratings=[]"],
+    }
+    for kind, settings in wanted.items():
+        settings += [f"source.kind={kind}", "split.strategy=single", "classes.minimum=1"]
+        built = []
+        for name, root in (("disk", tmp_path / "faces"), ("bucket", f"s3://{BUCKET}/faces")):
+            chosen = animesion.load_recipe("daf-re", [*settings, f"source.images={root}"])
+            result = animesion.build(chosen, tmp_path / f"{kind}-{name}", workers=1)
+            built.append((shards(result.out), result.dropped, result.kept))
+        assert built[0] == built[1]
+        assert built[0][2] >= 10
+    assert built[0][1].keys() <= {"near duplicate", "exact duplicate"}
+
+
 def test_what_changed_in_the_bucket_is_fetched_again(world: Path, shelf: Shelf, tmp_path: Path) -> None:
     shelf.put("changing/", world)
     chosen, tar = recipe(f"s3://{BUCKET}/changing"), tmp_path / "out" / "raw" / "part-00000.tar"
