@@ -42,26 +42,27 @@ def build(
     until: str = "publish",
     replace: bool = False,
     progress: Progress | None = None,
+    work: Path | str | None = None,
 ) -> BuildResult:
-    """Build a dataset into a folder, or carry on where a build of the same recipe stopped.
+    """Build a dataset into a folder or a bucket, or carry on where a build of the same recipe stopped.
 
     Args:
         recipe: a recipe, or what `load_recipe` takes.
-        out: output folder.
+        out: output folder, or URL such as `s3://bucket/prefix`.
         workers: worker processes; 0 for one a core.
         until: last stage: fetch, inspect, curate, pack or publish.
         replace: carry on in a folder that another recipe wrote.
         progress: told what happens.
+        work: folder to work in when `out` is a URL; None for one of the URL's own in the user's cache.
 
     Raises:
         animesion.errors.AnimesionError: one sentence for the user.
     """
-    from pathlib import Path
-
     from animesion import building
 
     chosen = load_recipe(recipe) if isinstance(recipe, str) else recipe
-    return building.run(chosen, Path(out), workers=workers, until=until, replace=replace, progress=progress)
+    folder, to = building.places(out, work)
+    return building.run(chosen, folder, workers=workers, until=until, replace=replace, progress=progress, to=to)
 
 
 def open_dataset(path: Path | str) -> Dataset:

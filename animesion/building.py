@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from dataclasses import replace as replaced
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from animesion import engine as engines
-from animesion import sources
+from animesion import sources, stores
 from animesion.errors import AnimesionError, UsageError
 from animesion.recipe import Recipe
 from animesion.sources import clean_text
@@ -18,6 +20,7 @@ from animesion.stages import curate, fetch, inspect, pack, publish
 from animesion.workspace import STAGES, Workspace, write_atomic
 
 if TYPE_CHECKING:
+    from animesion.publishing.uploading import Upload
     from animesion_scrapers.tallies import HostTally
 
 #: Hosts that a preview names.
@@ -31,7 +34,7 @@ class BuildResult:
     """What a build came to.
 
     Attributes:
-        out: the output folder.
+        out: the output folder; the work folder when the output is a URL.
         until: the last stage that was run.
         seen: pictures the source listed; with `crop.faces = "each"`, one for each face.
         kept: pictures in the shards; 0 before curate.
@@ -40,6 +43,8 @@ class BuildResult:
         classes: class names by id.
         notes: sentences worth reading.
         crawl: sentences about what a crawl did not get in this run; in no output, as they depend on the day.
+        url: where the dataset was sent; empty when it stays in `out`.
+        sent: files that were sent in this run.
     """
 
     out: Path
@@ -51,6 +56,8 @@ class BuildResult:
     classes: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     crawl: list[str] = field(default_factory=list)
+    url: str = ""
+    sent: list[str] = field(default_factory=list)
 
 
 class Progress:
@@ -69,6 +76,25 @@ class Progress:
         """The stage is done."""
 
 
+def places(out: Path | str, work: Path | str | None = None) -> tuple[Path, str]:
+    """The folder to build in, and the URL to send to; empty when the folder is the output.
+
+    Args:
+        out: output folder or URL.
+        work: folder to work in when `out` is a URL; None for one of the URL's own in the user's cache.
+
+    Raises:
+        UsageError: a folder to work in is given though the output is one.
+    """
+    if not stores.is_url(out):
+        if work is not None:
+            raise UsageError("--work is for outputs that are URLs: leave it out, a build works in its output folder")
+        return Path(out), ""
+    from animesion.publishing.uploading import work_folder
+
+    return Path(work) if work is not None else work_folder(str(out)), str(out)
+
+
 def run(
     recipe: Recipe,
     out: Path,
@@ -80,6 +106,7 @@ def run(
     retry_failed: bool = False,
     update: bool = False,
     progress: Progress | None = None,
+    to: str = "",
 ) -> BuildResult:
     """Build a dataset, or carry on where a build of the same recipe stopped.
 
@@ -93,9 +120,10 @@ def run(
         retry_failed: ask a crawled source again also for what it refused for good.
         update: add what is new at a crawled source since it was listed.
         progress: told what happens.
+        to: URL that finished files are sent to, such as `s3://bucket/prefix`; then `out` is the folder to work in.
 
     Raises:
-        UsageError: bad options of the source, or a folder that is not this recipe's.
+        UsageError: bad options of the source, or a folder or URL that is not this recipe's.
         BusyError: another build holds the folder.
         AnimesionError: no picture is left, the disk is full, a worker cannot do its part.
     """
@@ -108,10 +136,14 @@ def run(
     source = sources.make(recipe)
     workspace = Workspace(out)
     last = STAGES.index(until)
+    upload = _upload(to, workspace, recipe, replace=replace)
     with (
         workspace.claim(recipe.to_toml(), recipe.digest(), replace=replace),
+        upload or contextlib.nullcontext(),
         engines.make(engine, workers) as running,
     ):
+        if upload and last >= STAGES.index("pack"):
+            upload.claim()
         crawling = fetch.CrawlProgress(progress.advanced, progress.told)
         fetch.prepare(workspace, source, crawling, retry_failed=retry_failed)
         with source.session():
@@ -161,7 +193,7 @@ def run(
                 )
             progress.started("pack", result.kept)
             try:
-                pack.run(workspace, recipe, running, progress.advanced)
+                pack.run(workspace, recipe, running, progress.advanced, *([upload.shard] if upload else []))
             except pack.CrashedPicturesError as error:
                 known = _crashed(workspace) | dict.fromkeys(error.keys, "the worker process died while packing")
                 write_atomic(workspace.path(_CRASHED), json.dumps(known, sort_keys=True).encode())
@@ -172,11 +204,16 @@ def run(
             progress.started("publish", None)
             publish.run(workspace, recipe, parts, result.notes)
             progress.finished("publish")
+        if upload:
+            progress.started("send", None)
+            upload.finish(progress) if last == STAGES.index("publish") else upload.wait(progress)
+            progress.finished("send")
+            return replaced(result, url=upload.url, sent=sorted(upload.sent))
         return result
 
 
 def preview(
-    recipe: Recipe, out: Path, *, replace: bool = False, count: Callable[[int], None] = lambda n: None
+    recipe: Recipe, out: Path, *, replace: bool = False, count: Callable[[int], None] = lambda n: None, to: str = ""
 ) -> dict[str, Any]:
     """What a build would do, without writing: pictures by metadata verdict, bytes where known, state of `out`.
 
@@ -190,6 +227,7 @@ def preview(
     from animesion_scrapers.tallies import HostTally
 
     source = sources.make(recipe)
+    _upload(to, Workspace(out), recipe, replace=replace)
     Workspace(out).check(recipe.digest(), replace=replace)
     verdicts: dict[str, int] = {}
     listed = wanted = size = unknown = 0
@@ -219,7 +257,7 @@ def preview(
     return {
         "recipe": recipe.name,
         "digest": recipe.digest(),
-        "out": str(out),
+        "out": to or str(out),
         "out_exists": out.exists(),
         "listed": listed,
         "to_fetch": wanted,
@@ -269,6 +307,14 @@ def _demand(source: sources.Crawled, tally: HostTally) -> _Demand:
         facts = {"requests": requests, "seconds": seconds, "bytes": each.bytes, "bytes_unknown": each.unknown}
         demand.busiest.append({"host": clean_text(each.host, 80), "files": each.files, **facts})
     return demand
+
+
+def _upload(to: str, workspace: Workspace, recipe: Recipe, *, replace: bool) -> Upload | None:
+    if not to:
+        return None
+    from animesion.publishing.uploading import Upload
+
+    return Upload(to, workspace, recipe.to_toml(), replace=replace)
 
 
 def _account(facts: dict[str, Any], listed: int) -> None:

@@ -54,16 +54,18 @@ def take(path: str, track: Track = iter) -> Census:
     """Count what is at a path, whichever kind it is.
 
     Args:
-        path: a built dataset, a folder of label files, one label or counts CSV, a shard, a folder or glob of shards,
-            or a folder of class folders.
+        path: a built dataset or the URL of one, a folder of label files, one label or counts CSV, a shard, a folder or
+            glob of shards, or a folder of class folders.
         track: wraps the list of shards while they are read.
 
     Raises:
         UsageError: there is nothing to count, or a file is damaged.
     """
-    place = Path(path)
     if "://" in path:
-        raise UsageError(f"{path} is not on this machine; copy its classes.csv or shards here and give that path")
+        from animesion import mirrors
+
+        return _dataset(mirrors.local(path))
+    place = Path(path)
     if not place.exists():
         shards = [Path(p) for p in sorted(glob.glob(path)) if p.endswith(".tar")]
         if shards:

@@ -24,7 +24,13 @@ _STAGES = ("fetch", "inspect", "curate", "pack", "publish")
     epilog="Example: animesion build folder --set source.path=faces/ --set pack.size=128 --out datasets/faces"
 )
 @click.argument("recipe")
-@click.option("--out", type=click.Path(path_type=Path), help="Output folder.  [default: datasets/NAME]")
+@click.option("--out", metavar="DIR|URL", help="Output folder, s3://... or gs://...  [default: datasets/NAME]")
+@click.option(
+    "--work",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Where to build what goes to a URL.  [default: a folder in your cache]",
+)
 @click.option("--sample", is_flag=True, help="Replace the recipe's source by a small drawn booru on this machine.")
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override one value of the recipe.")
 @click.option(
@@ -43,7 +49,8 @@ _STAGES = ("fetch", "inspect", "curate", "pack", "publish")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def build(
     recipe: str,
-    out: Path | None,
+    out: str | None,
+    work: Path | None,
     sample: bool,
     overrides: tuple[str, ...],
     against: tuple[str, ...],
@@ -67,18 +74,21 @@ def build(
 
         overrides = (*overrides, f"duplicates.against={json.dumps(against, ensure_ascii=False)}")
     chosen = load(recipe, overrides, sample=sample)
-    out = out or Path("datasets") / chosen.name
+    from animesion import building, stores
+
+    folder, to = building.places(out or Path("datasets") / chosen.name, work)
     if dry_run:
-        _dry_run(chosen, out, replace=replace, as_json=as_json)
+        _dry_run(chosen, folder, to, replace=replace, as_json=as_json)
         return
-    from animesion import building
     from animesion.cli.progress import for_terminal
 
+    if to:
+        click.echo(f"working in {folder}, sending to {stores.shown(to, 1000)}", err=True)
     start = time.perf_counter()
     with for_terminal() as progress:
         result = building.run(
             chosen,
-            out,
+            folder,
             workers=workers or 0,
             engine=engine,
             until=until,
@@ -86,6 +96,7 @@ def build(
             retry_failed=retry_failed,
             update=update,
             progress=progress,
+            to=to,
         )
     if as_json:
         import json
@@ -93,6 +104,8 @@ def build(
         fields = {
             name: getattr(result, name) for name in ("until", "seen", "kept", "dropped", "splits", "notes", "crawl")
         }
+        if to:
+            fields |= {"url": result.url, "sent": result.sent}
         click.echo(json.dumps({"out": str(result.out), "classes": len(result.classes), **fields}, ensure_ascii=False))
     else:
         _print_funnel(chosen, result, time.perf_counter() - start)
@@ -128,9 +141,13 @@ def _print_funnel(recipe: Recipe, result: BuildResult, seconds: float) -> None:
     where = escape(str(result.out))
     if len(shown) < len(result.notes):
         console.print(f"note: and {len(result.notes) - len(shown)} more in {where}/dataset.json", soft_wrap=True)
+    if result.url:
+        told = f"{len(result.sent):,} file{'s' * (len(result.sent) != 1)} sent, each read back"
+        console.print(f"{escape(result.url)}: {told}; {where} has the same files and lets the build carry on",
+                      soft_wrap=True)  # fmt: skip
     if whole:
         lines = [
-            f"\nDone in {seconds:.1f} s. The dataset is in [bold]{where}[/]; where to look next:",
+            f"\nDone in {seconds:.1f} s. The dataset is in [bold]{escape(result.url) or where}[/]; where to look next:",
             f"  {where}/README.md         its card, with loading lines for each reader",
             f"  {where}/report.html       all of it to look at, in a browser",
             f"  {where}/curated.parquet   the verdict on each picture",
@@ -142,10 +159,10 @@ def _print_funnel(recipe: Recipe, result: BuildResult, seconds: float) -> None:
         console.print(f"\nStopped after {result.until} as told, {seconds:.1f} s; without --until the build carries on.")
 
 
-def _dry_run(recipe: Recipe, out: Path, *, replace: bool, as_json: bool) -> None:
+def _dry_run(recipe: Recipe, out: Path, to: str, *, replace: bool, as_json: bool) -> None:
     from animesion import building
 
-    facts: dict[str, Any] = building.preview(recipe, out, replace=replace)
+    facts: dict[str, Any] = building.preview(recipe, out, replace=replace, to=to)
     if as_json:
         import json
 

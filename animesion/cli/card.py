@@ -15,14 +15,16 @@ Examples:
 
 
 @click.command(epilog=_EXAMPLES)
-@click.argument("path", type=click.Path(path_type=Path))
-@click.option("--since", type=click.Path(path_type=Path), help="An earlier build: the card tells what changed.")
+@click.argument("place", metavar="PATH")
+@click.option("--since", metavar="PATH", help="An earlier build: the card tells what changed.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write it there instead of to stdout.")
-def card(path: Path, since: Path | None, out: Path | None) -> None:
-    """Print the card (Markdown) of the dataset, or of the training run, at PATH."""
+def card(place: str, since: str | None, out: Path | None) -> None:
+    """Print the card (Markdown) of the dataset, or of the training run, at PATH; a dataset's may be s3://..."""
+    from animesion import mirrors
     from animesion.errors import UsageError
     from animesion.workspace import write_atomic
 
+    path = mirrors.local(place)
     if (path / "best.safetensors").is_file() or path.suffix == ".safetensors":
         if since is not None:
             raise UsageError("--since compares datasets: leave it out for a training run")
@@ -40,10 +42,10 @@ def card(path: Path, since: Path | None, out: Path | None) -> None:
         write_atomic(out, text.encode())
 
 
-def _dataset(path: Path, since: Path | None) -> str:
+def _dataset(path: Path, since: str | None) -> str:
     import json
 
-    from animesion import cards, open_dataset
+    from animesion import cards, mirrors, open_dataset
     from animesion.cards.facts import counted
     from animesion.comparing import compare
     from animesion.errors import UsageError
@@ -53,9 +55,9 @@ def _dataset(path: Path, since: Path | None) -> str:
     facts = json.loads((path / "dataset.json").read_bytes())
     if not {"provenance", "leak_check"} <= facts.keys():  # of an earlier version
         facts |= counted(dataset.curated)
-    changes = compare(open_dataset(since), dataset) if since else None
+    changes = compare(open_dataset(mirrors.local(since)), dataset) if since else None
     try:
-        return cards.dataset_card(facts, recipe, changes=changes, since=since.resolve().name if since else "")
+        return cards.dataset_card(facts, recipe, changes=changes, since=Path(since).resolve().name if since else "")
     except Exception as error:  # a template meets whatever a damaged file holds
         raise UsageError(
             f"{path / 'dataset.json'} lacks what the card tells ({error}): run `animesion build` again"

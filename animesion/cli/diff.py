@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -27,22 +26,22 @@ _HEADINGS = {
 
 
 @click.command(epilog="Example: animesion diff datasets/faces-old datasets/faces")
-@click.argument("before", metavar="A", type=click.Path(path_type=Path))
-@click.argument("after", metavar="B", type=click.Path(path_type=Path))
+@click.argument("before", metavar="A")
+@click.argument("after", metavar="B")
 @click.option("--json", "as_json", is_flag=True, help="Print every difference as JSON.")
-def diff(before: Path, after: Path, as_json: bool) -> None:
-    """Tell what differs in the built dataset B from the built dataset A.
+def diff(before: str, after: str, as_json: bool) -> None:
+    """Tell what differs in the built dataset B from the built dataset A; each a folder or a URL (s3://...).
 
     Exit status 0 when they are identical, 1 when they differ, 2 when one is no dataset.
     """
-    from animesion import open_dataset
+    from animesion import mirrors, open_dataset
     from animesion.comparing import compare
 
-    found = compare(open_dataset(before), open_dataset(after))
+    found = compare(open_dataset(mirrors.local(before)), open_dataset(mirrors.local(after)))
     if as_json:
         import json
 
-        document = {"a": str(before), "b": str(after), **found.to_dict()}
+        document = {"a": before, "b": after, **found.to_dict()}
         click.echo(json.dumps(document, indent=1, ensure_ascii=False))
     else:
         _print(found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,22 +13,25 @@ _SHOWN = 10
 
 
 @click.command(epilog="Example: animesion verify datasets/daf-re")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path")
 @click.option("--json", "as_json", is_flag=True, help="Print every fault as JSON.")
 @click.option("--workers", type=click.IntRange(1, 1024), help="Worker processes.  [default: one a core]")
 @click.option("--no-decode", is_flag=True, help="Leave pixels alone: faster, but only equal bytes count as a leak.")
-def verify(path: Path, as_json: bool, workers: int | None, no_decode: bool) -> None:
+def verify(path: str, as_json: bool, workers: int | None, no_decode: bool) -> None:
     """Read every sample of the dataset at PATH and list what is wrong with it.
 
     Checks checksums, shards, keys, labels, decoding, leaks across splits and the accounting. Exit status 1 when there
-    is any fault, 2 when PATH is no dataset.
+    is any fault, 2 when PATH is no dataset. A dataset behind a URL (s3://...) is first copied into your cache.
     """
-    from animesion import open_dataset, verifying
+    from animesion import mirrors, open_dataset, verifying
     from animesion.cli.progress import for_terminal
 
-    dataset = open_dataset(path)
     with for_terminal() as progress:
+        folder = mirrors.local(path, shards=True, progress=progress)
+        dataset = open_dataset(folder)
         report = verifying.verify(dataset, workers=workers or 0, decode=not no_decode, progress=progress)
+    if str(folder) != path:
+        click.echo(f"its copy in {folder} may be removed", err=True)
     if as_json:
         import json
 
@@ -40,11 +42,11 @@ def verify(path: Path, as_json: bool, workers: int | None, no_decode: bool) -> N
         raise SystemExit(1)
 
 
-def _document(report: Report, path: Path) -> dict[str, Any]:
+def _document(report: Report, path: str) -> dict[str, Any]:
     from animesion.verifying import CHECKS
 
     return {
-        "path": str(path),
+        "path": path,
         "name": report.name,
         "ok": report.clean,
         "samples": report.samples,
@@ -63,7 +65,7 @@ def _document(report: Report, path: Path) -> dict[str, Any]:
     }
 
 
-def _print(report: Report, path: Path) -> None:
+def _print(report: Report, path: str) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -90,7 +92,7 @@ def _print(report: Report, path: Path) -> None:
     total = sum(map(len, report.faults.values()))
     verdict = f"{total:,} fault{'s' * (total != 1)}" if total else "no fault"
     console.print(
-        f"{_printable(str(path))}: {verdict} in {report.samples:,} samples of {report.shards:,} shards", style="bold"
+        f"{_printable(path)}: {verdict} in {report.samples:,} samples of {report.shards:,} shards", style="bold"
     )
 
 

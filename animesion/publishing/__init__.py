@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from animesion import building
+from animesion import building, stores
 from animesion.dataset import Dataset
 from animesion.errors import AnimesionError, UsageError
+from animesion.stores import shown
 from animesion.verifying import CHECKS, CHECKSUMS, Report, listed_files
 from animesion.workspace import sha256_file
 
@@ -114,21 +115,15 @@ def destination(url: str, *, private: bool = False) -> Destination:
         UsageError: an address of no known kind, or what it needs is not installed.
     """
     scheme, found, rest = url.partition("://")
-    if not found or scheme not in ("hf", "s3", "gs", "file"):
-        raise UsageError(
-            f"--to {_shown(url)} is no destination: give hf://user/name, s3://bucket/prefix or file:///folder"
-        )
-    if "@" in rest or "?" in rest or "#" in rest:
-        raise UsageError(
-            f"--to {_shown(url)} holds '@', '?' or '#': keys and options are not part of a destination, "
-            "keep them in the environment or in the tool's own configuration"
-        )
+    if not found or scheme not in ("hf", *stores.SCHEMES):
+        raise UsageError(f"{shown(url)} is no destination: give hf://user/name, s3://bucket/prefix or file:///folder")
+    stores.refuse_secrets(url)
     if scheme == "hf":
         from animesion.publishing.hub import Hub
 
         return Hub(rest, private=private)
     if private:
-        raise UsageError(f"--private is for hf:// destinations: who may read {_shown(url)} is set where it lies")
+        raise UsageError(f"--private is for hf:// destinations: who may read {shown(url)} is set where it lies")
     from animesion.publishing.cloud import Store
 
     return Store(url)
@@ -170,7 +165,7 @@ def judge(report: Report, force: Collection[str]) -> dict[str, int]:
     blocking = {check: faults for check, faults in report.faults.items() if faults and check not in force}
     if blocking:
         told = "; ".join(
-            f"{check}: {len(faults):,} fault{'s' * (len(faults) != 1)}, such as {_shown(faults[0].text, 300)}"
+            f"{check}: {len(faults):,} fault{'s' * (len(faults) != 1)}, such as {shown(faults[0].text, 300)}"
             for check, faults in blocking.items()
         )
         forces = " ".join(f"--force {check}" for check in blocking)
@@ -208,7 +203,7 @@ def publish(
     """
     progress = progress or building.Progress()
     if tag and not TAG.fullmatch(tag):
-        raise UsageError(f"--tag {_shown(tag)} is no name of a revision: use letters, digits, '.', '_' and '-'")
+        raise UsageError(f"--tag {shown(tag)} is no name of a revision: use letters, digits, '.', '_' and '-'")
     done = Published(to.url, list(files), to.present(files), to.stale(files), dict(forced or {}), tag)
     if refusal := to.refusal(tag, bool(done.sent or done.stale)):
         raise UsageError(refusal)
@@ -233,9 +228,3 @@ def publish(
     if tag:
         to.tag(tag)
     return done
-
-
-def _shown(text: str, limit: int = 120) -> str:
-    """Text of a user or a file as it may stand in a message; keys before an '@' are not repeated."""
-    text = re.sub(r"//[^/@]*@", "//...@", text)
-    return "".join(c if c.isprintable() else "?" for c in text)[:limit]

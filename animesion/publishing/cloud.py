@@ -6,19 +6,19 @@ What is there is known by reading it: sizes first, then SHA-256 of the bytes. No
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
-from animesion import building
-from animesion.errors import AnimesionError, FullDiskError, UsageError
+from animesion import building, stores
+from animesion.errors import AnimesionError, UsageError
 from animesion.publishing import SHARD, File
-from animesion.workspace import full_disk_is_clear
+from animesion.verifying import CHECKSUMS
 
 _CHUNK = 8 << 20
 _PART = ".sending"
-_FACTS = "dataset.json"
+#: What makes a copy a dataset: taken away before anything else changes, sent last.
+SEALS = ("dataset.json", CHECKSUMS)
 
 
 class Store:
@@ -26,29 +26,17 @@ class Store:
 
     Args:
         url: `file:///folder`, `s3://bucket/prefix` or `gs://bucket/prefix`.
+        replace: take away shards of another dataset that lie there, where else they are refused.
 
     Raises:
         UsageError: no bucket, or the store's package is not installed.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, replace: bool = False) -> None:
         self.url = url.rstrip("/")
-        scheme, _, path = url.partition("://")
-        if scheme == "file" and not path.startswith("/"):
-            raise UsageError(f"--to {url}: a folder is given from the root on, as in file:///data/published")
-        if not path.strip("/"):
-            raise UsageError(f"--to {url} names no {'folder' if scheme == 'file' else 'bucket'}")
-        try:
-            import fsspec
-
-            with self._clear():
-                self._fs, root = fsspec.core.url_to_fs(self.url)
-        except ImportError:
-            raise UsageError(
-                f"{scheme}:// needs a package that is not installed: pip install 'animesion[cloud]'"
-            ) from None
-        self._local = scheme == "file"
-        self._root = str(root).rstrip("/")
+        self._fs, self._root = stores.connect(url)
+        self._local = url.startswith("file://")
+        self._replace = replace
 
     def refusal(self, tag: str, changes: bool) -> str:
         """Tags and old shards are refused: nothing here keeps what a reader would lose."""
@@ -60,43 +48,36 @@ class Store:
         """Folders are made as files are written; a bucket is not ours to make."""
 
     def present(self, files: Sequence[File]) -> set[str]:
-        """Files of equal size and SHA-256; `dataset.json` counts only when all are there, because it goes first."""
-        found = {file.name for file in files if not self._fault(file)}
-        return found if len(found) == len(files) else found - {_FACTS}
+        """Files of equal size and SHA-256; what seals the dataset counts only when all are there: it goes first."""
+        found = {file.name for file in files if not self.fault(file)}
+        return found if len(found) == len(files) else found.difference(SEALS)
 
     def stale(self, files: Sequence[File]) -> list[str]:
-        """Nothing is taken away where no history keeps it.
+        """Shards of something else; nothing is taken away unasked where no history keeps it.
 
         Raises:
-            UsageError: shards of something else lie there.
+            UsageError: there are some, and they are not to be replaced.
         """
         names = {file.name for file in files}
         others = [name for name in self._shards() if name not in names]
-        if others:
+        if others and not self._replace:
             raise UsageError(
                 f"{self.url} holds {others[0]}{f' and {len(others) - 1:,} more shards' * (len(others) > 1)} of another "
                 "dataset, which readers would load: give an empty place, or remove it there"
             )
-        return []
+        return others
 
     def send(self, files: Sequence[File], stale: Sequence[str], message: str, progress: building.Progress) -> None:
-        """One after the other; a file has its name only when it is whole, and an older `dataset.json` goes first."""
-        with self._clear():
-            if files and self._fs.exists(self._at(_FACTS)):  # it does not describe what is about to lie there
-                self._fs.rm_file(self._at(_FACTS))
+        """One after the other; what seals an older dataset goes first."""
+        self.unseal()
+        self.remove(stale)
         for file in files:
             progress.told(file.name)
-            with self._clear():
-                if self._local:
-                    self._fs.makedirs(self._at(file.name).rpartition("/")[0], exist_ok=True)
-                    self._fs.put_file(str(file.path), self._at(file.name) + _PART)
-                    self._fs.mv(self._at(file.name) + _PART, self._at(file.name))
-                else:
-                    self._fs.put_file(str(file.path), self._at(file.name))
+            self.put(file)
 
     def faults(self, files: Sequence[File]) -> list[str]:
         """Read every file back."""
-        return [fault for file in files if (fault := self._fault(file))]
+        return [fault for file in files if (fault := self.fault(file))]
 
     def tag(self, name: str) -> None:
         """There are none.
@@ -106,13 +87,44 @@ class Store:
         """
         raise UsageError(self.refusal(name, changes=False))
 
-    def _at(self, name: str) -> str:
-        return f"{self._root}/{name}"
+    # -- single files ------------------------------------------------------------------------------------------------
 
-    def _fault(self, file: File) -> str:
+    def unseal(self) -> None:
+        """Take away what says that a whole dataset lies there: it does not describe what is about to lie there."""
+        self.remove(SEALS)
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Take files away; those that are not there are none."""
+        for name in names:
+            with stores.clear_errors(self.url), suppress(FileNotFoundError):
+                if self._fs.exists(self._at(name)):  # a store that finds nothing to delete may not say so
+                    self._fs.rm_file(self._at(name))
+
+    def put(self, file: File) -> None:
+        """Send one file; it has its name only when it is whole.
+
+        Raises:
+            AnimesionError: there is no such bucket, it does not let us in, or it cannot be reached.
+        """
+        try:
+            with stores.clear_errors(self.url):
+                if self._local:
+                    self._fs.makedirs(self._at(file.name).rpartition("/")[0], exist_ok=True)
+                    self._fs.put_file(str(file.path), self._at(file.name) + _PART)
+                    self._fs.mv(self._at(file.name) + _PART, self._at(file.name))
+                else:
+                    self._fs.put_file(str(file.path), self._at(file.name))
+        except FileNotFoundError:
+            if not file.path.is_file():
+                raise
+            raise AnimesionError(
+                f"{self.url} is in no bucket that exists: make the bucket, or check its name"
+            ) from None
+
+    def fault(self, file: File) -> str:
+        """What is wrong with the copy of a file, one sentence; empty when it has its size and SHA-256."""
         digest = hashlib.sha256()
-        with self._clear():
-            self._fs.invalidate_cache()
+        with stores.clear_errors(self.url):
             try:
                 size = self._fs.info(self._at(file.name))["size"]
                 if size != file.bytes:
@@ -126,31 +138,35 @@ class Store:
             return f"{file.name} has another SHA-256 there than here"
         return ""
 
-    def _shards(self) -> list[str]:
-        with self._clear():
+    def version(self, name: str) -> str:
+        """What the store says of a file (size, time, ETag), digested: equal while nobody wrote it. Empty for none."""
+        with stores.clear_errors(self.url):
             try:
-                listed: list[Any] = self._fs.ls(self._at("data"), detail=False)
+                return str(self._fs.ukey(self._at(name)))
+            except FileNotFoundError:
+                return ""
+
+    def content(self, name: str, most: int) -> bytes | None:
+        """The bytes of a small file, or its first ones; None when it is not there."""
+        with stores.clear_errors(self.url):
+            try:
+                with self._fs.open(self._at(name), "rb", block_size=_CHUNK) as remote:
+                    return bytes(remote.read(most))
+            except FileNotFoundError:
+                return None
+
+    def names(self, folder: str = "") -> list[str]:
+        """Names of what lies directly in the folder; what a killed run left half sent is not counted."""
+        with stores.clear_errors(self.url):
+            try:
+                listed: list[Any] = self._fs.ls(self._at(folder) if folder else self._root, detail=False)
             except FileNotFoundError:
                 return []
-        names = ["data/" + str(path).rstrip("/").rpartition("/")[2] for path in listed]
-        return sorted(name for name in names if SHARD.fullmatch(name))
+        found = [str(path).rstrip("/").rpartition("/")[2] for path in listed]
+        return sorted(name for name in found if not name.endswith(_PART))
 
-    @contextmanager
-    def _clear(self) -> Iterator[None]:
-        """Errors of the store in one sentence; those that its user looks for pass."""
-        try:
-            with full_disk_is_clear(Path(self.url)):
-                yield
-        except (ImportError, FileNotFoundError, FullDiskError, AnimesionError):
-            raise
-        except Exception as error:  # each store's client has errors of its own
-            name = type(error).__name__
-            if "Credentials" in name or isinstance(error, PermissionError):
-                raise AnimesionError(
-                    f"{self.url} does not let us in ({name}): check the credentials in the environment, "
-                    "such as AWS_PROFILE or AWS_ACCESS_KEY_ID"
-                ) from error
-            text = " ".join(str(error).split())[:200] or name
-            raise AnimesionError(
-                f"{self.url} cannot be reached or refuses ({text}): run the same command again, it resumes"
-            ) from error
+    def _at(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+    def _shards(self) -> list[str]:
+        return [name for each in self.names("data") if SHARD.fullmatch(name := f"data/{each}")]

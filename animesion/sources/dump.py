@@ -22,8 +22,8 @@ from animesion.errors import UsageError
 from animesion.records import Item, Payload
 from animesion.settings import Section
 from animesion.sources import clean_text, faces
-from animesion.sources.labels import locate, read_below
 from animesion.sources.posts import NOT_PICTURES, families
+from animesion.sources.roots import ImageRoot
 
 _CHARACTER = "4"
 _ARTIST = "1"
@@ -35,7 +35,7 @@ class DumpOptions(Section):
     """Options of the `dump` source."""
 
     metadata: str = Field(description="a JSON-lines file (.json, .jsonl; .gz and .xz too) or a folder of them")
-    images: str = Field(description="folder of BBBB/ID.ext buckets, such as original/ or 512px/")
+    images: str = Field(description="folder of BBBB/ID.ext buckets, such as original/ or 512px/; may be s3:// or gs://")
     faces: str = Field("", description="faces.tsv with the head boxes; without it set crop.detector to something else")
     tag_ids: str = Field("", description="tagIds.tsv; orders classes by the published tag id instead of by name")
     max_bytes: int = Field(64 * 1024 * 1024, ge=1, description="larger files are dropped unread")
@@ -58,9 +58,7 @@ class DumpSource:
 
     def items(self) -> Iterator[Item]:
         """One item a post, in the order of the metadata; `order` is that of `faces.tsv` where the post is in it."""
-        root = Path(self.options.images).expanduser()
-        if not root.is_dir():
-            raise UsageError(f"source.images: there is no folder {root}")
+        root = ImageRoot(self.options.images, "source.images")
         table = faces.load(Path(self.options.faces).expanduser()) if self.options.faces else None
         tag_ids = labelfiles.read_tag_ids(Path(self.options.tag_ids).expanduser()) if self.options.tag_ids else {}
         seen: set[int] = set()
@@ -84,9 +82,8 @@ class DumpSource:
 
     def read(self, items: Sequence[Item]) -> Iterator[Payload]:
         """Read files below the image root."""
-        root = Path(self.options.images).expanduser()
-        for item in items:
-            yield read_below(root, json.loads(item.locator)["path"], self.options.max_bytes)
+        places = [json.loads(item.locator) for item in items]
+        return ImageRoot(self.options.images, "source.images").read(places, self.options.max_bytes)
 
     def _metadata_files(self) -> list[Path]:
         path = Path(self.options.metadata).expanduser()
@@ -101,23 +98,27 @@ class DumpSource:
         return files
 
     def _item(
-        self, root: Path, record: dict[str, Any], table: faces.FaceTable | None, tag_ids: dict[str, int], position: int
+        self,
+        root: ImageRoot,
+        record: dict[str, Any],
+        table: faces.FaceTable | None,
+        tag_ids: dict[str, int],
+        position: int,
     ) -> Item:
         number = record["id"]
         tags = _tags(record)
         characters = tags.get(_CHARACTER, [])
         extension = _text(record, "file_ext").lower()
-        failure, detail, locator = "", "", {}
+        failure, detail = "", ""
+        locator: dict[str, Any] = {}
         if extension in NOT_PICTURES:
             failure, detail = "unsupported format", extension
         else:
             bucket = f"{number % 1000:04d}"
             # whole-picture dumps keep the extension, the 512px subset is all JPEG
             for name in dict.fromkeys(f"{bucket}/{number}.{e}" for e in (extension, "jpg", "png") if e.isalnum()):
-                path, failure = locate(root, name)
-                if path:
-                    status = path.stat()
-                    locator = {"path": str(path.relative_to(root)), "size": status.st_size, "stamp": status.st_mtime_ns}
+                locator, failure = root.locate(name)
+                if locator:
                     break
         row = table.row.get(number, -1) if table else -1
         order = row if row >= 0 else (table.rows if table else 0) + position

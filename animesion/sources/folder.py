@@ -1,4 +1,4 @@
-"""Class folders: `ROOT/<class>/**/<picture>`, or a tar or zip of them.
+"""Class folders: `ROOT/<class>/**/<picture>`, or a tar or zip of them, on this machine or in a bucket.
 
 Archives are read in place, member by member; nothing is ever extracted, so a member's name cannot leave the archive.
 """
@@ -15,14 +15,19 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import ClassVar
+from typing import IO, ClassVar
 
 from pydantic import Field, field_validator
 
-from animesion.errors import UsageError
+from animesion.errors import AnimesionError, UsageError
 from animesion.records import Item, Payload
 from animesion.settings import Section
 from animesion.sources import clean_text, file_key
+from animesion.sources.roots import read_file
+from animesion.sources.stored import StoredPlace, place
+
+#: Bytes that are fetched ahead from a bucket: headers of a tar lie all over it, members of a zip are read one by one.
+_TAR_BLOCK, _ZIP_BLOCK = 8 << 20, 256 << 10
 
 _HIDDEN = {"thumbs.db", "desktop.ini", "__macosx"}
 _DIGEST_STEM = r"(?:.*[-_])?((?:[0-9a-f]{64}|[0-9a-f]{40}|[0-9a-f]{32})(?![0-9a-f]))(?:[-_.].*)?"
@@ -31,7 +36,7 @@ _DIGEST_STEM = r"(?:.*[-_])?((?:[0-9a-f]{64}|[0-9a-f]{40}|[0-9a-f]{32})(?![0-9a-
 class FolderOptions(Section):
     """Options of the `folder` source."""
 
-    path: str = Field(description="folder of class folders, or a .tar or .zip of them")
+    path: str = Field(description="folder of class folders, or a .tar or .zip of them; may be s3:// or gs://")
     family: str = Field(
         _DIGEST_STEM,
         description="regular expression for a file's stem; pictures with equal first groups come from one post and "
@@ -78,7 +83,7 @@ class FolderSource:
 
     def items(self) -> Iterator[Item]:
         """One item a file, sorted by name; files outside a class folder have no label."""
-        root = Path(self.options.path).expanduser()
+        root = place(self.options.path, "source.path")
         if not root.exists():
             raise UsageError(f"source.path: there is no folder or archive {root}")
         entries = self._entries(root)
@@ -113,29 +118,29 @@ class FolderSource:
 
     def read(self, items: Sequence[Item]) -> Iterator[Payload]:
         """Read files, or the members of an archive that is opened once."""
-        root = Path(self.options.path).expanduser()
-        if root.is_dir():
-            for item in items:
-                yield self._read_file(root / json.loads(item.locator)["path"])
-        elif zipfile.is_zipfile(root):
-            with zipfile.ZipFile(root) as archive:
-                for item in items:
-                    yield self._read_zipped(archive, json.loads(item.locator)["index"])
+        root = place(self.options.path, "source.path")
+        where = [json.loads(item.locator) for item in items]
+        if isinstance(root, StoredPlace) and root.is_dir():
+            yield from root.contents([(each["path"], each["size"]) for each in where], self.options.max_bytes)
+        elif isinstance(root, Path) and root.is_dir():
+            for each in where:
+                yield read_file(root / each["path"], self.options.max_bytes)
+        elif _is_zip(root):
+            with _opened(root) as file, zipfile.ZipFile(file) as archive:
+                for each in where:
+                    yield self._read_zipped(archive, each["index"])
         else:
-            with root.open("rb") as file:
-                for item in items:
-                    where = json.loads(item.locator)
-                    file.seek(where["offset"])
-                    content = file.read(where["size"])
-                    short = len(content) < where["size"]
-                    yield (
-                        Payload(reason="fetch failed", detail="the archive is cut short") if short else Payload(content)
-                    )
+            places = [(each["offset"], each["size"]) for each in where]
+            for content, (_, size) in zip(_pieces(root, places), places, strict=True):
+                short = len(content) < size
+                yield Payload(reason="fetch failed", detail="the archive is cut short") if short else Payload(content)
 
-    def _entries(self, root: Path) -> list[_Entry]:
-        if root.is_dir():
+    def _entries(self, root: Path | StoredPlace) -> list[_Entry]:
+        if isinstance(root, StoredPlace) and root.is_dir():
+            return self._stored(root)
+        if isinstance(root, Path) and root.is_dir():
             return self._walk(root)
-        if zipfile.is_zipfile(root):
+        if _is_zip(root):
             return self._zip_members(root)
         if root.name.endswith((".gz", ".tgz", ".xz", ".bz2", ".zst")):
             raise UsageError(
@@ -145,6 +150,21 @@ class FolderSource:
             return self._tar_members(root)
         except tarfile.ReadError:
             raise UsageError(f"source.path: {root} is neither a folder nor a .tar or .zip that can be read") from None
+
+    def _stored(self, root: StoredPlace) -> list[_Entry]:
+        """A bucket has no folders, only names with slashes; any name may stand in it."""
+        entries: list[_Entry] = []
+        hidden: set[str] = set()
+        for name, size, stamp in root.files():
+            parts = name.split("/")
+            first = next((i for i, part in enumerate(parts) if part not in {".", ".."} and _is_hidden(part)), None)
+            if first is not None:
+                hidden.add("/".join(parts[: first + 1]))
+                continue
+            locator: dict[str, int | str] = {"path": name, "size": size, "stamp": stamp}
+            entries.append(_archive_entry(name, locator, self.options.max_bytes, regular=True))
+        self._note_hidden(len(hidden))
+        return entries
 
     def _walk(self, root: Path) -> list[_Entry]:
         entries: list[_Entry] = []
@@ -176,12 +196,15 @@ class FolderSource:
         self._note_hidden(hidden)
         return entries
 
-    def _tar_members(self, root: Path) -> list[_Entry]:
+    def _tar_members(self, root: Path | StoredPlace) -> list[_Entry]:
         entries: list[_Entry] = []
         hidden = 0
-        stamp = root.stat().st_mtime_ns
+        stamp = root.stat().st_mtime_ns if isinstance(root, Path) else root.stamp()
         # errorlevel and `r:` keep tarfile to plain, uncompressed archives
-        with tarfile.open(root, "r:", errors="surrogateescape") as archive:
+        with (
+            _opened(root, _TAR_BLOCK) as file,
+            tarfile.open(fileobj=file, mode="r:", errors="surrogateescape") as archive,
+        ):
             member = archive.next()
             while member is not None:
                 archive.members = []  # type: ignore[attr-defined]  # a million headers are not kept
@@ -190,37 +213,37 @@ class FolderSource:
                     if any(_is_hidden(part) for part in PurePosixPath(name).parts if part not in {".", ".."}):
                         hidden += 1
                     else:
-                        locator = {"offset": member.offset_data, "size": member.size, "stamp": stamp}
+                        locator: dict[str, int | str] = {"offset": member.offset_data, "size": member.size}
+                        locator["stamp"] = stamp
                         regular = member.isreg() and not member.issparse()
                         entries.append(_archive_entry(name, locator, self.options.max_bytes, regular=regular))
                 try:
                     member = archive.next()
                 except (tarfile.TarError, ValueError, OverflowError) as error:
                     raise UsageError(f"source.path: {root} is damaged after {name!r} ({error}); get it again") from None
-            self._check_end(root, archive.offset)
+            self._check_end(root, file, archive.offset)
         self._note_hidden(hidden)
         return entries
 
-    def _check_end(self, root: Path, position: int) -> None:
+    def _check_end(self, root: Path | StoredPlace, file: IO[bytes], position: int) -> None:
         """A reader stops at a damaged header as it does at the end: tell the two apart, or pictures vanish."""
-        with root.open("rb") as file:
-            for offset in (position - tarfile.BLOCKSIZE, position):
-                file.seek(max(0, offset))
-                block = file.read(tarfile.BLOCKSIZE)
-                if block == bytes(tarfile.BLOCKSIZE):
-                    return
+        for offset in (position - tarfile.BLOCKSIZE, position):
+            file.seek(max(0, offset))
+            block = file.read(tarfile.BLOCKSIZE)
+            if block == bytes(tarfile.BLOCKSIZE):
+                return
         if block:
             raise UsageError(f"source.path: {root} has a damaged header at byte {position}; get it again")
         self.notes.append(f"{root.name} has no end marker: it may have been cut short")
 
-    def _zip_members(self, root: Path) -> list[_Entry]:
+    def _zip_members(self, root: Path | StoredPlace) -> list[_Entry]:
         entries: list[_Entry] = []
         hidden = 0
-        try:
-            archive = zipfile.ZipFile(root)
-        except zipfile.BadZipFile as error:
-            raise UsageError(f"source.path: {root} is a damaged zip ({error}); get it again") from None
-        with archive:
+        with contextlib.ExitStack() as stack:
+            try:
+                archive = stack.enter_context(zipfile.ZipFile(stack.enter_context(_opened(root))))
+            except zipfile.BadZipFile as error:
+                raise UsageError(f"source.path: {root} is a damaged zip ({error}); get it again") from None
             for index, info in enumerate(archive.infolist()):
                 name = info.filename.replace("\\", "/")
                 if info.is_dir():
@@ -230,7 +253,7 @@ class FolderSource:
                     continue
                 mode = info.external_attr >> 16
                 regular = not mode or stat.S_IFMT(mode) in {0, stat.S_IFREG}
-                locator = {"index": index, "size": info.file_size, "crc": info.CRC}
+                locator: dict[str, int | str] = {"index": index, "size": info.file_size, "crc": info.CRC}
                 entries.append(_archive_entry(name, locator, self.options.max_bytes, regular=regular))
         self._note_hidden(hidden)
         return entries
@@ -243,24 +266,35 @@ class FolderSource:
         if hidden:
             self.notes.append(f"{hidden} hidden or system file(s) and folder(s) passed over")
 
-    def _read_file(self, path: Path) -> Payload:
-        try:
-            with path.open("rb") as file:
-                content = file.read(self.options.max_bytes + 1)
-        except FileNotFoundError:
-            return Payload(reason="missing file")
-        except OSError as error:
-            return Payload(reason="fetch failed", detail=os.strerror(error.errno or 0))
-        return Payload(content) if len(content) <= self.options.max_bytes else Payload(reason="too many bytes")
-
     def _read_zipped(self, archive: zipfile.ZipFile, index: int) -> Payload:
         info = archive.infolist()[index]
         try:
             with archive.open(info) as file:
                 content = file.read(self.options.max_bytes + 1)  # the declared size may lie
+        except AnimesionError:  # the store's, not the member's
+            raise
         except Exception as error:  # damage, encryption, and what zlib, lzma and bz2 each raise
             return Payload(reason="fetch failed", detail=clean_text(str(error), 120))
         return Payload(content) if len(content) <= self.options.max_bytes else Payload(reason="too many bytes")
+
+
+def _opened(root: Path | StoredPlace, block: int = _ZIP_BLOCK) -> IO[bytes]:
+    return root.open("rb") if isinstance(root, Path) else root.open(block)
+
+
+def _is_zip(root: Path | StoredPlace) -> bool:
+    with _opened(root) as file:
+        return zipfile.is_zipfile(file)
+
+
+def _pieces(root: Path | StoredPlace, places: Sequence[tuple[int, int]]) -> Iterator[bytes]:
+    if isinstance(root, StoredPlace):
+        yield from root.pieces(places)
+        return
+    with root.open("rb") as file:
+        for offset, size in places:
+            file.seek(offset)
+            yield file.read(size)
 
 
 def _is_hidden(name: str) -> bool:
@@ -279,16 +313,16 @@ def _file_entry(path: Path, relative: Path, max_bytes: int) -> _Entry:
     return _Entry(name, locator, "too many bytes" if status.st_size > max_bytes else "")
 
 
-def _archive_entry(name: str, locator: dict[str, int], max_bytes: int, *, regular: bool) -> _Entry:
+def _archive_entry(name: str, locator: dict[str, int | str], max_bytes: int, *, regular: bool) -> _Entry:
     parts = PurePosixPath(name).parts
     failure = ""
     if name.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:/", name):
         failure = "unsafe path"
     elif not regular:
         failure = "not a regular file"
-    elif locator["size"] > max_bytes:
+    elif int(locator["size"]) > max_bytes:
         failure = "too many bytes"
-    return _Entry(str(PurePosixPath(name)), dict(locator), failure)
+    return _Entry(str(PurePosixPath(name)), locator, failure)
 
 
 def _common_root(entries: Sequence[_Entry]) -> str:

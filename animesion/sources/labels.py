@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
-import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
@@ -18,6 +16,7 @@ from animesion.errors import UsageError
 from animesion.records import Box, Item, Payload
 from animesion.settings import Section
 from animesion.sources import clean_text, faces, file_key
+from animesion.sources.roots import ImageRoot
 
 #: Parts of the published set by file name; train and val together are train for who wants no val.
 _SPLIT_OF = {"train": "train", "val": "val", "test": "test", "train_val": "train"}
@@ -27,7 +26,9 @@ class LabelsOptions(Section):
     """Options of the `labels` source."""
 
     labels: str = Field(description="folder of train.csv, val.csv, test.csv (those that are there), or one CSV")
-    images: str = Field(description="folder that the paths in the CSVs are relative to, such as faces/ of DAF:re")
+    images: str = Field(
+        description="folder that the paths in the CSVs are relative to, such as faces/ of DAF:re; may be s3:// or gs://"
+    )
     names: str = Field("", description="class_id,name CSV; default classid_classname.csv beside the label files")
     faces: str = Field("", description="table of head boxes; default: the pictures are crops already")
     page_url: str = Field(
@@ -54,9 +55,7 @@ class LabelsSource:
 
     def items(self) -> Iterator[Item]:
         """One item a row, in the order train, val, test and of the rows in each file."""
-        root = Path(self.options.images).expanduser()
-        if not root.is_dir():
-            raise UsageError(f"source.images: there is no folder {root}")
+        root = ImageRoot(self.options.images, "source.images")
         files, names = self._files()
         table = faces.load(Path(self.options.faces)) if self.options.faces else None
         self._refuse_equal_names(names)
@@ -74,9 +73,8 @@ class LabelsSource:
 
     def read(self, items: Sequence[Item]) -> Iterator[Payload]:
         """Read files below the image root."""
-        root = Path(self.options.images).expanduser()
-        for item in items:
-            yield read_below(root, json.loads(item.locator)["path"], self.options.max_bytes)
+        places = [json.loads(item.locator) for item in items]
+        return ImageRoot(self.options.images, "source.images").read(places, self.options.max_bytes)
 
     def _files(self) -> tuple[list[tuple[str, Path]], dict[int, str]]:
         path = Path(self.options.labels).expanduser()
@@ -112,7 +110,7 @@ class LabelsSource:
 
     def _item(
         self,
-        root: Path,
+        root: ImageRoot,
         name: str,
         class_id: int,
         names: dict[int, str],
@@ -123,18 +121,13 @@ class LabelsSource:
     ) -> Item:
         post = danbooru_id(name)
         key = f"danbooru-{post}" if post else file_key("labels", name.encode(), PurePosixPath(name).stem)
-        path, failure = locate(root, name)
-        status = path.stat() if path else None
-        if not failure and status and not stat.S_ISREG(status.st_mode):
-            failure = "not a regular file"
-        where = {"path": str(path.relative_to(root)) if path else name}
-        stamp = {"size": status.st_size, "stamp": status.st_mtime_ns} if status else {}
+        found, failure = root.locate(name)
         whole = (Box(0.0, 0.0, 1.0, 1.0, 1.0),)
         return Item(
             key=key if times == 1 else f"{key}-{times}",
             source="danbooru" if post else "labels",
             source_id=post or clean_text(name, 1000),
-            locator=json.dumps({**where, **stamp}),
+            locator=json.dumps(found or {"path": name}),
             order=order,
             labels=(clean_text(names.get(class_id, f"class-{class_id}")),),
             families=(f"post:{post}",) if post else (),
@@ -150,37 +143,3 @@ def danbooru_id(path: str) -> str:
     """The post id in a path of the form `BBBB/ID.jpg` with BBBB = ID mod 1000 (3 or 4 digits), or an empty string."""
     match = re.fullmatch(r"(?:.*/)?(\d{3,4})/(\d{1,12})\.\w{2,5}", path)
     return match[2] if match and int(match[1]) == int(match[2]) % 1000 else ""
-
-
-def locate(root: Path, name: str) -> tuple[Path | None, str]:
-    """The file that a label file's path means below a root, or the reason why there is none.
-
-    Buckets of three digits (as in the crops' archive) and of four (as in the label files) are taken for one another.
-    """
-    pure = PurePosixPath(name)
-    if pure.is_absolute() or ".." in pure.parts or "\0" in name or re.match(r"[A-Za-z]:", name):
-        return None, "unsafe path"
-    candidates = [root / pure]
-    bucket = pure.parent.name
-    if bucket.isdecimal() and len(bucket) in {3, 4}:
-        other = bucket[1:] if len(bucket) == 4 else f"0{bucket}"
-        candidates.append(root / pure.parent.parent / other / pure.name)
-    for path in candidates:
-        try:
-            if path.exists():
-                return path, ""
-        except OSError:  # a name that the file system cannot hold
-            break
-    return None, "missing file"
-
-
-def read_below(root: Path, name: str, max_bytes: int) -> Payload:
-    """The bytes of a file below a root."""
-    try:
-        with (root / name).open("rb") as file:
-            content = file.read(max_bytes + 1)
-    except FileNotFoundError:
-        return Payload(reason="missing file")
-    except OSError as error:
-        return Payload(reason="fetch failed", detail=os.strerror(error.errno or 0))
-    return Payload(content) if len(content) <= max_bytes else Payload(reason="too many bytes")

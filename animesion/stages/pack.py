@@ -214,8 +214,21 @@ def params(recipe: Recipe) -> str:
     return params_digest({"pack": values["pack"], "limits": limits})
 
 
-def run(workspace: Workspace, recipe: Recipe, engine: Engine, advance: Callable[[int], None]) -> None:
+def run(
+    workspace: Workspace,
+    recipe: Recipe,
+    engine: Engine,
+    advance: Callable[[int], None],
+    finished: Callable[[str], None] = lambda shard: None,
+) -> None:
     """Write every shard that has no valid receipt, and `index.parquet`.
+
+    Args:
+        workspace: the output folder, curated.
+        recipe: the recipe.
+        engine: runs the chunks and shards.
+        advance: told how many pictures are done.
+        finished: told the path of each shard that is done, in no fixed order; those of an earlier run too.
 
     Raises:
         CrashedPicturesError: pictures have to be dropped first.
@@ -237,7 +250,10 @@ def run(workspace: Workspace, recipe: Recipe, engine: Engine, advance: Callable[
     lost = {chunk for job in missing for chunk, _, _ in job.pieces if not workspace.path(samples_name(chunk)).exists()}
     engine.run([jobs[chunk] for chunk in sorted(lost)])
     workspace.forget("shards", {job.name for job in plan})
-    engine.run(missing)
+    shard_of = {job.name: job.shard for job in plan}
+    for name in shard_of.keys() - {job.name for job in missing}:
+        finished(shard_of[name])
+    engine.run(missing, lambda job, _: finished(shard_of[job.name]))
     inputs = {job.shard: params_digest(job.inputs) for job in plan}
     if not workspace.done("index", CODE, "", inputs):
         outputs = {"index.parquet": tables.write(workspace.path("index.parquet"), tables.table(index, INDEX))}

@@ -20,7 +20,7 @@ from animesion import sources
 from animesion.sample.faults import local_server
 from animesion.verifying import CHECKS
 from tests.conftest import draw_folders
-from tests.integration import hub_server
+from tests.integration import hub_server, s3_server
 from tests.integration.hub_server import TOKEN, Hub, wait_for
 
 CLI = "from animesion.cli import main; main()"
@@ -84,7 +84,7 @@ def test_a_folder_gets_what_the_checksums_list(small_dataset: Path, tmp_path: Pa
     again = publish(small_dataset, to, env, "--json")
     assert again.returncode == 0, again.stderr
     assert {file["name"] for file in json.loads(again.stdout)["files"] if not file["present"]} == {
-        "data/val-00000.tar", "README.md", "dataset.json",
+        "data/val-00000.tar", "README.md", "dataset.json", "SHA256SUMS",
     }  # fmt: skip
     assert shard.read_bytes() == (small_dataset / "data" / "val-00000.tar").read_bytes()
 
@@ -102,7 +102,7 @@ def test_old_shards_in_a_folder_are_refused(small_dataset: Path, tmp_path: Path)
     ("to", "options", "told"),
     [
         ("ftp://host/x", (), "is no destination"),
-        ("s3://key:secret@bucket/x", (), "keys and options are not part of a destination"),
+        ("s3://key:secret@bucket/x", (), "keys and options are not part of an address"),
         ("hf://only-a-name", (), "give hf://user/name"),
         ("file://relative", (), "from the root on"),
         ("file:///tmp/x", ("--private",), "--private is for hf://"),
@@ -248,40 +248,14 @@ def test_a_wrong_token_is_not_repeated(small_dataset: Path, tmp_path: Path, hub:
 
 
 @pytest.fixture(scope="module")
-def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment of an S3 server that has one bucket."""
-    pytest.importorskip("moto.server")
-    pytest.importorskip("s3fs")
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    secrets = {
-        "AWS_ACCESS_KEY_ID": "someone",
-        "AWS_SECRET_ACCESS_KEY": "loopbackSecret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    env = environment(tmp_path_factory.mktemp("home"), **secrets, AWS_ENDPOINT_URL=f"http://{host}:{port}")
-    client = boto3.client(
-        "s3", endpoint_url=env["AWS_ENDPOINT_URL"], region_name="us-east-1",
-        aws_access_key_id="someone", aws_secret_access_key="loopbackSecret",
-    )  # fmt: skip
-    client.create_bucket(Bucket="shelf")
-    yield env
-    client.close()
-    server.stop()
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3_server.Shelf]:
+    with s3_server.serving(tmp_path_factory.mktemp("home")) as served:
+        yield served
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_bucket(small_dataset: Path, tmp_path: Path, bucket: dict[str, str]) -> None:
-    import boto3
-
-    client = boto3.client(
-        "s3", endpoint_url=bucket["AWS_ENDPOINT_URL"], region_name="us-east-1",
-        aws_access_key_id="someone", aws_secret_access_key="loopbackSecret",
-    )  # fmt: skip
+def test_a_bucket(small_dataset: Path, tmp_path: Path, shelf: s3_server.Shelf) -> None:
+    bucket, client = shelf.env, shelf.client
     to = "s3://shelf/sets/small"
     # what a killed run leaves: some whole files, and one that is of another size
     client.upload_file(str(small_dataset / "data/val-00000.tar"), "shelf", "sets/small/data/val-00000.tar")
@@ -289,17 +263,12 @@ def test_a_bucket(small_dataset: Path, tmp_path: Path, bucket: dict[str, str]) -
     done = publish(small_dataset, to, bucket, "--json")
     assert done.returncode == 0, done.stderr
     assert [f["name"] for f in json.loads(done.stdout)["files"] if f["present"]] == ["data/val-00000.tar"]
-    listed = {each["Key"] for each in client.list_objects_v2(Bucket="shelf", Prefix="sets/small/")["Contents"]}
-    assert listed == {f"sets/small/{name}" for name in names(small_dataset)}
-    for name in names(small_dataset):
-        body = client.get_object(Bucket="shelf", Key=f"sets/small/{name}")["Body"]
-        assert body.read() == (small_dataset / name).read_bytes()
-        body.close()
+    assert shelf.objects("sets/small/") == {name: (small_dataset / name).read_bytes() for name in names(small_dataset)}
     assert "sent 0 files" in publish(small_dataset, to, bucket).stdout
     missing = publish(small_dataset, "s3://no-such-bucket/x", bucket)
     assert missing.returncode == 1
+    assert "s3://no-such-bucket/x is in no bucket that exists" in missing.stderr
     assert "Secret" not in missing.stderr + done.stderr
-    client.close()
 
 
 # -- URLs instead of pixels ------------------------------------------------------------------------------------------

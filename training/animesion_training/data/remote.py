@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import animesion
+from animesion import stores
 from animesion.dataset import Dataset, ShardInfo
 from animesion.errors import UsageError
 from animesion_training.data.files import Descriptor
@@ -41,10 +42,7 @@ def open_remote(url: str, cache: Path | str | None, cache_bytes: int) -> tuple[D
     """
     import fsspec
 
-    if cache is None:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        cache = home / "animesion" / hashlib.sha256(url.encode()).hexdigest()[:16]
-    folder = Path(cache)
+    folder = stores.cache_folder(url) if cache is None else Path(cache)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         system, root = fsspec.core.url_to_fs(url.rstrip("/"))

@@ -1,0 +1,423 @@
+"""Builds that go to a bucket or come from one: the same bytes as on disk, killed, resumed, refused."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import animesion
+from animesion import building
+from animesion.errors import AnimesionError, UsageError
+from tests.conftest import draw_folders
+from tests.integration import s3_server
+from tests.integration.s3_server import BUCKET, SECRET, Shelf
+
+CLI = "from animesion.cli import main; main()"
+SMALL = ["pack.shard_samples=3", "split.train=70", "split.test=20"]
+
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "7")  # every listing has several pages
+        with s3_server.serving(tmp_path_factory.mktemp("home")) as shelf:
+            yield shelf
+
+
+@pytest.fixture
+def shelf(served: Shelf, monkeypatch: pytest.MonkeyPatch) -> Shelf:
+    """The server, also for this process."""
+    for name, value in served.env.items():
+        monkeypatch.setenv(name, value)
+    return served
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_folders(tmp_path_factory.mktemp("stores") / "world")
+
+
+@pytest.fixture(scope="module")
+def local(world: Path) -> Path:
+    """The build of the world into a folder."""
+    out = world.parent / "local"
+    animesion.build(recipe(world), out, workers=1)
+    return out
+
+
+def recipe(path: Path | str, *more: str) -> animesion.recipe.Recipe:
+    return animesion.load_recipe("folder", [f'source.path="{path}"', *SMALL, *more])
+
+
+def published(folder: Path) -> dict[str, bytes]:
+    """Every file of a finished dataset."""
+    names = [line.partition("  ")[2] for line in (folder / "SHA256SUMS").read_text().splitlines()]
+    return {name: (folder / name).read_bytes() for name in [*names, "SHA256SUMS"]}
+
+
+def shards(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("data/*.tar")}
+
+
+def command(world: Path | str, out: str, *options: str) -> list[str]:
+    settings = [part for each in [f'source.path="{world}"', *SMALL] for part in ("--set", each)]
+    return [sys.executable, "-c", CLI, "build", "folder", *settings, "--workers", "1", "--out", out, *options]
+
+
+# -- outputs ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_bucket_holds_what_a_folder_would(world: Path, local: Path, shelf: Shelf, tmp_path: Path) -> None:
+    prefix = "sets/small/"
+    out = f"s3://{BUCKET}/{prefix}"
+    first = animesion.build(recipe(world), out, workers=4, work=tmp_path / "work")
+    assert shelf.objects(prefix) == published(local)
+    assert (first.url, sorted(first.sent)) == (out.rstrip("/"), sorted(published(local)))
+    written = shelf.written(prefix)
+    assert set(written.values()) == {1}
+    # nothing differs, nothing is sent; what was spoiled there comes back, with what says that all is whole
+    assert animesion.build(recipe(world), out, work=tmp_path / "work").sent == []
+    assert shelf.written(prefix) == written
+    content = bytearray(shelf.objects(prefix)["data/val-00000.tar"])
+    content[700] ^= 1
+    shelf.client.put_object(Bucket=BUCKET, Key=f"{prefix}data/val-00000.tar", Body=bytes(content))
+    shelf.client.delete_object(Bucket=BUCKET, Key=f"{prefix}classes.csv")
+    mended = animesion.build(recipe(world), out, work=tmp_path / "work")
+    assert mended.sent == ["SHA256SUMS", "classes.csv", "data/val-00000.tar", "dataset.json"]
+    assert shelf.objects(prefix) == published(local)
+    # a kill between the two that are sent last leaves one of them
+    shelf.client.delete_object(Bucket=BUCKET, Key=f"{prefix}SHA256SUMS")
+    assert animesion.build(recipe(world), out, work=tmp_path / "work").sent == ["SHA256SUMS", "dataset.json"]
+    assert shelf.objects(prefix) == published(local)
+    # another machine has no work folder: all is built anew, and nothing sent that is there
+    assert animesion.build(recipe(world), out, workers=1, work=tmp_path / "elsewhere").sent == []
+    assert shelf.objects(prefix) == published(local)
+
+
+def test_another_dataset_is_replaced_only_when_told(world: Path, shelf: Shelf, tmp_path: Path) -> None:
+    out = f"s3://{BUCKET}/taken"
+    animesion.build(recipe(world), out)  # in the cache folder of the URL
+    before = shelf.objects("taken/")
+    other = recipe(world, "pack.shard_samples=10", "split.strategy=single")
+    for work in (None, tmp_path / "elsewhere"):
+        with pytest.raises(UsageError, match="was written by another recipe"):
+            animesion.build(other, out, work=work)
+        with pytest.raises(UsageError, match="was written by another recipe"):
+            building.preview(other, *building.places(out, work)[:1], to=out)
+    assert not (tmp_path / "elsewhere").exists()
+    assert shelf.objects("taken/") == before
+    result = animesion.build(other, out, replace=True)
+    assert shelf.objects("taken/") == published(result.out)
+    assert len(shards(result.out)) < sum(name.endswith(".tar") for name in before)
+    # what is no dataset is never touched
+    shelf.client.put_object(Bucket=BUCKET, Key="letters/1.txt", Body=b"mine")
+    with pytest.raises(UsageError, match="is not empty and holds no dataset"):
+        animesion.build(other, f"s3://{BUCKET}/letters", replace=True)
+    assert shelf.objects("letters/") == {"1.txt": b"mine"}
+
+
+def test_a_build_that_stops_before_it_publishes_is_no_dataset(world: Path, shelf: Shelf, tmp_path: Path) -> None:
+    out = f"s3://{BUCKET}/until"
+    animesion.build(recipe(world), out, work=tmp_path / "work", until="curate")
+    assert not shelf.objects("until/")
+    packed = animesion.build(recipe(world), out, work=tmp_path / "work", until="pack")
+    assert shelf.objects("until/").keys() == {"recipe.toml", *(f"data/{name}" for name in shards(packed.out))}
+
+
+def killed_builds(world: Path, local: Path, shelf: Shelf, tmp_path: Path, seed: int, kills: int) -> None:
+    """Kill builds whose upload has begun at random instants; then let one finish."""
+    prefix, lot = f"killed/{seed}/", random.Random(seed)
+    line = command(world, f"s3://{BUCKET}/{prefix}", "--work", str(tmp_path / "work"))
+    due = published(local)
+    for _ in range(kills):
+        enough = lot.randrange(len(due) - 1)
+        process = subprocess.Popen(line, env=shelf.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and len(shelf.written(prefix)) <= enough:
+            time.sleep(0.005)
+        time.sleep(lot.uniform(0, 0.05))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        there = shelf.objects(prefix)
+        if "SHA256SUMS" in there:  # then all of it is there
+            assert there == due
+        assert there.items() <= due.items()
+    done = subprocess.run([*line, "--json"], env=shelf.env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert shelf.objects(prefix) == due
+    sent = shelf.written(prefix)
+    assert max(sent[name] for name in due if name.startswith("data/")) == 1, "what had arrived was sent again"
+    assert not list((tmp_path / "work").rglob(".tmp-*"))
+
+
+def test_a_build_that_was_killed_while_sending_goes_on(world: Path, local: Path, shelf: Shelf, tmp_path: Path) -> None:
+    killed_builds(world, local, shelf, tmp_path, seed=3, kills=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10, 15))
+def test_builds_that_were_killed_again_and_again(
+    world: Path, local: Path, shelf: Shelf, tmp_path: Path, seed: int
+) -> None:
+    killed_builds(world, local, shelf, tmp_path, seed, kills=6)
+
+
+def test_a_folder_by_its_url(world: Path, local: Path, tmp_path: Path) -> None:
+    out = f"file://{tmp_path / 'out'}"
+    result = animesion.build(recipe(world), out, work=tmp_path / "work")
+    there = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert there == published(local).keys() == set(result.sent)
+    assert published(tmp_path / "out") == published(local)
+    (tmp_path / "out" / "data" / "train-00000.tar").write_bytes(b"spoiled")
+    assert "data/train-00000.tar" in animesion.build(recipe(world), out, work=tmp_path / "work").sent
+    assert published(tmp_path / "out") == published(local)
+
+
+# -- what cannot be --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("out", "options", "told"),
+    [
+        ("s3://no-such-bucket/x", (), "s3://no-such-bucket/x is in no bucket that exists"),
+        ("s3://key:word@shelf/x", (), "keys and options are not part of an address"),
+        ("s3:///x", (), "names no bucket"),
+        ("file://x/y", (), "from the root on"),
+        ("ftp://host/x", (), "is no destination"),
+        ("hf://user/name", (), "`animesion publish FOLDER --to` it"),
+        ("datasets/x", ("--work", "y"), "--work is for outputs that are URLs"),
+    ],
+)
+def test_wrong_outputs(
+    world: Path, shelf: Shelf, tmp_path: Path, out: str, options: tuple[str, ...], told: str,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    from animesion.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as left:
+        main(command(world, out, *options)[3:])
+    said = capsys.readouterr().err
+    assert left.value.code in (1, 2)
+    assert told in said
+    assert said.count("error:") == 1
+    assert SECRET not in said
+    assert "word@" not in said
+
+
+def test_who_is_not_let_in_is_told_so(
+    world: Path, shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import moto.settings
+    import s3fs
+
+    shelf.put("closed/", world)
+    monkeypatch.setattr(moto.settings, "INITIAL_NO_AUTH_ACTION_COUNT", 0.0)
+    for path, out in ((str(world), f"s3://{BUCKET}/denied"), (f"s3://{BUCKET}/closed", str(tmp_path / "out"))):
+        with pytest.raises(AnimesionError, match=r"does not let us in .*: check the credentials") as refused:
+            animesion.build(recipe(path), out, workers=1)
+        assert SECRET not in str(refused.value)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(AnimesionError, match=r"does not let us in .*: check the credentials"):
+        animesion.build(recipe(world), f"s3://{BUCKET}/denied", workers=1)
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_a_package_that_is_missing_is_named(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fsspec.registry import _registry
+
+    monkeypatch.delitem(_registry, "s3", raising=False)
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    for path, out in ((str(world), f"s3://{BUCKET}/x"), (f"s3://{BUCKET}/x", str(tmp_path / "out"))):
+        with pytest.raises(UsageError, match=r"pip install 'animesion\[cloud\]'"):
+            animesion.build(recipe(path), out, workers=1)
+
+
+# -- inputs ----------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_from_a_bucket_are_those_of_the_folder(world: Path, shelf: Shelf, tmp_path: Path) -> None:
+    folder = tmp_path / "world"
+    shutil.copytree(world, folder)
+    (folder / ".hidden").mkdir()
+    (folder / ".hidden" / "a.jpg").write_bytes(b"hidden")
+    for name, content in (("empty.jpg", b""), ("large.jpg", bytes(200_001)), ("broken.jpg", b"\xff\xd8\xff")):
+        (folder / "crème_brûlée" / name).write_bytes(content)
+    shelf.put("in/", folder)
+    shelf.client.put_object(Bucket=BUCKET, Key="in/初音ミク/", Body=b"")  # what consoles make of a folder
+    shelf.client.put_object(Bucket=BUCKET, Key="input/x/1.jpg", Body=b"of something else")
+    built = {}
+    for name, path in (("disk", str(folder)), ("bucket", f"s3://{BUCKET}/in"), ("slash", f"s3://{BUCKET}/in/")):
+        result = animesion.build(recipe(path, "source.max_bytes=200000"), tmp_path / name, workers=2)
+        built[name] = (shards(result.out), (result.out / "curated.parquet").read_bytes(), result.dropped, result.notes)
+    assert built["disk"] == built["bucket"] == built["slash"]
+    assert built["disk"][2].keys() >= {"empty file", "too many bytes"}
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_archives_in_a_bucket(world: Path, shelf: Shelf, tmp_path: Path, kind: str) -> None:
+    archive = Path(shutil.make_archive(str(tmp_path / "world"), kind, world))
+    shelf.client.upload_file(str(archive), BUCKET, f"archives/world.{kind}")
+    url = f"s3://{BUCKET}/archives/world.{kind}"
+    built = [
+        animesion.build(recipe(path), tmp_path / name, workers=1).out
+        for name, path in (("disk", archive), ("bucket", url))
+    ]
+    assert shards(built[0]) == shards(built[1])
+    assert shards(built[0])
+
+
+def test_label_files_and_dumps_name_pictures_in_a_bucket(world: Path, shelf: Shelf, tmp_path: Path) -> None:
+    pictures = sorted(world.rglob("*.png"))[:12]
+    lines, records = [], []
+    for number, picture in enumerate(pictures, 1_000_291):
+        name = f"{number % 1000:03d}/{number}.png"
+        (tmp_path / "faces" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(picture, tmp_path / "faces" / name)
+        lines.append(f"{number % 2},0{name}")  # three digits there, four in the file
+        tags = [{"name": f"c{number % 2}", "category": "4"}]
+        records.append(json.dumps({"id": str(number), "file_ext": "png", "rating": "s", "tags": tags}))
+    shelf.put("faces/", tmp_path / "faces")
+    (tmp_path / "train.csv").write_text("\n".join([*lines, "0,0999/1999.jpg", "1,../1.jpg"]) + "\n")
+    (tmp_path / "posts.json").write_text("\n".join(records) + "\n")
+    wanted = {
+        "labels": [f"source.labels={tmp_path / 'train.csv'}"],
+        "dump": [f"source.metadata={tmp_path / 'posts.json'}", "crop.detector=none", "filter.ratings=[]"],
+    }
+    for kind, settings in wanted.items():
+        settings += [f"source.kind={kind}", "split.strategy=single", "classes.minimum=1"]
+        built = []
+        for name, root in (("disk", tmp_path / "faces"), ("bucket", f"s3://{BUCKET}/faces")):
+            chosen = animesion.load_recipe("daf-re", [*settings, f"source.images={root}"])
+            result = animesion.build(chosen, tmp_path / f"{kind}-{name}", workers=1)
+            built.append((shards(result.out), result.dropped, result.kept))
+        assert built[0] == built[1]
+        assert built[0][2] >= 10
+    assert built[0][1].keys() <= {"near duplicate", "exact duplicate"}
+
+
+def test_what_changed_in_the_bucket_is_fetched_again(world: Path, shelf: Shelf, tmp_path: Path) -> None:
+    shelf.put("changing/", world)
+    chosen, tar = recipe(f"s3://{BUCKET}/changing"), tmp_path / "out" / "raw" / "part-00000.tar"
+
+    def fetched() -> tuple[int, bytes]:
+        animesion.build(chosen, tmp_path / "out", workers=1, until="fetch")
+        return tar.stat().st_mtime_ns, tar.read_bytes()
+
+    before = fetched()
+    assert fetched() == before
+    picture = sorted(world.rglob("*.jpg"))[0]
+    content = picture.read_bytes()[:-40] + bytes(40)  # of equal size
+    assert content not in before[1]
+    key = f"changing/{picture.relative_to(world).as_posix()}"
+    shelf.client.put_object(Bucket=BUCKET, Key=key, Body=content)
+    assert content in fetched()[1]
+
+
+def test_an_object_that_vanished_is_a_missing_file_and_a_store_that_did_stops_the_build(
+    world: Path, shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from animesion import sources
+    from animesion.sources.stored import StoredPlace
+
+    shelf.put("going/", world)
+    source = sources.make(recipe(f"s3://{BUCKET}/going"))
+    items = list(source.items())
+    gone = json.loads(items[3].locator)["path"]
+    shelf.client.delete_object(Bucket=BUCKET, Key=f"going/{gone}")
+    payloads = list(source.read(items))
+    assert [payload.reason for payload in payloads] == ["missing file" if i == 3 else "" for i in range(len(items))]
+    assert payloads[5].content == (world / json.loads(items[5].locator)["path"]).read_bytes()
+    place = StoredPlace(f"s3://{BUCKET}/going")
+
+    def fails(*_: object, **__: object) -> list[Exception]:
+        return [OSError("the connection was reset")] * len(items)
+
+    monkeypatch.setattr(place._fs, "cat_ranges", fails)
+    with pytest.raises(AnimesionError, match=r"the connection was reset.*it resumes"):
+        next(place.contents([(gone, 10)], 100))
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        (f"s3://{BUCKET}/nothing/here", "there is no folder or archive s3://shelf/nothing/here"),
+        ("s3://no-such-bucket", "there is no folder or archive s3://no-such-bucket"),
+        (f"s3://{BUCKET}/nothing/", "holds no files"),
+        ("s3://key:word@shelf/x", "keys and options are not part of an address"),
+        ("https://example.org/pictures", "of no known store"),
+    ],
+)
+def test_wrong_inputs(shelf: Shelf, tmp_path: Path, path: str, told: str) -> None:
+    with pytest.raises(UsageError, match=told) as refused:
+        animesion.build(recipe(path), tmp_path / "out", workers=1)
+    assert "word@" not in str(refused.value)
+
+
+# -- datasets there --------------------------------------------------------------------------------------------------
+
+
+def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    from animesion.cli import main
+
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    said = capsys.readouterr()
+    return int(left.value.code or 0), said.out, said.err
+
+
+def test_a_dataset_in_a_bucket_is_looked_into(local: Path, shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
+    url = f"s3://{BUCKET}/look"
+    for name in published(local):
+        shelf.client.upload_file(str(local / name), BUCKET, f"look/{name}")
+    for command in ("stats", "card"):
+        here, there = (run([command, place], capsys)[1].splitlines()[1:] for place in (str(local), url))
+        assert here == there
+    assert run(["diff", str(local), url], capsys)[0] == 0
+    [copy] = Path(shelf.env["XDG_CACHE_HOME"]).glob("animesion/datasets/*")
+    assert not list(copy.glob("data/*.tar"))
+    assert run(["verify", url, "--workers", "1"], capsys)[0] == 0
+    assert shards(copy) == shards(local)
+    # damage there is found, and what is whole is not fetched again
+    times = {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file()}
+    spoiled = bytearray((local / "data" / "val-00000.tar").read_bytes())
+    spoiled[700] ^= 1
+    changes = {"data/val-00000.tar": bytes(spoiled), "data/extra.tar": b"x"}
+    for name, content in changes.items():
+        shelf.client.put_object(Bucket=BUCKET, Key=f"look/{name}", Body=content)
+    shelf.client.delete_object(Bucket=BUCKET, Key="look/data/test-00000.tar")
+    status, told, _ = run(["verify", url, "--workers", "1"], capsys)
+    assert status == 1
+    for fault in (
+        "data/val-00000.tar has another SHA-256 than SHA256SUMS says",
+        "data/test-00000.tar is listed in SHA256SUMS but missing",
+        "data/extra.tar is no shard of dataset.json",
+    ):
+        assert fault in told
+    same = [path for path, time in times.items() if path.exists() and path.stat().st_mtime_ns == time]
+    changed = {"SHA256SUMS", "val-00000.tar", "val-00000.tar.json", "test-00000.tar"}
+    assert {path.name for path in times if path not in same} == changed
+
+
+def test_what_is_no_dataset_in_a_bucket(shelf: Shelf, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shelf.client.put_object(Bucket=BUCKET, Key="odd/SHA256SUMS", Body=b"0" * 64 + b"  ../../out\n" + b"1" * 64 + b"  x")
+    for command in (["verify"], ["stats"], ["card"], ["diff", "."]):
+        status, _, told = run([*command, f"s3://{BUCKET}/nothing"], capsys)
+        assert (status, told.count("error:")) == (2, 1)
+        assert command[0] == "diff" or "holds no finished dataset" in told
+        status, _, told = run([*command, f"s3://{BUCKET}/odd"], capsys)
+        assert (status, told.count("error:")) == (2, 1)
+    assert not (Path(shelf.env["XDG_CACHE_HOME"]) / "animesion" / "out").exists()
