@@ -271,6 +271,24 @@ def test_a_bucket(small_dataset: Path, tmp_path: Path, shelf: s3_server.Shelf) -
     assert "Secret" not in missing.stderr + done.stderr
 
 
+def test_a_publication_to_a_bucket_that_was_killed_goes_on(small_dataset: Path, shelf: s3_server.Shelf) -> None:
+    due = {name: (small_dataset / name).read_bytes() for name in names(small_dataset)}
+    to = "s3://shelf/killed/small"
+    command = [sys.executable, "-c", CLI, "publish", str(small_dataset), "--to", to, "--workers", "1"]
+    running = subprocess.Popen(command, env=shelf.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: len(shelf.written("killed/small/")) >= 3)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    arrived = shelf.objects("killed/small/")
+    assert arrived.items() <= due.items()
+    assert "SHA256SUMS" not in arrived
+    done = publish(small_dataset, to, shelf.env, "--json")
+    assert done.returncode == 0, done.stderr
+    assert {f["name"] for f in json.loads(done.stdout)["files"] if f["present"]} == set(arrived)
+    assert shelf.objects("killed/small/") == due
+    assert max(shelf.written("killed/small/").values()) == 1, "what had arrived was sent again"
+
+
 # -- URLs instead of pixels ------------------------------------------------------------------------------------------
 
 
