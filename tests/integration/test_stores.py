@@ -384,6 +384,18 @@ def test_wrong_inputs(shelf: Shelf, tmp_path: Path, path: str, told: str) -> Non
     assert "word@" not in str(refused.value)
 
 
+def test_keys_in_an_input_are_written_nowhere(shelf: Shelf, tmp_path: Path) -> None:
+    for kind, option in (("folder", "path"), ("labels", "images"), ("dump", "images"), ("moeimouto", "path")):
+        settings = [f"source.kind={kind}", f"source.{option}=s3://key:word@{BUCKET}/x"]
+        settings += [f"source.{name}=x" for name in {"labels": ["labels"], "dump": ["metadata"]}.get(kind, [])]
+        chosen = animesion.load_recipe("moeimouto", settings)
+        with pytest.raises(UsageError, match="keys and options are not part of an address") as refused:
+            animesion.build(chosen, f"s3://{BUCKET}/leaks", work=tmp_path / "work")
+        assert "word@" not in str(refused.value)
+        assert not (tmp_path / "work").exists()
+    assert not shelf.objects("leaks/")
+
+
 # -- datasets there --------------------------------------------------------------------------------------------------
 
 
