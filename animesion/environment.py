@@ -24,7 +24,7 @@ EXTRAS = {
     "export": "write ONNX files",
     "detect": "find faces with OpenCV's cascade or a YOLO file",
     "hub": "publish to the Hugging Face Hub",
-    "cloud": "publish to s3:// and gs://",
+    "cloud": "read and write s3:// and gs://",
     "ray": "build on several machines",
 }
 

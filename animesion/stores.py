@@ -86,7 +86,7 @@ def clear_errors(url: str) -> Iterator[None]:
                 f"{url} does not let us in ({name}): check the credentials in the environment, "
                 "such as AWS_PROFILE or AWS_ACCESS_KEY_ID, and what they are allowed to do"
             ) from error
-        text = " ".join(str(error).split())[:200] or name
+        text = shown(" ".join(str(error).split()), 200) or name
         raise AnimesionError(
             f"{url} cannot be reached or refuses ({text}): run the same command again, it resumes"
         ) from error

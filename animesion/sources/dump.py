@@ -24,6 +24,7 @@ from animesion.settings import Section
 from animesion.sources import clean_text, faces
 from animesion.sources.posts import NOT_PICTURES, families
 from animesion.sources.roots import ImageRoot
+from animesion.sources.stored import PathOrUrl
 
 _CHARACTER = "4"
 _ARTIST = "1"
@@ -35,7 +36,9 @@ class DumpOptions(Section):
     """Options of the `dump` source."""
 
     metadata: str = Field(description="a JSON-lines file (.json, .jsonl; .gz and .xz too) or a folder of them")
-    images: str = Field(description="folder of BBBB/ID.ext buckets, such as original/ or 512px/; may be s3:// or gs://")
+    images: PathOrUrl = Field(
+        description="folder of BBBB/ID.ext buckets, such as original/ or 512px/; may be s3:// or gs://"
+    )
     faces: str = Field("", description="faces.tsv with the head boxes; without it set crop.detector to something else")
     tag_ids: str = Field("", description="tagIds.tsv; orders classes by the published tag id instead of by name")
     max_bytes: int = Field(64 * 1024 * 1024, ge=1, description="larger files are dropped unread")

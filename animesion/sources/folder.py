@@ -24,7 +24,7 @@ from animesion.records import Item, Payload
 from animesion.settings import Section
 from animesion.sources import clean_text, file_key
 from animesion.sources.roots import read_file
-from animesion.sources.stored import StoredPlace, place
+from animesion.sources.stored import PathOrUrl, StoredPlace, place
 
 #: Bytes that are fetched ahead from a bucket: headers of a tar lie all over it, members of a zip are read one by one.
 _TAR_BLOCK, _ZIP_BLOCK = 8 << 20, 256 << 10
@@ -36,7 +36,7 @@ _DIGEST_STEM = r"(?:.*[-_])?((?:[0-9a-f]{64}|[0-9a-f]{40}|[0-9a-f]{32})(?![0-9a-
 class FolderOptions(Section):
     """Options of the `folder` source."""
 
-    path: str = Field(description="folder of class folders, or a .tar or .zip of them; may be s3:// or gs://")
+    path: PathOrUrl = Field(description="folder of class folders, or a .tar or .zip of them; may be s3:// or gs://")
     family: str = Field(
         _DIGEST_STEM,
         description="regular expression for a file's stem; pictures with equal first groups come from one post and "

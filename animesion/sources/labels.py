@@ -17,6 +17,7 @@ from animesion.records import Box, Item, Payload
 from animesion.settings import Section
 from animesion.sources import clean_text, faces, file_key
 from animesion.sources.roots import ImageRoot
+from animesion.sources.stored import PathOrUrl
 
 #: Parts of the published set by file name; train and val together are train for who wants no val.
 _SPLIT_OF = {"train": "train", "val": "val", "test": "test", "train_val": "train"}
@@ -26,7 +27,7 @@ class LabelsOptions(Section):
     """Options of the `labels` source."""
 
     labels: str = Field(description="folder of train.csv, val.csv, test.csv (those that are there), or one CSV")
-    images: str = Field(
+    images: PathOrUrl = Field(
         description="folder that the paths in the CSVs are relative to, such as faces/ of DAF:re; may be s3:// or gs://"
     )
     names: str = Field("", description="class_id,name CSV; default classid_classname.csv beside the label files")

@@ -20,6 +20,7 @@ from animesion.errors import UsageError
 from animesion.records import Item, Payload
 from animesion.settings import Section
 from animesion.sources.folder import FolderOptions, FolderSource
+from animesion.sources.stored import PathOrUrl
 
 #: Share of a class's training pictures that stay in train when val is held out: the head, in file order.
 TRAIN_PERCENT = 80
@@ -184,7 +185,7 @@ PUBLISHED: dict[str, PublishedSet] = {
 class PublishedOptions(Section):
     """Options that every reader of a published set takes."""
 
-    path: str = Field(description="folder of the download, or a .tar or .zip of it")
+    path: PathOrUrl = Field(description="folder of the download, or a .tar or .zip of it; may be s3:// or gs://")
     labels: str = Field(
         "", description="folder of train.csv, val.csv, train_val.csv, test.csv to take splits and class ids from"
     )

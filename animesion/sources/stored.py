@@ -9,7 +9,9 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import IO, Annotated, Any, NamedTuple, cast
+
+from pydantic import AfterValidator
 
 from animesion import stores
 from animesion.errors import UsageError
@@ -131,6 +133,16 @@ class StoredPlace:
                 else:
                     yield bytes(content)
             begin = end
+
+
+def _without_secrets(path: str) -> str:
+    if stores.is_url(path):
+        stores.refuse_secrets(path)  # before the recipe is written anywhere
+    return path
+
+
+#: An option that takes a path or the URL of a bucket.
+PathOrUrl = Annotated[str, AfterValidator(_without_secrets)]
 
 
 def place(path: str, option: str) -> Path | StoredPlace:

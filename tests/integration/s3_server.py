@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 BUCKET = "shelf"
 SECRET = "loopbackSecret"
@@ -71,6 +72,7 @@ def serving(home: Path) -> Iterator[Shelf]:
         "HOME": str(home),
         "XDG_CACHE_HOME": str(home / "cache"),
     }
+    requests.post(f"{own['AWS_ENDPOINT_URL']}/moto-api/reset", timeout=30).raise_for_status()  # servers share a world
     client = boto3.client(
         "s3", endpoint_url=own["AWS_ENDPOINT_URL"], region_name="us-east-1",
         aws_access_key_id="someone", aws_secret_access_key=SECRET,

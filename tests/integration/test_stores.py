@@ -172,6 +172,23 @@ def test_builds_that_were_killed_again_and_again(
     killed_builds(world, local, shelf, tmp_path, seed, kills=6)
 
 
+@pytest.mark.slow
+def test_workers_engines_and_places_make_no_difference(shelf: Shelf, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed (extra ray)")
+    small = ["source.posts=300", "classes.minimum=5", "pack.shard_samples=50"]
+    chosen = animesion.load_recipe("daf-re", small, sample=True)
+    built = []
+    for workers in (1, 2, 4):
+        animesion.build(chosen, tmp_path / str(workers), workers=workers)
+        built.append(published(tmp_path / str(workers)))
+    for engine in ("local", "ray"):
+        url = f"s3://{BUCKET}/engines/{engine}"
+        building.run(chosen, tmp_path / engine, workers=2, engine=engine, to=url)
+        built.append(shelf.objects(f"engines/{engine}/"))
+    assert all(each == built[0] for each in built)
+    assert sum(name.endswith(".tar") for name in built[0]) > 3
+
+
 def test_a_folder_by_its_url(world: Path, local: Path, tmp_path: Path) -> None:
     out = f"file://{tmp_path / 'out'}"
     result = animesion.build(recipe(world), out, work=tmp_path / "work")
@@ -365,6 +382,18 @@ def test_wrong_inputs(shelf: Shelf, tmp_path: Path, path: str, told: str) -> Non
     with pytest.raises(UsageError, match=told) as refused:
         animesion.build(recipe(path), tmp_path / "out", workers=1)
     assert "word@" not in str(refused.value)
+
+
+def test_keys_in_an_input_are_written_nowhere(shelf: Shelf, tmp_path: Path) -> None:
+    for kind, option in (("folder", "path"), ("labels", "images"), ("dump", "images"), ("moeimouto", "path")):
+        settings = [f"source.kind={kind}", f"source.{option}=s3://key:word@{BUCKET}/x"]
+        settings += [f"source.{name}=x" for name in {"labels": ["labels"], "dump": ["metadata"]}.get(kind, [])]
+        chosen = animesion.load_recipe("moeimouto", settings)
+        with pytest.raises(UsageError, match="keys and options are not part of an address") as refused:
+            animesion.build(chosen, f"s3://{BUCKET}/leaks", work=tmp_path / "work")
+        assert "word@" not in str(refused.value)
+        assert not (tmp_path / "work").exists()
+    assert not shelf.objects("leaks/")
 
 
 # -- datasets there --------------------------------------------------------------------------------------------------
