@@ -56,14 +56,12 @@ def serving(home: Path) -> Iterator[Shelf]:
     pytest.importorskip("moto.server")
     s3fs = pytest.importorskip("s3fs")
     import boto3
-    import requests
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     logging.getLogger("werkzeug").setLevel(logging.WARNING)
     server.start()
     host, port = server.get_host_and_port()
-    requests.post(f"http://{host}:{port}/moto-api/reset", timeout=10).raise_for_status()  # servers share their objects
     own = {
         "AWS_ACCESS_KEY_ID": "someone",
         "AWS_SECRET_ACCESS_KEY": SECRET,

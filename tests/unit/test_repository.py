@@ -18,7 +18,6 @@ import yaml
 
 import animesion
 from animesion import recipe
-from animesion_training.recipe import TrainRecipe
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("build", "recipes", "sources", "detectors", "stats", "verify", "diff", "card", "publish", "doctor")
@@ -96,26 +95,6 @@ def test_what_the_texts_point_at_is_there(name: str) -> None:
     missing = {link for link in links if link and not (ROOT / name).parent.joinpath(link).exists()}
     named = set(re.findall(r"`((?:tests|docs|animesion|\.github|\.ci)/[\w./-]+\w)`", text))
     assert not missing | {path for path in named if not (ROOT / path).exists()}
-
-
-def test_documentation_uses_real_recipe_keys() -> None:
-    models = (recipe.Recipe, TrainRecipe)
-    known = {
-        f"{name}.{key}" for model in models for name, field in model.model_fields.items() for key in keys_of(field)
-    }
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        for key in re.findall(r"--set '?([a-z]+\.[a-z_]+)=", path.read_text(encoding="utf-8")):
-            assert key in known or key.startswith("source."), f"{path.name}: {key}"
-
-
-def keys_of(field: object) -> Iterator[str]:
-    yield from getattr(getattr(field, "annotation", None), "model_fields", ())
-
-
-def test_documentation_code_compiles() -> None:
-    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        for block in re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL):
-            compile(block, path.name, "exec")
 
 
 def test_citation_names_the_five_papers() -> None:

@@ -6,12 +6,15 @@ samples are drawn is left to the data package.
 
 A distillation objective is a subclass of `losses.Objective` with `needs_teacher = True`, entered by
 `register_objective`; it is called with the teacher's logits as the third argument.
+
+Packages of others add factories through the entry-point group `animesion.objectives`.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
 from typing import Any
 
 import numpy.typing as npt
@@ -27,6 +30,8 @@ from animesion_training.losses import (
     in_range,
     log_prior,
 )
+
+GROUP = "animesion.objectives"
 
 _FACTORIES: dict[str, Callable[..., Objective]] = {}
 
@@ -48,7 +53,7 @@ def register_objective(name: str) -> Callable[[Callable[..., Objective]], Callab
 
 def objective_names() -> list[str]:
     """The names that `create_objective` knows."""
-    return sorted(_FACTORIES)
+    return sorted({*_FACTORIES, *(point.name for point in entry_points(group=GROUP))})
 
 
 def objective_options(name: str) -> dict[str, Any]:
@@ -167,6 +172,9 @@ def ldam_drw(
 
 def _factory(name: str) -> Callable[..., Objective]:
     if name not in _FACTORIES:
-        near = nearest(name, _FACTORIES) or f"; there are {', '.join(objective_names())}"
+        for point in entry_points(group=GROUP, name=name):
+            found: Callable[..., Objective] = point.load()
+            return found
+        near = nearest(name, objective_names()) or f"; there are {', '.join(objective_names())}"
         raise UsageError(f"there is no objective '{name}'{near}")
     return _FACTORIES[name]

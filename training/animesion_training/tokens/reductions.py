@@ -2,7 +2,8 @@
 
 The methods are in `pruning` (tokens are dropped) and `merging` (tokens are put together). What all of them share is
 here: a plan of layers and keep rates, the plug-in that carries it, and the choice of rows. The cross-layer cache that
-gives dropped information back is in `cache`.
+gives dropped information back is in `cache`. Packages of others add theirs through the entry-point group
+`animesion.reductions`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from typing import Any
 
 import torch
@@ -32,6 +34,8 @@ REDUCTIONS = {
     "patchmerger": "learned queries that attend to all tokens (Renggli et al., 2022)",
     "sinkhorn": "soft assignment to learned centers by optimal transport (Haurum et al., ICCVW 2023)",
 }
+
+GROUP = "animesion.reductions"
 
 #: Blocks, from 0, of the originals: the ends of three groups of a transformer of twelve.
 DEFAULT_LAYERS = (3, 6, 9)
@@ -229,7 +233,7 @@ def make_reduction(
     """A token reduction by name.
 
     Args:
-        name: one of `REDUCTIONS`.
+        name: one of `REDUCTIONS`, or of the entry points.
         keep_rate: share of tokens that each stage keeps, in (0, 1]; one for all or one each. At 1 nothing happens.
         layers: blocks that reduce, from 0, ascending; None for 3, 6 and 9.
         depth: number of blocks of the transformer.
@@ -267,5 +271,10 @@ def _class(name: str) -> type[Reduction]:
         "sinkhorn": Sinkhorn,
     }
     if name not in classes:
+        for point in entry_points(group=GROUP, name=name):
+            found = point.load()
+            if isinstance(found, type) and issubclass(found, Reduction):
+                return found
+            raise UsageError(f"reduction '{name}': {point.value} is no subclass of {__name__}.Reduction")
         raise UsageError(f"there is no reduction '{name}'{nearest(name, REDUCTIONS)} There are {', '.join(REDUCTIONS)}")
     return classes[name]
