@@ -161,8 +161,7 @@ class Crawler:
         Raises:
             OSError: The disk is full. What has come is kept.
         """
-        self._ledger.plan({request.key: _described(request) for request in requests})
-        entries = self._ledger.entries(request.key for request in requests)
+        entries = self._ledger.plan({request.key: _described(request) for request in requests})
         missing = [request for request in requests if self._wanted(entries[request.key], retry_refused)]
         if missing:
             self._run(self._fetch_all(spool, missing, entries))

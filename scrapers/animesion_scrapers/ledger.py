@@ -139,19 +139,24 @@ class Ledger:
 
     # -- items ---------------------------------------------------------------------------------------------------
 
-    def plan(self, requests: Mapping[str, str]) -> None:
+    def plan(self, requests: Mapping[str, str]) -> dict[str, Entry]:
         """Take items in; one that is known stays as it is, unless it is now asked for in another way.
 
         Args:
             requests: What is asked for, by key.
+
+        Returns:
+            Their entries.
         """
-        known = self.entries(requests)
+        entries = self.entries(requests)
+        fresh = {
+            key: Entry(key, request)
+            for key, request in requests.items()
+            if key not in entries or entries[key].request != request
+        }
         with _transaction(self._database):
-            self._write(
-                Entry(key, request)
-                for key, request in requests.items()
-                if key not in known or known[key].request != request
-            )
+            self._write(fresh.values())
+        return entries | fresh
 
     def entries(self, keys: Iterable[str]) -> dict[str, Entry]:
         """The entries of these items; those that are not known are left out."""

@@ -217,14 +217,14 @@ class Transfers:
 
     async def _within_deadline(self, item: Download, url: URL, attempts: list[int]) -> bytes:
         """Attempt until it works, is hopeless, or the item's time is up; `attempts` counts along."""
-        loop = asyncio.get_running_loop()
+        receive = functools.partial(self._received, item)
         wrong = 0
         try:
             async with asyncio.timeout(self._deadline) as scope:
                 while True:
                     attempts[0] += 1
                     try:
-                        return await self._attempt(item, url, scope)
+                        return await self._asked(url, scope, receive, with_robots=True)
                     except _Fault as fault:
                         wrong += fault.wrong
                         fault.final = fault.final or wrong > 1
@@ -237,15 +237,12 @@ class Transfers:
                             # The next turn comes after the pause, and waiting for turns is no fault of the item.
                             self._limiter.pause(fault.back_off, delay)
                             continue
-                        if delay >= (scope.when() or 0.0) - loop.time():
+                        if delay >= (scope.when() or 0.0) - asyncio.get_running_loop().time():
                             raise
                         await asyncio.sleep(delay)
         except TimeoutError:
             pass
         raise _Fault(TIMED_OUT, "no complete answer within the deadline")
-
-    async def _attempt(self, item: Download, url: URL, scope: asyncio.Timeout) -> bytes:
-        return await self._asked(url, scope, functools.partial(self._received, item), with_robots=True)
 
     async def _asked(
         self,
@@ -473,11 +470,11 @@ def _parsed(url: str) -> URL:
 
 def _wrong_digest(item: Download, content: bytes) -> str:
     """What contradicts the announced digests, or the size where there are none; empty when nothing does."""
-    for name, due in (("md5", item.md5), ("sha1", item.sha1)):
+    for name, digest, due in (("MD5", hashlib.md5, item.md5), ("SHA-1", hashlib.sha1, item.sha1)):
         if due:
-            found = hashlib.new(name, content, usedforsecurity=False).hexdigest()
+            found = digest(content, usedforsecurity=False).hexdigest()
             if found != due.lower():
-                return f"the {'MD5' if name == 'md5' else 'SHA-1'} is {found}"
+                return f"the {name} is {found}"
     if item.bytes and item.bytes != len(content) and not (item.md5 or item.sha1):
         return f"{len(content)} bytes instead of {item.bytes}"
     return ""
