@@ -30,9 +30,19 @@ class ByteDigests:
     sha256: str
 
 
-def of_bytes(content: bytes) -> ByteDigests:
-    """MD5 (what boorus name a file by; not for security) and SHA-256 of bytes."""
-    return ByteDigests(hashlib.md5(content, usedforsecurity=False).hexdigest(), hashlib.sha256(content).hexdigest())
+def of_bytes(content: bytes, known: str = "") -> ByteDigests:
+    """MD5 (what boorus name a file by; not for security) and SHA-256 of bytes.
+
+    Args:
+        content: The bytes.
+        known: One of the two with its kind, such as `md5:0123...`, when somebody has checked it: hashing costs more
+            than anything else that is done to a file that is merely fetched.
+    """
+    kind, _, digest = known.partition(":")
+    return ByteDigests(
+        digest if kind == "md5" else hashlib.md5(content, usedforsecurity=False).hexdigest(),
+        digest if kind == "sha256" else hashlib.sha256(content).hexdigest(),
+    )
 
 
 def of_pixels(image: Image.Image) -> bytes:

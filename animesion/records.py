@@ -65,11 +65,15 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """What a source answers when asked for the bytes of an item: bytes, or the reason why there are none."""
+    """What a source answers when asked for the bytes of an item: bytes, or the reason why there are none.
+
+    A digest of the bytes that is known already comes with its kind, such as `md5:0123...`.
+    """
 
     content: bytes = b""
     reason: str = ""
     detail: str = ""
+    digest: str = ""
 
 
 #: Every reason a picture can be dropped for, in the order in which they are looked at: the first that holds counts.

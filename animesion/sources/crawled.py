@@ -163,7 +163,7 @@ class CrawledSource:
             content = ledger.content(entry)
             if content is None:
                 raise AnimesionError(f"{self._folder}: the spool lost the bytes of {item.key}; run the command again")
-            yield Payload(content)
+            yield Payload(content, digest=entry.digest)
 
     def counts(self, items: Sequence[Item]) -> CrawlCounts:
         """How many of these items did not come."""

@@ -81,7 +81,7 @@ class FetchJob:
                     payload = had[item.key] if item.key in had else next(payloads)
                     row |= {"reason": payload.reason, "detail": payload.detail}
                     if not payload.reason:
-                        row |= {**_described(payload.content), "offset": tar.position + shards.BLOCK}
+                        row |= {**_described(payload), "offset": tar.position + shards.BLOCK}
                         tar.write(shards.member(f"{item.key}.{row['extension']}", payload.content))
                 rows.append(row)
             tar.write(shards.END)
@@ -351,8 +351,9 @@ class _Earlier(Mapping[str, Payload]):
         return len(self._places)
 
 
-def _described(content: bytes) -> dict[str, Any]:
-    found = digests.of_bytes(content)
+def _described(payload: Payload) -> dict[str, Any]:
+    content = payload.content
+    found = digests.of_bytes(content, payload.digest)
     # what is unknown still needs a name in the tar
     extension = images.sniff(content) or "bin"
     return {"md5": found.md5, "sha256": found.sha256, "bytes": len(content), "extension": extension}

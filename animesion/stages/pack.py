@@ -8,6 +8,7 @@ recipe asks for is copied, not encoded again.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,6 @@ import PIL
 import pyarrow as pa
 
 from animesion import images, shards, splits, tables
-from animesion.digests import of_bytes
 from animesion.engine import Engine
 from animesion.errors import AnimesionError
 from animesion.recipe import Recipe
@@ -107,7 +107,7 @@ class ChunkJob:
                 at = block.index(shards.header(f"{row['key']}.{self.recipe.pack.format}", len(content)))
                 entry = {"key": row["key"], "label": row["class_id"], "offset": out.position, "size": len(block)}
                 entry |= {"image_offset": at + shards.BLOCK, "image_size": len(content)}
-                index.append({**entry, "sha256": of_bytes(content).sha256})
+                index.append({**entry, "sha256": hashlib.sha256(content).hexdigest()})
                 out.write(block)
         name = f"pack/{self.chunk}.parquet"
         outputs = {name: tables.write(self.workspace.path(name), tables.table(index, _CHUNK))}

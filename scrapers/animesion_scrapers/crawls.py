@@ -20,11 +20,12 @@ from animesion_scrapers.addresses import Routes
 from animesion_scrapers.background import Background
 from animesion_scrapers.breakers import Breakers
 from animesion_scrapers.clients import checked_user_agent
+from animesion_scrapers.faults import FAILED
 from animesion_scrapers.ledger import DONE, REFUSED, Entry, Ledger
 from animesion_scrapers.limits import RateLimiter
 from animesion_scrapers.retries import Retries
 from animesion_scrapers.robots import RobotsCache, product_token
-from animesion_scrapers.transfers import FAILED, OK, Download, Downloaded, Transfers
+from animesion_scrapers.transfers import OK, Download, Downloaded, Transfers
 
 _TICK = 0.5
 """Seconds between two reports of progress."""
@@ -161,8 +162,7 @@ class Crawler:
         Raises:
             OSError: The disk is full. What has come is kept.
         """
-        self._ledger.plan({request.key: _described(request) for request in requests})
-        entries = self._ledger.entries(request.key for request in requests)
+        entries = self._ledger.plan({request.key: _described(request) for request in requests})
         missing = [request for request in requests if self._wanted(entries[request.key], retry_refused)]
         if missing:
             self._run(self._fetch_all(spool, missing, entries))

@@ -14,9 +14,10 @@ from itertools import islice
 
 from animesion_scrapers.addresses import Routes
 from animesion_scrapers.background import Background
+from animesion_scrapers.faults import REASONS
 from animesion_scrapers.limits import RateLimiter
 from animesion_scrapers.retries import Retries
-from animesion_scrapers.transfers import REASONS, Download, Downloaded, Transfers
+from animesion_scrapers.transfers import Download, Downloaded, Transfers
 
 __all__ = ["REASONS", "Download", "Downloaded", "download", "download_all"]
 

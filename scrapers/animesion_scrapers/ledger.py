@@ -42,7 +42,7 @@ CREATE TABLE IF NOT EXISTS items (
     offset INTEGER NOT NULL
 ) WITHOUT ROWID
 """
-_BATCH_ROWS = 128
+_BATCH_ROWS = 64
 _BATCH_BYTES = 8 << 20
 _BATCH_SECONDS = 0.05
 _QUERY_KEYS = 500
@@ -56,7 +56,7 @@ class Entry(NamedTuple):
         request: What was asked for (URL and announced digests), so that a changed request starts anew.
         state: One of `STATES`.
         attempts: How often it was asked for, in all runs.
-        error: Kind of the last failure, one of `transfers.REASONS`; empty when there was none.
+        error: Kind of the last failure, one of `faults.REASONS`; empty when there was none.
         detail: More about it, for people.
         bytes: Size of the content.
         digest: Digest of the content with its kind, such as `md5:0123...`.
@@ -139,19 +139,24 @@ class Ledger:
 
     # -- items ---------------------------------------------------------------------------------------------------
 
-    def plan(self, requests: Mapping[str, str]) -> None:
+    def plan(self, requests: Mapping[str, str]) -> dict[str, Entry]:
         """Take items in; one that is known stays as it is, unless it is now asked for in another way.
 
         Args:
             requests: What is asked for, by key.
+
+        Returns:
+            Their entries.
         """
-        known = self.entries(requests)
+        entries = self.entries(requests)
+        fresh = {
+            key: Entry(key, request)
+            for key, request in requests.items()
+            if key not in entries or entries[key].request != request
+        }
         with _transaction(self._database):
-            self._write(
-                Entry(key, request)
-                for key, request in requests.items()
-                if key not in known or known[key].request != request
-            )
+            self._write(fresh.values())
+        return entries | fresh
 
     def entries(self, keys: Iterable[str]) -> dict[str, Entry]:
         """The entries of these items; those that are not known are left out."""
@@ -211,7 +216,7 @@ class Ledger:
         self._end(Entry(entry.key, entry.request, DONE, entry.attempts + attempts, "", "", size, digest, spool, offset))
 
     def content(self, entry: Entry) -> bytes | None:
-        """The content of an item that is here; None when the spool does not hold the bytes that came.
+        """The content of an item that `entries` says is here; None when the spool does not hold the bytes that came.
 
         Bytes that an earlier process wrote are checked, as a power cut may have cost some of them.
         """

@@ -48,13 +48,11 @@ class Spool:
             raise
 
     def read(self, offset: int, size: int) -> bytes:
-        """The bytes at a place; fewer when the file ends before.
+        """The bytes at a place, once flushed; fewer when the file ends before.
 
         Raises:
-            OSError: They cannot be read or written.
+            OSError: They cannot be read.
         """
-        if self._waiting:
-            self.flush()
         return os.pread(self._file, size, offset)
 
     def close(self) -> None:

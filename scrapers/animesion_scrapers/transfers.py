@@ -1,7 +1,6 @@
 """One download from its URL to checked bytes, or to the reason why there are none.
 
-Order, read-ahead and threads are left to `downloads`, what is remembered to `crawls`. Reasons and details name the
-fault and hold no times, ports or object ids, so that two runs against the same faults say the same.
+Order, read-ahead and threads are left to `downloads`, what is remembered to `crawls`; the reasons are in `faults`.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import asyncio
 import contextlib
 import functools
 import hashlib
-import ssl
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +24,19 @@ from animesion_scrapers.addresses import Routes
 from animesion_scrapers.breakers import Breakers
 from animesion_scrapers.clients import checked_user_agent, tls_context
 from animesion_scrapers.errors import HostDownError, UnsafeAddressError
+from animesion_scrapers.faults import (
+    CHECKSUM,
+    EMPTY,
+    FAILED,
+    NOT_FOUND,
+    REFUSED,
+    TIMED_OUT,
+    TOO_BIG,
+    UNSAFE,
+    Fault,
+    document_fault,
+    transport_fault,
+)
 from animesion_scrapers.limits import RateLimiter
 from animesion_scrapers.media import document_kind, is_challenge
 from animesion_scrapers.retries import (
@@ -42,18 +53,6 @@ from animesion_scrapers.robots import DISALLOW_ALL, RobotsCache, Rules, opt_out
 from animesion_scrapers.robots import MAX_BYTES as ROBOTS_BYTES
 
 OK = "ok"
-NOT_FOUND = "not found"
-REFUSED = "refused"
-CHECKSUM = "checksum mismatch"
-EMPTY = "empty file"
-NOT_AN_IMAGE = "not an image"
-TOO_BIG = "too many bytes"
-TIMED_OUT = "timed out"
-UNSAFE = "unsafe address"
-FAILED = "fetch failed"
-
-REASONS = (NOT_FOUND, REFUSED, CHECKSUM, TOO_BIG, TIMED_OUT, UNSAFE, FAILED, EMPTY, NOT_AN_IMAGE)
-"""Every status of a `Downloaded` but `ok`."""
 
 _STATUS_REASONS = {401: REFUSED, 402: REFUSED, 403: REFUSED, 404: NOT_FOUND, 410: NOT_FOUND, 451: NOT_FOUND}
 _HTML = 1 << 14
@@ -89,7 +88,7 @@ class Downloaded:
     Attributes:
         key: As in the request.
         url: As in the request.
-        status: `ok`, or one of `REASONS`.
+        status: `ok`, or one of `faults.REASONS`.
         detail: More about a failure, for people.
         content: The file; empty unless `ok`.
         final: Whether there is no point in asking again, as after a 404 or the same wrong bytes twice.
@@ -106,43 +105,6 @@ class Downloaded:
     final: bool = False
     attempts: int = 0
     digest: str = ""
-
-
-class _Fault(Exception):  # noqa: N818 (carries a result, never leaves this module)
-    """Why an attempt brought no file.
-
-    Attributes:
-        reason: One of `REASONS`.
-        detail: For people.
-        retry: Another attempt in this run may help.
-        final: A later run need not ask again.
-        wrong: The server sent the wrong bytes: believed when it does so twice.
-        host_failed: The host failed, not the item: its circuit breaker counts it.
-        back_off: Host that said it has too much to do; empty when none did.
-        retry_after: What the server asked for.
-    """
-
-    def __init__(
-        self,
-        reason: str,
-        detail: str,
-        *,
-        retry: bool = False,
-        final: bool = False,
-        wrong: bool = False,
-        host_failed: bool = False,
-        back_off: str = "",
-        retry_after: str = "",
-    ) -> None:
-        super().__init__(detail)
-        self.reason = reason
-        self.detail = detail
-        self.retry = retry or wrong
-        self.final = final
-        self.wrong = wrong
-        self.host_failed = host_failed
-        self.back_off = back_off
-        self.retry_after = retry_after
 
 
 class Transfers:
@@ -204,7 +166,7 @@ class Transfers:
                 self._hosts[host] = asyncio.Semaphore(self.connections_to(host))
             async with self._hosts[host]:
                 content = await self._within_deadline(item, url, attempts)
-        except _Fault as fault:
+        except Fault as fault:
             return Downloaded(item.key, item.url, fault.reason, fault.detail, b"", fault.final, attempts[0])
         # One pass over the bytes is enough: hashing is most of what a fast crawl costs.
         digest = f"md5:{item.md5.lower()}" if item.md5 else f"sha256:{hashlib.sha256(content).hexdigest()}"
@@ -217,15 +179,15 @@ class Transfers:
 
     async def _within_deadline(self, item: Download, url: URL, attempts: list[int]) -> bytes:
         """Attempt until it works, is hopeless, or the item's time is up; `attempts` counts along."""
-        loop = asyncio.get_running_loop()
+        receive = functools.partial(self._received, item)
         wrong = 0
         try:
             async with asyncio.timeout(self._deadline) as scope:
                 while True:
                     attempts[0] += 1
                     try:
-                        return await self._attempt(item, url, scope)
-                    except _Fault as fault:
+                        return await self._asked(url, scope, receive, with_robots=True)
+                    except Fault as fault:
                         wrong += fault.wrong
                         fault.final = fault.final or wrong > 1
                         if not fault.retry or fault.final or attempts[0] >= self._retries.attempts:
@@ -237,15 +199,12 @@ class Transfers:
                             # The next turn comes after the pause, and waiting for turns is no fault of the item.
                             self._limiter.pause(fault.back_off, delay)
                             continue
-                        if delay >= (scope.when() or 0.0) - loop.time():
+                        if delay >= (scope.when() or 0.0) - asyncio.get_running_loop().time():
                             raise
                         await asyncio.sleep(delay)
         except TimeoutError:
             pass
-        raise _Fault(TIMED_OUT, "no complete answer within the deadline")
-
-    async def _attempt(self, item: Download, url: URL, scope: asyncio.Timeout) -> bytes:
-        return await self._asked(url, scope, functools.partial(self._received, item), with_robots=True)
+        raise Fault(TIMED_OUT, "no complete answer within the deadline")
 
     async def _asked(
         self,
@@ -273,27 +232,27 @@ class Transfers:
                         well = True
                         return received
                 well = True
-            except _Fault as fault:
+            except Fault as fault:
                 well = not fault.host_failed
                 raise
             except UnsafeAddressError as error:
                 well = True
-                raise _Fault(UNSAFE, str(error), final=True) from None
+                raise Fault(UNSAFE, str(error), final=True) from None
             except TimeoutError:
-                raise _Fault(TIMED_OUT, "no complete answer within the deadline", retry=True) from None
+                raise Fault(TIMED_OUT, "no complete answer within the deadline", retry=True) from None
             except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
-                named = _transport_fault(error)
+                named = transport_fault(error)
                 well = named.final
                 raise named from None
             finally:
                 self._breakers.report(host, well)
             url = self._checked(location, url)
-        raise _Fault(FAILED, f"redirected more than {MAX_REDIRECTS} times", final=True)
+        raise Fault(FAILED, f"redirected more than {MAX_REDIRECTS} times", final=True)
 
     async def _turn(self, host: str, scope: asyncio.Timeout) -> None:
         """Wait for this host's turn with the item's clock stopped: a long queue is no fault of the item."""
         if self._limiter.held(host) > self._retries.cap:
-            raise _Fault(FAILED, "the host asked to be left alone for longer than a run waits")
+            raise Fault(FAILED, "the host asked to be left alone for longer than a run waits")
         if self._breakers.state(host) == "closed" and self._limiter.take_now(host):
             return
         with _stopped(scope):
@@ -301,7 +260,7 @@ class Transfers:
                 while (delay := self._breakers.delay(host)) > 0:
                     await asyncio.sleep(delay)
             except HostDownError as error:
-                raise _Fault(FAILED, str(error)) from None
+                raise Fault(FAILED, str(error)) from None
             try:
                 await self._limiter.wait_async(host)
             except asyncio.CancelledError:
@@ -321,8 +280,8 @@ class Transfers:
             self._limiter.slow(url.raw_host or "", rules.delay)
         if not rules.allows(url.raw_path_qs):
             if rules is DISALLOW_ALL:
-                raise _Fault(FAILED, "robots.txt could not be read")
-            raise _Fault(REFUSED, "robots.txt asks crawlers to leave it", final=True)
+                raise Fault(FAILED, "robots.txt could not be read")
+            raise Fault(REFUSED, "robots.txt asks crawlers to leave it", final=True)
 
     async def _read_robots(self, url: URL, origin: str) -> Rules:
         """Ask a host for its robots.txt, as often as for a file."""
@@ -330,7 +289,7 @@ class Transfers:
         target = url.origin() / "robots.txt"
         for attempt in range(self._retries.attempts):
             status, body = 0, b""
-            with contextlib.suppress(_Fault, TimeoutError):
+            with contextlib.suppress(Fault, TimeoutError):
                 async with asyncio.timeout(self._deadline) as scope:
                     status, body = await self._asked(target, scope, _robots_file, with_robots=False)
             if 0 < status < 500 and status != 429:
@@ -344,23 +303,23 @@ class Transfers:
         if self._robots is not None:
             directive = opt_out(response.headers.getall("X-Robots-Tag", ()), self._robots.product)
             if directive:
-                raise _Fault(REFUSED, f"X-Robots-Tag says {directive}", final=True)
+                raise Fault(REFUSED, f"X-Robots-Tag says {directive}", final=True)
         encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
         if encoding not in ("", "identity"):
-            raise _Fault(FAILED, "the body is compressed although that was not asked for", final=True)
+            raise Fault(FAILED, "the body is compressed although that was not asked for", final=True)
         if (response.content_length or 0) > self._max_bytes:
-            raise _Fault(TOO_BIG, f"more than {self._max_bytes} bytes", final=True)
+            raise Fault(TOO_BIG, f"more than {self._max_bytes} bytes", final=True)
         content = await self._body(item, response)
         if not content:
-            raise _Fault(EMPTY, "the body has 0 bytes", wrong=True)
+            raise Fault(EMPTY, "the body has 0 bytes", wrong=True)
         wrong = _wrong_digest(item, content)
         if wrong and item.picture and document_kind(content):
-            raise _document_fault(content, response)
+            raise document_fault(content, response)
         if wrong:
-            raise _Fault(CHECKSUM, wrong, wrong=True)
+            raise Fault(CHECKSUM, wrong, wrong=True)
         # Bytes with the right digest are what the site announced, whatever they are.
         if item.picture and not (item.md5 or item.sha1) and document_kind(content):
-            raise _document_fault(content, response)
+            raise document_fault(content, response)
         return content
 
     async def _body(self, item: Download, response: aiohttp.ClientResponse) -> bytes:
@@ -370,7 +329,7 @@ class Transfers:
             while piece := await response.content.readany():
                 size += len(piece)
                 if size > self._max_bytes:
-                    raise _Fault(TOO_BIG, f"more than {self._max_bytes} bytes", final=True)
+                    raise Fault(TOO_BIG, f"more than {self._max_bytes} bytes", final=True)
                 pieces.append(piece)
         except (aiohttp.ClientPayloadError, HttpProcessingError):
             # Some servers announce a longer body than they have; a digest tells a whole file from a torn one.
@@ -378,7 +337,7 @@ class Transfers:
                 raise
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    async def _status_fault(self, response: aiohttp.ClientResponse) -> _Fault:
+    async def _status_fault(self, response: aiohttp.ClientResponse) -> Fault:
         status = response.status
         retry_after = response.headers.get("Retry-After", "")
         host = response.url.raw_host or ""
@@ -389,8 +348,8 @@ class Transfers:
             detail += " with an HTML challenge page"
         if status in BACK_OFF and self._retries.too_long(retry_after):
             self._limiter.pause(host, seconds_asked(retry_after))
-            return _Fault(FAILED, detail)
-        return _Fault(
+            return Fault(FAILED, detail)
+        return Fault(
             _STATUS_REASONS.get(status, FAILED),
             detail,
             retry=status in RETRIED,
@@ -408,9 +367,9 @@ class Transfers:
             if url.user is not None or url.password is not None:
                 raise UnsafeAddressError("passwords are not sent from within a URL")
         except UnsafeAddressError as error:
-            raise _Fault(UNSAFE, str(error), final=True) from None
+            raise Fault(UNSAFE, str(error), final=True) from None
         except ValueError:
-            raise _Fault(UNSAFE, "the URL is malformed", final=True) from None
+            raise Fault(UNSAFE, "the URL is malformed", final=True) from None
         return url
 
     def _opened(self) -> aiohttp.ClientSession:
@@ -473,37 +432,14 @@ def _parsed(url: str) -> URL:
 
 def _wrong_digest(item: Download, content: bytes) -> str:
     """What contradicts the announced digests, or the size where there are none; empty when nothing does."""
-    for name, due in (("md5", item.md5), ("sha1", item.sha1)):
+    for name, digest, due in (("MD5", hashlib.md5, item.md5), ("SHA-1", hashlib.sha1, item.sha1)):
         if due:
-            found = hashlib.new(name, content, usedforsecurity=False).hexdigest()
+            found = digest(content, usedforsecurity=False).hexdigest()
             if found != due.lower():
-                return f"the {'MD5' if name == 'md5' else 'SHA-1'} is {found}"
+                return f"the {name} is {found}"
     if item.bytes and item.bytes != len(content) and not (item.md5 or item.sha1):
         return f"{len(content)} bytes instead of {item.bytes}"
     return ""
-
-
-def _document_fault(content: bytes, response: aiohttp.ClientResponse) -> _Fault:
-    kind = document_kind(content)
-    if kind == "HTML page" and is_challenge(content, response.headers.get("cf-mitigated", "")):
-        return _Fault(REFUSED, "an HTML challenge page instead of a picture", wrong=True)
-    return _Fault(NOT_AN_IMAGE, f"an {kind}" if kind[0] in "HX" else f"a {kind}", wrong=True)
-
-
-def _transport_fault(error: Exception) -> _Fault:
-    """Name a fault by its kind: the libraries' messages hold ports, addresses and object ids."""
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return _Fault(FAILED, "the host name was not found", retry=True)
-    if isinstance(error, (aiohttp.ClientSSLError, ssl.SSLError)):
-        return _Fault(FAILED, "the TLS connection was not accepted")
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return _Fault(FAILED, "no connection could be made", retry=True)
-    if isinstance(error, (aiohttp.InvalidURL, ValueError)):
-        return _Fault(UNSAFE, "the URL is malformed", final=True)
-    if isinstance(error, (aiohttp.ClientResponseError, HttpProcessingError)):
-        # Stray bytes after an earlier answer on the same connection look like this too; a new connection has none.
-        return _Fault(FAILED, "the answer is not proper HTTP", retry=True)
-    return _Fault(FAILED, "the connection broke off", retry=True)
 
 
 class _RoutedResolver(AbstractResolver):

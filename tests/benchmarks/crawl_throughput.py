@@ -4,7 +4,8 @@
 
 One server process serves the same files to all. Ours hashes, sniffs, obeys robots.txt, spools, keeps the ledger and
 writes tars (but for `no tar`); bare aiohttp reads the bytes and drops them; img2dataset neither resizes nor encodes,
-and writes nothing. Without `--img2dataset` a virtual environment is made for it; where that fails, its column says why.
+and writes nothing. Without `--img2dataset` a virtual environment is made for it; where that fails, its column says why;
+`--no-img2dataset` leaves it out. Shares of bare aiohttp are those of runs that followed one another.
 """
 
 from __future__ import annotations
@@ -190,6 +191,7 @@ def main() -> None:
     parser.add_argument("--bytes", type=int, nargs=2, default=SIZES, help="least and most of a file")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--img2dataset", type=Path, help="a virtual environment that has it")
+    parser.add_argument("--no-img2dataset", action="store_true", help="leave it out")
     parser.add_argument("--http", action="store_true", help="without TLS")
     arguments = parser.parse_args()
     scheme = "http" if arguments.http else "https"
@@ -204,7 +206,7 @@ def main() -> None:
             trusted.write_bytes(certificate[0].read_bytes() + Path(certifi.where()).read_bytes())
             os.environ["SSL_CERT_FILE"] = str(trusted)
         python, why = arguments.img2dataset and arguments.img2dataset / "bin" / "python", ""
-        if python is None:
+        if python is None and not arguments.no_img2dataset:
             python, why = environment(Path(name))
         here, there = multiprocessing.Pipe()
         server = multiprocessing.get_context("spawn").Process(
@@ -237,7 +239,10 @@ def main() -> None:
             for what, found in runs.items():
                 cpu, wall, peak = (statistics.median(each[i] for each in found) for i in range(3))
                 print(f"{what:<14} {items / cpu:>10,.0f} {items / wall:>8,.0f} {peak:>8,.0f}")
-            if not python:
+            for what in ("this crawler", "no tar"):
+                shares = sorted(b[0] / a[0] for a, b in zip(runs[what], runs["bare aiohttp"], strict=True))
+                print(f"{what}: {statistics.median(shares):.2f} of bare aiohttp ({shares[0]:.2f} to {shares[-1]:.2f})")
+            if not python and why:
                 print(f"img2dataset    not measured: {why}")
         here.send(None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -82,6 +83,12 @@ def test_a_build_fetches_what_the_site_lists_and_asks_for_nothing_twice(
         assert (result.seen, list(rows)) == (6, [f"{name}-{number}" for number in range(1, 7)])
         assert [row["reason"] for row in rows.values()] == ["", "", "not visible", "", "unsupported format", ""]
         assert rows[f"{name}-1"]["md5"] == posts[0].md5
+        tar = (tmp_path / "raw" / "part-00000.tar").read_bytes()
+        for row in rows.values():  # also where a digest was checked on the way and is not computed again
+            content = tar[row["offset"] : row["offset"] + row["bytes"]]
+            if not row["reason"]:
+                assert row["md5"] == hashlib.md5(content).hexdigest()
+                assert row["sha256"] == hashlib.sha256(content).hexdigest()
         assert rows[f"{name}-2"]["labels"] == [label(name, "rin")]
         assert rows[f"{name}-1"]["page_url"].startswith(f"http://{HOST}/")
         assert {row["licence"] for row in rows.values()} == {""}
