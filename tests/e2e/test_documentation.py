@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from animesion import engine, sources, verifying
+from animesion import engine, sources, stores, verifying
 from animesion.sample.source import HOST
 from animesion.sources.crawled import CrawledSource
 from animesion_scrapers import RateLimiter
@@ -53,7 +53,7 @@ TABLES = Tables(
         r"pytest\b": "runs this test again",
         r"(ruff|mypy|mkdocs)\b": CHECKS,
         r"python tests/benchmarks/": BENCHMARK,
-        r"python -m open_clip_train": "needs an old webdataset; tests/integration/test_readers.py reads with its loader",
+        r"python -m open_clip_train": "needs an old webdataset; tests/integration/test_readers.py has its loader",
         r"torchrun ": "starts processes that load torch, which takes long; tests/integration/test_training.py does it",
         r"animesion build .*--engine ray": "needs Ray; tests/unit/test_ray.py does it where it is installed",
         r"animesion build .*detector=imgutils": "needs dghs-imgutils and the Hugging Face hub",
@@ -200,6 +200,7 @@ def at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     import datasets
 
     monkeypatch.setenv("ANIMESION_DETECTORS", str(tmp_path / "detectors"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets-cache")
     monkeypatch.chdir(tmp_path)
     before = set(sys.modules)
@@ -223,10 +224,13 @@ def test_the_code_of_a_page_runs(
     reader = Reader(world, TABLES, lambda: internet.accounts, monkeypatch.syspath_prepend)
     if page == "docs/tgda.md":
         reader.given["state_dict"] = state_dict()
-    if page == "docs/loading.md":  # it reads from a bucket, in this process
+    if page in ("docs/loading.md", "docs/scaling.md"):  # they read from a bucket, in this process
         for name, value in internet.accounts.items():
             if name.startswith("AWS_"):
                 monkeypatch.setenv(name, value)
+    if page == "docs/scaling.md":
+        bucket, place = stores.connect("s3://bucket/faces")
+        bucket.put(str(world / "faces"), place, recursive=True)
     for block in blocks(page):
         reader.begin()
         with contextlib.redirect_stdout(io.StringIO()):
