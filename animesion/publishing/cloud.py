@@ -16,6 +16,8 @@ from animesion.publishing import SHARD, File
 from animesion.verifying import CHECKSUMS
 
 _CHUNK = 8 << 20
+#: Bytes of a piece of a large file: several are on their way at a time, each in memory. A file has 10,000 at the most.
+_PIECE, _PIECES = 16 << 20, 10_000
 _PART = ".sending"
 #: What makes a copy a dataset: taken away before anything else changes, sent last.
 SEALS = ("dataset.json", CHECKSUMS)
@@ -113,7 +115,8 @@ class Store:
                     self._fs.put_file(str(file.path), self._at(file.name) + _PART)
                     self._fs.mv(self._at(file.name) + _PART, self._at(file.name))
                 else:
-                    self._fs.put_file(str(file.path), self._at(file.name))
+                    pieces = {"chunksize": _PIECE} if file.bytes <= _PIECE * _PIECES else {}
+                    self._fs.put_file(str(file.path), self._at(file.name), **pieces)
         except FileNotFoundError:
             if not file.path.is_file():
                 raise
