@@ -53,7 +53,7 @@ TABLES = Tables(
         r"pytest\b": "runs this test again",
         r"(ruff|mypy|mkdocs)\b": CHECKS,
         r"python tests/benchmarks/": BENCHMARK,
-        r"python -m open_clip_train": "needs an old webdataset; tests/integration/test_readers.py has its loader",
+        r"python -m open_clip_train": "needs an old webdataset; tests/integration/test_readers.py uses its loader",
         r"torchrun ": "starts processes that load torch, which takes long; tests/integration/test_training.py does it",
         r"animesion build .*--engine ray": "needs Ray; tests/unit/test_ray.py does it where it is installed",
         r"animesion build .*detector=imgutils": "needs dghs-imgutils and the Hugging Face hub",
@@ -89,9 +89,8 @@ TABLES = Tables(
     edits=[
         ("docs/formats.md", "danbooru-10000", "danbooru-1012"),  # of the smaller sample
         ("docs/recipes.md", "minimum = 20", "minimum = 5"),
-        ("docs/training.md", '"schedule.epochs" = 8', '"schedule.epochs" = 1\n"data.train" = "val"'),
-        ("docs/training.md", "[0, 1, 2]", "[0, 1]"),
-        ("docs/training.md", '"model.img_size" = [32, 64]', '"model.img_size" = [32]'),
+        ("docs/study.md", '"schedule.epochs" = 20', '"schedule.epochs" = 1\n"data.train" = "val"'),
+        ("docs/study.md", '"run.seed" = [0, 1]', '"run.seed" = [0]'),
     ],
 )
 

@@ -506,3 +506,18 @@ def test_bad_settings_are_told_in_one_sentence(settings, said):
 def test_default_layers_are_those_that_there_are():
     assert reduction_layers(None, 12) == (3, 6, 9)
     assert reduction_layers(None, 8) == (3, 6)
+
+
+def test_entry_points_add_reductions_and_nothing_else(tmp_path, monkeypatch):
+    about = tmp_path / "mine-1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1\n")
+    entries = "[animesion.reductions]\nours = animesion_training.tokens.pruning:TopK\nwrong = json:loads\n"
+    (about / "entry_points.txt").write_text(entries)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    asked = {"keep_rate": 0.5, "depth": 12, "width": 8, "tokens": 16}
+    assert type(make_reduction("ours", **asked)).__name__ == "TopK"
+    with pytest.raises(UsageError, match=r"reduction 'wrong': json:loads is no subclass"):
+        make_reduction("wrong", **asked)
+    with pytest.raises(UsageError, match="there is no reduction 'our'"):
+        make_reduction("our", **asked)
