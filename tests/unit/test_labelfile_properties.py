@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from animesion.errors import UsageError
 from animesion.labelfiles import label_file, read_annotations, read_class_names, read_labels
-from animesion.sources.labels import danbooru_id, locate
+from animesion.sources.labels import danbooru_id
+from animesion.sources.roots import ImageRoot
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -88,8 +89,9 @@ def test_buckets_of_three_and_of_four_digits_are_one(tmp_path: Path, post: int, 
     file = tmp_path / folder / f"{post}.jpg"
     file.parent.mkdir(exist_ok=True)
     file.write_bytes(b"x")
-    path, failure = locate(tmp_path, f"{asked}/{post}.jpg")
-    assert (path, failure) in ((file, ""), (tmp_path / asked / f"{post}.jpg", ""))
-    assert path is not None
-    assert path.read_bytes() == b"x"
+    root = ImageRoot(str(tmp_path), "source.images")
+    facts, failure = root.locate(f"{asked}/{post}.jpg")
+    assert failure == ""
+    assert tmp_path / facts["path"] in (file, tmp_path / asked / f"{post}.jpg")
+    assert [payload.content for payload in root.read([facts], 10)] == [b"x"]
     assert danbooru_id(f"{asked}/{post}.jpg") == str(post)
