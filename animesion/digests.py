@@ -8,14 +8,19 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-import imagehash
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
+from animesion import lanczos
+from animesion.quality import reduced
 from animesion.records import THUMBNAIL_SIDE
 
-#: Side of the grey picture that is transformed, and of the block of low frequencies that gives the bits.
-_PHASH_SIDE, _PHASH_LOW = 32, 8
+#: Side of the block of low frequencies that gives the bits of a perceptual hash.
+_PHASH_LOW = 8
+
+#: Signs that mirroring gives to horizontal frequencies.
+_MIRRORED = np.where(np.arange(_PHASH_LOW) % 2, -1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -39,23 +44,32 @@ def of_pixels(image: Image.Image) -> bytes:
 
 
 def phashes(image: Image.Image) -> tuple[int, int]:
-    """The 64-bit perceptual hashes of an RGB picture and of its mirror image, first bit highest.
+    """The 64-bit perceptual hashes of a picture and of its mirror image, first bit highest.
 
     The first is bit for bit `imagehash.phash`. The second is that of the pixels in mirrored order, from the same DCT:
     mirroring changes the sign of the coefficients of odd horizontal frequency, and nothing else.
+
+    Args:
+        image: mode RGB, or L for what its `convert("L")` gave.
     """
     from scipy.fftpack import dct  # what imagehash calls: another DCT may round otherwise
 
-    pixels = np.asarray(image.convert("L").resize((_PHASH_SIDE, _PHASH_SIDE), Image.Resampling.LANCZOS))
-    low = dct(dct(pixels, axis=0), axis=1)[:_PHASH_LOW, :_PHASH_LOW]
-    mirrored = low * np.where(np.arange(_PHASH_LOW) % 2, -1.0, 1.0)
-    plain, flipped = (int(str(imagehash.ImageHash(each > np.median(each))), 16) for each in (low, mirrored))
-    return plain, flipped
+    grey = image if image.mode == "L" else image.convert("L")
+    low = dct(dct(lanczos.shrunk(grey), axis=0)[:_PHASH_LOW], axis=1)[:, :_PHASH_LOW]
+    return _bits(low), _bits(low * _MIRRORED)
 
 
-def thumbnail(image: Image.Image, crop: tuple[int, int, int, int] | None = None) -> bytes:
-    """Area-averaged RGB thumbnail of a picture or of its crop, 16 x 16 x 3 bytes row by row."""
-    size = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
-    if crop and (min(crop[:2]) < 0 or crop[2] > image.width or crop[3] > image.height):  # a crop with padding
-        image, crop = image.crop(crop), None
-    return image.resize(size, Image.Resampling.BOX, box=crop or (0, 0, *image.size)).tobytes()
+def _bits(low: npt.NDArray[np.float64]) -> int:
+    """Which coefficients lie above their median, row by row."""
+    ordered = np.sort(low, axis=None)
+    median = (ordered[len(ordered) // 2 - 1] + ordered[len(ordered) // 2]) / 2
+    return int.from_bytes(np.packbits(low > median).tobytes(), "big")
+
+
+def thumbnail(image: Image.Image) -> bytes:
+    """Area-averaged thumbnail of an RGB picture, or of the copy that `quality.reduced` gives of it.
+
+    Returns:
+        16 x 16 x 3 bytes row by row.
+    """
+    return reduced(image).resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX).tobytes()

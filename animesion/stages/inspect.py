@@ -6,7 +6,7 @@ A picture that kills the worker is found by the engine's bisection and recorded 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from animesion.settings import params_digest
 from animesion.workspace import Receipt, Workspace
 
 #: The decoder's version is part of the code: another one may give other pixels.
-CODE = f"inspect-3/pillow-{PIL.__version__}"
+CODE = f"inspect-4/pillow-{PIL.__version__}"
 
 _COLUMNS = ("key", "reason", "offset", "bytes", "boxes")
 
@@ -159,13 +159,16 @@ def _crop(box: Box, width: int, height: int, recipe: Recipe) -> tuple[int, int, 
 
 def _looks(image: Image.Image, crop: tuple[int, int, int, int] | None) -> dict[str, Any]:
     """What is told of the pixels that will be packed."""
-    phash, phash_flip = digests.phashes(image if crop is None else image.crop(crop))
+    cut = image if crop is None else image.crop(crop)
+    grey = cut.convert("L")
+    small = quality.reduced(cut)
+    phash, phash_flip = digests.phashes(grey)
     return {
         "crop": None if crop is None else list(crop),
         "phash": phash,
         "phash_flip": phash_flip,
-        "thumbnail": digests.thumbnail(image, crop),
-        **asdict(quality.measure(image, crop)),
+        "thumbnail": digests.thumbnail(small),
+        **vars(quality.figures(small, grey if small is cut else small.convert("L"))),
     }
 
 

@@ -121,6 +121,16 @@ def test_any_size_is_measured(size: tuple[int, int]) -> None:
     assert quality.trimmed(Image.new("RGB", size)) is None
 
 
+def test_sharpness_and_chroma_are_what_they_are_called() -> None:
+    image = noise(113, 96, 3).filter(ImageFilter.GaussianBlur(1))
+    found = quality.measure(image)
+    grey = np.asarray(image.convert("L")).astype(float)
+    inner = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * grey[1:-1, 1:-1]
+    assert found.sharpness == pytest.approx(inner.var())
+    tints = np.asarray(image.convert("YCbCr")).astype(float)[:, :, 1:]
+    assert found.chroma == pytest.approx(tints.var(axis=(0, 1)).sum() ** 0.5, rel=0.01)
+
+
 def test_figures_of_a_crop_are_those_of_the_cut_picture() -> None:
     crop = (33, 20, 400, 311)
     assert quality.measure(noise(), crop) == quality.measure(noise().crop(crop))
