@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from animesion import lanczos
 from animesion.quality import reduced
 from animesion.records import THUMBNAIL_SIDE
 
-#: Side of the grey picture that is transformed, and of the block of low frequencies that gives the bits.
-_PHASH_SIDE, _PHASH_LOW = 32, 8
+#: Side of the block of low frequencies that gives the bits of a perceptual hash.
+_PHASH_LOW = 8
 
 #: What mirroring a picture does to its coefficients, by horizontal frequency.
 _MIRROR = np.where(np.arange(_PHASH_LOW) % 2, -1.0, 1.0)
@@ -53,15 +54,18 @@ def of_pixels(image: Image.Image) -> bytes:
 
 
 def phashes(image: Image.Image) -> tuple[int, int]:
-    """The 64-bit perceptual hashes of an RGB picture and of its mirror image, first bit highest.
+    """The 64-bit perceptual hashes of a picture and of its mirror image, first bit highest.
 
     The first is bit for bit `imagehash.phash`. The second is that of the pixels in mirrored order, from the same DCT:
     mirroring changes the sign of the coefficients of odd horizontal frequency, and nothing else.
+
+    Args:
+        image: mode RGB, or L for what its `convert("L")` gave.
     """
     from scipy.fftpack import dct  # what imagehash calls: another DCT may round otherwise
 
-    pixels = np.asarray(image.convert("L").resize((_PHASH_SIDE, _PHASH_SIDE), Image.Resampling.LANCZOS))
-    low = dct(dct(pixels, axis=0)[:_PHASH_LOW], axis=1)[:, :_PHASH_LOW]
+    grey = image if image.mode == "L" else image.convert("L")
+    low = dct(dct(lanczos.shrunk(grey), axis=0)[:_PHASH_LOW], axis=1)[:, :_PHASH_LOW]
     return _above_median(low), _above_median(low * _MIRROR)
 
 

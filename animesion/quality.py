@@ -7,6 +7,8 @@ asks nothing of the pictures.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -19,7 +21,10 @@ if TYPE_CHECKING:
     from animesion.recipe import Quality
 
 _LONGEST = 512
-"""A picture is reduced by a whole number until its longest side is below twice this, in pixels: see `reduced`."""
+"""A picture is reduced by a whole number until its longest side is below twice this, in pixels: see `measure`."""
+
+_COLOURED = 64
+"""For chroma the copy is reduced once more, until its longest side is below twice this."""
 
 _FLAT = 12
 """Grey levels between the lightest and the darkest pixel of a row that is called plain; JPEG adds as much."""
@@ -46,8 +51,17 @@ _STANDARD = np.array(
     dtype=np.int64,
 )  # fmt: skip
 
-_LEVELS = np.arange(256, dtype=np.int64)
-_SQUARES = _LEVELS * _LEVELS
+#: Powers 0, 1 and 2 of each grey level, shape (256, 3).
+_MOMENTS = np.arange(256, dtype=np.int64)[:, None] ** np.arange(3)
+
+#: Weights of red, green and blue in Cb and in Cr, in millionths.
+_TINTS = ((-168_736, -331_264, 500_000), (500_000, -418_688, -81_312))
+
+#: Pairs of channels, and what their covariance weighs in the summed variances of Cb and Cr.
+_COVARIANCES = tuple(
+    (a, b, (1 if a == b else 2) * sum(tint[a] * tint[b] for tint in _TINTS))
+    for a, b in itertools.combinations_with_replacement(range(3), 2)
+)
 
 _Grey = npt.NDArray[np.uint8]
 _Extremes = tuple[_Grey, _Grey]
@@ -93,44 +107,54 @@ class Figures:
 COLUMNS = ("jpeg_quality", *(field.name for field in fields(Figures)))
 
 
-def reduced(image: Image.Image) -> Image.Image:
-    """A picture averaged over blocks of k x k pixels, so that its longest side is 512 to 1023 px.
+def reduced(image: Image.Image, longest: int = _LONGEST) -> Image.Image:
+    """The picture averaged over blocks of k x k pixels; itself where k is 1.
 
-    k is a whole number. Smaller pictures, and those that were reduced before, are given back as they are.
+    Args:
+        image: mode RGB or L.
+        longest: k is the whole number that brings the longest side to this many pixels, or just above.
     """
-    factor = max(1, max(image.size) // _LONGEST)
+    factor = max(1, max(image.size) // longest)
     return image.reduce(factor) if factor > 1 else image
 
 
 def measure(image: Image.Image) -> Figures:
-    """All figures of a picture or of its crop, measured on its reduced copy.
+    """All figures of a picture.
 
-    Arithmetic is on whole numbers, so the figures are the same on every machine.
+    Measured on the `reduced` copy, whose longest side is brought to 512 px or just above, and chroma on one of 64 px or
+    just above; smaller pictures are taken as they are. Arithmetic is on whole numbers, so the figures are the same on
+    every machine.
 
     Args:
-        image: upright, mode RGB; itself or its reduced copy.
+        image: upright, mode RGB.
     """
     small = reduced(image)
-    ycc = small.convert("YCbCr")
-    counts, *tints = np.array(ycc.histogram(), dtype=np.int64).reshape(3, 256)
-    luma = np.asarray(ycc.getchannel(0))
-    below = np.cumsum(counts)
-    n = int(below[-1])
-    light = int(np.searchsorted(below, -(-99 * n // 100)))
-    dark = int(np.searchsorted(below, n // 20 + 1))
-    rows = _extremes(luma, 1)
-    columns = _extremes(luma, 0)
-    left, top, right, bottom = _inside(luma, rows, columns) or (0, 0, *small.size)
-    inner = (right - left) * (bottom - top)
+    return figures(small, small.convert("L"))
+
+
+def figures(small: Image.Image, grey: Image.Image) -> Figures:
+    """What `measure` gives, from the copy that `reduced` gives.
+
+    Args:
+        small: mode RGB.
+        grey: the same in mode L.
+    """
+    luma = np.asarray(grey)
+    counts = grey.histogram()
+    below = list(itertools.accumulate(counts))
+    n = below[-1]
+    rows, columns = _extremes(luma, 1), _extremes(luma, 0)
+    flat_rows, flat_columns = _flat(rows), _flat(columns)
+    left, top, right, bottom = _inside(luma, rows, columns) or (0, 0, *grey.size)
     return Figures(
         _sharpness(luma),
-        light,
-        dark,
-        _variance(counts) ** 0.5,
-        sum(map(_variance, tints)) ** 0.5,
-        1 - inner / n,
-        _panels(luma, _flat(rows), _flat(columns)),
-        _lines(_flat(rows)),
+        bisect.bisect_left(below, -(-99 * n // 100)),
+        bisect.bisect_left(below, n // 20 + 1),
+        _variance(np.array(counts, dtype=np.int64)) ** 0.5,
+        _chroma(reduced(small, _COLOURED)),
+        1 - (right - left) * (bottom - top) / n,
+        _panels(luma, flat_rows, flat_columns),
+        _lines(flat_rows),
     )
 
 
@@ -143,8 +167,7 @@ def jpeg_quality(tables: Mapping[int, Sequence[int]]) -> int:
     luminance = tables.get(0)
     if luminance is None or len(luminance) != 64:
         return -1
-    total = sum(int(step) for step in luminance)
-    return int(np.abs(_SUMS - total).argmin()) + 1
+    return int(np.abs(_SUMS - sum(luminance)).argmin()) + 1
 
 
 def trimmed(image: Image.Image) -> tuple[int, int, int, int] | None:
@@ -205,20 +228,37 @@ def reason(figures: Mapping[str, Any], limits: Quality) -> tuple[str, str]:
 
 def _variance(counts: npt.NDArray[np.int64]) -> float:
     """Variance of levels from their histogram: exact until the last division."""
-    n, total, squares = int(counts.sum()), int(counts @ _LEVELS), int(counts @ _SQUARES)
-    return (n * squares - total * total) / (n * n)
+    n, total, squares = (counts @ _MOMENTS).tolist()
+    return float((n * squares - total * total) / (n * n))
+
+
+def _chroma(image: Image.Image) -> float:
+    """Root of the summed variances of Cb and Cr (of ITU-R BT.601, as JPEG has them), in levels."""
+    channels = np.asarray(image).reshape(-1, 3).T.astype(np.float64, order="C")
+    n, totals = channels.shape[1], [int(total) for total in channels.sum(axis=1)]
+    # whole numbers below 2^53: exact in whatever order they are summed
+    spread = sum(weight * (n * int(channels[a] @ channels[b]) - totals[a] * totals[b]) for a, b, weight in _COVARIANCES)
+    return float((spread / (n * n)) ** 0.5 / 1_000_000)
 
 
 def _sharpness(grey: _Grey) -> float:
-    if min(grey.shape) < 3:
+    """Variance of the Laplacian, inside."""
+    height, width = grey.shape
+    if min(height, width) < 3:
         return 0.0
-    wide = grey.astype(np.int16)
-    around = wide[:-2, 1:-1] + wide[2:, 1:-1]
-    around += wide[1:-1, :-2]
-    around += wide[1:-1, 2:]
-    around -= 4 * wide[1:-1, 1:-1]
-    n, total = around.size, int(around.sum(dtype=np.int64))
-    squares = int(np.multiply(around, around, dtype=np.int32).sum(dtype=np.int64))
+    # as one row, which is quicker; what reaches around the picture's edge is left out at the end
+    line = grey.astype(np.int16).ravel()
+    size = (height - 2) * width - 2
+    first = width + 1
+    around = line[first - width :][:size] + line[first + width :][:size]
+    around += line[first - 1 :][:size]
+    around += line[first + 1 :][:size]
+    around -= line[first:][:size] << 2
+    square = np.empty((height - 2) * width)
+    square[:size] = around
+    inside = square.reshape(height - 2, width)[:, : width - 2].ravel()
+    # whole numbers below 2^53: exact in whatever order they are summed
+    n, total, squares = inside.size, int(inside.sum()), int(inside @ inside)
     return (n * squares - total * total) / (n * n)
 
 

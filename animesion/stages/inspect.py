@@ -6,7 +6,7 @@ A picture that kills the worker is found by the engine's bisection and recorded 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -160,14 +160,15 @@ def _crop(box: Box, width: int, height: int, recipe: Recipe) -> tuple[int, int, 
 def _looks(image: Image.Image, crop: tuple[int, int, int, int] | None) -> dict[str, Any]:
     """What is told of the pixels that will be packed."""
     cut = image if crop is None else image.crop(crop)
-    phash, phash_flip = digests.phashes(cut)
+    grey = cut.convert("L")
     small = quality.reduced(cut)
+    phash, phash_flip = digests.phashes(grey)
     return {
         "crop": None if crop is None else list(crop),
         "phash": phash,
         "phash_flip": phash_flip,
         "thumbnail": digests.thumbnail(small),
-        **asdict(quality.measure(small)),
+        **vars(quality.figures(small, grey if small is cut else small.convert("L"))),
     }
 
 

@@ -9,11 +9,11 @@ import sys
 import imagehash
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from animesion import digests, duplicates, leaks
+from animesion import digests, duplicates, lanczos, leaks
 from animesion.recipe import Duplicates
 
 
@@ -52,6 +52,49 @@ def test_phash_is_that_of_imagehash() -> None:
         for pixels in (lot.integers(0, 256, (*size, 3), dtype=np.uint8), np.full((*size, 3), 90, dtype=np.uint8)):
             image = Image.fromarray(pixels)
             assert f"{digests.phashes(image)[0]:016x}" == str(imagehash.phash(image))
+
+
+@given(
+    width=st.integers(1, 420),
+    height=st.integers(1, 420),
+    kind=st.sampled_from(["noise", "black and white", "ramp", "plain"]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=150, deadline=None)
+@example(width=200, height=368, kind="black and white", seed=0)  # the tallest whose columns come first
+@example(width=200, height=369, kind="black and white", seed=0)
+@example(width=1920, height=1080, kind="black and white", seed=1)
+@example(width=9000, height=40, kind="noise", seed=1)
+def test_the_reduced_picture_is_that_of_pillow(width: int, height: int, kind: str, seed: int) -> None:
+    lot = np.random.default_rng(seed)
+    pixels = {
+        "noise": lambda: lot.integers(0, 256, (height, width), dtype=np.uint8),
+        "black and white": lambda: lot.integers(0, 2, (height, width), dtype=np.uint8) * np.uint8(255),
+        "ramp": lambda: np.add.outer(np.arange(height), np.arange(width)).astype(np.uint8),
+        "plain": lambda: np.full((height, width), seed, dtype=np.uint8),
+    }[kind]()
+    grey = Image.fromarray(pixels)
+    assert np.array_equal(lanczos.shrunk(grey), np.asarray(grey.resize((32, 32), Image.Resampling.LANCZOS)))
+
+
+def test_another_pillow_is_called_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    grey = soft(1, 200, 150).convert("L")
+    before = lanczos.shrunk(grey)
+    resize = Image.Image.resize
+
+    def rows_first(image: Image.Image, size: tuple[int, int], resample: int) -> Image.Image:
+        turned = resize(image.transpose(Image.Transpose.TRANSPOSE), size, resample)
+        return turned.transpose(Image.Transpose.TRANSPOSE)
+
+    monkeypatch.setattr(Image.Image, "resize", rows_first)
+    lanczos.as_pillow.cache_clear()
+    try:
+        assert np.array_equal(lanczos.shrunk(grey), np.asarray(rows_first(grey, (32, 32), Image.Resampling.LANCZOS)))
+    finally:
+        lanczos.as_pillow.cache_clear()
+    monkeypatch.undo()
+    assert np.array_equal(lanczos.shrunk(grey), before)
+    assert not np.array_equal(before, np.asarray(rows_first(grey, (32, 32), Image.Resampling.LANCZOS)))
 
 
 def soft(seed: int, width: int, height: int) -> Image.Image:

@@ -135,6 +135,16 @@ def test_the_reduced_copy_is_measured_alike(size: tuple[int, int]) -> None:
     assert np.abs(whole - mine).mean() < 1.5  # of grain, the worst there is; pictures count as alike up to 6
 
 
+def test_sharpness_and_chroma_are_what_they_are_called() -> None:
+    image = noise(113, 96, 3).filter(ImageFilter.GaussianBlur(1))
+    found = quality.measure(image)
+    grey = np.asarray(image.convert("L")).astype(float)
+    inner = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * grey[1:-1, 1:-1]
+    assert found.sharpness == pytest.approx(inner.var())
+    tints = np.asarray(image.convert("YCbCr")).astype(float)[:, :, 1:]
+    assert found.chroma == pytest.approx(tints.var(axis=(0, 1)).sum() ** 0.5, rel=0.01)
+
+
 def test_trim_and_a_detector_are_refused_together() -> None:
     with pytest.raises(UsageError, match="trim"):
         animesion.load_recipe("folder", ["source.path=x", "quality.trim=true", "crop.detector=center"])

@@ -1,0 +1,143 @@
+"""A grey picture reduced to 32 x 32 pixels, bit for bit as Pillow's Lanczos resampling does it, in less time.
+
+Pillow weighs 8-bit pixels with whole numbers (of 2^-22), one axis after the other, and rounds in between. Here each
+axis is a product of two matrices in single precision, which is exact: weights are cut in a high and a low part, so that
+all sums are whole numbers below 2^24, in whatever order they are taken. Where Pillow takes the axes in another order,
+or differs from what is known here, Pillow itself is called.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+#: Side of the reduced picture in pixels.
+SIDE = 32
+
+_REACH = 3.0  # of the filter to each side, in pixels of the reduced picture
+_BITS = 22  # weights are whole multiples of 2^-22
+_LOW_BITS = 7  # of them, those of the low part
+_EXACT = 1 << 24  # whole numbers below are exact in single precision
+_UNSURE = 1e-6  # how near to a half the rounding of a weight cannot be told
+_WHOLE = 160  # up to this length all columns are one product; longer ones are cut, as most weights are zero
+_CUT = 8  # columns of a product then
+_CHUNK = 1 << 18  # pixels at once: what fits a cache
+_MANY = 1024  # up to this length the weights of many lengths are kept: 40 MB at most, and as much for longer ones
+_LONGEST = 8192
+
+_Grey = npt.NDArray[np.uint8]
+
+
+class _Block(NamedTuple):
+    """Some columns of the result: which, the pixels that count, and their weights, shape (pixels, 2, columns)."""
+
+    columns: slice
+    counted: slice
+    weights: npt.NDArray[np.float32]
+
+
+def shrunk(grey: Image.Image) -> _Grey:
+    """The picture at 32 x 32 pixels, equal to `grey.resize((32, 32), Image.Resampling.LANCZOS)`.
+
+    Args:
+        grey: mode L.
+
+    Returns:
+        Shape (32, 32), grey levels row by row.
+    """
+    width, height = grey.size
+    # Pillow 13 takes the rows first where a picture is taller than this
+    if SIDE < width <= _LONGEST and SIDE < height <= min(_LONGEST, 2 * width - SIDE) and as_pillow():
+        found = _shrunk(np.asarray(grey))
+        if found is not None:
+            return found
+    return _pillow(grey)
+
+
+def _pillow(grey: Image.Image) -> _Grey:
+    return np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.LANCZOS))
+
+
+@functools.cache
+def as_pillow() -> bool:
+    """Whether the Pillow that is installed gives what is computed here: tried once on pictures of several shapes."""
+    lot = np.random.default_rng(0)
+    for width, height in ((64, 96), (97, 70), (129, 226), (300, 40), (300, 290)):
+        hard = lot.integers(0, 2, (height, width), dtype=np.uint8) * np.uint8(255)  # overshoots, so that order tells
+        found = _shrunk(hard)
+        if found is not None and not np.array_equal(found, _pillow(Image.fromarray(hard))):
+            return False
+    return True
+
+
+def _shrunk(pixels: _Grey) -> _Grey | None:
+    """Columns first, then rows; None where the rounding of a weight cannot be told."""
+    across, down = _blocks(pixels.shape[1]), _blocks(pixels.shape[0])
+    if across is None or down is None:
+        return None
+    return _reduced(_reduced(pixels, across).T, down).T
+
+
+def _reduced(pixels: _Grey, blocks: Sequence[_Block]) -> _Grey:
+    """Shape (rows, length) to (rows, 32)."""
+    rows, length = pixels.shape
+    found = np.empty((rows, 2, SIDE), dtype=np.float32)
+    step = min(rows, max(1, _CHUNK // length))
+    room = np.empty(step * max(len(weights) for _, _, weights in blocks), dtype=np.float32)
+    for start in range(0, rows, step):
+        part = pixels[start : start + step]
+        for columns, counted, weights in blocks:
+            chosen = part[:, counted]
+            floats = room[: chosen.size].reshape(chosen.shape)
+            np.copyto(floats, chosen)
+            product = floats @ weights.reshape(len(weights), -1)
+            found[start : start + step, :, columns] = product.reshape(len(part), 2, -1)
+    sums = found[:, 0].astype(np.float64)
+    sums *= 1 << _LOW_BITS
+    sums += found[:, 1]
+    sums *= 2.0**-_BITS
+    sums += 0.5
+    return np.clip(sums, 0, 255, out=sums).astype(np.uint8)
+
+
+def _blocks(length: int) -> tuple[_Block, ...] | None:
+    """Weights for a length: those of many short ones are kept, as making them takes as long as using them."""
+    return _few(length) if length > _MANY else _many(length)
+
+
+def _made(length: int) -> tuple[_Block, ...] | None:
+    """Pillow's weights for a length above 32 pixels; None where they cannot be told, or sums would not be exact."""
+    scale = length / SIDE
+    center = (np.arange(SIDE) + 0.5) * scale
+    lows = np.maximum((center - _REACH * scale + 0.5).astype(np.int64), 0)
+    highs = np.minimum((center + _REACH * scale + 0.5).astype(np.int64), length)
+    at = lows[:, None] + np.arange(int((highs - lows).max()))
+    away = (at - center[:, None] + 0.5) * (1.0 / scale)
+    inside = (away >= -_REACH) & (away < _REACH) & (at < highs[:, None])
+    taps = np.where(inside, np.sinc(away) * np.sinc(away / _REACH), 0.0)
+    taps *= (1 << _BITS) / taps.sum(axis=1, keepdims=True)
+    whole = np.rint(taps)
+    if (np.abs(taps - whole) > 0.5 - _UNSURE).any():  # sine and sum may differ from Pillow's in their last bits
+        return None
+    high = np.rint(whole * 2.0**-_LOW_BITS)
+    parts = np.stack([high, whole - high * 2.0**_LOW_BITS])
+    if np.abs(parts).sum(axis=2).max() * 255 >= _EXACT:
+        return None
+    matrix = np.zeros((length, 2, SIDE), dtype=np.float32)
+    column, tap = np.nonzero(inside)
+    matrix[at[column, tap], :, column] = parts[:, column, tap].T
+    step = SIDE if length <= _WHOLE else _CUT
+    blocks = []
+    for first in range(0, SIDE, step):
+        columns, counted = slice(first, first + step), slice(int(lows[first]), int(highs[first + step - 1]))
+        blocks.append(_Block(columns, counted, np.ascontiguousarray(matrix[counted, :, columns])))
+    return tuple(blocks)
+
+
+_many = functools.lru_cache(maxsize=512)(_made)
+_few = functools.lru_cache(maxsize=48)(_made)
