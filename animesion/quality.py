@@ -57,6 +57,12 @@ _MOMENTS = np.arange(256, dtype=np.int64)[:, None] ** np.arange(3)
 #: Weights of red, green and blue in Cb and in Cr, in millionths.
 _TINTS = ((-168_736, -331_264, 500_000), (500_000, -418_688, -81_312))
 
+#: Pairs of channels, and what their covariance weighs in the summed variances of Cb and Cr.
+_COVARIANCES = tuple(
+    (a, b, (1 if a == b else 2) * sum(tint[a] * tint[b] for tint in _TINTS))
+    for a, b in itertools.combinations_with_replacement(range(3), 2)
+)
+
 _Grey = npt.NDArray[np.uint8]
 _Extremes = tuple[_Grey, _Grey]
 
@@ -101,14 +107,14 @@ class Figures:
 COLUMNS = ("jpeg_quality", *(field.name for field in fields(Figures)))
 
 
-def reduced(image: Image.Image, longest: int = _LONGEST) -> Image.Image:
-    """The picture averaged over blocks of k x k pixels; itself where k is 1.
+def reduction(size: tuple[int, int], longest: int = _LONGEST) -> int:
+    """The whole number k, at least 1, by which pictures are reduced so that the longest side is `longest` or above."""
+    return max(1, max(size) // longest)
 
-    Args:
-        image: mode RGB or L.
-        longest: k is the whole number that brings the longest side to this many pixels, or just above.
-    """
-    factor = max(1, max(image.size) // longest)
+
+def reduced(image: Image.Image, longest: int = _LONGEST) -> Image.Image:
+    """The picture averaged over blocks of k x k pixels, k as `reduction` gives it; itself where that is 1."""
+    factor = reduction(image.size, longest)
     return image.reduce(factor) if factor > 1 else image
 
 
@@ -172,7 +178,7 @@ def trimmed(image: Image.Image) -> tuple[int, int, int, int] | None:
     nothing but bar is left as it is.
     """
     width, height = image.size
-    factor = max(1, max(width, height) // _LONGEST)
+    factor = reduction(image.size)
     small = reduced(image)
     grey = np.asarray(small.convert("L"))
     rough = _inside(grey, _extremes(grey, 1), _extremes(grey, 0))
@@ -232,11 +238,7 @@ def _chroma(image: Image.Image) -> float:
     channels = np.asarray(image).reshape(-1, 3).T.astype(np.float64, order="C")
     n, totals = channels.shape[1], [int(total) for total in channels.sum(axis=1)]
     # whole numbers below 2^53: exact in whatever order they are summed
-    squares = [[int(channels[a] @ channels[b]) if a <= b else 0 for b in range(3)] for a in range(3)]
-    spread = 0
-    for a, b in itertools.combinations_with_replacement(range(3), 2):
-        weight = sum(tint[a] * tint[b] for tint in _TINTS) * (1 if a == b else 2)
-        spread += weight * (n * squares[a][b] - totals[a] * totals[b])
+    spread = sum(weight * (n * int(channels[a] @ channels[b]) - totals[a] * totals[b]) for a, b, weight in _COVARIANCES)
     return float((spread / (n * n)) ** 0.5 / 1_000_000)
 
 
