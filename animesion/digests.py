@@ -13,13 +13,16 @@ import numpy.typing as npt
 from PIL import Image
 
 from animesion import lanczos
-from animesion.quality import reduced
+from animesion.quality import reduced, reduction
 from animesion.records import THUMBNAIL_SIDE
 
 #: Side of the block of low frequencies that gives the bits of a perceptual hash.
 _PHASH_LOW = 8
 
-#: What mirroring a picture does to its coefficients, by horizontal frequency.
+#: Least side in pixels, on the reduced copy, of what becomes one pixel of the thumbnail.
+_FINE = 16
+
+#: Signs that mirroring gives to horizontal frequencies.
 _MIRROR = np.where(np.arange(_PHASH_LOW) % 2, -1.0, 1.0)
 
 
@@ -76,6 +79,20 @@ def _above_median(coefficients: npt.NDArray[np.float64]) -> int:
     return int.from_bytes(np.packbits(coefficients > (ranked[half - 1] + ranked[half]) / 2).tobytes(), "big")
 
 
-def thumbnail(image: Image.Image) -> bytes:
-    """Area-averaged RGB thumbnail of a picture, of its reduced copy where it is large: 16 x 16 x 3 bytes row by row."""
-    return reduced(image).resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX).tobytes()
+def thumbnail(image: Image.Image, small: Image.Image | None = None) -> bytes:
+    """Area-averaged thumbnail of an RGB picture.
+
+    Args:
+        image: mode RGB.
+        small: what `quality.reduced` gives of it, where that is at hand.
+
+    Returns:
+        16 x 16 x 3 bytes row by row.
+    """
+    small = reduced(image) if small is None else small
+    factor = reduction(image.size)
+    if min(small.size) < _FINE * THUMBNAIL_SIDE:  # a long strip
+        small, factor = image, 1
+    # the last block of the reduced copy may stand for less than a block
+    box = (0, 0, image.width / factor, image.height / factor)
+    return small.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX, box=box).tobytes()

@@ -107,14 +107,14 @@ class Figures:
 COLUMNS = ("jpeg_quality", *(field.name for field in fields(Figures)))
 
 
-def reduced(image: Image.Image, longest: int = _LONGEST) -> Image.Image:
-    """The picture averaged over blocks of k x k pixels; itself where k is 1.
+def reduction(size: tuple[int, int], longest: int = _LONGEST) -> int:
+    """The whole number k, at least 1, by which pictures are reduced so that the longest side is `longest` or above."""
+    return max(1, max(size) // longest)
 
-    Args:
-        image: mode RGB or L.
-        longest: k is the whole number that brings the longest side to this many pixels, or just above.
-    """
-    factor = max(1, max(image.size) // longest)
+
+def reduced(image: Image.Image, longest: int = _LONGEST) -> Image.Image:
+    """The picture averaged over blocks of k x k pixels, k as `reduction` gives it; itself where that is 1."""
+    factor = reduction(image.size, longest)
     return image.reduce(factor) if factor > 1 else image
 
 
@@ -177,7 +177,7 @@ def trimmed(image: Image.Image) -> tuple[int, int, int, int] | None:
     nothing but bar is left as it is.
     """
     width, height = image.size
-    factor = max(1, max(width, height) // _LONGEST)
+    factor = reduction(image.size)
     small = reduced(image)
     grey = np.asarray(small.convert("L"))
     rough = _inside(grey, _extremes(grey, 1), _extremes(grey, 0))

@@ -167,7 +167,7 @@ def _looks(image: Image.Image, crop: tuple[int, int, int, int] | None) -> dict[s
         "crop": None if crop is None else list(crop),
         "phash": phash,
         "phash_flip": phash_flip,
-        "thumbnail": digests.thumbnail(small),
+        "thumbnail": digests.thumbnail(cut, small),
         **vars(quality.figures(small, grey if small is cut else small.convert("L"))),
     }
 

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from animesion import digests, images, quality
+from animesion import digests, images, lanczos, quality
 from animesion.recipe import Recipe, load
 from animesion.stages import inspect
 
@@ -78,6 +78,7 @@ def rates(contents: list[bytes], recipe: Recipe, rounds: int) -> dict[str, float
     """Pictures per second of processor time, step by step."""
     limits = images.Limits()
     decoded = [images.decode(content, limits).image for content in contents[:200]]
+    greys = [image.convert("L") for image in decoded]
 
     def inspected(content: bytes) -> None:
         inspect.features(images.decode(content, limits), None, recipe)
@@ -94,6 +95,9 @@ def rates(contents: list[bytes], recipe: Recipe, rounds: int) -> dict[str, float
             image.draft("RGB", (256, 256))
             image.load()
 
+    def pillows(grey: Image.Image) -> None:
+        grey.resize((lanczos.SIDE, lanczos.SIDE), Image.Resampling.LANCZOS)
+
     # nothing is kept: pictures that stay alive make the next ones wait for fresh memory
     steps: dict[str, tuple[Callable[[Any], object], Sequence[Any]]] = {
         "decode (the floor)": (lambda content: images.decode(content, limits), contents),
@@ -103,6 +107,8 @@ def rates(contents: list[bytes], recipe: Recipe, rounds: int) -> dict[str, float
         "a draft decode to 256 px (not used)": (drafted, contents),
         "  of it: pixel digest": (digests.of_pixels, decoded),
         "  of it: pHash": (digests.phashes, decoded),
+        "    of it: 32 x 32 grey levels": (lanczos.shrunk, greys),
+        "    the same by Pillow (not used)": (pillows, greys),
         "  of it: thumbnail": (digests.thumbnail, decoded),
         "  of it: quality": (quality.measure, decoded),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import sys
+from collections.abc import Callable
 
 import imagehash
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from animesion import digests, duplicates, lanczos, leaks
+from animesion import digests, duplicates, lanczos, leaks, quality
 from animesion.recipe import Duplicates
 
 
@@ -67,13 +68,13 @@ def test_phash_is_that_of_imagehash() -> None:
 @example(width=9000, height=40, kind="noise", seed=1)
 def test_the_reduced_picture_is_that_of_pillow(width: int, height: int, kind: str, seed: int) -> None:
     lot = np.random.default_rng(seed)
-    pixels = {
+    kinds: dict[str, Callable[[], np.ndarray]] = {
         "noise": lambda: lot.integers(0, 256, (height, width), dtype=np.uint8),
         "black and white": lambda: lot.integers(0, 2, (height, width), dtype=np.uint8) * np.uint8(255),
         "ramp": lambda: np.add.outer(np.arange(height), np.arange(width)).astype(np.uint8),
         "plain": lambda: np.full((height, width), seed, dtype=np.uint8),
-    }[kind]()
-    grey = Image.fromarray(pixels)
+    }
+    grey = Image.fromarray(kinds[kind]())
     assert np.array_equal(lanczos.shrunk(grey), np.asarray(grey.resize((32, 32), Image.Resampling.LANCZOS)))
 
 
@@ -95,6 +96,27 @@ def test_another_pillow_is_called_itself(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.undo()
     assert np.array_equal(lanczos.shrunk(grey), before)
     assert not np.array_equal(before, np.asarray(rows_first(grey, (32, 32), Image.Resampling.LANCZOS)))
+
+
+def levels(picture: Image.Image) -> np.ndarray:
+    return np.frombuffer(digests.thumbnail(picture), dtype=np.uint8).astype(int)
+
+
+@pytest.mark.parametrize("size", [(1535, 1100), (2999, 40), (1024, 1024), (700, 513), (16, 9)])
+def test_thumbnails_are_averages_of_areas(size: tuple[int, int]) -> None:
+    image = soft(2, *size)
+    averaged = np.frombuffer(image.resize((16, 16), Image.Resampling.BOX).tobytes(), dtype=np.uint8)
+    assert np.abs(levels(image) - averaged).max() <= 4
+    assert digests.thumbnail(image, quality.reduced(image)) == digests.thumbnail(image)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.55, 0.9])
+def test_thumbnails_of_a_picture_and_of_a_smaller_copy_are_alike(share: float) -> None:
+    image = soft(2, 2203, 1537)
+    copy = image.resize((round(share * 2203), round(share * 1537)), Image.Resampling.LANCZOS)
+    gap = np.abs(levels(image) - levels(copy))
+    assert gap.mean() < 1.5
+    assert gap.max() < 12
 
 
 def soft(seed: int, width: int, height: int) -> Image.Image:
