@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import io
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 import animesion
 
@@ -38,11 +40,38 @@ def main() -> None:
             page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
             page.goto(f"{(built / 'report.html').as_uri()}#{view}")
             page.wait_for_timeout(500)
-            with Image.open(io.BytesIO(page.screenshot())) as shot:
-                shot.convert("RGB").save(OUT / name, "WEBP", quality=80, method=6)
+            save(page, name)
             page.close()
-            print(f"wrote {OUT / name}")
+        browse(browser, built)
         browser.close()
+
+
+def browse(browser: Browser, built: Path) -> None:
+    """Two pictures of a class chosen in the live browser, one of them left out before."""
+    command = [sys.executable, "-c", "from animesion.cli import main; main()", "browse", built.name]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=built.parent) as serving:
+        assert serving.stdout is not None
+        url = next(line for line in serving.stdout if line.startswith("open ")).split()[1]
+        page = browser.new_page(viewport={"width": 1280, "height": 760})
+        page.goto(url)
+        page.wait_for_selector("h1")
+        page.evaluate("location.hash = 'classes/3'")
+        page.locator(".cards .frame").first.click()
+        page.keyboard.press("x")
+        page.wait_for_selector(".badge")
+        for place in (2, 3):
+            page.locator(".cards .frame").nth(place).click()
+        page.wait_for_timeout(500)
+        save(page, "browse.webp")
+        page.close()
+        serving.terminate()
+
+
+def save(page: Page, name: str) -> None:
+    """What the page shows, as WebP."""
+    with Image.open(io.BytesIO(page.screenshot())) as shot:
+        shot.convert("RGB").save(OUT / name, "WEBP", quality=80, method=6)
+    print(f"wrote {OUT / name}")
 
 
 if __name__ == "__main__":
