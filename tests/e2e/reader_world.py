@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -32,7 +31,7 @@ from animesion.sample.source import HOST
 from animesion.sample.world import World
 from tests.cascades import BRIGHT
 from tests.conftest import draw, draw_folders
-from tests.integration import hub_server
+from tests.integration import hub_server, s3_server
 
 #: Posts of the drawn booru, as in the build of the sample.
 POSTS = 300
@@ -203,26 +202,11 @@ class Sites:
     @cached_property
     def accounts(self) -> dict[str, str]:
         """The environment in which the Hub and a bucket are on loopback, and nothing of this machine's accounts."""
-        import boto3
-        from moto.server import ThreadedMotoServer
-
         hub = self.stack.enter_context(hub_server.serving())
-        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        server.start()
-        self.stack.callback(server.stop)
-        host, port = server.get_host_and_port()
-        key = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "loopbackSecret"}
-        client = boto3.client(
-            "s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1",
-            aws_access_key_id="someone", aws_secret_access_key="loopbackSecret",
-        )  # fmt: skip
-        client.create_bucket(Bucket="bucket")
-        client.close()
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "AWS_", "HUGGING"))}
-        return kept | key | {
-            "HOME": str(self.home), "HF_HOME": str(self.home / "hf"), "HF_HUB_DISABLE_XET": "1",
+        shelf = self.stack.enter_context(s3_server.serving(self.home, "bucket"))
+        return shelf.env | {
+            "HF_HOME": str(self.home / "hf"), "HF_HUB_DISABLE_XET": "1",
             "HF_ENDPOINT": hub.url, "HF_TOKEN": hub_server.TOKEN,
-            "AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL": f"http://{host}:{port}",
         }  # fmt: skip
 
 

@@ -25,33 +25,35 @@ class Shelf:
     Attributes:
         env: the environment of a process that uses it; nothing of the machine's own accounts.
         client: boto3's.
+        bucket: its bucket.
     """
 
     env: dict[str, str]
     client: Any
+    bucket: str
 
     def put(self, prefix: str, folder: Path) -> None:
         for path in sorted(folder.rglob("*")):
             if path.is_file():
-                self.client.upload_file(str(path), BUCKET, prefix + path.relative_to(folder).as_posix())
+                self.client.upload_file(str(path), self.bucket, prefix + path.relative_to(folder).as_posix())
 
     def objects(self, prefix: str) -> dict[str, bytes]:
         """Every object below the prefix, which ends in a slash."""
-        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
         found = {}
         for each in (each for page in pages for each in page.get("Contents", [])):
-            with self.client.get_object(Bucket=BUCKET, Key=each["Key"])["Body"] as body:
+            with self.client.get_object(Bucket=self.bucket, Key=each["Key"])["Body"] as body:
                 found[each["Key"].removeprefix(prefix)] = body.read()
         return found
 
     def written(self, prefix: str) -> Counter[str]:
         """How often each object was written."""
-        pages = self.client.get_paginator("list_object_versions").paginate(Bucket=BUCKET, Prefix=prefix)
+        pages = self.client.get_paginator("list_object_versions").paginate(Bucket=self.bucket, Prefix=prefix)
         return Counter(each["Key"].removeprefix(prefix) for page in pages for each in page.get("Versions", []))
 
 
 @contextmanager
-def serving(home: Path) -> Iterator[Shelf]:
+def serving(home: Path, bucket: str = BUCKET) -> Iterator[Shelf]:
     """Serve; skips the test where moto or s3fs is not installed."""
     pytest.importorskip("moto.server")
     s3fs = pytest.importorskip("s3fs")
@@ -75,11 +77,11 @@ def serving(home: Path) -> Iterator[Shelf]:
         "s3", endpoint_url=own["AWS_ENDPOINT_URL"], region_name="us-east-1",
         aws_access_key_id="someone", aws_secret_access_key=SECRET,
     )  # fmt: skip
-    client.create_bucket(Bucket=BUCKET)
-    client.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
+    client.create_bucket(Bucket=bucket)
+    client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "AWS_", "HUGGING"))}
     s3fs.S3FileSystem.clear_instance_cache()  # clients keep to the server that they were made for
-    yield Shelf(kept | own, client)
+    yield Shelf(kept | own, client, bucket)
     s3fs.S3FileSystem.clear_instance_cache()
     client.close()
     server.stop()
