@@ -78,14 +78,14 @@ def judge(rows: Columns, alive: npt.NDArray[np.int64], labels: Sequence[str], re
     """Find clusters among the rows that are still alive and decide who stays.
 
     Args:
-        rows: columns `key sha256 pixels_sha256 phash phash_flip thumbnail width height extension bytes order`, and
+        rows: columns `key sha256 pixels_blake3 phash phash_flip thumbnail width height extension bytes order`, and
             `embedding` (an array, one row a picture) where the recipe has a model for it.
         alive: rows that no other rule has dropped, ascending.
         labels: label of each row.
         recipe: its `duplicates` section matters.
     """
     settings = recipe.duplicates
-    sha, pixels = rows["sha256"], rows["pixels_sha256"]
+    sha, pixels = rows["sha256"], rows["pixels_blake3"]
     exact = alive[duplicates.equal_pairs([sha[i] for i in alive.tolist()])]
     same_pixels = alive[duplicates.equal_pairs([pixels[i] for i in alive.tolist()])]
     # one of each unit stands for all, so that blank pictures do not pair n by n

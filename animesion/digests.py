@@ -6,21 +6,36 @@ What counts as the same picture is decided in `animesion.duplicates`.
 from __future__ import annotations
 
 import hashlib
+import importlib
+import struct
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+from blake3 import blake3
 from PIL import Image
 
 from animesion import lanczos
 from animesion.quality import reduced, reduction
 from animesion.records import THUMBNAIL_SIDE
 
+#: `_pixels.c`, where it was compiled.
+compiled: ModuleType | None
+try:
+    compiled = importlib.import_module("animesion._pixels")
+except ImportError:
+    compiled = None
+
 #: Side of the block of low frequencies that gives the bits of a perceptual hash.
 _PHASH_LOW = 8
 
 #: Least side in pixels, on the reduced copy, of what becomes one pixel of the thumbnail.
 _FINE = 16
+
+#: Bytes of pixels at once: what fits a cache.
+_PIECE = 1 << 18
 
 #: Signs that mirroring gives to horizontal frequencies.
 _MIRROR = np.where(np.arange(_PHASH_LOW) % 2, -1.0, 1.0)
@@ -50,10 +65,31 @@ def of_bytes(content: bytes, known: str = "") -> ByteDigests:
 
 
 def of_pixels(image: Image.Image) -> bytes:
-    """SHA-256 over size and RGB bytes: equal for the same decoded pixels, whatever the file format. 32 bytes."""
-    digest = hashlib.sha256(f"{image.width}x{image.height}\0".encode())
-    digest.update(image.tobytes())
+    """BLAKE3 over RGB bytes and size: equal for the same decoded pixels, whatever the file format. 32 bytes.
+
+    What is digested is red, green and blue, row by row, then width and height in four bytes each, the lowest first.
+    SHA-256 would take half as long as decoding a large picture, this a tenth.
+    """
+    digest = blake3()
+    words = words_of(image)
+    if words is None or compiled is None:
+        digest.update(image.tobytes())
+    else:
+        for start in range(0, words.size, _PIECE):
+            digest.update(compiled.rgb(words[start : start + _PIECE]))
+    digest.update(struct.pack("<II", *image.size))
     return digest.digest()
+
+
+def words_of(image: Image.Image) -> pa.Buffer | None:
+    """Pillow's own pixels, four bytes each, of which the fourth says nothing.
+
+    None where they are not in one piece: above some four million.
+    """
+    try:
+        return pa.array(image).buffers()[-1]
+    except ValueError:
+        return None
 
 
 def phashes(image: Image.Image) -> tuple[int, int]:
@@ -65,10 +101,14 @@ def phashes(image: Image.Image) -> tuple[int, int]:
     Args:
         image: mode RGB, or L for what its `convert("L")` gave.
     """
+    return phashes_of(lanczos.shrunk(image if image.mode == "L" else image.convert("L")))
+
+
+def phashes_of(shrunk: npt.NDArray[np.uint8]) -> tuple[int, int]:
+    """What `phashes` gives, from what `lanczos.shrunk` gives."""
     from scipy.fftpack import dct  # what imagehash calls: another DCT may round otherwise
 
-    grey = image if image.mode == "L" else image.convert("L")
-    low = dct(dct(lanczos.shrunk(grey), axis=0)[:_PHASH_LOW], axis=1)[:, :_PHASH_LOW]
+    low = dct(dct(shrunk, axis=0)[:_PHASH_LOW], axis=1)[:, :_PHASH_LOW]
     return _above_median(low), _above_median(low * _MIRROR)
 
 
@@ -91,8 +131,14 @@ def thumbnail(image: Image.Image, small: Image.Image | None = None) -> bytes:
     """
     small = reduced(image) if small is None else small
     factor = reduction(image.size)
-    if min(small.size) < _FINE * THUMBNAIL_SIDE:  # a long strip
+    if not from_reduced(image.size):
         small, factor = image, 1
     # the last block of the reduced copy may stand for less than a block
     box = (0, 0, image.width / factor, image.height / factor)
     return small.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX, box=box).tobytes()
+
+
+def from_reduced(size: tuple[int, int]) -> bool:
+    """Whether the thumbnail of a picture of this size is made of the reduced copy; not so for a long strip."""
+    factor = reduction(size)
+    return factor == 1 or -(-min(size) // factor) >= _FINE * THUMBNAIL_SIDE

@@ -140,6 +140,16 @@ def _codecs() -> str:
     return "JPEG, PNG and WebP are written and read"
 
 
+def _compiled_pass() -> Finding | str:
+    from animesion import looks
+
+    what, why = "compiled pass over pixels", looks.lacking()
+    if not why:
+        return "in use"
+    mend = "install a C compiler and Python's headers, then animesion again"
+    return Finding(what, "missing", f"{why}, so inspecting takes about twice as long", mend)
+
+
 def _workers() -> Finding | str:
     # as the engine starts them: a process of its own that imports what it needs
     done = subprocess.run([sys.executable, "-c", "import animesion.engine"], capture_output=True, timeout=60)
@@ -182,6 +192,7 @@ def _recipes() -> str:
 
 _CHECKS: dict[str, Callable[[], Finding | str]] = {
     "codecs": _codecs,
+    "compiled pass over pixels": _compiled_pass,
     "worker processes": _workers,
     "disk": _disk,
     "sources and detectors": _plugins,

@@ -19,8 +19,13 @@ from PIL import Image
 #: Side of the reduced picture in pixels.
 SIDE = 32
 
+#: Longest side in pixels that is reduced here.
+LONGEST = 8192
+
+#: Weights are whole multiples of 2^-22.
+BITS = 22
+
 _REACH = 3.0  # of the filter to each side, in pixels of the reduced picture
-_BITS = 22  # weights are whole multiples of 2^-22
 _LOW_BITS = 7  # of them, those of the low part
 _EXACT = 1 << 24  # whole numbers below are exact in single precision
 _UNSURE = 1e-6  # how near to a half the rounding of a weight cannot be told
@@ -28,7 +33,6 @@ _WHOLE = 160  # up to this length all columns are one product; longer ones are c
 _CUT = 8  # columns of a product then
 _CHUNK = 1 << 18  # pixels at once: what fits a cache
 _MANY = 1024  # up to this length the weights of many lengths are kept: 40 MB at most, and as much for longer ones
-_LONGEST = 8192
 
 _Grey = npt.NDArray[np.uint8]
 
@@ -50,13 +54,20 @@ def shrunk(grey: Image.Image) -> _Grey:
     Returns:
         Shape (32, 32), grey levels row by row.
     """
-    width, height = grey.size
-    # Pillow 13 takes the rows first where a picture is taller than this
-    if SIDE < width <= _LONGEST and SIDE < height <= min(_LONGEST, 2 * width - SIDE) and as_pillow():
+    if columns_first(grey.size, SIDE) and max(grey.size) <= LONGEST and as_pillow():
         found = _shrunk(np.asarray(grey))
         if found is not None:
             return found
     return _pillow(grey)
+
+
+def columns_first(size: tuple[int, int], side: int) -> bool:
+    """Whether Pillow makes this picture smaller, to side x side pixels, and its columns before its rows.
+
+    Pillow 13 takes the rows first where that is less work.
+    """
+    width, height = size
+    return side < width and side < height <= 2 * width - side
 
 
 def _pillow(grey: Image.Image) -> _Grey:
@@ -100,7 +111,7 @@ def _reduced(pixels: _Grey, blocks: Sequence[_Block]) -> _Grey:
     sums = found[:, 0].astype(np.float64)
     sums *= 1 << _LOW_BITS
     sums += found[:, 1]
-    sums *= 2.0**-_BITS
+    sums *= 2.0**-BITS
     sums += 0.5
     return np.clip(sums, 0, 255, out=sums).astype(np.uint8)
 
@@ -110,8 +121,12 @@ def _blocks(length: int) -> tuple[_Block, ...] | None:
     return _few(length) if length > _MANY else _many(length)
 
 
-def _made(length: int) -> tuple[_Block, ...] | None:
-    """Pillow's weights for a length above 32 pixels; None where they cannot be told, or sums would not be exact."""
+def weights(length: int) -> npt.NDArray[np.int64] | None:
+    """Pillow's weights for a length above 32 pixels; None where they cannot be told.
+
+    Returns:
+        Shape (length, 32), in multiples of 2^-22: what each pixel counts for in each pixel of the result.
+    """
     scale = length / SIDE
     center = (np.arange(SIDE) + 0.5) * scale
     lows = np.maximum((center - _REACH * scale + 0.5).astype(np.int64), 0)
@@ -120,21 +135,32 @@ def _made(length: int) -> tuple[_Block, ...] | None:
     away = (at - center[:, None] + 0.5) * (1.0 / scale)
     inside = (away >= -_REACH) & (away < _REACH) & (at < highs[:, None])
     taps = np.where(inside, np.sinc(away) * np.sinc(away / _REACH), 0.0)
-    taps *= (1 << _BITS) / taps.sum(axis=1, keepdims=True)
+    taps *= (1 << BITS) / taps.sum(axis=1, keepdims=True)
     whole = np.rint(taps)
     if (np.abs(taps - whole) > 0.5 - _UNSURE).any():  # sine and sum may differ from Pillow's in their last bits
         return None
-    high = np.rint(whole * 2.0**-_LOW_BITS)
-    parts = np.stack([high, whole - high * 2.0**_LOW_BITS])
-    if np.abs(parts).sum(axis=2).max() * 255 >= _EXACT:
-        return None
-    matrix = np.zeros((length, 2, SIDE), dtype=np.float32)
+    found = np.zeros((length, SIDE), dtype=np.int64)
     column, tap = np.nonzero(inside)
-    matrix[at[column, tap], :, column] = parts[:, column, tap].T
+    found[at[column, tap], column] = whole[column, tap]
+    return found
+
+
+def _made(length: int) -> tuple[_Block, ...] | None:
+    """Weights in two parts; None where they cannot be told, or sums would not be exact."""
+    whole = weights(length)
+    if whole is None:
+        return None
+    high = np.rint(whole * 2.0**-_LOW_BITS)
+    parts = np.stack([high, whole - high * 2.0**_LOW_BITS], axis=1)
+    if np.abs(parts).sum(axis=0).max() * 255 >= _EXACT:
+        return None
+    matrix = parts.astype(np.float32)
     step = SIDE if length <= _WHOLE else _CUT
     blocks = []
     for first in range(0, SIDE, step):
-        columns, counted = slice(first, first + step), slice(int(lows[first]), int(highs[first + step - 1]))
+        columns = slice(first, first + step)
+        used = np.flatnonzero(whole[:, columns].any(axis=1))
+        counted = slice(int(used[0]), int(used[-1]) + 1)
         blocks.append(_Block(columns, counted, np.ascontiguousarray(matrix[counted, :, columns])))
     return tuple(blocks)
 

@@ -36,7 +36,7 @@ class Published:
         name: of the dataset, from its `dataset.json`.
         keys: of its kept pictures, ascending.
         sha256: of each original's bytes, as hex.
-        pixels_sha256: of each original's pixels, as hex.
+        pixels_blake3: of each original's pixels, as hex.
         phash: shape (n,), of what was packed.
         phash_flip: shape (n,), of the mirror images.
         thumbnails: n times 768 bytes.
@@ -45,7 +45,7 @@ class Published:
     name: str
     keys: Sequence[str]
     sha256: Sequence[str]
-    pixels_sha256: Sequence[str]
+    pixels_blake3: Sequence[str]
     phash: duplicates.Hashes
     phash_flip: duplicates.Hashes
     thumbnails: pa.ChunkedArray
@@ -106,7 +106,7 @@ def load(folder: Path) -> Published:
         dataset.name,
         kept["key"].to_pylist(),
         kept["sha256"].to_pylist(),
-        kept["pixels_sha256"].to_pylist(),
+        kept["pixels_blake3"].to_pylist(),
         features["phash"].to_numpy(),
         features["phash_flip"].to_numpy(),
         features["thumbnail"],
@@ -119,7 +119,7 @@ def twins(
     """The rows that a published dataset holds already.
 
     Args:
-        rows: columns `sha256 pixels_sha256 phash phash_flip thumbnail`.
+        rows: columns `sha256 pixels_blake3 phash phash_flip thumbnail`.
         alive: rows that no other rule has dropped.
         others: published datasets; the first that holds a picture is named.
         recipe: its `duplicates` section matters.
@@ -130,14 +130,14 @@ def twins(
     found: dict[int, tuple[str, str]] = {}
     for other in others:
         by_sha = _first(other.sha256)
-        by_pixels = _first(other.pixels_sha256)
+        by_pixels = _first(other.pixels_blake3)
         rest = []
         for i in alive.tolist():
             if i in found:
                 continue
             at, how = by_sha.get(rows["sha256"][i]), "equal bytes"
             if at is None:
-                at, how = by_pixels.get(rows["pixels_sha256"][i]), "equal pixels"
+                at, how = by_pixels.get(rows["pixels_blake3"][i]), "equal pixels"
             if at is None:
                 rest.append(i)
             else:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,10 +22,10 @@ if TYPE_CHECKING:
 _LONGEST = 512
 """A picture is reduced by a whole number until its longest side is below twice this, in pixels: see `measure`."""
 
-_COLOURED = 64
+COLOURED = 64
 """For chroma the copy is reduced once more, until its longest side is below twice this."""
 
-_FLAT = 12
+FLAT = 12
 """Grey levels between the lightest and the darkest pixel of a row that is called plain; JPEG adds as much."""
 
 _COLOUR = 10
@@ -57,11 +56,10 @@ _MOMENTS = np.arange(256, dtype=np.int64)[:, None] ** np.arange(3)
 #: Weights of red, green and blue in Cb and in Cr, in millionths.
 _TINTS = ((-168_736, -331_264, 500_000), (500_000, -418_688, -81_312))
 
-#: Pairs of channels, and what their covariance weighs in the summed variances of Cb and Cr.
-_COVARIANCES = tuple(
-    (a, b, (1 if a == b else 2) * sum(tint[a] * tint[b] for tint in _TINTS))
-    for a, b in itertools.combinations_with_replacement(range(3), 2)
-)
+_PAIRS = tuple(itertools.combinations_with_replacement(range(3), 2))
+
+#: What the covariance of each pair of channels weighs in the summed variances of Cb and Cr.
+_RR, _RG, _RB, _GG, _GB, _BB = ((1 if a == b else 2) * sum(tint[a] * tint[b] for tint in _TINTS) for a, b in _PAIRS)
 
 _Grey = npt.NDArray[np.uint8]
 _Extremes = tuple[_Grey, _Grey]
@@ -78,8 +76,7 @@ def _sums() -> npt.NDArray[np.int64]:
 _SUMS = _sums()
 
 
-@dataclass(frozen=True)
-class Figures:
+class Figures(NamedTuple):
     """What is measured of a picture; columns of `animesion.records.FEATURES`.
 
     Attributes:
@@ -104,7 +101,7 @@ class Figures:
 
 
 #: Columns of `animesion.records.FEATURES` that the limits look at.
-COLUMNS = ("jpeg_quality", *(field.name for field in fields(Figures)))
+COLUMNS = ("jpeg_quality", *Figures._fields)
 
 
 def reduction(size: tuple[int, int], longest: int = _LONGEST) -> int:
@@ -143,19 +140,24 @@ def figures(small: Image.Image, grey: Image.Image) -> Figures:
     counts = grey.histogram()
     below = list(itertools.accumulate(counts))
     n = below[-1]
-    rows, columns = _extremes(luma, 1), _extremes(luma, 0)
-    flat_rows, flat_columns = _flat(rows), _flat(columns)
-    left, top, right, bottom = _inside(luma, rows, columns) or (0, 0, *grey.size)
     return Figures(
-        _sharpness(luma),
+        variance(*_edges(luma)),
         bisect.bisect_left(below, -(-99 * n // 100)),
         bisect.bisect_left(below, n // 20 + 1),
-        _variance(np.array(counts, dtype=np.int64)) ** 0.5,
-        _chroma(reduced(small, _COLOURED)),
-        1 - (right - left) * (bottom - top) / n,
-        _panels(luma, flat_rows, flat_columns),
-        _lines(flat_rows),
+        variance(*(np.array(counts, dtype=np.int64) @ _MOMENTS).tolist()) ** 0.5,
+        chroma(*_tints(reduced(small, COLOURED))),
+        *layout(luma),
     )
+
+
+def layout(luma: _Grey) -> tuple[float, int, int]:
+    """The figures `border`, `panels` and `lines` of grey levels; 0, 1 and 0 where no row and no column is `FLAT`."""
+    rows, columns = _extremes(luma, 1), _extremes(luma, 0)
+    flat_rows, flat_columns = _flat(rows), _flat(columns)
+    height, width = luma.shape
+    left, top, right, bottom = _inside(luma, rows, columns) or (0, 0, width, height)
+    border = 1 - (right - left) * (bottom - top) / luma.size
+    return border, _panels(luma, flat_rows, flat_columns), _lines(flat_rows)
 
 
 def jpeg_quality(tables: Mapping[int, Sequence[int]]) -> int:
@@ -226,26 +228,43 @@ def reason(figures: Mapping[str, Any], limits: Quality) -> tuple[str, str]:
     return "", ""
 
 
-def _variance(counts: npt.NDArray[np.int64]) -> float:
-    """Variance of levels from their histogram: exact until the last division."""
-    n, total, squares = (counts @ _MOMENTS).tolist()
-    return float((n * squares - total * total) / (n * n))
+def variance(n: int, total: int, squares: int) -> float:
+    """Variance from a number of values, their sum and the sum of their squares; 0 of none.
+
+    Exact until the last division.
+    """
+    return (n * squares - total * total) / (n * n) if n else 0.0
 
 
-def _chroma(image: Image.Image) -> float:
-    """Root of the summed variances of Cb and Cr (of ITU-R BT.601, as JPEG has them), in levels."""
-    channels = np.asarray(image).reshape(-1, 3).T.astype(np.float64, order="C")
-    n, totals = channels.shape[1], [int(total) for total in channels.sum(axis=1)]
-    # whole numbers below 2^53: exact in whatever order they are summed
-    spread = sum(weight * (n * int(channels[a] @ channels[b]) - totals[a] * totals[b]) for a, b, weight in _COVARIANCES)
+def chroma(n: int, totals: Sequence[int], products: Sequence[int]) -> float:
+    """Root of the summed variances of Cb and Cr (of ITU-R BT.601, as JPEG has them), in levels.
+
+    Args:
+        n: number of pixels.
+        totals: sums of red, green and blue.
+        products: sums of their products, in the order rr rg rb gg gb bb.
+    """
+    rr, rg, rb, gg, gb, bb = products
+    red, green, blue = totals
+    within = _RR * rr + _RG * rg + _RB * rb + _GG * gg + _GB * gb + _BB * bb
+    means = red * (_RR * red + _RG * green + _RB * blue) + green * (_GG * green + _GB * blue) + _BB * blue * blue
+    spread = n * within - means
     return float((spread / (n * n)) ** 0.5 / 1_000_000)
 
 
-def _sharpness(grey: _Grey) -> float:
-    """Variance of the Laplacian, inside."""
+def _tints(image: Image.Image) -> tuple[int, list[int], list[int]]:
+    """What `chroma` takes."""
+    channels = np.asarray(image).reshape(-1, 3).T.astype(np.float64, order="C")
+    # whole numbers below 2^53: exact in whatever order they are summed
+    products = [int(channels[a] @ channels[b]) for a, b in _PAIRS]
+    return channels.shape[1], [int(total) for total in channels.sum(axis=1)], products
+
+
+def _edges(grey: _Grey) -> tuple[int, int, int]:
+    """Of the Laplacian inside: number of pixels, sum, sum of the squares."""
     height, width = grey.shape
     if min(height, width) < 3:
-        return 0.0
+        return 0, 0, 0
     # as one row, which is quicker; what reaches around the picture's edge is left out at the end
     line = grey.astype(np.int16).ravel()
     size = (height - 2) * width - 2
@@ -258,8 +277,7 @@ def _sharpness(grey: _Grey) -> float:
     square[:size] = around
     inside = square.reshape(height - 2, width)[:, : width - 2].ravel()
     # whole numbers below 2^53: exact in whatever order they are summed
-    n, total, squares = inside.size, int(inside.sum()), int(inside @ inside)
-    return (n * squares - total * total) / (n * n)
+    return inside.size, int(inside.sum()), int(inside @ inside)
 
 
 def _extremes(grey: _Grey, axis: int) -> _Extremes:
@@ -269,7 +287,7 @@ def _extremes(grey: _Grey, axis: int) -> _Extremes:
 
 def _flat(levels: _Extremes) -> npt.NDArray[np.bool_]:
     """Which rows or columns hold one level only."""
-    found: npt.NDArray[np.bool_] = levels[1] - levels[0] <= _FLAT
+    found: npt.NDArray[np.bool_] = levels[1] - levels[0] <= FLAT
     return found
 
 
@@ -322,20 +340,19 @@ def _panels(grey: _Grey, rows: npt.NDArray[np.bool_], columns: npt.NDArray[np.bo
     if not rows.any() and not columns.any():
         return 1
     height, width = grey.shape
-    least = max(8, int(_PANEL * height)), max(8, int(_PANEL * width))
+    return _parts(grey, (max(8, int(_PANEL * height)), max(8, int(_PANEL * width))), 1, 0, _DEPTH)
 
-    def parts(page: _Grey, axis: int, failed: int, depth: int) -> int:
-        if depth == 0 or failed == 2:
-            return 1
-        plain = _flat(_extremes(page, axis))
-        runs = [run for run in _runs(~plain) if run[1] - run[0] >= least[1 - axis]]
-        if len(runs) < 2:
-            return parts(page, 1 - axis, failed + 1, depth)
-        return sum(
-            parts(page[start:end] if axis else page[:, start:end], 1 - axis, 0, depth - 1) for start, end in runs
-        )
 
-    return parts(grey, 1, 0, _DEPTH)
+def _parts(page: _Grey, least: tuple[int, int], axis: int, failed: int, depth: int) -> int:
+    """Parts of a piece of a page, cut into rows (axis 1) or columns (0); `failed` counts the axes without a cut."""
+    if depth == 0 or failed == 2:
+        return 1
+    plain = _flat(_extremes(page, axis))
+    runs = [run for run in _runs(~plain) if run[1] - run[0] >= least[1 - axis]]
+    if len(runs) < 2:
+        return _parts(page, least, 1 - axis, failed + 1, depth)
+    pieces = (page[start:end] if axis else page[:, start:end] for start, end in runs)
+    return sum(_parts(piece, least, 1 - axis, 0, depth - 1) for piece in pieces)
 
 
 def _lines(plain: npt.NDArray[np.bool_]) -> int:

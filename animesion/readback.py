@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from animesion import digests, images, shards
+from animesion import digests, images, looks, shards
 from animesion.records import THUMBNAIL_SIDE
 from animesion.workspace import sha256_file
 
@@ -247,8 +247,8 @@ class LookJob:
             return
         look.decoded[i] = True
         look.pixels[i] = digests.of_pixels(image)
-        look.phash[i], look.phash_flip[i] = digests.phashes(image)
-        look.thumbnails[i] = np.frombuffer(digests.thumbnail(image), dtype=np.uint8)
+        look.phash[i], look.phash_flip[i], thumbnail, _ = looks.look(image)
+        look.thumbnails[i] = np.frombuffer(thumbnail, dtype=np.uint8)
 
 
 def _read(file: IO[bytes], place: list[int], kind: str) -> bytes | None:

@@ -192,7 +192,7 @@ FEATURES = pa.schema(
         ("width", pa.int32()),  # of the upright picture
         ("height", pa.int32()),
         ("plain", pa.bool_()),  # the bytes decode to the same RGB in any reader: no rotation, palette, alpha, CMYK
-        ("pixels_sha256", pa.string()),  # of size and RGB bytes
+        ("pixels_blake3", pa.string()),  # of size and RGB bytes
         ("boxes", pa.list_(_BOX)),  # what the detector gave, on the picture's first row; null when it was not asked
         ("faces", pa.int32()),  # boxes the detector gave; -1 when it was not asked
         ("face", pa.int32()),  # 0 for the picture's sample; from 1 on where each face is a sample, the surest first
@@ -253,7 +253,7 @@ CURATED = pa.schema(
         ("rating", pa.string()),
         ("md5", pa.string()),
         ("sha256", pa.string()),
-        ("pixels_sha256", pa.string()),
+        ("pixels_blake3", pa.string()),
         ("phash", pa.uint64()),
         ("part", pa.int32()),
         ("offset", pa.int64()),

@@ -86,7 +86,7 @@ COLUMNS = {
     "author": "as the source tells it",
     "detail": "the reason's particulars, such as a size or an error",
     "sha256": "SHA-256 of the original file",
-    "pixels_sha256": "SHA-256 of the upright RGB picture's size and pixels",
+    "pixels_blake3": "BLAKE3 of the upright RGB picture's size and pixels",
     "phash": "64-bit perceptual hash of the crop, or of the whole picture",
     "extension": "of the original, sniffed from its bytes",
     "label": "class name",

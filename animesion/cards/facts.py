@@ -15,7 +15,7 @@ SHARED = {
     "same group": "group",
     "same duplicate cluster": "cluster",
     "equal original bytes": "sha256",
-    "equal original pixels and crop": "pixels_sha256",
+    "equal original pixels and crop": "pixels_blake3",
 }
 
 
@@ -74,7 +74,7 @@ def _leaks(kept: pa.Table) -> dict[str, int]:
         for value, crop, split in zip(columns[name], columns["crop"], splits, strict=True):
             if value:
                 # crops of one picture are different samples; that they share a group is asked above
-                key = (value, tuple(crop or ())) if name == "pixels_sha256" else value
+                key = (value, tuple(crop or ())) if name == "pixels_blake3" else value
                 seen.setdefault(key, set()).add(split)
         found[what] = sum(len(each) > 1 for each in seen.values())
     return found

@@ -33,7 +33,7 @@ _UNSEEN: dict[str, Any] = {
     "width": 0,
     "height": 0,
     "plain": False,
-    "pixels_sha256": "",
+    "pixels_blake3": "",
     "phash": 0,
     "phash_flip": 0,
     "faces": -1,
@@ -187,7 +187,7 @@ def _samples(rows: Columns) -> Columns:
     crops = [f"#{crop}" if face else "" for face, crop in zip(rows["face"], rows["crop"], strict=True)]
     told = {
         name: [digest + crop for digest, crop in zip(rows[name], crops, strict=True)]
-        for name in ("sha256", "pixels_sha256")
+        for name in ("sha256", "pixels_blake3")
     }
     return {**rows, **told}
 

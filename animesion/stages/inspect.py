@@ -14,7 +14,7 @@ import PIL
 import pyarrow.compute as pc
 from PIL import Image
 
-from animesion import detectors, digests, images, quality, tables
+from animesion import detectors, digests, images, looks, quality, tables
 from animesion.engine import Engine
 from animesion.recipe import Recipe
 from animesion.records import FEATURES, RAW, Box
@@ -22,7 +22,7 @@ from animesion.settings import params_digest
 from animesion.workspace import Receipt, Workspace
 
 #: The decoder's version is part of the code: another one may give other pixels.
-CODE = f"inspect-4/pillow-{PIL.__version__}"
+CODE = f"inspect-5/pillow-{PIL.__version__}"
 
 _COLUMNS = ("key", "reason", "offset", "bytes", "boxes")
 
@@ -132,7 +132,7 @@ def features(picture: images.Picture, boxes: Sequence[Box] | None, recipe: Recip
         "width": image.width,
         "height": image.height,
         "plain": picture.plain,
-        "pixels_sha256": digests.of_pixels(image).hex(),
+        "pixels_blake3": digests.of_pixels(image).hex(),
         "jpeg_quality": picture.jpeg_quality,
     }
     if boxes is None:
@@ -160,15 +160,13 @@ def _crop(box: Box, width: int, height: int, recipe: Recipe) -> tuple[int, int, 
 def _looks(image: Image.Image, crop: tuple[int, int, int, int] | None) -> dict[str, Any]:
     """What is told of the pixels that will be packed."""
     cut = image if crop is None else image.crop(crop)
-    grey = cut.convert("L")
-    small = quality.reduced(cut)
-    phash, phash_flip = digests.phashes(grey)
+    found = looks.look(cut)
     return {
         "crop": None if crop is None else list(crop),
-        "phash": phash,
-        "phash_flip": phash_flip,
-        "thumbnail": digests.thumbnail(cut, small),
-        **vars(quality.figures(small, grey if small is cut else small.convert("L"))),
+        "phash": found.phash,
+        "phash_flip": found.phash_flip,
+        "thumbnail": found.thumbnail,
+        **found.figures._asdict(),
     }
 
 

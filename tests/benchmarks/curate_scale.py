@@ -48,7 +48,7 @@ def rows(n: int) -> dict[str, Any]:
         "order": list(range(n)),
         "class_order": [-1] * n,
         "sha256": [f"{d:064x}" for d in digests.tolist()],
-        "pixels_sha256": [f"{d:064x}" for d in digests.tolist()],
+        "pixels_blake3": [f"{d:064x}" for d in digests.tolist()],
         "extension": ["jpg"] * n,
         "width": lot.integers(200, 2000, n).tolist(),
         "height": lot.integers(200, 2000, n).tolist(),

@@ -24,11 +24,12 @@ import venv
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from PIL import Image
 
-from animesion import digests, images, lanczos, quality
+from animesion import digests, images, lanczos, looks, quality
 from animesion.recipe import Recipe, load
 from animesion.stages import inspect
 
@@ -83,8 +84,12 @@ def rates(contents: list[bytes], recipe: Recipe, rounds: int) -> dict[str, float
     def inspected(content: bytes) -> None:
         inspect.features(images.decode(content, limits), None, recipe)
 
-    def measured(content: bytes) -> None:
-        quality.measure(images.decode(content, limits).image)
+    def portable(content: bytes) -> None:
+        with mock.patch.object(looks, "_compiled", return_value=None), mock.patch.object(digests, "compiled", None):
+            inspected(content)
+
+    def looked(content: bytes) -> None:
+        looks.look(images.decode(content, limits).image)
 
     def opened(content: bytes) -> None:
         with Image.open(io.BytesIO(content)) as image:
@@ -102,15 +107,17 @@ def rates(contents: list[bytes], recipe: Recipe, rounds: int) -> dict[str, float
     steps: dict[str, tuple[Callable[[Any], object], Sequence[Any]]] = {
         "decode (the floor)": (lambda content: images.decode(content, limits), contents),
         "inspect: decode, hashes, quality": (inspected, contents),
-        "decode and quality figures": (measured, contents),
+        "decode and all but the pixel digest": (looked, contents),
+        "inspect without the compiled pass": (portable, contents),
         "Pillow's open and load alone": (opened, contents),
         "a draft decode to 256 px (not used)": (drafted, contents),
         "  of it: pixel digest": (digests.of_pixels, decoded),
-        "  of it: pHash": (digests.phashes, decoded),
+        "  of it: the compiled pass": (looks.look, decoded),
+        "  portable: pHash": (digests.phashes, decoded),
         "    of it: 32 x 32 grey levels": (lanczos.shrunk, greys),
         "    the same by Pillow (not used)": (pillows, greys),
-        "  of it: thumbnail": (digests.thumbnail, decoded),
-        "  of it: quality": (quality.measure, decoded),
+        "  portable: thumbnail": (digests.thumbnail, decoded),
+        "  portable: quality": (quality.measure, decoded),
     }
     taken = {name: float("inf") for name in steps}
     for _ in range(rounds):  # in turn, so that what else the machine does meets all of them

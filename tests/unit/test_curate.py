@@ -30,7 +30,7 @@ def rows(*pictures: dict[str, Any]) -> dict[str, list[Any]]:
             "boxes": None, "split": "", "class_order": -1, "rating": "", "flags": [], "page_url": "", "file_url": "",
             "licence": "", "author": "", "md5": f"{i:032x}", "bytes": 100, "sha256": f"{i:064x}", "extension": "jpg",
             "offset": 0, "reason": "", "detail": "", "part": 0, "seen_reason": "", "seen_detail": "", "format": "jpg",
-            "mode": "RGB", "face": 0, "width": 100, "height": 80, "plain": True, "pixels_sha256": f"p{i}", "faces": -1,
+            "mode": "RGB", "face": 0, "width": 100, "height": 80, "plain": True, "pixels_blake3": f"p{i}", "faces": -1,
             "face_score": 0.0, "crop": None, "phash": lot.getrandbits(64),
             "phash_flip": lot.getrandbits(64), "thumbnail": lot.randbytes(768),
         }  # fmt: skip
@@ -58,7 +58,7 @@ def test_class_minimum_and_cap() -> None:
 
 
 def test_the_minimum_counts_what_is_left_after_duplicates() -> None:
-    twins = [{"label": "few", "sha256": "same", "pixels_sha256": "same", "bytes": 100 + i} for i in range(5)]
+    twins = [{"label": "few", "sha256": "same", "pixels_blake3": "same", "bytes": 100 + i} for i in range(5)]
     found, facts = run(rows(*twins, *({} for _ in range(9))), "classes.minimum=2")
     assert facts["dropped"] == {"exact duplicate": 4, "rare class": 1}
     assert found["k0004"]["reason"] == "rare class"  # the largest of equals was the keeper
@@ -66,7 +66,7 @@ def test_the_minimum_counts_what_is_left_after_duplicates() -> None:
 
 
 def test_keepers_are_best_by_size_then_losslessness_then_bytes_then_order() -> None:
-    same = {"pixels_sha256": "same", "phash": 1}
+    same = {"pixels_blake3": "same", "phash": 1}
     found, _ = run(rows({**same, "extension": "jpg", "bytes": 900}, {**same, "extension": "png", "bytes": 500}, {}, {}))
     assert (found["k0000"]["reason"], found["k0000"]["keeper"]) == ("pixel duplicate", "k0001")
     near = {"phash": 5, "thumbnail": bytes(768)}
@@ -86,7 +86,7 @@ def test_a_long_chain_is_cut_where_its_ends_are_too_far_apart() -> None:
     # five pictures, three bits from one to the next; the third is the best
     links = [{"phash": (1 << 3 * i) - 1, "width": 500 if i == 2 else 100 + i} for i in range(5)]
     chain = [
-        {**link, "thumbnail": bytes(768), "sha256": f"s{i}", "pixels_sha256": f"q{i}"} for i, link in enumerate(links)
+        {**link, "thumbnail": bytes(768), "sha256": f"s{i}", "pixels_blake3": f"q{i}"} for i, link in enumerate(links)
     ]
     settings = ("duplicates.action=report", "duplicates.diameter=5")
     found, facts = run(rows(*(dict(link) for link in chain), {}, {}), *settings)
@@ -158,7 +158,7 @@ def test_the_minimum_counts_what_has_a_published_split() -> None:
 
 
 def test_reporting_keeps_everything() -> None:
-    twins = [{"sha256": "same", "pixels_sha256": "same"} for _ in range(3)]
+    twins = [{"sha256": "same", "pixels_blake3": "same"} for _ in range(3)]
     found, facts = run(rows(*twins, {}, {}), "duplicates.action=report")
     assert facts["kept"] == 5
     assert facts["clusters"] == 1
@@ -242,7 +242,7 @@ def test_a_decided_label_counts_everywhere_and_leaves_the_published_order_alone(
 
 
 def test_a_decided_label_settles_a_conflict() -> None:
-    twins = [{"sha256": "same", "pixels_sha256": "same", "label": label} for label in ("a", "b")]
+    twins = [{"sha256": "same", "pixels_blake3": "same", "label": label} for label in ("a", "b")]
     columns = rows(*twins, {})
     assert run(columns)[1]["dropped"] == {"label conflict": 2}
     _, facts = run(columns, decided('label = {k0001 = "a"}'))

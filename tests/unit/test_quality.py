@@ -77,7 +77,7 @@ def test_each_limit_finds_its_own_and_passes_an_ordinary_picture(name: str) -> N
 
     def verdict(image: Image.Image, level: int) -> tuple[str, str]:
         decoded = images.decode(lossy(image, level), images.Limits())
-        figures = {**vars(quality.measure(decoded.image)), "jpeg_quality": decoded.jpeg_quality}
+        figures = {**quality.measure(decoded.image)._asdict(), "jpeg_quality": decoded.jpeg_quality}
         assert quality.reason(figures, animesion.load_recipe("folder", ["source.path=x"]).quality) == ("", "")
         return quality.reason(figures, recipe.quality)
 

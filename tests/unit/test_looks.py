@@ -1,0 +1,224 @@
+"""The compiled pass over pixels: equal to the portable code to the bit, hard on bad arguments, and not needed."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from blake3 import blake3
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from animesion import digests, images, lanczos, looks
+from animesion.recipe import load
+from animesion.stages import inspect
+
+ROOT = Path(__file__).parents[2]
+
+needs_compiled = pytest.mark.skipif(digests.compiled is None, reason="animesion/_pixels.c was not compiled here")
+
+
+def drawn(kind: str, width: int, height: int, seed: int = 0) -> Image.Image:
+    lot = np.random.default_rng(seed)
+
+    def page() -> np.ndarray:
+        pixels = np.full((height, width, 3), 255, dtype=np.uint8)
+        for _ in range(6):
+            top, left = int(lot.integers(0, height)), int(lot.integers(0, width))
+            pixels[top : top + height // 4, left : left + width // 4] = lot.integers(0, 256, 3)
+        return pixels
+
+    def soft() -> np.ndarray:
+        coarse = Image.fromarray(lot.integers(0, 256, (9, 9, 3), dtype=np.uint8))
+        pixels = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).copy()
+        pixels[: height // 8] = 7
+        return pixels
+
+    kinds: dict[str, Callable[[], np.ndarray]] = {
+        "noise": lambda: lot.integers(0, 256, (height, width, 3), dtype=np.uint8),
+        "black and white": lambda: lot.integers(0, 2, (height, width, 3), dtype=np.uint8) * np.uint8(255),
+        "soft with a bar": soft,
+        "page": page,
+        "plain": lambda: np.full((height, width, 3), seed, dtype=np.uint8),
+    }
+    return Image.fromarray(kinds[kind]())
+
+
+def compiled_look(image: Image.Image) -> looks.Look | None:
+    assert digests.compiled is not None
+    return looks._compiled_look(digests.compiled, image)
+
+
+@needs_compiled
+@given(
+    width=st.integers(33, 700),
+    height=st.integers(33, 700),
+    kind=st.sampled_from(["noise", "black and white", "soft with a bar", "page", "plain"]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=150, deadline=None)
+@example(width=1559, height=1096, kind="black and white", seed=0)  # the reduced copy ends within a block
+@example(width=1024, height=1023, kind="noise", seed=1)
+@example(width=1023, height=1024, kind="noise", seed=1)
+@example(width=1030, height=300, kind="noise", seed=2)  # a strip, whose thumbnail is of the whole
+@example(width=2300, height=2100, kind="soft with a bar", seed=3)  # Pillow keeps it in several pieces
+@example(width=8192, height=40, kind="noise", seed=4)
+@example(width=40, height=48, kind="black and white", seed=5)
+def test_the_compiled_pass_gives_what_the_portable_code_gives(width: int, height: int, kind: str, seed: int) -> None:
+    image = drawn(kind, width, height, seed)
+    found = compiled_look(image)
+    assert (found is None) == (not lanczos.columns_first(image.size, lanczos.SIDE))
+    if found is not None:
+        assert found == looks._portable(image)
+
+
+@needs_compiled
+@pytest.mark.parametrize("size", [(1, 1), (32, 32), (33, 32), (100, 169), (8193, 50)])
+def test_what_the_compiled_pass_leaves_to_the_portable_code(size: tuple[int, int]) -> None:
+    image = drawn("noise", *size)
+    assert compiled_look(image) is None
+    assert looks.look(image) == looks._portable(image)
+
+
+@needs_compiled
+def test_it_is_used_here() -> None:
+    assert looks.lacking() == ""
+    assert looks._compiled() is digests.compiled
+
+
+@needs_compiled
+def test_another_pillow_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Image.Image.reduce
+
+    def rounding_down(image: Image.Image, factor: int) -> Image.Image:
+        return real(image, factor).point(lambda level: max(0, level - 1))
+
+    monkeypatch.setattr(Image.Image, "reduce", rounding_down)
+    looks._compiled.cache_clear()
+    try:
+        image = drawn("noise", 1300, 1100)
+        assert looks.look(image) == looks._portable(image)
+        assert "resamples otherwise" in looks.lacking()
+    finally:
+        monkeypatch.undo()
+        looks._compiled.cache_clear()
+    assert looks.lacking() == ""
+
+
+def without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digests, "compiled", None)
+    monkeypatch.setattr(looks, "_compiled", lambda: None)
+
+
+@needs_compiled
+@pytest.mark.parametrize("size", [(640, 360), (1920, 1080), (2100, 2100)])
+def test_features_are_the_same_without_a_compiler(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load("folder", ["source.path=x", "quality.trim=true"])
+    picture = images.decode(images.encode(drawn("soft with a bar", *size), "jpg", 90), images.Limits())
+    [here] = inspect.features(picture, None, recipe)
+    assert here["crop"] is not None
+    without(monkeypatch)
+    assert inspect.features(picture, None, recipe) == [here]
+    assert "nothing compiled it" in looks.lacking()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 1), (7, 5), (300, 221), (2100, 2100)])
+@pytest.mark.parametrize("portable", [False, True])
+def test_the_pixel_digest_is_of_rgb_bytes_and_size(
+    size: tuple[int, int], portable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if portable:
+        without(monkeypatch)
+    image = drawn("noise", *size)
+    assert digests.of_pixels(image) == blake3(image.tobytes() + struct.pack("<II", *size)).digest()
+
+
+def test_the_pixel_digest_does_not_see_the_fourth_byte() -> None:
+    image = drawn("noise", 50, 40)
+    other = Image.merge("RGBA", [*image.split(), Image.new("L", image.size, 3)])
+    assert digests.of_pixels(other.convert("RGB")) == digests.of_pixels(image)
+
+
+@needs_compiled
+@pytest.mark.parametrize(
+    ("at", "value", "message"),
+    [
+        ("width", 201, "size"),
+        ("height", -1, "size"),
+        ("width", 2**31 - 1, "size"),
+        ("factor", 0, "size"),
+        ("factor", 10**6, "size"),
+        ("fine", -4, "size"),
+        ("across", b"", "weights"),
+        ("across", b"\xff" * 4, "weights"),
+        ("down", struct.pack("<i", 5) + bytes(400), "weights"),
+        ("wide", bytes(3), "weights"),
+        ("tall", struct.pack("<3i", 149, 8, 1) * 16, "weights"),
+        ("wide", struct.pack("<3i", 0, 200, 2**31 - 1) * 16, "weights"),
+        ("wide", struct.pack("<3i", -1, 2, 9) * 16, "weights"),
+    ],
+)
+def test_bad_arguments_are_refused(at: str, value: object, message: str) -> None:
+    assert digests.compiled is not None
+    plan = looks._plan((200, 150))
+    assert plan is not None
+    pixels = bytes(200 * 150 * 4)
+    assert len(digests.compiled.look(pixels, 4, *plan)) == 10
+    with pytest.raises(ValueError, match=message):
+        digests.compiled.look(pixels, 4, *plan._replace(**{at: value}))
+
+
+@needs_compiled
+def test_weights_of_overlapping_or_missing_pixels_are_refused() -> None:
+    assert digests.compiled is not None
+    plan = looks._plan((200, 150))
+    assert plan is not None
+    for change in ((1, 25), (1, -1), (2, 1), (3, 0), (3, 10**6)):  # the first run's result, first pixel, end
+        numbers = np.frombuffer(plan.across, dtype=np.int32).copy()
+        numbers[change[0]] = change[1]
+        with pytest.raises(ValueError, match="weights"):
+            digests.compiled.look(bytes(200 * 150 * 4), 4, *plan._replace(across=numbers.tobytes()))
+    with pytest.raises(ValueError, match="size"):
+        digests.compiled.look(bytes(200 * 150 * 3), 4, *plan)
+    with pytest.raises(ValueError, match="four bytes"):
+        digests.compiled.rgb(bytes(7))
+
+
+@pytest.fixture
+def hook(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    pytest.importorskip("hatchling")
+    spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "hatch_build", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_an_installation_goes_on_without_a_compiler(
+    hook: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = tmp_path / "_pixels.abi3.so"
+    module.write_bytes(b"the one before")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert hook.compiled(ROOT / hook.SOURCE, module) == "no C compiler was found"
+    assert module.read_bytes() == b"the one before"
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="there is no C compiler")
+def test_what_the_compiler_says_is_told(hook: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    source, module = tmp_path / "_pixels.c", tmp_path / "_pixels.abi3.so"
+    source.write_text("#error nothing goes here\n")
+    assert "nothing goes here" in hook.compiled(source, module)
+    assert not list(tmp_path.glob("*.so*"))
+    assert not list(tmp_path.glob("*.new"))
