@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 import animesion
+from animesion.dataset import ShardInfo
 from animesion.errors import UsageError
 from animesion_training.data import (
     CachedStream,
@@ -29,6 +30,7 @@ from animesion_training.data import (
     divided,
     open_data,
 )
+from animesion_training.data.remote import RemoteFiles
 
 
 def decoding_threads() -> int:
@@ -354,6 +356,32 @@ def test_a_remote_dataset_streams_like_the_local_one(address: str, small_dataset
     again = open_data(address, cache=tmp_path / "cache")
     assert pixels(Stream(again, "train", 5, 16, **facts)) == local  # type: ignore[arg-type]
     assert again.select("train").source.fetched == 0
+
+
+def test_shards_that_come_together_do_not_stay_together(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = open_data(address, cache=tmp_path / "cache").select("train").source
+    assert isinstance(files, RemoteFiles)
+    assert len(files.shards) >= 3
+    files.most_bytes = 2 * max(shard.bytes for shard in files.shards)
+    together, fetch = threading.Barrier(3), files._fetch
+
+    def meeting(shard: ShardInfo, path: Path) -> None:
+        together.wait(20)
+        fetch(shard, path)
+        together.wait(20)
+
+    monkeypatch.setattr(files, "_fetch", meeting)
+    threads = [threading.Thread(target=files.read, args=(file, 0, 10)) for file in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    left = [path.stat().st_size for path in (tmp_path / "cache").glob("*.tar")]
+    assert files.fetched == 3
+    assert left
+    assert sum(left) <= files.most_bytes
 
 
 def test_the_local_cache_of_shards_is_bounded(address: str, tmp_path: Path) -> None:

@@ -116,13 +116,16 @@ class RemoteFiles:
                 descriptor = Descriptor(path)
                 os.utime(path)
             except FileNotFoundError:
-                self._make_room(shard.bytes)
+                with self._making_room:
+                    self._coming += shard.bytes
+                    self._make_room()
                 try:
                     self._fetch(shard, path)
                     descriptor = Descriptor(path)
                 finally:
                     with self._making_room:
                         self._coming -= shard.bytes
+                        self._make_room(path)  # shards that came at the same time may be too many
             self._open[file] = descriptor
             return descriptor
 
@@ -150,20 +153,23 @@ class RemoteFiles:
                     raise UsageError(f"{source} cannot be fetched ({_reason(error)}); try again") from None
                 raise
 
-    def _make_room(self, needed: int) -> None:
-        """Delete the shards fetched longest ago; threads that read them keep their descriptor until they are done."""
-        with self._making_room:
-            self._coming += needed
-            kept = []
-            for path in self.folder.glob("*.tar"):
-                with contextlib.suppress(FileNotFoundError):  # another process made room
-                    facts = path.stat()
-                    kept.append((facts.st_mtime, facts.st_size, path))
-            total = self._coming + sum(size for _, size, _ in kept)
-            by_name = {f"{shard.sha256}.tar": file for file, shard in enumerate(self.shards)}
-            for _, size, path in sorted(kept):
-                if total <= self.most_bytes:
-                    return
+    def _make_room(self, fresh: Path | None = None) -> None:
+        """Delete the shards fetched longest ago; threads that read them keep their descriptor until they are done.
+
+        Args:
+            fresh: one that is kept, as it is about to be read.
+        """
+        kept = []
+        for path in self.folder.glob("*.tar"):
+            with contextlib.suppress(FileNotFoundError):  # another process made room
+                facts = path.stat()
+                kept.append((facts.st_mtime, facts.st_size, path))
+        total = self._coming + sum(size for _, size, _ in kept)
+        by_name = {f"{shard.sha256}.tar": file for file, shard in enumerate(self.shards)}
+        for _, size, path in sorted(kept):
+            if total <= self.most_bytes:
+                return
+            if path != fresh:
                 path.unlink(missing_ok=True)
                 self._open.pop(by_name.get(path.name, -1), None)
                 total -= size
