@@ -5,6 +5,8 @@ A picture that kills the worker is found by the engine's bisection and recorded 
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -87,7 +89,7 @@ class InspectJob:
                 elif key in known:
                     found = known[key]
                 else:
-                    detector = detector or detectors.load(self.recipe.crop.detector, self.recipe.crop.detector_options)
+                    detector = detector or _detector(self.recipe)
                     [given] = detector([picture.image], [boxes])
                     found = stored(given)
                 rows += ({"key": key, **sample} for sample in features(picture, found, self.recipe))
@@ -104,6 +106,19 @@ class InspectJob:
         return {
             row["key"]: [Box(**box) for box in row["boxes"]] for row in earlier.to_pylist() if row["boxes"] is not None
         }
+
+
+def _detector(recipe: Recipe) -> detectors.Detector:
+    """The recipe's detector, made once a process: networks take a while to load."""
+    name, options = recipe.crop.detector, recipe.crop.detector_options
+    identity = detectors.identity(name, options)
+    return _made_detector(name, json.dumps(options, sort_keys=True), identity)
+
+
+@functools.lru_cache(maxsize=1)
+def _made_detector(name: str, options: str, identity: str) -> detectors.Detector:
+    """`identity` tells another file under the same name."""
+    return detectors.load(name, json.loads(options))
 
 
 def stored(boxes: Sequence[Box]) -> list[Box]:

@@ -19,9 +19,11 @@ from animesion import detectors
 from animesion.cli import cli
 from animesion.detectors import installing
 from animesion.errors import UsageError
+from animesion.recipe import load
 from animesion.records import Box
 from animesion.sample.faults import local_server
 from animesion.sample.scenes import SCENES
+from animesion.stages import inspect
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -171,6 +173,14 @@ def test_lbp_takes_no_options_and_its_identity_is_the_digest_of_the_file(cascade
     assert detectors.identity("lbp") == digest(BRIGHT)
     cascade.write_bytes(BRIGHT + b"\n")
     assert detectors.identity("lbp") == digest(BRIGHT + b"\n")
+
+
+def test_a_build_makes_a_detector_once_for_all_parts_of_a_process(cascade: Path) -> None:
+    recipe = load("folder", ["source.path=x", "crop.detector=lbp"])
+    first = inspect._detector(recipe)
+    assert inspect._detector(recipe) is first
+    cascade.write_bytes(BRIGHT + b"\n")  # another file may give other boxes
+    assert inspect._detector(recipe) is not first
 
 
 @pytest.mark.parametrize("content", [b"", b"no XML", BRIGHT.replace(b"<height>24</height>", b"")])
