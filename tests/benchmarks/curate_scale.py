@@ -55,6 +55,7 @@ def rows(n: int) -> dict[str, Any]:
         "bytes": lot.integers(20_000, 2_000_000, n).tolist(),
         "crop": [None] * n,
         "faces": [-1] * n,
+        "face": [0] * n,
         "face_score": [0.0] * n,
         "phash": hashes,
         "phash_flip": flipped,
