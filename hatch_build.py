@@ -5,6 +5,7 @@ Without one the package is installed all the same: `animesion.looks` then takes 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -34,6 +35,8 @@ class CompiledPass(BuildHookInterface):
         root = Path(self.root)
         failure = compiled(root / SOURCE, root / MODULE)
         if failure:
+            with contextlib.suppress(OSError):
+                (root / MODULE).unlink()  # of an earlier source, maybe
             self.app.display_warning(f"{SOURCE} was not compiled, so pictures take longer to inspect: {failure}")
             return
         build_data["artifacts"].append(MODULE)

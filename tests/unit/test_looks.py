@@ -9,7 +9,7 @@ import sys
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -211,11 +211,18 @@ def hook(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_an_installation_goes_on_without_a_compiler(
     hook: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = tmp_path / "_pixels.abi3.so"
-    module.write_bytes(b"the one before")
+    module = tmp_path / hook.MODULE
+    module.parent.mkdir()
+    module.write_bytes(b"of an earlier source")
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert hook.compiled(ROOT / hook.SOURCE, module) == "no C compiler was found"
-    assert module.read_bytes() == b"the one before"
+    warned: list[str] = []
+    app = SimpleNamespace(display_warning=warned.append)
+    building = hook.CompiledPass(str(tmp_path), {}, None, None, "", "wheel", app)
+    data: dict[str, object] = {"artifacts": [], "pure_python": True}
+    building.initialize("editable", data)
+    assert "no C compiler was found" in warned[0]
+    assert data == {"artifacts": [], "pure_python": True}
+    assert not module.exists()
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="there is no C compiler")
