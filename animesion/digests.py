@@ -1,5 +1,7 @@
 """Fingerprints of bytes and of pixels: sha256, md5, pixel digest, perceptual hash, colour thumbnail.
 
+Hash and thumbnail are the portable way of `animesion.looks`, which is what the rest of the package calls.
+
 What counts as the same picture is decided in `animesion.duplicates`.
 """
 

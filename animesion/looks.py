@@ -1,8 +1,8 @@
 """All that is told of a picture's pixels, from one pass over them: hashes, thumbnail, figures.
 
 The compiled pass is `_pixels.c`. Where it is missing (nothing compiled it at installation), or something it takes for
-granted of Pillow does not hold, `animesion.digests` and `animesion.quality` give the same, bit for bit, in two to three
-times the time.
+granted of Pillow does not hold, `animesion.digests` and `animesion.quality` give the same, bit for bit, in three times
+the time or more.
 """
 
 from __future__ import annotations
@@ -166,6 +166,7 @@ def _axis_of(length: int) -> bytes | None:
     return np.concatenate([[len(starts)], bounds.ravel(), chosen.ravel()]).astype(np.int32).tobytes()
 
 
+# short ones are many, as crops have all sizes; 33 bytes a pixel
 _many = functools.lru_cache(maxsize=1024)(_axis_of)
 _few = functools.lru_cache(maxsize=64)(_axis_of)
 

@@ -145,10 +145,24 @@ def test_the_pixel_digest_is_of_rgb_bytes_and_size(
     assert digests.of_pixels(image) == blake3(image.tobytes() + struct.pack("<II", *size)).digest()
 
 
-def test_the_pixel_digest_does_not_see_the_fourth_byte() -> None:
-    image = drawn("noise", 50, 40)
-    other = Image.merge("RGBA", [*image.split(), Image.new("L", image.size, 3)])
-    assert digests.of_pixels(other.convert("RGB")) == digests.of_pixels(image)
+@needs_compiled
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 7, 8, 9, 2000])
+def test_the_fourth_byte_of_a_pixel_is_not_looked_at(count: int) -> None:
+    assert digests.compiled is not None
+    words = np.random.default_rng(7).integers(0, 256, (count, 4), dtype=np.uint8)
+    assert digests.compiled.rgb(words.tobytes()) == words[:, :3].tobytes()
+
+
+@needs_compiled
+def test_nor_by_the_pass() -> None:
+    assert digests.compiled is not None
+    image, plan = drawn("noise", 200, 150), looks._plan((200, 150))
+    assert plan is not None
+    words = np.random.default_rng(7).integers(0, 256, (150, 200, 4), dtype=np.uint8)
+    words[..., :3] = np.asarray(image)
+    found = digests.compiled.look(words.tobytes(), 4, *plan)
+    assert found == digests.compiled.look(image.tobytes(), 3, *plan)
+    assert found[:2] == digests.phashes(image)
 
 
 @needs_compiled

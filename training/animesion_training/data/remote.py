@@ -156,6 +156,8 @@ class RemoteFiles:
     def _make_room(self, fresh: Path | None = None) -> None:
         """Delete the shards fetched longest ago; threads that read them keep their descriptor until they are done.
 
+        Called with `_making_room` held.
+
         Args:
             fresh: one that is kept, as it is about to be read.
         """
