@@ -1,6 +1,6 @@
-"""Compiles `animesion/_pixels.c` at installation, where there is a C compiler.
+"""Compiles `animesion/images/_pixels.c` at installation, where there is a C compiler.
 
-Without one the package is installed all the same: `animesion.looks` then takes the portable way.
+Without one the package is installed all the same: `animesion.images.features` then takes the portable way.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE, MODULE = "animesion/_pixels.c", "animesion/_pixels.abi3.so"
+SOURCE, MODULE = "animesion/images/_pixels.c", "animesion/images/_pixels.abi3.so"
 
 #: Python's stable interface: one binary for 3.11 and all that follow.
 STABLE = "-DPy_LIMITED_API=0x030B0000"

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from animesion.building import BuildResult, Progress
-    from animesion.dataset import Dataset
-    from animesion.recipe import Recipe
+    from animesion.config.recipe import Recipe
+    from animesion.dataset.dataset import Dataset
+    from animesion.pipeline.runner import BuildResult
+    from animesion.progress import Progress
 
 __all__ = ["build", "load_recipe", "open_dataset"]
 
@@ -29,7 +30,7 @@ def load_recipe(name_or_path: str, overrides: list[str] | None = None, *, sample
     Raises:
         animesion.errors.UsageError: unknown name, key or value.
     """
-    from animesion.recipe import load
+    from animesion.config.recipe import load
 
     return load(name_or_path, overrides or [], sample=sample)
 
@@ -58,11 +59,11 @@ def build(
     Raises:
         animesion.errors.AnimesionError: one sentence for the user.
     """
-    from animesion import building
+    from animesion.pipeline import runner
 
     chosen = load_recipe(recipe) if isinstance(recipe, str) else recipe
-    folder, to = building.places(out, work)
-    return building.run(chosen, folder, workers=workers, until=until, replace=replace, progress=progress, to=to)
+    folder, to = runner.places(out, work)
+    return runner.run(chosen, folder, workers=workers, until=until, replace=replace, progress=progress, to=to)
 
 
 def open_dataset(path: Path | str) -> Dataset:
@@ -73,7 +74,7 @@ def open_dataset(path: Path | str) -> Dataset:
     """
     from pathlib import Path
 
-    from animesion.dataset import Dataset
+    from animesion.dataset.dataset import Dataset
 
     return Dataset(Path(path))
 

@@ -3,7 +3,7 @@
 Strategies: `grouped` (the default: integer shares, hashed order, groups never cut, every class represented),
 `legacy-dafre` (the arithmetic of the published DAF:re split, kept for comparison), `published` (the source's own split)
 and `single`. Everything here works on keys, classes and groups; nothing reads a file. What makes a group is decided in
-`animesion.stages.curate`.
+`animesion.pipeline.curate`.
 """
 
 from __future__ import annotations

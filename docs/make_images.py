@@ -1,6 +1,6 @@
 """Draw `docs/images/sample.jpg`, a contact sheet of the sample world: `python docs/make_images.py`.
 
-Everything on it is drawn by `animesion.sample`; none of it is real data.
+Everything on it is drawn by `animesion_sample`; none of it is real data.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from animesion.sample.truth import truth
-from animesion.sample.world import Post, World
+from animesion_sample.world import SamplePost, World
+from tests.sample_truth import truth
 
 COLUMNS, ROWS = 8, 3
 CELL = (150, 180)
@@ -20,10 +20,10 @@ GAP = 6
 OUT = Path(__file__).parent / "images" / "sample.jpg"
 
 
-def chosen(world: World) -> list[Post]:
+def chosen(world: World) -> list[SamplePost]:
     """One ordinary kept post of each character, the most frequent characters first."""
     verdicts = truth(world)
-    kept: dict[str, list[Post]] = {}
+    kept: dict[str, list[SamplePost]] = {}
     for post in world.posts:
         verdict = verdicts[post.id]
         if verdict.outcome == "kept" and not verdict.trouble:
@@ -33,7 +33,7 @@ def chosen(world: World) -> list[Post]:
     return [kept[name][(7 * place) % len(kept[name])] for place, name in enumerate(names)]
 
 
-def cell(world: World, post: Post) -> Image.Image:
+def cell(world: World, post: SamplePost) -> Image.Image:
     """The post, cut to the cell around its head."""
     with Image.open(io.BytesIO(world.file(post))) as file:
         picture = ImageOps.exif_transpose(file).convert("RGB")

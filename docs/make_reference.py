@@ -1,7 +1,7 @@
 """Write the reference pages of the documentation from the code: `python docs/make_reference.py`.
 
-Recipe keys and source options come from their pydantic models, tables from `animesion.records` and the comments beside
-their columns, drop reasons from `animesion.records.REASONS`. A test compares the committed pages with `render()`.
+Recipe keys and source options come from their pydantic models, tables from `animesion.schemas` and the comments beside
+their columns, drop reasons from `animesion.schemas.REASONS`. A test compares the committed pages with `render()`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import tomli_w
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from animesion import records, sources
-from animesion.recipe import Recipe, builtin_names, load
+from animesion import schemas, sources
+from animesion.config.recipe import Recipe, builtin_names, load
 from animesion_training import recipe as training
 
 HERE = Path(__file__).parent
@@ -75,7 +75,7 @@ TABLES = {
     "INDEX": "`index.parquet`: where each sample lies in the shards, one row a sample.",
 }
 
-#: Meaning of columns that have no comment in `animesion.records`, by table or for all.
+#: Meaning of columns that have no comment in `animesion.schemas`, by table or for all.
 COLUMNS = {
     "rating": "the source's rating, such as `g` or `s`; empty where it has none",
     "md5": "MD5 of the original file",
@@ -205,12 +205,12 @@ def _sources() -> Iterator[str]:
 def _tables() -> Iterator[str]:
     yield "# Table reference"
     yield ""
-    yield "Columns of the Parquet files of a build, from `animesion.records`. Unknown text is empty, never null."
+    yield "Columns of the Parquet files of a build, from `animesion.schemas`. Unknown text is empty, never null."
     yield ""
     comments = _column_comments()
-    described = _described(records.Item)
+    described = _described(schemas.Item)
     for table, intro in TABLES.items():
-        schema = getattr(records, table)
+        schema = getattr(schemas, table)
         yield f"## {intro.partition(':')[0].strip('`')}"
         yield ""
         meaning = intro.partition(": ")[2]
@@ -233,7 +233,7 @@ def _reasons() -> Iterator[str]:
     yield "Every reason a picture can be dropped for, in the order in which they are looked at: the first that holds"
     yield "is the one that is written down. `curated.parquet` has it for each picture, with a detail."
     yield ""
-    yield from _table(("reason", "meaning"), [(f"`{reason}`", said) for reason, said in records.REASONS.items()])
+    yield from _table(("reason", "meaning"), [(f"`{reason}`", said) for reason, said in schemas.REASONS.items()])
 
 
 # -- keys of a model -------------------------------------------------------------------------------------------------
@@ -295,7 +295,7 @@ def _toml(value: Any) -> str:
 
 def _column_comments() -> dict[tuple[str, str], str]:
     """Comments beside the columns of the schemas, by table and column."""
-    path = Path(inspect.getfile(records))
+    path = Path(inspect.getfile(schemas))
     with path.open("rb") as file:
         said = {
             t.start[0]: t.string.lstrip("# ") for t in tokenize.tokenize(file.readline) if t.type == tokenize.COMMENT

@@ -1,6 +1,6 @@
 """Photograph the report of the drawn sample for the documentation: `python docs/make_screenshots.py`.
 
-Needs the extra `dev` and a Chromium. Everything on the pictures is drawn by `animesion.sample`; none of it is
+Needs the extra `dev` and a Chromium. Everything on the pictures is drawn by `animesion_sample`; none of it is
 real data.
 """
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from aiohttp import web
 
-from animesion.sample.faults import LocalServer, local_server
+from animesion_sample.faults import LocalServer, local_server
 
 
 def answering(answer: Callable[[web.Request], web.Response]) -> contextlib.AbstractContextManager[LocalServer]:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import yaml
 
+from animesion.config.recipe import Recipe
 from animesion.errors import UsageError
-from animesion.recipe import Recipe
-from animesion.records import REASONS
+from animesion.schemas import REASONS
 
 if TYPE_CHECKING:
-    from animesion.comparing import Difference
+    from animesion.verification.diff import Difference
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
@@ -102,7 +102,7 @@ def published_card(name: str) -> str:
     Raises:
         UsageError: the recipe reads no published set that facts are kept of.
     """
-    from animesion import recipe
+    from animesion.config import recipe
     from animesion.sources.published_sets import PUBLISHED
 
     if name not in PUBLISHED:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from animesion.recipe import Recipe
+from animesion.config.recipe import Recipe
 
 VERSION = "http://mlcommons.org/croissant/1.1"
 

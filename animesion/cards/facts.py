@@ -23,7 +23,7 @@ def counted(curated: pa.Table) -> dict[str, Any]:
     """Where kept pictures come from, and what stands on both sides of a split.
 
     Args:
-        curated: of schema `animesion.records.CURATED`.
+        curated: of schema `animesion.schemas.CURATED`.
 
     Returns:
         `provenance` and `leak_check` of `dataset.json`, JSON-ready.

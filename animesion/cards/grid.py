@@ -7,8 +7,9 @@ from typing import TypeVar
 
 from PIL import Image
 
-from animesion import images, shards
-from animesion.workspace import Workspace
+from animesion.dataset import shards
+from animesion.images import codec
+from animesion.storage.workspace import Workspace
 
 CLASSES, PICTURES = 8, 6
 _SIDE, _GAP = 96, 4
@@ -35,7 +36,7 @@ def chosen(keys: list[str], labels: list[int], ratings: dict[str, str]) -> list[
     return [(label, _spaced(by_class[label], PICTURES)) for label in rows]
 
 
-def draw(workspace: Workspace, places: list[list[tuple[str, int, int]]], limits: images.Limits) -> bytes:
+def draw(workspace: Workspace, places: list[list[tuple[str, int, int]]], limits: codec.Limits) -> bytes:
     """The grid as a JPEG: one row a class, white where a class has fewer pictures.
 
     Args:
@@ -47,7 +48,7 @@ def draw(workspace: Workspace, places: list[list[tuple[str, int, int]]], limits:
     grid = Image.new("RGB", (width, len(places) * (_SIDE + _GAP) + _GAP), "white")
     for row, pictures in enumerate(places):
         for column, (shard, offset, size) in enumerate(pictures):
-            picture = images.decode(shards.read(workspace.path(shard), offset, size), limits).image
+            picture = codec.decode(shards.read(workspace.path(shard), offset, size), limits).image
             picture.thumbnail((_SIDE, _SIDE), Image.Resampling.BICUBIC)
             left = _GAP + column * (_SIDE + _GAP) + (_SIDE - picture.width) // 2
             grid.paste(picture, (left, _GAP + row * (_SIDE + _GAP) + (_SIDE - picture.height) // 2))

@@ -39,7 +39,7 @@ def _points() -> dict[str, EntryPoint]:
 
 def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted and not ctx.resilient_parsing:
-        from animesion import environment
+        from animesion.cli import environment
 
         click.echo(environment.described())
         ctx.exit()

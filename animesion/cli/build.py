@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from animesion.building import BuildResult
-    from animesion.recipe import Recipe
+    from animesion.config.recipe import Recipe
+    from animesion.pipeline.runner import BuildResult
 
 #: Notes that are printed; the rest is in dataset.json.
 _NOTES = 8
@@ -67,16 +67,17 @@ def build(
 
     A build that was stopped, killed or ran out of disk carries on when the same command is given again.
     """
-    from animesion.recipe import load
+    from animesion.config.recipe import load
 
     if against:
         import json
 
         overrides = (*overrides, f"duplicates.against={json.dumps(against, ensure_ascii=False)}")
     chosen = load(recipe, overrides, sample=sample)
-    from animesion import building, stores
+    from animesion.pipeline import runner
+    from animesion.storage import stores
 
-    folder, to = building.places(out or Path("datasets") / chosen.name, work)
+    folder, to = runner.places(out or Path("datasets") / chosen.name, work)
     if dry_run:
         _dry_run(chosen, folder, to, replace=replace, as_json=as_json)
         return
@@ -86,7 +87,7 @@ def build(
         click.echo(f"working in {folder}, sending to {stores.shown(to, 1000)}", err=True)
     start = time.perf_counter()
     with for_terminal() as progress:
-        result = building.run(
+        result = runner.run(
             chosen,
             folder,
             workers=workers or 0,
@@ -116,7 +117,7 @@ def _print_funnel(recipe: Recipe, result: BuildResult, seconds: float) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from animesion.records import REASONS
+    from animesion.schemas import REASONS
 
     # a file or a pipe has no width of its own: do not wrap for it
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
@@ -160,9 +161,9 @@ def _print_funnel(recipe: Recipe, result: BuildResult, seconds: float) -> None:
 
 
 def _dry_run(recipe: Recipe, out: Path, to: str, *, replace: bool, as_json: bool) -> None:
-    from animesion import building
+    from animesion.pipeline import runner
 
-    facts: dict[str, Any] = building.preview(recipe, out, replace=replace, to=to)
+    facts: dict[str, Any] = runner.preview(recipe, out, replace=replace, to=to)
     if as_json:
         import json
 

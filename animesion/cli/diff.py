@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from animesion.comparing import Change, Difference
+    from animesion.verification.diff import Change, Difference
 
 _SHOWN = 5
 
@@ -34,10 +34,11 @@ def diff(before: str, after: str, as_json: bool) -> None:
 
     Exit status 0 when they are identical, 1 when they differ, 2 when one is no dataset.
     """
-    from animesion import mirrors, open_dataset
-    from animesion.comparing import compare
+    from animesion import open_dataset
+    from animesion.dataset import remote
+    from animesion.verification.diff import compare
 
-    found = compare(open_dataset(mirrors.local(before)), open_dataset(mirrors.local(after)))
+    found = compare(open_dataset(remote.local(before)), open_dataset(remote.local(after)))
     if as_json:
         import json
 

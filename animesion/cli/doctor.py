@@ -14,7 +14,7 @@ def doctor(as_json: bool) -> None:
     """
     from dataclasses import asdict
 
-    from animesion import environment
+    from animesion.cli import environment
 
     found = environment.examine()
     broken = any(each.state == "broken" for each in found)

@@ -21,12 +21,12 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from animesion import building
+from animesion import progress
 
 _SECONDS_BETWEEN_LINES = 10.0
 
 
-class _Bars(building.Progress):
+class _Bars(progress.Progress):
     """One bar a stage."""
 
     def __init__(self, bars: Progress) -> None:
@@ -60,7 +60,7 @@ class _Speed(ProgressColumn):
         return Text(f"{speed:,.1f}/s" if speed else "")
 
 
-class _Lines(building.Progress):
+class _Lines(progress.Progress):
     """A line when a stage ends, and now and then while it runs."""
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ class _Lines(building.Progress):
 
 
 @contextlib.contextmanager
-def for_terminal() -> Iterator[building.Progress]:
+def for_terminal() -> Iterator[progress.Progress]:
     """The progress display that fits where stderr goes."""
     if not sys.stderr.isatty():
         yield _Lines()

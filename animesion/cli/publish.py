@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from animesion.publishing import Published
+    from animesion.publishing import Publication
 
-# the names of `animesion.verifying.CHECKS`, which is heavy to import for a help text
+# the names of `animesion.verification.checks.CHECKS`, which is heavy to import for a help text
 _CHECKS = ("checksums", "archives", "keys", "labels", "decode", "leaks", "accounting")
 
 _EXAMPLES = """\b
@@ -51,13 +51,14 @@ def publish(
     """
     import tempfile
 
-    from animesion import open_dataset, publishing, verifying
+    from animesion import open_dataset, publishing
     from animesion.cli.progress import for_terminal
+    from animesion.verification import checks
 
     dataset = open_dataset(path)
     place = publishing.destination(to, private=private)
     with for_terminal() as progress, tempfile.TemporaryDirectory() as staged:
-        report = verifying.verify(dataset, workers=workers or 0, progress=progress)
+        report = checks.verify(dataset, workers=workers or 0, progress=progress)
         forced = publishing.judge(report, force)
         if urls_only:
             from animesion.publishing import urls
@@ -72,7 +73,7 @@ def publish(
         _print(done, dry_run)
 
 
-def _print_json(done: Published, dry_run: bool) -> None:
+def _print_json(done: Publication, dry_run: bool) -> None:
     import json
 
     files = [
@@ -83,7 +84,7 @@ def _print_json(done: Published, dry_run: bool) -> None:
     click.echo(json.dumps({**document, "files": files}, indent=1, ensure_ascii=False))
 
 
-def _print(done: Published, dry_run: bool) -> None:
+def _print(done: Publication, dry_run: bool) -> None:
     sent = done.sent
     for file in sent if dry_run else []:
         click.echo(f"{file.bytes:>15,}  {file.sha256[:12]}  {file.name}")

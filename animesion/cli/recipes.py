@@ -11,7 +11,8 @@ import click
 @click.option("--card", is_flag=True, help="With NAME: print the card of the published set that it reads instead.")
 def recipes(name: str | None, resolved: bool, card: bool) -> None:
     """List the built-in recipes, or print the one called NAME as TOML."""
-    from animesion import recipe, sources
+    from animesion import sources
+    from animesion.config import recipe
 
     if name and card:
         from animesion import cards

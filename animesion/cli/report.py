@@ -23,7 +23,7 @@ def report(path: Path, out: Path | None, audit: Path | None, data: Path | None) 
     from animesion import open_dataset
     from animesion.errors import UsageError
     from animesion.report import facts, page, runs
-    from animesion.workspace import write_atomic
+    from animesion.storage.workspace import write_atomic
 
     if runs.is_run(path):
         if audit is not None:

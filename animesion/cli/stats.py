@@ -1,6 +1,6 @@
 """`animesion stats`: how many images, in which classes, how long the tail, of anything that carries labels.
 
-It parses and prints; counting is done in `animesion.census`. Whether files are intact and samples decode is the
+It parses and prints; counting is done in `animesion.stats.class_counts`. Whether files are intact and samples decode is the
 business of `animesion verify`.
 """
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from animesion.labelfiles import ClassCounts
-    from animesion.longtail import LongTail
+    from animesion.dataset.label_files import ClassCounts
+    from animesion.stats.long_tail import LongTail
 
     IntArray = npt.NDArray[np.int64]
 
@@ -60,9 +60,9 @@ def stats(path: str, as_json: bool, plot_folder: Path | None, strategy: str | No
     per_class_counts.csv), one label or counts CSV, a WebDataset shard, a folder or quoted glob of shards, or a folder
     of class folders. The many (> 100), medium and few (< 20) bands are those of the training split.
     """
-    from animesion import census
+    from animesion.stats import class_counts
 
-    found = census.take(path, _track)
+    found = class_counts.take(path, _track)
     if not found.counts.total.sum():
         raise UsageError(f"{path} holds no labelled image; give a dataset, label files, shards or class folders")
     total = _describe(found.counts, found.counts.total)
@@ -109,7 +109,7 @@ def _track(paths: list[Path]) -> Iterable[Path]:
 
 
 def _describe(counts: ClassCounts, images: IntArray) -> LongTail:
-    from animesion.longtail import describe
+    from animesion.stats.long_tail import describe
 
     return describe(images, counts.ids.tolist(), counts.names)
 
@@ -131,7 +131,7 @@ def _legacy_dafre(counts: ClassCounts) -> dict[str, int]:
 
 
 def _plot(folder: Path, path: str, basis: str, counts: ClassCounts) -> list[str]:
-    from animesion.plots import write_plots
+    from animesion.stats.plots import write_plots
 
     images = counts.splits.get(basis, counts.total)
     title = f"{Path(path).resolve().name}, {'training images' if basis == 'train' else 'all images'}"

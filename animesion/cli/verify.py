@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from animesion.verifying import Report
+    from animesion.verification.checks import Report
 
 _SHOWN = 10
 
@@ -23,13 +23,15 @@ def verify(path: str, as_json: bool, workers: int | None, no_decode: bool) -> No
     Checks checksums, shards, keys, labels, decoding, leaks across splits and the accounting. Exit status 1 when there
     is any fault, 2 when PATH is no dataset. A dataset behind a URL (s3://...) is first copied into your cache.
     """
-    from animesion import mirrors, open_dataset, verifying
+    from animesion import open_dataset
     from animesion.cli.progress import for_terminal
+    from animesion.dataset import remote
+    from animesion.verification import checks
 
     with for_terminal() as progress:
-        folder = mirrors.local(path, shards=True, progress=progress)
+        folder = remote.local(path, shards=True, progress=progress)
         dataset = open_dataset(folder)
-        report = verifying.verify(dataset, workers=workers or 0, decode=not no_decode, progress=progress)
+        report = checks.verify(dataset, workers=workers or 0, decode=not no_decode, progress=progress)
     if str(folder) != path:
         click.echo(f"its copy in {folder} may be removed", err=True)
     if as_json:
@@ -43,7 +45,7 @@ def verify(path: str, as_json: bool, workers: int | None, no_decode: bool) -> No
 
 
 def _document(report: Report, path: str) -> dict[str, Any]:
-    from animesion.verifying import CHECKS
+    from animesion.verification.checks import CHECKS
 
     return {
         "path": path,
@@ -70,7 +72,7 @@ def _print(report: Report, path: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from animesion.verifying import CHECKS
+    from animesion.verification.checks import CHECKS
 
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))

@@ -13,15 +13,15 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from animesion import settings
+from animesion.config import settings
 from animesion.errors import UsageError
-from animesion.records import Box
+from animesion.schemas import Box
 
 
 class Detector(Protocol):
     """Finds boxes; made once for many pictures, and called by one thread at a time.
 
-    A class with a model `Options` (an `animesion.settings.Section`) is made with one, any other without arguments. A
+    A class with a model `Options` (an `animesion.config.settings.Section`) is made with one, any other without arguments. A
     class whose boxes depend on a file has a class method `file`, which takes the same and gives the path.
     """
 
@@ -88,11 +88,11 @@ def identity(name: str, options: Mapping[str, Any] | None = None) -> str:
     Raises:
         UsageError: as for `load`.
     """
-    from animesion.detectors import installing
+    from animesion.detectors import model_files
 
     found = _class(name)
     checked = _checked(name, found, options)
-    return installing.digest(found.file(*checked)) if hasattr(found, "file") else ""
+    return model_files.digest(found.file(*checked)) if hasattr(found, "file") else ""
 
 
 def _class(name: str) -> Any:

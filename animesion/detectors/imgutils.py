@@ -11,10 +11,10 @@ from typing import Any, Literal
 from PIL import Image
 from pydantic import Field
 
-from animesion.detectors import installing
+from animesion.config.settings import Section
+from animesion.detectors import model_files
 from animesion.errors import AnimesionError, UsageError
-from animesion.records import Box
-from animesion.settings import Section
+from animesion.schemas import Box
 
 
 class ImgutilsOptions(Section):
@@ -89,5 +89,5 @@ def _function(part: str) -> Callable[..., Any]:
     except ImportError as error:
         raise UsageError(
             f"the detector 'imgutils' needs dghs-imgutils, which cannot be imported ({error}); "
-            f"install it with: {installing.IMGUTILS}"
+            f"install it with: {model_files.IMGUTILS}"
         ) from None

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from animesion.detectors import installing
+from animesion.detectors import model_files
 from animesion.errors import UsageError
-from animesion.records import Box
+from animesion.schemas import Box
 
 _LONGEST = 1600
 """Pixels of the longest side at which a picture is searched: larger ones cost more and show no more faces."""
@@ -45,7 +45,7 @@ class LbpCascade:
         except cv2.error:
             read = False
         if not read:
-            raise UsageError(f"{path} is no cascade that OpenCV can read; {installing.how('lbp')}")
+            raise UsageError(f"{path} is no cascade that OpenCV can read; {model_files.how('lbp')}")
 
     @classmethod
     def file(cls) -> Path:
@@ -54,7 +54,7 @@ class LbpCascade:
         Raises:
             UsageError: it is not installed.
         """
-        return installing.installed("lbp")
+        return model_files.installed("lbp")
 
     def __call__(self, pictures: Sequence[Image.Image], given: Sequence[Sequence[Box] | None]) -> list[list[Box]]:
         """The faces of each picture, the surest first."""

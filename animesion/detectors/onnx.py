@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
 
-from animesion.detectors import installing
+from animesion.config.settings import Section
+from animesion.detectors import model_files
 from animesion.errors import AnimesionError, UsageError
-from animesion.records import Box
-from animesion.settings import Section
+from animesion.schemas import Box
 
 _GREY = (114, 114, 114)
 """What YOLO's own preprocessing fills with."""
@@ -111,7 +111,7 @@ class OnnxDetector:
             UsageError: it is not there.
         """
         if options is None or not options.file:
-            return installing.installed("onnx")
+            return model_files.installed("onnx")
         path = Path(options.file).expanduser()
         if not path.is_file():
             raise UsageError(f"the detector 'onnx' finds no file {path}; its option 'file' takes the path of a network")

@@ -9,8 +9,8 @@ import numpy.typing as npt
 from PIL import Image
 from pydantic import Field
 
-from animesion.records import Box
-from animesion.settings import Section
+from animesion.config.settings import Section
+from animesion.schemas import Box
 
 _LONGEST = 512
 """Pixels of the longest side at which a leaf is looked for, or a little more."""

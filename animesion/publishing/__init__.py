@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from animesion import building, stores
-from animesion.dataset import Dataset
+from animesion.dataset.dataset import Dataset
 from animesion.errors import AnimesionError, UsageError
-from animesion.stores import shown
-from animesion.verifying import CHECKS, CHECKSUMS, Report, listed_files
-from animesion.workspace import sha256_file
+from animesion.progress import Progress
+from animesion.storage import stores
+from animesion.storage.stores import shown
+from animesion.storage.workspace import sha256_file
+from animesion.verification.checks import CHECKS, CHECKSUMS, Report, listed_files
 
 #: Sent after everything else, in this order: a copy without them is no dataset, so half a copy is never taken for one.
 LAST = ("README.md", "dataset.json", CHECKSUMS)
@@ -68,7 +69,7 @@ class Destination(Protocol):
     def stale(self, files: Sequence[File]) -> list[str]:
         """Names of shards that are there, are not among the files, and are taken away when the rest is sent."""
 
-    def send(self, files: Sequence[File], stale: Sequence[str], message: str, progress: building.Progress) -> None:
+    def send(self, files: Sequence[File], stale: Sequence[str], message: str, progress: Progress) -> None:
         """Send files in their order; the last ones become visible last."""
 
     def faults(self, files: Sequence[File]) -> list[str]:
@@ -79,7 +80,7 @@ class Destination(Protocol):
 
 
 @dataclass
-class Published:
+class Publication:
     """What a publication did, or would do.
 
     Attributes:
@@ -124,9 +125,9 @@ def destination(url: str, *, private: bool = False) -> Destination:
         return Hub(rest, private=private)
     if private:
         raise UsageError(f"--private is for hf:// destinations: who may read {shown(url)} is set where it lies")
-    from animesion.publishing.cloud import Store
+    from animesion.publishing.object_store import ObjectStore
 
-    return Store(url)
+    return ObjectStore(url)
 
 
 def files_of(folder: Path) -> list[File]:
@@ -153,7 +154,7 @@ def judge(report: Report, force: Collection[str]) -> dict[str, int]:
     """Whether a verified dataset may be sent.
 
     Args:
-        report: of `animesion.verifying.verify`.
+        report: of `animesion.verification.checks.verify`.
         force: names of checks whose faults are passed over.
 
     Returns:
@@ -184,8 +185,8 @@ def publish(
     forced: dict[str, int] | None = None,
     tag: str = "",
     dry_run: bool = False,
-    progress: building.Progress | None = None,
-) -> Published:
+    progress: Progress | None = None,
+) -> Publication:
     """Send what is not there yet, read back what is, tag it. A run that was killed goes on where it stopped.
 
     Args:
@@ -201,10 +202,10 @@ def publish(
         UsageError: the destination refuses the request as it is, or the tag is no name.
         AnimesionError: something did not arrive.
     """
-    progress = progress or building.Progress()
+    progress = progress or Progress()
     if tag and not TAG.fullmatch(tag):
         raise UsageError(f"--tag {shown(tag)} is no name of a revision: use letters, digits, '.', '_' and '-'")
-    done = Published(to.url, list(files), to.present(files), to.stale(files), dict(forced or {}), tag)
+    done = Publication(to.url, list(files), to.present(files), to.stale(files), dict(forced or {}), tag)
     if refusal := to.refusal(tag, bool(done.sent or done.stale)):
         raise UsageError(refusal)
     if dry_run:

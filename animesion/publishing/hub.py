@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from animesion import building
 from animesion.errors import AnimesionError, UsageError
+from animesion.progress import Progress
 from animesion.publishing import LAST, SHARD, File
-from animesion.workspace import sha256_file
+from animesion.storage.workspace import sha256_file
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _BATCH_FILES, _BATCH_BYTES = 50, 4 << 30
@@ -83,7 +83,7 @@ class Hub:
         names = {file.name for file in files}
         return sorted(name for name in self._tree() if SHARD.fullmatch(name) and name not in names)
 
-    def send(self, files: Sequence[File], stale: Sequence[str], message: str, progress: building.Progress) -> None:
+    def send(self, files: Sequence[File], stale: Sequence[str], message: str, progress: Progress) -> None:
         """Several commits; the last one holds what makes it a dataset and takes old shards away."""
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 

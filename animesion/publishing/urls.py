@@ -14,13 +14,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from animesion import cards, tables
+from animesion import cards
 from animesion.cards.facts import counted
-from animesion.dataset import Dataset
+from animesion.config.recipe import Recipe
+from animesion.dataset.dataset import Dataset
 from animesion.errors import UsageError
-from animesion.recipe import Recipe
-from animesion.verifying import CHECKSUMS
-from animesion.workspace import write_atomic
+from animesion.storage import parquet
+from animesion.storage.workspace import write_atomic
+from animesion.verification.checks import CHECKSUMS
 
 #: Columns of `urls/<split>.parquet`.
 SCHEMA = pa.schema(
@@ -68,8 +69,8 @@ def write(dataset: Dataset, folder: Path) -> int:
     digests = {}
     for split in dataset.splits:
         chosen = [row for row in pointed if row["split"] == split]
-        digests[f"urls/{split}.parquet"] = tables.write(
-            folder / "urls" / f"{split}.parquet", tables.table(chosen, SCHEMA)
+        digests[f"urls/{split}.parquet"] = parquet.write(
+            folder / "urls" / f"{split}.parquet", parquet.table(chosen, SCHEMA)
         )
     for name in _COPIED:
         if (dataset.path / name).is_file():

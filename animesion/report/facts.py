@@ -18,10 +18,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from animesion import longtail, records, splits
-from animesion.dataset import Dataset
+from animesion import schemas, splits
+from animesion.dataset.dataset import Dataset
 from animesion.errors import UsageError
 from animesion.report.pictures import Album, Pictures
+from animesion.stats import long_tail
 
 #: Bytes of thumbnails on a page, before base64 makes them a third larger: of classes, then clusters, then drops.
 SAMPLE_BYTES, CLUSTER_BYTES, DROP_BYTES = 6_000_000, 1_500_000, 500_000
@@ -115,7 +116,7 @@ def overview(dataset: Dataset, rows: Sequence[Mapping[str, Any]], audit: Path | 
     totals = [info.total for info in dataset.classes]
     recipe = dataset.recipe
     reasons = [
-        {"reason": clip(name), "count": count, "meaning": clip(records.REASONS.get(name, ""))}
+        {"reason": clip(name), "count": count, "meaning": clip(schemas.REASONS.get(name, ""))}
         for name, count in dataset.dropped.items()
     ]
     several = Counter(row["cluster"] for row in rows if row["cluster"])
@@ -136,8 +137,8 @@ def overview(dataset: Dataset, rows: Sequence[Mapping[str, Any]], audit: Path | 
         "splits": [
             {"name": split.name, "samples": split.samples, "bytes": split.bytes} for split in dataset.splits.values()
         ],
-        "bands": {"many_above": longtail.MANY_ABOVE, "few_below": longtail.FEW_BELOW},
-        "tail": longtail.describe(totals, shown=1).to_dict() if totals else None,
+        "bands": {"many_above": long_tail.MANY_ABOVE, "few_below": long_tail.FEW_BELOW},
+        "tail": long_tail.describe(totals, shown=1).to_dict() if totals else None,
         "train_bands": _bands(counts.get("train", [])),
         "classes": {"names": [clip(info.name) for info in dataset.classes], "counts": counts},
         "clusters": {"total": sum(size > 1 for size in several.values()), "conflicts": told["conflicts"]},
@@ -279,7 +280,7 @@ def _bands(counts: Sequence[int]) -> dict[str, dict[str, int]]:
     if not counts:
         return {}
     return {
-        name: {"classes": band.classes, "images": band.images} for name, band in vars(longtail.bands(counts)).items()
+        name: {"classes": band.classes, "images": band.images} for name, band in vars(long_tail.bands(counts)).items()
     }
 
 
@@ -297,7 +298,7 @@ def _measured(folder: Path) -> dict[str, tuple[list[str], npt.NDArray[np.float64
             rows = table.filter(table[name].is_valid())
             values = rows[name].cast(pa.float64()).to_numpy()
             finite = np.isfinite(values)
-            keys = map(records.sample_key, rows["key"].to_pylist(), rows["face"].to_pylist())
+            keys = map(schemas.sample_key, rows["key"].to_pylist(), rows["face"].to_pylist())
             found[name] = ([key for key, good in zip(keys, finite, strict=True) if good], values[finite])
         return found
     except (pa.ArrowException, OSError, KeyError, ValueError):

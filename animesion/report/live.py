@@ -1,6 +1,6 @@
 """The report served from this machine to itself, with everything in reach: any class, cluster, drop and picture.
 
-What a person decides is saved as a file of `animesion.decisions`. Other pages in the browser are kept out: only
+What a person decides is saved as a file of `animesion.config.decisions`. Other pages in the browser are kept out: only
 requests that name 127.0.0.1 or localhost as their host are answered, and only those with the token of the start may
 write.
 """
@@ -18,14 +18,14 @@ from typing import Any
 
 from aiohttp import web
 
-from animesion import settings
-from animesion.dataset import Dataset
-from animesion.decisions import MOST_BYTES, Decisions
-from animesion.decisions import read as read_decisions
+from animesion.config import settings
+from animesion.config.decisions import MOST_BYTES, Decisions
+from animesion.config.decisions import read as read_decisions
+from animesion.dataset.dataset import Dataset
 from animesion.errors import AnimesionError
 from animesion.report import facts, page
 from animesion.report.pictures import Pictures
-from animesion.workspace import write_atomic
+from animesion.storage.workspace import write_atomic
 
 #: Longest side of a picture that is served, in pixels.
 SIDE = 192

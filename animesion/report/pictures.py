@@ -15,10 +15,11 @@ from typing import Any
 
 from PIL import Image
 
-from animesion import images, tables
-from animesion.dataset import Dataset
+from animesion.dataset.dataset import Dataset
 from animesion.errors import UsageError
-from animesion.records import CURATED
+from animesion.images import codec
+from animesion.schemas import CURATED
+from animesion.storage import parquet
 
 #: Longest side of a thumbnail on the page, in pixels.
 SIDE = 96
@@ -45,7 +46,7 @@ class Pictures:
     def rows(self) -> list[dict[str, Any]]:
         """Every picture ever seen, in the order of the keys: the columns of `COLUMNS`."""
         try:
-            table = tables.read(self.dataset.path / "curated.parquet", CURATED, COLUMNS)
+            table = parquet.read(self.dataset.path / "curated.parquet", CURATED, COLUMNS)
         except OSError as error:
             raise UsageError(
                 f"cannot read {self.dataset.path / 'curated.parquet'} ({error.strerror or 'damaged'}): "
@@ -99,8 +100,8 @@ class Pictures:
         if hashlib.sha256(content).hexdigest() != row["sha256"]:  # raw/ of another build
             return None
         try:
-            image = images.decode(content, images.Limits()).image
-        except images.RejectedImageError:
+            image = codec.decode(content, codec.Limits()).image
+        except codec.RejectedImageError:
             return None
         left, top, right, bottom = row["crop"]
         box = max(0, left), max(0, top), min(image.width, right), min(image.height, bottom)

@@ -12,7 +12,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from animesion.dataset import Dataset
+from animesion.dataset.dataset import Dataset
 from animesion.errors import UsageError
 from animesion.report.facts import clip
 from animesion.report.pictures import Album, Pictures

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, runtime_checka
 
 from pydantic import ValidationError
 
+from animesion.config.recipe import Recipe
+from animesion.config.settings import Section, explain
 from animesion.errors import UsageError
-from animesion.recipe import Recipe
-from animesion.records import Item, Payload
-from animesion.settings import Section, explain
+from animesion.schemas import Item, Payload
 
 if TYPE_CHECKING:
     from animesion_scrapers import CrawlStatus

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from animesion.config.settings import Section
 from animesion.errors import UsageError
-from animesion.settings import Section
-from animesion.sources import clean_text, tagtables
+from animesion.sources import clean_text, tag_tables
 from animesion.sources.crawled import CrawledSource, CrawlOptions
-from animesion.sources.tagtables import TagTableOptions, TagTables
+from animesion.sources.tag_tables import TagTableOptions, TagTables
 
 if TYPE_CHECKING:
     from animesion_scrapers import Post, Site
@@ -76,7 +76,7 @@ class BooruSource(CrawledSource):
 
     def posts(self, site: Site, newer_than: str) -> Iterator[Post]:
         """Those of the ids or of the search."""
-        self._tables = tagtables.load(self.options)
+        self._tables = tag_tables.load(self.options)
         most = self.options.limit or None
         if not self.options.ids:
             return site.posts(self.options.tags, most, newer_than)

@@ -20,9 +20,9 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
+from animesion.config.settings import Section
 from animesion.errors import AnimesionError
-from animesion.records import Item, Payload
-from animesion.settings import Section
+from animesion.schemas import Item, Payload
 from animesion.sources import CrawlCounts, clean_text
 from animesion.sources.posts import NOT_PICTURES, families
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from animesion import labelfiles
-from animesion.records import Item
-from animesion.settings import Section
+from animesion.config.settings import Section
+from animesion.dataset import label_files
+from animesion.schemas import Item
 from animesion.sources import faces
 from animesion.sources.boorus import BooruOptions, BooruSource
 
@@ -65,13 +65,13 @@ class DanbooruSource(BooruSource):
         if not name:
             return {}
         if not _is_url(name):
-            return labelfiles.read_tag_ids(Path(name).expanduser())
+            return label_files.read_tag_ids(Path(name).expanduser())
         import tempfile
 
         with tempfile.NamedTemporaryFile(suffix=".tsv") as file:
             file.writelines(self._lines(name))
             file.flush()
-            return labelfiles.read_tag_ids(Path(file.name))
+            return label_files.read_tag_ids(Path(file.name))
 
 
 def _is_url(text: str) -> bool:

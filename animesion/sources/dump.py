@@ -17,13 +17,13 @@ from typing import IO, Any, ClassVar, cast
 
 from pydantic import Field
 
-from animesion import labelfiles
+from animesion.config.settings import Section
+from animesion.dataset import label_files
 from animesion.errors import UsageError
-from animesion.records import Item, Payload
-from animesion.settings import Section
+from animesion.schemas import Item, Payload
 from animesion.sources import clean_text, faces
+from animesion.sources.image_root import ImageRoot
 from animesion.sources.posts import NOT_PICTURES, families
-from animesion.sources.roots import ImageRoot
 from animesion.sources.stored import PathOrUrl
 
 _CHARACTER = "4"
@@ -63,7 +63,7 @@ class DumpSource:
         """One item a post, in the order of the metadata; `order` is that of `faces.tsv` where the post is in it."""
         root = ImageRoot(self.options.images, "source.images")
         table = faces.load(Path(self.options.faces).expanduser()) if self.options.faces else None
-        tag_ids = labelfiles.read_tag_ids(Path(self.options.tag_ids).expanduser()) if self.options.tag_ids else {}
+        tag_ids = label_files.read_tag_ids(Path(self.options.tag_ids).expanduser()) if self.options.tag_ids else {}
         seen: set[int] = set()
         repeats = position = 0
         for file in self._metadata_files():

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from animesion.labelfiles import read_faces
-from animesion.records import Box
+from animesion.dataset.label_files import read_faces
+from animesion.schemas import Box
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ from typing import IO, ClassVar
 
 from pydantic import Field, field_validator
 
+from animesion.config.settings import Section
 from animesion.errors import AnimesionError, UsageError
-from animesion.records import Item, Payload
-from animesion.settings import Section
+from animesion.schemas import Item, Payload
 from animesion.sources import clean_text, file_key
-from animesion.sources.roots import read_file
+from animesion.sources.image_root import read_file
 from animesion.sources.stored import PathOrUrl, StoredPlace, place
 
 #: Bytes that are fetched ahead from a bucket: headers of a tar lie all over it, members of a zip are read one by one.

@@ -11,12 +11,12 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from animesion import labelfiles
+from animesion.config.settings import Section
+from animesion.dataset import label_files
 from animesion.errors import UsageError
-from animesion.records import Box, Item, Payload
-from animesion.settings import Section
+from animesion.schemas import Box, Item, Payload
 from animesion.sources import clean_text, faces, file_key
-from animesion.sources.roots import ImageRoot
+from animesion.sources.image_root import ImageRoot
 from animesion.sources.stored import PathOrUrl
 
 #: Parts of the published set by file name; train and val together are train for who wants no val.
@@ -63,7 +63,7 @@ class LabelsSource:
         seen: dict[str, int] = {}
         order = 0
         for split, path in files:
-            rows = labelfiles.read_labels(path)
+            rows = label_files.read_labels(path)
             for class_id, name in zip(rows.class_ids.tolist(), rows.paths, strict=True):
                 seen[name] = seen.get(name, 0) + 1
                 yield self._item(root, name, class_id, names, split, order, seen[name], table)
@@ -80,7 +80,7 @@ class LabelsSource:
     def _files(self) -> tuple[list[tuple[str, Path]], dict[int, str]]:
         path = Path(self.options.labels).expanduser()
         if path.is_dir():
-            found = labelfiles.find_label_files(path)
+            found = label_files.find_label_files(path)
             files = [(_SPLIT_OF[name], file) for name, file in found.labels.items()]
             names = found.names
         elif path.exists():
@@ -93,9 +93,9 @@ class LabelsSource:
             raise UsageError(
                 f"source.labels: {path} holds train.csv and train_val.csv; name the one file that you want"
             )
-        beside = path.parent / labelfiles.NAMES_FILE if path.is_file() else None
+        beside = path.parent / label_files.NAMES_FILE if path.is_file() else None
         chosen = Path(self.options.names).expanduser() if self.options.names else names or beside
-        known = labelfiles.read_class_names(chosen) if chosen and (self.options.names or chosen.exists()) else {}
+        known = label_files.read_class_names(chosen) if chosen and (self.options.names or chosen.exists()) else {}
         return files, known
 
     def _refuse_equal_names(self, names: dict[int, str]) -> None:

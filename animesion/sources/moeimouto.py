@@ -13,9 +13,9 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from animesion import labelfiles
+from animesion.dataset import label_files
 from animesion.errors import UsageError
-from animesion.records import Item
+from animesion.schemas import Item
 from animesion.sources import clean_text, file_key
 from animesion.sources.published_sets import PUBLISHED, PublishedFiles, PublishedOptions, PublishedSet, check_complete
 from animesion.sources.ultra_fgvc import chosen_labels
@@ -118,7 +118,7 @@ class MoeimoutoSource(PublishedFiles):
         id_of: dict[str, int] = {}
         rows: dict[str, Item] = {}
         for split, file in chosen_labels(Path(self.options.labels), "", val=self.options.val):
-            table = labelfiles.read_labels(file)
+            table = label_files.read_labels(file)
             for number, name in zip(table.class_ids.tolist(), table.paths, strict=True):
                 short = "/".join(PurePosixPath(name).parts[-2:])
                 if short not in by_name:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
+from animesion.config.settings import Section
 from animesion.errors import UsageError
-from animesion.settings import Section
 from animesion.sources import clean_text
 from animesion.sources.crawled import CrawledSource, CrawlOptions
 
@@ -164,8 +164,8 @@ class CommonsSource(PlantSource):
     def _known(self) -> tuple[list[Category], dict[str, Any]]:
         """Categories, and pictures of cultivars that have none, that Wikidata knows."""
         from animesion_scrapers import wikidata
-        from animesion_scrapers.addresses import Routes
-        from animesion_scrapers.metadata import MetadataClient
+        from animesion_scrapers.http.addresses import Routes
+        from animesion_scrapers.http.metadata import MetadataClient
         from animesion_scrapers.sites.commons import Category
 
         categories: list[Category] = []

@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from animesion.config.settings import Section
 from animesion.errors import UsageError
-from animesion.records import Item, Payload
-from animesion.settings import Section
+from animesion.schemas import Item, Payload
 from animesion.sources.folder import FolderOptions, FolderSource
 from animesion.sources.stored import PathOrUrl
 

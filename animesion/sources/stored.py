@@ -13,9 +13,9 @@ from typing import IO, Annotated, Any, NamedTuple, cast
 
 from pydantic import AfterValidator
 
-from animesion import stores
 from animesion.errors import UsageError
-from animesion.records import Payload
+from animesion.schemas import Payload
+from animesion.storage import stores
 
 #: Files on their way at once, and the bytes that they may come to unless a single one has more.
 _AT_ONCE = 32

@@ -14,9 +14,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from animesion import labelfiles
+from animesion.dataset import label_files
 from animesion.errors import UsageError
-from animesion.records import Item
+from animesion.schemas import Item
 from animesion.sources import clean_text, file_key
 from animesion.sources.published_sets import (
     PUBLISHED,
@@ -129,7 +129,7 @@ class UltraFgvcSource(PublishedFiles):
             if payload.reason:
                 raise UsageError(f"source.path: {path} cannot be read ({payload.detail or payload.reason})")
             read += 1
-            for name, number in labelfiles.read_annotations(payload.content, f"{self.options.path}/{path}"):
+            for name, number in label_files.read_annotations(payload.content, f"{self.options.path}/{path}"):
                 picture = _first_there(paths, (f"{match[1]}images/{name}", f"{match[1]}{name}"))
                 if picture in split_of:
                     raise UsageError(
@@ -155,7 +155,7 @@ class UltraFgvcSource(PublishedFiles):
         group_of = {path: group for path, _, _, group in raw}
         rows, seen = [], set()
         for split, file in chosen_labels(Path(self.options.labels), stage, val=self.options.val):
-            table = labelfiles.read_labels(file)
+            table = label_files.read_labels(file)
             for number, name in zip(table.class_ids.tolist(), table.paths, strict=True):
                 path = _first_there(paths, (name, f"{stage}/{name}", f"{stage}/images/{name}", f"images/{name}"))
                 same = by_name.get(PurePosixPath(name).name, []) if path not in paths else [path]
@@ -220,7 +220,7 @@ def chosen_labels(folder: Path, group: str, *, val: bool) -> list[tuple[str, Pat
         raise UsageError(f"source.labels: {folder} cannot be listed ({error.strerror}); give a folder") from None
     there: dict[str, Path] = {}
     for name in names:
-        known = labelfiles.label_file(name)
+        known = label_files.label_file(name)
         if known and known[1] == group:
             there.setdefault(known[0], folder / name)
     parts = ("train", "val") if "train" in there and "val" in there and (val or "train_val" not in there) else ()

@@ -1,6 +1,6 @@
 """Tables of URLs (CSV, TSV, JSON lines, Parquet), listed in a stream and crawled politely from hosts of any number.
 
-What a row of a table says is read in `animesion_scrapers.urltables`; here rows become items, each URL once.
+What a row of a table says is read in `animesion_scrapers.url_tables`; here rows become items, each URL once.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 from pydantic import Field
 
+from animesion.config.settings import Section
 from animesion.errors import UsageError
-from animesion.records import Box, Item
-from animesion.settings import Section
+from animesion.schemas import Box, Item
 from animesion.sources import clean_text, file_key
 from animesion.sources.crawled import CrawledSource, CrawlOptions
 
 if TYPE_CHECKING:
     from animesion_scrapers import SiteInfo
-    from animesion_scrapers.tallies import DigestSet
-    from animesion_scrapers.urltables import UrlRow, UrlTables
+    from animesion_scrapers.counts import DigestSet
+    from animesion_scrapers.url_tables import UrlRow, UrlTables
 
 _EXAMPLES = 5
 """Rows that a note names; all of them are in the raw tables."""
@@ -90,7 +90,7 @@ class UrlsSource(CrawledSource):
 
     def file_host(self, item: Item) -> str:
         """The host of an item's file."""
-        from animesion_scrapers.urltables import host_of
+        from animesion_scrapers.url_tables import host_of
 
         return host_of(item.file_url)
 
@@ -104,10 +104,10 @@ class UrlsSource(CrawledSource):
 
     def _tables(self) -> UrlTables:
         from animesion_scrapers import ScraperError
-        from animesion_scrapers.urltables import Columns, UrlTables
+        from animesion_scrapers.url_tables import UrlColumns, UrlTables
 
         meanings = ("url", "label", "key", "md5", "sha1", "bytes", "licence", "author", "group", "split", "box")
-        columns = Columns(**{meaning: getattr(self.options, f"{meaning}_column") for meaning in meanings})
+        columns = UrlColumns(**{meaning: getattr(self.options, f"{meaning}_column") for meaning in meanings})
         try:
             return UrlTables(self.options.path, columns, self.options.format.removeprefix("auto"))
         except ScraperError as error:
@@ -115,7 +115,7 @@ class UrlsSource(CrawledSource):
             raise UsageError(f"source.path: {text[0].lower()}{text[1:]}") from None
 
     def _listed(self, last: Item | None) -> Iterator[Item]:
-        from animesion_scrapers.tallies import DigestSet
+        from animesion_scrapers.counts import DigestSet
 
         tables = self._tables()
         urls, keys = DigestSet(), DigestSet()
@@ -149,8 +149,8 @@ class UrlsSource(CrawledSource):
         self, batch: Sequence[UrlRow], named: Sequence[str], urls: DigestSet, keys: DigestSet, told: _Told
     ) -> list[bool]:
         """Which rows are the first with their URL and with their key."""
-        from animesion_scrapers.tallies import as_digests
-        from animesion_scrapers.urltables import normalised
+        from animesion_scrapers.counts import as_digests
+        from animesion_scrapers.url_tables import normalised
 
         by_key = as_digests(int(key[-16:], 16) for key in named)
         if not self.options.key_column:
@@ -180,14 +180,14 @@ class UrlsSource(CrawledSource):
             return file_key("urls-record", b"%d" % position, "")
         if row.key:
             return file_key("urls", f"key:{row.key}".encode(), row.key)
-        from animesion_scrapers.urltables import normalised
+        from animesion_scrapers.url_tables import normalised
 
         url = normalised(row.url)
         name = url.partition("?")[0].rpartition("/")[2]
         return file_key("urls", url.encode(), name.rpartition(".")[0] or name)
 
     def _item(self, row: UrlRow, key: str, position: int, told: _Told) -> Item:
-        from animesion_scrapers.urltables import normalised, refusal
+        from animesion_scrapers.url_tables import normalised, refusal
 
         if row.fault:
             return Item(

@@ -10,14 +10,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from animesion_scrapers.breakers import Breakers
-    from animesion_scrapers.crawls import Crawler, CrawlStatus
-    from animesion_scrapers.downloads import REASONS, Download, Downloaded, download, download_all
+    from animesion_scrapers.crawl.crawler import Crawler, CrawlStatus
+    from animesion_scrapers.crawl.ledger import Ledger, LedgerEntry
     from animesion_scrapers.errors import HostDownError, LedgerError, ScraperError, StatusError, UnsafeAddressError
-    from animesion_scrapers.ledger import Entry, Ledger
-    from animesion_scrapers.limits import HostLimit, RateLimiter
+    from animesion_scrapers.http.breakers import Breakers
+    from animesion_scrapers.http.downloads import REASONS, Download, Downloaded, download, download_all
+    from animesion_scrapers.http.limits import HostLimit, RateLimiter
+    from animesion_scrapers.http.retries import Retries
     from animesion_scrapers.post import Post
-    from animesion_scrapers.retries import Retries
     from animesion_scrapers.sites import Site, SiteInfo
     from animesion_scrapers.sites.danbooru import Danbooru
 
@@ -29,10 +29,10 @@ __all__ = [
     "Danbooru",
     "Download",
     "Downloaded",
-    "Entry",
     "HostDownError",
     "HostLimit",
     "Ledger",
+    "LedgerEntry",
     "LedgerError",
     "Post",
     "RateLimiter",
@@ -47,28 +47,28 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Breakers": "breakers",
-    "CrawlStatus": "crawls",
-    "Crawler": "crawls",
+    "Breakers": "http.breakers",
+    "CrawlStatus": "crawl.crawler",
+    "Crawler": "crawl.crawler",
     "Danbooru": "sites.danbooru",
-    "Download": "downloads",
-    "Downloaded": "downloads",
-    "Entry": "ledger",
+    "Download": "http.downloads",
+    "Downloaded": "http.downloads",
+    "LedgerEntry": "crawl.ledger",
     "HostDownError": "errors",
-    "HostLimit": "limits",
-    "Ledger": "ledger",
+    "HostLimit": "http.limits",
+    "Ledger": "crawl.ledger",
     "LedgerError": "errors",
     "Post": "post",
-    "REASONS": "downloads",
-    "RateLimiter": "limits",
-    "Retries": "retries",
+    "REASONS": "http.downloads",
+    "RateLimiter": "http.limits",
+    "Retries": "http.retries",
     "ScraperError": "errors",
     "Site": "sites",
     "SiteInfo": "sites",
     "StatusError": "errors",
     "UnsafeAddressError": "errors",
-    "download": "downloads",
-    "download_all": "downloads",
+    "download": "http.downloads",
+    "download_all": "http.downloads",
 }
 
 

@@ -16,8 +16,8 @@ from urllib.parse import unquote, urlsplit
 from animesion_scrapers import cultivars, fields
 from animesion_scrapers.cultivars import Cultivar
 from animesion_scrapers.errors import ScraperError
-from animesion_scrapers.limits import HostLimit
-from animesion_scrapers.metadata import MetadataClient
+from animesion_scrapers.http.limits import HostLimit
+from animesion_scrapers.http.metadata import MetadataClient
 
 URL = "https://query.wikidata.org"
 LIMITS: Mapping[str, HostLimit] = {"query.wikidata.org": HostLimit(1.0, 1)}

@@ -22,7 +22,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import to_pil_image
 
 from animesion_training.data import Augment, TrivialAugmentWide
-from animesion_training.data.trivial import LEVELS, OPERATIONS, Drawn
+from animesion_training.data.trivial_augment import LEVELS, OPERATIONS, Drawn
 
 Work = Callable[[], object]
 

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from animesion import shards
+from animesion.dataset import shards
 
 FACES = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "holo-faces" / "faces-train-128.tar"
 BUILD = "from animesion.cli import main; main()"

@@ -49,7 +49,7 @@ def serve(ready: Connection, certificate: tuple[Path, Path] | None, sizes: tuple
     """The life of the server process."""
     from aiohttp import web
 
-    from animesion.sample.faults import LocalServer
+    from animesion_sample.faults import LocalServer
 
     bodies = files(sizes)
 
@@ -76,8 +76,8 @@ def urls(port: int, scheme: str, items: int) -> list[str]:
 
 def ours(port: int, scheme: str, items: int, digests: list[str], folder: Path, *, tar: bool = True) -> None:
     """A crawl with everything on, written to tars as a build does, or left in the spool."""
-    from animesion import shards
-    from animesion.workspace import atomic_file
+    from animesion.dataset import shards
+    from animesion.storage.workspace import atomic_file
     from animesion_scrapers import Crawler, Download, Ledger, RateLimiter
 
     requests = [
@@ -198,7 +198,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         certificate = None
         if scheme == "https":
-            from animesion.sample.faults import self_signed
+            from animesion_sample.faults import self_signed
 
             certificate = self_signed(Path(name))
             # The usual authorities too: parsing them is what a TLS context costs a client of the real internet.

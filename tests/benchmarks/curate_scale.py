@@ -20,8 +20,8 @@ import numpy as np
 import pyarrow as pa
 
 import animesion
-from animesion.records import RAW
-from animesion.stages.curate import decide
+from animesion.pipeline.curate import decide
+from animesion.schemas import RAW
 
 
 def rows(n: int) -> dict[str, Any]:

@@ -24,11 +24,11 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFilter
 
 from animesion import detectors
-from animesion.records import Box
-from animesion.sample.characters import CAST
-from animesion.sample.drawing import Picture, heads, render
-from animesion.sample.scenes import SCENES
-from animesion.settings import apply
+from animesion.config.settings import apply
+from animesion.schemas import Box
+from animesion_sample.characters import CAST
+from animesion_sample.drawing import Drawing, heads, render
+from animesion_sample.scenes import SCENES
 
 WIDTH, HEIGHT = 900, 700
 
@@ -65,7 +65,7 @@ def drawn(count: int) -> Iterator[Composed]:
     for number in range(count):
         lot = Random(f"recall/{number}")
         cast = tuple(design.name for design in lot.sample(CAST, lot.choice((0, 1, 1, 2))))
-        picture = Picture(f"recall/{number}", cast, WIDTH, HEIGHT)
+        picture = Drawing(f"recall/{number}", cast, WIDTH, HEIGHT)
         yield render(picture), [Box(*head.box, 1.0) for head in heads(picture)]
 
 

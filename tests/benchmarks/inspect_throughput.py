@@ -30,9 +30,9 @@ from unittest import mock
 import numpy as np
 from PIL import Image
 
-from animesion import digests, images, lanczos, looks, quality
-from animesion.recipe import Recipe, load
-from animesion.stages import inspect
+from animesion.config.recipe import Recipe, load
+from animesion.images import codec, features, hashing, lanczos, quality
+from animesion.pipeline import inspect
 
 TIMED = """
 import resource, sys, time
@@ -68,11 +68,11 @@ PORTABLE = "inspect without the compiled pass"
 @contextmanager
 def portable() -> Iterator[None]:
     """As where nothing compiled `_pixels.c`."""
-    with mock.patch.object(digests, "compiled", None):
-        looks._compiled.cache_clear()
+    with mock.patch.object(hashing, "compiled", None):
+        features._compiled.cache_clear()
         yield
-    looks._compiled.cache_clear()
-    looks.lacking()  # looked for again, at nobody's cost
+    features._compiled.cache_clear()
+    features.lacking()  # looked for again, at nobody's cost
 
 
 def made(count: int) -> list[bytes]:
@@ -91,15 +91,15 @@ def made(count: int) -> list[bytes]:
 
 def rates(contents: list[bytes], recipe: Recipe, rounds: int) -> dict[str, float]:
     """Pictures per second of processor time, step by step."""
-    limits = images.Limits()
-    decoded = [images.decode(content, limits).image for content in contents[:200]]
+    limits = codec.Limits()
+    decoded = [codec.decode(content, limits).image for content in contents[:200]]
     greys = [image.convert("L") for image in decoded]
 
     def inspected(content: bytes) -> None:
-        inspect.features(images.decode(content, limits), None, recipe)
+        inspect.features(codec.decode(content, limits), None, recipe)
 
     def looked(content: bytes) -> None:
-        looks.look(images.decode(content, limits).image)
+        features.compute_features(codec.decode(content, limits).image)
 
     def opened(content: bytes) -> None:
         with Image.open(io.BytesIO(content)) as image:
@@ -115,18 +115,18 @@ def rates(contents: list[bytes], recipe: Recipe, rounds: int) -> dict[str, float
 
     # nothing is kept: pictures that stay alive make the next ones wait for fresh memory
     steps: dict[str, tuple[Callable[[Any], object], Sequence[Any]]] = {
-        "decode (the floor)": (lambda content: images.decode(content, limits), contents),
+        "decode (the floor)": (lambda content: codec.decode(content, limits), contents),
         "inspect: decode, hashes, quality": (inspected, contents),
         "decode and all but the pixel digest": (looked, contents),
         PORTABLE: (inspected, contents),
         "Pillow's open and load alone": (opened, contents),
         "a draft decode to 256 px (not used)": (drafted, contents),
-        "  of it: pixel digest": (digests.of_pixels, decoded),
-        "  of it: the compiled pass": (looks.look, decoded),
-        "  portable: pHash": (digests.phashes, decoded),
+        "  of it: pixel digest": (hashing.of_pixels, decoded),
+        "  of it: the compiled pass": (features.compute_features, decoded),
+        "  portable: pHash": (hashing.phashes, decoded),
         "    of it: 32 x 32 grey levels": (lanczos.shrunk, greys),
         "    the same by Pillow (not used)": (pillows, greys),
-        "  portable: thumbnail": (digests.thumbnail, decoded),
+        "  portable: thumbnail": (hashing.thumbnail, decoded),
         "  portable: quality": (quality.measure, decoded),
     }
     taken = {name: float("inf") for name in steps}

@@ -17,10 +17,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from animesion_training import optimizing
-from animesion_training.evaluating import computed_in
+from animesion_training.analysis.profile import count
+from animesion_training.engine import optim
+from animesion_training.eval.evaluate import computed_in
 from animesion_training.models import create_model
-from animesion_training.profiling import count
 
 PREFIXES = (
     "", "evit50_", "evit25_", "evit10_", "evit50_clca_", "evit25_clca_", "tome50_", "ats50_", "dynamicvit50_",
@@ -52,7 +52,7 @@ def runs(
             model(images)
 
     def step() -> None:
-        optimizing.train_mode(model)
+        optim.train_mode(model)
         with computed_in(precision, images.device):
             out = model(images, **losses)
         logits, more = out if losses else (out, {})
@@ -83,7 +83,7 @@ def main() -> None:
         torch.manual_seed(0)
         model = create_model(f"{prefix}{arguments.host}", 200, arguments.size)
         if arguments.freeze:
-            optimizing.freeze(model, ["backbone"])
+            optim.freeze(model, ["backbone"])
         cost = count(model, (arguments.size, arguments.size)).multiply_adds / 1e9
         rows[prefix.rstrip("_") or "plain"] = (cost, *runs(model.to(device), images, labels, arguments.precision))
     times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in rows}

@@ -30,8 +30,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
-from animesion import digests, duplicates, embeddings
-from animesion.recipe import Duplicates, Embedding
+from animesion.config.recipe import DuplicatesSection, EmbeddingSection
+from animesion.dedup import search
+from animesion.images import hashing
+from animesion.pipeline import embed
 
 PEER_LINES = """
 import json, sys
@@ -114,9 +116,9 @@ class Features:
     """Hashes and thumbnails of a list of pictures."""
 
     def __init__(self, images: Sequence[Image.Image]) -> None:
-        both = np.array([digests.phashes(image) for image in images], dtype=np.uint64)
+        both = np.array([hashing.phashes(image) for image in images], dtype=np.uint64)
         self.hashes, self.flipped = both[:, 0].copy(), both[:, 1].copy()
-        self.thumbnails = np.stack([np.frombuffer(digests.thumbnail(image), dtype=np.uint8) for image in images])
+        self.thumbnails = np.stack([np.frombuffer(hashing.thumbnail(image), dtype=np.uint8) for image in images])
 
     def joined(self, other: Features) -> Features:
         """Two lists as one."""
@@ -125,10 +127,10 @@ class Features:
             setattr(both, name, np.concatenate([getattr(self, name), getattr(other, name)]))
         return both
 
-    def pairs(self, settings: Duplicates) -> set[tuple[int, int]]:
+    def pairs(self, settings: DuplicatesSection) -> set[tuple[int, int]]:
         """What these settings take for the same."""
-        found, mirrored = duplicates.found_pairs(self.hashes, self.flipped if settings.flip else None, settings.radius)
-        same = duplicates.same_thumbnail(
+        found, mirrored = search.found_pairs(self.hashes, self.flipped if settings.flip else None, settings.radius)
+        same = search.same_thumbnail(
             self.thumbnails, found, settings.mean_difference, settings.max_difference, mirrored, settings.tone
         )
         return {(a, b) for a, b in found[same].tolist()}
@@ -137,14 +139,14 @@ class Features:
 class Embeddings(Features):
     """Pairs by hash and those by a timm model."""
 
-    def __init__(self, images: Sequence[Image.Image], settings: Embedding) -> None:
+    def __init__(self, images: Sequence[Image.Image], settings: EmbeddingSection) -> None:
         super().__init__(images)
-        self.vectors = embeddings.Embedder(settings)(images)
+        self.vectors = embed.Embedder(settings)(images)
 
     def alike(self, other: Embeddings, threshold: float) -> set[tuple[int, int]]:
         """Pairs by cosine, of both lists as one."""
         both = np.concatenate([self.vectors, other.vectors])
-        return {(a, b) for a, b in duplicates.cosine_pairs(both, threshold).tolist()}
+        return {(a, b) for a, b in search.cosine_pairs(both, threshold).tolist()}
 
 
 def judged(pairs: set[tuple[int, int]], n: int, known: set[tuple[int, int]]) -> tuple[float, int]:
@@ -169,7 +171,7 @@ def faces(path: Path, count: int) -> list[Image.Image]:
             file = tar.extractfile(member)
             assert file is not None
             image = Image.open(io.BytesIO(file.read())).convert("RGB")
-            if (digest := digests.of_pixels(image)) not in seen:
+            if (digest := hashing.of_pixels(image)) not in seen:
                 chosen.append(image)
                 seen.add(digest)
             if len(chosen) == count:
@@ -227,14 +229,14 @@ def main() -> None:
     copies = {name: [TRANSFORMS[name](image, lot) for image in images] for name in arguments.only}
     base = Features(images)
     features = {name: base.joined(Features(altered)) for name, altered in copies.items()}
-    default = Duplicates()
+    default = DuplicatesSection()
     # the loosest settings say which originals are near duplicates or alternates of one another
-    known = base.pairs(Duplicates(radius=12, mean_difference=24.0, max_difference=255, flip=True))
+    known = base.pairs(DuplicatesSection(radius=12, mean_difference=24.0, max_difference=255, flip=True))
     print(f"{n:,} pictures; pairs among the originals: default {len(base.pairs(default)):,}, "
-          f"with flip {len(base.pairs(Duplicates(flip=True))):,}, loosest {len(known):,}")  # fmt: skip
+          f"with flip {len(base.pairs(DuplicatesSection(flip=True))):,}, loosest {len(known):,}")  # fmt: skip
     if arguments.sweep:
         sweep(features, n, known)
-    rows = {"default": default, "flip": Duplicates(flip=True)}
+    rows = {"default": default, "flip": DuplicatesSection(flip=True)}
     print(f"{'':<22} " + " ".join(f"{name + ' recall':>16} precision" for name in rows) + f" {'bits 98%':>9}")
     recalls = []
     for name, both in features.items():
@@ -247,7 +249,7 @@ def main() -> None:
     if recalls:
         print(f"{'what pHash can see':<22} {sum(recalls) / len(recalls):16.4f}")
     if arguments.embedding:
-        model = Embedding(model=arguments.embedding, weights=arguments.weights)
+        model = EmbeddingSection(model=arguments.embedding, weights=arguments.weights)
         first = Embeddings(images, model)
         print(f"{'':<22} " + " ".join(f"{f'cosine {t}':>13} {'wrong':>6}" for t in arguments.thresholds))
         for name, altered in copies.items():
@@ -265,7 +267,7 @@ def sweep(features: dict[str, Features], n: int, known: set[tuple[int, int]]) ->
         f"{'tone':>5} {'radius':>6} {'mean':>6} {'max':>4} {'recall':>8} {'worst':>8} {'':<20} {'wrong':>7} {'own':>6}"
     )
     for tone, radius, mean, most in itertools.product((0.0, 0.2, 0.3), (4, 6, 8), (6.0, 8.0, 12.0), (48, 64, 96)):
-        settings = Duplicates(tone=tone, radius=radius, mean_difference=mean, max_difference=most)
+        settings = DuplicatesSection(tone=tone, radius=radius, mean_difference=mean, max_difference=most)
         cells = {name: judged(both.pairs(settings), n, known) for name, both in seen.items()}
         worst = min(cells, key=lambda name: cells[name][0])
         own = len({pair for pair in next(iter(seen.values())).pairs(settings) if max(pair) < n})

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from animesion import duplicates
+from animesion.dedup import search
 
 
-def planted(n: int, radius: int) -> duplicates.Hashes:
+def planted(n: int, radius: int) -> search.HashArray:
     """Hashes with near duplicates among them, the same every time."""
     lot = np.random.default_rng(1)
     hashes = lot.integers(0, 2**64, n, dtype=np.uint64)
@@ -33,7 +33,7 @@ def planted(n: int, radius: int) -> duplicates.Hashes:
     return hashes
 
 
-def brute(hashes: duplicates.Hashes, radius: int) -> duplicates.Pairs:
+def brute(hashes: search.HashArray, radius: int) -> search.Pairs:
     """All with all."""
     found = []
     for start in range(0, len(hashes), 256):
@@ -43,7 +43,7 @@ def brute(hashes: duplicates.Hashes, radius: int) -> duplicates.Pairs:
     return np.concatenate(found)
 
 
-def faiss_pairs(hashes: duplicates.Hashes, radius: int) -> duplicates.Pairs:
+def faiss_pairs(hashes: search.HashArray, radius: int) -> search.Pairs:
     """All with all, by faiss."""
     import faiss
 
@@ -59,7 +59,7 @@ def faiss_pairs(hashes: duplicates.Hashes, radius: int) -> duplicates.Pairs:
     return np.concatenate(found)
 
 
-METHODS = {"animesion": duplicates.near_pairs, "brute": brute, "faiss": faiss_pairs}
+METHODS = {"animesion": search.near_pairs, "brute": brute, "faiss": faiss_pairs}
 
 
 def measure(method: str, n: int, radius: int) -> dict[str, float]:

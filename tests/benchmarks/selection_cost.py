@@ -20,10 +20,10 @@ import timm
 import torch
 from torch import Tensor
 
-from animesion_training.profiling import count
+from animesion_training.analysis.profile import count
 from animesion_training.tokens import TokenVisionTransformer
 from animesion_training.tokens.rollout import class_rollout, recording, rollout
-from animesion_training.tokens.similarity import global_local_similarity, select
+from animesion_training.tokens.twopass.similarity import global_local_similarity, select
 
 DEPTH, HEADS, WIDTH, PATCH, TOP = 12, 12, 768, 16, 8
 

@@ -59,7 +59,7 @@ def main() -> None:
 
 def measure(folder: Path, pictures: int, megabytes: int) -> None:
     from animesion.publishing import File
-    from animesion.publishing.cloud import Store
+    from animesion.publishing.object_store import ObjectStore
     from animesion.sources.folder import FolderOptions, FolderSource
 
     rates = {}
@@ -81,7 +81,7 @@ def measure(folder: Path, pictures: int, megabytes: int) -> None:
         facts = File(
             "data/train-00000.tar", shard, shard.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
         )
-    store, memory, began = Store("s3://bench/sets/one"), peak(), time.perf_counter()
+    store, memory, began = ObjectStore("s3://bench/sets/one"), peak(), time.perf_counter()
     store.put(facts)
     sent = time.perf_counter()
     assert not store.fault(facts)

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from animesion_training import views
-from animesion_training.distillation import distillation_loss
+from animesion_training.data import views
+from animesion_training.losses.distillation import distillation_loss
 from animesion_training.models import create_model
 
 CLASSES = 200

@@ -16,9 +16,8 @@ import torch
 from PIL import Image
 
 import animesion
-from animesion_training import views
-from animesion_training.data import Augment
-from animesion_training.evaluating import three
+from animesion_training.data import Augment, views
+from animesion_training.eval.evaluate import three
 from animesion_training.models.cal import CALClassifier
 from animesion_training.weights import load_model
 

@@ -26,8 +26,8 @@ import requests
 from click.testing import CliRunner
 
 import animesion
-from animesion import decisions
 from animesion.cli import cli
+from animesion.config import decisions
 
 from .pages import ROOT, Block, Step
 
@@ -198,9 +198,9 @@ class Reader:
         if "project" in document:
             self._install(block, document["project"]["entry-points"])
         elif "grid" in document or "variants" in document:
-            from animesion_training import studying
+            from animesion_training.analysis import study
 
-            assert studying.load(path).name == document["name"]
+            assert study.load(path).name == document["name"]
         elif "same" in document:
             assert decisions.read(path)
         else:

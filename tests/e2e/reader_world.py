@@ -22,13 +22,14 @@ from click.testing import CliRunner
 from PIL import ImageDraw
 
 from animesion.cli import cli
-from animesion.sample import dialects, flora
-from animesion.sample.api import describe
-from animesion.sample.collections import SampleFilesOptions, write
-from animesion.sample.faults import local_server
-from animesion.sample.server import serve
-from animesion.sample.source import HOST
-from animesion.sample.world import World
+from animesion_sample.api import describe
+from animesion_sample.collections import SampleFilesOptions, write
+from animesion_sample.faults import local_server
+from animesion_sample.server import serve
+from animesion_sample.source import HOST
+from animesion_sample.world import World
+from tests import booru_dialects as dialects
+from tests import flora
 from tests.cascades import BRIGHT
 from tests.conftest import draw, draw_folders
 from tests.integration import hub_server, s3_server

@@ -22,9 +22,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from animesion import engine, sources, stores, verifying
-from animesion.sample.source import HOST
+from animesion import executors, sources
+from animesion.executors import base
 from animesion.sources.crawled import CrawledSource
+from animesion.storage import stores
+from animesion_sample.source import HOST
 from animesion_scrapers import RateLimiter
 from animesion_scrapers.sites import SiteInfo
 from animesion_scrapers.sites import load as load_site
@@ -174,23 +176,23 @@ def reached(internet: Sites, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(animesion_scrapers, "Crawler", Crawler)
 
 
-class InThisProcess(engine.Engine):
+class InThisProcess(base.Executor):
     """Runs the jobs of builds here: dozens of interpreters would have to start else, which other tests do."""
 
     def __init__(self, workers: int = 1) -> None:
         super().__init__(1)
-        self._job: engine.Job | None = None
+        self._job: base.Job | None = None
 
     def __exit__(self, *_: object) -> None:
         pass
 
-    def _submit(self, job: engine.Job) -> int:
+    def _submit(self, job: base.Job) -> int:
         self._job = job
         return 0
 
-    def _ended(self, handles: Sequence[int]) -> Iterator[tuple[int, engine.Answer]]:
+    def _ended(self, handles: Sequence[int]) -> Iterator[tuple[int, base.Answer]]:
         assert self._job is not None
-        yield 0, engine.run_job(self._job)
+        yield 0, base.run_job(self._job)
 
 
 @pytest.fixture
@@ -218,8 +220,7 @@ def test_the_code_of_a_page_runs(
     world = tmp_path / "world"
     shutil.copytree(template, world)
     if page != "CONTRIBUTING.md":  # whose packages the workers have to find
-        monkeypatch.setattr(engine, "make", lambda *_: InThisProcess())
-        monkeypatch.setattr(verifying, "LocalEngine", InThisProcess)
+        monkeypatch.setattr(executors, "make", lambda *_args, **_options: InThisProcess())
     reader = Reader(world, TABLES, lambda: internet.accounts, monkeypatch.syspath_prepend)
     if page == "docs/tgda.md":
         reader.given["state_dict"] = state_dict()

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import animesion
+from animesion.config.recipe import builtin_names
 from animesion.errors import UsageError
-from animesion.recipe import builtin_names
-from animesion.sample.collections import SampleFilesOptions, write
-from animesion.sample.leaves import STAGES, Leaf, render
-from animesion.verifying import verify
+from animesion.verification.checks import verify
+from animesion_sample.collections import SampleFilesOptions, write
+from animesion_sample.leaves import STAGES, DrawnLeaf, render
 
 from .conftest import shard_digests
 
@@ -130,7 +130,9 @@ def test_equal_options_draw_equal_files(tmp_path: Path) -> None:
 def test_leaves_yellow_from_stage_to_stage() -> None:
     def redness(number: int, stage: str) -> float:
         """Red minus green in the middle of the leaf, of 255."""
-        middle = np.asarray(render(Leaf("soybean", number, "0", 96, stage)).crop((36, 36, 60, 60)), dtype=np.float64)
+        middle = np.asarray(
+            render(DrawnLeaf("soybean", number, "0", 96, stage)).crop((36, 36, 60, 60)), dtype=np.float64
+        )
         return float((middle[..., 0] - middle[..., 1]).mean())
 
     for number in range(1, 6):

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import animesion
-from animesion.sample.truth import truth
-from animesion.sample.world import World
+from animesion_sample.world import World
+from tests.sample_truth import truth
 
 
 def verdicts(out: Path) -> dict[int, dict[str, Any]]:

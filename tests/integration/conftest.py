@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from animesion_scrapers.transfers import Download, Downloaded, Transfers
+from animesion_scrapers.http.transfers import Download, Downloaded, Transfers
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow.parquet as pq
 from aiohttp import web
 
-from animesion.sample.faults import LocalServer
-from animesion_scrapers import Crawler, Download, Entry, Ledger, RateLimiter, Retries
-from animesion_scrapers.ledger import DONE
+from animesion_sample.faults import LocalServer
+from animesion_scrapers import Crawler, Download, Ledger, LedgerEntry, RateLimiter, Retries
+from animesion_scrapers.crawl.ledger import DONE
 
 AGENT = "animesion-tests/1.0 (tests@example.org)"
 HOST = "cdn.sample-booru.invalid"
@@ -51,7 +51,7 @@ def wanted(count: int, *, scheme: str = "http", host: str = HOST, folder: str = 
 
 def crawl(
     server: LocalServer, folder: Path, requests: Sequence[Download], retry_refused: bool = False, **settings: Any
-) -> dict[str, Entry]:
+) -> dict[str, LedgerEntry]:
     defaults: dict[str, Any] = {
         "user_agent": AGENT,
         "limiter": RateLimiter(FREE),

@@ -13,8 +13,8 @@ from PIL import Image, ImageOps
 
 import animesion
 from animesion.cli import cli
+from animesion.config.recipe import Recipe
 from animesion.errors import UsageError
-from animesion.recipe import Recipe
 from tests.conftest import draw
 
 OURS = 6

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from animesion.cli import cli
-from animesion_training.auditing import judge
+from animesion_training.analysis.audit import judge
 from animesion_training.models import create_model
 from animesion_training.weights import save_model
 

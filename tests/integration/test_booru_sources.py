@@ -13,14 +13,15 @@ from typing import Any
 import pytest
 
 import animesion
-from animesion import building, sources
+from animesion import sources
 from animesion.cli import main
 from animesion.errors import AnimesionError, UsageError
-from animesion.sample import dialects
-from animesion.sample.dialects import Entry, ZerochanTraps
-from animesion.sample.faults import LASTING, PASSING, FaultPlan, LocalServer, local_server
-from animesion.sample.source import HOST
-from animesion.sample.world import World
+from animesion.pipeline import runner
+from animesion_sample.faults import LASTING, PASSING, FaultPlan, LocalServer, local_server
+from animesion_sample.source import HOST
+from animesion_sample.world import World
+from tests import booru_dialects as dialects
+from tests.booru_dialects import Entry, ZerochanTraps
 
 from .crawling import raw
 
@@ -78,7 +79,7 @@ def test_a_build_fetches_what_the_site_lists_and_asks_for_nothing_twice(
         entry(5, extension="mp4"), entry(6, rating="e"),
     ]  # fmt: skip
     with serving(name, posts, monkeypatch) as server:
-        result = building.run(recipe(name), tmp_path, workers=1, until="fetch")
+        result = runner.run(recipe(name), tmp_path, workers=1, until="fetch")
         rows = raw(tmp_path)
         assert (result.seen, list(rows)) == (6, [f"{name}-{number}" for number in range(1, 7)])
         assert [row["reason"] for row in rows.values()] == ["", "", "not visible", "", "unsupported format", ""]
@@ -99,12 +100,12 @@ def test_a_build_fetches_what_the_site_lists_and_asks_for_nothing_twice(
 
         asked.clear()
         requests = len(server.journal.queries)
-        building.run(recipe(name), tmp_path, workers=1, until="fetch")
+        runner.run(recipe(name), tmp_path, workers=1, until="fetch")
         assert not asked
         assert len(server.journal.queries) == requests
 
         posts += [entry(7), entry(8)]
-        assert building.run(recipe(name), tmp_path, workers=1, until="fetch", update=True).seen == 8
+        assert runner.run(recipe(name), tmp_path, workers=1, until="fetch", update=True).seen == 8
         assert sorted(asked) == [f"{name}-7", f"{name}-8"]
         assert [row["order"] for row in raw(tmp_path).values()] == list(range(8))
 
@@ -182,11 +183,11 @@ def test_gelbooru_takes_its_key_from_the_environment_and_sends_it_to_no_other_si
         with pytest.raises(
             AnimesionError, match=r"answers nobody without .* set GELBOORU_USER_ID and GELBOORU_API_KEY"
         ):
-            building.run(at_home, tmp_path / "out", workers=1, until="fetch")
+            runner.run(at_home, tmp_path / "out", workers=1, until="fetch")
         assert not server.journal.queries
         monkeypatch.setenv("GELBOORU_USER_ID", "39")
         monkeypatch.setenv("GELBOORU_API_KEY", "s3cret")
-        assert building.run(at_home, tmp_path / "out", workers=1, until="fetch").seen == 1
+        assert runner.run(at_home, tmp_path / "out", workers=1, until="fetch").seen == 1
         files = [path for path in server.journal.queries if path.startswith("/images/")]
         assert files == ["/images/1/1.jpg"]
         with pytest.raises(AnimesionError, match="401 Unauthorized"):
@@ -213,7 +214,7 @@ def test_zerochan_is_told_the_user_in_every_request_and_needs_one(
 ) -> None:
     traps = ZerochanTraps(aliases={"Miku": "Hatsune Miku"}, gone=frozenset({2}))
     with serving("zerochan", [entry(1), entry(2), entry(3, "rin")], monkeypatch, traps=traps) as server:
-        building.run(recipe("zerochan", "source.tags=Miku", "source.strict=true"), tmp_path, workers=1, until="fetch")
+        runner.run(recipe("zerochan", "source.tags=Miku", "source.strict=true"), tmp_path, workers=1, until="fetch")
         assert [row["labels"] for row in raw(tmp_path).values()] == [["Hatsune Miku"]]
         agents = {headers["User-Agent"] for headers in server.journal.headers}
     assert len(agents) == 1
@@ -231,7 +232,7 @@ def test_files_that_misbehave_are_accounted_for(name: str, tmp_path: Path, monke
     plan = FaultPlan(share=0.7, kinds=kinds, prefix="/images/")
     short = ["source.deadline=3", "source.stall=0.5"]
     with serving(name, posts, monkeypatch, plan):
-        building.run(recipe(name, *short), tmp_path, workers=1, until="fetch")
+        runner.run(recipe(name, *short), tmp_path, workers=1, until="fetch")
     fault = {f"{name}-{post.id}": plan.fault(f"/images/{post.id}/{post.id}.jpg") for post in posts}
     rows = raw(tmp_path)
     assert {key for key, row in rows.items() if row["sha256"]} == {
@@ -249,9 +250,9 @@ def test_a_listing_that_breaks_off_leaves_nothing_behind_and_the_next_run_begins
         serving("moebooru", [entry(1)], monkeypatch, plan),
         pytest.raises(AnimesionError, match=rf"^http://{HOST}: {HOST} answered 403 .* HTML challenge page"),
     ):
-        building.run(recipe("moebooru"), tmp_path, workers=1, until="fetch")
+        runner.run(recipe("moebooru"), tmp_path, workers=1, until="fetch")
     with serving("moebooru", [entry(1)], monkeypatch):
-        assert building.run(recipe("moebooru"), tmp_path, workers=1, until="fetch").seen == 1
+        assert runner.run(recipe("moebooru"), tmp_path, workers=1, until="fetch").seen == 1
 
 
 def test_drawn_posts_go_all_the_way_to_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,7 +261,7 @@ def test_drawn_posts_go_all_the_way_to_shards(tmp_path: Path, monkeypatch: pytes
     posts = dialects.of_world(world, chosen)
     settings = ["classes.minimum=1", "crop.detector=none"]
     with serving("moebooru", posts, monkeypatch):
-        result = building.run(recipe("moebooru", *settings), tmp_path, workers=1)
+        result = runner.run(recipe("moebooru", *settings), tmp_path, workers=1)
     assert result.seen == len(posts)
     assert result.seen == result.kept + sum(result.dropped.values())
     assert result.kept > len(posts) // 2

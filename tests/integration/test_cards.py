@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import animesion
-from animesion.cli.card import card
+from animesion_training.cli.card import card
 from tests.conftest import draw_folders
 
 HEADINGS = (

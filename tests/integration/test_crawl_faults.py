@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from animesion.sample.faults import LASTING, PASSING, FaultPlan, LocalServer, local_server, self_signed
+from animesion_sample.faults import LASTING, PASSING, FaultPlan, LocalServer, local_server, self_signed
 from animesion_scrapers import REASONS, Breakers, Download
-from animesion_scrapers.clients import tls_context
-from animesion_scrapers.ledger import DONE, FAILED, REFUSED
+from animesion_scrapers.crawl.ledger import DONE, FAILED, REFUSED
+from animesion_scrapers.http.clients import tls_context
 
 from .crawling import application, crawl, wanted
 

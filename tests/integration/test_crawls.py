@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from animesion.sample.faults import LocalServer, local_server
+from animesion_sample.faults import LocalServer, local_server
 from animesion_scrapers import Breakers, Crawler, Download, Ledger, RateLimiter
-from animesion_scrapers.ledger import DONE, FAILED, REFUSED
+from animesion_scrapers.crawl.ledger import DONE, FAILED, REFUSED
 
 from .crawling import AGENT, FREE, HOST, application, body, crawl, wanted
 

@@ -17,7 +17,7 @@ from PIL import Image
 import animesion
 from animesion import sources
 from animesion.errors import UsageError
-from animesion.records import Item
+from animesion.schemas import Item
 from animesion.sources.moeimouto import MoeimoutoOptions, MoeimoutoSource
 from animesion.sources.published_sets import PUBLISHED, PublishedSet
 from animesion.sources.ultra_fgvc import UltraFgvcOptions, UltraFgvcSource

@@ -12,13 +12,14 @@ import pytest
 from aiohttp import web
 
 import animesion
-from animesion import building, sources
+from animesion import sources
 from animesion.cli import main
 from animesion.errors import AnimesionError, UsageError
-from animesion.sample.faults import local_server
-from animesion.sample.server import SampleServer, serve
-from animesion.sample.source import HOST
-from animesion.sample.world import World
+from animesion.pipeline import runner
+from animesion_sample.faults import local_server
+from animesion_sample.server import SampleServer, serve
+from animesion_sample.source import HOST
+from animesion_sample.world import World
 
 from .crawling import raw
 
@@ -78,12 +79,12 @@ def test_only_what_is_newer_than_the_last_item_is_listed(server: SampleServer, t
 
 def test_a_changed_rule_asks_the_site_for_nothing_again(tmp_path: Path, asked: Counter[str]) -> None:
     small = ["source.posts=200", "classes.minimum=3"]
-    building.run(animesion.load_recipe("daf-re", small, sample=True), tmp_path, workers=1, until="curate")
+    runner.run(animesion.load_recipe("daf-re", small, sample=True), tmp_path, workers=1, until="curate")
     first = set(asked)
     asked.clear()
     # ratings q and e come in: only what was passed over before is fetched now
     wider = animesion.load_recipe("daf-re", [*small, "filter.ratings=[]"], sample=True)
-    building.run(wider, tmp_path, workers=1, until="curate", replace=True)
+    runner.run(wider, tmp_path, workers=1, until="curate", replace=True)
     assert first
     assert asked
     assert not set(asked) & first
@@ -135,18 +136,18 @@ def test_an_update_adds_what_is_new_and_leaves_the_rest_alone(
 
         monkeypatch.setattr(sources, "make", made)
         out = tmp_path / "out"
-        building.run(recipe, out, workers=1, until="fetch")
+        runner.run(recipe, out, workers=1, until="fetch")
         posts += [entry(number) for number in range(6, 9)]
-        building.run(recipe, out, workers=1, until="fetch")
+        runner.run(recipe, out, workers=1, until="fetch")
         assert len(raw(out)) == 5
         asked.clear()
-        result = building.run(recipe, out, workers=1, until="fetch", update=True)
+        result = runner.run(recipe, out, workers=1, until="fetch", update=True)
         assert result.seen == 8
         assert sorted(asked) == ["danbooru-6", "danbooru-7", "danbooru-8"]
         whole = raw(out)
         assert [row["order"] for row in whole.values()] == list(range(8))
         asked.clear()
-        assert building.run(recipe, out, workers=1, until="fetch", update=True).seen == 8
+        assert runner.run(recipe, out, workers=1, until="fetch", update=True).seen == 8
         assert not asked
         assert sorted(path.name for path in (out / ".crawl").iterdir()) == [
             "hosts.sqlite",

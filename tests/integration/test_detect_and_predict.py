@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import animesion
-from animesion import detectors, images
+from animesion import detectors
 from animesion.cli import cli
 from animesion.detectors.onnx import OnnxDetector, suppress
 from animesion.errors import AnimesionError, UsageError
-from animesion.records import Box
+from animesion.images import codec
+from animesion.schemas import Box
 from animesion_training.models import create_model
 from animesion_training.weights import save_model
 
@@ -357,8 +358,8 @@ def test_builds_cut_what_the_network_boxes_and_notice_another_network(tmp_path: 
     for label, places in {"a": (0.1, 0.2, 0.3), "b": (0.4, 0.5, 0.25)}.items():
         for i, place in enumerate(places):
             picture, _ = drawn(200 + 8 * i, 160, (place, place, place + 0.4, place + 0.35))
-            put(tmp_path / "set", f"{label}/{i}.png", images.encode(picture, "png", 100))
-    put(tmp_path / "set", "a/dark.png", images.encode(Image.new("RGB", (90, 90)), "png", 100))
+            put(tmp_path / "set", f"{label}/{i}.png", codec.encode(picture, "png", 100))
+    put(tmp_path / "set", "a/dark.png", codec.encode(Image.new("RGB", (90, 90)), "png", 100))
     overrides = ["duplicates.near=false", "crop.detector=onnx", "crop.min_score=0.5", "crop.margin=0.1"]
     overrides += [f"source.path={tmp_path / 'set'}", f"crop.detector_options.file={path}"]
     made = animesion.load_recipe("folder", overrides)
@@ -387,7 +388,7 @@ def test_predict_names_faces_and_with_or_whole_the_picture(tmp_path: Path) -> No
     plain = run(*faces, "--json")
     assert plain.exit_code == 1
     first, second = (json.loads(line) for line in plain.stdout.splitlines())
-    assert first["box"] == pytest.approx(images.crop_pixels(truth, 320, 200, 0.1, square=False), abs=2)
+    assert first["box"] == pytest.approx(codec.crop_pixels(truth, 320, 200, 0.1, square=False), abs=2)
     assert second["problem"] == "no face found"
     whole = run(*faces, "--json", "--or-whole")
     assert whole.exit_code == 0

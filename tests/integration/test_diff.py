@@ -12,11 +12,11 @@ import pytest
 from click.testing import CliRunner
 
 import animesion
-from animesion import tables
-from animesion.cli.card import card
 from animesion.cli.diff import diff
 from animesion.errors import UsageError
-from animesion.records import CURATED, INDEX
+from animesion.schemas import CURATED, INDEX
+from animesion.storage import parquet
+from animesion_training.cli.card import card
 
 
 def difference(before: Path, after: Path) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def test_moved_and_repainted_samples(small_dataset: Path, folder: Path) -> None:
     rows = animesion.open_dataset(folder).index.to_pylist()
     rows[0] |= {"split": "test"}
     rows[1] |= {"sha256": "0" * 64}
-    tables.write(folder / "index.parquet", tables.table(rows, INDEX))
+    parquet.write(folder / "index.parquet", parquet.table(rows, INDEX))
     document = difference(small_dataset, folder)
     assert differing(document) == {"moved", "repainted"}
     assert document["moved"] == [{"what": rows[0]["key"], "before": "train", "after": "test"}]
@@ -96,7 +96,7 @@ def test_moved_and_repainted_samples(small_dataset: Path, folder: Path) -> None:
 def test_reasons_differ(small_dataset: Path, folder: Path) -> None:
     rows = pq.read_table(folder / "curated.parquet").to_pylist()
     rows[0] |= {"kept": False, "reason": "near duplicate"}
-    tables.write(folder / "curated.parquet", tables.table(rows, CURATED))
+    parquet.write(folder / "curated.parquet", parquet.table(rows, CURATED))
     document = difference(small_dataset, folder)
     assert document["reasons"] == [{"what": rows[0]["key"], "before": "kept", "after": "near duplicate"}]
 

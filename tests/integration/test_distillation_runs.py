@@ -15,7 +15,7 @@ from PIL import Image
 
 import animesion
 from animesion.errors import UsageError
-from animesion_training import loop, runs, state
+from animesion_training.engine import checkpoint, loop, runs
 from animesion_training.models.cal import CALClassifier
 from animesion_training.recipe import TrainRecipe, load
 from animesion_training.weights import load_model, save_model
@@ -122,7 +122,7 @@ def test_a_cal_run_resumes_with_its_feature_centers(coloured: Path, tmp_path: Pa
         loop.train(recipe, coloured, tmp_path / "cut", device="cpu", watcher=StopsAfterOne())
     loop.train(recipe, coloured, tmp_path / "cut", device="cpu", resume=True)
     assert [line["loss"] for line in lines(tmp_path / "cut")] == [line["loss"] for line in lines(tmp_path / "whole")]
-    one, other = (state.load(tmp_path / name / runs.LAST)["method"] for name in ("whole", "cut"))
+    one, other = (checkpoint.load(tmp_path / name / runs.LAST)["method"] for name in ("whole", "cut"))
     assert one
     assert all(torch.equal(one[key], other[key]) for key in one)
 

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from animesion import environment
-from animesion.cli import cli
+from animesion.cli import cli, environment
 from animesion.cli.doctor import doctor
 
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import animesion
-from animesion import duplicates
+from animesion.dedup import search
 from animesion.errors import UsageError
 from tests.conftest import draw
 
@@ -119,4 +119,4 @@ def test_pairs_by_cosine_are_those_of_all_with_all(installed: bool, monkeypatch:
     exact = vectors.astype(np.float64) @ vectors.astype(np.float64).T
     due = {(i, j) for i, j in np.argwhere(exact >= 0.9).tolist() if i < j}
     assert 40 < len(due) < 200
-    assert [tuple(pair) for pair in duplicates.cosine_pairs(vectors, 0.9).tolist()] == sorted(due)
+    assert [tuple(pair) for pair in search.cosine_pairs(vectors, 0.9).tolist()] == sorted(due)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from animesion_training import explaining
-from animesion_training.distributed import joined
+from animesion_training.analysis import explain
+from animesion_training.engine.distributed import distributed_context
 from animesion_training.models import create_model
 from animesion_training.weights import save_model
 
@@ -40,15 +40,15 @@ def test_each_kind_of_network_has_its_panels(options: dict[str, Any], titles: li
     for path in pictures:
         coarse = lot.integers(0, 256, (6, 6, 3), dtype=np.uint8)
         Image.fromarray(coarse).resize((100, 80), Image.Resampling.BICUBIC).save(path)
-    with joined("cpu") as place:
-        rows = list(explaining.explain(tmp_path / "w.safetensors", pictures, place))
+    with distributed_context("cpu") as place:
+        rows = list(explain.explain(tmp_path / "w.safetensors", pictures, place))
     assert [row.path for row in rows] == pictures
     for row in rows:
         assert [panel.title for panel in row.panels] == ["picture", *titles]
         assert all(panel.pixels.shape == (96, 96, 3) for panel in row.panels)
         changed = [panel for panel in row.panels[1:] if panel.title != "crop"]  # which may be of the whole picture
         assert all(not np.array_equal(row.panels[0].pixels, panel.pixels) for panel in changed)
-    assert explaining.sheet(rows, 64).size == (6 + (len(titles) + 1) * 70, 20 + 2 * 84)
+    assert explain.sheet(rows, 64).size == (6 + (len(titles) + 1) * 70, 20 + 2 * 84)
 
 
 def test_half_of_the_patches_are_dark_when_half_are_kept(tmp_path: Path) -> None:
@@ -56,6 +56,6 @@ def test_half_of_the_patches_are_dark_when_half_are_kept(tmp_path: Path) -> None
     model = create_model("vit_tiny_patch16", 3, 96, reduction="topk", keep_rate=0.5, reduction_layers=[1], **SMALL)
     save_model(model, tmp_path / "w.safetensors", ("a", "b", "c"))
     Image.new("RGB", (96, 96), (200, 180, 160)).save(tmp_path / "p.png")
-    with joined("cpu") as place:
-        [row] = explaining.explain(tmp_path / "w.safetensors", [tmp_path / "p.png"], place)
+    with distributed_context("cpu") as place:
+        [row] = explain.explain(tmp_path / "w.safetensors", [tmp_path / "p.png"], place)
     assert (row.panels[1].pixels[..., 0] < 100).mean() == 0.5

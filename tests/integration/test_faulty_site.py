@@ -9,8 +9,8 @@ import pytest
 from aiohttp import web
 
 import animesion
-from animesion import building
-from animesion.sample.faults import LASTING, LISTING, FaultPlan, local_server
+from animesion.pipeline import runner
+from animesion_sample.faults import LASTING, LISTING, FaultPlan, local_server
 from animesion_scrapers import Danbooru, RateLimiter, ScraperError
 
 from .crawling import AGENT, HOST, QUICK, raw
@@ -34,7 +34,7 @@ def test_a_faulty_site_is_accounted_for_and_the_refused_are_asked_for_only_when_
     settings = ["source.posts=200", "source.faults=0.5", "source.deadline=3", "source.stall=0.3", "classes.minimum=3"]
     recipe = animesion.load_recipe("daf-re", settings, sample=True)
     plan = FaultPlan(share=0.5, seed=0)
-    first = building.run(recipe, tmp_path, workers=1, until="curate")
+    first = runner.run(recipe, tmp_path, workers=1, until="curate")
     before = raw(tmp_path)
     fault = {key: plan.fault(row["file_url"].partition(".invalid")[2]) for key, row in before.items()}
     refused = {key for key in asked if fault[key] in LASTING}
@@ -44,7 +44,7 @@ def test_a_faulty_site_is_accounted_for_and_the_refused_are_asked_for_only_when_
     assert any("refused for good" in sentence for sentence in first.crawl)
 
     asked.clear()
-    building.run(recipe, tmp_path, workers=1, until="fetch")
+    runner.run(recipe, tmp_path, workers=1, until="fetch")
     after = raw(tmp_path)
     assert not refused & set(asked)
     for key, row in before.items():
@@ -52,7 +52,7 @@ def test_a_faulty_site_is_accounted_for_and_the_refused_are_asked_for_only_when_
             assert (after[key]["sha256"], asked[key]) == (row["sha256"], 0)
 
     asked.clear()
-    building.run(recipe, tmp_path, workers=1, until="fetch", retry_failed=True)
+    runner.run(recipe, tmp_path, workers=1, until="fetch", retry_failed=True)
     assert refused <= set(asked)
     assert {key for key, row in raw(tmp_path).items() if row["sha256"]} >= {
         key for key, row in after.items() if row["sha256"]

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import animesion
+from animesion.config.recipe import Recipe
 from animesion.errors import UsageError
-from animesion.recipe import Recipe
 from tests.conftest import draw
 
 

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 import animesion
-from animesion.dataset import Dataset
-from animesion.verifying import verify
+from animesion.dataset.dataset import Dataset
+from animesion.verification.checks import verify
 
 TURNED, UPRIGHT, SOFTWARE = 6, 1, 0x0131
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from animesion.sample.faults import local_server
+from animesion_sample.faults import local_server
 
 from .crawling import HOST, body, wanted
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from animesion.cli.card import card
 from animesion.errors import UsageError
-from animesion_training import loop
+from animesion_training.cli.card import card
+from animesion_training.engine import loop
 from animesion_training.recipe import load
 
 FAST = ("model.name=resnet10t", "model.img_size=32", "run.batch_size=16", "data.workers=0", "schedule.epochs=1")

@@ -13,13 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 
 import animesion
-from animesion import building, sources
+from animesion import sources
 from animesion.cli import main
 from animesion.errors import AnimesionError, UsageError
-from animesion.sample import flora
-from animesion.sample.faults import LASTING, PASSING, FaultPlan, LocalServer, local_server
-from animesion.sample.flora import Plant, Wiki, plants, wiki_of
-from animesion.sample.source import HOST
+from animesion.pipeline import runner
+from animesion_sample.faults import LASTING, PASSING, FaultPlan, LocalServer, local_server
+from animesion_sample.source import HOST
+from tests import flora
+from tests.flora import Plant, Wiki, plants, wiki_of
 
 from .crawling import raw
 
@@ -63,7 +64,7 @@ def test_a_build_fetches_what_the_site_lists_and_asks_for_nothing_twice(
 ) -> None:
     found = [*roses(3), Plant(4, cultivar="Iceberg", photos=2, licence="cc-by-nc")]
     with serving(name, found, monkeypatch) as server:
-        result = building.run(recipe(name), tmp_path, workers=1, until="fetch")
+        result = runner.run(recipe(name), tmp_path, workers=1, until="fetch")
         rows = list(raw(tmp_path).values())
         several = name != "commons"
         assert result.seen == 4 + several
@@ -82,12 +83,12 @@ def test_a_build_fetches_what_the_site_lists_and_asks_for_nothing_twice(
 
         asked.clear()
         requests = len(server.journal.queries)
-        building.run(recipe(name), tmp_path, workers=1, until="fetch")
+        runner.run(recipe(name), tmp_path, workers=1, until="fetch")
         assert not asked
         assert len(server.journal.queries) == requests
 
         found.append(Plant(7, cultivar="Peace"))
-        assert building.run(recipe(name), tmp_path, workers=1, until="fetch", update=True).seen == 5 + several
+        assert runner.run(recipe(name), tmp_path, workers=1, until="fetch", update=True).seen == 5 + several
         assert len(asked) == 1
         assert [row["order"] for row in raw(tmp_path).values()] == list(range(5 + several))
 
@@ -100,7 +101,7 @@ def test_licences_are_filtered_before_a_file_is_asked_for(
     found = [Plant(number, cultivar="Peace", licence=each) for number, each in enumerate(licences, 1)]
     with serving(name, found, monkeypatch):
         only = recipe(name, 'filter.licences=["CC0", "CC-BY"]')
-        building.run(only, tmp_path, workers=1, until="fetch")
+        runner.run(only, tmp_path, workers=1, until="fetch")
     reasons = [row["reason"] for row in sorted(raw(tmp_path).values(), key=lambda row: row["order"])]
     assert reasons == ["", "", "licence", "licence", "licence"]
     assert len(asked) == 2
@@ -111,7 +112,7 @@ def test_files_that_misbehave_are_accounted_for(name: str, tmp_path: Path, monke
     plan = FaultPlan(share=0.6, kinds=(*LASTING, *PASSING), prefix="/photos/", seed=4)
     quick = ["source.deadline=1.5", "source.stall=0.4", "source.max_bytes=100000"]
     with serving(name, roses(12), monkeypatch, plan):
-        result = building.run(recipe(name, *quick), tmp_path, workers=1, until="fetch")
+        result = runner.run(recipe(name, *quick), tmp_path, workers=1, until="fetch")
         rows = raw(tmp_path)
     assert len(rows) == result.seen == 12
     assert 0 < sum(not row["reason"] for row in rows.values()) < 12
@@ -152,7 +153,7 @@ def test_cultivars_go_all_the_way_to_shards(tmp_path: Path, monkeypatch: pytest.
     found = plants(60)
     overrides = ["filter.min_side=32", "classes.minimum=2", "duplicates.near=false"]
     with serving("commons", found, monkeypatch):
-        result = building.run(recipe("commons", *overrides, base="cultivar"), tmp_path, workers=1)
+        result = runner.run(recipe("commons", *overrides, base="cultivar"), tmp_path, workers=1)
     allowed = [plant for plant in found if plant.licence in {"cc0", "cc-by", "cc-by-sa"}]
     assert result.kept == len(allowed)
     assert result.dropped["licence"] == 60 - len(allowed)
@@ -169,7 +170,7 @@ def test_what_is_not_there_and_what_cannot_be_is_one_sentence(
     wrong = "source.category=Nonsense" if name == "commons" else "source.taxon=Rosa galica"
     with serving(name, roses(2), monkeypatch):
         with pytest.raises(AnimesionError, match=r"nothing in Category:Nonsense|no taxon .*Rosa galica"):
-            building.run(recipe(name, wrong), tmp_path / "none", workers=1, until="fetch")
+            runner.run(recipe(name, wrong), tmp_path / "none", workers=1, until="fetch")
         arguments = [part for value in recipe_arguments(name) for part in ("--set", value)]
         with pytest.raises(SystemExit):
             main(["build", "folder", *arguments, "--dry-run", "--json", "--out", str(tmp_path / "out")])

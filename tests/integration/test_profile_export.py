@@ -12,11 +12,11 @@ from click.testing import CliRunner
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
 
-from animesion.cli.export import export as export_command  # noqa: E402
-from animesion.cli.models import models as models_command  # noqa: E402
-from animesion.cli.profile import profile as profile_command  # noqa: E402
-from animesion.errors import AnimesionError, UsageError  # noqa: E402
-from animesion_training import create_model, exporting, load_model, save_model  # noqa: E402
+from animesion.errors import AnimesionError, UsageError
+from animesion_training import create_model, export, load_model, save_model
+from animesion_training.cli.export import export as export_command
+from animesion_training.cli.models import models as models_command
+from animesion_training.cli.profile import profile as profile_command
 
 SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 3}
 CLASSES = ["初音ミク", "b", "c"]
@@ -107,7 +107,7 @@ def test_onnx_computes_the_same(trained, tmp_path, name):
             export_command, "--checkpoint", trained / f"{name}.safetensors", "--to", "onnx", "--out", out, "--json"
         ).stdout
     )
-    assert result["max_abs_difference"] <= exporting.TOLERANCE
+    assert result["max_abs_difference"] <= export.TOLERANCE
     proto = onnx.load(out)
     (images,) = proto.graph.input
     assert images.type.tensor_type.shape.dim[0].dim_param  # any batch size
@@ -158,17 +158,17 @@ def test_what_cannot_be_exported_is_said_and_nothing_written(trained, tmp_path, 
         ("absent", "onnx", "x.onnx", "cannot read the weight file"),
     ]:
         with pytest.raises(UsageError, match=sentence):
-            exporting.export(trained / f"{name}.safetensors", kind, tmp_path / out)
-    monkeypatch.setattr(exporting, "TOLERANCE", -1.0)
+            export.export(trained / f"{name}.safetensors", kind, tmp_path / out)
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
     with pytest.raises(AnimesionError, match="differs from the original"):
-        exporting.export(trained / "eps.safetensors", "torchscript", tmp_path / "x.pt")
+        export.export(trained / "eps.safetensors", "torchscript", tmp_path / "x.pt")
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_missing_package_is_named_with_its_extra(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(exporting, "find_spec", lambda name: None)
+    monkeypatch.setattr(export, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"needs onnx, onnxscript, onnxruntime: pip install \"animesion\[export\]\""):
-        exporting.export(trained / "ifa.safetensors", "onnx", tmp_path / "x.onnx")
+        export.export(trained / "ifa.safetensors", "onnx", tmp_path / "x.onnx")
 
 
 def test_without_torch_the_commands_say_what_to_install(monkeypatch):

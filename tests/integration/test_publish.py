@@ -17,8 +17,8 @@ from aiohttp import web
 
 import animesion
 from animesion import sources
-from animesion.sample.faults import local_server
-from animesion.verifying import CHECKS
+from animesion.verification.checks import CHECKS
+from animesion_sample.faults import local_server
 from tests.conftest import draw_folders
 from tests.integration import hub_server, s3_server
 from tests.integration.hub_server import TOKEN, Hub, wait_for

@@ -17,7 +17,7 @@ from PIL import Image
 import animesion
 from animesion import sources
 from animesion.errors import UsageError
-from animesion.records import Item, Payload
+from animesion.schemas import Item, Payload
 
 
 def jpeg(colour: str = "red", size: tuple[int, int] = (16, 16)) -> bytes:

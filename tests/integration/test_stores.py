@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 import animesion
-from animesion import building
 from animesion.errors import AnimesionError, UsageError
+from animesion.pipeline import runner
 from tests.conftest import draw_folders
 from tests.integration import s3_server
 from tests.integration.s3_server import BUCKET, SECRET, Shelf
@@ -56,7 +56,7 @@ def local(world: Path) -> Path:
     return out
 
 
-def recipe(path: Path | str, *more: str) -> animesion.recipe.Recipe:
+def recipe(path: Path | str, *more: str) -> animesion.config.recipe.Recipe:
     return animesion.load_recipe("folder", [f'source.path="{path}"', *SMALL, *more])
 
 
@@ -114,7 +114,7 @@ def test_another_dataset_is_replaced_only_when_told(world: Path, shelf: Shelf, t
         with pytest.raises(UsageError, match="was written by another recipe"):
             animesion.build(other, out, work=work)
         with pytest.raises(UsageError, match="was written by another recipe"):
-            building.preview(other, *building.places(out, work)[:1], to=out)
+            runner.preview(other, *runner.places(out, work)[:1], to=out)
     assert not (tmp_path / "elsewhere").exists()
     assert shelf.objects("taken/") == before
     result = animesion.build(other, out, replace=True)
@@ -183,7 +183,7 @@ def test_workers_engines_and_places_make_no_difference(shelf: Shelf, tmp_path: P
         built.append(published(tmp_path / str(workers)))
     for engine in ("local", "ray"):
         url = f"s3://{BUCKET}/engines/{engine}"
-        building.run(chosen, tmp_path / engine, workers=2, engine=engine, to=url)
+        runner.run(chosen, tmp_path / engine, workers=2, engine=engine, to=url)
         built.append(shelf.objects(f"engines/{engine}/"))
     assert all(each == built[0] for each in built)
     assert sum(name.endswith(".tar") for name in built[0]) > 3
@@ -399,7 +399,7 @@ def test_keys_in_an_input_are_written_nowhere(shelf: Shelf, tmp_path: Path) -> N
 # -- datasets there --------------------------------------------------------------------------------------------------
 
 
-def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+def animesion_cli(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
     from animesion.cli import main
 
     with pytest.raises(SystemExit) as left:
@@ -413,12 +413,12 @@ def test_a_dataset_in_a_bucket_is_looked_into(local: Path, shelf: Shelf, capsys:
     for name in published(local):
         shelf.client.upload_file(str(local / name), BUCKET, f"look/{name}")
     for command in ("stats", "card"):
-        here, there = (run([command, place], capsys)[1].splitlines()[1:] for place in (str(local), url))
+        here, there = (animesion_cli([command, place], capsys)[1].splitlines()[1:] for place in (str(local), url))
         assert here == there
-    assert run(["diff", str(local), url], capsys)[0] == 0
+    assert animesion_cli(["diff", str(local), url], capsys)[0] == 0
     [copy] = Path(shelf.env["XDG_CACHE_HOME"]).glob("animesion/datasets/*")
     assert not list(copy.glob("data/*.tar"))
-    assert run(["verify", url, "--workers", "1"], capsys)[0] == 0
+    assert animesion_cli(["verify", url, "--workers", "1"], capsys)[0] == 0
     assert shards(copy) == shards(local)
     # damage there is found, and what is whole is not fetched again
     times = {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file()}
@@ -428,7 +428,7 @@ def test_a_dataset_in_a_bucket_is_looked_into(local: Path, shelf: Shelf, capsys:
     for name, content in changes.items():
         shelf.client.put_object(Bucket=BUCKET, Key=f"look/{name}", Body=content)
     shelf.client.delete_object(Bucket=BUCKET, Key="look/data/test-00000.tar")
-    status, told, _ = run(["verify", url, "--workers", "1"], capsys)
+    status, told, _ = animesion_cli(["verify", url, "--workers", "1"], capsys)
     assert status == 1
     for fault in (
         "data/val-00000.tar has another SHA-256 than SHA256SUMS says",
@@ -444,9 +444,9 @@ def test_a_dataset_in_a_bucket_is_looked_into(local: Path, shelf: Shelf, capsys:
 def test_what_is_no_dataset_in_a_bucket(shelf: Shelf, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shelf.client.put_object(Bucket=BUCKET, Key="odd/SHA256SUMS", Body=b"0" * 64 + b"  ../../out\n" + b"1" * 64 + b"  x")
     for command in (["verify"], ["stats"], ["card"], ["diff", "."]):
-        status, _, told = run([*command, f"s3://{BUCKET}/nothing"], capsys)
+        status, _, told = animesion_cli([*command, f"s3://{BUCKET}/nothing"], capsys)
         assert (status, told.count("error:")) == (2, 1)
         assert command[0] == "diff" or "holds no finished dataset" in told
-        status, _, told = run([*command, f"s3://{BUCKET}/odd"], capsys)
+        status, _, told = animesion_cli([*command, f"s3://{BUCKET}/odd"], capsys)
         assert (status, told.count("error:")) == (2, 1)
     assert not (Path(shelf.env["XDG_CACHE_HOME"]) / "animesion" / "out").exists()

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 import animesion
-from animesion.dataset import ShardInfo
+from animesion.dataset.dataset import ShardInfo
 from animesion.errors import UsageError
 from animesion_training.data import (
     CachedStream,

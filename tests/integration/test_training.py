@@ -19,7 +19,7 @@ from PIL import Image
 import animesion
 from animesion.errors import UsageError
 from animesion.report import runs as report_runs
-from animesion_training import loop, runs, state
+from animesion_training.engine import checkpoint, loop, runs
 from animesion_training.recipe import TrainRecipe, load
 from animesion_training.weights import load_model
 
@@ -144,7 +144,7 @@ def test_equal_runs_are_equal_and_a_resumed_one_too(coloured: Path, tmp_path: Pa
             )
     loop.train(recipe(*mixed, epochs=3), coloured, tmp_path / "cut", resume=True, device="cpu")
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
-    one, other = (state.load(tmp_path / name / runs.LAST) for name in ("whole", "cut"))
+    one, other = (checkpoint.load(tmp_path / name / runs.LAST) for name in ("whole", "cut"))
     for part in ("model", "ema"):
         for key, tensor in one[part].items():
             assert torch.equal(tensor, other[part][key]), key
@@ -196,7 +196,7 @@ def test_freezing_trains_what_is_left(coloured: Path, tmp_path: Path) -> None:
     loop.train(recipe(epochs=1), coloured, first, device="cpu")
     second = recipe(f"model.init={first / runs.FINAL}", "model.freeze=['backbone']", "model.reset_head=true", epochs=1)
     loop.train(second, coloured, tmp_path / "second", device="cpu")
-    before, after = (state.load(path / runs.LAST)["model"] for path in (first, tmp_path / "second"))
+    before, after = (checkpoint.load(path / runs.LAST)["model"] for path in (first, tmp_path / "second"))
     changed = {key for key in before if not torch.equal(before[key], after[key])}
     assert changed == {"fc.weight", "fc.bias"}
 

@@ -18,10 +18,12 @@ from aiohttp import web
 from PIL import Image
 
 import animesion
-from animesion import building, sources
+from animesion import sources
 from animesion.cli import main
 from animesion.errors import UsageError
-from animesion.sample.faults import LASTING, FaultPlan, LocalServer, local_server
+from animesion.pipeline import runner
+from animesion.progress import Progress
+from animesion_sample.faults import LASTING, FaultPlan, LocalServer, local_server
 
 from .crawling import raw
 
@@ -176,7 +178,7 @@ def test_faults_are_accounted_for_and_a_second_run_asks_only_for_what_may_come(
 ) -> None:
     plan = FaultPlan(share=0.5, kinds=("404", "410", "empty", "wrong type", "noai", "500"))
     path = table(tmp_path / "t.csv", [f"{url(number)},a" for number in range(30)] + ["file:///x,a", "one,two,three"])
-    first = building.run(recipe(path), tmp_path / "out", workers=1, until="fetch")
+    first = runner.run(recipe(path), tmp_path / "out", workers=1, until="fetch")
     rows = raw(tmp_path / "out")
     fault = {key: plan.fault(row["file_url"].partition(".invalid")[2]) for key, row in rows.items()}
     assert first.seen == len(rows) == 32
@@ -187,9 +189,9 @@ def test_faults_are_accounted_for_and_a_second_run_asks_only_for_what_may_come(
         "unsafe address": 1,
     }
     asked.clear()
-    building.run(recipe(path), tmp_path / "out", workers=1, until="fetch")
+    runner.run(recipe(path), tmp_path / "out", workers=1, until="fetch")
     assert not asked
-    building.run(recipe(path), tmp_path / "out", workers=1, until="fetch", retry_failed=True)
+    runner.run(recipe(path), tmp_path / "out", workers=1, until="fetch", retry_failed=True)
     assert set(asked) == {key for key in fault if fault[key] in LASTING}
 
 
@@ -203,18 +205,18 @@ def test_a_crawl_that_was_stopped_asks_for_nothing_that_had_come(
     class StoppedError(Exception):
         pass
 
-    class Stop(building.Progress):
+    class Stop(Progress):
         def advanced(self, count: int) -> None:
             if asked:
                 raise StoppedError
 
     with pytest.raises(StoppedError):
-        building.run(chosen, tmp_path / "out", workers=1, until="fetch", progress=Stop())
+        runner.run(chosen, tmp_path / "out", workers=1, until="fetch", progress=Stop())
     with contextlib.closing(sqlite3.connect(tmp_path / "out" / ".crawl" / "ledger.sqlite")) as ledger:
         had = {key for (key,) in ledger.execute("SELECT key FROM items WHERE state = 'done'")}
     assert 0 < len(had) < 21
     asked.clear()
-    building.run(chosen, tmp_path / "out", workers=1, until="fetch")
+    runner.run(chosen, tmp_path / "out", workers=1, until="fetch")
     rows = raw(tmp_path / "out")
     assert all(row["sha256"] for row in rows.values())
     assert set(asked) == set(rows) - had
@@ -225,23 +227,23 @@ def test_an_update_takes_the_rows_that_were_appended(server: LocalServer, tmp_pa
     folder.mkdir()
     rows = [f"{url(number)},a" for number in range(4)]
     table(folder / "a.csv", rows)
-    building.run(recipe(folder), out, workers=1, until="fetch")
+    runner.run(recipe(folder), out, workers=1, until="fetch")
     assert len(asked) == 4
     asked.clear()
     table(folder / "a.csv", [*rows, f"{url(4)},a", f"{url(0)},a"])
     table(folder / "b.csv", [f"{url(5)},a", f"{url(4)},a"])
-    assert building.run(recipe(folder), out, workers=1, until="fetch").seen == 4
+    assert runner.run(recipe(folder), out, workers=1, until="fetch").seen == 4
     assert not asked
-    result = building.run(recipe(folder), out, workers=1, until="fetch", update=True)
+    result = runner.run(recipe(folder), out, workers=1, until="fetch", update=True)
     assert (result.seen, sum(asked.values())) == (6, 2)
     assert [row["order"] for row in raw(out).values()] == [0, 1, 2, 3, 4, 6]
     asked.clear()
-    assert building.run(recipe(folder), out, workers=1, until="fetch", update=True).seen == 6
+    assert runner.run(recipe(folder), out, workers=1, until="fetch", update=True).seen == 6
     assert not asked
     for name, content in (("0.csv", [f"{url(9)},a"]), ("a.csv", rows[:1])):
         table(folder / name, content)
         with pytest.raises(UsageError, match="an update takes rows at the end"):
-            building.run(recipe(folder), out, workers=1, until="fetch", update=True)
+            runner.run(recipe(folder), out, workers=1, until="fetch", update=True)
         (folder / "0.csv").unlink(missing_ok=True)
 
 

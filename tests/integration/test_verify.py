@@ -17,10 +17,11 @@ from click.testing import CliRunner
 from PIL import Image
 
 import animesion
-from animesion import shards, tables
 from animesion.cli.verify import verify
+from animesion.dataset import shards
 from animesion.errors import UsageError
-from animesion.records import CURATED, INDEX
+from animesion.schemas import CURATED, INDEX
+from animesion.storage import parquet
 
 
 def report(folder: Path, *options: str) -> dict[str, Any]:
@@ -103,7 +104,7 @@ def reindex(folder: Path) -> None:
                     "sha256": hashlib.sha256(fields["jpg"]).hexdigest(),
                 }
             )
-    tables.write(folder / "index.parquet", tables.table(rows, INDEX))
+    parquet.write(folder / "index.parquet", parquet.table(rows, INDEX))
 
 
 def edit(folder: Path, shard: str, change: Callable[[Samples], None]) -> None:
@@ -118,7 +119,7 @@ def edit(folder: Path, shard: str, change: Callable[[Samples], None]) -> None:
 def edit_curated(folder: Path, change: Callable[[list[dict[str, Any]]], None]) -> None:
     rows = pq.read_table(folder / "curated.parquet").to_pylist()
     change(rows)
-    tables.write(folder / "curated.parquet", tables.table(rows, CURATED))
+    parquet.write(folder / "curated.parquet", parquet.table(rows, CURATED))
     seal(folder)
 
 
@@ -262,7 +263,7 @@ def test_duplicate_key_in_two_shards(folder: Path) -> None:
 
 def test_deleted_row_of_the_index(folder: Path) -> None:
     index = animesion.open_dataset(folder).index
-    tables.write(folder / "index.parquet", index.slice(1))
+    parquet.write(folder / "index.parquet", index.slice(1))
     seal(folder)
     key, shard = index["key"][0].as_py(), index["shard"][0].as_py()
     assert texts(folder, "keys") == [f"sample {key} in {shard} has no row in index.parquet"]
@@ -271,7 +272,7 @@ def test_deleted_row_of_the_index(folder: Path) -> None:
 def test_shifted_offset_in_the_index(folder: Path) -> None:
     rows = animesion.open_dataset(folder).index.to_pylist()
     rows[5]["offset"] += 1
-    tables.write(folder / "index.parquet", tables.table(rows, INDEX))
+    parquet.write(folder / "index.parquet", parquet.table(rows, INDEX))
     seal(folder)
     [text] = texts(folder, "keys")
     assert rows[5]["key"] in text

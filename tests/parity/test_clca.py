@@ -10,11 +10,11 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 
-from safetensors import safe_open  # noqa: E402
+from safetensors import safe_open
 
-from animesion_training import from_reference  # noqa: E402
-from animesion_training.models.cla import CLAHead  # noqa: E402
-from animesion_training.tokens import merging, pruning  # noqa: E402
+from animesion_training import from_reference
+from animesion_training.models.cla import CLAHead
+from animesion_training.tokens.reductions import merging, pruning
 
 GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden" / "fgir"
 #: Compared with, not part of the method; the original's VQT slices from the wrong end of the sequence.

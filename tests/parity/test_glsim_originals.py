@@ -17,16 +17,16 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 
-from safetensors import safe_open  # noqa: E402
-from timm.models.vision_transformer import VisionTransformer  # noqa: E402
-from torch import nn  # noqa: E402
-from torch.nn import functional  # noqa: E402
+from safetensors import safe_open
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+from torch.nn import functional
 
-from animesion.errors import UsageError  # noqa: E402
-from animesion_training import from_reference  # noqa: E402
-from animesion_training.tokens import TokenVisionTransformer  # noqa: E402
-from animesion_training.tokens.rollout import class_rollout, rollout  # noqa: E402
-from animesion_training.tokens.twopass import GLSim, RAMSTrans  # noqa: E402
+from animesion.errors import UsageError
+from animesion_training import from_reference
+from animesion_training.tokens import TokenVisionTransformer
+from animesion_training.tokens.rollout import class_rollout, rollout
+from animesion_training.tokens.twopass.base import GLSim, RAMSTrans
 
 GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden" / "fgir"
 #: Those without a file here are skipped.

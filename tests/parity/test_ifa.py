@@ -10,9 +10,9 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 
-from safetensors import safe_open  # noqa: E402
+from safetensors import safe_open
 
-from animesion_training import from_reference  # noqa: E402
+from animesion_training import from_reference
 
 GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden" / "fgir"
 CASES = ["anim_vit_ifa", "ila_ifa_head", "ila_vit_frozenhead_base"]

@@ -11,18 +11,18 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 
-from safetensors import safe_open  # noqa: E402
-from timm.models.vision_transformer import VisionTransformer  # noqa: E402
+from safetensors import safe_open
+from timm.models.vision_transformer import VisionTransformer
 
-from animesion.errors import UsageError  # noqa: E402
-from animesion_training import from_reference  # noqa: E402
-from animesion_training.models.cal import CALHead  # noqa: E402
-from animesion_training.optimizing import freeze  # noqa: E402
-from animesion_training.tokens import Tokens, TokenVisionTransformer  # noqa: E402
-from animesion_training.tokens.adapters import make_adapter  # noqa: E402
-from animesion_training.tokens.ila import ILA, InterLayerAdapter  # noqa: E402
-from animesion_training.tokens.partselect import contrastive_loss, make_part_selector, overlap_patches  # noqa: E402
-from animesion_training.tokens.pooling import MPNCOVHead, patch_head  # noqa: E402
+from animesion.errors import UsageError
+from animesion_training import from_reference
+from animesion_training.engine.optim import freeze
+from animesion_training.models.cal import CALHead
+from animesion_training.tokens import Tokens, TokenVisionTransformer
+from animesion_training.tokens.adapters.base import make_adapter
+from animesion_training.tokens.adapters.ila import ILA, InterLayerAdapter
+from animesion_training.tokens.part_selection import contrastive_loss, make_part_selector, overlap_patches
+from animesion_training.tokens.pooling import MPNCOVHead, patch_head
 
 GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden" / "fgir"
 #: Two passes, in the parity tests of GLSim.

@@ -10,21 +10,22 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 
-from safetensors.torch import load_file  # noqa: E402
-from torch import nn  # noqa: E402
-from torch.nn import functional  # noqa: E402
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional
 
-from animesion_training import distillation, views  # noqa: E402
-from animesion_training.models.cal import (  # noqa: E402
+from animesion_training.data import views
+from animesion_training.engine.optim import make_schedule
+from animesion_training.losses import distillation
+from animesion_training.losses.objectives import create_objective
+from animesion_training.models.cal import (
     CALClassifier,
     CALHead,
     CALOutput,
     FeatureCenters,
     cal_loss,
 )
-from animesion_training.objectives import create_objective  # noqa: E402
-from animesion_training.optimizing import make_schedule  # noqa: E402
-from animesion_training.recipe import Schedule  # noqa: E402
+from animesion_training.recipe import ScheduleSection
 
 GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden" / "tgda"
 
@@ -217,7 +218,9 @@ def test_the_teachers_confidence_is_measured_as_the_originals():
 def test_the_learning_rate_of_every_iteration_is_the_originals(case):
     golden = read("lr_schedule.json")[case]
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=golden["base_lr"])
-    settings = Schedule(kind="cosine-late", epochs=golden["epochs"], warmup_steps=500, warmup_lr=1e-6, min_lr=1e-5)
+    settings = ScheduleSection(
+        kind="cosine-late", epochs=golden["epochs"], warmup_steps=500, warmup_lr=1e-6, min_lr=1e-5
+    )
     schedule = make_schedule(optimizer, settings, golden["iters_per_epoch"])
     for iteration, expected in zip(golden["iteration"], golden["lr_used_at_iteration"], strict=True):
         schedule.step_update(iteration)

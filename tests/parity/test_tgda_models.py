@@ -14,11 +14,11 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 
-from safetensors.torch import load_file  # noqa: E402
+from safetensors.torch import load_file
 
-from animesion.errors import UsageError  # noqa: E402
-from animesion_training import from_reference, load_model, save_model  # noqa: E402
-from animesion_training.models.vitfs_layers import sincos_positions  # noqa: E402
+from animesion.errors import UsageError
+from animesion_training import from_reference, load_model, save_model
+from animesion_training.models.vitfs_layers import sincos_positions
 
 GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden" / "tgda"
 TARGETS = torch.tensor([3, 7])

@@ -10,17 +10,17 @@ import pytest
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
 
-from timm.models.vision_transformer import VisionTransformer  # noqa: E402
-from torch import nn  # noqa: E402
-from torch.nn import functional  # noqa: E402
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+from torch.nn import functional
 
-from animesion.errors import UsageError  # noqa: E402
-from animesion_training.optimizing import freeze  # noqa: E402
-from animesion_training.profiling import count  # noqa: E402
-from animesion_training.tokens import Tokens, TokenVisionTransformer  # noqa: E402
-from animesion_training.tokens.adapters import ADAPTERS, Adapters, Bottleneck, LoRA, make_adapter  # noqa: E402
-from animesion_training.tokens.ila import ILA, InterLayerAdapter  # noqa: E402
-from animesion_training.tokens.reductions import make_reduction  # noqa: E402
+from animesion.errors import UsageError
+from animesion_training.analysis.profile import count
+from animesion_training.engine.optim import freeze
+from animesion_training.tokens import Tokens, TokenVisionTransformer
+from animesion_training.tokens.adapters.base import ADAPTERS, Adapters, Bottleneck, LoRA, make_adapter
+from animesion_training.tokens.adapters.ila import ILA, InterLayerAdapter
+from animesion_training.tokens.reductions.base import make_reduction
 
 WIDTH, CLASSES, PATCH, DEPTH = 24, 5, 4, 5
 NAMES = list(ADAPTERS)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from animesion.errors import UsageError
-from animesion_training import from_reference, load_model, save_model, views
+from animesion_training import from_reference, load_model, save_model
+from animesion_training.data import views
 from animesion_training.models import create_model, head_parameters, load_weights
 from animesion_training.models.cal import CALClassifier, CALHead, CALOutput, FeatureCenters, cal_loss, center_loss
 

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import strategies as st
 
 import animesion
-from animesion.decisions import Decisions
+from animesion.config.decisions import Decisions
+from animesion.config.recipe import CurateSection
 from animesion.errors import UsageError
-from animesion.recipe import Curate
-from animesion.records import CURATED, REASONS
-from animesion.stages.curate import decide
+from animesion.pipeline.curate import decide
+from animesion.schemas import CURATED, REASONS
 
 
 def rows(*pictures: dict[str, Any]) -> dict[str, list[Any]]:
@@ -278,7 +278,8 @@ def test_decisions_do_not_hang_on_their_order(lot: random.Random) -> None:
     assert first.to_toml() == second.to_toml()
     recipe = animesion.load_recipe("folder", ["source.path=x"])
     tables = [
-        decide(columns, recipe.model_copy(update={"curate": Curate(decisions=each)}), {})[0] for each in (first, second)
+        decide(columns, recipe.model_copy(update={"curate": CurateSection(decisions=each)}), {})[0]
+        for each in (first, second)
     ]
     assert tables[0].equals(tables[1])
 

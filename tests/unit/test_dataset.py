@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import animesion
-from animesion import shards, tables
-from animesion.dataset import ClassInfo, Dataset, sample_members
+from animesion.dataset import shards
+from animesion.dataset.dataset import ClassInfo, Dataset, sample_members
 from animesion.errors import UsageError
-from animesion.records import INDEX
+from animesion.schemas import INDEX
+from animesion.storage import parquet
 
 
 @pytest.fixture
@@ -169,7 +170,7 @@ def test_damaged_index(folder: Path, content: bytes) -> None:
 def test_index_that_points_outside(folder: Path, change: dict[str, Any]) -> None:
     rows = animesion.open_dataset(folder).index.to_pylist()
     rows[3] |= change
-    tables.write(folder / "index.parquet", tables.table(rows, INDEX))
+    parquet.write(folder / "index.parquet", parquet.table(rows, INDEX))
     assert "index.parquet" in refused(folder)
 
 

@@ -17,13 +17,13 @@ from PIL import Image, ImageDraw
 
 from animesion import detectors
 from animesion.cli import cli
-from animesion.detectors import installing
+from animesion.config.recipe import load
+from animesion.detectors import model_files
 from animesion.errors import UsageError
-from animesion.recipe import load
-from animesion.records import Box
-from animesion.sample.faults import local_server
-from animesion.sample.scenes import SCENES
-from animesion.stages import inspect
+from animesion.pipeline import inspect
+from animesion.schemas import Box
+from animesion_sample.faults import local_server
+from animesion_sample.scenes import SCENES
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -104,7 +104,7 @@ def test_a_file_is_installed_when_its_digest_is_the_one_that_was_given(folder: P
     assert done.exit_code == 0
     assert [path.name for path in folder.iterdir()] == ["lbpcascade_animeface.xml"]
     assert "lbp ready" in " ".join(CliRunner().invoke(cli, ["detectors"]).output.split())
-    assert installing.installed("lbp").read_bytes() == BRIGHT
+    assert model_files.installed("lbp").read_bytes() == BRIGHT
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_what_is_no_cascade_is_refused_though_its_digest_was_given(
 ) -> None:
     (tmp_path / "bad.xml").write_bytes(content)
     with pytest.raises(UsageError, match=message):
-        installing.install("lbp", str(tmp_path / "bad.xml"), digest(content))
+        model_files.install("lbp", str(tmp_path / "bad.xml"), digest(content))
     assert not folder.exists()
 
 
@@ -143,26 +143,26 @@ def test_what_is_no_cascade_is_refused_though_its_digest_was_given(
 )
 def test_wrong_sources_are_one_sentence(folder: Path, name: str, source: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        installing.install(name, source)
+        model_files.install(name, source)
     assert not folder.exists()
 
 
 def test_a_digest_that_is_none_is_refused_before_anything_is_read(folder: Path) -> None:
     with pytest.raises(UsageError, match="--sha256 takes the 64 hexadecimal digits"):
-        installing.install("lbp", "absent.xml", "9376")
+        model_files.install("lbp", "absent.xml", "9376")
 
 
 def test_a_cascade_that_hangs_opencv_or_kills_it_is_not_installed(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "mine.xml").write_bytes(BRIGHT)
-    monkeypatch.setattr(installing, "_TRIAL_SECONDS", 0.01)
+    monkeypatch.setattr(model_files, "_TRIAL_SECONDS", 0.01)
     with pytest.raises(UsageError, match="one picture took more than"):
-        installing.install("lbp", str(tmp_path / "mine.xml"), digest(BRIGHT))
-    monkeypatch.setattr(installing, "_TRIAL_SECONDS", 60)
-    monkeypatch.setattr(installing, "_TRIAL_BYTES", 64 << 20)  # too little to load OpenCV
+        model_files.install("lbp", str(tmp_path / "mine.xml"), digest(BRIGHT))
+    monkeypatch.setattr(model_files, "_TRIAL_SECONDS", 60)
+    monkeypatch.setattr(model_files, "_TRIAL_BYTES", 64 << 20)  # too little to load OpenCV
     with pytest.raises(UsageError, match=r"cannot be used: cv2 failed on it|needs OpenCV"):
-        installing.install("lbp", str(tmp_path / "mine.xml"), digest(BRIGHT))
+        model_files.install("lbp", str(tmp_path / "mine.xml"), digest(BRIGHT))
     assert not folder.exists()
 
 
@@ -215,7 +215,7 @@ def test_a_url_is_fetched_and_checked(folder: Path) -> None:
 @pytest.mark.skipif(not SHARED.exists(), reason="needs the real faces and the real cascade of ../shared")
 def test_the_real_cascade_finds_real_faces_on_drawn_grounds(folder: Path) -> None:
     """The faces are cut tightly, which costs the cascade half of them."""
-    installing.install("lbp", str(SHARED / "lbpcascade_animeface.xml"))
+    model_files.install("lbp", str(SHARED / "lbpcascade_animeface.xml"))
     detector = detectors.load("lbp")
     lot = np.random.default_rng(0)
     found = wrong = 0

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from animesion.errors import UsageError
-from animesion_training import distillation as d
+from animesion_training.losses import distillation as d
 
 SETTINGS = {"temperature": 3.0, "weight": 0.7, "label_weight": 0.4}
 

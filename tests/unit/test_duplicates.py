@@ -14,8 +14,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from animesion import digests, duplicates, lanczos, leaks, quality
-from animesion.recipe import Duplicates
+from animesion.config.recipe import DuplicatesSection
+from animesion.dedup import search
+from animesion.images import hashing, lanczos, quality
+from animesion.verification import leaks
 
 
 def brute(hashes: np.ndarray, radius: int) -> set[tuple[int, int]]:
@@ -35,7 +37,7 @@ def planted(n: int, seed: int, most: int) -> np.ndarray:
 @pytest.mark.parametrize("radius", [0, 1, 2, 4, 6, 8, 10])
 def test_pairs_are_those_of_all_against_all(radius: int) -> None:
     hashes = planted(600, radius, radius + 2)
-    found = duplicates.near_pairs(hashes, radius)
+    found = search.near_pairs(hashes, radius)
     assert {tuple(pair) for pair in found.tolist()} == brute(hashes, radius)
     assert len(found) == len({tuple(pair) for pair in found.tolist()})
 
@@ -44,7 +46,7 @@ def test_pairs_are_those_of_all_against_all(radius: int) -> None:
 @settings(max_examples=60, deadline=None)
 def test_pairs_of_any_hashes(values: list[int], radius: int) -> None:
     hashes = np.array(values, dtype=np.uint64)
-    assert {tuple(pair) for pair in duplicates.near_pairs(hashes, radius).tolist()} == brute(hashes, radius)
+    assert {tuple(pair) for pair in search.near_pairs(hashes, radius).tolist()} == brute(hashes, radius)
 
 
 def test_phash_is_that_of_imagehash() -> None:
@@ -52,7 +54,7 @@ def test_phash_is_that_of_imagehash() -> None:
     for size in [(64, 64), (31, 200), (300, 17), (8, 8), (1, 1)]:
         for pixels in (lot.integers(0, 256, (*size, 3), dtype=np.uint8), np.full((*size, 3), 90, dtype=np.uint8)):
             image = Image.fromarray(pixels)
-            assert f"{digests.phashes(image)[0]:016x}" == str(imagehash.phash(image))
+            assert f"{hashing.phashes(image)[0]:016x}" == str(imagehash.phash(image))
 
 
 @given(
@@ -99,7 +101,7 @@ def test_another_pillow_is_called_itself(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def levels(picture: Image.Image) -> np.ndarray:
-    return np.frombuffer(digests.thumbnail(picture), dtype=np.uint8).astype(int)
+    return np.frombuffer(hashing.thumbnail(picture), dtype=np.uint8).astype(int)
 
 
 @pytest.mark.parametrize("size", [(1535, 1100), (2999, 40), (1024, 1024), (700, 513), (16, 9)])
@@ -107,7 +109,7 @@ def test_thumbnails_are_averages_of_areas(size: tuple[int, int]) -> None:
     image = soft(2, *size)
     averaged = np.frombuffer(image.resize((16, 16), Image.Resampling.BOX).tobytes(), dtype=np.uint8)
     assert np.abs(levels(image) - averaged).max() <= 4
-    assert digests.thumbnail(image, quality.reduced(image)) == digests.thumbnail(image)
+    assert hashing.thumbnail(image, quality.reduced(image)) == hashing.thumbnail(image)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.55, 0.9])
@@ -131,7 +133,7 @@ def test_the_hash_of_the_mirror_image_is_that_of_mirrored_pixels() -> None:
     for seed in range(60):
         image = soft(seed, lot.randint(20, 300), lot.randint(20, 300))
         mirrored = int(str(imagehash.phash(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))), 16)
-        bits.append((digests.phashes(image)[1] ^ mirrored).bit_count())
+        bits.append((hashing.phashes(image)[1] ^ mirrored).bit_count())
     # resampling rounds the mirrored pixels otherwise here and there, which may move a bit next to the median
     assert max(bits) <= 2
     assert sum(bits) <= 6
@@ -141,14 +143,14 @@ def test_the_hash_of_the_mirror_image_is_exact_where_nothing_is_resampled() -> N
     for seed in range(40):
         image = soft(seed, 32, 32).convert("L").convert("RGB")
         mirrored = int(str(imagehash.phash(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))), 16)
-        assert (digests.phashes(image)[1] ^ mirrored).bit_count() == 0
+        assert (hashing.phashes(image)[1] ^ mirrored).bit_count() == 0
 
 
 def test_mirrored_pairs_are_those_of_each_with_each_mirror_image() -> None:
     hashes = planted(200, 1, 3)
     flipped = planted(200, 2, 3)
     flipped[10], flipped[77] = hashes[150], hashes[77]  # the last is symmetric, and no duplicate of itself
-    pairs, mirrored = duplicates.found_pairs(hashes, flipped, 3)
+    pairs, mirrored = search.found_pairs(hashes, flipped, 3)
     assert {tuple(pair) for pair in pairs[~mirrored].tolist()} == brute(hashes, 3)
     due = {
         (min(i, j), max(i, j))
@@ -162,25 +164,25 @@ def test_mirrored_pairs_are_those_of_each_with_each_mirror_image() -> None:
 def test_the_fine_check_mirrors_what_it_is_told_to() -> None:
     image = soft(3, 96, 80)  # whole pixels to a cell: nothing is rounded
     turned = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    both = np.stack([np.frombuffer(digests.thumbnail(each), dtype=np.uint8) for each in (image, turned)])
+    both = np.stack([np.frombuffer(hashing.thumbnail(each), dtype=np.uint8) for each in (image, turned)])
     pairs = np.array([[0, 1], [0, 1]])
-    assert duplicates.same_thumbnail(both, pairs, 0.0, 0, np.array([True, False])).tolist() == [True, False]
+    assert search.same_thumbnail(both, pairs, 0.0, 0, np.array([True, False])).tolist() == [True, False]
 
 
 @pytest.mark.parametrize("flip", [True, False])
 def test_a_mirrored_picture_in_another_split_is_a_leak_when_the_recipe_says_so(flip: bool) -> None:
     image = soft(3, 96, 80)
     pictures = [image, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), soft(4, 96, 80)]
-    both = np.array([digests.phashes(each) for each in pictures], dtype=np.uint64)
-    pixels = leaks.Pixels(
+    both = np.array([hashing.phashes(each) for each in pictures], dtype=np.uint64)
+    pixels = leaks.PixelColumns(
         np.ones(3, dtype=np.bool_),
-        [digests.of_pixels(each) for each in pictures],
+        [hashing.of_pixels(each) for each in pictures],
         both[:, 0],
         both[:, 1],
-        np.stack([np.frombuffer(digests.thumbnail(each), dtype=np.uint8) for each in pictures]),
+        np.stack([np.frombuffer(hashing.thumbnail(each), dtype=np.uint8) for each in pictures]),
     )
     none = ["", "", ""]
-    found = leaks.find(["train", "test", "val"], none, none, [b"a", b"b", b"c"], pixels, Duplicates(flip=flip))
+    found = leaks.find(["train", "test", "val"], none, none, [b"a", b"b", b"c"], pixels, DuplicatesSection(flip=flip))
     assert [(leak.first, leak.second) for leak in found] == ([(0, 1)] if flip else [])
 
 
@@ -190,11 +192,11 @@ def test_the_fine_check_evens_out_light_but_not_colour() -> None:
     redder = Image.merge(
         "RGB", [band.point(lambda v, k=k: round(v * k)) for band, k in zip(image.split(), (1, 0.85, 0.7), strict=True)]
     )
-    both = np.stack([np.frombuffer(digests.thumbnail(each), dtype=np.uint8) for each in (image, darker, redder)])
+    both = np.stack([np.frombuffer(hashing.thumbnail(each), dtype=np.uint8) for each in (image, darker, redder)])
     pairs = np.array([[0, 1], [0, 2]])
-    assert duplicates.same_thumbnail(both, pairs, 6.0, 48).tolist() == [False, False]
-    assert duplicates.same_thumbnail(both, pairs, 6.0, 48, tone=0.3).tolist() == [True, False]
-    assert duplicates.same_thumbnail(both, pairs, 6.0, 48, tone=0.02).tolist() == [False, False]
+    assert search.same_thumbnail(both, pairs, 6.0, 48).tolist() == [False, False]
+    assert search.same_thumbnail(both, pairs, 6.0, 48, tone=0.3).tolist() == [True, False]
+    assert search.same_thumbnail(both, pairs, 6.0, 48, tone=0.02).tolist() == [False, False]
 
 
 @pytest.mark.parametrize("installed", [True, False])
@@ -206,15 +208,15 @@ def test_all_against_all_finds_the_same_with_and_without_faiss(
     else:
         monkeypatch.setitem(sys.modules, "faiss", None)
     hashes = planted(700, 4, 16)  # at this radius bands are more work
-    pairs = duplicates.near_pairs(hashes, 18)
+    pairs = search.near_pairs(hashes, 18)
     assert {tuple(pair) for pair in pairs.tolist()} == brute(hashes, 18)
 
 
 def test_pixel_digest_sees_size_and_pixels_only() -> None:
     red = Image.new("RGB", (4, 6), "red")
-    assert digests.of_pixels(red) == digests.of_pixels(red.copy())
-    assert digests.of_pixels(red) != digests.of_pixels(Image.new("RGB", (6, 4), "red"))
-    assert digests.of_pixels(red) != digests.of_pixels(Image.new("RGB", (4, 6), "blue"))
+    assert hashing.of_pixels(red) == hashing.of_pixels(red.copy())
+    assert hashing.of_pixels(red) != hashing.of_pixels(Image.new("RGB", (6, 4), "red"))
+    assert hashing.of_pixels(red) != hashing.of_pixels(Image.new("RGB", (4, 6), "blue"))
 
 
 def test_the_fine_check_tells_an_alternate_from_a_duplicate() -> None:
@@ -222,23 +224,23 @@ def test_the_fine_check_tells_an_alternate_from_a_duplicate() -> None:
     base[1] += 2  # the whole picture a little brighter, as another encoder makes it
     base[2, 30:60] += 60  # one spot quite different, as another mouth makes it
     pairs = np.array([[0, 1], [0, 2]])
-    assert duplicates.same_thumbnail(base, pairs, 6.0, 32).tolist() == [True, False]
+    assert search.same_thumbnail(base, pairs, 6.0, 32).tolist() == [True, False]
 
 
 def test_components_are_named_by_their_smallest_node() -> None:
     sets = [np.array([[4, 2], [2, 7]]), np.empty((0, 2), dtype=np.int64), np.array([[0, 1]])]
-    assert duplicates.components(8, sets).tolist() == [0, 0, 2, 3, 2, 5, 6, 2]
+    assert search.components(8, sets).tolist() == [0, 0, 2, 3, 2, 5, 6, 2]
 
 
 def test_equal_values_are_chained_and_empty_ones_are_not() -> None:
-    assert duplicates.equal_pairs(["a", "", "b", "a", "", "a"]).tolist() == [[0, 3], [3, 5]]
+    assert search.equal_pairs(["a", "", "b", "a", "", "a"]).tolist() == [[0, 3], [3, 5]]
 
 
 def test_many_pictures_under_one_hash_do_not_pair_n_by_n() -> None:
     hashes = np.concatenate([np.zeros(2000, dtype=np.uint64), planted(200, 3, 4)])
-    pairs = duplicates.candidate_pairs(hashes, 4)
+    pairs = search.candidate_pairs(hashes, 4)
     assert len(pairs) < 2000 * 70
     # all of the crowd hang together, and pairs of the rest are exact
-    assert len(set(duplicates.components(len(hashes), [pairs])[:2000].tolist())) == 1
+    assert len(set(search.components(len(hashes), [pairs])[:2000].tolist())) == 1
     rest = {(i, j) for i, j in pairs.tolist() if i >= 2000}
     assert rest == {(i + 2000, j + 2000) for i, j in brute(hashes[2000:], 4)}

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from animesion.engine import Engine, LocalEngine, WorkerDiedError
 from animesion.errors import AnimesionError, UsageError
+from animesion.executors import Executor, WorkerDiedError
+from animesion.executors.local import LocalExecutor
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class HeavyTogether(Deadly):
         return len(self.keys), self.given_up
 
 
-def collect(engine: Engine, jobs: Sequence[Any]) -> dict[str, Any]:
+def collect(engine: Executor, jobs: Sequence[Any]) -> dict[str, Any]:
     results: dict[str, Any] = {}
     engine.run(jobs, lambda job, result: results.__setitem__(job.name, result))
     return results
@@ -90,24 +91,24 @@ def collect(engine: Engine, jobs: Sequence[Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_every_job_is_run_once(workers: int) -> None:
-    with LocalEngine(workers) as engine:
+    with LocalExecutor(workers) as engine:
         jobs = [Square(f"job {i}", i) for i in range(20)]
         assert collect(engine, jobs) == {f"job {i}": i**2 for i in range(20)}
         assert collect(engine, jobs[:3]) == {f"job {i}": i**2 for i in range(3)}
 
 
 def test_a_users_error_comes_through_as_itself() -> None:
-    with LocalEngine(2) as engine, pytest.raises(UsageError, match="it was you"):
+    with LocalExecutor(2) as engine, pytest.raises(UsageError, match="it was you"):
         engine.run([Failing("bad", UsageError("it was you")), Square("good", 2)])
 
 
 def test_a_fault_of_the_program_brings_its_traceback() -> None:
-    with LocalEngine(1) as engine, pytest.raises(RuntimeError, match=r"(?s)bad failed.*ZeroDivisionError"):
+    with LocalExecutor(1) as engine, pytest.raises(RuntimeError, match=r"(?s)bad failed.*ZeroDivisionError"):
         engine.run([Failing("bad", ZeroDivisionError("x"))])
 
 
 def test_a_worker_that_is_killed_once_is_replaced(tmp_path: Path) -> None:
-    with LocalEngine(2) as engine:
+    with LocalExecutor(2) as engine:
         assert collect(engine, [DiesOnce("job", tmp_path / "marker")]) == {"job": "survived"}
 
 
@@ -115,7 +116,7 @@ def test_a_worker_that_is_killed_once_is_replaced(tmp_path: Path) -> None:
 def test_poison_is_bisected_and_given_up(how: str) -> None:
     keys = tuple(f"key-{i:03d}" for i in range(100))
     poison = frozenset({"key-000", "key-042", "key-043", "key-099"})
-    with LocalEngine(2) as engine:
+    with LocalExecutor(2) as engine:
         results = collect(engine, [Deadly("part", keys, poison, how), Square("other", 3)])
     assert results["other"] == 9
     assert set(results["part"][1]) == poison
@@ -123,10 +124,10 @@ def test_poison_is_bisected_and_given_up(how: str) -> None:
 
 def test_when_no_single_key_is_to_blame_it_says_so() -> None:
     keys = tuple(f"key-{i}" for i in range(16))
-    with LocalEngine(1) as engine, pytest.raises(WorkerDiedError, match="no single picture is to blame"):
+    with LocalExecutor(1) as engine, pytest.raises(WorkerDiedError, match="no single picture is to blame"):
         engine.run([HeavyTogether("part", keys, frozenset())])
 
 
 def test_a_job_that_cannot_be_narrowed_is_named() -> None:
-    with LocalEngine(1) as engine, pytest.raises(AnimesionError, match="worker for kamikaze died"):
+    with LocalExecutor(1) as engine, pytest.raises(AnimesionError, match="worker for kamikaze died"):
         engine.run([Failing("kamikaze", MemoryError())])

@@ -11,24 +11,19 @@ import pytest
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
 
-from timm.optim._optim_factory import create_optimizer_v2  # noqa: E402
-from torch import nn  # noqa: E402
-from torch.nn import functional  # noqa: E402
+from timm.optim._optim_factory import create_optimizer_v2
+from torch import nn
+from torch.nn import functional
 
-from animesion.errors import UsageError  # noqa: E402
-from animesion_training.models.ifa import IFAHead  # noqa: E402
-from animesion_training.profiling import count  # noqa: E402
-from animesion_training.tokens import Plugin, TokenVisionTransformer  # noqa: E402
-from animesion_training.tokens.cache import CrossLayerCache  # noqa: E402
-from animesion_training.tokens.reductions import make_reduction  # noqa: E402
-from animesion_training.tokens.rollout import recording, rollout  # noqa: E402
-from animesion_training.tokens.similarity import (  # noqa: E402
-    global_local_similarity,
-    mask_box,
-    patch_box,
-    select,
-)
-from animesion_training.tokens.twopass import ConvAggregator, GLSim, RAMSTrans  # noqa: E402
+from animesion.errors import UsageError
+from animesion_training.analysis.profile import count
+from animesion_training.models.ifa import IFAHead
+from animesion_training.tokens import Plugin, TokenVisionTransformer
+from animesion_training.tokens.cache import CrossLayerCache
+from animesion_training.tokens.reductions.base import make_reduction
+from animesion_training.tokens.rollout import recording, rollout
+from animesion_training.tokens.twopass.base import ConvAggregator, GLSim, RAMSTrans
+from animesion_training.tokens.twopass.similarity import global_local_similarity, mask_box, patch_box, select
 
 SIZE, PATCH, DEPTH, WIDTH = 48, 8, 2, 64
 

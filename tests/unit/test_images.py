@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from animesion import images
-from animesion.images import Limits, RejectedImageError
-from animesion.records import Box
+from animesion.images import codec
+from animesion.images.codec import Limits, RejectedImageError
+from animesion.schemas import Box
 
 LIMITS = Limits()
 
@@ -41,7 +41,7 @@ def png(width: int, height: int, data: bytes = b"", depth: int = 8, colour: int 
 
 def reason(content: bytes, limits: Limits = LIMITS) -> str:
     with pytest.raises(RejectedImageError) as caught:
-        images.decode(content, limits)
+        codec.decode(content, limits)
     return caught.value.reason
 
 
@@ -88,7 +88,7 @@ def test_limits_hold() -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"])
 def test_every_readable_format(kind: str) -> None:
-    picture = images.decode(
+    picture = codec.decode(
         saved(scene(), kind, **({"quality": 95} if kind in {"JPEG", "WEBP", "AVIF"} else {})), LIMITS
     )
     assert picture.image.mode == "RGB"
@@ -100,7 +100,7 @@ def test_every_readable_format(kind: str) -> None:
 def test_every_mode_comes_out_as_it_looks(mode: str) -> None:
     kind = "JPEG" if mode == "CMYK" else "TIFF" if mode == "PA" else "PNG"
     image = scene("L").convert("1") if mode == "1" else scene("P").convert("PA") if mode == "PA" else scene(mode)
-    picture = images.decode(saved(image, kind, **({"quality": 95} if mode == "CMYK" else {})), LIMITS)
+    picture = codec.decode(saved(image, kind, **({"quality": 95} if mode == "CMYK" else {})), LIMITS)
     assert picture.image.mode == "RGB"
     assert not picture.plain
     expected = np.asarray(image.convert("RGB"), dtype=int)
@@ -111,7 +111,7 @@ def test_transparency_is_composited_on_white_not_on_what_is_hidden_below() -> No
     pixels = np.zeros((10, 10, 4), dtype=np.uint8)
     pixels[..., 0] = 200  # garbage under full transparency
     pixels[:5, :, 3] = 255
-    image = images.decode(saved(Image.fromarray(pixels), "PNG"), LIMITS).image
+    image = codec.decode(saved(Image.fromarray(pixels), "PNG"), LIMITS).image
     assert image.getpixel((2, 2)) == (200, 0, 0)
     assert image.getpixel((2, 8)) == (255, 255, 255)
 
@@ -119,16 +119,16 @@ def test_transparency_is_composited_on_white_not_on_what_is_hidden_below() -> No
 def test_palette_and_colour_key_transparency() -> None:
     palette = scene().convert("P", palette=Image.Palette.ADAPTIVE, colors=8)
     index = palette.getpixel((59, 0))
-    keyed = images.decode(saved(palette, "PNG", transparency=index), LIMITS)
+    keyed = codec.decode(saved(palette, "PNG", transparency=index), LIMITS)
     assert keyed.image.getpixel((59, 0)) == (255, 255, 255)
-    rgb = images.decode(saved(scene(), "PNG", transparency=(0, 0, 0)), LIMITS)
+    rgb = codec.decode(saved(scene(), "PNG", transparency=(0, 0, 0)), LIMITS)
     assert rgb.image.getpixel((59, 0)) == (255, 255, 255)
     assert not rgb.plain
 
 
 def test_sixteen_bits_are_scaled_not_clipped() -> None:
     ramp = np.linspace(0, 65_535, 60, dtype=np.uint16)[None].repeat(4, 0)
-    image = images.decode(saved(Image.fromarray(ramp), "PNG"), LIMITS).image
+    image = codec.decode(saved(Image.fromarray(ramp), "PNG"), LIMITS).image
     grey = np.asarray(image)[0, :, 0].astype(int)
     assert np.abs(grey - np.round(np.linspace(0, 255, 60))).max() <= 1
 
@@ -137,19 +137,19 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
 def test_exif_rotation_is_applied(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    picture = images.decode(saved(scene(), "JPEG", exif=exif, quality=95), LIMITS)
+    picture = codec.decode(saved(scene(), "JPEG", exif=exif, quality=95), LIMITS)
     assert picture.image.size == ((60, 40) if orientation <= 4 else (40, 60))
     assert picture.plain == (orientation == 1)
 
 
 def test_broken_exif_does_not_lose_the_picture() -> None:
     broken = JPEG[:2] + b"\xff\xe1\x00\x10Exif\x00\x00II*\x00\xff\xff\xff\xff" + JPEG[2:]
-    assert images.decode(broken, LIMITS).image.size == (60, 40)
+    assert codec.decode(broken, LIMITS).image.size == (60, 40)
 
 
 def test_a_wrong_extension_does_not_matter() -> None:
-    assert images.sniff(PNG) == "png"
-    assert images.decode(PNG, LIMITS).format == "png"
+    assert codec.sniff(PNG) == "png"
+    assert codec.decode(PNG, LIMITS).format == "png"
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_a_wrong_extension_does_not_matter() -> None:
     ],
 )
 def test_crops(box: Box, margin: float, square: bool, due: tuple[int, int, int, int] | None) -> None:
-    assert images.crop_pixels(box, 100, 200, margin, square=square) == due
+    assert codec.crop_pixels(box, 100, 200, margin, square=square) == due
 
 
 @pytest.mark.parametrize(
@@ -174,17 +174,17 @@ def test_crops(box: Box, margin: float, square: bool, due: tuple[int, int, int, 
     [(0, "stretch", (60, 40)), (32, "stretch", (32, 32)), (20, "short-side", (30, 20)), (30, "inside", (30, 20))],
 )
 def test_resizing(size: int, fit: str, due: tuple[int, int]) -> None:
-    assert images.resized(scene(), None, size, fit).size == due
+    assert codec.resized(scene(), None, size, fit).size == due
 
 
 def test_cropping_and_resizing_take_the_right_place() -> None:
-    assert images.resized(scene(), (0, 0, 30, 20), 0, "stretch").getpixel((5, 5)) == (250, 10, 10)
-    red = np.asarray(images.resized(scene(), (0, 0, 30, 20), 10, "stretch"))
+    assert codec.resized(scene(), (0, 0, 30, 20), 0, "stretch").getpixel((5, 5)) == (250, 10, 10)
+    red = np.asarray(codec.resized(scene(), (0, 0, 30, 20), 10, "stretch"))
     assert (red == (250, 10, 10)).all()
 
 
 @pytest.mark.parametrize("extension", ["jpg", "png", "webp"])
 def test_encoding_is_repeatable_and_sniffed_as_itself(extension: str) -> None:
-    content = images.encode(scene(), extension, 95)
-    assert content == images.encode(scene(), extension, 95)
-    assert images.sniff(content) == extension
+    content = codec.encode(scene(), extension, 95)
+    assert content == codec.encode(scene(), extension, 95)
+    assert codec.sniff(content) == extension

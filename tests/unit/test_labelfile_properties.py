@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from animesion.dataset.label_files import label_file, read_annotations, read_class_names, read_labels
 from animesion.errors import UsageError
-from animesion.labelfiles import label_file, read_annotations, read_class_names, read_labels
+from animesion.sources.image_root import ImageRoot
 from animesion.sources.labels import danbooru_id
-from animesion.sources.roots import ImageRoot
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from animesion.errors import UsageError
-from animesion.labelfiles import (
-    Face,
+from animesion.dataset.label_files import (
+    FaceBoxes,
     count_classes,
     find_label_files,
     post_id,
@@ -16,7 +15,8 @@ from animesion.labelfiles import (
     read_labels,
     read_tag_ids,
 )
-from animesion.records import Box
+from animesion.errors import UsageError
+from animesion.schemas import Box
 
 PUBLISHED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "daf-re"
 needs_published = pytest.mark.skipif(
@@ -169,8 +169,8 @@ FACES = (
 
 def test_faces_in_both_published_forms(tmp_path: Path) -> None:
     expected = [
-        Face(332446, 12, Box(0.448534, 0.441995, 0.584106, 0.654420, 0.337403), 0),
-        Face(332446, 7, Box(0.1, 0.2, 0.3, 0.4, 0.9), 1),
+        FaceBoxes(332446, 12, Box(0.448534, 0.441995, 0.584106, 0.654420, 0.337403), 0),
+        FaceBoxes(332446, 7, Box(0.1, 0.2, 0.3, 0.4, 0.9), 1),
     ]
     assert list(read_faces(write(tmp_path, FACES, "faces.tsv"))) == expected
     assert list(read_faces(FACES.splitlines(keepends=True))) == expected

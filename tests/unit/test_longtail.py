@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from animesion.labelfiles import ClassCounts, read_class_counts
-from animesion.longtail import Band, describe, effective_classes, gini, lorenz
-from animesion.plots import write_plots
+from animesion.dataset.label_files import ClassCounts, read_class_counts
+from animesion.stats.long_tail import Band, describe, effective_classes, gini, lorenz
+from animesion.stats.plots import write_plots
 
 PUBLISHED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "daf-re" / "per_class_counts.csv"
 

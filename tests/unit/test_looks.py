@@ -18,13 +18,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from animesion import digests, images, lanczos, looks
-from animesion.recipe import load
-from animesion.stages import inspect
+from animesion.config.recipe import load
+from animesion.images import codec, features, hashing, lanczos
+from animesion.pipeline import inspect
 
 ROOT = Path(__file__).parents[2]
 
-needs_compiled = pytest.mark.skipif(digests.compiled is None, reason="animesion/_pixels.c was not compiled here")
+needs_compiled = pytest.mark.skipif(hashing.compiled is None, reason="animesion/_pixels.c was not compiled here")
 
 
 def drawn(kind: str, width: int, height: int, seed: int = 0) -> Image.Image:
@@ -53,9 +53,9 @@ def drawn(kind: str, width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(kinds[kind]())
 
 
-def compiled_look(image: Image.Image) -> looks.Look | None:
-    assert digests.compiled is not None
-    return looks._compiled_look(digests.compiled, image)
+def compiled_look(image: Image.Image) -> features.ImageFeatures | None:
+    assert hashing.compiled is not None
+    return features._compiled_look(hashing.compiled, image)
 
 
 @needs_compiled
@@ -78,7 +78,7 @@ def test_the_compiled_pass_gives_what_the_portable_code_gives(width: int, height
     found = compiled_look(image)
     assert (found is None) == (not lanczos.columns_first(image.size, lanczos.SIDE))
     if found is not None:
-        assert found == looks._portable(image)
+        assert found == features._portable(image)
 
 
 @needs_compiled
@@ -86,7 +86,7 @@ def test_the_compiled_pass_gives_what_the_portable_code_gives(width: int, height
 def test_what_the_compiled_pass_leaves_to_the_portable_code(size: tuple[int, int]) -> None:
     image = drawn("noise", *size)
     assert compiled_look(image) is None
-    assert looks.look(image) == looks._portable(image)
+    assert features.compute_features(image) == features._portable(image)
 
 
 @pytest.mark.skipif(
@@ -94,8 +94,8 @@ def test_what_the_compiled_pass_leaves_to_the_portable_code(size: tuple[int, int
     reason="there is no C compiler, or it lacks Python's headers",
 )
 def test_it_is_used_where_it_can_be_compiled() -> None:
-    assert looks.lacking() == ""
-    assert looks._compiled() is digests.compiled
+    assert features.lacking() == ""
+    assert features._compiled() is hashing.compiled
 
 
 @needs_compiled
@@ -106,32 +106,32 @@ def test_another_pillow_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         return real(image, factor).point(lambda level: max(0, level - 1))
 
     monkeypatch.setattr(Image.Image, "reduce", rounding_down)
-    looks._compiled.cache_clear()
+    features._compiled.cache_clear()
     try:
         image = drawn("noise", 1300, 1100)
-        assert looks.look(image) == looks._portable(image)
-        assert "resamples otherwise" in looks.lacking()
+        assert features.compute_features(image) == features._portable(image)
+        assert "resamples otherwise" in features.lacking()
     finally:
         monkeypatch.undo()
-        looks._compiled.cache_clear()
-    assert looks.lacking() == ""
+        features._compiled.cache_clear()
+    assert features.lacking() == ""
 
 
 def without(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(digests, "compiled", None)
-    monkeypatch.setattr(looks, "_compiled", lambda: None)
+    monkeypatch.setattr(hashing, "compiled", None)
+    monkeypatch.setattr(features, "_compiled", lambda: None)
 
 
 @needs_compiled
 @pytest.mark.parametrize("size", [(640, 360), (1920, 1080), (2100, 2100)])
 def test_features_are_the_same_without_a_compiler(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load("folder", ["source.path=x", "quality.trim=true"])
-    picture = images.decode(images.encode(drawn("soft with a bar", *size), "jpg", 90), images.Limits())
+    picture = codec.decode(codec.encode(drawn("soft with a bar", *size), "jpg", 90), codec.Limits())
     [here] = inspect.features(picture, None, recipe)
     assert here["crop"] is not None
     without(monkeypatch)
     assert inspect.features(picture, None, recipe) == [here]
-    assert "nothing compiled it" in looks.lacking()
+    assert "nothing compiled it" in features.lacking()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 1), (7, 5), (300, 221), (2100, 2100)])
@@ -142,27 +142,27 @@ def test_the_pixel_digest_is_of_rgb_bytes_and_size(
     if portable:
         without(monkeypatch)
     image = drawn("noise", *size)
-    assert digests.of_pixels(image) == blake3(image.tobytes() + struct.pack("<II", *size)).digest()
+    assert hashing.of_pixels(image) == blake3(image.tobytes() + struct.pack("<II", *size)).digest()
 
 
 @needs_compiled
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 7, 8, 9, 2000])
 def test_the_fourth_byte_of_a_pixel_is_not_looked_at(count: int) -> None:
-    assert digests.compiled is not None
+    assert hashing.compiled is not None
     words = np.random.default_rng(7).integers(0, 256, (count, 4), dtype=np.uint8)
-    assert digests.compiled.rgb(words.tobytes()) == words[:, :3].tobytes()
+    assert hashing.compiled.rgb(words.tobytes()) == words[:, :3].tobytes()
 
 
 @needs_compiled
 def test_nor_by_the_pass() -> None:
-    assert digests.compiled is not None
-    image, plan = drawn("noise", 200, 150), looks._plan((200, 150))
+    assert hashing.compiled is not None
+    image, plan = drawn("noise", 200, 150), features._plan((200, 150))
     assert plan is not None
     words = np.random.default_rng(7).integers(0, 256, (150, 200, 4), dtype=np.uint8)
     words[..., :3] = np.asarray(image)
-    found = digests.compiled.look(words.tobytes(), 4, *plan)
-    assert found == digests.compiled.look(image.tobytes(), 3, *plan)
-    assert found[:2] == digests.phashes(image)
+    found = hashing.compiled.look(words.tobytes(), 4, *plan)
+    assert found == hashing.compiled.look(image.tobytes(), 3, *plan)
+    assert found[:2] == hashing.phashes(image)
 
 
 @needs_compiled
@@ -185,29 +185,29 @@ def test_nor_by_the_pass() -> None:
     ],
 )
 def test_bad_arguments_are_refused(at: str, value: object, message: str) -> None:
-    assert digests.compiled is not None
-    plan = looks._plan((200, 150))
+    assert hashing.compiled is not None
+    plan = features._plan((200, 150))
     assert plan is not None
     pixels = bytes(200 * 150 * 4)
-    assert len(digests.compiled.look(pixels, 4, *plan)) == 10
+    assert len(hashing.compiled.look(pixels, 4, *plan)) == 10
     with pytest.raises(ValueError, match=message):
-        digests.compiled.look(pixels, 4, *plan._replace(**{at: value}))
+        hashing.compiled.look(pixels, 4, *plan._replace(**{at: value}))
 
 
 @needs_compiled
 def test_weights_of_overlapping_or_missing_pixels_are_refused() -> None:
-    assert digests.compiled is not None
-    plan = looks._plan((200, 150))
+    assert hashing.compiled is not None
+    plan = features._plan((200, 150))
     assert plan is not None
     for change in ((1, 25), (1, -1), (2, 1), (3, 0), (3, 10**6)):  # the first run's result, first pixel, end
         numbers = np.frombuffer(plan.across, dtype=np.int32).copy()
         numbers[change[0]] = change[1]
         with pytest.raises(ValueError, match="weights"):
-            digests.compiled.look(bytes(200 * 150 * 4), 4, *plan._replace(across=numbers.tobytes()))
+            hashing.compiled.look(bytes(200 * 150 * 4), 4, *plan._replace(across=numbers.tobytes()))
     with pytest.raises(ValueError, match="size"):
-        digests.compiled.look(bytes(200 * 150 * 3), 4, *plan)
+        hashing.compiled.look(bytes(200 * 150 * 3), 4, *plan)
     with pytest.raises(ValueError, match="four bytes"):
-        digests.compiled.rgb(bytes(7))
+        hashing.compiled.rgb(bytes(7))
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ import pytest
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
 
-from timm.optim import param_groups_layer_decay  # noqa: E402
+from timm.optim import param_groups_layer_decay
 
-import animesion_training.models.lrnet  # noqa: E402, F401  (registers the names)
-from animesion.errors import UsageError  # noqa: E402
-from animesion_training import create_model, from_reference, load_model, save_model  # noqa: E402
-from animesion_training.profiling import count  # noqa: E402
+import animesion_training.models.lrnet  # noqa: F401  (registers the names)
+from animesion.errors import UsageError
+from animesion_training import create_model, from_reference, load_model, save_model
+from animesion_training.analysis.profile import count
 
 NAMES = [f"lrnet{size}{kind}" for size in (14, 18, 26, 50) for kind in ("", "d")]
 NARROW = {"channels": (8, 8, 16, 32, 64), "stem_width": 4, "deep_stem_width": 6}

@@ -11,11 +11,11 @@ import torch
 
 from animesion.errors import UsageError
 from animesion_training.models import Methods, create_model, spec_of
-from animesion_training.models.assembling import CACHES, SELECTORS, TOKEN_HEADS
+from animesion_training.models.assemble import CACHES, SELECTORS, TOKEN_HEADS
 from animesion_training.models.shorthand import names, parted
 from animesion_training.recipe import load
-from animesion_training.tokens.adapters import ADAPTERS
-from animesion_training.tokens.reductions import REDUCTIONS
+from animesion_training.tokens.adapters.base import ADAPTERS
+from animesion_training.tokens.reductions.base import REDUCTIONS
 from animesion_training.weights import load_model, save_model
 
 HOST = "vit_tiny_patch16"
@@ -57,7 +57,7 @@ def test_every_method_trains_saves_and_comes_back(options: dict[str, Any], tmp_p
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_a_frozen_backbone_leaves_what_the_adapter_trains(adapter: str) -> None:
-    from animesion_training.optimizing import freeze
+    from animesion_training.engine.optim import freeze
 
     model = built(adapter=adapter)
     frozen = set(freeze(model, ["backbone"]))
@@ -150,7 +150,7 @@ def test_names_that_make_no_sense_are_refused(name: str, message: str) -> None:
     "path", sorted((Path(__file__).parents[2] / "studies").glob("*.toml")), ids=lambda path: path.stem
 )
 def test_every_network_of_the_studies_can_be_built(path: Path) -> None:
-    from animesion_training.studying import cells, load
+    from animesion_training.analysis.study import cells, load
 
     study = load(path)
     seen: list[tuple[Methods, str]] = []

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from animesion.errors import AnimesionError
-from animesion_training.evaluation_report import as_json, confusions_csv, mistakes_csv, per_class_csv, tables
-from animesion_training.metrics import Evaluation, bootstrap, evaluate
-from animesion_training.scoring import Scored, Scores
+from animesion_training.eval.metrics import Evaluation, bootstrap, evaluate
+from animesion_training.eval.report import as_json, confusions_csv, mistakes_csv, per_class_csv, tables
+from animesion_training.eval.scores import Scored, Scores
 
 
 def scored(logits: Tensor, targets: Tensor, **options: Any) -> Scores:

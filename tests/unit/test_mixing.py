@@ -9,7 +9,7 @@ from timm.data.mixup import mixup_target
 from torch import Tensor
 
 from animesion.errors import UsageError
-from animesion_training.mixing import Mixing, Plan, apply_plan, draw_plan, mix, smooth_labels
+from animesion_training.data.mixing import Mixing, MixingPlan, apply_plan, draw_plan, mix, smooth_labels
 
 BOTH = Mixing(mixup_alpha=0.8, cutmix_alpha=1.0)
 BATCHES = st.tuples(st.integers(1, 9), st.just(3), st.integers(1, 24), st.integers(1, 24))
@@ -25,8 +25,8 @@ def pictures(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     return places.float()[:, None, None, None].expand(shape).clone(), places
 
 
-def plan(partners: list[int], blend: list[float], boxes: list[list[int]], shares: list[float]) -> Plan:
-    return Plan(np.array(partners), np.array(blend), np.array(boxes), np.array(shares))
+def plan(partners: list[int], blend: list[float], boxes: list[list[int]], shares: list[float]) -> MixingPlan:
+    return MixingPlan(np.array(partners), np.array(blend), np.array(boxes), np.array(shares))
 
 
 def test_mixup_by_hand() -> None:

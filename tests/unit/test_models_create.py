@@ -11,11 +11,11 @@ import pytest
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
 
-from timm.optim import param_groups_layer_decay  # noqa: E402
+from timm.optim import param_groups_layer_decay
 
-from animesion.errors import UsageError  # noqa: E402
-from animesion_training import create_model  # noqa: E402
-from animesion_training.models import (  # noqa: E402
+from animesion.errors import UsageError
+from animesion_training import create_model
+from animesion_training.models import (
     BASELINES,
     CosineHead,
     IFAHead,

@@ -9,12 +9,12 @@ import pytest
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
 
-from safetensors.torch import save_file  # noqa: E402
-from timm.layers import resample_abs_pos_embed  # noqa: E402
+from safetensors.torch import save_file
+from timm.layers import resample_abs_pos_embed
 
-from animesion.errors import AnimesionError, UsageError  # noqa: E402
-from animesion_training import create_model  # noqa: E402
-from animesion_training.models import load_weights  # noqa: E402
+from animesion.errors import AnimesionError, UsageError
+from animesion_training import create_model
+from animesion_training.models import load_weights
 
 SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 3}
 

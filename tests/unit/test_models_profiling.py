@@ -7,8 +7,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 
-from animesion_training import create_model  # noqa: E402
-from animesion_training.profiling import count, measure  # noqa: E402
+from animesion_training import create_model
+from animesion_training.analysis.profile import count, measure
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 
-from animesion.errors import UsageError  # noqa: E402
-from animesion_training import checkpoints, create_model, from_reference, load_model, save_model  # noqa: E402
+from animesion.errors import UsageError
+from animesion_training import create_model, from_reference, load_model, save_model
+from animesion_training.originals import base
 
 CONFIG = {"model_name": "b_16", "image_size": 32, "num_classes": 5, "num_attention_heads": 3}
 TABLE = {
@@ -97,13 +98,13 @@ def test_parts_that_are_not_read_are_named():
 
 
 def test_a_further_family_registers_itself(monkeypatch):
-    monkeypatch.setattr(checkpoints, "_CONVERTERS", list(checkpoints._CONVERTERS))
+    monkeypatch.setattr(base, "_CONVERTERS", list(base._CONVERTERS))
     seen = {}
 
     def build(config, weights, reference_compat):
         seen.update(config=config, weights=set(weights), compat=reference_compat)
         return torch.nn.Identity()
 
-    checkpoints.register_converter(checkpoints.Converter("mine", lambda config, weights: "mine" in weights, build))
+    base.register_converter(base.Converter("mine", lambda config, weights: "mine" in weights, build))
     from_reference({"a": 1}, {"module.mine": torch.zeros(1)}, reference_compat=False)
     assert seen == {"config": {"a": 1}, "weights": {"mine"}, "compat": False}

@@ -9,11 +9,11 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 
-from safetensors.torch import save  # noqa: E402
+from safetensors.torch import save
 
-from animesion.errors import UsageError  # noqa: E402
-from animesion_training import create_model, load_model, save_model  # noqa: E402
-from animesion_training.weights import read_card  # noqa: E402
+from animesion.errors import UsageError
+from animesion_training import create_model, load_model, save_model
+from animesion_training.weights import read_card
 
 SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 3}
 CLASSES = ["初音ミク", "crème_brûlée", "plain"]

@@ -13,9 +13,20 @@ from torch import Tensor
 from torch.nn import functional
 
 from animesion.errors import UsageError
-from animesion_training import objectives
-from animesion_training.losses import LDAM, Objective, SoftmaxObjective, class_balanced_weights, log_prior
-from animesion_training.objectives import create_objective, objective_names, objective_options, register_objective
+from animesion_training.losses import objectives
+from animesion_training.losses.classification import (
+    LDAM,
+    Objective,
+    SoftmaxObjective,
+    class_balanced_weights,
+    log_prior,
+)
+from animesion_training.losses.objectives import (
+    create_objective,
+    objective_names,
+    objective_options,
+    register_objective,
+)
 
 COUNTS = [500, 120, 40, 7, 1]
 SOFT = ["balanced-softmax", "class-balanced", "cross-entropy", "focal", "logit-adjustment"]

@@ -9,15 +9,15 @@ import pytest
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
 
-from timm.models.vision_transformer import VisionTransformer  # noqa: E402
-from torch.nn import functional  # noqa: E402
+from timm.models.vision_transformer import VisionTransformer
+from torch.nn import functional
 
-from animesion.errors import UsageError  # noqa: E402
-from animesion_training.optimizing import freeze  # noqa: E402
-from animesion_training.profiling import count  # noqa: E402
-from animesion_training.tokens import TokenVisionTransformer  # noqa: E402
-from animesion_training.tokens.adapters import make_adapter  # noqa: E402
-from animesion_training.tokens.partselect import (  # noqa: E402
+from animesion.errors import UsageError
+from animesion_training.analysis.profile import count
+from animesion_training.engine.optim import freeze
+from animesion_training.tokens import TokenVisionTransformer
+from animesion_training.tokens.adapters.base import make_adapter
+from animesion_training.tokens.part_selection import (
     FFVT,
     PART_SELECTORS,
     TransFG,
@@ -25,7 +25,7 @@ from animesion_training.tokens.partselect import (  # noqa: E402
     make_part_selector,
     overlap_patches,
 )
-from animesion_training.tokens.reductions import make_reduction  # noqa: E402
+from animesion_training.tokens.reductions.base import make_reduction
 
 WIDTH, CLASSES, PATCH, DEPTH, HEADS = 24, 5, 8, 4, 3
 NAMES = list(PART_SELECTORS)

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFilter
 
-from animesion import detectors, images
-from animesion.detectors import installing
+from animesion import detectors
+from animesion.detectors import model_files
 from animesion.errors import AnimesionError, UsageError
-from animesion.records import Box
+from animesion.images import codec
+from animesion.schemas import Box
 
 
 @given(width=st.integers(1, 3000), height=st.integers(1, 3000), share=st.sampled_from([0.1, 0.5, 0.875, 1.0]))
@@ -22,7 +23,7 @@ from animesion.records import Box
 def test_the_centre_is_a_square_in_the_middle(width: int, height: int, share: float) -> None:
     picture = Image.new("L", (width, height))  # no pixel is looked at
     [[box]] = detectors.load("center", {"share": share})([picture], [None])
-    crop = images.crop_pixels(Box(*np.float32(box).tolist()), width, height, 0.0, square=False)
+    crop = codec.crop_pixels(Box(*np.float32(box).tolist()), width, height, 0.0, square=False)
     assert crop is not None
     left, top, right, bottom = crop
     assert right - left == bottom - top == max(1, int(min(width, height) * share))
@@ -156,4 +157,4 @@ def test_without_the_package_one_is_told_what_to_install(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "imgutils.detect", None)
     with pytest.raises(UsageError, match="pip install"):
         detectors.load("imgutils")
-    assert "dghs-imgutils" in installing.lacking("imgutils")
+    assert "dghs-imgutils" in model_files.lacking("imgutils")

@@ -7,21 +7,21 @@ import pytest
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
 
-from timm.models.vision_transformer import VisionTransformer  # noqa: E402
-from torch.nn import functional  # noqa: E402
+from timm.models.vision_transformer import VisionTransformer
+from torch.nn import functional
 
-from animesion.errors import UsageError  # noqa: E402
-from animesion_training.optimizing import freeze  # noqa: E402
-from animesion_training.profiling import count  # noqa: E402
-from animesion_training.tokens import TokenVisionTransformer  # noqa: E402
-from animesion_training.tokens.pooling import (  # noqa: E402
+from animesion.errors import UsageError
+from animesion_training.analysis.profile import count
+from animesion_training.engine.optim import freeze
+from animesion_training.tokens import TokenVisionTransformer
+from animesion_training.tokens.pooling import (
     PATCH_HEADS,
     BilinearHead,
     MPNCOVHead,
     matrix_root,
     patch_head,
 )
-from animesion_training.tokens.reductions import make_reduction  # noqa: E402
+from animesion_training.tokens.reductions.base import make_reduction
 
 WIDTH, CLASSES, PATCH = 24, 5, 4
 NAMES = list(PATCH_HEADS)

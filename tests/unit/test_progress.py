@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from animesion.cli import progress
-from animesion.stages.fetch import CrawlProgress
+from animesion.pipeline.fetch import CrawlProgress
 from animesion_scrapers import CrawlStatus
 
 

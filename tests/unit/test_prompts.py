@@ -9,16 +9,16 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 
-from timm.models.vision_transformer import VisionTransformer  # noqa: E402
-from torch.nn import functional  # noqa: E402
+from timm.models.vision_transformer import VisionTransformer
+from torch.nn import functional
 
-from animesion.errors import UsageError  # noqa: E402
-from animesion_training.models.cla import CLAHead  # noqa: E402
-from animesion_training.tokens import TokenVisionTransformer  # noqa: E402
-from animesion_training.tokens.adapters import make_adapter  # noqa: E402
-from animesion_training.tokens.cache import CrossLayerCache  # noqa: E402
-from animesion_training.tokens.prompts import PromptTuning, QueryTuning  # noqa: E402
-from animesion_training.tokens.reductions import make_reduction  # noqa: E402
+from animesion.errors import UsageError
+from animesion_training.models.cla import CLAHead
+from animesion_training.tokens import TokenVisionTransformer
+from animesion_training.tokens.adapters.base import make_adapter
+from animesion_training.tokens.adapters.prompts import PromptTuning, QueryTuning
+from animesion_training.tokens.cache import CrossLayerCache
+from animesion_training.tokens.reductions.base import make_reduction
 
 WIDTH, CLASSES, PATCH, DEPTH = 24, 5, 4, 4
 

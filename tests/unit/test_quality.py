@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFilter
 
 import animesion
-from animesion import digests, images, quality
 from animesion.errors import AnimesionError, UsageError
-from animesion.records import FEATURES, REASONS
+from animesion.images import codec, hashing, quality
 from animesion.report import facts
+from animesion.schemas import FEATURES, REASONS
 
 
 def noise(width: int = 640, height: int = 480, seed: int = 0) -> Image.Image:
@@ -76,7 +76,7 @@ def test_each_limit_finds_its_own_and_passes_an_ordinary_picture(name: str) -> N
     recipe = animesion.load_recipe("folder", ["source.path=x", f"quality.{key}={limit}"])
 
     def verdict(image: Image.Image, level: int) -> tuple[str, str]:
-        decoded = images.decode(lossy(image, level), images.Limits())
+        decoded = codec.decode(lossy(image, level), codec.Limits())
         figures = {**quality.measure(decoded.image)._asdict(), "jpeg_quality": decoded.jpeg_quality}
         assert quality.reason(figures, animesion.load_recipe("folder", ["source.path=x"]).quality) == ("", "")
         return quality.reason(figures, recipe.quality)
@@ -90,14 +90,14 @@ def test_each_limit_finds_its_own_and_passes_an_ordinary_picture(name: str) -> N
 
 @pytest.mark.parametrize("level", [1, 10, 35, 50, 75, 90, 95, 99])
 def test_the_quality_of_a_jpeg_is_read_from_its_tables(level: int) -> None:
-    decoded = images.decode(lossy(noise(64, 64), level), images.Limits())
+    decoded = codec.decode(lossy(noise(64, 64), level), codec.Limits())
     assert decoded.jpeg_quality == pytest.approx(level, abs=1)
 
 
 def test_what_is_no_jpeg_has_no_such_quality_and_is_not_dropped_for_it() -> None:
     out = io.BytesIO()
     noise(64, 64).save(out, "PNG")
-    decoded = images.decode(out.getvalue(), images.Limits())
+    decoded = codec.decode(out.getvalue(), codec.Limits())
     recipe = animesion.load_recipe("folder", ["source.path=x", "quality.min_jpeg_quality=90"])
     assert decoded.jpeg_quality == -1
     assert quality.reason({"jpeg_quality": -1}, recipe.quality) == ("", "")
@@ -129,9 +129,9 @@ def test_the_reduced_copy_is_measured_alike(size: tuple[int, int]) -> None:
     assert 512 <= max(small.size) < 1024
     assert quality.reduced(small) is small
     assert quality.measure(small) == quality.measure(picture)
-    assert digests.thumbnail(picture, small) == digests.thumbnail(picture)
+    assert hashing.thumbnail(picture, small) == hashing.thumbnail(picture)
     whole = np.asarray(picture.resize((16, 16), Image.Resampling.BOX), dtype=np.int16)
-    mine = np.frombuffer(digests.thumbnail(picture), np.uint8).reshape(16, 16, 3)
+    mine = np.frombuffer(hashing.thumbnail(picture), np.uint8).reshape(16, 16, 3)
     assert np.abs(whole - mine).mean() < 1.5  # of grain, the worst there is; pictures count as alike up to 6
 
 
@@ -154,7 +154,7 @@ def test_trim_and_a_detector_are_refused_together() -> None:
 
 
 CORNERS = """
-from animesion.records import Box
+from animesion.schemas import Box
 
 
 class Corners:
@@ -213,7 +213,7 @@ def test_each_face_is_a_sample_and_those_of_a_picture_share_its_split(
         assert (first["group"], first["split"], first["sha256"]) == (second["group"], second["split"], second["sha256"])
     dataset = animesion.open_dataset(tmp_path / "out")
     assert len(dataset) == 24
-    from animesion.verifying import verify
+    from animesion.verification.checks import verify
 
     assert verify(dataset, workers=1).clean
 

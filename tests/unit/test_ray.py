@@ -12,20 +12,21 @@ import pytest
 from test_engine import Deadly, DiesOnce, Failing, Square, collect
 
 import animesion
-from animesion import building
-from animesion.engine import Engine, make
 from animesion.errors import UsageError
+from animesion.executors import Executor, make
+from animesion.pipeline import runner
+from animesion.progress import Progress
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (extra ray)")
 
 
 @pytest.fixture(scope="module")
-def on_ray() -> Iterator[Engine]:
+def on_ray() -> Iterator[Executor]:
     with make("ray", 2) as engine:
         yield engine
 
 
-def test_jobs_errors_and_deaths_on_ray(on_ray: Engine, tmp_path: Path) -> None:
+def test_jobs_errors_and_deaths_on_ray(on_ray: Executor, tmp_path: Path) -> None:
     assert collect(on_ray, [Square(f"job {i}", i) for i in range(20)]) == {f"job {i}": i**2 for i in range(20)}
     assert collect(on_ray, [DiesOnce("job", tmp_path / "marker")]) == {"job": "survived"}
     keys = tuple(f"key-{i:02d}" for i in range(8))
@@ -36,7 +37,7 @@ def test_jobs_errors_and_deaths_on_ray(on_ray: Engine, tmp_path: Path) -> None:
         on_ray.run([Failing("bad", ZeroDivisionError("x"))])
 
 
-class _Killing(building.Progress):
+class _Killing(Progress):
     """Kills the workers of Ray when the first shard is packed and the next ones are under way."""
 
     def __init__(self) -> None:
@@ -55,13 +56,13 @@ class _Killing(building.Progress):
 
 
 def test_the_same_bytes_locally_and_on_ray_with_workers_killed(
-    on_ray: Engine, tmp_path: Path, class_folders: Path
+    on_ray: Executor, tmp_path: Path, class_folders: Path
 ) -> None:
     recipe = animesion.load_recipe("folder", [f"source.path={class_folders}", "pack.shard_samples=4"])
     sums = {}
     for name, engine, workers in (("one", "local", 1), ("two", "local", 2), ("four", "local", 4), ("ray", "ray", 2)):
-        watcher = _Killing() if engine == "ray" else building.Progress()
-        building.run(recipe, tmp_path / name, workers=workers, engine=engine, progress=watcher)
+        watcher = _Killing() if engine == "ray" else Progress()
+        runner.run(recipe, tmp_path / name, workers=workers, engine=engine, progress=watcher)
         sums[name] = (tmp_path / name / "SHA256SUMS").read_text()
         if isinstance(watcher, _Killing):
             assert watcher.killed

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from animesion import recipe, sources
+from animesion import sources
+from animesion.config import recipe
 from animesion.errors import UsageError
 
 

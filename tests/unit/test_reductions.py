@@ -10,17 +10,17 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 
-from timm.models.vision_transformer import VisionTransformer  # noqa: E402
+from timm.models.vision_transformer import VisionTransformer
 
-from animesion.errors import UsageError  # noqa: E402
-from animesion_training import create_model  # noqa: E402
-from animesion_training.models.cla import CLAHead  # noqa: E402
-from animesion_training.profiling import count  # noqa: E402
-from animesion_training.tokens import Tokens, TokenVisionTransformer  # noqa: E402
-from animesion_training.tokens.cache import CrossLayerCache  # noqa: E402
-from animesion_training.tokens.merging import density_peaks, match_pairs, merge_pairs  # noqa: E402
-from animesion_training.tokens.pruning import ATS, inverse_samples, sampling_steps, softmax_with_policy  # noqa: E402
-from animesion_training.tokens.reductions import REDUCTIONS, Plan, make_reduction, reduction_layers  # noqa: E402
+from animesion.errors import UsageError
+from animesion_training import create_model
+from animesion_training.analysis.profile import count
+from animesion_training.models.cla import CLAHead
+from animesion_training.tokens import Tokens, TokenVisionTransformer
+from animesion_training.tokens.cache import CrossLayerCache
+from animesion_training.tokens.reductions.base import REDUCTIONS, ReductionPlan, make_reduction, reduction_layers
+from animesion_training.tokens.reductions.merging import density_peaks, match_pairs, merge_pairs
+from animesion_training.tokens.reductions.pruning import ATS, inverse_samples, sampling_steps, softmax_with_policy
 
 NAMES = list(REDUCTIONS)
 WIDTH, CLASSES, PATCH = 24, 5, 4
@@ -148,10 +148,10 @@ def test_each_layer_may_have_a_rate_of_its_own():
 
 
 def test_shares_do_not_suffer_from_binary_fractions():
-    plan = Plan.of(0.55, [0], depth=1, width=8, tokens=100)
+    plan = ReductionPlan.of(0.55, [0], depth=1, width=8, tokens=100)
     assert plan.kept(0, 100) == 55
-    assert Plan.of(0.29, [0], depth=1, width=8, tokens=100).counts == (29,)
-    original = Plan.of(0.29, [0], depth=1, width=8, tokens=100, reference_compat=True)
+    assert ReductionPlan.of(0.29, [0], depth=1, width=8, tokens=100).counts == (29,)
+    original = ReductionPlan.of(0.29, [0], depth=1, width=8, tokens=100, reference_compat=True)
     assert original.counts == (28,)
 
 
@@ -512,7 +512,7 @@ def test_entry_points_add_reductions_and_nothing_else(tmp_path, monkeypatch):
     about = tmp_path / "mine-1.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1\n")
-    entries = "[animesion.reductions]\nours = animesion_training.tokens.pruning:TopK\nwrong = json:loads\n"
+    entries = "[animesion.reductions]\nours = animesion_training.tokens.reductions.pruning:TopK\nwrong = json:loads\n"
     (about / "entry_points.txt").write_text(entries)
     monkeypatch.syspath_prepend(str(tmp_path))
     asked = {"keep_rate": 0.5, "depth": 12, "width": 8, "tokens": 16}

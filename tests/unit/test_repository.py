@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 import animesion
-from animesion import recipe
+from animesion.config import recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("build", "recipes", "sources", "detectors", "stats", "verify", "diff", "card", "publish", "doctor")

@@ -10,10 +10,10 @@ import pytest
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
 
-from animesion.errors import UsageError  # noqa: E402
-from animesion_training.tokens import Plugin, TokenVisionTransformer  # noqa: E402
-from animesion_training.tokens.reductions import make_reduction  # noqa: E402
-from animesion_training.tokens.rollout import (  # noqa: E402
+from animesion.errors import UsageError
+from animesion_training.tokens import Plugin, TokenVisionTransformer
+from animesion_training.tokens.reductions.base import make_reduction
+from animesion_training.tokens.rollout import (
     AttentionRecorder,
     MinibatchCKA,
     attention_distance,

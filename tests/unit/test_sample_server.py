@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 import requests
 
-from animesion.sample.server import SampleServer, serve
-from animesion.sample.world import World
+from animesion_sample.server import SampleServer, serve
+from animesion_sample.world import World
 
 AGENT = "animesion-tests/1 (tests@sample-booru.invalid)"
 
 PARENT = """
 import multiprocessing, time
-from animesion.sample.server import serve
+from animesion_sample.server import serve
 if __name__ == "__main__":
     with serve(200) as server:
         print(server.port, *(child.pid for child in multiprocessing.active_children()), flush=True)
@@ -48,7 +48,7 @@ def get(server: SampleServer) -> Iterator[Any]:
 
 
 def test_importing_the_server_is_light() -> None:
-    code = "import sys, animesion.sample.server; print([m for m in ('PIL', 'aiohttp', 'numpy') if m in sys.modules])"
+    code = "import sys, animesion_sample.server; print([m for m in ('PIL', 'aiohttp', 'numpy') if m in sys.modules])"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

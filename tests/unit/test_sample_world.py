@@ -14,20 +14,20 @@ import numpy as np
 import pytest
 from PIL import Image, ImageChops, ImageOps
 
-from animesion.sample import face, hair, headgear
-from animesion.sample.drawing import heads
-from animesion.sample.files import ANIMATED, ODD
-from animesion.sample.plan import CLUSTERS, SINGLE
-from animesion.sample.posts import Post
-from animesion.sample.shapes import Pen
-from animesion.sample.truth import DUPLICATES, Truth, truth
-from animesion.sample.world import World
+from animesion_sample import face, hair, headgear
+from animesion_sample.drawing import heads
+from animesion_sample.files import ANIMATED, ODD
+from animesion_sample.plan import CLUSTERS, SINGLE
+from animesion_sample.posts import SamplePost
+from animesion_sample.shapes import Pen
+from animesion_sample.world import World
+from tests.sample_truth import DUPLICATES, Truth, truth
 
 TROUBLES = ({*SINGLE, *CLUSTERS} - {"odd format"}) | {f"odd format: {form}" for form in ODD}
 
 FINGERPRINT = """
 import hashlib
-from animesion.sample.world import World
+from animesion_sample.world import World
 world = World(200, 5)
 digest = hashlib.sha256(world.faces_tsv() + world.tag_ids_tsv() + repr(world.posts).encode())
 for post in reversed(world.posts[::4]):
@@ -46,7 +46,7 @@ def told_of(posts: int, minimum: int = 20) -> dict[int, Truth]:
     return truth(world(posts), minimum)
 
 
-def of(posts: int, trouble: str) -> list[Post]:
+def of(posts: int, trouble: str) -> list[SamplePost]:
     return [post for post in world(posts).posts if post.trouble == trouble]
 
 
@@ -109,7 +109,7 @@ def test_the_long_tail() -> None:
 def test_of_a_cluster_one_is_kept_and_a_conflict_keeps_none() -> None:
     told = told_of(3000, 1)
     for trouble in DUPLICATES:
-        clusters: dict[str, list[Post]] = {}
+        clusters: dict[str, list[SamplePost]] = {}
         for post in of(3000, trouble):
             clusters.setdefault(post.group, []).append(post)
         for members in clusters.values():

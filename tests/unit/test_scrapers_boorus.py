@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from animesion.sample import dialects
-from animesion.sample.dialects import Entry, ZerochanTraps
-from animesion.sample.faults import FaultPlan, LocalServer, local_server
+from animesion_sample.faults import FaultPlan, LocalServer, local_server
 from animesion_scrapers import Post, RateLimiter, Retries, ScraperError, Site, StatusError, sites
 from animesion_scrapers.credentials import find
+from tests import booru_dialects as dialects
 from tests.answering import answering
+from tests.booru_dialects import Entry, ZerochanTraps
 
 AGENT = "animesion-tests/1.0 (tests@example.org) - Miku"
 HOST = "sample-booru.invalid"

@@ -27,10 +27,10 @@ from animesion_scrapers import (
     StatusError,
     UnsafeAddressError,
 )
-from animesion_scrapers.addresses import Routes
-from animesion_scrapers.limits import HEADROOM
-from animesion_scrapers.metadata import MetadataClient
-from animesion_scrapers.retries import seconds_asked
+from animesion_scrapers.http.addresses import Routes
+from animesion_scrapers.http.limits import HEADROOM
+from animesion_scrapers.http.metadata import MetadataClient
+from animesion_scrapers.http.retries import seconds_asked
 
 AGENT = "animesion-tests/1.0 (tests@example.org)"
 HOST = "sample-booru.invalid"

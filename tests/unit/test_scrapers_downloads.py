@@ -22,7 +22,7 @@ from animesion_scrapers import (
     download,
     download_all,
 )
-from animesion_scrapers.addresses import is_public
+from animesion_scrapers.http.addresses import is_public
 
 AGENT = "animesion-tests/1.0 (tests@example.org)"
 HOST = "cdn.sample-booru.invalid"

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from animesion_scrapers import Breakers, HostDownError, Ledger, LedgerError, RateLimiter, ScraperError, sites
+from animesion_scrapers.crawl.ledger import DONE, FAILED, REFUSED
 from animesion_scrapers.credentials import Credentials, CredentialSpec, find
-from animesion_scrapers.ledger import DONE, FAILED, REFUSED
-from animesion_scrapers.media import document_kind, is_challenge
-from animesion_scrapers.memory import HostMemory
-from animesion_scrapers.robots import MAX_BYTES, RobotsCache, opt_out, parse, product_token
+from animesion_scrapers.http.host_memory import HostMemory
+from animesion_scrapers.http.media import document_kind, is_challenge
+from animesion_scrapers.http.robots import MAX_BYTES, RobotsCache, opt_out, parse, product_token
 
 # -- robots ----------------------------------------------------------------------------------------------------------
 
@@ -321,9 +321,9 @@ def test_nobody_is_held_for_more_than_a_day(tmp_path: Path) -> None:
 
 
 def test_hosts_in_any_number_are_remembered_and_few_are_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("animesion_scrapers.limits._MOST_HOSTS", 50)
-    monkeypatch.setattr("animesion_scrapers.limits._IDLE", 0.0)
-    monkeypatch.setattr("animesion_scrapers.robots._MOST_HOSTS", 50)
+    monkeypatch.setattr("animesion_scrapers.http.limits._MOST_HOSTS", 50)
+    monkeypatch.setattr("animesion_scrapers.http.limits._IDLE", 0.0)
+    monkeypatch.setattr("animesion_scrapers.http.robots._MOST_HOSTS", 50)
     limiter = RateLimiter(1e4, memory=tmp_path / "hosts.sqlite")
     cache = RobotsCache("animesion", tmp_path / "robots.sqlite")
     limiter.pause("h0.example", 100)

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from animesion.sample import flora
-from animesion.sample.faults import FaultPlan, LocalServer, local_server
-from animesion.sample.flora import Plant, Wiki, plants, wiki_of
+from animesion_sample.faults import FaultPlan, LocalServer, local_server
 from animesion_scrapers import Post, RateLimiter, Retries, ScraperError, Site, StatusError, sites, wikidata
-from animesion_scrapers.addresses import Routes
-from animesion_scrapers.metadata import MetadataClient
+from animesion_scrapers.http.addresses import Routes
+from animesion_scrapers.http.metadata import MetadataClient
+from tests import flora
 from tests.answering import answering
+from tests.flora import Plant, Wiki, plants, wiki_of
 
 AGENT = "animesion-tests/1.0 (tests@example.org)"
 HOST = "sample-flora.invalid"

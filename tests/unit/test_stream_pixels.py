@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from animesion.images import RejectedImageError
+from animesion.images.codec import RejectedImageError
 from animesion_training.data import (
     Augment,
     ColorJitter,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from animesion.errors import UsageError
-from animesion_training.data import Batch, Data, Samples, Stream
+from animesion_training.data import Batch, DataSplits, Samples, Stream
 from animesion_training.data.schedule import batch_ends, share, training_order
 from animesion_training.data.seeds import IntArray
 
@@ -46,7 +46,7 @@ class Memory:
         pass
 
 
-def drawn(shards: list[int], num_classes: int = 3) -> Data:
+def drawn(shards: list[int], num_classes: int = 3) -> DataSplits:
     """A split whose shards have these numbers of samples."""
     total = sum(shards)
     files = np.repeat(np.arange(len(shards)), shards)
@@ -60,7 +60,7 @@ def drawn(shards: list[int], num_classes: int = 3) -> Data:
         [f"k{i}" for i in range(total)],
         Memory(),
     )
-    return Data("drawn", tuple("abcdefgh"[:num_classes]), {"train": samples})
+    return DataSplits("drawn", tuple("abcdefgh"[:num_classes]), {"train": samples})
 
 
 SHARDS = st.lists(st.integers(0, 9), min_size=1, max_size=7).filter(lambda sizes: sum(sizes) >= 4)
@@ -68,7 +68,7 @@ LAYOUT = st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(0, 5))  # b
 WINDOW = st.integers(0, 3)
 
 
-def ranks(data: Data, layout: tuple[int, int, int], **settings: object) -> list[Stream]:
+def ranks(data: DataSplits, layout: tuple[int, int, int], **settings: object) -> list[Stream]:
     """The streams of all ranks."""
     batch_size, world_size, workers = layout
     return [

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from animesion.errors import UsageError
-from animesion.sources.tagtables import Implied, TagTableOptions, TagTables, load
+from animesion.sources.tag_tables import Implied, TagTableOptions, TagTables, load
 
 Rows = list[tuple[str, str]]
 

@@ -8,13 +8,13 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("cv2")
 
-from PIL import Image  # noqa: E402
-from torchvision.transforms import v2  # noqa: E402
-from torchvision.transforms.v2 import functional  # noqa: E402
+from PIL import Image
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
 
-from animesion.errors import UsageError  # noqa: E402
-from animesion_training.data import Augment, RandomErasing, TrivialAugmentWide  # noqa: E402
-from animesion_training.data.trivial import LEVELS, OPERATIONS, Drawn  # noqa: E402
+from animesion.errors import UsageError
+from animesion_training.data import Augment, RandomErasing, TrivialAugmentWide
+from animesion_training.data.trivial_augment import LEVELS, OPERATIONS, Drawn
 
 REFERENCE = v2.TrivialAugmentWide()
 THEIRS = dict(zip(OPERATIONS, REFERENCE._AUGMENTATION_SPACE.items(), strict=True))

@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from animesion_scrapers import ScraperError
-from animesion_scrapers.tallies import DigestSet, HostTally
-from animesion_scrapers.urltables import Columns, UrlRow, UrlTables, normalised, refusal
+from animesion_scrapers.counts import DigestSet, HostCounts
+from animesion_scrapers.url_tables import UrlColumns, UrlRow, UrlTables, normalised, refusal
 
 MD5 = "0123456789abcdef0123456789abcdef"
 RECORDS = [
@@ -29,7 +29,7 @@ RECORDS = [
 ]
 
 
-def read(path: Path, columns: Columns | None = None, table_format: str = "") -> list[UrlRow]:
+def read(path: Path, columns: UrlColumns | None = None, table_format: str = "") -> list[UrlRow]:
     return [row for batch in UrlTables(path, columns, table_format).batches() for row in batch]
 
 
@@ -70,9 +70,9 @@ def test_columns_are_named_or_known_by_their_names(tmp_path: Path) -> None:
     assert row[3:] == (
         "https://a.example/1.jpg", ("rose",), "", "", "a" * 40, 1200, "", "me", "3.0", "dev", (), (),
     )  # fmt: skip
-    [row] = read(path, Columns(url="href", key="id", label="Creator"))
+    [row] = read(path, UrlColumns(url="href", key="id", label="Creator"))
     assert (row.url, row.key, row.labels) == ("https://a.example/2.jpg", "7", ("me",))
-    [row] = read(path, Columns(url="link"))
+    [row] = read(path, UrlColumns(url="link"))
     assert row.fault.startswith("there is no column 'link' among 'Image URL', 'href'")
     [row] = read(write(tmp_path, "csv", [{"name": "x", "address": "y"}]))
     assert "no column of URLs is known by its name among 'name', 'address'" in row.fault
@@ -87,7 +87,7 @@ def test_parquet_and_json_lines_hold_lists_and_numbers(tmp_path: Path) -> None:
 
 def test_a_table_without_a_header(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("rose,https://a.example/1.jpg\nlily,https://a.example/2.jpg\n")
-    rows = read(tmp_path / "t.csv", Columns(label="1"))
+    rows = read(tmp_path / "t.csv", UrlColumns(label="1"))
     assert [(row.line, row.url, row.labels) for row in rows] == [
         (1, "https://a.example/1.jpg", ("rose",)),
         (2, "https://a.example/2.jpg", ("lily",)),
@@ -277,7 +277,7 @@ def test_a_digest_set_is_a_set(batches: list[list[int]]) -> None:
 
 def test_hosts_are_counted_exactly_beyond_what_is_held() -> None:
     due: Counter[str] = Counter()
-    with HostTally() as tally:
+    with HostCounts() as tally:
         for number in range(180_000):
             host = f"h{number % 60_000}.example" if number % 3 else "big.example"
             tally.add(host, number % 2)

@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from animesion.errors import UsageError
-from animesion_training import views
-from animesion_training.data import seeds
+from animesion_training.data import seeds, views
 
 SIDES = st.integers(1, 40)
 

@@ -11,13 +11,13 @@ import pytest
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
 
-from timm.optim import param_groups_layer_decay  # noqa: E402
+from timm.optim import param_groups_layer_decay
 
-import animesion_training.models.vitfs  # noqa: E402, F401  (registers the names)
-from animesion.errors import UsageError  # noqa: E402
-from animesion_training import create_model, from_reference, load_model, save_model  # noqa: E402
-from animesion_training.models.vitfs_layers import TokenBatchNorm, sincos_positions  # noqa: E402
-from animesion_training.profiling import count  # noqa: E402
+import animesion_training.models.vitfs  # noqa: F401  (registers the names)
+from animesion.errors import UsageError
+from animesion_training import create_model, from_reference, load_model, save_model
+from animesion_training.analysis.profile import count
+from animesion_training.models.vitfs_layers import TokenBatchNorm, sincos_positions
 
 NAMES = [f"vitfs_{size}_patch16" for size in ("nano", "micro", "tiny", "small", "base")]
 LAYER_NORM = {"norm_layer": "layernorm"}

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from animesion.errors import BusyError, FullDiskError, UsageError
-from animesion.workspace import Workspace, atomic_file, full_disk_is_clear, write_atomic
+from animesion.storage.workspace import Workspace, atomic_file, full_disk_is_clear, write_atomic
 
 
 def test_a_file_appears_only_when_complete(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_a_real_file_size_limit_leaves_nothing_behind(tmp_path: Path) -> None:
     script = (
         "import resource, sys\n"
         "from pathlib import Path\n"
-        "from animesion.workspace import write_atomic\n"
+        "from animesion.storage.workspace import write_atomic\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "write_atomic(Path(sys.argv[1]) / 'file', bytes(5000))\n"
     )

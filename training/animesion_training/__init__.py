@@ -10,15 +10,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from animesion_training.checkpoints import from_reference
     from animesion_training.models import create_model
+    from animesion_training.originals.base import from_reference
     from animesion_training.weights import load_model, save_model
 
 __all__ = ["create_model", "from_reference", "load_model", "save_model"]
 
 _MODULES = {
     "create_model": "models",
-    "from_reference": "checkpoints",
+    "from_reference": "originals.base",
     "load_model": "weights",
     "save_model": "weights",
 }

@@ -14,9 +14,9 @@ import yaml
 
 from animesion import cards
 from animesion.errors import UsageError
-from animesion.workspace import sha256_file
-from animesion_training import runs
-from animesion_training.weights import Card, read_card
+from animesion.storage.workspace import sha256_file
+from animesion_training.engine import runs
+from animesion_training.weights import WeightsCard, read_card
 
 
 def model_card(path: Path) -> str:
@@ -77,14 +77,14 @@ def _report(path: Path, weights: Path) -> dict[str, Any] | None:
     return found if measured == weights.name else None
 
 
-def _trained(card: Card) -> dict[str, int] | None:
+def _trained(card: WeightsCard) -> dict[str, int] | None:
     counts = card.facts.get("train_counts")
     if not isinstance(counts, list) or not counts or not all(isinstance(count, int) for count in counts):
         return None
     return {"images": sum(counts), "least": min(counts), "most": max(counts)}
 
 
-def _header(card: Card, name: str, found: dict[str, Any] | None) -> dict[str, Any]:
+def _header(card: WeightsCard, name: str, found: dict[str, Any] | None) -> dict[str, Any]:
     """The YAML block that the Hub reads; the licence is nobody's to guess."""
     header: dict[str, Any] = {
         "library_name": "timm",

@@ -1,7 +1,7 @@
 """What a training run is: the recipe model and the built-in recipes.
 
 Where the data lies, where the run goes and what it runs on is the command line's. Read as every recipe is
-(`animesion.settings`); what the values mean is done in the module named by each section.
+(`animesion.config.settings`); what the values mean is done in the module named by each section.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, Self
 import tomli_w
 from pydantic import Field, StringConstraints, model_validator
 
-from animesion import settings
-from animesion.settings import Section
+from animesion.config import settings
+from animesion.config.settings import Section
 
 PACKAGE = "animesion_training"
 
@@ -23,7 +23,7 @@ Number = Annotated[float, Field(strict=False)]
 Range = tuple[float, float]
 
 
-class Data(Section):
+class DataSection(Section):
     """What is read, and in which proportions."""
 
     train: str = Field("train", description="split that is trained on")
@@ -37,7 +37,7 @@ class Data(Section):
     workers: int = Field(-1, ge=-1, le=256, description="decoding threads; -1 for one a core, 0 for none")
 
 
-class Model(Section):
+class ModelSection(Section):
     """The network."""
 
     name: str = Field("resnet18", description="any timm model, or one of ours; `animesion models` lists them")
@@ -72,7 +72,7 @@ class Model(Section):
         return Methods(self.reduction, rate, layers, self.cache, self.adapter, self.selector, options)
 
 
-class Augment(Section):
+class AugmentSection(Section):
     """What is done to training pictures; `animesion_training.data` does it."""
 
     crop: Literal["random-resized", "resize-crop"] = Field(
@@ -95,15 +95,15 @@ class Augment(Section):
     mix_probability: float = Field(1.0, ge=0, le=1, strict=False, description="share of batches that are mixed")
 
 
-class Objective(Section):
-    """What is minimised; `animesion_training.objectives` has them."""
+class ObjectiveSection(Section):
+    """What is minimised; `animesion_training.losses.objectives` has them."""
 
     name: str = Field("cross-entropy", description="name of the objective")
     smoothing: float = Field(0.0, ge=0, lt=1, strict=False, description="label smoothing")
     options: dict[str, Scalar] = Field({}, description="passed to the objective, such as gamma or beta")
 
 
-class Views(Section):
+class ViewsSection(Section):
     """Crops and drops that attention maps make of a picture: for training a CAL teacher, and for TGDA."""
 
     maps: int = Field(0, ge=0, description="how many of the maps may be drawn; 0 for all")
@@ -113,7 +113,7 @@ class Views(Section):
     padding: float = Field(0.1, ge=0, le=1, strict=False, description="around a crop, as a share of the picture")
 
 
-class Teacher(Section):
+class TeacherSection(Section):
     """Distillation from a trained network; without weights there is none."""
 
     weights: str = Field("", description="weights file of the teacher; empty trains on labels alone")
@@ -133,7 +133,7 @@ class Teacher(Section):
     auxiliary_weight: float = Field(1.0, ge=0, strict=False, description="of the further loss")
 
 
-class Optimizer(Section):
+class OptimizerSection(Section):
     """How weights move; any optimizer of timm by name."""
 
     name: str = Field("sgd", description="any of timm's, such as sgd, adamw or lamb")
@@ -144,7 +144,7 @@ class Optimizer(Section):
     clip: float = Field(0.0, ge=0, strict=False, description="largest norm of the gradient; 0 switches it off")
 
 
-class Schedule(Section):
+class ScheduleSection(Section):
     """How long, and how the rate changes, by optimizer step."""
 
     epochs: int = Field(30, ge=1, description="rounds over the training split")
@@ -160,7 +160,7 @@ class Schedule(Section):
     step_factor: float = Field(1 / 3, gt=0, lt=1, strict=False, description="for step: factor of each drop")
 
 
-class Run(Section):
+class RunSection(Section):
     """How it is computed."""
 
     batch_size: int = Field(64, ge=1, description="pictures in one optimizer step, over all processes")
@@ -184,15 +184,15 @@ class TrainRecipe(Section):
 
     name: Name = Field(description="name of the run's kind")
     summary: str = Field("", description="one line on what it is for")
-    data: Data = Data()
-    model: Model = Model()
-    augment: Augment = Augment()
-    objective: Objective = Objective()
-    views: Views = Views()
-    teacher: Teacher = Teacher()
-    optimizer: Optimizer = Optimizer()
-    schedule: Schedule = Schedule()
-    run: Run = Run()
+    data: DataSection = DataSection()
+    model: ModelSection = ModelSection()
+    augment: AugmentSection = AugmentSection()
+    objective: ObjectiveSection = ObjectiveSection()
+    views: ViewsSection = ViewsSection()
+    teacher: TeacherSection = TeacherSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    schedule: ScheduleSection = ScheduleSection()
+    run: RunSection = RunSection()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

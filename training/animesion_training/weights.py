@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from animesion.errors import UsageError
-from animesion.workspace import write_atomic
+from animesion.storage.workspace import write_atomic
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,7 +31,7 @@ _DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "U8", "BOOL"}
 
 
 @dataclass(frozen=True)
-class Card:
+class WeightsCard:
     """What a weight file says about itself.
 
     Attributes:
@@ -99,7 +99,7 @@ def save_model(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     crop_pct: float = 1.0,
-) -> Card:
+) -> WeightsCard:
     """Write a model of `create_model` for use, atomically.
 
     Args:
@@ -120,7 +120,7 @@ def save_model(
     from animesion_training.models.create import bare
 
     spec, inputs = spec_of(model), input_config(model)
-    card = Card(
+    card = WeightsCard(
         name=spec.name,
         num_classes=spec.num_classes,
         img_size=spec.img_size,
@@ -147,7 +147,7 @@ def save_model(
     return card
 
 
-def read_card(path: Path | str) -> Card:
+def read_card(path: Path | str) -> WeightsCard:
     """The card of a weight file, without reading its weights.
 
     Raises:
@@ -156,7 +156,7 @@ def read_card(path: Path | str) -> Card:
     return _read_header(Path(path))[0]
 
 
-def load_model(path: Path | str, device: str = "cpu") -> tuple[nn.Module, Card]:
+def load_model(path: Path | str, device: str = "cpu") -> tuple[nn.Module, WeightsCard]:
     """A model from its file, in evaluation mode, and its card.
 
     Args:
@@ -190,7 +190,7 @@ class _UnbuiltError(UsageError):
     """Building failed in timm or torch, not by a rule of ours."""
 
 
-def _build(card: Card, path: Path) -> nn.Module:
+def _build(card: WeightsCard, path: Path) -> nn.Module:
     try:
         return card.spec.build()
     except UsageError as error:
@@ -212,7 +212,7 @@ def _compare(found: Mapping[str, tuple[int, ...]], model: nn.Module, path: Path)
             raise UsageError(f"{path}: {key} is {found[key]}, its card's model has {expected[key]}")
 
 
-def _read_header(path: Path) -> tuple[Card, dict[str, tuple[int, ...]]]:
+def _read_header(path: Path) -> tuple[WeightsCard, dict[str, tuple[int, ...]]]:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -252,7 +252,7 @@ def _shapes(header: Mapping[str, Any], room: int, path: Path) -> dict[str, tuple
     return shapes
 
 
-def _parse(text: str, path: Path) -> Card:
+def _parse(text: str, path: Path) -> WeightsCard:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -264,17 +264,17 @@ def _parse(text: str, path: Path) -> Card:
         raise UsageError(
             f"{path} has format {version!r}, this version reads format {FORMAT}: install a newer animesion"
         )
-    if unknown := sorted(content.keys() - {each.name for each in fields(Card)}):
+    if unknown := sorted(content.keys() - {each.name for each in fields(WeightsCard)}):
         raise UsageError(f"{path}: its card has unknown keys: {', '.join(unknown)}")
     if missing := sorted({"name", "num_classes", "img_size"} - content.keys()):
         raise UsageError(f"{path}: its card lacks {', '.join(missing)}")
     tuples = {key: tuple(value) for key, value in content.items() if isinstance(value, list)}
-    card = Card(**{**content, **tuples})
+    card = WeightsCard(**{**content, **tuples})
     _check(card, str(path))
     return replace(card, mean=tuple(map(float, card.mean)), std=tuple(map(float, card.std)))
 
 
-def _check(card: Card, where: str) -> None:
+def _check(card: WeightsCard, where: str) -> None:
     """Refuse what no honest writer puts into a card."""
 
     def number(value: Any) -> bool:

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, ClassVar, Self, TypeVar
 from urllib.parse import urlsplit
 
 from animesion_scrapers import fields
-from animesion_scrapers.addresses import Routes
-from animesion_scrapers.breakers import Breakers
 from animesion_scrapers.credentials import CredentialSpec
 from animesion_scrapers.errors import ScraperError
-from animesion_scrapers.limits import HostLimit, RateLimiter
+from animesion_scrapers.http.addresses import Routes
+from animesion_scrapers.http.breakers import Breakers
+from animesion_scrapers.http.limits import HostLimit, RateLimiter
+from animesion_scrapers.http.retries import Retries
 from animesion_scrapers.post import Post
-from animesion_scrapers.retries import Retries
 
 if TYPE_CHECKING:  # loading requests takes longer than listing the sites should
-    from animesion_scrapers.metadata import MetadataClient
+    from animesion_scrapers.http.metadata import MetadataClient
 
 _GROUP = "animesion_scrapers.sites"
 Key = TypeVar("Key")
@@ -142,7 +142,7 @@ class Site:
 
     def _client_class(self) -> type[MetadataClient]:
         """The client, for sites that send other things where JSON is due."""
-        from animesion_scrapers.metadata import MetadataClient
+        from animesion_scrapers.http.metadata import MetadataClient
 
         return MetadataClient
 

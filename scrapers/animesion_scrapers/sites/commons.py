@@ -20,8 +20,8 @@ from urllib.parse import quote
 from animesion_scrapers import cultivars, fields
 from animesion_scrapers.cultivars import Cultivar
 from animesion_scrapers.errors import ScraperError
+from animesion_scrapers.http.limits import HostLimit
 from animesion_scrapers.licences import licence_id
-from animesion_scrapers.limits import HostLimit
 from animesion_scrapers.post import TAG_CATEGORIES, Post
 from animesion_scrapers.sites import Site, SiteInfo, asked_id, once_each
 

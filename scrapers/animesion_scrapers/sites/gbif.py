@@ -15,8 +15,8 @@ from urllib.parse import urlencode
 
 from animesion_scrapers import cultivars, fields
 from animesion_scrapers.errors import ScraperError, StatusError
+from animesion_scrapers.http.limits import HostLimit
 from animesion_scrapers.licences import licence_id
-from animesion_scrapers.limits import HostLimit
 from animesion_scrapers.post import TAG_CATEGORIES, Post
 from animesion_scrapers.sites import Site, SiteInfo, checked_filters
 

@@ -15,8 +15,8 @@ from typing import Any, ClassVar, TypeVar
 from animesion_scrapers import fields
 from animesion_scrapers.credentials import CredentialSpec
 from animesion_scrapers.errors import ScraperError, StatusError
-from animesion_scrapers.limits import HostLimit
-from animesion_scrapers.metadata import MetadataClient
+from animesion_scrapers.http.limits import HostLimit
+from animesion_scrapers.http.metadata import MetadataClient
 from animesion_scrapers.post import FLAGS, TAG_CATEGORIES, Post
 from animesion_scrapers.sites import Site, SiteInfo, asked_id, once_each
 

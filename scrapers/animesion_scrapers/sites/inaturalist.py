@@ -14,8 +14,8 @@ from typing import Any, ClassVar, Literal
 
 from animesion_scrapers import fields
 from animesion_scrapers.errors import ScraperError
+from animesion_scrapers.http.limits import HostLimit
 from animesion_scrapers.licences import RESERVED, licence_id
-from animesion_scrapers.limits import HostLimit
 from animesion_scrapers.post import TAG_CATEGORIES, Post
 from animesion_scrapers.sites import Site, SiteInfo, checked_filters, once_each
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from animesion_scrapers import fields
 from animesion_scrapers.errors import ScraperError
-from animesion_scrapers.limits import HostLimit
+from animesion_scrapers.http.limits import HostLimit
 from animesion_scrapers.post import FLAGS, Post
 from animesion_scrapers.sites import Site, SiteInfo, asked_id, once_each
 from animesion_scrapers.sites.gelbooru import (

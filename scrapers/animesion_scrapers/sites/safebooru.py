@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from animesion_scrapers import fields
-from animesion_scrapers.limits import HostLimit
+from animesion_scrapers.http.limits import HostLimit
 from animesion_scrapers.post import TAG_CATEGORIES
 from animesion_scrapers.sites import SiteInfo
 from animesion_scrapers.sites.gelbooru import Gelbooru

@@ -23,11 +23,11 @@ from animesion_training.data.decode import (
     Transform,
 )
 from animesion_training.data.positions import Batch
-from animesion_training.data.samples import Data, Samples, divided
+from animesion_training.data.samples import DataSplits, Samples, divided
 from animesion_training.data.sampling import SAMPLINGS
 from animesion_training.data.sources import open_data
 from animesion_training.data.stream import Stream
-from animesion_training.data.trivial import TrivialAugmentWide
+from animesion_training.data.trivial_augment import TrivialAugmentWide
 
 __all__ = [
     "SAMPLINGS",
@@ -35,7 +35,7 @@ __all__ = [
     "Batch",
     "CachedStream",
     "ColorJitter",
-    "Data",
+    "DataSplits",
     "RandomErasing",
     "RandomResizedCrop",
     "Resize",

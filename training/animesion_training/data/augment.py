@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from animesion_training.data import seeds
-from animesion_training.data.trivial import TrivialAugmentWide
+from animesion_training.data.trivial_augment import TrivialAugmentWide
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from animesion.errors import UsageError
-from animesion.images import RejectedImageError
+from animesion.images.codec import RejectedImageError
 from animesion_training.data import seeds
 from animesion_training.data.augment import random_boxes, resampled
 from animesion_training.data.decode import (
@@ -32,7 +32,7 @@ from animesion_training.data.decode import (
     decode_into,
 )
 from animesion_training.data.positions import Batch, Scheduled
-from animesion_training.data.samples import Data, Samples
+from animesion_training.data.samples import DataSplits, Samples
 from animesion_training.data.stream import default_workers
 
 _STORED = 1.15
@@ -76,7 +76,7 @@ def stored_side(samples: Samples, size: int) -> int:
 
 
 def cache_samples(
-    data: Data,
+    data: DataSplits,
     split: str,
     size: int,
     *,

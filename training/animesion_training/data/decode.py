@@ -3,7 +3,7 @@
 JPEGs without a rotation are decoded by libjpeg-turbo at the least of 1/1, 1/2, 3/8, 1/4, 1/8 of their size that still
 covers the wanted resolution (other fractions have no fast inverse DCT and lose to the next larger one), then OpenCV
 resizes straight into the batch; both release the interpreter lock. All else, and a JPEG that the fast decoder has a
-word to say about, goes through `animesion.images`, which also decides what is a picture at all. Flips, colours and
+word to say about, goes through `animesion.images.codec`, which also decides what is a picture at all. Flips, colours and
 normalisation are done by the batch, in `augment`.
 """
 
@@ -19,12 +19,12 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg  # type: ignore[import-untyped]
 
-from animesion import images
+from animesion.images import codec
 
 Pixels = npt.NDArray[np.uint8]
 Content = bytes | memoryview
 
-_LIMITS = images.Limits()
+_LIMITS = codec.Limits()
 
 # where the shrinkage makes two-tap interpolation skip pixels visibly
 _SHARP = 2.0
@@ -225,7 +225,7 @@ def decode_into(out: Pixels, content: Content, transform: Transform, u: Sequence
         Width and height of the whole upright picture in pixels.
 
     Raises:
-        animesion.images.RejectedImageError: the bytes are no usable picture.
+        animesion.images.codec.RejectedImageError: the bytes are no usable picture.
     """
     header = _plain_jpeg(content)
     if header is not None:
@@ -244,7 +244,7 @@ def decode_into(out: Pixels, content: Content, transform: Transform, u: Sequence
         else:
             _resize(out, pixels, view, width, height, transform.smooth)
             return width, height
-    pixels = np.asarray(images.decode(bytes(content), _LIMITS).image)
+    pixels = np.asarray(codec.decode(bytes(content), _LIMITS).image)
     height, width = pixels.shape[:2]
     _resize(out, pixels, transform.view(width, height, u), width, height, transform.smooth)
     return width, height

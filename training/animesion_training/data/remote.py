@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import animesion
-from animesion import stores
-from animesion.dataset import Dataset, ShardInfo
+from animesion.dataset.dataset import Dataset, ShardInfo
 from animesion.errors import UsageError
+from animesion.storage import stores
 from animesion_training.data.files import Descriptor
 from animesion_training.data.seeds import IntArray
 

@@ -101,7 +101,7 @@ class Samples:
 
 
 @dataclass(frozen=True, eq=False)
-class Data:
+class DataSplits:
     """Labelled pictures.
 
     Attributes:
@@ -132,7 +132,7 @@ class Data:
         return self.splits[split]
 
 
-def divided(data: Data, split: str, parts: Mapping[str, float], *, seed: int = 0) -> Data:
+def divided(data: DataSplits, split: str, parts: Mapping[str, float], *, seed: int = 0) -> DataSplits:
     """Divide one split into several, class by class, for data that come without splits.
 
     Near-duplicates may land on both sides: a built dataset with a grouped split is the honest way to a test score.
@@ -159,7 +159,7 @@ def divided(data: Data, split: str, parts: Mapping[str, float], *, seed: int = 0
     bounds = np.cumsum(list(parts.values()))[:-1]
     chosen = np.empty(len(order), dtype=np.int64)
     chosen[order] = np.searchsorted(bounds, quantiles, side="right")
-    return Data(
+    return DataSplits(
         data.path,
         data.classes,
         {name: _taken(whole, name, np.flatnonzero(chosen == i)) for i, name in enumerate(parts)},

@@ -18,11 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 import animesion
-from animesion import labelfiles
-from animesion.dataset import Dataset
+from animesion.dataset import label_files
+from animesion.dataset.dataset import Dataset
 from animesion.errors import UsageError
 from animesion_training.data.files import Files, LocalFiles
-from animesion_training.data.samples import Data, Samples
+from animesion_training.data.samples import DataSplits, Samples
 from animesion_training.data.seeds import IntArray
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
@@ -37,7 +37,7 @@ def open_data(
     classes: Sequence[str] | None = None,
     cache: Path | str | None = None,
     cache_bytes: int = 20 * 2**30,
-) -> Data:
+) -> DataSplits:
     """Open labelled pictures of any kind.
 
     Args:
@@ -66,7 +66,7 @@ def open_data(
         raise UsageError(
             f"there is no folder or label CSV {folder}; give a built dataset, class folders or a label CSV"
         )
-    if labels := labelfiles.find_label_files(folder).labels:
+    if labels := label_files.find_label_files(folder).labels:
         return _labelled(folder, labels, Path(images or folder))
     return _folders(folder, classes)
 
@@ -74,7 +74,7 @@ def open_data(
 # -- built datasets --------------------------------------------------------------------------------------------------
 
 
-def _built(path: str, dataset: Dataset, source: Files | None) -> Data:
+def _built(path: str, dataset: Dataset, source: Files | None) -> DataSplits:
     table = dataset.index
     shards = [shard for split in dataset.splits.values() for shard in split.shards]
     files = source or LocalFiles(dataset.path, [shard.path for shard in shards], [shard.bytes for shard in shards])
@@ -91,7 +91,7 @@ def _built(path: str, dataset: Dataset, source: Files | None) -> Data:
             raise UsageError(f"{path} has labels outside its {len(names)} classes: rebuild the dataset")
         digests, keys = _digests(rows["sha256"], path), rows["key"].to_pylist()
         splits[split] = Samples(split, labels, places, offsets, sizes, keys, files, digests, source is not None)
-    return Data(path, names, splits)
+    return DataSplits(path, names, splits)
 
 
 def _digests(column: pa.ChunkedArray, path: str) -> npt.NDArray[np.uint8]:
@@ -105,7 +105,7 @@ def _digests(column: pa.ChunkedArray, path: str) -> npt.NDArray[np.uint8]:
 # -- class folders and label files -----------------------------------------------------------------------------------
 
 
-def _folders(root: Path, classes: Sequence[str] | None) -> Data:
+def _folders(root: Path, classes: Sequence[str] | None) -> DataSplits:
     parts = _subfolders(root)
     if not parts:
         raise UsageError(f"{root} holds no class folders, label CSVs or dataset.json; give a folder that does")
@@ -131,7 +131,7 @@ def _folders(root: Path, classes: Sequence[str] | None) -> Data:
         splits[split] = _loose(split, part, paths, np.array(labels, dtype=np.int64))
     if not any(len(samples) for samples in splits.values()):
         raise UsageError(f"{root} has folders but no pictures in them; a picture ends in .jpg, .png, .webp or the like")
-    return Data(str(root), names, splits)
+    return DataSplits(str(root), names, splits)
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -155,17 +155,17 @@ def _pictures(folder: Path) -> list[str]:
     return sorted(found)
 
 
-def _labelled(path: Path, files: Mapping[str, Path], root: Path) -> Data:
+def _labelled(path: Path, files: Mapping[str, Path], root: Path) -> DataSplits:
     """Splits from label CSVs; the class map is that of every label file in the folder, used or not."""
-    beside = labelfiles.find_label_files(path if path.is_dir() else path.parent)
-    tables = {split: labelfiles.read_labels(file) for split, file in files.items()}
+    beside = label_files.find_label_files(path if path.is_dir() else path.parent)
+    tables = {split: label_files.read_labels(file) for split, file in files.items()}
     if beside.names is not None:
-        named = labelfiles.read_class_names(beside.names)
+        named = label_files.read_class_names(beside.names)
         if sorted(named) != list(range(len(named))):
             raise UsageError(f"{beside.names}: the class ids are not 0 to {len(named) - 1}; number them without gaps")
         names = tuple(named[i] for i in range(len(named)))
     else:
-        others = [labelfiles.read_labels(file) for file in beside.labels.values() if file not in files.values()]
+        others = [label_files.read_labels(file) for file in beside.labels.values() if file not in files.values()]
         most = max((int(t.class_ids.max()) for t in [*tables.values(), *others] if len(t.paths)), default=-1)
         names = tuple(str(i) for i in range(most + 1))
     splits = {}
@@ -181,7 +181,7 @@ def _labelled(path: Path, files: Mapping[str, Path], root: Path) -> Data:
         splits[split] = _loose(split, root, table.paths, table.class_ids)
     if not any(len(samples) for samples in splits.values()):
         raise UsageError(f"{path} names no pictures; give label files with rows `class_id,path`")
-    return Data(str(path), names, splits)
+    return DataSplits(str(path), names, splits)
 
 
 def _loose(split: str, root: Path, paths: list[str], labels: IntArray) -> Samples:

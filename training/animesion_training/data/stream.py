@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from animesion.errors import UsageError
-from animesion.images import RejectedImageError
+from animesion.images.codec import RejectedImageError
 from animesion_training.data import seeds
 from animesion_training.data.decode import Pixels, RandomResizedCrop, Resize, Transform, decode_into
 from animesion_training.data.positions import Batch, Scheduled, Share
-from animesion_training.data.samples import Data, Samples
+from animesion_training.data.samples import DataSplits, Samples
 from animesion_training.data.seeds import IntArray
 
 _MOST_WORKERS = 16
@@ -73,7 +73,7 @@ class Stream(Scheduled):
 
     def __init__(
         self,
-        data: Data,
+        data: DataSplits,
         split: str,
         batch_size: int,
         size: int,

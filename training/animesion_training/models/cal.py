@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from animesion.errors import UsageError
-from animesion_training import views as picture_views
-from animesion_training.losses import SoftmaxObjective, in_range
+from animesion_training.data import views as picture_views
+from animesion_training.losses.classification import SoftmaxObjective, in_range
 from animesion_training.tokens.host import without_autocast
 
 _HOST = "backbone."

@@ -18,7 +18,7 @@ import timm
 from torch import nn
 
 from animesion.errors import UsageError
-from animesion_training.models.assembling import TOKEN_HEADS, assemble, weights_loaded
+from animesion_training.models.assemble import TOKEN_HEADS, assemble, weights_loaded
 from animesion_training.models.baselines import timm_name
 from animesion_training.models.heads import CosineHead
 from animesion_training.models.ifa import IFA_MODELS, IFAVisionTransformer

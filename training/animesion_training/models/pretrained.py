@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from animesion.errors import AnimesionError, UsageError
-from animesion_training.models.assembling import weights_loaded
+from animesion_training.models.assemble import weights_loaded
 
 _log = logging.getLogger("animesion_training")
 

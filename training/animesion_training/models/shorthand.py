@@ -18,11 +18,11 @@ import timm
 from timm.models import register_model
 
 from animesion.errors import UsageError
-from animesion_training.models.assembling import SELECTORS
+from animesion_training.models.assemble import SELECTORS
 from animesion_training.models.baselines import BASELINES
 from animesion_training.models.methods import Methods
-from animesion_training.tokens.adapters import ADAPTERS
-from animesion_training.tokens.reductions import REDUCTIONS
+from animesion_training.tokens.adapters.base import ADAPTERS
+from animesion_training.tokens.reductions.base import REDUCTIONS
 
 #: Word -> adapter; no hyphen and no plus, as timm's names have none.
 ADAPTER_WORDS = {name.replace("+", "p").replace("-", ""): name for name in ADAPTERS}

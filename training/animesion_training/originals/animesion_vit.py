@@ -11,10 +11,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from animesion.errors import UsageError
-from animesion_training.checkpoints import Config, Converter, Weights, load_all, register_converter
 from animesion_training.models.baselines import BASELINES
 from animesion_training.models.create import ModelSpec
 from animesion_training.models.ifa import IFAVisionTransformer
+from animesion_training.originals.base import Config, Converter, StateDict, load_all, register_converter
 
 #: Pattern of the original's name -> timm's; q, k and v are joined first.
 _VIT_NAMES = (
@@ -41,7 +41,7 @@ _SIZES = {(192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): 
 _DEPARTURES = ("selector", "adapter", "ila", "prompt", "aggregator", "attention_crop", "dynamic_anchor")
 
 
-def _is_animesion_vit(config: Config, weights: Weights) -> bool:
+def _is_animesion_vit(config: Config, weights: StateDict) -> bool:
     stem = weights.get("patch_embedding.weight")
     if stem is None or any(config.get(setting) for setting in _DEPARTURES):
         return False
@@ -51,7 +51,7 @@ def _is_animesion_vit(config: Config, weights: Weights) -> bool:
     return plain and apart and any(re.fullmatch(name, key) for name in names for key in weights)
 
 
-def _build_animesion_vit(config: Config, weights: Weights, reference_compat: bool) -> nn.Module:
+def _build_animesion_vit(config: Config, weights: StateDict, reference_compat: bool) -> nn.Module:
     renamed = renamed_vit(weights)
     settings = vit_settings(config)
     ifa = "head.layers.weight" in renamed
@@ -80,7 +80,7 @@ def vit_settings(config: Config) -> dict[str, Any]:
     return {**config, **(config.get("arch") or {}), **(config.get("args") or {})}
 
 
-def bare_vit(renamed: Weights, settings: Config, num_classes: int = 0) -> VisionTransformer:
+def bare_vit(renamed: StateDict, settings: Config, num_classes: int = 0) -> VisionTransformer:
     """The plain transformer that weights under timm's names are for, without them in it.
 
     The weights tell all but the number of heads; residual dropout of the original's training is left out.
@@ -117,7 +117,7 @@ def bare_vit(renamed: Weights, settings: Config, num_classes: int = 0) -> Vision
     )
 
 
-def renamed_vit(weights: Weights) -> dict[str, Tensor]:
+def renamed_vit(weights: StateDict) -> dict[str, Tensor]:
     """Weights of a plain transformer and its head under timm's names.
 
     Raises:
@@ -132,7 +132,7 @@ def renamed_vit(weights: Weights) -> dict[str, Tensor]:
     return renamed
 
 
-def split_vit(weights: Weights, *, class_token: bool = True) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def split_vit(weights: StateDict, *, class_token: bool = True) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Weights of the transformer and its head under timm's names, and all others under their own.
 
     Queries, keys and values are joined in both.

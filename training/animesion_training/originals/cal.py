@@ -7,18 +7,18 @@ from typing import Any
 from torch import nn
 
 from animesion.errors import UsageError
-from animesion_training.checkpoints import Config, Converter, Weights, load_all, register_converter
 from animesion_training.models.create import create_model
+from animesion_training.originals.base import Config, Converter, StateDict, load_all, register_converter
 
 _ENCODER, _HEAD = "encoder.", "dfsm."
 _ATTENTION, _CLASSIFIER = "dfsm.attentions.conv.weight", "dfsm.fc.weight"
 
 
-def _is_cal(config: Config, weights: Weights) -> bool:
+def _is_cal(config: Config, weights: StateDict) -> bool:
     return _ATTENTION in weights and _CLASSIFIER in weights
 
 
-def _build_cal(config: Config, weights: Weights, reference_compat: bool) -> nn.Module:
+def _build_cal(config: Config, weights: StateDict, reference_compat: bool) -> nn.Module:
     """The name of the backbone and the side of the pictures are in the config alone."""
     name = config.get("model_name")
     if not isinstance(name, str):

@@ -12,12 +12,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from animesion.errors import UsageError
-from animesion_training.checkpoints import Config, Converter, Weights, load_all, register_converter
 from animesion_training.models.cla import CLAHead
 from animesion_training.models.heads import IFAHead
+from animesion_training.originals.base import Config, Converter, StateDict, load_all, register_converter
 from animesion_training.tokens.cache import CrossLayerCache
 from animesion_training.tokens.host import Plugin, TokenVisionTransformer
-from animesion_training.tokens.reductions import make_reduction, reduction_layers
+from animesion_training.tokens.reductions.base import make_reduction, reduction_layers
 
 #: The original's name of a method -> ours; plain transformers are called `vit` in the golden cases.
 _METHODS = {
@@ -88,7 +88,7 @@ def _method(settings: Mapping[str, Any]) -> str | None:
     return "" if plain else None
 
 
-def _is_clca(config: Config, weights: Weights) -> bool:
+def _is_clca(config: Config, weights: StateDict) -> bool:
     if not {"cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} <= weights.keys():
         return False
     patterns = [name for name, _ in (*_NAMES, *_IFA_NAMES)]
@@ -96,7 +96,7 @@ def _is_clca(config: Config, weights: Weights) -> bool:
     return ours and _method(_settings(config)) is not None
 
 
-def _build_clca(config: Config, weights: Weights, reference_compat: bool) -> nn.Module:
+def _build_clca(config: Config, weights: StateDict, reference_compat: bool) -> nn.Module:
     settings = _settings(config)
     gathering = any(key.startswith("ifa_head.") for key in weights)
     registers = weights["clr"].shape[1] if "clr" in weights else 0
@@ -154,7 +154,7 @@ def _rates(given: Any) -> Any:
     return tuple(given) if isinstance(given, list) else given
 
 
-def timm_backbone(settings: Mapping[str, Any], weights: Weights, registers: int = 0) -> tuple[Any, bool]:
+def timm_backbone(settings: Mapping[str, Any], weights: StateDict, registers: int = 0) -> tuple[Any, bool]:
     """The plain transformer that weights in timm's names are for, and whether its class token has a position.
 
     Args:
@@ -209,14 +209,14 @@ def _grid(settings: Mapping[str, Any], patch: tuple[int, int], rows: int, prefix
     )
 
 
-def _gathering_head(weights: Weights, count: int, width: int) -> Any:
+def _gathering_head(weights: StateDict, count: int, width: int) -> Any:
     layers = weights.get("ifa_head.0.1.weight")
     if layers is None:
         return lambda num_classes: IFAHead(count, width, num_classes, eps=_IFA_EPS)
     return lambda num_classes: CLAHead(count, width, num_classes, groups=layers.shape[0] // width)
 
 
-def _renamed(weights: Weights, positions: int, equal_weight: bool) -> dict[str, Tensor]:
+def _renamed(weights: StateDict, positions: int, equal_weight: bool) -> dict[str, Tensor]:
     """Weights under our names; those that the original holds and does not use are left out."""
     gathering = any(key.startswith("ifa_head.") for key in weights)
     names = _NAMES if "ifa_head.0.1.weight" in weights else (*_IFA_NAMES, *_NAMES)

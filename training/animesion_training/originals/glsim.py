@@ -10,11 +10,11 @@ import timm
 from torch import Tensor, nn
 
 from animesion.errors import UsageError
-from animesion_training.checkpoints import Config, Converter, Weights, load_all, register_converter
 from animesion_training.originals.animesion_vit import bare_vit, split_vit, vit_settings
+from animesion_training.originals.base import Config, Converter, StateDict, load_all, register_converter
 from animesion_training.originals.clca import timm_backbone
 from animesion_training.tokens.host import TokenVisionTransformer
-from animesion_training.tokens.twopass import GLSim, RAMSTrans, TwoPassTransformer
+from animesion_training.tokens.twopass.base import GLSim, RAMSTrans, TwoPassTransformer
 
 _FAMILY = "GLSim model"
 _CLASSIFIERS = {"cls": "cls", "avg_cls": "avg", "max_cls": "max"}
@@ -33,7 +33,7 @@ def _settings(config: Config) -> dict[str, Any]:
     return vit_settings({**config, **(config.get("model_kwargs") or {})})
 
 
-def _kind(config: Config, weights: Weights) -> Kind | None:
+def _kind(config: Config, weights: StateDict) -> Kind | None:
     """Which of the implementations; None for none, and for the methods that GLSim is compared with."""
     settings = _settings(config)
     name = settings.get("model")
@@ -48,7 +48,7 @@ def _kind(config: Config, weights: Weights) -> Kind | None:
     return None
 
 
-def _build(config: Config, weights: Weights, reference_compat: bool) -> nn.Module:
+def _build(config: Config, weights: StateDict, reference_compat: bool) -> nn.Module:
     settings = _settings(config)
     builders = {"vit": _vit, "timm": _timm, "rams": _rams}
     kind = _kind(config, weights)
@@ -62,7 +62,7 @@ def _build(config: Config, weights: Weights, reference_compat: bool) -> nn.Modul
 # -- the originals' own transformer ----------------------------------------------------------------------------------
 
 
-def _vit(settings: Mapping[str, Any], weights: Weights, reference_compat: bool) -> GLSim:
+def _vit(settings: Mapping[str, Any], weights: StateDict, reference_compat: bool) -> GLSim:
     renamed, others = split_vit(weights)
     anchor = others.pop(_ANCHOR, None)
     aggregator = {key: others.pop(key) for key in list(others) if key.startswith("aggregator")}
@@ -99,7 +99,7 @@ def _vit(settings: Mapping[str, Any], weights: Weights, reference_compat: bool) 
     return model
 
 
-def _rams(settings: Mapping[str, Any], weights: Weights, reference_compat: bool) -> RAMSTrans:
+def _rams(settings: Mapping[str, Any], weights: StateDict, reference_compat: bool) -> RAMSTrans:
     mode = settings.get("crop_mode") or "crop"
     if mode != "crop":
         raise UsageError(f"RAMS-Trans crops what it attends to, crop_mode {mode!r} is not read")
@@ -127,13 +127,13 @@ def _rams(settings: Mapping[str, Any], weights: Weights, reference_compat: bool)
     return model
 
 
-def _encoder(renamed: Weights, settings: Mapping[str, Any], *, with_head: bool) -> TokenVisionTransformer:
+def _encoder(renamed: StateDict, settings: Mapping[str, Any], *, with_head: bool) -> TokenVisionTransformer:
     heads = settings.get("num_attention_heads") or settings.get("heads")
     backbone = bare_vit(renamed, {"num_attention_heads": heads})
     return TokenVisionTransformer(backbone, {}, _num_classes(renamed) if with_head else 0)
 
 
-def _num_classes(renamed: Weights) -> int:
+def _num_classes(renamed: StateDict) -> int:
     if "head.weight" not in renamed:
         raise UsageError("this checkpoint has no classifier: `head.weight` is not in it")
     return renamed["head.weight"].shape[0]
@@ -168,7 +168,7 @@ def _linear(others: dict[str, Tensor]) -> dict[str, Tensor]:
 # -- timm's transformers ---------------------------------------------------------------------------------------------
 
 
-def _timm(settings: Mapping[str, Any], weights: Weights, reference_compat: bool) -> GLSim:
+def _timm(settings: Mapping[str, Any], weights: StateDict, reference_compat: bool) -> GLSim:
     if settings.get("adapter"):
         raise UsageError("GLSim checkpoints with adapters inside of blocks are not read")
     inner, outer = dict(weights), {}

@@ -15,17 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from animesion.errors import UsageError
-from animesion_training.checkpoints import Config, Converter, Weights, load_all, register_converter
 from animesion_training.models.cal import CALHead
 from animesion_training.models.heads import IFAHead
 from animesion_training.originals.animesion_vit import bare_vit, split_vit, vit_settings
+from animesion_training.originals.base import Config, Converter, StateDict, load_all, register_converter
 from animesion_training.originals.clca import timm_backbone
-from animesion_training.tokens.adapters import Adapters
+from animesion_training.tokens.adapters.base import Adapters
+from animesion_training.tokens.adapters.ila import ILA
+from animesion_training.tokens.adapters.prompts import PromptTuning, QueryTuning
 from animesion_training.tokens.host import Plugin, Tokens, TokenVisionTransformer
-from animesion_training.tokens.ila import ILA
-from animesion_training.tokens.partselect import FFVT, TransFG, overlap_patches
+from animesion_training.tokens.part_selection import FFVT, TransFG, overlap_patches
 from animesion_training.tokens.pooling import AveragePoolHead, BilinearHead, MPNCOVHead
-from animesion_training.tokens.prompts import PromptTuning, QueryTuning
 
 _FAMILY = "ILA model"
 _OWN, _TIMM = "patch_embedding.weight", "patch_embed.proj.weight"
@@ -73,7 +73,7 @@ def _selector(settings: Mapping[str, Any]) -> str:
     return ""
 
 
-def _named_alike(weights: Weights) -> dict[str, Tensor]:
+def _named_alike(weights: StateDict) -> dict[str, Tensor]:
     """Weights of timm's transformers as such, those of TransFG's and FFVT's repositories under ILA's names."""
     for key in weights:
         if key.endswith(f".{_TIMM}"):
@@ -89,7 +89,7 @@ def _named_alike(weights: Weights) -> dict[str, Tensor]:
     return renamed
 
 
-def _is_ila(config: Config, weights: Weights) -> bool:
+def _is_ila(config: Config, weights: StateDict) -> bool:
     settings, weights = _settings(config), _named_alike(weights)
     if _OWN not in weights and _TIMM not in weights:
         return False
@@ -101,7 +101,7 @@ def _is_ila(config: Config, weights: Weights) -> bool:
     return added or bool(_selector(settings)) or settings.get("classifier") in _HEADS_ON_PATCHES
 
 
-def _build_ila(config: Config, weights: Weights, reference_compat: bool) -> nn.Module:
+def _build_ila(config: Config, weights: StateDict, reference_compat: bool) -> nn.Module:
     settings, weights = _settings(config), _named_alike(weights)
     own = _OWN in weights
     backbone, renamed, others = _own_backbone(settings, weights) if own else _timm_backbone(settings, weights)
@@ -141,7 +141,7 @@ def _build_ila(config: Config, weights: Weights, reference_compat: bool) -> nn.M
 # -- transformers ----------------------------------------------------------------------------------------------------
 
 
-def _own_backbone(settings: Mapping[str, Any], weights: Weights) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
+def _own_backbone(settings: Mapping[str, Any], weights: StateDict) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
     """The originals' own transformer, its weights in timm's names without a head, and all others."""
     renamed, others = split_vit(weights, class_token=False)
     _append_last_block(renamed, others)
@@ -152,7 +152,7 @@ def _own_backbone(settings: Mapping[str, Any], weights: Weights) -> tuple[Any, d
     return backbone, renamed, others
 
 
-def _timm_backbone(settings: Mapping[str, Any], weights: Weights) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
+def _timm_backbone(settings: Mapping[str, Any], weights: StateDict) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
     """Likewise for a transformer of timm's."""
     heads = settings.get("num_heads") or settings.get("num_attention_heads") or settings.get("heads")
     backbone, _ = timm_backbone({**settings, "num_heads": heads}, weights)
@@ -232,7 +232,7 @@ def _bottlenecks(others: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def _adapters(
-    settings: Mapping[str, Any], found: Mapping[str, Weights], depth: int, width: int
+    settings: Mapping[str, Any], found: Mapping[str, StateDict], depth: int, width: int
 ) -> tuple[Plugin, dict[str, Tensor]]:
     """Bottlenecks within blocks: two in each are parallel, one is sequential."""
     parallel = len(found) > depth and settings.get("adapter_path") != "pfeiffer"
@@ -257,7 +257,7 @@ def _adapters(
 
 def _ila(
     settings: Mapping[str, Any],
-    found: Mapping[str, Weights],
+    found: Mapping[str, StateDict],
     depth: int,
     width: int,
     grid: tuple[int, int],
@@ -294,7 +294,7 @@ def _ila(
     return plugin, ours
 
 
-def _ila_parts(parts: Weights) -> dict[str, Tensor]:
+def _ila_parts(parts: StateDict) -> dict[str, Tensor]:
     """One adapter's weights under our names; pointwise convolutions become linear layers."""
     convs = sorted({key.rpartition(".")[0] for key in parts if key.startswith("adapter_conv.")})
     maps = [stem for stem in convs if parts[f"{stem}.weight"].dim() == 4]
@@ -311,7 +311,7 @@ def _ila_parts(parts: Weights) -> dict[str, Tensor]:
     return ours
 
 
-def _ila_options(settings: Mapping[str, Any], parts: Weights) -> dict[str, Any]:
+def _ila_options(settings: Mapping[str, Any], parts: StateDict) -> dict[str, Any]:
     """Most is told by the weights' shapes and presence."""
     conv, residual = parts["conv.weight"], parts.get("residual_conv.weight")
     dim = parts["down.weight"].shape[0]
@@ -340,7 +340,7 @@ def _ila_options(settings: Mapping[str, Any], parts: Weights) -> dict[str, Any]:
 
 
 def _prompts(
-    settings: Mapping[str, Any], values: Tensor, depth: int, width: int, renamed: Weights
+    settings: Mapping[str, Any], values: Tensor, depth: int, width: int, renamed: StateDict
 ) -> dict[str, tuple[Plugin, dict[str, Tensor]]]:
     values = values.reshape(-1, *values.shape[-2:])
     blocks, count, _ = values.shape
@@ -355,7 +355,7 @@ def _prompts(
 
 
 def _head(
-    settings: Mapping[str, Any], renamed: Weights, others: dict[str, Tensor], width: int, depth: int
+    settings: Mapping[str, Any], renamed: StateDict, others: dict[str, Tensor], width: int, depth: int
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What the host is told of the head, and the head's weights; the latter are taken out of the others."""
     name = str(settings.get("classifier") or "cls")
@@ -387,7 +387,7 @@ def _head(
     return {"head": lambda num_classes: AveragePoolHead(width, num_classes), "reads": "patches"}, ours
 
 
-def _layers(parts: Weights) -> dict[str, dict[str, Tensor]]:
+def _layers(parts: StateDict) -> dict[str, dict[str, Tensor]]:
     found: dict[str, dict[str, Tensor]] = {}
     for key, value in parts.items():
         stem, _, leaf = key.rpartition(".")
@@ -395,11 +395,11 @@ def _layers(parts: Weights) -> dict[str, dict[str, Tensor]]:
     return found
 
 
-def _inputs(leaves: Weights) -> int:
+def _inputs(leaves: StateDict) -> int:
     return leaves["weight"].shape[1]
 
 
-def _num_classes(head: Weights, settings: Mapping[str, Any]) -> int:
+def _num_classes(head: StateDict, settings: Mapping[str, Any]) -> int:
     weight = next((head[key] for key in ("head.fc.weight", "head.weight") if key in head), None)
     if weight is None:
         raise UsageError(f"this {_FAMILY} has no classifier: `head` is not in it")
@@ -432,16 +432,16 @@ class CALLogits(nn.Module):
         return logits
 
 
-def _bare(weights: Weights) -> dict[str, Tensor]:
+def _bare(weights: StateDict) -> dict[str, Tensor]:
     return {re.sub(r"^(head|dfsm)\.", "", key): value for key, value in weights.items()}
 
 
-def _is_cal_head(config: Config, weights: Weights) -> bool:
+def _is_cal_head(config: Config, weights: StateDict) -> bool:
     bare = _bare(weights)
     return _CAL_ATTENTION in bare and _CAL_CLASSIFIER in bare and all(key.startswith(_CAL_PARTS) for key in bare)
 
 
-def _build_cal_head(config: Config, weights: Weights, reference_compat: bool) -> nn.Module:
+def _build_cal_head(config: Config, weights: StateDict, reference_compat: bool) -> nn.Module:
     bare = _bare(weights)
     maps, channels = bare[_CAL_ATTENTION].shape[:2]
     head = CALHead(channels, len(bare[_CAL_CLASSIFIER]), maps)

@@ -7,21 +7,21 @@ from typing import Any
 from torch import nn
 
 from animesion.errors import UsageError
-from animesion_training.checkpoints import Config, Converter, Weights, load_all, register_converter
 from animesion_training.models.create import ModelSpec
 from animesion_training.models.lrnet import CHANNELS, DEEP_STEM_WIDTH, LRNETS, STEM_WIDTH
+from animesion_training.originals.base import Config, Converter, StateDict, load_all, register_converter
 from animesion_training.originals.students import normalise, student_side, without_wrapper
 
 _STAGES = range(1, 6)
 
 
-def _is_lrnet(config: Config, weights: Weights) -> bool:
+def _is_lrnet(config: Config, weights: StateDict) -> bool:
     """A fifth stage tells it from a ResNet; with attention maps in the head it is a CAL teacher."""
     fifth = {"layer5.0.conv1.weight", "encoder.layer5.0.conv1.weight"}
     return not fifth.isdisjoint(weights) and not any(key.startswith("dfsm.attentions.") for key in weights)
 
 
-def _build_lrnet(config: Config, weights: Weights, reference_compat: bool) -> nn.Module:
+def _build_lrnet(config: Config, weights: StateDict, reference_compat: bool) -> nn.Module:
     """The weights tell all; there is no fault of the original to reproduce."""
     renamed = without_wrapper(weights, "encoder.", "fc.")
     block = "bottleneck" if "layer1.0.conv3.weight" in renamed else "basic"
@@ -55,7 +55,7 @@ def _build_lrnet(config: Config, weights: Weights, reference_compat: bool) -> nn
     return model
 
 
-def _blocks(weights: Weights, stage: int) -> int:
+def _blocks(weights: StateDict, stage: int) -> int:
     return 1 + max(int(key.split(".")[1]) for key in weights if key.startswith(f"layer{stage}."))
 
 

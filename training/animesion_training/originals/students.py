@@ -7,13 +7,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from animesion.errors import UsageError
-from animesion_training.checkpoints import Config, Weights
+from animesion_training.originals.base import Config, StateDict
 
 #: Where the original's trainer keeps a student's linear classifier, beside its encoder.
 STUDENT_HEAD = "dfsm.1."
 
 
-def without_wrapper(weights: Weights, encoder: str, head: str) -> dict[str, Tensor]:
+def without_wrapper(weights: StateDict, encoder: str, head: str) -> dict[str, Tensor]:
     """Names as in the bare network: the prefix `encoder` off, and the trainer's classifier called `head`.
 
     Raises:
@@ -30,7 +30,7 @@ def without_wrapper(weights: Weights, encoder: str, head: str) -> dict[str, Tens
     return renamed
 
 
-def is_student(weights: Weights) -> bool:
+def is_student(weights: StateDict) -> bool:
     """Whether the classifier is the trainer's: it averages all tokens that it is given."""
     return any(key.startswith(STUDENT_HEAD) for key in weights)
 

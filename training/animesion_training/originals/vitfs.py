@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from animesion.errors import UsageError
-from animesion_training.checkpoints import Config, Converter, Weights, load_all, register_converter
 from animesion_training.models.create import ModelSpec
 from animesion_training.models.vitfs import SIZES
 from animesion_training.models.vitfs_layers import PATCH, sincos_positions
+from animesion_training.originals.base import Config, Converter, StateDict, load_all, register_converter
 from animesion_training.originals.students import is_student, normalise, student_side, without_wrapper
 
 _POSITIONS = "sin2d_embedding"
@@ -30,7 +30,7 @@ _OURS = re.compile(r"(?:patch_embed\.(?:stages|proj)|blocks|norm|head)\.|reg_tok
 _TOLERANCE = 1e-3
 
 
-def _is_vitfs(config: Config, weights: Weights) -> bool:
+def _is_vitfs(config: Config, weights: StateDict) -> bool:
     """Its stem or its position code tells; with attention maps in the head it is a CAL teacher."""
     bare = {key.removeprefix("encoder.0.") for key in weights}
     return not bare.isdisjoint({_POSITIONS, "patch_embed.conv3x3layers.0.conv.weight"}) and not any(
@@ -38,7 +38,7 @@ def _is_vitfs(config: Config, weights: Weights) -> bool:
     )
 
 
-def _build_vitfs(config: Config, weights: Weights, reference_compat: bool) -> nn.Module:
+def _build_vitfs(config: Config, weights: StateDict, reference_compat: bool) -> nn.Module:
     """The weights tell all but the heads, which are 64 wide, and how many tokens are averaged, which the head tells."""
     renamed = without_wrapper(weights, "encoder.0.", "head.")
     for pattern, ours in _NAMES:
@@ -92,7 +92,7 @@ def _side(positions: Tensor | None, otherwise: int) -> int:
     return grid * PATCH
 
 
-def _aggregators(others: Weights) -> tuple[dict[str, Tensor], int]:
+def _aggregators(others: StateDict) -> tuple[dict[str, Tensor], int]:
     """The remaining tensors as aggregators' under our names, and the number of blocks of each; 0 if nothing remains.
 
     They are told by their shapes, in order: two batch norms and a depthwise convolution of (1, n) each.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from animesion.errors import UsageError
 from animesion_training.tokens.host import Plugin, Tokens
-from animesion_training.tokens.reductions import reduction_layers
+from animesion_training.tokens.reductions.base import reduction_layers
 
 _CACHED, _BEHIND = "clc.cached", "clc.behind"
 

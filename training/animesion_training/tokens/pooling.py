@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from animesion.config.settings import nearest
 from animesion.errors import UsageError
-from animesion.settings import nearest
-from animesion_training.tokens.adapters import whole
+from animesion_training.tokens.adapters.base import whole
 from animesion_training.tokens.host import without_autocast
 
 #: Name -> what it does.

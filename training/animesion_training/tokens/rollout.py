@@ -1,7 +1,7 @@
 """What attention and features say about a network: attention rollout, attention distance and CKA.
 
 All are pure functions of recorded tensors; `AttentionRecorder` is the plug-in that records attention weights, in the
-blocks of the host. What is cropped by rollout is left to `twopass`, drawing to `animesion_training.explaining`.
+blocks of the host. What is cropped by rollout is left to `twopass`, drawing to `animesion_training.analysis.explain`.
 """
 
 from __future__ import annotations

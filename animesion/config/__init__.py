@@ -1,0 +1,1 @@
+"""What a person writes down: recipes, how settings are read and checked, decisions on single images."""

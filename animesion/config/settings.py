@@ -1,0 +1,165 @@
+"""How settings are read, whatever they are of: built-in TOML or a file, `--set key=value`, one sentence for a mistake.
+
+What the settings mean is in the models that use this: `animesion.config.recipe` for datasets, `animesion_training.recipe` for
+training runs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from animesion.errors import UsageError
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+class Section(BaseModel):
+    """The base of every section: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+def params_digest(params: Any) -> str:
+    """SHA-256 of JSON-ready parameters in canonical form, as hex."""
+    return hashlib.sha256(json.dumps(params, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+
+def builtin_names(package: str) -> list[str]:
+    """Names of the recipes in the folder `recipes` of a package."""
+    folder = resources.files(package) / "recipes"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def builtin_text(package: str, name: str) -> str:
+    """The TOML text of a built-in recipe.
+
+    Raises:
+        UsageError: there is none of that name; the message offers the nearest.
+    """
+    names = builtin_names(package)
+    if name not in names:
+        offer = nearest(name, names) or f"; there are {', '.join(names)}"
+        raise UsageError(f"no recipe named '{name}'{offer}; a path to a TOML file works too")
+    return (resources.files(package) / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def read(package: str, name_or_path: str) -> tuple[dict[str, Any], str]:
+    """Read a built-in recipe, or a file when the text ends in `.toml` or holds a separator.
+
+    Returns:
+        The data, with `name` filled in from the file's name, and what to call it in messages.
+
+    Raises:
+        UsageError: no such recipe, unreadable, or not TOML.
+    """
+    if name_or_path.endswith(".toml") or "/" in name_or_path:
+        path = Path(name_or_path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"cannot read the recipe {path}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise UsageError(f"the recipe {path} is not UTF-8 text") from None
+        where = str(path)
+    else:
+        text, where = builtin_text(package, name_or_path), f"recipe {name_or_path}"
+    try:
+        data: dict[str, Any] = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{where} is not valid TOML: {error}") from None
+    data.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name_or_path).stem).strip("-._") or "unnamed")
+    return data, where
+
+
+def check(model: type[ModelT], data: Mapping[str, Any], where: str) -> ModelT:
+    """Plain data as a model.
+
+    Raises:
+        UsageError: one sentence for the first mistake.
+    """
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise UsageError(f"{where}: {explain(error, model)}") from None
+
+
+def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
+    """One sentence for the first mistake in a validation error, with the nearest valid name for an unknown key."""
+    # a misspelt key often leaves the right one missing: speak of the cause
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    location = [str(part) for part in first["loc"]]
+    key = ".".join([prefix, *location] if prefix else location)
+    if first["type"] == "extra_forbidden":
+        fields = list(_fields_at(model, location[:-1]))
+        near = (
+            nearest(location[-1], fields, key.removesuffix(location[-1])) or f"; it takes {', '.join(sorted(fields))}"
+        )
+        return f"unknown key '{key}'{near}"
+    if first["type"] == "missing":
+        return f"'{key}' is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if not key:
+        return message
+    if first["type"] == "value_error":
+        return f"{key}: {message}"
+    return f"{key}: {message}, got {first['input']!r:.80}"
+
+
+def _fields_at(model: type[BaseModel], location: list[str]) -> Iterable[str]:
+    for part in location:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return ()
+        model = annotation
+    return model.model_fields
+
+
+def nearest(name: str, names: Iterable[str], prefix: str = "") -> str:
+    """`; did you mean ...?` for the closest of the names, or an empty string."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"; did you mean '{prefix}{close[0]}'?" if close else ""
+
+
+def apply(data: dict[str, Any], override: str) -> None:
+    """Set one value by `key.path=value`; key and value are TOML, a value that is none is text.
+
+    Raises:
+        UsageError: not of that form, or a value stands where a section is due.
+    """
+    key, equals, text = override.partition("=")
+    if not override.isprintable() and "\n" in key:
+        raise UsageError(f"--set {override!r} is not of the form section.key=value")
+    try:
+        override.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"--set {override!r} is not UTF-8 text") from None
+    try:
+        change = tomllib.loads(f"{key} = 0") if equals else {}
+    except tomllib.TOMLDecodeError:
+        change = {}
+    if len(change) != 1:
+        raise UsageError(f"--set {override!r} is not of the form section.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    target = data
+    while True:
+        [(name, inner)] = change.items()
+        if not isinstance(inner, dict):
+            target[name] = value
+            return
+        target, change = target.setdefault(name, {}), inner
+        if not isinstance(target, dict):
+            raise UsageError(f"--set {override!r}: '{name}' is a value, not a section")

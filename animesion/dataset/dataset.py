@@ -1,0 +1,466 @@
+"""A built dataset as an object: its classes, splits, tables and samples, in order or by position or key.
+
+Every file is taken for hostile: `dataset.json` is checked field by field and names no file outside the folder, places
+in `index.parquet` stay inside their shard. Whether the whole is right is the question of `animesion.verification.checks`.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from animesion import schemas
+from animesion.config.recipe import Name, Recipe, read_back
+from animesion.config.settings import explain
+from animesion.dataset import shards
+from animesion.errors import UsageError
+from animesion.images import codec
+from animesion.storage import parquet
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from PIL import Image
+
+FORMAT = 1
+
+_REBUILD = "run `animesion build` again, or give another folder"
+
+#: Columns of `curated.parquet` that `Dataset.frame` joins to the index.
+_PROVENANCE = ["key", "label", "group", "cluster", "crop", "width", "height", "source", "source_id", "page_url"]
+_PROVENANCE += ["file_url", "licence", "author", "rating", "md5", "sha256"]
+
+_TABLES = {
+    "index.parquet": (schemas.INDEX, schemas.INDEX.names),
+    "curated.parquet": (
+        schemas.CURATED,
+        ["key", "kept", "reason", "label", "class_id", "split", "group", "source", "source_id"],
+    ),
+}
+
+_Count = Annotated[int, Field(ge=0)]
+_Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+_SplitName = Literal["train", "val", "test"]
+
+
+class _Facts(BaseModel):
+    """Base of what `dataset.json` must hold; other keys are for the card and are let through."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
+
+
+class _Shard(_Facts):
+    path: Annotated[str, StringConstraints(pattern=r"^data/[A-Za-z0-9_-]{1,100}\.tar$")]
+    samples: _Count
+    bytes: _Count
+    sha256: _Digest
+
+
+class _Split(_Facts):
+    samples: _Count
+    bytes: _Count
+    shards: list[_Shard]
+
+
+class _Funnel(_Facts):
+    seen: _Count
+    kept: _Count
+    dropped: dict[str, _Count]
+
+
+class _DatasetFacts(_Facts):
+    name: Name
+    format: Literal[1]
+    recipe: str
+    images: _Count
+    classes: _Count
+    image_field: Literal["jpg", "png", "webp"]
+    fields: list[str]
+    splits: dict[_SplitName, _Split]
+    split_strategy: str
+    funnel: _Funnel
+    class_names: list[str]
+    class_counts: list[dict[_SplitName, _Count]]
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        if not len(self.class_names) == len(self.class_counts) == self.classes:
+            raise ValueError("class_names, class_counts and classes differ in length")
+        if len(set(self.class_names)) != self.classes:
+            raise ValueError("a class name stands twice in class_names")
+        paths = [shard.path for split in self.splits.values() for shard in split.shards]
+        if len(set(paths)) != len(paths):
+            raise ValueError("a shard stands twice in splits")
+        return self
+
+
+@dataclass(frozen=True)
+class ClassInfo:
+    """A class: its id (which is its position), name, and number of samples by split."""
+
+    id: int
+    name: str
+    counts: dict[str, int]
+    total: int
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """A shard as `dataset.json` lists it; `path` is relative to the dataset's folder."""
+
+    path: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SplitInfo:
+    """A split: number of samples, bytes and the shards in their order."""
+
+    name: str
+    samples: int
+    bytes: int
+    shards: tuple[ShardInfo, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One sample.
+
+    Attributes:
+        key: unique in the dataset.
+        split: train, val or test.
+        label: class id.
+        name: class name.
+        image: the picture's bytes as they lie in the shard.
+        meta: the JSON member: provenance.
+    """
+
+    key: str
+    split: str
+    label: int
+    name: str
+    image: bytes
+    meta: dict[str, Any]
+
+    def picture(self) -> Image.Image:
+        """The decoded picture, mode RGB.
+
+        Raises:
+            UsageError: the bytes do not decode.
+        """
+        try:
+            return codec.decode(self.image, codec.Limits()).image
+        except codec.RejectedImageError as error:
+            raise UsageError(f"sample {self.key} does not decode ({error}): rebuild the dataset") from None
+
+
+class Dataset:
+    """A built dataset in a local folder. Holds no open file, so it may be pickled and shared between threads.
+
+    Args:
+        path: the output folder of `animesion build`.
+
+    Raises:
+        UsageError: no dataset there, or its `dataset.json` is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._facts = _read_facts(path)
+
+    def __repr__(self) -> str:
+        return f"<Dataset {self.name}: {len(self):,} samples of {len(self.classes):,} classes in {self.path}>"
+
+    def __reduce__(self) -> tuple[type[Dataset], tuple[Path]]:
+        return Dataset, (self.path,)
+
+    # -- facts -------------------------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The recipe's name."""
+        return self._facts.name
+
+    @property
+    def image_field(self) -> str:
+        """Extension of every picture: jpg, png or webp."""
+        return self._facts.image_field
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The members that every sample has, sorted."""
+        return tuple(self._facts.fields)
+
+    @property
+    def split_strategy(self) -> str:
+        """How samples were divided, such as `grouped`."""
+        return self._facts.split_strategy
+
+    @property
+    def images(self) -> int:
+        """Pictures in the dataset, as its card says."""
+        return self._facts.images
+
+    @property
+    def seen(self) -> int:
+        """Pictures that the source listed, kept or not."""
+        return self._facts.funnel.seen
+
+    @property
+    def kept(self) -> int:
+        """Pictures that became samples, as the build accounted for them."""
+        return self._facts.funnel.kept
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Dropped pictures by reason."""
+        return dict(self._facts.funnel.dropped)
+
+    @functools.cached_property
+    def classes(self) -> list[ClassInfo]:
+        """Every class, in the order of the ids."""
+        pairs = zip(self._facts.class_names, self._facts.class_counts, strict=True)
+        return [
+            ClassInfo(i, name, {str(split): n for split, n in counts.items()}, sum(counts.values()))
+            for i, (name, counts) in enumerate(pairs)
+        ]
+
+    @functools.cached_property
+    def splits(self) -> dict[str, SplitInfo]:
+        """Every split by name."""
+        return {
+            name: SplitInfo(
+                name, split.samples, split.bytes, tuple(ShardInfo(**shard.model_dump()) for shard in split.shards)
+            )
+            for name, split in self._facts.splits.items()
+        }
+
+    @property
+    def recipe(self) -> Recipe:
+        """The resolved recipe that the dataset was built from.
+
+        Raises:
+            UsageError: `recipe.toml` is missing or damaged.
+        """
+        return read_back(self.path / "recipe.toml")
+
+    # -- tables ------------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def index(self) -> pa.Table:
+        """`index.parquet`, schema `animesion.schemas.INDEX`: one row a sample, shard by shard, in the shard's order.
+
+        Raises:
+            UsageError: missing, damaged, or it points outside the shards.
+        """
+        table = self.read_table("index.parquet")
+        for info in self.splits.values():
+            for shard in info.shards:
+                rows = table.filter(pc.equal(table["shard"], shard.path))
+                columns = [rows["offset"], rows["size"], rows["sample_offset"], rows["sample_size"]]
+                ends = [pc.add(columns[0], columns[1]), pc.add(columns[2], columns[3])]
+                # starts are checked as well as ends: a sum may wrap around
+                if any(not 0 <= bound <= shard.bytes for each in (*columns, *ends) for bound in _bounds(each)):
+                    raise UsageError(f"{self.path / 'index.parquet'} points outside {shard.path}: {_REBUILD}")
+        known = pa.array([shard.path for info in self.splits.values() for shard in info.shards], pa.string())
+        if not pc.all(pc.is_in(table["shard"], value_set=known), min_count=0).as_py():
+            raise UsageError(f"{self.path / 'index.parquet'} names shards that dataset.json lacks: {_REBUILD}")
+        return table
+
+    def frame(self, split: str | None = None) -> pd.DataFrame:
+        """One row a sample for pandas: key, split, label, name, group, box, size, provenance, in the index's order.
+
+        Args:
+            split: only this split.
+
+        Raises:
+            UsageError: there is no such split, or a table is missing or damaged.
+        """
+        self._check_split(split)
+        index = self.index.select(["key", "split", "label"])
+        if split is not None:
+            index = index.filter(pc.equal(index["split"], split))
+        kept = self.curated["key"].filter(self.curated["kept"])
+        whole = parquet.read(self.path / "curated.parquet", schemas.CURATED, _PROVENANCE)
+        provenance: pd.DataFrame = whole.filter(pc.is_in(whole["key"], value_set=kept)).to_pandas()
+        provenance = provenance.rename(columns={"label": "name", "crop": "box"})
+        rows: pd.DataFrame = index.to_pandas()
+        return rows.merge(provenance, on="key", how="left", validate="one_to_one")
+
+    @functools.cached_property
+    def curated(self) -> pa.Table:
+        """`curated.parquet`, schema `animesion.schemas.CURATED`: every picture ever seen, kept or dropped and why.
+
+        Raises:
+            UsageError: missing or damaged.
+        """
+        return self.read_table("curated.parquet")
+
+    def read_table(self, name: str) -> pa.Table:
+        """`index.parquet` or `curated.parquet` as it is; of its values only those that must be there are checked.
+
+        Raises:
+            UsageError: missing, no Parquet, of other columns, or a value that a sample needs is null.
+        """
+        path = self.path / name
+        schema, needed = _TABLES[name]
+        if not path.is_file():
+            raise UsageError(f"cannot read {path} (no such file): {_REBUILD}")
+        try:
+            table = parquet.read(path, schema)
+        except (pa.ArrowException, KeyError, ValueError, OSError):
+            raise UsageError(f"{path} is damaged or has other columns than a dataset's: {_REBUILD}") from None
+        for column in needed:
+            if table[column].null_count:
+                raise UsageError(f"{path} is damaged (null in column {column}): {_REBUILD}")
+        return table.combine_chunks()
+
+    # -- samples -----------------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return sum(split.samples for split in self._facts.splits.values())
+
+    def __getitem__(self, position: int) -> Sample:
+        if not -len(self.index) <= position < len(self.index):
+            raise IndexError(f"position {position} of a dataset of {len(self.index)} samples")
+        row = self._row(position % len(self.index))
+        return self._parsed(row, self._pread(row))
+
+    def sample(self, key: str) -> Sample:
+        """The sample of a key.
+
+        Raises:
+            KeyError: there is none.
+            UsageError: its shard is missing or damaged.
+        """
+        return self[self._positions[key]]
+
+    def _check_split(self, split: str | None) -> None:
+        if split is not None and split not in self.splits:
+            raise UsageError(f"{self.path} has no split '{split}'; it has {', '.join(self.splits) or 'none'}")
+
+    def samples(self, split: str | None = None) -> Iterator[Sample]:
+        """Every sample, shard by shard in order, read sequentially.
+
+        Args:
+            split: only this split.
+
+        Raises:
+            UsageError: unknown split, or a shard is missing or damaged.
+        """
+        self._check_split(split)
+        return self._stream([split] if split else list(self.splits))
+
+    def _stream(self, chosen: list[str]) -> Iterator[Sample]:
+        for shard in (shard for name in chosen for shard in self.splits[name].shards):
+            rows = self.index.filter(pc.equal(self.index["shard"], shard.path)).sort_by("sample_offset")
+            try:
+                with (self.path / shard.path).open("rb") as file:
+                    for batch in rows.to_batches(max_chunksize=1024):
+                        for row in batch.to_pylist():
+                            file.seek(row["sample_offset"])
+                            yield self._parsed(row, file.read(row["sample_size"]))
+            except OSError as error:
+                raise self._unreadable(shard.path, error) from None
+
+    @functools.cached_property
+    def _positions(self) -> dict[str, int]:
+        return {key: i for i, key in enumerate(self.index["key"].to_pylist())}
+
+    @functools.cached_property
+    def _columns(self) -> dict[str, pa.Array]:
+        return {
+            name: self.index[name].chunk(0) if self.index[name].num_chunks else [] for name in self.index.column_names
+        }
+
+    def _row(self, position: int) -> dict[str, Any]:
+        return {name: column[position].as_py() for name, column in self._columns.items()}
+
+    def _pread(self, row: dict[str, Any]) -> bytes:
+        try:
+            descriptor = os.open(self.path / row["shard"], os.O_RDONLY)
+            try:
+                return os.pread(descriptor, row["sample_size"], row["sample_offset"])
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise self._unreadable(row["shard"], error) from None
+
+    def _parsed(self, row: dict[str, Any], block: bytes) -> Sample:
+        key, label = row["key"], row["label"]
+        try:
+            fields = sample_members(key, block)
+            meta = json.loads(fields["json"])
+            if int(fields["cls"]) != label or not isinstance(meta, dict):
+                raise ValueError("label")
+            return Sample(key, row["split"], label, self.classes[label].name, fields[self.image_field], meta)
+        except (KeyError, IndexError, ValueError, RecursionError):
+            raise UsageError(
+                f"sample {key} in {self.path / row['shard']} is not what index.parquet says: "
+                f"`animesion verify {self.path}` lists all that is wrong"
+            ) from None
+
+    def _unreadable(self, shard: str, error: OSError) -> UsageError:
+        why = (error.strerror or "read error").lower()
+        return UsageError(f"cannot read {self.path / shard} ({why}): copy the shard back or {_REBUILD}")
+
+
+def _bounds(column: pa.ChunkedArray) -> tuple[int, ...]:
+    """Least and greatest value, nothing for no rows."""
+    return (pc.min(column).as_py(), pc.max(column).as_py()) if len(column) else ()
+
+
+def sample_members(key: str, block: bytes) -> dict[str, bytes]:
+    """The members of one sample, from its headers, contents and padding.
+
+    Args:
+        key: the sample's key.
+        block: the sample as it lies in its shard.
+
+    Raises:
+        ValueError: another sample, or a damaged one.
+    """
+    fields: dict[str, bytes] = {}
+    stream = io.BytesIO(block)
+    while header := stream.read(shards.BLOCK):
+        name = header[:100].rstrip(b"\0").decode("ascii")
+        owner, _, field = name.partition(".")
+        size = int(header[124:135], 8)
+        # a header of ours is known to the last byte, so comparing is checking
+        if owner != key or header != shards.header(name, size):
+            raise ValueError(f"{name!r} is no member of {key}")
+        fields[field] = stream.read(size)
+        stream.seek(-size % shards.BLOCK, io.SEEK_CUR)
+    return fields
+
+
+def _read_facts(folder: Path) -> _DatasetFacts:
+    path = folder / "dataset.json"
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder {folder}; give the output folder of `animesion build`")
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        raise UsageError(f"{folder} is no built dataset: it has no dataset.json; finish the build first") from None
+    except OSError as error:
+        raise UsageError(f"cannot read {path} ({(error.strerror or 'read error').lower()}): {_REBUILD}") from None
+    try:
+        return _DatasetFacts.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["loc"] == ("format",) and isinstance(first["input"], int):
+            raise UsageError(
+                f"{path} is of format {first['input']}, this version reads {FORMAT}: install a newer animesion"
+            ) from None
+        raise UsageError(f"{path} is damaged ({explain(error, _DatasetFacts)}): {_REBUILD}") from None

@@ -1,0 +1,407 @@
+"""Readers of label files in the DAF:re style: labels, class names, class counts, tag ids and face boxes.
+
+They tolerate what is harmless (a header or none, a byte order mark, CRLF, backslashes, blank lines) and refuse the rest
+with the file and line. They return tables only: joining a path to a root folder, and judging whether it is a safe one,
+is left to `animesion.sources`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from animesion.errors import UsageError
+from animesion.schemas import Box
+
+IntArray = npt.NDArray[np.int64]
+
+LABEL_FILES = ("train", "val", "test", "train_val")
+NAMES_FILE = "classid_classname.csv"
+COUNTS_FILE = "per_class_counts.csv"
+
+_BOX_SEPARATOR = re.compile(r"[,\s]+")
+
+
+@dataclass(frozen=True, eq=False)
+class LabelTable:
+    """The rows of a label file, in file order (the legacy DAF:re split depends on it).
+
+    Attributes:
+        class_ids: shape (rows,).
+        paths: relative paths with forward slashes, such as `0291/1796291.jpg`; as long as `class_ids`.
+    """
+
+    class_ids: IntArray
+    paths: list[str]
+
+    def counts(self) -> dict[int, int]:
+        """Rows of each class that occurs, by class id."""
+        ids, rows = np.unique(self.class_ids, return_counts=True)
+        return dict(zip(ids.tolist(), rows.tolist(), strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class ClassCounts:
+    """Images of each class in each split.
+
+    Attributes:
+        ids: class ids, shape (classes,).
+        names: class names, as long as `ids`.
+        splits: images of each class by split name, each of shape (classes,); the order of splits is the file's.
+        total: images of each class in all splits, shape (classes,).
+    """
+
+    ids: IntArray
+    names: tuple[str, ...]
+    splits: dict[str, IntArray]
+    total: IntArray
+
+    def differing(self, expected: IntArray, found: Mapping[int, int]) -> int:
+        """The number of classes whose expected images, shape (classes,), are not those found by class id."""
+        due = dict(zip(self.ids.tolist(), expected.tolist(), strict=True))
+        return sum(due.get(c, 0) != found.get(c, 0) for c in due.keys() | found.keys())
+
+
+@dataclass(frozen=True)
+class LabelFiles:
+    """The label files of a folder.
+
+    Attributes:
+        labels: label file by split name (`train`, `val`, `test`, `train_val`), in this order.
+        names: `classid_classname.csv`, if there.
+        counts: `per_class_counts.csv`, if there.
+        others: every other `.csv` file, sorted by name.
+    """
+
+    labels: dict[str, Path]
+    names: Path | None
+    counts: Path | None
+    others: tuple[Path, ...]
+
+
+class FaceBoxes(NamedTuple):
+    """One row of a `faces.tsv`: a post, one of its character tags and a head box.
+
+    `row` is the position in the file, from 0; the legacy DAF:re split keeps this order.
+    """
+
+    post_id: int
+    tag_id: int
+    box: Box
+    row: int
+
+
+def find_label_files(folder: Path) -> LabelFiles:
+    """Recognise the label files of a folder by name; nothing is opened.
+
+    Raises:
+        UsageError: the folder cannot be listed.
+    """
+    try:
+        there = {p.name: p for p in sorted(folder.iterdir()) if p.suffix == ".csv" and p.is_file()}
+    except OSError as e:
+        raise UsageError(f"{folder} cannot be listed ({e.strerror}); give a readable folder") from e
+    labels = {split: there.pop(f"{split}.csv") for split in LABEL_FILES if f"{split}.csv" in there}
+    return LabelFiles(labels, there.pop(NAMES_FILE, None), there.pop(COUNTS_FILE, None), tuple(there.values()))
+
+
+def label_file(name: str) -> tuple[str, str] | None:
+    """Split and group of a label file's name in the style of the GLSim family, or None when it is none.
+
+    `train.csv` is (`train`, ``), `train_val_R1.csv` is (`train_val`, `R1`), and so is DSILA's `train_val_R1.csv.csv`.
+    Few-shot files such as `train_val_4.csv` have the number of pictures a class for their group.
+    """
+    match = re.fullmatch(r"(train_val|train|val|test)(?:_(R[1-6]|[1-9]\d?))?(?:\.csv){1,2}", name)
+    return (match[1], match[2] or "") if match else None
+
+
+def read_labels(path: Path) -> LabelTable:
+    """Read `class_id,path` rows, with or without the header `class_id,dir`.
+
+    Raises:
+        UsageError: the file is unreadable or holds a wrong row.
+    """
+    ids: list[int] = []
+    paths: list[str] = []
+    for line, row in _rows(path, "class_id,path"):
+        if len(row) != 2:
+            raise _wrong_columns(path, line, row, "class_id,path")
+        ids.append(_class_id(row[0], path, line))
+        if not row[1].strip():
+            raise UsageError(f"{path}, line {line}: the path is empty; fill it in or delete the row")
+        paths.append(row[1].replace("\\", "/"))
+    return LabelTable(np.array(ids, dtype=np.int64), paths)
+
+
+def read_class_names(path: Path) -> dict[int, str]:
+    """Read `class_id,name` rows, with or without the header `class_id,class_name`, in file order.
+
+    Raises:
+        UsageError: the file is unreadable, holds a wrong row or names a class twice.
+    """
+    names: dict[int, str] = {}
+    for line, row in _rows(path, "class_id,name"):
+        if len(row) != 2:
+            raise _wrong_columns(path, line, row, "class_id,name")
+        class_id = _class_id(row[0], path, line)
+        names[class_id] = _new_name(row[1], class_id, names, path, line)
+    return names
+
+
+def read_class_counts(path: Path) -> ClassCounts:
+    """Read a table with the header `class_id,class_name,<split>...,total`; the second column may also be `name`.
+
+    Raises:
+        UsageError: the file is unreadable, lacks the header, holds a wrong row, names a class twice, or a total is not
+            the sum of its splits.
+    """
+    rows = _rows(path, "class_id,class_name,...,total", skip_header=False)
+    _, head = next(rows, (1, []))
+    head = [cell.strip().lower() for cell in head]
+    if not is_counts_header(head):
+        raise UsageError(
+            f"{path}, line 1: the header is not `class_id,class_name,<split>,...,total`; put one there, as the columns "
+            "cannot be told apart without it"
+        )
+    splits = head[2:-1]
+    names: dict[int, str] = {}
+    table: list[list[int]] = []
+    for line, row in rows:
+        if len(row) != len(head):
+            raise _wrong_columns(path, line, row, ",".join(head))
+        class_id = _class_id(row[0], path, line)
+        names[class_id] = _new_name(row[1], class_id, names, path, line)
+        images = [
+            _whole_number(cell, f"the {name} count", path, line) for name, cell in zip(head[2:], row[2:], strict=True)
+        ]
+        if sum(images[:-1]) != images[-1]:
+            raise UsageError(
+                f"{path}, line {line}: the total {images[-1]} is not the sum of its splits, {sum(images[:-1])}; "
+                "correct the row"
+            )
+        table.append(images)
+    columns = np.array(table, dtype=np.int64).reshape(len(table), len(head) - 2).T
+    ids = np.array(list(names), dtype=np.int64)
+    return ClassCounts(ids, tuple(names.values()), dict(zip(splits, columns[:-1], strict=True)), columns[-1])
+
+
+def is_counts_header(cells: list[str]) -> bool:
+    """Whether lower-case cells are the header of a table of class counts."""
+    splits = cells[2:-1]
+    return (
+        len(cells) >= 4
+        and cells[0] == "class_id"
+        and cells[1] in ("class_name", "name")
+        and cells[-1] == "total"
+        and all(splits)
+        and len(set(splits)) == len(splits)
+    )
+
+
+def count_classes(splits: Mapping[str, Mapping[int, int]], names: Mapping[int, str]) -> ClassCounts:
+    """Class counts from images by split and class id.
+
+    Every class that is named or occurs is in it, by ascending id; a class without a name is called by its id.
+    """
+    ids = sorted(set(names).union(*splits.values()))
+    columns = {name: np.array([sizes.get(i, 0) for i in ids], dtype=np.int64) for name, sizes in splits.items()}
+    total = np.zeros(len(ids), dtype=np.int64) + sum(columns.values())
+    return ClassCounts(np.array(ids, dtype=np.int64), tuple(names.get(i, str(i)) for i in ids), columns, total)
+
+
+def read_annotations(content: bytes, name: str) -> list[tuple[str, int]]:
+    """Read `filename class` rows separated by blanks (`anno/train.txt` of the Ultra-FGVC sets), in file order.
+
+    Args:
+        content: bytes of the file, which may lie in an archive.
+        name: what error messages call it.
+
+    Returns:
+        File names with forward slashes, and classes as they are numbered in the file, from 1.
+
+    Raises:
+        UsageError: not UTF-8, or a wrong row.
+    """
+    rows = []
+    for line, data in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        try:
+            cells = data.decode("utf-8").rsplit(None, 1)
+        except UnicodeDecodeError as e:
+            raise _not_utf8(name, line) from e
+        if not cells:
+            continue
+        if len(cells) != 2:
+            raise UsageError(f"{name}, line {line}: 1 column where `filename class` was due; correct the row")
+        number = _whole_number(cells[1], "the class", name, line)
+        if not 1 <= number <= 999_999_999:
+            raise UsageError(f"{name}, line {line}: the class {number} is not from 1 to 999999999; correct the row")
+        rows.append((cells[0].strip().replace("\\", "/"), number))
+    return rows
+
+
+def read_tag_ids(path: Path) -> dict[str, int]:
+    """Read `tag_name<TAB>id` rows (`tagIds.tsv` of DanbooruAnimeFaces), in file order.
+
+    Raises:
+        UsageError: the file is unreadable, holds a wrong row, or a tag or an id occurs twice.
+    """
+    tags: dict[str, int] = {}
+    # not str.splitlines: it also breaks at characters that may stand in a tag
+    for line, text in enumerate(_text(path).split("\n"), 1):
+        text = text.rstrip("\r")
+        if not text:
+            continue
+        cells = text.split("\t")
+        if len(cells) != 2:
+            raise UsageError(f"{path}, line {line}: {_columns(cells)} where `tag<TAB>id` was due; correct the row")
+        if not cells[0].strip():
+            raise UsageError(f"{path}, line {line}: the tag is empty; fill it in or delete the row")
+        if cells[0] in tags:
+            raise UsageError(f"{path}, line {line}: the tag {cells[0]!r} occurs twice; delete one of the rows")
+        tags[cells[0]] = _whole_number(cells[1], "the tag id", path, line)
+    twice = [tag_id for tag_id, times in Counter(tags.values()).items() if times > 1]
+    if twice:
+        raise UsageError(f"{path}: the id {twice[0]} stands for several tags; give each tag its own id")
+    return tags
+
+
+def read_faces(source: Path | Iterable[bytes], name: str = "faces.tsv") -> Iterator[FaceBoxes]:
+    """Read `path<TAB>tag id<TAB>l, t, r, b conf` rows (`faces.tsv` of DanbooruAnimeFaces), lazily and in file order.
+
+    Published files separate the five numbers with commas, spaces or both, and folders have three or four digits.
+
+    Args:
+        source: the file, or its lines as bytes (a gzip stream, a member of a tar).
+        name: what error messages call `source` when it is not a path.
+
+    Raises:
+        UsageError: the file is unreadable or holds a wrong row.
+    """
+    if isinstance(source, Path):
+        try:
+            with source.open("rb") as lines:
+                yield from read_faces(lines, str(source))
+        except OSError as e:
+            raise UsageError(f"{source} cannot be read ({e.strerror}); give a readable file") from e
+        return
+    row = 0
+    for line, data in enumerate(source, 1):
+        try:
+            text = data.decode("utf-8-sig" if line == 1 else "utf-8").strip()
+        except UnicodeDecodeError as e:
+            raise _not_utf8(name, line) from e
+        if not text:
+            continue
+        cells = text.split("\t")
+        if len(cells) != 3:
+            raise UsageError(f"{name}, line {line}: {_columns(cells)} where 3 were due (path, tag id, box)")
+        try:
+            post = post_id(cells[0])
+        except ValueError as e:
+            raise UsageError(f"{name}, line {line}: {e}; correct the path or delete the row") from e
+        tag = _whole_number(cells[1], "the tag id", name, line)
+        yield FaceBoxes(post, tag, _box(cells[2], name, line), row)
+        row += 1
+
+
+def post_id(path: str) -> int:
+    """The post id in a picture's path: 332446 for `0446/332446.jpg` and for `446/332446.jpg`, backslash or slash.
+
+    Raises:
+        ValueError: the file's stem is not a number.
+    """
+    stem = path.replace("\\", "/").rpartition("/")[2].partition(".")[0]
+    if not (stem.isascii() and stem.isdecimal() and len(stem) <= 18):
+        raise ValueError(f"no post id in the path {path[:80]!r}")
+    return int(stem)
+
+
+def _box(text: str, name: str, line: int) -> Box:
+    try:
+        numbers = [float(number) for number in _BOX_SEPARATOR.split(text.strip())]
+    except ValueError:
+        numbers = []
+    if len(numbers) != 5 or not all(map(math.isfinite, numbers)):
+        raise UsageError(
+            f"{name}, line {line}: the box {text[:80]!r} is not five finite numbers (left, top, right, bottom, "
+            "confidence); correct or delete the row"
+        )
+    return Box(*numbers)
+
+
+def _text(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+    except OSError as e:
+        raise UsageError(f"{path} cannot be read ({e.strerror}); give a readable file") from e
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise _not_utf8(path, data.count(b"\n", 0, e.start) + 1) from e
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise UsageError(f"{path}, line {line}: a zero byte; give a text file")
+    return text
+
+
+def _rows(path: Path, columns: str, skip_header: bool = True) -> Iterator[tuple[int, list[str]]]:
+    """Line number and cells of each row that is not blank."""
+    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    first = True
+    try:
+        for row in reader:
+            if not row:
+                continue
+            # only the published header is one: a first row with a mistyped id must not vanish as a "header"
+            if not (first and skip_header and row[0].strip().lower() == "class_id"):
+                yield reader.line_num, row
+            first = False
+    except csv.Error as e:
+        raise UsageError(f"{path}, line {reader.line_num}: not a row of `{columns}` ({e}); correct the quotes") from e
+
+
+def _class_id(text: str, path: Path, line: int) -> int:
+    # nine digits: a longer number would not fit a 32-bit label
+    text = text.strip()
+    if text.isdecimal() and text.isascii() and len(text) <= 9:
+        return int(text)
+    raise UsageError(
+        f"{path}, line {line}: the class id {text[:40]!r} is not a whole number from 0 to 999999999; correct the row"
+    )
+
+
+def _whole_number(text: str, what: str, path: Path | str, line: int) -> int:
+    text = text.strip()
+    if not (text.isascii() and text.isdecimal() and len(text) <= 15):
+        raise UsageError(f"{path}, line {line}: {what} {text[:40]!r} is not a whole number from 0 up; correct the row")
+    return int(text)
+
+
+def _new_name(name: str, class_id: int, names: dict[int, str], path: Path, line: int) -> str:
+    if class_id in names:
+        raise UsageError(f"{path}, line {line}: class id {class_id} occurs twice; give each class one row")
+    if not name.strip():
+        raise UsageError(f"{path}, line {line}: class {class_id} has no name; fill it in")
+    return name
+
+
+def _wrong_columns(path: Path, line: int, row: list[str], due: str) -> UsageError:
+    return UsageError(f"{path}, line {line}: {_columns(row)} where `{due}` was due; correct the row")
+
+
+def _columns(cells: list[str]) -> str:
+    return "1 column" if len(cells) == 1 else f"{len(cells)} columns"
+
+
+def _not_utf8(name: Path | str, line: int) -> UsageError:
+    return UsageError(f"{name}, line {line}: not UTF-8 text; save the file as UTF-8")

@@ -1,0 +1,1 @@
+"""Duplicate search over hashes and thumbnails, and the clusters that come of it."""

@@ -1,0 +1,284 @@
+"""From hostile bytes to an upright RGB picture: sniffing, limits, decoding, colour modes, crops, encoding.
+
+The one place that calls a decoder. What a picture is worth, and what happens to a bad one, is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from animesion.images.quality import jpeg_quality
+from animesion.schemas import Box
+
+#: Sniffed extension -> the only Pillow plug-in that may open such bytes.
+READABLE = {
+    "jpg": "JPEG",
+    "png": "PNG",
+    "gif": "GIF",
+    "webp": "WEBP",
+    "bmp": "BMP",
+    "tif": "TIFF",
+    "avif": "AVIF",
+}
+
+_UPRIGHT = 1
+_PNG_DEPTH = 24  # offset of the bits a channel
+_ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the decoder is allowed.
+
+    Attributes:
+        max_side: longest side in pixels.
+        max_pixels: most pixels.
+    """
+
+    max_side: int = 32_768
+    max_pixels: int = 100_000_000
+
+
+class RejectedImageError(Exception):
+    """The bytes give no usable picture; `reason` is one of `animesion.schemas.REASONS`."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """A decoded picture.
+
+    Attributes:
+        image: upright, mode RGB; transparency composited on white.
+        format: sniffed extension.
+        mode: Pillow's mode of the file before conversion.
+        plain: any reader decodes the bytes to this very RGB (no rotation, palette, alpha, CMYK, 16 bit).
+        jpeg_quality: 1 to 100, told from the quantisation table; -1 for what is no JPEG.
+    """
+
+    image: Image.Image
+    format: str
+    mode: str
+    plain: bool
+    jpeg_quality: int = -1
+
+
+def sniff(content: bytes) -> str:
+    """The extension that the bytes' magic number stands for, or an empty string for nothing known."""
+    head = content[:32]
+    if head.startswith(b"\xff\xd8\xff"):
+        return "jpg"
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        return "gif"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "webp"
+    if head[4:8] == b"ftyp":
+        return "avif" if head[8:12] in {b"avif", b"avis"} else "mp4"
+    if head.startswith((b"II*\0", b"MM\0*")):
+        return "tif"
+    if head.startswith(b"BM") and int.from_bytes(content[14:18], "little") in {12, 40, 52, 56, 64, 108, 124}:
+        return "bmp"
+    if head.startswith(b"\x1aE\xdf\xa3"):
+        return "webm"
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return "zip"
+    if head[:3] in {b"FWS", b"CWS", b"ZWS"}:
+        return "swf"
+    return ""
+
+
+def decode(content: bytes, limits: Limits) -> DecodedImage:
+    """Decode a still picture.
+
+    Raises:
+        RejectedImageError: empty, unknown, too large, truncated, corrupt or animated.
+    """
+    if not content:
+        raise RejectedImageError("empty file")
+    extension = sniff(content)
+    if not extension:
+        raise RejectedImageError("not an image")
+    if extension not in READABLE:
+        raise RejectedImageError("unsupported format", extension)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # bombs are refused below, broken metadata does not matter
+        try:
+            with Image.open(io.BytesIO(content), formats=(READABLE[extension],)) as image:
+                # Pillow reads 16-bit colour as 8 bits and says nothing; other readers do not
+                deep = extension == "png" and content[_PNG_DEPTH] == 16
+                return _load(image, extension, limits, deep=deep)
+        except RejectedImageError:
+            raise
+        except Image.DecompressionBombError:
+            raise RejectedImageError("too many pixels") from None
+        except MemoryError:
+            raise
+        except UnidentifiedImageError:
+            raise _rejection(ValueError("unreadable header"), content, extension) from None
+        except Exception as error:  # decoders raise nearly anything on hostile input
+            raise _rejection(error, content, extension) from None
+
+
+def _rejection(error: Exception, content: bytes, extension: str) -> RejectedImageError:
+    detail = " ".join(str(error).split())[:120] or type(error).__name__
+    unfinished = {"jpg": b"\xff\xd9", "png": b"IEND"}.get(extension)
+    if "truncated" in detail.lower() and (unfinished is None or unfinished not in content[-64:]):
+        return RejectedImageError("truncated image", detail)
+    if unfinished is not None and unfinished not in content[-4096:]:
+        return RejectedImageError("truncated image", detail)
+    return RejectedImageError("corrupt image", detail)
+
+
+def _load(image: Image.Image, extension: str, limits: Limits, *, deep: bool) -> DecodedImage:
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise RejectedImageError("corrupt image", "no pixels")
+    if max(width, height) > limits.max_side or width * height > limits.max_pixels:
+        raise RejectedImageError("too many pixels", f"{width}x{height}")
+    # a JPEG with several frames (MPO) is a still with previews
+    if extension != "jpg" and getattr(image, "is_animated", False):
+        raise RejectedImageError("animated")
+    mode = image.mode
+    tables: Mapping[int, Sequence[int]] = getattr(image, "quantization", {}) if extension == "jpg" else {}
+    image.load()
+    rotated = _orientation(image) != _UPRIGHT
+    upright = ImageOps.exif_transpose(image) if rotated else image
+    transparent = mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info
+    rgb = _to_rgb(upright, transparent=transparent)
+    plain = mode == "RGB" and not rotated and not transparent and not deep
+    return DecodedImage(rgb, extension, mode, plain, jpeg_quality(tables))
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(_ORIENTATION, _UPRIGHT)
+    except Exception:  # broken EXIF is no reason to lose the picture
+        return _UPRIGHT
+    return value if isinstance(value, int) and 1 <= value <= 8 else _UPRIGHT
+
+
+def _to_rgb(image: Image.Image, *, transparent: bool) -> Image.Image:
+    if transparent:
+        rgba = image.convert("RGBA")
+        ground = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(ground, rgba).convert("RGB")
+    if image.mode.startswith("I"):  # 16-bit greyscale; plain conversion would clip it to white
+        return image.convert("I").point(lambda value: value * (1 / 257)).convert("L").convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def crop_pixels(
+    box: Box, width: int, height: int, margin: float, *, square: bool, clip: bool = True
+) -> tuple[int, int, int, int] | None:
+    """The crop for a relative box, in pixels of the upright picture.
+
+    Args:
+        box: relative to the picture.
+        width: of the picture in pixels.
+        height: of the picture in pixels.
+        margin: added on each side as a share of the box's own side.
+        square: widen the shorter side to the longer one.
+        clip: clip to the picture; a widened side is shifted first. Otherwise the crop may reach out of the picture.
+
+    Returns:
+        left, top, right, bottom; None when nothing of the box lies inside the picture.
+    """
+    left, right = sorted((box.left * width, box.right * width))
+    top, bottom = sorted((box.top * height, box.bottom * height))
+    left, right = left - margin * (right - left), right + margin * (right - left)
+    top, bottom = top - margin * (bottom - top), bottom + margin * (bottom - top)
+    if square:
+        side = max(right - left, bottom - top)
+        left, right = _widened(left, right, side, width if clip else None)
+        top, bottom = _widened(top, bottom, side, height if clip else None)
+    # tables hold float32: a boundary meant to be whole must not be pushed over by rounding
+    x0, y0 = math.floor(left + 1e-3), math.floor(top + 1e-3)
+    x1, y1 = math.ceil(right - 1e-3), math.ceil(bottom - 1e-3)
+    inner = max(0, x0), max(0, y0), min(width, x1), min(height, y1)
+    if inner[2] <= inner[0] or inner[3] <= inner[1]:
+        return None
+    if clip:
+        return inner
+    if square:  # both sides were equal before rounding
+        x1, y1 = x0 + max(x1 - x0, y1 - y0), y0 + max(x1 - x0, y1 - y0)
+    return x0, y0, x1, y1
+
+
+def _widened(low: float, high: float, side: float, limit: int | None) -> tuple[float, float]:
+    middle = (low + high) / 2
+    low, high = middle - side / 2, middle + side / 2
+    if limit is None:
+        return low, high
+    if low < 0:
+        low, high = 0.0, min(float(limit), side)
+    elif high > limit:
+        low, high = max(0.0, limit - side), float(limit)
+    return low, high
+
+
+#: Longest side that each encoder writes, in pixels.
+LONGEST_SIDE = {"jpg": 65_500, "png": 2_147_483_647, "webp": 16_383}
+
+
+def target_size(width: int, height: int, size: int, fit: str) -> tuple[int, int]:
+    """Width and height of a packed picture.
+
+    Args:
+        width: of the crop in pixels.
+        height: of the crop in pixels.
+        size: target side in pixels; 0 keeps the size.
+        fit: `stretch` to size x size, `short-side` or `inside` (long side) to size; the last two keep the aspect.
+    """
+    if size == 0:
+        return width, height
+    if fit == "stretch":
+        return size, size
+    side = min(width, height) if fit == "short-side" else max(width, height)
+    # integer halves round up, so that the size does not hang on float rounding
+    return max(1, (2 * width * size + side) // (2 * side)), max(1, (2 * height * size + side) // (2 * side))
+
+
+def resized(image: Image.Image, crop: tuple[int, int, int, int] | None, size: int, fit: str) -> Image.Image:
+    """Crop and scale with Lanczos.
+
+    Args:
+        image: RGB picture.
+        crop: left, top, right, bottom in pixels; None for the whole picture.
+        size: as for `target_size`.
+        fit: as for `target_size`.
+    """
+    # cut first: resampling with a box would mix in what lies around it
+    cut = image if crop is None else image.crop(crop)
+    target = target_size(*cut.size, size, fit)
+    return cut if target == cut.size else cut.resize(target, Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def encode(image: Image.Image, extension: str, quality: int) -> bytes:
+    """Encode an RGB picture; the same pixels give the same bytes with the same library versions.
+
+    Args:
+        image: RGB picture.
+        extension: `jpg`, `png` or `webp`.
+        quality: of JPEG and WebP; 100 makes WebP lossless.
+    """
+    out = io.BytesIO()
+    if extension == "jpg":
+        # full chroma: at face-crop sizes, halving it costs more than the bytes it saves
+        image.save(out, "JPEG", quality=quality, subsampling="4:4:4" if quality >= 90 else "4:2:0")
+    elif extension == "png":
+        image.save(out, "PNG", compress_level=6)
+    else:
+        image.save(out, "WEBP", quality=quality, lossless=quality == 100, method=4)
+    return out.getvalue()

@@ -1,0 +1,203 @@
+"""Embeddings of pictures by a timm model, for duplicates that a perceptual hash cannot see (crops, borders).
+
+Switched on by `duplicates.embedding.model`; off by default. Written to `features/embeddings-part-*.parquet` and kept as
+long as pictures, model and settings are the same. Which pairs count is decided in `animesion.dedup.clusters`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import PIL
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image
+
+from animesion.config.recipe import EmbeddingSection, Recipe
+from animesion.config.settings import params_digest
+from animesion.errors import UsageError
+from animesion.images import codec
+from animesion.schemas import EMBEDDINGS, FEATURES, RAW
+from animesion.storage import parquet
+from animesion.storage.workspace import Receipt, Workspace, sha256_file
+
+if TYPE_CHECKING:
+    from torch import nn
+
+#: Pictures that go through the model at once; fixed, as sums may round otherwise in another batch.
+_BATCH = 32
+
+Vectors = npt.NDArray[np.float32]
+
+
+class Embedder:
+    """A timm model without its classifier.
+
+    Args:
+        settings: which model, and where its weights come from.
+
+    Raises:
+        UsageError: timm or torch is missing, the model is unknown, or its weights cannot be had or do not fit.
+    """
+
+    def __init__(self, settings: EmbeddingSection) -> None:
+        try:
+            import timm
+            import torch
+        except ImportError:
+            raise UsageError(
+                "duplicates.embedding needs timm and torch: install them with `pip install animesion[train]`"
+            ) from None
+        if not timm.is_model(settings.model.partition(".")[0]):
+            raise UsageError(f"duplicates.embedding.model: timm has no model named {settings.model}")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # weights that are not loaded are the same every time
+            try:
+                model = timm.create_model(settings.model, pretrained=settings.weights == "pretrained", num_classes=0)
+            except Exception as error:  # the hub's client raises nearly anything
+                raise UsageError(
+                    f"duplicates.embedding: the weights of {settings.model} cannot be loaded "
+                    f"({' '.join(str(error).split())[:120]}): give a file in duplicates.embedding.weights"
+                ) from None
+        if settings.weights not in ("pretrained", "random"):
+            _load_weights(model, Path(settings.weights))
+        config = cast("dict[str, Any]", model.pretrained_cfg)
+        self._model: nn.Module = model.eval()
+        self._size = (int(config["input_size"][2]), int(config["input_size"][1]))
+        self._mean, self._std = (np.array(config[name], dtype=np.float32) for name in ("mean", "std"))
+
+    def __call__(self, pictures: Sequence[Image.Image]) -> Vectors:
+        """Embeddings of unit length, shape (n, d), of RGB pictures of any size, each stretched to the model's."""
+        import torch
+
+        found = []
+        for start in range(0, len(pictures), _BATCH):
+            pixels = [
+                np.asarray(each.resize(self._size, Image.Resampling.BICUBIC, reducing_gap=3.0), dtype=np.float32)
+                for each in pictures[start : start + _BATCH]
+            ]
+            batch = (np.stack(pixels) / 255 - self._mean) / self._std
+            with torch.inference_mode():
+                given = torch.from_numpy(np.ascontiguousarray(batch.transpose(0, 3, 1, 2)))
+                out = self._model(given)
+                found.append(torch.nn.functional.normalize(out.flatten(1), dim=1).numpy())
+        return np.concatenate(found)
+
+
+def _load_weights(model: Any, path: Path) -> None:
+    """Weights of a file, read as data only; a classifier among them is passed over."""
+    import torch
+
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        missing = model.load_state_dict(state, strict=False).missing_keys
+    except Exception as error:  # a file from anywhere: the readers raise nearly anything
+        told = " ".join(str(error).split())[:120]
+        raise UsageError(f"duplicates.embedding.weights: {path} cannot be loaded into the model ({told})") from None
+    if missing:
+        raise UsageError(f"duplicates.embedding.weights: {path} has no weights for {missing[0]} of the model")
+
+
+def run(workspace: Workspace, recipe: Recipe, parts: int, advance: Callable[[int], None]) -> list[Receipt]:
+    """Embed every part that has no valid receipt; returns all receipts by part. Runs in this process.
+
+    Raises:
+        UsageError: the model cannot be had.
+    """
+    embedder: Embedder | None = None
+    units = [f"embed/part-{part:05d}" for part in range(parts)]
+    workspace.forget("embed", set(units))
+    receipts = []
+    for part, unit in enumerate(units):
+        inspected = workspace.receipt(f"inspect/part-{part:05d}")
+        assert inspected is not None
+        inputs = inspected.inputs | {name: known["sha256"] for name, known in inspected.outputs.items()}
+        digest = _params(recipe)
+        done = workspace.done(unit, _code(), digest, inputs)
+        features = parquet.read(
+            workspace.path(f"features/part-{part:05d}.parquet"), FEATURES, ("key", "reason", "crop", "width")
+        )
+        if done is None:
+            embedder = embedder or Embedder(recipe.duplicates.embedding)
+            keys, vectors = _embedded(workspace, recipe, part, features, embedder)
+            flat = pa.array(vectors.reshape(-1), pa.float32())
+            column = pa.ListArray.from_arrays(np.arange(len(keys) + 1, dtype=np.int32) * vectors.shape[1], flat)
+            name = f"features/embeddings-part-{part:05d}.parquet"
+            written = parquet.write(
+                workspace.path(name), pa.table([pa.array(keys, pa.string()), column], schema=EMBEDDINGS)
+            )
+            done = workspace.commit(unit, _code(), digest, inputs, {name: written})
+        receipts.append(done)
+        advance(len(features))
+    return receipts
+
+
+def _embedded(
+    workspace: Workspace, recipe: Recipe, part: int, features: pa.Table, embedder: Embedder
+) -> tuple[list[str], Vectors]:
+    """Keys and embeddings of the pictures of a part that decode, in the order of its table."""
+    seen = {row["key"]: row["crop"] for row in features.filter(pc.equal(features["reason"], "")).to_pylist()}
+    raw = parquet.read(workspace.path(f"raw/part-{part:05d}.parquet"), RAW, ("key", "reason", "offset", "bytes"))
+    limits = codec.Limits(recipe.filter.max_side, recipe.filter.max_pixels)
+    keys: list[str] = []
+    found: list[Vectors] = [np.empty((0, 0), dtype=np.float32)]
+    waiting: list[Image.Image] = []
+    with workspace.path(f"raw/part-{part:05d}.tar").open("rb") as tar:
+        for row in raw.to_pylist():
+            if row["key"] not in seen:
+                continue
+            tar.seek(row["offset"])
+            image = codec.decode(tar.read(row["bytes"]), limits).image
+            crop = seen[row["key"]]
+            waiting.append(image if crop is None else image.crop(tuple(crop)))
+            keys.append(row["key"])
+            if len(waiting) == _BATCH:
+                found.append(embedder(waiting))
+                waiting = []
+    if waiting:
+        found.append(embedder(waiting))
+    return keys, np.concatenate(found[1:]) if keys else found[0]
+
+
+def read(workspace: Workspace, parts: int, keys: Sequence[str]) -> Vectors:
+    """The embeddings of these pictures, shape (n, d); zeros where a picture has none."""
+    paths = [workspace.path(f"features/embeddings-part-{part:05d}.parquet") for part in range(parts)]
+    table = parquet.read_many(paths, EMBEDDINGS)
+    flat = pc.list_flatten(table["embedding"]).to_numpy()
+    vectors = flat.reshape(len(table), -1) if len(table) else np.empty((0, 1), dtype=np.float32)
+    place = {key: i for i, key in enumerate(table["key"].to_pylist())}
+    out = np.zeros((len(keys), vectors.shape[1]), dtype=np.float32)
+    rows = np.array([place.get(key, -1) for key in keys], dtype=np.int64)
+    out[rows >= 0] = vectors[rows[rows >= 0]]
+    return out
+
+
+def _code() -> str:
+    """Versions that the numbers hang on."""
+    try:
+        used = [f"{name}-{version(name)}" for name in ("timm", "torch")]
+    except PackageNotFoundError:
+        used = []
+    return "/".join(["embed-1", f"pillow-{PIL.__version__}", *used])
+
+
+def _params(recipe: Recipe) -> str:
+    settings = recipe.duplicates.embedding
+    weights = settings.weights
+    if weights not in ("pretrained", "random"):
+        try:
+            weights = sha256_file(Path(weights))
+        except OSError as error:
+            raise UsageError(f"duplicates.embedding.weights: cannot read {weights} ({error.strerror})") from None
+    limits = {name: getattr(recipe.filter, name) for name in ("max_side", "max_pixels")}
+    return params_digest({"model": settings.model, "weights": weights, "limits": limits})

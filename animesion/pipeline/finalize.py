@@ -1,0 +1,192 @@
+"""Stage 5: what makes the shards a dataset that others can load and trust.
+
+`dataset.json`, `classes.csv`, readers' side files, plots, the card, the report and `SHA256SUMS`, all from tables; only
+the report looks at pixels, for its thumbnails.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import PIL
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from animesion import cards
+from animesion.cards import grid
+from animesion.cards.croissant import croissant
+from animesion.cards.facts import counted
+from animesion.config.recipe import Recipe
+from animesion.config.settings import params_digest
+from animesion.dataset.dataset import Dataset
+from animesion.images import codec
+from animesion.report import facts as shown
+from animesion.report import page
+from animesion.schemas import CURATED, INDEX
+from animesion.stats import long_tail, plots
+from animesion.storage import parquet
+from animesion.storage.workspace import Receipt, Workspace, sha256_file, write_atomic
+
+CODE = "publish-3"
+
+#: Files that readers or people look at; everything else in the folder is the build's own.
+CHECKSUMS = "SHA256SUMS"
+
+
+def run(workspace: Workspace, recipe: Recipe, parts: int, notes: Sequence[str]) -> Receipt:
+    """Write, commit; or return the receipt that still holds.
+
+    Args:
+        workspace: output folder whose other stages are done.
+        recipe: the recipe.
+        parts: number of parts.
+        notes: sentences of all stages that are worth reading.
+    """
+    curate = workspace.receipt("curate")
+    index_receipt = workspace.receipt("index")
+    assert curate is not None
+    assert index_receipt is not None
+    inputs = {"curated": curate.outputs["curated.parquet"]["sha256"]}
+    inputs |= {"index": index_receipt.outputs["index.parquet"]["sha256"], **index_receipt.inputs}
+    digest = params_digest([recipe.model_dump(mode="json"), list(notes), version("animesion"), PIL.__version__])
+    done = workspace.done("publish", CODE, digest, inputs)
+    if done:
+        return done
+    index = parquet.read(workspace.path("index.parquet"), INDEX)
+    curated = parquet.read(workspace.path("curated.parquet"), CURATED)
+    facts = _facts(workspace, recipe, {**curate.facts, "notes": list(notes)}, index, parts) | counted(curated)
+    outputs: dict[str, str] = {}
+
+    def write(name: str, text: str) -> None:
+        outputs[name] = write_atomic(workspace.path(name), text.encode())
+
+    write("classes.csv", _classes_csv(facts))
+    write("_info.json", _json(_timm_info(facts)))
+    write("data/sizes.json", _json({s["path"].removeprefix("data/"): s["samples"] for s in _shards(facts)}))
+    counts = np.array([sum(counts.values()) for counts in facts["class_counts"]], dtype=np.int64)
+    for path in plots.write_plots(workspace.path("plots"), counts, facts["name"]):
+        outputs[f"plots/{path.name}"] = sha256_file(path)
+    rows = _grid(index, curated)
+    if rows:
+        outputs["plots/samples.jpg"] = write_atomic(
+            workspace.path("plots/samples.jpg"),
+            grid.draw(workspace, list(rows.values()), codec.Limits(recipe.filter.max_side, recipe.filter.max_pixels)),
+        )
+    facts["grid"] = list(rows)
+    write("dataset.json", _json(facts))
+    known = {"index.parquet": inputs["index"], "classes.csv": outputs["classes.csv"]}
+    write("croissant.json", croissant(facts, recipe, known))
+    write("README.md", cards.dataset_card(facts, recipe))
+    write("report.html", page.render(shown.of_dataset(Dataset(workspace.root))))
+    listed = {**outputs, **{s["path"]: s["sha256"] for s in _shards(facts)}}
+    listed["index.parquet"] = inputs["index"]
+    listed["curated.parquet"] = inputs["curated"]
+    listed["recipe.toml"] = sha256_file(workspace.path("recipe.toml"))
+    write(CHECKSUMS, "".join(f"{listed[name]}  {name}\n" for name in sorted(listed)))
+    return workspace.commit("publish", CODE, digest, inputs, outputs)
+
+
+def _facts(
+    workspace: Workspace, recipe: Recipe, curated: dict[str, Any], index: pa.Table, parts: int
+) -> dict[str, Any]:
+    """The content of `dataset.json`."""
+    columns = {name: np.array(index[name].to_pylist()) for name in ("split", "shard", "label")}
+    names: list[str] = curated["classes"]
+    split_facts: dict[str, Any] = {}
+    per_class = {}
+    for split in curated["splits"]:
+        chosen = columns["split"] == split
+        per_class[split] = np.bincount(columns["label"][chosen], minlength=len(names))
+        listed = []
+        for shard in sorted(set(columns["shard"][chosen].tolist())):
+            receipt = workspace.receipt(f"shards/{shard.removeprefix('data/').removesuffix('.tar')}")
+            assert receipt is not None
+            known = receipt.outputs[shard]
+            samples = receipt.facts["samples"]
+            listed.append({"path": shard, "samples": samples, "bytes": known["bytes"], "sha256": known["sha256"]})
+        split_facts[split] = {
+            "samples": int(chosen.sum()),
+            "bytes": sum(shard["bytes"] for shard in listed),
+            "shards": listed,
+        }
+    totals = np.sum(list(per_class.values()), axis=0)
+    tail = long_tail.describe(totals)
+    fetched = [workspace.receipt(f"fetch/part-{part:05d}") for part in range(parts)]
+    return {
+        "name": recipe.name,
+        "summary": recipe.summary,
+        "format": 1,
+        "recipe": recipe.digest(),
+        "made_with": {"animesion": version("animesion"), "pillow": PIL.__version__},
+        "images": curated["kept"],
+        "classes": len(names),
+        "image_field": recipe.pack.format,
+        "fields": sorted([recipe.pack.format, "cls", "json", *(["txt"] if recipe.pack.caption else [])]),
+        "splits": split_facts,
+        "split_strategy": curated["strategy"],
+        "funnel": {
+            "seen": curated["seen"],
+            "fetched": sum(receipt.facts["fetched"] for receipt in fetched if receipt),
+            "fetched_bytes": sum(receipt.facts["bytes"] for receipt in fetched if receipt),
+            "kept": curated["kept"],
+            "dropped": curated["dropped"],
+        },
+        "duplicate_clusters": curated["clusters"],
+        "label_conflicts": curated["conflicts"],
+        "long_tail": tail.to_dict(),
+        "bands": asdict(long_tail.bands(per_class["train"])) if "train" in per_class else {},
+        "class_names": names,
+        "class_counts": [{split: int(per_class[split][i]) for split in per_class} for i in range(len(names))],
+        "notes": curated["notes"],
+    }
+
+
+def _grid(index: pa.Table, curated: pa.Table) -> dict[str, list[tuple[str, int, int]]]:
+    """Shard, offset and size of the pictures that the card shows, by class name."""
+    kept = curated.filter(curated["kept"])
+    ratings = dict(zip(kept["key"].to_pylist(), kept["rating"].to_pylist(), strict=True))
+    names = dict(zip(kept["class_id"].to_pylist(), kept["label"].to_pylist(), strict=True))
+    rows = grid.chosen(index["key"].to_pylist(), index["label"].to_pylist(), ratings)
+    wanted = pa.array([key for _, keys in rows for key in keys], pa.string())
+    found = index.filter(pc.is_in(index["key"], value_set=wanted)).to_pylist()
+    places = {row["key"]: (row["shard"], row["offset"], row["size"]) for row in found}
+    return {names[label]: [places[key] for key in keys] for label, keys in rows}
+
+
+def _shards(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    return [shard for split in facts["splits"].values() for shard in split["shards"]]
+
+
+def _classes_csv(facts: dict[str, Any]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["class_id", "name", *facts["splits"], "total"])
+    for i, (name, counts) in enumerate(zip(facts["class_names"], facts["class_counts"], strict=True)):
+        writer.writerow([i, name, *counts.values(), sum(counts.values())])
+    return out.getvalue()
+
+
+def _timm_info(facts: dict[str, Any]) -> dict[str, Any]:
+    """What timm's `wds/` reader wants: shard names relative to this file and their lengths."""
+    return {
+        "splits": {
+            name: {
+                "name": name,
+                "num_samples": split["samples"],
+                "filenames": [shard["path"] for shard in split["shards"]],
+                "shard_lengths": [shard["samples"] for shard in split["shards"]],
+            }
+            for name, split in facts["splits"].items()
+        }
+    }
+
+
+def _json(content: Any) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"

@@ -1,0 +1,65 @@
+"""What the recipe says of a picture from its metadata alone, before a byte of it is fetched.
+
+Fetch does not read what would be dropped anyway, and writes the reason down; curate applies the rules for faces again
+to what a detector found.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from animesion.config.recipe import FilterSection, LabelSection, Recipe
+from animesion.schemas import Item
+
+_VERSION = re.compile(r"-\d+(?:\.\d+)*(?:-[a-z]{2,3})?$")
+_HIDDEN_FLAGS = frozenset({"deleted", "banned", "pending"})
+
+
+def labels_left(candidates: Sequence[str], rules: LabelSection) -> list[str]:
+    """The candidate labels after renaming, ignoring and removing repeats, in their order."""
+    renamed = (rules.rename.get(label, label) for label in candidates if label not in rules.ignore)
+    return list(dict.fromkeys(label for label in renamed if label and label not in rules.ignore))
+
+
+def metadata_reason(item: Item, recipe: Recipe) -> str:
+    """The first drop reason that metadata alone gives, or an empty string."""
+    rules = recipe.filter
+    reason = _flag_reason(item.flags, rules) or _label_reason(labels_left(item.labels, recipe.label), recipe.label)
+    if reason:
+        return reason
+    if rules.ratings and item.rating not in rules.ratings:
+        return "rating"
+    if rules.licences and not is_allowed(item.licence, rules.licences):
+        return "licence"
+    if recipe.crop.detector == "boxes" and item.boxes is not None:
+        return face_reason(len(item.boxes), max((box.score for box in item.boxes), default=0.0), recipe)
+    return ""
+
+
+def is_allowed(licence: str, allowed: Sequence[str]) -> bool:
+    """Whether a licence is in the list; `CC-BY` there stands for every version and port of it, and not for CC-BY-SA."""
+    names = {name.lower() for name in allowed}
+    return not names.isdisjoint({licence.lower(), _VERSION.sub("", licence.lower())})
+
+
+def face_reason(faces: int, best_score: float, recipe: Recipe) -> str:
+    """The drop reason that the number of boxes and the best (or the sample's own) score give, or an empty string."""
+    if faces == 0:
+        return "no face"
+    if faces > 1 and recipe.crop.faces == "one-only":
+        return "several faces"
+    # tables hold float32: 0.85 read from one must pass a minimum of 0.85
+    return "unsure face" if best_score < recipe.crop.min_score - 1e-6 else ""
+
+
+def _flag_reason(flags: Sequence[str], rules: FilterSection) -> str:
+    return "deleted" if not rules.deleted and not _HIDDEN_FLAGS.isdisjoint(flags) else ""
+
+
+def _label_reason(left: Sequence[str], rules: LabelSection) -> str:
+    if not left:
+        return "no label"
+    if len(left) > 1:
+        return "several labels"
+    return "excluded label" if left[0] in rules.exclude else ""

@@ -1,0 +1,87 @@
+"""The place that label files and dumps name pictures below: a folder of this machine or a prefix of a bucket."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from animesion.errors import UsageError
+from animesion.schemas import Payload
+from animesion.sources.stored import Listed, StoredPlace, place
+
+
+class ImageRoot:
+    """Pictures by their path below a root.
+
+    Args:
+        path: folder, or URL such as `s3://bucket/prefix`.
+        option: what sets it, for messages.
+
+    Raises:
+        UsageError: there is nothing of the kind.
+    """
+
+    def __init__(self, path: str, option: str) -> None:
+        self._root = place(path, option)
+        if not self._root.is_dir():
+            raise UsageError(f"{option}: there is no folder {self._root}")
+
+    def locate(self, name: str) -> tuple[dict[str, Any], str]:
+        """Path, size and stamp of the file that a label file's path means, or no such facts and the reason for it.
+
+        Folders of three digits (as in the crops' archive) and of four (as in label files) are taken for one another.
+        """
+        pure = PurePosixPath(name)
+        if pure.is_absolute() or ".." in pure.parts or "\0" in name or re.match(r"[A-Za-z]:", name):
+            return {}, "unsafe path"
+        candidates = [pure]
+        bucket = pure.parent.name
+        if bucket.isdecimal() and len(bucket) in {3, 4}:
+            other = bucket[1:] if len(bucket) == 4 else f"0{bucket}"
+            candidates.append(pure.parent.parent / other / pure.name)
+        for path in candidates:
+            if isinstance(self._root, StoredPlace):
+                listed = self._listed.get(str(path))
+                if listed:
+                    return {"path": listed.name, "size": listed.bytes, "stamp": listed.stamp}, ""
+                continue
+            try:
+                status = (self._root / path).stat()
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError:  # a name that the file system cannot hold
+                break
+            facts = {"path": str(path), "size": status.st_size, "stamp": status.st_mtime_ns}
+            return facts, "" if stat.S_ISREG(status.st_mode) else "not a regular file"
+        return {}, "missing file"
+
+    def read(self, places: Sequence[dict[str, Any]], max_bytes: int) -> Iterator[Payload]:
+        """The bytes of files that were located, in the order given."""
+        if isinstance(self._root, StoredPlace):
+            yield from self._root.contents([(each["path"], each["size"]) for each in places], max_bytes)
+            return
+        for each in places:
+            yield read_file(self._root / each["path"], max_bytes)
+
+    @cached_property
+    def _listed(self) -> dict[str, Listed]:
+        """All that is there: one question a thousand files instead of one each."""
+        assert isinstance(self._root, StoredPlace)
+        return {file.name: file for file in self._root.files()}
+
+
+def read_file(path: Path, max_bytes: int) -> Payload:
+    """The bytes of a file of this machine, or why there are none."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(max_bytes + 1)
+    except FileNotFoundError:
+        return Payload(reason="missing file")
+    except OSError as error:
+        return Payload(reason="fetch failed", detail=os.strerror(error.errno or 0))
+    return Payload(content) if len(content) <= max_bytes else Payload(reason="too many bytes")

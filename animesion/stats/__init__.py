@@ -1,0 +1,1 @@
+"""How many images each class has, how long the tail is, and plots of both."""

@@ -1,0 +1,276 @@
+"""Count the images of every class in anything that carries labels: datasets, label files, shards, class folders.
+
+It counts and compares what stands in files with what they say of themselves. What the counts come to is computed in
+`animesion.stats.long_tail`; whether files are intact and samples decode is the question of `animesion.verification.checks`.
+"""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import json
+import os
+import re
+import tarfile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from animesion.dataset import label_files
+from animesion.dataset.label_files import ClassCounts, LabelFiles, LabelTable
+from animesion.errors import UsageError
+
+SPLITS = ("train", "val", "test")
+IMAGE_SUFFIXES = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
+#: Called with the shards that are about to be read; yields them, and may show how far it has come.
+Track = Callable[[list[Path]], Iterable[Path]]
+
+_SPLIT_FOLDERS = {"train", "val", "valid", "validation", "test"}
+# a label is a few digits, the JSON of a sample some hundred bytes: anything larger is not ours to load
+_MAX_CLS_BYTES, _MAX_JSON_BYTES = 64, 1 << 20
+
+
+@dataclass(frozen=True)
+class Census:
+    """What a path holds.
+
+    Attributes:
+        kind: dataset, labels, counts, shards or folders.
+        counts: images of each class by split.
+        files: figures of each file that was read.
+        consistency: where files disagree with one another.
+    """
+
+    kind: str
+    counts: ClassCounts
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    consistency: dict[str, Any] = field(default_factory=dict)
+
+
+def take(path: str, track: Track = iter) -> Census:
+    """Count what is at a path, whichever kind it is.
+
+    Args:
+        path: a built dataset or the URL of one, a folder of label files, one label or counts CSV, a shard, a folder or
+            glob of shards, or a folder of class folders.
+        track: wraps the list of shards while they are read.
+
+    Raises:
+        UsageError: there is nothing to count, or a file is damaged.
+    """
+    if "://" in path:
+        from animesion.dataset import remote
+
+        return _dataset(remote.local(path))
+    place = Path(path)
+    if not place.exists():
+        shards = [Path(p) for p in sorted(glob.glob(path)) if p.endswith(".tar")]
+        if shards:
+            return _shards(shards, track)
+        raise UsageError(f"{path} does not exist and matches no shard; check the path")
+    if place.is_file():
+        if place.suffix == ".tar":
+            return _shards([place], track)
+        if place.suffix == ".csv":
+            return _csv(place)
+        raise UsageError(f"{path} is neither .csv nor .tar; give a label file, a shard or a folder")
+    if (place / "dataset.json").is_file():
+        return _dataset(place)
+    for folder in (place, place / "labels"):
+        if folder.is_dir():
+            files = label_files.find_label_files(folder)
+            if files.labels or files.counts:
+                return _labels(folder, files)
+    for folder in (place, place / "data"):
+        shards = sorted(folder.glob("*.tar"))
+        if shards:
+            return _shards(shards, track)
+    return _folders(place)
+
+
+def _dataset(folder: Path) -> Census:
+    counts = label_files.read_class_counts(folder / "classes.csv")
+    files: dict[str, dict[str, Any]] = {"classes.csv": {"rows": len(counts.ids), "classes": len(counts.ids)}}
+    consistency: dict[str, Any] = {}
+    if (folder / "index.parquet").is_file():
+        indexed = _index(folder / "index.parquet")
+        files["index.parquet"] = {"rows": sum(indexed.values()), "classes": len({c for _, c in indexed})}
+        unknown = sorted({split for split, _ in indexed} - set(counts.splits))
+        for name, images in counts.splits.items():
+            there = {c: n for (split, c), n in indexed.items() if split == name}
+            consistency[name] = {"file": "index.parquet", "mismatched_classes": counts.differing(images, there)}
+        if unknown:
+            consistency["unknown_splits"] = unknown
+    return Census("dataset", counts, files, consistency)
+
+
+def _index(path: Path) -> Counter[tuple[str, int]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        rows = (
+            pq.read_table(path, columns=["split", "label"]).group_by(["split", "label"]).aggregate([([], "count_all")])
+        )
+        triples = zip(*(rows[name].to_pylist() for name in ("split", "label", "count_all")), strict=True)
+        return Counter({(str(split), int(label)): count for split, label, count in triples})
+    except (pa.ArrowException, KeyError, TypeError, ValueError, OSError) as e:
+        raise UsageError(f"{path} is no index with the columns split and label; rebuild the dataset") from e
+
+
+def _csv(path: Path) -> Census:
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace") as lines:
+            head = [cell.strip().lower() for cell in lines.readline(10_000).split(",")]
+    except OSError as e:
+        raise UsageError(f"{path} cannot be read ({e.strerror}); give a readable file") from e
+    if label_files.is_counts_header(head):
+        counts = label_files.read_class_counts(path)
+        return Census("counts", counts, {path.name: {"rows": len(counts.ids), "classes": len(counts.ids)}})
+    if path.name == label_files.NAMES_FILE:
+        raise UsageError(f"{path} names classes but counts nothing; give a label file or the folder that holds it")
+    table = label_files.read_labels(path)
+    names = path.with_name(label_files.NAMES_FILE)
+    known = label_files.read_class_names(names) if names.is_file() else {}
+    split = path.stem if path.stem in label_files.LABEL_FILES else "all"
+    return Census("labels", label_files.count_classes({split: table.counts()}, known), {path.name: _figures(table)})
+
+
+def _labels(folder: Path, there: LabelFiles) -> Census:
+    tables = {name: label_files.read_labels(path) for name, path in there.labels.items()}
+    files = {there.labels[name].name: _figures(table) for name, table in tables.items()}
+    for path in there.others:
+        try:
+            files[path.name] = {**_figures(label_files.read_labels(path)), "counted": False}
+        except UsageError:
+            files[path.name] = {"counted": False}  # some other table, such as tags: not a fault of this folder
+    known = label_files.read_class_names(there.names) if there.names else {}
+    if there.names:
+        files[there.names.name] = {"rows": len(known), "classes": len(known)}
+    consistency: dict[str, Any] = {}
+    if there.counts:
+        counts = label_files.read_class_counts(there.counts)
+        files[there.counts.name] = {"rows": len(counts.ids), "classes": len(counts.ids)}
+        for name in (split for split in counts.splits if split in tables):
+            differ = counts.differing(counts.splits[name], tables[name].counts())
+            consistency[name] = {"file": f"{name}.csv", "mismatched_classes": differ}
+        if known:
+            given = dict(zip(counts.ids.tolist(), counts.names, strict=True))
+            differ = sum(given.get(c) != known.get(c) for c in given.keys() | known.keys())
+            consistency["names"] = {"file": label_files.NAMES_FILE, "mismatched_classes": differ}
+    else:
+        # train_val repeats train and val where those are there too
+        split_up = tables.keys() & {"train", "val"}
+        counts = label_files.count_classes(
+            {n: t.counts() for n, t in tables.items() if n != "train_val" or not split_up}, known
+        )
+    pairs = itertools.combinations([name for name in SPLITS if name in tables], 2)
+    shared = {f"{a}/{b}": len(set(tables[a].paths).intersection(tables[b].paths)) for a, b in pairs}
+    return Census("labels", counts, files, {**consistency, **({"shared_paths": shared} if shared else {})})
+
+
+def _folders(root: Path) -> Census:
+    folders = _subfolders(root)
+    per_split = bool(folders) and all(folder.name in _SPLIT_FOLDERS for folder in folders)
+    roots = {folder.name: folder for folder in folders} if per_split else {"all": root}
+    classes = {split: {folder.name: _images_in(folder) for folder in _subfolders(top)} for split, top in roots.items()}
+    names = sorted(set().union(*classes.values()))
+    ids = {name: i for i, name in enumerate(names)}
+    splits = {split: {ids[name]: n for name, n in sizes.items()} for split, sizes in classes.items()}
+    return Census("folders", label_files.count_classes(splits, dict(enumerate(names))))
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    try:
+        return sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.is_dir() and not p.is_symlink())
+    except OSError as e:
+        raise UsageError(f"{folder} cannot be listed ({e.strerror}); give a readable folder") from e
+
+
+def _images_in(folder: Path) -> int:
+    return sum(Path(name).suffix.lower() in IMAGE_SUFFIXES for _, _, names in os.walk(folder) for name in names)
+
+
+def _shards(paths: list[Path], track: Track) -> Census:
+    names: dict[int, str] = {}
+    splits: dict[str, Counter[int]] = defaultdict(Counter)
+    files: dict[str, dict[str, Any]] = {}
+    unlabelled = 0
+    for path in track(paths):
+        labels, without = _shard(path, names)
+        numbered = re.fullmatch(r"(.+?)[-_]\d+", path.stem)
+        splits[numbered[1] if numbered else path.stem].update(labels)
+        files[path.name] = {"rows": labels.total(), "classes": len(labels)}
+        unlabelled += without
+    return Census("shards", label_files.count_classes(splits, names), files, {"samples_without_label": unlabelled})
+
+
+def _shard(path: Path, names: dict[int, str]) -> tuple[Counter[int], int]:
+    """Samples of each label, and samples without one; adds class names that were not known yet to `names`."""
+    labels: dict[str, int] = {}
+    keys: set[str] = set()
+    described = ("", b"")  # key and JSON of the sample at hand; a sample's members stand together
+    try:
+        with tarfile.open(path, "r:") as shard:
+            for member in shard:
+                if member.size < 0:
+                    raise tarfile.ReadError("negative size")
+                folder, _, base = member.name.rpartition("/")
+                stem, _, kind = base.partition(".")
+                key = f"{folder}/{stem}" if folder else stem
+                if not member.isreg() or not stem:
+                    continue
+                keys.add(key)
+                if kind == "cls":
+                    labels[key] = _label(_content(shard, member, _MAX_CLS_BYTES, path, key), path, key)
+                elif kind == "json" and labels.get(key) not in names:
+                    described = (key, _content(shard, member, _MAX_JSON_BYTES, path, key))
+                if key in labels and described[0] == key:
+                    _add_name(names, labels[key], described[1])
+                    described = ("", b"")
+            end = shard.offset
+        # tarfile takes a damaged or missing header for the end; a real end is a block of zeros
+        with path.open("rb") as data:
+            data.seek(end)
+            if data.read(512) != bytes(512):
+                raise tarfile.ReadError("no end of archive")
+    except (tarfile.TarError, EOFError, OSError, ValueError, MemoryError, OverflowError) as e:
+        why = str(e) or "a size beyond the file"
+        raise UsageError(f"{path} is not a whole uncompressed tar ({why}); copy or build the shard again") from e
+    return Counter(labels.values()), len(keys - labels.keys())
+
+
+def _content(shard: tarfile.TarFile, member: tarfile.TarInfo, limit: int, path: Path, key: str) -> bytes:
+    if member.size > limit:
+        raise UsageError(
+            f"{path}, sample {key[:80]!r}: {member.name.rpartition('.')[2]} of {member.size:,} bytes where at most "
+            f"{limit:,} were due; build the shard again"
+        )
+    stream = shard.extractfile(member)
+    return stream.read() if stream else b""
+
+
+def _label(content: bytes, path: Path, key: str) -> int:
+    text = content.strip()
+    if not text.isdigit() or len(text) > 9:
+        raise UsageError(
+            f"{path}, sample {key[:80]!r}: the label {content[:20]!r} is not a class id; rebuild the shard"
+        )
+    return int(text)
+
+
+def _add_name(names: dict[int, str], label: int, content: bytes) -> None:
+    try:
+        sample = json.loads(content)
+    except (ValueError, RecursionError):
+        return  # the name is a nicety here; `animesion verify` judges the JSON
+    if isinstance(sample, dict) and isinstance(sample.get("name"), str):
+        names.setdefault(label, sample["name"])
+
+
+def _figures(table: LabelTable) -> dict[str, Any]:
+    repeated = len(table.paths) - len(set(table.paths))
+    return {"rows": len(table.paths), "classes": len(table.counts()), "repeated_paths": repeated}

@@ -1,0 +1,138 @@
+"""What changed between two built datasets: samples, labels, splits, pixels, reasons, classes and the recipe.
+
+Only tables are read, no pixels: equal SHA-256 in `index.parquet` means equal pictures. Printing is the command's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from animesion.dataset.dataset import Dataset
+
+
+class Change(NamedTuple):
+    """Something that is `before` in the first dataset and `after` in the second; empty text for nothing there."""
+
+    what: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Difference:
+    """All that differs between two datasets; every list is sorted.
+
+    Attributes:
+        added: keys of samples that only the second has.
+        removed: keys of samples that only the first has.
+        relabelled: keys whose class has another name.
+        moved: keys that went to another split.
+        repainted: keys whose picture has other bytes, by the start of their SHA-256.
+        reasons: keys that both have seen and whose fate differs: `kept`, or the reason of the drop.
+        classes: names of classes that came, went or have another id.
+        recipe: `section.key` of values that differ.
+        totals: samples by split, `total` for all; those that are equal too.
+        shards: shards that differ though nothing else does: another order or other metadata.
+    """
+
+    added: list[str]
+    removed: list[str]
+    relabelled: list[Change]
+    moved: list[Change]
+    repainted: list[Change]
+    reasons: list[Change]
+    classes: list[Change]
+    recipe: list[Change]
+    totals: list[Change]
+    shards: list[Change]
+
+    @property
+    def identical(self) -> bool:
+        """Whether nothing differs."""
+        listed = [value for name, value in vars(self).items() if name != "totals"]
+        return not any(listed) and all(total.before == total.after for total in self.totals)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        values = asdict(self)
+        for name, changes in values.items():
+            values[name] = [c._asdict() if isinstance(c, Change) else c for c in changes]
+        return {"identical": self.identical, **values}
+
+
+class _Placed(NamedTuple):
+    """What a row of the index says of a sample."""
+
+    name: str
+    split: str
+    sha256: str
+
+
+def compare(before: Dataset, after: Dataset) -> Difference:
+    """Compare two datasets.
+
+    Raises:
+        UsageError: a table or the recipe of one is missing or damaged.
+    """
+    old, new = _placed(before), _placed(after)
+    both = sorted(old.keys() & new.keys())
+    found = Difference(
+        added=sorted(new.keys() - old.keys()),
+        removed=sorted(old.keys() - new.keys()),
+        relabelled=[Change(k, old[k].name, new[k].name) for k in both if old[k].name != new[k].name],
+        moved=[Change(k, old[k].split, new[k].split) for k in both if old[k].split != new[k].split],
+        repainted=[Change(k, old[k].sha256[:12], new[k].sha256[:12]) for k in both if old[k].sha256 != new[k].sha256],
+        reasons=list(_changes(_fates(before), _fates(after), shared_only=True)),
+        classes=list(_changes(*({c.name: str(c.id) for c in each.classes} for each in (before, after)))),
+        recipe=list(_changes(*(dict(_flat(each.recipe.model_dump(mode="json"))) for each in (before, after)))),
+        totals=_totals(before, after),
+        shards=[],
+    )
+    if found.identical:
+        digests = ({s.path: s.sha256[:12] for i in each.splits.values() for s in i.shards} for each in (before, after))
+        found.shards.extend(_changes(*digests))
+    return found
+
+
+def _placed(dataset: Dataset) -> dict[str, _Placed]:
+    names = {info.id: info.name for info in dataset.classes}
+    columns = (dataset.index[name].to_pylist() for name in ("key", "label", "split", "sha256"))
+    # a label outside the class map is for `animesion verify` to blame
+    return {
+        key: _Placed(names.get(label, f"class {label}"), split, sha256)
+        for key, label, split, sha256 in zip(*columns, strict=True)
+    }
+
+
+def _fates(dataset: Dataset) -> dict[str, str]:
+    columns = (dataset.curated[name].to_pylist() for name in ("key", "kept", "reason"))
+    return {key: "kept" if kept else reason for key, kept, reason in zip(*columns, strict=True)}
+
+
+def _totals(before: Dataset, after: Dataset) -> list[Change]:
+    names = [*before.splits, *(name for name in after.splits if name not in before.splits)]
+    counts = [
+        [str(each.splits[name].samples) if name in each.splits else "" for name in names] for each in (before, after)
+    ]
+    return [
+        *(Change(*row) for row in zip(names, *counts, strict=True)),
+        Change("total", *map(str, map(len, (before, after)))),
+    ]
+
+
+def _changes(before: dict[str, str], after: dict[str, str], *, shared_only: bool = False) -> Iterator[Change]:
+    names = before.keys() & after.keys() if shared_only else before.keys() | after.keys()
+    for name in sorted(names):
+        change = Change(name, before.get(name, ""), after.get(name, ""))
+        if change.before != change.after:
+            yield change
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", repr(value)

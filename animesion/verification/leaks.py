@@ -1,0 +1,119 @@
+"""Find pictures that stand on both sides of a split: same group, same source picture, equal or nearly equal pixels.
+
+Works on arrays of all samples. How such pictures are kept apart is decided in `animesion.pipeline.curate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from animesion.config.recipe import DuplicatesSection
+from animesion.dedup import search
+
+
+@dataclass(frozen=True)
+class Leak:
+    """Two samples of different splits, by position, and every reason why they should not be."""
+
+    first: int
+    second: int
+    why: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PixelColumns:
+    """What the decoded pictures look like.
+
+    Attributes:
+        decoded: shape (n,), whether there are pixels.
+        digests: n digests of the pixels.
+        phash: shape (n,).
+        phash_flip: shape (n,), of the mirrored pixels.
+        thumbnails: shape (n, k).
+    """
+
+    decoded: npt.NDArray[np.bool_]
+    digests: Sequence[bytes]
+    phash: npt.NDArray[np.uint64]
+    phash_flip: npt.NDArray[np.uint64]
+    thumbnails: npt.NDArray[np.uint8]
+
+
+def find(
+    splits: Sequence[str],
+    groups: Sequence[str],
+    sources: Sequence[str],
+    sha256: Sequence[bytes],
+    pixels: PixelColumns | None,
+    settings: DuplicatesSection,
+) -> list[Leak]:
+    """Every leak: for what many pictures share, one pair of each two splits stands for all.
+
+    Args:
+        splits: of each sample.
+        groups: group token of each, empty for none.
+        sources: source and id of each, empty for none.
+        sha256: of each picture's bytes.
+        pixels: None when nothing was decoded: then pictures are compared by their bytes only.
+        settings: thresholds of what is nearly equal.
+    """
+    found: dict[tuple[int, int], list[str]] = {}
+    for why, values in (("same group", groups), ("same source picture", sources), ("equal bytes", sha256)):
+        for pair in _straddling(values, splits):
+            found.setdefault(pair, []).append(why)
+    if pixels is not None:
+        for pair in _straddling(pixels.digests, splits):
+            if sha256[pair[0]] != sha256[pair[1]]:
+                found.setdefault(pair, []).append("equal pixels")
+        for pair, distance in _near(pixels, splits, settings):
+            found.setdefault(pair, []).append(f"near duplicates (pHash distance {distance})")
+    return [Leak(*pair, tuple(why)) for pair, why in sorted(found.items())]
+
+
+def _straddling(values: Sequence[Hashable], splits: Sequence[str]) -> list[tuple[int, int]]:
+    """For each value, the first sample of each two splits."""
+    firsts: dict[Hashable, dict[str, int]] = {}
+    pairs = []
+    for i, (value, split) in enumerate(zip(values, splits, strict=True)):
+        if not value:
+            continue
+        first = firsts.setdefault(value, {})
+        if split not in first:
+            pairs += [(other, i) for other in first.values()]
+            first[split] = i
+    return pairs
+
+
+def _near(
+    pixels: PixelColumns, splits: Sequence[str], settings: DuplicatesSection
+) -> list[tuple[tuple[int, int], int]]:
+    """Pairs across splits whose pixels differ, but by no more than the thresholds."""
+    # equal pixels have equal hashes: one of each split stands for all, so that blank pictures do not pair n by n
+    standing: dict[tuple[bytes, str], int] = {}
+    for i in np.flatnonzero(pixels.decoded).tolist():
+        standing.setdefault((pixels.digests[i], splits[i]), i)
+    rows = np.array(list(standing.values()), dtype=np.int64)
+    if len(rows) < 2:
+        return []
+    pairs, mirrored = search.found_pairs(
+        pixels.phash[rows], pixels.phash_flip[rows] if settings.flip else None, settings.radius
+    )
+    pairs = rows[pairs]
+    split_of = np.unique(np.array(splits), return_inverse=True)[1]
+    apart = split_of[pairs[:, 0]] != split_of[pairs[:, 1]]
+    apart &= np.array([pixels.digests[a] != pixels.digests[b] for a, b in pairs.tolist()], dtype=np.bool_)
+    pairs, mirrored = pairs[apart], mirrored[apart]
+    same = search.same_thumbnail(
+        pixels.thumbnails, pairs, settings.mean_difference, settings.max_difference, mirrored, settings.tone
+    )
+    pairs = pairs[same]
+    distances = search.distances(pixels.phash, pixels.phash_flip, pairs, mirrored[same])
+    nearest: dict[tuple[int, int], int] = {}  # a symmetric pair may be close both ways
+    for (a, b), distance in zip(pairs.tolist(), distances.tolist(), strict=True):
+        pair = (min(a, b), max(a, b))
+        nearest[pair] = min(distance, nearest.get(pair, distance))
+    return list(nearest.items())

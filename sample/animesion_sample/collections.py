@@ -1,0 +1,251 @@
+"""Drawn collections written as files in the layouts of published sets, and read by the readers of those.
+
+What stands in for downloads that cannot be fetched: the Ultra-FGVC sets, moeimouto, the DAF:re label files and class
+folders of cultivars. The files are drawn into a temporary folder when they are first needed; their counts are those of
+the drawn collection, and the readers check them as they check the published ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from random import Random
+from typing import ClassVar, Literal
+
+from PIL import Image
+from pydantic import Field
+
+from animesion.config.settings import Section
+from animesion.schemas import Item, Payload
+from animesion.sources.folder import FolderOptions, FolderSource
+from animesion.sources.labels import LabelsOptions, LabelsSource
+from animesion.sources.moeimouto import MoeimoutoOptions, MoeimoutoSource
+from animesion.sources.published_sets import PUBLISHED
+from animesion.sources.ultra_fgvc import UltraFgvcOptions, UltraFgvcSource
+from animesion_sample import drawing, leaves
+from animesion_sample.characters import CAST
+
+Layout = Literal["cotton80", "soy-local", "soy-global", "soy-gene", "soy-ageing", "moeimouto", "labels", "folder"]
+
+Reader = FolderSource | LabelsSource | MoeimoutoSource | UltraFgvcSource
+
+#: Classes that each layout is drawn with unless told otherwise.
+CLASSES: dict[str, int] = {
+    "cotton80": 12, "soy-local": 16, "soy-global": 24, "soy-gene": 12, "soy-ageing": 5, "moeimouto": 10, "labels": 10,
+    "folder": 12,
+}  # fmt: skip
+
+LEAF_SIDE, FACE_SIDE, PHOTO_SIDE = 224, 160, 384
+
+#: Numbers of moeimouto folders have gaps, and some are out of the row.
+_GAPS = (0, 1, 3, 4, 7, 11, 12, 19, 998, 999)
+
+
+class SampleFilesOptions(Section):
+    """Options of the `sample-files` source."""
+
+    layout: Layout = Field(
+        description="whose layout the drawn files have: a set's, DAF:re's label files, class folders"
+    )
+    classes: int = Field(0, ge=0, le=30, description="classes drawn; 0 for the layout's usual number")
+    seed: int = Field(0, ge=0, description="another seed draws other pictures")
+
+
+class SampleFilesSource:
+    """A drawn collection behind the reader of its layout."""
+
+    Options: ClassVar[type[Section]] = SampleFilesOptions
+    summary: ClassVar[str] = "small drawn collections of leaves and faces, in the layouts of published sets"
+    #: one process draws and reads
+    remote: ClassVar[bool] = True
+
+    def __init__(self, options: SampleFilesOptions) -> None:
+        self.options = options
+        self.notes: list[str] = []
+        self._reader: Reader | None = None
+        self._stack: contextlib.ExitStack | None = None
+
+    @contextlib.contextmanager
+    def session(self) -> Iterator[None]:
+        """Keep the drawn files for as long as the source is open."""
+        with contextlib.ExitStack() as self._stack:
+            yield
+        self._stack = self._reader = None
+
+    def items(self) -> Iterator[Item]:
+        """What the layout's reader lists."""
+        reader = self._opened()
+        yield from reader.items()
+        self.notes += reader.notes
+
+    def read(self, items: Sequence[Item]) -> Iterator[Payload]:
+        """What the layout's reader reads."""
+        return self._opened().read(items) if items else iter(())
+
+    def _opened(self) -> Reader:
+        if self._reader is None:
+            assert self._stack is not None, "the source's session is not open"
+            folder = Path(tempfile.mkdtemp(prefix="animesion-sample-"))
+            self._stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            self._reader = write(self.options, folder)
+        return self._reader
+
+
+def write(options: SampleFilesOptions, folder: Path) -> Reader:
+    """Draw a collection into an empty folder and return the reader that is made for it.
+
+    Equal options give equal files, their dates included.
+    """
+    layout = options.layout
+    classes = options.classes or CLASSES[layout]
+    if layout == "folder":
+        reader: Reader = _folders(options, classes, folder)
+    elif layout == "labels":
+        reader = _label_files(options, classes, folder)
+    elif layout == "moeimouto":
+        reader = _moeimouto(options, classes, folder)
+    else:
+        reader = _cultivars(options, layout, classes, folder)
+    for path in folder.rglob("*"):
+        os.utime(path, (0, 0))  # listings hold dates, and must not differ from run to run
+    return reader
+
+
+def _cultivars(
+    options: SampleFilesOptions,
+    layout: Literal["cotton80", "soy-local", "soy-global", "soy-gene", "soy-ageing"],
+    classes: int,
+    folder: Path,
+) -> Reader:
+    """A set of Ultra-FGVC: the leaves of each cultivar, its published split and counts that fit."""
+    due = PUBLISHED[layout]
+    species = "cotton" if layout == "cotton80" else "soybean"
+    annotated = due.layout[0].endswith(".txt")
+    sizes: Counter[str] = Counter()
+    for group in due.groups or ("",):
+        rows: dict[str, list[str]] = {"train": [], "test": []}
+        for number in range(1, classes + 1):
+            for split, count in _sizes(layout, number).items():
+                for index in range(1, count + 1):
+                    leaf = leaves.DrawnLeaf(
+                        species, number, f"{options.seed}/{split}/{index}", LEAF_SIDE, group or "R3"
+                    )
+                    name = f"{number}_{index}_{split}.png" if not annotated else f"{number:03d}_{split[:2]}{index}.png"
+                    base = folder / group / "images" if annotated else folder
+                    _put(base / name, leaves.render(leaf), "PNG")
+                    rows[split].append(f"{name} {number}\n")
+        for split, lines in rows.items():
+            sizes[split] += len(lines)
+            if annotated:
+                _text(folder / group / "anno" / f"{split}.txt", "".join(lines))
+    per_class = {split: count * max(1, len(due.groups)) for split, count in _sizes(layout, 1).items()}
+    scaled = due.scaled(classes, sizes, per_class if due.per_class else {})
+    return UltraFgvcSource(UltraFgvcOptions(path=str(folder), set=layout), scaled)
+
+
+def _sizes(layout: str, number: int) -> dict[str, int]:
+    """Pictures of a class (of a stage, where there are stages), as in the published set."""
+    if layout == "soy-gene":
+        return {"train": 3 + number * 5 % 13, "test": 3 + number * 3 % 11}
+    return {"train": 5, "test": 5} if layout == "soy-ageing" else {"train": 3, "test": 3}
+
+
+def _moeimouto(options: SampleFilesOptions, classes: int, folder: Path) -> Reader:
+    """Faces in numbered folders, with the files that lie beside them and two pictures that are not RGB."""
+    total = 0
+    for rank, design in enumerate(CAST[:classes]):
+        number = _GAPS[rank] if rank < len(_GAPS) else 20 + rank
+        place = folder / "thumb" / f"{number:03d}_{design.name}"
+        count = 10 + Random(f"{options.seed}/{design.name}").randrange(12)
+        for index in range(count):
+            face = _face(design.name, f"{options.seed}/moeimouto/{index}", FACE_SIDE)
+            if rank == 1 and index < 2:
+                face = face.convert("L")
+            _put(place / f"face_{index + 1}_{100 + rank}_{37 + index}.png", face, "PNG")
+        _text(place / "color.csv", "")
+        total += count
+    scaled = PUBLISHED["moeimouto"].scaled(classes, {"": total}, {})
+    return MoeimoutoSource(MoeimoutoOptions(path=str(folder)), scaled)
+
+
+def _label_files(options: SampleFilesOptions, classes: int, folder: Path) -> Reader:
+    """DAF:re's label files and crops: a long tail, both forms of bucket, one picture twice across splits."""
+    from animesion.splits import legacy_dafre_sizes
+
+    lot = Random(f"{options.seed}/labels")
+    numbers = lot.sample(range(1000, 3_400_000), 40 * classes)
+    rows: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    for rank, design in enumerate(CAST[:classes]):
+        count = max(10, 36 // (rank + 1))
+        train, val, test = legacy_dafre_sizes(count)
+        parts = ["train"] * train + ["val"] * val + ["test"] * test
+        for index, split in enumerate(parts):
+            post = numbers.pop()
+            seed = 0 if rank == 0 and index == count - 1 else index  # the last of the largest class repeats the first
+            three = index % 5 == 4
+            place = folder / "faces" / (f"{post % 1000:03d}" if three else f"{post % 1000:04d}")
+            _put(place / f"{post}.jpg", _face(design.name, f"{options.seed}/labels/{seed}", 128), "JPEG", quality=92)
+            rows[split].append(f"{rank},{post % 1000:04d}/{post}.jpg\n")
+    for split, lines in rows.items():
+        header = "class_id,dir\n" if split == "val" else ""
+        _text(folder / "labels" / f"{split}.csv", header + "".join(lines))
+    names = "".join(f"{rank},{design.name}\n" for rank, design in enumerate(CAST[:classes]))
+    _text(folder / "labels" / "classid_classname.csv", names)
+    return LabelsSource(
+        LabelsOptions(
+            labels=str(folder / "labels"),
+            images=str(folder / "faces"),
+            page_url="http://sample-booru.invalid/posts/{id}",  # invented ids must not lead to real posts
+        )
+    )
+
+
+def _folders(options: SampleFilesOptions, classes: int, folder: Path) -> Reader:
+    """Photographs of cultivars in class folders, with a copy, a thumbnail, a rotated and a broken file."""
+    for number in range(1, classes + 1):
+        species = "cotton" if number % 4 == 0 else "soybean"
+        place = folder / f"{species}-{number:02d}"
+        count = 12 + number % 3
+        for index in range(count):
+            leaf = leaves.DrawnLeaf(species, number, f"{options.seed}/photo/{index}", PHOTO_SIDE, outdoors=True)
+            image = leaves.render(leaf)
+            path = place / f"{index:03d}.jpg"
+            if index == 0 and number == 1:
+                _put(place / "copy.jpg", image, "JPEG", quality=70)
+                _put(place / "thumbnail.jpg", image.resize((96, 96)), "JPEG", quality=90)
+            if index == 1 and number == 2:
+                exif = Image.Exif()
+                exif[0x0112] = 6
+                _put(path, image.transpose(Image.Transpose.ROTATE_90), "JPEG", quality=92, exif=exif.tobytes())
+                continue
+            _put(path, image, "JPEG", quality=92)
+            if index == 2 and number == 3:
+                path.write_bytes(path.read_bytes()[:3000])
+    return FolderSource(FolderOptions(path=str(folder), family=""))
+
+
+def _face(name: str, seed: str, side: int) -> Image.Image:
+    """The head of a character, cut out of a drawn picture."""
+    picture = drawing.Drawing(f"{name}/{seed}", (name,), 240, 240)
+    image = drawing.render(picture)
+    [head] = drawing.heads(picture)
+    box = [round(value * 240) for value in head.box]
+    return image.crop((box[0], box[1], box[2], box[3])).resize((side, side), Image.Resampling.LANCZOS)
+
+
+def _put(path: Path, image: Image.Image, kind: str, **settings: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    out = io.BytesIO()
+    image.save(out, kind, **({"compress_level": 3} if kind == "PNG" else {}), **settings)
+    path.write_bytes(out.getvalue())
+
+
+def _text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,164 @@
+"""Serve a sample world over loopback from a few processes that share one socket and one folder of drawn files.
+
+The processes end with the block, and also when the process that started them dies without a word. What they answer is
+in ``api``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from animesion_sample.faults import FaultPlan
+
+_STARTUP_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class SampleServer:
+    """Where the sample booru listens."""
+
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        """The base address, without a slash at the end."""
+        return f"http://{self.host}:{self.port}"
+
+
+@contextlib.contextmanager
+def serve(
+    posts: int = 3000,
+    seed: int = 0,
+    processes: int = 2,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    faults: FaultPlan | None = None,
+) -> Iterator[SampleServer]:
+    """Serve a sample world while the block runs.
+
+    The processes are spawned, so a script that calls this needs the usual ``if __name__ == "__main__"`` guard.
+
+    Args:
+        posts: How many posts the world has.
+        seed: Another seed is another world.
+        processes: How many server processes, which also draw ahead of the requests.
+        host: The address to listen on.
+        port: The port to listen on; 0 picks a free one.
+        faults: How the server misbehaves. Each process counts for itself how often it has, so take one.
+
+    Yields:
+        Where the server listens, once every process accepts connections.
+
+    Raises:
+        OSError: When the address is taken.
+        RuntimeError: When a server process does not come up.
+    """
+    context = multiprocessing.get_context("spawn")
+    folder = Path(tempfile.mkdtemp(prefix="animesion-sample-"))
+    workers: list[SpawnProcess] = []
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(256)
+        listener.setblocking(False)
+        signals: list[Connection] = []
+        for number in range(max(1, processes)):
+            ours, theirs = context.Pipe(duplex=False)
+            worker = context.Process(
+                target=_work,
+                args=(listener, theirs, posts, seed, folder, faults),
+                name=f"sample-booru-{number}",
+                daemon=True,
+            )
+            worker.start()
+            theirs.close()
+            workers.append(worker)
+            signals.append(ours)
+        for ready in signals:
+            with ready:
+                _await_ready(ready)
+        yield SampleServer(host, listener.getsockname()[1])
+    finally:
+        listener.close()
+        for worker in workers:
+            worker.kill()
+        for worker in workers:
+            worker.join()
+            worker.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _await_ready(ready: Connection) -> None:
+    try:
+        if ready.poll(_STARTUP_SECONDS):
+            ready.recv()
+            return
+    except EOFError:
+        pass
+    raise RuntimeError("a process of the sample server did not start; its own message is above")
+
+
+def _work(
+    listener: socket.socket, ready: Connection, posts: int, seed: int, folder: Path, faults: FaultPlan | None
+) -> None:
+    """The life of one server process."""
+    import asyncio
+    import signal
+    import sys
+    import threading
+
+    from animesion_sample.store import DrawnFiles
+    from animesion_sample.world import World
+
+    # Ctrl-C reaches the whole group; the parent decides when the server ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, args=(folder,), daemon=True).start()
+    # Drawing and answering share this process: short turns keep the answers quick.
+    sys.setswitchinterval(0.001)
+    store = DrawnFiles(World(posts, seed), folder)
+    asyncio.run(_answer(store, listener, ready, faults))
+
+
+def _end_with_parent(folder: Path) -> None:
+    import os
+    from multiprocessing.connection import wait
+
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        # Moved away first, or another process would go on drawing into what this one empties.
+        with contextlib.suppress(OSError):
+            shutil.rmtree(folder.rename(folder.with_suffix(".gone")))
+        os._exit(0)
+
+
+async def _answer(store: object, listener: socket.socket, ready: Connection, faults: FaultPlan | None) -> None:
+    import asyncio
+    import threading
+
+    from aiohttp import web
+
+    from animesion_sample.api import application
+    from animesion_sample.store import DrawnFiles
+
+    assert isinstance(store, DrawnFiles)
+    runner = web.AppRunner(application(store, faults), access_log=None)
+    await runner.setup()
+    await web.SockSite(runner, listener).start()
+    ready.send(True)
+    ready.close()
+    threading.Thread(target=store.warm, daemon=True).start()
+    await asyncio.Event().wait()

@@ -1,0 +1,76 @@
+"""The sample world as a source: its booru is served on loopback while the source is open, and crawled like another."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from animesion.config.settings import Section
+from animesion.sources.danbooru import DanbooruOptions, DanbooruSource
+
+if TYPE_CHECKING:
+    from animesion_scrapers import RateLimiter
+
+#: A name that no resolver knows: what stands in provenance is the same whatever port the server got.
+HOST = "sample-booru.invalid"
+
+
+class SampleOptions(Section):
+    """Options of the `sample` source."""
+
+    posts: int = Field(3000, ge=200, le=100_000, description="posts in the drawn booru")
+    seed: int = Field(0, ge=0, description="another seed draws another world")
+    faults: float = Field(
+        0.0, ge=0, le=1, strict=False, description="share of the files whose server misbehaves, to try a crawl out"
+    )
+    deadline: float = Field(
+        60.0, gt=0, strict=False, description="seconds that a file may take, waits for a turn aside"
+    )
+    stall: float = Field(20.0, gt=0, strict=False, description="seconds of silence before another connection is tried")
+
+
+class SampleSource(DanbooruSource):
+    """The drawn booru."""
+
+    Options: ClassVar[type[Section]] = SampleOptions
+    summary: ClassVar[str] = "a small drawn booru on this machine, with every trouble that real ones have"
+
+    def __init__(self, options: Any) -> None:
+        site = f"http://{HOST}"
+        super().__init__(
+            DanbooruOptions(
+                contact="user #1 of the sample world",
+                url=site,
+                tags="",
+                faces=f"{site}/faces.tsv",
+                tag_ids=f"{site}/tagIds.tsv",
+                deadline=options.deadline,
+                stall=options.stall,
+            )
+        )
+        self._world = options
+
+    @contextlib.contextmanager
+    def session(self) -> Iterator[None]:
+        """Serve the world while it is crawled."""
+        from animesion_sample.faults import FaultPlan
+        from animesion_sample.server import serve
+
+        plan = FaultPlan(share=self._world.faults, seed=self._world.seed) if self._world.faults else None
+        # What a faulty server has done before, one process must remember.
+        processes = 1 if plan else 2
+        with serve(posts=self._world.posts, seed=self._world.seed, processes=processes, faults=plan) as server:
+            self.connect_to = {HOST: (server.host, server.port)}
+            with super().session():
+                yield
+
+    def make_limiter(self, memory: Path) -> RateLimiter:
+        """The world is on this machine: nobody has to be spared."""
+        from animesion_scrapers import RateLimiter
+
+        return RateLimiter(math.inf, memory=memory)

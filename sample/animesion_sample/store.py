@@ -1,0 +1,118 @@
+"""The files of a sample world on disk: drawn once, by whichever server process comes first, shared by all.
+
+Processes agree through the file system alone: who creates ``<id>.claim`` draws, the others wait for ``<id>.file``,
+which appears whole. ``md5/<checksum>`` tells which post a checksum belongs to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from animesion_sample.world import Claim, SamplePost, World
+
+_PATIENCE = 20.0
+"""Seconds to wait for another process to draw a picture before it is taken for dead."""
+
+
+@dataclass(frozen=True)
+class _Names:
+    file: Path
+    claim: Path
+
+
+class DrawnFiles:
+    """The drawn files of one world.
+
+    Args:
+        world: The world to draw.
+        folder: A folder that all server processes share.
+    """
+
+    def __init__(self, world: World, folder: Path) -> None:
+        self.world, self.folder = world, folder
+        self._claims: dict[int, Claim] = {}
+        (folder / "md5").mkdir(exist_ok=True)
+
+    def _names(self, post: SamplePost) -> _Names:
+        return _Names(self.folder / f"{post.id}.file", self.folder / f"{post.id}.claim")
+
+    def _take(self, post: SamplePost) -> bool:
+        try:
+            os.close(os.open(self._names(post).claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        except FileExistsError:
+            return False
+        return True
+
+    def _draw(self, post: SamplePost) -> bytes:
+        data = self.world.file(post)
+        self._claims[post.id] = claim = self.world.claim(post, data)
+        self._write(self.folder / "md5" / claim.md5, str(post.id).encode())
+        self._write(self._names(post).file, data)
+        return data
+
+    def _write(self, path: Path, data: bytes) -> None:
+        part = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
+        part.write_bytes(data)
+        part.replace(path)
+
+    def draw_if_free(self, post: SamplePost) -> None:
+        """Draw the file of a post unless somebody has, or is at it."""
+        if self._take(post):
+            self._draw(post)
+
+    def file(self, post: SamplePost) -> bytes:
+        """The file of a post, drawn here or awaited from another process."""
+        path = self._names(post).file
+        if self._take(post):
+            return self._draw(post)
+        give_up = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                return path.read_bytes()
+            except FileNotFoundError:
+                if time.monotonic() > give_up:
+                    return self._draw(post)
+                time.sleep(0.003)
+
+    def claim(self, post: SamplePost) -> Claim:
+        """The checksum and size that the site states for the file of a post."""
+        known = self._claims.get(post.id)
+        if known is None:
+            known = self._claims[post.id] = self.world.claim(post, self.file(post))
+        return known
+
+    def claims(self, posts: list[SamplePost]) -> dict[int, Claim]:
+        """The claims of many posts: draws what is free first, and only then waits for what others draw."""
+        for post in posts:
+            if post.id not in self._claims:
+                self.draw_if_free(post)
+        return {post.id: self.claim(post) for post in posts}
+
+    def find(self, md5: str) -> SamplePost | None:
+        """The post whose file is said to have this checksum.
+
+        A crawler that resumes may ask for a file of which this server has not told it, so all are drawn before the
+        answer is no.
+        """
+        for patient in (False, True):
+            if patient:
+                for post in reversed(self.world.posts):
+                    self.draw_if_free(post)
+                for post in self.world.posts:
+                    self.claim(post)
+            try:
+                return self.world.by_id[int((self.folder / "md5" / md5).read_bytes())]
+            except FileNotFoundError:
+                continue
+        return None
+
+    def warm(self) -> None:
+        """Draw everything ahead of the requests, newest first as a crawler goes, while there is a folder to fill."""
+        with contextlib.suppress(FileNotFoundError):
+            for post in reversed(self.world.posts):
+                self.draw_if_free(post)

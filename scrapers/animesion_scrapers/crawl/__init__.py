@@ -1,0 +1,1 @@
+"""A crawl that survives a kill: the crawler, its ledger and the spool files."""

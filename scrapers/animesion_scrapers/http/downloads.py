@@ -1,0 +1,193 @@
+"""The bulk downloader: many URLs in, checked bytes or a stable reason out, in the order of the requests.
+
+A run always ends: every item has a deadline and a byte cap, whatever its server does. Nothing is remembered and
+robots.txt is not read: `crawls` is for what must survive, and for files that nobody asked for by name. What happens to
+a single item is in `transfers`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from itertools import islice
+
+from animesion_scrapers.http.addresses import Routes
+from animesion_scrapers.http.background import Background
+from animesion_scrapers.http.faults import REASONS
+from animesion_scrapers.http.limits import RateLimiter
+from animesion_scrapers.http.retries import Retries
+from animesion_scrapers.http.transfers import Download, Downloaded, Transfers
+
+__all__ = ["REASONS", "Download", "Downloaded", "download", "download_all"]
+
+_HELD_BYTES = 256 << 20
+"""Finished bytes that may wait behind a slow item before no more items are started."""
+
+
+async def download(
+    requests: Iterable[Download],
+    *,
+    user_agent: str,
+    requests_per_second: float = 1.0,
+    limiter: RateLimiter | None = None,
+    connect_to: Mapping[str, tuple[str, int]] | None = None,
+    allow_private: bool = False,
+    concurrency: int = 16,
+    per_host: int = 8,
+    deadline: float = 60.0,
+    max_bytes: int = 64 << 20,
+    retries: Retries | None = None,
+) -> AsyncIterator[Downloaded]:
+    """Fetch many files at once, on the running event loop.
+
+    Args:
+        requests: What to fetch; read as needed, on the event loop, so it should not block.
+        user_agent: What is asking and whom to contact, such as `my-crawler/1.0 (me@example.org)`.
+        requests_per_second: The pace for each host. Ignored if there is a `limiter`.
+        limiter: Shared pacing, when other clients ask the same hosts.
+        connect_to: Host names to reach at another address and port, as curl's `--connect-to`.
+        allow_private: Whether hosts may be on loopback, private or link-local addresses.
+        concurrency: Items in flight at once.
+        per_host: Items in flight at once on one host.
+        deadline: Seconds that one item may take in all, retries and pauses between them included, but not its wait for
+            a turn on a busy host.
+        max_bytes: The longest file accepted.
+        retries: How often and how patiently to ask again.
+
+    Yields:
+        One result for each request, in the order of the requests. A failure is a result, not an exception.
+
+    Raises:
+        ScraperError: The User-Agent names no contact.
+    """
+    pipeline = _Pipeline(
+        Transfers(
+            user_agent=user_agent,
+            limiter=limiter or RateLimiter(requests_per_second),
+            routes=Routes(connect_to or {}, allow_private),
+            connections=concurrency,
+            per_host=per_host,
+            deadline=deadline,
+            max_bytes=max_bytes,
+            retries=retries or Retries(),
+        ),
+        concurrency,
+    )
+    upcoming = iter(requests)
+    try:
+        while batch := await pipeline.step(list(islice(upcoming, pipeline.room))):
+            for result in batch:
+                yield result
+    finally:
+        await pipeline.close()
+
+
+def download_all(
+    requests: Iterable[Download],
+    *,
+    user_agent: str,
+    requests_per_second: float = 1.0,
+    limiter: RateLimiter | None = None,
+    connect_to: Mapping[str, tuple[str, int]] | None = None,
+    allow_private: bool = False,
+    concurrency: int = 16,
+    per_host: int = 8,
+    deadline: float = 60.0,
+    max_bytes: int = 64 << 20,
+    retries: Retries | None = None,
+) -> Iterator[Downloaded]:
+    """Fetch many files at once, from code that is not asynchronous.
+
+    Downloads run ahead on a thread of their own while the caller deals with a result; `requests` is read on the
+    caller's thread, so it may well be a crawler. The arguments are those of `download`.
+
+    Yields:
+        One result for each request, in the order of the requests. A failure is a result, not an exception.
+
+    Raises:
+        ScraperError: The User-Agent names no contact.
+    """
+    transfers = Transfers(
+        user_agent=user_agent,
+        limiter=limiter or RateLimiter(requests_per_second),
+        routes=Routes(connect_to or {}, allow_private),
+        connections=concurrency,
+        per_host=per_host,
+        deadline=deadline,
+        max_bytes=max_bytes,
+        retries=retries or Retries(),
+    )
+    pipeline = _Pipeline(transfers, concurrency)
+    upcoming = iter(requests)
+    background = Background()
+    try:
+        while True:
+            batch = background.run(pipeline.step(list(islice(upcoming, pipeline.room))))
+            if not batch:
+                return
+            yield from batch
+    finally:
+        background.run(pipeline.close())
+        background.close()
+
+
+class _Pipeline:
+    """Items in flight and finished, in order; all but `room` runs on the event loop."""
+
+    def __init__(self, transfers: Transfers, concurrency: int) -> None:
+        self._transfers = transfers
+        self._concurrency = concurrency
+        self._read_ahead = 8 * concurrency
+        self._waiting: deque[Download] = deque()
+        self._started: deque[asyncio.Task[Downloaded]] = deque()
+        self._active = 0
+        self._held = 0
+        self._outstanding = 0
+        self._progress = asyncio.Event()
+
+    @property
+    def room(self) -> int:
+        """How many more requests the next step should bring; few at a time, as their source may be slow."""
+        return min(self._concurrency, self._read_ahead - self._outstanding)
+
+    async def step(self, requests: list[Download]) -> list[Downloaded]:
+        """Take in new requests and return the results that are next in order; none when all have been returned."""
+        self._waiting.extend(requests)
+        self._outstanding += len(requests)
+        self._start()
+        if not self._started:
+            return []
+        while not self._started[0].done():
+            self._progress.clear()
+            await self._progress.wait()
+        ready: list[Downloaded] = []
+        while self._started and self._started[0].done():
+            result = self._started.popleft().result()
+            self._held -= len(result.content)
+            ready.append(result)
+        self._outstanding -= len(ready)
+        self._start()
+        return ready
+
+    async def close(self) -> None:
+        """Give up what is in flight and close the connections."""
+        self._waiting.clear()
+        for task in self._started:
+            task.cancel()
+        await asyncio.gather(*self._started, return_exceptions=True)
+        await self._transfers.close()
+
+    def _start(self) -> None:
+        while self._waiting and self._active < self._concurrency and self._held < _HELD_BYTES:
+            task = asyncio.get_running_loop().create_task(self._transfers.fetch(self._waiting.popleft()))
+            task.add_done_callback(self._finished)
+            self._started.append(task)
+            self._active += 1
+
+    def _finished(self, task: asyncio.Task[Downloaded]) -> None:
+        self._active -= 1
+        if not task.cancelled() and task.exception() is None:
+            self._held += len(task.result().content)
+        self._progress.set()
+        self._start()

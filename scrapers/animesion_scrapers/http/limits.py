@@ -1,0 +1,183 @@
+"""How often a host may be asked: one token bucket a host, shared by every client that is given the limiter.
+
+It spaces requests out, can hold a host back for a while, and remembers both on disk, so that a restart does not burst.
+What counts as a reason to hold a host back is the clients' business; `breakers` counts failures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import inf
+from pathlib import Path
+from weakref import WeakKeyDictionary
+
+from animesion_scrapers.http.host_memory import HostMemory
+
+# Requests leave evenly spaced but arrive with jitter; aiming a little low keeps the host's own count under the rate.
+HEADROOM = 1.05
+
+_LEASE = 1.0
+"""Seconds of turns that are written down ahead, so that a fast host costs one write a second and not one a turn."""
+
+_MOST_HOSTS = 10_000
+"""Hosts above which those that were not asked for a while are forgotten; what is on disk stays."""
+
+_IDLE = 60.0
+_LONGEST_HOLD = 86_400.0
+"""Seconds after which a remembered pause is forgotten: clocks may have been wrong when it was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostLimit:
+    """What a host bears.
+
+    Attributes:
+        requests_per_second: The pace.
+        connections: Requests in flight at once.
+    """
+
+    requests_per_second: float = 1.0
+    connections: int = 1
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """A bucket that holds a single token: requests never leave in a burst. Times are monotonic, but `kept_until`."""
+
+    interval: float
+    due: float = 0.0
+    kept_until: float = 0.0
+    slowed: bool = False
+    held_until: float = 0.0
+    threads: threading.Lock = field(default_factory=threading.Lock)
+    tasks: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = field(default_factory=WeakKeyDictionary)
+
+
+class RateLimiter:
+    """Hands out turns per host, first come first served, to threads and to asyncio tasks alike.
+
+    Turns are counted when they are really granted, so a late wake-up never lets two requests leave close together.
+    """
+
+    def __init__(
+        self,
+        requests_per_second: float = 1.0,
+        per_host: Mapping[str, float] | None = None,
+        memory: Path | None = None,
+    ) -> None:
+        """Start with every host free, but for what `memory` says.
+
+        Args:
+            requests_per_second: The rate of any host that is not named in `per_host`; `math.inf` for no limit.
+            per_host: Rates of single hosts, by host name.
+            memory: An SQLite file that keeps when each host may be asked next. A process that starts after another was
+                killed waits as that one would have, up to a second longer.
+
+        Raises:
+            ValueError: A rate is not above zero.
+        """
+        self._default = requests_per_second
+        self._rates = {host.lower(): rate for host, rate in (per_host or {}).items()}
+        for rate in (self._default, *self._rates.values()):
+            if not rate > 0:
+                raise ValueError(f"A rate must be above zero requests per second, not {rate}.")
+        self._buckets: dict[str, _Bucket] = {}
+        self._lock = threading.Lock()
+        self._memory = HostMemory(memory)
+        self._crowd = _MOST_HOSTS
+
+    def close(self) -> None:
+        """Close the file that remembers; it opens again when it is needed."""
+        self._memory.close()
+
+    def wait(self, host: str) -> None:
+        """Block until it is this caller's turn to ask `host`."""
+        bucket = self._bucket(host)
+        with bucket.threads:
+            while (delay := self._take(host, bucket)) > 0:
+                time.sleep(delay)
+
+    async def wait_async(self, host: str) -> None:
+        """Wait, without blocking the event loop, until it is this caller's turn to ask `host`."""
+        bucket = self._bucket(host)
+        with self._lock:
+            turns = bucket.tasks.setdefault(asyncio.get_running_loop(), asyncio.Lock())
+        async with turns:
+            while (delay := self._take(host, bucket)) > 0:
+                await asyncio.sleep(delay)
+
+    def take_now(self, host: str) -> bool:
+        """Take a turn if one is free this instant and nobody waits for it; for tasks of the running event loop."""
+        bucket = self._bucket(host)
+        turns = bucket.tasks.get(asyncio.get_running_loop())
+        return not (turns and turns.locked()) and self._take(host, bucket) <= 0
+
+    def pause(self, host: str, seconds: float) -> None:
+        """Grant no turn for `host` for this long, to anyone, not even after a restart."""
+        bucket = self._bucket(host)
+        with self._lock:
+            until = time.monotonic() + seconds
+            bucket.held_until = max(bucket.held_until, until)
+            bucket.due = max(bucket.due, until)
+            self._keep(host, bucket, seconds)
+
+    def slow(self, host: str, seconds: float) -> None:
+        """Let at least so many seconds lie between two turns of `host`; a slower pace stays."""
+        bucket = self._bucket(host)
+        with self._lock:
+            bucket.slowed = bucket.slowed or seconds > bucket.interval
+            bucket.interval = max(bucket.interval, seconds)
+
+    def held(self, host: str) -> float:
+        """Seconds for which `host` is still held back by `pause`, here or in an earlier process; 0 when it is not."""
+        bucket = self._bucket(host)
+        with self._lock:
+            return max(0.0, bucket.held_until - time.monotonic())
+
+    def interval(self, host: str) -> float:
+        """Seconds between two turns of `host`."""
+        return self._bucket(host).interval
+
+    def _bucket(self, host: str) -> _Bucket:
+        host = host.lower()
+        with self._lock:
+            bucket = self._buckets.get(host)
+            if bucket is None:
+                if len(self._buckets) >= self._crowd:
+                    self._forget()
+                rate = self._rates.get(host, self._default)
+                bucket = self._buckets[host] = _Bucket(0.0 if rate == inf else HEADROOM / rate)
+                bucket.kept_until, _ = self._memory.recall(host) or (0.0, "")
+                left = min(bucket.kept_until - time.time(), _LONGEST_HOLD)
+                if left > 0:
+                    bucket.due = time.monotonic() + left
+                    bucket.held_until = bucket.due if left > bucket.interval + _LEASE else 0.0
+            return bucket
+
+    def _take(self, host: str, bucket: _Bucket) -> float:
+        """Take the token and return 0, or return how long to wait before asking again."""
+        with self._lock:
+            now = time.monotonic()
+            if now < bucket.due:
+                return bucket.due - now
+            bucket.due = now + bucket.interval
+            if bucket.interval:
+                self._keep(host, bucket, bucket.interval, 0.0 if bucket.interval > _LEASE else _LEASE)
+            return 0.0
+
+    def _keep(self, host: str, bucket: _Bucket, seconds: float, ahead: float = 0.0) -> None:
+        """Write down that `host` is not to be asked for so many seconds, unless that is written already."""
+        until = time.time() + seconds
+        if self._memory.lasting and until > bucket.kept_until:
+            bucket.kept_until = until + ahead
+            self._memory.keep(host.lower(), bucket.kept_until)
+
+    def _forget(self) -> None:
+        """Drop the hosts that nobody has asked or waited for of late."""
+        before = time.monotonic() - _IDLE
+        self._buckets = {host: each for host, each in self._buckets.items() if each.due > before or each.slowed}
+        self._crowd = max(_MOST_HOSTS, 2 * len(self._buckets))

@@ -1,0 +1,387 @@
+"""The client for metadata APIs: one JSON document at a time, paced, retried, bounded, with errors a person can read.
+
+It knows HTTP and nothing of any site. Pictures go through `downloads`, which is built for many at once.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
+from urllib3.util.connection import create_connection
+
+from animesion_scrapers.errors import HostDownError, ScraperError, StatusError, UnsafeAddressError
+from animesion_scrapers.http.addresses import Routes
+from animesion_scrapers.http.breakers import Breakers
+from animesion_scrapers.http.clients import certificates, checked_user_agent
+from animesion_scrapers.http.limits import RateLimiter
+from animesion_scrapers.http.media import document_kind
+from animesion_scrapers.http.retries import (
+    BACK_OFF,
+    MAX_REDIRECTS,
+    REDIRECTS,
+    RETRIED,
+    Retries,
+    may_pass,
+    seconds_asked,
+    status_text,
+)
+
+_CHUNK = 1 << 16
+_MESSAGE = 200
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    host: str
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.host} answered {status_text(self.status)} to {self.path}"
+
+    @property
+    def is_html(self) -> bool:
+        return "html" in self.headers.get("Content-Type", "") or document_kind(self.body) == "HTML page"
+
+
+class _BrokenOffError(Exception):
+    """No whole answer arrived; worth another attempt."""
+
+
+class MetadataClient:
+    """Fetches JSON from an API over one `requests.Session`.
+
+    Use it as a context manager, or call `close`.
+    """
+
+    def __init__(
+        self,
+        *,
+        user_agent: str,
+        limiter: RateLimiter,
+        routes: Routes,
+        credentials: tuple[str, str] | None = None,
+        credentials_for: str = "",
+        credential_parameters: tuple[str, str] | None = None,
+        timeout: float = 30.0,
+        max_bytes: int = 64 << 20,
+        retries: Retries | None = None,
+        breakers: Breakers | None = None,
+    ) -> None:
+        """Open a session; nothing is sent yet.
+
+        Args:
+            user_agent: What is asking and whom to contact, such as `my-crawler/1.0 (me@example.org)`.
+            limiter: Paces requests by host.
+            routes: Which addresses may be connected to.
+            credentials: User and password for HTTP Basic.
+            credentials_for: The URL whose scheme, host and port alone may see the credentials.
+            credential_parameters: Names of the query parameters that carry the credentials instead of HTTP Basic.
+            timeout: Seconds to wait for a connection and for each piece of an answer; a whole body may take four times
+                as long.
+            max_bytes: The longest body read, after decompression.
+            retries: How often and how patiently to ask again.
+            breakers: Circuit breakers by host, shared with other clients that ask the same hosts.
+
+        Raises:
+            ScraperError: The User-Agent names no contact.
+        """
+        self._limiter = limiter
+        self._routes = routes
+        self._credentials = credentials
+        basic = base64.b64encode(":".join(credentials).encode()).decode() if credentials else ""
+        in_query = credentials is not None and credential_parameters is not None
+        self._query = dict(zip(credential_parameters or (), credentials or (), strict=False)) if in_query else {}
+        self._authorization = {"Authorization": f"Basic {basic}"} if basic and not in_query else {}
+        self._credentials_for = _origin(credentials_for)
+        self._timeout = timeout
+        self._max_bytes = max_bytes
+        self._retries = retries or Retries()
+        self._breakers = breakers or Breakers()
+        self._session = requests.Session()
+        # The environment could add proxies and .netrc passwords behind the caller's back.
+        self._session.trust_env = False
+        self._session.verify = certificates()
+        self._session.headers.update({"User-Agent": checked_user_agent(user_agent), "Accept": "application/json"})
+        adapter = _RoutedAdapter(routes)
+        self._session.mount("http://", adapter)
+        self._session.mount("https://", adapter)
+
+    def __enter__(self) -> MetadataClient:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._session.close()
+
+    def get_json(
+        self,
+        url: str,
+        params: Mapping[str, str] | None = None,
+        *,
+        is_busy: Callable[[object], bool] = lambda document: False,
+    ) -> object:
+        """Fetch one JSON document.
+
+        Args:
+            url: Where it is.
+            params: Query parameters.
+            is_busy: Whether a document says that the site has too much to do, as MediaWiki does with status 200.
+
+        Returns:
+            What the JSON says, unchecked.
+
+        Raises:
+            StatusError: The site refused, or kept failing.
+            UnsafeAddressError: The URL, or one it redirects to, must not be fetched.
+            HostDownError: The host failed too often, or wants to be left alone for longer than a run waits.
+            ScraperError: No answer, or one that is not JSON.
+        """
+        for attempt in range(self._retries.attempts):
+            last = attempt + 1 == self._retries.attempts
+            try:
+                answer = self._follow(url, params)
+                if answer.status == 200:
+                    document = self._parsed(answer)
+                    if not is_busy(document):
+                        return document
+            except _BrokenOffError as fault:
+                if last:
+                    raise ScraperError(f"{fault}.") from None
+                time.sleep(self._retries.delay(attempt))
+                continue
+            asked = answer.headers.get("Retry-After", "")
+            hopeless = answer.status != 200 and answer.status not in RETRIED
+            delay = self._retries.delay(attempt, asked)
+            if answer.status == 200 or answer.status in BACK_OFF:
+                self._limiter.pause(answer.host, max(delay, seconds_asked(asked)))
+            elif not (hopeless or last):
+                time.sleep(delay)
+            if hopeless or last or self._retries.too_long(asked):
+                raise self._refusal(answer)
+        raise ScraperError("No attempt was allowed.")
+
+    def _follow(self, url: str, params: Mapping[str, str] | None) -> _Answer:
+        """Ask once, following redirects by hand so that each hop is checked, paced and stripped of credentials."""
+        for _ in range(MAX_REDIRECTS + 1):
+            answer, location = self._ask(url, params)
+            if not location:
+                return answer
+            if self._query and _origin(urljoin(url, location)) != self._credentials_for:
+                raise UnsafeAddressError(f"Refused a redirect from {answer.host} to another site with an API key.")
+            url, params = urljoin(url, location), None
+        raise ScraperError(f"{answer.host} redirected {answer.path} more than {MAX_REDIRECTS} times.")
+
+    def _ask(self, url: str, params: Mapping[str, str] | None) -> tuple[_Answer, str]:
+        try:
+            parts = urlsplit(url)
+            host = parts.hostname or ""
+            self._routes.check(parts.scheme, host)
+            if parts.username is not None:
+                raise UnsafeAddressError("passwords are not sent from within a URL")
+            own = _origin(url) == self._credentials_for
+        except UnsafeAddressError as error:
+            raise UnsafeAddressError(f"Refused to fetch from {_shown_host(url)}: {error}.") from None
+        except ValueError:
+            raise UnsafeAddressError("Refused to fetch a malformed URL.") from None
+        self._turn(host)
+        well = False
+        try:
+            response = self._session.get(
+                url,
+                params={**params, **self._query} if own and params is not None else params,
+                headers=self._authorization if own else {},
+                timeout=self._timeout,
+                allow_redirects=False,
+                stream=True,
+            )
+            with response:
+                location = response.headers.get("Location", "") if response.status_code in REDIRECTS else ""
+                body = b"" if location else self._body(response, host)
+            well = not may_pass(response.status_code)
+            return _Answer(response.status_code, response.headers, body, host, _printable(parts.path or "/")), location
+        except UnsafeAddressError as error:
+            well = True
+            raise UnsafeAddressError(f"Refused to fetch from {host}: {error}.") from None
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            if isinstance(error, ValueError):
+                raise UnsafeAddressError("Refused to fetch a malformed URL.") from None
+            raise _BrokenOffError(f"{host} could not be read: {_fault(error)}") from None
+        finally:
+            self._breakers.report(host, well)
+
+    def _turn(self, host: str) -> None:
+        """Wait until this host may be asked."""
+        if (held := self._limiter.held(host)) > self._retries.cap:
+            raise HostDownError(
+                f"{host} asked to be left alone, for {math.ceil(held / 60)} more minute(s): run it again then."
+            )
+        try:
+            while (delay := self._breakers.delay(host)) > 0:
+                time.sleep(delay)
+        except HostDownError:
+            raise HostDownError(f"{host} failed too often in a row: try again later.") from None
+        self._limiter.wait(host)
+
+    def _body(self, response: requests.Response, host: str) -> bytes:
+        """Read the decoded body piece by piece, so that neither its length nor its slowness is up to the server."""
+        end = time.monotonic() + 4 * self._timeout
+        pieces: list[bytes] = []
+        size = 0
+        while piece := response.raw.read1(_CHUNK, decode_content=True):
+            size += len(piece)
+            if size > self._max_bytes:
+                raise ScraperError(f"{host} sent an answer of more than {self._max_bytes} bytes.")
+            if time.monotonic() > end:
+                raise _BrokenOffError(f"{host} could not be read: the answer took too long")
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    def _parsed(self, answer: _Answer) -> object:
+        if answer.is_html:
+            raise StatusError(_html_message(answer), answer.status)
+        try:
+            return json.loads(answer.body)
+        except (ValueError, RecursionError):
+            # Some sites cut their own answers short, and not the second time.
+            raise _BrokenOffError(f"{answer.host} answered {answer.path} with something that is not JSON") from None
+
+    def _refusal(self, answer: _Answer) -> StatusError:
+        if answer.is_html:
+            return StatusError(_html_message(answer), answer.status)
+        said = self._without_secrets(_said(answer.body))
+        return StatusError(f"{answer}: {said}" if said else f"{answer}.", answer.status)
+
+    def _without_secrets(self, text: str) -> str:
+        for secret in self._credentials or ():
+            if secret:
+                text = text.replace(secret, "***")
+        return text
+
+
+def _html_message(answer: _Answer) -> str:
+    if answer.headers.get("cf-mitigated") == "challenge" or answer.status == 403:
+        return (
+            f"{answer} with an HTML challenge page instead of JSON: wait, slow down, or ask "
+            "the site's operators to admit your User-Agent."
+        )
+    if answer.status == 200:
+        return f"{answer} with an HTML page where JSON was due."
+    return f"{answer}."
+
+
+def _said(body: bytes) -> str:
+    """The message within a JSON error document, as one short sentence."""
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return ""
+    if not isinstance(document, dict):
+        return ""
+    error = document.get("error")
+    nested = error if isinstance(error, dict) else {}
+    message = document.get("message") or nested.get("info") or nested.get("message") or error
+    if not isinstance(message, str):
+        return ""
+    words = " ".join(_printable(message).split())
+    words = words[:_MESSAGE] + "..." if len(words) > _MESSAGE else words
+    return words if not words or words.endswith((".", "!", "?")) else f"{words}."
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def _fault(error: Exception) -> str:
+    """Name a transport fault without the addresses and object ids that the libraries put into their messages."""
+    reason: Any = getattr(error.args[0], "reason", None) if error.args else None
+    if isinstance(reason, NameResolutionError):
+        return "its name was not found"
+    if isinstance(error, requests.ConnectTimeout) or isinstance(reason, NewConnectionError):
+        return "no connection could be made"
+    if isinstance(error, (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)):
+        return "it stopped answering"
+    if isinstance(error, requests.exceptions.SSLError):
+        return "its TLS certificate was not accepted"
+    return "the connection broke off"
+
+
+def _shown_host(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or "a URL without a host"
+    except ValueError:
+        return "a malformed URL"
+
+
+def _origin(url: str) -> tuple[str, str, int]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+
+
+class _RoutedAdapter(HTTPAdapter):
+    """Connects by the routes' rules; the URL, and with it the Host header and the TLS name, stays as it is."""
+
+    def __init__(self, routes: Routes) -> None:
+        self._routes = routes
+        super().__init__(max_retries=0)
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = _pool_classes(self._routes)
+
+
+def _pool_classes(routes: Routes) -> dict[str, type[HTTPConnectionPool]]:
+    def connect(connection: HTTPConnection) -> socket.socket:
+        try:
+            targets = routes.resolve(connection.host, connection.port)
+        except socket.gaierror as error:
+            raise NameResolutionError(connection.host, connection, error) from error
+        fault: OSError | None = None
+        for target in targets:
+            try:
+                return create_connection(
+                    target,
+                    connection.timeout,
+                    source_address=connection.source_address,
+                    socket_options=connection.socket_options,
+                )
+            except OSError as error:
+                fault = error
+        if isinstance(fault, TimeoutError):
+            raise ConnectTimeoutError(connection, "timed out") from fault
+        raise NewConnectionError(connection, str(fault)) from fault
+
+    class RoutedHTTPConnection(HTTPConnection):
+        def _new_conn(self) -> socket.socket:
+            return connect(self)
+
+    class RoutedHTTPSConnection(HTTPSConnection):
+        def _new_conn(self) -> socket.socket:
+            return connect(self)
+
+    class RoutedHTTPPool(HTTPConnectionPool):
+        ConnectionCls = RoutedHTTPConnection
+
+    class RoutedHTTPSPool(HTTPSConnectionPool):
+        ConnectionCls = RoutedHTTPSConnection
+
+    return {"http": RoutedHTTPPool, "https": RoutedHTTPSPool}

@@ -1,0 +1,245 @@
+"""Studies: a grid of runs that differ in a few values, a table with mean and deviation, an accuracy-against-cost plot.
+
+A study is a TOML file: what all runs share under `[set]`, what differs under `[grid]` (keys of the training recipe in
+quotes, lists of values), and what differs in several values at once, such as methods to compare, under
+`[variants.NAME]`. `run.seed` is never a row of the table: runs that differ in nothing else are averaged. Runs that are
+done are not run again, a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import statistics
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from animesion.config import settings
+from animesion.config.settings import Section
+from animesion.errors import UsageError
+from animesion.storage.workspace import write_atomic
+from animesion_training import recipe as recipes
+from animesion_training.engine import loop
+from animesion_training.recipe import Name, TrainRecipe
+
+_SEED, _VARIANT = "run.seed", "variant"
+_MOST_RUNS = 10_000
+#: What is tabulated, by its name in `report/evaluation.json`.
+METRICS = ("top_1", "top_5", "macro_accuracy", "macro_f1")
+
+
+class Study(Section):
+    """A study file."""
+
+    name: Name
+    summary: str = ""
+    recipe: str = Field("scratch", description="training recipe that all runs start from")
+    set: dict[str, Any] = Field({}, description="values of the recipe that all runs share")
+    grid: dict[str, list[Any]] = Field({}, description="values of the recipe that runs differ in")
+    variants: dict[str, dict[str, Any]] = Field({}, description="values that go together, by the variant's name")
+
+    @field_validator("grid")
+    @classmethod
+    def _not_empty(cls, value: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        for key, values in value.items():
+            if not values:
+                raise ValueError(f"the list of '{key}' is empty")
+        return value
+
+    @model_validator(mode="after")
+    def _differs(self) -> Self:
+        if not self.grid and not self.variants:
+            raise ValueError("give at least one key with its values under [grid], or [variants]")
+        return self
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study.
+
+    Attributes:
+        folder: name of its folder.
+        values: what sets it apart, by key.
+        recipe: resolved.
+    """
+
+    folder: str
+    values: dict[str, Any]
+    recipe: TrainRecipe
+
+
+def load(path: Path) -> Study:
+    """Read a study file.
+
+    Raises:
+        UsageError: one sentence for the first mistake.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read the study {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"the study {path} is not valid TOML: {error}") from None
+    data.setdefault("name", path.stem)
+    return settings.check(Study, data, str(path))
+
+
+def cells(study: Study) -> list[Cell]:
+    """Every run of a study, in the order of the grid.
+
+    Raises:
+        UsageError: a key or value that no training recipe takes, or more runs than anybody wants.
+    """
+    axes = ({_VARIANT: list(study.variants)} if study.variants else {}) | study.grid
+    made: list[Cell] = []
+    for chosen in itertools.islice(itertools.product(*axes.values()), _MOST_RUNS + 1):
+        values = dict(zip(axes, chosen, strict=True))
+        of_variant = study.variants.get(values.get(_VARIANT, ""), {})
+        changed = {**study.set, **of_variant, **{key: value for key, value in values.items() if key != _VARIANT}}
+        overrides = [f"{key}={json.dumps(value)}" for key, value in _leaves(changed)]
+        resolved = recipes.load(study.recipe, overrides)
+        made.append(Cell(_slug(values), values, resolved))
+    if len(made) > _MOST_RUNS:
+        raise UsageError(f"the study {study.name} has more than {_MOST_RUNS:,} runs: make its grid smaller")
+    if len({cell.folder for cell in made}) < len(made):
+        raise UsageError(f"two runs of the study {study.name} have the same values: list each value once")
+    return made
+
+
+def run(
+    study: Study,
+    data: str,
+    out: Path,
+    *,
+    device: str = "auto",
+    told: Callable[[str], None] = lambda sentence: None,
+    watcher: loop.Watcher | None = None,
+) -> list[dict[str, Any]]:
+    """Run what is not done yet, and write `table.csv`, `table.json` and `accuracy-cost.png`.
+
+    Args:
+        study: the study.
+        data: what runs train on.
+        out: folder of the study; each run has a folder in it.
+        device: as for training.
+        told: given a sentence before each run.
+        watcher: told of each run's progress.
+
+    Returns:
+        Rows of the table, see `table`.
+    """
+    seeds = study.grid.get(_SEED, [None])
+    # Seed by seed: a study that is stopped half way has compared everything once.
+    todo = sorted(cells(study), key=lambda cell: seeds.index(cell.values.get(_SEED)))
+    for number, cell in enumerate(todo, 1):
+        folder = out / cell.folder
+        if _result(folder) is not None:
+            told(f"{number}/{len(todo)} {cell.folder}: done before")
+            continue
+        told(f"{number}/{len(todo)} {cell.folder}")
+        loop.train(cell.recipe, data, folder, resume=True, device=device, watcher=watcher)
+        if _result(folder) is None:
+            raise UsageError(f"the data {data} has no split '{cell.recipe.data.test}' to measure runs on")
+    rows = table(todo, out)
+    write_atomic(out / "table.json", (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode())
+    write_atomic(out / "table.csv", _csv(rows).encode())
+    write_atomic(out / "accuracy-cost.png", _plot(study, rows))
+    return rows
+
+
+def table(done: Sequence[Cell], out: Path) -> list[dict[str, Any]]:
+    """One row for each setting but the seed.
+
+    It holds the values, the number of runs, mean and sample deviation of each metric (shares, 0 to 1; deviation 0 for
+    one run), parameters, and multiply-adds of a picture.
+    """
+    from animesion_training.analysis.profile import count
+    from animesion_training.models import create_model
+
+    groups: dict[str, list[Cell]] = {}
+    for cell in done:
+        key = json.dumps({name: value for name, value in cell.values.items() if name != _SEED}, sort_keys=True)
+        groups.setdefault(key, []).append(cell)
+    rows = []
+    for together in groups.values():
+        results = [_result(out / cell.folder) for cell in together]
+        row: dict[str, Any] = {name: value for name, value in together[0].values.items() if name != _SEED}
+        row["runs"] = len(together)
+        for metric in METRICS:
+            numbers = [float(result[metric]) for result in results if result is not None]
+            row[metric] = statistics.fmean(numbers)
+            row[f"{metric}_deviation"] = statistics.stdev(numbers) if len(numbers) > 1 else 0.0
+        model = together[0].recipe.model
+        options: dict[str, Any] = dict(model.options)
+        built = create_model(
+            model.name,
+            int(results[0]["classes"] if results[0] else 1),
+            model.img_size,
+            model.head,
+            methods=model.methods(),
+            head_options=model.method_options.get("head"),
+            **options,
+        )
+        counted = count(built, (model.img_size, model.img_size))
+        row |= {"parameters": counted.parameters, "multiply_adds": counted.multiply_adds}
+        rows.append(row)
+    return rows
+
+
+def _leaves(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values; what JSON and TOML write alike are all values but tables."""
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
+def _result(folder: Path) -> Mapping[str, Any] | None:
+    try:
+        found = json.loads((folder / "report" / "evaluation.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and all(metric in found for metric in METRICS) else None
+
+
+def _slug(values: Mapping[str, Any]) -> str:
+    parts = [f"{key.rpartition('.')[2]}-{value}" for key, value in values.items()]
+    text = "_".join("".join(c if c.isalnum() or c in "-." else "-" for c in part) for part in parts)
+    return text if len(text) <= 100 else f"{text[:80]}-{settings.params_digest(dict(values))[:12]}"
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def _plot(study: Study, rows: Sequence[Mapping[str, Any]]) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 5), dpi=120, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for row in rows:
+        cost, accuracy = row["multiply_adds"] / 1e9, 100 * row["top_1"]
+        axes.errorbar(cost, accuracy, 100 * row["top_1_deviation"], marker="o", capsize=3, color="#2f6fb3")
+        label = ", ".join(str(row[key]) for key in (_VARIANT, *study.grid) if key in row)
+        axes.annotate(label, (cost, accuracy), xytext=(6, 4), textcoords="offset points", fontsize=8, parse_math=False)
+    axes.set(xscale="log", xlabel="G multiply-adds a picture", ylabel="test top-1 (%), bars are one deviation")
+    axes.set_title(study.name, parse_math=False)
+    axes.grid(color="#e6e8eb")
+    axes.margins(x=0.25)
+    out = io.BytesIO()
+    figure.savefig(out, format="png", metadata={"Software": None})
+    return out.getvalue()

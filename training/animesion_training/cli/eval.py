@@ -1,0 +1,85 @@
+"""`animesion eval`: measure a trained model on a split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command(
+    "eval",
+    epilog="Example: animesion eval --checkpoint runs/a/best.safetensors --data datasets/daf-re-sample --split test",
+)
+@click.option("--checkpoint", type=click.Path(path_type=Path), required=True, help="Weights: a .safetensors of a run.")
+@click.option("--data", required=True, help="A built dataset, class folders, or label CSVs.")
+@click.option("--images", type=click.Path(path_type=Path), help="With label CSVs: the folder their paths start from.")
+@click.option("--split", default="test", show_default=True, help="What to measure on.")
+@click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
+@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
+@click.option(
+    "--report", type=click.Path(path_type=Path), help="Write JSON, per-class and confusion CSVs into this folder."
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def eval_(
+    checkpoint: Path,
+    data: str,
+    images: Path | None,
+    split: str,
+    batch_size: int,
+    precision: str,
+    report: Path | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Accuracy of a model on each class of DATA, honest about the tail: macro, bands, calibration, intervals."""
+    from animesion.errors import UsageError
+    from animesion_training.cli.requirements import check_there, training
+
+    check_there(checkpoint, data)
+    with training():
+        from animesion_training.data import Augment, open_data
+        from animesion_training.engine.distributed import distributed_context
+        from animesion_training.eval import evaluate
+        from animesion_training.eval import report as reports
+        from animesion_training.weights import load_model
+
+    model, card = load_model(checkpoint)
+    if not isinstance(card.img_size, int):
+        raise UsageError(f"{checkpoint} takes pictures of {card.img_size}; only square inputs are measured")
+    opened = open_data(data, images=images, classes=card.classes or None)
+    evaluate.check_classes(card.classes, opened, str(checkpoint))
+    normalise = Augment.plain(evaluate.three(card.mean), evaluate.three(card.std))
+    with distributed_context(device) as place:
+        scores = evaluate.score(
+            model.to(place.device),
+            opened,
+            split,
+            normalise,
+            place,
+            img_size=card.img_size,
+            crop_pct=card.crop_pct,
+            batch_size=batch_size,
+            precision=precision,
+        )
+        if not place.first:
+            return
+    # what the model saw in training, if it knows; else what the data has for it
+    counts = card.facts.get("train_counts") or evaluate.train_counts(opened)
+    found = evaluate.judged(scores, opened, split, counts)
+    facts = {"data": data, "split": split, "checkpoint": str(checkpoint)}
+    if report:
+        evaluate.write_report(report, found, facts, scores, opened, split)
+    if as_json:
+        import json
+
+        click.echo(json.dumps({**facts, **reports.as_json(found, per_class=True)}, ensure_ascii=False))
+        return
+    import sys
+
+    from rich.console import Console
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    for each in reports.tables(found):
+        console.print(each)

@@ -1,0 +1,36 @@
+"""`animesion models`: what can be trained."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command(epilog="Example: animesion models 'vit_*ifa'")
+@click.argument("pattern", required=False)
+@click.option("--parameters", is_flag=True, help="Also count parameters, for 1,000 classes.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+def models(pattern: str | None, parameters: bool, as_json: bool) -> None:
+    """List the baselines and our own models, or all of timm's whose name matches PATTERN.
+
+    PATTERN may have * and ?; without them it matches anywhere in a name.
+    """
+    import json
+
+    from animesion_training.cli.requirements import training
+
+    with training():
+        from animesion_training.models.names import listed
+
+        rows = listed(pattern, parameters=parameters)
+    if as_json:
+        for row in rows:
+            click.echo(json.dumps(row))
+        return
+    width = max(len(str(row["name"])) for row in rows)
+    for row in rows:
+        count = f"{row['parameters'] / 1e6:9.2f} M  " if parameters else ""
+        weights = f"{row['weights']} weights" if row["weights"] else "no weights published"
+        stands_for = f", timm's {row['timm']}" if row["timm"] != row["name"] else ""
+        click.echo(f"{row['name']:<{width}}  {count}{weights}{stands_for}")
+    if not pattern:
+        click.echo("any other model of timm's works too: animesion models PATTERN", err=True)

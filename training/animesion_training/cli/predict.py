@@ -1,0 +1,85 @@
+"""`animesion predict`: who is on a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command(epilog="Example: animesion predict --checkpoint runs/a/best.safetensors picture.jpg --json")
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--checkpoint", type=click.Path(path_type=Path), required=True, help="Weights: a .safetensors of a run.")
+@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Guesses for each picture.")
+@click.option("--detector", default="none", show_default=True, help="Cut the face out first: see animesion detectors.")
+@click.option(
+    "--margin",
+    type=click.FloatRange(0, 4),
+    default=0.0,
+    show_default=True,
+    help="Added around a face, as a share of its side.",
+)
+@click.option("--min-score", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Least score of a face.")
+@click.option("--all-faces", is_flag=True, help="Every face, not the surest alone.")
+@click.option("--or-whole", is_flag=True, help="Name the whole picture where no face is found.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Option of the detector; may be repeated.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--json", "as_json", is_flag=True, help="One line of JSON for each picture or face.")
+@click.pass_context
+def predict(
+    ctx: click.Context,
+    paths: tuple[Path, ...],
+    checkpoint: Path,
+    top: int,
+    detector: str,
+    margin: float,
+    min_score: float,
+    all_faces: bool,
+    or_whole: bool,
+    settings: tuple[str, ...],
+    device: str,
+    as_json: bool,
+) -> None:
+    """Name what is on PATHS (pictures or folders of them).
+
+    With --detector, name the face that it finds; boxes are in pixels of the upright picture, margin included. The exit
+    status is 1 when a picture cannot be read, or shows no face and --or-whole is not given.
+    """
+    import json
+
+    from animesion.config.settings import apply
+
+    options: dict[str, Any] = {}
+    for setting in settings:
+        apply(options, setting)
+    if detector == "none" and (all_faces or or_whole or options or margin or min_score):
+        raise click.UsageError("--margin, --min-score, --all-faces, --or-whole and --set need a --detector")
+    from animesion_training.cli.requirements import check_there, training
+
+    check_there(checkpoint, *paths)
+    with training():
+        from animesion_training.engine.distributed import distributed_context
+        from animesion_training.eval.predict import FaceCrop
+        from animesion_training.eval.predict import predict as predictions
+
+    faces = None if detector == "none" else FaceCrop(detector, margin, all_faces, min_score, or_whole, options)
+    unread = 0
+    with distributed_context(device) as place:
+        for each in predictions(checkpoint, paths, place, top=top, faces=faces):
+            unread += bool(each.problem)
+            if as_json:
+                guesses = [{"name": name, "probability": round(value, 6)} for name, value in each.guesses]
+                line: dict[str, Any] = {"path": str(each.path), "guesses": guesses}
+                if each.box:
+                    line |= {"box": each.box, "score": round(each.score, 6)}
+                click.echo(json.dumps(line | ({"problem": each.problem} if each.problem else {}), ensure_ascii=False))
+            elif each.problem:
+                click.echo(f"{each.path}: nothing to name ({each.problem})", err=True)
+            else:
+                where = " at {},{} to {},{}".format(*each.box) if each.box else ""
+                click.echo(
+                    f"{each.path}{where}: " + ", ".join(f"{name} {100 * value:.1f}%" for name, value in each.guesses)
+                )
+    if unread:
+        ctx.exit(1)

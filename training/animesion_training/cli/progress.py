@@ -1,0 +1,69 @@
+"""How a training run shows itself on stderr: a bar an epoch on a terminal, a line an epoch elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from animesion_training.engine import loop
+
+
+class Screen(loop.Watcher):
+    """Shows epochs as they go; keeps silent in all processes but the first."""
+
+    def __init__(self, bars: Progress | None) -> None:
+        self._bars = bars
+        self._task: TaskID | None = None
+        self.silent = os.environ.get("RANK", "0") != "0"
+
+    def said(self, sentence: str) -> None:
+        """A sentence worth showing."""
+        self._line(sentence)
+
+    def started(self, epoch: int, epochs: int, steps: int, done: int) -> None:
+        """An epoch begins."""
+        if self._bars:
+            self._task = self._bars.add_task(f"epoch {epoch}/{epochs}", total=steps, completed=done, note="")
+
+    def stepped(self, loss: float, rate: float, speed: float) -> None:
+        """A step is done."""
+        if self._bars and self._task is not None:
+            self._bars.update(self._task, advance=1, note=f"loss {loss:.3f}  {speed:,.0f} pictures/s")
+
+    def ended(self, epoch: int, numbers: dict[str, float]) -> None:
+        """An epoch is done."""
+        if self._bars and self._task is not None:
+            self._bars.remove_task(self._task)
+            self._task = None
+        shown = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in numbers.items())
+        self._line(f"epoch {epoch}: {shown}")
+
+    def _line(self, text: str) -> None:
+        if self.silent:
+            return
+        if self._bars:
+            self._bars.console.print(text, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def watching() -> Iterator[Screen]:
+    """The display that fits where stderr goes."""
+    if not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
+        yield Screen(None)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        yield Screen(bars)

@@ -1,0 +1,56 @@
+"""`animesion study`: a grid of training runs and its table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command(epilog="Example: animesion study studies/size.toml --data datasets/daf-re-sample --out studies/size")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--data", required=True, help="A built dataset or class folders with a test split.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the study.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
+def study(file: Path, data: str, out: Path, device: str, as_json: bool) -> None:
+    """Run the grid of training runs in FILE (TOML), as far as it is not done, and tabulate it.
+
+    The same command carries on with a study that was stopped.
+    """
+    from animesion_training.cli.requirements import check_there, training
+
+    check_there(file, data)
+    with training():
+        from animesion_training.analysis import study
+        from animesion_training.cli.progress import watching
+
+    chosen = study.load(file)
+    with watching() as watcher:
+        rows = study.run(chosen, data, out, device=device, told=watcher.said, watcher=watcher)
+    if as_json:
+        import json
+
+        click.echo(json.dumps(rows, ensure_ascii=False))
+        return
+    import sys
+
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    keys = [key for key in ("variant", *chosen.grid) if key != "run.seed" and key in rows[0]]
+    shown = Table(title=f"{chosen.name}: test split", title_justify="left", box=None, pad_edge=False)
+    for name in [*keys, "runs", "top-1 %", "top-5 %", "macro %", "M parameters", "G multiply-adds"]:
+        shown.add_column(escape(name), justify="left" if name in keys else "right")
+    for row in rows:
+        values = [escape(str(row[key])) for key in keys]
+        numbers = [
+            f"{100 * row[metric]:.2f} ± {100 * row[f'{metric}_deviation']:.2f}"
+            for metric in ("top_1", "top_5", "macro_accuracy")
+        ]
+        costs = [f"{row['parameters'] / 1e6:.2f}", f"{row['multiply_adds'] / 1e9:.3f}"]
+        shown.add_row(*values, str(row["runs"]), *numbers, *costs)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    console.print(shown)
+    console.print(f"{out}/table.csv, {out}/accuracy-cost.png", soft_wrap=True, markup=False)

@@ -1,0 +1,54 @@
+"""`animesion teachers`: which trained network will teach best."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command(
+    epilog="Example: animesion teachers --data datasets/faces runs/a/best.safetensors runs/b/best.safetensors"
+)
+@click.argument("checkpoints", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--data", required=True, help="A built dataset, class folders, or label CSVs.")
+@click.option("--images", type=click.Path(path_type=Path), help="With label CSVs: the folder their paths start from.")
+@click.option("--split", default="train", show_default=True, help="What the teachers are measured on.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--json", "as_json", is_flag=True, help="Print all numbers as JSON.")
+def teachers(
+    checkpoints: tuple[Path, ...], data: str, images: Path | None, split: str, device: str, as_json: bool
+) -> None:
+    """Rank CHECKPOINTS as teachers by Ratio 1-2 of their logits: the lower, the better (arXiv 2605.15689).
+
+    It takes one pass over the split. The ratio depends on where a network's logits have their zero; the margin, which
+    does not, stands beside it.
+    """
+    import json
+
+    from animesion_training.cli.requirements import check_there, training
+
+    check_there(data, *checkpoints)
+    with training():
+        from animesion_training.analysis import teachers
+        from animesion_training.data import open_data
+        from animesion_training.engine.distributed import distributed_context
+
+    opened = open_data(data, images=images)
+    with distributed_context(device) as place:
+        ranked = teachers.rank(checkpoints, opened, split, place)
+    if as_json:
+        rows = [
+            {"rank": i, "checkpoint": str(each.path), "model": each.name, "top_1": each.top_1, **each.statistics}
+            for i, each in enumerate(ranked, 1)
+        ]
+        click.echo(json.dumps(rows, indent=2))
+        return
+    click.echo(f"{'':>2}  {'ratio 1-2':>9}  {'margin':>7}  {'entropy':>7}  {'top-1':>6}  checkpoint")
+    for i, each in enumerate(ranked, 1):
+        facts = each.statistics
+        ratio = "-" if facts["ratio_1_2_normal"] is None else f"{facts['ratio_1_2_normal']:.3f}"
+        margin, entropy = facts["margin_1_2"] or 0.0, facts["entropy"] or 0.0
+        click.echo(
+            f"{i:>2}  {ratio:>9}  {margin:>7.3f}  {entropy:>7.3f}  {100 * each.top_1:>5.1f}%  {each.path} ({each.name})"
+        )

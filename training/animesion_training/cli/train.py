@@ -1,0 +1,133 @@
+"""`animesion train`: run a training recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from animesion_training.engine.loop import Outcome
+
+
+@click.command(epilog="Example: animesion train --data datasets/daf-re-sample --img-size 64 --epochs 8 --out runs/a")
+@click.option("--data", required=True, help="A built dataset, class folders, or label CSVs.")
+@click.option("--images", type=click.Path(path_type=Path), help="With label CSVs: the folder their paths start from.")
+@click.option("--recipe", default="scratch", show_default=True, help="A training recipe by name, or a TOML file.")
+@click.option("--model", help="The network; `animesion models` lists them.")
+@click.option("--img-size", type=int, help="Side of the input in pixels.")
+@click.option("--epochs", type=int, help="Rounds over the data.")
+@click.option("--batch-size", type=int, help="Pictures in a step, over all processes.")
+@click.option("--lr", type=float, help="Learning rate.")
+@click.option("--cache", type=click.Choice(["none", "ram", "device"]), help="Decode once and keep the pixels there.")
+@click.option("--head", help="Classifier: linear, cosine, ifa, cla, ...")
+@click.option("--selector", help="How parts are found: cal, glsim, ...")
+@click.option("--reduction", help="Token reduction: evit, tome, ...")
+@click.option("--keep-rate", type=float, help="Share of tokens that each reduction keeps.")
+@click.option("--token-cache", help="Cross-layer cache: clc.")
+@click.option("--adapter", help="Adapter: ila, adapter, lora, ...")
+@click.option("--teacher", help="Weights of a teacher to distil from.")
+@click.option("--teacher-size", type=int, help="Side of the teacher's pictures in pixels; its own by default.")
+@click.option("--init", help="Weights to start from; a head of another number of classes is replaced.")
+@click.option("--freeze", multiple=True, help="Parameters not to train: `backbone`, a name, a shell pattern.")
+@click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override one value of the recipe.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
+@click.option("--resume", is_flag=True, help="Go on from the folder's last checkpoint.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def train(
+    data: str,
+    images: Path | None,
+    recipe: str,
+    model: str | None,
+    img_size: int | None,
+    epochs: int | None,
+    batch_size: int | None,
+    lr: float | None,
+    cache: str | None,
+    head: str | None,
+    selector: str | None,
+    reduction: str | None,
+    keep_rate: float | None,
+    token_cache: str | None,
+    adapter: str | None,
+    teacher: str | None,
+    teacher_size: int | None,
+    init: str | None,
+    freeze: tuple[str, ...],
+    overrides: tuple[str, ...],
+    out: Path,
+    resume: bool,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Train a recogniser on DATA. Under torchrun, every process takes its share of each batch.
+
+    A run that was stopped or killed goes on with the same command and --resume.
+    """
+    from animesion_training.cli.requirements import check_there, training
+    from animesion_training.recipe import load
+
+    changes: dict[str, Any] = {
+        "model.name": model,
+        "model.img_size": img_size,
+        "model.head": head,
+        "model.selector": selector,
+        "model.reduction": reduction,
+        "model.keep_rate": keep_rate,
+        "model.cache": token_cache,
+        "model.adapter": adapter,
+        "teacher.weights": teacher,
+        "teacher.img_size": teacher_size,
+        "model.init": init,
+        "model.freeze": list(freeze) or None,
+        "schedule.epochs": epochs,
+        "run.batch_size": batch_size,
+        "optimizer.lr": lr,
+        "data.cache": cache,
+    }
+    chosen = load(recipe, overrides, changes)
+    check_there(data, *filter(None, (chosen.model.init, chosen.teacher.weights)))
+    with training():
+        from animesion_training.cli.progress import watching
+        from animesion_training.engine import loop
+
+    try:
+        with watching() as watcher:
+            outcome = loop.train(chosen, data, out, images=images, resume=resume, device=device, watcher=watcher)
+    except KeyboardInterrupt:
+        click.echo(f"stopped: {out} keeps what is done, the same command with --resume carries on", err=True)
+        raise SystemExit(130) from None
+    if watcher.silent:
+        return
+    if as_json:
+        import json
+
+        click.echo(json.dumps(_facts(outcome)))
+    else:
+        _print(outcome)
+
+
+def _facts(outcome: Outcome) -> dict[str, Any]:
+    facts = {"out": str(outcome.out), "steps": outcome.steps, "seconds": round(outcome.seconds, 1)}
+    facts |= {"best_epoch": outcome.best_epoch, "val_top_1": outcome.best_val if outcome.best_epoch else None}
+    if outcome.test:
+        facts |= {"test_top_1": outcome.test.top_1, "test_top_5": outcome.test.top_5}
+        facts["test_macro"] = outcome.test.macro_accuracy
+    return facts
+
+
+def _print(outcome: Outcome) -> None:
+    click.echo(f"{outcome.steps:,} steps in {outcome.seconds:.1f} s")
+    if outcome.best_epoch:
+        click.echo(f"best validation top-1 {100 * outcome.best_val:.2f}% after epoch {outcome.best_epoch}")
+    if outcome.test:
+        test = outcome.test
+        low, high = 100 * test.top_1_interval.low, 100 * test.top_1_interval.high
+        click.echo(
+            f"test top-1 {100 * test.top_1:.2f}% [{low:.2f}, {high:.2f}], top-5 {100 * test.top_5:.2f}%, "
+            f"macro {100 * test.macro_accuracy:.2f}% over {test.samples:,} pictures"
+        )
+    where = outcome.out
+    click.echo(f"weights {where / 'best.safetensors'}, metrics {where / 'epochs.csv'}, report {where / 'report'}")

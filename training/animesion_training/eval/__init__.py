@@ -1,0 +1,1 @@
+"""Evaluation: scores of a split, metrics, reports; and predictions for single images."""

@@ -1,0 +1,192 @@
+"""An evaluation in the forms that people and programs read: JSON, CSV and tables for a terminal.
+
+The numbers come from `metrics`; where they are printed or written is left to the command.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from animesion_training.eval.metrics import BandAccuracy, ClassResult, Confusion, Evaluation, Interval
+from animesion_training.eval.scores import Scores
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+
+def as_json(evaluation: Evaluation, *, per_class: bool = False) -> dict[str, Any]:
+    """Plain dicts, lists and numbers, floats rounded to six places; what is not defined is None.
+
+    Args:
+        evaluation: of a split.
+        per_class: also put every class in; otherwise that is left to `per_class_csv`.
+    """
+    plain: dict[str, Any] = _plain(asdict(evaluation))
+    if not per_class:
+        del plain["per_class"]
+    return plain
+
+
+def per_class_csv(evaluation: Evaluation) -> str:
+    """One line a class in the order of the ids: id, name, images, accuracy, F1, and what it is most confused with."""
+    names = [each.name for each in evaluation.per_class]
+    header = [field.name for field in fields(ClassResult)]
+    place = header.index("confused_with") + 1
+    rows = []
+    for each in evaluation.per_class:
+        row = _cells(asdict(each).values())
+        row.insert(place, "" if each.confused_with is None else names[each.confused_with])
+        rows.append(row)
+    header.insert(place, "confused_with_name")
+    return _csv(header, rows)
+
+
+def confusions_csv(evaluation: Evaluation) -> str:
+    """One line a confused pair, largest first."""
+    return _csv(
+        [field.name for field in fields(Confusion)], [_cells(asdict(c).values()) for c in evaluation.confusions]
+    )
+
+
+def mistakes_csv(scores: Scores, keys: Sequence[str], names: Sequence[str], most: int = 500) -> str:
+    """One line a picture that is taken for another class, the surest mistakes first.
+
+    Args:
+        scores: of a split.
+        keys: of its samples by index.
+        names: of the classes by id.
+        most: lines at most.
+    """
+    rows = scores.gathered()
+    wrong = np.flatnonzero(rows.predictions != rows.targets)
+    wrong = wrong[np.lexsort((rows.indices[wrong], -rows.confidences[wrong]))][:most]
+    header = ["key", "true_id", "true_name", "predicted_id", "predicted_name", "confidence"]
+    lines = []
+    for i in wrong.tolist():
+        truth, guess = int(rows.targets[i]), int(rows.predictions[i])
+        confidence = float(rows.confidences[i])
+        lines.append(_cells([keys[int(rows.indices[i])], truth, names[truth], guess, names[guess], confidence]))
+    return _csv(header, lines)
+
+
+def tables(evaluation: Evaluation, *, shown: int = 10) -> list[RenderableType]:
+    """What to print on a terminal, in order: the numbers, the bands, the worst classes and the largest confusions.
+
+    Args:
+        evaluation: of a split.
+        shown: rows of the last two tables; 0 leaves them out.
+    """
+    made: list[RenderableType] = [_summary(evaluation)]
+    if evaluation.bands is not None:
+        made.append(_bands(evaluation))
+    missing = len(evaluation.untested)
+    if missing:
+        made.append(_text(f"{missing:,} of {evaluation.classes:,} classes have no test image and count in no average"))
+    if shown and evaluation.confusions:
+        made += [_worst(evaluation, shown), _pairs(evaluation, shown)]
+    return made
+
+
+def _summary(evaluation: Evaluation) -> Table:
+    found, calibration = evaluation, evaluation.calibration
+    table = _table(f"{found.samples:,} images, {found.classes:,} classes", "", "", "95% interval")
+    table.add_row("top-1", _percent(found.top_1), _interval(found.top_1_interval))
+    table.add_row(f"top-{found.k}", _percent(found.top_5), "")
+    table.add_row("macro accuracy", _percent(found.macro_accuracy), _interval(found.macro_accuracy_interval))
+    table.add_row("macro F1", _percent(found.macro_f1), "")
+    table.add_row("calibration error", _percent(calibration.error), "")
+    table.add_row("mean confidence", _percent(calibration.mean_confidence), "")
+    table.add_row("log-likelihood, negative", f"{calibration.nll:.4f}", "")
+    table.add_row("Brier score", f"{calibration.brier:.4f}", "")
+    return table
+
+
+def _bands(evaluation: Evaluation) -> Table:
+    table = _table("By training images", "band", "classes", "tested", "images", "top-1", "macro")
+    bands = evaluation.bands
+    assert bands is not None
+    named = (("many (> 100)", bands.many), ("medium (20..100)", bands.medium), ("few (< 20)", bands.few))
+    for label, band in named:
+        table.add_row(label, *_band(band))
+    return table
+
+
+def _band(band: BandAccuracy) -> tuple[str, ...]:
+    sizes = (f"{band.classes:,}", f"{band.tested:,}", f"{band.samples:,}")
+    return *sizes, _percent(band.top_1), _percent(band.macro_accuracy)
+
+
+def _worst(evaluation: Evaluation, shown: int) -> Table:
+    names = [each.name for each in evaluation.per_class]
+    tested = [(each.accuracy, -each.test_images, each) for each in evaluation.per_class if each.accuracy is not None]
+    table = _table("Worst classes", "class", "train", "test", "accuracy", "most confused with", "")
+    for accuracy, _, each in sorted(tested, key=lambda row: row[:2])[:shown]:
+        train = "" if each.train_images is None else f"{each.train_images:,}"
+        other = "" if each.confused_with is None else names[each.confused_with]
+        confusions = f"{each.confusions:,}" if each.confusions else ""
+        cells = (_text(each.name), train, f"{each.test_images:,}", _percent(accuracy), _text(other), confusions)
+        table.add_row(*cells)
+    return table
+
+
+def _pairs(evaluation: Evaluation, shown: int) -> Table:
+    table = _table("Largest confusions", "class", "taken for", "images", "of the class", "of all errors")
+    for pair in evaluation.confusions[:shown]:
+        shares = _percent(pair.share_of_class), _percent(pair.share_of_errors)
+        table.add_row(_text(pair.true_name), _text(pair.predicted_name), f"{pair.images:,}", *shares)
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False,
+                 padding=(0, 1, 0, 0))  # fmt: skip
+    worded = {"class", "band", "most confused with", "taken for"}
+    for i, column in enumerate(columns):
+        left = column in worded or not i
+        made.add_column(column, justify="left" if left else "right", overflow="fold", no_wrap=not left)
+    return made
+
+
+def _text(text: str) -> RenderableType:
+    """Text as it is: names come from other people's files, so neither markup nor an escape sequence in them acts."""
+    from rich.text import Text
+
+    return Text("".join(c if c.isprintable() else "?" for c in text))
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.2%}"
+
+
+def _interval(interval: Interval) -> str:
+    return f"{interval.low:.2%} .. {interval.high:.2%}"
+
+
+def _cells(values: Iterable[Any]) -> list[str]:
+    return ["" if v is None else f"{v:.6f}" if isinstance(v, float) else str(v) for v in values]
+
+
+def _csv(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return round(value, 6) if isinstance(value, float) else value

@@ -1,0 +1,1 @@
+"""Losses: classification objectives, their factory by name, and distillation."""

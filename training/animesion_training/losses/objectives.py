@@ -1,0 +1,184 @@
+"""What a classifier is trained to minimise, by name: `create_objective("ldam-drw", counts, epochs=200, scale=30.0)`.
+
+An objective is called as `objective(logits, targets)` with logits (B, C) and targets that are class ids (B,) or soft
+labels (B, C), and returns a scalar. The losses themselves, and the conventions that they share, are in `losses`; which
+samples are drawn is left to the data package.
+
+A distillation objective is a subclass of `losses.Objective` with `needs_teacher = True`, entered by
+`register_objective`; it is called with the teacher's logits as the third argument.
+
+Packages of others add factories through the entry-point group `animesion.objectives`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
+from typing import Any
+
+import numpy.typing as npt
+
+from animesion.config.settings import nearest
+from animesion.errors import UsageError
+from animesion_training.losses.classification import (
+    LDAM,
+    LossReduction,
+    Objective,
+    SoftmaxObjective,
+    class_balanced_weights,
+    in_range,
+    log_prior,
+)
+
+GROUP = "animesion.objectives"
+
+_FACTORIES: dict[str, Callable[..., Objective]] = {}
+
+
+def register_objective(name: str) -> Callable[[Callable[..., Objective]], Callable[..., Objective]]:
+    """Enter a factory under a name of `create_objective`.
+
+    What it takes as `counts` and `epochs` is given to it; its other parameters are the options and all have defaults.
+    """
+
+    def enter(factory: Callable[..., Objective]) -> Callable[..., Objective]:
+        if name in _FACTORIES:
+            raise ValueError(f"there is already an objective '{name}'")
+        _FACTORIES[name] = factory
+        return factory
+
+    return enter
+
+
+def objective_names() -> list[str]:
+    """The names that `create_objective` knows."""
+    return sorted({*_FACTORIES, *(point.name for point in entry_points(group=GROUP))})
+
+
+def objective_options(name: str) -> dict[str, Any]:
+    """The options of an objective and their defaults.
+
+    Raises:
+        UsageError: there is no such objective.
+    """
+    taken = inspect.signature(_factory(name)).parameters
+    return {option: each.default for option, each in taken.items() if option not in ("counts", "epochs")}
+
+
+def create_objective(
+    name: str, counts: npt.ArrayLike | None = None, *, epochs: int | None = None, **options: Any
+) -> Objective:
+    """Make an objective by its name.
+
+    Call `set_epoch` at the start of each epoch and `.to(device)` once. It holds no learned state: nothing of it belongs
+    into a checkpoint.
+
+    Args:
+        name: one of `objective_names`.
+        counts: training images of each class in the order of the class ids, (C,), non-negative integers; needed by the
+            objectives that are made for long tails.
+        epochs: length of the run, from which a schedule inside of the objective takes its default.
+        options: as `objective_options` lists them.
+
+    Raises:
+        UsageError: an unknown name or option, a value out of range, counts or epochs that are needed and missing.
+    """
+    factory = _factory(name)
+    known = objective_options(name)
+    for option in options:
+        if option not in known:
+            near = nearest(option, known) or f"; it takes {', '.join(known)}"
+            raise UsageError(f"the objective '{name}' has no option '{option}'{near}")
+    given: Mapping[str, Any] = {"counts": counts, "epochs": epochs}
+    taken = inspect.signature(factory).parameters
+    if "counts" in taken and counts is None:
+        raise UsageError(f"the objective '{name}' needs the training images of each class; give class counts")
+    return factory(**{key: value for key, value in given.items() if key in taken}, **options)
+
+
+@register_objective("cross-entropy")
+def cross_entropy(label_smoothing: float = 0.0, reduction: LossReduction = "mean") -> Objective:
+    """Cross-entropy; smoothing also applies to soft labels, so give it here or in `mixing`, not in both."""
+    return SoftmaxObjective(label_smoothing=label_smoothing, reduction=reduction)
+
+
+@register_objective("focal")
+def focal(gamma: float = 2.0, label_smoothing: float = 0.0, reduction: LossReduction = "mean") -> Objective:
+    """Focal loss in the softmax form, `-(1 - p_y)^gamma log p_y`; Lin et al., ICCV 2017 (arXiv 1708.02002), eq. 4."""
+    return SoftmaxObjective(gamma=gamma, label_smoothing=label_smoothing, reduction=reduction)
+
+
+@register_objective("class-balanced")
+def class_balanced(
+    counts: npt.ArrayLike,
+    beta: float = 0.9999,
+    gamma: float = 0.0,
+    label_smoothing: float = 0.0,
+    reduction: LossReduction = "mean",
+) -> Objective:
+    """Cross-entropy, or focal loss with gamma > 0, under `class_balanced_weights`."""
+    return SoftmaxObjective(
+        weights=class_balanced_weights(counts, beta), gamma=gamma, label_smoothing=label_smoothing, reduction=reduction
+    )
+
+
+@register_objective("balanced-softmax")
+def balanced_softmax(
+    counts: npt.ArrayLike, label_smoothing: float = 0.0, reduction: LossReduction = "mean"
+) -> Objective:
+    """Cross-entropy of `softmax(z + log n)`; Ren et al., NeurIPS 2020 (arXiv 2007.10740), theorem 1.
+
+    Predictions are made from the plain logits.
+    """
+    return SoftmaxObjective(shift=log_prior(counts), label_smoothing=label_smoothing, reduction=reduction)
+
+
+@register_objective("logit-adjustment")
+def logit_adjustment(
+    counts: npt.ArrayLike, tau: float = 1.0, label_smoothing: float = 0.0, reduction: LossReduction = "mean"
+) -> Objective:
+    """Cross-entropy of `softmax(z + tau log prior)`; Menon et al., ICLR 2021 (arXiv 2007.07314), section 5.
+
+    Predictions are made from the plain logits; tau = 1 is the balanced softmax.
+    """
+    shift = in_range("tau", tau, low=0.0) * log_prior(counts)
+    return SoftmaxObjective(shift=shift, label_smoothing=label_smoothing, reduction=reduction)
+
+
+@register_objective("ldam")
+def ldam(
+    counts: npt.ArrayLike, max_m: float = 0.5, scale: float = 30.0, reduction: LossReduction = "mean"
+) -> Objective:
+    """`LDAM` without re-weighting."""
+    return LDAM(counts, max_m=max_m, scale=scale, reduction=reduction)
+
+
+@register_objective("ldam-drw")
+def ldam_drw(
+    counts: npt.ArrayLike,
+    epochs: int | None,
+    max_m: float = 0.5,
+    scale: float = 30.0,
+    drw_epoch: int | None = None,
+    beta: float = 0.9999,
+    reduction: LossReduction = "mean",
+) -> Objective:
+    """`LDAM` with class weights from `drw_epoch` on; by default after 80% of the epochs, as 160 of 200 in the paper."""
+    if drw_epoch is None:
+        if epochs is None:
+            raise UsageError("the objective 'ldam-drw' needs drw_epoch, the first epoch with class weights")
+        drw_epoch = epochs * 4 // 5
+    elif epochs is not None and drw_epoch >= epochs:
+        raise UsageError(f"drw_epoch {drw_epoch} is never reached in {epochs} epochs; the first epoch is 0")
+    return LDAM(counts, max_m=max_m, scale=scale, drw_epoch=drw_epoch, beta=beta, reduction=reduction)
+
+
+def _factory(name: str) -> Callable[..., Objective]:
+    if name not in _FACTORIES:
+        for point in entry_points(group=GROUP, name=name):
+            found: Callable[..., Objective] = point.load()
+            return found
+        near = nearest(name, objective_names()) or f"; there are {', '.join(objective_names())}"
+        raise UsageError(f"there is no objective '{name}'{near}")
+    return _FACTORIES[name]

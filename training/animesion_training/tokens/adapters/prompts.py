@@ -1,0 +1,180 @@
+"""Learned tokens beside the patches of a frozen transformer: prompts (VPT) and queries (VQT).
+
+Names and factory are in `adapters`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from animesion_training.losses.classification import in_range
+from animesion_training.tokens.adapters.base import whole
+from animesion_training.tokens.host import Attended, Plugin, Tokens
+
+_START, _OUTPUTS = "prompts.start", "queries.outputs"
+
+
+class PromptTuning(Plugin):
+    """Visual prompt tuning: learned tokens behind class token and registers (arXiv 2203.12119).
+
+    Shallow prompts go through all blocks; deep ones are replaced by others before each block. They count as prefix:
+    nothing reduces them, and they have no position.
+
+    Trained with a frozen backbone: the prompts and the class token.
+
+    Args:
+        width: D.
+        depth: number of blocks.
+        deep: prompts of its own for every block.
+        count: number of prompts.
+        dropout: of the prompts.
+        patch_size: height and width of a patch, pixels: the prompts' start depends on it.
+
+    Raises:
+        UsageError: a value that makes no sense.
+    """
+
+    also_trains = frozenset({"cls_token"})
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        depth: int,
+        deep: bool = True,
+        count: int = 100,
+        dropout: float = 0.1,
+        patch_size: tuple[int, int] = (16, 16),
+    ) -> None:
+        super().__init__()
+        self.deep = deep
+        self.prompts = _start(depth if deep else 1, count, width, patch_size)
+        self.drop = nn.Dropout(in_range("dropout", dropout, low=0.0, high=1.0, high_open=True))
+
+    def begin(self, tokens: Tokens) -> None:
+        """See `Plugin.begin`."""
+        tokens.scratch[_START] = tokens.prefix
+        _insert(tokens, self._of(0, tokens))
+
+    def before(self, block: int, tokens: Tokens) -> None:
+        """See `Plugin.before`."""
+        if self.deep and block:
+            start = tokens.scratch[_START]
+            behind = tokens.x[:, start + self.prompts.shape[1] :]
+            tokens.x = torch.cat([tokens.x[:, :start], self._of(block, tokens), behind], dim=1)
+
+    def no_weight_decay(self) -> set[str]:
+        """See `Plugin.no_weight_decay`."""
+        return {"prompts"}
+
+    def _of(self, block: int, tokens: Tokens) -> Tensor:
+        drawn: Tensor = self.drop(self.prompts[block].expand(len(tokens.x), -1, -1))
+        return drawn.to(tokens.x.dtype)
+
+
+class QueryTuning(Plugin):
+    """Visual query tuning: learned queries sum up each block's tokens (arXiv 2212.03220).
+
+    The queries of a block attend to its tokens and go through its MLP; nothing attends to them, so the transformer
+    computes what it does without them. The head is given what the queries brought of each block (flattened, P D
+    numbers), first block first, and the final class token, each scaled to length 1: L P D + D numbers.
+
+    Trained with a frozen backbone: the queries and the class token.
+
+    Args:
+        width: D.
+        depth: L, number of blocks.
+        count: P, number of queries of a block.
+        dropout: of the queries.
+        patch_size: height and width of a patch, pixels: the queries' start depends on it.
+
+    Raises:
+        UsageError: a value that makes no sense.
+    """
+
+    also_trains = frozenset({"cls_token"})
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        depth: int,
+        count: int = 10,
+        dropout: float = 0.1,
+        patch_size: tuple[int, int] = (16, 16),
+    ) -> None:
+        super().__init__()
+        self.opens = frozenset(range(depth))
+        self.queries = _start(depth, count, width, patch_size)
+        self.drop = nn.Dropout(in_range("dropout", dropout, low=0.0, high=1.0, high_open=True))
+        self.feature_width = width * (1 + depth * count)
+
+    def begin(self, tokens: Tokens) -> None:
+        """See `Plugin.begin`."""
+        tokens.scratch[_OUTPUTS] = []
+
+    def before(self, block: int, tokens: Tokens) -> None:
+        """See `Plugin.before`."""
+        queries: Tensor = self.drop(self.queries[block].expand(len(tokens.x), -1, -1))
+        _insert(tokens, queries.to(tokens.x.dtype))
+
+    def attention(self, block: int, tokens: Tokens, attended: Attended) -> None:
+        """See `Plugin.attention`."""
+        # as keys they are shut out rather than cut off: other plug-ins find keys where their tokens are
+        end = tokens.prefix
+        shut = attended.k.new_zeros(attended.k.shape[2])
+        shut[end - self.queries.shape[1] : end] = torch.finfo(shut.dtype).min
+        attended.bias = shut[None, None, None] if attended.bias is None else attended.bias + shut
+
+    def after(self, block: int, tokens: Tokens) -> None:
+        """See `Plugin.after`."""
+        start = tokens.prefix - self.queries.shape[1]
+        tokens.scratch[_OUTPUTS].append(tokens.x[:, start : tokens.prefix])
+        _take_out(tokens, start)
+
+    def pooled(self, feature: Tensor, tokens: Tokens) -> Tensor:
+        """See `Plugin.pooled`."""
+        outputs = [functional.normalize(each.flatten(1), dim=-1) for each in tokens.scratch[_OUTPUTS]]
+        return torch.cat([*outputs, functional.normalize(feature, dim=-1)], dim=-1)
+
+    def no_weight_decay(self) -> set[str]:
+        """See `Plugin.no_weight_decay`."""
+        return {"queries"}
+
+
+def _start(blocks: int, count: int, width: int, patch_size: tuple[int, int]) -> nn.Parameter:
+    """Uniform within the bound that Xavier's rule has for the patch embedding (VPT)."""
+    bound = math.sqrt(6.0 / (3 * patch_size[0] * patch_size[1] + width))
+    return nn.Parameter(torch.empty(blocks, whole("count", count), width).uniform_(-bound, bound))
+
+
+def _insert(tokens: Tokens, more: Tensor) -> None:
+    """Put tokens (B, n, D) at the end of the prefix: real, of size one, kept."""
+
+    def with_ones(values: Tensor | None) -> Tensor | None:
+        if values is None:
+            return None
+        ones = values.new_ones(more.shape[:2])
+        return torch.cat([values[:, :end], ones, values[:, end:]], dim=1)
+
+    end = tokens.prefix
+    tokens.x = torch.cat([tokens.x[:, :end], more, tokens.x[:, end:]], dim=1)
+    tokens.size, tokens.real = with_ones(tokens.size), with_ones(tokens.real)
+    tokens.policy = with_ones(tokens.policy)
+    tokens.prefix += more.shape[1]
+
+
+def _take_out(tokens: Tokens, start: int) -> None:
+    """Take the prefix's tokens from `start` on out again."""
+
+    def without(values: Tensor | None) -> Tensor | None:
+        return None if values is None else torch.cat([values[:, :start], values[:, end:]], dim=1)
+
+    end = tokens.prefix
+    tokens.x = torch.cat([tokens.x[:, :start], tokens.x[:, end:]], dim=1)
+    tokens.size, tokens.real, tokens.policy = without(tokens.size), without(tokens.real), without(tokens.policy)
+    tokens.prefix = start

@@ -1,0 +1,328 @@
+"""Part selection in one pass: the last block sees the class token and the patches that attention points at.
+
+TransFG and FFVT, TransFG's contrastive loss, and patches that overlap. Selectors with a second pass over a crop are in
+`twopass`, reductions that keep most tokens in `reductions`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from timm.layers.patch_embed import PatchEmbed
+from timm.layers.pos_embed import resample_abs_pos_embed
+from torch import Tensor, nn
+from torch.nn import functional
+
+from animesion.config.settings import nearest
+from animesion.errors import UsageError
+from animesion_training.losses.classification import in_range
+from animesion_training.tokens.adapters.base import whole
+from animesion_training.tokens.host import Attended, Plugin, Tokens, without_autocast
+from animesion_training.tokens.reductions.base import take
+
+#: Name -> what it does.
+PART_SELECTORS = {
+    "transfg": "the patch that each head comes to attend to over all blocks (He et al., AAAI 2022)",
+    "ffvt": "patches of every block that share attention with its class token (Wang et al., BMVC 2021)",
+}
+
+_PARTS = "partselect.parts"
+
+
+class _PartSelector(Plugin):
+    """What both have in common: the last block is given other tokens, and is trained with a frozen backbone.
+
+    So are the final norm and the class token.
+    """
+
+    keeps_grid = False
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        if whole("depth", depth) < 2:
+            raise UsageError("part selection needs two blocks at least: one to select in, and one to look at the parts")
+        self.last = depth - 1
+        self.opens = frozenset(range(self.last))
+
+    def attach(self, backbone: Any) -> None:
+        """See `Plugin.attach`."""
+        trained = ("cls_token", f"blocks.{self.last}.", "norm.", "fc_norm.")
+        self.also_trains = frozenset(name for name, _ in backbone.named_parameters() if name.startswith(trained))
+
+    def begin(self, tokens: Tokens) -> None:
+        """See `Plugin.begin`."""
+        tokens.scratch[_PARTS] = []
+
+    def _leave(self, parts: Tensor, tokens: Tokens) -> None:
+        """Prefix and parts (B, K, D) alone go into the last block."""
+        tokens.x = torch.cat([tokens.x[:, : tokens.prefix], parts], dim=1)
+        tokens.grid, tokens.extra = None, 0
+
+    @staticmethod
+    def _check(tokens: Tokens) -> None:
+        if tokens.size is not None or tokens.real is not None or tokens.policy is not None:
+            raise UsageError("part selection needs tokens that are one patch each: leave out the token reduction")
+
+
+class TransFG(_PartSelector):
+    """The patch that each head comes to attend to over all blocks but the last (He et al., arXiv 2103.07976).
+
+    The class token's row of `A_{L-2} ... A_1 A_0`, head by head, has its largest entry among the patches at the head's
+    part. The last block sees the prefix and one part for each head; a patch may be there twice.
+
+    The row is multiplied through the blocks from the last one back, with weights computed again from queries and keys:
+    O(L H N^2) in place of the O(L H N^3) of the whole product, no block's weights are kept, and attention stays fused.
+    Selection has no gradient.
+
+    Trace: `block{L-2}.part_idx`, (B, heads), counted behind the prefix.
+
+    Args:
+        depth: L, number of blocks.
+        contrastive: weight of `contrastive_loss` on the final class token, 0 for none.
+        margin: of that loss.
+
+    Raises:
+        UsageError: a value that makes no sense; when run, tokens that are no longer all patches; in training with a
+            contrastive loss, soft labels.
+    """
+
+    def __init__(self, *, depth: int, contrastive: float = 0.0, margin: float = 0.4) -> None:
+        super().__init__(depth)
+        self.contrastive = in_range("contrastive", contrastive, low=0.0)
+        self.margin = in_range("margin", margin, low=0.0, high=1.0, high_open=True)
+        self.has_losses = self.needs_targets = self.contrastive > 0
+
+    def between(self, block: int, tokens: Tokens, attended: Attended) -> None:
+        """See `Plugin.between`."""
+        self._check(tokens)
+        q, k = attended.q.detach(), attended.k.detach()
+        tokens.scratch[_PARTS].append((q, k, attended.attention.scale, attended.bias))
+
+    def before(self, block: int, tokens: Tokens) -> None:
+        """See `Plugin.before`."""
+        if block != self.last:
+            return
+        self._check(tokens)
+        row = _class_row_of_product(tokens.scratch.pop(_PARTS))
+        end = tokens.x.shape[1] - tokens.extra
+        if row.shape[-1] != tokens.x.shape[1]:
+            raise UsageError("part selection needs the same tokens in all blocks: leave out what changes their number")
+        parts = row[:, :, tokens.prefix : end].argmax(dim=-1)
+        tokens.note(block - 1, "part_idx", parts)
+        self._leave(take(tokens.x[:, tokens.prefix :], parts), tokens)
+
+    def pooled(self, feature: Tensor, tokens: Tokens) -> Tensor:
+        """See `Plugin.pooled`."""
+        if self.contrastive and self.training and tokens.targets is not None:
+            loss = contrastive_loss(feature, tokens.targets, self.margin)
+            tokens.losses["transfg_contrastive"] = self.contrastive * loss
+        return feature
+
+
+@torch.no_grad()
+def _class_row_of_product(blocks: list[tuple[Tensor, Tensor, float, Tensor | None]]) -> Tensor:
+    """Row 0 of the product of attention matrices, last block's first: (B, heads, T)."""
+    row: Tensor | None = None
+    for q, k, scale, bias in reversed(blocks):
+        if row is None:  # of the last block, the class token's query alone
+            scores = (q[:, :, :1] * scale) @ k.transpose(-2, -1)
+            row = (scores if bias is None else scores + bias[:, :, :1]).softmax(dim=-1)
+            continue
+        if k.shape[2] != row.shape[-1] or q.shape[2] != row.shape[-1]:
+            raise UsageError("part selection needs the same tokens in all blocks: leave out what changes their number")
+        scores = (q * scale) @ k.transpose(-2, -1)
+        weights = (scores if bias is None else scores + bias).softmax(dim=-1)
+        with without_autocast(q):  # rounding would add up over blocks
+            row = row.float() @ weights.float()
+    assert row is not None
+    return row[:, :, 0]
+
+
+class FFVT(_PartSelector):
+    """Feature fusion: patches of every block but the last go into the last one (Wang et al., arXiv 2107.02341).
+
+    In each block a token's score is its mutual attention with the class token: the mean over heads of the softmax over
+    queries of its score for the class token as a key, times the mean over heads of the class token's weight for it.
+    The `count` best tokens are taken as the block leaves them. Selection has no gradient.
+
+    `reference_compat`: the class token and other prefix tokens may be among the best.
+
+    Trace: `block{i}.part_idx`, (B, count), counted behind the prefix (`reference_compat`: with it), best first.
+
+    Args:
+        depth: number of blocks.
+        count: tokens of each block, at most as many as there are.
+        reference_compat: see above.
+
+    Raises:
+        UsageError: a value that makes no sense; when run, tokens that are no longer all patches.
+    """
+
+    def __init__(self, *, depth: int, count: int = 12, reference_compat: bool = False) -> None:
+        super().__init__(depth)
+        self.count = whole("count", count)
+        self.reference_compat = reference_compat
+
+    def between(self, block: int, tokens: Tokens, attended: Attended) -> None:
+        """See `Plugin.between`."""
+        self._check(tokens)
+        first = 0 if self.reference_compat else tokens.prefix
+        column = (attended.q.detach() * attended.attention.scale) @ attended.k[:, :, :1].detach().transpose(-2, -1)
+        if attended.bias is not None:
+            column = column + attended.bias[..., :1]
+        mutual = column[..., 0].softmax(dim=-1).mean(dim=1) * attended.class_row.detach().mean(dim=1)
+        behind = mutual.shape[1] - tokens.extra
+        if behind - first < self.count:
+            raise UsageError(f"selector ffvt takes {self.count} patches a block, and there are {behind - first}")
+        parts = mutual[:, first:behind].topk(self.count, dim=1).indices
+        tokens.note(block, "part_idx", parts)
+        tokens.scratch[f"{_PARTS}.now"] = (parts + first, mutual.shape[1])
+
+    def after(self, block: int, tokens: Tokens) -> None:
+        """See `Plugin.after`."""
+        if block == self.last:
+            return
+        parts, count = tokens.scratch.pop(f"{_PARTS}.now")
+        if count != tokens.x.shape[1]:
+            raise UsageError("selector ffvt takes tokens as their block leaves them: put it in front of other plug-ins")
+        tokens.scratch[_PARTS].append(take(tokens.x, parts))
+
+    def before(self, block: int, tokens: Tokens) -> None:
+        """See `Plugin.before`."""
+        if block == self.last:
+            self._leave(torch.cat(tokens.scratch.pop(_PARTS), dim=1), tokens)
+
+
+def contrastive_loss(features: Tensor, targets: Tensor, margin: float = 0.4) -> Tensor:
+    """TransFG's contrastive loss: pull pictures of a class together, push others apart (arXiv 2103.07976).
+
+    `1 / B^2 sum_i [ sum_{j: same class} (1 - cos_ij) + sum_{j: other} max(cos_ij - margin, 0) ]`, i itself included.
+
+    Args:
+        features: (B, D).
+        targets: class ids (B,), integers.
+        margin: cosine from which on others are pushed.
+
+    Returns:
+        A scalar, float32 at least, >= 0.
+
+    Raises:
+        UsageError: soft labels.
+    """
+    if targets.is_floating_point():
+        raise UsageError("a contrastive loss needs one class a picture: switch MixUp and CutMix off")
+    with without_autocast(features):
+        features = features.to(torch.promote_types(features.dtype, torch.float32))
+        directions = functional.normalize(features, dim=1)
+        cosines = directions @ directions.T
+        same = targets[:, None] == targets
+        terms = torch.where(same, 1 - cosines, (cosines - margin).clamp_min(0))
+        return terms.sum() / len(features) ** 2
+
+
+# -- overlapping patches ---------------------------------------------------------------------------------------------
+
+
+class OverlappingPatchEmbed(PatchEmbed):
+    """timm's patch embedding with a stride below the patch's side; pixels behind the last patch are left out.
+
+    Args:
+        plain: the one whose weights it takes over.
+        stride: pixels from one patch to the next.
+        img_size: (height, width) of pictures.
+
+    Shape:
+        (B, C, H, W) to (B, N, D), with `(side - patch) // stride + 1` patches a side.
+    """
+
+    def __init__(self, plain: Any, stride: int, img_size: tuple[int, int]) -> None:
+        self.stride = (stride, stride)  # the base asks for the grid
+        conv = plain.proj
+        super().__init__(
+            img_size,
+            plain.patch_size,
+            conv.in_channels,
+            conv.out_channels,
+            bias=conv.bias is not None,
+            strict_img_size=plain.strict_img_size,
+            device=conv.weight.device,
+            dtype=conv.weight.dtype,
+        )
+        self.proj, self.norm = conv, plain.norm
+        self.proj.stride = self.stride
+
+    def _init_img_size(self, img_size: Any) -> Any:
+        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        grid = self.dynamic_feat_size((height, width))
+        return (height, width), grid, grid[0] * grid[1]
+
+    def dynamic_feat_size(self, img_size: Any) -> tuple[int, int]:
+        """Rows and columns of patches for pictures of (height, width) pixels."""
+        rows, columns = (
+            (side - patch) // stride + 1
+            for side, patch, stride in zip(img_size, self.patch_size, self.stride, strict=True)
+        )
+        return rows, columns
+
+    def feat_ratio(self, as_scalar: bool = True) -> Any:
+        """Pixels from one patch to the next."""
+        return max(self.stride) if as_scalar else self.stride
+
+
+def overlap_patches(backbone: Any, stride: int, img_size: tuple[int, int] | None = None) -> None:
+    """Cut overlapping patches from now on (TransFG, arXiv 2103.07976); positions are resampled to the larger grid.
+
+    Args:
+        backbone: a timm VisionTransformer; changed in place. Its patch embedding keeps its weights.
+        stride: pixels from one patch to the next, at most the patch's side; 12 of 16 in the paper.
+        img_size: (height, width) of pictures from now on, None for the same.
+
+    Raises:
+        UsageError: a stride that makes no sense, or a patch embedding that is not timm's plain one.
+    """
+    plain = backbone.patch_embed
+    whole("patch stride", stride)
+    if type(plain) is not PatchEmbed or not plain.flatten or plain.dynamic_img_pad:
+        raise UsageError(f"overlapping patches need timm's plain patch embedding, not {type(plain).__name__}")
+    if stride > min(plain.patch_size):
+        raise UsageError(f"patch stride {stride} leaves out pixels between patches of {min(plain.patch_size)}")
+    backbone.patch_embed = OverlappingPatchEmbed(plain, stride, img_size or plain.img_size)
+    for info in backbone.feature_info:
+        info["reduction"] = stride
+    if backbone.pos_embed is not None and backbone.patch_embed.grid_size != plain.grid_size:
+        positions = resample_abs_pos_embed(
+            backbone.pos_embed.detach(),
+            new_size=list(backbone.patch_embed.grid_size),
+            old_size=list(plain.grid_size),
+            num_prefix_tokens=0 if backbone.no_embed_class else backbone.num_prefix_tokens,
+        )
+        backbone.pos_embed = nn.Parameter(positions, requires_grad=backbone.pos_embed.requires_grad)
+
+
+# -- factory ---------------------------------------------------------------------------------------------------------
+
+
+def make_part_selector(name: str, *, depth: int, reference_compat: bool = False, **options: Any) -> Plugin:
+    """A part selector by name.
+
+    Args:
+        name: one of `PART_SELECTORS`.
+        depth: number of blocks of the transformer.
+        reference_compat: reproduce what we hold to be faults of the originals; each class says which.
+        **options: of the method's class.
+
+    Raises:
+        UsageError: an unknown name or option, or a value that makes no sense; the possible ones are named.
+    """
+    kinds: dict[str, type[_PartSelector]] = {"transfg": TransFG, "ffvt": FFVT}
+    if name not in kinds:
+        near = nearest(name, PART_SELECTORS)
+        raise UsageError(f"there is no part selector '{name}'{near} There are {', '.join(PART_SELECTORS)}")
+    takes = set(inspect.signature(kinds[name]).parameters)
+    site = {"depth": depth, "reference_compat": reference_compat}
+    known = sorted(takes - site.keys())
+    if unknown := sorted(options.keys() - set(known)):
+        raise UsageError(f"selector {name} has no option {', '.join(unknown)}: it has {', '.join(known)}")
+    return kinds[name](**{each: value for each, value in (site | options).items() if each in takes})

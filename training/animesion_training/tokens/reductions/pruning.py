@@ -1,0 +1,322 @@
+"""Token reductions that drop tokens: TopK, EViT, ATS and DynamicViT.
+
+What is kept is the class token's to say (TopK, EViT, ATS: one row of attention beside the fused one) or a small
+network's (DynamicViT). Plans and keep rates are in `reductions`, methods that put tokens together in `merging`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from animesion.errors import UsageError
+from animesion_training.tokens.host import Attended, Tokens
+from animesion_training.tokens.reductions.base import Reduction, ReductionPlan, init_linear, keep_rows, take
+
+_SHARE_EPS = 1e-6
+
+
+class TopK(Reduction):
+    """Keep the tokens that the class token attends to most, mean over heads, in that order.
+
+    Each stage keeps `ceil(rate * n)` of the n tokens behind the prefix, between attention and MLP of its block. Where
+    that is all of them nothing happens (the original stops with an unbound variable).
+
+    Trace: `kept_idx` (B, K), counted behind the prefix, by descending attention; `reference_compat` marks its end by a
+    further -1.
+    """
+
+    def __init__(self, plan: ReductionPlan) -> None:
+        super().__init__(plan)
+        self.opens = frozenset(self.stages)
+
+    def between(self, block: int, tokens: Tokens, attended: Attended) -> None:
+        """See `Plugin.between`."""
+        stage = self.stages.get(block)
+        count = tokens.x.shape[1] - tokens.prefix
+        if stage is None or (keep := self.plan.kept(stage, count)) >= count:
+            return
+        attention = attended.class_row[:, :, tokens.prefix :].mean(dim=1)
+        self._reduce(block, tokens, attention, attention.topk(keep, dim=1).indices)
+
+    def _reduce(self, block: int, tokens: Tokens, attention: Tensor, rows: Tensor) -> None:
+        tokens.note(block, "kept_idx", functional.pad(rows, (0, 1), value=-1) if self.plan.reference_compat else rows)
+        keep_rows(tokens, rows)
+
+
+class EViT(TopK):
+    """TopK, and one token behind the kept ones that sums up the dropped ones, weighted by their attention.
+
+    Liang et al., ICLR 2022, section 3; the weights are not normalised to one.
+
+    Trace: `kept_idx` (B, K + 1), as for TopK with -1 for the fused token at the end; `fused_idx` (B, n - K), ascending.
+    """
+
+    def _reduce(self, block: int, tokens: Tokens, attention: Tensor, rows: Tensor) -> None:
+        weights = attention.scatter(1, rows, 0.0)
+        fused = weights[:, None].to(tokens.x.dtype) @ tokens.x[:, tokens.prefix :]
+        if tokens.trace is not None:
+            tokens.note(block, "kept_idx", functional.pad(rows, (0, 1), value=-1))
+            tokens.note(block, "fused_idx", complement(rows, attention.shape[1]))
+        keep_rows(tokens, rows)
+        tokens.append(fused)
+        tokens.extra = 0  # a later stage treats it like any other
+
+
+def complement(rows: Tensor, count: int) -> Tensor:
+    """Which of `count` tokens are not among rows (B, K), ascending: (B, count - K)."""
+    kept = torch.zeros(rows.shape[0], count, dtype=torch.int8, device=rows.device).scatter(1, rows, 1)
+    return kept.argsort(dim=1, stable=True)[:, : count - rows.shape[1]]
+
+
+class ATS(Reduction):
+    """Adaptive token sampling: as many tokens as the picture needs, at most the plan's (Fayyaz et al., ECCV 2022).
+
+    In the attention of its block, tokens are scored by the class token's attention times the length of their value,
+    summed over heads. The scores' cumulative distribution is inverted at evenly spaced points, which may hit a token
+    more than once; the distinct ones stay, in their own order. Their queries alone are attended from, all keys are
+    attended to. Pictures of a batch that keep fewer than others are padded; padding is shut out of attention.
+
+    The points are as many as the plan's tokens, K, at `(i + 1/2) / K`.
+
+    `reference_compat`: the points are those of K + 1 without the last, so that the tail of the distribution is not
+    sampled; and padding, which stands before what a cache has given back, may be drawn in place of a token.
+
+    Trace: `sample_ids` (B, T'), counted with the prefix, padded with 0; `mask` (B, T') bool, False for padding.
+    """
+
+    def __init__(self, plan: ReductionPlan) -> None:
+        super().__init__(plan)
+        self.opens = frozenset(self.stages)
+
+    def attention(self, block: int, tokens: Tokens, attended: Attended) -> None:
+        """See `Plugin.attention`."""
+        stage = self.stages.get(block)
+        if stage is None:
+            return
+        prefix = tokens.prefix
+        batch, count, _ = tokens.x.shape
+        steps = sampling_steps(self.plan.counts[stage], self.plan.reference_compat, tokens.x.device)
+        lengths = attended.v[:, :, prefix:].float().norm(dim=-1)
+        scores = (attended.class_row[:, :, prefix:].float() * lengths).sum(dim=1)
+        real = None if tokens.real is None else tokens.real[:, prefix:]
+        drawn = inverse_samples(scores, steps, real, self.plan.reference_compat)
+        rows, real = _distinct(drawn, count - prefix)
+        rows = torch.cat([torch.arange(prefix, device=rows.device).expand(batch, -1), rows + prefix], dim=1)
+        if real is not None:
+            real = functional.pad(real, (prefix, 0), value=True)
+            rows = rows.where(real, 0)
+        tokens.note(block, "sample_ids", rows)
+        tokens.note(block, "mask", torch.ones_like(rows, dtype=torch.bool) if real is None else real)
+        self._leave(rows, real, tokens, attended)
+
+    @staticmethod
+    def _leave(rows: Tensor, real: Tensor | None, tokens: Tokens, attended: Attended) -> None:
+        index = rows[:, None, :, None]
+        attended.q = attended.q.gather(2, index.expand(-1, attended.q.shape[1], -1, attended.q.shape[3]))
+        if attended.bias is not None and attended.bias.shape[2] > 1:
+            bias = attended.bias.expand(len(rows), -1, -1, -1)
+            attended.bias = bias.gather(2, index.expand(-1, bias.shape[1], -1, bias.shape[3]))
+        attended.normed = take(attended.normed, rows)
+        tokens.x = take(tokens.x, rows)
+        tokens.size = None if tokens.size is None else take(tokens.size, rows)
+        tokens.policy = None if tokens.policy is None else take(tokens.policy, rows)
+        tokens.real, tokens.grid, tokens.extra = real, None, 0
+
+
+def sampling_steps(count: int, reference_compat: bool = False, device: torch.device | None = None) -> Tensor:
+    """Points in (0, 1) at which ATS inverts the distribution, ascending: `(i + 1/2) / count`.
+
+    Args:
+        count: how many.
+        reference_compat: of `count + 1` evenly spaced points the first `count`, in single precision as the original
+            has them; rounding lets it now and then have the last one too.
+        device: where they are to be.
+    """
+    if not reference_compat:
+        return (torch.arange(count, device=device) + 0.5) / count
+    total = count + 1
+    return torch.arange(1 / (2 * total), (2 * total - 1) / (2 * total), 1 / total).to(device)
+
+
+def inverse_samples(
+    scores: Tensor, steps: Tensor, real: Tensor | None = None, reference_compat: bool = False
+) -> Tensor:
+    """For each step the token at which the cumulative distribution of scores comes nearest to it.
+
+    Args:
+        scores: (B, N), >= 0; they need not sum to one.
+        steps: (K,) in (0, 1).
+        real: (B, N) bool, False for padding, which is never drawn and whose scores are 0; None for none.
+        reference_compat: put padding 0.1 farther rather than out of reach.
+
+    Returns:
+        (B, K) int64, ascending, with repetitions.
+    """
+    distribution = (scores / (scores.sum(dim=1, keepdim=True) + _SHARE_EPS)).cumsum(dim=1)
+    if real is not None:
+        distribution = distribution + (0.1 if reference_compat else 9.0) * ~real
+    return (steps[None, :, None] - distribution[:, None]).abs().argmin(dim=-1)
+
+
+def _distinct(drawn: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
+    """Distinct values below `count` of each row (B, K), ascending and padded to the most of a row, and which are real.
+
+    The one place that needs a number from the device. Without padding the second is None.
+    """
+    hit = torch.zeros(len(drawn), count, dtype=torch.int8, device=drawn.device).scatter(1, drawn, 1)
+    each = hit.sum(dim=1)
+    least, most = torch.stack([each.min(), each.max()]).tolist()
+    rows = hit.argsort(dim=1, descending=True, stable=True)[:, :most]
+    if least == most:
+        return rows, None
+    return rows, torch.arange(most, device=drawn.device) < each[:, None]
+
+
+class DynamicViT(Reduction):
+    """Learned decisions which tokens to keep (Rao et al., NeurIPS 2021).
+
+    A small network before each stage's block gives log-probabilities to keep and to drop, from each token and the mean
+    of the kept ones. In training nothing is removed: hard Gumbel-softmax decisions, multiplied over stages, shut
+    dropped tokens out of attention (section 3.3), and a term of the loss holds the share of kept tokens at the plan's.
+    In evaluation the tokens with the highest log-probability stay, in that order, as many as the plan says; tokens
+    that a cache has added come on top of the plan. Distillation, which the paper trains with, is left to the trainer.
+
+    `reference_compat`: with a cache a stage keeps `floor((n - 1) * rate)` of n tokens in evaluation, tokens that the
+    cache has given back count as dropped in the mean, and 1e-6 is added to the mean rather than guarding it.
+
+    Trace: `keep_policy` (B, K) in evaluation, counted behind the prefix; `decision` (B, n) in training.
+
+    Args:
+        plan: where and how much.
+        loss_weight: of the term `dynamicvit_ratio`: mean over stages and pictures of (share kept - planned share)^2.
+
+    Raises:
+        UsageError: a negative weight.
+    """
+
+    def __init__(self, plan: ReductionPlan, loss_weight: float = 2.0) -> None:
+        super().__init__(plan)
+        if isinstance(loss_weight, bool) or not isinstance(loss_weight, int | float) or not loss_weight >= 0:
+            raise UsageError(f"loss_weight of reduction dynamicvit is a number from 0, not {loss_weight!r}")
+        self.loss_weight = loss_weight
+        self.has_losses = bool(self.stages and loss_weight)
+        self.opens = frozenset(range(min(self.stages), plan.depth)) if self.stages else frozenset()
+        self.predictors = nn.ModuleDict(
+            {str(stage): KeepPredictor(plan.width, plan.reference_compat) for stage in self.stages.values()}
+        )
+
+    def before(self, block: int, tokens: Tokens) -> None:
+        """See `Plugin.before`."""
+        stage = self.stages.get(block)
+        if stage is None:
+            return
+        if self.training:
+            self._decide(block, stage, tokens)
+        else:
+            self._drop(block, stage, tokens)
+
+    def attention(self, block: int, tokens: Tokens, attended: Attended) -> None:
+        """See `Plugin.attention`."""
+        if tokens.policy is not None:
+            attended.mixing = partial(softmax_with_policy, policy=tokens.policy)
+
+    def _decide(self, block: int, stage: int, tokens: Tokens) -> None:
+        if tokens.policy is None:
+            tokens.policy = tokens.x.new_ones(tokens.x.shape[:2])
+        so_far = tokens.policy[:, tokens.prefix :]
+        chances = self.predictors[str(stage)](tokens.x[:, tokens.prefix :], so_far)
+        decision = functional.gumbel_softmax(chances.float(), hard=True, dim=-1)[..., 0].to(so_far.dtype) * so_far
+        tokens.policy = torch.cat([tokens.policy[:, : tokens.prefix], decision], dim=1)
+        tokens.note(block, "decision", decision)
+        if self.has_losses:
+            off = (decision.float().mean(dim=1) - self.plan.shares[stage]).square().mean()
+            term = self.loss_weight / len(self.stages) * off
+            tokens.losses["dynamicvit_ratio"] = tokens.losses.get("dynamicvit_ratio", 0.0) + term
+
+    def _drop(self, block: int, stage: int, tokens: Tokens) -> None:
+        body = tokens.x[:, tokens.prefix :]
+        count = body.shape[1]
+        keep = self._kept(stage, count, cached=tokens.extra > 0)
+        if keep >= count:
+            return
+        so_far = self._so_far(tokens, body)
+        rows = self.predictors[str(stage)](body, so_far)[..., 0].topk(keep, dim=1).indices
+        tokens.note(block, "keep_policy", rows)
+        if so_far is not None:
+            tokens.scratch["dynamicvit"] = take(so_far, rows)
+        keep_rows(tokens, rows)
+
+    def _kept(self, stage: int, count: int, cached: bool) -> int:
+        if not self.plan.reference_compat:
+            return max(1, count - self.plan.dropped[stage])
+        return int((count - 1) * self.plan.keep_rates[stage]) if cached else self.plan.counts[stage]
+
+    def _so_far(self, tokens: Tokens, body: Tensor) -> Tensor | None:
+        """What the original holds for kept in evaluation: all, but for what the cache has given back."""
+        if not self.plan.reference_compat:
+            return None
+        known = tokens.scratch.get("dynamicvit")
+        if known is None:
+            return body.new_ones(body.shape[:2])
+        return functional.pad(known, (0, body.shape[1] - known.shape[1]))
+
+
+class KeepPredictor(nn.Module):
+    """Log-probabilities to keep and to drop each token (DynamicViT, section 3.2).
+
+    Args:
+        width: D.
+        reference_compat: add 1e-6 to the mean of kept tokens in place of guarding its denominator.
+
+    Shape:
+        tokens (B, N, D) and which were kept so far, (B, N) of 0 and 1 or None for all, to (B, N, 2): keep, drop.
+    """
+
+    def __init__(self, width: int, reference_compat: bool = False) -> None:
+        super().__init__()
+        self.reference_compat = reference_compat
+        self.norm = nn.LayerNorm(width)
+        self.fc_in = nn.Linear(width, width)
+        self.fc_out = nn.Sequential(
+            nn.Linear(width, width // 2),
+            nn.GELU(),
+            nn.Linear(width // 2, width // 4),
+            nn.GELU(),
+            nn.Linear(width // 4, 2),
+        )
+        init_linear(self)
+
+    def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
+        """See the class."""
+        own, shared = functional.gelu(self.fc_in(self.norm(x))).chunk(2, dim=-1)
+        if kept is None:
+            mean = shared.mean(dim=1, keepdim=True)
+        else:
+            weights = kept[:, :, None].to(shared.dtype)
+            total, number = (shared * weights).sum(dim=1, keepdim=True), weights.sum(dim=1, keepdim=True)
+            mean = total / number + _SHARE_EPS if self.reference_compat else total / number.clamp(min=1)
+        joined = torch.cat([own, mean.expand(-1, x.shape[1], -1)], dim=-1)
+        return functional.log_softmax(self.fc_out(joined), dim=-1)
+
+
+def softmax_with_policy(scores: Tensor, policy: Tensor, eps: float = 1e-6) -> Tensor:
+    """Softmax over the kept keys; each token also attends to itself (DynamicViT, section 3.3).
+
+    Args:
+        scores: (B, heads, T, T).
+        policy: (B, T), 1 for kept and 0 for dropped.
+        eps: keeps gradients alive: `(e + eps / T) / (sum e + eps)`.
+
+    Returns:
+        Weights like scores, in float32 within.
+    """
+    count = scores.shape[-1]
+    diagonal = torch.eye(count, dtype=torch.float32, device=scores.device)
+    seen = diagonal + (1 - diagonal) * policy.float()[:, None, None, :]
+    exponential = (scores - scores.amax(dim=-1, keepdim=True)).float().exp() * seen
+    weights = (exponential + eps / count) / (exponential.sum(dim=-1, keepdim=True) + eps)
+    return weights.to(scores.dtype)
