@@ -37,7 +37,7 @@ class CompiledPass(BuildHookInterface):
         if failure:
             with contextlib.suppress(OSError):
                 (root / MODULE).unlink()  # of an earlier source, maybe
-            self.app.display_warning(f"{SOURCE} was not compiled, so pictures take longer to inspect: {failure}")
+            self.app.display_warning(f"{SOURCE} was not compiled, so images take longer to inspect: {failure}")
             return
         build_data["artifacts"].append(MODULE)
         build_data["pure_python"] = False

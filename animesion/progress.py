@@ -7,10 +7,10 @@ class Progress:
     """What a build tells while it runs; this one keeps silent, the command line has one that shows it."""
 
     def started(self, stage: str, total: int | None) -> None:
-        """A stage begins; `total` pictures, or None when it does not count pictures."""
+        """A stage begins; `total` images, or None when it does not count images."""
 
     def advanced(self, count: int) -> None:
-        """So many pictures of the stage are done."""
+        """So many images of the stage are done."""
 
     def told(self, text: str) -> None:
         """How the stage goes, in words; empty when there is nothing to say."""

@@ -1,6 +1,6 @@
 """The tables that a build passes from stage to stage, field by field, and the vocabulary of drop reasons.
 
-`Item` is one picture as a source lists it; `RAW`, `FEATURES`, `CURATED` and `INDEX` are the Arrow schemas of
+`Item` is one image as a source lists it; `RAW`, `FEATURES`, `CURATED` and `INDEX` are the Arrow schemas of
 `raw/part-*.parquet`, `features/part-*.parquet`, `curated.parquet` and `index.parquet`. Nothing here reads or writes.
 """
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 
 
 class Box(NamedTuple):
-    """A head or face box, relative to the upright picture: 0 is left/top, 1 is right/bottom."""
+    """A head or face box, relative to the upright image: 0 is left/top, 1 is right/bottom."""
 
     left: float
     top: float
@@ -24,16 +24,16 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One picture as its source lists it, before a byte of it was read. Unknown text is empty, never None.
+    """One image as its source lists it, before a byte of it was read. Unknown text is empty, never None.
 
     Attributes:
         key: unique in the build, `[a-z0-9_-]+`, such as `danbooru-1796291`.
         source: the kind of source, such as `danbooru` or `folder`.
-        source_id: what the source calls the picture (post id, relative path).
+        source_id: what the source calls the image (post id, relative path).
         locator: how the source finds the bytes again (path, offset, URL as JSON); private to the source.
         order: position in the source's own order.
         labels: candidate labels (character tags, class folder); the recipe decides which count.
-        families: tokens such as `post:12`, `pixiv:7`, `url:...`; pictures that share one stay in one split.
+        families: tokens such as `post:12`, `pixiv:7`, `url:...`; images that share one stay in one split.
         boxes: head boxes known from a table; None when no table was given.
         split: the published split, if the source has one.
         class_order: published class id, or -1; orders the class map.
@@ -76,9 +76,9 @@ class Payload:
     digest: str = ""
 
 
-#: Every reason a picture can be dropped for, in the order in which they are looked at: the first that holds counts.
+#: Every reason an image can be dropped for, in the order in which they are looked at: the first that holds counts.
 REASONS: dict[str, str] = {
-    "bad record": "the source's record of the picture cannot be read",
+    "bad record": "the source's record of the image cannot be read",
     "not visible": "the source shows the post but not its file",
     # what the source's own metadata says; decided before a byte is fetched
     "deleted": "the source marks the post as deleted, banned or pending",
@@ -87,7 +87,7 @@ REASONS: dict[str, str] = {
     "excluded label": "the recipe leaves this label out",
     "rating": "rating outside the recipe's list",
     "licence": "licence outside the recipe's list, or none stated",
-    "no face": "no face box in the picture",
+    "no face": "no face box in the image",
     "several faces": "more than one face box",
     "unsure face": "the face box's score is below the recipe's minimum",
     # fetch
@@ -106,7 +106,7 @@ REASONS: dict[str, str] = {
     "not an image": "the bytes are of no known image format",
     "unsupported format": "a video, archive or image format that is not read",
     "too many pixels": "more pixels, or a longer side, than the decoder is allowed",
-    "truncated image": "the file ends before the picture does",
+    "truncated image": "the file ends before the image does",
     "corrupt image": "the decoder refuses the file",
     "animated": "more than one frame",
     "crashed decoder": "decoding it killed the worker process",
@@ -114,8 +114,8 @@ REASONS: dict[str, str] = {
     "too large": "packed as the recipe says, it would exceed what the encoder or the decoder's limits allow",
     "too small": "a side is below the recipe's minimum",
     "aspect ratio": "long side over short side above the recipe's maximum",
-    "small face": "the face crop is below the recipe's minimum side or share of the picture",
-    "cut face": "the crop reaches out of the picture",
+    "small face": "the face crop is below the recipe's minimum side or share of the image",
+    "cut face": "the crop reaches out of the image",
     # quality
     "too dark": "even the lightest pixels are darker than the recipe allows",
     "too bright": "even the darkest pixels are lighter than the recipe allows",
@@ -123,22 +123,22 @@ REASONS: dict[str, str] = {
     "blurred": "less sharp than the recipe's minimum",
     "greyscale": "fewer colours than the recipe's minimum: grey, or of one tint",
     "heavy compression": "a JPEG of a quality below the recipe's minimum",
-    "borders": "plain bars take more of the picture than the recipe's maximum",
+    "borders": "plain bars take more of the image than the recipe's maximum",
     "comic page": "plain gutters cut it into more parts than the recipe's maximum",
     "text page": "more lines of text than the recipe's maximum",
     # what a person decided
     "excluded by decision": "a person took it out (`curate.decisions`)",
     # duplicates
-    "published duplicate": "the same picture is in a published dataset that the recipe names",
-    "label conflict": "the same picture stands under two labels",
-    "exact duplicate": "the same bytes as another picture",
+    "published duplicate": "the same image is in a published dataset that the recipe names",
+    "label conflict": "the same image stands under two labels",
+    "exact duplicate": "the same bytes as another image",
     "pixel duplicate": "other bytes, the same decoded pixels",
-    "near duplicate": "perceptual hash and fine check both say it is the same picture",
-    "duplicate by decision": "a person said that it is the same picture (`curate.decisions`)",
+    "near duplicate": "perceptual hash and fine check both say it is the same image",
+    "duplicate by decision": "a person said that it is the same image (`curate.decisions`)",
     # classes and splits
-    "no published split": "the source publishes splits but none for this picture",
-    "rare class": "the class has fewer pictures than the recipe's minimum",
-    "over class cap": "the class has more pictures than the recipe's cap",
+    "no published split": "the source publishes splits but none for this image",
+    "rare class": "the class has fewer images than the recipe's minimum",
+    "over class cap": "the class has more images than the recipe's cap",
 }
 
 _BOX = pa.struct([(name, pa.float32()) for name in Box._fields])
@@ -181,24 +181,24 @@ RAW = pa.schema(
 #: Side of the colour thumbnail that the fine duplicate check compares.
 THUMBNAIL_SIDE = 16
 
-#: What one decode tells, one row a picture that has bytes.
+#: What one decode tells, one row an image that has bytes.
 FEATURES = pa.schema(
     [
         ("key", pa.string()),
-        ("reason", pa.string()),  # empty when the picture decodes
+        ("reason", pa.string()),  # empty when the image decodes
         ("detail", pa.string()),
         ("format", pa.string()),
         ("mode", pa.string()),  # of the file, before conversion to RGB
-        ("width", pa.int32()),  # of the upright picture
+        ("width", pa.int32()),  # of the upright image
         ("height", pa.int32()),
         ("plain", pa.bool_()),  # the bytes decode to the same RGB in any reader: no rotation, palette, alpha, CMYK
         ("pixels_blake3", pa.string()),  # of size and RGB bytes
-        ("boxes", pa.list_(_BOX)),  # what the detector gave, on the picture's first row; null when it was not asked
+        ("boxes", pa.list_(_BOX)),  # what the detector gave, on the image's first row; null when it was not asked
         ("faces", pa.int32()),  # boxes the detector gave; -1 when it was not asked
-        ("face", pa.int32()),  # 0 for the picture's sample; from 1 on where each face is a sample, the surest first
+        ("face", pa.int32()),  # 0 for the image's sample; from 1 on where each face is a sample, the surest first
         ("face_score", pa.float32()),  # of the sample's box, the best one where there is a choice
-        ("crop", pa.list_(pa.int32(), 4)),  # left, top, right, bottom in pixels of the upright picture; null: whole
-        ("phash", pa.uint64()),  # of what will be packed: the crop, or the whole picture
+        ("crop", pa.list_(pa.int32(), 4)),  # left, top, right, bottom in pixels of the upright image; null: whole
+        ("phash", pa.uint64()),  # of what will be packed: the crop, or the whole image
         ("phash_flip", pa.uint64()),  # of its mirror image
         ("thumbnail", pa.binary(THUMBNAIL_SIDE * THUMBNAIL_SIDE * 3)),
         ("jpeg_quality", pa.int32()),  # 1 to 100 from the quantisation table of the file; -1 when it is no JPEG
@@ -215,30 +215,30 @@ FEATURES = pa.schema(
 
 
 def sample_key(key: str, face: int | None) -> str:
-    """The key of a sample: the picture's, with `-face` and the number where each of its faces is one."""
+    """The key of a sample: the image's, with `-face` and the number where each of its faces is one."""
     return f"{key}-face{face}" if face else key
 
 
-#: What a model says of a picture, one row a picture that decodes; only where the recipe asks for it.
+#: What a model says of an image, one row an image that decodes; only where the recipe asks for it.
 EMBEDDINGS = pa.schema(
     [
         ("key", pa.string()),
-        ("embedding", pa.list_(pa.float32())),  # of unit length, of the crop or the whole picture
+        ("embedding", pa.list_(pa.float32())),  # of unit length, of the crop or the whole image
     ]
 )
 
-#: Every picture ever seen: kept, with class, split and crop; or dropped, with the reason.
+#: Every image ever seen: kept, with class, split and crop; or dropped, with the reason.
 CURATED = pa.schema(
     [
         ("key", pa.string()),
         ("kept", pa.bool_()),
         ("reason", pa.string()),
         ("detail", pa.string()),
-        ("keeper", pa.string()),  # key of the picture kept instead, for duplicates; `dataset:key` if published
+        ("keeper", pa.string()),  # key of the image kept instead, for duplicates; `dataset:key` if published
         ("label", pa.string()),
         ("class_id", pa.int64()),  # -1 when dropped
         ("split", pa.string()),
-        ("group", pa.string()),  # pictures of a group never straddle splits
+        ("group", pa.string()),  # images of a group never straddle splits
         ("cluster", pa.string()),  # confirmed duplicates of one another
         ("crop", pa.list_(pa.int32(), 4)),
         ("width", pa.int32()),
@@ -262,7 +262,7 @@ CURATED = pa.schema(
     ]
 )
 
-#: Where each sample's picture lies, for random access: `size` bytes at `offset` of `shard`.
+#: Where each sample's image lies, for random access: `size` bytes at `offset` of `shard`.
 INDEX = pa.schema(
     [
         ("key", pa.string()),
@@ -273,6 +273,6 @@ INDEX = pa.schema(
         ("label", pa.int64()),
         ("sample_offset", pa.int64()),  # of the sample's first tar header
         ("sample_size", pa.int64()),  # headers and padding of all its members included
-        ("sha256", pa.string()),  # of the packed picture's bytes
+        ("sha256", pa.string()),  # of the packed image's bytes
     ]
 )

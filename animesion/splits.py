@@ -1,4 +1,4 @@
-"""Assign pictures to train, val and test.
+"""Assign images to train, val and test.
 
 Strategies: `grouped` (the default: integer shares, hashed order, groups never cut, every class represented),
 `legacy-dafre` (the arithmetic of the published DAF:re split, kept for comparison), `published` (the source's own split)
@@ -23,7 +23,7 @@ class Assignment:
     """The outcome of a split.
 
     Attributes:
-        splits: one of `SPLITS` for each picture, in the order given.
+        splits: one of `SPLITS` for each image, in the order given.
         notes: class id and one sentence (that begins `class <id>:`) for each class whose shares could not be met
             because its groups do not allow it.
     """
@@ -33,9 +33,9 @@ class Assignment:
 
 
 def legacy_dafre_sizes(n: int) -> tuple[int, int, int]:
-    """Sizes of train, val and test for a class of `n` pictures in the published DAF:re split.
+    """Sizes of train, val and test for a class of `n` images in the published DAF:re split.
 
-    The float arithmetic is the original's: `0.7 + 0.1` is just under 0.8, so multiples of ten lose one picture to the
+    The float arithmetic is the original's: `0.7 + 0.1` is just under 0.8, so multiples of ten lose one image to the
     test split (n = 100 gives 70, 10, 20 but n = 20 gives 14, 1, 5). Source: DAF:re (arXiv 2101.08674), label files.
     """
     trainval = int(n * (0.7 + 0.1))
@@ -44,14 +44,14 @@ def legacy_dafre_sizes(n: int) -> tuple[int, int, int]:
 
 
 def grouped_sizes(n: int, percents: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Target sizes of train, val and test for a class of `n` pictures, in integer arithmetic.
+    """Target sizes of train, val and test for a class of `n` images, in integer arithmetic.
 
-    Val and test get their share rounded down but at least one picture each when their share is not zero; train gets
-    the rest and is served first: a class of one picture is all train, a class of two has one in train and one in val
+    Val and test get their share rounded down but at least one image each when their share is not zero; train gets
+    the rest and is served first: a class of one image is all train, a class of two has one in train and one in val
     (in test when val has no share).
 
     Args:
-        n: pictures in the class, at least 0.
+        n: images in the class, at least 0.
         percents: integer shares of train, val and test; they add up to 100.
     """
     _, val_share, test_share = percents
@@ -75,8 +75,8 @@ def legacy_dafre(classes: Sequence[int], order: Sequence[int]) -> Assignment:
     """Split in file order: head of each class to train, middle to val, tail to test; groups are not looked at.
 
     Args:
-        classes: class id of each picture.
-        order: position of each picture in the source's own order.
+        classes: class id of each image.
+        order: position of each image in the source's own order.
     """
     splits = [""] * len(classes)
     for members in _by_class(classes).values():
@@ -97,12 +97,12 @@ def grouped(
     """Split so that no group is cut, shares are met as nearly as the groups allow and every class is represented.
 
     Groups are placed one at a time: first those that span classes, then larger before smaller, then by the hash of
-    their name. Each goes to the split where the classes of its pictures are furthest below their target. Groups of one
-    picture come last and fill the remaining quotas exactly.
+    their name. Each goes to the split where the classes of its images are furthest below their target. Groups of one
+    image come last and fill the remaining quotas exactly.
 
     Args:
-        classes: class id of each picture.
-        groups: name of the group each picture belongs to; a group may span classes.
+        classes: class id of each image.
+        groups: name of the group each image belongs to; a group may span classes.
         percents: integer shares of train, val and test; they add up to 100.
         seed: another seed gives another split.
         fixed: groups that have a split already; the others fill up what these leave of the shares.

@@ -36,9 +36,9 @@ def chosen(world: World) -> list[SamplePost]:
 def cell(world: World, post: SamplePost) -> Image.Image:
     """The post, cut to the cell around its head."""
     with Image.open(io.BytesIO(world.file(post))) as file:
-        picture = ImageOps.exif_transpose(file).convert("RGB")
+        drawing = ImageOps.exif_transpose(file).convert("RGB")
     left, top, right, bottom = world.faces(post)[0].box
-    return ImageOps.fit(picture, CELL, Image.Resampling.LANCZOS, centering=((left + right) / 2, (top + bottom) / 2))
+    return ImageOps.fit(drawing, CELL, Image.Resampling.LANCZOS, centering=((left + right) / 2, (top + bottom) / 2))
 
 
 def main() -> None:

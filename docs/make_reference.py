@@ -30,11 +30,11 @@ NOTICE = "<!-- Written by docs/make_reference.py: change the code and run it, no
 KEYS = {
     "name": "name of the dataset",
     "summary": "one line for `animesion recipes` and the card",
-    "split.train": "share of training pictures in percent; the three add up to 100",
-    "split.val": "share of validation pictures in percent",
-    "split.test": "share of test pictures in percent",
+    "split.train": "share of training images in percent; the three add up to 100",
+    "split.val": "share of validation images in percent",
+    "split.test": "share of test images in percent",
     "split.seed": "another seed gives another split, and another choice under `classes.cap`",
-    "pack.format": "format and extension of every packed picture",
+    "pack.format": "format and extension of every packed image",
     "pack.shard_samples": "most samples of a shard",
     "pack.shard_bytes": "most bytes of a shard",
     "card.title": "heading of the card; the recipe's name when left out",
@@ -53,25 +53,25 @@ DEFAULTS = {
 }
 
 SECTIONS = {
-    "source": "Where the pictures come from; keys besides `kind` belong to [the source](sources-reference.md).",
-    "label": "Which of a picture's candidate labels counts.",
-    "filter": "Limits on single pictures; 0 or an empty list switches a limit off.",
-    "duplicates": "What is the same picture, and what happens to it: see [Duplicates](duplicates.md).",
-    "crop": "What part of a picture is the sample: see [Quality and crops](quality.md).",
+    "source": "Where the images come from; keys besides `kind` belong to [the source](sources-reference.md).",
+    "label": "Which of an image's candidate labels counts.",
+    "filter": "Limits on single images; 0 or an empty list switches a limit off.",
+    "duplicates": "What is the same image, and what happens to it: see [Duplicates](duplicates.md).",
+    "crop": "What part of an image is the sample: see [Quality and crops](quality.md).",
     "quality": "Limits on what is measured of the sample; 0 switches a limit off: see [Quality and crops](quality.md).",
-    "curate": "What a person decided about single pictures: see [Reports](report.md).",
-    "classes": "How many pictures a class needs and may have.",
-    "split": "How kept pictures are divided: see [Splits](splits.md).",
+    "curate": "What a person decided about single images: see [Reports](report.md).",
+    "classes": "How many images a class needs and may have.",
+    "split": "How kept images are divided: see [Splits](splits.md).",
     "pack": "How samples are encoded and sharded: see [Formats](formats.md).",
     "card": "What the dataset card cannot know by itself.",
 }
 
 TABLES = {
-    "PLAN": "`raw/part-*.plan.parquet`: what a source listed, one row a picture.",
+    "PLAN": "`raw/part-*.plan.parquet`: what a source listed, one row an image.",
     "RAW": "`raw/part-*.parquet`: the same after fetching; `md5` and `bytes` are those of the file that came.",
-    "FEATURES": "`features/part-*.parquet`: what one decode tells, one row a picture that has bytes.",
+    "FEATURES": "`features/part-*.parquet`: what one decode tells, one row an image that has bytes.",
     "EMBEDDINGS": "`features/embeddings-part-*.parquet`: embeddings, where `duplicates.embedding.model` asks for them.",
-    "CURATED": "`curated.parquet`: every picture ever seen, kept or dropped and why.",
+    "CURATED": "`curated.parquet`: every image ever seen, kept or dropped and why.",
     "INDEX": "`index.parquet`: where each sample lies in the shards, one row a sample.",
 }
 
@@ -80,14 +80,14 @@ COLUMNS = {
     "rating": "the source's rating, such as `g` or `s`; empty where it has none",
     "md5": "MD5 of the original file",
     "bytes": "size of the original file",
-    "page_url": "the picture's page",
+    "page_url": "the image's page",
     "file_url": "the file's address",
     "licence": "as the source tells it",
     "author": "as the source tells it",
     "detail": "the reason's particulars, such as a size or an error",
     "sha256": "SHA-256 of the original file",
-    "pixels_blake3": "BLAKE3 of the upright RGB picture's size and pixels",
-    "phash": "64-bit perceptual hash of the crop, or of the whole picture",
+    "pixels_blake3": "BLAKE3 of the upright RGB image's size and pixels",
+    "phash": "64-bit perceptual hash of the crop, or of the whole image",
     "extension": "of the original, sniffed from its bytes",
     "label": "class name",
     "width": "of the upright original in pixels",
@@ -107,8 +107,8 @@ COLUMNS = {
     "CURATED.offset": "of the original's bytes inside the part's tar",
     "INDEX.split": "train, val or test",
     "INDEX.shard": "path relative to the dataset, such as `data/train-00000.tar`",
-    "INDEX.offset": "of the packed picture's bytes inside the shard",
-    "INDEX.size": "of the packed picture in bytes",
+    "INDEX.offset": "of the packed image's bytes inside the shard",
+    "INDEX.size": "of the packed image in bytes",
     "INDEX.label": "class id",
 }
 
@@ -230,8 +230,8 @@ def _tables() -> Iterator[str]:
 def _reasons() -> Iterator[str]:
     yield "# Drop reasons"
     yield ""
-    yield "Every reason a picture can be dropped for, in the order in which they are looked at: the first that holds"
-    yield "is the one that is written down. `curated.parquet` has it for each picture, with a detail."
+    yield "Every reason an image can be dropped for, in the order in which they are looked at: the first that holds"
+    yield "is the one that is written down. `curated.parquet` has it for each image, with a detail."
     yield ""
     yield from _table(("reason", "meaning"), [(f"`{reason}`", said) for reason, said in schemas.REASONS.items()])
 

@@ -1,6 +1,6 @@
 """Photograph the report of the drawn sample for the documentation: `python docs/make_screenshots.py`.
 
-Needs the extra `dev` and a Chromium. Everything on the pictures is drawn by `animesion_sample`; none of it is
+Needs the extra `dev` and a Chromium. Everything on the images is drawn by `animesion_sample`; none of it is
 real data.
 """
 
@@ -30,7 +30,7 @@ SHOTS = {
 
 
 def main() -> None:
-    """Build the sample, open its report, write the pictures."""
+    """Build the sample, open its report, write the images."""
     with tempfile.TemporaryDirectory() as scratch, sync_playwright() as engine:
         built = Path(scratch) / "built"
         animesion.build(animesion.load_recipe("daf-re", sample=True), built)
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def browse(browser: Browser, built: Path) -> None:
-    """Two pictures of a class chosen in the live browser, one of them left out before."""
+    """Two images of a class chosen in the live browser, one of them left out before."""
     command = [sys.executable, "-c", "from animesion.cli import main; main()", "browse", built.name]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=built.parent) as serving:
         assert serving.stdout is not None

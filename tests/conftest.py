@@ -14,7 +14,7 @@ import animesion
 # before torch is loaded: threads that spin while they wait slow a busy machine down by a multiple
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-#: Class folder -> its pictures; names need quoting, escaping and more than ASCII.
+#: Class folder -> its images; names need quoting, escaping and more than ASCII.
 CLASSES = {"初音ミク": 14, "crème_brûlée": 12, "plain (blue) & co": 11}
 
 
@@ -25,35 +25,35 @@ def draw(seed: int, side: int = 64) -> Image.Image:
 
 
 def draw_folders(root: Path) -> Path:
-    """Class folders of RGB JPEG, PNG with and without alpha, and grey pictures."""
+    """Class folders of RGB JPEG, PNG with and without alpha, and grey images."""
     seed = 0
     for name, count in CLASSES.items():
         (root / name).mkdir(parents=True)
         for i in range(count):
-            picture, path = draw(seed), root / name / f"picture {i}"
+            image, path = draw(seed), root / name / f"image {i}"
             if i % 4 == 0:
-                picture.putalpha(Image.linear_gradient("L").resize(picture.size))
-                picture.save(path.with_suffix(".png"))
+                image.putalpha(Image.linear_gradient("L").resize(image.size))
+                image.save(path.with_suffix(".png"))
             elif i % 4 == 1:
-                picture.convert("L").save(path.with_suffix(".jpg"))
+                image.convert("L").save(path.with_suffix(".jpg"))
             elif i % 4 == 2:
-                picture.save(path.with_suffix(".png"))
+                image.save(path.with_suffix(".png"))
             else:
-                picture.save(path.with_suffix(".jpg"), quality=92)
+                image.save(path.with_suffix(".jpg"), quality=92)
             seed += 1
     return root
 
 
 @pytest.fixture
 def class_folders(tmp_path: Path) -> Path:
-    """37 drawn pictures of three classes, one folder each."""
-    return draw_folders(tmp_path / "pictures")
+    """37 drawn images of three classes, one folder each."""
+    return draw_folders(tmp_path / "images")
 
 
 @pytest.fixture(scope="session")
 def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """37 drawn pictures of three classes, in several shards of train and one of val and of test."""
-    source = draw_folders(tmp_path_factory.mktemp("pictures") / "world")
+    """37 drawn images of three classes, in several shards of train and one of val and of test."""
+    source = draw_folders(tmp_path_factory.mktemp("images") / "world")
     out = tmp_path_factory.mktemp("built") / "small"
     settings = [f'source.path="{source}"', "pack.shard_samples=10", "split.train=70", "split.test=20"]
     animesion.build(animesion.load_recipe("folder", settings), out, workers=1)

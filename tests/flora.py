@@ -37,14 +37,14 @@ _LEGAL = {
 
 @dataclass(frozen=True)
 class Plant:
-    """One picture of a plant.
+    """One image of a plant.
 
     Attributes:
         id: Its number; observation, occurrence and page id alike.
         taxon: Such as `Rosa gallica`.
         cultivar: The epithet; empty for none.
         licence: `cc0`, `cc-by`, `cc-by-sa`, `cc-by-nc` or empty for none.
-        photos: How many pictures iNaturalist and GBIF have of it.
+        photos: How many images iNaturalist and GBIF have of it.
         author: Who took it.
     """
 
@@ -61,7 +61,7 @@ class Plant:
         return f"{self.taxon} '{self.cultivar}'" if self.cultivar else self.taxon
 
     @cached_property
-    def pictures(self) -> tuple[bytes, ...]:
+    def images(self) -> tuple[bytes, ...]:
         """The files, drawn: a flower whose colour and number of petals follow from the name."""
         return tuple(_flower(self.name, self.id, number) for number in range(self.photos))
 
@@ -194,7 +194,7 @@ def gbif(flora: Sequence[Plant], extra: int = 0) -> web.Application:
                 identifier = f"{_here(request)}/photos/{10 * plant.id + number}/original.jpg"
                 digest = hashlib.md5(identifier.encode(), usedforsecurity=False).hexdigest()
                 if (str(plant.id), digest) == (request.match_info["key"], request.match_info["digest"]):
-                    return web.Response(body=plant.pictures[number], content_type="image/jpeg")
+                    return web.Response(body=plant.images[number], content_type="image/jpeg")
         return web.Response(status=404)
 
     return _application(
@@ -336,7 +336,7 @@ def _title(plant: Plant) -> str:
 
 
 def _imageinfo(plant: Plant, request: web.Request) -> dict[str, Any]:
-    content = plant.pictures[0]
+    content = plant.images[0]
     told: dict[str, Any] = {
         "user": "Uploader", "size": len(content), "width": 96, "height": 72, "mime": "image/jpeg",
         "url": f"{_here(request)}/photos/{10 * plant.id}/original.jpg",
@@ -353,7 +353,7 @@ def _imageinfo(plant: Plant, request: web.Request) -> dict[str, Any]:
 
 
 def _item(wiki: Wiki, place: int, name: str) -> dict[str, Any]:
-    """An item of Wikidata: every third has a picture in place of a category, and no taxon name but a label."""
+    """An item of Wikidata: every third has an image in place of a category, and no taxon name but a label."""
     item: dict[str, Any] = {"item": {"type": "uri", "value": f"http://www.wikidata.org/entity/Q{1000 + place}"}}
     if place % 3:
         return item | {
@@ -363,7 +363,7 @@ def _item(wiki: Wiki, place: int, name: str) -> dict[str, Any]:
     title = next(_title(plant) for plant in wiki.flora if plant.name == name).removeprefix("File:")
     return item | {
         "label": {"type": "literal", "value": name, "xml:lang": "en"},
-        "picture": {"type": "uri", "value": f"http://commons.wikimedia.org/wiki/Special:FilePath/{quote(title)}"},
+        "image": {"type": "uri", "value": f"http://commons.wikimedia.org/wiki/Special:FilePath/{quote(title)}"},
     }
 
 
@@ -375,7 +375,7 @@ def _application(flora: Sequence[Plant], routes: Mapping[str, Handler]) -> web.A
         number = int(request.match_info["number"])
         for plant in flora:
             if plant.id == number // 10 and number % 10 < plant.photos:
-                return web.Response(body=plant.pictures[number % 10], content_type="image/jpeg")
+                return web.Response(body=plant.images[number % 10], content_type="image/jpeg")
         return web.Response(status=404)
 
     app = web.Application()
@@ -396,16 +396,16 @@ def _taxa(flora: Sequence[Plant]) -> dict[str, int]:
 
 
 def _flower(name: str, number: int, view: int) -> bytes:
-    lot = hashlib.sha256(name.encode()).digest()
+    rng = hashlib.sha256(name.encode()).digest()
     turn = hashlib.sha256(f"{name}/{number}/{view}".encode()).digest()
     image = Image.new("RGB", (96, 72), (40 + turn[0] // 4, 90 + turn[1] // 4, 40 + turn[2] // 4))
     draw = ImageDraw.Draw(image)
     x, y, radius = 30 + turn[3] % 36, 26 + turn[4] % 20, 12 + turn[5] % 10
-    petals = 4 + lot[3] % 9
+    petals = 4 + rng[3] % 9
     for petal in range(petals):
         start = 360 * petal / petals + turn[6] % 90
         box = (x - radius, y - radius, x + radius, y + radius)
-        draw.pieslice(box, start, start + 250 / petals, fill=(lot[0], lot[1] // 2, lot[2]))
+        draw.pieslice(box, start, start + 250 / petals, fill=(rng[0], rng[1] // 2, rng[2]))
     draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=(230, 200, 60))
     for speck in turn[7:27]:
         draw.point((speck % 96, (speck * 7) % 72), fill=(speck, speck, 90))

@@ -15,7 +15,7 @@ from animesion_sample.posts import SamplePost
 from animesion_sample.world import World
 
 DUPLICATES = frozenset({"exact duplicate", "pixel duplicate", "near duplicate"})
-"""Troubles of clusters of which one picture is kept."""
+"""Troubles of clusters of which one image is kept."""
 
 KEPT = frozenset({"", "variant", "page set", "mislabelled", "hostile text"})
 """Troubles that are no reason to drop a post; so are those that start with ``odd format``."""
@@ -50,7 +50,7 @@ def truth(world: World, minimum: int = 20) -> dict[int, Truth]:
 
     Args:
         world: The sample world. Files are drawn only to settle ties among duplicates.
-        minimum: Fewest pictures of a character that make a class.
+        minimum: Fewest images of a character that make a class.
     """
     groups: dict[str, list[SamplePost]] = defaultdict(list)
     for post in world.posts:
@@ -83,7 +83,7 @@ def truth(world: World, minimum: int = 20) -> dict[int, Truth]:
 
 
 def keeper(world: World, members: Sequence[SamplePost]) -> int:
-    """The id of the best picture among duplicates."""
+    """The id of the best image among duplicates."""
 
     def rank(post: SamplePost) -> tuple[int, bool, int, int]:
         width, height = post.size

@@ -185,8 +185,8 @@ def _changed(changes: Difference | None) -> list[str]:
         "sample(s) removed": changes.removed,
         "sample(s) under another label": changes.relabelled,
         "sample(s) in another split": changes.moved,
-        "picture(s) of other bytes": changes.repainted,
-        "picture(s) kept or dropped otherwise": changes.reasons,
+        "image(s) of other bytes": changes.repainted,
+        "image(s) kept or dropped otherwise": changes.reasons,
         "class(es) added, removed or of another id": changes.classes,
         "recipe value(s) changed": changes.recipe,
     }

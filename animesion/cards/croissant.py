@@ -1,6 +1,6 @@
 """Croissant 1.1 metadata of a built dataset, as JSON-LD (https://docs.mlcommons.org/croissant/docs/croissant-spec-1.1.html).
 
-Each shard is a file object, the pictures inside are a file set, and a record joins a picture to its label and split by
+Each shard is a file object, the images inside are a file set, and a record joins an image to its label and split by
 its key through `index.parquet`. Paths are relative to the file, so it holds wherever the dataset is copied to.
 """
 
@@ -102,15 +102,15 @@ def _distribution(facts: Mapping[str, Any], digests: Mapping[str, str]) -> list[
     kinds = {"index.parquet": "application/x-parquet", "classes.csv": "text/csv"}
     files = [_file(name, kind, digests[name]) for name, kind in kinds.items()]
     files += [_file(shard["path"], "application/x-tar", shard["sha256"], shard["bytes"]) for shard in shards]
-    pictures = {
+    images = {
         "@type": "cr:FileSet",
-        "@id": "pictures",
-        "name": "pictures",
+        "@id": "images",
+        "name": "images",
         "containedIn": [{"@id": shard["path"]} for shard in shards],
         "encodingFormat": _MEDIA[facts["image_field"]],
         "includes": f"*.{facts['image_field']}",
     }
-    return [*files, pictures]
+    return [*files, images]
 
 
 def _file(name: str, kind: str, sha256: str, size: int | None = None) -> dict[str, Any]:
@@ -149,11 +149,11 @@ def _samples() -> dict[str, Any]:
         return {"fileObject": {"@id": "index.parquet"}, "extract": {"column": name}}
 
     key = {
-        "fileSet": {"@id": "pictures"},
+        "fileSet": {"@id": "images"},
         "extract": {"fileProperty": "filename"},
         "transform": {"regex": r"^([a-z0-9_-]+)(?:\.[a-z]+)?$"},
     }
-    content = {"fileSet": {"@id": "pictures"}, "extract": {"fileProperty": "content"}}
+    content = {"fileSet": {"@id": "images"}, "extract": {"fileProperty": "content"}}
     named = field("key", "sc:Text", "Key of the sample, unique in the dataset.", key)
     return {
         "@type": "cr:RecordSet",
@@ -163,7 +163,7 @@ def _samples() -> dict[str, Any]:
         "key": {"@id": "samples/key"},
         "field": [
             {**named, "references": column("key")},
-            field("image", "sc:ImageObject", "The picture.", content),
+            field("image", "sc:ImageObject", "The image.", content),
             field("label", "sc:Integer", "Class id; `classes` has the names.", column("label")),
             field("split", ["sc:Text", "cr:Split"], "train, val or test.", column("split")),
         ],

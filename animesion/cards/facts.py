@@ -1,4 +1,4 @@
-"""What a card tells of where the kept pictures come from and of leaks, counted from a build's tables; no pixels."""
+"""What a card tells of where the kept images come from and of leaks, counted from a build's tables; no pixels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 _LISTED = 10
 
-#: What two samples may share -> column; pictures that share it must not stand in two splits.
+#: What two samples may share -> column; images that share it must not stand in two splits.
 SHARED = {
     "same group": "group",
     "same duplicate cluster": "cluster",
@@ -20,7 +20,7 @@ SHARED = {
 
 
 def counted(curated: pa.Table) -> dict[str, Any]:
-    """Where kept pictures come from, and what stands on both sides of a split.
+    """Where kept images come from, and what stands on both sides of a split.
 
     Args:
         curated: of schema `animesion.schemas.CURATED`.
@@ -39,7 +39,7 @@ def _source(kept: pa.Table, kind: str) -> dict[str, Any]:
     authors = _counts(rows["author"])
     return {
         "source": kind,
-        "pictures": len(rows),
+        "images": len(rows),
         "licences": dict(licences.most_common(_LISTED)),
         "other_licences": sum(count for _, count in licences.most_common()[_LISTED:]),
         "without_licence": len(rows) - licences.total(),
@@ -73,7 +73,7 @@ def _leaks(kept: pa.Table) -> dict[str, int]:
         seen: dict[Any, set[str]] = {}
         for value, crop, split in zip(columns[name], columns["crop"], splits, strict=True):
             if value:
-                # crops of one picture are different samples; that they share a group is asked above
+                # crops of one image are different samples; that they share a group is asked above
                 key = (value, tuple(crop or ())) if name == "pixels_blake3" else value
                 seen.setdefault(key, set()).add(split)
         found[what] = sum(len(each) > 1 for each in seen.values())

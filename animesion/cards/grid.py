@@ -1,4 +1,4 @@
-"""The sample grid of a card: a few pictures of classes from the head to the tail, as a JPEG."""
+"""The sample grid of a card: a few images of classes from the head to the tail, as a JPEG."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from animesion.dataset import shards
 from animesion.images import codec
 from animesion.storage.workspace import Workspace
 
-CLASSES, PICTURES = 8, 6
+CLASSES, IMAGES = 8, 6
 _SIDE, _GAP = 96, 4
 _T = TypeVar("_T")
 
-#: Pictures of other ratings are not shown on a card; empty is a source that tells none.
+#: Images of other ratings are not shown on a card; empty is a source that tells none.
 SHOWN_RATINGS = ("", "g", "s", "general", "safe")
 
 
 def chosen(keys: list[str], labels: list[int], ratings: dict[str, str]) -> list[tuple[int, list[str]]]:
-    """Class id and keys of each row of the grid: classes evenly spaced by rank, pictures spaced by key.
+    """Class id and keys of each row of the grid: classes evenly spaced by rank, images spaced by key.
 
     Args:
         keys: of every sample.
@@ -33,25 +33,25 @@ def chosen(keys: list[str], labels: list[int], ratings: dict[str, str]) -> list[
             by_class.setdefault(label, []).append(key)
     ranked = sorted(by_class, key=lambda label: (-len(by_class[label]), label))
     rows = _spaced(ranked, CLASSES)
-    return [(label, _spaced(by_class[label], PICTURES)) for label in rows]
+    return [(label, _spaced(by_class[label], IMAGES)) for label in rows]
 
 
 def draw(workspace: Workspace, places: list[list[tuple[str, int, int]]], limits: codec.Limits) -> bytes:
-    """The grid as a JPEG: one row a class, white where a class has fewer pictures.
+    """The grid as a JPEG: one row a class, white where a class has fewer images.
 
     Args:
         workspace: whose shards.
-        places: shard, offset and size of each picture, row by row.
-        limits: that the pictures were packed under.
+        places: shard, offset and size of each image, row by row.
+        limits: that the images were packed under.
     """
-    width = PICTURES * (_SIDE + _GAP) + _GAP
+    width = IMAGES * (_SIDE + _GAP) + _GAP
     grid = Image.new("RGB", (width, len(places) * (_SIDE + _GAP) + _GAP), "white")
-    for row, pictures in enumerate(places):
-        for column, (shard, offset, size) in enumerate(pictures):
-            picture = codec.decode(shards.read(workspace.path(shard), offset, size), limits).image
-            picture.thumbnail((_SIDE, _SIDE), Image.Resampling.BICUBIC)
-            left = _GAP + column * (_SIDE + _GAP) + (_SIDE - picture.width) // 2
-            grid.paste(picture, (left, _GAP + row * (_SIDE + _GAP) + (_SIDE - picture.height) // 2))
+    for row, images in enumerate(places):
+        for column, (shard, offset, size) in enumerate(images):
+            image = codec.decode(shards.read(workspace.path(shard), offset, size), limits).image
+            image.thumbnail((_SIDE, _SIDE), Image.Resampling.BICUBIC)
+            left = _GAP + column * (_SIDE + _GAP) + (_SIDE - image.width) // 2
+            grid.paste(image, (left, _GAP + row * (_SIDE + _GAP) + (_SIDE - image.height) // 2))
     out = io.BytesIO()
     grid.save(out, "JPEG", quality=85)
     return out.getvalue()

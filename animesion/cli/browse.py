@@ -44,6 +44,6 @@ def browse(path: Path, port: int, decisions: Path | None, audit: Path | None) ->
         listener.close()
         raise UsageError(f"cannot listen on port {port} ({error.strerror}): give another with --port") from None
     token = secrets.token_urlsafe(24)
-    click.echo(f"{browser.dataset.name}: {browser.dataset.kept:,} pictures; decisions go into {browser.file}")
+    click.echo(f"{browser.dataset.name}: {browser.dataset.kept:,} images; decisions go into {browser.file}")
     click.echo(f"open http://127.0.0.1:{listener.getsockname()[1]}/#token={token}")
     web.run_app(live.application(browser, token), sock=listener, print=None, access_log=None)

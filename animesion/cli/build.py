@@ -121,9 +121,9 @@ def _print_funnel(recipe: Recipe, result: BuildResult, seconds: float) -> None:
 
     # a file or a pipe has no width of its own: do not wrap for it
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    table = Table(title=f"{recipe.name}: where every picture went", title_justify="left", box=None, pad_edge=False)
+    table = Table(title=f"{recipe.name}: where every image went", title_justify="left", box=None, pad_edge=False)
     table.add_column("")
-    table.add_column("pictures", justify="right")
+    table.add_column("images", justify="right")
     table.add_column("")
     table.add_row("[bold]seen[/]", f"{result.seen:,}", "listed by the source")
     for reason, count in result.dropped.items():
@@ -151,7 +151,7 @@ def _print_funnel(recipe: Recipe, result: BuildResult, seconds: float) -> None:
             f"\nDone in {seconds:.1f} s. The dataset is in [bold]{escape(result.url) or where}[/]; where to look next:",
             f"  {where}/README.md         its card, with loading lines for each reader",
             f"  {where}/report.html       all of it to look at, in a browser",
-            f"  {where}/curated.parquet   the verdict on each picture",
+            f"  {where}/curated.parquet   the verdict on each image",
             f"  animesion stats {where}",
             f"  animesion verify {where}",
         ]
@@ -172,7 +172,7 @@ def _dry_run(recipe: Recipe, out: Path, to: str, *, replace: bool, as_json: bool
     size = f", {facts['bytes_to_fetch'] / 1e6:,.1f} MB as announced" if facts["bytes_to_fetch"] else ""
     if size and facts["bytes_unknown"]:
         size += f" and {facts['bytes_unknown']:,} of unknown size"
-    click.echo(f"{facts['recipe']}: {facts['listed']:,} pictures listed, {facts['to_fetch']:,} to fetch{size}")
+    click.echo(f"{facts['recipe']}: {facts['listed']:,} images listed, {facts['to_fetch']:,} to fetch{size}")
     for reason, count in sorted(facts["not_fetched"].items(), key=lambda pair: -pair[1]):
         click.echo(f"  {count:>9,}  not fetched: {reason}")
     if facts["requests"]:

@@ -19,8 +19,8 @@ _HEADINGS = {
     "removed": "samples removed",
     "relabelled": "samples relabelled",
     "moved": "samples moved to another split",
-    "repainted": "pictures with other bytes",
-    "reasons": "pictures kept or dropped otherwise",
+    "repainted": "images with other bytes",
+    "reasons": "images kept or dropped otherwise",
     "shards": "shards with another order or other metadata",
 }
 

@@ -132,10 +132,10 @@ def _codecs() -> str:
 
     from PIL import Image
 
-    picture = Image.linear_gradient("L").convert("RGB")
+    image = Image.linear_gradient("L").convert("RGB")
     for kind in ("jpeg", "png", "webp"):
         out = io.BytesIO()
-        picture.save(out, kind)
+        image.save(out, kind)
         Image.open(out).load()
     return "JPEG, PNG and WebP are written and read"
 

@@ -53,7 +53,7 @@ class _Bars(progress.Progress):
 
 
 class _Speed(ProgressColumn):
-    """Pictures a second."""
+    """Images a second."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
@@ -81,8 +81,8 @@ class _Lines(progress.Progress):
         self._told = text
 
     def finished(self, stage: str) -> None:
-        pictures = f"{self._total:,} pictures, " if self._total else ""
-        print(f"{stage}: {pictures}{time.monotonic() - self._began:.1f} s", file=sys.stderr, flush=True)
+        images = f"{self._total:,} images, " if self._total else ""
+        print(f"{stage}: {images}{time.monotonic() - self._began:.1f} s", file=sys.stderr, flush=True)
 
     def _state(self) -> str:
         """How far it is, how fast, for how long still, and what there is to say."""

@@ -1,4 +1,4 @@
-"""`animesion sources`: where pictures can come from."""
+"""`animesion sources`: where images can come from."""
 
 from __future__ import annotations
 

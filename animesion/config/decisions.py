@@ -1,4 +1,4 @@
-"""What a person decided about single pictures: leave out, label anew, same or not the same picture.
+"""What a person decided about single images: leave out, label anew, same or not the same image.
 
 `animesion browse` writes decisions into a small TOML file, a recipe takes them in as `curate.decisions`, and curate
 applies them. The resolved recipe holds the decisions themselves, so that neither the file's name nor its place matters.
@@ -22,7 +22,7 @@ from animesion.config.settings import Section
 from animesion.errors import UsageError
 
 Key = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_-]+$", max_length=200)]
-#: A label that a picture can be given: no line breaks or other control characters.
+#: A label that an image can be given: no line breaks or other control characters.
 LabelText = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=20_000)]
 Keys = Annotated[list[Key], Field(min_length=2, max_length=1000)]
 
@@ -34,10 +34,10 @@ class Decisions(Section):
     """Decisions by key.
 
     Attributes:
-        exclude: pictures to leave out.
-        label: the label that a picture gets instead of its own.
-        same: sets of pictures that are one picture.
-        different: sets of pictures of which no two are the same picture.
+        exclude: images to leave out.
+        label: the label that an image gets instead of its own.
+        same: sets of images that are one image.
+        different: sets of images of which no two are the same image.
     """
 
     exclude: list[Key] = Field([])

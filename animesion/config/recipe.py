@@ -32,7 +32,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,6
 
 
 class SourceSection(BaseModel):
-    """Where the pictures come from; keys besides `kind` belong to the source and are checked by it."""
+    """Where the images come from; keys besides `kind` belong to the source and are checked by it."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -45,22 +45,22 @@ class SourceSection(BaseModel):
 
 
 class LabelSection(Section):
-    """Which of a picture's candidate labels counts."""
+    """Which of an image's candidate labels counts."""
 
     rename: dict[str, str] = Field({}, description="label to use instead of a candidate, such as a tag's alias")
-    exclude: list[str] = Field([], description="labels whose pictures are left out")
+    exclude: list[str] = Field([], description="labels whose images are left out")
     ignore: list[str] = Field([], description="candidates that are passed over as if they were not there")
 
 
 class FilterSection(Section):
-    """Limits on single pictures; 0 or an empty list switches a limit off."""
+    """Limits on single images; 0 or an empty list switches a limit off."""
 
     ratings: list[str] = Field([], description="ratings allowed, such as g and s; empty allows all")
     licences: list[str] = Field(
         [], description="licences allowed, such as CC0-1.0 and CC-BY (any version of it); empty allows all"
     )
     deleted: bool = Field(False, description="keep posts that the source marks as deleted, banned or pending")
-    min_side: int = Field(0, ge=0, description="least side of the picture in pixels")
+    min_side: int = Field(0, ge=0, description="least side of the image in pixels")
     max_aspect: float = Field(0.0, ge=0, strict=False, description="most long side over short side")
     max_side: int = Field(32_768, ge=1, le=65_500, description="longest side the decoder is allowed")
     max_pixels: int = Field(100_000_000, ge=1, description="most pixels the decoder is allowed")
@@ -74,19 +74,19 @@ class EmbeddingSection(Section):
         "pretrained", description="`pretrained`: as timm loads them; `random`; or a .safetensors or .pth file"
     )
     threshold: float = Field(
-        0.98, gt=0, le=1, strict=False, description="least cosine of two embeddings of the same picture"
+        0.98, gt=0, le=1, strict=False, description="least cosine of two embeddings of the same image"
     )
 
 
 class DuplicatesSection(Section):
-    """What is the same picture, and what happens to it."""
+    """What is the same image, and what happens to it."""
 
     action: Literal["drop", "report"] = Field(
         "drop", description="drop all but the keeper of a cluster, or keep all and only write clusters down"
     )
     near: bool = Field(True, description="look for near duplicates besides equal bytes and equal pixels")
     radius: int = Field(4, ge=0, le=16, description="most differing bits of two 64-bit pHashes")
-    flip: bool = Field(False, description="a picture and its mirror image are duplicates")
+    flip: bool = Field(False, description="an image and its mirror image are duplicates")
     diameter: int = Field(
         0,
         ge=0,
@@ -103,7 +103,7 @@ class DuplicatesSection(Section):
         ge=0,
         le=1,
         strict=False,
-        description="fine check: change of the whole picture's brightness and contrast that is evened out, as a share",
+        description="fine check: change of the whole image's brightness and contrast that is evened out, as a share",
     )
     against: list[str] = Field(
         [], description="folders of published datasets; what they hold already is dropped as `published duplicate`"
@@ -126,41 +126,39 @@ class DuplicatesSection(Section):
 
 
 class CropSection(Section):
-    """What part of a picture is the sample."""
+    """What part of an image is the sample."""
 
-    detector: str = Field("none", description="`none`: the whole picture; `boxes`: the table that the source gives")
+    detector: str = Field("none", description="`none`: the whole image; `boxes`: the table that the source gives")
     detector_options: dict[str, Any] = Field({}, description="options of the detector, such as `score` of `onnx`")
     min_score: float = Field(0.85, ge=0, le=1, strict=False, description="least score of the box")
     margin: float = Field(0.0, ge=0, le=4, strict=False, description="added on each side, as a share of the box's side")
-    square: bool = Field(
-        False, description="widen the shorter side so that the crop is square where the picture allows"
-    )
+    square: bool = Field(False, description="widen the shorter side so that the crop is square where the image allows")
     min_side: int = Field(0, ge=0, description="least side of the crop in pixels")
     min_share: float = Field(
-        0.0, ge=0, le=1, strict=False, description="least share of the picture's area that the crop takes"
+        0.0, ge=0, le=1, strict=False, description="least share of the image's area that the crop takes"
     )
     faces: Literal["one-only", "best", "each"] = Field(
-        "one-only", description="pictures with several boxes are dropped, give their surest box, or a sample a box"
+        "one-only", description="images with several boxes are dropped, give their surest box, or a sample a box"
     )
     outside: Literal["shift", "pad", "drop"] = Field(
         "shift",
-        description="a crop that reaches out of the picture is moved and clipped, filled with black, or dropped",
+        description="a crop that reaches out of the image is moved and clipped, filled with black, or dropped",
     )
 
 
 class QualitySection(Section):
     """Limits on what is measured of the sample; 0 switches a limit off."""
 
-    min_light: int = Field(0, ge=0, le=255, description="least grey level of the lightest 1%; 50 finds dark pictures")
+    min_light: int = Field(0, ge=0, le=255, description="least grey level of the lightest 1%; 50 finds dark images")
     max_dark: int = Field(0, ge=0, le=255, description="most grey level of the darkest 5%; 235 finds faded ones")
     min_contrast: float = Field(
-        0.0, ge=0, le=127, strict=False, description="least deviation of grey levels; 2 finds blank pictures"
+        0.0, ge=0, le=127, strict=False, description="least deviation of grey levels; 2 finds blank images"
     )
     min_sharpness: float = Field(
-        0.0, ge=0, strict=False, description="least variance of the Laplacian; 20 finds blurred pictures"
+        0.0, ge=0, strict=False, description="least variance of the Laplacian; 20 finds blurred images"
     )
     min_chroma: float = Field(
-        0.0, ge=0, strict=False, description="least deviation of colours; 3 finds grey and one-tint pictures"
+        0.0, ge=0, strict=False, description="least deviation of colours; 3 finds grey and one-tint images"
     )
     min_jpeg_quality: int = Field(0, ge=0, le=100, description="least quality that a JPEG was written with")
     max_border: float = Field(
@@ -168,11 +166,11 @@ class QualitySection(Section):
     )
     max_panels: int = Field(0, ge=0, description="most parts that plain gutters cut it into; comic pages have several")
     max_lines: int = Field(0, ge=0, description="most lines of text over its whole width; pages have many")
-    trim: bool = Field(False, description="cut plain bars off whole pictures; `crop.detector` must be `none`")
+    trim: bool = Field(False, description="cut plain bars off whole images; `crop.detector` must be `none`")
 
 
 class CurateSection(Section):
-    """What a person decided about single pictures."""
+    """What a person decided about single images."""
 
     decisions: Decisions = Field(
         Decisions(), description="file that `animesion browse` wrote; the resolved recipe holds what is in it"
@@ -180,14 +178,14 @@ class CurateSection(Section):
 
 
 class ClassesSection(Section):
-    """How many pictures a class needs and may have."""
+    """How many images a class needs and may have."""
 
-    minimum: int = Field(1, ge=1, description="classes with fewer kept pictures are dropped")
-    cap: int = Field(0, ge=0, description="most pictures of a class, chosen by hash; 0 for no cap")
+    minimum: int = Field(1, ge=1, description="classes with fewer kept images are dropped")
+    cap: int = Field(0, ge=0, description="most images of a class, chosen by hash; 0 for no cap")
 
 
 class SplitSection(Section):
-    """How kept pictures are divided."""
+    """How kept images are divided."""
 
     strategy: Literal["auto", "grouped", "published", "legacy-dafre", "single"] = Field(
         "grouped", description="`auto` is `published` where the source publishes splits, else `grouped`"
@@ -196,7 +194,7 @@ class SplitSection(Section):
     val: Percent = 10
     test: Percent = 10
     seed: int = 0
-    keep: str = Field("", description="folder of a published dataset: its pictures stay in the splits that they are in")
+    keep: str = Field("", description="folder of a published dataset: its images stay in the splits that they are in")
 
     def keep_digest(self) -> str:
         """SHA-256 of the SHA256SUMS of the dataset in `keep`, as hex; empty without one.
@@ -220,7 +218,7 @@ class SplitSection(Section):
 class PackSection(Section):
     """How samples are encoded and sharded."""
 
-    size: int = Field(0, ge=0, le=8192, description="side of the packed picture in pixels; 0 keeps its size")
+    size: int = Field(0, ge=0, le=8192, description="side of the packed image in pixels; 0 keeps its size")
     fit: Literal["stretch", "short-side", "inside"] = Field(
         "short-side", description="`stretch` to size x size, scale the short side to size, or the long side"
     )
@@ -229,7 +227,7 @@ class PackSection(Section):
     keep_original: Literal["auto", "never"] = Field(
         "auto",
         description="`auto` copies a file that already is what is asked for, byte for byte and with its metadata; "
-        "`never` encodes every picture anew, which leaves metadata such as EXIF out",
+        "`never` encodes every image anew, which leaves metadata such as EXIF out",
     )
     shard_samples: int = Field(10_000, ge=1)
     shard_bytes: int = Field(256_000_000, ge=10_000)
@@ -255,11 +253,11 @@ class CardSection(Section):
     citation: str = ""
     tags: list[str] = Field([], description="more tags for the hub")
     purpose: str = Field("", description="what the dataset was made for and what it should not be used for")
-    terms: str = Field("", description="under which terms the sources allow their pictures to be used")
+    terms: str = Field("", description="under which terms the sources allow their images to be used")
     privacy: str = Field("", description="who can be seen or named in it, and whether they agreed")
     biases: str = Field("", description="what is over- and under-represented")
     limits: str = Field("", description="what it cannot be used for, beyond what the card counts")
-    takedown: str = Field("", description="where to ask for a picture to be removed, when it is not the contact")
+    takedown: str = Field("", description="where to ask for an image to be removed, when it is not the contact")
 
 
 class Recipe(Section):
@@ -280,9 +278,9 @@ class Recipe(Section):
     card: CardSection = CardSection()
 
     @model_validator(mode="after")
-    def _trims_whole_pictures(self) -> Self:
+    def _trims_whole_images(self) -> Self:
         if self.quality.trim and self.crop.detector != "none":
-            raise ValueError("quality.trim works on whole pictures: set crop.detector to 'none', or leave it out")
+            raise ValueError("quality.trim works on whole images: set crop.detector to 'none', or leave it out")
         return self
 
     @model_validator(mode="before")
@@ -300,10 +298,10 @@ class Recipe(Section):
         return data
 
     @model_validator(mode="after")
-    def _one_embedding_a_picture(self) -> Self:
+    def _one_embedding_an_image(self) -> Self:
         if self.duplicates.embedding.model and self.crop.faces == "each":
             raise ValueError(
-                "duplicates.embedding compares pictures, not their faces: set crop.faces to 'best' or 'one-only'"
+                "duplicates.embedding compares images, not their faces: set crop.faces to 'best' or 'one-only'"
             )
         return self
 
@@ -355,12 +353,12 @@ def load(name_or_path: str, overrides: Iterable[str] = (), *, sample: bool = Fal
     if sample:
         title = _get(data, "card", "title") or data["name"]
         data["source"] = _sample_source(data)
-        (data.get("filter") or {}).pop("licences", None)  # drawn pictures state none
+        (data.get("filter") or {}).pop("licences", None)  # drawn images state none
         data["name"] = f"{data['name']}-sample"
-        # drawn pictures must never pass for the dataset whose recipe they try out
+        # drawn images must never pass for the dataset whose recipe they try out
         data["card"] = {
             "title": f"{title}: drawn sample, not real data",
-            "summary": "Every picture was drawn by a program to try out a recipe; nothing here is real data.",
+            "summary": "Every image was drawn by a program to try out a recipe; nothing here is real data.",
             "licence": "apache-2.0",
             "tags": ["synthetic"],
         }

@@ -142,7 +142,7 @@ class Sample:
         split: train, val or test.
         label: class id.
         name: class name.
-        image: the picture's bytes as they lie in the shard.
+        content: the image file as it lies in the shard.
         meta: the JSON member: provenance.
     """
 
@@ -150,17 +150,17 @@ class Sample:
     split: str
     label: int
     name: str
-    image: bytes
+    content: bytes
     meta: dict[str, Any]
 
-    def picture(self) -> Image.Image:
-        """The decoded picture, mode RGB.
+    def image(self) -> Image.Image:
+        """The decoded image, mode RGB.
 
         Raises:
             UsageError: the bytes do not decode.
         """
         try:
-            return codec.decode(self.image, codec.Limits()).image
+            return codec.decode(self.content, codec.Limits()).image
         except codec.RejectedImageError as error:
             raise UsageError(f"sample {self.key} does not decode ({error}): rebuild the dataset") from None
 
@@ -194,7 +194,7 @@ class Dataset:
 
     @property
     def image_field(self) -> str:
-        """Extension of every picture: jpg, png or webp."""
+        """Extension of every image: jpg, png or webp."""
         return self._facts.image_field
 
     @property
@@ -209,22 +209,22 @@ class Dataset:
 
     @property
     def images(self) -> int:
-        """Pictures in the dataset, as its card says."""
+        """Images in the dataset, as its card says."""
         return self._facts.images
 
     @property
     def seen(self) -> int:
-        """Pictures that the source listed, kept or not."""
+        """Images that the source listed, kept or not."""
         return self._facts.funnel.seen
 
     @property
     def kept(self) -> int:
-        """Pictures that became samples, as the build accounted for them."""
+        """Images that became samples, as the build accounted for them."""
         return self._facts.funnel.kept
 
     @property
     def dropped(self) -> dict[str, int]:
-        """Dropped pictures by reason."""
+        """Dropped images by reason."""
         return dict(self._facts.funnel.dropped)
 
     @functools.cached_property
@@ -300,7 +300,7 @@ class Dataset:
 
     @functools.cached_property
     def curated(self) -> pa.Table:
-        """`curated.parquet`, schema `animesion.schemas.CURATED`: every picture ever seen, kept or dropped and why.
+        """`curated.parquet`, schema `animesion.schemas.CURATED`: every image ever seen, kept or dropped and why.
 
         Raises:
             UsageError: missing or damaged.

@@ -119,7 +119,7 @@ def label_file(name: str) -> tuple[str, str] | None:
     """Split and group of a label file's name in the style of the GLSim family, or None when it is none.
 
     `train.csv` is (`train`, ``), `train_val_R1.csv` is (`train_val`, `R1`), and so is DSILA's `train_val_R1.csv.csv`.
-    Few-shot files such as `train_val_4.csv` have the number of pictures a class for their group.
+    Few-shot files such as `train_val_4.csv` have the number of images a class for their group.
     """
     match = re.fullmatch(r"(train_val|train|val|test)(?:_(R[1-6]|[1-9]\d?))?(?:\.csv){1,2}", name)
     return (match[1], match[2] or "") if match else None
@@ -315,7 +315,7 @@ def read_faces(source: Path | Iterable[bytes], name: str = "faces.tsv") -> Itera
 
 
 def post_id(path: str) -> int:
-    """The post id in a picture's path: 332446 for `0446/332446.jpg` and for `446/332446.jpg`, backslash or slash.
+    """The post id in an image's path: 332446 for `0446/332446.jpg` and for `446/332446.jpg`, backslash or slash.
 
     Raises:
         ValueError: the file's stem is not a number.

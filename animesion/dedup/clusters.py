@@ -1,4 +1,4 @@
-"""Clusters of pictures that are the same, who of each cluster is kept, and which pictures must share a split.
+"""Clusters of images that are the same, who of each cluster is kept, and which images must share a split.
 
 `animesion.dedup.search` finds pairs; here the recipe's rules are applied to them. Rows are columns of plain lists, as
 `animesion.pipeline.curate` loads them.
@@ -21,7 +21,7 @@ from animesion.schemas import THUMBNAIL_SIDE
 
 Rows = Mapping[str, Any]
 
-#: Alternates of a picture (other expression, other colours) are no duplicates, but must not straddle splits either.
+#: Alternates of an image (other expression, other colours) are no duplicates, but must not straddle splits either.
 #: Over the real faces, pairs this close were alternates without exception; it also leaves room for what packing
 #: re-encodes.
 _GROUP_RADIUS, _GROUP_MEAN = 4, 24.0
@@ -36,7 +36,7 @@ class Verdicts:
     Attributes:
         cluster: for each row the smallest row of its cluster of confirmed duplicates.
         related: sets of pairs of rows that must share a split.
-        dropped: row -> reason, detail and the key of the picture that is kept instead (empty for conflicts).
+        dropped: row -> reason, detail and the key of the image that is kept instead (empty for conflicts).
         clusters: number of clusters of two or more.
         conflicts: how many sets of connected duplicates stand under several labels.
         chains: how many sets of connected duplicates were cut, as their ends are too far apart.
@@ -80,7 +80,7 @@ def judge(rows: Rows, alive: npt.NDArray[np.int64], labels: Sequence[str], recip
 
     Args:
         rows: columns `key sha256 pixels_blake3 phash phash_flip thumbnail width height extension bytes order`, and
-            `embedding` (an array, one row a picture) where the recipe has a model for it.
+            `embedding` (an array, one row an image) where the recipe has a model for it.
         alive: rows that no other rule has dropped, ascending.
         labels: label of each row.
         recipe: its `duplicates` section matters.
@@ -89,7 +89,7 @@ def judge(rows: Rows, alive: npt.NDArray[np.int64], labels: Sequence[str], recip
     sha, pixels = rows["sha256"], rows["pixels_blake3"]
     exact = alive[search.equal_pairs([sha[i] for i in alive.tolist()])]
     same_pixels = alive[search.equal_pairs([pixels[i] for i in alive.tolist()])]
-    # one of each unit stands for all, so that blank pictures do not pair n by n
+    # one of each unit stands for all, so that blank images do not pair n by n
     unit = search.components(len(sha), [exact, same_pixels])
     standing = alive[unit[alive] == alive]
     near, wide = _near(rows, standing, recipe)
@@ -126,7 +126,7 @@ def judge(rows: Rows, alive: npt.NDArray[np.int64], labels: Sequence[str], recip
             for i, other in others.items():
                 verdicts.dropped[i] = ("label conflict", f"also under {labels[other]} as {rows['key'][other]}", "")
             ranked = [i for i in ranked if i not in others]
-        # measured against pictures that stay, so that a chain of look-alikes drops nobody unseen
+        # measured against images that stay, so that a chain of look-alikes drops nobody unseen
         for i, (reason, twin) in _twins(ranked, sha, pixels, links).items():
             verdicts.dropped[i] = (reason, "", rows["key"][twin])
     return verdicts
@@ -172,7 +172,7 @@ def _cut(ranked: Sequence[int], links: _Near, diameter: int) -> list[list[int]]:
 
 
 def _conflicts(ranked: Sequence[int], labels: Sequence[str], links: _Near) -> dict[int, int]:
-    """Rows that are the same picture as a row of another label, and that row: the best one, not one down a chain."""
+    """Rows that are the same image as a row of another label, and that row: the best one, not one down a chain."""
     by_label: dict[int, dict[str, int]] = {}  # unit -> label -> best of its rows
     for i in ranked:
         by_label.setdefault(int(links.unit[i]), {}).setdefault(labels[i], i)
@@ -224,11 +224,11 @@ def _near(rows: Rows, standing: npt.NDArray[np.int64], recipe: Recipe) -> tuple[
     distance = search.distances(hashes, hashes if flipped is None else flipped, pairs, mirrored)
     involved, local = np.unique(pairs, return_inverse=True)
     local = local.reshape(-1, 2)
-    pictures = thumbnails(rows["thumbnail"], standing[involved])
+    images = thumbnails(rows["thumbnail"], standing[involved])
     strict = (distance <= settings.radius) & search.same_thumbnail(
-        pictures, local, settings.mean_difference, settings.max_difference, mirrored, settings.tone
+        images, local, settings.mean_difference, settings.max_difference, mirrored, settings.tone
     )
-    loose = strict | search.same_thumbnail(pictures, local, _GROUP_MEAN, 255, mirrored)
+    loose = strict | search.same_thumbnail(images, local, _GROUP_MEAN, 255, mirrored)
     return standing[pairs[strict]], standing[pairs[loose]]
 
 

@@ -1,6 +1,6 @@
-"""Find pictures that are the same: equal bytes, equal pixels, and near duplicates by perceptual hash with a fine check.
+"""Find images that are the same: equal bytes, equal pixels, and near duplicates by perceptual hash with a fine check.
 
-A *duplicate* shows the same picture; an *alternate* (recoloured, other expression) passes the hash but not the fine
+A *duplicate* shows the same image; an *alternate* (recoloured, other expression) passes the hash but not the fine
 check and stays. Works on arrays; what is dropped for being a duplicate is decided in `animesion.pipeline.curate`.
 """
 
@@ -36,7 +36,7 @@ _ROUNDING = 1e-4
 #: Pairs whose thumbnails are compared at once: about 100 MB.
 _FINE_CHUNK = 16_384
 
-#: More different pictures than this under one hash are compared with some neighbours only.
+#: More different images than this under one hash are compared with some neighbours only.
 _CROWD, _CROWD_NEIGHBOURS = 256, 64
 
 
@@ -179,13 +179,13 @@ def _binary_index(hashes: HashArray) -> Any:
 
 
 def candidate_pairs(hashes: HashArray, radius: int) -> Pairs:
-    """As `near_pairs`, in bounded memory where very many pictures share one hash.
+    """As `near_pairs`, in bounded memory where very many images share one hash.
 
-    A hash that more than 256 different pictures share is that of a picture without structure (blank, or nearly). There
-    each picture is paired with the 64 that follow it, instead of with all, and stands for itself alone towards others.
+    A hash that more than 256 different images share is that of an image without structure (blank, or nearly). There
+    each image is paired with the 64 that follow it, instead of with all, and stands for itself alone towards others.
 
     Args:
-        hashes: shape (n,), of pictures with different pixels.
+        hashes: shape (n,), of images with different pixels.
         radius: at least 0.
     """
     order = np.argsort(hashes, kind="stable")
@@ -205,10 +205,10 @@ def candidate_pairs(hashes: HashArray, radius: int) -> Pairs:
 
 
 def found_pairs(hashes: HashArray, flipped: HashArray | None, radius: int) -> tuple[Pairs, npt.NDArray[np.bool_]]:
-    """The pairs of `candidate_pairs`, then those of one picture with the mirror image of another.
+    """The pairs of `candidate_pairs`, then those of one image with the mirror image of another.
 
     Args:
-        hashes: shape (n,), of pictures with different pixels.
+        hashes: shape (n,), of images with different pixels.
         flipped: shape (n,), of their mirror images; None looks for no mirrored pairs.
         radius: at least 0.
 
@@ -220,7 +220,7 @@ def found_pairs(hashes: HashArray, flipped: HashArray | None, radius: int) -> tu
     if flipped is None:
         return plain, np.zeros(len(plain), dtype=np.bool_)
     crossed = cross_pairs(hashes, flipped, radius)
-    crossed = crossed[crossed[:, 0] != crossed[:, 1]]  # a symmetric picture is no duplicate of itself
+    crossed = crossed[crossed[:, 0] != crossed[:, 1]]  # a symmetric image is no duplicate of itself
     crossed = np.unique(np.sort(crossed, axis=1), axis=0)
     return np.concatenate([plain, crossed]), np.arange(len(plain) + len(crossed)) >= len(plain)
 
@@ -246,7 +246,7 @@ def cross_pairs(hashes: HashArray, others: HashArray, radius: int) -> Pairs:
 def distances(
     hashes: HashArray, flipped: HashArray, pairs: Pairs, mirrored: npt.NDArray[np.bool_] | bool
 ) -> npt.NDArray[np.int64]:
-    """Differing bits of each pair, shape (m,); of a mirrored one, those between one picture and the other's mirror."""
+    """Differing bits of each pair, shape (m,); of a mirrored one, those between one image and the other's mirror."""
     a, b = pairs[:, 0], pairs[:, 1]
     plain = np.bitwise_count(hashes[a] ^ hashes[b])
     crossed = np.minimum(np.bitwise_count(hashes[a] ^ flipped[b]), np.bitwise_count(flipped[a] ^ hashes[b]))
@@ -317,8 +317,8 @@ def same_thumbnail(
         mean_difference: most mean absolute difference.
         max_difference: most absolute difference of any value.
         mirrored: shape (m,), whether the second of the pair is to be mirrored; None for no pair.
-        tone: largest change of brightness and contrast of the whole picture that is evened out first, as a share: one
-            factor and one shift for all channels, so that recoloured pictures stay apart.
+        tone: largest change of brightness and contrast of the whole image that is evened out first, as a share: one
+            factor and one shift for all channels, so that recoloured images stay apart.
 
     Returns:
         Shape (m,).

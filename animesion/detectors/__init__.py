@@ -1,6 +1,6 @@
-"""Where in a picture the face (or leaf) is: one small interface, found through the entry points `animesion.detectors`.
+"""Where in an image the face (or leaf) is: one small interface, found through the entry points `animesion.detectors`.
 
-A detector takes a batch of upright RGB pictures and gives the boxes of each, relative to the picture. What a box is
+A detector takes a batch of upright RGB images and gives the boxes of each, relative to the image. What a box is
 good for (score, number of faces, crop) is the recipe's business. Here are the interface and the two detectors that look
 at no pixel; each other one has a file of its own.
 """
@@ -19,7 +19,7 @@ from animesion.schemas import Box
 
 
 class Detector(Protocol):
-    """Finds boxes; made once for many pictures, and called by one thread at a time.
+    """Finds boxes; made once for many images, and called by one thread at a time.
 
     A class with a model `Options` (an `animesion.config.settings.Section`) is made with one, any other without arguments. A
     class whose boxes depend on a file has a class method `file`, which takes the same and gives the path.
@@ -28,12 +28,12 @@ class Detector(Protocol):
     #: one line for `animesion detectors`
     summary: str
 
-    def __call__(self, pictures: Sequence[Image.Image], given: Sequence[Sequence[Box] | None]) -> list[list[Box]]:
-        """Boxes of each picture.
+    def __call__(self, images: Sequence[Image.Image], given: Sequence[Sequence[Box] | None]) -> list[list[Box]]:
+        """Boxes of each image.
 
         Args:
-            pictures: upright, mode RGB.
-            given: for each picture the boxes that the source's table holds, or None without a table.
+            images: upright, mode RGB.
+            given: for each image the boxes that the source's table holds, or None without a table.
         """
 
 
@@ -42,19 +42,19 @@ class GivenBoxes:
 
     summary = "the boxes of the table that the source gives"
 
-    def __call__(self, pictures: Sequence[Image.Image], given: Sequence[Sequence[Box] | None]) -> list[list[Box]]:
+    def __call__(self, images: Sequence[Image.Image], given: Sequence[Sequence[Box] | None]) -> list[list[Box]]:
         """The table's boxes; none where it has none."""
         return [list(boxes or ()) for boxes in given]
 
 
-class WholePicture:
-    """No detection: the whole picture is the sample."""
+class WholeImage:
+    """No detection: the whole image is the sample."""
 
-    summary = "no detection, the whole picture is the sample"
+    summary = "no detection, the whole image is the sample"
 
-    def __call__(self, pictures: Sequence[Image.Image], given: Sequence[Sequence[Box] | None]) -> list[list[Box]]:
+    def __call__(self, images: Sequence[Image.Image], given: Sequence[Sequence[Box] | None]) -> list[list[Box]]:
         """One box that covers everything."""
-        return [[Box(0.0, 0.0, 1.0, 1.0, 1.0)] for _ in pictures]
+        return [[Box(0.0, 0.0, 1.0, 1.0, 1.0)] for _ in images]
 
 
 def names() -> list[str]:

@@ -36,23 +36,23 @@ class ImgutilsDetector:
         self._options = options or ImgutilsOptions()
         self._find = _function(self._options.part)
 
-    def __call__(self, pictures: Sequence[Image.Image], given: Sequence[Sequence[Box] | None]) -> list[list[Box]]:
-        """The boxes of each picture, the surest first.
+    def __call__(self, images: Sequence[Image.Image], given: Sequence[Sequence[Box] | None]) -> list[list[Box]]:
+        """The boxes of each image, the surest first.
 
         Raises:
             AnimesionError: the network cannot be fetched, or fails.
         """
-        return [self._boxes(picture) for picture in pictures]
+        return [self._boxes(image) for image in images]
 
-    def _boxes(self, picture: Image.Image) -> list[Box]:
+    def _boxes(self, image: Image.Image) -> list[Box]:
         settings: dict[str, Any] = {"conf_threshold": self._options.score, "iou_threshold": self._options.iou}
         if self._options.model:
             settings["model_name"] = self._options.model
         try:
-            found = self._find(picture, **settings)
+            found = self._find(image, **settings)
         except Exception as error:  # the hub's, the network library's and onnxruntime's own classes
             raise AnimesionError(self._failure(error)) from None
-        width, height = picture.size
+        width, height = image.size
         boxes = []
         for (left, top, right, bottom), _, score in found:
             box = Box(
@@ -74,7 +74,7 @@ class ImgutilsDetector:
                 "the detector 'imgutils' cannot fetch its network from the Hugging Face hub: run it once with a "
                 f"connection, or copy the hub's cache of another machine here ({told})"
             )
-        return f"the detector 'imgutils' fails on a picture: {told}"
+        return f"the detector 'imgutils' fails on an image: {told}"
 
 
 def _function(part: str) -> Callable[..., Any]:

@@ -19,7 +19,7 @@ from animesion.errors import UsageError
 from animesion.schemas import Box
 
 _LONGEST = 1600
-"""Pixels of the longest side at which a picture is searched: larger ones cost more and show no more faces."""
+"""Pixels of the longest side at which an image is searched: larger ones cost more and show no more faces."""
 
 _LEAST = 24
 """Side of the cascade's window in pixels: a smaller face is not seen."""
@@ -56,14 +56,14 @@ class LbpCascade:
         """
         return model_files.installed("lbp")
 
-    def __call__(self, pictures: Sequence[Image.Image], given: Sequence[Sequence[Box] | None]) -> list[list[Box]]:
-        """The faces of each picture, the surest first."""
-        return [self._faces(picture) for picture in pictures]
+    def __call__(self, images: Sequence[Image.Image], given: Sequence[Sequence[Box] | None]) -> list[list[Box]]:
+        """The faces of each image, the surest first."""
+        return [self._faces(image) for image in images]
 
-    def _faces(self, picture: Image.Image) -> list[Box]:
+    def _faces(self, image: Image.Image) -> list[Box]:
         cv2 = _opencv()
-        width, height = picture.size
-        grey = np.asarray(picture.convert("L"))
+        width, height = image.size
+        grey = np.asarray(image.convert("L"))
         if (shrink := _LONGEST / max(width, height)) < 1:
             size = max(1, round(width * shrink)), max(1, round(height * shrink))
             grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
@@ -91,7 +91,7 @@ class LbpCascade:
 
 
 def _opencv() -> Any:
-    """OpenCV, with one thread: pictures are what is done side by side."""
+    """OpenCV, with one thread: images are what is done side by side."""
     try:
         import cv2
     except ImportError:

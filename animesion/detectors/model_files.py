@@ -230,7 +230,7 @@ def _refuse_doctype(*_: object) -> None:
 
 
 def _try_out(needed: NeededFile, content: bytes, source: str) -> None:
-    """Search one picture with the file in a process of its own, as native readers may not survive a bad one."""
+    """Search one image with the file in a process of its own, as native readers may not survive a bad one."""
     with tempfile.TemporaryDirectory(prefix="animesion-") as trial:
         path = Path(trial) / needed.name
         write_atomic(path, content)
@@ -243,7 +243,7 @@ def _try_out(needed: NeededFile, content: bytes, source: str) -> None:
                 timeout=_TRIAL_SECONDS,
             )
         except subprocess.TimeoutExpired:
-            raise UsageError(f"{source} cannot be used: one picture took more than {_TRIAL_SECONDS} s") from None
+            raise UsageError(f"{source} cannot be used: one image took more than {_TRIAL_SECONDS} s") from None
         except OSError as error:
             raise AnimesionError(f"{source} cannot be tried out: {(error.strerror or str(error)).lower()}") from None
     if done.returncode == 3:

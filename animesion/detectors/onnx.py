@@ -1,6 +1,6 @@
 """Boxes by a trained network: any YOLO file in ONNX form whose output is decoded to pixels, run by onnxruntime.
 
-The file is the user's own (faces, heads, leaves). The picture is scaled into the network's input with its aspect kept
+The file is the user's own (faces, heads, leaves). The image is scaled into the network's input with its aspect kept
 and the rest filled with grey, as YOLOv5 and YOLOv8 are trained and exported; the output's form is told from its shape.
 """
 
@@ -61,7 +61,7 @@ class OnnxOptions(Section):
 
 @dataclass(frozen=True)
 class _Frame:
-    """Where the picture lies in the network's input; all in pixels."""
+    """Where the image lies in the network's input; all in pixels."""
 
     width: int
     height: int
@@ -88,14 +88,14 @@ class OnnxDetector:
         inputs = self._session.get_inputs()
         shape = inputs[0].shape if inputs else []
         if len(inputs) != 1 or len(shape) != 4 or shape[0] in range(2, 1 << 31) or not _open_or(shape[1], 3):
-            raise self._refusal("does not take one RGB picture of shape (1, 3, height, width)")
+            raise self._refusal("does not take one RGB image of shape (1, 3, height, width)")
         if inputs[0].type not in _TYPES:
             raise self._refusal(f"takes {inputs[0].type}, not floats")
         self._input: str = inputs[0].name
         self._type = _TYPES[inputs[0].type]
         self._height, self._width = (side if isinstance(side, int) and side > 0 else 0 for side in shape[2:])
         if (self._height or options.size) * (self._width or options.size) > _MOST_PIXELS:
-            raise self._refusal(f"takes pictures of {self._width}x{self._height} px, which is too much")
+            raise self._refusal(f"takes images of {self._width}x{self._height} px, which is too much")
         self._output: str = self._session.get_outputs()[0].name
         metadata = self._session.get_modelmeta().custom_metadata_map
         stride = _literal(metadata.get("stride", ""))
@@ -117,20 +117,20 @@ class OnnxDetector:
             raise UsageError(f"the detector 'onnx' finds no file {path}; its option 'file' takes the path of a network")
         return path
 
-    def __call__(self, pictures: Sequence[Image.Image], given: Sequence[Sequence[Box] | None]) -> list[list[Box]]:
-        """The boxes of each picture, the surest first.
+    def __call__(self, images: Sequence[Image.Image], given: Sequence[Sequence[Box] | None]) -> list[list[Box]]:
+        """The boxes of each image, the surest first.
 
         Raises:
             AnimesionError: the network fails, or its output is of no known form.
         """
-        return [self._boxes(picture) for picture in pictures]
+        return [self._boxes(image) for image in images]
 
-    def _boxes(self, picture: Image.Image) -> list[Box]:
-        frame = self._frame(*picture.size)
+    def _boxes(self, image: Image.Image) -> list[Box]:
+        frame = self._frame(*image.size)
         try:
-            [output] = self._session.run([self._output], {self._input: _framed(picture, frame, self._type)})
+            [output] = self._session.run([self._output], {self._input: _framed(image, frame, self._type)})
         except Exception as error:  # onnxruntime's own classes, which differ by version
-            raise AnimesionError(f"{self._path} fails on a picture: {_first_line(error)}") from None
+            raise AnimesionError(f"{self._path} fails on an image: {_first_line(error)}") from None
         with np.errstate(over="ignore", invalid="ignore"):  # boxes that are no numbers are left out below
             corners, scores, classes, suppressed = self._decoded(output, frame)
         good = np.isfinite(corners).all(1) & (scores >= self._options.score)
@@ -145,7 +145,7 @@ class OnnxDetector:
         return list(_relative(corners[:_MOST_BOXES], scores, frame))
 
     def _frame(self, width: int, height: int) -> _Frame:
-        """The input for a picture: of the file's size, or else just large enough and a multiple of the stride."""
+        """The input for an image: of the file's size, or else just large enough and a multiple of the stride."""
         size = self._options.size
         scale = min((self._width or size) / width, (self._height or size) / height)
         inner_width, inner_height = max(1, round(width * scale)), max(1, round(height * scale))
@@ -253,17 +253,17 @@ def suppress(corners: Array, iou: float, most: int) -> list[int]:
     return kept
 
 
-def _framed(picture: Image.Image, frame: _Frame, dtype: Any) -> NDArray[Any]:
-    """The picture as the network takes it: (1, 3, height, width), 0 to 1."""
+def _framed(image: Image.Image, frame: _Frame, dtype: Any) -> NDArray[Any]:
+    """The image as the network takes it: (1, 3, height, width), 0 to 1."""
     ground = Image.new("RGB", (frame.width, frame.height), _GREY)
-    inner = picture.resize((frame.inner_width, frame.inner_height), Image.Resampling.BILINEAR)
+    inner = image.resize((frame.inner_width, frame.inner_height), Image.Resampling.BILINEAR)
     ground.paste(inner, (frame.left, frame.top))
     pixels = np.asarray(ground, dtype=np.float32).transpose(2, 0, 1)[None] / 255
     return np.ascontiguousarray(pixels, dtype=dtype)
 
 
 def _relative(corners: Array, scores: Array, frame: _Frame) -> Iterator[Box]:
-    """Boxes relative to the picture, clipped to it; those that lie outside are left out."""
+    """Boxes relative to the image, clipped to it; those that lie outside are left out."""
     start = np.array([frame.left, frame.top] * 2, dtype=np.float64)
     extent = np.array([frame.inner_width, frame.inner_height] * 2, dtype=np.float64)
     for (left, top, right, bottom), score in zip(
@@ -283,7 +283,7 @@ def _session(path: Path, device: str) -> Any:
         ) from None
     provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
     settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = settings.inter_op_num_threads = 1  # pictures are what is done side by side
+    settings.intra_op_num_threads = settings.inter_op_num_threads = 1  # images are what is done side by side
     settings.log_severity_level = 4
     try:
         if provider in onnxruntime.get_available_providers():

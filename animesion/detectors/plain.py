@@ -1,4 +1,4 @@
-"""Boxes without a trained model: the centre of a picture, and the leaf on plain ground."""
+"""Boxes without a trained model: the centre of an image, and the leaf on plain ground."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ _LONGEST = 512
 """Pixels of the longest side at which a leaf is looked for, or a little more."""
 
 _LEAST = 0.005
-"""Share of the picture that a leaf has at least; less is dust."""
+"""Share of the image that a leaf has at least; less is dust."""
 
 
 class CenterOptions(Section):
     """Options of the detector `center`."""
 
-    share: float = Field(1.0, gt=0, le=1, strict=False, description="side of the box as a share of the picture's")
+    share: float = Field(1.0, gt=0, le=1, strict=False, description="side of the box as a share of the image's")
     square: bool = Field(True, description="a square whose side is a share of the short side")
 
 
 class Center:
     """One box in the middle, of score 1."""
 
-    summary = "the centre of the picture, a square unless told otherwise"
+    summary = "the centre of the image, a square unless told otherwise"
     Options = CenterOptions
 
     def __init__(self, options: CenterOptions | None = None) -> None:
         self._options = options or CenterOptions()
 
-    def __call__(self, pictures: Sequence[Image.Image], given: Sequence[Sequence[Box] | None]) -> list[list[Box]]:
-        """The box of each picture."""
-        return [[self._box(*picture.size)] for picture in pictures]
+    def __call__(self, images: Sequence[Image.Image], given: Sequence[Sequence[Box] | None]) -> list[list[Box]]:
+        """The box of each image."""
+        return [[self._box(*image.size)] for image in images]
 
     def _box(self, width: int, height: int) -> Box:
         share, short = self._options.share, min(width, height)
@@ -59,7 +59,7 @@ class LeafOptions(Section):
 class Leaf:
     """What differs from the ground, as one box.
 
-    The ground is the median colour of the picture's rim. Each pixel's difference from it is the largest of its three
+    The ground is the median colour of the image's rim. Each pixel's difference from it is the largest of its three
     channels; the threshold is Otsu's unless it is given. Stray pixels are removed, and the box holds the parts that are
     at least a tenth as large as the largest one, so that a leaf in several parts is one box and dust is none.
 
@@ -73,13 +73,13 @@ class Leaf:
     def __init__(self, options: LeafOptions | None = None) -> None:
         self._options = options or LeafOptions()
 
-    def __call__(self, pictures: Sequence[Image.Image], given: Sequence[Sequence[Box] | None]) -> list[list[Box]]:
-        """One box a picture, or none where all is ground."""
-        return [self._boxes(picture) for picture in pictures]
+    def __call__(self, images: Sequence[Image.Image], given: Sequence[Sequence[Box] | None]) -> list[list[Box]]:
+        """One box an image, or none where all is ground."""
+        return [self._boxes(image) for image in images]
 
-    def _boxes(self, picture: Image.Image) -> list[Box]:
-        factor = max(1, max(picture.size) // _LONGEST)
-        small = picture.reduce(factor) if factor > 1 else picture
+    def _boxes(self, image: Image.Image) -> list[Box]:
+        factor = max(1, max(image.size) // _LONGEST)
+        small = image.reduce(factor) if factor > 1 else image
         pixels = np.asarray(small).astype(np.int16)
         rim = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
         ground = np.median(rim, axis=0).astype(np.int16)
@@ -94,8 +94,8 @@ class Leaf:
         right, bottom = boxes[:, 2:].max(0).tolist()
         inner, outer = away[away >= threshold].mean(), away[away < threshold]
         score = 1 - float(outer.mean() if outer.size else 0.0) / float(inner)
-        width, height = picture.size
-        # the last block of a reduced picture may be cut off
+        width, height = image.size
+        # the last block of a reduced image may be cut off
         right, bottom = min(1.0, right * factor / width), min(1.0, bottom * factor / height)
         return [Box(left * factor / width, top * factor / height, right, bottom, score)]
 

@@ -128,7 +128,7 @@ class Executor(ABC):
                 suspects += [keys[middle:], keys[:middle]]
         if not guilty:
             raise WorkerDiedError(
-                f"the worker for {job.name} died ({how}) twice and no single picture is to blame: "
+                f"the worker for {job.name} died ({how}) twice and no single image is to blame: "
                 "it may be short of memory, try fewer --workers"
             )
         return job.without(guilty)

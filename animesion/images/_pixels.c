@@ -1,4 +1,4 @@
-/* One pass over the pixels of a picture: what `animesion.images.features` tells of it, and its RGB bytes for a digest.
+/* One pass over the pixels of an image: what `animesion.images.features` tells of it, and its RGB bytes for a digest.
  *
  * Nothing here decides anything. Sums are of whole numbers, so they are the same on every machine and in whatever order
  * they are taken; resampling is Pillow's fixed-point arithmetic, with weights that come from Python. Every result has a
@@ -26,7 +26,7 @@
 #define INLINE static inline __attribute__((always_inline))
 
 enum {
-    SIDE = 32,      /* of the reduced grey picture */
+    SIDE = 32,      /* of the reduced grey image */
     LOW = 8,        /* of the block of low frequencies */
     THUMB = 16,     /* side of the thumbnail */
     LANES = 8,      /* results that one pixel may count for */
@@ -571,7 +571,7 @@ static PyObject *look_at(PyObject *module, PyObject *given) {
         || look->tiny_height >= TINY || !axis(&across, width, &look->across) || !axis(&down, height, &look->down)
         || (look->has_areas
             && !(areas(&wide, look->small_width, look->wide) && areas(&tall, look->small_height, look->tall)))) {
-        PyErr_SetString(PyExc_ValueError, "the weights do not fit the picture");
+        PyErr_SetString(PyExc_ValueError, "the weights do not fit the image");
         goto done;
     }
     look->pixels = pixels.buf;

@@ -1,6 +1,6 @@
-"""From hostile bytes to an upright RGB picture: sniffing, limits, decoding, colour modes, crops, encoding.
+"""From hostile bytes to an upright RGB image: sniffing, limits, decoding, colour modes, crops, encoding.
 
-The one place that calls a decoder. What a picture is worth, and what happens to a bad one, is decided elsewhere.
+The one place that calls a decoder. What an image is worth, and what happens to a bad one, is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Limits:
 
 
 class RejectedImageError(Exception):
-    """The bytes give no usable picture; `reason` is one of `animesion.schemas.REASONS`."""
+    """The bytes give no usable image; `reason` is one of `animesion.schemas.REASONS`."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -56,7 +56,7 @@ class RejectedImageError(Exception):
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """A decoded picture.
+    """A decoded image.
 
     Attributes:
         image: upright, mode RGB; transparency composited on white.
@@ -100,7 +100,7 @@ def sniff(content: bytes) -> str:
 
 
 def decode(content: bytes, limits: Limits) -> DecodedImage:
-    """Decode a still picture.
+    """Decode a still image.
 
     Raises:
         RejectedImageError: empty, unknown, too large, truncated, corrupt or animated.
@@ -164,7 +164,7 @@ def _load(image: Image.Image, extension: str, limits: Limits, *, deep: bool) -> 
 def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(_ORIENTATION, _UPRIGHT)
-    except Exception:  # broken EXIF is no reason to lose the picture
+    except Exception:  # broken EXIF is no reason to lose the image
         return _UPRIGHT
     return value if isinstance(value, int) and 1 <= value <= 8 else _UPRIGHT
 
@@ -182,18 +182,18 @@ def _to_rgb(image: Image.Image, *, transparent: bool) -> Image.Image:
 def crop_pixels(
     box: Box, width: int, height: int, margin: float, *, square: bool, clip: bool = True
 ) -> tuple[int, int, int, int] | None:
-    """The crop for a relative box, in pixels of the upright picture.
+    """The crop for a relative box, in pixels of the upright image.
 
     Args:
-        box: relative to the picture.
-        width: of the picture in pixels.
-        height: of the picture in pixels.
+        box: relative to the image.
+        width: of the image in pixels.
+        height: of the image in pixels.
         margin: added on each side as a share of the box's own side.
         square: widen the shorter side to the longer one.
-        clip: clip to the picture; a widened side is shifted first. Otherwise the crop may reach out of the picture.
+        clip: clip to the image; a widened side is shifted first. Otherwise the crop may reach out of the image.
 
     Returns:
-        left, top, right, bottom; None when nothing of the box lies inside the picture.
+        left, top, right, bottom; None when nothing of the box lies inside the image.
     """
     left, right = sorted((box.left * width, box.right * width))
     top, bottom = sorted((box.top * height, box.bottom * height))
@@ -233,7 +233,7 @@ LONGEST_SIDE = {"jpg": 65_500, "png": 2_147_483_647, "webp": 16_383}
 
 
 def target_size(width: int, height: int, size: int, fit: str) -> tuple[int, int]:
-    """Width and height of a packed picture.
+    """Width and height of a packed image.
 
     Args:
         width: of the crop in pixels.
@@ -254,8 +254,8 @@ def resized(image: Image.Image, crop: tuple[int, int, int, int] | None, size: in
     """Crop and scale with Lanczos.
 
     Args:
-        image: RGB picture.
-        crop: left, top, right, bottom in pixels; None for the whole picture.
+        image: RGB image.
+        crop: left, top, right, bottom in pixels; None for the whole image.
         size: as for `target_size`.
         fit: as for `target_size`.
     """
@@ -266,10 +266,10 @@ def resized(image: Image.Image, crop: tuple[int, int, int, int] | None, size: in
 
 
 def encode(image: Image.Image, extension: str, quality: int) -> bytes:
-    """Encode an RGB picture; the same pixels give the same bytes with the same library versions.
+    """Encode an RGB image; the same pixels give the same bytes with the same library versions.
 
     Args:
-        image: RGB picture.
+        image: RGB image.
         extension: `jpg`, `png` or `webp`.
         quality: of JPEG and WebP; 100 makes WebP lossless.
     """

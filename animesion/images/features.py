@@ -1,4 +1,4 @@
-"""All that is told of a picture's pixels, from one pass over them: hashes, thumbnail, figures.
+"""All that is told of an image's pixels, from one pass over them: hashes, thumbnail, figures.
 
 The compiled pass is `_pixels.c`. Where it is missing (nothing compiled it at installation), or something it takes for
 granted of Pillow does not hold, `animesion.images.hashing` and `animesion.images.quality` give the same, bit for bit, in three times
@@ -24,7 +24,7 @@ _LARGEST = 128  # whole number to reduce by, there
 
 
 class ImageFeatures(NamedTuple):
-    """What is told of a picture.
+    """What is told of an image.
 
     Attributes:
         phash: as `digests.phashes` gives it.
@@ -40,7 +40,7 @@ class ImageFeatures(NamedTuple):
 
 
 def compute_features(image: Image.Image) -> ImageFeatures:
-    """Hashes, thumbnail and figures of a picture.
+    """Hashes, thumbnail and figures of an image.
 
     Args:
         image: upright, mode RGB.
@@ -59,13 +59,13 @@ def lacking() -> str:
 
 @functools.cache
 def _compiled() -> ModuleType | None:
-    """The compiled module, once it gave what the portable code gives, on pictures of several shapes."""
+    """The compiled module, once it gave what the portable code gives, on images of several shapes."""
     if hashing.compiled is None or not lanczos.as_pillow():
         return None
-    lot = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for width, height in ((64, 96), (97, 70), (300, 290), (1030, 1100), (1540, 1100)):
         # overshoots, so that order tells, and bars
-        hard = lot.integers(0, 2, (height, width, 3), dtype=np.uint8) * np.uint8(255)
+        hard = rng.integers(0, 2, (height, width, 3), dtype=np.uint8) * np.uint8(255)
         hard[:7, :, :] = 9
         image = Image.fromarray(hard)
         if _compiled_look(hashing.compiled, image) != _portable(image):
@@ -84,7 +84,7 @@ def _portable(image: Image.Image) -> ImageFeatures:
 
 
 def _compiled_look(module: ModuleType, image: Image.Image) -> ImageFeatures | None:
-    """None where the picture is not one for the compiled pass: tiny, huge, or a tall strip."""
+    """None where the image is not one for the compiled pass: tiny, huge, or a tall strip."""
     plan = _plan(image.size)
     if plan is None:
         return None
@@ -117,7 +117,7 @@ def _small(size: tuple[int, int]) -> tuple[int, int]:
 
 
 class _Plan(NamedTuple):
-    """What the compiled pass is told of a picture's size, in its order."""
+    """What the compiled pass is told of an image's size, in its order."""
 
     width: int
     height: int

@@ -2,7 +2,7 @@
 
 Hash and thumbnail are the portable way of `animesion.images.features`, which is what the rest of the package calls.
 
-What counts as the same picture is decided in `animesion.dedup.search`.
+What counts as the same image is decided in `animesion.dedup.search`.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def of_pixels(image: Image.Image) -> bytes:
     """BLAKE3 over RGB bytes and size: equal for the same decoded pixels, whatever the file format. 32 bytes.
 
     What is digested is red, green and blue, row by row, then width and height in four bytes each, the lowest first.
-    SHA-256 would take half as long as decoding a large picture, this a seventh.
+    SHA-256 would take half as long as decoding a large image, this a seventh.
     """
     digest = blake3()
     words = words_of(image)
@@ -95,7 +95,7 @@ def words_of(image: Image.Image) -> pa.Buffer | None:
 
 
 def phashes(image: Image.Image) -> tuple[int, int]:
-    """The 64-bit perceptual hashes of a picture and of its mirror image, first bit highest.
+    """The 64-bit perceptual hashes of an image and of its mirror image, first bit highest.
 
     The first is bit for bit `imagehash.phash`. The second is that of the pixels in mirrored order, from the same DCT:
     mirroring changes the sign of the coefficients of odd horizontal frequency, and nothing else.
@@ -122,7 +122,7 @@ def _above_median(coefficients: npt.NDArray[np.float64]) -> int:
 
 
 def thumbnail(image: Image.Image, small: Image.Image | None = None) -> bytes:
-    """Area-averaged thumbnail of an RGB picture.
+    """Area-averaged thumbnail of an RGB image.
 
     Args:
         image: mode RGB.
@@ -141,6 +141,6 @@ def thumbnail(image: Image.Image, small: Image.Image | None = None) -> bytes:
 
 
 def from_reduced(size: tuple[int, int]) -> bool:
-    """Whether the thumbnail of a picture of this size is made of the reduced copy; not so for a long strip."""
+    """Whether the thumbnail of an image of this size is made of the reduced copy; not so for a long strip."""
     factor = reduction(size)
     return factor == 1 or -(-min(size) // factor) >= _FINE * THUMBNAIL_SIDE

@@ -1,4 +1,4 @@
-"""A grey picture reduced to 32 x 32 pixels, bit for bit as Pillow's Lanczos resampling does it, in less time.
+"""A grey image reduced to 32 x 32 pixels, bit for bit as Pillow's Lanczos resampling does it, in less time.
 
 Pillow weighs 8-bit pixels with whole numbers (of 2^-22), one axis after the other, and rounds in between. Here each
 axis is a product of two matrices in single precision, which is exact: weights are cut in a high and a low part, so that
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-#: Side of the reduced picture in pixels.
+#: Side of the reduced image in pixels.
 SIDE = 32
 
 #: Longest side in pixels that is reduced here.
@@ -25,7 +25,7 @@ LONGEST = 8192
 #: Weights are whole multiples of 2^-22.
 BITS = 22
 
-_REACH = 3.0  # of the filter to each side, in pixels of the reduced picture
+_REACH = 3.0  # of the filter to each side, in pixels of the reduced image
 _LOW_BITS = 7  # of them, those of the low part
 _EXACT = 1 << 24  # whole numbers below are exact in single precision
 _UNSURE = 1e-6  # how near to a half the rounding of a weight cannot be told
@@ -46,7 +46,7 @@ class _Block(NamedTuple):
 
 
 def shrunk(grey: Image.Image) -> _Grey:
-    """The picture at 32 x 32 pixels, equal to `grey.resize((32, 32), Image.Resampling.LANCZOS)`.
+    """The image at 32 x 32 pixels, equal to `grey.resize((32, 32), Image.Resampling.LANCZOS)`.
 
     Args:
         grey: mode L.
@@ -62,7 +62,7 @@ def shrunk(grey: Image.Image) -> _Grey:
 
 
 def columns_first(size: tuple[int, int], side: int) -> bool:
-    """Whether Pillow makes this picture smaller, to side x side pixels, and its columns before its rows.
+    """Whether Pillow makes this image smaller, to side x side pixels, and its columns before its rows.
 
     Pillow 13 takes the rows first where that is less work.
     """
@@ -76,10 +76,10 @@ def _pillow(grey: Image.Image) -> _Grey:
 
 @functools.cache
 def as_pillow() -> bool:
-    """Whether the Pillow that is installed gives what is computed here: tried once on pictures of several shapes."""
-    lot = np.random.default_rng(0)
+    """Whether the Pillow that is installed gives what is computed here: tried once on images of several shapes."""
+    rng = np.random.default_rng(0)
     for width, height in ((64, 96), (97, 70), (129, 226), (300, 40), (300, 290)):
-        hard = lot.integers(0, 2, (height, width), dtype=np.uint8) * np.uint8(255)  # overshoots, so that order tells
+        hard = rng.integers(0, 2, (height, width), dtype=np.uint8) * np.uint8(255)  # overshoots, so that order tells
         found = _shrunk(hard)
         if found is not None and not np.array_equal(found, _pillow(Image.fromarray(hard))):
             return False

@@ -1,8 +1,8 @@
-"""What a picture is worth, in figures: sharpness, exposure, colour, compression, borders, comic and text pages.
+"""What an image is worth, in figures: sharpness, exposure, colour, compression, borders, comic and text pages.
 
-One reduced copy of the decoded picture gives them all; nothing is decoded twice. What is too little or too much is the
+One reduced copy of the decoded image gives them all; nothing is decoded twice. What is too little or too much is the
 recipe's business (`[quality]`): `animesion.pipeline.curate` compares, so that a changed limit
-asks nothing of the pictures.
+asks nothing of the images.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from animesion.config.recipe import QualitySection
 
 _LONGEST = 512
-"""A picture is reduced by a whole number until its longest side is below twice this, in pixels: see `measure`."""
+"""An image is reduced by a whole number until its longest side is below twice this, in pixels: see `measure`."""
 
 COLOURED = 64
 """For chroma the copy is reduced once more, until its longest side is below twice this."""
@@ -32,10 +32,10 @@ _COLOUR = 10
 """Levels by which the pixels of a border may differ from its colour, channel by channel."""
 
 _LINE = 0.06
-"""Tallest line of text, as a share of the picture's height."""
+"""Tallest line of text, as a share of the image's height."""
 
 _PANEL = 0.12
-"""Least side of a comic's panel, as a share of the picture's side."""
+"""Least side of a comic's panel, as a share of the image's side."""
 
 _DEPTH = 4
 """Cuts of a page, one within another: rows, columns within a row, and so on."""
@@ -77,17 +77,17 @@ _SUMS = _sums()
 
 
 class Figures(NamedTuple):
-    """What is measured of a picture; columns of `animesion.schemas.FEATURES`.
+    """What is measured of an image; columns of `animesion.schemas.FEATURES`.
 
     Attributes:
-        sharpness: variance of the Laplacian of the grey copy, in squared levels; 0 for a plain picture.
+        sharpness: variance of the Laplacian of the grey copy, in squared levels; 0 for a plain image.
         light: grey level that 99% of the pixels do not exceed, 0 to 255.
         dark: grey level that 95% of the pixels reach or exceed, 0 to 255.
         contrast: standard deviation of the grey levels, 0 to 127.5.
         chroma: root of the summed variances of Cb and Cr, in levels: 0 for grey and for any one tint.
-        border: share of the picture that plain bars along its edges take, 0 to 1.
-        panels: parts that plain gutters cut the picture into; 1 for a picture that is not a comic page.
-        lines: rows of the picture that look like a line of text: short, and plain above and below.
+        border: share of the image that plain bars along its edges take, 0 to 1.
+        panels: parts that plain gutters cut the image into; 1 for an image that is not a comic page.
+        lines: rows of the image that look like a line of text: short, and plain above and below.
     """
 
     sharpness: float
@@ -105,21 +105,21 @@ COLUMNS = ("jpeg_quality", *Figures._fields)
 
 
 def reduction(size: tuple[int, int], longest: int = _LONGEST) -> int:
-    """The whole number k, at least 1, by which pictures are reduced so that the longest side is `longest` or above."""
+    """The whole number k, at least 1, by which images are reduced so that the longest side is `longest` or above."""
     return max(1, max(size) // longest)
 
 
 def reduced(image: Image.Image, longest: int = _LONGEST) -> Image.Image:
-    """The picture averaged over blocks of k x k pixels, k as `reduction` gives it; itself where that is 1."""
+    """The image averaged over blocks of k x k pixels, k as `reduction` gives it; itself where that is 1."""
     factor = reduction(image.size, longest)
     return image.reduce(factor) if factor > 1 else image
 
 
 def measure(image: Image.Image) -> Figures:
-    """All figures of a picture.
+    """All figures of an image.
 
     Measured on the `reduced` copy, whose longest side is brought to 512 px or just above, and chroma on one of 64 px or
-    just above; smaller pictures are taken as they are. Arithmetic is on whole numbers, so the figures are the same on
+    just above; smaller images are taken as they are. Arithmetic is on whole numbers, so the figures are the same on
     every machine.
 
     Args:
@@ -173,9 +173,9 @@ def jpeg_quality(tables: Mapping[int, Sequence[int]]) -> int:
 
 
 def trimmed(image: Image.Image) -> tuple[int, int, int, int] | None:
-    """The picture without the plain bars along its edges: left, top, right, bottom in pixels; None if there are none.
+    """The image without the plain bars along its edges: left, top, right, bottom in pixels; None if there are none.
 
-    A bar is a run of whole rows or columns of one colour that JPEG may have disturbed a little. A picture that is
+    A bar is a run of whole rows or columns of one colour that JPEG may have disturbed a little. An image that is
     nothing but bar is left as it is.
     """
     width, height = image.size
@@ -186,7 +186,7 @@ def trimmed(image: Image.Image) -> tuple[int, int, int, int] | None:
     if rough is None:
         return None
     pixels = np.asarray(image)
-    # a block that a bar shares with the picture is not plain, so the true edge lies within one block of the rough one
+    # a block that a bar shares with the image is not plain, so the true edge lies within one block of the rough one
     far = small.width - rough[2], small.height - rough[3]
     last = width % factor or factor, height % factor or factor  # pixels of the last block
     top = _bar(pixels, rough[1] * factor, factor)
@@ -265,7 +265,7 @@ def _edges(grey: _Grey) -> tuple[int, int, int]:
     height, width = grey.shape
     if min(height, width) < 3:
         return 0, 0, 0
-    # as one row, which is quicker; what reaches around the picture's edge is left out at the end
+    # as one row, which is quicker; what reaches around the image's edge is left out at the end
     line = grey.astype(np.int16).ravel()
     size = (height - 2) * width - 2
     first = width + 1

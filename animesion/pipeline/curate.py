@@ -1,6 +1,6 @@
-"""Stage 3: every decision that needs the whole dataset, made on tables: `curated.parquet`, one row a picture ever seen.
+"""Stage 3: every decision that needs the whole dataset, made on tables: `curated.parquet`, one row an image ever seen.
 
-In order: what listing, fetch and decode gave, limits on single pictures, duplicates and label conflicts,
+In order: what listing, fetch and decode gave, limits on single images, duplicates and label conflicts,
 class sizes, groups, class map, splits. The first reason that holds is the one that is written down.
 """
 
@@ -31,7 +31,7 @@ from animesion.storage.workspace import Receipt, Workspace
 
 CODE = "curate-3"
 
-#: What stands in for the features of a picture that has none.
+#: What stands in for the features of an image that has none.
 _UNSEEN: dict[str, Any] = {
     "reason": "",
     "detail": "",
@@ -55,7 +55,7 @@ _UNUSED = {"boxes", "flags", "format", "mode"}
 def run(workspace: Workspace, recipe: Recipe, parts: int, crashed: Mapping[str, str]) -> Receipt:
     """Decide, write, commit; or return the receipt that still holds.
 
-    The receipt's facts are JSON-ready: `pictures` listed, `seen` (faces where each is a sample), `kept`, `dropped` by
+    The receipt's facts are JSON-ready: `images` listed, `seen` (faces where each is a sample), `kept`, `dropped` by
     reason, `classes` in the order of their ids, `strategy` of the split, `splits` with their sizes, `clusters` of
     duplicates, `conflicts` (clusters under several labels), `chains` (of near duplicates, cut into several clusters)
     and `notes`.
@@ -97,12 +97,12 @@ def decide(
     """The whole decision, without files.
 
     Args:
-        rows: one entry a picture: the columns of `RAW`, of `FEATURES` (its reason and detail as `seen_reason` and
+        rows: one entry an image: the columns of `RAW`, of `FEATURES` (its reason and detail as `seen_reason` and
             `seen_detail`) and `part`, sorted by key. Thumbnails, and what nothing is decided by, may be Arrow columns.
         recipe: the recipe.
         crashed: keys to drop as `crashed decoder`, with a detail.
-        others: published datasets whose pictures are not to be published again.
-        placed: split of the pictures that were published and are to stay where they are, by key.
+        others: published datasets whose images are not to be published again.
+        placed: split of the images that were published and are to stay where they are, by key.
 
     Returns:
         A table of schema `CURATED` in the order of the rows, and the stage's facts.
@@ -118,7 +118,7 @@ def decide(
         for i, (how, twin) in again.items():
             reason[i], detail[i], keeper[i] = "published duplicate", how, twin
     elif again:
-        notes.append(f"{len(again)} pictures are in a published dataset already")
+        notes.append(f"{len(again)} images are in a published dataset already")
     found = clusters.judge(_samples(rows), _alive(reason), labels, recipe)
     for i, verdict in found.dropped.items():
         reason[i], detail[i], keeper[i] = verdict
@@ -170,7 +170,7 @@ def decide(
     counts = Counter(reason)
     names = list(class_ids)
     facts = {
-        "pictures": sum(face in (0, 1) for face in rows["face"]),
+        "images": sum(face in (0, 1) for face in rows["face"]),
         "seen": n,
         "kept": len(kept),
         "dropped": {name: counts[name] for name in REASONS if counts[name]},
@@ -186,7 +186,7 @@ def decide(
 
 
 def _samples(rows: Rows) -> Rows:
-    """The rows with digests of samples: faces of one picture are as many pictures, not duplicates of one another."""
+    """The rows with digests of samples: faces of one image are as many images, not duplicates of one another."""
     if not any(rows["face"]):
         return rows
     crops = [f"#{crop}" if face else "" for face, crop in zip(rows["face"], rows["crop"], strict=True)]
@@ -205,7 +205,7 @@ def _alive(reason: Sequence[str]) -> npt.NDArray[np.int64]:
     return np.flatnonzero([not r for r in reason])
 
 
-# -- single pictures -------------------------------------------------------------------------------------------------
+# -- single images -------------------------------------------------------------------------------------------------
 
 
 def _single_reasons(rows: Rows, recipe: Recipe, crashed: Mapping[str, str]) -> tuple[list[str], list[str]]:
@@ -252,14 +252,14 @@ def _face_reason(rows: Rows, i: int, recipe: Recipe) -> tuple[str, str]:
         return "small face", f"{right - left}x{bottom - top}"
     inner = (min(right, width) - max(left, 0)) * (min(bottom, height) - max(top, 0))
     if inner < recipe.crop.min_share * width * height:
-        return "small face", f"{inner / (width * height):.2%} of the picture"
+        return "small face", f"{inner / (width * height):.2%} of the image"
     if recipe.crop.outside == "drop" and (min(left, top) < 0 or right > width or bottom > height):
         return "cut face", f"{left},{top},{right},{bottom} in {width}x{height}"
     return "", ""
 
 
 def _packed_too_large(crop: Sequence[int], recipe: Recipe) -> str:
-    """The size that the packed picture would have, if nobody could write or read it; else an empty string."""
+    """The size that the packed image would have, if nobody could write or read it; else an empty string."""
     left, top, right, bottom = crop
     width, height = codec.target_size(right - left, bottom - top, recipe.pack.size, recipe.pack.fit)
     longest = min(codec.LONGEST_SIDE[recipe.pack.format], recipe.filter.max_side)
@@ -290,13 +290,13 @@ def _apply_decisions(keys: Sequence[str], labels: list[str], recipe: Recipe, rea
                 reason[i] = "excluded label"
     notes = [
         f"decisions: {len(out):,} to leave out, {len(decided.label):,} labels, {len(decided.same):,} sets of the same "
-        f"and {len(decided.different):,} of different pictures"
+        f"and {len(decided.different):,} of different images"
     ]
     unknown = len(decided.named().difference(keys))
     if unknown:
-        notes.append(f"decisions: {unknown:,} keys are of no picture of this source")
+        notes.append(f"decisions: {unknown:,} keys are of no image of this source")
     if late:
-        notes.append(f"decisions: {late:,} labels are of pictures that were dropped for what they are")
+        notes.append(f"decisions: {late:,} labels are of images that were dropped for what they are")
     return notes
 
 
@@ -318,7 +318,7 @@ def _apply_class_sizes(keys: Sequence[str], labels: Sequence[str], recipe: Recip
             members.sort(key=lambda i: splits.hashed_order(recipe.split.seed, keys[i]))
             for i in members[recipe.classes.cap :]:
                 reason[i] = "over class cap"
-    return [f"{rare} of {len(of_label)} classes have fewer than {recipe.classes.minimum} pictures"] if rare else []
+    return [f"{rare} of {len(of_label)} classes have fewer than {recipe.classes.minimum} images"] if rare else []
 
 
 def _family_pairs(families: Sequence[Sequence[str]]) -> search.Pairs:
@@ -380,11 +380,11 @@ def _split(
 
 
 def _stayed(placed: Mapping[str, str], now: Sequence[tuple[str, str]]) -> str:
-    """How many published pictures are in the splits that they were in."""
+    """How many published images are in the splits that they were in."""
     again = [(placed[key], split) for key, split in now if key in placed]
     moved = sum(before != after for before, after in again)
-    why = f"; {moved} went over to the split of a picture that they now belong with" if moved else ""
-    return f"{len(again) - moved} of {len(placed)} published pictures are here and in the splits that they were in{why}"
+    why = f"; {moved} went over to the split of an image that they now belong with" if moved else ""
+    return f"{len(again) - moved} of {len(placed)} published images are here and in the splits that they were in{why}"
 
 
 # -- tables ----------------------------------------------------------------------------------------------------------
@@ -394,7 +394,7 @@ def _load(workspace: Workspace, parts: int) -> dict[str, Any]:
     """Raw and feature tables of all parts, joined by key and sorted by it, as columns.
 
     Those that decisions are made by are plain lists. The others, and thumbnails, stay as Arrow has them: at a million
-    pictures lists of them take gigabytes.
+    images lists of them take gigabytes.
     """
     raws, features = [], []
     for part in range(parts):
@@ -409,7 +409,7 @@ def _load(workspace: Workspace, parts: int) -> dict[str, Any]:
         places.setdefault(key, []).append(i)
     keys, faces = left["key"].to_pylist(), right["face"].to_pylist()
     taken = set(keys)
-    # a picture whose faces are samples has a row for each
+    # an image whose faces are samples has a row for each
     joined = [(_face_key(key, faces[j] if j is not None else 0, taken), i, j)
               for i, key in enumerate(keys) for j in places.get(key, [None])]  # fmt: skip
     joined.sort(key=lambda row: row[0])
@@ -435,7 +435,7 @@ def _load(workspace: Workspace, parts: int) -> dict[str, Any]:
 
 
 def _face_key(key: str, face: int | None, taken: set[str]) -> str:
-    """The key of a face: the picture's, `-face` and a number; one that another picture has is made longer."""
+    """The key of a face: the image's, `-face` and a number; one that another image has is made longer."""
     named = sample_key(key, face)
     while face and named in taken:
         named += "_"

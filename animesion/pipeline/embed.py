@@ -1,7 +1,7 @@
-"""Embeddings of pictures by a timm model, for duplicates that a perceptual hash cannot see (crops, borders).
+"""Embeddings of images by a timm model, for duplicates that a perceptual hash cannot see (crops, borders).
 
 Switched on by `duplicates.embedding.model`; off by default. Written to `features/embeddings-part-*.parquet` and kept as
-long as pictures, model and settings are the same. Which pairs count is decided in `animesion.dedup.clusters`.
+long as images, model and settings are the same. Which pairs count is decided in `animesion.dedup.clusters`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from animesion.storage.workspace import Receipt, Workspace, sha256_file
 if TYPE_CHECKING:
     from torch import nn
 
-#: Pictures that go through the model at once; fixed, as sums may round otherwise in another batch.
+#: Images that go through the model at once; fixed, as sums may round otherwise in another batch.
 _BATCH = 32
 
 Vectors = npt.NDArray[np.float32]
@@ -71,15 +71,15 @@ class Embedder:
         self._size = (int(config["input_size"][2]), int(config["input_size"][1]))
         self._mean, self._std = (np.array(config[name], dtype=np.float32) for name in ("mean", "std"))
 
-    def __call__(self, pictures: Sequence[Image.Image]) -> Vectors:
-        """Embeddings of unit length, shape (n, d), of RGB pictures of any size, each stretched to the model's."""
+    def __call__(self, images: Sequence[Image.Image]) -> Vectors:
+        """Embeddings of unit length, shape (n, d), of RGB images of any size, each stretched to the model's."""
         import torch
 
         found = []
-        for start in range(0, len(pictures), _BATCH):
+        for start in range(0, len(images), _BATCH):
             pixels = [
                 np.asarray(each.resize(self._size, Image.Resampling.BICUBIC, reducing_gap=3.0), dtype=np.float32)
-                for each in pictures[start : start + _BATCH]
+                for each in images[start : start + _BATCH]
             ]
             batch = (np.stack(pixels) / 255 - self._mean) / self._std
             with torch.inference_mode():
@@ -145,7 +145,7 @@ def run(workspace: Workspace, recipe: Recipe, parts: int, advance: Callable[[int
 def _embedded(
     workspace: Workspace, recipe: Recipe, part: int, features: pa.Table, embedder: Embedder
 ) -> tuple[list[str], Vectors]:
-    """Keys and embeddings of the pictures of a part that decode, in the order of its table."""
+    """Keys and embeddings of the images of a part that decode, in the order of its table."""
     seen = {row["key"]: row["crop"] for row in features.filter(pc.equal(features["reason"], "")).to_pylist()}
     raw = parquet.read(workspace.path(f"raw/part-{part:05d}.parquet"), RAW, ("key", "reason", "offset", "bytes"))
     limits = codec.Limits(recipe.filter.max_side, recipe.filter.max_pixels)
@@ -170,7 +170,7 @@ def _embedded(
 
 
 def read(workspace: Workspace, parts: int, keys: Sequence[str]) -> Vectors:
-    """The embeddings of these pictures, shape (n, d); zeros where a picture has none."""
+    """The embeddings of these images, shape (n, d); zeros where an image has none."""
     paths = [workspace.path(f"features/embeddings-part-{part:05d}.parquet") for part in range(parts)]
     table = parquet.read_many(paths, EMBEDDINGS)
     flat = pc.list_flatten(table["embedding"]).to_numpy()

@@ -1,7 +1,7 @@
-"""Stage 1: from a source to `raw/part-*.tar` (original bytes) and `.parquet` (provenance, one row a picture).
+"""Stage 1: from a source to `raw/part-*.tar` (original bytes) and `.parquet` (provenance, one row an image).
 
 The source's listing is cut into parts and written as `raw/part-*.plan.parquet` first; each part is then fetched on its
-own. Failures are rows with a reason. Pictures that metadata alone would drop are not fetched. How a crawl survives
+own. Failures are rows with a reason. Images that metadata alone would drop are not fetched. How a crawl survives
 within a part is the source's (`animesion.sources.crawled`).
 """
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from animesion_scrapers import CrawlStatus
 
 CODE = "fetch-1"
-#: Pictures a part: small enough that workers share the load, large enough that files stay few.
+#: Images a part: small enough that workers share the load, large enough that files stay few.
 PART_ITEMS = 500
 
 
@@ -40,7 +40,7 @@ class FetchPlan:
 
     Attributes:
         parts: digest of each part's plan, by part number.
-        items: pictures in all.
+        items: images in all.
         notes: sentences of the source about what it passed over.
     """
 
@@ -126,10 +126,10 @@ def plan_name(part: int) -> str:
 
 
 class CrawlProgress:
-    """Turns what a crawl says of itself into pictures done and a line of text."""
+    """Turns what a crawl says of itself into images done and a line of text."""
 
     def __init__(self, advance: Callable[[int], None], tell: Callable[[str], None]) -> None:
-        """Keep the two doors: pictures that are done, and words about it."""
+        """Keep the two doors: images that are done, and words about it."""
         self._advance, self._tell = advance, tell
         self._finished = self._ahead = 0
 
@@ -145,7 +145,7 @@ class CrawlProgress:
         self._advance(new)
 
     def part_done(self, items: int) -> None:
-        """A part of so many pictures is done, of which some were told before."""
+        """A part of so many images is done, of which some were told before."""
         self._advance(items - self._ahead)
         self._ahead = 0
 
@@ -195,13 +195,13 @@ def listed(
             )
         doubled = keys.repeated(chunk)
         if doubled:
-            raise UsageError(f"the source lists {doubled.source_id!r} twice; list every picture once")
+            raise UsageError(f"the source lists {doubled.source_id!r} twice; list every image once")
         name = plan_name(len(outputs))
         outputs[name] = parquet.write(workspace.path(name), parquet.plan_table(chunk))
         count += len(chunk)
         advance(len(chunk))
     if not count:
-        raise UsageError(f"the source of recipe {recipe.name} lists no pictures: check its [source] options")
+        raise UsageError(f"the source of recipe {recipe.name} lists no images: check its [source] options")
     digests_in_order = [outputs[plan_name(part)] for part in range(len(outputs))]
     facts = {"parts": digests_in_order, "items": count, "notes": source.notes}
     workspace.commit("plan", CODE, options, {}, outputs, facts)
@@ -218,7 +218,7 @@ def run(
     *,
     retry_failed: bool = False,
 ) -> list[str]:
-    """Fetch every part that has no valid receipt, or holds pictures that a crawl may still get.
+    """Fetch every part that has no valid receipt, or holds images that a crawl may still get.
 
     Args:
         workspace: the output folder.
@@ -253,7 +253,7 @@ def run(
 
 
 def _worth_asking(facts: Mapping[str, Any], retry_failed: bool) -> bool:
-    """Whether a part that is done holds pictures that may still be had."""
+    """Whether a part that is done holds images that may still be had."""
     return bool(facts.get("failed") or (retry_failed and facts.get("refused")))
 
 
@@ -272,7 +272,7 @@ def _crawl_summary(errors: list[tuple[str, str, str, int]]) -> list[str]:
                 kinds[kind] = kinds.get(kind, 0) + count
         if kinds:
             listed = ", ".join(f"{kind} {count:,}" for kind, count in kinds.items())
-            sentences.append(f"{sum(kinds.values()):,} pictures {hint}: {listed}")
+            sentences.append(f"{sum(kinds.values()):,} images {hint}: {listed}")
     return sentences
 
 

@@ -149,7 +149,7 @@ def _facts(
 
 
 def _grid(index: pa.Table, curated: pa.Table) -> dict[str, list[tuple[str, int, int]]]:
-    """Shard, offset and size of the pictures that the card shows, by class name."""
+    """Shard, offset and size of the images that the card shows, by class name."""
     kept = curated.filter(curated["kept"])
     ratings = dict(zip(kept["key"].to_pylist(), kept["rating"].to_pylist(), strict=True))
     names = dict(zip(kept["class_id"].to_pylist(), kept["label"].to_pylist(), strict=True))

@@ -1,6 +1,6 @@
-"""Stage 2: one decode of every picture gives all that is ever asked of its pixels: `features/part-*.parquet`.
+"""Stage 2: one decode of every image gives all that is ever asked of its pixels: `features/part-*.parquet`.
 
-A picture that kills the worker is found by the engine's bisection and recorded as `crashed decoder`.
+An image that kills the worker is found by the engine's bisection and recorded as `crashed decoder`.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class InspectJob:
                 boxes = None if row["boxes"] is None else [Box(**box) for box in row["boxes"]]
                 content = tar.read(row["bytes"])
                 try:
-                    picture = codec.decode(content, limits)
+                    image = codec.decode(content, limits)
                 except codec.RejectedImageError as error:
                     rows.append({"key": key, "reason": error.reason, "detail": error.detail})
                     continue
@@ -93,9 +93,9 @@ class InspectJob:
                     found = known[key]
                 else:
                     detector = detector or _detector(self.recipe)
-                    [given] = detector([picture.image], [boxes])
+                    [given] = detector([image.image], [boxes])
                     found = stored(given)
-                rows += ({"key": key, **sample} for sample in features(picture, found, self.recipe))
+                rows += ({"key": key, **sample} for sample in features(image, found, self.recipe))
         if self.only is None:
             name = f"features/part-{self.part:05d}.parquet"
             outputs = {name: parquet.write(self.workspace.path(name), parquet.table(rows, FEATURES))}
@@ -132,35 +132,35 @@ def stored(boxes: Sequence[Box]) -> list[Box]:
     return sorted(rounded, key=lambda box: -box.score)
 
 
-def features(picture: codec.DecodedImage, boxes: Sequence[Box] | None, recipe: Recipe) -> list[dict[str, Any]]:
-    """All features of a picture, one row a sample: one, or with `crop.faces = "each"` one a box.
+def features(decoded: codec.DecodedImage, boxes: Sequence[Box] | None, recipe: Recipe) -> list[dict[str, Any]]:
+    """All features of an image, one row a sample: one, or with `crop.faces = "each"` one a box.
 
     Args:
-        picture: decoded.
+        decoded: decoded.
         boxes: what the detector found, the surest first, as `stored` gives them; None when it was not asked.
         recipe: its `crop` and `quality` sections matter.
 
     Returns:
         Fields of `animesion.schemas.FEATURES` besides the key.
     """
-    image = picture.image
+    image = decoded.image
     common = {
         "reason": "",
         "detail": "",
-        "format": picture.format,
-        "mode": picture.mode,
+        "format": decoded.format,
+        "mode": decoded.mode,
         "width": image.width,
         "height": image.height,
-        "plain": picture.plain,
+        "plain": decoded.plain,
         "pixels_blake3": hashing.of_pixels(image).hex(),
-        "jpeg_quality": picture.jpeg_quality,
+        "jpeg_quality": decoded.jpeg_quality,
     }
     if boxes is None:
         crop = quality.trimmed(image) if recipe.quality.trim else None
         return [{**common, "faces": -1, "face": 0, "face_score": 0.0, **_looks(image, crop)}]
     kept = [box._asdict() for box in boxes]
     rows: list[dict[str, Any]] = []
-    # a box that lies outside the picture is no face
+    # a box that lies outside the image is no face
     inside = [(box, crop) for box in boxes if (crop := _crop(box, *image.size, recipe)) is not None]
     each = recipe.crop.faces == "each"
     for number, (box, crop) in enumerate(inside if each else inside[:1], 1 if each else 0):
@@ -200,7 +200,7 @@ def _seen(crop: tuple[int, int, int, int], width: int, height: int, recipe: Reci
 
 
 def detections(recipe: Recipe, inputs: Mapping[str, str]) -> str:
-    """Digest of all that boxes hang on: the pictures, the decoder and the detector, not margins and minimums."""
+    """Digest of all that boxes hang on: the images, the decoder and the detector, not margins and minimums."""
     crop = recipe.crop
     identity = detectors.identity(crop.detector, crop.detector_options)
     return params_digest([CODE, _limits(recipe), dict(inputs), crop.detector, crop.detector_options, identity])

@@ -1,7 +1,7 @@
-"""Stage 4: kept pictures to shards: second decode, crop, resize, encode, and the index.
+"""Stage 4: kept images to shards: second decode, crop, resize, encode, and the index.
 
 Chunks of samples are encoded in parallel into intermediate files; when all sizes are known, shards are cut exactly and
-copied together. Which sample goes where depends on keys and sizes alone. A picture whose own bytes already are what the
+copied together. Which sample goes where depends on keys and sizes alone. An image whose own bytes already are what the
 recipe asks for is copied, not encoded again.
 """
 
@@ -37,22 +37,22 @@ _CHUNK = pa.schema(
         ("label", pa.int64()),
         ("offset", pa.int64()),  # of the sample in the chunk file
         ("size", pa.int64()),
-        ("image_offset", pa.int64()),  # of the picture's bytes inside the sample
+        ("image_offset", pa.int64()),  # of the image's bytes inside the sample
         ("image_size", pa.int64()),
         ("sha256", pa.string()),
     ]
 )
 
 
-class CrashedPicturesError(AnimesionError):
-    """Pictures that decoded in inspect killed their worker in pack; curate has to drop them."""
+class CrashedImagesError(AnimesionError):
+    """Images that decoded in inspect killed their worker in pack; curate has to drop them."""
 
     def __init__(self, keys: tuple[str, ...]) -> None:
-        super().__init__(f"{len(keys)} picture(s) kill the decoder: {', '.join(keys)}")
+        super().__init__(f"{len(keys)} image(s) kill the decoder: {', '.join(keys)}")
         self.keys = keys
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return CrashedPicturesError, (self.keys,)
+        return CrashedImagesError, (self.keys,)
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class ChunkJob:
     def run(self) -> int:
         """Encode, write, commit; returns the number of samples."""
         if self.crashed:
-            raise CrashedPicturesError(self.crashed)
+            raise CrashedImagesError(self.crashed)
         if self.only is not None:
             for row in self.rows:
                 if row["key"] in self.only:
@@ -160,7 +160,7 @@ def samples_name(chunk: str) -> str:
 
 
 def packed_image(content: bytes, row: dict[str, Any], recipe: Recipe) -> bytes:
-    """The bytes of the picture as it goes into the shard.
+    """The bytes of the image as it goes into the shard.
 
     Args:
         content: bytes of the original.
@@ -173,13 +173,13 @@ def packed_image(content: bytes, row: dict[str, Any], recipe: Recipe) -> bytes:
     fits = crop == whole and row["plain"] and row["extension"] == settings.format and _has_size(row, recipe)
     if fits and settings.keep_original == "auto":
         return content
-    picture = codec.decode(content, codec.Limits(recipe.filter.max_side, recipe.filter.max_pixels))
-    image = codec.resized(picture.image, None if crop == whole else crop, settings.size, settings.fit)
+    decoded = codec.decode(content, codec.Limits(recipe.filter.max_side, recipe.filter.max_pixels))
+    image = codec.resized(decoded.image, None if crop == whole else crop, settings.size, settings.fit)
     return codec.encode(image, settings.format, settings.quality)
 
 
 def sample_fields(row: dict[str, Any], content: bytes, recipe: Recipe) -> dict[str, bytes]:
-    """The members of a sample: picture, `cls`, `json` and, unless switched off, a caption.
+    """The members of a sample: image, `cls`, `json` and, unless switched off, a caption.
 
     The JSON has the same fields with the same types in every sample: no nulls, no empty lists, as readers infer types.
     """
@@ -230,11 +230,11 @@ def run(
         workspace: the output folder, curated.
         recipe: the recipe.
         engine: runs the chunks and shards.
-        advance: told how many pictures are done.
+        advance: told how many images are done.
         finished: told the path of each shard that is done, in no fixed order; those of an earlier run too.
 
     Raises:
-        CrashedPicturesError: pictures have to be dropped first.
+        CrashedImagesError: images have to be dropped first.
     """
     curated = parquet.read(workspace.path("curated.parquet"), CURATED)
     kept = curated.filter(curated["kept"]).to_pylist()
@@ -277,7 +277,7 @@ def _chunks(kept: Sequence[dict[str, Any]], recipe: Recipe) -> dict[str, list[di
 
 
 def _chunk_job(workspace: Workspace, recipe: Recipe, chunk: str, rows: list[dict[str, Any]]) -> ChunkJob:
-    # a row names its picture by sha256, so the raw tars need not be inputs
+    # a row names its image by sha256, so the raw tars need not be inputs
     return ChunkJob(workspace, recipe, chunk, rows, {"rows": params_digest(rows)})
 
 

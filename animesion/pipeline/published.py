@@ -1,7 +1,7 @@
-"""Datasets that are out already: what a new build is compared with, so that it publishes no picture a second time.
+"""Datasets that are out already: what a new build is compared with, so that it publishes no image a second time.
 
-Reads the kept pictures of another dataset's `curated.parquet` and its `features/`, nothing of which is trusted, and
-finds which pictures of a build they hold. The recipe names the folders (`duplicates.against`).
+Reads the kept images of another dataset's `curated.parquet` and its `features/`, nothing of which is trusted, and
+finds which images of a build they hold. The recipe names the folders (`duplicates.against`).
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _PART = re.compile(r"part-[0-9]{5}\.parquet")
 
 @dataclass(frozen=True)
 class PublishedFeatures:
-    """The pictures of one published dataset.
+    """The images of one published dataset.
 
     Attributes:
         name: of the dataset, from its `dataset.json`.
-        keys: of its kept pictures, ascending.
+        keys: of its kept images, ascending.
         sha256: of each original's bytes, as hex.
         pixels_blake3: of each original's pixels, as hex.
         phash: shape (n,), of what was packed.
@@ -53,7 +53,7 @@ class PublishedFeatures:
 
 
 def splits_of(folder: Path) -> dict[str, str]:
-    """The split of each kept picture of a built dataset, by key.
+    """The split of each kept image of a built dataset, by key.
 
     Raises:
         UsageError: no dataset, or `curated.parquet` is not what its SHA256SUMS says.
@@ -73,19 +73,19 @@ def _kept(folder: Path) -> tuple[Dataset, pa.Table]:
 
 
 def load(folder: Path) -> PublishedFeatures:
-    """The kept pictures of a built dataset.
+    """The kept images of a built dataset.
 
     Args:
         folder: output folder of a finished build, with its `features/`.
 
     Raises:
         UsageError: no dataset, `curated.parquet` is not what its SHA256SUMS says, or features that are missing, damaged
-            or of other pictures.
+            or of other images.
     """
     dataset, kept = _kept(folder)
     paths = sorted(path for path in (folder / "features").glob("part-*.parquet") if _PART.fullmatch(path.name))
     damaged = UsageError(
-        f"{folder}: features/ is missing, damaged or of an older version, and it is what pictures are compared by: "
+        f"{folder}: features/ is missing, damaged or of an older version, and it is what images are compared by: "
         "run its build again with this version, or copy features/ from where it was built"
     )
     try:
@@ -122,7 +122,7 @@ def twins(
     Args:
         rows: columns `sha256 pixels_blake3 phash phash_flip thumbnail`.
         alive: rows that no other rule has dropped.
-        others: published datasets; the first that holds a picture is named.
+        others: published datasets; the first that holds an image is named.
         recipe: its `duplicates` section matters.
 
     Returns:
@@ -160,7 +160,7 @@ def _first(values: Sequence[str]) -> dict[str, int]:
 def _near(
     rows: Rows, chosen: npt.NDArray[np.int64], other: PublishedFeatures, recipe: Recipe
 ) -> dict[int, tuple[str, str]]:
-    """The chosen rows that are near duplicates of a published picture: of the nearest, then of the first by key."""
+    """The chosen rows that are near duplicates of a published image: of the nearest, then of the first by key."""
     settings = recipe.duplicates
     hashes, flipped = (np.asarray(rows[name], dtype=np.uint64)[chosen] for name in ("phash", "phash_flip"))
     sets = [search.cross_pairs(hashes, other.phash, settings.radius)]
@@ -171,11 +171,11 @@ def _near(
     for mirrored, pairs in enumerate(sets):
         mine, at = np.unique(pairs[:, 0], return_inverse=True)
         theirs, place = np.unique(pairs[:, 1], return_inverse=True)
-        pictures = np.concatenate(
+        images = np.concatenate(
             [clusters.thumbnails(rows["thumbnail"], chosen[mine]), clusters.thumbnails(other.thumbnails, theirs)]
         )
         same = search.same_thumbnail(
-            pictures,
+            images,
             np.stack([at, place + len(mine)], axis=1),
             settings.mean_difference,
             settings.max_difference,

@@ -1,4 +1,4 @@
-"""What the recipe says of a picture from its metadata alone, before a byte of it is fetched.
+"""What the recipe says of an image from its metadata alone, before a byte of it is fetched.
 
 Fetch does not read what would be dropped anyway, and writes the reason down; curate applies the rules for faces again
 to what a detector found.

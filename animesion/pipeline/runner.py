@@ -1,4 +1,4 @@
-"""Run the five stages over one output folder: claim it, resume what is done, report, account for every picture."""
+"""Run the five stages over one output folder: claim it, resume what is done, report, account for every image."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class BuildResult:
     Attributes:
         out: the output folder; the work folder when the output is a URL.
         until: the last stage that was run.
-        seen: pictures the source listed; with `crop.faces = "each"`, one for each face.
-        kept: pictures in the shards; 0 before curate.
-        dropped: pictures by reason, in the order in which reasons are looked at.
-        splits: pictures by split.
+        seen: images the source listed; with `crop.faces = "each"`, one for each face.
+        kept: images in the shards; 0 before curate.
+        dropped: images by reason, in the order in which reasons are looked at.
+        splits: images by split.
         classes: class names by id.
         notes: sentences worth reading.
         crawl: sentences about what a crawl did not get in this run; in no output, as they depend on the day.
@@ -110,7 +110,7 @@ def run(
     Raises:
         UsageError: bad options of the source, or a folder or URL that is not this recipe's.
         BusyError: another build holds the folder.
-        AnimesionError: no picture is left, the disk is full, a worker cannot do its part.
+        AnimesionError: no image is left, the disk is full, a worker cannot do its part.
     """
     progress = progress or Progress()
     if until not in STAGES:
@@ -173,13 +173,13 @@ def run(
             if not result.kept:
                 common = max(result.dropped, key=lambda reason: result.dropped[reason])
                 raise AnimesionError(
-                    f"no picture is left of {result.seen:,}: most were dropped as '{common}' "
+                    f"no image is left of {result.seen:,}: most were dropped as '{common}' "
                     f"({result.dropped[common]:,}); {out / 'curated.parquet'} has the reason for each"
                 )
             progress.started("pack", result.kept)
             try:
                 pack.run(workspace, recipe, running, progress.advanced, *([upload.shard] if upload else []))
-            except pack.CrashedPicturesError as error:
+            except pack.CrashedImagesError as error:
                 known = _crashed(workspace) | dict.fromkeys(error.keys, "the worker process died while packing")
                 write_atomic(workspace.path(_CRASHED), json.dumps(known, sort_keys=True).encode())
                 continue
@@ -200,7 +200,7 @@ def run(
 def preview(
     recipe: Recipe, out: Path, *, replace: bool = False, count: Callable[[int], None] = lambda n: None, to: str = ""
 ) -> dict[str, Any]:
-    """What a build would do, without writing: pictures by metadata verdict, bytes where known, state of `out`.
+    """What a build would do, without writing: images by metadata verdict, bytes where known, state of `out`.
 
     For a crawled source also the requests that fetching takes, the seconds at the polite pace of the busiest host, and
     the ten hosts that most is asked of. Memory does not grow with the listing.
@@ -238,7 +238,7 @@ def preview(
     except ScraperError as error:
         raise AnimesionError(str(error)) from None
     if not listed:
-        raise UsageError(f"the source of recipe {recipe.name} lists no pictures: check its [source] options")
+        raise UsageError(f"the source of recipe {recipe.name} lists no images: check its [source] options")
     return {
         "recipe": recipe.name,
         "digest": recipe.digest(),
@@ -303,11 +303,11 @@ def _upload(to: str, workspace: Workspace, recipe: Recipe, *, replace: bool) -> 
 
 
 def _account(facts: dict[str, Any], listed: int) -> None:
-    """Every picture is kept or dropped for a reason; anything else is a fault of the program."""
+    """Every image is kept or dropped for a reason; anything else is a fault of the program."""
     accounted = facts["kept"] + sum(facts["dropped"].values())
-    if listed != facts["pictures"] or facts["seen"] != accounted:
+    if listed != facts["images"] or facts["seen"] != accounted:
         raise RuntimeError(
-            f"accounting is off: {listed} listed, {facts['pictures']} pictures, {facts['seen']} seen, "
+            f"accounting is off: {listed} listed, {facts['images']} images, {facts['seen']} seen, "
             f"{accounted} accounted for"
         )
 

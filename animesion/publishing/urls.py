@@ -1,6 +1,6 @@
-"""Tables of URLs instead of pixels: what it takes to fetch a dataset's pictures again and build the same from them.
+"""Tables of URLs instead of pixels: what it takes to fetch a dataset's images again and build the same from them.
 
-For pictures that may be pointed at but not handed on. `urls/<split>.parquet` has a row a sample; `rebuild.toml` is the
+For images that may be pointed at but not handed on. `urls/<split>.parquet` has a row a sample; `rebuild.toml` is the
 recipe that crops and packs as the original did.
 """
 
@@ -64,7 +64,7 @@ def write(dataset: Dataset, folder: Path) -> int:
     pointed = sorted((row for row in rows if row["url"]), key=lambda row: row["key"])
     if not pointed:
         raise UsageError(
-            f"no picture of {dataset.path} has a URL: its source gave none, so --urls-only has nothing to send"
+            f"no image of {dataset.path} has a URL: its source gave none, so --urls-only has nothing to send"
         )
     digests = {}
     for split in dataset.splits:
@@ -118,5 +118,5 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
     left, top, right, bottom = row["crop"]
     width, height = row["width"], row["height"]
     shares = (left / width, top / height, right / width, bottom / height)
-    # nine digits: a pixel of the largest picture is 1.5e-5 of its side
+    # nine digits: a pixel of the largest image is 1.5e-5 of its side
     return {**found, "url": row["file_url"], "box": " ".join(f"{share:.9f}" for share in shares)}

@@ -1,6 +1,6 @@
 """What the page of a build shows, collected from its tables: funnel, classes, clusters, drops, histograms, findings.
 
-Plain dicts and lists, ready for JSON, the same for equal builds. Counts are of everything; of the lists and pictures
+Plain dicts and lists, ready for JSON, the same for equal builds. Counts are of everything; of the lists and images
 only so many are taken that the page stays small. `animesion browse` has the rest.
 """
 
@@ -21,14 +21,14 @@ import pyarrow.parquet as pq
 from animesion import schemas, splits
 from animesion.dataset.dataset import Dataset
 from animesion.errors import UsageError
-from animesion.report.pictures import Album, Pictures
+from animesion.report.images import Album, Images
 from animesion.stats import long_tail
 
 #: Bytes of thumbnails on a page, before base64 makes them a third larger: of classes, then clusters, then drops.
 SAMPLE_BYTES, CLUSTER_BYTES, DROP_BYTES = 6_000_000, 1_500_000, 500_000
 
 #: What a page lists at most.
-CLASS_SAMPLES, CLUSTERS, MEMBERS, DROPS, DROP_PICTURES, FINDINGS = 12, 300, 12, 100, 24, 500
+CLASS_SAMPLES, CLUSTERS, MEMBERS, DROPS, DROP_IMAGES, FINDINGS = 12, 300, 12, 100, 24, 500
 
 #: Longer texts are cut: a name of 10,000 letters is nobody's to read.
 MOST_TEXT = 500
@@ -44,7 +44,7 @@ class Measure:
     Attributes:
         title: what it is, with its unit.
         log: on a logarithmic axis.
-        least: values below are of pictures that were not measured.
+        least: values below are of images that were not measured.
     """
 
     title: str
@@ -77,35 +77,35 @@ def of_dataset(dataset: Dataset, audit: Path | None = None) -> dict[str, Any]:
     Raises:
         UsageError: a table is missing or damaged.
     """
-    pictures, album = Pictures(dataset), Album()
-    found = overview(dataset, pictures.rows, audit)
-    found["classes"]["samples"] = _samples(pictures, album)
-    shown = sorted(clusters(pictures.rows), key=lambda each: each["rank"])[:CLUSTERS]
+    images, album = Images(dataset), Album()
+    found = overview(dataset, images.rows, audit)
+    found["classes"]["samples"] = _samples(images, album)
+    shown = sorted(clusters(images.rows), key=lambda each: each["rank"])[:CLUSTERS]
     until = album.used + CLUSTER_BYTES
     for each in shown:
         for member in each["members"][:MEMBERS]:
-            member["image"] = album.add(pictures.thumbnail(pictures.rows[member["row"]]), until)
+            member["image"] = album.add(images.thumbnail(images.rows[member["row"]]), until)
         each["more"] = max(0, len(each["members"]) - MEMBERS)
         each["members"] = [_without_row(member) for member in each["members"][:MEMBERS]]
         del each["rank"]
     found["clusters"]["items"] = shown
     until = album.used + DROP_BYTES
     for reason in found["drops"]:
-        listed = dropped(pictures.rows, reason["reason"])
+        listed = dropped(images.rows, reason["reason"])
         listed.sort(key=lambda item: splits.hashed_order(0, item["key"]))
-        for item in listed[:DROP_PICTURES]:
-            item["image"] = album.add(pictures.thumbnail(pictures.rows[item["row"]]), until)
+        for item in listed[:DROP_IMAGES]:
+            item["image"] = album.add(images.thumbnail(images.rows[item["row"]]), until)
         reason["items"] = [_without_row(item) for item in listed[:DROPS]]
     found["images"] = album.images
     return found
 
 
 def overview(dataset: Dataset, rows: Sequence[Mapping[str, Any]], audit: Path | None = None) -> dict[str, Any]:
-    """What the page shows besides pictures and the lists of clusters and drops.
+    """What the page shows besides images and the lists of clusters and drops.
 
     Args:
         dataset: the build.
-        rows: of `Pictures.rows`.
+        rows: of `Images.rows`.
         audit: `audit.json` of `animesion audit`, if there is one to show.
 
     Raises:
@@ -148,7 +148,7 @@ def overview(dataset: Dataset, rows: Sequence[Mapping[str, Any]], audit: Path | 
 
 
 def item(rows: Sequence[Mapping[str, Any]], i: int) -> dict[str, Any]:
-    """A picture as the page lists it; `row` is its place in the table."""
+    """An image as the page lists it; `row` is its place in the table."""
     row = rows[i]
     url = row["page_url"] if row["page_url"].startswith(("https://", "http://")) else ""
     return {
@@ -192,12 +192,12 @@ def clusters(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def dropped(rows: Sequence[Mapping[str, Any]], reason: str) -> list[dict[str, Any]]:
-    """Every picture that was dropped for a reason, in the order of the keys."""
+    """Every image that was dropped for a reason, in the order of the keys."""
     return [item(rows, i) for i, row in enumerate(rows) if not row["kept"] and row["reason"] == reason]
 
 
 def members(rows: Sequence[Mapping[str, Any]], classes: int) -> list[list[int]]:
-    """Rows of the kept pictures of each class, in an order that shows a fair choice first."""
+    """Rows of the kept images of each class, in an order that shows a fair choice first."""
     of_class: list[list[int]] = [[] for _ in range(classes)]
     for i, row in enumerate(rows):
         if row["kept"] and 0 <= row["class_id"] < classes:
@@ -213,7 +213,7 @@ def clip(text: str) -> str:
 
 
 def histograms(dataset: Dataset, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Histograms of sizes, and of what the build measured of each picture, for kept and for dropped pictures."""
+    """Histograms of sizes, and of what the build measured of each image, for kept and for dropped images."""
     seen = [row for row in rows if row["width"] > 0 and row["height"] > 0]
     kept = np.array([row["kept"] for row in seen], dtype=bool)
     width, height = (np.array([row[name] for row in seen], dtype=np.float64) for name in ("width", "height"))
@@ -238,16 +238,16 @@ def audit_of(path: Path) -> Path | None:
     return found if found.is_file() else None
 
 
-def _samples(pictures: Pictures, album: Album) -> list[list[dict[str, Any]]]:
-    """A few pictures of each class: the first of every class before the second of any."""
-    of_class = members(pictures.rows, len(pictures.dataset.classes))
+def _samples(images: Images, album: Album) -> list[list[dict[str, Any]]]:
+    """A few images of each class: the first of every class before the second of any."""
+    of_class = members(images.rows, len(images.dataset.classes))
     chosen: list[list[dict[str, Any]]] = [[] for _ in of_class]
     for turn in range(CLASS_SAMPLES):
         for label, together in enumerate(of_class):
             if turn >= len(together):
                 continue
-            row = pictures.rows[together[turn]]
-            place = album.add(pictures.thumbnail(row), SAMPLE_BYTES)
+            row = images.rows[together[turn]]
+            place = album.add(images.thumbnail(row), SAMPLE_BYTES)
             if place == -2:
                 return chosen
             chosen[label].append({"key": row["key"], "split": row["split"], "image": place})

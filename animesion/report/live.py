@@ -1,4 +1,4 @@
-"""The report served from this machine to itself, with everything in reach: any class, cluster, drop and picture.
+"""The report served from this machine to itself, with everything in reach: any class, cluster, drop and image.
 
 What a person decides is saved as a file of `animesion.config.decisions`. Other pages in the browser are kept out: only
 requests that name 127.0.0.1 or localhost as their host are answered, and only those with the token of the start may
@@ -24,10 +24,10 @@ from animesion.config.decisions import read as read_decisions
 from animesion.dataset.dataset import Dataset
 from animesion.errors import AnimesionError
 from animesion.report import facts, page
-from animesion.report.pictures import Pictures
+from animesion.report.images import Images
 from animesion.storage.workspace import write_atomic
 
-#: Longest side of a picture that is served, in pixels.
+#: Longest side of an image that is served, in pixels.
 SIDE = 192
 
 #: Most items of one answer.
@@ -62,12 +62,12 @@ class Browser:
     def __init__(self, dataset: Dataset, file: Path, audit: Path | None = None) -> None:
         self.dataset = dataset
         self.file = file
-        self.pictures = Pictures(dataset)
-        self.overview = facts.overview(dataset, self.pictures.rows, audit)
+        self.images = Images(dataset)
+        self.overview = facts.overview(dataset, self.images.rows, audit)
         if self.overview["audit"]:
             for each in self.overview["audit"]["items"]:
-                place = self.pictures.places.get(each["key"])
-                each["kept"] = place is not None and self.pictures.rows[place]["kept"]
+                place = self.images.places.get(each["key"])
+                each["kept"] = place is not None and self.images.rows[place]["kept"]
         # a build that decisions went into goes on from them
         self.first = dataset.recipe.curate.decisions
         self.decisions()
@@ -96,30 +96,30 @@ class Browser:
     @functools.cached_property
     def classes(self) -> list[list[int]]:
         """Rows of each class."""
-        return facts.members(self.pictures.rows, len(self.dataset.classes))
+        return facts.members(self.images.rows, len(self.dataset.classes))
 
     @functools.cached_property
     def clusters(self) -> list[list[int]]:
         """Rows of each cluster, as `animesion.report.facts.clusters` orders them."""
-        found = sorted(facts.clusters(self.pictures.rows), key=lambda each: each["rank"])
+        found = sorted(facts.clusters(self.images.rows), key=lambda each: each["rank"])
         return [[member["row"] for member in each["members"]] for each in found]
 
     @functools.cached_property
     def drops(self) -> dict[str, list[int]]:
         """Rows of each reason."""
         found: dict[str, list[int]] = {}
-        for i, row in enumerate(self.pictures.rows):
+        for i, row in enumerate(self.images.rows):
             if not row["kept"]:
                 found.setdefault(row["reason"], []).append(i)
         return found
 
     def items(self, rows: Sequence[int]) -> list[dict[str, Any]]:
-        """Pictures as the page lists them."""
-        return [facts.item(self.pictures.rows, i) for i in rows]
+        """Images as the page lists them."""
+        return [facts.item(self.images.rows, i) for i in rows]
 
     def conflict(self, rows: Sequence[int]) -> bool:
-        """Whether pictures stand under several labels."""
-        return len({self.pictures.rows[i]["label"] for i in rows}) > 1
+        """Whether images stand under several labels."""
+        return len({self.images.rows[i]["label"] for i in rows}) > 1
 
 
 def application(browser: Browser, token: str) -> web.Application:
@@ -148,7 +148,7 @@ def application(browser: Browser, token: str) -> web.Application:
         offset, limit = _span(request)
         shown = [
             {
-                "name": browser.pictures.rows[rows[0]]["cluster"],
+                "name": browser.images.rows[rows[0]]["cluster"],
                 "conflict": browser.conflict(rows),
                 "members": browser.items(rows[:MOST_ITEMS]),
                 "more": max(0, len(rows) - MOST_ITEMS),
@@ -160,12 +160,12 @@ def application(browser: Browser, token: str) -> web.Application:
     async def drops(request: web.Request) -> web.Response:
         return _listed(browser, request, browser.drops.get(request.query.get("reason", ""), []))
 
-    async def picture(request: web.Request) -> web.Response:
-        place = browser.pictures.places.get(request.match_info["key"])
-        row = None if place is None else browser.pictures.rows[place]
-        content = None if row is None else await asyncio.to_thread(browser.pictures.thumbnail, row, SIDE)
+    async def image(request: web.Request) -> web.Response:
+        place = browser.images.places.get(request.match_info["key"])
+        row = None if place is None else browser.images.rows[place]
+        content = None if row is None else await asyncio.to_thread(browser.images.thumbnail, row, SIDE)
         if content is None:
-            raise web.HTTPNotFound(text="there is no such picture to show")
+            raise web.HTTPNotFound(text="there is no such image to show")
         return web.Response(body=content, content_type="image/webp")
 
     async def put_decisions(request: web.Request) -> web.Response:
@@ -195,7 +195,7 @@ def application(browser: Browser, token: str) -> web.Application:
             web.get("/api/classes/{id}", a_class),
             web.get("/api/clusters", clusters),
             web.get("/api/drops", drops),
-            web.get("/api/picture/{key}", picture),
+            web.get("/api/image/{key}", image),
             web.put("/api/decisions", put_decisions),
         ]
     )

@@ -42,15 +42,15 @@ def render(data: Mapping[str, Any], *, live: bool = False) -> str:
 
 
 def policy(*, live: bool = False) -> str:
-    """The content security policy of the page: its own scripts, its own styles, pictures inside it, nothing else."""
+    """The content security policy of the page: its own scripts, its own styles, images inside it, nothing else."""
     digests = " ".join(
         "'sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii") + "'"
         for script in [*(_asset(name) for name in _KEPT), _own()]
     )
     served = "; connect-src 'self'" if live else ""
-    pictures = "img-src 'self' data:" if live else "img-src data:"
+    images = "img-src 'self' data:" if live else "img-src data:"
     return (
-        f"default-src 'none'; {pictures}; style-src 'unsafe-inline'; script-src {digests}{served}; "
+        f"default-src 'none'; {images}; style-src 'unsafe-inline'; script-src {digests}{served}; "
         "base-uri 'none'; form-action 'none'"
     )
 

@@ -15,7 +15,7 @@ from typing import Any
 from animesion.dataset.dataset import Dataset
 from animesion.errors import UsageError
 from animesion.report.facts import clip
-from animesion.report.pictures import Album, Pictures
+from animesion.report.images import Album, Images
 
 #: Steps that are drawn at most; longer runs show every n-th.
 MOST_STEPS = 2000
@@ -40,7 +40,7 @@ def of_run(path: Path, dataset: Dataset | None = None) -> dict[str, Any]:
 
     Args:
         path: folder of the run.
-        dataset: what it was evaluated on, for the pictures of its mistakes.
+        dataset: what it was evaluated on, for the images of its mistakes.
 
     Raises:
         UsageError: no run there, or a file that cannot be read.
@@ -54,10 +54,10 @@ def of_run(path: Path, dataset: Dataset | None = None) -> dict[str, Any]:
     mistakes = _table(_text(path / "report/mistakes.csv"), _MISTAKE, ("key", "true_name", "predicted_name"))
     mistakes, album = mistakes[:MISTAKES], Album()
     if dataset is not None:
-        pictures = Pictures(dataset)
+        images = Images(dataset)
         for each in mistakes:
-            place = pictures.places.get(each["key"])
-            thumbnail = None if place is None else pictures.thumbnail(pictures.rows[place])
+            place = images.places.get(each["key"])
+            thumbnail = None if place is None else images.thumbnail(images.rows[place])
             each["image"] = album.add(thumbnail, MISTAKE_BYTES)
     name = path.resolve().name
     return {

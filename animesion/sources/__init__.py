@@ -1,7 +1,7 @@
-"""Where pictures come from: the interface of a source and how one is found by name (entry points `animesion.sources`).
+"""Where images come from: the interface of a source and how one is found by name (entry points `animesion.sources`).
 
-A source lists items in an order that depends on nothing but its content, and reads the bytes of items it listed. What a
-picture is worth is not its business.
+A source lists items in an order that depends on nothing but its content, and reads the bytes of items it listed. What an
+image is worth is not its business.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Source(Protocol):
-    """One way to get pictures. Made from its options; cheap to make, does nothing until asked."""
+    """One way to get images. Made from its options; cheap to make, does nothing until asked."""
 
     #: the model of the recipe's `[source]` keys besides `kind`
     Options: ClassVar[type[Section]]
@@ -42,7 +42,7 @@ class Source(Protocol):
         """What must be open around `items` and `read`: connections, servers."""
 
     def items(self) -> Iterator[Item]:
-        """Every picture of the source, in an order that depends on its content alone.
+        """Every image of the source, in an order that depends on its content alone.
 
         Raises:
             UsageError: the options point at nothing usable.
@@ -69,7 +69,7 @@ class Crawled(Source, Protocol):
         """Keep the ledger in a folder; called before the session opens."""
 
     def items_after(self, last: Item) -> Iterator[Item]:
-        """Pictures that came to the source after the last item of its earlier listing, in the same order."""
+        """Images that came to the source after the last item of its earlier listing, in the same order."""
 
     def counts(self, items: Sequence[Item]) -> CrawlCounts:
         """How many of these items did not come."""
@@ -115,7 +115,7 @@ def make(recipe: Recipe) -> Source:
     try:
         options = found.Options.model_validate(recipe.source.options)
     except ValidationError as error:
-        hint = "; or add --sample to try the recipe on drawn pictures" if error.errors()[0]["type"] == "missing" else ""
+        hint = "; or add --sample to try the recipe on drawn images" if error.errors()[0]["type"] == "missing" else ""
         raise UsageError(
             f"recipe {recipe.name}: {explain(error, found.Options, 'source')} "
             f"(source '{kind}': set it with --set source.NAME=VALUE{hint})"

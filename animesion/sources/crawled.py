@@ -24,7 +24,7 @@ from animesion.config.settings import Section
 from animesion.errors import AnimesionError
 from animesion.schemas import Item, Payload
 from animesion.sources import CrawlCounts, clean_text
-from animesion.sources.posts import NOT_PICTURES, families
+from animesion.sources.posts import NOT_IMAGES, families
 
 if TYPE_CHECKING:
     from animesion_scrapers import Breakers, Crawler, CrawlStatus, Ledger, Post, RateLimiter, Site, SiteInfo
@@ -218,7 +218,7 @@ class CrawledSource:
         failure, detail = "", ""
         if not post.file_url:
             failure = "not visible"
-        elif post.extension in NOT_PICTURES:
+        elif post.extension in NOT_IMAGES:
             failure, detail = "unsupported format", post.extension
         return Item(
             key=f"{post.site}-{post.id}",
@@ -244,7 +244,7 @@ class CrawledSource:
         from animesion_scrapers import Download
 
         where = json.loads(item.locator)
-        return Download(item.key, where["url"], item.md5, item.bytes, where.get("sha1", ""), picture=True)
+        return Download(item.key, where["url"], item.md5, item.bytes, where.get("sha1", ""), image=True)
 
     def _info(self) -> SiteInfo:
         return self.site_class().info
@@ -316,9 +316,9 @@ class CrawledSource:
 
 
 def _age(post_id: str) -> tuple[float, float, str]:
-    """Sorts ids: they are numbers almost everywhere, of a picture or of a set and a picture, and grow with time."""
-    of_set, _, of_picture = post_id.partition("-")
-    numbers = [int(part) if part.isascii() and part.isdecimal() else math.inf for part in (of_set, of_picture)]
+    """Sorts ids: they are numbers almost everywhere, of an image or of a set and an image, and grow with time."""
+    of_set, _, of_image = post_id.partition("-")
+    numbers = [int(part) if part.isascii() and part.isdecimal() else math.inf for part in (of_set, of_image)]
     return numbers[0], numbers[1], post_id
 
 

@@ -1,4 +1,4 @@
-"""A local dump in the shape of Danbooru2018 to 2021: metadata as JSON lines, pictures in `BBBB/ID.ext` buckets.
+"""A local dump in the shape of Danbooru2018 to 2021: metadata as JSON lines, images in `BBBB/ID.ext` buckets.
 
 Numbers in such dumps are strings, tags may repeat, ratings are s, q or e, and a line may be damaged. Head boxes come
 from DanbooruAnimeFaces' `faces.tsv`, and `tagIds.tsv` gives classes their published order.
@@ -23,7 +23,7 @@ from animesion.errors import UsageError
 from animesion.schemas import Item, Payload
 from animesion.sources import clean_text, faces
 from animesion.sources.image_root import ImageRoot
-from animesion.sources.posts import NOT_PICTURES, families
+from animesion.sources.posts import NOT_IMAGES, families
 from animesion.sources.stored import PathOrUrl
 
 _CHARACTER = "4"
@@ -114,11 +114,11 @@ class DumpSource:
         extension = _text(record, "file_ext").lower()
         failure, detail = "", ""
         locator: dict[str, Any] = {}
-        if extension in NOT_PICTURES:
+        if extension in NOT_IMAGES:
             failure, detail = "unsupported format", extension
         else:
             bucket = f"{number % 1000:04d}"
-            # whole-picture dumps keep the extension, the 512px subset is all JPEG
+            # whole-image dumps keep the extension, the 512px subset is all JPEG
             for name in dict.fromkeys(f"{bucket}/{number}.{e}" for e in (extension, "jpg", "png") if e.isalnum()):
                 locator, failure = root.locate(name)
                 if locator:

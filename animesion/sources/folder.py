@@ -1,4 +1,4 @@
-"""Class folders: `ROOT/<class>/**/<picture>`, or a tar or zip of them, on this machine or in a bucket.
+"""Class folders: `ROOT/<class>/**/<image>`, or a tar or zip of them, on this machine or in a bucket.
 
 Archives are read in place, member by member; nothing is ever extracted, so a member's name cannot leave the archive.
 """
@@ -39,7 +39,7 @@ class FolderOptions(Section):
     path: PathOrUrl = Field(description="folder of class folders, or a .tar or .zip of them; may be s3:// or gs://")
     family: str = Field(
         _DIGEST_STEM,
-        description="regular expression for a file's stem; pictures with equal first groups come from one post and "
+        description="regular expression for a file's stem; images with equal first groups come from one post and "
         "stay in one split. The default knows names built on a digest, such as <md5>-<k>.jpg; empty for none",
     )
     max_bytes: int = Field(64 * 1024 * 1024, ge=1, description="larger files are dropped unread")
@@ -67,7 +67,7 @@ class _Entry:
 
 
 class FolderSource:
-    """Pictures in class folders."""
+    """Images in class folders."""
 
     Options = FolderOptions
     summary: ClassVar[str] = "class folders, or a tar or zip of them"
@@ -226,7 +226,7 @@ class FolderSource:
         return entries
 
     def _check_end(self, root: Path | StoredPlace, file: IO[bytes], position: int) -> None:
-        """A reader stops at a damaged header as it does at the end: tell the two apart, or pictures vanish."""
+        """A reader stops at a damaged header as it does at the end: tell the two apart, or images vanish."""
         for offset in (position - tarfile.BLOCKSIZE, position):
             file.seek(max(0, offset))
             block = file.read(tarfile.BLOCKSIZE)

@@ -1,4 +1,4 @@
-"""The place that label files and dumps name pictures below: a folder of this machine or a prefix of a bucket."""
+"""The place that label files and dumps name images below: a folder of this machine or a prefix of a bucket."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from animesion.sources.stored import Listed, StoredPlace, place
 
 
 class ImageRoot:
-    """Pictures by their path below a root.
+    """Images by their path below a root.
 
     Args:
         path: folder, or URL such as `s3://bucket/prefix`.

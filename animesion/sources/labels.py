@@ -31,16 +31,16 @@ class LabelsOptions(Section):
         description="folder that the paths in the CSVs are relative to, such as faces/ of DAF:re; may be s3:// or gs://"
     )
     names: str = Field("", description="class_id,name CSV; default classid_classname.csv beside the label files")
-    faces: str = Field("", description="table of head boxes; default: the pictures are crops already")
+    faces: str = Field("", description="table of head boxes; default: the images are crops already")
     page_url: str = Field(
         "https://danbooru.donmai.us/posts/{id}",
-        description="page of a picture whose path is of DAF:re's form BBBB/ID.jpg; empty for none",
+        description="page of an image whose path is of DAF:re's form BBBB/ID.jpg; empty for none",
     )
     max_bytes: int = Field(64 * 1024 * 1024, ge=1, description="larger files are dropped unread")
 
 
 class LabelsSource:
-    """Pictures that label files name."""
+    """Images that label files name."""
 
     Options = LabelsOptions
     summary: ClassVar[str] = "label CSVs (class_id,BBBB/ID.jpg) with an image root; published splits kept"

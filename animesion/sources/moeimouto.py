@@ -20,7 +20,7 @@ from animesion.sources import clean_text, file_key
 from animesion.sources.published_sets import PUBLISHED, PublishedFiles, PublishedOptions, PublishedSet, check_complete
 from animesion.sources.ultra_fgvc import chosen_labels
 
-_PICTURE = re.compile(r"(?:.*/)?((\d{3})_([^/]+))/(face_[^/]*\.(?:png|jpe?g))", re.IGNORECASE)
+_IMAGE = re.compile(r"(?:.*/)?((\d{3})_([^/]+))/(face_[^/]*\.(?:png|jpe?g))", re.IGNORECASE)
 #: Offset of the colour type in a PNG, and the one that means RGB.
 _PNG_COLOUR, _RGB = 25, 2
 
@@ -59,24 +59,24 @@ class MoeimoutoSource(PublishedFiles):
             UsageError: no such folders, counts that differ from the published ones, or label files that do not fit.
         """
         files = self.files()
-        pictures = {path: match for path in files if (match := _PICTURE.fullmatch(path))}
-        if not pictures:
+        images = {path: match for path in files if (match := _IMAGE.fullmatch(path))}
+        if not images:
             some = ", ".join(clean_text(path, 60) for path in list(files)[:3])
             raise UsageError(
                 f"source.path: {self.options.path} is not laid out as moeimouto: expected {self._due.layout[0]}; "
                 f"found {some}; give the folder that holds 000_hatsune_miku and its like"
             )
-        others = len(files) - len(pictures)
+        others = len(files) - len(images)
         if others:
             self.notes.append(f"{others:,} file(s) that are no faces passed over, such as color.csv and ignore")
-        names = self._names(pictures)
-        found = [path for path in pictures if not self.options.rgb_only or self._is_rgb(files[path])]
-        if len(found) < len(pictures):
-            self.notes.append(f"{len(pictures) - len(found):,} picture(s) that are not RGB passed over")
-        found.sort(key=lambda path: (pictures[path][1], path))
+        names = self._names(images)
+        found = [path for path in images if not self.options.rgb_only or self._is_rgb(files[path])]
+        if len(found) < len(images):
+            self.notes.append(f"{len(images) - len(found):,} image(s) that are not RGB passed over")
+        found.sort(key=lambda path: (images[path][1], path))
         items = []
         for order, path in enumerate(found):
-            match = pictures[path]
+            match = images[path]
             short = f"{match[1]}/{match[4]}"
             item = replace(
                 files[path],
@@ -92,11 +92,11 @@ class MoeimoutoSource(PublishedFiles):
         self.notes += check_complete(items, self._due, self.options)
         yield from self._labelled(items) if self.options.labels else items
 
-    def _names(self, pictures: Mapping[str, re.Match[str]]) -> dict[str, str]:
+    def _names(self, images: Mapping[str, re.Match[str]]) -> dict[str, str]:
         """The class of each folder: its name without the number, which must be that of one folder only."""
         names: dict[str, str] = {}
         first: dict[str, str] = {}
-        for match in pictures.values():
+        for match in images.values():
             name = names[match[1]] = clean_text(match[3])
             other = first.setdefault(name, match[1])
             if other != match[1]:
@@ -124,7 +124,7 @@ class MoeimoutoSource(PublishedFiles):
                 if short not in by_name:
                     raise UsageError(
                         f"{file}: {clean_text(name, 80)!r} is not in {self.options.path}; take the label files that "
-                        "were written for these pictures"
+                        "were written for these images"
                     )
                 folder = short.partition("/")[0]
                 if folder_of.setdefault(number, folder) != folder or id_of.setdefault(folder, number) != number:
@@ -138,7 +138,7 @@ class MoeimoutoSource(PublishedFiles):
                 rows[short] = replace(by_name[short], split=split, class_order=number, order=len(rows))
         left = len(items) - len(rows)
         if left:
-            self.notes.append(f"{left:,} picture(s) are in no label file and have no split")
+            self.notes.append(f"{left:,} image(s) are in no label file and have no split")
         # those without a split keep their place behind the others, and curate says what becomes of them
         rest = [item for name, item in by_name.items() if name not in rows]
         extra = [

@@ -26,7 +26,7 @@ class PlantOptions(CrawlOptions):
     """Options of every source of plants."""
 
     label: Literal["cultivar", "species", "taxon"] = Field(
-        "cultivar", description="which of its names a picture's label is"
+        "cultivar", description="which of its names an image's label is"
     )
 
 
@@ -74,7 +74,7 @@ class CommonsOptions(PlantOptions):
 
 
 class PlantSource(CrawledSource):
-    """Pictures of a taxon."""
+    """Images of a taxon."""
 
     Options: ClassVar[type[Section]] = PlantOptions
 
@@ -112,10 +112,10 @@ class GbifSource(PlantSource):
 
 
 class CommonsSource(PlantSource):
-    """Pictures of Wikimedia Commons."""
+    """Images of Wikimedia Commons."""
 
     Options: ClassVar[type[Section]] = CommonsOptions
-    summary: ClassVar[str] = "Wikimedia Commons: pictures of cultivars, by category or by a taxon of Wikidata"
+    summary: ClassVar[str] = "Wikimedia Commons: images of cultivars, by category or by a taxon of Wikidata"
     site_name: ClassVar[str] = "commons"
 
     def site_settings(self) -> dict[str, Any]:
@@ -136,7 +136,7 @@ class CommonsSource(PlantSource):
         return RateLimiter(pace, {host: min(pace, limit.requests_per_second) for host, limit in limits.items()}, memory)
 
     def posts(self, site: Site, newer_than: str) -> Iterator[Post]:
-        """Those below the categories, and the pictures that Wikidata names."""
+        """Those below the categories, and the images that Wikidata names."""
         from animesion_scrapers.sites.commons import Category
 
         commons = cast("Commons", site)
@@ -162,7 +162,7 @@ class CommonsSource(PlantSource):
         self.notes += [note for note in commons.notes if note not in self.notes]
 
     def _known(self) -> tuple[list[Category], dict[str, Any]]:
-        """Categories, and pictures of cultivars that have none, that Wikidata knows."""
+        """Categories, and images of cultivars that have none, that Wikidata knows."""
         from animesion_scrapers import wikidata
         from animesion_scrapers.http.addresses import Routes
         from animesion_scrapers.http.metadata import MetadataClient
@@ -186,6 +186,6 @@ class CommonsSource(PlantSource):
                     files[each.file] = each.cultivar
         self.notes.append(
             f"Wikidata knows {len(categories)} cultivars of {self.options.wikidata} with a category on Commons and "
-            f"{len(files)} with a picture alone"
+            f"{len(files)} with an image alone"
         )
         return categories, files

@@ -1,12 +1,12 @@
-"""What boorus have in common, whether crawled or dumped: which posts belong to one family, which files are pictures."""
+"""What boorus have in common, whether crawled or dumped: which posts belong to one family, which files are images."""
 
 from __future__ import annotations
 
 import re
 from urllib.parse import urlsplit
 
-#: Extensions that sites host and that are no still pictures; not worth a request.
-NOT_PICTURES = frozenset(
+#: Extensions that sites host and that are no still images; not worth a request.
+NOT_IMAGES = frozenset(
     {
         "mp4",
         "webm",
@@ -63,7 +63,7 @@ def _work_url(source: str) -> str:
     path = parts.path.rstrip("/")
     if parts.scheme not in {"http", "https"} or not parts.netloc or path.count("/") < 2:
         return ""
-    # twitter's pictures hang below their tweet
+    # twitter's images hang below their tweet
     path = re.sub(r"(/status/\d+)/photo/\d+$", r"\1", path)
     query = f"?{parts.query}" if parts.query else ""
     return f"{parts.netloc.lower().removeprefix('www.')}{path}{query}"[:300]

@@ -22,7 +22,7 @@ from animesion.schemas import Item, Payload
 from animesion.sources.folder import FolderOptions, FolderSource
 from animesion.sources.stored import PathOrUrl
 
-#: Share of a class's training pictures that stay in train when val is held out: the head, in file order.
+#: Share of a class's training images that stay in train when val is held out: the head, in file order.
 TRAIN_PERCENT = 80
 
 
@@ -33,13 +33,13 @@ class PublishedSet:
     Attributes:
         name: of the recipe, such as `soy-ageing`.
         title: as its authors call it.
-        what: one sentence on the pictures.
+        what: one sentence on the images.
         classes: number of classes.
-        splits: pictures by split (`train`, `test`), each with the counts that count as complete; under an empty name
+        splits: images by split (`train`, `test`), each with the counts that count as complete; under an empty name
             for a set that publishes no split.
-        per_class: pictures of every class by split where all classes are alike; empty otherwise.
+        per_class: images of every class by split where all classes are alike; empty otherwise.
         groups: folders that hold an equal share of each split each, such as the stages of SoyAgeing.
-        validation: pictures in train and val when val is held out of the published training part; empty if unknown.
+        validation: images in train and val when val is held out of the published training part; empty if unknown.
         aliases: names of the same set in other repositories.
         folders: names that the download's folder has.
         layout: what a download looks like, one line a path.
@@ -69,7 +69,7 @@ class PublishedSet:
 
     @property
     def images(self) -> int:
-        """Pictures in all."""
+        """Images in all."""
         return sum(counts[0] for counts in self.splits.values())
 
     def scaled(self, classes: int, splits: Mapping[str, int], per_class: Mapping[str, int]) -> PublishedSet:
@@ -143,7 +143,7 @@ PUBLISHED: dict[str, PublishedSet] = {
             "soy-gene", "SoyGene", "Leaves of 1,110 soybean cultivars in unequal numbers.",
             classes=1110, splits={"train": (12763,), "test": (11143,)}, validation=(9562, 3201),
             aliases=("soygene",), folders=("soygene",),
-            layout=_ANNO, facts=(_ANNOTATED, "A class has 3 to 15 pictures for training and 3 to 13 for testing."),
+            layout=_ANNO, facts=(_ANNOTATED, "A class has 3 to 15 images for training and 3 to 13 for testing."),
         ),
         _ufg(
             "soy-ageing", "SoyAgeing",
@@ -154,27 +154,27 @@ PUBLISHED: dict[str, PublishedSet] = {
             layout=tuple(f"<stage>/{line}" for line in _ANNO),
             facts=(
                 _ANNOTATED,
-                "There is no stage R2. Each stage has 990 training and 990 test pictures, five of each class.",
+                "There is no stage R2. Each stage has 990 training and 990 test images, five of each class.",
                 "DSILA's label files of single stages are called `train_R1.csv.csv`.",
             ),
         ),
         PublishedSet(
-            "moeimouto", "moeimouto faces", "Faces of 173 anime characters, nearly balanced (32 to 161 pictures each).",
+            "moeimouto", "moeimouto faces", "Faces of 173 anime characters, nearly balanced (32 to 161 images each).",
             classes=173, splits={"": (14397, 14395)}, folders=("moeimouto-faces", "moeimouto", "thumb"),
             layout=("thumb/<NNN>_<character>/face_<A>_<B>_<C>.png",),
             facts=(
-                "Beside the pictures, which are 160x160, a folder has a `color.csv` and may have a file `ignore`.",
+                "Beside the images, which are 160x160, a folder has a `color.csv` and may have a file `ignore`.",
                 "Folder numbers have gaps and end in 998 and 999, so a number is not a class id; ids here follow them.",
-                "14,397 pictures are published, two of them (144_kotegawa_yui) not RGB; the first label files left "
+                "14,397 images are published, two of them (144_kotegawa_yui) not RGB; the first label files left "
                 "those out and have 14,395.",
                 "Label files of the animesion and the GLSim repositories were written in different unsorted orders: "
-                "no class id of the 173 agrees, and 2,332 test pictures of the one are training pictures of the "
+                "no class id of the 173 agrees, and 2,332 test images of the one are training images of the "
                 "other. Labels and checkpoints of the two must not be mixed.",
-                "No split is published with the pictures. Without label files the recipe makes its own, in which no "
+                "No split is published with the images. Without label files the recipe makes its own, in which no "
                 "duplicates straddle.",
             ),
             obtain="nagadomi's animeface-character-dataset, mirrored on Kaggle in "
-            "`mylesoneill/tagged-anime-illustrations`. The pictures are their artists' works.",
+            "`mylesoneill/tagged-anime-illustrations`. The images are their artists' works.",
             homepage="https://www.kaggle.com/datasets/mylesoneill/tagged-anime-illustrations", citation="",
             tags=("anime", "character-recognition"),
         ),
@@ -219,13 +219,13 @@ class PublishedFiles:
             found.setdefault(item.source_id, item)
         if repeated:
             self.notes.append(f"{repeated} path(s) stand in the archive more than once: the first of each was taken")
-        # a folder without pictures is no empty class here
+        # a folder without images is no empty class here
         self.notes += [note for note in self._folder.notes if not note.startswith("class folder")]
         return found
 
 
 def validation_of(items: Sequence[Item]) -> list[Item]:
-    """The items with the tail of each class's training pictures in val, as the GLSim tools cut it (`int(0.8 n)`)."""
+    """The items with the tail of each class's training images in val, as the GLSim tools cut it (`int(0.8 n)`)."""
     sizes = Counter(item.class_order for item in items if item.split == "train")
     seen: Counter[int] = Counter()
     cut = []
@@ -260,7 +260,7 @@ def differences(items: Iterable[Item], due: PublishedSet, group_of: Mapping[str,
     for split, counts in due.splits.items():
         found = sum(count for (_, name), count in sizes.items() if name == split)
         if found not in counts:
-            said.append(f"{found:,} of {counts[0]:,} {split} pictures".replace("  ", " "))
+            said.append(f"{found:,} of {counts[0]:,} {split} images".replace("  ", " "))
         for group in due.groups if len(due.groups) > 1 else ():
             share = counts[0] // len(due.groups)
             if groups[group, split] != share:
@@ -269,7 +269,7 @@ def differences(items: Iterable[Item], due: PublishedSet, group_of: Mapping[str,
             off = sorted(number for number in classes if sizes[number, split] != due.per_class[split])
             if off:
                 said.append(
-                    f"{len(off):,} class(es) without {due.per_class[split]} {split} pictures each, the first "
+                    f"{len(off):,} class(es) without {due.per_class[split]} {split} images each, the first "
                     f"{off[0] + 1} with {sizes[off[0], split]}"
                 )
     return said

@@ -1,7 +1,7 @@
 """Files that lie in a bucket: listed page by page, read many at once, never copied as a whole.
 
 A place behaves as the few parts of `pathlib.Path` do that readers of folders and archives need. What is missing is told
-apart from what cannot be reached: the first is a picture's fate, the second stops the build, which resumes.
+apart from what cannot be reached: the first is an image's fate, the second stops the build, which resumes.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def place(path: str, option: str) -> Path | StoredPlace:
 
 
 class _Opened(io.RawIOBase):
-    """A file of a store whose errors are the build's and not the picture's."""
+    """A file of a store whose errors are the build's and not the image's."""
 
     def __init__(self, url: str, file: Any) -> None:
         self._url, self._file = url, file

@@ -59,10 +59,10 @@ class TagTables:
     implied: Implied = "keep-specific"
 
     def labels(self, tags: Iterable[str]) -> tuple[str, ...]:
-        """Candidate labels of one picture: aliases resolved, each once, and one of each pair that implies another.
+        """Candidate labels of one image: aliases resolved, each once, and one of each pair that implies another.
 
         Args:
-            tags: tags of one picture, in their order.
+            tags: tags of one image, in their order.
         """
         found = tuple(dict.fromkeys(self.aliases.get(tag, tag) for tag in tags))
         if len(found) < 2 or not self.implications:

@@ -40,7 +40,7 @@ class UltraFgvcOptions(PublishedOptions):
     )
     stage: Literal["", "R1", "R3", "R4", "R5", "R6"] = Field("", description="one stage of soy-ageing; empty for all")
     val: bool = Field(
-        False, description="hold the last fifth of each class's training pictures out as val, as the GLSim tools do"
+        False, description="hold the last fifth of each class's training images out as val, as the GLSim tools do"
     )
 
     @field_validator("set", mode="before")
@@ -68,7 +68,7 @@ class UltraFgvcSource(PublishedFiles):
         self._due = published or PUBLISHED[options.set]
 
     def items(self) -> Iterator[Item]:
-        """One item a picture of the published split: train before test, by class and name.
+        """One item an image of the published split: train before test, by class and name.
 
         Raises:
             UsageError: not this set's layout, a wrong row, or counts that differ from the published ones.
@@ -130,18 +130,18 @@ class UltraFgvcSource(PublishedFiles):
                 raise UsageError(f"source.path: {path} cannot be read ({payload.detail or payload.reason})")
             read += 1
             for name, number in label_files.read_annotations(payload.content, f"{self.options.path}/{path}"):
-                picture = _first_there(paths, (f"{match[1]}images/{name}", f"{match[1]}{name}"))
-                if picture in split_of:
+                image = _first_there(paths, (f"{match[1]}images/{name}", f"{match[1]}{name}"))
+                if image in split_of:
                     raise UsageError(
                         f"{self.options.path}/{path}: {clean_text(name, 80)!r} is listed twice "
-                        f"({split_of[picture]}, {match[2]}); delete one of the rows"
+                        f"({split_of[image]}, {match[2]}); delete one of the rows"
                     )
-                split_of[picture] = match[2]
-                rows.append((picture, match[2], number - 1, known))
+                split_of[image] = match[2]
+                rows.append((image, match[2], number - 1, known))
         if not rows:
             raise self._wrong_layout(paths, due)
         if not due.groups or len(due.groups) > 1:
-            self._note_others(len(paths) - read - sum(picture in paths for picture in split_of))
+            self._note_others(len(paths) - read - sum(image in paths for image in split_of))
         return rows
 
     def _relabelled(

@@ -44,7 +44,7 @@ class UrlsOptions(CrawlOptions):
     limit: int = Field(0, ge=0, description="most rows; 0 for all")
     url_column: str = Field("", description="column of the URLs; empty for one known by its name, such as image_url")
     label_column: str = Field("", description="column of the labels, text or lists; empty as above, such as species")
-    key_column: str = Field("", description="column of names of the pictures; empty to name them by their URLs")
+    key_column: str = Field("", description="column of names of the images; empty to name them by their URLs")
     md5_column: str = Field("", description="column of MD5 digests; empty as above")
     sha1_column: str = Field("", description="column of SHA-1 digests; empty as above")
     bytes_column: str = Field("", description="column of file sizes in bytes; empty as above, such as file_size")
@@ -60,7 +60,7 @@ class UrlsOptions(CrawlOptions):
 
 
 class UrlsSource(CrawledSource):
-    """Pictures whose URLs stand in tables."""
+    """Images whose URLs stand in tables."""
 
     Options: ClassVar[type[Section]] = UrlsOptions
     summary: ClassVar[str] = "tables of URLs (CSV, TSV, JSON lines, Parquet), fetched politely from any hosts"

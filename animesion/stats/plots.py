@@ -1,4 +1,4 @@
-"""Pictures of a class distribution: the Lorenz curve and images by class rank, as PNG files.
+"""Images of a class distribution: the Lorenz curve and images by class rank, as PNG files.
 
 The numbers come from `animesion.stats.long_tail`. Only matplotlib's object API is used: no global state, no display, and the
 same counts give the same bytes on the same matplotlib version.
@@ -44,7 +44,7 @@ def long_tail_figure(counts: npt.ArrayLike, title: str, panels: Sequence[str] = 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    # the user's matplotlibrc must not change the picture
+    # the user's matplotlibrc must not change the image
     with style.context("default", after_reset=True):
         figure = Figure(figsize=(6.4 * len(panels), 4.8), dpi=_DPI, layout="constrained", facecolor="white")
         FigureCanvasAgg(figure)

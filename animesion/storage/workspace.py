@@ -2,7 +2,7 @@
 
 A file becomes visible only when complete (temporary name, fsync, rename). A unit of work is committed by its receipt,
 written last: what it was made from, with which parameters and code, and the digest of what it made. Work whose receipt
-still matches is skipped. What the stages do with this is theirs; nothing here knows a picture.
+still matches is skipped. What the stages do with this is theirs; nothing here knows an image.
 """
 
 from __future__ import annotations

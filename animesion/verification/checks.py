@@ -33,8 +33,8 @@ CHECKS = {
     "archives": "every shard is complete and holds as many samples as the side files say",
     "keys": "keys are unique, index.parquet places each, all samples have the same fields",
     "labels": "cls, json, index, curated.parquet and classes.csv agree",
-    "decode": "every picture decodes",
-    "leaks": "no picture, group or near duplicate straddles splits",
+    "decode": "every image decodes",
+    "leaks": "no image, group or near duplicate straddles splits",
     "accounting": "seen = kept + dropped by reason, and totals agree",
 }
 
@@ -60,7 +60,7 @@ class Report:
         name: the dataset's name.
         samples: samples that were read.
         shards: shards that were read.
-        decoded: whether pictures were decoded and compared by their pixels.
+        decoded: whether images were decoded and compared by their pixels.
         faults: by name of the check; a check that was left out is not there.
     """
 
@@ -82,7 +82,7 @@ def verify(dataset: Dataset, *, workers: int = 0, decode: bool = True, progress:
     Args:
         dataset: an opened dataset.
         workers: worker processes; 0 for one a core.
-        decode: decode pictures; without it equal and nearly equal pixels are not looked for.
+        decode: decode images; without it equal and nearly equal pixels are not looked for.
         progress: told what happens.
     """
     progress = progress or Progress()
@@ -250,7 +250,7 @@ def _keys(dataset: Dataset, found: Contents, index: dict[str, list[Any]]) -> lis
         elif (told["offset"], told["size"], told["sample_offset"], told["sample_size"]) != found.places[i]:
             faults.append(Fault(f"{where} lies at another place than index.parquet says", (key,)))
         if told["sha256"] != digests[i].hex():
-            faults.append(Fault(f"{where}: its picture has another SHA-256 than index.parquet says", (key,)))
+            faults.append(Fault(f"{where}: its image has another SHA-256 than index.parquet says", (key,)))
     for key, row in row_of.items():
         if key not in first and index["shard"][row] not in found.unread:
             faults.append(Fault(f"index.parquet has {key} in {index['shard'][row]}, which does not hold it", (key,)))
@@ -366,7 +366,7 @@ def _accounting(dataset: Dataset, curated: dict[str, list[Any]]) -> list[Fault]:
     for reason in sorted(dropped.keys() | dataset.dropped.keys()):
         compare(f"dropped as '{reason}'", dataset.dropped.get(reason, 0), dropped[reason])
         if reason not in REASONS:
-            faults.append(Fault(f"'{reason}' is no known reason to drop a picture"))
+            faults.append(Fault(f"'{reason}' is no known reason to drop an image"))
     if dataset.seen != dataset.kept + sum(dataset.dropped.values()):
         faults.append(Fault("dataset.json: seen is not kept + dropped"))
     compare("images", dataset.images, len(kept))

@@ -1,6 +1,6 @@
 """What changed between two built datasets: samples, labels, splits, pixels, reasons, classes and the recipe.
 
-Only tables are read, no pixels: equal SHA-256 in `index.parquet` means equal pictures. Printing is the command's.
+Only tables are read, no pixels: equal SHA-256 in `index.parquet` means equal images. Printing is the command's.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Difference:
         removed: keys of samples that only the first has.
         relabelled: keys whose class has another name.
         moved: keys that went to another split.
-        repainted: keys whose picture has other bytes, by the start of their SHA-256.
+        repainted: keys whose image has other bytes, by the start of their SHA-256.
         reasons: keys that both have seen and whose fate differs: `kept`, or the reason of the drop.
         classes: names of classes that came, went or have another id.
         recipe: `section.key` of values that differ.

@@ -1,6 +1,6 @@
-"""Find pictures that stand on both sides of a split: same group, same source picture, equal or nearly equal pixels.
+"""Find images that stand on both sides of a split: same group, same source image, equal or nearly equal pixels.
 
-Works on arrays of all samples. How such pictures are kept apart is decided in `animesion.pipeline.curate`.
+Works on arrays of all samples. How such images are kept apart is decided in `animesion.pipeline.curate`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Leak:
 
 @dataclass(frozen=True)
 class PixelColumns:
-    """What the decoded pictures look like.
+    """What the decoded images look like.
 
     Attributes:
         decoded: shape (n,), whether there are pixels.
@@ -51,18 +51,18 @@ def find(
     pixels: PixelColumns | None,
     settings: DuplicatesSection,
 ) -> list[Leak]:
-    """Every leak: for what many pictures share, one pair of each two splits stands for all.
+    """Every leak: for what many images share, one pair of each two splits stands for all.
 
     Args:
         splits: of each sample.
         groups: group token of each, empty for none.
         sources: source and id of each, empty for none.
-        sha256: of each picture's bytes.
-        pixels: None when nothing was decoded: then pictures are compared by their bytes only.
+        sha256: of each image's bytes.
+        pixels: None when nothing was decoded: then images are compared by their bytes only.
         settings: thresholds of what is nearly equal.
     """
     found: dict[tuple[int, int], list[str]] = {}
-    for why, values in (("same group", groups), ("same source picture", sources), ("equal bytes", sha256)):
+    for why, values in (("same group", groups), ("same source image", sources), ("equal bytes", sha256)):
         for pair in _straddling(values, splits):
             found.setdefault(pair, []).append(why)
     if pixels is not None:
@@ -92,7 +92,7 @@ def _near(
     pixels: PixelColumns, splits: Sequence[str], settings: DuplicatesSection
 ) -> list[tuple[tuple[int, int], int]]:
     """Pairs across splits whose pixels differ, but by no more than the thresholds."""
-    # equal pixels have equal hashes: one of each split stands for all, so that blank pictures do not pair n by n
+    # equal pixels have equal hashes: one of each split stands for all, so that blank images do not pair n by n
     standing: dict[tuple[bytes, str], int] = {}
     for i in np.flatnonzero(pixels.decoded).tolist():
         standing.setdefault((pixels.digests[i], splits[i]), i)

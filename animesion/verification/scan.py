@@ -108,13 +108,13 @@ class ScanResult:
     """What the samples of a range say, one entry a sample; -1 and empty text where it cannot be told.
 
     Attributes:
-        sha256: 32 bytes each, of the picture's bytes.
+        sha256: 32 bytes each, of the image's bytes.
         labels: class ids of the `cls` members.
         json_labels: class ids of the JSON members.
         json_names: class names of the JSON members.
         json_splits: splits of the JSON members.
         json_fields: the JSON members' fields and types; empty when there is no JSON object.
-        decoded: whether the picture decoded.
+        decoded: whether the image decoded.
         pixels: 32 bytes each, digest of the decoded pixels.
         phash: perceptual hash of the decoded pixels.
         phash_flip: that of their mirror image.
@@ -240,12 +240,12 @@ class ScanJob:
 
     def _decode(self, look: ScanResult, i: int, content: bytes, limits: codec.Limits) -> None:
         if self.keys[i] in self.crashed:
-            look.faults.append((i, "decode", "its picture kills the decoder"))
+            look.faults.append((i, "decode", "its image kills the decoder"))
             return
         try:
             image = codec.decode(content, limits).image
         except codec.RejectedImageError as error:
-            look.faults.append((i, "decode", f"its picture does not decode ({error})"))
+            look.faults.append((i, "decode", f"its image does not decode ({error})"))
             return
         look.decoded[i] = True
         look.pixels[i] = hashing.of_pixels(image)
@@ -280,7 +280,7 @@ class Contents:
         shards: that each lies in.
         splits: of that shard.
         fields: names of each sample's members joined by commas.
-        places: offset and size of the picture, then of the whole sample.
+        places: offset and size of the image, then of the whole sample.
         unread: shards that could not be read to their end.
     """
 

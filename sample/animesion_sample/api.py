@@ -101,10 +101,10 @@ def _paged(posts: list[SamplePost], page: str, limit: int) -> list[SamplePost]:
 
 def describe(post: SamplePost, claim: Claim) -> dict[str, Any]:
     """A post as the API tells it; what a caller may not see is absent, not null."""
-    lot = Random(f"{post.id}/score")
+    rng = Random(f"{post.id}/score")
     width, height = post.size
-    up = lot.randrange(0, 60)
-    down = -lot.randrange(0, 4)
+    up = rng.randrange(0, 60)
+    down = -rng.randrange(0, 4)
     meta = ("animated",) if post.trouble == "animated" else ()
     by_category = {
         "general": post.general, "artist": post.artists, "character": post.characters, "copyright": post.copyrights,
@@ -117,8 +117,8 @@ def describe(post: SamplePost, claim: Claim) -> dict[str, Any]:
     }  # fmt: skip
     told: dict[str, Any] = {
         "id": post.id, "created_at": post.created_at, "updated_at": post.created_at,
-        "uploader_id": 1 + lot.randrange(400), "approver_id": None, "score": up + down, "up_score": up,
-        "down_score": down, "fav_count": lot.randrange(0, 80), "source": post.source, "rating": post.rating,
+        "uploader_id": 1 + rng.randrange(400), "approver_id": None, "score": up + down, "up_score": up,
+        "down_score": down, "fav_count": rng.randrange(0, 80), "source": post.source, "rating": post.rating,
         "image_width": width, "image_height": height, "file_ext": post.ext, "file_size": claim.size,
         "parent_id": post.parent_id, "has_children": post.has_children, "has_active_children": post.has_children,
         "has_visible_children": post.has_children, "has_large": width > 850, "pixiv_id": post.pixiv_id, "bit_flags": 0,

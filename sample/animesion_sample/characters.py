@@ -1,7 +1,7 @@
 """The cast of the sample world: invented characters, each told apart by hair, eyes, headgear and clothes.
 
-A design says what a character always looks like. What varies from picture to picture (pose, expression, light, scene)
-is drawn by lot in ``drawing``.
+A design says what a character always looks like. What varies from image to image (pose, expression, light, scene)
+is drawn by rng in ``drawing``.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class SampleFilesOptions(Section):
         description="whose layout the drawn files have: a set's, DAF:re's label files, class folders"
     )
     classes: int = Field(0, ge=0, le=30, description="classes drawn; 0 for the layout's usual number")
-    seed: int = Field(0, ge=0, description="another seed draws other pictures")
+    seed: int = Field(0, ge=0, description="another seed draws other images")
 
 
 class SampleFilesSource:
@@ -150,14 +150,14 @@ def _cultivars(
 
 
 def _sizes(layout: str, number: int) -> dict[str, int]:
-    """Pictures of a class (of a stage, where there are stages), as in the published set."""
+    """Images of a class (of a stage, where there are stages), as in the published set."""
     if layout == "soy-gene":
         return {"train": 3 + number * 5 % 13, "test": 3 + number * 3 % 11}
     return {"train": 5, "test": 5} if layout == "soy-ageing" else {"train": 3, "test": 3}
 
 
 def _moeimouto(options: SampleFilesOptions, classes: int, folder: Path) -> Reader:
-    """Faces in numbered folders, with the files that lie beside them and two pictures that are not RGB."""
+    """Faces in numbered folders, with the files that lie beside them and two images that are not RGB."""
     total = 0
     for rank, design in enumerate(CAST[:classes]):
         number = _GAPS[rank] if rank < len(_GAPS) else 20 + rank
@@ -175,11 +175,11 @@ def _moeimouto(options: SampleFilesOptions, classes: int, folder: Path) -> Reade
 
 
 def _label_files(options: SampleFilesOptions, classes: int, folder: Path) -> Reader:
-    """DAF:re's label files and crops: a long tail, both forms of bucket, one picture twice across splits."""
+    """DAF:re's label files and crops: a long tail, both forms of bucket, one image twice across splits."""
     from animesion.splits import legacy_dafre_sizes
 
-    lot = Random(f"{options.seed}/labels")
-    numbers = lot.sample(range(1000, 3_400_000), 40 * classes)
+    rng = Random(f"{options.seed}/labels")
+    numbers = rng.sample(range(1000, 3_400_000), 40 * classes)
     rows: dict[str, list[str]] = {"train": [], "val": [], "test": []}
     for rank, design in enumerate(CAST[:classes]):
         count = max(10, 36 // (rank + 1))
@@ -231,10 +231,10 @@ def _folders(options: SampleFilesOptions, classes: int, folder: Path) -> Reader:
 
 
 def _face(name: str, seed: str, side: int) -> Image.Image:
-    """The head of a character, cut out of a drawn picture."""
-    picture = drawing.Drawing(f"{name}/{seed}", (name,), 240, 240)
-    image = drawing.render(picture)
-    [head] = drawing.heads(picture)
+    """The head of a character, cut out of a drawn image."""
+    drawn = drawing.Drawing(f"{name}/{seed}", (name,), 240, 240)
+    image = drawing.render(drawn)
+    [head] = drawing.heads(drawn)
     box = [round(value * 240) for value in head.box]
     return image.crop((box[0], box[1], box[2], box[3])).resize((side, side), Image.Resampling.LANCZOS)
 

@@ -1,6 +1,6 @@
-"""One picture of the sample world, from its plan to an image, and where the heads are in it.
+"""One image of the sample world, from its plan to an image, and where the heads are in it.
 
-A ``Picture`` holds everything that decides the pixels, so any process can draw any picture in any order and get the
+A ``Image`` holds everything that decides the pixels, so any process can draw any image in any order and get the
 same bytes. Encoding, and breaking what was encoded, is left to ``files``.
 """
 
@@ -19,11 +19,11 @@ from animesion_sample.shapes import Colour, Pen, Point, affine, darker, lighter,
 OVERSAMPLING = 2
 
 GRID = 8
-"""Pixels between possible edges of head boxes, and the step of picture sizes: a picture reduced by some eighths has its
+"""Pixels between possible edges of head boxes, and the step of image sizes: an image reduced by some eighths has its
 box on whole pixels again, so a crop of it shows the same."""
 
 LIGHTS: dict[str, tuple[Colour, Colour]] = {
-    # The two ends of a diagonal of light that multiplies the picture.
+    # The two ends of a diagonal of light that multiplies the image.
     "day": ((255, 255, 255), (232, 228, 240)),
     "soft": ((255, 250, 240), (214, 206, 226)),
     "warm": ((255, 236, 206), (232, 190, 164)),
@@ -44,15 +44,15 @@ VARIANTS = ("night", "ember", "sepia", "other_expression", "other_clothes")
 
 @dataclass(frozen=True)
 class Drawing:
-    """What decides the pixels of a picture.
+    """What decides the pixels of an image.
 
     Attributes:
-        seed: Decides everything that is drawn by lot.
+        seed: Decides everything that is drawn by rng.
         cast: Names of the characters drawn, left to right; empty for a still life.
         width: In pixels.
         height: In pixels.
         view: ``front``, or for a head that is hard to see ``back``, ``blurred`` or ``hidden``.
-        variant: One of ``VARIANTS`` for another version of the picture with the same seed.
+        variant: One of ``VARIANTS`` for another version of the image with the same seed.
     """
 
     seed: str
@@ -65,7 +65,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Head:
-    """How one head sits in a picture: its place and scale in pixels, its tilt, and where the box around it is."""
+    """How one head sits in an image: its place and scale in pixels, its tilt, and where the box around it is."""
 
     design: Design
     x: float
@@ -78,14 +78,14 @@ class Head:
 
 def stranger(seed: str) -> Design:
     """A face in the crowd: nobody with a tag, put together from parts of the cast."""
-    lot = Random(f"{seed}/stranger")
-    pick = [lot.choice(CAST) for _ in range(4)]
-    return Design("", "original", scenes.hue(lot.random(), 0.5, 0.8), pick[0].eyes, pick[1].back, pick[2].fringe,
-                  pick[3].outfit, scenes.hue(lot.random(), 0.5, 0.8), pick[0].trim)  # fmt: skip
+    rng = Random(f"{seed}/stranger")
+    pick = [rng.choice(CAST) for _ in range(4)]
+    return Design("", "original", scenes.hue(rng.random(), 0.5, 0.8), pick[0].eyes, pick[1].back, pick[2].fringe,
+                  pick[3].outfit, scenes.hue(rng.random(), 0.5, 0.8), pick[0].trim)  # fmt: skip
 
 
-def _design(picture: Drawing, name: str) -> Design:
-    return BY_NAME[name] if name else stranger(picture.seed)
+def _design(drawing: Drawing, name: str) -> Design:
+    return BY_NAME[name] if name else stranger(drawing.seed)
 
 
 @lru_cache(maxsize=256)
@@ -96,29 +96,29 @@ def _extent(design: Design) -> tuple[Point, ...]:
     return tuple(points)
 
 
-def heads(picture: Drawing) -> tuple[Head, ...]:
-    """Where the heads of a picture are; the boxes are left, top, right, bottom relative to the picture, 0 to 1."""
-    lot = Random(f"{picture.seed}/pose")
-    if picture.variant.startswith("other"):
-        lot.random()
-    width, height, count = picture.width, picture.height, len(picture.cast)
+def heads(drawing: Drawing) -> tuple[Head, ...]:
+    """Where the heads of an image are; the boxes are left, top, right, bottom relative to the image, 0 to 1."""
+    rng = Random(f"{drawing.seed}/pose")
+    if drawing.variant.startswith("other"):
+        rng.random()
+    width, height, count = drawing.width, drawing.height, len(drawing.cast)
     found = []
-    for i, name in enumerate(picture.cast):
-        design = _design(picture, name)
-        tilt, flip = lot.uniform(-23.0, 23.0), lot.random() < 0.5
+    for i, name in enumerate(drawing.cast):
+        design = _design(drawing, name)
+        tilt, flip = rng.uniform(-23.0, 23.0), rng.random() < 0.5
         unit = affine(1.0, tilt, flip)
         placed = [(unit[0] * x + unit[1] * y, unit[2] * x + unit[3] * y) for x, y in _extent(design)]
         left, right = min(x for x, _ in placed), max(x for x, _ in placed)
         top, bottom = min(y for _, y in placed), max(y for _, y in placed)
-        # The head takes a share of the room it has: all of the picture, or its part of a row of heads.
+        # The head takes a share of the room it has: all of the image, or its part of a row of heads.
         room = width / count
-        share = lot.uniform(0.42, 0.8) if count == 1 else lot.uniform(0.6, 0.8)
+        share = rng.uniform(0.42, 0.8) if count == 1 else rng.uniform(0.6, 0.8)
         scale = min(share * height / (bottom - top), 0.9 * room / (right - left))
         spare_x, spare_y = room - scale * (right - left), height - scale * (bottom - top)
-        x = i * room + lot.triangular(0.06, 0.94, 0.5) * spare_x - scale * left
-        y = lot.triangular(0.05, 0.62, 0.22) * spare_y - scale * top
+        x = i * room + rng.triangular(0.06, 0.94, 0.5) * spare_x - scale * left
+        y = rng.triangular(0.05, 0.62, 0.22) * spare_y - scale * top
         # A detector's box is never exact: its edges err by a few hundredths of the head, and lie on a grid.
-        err = [lot.uniform(-0.035, 0.035) for _ in range(4)]
+        err = [rng.uniform(-0.035, 0.035) for _ in range(4)]
         wide, high = scale * (right - left), scale * (bottom - top)
         step = GRID if min(width, height) > 80 else 1
         box = (
@@ -131,72 +131,72 @@ def heads(picture: Drawing) -> tuple[Head, ...]:
     return tuple(found)
 
 
-def scene(picture: Drawing) -> str:
-    """The tag of the background of a picture."""
-    return Random(f"{picture.seed}{picture.variant}/scene").choice(list(scenes.SCENES))
+def scene(drawing: Drawing) -> str:
+    """The tag of the background of an image."""
+    return Random(f"{drawing.seed}{drawing.variant}/scene").choice(list(scenes.SCENES))
 
 
-def render(picture: Drawing) -> Image.Image:
-    """Draw a picture, mode RGB."""
-    size = (picture.width * OVERSAMPLING, picture.height * OVERSAMPLING)
-    background = scenes.SCENES[scene(picture)]
-    lot = Random(f"{picture.seed}{picture.variant}/background")
-    image = background(size, lot)
-    if not picture.cast:
-        scenes.still_life(image, lot)
-    for number, head in enumerate(heads(picture)):
-        _draw_character(image, picture, head, number)
-    scenes.foreground(image, lot)
+def render(drawing: Drawing) -> Image.Image:
+    """Draw an image, mode RGB."""
+    size = (drawing.width * OVERSAMPLING, drawing.height * OVERSAMPLING)
+    background = scenes.SCENES[scene(drawing)]
+    rng = Random(f"{drawing.seed}{drawing.variant}/background")
+    image = background(size, rng)
+    if not drawing.cast:
+        scenes.still_life(image, rng)
+    for number, head in enumerate(heads(drawing)):
+        _draw_character(image, drawing, head, number)
+    scenes.foreground(image, rng)
     image = image.reduce(OVERSAMPLING)
-    return _lit(image, picture)
+    return _lit(image, drawing)
 
 
-def _draw_character(image: Image.Image, picture: Drawing, head: Head, number: int) -> None:
-    lot = Random(f"{picture.seed}/{number}/look")
-    look, turn, nod = lot.choice(face.EXPRESSIONS), lot.uniform(-1, 1), lot.uniform(-1, 1)
+def _draw_character(image: Image.Image, drawing: Drawing, head: Head, number: int) -> None:
+    rng = Random(f"{drawing.seed}/{number}/look")
+    look, turn, nod = rng.choice(face.EXPRESSIONS), rng.uniform(-1, 1), rng.uniform(-1, 1)
     design = head.design
-    if picture.variant == "other_expression":
+    if drawing.variant == "other_expression":
         look = face.EXPRESSIONS[(face.EXPRESSIONS.index(look) + 5) % len(face.EXPRESSIONS)]
         turn, nod = -turn, -nod
-    elif picture.variant == "other_clothes":
-        design = _dressed(design, lot)
-    tone = lot.uniform(-0.17, 0.2)
+    elif drawing.variant == "other_clothes":
+        design = _dressed(design, rng)
+    tone = rng.uniform(-0.17, 0.2)
     dyed = lighter(design.hair, tone) if tone > 0 else darker(design.hair, -tone)
     design = replace(design, hair=dyed)
     place = (head.x * OVERSAMPLING, head.y * OVERSAMPLING)
     scale = head.scale * OVERSAMPLING
     upright = Pen(image, place, scale, head.tilt * 0.3, head.flip)
     tilted = Pen(image, place, scale, head.tilt, head.flip)
-    swing = Random(f"{picture.seed}/{number}/hair")
+    swing = Random(f"{drawing.seed}/{number}/hair")
     hair.draw_back(upright, tilted, design, swing)
     outfits.draw_body(upright, design)
     headgear.draw_behind(tilted, design)
-    if picture.view == "back":
+    if drawing.view == "back":
         hair.draw_crown(tilted, design)
         for x in (-0.6, -0.2, 0.25, 0.62):
             tilted.line([(x * 0.3, -1.0), (x, -0.2), (x * 1.1, 0.7)], darker(design.hair, 0.3), 0.03)
         headgear.draw_before(tilted, design)
         return
     edge, tips = hair.fringe(design, swing)
-    face.draw_skin(tilted, design, lot.uniform(-1, 1))
+    face.draw_skin(tilted, design, rng.uniform(-1, 1))
     hair.draw_shadow(tilted, design, edge)
     face.draw_features(tilted, design, look, turn, nod)
     hair.draw_front(tilted, design, edge, tips, swing)
     hair.draw_shade(tilted, design, swing)
     headgear.draw_before(tilted, design)
-    if picture.view == "hidden":
-        _hide(image, head, design, lot)
+    if drawing.view == "hidden":
+        _hide(image, head, design, rng)
 
 
-def _dressed(design: Design, lot: Random) -> Design:
-    other = lot.choice([d for d in CAST if d.outfit != design.outfit])
+def _dressed(design: Design, rng: Random) -> Design:
+    other = rng.choice([d for d in CAST if d.outfit != design.outfit])
     return replace(design, outfit=other.outfit, cloth=other.cloth)
 
 
-def _hide(image: Image.Image, head: Head, design: Design, lot: Random) -> None:
+def _hide(image: Image.Image, head: Head, design: Design, rng: Random) -> None:
     """A fan or a book held before most of the face."""
-    pen = Pen(image, (head.x * OVERSAMPLING, head.y * OVERSAMPLING), head.scale * OVERSAMPLING, lot.uniform(-20, 20))
-    colour = scenes.hue(lot.random(), 0.5, 0.85)
+    pen = Pen(image, (head.x * OVERSAMPLING, head.y * OVERSAMPLING), head.scale * OVERSAMPLING, rng.uniform(-20, 20))
+    colour = scenes.hue(rng.random(), 0.5, 0.85)
     pen.fill([(-1.2, -0.25), (1.2, -0.25), (1.2, 1.3), (-1.2, 1.3)], colour, darker(colour, 0.6), 0.05)
     pen.line([(0.0, -0.2), (0.0, 1.26)], darker(colour, 0.4), 0.05)
     for y in (0.1, 0.4, 0.7, 1.0):
@@ -204,20 +204,20 @@ def _hide(image: Image.Image, head: Head, design: Design, lot: Random) -> None:
         pen.line([(0.2, y), (1.0, y)], darker(colour, 0.2), 0.04)
 
 
-def _lit(image: Image.Image, picture: Drawing) -> Image.Image:
-    lot = Random(f"{picture.seed}{picture.variant}/light")
-    name = picture.variant if picture.variant in LIGHTS else lot.choice(_PLAIN_LIGHTS)
+def _lit(image: Image.Image, drawing: Drawing) -> Image.Image:
+    rng = Random(f"{drawing.seed}{drawing.variant}/light")
+    name = drawing.variant if drawing.variant in LIGHTS else rng.choice(_PLAIN_LIGHTS)
     ends = LIGHTS[name]
-    dim = lot.uniform(0.84, 1.0)
+    dim = rng.uniform(0.84, 1.0)
     start, end = (tuple(round(c * dim) for c in colour) for colour in ends)
     middle = tuple((a + b) // 2 for a, b in zip(start, end, strict=True))
     corners = Image.new("RGB", (2, 2))
-    corners.putdata(lot.choice(([start, middle, middle, end], [middle, start, end, middle], [start, start, end, end])))
-    if picture.variant == "sepia":
+    corners.putdata(rng.choice(([start, middle, middle, end], [middle, start, end, middle], [start, start, end, end])))
+    if drawing.variant == "sepia":
         image = image.convert("L").convert("RGB")
     image = ImageChops.multiply(image, corners.resize(image.size, Image.Resampling.BILINEAR))
-    haze = scenes.hue(lot.random(), 0.35, lot.uniform(0.5, 1.0))
-    image = Image.blend(image, Image.new("RGB", image.size, haze), lot.uniform(0.0, 0.16))
-    if picture.view == "blurred":
+    haze = scenes.hue(rng.random(), 0.35, rng.uniform(0.5, 1.0))
+    image = Image.blend(image, Image.new("RGB", image.size, haze), rng.uniform(0.0, 0.16))
+    if drawing.view == "blurred":
         image = image.filter(ImageFilter.GaussianBlur(max(3.0, min(image.size) / 40)))
     return image

@@ -40,7 +40,7 @@ LASTING = {
     **STATUSES,
     "403 challenge": "a firewall's HTML page with status 403",
     "wrong md5": "other bytes than announced",
-    "wrong type": "a JSON error where a picture was due, with status 200",
+    "wrong type": "a JSON error where an image was due, with status 200",
     "challenge": "a firewall's HTML page with status 200",
     "empty": "no bytes",
     "endless": "a body without end",
@@ -121,10 +121,10 @@ class FaultPlan:
         """The fault of a path; empty for none."""
         if not path.startswith(self.prefix) or not self.kinds:
             return ""
-        lot = hashlib.sha256(f"{self.seed}/{path}".encode()).digest()
-        if int.from_bytes(lot[:8], "big") >= self.share * 2**64:
+        rng = hashlib.sha256(f"{self.seed}/{path}".encode()).digest()
+        if int.from_bytes(rng[:8], "big") >= self.share * 2**64:
             return ""
-        return self.kinds[int.from_bytes(lot[8:16], "big") % len(self.kinds)]
+        return self.kinds[int.from_bytes(rng[8:16], "big") % len(self.kinds)]
 
 
 def misbehave(plan: FaultPlan) -> Middleware:

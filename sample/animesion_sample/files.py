@@ -1,6 +1,6 @@
-"""From a drawn picture to the bytes of a file: every encoding that a real booru holds, sound, odd or broken.
+"""From a drawn image to the bytes of a file: every encoding that a real booru holds, sound, odd or broken.
 
-The same picture and coding always give the same bytes.
+The same image and coding always give the same bytes.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _EXTENSIONS = {
 
 @dataclass(frozen=True)
 class Coding:
-    """How a picture becomes a file.
+    """How an image becomes a file.
 
     Attributes:
         form: One of ``SOUND``, ``ODD``, ``ANIMATED`` or ``FOREIGN``.
         quality: JPEG and WebP quality; for PNG the zlib level is ``quality // 10``.
-        scale: Reduction of the picture before it is encoded.
+        scale: Reduction of the image before it is encoded.
         note: Text put into a PNG's metadata.
         damage: One of ``DAMAGE``, or empty.
     """
@@ -53,14 +53,14 @@ class Coding:
         return _EXTENSIONS.get(self.form, self.form)
 
 
-def scaled(picture: Drawing, coding: Coding) -> tuple[int, int]:
-    """Width and height of the file's picture when it is shown upright."""
-    return round(picture.width * coding.scale), round(picture.height * coding.scale)
+def scaled(drawing: Drawing, coding: Coding) -> tuple[int, int]:
+    """Width and height of the file's image when it is shown upright."""
+    return round(drawing.width * coding.scale), round(drawing.height * coding.scale)
 
 
-def encode(picture: Drawing, coding: Coding) -> bytes:
-    """Draw a picture and encode it as told."""
-    lot = Random(f"{picture.seed}/bytes")
+def encode(drawing: Drawing, coding: Coding) -> bytes:
+    """Draw an image and encode it as told."""
+    rng = Random(f"{drawing.seed}/bytes")
     if coding.damage == "empty":
         return b""
     if coding.damage == "html":
@@ -68,29 +68,29 @@ def encode(picture: Drawing, coding: Coding) -> bytes:
             b"<!DOCTYPE html>\n<html><head><title>503</title></head><body><h1>Down for maintenance</h1></body></html>\n"
         )
     if coding.damage == "noise":
-        return lot.randbytes(9000)
+        return rng.randbytes(9000)
     if coding.damage == "huge_png":
         return _png(60000, 60000, 8, zlib.compress(bytes(4096)))
     if coding.form in FOREIGN:
-        return _foreign(coding.form, lot)
-    image = render(picture)
+        return _foreign(coding.form, rng)
+    image = render(drawing)
     if coding.scale != 1.0:
-        image = image.resize(scaled(picture, coding), Image.Resampling.LANCZOS)
-    data = _encoders(image, coding, lot)
+        image = image.resize(scaled(drawing, coding), Image.Resampling.LANCZOS)
+    data = _encoders(image, coding, rng)
     if coding.damage == "truncated":
-        return data[: int(len(data) * lot.uniform(0.4, 0.9))]
+        return data[: int(len(data) * rng.uniform(0.4, 0.9))]
     if coding.damage == "bad_crc":
         return data[:29] + bytes(b ^ 0xFF for b in data[29:33]) + data[33:]
     if coding.damage == "bad_data":
         third = len(data) // 3
-        return data[:third] + lot.randbytes(third) + data[2 * third :]
+        return data[:third] + rng.randbytes(third) + data[2 * third :]
     if coding.damage == "huge_jpg":
         frame = data.index(b"\xff\xc0")
         return data[: frame + 5] + struct.pack(">HH", 65535, 65535) + data[frame + 9 :]
     return data
 
 
-def _encoders(image: Image.Image, coding: Coding, lot: Random) -> bytes:
+def _encoders(image: Image.Image, coding: Coding, rng: Random) -> bytes:
     form, quality = coding.form, coding.quality
     if form in ("jpg", "cmyk", "grey", "progressive", "exif"):
         if form == "exif":
@@ -106,7 +106,7 @@ def _encoders(image: Image.Image, coding: Coding, lot: Random) -> bytes:
     if form in ANIMATED:
         return _animated(image, form)
     if form in ("rgba", "la", "palette"):
-        return _transparent(image, form, lot)
+        return _transparent(image, form, rng)
     info = PngImagePlugin.PngInfo()
     if coding.note:
         info.add_text("Comment", coding.note)
@@ -119,8 +119,8 @@ def _save(image: Image.Image, kind: str, **options: object) -> bytes:
     return stream.getvalue()
 
 
-def _transparent(image: Image.Image, form: str, lot: Random) -> bytes:
-    """Cut the corners out of the picture; what is under them must never be seen."""
+def _transparent(image: Image.Image, form: str, rng: Random) -> bytes:
+    """Cut the corners out of the image; what is under them must never be seen."""
     mask = Image.new("L", image.size, 0)
     width, height = image.size
     ImageDraw.Draw(mask).rounded_rectangle((3, 3, width - 4, height - 4), radius=min(width, height) // 5, fill=255)
@@ -133,7 +133,7 @@ def _transparent(image: Image.Image, form: str, lot: Random) -> bytes:
         reduced.putpalette([*colours, 255, 0, 255])
         reduced.paste(hole, mask=ImageChops.invert(mask))
         return _save(reduced, "PNG", compress_level=4, transparency=hole)
-    garbage = Image.frombytes("RGB", (32, 32), lot.randbytes(32 * 32 * 3)).resize(image.size, Image.Resampling.NEAREST)
+    garbage = Image.frombytes("RGB", (32, 32), rng.randbytes(32 * 32 * 3)).resize(image.size, Image.Resampling.NEAREST)
     hidden = Image.composite(image, garbage, mask)
     hidden.putalpha(mask)
     return _save(hidden, "PNG", compress_level=4)
@@ -146,15 +146,15 @@ def _animated(image: Image.Image, form: str) -> bytes:
     return _save(small, kind, save_all=True, append_images=frames, duration=120, loop=0)
 
 
-def _foreign(form: str, lot: Random) -> bytes:
+def _foreign(form: str, rng: Random) -> bytes:
     if form == "zip":
         stream = io.BytesIO()
         with zipfile.ZipFile(stream, "w") as archive:
-            archive.writestr(zipfile.ZipInfo("000000.jpg"), lot.randbytes(4000))
+            archive.writestr(zipfile.ZipInfo("000000.jpg"), rng.randbytes(4000))
         return stream.getvalue()
     if form == "mp4":
-        return b"\x00\x00\x00\x20ftypisom\x00\x00\x02\x00isomiso2avc1mp41" + lot.randbytes(9000)
-    return b"CWS\x0a" + struct.pack("<I", 9000) + zlib.compress(lot.randbytes(6000))
+        return b"\x00\x00\x00\x20ftypisom\x00\x00\x02\x00isomiso2avc1mp41" + rng.randbytes(9000)
+    return b"CWS\x0a" + struct.pack("<I", 9000) + zlib.compress(rng.randbytes(6000))
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

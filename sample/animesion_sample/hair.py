@@ -1,7 +1,7 @@
 """Hair: the mass behind the head, the fringe over the forehead, side locks and the shine.
 
-The outline of the mass around the skull (``crown``) also decides the head box, so it does not vary from picture to
-picture; tips and tails sway.
+The outline of the mass around the skull (``crown``) also decides the head box, so it does not vary from image to
+image; tips and tails sway.
 """
 
 from __future__ import annotations
@@ -69,13 +69,13 @@ def extent(style: str) -> list[Point]:
     return [(x, min(y, 1.06)) for x, y in points]
 
 
-def draw_back(upright: Pen, tilted: Pen, design: Design, lot: Random) -> None:
+def draw_back(upright: Pen, tilted: Pen, design: Design, rng: Random) -> None:
     """The hair behind the body, which hangs down, and around the skull, which follows the head."""
     tips = design.tips or darker(design.hair, 0.36)
-    sway = lot.uniform(-0.22, 0.22)
+    sway = rng.uniform(-0.22, 0.22)
     tail = _TAILS.get(design.back)
     if tail is not None:
-        tail(upright if tail is _falls else tilted, design, sway, lot)
+        tail(upright if tail is _falls else tilted, design, sway, rng)
     draw_crown(tilted, design)
     tilted.glaze(oval(0.0, 0.2, 0.92, 0.46), tips, 0.7)
 
@@ -85,11 +85,11 @@ def draw_crown(pen: Pen, design: Design) -> None:
     pen.fill(crown(design.back), design.hair, darker(design.hair, 0.62))
 
 
-def _falls(pen: Pen, design: Design, sway: float, lot: Random) -> None:
+def _falls(pen: Pen, design: Design, sway: float, rng: Random) -> None:
     """Long hair down the back, straight or in waves."""
     wave = 0.14 if design.back == "wavy" else 0.02
     width = {"hime": 1.16, "long": 1.2, "wavy": 1.4}[design.back]
-    length = lot.uniform(2.5, 3.0)
+    length = rng.uniform(2.5, 3.0)
     rows = 7
     right = [(width + wave * math.cos(2.2 * i) + sway * i / rows + 0.03 * i, i * length / rows) for i in range(1, rows)]
     left = [(-width - wave * math.cos(2.2 * i) + sway * i / rows - 0.03 * i, i * length / rows) for i in range(1, rows)]
@@ -117,25 +117,25 @@ def _streamer(pen: Pen, design: Design, root: Point, end: Point, width: float, b
     pen.fill(wedge((rx - width * 0.3, ry + 0.2), mid, width * 0.22, bend * 0.6), lighter(design.hair, 0.34))
 
 
-def _twin_tails(pen: Pen, design: Design, sway: float, lot: Random) -> None:
+def _twin_tails(pen: Pen, design: Design, sway: float, rng: Random) -> None:
     low = design.back == "low_tails"
-    length = lot.uniform(1.7, 2.3)
+    length = rng.uniform(1.7, 2.3)
     for side in (-1.0, 1.0):
         root = (side * (0.86 if low else 1.0), 0.72 if low else -0.5)
-        end = (side * lot.uniform(1.35, 1.9) + sway, root[1] + length)
-        _streamer(pen, design, root, end, 0.46 if low else 0.6, side * -lot.uniform(0.2, 0.42))
+        end = (side * rng.uniform(1.35, 1.9) + sway, root[1] + length)
+        _streamer(pen, design, root, end, 0.46 if low else 0.6, side * -rng.uniform(0.2, 0.42))
 
 
-def _tail(pen: Pen, design: Design, sway: float, lot: Random) -> None:
+def _tail(pen: Pen, design: Design, sway: float, rng: Random) -> None:
     side = design.back == "side_tail"
     root = (1.0, -0.42) if side else (0.42, -0.96)
-    end = (lot.uniform(1.5, 2.0) + sway, lot.uniform(1.3, 1.8) if side else lot.uniform(0.7, 1.3))
-    _streamer(pen, design, root, end, 0.72, -lot.uniform(0.42, 0.62))
+    end = (rng.uniform(1.5, 2.0) + sway, rng.uniform(1.3, 1.8) if side else rng.uniform(0.7, 1.3))
+    _streamer(pen, design, root, end, 0.72, -rng.uniform(0.42, 0.62))
 
 
-def _drills(pen: Pen, design: Design, sway: float, lot: Random) -> None:
+def _drills(pen: Pen, design: Design, sway: float, rng: Random) -> None:
     line = darker(design.hair, 0.62)
-    turns = lot.choice((4, 5, 6))
+    turns = rng.choice((4, 5, 6))
     for side in (-1.0, 1.0):
         for i in reversed(range(turns)):
             y = 0.25 + 0.36 * i
@@ -145,9 +145,9 @@ def _drills(pen: Pen, design: Design, sway: float, lot: Random) -> None:
             pen.fill(oval(x - 0.04, y - 0.04, radius * 0.55, 0.1, 12), lighter(design.hair, 0.35))
 
 
-def _braid(pen: Pen, design: Design, sway: float, lot: Random) -> None:
+def _braid(pen: Pen, design: Design, sway: float, rng: Random) -> None:
     line = darker(design.hair, 0.62)
-    side = lot.choice((-1.0, 1.0))
+    side = rng.choice((-1.0, 1.0))
     x, y = side * 0.95, 0.55
     for i in range(6):
         pen.fill(oval(x, y, 0.27 - 0.016 * i, 0.24, 16), design.hair, line)
@@ -157,7 +157,7 @@ def _braid(pen: Pen, design: Design, sway: float, lot: Random) -> None:
     pen.fill(wedge((x, y - 0.05), (x + sway * 0.4, y + 0.4), 0.3), design.hair, line)
 
 
-def _bun(pen: Pen, design: Design, sway: float, lot: Random) -> None:
+def _bun(pen: Pen, design: Design, sway: float, rng: Random) -> None:
     line = darker(design.hair, 0.62)
     spots = [(0.0, -1.26)] if design.back == "bun" else [(-0.78, -1.0), (0.78, -1.0)]
     for x, y in spots:
@@ -174,11 +174,11 @@ _TAILS: dict[str, Callable[[Pen, Design, float, Random], None]] = {
 BACKS = (*_CROWN_OF, "spiky")
 
 
-def fringe(design: Design, lot: Random) -> tuple[list[Point], list[Point]]:
+def fringe(design: Design, rng: Random) -> tuple[list[Point], list[Point]]:
     """The lower edge of the fringe, right to left, and the tips on it; the tips sway."""
     tips, gap = FRINGES[design.fringe]
-    lean = lot.uniform(-0.12, 0.12)
-    swayed = [(x + lean + lot.uniform(-0.05, 0.05), y + lot.uniform(-0.09, 0.09)) for x, y in tips]
+    lean = rng.uniform(-0.12, 0.12)
+    swayed = [(x + lean + rng.uniform(-0.05, 0.05), y + rng.uniform(-0.09, 0.09)) for x, y in tips]
     # Centre and parted fringes leave the forehead free: only their widest gap reaches up to it.
     open_forehead = design.fringe in ("parted", "centre")
     edge: list[Point] = []
@@ -192,12 +192,12 @@ def fringe(design: Design, lot: Random) -> tuple[list[Point], list[Point]]:
     return edge, swayed
 
 
-def draw_shade(pen: Pen, design: Design, lot: Random) -> None:
+def draw_shade(pen: Pen, design: Design, rng: Random) -> None:
     """The side of the hair that is turned away from the light."""
-    height, depth = lot.uniform(-1.1, -0.5), lot.uniform(0.1, 0.46)
-    side = lot.choice((-1.0, 1.0))
+    height, depth = rng.uniform(-1.1, -0.5), rng.uniform(0.1, 0.46)
+    side = rng.choice((-1.0, 1.0))
     edge = [(1.0, 0.2), (1.04, -0.3), (0.8, -0.84), (0.3, -1.08), (0.5, -0.4), (0.7, 0.14)]
-    if lot.random() < 0.3:
+    if rng.random() < 0.3:
         edge = [(1.0, 0.1), (1.02, -0.3), *arc(0.0, height + 0.6, 0.9, 0.5, 0, -180, 8), (-1.02, -0.3), (-1.0, 0.1),
                 (-0.5, -0.16), (0.5, -0.16)]  # fmt: skip
     pen.glaze([(side * x, y) for x, y in edge], darker(design.hair, 0.7), depth)
@@ -209,10 +209,10 @@ def draw_shadow(pen: Pen, design: Design, edge: Sequence[Point]) -> None:
     pen.glaze([(0.8, -0.6), *fallen, (-0.8, -0.6)], darker(design.skin, 0.55), 0.3)
 
 
-def draw_front(pen: Pen, design: Design, edge: Sequence[Point], tips: Sequence[Point], lot: Random) -> None:
+def draw_front(pen: Pen, design: Design, edge: Sequence[Point], tips: Sequence[Point], rng: Random) -> None:
     """Side locks, the fringe with its shine, and sometimes a lock that will not lie down."""
     line = darker(design.hair, 0.62)
-    _side_locks(pen, design, lot)
+    _side_locks(pen, design, rng)
     dome = smooth(
         [(-1.0, 0.16), (-1.03, -0.3), (-0.8, -0.82), (-0.36, -1.08), (0.0, -1.14), (0.36, -1.08), (0.8, -0.82),
          (1.03, -0.3), (1.0, 0.16)], steps=4, closed=False)  # fmt: skip
@@ -221,28 +221,28 @@ def draw_front(pen: Pen, design: Design, edge: Sequence[Point], tips: Sequence[P
     for x, y in tips[1:-1]:
         strand = [(x, y - 0.08), (x * 0.92, (y - 0.5) / 2 - 0.2), (x * 0.62, -0.86)]
         pen.line(smooth(strand, steps=3, closed=False), darker(design.hair, 0.26), 0.022)
-    _shine(pen, design, lot)
+    _shine(pen, design, rng)
     if design.back in ("short", "bob", "ponytail", "twin_tails") or design.fringe == "messy":
-        lean = lot.uniform(-0.2, 0.5)
+        lean = rng.uniform(-0.2, 0.5)
         pen.fill(wedge((0.0, -1.08), (lean, -1.34), 0.14, 0.12), design.hair, line, 0.025)
 
 
-def _side_locks(pen: Pen, design: Design, lot: Random) -> None:
+def _side_locks(pen: Pen, design: Design, rng: Random) -> None:
     line = darker(design.hair, 0.62)
     length = {"hime": 1.0, "bob": 0.86, "spiky": 0.55, "short": 0.62}.get(design.back, 1.02)
     for side in (-1.0, 1.0):
-        reach = length + lot.uniform(-0.08, 0.08)
+        reach = length + rng.uniform(-0.08, 0.08)
         if design.back == "hime":
             lock = [(side * 1.08, -0.1), (side * 0.72, -0.1), (side * 0.7, reach), (side * 1.06, reach)]
             pen.fill(lock, design.hair, line, 0.028)
         else:
-            tip = (side * (0.8 + lot.uniform(-0.08, 0.1)), reach)
+            tip = (side * (0.8 + rng.uniform(-0.08, 0.1)), reach)
             pen.fill(wedge((side * 0.94, -0.25), tip, 0.34, side * -0.08), design.hair, line, 0.028)
 
 
-def _shine(pen: Pen, design: Design, lot: Random) -> None:
+def _shine(pen: Pen, design: Design, rng: Random) -> None:
     """The angel ring: a band of light with a ragged lower edge."""
-    height = lot.uniform(-0.70, -0.52)
+    height = rng.uniform(-0.70, -0.52)
     upper = arc(0.0, height + 0.5, 0.84, 0.62, 212, 328, 10)
     lower: list[Point] = []
     for i, (x, y) in enumerate(reversed(upper)):

@@ -1,6 +1,6 @@
 """Drawn leaves: what a cultivar's leaf always looks like, and how one leaf of it differs from the next.
 
-A `Leaf` holds everything that decides the pixels, as `drawing.Picture` does for characters. Which leaves a collection
+A `Leaf` holds everything that decides the pixels, as `drawing.Image` does for characters. Which leaves a collection
 holds, and in which files, is left to `collections`.
 """
 
@@ -58,13 +58,13 @@ class LeafDesign:
 
 @dataclass(frozen=True)
 class DrawnLeaf:
-    """What decides the pixels of one picture of a leaf.
+    """What decides the pixels of one image of a leaf.
 
     Attributes:
         species: `cotton` or `soybean`.
         cultivar: number of the cultivar.
         seed: decides everything in which this leaf differs from others of the cultivar.
-        side: of the square picture in pixels.
+        side: of the square image in pixels.
         stage: one of `STAGES`; later leaves are larger and yellower.
         outdoors: on soil and litter, in changing light, instead of on a scanner's ground.
     """
@@ -78,36 +78,36 @@ class DrawnLeaf:
 
 
 def cultivar(species: str, number: int) -> LeafDesign:
-    """The traits of a cultivar; drawn by lot, the same on every call."""
-    lot = Random(f"{species}/{number}")
-    base = mix((34, 92, 40), (126, 168, 58), lot.random())
+    """The traits of a cultivar; drawn by rng, the same on every call."""
+    rng = Random(f"{species}/{number}")
+    base = mix((34, 92, 40), (126, 168, 58), rng.random())
     return LeafDesign(
         palmate=species == "cotton",
-        lobes=lot.choice((3, 5, 5, 7)),
-        cut=lot.uniform(0.2, 0.75),
-        width=lot.uniform(0.34, 0.78),
-        widest=lot.uniform(0.28, 0.52),
-        teeth=lot.choice((0, 0, 9, 14, 22)),
-        depth=lot.uniform(0.03, 0.09),
-        pairs=lot.randint(4, 9),
-        angle=lot.uniform(34.0, 66.0),
-        colour=mix(base, (40, 96, 84), lot.uniform(0.0, 0.35)),
-        vein=lot.uniform(0.2, 0.6),
-        mottle=lot.choice((0, 0, 12, 40)),
+        lobes=rng.choice((3, 5, 5, 7)),
+        cut=rng.uniform(0.2, 0.75),
+        width=rng.uniform(0.34, 0.78),
+        widest=rng.uniform(0.28, 0.52),
+        teeth=rng.choice((0, 0, 9, 14, 22)),
+        depth=rng.uniform(0.03, 0.09),
+        pairs=rng.randint(4, 9),
+        angle=rng.uniform(34.0, 66.0),
+        colour=mix(base, (40, 96, 84), rng.uniform(0.0, 0.35)),
+        vein=rng.uniform(0.2, 0.6),
+        mottle=rng.choice((0, 0, 12, 40)),
     )
 
 
 def render(leaf: DrawnLeaf) -> Image.Image:
     """Draw a leaf, mode RGB."""
-    lot = Random(f"{leaf.species}/{leaf.cultivar}/{leaf.seed}/{leaf.stage}")
+    rng = Random(f"{leaf.species}/{leaf.cultivar}/{leaf.seed}/{leaf.stage}")
     kind = cultivar(leaf.species, leaf.cultivar)
     side = leaf.side * OVERSAMPLING
-    image = _soil(side, lot) if leaf.outdoors else Image.new("RGB", (side, side), _scanner(lot))
+    image = _soil(side, rng) if leaf.outdoors else Image.new("RGB", (side, side), _scanner(rng))
     age = STAGES.index(leaf.stage) / (len(STAGES) - 1)
-    length = side * lot.uniform(0.66, 0.84) * (0.86 + 0.14 * age)
-    tilt = math.radians(lot.uniform(-40.0, 40.0))
-    bend = lot.uniform(-0.12, 0.12)
-    middle = (side * lot.uniform(0.46, 0.54), side * lot.uniform(0.46, 0.54))
+    length = side * rng.uniform(0.66, 0.84) * (0.86 + 0.14 * age)
+    tilt = math.radians(rng.uniform(-40.0, 40.0))
+    bend = rng.uniform(-0.12, 0.12)
+    middle = (side * rng.uniform(0.46, 0.54), side * rng.uniform(0.46, 0.54))
 
     def placed(points: list[Point]) -> list[Point]:
         """From leaf units (x across, y from base 0 to tip 1) to pixels."""
@@ -122,8 +122,8 @@ def render(leaf: DrawnLeaf) -> Image.Image:
             )
         return out
 
-    colour = mix(mix(kind.colour, _YELLOW, 0.6 * age * age), lighter(kind.colour), lot.uniform(0.0, 0.2))
-    outline, veins = _palmate(kind, lot) if kind.palmate else _blade(kind, lot)
+    colour = mix(mix(kind.colour, _YELLOW, 0.6 * age * age), lighter(kind.colour), rng.uniform(0.0, 0.2))
+    outline, veins = _palmate(kind, rng) if kind.palmate else _blade(kind, rng)
     pen = ImageDraw.Draw(image)
     edge = placed(outline)
     if leaf.outdoors:
@@ -135,21 +135,21 @@ def render(leaf: DrawnLeaf) -> Image.Image:
     pen.polygon(edge, fill=colour)
     inner = Image.new("L", image.size, 0)
     ImageDraw.Draw(inner).polygon(edge, fill=255)
-    _surface(image, inner, kind, colour, age, lot)
+    _surface(image, inner, kind, colour, age, rng)
     pale = lighter(colour, kind.vein)
     for line, width in veins:
         pen.line(placed(line), fill=pale, width=max(1, round(stalk * width)), joint="curve")
     pen.line([*edge, edge[0]], fill=darker(colour, 0.35), width=max(1, stalk // 2))
     image = image.reduce(OVERSAMPLING)
     if leaf.outdoors:
-        light = mix((255, 255, 255), lot.choice(((255, 226, 180), (200, 214, 255), (226, 255, 214))), lot.random())
-        image = Image.blend(image, Image.new("RGB", image.size, light), lot.uniform(0.0, 0.18))
+        light = mix((255, 255, 255), rng.choice(((255, 226, 180), (200, 214, 255), (226, 255, 214))), rng.random())
+        image = Image.blend(image, Image.new("RGB", image.size, light), rng.uniform(0.0, 0.18))
     return image
 
 
-def _blade(kind: LeafDesign, lot: Random) -> tuple[list[Point], list[tuple[list[Point], float]]]:
+def _blade(kind: LeafDesign, rng: Random) -> tuple[list[Point], list[tuple[list[Point], float]]]:
     """Outline and veins of one blade."""
-    width = kind.width / 2 * lot.uniform(0.9, 1.1)
+    width = kind.width / 2 * rng.uniform(0.9, 1.1)
     rise = kind.widest / (1 - kind.widest)
     peak = kind.widest**rise * (1 - kind.widest)
     right, left = [], []
@@ -158,12 +158,12 @@ def _blade(kind: LeafDesign, lot: Random) -> tuple[list[Point], list[tuple[list[
         half = width * (max(0.0, y**rise * (1 - y)) / peak) ** 0.8
         if kind.teeth:
             half *= 1 + kind.depth * (((y * kind.teeth) % 1.0) - 0.5) * 2
-        right.append((half * lot.uniform(0.985, 1.015), y))
-        left.append((-half * lot.uniform(0.985, 1.015), y))
+        right.append((half * rng.uniform(0.985, 1.015), y))
+        left.append((-half * rng.uniform(0.985, 1.015), y))
     veins: list[tuple[list[Point], float]] = [([(0.0, y / 10) for y in range(11)], 1.6)]
     lean = 1 / math.tan(math.radians(kind.angle))
     for pair in range(kind.pairs):
-        y = 0.08 + 0.78 * pair / kind.pairs + lot.uniform(-0.012, 0.012)
+        y = 0.08 + 0.78 * pair / kind.pairs + rng.uniform(-0.012, 0.012)
         for sign in (-1, 1):
             end = _reach(width, rise, peak, y, lean)
             line = [(sign * end * t / 4, y + end * lean * t / 4 + 0.02 * (t / 4) ** 2) for t in range(5)]
@@ -182,11 +182,11 @@ def _reach(width: float, rise: float, peak: float, start: float, lean: float) ->
     return x
 
 
-def _palmate(kind: LeafDesign, lot: Random) -> tuple[list[Point], list[tuple[list[Point], float]]]:
+def _palmate(kind: LeafDesign, rng: Random) -> tuple[list[Point], list[tuple[list[Point], float]]]:
     """Outline and veins of a lobed leaf; its base is at y = `_BASE`."""
     spread = {3: 1.3, 5: 1.95, 7: 2.3}[kind.lobes]
     tips = [spread * (2 * i / (kind.lobes - 1) - 1) for i in range(kind.lobes)]
-    reach = [0.62 - 0.1 * abs(tip) / spread * (1 + kind.cut) + lot.uniform(-0.03, 0.03) for tip in tips]
+    reach = [0.62 - 0.1 * abs(tip) / spread * (1 + kind.cut) + rng.uniform(-0.03, 0.03) for tip in tips]
     gap = tips[1] - tips[0]
     outline: list[Point] = [(0.0, _BASE)]
     for step in range(2 * _STEPS + 1):
@@ -211,39 +211,39 @@ def _palmate(kind: LeafDesign, lot: Random) -> tuple[list[Point], list[tuple[lis
     return outline, veins
 
 
-def _surface(image: Image.Image, inner: Image.Image, kind: LeafDesign, colour: Colour, age: float, lot: Random) -> None:
+def _surface(image: Image.Image, inner: Image.Image, kind: LeafDesign, colour: Colour, age: float, rng: Random) -> None:
     """Uneven colour, spots and, in old leaves, browned patches, all inside the outline."""
     side = image.width
     tones = Image.new("RGB", (6, 6))
-    tones.putdata([mix(darker(colour, 0.18), lighter(colour, 0.16), lot.random()) for _ in range(36)])
+    tones.putdata([mix(darker(colour, 0.18), lighter(colour, 0.16), rng.random()) for _ in range(36)])
     cover = tones.resize(image.size, Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(cover)
-    spots = [(lighter(colour, 0.35), 0.004)] * kind.mottle + [(_BROWN, 0.018)] * round(14 * age * lot.random())
+    spots = [(lighter(colour, 0.35), 0.004)] * kind.mottle + [(_BROWN, 0.018)] * round(14 * age * rng.random())
     for spot, size in spots:
-        x, y, r = lot.uniform(0, side), lot.uniform(0, side), side * size * lot.uniform(0.6, 1.4)
+        x, y, r = rng.uniform(0, side), rng.uniform(0, side), side * size * rng.uniform(0.6, 1.4)
         pen.ellipse((x - r, y - r, x + r, y + r), fill=spot)
     image.paste(cover, mask=inner)
 
 
-def _scanner(lot: Random) -> Colour:
-    tone = lot.randint(222, 250)
-    return (tone, tone - lot.randint(0, 4), tone - lot.randint(0, 8))
+def _scanner(rng: Random) -> Colour:
+    tone = rng.randint(222, 250)
+    return (tone, tone - rng.randint(0, 4), tone - rng.randint(0, 8))
 
 
-def _soil(side: int, lot: Random) -> Image.Image:
+def _soil(side: int, rng: Random) -> Image.Image:
     """Earth, straw and stones, out of focus."""
     small = Image.new("RGB", (9, 9))
-    earth = lot.choice(((120, 92, 66), (92, 84, 76), (146, 122, 92), (78, 88, 62)))
-    small.putdata([mix(darker(earth, 0.5), lighter(earth, 0.4), lot.random()) for _ in range(81)])
+    earth = rng.choice(((120, 92, 66), (92, 84, 76), (146, 122, 92), (78, 88, 62)))
+    small.putdata([mix(darker(earth, 0.5), lighter(earth, 0.4), rng.random()) for _ in range(81)])
     image = small.resize((side, side), Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(image)
     for _ in range(26):
-        x, y, turn = lot.uniform(0, side), lot.uniform(0, side), lot.uniform(0, math.pi)
-        far = side * lot.uniform(0.03, 0.16)
-        shade = mix(darker(earth, 0.4), (214, 196, 150), lot.random())
+        x, y, turn = rng.uniform(0, side), rng.uniform(0, side), rng.uniform(0, math.pi)
+        far = side * rng.uniform(0.03, 0.16)
+        shade = mix(darker(earth, 0.4), (214, 196, 150), rng.random())
         pen.line(
             [(x, y), (x + far * math.cos(turn), y + far * math.sin(turn))],
             fill=shade,
-            width=max(2, int(side * lot.uniform(0.004, 0.02))),
+            width=max(2, int(side * rng.uniform(0.004, 0.02))),
         )
     return image.filter(ImageFilter.BoxBlur(side / 200))

@@ -17,7 +17,7 @@ from animesion_sample.posts import HOSTILE, SamplePost, artist, describe
 FEWEST_POSTS = 200
 
 RARE_COUNTS = (14, 6, 1, 19, 11, 8, 4, 2)
-"""Pictures of the characters that are too rare for a class of 20."""
+"""Images of the characters that are too rare for a class of 20."""
 
 SINGLE = {
     # Posts a thousand of the troubles that concern one post alone.
@@ -40,7 +40,7 @@ class _Draft:
     """A post before it has an id."""
 
     characters: tuple[str, ...]
-    picture: Drawing
+    drawing: Drawing
     coding: Coding
     trouble: str = ""
     group: str = ""
@@ -51,67 +51,67 @@ class _Draft:
 
 
 class _Planner:
-    """Makes drafts; holds the seed and counts what was made, so that every picture has its own seed."""
+    """Makes drafts; holds the seed and counts what was made, so that every image has its own seed."""
 
     def __init__(self, posts: int, seed: int) -> None:
         self.posts, self.seed, self.made = posts, seed, 0
-        self.lot = Random(f"{seed}/{posts}/plan")
+        self.rng = Random(f"{seed}/{posts}/plan")
         self.regulars: tuple[str, ...] = ()
         self.weights: tuple[float, ...] = ()
 
     def someone(self, but: tuple[str, ...] = ()) -> str:
         """A regular of the cast, famous ones more often."""
         while True:
-            name = self.lot.choices(self.regulars, self.weights)[0]
+            name = self.rng.choices(self.regulars, self.weights)[0]
             if name not in but:
                 return name
 
-    def picture(self, *cast: str, size: tuple[int, int] | None = None) -> Drawing:
-        """A new picture of the characters."""
+    def drawing(self, *cast: str, size: tuple[int, int] | None = None) -> Drawing:
+        """A new image of the characters."""
         self.made += 1
-        lot = self.lot
+        rng = self.rng
         if size is None:
-            long, short = lot.randrange(360, 481, 8), lot.randrange(304, 353, 8)
-            size = lot.choice(((short, long), (short, long), (long, short), (long - 64, long - 64)))
+            long, short = rng.randrange(360, 481, 8), rng.randrange(304, 353, 8)
+            size = rng.choice(((short, long), (short, long), (long, short), (long - 64, long - 64)))
             if len(cast) > 1:
-                size = (480, lot.randrange(304, 353, 8))
+                size = (480, rng.randrange(304, 353, 8))
         return Drawing(f"{self.seed}/{self.made}", cast, *size)
 
     def coding(self) -> Coding:
         """An ordinary file: mostly JPEG, some PNG."""
-        if self.lot.random() < 0.15:
+        if self.rng.random() < 0.15:
             return Coding("png", 40)
-        return Coding("jpg", self.lot.randrange(86, 96))
+        return Coding("jpg", self.rng.randrange(86, 96))
 
     def plain(self, name: str) -> _Draft:
         """An ordinary good post of a character."""
-        rating = "s" if self.lot.random() < 0.15 else "g"
-        return _Draft((name,), self.picture(name), self.coding(), rating=rating)
+        rating = "s" if self.rng.random() < 0.15 else "g"
+        return _Draft((name,), self.drawing(name), self.coding(), rating=rating)
 
 
 def _single(p: _Planner, trouble: str, turn: int) -> _Draft:
     """One post in trouble; ``turn`` goes round the kinds of it."""
     name = p.someone()
     draft = replace(p.plain(name), trouble=trouble)
-    lot = p.lot
+    rng = p.rng
     if trouble == "several labels":
         names = [name, p.someone((name,))]
         if turn % 4 == 3:
             names.append(p.someone(tuple(names)))
         return replace(draft, characters=tuple(names))
     if trouble == "no label":
-        return replace(draft, characters=(), picture=p.picture(""))
+        return replace(draft, characters=(), drawing=p.drawing(""))
     if trouble == "rating":
         return replace(draft, rating="qe"[turn % 2])
     if trouble == "deleted":
         return replace(draft, deleted=True)
     if trouble == "no face":
-        return replace(draft, picture=p.picture())
+        return replace(draft, drawing=p.drawing())
     if trouble == "several faces":
         cast = [name, p.someone((name,))] + ([p.someone((name,))] if turn % 3 == 2 else [])
-        return replace(draft, picture=p.picture(*cast))
+        return replace(draft, drawing=p.drawing(*cast))
     if trouble == "unsure face":
-        return replace(draft, picture=replace(draft.picture, view=("back", "blurred", "hidden")[turn % 3]))
+        return replace(draft, drawing=replace(draft.drawing, view=("back", "blurred", "hidden")[turn % 3]))
     if trouble == "not visible":
         return replace(draft, visible=False)
     if trouble == "mislabelled":
@@ -119,10 +119,10 @@ def _single(p: _Planner, trouble: str, turn: int) -> _Draft:
     if trouble == "hostile text":
         return replace(draft, hostile=turn % len(HOSTILE))
     if trouble == "too small":
-        return replace(draft, picture=p.picture(name, size=(lot.randrange(40, 62), lot.randrange(40, 62))))
+        return replace(draft, drawing=p.drawing(name, size=(rng.randrange(40, 62), rng.randrange(40, 62))))
     if trouble == "aspect ratio":
-        long, short = lot.randrange(448, 481), lot.randrange(90, 106)
-        return replace(draft, picture=p.picture(name, size=(long, short) if turn % 2 else (short, long)))
+        long, short = rng.randrange(448, 481), rng.randrange(90, 106)
+        return replace(draft, drawing=p.drawing(name, size=(long, short) if turn % 2 else (short, long)))
     if trouble == "odd format":
         form = ODD[turn % len(ODD)]
         return replace(draft, trouble=f"odd format: {form}", coding=Coding(form))
@@ -143,7 +143,7 @@ _CODINGS: dict[str, Callable[[int], Coding]] = {
 
 def _cluster(p: _Planner, trouble: str, turn: int) -> list[_Draft]:
     """Two or three posts that belong together."""
-    lot, group = p.lot, f"{trouble}-{turn}"
+    rng, group = p.rng, f"{trouble}-{turn}"
     first = replace(p.plain(p.someone()), trouble=trouble, group=group)
     size = 3 if turn % 3 == 2 else 2
     if trouble == "exact duplicate":
@@ -153,24 +153,24 @@ def _cluster(p: _Planner, trouble: str, turn: int) -> list[_Draft]:
         again = [Coding("png", level, note=note) for level, note in zip((60, 10, 90), notes, strict=True)]
         return [replace(first, coding=coding) for coding in again[:size]]
     if trouble == "near duplicate":
-        first = replace(first, coding=Coding("png", 40) if turn % 4 == 3 else Coding("jpg", lot.randrange(93, 96)))
-        return [first, *(replace(first, coding=_reworked(lot, turn + k)) for k in range(size - 1))]
+        first = replace(first, coding=Coding("png", 40) if turn % 4 == 3 else Coding("jpg", rng.randrange(93, 96)))
+        return [first, *(replace(first, coding=_reworked(rng, turn + k)) for k in range(size - 1))]
     if trouble == "label conflict":
         other = replace(first, characters=(p.someone(first.characters),))
-        return [first, other if turn % 2 else replace(other, coding=_reworked(lot, turn))]
+        return [first, other if turn % 2 else replace(other, coding=_reworked(rng, turn))]
     if trouble == "variant":
-        changes = lot.sample(VARIANTS, size - 1)
-        versions = [replace(first.picture, variant=change) for change in changes]
-        return [first, *(replace(first, picture=version, coding=p.coding()) for version in versions)]
+        changes = rng.sample(VARIANTS, size - 1)
+        versions = [replace(first.drawing, variant=change) for change in changes]
+        return [first, *(replace(first, drawing=version, coding=p.coding()) for version in versions)]
     pages = [replace(p.plain(first.characters[0]), trouble=trouble, group=group) for _ in range(size)]
     return [first, *pages]
 
 
-def _reworked(lot: Random, turn: int) -> Coding:
-    """Another encoding of the same picture, as someone who reposts it would make."""
+def _reworked(rng: Random, turn: int) -> Coding:
+    """Another encoding of the same image, as someone who reposts it would make."""
     if turn % 3 == 0:
-        return Coding("jpg", lot.randrange(76, 88))
-    return Coding("jpg", 92 if turn % 3 == 1 else lot.randrange(84, 90), scale=lot.choice((0.625, 0.75, 0.875)))
+        return Coding("jpg", rng.randrange(76, 88))
+    return Coding("jpg", 92 if turn % 3 == 1 else rng.randrange(84, 90), scale=rng.choice((0.625, 0.75, 0.875)))
 
 
 def _long_tail(total: int, classes: int) -> list[int]:
@@ -216,20 +216,20 @@ def plan(posts: int, seed: int) -> list[SamplePost]:
 
 def _numbered(p: _Planner, units: list[list[_Draft]]) -> list[SamplePost]:
     """Give ids; the posts of a group are scattered, the parent of a family keeps the lowest id."""
-    lot = p.lot
+    rng = p.rng
     ids: list[int] = []
     number = 1000
     for _ in range(p.posts):
-        number += lot.randint(1, 9)
+        number += rng.randint(1, 9)
         ids.append(number)
-    lot.shuffle(ids)
+    rng.shuffle(ids)
     posts: list[SamplePost] = []
     for unit in units:
         mine = [ids.pop() for _ in unit]
         family = unit[0].trouble == "variant"
         if family:
             mine.sort()
-        work = 100_000_000 + lot.randrange(10_000_000)
+        work = 100_000_000 + rng.randrange(10_000_000)
         for k, (draft, number) in enumerate(zip(unit, mine, strict=True)):
             parent = mine[0] if family and k else None
             shared = work if draft.trouble == "page set" else None
@@ -240,24 +240,24 @@ def _numbered(p: _Planner, units: list[list[_Draft]]) -> list[SamplePost]:
 def _post(
     draft: _Draft, number: int, work: int | None, parent: int | None, has_children: bool, seed: int
 ) -> SamplePost:
-    lot = Random(f"{seed}/{number}/words")
+    rng = Random(f"{seed}/{number}/words")
     pixiv = work
     source = f"https://www.pixiv.net/artworks/{work}"
     if work is None:
-        pixiv = 50_000_000 + number if lot.random() < 0.4 else None
+        pixiv = 50_000_000 + number if rng.random() < 0.4 else None
         source = (
             f"https://www.pixiv.net/artworks/{pixiv}"
             if pixiv
-            else lot.choice(
-                ("", f"https://gallery.invalid/{lot.randrange(10**9)}-{number}", f"sketchbook, page {number}")
+            else rng.choice(
+                ("", f"https://gallery.invalid/{rng.randrange(10**9)}-{number}", f"sketchbook, page {number}")
             )
         )
-    general, artists = describe(draft.picture, draft.characters, lot), (artist(lot),)
+    general, artists = describe(draft.drawing, draft.characters, rng), (artist(rng),)
     if draft.hostile >= 0:
         text = HOSTILE[draft.hostile]
         pixiv, source, artists, general = None, f"{text} {number}", (text,), (*general, text)
     works = tuple(dict.fromkeys(BY_NAME[name].work for name in draft.characters)) or ("original",)
     return SamplePost(
         number, draft.characters, general, artists, works, draft.rating, source, pixiv, parent, has_children,
-        draft.deleted, draft.visible, draft.picture, draft.coding, draft.trouble, draft.group,
+        draft.deleted, draft.visible, draft.drawing, draft.coding, draft.trouble, draft.group,
     )  # fmt: skip

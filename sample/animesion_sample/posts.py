@@ -1,4 +1,4 @@
-"""A post of the sample booru, and the words around its picture: tags, artists, sources, and hostile ones too."""
+"""A post of the sample booru, and the words around its image: tags, artists, sources, and hostile ones too."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class SamplePost:
         has_children: Whether another post names this one as its parent.
         deleted: Whether the post was deleted.
         visible: Whether the site tells the caller where the file is.
-        picture: What is drawn.
+        image: What is drawn.
         coding: How it is encoded.
         trouble: What is wrong or special with the post; empty for an ordinary one.
         group: Shared by the posts of a duplicate cluster, a family or a page set; empty otherwise.
@@ -62,7 +62,7 @@ class SamplePost:
     has_children: bool
     deleted: bool
     visible: bool
-    picture: Drawing
+    drawing: Drawing
     coding: Coding
     trouble: str
     group: str
@@ -74,8 +74,8 @@ class SamplePost:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height of the picture, upright, in pixels."""
-        return scaled(self.picture, self.coding)
+        """Width and height of the image, upright, in pixels."""
+        return scaled(self.drawing, self.coding)
 
     @property
     def created_at(self) -> str:
@@ -90,22 +90,22 @@ class SamplePost:
         return (*self.characters, *self.copyrights, *self.artists, *self.general)
 
 
-def describe(picture: Drawing, characters: tuple[str, ...], lot: Random) -> tuple[str, ...]:
-    """General tags: what a tagger would see in the picture."""
-    tags = [scene(picture)]
-    for name in picture.cast:
+def describe(drawing: Drawing, characters: tuple[str, ...], rng: Random) -> tuple[str, ...]:
+    """General tags: what a tagger would see in the image."""
+    tags = [scene(drawing)]
+    for name in drawing.cast:
         design = BY_NAME.get(name)
         if design is not None:
             tags += _look(design)
-    if len(picture.cast) == 1:
+    if len(drawing.cast) == 1:
         tags.append("solo")
-    elif not picture.cast:
+    elif not drawing.cast:
         tags += ["no_humans", "still_life"]
     else:
-        tags.append(f"{len(picture.cast)}people")
-    if picture.view == "back":
+        tags.append(f"{len(drawing.cast)}people")
+    if drawing.view == "back":
         tags.append("from_behind")
-    tags += lot.sample(("looking_at_viewer", "upper_body", "simple_shading", "portrait", "outdoors", "flat_color"), 2)
+    tags += rng.sample(("looking_at_viewer", "upper_body", "simple_shading", "portrait", "outdoors", "flat_color"), 2)
     return tuple(dict.fromkeys(tags))
 
 
@@ -116,6 +116,6 @@ def _look(design: Design) -> list[str]:
     return [*tags, *design.gear]
 
 
-def artist(lot: Random) -> str:
+def artist(rng: Random) -> str:
     """One of the artists of the sample booru."""
-    return lot.choice(_ARTISTS)
+    return rng.choice(_ARTISTS)

@@ -1,4 +1,4 @@
-"""Points, colours and the pen: the few drawing primitives that the pictures of the sample world are made of.
+"""Points, colours and the pen: the few drawing primitives that the images of the sample world are made of.
 
 Everything is drawn in *head units* (the skull is a circle of radius 1, y points down) and placed on the canvas by the
 pen's affine transform, so a head can be tilted, flipped and scaled without its parts knowing. What is drawn is left to

@@ -16,7 +16,7 @@ from pathlib import Path
 from animesion_sample.world import Claim, SamplePost, World
 
 _PATIENCE = 20.0
-"""Seconds to wait for another process to draw a picture before it is taken for dead."""
+"""Seconds to wait for another process to draw an image before it is taken for dead."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ __all__ = ["Claim", "Face", "SamplePost", "World"]
 
 @dataclass(frozen=True)
 class Face:
-    """A detected head: left, top, right, bottom relative to the upright picture, and the detector's confidence."""
+    """A detected head: left, top, right, bottom relative to the upright image, and the detector's confidence."""
 
     box: tuple[float, float, float, float]
     confidence: float
@@ -59,7 +59,7 @@ class World:
 
     def file(self, post: SamplePost) -> bytes:
         """The bytes that are served for a post; drawn on each call, always the same, perhaps broken."""
-        return encode(post.picture, post.coding)
+        return encode(post.drawing, post.coding)
 
     def claim(self, post: SamplePost, data: bytes) -> Claim:
         """The md5 and size that the site states for a post whose file is ``data``."""
@@ -69,17 +69,17 @@ class World:
 
     def faces(self, post: SamplePost) -> tuple[Face, ...]:
         """What a head detector found on a post."""
-        lot = Random(f"{self.seed}/{post.id}/detector")
+        rng = Random(f"{self.seed}/{post.id}/detector")
         found = []
-        for head in heads(post.picture):
+        for head in heads(post.drawing):
             # One in fifty is found with exactly the usual threshold, which is enough.
-            sure = 0.85 if lot.random() < 0.02 else round(lot.uniform(0.86, 0.999), 6)
-            unsure = round(lot.uniform(0.3, 0.845), 6)
+            sure = 0.85 if rng.random() < 0.02 else round(rng.uniform(0.86, 0.999), 6)
+            unsure = round(rng.uniform(0.3, 0.845), 6)
             found.append(Face(head.box, unsure if post.trouble == "unsure face" else sure))
         return tuple(found)
 
     def faces_tsv(self) -> bytes:
-        """The head boxes in grapeot's format; a picture without a character tag stands under tag 0, ``original``."""
+        """The head boxes in grapeot's format; an image without a character tag stands under tag 0, ``original``."""
         numbers = {design.name: number for number, design in enumerate(self.characters, start=1)}
         lines = []
         for post in sorted(self.posts, key=lambda post: (post.id % 1000, post.id)):

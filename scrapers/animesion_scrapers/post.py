@@ -1,6 +1,6 @@
-"""One picture as a site describes it, in the same shape whatever the site.
+"""One image as a site describes it, in the same shape whatever the site.
 
-A crawler fills it in from what the site says; nothing here has looked at the picture itself.
+A crawler fills it in from what the site says; nothing here has looked at the image itself.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ FLAGS = ("deleted", "banned", "pending", "flagged")
 
 @dataclass(frozen=True, slots=True)
 class Post:
-    """What a site says about one picture; `""` and `0` stand for unknown, never `None`.
+    """What a site says about one image; `""` and `0` stand for unknown, never `None`.
 
     Attributes:
         id: The site's own id.
@@ -30,9 +30,9 @@ class Post:
         tags: Tags by category, with a key for each of `TAG_CATEGORIES`; sites that are no boorus may add categories,
             such as `species` and `cultivar`.
         parent_id: Id of the post that this one is a variant of.
-        source: Where the uploader found the picture.
+        source: Where the uploader found the image.
         pixiv_id: Id of the work on Pixiv.
-        author: Who made the picture.
+        author: Who made the image.
         licence: The licence the site states.
         created_at: When it was posted, ISO 8601, as the site writes it.
         flags: Those of `FLAGS` that hold, in that order.

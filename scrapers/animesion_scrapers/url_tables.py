@@ -93,7 +93,7 @@ class UrlRow(NamedTuple):
         fault: Why the row, or what is left of its file, cannot be read; then the rest is empty.
         url: As it stands there; `refusal` tells what is wrong with it.
         labels: The label, or those of a list.
-        key: What the table calls the picture.
+        key: What the table calls the image.
         md5: 32 hexadecimal digits, or empty.
         sha1: 40 hexadecimal digits, or empty.
         bytes: Size as announced; 0 when unknown.
@@ -102,7 +102,7 @@ class UrlRow(NamedTuple):
         group: Rows of one group belong together.
         split: As it stands there.
         ignored: Meanings whose value is not of their form, such as `md5`.
-        box: Left, top, right and bottom as shares of the picture's sides; empty when there is none.
+        box: Left, top, right and bottom as shares of the image's sides; empty when there is none.
     """
 
     file: str

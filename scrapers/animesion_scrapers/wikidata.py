@@ -1,8 +1,8 @@
-"""Cultivars that Wikidata knows, and where Wikimedia Commons keeps pictures of them.
+"""Cultivars that Wikidata knows, and where Wikimedia Commons keeps images of them.
 
 Asked of the SPARQL service (query.wikidata.org): items that are instances of cultivar (Q4886) or of a subclass, below a
-parent taxon (P171, P279), with their Commons category (P373), picture (P18) and name (P225, else the label). Source:
-https://www.wikidata.org/wiki/Wikidata:SPARQL_query_service. The pictures are `sites.commons`' business.
+parent taxon (P171, P279), with their Commons category (P373), image (P18) and name (P225, else the label). Source:
+https://www.wikidata.org/wiki/Wikidata:SPARQL_query_service. The images are `sites.commons`' business.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PAGE = 1000
 
 _ITEM = re.compile(r"Q[1-9]\d{0,11}")
 _QUERY = """\
-SELECT ?item (SAMPLE(?n) AS ?name) (SAMPLE(?l) AS ?label) (SAMPLE(?c) AS ?category) (SAMPLE(?p) AS ?picture) WHERE {{
+SELECT ?item (SAMPLE(?n) AS ?name) (SAMPLE(?l) AS ?label) (SAMPLE(?c) AS ?category) (SAMPLE(?p) AS ?image) WHERE {{
   ?item wdt:P31/wdt:P279* wd:Q4886 ; (wdt:P171|wdt:P279)+ wd:{parent} .
   OPTIONAL {{ ?item wdt:P225 ?n . }}
   OPTIONAL {{ ?item rdfs:label ?l . FILTER(LANG(?l) IN ("en", "mul")) }}
@@ -48,7 +48,7 @@ class KnownCultivar:
         item: Its id, such as `Q165`.
         cultivar: What its name or label says; None if that is not in the form of a cultivar's name.
         category: The title of its category on Commons, without `Category:`; empty for none.
-        file: The title of a picture on Commons, without `File:`; empty for none.
+        file: The title of an image on Commons, without `File:`; empty for none.
     """
 
     item: str
@@ -60,7 +60,7 @@ class KnownCultivar:
 def known_cultivars(
     client: MetadataClient, parent: str, *, base_url: str = URL, most: int = 10_000
 ) -> Iterator[KnownCultivar]:
-    """Cultivars below a taxon that have a category or a picture on Commons, by item.
+    """Cultivars below a taxon that have a category or an image on Commons, by item.
 
     Args:
         client: Should wait `TIMEOUT` seconds and keep `LIMITS`.
@@ -84,7 +84,7 @@ def known_cultivars(
                 continue
             seen.add(item)
             named = cultivars.parse(_value(row, "name")) or cultivars.parse(_value(row, "label"))
-            yield KnownCultivar(item, named, _value(row, "category"), _file(_value(row, "picture")))
+            yield KnownCultivar(item, named, _value(row, "category"), _file(_value(row, "image")))
         if len(rows) < PAGE:
             return
         offset += PAGE

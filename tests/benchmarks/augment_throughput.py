@@ -1,4 +1,4 @@
-"""How fast TrivialAugmentWide is on whole batches beside torchvision's, which takes one picture at a time.
+"""How fast TrivialAugmentWide is on whole batches beside torchvision's, which takes one image at a time.
 
     python tests/benchmarks/augment_throughput.py [--size 128] [--batch 256] [--repeats 9] [--threads 2] [--device cpu]
 
@@ -27,14 +27,14 @@ from animesion_training.data.trivial_augment import LEVELS, OPERATIONS, Drawn
 Work = Callable[[], object]
 
 
-def pictures(count: int, size: int) -> Tensor:
-    """Soft random pictures with a little noise, (B, 3, S, S), uint8, channels-last."""
-    lot = np.random.default_rng(0)
+def random_images(count: int, size: int) -> Tensor:
+    """Soft random images with a little noise, (B, 3, S, S), uint8, channels-last."""
+    rng = np.random.default_rng(0)
     batch = np.empty((count, size, size, 3), dtype=np.uint8)
     for out in batch:
-        coarse = lot.integers(0, 256, (9, 9, 3), dtype=np.uint8)
+        coarse = rng.integers(0, 256, (9, 9, 3), dtype=np.uint8)
         soft = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC).astype(np.int16)
-        out[...] = (soft + lot.integers(-6, 7, soft.shape)).clip(0, 255)
+        out[...] = (soft + rng.integers(-6, 7, soft.shape)).clip(0, 255)
     return torch.from_numpy(batch).permute(0, 3, 1, 2)
 
 
@@ -78,12 +78,12 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     count, device, repeats = arguments.batch, arguments.device, arguments.repeats
-    images = pictures(count, arguments.size)
+    images = random_images(count, arguments.size)
     pillow = [to_pil_image(image) for image in images]
     images = images.to(device)
     trivial, reference = TrivialAugmentWide(translate=32), v2.TrivialAugmentWide()
 
-    print(f"{count} pictures of {arguments.size} px, {arguments.threads} threads, {device}, {repeats} runs\n")
+    print(f"{count} images of {arguments.size} px, {arguments.threads} threads, {device}, {repeats} runs\n")
     rows: dict[str, Work] = {
         "batch": lambda: trivial(images, seeds(count, device)),
         "torchvision v2, tensors": lambda: [reference(image) for image in images],
@@ -99,7 +99,7 @@ def main() -> None:
     table(rows, count, repeats, device)
 
     part = max(1, count // len(OPERATIONS))
-    print(f"\neach operation alone on {part} pictures, ms of wall time")
+    print(f"\neach operation alone on {part} images, ms of wall time")
     print(f"{'':<14} {'batch':>8} {'tensors':>8} {'Pillow':>8}")
     for place, (name, key) in enumerate(zip(OPERATIONS, reference._AUGMENTATION_SPACE, strict=True)):
         levels = torch.arange(part, device=device) % LEVELS

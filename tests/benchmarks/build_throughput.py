@@ -1,8 +1,8 @@
-"""How fast `build folder` is beside what no build can beat: decoding every picture once, writing every byte once.
+"""How fast `build folder` is beside what no build can beat: decoding every image once, writing every byte once.
 
     python tests/benchmarks/build_throughput.py [--data TAR] [--workers 2] [--repeats 3]
 
-Prints medians over alternating runs and their ratios. Without the real faces it draws as many pictures of that size.
+Prints medians over alternating runs and their ratios. Without the real faces it draws as many images of that size.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ BUILD = "from animesion.cli import main; main()"
 
 def drawn(path: Path, count: int = 9353) -> Path:
     """A tar of soft random 128 px JPEGs in 20 class folders, for where the real faces are not."""
-    lot = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     with tarfile.open(path, "w") as archive:
         for i in range(count):
-            coarse = Image.fromarray(lot.integers(0, 256, (12, 12, 3), dtype=np.uint8))
+            coarse = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8))
             out = io.BytesIO()
             coarse.resize((128, 128), Image.Resampling.BICUBIC).save(out, "JPEG", quality=90)
             info = tarfile.TarInfo(f"class-{i % 20:02d}/{i:05d}.jpg")
@@ -95,10 +95,8 @@ def main() -> None:
             runs["tar write only"].append(timed(write))
             runs["build folder"].append(timed(build))
     medians = {what: statistics.median(times) for what, times in runs.items()}
-    print(
-        f"{data.name}: {count:,} pictures, {size / 1e6:.1f} MB, {arguments.workers} workers, {arguments.repeats} runs"
-    )
-    print(f"{'':<15} {'seconds':>8} {'pictures/s':>11} {'build / this':>13}")
+    print(f"{data.name}: {count:,} images, {size / 1e6:.1f} MB, {arguments.workers} workers, {arguments.repeats} runs")
+    print(f"{'':<15} {'seconds':>8} {'images/s':>11} {'build / this':>13}")
     for what, seconds in medians.items():
         print(f"{what:<15} {seconds:>8.2f} {count / seconds:>11,.0f} {medians['build folder'] / seconds:>12.1f}x")
 

@@ -1,9 +1,9 @@
-"""Teach a small timm model which pictures are copies, for `near_duplicates.py --embedding MODEL --weights FILE`.
+"""Teach a small timm model which images are copies, for `near_duplicates.py --embedding MODEL --weights FILE`.
 
     python tests/benchmarks/copy_embedder.py --faces FACES.tar --out WEIGHTS.pth [--steps 42] [--hold 1000]
 
-Contrastive learning (InfoNCE, arXiv 1807.03748, two altered views of a picture against all others of the batch) on the
-faces that `near_duplicates.py --pictures HOLD` does not look at. Views are zoomed, shifted, mirrored, framed and
+Contrastive learning (InfoNCE, arXiv 1807.03748, two altered views of an image against all others of the batch) on the
+faces that `near_duplicates.py --images HOLD` does not look at. Views are zoomed, shifted, mirrored, framed and
 brightened. It is there to show what embeddings can see in a benchmark without a network, not as a model to use.
 """
 
@@ -22,22 +22,22 @@ from torch.nn import functional
 SIDE, BATCH, TEMPERATURE = 160, 128, 0.07
 
 
-def views(pictures: Tensor, lot: torch.Generator) -> Tensor:
-    """Each picture altered at random, shape as given."""
-    n = len(pictures)
+def views(images: Tensor, rng: torch.Generator) -> Tensor:
+    """Each image altered at random, shape as given."""
+    n = len(images)
 
     def draw(low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(n, generator=lot)
+        return low + (high - low) * torch.rand(n, generator=rng)
 
     zoom = draw(0.86, 1.12)  # above 1 leaves a black frame
-    mirror = torch.where(torch.rand(n, generator=lot) < 0.5, -1.0, 1.0)
+    mirror = torch.where(torch.rand(n, generator=rng) < 0.5, -1.0, 1.0)
     theta = torch.zeros(n, 2, 3)
     theta[:, 0, 0], theta[:, 1, 1] = zoom * mirror, zoom * draw(0.97, 1.03)
     theta[:, 0, 2], theta[:, 1, 2] = draw(-0.08, 0.08), draw(-0.08, 0.08)
-    grid = functional.affine_grid(theta, list(pictures.shape), align_corners=False)
-    out = functional.grid_sample(pictures, grid, align_corners=False)
+    grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
+    out = functional.grid_sample(images, grid, align_corners=False)
     frame = draw(0.0, 1.0).round()[:, None, None, None]  # black or white
-    inside = functional.grid_sample(torch.ones_like(pictures[:, :1]), grid, align_corners=False)
+    inside = functional.grid_sample(torch.ones_like(images[:, :1]), grid, align_corners=False)
     out = out + frame * (1 - inside)
     out = out * draw(0.75, 1.3)[:, None, None, None] + draw(-0.05, 0.05)[:, None, None, None]
     return out.clamp(0, 1)
@@ -46,14 +46,14 @@ def views(pictures: Tensor, lot: torch.Generator) -> Tensor:
 def main() -> None:
     """Learn and write the weights."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--faces", type=Path, required=True, help="tar of pictures")
+    parser.add_argument("--faces", type=Path, required=True, help="tar of images")
     parser.add_argument("--out", type=Path, required=True, help="weights, .pth")
     parser.add_argument("--model", default="test_resnet.r160_in1k")
     parser.add_argument("--steps", type=int, default=42, help="about five seconds each on a CPU")
-    parser.add_argument("--hold", type=int, default=1000, help="pictures that are left out, the first chosen")
+    parser.add_argument("--hold", type=int, default=1000, help="images that are left out, the first chosen")
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    lot = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     images = faces(arguments.faces, 10**6)[arguments.hold :]
     pixels = torch.from_numpy(np.stack([np.asarray(image.resize((SIDE, SIDE))) for image in images]))
     model = timm.create_model(arguments.model, num_classes=0)
@@ -63,9 +63,9 @@ def main() -> None:
     for step in range(arguments.steps):
         for group in optimiser.param_groups:
             group["lr"] = 2e-3 * min(1.0, (step + 1) / 20) * (1 - step / arguments.steps)
-        chosen = pixels[torch.randperm(len(pixels), generator=lot)[:BATCH]].permute(0, 3, 1, 2) / 255
+        chosen = pixels[torch.randperm(len(pixels), generator=rng)[:BATCH]].permute(0, 3, 1, 2) / 255
         first, second = (
-            functional.normalize(model((views(chosen, lot) - mean) / std).flatten(1), dim=1) for _ in range(2)
+            functional.normalize(model((views(chosen, rng) - mean) / std).flatten(1), dim=1) for _ in range(2)
         )
         scores = first @ second.T / TEMPERATURE
         due = torch.arange(BATCH)
@@ -75,7 +75,7 @@ def main() -> None:
         optimiser.step()
         lost = 0.95 * lost + 0.05 * loss.item() if step else loss.item()
     torch.save(model.state_dict(), arguments.out)
-    print(f"{len(images):,} pictures, {arguments.steps} steps of {BATCH}, loss {lost:.3f}")
+    print(f"{len(images):,} images, {arguments.steps} steps of {BATCH}, loss {lost:.3f}")
 
 
 if __name__ == "__main__":

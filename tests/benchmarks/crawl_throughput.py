@@ -1,4 +1,4 @@
-"""How many pictures a crawl gets per CPU-second of the client, beside bare aiohttp and img2dataset, over loopback TLS.
+"""How many images a crawl gets per CPU-second of the client, beside bare aiohttp and img2dataset, over loopback TLS.
 
     python tests/benchmarks/crawl_throughput.py [--items 1000 10000] [--bytes 1000 51000] [--img2dataset VENV]
 
@@ -41,8 +41,8 @@ AGENT = "animesion-benchmark/1.0 (benchmark@example.org)"
 
 def files(sizes: tuple[int, int] = SIZES) -> list[bytes]:
     """Bytes that begin as a JPEG does and do not compress."""
-    lot = random.Random(0)
-    return [b"\xff\xd8\xff\xe0" + lot.randbytes(lot.randrange(*sizes)) for _ in range(FILES)]
+    rng = random.Random(0)
+    return [b"\xff\xd8\xff\xe0" + rng.randbytes(rng.randrange(*sizes)) for _ in range(FILES)]
 
 
 def serve(ready: Connection, certificate: tuple[Path, Path] | None, sizes: tuple[int, int] = SIZES) -> None:
@@ -81,7 +81,7 @@ def ours(port: int, scheme: str, items: int, digests: list[str], folder: Path, *
     from animesion_scrapers import Crawler, Download, Ledger, RateLimiter
 
     requests = [
-        Download(f"item-{number}", url, digests[number % FILES], picture=True)
+        Download(f"item-{number}", url, digests[number % FILES], image=True)
         for number, url in enumerate(urls(port, scheme, items))
     ]
     limiter = RateLimiter(1e6, memory=folder / "hosts.sqlite")

@@ -1,8 +1,8 @@
-"""What deciding about very many pictures costs: time and peak memory of `curate.decide`.
+"""What deciding about very many images costs: time and peak memory of `curate.decide`.
 
-    python tests/benchmarks/curate_scale.py [--pictures 1000000] [--flip]
+    python tests/benchmarks/curate_scale.py [--images 1000000] [--flip]
 
-Synthetic rows: 3,000 classes of uneven sizes, a tenth of the pictures near duplicates of another, two in a hundred of
+Synthetic rows: 3,000 classes of uneven sizes, a tenth of the images near duplicates of another, two in a hundred of
 equal bytes, posts in families. The rows are made as the stage loads them, with what nothing is decided by in Arrow;
 `rows` is what they take, `peak` what the process took in all.
 """
@@ -25,19 +25,19 @@ from animesion.schemas import RAW
 
 
 def rows(n: int) -> dict[str, Any]:
-    """Columns of `n` pictures, the same every time."""
-    lot = np.random.default_rng(1)
-    hashes, flipped = lot.integers(0, 2**64, n, dtype=np.uint64), lot.integers(0, 2**64, n, dtype=np.uint64)
-    thumbnails = lot.integers(0, 256, (n, 768), dtype=np.uint8)
-    copies, of = lot.choice(n, n // 10, replace=False), lot.integers(0, n, n // 10)
-    hashes[copies] = hashes[of] ^ (np.uint64(1) << lot.integers(0, 64, len(of), dtype=np.uint64))
+    """Columns of `n` images, the same every time."""
+    rng = np.random.default_rng(1)
+    hashes, flipped = rng.integers(0, 2**64, n, dtype=np.uint64), rng.integers(0, 2**64, n, dtype=np.uint64)
+    thumbnails = rng.integers(0, 256, (n, 768), dtype=np.uint8)
+    copies, of = rng.choice(n, n // 10, replace=False), rng.integers(0, n, n // 10)
+    hashes[copies] = hashes[of] ^ (np.uint64(1) << rng.integers(0, 64, len(of), dtype=np.uint64))
     thumbnails[copies] = thumbnails[of]
     digests = np.arange(n)
     equal = copies[: n // 50]
     digests[equal], hashes[equal] = of[: n // 50], hashes[of[: n // 50]]
-    classes = np.minimum(2999, lot.zipf(1.3, n) - 1)
+    classes = np.minimum(2999, rng.zipf(1.3, n) - 1)
     offsets = pa.py_buffer((np.arange(n + 1) * 768).astype(np.int64))
-    pictures = pa.Array.from_buffers(pa.large_binary(), n, [None, offsets, pa.py_buffer(thumbnails)])
+    images = pa.Array.from_buffers(pa.large_binary(), n, [None, offsets, pa.py_buffer(thumbnails)])
     text = pa.chunked_array([pa.array([""] * n)])
     columns: dict[str, Any] = {
         "key": [f"danbooru-{i:09d}" for i in range(n)],
@@ -50,16 +50,16 @@ def rows(n: int) -> dict[str, Any]:
         "sha256": [f"{d:064x}" for d in digests.tolist()],
         "pixels_blake3": [f"{d:064x}" for d in digests.tolist()],
         "extension": ["jpg"] * n,
-        "width": lot.integers(200, 2000, n).tolist(),
-        "height": lot.integers(200, 2000, n).tolist(),
-        "bytes": lot.integers(20_000, 2_000_000, n).tolist(),
+        "width": rng.integers(200, 2000, n).tolist(),
+        "height": rng.integers(200, 2000, n).tolist(),
+        "bytes": rng.integers(20_000, 2_000_000, n).tolist(),
         "crop": [None] * n,
         "faces": [-1] * n,
         "face": [0] * n,
         "face_score": [0.0] * n,
         "phash": hashes,
         "phash_flip": flipped,
-        "thumbnail": pa.chunked_array([pictures]),
+        "thumbnail": pa.chunked_array([images]),
         "plain": pa.chunked_array([pa.array([True] * n)]),
         "part": pa.chunked_array([pa.array([0] * n, pa.int32())]),
         "offset": pa.chunked_array([pa.array([0] * n, pa.int64())]),
@@ -72,13 +72,13 @@ def rows(n: int) -> dict[str, Any]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=1_000_000)
+    parser.add_argument("--images", type=int, default=1_000_000)
     parser.add_argument("--flip", action="store_true")
     parser.add_argument("--profile", action="store_true", help="where the time goes")
     arguments = parser.parse_args()
     settings = ["source.path=x", f"duplicates.flip={str(arguments.flip).lower()}", "classes.minimum=5"]
     recipe = animesion.load_recipe("folder", settings)
-    columns = rows(arguments.pictures)
+    columns = rows(arguments.images)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     profile = cProfile.Profile()
     start = time.perf_counter()
@@ -88,7 +88,7 @@ def main() -> None:
     profile.disable()
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{arguments.pictures:,} pictures: {seconds:.1f} s; rows {before:,.0f} MB, peak {peak:,.0f} MB")
+    print(f"{arguments.images:,} images: {seconds:.1f} s; rows {before:,.0f} MB, peak {peak:,.0f} MB")
     print(f"kept {facts['kept']:,} of {len(table):,}, clusters {facts['clusters']:,}, dropped {facts['dropped']}")
     if arguments.profile:
         pstats.Stats(profile).sort_stats("cumulative").print_stats(25)

@@ -1,7 +1,7 @@
 """Recall, precision and speed of a detector on composed illustrations: faces pasted on drawn scenes.
 
     python tests/benchmarks/detector_recall.py --faces ../shared/data/holo-faces/faces-train-128.tar
-        [--detector lbp] [--set score=0.4] [--pictures 300] [--scores 0 0.6 0.75 0.85]
+        [--detector lbp] [--set score=0.4] [--images 300] [--scores 0 0.6 0.75 0.85]
 
 Each scene is 900 x 700 px with no to three faces of 60 to 260 px that do not touch. `tight` pastes the crop as it is,
 `blended` lets its edge run into the scene, `drawn` takes the sample world's own heads instead (no --faces needed):
@@ -38,17 +38,17 @@ Composed = tuple[Image.Image, list[Box]]
 def pasted(faces: list[bytes], count: int, *, blended: bool) -> Iterator[Composed]:
     """Scenes with real faces."""
     for number in range(count):
-        lot = Random(f"recall/{number}")
-        ground = SCENES[lot.choice(sorted(SCENES))]((WIDTH, HEIGHT), lot).convert("RGB")
+        rng = Random(f"recall/{number}")
+        ground = SCENES[rng.choice(sorted(SCENES))]((WIDTH, HEIGHT), rng).convert("RGB")
         placed: list[tuple[int, int, int]] = []
         truth = []
-        for _ in range(lot.choice((0, 1, 1, 2, 3))):
-            side = lot.randint(60, 260)
-            left, top = lot.randint(0, WIDTH - side), lot.randint(0, HEIGHT - side)
+        for _ in range(rng.choice((0, 1, 1, 2, 3))):
+            side = rng.randint(60, 260)
+            left, top = rng.randint(0, WIDTH - side), rng.randint(0, HEIGHT - side)
             if any(left < x + s and x < left + side and top < y + s and y < top + side for x, y, s in placed):
                 continue
             placed.append((left, top, side))
-            with Image.open(io.BytesIO(lot.choice(faces))) as face:
+            with Image.open(io.BytesIO(rng.choice(faces))) as face:
                 cut = face.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
             mask = Image.new("L", cut.size, 255)
             if blended:
@@ -61,12 +61,12 @@ def pasted(faces: list[bytes], count: int, *, blended: bool) -> Iterator[Compose
 
 
 def drawn(count: int) -> Iterator[Composed]:
-    """The sample world's pictures, with the boxes of its heads."""
+    """The sample world's images, with the boxes of its heads."""
     for number in range(count):
-        lot = Random(f"recall/{number}")
-        cast = tuple(design.name for design in lot.sample(CAST, lot.choice((0, 1, 1, 2))))
-        picture = Drawing(f"recall/{number}", cast, WIDTH, HEIGHT)
-        yield render(picture), [Box(*head.box, 1.0) for head in heads(picture)]
+        rng = Random(f"recall/{number}")
+        cast = tuple(design.name for design in rng.sample(CAST, rng.choice((0, 1, 1, 2))))
+        image = Drawing(f"recall/{number}", cast, WIDTH, HEIGHT)
+        yield render(image), [Box(*head.box, 1.0) for head in heads(image)]
 
 
 def overlap(a: Box, b: Box) -> float:
@@ -103,13 +103,13 @@ def measure(name: str, composed: Iterator[Composed], detector: detectors.Detecto
     """Print one line for each least score."""
     seen: list[tuple[list[Box], list[Box]]] = []
     seconds = 0.0
-    for picture, truth in composed:
+    for image, truth in composed:
         start = time.perf_counter()
-        [boxes] = detector([picture], [None])
+        [boxes] = detector([image], [None])
         seconds += time.perf_counter() - start
         seen.append((boxes, truth))
     faces = sum(len(truth) for _, truth in seen)
-    print(f"{name}: {len(seen)} pictures, {faces} faces, {1000 * seconds / len(seen):.0f} ms a picture")
+    print(f"{name}: {len(seen)} images, {faces} faces, {1000 * seconds / len(seen):.0f} ms an image")
     for least in scores:
         hits = [hit for boxes, truth in seen for hit in matches([b for b in boxes if b.score >= least], truth, 0.5)]
         print(f"  score >= {least:.2f}  recall {share(sum(hits), faces)}  precision {share(sum(hits), len(hits))}")
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--faces", type=Path, help="tar of face crops")
     parser.add_argument("--detector", default="lbp")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="option of the detector")
-    parser.add_argument("--pictures", type=int, default=300)
+    parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--scores", type=float, nargs="+", default=[0.0, 0.6, 0.75, 0.85])
     given = parser.parse_args()
     options: dict[str, Any] = {}
@@ -131,11 +131,11 @@ def main() -> None:
     if given.faces:
         with tarfile.open(given.faces) as tar:
             members = sorted((each for each in tar.getmembers() if each.isfile()), key=lambda each: each.name)
-            chosen = Random("recall/faces").sample(members, min(len(members), 3 * given.pictures))
+            chosen = Random("recall/faces").sample(members, min(len(members), 3 * given.images))
             faces = [file.read() for each in chosen if (file := tar.extractfile(each))]
-        measure("tight", pasted(faces, given.pictures, blended=False), detector, given.scores)
-        measure("blended", pasted(faces, given.pictures, blended=True), detector, given.scores)
-    measure("drawn", drawn(given.pictures), detector, given.scores)
+        measure("tight", pasted(faces, given.images, blended=False), detector, given.scores)
+        measure("blended", pasted(faces, given.images, blended=True), detector, given.scores)
+    measure("drawn", drawn(given.images), detector, given.scores)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What inspecting pictures costs: hashes and quality figures beside the floor of decoding alone, and beside others.
+"""What inspecting images costs: hashes and quality figures beside the floor of decoding alone, and beside others.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/inspect_throughput.py
-        [--faces ../shared/data/holo-faces/faces-train-128.tar] [--pictures 1000] [--large 24] [--rounds 3]
+        [--faces ../shared/data/holo-faces/faces-train-128.tar] [--images 1000] [--large 24] [--rounds 3]
         [--others FOLDER]
 
-Pictures per second of processor time, one process, the best of the rounds: on real face crops of
-128 x 128 px, and on made pictures of 1920 x 1080 px (JPEG, quality 90). `--others` also measures imagededup's PHash
+Images per second of processor time, one process, the best of the rounds: on real face crops of
+128 x 128 px, and on made images of 1920 x 1080 px (JPEG, quality 90). `--others` also measures imagededup's PHash
 encoding and cleanvision's checks on the same files, each in a virtual environment that is made in FOLDER; what cannot
 be installed is left out, with the reason.
 """
@@ -76,21 +76,21 @@ def portable() -> Iterator[None]:
 
 
 def made(count: int) -> list[bytes]:
-    """Pictures of two megapixels: blobs of colour under grain, so that they are neither trivial nor noise alone."""
+    """Images of two megapixels: blobs of colour under grain, so that they are neither trivial nor noise alone."""
     found = []
     for seed in range(count):
-        lot = np.random.default_rng(seed)
-        blobs = Image.fromarray(lot.integers(0, 256, (27, 48, 3), dtype=np.uint8)).resize((1920, 1080), 3)
-        grain = lot.integers(-12, 13, (1080, 1920, 1))
-        picture = Image.fromarray((np.asarray(blobs) + grain).clip(0, 255).astype(np.uint8))
+        rng = np.random.default_rng(seed)
+        blobs = Image.fromarray(rng.integers(0, 256, (27, 48, 3), dtype=np.uint8)).resize((1920, 1080), 3)
+        grain = rng.integers(-12, 13, (1080, 1920, 1))
+        image = Image.fromarray((np.asarray(blobs) + grain).clip(0, 255).astype(np.uint8))
         out = io.BytesIO()
-        picture.save(out, "JPEG", quality=90)
+        image.save(out, "JPEG", quality=90)
         found.append(out.getvalue())
     return found
 
 
 def rates(contents: list[bytes], recipe: Recipe, rounds: int) -> dict[str, float]:
-    """Pictures per second of processor time, step by step."""
+    """Images per second of processor time, step by step."""
     limits = codec.Limits()
     decoded = [codec.decode(content, limits).image for content in contents[:200]]
     greys = [image.convert("L") for image in decoded]
@@ -113,7 +113,7 @@ def rates(contents: list[bytes], recipe: Recipe, rounds: int) -> dict[str, float
     def pillows(grey: Image.Image) -> None:
         grey.resize((lanczos.SIDE, lanczos.SIDE), Image.Resampling.LANCZOS)
 
-    # nothing is kept: pictures that stay alive make the next ones wait for fresh memory
+    # nothing is kept: images that stay alive make the next ones wait for fresh memory
     steps: dict[str, tuple[Callable[[Any], object], Sequence[Any]]] = {
         "decode (the floor)": (lambda content: codec.decode(content, limits), contents),
         "inspect: decode, hashes, quality": (inspected, contents),
@@ -141,7 +141,7 @@ def rates(contents: list[bytes], recipe: Recipe, rounds: int) -> dict[str, float
 
 
 def other(name: str, contents: list[bytes], home: Path) -> str:
-    """What another package takes on the same files: pictures per second, or why it was not measured."""
+    """What another package takes on the same files: images per second, or why it was not measured."""
     python = home / name / "bin" / "python"
     if not (home / name / "ready").exists():
         print(f"installing {name} in {home / name}", file=sys.stderr)
@@ -169,24 +169,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     shared = Path(__file__).resolve().parents[3] / "shared" / "data" / "holo-faces" / "faces-train-128.tar"
     parser.add_argument("--faces", type=Path, default=shared, help="tar of face crops")
-    parser.add_argument("--pictures", type=int, default=1000, help="faces to take")
-    parser.add_argument("--large", type=int, default=24, help="large pictures to make")
+    parser.add_argument("--images", type=int, default=1000, help="faces to take")
+    parser.add_argument("--large", type=int, default=24, help="large images to make")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--others", type=Path, help="folder for the environments of other packages")
     given = parser.parse_args()
     recipe = load("folder", ["source.path=x"])
-    sets = {f"{given.large} made pictures of 1920x1080": made(given.large)}
+    sets = {f"{given.large} made images of 1920x1080": made(given.large)}
     if given.faces.is_file():
         with tarfile.open(given.faces) as tar:
             files = (tar.extractfile(member) for member in tar if member.isfile())
-            chosen = [file.read() for file, _ in zip(filter(None, files), range(given.pictures), strict=False)]
+            chosen = [file.read() for file, _ in zip(filter(None, files), range(given.images), strict=False)]
         sets = {f"{len(chosen)} faces of {given.faces.name}": chosen, **sets}
     else:
         print(f"faces are left out: there is no {given.faces}")
     for title, contents in sets.items():
         found = rates(contents, recipe, given.rounds)
         floor = found["decode (the floor)"]
-        print(f"\n{title}: pictures per second of processor time, and as a share of the floor")
+        print(f"\n{title}: images per second of processor time, and as a share of the floor")
         for name, rate in found.items():
             print(f"{name:<40}{rate:>10,.0f}{rate / floor:>9.2f}")
         for name in OTHERS if given.others else ():

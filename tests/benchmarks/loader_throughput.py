@@ -57,7 +57,7 @@ def floor(folder: Path, size: int, workers: int) -> Callable[[], Iterator[Any]]:
     cv2.setNumThreads(1)
     samples = open_data(folder / "built").select("train")
     contents = [samples.read(i) for i in range(len(samples))]
-    transform, augment, lot = RandomResizedCrop(size), Augment(), np.random.default_rng(0)
+    transform, augment, rng = RandomResizedCrop(size), Augment(), np.random.default_rng(0)
     pool = ThreadPoolExecutor(workers)
 
     def part(pixels: Any, rows: Any, numbers: Any) -> None:
@@ -65,12 +65,12 @@ def floor(folder: Path, size: int, workers: int) -> Callable[[], Iterator[Any]]:
             decode_into(out, contents[row], transform, u)
 
     def submit(rows: Any) -> tuple[Any, list[Any]]:
-        pixels, numbers = np.empty((len(rows), size, size, 3), np.uint8), lot.random((len(rows), transform.numbers))
+        pixels, numbers = np.empty((len(rows), size, size, 3), np.uint8), rng.random((len(rows), transform.numbers))
         steps = [slice(i, i + 16) for i in range(0, len(rows), 16)]
         return pixels, [pool.submit(part, pixels[s], rows[s], numbers[s]) for s in steps]
 
     def epoch() -> Iterator[Any]:
-        order = lot.permutation(len(contents))
+        order = rng.permutation(len(contents))
         ahead: deque[tuple[Any, list[Any]]] = deque()
         starts = iter(range(0, len(order), BATCH))
         while True:
@@ -82,7 +82,7 @@ def floor(folder: Path, size: int, workers: int) -> Callable[[], Iterator[Any]]:
             for future in futures:
                 future.result()
             images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-            yield augment(images, torch.from_numpy(lot.integers(0, 2**62, len(images))))
+            yield augment(images, torch.from_numpy(rng.integers(0, 2**62, len(images))))
 
     return epoch
 
@@ -98,20 +98,20 @@ def processes(folder: Path, size: int, workers: int) -> Callable[[], Iterator[An
 
     samples, transform, augment = open_data(folder / "built").select("train"), RandomResizedCrop(size), Augment()
 
-    class Pictures(torch.utils.data.Dataset[Any]):
+    class Images(torch.utils.data.Dataset[Any]):
         def __len__(self) -> int:
             return len(samples)
 
         def __getitems__(self, rows: list[int]) -> tuple[Any, Any]:
             cv2.setNumThreads(1)
-            lot = np.random.default_rng()
+            rng = np.random.default_rng()
             pixels = np.empty((len(rows), size, size, 3), np.uint8)
-            for out, row, u in zip(pixels, rows, lot.random((len(rows), transform.numbers)).tolist(), strict=True):
+            for out, row, u in zip(pixels, rows, rng.random((len(rows), transform.numbers)).tolist(), strict=True):
                 decode_into(out, samples.read(row), transform, u)
-            return torch.from_numpy(pixels), torch.from_numpy(lot.integers(0, 2**62, len(rows)))
+            return torch.from_numpy(pixels), torch.from_numpy(rng.integers(0, 2**62, len(rows)))
 
     loader = torch.utils.data.DataLoader(
-        Pictures(), BATCH, shuffle=True, num_workers=workers, persistent_workers=True, collate_fn=_as_it_is
+        Images(), BATCH, shuffle=True, num_workers=workers, persistent_workers=True, collate_fn=_as_it_is
     )
     return lambda: (augment(pixels.permute(0, 3, 1, 2), seeds) for pixels, seeds in loader)
 
@@ -121,8 +121,8 @@ def imagefolder(folder: Path, size: int, workers: int) -> Callable[[], Iterator[
     import torch
     from torchvision.datasets import ImageFolder
 
-    pictures = ImageFolder(str(folder / "folders"), _pil_transform(size))
-    loader = torch.utils.data.DataLoader(pictures, BATCH, shuffle=True, num_workers=workers, persistent_workers=True)
+    decoded = ImageFolder(str(folder / "folders"), _pil_transform(size))
+    loader = torch.utils.data.DataLoader(decoded, BATCH, shuffle=True, num_workers=workers, persistent_workers=True)
     return lambda: (images for images, _ in loader)
 
 
@@ -159,13 +159,13 @@ def litdata(folder: Path, size: int, workers: int) -> Callable[[], Iterator[Any]
         ]
     )
 
-    class Pictures(StreamingDataset):  # type: ignore[misc]
+    class Images(StreamingDataset):  # type: ignore[misc]
         def __getitem__(self, index: Any) -> Any:
             sample = super().__getitem__(index)
             return after(sample["image"]), sample["label"]
 
     loader = StreamingDataLoader(
-        Pictures(str(folder / "litdata"), shuffle=True), batch_size=BATCH, num_workers=workers, persistent_workers=True
+        Images(str(folder / "litdata"), shuffle=True), batch_size=BATCH, num_workers=workers, persistent_workers=True
     )
     return lambda: (images for images, _ in loader)
 
@@ -177,13 +177,13 @@ def mosaic(folder: Path, size: int, workers: int) -> Callable[[], Iterator[Any]]
 
     transform = _pil_transform(size)
 
-    class Pictures(StreamingDataset):  # type: ignore[misc]
+    class Images(StreamingDataset):  # type: ignore[misc]
         def __getitem__(self, index: Any) -> Any:
             sample = super().__getitem__(index)
             return transform(sample["image"]), sample["label"]
 
-    pictures = Pictures(local=str(folder / "mosaic"), shuffle=True, batch_size=BATCH)
-    loader = torch.utils.data.DataLoader(pictures, BATCH, num_workers=workers, persistent_workers=True)
+    decoded = Images(local=str(folder / "mosaic"), shuffle=True, batch_size=BATCH)
+    loader = torch.utils.data.DataLoader(decoded, BATCH, num_workers=workers, persistent_workers=True)
     return lambda: (images for images, _ in loader)
 
 
@@ -272,7 +272,7 @@ def _cpu_seconds() -> float:
 
 
 def upsampled(source: Path, target: Path, side: int) -> Path:
-    """The same pictures re-encoded at another size."""
+    """The same images re-encoded at another size."""
     from PIL import Image
 
     with tarfile.open(source) as archive, tarfile.open(target, "w") as out:
@@ -300,7 +300,7 @@ def prepare(folder: Path, source: Path) -> int:
     for sample in animesion.open_dataset(folder / "built").samples("train"):
         path = folder / "folders" / f"{sample.label:03d}" / f"{sample.key}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(sample.image)
+        path.write_bytes(sample.content)
         count += 1
     return count
 
@@ -400,7 +400,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, default=FACES, help="tar of class folders of JPEGs")
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 224])
-    parser.add_argument("--upsample", type=int, help="re-encode the pictures at this side first")
+    parser.add_argument("--upsample", type=int, help="re-encode the images at this side first")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--peers", type=Path, metavar="DIR", help="also litdata and mosaicml-streaming, installed here")
@@ -423,7 +423,7 @@ def main() -> None:
                 print(f"{row}: {python}", file=sys.stderr)
             else:
                 pythons[row] = python
-        print(f"{count:,} pictures of {source.name}")
+        print(f"{count:,} images of {source.name}")
         speeds = read_only(folder)
         print(", ".join(f"{what}: {speed:,.0f} samples a CPU-second read" for what, speed in speeds.items()))
         for size in arguments.sizes:

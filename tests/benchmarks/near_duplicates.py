@@ -1,12 +1,12 @@
-"""What near-duplicate search finds of altered pictures and what it takes for the same wrongly: precision and recall.
+"""What near-duplicate search finds of altered images and what it takes for the same wrongly: precision and recall.
 
-    python tests/benchmarks/near_duplicates.py --faces FACES.tar [--pictures 1000] [--sweep] [--peers]
+    python tests/benchmarks/near_duplicates.py --faces FACES.tar [--images 1000] [--sweep] [--peers]
         [--embedding resnet18 --weights FILE]
 
-FACES.tar holds `<class>/<name>` pictures. Of each chosen picture every transform makes a copy; copies and pictures are
-searched together. Recall is the share of copies that are paired with their original. A pair of two different pictures
+FACES.tar holds `<class>/<name>` images. Of each chosen image every transform makes a copy; copies and images are
+searched together. Recall is the share of copies that are paired with their original. A pair of two different images
 counts as wrong, unless both are near duplicates already as they lie in the tar: a real set has some, and nobody has
-labelled them. So precision is that of what a transform adds, and `other pictures` lists pairs among the originals.
+labelled them. So precision is that of what a transform adds, and `other images` lists pairs among the originals.
 
 `--sweep` prints recall and wrong pairs for a grid of thresholds. `--peers` compares with imagededup's PHash and CNN in
 a virtual environment of their own, which this script makes; where that cannot be installed it says why.
@@ -49,7 +49,7 @@ json.dump(pairs, open(out, "w"))
 
 
 def encoded(image: Image.Image, extension: str, quality: int) -> Image.Image:
-    """The picture after a trip through an encoder."""
+    """The image after a trip through an encoder."""
     out = io.BytesIO()
     image.save(out, extension, quality=quality)
     return Image.open(out).convert("RGB")
@@ -58,16 +58,16 @@ def encoded(image: Image.Image, extension: str, quality: int) -> Image.Image:
 def cropped(share: float) -> Callable[[Image.Image, random.Random], Image.Image]:
     """Cut a share of each side away, split by chance between both ends."""
 
-    def cut(image: Image.Image, lot: random.Random) -> Image.Image:
+    def cut(image: Image.Image, rng: random.Random) -> Image.Image:
         width, height = image.size
         off = [round(share * side) for side in (width, height)]
-        left, top = lot.randint(0, off[0]), lot.randint(0, off[1])
+        left, top = rng.randint(0, off[0]), rng.randint(0, off[1])
         return image.crop((left, top, left + width - off[0], top + height - off[1]))
 
     return cut
 
 
-def marked(image: Image.Image, lot: random.Random) -> Image.Image:
+def marked(image: Image.Image, rng: random.Random) -> Image.Image:
     """A half transparent text in a corner."""
     layer = Image.new("RGBA", image.size)
     at = (0.45 * image.width, 0.85 * image.height)
@@ -104,16 +104,16 @@ TRANSFORMS: dict[str, Callable[[Image.Image, random.Random], Image.Image]] = {
     "watermark": marked,
     "border 2%": lambda image, _: ImageOps.expand(image, max(1, round(0.02 * image.width)), (0, 0, 0)),
     "border 5%": lambda image, _: ImageOps.expand(image, max(1, round(0.05 * image.width)), (255, 255, 255)),
-    "resize 0.5, JPEG 50": lambda image, lot: encoded(resized(0.5)(image, lot), "JPEG", 50),
+    "resize 0.5, JPEG 50": lambda image, rng: encoded(resized(0.5)(image, rng), "JPEG", 50),
 }
 
 
-#: What a pHash of the whole picture does not see as the same, at any radius that keeps different pictures apart.
+#: What a pHash of the whole image does not see as the same, at any radius that keeps different images apart.
 UNSEEN = ("crop 2%", "crop 5%", "crop 10%", "flip", "brightness +25%", "border 2%", "border 5%")
 
 
 class Features:
-    """Hashes and thumbnails of a list of pictures."""
+    """Hashes and thumbnails of a list of images."""
 
     def __init__(self, images: Sequence[Image.Image]) -> None:
         both = np.array([hashing.phashes(image) for image in images], dtype=np.uint64)
@@ -150,7 +150,7 @@ class Embeddings(Features):
 
 
 def judged(pairs: set[tuple[int, int]], n: int, known: set[tuple[int, int]]) -> tuple[float, int]:
-    """Recall of copies (picture i's copy is n + i), and the number of wrong pairs between pictures and copies."""
+    """Recall of copies (image i's copy is n + i), and the number of wrong pairs between images and copies."""
     crossed = {(a, b - n) for a, b in pairs if a < n <= b}
     wrong = {(a, b) for a, b in crossed if a != b and (min(a, b), max(a, b)) not in known}
     return sum(a == b for a, b in crossed) / n, len(wrong)
@@ -163,7 +163,7 @@ def precision(recall: float, wrong: int, n: int) -> str:
 
 
 def faces(path: Path, count: int) -> list[Image.Image]:
-    """Pictures of a tar, the same every time, no two with equal pixels."""
+    """Images of a tar, the same every time, no two with equal pixels."""
     with tarfile.open(path) as tar:
         members = sorted((each for each in tar.getmembers() if each.isfile()), key=lambda each: each.name)
         chosen, seen = [], set()
@@ -194,12 +194,12 @@ def peers(images: Sequence[Image.Image], copies: dict[str, list[Image.Image]], k
     for method, threshold in (("phash", "4"), ("phash", "10"), ("cnn", "0.9")):
         start, told = time.perf_counter(), []
         for name, altered in copies.items():
-            pictures = folder / "pictures"
-            pictures.mkdir(exist_ok=True)
+            directory = folder / "images"
+            directory.mkdir(exist_ok=True)
             for i, image in enumerate([*images, *altered]):
-                image.save(pictures / f"{i:06d}.png")
+                image.save(directory / f"{i:06d}.png")
             out = folder / "pairs.json"
-            command = [python, "-c", PEER_LINES, pictures, method, threshold, out]
+            command = [python, "-c", PEER_LINES, directory, method, threshold, out]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 print(f"imagededup {method} left out: {(done.stderr.strip().splitlines() or ['?'])[-1][:200]}")
@@ -214,8 +214,8 @@ def peers(images: Sequence[Image.Image], copies: dict[str, list[Image.Image]], k
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--faces", type=Path, required=True, help="tar of pictures")
-    parser.add_argument("--pictures", type=int, default=1000)
+    parser.add_argument("--faces", type=Path, required=True, help="tar of images")
+    parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--sweep", action="store_true", help="recall and wrong pairs over thresholds")
     parser.add_argument("--peers", action="store_true", help="imagededup in an environment of its own")
     parser.add_argument("--embedding", metavar="MODEL", help="a timm model, for pairs by cosine")
@@ -223,16 +223,16 @@ def main() -> None:
     parser.add_argument("--thresholds", type=float, nargs="+", default=[0.9, 0.95, 0.98, 0.99])
     parser.add_argument("--only", nargs="+", default=list(TRANSFORMS), help="transforms to make")
     arguments = parser.parse_args()
-    lot = random.Random(1)
-    images = faces(arguments.faces, arguments.pictures)
+    rng = random.Random(1)
+    images = faces(arguments.faces, arguments.images)
     n = len(images)
-    copies = {name: [TRANSFORMS[name](image, lot) for image in images] for name in arguments.only}
+    copies = {name: [TRANSFORMS[name](image, rng) for image in images] for name in arguments.only}
     base = Features(images)
     features = {name: base.joined(Features(altered)) for name, altered in copies.items()}
     default = DuplicatesSection()
     # the loosest settings say which originals are near duplicates or alternates of one another
     known = base.pairs(DuplicatesSection(radius=12, mean_difference=24.0, max_difference=255, flip=True))
-    print(f"{n:,} pictures; pairs among the originals: default {len(base.pairs(default)):,}, "
+    print(f"{n:,} images; pairs among the originals: default {len(base.pairs(default)):,}, "
           f"with flip {len(base.pairs(DuplicatesSection(flip=True))):,}, loosest {len(known):,}")  # fmt: skip
     if arguments.sweep:
         sweep(features, n, known)

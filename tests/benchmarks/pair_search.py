@@ -24,12 +24,12 @@ from animesion.dedup import search
 
 def planted(n: int, radius: int) -> search.HashArray:
     """Hashes with near duplicates among them, the same every time."""
-    lot = np.random.default_rng(1)
-    hashes = lot.integers(0, 2**64, n, dtype=np.uint64)
-    copies = hashes[lot.integers(0, n, n // 10)]
+    rng = np.random.default_rng(1)
+    hashes = rng.integers(0, 2**64, n, dtype=np.uint64)
+    copies = hashes[rng.integers(0, n, n // 10)]
     for _ in range(min(radius, 4)):
-        copies ^= np.uint64(1) << lot.integers(0, 64, len(copies), dtype=np.uint64)
-    hashes[lot.choice(n, len(copies), replace=False)] = copies
+        copies ^= np.uint64(1) << rng.integers(0, 64, len(copies), dtype=np.uint64)
+    hashes[rng.choice(n, len(copies), replace=False)] = copies
     return hashes
 
 

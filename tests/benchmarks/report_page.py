@@ -1,12 +1,12 @@
 """How long the report of 3,263 classes takes to write and to open, beside a blank page in the same browser.
 
-    python tests/benchmarks/report_page.py [--classes 3263] [--pictures 4] [--repeats 5] [--rows 463437]
+    python tests/benchmarks/report_page.py [--classes 3263] [--images 4] [--repeats 5] [--rows 463437]
 
-Pictures are drawn, built with the `folder` source, and the page is opened from disk in headless Chromium, the
+Images are drawn, built with the `folder` source, and the page is opened from disk in headless Chromium, the
 browser's own start not counted. "ready" is the moment at which the class table stands; "searched" is from the last key
 typed to the rows of the answer. "scrolled" is from frame to frame while the table is scrolled by five rows a frame
 from its first class to its last and back; a browser draws a frame every 16.7 ms at most. `--rows` also times the
-collecting of facts from a table of so many pictures, without pixels.
+collecting of facts from a table of so many images, without pixels.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from PIL import Image
 
 import animesion
 from animesion.report import facts, page
-from animesion.report.pictures import COLUMNS
+from animesion.report.images import COLUMNS
 
 SIDE = 96
 
@@ -47,15 +47,15 @@ SCROLL = """() => new Promise((done) => {
 })"""
 
 
-def build(folder: Path, classes: int, pictures: int) -> Path:
+def build(folder: Path, classes: int, images: int) -> Path:
     """A dataset of soft random patterns, each unlike any other."""
-    lot = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for label in range(classes):
         (folder / "source" / f"character_{label:04d}").mkdir(parents=True)
-        for i in range(pictures):
-            coarse = lot.integers(0, 256, (7, 7, 3), dtype=np.uint8)
-            picture = Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-            picture.save(folder / "source" / f"character_{label:04d}" / f"{i}.jpg")
+        for i in range(images):
+            coarse = rng.integers(0, 256, (7, 7, 3), dtype=np.uint8)
+            image = Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+            image.save(folder / "source" / f"character_{label:04d}" / f"{i}.jpg")
     recipe = animesion.load_recipe("folder", [f'source.path="{folder / "source"}"', "duplicates.near=false"])
     animesion.build(recipe, folder / "built")
     return folder / "built"
@@ -100,10 +100,10 @@ def opened(path: Path, blank: Path, repeats: int) -> None:
 
 
 def collected(dataset: Any, rows: int, classes: int) -> None:
-    """Facts from a table of many pictures, with a long tail of classes."""
-    lot = np.random.default_rng(1)
+    """Facts from a table of many images, with a long tail of classes."""
+    rng = np.random.default_rng(1)
     shares = 1 / np.arange(20, 20 + classes)
-    labels = np.sort(lot.choice(classes, rows, p=shares / shares.sum()))
+    labels = np.sort(rng.choice(classes, rows, p=shares / shares.sum()))
     plain = dict.fromkeys(COLUMNS, "")
     table = [
         {**plain, "key": f"danbooru-{i}", "kept": i % 8 > 0, "class_id": int(label), "crop": [0, 0, 96, 96], "part": 0}
@@ -118,30 +118,30 @@ def collected(dataset: Any, rows: int, classes: int) -> None:
     facts.dropped(table, "near duplicate")
     took = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(f"facts of {rows:,} pictures: {took:.1f} s, {took / rows * 1e6:.1f} us a picture; peak {peak:.1f} GB in all")
+    print(f"facts of {rows:,} images: {took:.1f} s, {took / rows * 1e6:.1f} us an image; peak {peak:.1f} GB in all")
 
 
 def main() -> None:
     """Build, write, open, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--classes", type=int, default=3263)
-    parser.add_argument("--pictures", type=int, default=4)
+    parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--rows", type=int, default=463_437)
     arguments = parser.parse_args()
     print(f"{os.cpu_count()} cores")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        built = build(folder, arguments.classes, arguments.pictures)
+        built = build(folder, arguments.classes, arguments.images)
         dataset = animesion.open_dataset(built)
         start = time.perf_counter()
         data = facts.of_dataset(dataset)
         (folder / "report.html").write_text(page.render(data), encoding="utf-8")
         took = time.perf_counter() - start
-        pictures = sum(len(samples) for samples in data["classes"]["samples"])
+        images = sum(len(samples) for samples in data["classes"]["samples"])
         megabytes = (folder / "report.html").stat().st_size / 1e6
         classes = len(data["classes"]["names"])
-        print(f"written: {took:.1f} s, {megabytes:.1f} MB, {pictures:,} pictures of {classes:,} classes")
+        print(f"written: {took:.1f} s, {megabytes:.1f} MB, {images:,} images of {classes:,} classes")
         collected(dataset, arguments.rows, arguments.classes)
         (folder / "blank.html").write_text("<!doctype html><title>blank</title>")
         opened(folder / "report.html", folder / "blank.html", arguments.repeats)

@@ -1,8 +1,8 @@
-"""What selecting patches costs beside encoding the picture: GLS against attention rollout and TransFG's part selection.
+"""What selecting patches costs beside encoding the image: GLS against attention rollout and TransFG's part selection.
 
     python tests/benchmarks/selection_cost.py [--sizes 224 448] [--stride 16] [--repeats 5] [--device cpu]
 
-One picture and ViT-B/16. Prints multiply-adds (adding up heads is not counted), median times over alternating runs, and
+One image and ViT-B/16. Prints multiply-adds (adding up heads is not counted), median times over alternating runs, and
 both as ratios to GLS and as shares of one pass of the encoder. Attention weights and tokens are given to the methods:
 the last row is what it costs to get weights out of an encoder with fused attention. TransFG cuts patches that overlap:
 `--stride 12`.
@@ -54,7 +54,7 @@ def measure(size: int, stride: int, repeats: int, device: torch.device) -> None:
     patches = (size // PATCH) ** 2
     cut = ((size - PATCH) // stride + 1) ** 2
     model = encoder(size).to(device)
-    picture = torch.randn(1, 3, size, size, device=device)
+    image = torch.randn(1, 3, size, size, device=device)
     tokens = torch.randn(1, patches + 1, WIDTH, device=device)
     weights = [torch.rand(1, HEADS, patches + 1, patches + 1, device=device).softmax(-1) for _ in range(DEPTH)]
     overlapping = weights
@@ -63,7 +63,7 @@ def measure(size: int, stride: int, repeats: int, device: torch.device) -> None:
 
     def recorded() -> None:
         with recording(model) as recorder:
-            model(picture)
+            model(image)
             recorder.taken()
 
     with torch.device("meta"):
@@ -78,7 +78,7 @@ def measure(size: int, stride: int, repeats: int, device: torch.device) -> None:
         "rollout, class row": ((DEPTH - 1) * (patches + 1) ** 2, lambda: select(class_rollout(weights)[:, 1:], TOP)),
         "rollout": ((DEPTH - 1) * (patches + 1) ** 3, lambda: select(rollout(weights)[:, 0, 1:], TOP)),
         f"PSM, stride {stride}": (joined, lambda: part_selection(overlapping[: DEPTH - 1])),
-        "one pass": (whole, lambda: model(picture)),
+        "one pass": (whole, lambda: model(image)),
         "pass with weights": (whole + queries, recorded),
     }
     seconds: dict[str, list[float]] = {name: [] for name in rows}

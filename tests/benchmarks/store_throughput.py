@@ -1,7 +1,7 @@
 """What a bucket costs: `python tests/benchmarks/store_throughput.py` (needs moto and s3fs).
 
 Against moto's S3 server in a process of its own on loopback: sending a shard and reading it back, listing, and fetching
-pictures from a bucket and from a folder. The server is Python on the same cores, so the figures are floors, and ratios
+images from a bucket and from a folder. The server is Python on the same cores, so the figures are floors, and ratios
 say more than rates.
 """
 
@@ -38,26 +38,26 @@ sys.stdin.read()
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pictures", type=int, default=5000)
-    parser.add_argument("--bytes", type=int, default=40_000, help="of a picture")
+    parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument("--bytes", type=int, default=40_000, help="of an image")
     parser.add_argument("--shard", type=int, default=256, help="MiB")
     options = parser.parse_args()
     os.environ |= {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "faces"
-        for i in range(options.pictures):
+        for i in range(options.images):
             path = folder / f"class-{i % 20:02d}" / f"{i:06d}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(os.urandom(options.bytes))
-        command = [sys.executable, "-c", _SERVER, str(folder), str(options.pictures)]
+        command = [sys.executable, "-c", _SERVER, str(folder), str(options.images)]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
             assert server.stdout is not None
             os.environ["AWS_ENDPOINT_URL"] = server.stdout.readline().strip()
-            measure(folder, options.pictures, options.shard)
+            measure(folder, options.images, options.shard)
             server.terminate()
 
 
-def measure(folder: Path, pictures: int, megabytes: int) -> None:
+def measure(folder: Path, images: int, megabytes: int) -> None:
     from animesion.publishing import File
     from animesion.publishing.object_store import ObjectStore
     from animesion.sources.folder import FolderOptions, FolderSource
@@ -69,10 +69,10 @@ def measure(folder: Path, pictures: int, megabytes: int) -> None:
         items = list(source.items())
         listed = time.perf_counter()
         size = sum(len(payload.content) for payload in source.read(items))
-        rates[place] = pictures / (time.perf_counter() - listed)
+        rates[place] = images / (time.perf_counter() - listed)
         print(
-            f"{place}: {pictures:,} listed in {listed - began:.1f} s (memory grows by {peak() - memory:.0f} MB), "
-            f"read at {rates[place]:,.0f} pictures/s, {size / (time.perf_counter() - listed) / 1e6:.0f} MB/s"
+            f"{place}: {images:,} listed in {listed - began:.1f} s (memory grows by {peak() - memory:.0f} MB), "
+            f"read at {rates[place]:,.0f} images/s, {size / (time.perf_counter() - listed) / 1e6:.0f} MB/s"
         )
     print(f"reading from the bucket takes {rates[str(folder)] / rates['s3://bench/faces']:.1f} times as long")
     shard = folder / "shard.tar"

@@ -3,9 +3,9 @@
     python tests/benchmarks/tgda_step.py [--teacher resnet18 --teacher-size 128] [--student lrnet14 --student-size 64]
         [--batch 16] [--repeats 9] [--device cpu] [--precision fp32] [--threads N]
 
-A step: the teacher looks at B pictures, makes B crops and B drops of them and looks at those 2 B; the student looks at
+A step: the teacher looks at B images, makes B crops and B drops of them and looks at those 2 B; the student looks at
 all 3 B at its own size, forward and backward. Parts take turns, medians of the repeats. Two more rows are no part of
-the sum: the same crops by a loop over the pictures, and the largest difference between the two is printed.
+the sum: the same crops by a loop over the images, and the largest difference between the two is printed.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ def parts_of_a_step(arguments: argparse.Namespace) -> dict[str, Callable[[], Any
             return nullcontext()
         return torch.autocast(device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[arguments.precision])
 
-    def taught(pictures: Tensor) -> Any:
+    def taught(pixels: Tensor) -> Any:
         with torch.no_grad(), cast():
-            return teacher.forward_parts(pictures)
+            return teacher.forward_parts(pixels)
 
     # an untrained head attends to noise; blobs of random places and sizes crop as a trained one does
     side_of_map = taught(images).attention.shape[-1]
@@ -77,7 +77,7 @@ def parts_of_a_step(arguments: argparse.Namespace) -> dict[str, Callable[[], Any
 
     print(f"largest difference of the crops: {(views.crop(images, boxes) - crop_loop(images, boxes)).abs().max():.1e}")
     return {
-        "teacher, pictures": lambda: taught(images),
+        "teacher, images": lambda: taught(images),
         "views": lambda: views.views(images, attention, views.draw(seeds, attention)),
         "teacher, views": lambda: taught(made),
         "student, all": learn,

@@ -4,7 +4,7 @@
 
 All rows run in one process and take turns, so a machine that slows down slows all of them; the median round counts.
 `fewer` is the plain model's multiply-adds over the row's, `faster` its time over the row's, `realised` the second over
-the first. Weights are as initialised. The number of tokens that ATS keeps depends on pictures and weights.
+the first. Weights are as initialised. The number of tokens that ATS keeps depends on images and weights.
 """
 
 from __future__ import annotations

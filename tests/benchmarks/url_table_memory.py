@@ -30,7 +30,7 @@ def write(path: Path, rows: int, hosts: int, rows_per_group: int, seed: int = 0)
     Returns:
         Its different URLs.
     """
-    lot = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     different = 0
     schema = pa.schema([("url", pa.string()), ("label", pa.string()), ("file_size", pa.int64())])
     with pq.ParquetWriter(path, schema) as writer:
@@ -38,7 +38,7 @@ def write(path: Path, rows: int, hosts: int, rows_per_group: int, seed: int = 0)
         for start in range(0, rows, PIECE):
             count = min(PIECE, rows - start)
             numbers = np.arange(start, start + count)
-            again = lot.random(count) < 0.01
+            again = rng.random(count) < 0.01
             again[0] = False
             numbers[again] = numbers[np.flatnonzero(again) - 1]
             different += len(np.unique(numbers))  # pieces share none

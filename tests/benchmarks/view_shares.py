@@ -1,9 +1,9 @@
-"""How much of a picture is left in the crops and drops that a CAL teacher makes, and what the teacher makes of them.
+"""How much of an image is left in the crops and drops that a CAL teacher makes, and what the teacher makes of them.
 
     python tests/benchmarks/view_shares.py --data DIR --teacher runs/teacher-cal/best.safetensors [--split test]
 
-A crop that is nearly the whole picture, or a drop that takes little away, teaches a student little that the picture
-does not. Thresholds and maps are drawn as in training, from the number of the picture.
+A crop that is nearly the whole image, or a drop that takes little away, teaches a student little that the image
+does not. Thresholds and maps are drawn as in training, from the number of the image.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def main() -> None:
     normalise = Augment.plain(three(card.mean), three(card.std))
     pixels, labels = [], []
     for sample in animesion.open_dataset(options.data).samples(options.split):
-        picture = sample.picture().convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
-        pixels.append(np.asarray(picture))
+        image = sample.image().convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+        pixels.append(np.asarray(image))
         labels.append(sample.label)
-    pictures, wanted = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2), torch.tensor(labels)
+    images, wanted = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2), torch.tensor(labels)
     crops, drops = [], []
-    right = {"picture": 0, "crop": 0, "drop": 0}
-    for start in range(0, len(pictures), BATCH):
-        batch = pictures[start : start + BATCH]
+    right = {"image": 0, "crop": 0, "drop": 0}
+    for start in range(0, len(images), BATCH):
+        batch = images[start : start + BATCH]
         with torch.inference_mode():
             x = normalise(batch, torch.zeros(len(batch), dtype=torch.int64))
             attention = model.forward_parts(x).attention.float()
@@ -57,10 +57,10 @@ def main() -> None:
             for name, shown in zip(right, (x, crop, drop), strict=True):
                 right[name] += int((model(shown).argmax(1) == wanted[start : start + BATCH]).sum())
     area, gone = torch.cat(crops), torch.cat(drops)
-    print(f"{len(pictures)} pictures of split {options.split}, at {side} px")
-    print(f"crop: mean {area.mean():.0%} of the picture, median {area.median():.0%}; {(area > 0.9).float().mean():.0%}")
+    print(f"{len(images)} images of split {options.split}, at {side} px")
+    print(f"crop: mean {area.mean():.0%} of the image, median {area.median():.0%}; {(area > 0.9).float().mean():.0%}")
     print(f"      of the crops are more than 90 % of it; drop: mean {gone.mean():.0%} taken away")
-    print("teacher top-1: " + ", ".join(f"{name} {count / len(pictures):.1%}" for name, count in right.items()))
+    print("teacher top-1: " + ", ".join(f"{name} {count / len(images):.1%}" for name, count in right.items()))
 
 
 if __name__ == "__main__":

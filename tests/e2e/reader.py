@@ -32,8 +32,8 @@ from animesion.config import decisions
 from .pages import ROOT, Block, Step
 
 CLI = ("-c", "from animesion.cli import main; main()")
-#: What stands for any dataset or folder of pictures, and what is there for it.
-PLACEHOLDERS = {"DIR": "datasets/daf-re-sample", "FOLDER": "pictures"}
+#: What stands for any dataset or folder of images, and what is there for it.
+PLACEHOLDERS = {"DIR": "datasets/daf-re-sample", "FOLDER": "images"}
 _TORCHRUN = ("-m", "animesion.cli")
 
 

@@ -51,7 +51,7 @@ def prepare(world: Path, sample: Path, other: Path) -> None:
     for name in ("datasets/faces", "datasets/faces-old", "datasets/last-year"):
         shutil.copytree(other, world / name)
     _faces(world)
-    _pictures(world)
+    _images(world)
     _dump(world)
     _sets(world)
     _tables(world)
@@ -67,16 +67,16 @@ def _faces(world: Path) -> None:
     (world / "rows.tsv").write_text("".join(f"{path}\t{path.parts[1]}\n" for path in listed), encoding="utf-8")
 
 
-def _pictures(world: Path) -> None:
-    """Class folders of pictures with one bright square, which the drawn cascade and network take for a face."""
+def _images(world: Path) -> None:
+    """Class folders of images with one bright square, which the drawn cascade and network take for a face."""
     for number in range(24):
-        picture = draw(1000 + number, 192).point(lambda value: value // 3)
+        image = draw(1000 + number, 192).point(lambda value: value // 3)
         left, top = 40 + number % 5 * 8, 50 + number % 3 * 8
-        ImageDraw.Draw(picture).rectangle((left, top, left + 64, top + 64), fill=(250, 250, 250))
-        path = world / "pictures" / ("red", "blue")[number % 2] / f"{number}.jpg"
+        ImageDraw.Draw(image).rectangle((left, top, left + 64, top + 64), fill=(250, 250, 250))
+        path = world / "images" / ("red", "blue")[number % 2] / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path, quality=92)
-    shutil.copy(path, world / "picture.jpg")
+        image.save(path, quality=92)
+    shutil.copy(path, world / "image.jpg")
 
 
 def _dump(world: Path) -> None:
@@ -123,8 +123,8 @@ def _sets(world: Path) -> None:
 
 
 def _tables(world: Path) -> None:
-    lot = Random(0)
-    counts = [lot.randrange(20, 400) for _ in range(30)]
+    rng = Random(0)
+    counts = [rng.randrange(20, 400) for _ in range(30)]
     rows = "".join(f"{number},class {number},{count},0,0,{count}\n" for number, count in enumerate(counts))
     header = "class_id,class_name,train,val,test,total\n"
     (world / "per_class_counts.csv").write_text(header + rows, encoding="utf-8")

@@ -19,7 +19,7 @@ from animesion_sample.leaves import STAGES, DrawnLeaf, render
 
 from .conftest import shard_digests
 
-#: Overrides that keep a build small; what each recipe must come to: pictures seen, splits, classes, split strategy.
+#: Overrides that keep a build small; what each recipe must come to: images seen, splits, classes, split strategy.
 SETS: dict[str, tuple[list[str], int, dict[str, int], int, str]] = {
     "cotton80": (["source.classes=5"], 30, {"train": 15, "test": 15}, 5, "published"),
     "soy-local": (["source.classes=4"], 24, {"train": 12, "test": 12}, 4, "published"),
@@ -110,7 +110,7 @@ def test_a_drawn_set_that_lost_a_file_is_refused_like_a_real_one(layout: Any, tm
     reader = write(SampleFilesOptions(layout=layout, classes=2), tmp_path)
     assert len(list(reader.items())) == len(list(tmp_path.rglob("*.png")))
     sorted(tmp_path.rglob("*.png"))[3].unlink()
-    with pytest.raises(UsageError, match=r"is not as published: .* of .* pictures"):
+    with pytest.raises(UsageError, match=r"is not as published: .* of .* images"):
         list(reader.items())
 
 

@@ -34,7 +34,7 @@ def test_shards_do_not_depend_on_the_number_of_workers(small_build: Path, tmp_pa
 @pytest.mark.parametrize("most", [6, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_builds_resume_to_the_same_bytes(small_build: Path, tmp_path: Path, most: int) -> None:
     out = tmp_path / "killed"
-    lot = random.Random(most)
+    rng = random.Random(most)
     start = time.monotonic()
     subprocess.run(command(out), check=True, capture_output=True, timeout=120)
     duration = time.monotonic() - start
@@ -43,7 +43,7 @@ def test_killed_builds_resume_to_the_same_bytes(small_build: Path, tmp_path: Pat
     while kills < most:
         process = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            process.wait(timeout=lot.uniform(0.3, duration))
+            process.wait(timeout=rng.uniform(0.3, duration))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()

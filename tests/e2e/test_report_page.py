@@ -41,8 +41,8 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Names that attack the page, a pair of near duplicates, one under two labels, one broken picture."""
-    root = tmp_path_factory.mktemp("evil") / "pictures"
+    """Names that attack the page, a pair of near duplicates, one under two labels, one broken image."""
+    root = tmp_path_factory.mktemp("evil") / "images"
     seed = 100
     for place, count in enumerate(EVIL.values()):
         folder = root / f"class{place}"
@@ -112,9 +112,9 @@ def test_search_sort_and_keys(chromium: Any, build: Path) -> None:
         view.keyboard.press("Enter")
         assert view.locator(".detail h2").inner_text() == names[-1]
         playwright.expect(view.locator(".cards img")).to_have_count(facts.CLASS_SAMPLES)
-        for picture in view.locator(".cards img").all():
-            picture.scroll_into_view_if_needed()
-            assert picture.evaluate("(each) => each.decode().then(() => each.naturalWidth)") > 0
+        for image in view.locator(".cards img").all():
+            image.scroll_into_view_if_needed()
+            assert image.evaluate("(each) => each.decode().then(() => each.naturalWidth)") > 0
 
 
 def test_clusters_show_keeper_and_reason(chromium: Any, build: Path) -> None:

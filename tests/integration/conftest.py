@@ -11,7 +11,7 @@ from animesion_scrapers.http.transfers import Download, Downloaded, Transfers
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Keys of the pictures that are asked for over the network."""
+    """Keys of the images that are asked for over the network."""
     keys: Counter[str] = Counter()
     original = Transfers.fetch
 

@@ -23,8 +23,8 @@ FREE = float("inf")
 
 def body(number: int) -> bytes:
     """A file that begins as a JPEG does, 1 to 9 KB."""
-    lot = random.Random(number)
-    return b"\xff\xd8\xff\xe0" + lot.randbytes(lot.randrange(1000, 9000))
+    rng = random.Random(number)
+    return b"\xff\xd8\xff\xe0" + rng.randbytes(rng.randrange(1000, 9000))
 
 
 def application() -> web.Application:
@@ -43,7 +43,7 @@ def wanted(count: int, *, scheme: str = "http", host: str = HOST, folder: str = 
             f"post-{number}",
             f"{scheme}://{host}/{folder}/{number}.jpg",
             hashlib.md5(body(number)).hexdigest(),
-            picture=True,
+            image=True,
         )
         for number in range(count)
     ]

@@ -1,4 +1,4 @@
-"""A new crawl is compared with what was published: the same pictures are dropped, whatever they look like now."""
+"""A new crawl is compared with what was published: the same images are dropped, whatever they look like now."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ OURS = 6
 
 @pytest.fixture(scope="module")
 def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A published dataset of twelve pictures."""
+    """A published dataset of twelve images."""
     root = tmp_path_factory.mktemp("old")
     for i in range(12):
-        path = root / "pictures" / "miku" / f"{i}.png"
+        path = root / "images" / "miku" / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         draw(i, 96).save(path)
-    animesion.build(recipe(root / "pictures", "name=old"), root / "out", workers=1)
+    animesion.build(recipe(root / "images", "name=old"), root / "out", workers=1)
     return root / "out"
 
 
 @pytest.fixture(scope="module")
 def new(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures: one copied, one saved again, one recompressed, one mirrored, and six of its own."""
+    """Images: one copied, one saved again, one recompressed, one mirrored, and six of its own."""
     root = tmp_path_factory.mktemp("new")
     (root / "miku").mkdir()
     draw(0, 96).save(root / "miku" / "copied.png")
@@ -46,8 +46,8 @@ def new(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def recipe(pictures: Path, *overrides: str) -> Recipe:
-    return animesion.load_recipe("folder", [f'source.path="{pictures}"', "crop.detector=none", *overrides])
+def recipe(images: Path, *overrides: str) -> Recipe:
+    return animesion.load_recipe("folder", [f'source.path="{images}"', "crop.detector=none", *overrides])
 
 
 def verdicts(out: Path) -> dict[str, dict[str, str]]:
@@ -71,7 +71,7 @@ def test_what_was_published_is_dropped_and_names_its_twin(old: Path, new: Path, 
     assert animesion.open_dataset(where).kept == OURS + 1
 
 
-def test_mirrored_pictures_are_dropped_when_the_recipe_says_so(old: Path, new: Path, tmp_path: Path) -> None:
+def test_mirrored_images_are_dropped_when_the_recipe_says_so(old: Path, new: Path, tmp_path: Path) -> None:
     chosen = recipe(new, f'duplicates.against=["{old}"]', "duplicates.flip=true")
     assert animesion.build(chosen, tmp_path / "out", workers=1).dropped == {"published duplicate": 4}
     assert verdicts(tmp_path / "out")["mirrored"]["keeper"].startswith("old:")
@@ -81,7 +81,7 @@ def test_reporting_drops_nothing_and_says_so(old: Path, new: Path, tmp_path: Pat
     chosen = recipe(new, f'duplicates.against=["{old}"]', "duplicates.action=report")
     result = animesion.build(chosen, tmp_path / "out", workers=1)
     assert result.dropped == {}
-    assert "3 pictures are in a published dataset already" in result.notes
+    assert "3 images are in a published dataset already" in result.notes
 
 
 def test_the_digest_hangs_on_what_the_dataset_holds_and_not_on_where_it_lies(old: Path, tmp_path: Path) -> None:
@@ -150,6 +150,6 @@ def test_a_build_is_not_compared_with_itself(old: Path, new: Path) -> None:
         animesion.build(recipe(new, f'duplicates.against=["{old}"]'), old, workers=1)
 
 
-def test_pictures_of_the_fixture_are_what_they_say(new: Path) -> None:
+def test_images_of_the_fixture_are_what_they_say(new: Path) -> None:
     with Image.open(new / "miku" / "saved.bmp") as saved:
         assert saved.convert("RGB").tobytes() == draw(1, 96).tobytes()

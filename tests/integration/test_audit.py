@@ -24,9 +24,9 @@ PLANTED = {"wrong-1", "wrong-2"}
 
 def drawn(colour: tuple[int, int, int], seed: int) -> Image.Image:
     """A colour with grain and a blob of its own."""
-    lot = np.random.default_rng(seed)
-    pixels = np.array(colour) + lot.integers(-30, 31, (48, 48, 3))
-    top, left = lot.integers(0, 30, 2)
+    rng = np.random.default_rng(seed)
+    pixels = np.array(colour) + rng.integers(-30, 31, (48, 48, 3))
+    top, left = rng.integers(0, 30, 2)
     pixels[top : top + 12, left : left + 12] += 40
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
@@ -42,18 +42,18 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A built dataset with two pictures of red among the green and blue."""
+    """A built dataset with two images of red among the green and blue."""
     root = tmp_path_factory.mktemp("audit")
     folders = {"red": "red", "<script>alert(1)</script>": "green", "=blue": "blue"}
     for number, (name, colour) in enumerate(COLOURS.items()):
-        folder = root / "pictures" / folders[name]
+        folder = root / "images" / folders[name]
         folder.mkdir(parents=True)
         for i in range(14):
             drawn(colour, 100 * number + i).save(folder / f"{i}.png")
-    drawn(COLOURS["red"], 900).save(root / "pictures" / "green" / "wrong-1.png")
-    drawn(COLOURS["red"], 901).save(root / "pictures" / "blue" / "wrong-2.png")
+    drawn(COLOURS["red"], 900).save(root / "images" / "green" / "wrong-1.png")
+    drawn(COLOURS["red"], 901).save(root / "images" / "blue" / "wrong-2.png")
     rename = ["label.rename.green='<script>alert(1)</script>'", "label.rename.blue='=blue'"]
-    sets = [f"source.path='{root / 'pictures'}'", "pack.format=png", "duplicates.near=false", *rename]
+    sets = [f"source.path='{root / 'images'}'", "pack.format=png", "duplicates.near=false", *rename]
     done = CliRunner().invoke(
         cli, ["build", "folder", *(word for each in sets for word in ("--set", each)), "--out", str(root / "out")]
     )
@@ -87,7 +87,7 @@ def test_planted_labels_come_first_in_every_form(weights: Path, built: Path, tmp
     done = run(built, "--model", weights, "--out", tmp_path / "audit", "--limit", "3")
     assert done.exit_code == 0, done.output
     found = json.loads((tmp_path / "audit" / "audit.json").read_text())
-    assert found["pictures"] == 44
+    assert found["images"] == 44
     first = found["findings"][:2]
     assert {next(name for name in PLANTED if name in row["key"]) for row in first} == PLANTED
     for row in first:
@@ -141,10 +141,10 @@ def test_wrong_requests_are_one_sentence(weights: Path, built: Path, tmp_path: P
 
 
 def test_neighbourhoods_against_plain_loops() -> None:
-    lot = np.random.default_rng(5)
-    labels = lot.integers(0, 4, 60)
+    rng = np.random.default_rng(5)
+    labels = rng.integers(0, 4, 60)
     labels[0] = 4  # the only one of its class
-    vectors = lot.normal(size=(60, 8)) + np.eye(8)[labels % 8] * 2
+    vectors = rng.normal(size=(60, 8)) + np.eye(8)[labels % 8] * 2
     named = [(f"k{i:02d}", "train") for i in range(60)]
     findings, pairs = judge(torch.from_numpy(vectors), labels, named, list("abcde"), 3)
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -162,13 +162,13 @@ def test_neighbourhoods_against_plain_loops() -> None:
     for key, (score, nearest) in due.items():
         assert found[key][0] == pytest.approx(score, abs=1e-5)
         assert found[key][1] == nearest
-    assert sum(pair.pictures for pair in pairs) == mixed
+    assert sum(pair.images for pair in pairs) == mixed
 
 
-def test_a_stray_picture_of_no_class_is_an_outlier() -> None:
-    lot = np.random.default_rng(6)
+def test_a_stray_image_of_no_class_is_an_outlier() -> None:
+    rng = np.random.default_rng(6)
     labels = np.repeat([0, 1], 20)
-    vectors = np.eye(8)[labels] + lot.normal(scale=0.05, size=(40, 8))
+    vectors = np.eye(8)[labels] + rng.normal(scale=0.05, size=(40, 8))
     vectors[7] = [0.5, -0.5, 1, 0, 0, 0, 0, 0]
     named = [(f"k{i:02d}", "train") for i in range(40)]
     findings, _ = judge(torch.from_numpy(vectors), labels, named, ["a", "b"], 5)

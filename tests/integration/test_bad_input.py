@@ -1,4 +1,4 @@
-"""A build over every kind of bad picture, a full disk, a busy folder: one sentence or one counted drop."""
+"""A build over every kind of bad image, a full disk, a busy folder: one sentence or one counted drop."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from animesion.errors import AnimesionError, UsageError
 CLI = "from animesion.cli import main; main()"
 
 
-def picture(seed: int, side: int = 64) -> Image.Image:
+def image(seed: int, side: int = 64) -> Image.Image:
     coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
 
@@ -41,7 +41,7 @@ def put(root: Path, name: str, content: bytes) -> None:
 def class_folders(root: Path, per_class: int = 6) -> Path:
     for c, label in enumerate(("asuka", "rei")):
         for i in range(per_class):
-            put(root, f"{label}/{i:03d}.jpg", saved(picture(100 * c + i)))
+            put(root, f"{label}/{i:03d}.jpg", saved(image(100 * c + i)))
     return root
 
 
@@ -57,33 +57,33 @@ def animesion_command(*arguments: str, **options: Any) -> subprocess.CompletedPr
     return subprocess.run([sys.executable, "-c", CLI, *arguments], capture_output=True, text=True, **options)
 
 
-def test_every_bad_picture_is_one_counted_drop(tmp_path: Path) -> None:
+def test_every_bad_image_is_one_counted_drop(tmp_path: Path) -> None:
     root = class_folders(tmp_path / "set")
-    good = saved(picture(1))
+    good = saved(image(1))
     exif = Image.Exif()
     exif[0x0112] = 6
     bad = {
         "empty": (b"", "empty file"),
         "text": (b"hello", "not an image"),
         "cut": (good[: len(good) // 2], "truncated image"),
-        "broken": (saved(picture(7), "PNG").replace(b"IDAT", b"IDAT\xff\xff", 1), "corrupt image"),
+        "broken": (saved(image(7), "PNG").replace(b"IDAT", b"IDAT\xff\xff", 1), "corrupt image"),
         "huge": (
             good[: good.index(b"\xff\xc0") + 5] + b"\xff" * 4 + good[good.index(b"\xff\xc0") + 9 :],
             "too many pixels",
         ),
-        "moving": (saved(picture(8), "GIF", save_all=True, append_images=[picture(9)]), "animated"),
+        "moving": (saved(image(8), "GIF", save_all=True, append_images=[image(9)]), "animated"),
         "film": (b"\x00\x00\x00\x18ftypmp42" + bytes(20), "unsupported format"),
-        "tiny": (saved(picture(10, 8)), "too small"),
-        "strip": (saved(picture(11, 640).crop((0, 0, 640, 40))), "aspect ratio"),
+        "tiny": (saved(image(10, 8)), "too small"),
+        "strip": (saved(image(11, 640).crop((0, 0, 640, 40))), "aspect ratio"),
         "copy": ((root / "rei/000.jpg").read_bytes(), "exact duplicate"),
     }
     odd = {
-        "cmyk": saved(picture(20).convert("CMYK")),
-        "palette": saved(picture(21).convert("P"), "PNG"),
+        "cmyk": saved(image(20).convert("CMYK")),
+        "palette": saved(image(21).convert("P"), "PNG"),
         "sixteen": saved(Image.fromarray(np.linspace(0, 65535, 4096).astype(np.uint16).reshape(64, 64)), "PNG"),
-        "glass": saved(picture(23).convert("RGBA"), "PNG"),
-        "turned": saved(picture(24).crop((0, 0, 64, 48)), exif=exif),
-        "png-as-jpg": saved(picture(25), "PNG"),
+        "glass": saved(image(23).convert("RGBA"), "PNG"),
+        "turned": saved(image(24).crop((0, 0, 64, 48)), exif=exif),
+        "png-as-jpg": saved(image(25), "PNG"),
     }
     for name, (content, _) in bad.items():
         put(root, f"rei/{name}.jpg", content)
@@ -97,10 +97,10 @@ def test_every_bad_picture_is_one_counted_drop(tmp_path: Path) -> None:
     assert found["rei/turned.jpg"]["width"] == 48
     assert result.seen == len(found) == result.kept + sum(result.dropped.values())
     dataset = animesion.open_dataset(out)
-    assert {sample.picture().mode for sample in dataset.samples()} == {"RGB"}
+    assert {sample.image().mode for sample in dataset.samples()} == {"RGB"}
 
 
-def test_one_picture_under_two_labels_is_dropped_with_its_twin(tmp_path: Path) -> None:
+def test_one_image_under_two_labels_is_dropped_with_its_twin(tmp_path: Path) -> None:
     root = class_folders(tmp_path / "set")
     put(root, "asuka/twin.jpg", (root / "rei/001.jpg").read_bytes())
     put(root, "asuka/near.jpg", saved(Image.open(root / "rei/002.jpg"), quality=60))
@@ -115,7 +115,7 @@ def test_one_picture_under_two_labels_is_dropped_with_its_twin(tmp_path: Path) -
 
 def test_nothing_left_is_one_sentence_with_the_table_written(tmp_path: Path) -> None:
     put(tmp_path / "set", "a/1.jpg", b"no")
-    with pytest.raises(AnimesionError, match="no picture is left of 1: most were dropped as 'not an image'"):
+    with pytest.raises(AnimesionError, match="no image is left of 1: most were dropped as 'not an image'"):
         animesion.build(recipe(tmp_path / "set"), tmp_path / "out", workers=1)
     assert rows(tmp_path / "out")["a/1.jpg"]["reason"] == "not an image"
 
@@ -150,7 +150,7 @@ def test_a_busy_folder_and_another_recipe_are_refused(tmp_path: Path) -> None:
         animesion.build(recipe(root, "pack.size=32"), out, workers=1)
     result = animesion.build(recipe(root, "pack.size=32"), out, workers=1, replace=True)
     assert result.kept == 12
-    assert next(iter(animesion.open_dataset(out).samples())).picture().size == (32, 32)
+    assert next(iter(animesion.open_dataset(out).samples())).image().size == (32, 32)
 
 
 def test_changed_sources_are_noticed(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_changed_sources_are_noticed(tmp_path: Path) -> None:
     out = tmp_path / "out"
     animesion.build(recipe(root), out, workers=1)
     (root / "rei/000.jpg").unlink()
-    put(root, "rei/new.jpg", saved(picture(999)))
+    put(root, "rei/new.jpg", saved(image(999)))
     result = animesion.build(recipe(root), out, workers=1)
     assert result.seen == 12
     assert "rei/new.jpg" in rows(out)
@@ -205,7 +205,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     run = animesion_command("build", "folder", "--set", f"source.path={root}", "--dry-run", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
-    assert "12 pictures listed, 12 to fetch" in run.stdout
+    assert "12 images listed, 12 to fetch" in run.stdout
     assert sorted(tmp_path.rglob("*")) == before
     (tmp_path / "file").write_text("mine")
     refused = animesion_command(

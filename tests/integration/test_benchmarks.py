@@ -20,7 +20,7 @@ def test_there_are_benchmarks() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_benchmark_loads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(FOLDER))  # some share their pictures
+    monkeypatch.syspath_prepend(str(FOLDER))  # some share their images
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -33,7 +33,7 @@ def test_a_benchmark_loads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("command", "printed"),
     [
-        (("curate_scale.py", "--pictures", "3000"), r"kept [\d,]+ of 3,000, clusters [1-9]"),
+        (("curate_scale.py", "--images", "3000"), r"kept [\d,]+ of 3,000, clusters [1-9]"),
         (
             ("inspect_throughput.py", "--large", "1", "--rounds", "1", "--faces", "no-such.tar"),
             r"inspect: decode, hashes, quality +\d+ +\d\.\d\d\n",

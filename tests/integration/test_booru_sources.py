@@ -152,7 +152,7 @@ def test_labels_by_the_tables_of_aliases_and_implications(
         assert [source.candidates(post) for post in source.posts(site, "")] == expected
         return
     with serving(name, posts, monkeypatch):
-        if name == "zerochan":  # one label a picture, so that nothing is left for implications
+        if name == "zerochan":  # one label an image, so that nothing is left for implications
             assert [item.labels for item in listed(name, *options)] == [("Rin",), ("Rin (Append)",), ("Len",)]
             return
         assert [item.labels for item in listed(name, *options)] == expected

@@ -29,8 +29,8 @@ NOTHING: dict[str, Any] = {"exclude": [], "label": {}, "same": [], "different": 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes, one exact duplicate, one file that is no picture."""
-    source = draw_folders(tmp_path_factory.mktemp("pictures") / "world")
+    """Three classes, one exact duplicate, one file that is no image."""
+    source = draw_folders(tmp_path_factory.mktemp("images") / "world")
     folder = source / "plain (blue) & co"
     shutil.copy(next(iter(sorted(folder.glob("*.jpg")))), folder / "zz copy.jpg")
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
@@ -52,7 +52,7 @@ def put(site: str, decisions: Any, revision: str = "", **headers: str) -> reques
     return requests.put(f"{site}/api/decisions", json=body, headers=given, timeout=10)
 
 
-def test_every_picture_is_in_reach(site: str, built: Path) -> None:
+def test_every_image_is_in_reach(site: str, built: Path) -> None:
     dataset = animesion.open_dataset(built)
     for info in dataset.classes:
         keys: list[str] = []
@@ -66,12 +66,12 @@ def test_every_picture_is_in_reach(site: str, built: Path) -> None:
     [cluster] = requests.get(f"{site}/api/clusters", timeout=10).json()["items"]
     assert [item["reason"] for item in cluster["members"]] == ["", "exact duplicate"]
     for item in cluster["members"]:  # the dropped one comes from raw/
-        answer = requests.get(f"{site}/api/picture/{item['key']}", timeout=10)
+        answer = requests.get(f"{site}/api/image/{item['key']}", timeout=10)
         assert answer.headers["Content-Type"] == "image/webp"
         assert max(Image.open(io.BytesIO(answer.content)).size) <= live.SIDE
     reason = next(name for name in dataset.dropped if name != "exact duplicate")
     [broken] = requests.get(f"{site}/api/drops", params={"reason": reason}, timeout=10).json()["items"]
-    assert requests.get(f"{site}/api/picture/{broken['key']}", timeout=10).status_code == 404
+    assert requests.get(f"{site}/api/image/{broken['key']}", timeout=10).status_code == 404
 
 
 def test_other_sites_get_nothing(site: str) -> None:
@@ -114,7 +114,7 @@ def test_decisions_are_saved_and_checked(site: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "path",
     ["classes/-1", "classes/99", "classes/x", "classes/1e9", "classes/0?offset=-1", "classes/0?limit=99999",
-     "clusters?offset=x", "drops?offset=%00", "picture/..%2f..%2fetc%2fpasswd", "picture/nobody", "nothing"],
+     "clusters?offset=x", "drops?offset=%00", "image/..%2f..%2fetc%2fpasswd", "image/nobody", "nothing"],
 )  # fmt: skip
 def test_strange_requests_are_refused_quietly(site: str, path: str) -> None:
     answer = requests.get(f"{site}/api/{path}", timeout=10)

@@ -15,7 +15,7 @@ from animesion_training.cli.card import card
 from tests.conftest import draw_folders
 
 HEADINGS = (
-    "Why it was made", "How it was built", "Sources and their terms", "Where every picture went", "Long tail",
+    "Why it was made", "How it was built", "Sources and their terms", "Where every image went", "Long tail",
     "Splits", "Leak check", "Label noise", "Loading", "Known limits", "Biases", "Privacy, consent and removal",
     "Licence and contact", "Changes", "Checksums", "Citation", "Recipe",
 )  # fmt: skip
@@ -62,13 +62,13 @@ def test_every_question_has_an_answer_and_unknowns_say_so(small_dataset: Path) -
 def test_what_the_recipe_states_is_told(tmp_path: Path) -> None:
     folder = built(
         tmp_path / "set", 'card.licence="My Own Licence 2"', 'card.purpose="to test <b>cards</b>"',
-        'card.privacy="drawn pictures"', 'card.takedown="takedown@example.org"',
+        'card.privacy="drawn images"', 'card.takedown="takedown@example.org"',
     )  # fmt: skip
     text = told(folder)
     assert "license: other\nlicense_name: my-own-licence-2\n" in text
     assert "to test &lt;b&gt;cards&lt;/b&gt;" in text
-    assert "drawn pictures" in text
-    assert "To have a picture removed: takedown@example.org." in text
+    assert "drawn images" in text
+    assert "To have an image removed: takedown@example.org." in text
     document = json.loads((folder / "croissant.json").read_text(encoding="utf-8"))
     assert document["rai:dataUseCases"] == "to test <b>cards</b>"
 
@@ -78,7 +78,7 @@ def test_counts_are_those_of_the_tables(small_dataset: Path) -> None:
     rows = animesion.open_dataset(small_dataset).curated.to_pylist()
     kept = [row for row in rows if row["kept"]]
     (source,) = facts["provenance"]
-    assert (source["source"], source["pictures"]) == ("folder", len(kept))
+    assert (source["source"], source["images"]) == ("folder", len(kept))
     assert source["without_licence"] == sum(not row["licence"] for row in kept)
     assert set(facts["leak_check"].values()) == {0}
 

@@ -1,4 +1,4 @@
-"""A picture that kills its worker: found, dropped, named; in inspect through a third party's detector, in pack too."""
+"""An image that kills its worker: found, dropped, named; in inspect through a third party's detector, in pack too."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from .test_bad_input import class_folders, put, recipe, rows, saved
 
 PLUGIN = '''
 import os, signal
-from animesion.detectors import WholePicture
+from animesion.detectors import WholeImage
 
-class Fragile(WholePicture):
-    """Dies of pictures whose first pixel is pure green, as a native decoder with a bug would."""
+class Fragile(WholeImage):
+    """Dies of images whose first pixel is pure green, as a native decoder with a bug would."""
 
     summary = "a detector with a bug"
 
-    def __call__(self, pictures, given):
-        if any(picture.getpixel((0, 0)) == (0, 255, 0) for picture in pictures):
+    def __call__(self, images, given):
+        if any(image.getpixel((0, 0)) == (0, 255, 0) for image in images):
             os.kill(os.getpid(), signal.SIGSEGV)
-        return super().__call__(pictures, given)
+        return super().__call__(images, given)
 '''
 
 
@@ -41,7 +41,7 @@ def fragile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("fragile")
-def test_poison_pictures_are_found_and_dropped(tmp_path: Path) -> None:
+def test_poison_images_are_found_and_dropped(tmp_path: Path) -> None:
     from PIL import Image
 
     root = class_folders(tmp_path / "set", 40)
@@ -59,9 +59,7 @@ def test_poison_pictures_are_found_and_dropped(tmp_path: Path) -> None:
     assert result.kept == 80
 
 
-def test_a_picture_that_kills_the_worker_in_pack_is_dropped_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_image_that_kills_the_worker_in_pack_is_dropped_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # packing opens the encoder: a native crash there is planted through Pillow's own start-up hook
     root = class_folders(tmp_path / "set", 20)
     site = tmp_path / "site"

@@ -27,7 +27,7 @@ EXPECTED = {
     "451": ("not found", REFUSED, "HTTP 451 Unavailable For Legal Reasons"),
     "wrong md5": ("checksum mismatch", REFUSED, "the MD5 is "),
     "wrong type": ("not an image", REFUSED, "a JSON document"),
-    "challenge": ("refused", REFUSED, "an HTML challenge page instead of a picture"),
+    "challenge": ("refused", REFUSED, "an HTML challenge page instead of an image"),
     "empty": ("empty file", REFUSED, "the body has 0 bytes"),
     "endless": ("too many bytes", REFUSED, "more than 200000 bytes"),
     "redirect loop": ("fetch failed", REFUSED, "redirected more than 5 times"),
@@ -60,7 +60,7 @@ def test_a_fault_that_lasts_ends_in_a_row_with_its_reason(server: LocalServer, t
     md5 = "" if fault in {"wrong type", "challenge"} else request.md5
     url = f"{request.url}?fault={fault.replace(' ', '%20')}&times=99"
     start = time.monotonic()
-    [entry] = crawl(server, tmp_path, [Download("post-0", url, md5, picture=True)]).values()
+    [entry] = crawl(server, tmp_path, [Download("post-0", url, md5, image=True)]).values()
     error, state, detail = EXPECTED[fault]
     assert (entry.error, entry.state) == (error, state)
     assert entry.detail.startswith(detail)
@@ -72,10 +72,10 @@ def test_a_fault_that_lasts_ends_in_a_row_with_its_reason(server: LocalServer, t
 
 
 @pytest.mark.parametrize("fault", sorted(set(PASSING) - {"drip"}))
-def test_a_fault_that_passes_costs_an_attempt_and_no_picture(server: LocalServer, tmp_path: Path, fault: str) -> None:
+def test_a_fault_that_passes_costs_an_attempt_and_no_image(server: LocalServer, tmp_path: Path, fault: str) -> None:
     [request] = wanted(1)
     url = f"{request.url}?fault={fault.replace(' ', '%20')}"
-    [entry] = crawl(server, tmp_path, [Download("post-0", url, request.md5, picture=True)]).values()
+    [entry] = crawl(server, tmp_path, [Download("post-0", url, request.md5, image=True)]).values()
     # A body that is whole although its header lies needs no second attempt: the checksum says so.
     assert (entry.state, entry.attempts) == (DONE, 1 if fault == "wrong length" else 2)
 
@@ -120,7 +120,7 @@ def test_a_crawl_with_every_fault_at_random_ends_and_a_rerun_gets_the_rest(tmp_p
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_five_thousand_pictures_with_every_fault(
+def test_five_thousand_images_with_every_fault(
     tmp_path: Path, scheme: str, certificate: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     start = time.monotonic()

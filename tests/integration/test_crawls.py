@@ -215,7 +215,7 @@ def test_refusals_are_asked_for_again_only_when_told_to(server: LocalServer, tmp
     [entry] = crawl(server, tmp_path, gone, retry_refused=True).values()
     assert server.journal.paths["/data/0.jpg"] == 2
     assert (first.attempts, entry.attempts) == (1, 2)
-    # Another address for the same picture is another request.
+    # Another address for the same image is another request.
     [entry] = crawl(server, tmp_path, [Download("post-0", request.url, request.md5)]).values()
     assert entry.state == DONE
 

@@ -111,8 +111,8 @@ def test_a_complete_download_of_each_balanced_set_is_accepted_and_a_cut_one_is_n
     groups = {item.key: due.groups[int(item.key.rpartition("-")[2]) % 5] for item in items} if due.groups else {}
     assert differences(items, due, groups) == []
     said = "; ".join(differences(items[1:], due, groups))
-    assert f"{due.splits['train'][0] - 1:,} of {due.splits['train'][0]:,} train pictures" in said
-    assert f"1 class(es) without {due.per_class['train']} train pictures each, the first 1 with" in said
+    assert f"{due.splits['train'][0] - 1:,} of {due.splits['train'][0]:,} train images" in said
+    assert f"1 class(es) without {due.per_class['train']} train images each, the first 1 with" in said
 
 
 # -- flat sets -------------------------------------------------------------------------------------------------------
@@ -141,11 +141,11 @@ def test_a_folder_its_parent_and_a_zip_of_it_list_the_same(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["2_1_train.png", "4_3_test.png"])
-def test_a_missing_picture_is_told_with_what_was_found_and_published(tmp_path: Path, name: str) -> None:
+def test_a_missing_image_is_told_with_what_was_found_and_published(tmp_path: Path, name: str) -> None:
     put(tmp_path, flat(4))
     (tmp_path / name).unlink()
     split = "train" if "train" in name else "test"
-    with pytest.raises(UsageError, match=f"Cotton80 is not as published: 11 of 12 {split} pictures") as caught:
+    with pytest.raises(UsageError, match=f"Cotton80 is not as published: 11 of 12 {split} images") as caught:
         listed(cotton(tmp_path))
     assert "source.incomplete=accept" in str(caught.value)
     source = cotton(tmp_path, incomplete="accept")
@@ -201,7 +201,7 @@ def test_soy_ageing_has_five_stages_and_none_called_r2(tmp_path: Path) -> None:
 
 def test_a_stage_that_is_missing_is_named(tmp_path: Path) -> None:
     put(tmp_path, stages(2, due=("R1", "R3", "R5", "R6")))
-    with pytest.raises(UsageError, match=r"40 of 50 train pictures; R4: 0 of 10 train"):
+    with pytest.raises(UsageError, match=r"40 of 50 train images; R4: 0 of 10 train"):
         listed(ageing(tmp_path))
 
 
@@ -213,7 +213,7 @@ def test_a_stage_that_is_missing_is_named(tmp_path: Path) -> None:
         ("a.png 1\na.png 2\n", "'a.png' is listed twice"),
         ("a.png\n", "line 1: 1 column where `filename class` was due"),
         (b"\xff\xfe 1\n", "line 1: not UTF-8"),
-        ("gone.png 1\na.png 1\n", r"1 of 2 train pictures.*1 listed file\(s\) are not there"),
+        ("gone.png 1\na.png 1\n", r"1 of 2 train images.*1 listed file\(s\) are not there"),
         ("../../etc/passwd 1\na.png 1\n", r"1 listed file\(s\) are not there"),
     ],
 )
@@ -343,7 +343,7 @@ def test_both_published_totals_of_moeimouto_are_complete() -> None:
     assert "172 of 173 classes" in differences([Item("0", "", "", "", 0, class_order=i) for i in range(172)], due)[0]
 
 
-def test_pictures_that_are_not_rgb_may_be_passed_over(tmp_path: Path) -> None:
+def test_images_that_are_not_rgb_may_be_passed_over(tmp_path: Path) -> None:
     put(tmp_path, faces(dict.fromkeys(FOLDERS, 3)))
     put(
         tmp_path,
@@ -352,7 +352,7 @@ def test_pictures_that_are_not_rgb_may_be_passed_over(tmp_path: Path) -> None:
     assert len(listed(moe(tmp_path))) == 15
     source = moe(tmp_path, images=13, rgb_only=True)
     assert len(listed(source)) == 13
-    assert "2 picture(s) that are not RGB passed over" in source.notes
+    assert "2 image(s) that are not RGB passed over" in source.notes
 
 
 @pytest.mark.parametrize(
@@ -360,7 +360,7 @@ def test_pictures_that_are_not_rgb_may_be_passed_over(tmp_path: Path) -> None:
     [
         ({"miku/1.png": PNG}, r"expected thumb/<NNN>_<character>/face_<A>_<B>_<C>.png; found miku/1.png"),
         (faces({"000_a": 3, "004_a": 12}), "folders 000_a and 004_a are both called 'a'"),
-        (faces({"000_a": 3}), "1 of 5 classes; 3 of 15 pictures"),
+        (faces({"000_a": 3}), "1 of 5 classes; 3 of 15 images"),
     ],
 )
 def test_what_is_wrong_with_a_moeimouto_folder_is_told(
@@ -380,7 +380,7 @@ def test_label_files_give_moeimouto_splits_and_ids(tmp_path: Path) -> None:
     items = listed(source)
     assert Counter(item.split for item in items) == {"train": 10, "test": 4, "": 1}
     assert {item.labels[0]: item.class_order for item in items} == {name[4:]: i for name, i in ids.items()}
-    assert "1 picture(s) are in no label file and have no split" in source.notes
+    assert "1 image(s) are in no label file and have no split" in source.notes
 
 
 def test_label_files_that_were_not_written_together_are_refused(tmp_path: Path) -> None:
@@ -408,10 +408,10 @@ def test_any_other_names_in_an_archive_are_passed_over(tmp_path: Path, names: li
             archive.writestr(name, content)
         for name in {name for name in names if name.isprintable() and name not in flat(2)}:
             archive.writestr(name, b"x")
-    # a hostile name may be a thirteenth picture only if it is spelt like one
+    # a hostile name may be a thirteenth image only if it is spelt like one
     source = cotton(path, classes=2, incomplete="accept")
-    pictures = {payload.content for payload in source.read([item for item in listed(source) if not item.failure])}
-    assert pictures == {PNG}
+    images = {payload.content for payload in source.read([item for item in listed(source) if not item.failure])}
+    assert images == {PNG}
     assert len(source.notes) <= 2
 
 
@@ -420,7 +420,7 @@ def test_members_that_lead_out_of_an_archive_have_no_bytes(tmp_path: Path) -> No
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in flat(4).items():
             archive.writestr(f"../{name}" if name == "1_1_train.png" else name, content)
-    with pytest.raises(UsageError, match="11 of 12 train pictures"):
+    with pytest.raises(UsageError, match="11 of 12 train images"):
         listed(cotton(path))
     items = listed(cotton(path, incomplete="accept"))
     assert [item.failure for item in items if item.failure] == ["unsafe path"]

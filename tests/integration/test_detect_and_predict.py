@@ -123,7 +123,7 @@ def network(
 
 
 def drawn(width: int, height: int, box: tuple[float, float, float, float]) -> tuple[Image.Image, Box]:
-    """A dark picture with a bright rectangle, and where that is."""
+    """A dark image with a bright rectangle, and where that is."""
     left, top, right, bottom = (
         round(share * side) for share, side in zip(box, (width, height, width, height), strict=True)
     )
@@ -132,16 +132,16 @@ def drawn(width: int, height: int, box: tuple[float, float, float, float]) -> tu
     return Image.fromarray(pixels), Box(left / width, top / height, right / width, bottom / height, 1.0)
 
 
-def found(path: Path, *pictures: Image.Image, **options: Any) -> list[list[Box]]:
+def found(path: Path, *images: Image.Image, **options: Any) -> list[list[Box]]:
     made = OnnxDetector(OnnxDetector.Options(file=str(path), **options))
-    return made(pictures, [None] * len(pictures))
+    return made(images, [None] * len(images))
 
 
-def close(box: Box, truth: Box, picture: Image.Image, side: int) -> bool:
+def close(box: Box, truth: Box, image: Image.Image, side: int) -> bool:
     """Whether the edges differ by less than 1.5 px of the network's input."""
-    pixel = max(picture.size) / side
+    pixel = max(image.size) / side
     allowed = 1.5 * max(pixel, 1.0)
-    sizes = (*picture.size, *picture.size)
+    sizes = (*image.size, *image.size)
     return all(abs(a - b) * size < allowed for a, b, size in zip(box[:4], truth[:4], sizes, strict=True))
 
 
@@ -163,14 +163,14 @@ def run(*arguments: str | Path) -> Result:
 
 @pytest.mark.parametrize("size", SHAPES, ids="{0[0]}x{0[1]}".format)
 @pytest.mark.parametrize("layout", ["yolov8", "yolov5", "flat", "end2end"])
-def test_boxes_are_those_of_the_picture_in_every_layout_and_shape(
+def test_boxes_are_those_of_the_image_in_every_layout_and_shape(
     tmp_path: Path, layout: str, size: tuple[int, int]
 ) -> None:
-    picture, truth = drawn(*size, (0.25, 0.2, 0.75, 0.6))
-    [boxes] = found(network(tmp_path / "n.onnx", layout), picture)
+    image, truth = drawn(*size, (0.25, 0.2, 0.75, 0.6))
+    [boxes] = found(network(tmp_path / "n.onnx", layout), image)
     # suppressed already, the file's second row counts as another box
     assert len(boxes) == (1 if layout.startswith("yolo") else 2)
-    assert close(boxes[0], truth, picture, 256)
+    assert close(boxes[0], truth, image, 256)
     assert boxes[0].score == pytest.approx(0.45 if layout == "yolov5" else 0.9, abs=1e-3)
 
 
@@ -179,17 +179,17 @@ def test_boxes_are_those_of_the_picture_in_every_layout_and_shape(
 def test_inputs_of_any_sides_and_open_ones(
     tmp_path: Path, sides: tuple[int | str, int | str], size: tuple[int, int]
 ) -> None:
-    picture, truth = drawn(*size, (0.1, 0.3, 0.5, 0.9))
+    image, truth = drawn(*size, (0.1, 0.3, 0.5, 0.9))
     path = network(tmp_path / "n.onnx", sides=sides)
-    [[box]] = found(path, picture, size=320)
+    [[box]] = found(path, image, size=320)
     height, width = (side if isinstance(side, int) else 320 for side in sides)
-    assert close(box, truth, picture, max(1, round(max(size) * min(width / size[0], height / size[1]))))
+    assert close(box, truth, image, max(1, round(max(size) * min(width / size[0], height / size[1]))))
 
 
 def test_half_floats_are_taken_and_given(tmp_path: Path) -> None:
-    picture, truth = drawn(300, 200, (0.2, 0.2, 0.6, 0.7))
-    [[box]] = found(network(tmp_path / "n.onnx", half=True), picture)
-    assert close(box, truth, picture, 256)
+    image, truth = drawn(300, 200, (0.2, 0.2, 0.6, 0.7))
+    [[box]] = found(network(tmp_path / "n.onnx", half=True), image)
+    assert close(box, truth, image, 256)
 
 
 def test_an_open_input_is_padded_to_the_stride_of_the_file(tmp_path: Path) -> None:
@@ -216,10 +216,10 @@ def test_an_open_input_is_padded_to_the_stride_of_the_file(tmp_path: Path) -> No
 
 def test_options_choose_classes_scores_and_overlap(tmp_path: Path) -> None:
     path = network(tmp_path / "n.onnx", scores=((0.9, 0.1), (0.1, 0.6), (0.3, 0.0)), shifts=(0, 6, 200))
-    picture, _ = drawn(256, 256, (0.25, 0.25, 0.5, 0.5))
+    image, _ = drawn(256, 256, (0.25, 0.25, 0.5, 0.5))
 
     def scores(**options: Any) -> list[float]:
-        [boxes] = found(path, picture, **options)
+        [boxes] = found(path, image, **options)
         return [round(box.score, 3) for box in boxes]
 
     assert scores() == [0.9]  # the second overlaps the first, the third lies outside
@@ -233,22 +233,22 @@ def test_options_choose_classes_scores_and_overlap(tmp_path: Path) -> None:
 
 
 def test_masks_after_the_classes_are_no_classes(tmp_path: Path) -> None:
-    picture, truth = drawn(256, 256, (0.25, 0.25, 0.5, 0.5))
+    image, truth = drawn(256, 256, (0.25, 0.25, 0.5, 0.5))
     masks = ((0.3, 0.9, -7.0, 40.0), (0.2, 0.9, 3.0, 5.0), (0.0, 0.0, 0.0, 9.0))
     for layout in ("yolov5", "yolov8"):
         path = network(tmp_path / f"{layout}.onnx", layout, scores=masks, names=("face",))
-        [[box]] = found(path, picture, score=0.1)
+        [[box]] = found(path, image, score=0.1)
         assert box.score == pytest.approx(0.15 if layout == "yolov5" else 0.3)
-        assert close(box, truth, picture, 256)
+        assert close(box, truth, image, 256)
 
 
 def test_one_class_of_yolov5_is_told_from_suppressed_boxes(tmp_path: Path) -> None:
     """Both have six columns; only the number of rows differs."""
-    picture, truth = drawn(256, 256, (0.25, 0.25, 0.5, 0.5))
+    image, truth = drawn(256, 256, (0.25, 0.25, 0.5, 0.5))
     one = ((0.9,), (0.7,), (0.2,))
-    [[box]] = found(network(tmp_path / "five.onnx", "yolov5", names=(), scores=one), picture)
-    assert close(box, truth, picture, 256)
-    [boxes] = found(network(tmp_path / "done.onnx", "end2end", names=(), scores=one), picture)
+    [[box]] = found(network(tmp_path / "five.onnx", "yolov5", names=(), scores=one), image)
+    assert close(box, truth, image, 256)
+    [boxes] = found(network(tmp_path / "done.onnx", "end2end", names=(), scores=one), image)
     assert [round(box.score, 2) for box in boxes] == [0.9, 0.7]
 
 
@@ -262,16 +262,16 @@ def test_one_class_of_yolov5_is_told_from_suppressed_boxes(tmp_path: Path) -> No
         ({}, {"layout": "boxes"}, r"shape \(1, 6, 1344\); known are"),
         ({"names": ("a", "b", "c")}, {}, r"shape \(1, 6, 1344\); known are"),
         ({"scores": ((5.0, 7.0),), "shifts": (0,)}, {}, "gives scores from 0 to 7 instead of 0 to 1"),
-        ({"sides": (9999, 9999)}, {}, "takes pictures of 9999x9999 px, which is too much"),
+        ({"sides": (9999, 9999)}, {}, "takes images of 9999x9999 px, which is too much"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(
     tmp_path: Path, changes: dict[str, Any], options: dict[str, Any], message: str
 ) -> None:
     path = network(tmp_path / "n.onnx", **changes)
-    picture, _ = drawn(100, 80, (0.2, 0.2, 0.6, 0.6))
+    image, _ = drawn(100, 80, (0.2, 0.2, 0.6, 0.6))
     with pytest.raises(UsageError, match=message):
-        OnnxDetector(OnnxDetector.Options(**{"file": str(path), **options}))([picture], [None])
+        OnnxDetector(OnnxDetector.Options(**{"file": str(path), **options}))([image], [None])
 
 
 @pytest.mark.parametrize("content", [b"", b"no network", b"\x08\x09\x12\xff\xff\xff\xff\x0f"])
@@ -281,8 +281,8 @@ def test_what_is_no_network_is_one_sentence(tmp_path: Path, content: bytes) -> N
         found(tmp_path / "n.onnx")
 
 
-def test_a_network_that_fails_on_a_picture_is_one_sentence(tmp_path: Path) -> None:
-    """It asks for rows of seven numbers, and the picture has no multiple of seven."""
+def test_a_network_that_fails_on_an_image_is_one_sentence(tmp_path: Path) -> None:
+    """It asks for rows of seven numbers, and the image has no multiple of seven."""
     from onnx import TensorProto, helper, numpy_helper
 
     shape = numpy_helper.from_array(np.array([1, -1, 7], np.int64), "shape")
@@ -292,7 +292,7 @@ def test_a_network_that_fails_on_a_picture_is_one_sentence(tmp_path: Path) -> No
         [shape],
         helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, "h", "w"]),
     )
-    with pytest.raises(AnimesionError, match=r"n\.onnx fails on a picture: .*Reshape"):
+    with pytest.raises(AnimesionError, match=r"n\.onnx fails on an image: .*Reshape"):
         found(tmp_path / "n.onnx", Image.new("RGB", (64, 64)))
 
 
@@ -307,9 +307,9 @@ def test_cuda_without_a_gpu_is_one_sentence(tmp_path: Path) -> None:
 
 def test_boxes_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
     wild = (float("nan"), float("inf"), 0.0, -1e38, 3e38)
-    picture, _ = drawn(256, 256, (0.25, 0.25, 0.5, 0.5))
+    image, _ = drawn(256, 256, (0.25, 0.25, 0.5, 0.5))
     path = network(tmp_path / "n.onnx", scores=((0.9, 0.1),) * 5, shifts=wild)
-    [boxes] = found(path, picture)
+    [boxes] = found(path, image)
     assert len(boxes) == 1
 
 
@@ -345,9 +345,9 @@ def test_a_network_is_installed_listed_and_used_without_options(tmp_path: Path) 
     done = run("detectors", "install", "onnx", "--from", network(tmp_path / "n.onnx"))
     assert done.exit_code == 0, done.exception
     assert "onnx ready" in " ".join(run("detectors").output.split())
-    picture, truth = drawn(300, 200, (0.2, 0.2, 0.6, 0.7))
-    [[box]] = detectors.load("onnx")([picture], [None])
-    assert close(box, truth, picture, 256)
+    image, truth = drawn(300, 200, (0.2, 0.2, 0.6, 0.7))
+    [[box]] = detectors.load("onnx")([image], [None])
+    assert close(box, truth, image, 256)
     with pytest.raises(UsageError, match="options of the detector 'onnx': unknown key 'scor'; did you mean 'score'"):
         detectors.load("onnx", {"scor": 0.3})
 
@@ -357,8 +357,8 @@ def test_builds_cut_what_the_network_boxes_and_notice_another_network(tmp_path: 
     path = network(tmp_path / "n.onnx")
     for label, places in {"a": (0.1, 0.2, 0.3), "b": (0.4, 0.5, 0.25)}.items():
         for i, place in enumerate(places):
-            picture, _ = drawn(200 + 8 * i, 160, (place, place, place + 0.4, place + 0.35))
-            put(tmp_path / "set", f"{label}/{i}.png", codec.encode(picture, "png", 100))
+            image, _ = drawn(200 + 8 * i, 160, (place, place, place + 0.4, place + 0.35))
+            put(tmp_path / "set", f"{label}/{i}.png", codec.encode(image, "png", 100))
     put(tmp_path / "set", "a/dark.png", codec.encode(Image.new("RGB", (90, 90)), "png", 100))
     overrides = ["duplicates.near=false", "crop.detector=onnx", "crop.min_score=0.5", "crop.margin=0.1"]
     overrides += [f"source.path={tmp_path / 'set'}", f"crop.detector_options.file={path}"]
@@ -375,12 +375,12 @@ def test_builds_cut_what_the_network_boxes_and_notice_another_network(tmp_path: 
 
 
 @pytest.mark.usefixtures("announced")
-def test_predict_names_faces_and_with_or_whole_the_picture(tmp_path: Path) -> None:
+def test_predict_names_faces_and_with_or_whole_the_image(tmp_path: Path) -> None:
     path = network(tmp_path / "n.onnx")
     torch.manual_seed(0)
     save_model(create_model("resnet18", 3, 64), tmp_path / "w.safetensors", ("ann", "bea", "cia"))
-    picture, truth = drawn(320, 200, (0.25, 0.25, 0.6, 0.75))
-    picture.save(tmp_path / "a.png")
+    image, truth = drawn(320, 200, (0.25, 0.25, 0.6, 0.75))
+    image.save(tmp_path / "a.png")
     Image.new("RGB", (90, 70)).save(tmp_path / "b.png")
     command = ["predict", "--checkpoint", tmp_path / "w.safetensors", "--device", "cpu"]
     command += [tmp_path / "a.png", tmp_path / "b.png"]

@@ -1,4 +1,4 @@
-"""Distillation end to end on drawn pictures: a teacher is trained, ranked, looked at, and teaches students."""
+"""Distillation end to end on drawn images: a teacher is trained, ranked, looked at, and teaches students."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ FAST = (
 
 @pytest.fixture(scope="module")
 def coloured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A built dataset of three classes: a small disc of one colour somewhere on noise, 24 pictures a class."""
+    """A built dataset of three classes: a small disc of one colour somewhere on noise, 24 images a class."""
     root = tmp_path_factory.mktemp("discs")
-    lot = np.random.default_rng(3)
+    rng = np.random.default_rng(3)
     rows, columns = np.mgrid[:48, :48]
     for name, colour in {"blue": (30, 40, 220), "green": (30, 200, 40), "red": (220, 40, 30)}.items():
         (root / "set" / name).mkdir(parents=True)
         for i in range(24):
-            y, x = lot.integers(12, 36, 2)
-            pixels = lot.normal(128, 40, (48, 48, 3))
+            y, x = rng.integers(12, 36, 2)
+            pixels = rng.normal(128, 40, (48, 48, 3))
             pixels[(rows - y) ** 2 + (columns - x) ** 2 < 80] = colour
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / "set" / name / f"{i}.png")
     settings = [f"source.path={root / 'set'}", "split.train=50", "split.val=25", "split.test=25"]
@@ -153,7 +153,7 @@ def test_plain_distillation_and_labels_alone_are_the_same_recipe(coloured: Path,
     taught, alone = lines(tmp_path / "kd")[0], lines(tmp_path / "ce")[0]
     assert "loss_distillation" in taught
     assert "loss_distillation" not in alone
-    # the teacher is shown larger pictures, so the crops are cut at another resolution, but of the same place
+    # the teacher is shown larger images, so the crops are cut at another resolution, but of the same place
     assert taught["loss_label"] == pytest.approx(alone["loss"], abs=0.05)
 
 
@@ -200,15 +200,15 @@ def test_teachers_are_ranked_and_looked_at(coloured: Path, teacher: Path, tmp_pa
     assert defined == sorted(defined)
     by_path = {row["checkpoint"]: row for row in rows}
     assert by_path[str(teacher)]["top_1"] > by_path[str(other)]["top_1"]
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    images = tmp_path / "images"
+    images.mkdir()
     for i in range(3):
-        Image.new("RGB", (60, 40), (30 * i, 90, 200)).save(pictures / f"{i}.png")
-    drawn = command("explain", "--checkpoint", str(teacher), str(pictures), "--out", str(tmp_path / "maps.png"))
+        Image.new("RGB", (60, 40), (30 * i, 90, 200)).save(images / f"{i}.png")
+    drawn = command("explain", "--checkpoint", str(teacher), str(images), "--out", str(tmp_path / "maps.png"))
     assert drawn.returncode == 0, drawn.stderr
     with Image.open(tmp_path / "maps.png") as image:
         assert image.height > 3 * 128
-    plain = command("explain", "--checkpoint", str(other), str(pictures), "--out", str(tmp_path / "no.png"))
+    plain = command("explain", "--checkpoint", str(other), str(images), "--out", str(tmp_path / "no.png"))
     assert plain.returncode == 2
     assert "there is nothing to show" in plain.stderr
 

@@ -22,9 +22,9 @@ TINY = (f'duplicates.embedding.model="{MODEL}"', 'duplicates.embedding.weights="
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight pictures, and of the first three a copy cut on two sides, that no pHash takes for the same."""
-    root = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight images, and of the first three a copy cut on two sides, that no pHash takes for the same."""
+    root = tmp_path_factory.mktemp("images")
     (root / "miku").mkdir()
     for i in range(8):
         image = draw(3 * i, 96)
@@ -34,13 +34,13 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def build(pictures: Path, out: Path, *overrides: str) -> dict[str, dict[str, str]]:
-    animesion.build(animesion.load_recipe("folder", [f'source.path="{pictures}"', *overrides]), out, workers=1)
+def build(images: Path, out: Path, *overrides: str) -> dict[str, dict[str, str]]:
+    animesion.build(animesion.load_recipe("folder", [f'source.path="{images}"', *overrides]), out, workers=1)
     return {Path(row["source_id"]).stem: row for row in pq.read_table(out / "curated.parquet").to_pylist()}
 
 
 def least_cosine(out: Path, rows: dict[str, dict[str, str]]) -> tuple[float, float]:
-    """Of a picture and its cut copy the least cosine, and of two others the largest."""
+    """Of an image and its cut copy the least cosine, and of two others the largest."""
     table = pq.read_table(out / "features" / "embeddings-part-00000.parquet")
     vectors = dict(zip(table["key"].to_pylist(), np.array(table["embedding"].to_pylist()), strict=True))
     of = {name: vectors[row["key"]] for name, row in rows.items()}
@@ -50,17 +50,17 @@ def least_cosine(out: Path, rows: dict[str, dict[str, str]]) -> tuple[float, flo
     return min(float(of[a] @ of[b]) for a, b in copies), max(others)
 
 
-def test_cut_copies_are_found_by_a_model_and_only_by_it(pictures: Path, tmp_path: Path) -> None:
-    plain = build(pictures, tmp_path / "plain")
+def test_cut_copies_are_found_by_a_model_and_only_by_it(images: Path, tmp_path: Path) -> None:
+    plain = build(images, tmp_path / "plain")
     assert all(row["kept"] for row in plain.values())
     assert not list((tmp_path / "plain" / "features").glob("embeddings-*"))
     out = tmp_path / "out"
-    rows = build(pictures, out, *TINY, "duplicates.embedding.threshold=1.0")
+    rows = build(images, out, *TINY, "duplicates.embedding.threshold=1.0")
     assert all(row["kept"] for row in rows.values())
     copies, others = least_cosine(out, rows)
     assert copies > others  # random weights tell these drawings apart
     before = (out / ".receipts" / "embed" / "part-00000.json").read_bytes()
-    overrides = [f'source.path="{pictures}"', *TINY, f"duplicates.embedding.threshold={(copies + others) / 2}"]
+    overrides = [f'source.path="{images}"', *TINY, f"duplicates.embedding.threshold={(copies + others) / 2}"]
     animesion.build(animesion.load_recipe("folder", overrides), out, workers=1, replace=True)
     found = {Path(row["source_id"]).stem: row for row in pq.read_table(out / "curated.parquet").to_pylist()}
     for i in range(3):
@@ -69,22 +69,22 @@ def test_cut_copies_are_found_by_a_model_and_only_by_it(pictures: Path, tmp_path
     assert (out / ".receipts" / "embed" / "part-00000.json").read_bytes() == before  # not embedded again
 
 
-def test_the_same_pictures_give_the_same_embeddings(pictures: Path, tmp_path: Path) -> None:
+def test_the_same_images_give_the_same_embeddings(images: Path, tmp_path: Path) -> None:
     files = []
     for name in ("one", "two"):
-        build(pictures, tmp_path / name, *TINY)
+        build(images, tmp_path / name, *TINY)
         files.append((tmp_path / name / "features" / "embeddings-part-00000.parquet").read_bytes())
     assert files[0] == files[1]
 
 
-def test_weights_of_a_file_are_used(pictures: Path, tmp_path: Path) -> None:
+def test_weights_of_a_file_are_used(images: Path, tmp_path: Path) -> None:
     import timm
 
     torch.manual_seed(5)
     torch.save(timm.create_model(MODEL, num_classes=0).state_dict(), tmp_path / "weights.pth")
     chosen = f'duplicates.embedding.weights="{tmp_path / "weights.pth"}"'
-    build(pictures, tmp_path / "out", TINY[0], chosen)
-    build(pictures, tmp_path / "random", *TINY)
+    build(images, tmp_path / "out", TINY[0], chosen)
+    build(images, tmp_path / "random", *TINY)
     name = "features/embeddings-part-00000.parquet"
     assert (tmp_path / "out" / name).read_bytes() != (tmp_path / "random" / name).read_bytes()
 
@@ -98,11 +98,11 @@ def test_weights_of_a_file_are_used(pictures: Path, tmp_path: Path) -> None:
         ('duplicates.embedding.weights="{here}/odd.safetensors"', "cannot be loaded into the model"),
     ],
 )
-def test_a_model_that_cannot_be_had_is_one_sentence(override: str, said: str, pictures: Path, tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_had_is_one_sentence(override: str, said: str, images: Path, tmp_path: Path) -> None:
     for name in ("odd.pth", "odd.safetensors"):
         (tmp_path / name).write_bytes(b"\x80\x04nothing")
     with pytest.raises(UsageError, match=said):
-        build(pictures, tmp_path / "out", *TINY, override.format(here=tmp_path))
+        build(images, tmp_path / "out", *TINY, override.format(here=tmp_path))
 
 
 @pytest.mark.parametrize("installed", [True, False])
@@ -111,9 +111,9 @@ def test_pairs_by_cosine_are_those_of_all_with_all(installed: bool, monkeypatch:
         pytest.importorskip("faiss", reason="faiss-cpu is not installed")
     else:
         monkeypatch.setitem(sys.modules, "faiss", None)
-    lot = np.random.default_rng(2)
-    vectors = lot.normal(size=(300, 16)).astype(np.float32)
-    vectors[200:] = vectors[:100] + 0.2 * lot.normal(size=(100, 16)).astype(np.float32)
+    rng = np.random.default_rng(2)
+    vectors = rng.normal(size=(300, 16)).astype(np.float32)
+    vectors[200:] = vectors[:100] + 0.2 * rng.normal(size=(100, 16)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     vectors[7] = vectors[9] = 0  # no embedding
     exact = vectors.astype(np.float64) @ vectors.astype(np.float64).T

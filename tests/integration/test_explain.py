@@ -35,18 +35,18 @@ def test_each_kind_of_network_has_its_panels(options: dict[str, Any], titles: li
     torch.manual_seed(0)
     model = create_model("vit_tiny_patch16", 3, 96, **options, **SMALL)
     save_model(model, tmp_path / "w.safetensors", ("a", "b", "c"))
-    lot = np.random.default_rng(0)
-    pictures = [tmp_path / f"{i}.png" for i in range(2)]
-    for path in pictures:
-        coarse = lot.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    rng = np.random.default_rng(0)
+    images = [tmp_path / f"{i}.png" for i in range(2)]
+    for path in images:
+        coarse = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
         Image.fromarray(coarse).resize((100, 80), Image.Resampling.BICUBIC).save(path)
     with distributed_context("cpu") as place:
-        rows = list(explain.explain(tmp_path / "w.safetensors", pictures, place))
-    assert [row.path for row in rows] == pictures
+        rows = list(explain.explain(tmp_path / "w.safetensors", images, place))
+    assert [row.path for row in rows] == images
     for row in rows:
-        assert [panel.title for panel in row.panels] == ["picture", *titles]
+        assert [panel.title for panel in row.panels] == ["image", *titles]
         assert all(panel.pixels.shape == (96, 96, 3) for panel in row.panels)
-        changed = [panel for panel in row.panels[1:] if panel.title != "crop"]  # which may be of the whole picture
+        changed = [panel for panel in row.panels[1:] if panel.title != "crop"]  # which may be of the whole image
         assert all(not np.array_equal(row.panels[0].pixels, panel.pixels) for panel in changed)
     assert explain.sheet(rows, 64).size == (6 + (len(titles) + 1) * 70, 20 + 2 * 84)
 

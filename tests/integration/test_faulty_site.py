@@ -1,4 +1,4 @@
-"""The whole road from a site that misbehaves: every picture is accounted for, and asked for only when it may come."""
+"""The whole road from a site that misbehaves: every image is accounted for, and asked for only when it may come."""
 
 from __future__ import annotations
 

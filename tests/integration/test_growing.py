@@ -1,4 +1,4 @@
-"""A dataset that grows: pictures that were published stay in their splits."""
+"""A dataset that grows: images that were published stay in their splits."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from animesion.errors import UsageError
 from tests.conftest import draw
 
 
-def recipe(pictures: Path, *overrides: str) -> Recipe:
-    return animesion.load_recipe("folder", [f'source.path="{pictures}"', "split.train=60", "split.val=20",
+def recipe(images: Path, *overrides: str) -> Recipe:
+    return animesion.load_recipe("folder", [f'source.path="{images}"', "split.train=60", "split.val=20",
                                             "split.test=20", *overrides])  # fmt: skip
 
 
@@ -22,31 +22,31 @@ def splits_in(out: Path) -> dict[str, str]:
     return {row["key"]: row["split"] for row in pq.read_table(out / "curated.parquet").to_pylist() if row["kept"]}
 
 
-def test_published_pictures_stay_where_they_are(tmp_path: Path) -> None:
-    pictures = tmp_path / "pictures"
+def test_published_images_stay_where_they_are(tmp_path: Path) -> None:
+    images = tmp_path / "images"
     for i in range(40):
-        path = pictures / ("miku" if i % 2 else "rin") / f"{i}.png"
+        path = images / ("miku" if i % 2 else "rin") / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         draw(i).save(path)
-    animesion.build(recipe(pictures), tmp_path / "old", workers=1)
+    animesion.build(recipe(images), tmp_path / "old", workers=1)
     before = splits_in(tmp_path / "old")
     for i in range(100, 160):
-        draw(i).save(pictures / ("miku" if i % 3 else "rin") / f"{i}.png")
+        draw(i).save(images / ("miku" if i % 3 else "rin") / f"{i}.png")
     keep = f'split.keep="{tmp_path / "old"}"'
-    result = animesion.build(recipe(pictures, keep), tmp_path / "new", workers=1)
+    result = animesion.build(recipe(images, keep), tmp_path / "new", workers=1)
     after = splits_in(tmp_path / "new")
     assert len(after) == 100
     assert {key: after[key] for key in before} == before
     assert {split for key, split in after.items() if key not in before} == {"train", "val", "test"}
-    assert "40 of 40 published pictures are here and in the splits that they were in" in result.notes
-    anew = animesion.build(recipe(pictures), tmp_path / "anew", workers=1)
+    assert "40 of 40 published images are here and in the splits that they were in" in result.notes
+    anew = animesion.build(recipe(images), tmp_path / "anew", workers=1)
     assert {key: splits_in(anew.out)[key] for key in before} != before
-    # a larger copy takes the place of a published picture, in its split
+    # a larger copy takes the place of a published image, in its split
     tested = {key for key, split in before.items() if split != "train"}
     for i in range(40):
         label = "miku" if i % 2 else "rin"
-        draw(i).resize((256, 256 + 32 * (i % 3))).save(pictures / label / f"larger {i}.png")
-    animesion.build(recipe(pictures, keep), tmp_path / "larger", workers=1)
+        draw(i).resize((256, 256 + 32 * (i % 3))).save(images / label / f"larger {i}.png")
+    animesion.build(recipe(images, keep), tmp_path / "larger", workers=1)
     rows = pq.read_table(tmp_path / "larger" / "curated.parquet").to_pylist()
     replaced = {row["key"]: row["keeper"] for row in rows if row["key"] in before and row["keeper"]}
     kept = splits_in(tmp_path / "larger")
@@ -55,8 +55,8 @@ def test_published_pictures_stay_where_they_are(tmp_path: Path) -> None:
     # the recipe's digest is that of the content
     moved = tmp_path / "moved"
     (tmp_path / "old").rename(moved)
-    assert recipe(pictures, f'split.keep="{moved}"').split.keep_digest()
+    assert recipe(images, f'split.keep="{moved}"').split.keep_digest()
     with pytest.raises(UsageError, match=r"split\.keep: .* is no finished dataset"):
-        recipe(pictures, keep).digest()
+        recipe(images, keep).digest()
     with pytest.raises(UsageError, match="keep goes with strategy 'grouped', not with 'single'"):
-        recipe(pictures, f'split.keep="{moved}"', "split.strategy=single")
+        recipe(images, f'split.keep="{moved}"', "split.strategy=single")

@@ -1,4 +1,4 @@
-"""Which pictures go into the shards as they came, and that those which cannot look the same as they did."""
+"""Which images go into the shards as they came, and that those which cannot look the same as they did."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def encoded(image: Image.Image, kind: str, orientation: int = 0, **settings: Any
 
 
 def files() -> dict[str, bytes]:
-    """A file of each kind, by name; each shows another picture."""
-    pictures = [draw(i) for i in range(8)]
-    alpha = pictures[4].copy()
+    """A file of each kind, by name; each shows another image."""
+    images = [draw(i) for i in range(8)]
+    alpha = images[4].copy()
     alpha.putalpha(Image.linear_gradient("L").resize(alpha.size))
     return {
-        "plain.jpg": encoded(pictures[0], "JPEG", quality=60),
-        "upright.jpg": encoded(pictures[1], "JPEG", UPRIGHT, quality=60),
-        "turned.jpg": encoded(pictures[2], "JPEG", TURNED, quality=95),
-        "progressive.jpg": encoded(pictures[3], "JPEG", quality=75, progressive=True),
+        "plain.jpg": encoded(images[0], "JPEG", quality=60),
+        "upright.jpg": encoded(images[1], "JPEG", UPRIGHT, quality=60),
+        "turned.jpg": encoded(images[2], "JPEG", TURNED, quality=95),
+        "progressive.jpg": encoded(images[3], "JPEG", quality=75, progressive=True),
         "alpha.png": encoded(alpha, "PNG"),
-        "plain.png": encoded(pictures[5], "PNG", compress_level=1),
-        "palette.png": encoded(pictures[6].quantize(16), "PNG"),
-        "turned.png": encoded(pictures[7], "PNG", TURNED),
+        "plain.png": encoded(images[5], "PNG", compress_level=1),
+        "palette.png": encoded(images[6].quantize(16), "PNG"),
+        "turned.png": encoded(images[7], "PNG", TURNED),
     }
 
 
@@ -68,7 +68,7 @@ def built(tmp_path: Path, *overrides: str) -> Dataset:
 def payloads(dataset: Dataset) -> dict[str, bytes]:
     rows = dataset.read_table("curated.parquet").to_pylist()
     names = {row["key"]: row["source_id"].rpartition("/")[2] for row in rows}
-    return {names[sample.key]: sample.image for sample in dataset}
+    return {names[sample.key]: sample.content for sample in dataset}
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_png_of_any_original_has_the_same_pixels(tmp_path: Path) -> None:
             assert np.array_equal(np.asarray(due.convert("RGB")), np.asarray(image)), name
 
 
-def test_a_size_that_the_picture_already_has_is_no_reason_to_encode(tmp_path: Path) -> None:
+def test_a_size_that_the_image_already_has_is_no_reason_to_encode(tmp_path: Path) -> None:
     found = payloads(built(tmp_path, "pack.size=56"))
     assert found["plain.jpg"] == files()["plain.jpg"]
     assert found["turned.jpg"] != files()["turned.jpg"]

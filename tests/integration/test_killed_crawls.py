@@ -51,7 +51,7 @@ def test_twenty_kills_at_random_instants_give_the_same_bytes(tmp_path: Path) -> 
     undisturbed = b"".join(body(number) for number in range(count))
     listing, folder, out = tmp_path / "requests.json", tmp_path / "ledger", tmp_path / "raw"
     listing.write_text(json.dumps([{"key": r.key, "url": r.url, "md5": r.md5} for r in requests]))
-    lot = random.Random(8)
+    rng = random.Random(8)
     kills, progress = 0, []
     with local_server(slow) as server:
         command = [sys.executable, "-c", KILLED, folder, HOST, str(server.address[1]), listing, out]
@@ -61,7 +61,7 @@ def test_twenty_kills_at_random_instants_give_the_same_bytes(tmp_path: Path) -> 
             before = sum(server.journal.paths.values())
             while process.poll() is None and sum(server.journal.paths.values()) == before:
                 time.sleep(0.005)
-            time.sleep(lot.uniform(0.0, 0.15))
+            time.sleep(rng.uniform(0.0, 0.15))
             process.send_signal(signal.SIGKILL)
             if process.wait() == -signal.SIGKILL:
                 kills += 1

@@ -119,7 +119,7 @@ def test_files_that_misbehave_are_accounted_for(name: str, tmp_path: Path, monke
     assert all(row["reason"] or row["sha256"] for row in rows.values())
 
 
-def test_taxa_of_wikidata_lead_to_categories_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_taxa_of_wikidata_lead_to_categories_and_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = [Plant(number, cultivar=name) for number, name in enumerate(["Anna", "Bella", "Clara", "Dora"] * 2, 1)]
     with local_server(lambda: flora.commons(Wiki(found))) as server:
         made = sources.make
@@ -135,12 +135,12 @@ def test_taxa_of_wikidata_lead_to_categories_and_pictures(tmp_path: Path, monkey
         with source.session():
             items = list(source.items())
             newer = list(source.items_after(items[2]))
-        # the third cultivar has a picture and no category: one of its two is known
+        # the third cultivar has an image and no category: one of its two is known
         assert [(item.source_id, item.labels[0]) for item in items] == [
             (str(plant.id), plant.name) for plant in found if plant.id != 7
         ]
         assert [item.source_id for item in newer] == ["4", "5", "6", "8"]
-        assert "3 cultivars of Q34687 with a category on Commons and 1 with a picture alone" in source.notes[0]
+        assert "3 cultivars of Q34687 with a category on Commons and 1 with an image alone" in source.notes[0]
         empty = sources.make(recipe("commons", service, "source.category=", "source.wikidata=Q1"))
         with empty.session(), pytest.raises(UsageError, match="lead nowhere"):
             list(empty.items())

@@ -39,7 +39,7 @@ def predicted(weights: Path, *arguments: str | Path) -> tuple[int, list[dict[str
 
 
 def drawn(path: Path, *squares: tuple[int, int, int]) -> Path:
-    """A dark picture of 400 x 300 px with bright squares (left, top, side), each in a window three times its size."""
+    """A dark image of 400 x 300 px with bright squares (left, top, side), each in a window three times its size."""
     pixels = np.full((300, 400, 3), 20, np.uint8)
     for left, top, side in squares:
         pixels[top : top + side, left : left + side] = 230
@@ -48,27 +48,27 @@ def drawn(path: Path, *squares: tuple[int, int, int]) -> Path:
 
 
 def test_the_guesses_are_those_of_the_cut_out_face(weights: Path, tmp_path: Path) -> None:
-    picture = drawn(tmp_path / "a.png", (200, 120, 40))
-    status, [line] = predicted(weights, picture, "--detector", "lbp", "--margin", "0.1")
+    image = drawn(tmp_path / "a.png", (200, 120, 40))
+    status, [line] = predicted(weights, image, "--detector", "lbp", "--margin", "0.1")
     left, top, right, bottom = line["box"]
     assert status == 0
     assert left < 200 < 240 < right
     assert top < 120 < 160 < bottom
     assert 0.5 <= line["score"] <= 1
-    with Image.open(picture) as whole:
+    with Image.open(image) as whole:
         whole.crop((left, top, right, bottom)).save(tmp_path / "cut.png")
     _, [by_hand] = predicted(weights, tmp_path / "cut.png")
     assert line["guesses"] == by_hand["guesses"]
-    _, [of_the_whole] = predicted(weights, picture)
+    _, [of_the_whole] = predicted(weights, image)
     assert of_the_whole["guesses"] != line["guesses"]
     assert "box" not in of_the_whole
 
 
 def test_every_face_has_a_line_and_a_margin_widens_the_box(weights: Path, tmp_path: Path) -> None:
-    picture = drawn(tmp_path / "a.png", (100, 120, 30), (280, 120, 30))
-    _, surest = predicted(weights, picture, "--detector", "lbp")
-    _, every = predicted(weights, picture, "--detector", "lbp", "--all-faces")
-    _, wide = predicted(weights, picture, "--detector", "lbp", "--all-faces", "--margin", "0.2")
+    image = drawn(tmp_path / "a.png", (100, 120, 30), (280, 120, 30))
+    _, surest = predicted(weights, image, "--detector", "lbp")
+    _, every = predicted(weights, image, "--detector", "lbp", "--all-faces")
+    _, wide = predicted(weights, image, "--detector", "lbp", "--all-faces", "--margin", "0.2")
     assert len(surest) == 1
     assert len(every) == len(wide) >= 2
     assert surest[0] == every[0]
@@ -78,9 +78,9 @@ def test_every_face_has_a_line_and_a_margin_widens_the_box(weights: Path, tmp_pa
         assert wider["box"][2] > narrow["box"][2]
 
 
-def test_a_picture_without_a_face_is_a_problem_and_the_others_are_named(weights: Path, tmp_path: Path) -> None:
+def test_an_image_without_a_face_is_a_problem_and_the_others_are_named(weights: Path, tmp_path: Path) -> None:
     faceless, broken = drawn(tmp_path / "a.png"), tmp_path / "b.jpg"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     good = drawn(tmp_path / "c.png", (200, 120, 40))
     status, lines = predicted(weights, faceless, broken, good, "--detector", "lbp")
     assert status == 1

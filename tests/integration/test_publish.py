@@ -49,12 +49,12 @@ def names(folder: Path) -> set[str]:
 
 
 def leaking(small_dataset: Path, tmp_path: Path) -> Path:
-    """A dataset whose recipe allows one picture in two splits, and has one."""
+    """A dataset whose recipe allows one image in two splits, and has one."""
     world = tmp_path / "world"
     (world / "one").mkdir(parents=True)
     sample = next(iter(animesion.open_dataset(small_dataset).samples("train")))
     for i in range(10):
-        (world / "one" / f"{i}.jpg").write_bytes(sample.image)
+        (world / "one" / f"{i}.jpg").write_bytes(sample.content)
     settings = [f"source.path={world}", "duplicates.action=report", "split.strategy=legacy-dafre"]
     animesion.build(animesion.load_recipe("folder", settings), tmp_path / "leaking", workers=1)
     return tmp_path / "leaking"
@@ -293,14 +293,14 @@ def test_a_publication_to_a_bucket_that_was_killed_goes_on(small_dataset: Path, 
 
 
 def test_urls_rebuild_the_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures from a site, published as URLs, fetched again by the recipe beside them: the same samples."""
-    host = "pictures.invalid"
+    """Images from a site, published as URLs, fetched again by the recipe beside them: the same samples."""
+    host = "images.invalid"
     world = draw_folders(tmp_path / "world")
-    pictures = sorted(path for path in world.rglob("*") if path.is_file())
+    images = sorted(path for path in world.rglob("*") if path.is_file())
 
     def application() -> web.Application:
         async def file(request: web.Request) -> web.Response:
-            return web.Response(body=pictures[int(request.match_info["number"])].read_bytes())
+            return web.Response(body=images[int(request.match_info["number"])].read_bytes())
 
         app = web.Application()
         app.router.add_get(r"/{number:\d+}", file)
@@ -308,7 +308,7 @@ def test_urls_rebuild_the_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     lines = [
         json.dumps({"url": f"http://{host}/{i}", "label": path.parent.name, "box": "0.125,0.1,0.9,0.8"})
-        for i, path in enumerate(pictures)
+        for i, path in enumerate(images)
     ]
     (tmp_path / "table.jsonl").write_text("\n".join(lines), encoding="utf-8")
     crawl = ["source.contact=me@example.org", "source.requests_per_second=10", "source.robots=false"]
@@ -331,10 +331,10 @@ def test_urls_rebuild_the_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         monkeypatch.chdir(to)
         animesion.build(animesion.load_recipe(str(to / "rebuild.toml"), crawl), tmp_path / "second", workers=1)
     before, after = (
-        {(s.name, s.split, s.image, tuple(s.meta["box"])) for s in animesion.open_dataset(folder).samples()}
+        {(s.name, s.split, s.content, tuple(s.meta["box"])) for s in animesion.open_dataset(folder).samples()}
         for folder in (first, tmp_path / "second")
     )
-    assert len(before) == len(pictures)
+    assert len(before) == len(images)
     assert after == before
 
 

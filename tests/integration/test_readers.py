@@ -99,7 +99,7 @@ def test_webdataset(folder: Path, splits: dict[str, dict[str, Stored]]) -> None:
         decoded = webdataset.WebDataset(shard_paths(folder, split), shardshuffle=False).decode("pil")
         for raw, sample in zip(samples, decoded, strict=True):
             truth = expected[raw["__key__"]]
-            assert raw["jpg"] == truth.image
+            assert raw["jpg"] == truth.content
             assert sample["cls"] == sample["json"]["label"] == truth.label
             assert sample["json"] == truth.described
             assert sample["txt"] == truth.caption
@@ -126,7 +126,7 @@ def test_hugging_face(
             assert [row["__key__"] for row in rows] == list(expected)
             for row in rows:
                 truth = expected[row["__key__"]]
-                assert row["jpg"]["bytes"] == truth.image
+                assert row["jpg"]["bytes"] == truth.content
                 assert row["cls"] == truth.label
                 assert row["json"] == truth.described
                 assert row["txt"] == truth.caption

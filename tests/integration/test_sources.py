@@ -74,7 +74,7 @@ def test_names_with_unicode_spaces_newlines_and_case_twins(tmp_path: Path) -> No
     assert all(not payload.reason for payload in contents(source, items.values()))
 
 
-def test_pictures_of_one_post_are_one_family(tmp_path: Path) -> None:
+def test_images_of_one_post_are_one_family(tmp_path: Path) -> None:
     digest = "0123456789abcdef" * 2
     ours = (
         f"a/{digest}-1.jpg",

@@ -137,15 +137,15 @@ def test_a_build_that_stops_before_it_publishes_is_no_dataset(world: Path, shelf
 
 def killed_builds(world: Path, local: Path, shelf: Shelf, tmp_path: Path, seed: int, kills: int) -> None:
     """Kill builds whose upload has begun at random instants; then let one finish."""
-    prefix, lot = f"killed/{seed}/", random.Random(seed)
+    prefix, rng = f"killed/{seed}/", random.Random(seed)
     line = command(world, f"s3://{BUCKET}/{prefix}", "--work", str(tmp_path / "work"))
     due = published(local)
     for _ in range(kills):
-        enough = lot.randrange(len(due) - 1)
+        enough = rng.randrange(len(due) - 1)
         process = subprocess.Popen(line, env=shelf.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while process.poll() is None and len(shelf.written(prefix)) <= enough:
             time.sleep(0.005)
-        time.sleep(lot.uniform(0, 0.05))
+        time.sleep(rng.uniform(0, 0.05))
         process.send_signal(signal.SIGKILL)
         process.wait()
         there = shelf.objects(prefix)
@@ -266,7 +266,7 @@ def test_a_package_that_is_missing_is_named(world: Path, tmp_path: Path, monkeyp
 # -- inputs ----------------------------------------------------------------------------------------------------------
 
 
-def test_pictures_from_a_bucket_are_those_of_the_folder(world: Path, shelf: Shelf, tmp_path: Path) -> None:
+def test_images_from_a_bucket_are_those_of_the_folder(world: Path, shelf: Shelf, tmp_path: Path) -> None:
     folder = tmp_path / "world"
     shutil.copytree(world, folder)
     (folder / ".hidden").mkdir()
@@ -297,13 +297,13 @@ def test_archives_in_a_bucket(world: Path, shelf: Shelf, tmp_path: Path, kind: s
     assert shards(built[0])
 
 
-def test_label_files_and_dumps_name_pictures_in_a_bucket(world: Path, shelf: Shelf, tmp_path: Path) -> None:
-    pictures = sorted(world.rglob("*.png"))[:12]
+def test_label_files_and_dumps_name_images_in_a_bucket(world: Path, shelf: Shelf, tmp_path: Path) -> None:
+    images = sorted(world.rglob("*.png"))[:12]
     lines, records = [], []
-    for number, picture in enumerate(pictures, 1_000_291):
+    for number, image in enumerate(images, 1_000_291):
         name = f"{number % 1000:03d}/{number}.png"
         (tmp_path / "faces" / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(picture, tmp_path / "faces" / name)
+        shutil.copy(image, tmp_path / "faces" / name)
         lines.append(f"{number % 2},0{name}")  # three digits there, four in the file
         tags = [{"name": f"c{number % 2}", "category": "4"}]
         records.append(json.dumps({"id": str(number), "file_ext": "png", "rating": "s", "tags": tags}))
@@ -336,10 +336,10 @@ def test_what_changed_in_the_bucket_is_fetched_again(world: Path, shelf: Shelf, 
 
     before = fetched()
     assert fetched() == before
-    picture = sorted(world.rglob("*.jpg"))[0]
-    content = picture.read_bytes()[:-40] + bytes(40)  # of equal size
+    image = sorted(world.rglob("*.jpg"))[0]
+    content = image.read_bytes()[:-40] + bytes(40)  # of equal size
     assert content not in before[1]
-    key = f"changing/{picture.relative_to(world).as_posix()}"
+    key = f"changing/{image.relative_to(world).as_posix()}"
     shelf.client.put_object(Bucket=BUCKET, Key=key, Body=content)
     assert content in fetched()[1]
 
@@ -375,7 +375,7 @@ def test_an_object_that_vanished_is_a_missing_file_and_a_store_that_did_stops_th
         ("s3://no-such-bucket", "there is no folder or archive s3://no-such-bucket"),
         (f"s3://{BUCKET}/nothing/", "holds no files"),
         ("s3://key:word@shelf/x", "keys and options are not part of an address"),
-        ("https://example.org/pictures", "of no known store"),
+        ("https://example.org/images", "of no known store"),
     ],
 )
 def test_wrong_inputs(shelf: Shelf, tmp_path: Path, path: str, told: str) -> None:

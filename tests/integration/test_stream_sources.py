@@ -62,7 +62,7 @@ def test_a_built_dataset_is_what_animesion_says_it_is(small_dataset: Path) -> No
         expected = list(dataset.samples(split))
         assert list(samples.keys) == [sample.key for sample in expected]
         assert samples.labels.tolist() == [sample.label for sample in expected]
-        assert [samples.read(i) for i in range(len(samples))] == [sample.image for sample in expected]
+        assert [samples.read(i) for i in range(len(samples))] == [sample.content for sample in expected]
 
 
 def test_a_built_dataset_streams_every_sample_with_its_label(small_dataset: Path) -> None:
@@ -90,8 +90,8 @@ def test_pixels_do_not_depend_on_workers_ranks_or_batch_size(small_dataset: Path
     assert pixels(Stream(data, "train", 5, 24, workers=0, seed=8)).keys().isdisjoint(one)
 
 
-def world(root: Path, pictures: dict[str, int]) -> Path:
-    for name, count in pictures.items():
+def world(root: Path, images: dict[str, int]) -> Path:
+    for name, count in images.items():
         (root / name).mkdir(parents=True)
         for i in range(count):
             Image.new("RGB", (20 + i, 30), (10 * i, 0, 0)).save(root / name / f"{i}.jpg")
@@ -100,7 +100,7 @@ def world(root: Path, pictures: dict[str, int]) -> Path:
 
 def test_class_folders(tmp_path: Path) -> None:
     root = world(tmp_path / "w", {"b": 3, "a": 2, "empty": 0, ".hidden": 1})
-    (root / "a" / "notes.txt").write_text("no picture")
+    (root / "a" / "notes.txt").write_text("no image")
     data = open_data(root)
     assert data.classes == ("a", "b", "empty")
     assert list(data.select("all").keys) == ["a/0.jpg", "a/1.jpg", "b/0.jpg", "b/1.jpg", "b/2.jpg"]
@@ -133,17 +133,17 @@ def test_class_folders_can_be_divided(tmp_path: Path) -> None:
 
 
 def test_label_files(tmp_path: Path) -> None:
-    world(tmp_path / "pictures", {"0001": 4, "0002": 3})
+    world(tmp_path / "images", {"0001": 4, "0002": 3})
     labels = tmp_path / "labels"
     labels.mkdir()
     (labels / "train.csv").write_text("class_id,dir\n0,0001/0.jpg\n2,0001\\1.jpg\n")
     (labels / "val.csv").write_text("1,0002/0.jpg\n")
-    data = open_data(labels, images=tmp_path / "pictures")
+    data = open_data(labels, images=tmp_path / "images")
     assert data.classes == ("0", "1", "2")
-    assert open_data(labels / "val.csv", images=tmp_path / "pictures").num_classes == 3
-    (labels / "classid_classname.csv").write_text("0,rin\n1,miku\n2,luka\n3,no picture of her\n")
-    data = open_data(labels, images=tmp_path / "pictures")
-    assert data.classes == ("rin", "miku", "luka", "no picture of her")
+    assert open_data(labels / "val.csv", images=tmp_path / "images").num_classes == 3
+    (labels / "classid_classname.csv").write_text("0,rin\n1,miku\n2,luka\n3,no image of her\n")
+    data = open_data(labels, images=tmp_path / "images")
+    assert data.classes == ("rin", "miku", "luka", "no image of her")
     [batch] = Stream(data, "train", 4, 16, train=False)
     assert batch.labels.tolist() == [0, 2]
     (labels / "train.csv").write_text("4,0001/0.jpg\n")
@@ -154,12 +154,12 @@ def test_label_files(tmp_path: Path) -> None:
         open_data(labels)
 
 
-def test_what_holds_no_pictures_is_refused(tmp_path: Path) -> None:
+def test_what_holds_no_images_is_refused(tmp_path: Path) -> None:
     for path, why in ((tmp_path / "none", "no folder or label CSV"), (tmp_path, "holds no class folders")):
         with pytest.raises(UsageError, match=why):
             open_data(path)
     (tmp_path / "a").mkdir()
-    with pytest.raises(UsageError, match="no pictures in them"):
+    with pytest.raises(UsageError, match="no images in them"):
         open_data(tmp_path)
 
 
@@ -226,7 +226,7 @@ def test_a_changed_byte_is_an_error_or_a_counted_skip(copy: Path, workers: int) 
     assert samples.keys[3] in str(stream.failures)
 
 
-def test_a_broken_picture_is_named(tmp_path: Path) -> None:
+def test_a_broken_image_is_named(tmp_path: Path) -> None:
     root = world(tmp_path / "w", {"a": 4, "b": 2})
     (root / "b" / "1.jpg").write_bytes((root / "b" / "1.jpg").read_bytes()[:200])
     with pytest.raises(UsageError, match=r"b/1\.jpg does not decode"):
@@ -286,8 +286,8 @@ def test_the_cache_follows_the_schedule_of_the_stream(small_dataset: Path) -> No
     data = open_data(small_dataset)
     told: list[str] = []
     resident = cache_samples(data, "train", 24, told=told.append)
-    assert resident.pictures.shape[1:] == (28, 28, 3)
-    assert "pictures of 28 px take" in told[0]
+    assert resident.images.shape[1:] == (28, 28, 3)
+    assert "images of 28 px take" in told[0]
     stream = Stream(data, "train", 5, 24, seed=2, sampling="square-root")
     cached = CachedStream(resident, 5, 24, seed=2, sampling="square-root")
     for _ in range(2):
@@ -329,7 +329,7 @@ def test_cached_views_are_the_streams(tmp_path: Path) -> None:
 
 
 def test_a_cache_that_does_not_fit_is_refused_before_it_is_filled(small_dataset: Path) -> None:
-    with pytest.raises(UsageError, match=r"pictures of 28 px take 0\.00 GB of RAM and 0\.00 GB are allowed"):
+    with pytest.raises(UsageError, match=r"images of 28 px take 0\.00 GB of RAM and 0\.00 GB are allowed"):
         cache_samples(open_data(small_dataset), "train", 24, most_bytes=1000)
 
 

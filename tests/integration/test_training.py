@@ -1,4 +1,4 @@
-"""Training runs on drawn pictures: they learn, resume to the bit, share a batch over processes, and refuse nonsense."""
+"""Training runs on drawn images: they learn, resume to the bit, share a batch over processes, and refuse nonsense."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ FAST = (
 
 @pytest.fixture(scope="module")
 def coloured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A built dataset of three classes that a glance tells apart: noise of one colour each, 40 pictures a class."""
+    """A built dataset of three classes that a glance tells apart: noise of one colour each, 40 images a class."""
     root = tmp_path_factory.mktemp("coloured")
-    lot = np.random.default_rng(5)
+    rng = np.random.default_rng(5)
     for name, colour in COLOURS.items():
         (root / "set" / name).mkdir(parents=True)
         for i in range(40):
-            noise = lot.normal(0, 60, (12, 12, 3)) + np.array(colour)
+            noise = rng.normal(0, 60, (12, 12, 3)) + np.array(colour)
             image = Image.fromarray(noise.clip(0, 255).astype(np.uint8)).resize((48, 48), Image.Resampling.BICUBIC)
             image.save(root / "set" / name / f"{i}.png")
     settings = [
@@ -75,17 +75,17 @@ def test_a_run_learns_and_its_weights_serve(coloured: Path, tmp_path: Path) -> N
     outcome = loop.train(recipe(epochs=6), coloured, tmp_path / "run", device="cpu")
     assert outcome.test is not None
     assert outcome.test.top_1 > 0.8
-    assert outcome.steps == 6 * 5  # 72 pictures in batches of 16, the last smaller
+    assert outcome.steps == 6 * 5  # 72 images in batches of 16, the last smaller
     model, card = load_model(tmp_path / "run" / runs.BEST)
     assert card.classes == ("blue", "green", "red")
     assert not model.training
-    picture = tmp_path / "red.png"
-    Image.new("RGB", (60, 40), COLOURS["red"]).save(picture)
-    (tmp_path / "no.jpg").write_text("no picture")
+    image = tmp_path / "red.png"
+    Image.new("RGB", (60, 40), COLOURS["red"]).save(image)
+    (tmp_path / "no.jpg").write_text("no image")
     answer = subprocess.run(
         command(
             "predict",
-            str(picture),
+            str(image),
             str(tmp_path / "no.jpg"),
             "--json",
             "--checkpoint",

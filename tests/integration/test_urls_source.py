@@ -31,7 +31,7 @@ HOSTS = ("one.invalid", "two.invalid", "three.invalid")
 SETTINGS = ["source.contact=me@example.org", "source.requests_per_second=10"]
 
 
-def picture(number: int) -> bytes:
+def image(number: int) -> bytes:
     """A small PNG unlike any other, even to a perceptual hash."""
     side = Image.effect_noise((24, 24), 90)
     side.putdata([(value * (number + 3) + number * 37) % 256 for value in range(24 * 24)])
@@ -42,7 +42,7 @@ def picture(number: int) -> bytes:
 
 def application() -> web.Application:
     async def file(request: web.Request) -> web.Response:
-        return web.Response(body=picture(int(request.match_info["number"])), content_type="image/png")
+        return web.Response(body=image(int(request.match_info["number"])), content_type="image/png")
 
     app = web.Application()
     app.router.add_get(r"/data/{number:\d+}.png", file)

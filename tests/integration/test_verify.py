@@ -158,7 +158,7 @@ def test_no_dataset_is_wrong_usage(tmp_path: Path) -> None:
 # -- files and archives ----------------------------------------------------------------------------------------------
 
 
-def test_flipped_byte_in_a_picture(folder: Path) -> None:
+def test_flipped_byte_in_an_image(folder: Path) -> None:
     row = animesion.open_dataset(folder).index.to_pylist()[3]
     content = bytearray((folder / row["shard"]).read_bytes())
     content[row["offset"] + row["size"] // 2] ^= 0x10
@@ -360,13 +360,13 @@ def test_edited_classes(folder: Path) -> None:
 # -- pixels and leaks ------------------------------------------------------------------------------------------------
 
 
-def test_undecodable_picture(folder: Path) -> None:
+def test_undecodable_image(folder: Path) -> None:
     def spoil(samples: Samples) -> None:
         samples[3][1]["jpg"] = samples[3][1]["jpg"][:200]
 
     edit(folder, TRAIN, spoil)
     [text] = texts(folder, "decode")
-    assert "its picture does not decode (truncated image" in text
+    assert "its image does not decode (truncated image" in text
     assert faults(folder, "--no-decode") == {}
 
 
@@ -417,7 +417,7 @@ def test_equal_bytes_and_equal_pixels_in_another_split(folder: Path) -> None:
     assert text.endswith(": equal pixels")
 
 
-def test_group_and_source_picture_across_splits(folder: Path) -> None:
+def test_group_and_source_image_across_splits(folder: Path) -> None:
     keys = unpack(folder / TRAIN)[0][0], unpack(folder / TEST)[0][0]
 
     def tie(rows: list[dict[str, Any]]) -> None:
@@ -436,7 +436,7 @@ def test_group_and_source_picture_across_splits(folder: Path) -> None:
         other["source_id"] = one["source_id"]
 
     edit_curated(folder, tie_source)
-    assert texts(folder, "leaks")[0].endswith(": same group, same source picture")
+    assert texts(folder, "leaks")[0].endswith(": same group, same source image")
 
 
 def test_leaks_of_a_published_split_are_faults_that_are_told_as_expected(folder: Path) -> None:
@@ -455,7 +455,7 @@ def test_leaks_of_a_published_split_are_faults_that_are_told_as_expected(folder:
 # -- accounting ------------------------------------------------------------------------------------------------------
 
 
-def test_vanished_and_unaccounted_pictures(folder: Path) -> None:
+def test_vanished_and_unaccounted_images(folder: Path) -> None:
     key = unpack(folder / TEST)[0][0]
     edit_curated(folder, lambda rows: rows.remove(next(row for row in rows if row["key"] == key)))
     found = faults(folder)

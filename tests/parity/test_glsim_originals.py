@@ -129,7 +129,7 @@ def varied(model: Any) -> Any:
     return model.eval()
 
 
-def pictures() -> Any:
+def images() -> Any:
     coarse = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(4))
     return functional.interpolate(coarse, size=(32, 32), mode="bicubic")
 
@@ -179,8 +179,8 @@ def test_options_of_the_originals_own_transformer_are_read(case: str) -> None:
     weights["anchor_class_token"] = torch.randn(1, 1, width)
     again = from_reference({"model": "ViTGLSim", "image_size": 32, "heads": 4, "dynamic_top": 3, **config}, weights)
     assert isinstance(again, GLSim)
-    torch.testing.assert_close(again(pictures()), model(pictures()))
-    assert torch.equal(again.selected(pictures()).boxes, model.selected(pictures()).boxes)
+    torch.testing.assert_close(again(images()), model(images()))
+    assert torch.equal(again.selected(images()).boxes, model.selected(images()).boxes)
 
 
 ILA = {"model_name": "vit_b16", "num_attention_heads": 4, "image_size": 32, "ila": False, "selector": None}
@@ -192,13 +192,13 @@ def test_ilas_copy_begins_the_pass_over_crops_with_the_token_that_glsim_leaves_u
     weights["anchor_class_token"] = weights.pop("crop_class_token")
     config = {**ILA, "dynamic_anchor": True, "anchor_class_token": True, "aggregator": True, "selector_num_tokens": 8}
     again = from_reference(config, weights)
-    torch.testing.assert_close(again(pictures()), model(pictures()))
+    torch.testing.assert_close(again(images()), model(images()))
     glsims = from_reference({key: value for key, value in config.items() if key != "ila"}, weights)
     assert glsims.crop_class_token is None
-    assert not torch.allclose(glsims(pictures()), model(pictures()))
+    assert not torch.allclose(glsims(images()), model(images()))
 
 
-def test_ilas_copy_selects_twice_as_many_patches_of_large_pictures() -> None:
+def test_ilas_copy_selects_twice_as_many_patches_of_large_images() -> None:
     weights = own_names(GLSim(encoder(img_size=448, patch_size=56), 5))
     config = {**ILA, "image_size": 448, "dynamic_anchor": True}
     assert from_reference(config, weights).top == 16
@@ -220,8 +220,8 @@ def test_rams_trans_is_read(config: dict[str, Any], options: dict[str, Any]) -> 
     model = varied(RAMSTrans(encoder(num_classes=5), 5, reference_compat=True, **options))
     again = from_reference({**ILA, **config}, own_names(model, "head.head."))
     assert isinstance(again, RAMSTrans)
-    torch.testing.assert_close(again(pictures()), model(pictures()))
-    assert torch.equal(again.selected(pictures()).mask, model.selected(pictures()).mask)
+    torch.testing.assert_close(again(images()), model(images()))
+    assert torch.equal(again.selected(images()).mask, model.selected(images()).mask)
     with pytest.raises(UsageError, match="crop_mode 'mask'"):
         from_reference({**ILA, **config, "crop_mode": "mask"}, own_names(model, "head.head."))
 
@@ -284,7 +284,7 @@ def test_options_of_the_original_for_timms_transformers_are_read(case: str) -> N
     config = {"model": "TIMMGLSViT", "model_kwargs": kwargs, "args": {"dynamic_top": 3, **args}}
     again = from_reference(config, weights)
     assert isinstance(again, GLSim)
-    torch.testing.assert_close(again(pictures()), model(pictures()), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(again(images()), model(images()), rtol=1e-4, atol=1e-5)
     assert again.token_drop.p == args.get("token_drop", 0.0)
 
 

@@ -366,7 +366,7 @@ def test_the_head_of_counterfactual_attention_is_read_alone():
         assert torch.equal(from_reference({"num_classes": CLASSES}, weights)(features), head(features).logits)
 
 
-def test_larger_pictures_get_resampled_positions():
+def test_larger_images_get_resampled_positions():
     model = ours(adapter("ila", locations=(1, 3)))
     weights = backbone_in_the_originals_names(model) | head_in_the_originals_names(model)
     for j, module in enumerate(model.plugins["ila"].down_sampling):

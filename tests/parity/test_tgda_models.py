@@ -108,7 +108,7 @@ def filled(k, name, shape, kind):
     return torch.from_numpy(values.astype(numpy.float32)).reshape(shape)
 
 
-def filled_pictures(batch, side):
+def filled_images(batch, side):
     u = uniforms(batch * 3 * side * side, 9999)
     return torch.from_numpy((4 * (u - 0.5)).astype(numpy.float32)).reshape(batch, 3, side, side)
 
@@ -130,12 +130,12 @@ def test_the_fill_gives_the_values_it_was_published_with():
 
 
 @pytest.mark.parametrize("case", LRNETS)
-def test_the_fill_is_the_stored_weights_and_pictures(case):
+def test_the_fill_is_the_stored_weights_and_images(case):
     tensors = golden(f"lrnet_w8_{case}")
     manifest = json.loads((GOLDEN / f"lrnet_w8_{case}.manifest.json").read_text())
     for key, value in filled_weights(manifest, 64).items():
         assert torch.equal(value, tensors[f"sd.{key}"])
-    assert torch.equal(filled_pictures(2, 64), tensors["x64"])
+    assert torch.equal(filled_images(2, 64), tensors["x64"])
 
 
 # -- LRNet, an eighth as wide -----------------------------------------------------------------------------------------
@@ -256,9 +256,9 @@ def test_full_lrnet(part):
     for name, manifest in manifests.items():
         model = from_reference({"model_name": name}, filled_weights(manifest, 64))
         for side in sides_of(tensors, name):
-            assert close(model(filled_pictures(1, side)), tensors[f"{name}.logits{side}"])
+            assert close(model(filled_images(1, side)), tensors[f"{name}.logits{side}"])
         stages = [key.split(".")[-1] for key in tensors if key.startswith(f"{name}.slice64.")]
-        seen = outputs_of(model, filled_pictures(1, 64), *stages)
+        seen = outputs_of(model, filled_images(1, 64), *stages)
         for stage in stages:
             assert close(seen[stage][0, :4, :2, :2], tensors[f"{name}.slice64.{stage}"])
             assert close(seen[stage].abs().mean().reshape(1), tensors[f"{name}.absmean64.{stage}"].reshape(1))
@@ -275,7 +275,7 @@ def test_full_vitfs(part):
                     from_reference({"model_name": name}, weights)
                 continue
             model = from_reference({"model_name": name}, weights)
-            seen = outputs_of(model, filled_pictures(1, side), "patch_embed", "norm")
+            seen = outputs_of(model, filled_images(1, side), "patch_embed", "norm")
             tokens = seen["norm"]
             patches = seen["patch_embed"].flatten(2).transpose(1, 2)
             assert list(tokens.shape) == tensors[f"{name}.tok_shape{side}"].flatten().tolist()

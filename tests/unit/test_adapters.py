@@ -70,7 +70,7 @@ def plain(model):
     return without.eval()
 
 
-def pictures(batch=3, grid=(8, 8)):
+def random_images(batch=3, grid=(8, 8)):
     return torch.randn(batch, 3, PATCH * grid[0], PATCH * grid[1], generator=torch.Generator().manual_seed(0))
 
 
@@ -81,19 +81,19 @@ def pictures(batch=3, grid=(8, 8)):
 def test_the_transformer_starts_as_it_is(name):
     model = adapted(name)
     assert list(model.plugins.parameters())
-    assert torch.allclose(model(pictures()), plain(model)(pictures()), atol=1e-6)
-    assert not torch.allclose(shaken(model)(pictures()), plain(model)(pictures()), atol=1e-2)
+    assert torch.allclose(model(random_images()), plain(model)(random_images()), atol=1e-6)
+    assert not torch.allclose(shaken(model)(random_images()), plain(model)(random_images()), atol=1e-2)
 
 
 @pytest.mark.parametrize("name", ["adapter", "adapter-sequential", "convpass"])
 def test_the_original_starts_with_xavier_weights_instead(name):
     model = adapted(name, reference_compat=True)
-    assert not torch.allclose(model(pictures()), plain(model)(pictures()), atol=1e-2)
+    assert not torch.allclose(model(random_images()), plain(model)(random_images()), atol=1e-2)
 
 
 def test_parallel_adapters_read_what_the_branches_read():
     model = shaken(adapted("adapter"))
-    host, plugin, images = model.backbone, model.plugins["adapters"], pictures()
+    host, plugin, images = model.backbone, model.plugins["adapters"], random_images()
     x = host._pos_embed(host.patch_embed(images))
     for block, first, second in zip(host.blocks, plugin.attention_adapters, plugin.mlp_adapters, strict=True):
         for norm, branch, adapter in ((block.norm1, block.attn, first), (block.norm2, block.mlp, second)):
@@ -104,7 +104,7 @@ def test_parallel_adapters_read_what_the_branches_read():
 
 def test_sequential_adapters_read_what_the_block_gives():
     model = shaken(adapted("adapter-sequential"))
-    host, plugin, images = model.backbone, model.plugins["adapters"], pictures()
+    host, plugin, images = model.backbone, model.plugins["adapters"], random_images()
     x = host._pos_embed(host.patch_embed(images))
     for block, adapter in zip(host.blocks, plugin.mlp_adapters, strict=True):
         x = block(x)
@@ -139,10 +139,10 @@ def test_adapters_go_with_reductions_but_convolutions_need_the_grid():
         return TokenVisionTransformer(backbone(), plugins, CLASSES).eval()
 
     for reduction in ("evit", "ats", "tome"):
-        assert reduced("adapter", reduction)(pictures()).isfinite().all()
+        assert reduced("adapter", reduction)(random_images()).isfinite().all()
     for name in ("convpass", "ila"):
         with pytest.raises(UsageError, match=r"form a grid|one patch each"):
-            reduced(name, "evit")(pictures())
+            reduced(name, "evit")(random_images())
 
 
 # -- LoRA --------------------------------------------------------------------------------------------------------------
@@ -155,26 +155,26 @@ def test_lora_adds_scaled_low_rank_products_to_the_weights():
         for target in ("qkv", "proj"):
             layer = getattr(block.attn, target)
             layer.weight.data += 2.0 * updates[target].up.weight @ updates[target].down.weight
-    assert torch.allclose(model(pictures()), expected(pictures()), atol=1e-5)
+    assert torch.allclose(model(random_images()), expected(random_images()), atol=1e-5)
 
 
 def test_lora_merges_into_the_weights_without_a_change():
     model = shaken(adapted("lora"))
-    before = model(pictures())
+    before = model(random_images())
     model.plugins["lora"].merge(model.backbone)
-    assert torch.allclose(model(pictures()), before, atol=1e-5)
-    assert torch.allclose(plain(model)(pictures()), before, atol=1e-5)
+    assert torch.allclose(model(random_images()), before, atol=1e-5)
+    assert torch.allclose(plain(model)(random_images()), before, atol=1e-5)
 
 
 def test_a_copy_of_a_lora_model_has_updates_of_its_own():
     model = shaken(adapted("lora"))
-    before = model(pictures())
+    before = model(random_images())
     twin = copy.deepcopy(model)
     with torch.no_grad():
         for parameter in twin.plugins.parameters():
             parameter.zero_()
-    assert torch.equal(model(pictures()), before)
-    assert torch.allclose(twin(pictures()), plain(model)(pictures()), atol=1e-6)
+    assert torch.equal(model(random_images()), before)
+    assert torch.allclose(twin(random_images()), plain(model)(random_images()), atol=1e-6)
 
 
 def test_lora_leaves_the_class_token_frozen_and_opens_no_block():
@@ -203,7 +203,7 @@ def test_ila_shrinks_the_grid_as_published(kernel, side, sides):
 
 def test_tokens_shrink_after_their_blocks_and_the_trace_has_them():
     model = adapted("ila+", locations=(1, 3))
-    _, tokens = model.traced(pictures())
+    _, tokens = model.traced(random_images())
     assert [int(tokens.trace[f"block{i}.tokens"][1]) for i in range(DEPTH)] == [65, 65, 37, 37, 17]
     shapes = {name: tuple(value.shape) for name, value in tokens.trace.items() if name.startswith("ila")}
     sized = {"ila0.out": 65, "ila_ds0.out": 37, "ila1.out": 37, "ila_ds1.out": 17, "ila2.out": 17}
@@ -298,15 +298,15 @@ def test_modules_have_the_published_number_of_parameters():
     assert parameters(Bottleneck(768, 8, 3)) == 13_648
 
 
-def test_ila_trains_on_one_picture_but_not_on_one_patch():
+def test_ila_trains_on_one_image_but_not_on_one_patch():
     model = adapted("ila").train()
-    model(pictures(1)).sum().backward()
+    model(random_images(1)).sum().backward()
     module = InterLayerAdapter(WIDTH).train()
     x = torch.randn(1, 1 + 9, WIDTH)
-    with pytest.raises(UsageError, match="one picture with one patch left"):
+    with pytest.raises(UsageError, match="one image with one patch left"):
         module(x, Tokens(x, 1, (3, 3)))
     padded = InterLayerAdapter(WIDTH, residual="identity", padding=True, class_conv=False).train()
-    with pytest.raises(UsageError, match="one picture"):
+    with pytest.raises(UsageError, match="one image"):
         padded(x, Tokens(x, 1, (3, 3)))
     assert module.eval()(x, Tokens(x, 1, (3, 3))).isfinite().all()
 
@@ -327,7 +327,7 @@ def test_drop_path_takes_the_place_of_dropout():
 def test_odd_grids_and_registers(name, registers):
     grid = (7, 5)
     model = shaken(adapted(name, grid, registers))
-    logits, tokens = model.traced(pictures(2, grid))
+    logits, tokens = model.traced(random_images(2, grid))
     assert logits.isfinite().all()
     assert tokens.grid == ((3, 1) if name in SHRINKING else grid)
     prompts = 4 if name.startswith("vpt") else 0
@@ -336,9 +336,9 @@ def test_odd_grids_and_registers(name, registers):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_picture_gets_the_same_logits_alone_and_in_a_batch(name):
+def test_an_image_gets_the_same_logits_alone_and_in_a_batch(name):
     model = shaken(adapted(name))
-    images = pictures(4)
+    images = random_images(4)
     with torch.inference_mode():
         together = model(images)
         alone = torch.cat([model(image[None]) for image in images])
@@ -350,7 +350,7 @@ def test_a_picture_gets_the_same_logits_alone_and_in_a_batch(name):
 def test_gradients_reach_all_that_is_trained_beside_a_frozen_backbone_and_nothing_else(name):
     model = shaken(adapted(name))
     frozen = freeze(model, ["backbone"])
-    model.train()(pictures(4)).square().sum().backward()
+    model.train()(random_images(4)).square().sum().backward()
     got = {key for key, value in model.named_parameters() if value.grad is not None and value.grad.abs().sum() > 0}
     trained = {key for key, _ in model.named_parameters()} - set(frozen)
     assert got <= trained
@@ -366,13 +366,13 @@ def test_gradients_reach_all_that_is_trained_beside_a_frozen_backbone_and_nothin
 def test_bfloat16_autocast(name, training):
     model = shaken(adapted(name)).train(training)
     with torch.autocast("cpu", torch.bfloat16):
-        logits = model(pictures(4))
+        logits = model(random_images(4))
     assert logits.isfinite().all()
     if training:
         logits.float().square().mean().backward()
         assert all(value.grad is None or value.grad.isfinite().all() for value in model.parameters())
     else:
-        assert torch.allclose(logits.float(), model(pictures(4)), atol=0.3, rtol=0.1)
+        assert torch.allclose(logits.float(), model(random_images(4)), atol=0.3, rtol=0.1)
 
 
 @pytest.mark.parametrize("name", ["ila", "adapter-sequential", "lora", "vpt-deep"])
@@ -381,7 +381,7 @@ def test_checkpointing_changes_no_gradient(name):
     for enable in (False, True):
         model = shaken(adapted(name, dropout=0.0) if name != "adapter-sequential" else adapted(name)).train()
         model.set_grad_checkpointing(enable)
-        model(pictures()).square().mean().backward()
+        model(random_images()).square().mean().backward()
         grads.append(model.backbone.patch_embed.proj.weight.grad)
     assert grads[0].abs().sum() > 0
     assert torch.allclose(*grads, atol=1e-6)
@@ -393,14 +393,14 @@ def test_checkpointing_changes_no_gradient(name):
 def test_compiled_models_agree(name):
     model = shaken(adapted(name))
     with torch.no_grad():
-        assert torch.allclose(torch.compile(model, backend="eager")(pictures()), model(pictures()), atol=1e-5)
+        assert torch.allclose(torch.compile(model, backend="eager")(random_images()), model(random_images()), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_weights_go_into_another_model_of_the_kind(name):
     model, other = shaken(adapted(name)), adapted(name, seed=7)
     other.load_state_dict(other.adapt_state_dict(model.state_dict()))
-    assert torch.allclose(model(pictures()), other(pictures()), atol=1e-6)
+    assert torch.allclose(model(random_images()), other(random_images()), atol=1e-6)
 
 
 # -- cost --------------------------------------------------------------------------------------------------------------
@@ -442,7 +442,7 @@ def test_costs_are_the_published_ones(name, options, trained, small, large):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "options", "trained", "small", "large"), COSTS)
-def test_costs_of_large_pictures_are_the_published_ones(name, options, trained, small, large):
+def test_costs_of_large_images_are_the_published_ones(name, options, trained, small, large):
     check_costs(name, options, trained, 448, large)
 
 

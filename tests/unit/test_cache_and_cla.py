@@ -149,7 +149,7 @@ def test_merging_over_blocks_leaves_registers_where_the_cache_looks_for_them():
 
 
 def test_padding_counts_in_no_mean():
-    """Tokens that ATS leaves differ in number from picture to picture."""
+    """Tokens that ATS leaves differ in number from image to image."""
     model = cached(reduction="ats")
     with torch.no_grad():  # as initialised every token is attended to alike
         for block in model.backbone.blocks:
@@ -231,7 +231,7 @@ def test_cla_has_the_published_number_of_parameters():
     assert parameters / 1e6 == pytest.approx(0.320, abs=0.0005)
 
 
-def test_cla_takes_a_single_picture_in_evaluation_alone():
+def test_cla_takes_a_single_image_in_evaluation_alone():
     head = CLAHead(3, WIDTH, CLASSES)
     with pytest.raises(UsageError, match="batch of one"):
         head(torch.randn(1, WIDTH, 3))

@@ -157,7 +157,7 @@ def test_maps_lie_as_timm_lays_them(name: str, options: dict[str, Any]) -> None:
     torch.testing.assert_close(found, expected)
 
 
-def test_pictures_need_not_be_square() -> None:
+def test_images_need_not_be_square() -> None:
     with torch.device("meta"):
         vit = CALClassifier(timm.create_model("vit_tiny_patch16_224", img_size=(100, 60)), 3)
         assert vit.forward_parts(torch.empty(2, 3, 100, 60)).attention.shape[2:] == (6, 3)
@@ -326,7 +326,7 @@ def test_full_inference_is_the_mean_over_8_views_one_by_one() -> None:
         found = model(images)
     means = torch.cat(expected).unflatten(0, (2, 8)).mean(1)
     torch.testing.assert_close(found, means, rtol=1e-4, atol=1e-4)
-    assert model.train()(images).shape == (2, 5)  # training looks at the pictures alone
+    assert model.train()(images).shape == (2, 5)  # training looks at the images alone
 
 
 # -- centers and loss ------------------------------------------------------------------------------------------------

@@ -19,11 +19,11 @@ from animesion.pipeline.curate import decide
 from animesion.schemas import CURATED, REASONS
 
 
-def rows(*pictures: dict[str, Any]) -> dict[str, list[Any]]:
-    """Columns as curate loads them; what a picture does not say is ordinary and unlike any other."""
-    lot = random.Random(7)
+def rows(*images: dict[str, Any]) -> dict[str, list[Any]]:
+    """Columns as curate loads them; what an image does not say is ordinary and unlike any other."""
+    rng = random.Random(7)
     columns: dict[str, list[Any]] = {}
-    for i, given in enumerate(pictures):
+    for i, given in enumerate(images):
         label = given.pop("label", "miku")
         ordinary = {
             "key": f"k{i:04d}", "source": "test", "source_id": str(i), "order": i, "labels": [label], "families": [],
@@ -31,8 +31,8 @@ def rows(*pictures: dict[str, Any]) -> dict[str, list[Any]]:
             "licence": "", "author": "", "md5": f"{i:032x}", "bytes": 100, "sha256": f"{i:064x}", "extension": "jpg",
             "offset": 0, "reason": "", "detail": "", "part": 0, "seen_reason": "", "seen_detail": "", "format": "jpg",
             "mode": "RGB", "face": 0, "width": 100, "height": 80, "plain": True, "pixels_blake3": f"p{i}", "faces": -1,
-            "face_score": 0.0, "crop": None, "phash": lot.getrandbits(64),
-            "phash_flip": lot.getrandbits(64), "thumbnail": lot.randbytes(768),
+            "face_score": 0.0, "crop": None, "phash": rng.getrandbits(64),
+            "phash_flip": rng.getrandbits(64), "thumbnail": rng.randbytes(768),
         }  # fmt: skip
         for name, value in {**ordinary, **given}.items():
             columns.setdefault(name, []).append(value)
@@ -83,7 +83,7 @@ def test_a_chain_of_look_alikes_drops_only_what_was_compared_with_its_keeper() -
 
 
 def test_a_long_chain_is_cut_where_its_ends_are_too_far_apart() -> None:
-    # five pictures, three bits from one to the next; the third is the best
+    # five images, three bits from one to the next; the third is the best
     links = [{"phash": (1 << 3 * i) - 1, "width": 500 if i == 2 else 100 + i} for i in range(5)]
     chain = [
         {**link, "thumbnail": bytes(768), "sha256": f"s{i}", "pixels_blake3": f"q{i}"} for i, link in enumerate(links)
@@ -103,20 +103,20 @@ def test_a_long_chain_is_cut_where_its_ends_are_too_far_apart() -> None:
 
 
 def test_where_a_chain_is_cut_does_not_hang_on_the_order_of_rows() -> None:
-    lot = random.Random(3)
-    pictures = [
-        {"phash": (1 << lot.randrange(40)) - 1, "thumbnail": bytes(768), "width": lot.randrange(50, 90)}
+    rng = random.Random(3)
+    images = [
+        {"phash": (1 << rng.randrange(40)) - 1, "thumbnail": bytes(768), "width": rng.randrange(50, 90)}
         for _ in range(60)
     ]
-    columns = rows(*pictures)
+    columns = rows(*images)
     found, facts = run(columns, "duplicates.action=report")
     assert facts["chains"]
-    order = lot.sample(range(60), 60)
+    order = rng.sample(range(60), 60)
     again, _ = run({name: [values[i] for i in order] for name, values in columns.items()}, "duplicates.action=report")
     assert {key: row["cluster"] for key, row in found.items()} == {key: row["cluster"] for key, row in again.items()}
 
 
-def test_mirrored_pictures_count_as_duplicates_when_told_so() -> None:
+def test_mirrored_images_count_as_duplicates_when_told_so() -> None:
     thumbnail = random.Random(1).randbytes(16 * 3)  # sixteen columns, alike in every row
     turned = b"".join(thumbnail[i : i + 3] for i in range(45, -1, -3))
     one = {"phash": 1, "phash_flip": 2**60 - 1, "thumbnail": thumbnail * 16, "width": 200}
@@ -128,7 +128,7 @@ def test_mirrored_pictures_count_as_duplicates_when_told_so() -> None:
 
 
 def test_a_conflict_drops_only_what_was_compared() -> None:
-    # a ~ b under one label, b ~ c under another: a is not the same picture as c
+    # a ~ b under one label, b ~ c under another: a is not the same image as c
     chain = [{"phash": 0b0}, {"phash": 0b111}, {"phash": 0b111111, "label": "rin"}]
     found, facts = run(rows(*({**link, "thumbnail": bytes(768)} for link in chain), {}, {"label": "rin"}))
     assert [found[f"k000{i}"]["reason"] for i in range(3)] == ["", "label conflict", "label conflict"]
@@ -136,7 +136,7 @@ def test_a_conflict_drops_only_what_was_compared() -> None:
     assert facts["conflicts"] == 1
 
 
-def test_pictures_that_nobody_could_write_are_dropped_before_packing() -> None:
+def test_images_that_nobody_could_write_are_dropped_before_packing() -> None:
     tall = {"width": 100, "height": 30_000}
     found, _ = run(rows(tall, {}, {}), "pack.size=224")
     assert (found["k0000"]["reason"], found["k0000"]["detail"]) == ("too large", "224x67200")
@@ -146,7 +146,7 @@ def test_pictures_that_nobody_could_write_are_dropped_before_packing() -> None:
     assert found["k0000"]["kept"]
 
 
-def test_a_source_picture_that_is_listed_twice_stays_in_one_split() -> None:
+def test_a_source_image_that_is_listed_twice_stays_in_one_split() -> None:
     found, _ = run(rows(*({"source_id": "a/x.png"} for _ in range(6)), *({} for _ in range(20))))
     assert len({found[f"k{i:04d}"]["split"] for i in range(6)}) == 1
 
@@ -229,15 +229,15 @@ def test_what_a_person_took_out_is_out_and_counted() -> None:
     found, facts = run(rows({}, {}, {}), decided('exclude = ["k0001", "gone"]'))
     assert found["k0001"]["reason"] == "excluded by decision"
     assert facts["dropped"] == {"excluded by decision": 1}
-    assert "decisions: 1 keys are of no picture of this source" in facts["notes"]
+    assert "decisions: 1 keys are of no image of this source" in facts["notes"]
 
 
 def test_a_decided_label_counts_everywhere_and_leaves_the_published_order_alone() -> None:
-    pictures = [{"label": "a", "class_order": 0}, {"label": "b", "class_order": 1}, {"label": "a", "class_order": 0}]
-    found, facts = run(rows(*pictures), decided('label = {k0002 = "b"}'))
+    images = [{"label": "a", "class_order": 0}, {"label": "b", "class_order": 1}, {"label": "a", "class_order": 0}]
+    found, facts = run(rows(*images), decided('label = {k0002 = "b"}'))
     assert [row["label"] for row in found.values()] == ["a", "b", "b"]
     assert facts["classes"] == ["a", "b"]
-    found, _ = run(rows(*pictures), decided('label = {k0002 = "z"}'), 'label.exclude=["z"]')
+    found, _ = run(rows(*images), decided('label = {k0002 = "z"}'), 'label.exclude=["z"]')
     assert found["k0002"]["reason"] == "excluded label"
 
 
@@ -249,14 +249,14 @@ def test_a_decided_label_settles_a_conflict() -> None:
     assert facts["dropped"] == {"exact duplicate": 1}
 
 
-def test_pictures_that_are_the_same_by_decision_are_one_cluster() -> None:
+def test_images_that_are_the_same_by_decision_are_one_cluster() -> None:
     found, facts = run(rows({"width": 300}, {}, {}, {}), decided('same = [["k0000", "k0002"], ["k0002", "k0003"]]'))
     assert [found[f"k000{i}"]["cluster"] for i in range(4)] == ["k0000", "", "k0000", "k0000"]
     assert facts["dropped"] == {"duplicate by decision": 2}
     assert {found[key]["keeper"] for key in ("k0002", "k0003")} == {"k0000"}
 
 
-def test_pictures_that_differ_by_decision_stay_and_share_a_split() -> None:
+def test_images_that_differ_by_decision_stay_and_share_a_split() -> None:
     alike = [{"phash": 1, "thumbnail": bytes(768)} for _ in range(3)]
     columns = rows(*alike, *({} for _ in range(20)))
     _, facts = run(columns)
@@ -269,10 +269,10 @@ def test_pictures_that_differ_by_decision_stay_and_share_a_split() -> None:
 
 @hypothesis.settings(max_examples=25, deadline=None)
 @hypothesis.given(st.randoms(use_true_random=False))
-def test_decisions_do_not_hang_on_their_order(lot: random.Random) -> None:
+def test_decisions_do_not_hang_on_their_order(rng: random.Random) -> None:
     columns = rows(*({"phash": 1, "thumbnail": bytes(768), "label": "ab"[i % 2]} for i in range(4)), {}, {})
     keys = columns["key"]
-    sets = [lot.sample(keys, 2) for _ in range(3)]
+    sets = [rng.sample(keys, 2) for _ in range(3)]
     first = Decisions(exclude=[keys[5]], same=sets)
     second = Decisions(exclude=[keys[5]], same=[each[::-1] for each in sets[::-1]])
     assert first.to_toml() == second.to_toml()

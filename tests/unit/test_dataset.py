@@ -80,8 +80,8 @@ def test_samples_in_order_by_position_and_by_key_are_the_same(small_dataset: Pat
         assert dataset.sample(sample.key) == sample
         assert sample.name == dataset.classes[sample.label].name == sample.meta["name"]
         assert sample.split == sample.meta["split"]
-        with Image.open(io.BytesIO(sample.image)) as image:
-            assert sample.picture().tobytes() == image.tobytes()
+        with Image.open(io.BytesIO(sample.content)) as image:
+            assert sample.image().tobytes() == image.tobytes()
     by_split = {name: list(dataset.samples(name)) for name in dataset.splits}
     assert [sample for samples in by_split.values() for sample in samples] == streamed
     assert {name: len(samples) for name, samples in by_split.items()} == {
@@ -186,13 +186,13 @@ def test_shard_that_is_not_what_the_index_says(folder: Path) -> None:
     assert dataset[1].key == rows[1]["key"]
 
 
-def test_picture_that_does_not_decode(folder: Path) -> None:
+def test_image_that_does_not_decode(folder: Path) -> None:
     row = animesion.open_dataset(folder).index.to_pylist()[0]
     content = bytearray((folder / row["shard"]).read_bytes())
     content[row["offset"] : row["offset"] + row["size"]] = bytes(row["size"])
     (folder / row["shard"]).write_bytes(content)
     with pytest.raises(UsageError, match="does not decode"):
-        animesion.open_dataset(folder)[0].picture()
+        animesion.open_dataset(folder)[0].image()
 
 
 @given(st.dictionaries(st.sampled_from(["cls", "jpg", "json", "txt"]), st.binary(max_size=1500), min_size=1))

@@ -56,9 +56,9 @@ def cascade(folder: Path) -> Path:
 
 
 def square(width: int, height: int, left: int, top: int, side: int) -> Image.Image:
-    picture = Image.new("RGB", (width, height), (20, 20, 20))
-    ImageDraw.Draw(picture).rectangle((left, top, left + side - 1, top + side - 1), fill=(230, 230, 230))
-    return picture
+    image = Image.new("RGB", (width, height), (20, 20, 20))
+    ImageDraw.Draw(image).rectangle((left, top, left + side - 1, top + side - 1), fill=(230, 230, 230))
+    return image
 
 
 def overlap(a: Box, b: Box) -> float:
@@ -70,17 +70,17 @@ def overlap(a: Box, b: Box) -> float:
 
 
 @pytest.mark.parametrize("scale", [1, 3, 9], ids=["small", "middle", "above the bound"])
-def test_boxes_are_relative_to_the_picture_whatever_its_size(cascade: Path, scale: int) -> None:
+def test_boxes_are_relative_to_the_image_whatever_its_size(cascade: Path, scale: int) -> None:
     """The window is three times the square; the longest side is 400, 1,200 and 3,600 px."""
-    picture = square(400 * scale, 300 * scale, 200 * scale, 120 * scale, 40 * scale)
-    [[best, *_], none] = detectors.load("lbp")([picture, square(400, 300, 0, 0, 1)], [None, None])
+    image = square(400 * scale, 300 * scale, 200 * scale, 120 * scale, 40 * scale)
+    [[best, *_], none] = detectors.load("lbp")([image, square(400, 300, 0, 0, 1)], [None, None])
     assert overlap(best, Box(0.4, 80 / 300, 0.7, 200 / 300, 1.0)) > 0.6
     assert 0.5 <= best.score <= 1
     assert none == []
 
 
 @pytest.mark.parametrize("size", [(1, 1), (23, 400), (24, 24), (5000, 30)])
-def test_pictures_of_any_size_are_searched(cascade: Path, size: tuple[int, int]) -> None:
+def test_images_of_any_size_are_searched(cascade: Path, size: tuple[int, int]) -> None:
     [found] = detectors.load("lbp")([Image.new("RGB", size, (90, 90, 90))], [None])
     assert found == []
 
@@ -117,7 +117,7 @@ def test_a_file_is_installed_when_its_digest_is_the_one_that_was_given(folder: P
         (BRIGHT.replace(b"<height>24</height>", b""), "no cascade that OpenCV can read"),
         (b" " * (8 << 20) + BRIGHT, "more than 8,388,608 bytes"),
     ],
-    ids=["doctype", "truncated", "picture", "other", "broken", "large"],
+    ids=["doctype", "truncated", "image", "other", "broken", "large"],
 )
 def test_what_is_no_cascade_is_refused_though_its_digest_was_given(
     folder: Path, tmp_path: Path, content: bytes, message: str
@@ -157,7 +157,7 @@ def test_a_cascade_that_hangs_opencv_or_kills_it_is_not_installed(
 ) -> None:
     (tmp_path / "mine.xml").write_bytes(BRIGHT)
     monkeypatch.setattr(model_files, "_TRIAL_SECONDS", 0.01)
-    with pytest.raises(UsageError, match="one picture took more than"):
+    with pytest.raises(UsageError, match="one image took more than"):
         model_files.install("lbp", str(tmp_path / "mine.xml"), digest(BRIGHT))
     monkeypatch.setattr(model_files, "_TRIAL_SECONDS", 60)
     monkeypatch.setattr(model_files, "_TRIAL_BYTES", 64 << 20)  # too little to load OpenCV
@@ -217,21 +217,21 @@ def test_the_real_cascade_finds_real_faces_on_drawn_grounds(folder: Path) -> Non
     """The faces are cut tightly, which costs the cascade half of them."""
     model_files.install("lbp", str(SHARED / "lbpcascade_animeface.xml"))
     detector = detectors.load("lbp")
-    lot = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     found = wrong = 0
     with tarfile.open(SHARED / "holo-faces" / "faces-train-128.tar") as tar:
         members = [member for member in tar.getmembers() if member.isfile()]
-        for number in lot.choice(len(members), 60, replace=False):
+        for number in rng.choice(len(members), 60, replace=False):
             file = tar.extractfile(members[number])
             assert file is not None
             ground = Random(int(number))
-            picture = SCENES[ground.choice(sorted(SCENES))]((640, 480), ground).convert("RGB")
-            side = int(lot.integers(100, 240))
-            left, top = int(lot.integers(0, 640 - side)), int(lot.integers(0, 480 - side))
+            image = SCENES[ground.choice(sorted(SCENES))]((640, 480), ground).convert("RGB")
+            side = int(rng.integers(100, 240))
+            left, top = int(rng.integers(0, 640 - side)), int(rng.integers(0, 480 - side))
             with Image.open(io.BytesIO(file.read())) as face:
-                picture.paste(face.convert("RGB").resize((side, side)), (left, top))
+                image.paste(face.convert("RGB").resize((side, side)), (left, top))
             truth = Box(left / 640, top / 480, (left + side) / 640, (top + side) / 480, 1.0)
-            [boxes] = detector([picture], [None])
+            [boxes] = detector([image], [None])
             hits = sum(overlap(box, truth) >= 0.5 for box in boxes)
             found += hits > 0
             wrong += len(boxes) - hits

@@ -26,11 +26,11 @@ def brute(hashes: np.ndarray, radius: int) -> set[tuple[int, int]]:
 
 
 def planted(n: int, seed: int, most: int) -> np.ndarray:
-    lot = np.random.default_rng(seed)
-    hashes = lot.integers(0, 2**64, n, dtype=np.uint64)
+    rng = np.random.default_rng(seed)
+    hashes = rng.integers(0, 2**64, n, dtype=np.uint64)
     for i in range(0, n, 3):  # every third is a neighbour of another
-        flips = lot.choice(64, lot.integers(0, most + 1), replace=False)
-        hashes[i] = hashes[lot.integers(0, n)] ^ np.uint64(sum(1 << int(bit) for bit in flips))
+        flips = rng.choice(64, rng.integers(0, most + 1), replace=False)
+        hashes[i] = hashes[rng.integers(0, n)] ^ np.uint64(sum(1 << int(bit) for bit in flips))
     return hashes
 
 
@@ -50,9 +50,9 @@ def test_pairs_of_any_hashes(values: list[int], radius: int) -> None:
 
 
 def test_phash_is_that_of_imagehash() -> None:
-    lot = np.random.default_rng(1)
+    rng = np.random.default_rng(1)
     for size in [(64, 64), (31, 200), (300, 17), (8, 8), (1, 1)]:
-        for pixels in (lot.integers(0, 256, (*size, 3), dtype=np.uint8), np.full((*size, 3), 90, dtype=np.uint8)):
+        for pixels in (rng.integers(0, 256, (*size, 3), dtype=np.uint8), np.full((*size, 3), 90, dtype=np.uint8)):
             image = Image.fromarray(pixels)
             assert f"{hashing.phashes(image)[0]:016x}" == str(imagehash.phash(image))
 
@@ -68,11 +68,11 @@ def test_phash_is_that_of_imagehash() -> None:
 @example(width=200, height=369, kind="black and white", seed=0)
 @example(width=1920, height=1080, kind="black and white", seed=1)
 @example(width=9000, height=40, kind="noise", seed=1)
-def test_the_reduced_picture_is_that_of_pillow(width: int, height: int, kind: str, seed: int) -> None:
-    lot = np.random.default_rng(seed)
+def test_the_reduced_image_is_that_of_pillow(width: int, height: int, kind: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
     kinds: dict[str, Callable[[], np.ndarray]] = {
-        "noise": lambda: lot.integers(0, 256, (height, width), dtype=np.uint8),
-        "black and white": lambda: lot.integers(0, 2, (height, width), dtype=np.uint8) * np.uint8(255),
+        "noise": lambda: rng.integers(0, 256, (height, width), dtype=np.uint8),
+        "black and white": lambda: rng.integers(0, 2, (height, width), dtype=np.uint8) * np.uint8(255),
         "ramp": lambda: np.add.outer(np.arange(height), np.arange(width)).astype(np.uint8),
         "plain": lambda: np.full((height, width), seed, dtype=np.uint8),
     }
@@ -100,8 +100,8 @@ def test_another_pillow_is_called_itself(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not np.array_equal(before, np.asarray(rows_first(grey, (32, 32), Image.Resampling.LANCZOS)))
 
 
-def levels(picture: Image.Image) -> np.ndarray:
-    return np.frombuffer(hashing.thumbnail(picture), dtype=np.uint8).astype(int)
+def levels(image: Image.Image) -> np.ndarray:
+    return np.frombuffer(hashing.thumbnail(image), dtype=np.uint8).astype(int)
 
 
 @pytest.mark.parametrize("size", [(1535, 1100), (2999, 40), (1024, 1024), (700, 513), (16, 9)])
@@ -113,7 +113,7 @@ def test_thumbnails_are_averages_of_areas(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("share", [0.3, 0.55, 0.9])
-def test_thumbnails_of_a_picture_and_of_a_smaller_copy_are_alike(share: float) -> None:
+def test_thumbnails_of_an_image_and_of_a_smaller_copy_are_alike(share: float) -> None:
     image = soft(2, 2203, 1537)
     copy = image.resize((round(share * 2203), round(share * 1537)), Image.Resampling.LANCZOS)
     gap = np.abs(levels(image) - levels(copy))
@@ -122,16 +122,16 @@ def test_thumbnails_of_a_picture_and_of_a_smaller_copy_are_alike(share: float) -
 
 
 def soft(seed: int, width: int, height: int) -> Image.Image:
-    """A picture with structure, unlike its own mirror image."""
+    """An image with structure, unlike its own mirror image."""
     coarse = np.random.default_rng(seed).integers(0, 256, (9, 9, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def test_the_hash_of_the_mirror_image_is_that_of_mirrored_pixels() -> None:
-    lot = random.Random(5)
+    rng = random.Random(5)
     bits = []
     for seed in range(60):
-        image = soft(seed, lot.randint(20, 300), lot.randint(20, 300))
+        image = soft(seed, rng.randint(20, 300), rng.randint(20, 300))
         mirrored = int(str(imagehash.phash(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))), 16)
         bits.append((hashing.phashes(image)[1] ^ mirrored).bit_count())
     # resampling rounds the mirrored pixels otherwise here and there, which may move a bit next to the median
@@ -170,16 +170,16 @@ def test_the_fine_check_mirrors_what_it_is_told_to() -> None:
 
 
 @pytest.mark.parametrize("flip", [True, False])
-def test_a_mirrored_picture_in_another_split_is_a_leak_when_the_recipe_says_so(flip: bool) -> None:
+def test_a_mirrored_image_in_another_split_is_a_leak_when_the_recipe_says_so(flip: bool) -> None:
     image = soft(3, 96, 80)
-    pictures = [image, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), soft(4, 96, 80)]
-    both = np.array([hashing.phashes(each) for each in pictures], dtype=np.uint64)
+    images = [image, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), soft(4, 96, 80)]
+    both = np.array([hashing.phashes(each) for each in images], dtype=np.uint64)
     pixels = leaks.PixelColumns(
         np.ones(3, dtype=np.bool_),
-        [hashing.of_pixels(each) for each in pictures],
+        [hashing.of_pixels(each) for each in images],
         both[:, 0],
         both[:, 1],
-        np.stack([np.frombuffer(hashing.thumbnail(each), dtype=np.uint8) for each in pictures]),
+        np.stack([np.frombuffer(hashing.thumbnail(each), dtype=np.uint8) for each in images]),
     )
     none = ["", "", ""]
     found = leaks.find(["train", "test", "val"], none, none, [b"a", b"b", b"c"], pixels, DuplicatesSection(flip=flip))
@@ -221,7 +221,7 @@ def test_pixel_digest_sees_size_and_pixels_only() -> None:
 
 def test_the_fine_check_tells_an_alternate_from_a_duplicate() -> None:
     base = np.full((3, 768), 100, dtype=np.uint8)
-    base[1] += 2  # the whole picture a little brighter, as another encoder makes it
+    base[1] += 2  # the whole image a little brighter, as another encoder makes it
     base[2, 30:60] += 60  # one spot quite different, as another mouth makes it
     pairs = np.array([[0, 1], [0, 2]])
     assert search.same_thumbnail(base, pairs, 6.0, 32).tolist() == [True, False]
@@ -236,7 +236,7 @@ def test_equal_values_are_chained_and_empty_ones_are_not() -> None:
     assert search.equal_pairs(["a", "", "b", "a", "", "a"]).tolist() == [[0, 3], [3, 5]]
 
 
-def test_many_pictures_under_one_hash_do_not_pair_n_by_n() -> None:
+def test_many_images_under_one_hash_do_not_pair_n_by_n() -> None:
     hashes = np.concatenate([np.zeros(2000, dtype=np.uint64), planted(200, 3, 4)])
     pairs = search.candidate_pairs(hashes, 4)
     assert len(pairs) < 2000 * 70

@@ -124,7 +124,7 @@ def test_poison_is_bisected_and_given_up(how: str) -> None:
 
 def test_when_no_single_key_is_to_blame_it_says_so() -> None:
     keys = tuple(f"key-{i}" for i in range(16))
-    with LocalExecutor(1) as engine, pytest.raises(WorkerDiedError, match="no single picture is to blame"):
+    with LocalExecutor(1) as engine, pytest.raises(WorkerDiedError, match="no single image is to blame"):
         engine.run([HeavyTogether("part", keys, frozenset())])
 
 

@@ -55,7 +55,7 @@ def rams(num_classes: int = 5, size: Any = SIZE, host: dict[str, Any] | None = N
     return varied(RAMSTrans(encoder(size, num_classes=num_classes, **(host or {})), num_classes, **options))
 
 
-def pictures(batch: int = 3, size: Any = SIZE, seed: int = 0) -> Any:
+def images(batch: int = 3, size: Any = SIZE, seed: int = 0) -> Any:
     height, width = (size, size) if isinstance(size, int) else size
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(batch, 3, 6, 6, generator=generator)
@@ -136,7 +136,7 @@ def test_a_corrected_box_is_the_smallest_that_has_all_of_every_selected_patch() 
             assert theirs[3] == max(box[3] - width, box[2] + width)
 
 
-def test_boxes_of_a_grid_that_does_not_divide_the_picture_end_at_whole_pixels() -> None:
+def test_boxes_of_a_grid_that_does_not_divide_the_image_end_at_whole_pixels() -> None:
     boxes = patch_box(torch.tensor([[0], [12], [99]]), (10, 10), (224, 224))
     assert boxes.tolist() == [[0, 23, 0, 23], [22, 45, 44, 68], [201, 224, 201, 224]]
 
@@ -169,7 +169,7 @@ def test_published_costs(size: int, parameters: float, multiply_adds: float) -> 
 @pytest.mark.parametrize("size", [SIZE, (40, 24), (24, 56)])
 @pytest.mark.parametrize("metric", ["cos", "l1", "l2"])
 def test_logits_are_those_of_two_passes_of_the_plain_transformer(size: Any, metric: Any) -> None:
-    model, x = glsim(size=size, metric=metric), pictures(size=size)
+    model, x = glsim(size=size, metric=metric), images(size=size)
     plain = copy.deepcopy(model.encoder.backbone)
     with torch.inference_mode():
         features = plain.forward_features(x)
@@ -195,7 +195,7 @@ def test_logits_are_those_of_two_passes_of_the_plain_transformer(size: Any, metr
 
 
 def test_the_originals_box_is_for_the_asking() -> None:
-    x = pictures()
+    x = images()
     corrected = glsim().selected(x).boxes
     for options in ({"reference_compat": True}, {"box": "reference"}):
         original = glsim(**options).selected(x).boxes
@@ -206,14 +206,14 @@ def test_the_originals_box_is_for_the_asking() -> None:
 
 
 def test_a_batch_of_one_gives_its_row_of_a_larger_one() -> None:
-    model, x = glsim(), pictures()
+    model, x = glsim(), images()
     with torch.inference_mode():
         together = model(x)
         torch.testing.assert_close(torch.cat([model(each[None]) for each in x]), together)
 
 
 def test_all_patches_selected_or_equal_patches() -> None:
-    x = pictures()
+    x = images()
     whole = glsim(top=1000).selected(x)
     assert whole.boxes.tolist() == [[0, SIZE, 0, SIZE]] * 3
     torch.testing.assert_close(whole.crops, x)
@@ -225,15 +225,15 @@ def test_all_patches_selected_or_equal_patches() -> None:
     assert equal.boxes.tolist() == [[0, PATCH, 0, 3 * PATCH]] * 2
 
 
-def test_one_selected_patch_is_enlarged_to_the_whole_picture() -> None:
-    selection = glsim(top=1).selected(pictures())
+def test_one_selected_patch_is_enlarged_to_the_whole_image() -> None:
+    selection = glsim(top=1).selected(images())
     sides = selection.boxes[:, 1::2] - selection.boxes[:, 0::2]
     assert (sides == PATCH).all()
     assert selection.crops.shape == (3, 3, SIZE, SIZE)
 
 
 def test_a_border_without_patches_is_never_cropped() -> None:
-    model, x = glsim(top=1000, size=43), pictures(size=43)
+    model, x = glsim(top=1000, size=43), images(size=43)
     assert model.selected(x).boxes.tolist() == [[0, 40, 0, 40]] * 3
     assert model(x).shape == (3, 5)
 
@@ -241,7 +241,7 @@ def test_a_border_without_patches_is_never_cropped() -> None:
 @pytest.mark.parametrize("no_embed_class", [False, True])
 def test_registers_are_not_compared_and_a_token_for_crops_has_the_class_tokens_place(no_embed_class: bool) -> None:
     host = {"reg_tokens": 2, "no_embed_class": no_embed_class}
-    model, x = glsim(host=host, crop_class_token=True), pictures()
+    model, x = glsim(host=host, crop_class_token=True), images()
     assert model.selected(x).similarity.shape == (3, (SIZE // PATCH) ** 2)
     with torch.inference_mode():
         features = model.encoder.backbone.forward_features(x)
@@ -256,7 +256,7 @@ def test_registers_are_not_compared_and_a_token_for_crops_has_the_class_tokens_p
 
 
 def test_without_the_final_norm_tokens_are_taken_as_the_last_block_leaves_them() -> None:
-    model, x = glsim(final_norm=False, crop_class_token=True), pictures()
+    model, x = glsim(final_norm=False, crop_class_token=True), images()
     assert not [name for name, _ in model.named_parameters() if name.startswith("encoder.backbone.norm")]
     assert model.aggregator[-1].eps == 1e-5
     with torch.inference_mode():
@@ -267,8 +267,8 @@ def test_without_the_final_norm_tokens_are_taken_as_the_last_block_leaves_them()
 def test_a_norm_that_stands_after_pooling_is_used_on_tokens() -> None:
     model = glsim(host={"global_pool": "avg"})
     assert isinstance(model.encoder.backbone.fc_norm, nn.LayerNorm)
-    tokens = model.traced(pictures())[1].trace["encoder_norm_out_global"]
-    raw = model.encoder.encode(pictures()).x
+    tokens = model.traced(images())[1].trace["encoder_norm_out_global"]
+    raw = model.encoder.encode(images()).x
     torch.testing.assert_close(tokens, model.encoder.backbone.fc_norm(raw).detach())
 
 
@@ -287,14 +287,14 @@ def test_a_norm_that_stands_after_pooling_is_used_on_tokens() -> None:
 )
 def test_every_parameter_is_trained(options: dict[str, Any]) -> None:
     model = glsim(**options).train()
-    functional.cross_entropy(model(pictures()), torch.tensor([0, 1, 2])).backward()
+    functional.cross_entropy(model(images()), torch.tensor([0, 1, 2])).backward()
     dead = [name for name, each in model.named_parameters() if each.grad is None or not each.grad.any()]
     # a bias of keys moves all scores of a query alike
     assert [name for name in dead if not name.endswith("qkv.bias")] == []
 
 
 def test_both_passes_have_a_gradient_and_selecting_has_none() -> None:
-    model, x = glsim(), pictures()
+    model, x = glsim(), images()
     generator = torch.Generator().manual_seed(2)
     direction = torch.randn(3, 5, generator=generator)
     model.double()
@@ -318,14 +318,14 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
     for enable in (False, True):
         model = glsim().train()
         model.set_grad_checkpointing(enable)
-        model(pictures()).square().sum().backward()
+        model(images()).square().sum().backward()
         found.append(model.encoder.backbone.blocks[0].attn.qkv.weight.grad)
     torch.testing.assert_close(*found)
 
 
 @pytest.mark.parametrize("make", [partial(glsim, top=1000), partial(rams, threshold=0.0)])
 def test_logits_under_bfloat16_autocast_are_near_those_in_float32(make: Any) -> None:
-    model, x = make(), pictures()  # with whole crops, as rounding may select another patch
+    model, x = make(), images()  # with whole crops, as rounding may select another patch
     with torch.inference_mode():
         exact = model(x)
         with torch.autocast("cpu", torch.bfloat16):
@@ -336,7 +336,7 @@ def test_logits_under_bfloat16_autocast_are_near_those_in_float32(make: Any) -> 
 
 @pytest.mark.parametrize("make", [glsim, rams])
 def test_both_passes_compile_to_one_graph(make: Any) -> None:
-    model, x = make(), pictures()
+    model, x = make(), images()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     with torch.inference_mode():
         torch.testing.assert_close(compiled(x), model(x))
@@ -344,7 +344,7 @@ def test_both_passes_compile_to_one_graph(make: Any) -> None:
 
 @pytest.mark.parametrize("make", [glsim, rams])
 def test_with_test_flip_logits_are_the_mean_with_the_mirror_images_in_evaluation_only(make: Any) -> None:
-    model, x = make(), pictures()
+    model, x = make(), images()
     flipping = make(test_flip=True)
     with torch.inference_mode():
         mean = (model(x) + model(x.flip(3))) / 2
@@ -353,8 +353,8 @@ def test_with_test_flip_logits_are_the_mean_with_the_mirror_images_in_evaluation
         torch.testing.assert_close(flipping.train()(x), model(x))
 
 
-def test_random_selection_follows_the_generator_and_not_the_picture() -> None:
-    model, x = glsim(anchor_random=True), pictures()
+def test_random_selection_follows_the_generator_and_not_the_image() -> None:
+    model, x = glsim(anchor_random=True), images()
     torch.manual_seed(5)
     first = model.selected(x).indices
     torch.manual_seed(5)
@@ -364,15 +364,15 @@ def test_random_selection_follows_the_generator_and_not_the_picture() -> None:
 
 
 def test_a_dropped_token_has_no_say_in_training_and_all_of_it_in_evaluation() -> None:
-    model, x = glsim(token_drop=1.0, classifier="avg", aggregator=None), pictures()
+    model, x = glsim(token_drop=1.0, classifier="avg", aggregator=None), images()
     with torch.inference_mode():
         crop_token = model.train().forward_features(x)[:, 1]
         assert not crop_token.any()
         assert model.eval().forward_features(x)[:, 1].any()
 
 
-def test_without_crops_at_inference_the_pictures_class_token_alone_is_classified() -> None:
-    model, x = glsim(crops_at_inference=False), pictures()
+def test_without_crops_at_inference_the_images_class_token_alone_is_classified() -> None:
+    model, x = glsim(crops_at_inference=False), images()
     with torch.inference_mode():
         expected = model.head(model.encoder.backbone.forward_features(x)[:, 0])
         torch.testing.assert_close(model(x), expected)
@@ -382,7 +382,7 @@ def test_without_crops_at_inference_the_pictures_class_token_alone_is_classified
 
 
 def test_classifiers_on_every_token() -> None:
-    x = pictures()
+    x = images()
     with torch.inference_mode():
         for classifier, reduce in (("avg", partial(torch.mean, dim=1)), ("max", partial(torch.amax, dim=1))):
             model = glsim(classifier=classifier)
@@ -393,7 +393,7 @@ def test_classifiers_on_every_token() -> None:
 
 
 def test_selected_tokens_take_the_place_of_a_second_pass() -> None:
-    model, x = glsim(select_tokens=True), pictures()
+    model, x = glsim(select_tokens=True), images()
     with torch.inference_mode():
         features = model.encoder.backbone.forward_features(x)
         chosen = model.selected(x).indices
@@ -422,7 +422,7 @@ def test_the_representation_is_narrower_and_its_heads_64_wide() -> None:
     model = glsim(host={"embed_dim": 192, "num_heads": 3}, representation=128)
     assert model.num_features == 128
     assert model.aggregator[0].attn.num_heads == 2
-    assert model(pictures()).shape == (3, 5)
+    assert model(images()).shape == (3, 5)
 
 
 # -- plug-ins ---------------------------------------------------------------------------------------------------------
@@ -461,9 +461,9 @@ class Weighted(Plugin):
             tokens.losses["told"] = tokens.targets.float().mean()
 
 
-def test_a_cell_of_a_downsampled_grid_is_its_share_of_the_picture() -> None:
+def test_a_cell_of_a_downsampled_grid_is_its_share_of_the_image() -> None:
     model = glsim(top=1, host={"plugins": {"down": Downsample()}})
-    selection = model.selected(pictures())
+    selection = model.selected(images())
     assert selection.similarity.shape == (3, 9)
     row, column = selection.indices[:, 0] // 3, selection.indices[:, 0] % 3
     edges = torch.stack([row, row + 1, column, column + 1], dim=1) * 2 * PATCH
@@ -473,13 +473,13 @@ def test_a_cell_of_a_downsampled_grid_is_its_share_of_the_picture() -> None:
 def test_tokens_behind_the_patches_are_not_compared() -> None:
     cache = CrossLayerCache(WIDTH, depth=4, layers=(1,), num_clr=1, positions=True)
     model = glsim(host={"plugins": {"cache": cache}, "depth": 4})
-    selection = model.selected(pictures())
+    selection = model.selected(images())
     assert selection.similarity.shape == (3, 36)
-    assert model.encoder.encode(pictures()).extra > 0
+    assert model.encoder.encode(images()).extra > 0
 
 
 def test_losses_of_plugins_are_those_of_both_passes() -> None:
-    model, x = glsim(host={"plugins": {"weighted": Weighted()}}), pictures()
+    model, x = glsim(host={"plugins": {"weighted": Weighted()}}), images()
     logits, losses = model(x, with_losses=True)
     crops = model.selected(x).crops
     both = sum(model.encoder.encode(each).class_token.square().mean() for each in (x, crops))
@@ -514,9 +514,9 @@ def test_encoders_whose_head_reads_something_else_are_refused() -> None:
     gathering = TokenVisionTransformer(host, {}, 5, partial(IFAHead, DEPTH, WIDTH), gathers=range(DEPTH))
     reading = TokenVisionTransformer(encoder().backbone, {}, 5, lambda classes: nn.Identity(), reads="patches")
     for wrong in (gathering, reading, encoder(plugins={"widens": Widens()})):
-        with pytest.raises(UsageError, match="class tokens of picture and crop"):
+        with pytest.raises(UsageError, match="class tokens of image and crop"):
             GLSim(wrong, 5)
-    assert RAMSTrans(encoder(plugins={"widens": Widens()}), 5)(pictures()).shape == (3, 5)
+    assert RAMSTrans(encoder(plugins={"widens": Widens()}), 5)(images()).shape == (3, 5)
     without = bare(class_token=False, global_pool="avg")
     averaging = TokenVisionTransformer(without, {}, 5, lambda classes: nn.Identity(), reads="patches")
     for kind, name in ((GLSim, "GLSim"), (RAMSTrans, "RAMS-Trans")):
@@ -555,15 +555,15 @@ def test_it_has_timms_methods(make: Any) -> None:
     assert model.get_classifier().out_features == 5
     model.reset_classifier(7)
     assert model.num_classes == 7
-    assert model(pictures()).shape == (3, 7)
+    assert model(images()).shape == (3, 7)
     with pytest.raises(UsageError, match="pool"):
         model.reset_classifier(7, "avg")
     assert {"crop_class_token", "encoder.backbone.pos_embed"} <= model.no_weight_decay()
     names = dict(model.named_parameters())
     assert {name for name in names if name.startswith("encoder.backbone.")} == model.backbone_parameters()
     assert model.feature_info[0]["module"].startswith("encoder.backbone.blocks")
-    features = model.forward_features(pictures())
-    torch.testing.assert_close(model.forward_head(features), model(pictures()))
+    features = model.forward_features(images())
+    torch.testing.assert_close(model.forward_head(features), model(images()))
 
 
 def test_layer_decay_goes_by_depth() -> None:
@@ -593,7 +593,7 @@ def test_weights_of_a_bare_transformer_and_of_its_own_are_read() -> None:
         assert model.encoder.backbone.pos_embed.shape[1] == 37  # resampled from 65
     again = glsim(crop_class_token=True, final_norm=False)
     again.load_state_dict(again.adapt_state_dict(model.state_dict()))
-    assert torch.equal(again(pictures()), model(pictures()))
+    assert torch.equal(again(images()), model(images()))
 
 
 def test_a_token_for_crops_begins_as_the_class_token() -> None:
@@ -605,7 +605,7 @@ def test_a_token_for_crops_begins_as_the_class_token() -> None:
 
 
 def test_it_says_what_it_selected() -> None:
-    model, x = glsim(), pictures()
+    model, x = glsim(), images()
     logits, tokens = model.traced(x)
     torch.testing.assert_close(logits, model(x))
     selection = model.selected(x)
@@ -622,9 +622,9 @@ def test_it_says_what_it_selected() -> None:
 
 @pytest.mark.parametrize("size", [SIZE, (40, 56)])
 @pytest.mark.parametrize("relative_to", ["mean", "max"])
-def test_rams_logits_are_the_mean_of_picture_and_crop(size: Any, relative_to: Any) -> None:
+def test_rams_logits_are_the_mean_of_image_and_crop(size: Any, relative_to: Any) -> None:
     model = rams(size=size, relative_to=relative_to, threshold=0.98, host={"reg_tokens": 1})
-    x, grid = pictures(size=size), (size[0] // 8, size[1] // 8) if isinstance(size, tuple) else (6, 6)
+    x, grid = images(size=size), (size[0] // 8, size[1] // 8) if isinstance(size, tuple) else (6, 6)
     with torch.inference_mode():
         with recording(model.encoder) as recorder:
             first = model.encoder(x)
@@ -642,24 +642,24 @@ def test_rams_logits_are_the_mean_of_picture_and_crop(size: Any, relative_to: An
         torch.testing.assert_close(model(x), (first + second) / 2, rtol=1e-4, atol=1e-5)
 
 
-def test_rams_crops_the_whole_picture_where_no_cell_reaches_the_threshold() -> None:
+def test_rams_crops_the_whole_image_where_no_cell_reaches_the_threshold() -> None:
     model = rams(relative_to="max", threshold=2.0)
-    region = model.selected(pictures())
+    region = model.selected(images())
     assert not region.mask.any()
     assert region.boxes.tolist() == [[0, SIZE, 0, SIZE]] * 3
-    torch.testing.assert_close(region.crops, pictures())
+    torch.testing.assert_close(region.crops, images())
 
 
 def test_rams_with_top_bounds_the_most_attended_patches() -> None:
     model = rams(top=3, pool=1)
-    region = model.selected(pictures())
+    region = model.selected(images())
     expected = region.attention.topk(3).indices
     assert torch.equal(region.mask.flatten(1).sum(1), torch.full((3,), 3))
     assert torch.equal(region.boxes, patch_box(expected, (6, 6), (SIZE, SIZE)))
 
 
 def test_rams_trains_every_parameter_and_records_in_the_first_pass_only() -> None:
-    model, x = rams(crop_class_token=True).train(), pictures()
+    model, x = rams(crop_class_token=True).train(), images()
     functional.cross_entropy(model(x), torch.tensor([0, 1, 2])).backward()
     assert all(each.grad is not None and each.grad.any() for each in model.parameters())
     assert not model.encoder.plugins["rollout"].opens
@@ -670,13 +670,13 @@ def test_rams_trains_every_parameter_and_records_in_the_first_pass_only() -> Non
 def test_rams_works_with_heads_over_blocks_and_refuses_changing_numbers_of_tokens() -> None:
     host = encoder()
     gathering = TokenVisionTransformer(host.backbone, {}, 5, partial(IFAHead, DEPTH, WIDTH), gathers=range(DEPTH))
-    assert RAMSTrans(gathering, 5)(pictures()).shape == (3, 5)
+    assert RAMSTrans(gathering, 5)(images()).shape == (3, 5)
     model = rams(host={"plugins": {"down": Downsample()}})
     with pytest.raises(UsageError, match=r"block 1 attends from 10 to 10 tokens after 37"):
-        model(pictures())
+        model(images())
     model = rams(host={"plugins": {"within": WithinBlocks()}})
     with pytest.raises(UsageError, match=r"was over 39 tokens of which 37 are left"):
-        model(pictures())
+        model(images())
 
 
 @pytest.mark.parametrize(

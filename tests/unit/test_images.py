@@ -1,4 +1,4 @@
-"""Hostile and odd pictures: each decodes upright to RGB, or is refused for the right reason."""
+"""Hostile and odd images: each decodes upright to RGB, or is refused for the right reason."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ PNG = saved(scene(), "PNG")
         (saved(scene(), "PNG", save_all=True, append_images=[Image.new("RGB", (60, 40))]), "animated"),
     ],
 )
-def test_what_is_no_still_picture_is_refused_for_the_right_reason(content: bytes, due: str) -> None:
+def test_what_is_no_still_image_is_refused_for_the_right_reason(content: bytes, due: str) -> None:
     assert reason(content) == due
 
 
@@ -88,23 +88,21 @@ def test_limits_hold() -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"])
 def test_every_readable_format(kind: str) -> None:
-    picture = codec.decode(
-        saved(scene(), kind, **({"quality": 95} if kind in {"JPEG", "WEBP", "AVIF"} else {})), LIMITS
-    )
-    assert picture.image.mode == "RGB"
-    assert picture.image.size == (60, 40)
-    assert np.abs(np.asarray(picture.image, dtype=int) - np.asarray(scene(), dtype=int)).mean() < 6
+    image = codec.decode(saved(scene(), kind, **({"quality": 95} if kind in {"JPEG", "WEBP", "AVIF"} else {})), LIMITS)
+    assert image.image.mode == "RGB"
+    assert image.image.size == (60, 40)
+    assert np.abs(np.asarray(image.image, dtype=int) - np.asarray(scene(), dtype=int)).mean() < 6
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "LA", "RGBA", "PA"])
 def test_every_mode_comes_out_as_it_looks(mode: str) -> None:
     kind = "JPEG" if mode == "CMYK" else "TIFF" if mode == "PA" else "PNG"
     image = scene("L").convert("1") if mode == "1" else scene("P").convert("PA") if mode == "PA" else scene(mode)
-    picture = codec.decode(saved(image, kind, **({"quality": 95} if mode == "CMYK" else {})), LIMITS)
-    assert picture.image.mode == "RGB"
-    assert not picture.plain
+    decoded = codec.decode(saved(image, kind, **({"quality": 95} if mode == "CMYK" else {})), LIMITS)
+    assert decoded.image.mode == "RGB"
+    assert not decoded.plain
     expected = np.asarray(image.convert("RGB"), dtype=int)
-    assert np.abs(np.asarray(picture.image, dtype=int) - expected).mean() < 4
+    assert np.abs(np.asarray(decoded.image, dtype=int) - expected).mean() < 4
 
 
 def test_transparency_is_composited_on_white_not_on_what_is_hidden_below() -> None:
@@ -137,12 +135,12 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
 def test_exif_rotation_is_applied(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    picture = codec.decode(saved(scene(), "JPEG", exif=exif, quality=95), LIMITS)
-    assert picture.image.size == ((60, 40) if orientation <= 4 else (40, 60))
-    assert picture.plain == (orientation == 1)
+    image = codec.decode(saved(scene(), "JPEG", exif=exif, quality=95), LIMITS)
+    assert image.image.size == ((60, 40) if orientation <= 4 else (40, 60))
+    assert image.plain == (orientation == 1)
 
 
-def test_broken_exif_does_not_lose_the_picture() -> None:
+def test_broken_exif_does_not_lose_the_image() -> None:
     broken = JPEG[:2] + b"\xff\xe1\x00\x10Exif\x00\x00II*\x00\xff\xff\xff\xff" + JPEG[2:]
     assert codec.decode(broken, LIMITS).image.size == (60, 40)
 

@@ -28,24 +28,24 @@ needs_compiled = pytest.mark.skipif(hashing.compiled is None, reason="animesion/
 
 
 def drawn(kind: str, width: int, height: int, seed: int = 0) -> Image.Image:
-    lot = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
 
     def page() -> np.ndarray:
         pixels = np.full((height, width, 3), 255, dtype=np.uint8)
         for _ in range(6):
-            top, left = int(lot.integers(0, height)), int(lot.integers(0, width))
-            pixels[top : top + height // 4, left : left + width // 4] = lot.integers(0, 256, 3)
+            top, left = int(rng.integers(0, height)), int(rng.integers(0, width))
+            pixels[top : top + height // 4, left : left + width // 4] = rng.integers(0, 256, 3)
         return pixels
 
     def soft() -> np.ndarray:
-        coarse = Image.fromarray(lot.integers(0, 256, (9, 9, 3), dtype=np.uint8))
+        coarse = Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8))
         pixels = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).copy()
         pixels[: height // 8] = 7
         return pixels
 
     kinds: dict[str, Callable[[], np.ndarray]] = {
-        "noise": lambda: lot.integers(0, 256, (height, width, 3), dtype=np.uint8),
-        "black and white": lambda: lot.integers(0, 2, (height, width, 3), dtype=np.uint8) * np.uint8(255),
+        "noise": lambda: rng.integers(0, 256, (height, width, 3), dtype=np.uint8),
+        "black and white": lambda: rng.integers(0, 2, (height, width, 3), dtype=np.uint8) * np.uint8(255),
         "soft with a bar": soft,
         "page": page,
         "plain": lambda: np.full((height, width, 3), seed, dtype=np.uint8),
@@ -126,11 +126,11 @@ def without(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("size", [(640, 360), (1920, 1080), (2100, 2100)])
 def test_features_are_the_same_without_a_compiler(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load("folder", ["source.path=x", "quality.trim=true"])
-    picture = codec.decode(codec.encode(drawn("soft with a bar", *size), "jpg", 90), codec.Limits())
-    [here] = inspect.features(picture, None, recipe)
+    image = codec.decode(codec.encode(drawn("soft with a bar", *size), "jpg", 90), codec.Limits())
+    [here] = inspect.features(image, None, recipe)
     assert here["crop"] is not None
     without(monkeypatch)
-    assert inspect.features(picture, None, recipe) == [here]
+    assert inspect.features(image, None, recipe) == [here]
     assert "nothing compiled it" in features.lacking()
 
 

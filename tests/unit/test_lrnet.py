@@ -54,7 +54,7 @@ def trained(name, **options):
     return model.eval()
 
 
-def pictures(height, width=None, batch=2):
+def random_images(height, width=None, batch=2):
     return torch.randn(batch, 3, height, width or height, generator=torch.Generator().manual_seed(4))
 
 
@@ -86,10 +86,10 @@ def test_timm_lists_and_describes_the_names():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_any_picture_from_32_pixels_gives_finite_logits_and_gradients(name):
+def test_any_image_from_32_pixels_gives_finite_logits_and_gradients(name):
     model = narrow(name)
     for height, width in ((32, 32), (33, 64), (75, 130)):
-        images = pictures(height, width)
+        images = random_images(height, width)
         assert model.forward_features(images).shape[2:] == (-(-height // 32), -(-width // 32))
         logits = model(images)
         assert logits.shape == (2, 5)
@@ -98,17 +98,17 @@ def test_any_picture_from_32_pixels_gives_finite_logits_and_gradients(name):
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
-def test_smaller_pictures_are_refused_with_a_sentence():
+def test_smaller_images_are_refused_with_a_sentence():
     model = narrow("lrnet14").eval()
     for call in (model, model.forward_features, model.forward_intermediates):
         with pytest.raises(UsageError, match="at least 32 pixels a side, got 64 by 31"):
-            call(pictures(64, 31))
+            call(random_images(64, 31))
 
 
 @pytest.mark.parametrize("name", ["lrnet14", "lrnet26d"])
 def test_the_classifier_can_be_replaced_and_pooling_turned_off(name):
     model = trained(name).half().float()
-    images = pictures(64)
+    images = random_images(64)
     features = model.forward_features(images)
     assert torch.equal(model.forward_head(features), model(images))
     assert torch.allclose(model.forward_head(features, pre_logits=True), features.mean((2, 3)), atol=1e-6)
@@ -128,19 +128,19 @@ def test_feature_extraction_gives_the_described_channels_and_strides(name):
     extractor = narrow(name, features_only=True).eval()
     assert extractor.feature_info.channels() == [8 * wide, 8 * wide, 16 * wide, 32 * wide, 64 * wide]
     assert extractor.feature_info.reduction() == [2, 4, 8, 16, 32]
-    maps = extractor(pictures(64, 96))
+    maps = extractor(random_images(64, 96))
     for reduction, channels, each in zip(
         extractor.feature_info.reduction(), extractor.feature_info.channels(), maps, strict=True
     ):
         assert each.shape == (2, channels, 64 // reduction, 96 // reduction)
     chosen = narrow(name, features_only=True, out_indices=(1, -1)).eval()
-    for each, again in zip((maps[1], maps[4]), chosen(pictures(64, 96)), strict=True):
+    for each, again in zip((maps[1], maps[4]), chosen(random_images(64, 96)), strict=True):
         assert torch.equal(each, again)
 
 
 def test_intermediates_are_the_stages_and_end_in_the_features():
     model = trained("lrnet18")
-    images = pictures(64)
+    images = random_images(64)
     last, maps = model.forward_intermediates(images)
     assert torch.equal(last, model.forward_features(images))
     assert torch.equal(maps[-1], last)
@@ -155,7 +155,7 @@ def test_intermediates_are_the_stages_and_end_in_the_features():
 
 def test_pruning_keeps_what_the_chosen_intermediates_need():
     model = trained("lrnet14")
-    images = pictures(64)
+    images = random_images(64)
     wanted = model.forward_intermediates(images, indices=[1, 2], intermediates_only=True)
     before = sum(parameter.numel() for parameter in model.parameters())
     assert model.prune_intermediate_layers([1, 2]) == [1, 2]
@@ -169,7 +169,7 @@ def test_pruning_keeps_what_the_chosen_intermediates_need():
 @pytest.mark.parametrize("name", ["lrnet14d", "lrnet26"])
 def test_script_graph_and_export_compute_the_same(name):
     model = trained(name, drop_path_rate=0.1)
-    images = pictures(64)
+    images = random_images(64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch about its own future
         ways = {
@@ -186,7 +186,7 @@ def test_checkpointing_changes_no_gradient():
     for enable in (False, True):
         model = trained("lrnet26").train()
         model.set_grad_checkpointing(enable)
-        model(pictures(64)).square().sum().backward()
+        model(random_images(64)).square().sum().backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     assert all(torch.allclose(one, two, atol=1e-6) for one, two in zip(*gradients, strict=True))
 
@@ -197,7 +197,7 @@ def test_stochastic_depth_grows_linearly_over_the_blocks():
     rates = [block.drop_path.drop_prob if block.drop_path else 0.0 for stage in stages for block in stage]
     assert rates == pytest.approx([0.1 * i for i in range(8)])
     model.train()
-    assert not torch.equal(model(pictures(32)), model(pictures(32)))
+    assert not torch.equal(model(random_images(32)), model(random_images(32)))
 
 
 def test_fresh_blocks_pass_their_shortcut_on_and_convolutions_start_from_kaiming():
@@ -240,7 +240,7 @@ def test_impossible_options_are_refused(options, sentence):
         timm.create_model("lrnet14", **options)
 
 
-def test_grey_pictures_can_be_taken():
+def test_grey_images_can_be_taken():
     model = narrow("lrnet14d", in_chans=1)
     assert model(torch.randn(2, 1, 32, 32)).shape == (2, 5)
 
@@ -283,7 +283,7 @@ def test_a_bare_checkpoint_of_published_size_needs_no_options():
     again = from_reference({}, model.state_dict())
     assert (again.spec.name, again.spec.options, again.spec.img_size) == ("lrnet14", {}, 128)
     assert again.pretrained_cfg["mean"] == timm.data.IMAGENET_DEFAULT_MEAN
-    assert torch.equal(again(pictures(32)), model(pictures(32)))
+    assert torch.equal(again(random_images(32)), model(random_images(32)))
 
 
 def test_checkpoints_that_are_not_wholly_lrnet_are_refused_by_name():

@@ -304,7 +304,7 @@ def test_csv(by_hand: Evaluation) -> None:
     assert [(row["true_id"], row["predicted_name"]) for row in pairs][:2] == [("2", NAMES[0]), ("0", NAMES[1])]
 
 
-def test_mistakes_are_the_surest_first_and_those_of_the_right_pictures() -> None:
+def test_mistakes_are_the_surest_first_and_those_of_the_right_images() -> None:
     scores = Scores(3)
     outputs = torch.tensor([[0.1, 0.7, 0.2], [0.9, 0.05, 0.05], [0.2, 0.2, 0.6], [0.0, 0.95, 0.05]])
     scores.add(outputs, torch.tensor([0, 0, 1, 2]), torch.tensor([3, 1, 2, 0]), probabilities=True)

@@ -19,8 +19,8 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def pictures(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Pictures in which every pixel of a sample is its place in the batch, and as many classes as samples."""
+def random_images(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Images in which every pixel of a sample is its place in the batch, and as many classes as samples."""
     places = torch.arange(shape[0])
     return places.float()[:, None, None, None].expand(shape).clone(), places
 
@@ -30,14 +30,14 @@ def plan(partners: list[int], blend: list[float], boxes: list[list[int]], shares
 
 
 def test_mixup_by_hand() -> None:
-    images, targets = pictures((2, 3, 4, 4))
+    images, targets = random_images((2, 3, 4, 4))
     found = apply_plan(images, targets, 2, plan([1, 0], [0.75, 0.25], [[0] * 4] * 2, [0.75, 0.25]))
     assert found.images[:, 0, 0, 0].tolist() == [0.25, 0.25]
     assert found.targets.tolist() == [[0.75, 0.25], [0.75, 0.25]]
 
 
 def test_cutmix_by_hand() -> None:
-    images, targets = pictures((2, 1, 2, 4))
+    images, targets = random_images((2, 1, 2, 4))
     found = apply_plan(images, targets, 2, plan([1, 0], [1, 1], [[0, 1, 1, 3], [0, 0, 2, 1]], [0.75, 0.75]))
     assert found.images[0, 0].tolist() == [[0, 1, 1, 0], [0, 0, 0, 0]]
     assert found.images[1, 0].tolist() == [[0, 1, 1, 1], [0, 1, 1, 1]]
@@ -68,15 +68,15 @@ def test_weight_one_changes_nothing() -> None:
 
 @given(BATCHES, st.sampled_from(["batch", "sample"]), st.floats(0, 4), st.floats(0, 4), st.integers(0, 99))
 @settings(deadline=None)
-def test_labels_say_what_is_in_the_picture(
+def test_labels_say_what_is_in_the_image(
     shape: tuple[int, int, int, int], per: str, mixup: float, cutmix: float, seed: int
 ) -> None:
-    images, targets = pictures(shape)
+    images, targets = random_images(shape)
     mixing = Mixing(mixup_alpha=mixup, cutmix_alpha=cutmix, per=per, probability=0.8, label_smoothing=0.1)
     found = mix(images, targets, shape[0], mixing, seeded(seed))
     assert found.images.shape == shape
     torch.testing.assert_close(found.targets.sum(1), torch.ones(shape[0]))
-    # the mean pixel of a sample is the mean place in the batch by shares of the pictures in it
+    # the mean pixel of a sample is the mean place in the batch by shares of the images in it
     plain = mix(images, targets, shape[0], Mixing(mixup, cutmix, 0.8, 0.5, mixing.per), seeded(seed)).targets
     torch.testing.assert_close(found.images.mean((1, 2, 3)), plain @ targets.float(), rtol=1e-4, atol=1e-4)
 

@@ -53,7 +53,7 @@ def selecting(name, grid=(5, 5), registers=0, **options):
     return TokenVisionTransformer(host, {"selector": plugin}, CLASSES).eval()
 
 
-def pictures(batch=3, grid=(5, 5)):
+def random_images(batch=3, grid=(5, 5)):
     return torch.randn(batch, 3, PATCH * grid[0], PATCH * grid[1], generator=torch.Generator().manual_seed(0))
 
 
@@ -71,7 +71,7 @@ def through_blocks(host, images):
 
 @pytest.mark.parametrize("registers", [0, 2])
 def test_transfg_selects_by_the_whole_product_of_attention_matrices(registers):
-    model, images = selecting("transfg", registers=registers), pictures()
+    model, images = selecting("transfg", registers=registers), random_images()
     host, prefix = model.backbone, 1 + registers
     with torch.inference_mode():
         outs, _, (product, *others) = through_blocks(host, images)
@@ -92,7 +92,7 @@ def test_transfg_selects_by_the_whole_product_of_attention_matrices(registers):
 @pytest.mark.parametrize("registers", [0, 2])
 def test_ffvt_selects_by_mutual_attention_in_every_block(reference_compat, registers):
     model = selecting("ffvt", registers=registers, reference_compat=reference_compat)
-    images, host, prefix = pictures(), model.backbone, 1 + registers
+    images, host, prefix = random_images(), model.backbone, 1 + registers
     first = 0 if reference_compat else prefix
     with torch.inference_mode():
         outs, scores, weights = through_blocks(host, images)
@@ -108,8 +108,8 @@ def test_ffvt_selects_by_mutual_attention_in_every_block(reference_compat, regis
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_picture_gets_the_same_logits_alone_and_in_a_batch(name):
-    model, images = selecting(name, (3, 5)), pictures(4, (3, 5))
+def test_an_image_gets_the_same_logits_alone_and_in_a_batch(name):
+    model, images = selecting(name, (3, 5)), random_images(4, (3, 5))
     with torch.inference_mode():
         together = model(images)
         alone = torch.cat([model(image[None]) for image in images])
@@ -120,7 +120,7 @@ def test_a_picture_gets_the_same_logits_alone_and_in_a_batch(name):
 def test_last_block_final_norm_and_class_token_are_trained_beside_a_frozen_backbone(name):
     model = selecting(name)
     frozen = set(freeze(model, ["backbone"]))
-    model.train()(pictures()).square().sum().backward()
+    model.train()(random_images()).square().sum().backward()
     trained = {key for key, _ in model.named_parameters()} - frozen
     assert {key for key, value in model.named_parameters() if value.grad is not None} == trained
     last = {f"backbone.blocks.{DEPTH - 1}.{key}" for key, _ in model.backbone.blocks[-1].named_parameters()}
@@ -132,9 +132,9 @@ def test_last_block_final_norm_and_class_token_are_trained_beside_a_frozen_backb
 def test_bfloat16_autocast_and_compilation(name):
     model = selecting(name)
     with torch.autocast("cpu", torch.bfloat16):
-        assert model(pictures()).isfinite().all()
+        assert model(random_images()).isfinite().all()
     with torch.no_grad():
-        assert torch.allclose(torch.compile(model, backend="eager")(pictures()), model(pictures()), atol=1e-5)
+        assert torch.allclose(torch.compile(model, backend="eager")(random_images()), model(random_images()), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -145,14 +145,14 @@ def test_tokens_must_be_patches_as_long_as_they_are_selected_from(name):
             selector = make_part_selector(name, depth=DEPTH, **({"count": 4} if name == "ffvt" else {}))
             plugins = [("selector", selector), ("reduction", make_reduction(reduction, **plan))]
             with pytest.raises(UsageError, match=r"leave out|in front"):
-                TokenVisionTransformer(backbone(), dict(plugins[::order]), CLASSES).eval()(pictures())
+                TokenVisionTransformer(backbone(), dict(plugins[::order]), CLASSES).eval()(random_images())
 
 
 def test_prompts_go_with_part_selection():
     for name in NAMES:
         prompts = make_adapter("vpt-deep", depth=DEPTH, width=WIDTH, grid=(5, 5), count=2)
         plugins = dict([*prompts, ("selector", make_part_selector(name, depth=DEPTH))])
-        logits, tokens = TokenVisionTransformer(backbone(), plugins, CLASSES).eval().traced(pictures())
+        logits, tokens = TokenVisionTransformer(backbone(), plugins, CLASSES).eval().traced(random_images())
         assert logits.isfinite().all()
         assert tokens.prefix == 3
 
@@ -175,17 +175,17 @@ def test_the_contrastive_loss_is_a_term_of_training_that_needs_classes():
     model = selecting("transfg", contrastive=0.5).train()
     targets = torch.tensor([0, 0, 1])
     assert model.has_losses
-    logits, losses = model(pictures(), with_losses=True, targets=targets)
-    expected = 0.5 * contrastive_loss(model.forward_features(pictures()), targets)
+    logits, losses = model(random_images(), with_losses=True, targets=targets)
+    expected = 0.5 * contrastive_loss(model.forward_features(random_images()), targets)
     assert losses["transfg_contrastive"].item() == pytest.approx(expected.item(), rel=1e-5)
-    assert torch.allclose(model(pictures()), logits)
+    assert torch.allclose(model(random_images()), logits)
     losses["transfg_contrastive"].backward()
     assert model.backbone.blocks[0].attn.qkv.weight.grad.abs().sum() > 0
     with pytest.raises(UsageError, match="give targets"):
-        model(pictures(), with_losses=True)
+        model(random_images(), with_losses=True)
     with pytest.raises(UsageError, match="MixUp"):
-        model(pictures(), with_losses=True, targets=torch.full((3, CLASSES), 0.2))
-    assert model.eval()(pictures(), with_losses=True, targets=targets)[1] == {}
+        model(random_images(), with_losses=True, targets=torch.full((3, CLASSES), 0.2))
+    assert model.eval()(random_images(), with_losses=True, targets=targets)[1] == {}
     assert not selecting("transfg").has_losses
 
 
@@ -213,7 +213,7 @@ def test_methods_on_the_grid_know_that_patches_overlap():
     host = backbone((5, 5))
     overlap_patches(host, 6)
     plugins = dict(make_adapter("ila", depth=DEPTH, width=WIDTH, grid=host.patch_embed.grid_size))
-    _, tokens = TokenVisionTransformer(host, plugins, CLASSES).eval().traced(pictures())
+    _, tokens = TokenVisionTransformer(host, plugins, CLASSES).eval().traced(random_images())
     assert tokens.grid == (2, 2)
 
 
@@ -226,7 +226,7 @@ def test_weights_of_a_plain_transformer_go_into_one_with_overlapping_patches():
     assert torch.allclose(adapted["backbone.pos_embed"], host.pos_embed, atol=1e-5)
 
 
-def test_the_size_of_pictures_can_change_and_patches_still_overlap():
+def test_the_size_of_images_can_change_and_patches_still_overlap():
     host = backbone()
     overlap_patches(host, 4, (48, 40))
     assert host.patch_embed.grid_size == (11, 9)
@@ -238,9 +238,9 @@ def test_the_size_of_pictures_can_change_and_patches_still_overlap():
 
 def test_a_stride_of_the_patchs_side_changes_nothing():
     host = backbone()
-    before = host(pictures())
+    before = host(random_images())
     overlap_patches(host, PATCH)
-    assert torch.equal(host(pictures()), before)
+    assert torch.equal(host(random_images()), before)
 
 
 # -- cost --------------------------------------------------------------------------------------------------------------
@@ -292,7 +292,7 @@ def test_bad_settings_are_told_in_one_sentence(name, options, said):
 
 def test_what_cannot_be_selected_or_overlap_is_refused():
     with pytest.raises(UsageError, match="takes 30 patches a block, and there are 25"):
-        TokenVisionTransformer(backbone(), {"selector": FFVT(depth=DEPTH, count=30)}, CLASSES)(pictures())
+        TokenVisionTransformer(backbone(), {"selector": FFVT(depth=DEPTH, count=30)}, CLASSES)(random_images())
     for stride, said in ((9, "leaves out pixels"), (0, "from 1")):
         with pytest.raises(UsageError, match=said):
             overlap_patches(backbone(), stride)

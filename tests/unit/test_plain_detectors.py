@@ -21,8 +21,8 @@ from animesion.schemas import Box
 @given(width=st.integers(1, 3000), height=st.integers(1, 3000), share=st.sampled_from([0.1, 0.5, 0.875, 1.0]))
 @settings(max_examples=60, deadline=None)
 def test_the_centre_is_a_square_in_the_middle(width: int, height: int, share: float) -> None:
-    picture = Image.new("L", (width, height))  # no pixel is looked at
-    [[box]] = detectors.load("center", {"share": share})([picture], [None])
+    image = Image.new("L", (width, height))  # no pixel is looked at
+    [[box]] = detectors.load("center", {"share": share})([image], [None])
     crop = codec.crop_pixels(Box(*np.float32(box).tolist()), width, height, 0.0, square=False)
     assert crop is not None
     left, top, right, bottom = crop
@@ -39,10 +39,10 @@ def test_the_centre_keeps_the_shape_if_told() -> None:
 
 
 def leaf(width: int, height: int, at: tuple[int, int, int, int], *, ground: tuple[int, int, int]) -> Image.Image:
-    picture = Image.new("RGB", (width, height), ground)
-    ImageDraw.Draw(picture).ellipse(at, fill=(60, 140, 50))
+    image = Image.new("RGB", (width, height), ground)
+    ImageDraw.Draw(image).ellipse(at, fill=(60, 140, 50))
     grain = Image.effect_noise((width, height), 12).convert("RGB")
-    return Image.blend(picture, grain, 0.1).filter(ImageFilter.GaussianBlur(1))
+    return Image.blend(image, grain, 0.1).filter(ImageFilter.GaussianBlur(1))
 
 
 @pytest.mark.parametrize("ground", [(245, 245, 240), (10, 10, 10), (70, 90, 200)], ids=["white", "black", "blue"])
@@ -57,13 +57,13 @@ def test_a_leaf_is_found_on_any_plain_ground(ground: tuple[int, int, int], scale
 
 
 def test_dust_is_no_part_of_the_leaf_and_several_parts_are_one_box() -> None:
-    picture = leaf(480, 360, (200, 100, 300, 200), ground=(250, 250, 250))
-    draw = ImageDraw.Draw(picture)
+    image = leaf(480, 360, (200, 100, 300, 200), ground=(250, 250, 250))
+    draw = ImageDraw.Draw(image)
     draw.ellipse((20, 20, 27, 27), fill=(40, 40, 40))  # dust
-    [[box]] = detectors.load("leaf")([picture], [None])
+    [[box]] = detectors.load("leaf")([image], [None])
     assert box.left * 480 == pytest.approx(200, abs=3)
     draw.ellipse((320, 150, 380, 300), fill=(60, 140, 50))  # another leaflet
-    [[box]] = detectors.load("leaf")([picture], [None])
+    [[box]] = detectors.load("leaf")([image], [None])
     assert (box.right * 480, box.bottom * 360) == pytest.approx((380, 300), abs=3)
 
 
@@ -130,16 +130,16 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
 
 
-PICTURE = Image.new("RGB", (200, 400))
+IMAGE = Image.new("RGB", (200, 400))
 
 
 @pytest.mark.usefixtures("stand_in")
 def test_faces_are_relative_clipped_and_sorted() -> None:
-    [boxes] = detectors.load("imgutils")([PICTURE], [None])
+    [boxes] = detectors.load("imgutils")([IMAGE], [None])
     assert boxes == [Box(0.75, 0.0, 1.0, 0.15, 0.8), Box(0.05, 0.05, 0.55, 0.55, 0.4)]
-    [boxes] = detectors.load("imgutils", {"score": 0.5})([PICTURE], [None])
+    [boxes] = detectors.load("imgutils", {"score": 0.5})([IMAGE], [None])
     assert [box.score for box in boxes] == [0.8]
-    [boxes] = detectors.load("imgutils", {"part": "head", "iou": 0.5})([PICTURE], [None])
+    [boxes] = detectors.load("imgutils", {"part": "head", "iou": 0.5})([IMAGE], [None])
     assert boxes == [Box(0.0, 0.0, 1.0, 1.0, 0.7)]
 
 
@@ -148,7 +148,7 @@ def test_faces_are_relative_clipped_and_sorted() -> None:
 def test_what_goes_wrong_is_one_sentence(model: str, said: str) -> None:
     find = detectors.load("imgutils", {"model": model})
     with pytest.raises(AnimesionError, match=said) as caught:
-        find([PICTURE], [None])
+        find([IMAGE], [None])
     assert "\n" not in str(caught.value)
 
 

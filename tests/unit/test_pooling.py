@@ -39,7 +39,7 @@ def headed(name, class_token=True, plugins=None, **options):
     return TokenVisionTransformer(host, plugins or {}, CLASSES, head, reads="patches").eval()
 
 
-def pictures(batch=4):
+def images(batch=4):
     return torch.randn(batch, 3, 16, 20, generator=torch.Generator().manual_seed(0))
 
 
@@ -48,10 +48,10 @@ def pictures(batch=4):
 def test_the_head_is_given_the_patches_after_the_final_norm(name, class_token):
     model = headed(name, class_token)
     with torch.inference_mode():
-        logits, tokens = model.traced(pictures())
-        patches = model.backbone.forward_features(pictures())[:, 3 if class_token else 0 :]
+        logits, tokens = model.traced(images())
+        patches = model.backbone.forward_features(images())[:, 3 if class_token else 0 :]
         patches = model.backbone.fc_norm(patches)
-        assert torch.allclose(model.forward_features(pictures()), patches, atol=1e-6)
+        assert torch.allclose(model.forward_features(images()), patches, atol=1e-6)
         assert torch.allclose(logits, model.head(patches), atol=1e-5)
     assert patches.shape == (4, 20, WIDTH)
     assert ("block0.cls" in tokens.trace) == class_token
@@ -107,7 +107,7 @@ def test_every_parameter_of_the_head_gets_a_finite_gradient(name, autocast):
     model = headed(name)
     frozen = freeze(model, ["backbone"])
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        logits = model.train()(pictures())
+        logits = model.train()(images())
     logits.float().square().sum().backward()
     for key, value in model.named_parameters():
         assert (value.grad is None) == (key in frozen)
@@ -126,10 +126,10 @@ def test_patches_that_are_alike_do_no_harm():
 def test_padded_patches_are_refused_and_reduced_ones_taken():
     plan = {"keep_rate": 0.5, "layers": (0,), "depth": 2, "width": WIDTH, "tokens": 20}
     model = headed("mpncov", plugins={"reduction": make_reduction("evit", **plan)})
-    assert model(pictures()).shape == (4, CLASSES)
+    assert model(images()).shape == (4, CLASSES)
     model = headed("mpncov", plugins={"reduction": make_reduction("ats", **plan)})
     with pytest.raises(UsageError, match="no method that pads"):
-        model(pictures())
+        model(images())
 
 
 @pytest.mark.parametrize(

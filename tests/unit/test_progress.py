@@ -28,7 +28,7 @@ def test_a_crawl_shows_its_rate_its_time_left_and_hosts_out_of_the_ordinary(
         )
         now[0] += 50.0
         crawling(CrawlStatus(finished=300))
-        # The part held 500 pictures, of which the crawl has told 300.
+        # The part held 500 images, of which the crawl has told 300.
         crawling.part_done(500)
         shown.finished("fetch")
     first, second, last = [line for line in capsys.readouterr().err.splitlines() if "fetch" in line]
@@ -36,4 +36,4 @@ def test_a_crawl_shows_its_rate_its_time_left_and_hosts_out_of_the_ordinary(
         "fetch: 100 of 1,000; 2.0/s, 0:07:30 left; 3 failed; cdn.example half-open; circuit of cdn.example opened 2x"
     )
     assert second == "fetch: 300 of 1,000; 3.0/s, 0:03:53 left"
-    assert last == "fetch: 1,000 pictures, 100.0 s"
+    assert last == "fetch: 1,000 images, 100.0 s"

@@ -47,7 +47,7 @@ def hosted(*plugins, registers=0):
     return model
 
 
-def pictures(batch=2):
+def random_images(batch=2):
     return torch.randn(batch, 3, 6 * PATCH, 6 * PATCH, generator=torch.Generator().manual_seed(0))
 
 
@@ -55,7 +55,7 @@ def pictures(batch=2):
 @pytest.mark.parametrize("registers", [0, 2])
 def test_prompts_stand_behind_class_token_and_registers(deep, registers):
     model = hosted(PromptTuning(WIDTH, depth=DEPTH, deep=deep, count=3), registers=registers)
-    host, prompts, images = model.backbone, model.plugins["0"].prompts, pictures()
+    host, prompts, images = model.backbone, model.plugins["0"].prompts, random_images()
     assert len(prompts) == (DEPTH if deep else 1)
     x = host._pos_embed(host.patch_embed(images))
     front, patches = x[:, : 1 + registers], x[:, 1 + registers :]
@@ -83,15 +83,15 @@ def test_prompts_begin_within_xaviers_bound_of_the_patch_embedding():
 def test_prompts_are_dropped_out_in_training_alone(kind):
     model = hosted(kind(WIDTH, depth=DEPTH, count=3, dropout=0.5))
     with torch.no_grad():
-        assert torch.equal(model(pictures()), model(pictures()))
+        assert torch.equal(model(random_images()), model(random_images()))
         model.train()
-        assert not torch.equal(model(pictures()), model(pictures()))
+        assert not torch.equal(model(random_images()), model(random_images()))
 
 
 @pytest.mark.parametrize("registers", [0, 2])
 def test_queries_sum_up_each_block_and_change_nothing_in_it(registers):
     model = hosted(QueryTuning(WIDTH, depth=DEPTH, count=2), registers=registers)
-    host, queries, images = model.backbone, model.plugins["0"].queries, pictures()
+    host, queries, images = model.backbone, model.plugins["0"].queries, random_images()
     x = host._pos_embed(host.patch_embed(images))
     parts = []
     for block, own in zip(host.blocks, queries, strict=True):
@@ -115,7 +115,7 @@ def test_the_head_is_as_wide_as_the_queries_make_it_also_after_a_reset():
     model = hosted(QueryTuning(WIDTH, depth=DEPTH, count=2))
     assert model.num_features == model.head.in_features == WIDTH * (1 + 2 * DEPTH)
     model.reset_classifier(9)
-    assert model(pictures()).shape == (2, 9)
+    assert model(random_images()).shape == (2, 9)
 
 
 @pytest.mark.parametrize("reduction", ["evit", "tome", "ats", "dynamicvit", "dpcknn"])
@@ -129,8 +129,8 @@ def test_a_reduction_drops_the_same_tokens_with_queries_and_without(reduction):
         for value, before in zip(plugin.parameters(), parameters, strict=True):
             value.copy_(before)
     alone = TokenVisionTransformer(backbone(), {"reduction": plugin}, CLASSES).eval()
-    _, tokens = with_queries.traced(pictures())
-    _, expected = alone.traced(pictures())
+    _, tokens = with_queries.traced(random_images())
+    _, expected = alone.traced(random_images())
     assert tokens.x.shape == expected.x.shape
     assert torch.allclose(tokens.x, expected.x, atol=1e-5)
     assert tokens.prefix == 1
@@ -147,7 +147,7 @@ def test_queries_and_prompts_go_with_reduction_and_cache_in_training_too(trainin
     ]
     model = hosted(*plugins).train(training)
     with torch.autocast("cpu", torch.bfloat16):
-        logits, losses = model(pictures(), with_losses=True)
+        logits, losses = model(random_images(), with_losses=True)
     (logits.float().square().mean() + sum(losses.values())).backward()
     assert model.plugins["1"].queries.grad.abs().sum() > 0
     assert model.plugins["0"].prompts.grad.isfinite().all()

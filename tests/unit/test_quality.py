@@ -1,4 +1,4 @@
-"""Figures of single pictures, the limits on them, crops that reach out, and samples that are faces."""
+"""Figures of single images, the limits on them, crops that reach out, and samples that are faces."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from animesion.schemas import FEATURES, REASONS
 
 def noise(width: int = 640, height: int = 480, seed: int = 0) -> Image.Image:
     """Colours in blobs with edges: what no check minds."""
-    lot = np.random.default_rng(seed)
-    small = lot.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
     return Image.fromarray(small).resize((width, height), Image.Resampling.NEAREST)
 
 
@@ -71,7 +71,7 @@ LIMITS = {
 
 
 @pytest.mark.parametrize("name", LIMITS)
-def test_each_limit_finds_its_own_and_passes_an_ordinary_picture(name: str) -> None:
+def test_each_limit_finds_its_own_and_passes_an_ordinary_image(name: str) -> None:
     key, limit, bad = LIMITS[name]
     recipe = animesion.load_recipe("folder", ["source.path=x", f"quality.{key}={limit}"])
 
@@ -124,15 +124,15 @@ def test_any_size_is_measured(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("size", [(1024, 300), (2049, 1100), (1023, 800)])
 def test_the_reduced_copy_is_measured_alike(size: tuple[int, int]) -> None:
-    picture = noise(*size, 3)
-    small = quality.reduced(picture)
+    image = noise(*size, 3)
+    small = quality.reduced(image)
     assert 512 <= max(small.size) < 1024
     assert quality.reduced(small) is small
-    assert quality.measure(small) == quality.measure(picture)
-    assert hashing.thumbnail(picture, small) == hashing.thumbnail(picture)
-    whole = np.asarray(picture.resize((16, 16), Image.Resampling.BOX), dtype=np.int16)
-    mine = np.frombuffer(hashing.thumbnail(picture), np.uint8).reshape(16, 16, 3)
-    assert np.abs(whole - mine).mean() < 1.5  # of grain, the worst there is; pictures count as alike up to 6
+    assert quality.measure(small) == quality.measure(image)
+    assert hashing.thumbnail(image, small) == hashing.thumbnail(image)
+    whole = np.asarray(image.resize((16, 16), Image.Resampling.BOX), dtype=np.int16)
+    mine = np.frombuffer(hashing.thumbnail(image), np.uint8).reshape(16, 16, 3)
+    assert np.abs(whole - mine).mean() < 1.5  # of grain, the worst there is; images count as alike up to 6
 
 
 def test_sharpness_and_chroma_are_what_they_are_called() -> None:
@@ -158,18 +158,18 @@ from animesion.schemas import Box
 
 
 class Corners:
-    summary = "two boxes, always: one inside, one at the edge; counts its pictures in a file"
+    summary = "two boxes, always: one inside, one at the edge; counts its images in a file"
 
-    def __call__(self, pictures, given):
+    def __call__(self, images, given):
         with open(__file__ + ".log", "a") as file:
-            file.write("x" * len(pictures))
-        return [[Box(0.0, 0.0, 0.3, 0.4, 0.9), Box(0.4, 0.4, 0.7, 0.8, 0.95)] for _ in pictures]
+            file.write("x" * len(images))
+        return [[Box(0.0, 0.0, 0.3, 0.4, 0.9), Box(0.4, 0.4, 0.7, 0.8, 0.95)] for _ in images]
 """
 
 
 @pytest.fixture
 def corners(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A detector of another package; gives the file that has one letter for each picture that it saw."""
+    """A detector of another package; gives the file that has one letter for each image that it saw."""
     site = tmp_path / "site"
     (site / "corners-1.dist-info").mkdir(parents=True)
     (site / "corners.py").write_text(CORNERS)
@@ -183,10 +183,10 @@ def corners(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for i in range(12):
-        path = tmp_path / "pictures" / "ab"[i % 2] / f"{i}.png"
+        path = tmp_path / "images" / "ab"[i % 2] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         noise(320, 240, i).save(path)
-    return tmp_path / "pictures"
+    return tmp_path / "images"
 
 
 def built(folder: Path, out: Path, *overrides: str, workers: int = 1) -> list[dict[str, Any]]:
@@ -195,7 +195,7 @@ def built(folder: Path, out: Path, *overrides: str, workers: int = 1) -> list[di
     return list(pq.read_table(out / "curated.parquet").to_pylist())
 
 
-def test_each_face_is_a_sample_and_those_of_a_picture_share_its_split(
+def test_each_face_is_a_sample_and_those_of_an_image_share_its_split(
     corners: Path, folder: Path, tmp_path: Path
 ) -> None:
     rows = built(folder, tmp_path / "out", "crop.detector=corners", "crop.faces=each", "split.train=50", "split.val=25",
@@ -249,7 +249,7 @@ def test_equal_files_are_duplicates_face_by_face(corners: Path, folder: Path, tm
 def test_the_policy_on_several_faces(corners: Path, folder: Path, tmp_path: Path) -> None:
     rows = built(folder, tmp_path / "out", "crop.detector=corners", "crop.faces=best")
     assert {tuple(row["crop"]) for row in rows if row["kept"]} == {(128, 96, 224, 192)}
-    with pytest.raises(AnimesionError, match="no picture is left"):
+    with pytest.raises(AnimesionError, match="no image is left"):
         built(folder, tmp_path / "none", "crop.detector=corners")
     rows = pq.read_table(tmp_path / "none" / "curated.parquet").to_pylist()
     assert {row["reason"] for row in rows} == {"several faces"}
@@ -303,11 +303,11 @@ def samples(out: Path) -> list[tuple[Image.Image, str]]:
     return found
 
 
-def test_faces_below_a_share_of_the_picture_are_dropped(corners: Path, folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(AnimesionError, match="no picture is left"):
+def test_faces_below_a_share_of_the_image_are_dropped(corners: Path, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(AnimesionError, match="no image is left"):
         built(folder, tmp_path / "out", "crop.detector=corners", "crop.faces=best", "crop.min_share=0.13")
     rows = pq.read_table(tmp_path / "out" / "curated.parquet").to_pylist()
-    assert {(row["reason"], row["detail"]) for row in rows} == {("small face", "12.00% of the picture")}
+    assert {(row["reason"], row["detail"]) for row in rows} == {("small face", "12.00% of the image")}
 
 
 def test_a_changed_limit_inspects_nothing_again(folder: Path, tmp_path: Path) -> None:
@@ -321,11 +321,11 @@ def test_a_changed_limit_inspects_nothing_again(folder: Path, tmp_path: Path) ->
 
 
 def test_trimmed_bars_are_not_packed(tmp_path: Path) -> None:
-    (tmp_path / "pictures" / "a").mkdir(parents=True)
+    (tmp_path / "images" / "a").mkdir(parents=True)
     for i in range(3):
         on((0, 0, 0), noise(320, 192, i + 5).point(lambda v: 40 + v // 2), (320, 240), (0, 24)).save(
-            tmp_path / "pictures" / "a" / f"{i}.png"
+            tmp_path / "images" / "a" / f"{i}.png"
         )
-    rows = built(tmp_path / "pictures", tmp_path / "out", "quality.trim=true")
+    rows = built(tmp_path / "images", tmp_path / "out", "quality.trim=true")
     assert {tuple(row["crop"]) for row in rows} == {(0, 24, 320, 216)}
     assert {image.size for image, _ in samples(tmp_path / "out")} == {(320, 192)}

@@ -78,17 +78,17 @@ def reduced(name, keep_rate=0.5, layers=(1, 3), grid=(8, 8), depth=5, registers=
     return TokenVisionTransformer(host, plugins, CLASSES, head, gathers).eval()
 
 
-def pictures(batch=3, grid=(8, 8), seed=0):
-    lot = torch.Generator().manual_seed(seed)
-    return torch.randn(batch, 3, PATCH * grid[0], PATCH * grid[1], generator=lot)
+def random_images(batch=3, grid=(8, 8), seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, 3, PATCH * grid[0], PATCH * grid[1], generator=rng)
 
 
 def lengths(model, grid=(8, 8)):
     """Tokens behind the prefix after each block, before a cache adds its own."""
-    # only ATS's depend on the picture
+    # only ATS's depend on the image
     device = "cpu" if isinstance(model.plugins["reduction"], ATS) else "meta"
     with torch.inference_mode():
-        _, tokens = copy.deepcopy(model).to(device).traced(pictures(1, grid).to(device))
+        _, tokens = copy.deepcopy(model).to(device).traced(random_images(1, grid).to(device))
     depth = len(model.backbone.blocks)
     return [int(tokens.trace[f"block{i}.tokens"][1]) - tokens.prefix for i in range(depth)]
 
@@ -159,7 +159,7 @@ def test_shares_do_not_suffer_from_binary_fractions():
 def test_at_least_one_token_is_left_however_little_is_kept(name):
     model = reduced(name, 0.01, grid=(3, 3))
     assert lengths(model, grid=(3, 3))[-1] >= 1
-    assert model(pictures(2, (3, 3))).isfinite().all()
+    assert model(random_images(2, (3, 3))).isfinite().all()
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
@@ -167,7 +167,7 @@ def test_the_original_can_plan_no_clusters_at_all():
     for name in ("sit", "patchmerger"):
         model = reduced(name, 0.1, grid=(3, 3), reference_compat=True)
         assert lengths(model, grid=(3, 3))[1:] == [0] * 4
-        assert model(pictures(2, (3, 3))).isfinite().all()
+        assert model(random_images(2, (3, 3))).isfinite().all()
 
 
 def test_the_original_keeps_five_clusters_before_the_last_stage():
@@ -181,7 +181,7 @@ def test_the_original_keeps_five_clusters_before_the_last_stage():
 @pytest.mark.parametrize("name", ["topk", "evit"])
 def test_the_tokens_that_the_class_token_attends_to_most_are_kept(name):
     model = reduced(name, 0.4)
-    images = pictures()
+    images = random_images()
     with torch.inference_mode():
         _, tokens = model.traced(images)
         host = model.backbone
@@ -211,7 +211,7 @@ def test_evit_fuses_what_it_drops_by_attention():
 
 def test_merged_sizes_add_up_to_the_number_of_patches():
     for registers in (0, 3):
-        _, tokens = reduced("tome", 0.3, registers=registers).traced(pictures())
+        _, tokens = reduced("tome", 0.3, registers=registers).traced(random_images())
         assert torch.equal(tokens.size[:, tokens.prefix :].sum(1), torch.full((3,), 64.0))
         assert torch.equal(tokens.size[:, : tokens.prefix], torch.ones(3, 1 + registers))
         assignment = tokens.trace["block1.cluster_assign"].long()
@@ -221,9 +221,9 @@ def test_merged_sizes_add_up_to_the_number_of_patches():
 
 
 def test_a_merge_is_the_mean_of_its_members():
-    lot = torch.Generator().manual_seed(0)
-    x, size = torch.randn(2, 15, 6, generator=lot), torch.randint(1, 5, (2, 15), generator=lot).float()
-    matching = match_pairs(torch.randn(2, 15, 4, generator=lot), 5)
+    rng = torch.Generator().manual_seed(0)
+    x, size = torch.randn(2, 15, 6, generator=rng), torch.randint(1, 5, (2, 15), generator=rng).float()
+    matching = match_pairs(torch.randn(2, 15, 4, generator=rng), 5)
     merged, sizes = merge_pairs(x, size, matching)
     member = torch.nn.functional.one_hot(matching.assignment(), 10).transpose(1, 2).float() * size[:, None]
     assert torch.allclose(merged, member @ x / member.sum(-1, keepdim=True), atol=1e-6)
@@ -236,7 +236,7 @@ def test_merging_equal_tokens_changes_nothing():
     host = backbone()
     with torch.no_grad():
         host.pos_embed.zero_()
-    images = pictures().unflatten(3, (4, 2, PATCH))
+    images = random_images().unflatten(3, (4, 2, PATCH))
     images = torch.stack([images[:, :, :, :, 0]] * 2, dim=4).flatten(3)
     head = torch.nn.Linear(WIDTH, CLASSES)
     logits = []
@@ -249,10 +249,10 @@ def test_merging_equal_tokens_changes_nothing():
 
 
 def test_clusters_are_a_partition_around_their_centers():
-    lot = torch.Generator().manual_seed(0)
-    peaks = 10 * torch.randn(2, 4, 8, generator=lot)
-    x = peaks.repeat_interleave(9, dim=1) + 0.1 * torch.randn(2, 36, 8, generator=lot)
-    order = torch.randperm(36, generator=lot)
+    rng = torch.Generator().manual_seed(0)
+    peaks = 10 * torch.randn(2, 4, 8, generator=rng)
+    x = peaks.repeat_interleave(9, dim=1) + 0.1 * torch.randn(2, 36, 8, generator=rng)
+    order = torch.randperm(36, generator=rng)
     centers, assignment = density_peaks(x[:, order], 4)
     truth = order // 9
     assert torch.equal(assignment.gather(1, centers), torch.arange(4).expand(2, -1))
@@ -272,7 +272,7 @@ def test_sampling_inverts_the_distribution():
 
 
 def test_ats_keeps_distinct_tokens_in_order_and_at_most_the_plans():
-    _, tokens = reduced("ats", 0.5).traced(pictures(4))
+    _, tokens = reduced("ats", 0.5).traced(random_images(4))
     for block, most in ((1, 32), (3, 16)):
         ids, mask = tokens.trace[f"block{block}.sample_ids"], tokens.trace[f"block{block}.mask"]
         for row, real in zip(ids, mask, strict=True):
@@ -280,7 +280,7 @@ def test_ats_keeps_distinct_tokens_in_order_and_at_most_the_plans():
             assert kept == sorted(set(kept))
             assert kept[0] == 0
             assert len(kept) <= 1 + most
-        assert mask.all(dim=0).sum() < mask.shape[1]  # pictures differ, or padding would be untested
+        assert mask.all(dim=0).sum() < mask.shape[1]  # images differ, or padding would be untested
 
 
 def test_the_last_part_of_the_distribution_is_sampled_unlike_in_the_original():
@@ -302,9 +302,9 @@ def test_dropped_tokens_are_seen_by_themselves_alone():
 
 def test_dynamicvit_decides_in_training_and_drops_in_evaluation():
     model = reduced("dynamicvit", 0.6).train()
-    _, losses = model(pictures(), with_losses=True)
+    _, losses = model(random_images(), with_losses=True)
     torch.manual_seed(0)
-    _, tokens = model.traced(pictures())
+    _, tokens = model.traced(random_images())
     first, second = (tokens.trace[f"block{i}.decision"] for i in (1, 3))
     assert set(first.unique().tolist()) == {0.0, 1.0}
     assert (second <= first).all()
@@ -312,7 +312,7 @@ def test_dynamicvit_decides_in_training_and_drops_in_evaluation():
     terms = [(kept.mean(1) - share).square().mean() for kept, share in ((first, 0.6), (second, 0.36))]
     assert tokens.losses["dynamicvit_ratio"].item() == pytest.approx(2.0 * sum(terms).item() / 2, rel=1e-5)
     assert losses.keys() == {"dynamicvit_ratio"}
-    _, losses = model.eval()(pictures(), with_losses=True)
+    _, losses = model.eval()(random_images(), with_losses=True)
     assert not losses
 
 
@@ -321,7 +321,7 @@ def test_the_ratio_loss_alone_brings_decisions_to_the_plan():
     model = reduced("dynamicvit", 0.3, layers=(1,), depth=2, loss_weight=1.0).train()
     predictor = model.plugins["reduction"].predictors
     optimizer = torch.optim.Adam(predictor.parameters(), 0.02)
-    images = pictures(4)
+    images = random_images(4)
     for _ in range(20):
         optimizer.zero_grad()
         model(images, with_losses=True)[1]["dynamicvit_ratio"].backward()
@@ -339,14 +339,14 @@ def test_keep_rate_one_is_the_plain_model(name):
     plain = TokenVisionTransformer(model.backbone, {}, CLASSES)
     plain.head = model.head
     assert not list(model.plugins.parameters())
-    assert torch.equal(model(pictures()), plain.eval()(pictures()))
+    assert torch.equal(model(random_images()), plain.eval()(random_images()))
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("cache", [False, True])
-def test_a_picture_gets_the_same_logits_alone_and_in_a_batch(name, cache):
+def test_an_image_gets_the_same_logits_alone_and_in_a_batch(name, cache):
     model = reduced(name, 0.4, cache=cache)
-    images = pictures(4)
+    images = random_images(4)
     with torch.inference_mode():
         together = model(images)
         alone = torch.cat([model(image[None]) for image in images])
@@ -359,7 +359,7 @@ def test_a_picture_gets_the_same_logits_alone_and_in_a_batch(name, cache):
 def test_odd_grids_and_registers(name, registers):
     grid = (5, 3)
     model = reduced(name, 0.5, grid=grid, registers=registers, cache=True)
-    logits, tokens = model.traced(pictures(2, grid))
+    logits, tokens = model.traced(random_images(2, grid))
     assert logits.isfinite().all()
     assert tokens.prefix == 1 + registers
     assert tokens.grid is None
@@ -373,7 +373,7 @@ def test_prefix_tokens_are_never_reduced(name):
         torch.nn.init.zeros_(block.attn.proj.weight)
         torch.nn.init.zeros_(block.mlp.fc2.weight)
     host = model.backbone
-    images = pictures()
+    images = random_images()
     _, tokens = model.traced(images)
     assert torch.equal(tokens.x[:, :4], host._pos_embed(host.patch_embed(images))[:, :4])
 
@@ -381,7 +381,7 @@ def test_prefix_tokens_are_never_reduced(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_parameter_gets_a_gradient(name):
     model = reduced(name, 0.5, cache=True, cla=True).train()
-    logits, losses = model(pictures(4), with_losses=True)
+    logits, losses = model(random_images(4), with_losses=True)
     (torch.nn.functional.cross_entropy(logits, torch.arange(4)) + sum(losses.values())).backward()
     silent = {key for key, value in model.named_parameters() if value.grad is None or not value.grad.abs().sum()}
     assert silent <= {"plugins.reduction.scores.1.bias", "plugins.reduction.scores.3.bias"}  # cancels in a mean
@@ -392,7 +392,7 @@ def test_every_parameter_gets_a_gradient(name):
 def test_bfloat16_autocast(name, training):
     model = reduced(name, 0.5, cache=True, cla=True).train(training)
     with torch.autocast("cpu", torch.bfloat16):
-        logits = model(pictures(4))
+        logits = model(random_images(4))
     assert logits.isfinite().all()
     if training:
         logits.float().square().mean().backward()
@@ -405,7 +405,7 @@ def test_checkpointing_changes_no_gradient(name):
     for enable in (False, True):
         model = reduced(name, 0.5, cache=True).train()
         model.set_grad_checkpointing(enable)
-        model(pictures()).square().mean().backward()
+        model(random_images()).square().mean().backward()
         grads.append(model.backbone.patch_embed.proj.weight.grad)
     assert torch.allclose(*grads, atol=1e-7)
 
@@ -414,7 +414,7 @@ def test_checkpointing_changes_no_gradient(name):
 def test_compiled_models_agree(name):
     model = reduced(name, 0.5, layers=(1,), depth=3, cache=True)
     with torch.no_grad():
-        assert torch.allclose(torch.compile(model, backend="eager")(pictures()), model(pictures()), atol=1e-5)
+        assert torch.allclose(torch.compile(model, backend="eager")(random_images()), model(random_images()), atol=1e-5)
 
 
 # -- cost --------------------------------------------------------------------------------------------------------------

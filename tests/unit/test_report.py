@@ -21,7 +21,7 @@ import animesion
 from animesion.cli import main
 from animesion.errors import UsageError
 from animesion.report import facts, page, runs
-from animesion.report.pictures import Album, Pictures
+from animesion.report.images import Album, Images
 
 
 def embedded(text: str) -> dict[str, Any]:
@@ -128,16 +128,16 @@ def test_a_dataset_without_its_originals_still_has_a_report(small_dataset: Path,
 def test_originals_of_another_build_are_not_shown(small_dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "swapped"
     shutil.copytree(small_dataset, out)
-    pictures = Pictures(animesion.open_dataset(out))
-    row = {**pictures.rows[0], "kept": False, "reason": "near duplicate"}
-    assert pictures.thumbnail(row) is not None
+    images = Images(animesion.open_dataset(out))
+    row = {**images.rows[0], "kept": False, "reason": "near duplicate"}
+    assert images.thumbnail(row) is not None
     tar = out / "raw" / "part-00000.tar"
     content = bytearray(tar.read_bytes())
     content[row["offset"] + 40] ^= 255
     tar.write_bytes(content)
-    assert pictures.thumbnail(row) is None
-    assert pictures.thumbnail({**row, "part": -1}) is None
-    assert pictures.thumbnail({**row, "bytes": 2**62}) is None
+    assert images.thumbnail(row) is None
+    assert images.thumbnail({**row, "part": -1}) is None
+    assert images.thumbnail({**row, "bytes": 2**62}) is None
 
 
 @hypothesis.given(st.lists(st.binary(max_size=40), max_size=30), st.integers(0, 300))

@@ -154,9 +154,9 @@ def test_the_face_table_follows_the_published_format() -> None:
 
 def test_boxes_are_tight_around_the_drawn_head() -> None:
     for post in of(300, "")[:120]:
-        picture = post.picture
-        (head,) = heads(picture)
-        blank = Image.new("RGB", (picture.width, picture.height), (1, 2, 3))
+        drawing = post.drawing
+        (head,) = heads(drawing)
+        blank = Image.new("RGB", (drawing.width, drawing.height), (1, 2, 3))
         drawn = blank.copy()
         pen = Pen(drawn, (head.x, head.y), head.scale, head.tilt, head.flip)
         headgear.draw_behind(pen, head.design)
@@ -166,7 +166,7 @@ def test_boxes_are_tight_around_the_drawn_head() -> None:
         inked = ImageChops.difference(blank, drawn).getbbox()
         assert inked is not None
         left, top, right, bottom = head.box
-        box = (left * picture.width, top * picture.height, right * picture.width, bottom * picture.height)
+        box = (left * drawing.width, top * drawing.height, right * drawing.width, bottom * drawing.height)
         # The detector's error, the grid, and the outline's width.
         slack = 0.1 * max(inked[2] - inked[0], inked[3] - inked[1]) + 6
         assert max(abs(a - b) for a, b in zip(box, inked, strict=True)) < slack, post.id
@@ -200,7 +200,7 @@ def test_the_other_bad_files_are_what_they_are_called() -> None:
         assert world(3000).claim(post, data).md5 != hashlib.md5(data).hexdigest()
 
 
-def test_odd_files_decode_to_the_picture_that_was_drawn() -> None:
+def test_odd_files_decode_to_the_image_that_was_drawn() -> None:
     modes = {"cmyk": "CMYK", "palette": "P", "rgba": "RGBA", "la": "LA", "grey": "L"}
     for form in ODD:
         (post, *_) = of(300, f"odd format: {form}")

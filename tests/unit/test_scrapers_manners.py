@@ -1,4 +1,4 @@
-"""robots.txt, opt-outs, web pages in place of pictures, credentials, circuit breakers, remembered paces, the ledger."""
+"""robots.txt, opt-outs, web pages in place of images, credentials, circuit breakers, remembered paces, the ledger."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_product_tokens() -> None:
         (b"{\x00\x01", ""),
     ],
 )
-def test_documents_are_told_from_pictures(content: bytes, kind: str) -> None:
+def test_documents_are_told_from_images(content: bytes, kind: str) -> None:
     assert document_kind(content) == kind
 
 

@@ -135,7 +135,7 @@ def test_every_field(name: str) -> None:
         assert post.tags["taxon"] == ("Rosa gallica",)
         assert post.author == "Ada Green & friends"
         assert post.licence == "CC-BY-SA-3.0-DE"
-        assert (post.width, post.height, post.bytes) == (96, 72, len(plant.pictures[0]))
+        assert (post.width, post.height, post.bytes) == (96, 72, len(plant.images[0]))
         assert len(post.sha1) == 40
         return
     assert (len(others), post.parent_id, post.author) == (1, "12", "Ada Green")

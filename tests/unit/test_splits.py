@@ -61,7 +61,7 @@ def test_grouped_sizes(n: int, percents: tuple[int, int, int], sizes: tuple[int,
     assert splits.grouped_sizes(n, percents) == sizes
 
 
-def test_single_pictures_meet_their_shares_exactly() -> None:
+def test_single_images_meet_their_shares_exactly() -> None:
     classes = [i for i, n in enumerate([3, 10, 29, 57, 200]) for _ in range(n)]
     groups = [f"g{i}" for i in range(len(classes))]
     assignment = splits.grouped(classes, groups, (70, 10, 20))
@@ -78,9 +78,9 @@ def test_single_pictures_meet_their_shares_exactly() -> None:
 )
 @settings(max_examples=80, deadline=None)
 def test_groups_are_never_cut_and_order_does_not_matter(
-    pictures: list[tuple[int, int]], percents: tuple[int, int, int], seed: int
+    images: list[tuple[int, int]], percents: tuple[int, int, int], seed: int
 ) -> None:
-    classes, groups = [c for c, _ in pictures], [f"g{g}" for _, g in pictures]
+    classes, groups = [c for c, _ in images], [f"g{g}" for _, g in images]
     assignment = splits.grouped(classes, groups, percents, seed)
     where: dict[str, set[str]] = {}
     for group, split in zip(groups, assignment.splits, strict=True):
@@ -116,8 +116,8 @@ def test_another_seed_is_another_split() -> None:
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 12)), min_size=1, max_size=60),
     st.dictionaries(st.integers(0, 12), st.sampled_from(splits.SPLITS), max_size=13),
 )
-def test_groups_that_are_placed_stay_and_none_is_cut(pictures: list[tuple[int, int]], placed: dict[int, str]) -> None:
-    classes, groups = [c for c, _ in pictures], [f"g{g}" for _, g in pictures]
+def test_groups_that_are_placed_stay_and_none_is_cut(images: list[tuple[int, int]], placed: dict[int, str]) -> None:
+    classes, groups = [c for c, _ in images], [f"g{g}" for _, g in images]
     fixed = {f"g{g}": split for g, split in placed.items()}
     found = splits.grouped(classes, groups, (80, 10, 10), 0, fixed).splits
     of_group: dict[str, set[str]] = {}

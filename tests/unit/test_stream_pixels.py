@@ -30,14 +30,14 @@ SIDES = st.integers(1, 900)
 
 
 def soft(width: int, height: int) -> Image.Image:
-    """A smooth picture, in which resampling filters hardly differ."""
+    """A smooth image, in which resampling filters hardly differ."""
     coarse = np.random.default_rng(width + height).integers(0, 256, (5, 5, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def encoded(picture: Image.Image, format: str = "JPEG", **options: object) -> bytes:
+def encoded(image: Image.Image, format: str = "JPEG", **options: object) -> bytes:
     out = io.BytesIO()
-    picture.save(out, format, **({"quality": 95} if format == "JPEG" else {}), **options)  # type: ignore[arg-type]
+    image.save(out, format, **({"quality": 95} if format == "JPEG" else {}), **options)  # type: ignore[arg-type]
     return out.getvalue()
 
 
@@ -52,7 +52,7 @@ def apart(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @given(SIDES, SIDES, st.lists(st.floats(0, 1, exclude_max=True), min_size=22, max_size=22))
-def test_views_lie_inside_the_picture(width: int, height: int, u: list[float]) -> None:
+def test_views_lie_inside_the_image(width: int, height: int, u: list[float]) -> None:
     for transform in (RandomResizedCrop(64), ResizeRandomCrop(64), ResizeCenterCrop(64), Resize(64)):
         view = transform.view(width, height, u)
         assert view.width >= 1
@@ -84,21 +84,21 @@ def test_random_resized_crops_have_torchvisions_distribution() -> None:
 @pytest.mark.parametrize("sides", [(300, 200), (700, 900), (64, 64), (50, 90)])
 @pytest.mark.parametrize("smooth", [False, True])
 def test_scaled_decoding_looks_like_pillows_resize(sides: tuple[int, int], smooth: bool) -> None:
-    picture = soft(*sides)
-    ours = decoded(encoded(picture), Resize(64, smooth=smooth))
-    assert apart(ours, np.asarray(picture.resize((64, 64), Image.Resampling.BILINEAR))) < 3
+    image = soft(*sides)
+    ours = decoded(encoded(image), Resize(64, smooth=smooth))
+    assert apart(ours, np.asarray(image.resize((64, 64), Image.Resampling.BILINEAR))) < 3
 
 
 @pytest.mark.parametrize("sides", [(300, 200), (900, 1400)])
 def test_crops_are_cut_where_the_view_says(sides: tuple[int, int]) -> None:
-    picture = soft(*sides)
+    image = soft(*sides)
     transform = RandomResizedCrop(64, scale=(0.2, 0.6))
     numbers = seeds.uniforms(np.arange(20, dtype=np.uint64), transform.numbers, seeds.CROP)
     for u in numbers.tolist():
         left, top, width, height = transform.view(*sides, u)[:4]
-        cut = picture.resize((64, 64), Image.Resampling.BILINEAR, box=(left, top, left + width, top + height))
-        assert apart(decoded(encoded(picture), transform, u), np.asarray(cut)) < 4
-        png = decoded(encoded(picture, "PNG"), transform, u)
+        cut = image.resize((64, 64), Image.Resampling.BILINEAR, box=(left, top, left + width, top + height))
+        assert apart(decoded(encoded(image), transform, u), np.asarray(cut)) < 4
+        png = decoded(encoded(image, "PNG"), transform, u)
         assert apart(png, np.asarray(cut)) < 4
 
 
@@ -106,9 +106,9 @@ def test_center_crop_is_torchvisions() -> None:
     from torchvision.transforms import v2
 
     for sides in ((300, 200), (200, 301), (64, 64)):
-        picture = soft(*sides)
-        reference = v2.CenterCrop(64)(v2.Resize(73)(picture))
-        assert apart(decoded(encoded(picture), ResizeCenterCrop(64)), np.asarray(reference)) < 3
+        image = soft(*sides)
+        reference = v2.CenterCrop(64)(v2.Resize(73)(image))
+        assert apart(decoded(encoded(image), ResizeCenterCrop(64)), np.asarray(reference)) < 3
 
 
 def test_daf_re_crop_covers_every_offset() -> None:
@@ -117,22 +117,22 @@ def test_daf_re_crop_covers_every_offset() -> None:
     assert places == {(x, y) for x in range(5) for y in range(5)}
 
 
-def test_rotated_grey_transparent_and_cmyk_pictures() -> None:
-    picture = soft(120, 80)
+def test_rotated_grey_transparent_and_cmyk_images() -> None:
+    image = soft(120, 80)
     exif = Image.Exif()
     exif[0x0112] = 6
-    turned = decoded(encoded(picture.transpose(Image.Transpose.ROTATE_90), exif=exif), Resize(64))
-    assert apart(turned, decoded(encoded(picture), Resize(64))) < 3
-    grey = decoded(encoded(picture.convert("L")), Resize(64))
+    turned = decoded(encoded(image.transpose(Image.Transpose.ROTATE_90), exif=exif), Resize(64))
+    assert apart(turned, decoded(encoded(image), Resize(64))) < 3
+    grey = decoded(encoded(image.convert("L")), Resize(64))
     assert (grey[..., 0] == grey[..., 2]).all()
-    clear = picture.copy()
+    clear = image.copy()
     clear.putalpha(0)
     assert (decoded(encoded(clear, "PNG"), Resize(64)) == 255).all()
-    assert apart(decoded(encoded(picture.convert("CMYK")), Resize(64)), decoded(encoded(picture), Resize(64))) < 6
+    assert apart(decoded(encoded(image.convert("CMYK")), Resize(64)), decoded(encoded(image), Resize(64))) < 6
 
 
-@pytest.mark.parametrize("content", [b"", b"no picture", encoded(soft(90, 90))[:-700], b"\xff\xd8\xff\xe1"])
-def test_what_is_no_picture_is_rejected(content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b"no image", encoded(soft(90, 90))[:-700], b"\xff\xd8\xff\xe1"])
+def test_what_is_no_image_is_rejected(content: bytes) -> None:
     with pytest.raises(RejectedImageError):
         decoded(content, Resize(32))
 
@@ -147,9 +147,9 @@ def test_device_numbers_are_the_hosts() -> None:
 
 
 def batch(count: int = 6, side: int = 20) -> tuple[torch.Tensor, torch.Tensor]:
-    lot = np.random.default_rng(0)
-    images = torch.from_numpy(lot.integers(0, 256, (count, side, side, 3), dtype=np.uint8)).permute(0, 3, 1, 2)
-    return images, torch.from_numpy(lot.integers(-(2**62), 2**62, count))
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.integers(0, 256, (count, side, side, 3), dtype=np.uint8)).permute(0, 3, 1, 2)
+    return images, torch.from_numpy(rng.integers(-(2**62), 2**62, count))
 
 
 def test_normalisation_and_flips() -> None:
@@ -201,11 +201,11 @@ def test_erasing_blanks_one_box_of_the_asked_size() -> None:
 
 
 def test_resampling_on_the_device_is_pillows() -> None:
-    picture = soft(80, 80)
-    pixels = torch.from_numpy(np.asarray(picture).copy())[None]
+    image = soft(80, 80)
+    pixels = torch.from_numpy(np.asarray(image).copy())[None]
     for box in ((0, 0, 80, 80), (10, 20, 60, 50), (5, 5, 20, 30)):
         shares = torch.tensor([[box[0], box[1], box[2] - box[0], box[3] - box[1]]]) / 80
         ours = resampled(pixels, shares, 32)[0].permute(1, 2, 0).numpy()
-        theirs = picture.resize((32, 32), Image.Resampling.BILINEAR, box=box)
+        theirs = image.resize((32, 32), Image.Resampling.BILINEAR, box=box)
         assert apart(ours, np.asarray(theirs)) < 1.5
         assert math.isclose(float(ours.mean()), float(np.asarray(theirs).mean()), abs_tol=1.0)

@@ -19,23 +19,23 @@ from animesion_training.data.schedule import batch_ends, share, training_order
 from animesion_training.data.seeds import IntArray
 
 
-def _picture() -> bytes:
+def _image() -> bytes:
     out = io.BytesIO()
     Image.new("RGB", (8, 8), (200, 100, 50)).save(out, "JPEG")
     return out.getvalue()
 
 
-PICTURE = _picture()
+IMAGE = _image()
 
 
 class Memory:
-    """Shards of which every sample is the same picture."""
+    """Shards of which every sample is the same image."""
 
     def name(self, file: int) -> str:
         return f"memory-{file}"
 
     def read(self, file: int, offset: int, size: int) -> bytes:
-        return PICTURE
+        return IMAGE
 
     view = read
 
@@ -56,7 +56,7 @@ def drawn(shards: list[int], num_classes: int = 3) -> DataSplits:
         numbers**2 % num_classes,
         files,
         numbers,
-        np.full(total, len(PICTURE)),
+        np.full(total, len(IMAGE)),
         [f"k{i}" for i in range(total)],
         Memory(),
     )

@@ -1,4 +1,4 @@
-"""TrivialAugmentWide for batches, against torchvision's and Pillow's operations one picture at a time."""
+"""TrivialAugmentWide for batches, against torchvision's and Pillow's operations one image at a time."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ SIDES = [(53, 71), (64, 64)]
 
 
 def soft(height, width, seed=0):
-    """A soft picture with a little noise and neither black nor white, (3, H, W), uint8."""
-    lot = np.random.default_rng(seed)
-    coarse = Image.fromarray(lot.integers(0, 256, (7, 7, 3), dtype=np.uint8))
+    """A soft image with a little noise and neither black nor white, (3, H, W), uint8."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (7, 7, 3), dtype=np.uint8))
     pixels = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
-    pixels = (30 + pixels * 3 // 4 + lot.integers(-9, 10, pixels.shape)).astype(np.uint8)
+    pixels = (30 + pixels * 3 // 4 + rng.integers(-9, 10, pixels.shape)).astype(np.uint8)
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def batch(count, side=48):
-    lot = np.random.default_rng(1)
+    rng = np.random.default_rng(1)
     images = torch.stack([soft(side, side, i).permute(1, 2, 0) for i in range(count)]).permute(0, 3, 1, 2)
-    return images, torch.from_numpy(lot.integers(-(2**62), 2**62, count))
+    return images, torch.from_numpy(rng.integers(-(2**62), 2**62, count))
 
 
 def every(name):
@@ -45,21 +45,21 @@ def every(name):
     return Drawn(torch.full((2 * LEVELS,), OPERATIONS.index(name)), levels, torch.arange(2 * LEVELS) >= LEVELS)
 
 
-def ours(name, picture, **options):
+def ours(name, image, **options):
     """An operation at all its strengths, (62, 3, H, W)."""
-    return TrivialAugmentWide(**options).apply(picture.expand(2 * LEVELS, -1, -1, -1), every(name))
+    return TrivialAugmentWide(**options).apply(image.expand(2 * LEVELS, -1, -1, -1), every(name))
 
 
-def theirs(name, picture, fill=None):
+def theirs(name, image, fill=None):
     """What torchvision makes of a tensor or of a Pillow image at each of those strengths."""
     key, (magnitudes, signed) = THEIRS[name]
-    height, width = functional.get_size(picture)
+    height, width = functional.get_size(image)
     steps = magnitudes(LEVELS, height, width)
     strengths = [0.0] if steps is None else [float(step) for step in steps]
     results = []
     for magnitude in strengths + [-step if signed else step for step in strengths]:
         done = REFERENCE._apply_image_or_video_transform(
-            picture, key, magnitude, v2.InterpolationMode.NEAREST, {type(picture): fill}
+            image, key, magnitude, v2.InterpolationMode.NEAREST, {type(image): fill}
         )
         results.append(functional.pil_to_tensor(done) if isinstance(done, Image.Image) else done)
     return torch.stack(results).repeat_interleave(2 * LEVELS // len(results), 0)
@@ -80,17 +80,17 @@ def test_the_operations_are_torchvisions():
 @pytest.mark.parametrize("sides", SIDES)
 @pytest.mark.parametrize("name", COLOURS)
 def test_colours_are_within_a_level_of_torchvisions_at_every_strength(name, sides):
-    picture = soft(*sides)
-    expected = theirs(name, picture)
-    assert furthest(ours(name, picture), expected) <= 1
-    changed = [not torch.equal(result, picture) for result in expected]
-    assert sum(changed) > LEVELS, "the reference hardly changes this picture"
+    image = soft(*sides)
+    expected = theirs(name, image)
+    assert furthest(ours(name, image), expected) <= 1
+    changed = [not torch.equal(result, image) for result in expected]
+    assert sum(changed) > LEVELS, "the reference hardly changes this image"
 
 
 @pytest.mark.parametrize("name", [name for name in COLOURS if name not in ("solarize", "autocontrast")])
 def test_colours_are_pillows_to_the_bit(name):
-    picture = soft(53, 71)
-    assert torch.equal(ours(name, picture), theirs(name, functional.to_pil_image(picture)))
+    image = soft(53, 71)
+    assert torch.equal(ours(name, image), theirs(name, functional.to_pil_image(image)))
 
 
 @pytest.mark.parametrize("sides", [*SIDES, (96, 96)])
@@ -108,29 +108,29 @@ def test_warps_take_the_pixels_torchvision_takes(name, sides):
 @pytest.mark.parametrize("fill", [200, (3, 120, 250)])
 @pytest.mark.parametrize("name", ["shear-y", "translate-x", "rotate"])
 def test_pixels_from_outside_have_the_fill(name, fill):
-    picture = soft(64, 64)
+    image = soft(64, 64)
     values = [float(value) for value in (fill if isinstance(fill, tuple) else (fill,) * 3)]
-    same = (ours(name, picture, fill=fill, translate=32) == theirs(name, picture, values)).float().mean((1, 2, 3))
+    same = (ours(name, image, fill=fill, translate=32) == theirs(name, image, values)).float().mean((1, 2, 3))
     assert same.min() >= 0.99
 
 
 @pytest.mark.parametrize(("side", "pixels"), [(224, 32), (64, 9), (448, 64)])
 def test_the_strongest_translation_is_a_seventh_of_the_side(side, pixels):
-    picture = soft(side, side)
+    image = soft(side, side)
     for name, (down, right) in (("translate-x", (0, pixels)), ("translate-y", (pixels, 0))):
         drawn = Drawn(*(torch.tensor([value]) for value in (OPERATIONS.index(name), LEVELS - 1, False)))
-        expected = torch.zeros_like(picture)
-        expected[:, down:, right:] = picture[:, : side - down, : side - right]
-        assert torch.equal(TrivialAugmentWide().apply(picture[None], drawn)[0], expected)
+        expected = torch.zeros_like(image)
+        expected[:, down:, right:] = image[:, : side - down, : side - right]
+        assert torch.equal(TrivialAugmentWide().apply(image[None], drawn)[0], expected)
 
 
 @pytest.mark.parametrize("name", ["translate-x", "translate-y"])
 def test_the_share_gives_every_strength_of_its_pixels(name):
-    picture = soft(56, 56)
-    assert torch.equal(ours(name, picture), ours(name, picture, translate=8))
+    image = soft(56, 56)
+    assert torch.equal(ours(name, image), ours(name, image, translate=8))
 
 
-def test_flat_and_grey_pictures_keep_what_there_is_to_keep():
+def test_flat_and_grey_images_keep_what_there_is_to_keep():
     flat = torch.full((3, 20, 20), 90, dtype=torch.uint8)
     for name in ("color", "contrast", "sharpness", "autocontrast", "equalize"):
         assert (ours(name, flat) == 90).all(), name
@@ -142,12 +142,12 @@ def test_flat_and_grey_pictures_keep_what_there_is_to_keep():
 
 
 @pytest.mark.parametrize("sides", [(1, 1), (2, 5), (3, 2)])
-def test_the_smallest_pictures_go_through_everything(sides):
-    picture = soft(*sides)
+def test_the_smallest_images_go_through_everything(sides):
+    image = soft(*sides)
     for name in COLOURS:
-        assert furthest(ours(name, picture), theirs(name, picture)) <= 1
+        assert furthest(ours(name, image), theirs(name, image)) <= 1
     for name in WARPS:
-        assert torch.equal(ours(name, picture, translate=32)[0], picture)
+        assert torch.equal(ours(name, image, translate=32)[0], image)
 
 
 # -- the draw --------------------------------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ def test_operations_strengths_and_directions_are_equally_likely_and_independent(
     assert (torch.corrcoef(together) - torch.eye(3)).abs().max() < 0.015
 
 
-def test_a_picture_comes_out_the_same_in_any_batch_order_and_layout():
+def test_an_image_comes_out_the_same_in_any_batch_order_and_layout():
     images, keys = batch(80)
     augment = TrivialAugmentWide()
     whole = augment(images, keys)

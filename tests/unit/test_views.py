@@ -48,7 +48,7 @@ def random_boxes(count: int, height: int, width: int, seed: int = 0) -> Tensor:
 
 @settings(deadline=None, max_examples=60)
 @given(SIDES, SIDES, st.integers(1, 9), st.integers(1, 9), st.floats(0, 1), st.floats(0, 0.5), st.integers(0, 9))
-def test_boxes_are_those_of_the_definition_picture_by_picture(
+def test_boxes_are_those_of_the_definition_image_by_image(
     height: int, width: int, rows: int, columns: int, threshold: float, padding: float, seed: int
 ) -> None:
     maps = random(3, 1, rows, columns, seed=seed) ** 3
@@ -56,7 +56,7 @@ def test_boxes_are_those_of_the_definition_picture_by_picture(
     assert found.tolist() == [box_by_hand(each, (height, width), threshold, padding) for each in maps]
 
 
-def test_each_picture_has_its_own_threshold() -> None:
+def test_each_image_has_its_own_threshold() -> None:
     ramp = torch.minimum(torch.arange(1, 8), torch.arange(7, 0, -1)).float()
     maps = (ramp[:, None] * ramp).expand(3, 1, 7, 7)
     low, middle, high = views.crop_boxes(maps, (56, 56), torch.tensor([0.1, 0.5, 0.9]), 0.0).tolist()
@@ -66,7 +66,7 @@ def test_each_picture_has_its_own_threshold() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, float("nan"), -1.0])
-def test_a_map_without_a_peak_crops_to_the_whole_picture(value: float) -> None:
+def test_a_map_without_a_peak_crops_to_the_whole_image(value: float) -> None:
     maps = torch.full((2, 1, 4, 4), value)
     maps[1] = random(1, 4, 4)
     boxes = views.crop_boxes(maps, (16, 24), 0.5)
@@ -74,7 +74,7 @@ def test_a_map_without_a_peak_crops_to_the_whole_picture(value: float) -> None:
     assert boxes[1].tolist() == views.crop_boxes(maps[1:], (16, 24), 0.5)[0].tolist()
 
 
-def test_a_peak_between_the_pixels_of_a_small_picture_crops_to_the_whole_picture() -> None:
+def test_a_peak_between_the_pixels_of_a_small_image_crops_to_the_whole_image() -> None:
     maps = torch.zeros(1, 1, 9, 9)
     maps[0, 0, 3, 3] = 1.0
     assert views.crop_boxes(maps, (2, 2), 0.5).tolist() == [[0, 2, 0, 2]]
@@ -87,7 +87,7 @@ def test_a_box_has_a_pixel_even_without_padding() -> None:
     assert views.crop_boxes(maps, (8, 8), 1.0, 0.1).tolist() == [[1, 2, 4, 5]]
 
 
-def test_threshold_0_is_the_whole_picture() -> None:
+def test_threshold_0_is_the_whole_image() -> None:
     assert views.crop_boxes(random(1, 1, 4, 4), (32, 32), 0.0).tolist() == [[0, 32, 0, 32]]
 
 
@@ -96,7 +96,7 @@ def test_threshold_0_is_the_whole_picture() -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(SIDES, SIDES, SIDES, SIDES, st.integers(0, 9))
-def test_crops_equal_interpolate_picture_by_picture(
+def test_crops_equal_interpolate_image_by_image(
     height: int, width: int, out_height: int, out_width: int, seed: int
 ) -> None:
     images = 4 * random(4, 3, height, width, seed=seed) - 2
@@ -106,17 +106,17 @@ def test_crops_equal_interpolate_picture_by_picture(
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
-def test_crops_of_large_pictures_are_as_exact() -> None:
+def test_crops_of_large_images_are_as_exact() -> None:
     images, boxes = 4 * random(3, 3, 448, 448) - 2, torch.tensor([[0, 448, 0, 448], [3, 440, 17, 301], [9, 10, 0, 448]])
     torch.testing.assert_close(views.crop(images, boxes), crop_by_hand(images, boxes, (448, 448)), rtol=0, atol=1e-6)
 
 
-def test_the_whole_picture_is_cropped_to_itself() -> None:
+def test_the_whole_image_is_cropped_to_itself() -> None:
     images = random(2, 3, 20, 30)
     assert torch.equal(views.crop(images, torch.tensor([[0, 20, 0, 30]] * 2)), images)
 
 
-def test_one_pixel_fills_the_picture() -> None:
+def test_one_pixel_fills_the_image() -> None:
     images = random(1, 3, 5, 5)
     found = views.crop(images, torch.tensor([[2, 3, 4, 5]]), (7, 6))
     assert torch.equal(found, images[:, :, 2:3, 4:5].expand(1, 3, 7, 6))
@@ -270,7 +270,7 @@ def test_attention_that_is_not_finite_is_refused_in_a_sentence() -> None:
     views.check_finite(attention)
     attention[1, 0, 2, 2] = torch.nan
     attention[3, 1, 0, 0] = torch.inf
-    with pytest.raises(UsageError, match="not finite for 2 of 4 pictures"):
+    with pytest.raises(UsageError, match="not finite for 2 of 4 images"):
         views.check_finite(attention)
 
 

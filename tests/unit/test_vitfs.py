@@ -67,11 +67,11 @@ def trained(**options):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
-        model.train()(pictures(64, batch=8))
+        model.train()(random_images(64, batch=8))
     return model.eval()
 
 
-def pictures(height, width=None, batch=2):
+def random_images(height, width=None, batch=2):
     return torch.randn(batch, 3, height, width or height, generator=torch.Generator().manual_seed(4))
 
 
@@ -108,7 +108,7 @@ def test_timm_lists_and_describes_the_names():
 def test_any_multiple_of_16_gives_finite_logits_and_gradients(options):
     model = shallow(**options)
     for height, width in ((48, 48), (64, 64), (32, 144)):
-        images = pictures(height, width)
+        images = random_images(height, width)
         assert model.forward_features(images).shape == (2, height * width // 256, 64)
         logits = model(images)
         assert logits.shape == (2, 5)
@@ -121,7 +121,7 @@ def test_other_sizes_are_refused_with_a_sentence():
     model = shallow().eval()
     for call in (model, model.forward_features, model.forward_intermediates):
         with pytest.raises(UsageError, match="patches of 16 pixels, got 64 by 40"):
-            call(pictures(64, 40))
+            call(random_images(64, 40))
     with pytest.raises(UsageError, match="img_size in multiples of 16 pixels, not 100 by 100"):
         create_model("vitfs_nano_patch16", 5, 100)
     with pytest.raises(UsageError, match="not 0 by 16"):
@@ -152,7 +152,7 @@ def test_patches_get_their_positions_and_registers_get_none():
     model = trained()
     seen = []
     model.blocks[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    images = pictures(32, 48)
+    images = random_images(32, 48)
     model(images)
     patches = model.patch_embed(images)
     wanted = patches.permute(0, 2, 3, 1) + sincos_positions(2, 3, 64, images.device)
@@ -164,7 +164,7 @@ def test_all_patches_are_averaged_unless_the_originals_slice_is_asked_for():
     right, original, student = trained(), trained(**COMPAT), trained(**STUDENT)
     for model in (original, student):
         model.load_state_dict(right.state_dict())
-    images = pictures(64)
+    images = random_images(64)
     tokens = []
     right.blocks[-1].register_forward_hook(lambda *args: tokens.append(args[2]))
     features = right.forward_features(images)
@@ -181,10 +181,10 @@ def test_all_patches_are_averaged_unless_the_originals_slice_is_asked_for():
 
 def test_the_originals_slice_leaves_no_patch_at_32_pixels():
     original = trained(**COMPAT)
-    with pytest.raises(UsageError, match="keeps 4 tokens of a picture this small, all of them registers"):
-        original(pictures(32))
-    assert trained(**STUDENT)(pictures(32)).isfinite().all()
-    assert trained()(pictures(16)).isfinite().all()
+    with pytest.raises(UsageError, match="keeps 4 tokens of an image this small, all of them registers"):
+        original(random_images(32))
+    assert trained(**STUDENT)(random_images(32)).isfinite().all()
+    assert trained()(random_images(16)).isfinite().all()
 
 
 def test_token_batch_norm_is_batch_norm_over_channels():
@@ -207,7 +207,7 @@ def test_aggregators_add_the_mix_of_the_blocks_before_them():
         aggregator.register_forward_hook(lambda *args: added.append((args[1][0], args[2])))
     enters = []
     model.blocks[2].register_forward_pre_hook(lambda _, args: enters.append(args[0]))
-    features = model.forward_features(pictures(64))
+    features = model.forward_features(random_images(64))
     assert [len(outs), len(added)] == [4, 2]
     for j, (given, _) in enumerate(added):
         assert torch.equal(given, torch.stack(outs[2 * j : 2 * j + 2], dim=-1))
@@ -224,7 +224,7 @@ def test_aggregators_add_the_mix_of_the_blocks_before_them():
 @pytest.mark.parametrize("options", [{}, COMPAT])
 def test_the_classifier_can_be_replaced_and_pooling_turned_off(options):
     model = trained(**options)
-    images = pictures(64)
+    images = random_images(64)
     features = model.forward_features(images)
     model.reset_classifier(0)
     assert model(images).shape == (2, model.num_features) == (2, model.head_hidden_size)
@@ -240,7 +240,7 @@ def test_the_classifier_can_be_replaced_and_pooling_turned_off(options):
 @pytest.mark.parametrize("options", VARIANTS)
 def test_intermediates_are_the_patches_of_blocks_and_end_in_the_features(options):
     model = trained(**options)
-    images = pictures(64, 96)
+    images = random_images(64, 96)
     features, maps = model.forward_intermediates(images)
     assert torch.allclose(features, model.forward_features(images), atol=1e-6)
     assert [each.shape for each in maps] == [(2, 64, 4, 6)] * 4
@@ -264,13 +264,13 @@ def test_feature_extraction_gives_the_described_channels_and_strides():
     extractor = shallow(features_only=True, out_indices=(0, 2)).eval()
     assert extractor.feature_info.channels() == [64, 64]
     assert extractor.feature_info.reduction() == [16, 16]
-    assert [each.shape for each in extractor(pictures(64, 96))] == [(2, 64, 4, 6)] * 2
-    assert len(shallow(features_only=True)(pictures(64))) == 3
+    assert [each.shape for each in extractor(random_images(64, 96))] == [(2, 64, 4, 6)] * 2
+    assert len(shallow(features_only=True)(random_images(64))) == 3
 
 
 def test_pruning_keeps_what_the_chosen_intermediates_need():
     model = trained(dca_blocks=2)
-    images = pictures(64)
+    images = random_images(64)
     wanted = model.forward_intermediates(images, indices=[0, 2], intermediates_only=True)
     assert model.prune_intermediate_layers([0, 2]) == [0, 2]
     assert [len(model.blocks), len(model.aggregators)] == [3, 1]
@@ -284,7 +284,7 @@ def test_pruning_keeps_what_the_chosen_intermediates_need():
 @pytest.mark.parametrize("options", [{}, PLAIN, STUDENT, {"dca_blocks": 2}])
 def test_script_graph_and_export_compute_the_same(options):
     model = trained(drop_path_rate=0.1, **options)
-    images = pictures(64, 48)
+    images = random_images(64, 48)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch about its own future
         scripted, traced = torch.jit.script(model), torch.fx.symbolic_trace(model)
@@ -292,11 +292,11 @@ def test_script_graph_and_export_compute_the_same(options):
     for way in (scripted, traced, exported):
         assert torch.allclose(way(images), model(images), atol=1e-6)
     for way in (scripted, traced):  # positions follow the size there, too
-        assert torch.allclose(way(pictures(48)), model(pictures(48)), atol=1e-6)
+        assert torch.allclose(way(random_images(48)), model(random_images(48)), atol=1e-6)
 
 
 def test_half_precision_and_autocast_run():
-    model, images = trained(), pictures(64)
+    model, images = trained(), random_images(64)
     wanted = model(images)
     with torch.autocast("cpu", torch.bfloat16):
         tokens = model.forward_features(images)
@@ -311,7 +311,7 @@ def test_checkpointing_changes_no_gradient(options):
     for enable in (False, True):
         model = trained(**options).train()
         model.set_grad_checkpointing(enable)
-        model(pictures(64)).square().sum().backward()
+        model(random_images(64)).square().sum().backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     assert all(torch.allclose(one, two, atol=1e-5) for one, two in zip(*gradients, strict=True))
 
@@ -328,7 +328,7 @@ def test_rates_of_dropout_reach_their_places():
         0.3,
     )
     model.train()
-    assert not torch.equal(model(pictures(32)), model(pictures(32)))
+    assert not torch.equal(model(random_images(32)), model(random_images(32)))
 
 
 def test_start_values():
@@ -409,9 +409,9 @@ def in_the_originals_names(model, side=64, student=False):
 @pytest.mark.parametrize("options", [{}, LAYER_NORM, PLAIN, {"reg_tokens": 1, "dca_blocks": 2}, {"in_chans": 1}])
 def test_a_checkpoint_computes_the_originals_slice_and_can_be_saved(options, student, tmp_path):
     if "in_chans" in options:
-        model, images = shallow(**options), pictures(64)[:, :1]
+        model, images = shallow(**options), random_images(64)[:, :1]
     else:
-        model, images = trained(**options), pictures(64)
+        model, images = trained(**options), random_images(64)
     weights = in_the_originals_names(model, student=student)
     slice_ = COMPAT | ({"pool_include_prefix": True} if student else {})
     original = shallow(**(options | slice_)).eval()

@@ -1,7 +1,7 @@
 """A trained model for use elsewhere: ONNX, TorchScript, or a folder in timm's Hugging Face layout.
 
 Each export is written, read back and run beside the original before it appears under its name; a difference is an
-error. All take normalised pictures (B, C, H, W), any B, at the size of the card, to logits (B, num_classes).
+error. All take normalised images (B, C, H, W), any B, at the size of the card, to logits (B, num_classes).
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def export(checkpoint: Path | str, kind: str, out: Path | str) -> Exported:
         raise UsageError(f"{out} is a file, and hf writes a folder: give another --out")
     model, card = load_model(checkpoint)
     write, run = _WRITERS[kind]
-    pictures = _pictures(model)
+    images = _images(model)
     with full_disk_is_clear(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     # beside the target, so that it can be renamed into place
@@ -80,7 +80,7 @@ def export(checkpoint: Path | str, kind: str, out: Path | str) -> Exported:
         draft = Path(folder) / out.name
         with _quiet():
             write(model, card, draft)
-            difference = max(_difference(model, run(draft), batch) for batch in pictures)
+            difference = max(_difference(model, run(draft), batch) for batch in images)
         if not difference <= TOLERANCE:
             raise AnimesionError(
                 f"the {kind} export of {checkpoint} differs from the original by {difference:.1e}, more than "
@@ -93,7 +93,7 @@ def export(checkpoint: Path | str, kind: str, out: Path | str) -> Exported:
     return Exported(out, kind, difference, sum(path.stat().st_size for path in files))
 
 
-def _pictures(model: nn.Module) -> list[Tensor]:
+def _images(model: nn.Module) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     channels = _timm_config(model)["input_size"][0]
     return [torch.randn(batch, channels, *input_config(model).size, generator=generator) for batch in _BATCHES]
@@ -104,9 +104,9 @@ def _timm_config(model: nn.Module) -> dict[str, Any]:
     return dict(config)
 
 
-def _difference(model: nn.Module, exported: Callable[[Tensor], Tensor], pictures: Tensor) -> float:
+def _difference(model: nn.Module, exported: Callable[[Tensor], Tensor], images: Tensor) -> float:
     with torch.inference_mode():
-        wanted, got = model(pictures), exported(pictures)
+        wanted, got = model(images), exported(images)
     if got.shape != wanted.shape:
         return float("inf")
     return float((got - wanted).abs().max())
@@ -115,7 +115,7 @@ def _difference(model: nn.Module, exported: Callable[[Tensor], Tensor], pictures
 def _write_onnx(model: nn.Module, card: WeightsCard, path: Path) -> None:
     import onnx
 
-    example = _pictures(model)[-1]
+    example = _images(model)[-1]
     batch = torch.export.Dim("batch", min=1)
     torch.onnx.export(
         model,
@@ -137,12 +137,12 @@ def _run_onnx(path: Path) -> Callable[[Tensor], Tensor]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda pictures: torch.from_numpy(session.run(None, {"images": pictures.numpy()})[0])
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
 def _write_torchscript(model: nn.Module, card: WeightsCard, path: Path) -> None:
     with torch.inference_mode():
-        traced = torch.jit.trace(model, _pictures(model)[-1], check_trace=False)  # type: ignore[no-untyped-call]
+        traced = torch.jit.trace(model, _images(model)[-1], check_trace=False)  # type: ignore[no-untyped-call]
     torch.jit.save(traced, path, _extra_files={"animesion.json": card.to_json()})
 
 

@@ -33,7 +33,7 @@ class DataSection(Section):
         "instance", description="how often each class is seen: as it comes, all alike, in between, or moving over"
     )
     cache: Literal["none", "ram", "device"] = Field("none", description="decode once into memory of this kind")
-    on_error: Literal["raise", "skip"] = Field("raise", description="a picture that cannot be read: stop, or count it")
+    on_error: Literal["raise", "skip"] = Field("raise", description="an image that cannot be read: stop, or count it")
     workers: int = Field(-1, ge=-1, le=256, description="decoding threads; -1 for one a core, 0 for none")
 
 
@@ -73,7 +73,7 @@ class ModelSection(Section):
 
 
 class AugmentSection(Section):
-    """What is done to training pictures; `animesion_training.data` does it."""
+    """What is done to training images; `animesion_training.data` does it."""
 
     crop: Literal["random-resized", "resize-crop"] = Field(
         "random-resized", description="random area and aspect, or square resize to img_size + margin and random crop"
@@ -104,32 +104,32 @@ class ObjectiveSection(Section):
 
 
 class ViewsSection(Section):
-    """Crops and drops that attention maps make of a picture: for training a CAL teacher, and for TGDA."""
+    """Crops and drops that attention maps make of an image: for training a CAL teacher, and for TGDA."""
 
     maps: int = Field(0, ge=0, description="how many of the maps may be drawn; 0 for all")
     sample: bool = Field(True, description="draw a map for each view; else both come from the mean of the maps")
     crop: Range = Field((0.4, 0.6), strict=False, description="range of the crop's threshold, as a share of the peak")
     drop: Range = Field((0.2, 0.5), strict=False, description="range of the drop's threshold")
-    padding: float = Field(0.1, ge=0, le=1, strict=False, description="around a crop, as a share of the picture")
+    padding: float = Field(0.1, ge=0, le=1, strict=False, description="around a crop, as a share of the image")
 
 
 class TeacherSection(Section):
     """Distillation from a trained network; without weights there is none."""
 
     weights: str = Field("", description="weights file of the teacher; empty trains on labels alone")
-    img_size: int = Field(0, ge=0, le=2048, description="side of the teacher's pictures; 0 for its own")
+    img_size: int = Field(0, ge=0, le=2048, description="side of the teacher's images; 0 for its own")
     views: bool = Field(False, description="distil also on crops and drops that the teacher's attention makes (TGDA)")
     temperature: float = Field(7.0, gt=0, strict=False, description="softens both outputs")
     weight: float = Field(10 / 49, ge=0, strict=False, description="of the distillation, times temperature squared")
     label_weight: float = Field(1.0, ge=0, strict=False, description="of the objective on the labels")
     view_weights: tuple[float, float, float] = Field(
-        (0.5, 0.5, 0.5), strict=False, description="of picture, crop and drop within the distillation"
+        (0.5, 0.5, 0.5), strict=False, description="of image, crop and drop within the distillation"
     )
     train_mode: bool = Field(False, description="leave norms and stochastic depth in training mode, as the original")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 on a GPU that has it")
     compile: bool = Field(False, description="torch.compile the teacher")
     antialias: bool = Field(True, description="when views are shrunk for the student; the original does not")
-    auxiliary: str = Field("", description="a further loss on the pictures' logits: dkd, rkd, pkt, hint, ...")
+    auxiliary: str = Field("", description="a further loss on the images' logits: dkd, rkd, pkt, hint, ...")
     auxiliary_weight: float = Field(1.0, ge=0, strict=False, description="of the further loss")
 
 
@@ -163,10 +163,10 @@ class ScheduleSection(Section):
 class RunSection(Section):
     """How it is computed."""
 
-    batch_size: int = Field(64, ge=1, description="pictures in one optimizer step, over all processes")
+    batch_size: int = Field(64, ge=1, description="images in one optimizer step, over all processes")
     accumulate: int = Field(1, ge=1, description="pieces that a process's share of the batch is computed in")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the forward pass; weights stay fp32")
-    channels_last: bool = Field(True, description="memory format of pictures; faster for convolutions")
+    channels_last: bool = Field(True, description="memory format of images; faster for convolutions")
     compile: bool = Field(False, description="torch.compile the network")
     checkpointing: bool = Field(False, description="recompute activations to save memory, where the model can")
     ema: float = Field(0.0, ge=0, lt=1, strict=False, description="decay of the averaged weights; 0 for none")
@@ -211,7 +211,7 @@ class TrainRecipe(Section):
         if self.model.pretrained and self.model.init:
             raise ValueError("model.pretrained and model.init both say what to start from: give one")
         if self.run.accumulate > self.run.batch_size:
-            raise ValueError("run.accumulate cuts a batch into more pieces than it has pictures")
+            raise ValueError("run.accumulate cuts a batch into more pieces than it has images")
         return self
 
     def to_toml(self) -> str:

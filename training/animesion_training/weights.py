@@ -41,8 +41,8 @@ class WeightsCard:
         classes: name of each class by id; empty where the model was saved without.
         mean: per channel, of values in [0, 1].
         std: per channel.
-        interpolation: resampling of the pictures.
-        crop_pct: share of the resized picture's side that evaluation looks at, in (0, 1].
+        interpolation: resampling of the images.
+        crop_pct: share of the resized image's side that evaluation looks at, in (0, 1].
         head: name of the head.
         head_options: its arguments.
         norm_eps: epsilon of the layer norms, None for the architecture's own.
@@ -109,7 +109,7 @@ def save_model(
         facts: JSON-ready additions to the card.
         mean: normalisation that it was trained with, if not that of its `pretrained_cfg`.
         std: likewise.
-        crop_pct: share of the resized picture's side that it is evaluated on.
+        crop_pct: share of the resized image's side that it is evaluated on.
 
     Raises:
         UsageError: not a model of `create_model`, or the class names do not fit it.

@@ -1,9 +1,9 @@
-// A build: overview, classes, clusters of duplicates, dropped pictures, findings of an audit, decisions.
+// A build: overview, classes, clusters of duplicates, dropped images, findings of an audit, decisions.
 
 const PAGE = 60;
 const CLUSTER_PAGE = 20;
 
-/** Where pictures and lists come from: the file itself, or the server that `animesion browse` runs. */
+/** Where images and lists come from: the file itself, or the server that `animesion browse` runs. */
 function storeOf(data) {
   const some = (items, offset, limit) => Promise.resolve({ total: items.length, items: items.slice(offset, offset + limit) });
   if (!data.live) {
@@ -20,7 +20,7 @@ function storeOf(data) {
     return answer.json();
   };
   return {
-    source: (item) => `api/picture/${encodeURIComponent(item.key)}`,
+    source: (item) => `api/image/${encodeURIComponent(item.key)}`,
     samples: (label, offset, limit) => ask(`classes/${label}`, { offset, limit }),
     clusters: (conflicts, offset, limit) => ask('clusters', { conflicts: conflicts ? 1 : 0, offset, limit }),
     drops: (reason, offset, limit) => ask('drops', { reason, offset, limit }),
@@ -45,7 +45,7 @@ function writeToken() {
 
 const without = (sets, gone) => sets.map((each) => each.filter((key) => !gone.has(key))).filter((each) => each.length > 1);
 
-/** New decisions after a person did something with some pictures. */
+/** New decisions after a person did something with some images. */
 function decide(before, what, keys, label) {
   const gone = new Set(keys);
   const now = {
@@ -59,7 +59,7 @@ function decide(before, what, keys, label) {
   if (what === 'same' || what === 'different') {
     Object.assign(now, { exclude: before.exclude, label: before.label });
     const split = (each) => [each.filter((key) => gone.has(key)), each.filter((key) => !gone.has(key))];
-    // what is said now holds; what an older set says of its other pictures stays
+    // what is said now holds; what an older set says of its other images stays
     if (what === 'same') {
       now.different = before.different.flatMap((each) => {
         const [inside, outside] = split(each);
@@ -108,7 +108,7 @@ function useDecisions(data) {
   };
 }
 
-/** What was decided about a picture, in a word. */
+/** What was decided about an image, in a word. */
 function verdict(decisions, key) {
   if (!decisions) return '';
   if (decisions.exclude.includes(key)) return 'excluded';
@@ -133,7 +133,7 @@ function Actions({ hand, names }) {
   }, [typed]);
   if (!keys.length) return hand.said ? html`<div class="actions" role="status">${plain(hand.said)}</div>` : null;
   if (!hand.writable) return html`<div class="actions" role="status">Open the address that animesion browse printed, with its token, to decide.</div>`;
-  return html`<div class="actions" role="toolbar" aria-label="Decide about the chosen pictures">
+  return html`<div class="actions" role="toolbar" aria-label="Decide about the chosen images">
     <strong>${thousands(keys.length)} chosen</strong>
     <button onClick=${() => hand.act('exclude', keys)} title="x">Leave out</button>
     <form onSubmit=${(event) => {
@@ -141,7 +141,7 @@ function Actions({ hand, names }) {
       if (label.trim()) hand.act('label', keys, label.trim());
     }}><input list="labels" value=${label} maxlength="20000" onInput=${(event) => setLabel(event.target.value)} placeholder="right label" aria-label="Right label" />
     <button disabled=${!label.trim()}>Label</button></form>
-    <button disabled=${!several} onClick=${() => hand.act('same', keys)} title="s">Same picture</button>
+    <button disabled=${!several} onClick=${() => hand.act('same', keys)} title="s">Same image</button>
     <button disabled=${!several} onClick=${() => hand.act('different', keys)} title="d">Different</button>
     <button onClick=${() => hand.act('forget', keys)} title="u">Forget</button>
     <button onClick=${hand.clear} title="Esc">Clear</button>
@@ -150,18 +150,18 @@ function Actions({ hand, names }) {
   </div>`;
 }
 
-// -- pictures ----------------------------------------------------------------------------------------------------------
+// -- images ----------------------------------------------------------------------------------------------------------
 
 function Card({ item, store, hand, lines }) {
   const source = store.source(item);
   const decided = hand && verdict(hand.decisions, item.key);
   const [broken, setBroken] = useState(false);
-  const picture = source && !broken
+  const image = source && !broken
     ? html`<img src=${source} alt=${plain(item.key)} loading="lazy" decoding="async" onError=${() => setBroken(true)} />`
-    : html`<span class="none">no picture</span>`;
+    : html`<span class="none">no image</span>`;
   const frame = hand
-    ? html`<button class="frame" aria-pressed=${hand.chosen.has(item.key)} aria-label=${`Choose ${plain(item.key)}`} onClick=${() => hand.choose(item.key)}>${picture}</button>`
-    : html`<span class="frame">${picture}</span>`;
+    ? html`<button class="frame" aria-pressed=${hand.chosen.has(item.key)} aria-label=${`Choose ${plain(item.key)}`} onClick=${() => hand.choose(item.key)}>${image}</button>`
+    : html`<span class="frame">${image}</span>`;
   return html`<li class=${`card${item.kept ? ' kept' : ''}${item.kept === false ? ' dropped' : ''}`} data-key=${item.key}>
     ${frame}
     ${decided ? html`<span class="badge"><${Name} text=${decided} /></span>` : null}
@@ -180,8 +180,8 @@ const Key = ({ item }) => (item.url
 function Funnel({ data }) {
   const rows = data.drops.filter((each) => each.count);
   return html`<table class="funnel">
-    <caption>Where every picture went</caption>
-    <thead><tr><th scope="col">step</th><th scope="col" class="n">pictures</th><th scope="col">share</th><th scope="col">meaning</th></tr></thead>
+    <caption>Where every image went</caption>
+    <thead><tr><th scope="col">step</th><th scope="col" class="n">images</th><th scope="col">share</th><th scope="col">meaning</th></tr></thead>
     <tbody>
       <tr class="total"><th scope="row">seen</th><td class="n">${thousands(data.seen)}</td><td><${Bar} share=${1} tone="seen" /></td><td>listed by the source</td></tr>
       ${rows.map((each) => html`<tr><th scope="row"><a href=${href('dropped', each.reason)}><${Name} text=${each.reason} /></a></th>
@@ -194,7 +194,7 @@ function Funnel({ data }) {
 function Tail({ data, totals }) {
   const series = useMemo(() => {
     const sizes = totals.filter((n) => n > 0).sort((a, b) => b - a);
-    return { x: sizes.map((_, i) => i + 1), series: [{ label: 'pictures', values: sizes, tone: 'accent' }], top: sizes[0] || 1 };
+    return { x: sizes.map((_, i) => i + 1), series: [{ label: 'images', values: sizes, tone: 'accent' }], top: sizes[0] || 1 };
   }, [totals]);
   const bands = data.bands;
   /** Calls `draw` with the name, top and bottom of each band. */
@@ -228,9 +228,9 @@ function Tail({ data, totals }) {
     ${tail ? html`<${Figures} of=${[
       ['Gini coefficient', tail.gini.toFixed(4)], ['largest over smallest class', thousands(Math.round(tail.imbalance_factor * 10) / 10)],
       ['median class', thousands(tail.median)], ['as diverse as so many equal classes', thousands(Math.round(tail.effective_classes))]]} />` : null}
-    <${Curves} ...${series} xLabel="rank of the class" yLabel="pictures in the class" logX=${series.x.length > 20} logY shade=${shade} names=${names}
-      range=${() => [1, Math.max(bands.many_above * 2, series.top * 1.2)]} label="Pictures by rank of the class" />
-    <p class="quiet">Bands by training pictures: ${['many', 'medium', 'few'].filter((name) => data.train_bands[name]).map((name) => `${name} ${thousands(data.train_bands[name].classes)} classes, ${thousands(data.train_bands[name].images)} pictures`).join('; ')}.
+    <${Curves} ...${series} xLabel="rank of the class" yLabel="images in the class" logX=${series.x.length > 20} logY shade=${shade} names=${names}
+      range=${() => [1, Math.max(bands.many_above * 2, series.top * 1.2)]} label="Images by rank of the class" />
+    <p class="quiet">Bands by training images: ${['many', 'medium', 'few'].filter((name) => data.train_bands[name]).map((name) => `${name} ${thousands(data.train_bands[name].classes)} classes, ${thousands(data.train_bands[name].images)} images`).join('; ')}.
       Many is above ${bands.many_above}, few is below ${bands.few_below}.</p>
   </section>`;
 }
@@ -246,17 +246,17 @@ function Balance({ data, totals }) {
     return { ...split, share, without, distance };
   });
   return html`<section aria-label="Splits"><h2>Splits</h2>
-    <div class="wide"><table class="splits"><thead><tr><th scope="col">split</th><th scope="col" class="n">pictures</th><th scope="col">share</th><th scope="col" class="n">classes without</th><th scope="col" class="n" title="Half the summed distance between the shares of the classes in the split and in the whole">imbalance</th><th scope="col" class="n">size</th></tr></thead>
+    <div class="wide"><table class="splits"><thead><tr><th scope="col">split</th><th scope="col" class="n">images</th><th scope="col">share</th><th scope="col" class="n">classes without</th><th scope="col" class="n" title="Half the summed distance between the shares of the classes in the split and in the whole">imbalance</th><th scope="col" class="n">size</th></tr></thead>
     <tbody>${rows.map((row) => html`<tr><th scope="row">${row.name}</th><td class="n">${thousands(row.samples)}</td><td><${Bar} share=${row.share} tone="held" /> ${percent(row.share)}</td>
       <td class="n">${thousands(row.without)}</td><td class="n">${percent(row.distance)}</td><td class="n">${size(row.bytes)}</td></tr>`)}</tbody></table></div>
-    <p class="quiet">Strategy: ${plain(data.strategy)}. Imbalance is the share of a split's pictures that would have to change class for the split to be like the whole.</p>
+    <p class="quiet">Strategy: ${plain(data.strategy)}. Imbalance is the share of a split's images that would have to change class for the split to be like the whole.</p>
   </section>`;
 }
 
 function Overview({ data, totals }) {
   return html`<div class="overview">
     <p><${Name} text=${data.summary} /></p>
-    <${Figures} of=${[['pictures', thousands(data.kept)], ['classes', thousands(data.classes.names.length)], ['seen', thousands(data.seen)], ['fetched', thousands(data.fetched)],
+    <${Figures} of=${[['images', thousands(data.kept)], ['classes', thousands(data.classes.names.length)], ['seen', thousands(data.seen)], ['fetched', thousands(data.fetched)],
       ['duplicate clusters', thousands(data.clusters.total)], ['source', plain(data.source)], ['licence', plain(data.licence)], ['recipe', data.recipe.slice(0, 10)]]} />
     <section aria-label="Funnel"><${Funnel} data=${data} /></section>
     <${Tail} data=${data} totals=${totals} />
@@ -309,7 +309,7 @@ function Classes({ data, totals, store, hand, chosen }) {
         row=${(i) => html`<span role="gridcell" class="n quiet">${rows[i]}</span><span role="gridcell"><${Name} text=${names[rows[i]]} /></span><span role="gridcell" class="n">${thousands(totals[rows[i]])}</span>
           ${splits.map((split) => html`<span role="gridcell" class="n quiet">${thousands(counts[split][rows[i]])}</span>`)}`} />
     </div>
-    ${id === null ? html`<p class="quiet hint">Choose a class to see its pictures.</p>` : html`<${Class} key=${id} ...${{ data, totals, store, hand, id, splits }} />`}
+    ${id === null ? html`<p class="quiet hint">Choose a class to see its images.</p>` : html`<${Class} key=${id} ...${{ data, totals, store, hand, id, splits }} />`}
   </div>`;
 }
 
@@ -319,7 +319,7 @@ function Class({ data, totals, store, hand, id, splits }) {
   return html`<section class="detail" aria-label="Class">
     <a class="back" href="#classes">All classes</a>
     <h2><${Name} text=${data.classes.names[id]} /></h2>
-    <p class="quiet">class ${id}: ${thousands(totals[id])} pictures, ${splits.map((split) => `${thousands(data.classes.counts[split][id])} ${split}`).join(', ')}</p>
+    <p class="quiet">class ${id}: ${thousands(totals[id])} images, ${splits.map((split) => `${thousands(data.classes.counts[split][id])} ${split}`).join(', ')}</p>
     ${error ? html`<p role="alert">${plain(error)}</p>` : null}
     ${value ? html`<${Cards} items=${value.items} store=${store} hand=${hand} lines=${(item) => html`<${Key} item=${item} /><span class="quiet">${item.split}</span>`} />
       <${Pager} offset=${offset} limit=${PAGE} total=${value.total} go=${go} />
@@ -335,7 +335,7 @@ function Clusters({ data, store, hand }) {
   const { value, error } = useAsked(() => store.clusters(conflicts, offset, CLUSTER_PAGE), [conflicts, offset]);
   return html`<div>
     <h2>Duplicate clusters</h2>
-    <p>${thousands(data.clusters.total)} clusters of pictures that are the same; ${thousands(data.clusters.conflicts)} stand under several labels.</p>
+    <p>${thousands(data.clusters.total)} clusters of images that are the same; ${thousands(data.clusters.conflicts)} stand under several labels.</p>
     <label class="check"><input type="checkbox" checked=${conflicts} onChange=${(event) => { setConflicts(event.target.checked); go(0); }} /> only those under several labels</label>
     ${error ? html`<p role="alert">${plain(error)}</p>` : null}
     ${value ? html`<div class="clusters">${value.items.map((each) => html`<article class="cluster" key=${each.name} data-cluster=${each.name}>
@@ -361,7 +361,7 @@ function Dropped({ data, store, hand, reason }) {
   const now = reasons.find((each) => each.reason === reason) || reasons[0];
   if (!now) return html`<p>Nothing was dropped.</p>`;
   return html`<div>
-    <h2>Dropped pictures</h2>
+    <h2>Dropped images</h2>
     <nav class="reasons" aria-label="Reasons">${reasons.map((each) => html`<a href=${href('dropped', each.reason)} aria-current=${each === now ? 'true' : undefined}><${Name} text=${each.reason} /> <span class="quiet">${thousands(each.count)}</span></a>`)}</nav>
     <${Reason} key=${now.reason} data=${data} store=${store} hand=${hand} now=${now} />
   </div>`;
@@ -370,7 +370,7 @@ function Dropped({ data, store, hand, reason }) {
 function Reason({ data, store, hand, now }) {
   const [offset, go] = useState(0);
   const { value, error } = useAsked(() => store.drops(now.reason, offset, PAGE), [now.reason, offset]);
-  return html`<p><strong>${thousands(now.count)}</strong> pictures: ${plain(now.meaning)}.</p>
+  return html`<p><strong>${thousands(now.count)}</strong> images: ${plain(now.meaning)}.</p>
     ${error ? html`<p role="alert">${plain(error)}</p>` : null}
     ${value ? html`<${Cards} items=${value.items} store=${store} hand=${hand} lines=${(item) => html`<${Key} item=${item} /><${Name} text=${item.label} />
       ${item.detail ? html`<${Name} quiet text=${item.detail} />` : null}${item.keeper ? html`<span class="quiet">keeper <${Name} text=${item.keeper} /></span>` : null}
@@ -384,7 +384,7 @@ function Audit({ audit, store, hand, live }) {
     <p>${thousands(audit.total)} findings of animesion audit${audit.model ? html` with <${Name} text=${audit.model} />` : null}, the most doubtful first. Nothing was dropped for them.</p>
     ${live ? html`<${Cards} items=${audit.items} store=${store} hand=${hand} lines=${(item) => html`<${Key} item=${item} /><${Name} text=${item.label} />
       <span>${item.suggested ? html`looks like <${Name} text=${item.suggested} />` : 'far from its class'}</span><span class="quiet">${item.score}</span>`} />` : html`<div class="wide"><table>
-      <thead><tr><th scope="col">picture</th><th scope="col">label</th><th scope="col">looks like</th><th scope="col" class="n">score</th></tr></thead>
+      <thead><tr><th scope="col">image</th><th scope="col">label</th><th scope="col">looks like</th><th scope="col" class="n">score</th></tr></thead>
       <tbody>${audit.items.map((each) => html`<tr><td><${Name} text=${each.key} /></td><td><${Name} text=${each.label} /></td><td><${Name} text=${each.suggested || 'far from its class'} /></td><td class="n">${each.score}</td></tr>`)}</tbody></table></div>`}
   </div>`;
 }
@@ -396,8 +396,8 @@ function Decided({ data, hand }) {
     <td><button disabled=${!hand.writable} onClick=${() => hand.act('forget', keys)}>Forget</button></td></tr>`;
   return html`<div><h2>Decisions</h2>
     <p>Kept in <${Name} text=${data.file} />. The next build applies them with <code>--set curate.decisions=FILE --replace</code>.</p>
-    ${empty ? html`<p class="quiet">Nothing is decided yet: choose pictures in classes, clusters or drops.</p>` : html`<div class="wide"><table>
-      <thead><tr><th scope="col">what</th><th scope="col">pictures</th><th scope="col">label</th><th scope="col">take back</th></tr></thead><tbody>
+    ${empty ? html`<p class="quiet">Nothing is decided yet: choose images in classes, clusters or drops.</p>` : html`<div class="wide"><table>
+      <thead><tr><th scope="col">what</th><th scope="col">images</th><th scope="col">label</th><th scope="col">take back</th></tr></thead><tbody>
       ${decisions.exclude.map((key) => html`<${Row} what="leave out" keys=${[key]} />`)}
       ${Object.entries(decisions.label).map(([key, label]) => html`<${Row} what="label" keys=${[key]} more=${label} />`)}
       ${decisions.same.map((keys) => html`<${Row} what="same" keys=${keys} />`)}

@@ -18,7 +18,7 @@ function RunCurves({ data }) {
         ['Losses', (name) => /loss|nll/.test(name)],
         ['Accuracy on the validation split', (name) => /top_|macro|accuracy|f1/.test(name)],
         ['Learning rate', (name) => name === 'lr'],
-        ['Pictures per second', (name) => name === 'pictures_per_second'],
+        ['Images per second', (name) => name === 'images_per_second'],
       ];
       const used = new Set(plots.flatMap(([, chosen]) => columns.names.filter(chosen)));
       plots.push(['Other', (name) => !used.has(name)]);
@@ -40,7 +40,7 @@ function Frequency({ classes }) {
   }, []);
   if (!series.x.length) return null;
   return html`<section aria-label="Accuracy by class size"><h2>Accuracy against class size</h2>
-    <${Curves} ...${series} xLabel="training pictures of the class" yLabel="accuracy" logX range=${() => [-0.02, 1.02]} label="Accuracy of each class against its training pictures" /></section>`;
+    <${Curves} ...${series} xLabel="training images of the class" yLabel="accuracy" logX range=${() => [-0.02, 1.02]} label="Accuracy of each class against its training images" /></section>`;
 }
 
 /** Counts of what the most confused classes are taken for. */
@@ -92,15 +92,15 @@ function RunClasses({ classes }) {
 }
 
 function Pairs({ pairs }) {
-  return html`<div><h2>Largest confusions</h2>${pairs.length ? html`<div class="wide"><table><thead><tr><th scope="col">class</th><th scope="col">taken for</th><th scope="col" class="n">pictures</th><th scope="col" class="n">of the class</th><th scope="col" class="n">of all errors</th></tr></thead>
+  return html`<div><h2>Largest confusions</h2>${pairs.length ? html`<div class="wide"><table><thead><tr><th scope="col">class</th><th scope="col">taken for</th><th scope="col" class="n">images</th><th scope="col" class="n">of the class</th><th scope="col" class="n">of all errors</th></tr></thead>
     <tbody>${pairs.map((each) => html`<tr><td><${Name} text=${each.true_name} /></td><td><${Name} text=${each.predicted_name} /></td><td class="n">${thousands(each.images)}</td><td class="n">${percent(each.share_of_class)}</td><td class="n">${percent(each.share_of_errors)}</td></tr>`)}</tbody></table></div>` : html`<p class="quiet">No confusion was written.</p>`}</div>`;
 }
 
-/** Single pictures, the surest mistakes first; with `--data` as pictures, else as a table. */
+/** Single images, the surest mistakes first; with `--data` as images, else as a table. */
 function Mistakes({ data }) {
   if (!data.images.length) {
-    return html`<div><h2>Surest mistakes</h2><p class="quiet">With --data the pictures are shown.</p><div class="wide"><table>
-      <thead><tr><th scope="col">picture</th><th scope="col">class</th><th scope="col">taken for</th><th scope="col" class="n">confidence</th></tr></thead>
+    return html`<div><h2>Surest mistakes</h2><p class="quiet">With --data the images are shown.</p><div class="wide"><table>
+      <thead><tr><th scope="col">image</th><th scope="col">class</th><th scope="col">taken for</th><th scope="col" class="n">confidence</th></tr></thead>
       <tbody>${data.mistakes.map((each) => html`<tr><td><${Name} text=${each.key} /></td><td><${Name} text=${each.true_name} /></td><td><${Name} text=${each.predicted_name} /></td><td class="n">${percent(each.confidence)}</td></tr>`)}</tbody></table></div></div>`;
   }
   const store = { source: (item) => (item.image >= 0 ? `data:image/webp;base64,${data.images[item.image]}` : '') };
@@ -123,10 +123,10 @@ function Run({ data, at }) {
   const between = (interval) => (interval ? ` (${percent(interval.low)} to ${percent(interval.high)})` : '');
   const bands = (found && found.bands) || {};
   return html`<div class="overview">
-    ${found ? html`<${Figures} of=${[['test pictures', thousands(found.samples)], ['top-1', `${percent(found.top_1)}${between(found.top_1_interval)}`], [`top-${found.k}`, percent(found.top_5)],
+    ${found ? html`<${Figures} of=${[['test images', thousands(found.samples)], ['top-1', `${percent(found.top_1)}${between(found.top_1_interval)}`], [`top-${found.k}`, percent(found.top_5)],
       ['mean of the classes', `${percent(found.macro_accuracy)}${between(found.macro_accuracy_interval)}`], ['macro F1', percent(found.macro_f1)], ['calibration error', percent(found.calibration_error)],
       ['split', plain(found.split)], ['weights', plain(found.weights)]]} />
-      ${Object.keys(bands).length ? html`<section><h2>By training pictures</h2><div class="wide"><table><thead><tr><th scope="col">band</th><th scope="col" class="n">classes</th><th scope="col" class="n">tested</th><th scope="col" class="n">pictures</th><th scope="col" class="n">top-1</th><th scope="col" class="n">mean of the classes</th></tr></thead>
+      ${Object.keys(bands).length ? html`<section><h2>By training images</h2><div class="wide"><table><thead><tr><th scope="col">band</th><th scope="col" class="n">classes</th><th scope="col" class="n">tested</th><th scope="col" class="n">images</th><th scope="col" class="n">top-1</th><th scope="col" class="n">mean of the classes</th></tr></thead>
       <tbody>${['many', 'medium', 'few'].filter((name) => bands[name]).map((name) => html`<tr><th scope="row">${name}</th><td class="n">${thousands(bands[name].classes)}</td><td class="n">${thousands(bands[name].tested)}</td><td class="n">${thousands(bands[name].samples)}</td><td class="n">${percent(bands[name].top_1)}</td><td class="n">${percent(bands[name].macro_accuracy)}</td></tr>`)}</tbody></table></div></section>` : null}` : html`<p class="quiet">No evaluation yet: the run has no report/evaluation.json.</p>`}
     <${RunCurves} data=${data} />
     ${data.classes.length ? html`<${Frequency} classes=${data.classes} />` : null}

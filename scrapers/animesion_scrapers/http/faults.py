@@ -65,10 +65,10 @@ class DownloadFault(Exception):  # noqa: N818 (carries a result, never leaves th
 
 
 def document_fault(content: bytes, response: aiohttp.ClientResponse) -> DownloadFault:
-    """Name what came in place of a picture: a challenge of a firewall, or some document."""
+    """Name what came in place of an image: a challenge of a firewall, or some document."""
     kind = document_kind(content)
     if kind == "HTML page" and is_challenge(content, response.headers.get("cf-mitigated", "")):
-        return DownloadFault(REFUSED, "an HTML challenge page instead of a picture", wrong=True)
+        return DownloadFault(REFUSED, "an HTML challenge page instead of an image", wrong=True)
     return DownloadFault(NOT_AN_IMAGE, f"an {kind}" if kind[0] in "HX" else f"a {kind}", wrong=True)
 
 

@@ -1,6 +1,6 @@
 """What bytes are, by their magic numbers and first words, as far as a downloader must know.
 
-It tells a picture from the web page or the error document that some servers send in its place. Whether a picture is
+It tells an image from the web page or the error document that some servers send in its place. Whether an image is
 whole and readable is left to whoever decodes it.
 """
 
@@ -20,7 +20,7 @@ _HEAD = 4096
 def document_kind(content: bytes) -> str:
     """`HTML page`, `XML document` or `JSON document` for bytes that are one; empty for anything else.
 
-    SVG counts as no document: it is a picture.
+    SVG counts as no document: it is an image.
     """
     head = content[:_HEAD].lstrip(_BLANK)
     if head[:1] in (b"{", b"["):

@@ -1,6 +1,6 @@
 """The client for metadata APIs: one JSON document at a time, paced, retried, bounded, with errors a person can read.
 
-It knows HTTP and nothing of any site. Pictures go through `downloads`, which is built for many at once.
+It knows HTTP and nothing of any site. Images go through `downloads`, which is built for many at once.
 """
 
 from __future__ import annotations

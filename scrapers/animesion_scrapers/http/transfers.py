@@ -70,7 +70,7 @@ class Download:
         md5: Its MD5 in hexadecimal, checked unless empty.
         bytes: Its size, checked unless 0 or unless there is a digest.
         sha1: Its SHA-1 in hexadecimal, checked unless empty.
-        picture: Whether a web page, XML or JSON in its place is a fault, as it is for pictures.
+        image: Whether a web page, XML or JSON in its place is a fault, as it is for images.
     """
 
     key: str
@@ -78,7 +78,7 @@ class Download:
     md5: str = ""
     bytes: int = 0
     sha1: str = ""
-    picture: bool = False
+    image: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,12 +313,12 @@ class Transfers:
         if not content:
             raise DownloadFault(EMPTY, "the body has 0 bytes", wrong=True)
         wrong = _wrong_digest(item, content)
-        if wrong and item.picture and document_kind(content):
+        if wrong and item.image and document_kind(content):
             raise document_fault(content, response)
         if wrong:
             raise DownloadFault(CHECKSUM, wrong, wrong=True)
         # Bytes with the right digest are what the site announced, whatever they are.
-        if item.picture and not (item.md5 or item.sha1) and document_kind(content):
+        if item.image and not (item.md5 or item.sha1) and document_kind(content):
             raise document_fault(content, response)
         return content
 
@@ -382,7 +382,7 @@ class Transfers:
             )
             self._session = aiohttp.ClientSession(
                 connector=connector,
-                # Pictures do not compress, and a plain body is as long as its header says.
+                # Images do not compress, and a plain body is as long as its header says.
                 headers={"User-Agent": self._user_agent, "Accept-Encoding": "identity"},
                 auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),

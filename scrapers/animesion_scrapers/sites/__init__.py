@@ -37,7 +37,7 @@ class SiteInfo:
     """What a site declares.
 
     Attributes:
-        name: Its short name, `[a-z0-9_]+`; begins the keys of its pictures.
+        name: Its short name, `[a-z0-9_]+`; begins the keys of its images.
         summary: One line for people.
         url: Its base address, without a slash at the end.
         limits: The most that each of its hosts bears, API and files alike, by host name. The pace is one request a

@@ -1,7 +1,7 @@
-"""The MediaWiki API of Wikimedia Commons: the pictures of a category and what is below it, and pictures by page id.
+"""The MediaWiki API of Wikimedia Commons: the images of a category and what is below it, and images by page id.
 
 Categories are a graph, with cycles and branches that lead far away: the walk is breadth first, visits each category
-once and is bounded in depth and number. A cultivar is known by the name of the category that a picture was found in.
+once and is bounded in depth and number. A cultivar is known by the name of the category that an image was found in.
 Source: https://www.mediawiki.org/wiki/API:Categorymembers, API:Imageinfo and API:Etiquette. Which categories hold
 cultivars is asked in `wikidata`; files are fetched by `downloads`.
 """
@@ -26,10 +26,10 @@ from animesion_scrapers.post import TAG_CATEGORIES, Post
 from animesion_scrapers.sites import Site, SiteInfo, asked_id, once_each
 
 PAGE = 50
-"""Pictures on a page: as many as the site gives extended metadata for in one go."""
+"""Images on a page: as many as the site gives extended metadata for in one go."""
 
 WIDTHS = (250, 330, 500, 960, 1280, 1920, 3840)
-"""Widths in pixels of the scaled pictures that the site keeps."""
+"""Widths in pixels of the scaled images that the site keeps."""
 
 _SUBCATEGORIES = 500
 _IDS_PER_QUERY = 50
@@ -50,7 +50,7 @@ class Category:
 
     Attributes:
         title: With or without `Category:`.
-        cultivar: What the pictures below show, if their own categories do not say it; None for unknown.
+        cultivar: What the images below show, if their own categories do not say it; None for unknown.
     """
 
     title: str
@@ -59,17 +59,17 @@ class Category:
 
 @dataclass(slots=True)
 class _Found:
-    """One picture of a walk: its page, and the cultivars of the categories that it is in."""
+    """One image of a walk: its page, and the cultivars of the categories that it is in."""
 
     page: dict[str, Any] = field(default_factory=dict)
     cultivars: dict[Cultivar, None] = field(default_factory=dict)
 
 
 class Commons(Site):
-    """Reads pictures from Wikimedia Commons; use it as a context manager, or call `close`.
+    """Reads images from Wikimedia Commons; use it as a context manager, or call `close`.
 
-    A post is one picture with the id of its page. Its tags are `cultivar`, such as `Rosa 'Peace'`, and `taxon`, what
-    that is a cultivar of; a picture in the categories of several cultivars has them all.
+    A post is one image with the id of its page. Its tags are `cultivar`, such as `Rosa 'Peace'`, and `taxon`, what
+    that is a cultivar of; an image in the categories of several cultivars has them all.
 
     Attributes:
         notes: Sentences about what a walk left out.
@@ -77,7 +77,7 @@ class Commons(Site):
 
     info: ClassVar[SiteInfo] = SiteInfo(
         name="commons",
-        summary="Wikimedia Commons: pictures of a category and what is below it, or of given page ids",
+        summary="Wikimedia Commons: images of a category and what is below it, or of given page ids",
         url="https://commons.wikimedia.org",
         limits={
             "commons.wikimedia.org": HostLimit(1.0, 1),
@@ -105,7 +105,7 @@ class Commons(Site):
             ScraperError: A width that the site does not keep, or the User-Agent names no contact.
         """
         if width and width not in WIDTHS:
-            raise ScraperError(f"Wikimedia keeps pictures {', '.join(map(str, WIDTHS))} pixels wide, not {width}.")
+            raise ScraperError(f"Wikimedia keeps images {', '.join(map(str, WIDTHS))} pixels wide, not {width}.")
         super().__init__(base_url, **settings)
         self._depth = depth
         self._most = most_categories
@@ -113,15 +113,15 @@ class Commons(Site):
         self.notes: list[str] = []
 
     def posts(self, query: str = "", limit: int | None = None, newer_than: str = "") -> Iterator[Post]:
-        """Pictures of categories and of what is below them, by rising page id.
+        """Images of categories and of what is below them, by rising page id.
 
         Args:
             query: Title of the category, or several with `|` between them.
-            limit: Stop the walk when this many pictures are found.
-            newer_than: Only pictures with a higher page id. The whole tree is walked all the same.
+            limit: Stop the walk when this many images are found.
+            newer_than: Only images with a higher page id. The whole tree is walked all the same.
 
         Yields:
-            Each picture once.
+            Each image once.
 
         Raises:
             ScraperError: All categories are empty, one is no title, or the site cannot be read.
@@ -144,10 +144,10 @@ class Commons(Site):
             yield from (self._post(found[number]) for number in chosen[:limit])
 
     def posts_by_id(self, ids: Iterable[int | str]) -> Iterator[Post]:
-        """Look pictures up by the ids of their pages, many a request; cultivars are not known then.
+        """Look images up by the ids of their pages, many a request; cultivars are not known then.
 
         Yields:
-            The pictures in the order of `ids`, each once; what the site does not have is left out.
+            The images in the order of `ids`, each once; what the site does not have is left out.
 
         Raises:
             ScraperError: An id is not a positive whole number, or the site cannot be read.
@@ -158,13 +158,13 @@ class Commons(Site):
             yield from (self._post(_Found(found[number])) for number in batch if number in found)
 
     def posts_titled(self, files: Mapping[str, Cultivar | None]) -> Iterator[Post]:
-        """Look pictures up by the titles of their pages, many a request.
+        """Look images up by the titles of their pages, many a request.
 
         Args:
             files: What each title, with or without `File:`, shows.
 
         Yields:
-            The pictures by rising page id; what the site does not have is left out.
+            The images by rising page id; what the site does not have is left out.
 
         Raises:
             ScraperError: A title cannot be one, or the site cannot be read.
@@ -180,7 +180,7 @@ class Commons(Site):
     # -- the walk ------------------------------------------------------------------------------------------------
 
     def _walk(self, roots: Sequence[Category], limit: int | None, after: int) -> dict[int, _Found]:
-        """The pictures below some categories, by page id."""
+        """The images below some categories, by page id."""
         found: dict[int, _Found] = {}
         above: dict[Cultivar, set[Cultivar]] = {}
         waiting = deque((each.title, each.cultivar, 0) for each in roots)
@@ -238,7 +238,7 @@ class Commons(Site):
         return names
 
     def _files(self, params: Mapping[str, str]) -> dict[int, dict[str, Any]]:
-        """Pages of pictures by id, with what the wiki says of them; a page may come in several parts."""
+        """Pages of images by id, with what the wiki says of them; a page may come in several parts."""
         paging = {"gcmlimit": str(PAGE)} if "generator" in params else {}
         scaled = {"iiurlwidth": str(self._width)} if self._width else {}
         found: dict[int, dict[str, Any]] = {}
@@ -276,7 +276,7 @@ class Commons(Site):
         if sentence not in self.notes:
             self.notes.append(sentence)
 
-    # -- one picture ---------------------------------------------------------------------------------------------
+    # -- one image ---------------------------------------------------------------------------------------------
 
     def _post(self, found: _Found) -> Post:
         page = found.page

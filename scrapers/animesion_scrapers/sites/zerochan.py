@@ -46,7 +46,7 @@ class ZerochanClient(MetadataClient):
 class Zerochan(Site):
     """Reads entries from Zerochan; use it as a context manager, or call `close`.
 
-    Tags have no categories. The primary tag, which is what the picture is filed under (a character as a rule, at times
+    Tags have no categories. The primary tag, which is what the image is filed under (a character as a rule, at times
     a series or an artist), is in a category of its own, `primary`, and is the label.
     """
 

@@ -1,6 +1,6 @@
-"""Which labels to look at: pictures that lie nearer to another class than to their own, or far from their own.
+"""Which labels to look at: images that lie nearer to another class than to their own, or far from their own.
 
-An embedding of every picture, cosine similarity, and the nearest neighbours in and out of the picture's class. Nothing
+An embedding of every image, cosine similarity, and the nearest neighbours in and out of the image's class. Nothing
 is dropped here: the outcome is a list for people, as a table and as a page that needs no other file.
 """
 
@@ -31,13 +31,13 @@ from animesion_training.models import create_model, input_config
 from animesion_training.weights import load_model
 
 _BLOCK = 1024
-"""Pictures whose similarities to all others are in memory at a time."""
+"""Images whose similarities to all others are in memory at a time."""
 
 _FAR = 3.5
-"""Robust standard deviations below its class from which on a picture counts as an outlier (Iglewicz and Hoaglin)."""
+"""Robust standard deviations below its class from which on an image counts as an outlier (Iglewicz and Hoaglin)."""
 
 _SPREAD = 1e-3
-"""Least deviation of a class's similarities: equal pictures have none."""
+"""Least deviation of a class's similarities: equal images have none."""
 
 _THUMBNAIL = 96
 
@@ -47,7 +47,7 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Finding:
-    """A picture to look at.
+    """An image to look at.
 
     Attributes:
         key: of the sample.
@@ -56,12 +56,12 @@ class Finding:
         kind: `other class` when its neighbours are of another class, `outlier` when it is far from its own.
         suggested: the class of its neighbours; empty for an outlier.
         score: how far the similarity to other classes exceeds that to its own, -2 to 2; the list is ranked by it.
-        own: mean cosine similarity to the nearest pictures of its class, -1 to 1.
-        other: mean cosine similarity to the nearest pictures of other classes, -1 to 1.
+        own: mean cosine similarity to the nearest images of its class, -1 to 1.
+        other: mean cosine similarity to the nearest images of other classes, -1 to 1.
         deviation: robust standard deviations by which `own` is below the class's median; 0 or less is ordinary.
-        nearest: key of the most similar picture of another class.
+        nearest: key of the most similar image of another class.
         nearest_split: where that is.
-        nearest_label: that picture's class.
+        nearest_label: that image's class.
     """
 
     key: str
@@ -80,18 +80,18 @@ class Finding:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two classes whose pictures lie among one another's.
+    """Two classes whose images lie among one another's.
 
     Attributes:
         first: name of a class.
         second: name of the other.
-        pictures: how many pictures of either have a picture of the other as their very nearest.
-        share: of the pictures of both, 0 to 1.
+        images: how many images of either have an image of the other as their very nearest.
+        share: of the images of both, 0 to 1.
     """
 
     first: str
     second: str
-    pictures: int
+    images: int
     share: float
 
 
@@ -102,13 +102,13 @@ class Audit:
     Attributes:
         findings: the most suspicious first.
         pairs: classes that are mixed up most, first.
-        pictures: how many were looked at.
+        images: how many were looked at.
         skipped: how many could not be read.
     """
 
     findings: list[Finding]
     pairs: list[Pair]
-    pictures: int
+    images: int
     skipped: int
 
 
@@ -122,21 +122,21 @@ def audit(
     precision: str = "fp32",
     advance: Callable[[int], None] = lambda count: None,
 ) -> Audit:
-    """Embed every picture of every split and rank those whose label its neighbours do not share.
+    """Embed every image of every split and rank those whose label its neighbours do not share.
 
-    The only picture of a class is not judged: there is nothing to compare it with.
+    The only image of a class is not judged: there is nothing to compare it with.
 
     Args:
         data: what `open_data` gives.
         model: a `.safetensors` of a run, or a name that `create_model` knows, with the weights that timm publishes.
         place: where to compute; a single process.
-        neighbours: pictures that are averaged over, in and out of the class.
-        batch_size: pictures at a time.
+        neighbours: images that are averaged over, in and out of the class.
+        batch_size: images at a time.
         precision: of the network: `fp32`, `bf16` or `fp16`.
-        advance: told how many pictures were done.
+        advance: told how many images were done.
 
     Raises:
-        UsageError: an unusable model, or fewer than two classes with pictures.
+        UsageError: an unusable model, or fewer than two classes with images.
     """
     network, size, crop_pct, normalise = _network(model)
     network = network.to(place.device).eval()
@@ -159,7 +159,7 @@ def audit(
         skipped += stream.skipped
         stream.close()
     if not parts:
-        raise UsageError(f"{data.path} has no picture that can be read")
+        raise UsageError(f"{data.path} has no image that can be read")
     # batches arrive in the split's reading order; keys give one that does not hang on it
     order = np.array(sorted(range(len(keys)), key=lambda i: (keys[i], splits[i])), dtype=np.int64)
     vectors, ids = torch.cat(parts)[torch.from_numpy(order)], np.concatenate(labels)[order]
@@ -174,17 +174,17 @@ def judge(
     """Findings and pairs from embeddings alone.
 
     Args:
-        vectors: one a picture, shape (N, D), any float type.
+        vectors: one an image, shape (N, D), any float type.
         labels: class ids, shape (N,).
-        named: key and split of each picture.
+        named: key and split of each image.
         classes: names by class id.
-        neighbours: pictures that are averaged over; a class of fewer has what it has.
+        neighbours: images that are averaged over; a class of fewer has what it has.
 
     Raises:
-        UsageError: fewer than two classes with pictures.
+        UsageError: fewer than two classes with images.
     """
     if len(set(labels.tolist())) < 2:
-        raise UsageError("an audit compares classes, so it needs pictures of two or more")
+        raise UsageError("an audit compares classes, so it needs images of two or more")
     own, other, suggested, nearest, closer = _neighbourhoods(vectors, labels, neighbours)
     deviation = _deviations(own, labels)
     findings: list[Finding] = []
@@ -222,17 +222,17 @@ def judge(
         Pair(classes[a], classes[b], count, round(count / int(counts[a] + counts[b]), 6))
         for (a, b), count in mixed.items()
     ]
-    return findings, sorted(pairs, key=lambda each: (-each.share, -each.pictures, each.first, each.second))
+    return findings, sorted(pairs, key=lambda each: (-each.share, -each.images, each.first, each.second))
 
 
 def _neighbourhoods(
     vectors: Tensor, labels: IntArray, neighbours: int
 ) -> tuple[FloatArray, FloatArray, IntArray, IntArray, npt.NDArray[np.bool_]]:
-    """What lies around each picture.
+    """What lies around each image.
 
     Returns:
         Similarity to its own class (not a number for the only one of a class), similarity to others, the class most
-        like it, the nearest picture of another class, and whether that one is nearer than any of its own.
+        like it, the nearest image of another class, and whether that one is nearer than any of its own.
     """
     unit = nn.functional.normalize(vectors.float(), dim=1)
     ids = torch.from_numpy(labels).to(unit.device)
@@ -270,7 +270,7 @@ def _deviations(own: FloatArray, labels: IntArray) -> FloatArray:
     found = np.zeros(len(own), np.float32)
     order = np.argsort(labels, kind="stable")
     for rows in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
-        if np.isnan(own[rows]).any():  # the only picture of its class
+        if np.isnan(own[rows]).any():  # the only image of its class
             continue
         middle = np.median(own[rows])
         spread = 1.4826 * np.median(np.abs(own[rows] - middle))
@@ -290,7 +290,7 @@ def _network(model: str) -> tuple[nn.Module, int, float, Augment]:
     if isinstance(size, tuple) and size[0] == size[1]:
         size = size[0]
     if not isinstance(size, int):
-        raise UsageError(f"{model} takes pictures of {size}; only squares are made")
+        raise UsageError(f"{model} takes images of {size}; only squares are made")
     return network, size, crop_pct, Augment.plain(three(mean), three(std))
 
 
@@ -311,9 +311,9 @@ def write(folder: Path, outcome: Audit, data: DataSplits, *, model: str, limit: 
     Args:
         folder: is made.
         outcome: of `audit`.
-        data: for the pictures of the page.
+        data: for the images of the page.
         model: named on the page.
-        limit: pictures that the page shows at most; the tables have all.
+        limit: images that the page shows at most; the tables have all.
     """
     rows = [{"rank": rank, **asdict(each)} for rank, each in enumerate(outcome.findings, 1)]
     text = io.StringIO()
@@ -324,7 +324,7 @@ def write(folder: Path, outcome: Audit, data: DataSplits, *, model: str, limit: 
     whole = {
         "data": data.path,
         "model": model,
-        "pictures": outcome.pictures,
+        "images": outcome.images,
         "skipped": outcome.skipped,
         "findings": rows,
         "pairs": [asdict(pair) for pair in outcome.pairs],
@@ -345,7 +345,7 @@ def _cell(value: Any) -> Any:
 
 
 def page(outcome: Audit, data: DataSplits, *, model: str, limit: int) -> str:
-    """The findings as HTML that loads nothing: pictures lie in it, every text is escaped."""
+    """The findings as HTML that loads nothing: images lie in it, every text is escaped."""
     import jinja2
 
     where = {(split, key): i for split, samples in data.splits.items() for i, key in enumerate(samples.keys)}
@@ -356,7 +356,7 @@ def page(outcome: Audit, data: DataSplits, *, model: str, limit: int) -> str:
             {
                 "rank": rank,
                 **asdict(each),
-                "picture": _thumbnail(data, each.split, where[each.split, each.key]),
+                "image": _thumbnail(data, each.split, where[each.split, each.key]),
                 "twin": _thumbnail(data, twin[0], where[twin]),
             }
         )
@@ -368,13 +368,13 @@ def page(outcome: Audit, data: DataSplits, *, model: str, limit: int) -> str:
 
 
 def _thumbnail(data: DataSplits, split: str, i: int) -> str:
-    """A picture of a sample as base64 of a JPEG; empty when it cannot be read."""
+    """An image of a sample as base64 of a JPEG; empty when it cannot be read."""
     try:
-        picture = codec.decode(bytes(data.splits[split].read(i)), codec.Limits()).image
+        image = codec.decode(bytes(data.splits[split].read(i)), codec.Limits()).image
     except (codec.RejectedImageError, UsageError):
         return ""
-    picture.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    return base64.b64encode(codec.encode(picture, "jpg", 85)).decode("ascii")
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    return base64.b64encode(codec.encode(image, "jpg", 85)).decode("ascii")
 
 
 _PAGE = """<!doctype html>
@@ -392,15 +392,15 @@ td.number { text-align: right; }
 </head>
 <body>
 <h1>Audit of {{ data }}</h1>
-<p>{{ "{:,}".format(outcome.pictures) }} pictures embedded with {{ model }},
+<p>{{ "{:,}".format(outcome.images) }} images embedded with {{ model }},
 {{ "{:,}".format(outcome.findings | length) }} to look at, {{ "{:,}".format(outcome.skipped) }} unread.
 Nothing was dropped. A high score says that the neighbours have another label; a person decides.</p>
 <table>
-<tr><th>rank</th><th>picture</th><th>stands under</th><th>looks like</th><th>score</th><th>deviation</th>
+<tr><th>rank</th><th>image</th><th>stands under</th><th>looks like</th><th>score</th><th>deviation</th>
 <th>nearest of another class</th><th>its class</th></tr>
 {% for row in rows %}
 <tr><td class="number">{{ row.rank }}</td>
-<td>{% if row.picture %}<img alt="" src="data:image/jpeg;base64,{{ row.picture }}">{% endif %}<br>
+<td>{% if row.image %}<img alt="" src="data:image/jpeg;base64,{{ row.image }}">{% endif %}<br>
 {{ row.key }} ({{ row.split }})</td>
 <td>{{ row.label }}</td><td>{{ row.suggested or "nothing in its class" }}</td>
 <td class="number">{{ "%.3f" | format(row.score) }}</td><td class="number">{{ "%.1f" | format(row.deviation) }}</td>
@@ -411,9 +411,9 @@ Nothing was dropped. A high score says that the neighbours have another label; a
 {% if pairs %}
 <h2>Classes among one another</h2>
 <table>
-<tr><th>class</th><th>class</th><th>pictures whose nearest is of the other</th><th>share</th></tr>
+<tr><th>class</th><th>class</th><th>images whose nearest is of the other</th><th>share</th></tr>
 {% for pair in pairs %}
-<tr><td>{{ pair.first }}</td><td>{{ pair.second }}</td><td class="number">{{ pair.pictures }}</td>
+<tr><td>{{ pair.first }}</td><td>{{ pair.second }}</td><td class="number">{{ pair.images }}</td>
 <td class="number">{{ "%.1f%%" | format(100 * pair.share) }}</td></tr>
 {% endfor %}
 </table>

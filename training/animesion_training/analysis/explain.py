@@ -1,6 +1,6 @@
-"""What a network looks at, as rows of pictures: attention maps, crops, drops, patches that are kept or merged.
+"""What a network looks at, as rows of images: attention maps, crops, drops, patches that are kept or merged.
 
-Each kind of network has a function from a picture to titled panels; `sheet` lays rows out. What maps and boxes are is
+Each kind of network has a function from an image to titled panels; `sheet` lays rows out. What maps and boxes are is
 left to the methods' own modules.
 """
 
@@ -39,7 +39,7 @@ _CROP, _DROP = 0.5, 0.35
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture of a row.
+    """One image of a row.
 
     Attributes:
         title: what it shows.
@@ -52,10 +52,10 @@ class Panel:
 
 @dataclass(frozen=True)
 class Row:
-    """All panels of one picture.
+    """All panels of one image.
 
     Attributes:
-        path: the picture.
+        path: the image.
         name: the most probable class and its probability.
         panels: from left to right.
     """
@@ -66,7 +66,7 @@ class Row:
 
 
 def explain(weights: Path, paths: Sequence[Path], place: DistributedContext) -> Iterator[Row]:
-    """Rows for pictures, in the order of the paths; what cannot be read is left out.
+    """Rows for images, in the order of the paths; what cannot be read is left out.
 
     Args:
         weights: a file of `save_model`.
@@ -80,7 +80,7 @@ def explain(weights: Path, paths: Sequence[Path], place: DistributedContext) -> 
     shows = _shower(model, str(weights))
     model = model.to(place.device)
     if not isinstance(card.img_size, int):
-        raise UsageError(f"{weights} takes pictures of {card.img_size}; only square inputs are explained")
+        raise UsageError(f"{weights} takes images of {card.img_size}; only square inputs are explained")
     normalise = Augment.plain(three(card.mean), three(card.std))
     names = card.classes or tuple(str(i) for i in range(card.num_classes))
     for path in files(paths):
@@ -93,7 +93,7 @@ def explain(weights: Path, paths: Sequence[Path], place: DistributedContext) -> 
             best = model(x).float().softmax(1)[0].max(0)
             panels = shows(model, pixels, x)
         name = f"{names[int(best.indices)]} {100 * float(best.values):.0f}%"
-        yield Row(path, name, (Panel("picture", pixels), *panels))
+        yield Row(path, name, (Panel("image", pixels), *panels))
 
 
 def _shower(model: nn.Module, what: str) -> Callable[[Any, Pixels, Tensor], list[Panel]]:
@@ -114,9 +114,9 @@ def _cal(model: CALClassifier, pixels: Pixels, x: Tensor) -> list[Panel]:
     panels = [Panel("mean attention", heat(pixels, mean[0, 0]))]
     panels += [Panel(f"map {i}", heat(pixels, attention[0, i])) for i in strongest]
     size = (x.shape[2], x.shape[3])
-    picture = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2).float().to(x.device)
+    image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2).float().to(x.device)
     panels += _boxed(pixels, views.crop_boxes(mean, size, _CROP), x)
-    panels.append(Panel("drop", _pixels(views.drop(picture, mean, _DROP)[0])))
+    panels.append(Panel("drop", _pixels(views.drop(image, mean, _DROP)[0])))
     return panels
 
 
@@ -211,13 +211,13 @@ def _meaned(pixels: Pixels, origin: Tensor, grid: tuple[int, int]) -> Pixels:
 
 
 def _boxed(pixels: Pixels, boxes: Tensor, x: Tensor) -> list[Panel]:
-    """A box drawn on the picture, and what is in it."""
+    """A box drawn on the image, and what is in it."""
     y0, y1, x0, x1 = boxes[0].tolist()
     framed = Image.fromarray(pixels)
     width = max(1, pixels.shape[0] // 64)
     ImageDraw.Draw(framed).rectangle((x0, y0, x1 - 1, y1 - 1), outline=(255, 40, 40), width=width)
-    picture = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2).float().to(x.device)
-    return [Panel("box", np.asarray(framed)), Panel("crop", _pixels(views.crop(picture, boxes)[0]))]
+    image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2).float().to(x.device)
+    return [Panel("box", np.asarray(framed)), Panel("crop", _pixels(views.crop(image, boxes)[0]))]
 
 
 _SHOWERS: list[tuple[type[nn.Module], Callable[[Any, Pixels, Tensor], list[Panel]]]] = [
@@ -232,7 +232,7 @@ _SHOWERS: list[tuple[type[nn.Module], Callable[[Any, Pixels, Tensor], list[Panel
 
 
 def heat(pixels: Pixels, values: Tensor) -> Pixels:
-    """Lay a map (h, w) over a picture (H, W, 3), from blue at its least to red at its greatest value."""
+    """Lay a map (h, w) over an image (H, W, 3), from blue at its least to red at its greatest value."""
     from matplotlib import colormaps
 
     height, width = pixels.shape[:2]
@@ -248,7 +248,7 @@ def _pixels(image: Tensor) -> Pixels:
 
 
 def sheet(rows: Sequence[Row], side: int = 128) -> Image.Image:
-    """All rows in one picture, with titles above the columns and the prediction below the first panel.
+    """All rows in one image, with titles above the columns and the prediction below the first panel.
 
     Args:
         rows: at least one.

@@ -26,7 +26,7 @@ from animesion.errors import UsageError
 
 @dataclass(frozen=True)
 class Counts:
-    """What follows from the architecture alone, for one picture.
+    """What follows from the architecture alone, for one image.
 
     Attributes:
         parameters: all of them.
@@ -50,10 +50,10 @@ class Speed:
     Attributes:
         device: `cpu` or a GPU's name.
         threads: CPU threads of torch.
-        dtype: of weights and pictures.
-        batch_size: pictures at once, for throughput and memory.
+        dtype: of weights and images.
+        batch_size: images at once, for throughput and memory.
         images_per_second: median over batches.
-        latency_ms: median for a single picture, milliseconds.
+        latency_ms: median for a single image, milliseconds.
         peak_memory: bytes, at `batch_size`.
         memory_is: what `peak_memory` is of.
     """
@@ -126,13 +126,13 @@ def _storage(leaf: object) -> torch.UntypedStorage | None:
 
 
 def count(model: nn.Module, size: tuple[int, int], channels: int = 3) -> Counts:
-    """Count for one picture of (height, width) `size`, in evaluation mode."""
+    """Count for one image of (height, width) `size`, in evaluation mode."""
     first = next(model.parameters())
-    picture = torch.zeros(1, channels, *size, device=first.device, dtype=first.dtype)
+    image = torch.zeros(1, channels, *size, device=first.device, dtype=first.dtype)
     training = model.training
     model.eval()
     with torch.no_grad(), _Counter() as counter:
-        model(picture)
+        model(image)
     model.train(training)
     attention = sum(value for name, value in counter.operations.items() if "attention" in name)
     return Counts(
@@ -151,10 +151,10 @@ def measure(
 
     Args:
         model: put into evaluation mode.
-        size: (height, width) of the pictures.
+        size: (height, width) of the images.
         batch_size: for throughput and memory.
         seconds: how long each of the two is timed, after two batches to warm up; at least three batches.
-        channels: of the pictures.
+        channels: of the images.
     """
     model.eval()
     first = next(model.parameters())

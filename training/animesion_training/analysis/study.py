@@ -158,7 +158,7 @@ def table(done: Sequence[Cell], out: Path) -> list[dict[str, Any]]:
     """One row for each setting but the seed.
 
     It holds the values, the number of runs, mean and sample deviation of each metric (shares, 0 to 1; deviation 0 for
-    one run), parameters, and multiply-adds of a picture.
+    one run), parameters, and multiply-adds of an image.
     """
     from animesion_training.analysis.profile import count
     from animesion_training.models import create_model
@@ -236,7 +236,7 @@ def _plot(study: Study, rows: Sequence[Mapping[str, Any]]) -> bytes:
         axes.errorbar(cost, accuracy, 100 * row["top_1_deviation"], marker="o", capsize=3, color="#2f6fb3")
         label = ", ".join(str(row[key]) for key in (_VARIANT, *study.grid) if key in row)
         axes.annotate(label, (cost, accuracy), xytext=(6, 4), textcoords="offset points", fontsize=8, parse_math=False)
-    axes.set(xscale="log", xlabel="G multiply-adds a picture", ylabel="test top-1 (%), bars are one deviation")
+    axes.set(xscale="log", xlabel="G multiply-adds an image", ylabel="test top-1 (%), bars are one deviation")
     axes.set_title(study.name, parse_math=False)
     axes.grid(color="#e6e8eb")
     axes.margins(x=0.25)

@@ -60,9 +60,9 @@ def rank(
         data: what they are to teach on.
         split: what they are measured on: the training split, as in the paper, or another.
         place: where to compute; a single process.
-        batch_size: pictures at a time.
+        batch_size: images at a time.
         precision: `fp32`, `bf16` or `fp16`.
-        advance: told how many pictures were done.
+        advance: told how many images were done.
 
     Raises:
         UsageError: an unusable file, other classes than the data's, or a single class.
@@ -85,7 +85,7 @@ def _measured(
     model, card = load_model(path)
     evaluate.check_classes(card.classes, data, str(path))
     if not isinstance(card.img_size, int):
-        raise UsageError(f"{path} takes pictures of {card.img_size}; only squares are made")
+        raise UsageError(f"{path} takes images of {card.img_size}; only squares are made")
     model = model.to(place.device)
     normalise = Augment.plain(evaluate.three(card.mean), evaluate.three(card.std))
     transform = Resize(card.img_size, card.crop_pct)

@@ -12,10 +12,8 @@ import click
 @click.option("--model", required=True, metavar="NAME", help="A .safetensors of a run, or a name of timm's.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for audit.csv, .json and .html.")
 @click.option("--images", type=click.Path(path_type=Path), help="With label CSVs: the folder their paths start from.")
-@click.option(
-    "--neighbours", type=click.IntRange(1, 100), default=5, show_default=True, help="Pictures to compare with."
-)
-@click.option("--limit", type=click.IntRange(1, 5000), default=200, show_default=True, help="Pictures on the page.")
+@click.option("--neighbours", type=click.IntRange(1, 100), default=5, show_default=True, help="Images to compare with.")
+@click.option("--limit", type=click.IntRange(1, 5000), default=200, show_default=True, help="Images on the page.")
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
@@ -32,10 +30,10 @@ def audit(
     device: str,
     as_json: bool,
 ) -> None:
-    """Rank the pictures of PATH whose neighbours stand under another label, and those far from their class.
+    """Rank the images of PATH whose neighbours stand under another label, and those far from their class.
 
     PATH is a built dataset, class folders or label CSVs; all its splits are compared with one another. Nothing is
-    dropped: names for `label.exclude` and pictures to take out are for you to choose.
+    dropped: names for `label.exclude` and images to take out are for you to choose.
     """
     import json
     from dataclasses import asdict
@@ -62,7 +60,7 @@ def audit(
         return
     wrong = [each for each in outcome.findings if each.kind == "other class"]
     click.echo(
-        f"{outcome.pictures:,} pictures, {outcome.skipped:,} unread: {len(wrong):,} lie in another class, "
+        f"{outcome.images:,} images, {outcome.skipped:,} unread: {len(wrong):,} lie in another class, "
         f"{len(outcome.findings) - len(wrong):,} far from their own"
     )
     for each in outcome.findings[:20]:

@@ -47,7 +47,7 @@ def eval_(
 
     model, card = load_model(checkpoint)
     if not isinstance(card.img_size, int):
-        raise UsageError(f"{checkpoint} takes pictures of {card.img_size}; only square inputs are measured")
+        raise UsageError(f"{checkpoint} takes images of {card.img_size}; only square inputs are measured")
     opened = open_data(data, images=images, classes=card.classes or None)
     evaluate.check_classes(card.classes, opened, str(checkpoint))
     normalise = Augment.plain(evaluate.three(card.mean), evaluate.three(card.std))

@@ -10,12 +10,12 @@ import click
 @click.command(epilog="Example: animesion explain --checkpoint runs/teacher/best.safetensors faces/ --out teacher.png")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--checkpoint", type=click.Path(path_type=Path), required=True, help="Weights: a .safetensors of a run.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The picture to write, .png or .jpg.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The image to write, .png or .jpg.")
 @click.option("--side", type=click.IntRange(32, 1024), default=128, show_default=True, help="Pixels of one panel.")
 @click.option("--limit", type=click.IntRange(1, 200), default=12, show_default=True, help="Rows at most.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 def explain(paths: tuple[Path, ...], checkpoint: Path, out: Path, side: int, limit: int, device: str) -> None:
-    """Draw what a network looks at on PATHS: attention maps, crops and drops, a row for each picture."""
+    """Draw what a network looks at on PATHS: attention maps, crops and drops, a row for each image."""
     import io
     from itertools import islice
 
@@ -25,14 +25,14 @@ def explain(paths: tuple[Path, ...], checkpoint: Path, out: Path, side: int, lim
 
     check_there(checkpoint, *paths)
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise UsageError(f"{out}: the picture is written as .png or .jpg")
+        raise UsageError(f"{out}: the image is written as .png or .jpg")
     with training():
         from animesion_training.analysis import explain
         from animesion_training.engine.distributed import distributed_context
     with distributed_context(device) as place:
         rows = list(islice(explain.explain(checkpoint, paths, place), limit))
     if not rows:
-        raise UsageError("none of the paths is a picture that can be read")
+        raise UsageError("none of the paths is an image that can be read")
     content = io.BytesIO()
     explain.sheet(rows, side).save(content, "PNG" if out.suffix.lower() == ".png" else "JPEG")
     write_atomic(out, content.getvalue())

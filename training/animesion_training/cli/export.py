@@ -16,7 +16,7 @@ def export(checkpoint: Path, kind: str, out: Path, as_json: bool) -> None:
     """Export a model, and check that it computes what the original does.
 
     onnx and torchscript write a file with the class names and normalisation inside, hf a folder that
-    timm.create_model("local-dir:OUT", pretrained=True) loads. Pictures go in normalised, in batches of any size.
+    timm.create_model("local-dir:OUT", pretrained=True) loads. Images go in normalised, in batches of any size.
     """
     import json
 

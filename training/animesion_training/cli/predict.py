@@ -1,4 +1,4 @@
-"""`animesion predict`: who is on a picture."""
+"""`animesion predict`: who is on an image."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 import click
 
 
-@click.command(epilog="Example: animesion predict --checkpoint runs/a/best.safetensors picture.jpg --json")
+@click.command(epilog="Example: animesion predict --checkpoint runs/a/best.safetensors image.jpg --json")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--checkpoint", type=click.Path(path_type=Path), required=True, help="Weights: a .safetensors of a run.")
-@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Guesses for each picture.")
+@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Guesses for each image.")
 @click.option("--detector", default="none", show_default=True, help="Cut the face out first: see animesion detectors.")
 @click.option(
     "--margin",
@@ -22,10 +22,10 @@ import click
 )
 @click.option("--min-score", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Least score of a face.")
 @click.option("--all-faces", is_flag=True, help="Every face, not the surest alone.")
-@click.option("--or-whole", is_flag=True, help="Name the whole picture where no face is found.")
+@click.option("--or-whole", is_flag=True, help="Name the whole image where no face is found.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Option of the detector; may be repeated.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--json", "as_json", is_flag=True, help="One line of JSON for each picture or face.")
+@click.option("--json", "as_json", is_flag=True, help="One line of JSON for each image or face.")
 @click.pass_context
 def predict(
     ctx: click.Context,
@@ -41,10 +41,10 @@ def predict(
     device: str,
     as_json: bool,
 ) -> None:
-    """Name what is on PATHS (pictures or folders of them).
+    """Name what is on PATHS (images or folders of them).
 
-    With --detector, name the face that it finds; boxes are in pixels of the upright picture, margin included. The exit
-    status is 1 when a picture cannot be read, or shows no face and --or-whole is not given.
+    With --detector, name the face that it finds; boxes are in pixels of the upright image, margin included. The exit
+    status is 1 when an image cannot be read, or shows no face and --or-whole is not given.
     """
     import json
 

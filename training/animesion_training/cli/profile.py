@@ -51,7 +51,7 @@ def profile(
 
     A name may carry methods: `evit50_clca_vit_base_patch16`, `ila_vit_base_patch16`, `glsim_vit_base_patch16`, ...
 
-    Multiply-adds are those of convolutions and matrix products, attention included. Counts are for one picture.
+    Multiply-adds are those of convolutions and matrix products, attention included. Counts are for one image.
     """
     from animesion_training.cli.requirements import training
 
@@ -125,5 +125,5 @@ def _print(rows: list[dict[str, Any]]) -> None:
         one = rows[0]
         click.echo(
             f"inference on {one['device']}, {one['threads']} threads, {one['dtype']}, batches of {one['batch_size']}, "
-            f"latency of a single picture; peak: {one['memory_is']}"
+            f"latency of a single image; peak: {one['memory_is']}"
         )

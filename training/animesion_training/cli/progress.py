@@ -33,7 +33,7 @@ class Screen(loop.Watcher):
     def stepped(self, loss: float, rate: float, speed: float) -> None:
         """A step is done."""
         if self._bars and self._task is not None:
-            self._bars.update(self._task, advance=1, note=f"loss {loss:.3f}  {speed:,.0f} pictures/s")
+            self._bars.update(self._task, advance=1, note=f"loss {loss:.3f}  {speed:,.0f} images/s")
 
     def ended(self, epoch: int, numbers: dict[str, float]) -> None:
         """An epoch is done."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.option("--model", help="The network; `animesion models` lists them.")
 @click.option("--img-size", type=int, help="Side of the input in pixels.")
 @click.option("--epochs", type=int, help="Rounds over the data.")
-@click.option("--batch-size", type=int, help="Pictures in a step, over all processes.")
+@click.option("--batch-size", type=int, help="Images in a step, over all processes.")
 @click.option("--lr", type=float, help="Learning rate.")
 @click.option("--cache", type=click.Choice(["none", "ram", "device"]), help="Decode once and keep the pixels there.")
 @click.option("--head", help="Classifier: linear, cosine, ifa, cla, ...")
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.option("--token-cache", help="Cross-layer cache: clc.")
 @click.option("--adapter", help="Adapter: ila, adapter, lora, ...")
 @click.option("--teacher", help="Weights of a teacher to distil from.")
-@click.option("--teacher-size", type=int, help="Side of the teacher's pictures in pixels; its own by default.")
+@click.option("--teacher-size", type=int, help="Side of the teacher's images in pixels; its own by default.")
 @click.option("--init", help="Weights to start from; a head of another number of classes is replaced.")
 @click.option("--freeze", multiple=True, help="Parameters not to train: `backbone`, a name, a shell pattern.")
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override one value of the recipe.")
@@ -127,7 +127,7 @@ def _print(outcome: Outcome) -> None:
         low, high = 100 * test.top_1_interval.low, 100 * test.top_1_interval.high
         click.echo(
             f"test top-1 {100 * test.top_1:.2f}% [{low:.2f}, {high:.2f}], top-5 {100 * test.top_5:.2f}%, "
-            f"macro {100 * test.macro_accuracy:.2f}% over {test.samples:,} pictures"
+            f"macro {100 * test.macro_accuracy:.2f}% over {test.samples:,} images"
         )
     where = outcome.out
     click.echo(f"weights {where / 'best.safetensors'}, metrics {where / 'epochs.csv'}, report {where / 'report'}")

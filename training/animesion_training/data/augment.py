@@ -165,13 +165,13 @@ class Augment:
         """
         pixels = images.permute(0, 2, 3, 1)
         flipped = seeds.tensor_uniforms(sample_seeds, 1, _FLIP)[:, 0] < self.flip
-        by_picture = pixels.device.type == "cpu" and pixels.dtype == torch.uint8 and self.jitter is None
-        if self.flip > 0 and (self.trivial is not None or not by_picture):
+        by_image = pixels.device.type == "cpu" and pixels.dtype == torch.uint8 and self.jitter is None
+        if self.flip > 0 and (self.trivial is not None or not by_image):
             pixels = torch.where(flipped[:, None, None, None], pixels.flip(2), pixels)
             flipped = torch.zeros_like(flipped)
         if self.trivial is not None:
             pixels = self.trivial(pixels.permute(0, 3, 1, 2), sample_seeds).permute(0, 2, 3, 1)
-        if by_picture:
+        if by_image:
             result = self._flipped_and_normalised(pixels, flipped)
         else:
             if self.jitter is not None:
@@ -197,7 +197,7 @@ class Augment:
         return result.to(self.dtype).view(batch, height, width, 3)
 
     def _flipped_and_normalised(self, pixels: Tensor, flipped: Tensor) -> Tensor:
-        """On the CPU: picture by picture while it is in the cache, into memory of large pages; four times as fast."""
+        """On the CPU: image by image while it is in the cache, into memory of large pages; four times as fast."""
         batch, height, width, _ = pixels.shape
         scale, shift = (values.repeat(width).numpy() for values in self._scale_and_shift(pixels.device))
         result = np.empty((batch, height, width * 3), dtype=np.float32)
@@ -208,7 +208,7 @@ class Augment:
         return torch.from_numpy(result).to(self.dtype).view(batch, height, width, 3)
 
 
-# -- crops of cached pictures ----------------------------------------------------------------------------------------
+# -- crops of cached images ----------------------------------------------------------------------------------------
 
 
 def random_boxes(
@@ -222,13 +222,13 @@ def random_boxes(
 
     Args:
         sample_seeds: shape (B,), int64.
-        aspects: width / height of the pictures, shape (B,).
-        scale: least and greatest area, as a share of the picture.
+        aspects: width / height of the images, shape (B,).
+        scale: least and greatest area, as a share of the image.
         ratio: least and greatest width / height.
-        tries: after which the whole picture is taken, cut to the nearest aspect allowed.
+        tries: after which the whole image is taken, cut to the nearest aspect allowed.
 
     Returns:
-        Left, top, width, height as shares of the picture, shape (B, 4), float32.
+        Left, top, width, height as shares of the image, shape (B, 4), float32.
     """
     u = seeds.tensor_uniforms(sample_seeds, 2 * tries + 2, _BOX)
     area = scale[0] + (scale[1] - scale[0]) * u[:, : 2 * tries : 2]
@@ -247,21 +247,21 @@ def random_boxes(
     return torch.stack((left, top, width, height), 1)
 
 
-def resampled(pictures: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """Cut a box out of each picture and resize it, antialiased bilinear as Pillow's, in two batched matrix products.
+def resampled(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Cut a box out of each image and resize it, antialiased bilinear as Pillow's, in two batched matrix products.
 
     Args:
-        pictures: shape (B, H, W, 3), uint8.
-        boxes: left, top, width, height as shares of the picture, shape (B, 4).
+        images: shape (B, H, W, 3), uint8.
+        boxes: left, top, width, height as shares of the image, shape (B, 4).
         size: S.
 
     Returns:
         Shape (B, 3, S, S), channels-last in memory, float32, 0 to 255.
     """
-    batch, height, width, _ = pictures.shape
+    batch, height, width, _ = images.shape
     across = _weights(boxes[:, 0], boxes[:, 2], width, size)
     down = _weights(boxes[:, 1], boxes[:, 3], height, size)
-    values = pictures.to(torch.float32)
+    values = images.to(torch.float32)
     values = torch.bmm(down, values.reshape(batch, height, width * 3)).view(batch, size, width, 3)
     return torch.matmul(across[:, None], values).permute(0, 3, 1, 2)
 

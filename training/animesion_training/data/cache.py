@@ -1,8 +1,8 @@
 """For sets that fit into memory: decode once, then cut batches out of a resident tensor, augmented on the device.
 
-The schedule, the positions and the state are those of `Stream`: a run may change between the two and continue. Pictures
+The schedule, the positions and the state are those of `Stream`: a run may change between the two and continue. Images
 are kept as squares (stretched; their aspect is remembered and undone by the crops), at 1.15 times the training size by
-default, so that a crop of the whole picture loses nothing and a small crop is a little softer than from the file.
+default, so that a crop of the whole image loses nothing and a small crop is a little softer than from the file.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ _PLACE = 105
 
 @dataclass(frozen=True, eq=False)
 class Resident:
-    """The decoded pictures of a split.
+    """The decoded images of a split.
 
     Attributes:
-        pictures: shape (N, side, side, 3), uint8.
-        aspects: width / height of the pictures before they were made square, shape (N,), float32.
+        images: shape (N, side, side, 3), uint8.
+        aspects: width / height of the images before they were made square, shape (N,), float32.
         labels: class ids, shape (N,), int64.
         samples: what was decoded.
         num_classes: classes in the map.
     """
 
-    pictures: Tensor
+    images: Tensor
     aspects: Tensor
     labels: Tensor
     samples: Samples
@@ -60,13 +60,13 @@ class Resident:
 
 
 def stored_side(samples: Samples, size: int) -> int:
-    """The side at which pictures are kept.
+    """The side at which images are kept.
 
-    It is 1.15 times the training size, but not above the longest side of any of 256 pictures looked at, nor below the
+    It is 1.15 times the training size, but not above the longest side of any of 256 images looked at, nor below the
     training size.
 
     Raises:
-        UsageError: one of the pictures cannot be read.
+        UsageError: one of the images cannot be read.
     """
     longest = 0
     probe = np.empty((1, 1, 3), dtype=np.uint8)
@@ -93,15 +93,15 @@ def cache_samples(
         data: what `open_data` gives.
         split: name of the split.
         size: side of the images that batches will have, in pixels.
-        where: `ram`, or `device` to keep the pictures on the device.
+        where: `ram`, or `device` to keep the images on the device.
         device: the training device.
-        side: side at which pictures are kept; by default `stored_side`.
+        side: side at which images are kept; by default `stored_side`.
         most_bytes: refuse to take more; by default half of what is free there.
         workers: decoding threads.
         told: is given a sentence with the size before memory is taken.
 
     Raises:
-        UsageError: it does not fit, or a picture cannot be read.
+        UsageError: it does not fit, or an image cannot be read.
     """
     samples = data.select(split)
     samples.check()
@@ -110,21 +110,21 @@ def cache_samples(
     memory = "RAM" if target.type == "cpu" else str(target)
     needed = len(samples) * side * side * 3
     bound = _free_bytes(target) // 2 if most_bytes is None else most_bytes
-    facts = f"{len(samples):,} pictures of {side} px take {needed / 1e9:.2f} GB"
+    facts = f"{len(samples):,} images of {side} px take {needed / 1e9:.2f} GB"
     if needed > bound:
         raise UsageError(
             f"cannot cache the split '{split}': {facts} of {memory} and {bound / 1e9:.2f} GB "
             "are allowed; stream it (no --cache), or raise the bound"
         )
     told(f"caching the split '{split}': {facts} of {memory}")
-    pictures = torch.empty((len(samples), side, side, 3), dtype=torch.uint8, device=target)
+    images = torch.empty((len(samples), side, side, 3), dtype=torch.uint8, device=target)
     aspects = torch.empty(len(samples), dtype=torch.float32)
     cv2.setNumThreads(1)
     with ThreadPoolExecutor(max(1, default_workers() if workers == "auto" else workers), "animesion-decode") as pool:
         step = 512
         for start in range(0, len(samples), step):
             # on a device by way of a small buffer: the whole set need not fit into RAM
-            part = pictures[start : start + step]
+            part = images[start : start + step]
             buffer = part if target.type == "cpu" else torch.empty(part.shape, dtype=torch.uint8)
             pixels: Pixels = buffer.numpy()
             sizes = pool.map(
@@ -135,7 +135,7 @@ def cache_samples(
             if buffer is not part:
                 part.copy_(buffer)
     labels = torch.from_numpy(samples.labels.copy())
-    return Resident(pictures, aspects.to(target), labels.to(target), samples, data.num_classes)
+    return Resident(images, aspects.to(target), labels.to(target), samples, data.num_classes)
 
 
 class CachedStream(Scheduled):
@@ -196,45 +196,45 @@ class CachedStream(Scheduled):
             raise UsageError(f"{type(self.transform).__name__} is not known to --cache; stream instead")
 
     def _batches(self) -> Generator[Batch]:
-        home = self.resident.pictures.device
+        home = self.resident.images.device
         for share in self._shares():
             rows = torch.from_numpy(share.indices.copy()).to(home, non_blocking=True)
             sample_seeds = torch.from_numpy(share.seeds.view(np.int64).copy()).to(self.device, non_blocking=True)
-            pictures = self.resident.pictures.index_select(0, rows).to(self.device, non_blocking=True)
+            stored = self.resident.images.index_select(0, rows).to(self.device, non_blocking=True)
             aspects = self.resident.aspects.index_select(0, rows).to(self.device, non_blocking=True)
-            images = view_on_device(self.transform, pictures, aspects, sample_seeds)
+            images = view_on_device(self.transform, stored, aspects, sample_seeds)
             labels = self.resident.labels.index_select(0, rows).to(self.device, non_blocking=True)
             self._consumed = share.end
             yield Batch(images, labels, rows.to(self.device, non_blocking=True), sample_seeds)
 
 
-def view_on_device(transform: Transform, pictures: Tensor, aspects: Tensor, sample_seeds: Tensor) -> Tensor:
-    """A transform for a batch of square-stored pictures.
+def view_on_device(transform: Transform, images: Tensor, aspects: Tensor, sample_seeds: Tensor) -> Tensor:
+    """A transform for a batch of square-stored images.
 
     Args:
         transform: one of `decode`'s.
-        pictures: shape (B, side, side, 3), uint8.
+        images: shape (B, side, side, 3), uint8.
         aspects: true width / height, shape (B,).
         sample_seeds: shape (B,), int64.
 
     Returns:
         Shape (B, 3, S, S), uint8, channels-last in memory.
     """
-    size, batch, side = transform.size, len(pictures), pictures.shape[1]
+    size, batch, side = transform.size, len(images), images.shape[1]
     if isinstance(transform, RandomResizedCrop):
         boxes = random_boxes(sample_seeds, aspects, transform.scale, transform.ratio)
     elif isinstance(transform, ResizeRandomCrop):
         places = (seeds.tensor_uniforms(sample_seeds, 2, _PLACE) * (transform.margin + 1)).floor()
-        share = torch.full((batch, 2), size / (size + transform.margin), device=pictures.device)
+        share = torch.full((batch, 2), size / (size + transform.margin), device=images.device)
         boxes = torch.cat((places / (size + transform.margin), share), 1)
     elif isinstance(transform, ResizeCenterCrop):
         share = torch.stack((1 / aspects, aspects), 1).clamp(max=1) * transform.share
         boxes = torch.cat(((1 - share) / 2, share), 1)
     elif side == size:
-        return pictures.permute(0, 3, 1, 2)
+        return images.permute(0, 3, 1, 2)
     else:
-        boxes = torch.tensor([0.0, 0.0, 1.0, 1.0], device=pictures.device).expand(batch, 4)
-    return resampled(pictures, boxes, size).add_(0.5).clamp_(0, 255).to(torch.uint8)
+        boxes = torch.tensor([0.0, 0.0, 1.0, 1.0], device=images.device).expand(batch, 4)
+    return resampled(images, boxes, size).add_(0.5).clamp_(0, 255).to(torch.uint8)
 
 
 def _decoded(samples: Samples, i: int, out: Pixels, transform: Transform) -> tuple[int, int]:

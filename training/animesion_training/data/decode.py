@@ -1,9 +1,9 @@
-"""One picture: bytes to a square of uint8 pixels, cropped and resized; the transforms that say which part of it.
+"""One image: bytes to a square of uint8 pixels, cropped and resized; the transforms that say which part of it.
 
 JPEGs without a rotation are decoded by libjpeg-turbo at the least of 1/1, 1/2, 3/8, 1/4, 1/8 of their size that still
 covers the wanted resolution (other fractions have no fast inverse DCT and lose to the next larger one), then OpenCV
 resizes straight into the batch; both release the interpreter lock. All else, and a JPEG that the fast decoder has a
-word to say about, goes through `animesion.images.codec`, which also decides what is a picture at all. Flips, colours and
+word to say about, goes through `animesion.images.codec`, which also decides what is an image at all. Flips, colours and
 normalisation are done by the batch, in `augment`.
 """
 
@@ -31,7 +31,7 @@ _SHARP = 2.0
 
 
 class View(NamedTuple):
-    """What to do with a picture: cut out a box, resize that, cut the result.
+    """What to do with an image: cut out a box, resize that, cut the result.
 
     Attributes:
         left: of the box in pixels.
@@ -55,7 +55,7 @@ class View(NamedTuple):
 
 
 class Transform(Protocol):
-    """Chooses the view of a picture."""
+    """Chooses the view of an image."""
 
     @property
     def size(self) -> int:
@@ -70,7 +70,7 @@ class Transform(Protocol):
         """Whether to average over all pixels when shrinking (slower) rather than to interpolate up to a factor of 2."""
 
     def view(self, width: int, height: int, u: Sequence[float]) -> View:
-        """The view of a picture of `width` x `height` pixels, given `numbers` random numbers of [0, 1)."""
+        """The view of an image of `width` x `height` pixels, given `numbers` random numbers of [0, 1)."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class RandomResizedCrop:
 
     Attributes:
         size: side in pixels.
-        scale: least and greatest area, as a share of the picture.
+        scale: least and greatest area, as a share of the image.
         ratio: least and greatest width / height.
     """
 
@@ -159,7 +159,7 @@ class ResizeCenterCrop:
 
 @dataclass(frozen=True)
 class Resize:
-    """Resize the whole picture to a square, whatever its aspect, and cut out the middle of that.
+    """Resize the whole image to a square, whatever its aspect, and cut out the middle of that.
 
     Attributes:
         size: side in pixels of what comes out.
@@ -180,11 +180,11 @@ class Resize:
 
 @dataclass(frozen=True)
 class Within:
-    """Another transform inside a box of the picture, such as a face.
+    """Another transform inside a box of the image, such as a face.
 
     Attributes:
         inner: what to do inside the box.
-        box: left, top, right, bottom in pixels of the upright picture.
+        box: left, top, right, bottom in pixels of the upright image.
     """
 
     inner: Transform
@@ -213,19 +213,19 @@ class Within:
 
 
 def decode_into(out: Pixels, content: Content, transform: Transform, u: Sequence[float]) -> tuple[int, int]:
-    """Decode a picture, take the transform's view of it and write that.
+    """Decode an image, take the transform's view of it and write that.
 
     Args:
         out: shape (S, S, 3), contiguous; S is the transform's size.
         content: the file.
-        transform: what part of the picture, at what size.
+        transform: what part of the image, at what size.
         u: the transform's random numbers.
 
     Returns:
-        Width and height of the whole upright picture in pixels.
+        Width and height of the whole upright image in pixels.
 
     Raises:
-        animesion.images.codec.RejectedImageError: the bytes are no usable picture.
+        animesion.images.codec.RejectedImageError: the bytes are no usable image.
     """
     header = _plain_jpeg(content)
     if header is not None:
@@ -251,7 +251,7 @@ def decode_into(out: Pixels, content: Content, transform: Transform, u: Sequence
 
 
 def _resize(out: Pixels, pixels: Pixels, view: View, width: int, height: int, smooth: bool) -> None:
-    """Write the view of a picture that may have been decoded at a fraction of its `width` x `height`."""
+    """Write the view of an image that may have been decoded at a fraction of its `width` x `height`."""
     left, top, right, bottom = view.left, view.top, view.left + view.width, view.top + view.height
     rows, columns = pixels.shape[:2]
     if columns != width or rows != height:

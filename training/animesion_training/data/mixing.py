@@ -1,7 +1,7 @@
-"""MixUp and CutMix: batches in which pictures, and their labels, are mixtures of two; on the device, replayable.
+"""MixUp and CutMix: batches in which images, and their labels, are mixtures of two; on the device, replayable.
 
 MixUp: Zhang et al., ICLR 2018 (arXiv 1710.09412). CutMix: Yun et al., ICCV 2019 (arXiv 1905.04899). The partner of each
-picture is another place of the same batch, by a random permutation. `mix` draws and applies in one; `draw_plan` and
+image is another place of the same batch, by a random permutation. `mix` draws and applies in one; `draw_plan` and
 `apply_plan` are its two halves. Losses for the soft labels are in `losses`.
 """
 
@@ -56,12 +56,12 @@ class Mixing:
 
     @property
     def active(self) -> bool:
-        """Whether any picture is ever mixed."""
+        """Whether any image is ever mixed."""
         return self.probability > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
 
 
 class Mixed(NamedTuple):
-    """Pictures (B, channels, H, W) as given in type and layout, and soft labels (B, C), float32, rows that sum to 1."""
+    """Images (B, channels, H, W) as given in type and layout, and soft labels (B, C), float32, rows that sum to 1."""
 
     images: Tensor
     targets: Tensor
@@ -124,7 +124,7 @@ def draw_plan(shape: tuple[int, ...], mixing: Mixing, generator: torch.Generator
 
 
 def apply_plan(images: Tensor, targets: Tensor, classes: int, plan: MixingPlan, label_smoothing: float = 0.0) -> Mixed:
-    """Mix pictures (B, channels, H, W) and class ids (B,) as planned; nothing here waits for the device."""
+    """Mix images (B, channels, H, W) and class ids (B,) as planned; nothing here waits for the device."""
     partners = _to(plan.partners, images.device)
     top, left, bottom, right = plan.boxes.T
     pastes = bool(((bottom > top) & (right > left)).any())
@@ -154,7 +154,7 @@ def _beta(random: np.random.Generator, alpha: float, draws: int) -> FloatArray:
 
 
 def _boxes(random: np.random.Generator, kept: FloatArray, height: int, width: int) -> IntArray:
-    """Boxes (draws, 4) of the share 1 - kept of the picture around a uniform centre, clipped at the border (eq. 2)."""
+    """Boxes (draws, 4) of the share 1 - kept of the image around a uniform centre, clipped at the border (eq. 2)."""
     sides = np.sqrt(1 - kept)
     edges = []
     for length in (height, width):

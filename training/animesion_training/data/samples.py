@@ -52,7 +52,7 @@ class Samples:
         return len(self.labels)
 
     def read(self, i: int, *, checked: bool = False) -> bytes | memoryview:
-        """The bytes of a sample's picture. Thread-safe.
+        """The bytes of a sample's image. Thread-safe.
 
         Args:
             i: position in the split.
@@ -102,7 +102,7 @@ class Samples:
 
 @dataclass(frozen=True, eq=False)
 class DataSplits:
-    """Labelled pictures.
+    """Labelled images.
 
     Attributes:
         path: what was opened.

@@ -1,4 +1,4 @@
-"""Labelled pictures, whatever lies on disk: built datasets, class folders, label CSVs.
+"""Labelled images, whatever lies on disk: built datasets, class folders, label CSVs.
 
 `open_data` tells which it is. Every kind becomes the arrays of `samples` and an explicit class map: from
 `dataset.json`, from the folder names of all splits, or from the class name file, never from the labels that happen to
@@ -38,7 +38,7 @@ def open_data(
     cache: Path | str | None = None,
     cache_bytes: int = 20 * 2**30,
 ) -> DataSplits:
-    """Open labelled pictures of any kind.
+    """Open labelled images of any kind.
 
     Args:
         path: the folder or fsspec URL of a built dataset; a folder of class folders, or of `train`, `val`, `test` with
@@ -125,12 +125,12 @@ def _folders(root: Path, classes: Sequence[str] | None) -> DataSplits:
         paths: list[str] = []
         labels: list[int] = []
         for folder in _subfolders(part):
-            inside = _pictures(folder)
+            inside = _images(folder)
             paths += [f"{folder.name}/{path}" for path in inside]
             labels += [ids[folder.name]] * len(inside)
         splits[split] = _loose(split, part, paths, np.array(labels, dtype=np.int64))
     if not any(len(samples) for samples in splits.values()):
-        raise UsageError(f"{root} has folders but no pictures in them; a picture ends in .jpg, .png, .webp or the like")
+        raise UsageError(f"{root} has folders but no images in them; an image ends in .jpg, .png, .webp or the like")
     return DataSplits(str(root), names, splits)
 
 
@@ -141,7 +141,7 @@ def _subfolders(folder: Path) -> list[Path]:
         raise UsageError(f"{folder} cannot be listed ({error.strerror}); give a readable folder") from None
 
 
-def _pictures(folder: Path) -> list[str]:
+def _images(folder: Path) -> list[str]:
     """Paths below a class folder, relative to it, sorted."""
     found = []
     for base, folders, names in os.walk(folder):
@@ -180,7 +180,7 @@ def _labelled(path: Path, files: Mapping[str, Path], root: Path) -> DataSplits:
                 raise UsageError(f"{files[split]} names {name[:80]!r}, which leads out of the image folder; correct it")
         splits[split] = _loose(split, root, table.paths, table.class_ids)
     if not any(len(samples) for samples in splits.values()):
-        raise UsageError(f"{path} names no pictures; give label files with rows `class_id,path`")
+        raise UsageError(f"{path} names no images; give label files with rows `class_id,path`")
     return DataSplits(str(path), names, splits)
 
 

@@ -1,7 +1,7 @@
 """The stream: samples of a split, decoded by a pool of threads, in the scheduled order.
 
 Threads are the only kind of worker: the decoders release the interpreter lock, a batch is decoded in place and handed
-over without a copy. Worker processes with the same decoder cost more processor time a picture, for moving batches
+over without a copy. Worker processes with the same decoder cost more processor time an image, for moving batches
 between processes (`tests/benchmarks/loader_throughput.py` prints both).
 """
 
@@ -49,7 +49,7 @@ class Stream(Scheduled):
         batch_size: samples of a batch of one rank.
         size: side of the images in pixels.
         train: shuffle, sample and crop at random.
-        transform: what part of each picture; by default `RandomResizedCrop` in training and `Resize` otherwise.
+        transform: what part of each image; by default `RandomResizedCrop` in training and `Resize` otherwise.
         sampling: `instance`, `class-balanced`, `square-root` or `progressive`.
         epochs: of the run; progressive sampling goes by it.
         seed: of order and augmentation.

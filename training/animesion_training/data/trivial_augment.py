@@ -1,8 +1,8 @@
-"""TrivialAugmentWide on the device: one random operation of random strength a picture, for a whole batch of uint8.
+"""TrivialAugmentWide on the device: one random operation of random strength an image, for a whole batch of uint8.
 
 Müller and Hutter, "TrivialAugment: Tuning-free Yet State-of-the-Art Data Augmentation", ICCV 2021 (arXiv 2103.10158),
 with the operations and strengths of torchvision's `TrivialAugmentWide`. Colours are computed as Pillow does, in whole
-numbers as far as possible, so that a picture comes out the same in any batch. When it is applied, before or after what
+numbers as far as possible, so that an image comes out the same in any batch. When it is applied, before or after what
 else, is left to `augment`.
 """
 
@@ -44,7 +44,7 @@ LEVELS = 31
 
 _TRIVIAL = 106
 
-# bytes of pictures that a CPU changes in one call: what that takes beside them must stay in its cache
+# bytes of images that a CPU changes in one call: what that takes beside them must stay in its cache
 _CACHED = 2**20
 
 _SHEAR, _DEGREES, _CHANGE, _LEAST_BITS = 0.99, 135.0, 0.99, 2
@@ -53,7 +53,7 @@ _TRANSLATE_PART = 7
 
 
 class Drawn(NamedTuple):
-    """What happens to each picture of a batch.
+    """What happens to each image of a batch.
 
     Attributes:
         operations: place in `OPERATIONS`, shape (B,), int64.
@@ -69,16 +69,16 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True)
 class TrivialAugmentWide:
-    """One of 14 operations at one of 31 strengths for each picture, all equally likely.
+    """One of 14 operations at one of 31 strengths for each image, all equally likely.
 
     The strongest are: shears by 0.99 of a pixel a row (column), translation by `translate`, rotation by 135 degrees,
     brightness, color, contrast and sharpness by a factor of 0.01 or 1.99, posterize to 2 bits, solarize from 0 on.
     Geometry takes the nearest pixel.
 
     Attributes:
-        fill: of pixels from outside the picture, 0 to 255: one value, or red, green and blue.
+        fill: of pixels from outside the image, 0 to 255: one value, or red, green and blue.
         translate: pixels of the strongest translation. None takes a seventh of the side: the 32 pixels of torchvision
-            at 224, and no more of a small picture. An int is taken at any size, as torchvision does with its 32.
+            at 224, and no more of a small image. An int is taken at any size, as torchvision does with its 32.
 
     Raises:
         UsageError: a value outside its range.
@@ -123,11 +123,11 @@ class TrivialAugmentWide:
         return self.apply(images, self.draw(sample_seeds))
 
     def apply(self, images: Tensor, drawn: Drawn) -> Tensor:
-        """Do to each picture what was drawn for it.
+        """Do to each image what was drawn for it.
 
         Args:
             images: shape (B, 3, H, W), uint8; fastest when channels-last in memory.
-            drawn: for the B pictures, on the same device.
+            drawn: for the B images, on the same device.
 
         Returns:
             New memory of the same shape and type, channels-last.
@@ -142,7 +142,7 @@ class TrivialAugmentWide:
             )
         if len(drawn.operations) != len(images):
             raise UsageError(f"TrivialAugmentWide: {len(images)} images, {len(drawn.operations)} seeds; give one each")
-        # sorted by kind, so that each is one call over its pictures; a device is waited for once, for the counts
+        # sorted by kind, so that each is one call over its images; a device is waited for once, for the counts
         kinds = _on(images.device).kinds[drawn.operations]
         order = kinds.argsort(stable=True)
         counts = torch.bincount(kinds, minlength=len(_KINDS)).tolist()
@@ -159,13 +159,13 @@ class TrivialAugmentWide:
         return pixels.index_select(0, order.argsort()).permute(0, 3, 1, 2)
 
 
-# -- the operations, on the pictures that drew them -------------------------------------------------------------------
+# -- the operations, on the images that drew them -------------------------------------------------------------------
 #
 # Products and sums of floats are separate calls: fused, the last bit of a value would depend on its place in the batch.
 
 
 class _Part(NamedTuple):
-    """Pictures (n, H, W, 3) of uint8, contiguous; their places in `OPERATIONS` and their settings, (n,).
+    """Images (n, H, W, 3) of uint8, contiguous; their places in `OPERATIONS` and their settings, (n,).
 
     A setting is 2 * level + negative.
     """
@@ -177,7 +177,7 @@ class _Part(NamedTuple):
 
 
 def _warped(part: _Part) -> Tensor:
-    """Shears, translations and rotation: of a picture framed with the fill, the pixel at the nearest place."""
+    """Shears, translations and rotation: of an image framed with the fill, the pixel at the nearest place."""
     pixels, device = part.pixels, part.pixels.device
     count, height, width, _ = pixels.shape
     fill = torch.tensor(part.options.fill, dtype=torch.uint8, device=device).expand(3)
@@ -234,7 +234,7 @@ def _equalized(part: _Part) -> Tensor:
 
 
 def _colored(part: _Part) -> Tensor:
-    """Color: away from the picture's grey."""
+    """Color: away from the image's grey."""
     planes = _planes(part.pixels)
     changed = _blended(_grey(planes).float()[:, None], planes, _factors(part)[:, None, None, None])
     return changed.permute(0, 2, 3, 1)
@@ -298,14 +298,14 @@ def _blended(start: Tensor, end: Tensor, factors: Tensor) -> Tensor:
 
 
 def _keys(pixels: Tensor) -> Tensor:
-    """256 * (3 * picture + channel) + value, for each value of the pictures in turn, int32."""
+    """256 * (3 * image + channel) + value, for each value of the images in turn, int32."""
     count, height, width, _ = pixels.shape
     firsts = torch.arange(count * 3, device=pixels.device, dtype=torch.int32).view(count, 1, 3) * 256
     return (pixels.view(count, height, width * 3) + firsts.repeat(1, 1, width)).view(-1)
 
 
 def _histogram(keys: Tensor, count: int) -> Tensor:
-    """How many pixels of each picture and channel have each value, (n, 3, 256), int32."""
+    """How many pixels of each image and channel have each value, (n, 3, 256), int32."""
     histogram = torch.zeros(count * 3 * 256, device=keys.device, dtype=torch.int32)
     one = torch.ones(1, device=keys.device, dtype=torch.int32)
     return histogram.index_add_(0, keys, one.expand_as(keys)).view(count, 3, 256)
@@ -363,7 +363,7 @@ def _on(device: torch.device) -> _Constants:
 def _matrices(height: int, width: int, translate: int | None, device: torch.device) -> Tensor:
     """Where pixels come from, for each warp and setting, shape (5, 62, 6), float32.
 
-    Column and row in a picture with a frame of one pixel are floor(ax x + bx y + cx) and floor(ay x + by y + cy).
+    Column and row in an image with a frame of one pixel are floor(ax x + bx y + cx) and floor(ay x + by y + cy).
     """
     most_x, most_y = (side / _TRANSLATE_PART if translate is None else translate for side in (width, height))
     shear, angle = _signed(_SHEAR), _signed(_DEGREES) * (math.pi / 180)

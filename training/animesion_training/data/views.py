@@ -5,8 +5,8 @@ chance is a hash of each sample's seed, so a sample gets the same views on any n
 Where maps come from is `models.cal`'s, what the student makes of the views `distillation`'s.
 
 Nothing here waits for the device, and nothing raises on the values of maps. A map that is zero everywhere crops to the
-whole picture and drops all of it, as `map >= threshold * max` has it. Where no pixel reaches the threshold (NaN, a
-negative maximum, a peak between the pixels of a small picture) the crop is the whole picture and nothing is dropped;
+whole image and drops all of it, as `map >= threshold * max` has it. Where no pixel reaches the threshold (NaN, a
+negative maximum, a peak between the pixels of a small image) the crop is the whole image and nothing is dropped;
 `check_finite` finds the NaN.
 """
 
@@ -76,11 +76,11 @@ def draw(
 
 @torch.no_grad()
 def views(images: Tensor, attention: Tensor, draws: Draws, *, padding: float = 0.1) -> Tensor:
-    """One crop and one drop of each picture, at its own size.
+    """One crop and one drop of each image, at its own size.
 
     Args:
         images: (B, C, H, W), floating, normalised: a dropped pixel becomes 0, the mean colour.
-        attention: (B, M, h, w), the maps of these pictures.
+        attention: (B, M, h, w), the maps of these images.
         draws: of `draw`.
         padding: of the crops, as `crop_boxes` takes it.
 
@@ -100,12 +100,12 @@ def check_finite(attention: Tensor) -> None:
     """Refuse attention that is not finite; waits for the device, so call it now and then rather than every step.
 
     Raises:
-        UsageError: NaN or infinite values, and in how many pictures.
+        UsageError: NaN or infinite values, and in how many images.
     """
     bad = int((~attention.isfinite()).flatten(1).any(1).sum())
     if bad:
         raise UsageError(
-            f"the teacher's attention is not finite for {bad} of {len(attention)} pictures: its weights are damaged "
+            f"the teacher's attention is not finite for {bad} of {len(attention)} images: its weights are damaged "
             "or its precision overflows; compute it in bf16 or fp32"
         )
 
@@ -134,7 +134,7 @@ def pick_weights(attention: Tensor, num_maps: int | None = None) -> Tensor:
 
 
 def pick_maps(attention: Tensor, u: Tensor, num_maps: int | None = None) -> Tensor:
-    """Two maps of each picture, drawn with replacement by `pick_weights`.
+    """Two maps of each image, drawn with replacement by `pick_weights`.
 
     Args:
         attention: (B, M, h, w), not negative.
@@ -185,7 +185,7 @@ def class_map(features: Tensor, weight: Tensor, classes: Tensor) -> Tensor:
     Args:
         features: (B, C, h, w), what the pooling before the classifier is given.
         weight: (K, C), of the linear classifier.
-        classes: (B,), int64: k of each picture; in the ablation the class of the largest logit.
+        classes: (B,), int64: k of each image; in the ablation the class of the largest logit.
 
     Returns:
         (B, 1, h, w); negative values speak against the class.
@@ -199,15 +199,15 @@ def class_map(features: Tensor, weight: Tensor, classes: Tensor) -> Tensor:
 def crop_boxes(maps: Tensor, size: tuple[int, int], thresholds: Tensor | float, padding: float = 0.1) -> Tensor:
     """The box around what a map attends to.
 
-    The map is upsampled to the picture (bilinear, corners aligned). The box bounds the pixels with at least
-    `threshold` times the maximum of the given map, and grows by `padding` of the picture on each side; as in the
+    The map is upsampled to the image (bilinear, corners aligned). The box bounds the pixels with at least
+    `threshold` times the maximum of the given map, and grows by `padding` of the image on each side; as in the
     original, its last row and column are left out before it grows. It always has a pixel.
 
     Args:
         maps: (B, 1, h, w), floating.
-        size: (H, W) of the pictures.
+        size: (H, W) of the images.
         thresholds: (B,) or one for all, shares of each map's maximum.
-        padding: share of the picture's side, >= 0.
+        padding: share of the image's side, >= 0.
 
     Returns:
         (B, 4), int64: y0, y1, x0, x1 in pixels, the ends exclusive.
@@ -235,15 +235,15 @@ def _extent(hit: Tensor, padding: float) -> tuple[Tensor, Tensor]:
 
 
 def crop(images: Tensor, boxes: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-    """Cut a box out of each picture and resize it, bilinear with aligned corners.
+    """Cut a box out of each image and resize it, bilinear with aligned corners.
 
-    Equals `interpolate(image[box], size, mode="bilinear", align_corners=True)` picture by picture up to rounding of
+    Equals `interpolate(image[box], size, mode="bilinear", align_corners=True)` image by image up to rounding of
     the last bit, in a few calls for the whole batch. Sampling positions are rounded as there, which `grid_sample` and
     RoIAlign cannot do.
 
     Args:
         images: (B, C, H, W), floating.
-        boxes: (B, 4), int64, as `crop_boxes` gives them; inside the pictures, with a pixel at least.
+        boxes: (B, 4), int64, as `crop_boxes` gives them; inside the images, with a pixel at least.
         size: (height, width) of the result; that of the images when None.
 
     Returns:
@@ -285,7 +285,7 @@ def _sources(start: Tensor, end: Tensor, size: int) -> tuple[Tensor, Tensor, Ten
 
 
 def drop(images: Tensor, maps: Tensor, thresholds: Tensor | float) -> Tensor:
-    """Set to 0 what a map attends to: the pictures (B, C, H, W) times `drop_mask`.
+    """Set to 0 what a map attends to: the images (B, C, H, W) times `drop_mask`.
 
     Raises:
         ValueError: shapes or types other than these and those of `drop_mask`.
@@ -299,7 +299,7 @@ def drop_mask(maps: Tensor, size: tuple[int, int], thresholds: Tensor | float) -
 
     Args:
         maps: (B, 1, h, w), floating.
-        size: (H, W) of the pictures.
+        size: (H, W) of the images.
         thresholds: (B,) or one for all; a pixel with at least this share of the given map's maximum is dropped.
 
     Returns:
@@ -317,7 +317,7 @@ def _attended(maps: Tensor, size: tuple[int, int], thresholds: Tensor | float) -
     maps = maps.detach().float()
     if isinstance(thresholds, Tensor):
         if thresholds.shape != maps.shape[:1]:
-            raise ValueError(f"thresholds must be ({len(maps)},), one for each picture, not {tuple(thresholds.shape)}")
+            raise ValueError(f"thresholds must be ({len(maps)},), one for each image, not {tuple(thresholds.shape)}")
         thresholds = thresholds.to(maps)[:, None, None, None]
     limits = thresholds * maps.amax((2, 3), keepdim=True)
     upsampled = functional.interpolate(maps, size=size, mode="bilinear", align_corners=True)

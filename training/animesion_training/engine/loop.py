@@ -84,7 +84,7 @@ class Watcher:
         """An epoch (from 1) of so many steps begins, or goes on after `done` of them."""
 
     def stepped(self, loss: float, rate: float, speed: float) -> None:
-        """A step is done: its loss, the learning rate, pictures a second."""
+        """A step is done: its loss, the learning rate, images a second."""
 
     def ended(self, epoch: int, numbers: dict[str, float]) -> None:
         """An epoch is done."""
@@ -212,7 +212,7 @@ class _Trainer:
         return model.to(memory_format=torch.channels_last) if self.recipe.run.channels_last else model
 
     def _teacher(self) -> tuple[nn.Module | None, int]:
-        """The network that teaches, and the side of the pictures that it takes."""
+        """The network that teaches, and the side of the images that it takes."""
         settings = self.recipe.teacher
         if not settings.weights:
             if settings.views:
@@ -226,7 +226,7 @@ class _Trainer:
                 "`animesion train --recipe cal-teacher`, or switch teacher.views off"
             )
         if not isinstance(card.img_size, int):
-            raise UsageError(f"the teacher {settings.weights} takes pictures of {card.img_size}: only squares are made")
+            raise UsageError(f"the teacher {settings.weights} takes images of {card.img_size}: only squares are made")
         size = settings.img_size or card.img_size
         resize: Any = getattr(teacher, "set_input_size", None)
         if size != card.img_size and resize:
@@ -305,7 +305,7 @@ class _Trainer:
             step = self._distillation(network, autocast)
         elif isinstance(self.model, CALClassifier):
             if self.mixing.active:
-                raise UsageError("a CAL teacher needs one class a picture: switch augment.mixup and augment.cutmix off")
+                raise UsageError("a CAL teacher needs one class an image: switch augment.mixup and augment.cutmix off")
             smoothing = self.recipe.objective.smoothing
             step = steps.CALStep(network, autocast, self.model, self.recipe.views, smoothing=smoothing)
         else:
@@ -364,7 +364,7 @@ class _Trainer:
             self.watcher.stepped(loss, rate, speed)
             if log and self.step % self.recipe.run.log_steps == 0:
                 parts = {f"loss_{name}": value for name, value in self.parts.items()}
-                log.write("step", self.step, epoch, {"loss": loss, **parts, "lr": rate, "pictures_per_second": speed})
+                log.write("step", self.step, epoch, {"loss": loss, **parts, "lr": rate, "images_per_second": speed})
             # all processes must agree: one that was told to stop alone would leave the others waiting
             stop = any(self.place.total(float(self.told_to_stop)))
             ends = self.recipe.run.save_steps
@@ -372,7 +372,7 @@ class _Trainer:
                 self.save()
             if stop:
                 raise KeyboardInterrupt
-        numbers = {"train_loss": losses / max(1, seen), "pictures_per_second": seen / (time.perf_counter() - began)}
+        numbers = {"train_loss": losses / max(1, seen), "images_per_second": seen / (time.perf_counter() - began)}
         if self.recipe.data.val and self.recipe.data.val in self.data.splits:
             numbers |= self._validate(epoch)
         if self.place.first:

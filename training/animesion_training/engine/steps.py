@@ -78,7 +78,7 @@ def total(terms: Mapping[str, Tensor]) -> Tensor:
 
 
 class CALStep(Step):
-    """Counterfactual attention learning: the picture and the views that the network's own attention makes of it.
+    """Counterfactual attention learning: the image and the views that the network's own attention makes of it.
 
     Terms and weights are those of `models.cal.cal_loss`. The feature centers are part of the run, not of the network.
     """
@@ -123,9 +123,9 @@ class Resolution(NamedTuple):
 
 
 class DistilStep(Step):
-    """Knowledge distillation, on the pictures alone or also on the crops and drops that the teacher's attention makes.
+    """Knowledge distillation, on the images alone or also on the crops and drops that the teacher's attention makes.
 
-    With `teacher.views` this is TGDA (arXiv 2507.12157): labels are for the pictures only, of views the teacher alone
+    With `teacher.views` this is TGDA (arXiv 2507.12157): labels are for the images only, of views the teacher alone
     has a word to say. The teacher runs without gradients and is no part of the module: neither optimizer, checkpoint
     nor DistributedDataParallel see it.
 
@@ -134,7 +134,7 @@ class DistilStep(Step):
         objective: of the student's logits and the labels.
         autocast: around the student.
         bare: the student without what `torch.compile` puts around it.
-        teacher: takes pictures to logits; with views it is a `CALClassifier`.
+        teacher: takes images to logits; with views it is a `CALClassifier`.
         teacher_autocast: around the teacher.
         settings: of the distillation.
         view_settings: how views are made.
@@ -193,7 +193,7 @@ class DistilStep(Step):
     def _learned(
         self, images: Tensor, made: Tensor | None, targets: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """The student's logits of pictures (B, C) and views (2B, C), and what its own methods add."""
+        """The student's logits of images (B, C) and views (2B, C), and what its own methods add."""
         own = self._resized(images, self.student_takes.size)
         with self.autocast():
             if made is None:
@@ -209,7 +209,7 @@ class DistilStep(Step):
         return logits.float(), second.float(), more
 
     def _shown(self, images: Tensor) -> Tensor:
-        """The pictures as the teacher takes them."""
+        """The images as the teacher takes them."""
         inputs = self._renormalised(images, self.student_takes.inputs, self.teacher_takes.inputs)
         return self._resized(inputs, self.teacher_takes.size)
 

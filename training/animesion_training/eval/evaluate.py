@@ -56,7 +56,7 @@ def score(
         split: its name.
         normalise: from uint8 to what the model takes, without chance.
         place: this process.
-        img_size: side of the input in pixels; pictures are resized to a square.
+        img_size: side of the input in pixels; images are resized to a square.
         crop_pct: share of that square's side that is looked at; see `Resize`.
         batch_size: samples a batch of one process.
         precision: `fp32`, `bf16` or `fp16`.
@@ -103,7 +103,7 @@ def three(values: tuple[float, ...]) -> tuple[float, float, float]:
         UsageError: the model takes another number of channels.
     """
     if len(values) != 3:
-        raise UsageError(f"the model takes {len(values)} channels; pictures have 3")
+        raise UsageError(f"the model takes {len(values)} channels; images have 3")
     return values[0], values[1], values[2]
 
 

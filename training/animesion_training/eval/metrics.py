@@ -140,7 +140,7 @@ class Evaluation:
         top_5: share of images whose class is among the k largest outputs.
         macro_accuracy: mean accuracy of the classes that have test images.
         macro_f1: mean F1 of the classes that have test images; a guess of another class counts as the miss that it is.
-        top_1_interval: bootstrap over images; pictures of one post or artist are not independent, which it cannot know.
+        top_1_interval: bootstrap over images; images of one post or artist are not independent, which it cannot know.
         macro_accuracy_interval: the same; a resample averages over the classes that it holds.
         bands: by training images, where these are known.
         calibration: of the probabilities.

@@ -1,4 +1,4 @@
-"""Names for single pictures, or for the faces on them: top-k predictions of a weight file, for files and folders."""
+"""Names for single images, or for the faces on them: top-k predictions of a weight file, for files and folders."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _LARGEST = 256 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one picture.
+    """What a model says of one image.
 
     Attributes:
-        path: the picture.
+        path: the image.
         guesses: class name and probability, most probable first; empty when there is a problem.
         problem: why it cannot be read, or that no face is on it.
-        box: the face that was cut out with its margin: left, top, right, bottom in pixels of the upright picture.
+        box: the face that was cut out with its margin: left, top, right, bottom in pixels of the upright image.
         score: the detector's score of the face.
     """
 
@@ -49,9 +49,9 @@ class FaceCrop:
     Attributes:
         detector: name of the detector.
         margin: added on each side, as a share of the box's side; what the training data were cut with.
-        every: all faces of a picture; otherwise the one with the highest score.
+        every: all faces of an image; otherwise the one with the highest score.
         min_score: least score of a face.
-        or_whole: take the whole picture where no face is found; otherwise that is a problem.
+        or_whole: take the whole image where no face is found; otherwise that is a problem.
         options: the detector's own.
     """
 
@@ -72,26 +72,26 @@ def predict(
     batch_size: int = 32,
     faces: FaceCrop | None = None,
 ) -> Iterator[Prediction]:
-    """Predictions for pictures, in the order of the paths; a folder stands for the pictures below it, sorted.
+    """Predictions for images, in the order of the paths; a folder stands for the images below it, sorted.
 
     Args:
         weights: a file of `save_model`.
         paths: files and folders.
         place: where to compute.
-        top: guesses a picture, at most the number of classes.
-        batch_size: pictures at a time.
-        faces: cut these out first; a prediction is then one of a face, and a picture may have several.
+        top: guesses an image, at most the number of classes.
+        batch_size: images at a time.
+        faces: cut these out first; a prediction is then one of a face, and an image may have several.
 
     Raises:
         UsageError: a path that does not exist, an unusable weight file, or a detector that is not ready.
     """
     if faces and faces.detector == "boxes":
-        raise UsageError("the detector 'boxes' reads a source's table, which single pictures have not; take another")
+        raise UsageError("the detector 'boxes' reads a source's table, which single images have not; take another")
     detector = detectors.load(faces.detector, faces.options) if faces else None
     model, card = load_model(weights)
     model = model.to(place.device)
     if not isinstance(card.img_size, int):
-        raise UsageError(f"{weights} takes pictures of {card.img_size}; only square inputs are predicted on")
+        raise UsageError(f"{weights} takes images of {card.img_size}; only square inputs are predicted on")
     transform = Resize(card.img_size, card.crop_pct)
     normalise = Augment.plain(three(card.mean), three(card.std))
     names = card.classes or tuple(str(i) for i in range(card.num_classes))
@@ -111,7 +111,7 @@ def predict(
 
 
 def files(paths: Sequence[Path]) -> Iterator[Path]:
-    """The pictures of paths, a folder's below it sorted; hidden files are left out.
+    """The images of paths, a folder's below it sorted; hidden files are left out.
 
     Raises:
         UsageError: a path that does not exist.
@@ -122,18 +122,18 @@ def files(paths: Sequence[Path]) -> Iterator[Path]:
         elif path.exists():
             yield path
         else:
-            raise UsageError(f"there is no picture or folder {path}")
+            raise UsageError(f"there is no image or folder {path}")
 
 
 def decoded(path: Path, out: np.ndarray, transform: Resize) -> str:
-    """Decode a picture into `out` (S, S, 3); returns why that failed, or an empty string."""
+    """Decode an image into `out` (S, S, 3); returns why that failed, or an empty string."""
     [piece] = _pieces(path, None, None)
     return piece.into(out, transform)
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """A picture, or a face of one, that is to be predicted on."""
+    """An image, or a face of one, that is to be predicted on."""
 
     path: Path
     content: bytes = b""
@@ -152,7 +152,7 @@ class _Piece:
 
 
 def _pieces(path: Path, detector: detectors.Detector | None, faces: FaceCrop | None) -> Iterator[_Piece]:
-    """What of a picture is to be predicted on."""
+    """What of an image is to be predicted on."""
     try:
         if path.stat().st_size > _LARGEST:
             yield _Piece(path, problem="too many bytes")
@@ -165,13 +165,13 @@ def _pieces(path: Path, detector: detectors.Detector | None, faces: FaceCrop | N
         yield _Piece(path, content)
         return
     try:
-        picture = codec.decode(content, codec.Limits()).image
+        image = codec.decode(content, codec.Limits()).image
     except codec.RejectedImageError as error:
         yield _Piece(path, problem=str(error))
         return
-    [boxes] = detector([picture], [None])
+    [boxes] = detector([image], [None])
     good = sorted((box for box in boxes if box.score >= faces.min_score), key=lambda box: -box.score)
-    found = [(codec.crop_pixels(box, *picture.size, faces.margin, square=False), box.score) for box in good]
+    found = [(codec.crop_pixels(box, *image.size, faces.margin, square=False), box.score) for box in good]
     cut = [(crop, score) for crop, score in found if crop is not None]
     for crop, score in cut if faces.every else cut[:1]:
         yield _Piece(path, content, box=crop, score=score)

@@ -56,7 +56,7 @@ def confusions_csv(evaluation: Evaluation) -> str:
 
 
 def mistakes_csv(scores: Scores, keys: Sequence[str], names: Sequence[str], most: int = 500) -> str:
-    """One line a picture that is taken for another class, the surest mistakes first.
+    """One line an image that is taken for another class, the surest mistakes first.
 
     Args:
         scores: of a split.

@@ -1,4 +1,4 @@
-"""What evaluation keeps of each picture: a few numbers instead of thousands of logits, gathered batch by batch.
+"""What evaluation keeps of each image: a few numbers instead of thousands of logits, gathered batch by batch.
 
 `Scores` takes the outputs of a model as they come, in any order and from any number of processes, and keeps 37 bytes
 a sample. What they say about the model is computed in `metrics`, where it is also checked that each sample came
@@ -21,7 +21,7 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
 
-#: How many guesses a picture has in the second accuracy; no more than there are classes.
+#: How many guesses an image has in the second accuracy; no more than there are classes.
 TOP = 5
 
 

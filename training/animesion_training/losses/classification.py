@@ -91,7 +91,7 @@ class Objective(nn.Module):
                 f"not {targets.dtype} {tuple(targets.shape)}"
             )
         if soft and not self.takes_soft:
-            raise UsageError(f"{type(self).__name__} takes one class a picture; switch MixUp and CutMix off with it")
+            raise UsageError(f"{type(self).__name__} takes one class an image; switch MixUp and CutMix off with it")
         if self.needs_teacher != (teacher_logits is not None):
             raise ValueError(f"{type(self).__name__} {'needs' if self.needs_teacher else 'does not take'} a teacher")
         if teacher_logits is not None and teacher_logits.shape != logits.shape:

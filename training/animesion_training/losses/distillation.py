@@ -1,4 +1,4 @@
-"""Distillation: what a student learns from a teacher's logits, on pictures and on the views that the teacher makes.
+"""Distillation: what a student learns from a teacher's logits, on images and on the views that the teacher makes.
 
 `distillation_loss` is that of TGDA (Rios et al., arXiv 2507.12157) and of plain knowledge distillation; its KL part is
 `distillation_term`. Further losses on logits go beside it by name, `auxiliary_loss`. `TeacherStatistics` says how
@@ -23,7 +23,7 @@ from animesion_training.losses.classification import SoftmaxObjective, in_range
 
 ViewWeights = tuple[float, float, float]
 
-#: Of picture, crop and drop.
+#: Of image, crop and drop.
 VIEW_WEIGHTS: ViewWeights = (0.5, 0.5, 0.5)
 
 
@@ -76,13 +76,13 @@ def distillation_term(
     temperature: float = PAPER.temperature,
     view_weights: ViewWeights = VIEW_WEIGHTS,
 ) -> Tensor:
-    """Temperature squared times the KL of the pictures, or a weighted sum of it and those of crops and drops.
+    """Temperature squared times the KL of the images, or a weighted sum of it and those of crops and drops.
 
     `T^2 KL(raw)` without views, as in Hinton et al. (arXiv 1503.02531); else `T^2 (a_raw KL(raw) + a_crop KL(crop) +
     a_drop KL(drop))`, arXiv 2507.12157. No gradient flows to the teacher.
 
     Args:
-        student: logits of the B pictures, (B, K).
+        student: logits of the B images, (B, K).
         teacher: logits of the same, (B, K).
         student_views: logits of the views, (2 B, K): crops, then drops.
         teacher_views: logits of the same, (2 B, K).
@@ -120,7 +120,7 @@ def distillation_loss(
     view_weights: ViewWeights = VIEW_WEIGHTS,
     label_smoothing: float = 0.0,
 ) -> dict[str, Tensor]:
-    """Cross-entropy of the pictures and distillation of pictures and views: the student's loss of TGDA.
+    """Cross-entropy of the images and distillation of images and views: the student's loss of TGDA.
 
     `w_ce CE + w_kd T^2 (...)`, arXiv 2507.12157; views have the teacher's word and no label. Without views it is plain
     knowledge distillation.
@@ -134,7 +134,7 @@ def distillation_loss(
         temperature: T, > 0.
         weight: w_kd, >= 0.
         label_weight: w_ce, >= 0.
-        view_weights: of picture, crop and drop.
+        view_weights: of image, crop and drop.
         label_smoothing: of the cross-entropy, 0..1.
 
     Returns:
@@ -370,7 +370,7 @@ _AUXILIARY: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "trl": trl,
 }
 
-#: Those that also teach from views: half a weight for the pictures, a whole one for the mean over the 2 B views.
+#: Those that also teach from views: half a weight for the images, a whole one for the mean over the 2 B views.
 _ON_VIEWS = ("cekd", "kl_trl", "trl")
 
 
@@ -387,7 +387,7 @@ def auxiliary_loss(
     student_views: Tensor | None = None,
     teacher_views: Tensor | None = None,
 ) -> Tensor:
-    """A loss by name beside distillation: `dkd`, `rkd`, `pkt` and `hint` on the logits of the pictures alone.
+    """A loss by name beside distillation: `dkd`, `rkd`, `pkt` and `hint` on the logits of the images alone.
 
     `cekd` (`reverse_kl`), `trl` and `kl_trl` are also for the views where they are given, `raw / 2 + views`, as in the
     code of TGDA. No gradient flows to the teacher.
@@ -452,7 +452,7 @@ def margin_12(logits: Tensor) -> Tensor:
 
 
 class TeacherStatistics:
-    """What a pass over a split says about a teacher: its logits on pictures as they are, batch by batch.
+    """What a pass over a split says about a teacher: its logits on images as they are, batch by batch.
 
     Numbers are means over the samples, in float64, by the names of arXiv 2605.15689 with `_normal` for raw logits,
     `_softmax` for probabilities and `_log` for their logarithms: `ratio_1_2`, `ratio_1_3`, `ratio_2_3` of the sorted

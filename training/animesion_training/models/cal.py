@@ -1,7 +1,7 @@
 """Counterfactual attention learning (CAL) on any timm network with a spatial map: head, wrapper, centers and loss.
 
 Rao et al., "Counterfactual Attention Learning for Fine-Grained Visual Categorization and Re-identification", ICCV 2021
-(arXiv 2108.08728), as the teachers of TGDA (Rios et al., arXiv 2507.12157) have it. Crops and drops of pictures are
+(arXiv 2108.08728), as the teachers of TGDA (Rios et al., arXiv 2507.12157) have it. Crops and drops of images are
 made in `views`, the steps of training in `steps`.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from animesion.errors import UsageError
-from animesion_training.data import views as picture_views
+from animesion_training.data import views as image_views
 from animesion_training.losses.classification import SoftmaxObjective, in_range
 from animesion_training.tokens.host import without_autocast
 
@@ -30,7 +30,7 @@ _ROOT_EPS = 1e-6
 _SCALE = 100.0
 #: Sizes that the trial falls back on, for networks with windows that were built for another size than published.
 _TRIAL_SIZES = ((256, 256), (128, 128), (192, 192), (384, 384), (448, 448), (512, 512))
-#: Threshold and padding of the crops that full inference looks at beside the whole picture.
+#: Threshold and padding of the crops that full inference looks at beside the whole image.
 _CROPS = ((0.3, 0.1), (0.2, 0.1), (0.1, 0.05))
 
 
@@ -126,7 +126,7 @@ class CALClassifier(nn.Module):
         backbone: the network; it is changed.
         num_classes: number of classes; 0 for features alone.
         num_maps: attention maps.
-        views: what evaluation looks at: `raw`, the picture as it is, or `full`, the picture, its mirror image and
+        views: what evaluation looks at: `raw`, the image as it is, or `full`, the image, its mirror image and
             three crops of each that the mean attention map makes: 8 forward passes, logits averaged.
 
     Raises:
@@ -190,10 +190,10 @@ class CALClassifier(nn.Module):
         features = self.forward_features(both)
         attention = self.head.attentions(features)
         logits = self.head.classify(self.head.pool(features, attention))
-        maps, size = picture_views.mean_map(attention), (x.shape[2], x.shape[3])
+        maps, size = image_views.mean_map(attention), (x.shape[2], x.shape[3])
         for threshold, padding in _CROPS:
-            boxes = picture_views.crop_boxes(maps, size, threshold, padding)
-            logits = logits + self.forward_head(self.forward_features(picture_views.crop(both, boxes)))
+            boxes = image_views.crop_boxes(maps, size, threshold, padding)
+            logits = logits + self.forward_head(self.forward_features(image_views.crop(both, boxes)))
         plain, mirrored = logits.chunk(2)
         return (plain + mirrored) / (2 * (1 + len(_CROPS)))
 
@@ -357,7 +357,7 @@ def _grid(backbone: Any, count: int, size: tuple[int, ...]) -> tuple[int, int]:
         height, width = embed.dynamic_feat_size(size)
         if height * width == count:
             return height, width
-    # reduced on the way, or of another kind: the grid has the picture's aspect
+    # reduced on the way, or of another kind: the grid has the image's aspect
     height = max(1, round((count * size[0] / size[1]) ** 0.5))
     if count % height:
         raise UsageError(
@@ -427,13 +427,13 @@ def center_loss(features: Tensor, centers: Tensor) -> Tensor:
 def cal_loss(
     raw: CALOutput, aug: CALOutput, targets: Tensor, centers: nn.Module, *, label_smoothing: float = 0.0
 ) -> dict[str, Tensor]:
-    """What a CAL classifier is trained on: pictures and the views that its own attention made of them.
+    """What a CAL classifier is trained on: images and the views that its own attention made of them.
 
     `CE(raw) / 3 + 2/3 CE(aug) + CE(effects of both) + center_loss(features of raw)`, arXiv 2507.12157. The second and
     third are means over 2 B and 3 B.
 
     Args:
-        raw: of the pictures, B of them.
+        raw: of the images, B of them.
         aug: of the views, 2 B: crops, then drops.
         targets: (B,), int64, class ids.
         centers: a `FeatureCenters`; in training mode it moves.
@@ -443,14 +443,14 @@ def cal_loss(
         The terms `label`, `views`, `effect` and `center`, scalars with their weights; their sum is the loss.
 
     Raises:
-        UsageError: soft labels: the centers need one class a picture.
-        ValueError: views that are no multiple of the pictures.
+        UsageError: soft labels: the centers need one class an image.
+        ValueError: views that are no multiple of the images.
     """
     if targets.is_floating_point():
-        raise UsageError("a CAL classifier is trained on one class a picture; switch MixUp and CutMix off")
+        raise UsageError("a CAL classifier is trained on one class an image; switch MixUp and CutMix off")
     times, rest = divmod(len(aug.logits), max(1, len(targets)))
     if rest:
-        raise ValueError(f"{len(aug.logits)} views are no multiple of {len(targets)} pictures")
+        raise ValueError(f"{len(aug.logits)} views are no multiple of {len(targets)} images")
     cross_entropy = SoftmaxObjective(label_smoothing=label_smoothing)
     repeated = targets.repeat(times)
     effects = torch.cat((raw.effect, aug.effect))

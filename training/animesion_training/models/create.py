@@ -87,7 +87,7 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class InputConfig:
-    """What pictures a model expects.
+    """What images a model expects.
 
     Attributes:
         size: (height, width) in pixels.
@@ -197,7 +197,7 @@ def create_model(
         raise UsageError(f"{name} cannot be built with {given}: {str(error) or 'a check of timm failed'}") from error
     grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
     if grid is not None and 0 in grid:
-        raise UsageError(f"{name} cuts pictures into patches, and img_size={img_size} is smaller than one")
+        raise UsageError(f"{name} cuts images into patches, and img_size={img_size} is smaller than one")
     made_by: Any = model.pretrained_cfg
     if norm_eps is not None:
         for module in model.modules():
@@ -305,7 +305,7 @@ def bare(model: nn.Module) -> nn.Module:
 
 
 def input_config(model: nn.Module) -> InputConfig:
-    """Size and normalisation of the pictures that a model expects."""
+    """Size and normalisation of the images that a model expects."""
     config: Any = bare(model).pretrained_cfg
     size = config.get("input_size") or (3, 224, 224)
     return InputConfig(

@@ -1,4 +1,4 @@
-"""LRNet: residual networks for small pictures, with five stages and no max-pooling, registered with timm.
+"""LRNet: residual networks for small images, with five stages and no max-pooling, registered with timm.
 
 A 3x3 stem of stride 2 and then stages of cumulative strides 2, 4, 8, 16 and 32: the map that ResNets lose to their
 7x7 stem and max-pooling is kept for one more stage, at about the cost of a ResNet (arXiv 2507.12157). The blocks and
@@ -38,14 +38,14 @@ _STAGES = ("layer1", "layer2", "layer3", "layer4", "layer5")
 @torch.fx.wrap
 @register_notrace_function  # type: ignore[untyped-decorator]
 def checked_size(x: Tensor) -> Tensor:
-    """Pictures (B, C, H, W) as they are, if both sides are at least 32 pixels, the last stage's cumulative stride.
+    """Images (B, C, H, W) as they are, if both sides are at least 32 pixels, the last stage's cumulative stride.
 
     Raises:
         UsageError: a side is shorter: the stages would repeat themselves on a map of one pixel.
     """
     if x.shape[-2] < 32 or x.shape[-1] < 32:
         raise UsageError(
-            f"LRNet needs pictures of at least 32 pixels a side, got {x.shape[-2]} by {x.shape[-1]}: resize them"
+            f"LRNet needs images of at least 32 pixels a side, got {x.shape[-2]} by {x.shape[-1]}: resize them"
         )
     return x
 
@@ -62,7 +62,7 @@ class LRNet(nn.Module):
         block: `basic` (3x3-3x3) or `bottleneck` (1x1-3x3-1x1, four times as wide at its end).
         layers: number of blocks in each of the five stages.
         num_classes: number of classes; 0 for pooled features.
-        in_chans: channels of the pictures.
+        in_chans: channels of the images.
         global_pool: `avg`, `max`, `avgmax`, `catavgmax` or empty for none.
         channels: width of each stage, before the block's expansion.
         stem_width: channels that the stem puts out.
@@ -142,7 +142,7 @@ class LRNet(nn.Module):
                 module.zero_init_last()
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Pictures (B, C, H, W) to the last map (B, D, ceil(H / 32), ceil(W / 32)).
+        """Images (B, C, H, W) to the last map (B, D, ceil(H / 32), ceil(W / 32)).
 
         Raises:
             UsageError: a side is shorter than 32 pixels.
@@ -166,7 +166,7 @@ class LRNet(nn.Module):
         return x if pre_logits else self.fc(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pictures (B, C, H, W), H and W >= 32, to logits (B, num_classes)."""
+        """Images (B, C, H, W), H and W >= 32, to logits (B, num_classes)."""
         return self.forward_head(self.forward_features(x))
 
     def forward_intermediates(
@@ -181,7 +181,7 @@ class LRNet(nn.Module):
         """The maps of chosen stages, and the last one.
 
         Args:
-            x: pictures (B, C, H, W), H and W >= 32.
+            x: images (B, C, H, W), H and W >= 32.
             indices: the last n stages, or these stages (0 to 4, negative from the end); None for all.
             norm: of no effect, as in timm's ResNet: a stage ends in an activation.
             stop_early: compute no stage after the last one asked for.
@@ -192,7 +192,7 @@ class LRNet(nn.Module):
             `(last map, [(B, D_i, H / 2^(i+1), W / 2^(i+1)), ...])`, or the list alone.
 
         Raises:
-            UsageError: another format, or a picture that is too small.
+            UsageError: another format, or an image that is too small.
         """
         if output_fmt != "NCHW":
             raise UsageError(f"LRNet gives its features as NCHW, not as {output_fmt}")

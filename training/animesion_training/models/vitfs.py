@@ -39,12 +39,12 @@ class ViTFS(nn.Module):
     """A vision transformer for training from scratch (ViTFS, arXiv 2507.12157).
 
     `ConvStem`, fixed sin-cos positions, register tokens without a position in front of the patches, pre-norm blocks
-    with LayerScale, final norm and mean over the patches. Positions are computed for the grid at hand, so any picture
+    with LayerScale, final norm and mean over the patches. Positions are computed for the grid at hand, so any image
     whose sides are multiples of 16 pixels can be given at any time, and they are no part of the state dict.
 
     Args:
         img_size: side in pixels or (height, width) that the model is described with.
-        in_chans: channels of the pictures.
+        in_chans: channels of the images.
         num_classes: number of classes; 0 for pooled features.
         global_pool: `avg`, or empty for the tokens themselves.
         embed_dim: D, a multiple of 8 and of `num_heads`.
@@ -159,7 +159,7 @@ class ViTFS(nn.Module):
             nn.init.normal_(self.reg_token, std=1e-6)
 
     def _tokens(self, x: Tensor) -> Tensor:
-        """Pictures (B, C, H, W) to registers, then patches with their positions (B, R + N, D)."""
+        """Images (B, C, H, W) to registers, then patches with their positions (B, R + N, D)."""
         x = self.patch_embed(x)
         positions = sincos_positions(x.shape[2], x.shape[3], x.shape[1], x.device)
         # in the weights' precision, so that the residual stream of an autocast model stays float32, as in timm's ViT
@@ -185,7 +185,7 @@ class ViTFS(nn.Module):
         return x[:, self.num_reg_tokens :]
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Pictures (B, C, H, W) to normed patches (B, N, D), N = H/16 * W/16, row by row.
+        """Images (B, C, H, W) to normed patches (B, N, D), N = H/16 * W/16, row by row.
 
         With `reference_compat` the first of the N tokens are registers, `num_prefix_tokens` of them.
 
@@ -219,7 +219,7 @@ class ViTFS(nn.Module):
         return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pictures (B, C, H, W), H and W multiples of 16, to logits (B, num_classes)."""
+        """Images (B, C, H, W), H and W multiples of 16, to logits (B, num_classes)."""
         return self.forward_head(self.forward_features(x))
 
     def forward_intermediates(
@@ -235,7 +235,7 @@ class ViTFS(nn.Module):
         """The patches that chosen blocks put out, and what `forward_features` gives.
 
         Args:
-            x: pictures (B, C, H, W), sides multiples of 16.
+            x: images (B, C, H, W), sides multiples of 16.
             indices: the last n blocks, or these blocks (negative from the end); None for all.
             return_prefix_tokens: give pairs with the registers (B, R, D) second.
             norm: apply the final norm to each.

@@ -23,14 +23,14 @@ PATCH = 16
 @torch.fx.wrap
 @register_notrace_function  # type: ignore[untyped-decorator]
 def checked_size(x: Tensor) -> Tensor:
-    """Pictures (B, C, H, W) as they are, if both sides are multiples of the patch size, 16 pixels.
+    """Images (B, C, H, W) as they are, if both sides are multiples of the patch size, 16 pixels.
 
     Raises:
         UsageError: a side is not.
     """
     if x.shape[-2] % 16 != 0 or x.shape[-1] % 16 != 0:
         raise UsageError(
-            f"ViTFS cuts pictures into patches of 16 pixels, got {x.shape[-2]} by {x.shape[-1]}: resize them"
+            f"ViTFS cuts images into patches of 16 pixels, got {x.shape[-2]} by {x.shape[-1]}: resize them"
         )
     return x
 
@@ -71,8 +71,8 @@ def mean_of_tokens(tokens: Tensor, skipped: int) -> Tensor:
     """
     if tokens.shape[1] <= skipped:
         raise UsageError(
-            f"the original's register slice keeps {tokens.shape[1]} tokens of a picture this small, all of them "
-            "registers: give larger pictures, or pool_include_prefix=True"
+            f"the original's register slice keeps {tokens.shape[1]} tokens of an image this small, all of them "
+            "registers: give larger images, or pool_include_prefix=True"
         )
     return tokens[:, skipped:].mean(dim=1)
 
@@ -113,7 +113,7 @@ class ConvStem(nn.Module):
 
     Args:
         img_size: side in pixels or (height, width) that the model is described with; any multiple of 16 can be given.
-        in_chans: channels of the pictures.
+        in_chans: channels of the images.
         embed_dim: D, a multiple of 8.
 
     Raises:
@@ -158,11 +158,11 @@ class ConvStem(nn.Module):
         return PATCH if as_scalar else self.patch_size
 
     def dynamic_feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
-        """Grid of a picture of (height, width) pixels."""
+        """Grid of an image of (height, width) pixels."""
         return img_size[0] // PATCH, img_size[1] // PATCH
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pictures (B, C, H, W) to (B, D, H / 16, W / 16)."""
+        """Images (B, C, H, W) to (B, D, H / 16, W / 16)."""
         patches: Tensor = self.proj(self.stages(checked_size(x)))
         return patches
 

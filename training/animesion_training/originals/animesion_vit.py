@@ -91,7 +91,7 @@ def bare_vit(renamed: StateDict, settings: Config, num_classes: int = 0) -> Visi
         num_classes: of the linear classifier; 0 for none.
 
     Raises:
-        UsageError: the picture is not square.
+        UsageError: the image is not square.
     """
     depth = 1 + max(int(key.split(".")[1]) for key in renamed if key.startswith("blocks."))
     width, channels, *patch = renamed["patch_embed.proj.weight"].shape
@@ -99,7 +99,7 @@ def bare_vit(renamed: StateDict, settings: Config, num_classes: int = 0) -> Visi
     tokens = renamed["pos_embed"].shape[1] - with_class_token
     grid = round(tokens**0.5)
     if grid * grid != tokens:
-        raise UsageError(f"a grid of {tokens} patches is not square: this family has square pictures only")
+        raise UsageError(f"a grid of {tokens} patches is not square: this family has square images only")
     return VisionTransformer(
         img_size=(grid * patch[0], grid * patch[1]),
         patch_size=(patch[0], patch[1]),

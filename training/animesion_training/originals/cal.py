@@ -19,7 +19,7 @@ def _is_cal(config: Config, weights: StateDict) -> bool:
 
 
 def _build_cal(config: Config, weights: StateDict, reference_compat: bool) -> nn.Module:
-    """The name of the backbone and the side of the pictures are in the config alone."""
+    """The name of the backbone and the side of the images are in the config alone."""
     name = config.get("model_name")
     if not isinstance(name, str):
         raise UsageError("a CAL teacher's config needs model_name, the name of its backbone")

@@ -158,7 +158,7 @@ def timm_backbone(settings: Mapping[str, Any], weights: StateDict, registers: in
     """The plain transformer that weights in timm's names are for, and whether its class token has a position.
 
     Args:
-        settings: `num_heads`, if they are not of width 64; `img_size`, if pictures are not square.
+        settings: `num_heads`, if they are not of width 64; `img_size`, if images are not square.
         weights: of the transformer, and of what else there is.
         registers: tokens beside its own that have positions if the class token has.
 
@@ -204,7 +204,7 @@ def _grid(settings: Mapping[str, Any], patch: tuple[int, int], rows: int, prefix
         if rows - grid[0] * grid[1] in (0, prefix):
             return grid
     raise UsageError(
-        f"this checkpoint has {rows} positions, which fit neither a square picture nor the image size {told}: "
+        f"this checkpoint has {rows} positions, which fit neither a square image nor the image size {told}: "
         "give the image size that it was trained at"
     )
 

@@ -180,13 +180,13 @@ def _append_last_block(renamed: dict[str, Tensor], others: dict[str, Tensor]) ->
 
 
 def _side(settings: Mapping[str, Any]) -> int:
-    """Of the pictures, in pixels; 0 where the settings do not say, or say that they are not square."""
+    """Of the images, in pixels; 0 where the settings do not say, or say that they are not square."""
     told = settings.get("image_size") or settings.get("img_size")
     return told if isinstance(told, int) else 0
 
 
 def _overlap(backbone: Any, settings: Mapping[str, Any]) -> None:
-    """Let patches overlap, if that is how the positions and the pictures' size go together."""
+    """Let patches overlap, if that is how the positions and the images' size go together."""
     side, embed = _side(settings), backbone.patch_embed
     patch, rows = embed.patch_size[0], embed.grid_size[0]
     told = settings.get("patch_stride") or settings.get("slide_step") or settings.get("slide")
@@ -407,7 +407,7 @@ def _num_classes(head: StateDict, settings: Mapping[str, Any]) -> int:
 
 
 def _describe(model: TokenVisionTransformer, settings: Mapping[str, Any]) -> None:
-    """The size of the pictures and the statistics that the originals' trainer takes off."""
+    """The size of the images and the statistics that the originals' trainer takes off."""
     host: Any = model.backbone
     mean, std = _NORMALISE[bool(settings.get("custom_mean_std"))]
     config: dict[str, Any] = {"input_size": (host.in_chans, *host.patch_embed.img_size), "mean": mean, "std": std}

@@ -36,7 +36,7 @@ def is_student(weights: StateDict) -> bool:
 
 
 def student_side(config: Config, default: int) -> int:
-    """Side of the student's pictures in pixels: `student_image_size` where the teacher's is another."""
+    """Side of the student's images in pixels: `student_image_size` where the teacher's is another."""
     return int(config.get("student_image_size") or config.get("image_size") or default)
 
 

@@ -80,7 +80,7 @@ def _build_vitfs(config: Config, weights: StateDict, reference_compat: bool) -> 
 
 
 def _side(positions: Tensor | None, otherwise: int) -> int:
-    """Side of the pictures in pixels; the original's positions (N, D) are checked, because ours are computed."""
+    """Side of the images in pixels; the original's positions (N, D) are checked, because ours are computed."""
     if positions is None:
         return otherwise
     grid: int = round(positions.shape[0] ** 0.5)

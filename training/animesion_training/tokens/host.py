@@ -317,7 +317,7 @@ class TokenVisionTransformer(nn.Module):
         """Run embedding and blocks.
 
         Args:
-            x: pictures, (B, C, H, W).
+            x: images, (B, C, H, W).
             trace: keep what plug-ins choose.
             embedded: changes the embedded tokens (B, T, D) before the first block, for a pass with another class token.
             targets: see `Tokens`.
@@ -404,7 +404,7 @@ class TokenVisionTransformer(nn.Module):
         x = host.norm(tokens.x)
         if self.reads == "patches":
             if tokens.real is not None:
-                raise UsageError("this head reads as many patches of each picture: it goes with no method that pads")
+                raise UsageError("this head reads as many patches of each image: it goes with no method that pads")
             patches: Tensor = host.fc_norm(x[:, tokens.prefix :])
             return patches
         if host.global_pool == "token":
@@ -420,7 +420,7 @@ class TokenVisionTransformer(nn.Module):
         return normed
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Pictures (B, C, H, W) to what the head is given, see `pool`."""
+        """Images (B, C, H, W) to what the head is given, see `pool`."""
         return self.pool(self.encode(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -439,10 +439,10 @@ class TokenVisionTransformer(nn.Module):
         return any(plugin.needs_targets for plugin in self._plugins())
 
     def forward(self, x: Tensor, with_losses: bool = False, targets: Tensor | None = None) -> Any:
-        """Pictures (B, C, H, W) to logits (B, num_classes).
+        """Images (B, C, H, W) to logits (B, num_classes).
 
         Args:
-            x: the pictures.
+            x: the images.
             with_losses: also give the terms that plug-ins add to the training loss: scalars by name, already weighted.
             targets: class ids (B,) or soft labels (B, num_classes), for terms that need them.
 
@@ -450,7 +450,7 @@ class TokenVisionTransformer(nn.Module):
             UsageError: such a term, and no targets.
         """
         if with_losses and targets is None and self.needs_targets:
-            raise UsageError("a loss of this network's methods compares pictures by their classes: give targets")
+            raise UsageError("a loss of this network's methods compares images by their classes: give targets")
         tokens = self.encode(x, targets=targets)
         logits = self.forward_head(self.pool(tokens))
         return (logits, tokens.losses) if with_losses else logits
@@ -535,7 +535,7 @@ def hosted(backbone: nn.Module, what: str, *, class_token: bool = True) -> Any:
     if class_token and backbone.cls_token is None:
         raise UsageError(f"{what} need a class token, and this vision transformer pools its patches without one")
     if getattr(backbone, "rope", None) is not None or getattr(backbone, "dynamic_img_size", False):
-        raise UsageError(f"{what} need fixed absolute positions, and this {kind} computes them for each picture")
+        raise UsageError(f"{what} need fixed absolute positions, and this {kind} computes them for each image")
     if backbone.attn_pool is not None:
         raise UsageError(f"{what} need a class token to classify from, and this {kind} ends in attention pooling")
     for block in backbone.blocks:

@@ -196,7 +196,7 @@ class FFVT(_PartSelector):
 
 
 def contrastive_loss(features: Tensor, targets: Tensor, margin: float = 0.4) -> Tensor:
-    """TransFG's contrastive loss: pull pictures of a class together, push others apart (arXiv 2103.07976).
+    """TransFG's contrastive loss: pull images of a class together, push others apart (arXiv 2103.07976).
 
     `1 / B^2 sum_i [ sum_{j: same class} (1 - cos_ij) + sum_{j: other} max(cos_ij - margin, 0) ]`, i itself included.
 
@@ -212,7 +212,7 @@ def contrastive_loss(features: Tensor, targets: Tensor, margin: float = 0.4) -> 
         UsageError: soft labels.
     """
     if targets.is_floating_point():
-        raise UsageError("a contrastive loss needs one class a picture: switch MixUp and CutMix off")
+        raise UsageError("a contrastive loss needs one class an image: switch MixUp and CutMix off")
     with without_autocast(features):
         features = features.to(torch.promote_types(features.dtype, torch.float32))
         directions = functional.normalize(features, dim=1)
@@ -231,7 +231,7 @@ class OverlappingPatchEmbed(PatchEmbed):
     Args:
         plain: the one whose weights it takes over.
         stride: pixels from one patch to the next.
-        img_size: (height, width) of pictures.
+        img_size: (height, width) of images.
 
     Shape:
         (B, C, H, W) to (B, N, D), with `(side - patch) // stride + 1` patches a side.
@@ -259,7 +259,7 @@ class OverlappingPatchEmbed(PatchEmbed):
         return (height, width), grid, grid[0] * grid[1]
 
     def dynamic_feat_size(self, img_size: Any) -> tuple[int, int]:
-        """Rows and columns of patches for pictures of (height, width) pixels."""
+        """Rows and columns of patches for images of (height, width) pixels."""
         rows, columns = (
             (side - patch) // stride + 1
             for side, patch, stride in zip(img_size, self.patch_size, self.stride, strict=True)
@@ -277,7 +277,7 @@ def overlap_patches(backbone: Any, stride: int, img_size: tuple[int, int] | None
     Args:
         backbone: a timm VisionTransformer; changed in place. Its patch embedding keeps its weights.
         stride: pixels from one patch to the next, at most the patch's side; 12 of 16 in the paper.
-        img_size: (height, width) of pictures from now on, None for the same.
+        img_size: (height, width) of images from now on, None for the same.
 
     Raises:
         UsageError: a stride that makes no sense, or a patch embedding that is not timm's plain one.

@@ -158,7 +158,7 @@ class InterLayerAdapter(nn.Module):
         if min(grid) <= self.reach:
             raise UsageError(
                 f"adapter ila shrinks the grid by {self.reach} a side, and only {grid[0]}x{grid[1]} patches are left: "
-                "give fewer locations, a smaller kernel or larger pictures"
+                "give fewer locations, a smaller kernel or larger images"
             )
         return grid[0] - self.reach, grid[1] - self.reach
 
@@ -166,9 +166,7 @@ class InterLayerAdapter(nn.Module):
         """SDS between the first and the last norm: (B, d, h, w) to (B, h' w', d)."""
         hidden: Any = as_tokens(self.conv(features))
         if self.training and isinstance(self.norm2, nn.BatchNorm1d) and hidden.shape[0] * hidden.shape[1] == 1:
-            raise UsageError(
-                "adapter ila normalises over the batch and cannot train on one picture with one patch left"
-            )
+            raise UsageError("adapter ila normalises over the batch and cannot train on one image with one patch left")
         out: Tensor = self.point(self.act(self.norm2(hidden)))
         return out
 

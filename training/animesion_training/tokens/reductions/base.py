@@ -26,7 +26,7 @@ from animesion_training.tokens.host import Plugin, Tokens
 REDUCTIONS = {
     "topk": "keep the tokens that the class token attends to most",
     "evit": "TopK, and one token that sums up the dropped ones (Liang et al., ICLR 2022)",
-    "ats": "sample by the class token's attention, as many tokens as the picture needs (Fayyaz et al., ECCV 2022)",
+    "ats": "sample by the class token's attention, as many tokens as the image needs (Fayyaz et al., ECCV 2022)",
     "dynamicvit": "learned decisions which tokens to keep (Rao et al., NeurIPS 2021)",
     "tome": "merge pairs of tokens with similar keys, weighted by size (Bolya et al., ICLR 2023)",
     "dpcknn": "merge clusters around density peaks (Zeng et al., TCFormer, CVPR 2022)",

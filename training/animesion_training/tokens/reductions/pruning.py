@@ -73,12 +73,12 @@ def complement(rows: Tensor, count: int) -> Tensor:
 
 
 class ATS(Reduction):
-    """Adaptive token sampling: as many tokens as the picture needs, at most the plan's (Fayyaz et al., ECCV 2022).
+    """Adaptive token sampling: as many tokens as the image needs, at most the plan's (Fayyaz et al., ECCV 2022).
 
     In the attention of its block, tokens are scored by the class token's attention times the length of their value,
     summed over heads. The scores' cumulative distribution is inverted at evenly spaced points, which may hit a token
     more than once; the distinct ones stay, in their own order. Their queries alone are attended from, all keys are
-    attended to. Pictures of a batch that keep fewer than others are padded; padding is shut out of attention.
+    attended to. Images of a batch that keep fewer than others are padded; padding is shut out of attention.
 
     The points are as many as the plan's tokens, K, at `(i + 1/2) / K`.
 
@@ -192,7 +192,7 @@ class DynamicViT(Reduction):
 
     Args:
         plan: where and how much.
-        loss_weight: of the term `dynamicvit_ratio`: mean over stages and pictures of (share kept - planned share)^2.
+        loss_weight: of the term `dynamicvit_ratio`: mean over stages and images of (share kept - planned share)^2.
 
     Raises:
         UsageError: a negative weight.

@@ -1,4 +1,4 @@
-"""GLSim and RAMS-Trans, which look twice: a first pass selects a part of the picture, a second one encodes its crop.
+"""GLSim and RAMS-Trans, which look twice: a first pass selects a part of the image, a second one encodes its crop.
 
 They wrap a `TokenVisionTransformer` and run it twice with the same weights, so its plug-ins work in both passes as long
 as patches keep their grid. Scores and boxes are in `similarity` and `rollout`, crops in `animesion_training.data.views`,
@@ -52,7 +52,7 @@ class Selection(NamedTuple):
         similarity: (B, N), of each patch to the class token; a distance for the metrics `l1` and `l2`.
         indices: (B, O), int64, the selected patches, best first: row * columns + column.
         boxes: (B, 4), int64, y0, y1, x0, x1 in pixels, the ends exclusive.
-        crops: (B, C, H, W), the boxes' content at the size of the pictures.
+        crops: (B, C, H, W), the boxes' content at the size of the images.
     """
 
     similarity: Tensor
@@ -68,7 +68,7 @@ class Region(NamedTuple):
         attention: (B, N), attention rollout of the class token over patches.
         mask: (B, rows, columns), bool, the cells that are attended to; a cell is `pool` by `pool` patches.
         boxes: (B, 4), int64, y0, y1, x0, x1 in pixels, the ends exclusive.
-        crops: (B, C, H, W), the boxes' content at the size of the pictures.
+        crops: (B, C, H, W), the boxes' content at the size of the images.
     """
 
     attention: Tensor
@@ -86,7 +86,7 @@ class TwoPassTransformer(nn.Module):
         crop_class_token: let the pass over the crops begin with a class token of its own, a copy of the encoder's at
             the start.
         box: one of `similarity.BOXES`; None for the corrected one, or with `reference_compat` the original's.
-        test_flip: in evaluation average the logits with those of the mirrored pictures; twice the work.
+        test_flip: in evaluation average the logits with those of the mirrored images; twice the work.
         reference_compat: reproduce what we hold to be a fault of the original: a box without the last selected row and
             column of patches.
 
@@ -167,7 +167,7 @@ class TwoPassTransformer(nn.Module):
             first.trace |= {name: value.detach() for name, value in found.items()}
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Pictures (B, C, H, W) to what is classified, (B, n, width): one vector a token or pass."""
+        """Images (B, C, H, W) to what is classified, (B, n, width): one vector a token or pass."""
         return self._features(x)[0]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -185,10 +185,10 @@ class TwoPassTransformer(nn.Module):
         return self.encoder.needs_targets
 
     def forward(self, x: Tensor, with_losses: bool = False, targets: Tensor | None = None) -> Any:
-        """Pictures (B, C, H, W) to logits (B, num_classes).
+        """Images (B, C, H, W) to logits (B, num_classes).
 
         Args:
-            x: the pictures.
+            x: the images.
             with_losses: also give the terms that plug-ins add to the training loss: scalars by name, already weighted
                 and added up over both passes.
             targets: class ids (B,) or soft labels (B, num_classes), for terms that need them.
@@ -200,7 +200,7 @@ class TwoPassTransformer(nn.Module):
         return (logits, tokens.losses) if with_losses else logits
 
     def traced(self, x: Tensor) -> tuple[Tensor, Tokens]:
-        """Logits of the pictures without their mirror images, and the first pass.
+        """Logits of the images without their mirror images, and the first pass.
 
         Its trace has what was selected, what plug-ins chose, and under `crop.` what they chose in the second pass.
         """
@@ -256,22 +256,22 @@ def _inside(pattern: str) -> str:
 
 
 class GLSim(TwoPassTransformer):
-    """Crop to the patches that are most like the whole picture, and classify both (Rios et al., arXiv 2407.12891).
+    """Crop to the patches that are most like the whole image, and classify both (Rios et al., arXiv 2407.12891).
 
     The encoder's class token is compared with every patch of the last block. The box around the `top` most similar
     ones is cut out, resized to the size of the input and encoded with the same weights. The two class tokens, the
-    picture's and the crop's, go through an aggregator, and its first token is classified. Selecting has no gradient;
+    image's and the crop's, go through an aggregator, and its first token is classified. Selecting has no gradient;
     both passes have.
 
-    Pictures and grids need not be square. Where the encoder has down-sampled the grid (ILA), a cell of it stands for
-    picture / grid pixels.
+    Images and grids need not be square. Where the encoder has down-sampled the grid (ILA), a cell of it stands for
+    image / grid pixels.
 
     The published results have the final norm before similarity and aggregator, and one class token. The original for
     timm's networks has no final norm and a class token of its own for crops: `final_norm=False,
     crop_class_token=True`.
 
     Trace: `similarity` (B, N), `topk_idx` (B, O), `crop_box_rows0_rows1_cols0_cols1` (B, 4), `crops`,
-    `encoder_norm_out_global` (B, T, D) of the picture, `cls_crop` (B, D).
+    `encoder_norm_out_global` (B, T, D) of the image, `cls_crop` (B, D).
 
     Args:
         encoder: a host whose plug-ins keep the grid and whose head reads the final class token; its head is dropped.
@@ -288,7 +288,7 @@ class GLSim(TwoPassTransformer):
             many as the encoder.
         select_tokens: no second pass: the selected patch tokens themselves go to the aggregator (an ablation).
         token_drop: probability with which the aggregator misses each token but the first, in training.
-        crops_at_inference: False to classify the picture's class token alone in evaluation, in one pass and without
+        crops_at_inference: False to classify the image's class token alone in evaluation, in one pass and without
             the aggregator.
         test_flip: see `TwoPassTransformer`.
         anchor_random: select patches at random, from torch's generator of the device, in evaluation too (an ablation).
@@ -332,7 +332,7 @@ class GLSim(TwoPassTransformer):
             _check_choice("aggregator", aggregator, get_args(Aggregator))
         elif classifier == "cls":
             raise UsageError(
-                "GLSim without an aggregator would classify the picture's class token alone: set classifier to avg or "
+                "GLSim without an aggregator would classify the image's class token alone: set classifier to avg or "
                 "max, or choose an aggregator"
             )
         if select_tokens and crop_class_token:
@@ -347,7 +347,7 @@ class GLSim(TwoPassTransformer):
         )
         if encoder.gathers or encoder.reads != "feature" or encoder.num_features != encoder.embed_dim:
             raise UsageError(
-                "GLSim aggregates the class tokens of picture and crop, and this encoder's head or a method on it "
+                "GLSim aggregates the class tokens of image and crop, and this encoder's head or a method on it "
                 "reads something else: use one of the two"
             )
         encoder.reset_classifier(0)
@@ -432,7 +432,7 @@ class GLSim(TwoPassTransformer):
 
     @torch.no_grad()
     def selected(self, x: Tensor) -> Selection:
-        """What is selected in pictures (B, C, H, W); the crops too where the network itself makes none."""
+        """What is selected in images (B, C, H, W); the crops too where the network itself makes none."""
         tokens = self.encoder.encode(x)
         similarity, indices, boxes = self._select(x, tokens, self._normed(tokens))
         return Selection(similarity, indices, boxes, crop(x, boxes))
@@ -467,7 +467,7 @@ class RAMSTrans(TwoPassTransformer):
     computed.
 
     The paper bounds the largest connected region; here, as in the comparison, all cells above the threshold. Where
-    there are none, the crop is the whole picture.
+    there are none, the crop is the whole image.
 
     Trace: `rollout` (B, N), `mask` (B, rows, columns), `crop_box_rows0_rows1_cols0_cols1` (B, 4), `crops`.
 
@@ -565,7 +565,7 @@ class RAMSTrans(TwoPassTransformer):
 
     @torch.no_grad()
     def selected(self, x: Tensor) -> Region:
-        """What is selected in pictures (B, C, H, W)."""
+        """What is selected in images (B, C, H, W)."""
         return self._first(x)[1]
 
     def get_classifier(self) -> nn.Module:

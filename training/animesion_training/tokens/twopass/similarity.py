@@ -1,4 +1,4 @@
-"""Which patches a picture is recognised by, and the box around them: the selection of GLSim, as pure functions.
+"""Which patches an image is recognised by, and the box around them: the selection of GLSim, as pure functions.
 
 Global-local similarity scores patches, `select` takes the best of them, `patch_box` and `mask_box` turn a choice into
 pixels. All are batched on the device and never wait for it. Scores from attention are in `rollout`, crops in
@@ -32,7 +32,7 @@ BOXES = {
 
 
 def global_local_similarity(global_token: Tensor, patches: Tensor, metric: Metric = "cos") -> Tensor:
-    """How like each patch is to the whole picture (GLS; Rios et al., arXiv 2407.12891).
+    """How like each patch is to the whole image (GLS; Rios et al., arXiv 2407.12891).
 
     Costs O(N D) and needs no attention weights. Computed in float32 at least.
 

@@ -1,4 +1,4 @@
-"""Pictures of a build by key, small enough to look at: kept ones from the shards, dropped ones from `raw/`.
+"""Images of a build by key, small enough to look at: kept ones from the shards, dropped ones from `raw/`.
 
 Only what the build itself could decode is decoded again, so that nothing that kills a decoder is met here.
 """
@@ -24,7 +24,7 @@ from animesion.storage import parquet
 #: Longest side of a thumbnail on the page, in pixels.
 SIDE = 96
 
-#: Columns of `curated.parquet` that the page shows or needs to find a picture again.
+#: Columns of `curated.parquet` that the page shows or needs to find an image again.
 COLUMNS = ["key", "kept", "reason", "detail", "keeper", "label", "class_id", "split", "cluster", "crop", "width"]
 COLUMNS += ["height", "source_id", "page_url", "sha256", "part", "offset", "bytes", "extension"]
 
@@ -32,11 +32,11 @@ _QUALITY = 60
 _MOST_BYTES = 200_000_000
 
 
-class Pictures:
+class Images:
     """Thumbnails of a built dataset; holds no open file.
 
     Args:
-        dataset: the build. Dropped pictures are found where its `raw/` is still there.
+        dataset: the build. Dropped images are found where its `raw/` is still there.
     """
 
     def __init__(self, dataset: Dataset) -> None:
@@ -44,7 +44,7 @@ class Pictures:
 
     @functools.cached_property
     def rows(self) -> list[dict[str, Any]]:
-        """Every picture ever seen, in the order of the keys: the columns of `COLUMNS`."""
+        """Every image ever seen, in the order of the keys: the columns of `COLUMNS`."""
         try:
             table = parquet.read(self.dataset.path / "curated.parquet", CURATED, COLUMNS)
         except OSError as error:
@@ -65,11 +65,11 @@ class Pictures:
         return {row["key"]: i for i, row in enumerate(self.rows)}
 
     def thumbnail(self, row: Mapping[str, Any], side: int = SIDE) -> bytes | None:
-        """A picture as WebP, or None where there is none that can be shown.
+        """An image as WebP, or None where there is none that can be shown.
 
         Args:
             row: of `rows`.
-            side: longest side in pixels; a smaller picture keeps its size.
+            side: longest side in pixels; a smaller image keeps its size.
         """
         found = self._kept(row) if row["kept"] else self._dropped(row)
         if found is None:
@@ -81,7 +81,7 @@ class Pictures:
 
     def _kept(self, row: Mapping[str, Any]) -> Image.Image | None:
         try:
-            return self.dataset.sample(row["key"]).picture()
+            return self.dataset.sample(row["key"]).image()
         except (KeyError, UsageError):  # `animesion verify` tells what is wrong with it
             return None
 
@@ -122,7 +122,7 @@ class Album:
         self._known: dict[bytes, int] = {}
 
     def add(self, content: bytes | None, until: int) -> int:
-        """The place of a picture in `images`; -1 when there is none, -2 when it would exceed `until` bytes in all."""
+        """The place of an image in `images`; -1 when there is none, -2 when it would exceed `until` bytes in all."""
         if content is None:
             return -1
         if content in self._known:
