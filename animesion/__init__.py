@@ -40,7 +40,7 @@ def build(
     out: Path | str,
     *,
     workers: int = 0,
-    until: str = "publish",
+    until: str = "finalize",
     replace: bool = False,
     progress: Progress | None = None,
     work: Path | str | None = None,
@@ -51,7 +51,7 @@ def build(
         recipe: a recipe, or what `load_recipe` takes.
         out: output folder, or URL such as `s3://bucket/prefix`.
         workers: worker processes; 0 for one a core.
-        until: last stage: fetch, inspect, curate, pack or publish.
+        until: last stage: fetch, inspect, curate, pack or finalize.
         replace: carry on in a folder that another recipe wrote.
         progress: told what happens.
         work: folder to work in when `out` is a URL; None for one of the URL's own in the user's cache.

@@ -12,7 +12,7 @@ class Progress:
     def advanced(self, count: int) -> None:
         """So many images of the stage are done."""
 
-    def told(self, text: str) -> None:
+    def status(self, text: str) -> None:
         """How the stage goes, in words; empty when there is nothing to say."""
 
     def finished(self, stage: str) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 #: Notes that are printed; the rest is in dataset.json.
 _NOTES = 8
 
-_STAGES = ("fetch", "inspect", "curate", "pack", "publish")
+_STAGES = ("fetch", "inspect", "curate", "pack", "finalize")
 
 
 @click.command(
@@ -41,10 +41,10 @@ _STAGES = ("fetch", "inspect", "curate", "pack", "publish")
 )
 @click.option("--workers", type=click.IntRange(1, 1024), help="Worker processes.  [default: one a core]")
 @click.option("--engine", default="local", metavar="NAME", help="local, ray or ray:ADDRESS.  [default: local]")
-@click.option("--until", type=click.Choice(_STAGES), default="publish", help="Stop after this stage.")
+@click.option("--until", type=click.Choice(_STAGES), default="finalize", help="Stop after this stage.")
 @click.option("--dry-run", is_flag=True, help="List the source and say what would be done; write nothing.")
 @click.option("--replace", is_flag=True, help="Carry on in a folder that another recipe wrote.")
-@click.option("--retry-failed", is_flag=True, help="Ask a crawled site again also for what it refused for good.")
+@click.option("--retry-failed", is_flag=True, help="Ask a crawled site again also for what it refused permanently.")
 @click.option("--update", is_flag=True, help="Add what is new at a crawled site since it was listed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def build(
@@ -133,7 +133,7 @@ def _print_funnel(recipe: Recipe, result: BuildResult, seconds: float) -> None:
         for split, count in result.splits.items():
             table.add_row(f"  {split}", f"{count:,}", f"[dim]{100 * count / max(1, result.kept):.1f}%[/]")
     console.print(table)
-    whole = result.until == "publish"
+    whole = result.until == "finalize"
     shown = result.notes[:_NOTES] if whole else result.notes
     for note in shown:
         console.print(f"note: {escape(note)}", soft_wrap=True)

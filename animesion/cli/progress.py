@@ -34,21 +34,21 @@ class _Bars(progress.Progress):
         self._task: TaskID | None = None
 
     def started(self, stage: str, total: int | None) -> None:
-        self._task = self._bars.add_task(stage, total=total, told="")
+        self._task = self._bars.add_task(stage, total=total, status="")
 
     def advanced(self, count: int) -> None:
         if self._task is not None:
             self._bars.advance(self._task, count)
 
-    def told(self, text: str) -> None:
+    def status(self, text: str) -> None:
         if self._task is not None:
-            self._bars.update(self._task, told=text)
+            self._bars.update(self._task, status=text)
 
     def finished(self, stage: str) -> None:
         if self._task is not None:
             task = self._bars.tasks[self._task]
             total = task.total or 1
-            self._bars.update(self._task, total=total, completed=total, told="")
+            self._bars.update(self._task, total=total, completed=total, status="")
             self._bars.stop_task(self._task)
 
 
@@ -77,7 +77,7 @@ class _Lines(progress.Progress):
             self._spoke = time.monotonic()
             print(f"{self._stage}: {self._state()}", file=sys.stderr, flush=True)
 
-    def told(self, text: str) -> None:
+    def status(self, text: str) -> None:
         self._told = text
 
     def finished(self, stage: str) -> None:
@@ -106,7 +106,7 @@ def for_terminal() -> Iterator[progress.Progress]:
         MofNCompleteColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
         _Speed(),
-        TextColumn("[dim]{task.fields[told]}"),
+        TextColumn("[dim]{task.fields[status]}"),
     )
     with Progress(*columns, console=Console(stderr=True)) as bars:
         yield _Bars(bars)

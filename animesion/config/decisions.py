@@ -66,7 +66,7 @@ class Decisions(Section):
         return {*self.exclude, *self.label, *sets}
 
     def to_toml(self) -> str:
-        """The file's text, in an order that does not hang on the order of deciding."""
+        """The file's text, in an order that does not depend on the order of deciding."""
         content = {
             "exclude": sorted(set(self.exclude)),
             "same": [list(each) for each in sorted({tuple(sorted(set(each))) for each in self.same})],

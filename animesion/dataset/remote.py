@@ -62,7 +62,7 @@ def local(place: Path | str, *, shards: bool = False, progress: Progress | None 
                 path.unlink()
     progress.started("copy", None)
     for name in sorted(wanted):
-        progress.told(name)
+        progress.status(name)
         with stores.clear_errors(url):
             try:
                 _copy(system, f"{root}/{name}", Workspace(folder), name)

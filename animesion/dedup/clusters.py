@@ -145,7 +145,7 @@ def _cut(ranked: Sequence[int], links: _Near, diameter: int) -> list[list[int]]:
     """Clusters of connected rows in which each lies near the best, as parts of the rows given.
 
     The best row heads the first cluster, with what is paired with it and what it reaches through members within the
-    diameter. Of the rest the best heads the next one. What comes out hangs on the rows' ranks, not on their order.
+    diameter. Of the rest the best heads the next one. What comes out depends on the rows' ranks, not on their order.
 
     Args:
         ranked: rows of one component, best first.

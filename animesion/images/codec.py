@@ -246,7 +246,7 @@ def target_size(width: int, height: int, size: int, fit: str) -> tuple[int, int]
     if fit == "stretch":
         return size, size
     side = min(width, height) if fit == "short-side" else max(width, height)
-    # integer halves round up, so that the size does not hang on float rounding
+    # integer halves round up, so that the size does not depend on float rounding
     return max(1, (2 * width * size + side) // (2 * side)), max(1, (2 * height * size + side) // (2 * side))
 
 

@@ -333,7 +333,7 @@ def _family_pairs(families: Sequence[Sequence[str]]) -> search.Pairs:
 
 
 def _named(component: npt.NDArray[np.int64], keys: Sequence[str], *, singles: bool = True) -> list[str]:
-    """Name each component by its smallest key, which does not hang on the order of rows."""
+    """Name each component by its smallest key, which does not depend on the order of rows."""
     names = component.tolist()
     smallest: dict[int, str] = {}
     for c, key in zip(names, keys, strict=True):

@@ -183,7 +183,7 @@ def read(workspace: Workspace, parts: int, keys: Sequence[str]) -> Vectors:
 
 
 def _code() -> str:
-    """Versions that the numbers hang on."""
+    """Versions that the numbers depend on."""
     try:
         used = [f"{name}-{version(name)}" for name in ("timm", "torch")]
     except PackageNotFoundError:

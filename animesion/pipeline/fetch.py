@@ -262,7 +262,7 @@ def _crawl_summary(errors: list[tuple[str, str, str, int]]) -> list[str]:
     sentences = []
     for state, hint in (
         ("failed", "may still come: the same command asks for them again"),
-        ("refused", "were refused for good; --retry-failed asks for them again all the same"),
+        ("refused", "were refused permanently; --retry-failed requests them again"),
     ):
         kinds: dict[str, int] = {}
         for found, error, detail, count in errors:

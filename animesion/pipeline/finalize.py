@@ -34,7 +34,7 @@ from animesion.stats import long_tail, plots
 from animesion.storage import parquet
 from animesion.storage.workspace import Receipt, Workspace, sha256_file, write_atomic
 
-CODE = "publish-3"
+CODE = "finalize-1"
 
 #: Files that readers or people look at; everything else in the folder is the build's own.
 CHECKSUMS = "SHA256SUMS"
@@ -56,7 +56,7 @@ def run(workspace: Workspace, recipe: Recipe, parts: int, notes: Sequence[str]) 
     inputs = {"curated": curate.outputs["curated.parquet"]["sha256"]}
     inputs |= {"index": index_receipt.outputs["index.parquet"]["sha256"], **index_receipt.inputs}
     digest = params_digest([recipe.model_dump(mode="json"), list(notes), version("animesion"), PIL.__version__])
-    done = workspace.done("publish", CODE, digest, inputs)
+    done = workspace.done("finalize", CODE, digest, inputs)
     if done:
         return done
     index = parquet.read(workspace.path("index.parquet"), INDEX)
@@ -90,7 +90,7 @@ def run(workspace: Workspace, recipe: Recipe, parts: int, notes: Sequence[str]) 
     listed["curated.parquet"] = inputs["curated"]
     listed["recipe.toml"] = sha256_file(workspace.path("recipe.toml"))
     write(CHECKSUMS, "".join(f"{listed[name]}  {name}\n" for name in sorted(listed)))
-    return workspace.commit("publish", CODE, digest, inputs, outputs)
+    return workspace.commit("finalize", CODE, digest, inputs, outputs)
 
 
 def _facts(

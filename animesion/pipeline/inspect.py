@@ -200,7 +200,7 @@ def _seen(crop: tuple[int, int, int, int], width: int, height: int, recipe: Reci
 
 
 def detections(recipe: Recipe, inputs: Mapping[str, str]) -> str:
-    """Digest of all that boxes hang on: the images, the decoder and the detector, not margins and minimums."""
+    """Digest of all that boxes depend on: the images, the decoder and the detector, not margins and minimums."""
     crop = recipe.crop
     identity = detectors.identity(crop.detector, crop.detector_options)
     return params_digest([CODE, _limits(recipe), dict(inputs), crop.detector, crop.detector_options, identity])

@@ -247,7 +247,7 @@ def run(
 
     plan, index = _cut(workspace, recipe, jobs)
     if any(not workspace.done(job.name, CODE, "", job.inputs) for job in plan):
-        for name in ("dataset.json", "SHA256SUMS"):  # what they say is not so until publish says it again
+        for name in ("dataset.json", "SHA256SUMS"):  # what they say is not so until finalize writes them again
             workspace.path(name).unlink(missing_ok=True)
     missing = [job for job in plan if not workspace.done(job.name, CODE, "", job.inputs)]
     lost = {chunk for job in missing for chunk, _, _ in job.pieces if not workspace.path(samples_name(chunk)).exists()}

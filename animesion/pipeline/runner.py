@@ -86,7 +86,7 @@ def run(
     *,
     workers: int = 0,
     engine: str = "local",
-    until: str = "publish",
+    until: str = "finalize",
     replace: bool = False,
     retry_failed: bool = False,
     update: bool = False,
@@ -102,7 +102,7 @@ def run(
         engine: what runs them: `local`, `ray` or `ray:ADDRESS`; see `animesion.executors.make`.
         until: last stage to run, one of `animesion.storage.workspace.STAGES`.
         replace: carry on in a folder that another recipe wrote.
-        retry_failed: ask a crawled source again also for what it refused for good.
+        retry_failed: ask a crawled source again also for what it refused permanently.
         update: add what is new at a crawled source since it was listed.
         progress: told what happens.
         to: URL that finished files are sent to, such as `s3://bucket/prefix`; then `out` is the folder to work in.
@@ -129,7 +129,7 @@ def run(
     ):
         if upload and last >= STAGES.index("pack"):
             upload.claim()
-        crawling = fetch.CrawlProgress(progress.advanced, progress.told)
+        crawling = fetch.CrawlProgress(progress.advanced, progress.status)
         fetch.prepare(workspace, source, crawling, retry_failed=retry_failed)
         with source.session():
             progress.started("list", None)
@@ -185,13 +185,13 @@ def run(
                 continue
             progress.finished("pack")
             break
-        if last == STAGES.index("publish"):
-            progress.started("publish", None)
+        if last == STAGES.index("finalize"):
+            progress.started("finalize", None)
             finalize.run(workspace, recipe, parts, result.notes)
-            progress.finished("publish")
+            progress.finished("finalize")
         if upload:
             progress.started("send", None)
-            upload.finish(progress) if last == STAGES.index("publish") else upload.wait(progress)
+            upload.finish(progress) if last == STAGES.index("finalize") else upload.wait(progress)
             progress.finished("send")
             return replaced(result, url=upload.url, sent=sorted(upload.sent))
         return result

@@ -89,7 +89,7 @@ class Hub:
 
         batches = list(_batches(files))
         for number, batch in enumerate(batches, 1):
-            progress.told(f"{number} of {len(batches)}: {batch[0].name}" if batch else "")
+            progress.status(f"{number} of {len(batches)}: {batch[0].name}" if batch else "")
             operations: list[Any] = [CommitOperationAdd(file.name, str(file.path)) for file in batch]
             if number == len(batches):
                 operations += [CommitOperationDelete(name) for name in stale]

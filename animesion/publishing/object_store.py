@@ -75,7 +75,7 @@ class ObjectStore:
         self.unseal()
         self.remove(stale)
         for file in files:
-            progress.told(file.name)
+            progress.status(file.name)
             self.put(file)
 
     def faults(self, files: Sequence[File]) -> list[str]:

@@ -111,7 +111,7 @@ class Upload:
             AnimesionError: one did not.
         """
         for number, (file, future) in enumerate(self._shards.items(), 1):
-            progress.told(f"{file.name}, {number:,} of {len(self._shards):,}")
+            progress.status(f"{file.name}, {number:,} of {len(self._shards):,}")
             future.result()
 
     def finish(self, progress: Progress) -> None:
@@ -128,7 +128,7 @@ class Upload:
         seals = [file for file in files if file.name in SEALS]
         for file in files:
             if file not in seals:
-                progress.told(file.name)
+                progress.status(file.name)
                 self._deliver(file)
         if not all(self._is_there(file) for file in seals):
             self._make_ready()  # takes away the one that is there

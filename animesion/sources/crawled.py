@@ -105,7 +105,7 @@ class CrawledSource:
 
         Args:
             folder: made when it is needed.
-            retry_refused: ask again for what was refused for good in an earlier run.
+            retry_refused: ask again for what was refused permanently in an earlier run.
             watch: told how the crawl goes.
         """
         self._folder = folder

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from animesion.errors import AnimesionError, BusyError, FullDiskError, UsageError
 
-STAGES = ("fetch", "inspect", "curate", "pack", "publish")
+STAGES = ("fetch", "inspect", "curate", "pack", "finalize")
 
 _BUFFER = 1 << 18
 _TEMPORARY = ".tmp-"

@@ -193,7 +193,7 @@ def test_until_stops_and_the_next_build_carries_on(tmp_path: Path) -> None:
         ("inspect", "features/part-00000.parquet", "curated.parquet"),
         ("curate", "curated.parquet", "data"),
         ("pack", "index.parquet", "README.md"),
-        ("publish", "README.md", "absent"),
+        ("finalize", "README.md", "absent"),
     ):
         animesion.build(recipe(root), out, workers=1, until=stage)
         assert (out / there).exists()

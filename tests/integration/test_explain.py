@@ -40,8 +40,8 @@ def test_each_kind_of_network_has_its_panels(options: dict[str, Any], titles: li
     for path in images:
         coarse = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
         Image.fromarray(coarse).resize((100, 80), Image.Resampling.BICUBIC).save(path)
-    with distributed_context("cpu") as place:
-        rows = list(explain.explain(tmp_path / "w.safetensors", images, place))
+    with distributed_context("cpu") as context:
+        rows = list(explain.explain(tmp_path / "w.safetensors", images, context))
     assert [row.path for row in rows] == images
     for row in rows:
         assert [panel.title for panel in row.panels] == ["image", *titles]
@@ -56,6 +56,6 @@ def test_half_of_the_patches_are_dark_when_half_are_kept(tmp_path: Path) -> None
     model = create_model("vit_tiny_patch16", 3, 96, reduction="topk", keep_rate=0.5, reduction_layers=[1], **SMALL)
     save_model(model, tmp_path / "w.safetensors", ("a", "b", "c"))
     Image.new("RGB", (96, 96), (200, 180, 160)).save(tmp_path / "p.png")
-    with distributed_context("cpu") as place:
-        [row] = explain.explain(tmp_path / "w.safetensors", [tmp_path / "p.png"], place)
+    with distributed_context("cpu") as context:
+        [row] = explain.explain(tmp_path / "w.safetensors", [tmp_path / "p.png"], context)
     assert (row.panels[1].pixels[..., 0] < 100).mean() == 0.5

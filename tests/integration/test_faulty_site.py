@@ -41,7 +41,7 @@ def test_a_faulty_site_is_accounted_for_and_the_refused_are_asked_for_only_when_
     assert first.seen == first.kept + sum(first.dropped.values()) == len(before) == 200
     assert len({fault[key] for key in asked}) > 15
     assert all(not before[key]["sha256"] and before[key]["reason"] in FETCHED for key in refused)
-    assert any("refused for good" in sentence for sentence in first.crawl)
+    assert any("refused permanently" in sentence for sentence in first.crawl)
 
     asked.clear()
     runner.run(recipe, tmp_path, workers=1, until="fetch")

@@ -285,7 +285,7 @@ def test_threads_are_kept_between_epochs_until_closed(small_dataset: Path) -> No
 def test_the_cache_follows_the_schedule_of_the_stream(small_dataset: Path) -> None:
     data = open_data(small_dataset)
     told: list[str] = []
-    resident = cache_samples(data, "train", 24, told=told.append)
+    resident = cache_samples(data, "train", 24, notify=told.append)
     assert resident.images.shape[1:] == (28, 28, 3)
     assert "images of 28 px take" in told[0]
     stream = Stream(data, "train", 5, 24, seed=2, sampling="square-root")
@@ -303,7 +303,7 @@ def test_a_run_changes_between_stream_and_cache(small_dataset: Path) -> None:
     data = open_data(small_dataset)
     stream = Stream(data, "train", 5, 16, seed=3)
     done = [batch.indices.tolist() for batch in islice(stream, 2)]
-    cached = CachedStream(cache_samples(data, "train", 16, told=lambda _: None), 7, 16, seed=3)
+    cached = CachedStream(cache_samples(data, "train", 16, notify=lambda _: None), 7, 16, seed=3)
     cached.load_state_dict(json.loads(json.dumps(stream.state_dict())))
     rest = [batch.indices.tolist() for batch in cached]
     assert [i for indices in done + rest for i in indices] == Stream(data, "train", 5, 16, seed=3).order().tolist()
@@ -315,7 +315,7 @@ def test_cached_views_are_the_streams(tmp_path: Path) -> None:
     coarse = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8))
     coarse.resize((180, 120), Image.Resampling.BICUBIC).save(root / "0.png")
     data = open_data(tmp_path / "w")
-    resident = cache_samples(data, "all", 32, side=160, told=lambda _: None)
+    resident = cache_samples(data, "all", 32, side=160, notify=lambda _: None)
     for transform in (Resize(32), ResizeCenterCrop(32)):
         [ours] = Stream(data, "all", 1, 32, train=False, transform=transform)
         [theirs] = CachedStream(resident, 1, 32, train=False, transform=transform)

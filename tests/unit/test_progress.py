@@ -16,7 +16,7 @@ def test_a_crawl_shows_its_rate_its_time_left_and_hosts_out_of_the_ordinary(
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     with progress.for_terminal() as shown:
         shown.started("fetch", 1000)
-        crawling = CrawlProgress(shown.advanced, shown.told)
+        crawling = CrawlProgress(shown.advanced, shown.status)
         now[0] += 50.0
         crawling(
             CrawlStatus(

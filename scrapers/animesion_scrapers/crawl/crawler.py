@@ -154,7 +154,7 @@ class Crawler:
         Args:
             spool: Name of the spool file for what comes, `[a-z0-9_-]+`.
             requests: What is wanted; no key twice.
-            retry_refused: Ask again for what was refused for good in an earlier run.
+            retry_refused: Ask again for what was refused permanently in an earlier run.
 
         Returns:
             The entry of each request, in their order: done and here, failed or refused.

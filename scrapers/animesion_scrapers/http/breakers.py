@@ -39,7 +39,7 @@ class Breakers:
             failures: Failures in a row that open a circuit.
             cooldown: Seconds that it then stays open, doubled after each probe that fails.
             longest_cooldown: Bound on that.
-            probes: Failed probes in a row after which the host is given up for good, so that every run ends.
+            probes: Failed probes in a row after which the host is given up permanently, so that every run ends.
 
         Raises:
             ValueError: A number is not above zero.

@@ -115,7 +115,7 @@ class Audit:
 def audit(
     data: DataSplits,
     model: str,
-    place: DistributedContext,
+    context: DistributedContext,
     *,
     neighbours: int = 5,
     batch_size: int = 64,
@@ -129,7 +129,7 @@ def audit(
     Args:
         data: what `open_data` gives.
         model: a `.safetensors` of a run, or a name that `create_model` knows, with the weights that timm publishes.
-        place: where to compute; a single process.
+        context: where to compute; a single process.
         neighbours: images that are averaged over, in and out of the class.
         batch_size: images at a time.
         precision: of the network: `fp32`, `bf16` or `fp16`.
@@ -139,7 +139,7 @@ def audit(
         UsageError: an unusable model, or fewer than two classes with images.
     """
     network, size, crop_pct, normalise = _network(model)
-    network = network.to(place.device).eval()
+    network = network.to(context.device).eval()
     parts, labels, keys, splits = [], [], [], []
     skipped = 0
     for split in data.splits:
@@ -149,8 +149,8 @@ def audit(
         stream = Stream(data, split, batch_size, size, train=False, transform=transform, on_error="skip")
         with torch.inference_mode():
             for batch in stream:
-                seen = normalise(batch.images.to(place.device), batch.seeds.to(place.device)).contiguous()
-                with computed_in(precision, place.device):
+                seen = normalise(batch.images.to(context.device), batch.seeds.to(context.device)).contiguous()
+                with computed_in(precision, context.device):
                     parts.append(_embedded(network, seen, model).cpu())
                 labels.append(batch.labels.numpy())
                 keys += [data.splits[split].keys[i] for i in batch.indices.tolist()]
@@ -160,11 +160,11 @@ def audit(
         stream.close()
     if not parts:
         raise UsageError(f"{data.path} has no image that can be read")
-    # batches arrive in the split's reading order; keys give one that does not hang on it
+    # batches arrive in the split's reading order; keys give one that does not depend on it
     order = np.array(sorted(range(len(keys)), key=lambda i: (keys[i], splits[i])), dtype=np.int64)
     vectors, ids = torch.cat(parts)[torch.from_numpy(order)], np.concatenate(labels)[order]
     named = [(keys[i], splits[i]) for i in order.tolist()]
-    findings, pairs = judge(vectors.to(place.device), ids, named, data.classes, neighbours)
+    findings, pairs = judge(vectors.to(context.device), ids, named, data.classes, neighbours)
     return Audit(findings, pairs, len(named), skipped)
 
 

@@ -65,20 +65,20 @@ class Row:
     panels: tuple[Panel, ...]
 
 
-def explain(weights: Path, paths: Sequence[Path], place: DistributedContext) -> Iterator[Row]:
+def explain(weights: Path, paths: Sequence[Path], context: DistributedContext) -> Iterator[Row]:
     """Rows for images, in the order of the paths; what cannot be read is left out.
 
     Args:
         weights: a file of `save_model`.
         paths: files and folders.
-        place: where to compute.
+        context: where to compute.
 
     Raises:
         UsageError: a network that there is nothing to show of, a path that is not there, an unusable weight file.
     """
     model, card = load_model(weights)
     shows = _shower(model, str(weights))
-    model = model.to(place.device)
+    model = model.to(context.device)
     if not isinstance(card.img_size, int):
         raise UsageError(f"{weights} takes images of {card.img_size}; only square inputs are explained")
     normalise = Augment.plain(three(card.mean), three(card.std))
@@ -87,9 +87,9 @@ def explain(weights: Path, paths: Sequence[Path], place: DistributedContext) -> 
         pixels = np.zeros((card.img_size, card.img_size, 3), dtype=np.uint8)
         if decoded(path, pixels, Resize(card.img_size, card.crop_pct)):
             continue
-        image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2).to(place.device)
+        image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2).to(context.device)
         with torch.inference_mode():
-            x = normalise(image, torch.zeros(1, dtype=torch.int64, device=place.device))
+            x = normalise(image, torch.zeros(1, dtype=torch.int64, device=context.device))
             best = model(x).float().softmax(1)[0].max(0)
             panels = shows(model, pixels, x)
         name = f"{names[int(best.indices)]} {100 * float(best.values):.0f}%"

@@ -119,7 +119,7 @@ def run(
     out: Path,
     *,
     device: str = "auto",
-    told: Callable[[str], None] = lambda sentence: None,
+    notify: Callable[[str], None] = lambda sentence: None,
     watcher: loop.Watcher | None = None,
 ) -> list[dict[str, Any]]:
     """Run what is not done yet, and write `table.csv`, `table.json` and `accuracy-cost.png`.
@@ -129,7 +129,7 @@ def run(
         data: what runs train on.
         out: folder of the study; each run has a folder in it.
         device: as for training.
-        told: given a sentence before each run.
+        notify: called with a sentence before each run.
         watcher: told of each run's progress.
 
     Returns:
@@ -141,9 +141,9 @@ def run(
     for number, cell in enumerate(todo, 1):
         folder = out / cell.folder
         if _result(folder) is not None:
-            told(f"{number}/{len(todo)} {cell.folder}: done before")
+            notify(f"{number}/{len(todo)} {cell.folder}: done before")
             continue
-        told(f"{number}/{len(todo)} {cell.folder}")
+        notify(f"{number}/{len(todo)} {cell.folder}")
         loop.train(cell.recipe, data, folder, resume=True, device=device, watcher=watcher)
         if _result(folder) is None:
             raise UsageError(f"the data {data} has no split '{cell.recipe.data.test}' to measure runs on")

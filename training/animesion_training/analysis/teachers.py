@@ -47,7 +47,7 @@ def rank(
     weights: Sequence[Path],
     data: DataSplits,
     split: str,
-    place: DistributedContext,
+    context: DistributedContext,
     *,
     batch_size: int = 64,
     precision: str = "fp32",
@@ -59,7 +59,7 @@ def rank(
         weights: files of `save_model`, with the data's classes.
         data: what they are to teach on.
         split: what they are measured on: the training split, as in the paper, or another.
-        place: where to compute; a single process.
+        context: where to compute; a single process.
         batch_size: images at a time.
         precision: `fp32`, `bf16` or `fp16`.
         advance: told how many images were done.
@@ -68,7 +68,7 @@ def rank(
         UsageError: an unusable file, other classes than the data's, or a single class.
     """
     return sorted(
-        (_measured(path, data, split, place, batch_size, precision, advance) for path in weights),
+        (_measured(path, data, split, context, batch_size, precision, advance) for path in weights),
         key=lambda candidate: candidate.ratio,
     )
 
@@ -77,7 +77,7 @@ def _measured(
     path: Path,
     data: DataSplits,
     split: str,
-    place: DistributedContext,
+    context: DistributedContext,
     batch_size: int,
     precision: str,
     advance: Callable[[int], None],
@@ -86,18 +86,18 @@ def _measured(
     evaluate.check_classes(card.classes, data, str(path))
     if not isinstance(card.img_size, int):
         raise UsageError(f"{path} takes images of {card.img_size}; only squares are made")
-    model = model.to(place.device)
+    model = model.to(context.device)
     normalise = Augment.plain(evaluate.three(card.mean), evaluate.three(card.std))
     transform = Resize(card.img_size, card.crop_pct)
     stream = Stream(data, split, batch_size, card.img_size, train=False, transform=transform)
     statistics, right = TeacherStatistics(), 0
     with torch.inference_mode():
         for batch in stream:
-            images = normalise(batch.images.to(place.device), batch.seeds.to(place.device))
-            with evaluate.computed_in(precision, place.device):
+            images = normalise(batch.images.to(context.device), batch.seeds.to(context.device))
+            with evaluate.computed_in(precision, context.device):
                 logits = model(images.contiguous()).float()
             statistics.update(logits)
-            right += int((logits.argmax(1) == batch.labels.to(place.device)).sum())
+            right += int((logits.argmax(1) == batch.labels.to(context.device)).sum())
             advance(len(batch.labels))
     stream.close()
     return Candidate(path, card.name, right / statistics.samples, statistics.results())

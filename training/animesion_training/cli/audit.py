@@ -50,10 +50,10 @@ def audit(
         from animesion_training.engine.distributed import distributed_context
 
     opened = open_data(path, images=images)
-    with distributed_context(device) as place:
-        if place.world_size > 1:
+    with distributed_context(device) as context:
+        if context.world_size > 1:
             raise UsageError("an audit runs in one process; start it without torchrun")
-        outcome = audit.audit(opened, model, place, neighbours=neighbours, batch_size=batch_size, precision=precision)
+        outcome = audit.audit(opened, model, context, neighbours=neighbours, batch_size=batch_size, precision=precision)
     written = audit.write(out, outcome, opened, model=model, limit=limit) if out else []
     if as_json:
         click.echo(json.dumps([asdict(each) for each in outcome.findings], ensure_ascii=False))
@@ -67,7 +67,7 @@ def audit(
         like = f"looks like {_shown(each.suggested)}" if each.suggested else "far from its class"
         click.echo(f"{each.score:+.3f}  {_shown(each.key)} ({each.split}) under {_shown(each.label)}: {like}")
     for pair in outcome.pairs[:5]:
-        click.echo(f"{pair.share:.1%} of {_shown(pair.first)} and {_shown(pair.second)} lie among one another")
+        click.echo(f"{pair.share:.1%} of {_shown(pair.is_main)} and {_shown(pair.second)} lie among one another")
     for file in written:
         click.echo(f"wrote {file}")
 

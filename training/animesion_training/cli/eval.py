@@ -51,19 +51,19 @@ def eval_(
     opened = open_data(data, images=images, classes=card.classes or None)
     evaluate.check_classes(card.classes, opened, str(checkpoint))
     normalise = Augment.plain(evaluate.three(card.mean), evaluate.three(card.std))
-    with distributed_context(device) as place:
+    with distributed_context(device) as context:
         scores = evaluate.score(
-            model.to(place.device),
+            model.to(context.device),
             opened,
             split,
             normalise,
-            place,
+            context,
             img_size=card.img_size,
             crop_pct=card.crop_pct,
             batch_size=batch_size,
             precision=precision,
         )
-        if not place.first:
+        if not context.is_main:
             return
     # what the model saw in training, if it knows; else what the data has for it
     counts = card.facts.get("train_counts") or evaluate.train_counts(opened)

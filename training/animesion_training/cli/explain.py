@@ -29,8 +29,8 @@ def explain(paths: tuple[Path, ...], checkpoint: Path, out: Path, side: int, lim
     with training():
         from animesion_training.analysis import explain
         from animesion_training.engine.distributed import distributed_context
-    with distributed_context(device) as place:
-        rows = list(islice(explain.explain(checkpoint, paths, place), limit))
+    with distributed_context(device) as context:
+        rows = list(islice(explain.explain(checkpoint, paths, context), limit))
     if not rows:
         raise UsageError("none of the paths is an image that can be read")
     content = io.BytesIO()

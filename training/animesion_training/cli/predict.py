@@ -65,8 +65,8 @@ def predict(
 
     faces = None if detector == "none" else FaceCrop(detector, margin, all_faces, min_score, or_whole, options)
     unread = 0
-    with distributed_context(device) as place:
-        for each in predictions(checkpoint, paths, place, top=top, faces=faces):
+    with distributed_context(device) as context:
+        for each in predictions(checkpoint, paths, context, top=top, faces=faces):
             unread += bool(each.problem)
             if as_json:
                 guesses = [{"name": name, "probability": round(value, 6)} for name, value in each.guesses]

@@ -21,9 +21,9 @@ class Screen(loop.Watcher):
         self._task: TaskID | None = None
         self.silent = os.environ.get("RANK", "0") != "0"
 
-    def said(self, sentence: str) -> None:
+    def message(self, text: str) -> None:
         """A sentence worth showing."""
-        self._line(sentence)
+        self._line(text)
 
     def started(self, epoch: int, epochs: int, steps: int, done: int) -> None:
         """An epoch begins."""

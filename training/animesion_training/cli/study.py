@@ -27,7 +27,7 @@ def study(file: Path, data: str, out: Path, device: str, as_json: bool) -> None:
 
     chosen = study.load(file)
     with watching() as watcher:
-        rows = study.run(chosen, data, out, device=device, told=watcher.said, watcher=watcher)
+        rows = study.run(chosen, data, out, device=device, notify=watcher.message, watcher=watcher)
     if as_json:
         import json
 

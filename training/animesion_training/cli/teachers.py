@@ -35,8 +35,8 @@ def teachers(
         from animesion_training.engine.distributed import distributed_context
 
     opened = open_data(data, images=images)
-    with distributed_context(device) as place:
-        ranked = teachers.rank(checkpoints, opened, split, place)
+    with distributed_context(device) as context:
+        ranked = teachers.rank(checkpoints, opened, split, context)
     if as_json:
         rows = [
             {"rank": i, "checkpoint": str(each.path), "model": each.name, "top_1": each.top_1, **each.statistics}

@@ -85,7 +85,7 @@ def cache_samples(
     side: int | None = None,
     most_bytes: int | None = None,
     workers: int | Literal["auto"] = "auto",
-    told: Callable[[str], None] = print,
+    notify: Callable[[str], None] = print,
 ) -> Resident:
     """Decode a split once.
 
@@ -98,7 +98,7 @@ def cache_samples(
         side: side at which images are kept; by default `stored_side`.
         most_bytes: refuse to take more; by default half of what is free there.
         workers: decoding threads.
-        told: is given a sentence with the size before memory is taken.
+        notify: called with a sentence with the size before memory is taken.
 
     Raises:
         UsageError: it does not fit, or an image cannot be read.
@@ -116,7 +116,7 @@ def cache_samples(
             f"cannot cache the split '{split}': {facts} of {memory} and {bound / 1e9:.2f} GB "
             "are allowed; stream it (no --cache), or raise the bound"
         )
-    told(f"caching the split '{split}': {facts} of {memory}")
+    notify(f"caching the split '{split}': {facts} of {memory}")
     images = torch.empty((len(samples), side, side, 3), dtype=torch.uint8, device=target)
     aspects = torch.empty(len(samples), dtype=torch.float32)
     cv2.setNumThreads(1)

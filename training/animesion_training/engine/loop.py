@@ -77,7 +77,7 @@ class Outcome:
 class Watcher:
     """What a run tells while it runs; this one keeps silent."""
 
-    def said(self, sentence: str) -> None:
+    def message(self, text: str) -> None:
         """A sentence worth showing."""
 
     def started(self, epoch: int, epochs: int, steps: int, done: int) -> None:
@@ -118,8 +118,8 @@ def train(
     """
     start = time.perf_counter()
     data = open_data(data_path, images=images)
-    with distributed_context(device) as place, _held(out, recipe, place, resume=resume):
-        trainer = _Trainer(recipe, data, out, place, (watcher or Watcher()) if place.first else Watcher())
+    with distributed_context(device) as context, _held(out, recipe, context, resume=resume):
+        trainer = _Trainer(recipe, data, out, context, (watcher or Watcher()) if context.is_main else Watcher())
         if resume and (out / runs.LAST).exists():
             trainer.restore(checkpoint.load(out / runs.LAST))
         test = trainer.run()
@@ -127,16 +127,16 @@ def train(
 
 
 @contextlib.contextmanager
-def _held(out: Path, recipe: TrainRecipe, place: DistributedContext, *, resume: bool) -> Iterator[None]:
+def _held(out: Path, recipe: TrainRecipe, context: DistributedContext, *, resume: bool) -> Iterator[None]:
     """The first process holds the folder for all; if it cannot, all stop with its sentence."""
     with contextlib.ExitStack() as stack:
         problem: AnimesionError | None = None
-        if place.first:
+        if context.is_main:
             try:
                 stack.enter_context(runs.claimed(out, recipe, resume=resume))
             except AnimesionError as error:
                 problem = error
-        problem = place.gathered(problem)[0]
+        problem = context.gathered(problem)[0]
         if problem is not None:
             raise problem
         yield
@@ -146,24 +146,24 @@ class _Trainer:
     """The state of a run."""
 
     def __init__(
-        self, recipe: TrainRecipe, data: DataSplits, out: Path, place: DistributedContext, watcher: Watcher
+        self, recipe: TrainRecipe, data: DataSplits, out: Path, context: DistributedContext, watcher: Watcher
     ) -> None:
-        self.recipe, self.data, self.out, self.place, self.watcher = recipe, data, out, place, watcher
+        self.recipe, self.data, self.out, self.context, self.watcher = recipe, data, out, context, watcher
         self.step = 0
         self.best_val, self.best_epoch = -1.0, 0
         self.running_loss = 0.0
         self.parts: dict[str, float] = {}
         self.told_to_stop = False
         settings = recipe.run
-        if settings.batch_size % place.world_size:
+        if settings.batch_size % context.world_size:
             raise UsageError(
-                f"run.batch_size {settings.batch_size} is over all processes and cannot be shared by {place.world_size}"
+                f"run.batch_size {settings.batch_size} is over all processes and cannot be shared by {context.world_size}"
             )
         if settings.deterministic:
             torch.use_deterministic_algorithms(True)
         checkpoint.seed_generators(settings.seed, 0)  # the same weights in every process
         self.model = self._model()
-        checkpoint.seed_generators(settings.seed, place.rank)
+        checkpoint.seed_generators(settings.seed, context.rank)
         self.counts = evaluate.train_counts(data, recipe.data.train)
         self.teacher, self.teacher_size = self._teacher()
         self.stream = self._stream()
@@ -174,16 +174,16 @@ class _Trainer:
             recipe.augment.mix_probability,
             label_smoothing=recipe.objective.smoothing,
         )
-        self.mix_generator = torch.Generator().manual_seed(settings.seed * 1000 + place.rank)
+        self.mix_generator = torch.Generator().manual_seed(settings.seed * 1000 + context.rank)
         self.objective = self._objective()
         self.optimizer = optim.make_optimizer(self.model, recipe.optimizer)
         self.schedule = optim.make_schedule(self.optimizer, recipe.schedule, len(self.stream))
         self.ema = ModelEmaV3(self.model, decay=settings.ema) if settings.ema else None
-        self.scaler = torch.amp.GradScaler(place.device.type, enabled=settings.precision == "fp16")
+        self.scaler = torch.amp.GradScaler(context.device.type, enabled=settings.precision == "fp16")
         self.forward = self._forward()
         self.stepping: nn.Module = self.forward
-        if place.world_size > 1:
-            on = [place.device] if place.device.type == "cuda" else None
+        if context.world_size > 1:
+            on = [context.device] if context.device.type == "cuda" else None
             self.stepping = nn.parallel.DistributedDataParallel(self.forward, device_ids=on)
 
     # -- parts -------------------------------------------------------------------------------------------------------
@@ -208,7 +208,7 @@ class _Trainer:
             if not hasattr(model, "set_grad_checkpointing"):
                 raise UsageError(f"run.checkpointing: {settings.name} cannot recompute its activations")
             model.set_grad_checkpointing(True)  # type: ignore[operator]
-        model = model.to(self.place.device)
+        model = model.to(self.context.device)
         return model.to(memory_format=torch.channels_last) if self.recipe.run.channels_last else model
 
     def _teacher(self) -> tuple[nn.Module | None, int]:
@@ -231,7 +231,7 @@ class _Trainer:
         resize: Any = getattr(teacher, "set_input_size", None)
         if size != card.img_size and resize:
             resize(img_size=(size, size))
-        return teacher.to(self.place.device), size
+        return teacher.to(self.context.device), size
 
     def _stream(self) -> Any:
         augment, settings = self.recipe.augment, self.recipe.data
@@ -246,15 +246,20 @@ class _Trainer:
             "sampling": settings.sampling,
             "epochs": self.recipe.schedule.epochs,
             "seed": self.recipe.run.seed,
-            "rank": self.place.rank,
-            "world_size": self.place.world_size,
+            "rank": self.context.rank,
+            "world_size": self.context.world_size,
         }
-        batch = self.recipe.run.batch_size // self.place.world_size
+        batch = self.recipe.run.batch_size // self.context.world_size
         if settings.cache != "none":
             resident = cache_samples(
-                self.data, settings.train, size, where=settings.cache, device=self.place.device, told=self.watcher.said
+                self.data,
+                settings.train,
+                size,
+                where=settings.cache,
+                device=self.context.device,
+                notify=self.watcher.message,
             )
-            return CachedStream(resident, batch, size, device=self.place.device, transform=transform, **common)
+            return CachedStream(resident, batch, size, device=self.context.device, transform=transform, **common)
         return Stream(
             self.data,
             settings.train,
@@ -291,14 +296,14 @@ class _Trainer:
                 raise UsageError(f"objective.smoothing: '{settings.name}' takes no label smoothing; set it to 0")
             options["label_smoothing"] = settings.smoothing
         made = create_objective(settings.name, self.counts, epochs=self.recipe.schedule.epochs, **options)
-        return made.to(self.place.device)
+        return made.to(self.context.device)
 
     def _forward(self) -> steps.Step:
         settings = self.recipe.run
         network: nn.Module = torch.compile(self.model) if settings.compile else self.model  # type: ignore[assignment]
 
         def autocast() -> contextlib.AbstractContextManager[None]:
-            return evaluate.computed_in(settings.precision, self.place.device)
+            return evaluate.computed_in(settings.precision, self.context.device)
 
         step: steps.Step
         if self.teacher is not None:
@@ -310,10 +315,10 @@ class _Trainer:
             step = steps.CALStep(network, autocast, self.model, self.recipe.views, smoothing=smoothing)
         else:
             step = steps.Step(network, self.objective, autocast, self.model)
-        return step.to(self.place.device)
+        return step.to(self.context.device)
 
     def _distillation(self, network: nn.Module, autocast: steps.Autocast) -> steps.Step:
-        settings, device = self.recipe.teacher, self.place.device
+        settings, device = self.recipe.teacher, self.context.device
         teacher = self.teacher
         assert teacher is not None
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
@@ -342,7 +347,7 @@ class _Trainer:
 
     def run(self) -> Evaluation | None:
         """Train to the end, then evaluate the best weights on the test split."""
-        log = runs.Log(self.out, self.recipe, self.step) if self.place.first else None
+        log = runs.Log(self.out, self.recipe, self.step) if self.context.is_main else None
         with contextlib.closing(log) if log else contextlib.nullcontext(), self._stopping_between_steps():
             while self.stream.epoch < self.recipe.schedule.epochs:
                 self._epoch(log)
@@ -366,7 +371,7 @@ class _Trainer:
                 parts = {f"loss_{name}": value for name, value in self.parts.items()}
                 log.write("step", self.step, epoch, {"loss": loss, **parts, "lr": rate, "images_per_second": speed})
             # all processes must agree: one that was told to stop alone would leave the others waiting
-            stop = any(self.place.total(float(self.told_to_stop)))
+            stop = any(self.context.total(float(self.told_to_stop)))
             ends = self.recipe.run.save_steps
             if stop or (ends and self.step % ends == 0 and self.step < epoch * length):
                 self.save()
@@ -375,7 +380,7 @@ class _Trainer:
         numbers = {"train_loss": losses / max(1, seen), "images_per_second": seen / (time.perf_counter() - began)}
         if self.recipe.data.val and self.recipe.data.val in self.data.splits:
             numbers |= self._validate(epoch)
-        if self.place.first:
+        if self.context.is_main:
             self._save_weights(runs.FINAL, epoch, numbers)
             if log:
                 log.write("epoch", self.step, epoch, numbers)
@@ -385,7 +390,7 @@ class _Trainer:
     def _step(self, batch: Batch) -> tuple[float, int]:
         """One optimizer step; returns the mean loss over the global batch and its size."""
         self.schedule.step_update(self.step)
-        settings, device = self.recipe.run, self.place.device
+        settings, device = self.recipe.run, self.context.device
         labels = batch.labels.to(device, non_blocking=True)
         seeds = batch.seeds.to(device, non_blocking=True)
         images = self.augment(batch.images.to(device, non_blocking=True), seeds)
@@ -394,18 +399,18 @@ class _Trainer:
             images, targets = mix(images, labels, self.data.num_classes, self.mixing, self.mix_generator)
         if not settings.channels_last:
             images = images.contiguous()
-        [count] = map(int, self.place.total(len(labels)))
+        [count] = map(int, self.context.total(len(labels)))
         sums: dict[str, Tensor] = {}
         pieces = min(settings.accumulate, len(labels))
         for i, piece in enumerate(zip(images.chunk(pieces), targets.chunk(pieces), seeds.chunk(pieces), strict=True)):
             with self._synchronised(last=i == pieces - 1):
                 # means over the global batch, whatever share of it this process and piece have
                 terms = {name: term * (len(piece[0]) / count) for name, term in self.stepping(*piece).items()}
-                loss: Any = self.scaler.scale(steps.total(terms) * self.place.world_size)
+                loss: Any = self.scaler.scale(steps.total(terms) * self.context.world_size)
                 loss.backward()
             for name, term in terms.items():
                 sums[name] = sums.get(name, 0.0) + term.detach()
-        parts = dict(zip(sums, self.place.total(*map(float, sums.values())), strict=True))
+        parts = dict(zip(sums, self.context.total(*map(float, sums.values())), strict=True))
         mean = sum(parts.values())
         self._check(mean, parts)
         self.scaler.unscale_(self.optimizer)
@@ -454,10 +459,10 @@ class _Trainer:
             self.data,
             split,
             self.normalise,
-            self.place,
+            self.context,
             img_size=self.recipe.model.img_size,
             crop_pct=self.recipe.augment.crop_pct,
-            batch_size=max(1, 2 * self.recipe.run.batch_size // self.place.world_size),
+            batch_size=max(1, 2 * self.recipe.run.batch_size // self.context.world_size),
             precision=self.recipe.run.precision,
             channels_last=self.recipe.run.channels_last,
             workers=None if self.recipe.data.workers < 0 else self.recipe.data.workers,
@@ -468,25 +473,25 @@ class _Trainer:
         split = self.recipe.data.val
         scores = self._score(self._used, split)
         numbers: dict[str, float] = {}
-        if self.place.first:
+        if self.context.is_main:
             complete = self.recipe.data.on_error == "raise"
             found = evaluate.judged(scores, self.data, split, self.counts, complete=complete)
             numbers = {"val_top_1": found.top_1, "val_top_5": found.top_5, "val_macro": found.macro_accuracy}
             numbers["val_nll"] = found.calibration.nll
-        numbers = self.place.gathered(numbers)[0]
+        numbers = self.context.gathered(numbers)[0]
         if numbers["val_top_1"] > self.best_val:
             self.best_val, self.best_epoch = numbers["val_top_1"], epoch
-            if self.place.first:
+            if self.context.is_main:
                 self._save_weights(runs.BEST, epoch, numbers)
         return numbers
 
     def _test(self) -> Evaluation | None:
         split = self.recipe.data.test
         chosen = self.out / (runs.BEST if self.best_epoch else runs.FINAL)
-        self.place.wait()  # until the first process has written it
+        self.context.wait()  # until the first process has written it
         model, _ = load_model(chosen)
-        scores = self._score(model.to(self.place.device), split)
-        if not self.place.first:
+        scores = self._score(model.to(self.context.device), split)
+        if not self.context.is_main:
             return None
         complete = self.recipe.data.on_error == "raise"
         found = evaluate.judged(scores, self.data, split, self.counts, complete=complete)
@@ -514,8 +519,8 @@ class _Trainer:
     def save(self) -> None:
         """Write the checkpoint that a later call goes on from."""
         # chance belongs to a process: each has its own generators
-        generators = self.place.gathered({**checkpoint.generators(), "mix": self.mix_generator.get_state()})
-        if not self.place.first:
+        generators = self.context.gathered({**checkpoint.generators(), "mix": self.mix_generator.get_state()})
+        if not self.context.is_main:
             return
         checkpoint.save(
             self.out / runs.LAST,
@@ -552,12 +557,12 @@ class _Trainer:
         self.optimizer.load_state_dict(content["optimizer"])
         self.scaler.load_state_dict(content["scaler"])
         self.forward.restore(content["method"])
-        mine = content["generators"][self.place.rank : self.place.rank + 1]
-        if len(content["generators"]) == self.place.world_size and mine:
+        mine = content["generators"][self.context.rank : self.context.rank + 1]
+        if len(content["generators"]) == self.context.world_size and mine:
             checkpoint.restore_generators(mine[0])
             self.mix_generator.set_state(mine[0]["mix"])
         else:  # another number of processes: the data is the same, dropout and mixing draw anew
-            checkpoint.seed_generators(self.recipe.run.seed + self.step, self.place.rank)
+            checkpoint.seed_generators(self.recipe.run.seed + self.step, self.context.rank)
 
     @contextlib.contextmanager
     def _stopping_between_steps(self) -> Iterator[None]:

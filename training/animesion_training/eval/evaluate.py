@@ -37,7 +37,7 @@ def score(
     data: DataSplits,
     split: str,
     normalise: Augment,
-    place: DistributedContext,
+    context: DistributedContext,
     *,
     img_size: int,
     crop_pct: float = 1.0,
@@ -55,7 +55,7 @@ def score(
         data: where the split is.
         split: its name.
         normalise: from uint8 to what the model takes, without chance.
-        place: this process.
+        context: this process.
         img_size: side of the input in pixels; images are resized to a square.
         crop_pct: share of that square's side that is looked at; see `Resize`.
         batch_size: samples a batch of one process.
@@ -72,8 +72,8 @@ def score(
         img_size,
         train=False,
         transform=Resize(img_size, crop_pct),
-        rank=place.rank,
-        world_size=place.world_size,
+        rank=context.rank,
+        world_size=context.world_size,
         workers="auto" if workers is None else workers,
         on_error="skip" if on_error == "skip" else "raise",
     )
@@ -81,16 +81,16 @@ def score(
     scores = Scores(data.num_classes)
     with torch.inference_mode():
         for batch in stream:
-            images = normalise(batch.images.to(place.device, non_blocking=True), batch.seeds.to(place.device))
+            images = normalise(batch.images.to(context.device, non_blocking=True), batch.seeds.to(context.device))
             if not channels_last:
                 images = images.contiguous()
-            with computed_in(precision, place.device):
+            with computed_in(precision, context.device):
                 logits = model(images)
             scores.add(logits.float(), batch.labels, batch.indices)
             advance(len(batch.labels))
-    if place.world_size > 1:
-        parts = place.gathered(scores)
-        if place.first:
+    if context.world_size > 1:
+        parts = context.gathered(scores)
+        if context.is_main:
             scores = Scores(data.num_classes)
             scores.extend(parts)
     return scores

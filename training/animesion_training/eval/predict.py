@@ -66,7 +66,7 @@ class FaceCrop:
 def predict(
     weights: Path,
     paths: Sequence[Path],
-    place: DistributedContext,
+    context: DistributedContext,
     *,
     top: int = 5,
     batch_size: int = 32,
@@ -77,7 +77,7 @@ def predict(
     Args:
         weights: a file of `save_model`.
         paths: files and folders.
-        place: where to compute.
+        context: where to compute.
         top: guesses an image, at most the number of classes.
         batch_size: images at a time.
         faces: cut these out first; a prediction is then one of a face, and an image may have several.
@@ -89,7 +89,7 @@ def predict(
         raise UsageError("the detector 'boxes' reads a source's table, which single images have not; take another")
     detector = detectors.load(faces.detector, faces.options) if faces else None
     model, card = load_model(weights)
-    model = model.to(place.device)
+    model = model.to(context.device)
     if not isinstance(card.img_size, int):
         raise UsageError(f"{weights} takes images of {card.img_size}; only square inputs are predicted on")
     transform = Resize(card.img_size, card.crop_pct)
@@ -100,8 +100,8 @@ def predict(
         pixels = np.zeros((len(chosen), card.img_size, card.img_size, 3), dtype=np.uint8)
         problems = [piece.into(pixels[i], transform) for i, piece in enumerate(chosen)]
         with torch.inference_mode():
-            batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(place.device)
-            seeds = torch.zeros(len(chosen), dtype=torch.int64, device=place.device)
+            batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(context.device)
+            seeds = torch.zeros(len(chosen), dtype=torch.int64, device=context.device)
             best = model(normalise(batch, seeds)).float().softmax(1).topk(min(top, card.num_classes))
         for piece, problem, values, ids in zip(
             chosen, problems, best.values.tolist(), best.indices.tolist(), strict=True
