@@ -67,7 +67,7 @@ def audit(
         like = f"looks like {_shown(each.suggested)}" if each.suggested else "far from its class"
         click.echo(f"{each.score:+.3f}  {_shown(each.key)} ({each.split}) under {_shown(each.label)}: {like}")
     for pair in outcome.pairs[:5]:
-        click.echo(f"{pair.share:.1%} of {_shown(pair.is_main)} and {_shown(pair.second)} lie among one another")
+        click.echo(f"{pair.share:.1%} of {_shown(pair.first)} and {_shown(pair.second)} lie among one another")
     for file in written:
         click.echo(f"wrote {file}")
 
