@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from enum import StrEnum
+from typing import NamedTuple, Self
 
 import pyarrow as pa
 
@@ -76,70 +77,90 @@ class Payload:
     digest: str = ""
 
 
-#: Every reason an image can be dropped for, in the order in which they are looked at: the first that holds counts.
-REASONS: dict[str, str] = {
-    "bad record": "the source's record of the image cannot be read",
-    "not visible": "the source shows the post but not its file",
+class DropReason(StrEnum):
+    """Every reason an image can be dropped for, in the order in which they are checked: the first that applies counts.
+
+    A member equals its text, so tables and JSON hold plain strings.
+
+    Attributes:
+        meaning: one line for the funnel, the card and the documentation.
+    """
+
+    meaning: str
+
+    def __new__(cls, text: str, meaning: str) -> Self:
+        """Make a member that is the string `text`."""
+        member = str.__new__(cls, text)
+        member._value_ = text
+        member.meaning = meaning
+        return member
+
+    BAD_RECORD = "bad record", "the source's record of the image cannot be read"
+    NOT_VISIBLE = "not visible", "the source shows the post but not its file"
     # what the source's own metadata says; decided before a byte is fetched
-    "deleted": "the source marks the post as deleted, banned or pending",
-    "no label": "no candidate label",
-    "several labels": "more than one candidate label",
-    "excluded label": "the recipe leaves this label out",
-    "rating": "rating outside the recipe's list",
-    "licence": "licence outside the recipe's list, or none stated",
-    "no face": "no face box in the image",
-    "several faces": "more than one face box",
-    "unsure face": "the face box's score is below the recipe's minimum",
+    DELETED = "deleted", "the source marks the post as deleted, banned or pending"
+    NO_LABEL = "no label", "no candidate label"
+    SEVERAL_LABELS = "several labels", "more than one candidate label"
+    EXCLUDED_LABEL = "excluded label", "the recipe leaves this label out"
+    RATING = "rating", "rating outside the recipe's list"
+    LICENCE = "licence", "licence outside the recipe's list, or none stated"
+    NO_FACE = "no face", "no face box in the image"
+    SEVERAL_FACES = "several faces", "more than one face box"
+    UNSURE_FACE = "unsure face", "the face box's score is below the recipe's minimum"
     # fetch
-    "unsafe path": "absolute path or `..` in the source's file name",
-    "not a regular file": "a link, device or directory where a file was due",
-    "missing file": "the file is not where the source says",
-    "not found": "the server has no such file (404, 410, 451)",
-    "refused": "the server refuses the file (401, 403)",
-    "checksum mismatch": "the bytes are not those that the source announced",
-    "too many bytes": "larger than the byte limit",
-    "timed out": "the file did not arrive in time",
-    "unsafe address": "the URL leads to a private address or a scheme other than http(s)",
-    "fetch failed": "the file could not be read; the detail says why",
+    UNSAFE_PATH = "unsafe path", "absolute path or `..` in the source's file name"
+    NOT_A_REGULAR_FILE = "not a regular file", "a link, device or directory where a file was due"
+    MISSING_FILE = "missing file", "the file is not where the source says"
+    NOT_FOUND = "not found", "the server has no such file (404, 410, 451)"
+    REFUSED = "refused", "the server refuses the file (401, 403)"
+    CHECKSUM_MISMATCH = "checksum mismatch", "the bytes are not those that the source announced"
+    TOO_MANY_BYTES = "too many bytes", "larger than the byte limit"
+    TIMED_OUT = "timed out", "the file did not arrive in time"
+    UNSAFE_ADDRESS = "unsafe address", "the URL leads to a private address or a scheme other than http(s)"
+    FETCH_FAILED = "fetch failed", "the file could not be read; the detail says why"
     # inspect
-    "empty file": "zero bytes",
-    "not an image": "the bytes are of no known image format",
-    "unsupported format": "a video, archive or image format that is not read",
-    "too many pixels": "more pixels, or a longer side, than the decoder is allowed",
-    "truncated image": "the file ends before the image does",
-    "corrupt image": "the decoder refuses the file",
-    "animated": "more than one frame",
-    "crashed decoder": "decoding it killed the worker process",
+    EMPTY_FILE = "empty file", "zero bytes"
+    NOT_AN_IMAGE = "not an image", "the bytes are of no known image format"
+    UNSUPPORTED_FORMAT = "unsupported format", "a video, archive or image format that is not read"
+    TOO_MANY_PIXELS = "too many pixels", "more pixels, or a longer side, than the decoder is allowed"
+    TRUNCATED_IMAGE = "truncated image", "the file ends before the image does"
+    CORRUPT_IMAGE = "corrupt image", "the decoder refuses the file"
+    ANIMATED = "animated", "more than one frame"
+    CRASHED_DECODER = "crashed decoder", "decoding it killed the worker process"
     # filter
-    "too large": "packed as the recipe says, it would exceed what the encoder or the decoder's limits allow",
-    "too small": "a side is below the recipe's minimum",
-    "aspect ratio": "long side over short side above the recipe's maximum",
-    "small face": "the face crop is below the recipe's minimum side or share of the image",
-    "cut face": "the crop reaches out of the image",
+    TOO_LARGE = "too large", "packed as the recipe says, it would exceed what the encoder or the decoder's limits allow"
+    TOO_SMALL = "too small", "a side is below the recipe's minimum"
+    ASPECT_RATIO = "aspect ratio", "long side over short side above the recipe's maximum"
+    SMALL_FACE = "small face", "the face crop is below the recipe's minimum side or share of the image"
+    CUT_FACE = "cut face", "the crop reaches out of the image"
     # quality
-    "too dark": "even the lightest pixels are darker than the recipe allows",
-    "too bright": "even the darkest pixels are lighter than the recipe allows",
-    "blank": "less contrast than the recipe's minimum",
-    "blurred": "less sharp than the recipe's minimum",
-    "greyscale": "fewer colours than the recipe's minimum: grey, or of one tint",
-    "heavy compression": "a JPEG of a quality below the recipe's minimum",
-    "borders": "plain bars take more of the image than the recipe's maximum",
-    "comic page": "plain gutters cut it into more parts than the recipe's maximum",
-    "text page": "more lines of text than the recipe's maximum",
+    TOO_DARK = "too dark", "even the lightest pixels are darker than the recipe allows"
+    TOO_BRIGHT = "too bright", "even the darkest pixels are lighter than the recipe allows"
+    BLANK = "blank", "less contrast than the recipe's minimum"
+    BLURRED = "blurred", "less sharp than the recipe's minimum"
+    GREYSCALE = "greyscale", "fewer colours than the recipe's minimum: grey, or of one tint"
+    HEAVY_COMPRESSION = "heavy compression", "a JPEG of a quality below the recipe's minimum"
+    BORDERS = "borders", "plain bars take more of the image than the recipe's maximum"
+    COMIC_PAGE = "comic page", "plain gutters cut it into more parts than the recipe's maximum"
+    TEXT_PAGE = "text page", "more lines of text than the recipe's maximum"
     # what a person decided
-    "excluded by decision": "a person took it out (`curate.decisions`)",
+    EXCLUDED_BY_DECISION = "excluded by decision", "a person took it out (`curate.decisions`)"
     # duplicates
-    "published duplicate": "the same image is in a published dataset that the recipe names",
-    "label conflict": "the same image stands under two labels",
-    "exact duplicate": "the same bytes as another image",
-    "pixel duplicate": "other bytes, the same decoded pixels",
-    "near duplicate": "perceptual hash and fine check both say it is the same image",
-    "duplicate by decision": "a person said that it is the same image (`curate.decisions`)",
+    PUBLISHED_DUPLICATE = "published duplicate", "the same image is in a published dataset that the recipe names"
+    LABEL_CONFLICT = "label conflict", "the same image stands under two labels"
+    EXACT_DUPLICATE = "exact duplicate", "the same bytes as another image"
+    PIXEL_DUPLICATE = "pixel duplicate", "other bytes, the same decoded pixels"
+    NEAR_DUPLICATE = "near duplicate", "perceptual hash and fine check both say it is the same image"
+    DUPLICATE_BY_DECISION = "duplicate by decision", "a person said that it is the same image (`curate.decisions`)"
     # classes and splits
-    "no published split": "the source publishes splits but none for this image",
-    "rare class": "the class has fewer images than the recipe's minimum",
-    "over class cap": "the class has more images than the recipe's cap",
-}
+    NO_PUBLISHED_SPLIT = "no published split", "the source publishes splits but none for this image"
+    RARE_CLASS = "rare class", "the class has fewer images than the recipe's minimum"
+    OVER_CLASS_CAP = "over class cap", "the class has more images than the recipe's cap"
+
+
+#: Reason -> what it means, for reasons read from tables.
+MEANINGS: dict[str, str] = {reason.value: reason.meaning for reason in DropReason}
+
 
 _BOX = pa.struct([(name, pa.float32()) for name in Box._fields])
 

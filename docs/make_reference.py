@@ -1,7 +1,7 @@
 """Write the reference pages of the documentation from the code: `python docs/make_reference.py`.
 
 Recipe keys and source options come from their pydantic models, tables from `animesion.schemas` and the comments beside
-their columns, drop reasons from `animesion.schemas.REASONS`. A test compares the committed pages with `render()`.
+their columns, drop reasons from `animesion.schemas.DropReason`. A test compares the committed pages with `render()`.
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ def _reasons() -> Iterator[str]:
     yield "Every reason an image can be dropped for, in the order in which they are looked at: the first that holds"
     yield "is the one that is written down. `curated.parquet` has it for each image, with a detail."
     yield ""
-    yield from _table(("reason", "meaning"), [(f"`{reason}`", said) for reason, said in schemas.REASONS.items()])
+    yield from _table(("reason", "meaning"), [(f"`{reason}`", said) for reason, said in schemas.MEANINGS.items()])
 
 
 # -- keys of a model -------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import yaml
 
 from animesion.config.recipe import Recipe
 from animesion.errors import UsageError
-from animesion.schemas import REASONS
+from animesion.schemas import MEANINGS
 
 if TYPE_CHECKING:
     from animesion.verification.diff import Difference
@@ -64,7 +64,7 @@ def dataset_card(
             facts=facts,
             recipe=recipe,
             recipe_toml=recipe.to_toml(),
-            reasons=REASONS,
+            reasons=MEANINGS,
             largest=_largest(facts),
             smallest=min((sum(counts.values()) for counts in facts["class_counts"]), default=0),
             grid=[] if urls_only else facts.get("grid", []),

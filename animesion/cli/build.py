@@ -117,7 +117,7 @@ def _print_funnel(recipe: Recipe, result: BuildResult, seconds: float) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from animesion.schemas import REASONS
+    from animesion.schemas import MEANINGS
 
     # a file or a pipe has no width of its own: do not wrap for it
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
@@ -127,7 +127,7 @@ def _print_funnel(recipe: Recipe, result: BuildResult, seconds: float) -> None:
     table.add_column("")
     table.add_row("[bold]seen[/]", f"{result.seen:,}", "listed by the source")
     for reason, count in result.dropped.items():
-        table.add_row(f"  {reason}", f"-{count:,}", f"[dim]{REASONS[reason]}[/]")
+        table.add_row(f"  {reason}", f"-{count:,}", f"[dim]{MEANINGS[reason]}[/]")
     if result.kept or result.dropped:
         table.add_row("[bold green]kept[/]", f"{result.kept:,}", f"in {len(result.classes):,} classes")
         for split, count in result.splits.items():

@@ -17,7 +17,7 @@ import pyarrow as pa
 from animesion.config import decisions
 from animesion.config.recipe import Recipe
 from animesion.dedup import search
-from animesion.schemas import THUMBNAIL_SIDE
+from animesion.schemas import THUMBNAIL_SIDE, DropReason
 
 Rows = Mapping[str, Any]
 
@@ -124,7 +124,11 @@ def judge(rows: Rows, alive: npt.NDArray[np.int64], labels: Sequence[str], recip
         if conflict and settings.conflicts == "drop":
             others = _conflicts(ranked, labels, links)
             for i, other in others.items():
-                verdicts.dropped[i] = ("label conflict", f"also under {labels[other]} as {rows['key'][other]}", "")
+                verdicts.dropped[i] = (
+                    DropReason.LABEL_CONFLICT,
+                    f"also under {labels[other]} as {rows['key'][other]}",
+                    "",
+                )
             ranked = [i for i in ranked if i not in others]
         # measured against images that stay, so that a chain of look-alikes drops nobody unseen
         for i, (reason, twin) in _twins(ranked, sha, pixels, links).items():
@@ -198,11 +202,11 @@ def _twins(
     for rank, i in enumerate(ranked):
         near = [by_unit[unit] for unit in links.neighbours.get(int(links.unit[i]), ()) if unit in by_unit]
         if sha[i] in by_sha:
-            found[i] = ("exact duplicate", by_sha[sha[i]])
+            found[i] = (DropReason.EXACT_DUPLICATE, by_sha[sha[i]])
         elif pixels[i] in by_pixels:
-            found[i] = ("pixel duplicate", by_pixels[pixels[i]])
+            found[i] = (DropReason.PIXEL_DUPLICATE, by_pixels[pixels[i]])
         elif near:
-            found[i] = ("near duplicate", min(near)[1])
+            found[i] = (DropReason.NEAR_DUPLICATE, min(near)[1])
         else:
             by_sha.setdefault(sha[i], i)
             by_pixels.setdefault(pixels[i], i)

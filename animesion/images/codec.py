@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from animesion.images.quality import jpeg_quality
-from animesion.schemas import Box
+from animesion.schemas import Box, DropReason
 
 #: Sniffed extension -> the only Pillow plug-in that may open such bytes.
 READABLE = {
@@ -46,7 +46,7 @@ class Limits:
 
 
 class RejectedImageError(Exception):
-    """The bytes give no usable image; `reason` is one of `animesion.schemas.REASONS`."""
+    """The bytes give no usable image; `reason` is an `animesion.schemas.DropReason`."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -106,12 +106,12 @@ def decode(content: bytes, limits: Limits) -> DecodedImage:
         RejectedImageError: empty, unknown, too large, truncated, corrupt or animated.
     """
     if not content:
-        raise RejectedImageError("empty file")
+        raise RejectedImageError(DropReason.EMPTY_FILE)
     extension = sniff(content)
     if not extension:
-        raise RejectedImageError("not an image")
+        raise RejectedImageError(DropReason.NOT_AN_IMAGE)
     if extension not in READABLE:
-        raise RejectedImageError("unsupported format", extension)
+        raise RejectedImageError(DropReason.UNSUPPORTED_FORMAT, extension)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # bombs are refused below, broken metadata does not matter
         try:
@@ -122,7 +122,7 @@ def decode(content: bytes, limits: Limits) -> DecodedImage:
         except RejectedImageError:
             raise
         except Image.DecompressionBombError:
-            raise RejectedImageError("too many pixels") from None
+            raise RejectedImageError(DropReason.TOO_MANY_PIXELS) from None
         except MemoryError:
             raise
         except UnidentifiedImageError:
@@ -135,21 +135,21 @@ def _rejection(error: Exception, content: bytes, extension: str) -> RejectedImag
     detail = " ".join(str(error).split())[:120] or type(error).__name__
     unfinished = {"jpg": b"\xff\xd9", "png": b"IEND"}.get(extension)
     if "truncated" in detail.lower() and (unfinished is None or unfinished not in content[-64:]):
-        return RejectedImageError("truncated image", detail)
+        return RejectedImageError(DropReason.TRUNCATED_IMAGE, detail)
     if unfinished is not None and unfinished not in content[-4096:]:
-        return RejectedImageError("truncated image", detail)
-    return RejectedImageError("corrupt image", detail)
+        return RejectedImageError(DropReason.TRUNCATED_IMAGE, detail)
+    return RejectedImageError(DropReason.CORRUPT_IMAGE, detail)
 
 
 def _load(image: Image.Image, extension: str, limits: Limits, *, deep: bool) -> DecodedImage:
     width, height = image.size
     if width < 1 or height < 1:
-        raise RejectedImageError("corrupt image", "no pixels")
+        raise RejectedImageError(DropReason.CORRUPT_IMAGE, "no pixels")
     if max(width, height) > limits.max_side or width * height > limits.max_pixels:
-        raise RejectedImageError("too many pixels", f"{width}x{height}")
+        raise RejectedImageError(DropReason.TOO_MANY_PIXELS, f"{width}x{height}")
     # a JPEG with several frames (MPO) is a still with previews
     if extension != "jpg" and getattr(image, "is_animated", False):
-        raise RejectedImageError("animated")
+        raise RejectedImageError(DropReason.ANIMATED)
     mode = image.mode
     tables: Mapping[int, Sequence[int]] = getattr(image, "quantization", {}) if extension == "jpg" else {}
     image.load()

@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from animesion.schemas import DropReason
+
 if TYPE_CHECKING:
     from animesion.config.recipe import QualitySection
 
@@ -208,15 +210,15 @@ def reason(figures: Mapping[str, Any], limits: QualitySection) -> tuple[str, str
         limits: the recipe's; 0 switches a limit off.
     """
     checks = (
-        ("too dark", "light", limits.min_light, -1),
-        ("too bright", "dark", limits.max_dark, 1),
-        ("blank", "contrast", limits.min_contrast, -1),
-        ("blurred", "sharpness", limits.min_sharpness, -1),
-        ("greyscale", "chroma", limits.min_chroma, -1),
-        ("heavy compression", "jpeg_quality", limits.min_jpeg_quality, -1),
-        ("borders", "border", limits.max_border, 1),
-        ("comic page", "panels", limits.max_panels, 1),
-        ("text page", "lines", limits.max_lines, 1),
+        (DropReason.TOO_DARK, "light", limits.min_light, -1),
+        (DropReason.TOO_BRIGHT, "dark", limits.max_dark, 1),
+        (DropReason.BLANK, "contrast", limits.min_contrast, -1),
+        (DropReason.BLURRED, "sharpness", limits.min_sharpness, -1),
+        (DropReason.GREYSCALE, "chroma", limits.min_chroma, -1),
+        (DropReason.HEAVY_COMPRESSION, "jpeg_quality", limits.min_jpeg_quality, -1),
+        (DropReason.BORDERS, "border", limits.max_border, 1),
+        (DropReason.COMIC_PAGE, "panels", limits.max_panels, 1),
+        (DropReason.TEXT_PAGE, "lines", limits.max_lines, 1),
     )
     for name, column, limit, sign in checks:
         value = figures.get(column)

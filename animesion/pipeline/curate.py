@@ -25,7 +25,7 @@ from animesion.dedup.clusters import Rows
 from animesion.errors import UsageError
 from animesion.images import codec, quality
 from animesion.pipeline import embed, published, rules
-from animesion.schemas import CURATED, FEATURES, RAW, REASONS, sample_key
+from animesion.schemas import CURATED, FEATURES, MEANINGS, RAW, DropReason, sample_key
 from animesion.storage import parquet
 from animesion.storage.workspace import Receipt, Workspace
 
@@ -116,7 +116,7 @@ def decide(
     again = published.twins(rows, _alive(reason), others, recipe)
     if recipe.duplicates.action == "drop":
         for i, (how, twin) in again.items():
-            reason[i], detail[i], keeper[i] = "published duplicate", how, twin
+            reason[i], detail[i], keeper[i] = DropReason.PUBLISHED_DUPLICATE, how, twin
     elif again:
         notes.append(f"{len(again)} images are in a published dataset already")
     found = clusters.judge(_samples(rows), _alive(reason), labels, recipe)
@@ -124,12 +124,12 @@ def decide(
         reason[i], detail[i], keeper[i] = verdict
     team = decisions.teams(recipe.curate.decisions.same)
     for i in found.dropped:
-        if reason[i] == "near duplicate" and keys[i] in team and team[keys[i]] == team.get(keeper[i]):
-            reason[i] = "duplicate by decision"
+        if reason[i] == DropReason.NEAR_DUPLICATE and keys[i] in team and team[keys[i]] == team.get(keeper[i]):
+            reason[i] = DropReason.DUPLICATE_BY_DECISION
     if recipe.split.strategy == "published":
         for i in _alive(reason):
             if rows["split"][i] not in splits.SPLITS:
-                reason[i] = "no published split"
+                reason[i] = DropReason.NO_PUBLISHED_SPLIT
     notes += _apply_class_sizes(keys, labels, recipe, reason)
     families = [
         (*tokens, f"id:{source}:{source_id}")
@@ -173,7 +173,7 @@ def decide(
         "images": sum(face in (0, 1) for face in rows["face"]),
         "seen": n,
         "kept": len(kept),
-        "dropped": {name: counts[name] for name in REASONS if counts[name]},
+        "dropped": {name: counts[name] for name in MEANINGS if counts[name]},
         "classes": names,
         "strategy": strategy,
         "splits": {name: assignment.splits.count(name) for name in splits.SPLITS if name in assignment.splits},
@@ -215,7 +215,7 @@ def _single_reasons(rows: Rows, recipe: Recipe, crashed: Mapping[str, str]) -> t
     for i, row in enumerate(zip(*(rows[name] for name in names), strict=True)):
         key, reason, detail, seen_reason, seen_detail = row
         if not reason and key in crashed:
-            reason, detail = "crashed decoder", crashed[key]
+            reason, detail = DropReason.CRASHED_DECODER, crashed[key]
         if not reason:
             reason, detail = (seen_reason, seen_detail) if seen_reason else _limits_reason(rows, i, recipe)
         reasons.append(reason)
@@ -227,15 +227,15 @@ def _limits_reason(rows: Rows, i: int, recipe: Recipe) -> tuple[str, str]:
     width, height = rows["width"][i], rows["height"][i]
     short, long = sorted((width, height))
     if short < recipe.filter.min_side:
-        return "too small", f"{width}x{height}"
+        return DropReason.TOO_SMALL, f"{width}x{height}"
     if recipe.filter.max_aspect and long > short * recipe.filter.max_aspect:
-        return "aspect ratio", f"{width}x{height}"
+        return DropReason.ASPECT_RATIO, f"{width}x{height}"
     too_large = _packed_too_large(rows["crop"][i] or (0, 0, width, height), recipe)
     if recipe.crop.detector != "none":
         reason, detail = _face_reason(rows, i, recipe)
         if reason:
             return reason, detail
-    return ("too large", too_large) if too_large else _quality_reason(rows, i, recipe)
+    return (DropReason.TOO_LARGE, too_large) if too_large else _quality_reason(rows, i, recipe)
 
 
 def _quality_reason(rows: Rows, i: int, recipe: Recipe) -> tuple[str, str]:
@@ -249,12 +249,12 @@ def _face_reason(rows: Rows, i: int, recipe: Recipe) -> tuple[str, str]:
         return reason, f"{rows['faces'][i]} boxes, best score {rows['face_score'][i]:.2f}"
     left, top, right, bottom = rows["crop"][i]
     if min(right - left, bottom - top) < recipe.crop.min_side:
-        return "small face", f"{right - left}x{bottom - top}"
+        return DropReason.SMALL_FACE, f"{right - left}x{bottom - top}"
     inner = (min(right, width) - max(left, 0)) * (min(bottom, height) - max(top, 0))
     if inner < recipe.crop.min_share * width * height:
-        return "small face", f"{inner / (width * height):.2%} of the image"
+        return DropReason.SMALL_FACE, f"{inner / (width * height):.2%} of the image"
     if recipe.crop.outside == "drop" and (min(left, top) < 0 or right > width or bottom > height):
-        return "cut face", f"{left},{top},{right},{bottom} in {width}x{height}"
+        return DropReason.CUT_FACE, f"{left},{top},{right},{bottom} in {width}x{height}"
     return "", ""
 
 
@@ -282,12 +282,12 @@ def _apply_decisions(keys: Sequence[str], labels: list[str], recipe: Recipe, rea
     late = 0
     for i, key in enumerate(keys):
         if key in out:
-            reason[i] = reason[i] or "excluded by decision"
+            reason[i] = reason[i] or DropReason.EXCLUDED_BY_DECISION
         elif key in decided.label:
             labels[i] = decided.label[key]
             late += bool(reason[i])
             if not reason[i] and labels[i] in recipe.label.exclude:
-                reason[i] = "excluded label"
+                reason[i] = DropReason.EXCLUDED_LABEL
     notes = [
         f"decisions: {len(out):,} to leave out, {len(decided.label):,} labels, {len(decided.same):,} sets of the same "
         f"and {len(decided.different):,} of different images"
@@ -313,11 +313,11 @@ def _apply_class_sizes(keys: Sequence[str], labels: Sequence[str], recipe: Recip
         if len(members) < recipe.classes.minimum:
             rare += 1
             for i in members:
-                reason[i] = "rare class"
+                reason[i] = DropReason.RARE_CLASS
         elif recipe.classes.cap:
             members.sort(key=lambda i: splits.hashed_order(recipe.split.seed, keys[i]))
             for i in members[recipe.classes.cap :]:
-                reason[i] = "over class cap"
+                reason[i] = DropReason.OVER_CLASS_CAP
     return [f"{rare} of {len(of_label)} classes have fewer than {recipe.classes.minimum} images"] if rare else []
 
 

@@ -22,7 +22,7 @@ from animesion.errors import UsageError
 from animesion.executors import Executor
 from animesion.images import codec, hashing
 from animesion.pipeline import rules
-from animesion.schemas import PLAN, RAW, Item, Payload
+from animesion.schemas import PLAN, RAW, DropReason, Item, Payload
 from animesion.storage import parquet
 from animesion.storage.workspace import Workspace, atomic_file
 
@@ -109,7 +109,7 @@ class FetchJob:
 
 def known_reason(item: Item, recipe: Recipe) -> str:
     """Why an item is not worth reading; what metadata says comes before what is wrong with the file."""
-    if item.failure in {"bad record", "not visible"}:  # then the rest of the metadata says little
+    if item.failure in {DropReason.BAD_RECORD, DropReason.NOT_VISIBLE}:  # then the rest of the metadata says little
         return item.failure
     return rules.metadata_reason(item, recipe) or item.failure
 
@@ -268,7 +268,7 @@ def _crawl_summary(errors: list[tuple[str, str, str, int]]) -> list[str]:
         for found, error, detail, count in errors:
             if found == state:
                 # digests differ from file to file; the kind is enough
-                kind = error if error == "checksum mismatch" or not detail else f"{error} ({detail})"
+                kind = error if error == DropReason.CHECKSUM_MISMATCH or not detail else f"{error} ({detail})"
                 kinds[kind] = kinds.get(kind, 0) + count
         if kinds:
             listed = ", ".join(f"{kind} {count:,}" for kind, count in kinds.items())

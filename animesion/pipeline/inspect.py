@@ -22,7 +22,7 @@ from animesion.config.settings import params_digest
 from animesion.executors import Executor
 from animesion.images import codec, hashing, quality
 from animesion.images.features import compute_features
-from animesion.schemas import FEATURES, RAW, Box
+from animesion.schemas import FEATURES, RAW, Box, DropReason
 from animesion.storage import parquet
 from animesion.storage.workspace import Receipt, Workspace
 
@@ -77,7 +77,7 @@ class InspectJob:
                 if self.only is not None and key not in self.only:
                     continue
                 if key in self.crashed:
-                    rows.append({"key": key, "reason": "crashed decoder", "detail": "the worker process died"})
+                    rows.append({"key": key, "reason": DropReason.CRASHED_DECODER, "detail": "the worker process died"})
                     continue
                 tar.seek(row["offset"])
                 boxes = None if row["boxes"] is None else [Box(**box) for box in row["boxes"]]

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 
 from animesion.config.recipe import FilterSection, LabelSection, Recipe
-from animesion.schemas import Item
+from animesion.schemas import DropReason, Item
 
 _VERSION = re.compile(r"-\d+(?:\.\d+)*(?:-[a-z]{2,3})?$")
 _HIDDEN_FLAGS = frozenset({"deleted", "banned", "pending"})
@@ -29,9 +29,9 @@ def metadata_reason(item: Item, recipe: Recipe) -> str:
     if reason:
         return reason
     if rules.ratings and item.rating not in rules.ratings:
-        return "rating"
+        return DropReason.RATING
     if rules.licences and not is_allowed(item.licence, rules.licences):
-        return "licence"
+        return DropReason.LICENCE
     if recipe.crop.detector == "boxes" and item.boxes is not None:
         return face_reason(len(item.boxes), max((box.score for box in item.boxes), default=0.0), recipe)
     return ""
@@ -46,20 +46,20 @@ def is_allowed(licence: str, allowed: Sequence[str]) -> bool:
 def face_reason(faces: int, best_score: float, recipe: Recipe) -> str:
     """The drop reason that the number of boxes and the best (or the sample's own) score give, or an empty string."""
     if faces == 0:
-        return "no face"
+        return DropReason.NO_FACE
     if faces > 1 and recipe.crop.faces == "one-only":
-        return "several faces"
+        return DropReason.SEVERAL_FACES
     # tables hold float32: 0.85 read from one must pass a minimum of 0.85
-    return "unsure face" if best_score < recipe.crop.min_score - 1e-6 else ""
+    return DropReason.UNSURE_FACE if best_score < recipe.crop.min_score - 1e-6 else ""
 
 
 def _flag_reason(flags: Sequence[str], rules: FilterSection) -> str:
-    return "deleted" if not rules.deleted and not _HIDDEN_FLAGS.isdisjoint(flags) else ""
+    return DropReason.DELETED if not rules.deleted and not _HIDDEN_FLAGS.isdisjoint(flags) else ""
 
 
 def _label_reason(left: Sequence[str], rules: LabelSection) -> str:
     if not left:
-        return "no label"
+        return DropReason.NO_LABEL
     if len(left) > 1:
-        return "several labels"
-    return "excluded label" if left[0] in rules.exclude else ""
+        return DropReason.SEVERAL_LABELS
+    return DropReason.EXCLUDED_LABEL if left[0] in rules.exclude else ""

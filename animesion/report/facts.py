@@ -116,7 +116,7 @@ def overview(dataset: Dataset, rows: Sequence[Mapping[str, Any]], audit: Path | 
     totals = [info.total for info in dataset.classes]
     recipe = dataset.recipe
     reasons = [
-        {"reason": clip(name), "count": count, "meaning": clip(schemas.REASONS.get(name, ""))}
+        {"reason": clip(name), "count": count, "meaning": clip(schemas.MEANINGS.get(name, ""))}
         for name, count in dataset.dropped.items()
     ]
     several = Counter(row["cluster"] for row in rows if row["cluster"])

@@ -18,7 +18,7 @@ from PIL import Image
 from animesion.dataset.dataset import Dataset
 from animesion.errors import UsageError
 from animesion.images import codec
-from animesion.schemas import CURATED
+from animesion.schemas import CURATED, DropReason
 from animesion.storage import parquet
 
 #: Longest side of a thumbnail on the page, in pixels.
@@ -86,7 +86,7 @@ class Images:
             return None
 
     def _dropped(self, row: Mapping[str, Any]) -> Image.Image | None:
-        if row["width"] < 1 or row["reason"] == "crashed decoder" or not 0 < row["bytes"] <= _MOST_BYTES:
+        if row["width"] < 1 or row["reason"] == DropReason.CRASHED_DECODER or not 0 < row["bytes"] <= _MOST_BYTES:
             return None
         path = self.dataset.path / "raw" / f"part-{row['part']:05d}.tar"
         try:

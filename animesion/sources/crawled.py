@@ -22,7 +22,7 @@ from pydantic import Field
 
 from animesion.config.settings import Section
 from animesion.errors import AnimesionError
-from animesion.schemas import Item, Payload
+from animesion.schemas import DropReason, Item, Payload
 from animesion.sources import CrawlCounts, clean_text
 from animesion.sources.posts import NOT_IMAGES, families
 
@@ -217,9 +217,9 @@ class CrawledSource:
         """A post as an item."""
         failure, detail = "", ""
         if not post.file_url:
-            failure = "not visible"
+            failure = DropReason.NOT_VISIBLE
         elif post.extension in NOT_IMAGES:
-            failure, detail = "unsupported format", post.extension
+            failure, detail = DropReason.UNSUPPORTED_FORMAT, post.extension
         return Item(
             key=f"{post.site}-{post.id}",
             source=post.site,

@@ -20,7 +20,7 @@ from pydantic import Field
 from animesion.config.settings import Section
 from animesion.dataset import label_files
 from animesion.errors import UsageError
-from animesion.schemas import Item, Payload
+from animesion.schemas import DropReason, Item, Payload
 from animesion.sources import clean_text, faces
 from animesion.sources.image_root import ImageRoot
 from animesion.sources.posts import NOT_IMAGES, families
@@ -115,7 +115,7 @@ class DumpSource:
         failure, detail = "", ""
         locator: dict[str, Any] = {}
         if extension in NOT_IMAGES:
-            failure, detail = "unsupported format", extension
+            failure, detail = DropReason.UNSUPPORTED_FORMAT, extension
         else:
             bucket = f"{number % 1000:04d}"
             # whole-image dumps keep the extension, the 512px subset is all JPEG
@@ -185,7 +185,7 @@ def _unreadable(file: Path, line: int, position: int) -> Item:
         locator="{}",
         order=2**62 + position,
         boxes=(),
-        failure="bad record",
+        failure=DropReason.BAD_RECORD,
         detail=clean_text(f"{file.name}, line {line}", 200),
     )
 

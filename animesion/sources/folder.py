@@ -21,7 +21,7 @@ from pydantic import Field, field_validator
 
 from animesion.config.settings import Section
 from animesion.errors import AnimesionError, UsageError
-from animesion.schemas import Item, Payload
+from animesion.schemas import DropReason, Item, Payload
 from animesion.sources import clean_text, file_key
 from animesion.sources.image_root import read_file
 from animesion.sources.stored import PathOrUrl, StoredPlace, place
@@ -133,7 +133,11 @@ class FolderSource:
             places = [(each["offset"], each["size"]) for each in where]
             for content, (_, size) in zip(_pieces(root, places), places, strict=True):
                 short = len(content) < size
-                yield Payload(reason="fetch failed", detail="the archive is cut short") if short else Payload(content)
+                yield (
+                    Payload(reason=DropReason.FETCH_FAILED, detail="the archive is cut short")
+                    if short
+                    else Payload(content)
+                )
 
     def _entries(self, root: Path | StoredPlace) -> list[_Entry]:
         if isinstance(root, StoredPlace) and root.is_dir():
@@ -274,8 +278,8 @@ class FolderSource:
         except AnimesionError:  # the store's, not the member's
             raise
         except Exception as error:  # damage, encryption, and what zlib, lzma and bz2 each raise
-            return Payload(reason="fetch failed", detail=clean_text(str(error), 120))
-        return Payload(content) if len(content) <= self.options.max_bytes else Payload(reason="too many bytes")
+            return Payload(reason=DropReason.FETCH_FAILED, detail=clean_text(str(error), 120))
+        return Payload(content) if len(content) <= self.options.max_bytes else Payload(reason=DropReason.TOO_MANY_BYTES)
 
 
 def _opened(root: Path | StoredPlace, block: int = _ZIP_BLOCK) -> IO[bytes]:
@@ -306,22 +310,22 @@ def _file_entry(path: Path, relative: Path, max_bytes: int) -> _Entry:
     try:
         status = path.stat()
     except OSError as error:
-        return _Entry(name, {"path": name}, "missing file", os.strerror(error.errno or 0))
+        return _Entry(name, {"path": name}, DropReason.MISSING_FILE, os.strerror(error.errno or 0))
     locator: dict[str, int | str] = {"path": name, "size": status.st_size, "stamp": status.st_mtime_ns}
     if not stat.S_ISREG(status.st_mode):
-        return _Entry(name, locator, "not a regular file")
-    return _Entry(name, locator, "too many bytes" if status.st_size > max_bytes else "")
+        return _Entry(name, locator, DropReason.NOT_A_REGULAR_FILE)
+    return _Entry(name, locator, DropReason.TOO_MANY_BYTES if status.st_size > max_bytes else "")
 
 
 def _archive_entry(name: str, locator: dict[str, int | str], max_bytes: int, *, regular: bool) -> _Entry:
     parts = PurePosixPath(name).parts
     failure = ""
     if name.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:/", name):
-        failure = "unsafe path"
+        failure = DropReason.UNSAFE_PATH
     elif not regular:
-        failure = "not a regular file"
+        failure = DropReason.NOT_A_REGULAR_FILE
     elif int(locator["size"]) > max_bytes:
-        failure = "too many bytes"
+        failure = DropReason.TOO_MANY_BYTES
     return _Entry(str(PurePosixPath(name)), locator, failure)
 
 

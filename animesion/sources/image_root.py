@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from animesion.errors import UsageError
-from animesion.schemas import Payload
+from animesion.schemas import DropReason, Payload
 from animesion.sources.stored import Listed, StoredPlace, place
 
 
@@ -38,7 +38,7 @@ class ImageRoot:
         """
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts or "\0" in name or re.match(r"[A-Za-z]:", name):
-            return {}, "unsafe path"
+            return {}, DropReason.UNSAFE_PATH
         candidates = [pure]
         bucket = pure.parent.name
         if bucket.isdecimal() and len(bucket) in {3, 4}:
@@ -57,8 +57,8 @@ class ImageRoot:
             except OSError:  # a name that the file system cannot hold
                 break
             facts = {"path": str(path), "size": status.st_size, "stamp": status.st_mtime_ns}
-            return facts, "" if stat.S_ISREG(status.st_mode) else "not a regular file"
-        return {}, "missing file"
+            return facts, "" if stat.S_ISREG(status.st_mode) else DropReason.NOT_A_REGULAR_FILE
+        return {}, DropReason.MISSING_FILE
 
     def read(self, places: Sequence[dict[str, Any]], max_bytes: int) -> Iterator[Payload]:
         """The bytes of files that were located, in the order given."""
@@ -81,7 +81,7 @@ def read_file(path: Path, max_bytes: int) -> Payload:
         with path.open("rb") as file:
             content = file.read(max_bytes + 1)
     except FileNotFoundError:
-        return Payload(reason="missing file")
+        return Payload(reason=DropReason.MISSING_FILE)
     except OSError as error:
-        return Payload(reason="fetch failed", detail=os.strerror(error.errno or 0))
-    return Payload(content) if len(content) <= max_bytes else Payload(reason="too many bytes")
+        return Payload(reason=DropReason.FETCH_FAILED, detail=os.strerror(error.errno or 0))
+    return Payload(content) if len(content) <= max_bytes else Payload(reason=DropReason.TOO_MANY_BYTES)

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from animesion.config.settings import Section
 from animesion.errors import UsageError
-from animesion.schemas import Item, Payload
+from animesion.schemas import DropReason, Item, Payload
 from animesion.sources.folder import FolderOptions, FolderSource
 from animesion.sources.stored import PathOrUrl
 
@@ -289,7 +289,7 @@ def check_complete(
     said = differences(items, due, group_of)
     if not said:
         return []
-    missing = sum(item.failure == "missing file" for item in items)
+    missing = sum(item.failure == DropReason.MISSING_FILE for item in items)
     if missing:
         said.append(f"{missing:,} listed file(s) are not there")
     text = f"{due.title} is not as published: {'; '.join(said)}"

@@ -14,7 +14,7 @@ from typing import IO, Annotated, Any, NamedTuple, cast
 from pydantic import AfterValidator
 
 from animesion.errors import UsageError
-from animesion.schemas import Payload
+from animesion.schemas import DropReason, Payload
 from animesion.storage import stores
 
 #: Files on their way at once, and the bytes that they may come to unless a single one has more.
@@ -101,9 +101,9 @@ class StoredPlace:
         spans = [(f"{self._root}/{name}", 0, most + 1 if size else 0) for name, size in files]
         for content in self._spans(spans, [size for _, size in files]):
             if content is None:
-                yield Payload(reason="missing file")
+                yield Payload(reason=DropReason.MISSING_FILE)
             else:
-                yield Payload(content) if len(content) <= most else Payload(reason="too many bytes")
+                yield Payload(content) if len(content) <= most else Payload(reason=DropReason.TOO_MANY_BYTES)
 
     def pieces(self, places: Sequence[tuple[int, int]]) -> Iterator[bytes]:
         """Offset and size of pieces of the file to their bytes, fewer where the file ends before."""

@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 
 from animesion.dataset import label_files
 from animesion.errors import UsageError
-from animesion.schemas import Item
+from animesion.schemas import DropReason, Item
 from animesion.sources import clean_text, file_key
 from animesion.sources.published_sets import (
     PUBLISHED,
@@ -185,7 +185,7 @@ class UltraFgvcSource(PublishedFiles):
 
     def _item(self, file: Item | None, path: str, split: str, number: int, order: int) -> Item:
         name = self._due.name
-        listed = file or Item("", "", path, "{}", 0, failure="missing file")
+        listed = file or Item("", "", path, "{}", 0, failure=DropReason.MISSING_FILE)
         return replace(
             listed,
             key=file_key(name, path.encode("utf-8", "surrogateescape"), PurePosixPath(path).stem),

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from animesion.config.settings import Section
 from animesion.errors import UsageError
-from animesion.schemas import Box, Item
+from animesion.schemas import Box, DropReason, Item
 from animesion.sources import clean_text, file_key
 from animesion.sources.crawled import CrawledSource, CrawlOptions
 
@@ -196,7 +196,7 @@ class UrlsSource(CrawledSource):
                 source_id=clean_text(f"{row.file}:{row.line}", 300),
                 locator="{}",
                 order=position,
-                failure="bad record",
+                failure=DropReason.BAD_RECORD,
                 detail=told.unreadable(row),
             )
         refused = refusal(row.url)
@@ -218,7 +218,7 @@ class UrlsSource(CrawledSource):
             file_url=url,
             licence=clean_text(row.licence, 100),
             author=clean_text(row.author, 300),
-            failure="unsafe address" if refused else "",
+            failure=DropReason.UNSAFE_ADDRESS if refused else "",
             detail=refused,
         )
 

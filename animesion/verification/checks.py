@@ -20,7 +20,7 @@ from animesion.dataset.dataset import Dataset
 from animesion.errors import UsageError
 from animesion.images import codec
 from animesion.progress import Progress
-from animesion.schemas import REASONS
+from animesion.schemas import MEANINGS
 from animesion.storage.workspace import sha256_file
 from animesion.verification import leaks, scan
 from animesion.verification.scan import Contents, Walk
@@ -365,7 +365,7 @@ def _accounting(dataset: Dataset, curated: dict[str, list[Any]]) -> list[Fault]:
     compare("kept", dataset.kept, len(kept))
     for reason in sorted(dropped.keys() | dataset.dropped.keys()):
         compare(f"dropped as '{reason}'", dataset.dropped.get(reason, 0), dropped[reason])
-        if reason not in REASONS:
+        if reason not in MEANINGS:
             faults.append(Fault(f"'{reason}' is no known reason to drop an image"))
     if dataset.seen != dataset.kept + sum(dataset.dropped.values()):
         faults.append(Fault("dataset.json: seen is not kept + dropped"))

@@ -16,7 +16,7 @@ from animesion.config.decisions import Decisions
 from animesion.config.recipe import CurateSection
 from animesion.errors import UsageError
 from animesion.pipeline.curate import decide
-from animesion.schemas import CURATED, REASONS
+from animesion.schemas import CURATED, MEANINGS
 
 
 def rows(*images: dict[str, Any]) -> dict[str, list[Any]]:
@@ -43,7 +43,7 @@ def run(columns: dict[str, list[Any]], *overrides: str) -> tuple[dict[str, dict[
     table, facts = decide(columns, animesion.load_recipe("folder", ["source.path=x", *overrides]), {})
     assert table.schema == CURATED
     assert facts["seen"] == facts["kept"] + sum(facts["dropped"].values())
-    assert set(facts["dropped"]) <= set(REASONS)
+    assert set(facts["dropped"]) <= set(MEANINGS)
     return {row["key"]: row for row in table.to_pylist()}, facts
 
 

@@ -18,7 +18,7 @@ import animesion
 from animesion.errors import AnimesionError, UsageError
 from animesion.images import codec, hashing, quality
 from animesion.report import facts
-from animesion.schemas import FEATURES, REASONS
+from animesion.schemas import FEATURES, MEANINGS
 
 
 def noise(width: int = 640, height: int = 480, seed: int = 0) -> Image.Image:
@@ -81,7 +81,7 @@ def test_each_limit_finds_its_own_and_passes_an_ordinary_image(name: str) -> Non
         assert quality.reason(figures, animesion.load_recipe("folder", ["source.path=x"]).quality) == ("", "")
         return quality.reason(figures, recipe.quality)
 
-    assert name in REASONS
+    assert name in MEANINGS
     reason, detail = verdict(bad, 25 if name == "heavy compression" else 90)
     assert reason == name
     assert detail.split()[0] in FEATURES.names
