@@ -6,7 +6,6 @@ belong to the source (`[source]` besides `kind` is checked by its own model), ev
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -26,6 +25,7 @@ from animesion.config import decisions, settings
 from animesion.config.decisions import Decisions
 from animesion.config.settings import Section, params_digest
 from animesion.errors import UsageError
+from animesion.storage import checksums
 
 Percent = Annotated[int, Field(ge=0, le=100)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -122,7 +122,7 @@ class DuplicatesSection(Section):
         Raises:
             UsageError: one of them is no finished dataset.
         """
-        return [_sums_digest(folder, "duplicates.against") for folder in self.against]
+        return [checksums.digest(Path(folder), "duplicates.against") for folder in self.against]
 
 
 class CropSection(Section):
@@ -202,7 +202,7 @@ class SplitSection(Section):
         Raises:
             UsageError: it is no finished dataset.
         """
-        return _sums_digest(self.keep, "split.keep") if self.keep else ""
+        return checksums.digest(Path(self.keep), "split.keep") if self.keep else ""
 
     @model_validator(mode="after")
     def _shares(self) -> Self:
@@ -405,16 +405,6 @@ def _sample_source(data: dict[str, Any]) -> dict[str, Any]:
     if kind == "labels" and _get(data, "split", "strategy") == "published":  # a booru publishes no split
         return {"kind": "sample-files", "layout": "labels"}
     return {"kind": "sample"}
-
-
-def _sums_digest(folder: str, key: str) -> str:
-    try:
-        return hashlib.sha256((Path(folder) / "SHA256SUMS").read_bytes()).hexdigest()
-    except (OSError, ValueError):
-        raise UsageError(
-            f"{key}: {folder} is no finished dataset, it has no SHA256SUMS that can be read: "
-            "give the output folder of `animesion build`"
-        ) from None
 
 
 def _get(data: dict[str, Any], section: str, key: str) -> Any:

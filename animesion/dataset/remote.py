@@ -13,9 +13,9 @@ from typing import Any
 
 from animesion.errors import UsageError
 from animesion.progress import Progress
-from animesion.storage import stores
+from animesion.storage import checksums, stores
+from animesion.storage.checksums import CHECKSUMS
 from animesion.storage.workspace import Workspace, atomic_file, write_atomic
-from animesion.verification.checks import CHECKSUMS, listed_files
 
 CODE = "copy-1"
 _CHUNK = 8 << 20
@@ -54,7 +54,7 @@ def local(place: Path | str, *, shards: bool = False, progress: Progress | None 
     if len(sums) > _MAX_SUMS:
         raise UsageError(f"{url}/{CHECKSUMS} is too large to be the list of a dataset's files")
     write_atomic(folder / CHECKSUMS, sums)
-    wanted = {name for name in listed_files(folder) if shards or not _SHARD.fullmatch(name)}
+    wanted = {name for name in checksums.read(folder) if shards or not _SHARD.fullmatch(name)}
     if shards:
         wanted |= _shards(system, root, url)  # readers would load also those that are not listed: verify says so
         for path in sorted(folder.glob("data/*.tar")):

@@ -26,7 +26,7 @@ from animesion.errors import UsageError
 from animesion.images import codec, quality
 from animesion.pipeline import embed, published, rules
 from animesion.schemas import CURATED, FEATURES, MEANINGS, RAW, DropReason, sample_key
-from animesion.storage import parquet
+from animesion.storage import checksums, parquet
 from animesion.storage.workspace import Receipt, Workspace
 
 CODE = "curate-3"
@@ -75,8 +75,7 @@ def run(workspace: Workspace, recipe: Recipe, parts: int, crashed: Mapping[str, 
     done = workspace.done("curate", CODE, digest, inputs)
     if done:
         return done
-    for name in ("dataset.json", "SHA256SUMS"):  # what they say is not so any more
-        workspace.path(name).unlink(missing_ok=True)
+    checksums.unseal(workspace.root)
     others = [published.load(Path(folder)) for folder in recipe.duplicates.against]
     rows = _load(workspace, parts)
     if recipe.duplicates.embedding.model:

@@ -31,13 +31,10 @@ from animesion.report import facts as shown
 from animesion.report import page
 from animesion.schemas import CURATED, INDEX
 from animesion.stats import long_tail, plots
-from animesion.storage import parquet
+from animesion.storage import checksums, parquet
 from animesion.storage.workspace import Receipt, Workspace, sha256_file, write_atomic
 
 CODE = "finalize-1"
-
-#: Files that readers or people look at; everything else in the folder is the build's own.
-CHECKSUMS = "SHA256SUMS"
 
 
 def run(workspace: Workspace, recipe: Recipe, parts: int, notes: Sequence[str]) -> Receipt:
@@ -89,7 +86,7 @@ def run(workspace: Workspace, recipe: Recipe, parts: int, notes: Sequence[str]) 
     listed["index.parquet"] = inputs["index"]
     listed["curated.parquet"] = inputs["curated"]
     listed["recipe.toml"] = sha256_file(workspace.path("recipe.toml"))
-    write(CHECKSUMS, "".join(f"{listed[name]}  {name}\n" for name in sorted(listed)))
+    write(checksums.CHECKSUMS, checksums.render(listed))
     return workspace.commit("finalize", CODE, digest, inputs, outputs)
 
 

@@ -25,7 +25,7 @@ from animesion.errors import AnimesionError
 from animesion.executors import Executor
 from animesion.images import codec
 from animesion.schemas import CURATED, INDEX
-from animesion.storage import parquet
+from animesion.storage import checksums, parquet
 from animesion.storage.workspace import Workspace, atomic_file
 
 CODE = f"pack-1/pillow-{PIL.__version__}"
@@ -247,8 +247,7 @@ def run(
 
     plan, index = _cut(workspace, recipe, jobs)
     if any(not workspace.done(job.name, CODE, "", job.inputs) for job in plan):
-        for name in ("dataset.json", "SHA256SUMS"):  # what they say is not so until finalize writes them again
-            workspace.path(name).unlink(missing_ok=True)
+        checksums.unseal(workspace.root)
     missing = [job for job in plan if not workspace.done(job.name, CODE, "", job.inputs)]
     lost = {chunk for job in missing for chunk, _, _ in job.pieces if not workspace.path(samples_name(chunk)).exists()}
     engine.run([jobs[chunk] for chunk in sorted(lost)])

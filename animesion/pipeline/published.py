@@ -22,7 +22,7 @@ from animesion.dedup import clusters, search
 from animesion.dedup.clusters import Rows
 from animesion.errors import UsageError
 from animesion.schemas import FEATURES, THUMBNAIL_SIDE, sample_key
-from animesion.storage import parquet
+from animesion.storage import checksums, parquet
 from animesion.storage.workspace import sha256_file
 
 _FEATURES = ("key", "face", "phash", "phash_flip", "thumbnail")
@@ -65,8 +65,7 @@ def splits_of(folder: Path) -> dict[str, str]:
 def _kept(folder: Path) -> tuple[Dataset, pa.Table]:
     dataset = Dataset(folder)
     curated = dataset.read_table("curated.parquet")
-    listed = (folder / "SHA256SUMS").read_text(encoding="utf-8", errors="replace").splitlines()
-    if f"{sha256_file(folder / 'curated.parquet')}  curated.parquet" not in listed:
+    if sha256_file(folder / "curated.parquet") != checksums.read(folder).get("curated.parquet"):
         raise UsageError(f"{folder}: curated.parquet is not the one that its SHA256SUMS names: run `animesion verify`")
     kept = curated.filter(curated["kept"])
     return dataset, kept.take(pc.sort_indices(kept, sort_keys=[("key", "ascending")]))

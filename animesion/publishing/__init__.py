@@ -15,10 +15,11 @@ from typing import Protocol
 from animesion.dataset.dataset import Dataset
 from animesion.errors import AnimesionError, UsageError
 from animesion.progress import Progress
-from animesion.storage import stores
+from animesion.storage import checksums, stores
+from animesion.storage.checksums import CHECKSUMS
 from animesion.storage.stores import shown
 from animesion.storage.workspace import sha256_file
-from animesion.verification.checks import CHECKS, CHECKSUMS, Report, listed_files
+from animesion.verification.checks import CHECKS, Report
 
 #: Sent after everything else, in this order: a copy without them is no dataset, so half a copy is never taken for one.
 LAST = ("README.md", "dataset.json", CHECKSUMS)
@@ -138,7 +139,7 @@ def files_of(folder: Path) -> list[File]:
     """
     root = folder.resolve()
     found = []
-    for name in [*sorted(listed_files(folder).keys() - set(LAST)), *LAST]:
+    for name in [*sorted(checksums.read(folder).keys() - set(LAST)), *LAST]:
         path = folder / name
         if not path.is_file():
             if name in LAST and name == "dataset.json" and (folder / "urls").is_dir():

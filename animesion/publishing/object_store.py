@@ -14,14 +14,12 @@ from animesion.errors import AnimesionError, UsageError
 from animesion.progress import Progress
 from animesion.publishing import SHARD, File
 from animesion.storage import stores
-from animesion.verification.checks import CHECKSUMS
+from animesion.storage.checksums import SEALS
 
 _CHUNK = 8 << 20
 #: Bytes of a piece of a large file: several are on their way at a time, each in memory. A file has 10,000 at the most.
 _PIECE, _PIECES = 16 << 20, 10_000
 _PART = ".sending"
-#: What makes a copy a dataset: taken away before anything else changes, sent last.
-SEALS = ("dataset.json", CHECKSUMS)
 
 
 class ObjectStore:

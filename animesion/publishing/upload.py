@@ -19,10 +19,10 @@ from animesion.config.settings import params_digest
 from animesion.errors import AnimesionError, UsageError
 from animesion.progress import Progress
 from animesion.publishing import LAST, File, destination
-from animesion.publishing.object_store import SEALS, ObjectStore
-from animesion.storage import stores
+from animesion.publishing.object_store import ObjectStore
+from animesion.storage import checksums, stores
+from animesion.storage.checksums import SEALS
 from animesion.storage.workspace import Workspace, sha256_file
-from animesion.verification.checks import listed_files
 
 CODE = "sent-1"
 #: Files on their way at once: one is sent while another is read back.
@@ -137,7 +137,7 @@ class Upload:
 
     def _files(self) -> list[File]:
         """All files of the finished dataset in the order in which they are sent, by the digests that publish took."""
-        digests = listed_files(self._workspace.root)
+        digests = checksums.read(self._workspace.root)
         digests[LAST[-1]] = sha256_file(self._workspace.path(LAST[-1]))
         names: Sequence[str] = [*sorted(digests.keys() - set(LAST)), *LAST]
         paths = {name: self._workspace.path(name) for name in names}

@@ -19,9 +19,8 @@ from animesion.cards.facts import counted
 from animesion.config.recipe import Recipe
 from animesion.dataset.dataset import Dataset
 from animesion.errors import UsageError
-from animesion.storage import parquet
+from animesion.storage import checksums, parquet
 from animesion.storage.workspace import write_atomic
-from animesion.verification.checks import CHECKSUMS
 
 #: Columns of `urls/<split>.parquet`.
 SCHEMA = pa.schema(
@@ -83,8 +82,7 @@ def write(dataset: Dataset, folder: Path) -> int:
     digests["README.md"] = write_atomic(
         folder / "README.md", cards.dataset_card(facts, recipe, urls_only=True).encode()
     )
-    listed = "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
-    write_atomic(folder / CHECKSUMS, listed.encode())
+    write_atomic(folder / checksums.CHECKSUMS, checksums.render(digests).encode())
     return len(rows) - len(pointed)
 
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from animesion import executors
@@ -21,11 +19,11 @@ from animesion.errors import UsageError
 from animesion.images import codec
 from animesion.progress import Progress
 from animesion.schemas import MEANINGS
+from animesion.storage import checksums
+from animesion.storage.checksums import CHECKSUMS
 from animesion.storage.workspace import sha256_file
 from animesion.verification import leaks, scan
 from animesion.verification.scan import Contents, Walk
-
-CHECKSUMS = "SHA256SUMS"
 
 #: Name of each check, in order, and what it asks.
 CHECKS = {
@@ -40,7 +38,6 @@ CHECKS = {
 
 _LISTED = ("README.md", "_info.json", "classes.csv", "curated.parquet", "data/sizes.json", "dataset.json",
            "index.parquet", "recipe.toml")  # fmt: skip
-_CHECKSUM_LINE = re.compile(r"([0-9a-f]{64})  ((?:[A-Za-z0-9_-][A-Za-z0-9._-]*/)*[A-Za-z0-9_-][A-Za-z0-9._-]*)")
 
 
 @dataclass(frozen=True)
@@ -126,9 +123,10 @@ def _rows(dataset: Dataset, name: str, faults: list[Fault]) -> dict[str, list[An
 
 def _checksums(dataset: Dataset, walks: dict[str, Walk]) -> list[Fault]:
     try:
-        listed, faults = _checksum_lines(dataset.path)
+        listed, malformed = checksums.parse(dataset.path)
     except (OSError, UnicodeDecodeError):
         return [Fault(f"{CHECKSUMS} is missing or unreadable, so no file can be told from a damaged one")]
+    faults = [Fault(f"{CHECKSUMS} line {line} is no digest and file name inside the dataset") for line in malformed]
     for name, digest in listed.items():
         path = dataset.path / name
         try:
@@ -148,30 +146,6 @@ def _checksums(dataset: Dataset, walks: dict[str, Walk]) -> list[Fault]:
             if walks[shard.path].sha256 not in ("", shard.sha256):
                 faults.append(Fault(f"{shard.path} has another SHA-256 than dataset.json says"))
     return faults
-
-
-def listed_files(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file that a dataset's `SHA256SUMS` lists, by its path inside the folder; bad lines left out.
-
-    Raises:
-        UsageError: the list is missing or unreadable.
-    """
-    try:
-        return _checksum_lines(folder)[0]
-    except (OSError, UnicodeDecodeError):
-        raise UsageError(f"{folder / CHECKSUMS} is missing or unreadable: run `animesion build` again") from None
-
-
-def _checksum_lines(folder: Path) -> tuple[dict[str, str], list[Fault]]:
-    listed: dict[str, str] = {}
-    faults = []
-    for number, line in enumerate((folder / CHECKSUMS).read_text(encoding="utf-8").splitlines(), 1):
-        match = _CHECKSUM_LINE.fullmatch(line)
-        if match:
-            listed[match[2]] = match[1]
-        else:
-            faults.append(Fault(f"{CHECKSUMS} line {number} is no digest and file name inside the dataset"))
-    return listed, faults
 
 
 def _archives(dataset: Dataset, walks: dict[str, Walk]) -> list[Fault]:

@@ -1,0 +1,80 @@
+"""`SHA256SUMS`: the digests of a dataset's files, in the format of `sha256sum -c`.
+
+It is written last and removed before anything changes: a folder that has it is a complete dataset.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from animesion.errors import UsageError
+
+CHECKSUMS = "SHA256SUMS"
+
+#: Files that say a dataset is complete; readers look for them.
+SEALS = ("dataset.json", CHECKSUMS)
+
+#: A digest and the path of a file inside the folder: no absolute path, no `..`, no hidden name.
+_LINE = re.compile(r"([0-9a-f]{64})  ((?:[A-Za-z0-9_-][A-Za-z0-9._-]*/)*[A-Za-z0-9_-][A-Za-z0-9._-]*)")
+
+
+def render(digests: Mapping[str, str]) -> str:
+    """The text of the file for SHA-256 digests by path."""
+    return "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
+
+
+def parse(folder: Path) -> tuple[dict[str, str], list[int]]:
+    """Digests by path inside the folder, and the numbers of the lines that are malformed.
+
+    Raises:
+        OSError: the file cannot be read.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    digests: dict[str, str] = {}
+    malformed = []
+    for number, line in enumerate((folder / CHECKSUMS).read_text(encoding="utf-8").splitlines(), 1):
+        if match := _LINE.fullmatch(line):
+            digests[match[2]] = match[1]
+        else:
+            malformed.append(number)
+    return digests, malformed
+
+
+def read(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file that is listed, by its path inside the folder; malformed lines are left out.
+
+    Raises:
+        UsageError: the file is missing or unreadable.
+    """
+    try:
+        return parse(folder)[0]
+    except (OSError, UnicodeDecodeError):
+        raise UsageError(f"{folder / CHECKSUMS} is missing or unreadable: run `animesion build` again") from None
+
+
+def digest(folder: Path, key: str) -> str:
+    """SHA-256 of the file itself, as hex: it identifies the dataset's content.
+
+    Args:
+        folder: a finished dataset.
+        key: the setting that names the folder, for the message.
+
+    Raises:
+        UsageError: the file is missing or unreadable.
+    """
+    try:
+        return hashlib.sha256((folder / CHECKSUMS).read_bytes()).hexdigest()
+    except (OSError, ValueError):
+        raise UsageError(
+            f"{key}: {folder} is no finished dataset, it has no {CHECKSUMS} that can be read: "
+            "give the output folder of `animesion build`"
+        ) from None
+
+
+def unseal(folder: Path) -> None:
+    """Remove the seals of a folder whose files are about to change."""
+    for name in SEALS:
+        (folder / name).unlink(missing_ok=True)
