@@ -161,9 +161,9 @@ def _print_funnel(recipe: Recipe, result: BuildResult, seconds: float) -> None:
 
 
 def _dry_run(recipe: Recipe, out: Path, to: str, *, replace: bool, as_json: bool) -> None:
-    from animesion.pipeline import runner
+    from animesion.pipeline import preview
 
-    facts: dict[str, Any] = runner.preview(recipe, out, replace=replace, to=to)
+    facts: dict[str, Any] = preview.preview(recipe, out, replace=replace, to=to)
     if as_json:
         import json
 

@@ -150,15 +150,18 @@ class CrawlProgress:
         self._ahead = 0
 
 
-def prepare(
-    workspace: Workspace, source: sources.Source, progress: CrawlProgress, *, retry_failed: bool = False
-) -> None:
-    """Tell a source that crawls where to keep its ledger; comes before its session."""
+@contextlib.contextmanager
+def opened(
+    source: sources.Source, workspace: Workspace, progress: CrawlProgress, *, retry_failed: bool = False
+) -> Iterator[None]:
+    """Open a source for listing and reading; one that crawls keeps its ledger in the workspace."""
     if isinstance(source, sources.Crawled):
         source.crawl_in(workspace.path(".crawl"), retry_refused=retry_failed, watch=progress)
+    with source.session():
+        yield
 
 
-def listed(
+def make_plan(
     workspace: Workspace,
     recipe: Recipe,
     source: sources.Source,

@@ -44,7 +44,7 @@ _CHUNK = pa.schema(
 )
 
 
-class CrashedImagesError(AnimesionError):
+class _CrashedImagesError(AnimesionError):
     """Images that decoded in inspect killed their worker in pack; curate has to drop them."""
 
     def __init__(self, keys: tuple[str, ...]) -> None:
@@ -52,7 +52,7 @@ class CrashedImagesError(AnimesionError):
         self.keys = keys
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return CrashedImagesError, (self.keys,)
+        return _CrashedImagesError, (self.keys,)
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class ChunkJob:
     def run(self) -> int:
         """Encode, write, commit; returns the number of samples."""
         if self.crashed:
-            raise CrashedImagesError(self.crashed)
+            raise _CrashedImagesError(self.crashed)
         if self.only is not None:
             for row in self.rows:
                 if row["key"] in self.only:
@@ -223,7 +223,7 @@ def run(
     engine: Executor,
     advance: Callable[[int], None],
     finished: Callable[[str], None] = lambda shard: None,
-) -> None:
+) -> tuple[str, ...]:
     """Write every shard that has no valid receipt, and `index.parquet`.
 
     Args:
@@ -233,9 +233,23 @@ def run(
         advance: told how many images are done.
         finished: told the path of each shard that is done, in no fixed order; those of an earlier run too.
 
-    Raises:
-        CrashedImagesError: images have to be dropped first.
+    Returns:
+        Keys of images that killed their worker: curate has to drop them first, nothing is finished then.
     """
+    try:
+        _run(workspace, recipe, engine, advance, finished)
+    except _CrashedImagesError as error:
+        return error.keys
+    return ()
+
+
+def _run(
+    workspace: Workspace,
+    recipe: Recipe,
+    engine: Executor,
+    advance: Callable[[int], None],
+    finished: Callable[[str], None],
+) -> None:
     curated = parquet.read(workspace.path("curated.parquet"), CURATED)
     kept = curated.filter(curated["kept"]).to_pylist()
     chunks = _chunks(kept, recipe)

@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from dataclasses import replace as replaced
-from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from animesion import executors, sources
 from animesion.config.recipe import Recipe
 from animesion.errors import AnimesionError, UsageError
 from animesion.pipeline import curate, fetch, finalize, inspect, pack
 from animesion.progress import Progress
-from animesion.sources import clean_text
 from animesion.storage import stores
 from animesion.storage.workspace import STAGES, Workspace, write_atomic
 
 if TYPE_CHECKING:
     from animesion.publishing.upload import Upload
-    from animesion_scrapers.counts import HostCounts
 
-#: Hosts that a preview names.
-_BUSIEST = 10
-
+#: Images that killed their worker in pack.
 _CRASHED = ".receipts/crashed.json"
 
 
@@ -80,6 +75,15 @@ def places(out: Path | str, work: Path | str | None = None) -> tuple[Path, str]:
     return Path(work) if work is not None else work_folder(str(out)), str(out)
 
 
+def open_upload(to: str, workspace: Workspace, recipe: Recipe, *, replace: bool) -> Upload | None:
+    """The upload of a build whose output is a URL; None for a folder."""
+    if not to:
+        return None
+    from animesion.publishing.upload import Upload
+
+    return Upload(to, workspace, recipe.to_toml(), replace=replace)
+
+
 def run(
     recipe: Recipe,
     out: Path,
@@ -120,201 +124,112 @@ def run(
             raise UsageError(f"duplicates.against: {folder} is the output folder itself: give another with --out")
     source = sources.make(recipe)
     workspace = Workspace(out)
+    upload = open_upload(to, workspace, recipe, replace=replace)
     last = STAGES.index(until)
-    upload = _upload(to, workspace, recipe, replace=replace)
     with (
         workspace.claim(recipe.to_toml(), recipe.digest(), replace=replace),
         upload or contextlib.nullcontext(),
-        executors.make(engine, workers) as running,
+        executors.make(engine, workers) as executor,
     ):
         if upload and last >= STAGES.index("pack"):
             upload.claim()
+
         crawling = fetch.CrawlProgress(progress.advanced, progress.status)
-        fetch.prepare(workspace, source, crawling, retry_failed=retry_failed)
-        with source.session():
-            progress.started("list", None)
-            plan = fetch.listed(workspace, recipe, source, progress.advanced, update=update)
-            progress.finished("list")
-            progress.started("fetch", plan.items)
-            crawl = fetch.run(workspace, recipe, running, plan, source, crawling, retry_failed=retry_failed)
-            progress.finished("fetch")
+        with fetch.opened(source, workspace, crawling, retry_failed=retry_failed):
+            with _stage(progress, "list"):
+                plan = fetch.make_plan(workspace, recipe, source, progress.advanced, update=update)
+            with _stage(progress, "fetch", plan.items):
+                crawl = fetch.run(workspace, recipe, executor, plan, source, crawling, retry_failed=retry_failed)
+        result = BuildResult(out, until, plan.items, notes=plan.notes, crawl=crawl)
+        if until == "fetch":
+            return result
+
         parts = len(plan.parts)
-        if last == STAGES.index("fetch"):
-            return BuildResult(out, until, plan.items, notes=plan.notes, crawl=crawl)
-        progress.started("inspect", plan.items)
-        inspect.run(workspace, recipe, running, parts, progress.advanced)
-        progress.finished("inspect")
-        if last == STAGES.index("inspect"):
-            return BuildResult(out, until, plan.items, notes=plan.notes, crawl=crawl)
+        with _stage(progress, "inspect", plan.items):
+            inspect.run(workspace, recipe, executor, parts, progress.advanced)
+        if until == "inspect":
+            return result
+
         if recipe.duplicates.embedding.model:
             from animesion.pipeline import embed
 
-            progress.started("embed", plan.items)
-            embed.run(workspace, recipe, parts, progress.advanced)
-            progress.finished("embed")
-        while True:
-            progress.started("curate", None)
-            facts = curate.run(workspace, recipe, parts, _crashed(workspace)).facts
-            progress.finished("curate")
-            _account(facts, plan.items)
-            result = BuildResult(
-                out,
-                until,
-                facts["seen"],
-                facts["kept"],
-                facts["dropped"],
-                facts["splits"],
-                facts["classes"],
-                [*plan.notes, *facts["notes"]],
-                crawl,
-            )
-            if last == STAGES.index("curate"):
-                return result
-            if not result.kept:
-                common = max(result.dropped, key=lambda reason: result.dropped[reason])
-                raise AnimesionError(
-                    f"no image is left of {result.seen:,}: most were dropped as '{common}' "
-                    f"({result.dropped[common]:,}); {out / 'curated.parquet'} has the reason for each"
-                )
-            progress.started("pack", result.kept)
-            try:
-                pack.run(workspace, recipe, running, progress.advanced, *([upload.shard] if upload else []))
-            except pack.CrashedImagesError as error:
-                known = _crashed(workspace) | dict.fromkeys(error.keys, "the worker process died while packing")
-                write_atomic(workspace.path(_CRASHED), json.dumps(known, sort_keys=True).encode())
-                continue
-            progress.finished("pack")
-            break
-        if last == STAGES.index("finalize"):
-            progress.started("finalize", None)
-            finalize.run(workspace, recipe, parts, result.notes)
-            progress.finished("finalize")
+            with _stage(progress, "embed", plan.items):
+                embed.run(workspace, recipe, parts, progress.advanced)
+        result = _curate(workspace, recipe, plan, result, progress)
+        if until == "curate":
+            return result
+
+        shard_done = upload.shard if upload else lambda shard: None
+        while crashed := _pack(workspace, recipe, executor, result, progress, shard_done):
+            # curate drops the images that killed their worker; every round has fewer
+            _remember_crashed(workspace, crashed)
+            result = _curate(workspace, recipe, plan, result, progress)
+        if until == "finalize":
+            with _stage(progress, "finalize"):
+                finalize.run(workspace, recipe, parts, result.notes)
+
         if upload:
-            progress.started("send", None)
-            upload.finish(progress) if last == STAGES.index("finalize") else upload.wait(progress)
-            progress.finished("send")
-            return replaced(result, url=upload.url, sent=sorted(upload.sent))
+            with _stage(progress, "send"):
+                upload.finish(progress) if until == "finalize" else upload.wait(progress)
+            result = replaced(result, url=upload.url, sent=sorted(upload.sent))
         return result
 
 
-def preview(
-    recipe: Recipe, out: Path, *, replace: bool = False, count: Callable[[int], None] = lambda n: None, to: str = ""
-) -> dict[str, Any]:
-    """What a build would do, without writing: images by metadata verdict, bytes where known, state of `out`.
-
-    For a crawled source also the requests that fetching takes, the seconds at the polite pace of the busiest host, and
-    the ten hosts that most is asked of. Memory does not grow with the listing.
-
-    Raises:
-        UsageError: bad options of the source, or a folder that is not this recipe's.
-    """
-    from animesion_scrapers import ScraperError
-    from animesion_scrapers.counts import HostCounts
-
-    source = sources.make(recipe)
-    _upload(to, Workspace(out), recipe, replace=replace)
-    Workspace(out).check(recipe.digest(), replace=replace)
-    verdicts: dict[str, int] = {}
-    listed = wanted = size = unknown = 0
-    demand = _Demand()
-    crawled = source if isinstance(source, sources.Crawled) else None
-    try:
-        with source.session(), HostCounts() as tally:
-            for item in source.items():
-                listed += 1
-                reason = fetch.known_reason(item, recipe)
-                if reason:
-                    verdicts[reason] = verdicts.get(reason, 0) + 1
-                else:
-                    wanted += 1
-                    size += item.bytes
-                    unknown += not item.bytes
-                    if crawled:
-                        tally.add(crawled.file_host(item), item.bytes)
-                if listed % 1000 == 0:
-                    count(listed)
-            if crawled:
-                demand = _demand(crawled, tally)
-    except ScraperError as error:
-        raise AnimesionError(str(error)) from None
-    if not listed:
-        raise UsageError(f"the source of recipe {recipe.name} lists no images: check its [source] options")
-    return {
-        "recipe": recipe.name,
-        "digest": recipe.digest(),
-        "out": to or str(out),
-        "out_exists": out.exists(),
-        "listed": listed,
-        "to_fetch": wanted,
-        "bytes_to_fetch": size,
-        "bytes_unknown": unknown,
-        "requests": demand.requests,
-        "seconds": demand.seconds,
-        "hosts": demand.hosts,
-        "busiest_hosts": demand.busiest,
-        "not_fetched": verdicts,
-        "parts": -(-listed // fetch.PART_ITEMS),
-        "notes": [*source.notes, *demand.sentences()],
-    }
+@contextlib.contextmanager
+def _stage(progress: Progress, name: str, total: int | None = None) -> Iterator[None]:
+    progress.started(name, total)
+    yield
+    progress.finished(name)
 
 
-@dataclass
-class _Demand:
-    """What a crawl asks of how many hosts, and of the busiest of them."""
-
-    requests: int = 0
-    seconds: float = 0.0
-    hosts: int = 0
-    busiest: list[dict[str, Any]] = field(default_factory=list)
-
-    def sentences(self) -> list[str]:
-        """The busiest hosts in words, if there are several."""
-        if self.hosts < 2:
-            return []
-        told = []
-        for host in self.busiest:
-            known = f", {host['bytes'] / 1e6:,.1f} MB" if host["bytes"] else ""
-            took = timedelta(seconds=round(host["seconds"]))
-            told.append(f"{host['host']} {host['requests']:,} requests{known}, {took}")
-        rest = self.hosts - len(self.busiest)
-        return [f"{self.hosts:,} hosts; most is asked of {'; '.join(told)}{f'; {rest:,} more' * bool(rest)}"]
-
-
-def _demand(source: sources.Crawled, tally: HostCounts) -> _Demand:
-    demand = _Demand()
-    for batch in tally.batches():
-        requests, seconds = source.forecast({each.host: each.files for each in batch})
-        demand.requests += requests
-        demand.seconds = max(demand.seconds, seconds)
-        demand.hosts += len(batch)
-    for each in tally.most_asked(_BUSIEST):
-        requests, seconds = source.forecast({each.host: each.files})
-        facts = {"requests": requests, "seconds": seconds, "bytes": each.bytes, "bytes_unknown": each.unknown}
-        demand.busiest.append({"host": clean_text(each.host, 80), "files": each.files, **facts})
-    return demand
-
-
-def _upload(to: str, workspace: Workspace, recipe: Recipe, *, replace: bool) -> Upload | None:
-    if not to:
-        return None
-    from animesion.publishing.upload import Upload
-
-    return Upload(to, workspace, recipe.to_toml(), replace=replace)
-
-
-def _account(facts: dict[str, Any], listed: int) -> None:
-    """Every image is kept or dropped for a reason; anything else is a fault of the program."""
+def _curate(
+    workspace: Workspace, recipe: Recipe, plan: fetch.FetchPlan, result: BuildResult, progress: Progress
+) -> BuildResult:
+    """Run curate, check that it accounts for every image, and add its counts to the result."""
+    with _stage(progress, "curate"):
+        facts = curate.run(workspace, recipe, len(plan.parts), _crashed(workspace)).facts
     accounted = facts["kept"] + sum(facts["dropped"].values())
-    if listed != facts["images"] or facts["seen"] != accounted:
+    if plan.items != facts["images"] or facts["seen"] != accounted:
         raise RuntimeError(
-            f"accounting is off: {listed} listed, {facts['images']} images, {facts['seen']} seen, "
+            f"accounting is off: {plan.items} listed, {facts['images']} images, {facts['seen']} seen, "
             f"{accounted} accounted for"
         )
+    counts = {name: facts[name] for name in ("seen", "kept", "dropped", "splits", "classes")}
+    return replaced(result, **counts, notes=[*plan.notes, *facts["notes"]])
+
+
+def _pack(
+    workspace: Workspace,
+    recipe: Recipe,
+    executor: executors.Executor,
+    result: BuildResult,
+    progress: Progress,
+    shard_done: Callable[[str], None],
+) -> tuple[str, ...]:
+    """Run pack; returns the keys of images that killed their worker.
+
+    Raises:
+        AnimesionError: curate kept no image.
+    """
+    if not result.kept:
+        common = max(result.dropped, key=lambda reason: result.dropped[reason])
+        raise AnimesionError(
+            f"no image is left of {result.seen:,}: most were dropped as '{common}' "
+            f"({result.dropped[common]:,}); {result.out / 'curated.parquet'} has the reason for each"
+        )
+    with _stage(progress, "pack", result.kept):
+        return pack.run(workspace, recipe, executor, progress.advanced, shard_done)
 
 
 def _crashed(workspace: Workspace) -> dict[str, str]:
+    """Images that killed their worker in pack, in this build or an earlier one: key -> detail."""
     try:
         crashed = json.loads(workspace.path(_CRASHED).read_bytes())
     except (OSError, ValueError):
         return {}
     return {str(key): str(detail) for key, detail in crashed.items()} if isinstance(crashed, dict) else {}
+
+
+def _remember_crashed(workspace: Workspace, keys: Iterable[str]) -> None:
+    crashed = _crashed(workspace) | dict.fromkeys(keys, "the worker process died while packing")
+    write_atomic(workspace.path(_CRASHED), json.dumps(crashed, sort_keys=True).encode())

@@ -16,7 +16,7 @@ import pytest
 
 import animesion
 from animesion.errors import AnimesionError, UsageError
-from animesion.pipeline import runner
+from animesion.pipeline import preview, runner
 from tests.conftest import draw_folders
 from tests.integration import s3_server
 from tests.integration.s3_server import BUCKET, SECRET, Shelf
@@ -114,7 +114,7 @@ def test_another_dataset_is_replaced_only_when_told(world: Path, shelf: Shelf, t
         with pytest.raises(UsageError, match="was written by another recipe"):
             animesion.build(other, out, work=work)
         with pytest.raises(UsageError, match="was written by another recipe"):
-            runner.preview(other, *runner.places(out, work)[:1], to=out)
+            preview.preview(other, *runner.places(out, work)[:1], to=out)
     assert not (tmp_path / "elsewhere").exists()
     assert shelf.objects("taken/") == before
     result = animesion.build(other, out, replace=True)
