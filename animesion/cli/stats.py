@@ -62,7 +62,7 @@ def stats(path: str, as_json: bool, plot_folder: Path | None, strategy: str | No
     """
     from animesion.stats import class_counts
 
-    found = class_counts.take(path, _track)
+    found = class_counts.count(path, _track)
     if not found.counts.total.sum():
         raise UsageError(f"{path} holds no labelled image; give a dataset, label files, shards or class folders")
     total = _describe(found.counts, found.counts.total)

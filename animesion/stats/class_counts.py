@@ -9,7 +9,6 @@ from __future__ import annotations
 import glob
 import itertools
 import json
-import os
 import re
 import tarfile
 from collections import Counter, defaultdict
@@ -18,23 +17,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from animesion.dataset import label_files
+from animesion.dataset import class_folders, label_files
 from animesion.dataset.label_files import ClassCounts, LabelFiles, LabelTable
 from animesion.errors import UsageError
 
 SPLITS = ("train", "val", "test")
-IMAGE_SUFFIXES = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 #: Called with the shards that are about to be read; yields them, and may show how far it has come.
 Track = Callable[[list[Path]], Iterable[Path]]
 
-_SPLIT_FOLDERS = {"train", "val", "valid", "validation", "test"}
 # a label is a few digits, the JSON of a sample some hundred bytes: anything larger is not ours to load
 _MAX_CLS_BYTES, _MAX_JSON_BYTES = 64, 1 << 20
 
 
 @dataclass(frozen=True)
-class Census:
+class Counted:
     """What a path holds.
 
     Attributes:
@@ -50,7 +47,7 @@ class Census:
     consistency: dict[str, Any] = field(default_factory=dict)
 
 
-def take(path: str, track: Track = iter) -> Census:
+def count(path: str, track: Track = iter) -> Counted:
     """Count what is at a path, whichever kind it is.
 
     Args:
@@ -91,7 +88,7 @@ def take(path: str, track: Track = iter) -> Census:
     return _folders(place)
 
 
-def _dataset(folder: Path) -> Census:
+def _dataset(folder: Path) -> Counted:
     counts = label_files.read_class_counts(folder / "classes.csv")
     files: dict[str, dict[str, Any]] = {"classes.csv": {"rows": len(counts.ids), "classes": len(counts.ids)}}
     consistency: dict[str, Any] = {}
@@ -104,7 +101,7 @@ def _dataset(folder: Path) -> Census:
             consistency[name] = {"file": "index.parquet", "mismatched_classes": counts.differing(images, there)}
         if unknown:
             consistency["unknown_splits"] = unknown
-    return Census("dataset", counts, files, consistency)
+    return Counted("dataset", counts, files, consistency)
 
 
 def _index(path: Path) -> Counter[tuple[str, int]]:
@@ -121,7 +118,7 @@ def _index(path: Path) -> Counter[tuple[str, int]]:
         raise UsageError(f"{path} is no index with the columns split and label; rebuild the dataset") from e
 
 
-def _csv(path: Path) -> Census:
+def _csv(path: Path) -> Counted:
     try:
         with path.open(encoding="utf-8-sig", errors="replace") as lines:
             head = [cell.strip().lower() for cell in lines.readline(10_000).split(",")]
@@ -129,17 +126,17 @@ def _csv(path: Path) -> Census:
         raise UsageError(f"{path} cannot be read ({e.strerror}); give a readable file") from e
     if label_files.is_counts_header(head):
         counts = label_files.read_class_counts(path)
-        return Census("counts", counts, {path.name: {"rows": len(counts.ids), "classes": len(counts.ids)}})
+        return Counted("counts", counts, {path.name: {"rows": len(counts.ids), "classes": len(counts.ids)}})
     if path.name == label_files.NAMES_FILE:
         raise UsageError(f"{path} names classes but counts nothing; give a label file or the folder that holds it")
     table = label_files.read_labels(path)
     names = path.with_name(label_files.NAMES_FILE)
     known = label_files.read_class_names(names) if names.is_file() else {}
     split = path.stem if path.stem in label_files.LABEL_FILES else "all"
-    return Census("labels", label_files.count_classes({split: table.counts()}, known), {path.name: _figures(table)})
+    return Counted("labels", label_files.count_classes({split: table.counts()}, known), {path.name: _figures(table)})
 
 
-def _labels(folder: Path, there: LabelFiles) -> Census:
+def _labels(folder: Path, there: LabelFiles) -> Counted:
     tables = {name: label_files.read_labels(path) for name, path in there.labels.items()}
     files = {there.labels[name].name: _figures(table) for name, table in tables.items()}
     for path in there.others:
@@ -169,32 +166,21 @@ def _labels(folder: Path, there: LabelFiles) -> Census:
         )
     pairs = itertools.combinations([name for name in SPLITS if name in tables], 2)
     shared = {f"{a}/{b}": len(set(tables[a].paths).intersection(tables[b].paths)) for a, b in pairs}
-    return Census("labels", counts, files, {**consistency, **({"shared_paths": shared} if shared else {})})
+    return Counted("labels", counts, files, {**consistency, **({"shared_paths": shared} if shared else {})})
 
 
-def _folders(root: Path) -> Census:
-    folders = _subfolders(root)
-    per_split = bool(folders) and all(folder.name in _SPLIT_FOLDERS for folder in folders)
-    roots = {folder.name: folder for folder in folders} if per_split else {"all": root}
-    classes = {split: {folder.name: _images_in(folder) for folder in _subfolders(top)} for split, top in roots.items()}
-    names = sorted(set().union(*classes.values()))
+def _folders(root: Path) -> Counted:
+    sizes = {
+        split: {name: len(images) for name, images in found.images.items()}
+        for split, found in class_folders.read(root).items()
+    }
+    names = sorted(set().union(*sizes.values()))
     ids = {name: i for i, name in enumerate(names)}
-    splits = {split: {ids[name]: n for name, n in sizes.items()} for split, sizes in classes.items()}
-    return Census("folders", label_files.count_classes(splits, dict(enumerate(names))))
+    splits = {split: {ids[name]: n for name, n in counts.items()} for split, counts in sizes.items()}
+    return Counted("folders", label_files.count_classes(splits, dict(enumerate(names))))
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    try:
-        return sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.is_dir() and not p.is_symlink())
-    except OSError as e:
-        raise UsageError(f"{folder} cannot be listed ({e.strerror}); give a readable folder") from e
-
-
-def _images_in(folder: Path) -> int:
-    return sum(Path(name).suffix.lower() in IMAGE_SUFFIXES for _, _, names in os.walk(folder) for name in names)
-
-
-def _shards(paths: list[Path], track: Track) -> Census:
+def _shards(paths: list[Path], track: Track) -> Counted:
     names: dict[int, str] = {}
     splits: dict[str, Counter[int]] = defaultdict(Counter)
     files: dict[str, dict[str, Any]] = {}
@@ -205,7 +191,7 @@ def _shards(paths: list[Path], track: Track) -> Census:
         splits[numbered[1] if numbered else path.stem].update(labels)
         files[path.name] = {"rows": labels.total(), "classes": len(labels)}
         unlabelled += without
-    return Census("shards", label_files.count_classes(splits, names), files, {"samples_without_label": unlabelled})
+    return Counted("shards", label_files.count_classes(splits, names), files, {"samples_without_label": unlabelled})
 
 
 def _shard(path: Path, names: dict[int, str]) -> tuple[Counter[int], int]:

@@ -207,8 +207,8 @@ def test_class_folders(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"")
     os.symlink(tmp_path / "b", tmp_path / "c", target_is_directory=True)
     found = report(tmp_path)
-    assert (found["kind"], found["images"], found["classes"]) == ("folders", 3, 2)
-    assert [(c["class_id"], c["name"]) for c in found["total"]["head"]] == [(1, "b"), (0, "a")]
+    assert (found["kind"], found["images"], found["classes"]) == ("folders", 5, 3)  # a linked class counts
+    assert [(c["class_id"], c["name"]) for c in found["total"]["head"]] == [(1, "b"), (2, "c"), (0, "a")]
 
 
 def test_class_folders_in_split_folders(tmp_path: Path) -> None:

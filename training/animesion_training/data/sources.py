@@ -8,7 +8,6 @@ occur in a split.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -18,16 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 import animesion
-from animesion.dataset import label_files
+from animesion.dataset import class_folders, label_files
 from animesion.dataset.dataset import Dataset
 from animesion.errors import UsageError
 from animesion_training.data.files import Files, LocalFiles
 from animesion_training.data.samples import DataSplits, Samples
 from animesion_training.data.seeds import IntArray
-
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
-
-_SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 def open_data(
@@ -106,53 +101,22 @@ def _digests(column: pa.ChunkedArray, path: str) -> npt.NDArray[np.uint8]:
 
 
 def _folders(root: Path, classes: Sequence[str] | None) -> DataSplits:
-    parts = _subfolders(root)
-    if not parts:
+    found = class_folders.read(root)
+    there = sorted({name for folders in found.values() for name in folders.images})
+    if not there:
         raise UsageError(f"{root} holds no class folders, label CSVs or dataset.json; give a folder that does")
-    if all(part.name in _SPLIT_FOLDERS for part in parts):
-        roots = {_SPLIT_FOLDERS[part.name]: part for part in parts}
-        if len(roots) != len(parts):
-            raise UsageError(f"{root} has several folders for one split; leave one of val, valid, validation")
-    else:
-        roots = {"all": root}
-    there = sorted({folder.name for part in roots.values() for folder in _subfolders(part)})
     names = tuple(classes) if classes is not None else tuple(there)
     if unknown := sorted(set(there) - set(names)):
         raise UsageError(f"{root} has the folder {unknown[0]!r}, which is none of the {len(names)} classes given")
     ids = {name: i for i, name in enumerate(names)}
     splits = {}
-    for split, part in roots.items():
-        paths: list[str] = []
-        labels: list[int] = []
-        for folder in _subfolders(part):
-            inside = _images(folder)
-            paths += [f"{folder.name}/{path}" for path in inside]
-            labels += [ids[folder.name]] * len(inside)
-        splits[split] = _loose(split, part, paths, np.array(labels, dtype=np.int64))
+    for split, folders in found.items():
+        paths = [f"{name}/{path}" for name, images in folders.images.items() for path in images]
+        labels = [ids[name] for name, images in folders.images.items() for _ in images]
+        splits[split] = _loose(split, folders.root, paths, np.array(labels, dtype=np.int64))
     if not any(len(samples) for samples in splits.values()):
         raise UsageError(f"{root} has folders but no images in them; an image ends in .jpg, .png, .webp or the like")
     return DataSplits(str(root), names, splits)
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    try:
-        return sorted(part for part in folder.iterdir() if part.is_dir() and not part.name.startswith("."))
-    except OSError as error:
-        raise UsageError(f"{folder} cannot be listed ({error.strerror}); give a readable folder") from None
-
-
-def _images(folder: Path) -> list[str]:
-    """Paths below a class folder, relative to it, sorted."""
-    found = []
-    for base, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        inside = PurePosixPath(*Path(base).relative_to(folder).parts)
-        found += [
-            str(inside / name)
-            for name in names
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
-        ]
-    return sorted(found)
 
 
 def _labelled(path: Path, files: Mapping[str, Path], root: Path) -> DataSplits:
