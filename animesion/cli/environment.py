@@ -151,11 +151,13 @@ def _compiled_pass() -> CheckResult | str:
 
 
 def _workers() -> CheckResult | str:
+    from animesion.executors import cores
+
     # as the engine starts them: a process of its own that imports what it needs
     done = subprocess.run([sys.executable, "-c", "import animesion.executors.local"], capture_output=True, timeout=60)
     if done.returncode:
         return CheckResult("worker processes", "broken", "a second Python does not start", "pip install animesion")
-    return f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores to use"
+    return f"{cores()} cores to use"
 
 
 def _disk() -> CheckResult | str:

@@ -7,7 +7,6 @@ in `index.parquet` stay inside their shard. Whether the whole is right is the qu
 from __future__ import annotations
 
 import functools
-import io
 import json
 import os
 from collections.abc import Iterator
@@ -400,7 +399,7 @@ class Dataset:
     def _parsed(self, row: dict[str, Any], block: bytes) -> Sample:
         key, label = row["key"], row["label"]
         try:
-            fields = sample_members(key, block)
+            fields = shards.sample_members(key, block)
             meta = json.loads(fields["json"])
             if int(fields["cls"]) != label or not isinstance(meta, dict):
                 raise ValueError("label")
@@ -419,30 +418,6 @@ class Dataset:
 def _bounds(column: pa.ChunkedArray) -> tuple[int, ...]:
     """Least and greatest value, nothing for no rows."""
     return (pc.min(column).as_py(), pc.max(column).as_py()) if len(column) else ()
-
-
-def sample_members(key: str, block: bytes) -> dict[str, bytes]:
-    """The members of one sample, from its headers, contents and padding.
-
-    Args:
-        key: the sample's key.
-        block: the sample as it lies in its shard.
-
-    Raises:
-        ValueError: another sample, or a damaged one.
-    """
-    fields: dict[str, bytes] = {}
-    stream = io.BytesIO(block)
-    while header := stream.read(shards.BLOCK):
-        name = header[:100].rstrip(b"\0").decode("ascii")
-        owner, _, field = name.partition(".")
-        size = int(header[124:135], 8)
-        # a header of ours is known to the last byte, so comparing is checking
-        if owner != key or header != shards.header(name, size):
-            raise ValueError(f"{name!r} is no member of {key}")
-        fields[field] = stream.read(size)
-        stream.seek(-size % shards.BLOCK, io.SEEK_CUR)
-    return fields
 
 
 def _read_facts(folder: Path) -> _DatasetFacts:

@@ -6,6 +6,7 @@ where is decided in `animesion.pipeline.pack`.
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -70,6 +71,29 @@ def sample(key: str, fields: Mapping[str, bytes]) -> bytes:
     return b"".join(member(f"{key}.{field}", fields[field]) for field in sorted(fields))
 
 
+def sample_members(key: str, content: bytes) -> dict[str, bytes]:
+    """The members of one sample, from its headers, contents and padding.
+
+    Args:
+        key: the sample's key.
+        content: the sample as stored in its shard.
+
+    Raises:
+        ValueError: another sample, or a damaged one.
+    """
+    fields: dict[str, bytes] = {}
+    stream = io.BytesIO(content)
+    while block := stream.read(BLOCK):
+        name, size = _name_and_size(block)
+        owner, _, field = name.partition(".")
+        # a header of ours is known to the last byte, so comparing is checking
+        if owner != key or block != header(name, size):
+            raise ValueError(f"{name!r} is no member of {key}")
+        fields[field] = stream.read(size)
+        stream.seek(-size % BLOCK, io.SEEK_CUR)
+    return fields
+
+
 def members(path: Path) -> Iterator[Member]:
     """Walk the members of a shard.
 
@@ -94,16 +118,20 @@ def _walk(file: IO[bytes], size: int, path: Path) -> Iterator[Member]:
             return
         if _octal(block[148:154]) != sum(block[:148]) + 8 * 32 + sum(block[156:]):
             raise ShardError(f"{path} has a damaged header at byte {position}")
-        name = block[:100].rstrip(b"\0").decode("ascii", "replace")
+        name, length = _name_and_size(block)
         if block[156:157] != b"0" or "/" in name or not KEY.fullmatch(name.partition(".")[0]):
             raise ShardError(f"{path} holds {name!r} at byte {position}, which is no member of a sample")
-        length = _octal(block[124:135])
         if length < 0:
             raise ShardError(f"{path} has a damaged header at byte {position}")
         if position + BLOCK + length > size:
             raise ShardError(f"{path} ends inside {name}: it was cut short")
         yield Member(name, position + BLOCK, length)
         position += BLOCK + length + -length % BLOCK
+
+
+def _name_and_size(block: bytes) -> tuple[str, int]:
+    """The member's name and its size in bytes, -1 when that is no number, from a header of 512 bytes."""
+    return block[:100].rstrip(b"\0").decode("ascii", "replace"), _octal(block[124:135])
 
 
 def _octal(digits: bytes) -> int:

@@ -14,7 +14,8 @@ from PIL import Image
 
 import animesion
 from animesion.dataset import shards
-from animesion.dataset.dataset import ClassInfo, Dataset, sample_members
+from animesion.dataset.dataset import ClassInfo, Dataset
+from animesion.dataset.shards import sample_members
 from animesion.errors import UsageError
 from animesion.schemas import INDEX
 from animesion.storage import parquet

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from animesion.errors import UsageError
+from animesion.executors import cores
 from animesion.images.codec import RejectedImageError
 from animesion_training.data import seeds
 from animesion_training.data.decode import Pixels, RandomResizedCrop, Resize, Transform, decode_into
@@ -250,6 +251,5 @@ class _Pending:
 
 def default_workers() -> int:
     """A thread for each core that this process may use, shared with the other ranks on the machine; 16 at most."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     local = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    return max(1, min(_MOST_WORKERS, cores // max(1, int(local) if local.isdecimal() else 1)))
+    return max(1, min(_MOST_WORKERS, cores() // max(1, int(local) if local.isdecimal() else 1)))
