@@ -1,1 +1,1 @@
-"""Duplicate search over hashes and thumbnails, and the clusters that come of it."""
+"""Duplicate search over digests, hashes, thumbnails and embeddings, and the resulting clusters."""

@@ -1,7 +1,7 @@
-"""Clusters of images that are the same, who of each cluster is kept, and which images must share a split.
+"""Duplicate clusters, the image kept of each cluster, and the images that must share a split.
 
-`animesion.dedup.search` finds pairs; here the recipe's rules are applied to them. Rows are columns of plain lists, as
-`animesion.pipeline.curate` loads them.
+`animesion.dedup.search` finds pairs; this module applies the recipe's rules to them. Rows are columns of plain lists,
+as `animesion.pipeline.curate` loads them.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from animesion.schemas import THUMBNAIL_SIDE, DropReason
 
 Rows = Mapping[str, Any]
 
-#: Alternates of an image (other expression, other colours) are no duplicates, but must not straddle splits either.
-#: Over the real faces, pairs this close were alternates without exception; it also leaves room for what packing
-#: re-encodes.
+#: Bits beyond the radius, and mean absolute difference of thumbnails, within which images must share a split. These
+#: are alternates (other expression, other colours): they are not duplicates, but they leak across splits. On the real
+#: faces, all pairs this close were alternates. The margin also covers changes from re-encoding in pack.
 _GROUP_RADIUS, _GROUP_MEAN = 4, 24.0
 
 _LOSSLESS = ("png", "bmp", "tif")
@@ -31,15 +31,15 @@ _LOSSLESS = ("png", "bmp", "tif")
 
 @dataclass
 class Verdicts:
-    """What the duplicate search found, over all rows.
+    """Result of the duplicate search over all rows.
 
     Attributes:
-        cluster: for each row the smallest row of its cluster of confirmed duplicates.
-        related: sets of pairs of rows that must share a split.
+        cluster: shape (n,), for each row the smallest row of its cluster of confirmed duplicates.
+        related: sets of pairs of rows that must share a split, each of shape (m, 2).
         dropped: row -> reason, detail and the key of the image that is kept instead (empty for conflicts).
-        clusters: number of clusters of two or more.
-        conflicts: how many sets of connected duplicates stand under several labels.
-        chains: how many sets of connected duplicates were cut, as their ends are too far apart.
+        clusters: number of clusters of two or more rows.
+        conflicts: number of sets of connected duplicates with several labels.
+        chains: number of sets of connected duplicates that were cut because their ends are too far apart.
     """
 
     cluster: npt.NDArray[np.int64]
@@ -52,13 +52,13 @@ class Verdicts:
 
 @dataclass(frozen=True)
 class _Near:
-    """Near duplicates among units: a unit is all rows of equal bytes or pixels, named by the smallest.
+    """Near duplicates among units: a unit is all rows with equal bytes or pixels, named by its smallest row.
 
     Attributes:
-        unit: of each row.
-        neighbours: of each unit that has any.
-        phash: of each row that stands for a unit.
-        phash_flip: of the mirror images; None when those do not count.
+        unit: shape (n,), the unit of each row.
+        neighbours: unit -> units that it is paired with; only units that have any.
+        phash: perceptual hash of each row; only the rows that name a unit are read.
+        phash_flip: the same of the mirror images; None if mirror images are not duplicates.
     """
 
     unit: npt.NDArray[np.int64]
@@ -67,7 +67,7 @@ class _Near:
     phash_flip: Sequence[int] | None
 
     def distance(self, a: int, b: int) -> int:
-        """Differing bits of two units."""
+        """Number of differing bits between two units, the smaller of plain and mirrored."""
         plain = (int(self.phash[a]) ^ int(self.phash[b])).bit_count()
         if self.phash_flip is None:
             return plain
@@ -76,32 +76,37 @@ class _Near:
 
 
 def judge(rows: Rows, alive: npt.NDArray[np.int64], labels: Sequence[str], recipe: Recipe) -> Verdicts:
-    """Find clusters among the rows that are still alive and decide who stays.
+    """Find clusters among the rows that are still alive and decide which rows are dropped.
+
+    The steps are: equal bytes and pixels form units; one row per unit takes part in the search for near duplicates;
+    connected units form components; each component is cut into clusters; in each component, rows with conflicting
+    labels and rows that duplicate a kept row are dropped.
 
     Args:
-        rows: columns `key sha256 pixels_blake3 phash phash_flip thumbnail width height extension bytes order`, and
-            `embedding` (an array, one row an image) where the recipe has a model for it.
-        alive: rows that no other rule has dropped, ascending.
-        labels: label of each row.
-        recipe: its `duplicates` section matters.
+        rows: columns `key sha256 pixels_blake3 phash phash_flip thumbnail width height extension bytes order`, each
+            with n entries, and `embedding` (array of shape (n, d)) if the recipe names a model for it.
+        alive: shape (a,), rows that no other rule has dropped, ascending.
+        labels: label of each of the n rows.
+        recipe: supplies the `duplicates` section and the decisions of `curate`.
     """
     settings = recipe.duplicates
     sha, pixels = rows["sha256"], rows["pixels_blake3"]
+    # the search returns positions within `alive`; indexing with them gives pairs of rows, shape (m, 2)
     exact = alive[search.equal_pairs([sha[i] for i in alive.tolist()])]
     same_pixels = alive[search.equal_pairs([pixels[i] for i in alive.tolist()])]
-    # one of each unit stands for all, so that blank images do not pair n by n
+    # only one row per unit is compared: a thousand blank images would otherwise make half a million pairs
     unit = search.components(len(sha), [exact, same_pixels])
-    standing = alive[unit[alive] == alive]
-    near, wide = _near(rows, standing, recipe)
+    representatives = alive[unit[alive] == alive]
+    near, wide = _near(rows, representatives, recipe)
     if settings.embedding.model:
-        alike = standing[search.cosine_pairs(rows["embedding"][standing], settings.embedding.threshold)]
-        near = np.concatenate([near, alike])
+        similar = search.cosine_pairs(rows["embedding"][representatives], settings.embedding.threshold)
+        near = np.concatenate([near, representatives[similar]])
     decided = recipe.curate.decisions
     if decided:
-        # what is different still shares a split: the pairs as found count there
+        # images that a curator declared different still share a split, so `wide` keeps the pairs before the decisions
         wide = np.concatenate([wide, near])
-        place = {rows["key"][i]: i for i in alive.tolist()}
-        near = decisions.decided_pairs(near, place, lambda i: int(unit[i]), decided)
+        row_of_key = {rows["key"][i]: i for i in alive.tolist()}
+        near = decisions.decided_pairs(near, row_of_key, lambda i: int(unit[i]), decided)
     component = search.components(len(sha), [exact, same_pixels, near])
     verdicts = Verdicts(component.copy(), [exact, same_pixels, near, wide])
     neighbours: dict[int, set[int]] = {}
@@ -109,15 +114,15 @@ def judge(rows: Rows, alive: npt.NDArray[np.int64], labels: Sequence[str], recip
         neighbours.setdefault(a, set()).add(b)
         neighbours.setdefault(b, set()).add(a)
     links = _Near(unit, neighbours, rows["phash"], rows["phash_flip"] if settings.flip else None)
-    for together in _several(component, alive):
-        ranked = sorted(together, key=lambda i: _rank(rows, i))
+    for members in _multiple(component, alive):
+        ranked = sorted(members, key=lambda i: _rank(rows, i))
         parts = _cut(ranked, links, settings.diameter or 2 * settings.radius)
         if len(parts) > 1:
             verdicts.chains += 1
             for part in parts:
                 verdicts.cluster[part] = min(part)
         verdicts.clusters += sum(len(part) > 1 for part in parts)
-        conflict = len({labels[i] for i in together}) > 1
+        conflict = len({labels[i] for i in members}) > 1
         verdicts.conflicts += conflict
         if settings.action == "report":
             continue
@@ -130,43 +135,54 @@ def judge(rows: Rows, alive: npt.NDArray[np.int64], labels: Sequence[str], recip
                     "",
                 )
             ranked = [i for i in ranked if i not in others]
-        # measured against images that stay, so that a chain of look-alikes drops nobody unseen
+        # compared with kept images only: along a chain, an image that resembles no kept image stays
         for i, (reason, twin) in _twins(ranked, sha, pixels, links).items():
             verdicts.dropped[i] = (reason, "", rows["key"][twin])
     return verdicts
 
 
-def _several(component: npt.NDArray[np.int64], alive: npt.NDArray[np.int64]) -> list[list[int]]:
-    """The rows of each component of two or more, ascending."""
+def _multiple(component: npt.NDArray[np.int64], alive: npt.NDArray[np.int64]) -> list[list[int]]:
+    """The rows of each component of two or more rows, ascending.
+
+    Args:
+        component: shape (n,), the smallest row of each row's component.
+        alive: shape (a,), the rows to consider.
+    """
     sizes = np.bincount(component[alive], minlength=len(component))
     rows = alive[sizes[component[alive]] > 1]
     rows = rows[np.argsort(component[rows], kind="stable")]
+    # rows of one component are now adjacent: split wherever the component changes
     starts = np.flatnonzero(np.diff(component[rows])) + 1
     return [each.tolist() for each in np.split(rows, starts)] if len(rows) else []
 
 
 def _cut(ranked: Sequence[int], links: _Near, diameter: int) -> list[list[int]]:
-    """Clusters of connected rows in which each lies near the best, as parts of the rows given.
+    """Cut a component into clusters whose members are all close to the best row of the cluster.
 
-    The best row heads the first cluster, with what is paired with it and what it reaches through members within the
-    diameter. Of the rest the best heads the next one. What comes out depends on the rows' ranks, not on their order.
+    The best row heads the first cluster. The cluster takes the units paired with the head, and those that are reached
+    through its members and are within the diameter of the head. The best remaining row heads the next cluster. The
+    result depends on the ranks of the rows, not on their order in the table.
 
     Args:
         ranked: rows of one component, best first.
         links: pairs and distances.
         diameter: most differing bits between the head and a member that is not paired with it.
+
+    Returns:
+        The clusters, best head first; together they hold every row of `ranked` once.
     """
     by_unit: dict[int, list[int]] = {}
     for i in ranked:
         by_unit.setdefault(int(links.unit[i]), []).append(i)
-    left = dict.fromkeys(by_unit)  # in order of rank
+    left = dict.fromkeys(by_unit)  # units without a cluster, ordered by rank
     parts = []
     for head in by_unit:
         if head not in left:
             continue
         del left[head]
         reached, direct = [head], links.neighbours.get(head, set())
-        for unit in reached:
+        for unit in reached:  # breadth first: `reached` grows while it is walked
+            # sorted, as the order of a set must not decide which members are reached
             for other in sorted(links.neighbours.get(unit, ())):
                 if other in left and (other in direct or links.distance(head, other) <= diameter):
                     del left[other]
@@ -176,8 +192,11 @@ def _cut(ranked: Sequence[int], links: _Near, diameter: int) -> list[list[int]]:
 
 
 def _conflicts(ranked: Sequence[int], labels: Sequence[str], links: _Near) -> dict[int, int]:
-    """Rows that are the same image as a row of another label, and that row: the best one, not one down a chain."""
-    by_label: dict[int, dict[str, int]] = {}  # unit -> label -> best of its rows
+    """Rows that duplicate a row with another label -> the best such row.
+
+    Only direct pairs count: rows that are connected through a chain of others do not conflict.
+    """
+    by_label: dict[int, dict[str, int]] = {}  # unit -> label -> best row of the unit with that label
     for i in ranked:
         by_label.setdefault(int(links.unit[i]), {}).setdefault(labels[i], i)
     found = {}
@@ -194,10 +213,14 @@ def _conflicts(ranked: Sequence[int], labels: Sequence[str], links: _Near) -> di
 def _twins(
     ranked: Sequence[int], sha: Sequence[str], pixels: Sequence[str], links: _Near
 ) -> dict[int, tuple[str, int]]:
-    """Why and of which kept row each row is a duplicate, best first; rows that are none are kept and not in it."""
+    """Dropped rows -> the reason and the kept row that each duplicates.
+
+    Rows are visited best first. A row that duplicates no kept row is kept itself, and is not in the result.
+    """
+    # the kept rows, by what a later row can equal
     by_sha: dict[str, int] = {}
     by_pixels: dict[str, int] = {}
-    by_unit: dict[int, tuple[int, int]] = {}  # rank and row of the best that is kept
+    by_unit: dict[int, tuple[int, int]] = {}  # unit -> rank and row of its best kept row
     found: dict[int, tuple[str, int]] = {}
     for rank, i in enumerate(ranked):
         near = [by_unit[unit] for unit in links.neighbours.get(int(links.unit[i]), ()) if unit in by_unit]
@@ -214,35 +237,51 @@ def _twins(
     return found
 
 
-def _near(rows: Rows, standing: npt.NDArray[np.int64], recipe: Recipe) -> tuple[search.Pairs, search.Pairs]:
-    """Confirmed near-duplicate pairs, and the wider set of pairs that must share a split, as rows."""
+def _near(rows: Rows, representatives: npt.NDArray[np.int64], recipe: Recipe) -> tuple[search.Pairs, search.Pairs]:
+    """Near duplicates by hash and thumbnail.
+
+    Args:
+        rows: the columns.
+        representatives: shape (u,), one row per unit.
+        recipe: its `duplicates` section.
+
+    Returns:
+        Pairs of rows that are confirmed near duplicates, and the wider set of pairs that must share a split; each of
+        shape (m, 2).
+    """
     settings = recipe.duplicates
     none = np.empty((0, 2), dtype=np.int64)
-    if not settings.near or len(standing) < 2:
+    if not settings.near or len(representatives) < 2:
         return none, none
-    hashes = _column(rows["phash"], standing)
-    flipped = _column(rows["phash_flip"], standing) if settings.flip else None
+    hashes = _column(rows["phash"], representatives)
+    flipped = _column(rows["phash_flip"], representatives) if settings.flip else None
     pairs, mirrored = search.found_pairs(hashes, flipped, settings.radius + _GROUP_RADIUS)
     if not len(pairs):
         return none, none
     distance = search.distances(hashes, hashes if flipped is None else flipped, pairs, mirrored)
+    # load the thumbnails of images in a pair only: `local` has the pairs as indices into them, shape (m, 2)
     involved, local = np.unique(pairs, return_inverse=True)
     local = local.reshape(-1, 2)
-    images = thumbnails(rows["thumbnail"], standing[involved])
+    images = thumbnails(rows["thumbnail"], representatives[involved])
     strict = (distance <= settings.radius) & search.same_thumbnail(
         images, local, settings.mean_difference, settings.max_difference, mirrored, settings.tone
     )
     loose = strict | search.same_thumbnail(images, local, _GROUP_MEAN, 255, mirrored)
-    return standing[pairs[strict]], standing[pairs[loose]]
+    return representatives[pairs[strict]], representatives[pairs[loose]]
 
 
 def _column(values: Sequence[int], chosen: npt.NDArray[np.int64]) -> search.HashArray:
-    """Some hashes of a column."""
+    """The chosen hashes of a column, shape (len(chosen),)."""
     return np.asarray(values, dtype=np.uint64)[chosen]
 
 
 def thumbnails(values: Sequence[bytes] | pa.ChunkedArray, chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-    """Some thumbnails of a column, shape (n, 768): of bytes, or of an Arrow column, which takes less memory."""
+    """The chosen thumbnails of a column, shape (len(chosen), 768).
+
+    Args:
+        values: bytes per row, or an Arrow column, which takes less memory.
+        chosen: rows.
+    """
     if isinstance(values, pa.ChunkedArray):
         picked = values.take(pa.array(chosen)).to_pylist()
     else:
@@ -251,6 +290,6 @@ def thumbnails(values: Sequence[bytes] | pa.ChunkedArray, chosen: npt.NDArray[np
 
 
 def _rank(rows: Rows, i: int) -> tuple[Any, ...]:
-    """Best first: most pixels, lossless before lossy, largest file, first in the source's order."""
+    """Sort key, best first: most pixels, lossless before lossy, largest file, first in the source's order."""
     lossy = rows["extension"][i] not in _LOSSLESS
     return (-rows["width"][i] * rows["height"][i], lossy, -rows["bytes"][i], rows["order"][i], rows["key"][i])

@@ -1,1 +1,1 @@
-"""From hostile bytes to pixels, and what is computed from pixels: digests, hashes, thumbnails, quality."""
+"""Decoding of untrusted bytes, and features of the pixels: digests, hashes, thumbnails, quality figures."""

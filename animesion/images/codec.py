@@ -1,6 +1,7 @@
-"""From hostile bytes to an upright RGB image: sniffing, limits, decoding, colour modes, crops, encoding.
+"""Decode untrusted bytes to an upright RGB image, and crop, resize and encode images.
 
-The one place that calls a decoder. What an image is worth, and what happens to a bad one, is decided elsewhere.
+This is the only module that calls an image decoder. Quality figures are computed in `animesion.images.quality`; the
+pipeline decides what happens to a bad image.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ READABLE = {
     "avif": "AVIF",
 }
 
-_UPRIGHT = 1
-_PNG_DEPTH = 24  # offset of the bits a channel
-_ORIENTATION = 0x0112
+_UPRIGHT = 1  # value of the EXIF orientation
+_PNG_DEPTH = 24  # offset of the bits per channel in the header of a PNG
+_ORIENTATION = 0x0112  # EXIF tag
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the decoder is allowed.
+    """Limits of the decoder.
 
     Attributes:
-        max_side: longest side in pixels.
-        max_pixels: most pixels.
+        max_side: maximum of width and height in pixels.
+        max_pixels: maximum number of pixels.
     """
 
     max_side: int = 32_768
@@ -46,7 +47,7 @@ class Limits:
 
 
 class RejectedImageError(Exception):
-    """The bytes give no usable image; `reason` is an `animesion.schemas.DropReason`."""
+    """The bytes are not a usable image; `reason` is an `animesion.schemas.DropReason`."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -62,8 +63,8 @@ class DecodedImage:
         image: upright, mode RGB; transparency composited on white.
         format: sniffed extension.
         mode: Pillow's mode of the file before conversion.
-        plain: any reader decodes the bytes to this very RGB (no rotation, palette, alpha, CMYK, 16 bit).
-        jpeg_quality: 1 to 100, told from the quantisation table; -1 for what is no JPEG.
+        plain: any reader decodes the bytes to the same RGB values (no rotation, palette, alpha, CMYK, 16 bit).
+        jpeg_quality: 1 to 100, estimated from the quantisation table; -1 for other formats.
     """
 
     image: Image.Image
@@ -74,7 +75,7 @@ class DecodedImage:
 
 
 def sniff(content: bytes) -> str:
-    """The extension that the bytes' magic number stands for, or an empty string for nothing known."""
+    """The extension for the magic number of the bytes, or an empty string if it is unknown."""
     head = content[:32]
     if head.startswith(b"\xff\xd8\xff"):
         return "jpg"
@@ -113,10 +114,10 @@ def decode(content: bytes, limits: Limits) -> DecodedImage:
     if extension not in READABLE:
         raise RejectedImageError(DropReason.UNSUPPORTED_FORMAT, extension)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # bombs are refused below, broken metadata does not matter
+        warnings.simplefilter("ignore")  # `_load` checks the number of pixels; broken metadata does not matter
         try:
             with Image.open(io.BytesIO(content), formats=(READABLE[extension],)) as image:
-                # Pillow reads 16-bit colour as 8 bits and says nothing; other readers do not
+                # Pillow silently reads 16-bit colour as 8 bits, other readers do not: such a file is never copied
                 deep = extension == "png" and content[_PNG_DEPTH] == 16
                 return _load(image, extension, limits, deep=deep)
         except RejectedImageError:
@@ -127,7 +128,7 @@ def decode(content: bytes, limits: Limits) -> DecodedImage:
             raise
         except UnidentifiedImageError:
             raise _rejection(ValueError("unreadable header"), content, extension) from None
-        except Exception as error:  # decoders raise nearly anything on hostile input
+        except Exception as error:  # decoders raise nearly anything on malformed input
             raise _rejection(error, content, extension) from None
 
 
@@ -188,12 +189,12 @@ def crop_pixels(
         box: relative to the image.
         width: of the image in pixels.
         height: of the image in pixels.
-        margin: added on each side as a share of the box's own side.
+        margin: added on each side, as a share of that side of the box.
         square: widen the shorter side to the longer one.
-        clip: clip to the image; a widened side is shifted first. Otherwise the crop may reach out of the image.
+        clip: clip to the image; a widened side is shifted first. Otherwise the crop may extend beyond the image.
 
     Returns:
-        left, top, right, bottom; None when nothing of the box lies inside the image.
+        left, top, right, bottom; None if the box is entirely outside the image.
     """
     left, right = sorted((box.left * width, box.right * width))
     top, bottom = sorted((box.top * height, box.bottom * height))
@@ -203,7 +204,7 @@ def crop_pixels(
         side = max(right - left, bottom - top)
         left, right = _widened(left, right, side, width if clip else None)
         top, bottom = _widened(top, bottom, side, height if clip else None)
-    # tables hold float32: a boundary meant to be whole must not be pushed over by rounding
+    # tables hold float32: rounding must not push a boundary that is meant to be whole to the next pixel
     x0, y0 = math.floor(left + 1e-3), math.floor(top + 1e-3)
     x1, y1 = math.ceil(right - 1e-3), math.ceil(bottom - 1e-3)
     inner = max(0, x0), max(0, y0), min(width, x1), min(height, y1)
@@ -211,7 +212,7 @@ def crop_pixels(
         return None
     if clip:
         return inner
-    if square:  # both sides were equal before rounding
+    if square:  # both sides were equal before rounding: make them equal again
         x1, y1 = x0 + max(x1 - x0, y1 - y0), y0 + max(x1 - x0, y1 - y0)
     return x0, y0, x1, y1
 
@@ -233,25 +234,26 @@ LONGEST_SIDE = {"jpg": 65_500, "png": 2_147_483_647, "webp": 16_383}
 
 
 def target_size(width: int, height: int, size: int, fit: str) -> tuple[int, int]:
-    """Width and height of a packed image.
+    """Width and height of a packed image, in pixels.
 
     Args:
         width: of the crop in pixels.
         height: of the crop in pixels.
         size: target side in pixels; 0 keeps the size.
-        fit: `stretch` to size x size, `short-side` or `inside` (long side) to size; the last two keep the aspect.
+        fit: `stretch` resizes to size x size, `short-side` and `inside` (long side) resize that side to size and keep
+            the aspect ratio.
     """
     if size == 0:
         return width, height
     if fit == "stretch":
         return size, size
     side = min(width, height) if fit == "short-side" else max(width, height)
-    # integer halves round up, so that the size does not depend on float rounding
+    # integer division with halves rounded up: the size must not depend on float rounding
     return max(1, (2 * width * size + side) // (2 * side)), max(1, (2 * height * size + side) // (2 * side))
 
 
 def resized(image: Image.Image, crop: tuple[int, int, int, int] | None, size: int, fit: str) -> Image.Image:
-    """Crop and scale with Lanczos.
+    """Crop and resize with Lanczos.
 
     Args:
         image: RGB image.
@@ -259,14 +261,14 @@ def resized(image: Image.Image, crop: tuple[int, int, int, int] | None, size: in
         size: as for `target_size`.
         fit: as for `target_size`.
     """
-    # cut first: resampling with a box would mix in what lies around it
+    # crop first: resampling with a box would blend in pixels around it
     cut = image if crop is None else image.crop(crop)
     target = target_size(*cut.size, size, fit)
     return cut if target == cut.size else cut.resize(target, Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
 def encode(image: Image.Image, extension: str, quality: int) -> bytes:
-    """Encode an RGB image; the same pixels give the same bytes with the same library versions.
+    """Encode an RGB image. The same pixels give the same bytes with the same library versions.
 
     Args:
         image: RGB image.
@@ -275,7 +277,7 @@ def encode(image: Image.Image, extension: str, quality: int) -> bytes:
     """
     out = io.BytesIO()
     if extension == "jpg":
-        # full chroma: at face-crop sizes, halving it costs more than the bytes it saves
+        # full chroma: at the size of face crops, subsampling loses more quality than its bytes are worth
         image.save(out, "JPEG", quality=quality, subsampling="4:4:4" if quality >= 90 else "4:2:0")
     elif extension == "png":
         image.save(out, "PNG", compress_level=6)

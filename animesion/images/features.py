@@ -1,8 +1,8 @@
-"""All that is told of an image's pixels, from one pass over them: hashes, thumbnail, figures.
+"""Features of an image from one pass over its pixels: perceptual hashes, thumbnail and quality figures.
 
-The compiled pass is `_pixels.c`. Where it is missing (nothing compiled it at installation), or something it takes for
-granted of Pillow does not hold, `animesion.images.hashing` and `animesion.images.quality` give the same, bit for bit, in three times
-the time or more.
+The compiled pass is `_pixels.c`. If it was not compiled at installation, or the installed Pillow resamples differently
+from what the pass assumes, `animesion.images.hashing` and `animesion.images.quality` compute the same features, bit for
+bit, in three times the time or more.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from PIL import Image
 from animesion.images import hashing, lanczos, quality
 from animesion.schemas import THUMBNAIL_SIDE
 
-_LANES = 8  # results that one pixel may count for, in the compiled pass
-_LARGEST = 128  # whole number to reduce by, there
+_LANES = 8  # the compiled pass adds each pixel to this many adjacent results
+_LARGEST = 128  # largest factor of reduction that the compiled pass supports
 
 
 class ImageFeatures(NamedTuple):
-    """What is told of an image.
+    """Features of an image.
 
     Attributes:
-        phash: as `digests.phashes` gives it.
-        phash_flip: of the mirror image.
-        thumbnail: as `digests.thumbnail` gives it.
-        figures: as `quality.measure` gives them.
+        phash: 64-bit perceptual hash, see `hashing.phashes`.
+        phash_flip: the hash of the mirror image.
+        thumbnail: 16 x 16 x 3 bytes, see `hashing.thumbnail`.
+        figures: quality figures, see `quality.measure`.
     """
 
     phash: int
@@ -51,20 +51,20 @@ def compute_features(image: Image.Image) -> ImageFeatures:
 
 
 def lacking() -> str:
-    """Why the compiled pass is not used; empty where it is."""
+    """The reason why the compiled pass is not used; empty if it is used."""
     if hashing.compiled is None:
-        return "nothing compiled it at installation"
-    return "" if _compiled() is not None else f"Pillow {PIL.__version__} resamples otherwise than it does"
+        return "it was not compiled at installation"
+    return "" if _compiled() is not None else f"Pillow {PIL.__version__} resamples differently"
 
 
 @functools.cache
 def _compiled() -> ModuleType | None:
-    """The compiled module, once it gave what the portable code gives, on images of several shapes."""
+    """The compiled module, if it gives the same features as the portable code on images of several shapes."""
     if hashing.compiled is None or not lanczos.as_pillow():
         return None
     rng = np.random.default_rng(0)
     for width, height in ((64, 96), (97, 70), (300, 290), (1030, 1100), (1540, 1100)):
-        # overshoots, so that order tells, and bars
+        # black and white pixels make Lanczos overshoot, which exposes another order of axes; 7 rows form a plain bar
         hard = rng.integers(0, 2, (height, width, 3), dtype=np.uint8) * np.uint8(255)
         hard[:7, :, :] = 9
         image = Image.fromarray(hard)
@@ -84,7 +84,7 @@ def _portable(image: Image.Image) -> ImageFeatures:
 
 
 def _compiled_look(module: ModuleType, image: Image.Image) -> ImageFeatures | None:
-    """None where the image is not one for the compiled pass: tiny, huge, or a tall strip."""
+    """Features from the compiled pass; None for images that it does not support: tiny, huge, or a tall strip."""
     plan = _plan(image.size)
     if plan is None:
         return None
@@ -92,7 +92,8 @@ def _compiled_look(module: ModuleType, image: Image.Image) -> ImageFeatures | No
     phash, phash_flip, shrunk, thumbnail, light, dark, levels, edges, tints, grey = module.look(
         image.tobytes() if words is None else words, 3 if words is None else 4, *plan
     )
-    if phash is None or phash_flip is None:  # too close to tell from one DCT to another
+    # the two middle coefficients are so close that another DCT may order them differently: SciPy decides
+    if phash is None or phash_flip is None:
         side = lanczos.SIDE
         phash, phash_flip = hashing.phashes_of(np.frombuffer(shrunk, dtype=np.uint8).reshape(side, side))
     figures = quality.Figures(
@@ -111,13 +112,25 @@ def _layout(grey: bytes, size: tuple[int, int]) -> tuple[float, int, int]:
 
 
 def _small(size: tuple[int, int]) -> tuple[int, int]:
-    """Size of the reduced copy."""
+    """Width and height of the reduced copy, in pixels; a partial block at the edge counts as one."""
     factor = quality.reduction(size)
     return -(-size[0] // factor), -(-size[1] // factor)
 
 
 class _Plan(NamedTuple):
-    """What the compiled pass is told of an image's size, in its order."""
+    """Arguments of the compiled pass that depend on the image's size alone, in its order.
+
+    Attributes:
+        width: in pixels.
+        height: in pixels.
+        across: Lanczos weights of the width, see `_axis_of`.
+        down: Lanczos weights of the height.
+        factor: side of the blocks that the copy for the figures is averaged over.
+        fine: further reduction of that copy, for chroma.
+        flat: range of grey levels of a plain row.
+        wide: areas of the thumbnail along the width, see `_areas`; None if Pillow makes the thumbnail.
+        tall: the same along the height.
+    """
 
     width: int
     height: int
@@ -130,8 +143,9 @@ class _Plan(NamedTuple):
     tall: bytes | None
 
 
-@functools.lru_cache(maxsize=128)  # it keeps weights alive: a quarter of a megabyte for the longest side
+@functools.lru_cache(maxsize=128)  # an entry keeps its weights alive: 256 KB for the longest side
 def _plan(size: tuple[int, int]) -> _Plan | None:
+    """Arguments of the compiled pass for an image's width and height; None if the pass does not support the size."""
     width, height = size
     factor, small = quality.reduction(size), _small(size)
     if not lanczos.columns_first(size, lanczos.SIDE) or max(size) > lanczos.LONGEST or factor > _LARGEST:
@@ -140,42 +154,52 @@ def _plan(size: tuple[int, int]) -> _Plan | None:
     if across is None or down is None:
         return None
     fine = quality.reduction(small, quality.COLOURED)
+    # the pass averages columns before rows: Pillow makes the thumbnails for which it takes the rows first
     fits = hashing.from_reduced(size) and lanczos.columns_first(small, THUMBNAIL_SIDE)
     wide, tall = (_areas(width, factor), _areas(height, factor)) if fits else (None, None)
     return _Plan(width, height, across, down, factor, fine, quality.FLAT, wide, tall)
 
 
 def _axis(length: int) -> bytes | None:
-    """Weights of Pillow's Lanczos for the compiled pass; None where they cannot be told."""
+    """Weights of Pillow's Lanczos for the compiled pass; None if their rounding is uncertain."""
     return _few(length) if length > 1024 else _many(length)
 
 
 def _axis_of(length: int) -> bytes | None:
-    """Number of runs; first result, first pixel and end of each; then what each pixel counts for in eight results."""
-    weights = lanczos.weights(length)
+    """Lanczos weights of one axis in the layout of the compiled pass, int32.
+
+    The number of runs r; then (r, 3): first result, first pixel and end of each run; then (length, 8): the weight of
+    each pixel in eight adjacent results. A run is a range of pixels with the same first result.
+    """
+    weights = lanczos.weights(length)  # (length, 32)
     if weights is None:
         return None
     counts = weights != 0
+    # first of the eight results that a pixel contributes to, moved left at the end so that all eight exist
     firsts = np.minimum(counts.argmax(axis=1), lanczos.SIDE - _LANES)
     window = firsts[:, None] + np.arange(_LANES)
     chosen = np.take_along_axis(weights, window, axis=1)
-    if np.count_nonzero(chosen) != np.count_nonzero(counts):
+    if np.count_nonzero(chosen) != np.count_nonzero(counts):  # a pixel contributes to more than eight results
         return None
     starts = np.flatnonzero(np.diff(firsts, prepend=-1))
     bounds = np.stack([firsts[starts], starts, np.append(starts[1:], length)], axis=1)
     return np.concatenate([[len(starts)], bounds.ravel(), chosen.ravel()]).astype(np.int32).tobytes()
 
 
-# short ones are many, as crops have all sizes; 33 bytes a pixel
+# crops have many different short sides, so more of them are cached; about 33 bytes per pixel
 _many = functools.lru_cache(maxsize=1024)(_axis_of)
 _few = functools.lru_cache(maxsize=64)(_axis_of)
 
 
 @functools.lru_cache(maxsize=2048)
 def _areas(length: int, factor: int) -> bytes:
-    """What Pillow's box filter takes of a reduced side for each pixel of the thumbnail: first, number, weight."""
+    """Pillow's box filter from a reduced side to the thumbnail, as int32 of shape (16, 3).
+
+    For each pixel of the thumbnail: its first source pixel, the number of source pixels, and the weight of each in
+    multiples of 2^-22.
+    """
     side = -(-length // factor)
-    scale = float(np.float32(length / factor)) / THUMBNAIL_SIDE  # Pillow's boxes are of single precision
+    scale = float(np.float32(length / factor)) / THUMBNAIL_SIDE  # Pillow's boxes have single precision
 
     def areas() -> Iterator[tuple[int, int, int]]:
         for i in range(THUMBNAIL_SIDE):

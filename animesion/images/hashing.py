@@ -1,8 +1,7 @@
-"""Fingerprints of bytes and of pixels: sha256, md5, pixel digest, perceptual hash, colour thumbnail.
+"""Digests of bytes and pixels, perceptual hashes and colour thumbnails.
 
-Hash and thumbnail are the portable way of `animesion.images.features`, which is what the rest of the package calls.
-
-What counts as the same image is decided in `animesion.dedup.search`.
+Hashes and thumbnails here are the portable implementation behind `animesion.images.features`, which the rest of the
+package calls. `animesion.dedup.search` compares them.
 """
 
 from __future__ import annotations
@@ -23,23 +22,23 @@ from animesion.images import lanczos
 from animesion.images.quality import reduced, reduction
 from animesion.schemas import THUMBNAIL_SIDE
 
-#: `_pixels.c`, where it was compiled.
+#: The compiled `_pixels.c`; None if it was not compiled at installation.
 compiled: ModuleType | None
 try:
     compiled = importlib.import_module("animesion.images._pixels")
 except ImportError:
     compiled = None
 
-#: Side of the block of low frequencies that gives the bits of a perceptual hash.
+#: Side of the block of low frequencies whose 64 coefficients give the bits of a perceptual hash.
 _PHASH_LOW = 8
 
-#: Least side in pixels, on the reduced copy, of what becomes one pixel of the thumbnail.
+#: Minimum side in pixels, on the reduced copy, of the area that becomes one pixel of the thumbnail.
 _FINE = 16
 
-#: Bytes of pixels at once: what fits a cache.
+#: Bytes of pixels that are digested at once: fits the processor's cache.
 _PIECE = 1 << 18
 
-#: Signs that mirroring gives to horizontal frequencies.
+#: Factor of each horizontal frequency when an image is mirrored, shape (8,).
 _MIRROR = np.where(np.arange(_PHASH_LOW) % 2, -1.0, 1.0)
 
 
@@ -52,12 +51,12 @@ class ByteDigests:
 
 
 def of_bytes(content: bytes, known: str = "") -> ByteDigests:
-    """MD5 (what boorus name a file by; not for security) and SHA-256 of bytes.
+    """MD5 and SHA-256 of bytes. MD5 is the key of files on boorus; it serves no security purpose.
 
     Args:
-        content: The bytes.
-        known: One of the two with its kind, such as `md5:0123...`, when somebody has checked it: hashing costs more
-            than anything else that is done to a file that is merely fetched.
+        content: the bytes.
+        known: one of the two digests that is already verified, with its kind, such as `md5:0123...`. It is not computed
+            again, because hashing is the most expensive step for a file that is only fetched.
     """
     kind, _, digest = known.partition(":")
     return ByteDigests(
@@ -67,10 +66,16 @@ def of_bytes(content: bytes, known: str = "") -> ByteDigests:
 
 
 def of_pixels(image: Image.Image) -> bytes:
-    """BLAKE3 over RGB bytes and size: equal for the same decoded pixels, whatever the file format. 32 bytes.
+    """BLAKE3 of the RGB values and the size: equal for the same decoded pixels, independent of the file format.
 
-    What is digested is red, green and blue, row by row, then width and height in four bytes each, the lowest first.
-    SHA-256 would take half as long as decoding a large image, this a seventh.
+    The input is red, green and blue of each pixel, row by row, then width and height as little-endian integers of four
+    bytes. On large images this takes a seventh of the time of decoding, where SHA-256 would take half of it.
+
+    Args:
+        image: mode RGB.
+
+    Returns:
+        32 bytes.
     """
     digest = blake3()
     words = words_of(image)
@@ -84,9 +89,10 @@ def of_pixels(image: Image.Image) -> bytes:
 
 
 def words_of(image: Image.Image) -> pa.Buffer | None:
-    """Pillow's own pixels, four bytes each, of which the fourth says nothing.
+    """Pillow's pixels without a copy: four bytes each, of which the fourth is undefined.
 
-    None where they are not in one piece: above some four million.
+    Returns:
+        None if Pillow stores the image in several blocks, which it does above about four million pixels.
     """
     try:
         return pa.array(image).buffers()[-1]
@@ -97,25 +103,26 @@ def words_of(image: Image.Image) -> pa.Buffer | None:
 def phashes(image: Image.Image) -> tuple[int, int]:
     """The 64-bit perceptual hashes of an image and of its mirror image, first bit highest.
 
-    The first is bit for bit `imagehash.phash`. The second is that of the pixels in mirrored order, from the same DCT:
-    mirroring changes the sign of the coefficients of odd horizontal frequency, and nothing else.
+    The first one equals `imagehash.phash`, bit for bit. The second one is computed from the same DCT: mirroring only
+    changes the sign of the coefficients of odd horizontal frequency.
 
     Args:
-        image: mode RGB, or L for what its `convert("L")` gave.
+        image: mode RGB, or L if it was already converted.
     """
     return phashes_of(lanczos.shrunk(image if image.mode == "L" else image.convert("L")))
 
 
 def phashes_of(shrunk: npt.NDArray[np.uint8]) -> tuple[int, int]:
-    """What `phashes` gives, from what `lanczos.shrunk` gives."""
-    from scipy.fftpack import dct  # what imagehash calls: another DCT may round otherwise
+    """The hashes of `phashes` from the 32 x 32 grey levels of `lanczos.shrunk`."""
+    from scipy.fftpack import dct  # the DCT of imagehash: another one may round differently
 
+    # only the 8 lowest of 32 frequencies are needed, so the second transform runs on 8 rows: (8, 8)
     low = dct(dct(shrunk, axis=0)[:_PHASH_LOW], axis=1)[:, :_PHASH_LOW]
     return _above_median(low), _above_median(low * _MIRROR)
 
 
 def _above_median(coefficients: npt.NDArray[np.float64]) -> int:
-    """Which of the 64 coefficients exceed their median, row by row, the first in the highest bit."""
+    """A bit for each of the 64 coefficients, set if it exceeds their median; row by row, the first one highest."""
     ranked = np.sort(coefficients, axis=None)  # a fifth of the time of np.median
     half = ranked.size // 2
     return int.from_bytes(np.packbits(coefficients > (ranked[half - 1] + ranked[half]) / 2).tobytes(), "big")
@@ -126,21 +133,21 @@ def thumbnail(image: Image.Image, small: Image.Image | None = None) -> bytes:
 
     Args:
         image: mode RGB.
-        small: what `quality.reduced` gives of it, where that is at hand.
+        small: the copy of `quality.reduced`; computed if None.
 
     Returns:
-        16 x 16 x 3 bytes row by row.
+        16 x 16 x 3 bytes, row by row.
     """
     small = reduced(image) if small is None else small
     factor = reduction(image.size)
     if not from_reduced(image.size):
         small, factor = image, 1
-    # the last block of the reduced copy may stand for less than a block
+    # the last block of the reduced copy may cover fewer pixels: the box ends within it
     box = (0, 0, image.width / factor, image.height / factor)
     return small.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX, box=box).tobytes()
 
 
 def from_reduced(size: tuple[int, int]) -> bool:
-    """Whether the thumbnail of an image of this size is made of the reduced copy; not so for a long strip."""
+    """Whether the thumbnail of an image of this size is made from the reduced copy; false for long strips."""
     factor = reduction(size)
     return factor == 1 or -(-min(size) // factor) >= _FINE * THUMBNAIL_SIDE

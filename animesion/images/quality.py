@@ -1,8 +1,7 @@
-"""What an image is worth, in figures: sharpness, exposure, colour, compression, borders, comic and text pages.
+"""Quality figures of an image: sharpness, exposure, colour, compression, borders, comic and text pages.
 
-One reduced copy of the decoded image gives them all; nothing is decoded twice. What is too little or too much is the
-recipe's business (`[quality]`): `animesion.pipeline.curate` compares, so that a changed limit
-asks nothing of the images.
+All figures are computed from one reduced copy of the decoded image. The limits are part of the recipe (`[quality]`) and
+are applied by `animesion.pipeline.curate`, so a changed limit does not decode any image again.
 """
 
 from __future__ import annotations
@@ -22,27 +21,27 @@ if TYPE_CHECKING:
     from animesion.config.recipe import QualitySection
 
 _LONGEST = 512
-"""An image is reduced by a whole number until its longest side is below twice this, in pixels: see `measure`."""
+"""An image is reduced by an integer so that its longest side is at least this and below twice this, in pixels."""
 
 COLOURED = 64
-"""For chroma the copy is reduced once more, until its longest side is below twice this."""
+"""For chroma the copy is reduced once more, so that its longest side is at least this and below twice this."""
 
 FLAT = 12
-"""Grey levels between the lightest and the darkest pixel of a row that is called plain; JPEG adds as much."""
+"""Largest range of grey levels within a row that counts as plain; JPEG artefacts reach as much."""
 
 _COLOUR = 10
-"""Levels by which the pixels of a border may differ from its colour, channel by channel."""
+"""Levels by which the pixels of a border may differ from its colour, in each channel."""
 
 _LINE = 0.06
-"""Tallest line of text, as a share of the image's height."""
+"""Maximum height of a line of text, as a share of the image's height."""
 
 _PANEL = 0.12
-"""Least side of a comic's panel, as a share of the image's side."""
+"""Minimum side of a comic's panel, as a share of the image's side."""
 
 _DEPTH = 4
-"""Cuts of a page, one within another: rows, columns within a row, and so on."""
+"""Maximum depth of the recursive cuts of a page: rows, columns within a row, and so on."""
 
-#: The luminance table of the JPEG standard, annex K, whose scaling encoders call quality; only its multiset matters.
+#: The luminance table of the JPEG standard, annex K, which encoders scale by their quality. Its order does not matter.
 _STANDARD = np.array(
     [
         16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29,
@@ -55,12 +54,12 @@ _STANDARD = np.array(
 #: Powers 0, 1 and 2 of each grey level, shape (256, 3).
 _MOMENTS = np.arange(256, dtype=np.int64)[:, None] ** np.arange(3)
 
-#: Weights of red, green and blue in Cb and in Cr, in millionths.
+#: Weights of red, green and blue in Cb and in Cr (ITU-R BT.601), in millionths.
 _TINTS = ((-168_736, -331_264, 500_000), (500_000, -418_688, -81_312))
 
 _PAIRS = tuple(itertools.combinations_with_replacement(range(3), 2))
 
-#: What the covariance of each pair of channels weighs in the summed variances of Cb and Cr.
+#: Weight of the covariance of each pair of channels in the summed variances of Cb and Cr, in 10^-12.
 _RR, _RG, _RB, _GG, _GB, _BB = ((1 if a == b else 2) * sum(tint[a] * tint[b] for tint in _TINTS) for a, b in _PAIRS)
 
 _Grey = npt.NDArray[np.uint8]
@@ -68,7 +67,7 @@ _Extremes = tuple[_Grey, _Grey]
 
 
 def _sums() -> npt.NDArray[np.int64]:
-    """Sum of the scaled standard table at each quality from 1 to 100, as the IJG library scales it."""
+    """Sum of the standard table at each quality from 1 to 100, scaled as in the IJG library; shape (100,)."""
     quality = np.arange(1, 101)
     scale = np.where(quality < 50, 5000 // quality, 200 - 2 * quality)
     found: npt.NDArray[np.int64] = ((_STANDARD[None] * scale[:, None] + 50) // 100).clip(1, 255).sum(1)
@@ -79,17 +78,17 @@ _SUMS = _sums()
 
 
 class Figures(NamedTuple):
-    """What is measured of an image; columns of `animesion.schemas.FEATURES`.
+    """Quality figures of an image; columns of `animesion.schemas.FEATURES`.
 
     Attributes:
         sharpness: variance of the Laplacian of the grey copy, in squared levels; 0 for a plain image.
-        light: grey level that 99% of the pixels do not exceed, 0 to 255.
-        dark: grey level that 95% of the pixels reach or exceed, 0 to 255.
+        light: 99% of the pixels have at most this grey level, 0 to 255.
+        dark: 95% of the pixels have at least this grey level, 0 to 255.
         contrast: standard deviation of the grey levels, 0 to 127.5.
-        chroma: root of the summed variances of Cb and Cr, in levels: 0 for grey and for any one tint.
+        chroma: root of the summed variances of Cb and Cr, in levels; 0 for grey and for any single tint.
         border: share of the image that plain bars along its edges take, 0 to 1.
-        panels: parts that plain gutters cut the image into; 1 for an image that is not a comic page.
-        lines: rows of the image that look like a line of text: short, and plain above and below.
+        panels: number of parts that plain gutters divide the image into; 1 for an image that is not a comic page.
+        lines: number of runs of rows that look like a line of text: short, and plain above and below.
     """
 
     sharpness: float
@@ -102,17 +101,17 @@ class Figures(NamedTuple):
     lines: int
 
 
-#: Columns of `animesion.schemas.FEATURES` that the limits look at.
+#: Columns of `animesion.schemas.FEATURES` that have limits.
 COLUMNS = ("jpeg_quality", *Figures._fields)
 
 
 def reduction(size: tuple[int, int], longest: int = _LONGEST) -> int:
-    """The whole number k, at least 1, by which images are reduced so that the longest side is `longest` or above."""
+    """The factor of reduction: the largest integer k for which the longest side is at least `longest` after it, or 1."""
     return max(1, max(size) // longest)
 
 
 def reduced(image: Image.Image, longest: int = _LONGEST) -> Image.Image:
-    """The image averaged over blocks of k x k pixels, k as `reduction` gives it; itself where that is 1."""
+    """The image averaged over blocks of k x k pixels, with k from `reduction`; the image itself if k is 1."""
     factor = reduction(image.size, longest)
     return image.reduce(factor) if factor > 1 else image
 
@@ -120,9 +119,8 @@ def reduced(image: Image.Image, longest: int = _LONGEST) -> Image.Image:
 def measure(image: Image.Image) -> Figures:
     """All figures of an image.
 
-    Measured on the `reduced` copy, whose longest side is brought to 512 px or just above, and chroma on one of 64 px or
-    just above; smaller images are taken as they are. Arithmetic is on whole numbers, so the figures are the same on
-    every machine.
+    They are measured on the `reduced` copy with a longest side of 512 px or just above, and chroma on one of 64 px or
+    just above. Smaller images are not resized. Integer arithmetic makes the figures the same on every machine.
 
     Args:
         image: upright, mode RGB.
@@ -132,15 +130,15 @@ def measure(image: Image.Image) -> Figures:
 
 
 def figures(small: Image.Image, grey: Image.Image) -> Figures:
-    """What `measure` gives, from the copy that `reduced` gives.
+    """The figures of `measure`, from the reduced copy.
 
     Args:
-        small: mode RGB.
+        small: the copy of `reduced`, mode RGB.
         grey: the same in mode L.
     """
     luma = np.asarray(grey)
     counts = grey.histogram()
-    below = list(itertools.accumulate(counts))
+    below = list(itertools.accumulate(counts))  # pixels at or below each level
     n = below[-1]
     return Figures(
         variance(*_edges(luma)),
@@ -153,7 +151,11 @@ def figures(small: Image.Image, grey: Image.Image) -> Figures:
 
 
 def layout(luma: _Grey) -> tuple[float, int, int]:
-    """The figures `border`, `panels` and `lines` of grey levels; 0, 1 and 0 where no row and no column is `FLAT`."""
+    """The figures `border`, `panels` and `lines` of grey levels; 0, 1 and 0 if no row and no column is plain.
+
+    Args:
+        luma: shape (height, width).
+    """
     rows, columns = _extremes(luma, 1), _extremes(luma, 0)
     flat_rows, flat_columns = _flat(rows), _flat(columns)
     height, width = luma.shape
@@ -163,10 +165,10 @@ def layout(luma: _Grey) -> tuple[float, int, int]:
 
 
 def jpeg_quality(tables: Mapping[int, Sequence[int]]) -> int:
-    """The quality, 1 to 100, whose standard luminance table is nearest by its sum; -1 without a usable table.
+    """The quality, 1 to 100, whose standard luminance table has the nearest sum; -1 without a usable table.
 
     Args:
-        tables: quantisation tables by id as Pillow gives them; 0 is that of luminance.
+        tables: quantisation tables by id, as in Pillow; 0 is the one of luminance.
     """
     luminance = tables.get(0)
     if luminance is None or len(luminance) != 64:
@@ -175,10 +177,13 @@ def jpeg_quality(tables: Mapping[int, Sequence[int]]) -> int:
 
 
 def trimmed(image: Image.Image) -> tuple[int, int, int, int] | None:
-    """The image without the plain bars along its edges: left, top, right, bottom in pixels; None if there are none.
+    """The part of an image inside the plain bars along its edges.
 
-    A bar is a run of whole rows or columns of one colour that JPEG may have disturbed a little. An image that is
-    nothing but bar is left as it is.
+    A bar is a run of whole rows or columns of one colour, up to JPEG artefacts. The search has two steps: it finds the
+    bars on the reduced copy, then locates their edges on the full image.
+
+    Returns:
+        left, top, right, bottom in pixels; None if there are no bars, or if bars cover the whole image.
     """
     width, height = image.size
     factor = reduction(image.size)
@@ -188,9 +193,9 @@ def trimmed(image: Image.Image) -> tuple[int, int, int, int] | None:
     if rough is None:
         return None
     pixels = np.asarray(image)
-    # a block that a bar shares with the image is not plain, so the true edge lies within one block of the rough one
-    far = small.width - rough[2], small.height - rough[3]
-    last = width % factor or factor, height % factor or factor  # pixels of the last block
+    # a block that a bar shares with the image is not plain, so the true edge is at most one block beyond the rough one
+    far = small.width - rough[2], small.height - rough[3]  # blocks of the right and the bottom bar
+    last = width % factor or factor, height % factor or factor  # pixels of the last, possibly partial block
     top = _bar(pixels, rough[1] * factor, factor)
     bottom = height - _bar(pixels[::-1], last[1] + (far[1] - 1) * factor if far[1] else 0, factor)
     if bottom <= top:
@@ -203,11 +208,11 @@ def trimmed(image: Image.Image) -> tuple[int, int, int, int] | None:
 
 
 def reason(figures: Mapping[str, Any], limits: QualitySection) -> tuple[str, str]:
-    """The first drop reason that the figures give and the value as its detail, or two empty strings.
+    """The first drop reason for the figures, with the value as its detail; two empty strings if there is none.
 
     Args:
         figures: columns of `animesion.schemas.FEATURES`; a figure that is None was not measured and drops nothing.
-        limits: the recipe's; 0 switches a limit off.
+        limits: limits of the recipe; 0 switches a limit off.
     """
     checks = (
         (DropReason.TOO_DARK, "light", limits.min_light, -1),
@@ -231,15 +236,17 @@ def reason(figures: Mapping[str, Any], limits: QualitySection) -> tuple[str, str
 
 
 def variance(n: int, total: int, squares: int) -> float:
-    """Variance from a number of values, their sum and the sum of their squares; 0 of none.
+    """Variance from a number of values, their sum and the sum of their squares; 0 if there are none.
 
-    Exact until the last division.
+    Exact up to the final division.
     """
     return (n * squares - total * total) / (n * n) if n else 0.0
 
 
 def chroma(n: int, totals: Sequence[int], products: Sequence[int]) -> float:
-    """Root of the summed variances of Cb and Cr (of ITU-R BT.601, as JPEG has them), in levels.
+    """Root of the summed variances of Cb and Cr (ITU-R BT.601, as in JPEG), in levels.
+
+    Cb and Cr are linear in red, green and blue, so their variances follow from the covariances of the channels.
 
     Args:
         n: number of pixels.
@@ -248,6 +255,7 @@ def chroma(n: int, totals: Sequence[int], products: Sequence[int]) -> float:
     """
     rr, rg, rb, gg, gb, bb = products
     red, green, blue = totals
+    # integers of any size: n^2 times the variance is exact, and only the last line rounds
     within = _RR * rr + _RG * rg + _RB * rb + _GG * gg + _GB * gb + _BB * bb
     means = red * (_RR * red + _RG * green + _RB * blue) + green * (_GG * green + _GB * blue) + _BB * blue * blue
     spread = n * within - means
@@ -255,40 +263,41 @@ def chroma(n: int, totals: Sequence[int], products: Sequence[int]) -> float:
 
 
 def _tints(image: Image.Image) -> tuple[int, list[int], list[int]]:
-    """What `chroma` takes."""
-    channels = np.asarray(image).reshape(-1, 3).T.astype(np.float64, order="C")
-    # whole numbers below 2^53: exact in whatever order they are summed
+    """The arguments of `chroma`: number of pixels, sums of the channels, sums of their products."""
+    channels = np.asarray(image).reshape(-1, 3).T.astype(np.float64, order="C")  # (3, pixels)
+    # integers below 2^53: exact in any order of summation
     products = [int(channels[a] @ channels[b]) for a, b in _PAIRS]
     return channels.shape[1], [int(total) for total in channels.sum(axis=1)], products
 
 
 def _edges(grey: _Grey) -> tuple[int, int, int]:
-    """Of the Laplacian inside: number of pixels, sum, sum of the squares."""
+    """Number of pixels, sum and sum of squares of the Laplacian, without the pixels on the image's edge."""
     height, width = grey.shape
     if min(height, width) < 3:
         return 0, 0, 0
-    # as one row, which is quicker; what reaches around the image's edge is left out at the end
+    # the image as one row of height * width pixels, which is faster; values that wrap around an edge are removed below
     line = grey.astype(np.int16).ravel()
-    size = (height - 2) * width - 2
+    size = (height - 2) * width - 2  # from the first inner pixel to the last one
     first = width + 1
     around = line[first - width :][:size] + line[first + width :][:size]
     around += line[first - 1 :][:size]
     around += line[first + 1 :][:size]
     around -= line[first:][:size] << 2
+    # starting at column 1, the two columns that wrap around are the last two of each row; float64 for the dot product
     square = np.empty((height - 2) * width)
     square[:size] = around
     inside = square.reshape(height - 2, width)[:, : width - 2].ravel()
-    # whole numbers below 2^53: exact in whatever order they are summed
+    # integers below 2^53: exact in any order of summation
     return inside.size, int(inside.sum()), int(inside @ inside)
 
 
 def _extremes(grey: _Grey, axis: int) -> _Extremes:
-    """Darkest and lightest level of each row (axis 1) or column (axis 0)."""
+    """Minimum and maximum level of each row (axis 1) or column (axis 0)."""
     return grey.min(axis), grey.max(axis)
 
 
 def _flat(levels: _Extremes) -> npt.NDArray[np.bool_]:
-    """Which rows or columns hold one level only."""
+    """Which rows or columns are plain, from their extremes."""
     found: npt.NDArray[np.bool_] = levels[1] - levels[0] <= FLAT
     return found
 
@@ -300,16 +309,17 @@ def _runs(busy: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
 
 
 def _inside(grey: _Grey, rows: _Extremes, columns: _Extremes) -> tuple[int, int, int, int] | None:
-    """What is left without plain bars: left, top, right, bottom; None where nothing is."""
+    """The part inside the plain bars: left, top, right, bottom; None if nothing is left."""
     top, bottom = _span(rows)
     if bottom == top:
         return None
+    # columns are judged between the bars at top and bottom: these would make every column look busy
     left, right = _span(columns if (top, bottom) == (0, len(grey)) else _extremes(grey[top:bottom], 0))
     return (left, top, right, bottom) if right > left else None
 
 
 def _span(levels: _Extremes) -> tuple[int, int]:
-    """First and last row or column that is not part of a bar of one level, as a range."""
+    """Range of the rows or columns that are not part of a bar of one level, as start and end."""
     plain = _flat(levels)
     start, end = 0, len(plain)
     if not plain[0] and not plain[-1]:
@@ -323,7 +333,13 @@ def _span(levels: _Extremes) -> tuple[int, int]:
 
 
 def _bar(pixels: npt.NDArray[np.uint8], known: int, more: int) -> int:
-    """Rows of one colour at the start: `known` of them are seen already, and at most `more` others are looked at."""
+    """Number of rows of one colour at the start.
+
+    Args:
+        pixels: shape (rows, pixels, 3).
+        known: rows that are already known to belong to the bar.
+        more: maximum number of further rows to check.
+    """
     colour = np.median(pixels[0], axis=0).astype(np.int16)
     for row in range(known, min(known + more, len(pixels))):
         if (np.abs(pixels[row].astype(np.int16) - colour) > _COLOUR).any():
@@ -332,12 +348,12 @@ def _bar(pixels: npt.NDArray[np.uint8], known: int, more: int) -> int:
 
 
 def _panels(grey: _Grey, rows: npt.NDArray[np.bool_], columns: npt.NDArray[np.bool_]) -> int:
-    """Parts of a page, cut along plain gutters again and again; slivers do not count.
+    """Number of parts of a page, cut recursively along plain gutters; thin slivers do not count.
 
     Args:
-        grey: the page.
-        rows: which of its rows are plain.
-        columns: which of its columns are plain.
+        grey: the page, shape (height, width).
+        rows: which of its rows are plain, shape (height,).
+        columns: which of its columns are plain, shape (width,).
     """
     if not rows.any() and not columns.any():
         return 1
@@ -346,7 +362,15 @@ def _panels(grey: _Grey, rows: npt.NDArray[np.bool_], columns: npt.NDArray[np.bo
 
 
 def _parts(page: _Grey, least: tuple[int, int], axis: int, failed: int, depth: int) -> int:
-    """Parts of a piece of a page, cut into rows (axis 1) or columns (0); `failed` counts the axes without a cut."""
+    """Number of parts of a piece of a page.
+
+    Args:
+        page: the piece, shape (height, width).
+        least: minimum height and width of a part.
+        axis: 1 to cut into rows, 0 to cut into columns.
+        failed: number of axes tried without a cut; after both, the piece is one part.
+        depth: remaining depth of the recursion.
+    """
     if depth == 0 or failed == 2:
         return 1
     plain = _flat(_extremes(page, axis))
@@ -358,7 +382,11 @@ def _parts(page: _Grey, least: tuple[int, int], axis: int, failed: int, depth: i
 
 
 def _lines(plain: npt.NDArray[np.bool_]) -> int:
-    """Runs of rows that are short and have plain ground of one level above and below."""
+    """Number of short runs of rows with plain rows above and below.
+
+    Args:
+        plain: which rows are plain, shape (height,).
+    """
     if not plain.any():
         return 0
     most = max(2, int(_LINE * len(plain)))
