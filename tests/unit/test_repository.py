@@ -22,6 +22,8 @@ from animesion.config import recipe
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("build", "recipes", "sources", "detectors", "stats", "verify", "diff", "card", "publish", "doctor")
 PAPERS = ("2101.08674", "2407.12891", "2501.00243", "2409.11051", "2507.12157")
+#: Images of the README have absolute addresses, so that a package index shows them.
+IMAGES = "https://raw.githubusercontent.com/animesion/animesion/main/"
 HEAVY = ("torch", "pandas", "pyarrow", "PIL", "numpy", "matplotlib", "aiohttp", "requests")
 SECONDS = 0.5
 MEASURED = """
@@ -91,10 +93,18 @@ def test_readme_has_both_commands() -> None:
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "dataset_cards/README.md"])
 def test_what_the_texts_point_at_is_there(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
-    links = {link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link}
+    found = [link.removeprefix(IMAGES) for link in re.findall(r"\]\(([^)]+)\)", text)]
+    links = {link.partition("#")[0] for link in found if "://" not in link}
     missing = {link for link in links if link and not (ROOT / name).parent.joinpath(link).exists()}
     named = set(re.findall(r"`((?:tests|docs|animesion|\.github|\.ci)/[\w./-]+\w)`", text))
     assert not missing | {path for path in named if not (ROOT / path).exists()}
+
+
+def test_images_of_the_readme_show_on_a_package_index() -> None:
+    images = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert images
+    assert not [image for image in images if not image.startswith(f"{IMAGES}docs/images/")]
+    assert not [image for image in images if not (ROOT / image.removeprefix(IMAGES)).is_file()]
 
 
 def test_citation_names_the_five_papers() -> None:

@@ -1,0 +1,1 @@
+"""Token reduction by dropping tokens (`pruning`) or combining them (`merging`)."""
