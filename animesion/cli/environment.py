@@ -154,7 +154,9 @@ def _workers() -> CheckResult | str:
     # as the engine starts workers: a new process that imports what it needs
     done = subprocess.run([sys.executable, "-c", "import animesion.executors.local"], capture_output=True, timeout=60)
     if done.returncode:
-        return CheckResult("worker processes", "broken", "a child Python process does not start", "pip install animesion")
+        return CheckResult(
+            "worker processes", "broken", "a child Python process does not start", "pip install animesion"
+        )
     return f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores available"
 
 

@@ -17,7 +17,9 @@ import click
     type=click.Path(path_type=Path),
     help="The audit.json of `animesion audit`.  [default: PATH/audit/audit.json]",
 )
-@click.option("--data", type=click.Path(path_type=Path), help="For a training run: the built dataset, to show the mistakes.")
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="For a training run: the built dataset, to show the mistakes."
+)
 def report(path: Path, out: Path | None, audit: Path | None, data: Path | None) -> None:
     """Write the report of PATH (a built dataset or the folder of a training run) as one self-contained HTML file."""
     from animesion import open_dataset
