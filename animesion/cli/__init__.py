@@ -1,6 +1,7 @@
-"""The `animesion` command: finds its commands through entry points and turns errors into one sentence.
+"""The `animesion` command line: loads commands from entry points and reports errors in one sentence.
 
-Each command has a file of its own that parses and prints; what it imports to do its work, it imports when it is run.
+Each command has a file of its own, which parses options and prints results. It imports the code that does the work
+only when it runs, so that `--help` and shell completion stay fast.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ _ORDER += ["publish", "train", "eval", "predict", "study", "profile", "export", 
 
 
 class Commands(click.Group):
-    """Commands of the entry-point group `animesion.commands`, loaded when named."""
+    """Commands of the entry-point group `animesion.commands`, loaded on first use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names in the order in which they are used; third parties' last."""
+        """Names in the usual order of use; those of other packages come last."""
         return sorted(_points(), key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        """Load one command."""
+        """Load a command; None if there is no command of that name."""
         point = _points().get(name)
         command = point.load() if point else None
         return command if isinstance(command, click.Command) else None
@@ -41,7 +42,7 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted and not ctx.resilient_parsing:
         from animesion.cli import environment
 
-        click.echo(environment.described())
+        click.echo(environment.version_info())
         ctx.exit()
 
 
@@ -50,21 +51,25 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="Start with: animesion build daf-re --sample",
 )
-@click.option("--version", is_flag=True, is_eager=True, callback=_version, help="Show the version and what it runs on.")
+@click.option("--version", is_flag=True, is_eager=True, callback=_version, help="Show the version and the environment.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.pass_context
 def cli(ctx: click.Context, debug: bool, version: bool) -> None:
-    """Build fine-grained recognition datasets that others can trust, and look into them."""
+    """Build, check and explore datasets for fine-grained recognition, and train on them."""
     ctx.obj = {"debug": debug}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command and leave with its exit status: 0, 1 for a fault found, 2 for a wrong request."""
+    """Run a command and exit: 0 on success, 1 if it finds a fault, 2 on a usage error.
+
+    Args:
+        arguments: the command line without the program's name; `sys.argv` if None.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
-    # accepted in any place: one looks for it after something went wrong
+    # accepted anywhere on the line: users append it to a command that has just failed
     given = (["--debug"] if debug else []) + [argument for argument in given if argument != "--debug"]
-    for stream in (sys.stdout, sys.stderr):  # names of classes are in any script, a terminal may not be
+    for stream in (sys.stdout, sys.stderr):  # class names are in any script, the terminal's encoding may not cover it
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -80,13 +85,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (KeyboardInterrupt, click.Abort):
         if debug:
             raise
-        click.echo("stopped: what is done is kept, the same command carries on from here", err=True)
+        click.echo("stopped: finished work is kept, run the same command again to resume", err=True)
         sys.exit(130)
-    except BrokenPipeError:  # the reader of our output has gone, as in `animesion stats ... | head`
+    except BrokenPipeError:  # the reader closed the pipe, as in `animesion stats ... | head`
         sys.stderr.close()
         sys.exit(1)
     except OSError as error:
         if debug or error.errno != errno.ENOSPC:
             raise
-        sys.exit("error: no room to write the output")
+        sys.exit("error: no space left to write the output")
     sys.exit(status if isinstance(status, int) else 0)

@@ -1,4 +1,4 @@
-"""`animesion browse`: the report of a build, live, with everything in reach and a person's decisions saved."""
+"""`animesion browse`: serve the report of a build locally, with every image and editable decisions."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ import click
     help="The audit.json of `animesion audit`.  [default: PATH/audit/audit.json]",
 )
 def browse(path: Path, port: int, decisions: Path | None, audit: Path | None) -> None:
-    """Look into the dataset at PATH in a browser on this machine, and decide about labels and duplicates.
+    """Explore the dataset at PATH in a local browser, and decide about labels and duplicates.
 
-    Decisions go into a file; a build with `--set curate.decisions=FILE --replace` applies them. Ctrl-C ends it.
+    Decisions are saved to a file; a build with `--set curate.decisions=FILE --replace` applies them. Press Ctrl-C to
+    stop.
     """
     import secrets
     import socket
@@ -39,11 +40,11 @@ def browse(path: Path, port: int, decisions: Path | None, audit: Path | None) ->
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(("127.0.0.1", port))
-        listener.listen()  # before the address is printed: who reads it may ask at once
+        listener.listen()  # before the address is printed, so that the first request cannot be too early
     except OSError as error:
         listener.close()
-        raise UsageError(f"cannot listen on port {port} ({error.strerror}): give another with --port") from None
+        raise UsageError(f"cannot listen on port {port} ({error.strerror}): choose another with --port") from None
     token = secrets.token_urlsafe(24)
-    click.echo(f"{browser.dataset.name}: {browser.dataset.kept:,} images; decisions go into {browser.file}")
+    click.echo(f"{browser.dataset.name}: {browser.dataset.kept:,} images; decisions are saved to {browser.file}")
     click.echo(f"open http://127.0.0.1:{listener.getsockname()[1]}/#token={token}")
     web.run_app(live.application(browser, token), sock=listener, print=None, access_log=None)

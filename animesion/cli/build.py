@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from animesion.config.recipe import Recipe
     from animesion.pipeline.runner import BuildResult
 
-#: Notes that are printed; the rest is in dataset.json.
+#: Number of notes that are printed; dataset.json has all of them.
 _NOTES = 8
 
 _STAGES = ("fetch", "inspect", "curate", "pack", "finalize")
@@ -29,23 +29,23 @@ _STAGES = ("fetch", "inspect", "curate", "pack", "finalize")
     "--work",
     metavar="DIR",
     type=click.Path(path_type=Path),
-    help="Where to build what goes to a URL.  [default: a folder in your cache]",
+    help="Local build folder when --out is a URL.  [default: a folder in your cache]",
 )
-@click.option("--sample", is_flag=True, help="Replace the recipe's source by a small drawn booru on this machine.")
-@click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override one value of the recipe.")
+@click.option("--sample", is_flag=True, help="Use a small local booru of drawn images as the source.")
+@click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a recipe value; repeatable.")
 @click.option(
     "--against",
     metavar="DIR",
     multiple=True,
-    help="Drop what this published dataset holds already; may be given again.  [default: the recipe's]",
+    help="Drop images that this published dataset has; repeatable.  [default: the recipe's]",
 )
-@click.option("--workers", type=click.IntRange(1, 1024), help="Worker processes.  [default: one a core]")
+@click.option("--workers", type=click.IntRange(1, 1024), help="Worker processes.  [default: one per core]")
 @click.option("--engine", default="local", metavar="NAME", help="local, ray or ray:ADDRESS.  [default: local]")
 @click.option("--until", type=click.Choice(_STAGES), default="finalize", help="Stop after this stage.")
-@click.option("--dry-run", is_flag=True, help="List the source and say what would be done; write nothing.")
-@click.option("--replace", is_flag=True, help="Carry on in a folder that another recipe wrote.")
-@click.option("--retry-failed", is_flag=True, help="Ask a crawled site again also for what it refused permanently.")
-@click.option("--update", is_flag=True, help="Add what is new at a crawled site since it was listed.")
+@click.option("--dry-run", is_flag=True, help="List the source and print the plan; write nothing.")
+@click.option("--replace", is_flag=True, help="Rebuild in a folder that another recipe wrote.")
+@click.option("--retry-failed", is_flag=True, help="Also retry downloads that a crawled site refused permanently.")
+@click.option("--update", is_flag=True, help="Add images that a crawled site has published since it was listed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def build(
     recipe: str,
@@ -63,9 +63,9 @@ def build(
     update: bool,
     as_json: bool,
 ) -> None:
-    """Build the dataset that RECIPE describes (a built-in name or a TOML file), or carry on with it.
+    """Build the dataset that RECIPE (a built-in name or a TOML file) describes, or resume its build.
 
-    A build that was stopped, killed or ran out of disk carries on when the same command is given again.
+    Run the same command again to resume a build that was stopped or killed, or that ran out of disk space.
     """
     from animesion.config.recipe import load
 
@@ -84,7 +84,7 @@ def build(
     from animesion.cli.progress import for_terminal
 
     if to:
-        click.echo(f"working in {folder}, sending to {stores.shown(to, 1000)}", err=True)
+        click.echo(f"building in {folder}, uploading to {stores.shown(to, 1000)}", err=True)
     start = time.perf_counter()
     with for_terminal() as progress:
         result = runner.run(
@@ -119,7 +119,7 @@ def _print_funnel(recipe: Recipe, result: BuildResult, seconds: float) -> None:
 
     from animesion.schemas import MEANINGS
 
-    # a file or a pipe has no width of its own: do not wrap for it
+    # a file or a pipe has no width: use a fixed one instead of rich's 80 columns
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     table = Table(title=f"{recipe.name}: where every image went", title_justify="left", box=None, pad_edge=False)
     table.add_column("")
@@ -143,21 +143,22 @@ def _print_funnel(recipe: Recipe, result: BuildResult, seconds: float) -> None:
     if len(shown) < len(result.notes):
         console.print(f"note: and {len(result.notes) - len(shown)} more in {where}/dataset.json", soft_wrap=True)
     if result.url:
-        told = f"{len(result.sent):,} file{'s' * (len(result.sent) != 1)} sent, each read back"
-        console.print(f"{escape(result.url)}: {told}; {where} has the same files and lets the build carry on",
+        uploaded = f"{len(result.sent):,} file{'s' * (len(result.sent) != 1)} uploaded and verified"
+        console.print(f"{escape(result.url)}: {uploaded}; {where} is the local copy that builds resume from",
                       soft_wrap=True)  # fmt: skip
     if whole:
         lines = [
-            f"\nDone in {seconds:.1f} s. The dataset is in [bold]{escape(result.url) or where}[/]; where to look next:",
-            f"  {where}/README.md         its card, with loading lines for each reader",
-            f"  {where}/report.html       all of it to look at, in a browser",
-            f"  {where}/curated.parquet   the verdict on each image",
+            f"\nDone in {seconds:.1f} s. Dataset: [bold]{escape(result.url) or where}[/]",
+            f"  {where}/README.md         dataset card, with loading code for each reader",
+            f"  {where}/report.html       report, to open in a browser",
+            f"  {where}/curated.parquet   every image, kept or dropped, and why",
+            "Next:",
             f"  animesion stats {where}",
             f"  animesion verify {where}",
         ]
         console.print("\n".join(lines), soft_wrap=True)
     else:
-        console.print(f"\nStopped after {result.until} as told, {seconds:.1f} s; without --until the build carries on.")
+        console.print(f"\nStopped after {result.until} as requested, {seconds:.1f} s. Run without --until to continue.")
 
 
 def _dry_run(recipe: Recipe, out: Path, to: str, *, replace: bool, as_json: bool) -> None:
@@ -169,18 +170,17 @@ def _dry_run(recipe: Recipe, out: Path, to: str, *, replace: bool, as_json: bool
 
         click.echo(json.dumps(facts, ensure_ascii=False))
         return
-    size = f", {facts['bytes_to_fetch'] / 1e6:,.1f} MB as announced" if facts["bytes_to_fetch"] else ""
+    size = f", {facts['bytes_to_fetch'] / 1e6:,.1f} MB announced" if facts["bytes_to_fetch"] else ""
     if size and facts["bytes_unknown"]:
-        size += f" and {facts['bytes_unknown']:,} of unknown size"
+        size += f", {facts['bytes_unknown']:,} of unknown size"
     click.echo(f"{facts['recipe']}: {facts['listed']:,} images listed, {facts['to_fetch']:,} to fetch{size}")
     for reason, count in sorted(facts["not_fetched"].items(), key=lambda pair: -pair[1]):
         click.echo(f"  {count:>9,}  not fetched: {reason}")
     if facts["requests"]:
-        took = timedelta(seconds=round(facts["seconds"]))
-        click.echo(f"crawl: {facts['requests']:,} requests for files, {took} at the polite pace")
+        duration = timedelta(seconds=round(facts["seconds"]))
+        click.echo(f"crawl: {facts['requests']:,} file requests, {duration} at the site's rate limit")
     for note in facts["notes"]:
         click.echo(f"note: {note}")
-    state = "exists: done parts would be kept" if facts["out_exists"] else "would be made"
-    click.echo(
-        f"{facts['parts']:,} parts; stages: {', '.join(_STAGES)}; output {facts['out']} {state}. Nothing was written."
-    )
+    state = "exists, its finished parts would be kept" if facts["out_exists"] else "would be created"
+    click.echo(f"{facts['parts']:,} parts; stages: {', '.join(_STAGES)}")
+    click.echo(f"output: {facts['out']} ({state}). Nothing was written.")

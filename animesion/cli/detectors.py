@@ -1,4 +1,4 @@
-"""`animesion detectors`: what can find a face, and the files that some need."""
+"""`animesion detectors`: list the detectors and install the model files that some of them need."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ def detectors(ctx: click.Context) -> None:
     """List the installed detectors for `crop.detector` and `predict --detector`."""
     if ctx.invoked_subcommand:
         return
-    from animesion import detectors as known
+    from animesion import detectors as installed
     from animesion.detectors import model_files
 
-    width = max(map(len, known.names()))
-    for name in known.names():
-        lacking = model_files.lacking(name)
-        click.echo(f"{name:<{width}}  {'missing' if lacking else 'ready':<7}  {known.summary(name)}")
-        if lacking:
-            click.echo(f"{'':<{width}}  {lacking}")
+    width = max(map(len, installed.names()))
+    for name in installed.names():
+        hint = model_files.setup_hint(name)
+        click.echo(f"{name:<{width}}  {'missing' if hint else 'ready':<7}  {installed.summary(name)}")
+        if hint:
+            click.echo(f"{'':<{width}}  {hint}")
 
 
 @detectors.command(epilog="Example: animesion detectors install lbp --from lbpcascade_animeface.xml")
 @click.argument("name")
-@click.option("--from", "source", required=True, metavar="FILE|URL", help="The file that the detector needs.")
-@click.option("--sha256", default="", metavar="HEX", help="Digest of the file, if it is not the known version.")
-@click.option("--contact", default="", help="E-mail or URL of yours for the User-Agent; needed for a URL.")
-@click.option("--allow-private", is_flag=True, help="The URL may lead to this machine or its network, by http too.")
-def model_files(name: str, source: str, sha256: str, contact: str, allow_private: bool) -> None:
-    """Check the file that detector NAME needs, and put it where the detector looks for it."""
+@click.option("--from", "source", required=True, metavar="FILE|URL", help="The file to install.")
+@click.option("--sha256", default="", metavar="HEX", help="Expected SHA-256, if it is not the known version.")
+@click.option("--contact", default="", help="Your e-mail or URL for the User-Agent; required for a URL.")
+@click.option("--allow-private", is_flag=True, help="Allow URLs on this machine or its network, also over http.")
+def install(name: str, source: str, sha256: str, contact: str, allow_private: bool) -> None:
+    """Check the file that detector NAME needs and install it."""
     from animesion.detectors import model_files
 
     path = model_files.install(name, source, sha256, contact=contact, allow_private=allow_private)

@@ -1,4 +1,4 @@
-"""`animesion diff`: what changed between two builds."""
+"""`animesion diff`: compare two builds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 _SHOWN = 5
 
-#: List of a difference -> what to call its entries.
+#: Field of `Difference` -> heading of its entries.
 _HEADINGS = {
     "recipe": "recipe values differ",
     "classes": "classes differ (id before -> id after)",
@@ -19,9 +19,9 @@ _HEADINGS = {
     "removed": "samples removed",
     "relabelled": "samples relabelled",
     "moved": "samples moved to another split",
-    "repainted": "images with other bytes",
-    "reasons": "images kept or dropped otherwise",
-    "shards": "shards with another order or other metadata",
+    "repainted": "images with different bytes",
+    "reasons": "images with a different verdict or drop reason",
+    "shards": "shards with a different order or different metadata",
 }
 
 
@@ -30,9 +30,9 @@ _HEADINGS = {
 @click.argument("after", metavar="B")
 @click.option("--json", "as_json", is_flag=True, help="Print every difference as JSON.")
 def diff(before: str, after: str, as_json: bool) -> None:
-    """Tell what differs in the built dataset B from the built dataset A; each a folder or a URL (s3://...).
+    """List the differences from built dataset A to built dataset B; each is a folder or a URL (s3://...).
 
-    Exit status 0 when they are identical, 1 when they differ, 2 when one is no dataset.
+    Exit status: 0 if they are identical, 1 if they differ, 2 if one of them is not a dataset.
     """
     from animesion import open_dataset
     from animesion.dataset import remote
@@ -62,7 +62,7 @@ def _print(found: Difference) -> None:
         for entry in entries[:_SHOWN]:
             click.echo(f"  {_printable(entry if isinstance(entry, str) else _arrow(entry))}")
         if len(entries) > _SHOWN:
-            click.echo(f"  and {len(entries) - _SHOWN:,} more (all with --json)")
+            click.echo(f"  and {len(entries) - _SHOWN:,} more (--json prints all)")
     totals = (
         f"{total.what} {total.before or 'none'} -> {total.after or 'none'}"
         if total.before != total.after
@@ -77,5 +77,5 @@ def _arrow(change: Change) -> str:
 
 
 def _printable(text: str) -> str:
-    """Names come from other people's files: no escape sequence of theirs reaches the terminal."""
+    """Replace control characters: names are untrusted input and may hold terminal escape sequences."""
     return "".join(c if c.isprintable() else "?" for c in text)

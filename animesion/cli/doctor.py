@@ -1,4 +1,4 @@
-"""`animesion doctor`: what is installed, what works here, and what to do about the rest."""
+"""`animesion doctor`: check the installation and print a fix for each problem."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import click
 @click.command(epilog="Example: animesion doctor")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def doctor(as_json: bool) -> None:
-    """Look at the installation and this machine; name what is missing and the one command that adds it.
+    """Check the installation and this machine, and print the command that fixes each problem.
 
-    Exit status 1 when something is broken that every build needs; what is missing and optional is no fault.
+    Exit status: 1 if something that every build needs is broken; missing optional parts are not an error.
     """
     from dataclasses import asdict
 
@@ -21,12 +21,12 @@ def doctor(as_json: bool) -> None:
     if as_json:
         import json
 
-        document = {"environment": environment.described().splitlines(), "ok": not broken}
+        document = {"environment": environment.version_info().splitlines(), "ok": not broken}
         click.echo(json.dumps({**document, "findings": [asdict(each) for each in found]}, indent=1))
     else:
-        click.echo(environment.described() + "\n")
+        click.echo(environment.version_info() + "\n")
         width = max(len(each.what) for each in found)
         for each in found:
-            click.echo(f"{each.state:<8} {each.what:<{width}}  {each.told}{f'  ->  {each.mend}' * bool(each.mend)}")
+            click.echo(f"{each.state:<8} {each.what:<{width}}  {each.detail}{f'  ->  {each.mend}' * bool(each.mend)}")
     if broken:
         raise SystemExit(1)

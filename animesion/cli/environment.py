@@ -1,6 +1,6 @@
-"""What is installed and what works on this machine: for `animesion --version` and `animesion doctor`.
+"""Versions and health checks of the installation, for `animesion --version` and `animesion doctor`.
 
-Versions are read from package metadata, so that nothing heavy is imported to tell them. A check tries the thing itself.
+Versions come from package metadata, so that nothing heavy is imported for them. A check uses the thing that it checks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from importlib.util import find_spec
 from pathlib import Path
 
-#: Extra -> what it is for.
+#: Extra -> its purpose.
 EXTRAS = {
     "train": "train, eval, predict, study, profile and export models",
     "export": "write ONNX files",
@@ -34,38 +34,38 @@ _FREE_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One thing that was looked at.
+    """Result of one check.
 
     Attributes:
-        what: what it is.
+        what: the part that was checked.
         state: `ok`, `missing` for something optional, or `broken` for something that every build needs.
-        told: version or reason, one sentence at most.
-        mend: the one command or step that puts it right, empty when nothing is wrong.
+        detail: version or reason, at most one sentence.
+        mend: command or step that fixes it; empty if nothing is wrong.
     """
 
     what: str
     state: str
-    told: str = ""
+    detail: str = ""
     mend: str = ""
 
 
-def described() -> str:
-    """Version, Python, platform and key libraries, as a bug report wants them."""
+def version_info() -> str:
+    """Version, Python, platform and key libraries, for bug reports; three lines."""
     python = f"Python {platform.python_version()} ({platform.python_implementation()})"
     lines = [f"animesion {version('animesion')}", f"{python}, {platform.system()} {platform.release()} {_machine()}"]
     return "\n".join([*lines, ", ".join(f"{name} {_version(name) or 'not installed'}" for name in _KEY)])
 
 
 def examine() -> list[CheckResult]:
-    """Look at everything; takes some seconds, needs no network and leaves nothing behind."""
+    """Run every check; takes some seconds, needs no network and leaves no files behind."""
     found = [CheckResult("Python", "ok", f"{platform.python_version()} on {platform.system()} {_machine()}")]
     found += _packages()
-    found += [_tried(what, check) for what, check in _CHECKS.items()]
+    found += [_run_check(what, check) for what, check in _CHECKS.items()]
     return [*found, _accelerator(), _hub_token()]
 
 
 def requirements(extra: str = "") -> dict[str, str]:
-    """Distribution name -> version range that animesion, or one of its extras, asks for."""
+    """Distribution name -> version range that animesion, or one of its extras, requires."""
     found = {}
     for line in requires("animesion") or []:
         text, _, marker = line.partition(";")
@@ -78,32 +78,32 @@ def requirements(extra: str = "") -> dict[str, str]:
 
 def _packages() -> list[CheckResult]:
     found = []
-    lacking = _lacking("")
+    missing = _missing("")
     count = len(requirements())
-    if lacking:
-        found.append(CheckResult("base packages", "broken", ", ".join(lacking), "pip install --upgrade animesion"))
+    if missing:
+        found.append(CheckResult("base packages", "broken", ", ".join(missing), "pip install --upgrade animesion"))
     else:
         found.append(CheckResult("base packages", "ok", f"all {count} installed"))
     for extra, purpose in EXTRAS.items():
         if extra not in (metadata("animesion").get_all("Provides-Extra") or []):
             continue
-        lacking = _lacking(extra)
-        told = f"{purpose}: lacks {', '.join(lacking)}" if lacking else purpose
-        mend = f"pip install 'animesion[{extra}]'" if lacking else ""
-        found.append(CheckResult(f"extra {extra}", "missing" if lacking else "ok", told, mend))
+        missing = _missing(extra)
+        detail = f"{purpose}: lacks {', '.join(missing)}" if missing else purpose
+        mend = f"pip install 'animesion[{extra}]'" if missing else ""
+        found.append(CheckResult(f"extra {extra}", "missing" if missing else "ok", detail, mend))
     return found
 
 
-def _lacking(extra: str) -> list[str]:
-    """What is not installed, or is in a version that is not asked for."""
-    lacking = []
+def _missing(extra: str) -> list[str]:
+    """Required packages that are not installed, or installed in a version outside the required range."""
+    missing = []
     for name, wanted in requirements(extra).items():
         installed = _version(name)
         if not installed:
-            lacking.append(name)
+            missing.append(name)
         elif not _satisfies(installed, wanted):
-            lacking.append(f"{name} {wanted} (installed is {installed})")
-    return lacking
+            missing.append(f"{name} {wanted} (installed is {installed})")
+    return missing
 
 
 def _satisfies(installed: str, wanted: str) -> bool:
@@ -118,10 +118,10 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", text.partition("+")[0])[:4])
 
 
-def _tried(what: str, check: Callable[[], CheckResult | str]) -> CheckResult:
+def _run_check(what: str, check: Callable[[], CheckResult | str]) -> CheckResult:
     try:
         found = check()
-    except Exception as error:  # whatever is wrong here is what is asked for
+    except Exception as error:  # any failure is a finding
         text = " ".join(str(error).split())[:200]
         return CheckResult(what, "broken", f"{type(error).__name__}: {text}", "pip install --force-reinstall animesion")
     return found if isinstance(found, CheckResult) else CheckResult(what, "ok", found)
@@ -137,27 +137,29 @@ def _codecs() -> str:
         out = io.BytesIO()
         image.save(out, kind)
         Image.open(out).load()
-    return "JPEG, PNG and WebP are written and read"
+    return "JPEG, PNG and WebP encode and decode"
 
 
 def _compiled_pass() -> CheckResult | str:
     from animesion.images import features
 
-    what, why = "compiled pass over pixels", features.lacking()
+    what, why = "compiled pixel pass", features.lacking()
     if not why:
         return "in use"
-    mend = "install a C compiler and Python's headers, then animesion again"
+    mend = "install a C compiler and the Python headers, then reinstall animesion"
     return CheckResult(what, "missing", f"{why}, so inspecting takes about twice as long", mend)
 
 
 def _workers() -> CheckResult | str:
     from animesion.executors import cores
 
-    # as the engine starts them: a process of its own that imports what it needs
+    # as the engine starts workers: a new process that imports what it needs
     done = subprocess.run([sys.executable, "-c", "import animesion.executors.local"], capture_output=True, timeout=60)
     if done.returncode:
-        return CheckResult("worker processes", "broken", "a second Python does not start", "pip install animesion")
-    return f"{cores()} cores to use"
+        return CheckResult(
+            "worker processes", "broken", "a child Python process does not start", "pip install animesion"
+        )
+    return f"{cores()} cores available"
 
 
 def _disk() -> CheckResult | str:
@@ -167,10 +169,10 @@ def _disk() -> CheckResult | str:
             file.write(b"x")
             os.fsync(file.fileno())
     free = shutil.disk_usage(Path.cwd()).free
-    told = f"{free / 1e9:,.1f} GB free in this folder"
+    detail = f"{free / 1e9:,.1f} GB free in this folder"
     if free < _FREE_BYTES:
-        return CheckResult("disk", "missing", told, "free some space, or work in another folder")
-    return told
+        return CheckResult("disk", "missing", detail, "free some space, or work in another folder")
+    return detail
 
 
 def _plugins() -> str:
@@ -189,12 +191,12 @@ def _recipes() -> str:
     names = recipe.builtin_names()
     for name in names:
         recipe.load(name)
-    return f"{len(names)} built-in recipes read"
+    return f"{len(names)} built-in recipes load"
 
 
 _CHECKS: dict[str, Callable[[], CheckResult | str]] = {
     "codecs": _codecs,
-    "compiled pass over pixels": _compiled_pass,
+    "compiled pixel pass": _compiled_pass,
     "worker processes": _workers,
     "disk": _disk,
     "sources and detectors": _plugins,
@@ -210,10 +212,10 @@ def _accelerator() -> CheckResult:
 
         if torch.cuda.is_available():
             return CheckResult("accelerator", "ok", f"{torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda}")
-    except Exception as error:  # a driver that does not fit raises anything
+    except Exception as error:  # a driver of the wrong version may raise anything
         return CheckResult("accelerator", "missing", f"PyTorch fails: {' '.join(str(error).split())[:150]}",
                        "pip install --force-reinstall torch")  # fmt: skip
-    return CheckResult("accelerator", "missing", "no CUDA device: training runs on the processor")
+    return CheckResult("accelerator", "missing", "no CUDA device: training runs on the CPU")
 
 
 def _hub_token() -> CheckResult:
@@ -222,8 +224,8 @@ def _hub_token() -> CheckResult:
     from huggingface_hub import get_token
 
     if get_token():
-        return CheckResult("Hub login", "ok", "a token is set; it is neither shown nor tried")
-    return CheckResult("Hub login", "missing", "no token, so nothing can be published to hf://", "hf auth login")
+        return CheckResult("Hub login", "ok", "a token is set (not shown, not tested)")
+    return CheckResult("Hub login", "missing", "no token: publishing to hf:// needs one", "hf auth login")
 
 
 def _version(name: str) -> str:

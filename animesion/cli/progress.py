@@ -1,4 +1,4 @@
-"""How a running build shows itself on stderr: bars on a terminal, plain lines elsewhere."""
+"""Progress display on stderr: bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class _Bars(progress.Progress):
-    """One bar a stage."""
+    """One bar per stage."""
 
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
@@ -53,7 +53,7 @@ class _Bars(progress.Progress):
 
 
 class _Speed(ProgressColumn):
-    """Images a second."""
+    """Images per second."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
@@ -61,42 +61,42 @@ class _Speed(ProgressColumn):
 
 
 class _Lines(progress.Progress):
-    """A line when a stage ends, and now and then while it runs."""
+    """A line at the end of each stage, and one every `_SECONDS_BETWEEN_LINES` while it runs."""
 
     def __init__(self) -> None:
-        self._stage, self._total, self._done, self._told = "", 0, 0, ""
-        self._began = self._spoke = 0.0
+        self._stage, self._total, self._done, self._status = "", 0, 0, ""
+        self._started = self._printed = 0.0
 
     def started(self, stage: str, total: int | None) -> None:
-        self._stage, self._total, self._done, self._told = stage, total or 0, 0, ""
-        self._began = self._spoke = time.monotonic()
+        self._stage, self._total, self._done, self._status = stage, total or 0, 0, ""
+        self._started = self._printed = time.monotonic()
 
     def advanced(self, count: int) -> None:
         self._done += count
-        if time.monotonic() - self._spoke > _SECONDS_BETWEEN_LINES:
-            self._spoke = time.monotonic()
+        if time.monotonic() - self._printed > _SECONDS_BETWEEN_LINES:
+            self._printed = time.monotonic()
             print(f"{self._stage}: {self._state()}", file=sys.stderr, flush=True)
 
     def status(self, text: str) -> None:
-        self._told = text
+        self._status = text
 
     def finished(self, stage: str) -> None:
         images = f"{self._total:,} images, " if self._total else ""
-        print(f"{stage}: {images}{time.monotonic() - self._began:.1f} s", file=sys.stderr, flush=True)
+        print(f"{stage}: {images}{time.monotonic() - self._started:.1f} s", file=sys.stderr, flush=True)
 
     def _state(self) -> str:
-        """How far it is, how fast, for how long still, and what there is to say."""
-        words = [f"{self._done:,} of {self._total:,}" if self._total else f"{self._done:,}"]
-        rate = self._done / max(time.monotonic() - self._began, 1e-9)
+        """Images done, images per second, time left and the status text."""
+        parts = [f"{self._done:,} of {self._total:,}" if self._total else f"{self._done:,}"]
+        rate = self._done / max(time.monotonic() - self._started, 1e-9)
         if self._total and rate:
             left = timedelta(seconds=round((self._total - self._done) / rate))
-            words.append(f"{rate:,.1f}/s, {left} left")
-        return "; ".join([*words, *([self._told] if self._told else [])])
+            parts.append(f"{rate:,.1f}/s, {left} left")
+        return "; ".join([*parts, *([self._status] if self._status else [])])
 
 
 @contextlib.contextmanager
 def for_terminal() -> Iterator[progress.Progress]:
-    """The progress display that fits where stderr goes."""
+    """The progress display for stderr: bars if it is a terminal, lines otherwise."""
     if not sys.stderr.isatty():
         yield _Lines()
         return

@@ -1,4 +1,4 @@
-"""`animesion publish`: send a built dataset to the Hub, a bucket or a folder."""
+"""`animesion publish`: upload a built dataset to the Hub, a bucket or a folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 if TYPE_CHECKING:
     from animesion.publishing import Publication
 
-# the names of `animesion.verification.checks.CHECKS`, which is heavy to import for a help text
+# keys of `animesion.verification.checks.CHECKS`, repeated here because that module is slow to import for a help text
 _CHECKS = ("checksums", "archives", "keys", "labels", "decode", "leaks", "accounting")
 
 _EXAMPLES = """\b
@@ -24,14 +24,14 @@ Examples:
 @click.command(epilog=_EXAMPLES)
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--to", required=True, metavar="URL", help="hf://user/name, s3://bucket/prefix or file:///folder.")
-@click.option("--dry-run", is_flag=True, help="Verify and show what would be sent; send nothing.")
-@click.option("--private", is_flag=True, help="A Hub repository that only its owners see.")
+@click.option("--dry-run", is_flag=True, help="Verify and list what would be sent; send nothing.")
+@click.option("--private", is_flag=True, help="Create a private Hub repository.")
 @click.option("--urls-only", is_flag=True, help="Send URLs, labels, boxes and digests instead of pixels.")
 @click.option("--tag", default="", metavar="NAME", help="Tag the Hub revision.")
 @click.option(
-    "--force", multiple=True, type=click.Choice(_CHECKS), help="Send in spite of the faults of this check; repeatable."
+    "--force", multiple=True, type=click.Choice(_CHECKS), help="Publish despite faults of this check; repeatable."
 )
-@click.option("--workers", type=click.IntRange(1, 1024), help="Worker processes of the check.  [default: one a core]")
+@click.option("--workers", type=click.IntRange(1, 1024), help="Worker processes of the check.  [default: one per core]")
 @click.option("--json", "as_json", is_flag=True, help="Print what was sent as JSON.")
 def publish(
     path: Path,
@@ -44,10 +44,10 @@ def publish(
     workers: int | None,
     as_json: bool,
 ) -> None:
-    """Verify the dataset at PATH, send what is not there yet, and prove that all of it arrived.
+    """Verify the dataset at PATH, send the files that the destination lacks, and check that all of them arrived.
 
-    Refuses what `animesion verify` faults. A run that was stopped goes on with the same command. Exit status 1 when it
-    refuses or something does not arrive.
+    A dataset with faults (see `animesion verify`) is refused. Run the same command again to resume. Exit status: 1 if
+    the dataset is refused or a file does not arrive intact.
     """
     import tempfile
 
@@ -56,17 +56,17 @@ def publish(
     from animesion.verification import checks
 
     dataset = open_dataset(path)
-    place = publishing.destination(to, private=private)
-    with for_terminal() as progress, tempfile.TemporaryDirectory() as staged:
+    target = publishing.destination(to, private=private)
+    with for_terminal() as progress, tempfile.TemporaryDirectory() as staging:
         report = checks.verify(dataset, workers=workers or 0, progress=progress)
         forced = publishing.judge(report, force)
         if urls_only:
             from animesion.publishing import urls
 
-            if missing := urls.write(dataset, Path(staged)):
+            if missing := urls.write(dataset, Path(staging)):
                 click.echo(f"{missing:,} samples have no URL and are left out", err=True)
-        files = publishing.files_of(Path(staged) if urls_only else path)
-        done = publishing.publish(dataset, files, place, forced=forced, tag=tag, dry_run=dry_run, progress=progress)
+        files = publishing.files_of(Path(staging) if urls_only else path)
+        done = publishing.publish(dataset, files, target, forced=forced, tag=tag, dry_run=dry_run, progress=progress)
     if as_json:
         _print_json(done, dry_run)
     else:
@@ -91,9 +91,9 @@ def _print(done: Publication, dry_run: bool) -> None:
     for name in done.stale:
         click.echo(f"{'would remove' if dry_run else 'removed'} the old shard {name}")
     for check, count in done.forced.items():
-        click.echo(f"passed over: {count:,} fault{'s' * (count != 1)} of {check}")
-    there = f", {len(done.present):,} are there already" if done.present else ""
-    size = f"{len(sent):,} file{'s' * (len(sent) != 1)}, {sum(file.bytes for file in sent):,} bytes{there}"
+        click.echo(f"ignored with --force: {count:,} fault{'s' * (count != 1)} of {check}")
+    present = f", {len(done.present):,} already present" if done.present else ""
+    size = f"{len(sent):,} file{'s' * (len(sent) != 1)}, {sum(file.bytes for file in sent):,} bytes{present}"
     if dry_run:
         click.echo(f"{done.url}: would send {size}")
         return

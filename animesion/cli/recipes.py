@@ -1,4 +1,4 @@
-"""`animesion recipes`: what can be built."""
+"""`animesion recipes`: list and print the built-in recipes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 @click.command(epilog="Example: animesion recipes daf-re > mine.toml")
 @click.argument("name", required=False)
 @click.option("--resolved", is_flag=True, help="With NAME: fill in every default.")
-@click.option("--card", is_flag=True, help="With NAME: print the card of the published set that it reads instead.")
+@click.option("--card", is_flag=True, help="With NAME: print the card of the published set that the recipe reads.")
 def recipes(name: str | None, resolved: bool, card: bool) -> None:
     """List the built-in recipes, or print the one called NAME as TOML."""
     from animesion import sources
@@ -17,7 +17,7 @@ def recipes(name: str | None, resolved: bool, card: bool) -> None:
     if name and card:
         from animesion import cards
 
-        recipe.builtin_text(name)  # a mistyped name is told with the nearest
+        recipe.builtin_text(name)  # raises for an unknown name and suggests the nearest one
         click.echo(cards.published_card(name), nl=False)
         return
     if name:
@@ -27,5 +27,5 @@ def recipes(name: str | None, resolved: bool, card: bool) -> None:
     width = max(map(len, recipe.builtin_names()))
     for each in recipe.builtin_names():
         model = recipe.load(each)
-        later = "" if model.source.kind in installed else "  [its source is not installed; --sample works]"
-        click.echo(f"{each:<{width}}  {model.summary}{later}")
+        note = "" if model.source.kind in installed else "  [source not installed; --sample works]"
+        click.echo(f"{each:<{width}}  {model.summary}{note}")

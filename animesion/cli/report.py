@@ -1,4 +1,4 @@
-"""`animesion report`: a build or a training run as one HTML file."""
+"""`animesion report`: write the report of a build or a training run as one HTML file."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ import click
 @click.command(epilog="Example: animesion report datasets/daf-re --out daf-re.html")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), help="The file to write.  [default: NAME-report.html]"
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="File to write.  [default: NAME-report.html]"
 )
 @click.option(
     "--audit",
     type=click.Path(path_type=Path),
     help="The audit.json of `animesion audit`.  [default: PATH/audit/audit.json]",
 )
-@click.option("--data", type=click.Path(path_type=Path), help="With a run: the built dataset, to show its mistakes.")
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="For a training run: the built dataset, to show the mistakes."
+)
 def report(path: Path, out: Path | None, audit: Path | None, data: Path | None) -> None:
-    """Write the report of PATH, a built dataset or the folder of a training run, as one file that needs no network."""
+    """Write the report of PATH (a built dataset or the folder of a training run) as one self-contained HTML file."""
     from animesion import open_dataset
     from animesion.errors import UsageError
     from animesion.report import facts, page, runs
@@ -27,10 +29,10 @@ def report(path: Path, out: Path | None, audit: Path | None, data: Path | None) 
 
     if runs.is_run(path):
         if audit is not None:
-            raise UsageError(f"{path} is a training run; --audit goes with a built dataset")
+            raise UsageError(f"--audit is for built datasets, but {path} is a training run")
         shown = runs.of_run(path, None if data is None else open_dataset(data))
     elif data is not None:
-        raise UsageError(f"{path} is no training run; --data goes with one")
+        raise UsageError(f"--data is for training runs, but {path} is not one")
     else:
         shown = facts.of_dataset(open_dataset(path), audit or facts.audit_of(path))
     out = out or Path(f"{shown['name']}-report.html")

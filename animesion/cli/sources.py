@@ -1,4 +1,4 @@
-"""`animesion sources`: where images can come from."""
+"""`animesion sources`: list the installed sources and their options."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 @click.command(epilog="Example: animesion sources folder")
 @click.argument("name", required=False)
 def sources(name: str | None) -> None:
-    """List the installed sources, or the options of the one called NAME."""
+    """List the installed sources, or the options of source NAME."""
     from animesion import sources as installed
 
     if name is None:

@@ -1,7 +1,7 @@
-"""`animesion stats`: how many images, in which classes, how long the tail, of anything that carries labels.
+"""`animesion stats`: images per class and long-tail statistics of datasets, label files, shards and class folders.
 
-It parses and prints; counting is done in `animesion.stats.class_counts`. Whether files are intact and samples decode is the
-business of `animesion verify`.
+This file parses options and prints; `animesion.stats.class_counts` counts. `animesion verify` checks that files are
+intact and samples decode.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ Examples:
     "plot_folder",
     metavar="DIR",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Also write lorenz.png and rank-frequency.png there.",
+    help="Also write lorenz.png and rank-frequency.png to DIR.",
 )
 @click.option(
     "--split",
     "strategy",
     type=click.Choice(["legacy-dafre", "grouped"]),
-    help="Also show the class sizes that this split strategy would aim for.",
+    help="Also print the split sizes that this strategy aims for.",
 )
 def stats(path: str, as_json: bool, plot_folder: Path | None, strategy: str | None) -> None:
     """Count images and classes, and measure the long tail.
@@ -64,7 +64,7 @@ def stats(path: str, as_json: bool, plot_folder: Path | None, strategy: str | No
 
     found = class_counts.count(path, _track)
     if not found.counts.total.sum():
-        raise UsageError(f"{path} holds no labelled image; give a dataset, label files, shards or class folders")
+        raise UsageError(f"{path} has no labelled images; give a dataset, label files, shards or class folders")
     total = _describe(found.counts, found.counts.total)
     splits = {name: _describe(found.counts, images) for name, images in found.counts.splits.items()}
     basis = "train" if "train" in splits else "total"
@@ -149,11 +149,11 @@ def _print(report: dict[str, Any]) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
 
     def table(title: str, *columns: str) -> Table:
-        made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False,
-                     padding=(0, 1, 0, 0))  # fmt: skip
+        empty = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False,
+                      padding=(0, 1, 0, 0))  # fmt: skip
         for i, column in enumerate(columns):
-            made.add_column(column, justify="right" if i else "left", overflow="fold")
-        return made
+            empty.add_column(column, justify="right" if i else "left", overflow="fold")
+        return empty
 
     total = report["total"]
     name = _printable(Path(report["path"]).name or report["path"])
@@ -163,7 +163,7 @@ def _print(report: dict[str, Any]) -> None:
     console.print(
         f"images per class: quartiles {total['p25']:,.0f} / {total['median']:,.0f} / {total['p75']:,.0f}, "
         f"p90 {total['p90']:,.0f}, p99 {total['p99']:,.0f}, std {total['std']:,.1f}\n"
-        f"as diverse as {total['effective_classes']:,.0f} equal classes; empty classes: {total['empty_classes']:,}\n"
+        f"effective classes: {total['effective_classes']:,.0f}; empty classes: {total['empty_classes']:,}\n"
     )
 
     def add_splits(title: str, splits: dict[str, Any]) -> None:
@@ -176,10 +176,10 @@ def _print(report: dict[str, Any]) -> None:
             )  # fmt: skip
         console.print(each)
 
-    # an only split is the total
+    # a single split is the total: print it once
     add_splits("Splits", {**(report["splits"] if len(report["splits"]) > 1 else {}), "total": total})
     if "split" in report:
-        add_splits(f"With the strategy {report['split']['strategy']}", report["split"]["splits"])
+        add_splits(f"Splits by strategy {report['split']['strategy']}", report["split"]["splits"])
 
     basis = report["splits"].get(report["bands"]["of"], total)
     bands = table("Bands, by training images" if report["bands"]["of"] == "train" else "Bands, by all images",
@@ -191,8 +191,8 @@ def _print(report: dict[str, Any]) -> None:
     console.print(bands)
     top = total["top"]
     console.print(
-        f"the largest class holds {top['top_1']:.1%} of the images, 10 classes {top['top_10']:.1%}, "
-        f"100 classes {top['top_100']:.1%}, a tenth of them {top['top_tenth']:.1%}\n"
+        f"share of images: largest class {top['top_1']:.1%}, top 10 {top['top_10']:.1%}, "
+        f"top 100 {top['top_100']:.1%}, top tenth of the classes {top['top_tenth']:.1%}\n"
     )
     ends = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in ("largest", "images", "smallest", "images"):
@@ -202,11 +202,12 @@ def _print(report: dict[str, Any]) -> None:
     console.print(ends)
 
     for file, figures in list(report["files"].items())[:12]:
-        told = f"{figures['rows']:,} rows, {figures['classes']:,} classes" if "rows" in figures else "no label file"
-        repeated = f", {figures['repeated_paths']:,} paths repeated" if figures.get("repeated_paths") else ""
-        console.print(f"{_printable(file)}: {told}{repeated}{'' if figures.get('counted', True) else ' (not counted)'}")
+        labelled = "rows" in figures
+        size = f"{figures['rows']:,} rows, {figures['classes']:,} classes" if labelled else "not a label file"
+        repeated = f", {figures['repeated_paths']:,} repeated paths" if figures.get("repeated_paths") else ""
+        console.print(f"{_printable(file)}: {size}{repeated}{'' if figures.get('counted', True) else ' (not counted)'}")
     if len(report["files"]) > 12:
-        console.print(f"and {len(report['files']) - 12:,} more files (all with --json)")
+        console.print(f"and {len(report['files']) - 12:,} more files (--json prints all)")
     for line in _findings(report):
         console.print(line)
 
@@ -232,5 +233,5 @@ def _findings(report: dict[str, Any]) -> list[str]:
 
 
 def _printable(text: str) -> str:
-    """Names come from other people's files: no escape sequence of theirs reaches the terminal."""
+    """Replace control characters: names are untrusted input and may hold terminal escape sequences."""
     return "".join(c if c.isprintable() else "?" for c in text)

@@ -1,4 +1,4 @@
-"""`animesion verify`: is a built dataset whole, consistent and free of leaks."""
+"""`animesion verify`: check that a built dataset is intact, consistent and free of leaks."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _SHOWN = 10
 @click.command(epilog="Example: animesion verify datasets/daf-re")
 @click.argument("path")
 @click.option("--json", "as_json", is_flag=True, help="Print every fault as JSON.")
-@click.option("--workers", type=click.IntRange(1, 1024), help="Worker processes.  [default: one a core]")
-@click.option("--no-decode", is_flag=True, help="Leave pixels alone: faster, but only equal bytes count as a leak.")
+@click.option("--workers", type=click.IntRange(1, 1024), help="Worker processes.  [default: one per core]")
+@click.option("--no-decode", is_flag=True, help="Do not decode images: faster, but only equal bytes count as a leak.")
 def verify(path: str, as_json: bool, workers: int | None, no_decode: bool) -> None:
-    """Read every sample of the dataset at PATH and list what is wrong with it.
+    """Read every sample of the dataset at PATH and list every fault.
 
-    Checks checksums, shards, keys, labels, decoding, leaks across splits and the accounting. Exit status 1 when there
-    is any fault, 2 when PATH is no dataset. A dataset behind a URL (s3://...) is first copied into your cache.
+    Checks checksums, shards, keys, labels, decoding, leaks across splits and the accounting. A dataset at a URL
+    (s3://...) is first copied into your cache. Exit status: 1 if there is a fault, 2 if PATH is not a dataset.
     """
     from animesion import open_dataset
     from animesion.cli.progress import for_terminal
@@ -33,7 +33,7 @@ def verify(path: str, as_json: bool, workers: int | None, no_decode: bool) -> No
         dataset = open_dataset(folder)
         report = checks.verify(dataset, workers=workers or 0, decode=not no_decode, progress=progress)
     if str(folder) != path:
-        click.echo(f"its copy in {folder} may be removed", err=True)
+        click.echo(f"the local copy in {folder} can be deleted", err=True)
     if as_json:
         import json
 
@@ -78,7 +78,7 @@ def _print(report: Report, path: str) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("check")
     table.add_column("result", justify="right")
-    table.add_column("asks whether", overflow="fold")
+    table.add_column("condition", overflow="fold")
     for name, asks in CHECKS.items():
         faults = report.faults.get(name)
         state = "not run" if faults is None else f"{len(faults):,} fault{'s' * (len(faults) != 1)}" if faults else "ok"
@@ -90,7 +90,7 @@ def _print(report: Report, path: str) -> None:
         for fault in faults[:_SHOWN]:
             console.print(f"  {_printable(fault.text)}")
         if len(faults) > _SHOWN:
-            console.print(f"  and {len(faults) - _SHOWN:,} more (all with --json)")
+            console.print(f"  and {len(faults) - _SHOWN:,} more (--json prints all)")
     total = sum(map(len, report.faults.values()))
     verdict = f"{total:,} fault{'s' * (total != 1)}" if total else "no fault"
     console.print(
@@ -99,5 +99,5 @@ def _print(report: Report, path: str) -> None:
 
 
 def _printable(text: str) -> str:
-    """Names come from other people's files: no escape sequence of theirs reaches the terminal."""
+    """Replace control characters: names are untrusted input and may hold terminal escape sequences."""
     return "".join(c if c.isprintable() else "?" for c in text)

@@ -1,8 +1,7 @@
-"""Where in an image the face (or leaf) is: one small interface, found through the entry points `animesion.detectors`.
+"""Detectors of faces (or leaves): the interface, the registry, and the two detectors that read no pixels.
 
-A detector takes a batch of upright RGB images and gives the boxes of each, relative to the image. What a box is
-good for (score, number of faces, crop) is the recipe's business. Here are the interface and the two detectors that look
-at no pixel; each other one has a file of its own.
+A detector takes a batch of upright RGB images and returns the boxes of each, relative to the image. Detectors are
+registered as entry points of the group `animesion.detectors`. Recipes decide which boxes count and how they are cropped.
 """
 
 from __future__ import annotations
@@ -19,31 +18,35 @@ from animesion.schemas import Box
 
 
 class Detector(Protocol):
-    """Finds boxes; made once for many images, and called by one thread at a time.
+    """Finds boxes; created once per worker, and called by one thread at a time.
 
-    A class with a model `Options` (an `animesion.config.settings.Section`) is made with one, any other without arguments. A
-    class whose boxes depend on a file has a class method `file`, which takes the same and gives the path.
+    A class that defines a model `Options` (an `animesion.config.settings.Section`) is created with an instance of it,
+    any other without arguments. A class whose boxes depend on a file defines a class method `file`, which takes the
+    same arguments as the constructor and returns the path.
     """
 
     #: one line for `animesion detectors`
     summary: str
 
     def __call__(self, images: Sequence[Image.Image], given: Sequence[Sequence[Box] | None]) -> list[list[Box]]:
-        """Boxes of each image.
+        """Find the boxes of each image.
 
         Args:
             images: upright, mode RGB.
-            given: for each image the boxes that the source's table holds, or None without a table.
+            given: for each image the boxes in the source's table, or None if the source has no table.
+
+        Returns:
+            A list of boxes per image, in the order of the images.
         """
 
 
 class GivenBoxes:
     """The boxes of the source's own table, such as DanbooruAnimeFaces' `faces.tsv`."""
 
-    summary = "the boxes of the table that the source gives"
+    summary = "boxes from the source's own table"
 
     def __call__(self, images: Sequence[Image.Image], given: Sequence[Sequence[Box] | None]) -> list[list[Box]]:
-        """The table's boxes; none where it has none."""
+        """Return the table's boxes; an empty list for an image without any."""
         return [list(boxes or ()) for boxes in given]
 
 
@@ -53,7 +56,7 @@ class WholeImage:
     summary = "no detection, the whole image is the sample"
 
     def __call__(self, images: Sequence[Image.Image], given: Sequence[Sequence[Box] | None]) -> list[list[Box]]:
-        """One box that covers everything."""
+        """Return one box per image, which covers all of it."""
         return [[Box(0.0, 0.0, 1.0, 1.0, 1.0)] for _ in images]
 
 
@@ -63,27 +66,31 @@ def names() -> list[str]:
 
 
 def summary(name: str) -> str:
-    """What a detector says of itself in one line; it is not made for that."""
+    """One-line summary of a detector, from its class.
+
+    Raises:
+        UsageError: there is no detector of that name.
+    """
     return str(_class(name).summary)
 
 
 def load(name: str, options: Mapping[str, Any] | None = None) -> Detector:
-    """Make a detector.
+    """Create a detector.
 
     Args:
-        name: of its entry point.
-        options: its own, as in `crop.detector_options`.
+        name: name of its entry point.
+        options: its options, as in `crop.detector_options`.
 
     Raises:
-        UsageError: none of that name is installed, an option is wrong, or it lacks something.
+        UsageError: there is no detector of that name, an option is wrong, or a package or file is missing.
     """
     found = _class(name)
-    made: Detector = found(*_checked(name, found, options))
-    return made
+    detector: Detector = found(*_arguments(name, found, options))
+    return detector
 
 
 def identity(name: str, options: Mapping[str, Any] | None = None) -> str:
-    """SHA-256 of the file that decides a detector's boxes; empty for one without. The detector is not made for that.
+    """SHA-256 of the file that a detector's boxes depend on; empty if there is none. Does not create the detector.
 
     Raises:
         UsageError: as for `load`.
@@ -91,8 +98,8 @@ def identity(name: str, options: Mapping[str, Any] | None = None) -> str:
     from animesion.detectors import model_files
 
     found = _class(name)
-    checked = _checked(name, found, options)
-    return model_files.digest(found.file(*checked)) if hasattr(found, "file") else ""
+    arguments = _arguments(name, found, options)
+    return model_files.digest(found.file(*arguments)) if hasattr(found, "file") else ""
 
 
 def _class(name: str) -> Any:
@@ -101,8 +108,8 @@ def _class(name: str) -> Any:
     raise UsageError(f"crop.detector: there is no detector '{name}'; installed are {', '.join(names())}")
 
 
-def _checked(name: str, found: Any, options: Mapping[str, Any] | None) -> list[settings.Section]:
-    """The arguments with which a class is made."""
+def _arguments(name: str, found: Any, options: Mapping[str, Any] | None) -> list[settings.Section]:
+    """The constructor's arguments: the validated options, or nothing for a class without options."""
     if model := getattr(found, "Options", None):
         return [settings.check(model, options or {}, f"options of the detector '{name}'")]
     if options:

@@ -1,6 +1,6 @@
 """Anime faces and heads by the networks of deepghs, through their package dghs-imgutils.
 
-It fetches a network from the Hugging Face hub when it is first used and keeps it in the hub's cache.
+The package downloads a network from the Hugging Face Hub at first use and keeps it in the Hub's cache.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from animesion.schemas import Box
 class ImgutilsOptions(Section):
     """Options of the detector `imgutils`."""
 
-    part: Literal["face", "head"] = Field("face", description="what is looked for; a head holds the hair too")
-    model: str = Field("", description="name of the network, such as `face_detect_v1.4_n`; empty for the package's own")
+    part: Literal["face", "head"] = Field("face", description="what to detect; a head includes the hair")
+    model: str = Field("", description="name of the network, such as `face_detect_v1.4_n`; empty for the default")
     score: float = Field(0.25, ge=0, le=1, strict=False, description="least score of a box")
     iou: float = Field(0.7, ge=0, le=1, strict=False, description="boxes that overlap a better one by more are dropped")
 
 
 class ImgutilsDetector:
-    """The networks' boxes; a score is the network's."""
+    """Boxes and scores of deepghs' networks."""
 
-    summary = "anime faces or heads by deepghs' networks (dghs-imgutils), fetched at first use"
+    summary = "anime faces or heads by deepghs' networks (dghs-imgutils), downloaded at first use"
     Options = ImgutilsOptions
 
     def __init__(self, options: ImgutilsOptions | None = None) -> None:
@@ -37,10 +37,10 @@ class ImgutilsDetector:
         self._find = _function(self._options.part)
 
     def __call__(self, images: Sequence[Image.Image], given: Sequence[Sequence[Box] | None]) -> list[list[Box]]:
-        """The boxes of each image, the surest first.
+        """Boxes of each image, by descending score.
 
         Raises:
-            AnimesionError: the network cannot be fetched, or fails.
+            AnimesionError: the network cannot be downloaded, or fails.
         """
         return [self._boxes(image) for image in images]
 
@@ -50,7 +50,7 @@ class ImgutilsDetector:
             settings["model_name"] = self._options.model
         try:
             found = self._find(image, **settings)
-        except Exception as error:  # the hub's, the network library's and onnxruntime's own classes
+        except Exception as error:  # the Hub client, its HTTP library and onnxruntime raise classes of their own
             raise AnimesionError(self._failure(error)) from None
         width, height = image.size
         boxes = []
@@ -67,14 +67,14 @@ class ImgutilsDetector:
         return sorted(boxes, key=lambda box: (-box.score, box))
 
     def _failure(self, error: Exception) -> str:
-        told = next(iter(str(error).splitlines()), type(error).__name__)[:300]
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:300]
         kinds = {kind.__name__ for kind in type(error).__mro__}
         if kinds & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError", "Timeout"}:
             return (
-                "the detector 'imgutils' cannot fetch its network from the Hugging Face hub: run it once with a "
-                f"connection, or copy the hub's cache of another machine here ({told})"
+                "the detector 'imgutils' cannot download its network from the Hugging Face Hub: run it once with a "
+                f"connection, or copy the Hub's cache from another machine ({reason})"
             )
-        return f"the detector 'imgutils' fails on an image: {told}"
+        return f"the detector 'imgutils' fails on an image: {reason}"
 
 
 def _function(part: str) -> Callable[..., Any]:

@@ -1,7 +1,7 @@
-"""Anime faces by OpenCV's cascade of local binary patterns: no network and no GPU needed.
+"""Anime faces by OpenCV's cascade of local binary patterns (LBP); needs no neural network and no GPU.
 
-The cascade is a file of its own (nagadomi's `lbpcascade_animeface.xml`, MIT), see `installing`. It finds upright faces
-seen from the front and from half the side; others need a trained detector.
+The cascade is a separate file (nagadomi's `lbpcascade_animeface.xml`, MIT), see `model_files`. It finds upright frontal
+and three-quarter faces; others need a trained detector.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from animesion.errors import UsageError
 from animesion.schemas import Box
 
 _LONGEST = 1600
-"""Pixels of the longest side at which an image is searched: larger ones cost more and show no more faces."""
+"""Longest side in pixels; a larger image is shrunk to it, as more pixels cost time and show no more faces."""
 
 _LEAST = 24
-"""Side of the cascade's window in pixels: a smaller face is not seen."""
+"""Side of the cascade's window in pixels; smaller faces are not found."""
 
 _SCALE, _NEIGHBOURS = 1.1, 2
 
 
 class LbpCascade:
-    """The cascade.
+    """Detector that runs the cascade.
 
-    A box's score is the logistic function of the last stage's sum of votes. The votes at its threshold give 0.5; what
-    lies above 0.75 is hardly ever wrong.
+    The score of a box is the logistic function of the last stage's sum of votes: 0.5 at the stage's threshold. Boxes
+    above 0.75 are almost always faces.
     """
 
     summary = "anime faces by an LBP cascade (OpenCV), on any CPU"
@@ -45,19 +45,19 @@ class LbpCascade:
         except cv2.error:
             read = False
         if not read:
-            raise UsageError(f"{path} is no cascade that OpenCV can read; {model_files.how('lbp')}")
+            raise UsageError(f"{path} is not a cascade that OpenCV can read; {model_files.install_hint('lbp')}")
 
     @classmethod
     def file(cls) -> Path:
-        """The cascade.
+        """Path of the cascade.
 
         Raises:
             UsageError: it is not installed.
         """
-        return model_files.installed("lbp")
+        return model_files.path_of("lbp")
 
     def __call__(self, images: Sequence[Image.Image], given: Sequence[Sequence[Box] | None]) -> list[list[Box]]:
-        """The faces of each image, the surest first."""
+        """Faces of each image, by descending score."""
         return [self._faces(image) for image in images]
 
     def _faces(self, image: Image.Image) -> list[Box]:
@@ -91,7 +91,7 @@ class LbpCascade:
 
 
 def _opencv() -> Any:
-    """OpenCV, with one thread: images are what is done side by side."""
+    """Import OpenCV and limit it to one thread, as worker processes already use every core."""
     try:
         import cv2
     except ImportError:

@@ -1,6 +1,6 @@
-"""Files that detectors need and the package does not bring: where they lie, and how one is put there.
+"""Model files that detectors need and the package does not include: where they are stored and how to install one.
 
-They lie in `ANIMESION_DETECTORS`, or else in `animesion/detectors` of the user's data folder (`XDG_DATA_HOME`).
+They are stored in `ANIMESION_DETECTORS`, or else in `animesion/detectors` in the user's data folder (`XDG_DATA_HOME`).
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class NeededFile:
 
     Attributes:
         name: its name in the folder.
-        largest: bytes that it may have.
-        module: what reads it, as it is imported.
-        detector: the class that is tried out on it, `module:class`.
-        sha256: of the known version; empty where everyone has another.
+        largest: its maximum size in bytes.
+        module: the module that reads it.
+        detector: the class that is tested with it, `module:class`.
+        sha256: digest of the known version; empty if users bring their own file.
     """
 
     name: str
@@ -53,7 +53,7 @@ NEEDED = {
     "onnx": NeededFile("detector.onnx", 512 << 20, "onnxruntime", "animesion.detectors.onnx:OnnxDetector"),
 }
 
-#: What installs dghs-imgutils: it asks for NumPy 1, with which nothing else here works, but runs with NumPy 2.
+#: Command that installs dghs-imgutils; `--no-deps` because it requires NumPy 1, although it runs with NumPy 2.
 IMGUTILS = "pip install 'animesion[imgutils]' && pip install --no-deps 'dghs-imgutils>=0.19,<0.20'"
 
 _TRIAL_SECONDS, _TRIAL_BYTES = 120, 8 << 30
@@ -65,8 +65,8 @@ from PIL import Image
 from animesion.errors import AnimesionError
 module, _, name = sys.argv[1].partition(":")
 try:
-    made = getattr(importlib.import_module(module), name)()
-    made([Image.effect_noise((160, 120), 90).convert("RGB")], [None])
+    detector = getattr(importlib.import_module(module), name)()
+    detector([Image.effect_noise((160, 120), 90).convert("RGB")], [None])
 except AnimesionError as error:
     print(error)
     sys.exit(3)
@@ -74,50 +74,51 @@ except AnimesionError as error:
 
 
 def folder() -> Path:
-    """Where the files lie."""
+    """The folder of the files."""
     if given := os.environ.get("ANIMESION_DETECTORS"):
         return Path(given).expanduser()
     data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
     return Path(data).expanduser() / "animesion" / "detectors"
 
 
-def lacking(name: str) -> str:
-    """What to do before a detector can work; empty for one that lacks nothing."""
-    if name == "imgutils" and not _there("imgutils"):
+def setup_hint(name: str) -> str:
+    """What to install before a detector can run, one sentence; empty if nothing is missing."""
+    if name == "imgutils" and not _importable("imgutils"):
         return f"install dghs-imgutils with: {IMGUTILS}"
     if name not in NEEDED:
         return ""
-    if not _there(NEEDED[name].module):
+    if not _importable(NEEDED[name].module):
         return f"install {NEEDED[name].module} with: pip install 'animesion[detect]'"
-    return "" if (folder() / NEEDED[name].name).is_file() else how(name)
+    return "" if (folder() / NEEDED[name].name).is_file() else install_hint(name)
 
 
-def _there(module: str) -> bool:
+def _importable(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except ValueError:  # a module that was blocked
+    except ValueError:  # the module is blocked: `sys.modules[module]` is None
         return False
 
 
-def how(name: str) -> str:
-    """What to do about a file that is absent or broken."""
+def install_hint(name: str) -> str:
+    """How to replace a missing or damaged file, one sentence."""
     return f"install it with: animesion detectors install {name} --from FILE|URL"
 
 
-def installed(name: str) -> Path:
-    """The file of a detector.
+def path_of(name: str) -> Path:
+    """Path of a detector's file.
 
     Raises:
-        UsageError: it is not there.
+        UsageError: it is not installed.
     """
     path = folder() / NEEDED[name].name
     if not path.is_file():
-        raise UsageError(f"the detector '{name}' needs the file {NEEDED[name].name}, which is not there; {how(name)}")
+        needed = NEEDED[name].name
+        raise UsageError(f"the detector '{name}' needs the file {needed}, which is not installed; {install_hint(name)}")
     return path
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file as hex; read again only when the file has changed.
+    """SHA-256 of a file as hex; cached until its size or modification time changes.
 
     Raises:
         UsageError: it cannot be read.
@@ -135,17 +136,20 @@ def _digest(path: Path, size: int, changed: int) -> str:
 
 
 def install(name: str, source: str, sha256: str = "", *, contact: str = "", allow_private: bool = False) -> Path:
-    """Check a file, try the detector out on it in a process of its own, and put it where the detector looks for it.
+    """Check a file, test the detector with it in a subprocess, and copy it to the folder of the files.
 
     Args:
         name: the detector.
-        source: a path, or an https URL.
-        sha256: the digest that the file must have, in place of the known one; needed for a URL where none is known.
-        contact: e-mail or URL for the User-Agent; needed for a URL.
-        allow_private: whether the URL may lead to this machine or its network, by plain http too.
+        source: a path or an https URL.
+        sha256: expected digest, instead of the known one; required for a URL if no digest is known.
+        contact: e-mail or URL for the User-Agent; required for a URL.
+        allow_private: whether the URL may point to this machine or its network, also over plain http.
+
+    Returns:
+        Path of the installed file.
 
     Raises:
-        UsageError: the detector needs no file, or the source cannot be read or is not what is needed.
+        UsageError: the detector needs no file, or the source cannot be read or is not the needed file.
         AnimesionError: the file cannot be written.
     """
     if name not in NEEDED:
@@ -165,7 +169,7 @@ def install(name: str, source: str, sha256: str = "", *, contact: str = "", allo
         )
     if needed.name.endswith(".xml"):
         _check_xml(content, source)
-    _try_out(needed, content, source)
+    _test_run(needed, content, source)
     path = folder() / needed.name
     write_atomic(path, content)
     return path
@@ -189,13 +193,15 @@ def _downloaded(url: str, needed: NeededFile, expected: str, contact: str, allow
     try:
         scheme, host = urlsplit(url).scheme, urlsplit(url).hostname
     except ValueError:
-        raise UsageError(f"{url} is no URL; give a file or an https URL") from None
+        raise UsageError(f"{url} is not a URL; give a file or an https URL") from None
     if scheme != "https" and not (scheme == "http" and allow_private):
-        raise UsageError(f"{needed.name} is downloaded by https only, not from {url}")
+        raise UsageError(f"{needed.name} is downloaded over https only, not from {url}")
     if not expected:
-        raise UsageError(f"downloading {needed.name} needs --sha256: the digest that its publisher gives")
+        raise UsageError(f"downloading {needed.name} needs --sha256: the digest that its publisher states")
     if not contact:
-        raise UsageError(f"downloading {needed.name} needs --contact: an e-mail or URL by which its host can reach you")
+        raise UsageError(
+            f"downloading {needed.name} needs --contact: an e-mail or URL under which its host can reach you"
+        )
     try:
         [got] = download_all(
             [Download(needed.name, url)],
@@ -212,7 +218,7 @@ def _downloaded(url: str, needed: NeededFile, expected: str, contact: str, allow
 
 
 def _check_xml(content: bytes, source: str) -> None:
-    """Refuse what is no cascade, or has a document type, before OpenCV sees it."""
+    """Refuse anything but a cascade, and any XML with a document type, before OpenCV reads it."""
     parser = expat.ParserCreate()
     names: list[str] = []
     parser.StartElementHandler = lambda name, _: names.append(name) if len(names) < 2 else None
@@ -220,17 +226,17 @@ def _check_xml(content: bytes, source: str) -> None:
     try:
         parser.Parse(content, True)
     except (expat.ExpatError, ValueError) as error:
-        raise UsageError(f"{source} is no OpenCV cascade: {error}") from None
+        raise UsageError(f"{source} is not an OpenCV cascade: {error}") from None
     if names != ["opencv_storage", "cascade"]:
-        raise UsageError(f"{source} is no OpenCV cascade: it holds <{'><'.join(names)}>")
+        raise UsageError(f"{source} is not an OpenCV cascade: it holds <{'><'.join(names)}>")
 
 
 def _refuse_doctype(*_: object) -> None:
     raise ValueError("it declares a document type")
 
 
-def _try_out(needed: NeededFile, content: bytes, source: str) -> None:
-    """Search one image with the file in a process of its own, as native readers may not survive a bad one."""
+def _test_run(needed: NeededFile, content: bytes, source: str) -> None:
+    """Run the detector on one image in a subprocess, as a damaged file may crash a native reader."""
     with tempfile.TemporaryDirectory(prefix="animesion-") as trial:
         path = Path(trial) / needed.name
         write_atomic(path, content)
@@ -245,9 +251,9 @@ def _try_out(needed: NeededFile, content: bytes, source: str) -> None:
         except subprocess.TimeoutExpired:
             raise UsageError(f"{source} cannot be used: one image took more than {_TRIAL_SECONDS} s") from None
         except OSError as error:
-            raise AnimesionError(f"{source} cannot be tried out: {(error.strerror or str(error)).lower()}") from None
+            raise AnimesionError(f"{source} cannot be tested: {(error.strerror or str(error)).lower()}") from None
     if done.returncode == 3:
-        said = done.stdout.decode(errors="replace").strip()
-        raise UsageError(said.replace(str(path), source))
+        message = done.stdout.decode(errors="replace").strip()
+        raise UsageError(message.replace(str(path), source))
     if done.returncode:
         raise UsageError(f"{source} cannot be used: {needed.module} failed on it (exit status {done.returncode})")

@@ -1,7 +1,7 @@
-"""Boxes by a trained network: any YOLO file in ONNX form whose output is decoded to pixels, run by onnxruntime.
+"""Boxes by a trained network: any YOLO model in ONNX form whose output boxes are in pixels, run by onnxruntime.
 
-The file is the user's own (faces, heads, leaves). The image is scaled into the network's input with its aspect kept
-and the rest filled with grey, as YOLOv5 and YOLOv8 are trained and exported; the output's form is told from its shape.
+Users bring the file (faces, heads, leaves). The image is letterboxed: scaled to the network's input with its aspect
+ratio kept and the rest filled with grey, as in YOLOv5 and YOLOv8. The layout of the output is inferred from its shape.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from animesion.errors import AnimesionError, UsageError
 from animesion.schemas import Box
 
 _GREY = (114, 114, 114)
-"""What YOLO's own preprocessing fills with."""
+"""Fill colour of YOLO's own letterbox."""
 
 _MOST_CANDIDATES, _MOST_BOXES = 30_000, 300
-"""Boxes that suppression starts with and ends with, at most; YOLO's own limits."""
+"""Most boxes before and after suppression; YOLO's own limits."""
 
 _MOST_PIXELS = 4096 * 4096
-"""Of the network's input."""
+"""Most pixels of the network's input."""
 
 _LONGEST_METADATA = 1 << 20
 
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 _PYRAMIDS = ((8, 16, 32), (8, 16, 32, 64), (16, 32), (4, 8, 16, 32))
-"""Pixels between the places at which networks look, level by level."""
+"""Strides of the feature pyramids of known networks, in input pixels."""
 
 Array = NDArray[np.floating[Any]]
 
@@ -44,24 +44,25 @@ Array = NDArray[np.floating[Any]]
 class OnnxOptions(Section):
     """Options of the detector `onnx`."""
 
-    file: str = Field("", description="the network; empty for the one that `animesion detectors install onnx` has put")
-    classes: list[int | str] = Field([], description="ids or names of the classes that count; empty for all")
+    file: str = Field("", description="the network; empty for the one from `animesion detectors install onnx`")
+    classes: list[int | str] = Field([], description="ids or names of the classes to keep; empty for all")
     score: float = Field(0.25, ge=0, le=1, strict=False, description="least score of a box")
     iou: float = Field(
         0.45, ge=0, le=1, strict=False, description="boxes that overlap a better one by more are dropped"
     )
     size: int = Field(
-        640, ge=32, le=4096, description="longest side of the network's input in pixels, where the file leaves it open"
+        640, ge=32, le=4096, description="longest side of the network's input in pixels, if the file leaves it open"
     )
     layout: Literal["auto", "yolov5", "yolov8", "boxes"] = Field(
-        "auto", description="form of the output: told from its shape, (1, N, 5+C), (1, 4+C, N), or (N, 6) after NMS"
+        "auto",
+        description="layout of the output; `auto` infers it from the shape: (1, N, 5+C), (1, 4+C, N), or (N, 6) after NMS",
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="where the network runs")
 
 
 @dataclass(frozen=True)
 class _Frame:
-    """Where the image lies in the network's input; all in pixels."""
+    """Size of the network's input, and position and size of the image in it; all in pixels."""
 
     width: int
     height: int
@@ -74,11 +75,11 @@ class _Frame:
 class OnnxDetector:
     """A network of the YOLO family.
 
-    A box's score is the network's: the class score, times objectness where there is one. Suppression of overlapping
-    boxes looks across classes, as a sample is one crop whatever its class.
+    The score of a box is its class score, times objectness if the network has it. Non-maximum suppression ignores
+    classes, as a crop is one sample whatever the class of its box.
     """
 
-    summary = "a YOLO network in ONNX form that you bring (onnxruntime)"
+    summary = "a YOLO network of your own in ONNX form (onnxruntime)"
     Options = OnnxOptions
 
     def __init__(self, options: OnnxOptions | None = None) -> None:
@@ -95,44 +96,45 @@ class OnnxDetector:
         self._type = _TYPES[inputs[0].type]
         self._height, self._width = (side if isinstance(side, int) and side > 0 else 0 for side in shape[2:])
         if (self._height or options.size) * (self._width or options.size) > _MOST_PIXELS:
-            raise self._refusal(f"takes images of {self._width}x{self._height} px, which is too much")
+            raise self._refusal(f"takes images of {self._width}x{self._height} px, which is too large")
         self._output: str = self._session.get_outputs()[0].name
         metadata = self._session.get_modelmeta().custom_metadata_map
         stride = _literal(metadata.get("stride", ""))
         self._stride = stride if isinstance(stride, int) and 1 <= stride <= 256 else 32
         self._names = _names(_literal(metadata.get("names", "")))
-        self._wanted = frozenset(map(self._class_id, options.classes))
+        self._wanted = frozenset(map(self._class_id, options.classes))  # empty: every class
 
     @classmethod
     def file(cls, options: OnnxOptions | None = None) -> Path:
-        """The network.
+        """Path of the network.
 
         Raises:
-            UsageError: it is not there.
+            UsageError: there is no such file.
         """
         if options is None or not options.file:
-            return model_files.installed("onnx")
+            return model_files.path_of("onnx")
         path = Path(options.file).expanduser()
         if not path.is_file():
-            raise UsageError(f"the detector 'onnx' finds no file {path}; its option 'file' takes the path of a network")
+            raise UsageError(f"file not found: {path}; the option 'file' of the detector 'onnx' takes a network's path")
         return path
 
     def __call__(self, images: Sequence[Image.Image], given: Sequence[Sequence[Box] | None]) -> list[list[Box]]:
-        """The boxes of each image, the surest first.
+        """Boxes of each image, by descending score.
 
         Raises:
-            AnimesionError: the network fails, or its output is of no known form.
+            AnimesionError: the network fails, or its output has an unknown layout.
         """
         return [self._boxes(image) for image in images]
 
     def _boxes(self, image: Image.Image) -> list[Box]:
         frame = self._frame(*image.size)
         try:
-            [output] = self._session.run([self._output], {self._input: _framed(image, frame, self._type)})
+            [output] = self._session.run([self._output], {self._input: _letterbox(image, frame, self._type)})
         except Exception as error:  # onnxruntime's own classes, which differ by version
             raise AnimesionError(f"{self._path} fails on an image: {_first_line(error)}") from None
-        with np.errstate(over="ignore", invalid="ignore"):  # boxes that are no numbers are left out below
-            corners, scores, classes, suppressed = self._decoded(output, frame)
+        # corners (N, 4) in input pixels, scores (N,), classes (N,); boxes that are not finite are dropped below
+        with np.errstate(over="ignore", invalid="ignore"):
+            corners, scores, classes, suppressed = self._decode(output, frame)
         good = np.isfinite(corners).all(1) & (scores >= self._options.score)
         if self._wanted:
             good &= np.isin(classes, list(self._wanted))
@@ -145,19 +147,25 @@ class OnnxDetector:
         return list(_relative(corners[:_MOST_BOXES], scores, frame))
 
     def _frame(self, width: int, height: int) -> _Frame:
-        """The input for an image: of the file's size, or else just large enough and a multiple of the stride."""
+        """The input frame for an image: of the file's size if that is fixed, else the smallest multiple of the stride.
+
+        Args:
+            width: of the image in pixels.
+            height: of the image in pixels.
+        """
         size = self._options.size
         scale = min((self._width or size) / width, (self._height or size) / height)
         inner_width, inner_height = max(1, round(width * scale)), max(1, round(height * scale))
+        # ceil to a multiple of the stride
         outer_width = self._width or -(-inner_width // self._stride) * self._stride
         outer_height = self._height or -(-inner_height // self._stride) * self._stride
         left, top = (outer_width - inner_width) // 2, (outer_height - inner_height) // 2
         return _Frame(outer_width, outer_height, left, top, inner_width, inner_height)
 
-    def _decoded(self, output: Any, frame: _Frame) -> tuple[Array, Array, NDArray[np.int64], bool]:
-        """Corners in pixels of the input, scores, class ids, and whether overlapping boxes are suppressed already."""
+    def _decode(self, output: Any, frame: _Frame) -> tuple[Array, Array, NDArray[np.int64], bool]:
+        """Corners (N, 4) in input pixels, scores (N,), class ids (N,), and whether NMS was already applied."""
         if not isinstance(output, np.ndarray) or not np.issubdtype(output.dtype, np.floating):
-            raise self._refusal(f"gives {getattr(output, 'dtype', type(output).__name__)}, not an array of floats")
+            raise self._refusal(f"returns {getattr(output, 'dtype', type(output).__name__)}, not an array of floats")
         layout = self._layout(output.shape, frame)
         rows = output.reshape(output.shape[-2:]).astype(np.float32)
         if layout == "boxes":
@@ -166,39 +174,39 @@ class OnnxDetector:
             if layout == "yolov8":
                 rows = rows.T
             first = 4 if layout == "yolov8" else 5
-            # what follows the classes are masks or key points
+            # columns after the classes are masks or key points
             of_classes = rows[:, first : first + len(self._names) if self._names else None]
             classes = of_classes.argmax(1).astype(np.int64) if len(of_classes) else np.zeros(0, np.int64)
             scores = np.take_along_axis(of_classes, classes[:, None], 1)[:, 0]
             if layout == "yolov5":
                 scores = scores * rows[:, 4]
-            half = rows[:, 2:4] / 2
+            half = rows[:, 2:4] / 2  # rows start with centre x, centre y, width, height
             corners = np.concatenate([rows[:, :2] - half, rows[:, :2] + half], 1)
         scores = np.nan_to_num(scores, nan=0.0)
         if len(scores) and (scores.min() < -0.01 or scores.max() > 1.01):
             raise self._refusal(
-                f"gives scores from {scores.min():.3g} to {scores.max():.3g} instead of 0 to 1, "
+                f"returns scores from {scores.min():.3g} to {scores.max():.3g} instead of 0 to 1, "
                 f"read as layout '{layout}': set the option 'layout' if that is wrong"
             )
         return corners, scores.clip(0, 1), classes, layout == "boxes"
 
     def _layout(self, shape: tuple[int, ...], frame: _Frame) -> str:
-        """The form of an output.
+        """The layout of an output: `yolov5`, `yolov8` or `boxes`.
 
-        The number of rows tells most: every place that the network looks at has one row in YOLOv8, three in YOLOv5.
+        The number of predictions decides it: YOLOv8 has one per cell of its feature pyramid, YOLOv5 three (anchors).
         """
         batched = len(shape) == 3 and shape[0] == 1
         if not batched and len(shape) != 2:
             raise self._unknown(shape)
         rows, columns = shape[-2:]
-        places = {sum(-(-frame.width // s) * -(-frame.height // s) for s in strides) for strides in _PYRAMIDS}
+        cells = {sum(-(-frame.width // s) * -(-frame.height // s) for s in strides) for strides in _PYRAMIDS}
         layout = self._options.layout
         if layout == "auto":
             if not batched:
                 layout = "boxes"
-            elif columns in places and rows > 4:
+            elif columns in cells and rows > 4:
                 layout = "yolov8"
-            elif rows % 3 == 0 and rows // 3 in places and columns > 5:
+            elif rows % 3 == 0 and rows // 3 in cells and columns > 5:
                 layout = "yolov5"
             elif columns == 6:
                 layout = "boxes"
@@ -217,11 +225,11 @@ class OnnxDetector:
         if isinstance(wanted, int) and (not self._names or wanted in self._names) and wanted >= 0:
             return wanted
         has = ", ".join(f"{number} ({name})" for number, name in list(self._names.items())[:20])
-        raise UsageError(f"the option 'classes' asks for {wanted!r}, but {self._path} has {has or 'no class names'}")
+        raise UsageError(f"the option 'classes' lists {wanted!r}, but {self._path} has {has or 'no class names'}")
 
     def _unknown(self, shape: tuple[int, ...]) -> UsageError:
         return self._refusal(
-            f"gives an output of shape {shape}; known are (1, 4+C, N) of YOLOv8, (1, N, 5+C) of YOLOv5, "
+            f"returns an output of shape {shape}; supported are (1, 4+C, N) of YOLOv8, (1, N, 5+C) of YOLOv5, "
             "and (N, 6) or (1, N, 6) after suppression"
         )
 
@@ -233,37 +241,38 @@ def suppress(corners: Array, iou: float, most: int) -> list[int]:
     """Greedy non-maximum suppression.
 
     Args:
-        corners: left, top, right, bottom of each box, the best box first, shape (N, 4).
-        iou: boxes whose intersection over union with a better, kept one is above it are dropped.
-        most: boxes to keep.
+        corners: left, top, right, bottom of each box, by descending score, shape (N, 4).
+        iou: boxes whose intersection over union with a better, kept box is above this are dropped.
+        most: most boxes to keep.
 
     Returns:
-        Rows of the boxes kept, in order.
+        Indices of the kept boxes, in order.
     """
     sides = (corners[:, 2:] - corners[:, :2]).clip(0)
     areas = sides[:, 0] * sides[:, 1]
-    left = np.arange(len(corners))
+    rest = np.arange(len(corners))
     kept: list[int] = []
-    while len(left) and len(kept) < most:
-        best, left = int(left[0]), left[1:]
+    while len(rest) and len(kept) < most:
+        best, rest = int(rest[0]), rest[1:]
         kept.append(best)
-        shared = np.minimum(corners[best, 2:], corners[left, 2:]) - np.maximum(corners[best, :2], corners[left, :2])
-        both = shared.clip(0).prod(1)
-        left = left[both <= iou * (areas[best] + areas[left] - both)]
+        shared = np.minimum(corners[best, 2:], corners[rest, 2:]) - np.maximum(corners[best, :2], corners[rest, :2])
+        intersection = shared.clip(0).prod(1)
+        union = areas[best] + areas[rest] - intersection
+        rest = rest[intersection <= iou * union]
     return kept
 
 
-def _framed(image: Image.Image, frame: _Frame, dtype: Any) -> NDArray[Any]:
-    """The image as the network takes it: (1, 3, height, width), 0 to 1."""
-    ground = Image.new("RGB", (frame.width, frame.height), _GREY)
+def _letterbox(image: Image.Image, frame: _Frame, dtype: Any) -> NDArray[Any]:
+    """The image in its frame as the network's input: (1, 3, height, width), 0 to 1."""
+    canvas = Image.new("RGB", (frame.width, frame.height), _GREY)
     inner = image.resize((frame.inner_width, frame.inner_height), Image.Resampling.BILINEAR)
-    ground.paste(inner, (frame.left, frame.top))
-    pixels = np.asarray(ground, dtype=np.float32).transpose(2, 0, 1)[None] / 255
+    canvas.paste(inner, (frame.left, frame.top))
+    pixels = np.asarray(canvas, dtype=np.float32).transpose(2, 0, 1)[None] / 255
     return np.ascontiguousarray(pixels, dtype=dtype)
 
 
 def _relative(corners: Array, scores: Array, frame: _Frame) -> Iterator[Box]:
-    """Boxes relative to the image, clipped to it; those that lie outside are left out."""
+    """Boxes relative to the image, clipped to it; boxes outside the image are dropped."""
     start = np.array([frame.left, frame.top] * 2, dtype=np.float64)
     extent = np.array([frame.inner_width, frame.inner_height] * 2, dtype=np.float64)
     for (left, top, right, bottom), score in zip(
@@ -283,15 +292,15 @@ def _session(path: Path, device: str) -> Any:
         ) from None
     provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
     settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = settings.inter_op_num_threads = 1  # images are what is done side by side
+    settings.intra_op_num_threads = settings.inter_op_num_threads = 1  # worker processes already use every core
     settings.log_severity_level = 4
     try:
         if provider in onnxruntime.get_available_providers():
-            made = onnxruntime.InferenceSession(str(path), settings, providers=[provider])
-            if provider in made.get_providers():  # without CUDA's libraries it falls back and says nothing
-                return made
+            session = onnxruntime.InferenceSession(str(path), settings, providers=[provider])
+            if provider in session.get_providers():  # without the CUDA libraries it silently falls back to the CPU
+                return session
     except Exception as error:  # onnxruntime's own classes, which differ by version
-        raise UsageError(f"{path} is no network that onnxruntime can load: {_first_line(error)}") from None
+        raise UsageError(f"{path} is not a network that onnxruntime can load: {_first_line(error)}") from None
     raise UsageError(
         "device 'cuda' of the detector 'onnx' needs a GPU and onnxruntime-gpu; leave the option out to use the CPU"
     )
@@ -302,12 +311,12 @@ def _first_line(error: Exception) -> str:
 
 
 def _open_or(side: object, value: int) -> bool:
-    """Whether a dimension of a file is left open or has a value."""
+    """Whether a dimension in the file is dynamic or equals a value."""
     return side == value or not isinstance(side, int)
 
 
 def _literal(text: str) -> object:
-    """A Python literal of the file's metadata, which is how YOLO's exporter writes them; None for anything else."""
+    """A value of the file's metadata, which YOLO's exporter writes as a Python literal; None for anything else."""
     if len(text) > _LONGEST_METADATA:
         return None
     try:

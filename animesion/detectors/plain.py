@@ -1,4 +1,4 @@
-"""Boxes without a trained model: the centre of an image, and the leaf on plain ground."""
+"""Detectors without a trained model: the centre of an image, and a leaf on a plain background."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from animesion.config.settings import Section
 from animesion.schemas import Box
 
 _LONGEST = 512
-"""Pixels of the longest side at which a leaf is looked for, or a little more."""
+"""Longest side in pixels, roughly; a larger image is reduced by a whole factor."""
 
 _LEAST = 0.005
-"""Share of the image that a leaf has at least; less is dust."""
+"""Least share of the image that a leaf covers; less is dust."""
 
 
 class CenterOptions(Section):
@@ -27,16 +27,16 @@ class CenterOptions(Section):
 
 
 class Center:
-    """One box in the middle, of score 1."""
+    """One box in the middle, with score 1."""
 
-    summary = "the centre of the image, a square unless told otherwise"
+    summary = "the centre of the image, a square by default"
     Options = CenterOptions
 
     def __init__(self, options: CenterOptions | None = None) -> None:
         self._options = options or CenterOptions()
 
     def __call__(self, images: Sequence[Image.Image], given: Sequence[Sequence[Box] | None]) -> list[list[Box]]:
-        """The box of each image."""
+        """Return one box per image."""
         return [[self._box(*image.size)] for image in images]
 
     def _box(self, width: int, height: int) -> Box:
@@ -52,29 +52,33 @@ class LeafOptions(Section):
     """Options of the detector `leaf`."""
 
     difference: int = Field(
-        0, ge=0, le=255, description="levels in which a leaf differs from the ground at least; 0 finds them (Otsu)"
+        0,
+        ge=0,
+        le=255,
+        description="least difference between leaf and background in grey levels; 0 for Otsu's threshold",
     )
 
 
 class Leaf:
-    """What differs from the ground, as one box.
+    """One box around everything that differs from the background.
 
-    The ground is the median colour of the image's rim. Each pixel's difference from it is the largest of its three
-    channels; the threshold is Otsu's unless it is given. Stray pixels are removed, and the box holds the parts that are
-    at least a tenth as large as the largest one, so that a leaf in several parts is one box and dust is none.
+    The background is the median colour of the image's border pixels. A pixel's difference from it is the largest of
+    its three channels; the threshold is Otsu's unless it is given. A morphological opening removes stray pixels. The
+    box covers the parts that are at least a tenth as large as the largest one, so that a leaf in several parts gives
+    one box and dust gives none.
 
-    A box's score is the share by which the leaf's mean difference exceeds the ground's, 0 to 1: near 1 for a leaf on
-    plain ground, about 0.5 and below where the ground is no ground.
+    The score is `1 - (mean difference of the background) / (mean difference of the leaf)`, 0 to 1: near 1 for a leaf
+    on a plain background, about 0.5 and below if the background is not plain.
     """
 
-    summary = "a leaf (or another single object) on plain ground, as one box"
+    summary = "a leaf (or another single object) on a plain background"
     Options = LeafOptions
 
     def __init__(self, options: LeafOptions | None = None) -> None:
         self._options = options or LeafOptions()
 
     def __call__(self, images: Sequence[Image.Image], given: Sequence[Sequence[Box] | None]) -> list[list[Box]]:
-        """One box an image, or none where all is ground."""
+        """One box per image; none for an image that is all background."""
         return [self._boxes(image) for image in images]
 
     def _boxes(self, image: Image.Image) -> list[Box]:
@@ -83,13 +87,14 @@ class Leaf:
         pixels = np.asarray(small).astype(np.int16)
         rim = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
         ground = np.median(rim, axis=0).astype(np.int16)
-        away = np.abs(pixels - ground).max(2)
+        away = np.abs(pixels - ground).max(2)  # (height, width), 0 to 255
         counts = np.bincount(away.reshape(-1), minlength=256)
         threshold = self._options.difference or otsu(counts)
-        found = _parts(_opened(away >= threshold)) if threshold else []
+        found = _components(_open(away >= threshold)) if threshold else []
         if not found or sum(size for size, _ in found) < _LEAST * away.size:
             return []
-        boxes = np.array([box for size, box in found if 10 * size >= found[0][0]])
+        largest = found[0][0]
+        boxes = np.array([box for size, box in found if 10 * size >= largest])
         left, top = boxes[:, :2].min(0).tolist()
         right, bottom = boxes[:, 2:].max(0).tolist()
         inner, outer = away[away >= threshold].mean(), away[away < threshold]
@@ -101,10 +106,13 @@ class Leaf:
 
 
 def otsu(counts: npt.NDArray[np.int64]) -> int:
-    """Otsu's threshold: the level from which on values belong to the upper class, 0 when there is one value only.
+    """Otsu's threshold (IEEE SMC 9, 1979): the level with the largest variance between the two classes.
 
     Args:
-        counts: histogram of levels from 0 on.
+        counts: histogram; `counts[i]` is the number of pixels of level i.
+
+    Returns:
+        The lowest level of the upper class; 0 if all pixels have the same level.
     """
     levels = np.arange(len(counts), dtype=np.int64)
     below, n = np.cumsum(counts)[:-1], int(counts.sum())
@@ -113,21 +121,21 @@ def otsu(counts: npt.NDArray[np.int64]) -> int:
     if not both.any():
         return 0
     total = int((counts * levels).sum())
-    apart = np.zeros(len(below))
-    apart[both] = (total * below[both] / n - weighted[both]) ** 2 / (below[both] * (n - below[both]))
-    best = np.flatnonzero(apart == apart.max())
+    variance = np.zeros(len(below))  # between the classes, up to a factor
+    variance[both] = (total * below[both] / n - weighted[both]) ** 2 / (below[both] * (n - below[both]))
+    best = np.flatnonzero(variance == variance.max())
     return int(best[(len(best) - 1) // 2]) + 1  # the middle of the gap between the classes
 
 
-def _opened(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Without parts that are thinner than three pixels."""
+def _open(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Morphological opening with a 3x3 square: removes parts that are thinner than three pixels."""
     if min(mask.shape) < 3:
         return mask
-    return _spread(~_spread(~mask))
+    return _dilate(~_dilate(~mask))
 
 
-def _spread(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Every pixel that has one of the mask among its neighbours and itself."""
+def _dilate(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Morphological dilation with a 3x3 square, first along the rows and then along the columns."""
     wide = mask.copy()
     wide[1:] |= mask[:-1]
     wide[:-1] |= mask[1:]
@@ -137,8 +145,12 @@ def _spread(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     return found
 
 
-def _parts(mask: npt.NDArray[np.bool_]) -> list[tuple[int, tuple[int, int, int, int]]]:
-    """Connected parts as pixels and box (left, top, right, bottom), the largest first; joined run by run."""
+def _components(mask: npt.NDArray[np.bool_]) -> list[tuple[int, tuple[int, int, int, int]]]:
+    """Connected components (8-neighbourhood) as number of pixels and box (left, top, right, bottom), largest first.
+
+    Union-find over runs: horizontal stretches of set pixels, in row order.
+    """
+    # 1 where a run starts, -1 one pixel after its end
     edges = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
     rows, starts = np.nonzero(edges == 1)
     _, ends = np.nonzero(edges == -1)
@@ -151,12 +163,12 @@ def _parts(mask: npt.NDArray[np.bool_]) -> list[tuple[int, tuple[int, int, int, 
         return i
 
     runs = list(zip(rows.tolist(), starts.tolist(), ends.tolist(), strict=True))
-    above = 0
+    above = 0  # the first run of the previous row that may still touch the current run
     for i, (row, start, end) in enumerate(runs):
         while above < i and (runs[above][0] < row - 1 or (runs[above][0] == row - 1 and runs[above][2] < start)):
             above += 1
         j = above
-        while j < i and runs[j][0] == row - 1 and runs[j][1] <= end:  # corners touch too
+        while j < i and runs[j][0] == row - 1 and runs[j][1] <= end:  # diagonal neighbours count
             parent[root(j)] = root(i)
             j += 1
     parts: dict[int, list[int]] = {}

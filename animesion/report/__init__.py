@@ -1,6 +1,6 @@
-"""The page that shows a build or a training run: one file that works from disk, or live from `animesion browse`.
+"""HTML report of a build or a training run: one self-contained file, or a live page from `animesion browse`.
 
-`facts` and `runs` collect what is shown, `images` makes thumbnails, `page` writes the HTML, `live` serves it.
+`facts` and `runs` collect the data, `images` makes thumbnails, `page` renders the HTML, `live` serves it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What the page of a build shows, collected from its tables: funnel, classes, clusters, drops, histograms, findings.
+"""Data of the report of a build, from its tables: funnel, classes, clusters, drops, histograms and audit findings.
 
-Plain dicts and lists, ready for JSON, the same for equal builds. Counts are of everything; of the lists and images
-only so many are taken that the page stays small. `animesion browse` has the rest.
+The result is JSON-ready and deterministic. Counts cover the whole build; lists and thumbnails are capped to keep the
+page small, and `animesion browse` serves the rest.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from animesion.errors import UsageError
 from animesion.report.images import Album, Images
 from animesion.stats import long_tail
 
-#: Bytes of thumbnails on a page, before base64 makes them a third larger: of classes, then clusters, then drops.
+#: Byte budgets of the thumbnails of classes, clusters and drops, before base64 makes them a third larger.
 SAMPLE_BYTES, CLUSTER_BYTES, DROP_BYTES = 6_000_000, 1_500_000, 500_000
 
-#: What a page lists at most.
+#: Most entries of each list on a page.
 CLASS_SAMPLES, CLUSTERS, MEMBERS, DROPS, DROP_IMAGES, FINDINGS = 12, 300, 12, 100, 24, 500
 
-#: Longer texts are cut: a name of 10,000 letters is nobody's to read.
+#: Most characters of a text on a page; longer ones are cut.
 MOST_TEXT = 500
 
 _BINS = 32
@@ -39,12 +39,12 @@ _MOST_AUDIT = 200_000_000
 
 @dataclass(frozen=True)
 class Measure:
-    """A column that is shown as a histogram.
+    """A column with a histogram.
 
     Attributes:
-        title: what it is, with its unit.
-        log: on a logarithmic axis.
-        least: values below are of images that were not measured.
+        title: caption, with the unit.
+        log: whether the axis is logarithmic.
+        least: smallest real value; smaller ones mark images that were not measured.
     """
 
     title: str
@@ -52,30 +52,33 @@ class Measure:
     least: float = 0.0
 
 
-#: Numeric columns of `features/part-*.parquet` that are worth a histogram, where a build has them.
+#: Columns of `features/part-*.parquet` with a histogram, if a build has them.
 MEASURES = {
     "face_score": Measure("score of the best face box", least=1e-9),
-    "jpeg_quality": Measure("quality that the JPEG was written with, 1 to 100", least=1),
+    "jpeg_quality": Measure("JPEG quality, 1 to 100", least=1),
     "sharpness": Measure("sharpness: variance of the Laplacian", log=True),
-    "light": Measure("light: grey level that 99% of the pixels do not exceed"),
-    "dark": Measure("dark: grey level that 95% of the pixels reach"),
+    "light": Measure("light: 99th percentile of the grey levels"),
+    "dark": Measure("dark: 5th percentile of the grey levels"),
     "contrast": Measure("contrast: standard deviation of the grey levels"),
     "chroma": Measure("chroma: deviation of the colours"),
-    "border": Measure("share that plain borders take"),
-    "panels": Measure("parts that plain gutters cut it into"),
+    "border": Measure("share of plain borders"),
+    "panels": Measure("panels separated by plain gutters"),
     "lines": Measure("rows that look like a line of text"),
 }
 
 
 def of_dataset(dataset: Dataset, audit: Path | None = None) -> dict[str, Any]:
-    """Everything that the page of a build shows.
+    """Collect all data of the report of a build.
 
     Args:
         dataset: the build.
-        audit: `audit.json` of `animesion audit`, if there is one to show.
+        audit: path of the `audit.json` of `animesion audit`, None for a report without one.
+
+    Returns:
+        JSON-ready data, as the assets of the page expect them.
 
     Raises:
-        UsageError: a table is missing or damaged.
+        UsageError: a table or the audit is missing or damaged.
     """
     images, album = Images(dataset), Album()
     found = overview(dataset, images.rows, audit)
@@ -101,17 +104,17 @@ def of_dataset(dataset: Dataset, audit: Path | None = None) -> dict[str, Any]:
 
 
 def overview(dataset: Dataset, rows: Sequence[Mapping[str, Any]], audit: Path | None = None) -> dict[str, Any]:
-    """What the page shows besides images and the lists of clusters and drops.
+    """Collect the data of the report, without images and without the lists of clusters and drops.
 
     Args:
         dataset: the build.
-        rows: of `Images.rows`.
-        audit: `audit.json` of `animesion audit`, if there is one to show.
+        rows: `Images.rows` of the build.
+        audit: path of the `audit.json` of `animesion audit`, None for a report without one.
 
     Raises:
         UsageError: a table or the audit is missing or damaged.
     """
-    told = _told(dataset.path / "dataset.json")
+    metadata = _metadata(dataset.path / "dataset.json")
     counts = {name: [info.counts.get(name, 0) for info in dataset.classes] for name in dataset.splits}
     totals = [info.total for info in dataset.classes]
     recipe = dataset.recipe
@@ -119,20 +122,20 @@ def overview(dataset: Dataset, rows: Sequence[Mapping[str, Any]], audit: Path | 
         {"reason": clip(name), "count": count, "meaning": clip(schemas.MEANINGS.get(name, ""))}
         for name, count in dataset.dropped.items()
     ]
-    several = Counter(row["cluster"] for row in rows if row["cluster"])
+    cluster_sizes = Counter(row["cluster"] for row in rows if row["cluster"])
     return {
         "kind": "dataset",
         "name": dataset.name,
         "title": clip(recipe.card.title or dataset.name),
         "summary": clip(recipe.card.summary or recipe.summary),
         "licence": clip(recipe.card.licence),
-        "recipe": clip(told["recipe"]),
+        "recipe": clip(metadata["recipe"]),
         "source": clip(recipe.source.kind),
         "strategy": clip(dataset.split_strategy),
         "seen": dataset.seen,
-        "fetched": told["fetched"],
+        "fetched": metadata["fetched"],
         "kept": dataset.kept,
-        "notes": told["notes"],
+        "notes": metadata["notes"],
         "drops": reasons,
         "splits": [
             {"name": split.name, "samples": split.samples, "bytes": split.bytes} for split in dataset.splits.values()
@@ -141,14 +144,22 @@ def overview(dataset: Dataset, rows: Sequence[Mapping[str, Any]], audit: Path | 
         "tail": long_tail.describe(totals, shown=1).to_dict() if totals else None,
         "train_bands": _bands(counts.get("train", [])),
         "classes": {"names": [clip(info.name) for info in dataset.classes], "counts": counts},
-        "clusters": {"total": sum(size > 1 for size in several.values()), "conflicts": told["conflicts"]},
+        "clusters": {"total": sum(size > 1 for size in cluster_sizes.values()), "conflicts": metadata["conflicts"]},
         "histograms": histograms(dataset, rows),
         "audit": _audit(audit),
     }
 
 
 def item(rows: Sequence[Mapping[str, Any]], i: int) -> dict[str, Any]:
-    """An image as the page lists it; `row` is its place in the table."""
+    """The entry of an image in the page's lists.
+
+    Args:
+        rows: `Images.rows` of the build.
+        i: index of the image's row.
+
+    Returns:
+        JSON-ready fields; `row` is `i`, and `image` is -1 until a thumbnail is added.
+    """
     row = rows[i]
     url = row["page_url"] if row["page_url"].startswith(("https://", "http://")) else ""
     return {
@@ -171,9 +182,14 @@ def item(rows: Sequence[Mapping[str, Any]], i: int) -> dict[str, Any]:
 
 
 def clusters(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Every cluster of duplicates: its name, its members with those kept first, and its `rank` on the page.
+    """Every cluster of at least two duplicates.
 
-    Clusters under several labels come first, then the largest.
+    Args:
+        rows: `Images.rows` of the build.
+
+    Returns:
+        For each cluster `name`, `conflict`, `members` (kept images first) and `rank`, a sort key: clusters with several
+        labels come first, then larger ones.
     """
     members: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
@@ -192,12 +208,12 @@ def clusters(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def dropped(rows: Sequence[Mapping[str, Any]], reason: str) -> list[dict[str, Any]]:
-    """Every image that was dropped for a reason, in the order of the keys."""
+    """Entries of all images that were dropped for a reason, by key."""
     return [item(rows, i) for i, row in enumerate(rows) if not row["kept"] and row["reason"] == reason]
 
 
 def members(rows: Sequence[Mapping[str, Any]], classes: int) -> list[list[int]]:
-    """Rows of the kept images of each class, in an order that shows a fair choice first."""
+    """Row indices of the kept images of each class, in hash order, so that the first few are a random sample."""
     of_class: list[list[int]] = [[] for _ in range(classes)]
     for i, row in enumerate(rows):
         if row["kept"] and 0 <= row["class_id"] < classes:
@@ -208,20 +224,22 @@ def members(rows: Sequence[Mapping[str, Any]], classes: int) -> list[list[int]]:
 
 
 def clip(text: str) -> str:
-    """Text that is short enough to be shown."""
+    """Text cut to `MOST_TEXT` characters."""
     return text if len(text) <= MOST_TEXT else text[: MOST_TEXT - 1] + "…"
 
 
 def histograms(dataset: Dataset, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Histograms of sizes, and of what the build measured of each image, for kept and for dropped images."""
+    """Histograms of image sizes and of the columns of `MEASURES`, for kept and for dropped images."""
     seen = [row for row in rows if row["width"] > 0 and row["height"] > 0]
     kept = np.array([row["kept"] for row in seen], dtype=bool)
     width, height = (np.array([row[name] for row in seen], dtype=np.float64) for name in ("width", "height"))
     bytes_ = np.array([row["bytes"] for row in seen], dtype=np.float64)
     found = [
         _histogram("short side in pixels", np.minimum(width, height), kept, log=True),
-        _histogram("long side over short side", np.maximum(width, height) / np.minimum(width, height), kept),
-        _histogram("size of the file in bytes", bytes_, kept, log=True),
+        _histogram(
+            "aspect ratio: long side over short side", np.maximum(width, height) / np.minimum(width, height), kept
+        ),
+        _histogram("file size in bytes", bytes_, kept, log=True),
     ]
     verdict = {row["key"]: row["kept"] for row in rows}
     for name, (keys, values) in _measured(dataset.path / "features").items():
@@ -233,13 +251,16 @@ def histograms(dataset: Dataset, rows: Sequence[Mapping[str, Any]]) -> list[dict
 
 
 def audit_of(path: Path) -> Path | None:
-    """The audit that lies beside a dataset, if there is one."""
+    """Path of a dataset's own audit, `audit/audit.json`; None if it has none."""
     found = path / "audit" / "audit.json"
     return found if found.is_file() else None
 
 
 def _samples(images: Images, album: Album) -> list[list[dict[str, Any]]]:
-    """A few images of each class: the first of every class before the second of any."""
+    """Up to `CLASS_SAMPLES` images per class, within `SAMPLE_BYTES`.
+
+    Round robin: every class gets its first image before any class gets its second.
+    """
     of_class = members(images.rows, len(images.dataset.classes))
     chosen: list[list[dict[str, Any]]] = [[] for _ in of_class]
     for turn in range(CLASS_SAMPLES):
@@ -258,8 +279,8 @@ def _without_row(item: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in item.items() if name != "row"}
 
 
-def _told(path: Path) -> dict[str, Any]:
-    """What `dataset.json` says besides what `Dataset` reads; anything can stand there."""
+def _metadata(path: Path) -> dict[str, Any]:
+    """Fields of `dataset.json` that `Dataset` does not read; the file is untrusted, so every type is checked."""
     try:
         facts = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -285,11 +306,11 @@ def _bands(counts: Sequence[int]) -> dict[str, dict[str, int]]:
 
 
 def _measured(folder: Path) -> dict[str, tuple[list[str], npt.NDArray[np.float64]]]:
-    """Keys and values of the columns of `MEASURES` that all parts have; nothing where `features/` is gone."""
+    """Keys and finite values of the columns of `MEASURES` that all parts have; empty without `features/`."""
     paths = sorted(folder.glob("part-*.parquet"))
     try:
-        there = [set(pq.read_schema(path).names) for path in paths]
-        names = [name for name in MEASURES if there and all(name in each for each in there)]
+        columns = [set(pq.read_schema(path).names) for path in paths]
+        names = [name for name in MEASURES if columns and all(name in each for each in columns)]
         if not names:
             return {}
         table = pa.concat_tables([pq.read_table(path, columns=["key", "face", *names]) for path in paths])
@@ -308,7 +329,7 @@ def _measured(folder: Path) -> dict[str, tuple[list[str], npt.NDArray[np.float64
 def _histogram(
     title: str, values: npt.NDArray[np.float64], kept: npt.NDArray[np.bool_], *, log: bool = False
 ) -> dict[str, Any] | None:
-    """Counts between edges, those of 0 on a logarithmic axis in the first bin; None when there is nothing to count."""
+    """Counts per bin; on a logarithmic axis, values of 0 are in the first bin. None if there are no values."""
     if not len(values):
         return None
     low, high = float(values.min()), float(values.max())
@@ -328,10 +349,10 @@ def _histogram(
 
 
 def _audit(path: Path | None) -> dict[str, Any] | None:
-    """The findings of `animesion audit`.
+    """The findings of `animesion audit`; None without a path.
 
     Raises:
-        UsageError: it is no such file.
+        UsageError: the file cannot be read or is not an `audit.json`.
     """
     if path is None:
         return None
@@ -348,4 +369,4 @@ def _audit(path: Path | None) -> dict[str, Any] | None:
     except OSError as error:
         raise UsageError(f"cannot read the audit {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UsageError(f"{path} is no audit.json of `animesion audit`: give that, or leave --audit out") from None
+        raise UsageError(f"{path} is not an audit.json of `animesion audit`: pass one, or omit --audit") from None

@@ -1,6 +1,6 @@
-"""Images of a build by key, small enough to look at: kept ones from the shards, dropped ones from `raw/`.
+"""Thumbnails of a build's images by key: kept images from the shards, dropped images from `raw/`.
 
-Only what the build itself could decode is decoded again, so that nothing that kills a decoder is met here.
+Only images that the build itself decoded are decoded here, so that no image can crash the decoder.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from animesion.storage import parquet
 #: Longest side of a thumbnail on the page, in pixels.
 SIDE = 96
 
-#: Columns of `curated.parquet` that the page shows or needs to find an image again.
+#: Columns of `curated.parquet` that the page shows or that locate an image.
 COLUMNS = ["key", "kept", "reason", "detail", "keeper", "label", "class_id", "split", "cluster", "crop", "width"]
 COLUMNS += ["height", "source_id", "page_url", "sha256", "part", "offset", "bytes", "extension"]
 
@@ -33,10 +33,10 @@ _MOST_BYTES = 200_000_000
 
 
 class Images:
-    """Thumbnails of a built dataset; holds no open file.
+    """Thumbnails of a built dataset; keeps no file open.
 
     Args:
-        dataset: the build. Dropped images are found where its `raw/` is still there.
+        dataset: the build. Dropped images need its `raw/`.
     """
 
     def __init__(self, dataset: Dataset) -> None:
@@ -44,7 +44,11 @@ class Images:
 
     @functools.cached_property
     def rows(self) -> list[dict[str, Any]]:
-        """Every image ever seen, in the order of the keys: the columns of `COLUMNS`."""
+        """Every image that the build has seen, by key, with the columns of `COLUMNS`.
+
+        Raises:
+            UsageError: `curated.parquet` is missing, damaged or of another version.
+        """
         try:
             table = parquet.read(self.dataset.path / "curated.parquet", CURATED, COLUMNS)
         except OSError as error:
@@ -61,14 +65,14 @@ class Images:
 
     @functools.cached_property
     def places(self) -> dict[str, int]:
-        """Row of each key."""
+        """Index in `rows` of each key."""
         return {row["key"]: i for i, row in enumerate(self.rows)}
 
     def thumbnail(self, row: Mapping[str, Any], side: int = SIDE) -> bytes | None:
-        """An image as WebP, or None where there is none that can be shown.
+        """An image as WebP; None if it cannot be read.
 
         Args:
-            row: of `rows`.
+            row: an element of `rows`.
             side: longest side in pixels; a smaller image keeps its size.
         """
         found = self._kept(row) if row["kept"] else self._dropped(row)
@@ -82,7 +86,7 @@ class Images:
     def _kept(self, row: Mapping[str, Any]) -> Image.Image | None:
         try:
             return self.dataset.sample(row["key"]).image()
-        except (KeyError, UsageError):  # `animesion verify` tells what is wrong with it
+        except (KeyError, UsageError):  # `animesion verify` reports what is wrong with it
             return None
 
     def _dropped(self, row: Mapping[str, Any]) -> Image.Image | None:
@@ -97,7 +101,7 @@ class Images:
                 os.close(descriptor)
         except OSError:
             return None
-        if hashlib.sha256(content).hexdigest() != row["sha256"]:  # raw/ of another build
+        if hashlib.sha256(content).hexdigest() != row["sha256"]:  # raw/ is from another build
             return None
         try:
             image = codec.decode(content, codec.Limits()).image
@@ -109,11 +113,11 @@ class Images:
 
 
 class Album:
-    """Thumbnails as base64 text under a budget of bytes; equal ones are kept once.
+    """Thumbnails as base64 text within a budget of bytes; equal thumbnails are stored once.
 
     Attributes:
         images: WebP files as base64.
-        used: their bytes before base64.
+        used: their total size in bytes, before base64.
     """
 
     def __init__(self) -> None:
@@ -122,7 +126,15 @@ class Album:
         self._known: dict[bytes, int] = {}
 
     def add(self, content: bytes | None, until: int) -> int:
-        """The place of an image in `images`; -1 when there is none, -2 when it would exceed `until` bytes in all."""
+        """Add a thumbnail.
+
+        Args:
+            content: WebP file, None for no thumbnail.
+            until: budget in bytes for everything added so far and this thumbnail.
+
+        Returns:
+            Its index in `images`; -1 if there is no thumbnail, -2 if it would exceed the budget.
+        """
         if content is None:
             return -1
         if content in self._known:
@@ -136,7 +148,7 @@ class Album:
 
 
 def _plain(name: str, value: Any) -> Any:
-    """A value of the column's type where the file has none."""
+    """The value, or an empty value of the column's type if it is null."""
     if value is not None:
         return value
     return {"crop": [0, 0, 0, 0], "kept": False}.get(name, 0 if CURATED.field(name).type in _NUMBERS else "")

@@ -1,8 +1,7 @@
-"""The report served from this machine to itself, with everything in reach: any class, cluster, drop and image.
+"""Local server of the live report: every class, cluster, drop and image of a build, and the curator's decisions.
 
-What a person decides is saved as a file of `animesion.config.decisions`. Other pages in the browser are kept out: only
-requests that name 127.0.0.1 or localhost as their host are answered, and only those with the token of the start may
-write.
+Decisions are saved in the format of `animesion.config.decisions`. The server keeps other websites out: it answers only
+requests whose Host is 127.0.0.1 or localhost, and writes only with the token that was printed at the start.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ from animesion.report import facts, page
 from animesion.report.images import Images
 from animesion.storage.workspace import write_atomic
 
-#: Longest side of an image that is served, in pixels.
+#: Longest side of a served image, in pixels.
 SIDE = 192
 
-#: Most items of one answer.
+#: Most items per response.
 MOST_ITEMS = 200
 
 TOKEN_HEADER = "X-Animesion-Token"
@@ -51,9 +50,9 @@ class Browser:
     """A built dataset and the decisions about it.
 
     Args:
-        dataset: what is shown.
-        file: where decisions are read from and written to; it need not be there.
-        audit: `audit.json` of `animesion audit`, if there is one to show.
+        dataset: the build.
+        file: where decisions are read from and written to; it need not exist.
+        audit: path of the `audit.json` of `animesion audit`, None for no findings.
 
     Raises:
         UsageError: a table, the audit or the file of decisions is damaged.
@@ -68,19 +67,19 @@ class Browser:
             for each in self.overview["audit"]["items"]:
                 place = self.images.places.get(each["key"])
                 each["kept"] = place is not None and self.images.rows[place]["kept"]
-        # a build that decisions went into goes on from them
+        # without a file, start from the decisions that the build applied
         self.first = dataset.recipe.curate.decisions
-        self.decisions()
+        self.decisions()  # a damaged file is reported now rather than on the first request
 
     def decisions(self) -> tuple[Decisions, str]:
-        """What is decided, and a digest that says whether it has changed."""
+        """The decisions, and the SHA-256 of their file as their revision; empty if there is no file yet."""
         if not self.file.exists():
             return self.first, ""
         text = self.file.read_bytes()
         return read_decisions(self.file), hashlib.sha256(text).hexdigest()
 
     def save(self, decisions: Decisions) -> str:
-        """Write decisions; returns their digest. Labels that the page shows cut short are written in full."""
+        """Write decisions and return their revision. Labels that the page shows cut are written in full."""
         full = {facts.clip(info.name): info.name for info in self.dataset.classes}
         whole = {key: full.get(label, label) for key, label in decisions.label.items()}
         text = decisions.model_copy(update={"label": whole}).to_toml()
@@ -88,25 +87,25 @@ class Browser:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def html(self) -> str:
-        """The page."""
+        """The page as HTML."""
         decided, revision = self.decisions()
-        told = {"decisions": decided.model_dump(), "revision": revision, "file": str(self.file)}
-        return page.render({**self.overview, **told}, live=True)
+        state = {"decisions": decided.model_dump(), "revision": revision, "file": str(self.file)}
+        return page.render({**self.overview, **state}, live=True)
 
     @functools.cached_property
     def classes(self) -> list[list[int]]:
-        """Rows of each class."""
+        """Row indices of each class."""
         return facts.members(self.images.rows, len(self.dataset.classes))
 
     @functools.cached_property
     def clusters(self) -> list[list[int]]:
-        """Rows of each cluster, as `animesion.report.facts.clusters` orders them."""
+        """Row indices of each cluster, ordered by the rank of `animesion.report.facts.clusters`."""
         found = sorted(facts.clusters(self.images.rows), key=lambda each: each["rank"])
         return [[member["row"] for member in each["members"]] for each in found]
 
     @functools.cached_property
     def drops(self) -> dict[str, list[int]]:
-        """Rows of each reason."""
+        """Row indices of each drop reason."""
         found: dict[str, list[int]] = {}
         for i, row in enumerate(self.images.rows):
             if not row["kept"]:
@@ -114,20 +113,20 @@ class Browser:
         return found
 
     def items(self, rows: Sequence[int]) -> list[dict[str, Any]]:
-        """Images as the page lists them."""
+        """Entries of images, see `animesion.report.facts.item`."""
         return [facts.item(self.images.rows, i) for i in rows]
 
     def conflict(self, rows: Sequence[int]) -> bool:
-        """Whether images stand under several labels."""
+        """Whether images have different labels."""
         return len({self.images.rows[i]["label"] for i in rows}) > 1
 
 
 def application(browser: Browser, token: str) -> web.Application:
-    """The server.
+    """Create the server.
 
     Args:
-        browser: what it serves.
-        token: who sends it may write.
+        browser: the build to serve.
+        token: secret that requests must send to write.
     """
 
     async def index(request: web.Request) -> web.Response:
@@ -138,7 +137,7 @@ def application(browser: Browser, token: str) -> web.Application:
         )
 
     async def a_class(request: web.Request) -> web.Response:
-        label = _whole(request.match_info["id"], len(browser.classes) - 1)
+        label = _integer(request.match_info["id"], len(browser.classes) - 1)
         return _listed(browser, request, browser.classes[label])
 
     async def clusters(request: web.Request) -> web.Response:
@@ -165,25 +164,25 @@ def application(browser: Browser, token: str) -> web.Application:
         row = None if place is None else browser.images.rows[place]
         content = None if row is None else await asyncio.to_thread(browser.images.thumbnail, row, SIDE)
         if content is None:
-            raise web.HTTPNotFound(text="there is no such image to show")
+            raise web.HTTPNotFound(text="image not found")
         return web.Response(body=content, content_type="image/webp")
 
     async def put_decisions(request: web.Request) -> web.Response:
         given = request.headers.get(TOKEN_HEADER, "")
         if not hmac.compare_digest(given.encode("utf-8", "replace"), token.encode()):
-            raise web.HTTPForbidden(text="open the address that `animesion browse` printed: it holds the token")
+            raise web.HTTPForbidden(text="open the address that `animesion browse` printed: it includes the token")
         try:
             body = json.loads(await request.read())
             decided = settings.check(Decisions, body["decisions"], "decisions")
             revision = body["revision"]
         except (ValueError, TypeError, KeyError, RecursionError):
-            raise web.HTTPBadRequest(text="that is no JSON of decisions") from None
+            raise web.HTTPBadRequest(text="the request body is not JSON with decisions and a revision") from None
         except AnimesionError as error:
             raise web.HTTPBadRequest(text=str(error)) from None
-        # no await from here on: nobody writes in between
+        # no await from here on: no other request can write between the check and the save
         try:
             if browser.decisions()[1] != revision:
-                raise web.HTTPConflict(text=f"{browser.file} was changed meanwhile: load the page again")
+                raise web.HTTPConflict(text=f"{browser.file} was changed in the meantime: load the page again")
             return _json({"revision": browser.save(decided)})
         except AnimesionError as error:
             raise web.HTTPInternalServerError(text=str(error)) from None
@@ -204,16 +203,16 @@ def application(browser: Browser, token: str) -> web.Application:
 
 @web.middleware
 async def _guard(request: web.Request, handler: _Handler) -> web.StreamResponse:
-    """Answer only pages of our own: a name that was made to lead here (DNS rebinding) and other sites get nothing."""
+    """Refuse requests from other websites, and under other host names (DNS rebinding)."""
     port = request.transport.get_extra_info("sockname")[1] if request.transport else 0
     own = {f"127.0.0.1:{port}", f"localhost:{port}"}
     foreign = request.headers.get("Sec-Fetch-Site") in _FOREIGN and request.path != "/"
     origin = request.headers.get("Origin")
     response: web.StreamResponse
     if request.headers.get("Host") not in own:
-        response = web.Response(status=421, text="this server answers to 127.0.0.1 and localhost only")
+        response = web.Response(status=421, text="this server answers only as 127.0.0.1 and localhost")
     elif foreign or (origin is not None and origin.removeprefix("http://") not in own):
-        response = web.Response(status=403, text="this server answers its own page only")
+        response = web.Response(status=403, text="this server answers only its own page")
     else:
         try:
             response = await handler(request)
@@ -230,14 +229,14 @@ def _listed(browser: Browser, request: web.Request, rows: Sequence[int]) -> web.
 
 
 def _span(request: web.Request) -> tuple[int, int]:
-    offset = _whole(request.query.get("offset", "0"), 10**9)
-    return offset, max(1, _whole(request.query.get("limit", "60"), MOST_ITEMS))
+    offset = _integer(request.query.get("offset", "0"), 10**9)
+    return offset, max(1, _integer(request.query.get("limit", "60"), MOST_ITEMS))
 
 
-def _whole(text: str, most: int) -> int:
-    """A whole number from 0 to `most`."""
+def _integer(text: str, most: int) -> int:
+    """Parse a whole number from 0 to `most`."""
     if not (text.isascii() and text.isdigit() and len(text) < 12 and int(text) <= most):
-        raise web.HTTPBadRequest(text=f"a whole number from 0 to {most} is due")
+        raise web.HTTPBadRequest(text=f"expected a whole number from 0 to {most}")
     return int(text)
 
 

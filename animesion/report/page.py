@@ -1,7 +1,7 @@
-"""The HTML of a report: shell, styles, scripts and data in one file that asks no network for anything.
+"""HTML of a report: shell, styles, scripts and data in one file that needs no network.
 
-Data stands in a JSON block that no browser runs; scripts run only when their digest is in the page's own content
-security policy. So a name from outside can neither end its block nor start a script.
+Data is in a JSON block that browsers do not run, and only scripts whose digest is in the page's content security policy
+run. An untrusted name can therefore neither end its block nor start a script.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-_KEPT = ("preact.min.js", "preact-hooks.min.js", "htm.min.js", "uplot.min.js")
+_VENDORED = ("preact.min.js", "preact-hooks.min.js", "htm.min.js", "uplot.min.js")
 _OURS = ("core.js", "plots.js", "dataset.js", "run.js", "main.js")
 _STYLES = ("uplot.min.css", "style.css")
 
@@ -25,13 +25,13 @@ _ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 
 def render(data: Mapping[str, Any], *, live: bool = False) -> str:
-    """The page.
+    """Render the page as HTML.
 
     Args:
-        data: of `animesion.report.facts` or `animesion.report.runs`, JSON-ready.
-        live: it is served by `animesion browse` and may ask that server.
+        data: JSON-ready data of `animesion.report.facts` or `animesion.report.runs`.
+        live: whether `animesion browse` serves the page, which may then send requests to it.
     """
-    scripts = [*(_asset(name) for name in _KEPT), _own()]
+    scripts = [*(_asset(name) for name in _VENDORED), _own()]
     return _template().render(
         title=f"{data['name']}: report",
         policy=policy(live=live),
@@ -42,10 +42,10 @@ def render(data: Mapping[str, Any], *, live: bool = False) -> str:
 
 
 def policy(*, live: bool = False) -> str:
-    """The content security policy of the page: its own scripts, its own styles, images inside it, nothing else."""
+    """Content security policy of the page: allows its own scripts, styles and embedded images, and nothing else."""
     digests = " ".join(
         "'sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii") + "'"
-        for script in [*(_asset(name) for name in _KEPT), _own()]
+        for script in [*(_asset(name) for name in _VENDORED), _own()]
     )
     served = "; connect-src 'self'" if live else ""
     images = "img-src 'self' data:" if live else "img-src data:"
@@ -56,9 +56,9 @@ def policy(*, live: bool = False) -> str:
 
 
 def as_json(value: Any) -> str:
-    """JSON that may stand inside a script element: no `<`, `>`, `&` or line separator as it is."""
+    """JSON that is safe inside a script element: `<`, `>`, `&` and line separators are escaped."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    # a lone surrogate is no text that a file can hold
+    # UTF-8 cannot encode a lone surrogate
     return text.encode("utf-8", "replace").decode().translate(_ESCAPES)
 
 

@@ -1,6 +1,6 @@
-"""What the page of a training run shows, from the files that the run leaves in its folder; nothing is run again.
+"""Data of the report of a training run, from the files in its folder.
 
-Everything in them is taken as it comes: what is not of the expected kind is left out, not shown wrongly.
+The files are untrusted: values of an unexpected type are left out.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from animesion.errors import UsageError
 from animesion.report.facts import clip
 from animesion.report.images import Album, Images
 
-#: Steps that are drawn at most; longer runs show every n-th.
+#: Most steps in a plot; of longer runs every n-th step is plotted.
 MOST_STEPS = 2000
 
-#: Mistakes that are listed at most, and the bytes of their thumbnails.
+#: Most listed mistakes, and the byte budget of their thumbnails.
 MISTAKES, MISTAKE_BYTES = 300, 1_500_000
 
 _MOST_BYTES = 500_000_000
@@ -31,25 +31,28 @@ _PAIR = {"true_id": int, "predicted_id": int, "images": int, "share_of_class": f
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder is that of a training run."""
+    """Whether a folder holds a training run."""
     return not (path / "dataset.json").exists() and any((path / name).is_file() for name in (_METRICS, _EVALUATION))
 
 
 def of_run(path: Path, dataset: Dataset | None = None) -> dict[str, Any]:
-    """Everything that the page of a run shows.
+    """Collect all data of the report of a training run.
 
     Args:
         path: folder of the run.
-        dataset: what it was evaluated on, for the images of its mistakes.
+        dataset: the dataset that it was evaluated on, for thumbnails of its mistakes; None for a list without them.
+
+    Returns:
+        JSON-ready data, as the assets of the page expect them.
 
     Raises:
-        UsageError: no run there, or a file that cannot be read.
+        UsageError: the folder holds no run, or a file cannot be read.
     """
     if not is_run(path):
         raise UsageError(f"{path} is neither a built dataset nor the folder of a training run")
     lines = _lines(_text(path / _METRICS))
     steps = [line for line in lines if line["kind"] == "step"]
-    every = -(-len(steps) // MOST_STEPS) or 1
+    every = -(-len(steps) // MOST_STEPS) or 1  # ceil
     classes = _table(_text(path / "report/per_class.csv"), _NUMBERS, ("name", "confused_with_name"))
     mistakes = _table(_text(path / "report/mistakes.csv"), _MISTAKE, ("key", "true_name", "predicted_name"))
     mistakes, album = mistakes[:MISTAKES], Album()
@@ -76,10 +79,10 @@ def of_run(path: Path, dataset: Dataset | None = None) -> dict[str, Any]:
 
 
 def _text(path: Path) -> str:
-    """The text of a file; empty where there is none."""
+    """The text of a file; empty if it does not exist."""
     try:
         if path.stat().st_size > _MOST_BYTES:
-            raise UsageError(f"{path} is larger than {_MOST_BYTES:,} bytes: no run of ours writes that")
+            raise UsageError(f"{path} has more than {_MOST_BYTES:,} bytes, so it was not written by a training run")
         return path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return ""
@@ -88,16 +91,16 @@ def _text(path: Path) -> str:
 
 
 def _lines(text: str) -> list[dict[str, Any]]:
-    """Lines of the metrics file with finite numbers only, in the order of the steps."""
+    """Lines of the metrics file by step, with their finite numbers only."""
     found = []
     for each in text.split("\n"):
         try:
             line = json.loads(each)
-        except (ValueError, RecursionError):  # a kill cuts the last one short
+        except (ValueError, RecursionError):  # a killed run leaves a truncated last line
             continue
-        if not isinstance(line, dict) or line.get("kind") not in ("step", "epoch") or not _whole(line.get("step")):
+        if not isinstance(line, dict) or line.get("kind") not in ("step", "epoch") or not _is_integer(line.get("step")):
             continue
-        numbers = {clip(name): value for name, value in line.items() if _finite(value)}
+        numbers = {clip(name): value for name, value in line.items() if _is_finite(value)}
         found.append({**numbers, "kind": line["kind"]})
     return sorted(found, key=lambda line: int(line["step"]))
 
@@ -112,28 +115,28 @@ def _evaluation(text: str) -> dict[str, Any] | None:
     if not isinstance(found, dict):
         return None
     names = ("samples", "k", "top_1", "top_5", "macro_accuracy", "macro_f1")
-    told: dict[str, Any] = {name: found.get(name) if _finite(found.get(name)) else None for name in names}
+    shown: dict[str, Any] = {name: found.get(name) if _is_finite(found.get(name)) else None for name in names}
     for name in ("top_1_interval", "macro_accuracy_interval"):
         each = _dict(found.get(name))
-        good = _finite(each.get("low")) and _finite(each.get("high"))
-        told[name] = {"low": each["low"], "high": each["high"]} if good else None
+        good = _is_finite(each.get("low")) and _is_finite(each.get("high"))
+        shown[name] = {"low": each["low"], "high": each["high"]} if good else None
     calibration = _dict(found.get("calibration"))
-    told["calibration_error"] = calibration.get("error") if _finite(calibration.get("error")) else None
+    shown["calibration_error"] = calibration.get("error") if _is_finite(calibration.get("error")) else None
     bins = calibration.get("bins")
     numbers = ("low", "high", "samples", "accuracy", "confidence")
-    told["bins"] = (
+    shown["bins"] = (
         [_numbers(each, numbers) for each in bins if isinstance(each, dict)] if isinstance(bins, list) else []
     )
     bands = _dict(found.get("bands"))
     numbers = ("classes", "tested", "samples", "top_1", "macro_accuracy")
-    told["bands"] = {
+    shown["bands"] = {
         name: _numbers(bands[name], numbers) for name in ("many", "medium", "few") if isinstance(bands.get(name), dict)
     }
-    return {**told, **{name: clip(str(found.get(name) or "")) for name in ("split", "weights")}}
+    return {**shown, **{name: clip(str(found.get(name) or "")) for name in ("split", "weights")}}
 
 
 def _table(text: str, numbers: dict[str, type], texts: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Rows of a CSV whose whole numbers are there; other numbers may be missing."""
+    """Rows of a CSV that have a number in the first of `numbers`; other numbers may be None."""
     found = []
     csv.field_size_limit(1 << 20)
     try:
@@ -151,7 +154,7 @@ def _dict(value: Any) -> dict[str, Any]:
 
 
 def _numbers(of: dict[str, Any], names: tuple[str, ...]) -> dict[str, float | None]:
-    return {name: of.get(name) if _finite(of.get(name)) else None for name in names}
+    return {name: of.get(name) if _is_finite(of.get(name)) else None for name in names}
 
 
 def _number(text: str | None, kind: type) -> float | None:
@@ -159,14 +162,14 @@ def _number(text: str | None, kind: type) -> float | None:
         value: float = kind(text)
     except (TypeError, ValueError):
         return None
-    return value if _finite(value) else None
+    return value if _is_finite(value) else None
 
 
-def _finite(value: object) -> bool:
+def _is_finite(value: object) -> bool:
     return (
         isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300 and math.isfinite(value)
     )
 
 
-def _whole(value: object) -> bool:
+def _is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)

@@ -123,7 +123,7 @@ def test_clusters_show_keeper_and_reason(chromium: Any, build: Path) -> None:
         text = view.inner_text("main")
         for said in ("exact duplicate", "label conflict", "several labels", "kept: "):
             assert said in text
-        view.check("text=only those under several labels")
+        view.check("text=only clusters with several labels")
         playwright.expect(view.locator("[data-cluster]")).to_have_count(1)
 
 
@@ -137,13 +137,13 @@ def test_pages_of_clusters(chromium: Any, build: Path, tmp_path: Path) -> None:
         for shown in (20, 20, 5):
             playwright.expect(view.locator("[data-cluster]")).to_have_count(shown)
             seen += view.locator("[data-cluster]").evaluate_all("(all) => all.map((each) => each.dataset.cluster)")
-            following = view.locator(".pager >> text=Later")
+            following = view.locator(".pager >> text=Next")
             if following.is_enabled():
                 following.click()
                 view.wait_for_selector(f"[data-cluster='cluster-{len(seen):02d}']")
         assert seen == [f"cluster-{i:02d}" for i in range(45)]
-        assert not view.locator(".pager >> text=Later").is_enabled()
-        view.locator(".pager >> text=Earlier").click()
+        assert not view.locator(".pager >> text=Next").is_enabled()
+        view.locator(".pager >> text=Previous").click()
         view.wait_for_selector("[data-cluster='cluster-20']")
 
 
@@ -185,7 +185,7 @@ def test_what_is_decided_in_the_browser_is_what_the_next_build_does(chromium: An
             assert view.url.endswith("#overview")  # the token leaves the address bar
             view.evaluate(f"location.hash = 'classes/{label}'")
             view.click(f"[data-key='{first}'] .frame")
-            view.wait_for_selector("text=1 chosen")
+            view.wait_for_selector("text=1 selected")
             view.keyboard.press("x")
             view.wait_for_selector(f"[data-key='{first}'] .badge:has-text('excluded')")
             view.click(f"[data-key='{second}'] .frame")
@@ -198,7 +198,7 @@ def test_what_is_decided_in_the_browser_is_what_the_next_build_does(chromium: An
             for key in (one, other):  # a choice stays from class to class
                 view.evaluate(f"location.hash = 'classes/{rows[key]['class_id']}'")
                 view.click(f"[data-key='{key}'] .frame")
-            view.wait_for_selector("text=2 chosen")
+            view.wait_for_selector("text=2 selected")
             view.keyboard.press("s")
             view.wait_for_selector(f"[data-key='{other}'] .badge:has-text('same')")
             view.evaluate("location.hash = 'decisions'")

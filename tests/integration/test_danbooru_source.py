@@ -179,8 +179,8 @@ def test_a_dry_run_tells_requests_bytes_and_time_and_writes_nothing(
             main(["build", "folder", *arguments, "--dry-run", "--out", str(tmp_path / "out")])
         assert not server.journal.paths["/data/1.jpg"]
     said = capsys.readouterr().out
-    assert "30 to fetch, 0.0 MB as announced and 1 of unknown size" in said
-    assert "crawl: 31 requests for files, 0:01:05 at the polite pace" in said
+    assert "30 to fetch, 0.0 MB announced, 1 of unknown size" in said
+    assert "crawl: 31 file requests, 0:01:05 at the site's rate limit" in said
     assert (facts["listed"], facts["to_fetch"], facts["bytes_to_fetch"], facts["bytes_unknown"]) == (30, 30, 29_000, 1)
     assert facts["requests"] == 31  # with robots.txt
     assert 62 <= facts["seconds"] < 70

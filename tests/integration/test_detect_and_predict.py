@@ -255,14 +255,14 @@ def test_one_class_of_yolov5_is_told_from_suppressed_boxes(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("changes", "options", "message"),
     [
-        ({}, {"classes": ["tail"]}, r"asks for 'tail', but .* has 0 \(face\), 1 \(hand\)"),
-        ({}, {"classes": [2]}, "asks for 2, but"),
+        ({}, {"classes": ["tail"]}, r"lists 'tail', but .* has 0 \(face\), 1 \(hand\)"),
+        ({}, {"classes": [2]}, "lists 2, but"),
         ({"names": ()}, {"classes": ["face"]}, "has no class names"),
-        ({}, {"file": "absent.onnx"}, "finds no file absent.onnx"),
-        ({}, {"layout": "boxes"}, r"shape \(1, 6, 1344\); known are"),
-        ({"names": ("a", "b", "c")}, {}, r"shape \(1, 6, 1344\); known are"),
-        ({"scores": ((5.0, 7.0),), "shifts": (0,)}, {}, "gives scores from 0 to 7 instead of 0 to 1"),
-        ({"sides": (9999, 9999)}, {}, "takes images of 9999x9999 px, which is too much"),
+        ({}, {"file": "absent.onnx"}, "file not found: absent.onnx"),
+        ({}, {"layout": "boxes"}, r"shape \(1, 6, 1344\); supported are"),
+        ({"names": ("a", "b", "c")}, {}, r"shape \(1, 6, 1344\); supported are"),
+        ({"scores": ((5.0, 7.0),), "shifts": (0,)}, {}, "returns scores from 0 to 7 instead of 0 to 1"),
+        ({"sides": (9999, 9999)}, {}, "takes images of 9999x9999 px, which is too large"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(
@@ -277,7 +277,7 @@ def test_what_does_not_fit_is_one_sentence(
 @pytest.mark.parametrize("content", [b"", b"no network", b"\x08\x09\x12\xff\xff\xff\xff\x0f"])
 def test_what_is_no_network_is_one_sentence(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "n.onnx").write_bytes(content)
-    with pytest.raises(UsageError, match="is no network that onnxruntime can load"):
+    with pytest.raises(UsageError, match="is not a network that onnxruntime can load"):
         found(tmp_path / "n.onnx")
 
 
@@ -340,7 +340,7 @@ def test_a_network_is_installed_listed_and_used_without_options(tmp_path: Path) 
     bad = tmp_path / "bad.onnx"
     bad.write_bytes(b"no network")
     refused = run("detectors", "install", "onnx", "--from", bad)
-    assert f"{bad} is no network that onnxruntime can load" in str(refused.exception)
+    assert f"{bad} is not a network that onnxruntime can load" in str(refused.exception)
     assert "onnx missing" in " ".join(run("detectors").output.split())
     done = run("detectors", "install", "onnx", "--from", network(tmp_path / "n.onnx"))
     assert done.exit_code == 0, done.exception
@@ -407,7 +407,7 @@ def test_predict_names_faces_and_with_or_whole_the_image(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--detector", "onnx"], "needs the file detector.onnx, which is not there; install it with"),
+        (["--detector", "onnx"], "needs the file detector.onnx, which is not installed; install it with"),
         (["--detector", "onnx", "--set", "scor=1"], "unknown key 'scor'; did you mean 'score'"),
         (["--detector", "onnx", "--set", "score"], "--set 'score' is not of the form"),
         (["--detector", "boxes"], "reads a source's table"),

@@ -77,7 +77,7 @@ def test_another_recipe(small_dataset: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(diff, [str(small_dataset), str(other)])
     assert result.exit_code == 1
     assert "11 samples removed" in result.stdout
-    assert "and 6 more (all with --json)" in result.stdout
+    assert "and 6 more (--json prints all)" in result.stdout
     assert "classes.minimum: 1 -> 12" in result.stdout
     assert "total 37 -> 26" in result.stdout
 

@@ -37,7 +37,7 @@ def test_what_is_missing_and_what_adds_it(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(environment, "_version", lambda name: "" if name == "timm" else real(name))
     extra = findings()["extra train"]
     assert (extra["state"], extra["mend"]) == ("missing", "pip install 'animesion[train]'")
-    assert "lacks timm" in extra["told"]
+    assert "lacks timm" in extra["detail"]
     monkeypatch.setattr(environment, "_version", lambda name: "0.1" if name == "pillow" else real(name))
     result = CliRunner().invoke(doctor, catch_exceptions=False)
     assert result.exit_code == 1

@@ -150,7 +150,7 @@ def test_label_folder_without_counts(tmp_path: Path) -> None:
     assert found["consistency"]["shared_paths"] == {"train/test": 1}
     text = tables(folder.parent)
     assert "paths in both train and test: 1" in text
-    assert "1 paths repeated" in text
+    assert "1 repeated paths" in text
 
 
 def test_shards(tmp_path: Path) -> None:

@@ -86,7 +86,9 @@ def test_images_of_any_size_are_searched(cascade: Path, size: tuple[int, int]) -
 
 
 def test_a_missing_cascade_is_one_sentence_and_the_list_says_what_to_do(folder: Path) -> None:
-    with pytest.raises(UsageError, match=r"lbpcascade_animeface\.xml, which is not there; install it with: animesion"):
+    with pytest.raises(
+        UsageError, match=r"lbpcascade_animeface\.xml, which is not installed; install it with: animesion"
+    ):
         detectors.load("lbp")
     listed = " ".join(CliRunner().invoke(cli, ["detectors"]).output.split())
     assert "lbp missing" in listed
@@ -104,17 +106,17 @@ def test_a_file_is_installed_when_its_digest_is_the_one_that_was_given(folder: P
     assert done.exit_code == 0
     assert [path.name for path in folder.iterdir()] == ["lbpcascade_animeface.xml"]
     assert "lbp ready" in " ".join(CliRunner().invoke(cli, ["detectors"]).output.split())
-    assert model_files.installed("lbp").read_bytes() == BRIGHT
+    assert model_files.path_of("lbp").read_bytes() == BRIGHT
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (BRIGHT.replace(b"<opencv", b"<!DOCTYPE x [<!ENTITY a 'b'>]><opencv", 1), "declares a document type"),
-        (BRIGHT[: len(BRIGHT) // 2], "is no OpenCV cascade"),
-        (b"\xff\xd8\xff\xe0 no XML", "is no OpenCV cascade"),
+        (BRIGHT[: len(BRIGHT) // 2], "is not an OpenCV cascade"),
+        (b"\xff\xd8\xff\xe0 no XML", "is not an OpenCV cascade"),
         (b"<opencv_storage><model/></opencv_storage>", "it holds <opencv_storage><model>"),
-        (BRIGHT.replace(b"<height>24</height>", b""), "no cascade that OpenCV can read"),
+        (BRIGHT.replace(b"<height>24</height>", b""), "not a cascade that OpenCV can read"),
         (b" " * (8 << 20) + BRIGHT, "more than 8,388,608 bytes"),
     ],
     ids=["doctype", "truncated", "image", "other", "broken", "large"],
@@ -135,9 +137,9 @@ def test_what_is_no_cascade_is_refused_though_its_digest_was_given(
         ("lbp", "absent.xml", "absent.xml cannot be read: no such file"),
         ("lbp", "/", "cannot be read: is a directory"),
         ("lbp", "https://example.org/x.xml", "needs --contact"),
-        ("lbp", "http://example.org/x.xml", "by https only"),
-        ("lbp", "ftp://example.org/x.xml", "by https only"),
-        ("lbp", "https://[x.xml", "is no URL"),
+        ("lbp", "http://example.org/x.xml", "over https only"),
+        ("lbp", "ftp://example.org/x.xml", "over https only"),
+        ("lbp", "https://[x.xml", "is not a URL"),
         ("onnx", "https://example.org/x.onnx", "needs --sha256"),
     ],
 )
@@ -186,7 +188,7 @@ def test_a_build_makes_a_detector_once_for_all_parts_of_a_process(cascade: Path)
 @pytest.mark.parametrize("content", [b"", b"no XML", BRIGHT.replace(b"<height>24</height>", b"")])
 def test_a_file_that_was_spoilt_after_it_was_installed_is_one_sentence(cascade: Path, content: bytes) -> None:
     cascade.write_bytes(content)
-    with pytest.raises(UsageError, match="no cascade that OpenCV can read; install it with"):
+    with pytest.raises(UsageError, match="not a cascade that OpenCV can read; install it with"):
         detectors.load("lbp")
 
 

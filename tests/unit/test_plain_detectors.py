@@ -144,7 +144,7 @@ def test_faces_are_relative_clipped_and_sorted() -> None:
 
 
 @pytest.mark.usefixtures("stand_in")
-@pytest.mark.parametrize(("model", "said"), [("offline", "cannot fetch its network"), ("broken", "shape mismatch")])
+@pytest.mark.parametrize(("model", "said"), [("offline", "cannot download its network"), ("broken", "shape mismatch")])
 def test_what_goes_wrong_is_one_sentence(model: str, said: str) -> None:
     find = detectors.load("imgutils", {"model": model})
     with pytest.raises(AnimesionError, match=said) as caught:
@@ -157,4 +157,4 @@ def test_without_the_package_one_is_told_what_to_install(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "imgutils.detect", None)
     with pytest.raises(UsageError, match="pip install"):
         detectors.load("imgutils")
-    assert "dghs-imgutils" in model_files.lacking("imgutils")
+    assert "dghs-imgutils" in model_files.setup_hint("imgutils")

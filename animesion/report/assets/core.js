@@ -1,9 +1,9 @@
-// What every view uses: elements, harmless text, numbers, the address after `#`, long lists.
+// Shared by all views: elements, safe text, number formats, routing by the address after `#`, long lists.
 
 const html = htm.bind(preact.h);
 const { useState, useEffect, useLayoutEffect, useRef, useMemo, useCallback } = preactHooks;
 
-/** Text from outside: characters that nobody sees or that turn the order of others around are spelt out. */
+/** Untrusted text: invisible characters and characters that change the text direction are written as [U+XXXX]. */
 function plain(text) {
   return String(text).replace(
     /[\u0000-\u001f\u007f-\u009f\u00ad\u061c\u115f\u1160\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff\ufff9-\uffff]/g,
@@ -11,7 +11,7 @@ function plain(text) {
   );
 }
 
-/** A name from outside, with a direction of its own. */
+/** An untrusted name, isolated from the text direction around it. */
 const Name = ({ text, quiet }) => html`<bdi class=${quiet ? 'name quiet' : 'name'} title=${plain(text)}>${plain(text)}</bdi>`;
 
 const thousands = (n) => (n === null || n === undefined ? '' : n.toLocaleString('en-US'));
@@ -28,7 +28,7 @@ function size(bytes) {
   return `${i ? bytes.toFixed(1) : bytes} ${units[i]}`;
 }
 
-/** The address after `#` as parts: `#classes/12` is ['classes', '12']. */
+/** The parts of the address after `#`: `#classes/12` gives ['classes', '12']. */
 function route() {
   return location.hash.replace(/^#\/?/, '').split('/').map((part) => {
     try {
@@ -51,13 +51,13 @@ function useRoute() {
   return now;
 }
 
-/** What a promise gives: { value, error }; asked for again when `keys` change. */
-function useAsked(ask, keys) {
+/** Result of a promise as { value, error }; `load` is called again when `keys` change. */
+function useLoaded(load, keys) {
   const [state, set] = useState({});
   useEffect(() => {
     let current = true;
     set((before) => ({ ...before, error: undefined }));
-    ask().then(
+    load().then(
       (value) => current && set({ value }),
       (error) => current && set({ error: error.message }),
     );
@@ -69,8 +69,8 @@ function useAsked(ask, keys) {
 }
 
 /**
- * A list of any length of which only the rows in sight are in the page. Arrows, Page Up and Down, Home and End move the
- * mark, Enter opens.
+ * A virtual list: only the visible rows are in the page. Arrows, Page Up, Page Down, Home and End move the mark, Enter
+ * opens the marked row.
  */
 function LongList({ count, height, row, chosen, open, label, columns }) {
   const box = useRef();
@@ -136,7 +136,7 @@ function LongList({ count, height, row, chosen, open, label, columns }) {
   ><div role="rowgroup" style=${{ height: `${count * height}px`, position: 'relative' }}>${rows}</div></div>`;
 }
 
-/** A heading that sorts by its column; a second press turns the order around. */
+/** A heading that sorts by its column; a second click reverses the order. */
 function Sort({ by, children, order, setOrder, rising }) {
   const now = order.by === by;
   const direction = now ? (order.up ? 'ascending' : 'descending') : '';
@@ -144,27 +144,27 @@ function Sort({ by, children, order, setOrder, rising }) {
     ${children}${now ? html`<span aria-hidden="true">${order.up ? ' ▲' : ' ▼'}</span>` : null}</button></span>`;
 }
 
-/** Earlier and later pages of a list. */
+/** Buttons for the pages of a list. */
 function Pager({ offset, limit, total, go }) {
   if (total <= limit) return null;
   const last = Math.floor((total - 1) / limit) * limit;
   return html`<nav class="pager" aria-label="Pages">
     <button onClick=${() => go(0)} disabled=${!offset} aria-label="First page">«</button>
-    <button onClick=${() => go(Math.max(0, offset - limit))} disabled=${!offset}>Earlier</button>
+    <button onClick=${() => go(Math.max(0, offset - limit))} disabled=${!offset}>Previous</button>
     <span>${thousands(offset + 1)} to ${thousands(Math.min(total, offset + limit))} of ${thousands(total)}</span>
-    <button onClick=${() => go(offset + limit)} disabled=${offset + limit >= total}>Later</button>
+    <button onClick=${() => go(offset + limit)} disabled=${offset + limit >= total}>Next</button>
     <button onClick=${() => go(last)} disabled=${offset >= last} aria-label="Last page">»</button>
   </nav>`;
 }
 
-/** Numbers with what they are of. */
+/** Figures with their names. */
 const Figures = ({ of }) => html`<dl class="figures">${of
   .filter(([, value]) => value !== null && value !== undefined && value !== '')
   .map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>`;
 
 const Bar = ({ share, tone }) => html`<span class="bar" aria-hidden="true"><span class=${tone} style=${{ width: `${Math.max(0, Math.min(100, 100 * share))}%` }}></span></span>`;
 
-/** One view: what fails in it is said in its place. */
+/** Error boundary of a view: shows the error in place of the view. */
 class Guard extends preact.Component {
   componentDidCatch(error) {
     this.setState({ error });

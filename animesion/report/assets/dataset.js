@@ -1,9 +1,9 @@
-// A build: overview, classes, clusters of duplicates, dropped images, findings of an audit, decisions.
+// Views of a build: overview, classes, duplicate clusters, dropped images, audit findings, decisions.
 
 const PAGE = 60;
 const CLUSTER_PAGE = 20;
 
-/** Where images and lists come from: the file itself, or the server that `animesion browse` runs. */
+/** Access to images and lists: from the page itself, or from the server of `animesion browse`. */
 function storeOf(data) {
   const some = (items, offset, limit) => Promise.resolve({ total: items.length, items: items.slice(offset, offset + limit) });
   if (!data.live) {
@@ -29,7 +29,7 @@ function storeOf(data) {
 
 // -- decisions ---------------------------------------------------------------------------------------------------------
 
-/** The token that may write: from the address that `animesion browse` printed, kept for this tab. */
+/** The write token: from the address that `animesion browse` printed, then from the tab's session storage. */
 function writeToken() {
   const given = /^#token=([\w-]+)$/.exec(location.hash);
   try {
@@ -45,7 +45,11 @@ function writeToken() {
 
 const without = (sets, gone) => sets.map((each) => each.filter((key) => !gone.has(key))).filter((each) => each.length > 1);
 
-/** New decisions after a person did something with some images. */
+/**
+ * The decisions after an action of the curator.
+ *
+ * `what` is exclude, label, same, different or forget; `keys` are the images that it applies to.
+ */
 function decide(before, what, keys, label) {
   const gone = new Set(keys);
   const now = {
@@ -59,7 +63,7 @@ function decide(before, what, keys, label) {
   if (what === 'same' || what === 'different') {
     Object.assign(now, { exclude: before.exclude, label: before.label });
     const split = (each) => [each.filter((key) => gone.has(key)), each.filter((key) => !gone.has(key))];
-    // what is said now holds; what an older set says of its other images stays
+    // the new decision wins; older sets keep what they state about their other images
     if (what === 'same') {
       now.different = before.different.flatMap((each) => {
         const [inside, outside] = split(each);
@@ -76,11 +80,11 @@ function decide(before, what, keys, label) {
 }
 
 function useDecisions(data) {
-  const [state, set] = useState({ decisions: data.decisions, revision: data.revision, said: '', chosen: new Set() });
+  const [state, set] = useState({ decisions: data.decisions, revision: data.revision, message: '', selected: new Set() });
   if (!data.live) return null;
   const token = data.token;
   const save = async (decisions) => {
-    set((now) => ({ ...now, said: 'Saving…' }));
+    set((now) => ({ ...now, message: 'Saving…' }));
     try {
       const answer = await fetch('api/decisions', {
         method: 'PUT',
@@ -90,25 +94,25 @@ function useDecisions(data) {
       const text = await answer.text();
       if (!answer.ok) throw new Error(text || answer.statusText);
       const { revision } = JSON.parse(text);
-      set((now) => ({ ...now, decisions, revision, said: `Saved to ${data.file}`, chosen: new Set() }));
+      set((now) => ({ ...now, decisions, revision, message: `Saved to ${data.file}`, selected: new Set() }));
     } catch (error) {
-      set((now) => ({ ...now, said: `Not saved: ${error.message}` }));
+      set((now) => ({ ...now, message: `Not saved: ${error.message}` }));
     }
   };
   return {
     ...state,
     writable: Boolean(token),
-    choose: (key) => set((now) => {
-      const chosen = new Set(now.chosen);
-      if (!chosen.delete(key)) chosen.add(key);
-      return { ...now, chosen };
+    select: (key) => set((now) => {
+      const selected = new Set(now.selected);
+      if (!selected.delete(key)) selected.add(key);
+      return { ...now, selected };
     }),
-    clear: () => set((now) => ({ ...now, chosen: new Set() })),
+    clear: () => set((now) => ({ ...now, selected: new Set() })),
     act: (what, keys, label) => save(decide(state.decisions, what, keys, label)),
   };
 }
 
-/** What was decided about an image, in a word. */
+/** The decision about an image as a short label; empty for none. */
 function verdict(decisions, key) {
   if (!decisions) return '';
   if (decisions.exclude.includes(key)) return 'excluded';
@@ -117,50 +121,50 @@ function verdict(decisions, key) {
   return decisions.different.some((each) => each.includes(key)) ? 'different' : '';
 }
 
-function Actions({ hand, names }) {
+function Actions({ editor, names }) {
   const [label, setLabel] = useState('');
-  const keys = [...hand.chosen];
+  const keys = [...editor.selected];
   const several = keys.length > 1;
   const typed = useCallback((event) => {
     if (event.target.matches('input, select, textarea') || event.ctrlKey || event.metaKey || event.altKey || !keys.length) return;
     const meant = { x: 'exclude', s: several && 'same', d: several && 'different', u: 'forget' }[event.key];
-    if (event.key === 'Escape') hand.clear();
-    else if (meant && hand.writable) hand.act(meant, keys);
-  }, [hand]);
+    if (event.key === 'Escape') editor.clear();
+    else if (meant && editor.writable) editor.act(meant, keys);
+  }, [editor]);
   useLayoutEffect(() => {
     addEventListener('keydown', typed);
     return () => removeEventListener('keydown', typed);
   }, [typed]);
-  if (!keys.length) return hand.said ? html`<div class="actions" role="status">${plain(hand.said)}</div>` : null;
-  if (!hand.writable) return html`<div class="actions" role="status">Open the address that animesion browse printed, with its token, to decide.</div>`;
-  return html`<div class="actions" role="toolbar" aria-label="Decide about the chosen images">
-    <strong>${thousands(keys.length)} chosen</strong>
-    <button onClick=${() => hand.act('exclude', keys)} title="x">Leave out</button>
+  if (!keys.length) return editor.message ? html`<div class="actions" role="status">${plain(editor.message)}</div>` : null;
+  if (!editor.writable) return html`<div class="actions" role="status">To make decisions, open the address that animesion browse printed, with its token.</div>`;
+  return html`<div class="actions" role="toolbar" aria-label="Decisions about the selected images">
+    <strong>${thousands(keys.length)} selected</strong>
+    <button onClick=${() => editor.act('exclude', keys)} title="x">Exclude</button>
     <form onSubmit=${(event) => {
       event.preventDefault();
-      if (label.trim()) hand.act('label', keys, label.trim());
-    }}><input list="labels" value=${label} maxlength="20000" onInput=${(event) => setLabel(event.target.value)} placeholder="right label" aria-label="Right label" />
+      if (label.trim()) editor.act('label', keys, label.trim());
+    }}><input list="labels" value=${label} maxlength="20000" onInput=${(event) => setLabel(event.target.value)} placeholder="correct label" aria-label="Correct label" />
     <button disabled=${!label.trim()}>Label</button></form>
-    <button disabled=${!several} onClick=${() => hand.act('same', keys)} title="s">Same image</button>
-    <button disabled=${!several} onClick=${() => hand.act('different', keys)} title="d">Different</button>
-    <button onClick=${() => hand.act('forget', keys)} title="u">Forget</button>
-    <button onClick=${hand.clear} title="Esc">Clear</button>
-    <span role="status">${plain(hand.said)}</span>
+    <button disabled=${!several} onClick=${() => editor.act('same', keys)} title="s">Same image</button>
+    <button disabled=${!several} onClick=${() => editor.act('different', keys)} title="d">Different</button>
+    <button onClick=${() => editor.act('forget', keys)} title="u">Reset</button>
+    <button onClick=${editor.clear} title="Esc">Deselect</button>
+    <span role="status">${plain(editor.message)}</span>
     <datalist id="labels">${names.slice(0, 5000).map((name) => html`<option value=${name}></option>`)}</datalist>
   </div>`;
 }
 
 // -- images ----------------------------------------------------------------------------------------------------------
 
-function Card({ item, store, hand, lines }) {
+function Card({ item, store, editor, lines }) {
   const source = store.source(item);
-  const decided = hand && verdict(hand.decisions, item.key);
+  const decided = editor && verdict(editor.decisions, item.key);
   const [broken, setBroken] = useState(false);
   const image = source && !broken
     ? html`<img src=${source} alt=${plain(item.key)} loading="lazy" decoding="async" onError=${() => setBroken(true)} />`
     : html`<span class="none">no image</span>`;
-  const frame = hand
-    ? html`<button class="frame" aria-pressed=${hand.chosen.has(item.key)} aria-label=${`Choose ${plain(item.key)}`} onClick=${() => hand.choose(item.key)}>${image}</button>`
+  const frame = editor
+    ? html`<button class="frame" aria-pressed=${editor.selected.has(item.key)} aria-label=${`Select ${plain(item.key)}`} onClick=${() => editor.select(item.key)}>${image}</button>`
     : html`<span class="frame">${image}</span>`;
   return html`<li class=${`card${item.kept ? ' kept' : ''}${item.kept === false ? ' dropped' : ''}`} data-key=${item.key}>
     ${frame}
@@ -217,7 +221,7 @@ function Tail({ data, totals }) {
     if (bottom - top <= 18 * devicePixelRatio) return;
     ctx.font = `${11 * devicePixelRatio}px system-ui, sans-serif`;
     const [right, width] = [bbox.left + bbox.width - 6 * devicePixelRatio, ctx.measureText(name).width];
-    ctx.fillStyle = colour(`band-${name}`); // grid lines stay out of the letters
+    ctx.fillStyle = colour(`band-${name}`); // covers the grid lines behind the text
     ctx.fillRect(right - width - 2 * devicePixelRatio, top + 4 * devicePixelRatio, width + 4 * devicePixelRatio, 13 * devicePixelRatio);
     ctx.fillStyle = colour('soft');
     ctx.textAlign = 'right';
@@ -226,8 +230,8 @@ function Tail({ data, totals }) {
   const tail = data.tail;
   return html`<section aria-label="Long tail"><h2>Long tail</h2>
     ${tail ? html`<${Figures} of=${[
-      ['Gini coefficient', tail.gini.toFixed(4)], ['largest over smallest class', thousands(Math.round(tail.imbalance_factor * 10) / 10)],
-      ['median class', thousands(tail.median)], ['as diverse as so many equal classes', thousands(Math.round(tail.effective_classes))]]} />` : null}
+      ['Gini coefficient', tail.gini.toFixed(4)], ['imbalance factor (largest / smallest)', thousands(Math.round(tail.imbalance_factor * 10) / 10)],
+      ['median class size', thousands(tail.median)], ['effective classes', thousands(Math.round(tail.effective_classes))]]} />` : null}
     <${Curves} ...${series} xLabel="rank of the class" yLabel="images in the class" logX=${series.x.length > 20} logY shade=${shade} names=${names}
       range=${() => [1, Math.max(bands.many_above * 2, series.top * 1.2)]} label="Images by rank of the class" />
     <p class="quiet">Bands by training images: ${['many', 'medium', 'few'].filter((name) => data.train_bands[name]).map((name) => `${name} ${thousands(data.train_bands[name].classes)} classes, ${thousands(data.train_bands[name].images)} images`).join('; ')}.
@@ -241,15 +245,15 @@ function Balance({ data, totals }) {
     const counts = data.classes.counts[split.name];
     const share = split.samples / all;
     const without = counts.filter((n, i) => !n && totals[i]).length;
-    // half the summed distance between the classes' shares of the split and of the whole: 0 is perfect balance
+    // total variation distance between the class distributions of the split and of the dataset; 0 for equal ones
     const distance = split.samples ? counts.reduce((sum, n, i) => sum + Math.abs(n / split.samples - totals[i] / all), 0) / 2 : null;
     return { ...split, share, without, distance };
   });
   return html`<section aria-label="Splits"><h2>Splits</h2>
-    <div class="wide"><table class="splits"><thead><tr><th scope="col">split</th><th scope="col" class="n">images</th><th scope="col">share</th><th scope="col" class="n">classes without</th><th scope="col" class="n" title="Half the summed distance between the shares of the classes in the split and in the whole">imbalance</th><th scope="col" class="n">size</th></tr></thead>
+    <div class="wide"><table class="splits"><thead><tr><th scope="col">split</th><th scope="col" class="n">images</th><th scope="col">share</th><th scope="col" class="n">missing classes</th><th scope="col" class="n" title="Total variation distance between the class distributions of the split and of the dataset">imbalance</th><th scope="col" class="n">size</th></tr></thead>
     <tbody>${rows.map((row) => html`<tr><th scope="row">${row.name}</th><td class="n">${thousands(row.samples)}</td><td><${Bar} share=${row.share} tone="held" /> ${percent(row.share)}</td>
       <td class="n">${thousands(row.without)}</td><td class="n">${percent(row.distance)}</td><td class="n">${size(row.bytes)}</td></tr>`)}</tbody></table></div>
-    <p class="quiet">Strategy: ${plain(data.strategy)}. Imbalance is the share of a split's images that would have to change class for the split to be like the whole.</p>
+    <p class="quiet">Strategy: ${plain(data.strategy)}. Imbalance is the share of a split's images that would have to change class to match the dataset's class distribution.</p>
   </section>`;
 }
 
@@ -269,7 +273,7 @@ function Overview({ data, totals }) {
 
 // -- classes -----------------------------------------------------------------------------------------------------------
 
-function Classes({ data, totals, store, hand, chosen }) {
+function Classes({ data, totals, store, editor, chosen }) {
   const { names, counts } = data.classes;
   const [query, setQuery] = useState('');
   const [order, setOrder] = useState({ by: 'total', up: false });
@@ -309,116 +313,116 @@ function Classes({ data, totals, store, hand, chosen }) {
         row=${(i) => html`<span role="gridcell" class="n quiet">${rows[i]}</span><span role="gridcell"><${Name} text=${names[rows[i]]} /></span><span role="gridcell" class="n">${thousands(totals[rows[i]])}</span>
           ${splits.map((split) => html`<span role="gridcell" class="n quiet">${thousands(counts[split][rows[i]])}</span>`)}`} />
     </div>
-    ${id === null ? html`<p class="quiet hint">Choose a class to see its images.</p>` : html`<${Class} key=${id} ...${{ data, totals, store, hand, id, splits }} />`}
+    ${id === null ? html`<p class="quiet hint">Select a class to see its images.</p>` : html`<${Class} key=${id} ...${{ data, totals, store, editor, id, splits }} />`}
   </div>`;
 }
 
-function Class({ data, totals, store, hand, id, splits }) {
+function Class({ data, totals, store, editor, id, splits }) {
   const [offset, go] = useState(0);
-  const { value, error } = useAsked(() => store.samples(id, offset, PAGE), [id, offset]);
+  const { value, error } = useLoaded(() => store.samples(id, offset, PAGE), [id, offset]);
   return html`<section class="detail" aria-label="Class">
     <a class="back" href="#classes">All classes</a>
     <h2><${Name} text=${data.classes.names[id]} /></h2>
     <p class="quiet">class ${id}: ${thousands(totals[id])} images, ${splits.map((split) => `${thousands(data.classes.counts[split][id])} ${split}`).join(', ')}</p>
     ${error ? html`<p role="alert">${plain(error)}</p>` : null}
-    ${value ? html`<${Cards} items=${value.items} store=${store} hand=${hand} lines=${(item) => html`<${Key} item=${item} /><span class="quiet">${item.split}</span>`} />
+    ${value ? html`<${Cards} items=${value.items} store=${store} editor=${editor} lines=${(item) => html`<${Key} item=${item} /><span class="quiet">${item.split}</span>`} />
       <${Pager} offset=${offset} limit=${PAGE} total=${value.total} go=${go} />
-      ${!data.live && value.total < totals[id] ? html`<p class="quiet">${thousands(value.total)} of ${thousands(totals[id])} are in this file. animesion browse shows all.</p>` : null}` : html`<p class="quiet">Loading…</p>`}
+      ${!data.live && value.total < totals[id] ? html`<p class="quiet">${thousands(value.total)} of ${thousands(totals[id])} are in this file; animesion browse shows all.</p>` : null}` : html`<p class="quiet">Loading…</p>`}
   </section>`;
 }
 
 // -- clusters ----------------------------------------------------------------------------------------------------------
 
-function Clusters({ data, store, hand }) {
+function Clusters({ data, store, editor }) {
   const [conflicts, setConflicts] = useState(false);
   const [offset, go] = useState(0);
-  const { value, error } = useAsked(() => store.clusters(conflicts, offset, CLUSTER_PAGE), [conflicts, offset]);
+  const { value, error } = useLoaded(() => store.clusters(conflicts, offset, CLUSTER_PAGE), [conflicts, offset]);
   return html`<div>
     <h2>Duplicate clusters</h2>
-    <p>${thousands(data.clusters.total)} clusters of images that are the same; ${thousands(data.clusters.conflicts)} stand under several labels.</p>
-    <label class="check"><input type="checkbox" checked=${conflicts} onChange=${(event) => { setConflicts(event.target.checked); go(0); }} /> only those under several labels</label>
+    <p>${thousands(data.clusters.total)} clusters of duplicates, ${thousands(data.clusters.conflicts)} of them with several labels.</p>
+    <label class="check"><input type="checkbox" checked=${conflicts} onChange=${(event) => { setConflicts(event.target.checked); go(0); }} /> only clusters with several labels</label>
     ${error ? html`<p role="alert">${plain(error)}</p>` : null}
     ${value ? html`<div class="clusters">${value.items.map((each) => html`<article class="cluster" key=${each.name} data-cluster=${each.name}>
       <h3><${Name} text=${each.name} />${each.conflict ? html` <span class="tag">several labels</span>` : null}</h3>
-      ${hand && hand.writable ? html`<p class="decide">
-        <button onClick=${() => hand.act('same', each.members.map((item) => item.key))}>All the same</button>
-        <button onClick=${() => hand.act('different', each.members.map((item) => item.key))}>All different</button></p>` : null}
-      <${Cards} items=${each.members} store=${store} hand=${hand} lines=${(item) => html`<${Key} item=${item} /><${Name} text=${item.label} />
+      ${editor && editor.writable ? html`<p class="decide">
+        <button onClick=${() => editor.act('same', each.members.map((item) => item.key))}>All the same</button>
+        <button onClick=${() => editor.act('different', each.members.map((item) => item.key))}>All different</button></p>` : null}
+      <${Cards} items=${each.members} store=${store} editor=${editor} lines=${(item) => html`<${Key} item=${item} /><${Name} text=${item.label} />
         <span class="quiet">${item.width}×${item.height}, ${size(item.bytes)}</span>
         ${item.kept ? html`<strong class="good">kept: ${item.split}</strong>` : html`<span class="bad"><${Name} text=${item.reason} />${item.keeper ? html`, keeper <${Name} text=${item.keeper} />` : null}</span>`}
         ${item.detail ? html`<${Name} quiet text=${item.detail} />` : null}`} />
       ${each.more ? html`<p class="quiet">and ${thousands(each.more)} more</p>` : null}
     </article>`)}</div>` : html`<p class="quiet">Loading…</p>`}
     ${value ? html`<${Pager} offset=${offset} limit=${CLUSTER_PAGE} total=${value.total} go=${(to) => { go(to); scrollTo(0, 0); }} />
-      ${!data.live && !conflicts && value.total < data.clusters.total ? html`<p class="quiet">${thousands(value.total)} of ${thousands(data.clusters.total)} clusters are in this file. animesion browse shows all.</p>` : null}` : null}
+      ${!data.live && !conflicts && value.total < data.clusters.total ? html`<p class="quiet">${thousands(value.total)} of ${thousands(data.clusters.total)} clusters are in this file; animesion browse shows all.</p>` : null}` : null}
   </div>`;
 }
 
 // -- dropped, audit ----------------------------------------------------------------------------------------------------
 
-function Dropped({ data, store, hand, reason }) {
+function Dropped({ data, store, editor, reason }) {
   const reasons = data.drops.filter((each) => each.count);
   const now = reasons.find((each) => each.reason === reason) || reasons[0];
   if (!now) return html`<p>Nothing was dropped.</p>`;
   return html`<div>
     <h2>Dropped images</h2>
     <nav class="reasons" aria-label="Reasons">${reasons.map((each) => html`<a href=${href('dropped', each.reason)} aria-current=${each === now ? 'true' : undefined}><${Name} text=${each.reason} /> <span class="quiet">${thousands(each.count)}</span></a>`)}</nav>
-    <${Reason} key=${now.reason} data=${data} store=${store} hand=${hand} now=${now} />
+    <${Reason} key=${now.reason} data=${data} store=${store} editor=${editor} now=${now} />
   </div>`;
 }
 
-function Reason({ data, store, hand, now }) {
+function Reason({ data, store, editor, now }) {
   const [offset, go] = useState(0);
-  const { value, error } = useAsked(() => store.drops(now.reason, offset, PAGE), [now.reason, offset]);
+  const { value, error } = useLoaded(() => store.drops(now.reason, offset, PAGE), [now.reason, offset]);
   return html`<p><strong>${thousands(now.count)}</strong> images: ${plain(now.meaning)}.</p>
     ${error ? html`<p role="alert">${plain(error)}</p>` : null}
-    ${value ? html`<${Cards} items=${value.items} store=${store} hand=${hand} lines=${(item) => html`<${Key} item=${item} /><${Name} text=${item.label} />
+    ${value ? html`<${Cards} items=${value.items} store=${store} editor=${editor} lines=${(item) => html`<${Key} item=${item} /><${Name} text=${item.label} />
       ${item.detail ? html`<${Name} quiet text=${item.detail} />` : null}${item.keeper ? html`<span class="quiet">keeper <${Name} text=${item.keeper} /></span>` : null}
       <${Name} quiet text=${item.source_id} />`} />
       <${Pager} offset=${offset} limit=${PAGE} total=${value.total} go=${go} />
-      ${!data.live && value.total < now.count ? html`<p class="quiet">${thousands(value.total)} of ${thousands(now.count)} are in this file. animesion browse shows all.</p>` : null}` : html`<p class="quiet">Loading…</p>`}`;
+      ${!data.live && value.total < now.count ? html`<p class="quiet">${thousands(value.total)} of ${thousands(now.count)} are in this file; animesion browse shows all.</p>` : null}` : html`<p class="quiet">Loading…</p>`}`;
 }
 
-function Audit({ audit, store, hand, live }) {
-  return html`<div><h2>Labels to look at</h2>
-    <p>${thousands(audit.total)} findings of animesion audit${audit.model ? html` with <${Name} text=${audit.model} />` : null}, the most doubtful first. Nothing was dropped for them.</p>
-    ${live ? html`<${Cards} items=${audit.items} store=${store} hand=${hand} lines=${(item) => html`<${Key} item=${item} /><${Name} text=${item.label} />
+function Audit({ audit, store, editor, live }) {
+  return html`<div><h2>Suspicious labels</h2>
+    <p>${thousands(audit.total)} findings of animesion audit${audit.model ? html` with <${Name} text=${audit.model} />` : null}, the most suspicious first. They do not change the dataset.</p>
+    ${live ? html`<${Cards} items=${audit.items} store=${store} editor=${editor} lines=${(item) => html`<${Key} item=${item} /><${Name} text=${item.label} />
       <span>${item.suggested ? html`looks like <${Name} text=${item.suggested} />` : 'far from its class'}</span><span class="quiet">${item.score}</span>`} />` : html`<div class="wide"><table>
       <thead><tr><th scope="col">image</th><th scope="col">label</th><th scope="col">looks like</th><th scope="col" class="n">score</th></tr></thead>
       <tbody>${audit.items.map((each) => html`<tr><td><${Name} text=${each.key} /></td><td><${Name} text=${each.label} /></td><td><${Name} text=${each.suggested || 'far from its class'} /></td><td class="n">${each.score}</td></tr>`)}</tbody></table></div>`}
   </div>`;
 }
 
-function Decided({ data, hand }) {
-  const { decisions } = hand;
+function Decided({ data, editor }) {
+  const { decisions } = editor;
   const empty = !decisions.exclude.length && !Object.keys(decisions.label).length && !decisions.same.length && !decisions.different.length;
   const Row = ({ what, keys, more }) => html`<tr><td>${what}</td><td>${keys.map((key) => html`<${Name} text=${key} /> `)}</td><td>${more ? html`<${Name} text=${more} />` : null}</td>
-    <td><button disabled=${!hand.writable} onClick=${() => hand.act('forget', keys)}>Forget</button></td></tr>`;
+    <td><button disabled=${!editor.writable} onClick=${() => editor.act('forget', keys)}>Reset</button></td></tr>`;
   return html`<div><h2>Decisions</h2>
-    <p>Kept in <${Name} text=${data.file} />. The next build applies them with <code>--set curate.decisions=FILE --replace</code>.</p>
-    ${empty ? html`<p class="quiet">Nothing is decided yet: choose images in classes, clusters or drops.</p>` : html`<div class="wide"><table>
-      <thead><tr><th scope="col">what</th><th scope="col">images</th><th scope="col">label</th><th scope="col">take back</th></tr></thead><tbody>
-      ${decisions.exclude.map((key) => html`<${Row} what="leave out" keys=${[key]} />`)}
+    <p>Saved in <${Name} text=${data.file} />. The next build applies them with <code>--set curate.decisions=FILE --replace</code>.</p>
+    ${empty ? html`<p class="quiet">No decisions yet: select images in Classes, Clusters or Dropped.</p>` : html`<div class="wide"><table>
+      <thead><tr><th scope="col">decision</th><th scope="col">images</th><th scope="col">label</th><th scope="col">reset</th></tr></thead><tbody>
+      ${decisions.exclude.map((key) => html`<${Row} what="exclude" keys=${[key]} />`)}
       ${Object.entries(decisions.label).map(([key, label]) => html`<${Row} what="label" keys=${[key]} more=${label} />`)}
       ${decisions.same.map((keys) => html`<${Row} what="same" keys=${keys} />`)}
       ${decisions.different.map((keys) => html`<${Row} what="different" keys=${keys} />`)}</tbody></table></div>`}
-    <p role="status">${plain(hand.said)}</p>
+    <p role="status">${plain(editor.message)}</p>
   </div>`;
 }
 
 function Dataset({ data, at }) {
   const store = useMemo(() => storeOf(data), []);
-  const hand = useDecisions(data);
+  const editor = useDecisions(data);
   const totals = useMemo(() => data.classes.names.map((_, i) => data.splits.reduce((sum, split) => sum + data.classes.counts[split.name][i], 0)), []);
-  const common = { data, totals, store, hand };
+  const common = { data, totals, store, editor };
   const view = {
     classes: () => html`<${Classes} ...${common} chosen=${at[1]} />`,
     clusters: () => html`<${Clusters} ...${common} />`,
     dropped: () => html`<${Dropped} ...${common} reason=${at[1]} />`,
-    audit: () => data.audit && html`<${Audit} audit=${data.audit} store=${store} hand=${hand} live=${data.live} />`,
-    decisions: () => hand && html`<${Decided} data=${data} hand=${hand} />`,
+    audit: () => data.audit && html`<${Audit} audit=${data.audit} store=${store} editor=${editor} live=${data.live} />`,
+    decisions: () => editor && html`<${Decided} data=${data} editor=${editor} />`,
   }[at[0]];
-  return html`<${Guard} key=${at[0]}>${(view && view()) || html`<${Overview} ...${common} />`}<//>${hand ? html`<${Actions} hand=${hand} names=${data.classes.names} />` : null}`;
+  return html`<${Guard} key=${at[0]}>${(view && view()) || html`<${Overview} ...${common} />`}<//>${editor ? html`<${Actions} editor=${editor} names=${data.classes.names} />` : null}`;
 }
 
 const datasetTabs = (data) => [

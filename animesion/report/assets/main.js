@@ -1,4 +1,4 @@
-// The frame around a view: title, tabs, theme. Starts the page.
+// Frame around the views: title, tabs and theme. Starts the page.
 
 const THEMES = ['auto', 'light', 'dark'];
 
@@ -19,10 +19,10 @@ function Theme() {
     try {
       localStorage.setItem('animesion-theme', theme);
     } catch {
-      // a page that is opened from disk may have no storage
+      // a page opened from disk may have no storage
     }
   }, [theme]);
-  return html`<button class="theme" onClick=${() => set(THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length])} title="Light, dark or as the system">Theme: ${theme}</button>`;
+  return html`<button class="theme" onClick=${() => set(THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length])} title="Light, dark or the system's theme">Theme: ${theme}</button>`;
 }
 
 function App({ data }) {

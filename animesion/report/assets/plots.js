@@ -1,8 +1,8 @@
-// Curves (uPlot, on a canvas) and histograms (SVG), in the colours of the page.
+// Curves (uPlot, on a canvas) and histograms (SVG) in the colours of the theme.
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
-/** Changes with the theme, so that canvases are drawn anew. */
+/** A number that changes with the theme, so that canvases are redrawn. */
 function useTheme() {
   const [count, set] = useState(0);
   useEffect(() => {
@@ -21,7 +21,8 @@ function useTheme() {
 /**
  * Curves over a common axis.
  *
- * `series` is a list of { label, values, tone, points }; `shade` draws behind them, `names` above the grid; `logX` and `logY` choose the axes.
+ * `series` is a list of { label, values, tone, points }. `shade` draws behind them, `names` draws above the grid. `logX`
+ * and `logY` make an axis logarithmic.
  */
 function Curves({ x, series, xLabel, yLabel, logX, logY, shade, names, tall, range, label }) {
   const box = useRef();
@@ -73,7 +74,7 @@ function Curves({ x, series, xLabel, yLabel, logX, logY, shade, names, tall, ran
   return html`<div class="plot" ref=${box} role="img" aria-label=${label}></div>`;
 }
 
-/** Counts between edges, kept above dropped. */
+/** Stacked histogram of kept and dropped images; bin i is from edges[i] to edges[i + 1]. */
 function Histogram({ title, edges, kept, dropped }) {
   const [width, height] = [320, 96];
   const most = Math.max(1, ...kept.map((n, i) => n + dropped[i]));

@@ -1,6 +1,6 @@
-// A training run: curves, figures, accuracy against class size, confusions, the worst classes.
+// Views of a training run: curves, figures, accuracy by class size, confusions, mistakes.
 
-/** Lines of one kind as columns over a common axis; null where a line lacks a name. */
+/** Metrics lines of one kind as columns over a common axis; null for values that a line lacks. */
 function columnsOf(lines, axis) {
   const names = [...new Set(lines.flatMap((line) => Object.keys(line)))].filter((name) => !['kind', 'step', 'epoch'].includes(name));
   return { x: lines.map((line) => line[axis]), names, of: (name) => lines.map((line) => (typeof line[name] === 'number' ? line[name] : null)) };
@@ -29,7 +29,7 @@ function RunCurves({ data }) {
     }
     return found;
   }, []);
-  if (!groups.length) return html`<p class="quiet">The run has written no metrics yet.</p>`;
+  if (!groups.length) return html`<p class="quiet">No metrics yet: the run has no metrics.jsonl.</p>`;
   return html`<div class="plots">${groups.map((each) => html`<section><h3>${each.title}</h3><${Curves} x=${each.x} series=${each.series} xLabel=${each.label} yLabel="" tall=${220} label=${each.title} /></section>`)}</div>`;
 }
 
@@ -39,11 +39,11 @@ function Frequency({ classes }) {
     return { x: rows.map((each) => each.train_images), series: [{ label: 'accuracy of a class', values: rows.map((each) => each.accuracy), points: true, tone: 'accent' }] };
   }, []);
   if (!series.x.length) return null;
-  return html`<section aria-label="Accuracy by class size"><h2>Accuracy against class size</h2>
-    <${Curves} ...${series} xLabel="training images of the class" yLabel="accuracy" logX range=${() => [-0.02, 1.02]} label="Accuracy of each class against its training images" /></section>`;
+  return html`<section aria-label="Accuracy by class size"><h2>Accuracy by class size</h2>
+    <${Curves} ...${series} xLabel="training images of the class" yLabel="accuracy" logX range=${() => [-0.02, 1.02]} label="Accuracy of each class by its number of training images" /></section>`;
 }
 
-/** Counts of what the most confused classes are taken for. */
+/** Confusion matrix of the most confused classes. */
 function Confusion({ pairs, classes }) {
   const ids = useMemo(() => {
     const weight = new Map();
@@ -56,13 +56,13 @@ function Confusion({ pairs, classes }) {
   const name = (id) => names.get(id) ?? String(id);
   const tests = new Map(classes.map((each) => [each.class_id, each]));
   return html`<section aria-label="Confusion"><h2>Confusion</h2>
-    <p class="quiet">Rows are the truth, columns the guess; the ${ids.length} classes of the largest confusions. The diagonal is the class's accuracy.</p>
-    <div class="wide"><table class="matrix"><thead><tr><th scope="col">truth</th>${ids.map((id) => html`<th scope="col"><span><${Name} text=${name(id)} /></span></th>`)}</tr></thead>
+    <p class="quiet">The ${ids.length} classes with the largest confusions. Rows are true classes, columns are predicted classes, the diagonal is the accuracy in percent.</p>
+    <div class="wide"><table class="matrix"><thead><tr><th scope="col">true class</th>${ids.map((id) => html`<th scope="col"><span><${Name} text=${name(id)} /></span></th>`)}</tr></thead>
     <tbody>${ids.map((row) => html`<tr><th scope="row"><${Name} text=${name(row)} /></th>${ids.map((column) => {
       const each = counts.get(`${row} ${column}`);
       const own = row === column && tests.get(row);
       const share = own ? own.accuracy : each ? each.share_of_class : 0;
-      const title = own ? `${plain(name(row))}: ${percent(own.accuracy)} right` : each ? `${thousands(each.images)} of ${plain(name(row))} taken for ${plain(name(column))}` : '';
+      const title = own ? `${plain(name(row))}: ${percent(own.accuracy)} correct` : each ? `${thousands(each.images)} of ${plain(name(row))} predicted as ${plain(name(column))}` : '';
       return html`<td title=${title} class=${own ? 'own' : 'miss'} style=${{ '--share': share || 0 }}>${own ? (own.accuracy === null ? '' : Math.round(100 * own.accuracy)) : each ? each.images : ''}</td>`;
     })}</tr>`)}</tbody></table></div></section>`;
 }
@@ -83,8 +83,8 @@ function RunClasses({ classes }) {
   const sort = { order, setOrder, rising: ['name', 'train_images', 'test_images', 'accuracy', 'f1'] };
   return html`<div class="table wideclasses"><h2>Classes</h2>
     <label class="search">Search <input type="search" value=${query} onInput=${(event) => setQuery(event.target.value)} /></label>
-    <p class="quiet" role="status">${thousands(rows.length)} of ${thousands(classes.length)} classes, the worst first</p>
-    <div class="row head result" role="group" aria-label="Sort by"><${Sort} ...${sort} by="name">class<//><${Sort} ...${sort} by="train_images">train<//><${Sort} ...${sort} by="test_images">test<//><${Sort} ...${sort} by="accuracy">accuracy<//><${Sort} ...${sort} by="f1">F1<//><span>taken for</span></div>
+    <p class="quiet" role="status">${thousands(rows.length)} of ${thousands(classes.length)} classes</p>
+    <div class="row head result" role="group" aria-label="Sort by"><${Sort} ...${sort} by="name">class<//><${Sort} ...${sort} by="train_images">train<//><${Sort} ...${sort} by="test_images">test<//><${Sort} ...${sort} by="accuracy">accuracy<//><${Sort} ...${sort} by="f1">F1<//><span>predicted as</span></div>
     <${LongList} count=${rows.length} height=${34} label="Classes" columns="result" chosen=${() => false} open=${() => {}} row=${(i) => html`<span role="gridcell"><${Name} text=${rows[i].name} /></span>
       <span role="gridcell" class="n">${thousands(rows[i].train_images)}</span><span role="gridcell" class="n">${thousands(rows[i].test_images)}</span><span role="gridcell" class="n">${percent(rows[i].accuracy)}</span>
       <span role="gridcell" class="n">${percent(rows[i].f1)}</span><span role="gridcell">${rows[i].confused_with_name ? html`<${Name} text=${rows[i].confused_with_name} /> ${thousands(rows[i].confusions)}` : null}</span>`} />
@@ -92,20 +92,20 @@ function RunClasses({ classes }) {
 }
 
 function Pairs({ pairs }) {
-  return html`<div><h2>Largest confusions</h2>${pairs.length ? html`<div class="wide"><table><thead><tr><th scope="col">class</th><th scope="col">taken for</th><th scope="col" class="n">images</th><th scope="col" class="n">of the class</th><th scope="col" class="n">of all errors</th></tr></thead>
-    <tbody>${pairs.map((each) => html`<tr><td><${Name} text=${each.true_name} /></td><td><${Name} text=${each.predicted_name} /></td><td class="n">${thousands(each.images)}</td><td class="n">${percent(each.share_of_class)}</td><td class="n">${percent(each.share_of_errors)}</td></tr>`)}</tbody></table></div>` : html`<p class="quiet">No confusion was written.</p>`}</div>`;
+  return html`<div><h2>Largest confusions</h2>${pairs.length ? html`<div class="wide"><table><thead><tr><th scope="col">class</th><th scope="col">predicted as</th><th scope="col" class="n">images</th><th scope="col" class="n">of the class</th><th scope="col" class="n">of all errors</th></tr></thead>
+    <tbody>${pairs.map((each) => html`<tr><td><${Name} text=${each.true_name} /></td><td><${Name} text=${each.predicted_name} /></td><td class="n">${thousands(each.images)}</td><td class="n">${percent(each.share_of_class)}</td><td class="n">${percent(each.share_of_errors)}</td></tr>`)}</tbody></table></div>` : html`<p class="quiet">No confusions.</p>`}</div>`;
 }
 
-/** Single images, the surest mistakes first; with `--data` as images, else as a table. */
+/** Misclassified images by descending confidence: as thumbnails if the report was written with `--data`, else a table. */
 function Mistakes({ data }) {
   if (!data.images.length) {
-    return html`<div><h2>Surest mistakes</h2><p class="quiet">With --data the images are shown.</p><div class="wide"><table>
-      <thead><tr><th scope="col">image</th><th scope="col">class</th><th scope="col">taken for</th><th scope="col" class="n">confidence</th></tr></thead>
+    return html`<div><h2>Most confident mistakes</h2><p class="quiet">Run animesion report with --data to show the images.</p><div class="wide"><table>
+      <thead><tr><th scope="col">image</th><th scope="col">class</th><th scope="col">predicted as</th><th scope="col" class="n">confidence</th></tr></thead>
       <tbody>${data.mistakes.map((each) => html`<tr><td><${Name} text=${each.key} /></td><td><${Name} text=${each.true_name} /></td><td><${Name} text=${each.predicted_name} /></td><td class="n">${percent(each.confidence)}</td></tr>`)}</tbody></table></div></div>`;
   }
   const store = { source: (item) => (item.image >= 0 ? `data:image/webp;base64,${data.images[item.image]}` : '') };
-  return html`<div><h2>Surest mistakes</h2><${Cards} items=${data.mistakes} store=${store} lines=${(item) => html`<${Key} item=${item} /><${Name} text=${item.true_name} />
-    <span class="bad">taken for <${Name} text=${item.predicted_name} /></span><span class="quiet">${percent(item.confidence)} sure</span>`} /></div>`;
+  return html`<div><h2>Most confident mistakes</h2><${Cards} items=${data.mistakes} store=${store} lines=${(item) => html`<${Key} item=${item} /><${Name} text=${item.true_name} />
+    <span class="bad">predicted as <${Name} text=${item.predicted_name} /></span><span class="quiet">confidence ${percent(item.confidence)}</span>`} /></div>`;
 }
 
 function Calibration({ bins }) {
@@ -124,9 +124,9 @@ function Run({ data, at }) {
   const bands = (found && found.bands) || {};
   return html`<div class="overview">
     ${found ? html`<${Figures} of=${[['test images', thousands(found.samples)], ['top-1', `${percent(found.top_1)}${between(found.top_1_interval)}`], [`top-${found.k}`, percent(found.top_5)],
-      ['mean of the classes', `${percent(found.macro_accuracy)}${between(found.macro_accuracy_interval)}`], ['macro F1', percent(found.macro_f1)], ['calibration error', percent(found.calibration_error)],
+      ['macro accuracy', `${percent(found.macro_accuracy)}${between(found.macro_accuracy_interval)}`], ['macro F1', percent(found.macro_f1)], ['calibration error', percent(found.calibration_error)],
       ['split', plain(found.split)], ['weights', plain(found.weights)]]} />
-      ${Object.keys(bands).length ? html`<section><h2>By training images</h2><div class="wide"><table><thead><tr><th scope="col">band</th><th scope="col" class="n">classes</th><th scope="col" class="n">tested</th><th scope="col" class="n">images</th><th scope="col" class="n">top-1</th><th scope="col" class="n">mean of the classes</th></tr></thead>
+      ${Object.keys(bands).length ? html`<section><h2>By number of training images</h2><div class="wide"><table><thead><tr><th scope="col">band</th><th scope="col" class="n">classes</th><th scope="col" class="n">tested</th><th scope="col" class="n">images</th><th scope="col" class="n">top-1</th><th scope="col" class="n">macro accuracy</th></tr></thead>
       <tbody>${['many', 'medium', 'few'].filter((name) => bands[name]).map((name) => html`<tr><th scope="row">${name}</th><td class="n">${thousands(bands[name].classes)}</td><td class="n">${thousands(bands[name].tested)}</td><td class="n">${thousands(bands[name].samples)}</td><td class="n">${percent(bands[name].top_1)}</td><td class="n">${percent(bands[name].macro_accuracy)}</td></tr>`)}</tbody></table></div></section>` : null}` : html`<p class="quiet">No evaluation yet: the run has no report/evaluation.json.</p>`}
     <${RunCurves} data=${data} />
     ${data.classes.length ? html`<${Frequency} classes=${data.classes} />` : null}
