@@ -277,9 +277,9 @@ PEAK = """
 import resource, sys
 from pathlib import Path
 import animesion
-from animesion import building
+from animesion.pipeline import runner
 recipe = animesion.load_recipe("urls", [f"source.path={sys.argv[1]}", "source.contact=me@example.org"])
-facts = building.preview(recipe, Path(sys.argv[2]))
+facts = runner.preview(recipe, Path(sys.argv[2]))
 print(facts["listed"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
