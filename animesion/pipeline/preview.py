@@ -29,7 +29,7 @@ def preview(
     """What a build would do, without writing: images by metadata verdict, bytes where known, state of `out`.
 
     For a crawled source also the requests that fetching takes, the seconds at the polite pace of the busiest host, and
-    the ten hosts that most is asked of. Memory does not grow with the listing.
+    the ten hosts with the most requests. Memory grows with the number of hosts, 200 bytes each.
 
     Raises:
         UsageError: bad options of the source, or a folder that is not this recipe's.
@@ -43,9 +43,10 @@ def preview(
     verdicts: dict[str, int] = {}
     listed = wanted = size = unknown = 0
     demand = _Demand()
+    host_counts = HostCounts()
     crawled = source if isinstance(source, sources.Crawled) else None
     try:
-        with source.session(), HostCounts() as tally:
+        with source.session():
             for item in source.items():
                 listed += 1
                 reason = fetch.known_reason(item, recipe)
@@ -56,11 +57,11 @@ def preview(
                     size += item.bytes
                     unknown += not item.bytes
                     if crawled:
-                        tally.add(crawled.file_host(item), item.bytes)
+                        host_counts.add(crawled.file_host(item), item.bytes)
                 if listed % 1000 == 0:
                     count(listed)
             if crawled:
-                demand = _demand(crawled, tally)
+                demand = _demand(crawled, host_counts)
     except ScraperError as error:
         raise AnimesionError(str(error)) from None
     if not listed:
@@ -106,14 +107,10 @@ class _Demand:
         return [f"{self.hosts:,} hosts; most is asked of {'; '.join(hosts)}{f'; {rest:,} more' * bool(rest)}"]
 
 
-def _demand(source: sources.Crawled, tally: HostCounts) -> _Demand:
-    demand = _Demand()
-    for batch in tally.batches():
-        requests, seconds = source.forecast({each.host: each.files for each in batch})
-        demand.requests += requests
-        demand.seconds = max(demand.seconds, seconds)
-        demand.hosts += len(batch)
-    for each in tally.most_asked(_BUSIEST):
+def _demand(source: sources.Crawled, host_counts: HostCounts) -> _Demand:
+    requests, seconds = source.forecast({each.host: each.files for each in host_counts})
+    demand = _Demand(requests, seconds, len(host_counts))
+    for each in host_counts.most_common(_BUSIEST):
         requests, seconds = source.forecast({each.host: each.files})
         facts = {"requests": requests, "seconds": seconds, "bytes": each.bytes, "bytes_unknown": each.unknown}
         demand.busiest.append({"host": clean_text(each.host, 80), "files": each.files, **facts})

@@ -150,7 +150,7 @@ class UrlsSource(CrawledSource):
     ) -> list[bool]:
         """Which rows are the first with their URL and with their key."""
         from animesion_scrapers.counts import as_digests
-        from animesion_scrapers.url_tables import normalised
+        from animesion_scrapers.url_tables import normalise
 
         by_key = as_digests(int(key[-16:], 16) for key in named)
         if not self.options.key_column:
@@ -158,7 +158,7 @@ class UrlsSource(CrawledSource):
             told.repeated += int((~fresh).sum())
             return cast("list[bool]", fresh.tolist())
         by_url = as_digests(
-            number if row.fault else int(_digest(normalised(row.url))[:16], 16)
+            number if row.fault else int(_digest(normalise(row.url))[:16], 16)
             for row, number in zip(batch, by_key.tolist(), strict=True)
         )
         fresh = urls.add(by_url)
@@ -180,14 +180,14 @@ class UrlsSource(CrawledSource):
             return file_key("urls-record", b"%d" % position, "")
         if row.key:
             return file_key("urls", f"key:{row.key}".encode(), row.key)
-        from animesion_scrapers.url_tables import normalised
+        from animesion_scrapers.url_tables import normalise
 
-        url = normalised(row.url)
+        url = normalise(row.url)
         name = url.partition("?")[0].rpartition("/")[2]
         return file_key("urls", url.encode(), name.rpartition(".")[0] or name)
 
     def _item(self, row: UrlRow, key: str, position: int, told: _Told) -> Item:
-        from animesion_scrapers.url_tables import normalised, refusal
+        from animesion_scrapers.url_tables import normalise, refusal_reason
 
         if row.fault:
             return Item(
@@ -199,10 +199,10 @@ class UrlsSource(CrawledSource):
                 failure=DropReason.BAD_RECORD,
                 detail=told.unreadable(row),
             )
-        refused = refusal(row.url)
+        refused = refusal_reason(row.url)
         told.listed(row, refused)
         url = clean_text(row.url, 1000)
-        where = {} if refused else {"url": normalised(row.url)} | ({"sha1": row.sha1} if row.sha1 else {})
+        where = {} if refused else {"url": normalise(row.url)} | ({"sha1": row.sha1} if row.sha1 else {})
         return Item(
             key=key,
             source="urls",
@@ -261,8 +261,8 @@ class _Told:
         """The notes."""
         counts = self._counts
         notes = [_recognised(tables, options)]
-        if tables.passed_over:
-            notes.append(f"{tables.passed_over:,} other file(s) of the folder are passed over")
+        if tables.skipped_files:
+            notes.append(f"{tables.skipped_files:,} other file(s) of the folder are passed over")
         if counts["unreadable"]:
             notes.append(
                 f"{counts['unreadable']:,} row(s) cannot be read and count as bad records: {_some(self._faults)}"

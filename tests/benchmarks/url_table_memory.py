@@ -1,9 +1,9 @@
 """Peak memory and time of a dry run over a large table of URLs.
 
-    python tests/benchmarks/url_table_memory.py [--rows 5000000] [--hosts 1000000] [--rows-per-group 1000000]
+    python tests/benchmarks/url_table_memory.py [--rows 5000000] [--hosts 50000] [--rows-per-group 1000000]
 
-Makes a Parquet table in a temporary folder, piece by piece, with a hundredth of its rows repeated and hosts of very
-unlike sizes, and runs `animesion build urls --dry-run` over it in a process of its own, whose peak RSS is told.
+Writes a Parquet table to a temporary folder, with 1 % of its rows repeated and a skewed distribution of hosts, runs
+`animesion build urls --dry-run` over it in a child process and prints that process's peak RSS.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def write(path: Path, rows: int, hosts: int, rows_per_group: int, seed: int = 0)
     """Write the table.
 
     Returns:
-        Its different URLs.
+        Number of distinct URLs.
     """
     rng = np.random.default_rng(seed)
     different = 0
@@ -59,7 +59,7 @@ def write(path: Path, rows: int, hosts: int, rows_per_group: int, seed: int = 0)
 
 
 def dry_run(table: Path) -> tuple[dict[str, object], float, float, float]:
-    """What a dry run says of a table, its peak RSS in MB, its seconds and its seconds of processor time."""
+    """The result of a dry run over a table, its peak RSS in MB, its wall time and its CPU time in seconds."""
     source = [f"source.path={table}", "source.contact=benchmark@example.org"]
     command = [sys.executable, "-c", BUILD, "build", "urls", "--dry-run", "--json", "--out", str(table.parent / "out")]
     command += [part for each in source for part in ("--set", each)]
@@ -70,7 +70,7 @@ def dry_run(table: Path) -> tuple[dict[str, object], float, float, float]:
         "print(json.dumps([used.ru_maxrss, time.perf_counter() - began, used.ru_utime + used.ru_stime]));"
         "sys.stdout.write(done.stdout.decode())"
     )
-    # measured from a process of its own: the peak of a child counts that of its parent before exec
+    # from a small process, as a child's peak includes that of its parent before exec
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", script, *command], stdout=subprocess.PIPE, check=True, env=environment)
     first, _, rest = done.stdout.decode().partition("\n")
@@ -82,18 +82,18 @@ def main() -> None:
     """Measure once and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=5_000_000)
-    parser.add_argument("--hosts", type=int, default=1_000_000)
+    parser.add_argument("--hosts", type=int, default=50_000)
     parser.add_argument("--rows-per-group", type=int, default=1_000_000)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder, "urls.parquet")
         urls = write(table, arguments.rows, arguments.hosts, arguments.rows_per_group)
-        print(f"table: {arguments.rows:,} rows, {urls:,} different URLs, {table.stat().st_size / 1e6:,.0f} MB")
+        print(f"table: {arguments.rows:,} rows, {urls:,} distinct URLs, {table.stat().st_size / 1e6:,.0f} MB")
         facts, peak, seconds, processor = dry_run(table)
         if facts["listed"] != urls:
             raise SystemExit(f"listed {facts['listed']} of {urls}")
         print(f"dry run: {facts['listed']:,} listed on {facts['hosts']:,} hosts, {facts['requests']:,} requests")
-        print(f"peak RSS {peak:,.0f} MB, {seconds:,.1f} s, {processor:,.1f} s of processor time")
+        print(f"peak RSS {peak:,.0f} MB, {seconds:,.1f} s, {processor:,.1f} s of CPU time")
 
 
 if __name__ == "__main__":

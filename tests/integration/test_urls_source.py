@@ -126,7 +126,7 @@ def test_hostile_rows_become_reasons_and_nothing_is_lost(tmp_path: Path) -> None
     found, notes = items(table(tmp_path / "t.csv", rows))
     assert [item.failure for item in found] == ["unsafe address"] * 8 + ["bad record"] * 2 + [""]
     assert [item.detail for item in found][8:10] == [
-        "t.csv, line 10: 3 cells where 2 were due",
+        "t.csv, line 10: 3 cells instead of 2",
         "t.csv, line 11: not a row: its quotes do not match",
     ]
     assert found[-1].labels == ("=1+1",)
@@ -147,13 +147,13 @@ def test_bad_rows_of_tables_with_one_name_are_told_apart(tmp_path: Path) -> None
 
 def test_nothing_usable_is_one_sentence(tmp_path: Path) -> None:
     for rows, header, why in (
-        (["x,y"], "name,address", "no column of URLs is known by its name"),
+        (["x,y"], "name,address", "no column of URLs is recognised among"),
         (["file:///etc/passwd,a"], "url,label", "only http and https"),
         ([], "url,label", "has a URL that can be used$"),
     ):
         with pytest.raises(UsageError, match=rf"^source.path: no row of .*{why}"):
             items(table(tmp_path / "t.csv", rows, header))
-    with pytest.raises(UsageError, match=r"^source.path: there is no file, folder or match for .*none.csv$"):
+    with pytest.raises(UsageError, match=r"^source.path: no file or folder matches .*none.csv$"):
         items(tmp_path / "none.csv")
     with pytest.raises(UsageError, match=r"there is no column 'speceis' among 'url', 'label'"):
         items(table(tmp_path / "t.csv", [f"{url(1)},a"]), "source.label_column=speceis")
@@ -277,9 +277,9 @@ PEAK = """
 import resource, sys
 from pathlib import Path
 import animesion
-from animesion import building
+from animesion.pipeline import runner
 recipe = animesion.load_recipe("urls", [f"source.path={sys.argv[1]}", "source.contact=me@example.org"])
-facts = building.preview(recipe, Path(sys.argv[2]))
+facts = runner.preview(recipe, Path(sys.argv[2]))
 print(facts["listed"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

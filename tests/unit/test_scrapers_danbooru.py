@@ -447,7 +447,7 @@ def test_a_site_that_keeps_failing_is_given_up(site: Site) -> None:
         ("http://[::ffff:10.0.0.1]/", "not on the public internet"),
         ("http://169.254.169.254/latest/", "not on the public internet"),
         ("file:///etc/passwd", "only http and https"),
-        ("http://user:pw@example.org/", "passwords are not sent"),
+        ("http://user:pw@example.org/", "passwords in a URL are not sent"),
     ],
 )
 def test_redirects_to_unsafe_places_are_refused(site: Site, booru: Danbooru, location: str, message: str) -> None:

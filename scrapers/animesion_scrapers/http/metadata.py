@@ -197,7 +197,7 @@ class MetadataClient:
             host = parts.hostname or ""
             self._routes.check(parts.scheme, host)
             if parts.username is not None:
-                raise UnsafeAddressError("passwords are not sent from within a URL")
+                raise UnsafeAddressError("passwords in a URL are not sent")
             own = _origin(url) == self._credentials_for
         except UnsafeAddressError as error:
             raise UnsafeAddressError(f"Refused to fetch from {_shown_host(url)}: {error}.") from None

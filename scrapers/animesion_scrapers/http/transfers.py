@@ -365,7 +365,7 @@ class Transfers:
             url = base.join(_parsed(text)) if base else _parsed(text)
             self._routes.check(url.scheme, url.raw_host)
             if url.user is not None or url.password is not None:
-                raise UnsafeAddressError("passwords are not sent from within a URL")
+                raise UnsafeAddressError("passwords in a URL are not sent")
         except UnsafeAddressError as error:
             raise DownloadFault(UNSAFE, str(error), final=True) from None
         except ValueError:
