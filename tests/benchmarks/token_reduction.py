@@ -20,7 +20,7 @@ from animesion_training import create_model
 from animesion_training.analysis.profile import count
 from animesion_training.tokens import TokenVisionTransformer
 from animesion_training.tokens.cache import CrossLayerCache
-from animesion_training.tokens.reductions.base import REDUCTIONS, make_reduction
+from animesion_training.tokens.reductions import REDUCTIONS, make_reduction
 
 CLASSES = 200
 

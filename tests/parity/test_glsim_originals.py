@@ -26,7 +26,7 @@ from animesion.errors import UsageError
 from animesion_training import from_reference
 from animesion_training.tokens import TokenVisionTransformer
 from animesion_training.tokens.rollout import class_rollout, rollout
-from animesion_training.tokens.twopass.base import GLSim, RAMSTrans
+from animesion_training.tokens.twopass import GLSim, RAMSTrans
 
 GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden" / "fgir"
 #: Those without a file here are skipped.

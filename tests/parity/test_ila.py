@@ -19,9 +19,10 @@ from animesion_training import from_reference
 from animesion_training.engine.optim import freeze
 from animesion_training.models.cal import CALHead
 from animesion_training.tokens import Tokens, TokenVisionTransformer
-from animesion_training.tokens.adapters.base import make_adapter
+from animesion_training.tokens.adapters import make_adapter
 from animesion_training.tokens.adapters.ila import ILA, InterLayerAdapter
-from animesion_training.tokens.part_selection import contrastive_loss, make_part_selector, overlap_patches
+from animesion_training.tokens.overlapping_patches import overlap_patches
+from animesion_training.tokens.part_selection import contrastive_loss, make_part_selector
 from animesion_training.tokens.pooling import MPNCOVHead, patch_head
 
 GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden" / "fgir"

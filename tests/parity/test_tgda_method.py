@@ -17,13 +17,12 @@ from torch.nn import functional
 from animesion_training.data import views
 from animesion_training.engine.optim import make_schedule
 from animesion_training.losses import distillation
+from animesion_training.losses.cal import FeatureCenters, cal_loss
 from animesion_training.losses.objectives import create_objective
 from animesion_training.models.cal import (
     CALClassifier,
     CALHead,
     CALOutput,
-    FeatureCenters,
-    cal_loss,
 )
 from animesion_training.recipe import ScheduleSection
 

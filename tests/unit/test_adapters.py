@@ -18,9 +18,10 @@ from animesion.errors import UsageError
 from animesion_training.analysis.profile import count
 from animesion_training.engine.optim import freeze
 from animesion_training.tokens import Tokens, TokenVisionTransformer
-from animesion_training.tokens.adapters.base import ADAPTERS, Adapters, Bottleneck, LoRA, make_adapter
+from animesion_training.tokens.adapters import ADAPTERS, make_adapter
 from animesion_training.tokens.adapters.ila import ILA, InterLayerAdapter
-from animesion_training.tokens.reductions.base import make_reduction
+from animesion_training.tokens.adapters.in_block import Adapters, Bottleneck, LoRA
+from animesion_training.tokens.reductions import make_reduction
 
 WIDTH, CLASSES, PATCH, DEPTH = 24, 5, 4, 5
 NAMES = list(ADAPTERS)

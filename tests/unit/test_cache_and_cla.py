@@ -17,7 +17,7 @@ from animesion_training.models.cla import CLAHead
 from animesion_training.models.heads import IFAHead
 from animesion_training.tokens import Plugin, TokenVisionTransformer
 from animesion_training.tokens.cache import CrossLayerCache
-from animesion_training.tokens.reductions.base import make_reduction
+from animesion_training.tokens.reductions import make_reduction
 
 WIDTH, CLASSES, PATCH = 24, 5, 4
 

@@ -18,8 +18,9 @@ from torch.nn import functional
 from animesion.errors import UsageError
 from animesion_training import from_reference, load_model, save_model
 from animesion_training.data import views
+from animesion_training.losses.cal import FeatureCenters, cal_loss, center_loss
 from animesion_training.models import create_model, head_parameters, load_weights
-from animesion_training.models.cal import CALClassifier, CALHead, CALOutput, FeatureCenters, cal_loss, center_loss
+from animesion_training.models.cal import CALClassifier, CALHead, CALOutput
 
 #: Channels first and last, tokens with and without prefix, norms after pooling, heads with layers of their own.
 BACKBONES = {

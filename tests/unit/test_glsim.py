@@ -20,9 +20,9 @@ from animesion_training.analysis.profile import count
 from animesion_training.models.ifa import IFAHead
 from animesion_training.tokens import Plugin, TokenVisionTransformer
 from animesion_training.tokens.cache import CrossLayerCache
-from animesion_training.tokens.reductions.base import make_reduction
+from animesion_training.tokens.reductions import make_reduction
 from animesion_training.tokens.rollout import recording, rollout
-from animesion_training.tokens.twopass.base import ConvAggregator, GLSim, RAMSTrans
+from animesion_training.tokens.twopass import ConvAggregator, GLSim, RAMSTrans
 from animesion_training.tokens.twopass.similarity import global_local_similarity, mask_box, patch_box, select
 
 SIZE, PATCH, DEPTH, WIDTH = 48, 8, 2, 64

@@ -12,10 +12,10 @@ import torch
 from animesion.errors import UsageError
 from animesion_training.models import Methods, create_model, spec_of
 from animesion_training.models.assemble import CACHES, SELECTORS, TOKEN_HEADS
-from animesion_training.models.shorthand import names, parted
+from animesion_training.models.shorthand import NAMES, split_name
 from animesion_training.recipe import load
-from animesion_training.tokens.adapters.base import ADAPTERS
-from animesion_training.tokens.reductions.base import REDUCTIONS
+from animesion_training.tokens.adapters import ADAPTERS
+from animesion_training.tokens.reductions import REDUCTIONS
 from animesion_training.weights import load_model, save_model
 
 HOST = "vit_tiny_patch16"
@@ -84,11 +84,11 @@ def test_a_frozen_backbone_leaves_what_the_adapter_trains(adapter: str) -> None:
     ],
 )
 def test_a_name_says_which_methods(name: str, host: str, methods: Methods, head: str) -> None:
-    assert parted(name) == (host, methods, head)
+    assert split_name(name) == (host, methods, head)
 
 
 def test_names_are_registered_with_timm() -> None:
-    assert set(names()) <= set(timm.list_models())
+    assert set(NAMES) <= set(timm.list_models())
     model = timm.create_model("evit_clca_vit_tiny_patch16", num_classes=5, img_size=96, keep_rate=0.5, **SMALL)
     assert model(torch.zeros(2, 3, 96, 96)).shape == (2, 5)
     assert spec_of(model).methods == Methods(reduction="evit", keep_rate=0.5, cache="clc")

@@ -97,6 +97,20 @@ def test_parts_that_are_not_read_are_named():
         from_reference(CONFIG, {key: value for key, value in weights.items() if "1.norm1.bias" not in key})
 
 
+def test_special_families_are_asked_before_general_ones():
+    families = [converter.family for converter in base._CONVERTERS]
+    assert families == [
+        "ViTFS",
+        "LRNet",
+        "ILA model",
+        "CAL head",
+        "GLSim model",
+        "CLCA model",
+        "CAL teacher",
+        "animesion vision transformer",
+    ]
+
+
 def test_a_further_family_registers_itself(monkeypatch):
     monkeypatch.setattr(base, "_CONVERTERS", list(base._CONVERTERS))
     seen = {}

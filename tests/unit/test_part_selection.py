@@ -16,16 +16,10 @@ from animesion.errors import UsageError
 from animesion_training.analysis.profile import count
 from animesion_training.engine.optim import freeze
 from animesion_training.tokens import TokenVisionTransformer
-from animesion_training.tokens.adapters.base import make_adapter
-from animesion_training.tokens.part_selection import (
-    FFVT,
-    PART_SELECTORS,
-    TransFG,
-    contrastive_loss,
-    make_part_selector,
-    overlap_patches,
-)
-from animesion_training.tokens.reductions.base import make_reduction
+from animesion_training.tokens.adapters import make_adapter
+from animesion_training.tokens.overlapping_patches import overlap_patches
+from animesion_training.tokens.part_selection import FFVT, PART_SELECTORS, TransFG, contrastive_loss, make_part_selector
+from animesion_training.tokens.reductions import make_reduction
 
 WIDTH, CLASSES, PATCH, DEPTH, HEADS = 24, 5, 8, 4, 3
 NAMES = list(PART_SELECTORS)

@@ -21,7 +21,7 @@ from animesion_training.tokens.pooling import (
     matrix_root,
     patch_head,
 )
-from animesion_training.tokens.reductions.base import make_reduction
+from animesion_training.tokens.reductions import make_reduction
 
 WIDTH, CLASSES, PATCH = 24, 5, 4
 NAMES = list(PATCH_HEADS)

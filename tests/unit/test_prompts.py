@@ -15,10 +15,10 @@ from torch.nn import functional
 from animesion.errors import UsageError
 from animesion_training.models.cla import CLAHead
 from animesion_training.tokens import TokenVisionTransformer
-from animesion_training.tokens.adapters.base import make_adapter
+from animesion_training.tokens.adapters import make_adapter
 from animesion_training.tokens.adapters.prompts import PromptTuning, QueryTuning
 from animesion_training.tokens.cache import CrossLayerCache
-from animesion_training.tokens.reductions.base import make_reduction
+from animesion_training.tokens.reductions import make_reduction
 
 WIDTH, CLASSES, PATCH, DEPTH = 24, 5, 4, 4
 

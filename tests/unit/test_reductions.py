@@ -18,7 +18,8 @@ from animesion_training.analysis.profile import count
 from animesion_training.models.cla import CLAHead
 from animesion_training.tokens import Tokens, TokenVisionTransformer
 from animesion_training.tokens.cache import CrossLayerCache
-from animesion_training.tokens.reductions.base import REDUCTIONS, ReductionPlan, make_reduction, reduction_layers
+from animesion_training.tokens.reductions import REDUCTIONS, make_reduction
+from animesion_training.tokens.reductions.base import ReductionPlan, reduction_layers
 from animesion_training.tokens.reductions.merging import density_peaks, match_pairs, merge_pairs
 from animesion_training.tokens.reductions.pruning import ATS, inverse_samples, sampling_steps, softmax_with_policy
 

@@ -12,16 +12,9 @@ timm = pytest.importorskip("timm")
 
 from animesion.errors import UsageError
 from animesion_training.tokens import Plugin, TokenVisionTransformer
-from animesion_training.tokens.reductions.base import make_reduction
-from animesion_training.tokens.rollout import (
-    AttentionRecorder,
-    MinibatchCKA,
-    attention_distance,
-    class_rollout,
-    linear_cka,
-    recording,
-    rollout,
-)
+from animesion_training.tokens.cka import MinibatchCKA, linear_cka
+from animesion_training.tokens.reductions import make_reduction
+from animesion_training.tokens.rollout import AttentionRecorder, attention_distance, class_rollout, recording, rollout
 
 
 def attention(*shape: int, seed: int = 0) -> Any:

@@ -26,7 +26,7 @@ from animesion_training.eval.predict import decoded, files
 from animesion_training.models.cal import CALClassifier
 from animesion_training.tokens.host import TokenVisionTransformer
 from animesion_training.tokens.rollout import recording, rollout
-from animesion_training.tokens.twopass.base import GLSim, RAMSTrans
+from animesion_training.tokens.twopass import GLSim, RAMSTrans
 from animesion_training.weights import load_model
 
 Pixels = npt.NDArray[np.uint8]

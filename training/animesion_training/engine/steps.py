@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from animesion_training.data import views
+from animesion_training.losses.cal import FeatureCenters, cal_loss
 from animesion_training.losses.distillation import auxiliary_loss, distillation_term
-from animesion_training.models.cal import CALClassifier, CALOutput, FeatureCenters, cal_loss
+from animesion_training.models.cal import CALClassifier, CALOutput
 from animesion_training.models.create import InputConfig
 from animesion_training.recipe import TeacherSection, ViewsSection
 
@@ -80,7 +81,7 @@ def total(terms: Mapping[str, Tensor]) -> Tensor:
 class CALStep(Step):
     """Counterfactual attention learning: the image and the views that the network's own attention makes of it.
 
-    Terms and weights are those of `models.cal.cal_loss`. The feature centers are part of the run, not of the network.
+    Terms and weights are those of `losses.cal.cal_loss`. The feature centers are part of the run, not of the network.
     """
 
     def __init__(

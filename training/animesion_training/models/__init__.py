@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+# registers the combinations of methods and baselines with timm
+from animesion_training.models import registration as registration
 from animesion_training.models.baselines import BASELINES, timm_name
 from animesion_training.models.create import (
     HEADS,

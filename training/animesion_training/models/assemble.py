@@ -18,14 +18,18 @@ from animesion_training.models.cal import CALClassifier
 from animesion_training.models.cla import CLAHead
 from animesion_training.models.heads import IFAHead
 from animesion_training.models.methods import Methods
-from animesion_training.tokens.adapters.base import ADAPTERS, ConvPass, make_adapter
+from animesion_training.tokens.adapters.factory import ADAPTERS, make_adapter
 from animesion_training.tokens.adapters.ila import ILA
+from animesion_training.tokens.adapters.in_block import ConvPass
 from animesion_training.tokens.cache import CrossLayerCache
-from animesion_training.tokens.host import Plugin, TokenVisionTransformer, hosted
-from animesion_training.tokens.part_selection import PART_SELECTORS, make_part_selector, overlap_patches
+from animesion_training.tokens.host import TokenVisionTransformer, hosted
+from animesion_training.tokens.overlapping_patches import overlap_patches
+from animesion_training.tokens.part_selection import PART_SELECTORS, make_part_selector
+from animesion_training.tokens.plugin import Plugin
 from animesion_training.tokens.pooling import PATCH_HEADS, patch_head
-from animesion_training.tokens.reductions.base import REDUCTIONS, make_reduction, reduction_layers
-from animesion_training.tokens.twopass.base import GLSim, RAMSTrans
+from animesion_training.tokens.reductions.base import reduction_layers
+from animesion_training.tokens.reductions.factory import REDUCTIONS, make_reduction
+from animesion_training.tokens.twopass import GLSim, RAMSTrans
 
 #: Heads that read the tokens of a vision transformer; `linear` is for token methods too.
 TOKEN_HEADS = {

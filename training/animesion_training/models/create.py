@@ -24,7 +24,7 @@ from animesion_training.models.heads import CosineHead
 from animesion_training.models.ifa import IFA_MODELS, IFAVisionTransformer
 from animesion_training.models.methods import Methods
 from animesion_training.models.pretrained import downloads, head_names, load_weights
-from animesion_training.models.shorthand import merged, parted
+from animesion_training.models.shorthand import merge_methods, split_name
 
 #: Arguments of timm's factory that would make a name mean something else, or read files behind our back.
 _OURS = {
@@ -155,7 +155,7 @@ def create_model(
         AnimesionError: weights that cannot be fetched.
     """
     given = name
-    name, named, named_head = parted(name)
+    name, named, named_head = split_name(name)
     architecture = timm_name(name)
     head_options = dict(head_options or {})
     if methods is None:
@@ -168,7 +168,7 @@ def create_model(
             selector or "",
             method_options or {},
         )
-    methods = merged(named, methods, given)
+    methods = merge_methods(named, methods, given)
     if named_head:
         if head not in ("linear", named_head):
             raise UsageError(f"{given} says head {named_head}, and {head} is asked for: say it once")

@@ -27,7 +27,7 @@ def listed(pattern: str | None = None, *, parameters: bool = False) -> list[dict
     Raises:
         UsageError: nothing matches.
     """
-    ours = [*BASELINES, *IFA_MODELS, *timm.list_models(["lrnet*", "vitfs_*"]), *shorthand.names()]
+    ours = [*BASELINES, *IFA_MODELS, *timm.list_models(["lrnet*", "vitfs_*"]), *shorthand.NAMES]
     if pattern is None:
         names = ours
     else:
@@ -39,7 +39,7 @@ def listed(pattern: str | None = None, *, parameters: bool = False) -> list[dict
             raise UsageError(f"no model's name matches {pattern!r}")
     rows: list[dict[str, Any]] = []
     for name in names:
-        full = timm_name(shorthand.parted(name)[0])
+        full = timm_name(shorthand.split_name(name)[0])
         row: dict[str, Any] = {"name": name, "timm": full, "weights": len(timm.list_pretrained(f"{full}.*"))}
         if parameters:
             with torch.device("meta"):

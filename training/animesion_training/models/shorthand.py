@@ -10,19 +10,18 @@ from __future__ import annotations
 
 import itertools
 import re
-import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import timm
-from timm.models import register_model
 
 from animesion.errors import UsageError
 from animesion_training.models.assemble import SELECTORS
 from animesion_training.models.baselines import BASELINES
 from animesion_training.models.methods import Methods
-from animesion_training.tokens.adapters.base import ADAPTERS
-from animesion_training.tokens.reductions.base import REDUCTIONS
+from animesion_training.tokens.adapters.factory import ADAPTERS
+from animesion_training.tokens.reductions.factory import REDUCTIONS
 
 #: Word -> adapter; no hyphen and no plus, as timm's names have none.
 ADAPTER_WORDS = {name.replace("+", "p").replace("-", ""): name for name in ADAPTERS}
@@ -30,7 +29,7 @@ ADAPTER_WORDS = {name.replace("+", "p").replace("-", ""): name for name in ADAPT
 _REDUCTION = re.compile(rf"({'|'.join(REDUCTIONS)})(\d{{1,3}})?")
 
 
-def parted(name: str) -> tuple[str, Methods, str]:
+def split_name(name: str) -> tuple[str, Methods, str]:
     """A name without its words, the methods that they stand for, and the head, empty for none.
 
     A name that is not made this way comes back as it is.
@@ -49,7 +48,7 @@ def parted(name: str) -> tuple[str, Methods, str]:
     return (rest, *_meaning(words, name)) if words else (name, Methods(), "")
 
 
-def merged(named: Methods, given: Methods, name: str) -> Methods:
+def merge_methods(named: Methods, given: Methods, name: str) -> Methods:
     """Methods of a name and of arguments; arguments may add to a name and set keep rates, layers and options.
 
     Raises:
@@ -69,8 +68,7 @@ def merged(named: Methods, given: Methods, name: str) -> Methods:
 
 def _is_model(name: str) -> bool:
     architecture = name.partition(".")[0]
-    ours = architecture in names()
-    return architecture in BASELINES or (timm.is_model(architecture) and not ours)
+    return architecture in BASELINES or (timm.is_model(architecture) and architecture not in _REGISTERED)
 
 
 def _is_word(word: str) -> bool:
@@ -104,31 +102,15 @@ def _meaning(words: list[str], name: str) -> tuple[Methods, str]:
     return methods, head
 
 
-_NAMES: dict[str, None] = {}
-
-
-def names() -> dict[str, None]:
-    """The names that are registered with timm, in order."""
-    return _NAMES
-
-
-def _register() -> None:
-    hosts = [name for name in BASELINES if name.startswith("vit_")]
+def combinations() -> Iterator[tuple[str, str, str]]:
+    """The usual combinations on the baselines, in order: name, words for the methods, name of the baseline."""
+    baselines = [name for name in BASELINES if name.startswith("vit_")]
     alone = [*REDUCTIONS, *ADAPTER_WORDS, *SELECTORS, "clca"]
-    for prefix, host in itertools.product([*alone, *(f"{name}_clca" for name in REDUCTIONS)], hosts):
-        name = f"{prefix}_{host}"
-
-        def build(pretrained: bool = False, *, _name: str = name, **options: Any) -> Any:
-            from animesion_training.models.create import create_model
-
-            for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
-                options.pop(key, None)
-            return create_model(_name, options.pop("num_classes", 1000), pretrained=pretrained, **options)
-
-        build.__name__ = build.__qualname__ = name
-        build.__doc__ = f"`{host}` with {prefix.replace('_', ' and ')}."
-        setattr(sys.modules[__name__], name, register_model(build))
-        _NAMES[name] = None
+    with_clca = [f"{name}_clca" for name in REDUCTIONS]
+    for words, baseline in itertools.product([*alone, *with_clca], baselines):
+        yield f"{words}_{baseline}", words, baseline
 
 
-_register()
+#: Names that are registered with timm, in order; `registration` registers them.
+NAMES = tuple(name for name, _, _ in combinations())
+_REGISTERED = frozenset(NAMES)

@@ -1,12 +1,17 @@
-"""The families of original checkpoints, one module each; importing this package registers them with `checkpoints`.
+"""Checkpoints of the original research systems: one module per family, and `from_reference`, which reads them.
 
-The order is from general to special: the last one registered is asked first.
+Importing this package registers the families.
 """
 
-from animesion_training.originals import animesion_vit as animesion_vit
-from animesion_training.originals import cal as cal
-from animesion_training.originals import clca as clca
-from animesion_training.originals import glsim as glsim
-from animesion_training.originals import ila as ila
-from animesion_training.originals import lrnet as lrnet
-from animesion_training.originals import vitfs as vitfs
+from importlib import import_module
+
+from animesion_training.originals.base import from_reference
+
+#: Modules of the families, from general to special. They are registered in this order, and the last one registered is
+#: asked first: a student of TGDA or a CAL head also has the parameters of a more general family.
+FAMILIES = ("animesion_vit", "cal", "clca", "glsim", "cal_head", "ila", "lrnet", "vitfs")
+
+for _name in FAMILIES:
+    import_module(f"{__name__}.{_name}")
+
+__all__ = ["FAMILIES", "from_reference"]

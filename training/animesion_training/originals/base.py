@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 from torch import Tensor, nn
@@ -64,7 +63,6 @@ def from_reference(config: Config, state_dict: StateDict, *, reference_compat: b
     """
     if not state_dict or not all(isinstance(value, Tensor) for value in state_dict.values()):
         raise UsageError("a reference checkpoint is a mapping from names to tensors: give the weights alone")
-    import_module("animesion_training.originals")  # registers the families
     weights = _unwrapped(state_dict)
     for converter in _CONVERTERS:
         if converter.recognises(config, weights):

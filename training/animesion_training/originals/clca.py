@@ -16,8 +16,10 @@ from animesion_training.models.cla import CLAHead
 from animesion_training.models.heads import IFAHead
 from animesion_training.originals.base import Config, Converter, StateDict, load_all, register_converter
 from animesion_training.tokens.cache import CrossLayerCache
-from animesion_training.tokens.host import Plugin, TokenVisionTransformer
-from animesion_training.tokens.reductions.base import make_reduction, reduction_layers
+from animesion_training.tokens.host import TokenVisionTransformer
+from animesion_training.tokens.plugin import Plugin
+from animesion_training.tokens.reductions.base import reduction_layers
+from animesion_training.tokens.reductions.factory import make_reduction
 
 #: The original's name of a method -> ours; plain transformers are called `vit` in the golden cases.
 _METHODS = {

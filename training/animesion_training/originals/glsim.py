@@ -14,7 +14,7 @@ from animesion_training.originals.animesion_vit import bare_vit, split_vit, vit_
 from animesion_training.originals.base import Config, Converter, StateDict, load_all, register_converter
 from animesion_training.originals.clca import timm_backbone
 from animesion_training.tokens.host import TokenVisionTransformer
-from animesion_training.tokens.twopass.base import GLSim, RAMSTrans, TwoPassTransformer
+from animesion_training.tokens.twopass import GLSim, RAMSTrans, TwoPassTransformer
 
 _FAMILY = "GLSim model"
 _CLASSIFIERS = {"cls": "cls", "avg_cls": "avg", "max_cls": "max"}

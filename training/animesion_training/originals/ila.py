@@ -1,7 +1,8 @@
-"""ILA (arXiv 2409.11051) and what its repository compares it with, on its own transformer and on timm's.
+"""ILA (arXiv 2409.11051) and the methods of its repository, on its own transformer and on timm's.
 
 Adapters, prompts, queries, part selection and heads on the patches; TransFG and FFVT also as GLSim's repository has
-them. The plain transformer and IFA are read by `animesion_vit`, methods with two passes by `glsim`.
+them. Plug-ins are made in `ila_plugins`. The plain transformer and IFA are read by `animesion_vit`, methods with two
+passes by `glsim`, the head of CAL by `cal_head`.
 """
 
 from __future__ import annotations
@@ -15,20 +16,27 @@ import torch
 from torch import Tensor, nn
 
 from animesion.errors import UsageError
-from animesion_training.models.cal import CALHead
 from animesion_training.models.heads import IFAHead
 from animesion_training.originals.animesion_vit import bare_vit, split_vit, vit_settings
 from animesion_training.originals.base import Config, Converter, StateDict, load_all, register_converter
 from animesion_training.originals.clca import timm_backbone
-from animesion_training.tokens.adapters.base import Adapters
-from animesion_training.tokens.adapters.ila import ILA
-from animesion_training.tokens.adapters.prompts import PromptTuning, QueryTuning
-from animesion_training.tokens.host import Plugin, Tokens, TokenVisionTransformer
-from animesion_training.tokens.part_selection import FFVT, TransFG, overlap_patches
+from animesion_training.originals.ila_plugins import (
+    BOTTLENECK,
+    FAMILY,
+    NormBeforeLast,
+    make_adapters,
+    make_ila,
+    make_prompts,
+    make_selector,
+    pop_bottlenecks,
+)
+from animesion_training.tokens.host import TokenVisionTransformer
+from animesion_training.tokens.overlapping_patches import overlap_patches
+from animesion_training.tokens.plugin import Plugin
 from animesion_training.tokens.pooling import AveragePoolHead, BilinearHead, MPNCOVHead
 
-_FAMILY = "ILA model"
 _OWN, _TIMM = "patch_embedding.weight", "patch_embed.proj.weight"
+
 #: Names of TransFG's and FFVT's own repositories, in this order -> those of ILA's; none was at hand to test with.
 _PUBLISHED_NAMES = (
     (r"^transformer\.embeddings\.patch_embeddings\.", "patch_embedding."),
@@ -46,17 +54,12 @@ _PUBLISHED_NAMES = (
     (r"\.attn\.value\.", ".attn.proj_v."),
     (r"^(?:part|ff)_head\.", "head."),
 )
-#: Where the originals put a number of tokens that a part selector takes.
-_COUNTS = ("selector_num_tokens", "num_tokens", "num_token", "tokens_per_layer", "dynamic_top")
+
 _HEADS_ON_PATCHES = ("pool", "avg", "gap", "blp", "lrblp", "mpncov")
-_RESIDUALS = {"dws_near_ones_init": "near-ones", "dws_ones_init": "ones", "dws": "xavier"}
+
 #: The encoder's norm, where the last block stands apart and has a norm behind it.
 _BETWEEN_NORM = "between_norm"
-#: What marks a bottleneck.
-_DOWN = ".adapter_down.weight"
-_ILA_LOCATIONS = (3, 7)
-_CAL_ATTENTION, _CAL_CLASSIFIER = "attentions.conv.weight", "fc.weight"
-_CAL_PARTS = ("attentions.", "fc.")
+
 _NORMALISE = {True: ((0.5,) * 3, (0.5,) * 3), False: (timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD)}
 
 
@@ -97,7 +100,7 @@ def _is_ila(config: Config, weights: StateDict) -> bool:
         return False
     if _TIMM in weights and any(key.startswith("aggregator.") for key in weights):
         return False
-    added = any(key.endswith((_DOWN, "prompt")) for key in weights)
+    added = any(key.endswith((BOTTLENECK, "prompt")) for key in weights)
     return added or bool(_selector(settings)) or settings.get("classifier") in _HEADS_ON_PATCHES
 
 
@@ -106,31 +109,31 @@ def _build_ila(config: Config, weights: StateDict, reference_compat: bool) -> nn
     own = _OWN in weights
     backbone, renamed, others = _own_backbone(settings, weights) if own else _timm_backbone(settings, weights)
     depth, width = len(backbone.blocks), backbone.embed_dim
-    bottlenecks = _bottlenecks(others)
+    bottlenecks = pop_bottlenecks(others)
     inside = {stem: parts for stem, parts in bottlenecks.items() if re.search(r"(^|\.)blocks\.\d+\.", stem)}
     between = {stem: parts for stem, parts in bottlenecks.items() if stem not in inside}
     made: dict[str, tuple[Plugin, dict[str, Tensor]]] = {}
     if selector := _selector(settings):
-        made["selector"] = (_make_selector(selector, settings, depth, reference_compat), {})
+        made["selector"] = (make_selector(selector, settings, depth, reference_compat), {})
         if f"{_BETWEEN_NORM}.weight" in others:
             norm = {f"norm.{leaf}": others.pop(f"{_BETWEEN_NORM}.{leaf}") for leaf in ("weight", "bias")}
-            made["norm"] = (_NormBeforeLast(backbone.norm, depth), norm)
+            made["norm"] = (NormBeforeLast(backbone.norm, depth), norm)
     if between:
-        made["ila"] = _ila(settings, between, depth, width, backbone.patch_embed.grid_size, own)
+        made["ila"] = make_ila(settings, between, depth, width, backbone.patch_embed.grid_size, own)
     if inside:
-        made["adapters"] = _adapters(settings, inside, depth, width)
+        made["adapters"] = make_adapters(settings, inside, depth, width)
     for key in [key for key in others if key.endswith("prompt")]:
-        made |= _prompts(settings, others.pop(key), depth, width, renamed)
+        made |= make_prompts(settings, others.pop(key), depth, width, renamed)
     classifier, read = _head(settings, renamed, others, width, depth)
     if others:
-        raise UsageError(f"this {_FAMILY} has parameters that are not known here: {', '.join(sorted(others)[:3])}")
+        raise UsageError(f"this {FAMILY} has parameters that are not known here: {', '.join(sorted(others)[:3])}")
     model = TokenVisionTransformer(
         backbone, {name: plugin for name, (plugin, _) in made.items()}, _num_classes(read, settings), **classifier
     )
     ours = {f"backbone.{key}": value for key, value in renamed.items()} | read
     for name, (_, parameters) in made.items():
         ours |= {f"plugins.{name}.{key}": value for key, value in parameters.items()}
-    load_all(model, ours, _FAMILY)
+    load_all(model, ours, FAMILY)
     side = _side(settings)
     if side and backbone.patch_embed.img_size != (side, side):
         backbone.set_input_size(img_size=(side, side))
@@ -138,7 +141,7 @@ def _build_ila(config: Config, weights: StateDict, reference_compat: bool) -> nn
     return model
 
 
-# -- transformers ----------------------------------------------------------------------------------------------------
+# -- transformers ------------------------------------------------------------------------------------------------------
 
 
 def _own_backbone(settings: Mapping[str, Any], weights: StateDict) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
@@ -197,161 +200,7 @@ def _overlap(backbone: Any, settings: Mapping[str, Any]) -> None:
         overlap_patches(backbone, told if told in fitting else fitting[0], (side, side))
 
 
-class _NormBeforeLast(Plugin):
-    """The encoder's norm, in front of the block that stands apart and has a norm of its own behind it."""
-
-    def __init__(self, like: nn.LayerNorm, depth: int) -> None:
-        super().__init__()
-        self.last = depth - 1
-        self.norm = nn.LayerNorm(like.normalized_shape, eps=like.eps)
-
-    def before(self, block: int, tokens: Tokens) -> None:
-        """See `Plugin.before`."""
-        if block == self.last:
-            tokens.x = self.norm(tokens.x)
-
-
-# -- plug-ins --------------------------------------------------------------------------------------------------------
-
-
-def _make_selector(name: str, settings: Mapping[str, Any], depth: int, reference_compat: bool) -> Plugin:
-    if name == "transfg":
-        return TransFG(depth=depth)
-    told = [settings.get(key) for key in (*_COUNTS, *(key for key in settings if "token" in key.lower()))]
-    count = next((each for each in told if type(each) is int and each > 0), 12)
-    return FFVT(depth=depth, count=count, reference_compat=reference_compat)
-
-
-def _bottlenecks(others: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The parameters of each bottleneck, by where it is; taken out of the others."""
-    stems = [key.removesuffix(_DOWN) for key in others if key.endswith(_DOWN)]
-    return {
-        stem: {key.removeprefix(f"{stem}."): others.pop(key) for key in list(others) if key.startswith(f"{stem}.")}
-        for stem in stems
-    }
-
-
-def _adapters(
-    settings: Mapping[str, Any], found: Mapping[str, StateDict], depth: int, width: int
-) -> tuple[Plugin, dict[str, Tensor]]:
-    """Bottlenecks within blocks: two in each are parallel, one is sequential."""
-    parallel = len(found) > depth and settings.get("adapter_path") != "pfeiffer"
-    ours: dict[str, Tensor] = {}
-    for stem, parts in found.items():
-        match = re.search(r"(?:^|\.)blocks\.(\d+)\.(.+)$", stem)
-        assert match
-        place = "attention_adapters" if parallel and "attn" in match[2] else "mlp_adapters"
-        for key, value in parts.items():
-            ours[f"{place}.{match[1]}.{key.removeprefix('adapter_')}"] = value
-    first = next(iter(found.values()))
-    conv = first.get("adapter_conv.weight")
-    plugin = Adapters(
-        width,
-        depth=depth,
-        dim=first["adapter_down.weight"].shape[0],
-        path="parallel" if parallel else "sequential",
-        convolution=None if conv is None else conv.shape[-1],
-    )
-    return plugin, ours
-
-
-def _ila(
-    settings: Mapping[str, Any],
-    found: Mapping[str, StateDict],
-    depth: int,
-    width: int,
-    grid: tuple[int, int],
-    own: bool,
-) -> tuple[Plugin, dict[str, Tensor]]:
-    """Bottlenecks between blocks: the down-sampling ones are in a list `ila_ds`, in timm's flavour all are such."""
-    groups: dict[str, dict[int, dict[str, Tensor]]] = {"down_sampling": {}, "keeping": {}}
-    for stem, parts in found.items():
-        group, _, index = stem.rpartition(".")
-        which = "down_sampling" if not own or group.endswith("ds") else "keeping"
-        groups[which][int(index)] = _ila_parts(parts)
-    shrinking, keeping = (
-        [parts for _, parts in sorted(groups[which].items())] for which in ("down_sampling", "keeping")
-    )
-    locations = tuple(settings.get("ila_ds_locs") or _ILA_LOCATIONS)[: len(shrinking)]
-    given = settings.get("ila_locs")
-    padded = tuple(i for i in (given if given and -1 not in given else range(depth)) if i not in locations)
-    first = (shrinking or keeping)[0]
-    plugin = ILA(
-        width,
-        depth=depth,
-        grid=grid,
-        locations=locations,
-        padded=padded if keeping else (),
-        drop_path=float(settings.get("ila_sd") or 0.0),
-        **_ila_options(settings, first),
-    )
-    ours = {
-        f"{which}.{j}.{key}": value
-        for which, modules in (("down_sampling", shrinking), ("keeping", keeping))
-        for j, parts in enumerate(modules)
-        for key, value in parts.items()
-    }
-    return plugin, ours
-
-
-def _ila_parts(parts: StateDict) -> dict[str, Tensor]:
-    """One adapter's weights under our names; pointwise convolutions become linear layers."""
-    convs = sorted({key.rpartition(".")[0] for key in parts if key.startswith("adapter_conv.")})
-    maps = [stem for stem in convs if parts[f"{stem}.weight"].dim() == 4]
-    if len(maps) != 2:
-        raise UsageError(f"an adapter of this {_FAMILY} has {len(maps)} convolutions in a row, 2 are known here")
-    names = dict.fromkeys(convs, "norm2") | {maps[0]: "conv", maps[1]: "point"}
-    names |= {"adapter_down": "down", "adapter_up": "up", "adapter_cls": "cls"}
-    ours = {}
-    for key, value in parts.items():
-        stem, _, leaf = key.rpartition(".")
-        name = names.get(stem) or re.sub(r"^(norm[13])(\.\d+)?$", r"\1", stem)
-        name = re.sub(r"^ds_conv(\.\d+)?$", "residual_conv", name)
-        ours[f"{name}.{leaf}"] = value.flatten(1) if name in ("point", "cls") and leaf == "weight" else value
-    return ours
-
-
-def _ila_options(settings: Mapping[str, Any], parts: StateDict) -> dict[str, Any]:
-    """Most is told by the weights' shapes and presence."""
-    conv, residual = parts["conv.weight"], parts.get("residual_conv.weight")
-    dim = parts["down.weight"].shape[0]
-    padding = bool(settings.get("ila_padding")) or "cls.weight" not in parts
-    told = str(settings.get("ila_ds_conv_type") or "")
-    if residual is not None:
-        kind = _RESIDUALS.get(told, "near-ones") if residual.shape[1] == 1 else "conv"
-    elif "pool" in told and settings.get("ila_ds_conv", True):
-        kind = "avg-pool"
-    else:
-        kind = "identity" if padding else "none"
-
-    def norm(name: str) -> str:
-        return "bn" if f"{name}.running_mean" in parts else "ln" if f"{name}.weight" in parts else "none"
-
-    return {
-        "dim": dim,
-        "kernel": conv.shape[-1],
-        "dilation": int(settings.get("ila_dilation") or 1),
-        "multiplier": conv.shape[0] // dim,
-        "norms": tuple(norm(name) for name in ("norm1", "norm2", "norm3")),
-        "residual": kind,
-        "padding": padding,
-        "class_conv": "cls.weight" in parts,
-    }
-
-
-def _prompts(
-    settings: Mapping[str, Any], values: Tensor, depth: int, width: int, renamed: StateDict
-) -> dict[str, tuple[Plugin, dict[str, Tensor]]]:
-    values = values.reshape(-1, *values.shape[-2:])
-    blocks, count, _ = values.shape
-    patch = renamed["patch_embed.proj.weight"].shape
-    common: dict[str, Any] = {"depth": depth, "count": count, "patch_size": (patch[-2], patch[-1])}
-    if "vqt" in str(settings.get("prompt") or "").lower():
-        return {"queries": (QueryTuning(width, **common), {"queries": values})}
-    return {"prompts": (PromptTuning(width, deep=blocks > 1, **common), {"prompts": values})}
-
-
-# -- heads -----------------------------------------------------------------------------------------------------------
+# -- heads -------------------------------------------------------------------------------------------------------------
 
 
 def _head(
@@ -402,7 +251,7 @@ def _inputs(leaves: StateDict) -> int:
 def _num_classes(head: StateDict, settings: Mapping[str, Any]) -> int:
     weight = next((head[key] for key in ("head.fc.weight", "head.weight") if key in head), None)
     if weight is None:
-        raise UsageError(f"this {_FAMILY} has no classifier: `head` is not in it")
+        raise UsageError(f"this {FAMILY} has no classifier: `head` is not in it")
     return len(weight)
 
 
@@ -415,39 +264,4 @@ def _describe(model: TokenVisionTransformer, settings: Mapping[str, Any]) -> Non
     vars(model)["pretrained_cfg"] = vars(model)["default_cfg"] = config
 
 
-# -- counterfactual attention, the head alone ------------------------------------------------------------------------
-
-
-class CALLogits(nn.Module):
-    """CAL's head where logits alone are wanted: a feature map (B, C, h, w) to (B, num_classes)."""
-
-    def __init__(self, head: CALHead) -> None:
-        super().__init__()
-        self.head = head
-        self.num_classes = head.num_classes
-
-    def forward(self, features: Tensor) -> Tensor:
-        """See the class."""
-        logits: Tensor = self.head(features).logits
-        return logits
-
-
-def _bare(weights: StateDict) -> dict[str, Tensor]:
-    return {re.sub(r"^(head|dfsm)\.", "", key): value for key, value in weights.items()}
-
-
-def _is_cal_head(config: Config, weights: StateDict) -> bool:
-    bare = _bare(weights)
-    return _CAL_ATTENTION in bare and _CAL_CLASSIFIER in bare and all(key.startswith(_CAL_PARTS) for key in bare)
-
-
-def _build_cal_head(config: Config, weights: StateDict, reference_compat: bool) -> nn.Module:
-    bare = _bare(weights)
-    maps, channels = bare[_CAL_ATTENTION].shape[:2]
-    head = CALHead(channels, len(bare[_CAL_CLASSIFIER]), maps)
-    load_all(head, bare, "CAL head")
-    return CALLogits(head)
-
-
-register_converter(Converter("CAL head", _is_cal_head, _build_cal_head))
-register_converter(Converter(_FAMILY, _is_ila, _build_ila))
+register_converter(Converter(FAMILY, _is_ila, _build_ila))

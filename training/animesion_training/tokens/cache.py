@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from animesion.errors import UsageError
-from animesion_training.tokens.host import Plugin, Tokens
+from animesion_training.tokens.plugin import Plugin
 from animesion_training.tokens.reductions.base import reduction_layers
+from animesion_training.tokens.state import Tokens
 
 _CACHED, _BEHIND = "clc.cached", "clc.behind"
 

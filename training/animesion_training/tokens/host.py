@@ -1,240 +1,28 @@
-"""One host for every method that works on the tokens of a vision transformer: it owns the block loop of a timm model.
+"""The host of every method that works on the tokens of a vision transformer: it runs the block loop of a timm model.
 
-A method is a plug-in that changes the tokens before, inside or after blocks; plug-ins combine. Nothing of timm's model
-is repeated: a block that no plug-in opens is called as it is, with its fused attention. An opened block runs timm's own
-layers in the same order, and the attention inside it is still fused unless a plug-in asks for all its weights. The
-plug-ins are in this package's other modules, heads in `models.heads`, methods with two passes in `twopass`.
+A method is a plug-in that changes the tokens before, inside or after blocks; plug-ins can be combined. A block that no
+plug-in opens is called as it is, with timm's code and fused attention. An opened block runs timm's own layers in the
+same order, and its attention stays fused unless a plug-in requests all weights. The interface of plug-ins is in
+`plugin`, heads are in `models.heads`, methods with two passes in `twopass`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from animesion.errors import UsageError
+from animesion_training.tokens.attention import Attended
+from animesion_training.tokens.plugin import Plugin
+from animesion_training.tokens.state import Tokens
 
 _BACKBONE = "backbone."
-
-
-@dataclass(eq=False)
-class Tokens:
-    """What flows through the blocks. Plug-ins change it in place.
-
-    The order of tokens is: prefix (the class token first), patches or what they were reduced to, extra.
-
-    Attributes:
-        x: (B, T, D).
-        prefix: tokens in front that are no patches: class token, registers, prompts.
-        grid: rows and columns of the patch tokens while they form a grid, else None.
-        extra: tokens behind the patches: cross-layer registers and what a cache has given back.
-        size: how many patches each token stands for, (B, T), None for one each; attention weighs keys by it.
-        real: which tokens are no padding, (B, T) bool, None for all.
-        policy: DynamicViT's decision for each token in training, (B, T), None for all kept.
-        gathered: class tokens (B, D) taken at the ends of groups, in order.
-        losses: further terms of the training loss by name, scalars; already weighted.
-        targets: class ids (B,) or soft labels (B, num_classes), where the caller gave them for such terms.
-        trace: what a plug-in chose, by `block{i}.<what>`, and each block's class token (`cls`) and number of tokens in
-            and out (`tokens`); None when nobody looks.
-        scratch: what a plug-in keeps from one hook to a later one, by a name of its own.
-    """
-
-    x: Tensor
-    prefix: int
-    grid: tuple[int, int] | None
-    extra: int = 0
-    size: Tensor | None = None
-    real: Tensor | None = None
-    policy: Tensor | None = None
-    gathered: list[Tensor] = field(default_factory=list)
-    losses: dict[str, Tensor] = field(default_factory=dict)
-    targets: Tensor | None = None
-    trace: dict[str, Tensor] | None = None
-    scratch: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def class_token(self) -> Tensor:
-        """(B, D)."""
-        return self.x[:, 0]
-
-    @property
-    def patches(self) -> Tensor:
-        """All but prefix and extra, (B, N, D)."""
-        return self.x[:, self.prefix : self.x.shape[1] - self.extra]
-
-    def bias(self) -> Tensor | None:
-        """What attention adds to its scores, broadcast to (B, heads, T, T): log of sizes, and padding shut out."""
-        bias: Tensor | None = None
-        if self.size is None and self.real is None:
-            return None
-        dtype = _working_dtype(self.x)
-        if self.size is not None:
-            bias = self.size.log()[:, None, None, :].to(dtype)
-        if self.real is not None:
-            both = self.real[:, None, :, None] & self.real[:, None, None, :]
-            shut = torch.zeros_like(both, dtype=dtype).masked_fill_(~both, torch.finfo(dtype).min)
-            bias = shut if bias is None else bias + shut
-        return bias
-
-    def append(self, tokens: Tensor) -> None:
-        """Put tokens (B, n, D) behind all others as `extra`: real, of size one, kept."""
-        self.x = torch.cat([self.x, tokens], dim=1)
-        self.extra += tokens.shape[1]
-        shape = tokens.shape[:2]
-        if self.size is not None:
-            self.size = torch.cat([self.size, self.size.new_ones(shape)], dim=1)
-        if self.real is not None:
-            self.real = torch.cat([self.real, self.real.new_ones(shape)], dim=1)
-        if self.policy is not None:
-            self.policy = torch.cat([self.policy, self.policy.new_ones(shape)], dim=1)
-
-    def note(self, block: int, what: str, value: Tensor) -> None:
-        """Keep what was chosen, when somebody looks."""
-        if self.trace is not None:
-            self.trace[f"block{block}.{what}"] = value.detach()
-
-
-def _working_dtype(x: Tensor) -> torch.dtype:
-    """In which attention on x runs: the least float32 would be -inf in a shorter type, and a row of -inf alone NaN."""
-    device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return x.dtype
-
-
-def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """What computations on x enter that rounding would spoil; the meta device, for counting, has no autocast."""
-    device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
-
-
-class Attended:
-    """The attention of an opened block: its queries, keys and values, and what follows from them when asked for.
-
-    Args:
-        attention: timm's module.
-        normed: the block's normalised input, (B, T, D).
-        bias: added to the scores, broadcast to (B, heads, T, T).
-
-    Attributes:
-        q: (B, heads, Tq, head width), normalised as the module says, not scaled; may be replaced by a plug-in.
-        k: (B, heads, Tk, head width); likewise.
-        v: (B, heads, Tk, head width); likewise.
-        bias: may be replaced along with them.
-        mixing: in place of the softmax, a function from scores (B, heads, Tq, Tk), bias included, to weights.
-        normed: the block's normalised input, (B, Tq, D), as `Plugin.beside` gets it.
-    """
-
-    def __init__(self, attention: Any, normed: Tensor, bias: Tensor | None) -> None:
-        batch, count, _ = normed.shape
-        qkv = attention.qkv(normed).reshape(batch, count, 3, attention.num_heads, attention.head_dim)
-        q, k, self.v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        self.q, self.k = attention.q_norm(q), attention.k_norm(k)
-        self.attention = attention
-        self.normed = normed
-        self.bias = bias
-        self.mixing: Callable[[Tensor], Tensor] | None = None
-
-    def scores(self, rows: slice = slice(None)) -> Tensor:
-        """Scaled products of some queries with all keys, plus the bias: (B, heads, rows, Tk)."""
-        scores: Tensor = (self.q[:, :, rows] * self.attention.scale) @ self.k.transpose(-2, -1)
-        if self.bias is None:
-            return scores
-        return scores + (self.bias if self.bias.shape[-2] == 1 else self.bias[:, :, rows])
-
-    @cached_property
-    def class_row(self) -> Tensor:
-        """Attention weights of the class token, (B, heads, Tk): one row beside the fused attention, not all of them."""
-        if "weights" in vars(self):
-            return self.weights[:, :, 0]
-        return self.scores(slice(0, 1)).softmax(dim=-1)[:, :, 0]
-
-    @cached_property
-    def weights(self) -> Tensor:
-        """All attention weights, (B, heads, Tq, Tk), before dropout. Asking for them gives up the fused attention."""
-        scores = self.scores()
-        return self.mixing(scores) if self.mixing else scores.softmax(dim=-1)
-
-    def output(self) -> Tensor:
-        """The module's output, (B, Tq, D)."""
-        module = self.attention
-        if self.mixing or "weights" in vars(self):
-            mixed = module.attn_drop(self.weights) @ self.v
-        else:
-            mixed = functional.scaled_dot_product_attention(
-                self.q, self.k, self.v, self.bias, module.attn_drop.p if module.training else 0.0
-            )
-        mixed = mixed.transpose(1, 2).flatten(2)
-        out: Tensor = module.proj_drop(module.proj(module.norm(mixed)))
-        return out
-
-
-class Plugin(nn.Module):
-    """A method on tokens; every hook may be left as it is.
-
-    Attributes:
-        opens: the blocks whose inside it needs: `attention`, `between` and `beside` are called in these only.
-        keeps_grid: whether patch tokens still form a grid after it.
-        has_losses: whether it adds to `Tokens.losses` in training.
-        needs_targets: whether it needs `Tokens.targets` for that.
-        feature_width: width of the feature that `pooled` gives, None for the transformer's own.
-        also_trains: names within the backbone that are trained with it although the backbone is frozen.
-    """
-
-    opens: frozenset[int] = frozenset()
-    keeps_grid: bool = True
-    has_losses: bool = False
-    needs_targets: bool = False
-    feature_width: int | None = None
-    also_trains: frozenset[str] = frozenset()
-
-    def attach(self, backbone: Any) -> None:
-        """The plug-in is put on a timm transformer, once, before anything runs."""
-
-    def appended(self) -> Tensor | None:
-        """Learned tokens (1, n, D), positions included, to stand behind the patches from the start; None for none."""
-        return None
-
-    def begin(self, tokens: Tokens) -> None:
-        """Tokens are embedded, no block has run."""
-
-    def before(self, block: int, tokens: Tokens) -> None:
-        """A block is about to run."""
-
-    def attention(self, block: int, tokens: Tokens, attended: Attended) -> None:
-        """Queries, keys and values are there, nothing was mixed yet: they may be replaced, and tokens dropped.
-
-        Who drops queries drops the same rows of `tokens.x`, to which the output is added, and of `attended.normed`.
-        """
-
-    def beside(self, block: int, branch: Literal["attention", "mlp"], normed: Tensor, tokens: Tokens) -> Tensor | None:
-        """What is added to a branch's output, from the branch's normalised input (B, T, D)."""
-
-    def between(self, block: int, tokens: Tokens, attended: Attended) -> None:
-        """The attention's output was added, the MLP has not run: tokens may be dropped or merged."""
-
-    def after(self, block: int, tokens: Tokens) -> None:
-        """A block has run."""
-
-    def finish(self, tokens: Tokens) -> None:
-        """All blocks have run; the final norm has not."""
-
-    def pooled(self, feature: Tensor, tokens: Tokens) -> Tensor:
-        """What the head is given in place of the pooled feature (B, D): (B, `feature_width`)."""
-        return feature
-
-    def no_weight_decay(self) -> set[str]:
-        """Names within the plug-in that weight decay leaves alone, beyond biases and norms."""
-        return set()
 
 
 class TokenVisionTransformer(nn.Module):

@@ -1,7 +1,7 @@
-"""Part selection in one pass: the last block sees the class token and the patches that attention points at.
+"""Part selection in one pass: the last block sees the class token and the patches with the most attention.
 
-TransFG and FFVT, TransFG's contrastive loss, and patches that overlap. Selectors with a second pass over a crop are in
-`twopass`, reductions that keep most tokens in `reductions`.
+TransFG, FFVT and TransFG's contrastive loss. Selectors with a second pass over a crop are in `twopass`, reductions
+that keep most tokens in `reductions`, overlapping patches in `overlapping_patches`.
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ import inspect
 from typing import Any
 
 import torch
-from timm.layers.patch_embed import PatchEmbed
-from timm.layers.pos_embed import resample_abs_pos_embed
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from animesion.config.settings import nearest
 from animesion.errors import UsageError
 from animesion_training.losses.classification import in_range
-from animesion_training.tokens.adapters.base import whole
-from animesion_training.tokens.host import Attended, Plugin, Tokens, without_autocast
+from animesion_training.tokens.attention import Attended
+from animesion_training.tokens.autocast import without_autocast
+from animesion_training.tokens.options import whole_number
+from animesion_training.tokens.plugin import Plugin
 from animesion_training.tokens.reductions.base import take
+from animesion_training.tokens.state import Tokens
 
 #: Name -> what it does.
 PART_SELECTORS = {
@@ -41,7 +42,7 @@ class _PartSelector(Plugin):
 
     def __init__(self, depth: int) -> None:
         super().__init__()
-        if whole("depth", depth) < 2:
+        if whole_number("depth", depth) < 2:
             raise UsageError("part selection needs two blocks at least: one to select in, and one to look at the parts")
         self.last = depth - 1
         self.opens = frozenset(range(self.last))
@@ -162,7 +163,7 @@ class FFVT(_PartSelector):
 
     def __init__(self, *, depth: int, count: int = 12, reference_compat: bool = False) -> None:
         super().__init__(depth)
-        self.count = whole("count", count)
+        self.count = whole_number("count", count)
         self.reference_compat = reference_compat
 
     def between(self, block: int, tokens: Tokens, attended: Attended) -> None:
@@ -220,88 +221,6 @@ def contrastive_loss(features: Tensor, targets: Tensor, margin: float = 0.4) -> 
         same = targets[:, None] == targets
         terms = torch.where(same, 1 - cosines, (cosines - margin).clamp_min(0))
         return terms.sum() / len(features) ** 2
-
-
-# -- overlapping patches ---------------------------------------------------------------------------------------------
-
-
-class OverlappingPatchEmbed(PatchEmbed):
-    """timm's patch embedding with a stride below the patch's side; pixels behind the last patch are left out.
-
-    Args:
-        plain: the one whose weights it takes over.
-        stride: pixels from one patch to the next.
-        img_size: (height, width) of images.
-
-    Shape:
-        (B, C, H, W) to (B, N, D), with `(side - patch) // stride + 1` patches a side.
-    """
-
-    def __init__(self, plain: Any, stride: int, img_size: tuple[int, int]) -> None:
-        self.stride = (stride, stride)  # the base asks for the grid
-        conv = plain.proj
-        super().__init__(
-            img_size,
-            plain.patch_size,
-            conv.in_channels,
-            conv.out_channels,
-            bias=conv.bias is not None,
-            strict_img_size=plain.strict_img_size,
-            device=conv.weight.device,
-            dtype=conv.weight.dtype,
-        )
-        self.proj, self.norm = conv, plain.norm
-        self.proj.stride = self.stride
-
-    def _init_img_size(self, img_size: Any) -> Any:
-        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-        grid = self.dynamic_feat_size((height, width))
-        return (height, width), grid, grid[0] * grid[1]
-
-    def dynamic_feat_size(self, img_size: Any) -> tuple[int, int]:
-        """Rows and columns of patches for images of (height, width) pixels."""
-        rows, columns = (
-            (side - patch) // stride + 1
-            for side, patch, stride in zip(img_size, self.patch_size, self.stride, strict=True)
-        )
-        return rows, columns
-
-    def feat_ratio(self, as_scalar: bool = True) -> Any:
-        """Pixels from one patch to the next."""
-        return max(self.stride) if as_scalar else self.stride
-
-
-def overlap_patches(backbone: Any, stride: int, img_size: tuple[int, int] | None = None) -> None:
-    """Cut overlapping patches from now on (TransFG, arXiv 2103.07976); positions are resampled to the larger grid.
-
-    Args:
-        backbone: a timm VisionTransformer; changed in place. Its patch embedding keeps its weights.
-        stride: pixels from one patch to the next, at most the patch's side; 12 of 16 in the paper.
-        img_size: (height, width) of images from now on, None for the same.
-
-    Raises:
-        UsageError: a stride that makes no sense, or a patch embedding that is not timm's plain one.
-    """
-    plain = backbone.patch_embed
-    whole("patch stride", stride)
-    if type(plain) is not PatchEmbed or not plain.flatten or plain.dynamic_img_pad:
-        raise UsageError(f"overlapping patches need timm's plain patch embedding, not {type(plain).__name__}")
-    if stride > min(plain.patch_size):
-        raise UsageError(f"patch stride {stride} leaves out pixels between patches of {min(plain.patch_size)}")
-    backbone.patch_embed = OverlappingPatchEmbed(plain, stride, img_size or plain.img_size)
-    for info in backbone.feature_info:
-        info["reduction"] = stride
-    if backbone.pos_embed is not None and backbone.patch_embed.grid_size != plain.grid_size:
-        positions = resample_abs_pos_embed(
-            backbone.pos_embed.detach(),
-            new_size=list(backbone.patch_embed.grid_size),
-            old_size=list(plain.grid_size),
-            num_prefix_tokens=0 if backbone.no_embed_class else backbone.num_prefix_tokens,
-        )
-        backbone.pos_embed = nn.Parameter(positions, requires_grad=backbone.pos_embed.requires_grad)
-
-
-# -- factory ---------------------------------------------------------------------------------------------------------
 
 
 def make_part_selector(name: str, *, depth: int, reference_compat: bool = False, **options: Any) -> Plugin:

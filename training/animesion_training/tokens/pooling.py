@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from animesion.config.settings import nearest
 from animesion.errors import UsageError
-from animesion_training.tokens.adapters.base import whole
-from animesion_training.tokens.host import without_autocast
+from animesion_training.tokens.autocast import without_autocast
+from animesion_training.tokens.options import whole_number
 
 #: Name -> what it does.
 PATCH_HEADS = {
@@ -79,9 +79,9 @@ class BilinearHead(nn.Module):
         self, width: int, num_classes: int, dim: int | None = None, *, matrix_root: bool = False, iterations: int = 5
     ) -> None:
         super().__init__()
-        self.project = nn.Linear(width, whole("dim", dim)) if dim is not None else None
+        self.project = nn.Linear(width, whole_number("dim", dim)) if dim is not None else None
         self.matrix_root = matrix_root
-        self.iterations = whole("iterations", iterations, 2)
+        self.iterations = whole_number("iterations", iterations, 2)
         self.fc = _classifier((width if dim is None else dim) ** 2, num_classes)
 
     def forward(self, patches: Tensor) -> Tensor:
@@ -121,10 +121,10 @@ class MPNCOVHead(nn.Module):
 
     def __init__(self, width: int, num_classes: int, dim: int = 64, *, iterations: int = 5) -> None:
         super().__init__()
-        self.project = nn.Linear(width, whole("dim", dim), bias=False)
+        self.project = nn.Linear(width, whole_number("dim", dim), bias=False)
         self.norm = nn.BatchNorm1d(dim)
         self.act = nn.ReLU()
-        self.iterations = whole("iterations", iterations, 2)
+        self.iterations = whole_number("iterations", iterations, 2)
         self.fc = _classifier(dim * (dim + 1) // 2, num_classes)
 
     def pool(self, patches: Tensor) -> Tensor:

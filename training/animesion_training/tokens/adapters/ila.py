@@ -17,8 +17,10 @@ from torch.nn import functional
 
 from animesion.errors import UsageError
 from animesion_training.losses.classification import in_range
-from animesion_training.tokens.adapters.base import as_map, as_tokens, grid_of, init_xavier, one_of, parted, whole
-from animesion_training.tokens.host import Plugin, Tokens
+from animesion_training.tokens.adapters.base import as_map, as_tokens, grid_of, init_xavier, parted
+from animesion_training.tokens.options import one_of, whole_number
+from animesion_training.tokens.plugin import Plugin
+from animesion_training.tokens.state import Tokens
 
 Norm = Literal["bn", "ln", "none"]
 Residual = Literal["near-ones", "ones", "xavier", "conv", "avg-pool", "identity", "none"]
@@ -91,9 +93,9 @@ class InterLayerAdapter(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        whole("dim", dim)
-        reach = whole("dilation", dilation) * (whole("kernel", kernel) - 1)
-        inner = whole("multiplier", multiplier) * dim
+        whole_number("dim", dim)
+        reach = whole_number("dilation", dilation) * (whole_number("kernel", kernel) - 1)
+        inner = whole_number("multiplier", multiplier) * dim
         _check(norms, residual, padding, class_conv, kernel, dilation)
         self.reach = 0 if padding else reach
         self.kind = residual

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from animesion_training.losses.classification import in_range
-from animesion_training.tokens.adapters.base import whole
-from animesion_training.tokens.host import Attended, Plugin, Tokens
+from animesion_training.tokens.attention import Attended
+from animesion_training.tokens.options import whole_number
+from animesion_training.tokens.plugin import Plugin
+from animesion_training.tokens.state import Tokens
 
 _START, _OUTPUTS = "prompts.start", "queries.outputs"
 
@@ -149,7 +151,7 @@ class QueryTuning(Plugin):
 def _start(blocks: int, count: int, width: int, patch_size: tuple[int, int]) -> nn.Parameter:
     """Uniform within the bound that Xavier's rule has for the patch embedding (VPT)."""
     bound = math.sqrt(6.0 / (3 * patch_size[0] * patch_size[1] + width))
-    return nn.Parameter(torch.empty(blocks, whole("count", count), width).uniform_(-bound, bound))
+    return nn.Parameter(torch.empty(blocks, whole_number("count", count), width).uniform_(-bound, bound))
 
 
 def _insert(tokens: Tokens, more: Tensor) -> None:

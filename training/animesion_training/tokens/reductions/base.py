@@ -1,41 +1,21 @@
-"""Token reduction: the names, where reductions happen, how much each keeps, and the factory.
+"""Base of the token reductions: the plan of layers and keep rates, the plug-in that carries it, and the choice of rows.
 
-The methods are in `pruning` (tokens are dropped) and `merging` (tokens are put together). What all of them share is
-here: a plan of layers and keep rates, the plug-in that carries it, and the choice of rows. The cross-layer cache that
-gives dropped information back is in `cache`. Packages of others add theirs through the entry-point group
-`animesion.reductions`.
+Methods that drop tokens are in `pruning`, methods that merge them in `merging`, names and factory in `factory`. The
+cross-layer cache that restores dropped information is in `tokens.cache`.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from animesion.config.settings import nearest
 from animesion.errors import UsageError
-from animesion_training.tokens.host import Plugin, Tokens
-
-#: Name -> what it does.
-REDUCTIONS = {
-    "topk": "keep the tokens that the class token attends to most",
-    "evit": "TopK, and one token that sums up the dropped ones (Liang et al., ICLR 2022)",
-    "ats": "sample by the class token's attention, as many tokens as the image needs (Fayyaz et al., ECCV 2022)",
-    "dynamicvit": "learned decisions which tokens to keep (Rao et al., NeurIPS 2021)",
-    "tome": "merge pairs of tokens with similar keys, weighted by size (Bolya et al., ICLR 2023)",
-    "dpcknn": "merge clusters around density peaks (Zeng et al., TCFormer, CVPR 2022)",
-    "sit": "learned soft assignment to a fixed number of tokens (Zong et al., Self-slimmed ViT, ECCV 2022)",
-    "patchmerger": "learned queries that attend to all tokens (Renggli et al., 2022)",
-    "sinkhorn": "soft assignment to learned centers by optimal transport (Haurum et al., ICCVW 2023)",
-}
-
-GROUP = "animesion.reductions"
+from animesion_training.tokens.plugin import Plugin
+from animesion_training.tokens.state import Tokens
 
 #: Blocks, from 0, of the originals: the ends of three groups of a transformer of twelve.
 DEFAULT_LAYERS = (3, 6, 9)
@@ -217,66 +197,3 @@ def init_linear(module: nn.Module) -> None:
         if isinstance(layer, nn.Linear):
             nn.init.trunc_normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
-
-
-def make_reduction(
-    name: str,
-    *,
-    keep_rate: float | Sequence[float],
-    layers: Sequence[int] | None = None,
-    depth: int,
-    width: int,
-    tokens: int,
-    reference_compat: bool = False,
-    **options: Any,
-) -> Reduction:
-    """A token reduction by name.
-
-    Args:
-        name: one of `REDUCTIONS`, or of the entry points.
-        keep_rate: share of tokens that each stage keeps, in (0, 1]; one for all or one each. At 1 nothing happens.
-        layers: blocks that reduce, from 0, ascending; None for 3, 6 and 9.
-        depth: number of blocks of the transformer.
-        width: D.
-        tokens: number of patches.
-        reference_compat: reproduce what we hold to be faults of the originals; each class says which.
-        **options: of the method's class.
-
-    Raises:
-        UsageError: an unknown name or option, or a value that makes no sense; the possible ones are named.
-    """
-    kind = _class(name)
-    known = [each for each in inspect.signature(kind).parameters if each != "plan"]
-    if unknown := sorted(options.keys() - set(known)):
-        there_are = f"it has {', '.join(known)}" if known else "it has none"
-        raise UsageError(f"reduction {name} has no option {', '.join(unknown)}: {there_are}")
-    plan = ReductionPlan.of(
-        keep_rate, layers, depth=depth, width=width, tokens=tokens, reference_compat=reference_compat
-    )
-    return kind(plan, **options)
-
-
-def _class(name: str) -> type[Reduction]:
-    # both build on this module
-    from animesion_training.tokens.reductions.merging import DPCKNN, PatchMerger, Sinkhorn, SoftAssignment, ToMe
-    from animesion_training.tokens.reductions.pruning import ATS, DynamicViT, EViT, TopK
-
-    classes: dict[str, type[Reduction]] = {
-        "topk": TopK,
-        "evit": EViT,
-        "ats": ATS,
-        "dynamicvit": DynamicViT,
-        "tome": ToMe,
-        "dpcknn": DPCKNN,
-        "sit": SoftAssignment,
-        "patchmerger": PatchMerger,
-        "sinkhorn": Sinkhorn,
-    }
-    if name not in classes:
-        for point in entry_points(group=GROUP, name=name):
-            found = point.load()
-            if isinstance(found, type) and issubclass(found, Reduction):
-                return found
-            raise UsageError(f"reduction '{name}': {point.value} is no subclass of {__name__}.Reduction")
-        raise UsageError(f"there is no reduction '{name}'{nearest(name, REDUCTIONS)} There are {', '.join(REDUCTIONS)}")
-    return classes[name]

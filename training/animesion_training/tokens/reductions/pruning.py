@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from animesion.errors import UsageError
-from animesion_training.tokens.host import Attended, Tokens
+from animesion_training.tokens.attention import Attended
 from animesion_training.tokens.reductions.base import Reduction, ReductionPlan, init_linear, keep_rows, take
+from animesion_training.tokens.state import Tokens
 
 _SHARE_EPS = 1e-6
 

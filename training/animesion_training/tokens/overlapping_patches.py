@@ -1,0 +1,88 @@
+"""Patches that overlap (TransFG): a patch embedding whose stride is smaller than its patch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.layers.patch_embed import PatchEmbed
+from timm.layers.pos_embed import resample_abs_pos_embed
+from torch import nn
+
+from animesion.errors import UsageError
+from animesion_training.tokens.options import whole_number
+
+
+class OverlappingPatchEmbed(PatchEmbed):
+    """timm's patch embedding with a stride below the patch's side; pixels behind the last patch are left out.
+
+    Args:
+        plain: the one whose weights it takes over.
+        stride: pixels from one patch to the next.
+        img_size: (height, width) of images.
+
+    Shape:
+        (B, C, H, W) to (B, N, D), with `(side - patch) // stride + 1` patches a side.
+    """
+
+    def __init__(self, plain: Any, stride: int, img_size: tuple[int, int]) -> None:
+        self.stride = (stride, stride)  # the base asks for the grid
+        conv = plain.proj
+        super().__init__(
+            img_size,
+            plain.patch_size,
+            conv.in_channels,
+            conv.out_channels,
+            bias=conv.bias is not None,
+            strict_img_size=plain.strict_img_size,
+            device=conv.weight.device,
+            dtype=conv.weight.dtype,
+        )
+        self.proj, self.norm = conv, plain.norm
+        self.proj.stride = self.stride
+
+    def _init_img_size(self, img_size: Any) -> Any:
+        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        grid = self.dynamic_feat_size((height, width))
+        return (height, width), grid, grid[0] * grid[1]
+
+    def dynamic_feat_size(self, img_size: Any) -> tuple[int, int]:
+        """Rows and columns of patches for images of (height, width) pixels."""
+        rows, columns = (
+            (side - patch) // stride + 1
+            for side, patch, stride in zip(img_size, self.patch_size, self.stride, strict=True)
+        )
+        return rows, columns
+
+    def feat_ratio(self, as_scalar: bool = True) -> Any:
+        """Pixels from one patch to the next."""
+        return max(self.stride) if as_scalar else self.stride
+
+
+def overlap_patches(backbone: Any, stride: int, img_size: tuple[int, int] | None = None) -> None:
+    """Cut overlapping patches from now on (TransFG, arXiv 2103.07976); positions are resampled to the larger grid.
+
+    Args:
+        backbone: a timm VisionTransformer; changed in place. Its patch embedding keeps its weights.
+        stride: pixels from one patch to the next, at most the patch's side; 12 of 16 in the paper.
+        img_size: (height, width) of images from now on, None for the same.
+
+    Raises:
+        UsageError: a stride that makes no sense, or a patch embedding that is not timm's plain one.
+    """
+    plain = backbone.patch_embed
+    whole_number("patch stride", stride)
+    if type(plain) is not PatchEmbed or not plain.flatten or plain.dynamic_img_pad:
+        raise UsageError(f"overlapping patches need timm's plain patch embedding, not {type(plain).__name__}")
+    if stride > min(plain.patch_size):
+        raise UsageError(f"patch stride {stride} leaves out pixels between patches of {min(plain.patch_size)}")
+    backbone.patch_embed = OverlappingPatchEmbed(plain, stride, img_size or plain.img_size)
+    for info in backbone.feature_info:
+        info["reduction"] = stride
+    if backbone.pos_embed is not None and backbone.patch_embed.grid_size != plain.grid_size:
+        positions = resample_abs_pos_embed(
+            backbone.pos_embed.detach(),
+            new_size=list(backbone.patch_embed.grid_size),
+            old_size=list(plain.grid_size),
+            num_prefix_tokens=0 if backbone.no_embed_class else backbone.num_prefix_tokens,
+        )
+        backbone.pos_embed = nn.Parameter(positions, requires_grad=backbone.pos_embed.requires_grad)

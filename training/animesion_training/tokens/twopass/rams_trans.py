@@ -1,0 +1,161 @@
+"""RAMS-Trans: crop to the region that the class token attends to through all blocks, and average both passes.
+
+Attention rollout is in `tokens.rollout`, boxes in `similarity`, crops in `animesion_training.data.views`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from animesion.errors import UsageError
+from animesion_training.data.views import crop
+from animesion_training.losses.classification import in_range
+from animesion_training.tokens.host import TokenVisionTransformer
+from animesion_training.tokens.options import one_of, whole_number
+from animesion_training.tokens.rollout import AttentionRecorder, class_rollout
+from animesion_training.tokens.state import Tokens
+from animesion_training.tokens.twopass.base import BOX_TRACE, TwoPassTransformer
+from animesion_training.tokens.twopass.similarity import BoxRule, check_top, mask_box, select
+
+
+class Region(NamedTuple):
+    """What RAMS-Trans selects in a batch.
+
+    Attributes:
+        attention: (B, N), attention rollout of the class token over patches.
+        mask: (B, rows, columns), bool, the cells that are attended to; a cell is `pool` by `pool` patches.
+        boxes: (B, 4), int64, y0, y1, x0, x1 in pixels, the ends exclusive.
+        crops: (B, C, H, W), the boxes' content at the size of the images.
+    """
+
+    attention: Tensor
+    mask: Tensor
+    boxes: Tensor
+    crops: Tensor
+
+
+class RAMSTrans(TwoPassTransformer):
+    """Crop to what the class token attends to through all blocks, and average both passes' logits.
+
+    RAMS-Trans (Hu et al., ACM MM 2021, arXiv 2107.08192) with two scales, as it is compared with in ILA (arXiv
+    2409.11051): attention rollout of the class token over patches, averaged over cells of `pool` by `pool` patches;
+    the box around the cells with at least `threshold` times the map's mean or maximum is cut out, resized and encoded
+    with the same weights. The encoder's own head classifies both. Only the class token's row of the rollout is
+    computed.
+
+    The paper bounds the largest connected region; here, as in the comparison, all cells above the threshold. Where
+    there are none, the crop is the whole image.
+
+    Trace: `rollout` (B, N), `mask` (B, rows, columns), `crop_box_rows0_rows1_cols0_cols1` (B, 4), `crops`.
+
+    Args:
+        encoder: a host with its head, whose plug-ins keep all tokens from block to block.
+        num_classes: number of classes; 0 for features alone.
+        threshold: share of the mean or maximum, >= 0. The comparison's default is 0.5.
+        relative_to: `mean` or `max` of the map.
+        pool: patches along the side of a cell; 1 for none.
+        top: in place of a threshold, the cells with the largest rollout, as many as this; as GLSim selects.
+        crop_class_token: see `TwoPassTransformer`; the paper has one class token for each scale.
+        test_flip: see `TwoPassTransformer`.
+        box: see `TwoPassTransformer`.
+        reference_compat: see `TwoPassTransformer`.
+
+    Raises:
+        UsageError: an unknown option, or an encoder that does not fit.
+
+    Shape:
+        (B, C, H, W) to logits (B, num_classes).
+    """
+
+    def __init__(
+        self,
+        encoder: TokenVisionTransformer,
+        num_classes: int,
+        *,
+        threshold: float = 1.0,
+        relative_to: Literal["mean", "max"] = "mean",
+        pool: int = 2,
+        top: int | None = None,
+        crop_class_token: bool = False,
+        test_flip: bool = False,
+        box: BoxRule | None = None,
+        reference_compat: bool = False,
+    ) -> None:
+        one_of("relative_to", relative_to, ("mean", "max"))
+        super().__init__(
+            encoder,
+            what="RAMS-Trans",
+            crop_class_token=crop_class_token,
+            box=box,
+            test_flip=test_flip,
+            reference_compat=reference_compat,
+        )
+        self.threshold = in_range("threshold", threshold, low=0.0)
+        self.relative_to = relative_to
+        self.pool = whole_number("pool", pool)
+        self.top = None if top is None else check_top(top)
+        self._recorder = AttentionRecorder(len(encoder.backbone.blocks), average=True)
+        encoder.plugins["rollout"] = self._recorder
+        if encoder.num_classes != num_classes:
+            self.reset_classifier(num_classes)
+
+    def _first(self, x: Tensor, *, trace: bool = False, targets: Tensor | None = None) -> tuple[Tokens, Region]:
+        with self._recorder.on():
+            tokens = self.encoder.encode(x, trace=trace, targets=targets)
+        with torch.no_grad():
+            if tokens.grid is None:
+                raise UsageError("RAMS-Trans crops by the grid of patches, and the encoder leaves no grid")
+            attention = class_rollout(self._recorder.taken())
+            if attention.shape[1] != tokens.x.shape[1]:
+                raise UsageError(
+                    f"RAMS-Trans crops by attention, which was over {attention.shape[1]} tokens of which "
+                    f"{tokens.x.shape[1]} are left: leave out methods that change their number"
+                )
+            attention = attention[:, tokens.prefix : attention.shape[1] - tokens.extra]
+            cells = attention.reshape(-1, *tokens.grid)
+            if self.pool > 1:
+                cells = functional.avg_pool2d(cells[:, None], self.pool, ceil_mode=True)[:, 0]
+            mask = self._mask(cells)
+            boxes = mask_box(mask, tokens.grid, self._covered(x), self.box, pool=self.pool)
+            return tokens, Region(attention, mask, boxes, crop(x, boxes))
+
+    def _mask(self, cells: Tensor) -> Tensor:
+        if self.top is not None:
+            flat = cells.flatten(1)
+            chosen = torch.zeros_like(flat, dtype=torch.bool).scatter(1, select(flat, self.top), True)
+            return chosen.view_as(cells)
+        peak = cells.mean((1, 2), keepdim=True) if self.relative_to == "mean" else cells.amax((1, 2), keepdim=True)
+        return cells >= self.threshold * peak
+
+    def _features(self, x: Tensor, *, trace: bool = False, targets: Tensor | None = None) -> tuple[Tensor, Tokens]:
+        tokens, region = self._first(x, trace=trace, targets=targets)
+        self._note(
+            tokens, rollout=region.attention, mask=region.mask, **{BOX_TRACE: region.boxes, "crops": region.crops}
+        )
+        whole = self.encoder.pool(tokens)
+        return torch.stack([whole, self.encoder.pool(self._second(region.crops, tokens))], dim=1), tokens
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Features (B, 2, ...) of both passes to mean logits (B, num_classes), or to the mean feature."""
+        if pre_logits:
+            return x.mean(1)
+        logits = self.encoder.forward_head(x.flatten(0, 1))
+        return logits.reshape(len(x), x.shape[1], -1).mean(1)
+
+    @torch.no_grad()
+    def selected(self, x: Tensor) -> Region:
+        """What is selected in images (B, C, H, W)."""
+        return self._first(x)[1]
+
+    def get_classifier(self) -> nn.Module:
+        """The encoder's head."""
+        return self.encoder.get_classifier()
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new head for another number of classes; see `TokenVisionTransformer.reset_classifier`."""
+        self.encoder.reset_classifier(num_classes, global_pool)
+        self.num_classes = num_classes
