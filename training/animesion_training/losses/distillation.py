@@ -19,7 +19,8 @@ from torch.nn import functional
 
 from animesion.config.settings import nearest
 from animesion.errors import UsageError
-from animesion_training.losses.classification import SoftmaxObjective, in_range
+from animesion_training.losses.classification import SoftmaxObjective
+from animesion_training.options import in_range
 
 ViewWeights = tuple[float, float, float]
 

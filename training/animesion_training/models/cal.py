@@ -19,7 +19,8 @@ from torch.nn import functional
 
 from animesion.errors import UsageError
 from animesion_training.data import views as image_views
-from animesion_training.losses.classification import SoftmaxObjective, in_range
+from animesion_training.losses.classification import SoftmaxObjective
+from animesion_training.options import in_range
 from animesion_training.tokens.host import without_autocast
 
 _HOST = "backbone."

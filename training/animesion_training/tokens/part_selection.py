@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from animesion.config.settings import nearest
 from animesion.errors import UsageError
-from animesion_training.losses.classification import in_range
+from animesion_training.options import in_range
 from animesion_training.tokens.adapters.base import whole
 from animesion_training.tokens.host import Attended, Plugin, Tokens, without_autocast
 from animesion_training.tokens.reductions.base import take

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from animesion.config.settings import nearest
 from animesion.errors import UsageError
-from animesion_training.losses.classification import in_range
+from animesion_training.options import in_range
 from animesion_training.tokens.host import Plugin, Tokens
 
 #: Name -> what it does.

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from animesion.errors import UsageError
 from animesion_training.data.views import crop
-from animesion_training.losses.classification import in_range
+from animesion_training.options import in_range
 from animesion_training.tokens.host import Plugin, Tokens, TokenVisionTransformer
 from animesion_training.tokens.reductions.base import init_linear
 from animesion_training.tokens.rollout import AttentionRecorder, class_rollout
