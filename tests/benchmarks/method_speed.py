@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from animesion_training.analysis.profile import count
 from animesion_training.engine import optim
-from animesion_training.eval.evaluate import computed_in
+from animesion_training.engine.precision import autocast
 from animesion_training.models import create_model
 
 PREFIXES = (
@@ -48,12 +48,12 @@ def runs(
 
     def infer() -> None:
         model.eval()
-        with torch.inference_mode(), computed_in(precision, images.device):
+        with torch.inference_mode(), autocast(precision, images.device):
             model(images)
 
     def step() -> None:
         optim.train_mode(model)
-        with computed_in(precision, images.device):
+        with autocast(precision, images.device):
             out = model(images, **losses)
         logits, more = out if losses else (out, {})
         loss = nn.functional.cross_entropy(logits.float(), labels) + sum(more.values())

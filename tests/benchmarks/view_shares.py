@@ -17,7 +17,7 @@ from PIL import Image
 
 import animesion
 from animesion_training.data import Augment, views
-from animesion_training.eval.evaluate import three
+from animesion_training.eval.evaluate import as_rgb
 from animesion_training.models.cal import CALClassifier
 from animesion_training.weights import load_model
 
@@ -34,7 +34,7 @@ def main() -> None:
     assert isinstance(model, CALClassifier), f"{options.teacher} is no CAL teacher"
     assert isinstance(card.img_size, int)
     side = card.img_size
-    normalise = Augment.plain(three(card.mean), three(card.std))
+    normalise = Augment.plain(as_rgb(card.mean), as_rgb(card.std))
     pixels, labels = [], []
     for sample in animesion.open_dataset(options.data).samples(options.split):
         image = sample.image().convert("RGB").resize((side, side), Image.Resampling.BICUBIC)

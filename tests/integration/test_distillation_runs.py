@@ -175,7 +175,7 @@ def test_a_teacher_that_gives_nan_stops_the_run_with_a_sentence(coloured: Path, 
     with torch.no_grad():
         next(model.parameters()).fill_(float("nan"))
     save_model(model, tmp_path / "bad.safetensors", card.classes)
-    with pytest.raises(loop.DivergedError, match="part distillation"):
+    with pytest.raises(loop.DivergedError, match="term distillation"):
         loop.train(student(tmp_path / "bad.safetensors"), coloured, tmp_path / "run", device="cpu")
 
 

@@ -234,7 +234,7 @@ def test_a_checkpoint_from_elsewhere_runs_no_code(coloured: Path, tmp_path: Path
     out = tmp_path / "run"
     loop.train(recipe(epochs=1), coloured, out, device="cpu")
     torch.save({"format": 1, "evil": Evil()}, out / runs.LAST)
-    with pytest.raises(UsageError, match="is no checkpoint of a run"):
+    with pytest.raises(UsageError, match="is not a checkpoint of a run"):
         loop.train(recipe(epochs=1), coloured, out, resume=True, device="cpu")
     assert not (tmp_path / "owned").exists()
 

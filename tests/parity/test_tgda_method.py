@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
+from animesion_training.analysis import teacher_statistics
 from animesion_training.data import views
 from animesion_training.engine.optim import make_schedule
 from animesion_training.losses import distillation
@@ -201,8 +202,8 @@ class Given(nn.Module):
 
 def test_the_teachers_confidence_is_measured_as_the_originals():
     golden, scalars = read("kd_losses.safetensors"), read("kd_losses_scalars.json")
-    close(distillation.ratio_12(golden["teacher"]), golden["teacher_ratio_1_2_per_sample"], 1e-6)
-    statistics = distillation.TeacherStatistics()
+    close(teacher_statistics.ratio_12(golden["teacher"]), golden["teacher_ratio_1_2_per_sample"], 1e-6)
+    statistics = teacher_statistics.TeacherStatistics()
     statistics.update(golden["teacher"])
     found = statistics.results()
     expected = {name: value for name, value in scalars.items() if name in found}

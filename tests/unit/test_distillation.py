@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from animesion.errors import UsageError
+from animesion_training.analysis.teacher_statistics import TeacherStatistics, margin_12, ratio_12
 from animesion_training.losses import distillation as d
 
 SETTINGS = {"temperature": 3.0, "weight": 0.7, "label_weight": 0.4}
@@ -252,15 +253,15 @@ def test_small_batches_and_a_single_class_have_a_finite_loss(batch: int) -> None
 
 def test_ratio_and_margin_by_hand() -> None:
     raw = torch.tensor([[1.0, 8.0, 2.0], [3.0, 3.0, 0.0]])
-    assert d.ratio_12(raw).tolist() == [4.0, 1.0]
-    assert d.margin_12(raw).tolist() == [6.0, 0.0]
-    torch.testing.assert_close(d.margin_12(raw + 100), torch.tensor([6.0, 0.0]))
+    assert ratio_12(raw).tolist() == [4.0, 1.0]
+    assert margin_12(raw).tolist() == [6.0, 0.0]
+    torch.testing.assert_close(margin_12(raw + 100), torch.tensor([6.0, 0.0]))
 
 
 def test_a_ratio_without_a_positive_second_logit_is_not_defined() -> None:
     raw = torch.tensor([[5.0, 0.0, -1.0], [5.0, -2.0, -3.0], [-1.0, -5.0, -6.0], [6.0, 2.0, 1.0]])
-    assert d.ratio_12(raw).isnan().tolist() == [True, True, True, False]
-    statistics = d.TeacherStatistics()
+    assert ratio_12(raw).isnan().tolist() == [True, True, True, False]
+    statistics = TeacherStatistics()
     statistics.update(raw)
     found = statistics.results()
     assert found["ratio_1_2_normal"] == 3.0
@@ -270,7 +271,7 @@ def test_a_ratio_without_a_positive_second_logit_is_not_defined() -> None:
 
 def test_statistics_do_not_depend_on_batches() -> None:
     raw = logits(40, 7)
-    whole, parts = d.TeacherStatistics(), d.TeacherStatistics()
+    whole, parts = TeacherStatistics(), TeacherStatistics()
     whole.update(raw)
     for size in (raw[:3], raw[3:4], raw[4:]):
         parts.update(size)
@@ -280,7 +281,7 @@ def test_statistics_do_not_depend_on_batches() -> None:
 
 def test_a_surer_teacher_has_the_higher_ratio_and_lower_entropy() -> None:
     raw = logits(200, 10).abs()
-    calm, sure = d.TeacherStatistics(), d.TeacherStatistics()
+    calm, sure = TeacherStatistics(), TeacherStatistics()
     calm.update(raw)
     sure.update(torch.where(raw == raw.amax(1, keepdim=True), 3 * raw, raw))
     first, second = calm.results(), sure.results()
@@ -290,7 +291,7 @@ def test_a_surer_teacher_has_the_higher_ratio_and_lower_entropy() -> None:
 
 
 def test_few_classes_leave_out_what_they_do_not_have() -> None:
-    statistics = d.TeacherStatistics()
+    statistics = TeacherStatistics()
     assert statistics.results() == {"defined": None}
     statistics.update(torch.tensor([[2.0, 1.0]]))
     found = statistics.results()

@@ -118,8 +118,8 @@ def test_top_5_of_few_classes_and_of_equals() -> None:
     assert predicting([0, 1], [1, 0], 3).k == 3
     # all equal: ranked by class id, the prediction is class 0
     scores = scored(torch.zeros(8, 8), torch.arange(8))
-    assert scores.gathered().predictions.tolist() == [0] * 8
-    assert scores.gathered().in_top.tolist() == [True] * 5 + [False] * 3
+    assert scores.collect().predictions.tolist() == [0] * 8
+    assert scores.collect().in_top.tolist() == [True] * 5 + [False] * 3
 
 
 # -- against others --------------------------------------------------------------------------------------------------
@@ -273,7 +273,7 @@ def test_as_many_classes_and_images_as_daf_re() -> None:
     predictions = np.where(random.random(samples) < 0.8, targets, random.integers(classes, size=samples))
     scores = Scores(classes)
     # outputs of one batch only, the rest is put in as gathered: what is timed here is not the softmax
-    part = scored(torch.randn(64, classes), torch.from_numpy(targets[:64])).gathered()
+    part = scored(torch.randn(64, classes), torch.from_numpy(targets[:64])).collect()
     repeated = {name: np.resize(getattr(part, name), samples) for name in ("in_top", "confidences", "nlls", "briers")}
     scores.add_scored(Scored(np.arange(samples), targets, predictions, **repeated))
     found = evaluate(scores, train_counts=7 * tested, expected=samples)

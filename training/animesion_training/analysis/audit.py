@@ -26,7 +26,8 @@ from animesion.images import codec
 from animesion.storage.workspace import write_atomic
 from animesion_training.data import Augment, DataSplits, Resize, Stream
 from animesion_training.engine.distributed import DistributedContext
-from animesion_training.eval.evaluate import computed_in, three
+from animesion_training.engine.precision import autocast
+from animesion_training.eval.evaluate import as_rgb
 from animesion_training.models import create_model, input_config
 from animesion_training.weights import load_model
 
@@ -150,7 +151,7 @@ def audit(
         with torch.inference_mode():
             for batch in stream:
                 seen = normalise(batch.images.to(context.device), batch.seeds.to(context.device)).contiguous()
-                with computed_in(precision, context.device):
+                with autocast(precision, context.device):
                     parts.append(_embedded(network, seen, model).cpu())
                 labels.append(batch.labels.numpy())
                 keys += [data.splits[split].keys[i] for i in batch.indices.tolist()]
@@ -291,7 +292,7 @@ def _network(model: str) -> tuple[nn.Module, int, float, Augment]:
         size = size[0]
     if not isinstance(size, int):
         raise UsageError(f"{model} takes images of {size}; only squares are made")
-    return network, size, crop_pct, Augment.plain(three(mean), three(std))
+    return network, size, crop_pct, Augment.plain(as_rgb(mean), as_rgb(std))
 
 
 def _embedded(network: Any, pixels: Tensor, model: str) -> Tensor:

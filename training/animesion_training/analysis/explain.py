@@ -21,7 +21,7 @@ from torch.nn import functional
 from animesion.errors import UsageError
 from animesion_training.data import Augment, Resize, views
 from animesion_training.engine.distributed import DistributedContext
-from animesion_training.eval.evaluate import three
+from animesion_training.eval.evaluate import as_rgb
 from animesion_training.eval.predict import decoded, files
 from animesion_training.models.cal import CALClassifier
 from animesion_training.tokens.host import TokenVisionTransformer
@@ -81,7 +81,7 @@ def explain(weights: Path, paths: Sequence[Path], context: DistributedContext) -
     model = model.to(context.device)
     if not isinstance(card.img_size, int):
         raise UsageError(f"{weights} takes images of {card.img_size}; only square inputs are explained")
-    normalise = Augment.plain(three(card.mean), three(card.std))
+    normalise = Augment.plain(as_rgb(card.mean), as_rgb(card.std))
     names = card.classes or tuple(str(i) for i in range(card.num_classes))
     for path in files(paths):
         pixels = np.zeros((card.img_size, card.img_size, 3), dtype=np.uint8)

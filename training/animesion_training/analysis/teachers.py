@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 
 from animesion.errors import UsageError
+from animesion_training.analysis.teacher_statistics import TeacherStatistics
 from animesion_training.data import Augment, DataSplits, Resize, Stream
 from animesion_training.engine.distributed import DistributedContext
+from animesion_training.engine.precision import autocast
 from animesion_training.eval import evaluate
-from animesion_training.losses.distillation import TeacherStatistics
 from animesion_training.weights import load_model
 
 
@@ -87,14 +88,14 @@ def _measured(
     if not isinstance(card.img_size, int):
         raise UsageError(f"{path} takes images of {card.img_size}; only squares are made")
     model = model.to(context.device)
-    normalise = Augment.plain(evaluate.three(card.mean), evaluate.three(card.std))
+    normalise = Augment.plain(evaluate.as_rgb(card.mean), evaluate.as_rgb(card.std))
     transform = Resize(card.img_size, card.crop_pct)
     stream = Stream(data, split, batch_size, card.img_size, train=False, transform=transform)
     statistics, right = TeacherStatistics(), 0
     with torch.inference_mode():
         for batch in stream:
             images = normalise(batch.images.to(context.device), batch.seeds.to(context.device))
-            with evaluate.computed_in(precision, context.device):
+            with autocast(precision, context.device):
                 logits = model(images.contiguous()).float()
             statistics.update(logits)
             right += int((logits.argmax(1) == batch.labels.to(context.device)).sum())

@@ -39,12 +39,12 @@ def audit(
     from dataclasses import asdict
 
     from animesion.errors import UsageError
-    from animesion_training.cli.requirements import check_there, training
+    from animesion_training.cli.requirements import check_exists, torch_required
 
-    check_there(path, *([model] if model.endswith(".safetensors") else []))
+    check_exists(path, *([model] if model.endswith(".safetensors") else []))
     if out is not None and out.is_dir() and (out / "dataset.json").exists():
         raise UsageError(f"{out} is a built dataset, whose files are accounted for; give another folder with --out")
-    with training():
+    with torch_required():
         from animesion_training.analysis import audit
         from animesion_training.data import open_data
         from animesion_training.engine.distributed import distributed_context

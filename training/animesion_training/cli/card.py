@@ -28,9 +28,9 @@ def card(place: str, since: str | None, out: Path | None) -> None:
     if (path / "best.safetensors").is_file() or path.suffix == ".safetensors":
         if since is not None:
             raise UsageError("--since compares datasets: leave it out for a training run")
-        from animesion_training.cli.requirements import training
+        from animesion_training.cli.requirements import torch_required
 
-        with training():
+        with torch_required():
             from animesion_training.model_card import model_card
 
             text = model_card(path)

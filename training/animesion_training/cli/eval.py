@@ -35,10 +35,10 @@ def eval_(
 ) -> None:
     """Accuracy of a model on each class of DATA, honest about the tail: macro, bands, calibration, intervals."""
     from animesion.errors import UsageError
-    from animesion_training.cli.requirements import check_there, training
+    from animesion_training.cli.requirements import check_exists, torch_required
 
-    check_there(checkpoint, data)
-    with training():
+    check_exists(checkpoint, data)
+    with torch_required():
         from animesion_training.data import Augment, open_data
         from animesion_training.engine.distributed import distributed_context
         from animesion_training.eval import evaluate
@@ -50,7 +50,7 @@ def eval_(
         raise UsageError(f"{checkpoint} takes images of {card.img_size}; only square inputs are measured")
     opened = open_data(data, images=images, classes=card.classes or None)
     evaluate.check_classes(card.classes, opened, str(checkpoint))
-    normalise = Augment.plain(evaluate.three(card.mean), evaluate.three(card.std))
+    normalise = Augment.plain(evaluate.as_rgb(card.mean), evaluate.as_rgb(card.std))
     with distributed_context(device) as context:
         scores = evaluate.score(
             model.to(context.device),
@@ -67,7 +67,7 @@ def eval_(
             return
     # what the model saw in training, if it knows; else what the data has for it
     counts = card.facts.get("train_counts") or evaluate.train_counts(opened)
-    found = evaluate.judged(scores, opened, split, counts)
+    found = evaluate.compute_metrics(scores, opened, split, counts)
     facts = {"data": data, "split": split, "checkpoint": str(checkpoint)}
     if report:
         evaluate.write_report(report, found, facts, scores, opened, split)

@@ -21,12 +21,12 @@ def explain(paths: tuple[Path, ...], checkpoint: Path, out: Path, side: int, lim
 
     from animesion.errors import UsageError
     from animesion.storage.workspace import write_atomic
-    from animesion_training.cli.requirements import check_there, training
+    from animesion_training.cli.requirements import check_exists, torch_required
 
-    check_there(checkpoint, *paths)
+    check_exists(checkpoint, *paths)
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise UsageError(f"{out}: the image is written as .png or .jpg")
-    with training():
+    with torch_required():
         from animesion_training.analysis import explain
         from animesion_training.engine.distributed import distributed_context
     with distributed_context(device) as context:

@@ -20,9 +20,9 @@ def export(checkpoint: Path, kind: str, out: Path, as_json: bool) -> None:
     """
     import json
 
-    from animesion_training.cli.requirements import training
+    from animesion_training.cli.requirements import torch_required
 
-    with training():
+    with torch_required():
         from animesion_training import export
 
         done = export.export(checkpoint, kind, out)

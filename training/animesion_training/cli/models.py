@@ -16,9 +16,9 @@ def models(pattern: str | None, parameters: bool, as_json: bool) -> None:
     """
     import json
 
-    from animesion_training.cli.requirements import training
+    from animesion_training.cli.requirements import torch_required
 
-    with training():
+    with torch_required():
         from animesion_training.models.names import listed
 
         rows = listed(pattern, parameters=parameters)

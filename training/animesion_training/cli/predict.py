@@ -55,10 +55,10 @@ def predict(
         apply(options, setting)
     if detector == "none" and (all_faces or or_whole or options or margin or min_score):
         raise click.UsageError("--margin, --min-score, --all-faces, --or-whole and --set need a --detector")
-    from animesion_training.cli.requirements import check_there, training
+    from animesion_training.cli.requirements import check_exists, torch_required
 
-    check_there(checkpoint, *paths)
-    with training():
+    check_exists(checkpoint, *paths)
+    with torch_required():
         from animesion_training.engine.distributed import distributed_context
         from animesion_training.eval.predict import FaceCrop
         from animesion_training.eval.predict import predict as predictions

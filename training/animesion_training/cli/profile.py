@@ -53,10 +53,10 @@ def profile(
 
     Multiply-adds are those of convolutions and matrix products, attention included. Counts are for one image.
     """
-    from animesion_training.cli.requirements import training
+    from animesion_training.cli.requirements import torch_required
 
     rows = []
-    with training():
+    with torch_required():
         for name in names:
             for size in sizes or (None,):
                 timed = None if no_timing else seconds

@@ -11,7 +11,7 @@ from animesion.errors import UsageError
 
 
 @contextlib.contextmanager
-def training() -> Iterator[None]:
+def torch_required() -> Iterator[None]:
     """Turn the import error of a missing package into what to install.
 
     Torch's threads that wait are told to sleep rather than to spin, unless the environment says otherwise: on a CPU
@@ -29,7 +29,7 @@ def training() -> Iterator[None]:
         raise UsageError(f"this command needs {error.name}: pip install 'animesion[train]'") from None
 
 
-def check_there(*paths: Path | str) -> None:
+def check_exists(*paths: Path | str) -> None:
     """Refuse a local path that is not there before torch is loaded: that takes seconds, a typing error none.
 
     Raises:

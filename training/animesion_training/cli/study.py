@@ -18,10 +18,10 @@ def study(file: Path, data: str, out: Path, device: str, as_json: bool) -> None:
 
     The same command carries on with a study that was stopped.
     """
-    from animesion_training.cli.requirements import check_there, training
+    from animesion_training.cli.requirements import check_exists, torch_required
 
-    check_there(file, data)
-    with training():
+    check_exists(file, data)
+    with torch_required():
         from animesion_training.analysis import study
         from animesion_training.cli.progress import watching
 

@@ -26,10 +26,10 @@ def teachers(
     """
     import json
 
-    from animesion_training.cli.requirements import check_there, training
+    from animesion_training.cli.requirements import check_exists, torch_required
 
-    check_there(data, *checkpoints)
-    with training():
+    check_exists(data, *checkpoints)
+    with torch_required():
         from animesion_training.analysis import teachers
         from animesion_training.data import open_data
         from animesion_training.engine.distributed import distributed_context

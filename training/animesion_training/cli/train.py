@@ -66,7 +66,7 @@ def train(
 
     A run that was stopped or killed goes on with the same command and --resume.
     """
-    from animesion_training.cli.requirements import check_there, training
+    from animesion_training.cli.requirements import check_exists, torch_required
     from animesion_training.recipe import load
 
     changes: dict[str, Any] = {
@@ -88,8 +88,8 @@ def train(
         "data.cache": cache,
     }
     chosen = load(recipe, overrides, changes)
-    check_there(data, *filter(None, (chosen.model.init, chosen.teacher.weights)))
-    with training():
+    check_exists(data, *filter(None, (chosen.model.init, chosen.teacher.weights)))
+    with torch_required():
         from animesion_training.cli.progress import watching
         from animesion_training.engine import loop
 

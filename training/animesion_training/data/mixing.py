@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from animesion.errors import UsageError
-from animesion_training.losses.classification import in_range
+from animesion_training.options import in_range
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from animesion.errors import UsageError
 from animesion_training.data import seeds
-from animesion_training.losses.classification import in_range
+from animesion_training.options import in_range
 
 #: Keeps the weight of a map that is zero above zero; of the original.
 _EPS = 1e-6

@@ -1,7 +1,7 @@
-"""All that a run needs to go on as if nothing had happened, in one file that appears only when complete.
+"""Checkpoints: the state that a run writes to resume from, in one file that is written atomically.
 
-The file holds tensors and plain values alone and is read with `weights_only`, so that a checkpoint from elsewhere
-cannot run code. Weights for use, without the rest, are `animesion_training.weights`.
+A checkpoint contains tensors and plain values only and is read with `weights_only`, so that one from elsewhere cannot
+run code. Files of trained weights are read and written in `animesion_training.weights`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
     Args:
         path: file to write.
-        content: tensors, numbers, texts, lists and dicts of them.
+        content: tensors, numbers, strings, and lists and dicts of them.
 
     Raises:
-        FullDiskError: no room; an earlier checkpoint stays as it was.
+        FullDiskError: the disk is full; an earlier checkpoint is kept.
     """
     out = io.BytesIO()
     torch.save({"format": FORMAT, **content}, out)
@@ -37,24 +37,26 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of ours onto the CPU.
+    """Read a checkpoint onto the CPU.
 
     Raises:
-        UsageError: missing, damaged, of another format, or holding more than tensors and plain values.
+        UsageError: the file is missing, damaged, of another format, or contains other objects.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise UsageError(f"there is no checkpoint {path}") from None
+        raise UsageError(f"checkpoint {path} not found") from None
     except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError, OSError):
-        raise UsageError(f"{path} is no checkpoint of a run, or is damaged: give last.ckpt of a run's folder") from None
+        raise UsageError(
+            f"{path} is not a checkpoint of a run, or is damaged: give last.ckpt of a run's folder"
+        ) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UsageError(f"{path} is no checkpoint that this version reads")
+        raise UsageError(f"{path} is not a checkpoint that this version reads: resume with the version that wrote it")
     return content
 
 
-def generators() -> dict[str, Any]:
-    """The state of every global random generator, as tensors and plain values."""
+def generator_state() -> dict[str, Any]:
+    """Return the state of every global random generator, as tensors and plain values."""
     kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     version, internal, gauss_next = random.getstate()
     return {
@@ -66,7 +68,7 @@ def generators() -> dict[str, Any]:
 
 
 def restore_generators(state: dict[str, Any]) -> None:
-    """Set every global random generator to a state that `generators` gave."""
+    """Restore the state of every global random generator from `generator_state`."""
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
@@ -77,7 +79,7 @@ def restore_generators(state: dict[str, Any]) -> None:
 
 
 def seed_generators(seed: int, rank: int) -> None:
-    """Seed every global random generator, differently for each process."""
+    """Seed every global random generator, differently in each process."""
     mixed = int(np.random.SeedSequence([seed, rank]).generate_state(1)[0])
     torch.manual_seed(mixed)
     np.random.seed(mixed)

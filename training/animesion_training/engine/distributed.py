@@ -1,6 +1,6 @@
-"""One process or many: which part this process plays, and the few things that processes tell one another.
+"""Distributed training: rank and device of this process, and the collectives that the package uses.
 
-Processes are started by `torchrun`; without it there is one. What is computed is `animesion_training.engine.loop`'s.
+`torchrun` starts the processes; without it there is one. The training loop is `animesion_training.engine.loop`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from animesion.errors import UsageError
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """Where this process stands.
+    """Rank and device of this process.
 
     Attributes:
         rank: number of this process, from 0.
         world_size: number of processes.
-        device: what it computes on.
+        device: the device that it computes on.
     """
 
     rank: int
@@ -33,11 +33,11 @@ class DistributedContext:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and talks."""
+        """Whether this process writes files and shows messages."""
         return self.rank == 0
 
-    def total(self, *numbers: float) -> list[float]:
-        """Each number summed over all processes, in float64."""
+    def all_sum(self, *numbers: float) -> list[float]:
+        """Sum each number over all processes, in float64."""
         if self.world_size == 1:
             return list(numbers)
         # MPS and some backends lack float64, gloo and NCCL have it
@@ -45,29 +45,29 @@ class DistributedContext:
         dist.all_reduce(tensor)
         return [float(number) for number in tensor.tolist()]
 
-    def gathered(self, value: Any) -> list[Any]:
-        """The value of every process by rank, in every process; values are picklable and come from our own ranks."""
+    def all_gather(self, value: Any) -> list[Any]:
+        """Return the values of all processes by rank, in every process; they must be picklable."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
 
-    def wait(self) -> None:
-        """Return when every process is here."""
+    def barrier(self) -> None:
+        """Wait until every process has reached this call."""
         if self.world_size > 1:
             dist.barrier()
 
 
 @contextlib.contextmanager
 def distributed_context(device: str = "auto") -> Iterator[DistributedContext]:
-    """Take part in the run that `torchrun` started, or be alone.
+    """Join the process group that `torchrun` started, or run as a single process.
 
     Args:
         device: `auto` (a GPU when there is one), `cpu`, `cuda` or `cuda:N`.
 
     Raises:
-        UsageError: the device is not there.
+        UsageError: an unknown device, or no GPU that torch can use.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
@@ -90,7 +90,7 @@ def _device(name: str, local_rank: int) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UsageError(f"there is no device '{name}': give auto, cpu, cuda or cuda:N") from None
+        raise UsageError(f"unknown device '{name}': give auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError("there is no GPU that torch can use here: leave --device out or give cpu")
+        raise UsageError("torch finds no usable GPU: omit --device or give cpu")
     return torch.device("cuda", local_rank) if device.type == "cuda" and device.index is None else device

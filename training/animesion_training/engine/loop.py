@@ -1,8 +1,8 @@
-"""The training loop: read top to bottom, it is what happens.
+"""The training loop, in the order in which things happen.
 
-A run is a function of its recipe and data: all chance comes from seeds, the batch is the same however many processes
-share it, and a run that is killed goes on from its last checkpoint with the same losses. What the parts do is theirs:
-`data`, `models`, `objectives`, `optimizing`, `evaluating`, `state`, `runs`.
+A run is a function of its recipe and data: all randomness comes from seeds, the batch is the same for any number of
+processes, and a run that was killed continues from its last checkpoint with the same losses. `setup` builds the
+components, `steps` computes the loss, `checkpoint` and `runs` write files.
 """
 
 from __future__ import annotations
@@ -22,40 +22,25 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from animesion.errors import AnimesionError, UsageError
-from animesion_training.data import (
-    Augment,
-    Batch,
-    CachedStream,
-    ColorJitter,
-    DataSplits,
-    RandomErasing,
-    RandomResizedCrop,
-    ResizeRandomCrop,
-    Stream,
-    TrivialAugmentWide,
-    cache_samples,
-    open_data,
-)
-from animesion_training.data.mixing import Mixing, mix
-from animesion_training.engine import checkpoint, optim, runs, steps
+from animesion_training.data import Batch, DataSplits, open_data
+from animesion_training.data.mixing import mix
+from animesion_training.engine import checkpoint, optim, runs, setup, steps
 from animesion_training.engine.distributed import DistributedContext, distributed_context
 from animesion_training.eval import evaluate
 from animesion_training.eval.metrics import Evaluation
-from animesion_training.losses.objectives import create_objective, objective_options
-from animesion_training.models import create_model, input_config, load_weights
-from animesion_training.models.cal import CALClassifier
+from animesion_training.models import input_config
 from animesion_training.models.create import bare
 from animesion_training.recipe import TrainRecipe
 from animesion_training.weights import load_model, save_model
 
 
 class DivergedError(AnimesionError):
-    """The loss became NaN or infinite, or shot up; the last checkpoint is from before."""
+    """The loss became NaN or infinite, or jumped; the last checkpoint is from before that."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to.
+    """Result of a training run.
 
     Attributes:
         out: the run's folder.
@@ -75,19 +60,19 @@ class Outcome:
 
 
 class Watcher:
-    """What a run tells while it runs; this one keeps silent."""
+    """Progress events of a run, in the first process; this base class ignores them."""
 
     def message(self, text: str) -> None:
-        """A sentence worth showing."""
+        """Show a message to the user."""
 
     def started(self, epoch: int, epochs: int, steps: int, done: int) -> None:
-        """An epoch (from 1) of so many steps begins, or goes on after `done` of them."""
+        """An epoch (from 1) of `steps` steps begins, or resumes after `done` of them."""
 
     def stepped(self, loss: float, rate: float, speed: float) -> None:
-        """A step is done: its loss, the learning rate, images a second."""
+        """A step is done, with its loss, learning rate and images per second."""
 
     def ended(self, epoch: int, numbers: dict[str, float]) -> None:
-        """An epoch is done."""
+        """An epoch is done, with its metrics by name."""
 
 
 def train(
@@ -100,25 +85,25 @@ def train(
     device: str = "auto",
     watcher: Watcher | None = None,
 ) -> Outcome:
-    """Train a model, or go on with a run.
+    """Train a model, or resume a run.
 
     Args:
-        recipe: what to do.
+        recipe: the resolved recipe.
         data_path: a built dataset, class folders or label files; see `animesion_training.data.open_data`.
         out: folder of the run.
         images: image root of label files.
-        resume: go on from the folder's last checkpoint if there is one.
+        resume: continue from the last checkpoint in `out`, if there is one.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        watcher: told what happens, in the first process.
+        watcher: receives progress events in the first process.
 
     Raises:
         UsageError: the recipe does not fit the data or the folder.
         BusyError: another run holds the folder.
-        DivergedError: the loss is not finite any more, or has shot up.
+        DivergedError: the loss is no longer finite, or has jumped.
     """
     start = time.perf_counter()
     data = open_data(data_path, images=images)
-    with distributed_context(device) as context, _held(out, recipe, context, resume=resume):
+    with distributed_context(device) as context, _lock_folder(out, recipe, context, resume=resume):
         trainer = _Trainer(recipe, data, out, context, (watcher or Watcher()) if context.is_main else Watcher())
         if resume and (out / runs.LAST).exists():
             trainer.restore(checkpoint.load(out / runs.LAST))
@@ -127,16 +112,16 @@ def train(
 
 
 @contextlib.contextmanager
-def _held(out: Path, recipe: TrainRecipe, context: DistributedContext, *, resume: bool) -> Iterator[None]:
-    """The first process holds the folder for all; if it cannot, all stop with its sentence."""
+def _lock_folder(out: Path, recipe: TrainRecipe, context: DistributedContext, *, resume: bool) -> Iterator[None]:
+    """Lock the folder in the first process; if that fails, every process raises the first one's error."""
     with contextlib.ExitStack() as stack:
         problem: AnimesionError | None = None
         if context.is_main:
             try:
-                stack.enter_context(runs.claimed(out, recipe, resume=resume))
+                stack.enter_context(runs.lock_folder(out, recipe, resume=resume))
             except AnimesionError as error:
                 problem = error
-        problem = context.gathered(problem)[0]
+        problem = context.all_gather(problem)[0]
         if problem is not None:
             raise problem
         yield
@@ -152,203 +137,42 @@ class _Trainer:
         self.step = 0
         self.best_val, self.best_epoch = -1.0, 0
         self.running_loss = 0.0
-        self.parts: dict[str, float] = {}
-        self.told_to_stop = False
-        settings = recipe.run
+        self.loss_terms: dict[str, float] = {}  # of the last step, when the loss has more than one
+        self.stop_requested = False
+        settings, device = recipe.run, context.device
         if settings.batch_size % context.world_size:
             raise UsageError(
-                f"run.batch_size {settings.batch_size} is over all processes and cannot be shared by {context.world_size}"
+                f"run.batch_size {settings.batch_size} is over all processes and not a multiple of their number, "
+                f"{context.world_size}"
             )
         if settings.deterministic:
             torch.use_deterministic_algorithms(True)
-        checkpoint.seed_generators(settings.seed, 0)  # the same weights in every process
-        self.model = self._model()
+        checkpoint.seed_generators(settings.seed, 0)  # the same initial weights in every process
+        self.model = setup.build_model(recipe, data.num_classes, device)
         checkpoint.seed_generators(settings.seed, context.rank)
-        self.counts = evaluate.train_counts(data, recipe.data.train)
-        self.teacher, self.teacher_size = self._teacher()
-        self.stream = self._stream()
-        self.augment, self.normalise = self._augmentation()
-        self.mixing = Mixing(
-            recipe.augment.mixup,
-            recipe.augment.cutmix,
-            recipe.augment.mix_probability,
-            label_smoothing=recipe.objective.smoothing,
-        )
+        self.train_counts = evaluate.train_counts(data, recipe.data.train)
+        teacher = setup.load_teacher(recipe, data, device)
+        self.stream = setup.open_stream(recipe, data, context, teacher=teacher, notify=watcher.message)
+        self.augment, self.normalise = setup.build_augmentation(recipe.augment, self.model)
+        self.mixing = setup.build_mixing(recipe)
         self.mix_generator = torch.Generator().manual_seed(settings.seed * 1000 + context.rank)
-        self.objective = self._objective()
+        self.objective = setup.build_objective(recipe, self.train_counts, self.mixing, device)
         self.optimizer = optim.make_optimizer(self.model, recipe.optimizer)
         self.schedule = optim.make_schedule(self.optimizer, recipe.schedule, len(self.stream))
         self.ema = ModelEmaV3(self.model, decay=settings.ema) if settings.ema else None
-        self.scaler = torch.amp.GradScaler(context.device.type, enabled=settings.precision == "fp16")
-        self.forward = self._forward()
-        self.stepping: nn.Module = self.forward
+        self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
+        self.step_module = setup.build_step(recipe, self.model, self.objective, self.mixing, teacher, device)
+        self.parallel_step: nn.Module = self.step_module
         if context.world_size > 1:
-            on = [context.device] if context.device.type == "cuda" else None
-            self.stepping = nn.parallel.DistributedDataParallel(self.forward, device_ids=on)
-
-    # -- parts -------------------------------------------------------------------------------------------------------
-
-    def _model(self) -> nn.Module:
-        settings = self.recipe.model
-        options: dict[str, Any] = dict(settings.options)
-        model = create_model(
-            settings.name,
-            self.data.num_classes,
-            settings.img_size,
-            settings.head,
-            pretrained=settings.pretrained,
-            methods=settings.methods(),
-            head_options=settings.method_options.get("head"),
-            **options,
-        )
-        if settings.init:
-            load_weights(model, settings.init, new_head=settings.reset_head)
-        optim.freeze(model, settings.freeze)
-        if self.recipe.run.checkpointing:
-            if not hasattr(model, "set_grad_checkpointing"):
-                raise UsageError(f"run.checkpointing: {settings.name} cannot recompute its activations")
-            model.set_grad_checkpointing(True)  # type: ignore[operator]
-        model = model.to(self.context.device)
-        return model.to(memory_format=torch.channels_last) if self.recipe.run.channels_last else model
-
-    def _teacher(self) -> tuple[nn.Module | None, int]:
-        """The network that teaches, and the side of the images that it takes."""
-        settings = self.recipe.teacher
-        if not settings.weights:
-            if settings.views:
-                raise UsageError("teacher.views are made by a teacher: give its weights with --teacher")
-            return None, 0
-        teacher, card = load_model(settings.weights)
-        evaluate.check_classes(card.classes, self.data, f"the teacher {settings.weights}")
-        if settings.views and not isinstance(teacher, CALClassifier):
-            raise UsageError(
-                f"teacher.views: {settings.weights} is {card.name} without attention maps; train a teacher with "
-                "`animesion train --recipe cal-teacher`, or switch teacher.views off"
-            )
-        if not isinstance(card.img_size, int):
-            raise UsageError(f"the teacher {settings.weights} takes images of {card.img_size}: only squares are made")
-        size = settings.img_size or card.img_size
-        resize: Any = getattr(teacher, "set_input_size", None)
-        if size != card.img_size and resize:
-            resize(img_size=(size, size))
-        return teacher.to(self.context.device), size
-
-    def _stream(self) -> Any:
-        augment, settings = self.recipe.augment, self.recipe.data
-        size = max(self.recipe.model.img_size, self.teacher_size)
-        margin = int((1 + augment.margin) * size) - size if augment.margin < 1 else int(augment.margin)
-        transform = (
-            RandomResizedCrop(size, augment.scale, augment.ratio)
-            if augment.crop == "random-resized"
-            else ResizeRandomCrop(size, margin)
-        )
-        common: dict[str, Any] = {
-            "sampling": settings.sampling,
-            "epochs": self.recipe.schedule.epochs,
-            "seed": self.recipe.run.seed,
-            "rank": self.context.rank,
-            "world_size": self.context.world_size,
-        }
-        batch = self.recipe.run.batch_size // self.context.world_size
-        if settings.cache != "none":
-            resident = cache_samples(
-                self.data,
-                settings.train,
-                size,
-                where=settings.cache,
-                device=self.context.device,
-                notify=self.watcher.message,
-            )
-            return CachedStream(resident, batch, size, device=self.context.device, transform=transform, **common)
-        return Stream(
-            self.data,
-            settings.train,
-            batch,
-            size,
-            transform=transform,
-            workers="auto" if settings.workers < 0 else settings.workers,
-            on_error=settings.on_error,
-            **common,
-        )
-
-    def _augmentation(self) -> tuple[Augment, Augment]:
-        settings, inputs = self.recipe.augment, input_config(self.model)
-        jitter = settings.color_jitter
-        mean, std = evaluate.three(inputs.mean), evaluate.three(inputs.std)
-        return (
-            Augment(
-                mean=mean,
-                std=std,
-                flip=settings.flip,
-                jitter=ColorJitter(jitter, jitter, jitter, jitter / 2) if jitter else None,
-                erasing=RandomErasing(settings.erasing) if settings.erasing else None,
-                trivial=TrivialAugmentWide() if settings.trivial else None,
-            ),
-            Augment.plain(mean, std),
-        )
-
-    def _objective(self) -> nn.Module:
-        settings = self.recipe.objective
-        options = dict(settings.options)
-        # mixed labels are smoothed as they are mixed
-        if settings.smoothing and not self.mixing.active:
-            if "label_smoothing" not in objective_options(settings.name):
-                raise UsageError(f"objective.smoothing: '{settings.name}' takes no label smoothing; set it to 0")
-            options["label_smoothing"] = settings.smoothing
-        made = create_objective(settings.name, self.counts, epochs=self.recipe.schedule.epochs, **options)
-        return made.to(self.context.device)
-
-    def _forward(self) -> steps.Step:
-        settings = self.recipe.run
-        network: nn.Module = torch.compile(self.model) if settings.compile else self.model  # type: ignore[assignment]
-
-        def autocast() -> contextlib.AbstractContextManager[None]:
-            return evaluate.computed_in(settings.precision, self.context.device)
-
-        step: steps.Step
-        if self.teacher is not None:
-            step = self._distillation(network, autocast)
-        elif isinstance(self.model, CALClassifier):
-            if self.mixing.active:
-                raise UsageError("a CAL teacher needs one class an image: switch augment.mixup and augment.cutmix off")
-            smoothing = self.recipe.objective.smoothing
-            step = steps.CALStep(network, autocast, self.model, self.recipe.views, smoothing=smoothing)
-        else:
-            step = steps.Step(network, self.objective, autocast, self.model)
-        return step.to(self.context.device)
-
-    def _distillation(self, network: nn.Module, autocast: steps.Autocast) -> steps.Step:
-        settings, device = self.recipe.teacher, self.context.device
-        teacher = self.teacher
-        assert teacher is not None
-        fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        precision = ("bf16" if fast else "fp32") if settings.precision == "auto" else settings.precision
-        takes = steps.Resolution(self.teacher_size, input_config(teacher))
-        if settings.compile:
-            teacher = torch.compile(teacher)  # type: ignore[assignment]
-
-        def teacher_autocast() -> contextlib.AbstractContextManager[None]:
-            return evaluate.computed_in(precision, device)
-
-        return steps.DistilStep(
-            network,
-            self.objective,
-            autocast,
-            self.model,
-            teacher,
-            teacher_autocast,
-            settings,
-            self.recipe.views,
-            steps.Resolution(self.recipe.model.img_size, input_config(self.model)),
-            takes,
-        )
+            device_ids = [device] if device.type == "cuda" else None
+            self.parallel_step = nn.parallel.DistributedDataParallel(self.step_module, device_ids=device_ids)
 
     # -- the run -----------------------------------------------------------------------------------------------------
 
     def run(self) -> Evaluation | None:
         """Train to the end, then evaluate the best weights on the test split."""
         log = runs.Log(self.out, self.recipe, self.step) if self.context.is_main else None
-        with contextlib.closing(log) if log else contextlib.nullcontext(), self._stopping_between_steps():
+        with contextlib.closing(log) if log else contextlib.nullcontext(), self._signals_deferred():
             while self.stream.epoch < self.recipe.schedule.epochs:
                 self._epoch(log)
         if self.recipe.data.test and self.recipe.data.test in self.data.splits:
@@ -359,25 +183,27 @@ class _Trainer:
         epoch, epochs, length = self.stream.epoch + 1, self.recipe.schedule.epochs, len(self.stream)
         self.watcher.started(epoch, epochs, length, self.step - (epoch - 1) * length)
         self.objective.set_epoch(epoch - 1)  # type: ignore[operator]
-        optim.train_mode(self.stepping)
-        losses, seen, began = 0.0, 0, time.perf_counter()
+        optim.train_mode(self.parallel_step)
+        loss_sum, images, began = 0.0, 0, time.perf_counter()
         for batch in self.stream:
             loss, count = self._step(batch)
-            losses, seen = losses + loss * count, seen + count
+            loss_sum, images = loss_sum + loss * count, images + count
             rate = float(self.optimizer.param_groups[-1]["lr"])
-            speed = seen / (time.perf_counter() - began)
+            speed = images / (time.perf_counter() - began)
             self.watcher.stepped(loss, rate, speed)
             if log and self.step % self.recipe.run.log_steps == 0:
-                parts = {f"loss_{name}": value for name, value in self.parts.items()}
-                log.write("step", self.step, epoch, {"loss": loss, **parts, "lr": rate, "images_per_second": speed})
-            # all processes must agree: one that was told to stop alone would leave the others waiting
-            stop = any(self.context.total(float(self.told_to_stop)))
-            ends = self.recipe.run.save_steps
-            if stop or (ends and self.step % ends == 0 and self.step < epoch * length):
+                terms = {f"loss_{name}": value for name, value in self.loss_terms.items()}
+                log.write("step", self.step, epoch, {"loss": loss, **terms, "lr": rate, "images_per_second": speed})
+            # all processes must agree: one that stops alone leaves the others waiting in their next collective
+            stop = any(self.context.all_sum(float(self.stop_requested)))
+            interval = self.recipe.run.save_steps
+            # the end of the epoch writes a checkpoint anyway
+            due = interval and self.step % interval == 0 and self.step < epoch * length
+            if stop or due:
                 self.save()
             if stop:
                 raise KeyboardInterrupt
-        numbers = {"train_loss": losses / max(1, seen), "images_per_second": seen / (time.perf_counter() - began)}
+        numbers = {"train_loss": loss_sum / max(1, images), "images_per_second": images / (time.perf_counter() - began)}
         if self.recipe.data.val and self.recipe.data.val in self.data.splits:
             numbers |= self._validate(epoch)
         if self.context.is_main:
@@ -388,7 +214,7 @@ class _Trainer:
         self.watcher.ended(epoch, numbers)
 
     def _step(self, batch: Batch) -> tuple[float, int]:
-        """One optimizer step; returns the mean loss over the global batch and its size."""
+        """Do one optimizer step; return the mean loss over the global batch, and the size of that batch."""
         self.schedule.step_update(self.step)
         settings, device = self.recipe.run, self.context.device
         labels = batch.labels.to(device, non_blocking=True)
@@ -399,20 +225,22 @@ class _Trainer:
             images, targets = mix(images, labels, self.data.num_classes, self.mixing, self.mix_generator)
         if not settings.channels_last:
             images = images.contiguous()
-        [count] = map(int, self.context.total(len(labels)))
+        [count] = map(int, self.context.all_sum(len(labels)))  # size of the global batch
         sums: dict[str, Tensor] = {}
         pieces = min(settings.accumulate, len(labels))
         for i, piece in enumerate(zip(images.chunk(pieces), targets.chunk(pieces), seeds.chunk(pieces), strict=True)):
-            with self._synchronised(last=i == pieces - 1):
-                # means over the global batch, whatever share of it this process and piece have
-                terms = {name: term * (len(piece[0]) / count) for name, term in self.stepping(*piece).items()}
-                loss: Any = self.scaler.scale(steps.total(terms) * self.context.world_size)
+            with self._gradient_sync(last=i == pieces - 1):
+                # a piece has the mean over its own samples: weight it by its share of the global batch
+                share = len(piece[0]) / count
+                terms = {name: term * share for name, term in self.parallel_step(*piece).items()}
+                # DistributedDataParallel divides gradients by the number of processes
+                loss: Any = self.scaler.scale(steps.sum_terms(terms) * self.context.world_size)
                 loss.backward()
             for name, term in terms.items():
                 sums[name] = sums.get(name, 0.0) + term.detach()
-        parts = dict(zip(sums, self.context.total(*map(float, sums.values())), strict=True))
-        mean = sum(parts.values())
-        self._check(mean, parts)
+        totals = dict(zip(sums, self.context.all_sum(*map(float, sums.values())), strict=True))
+        mean = sum(totals.values())
+        self._check_loss(mean, totals)
         self.scaler.unscale_(self.optimizer)
         if self.recipe.optimizer.clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.clip)
@@ -422,35 +250,36 @@ class _Trainer:
         self.step += 1
         if self.ema:
             self.ema.update(self.model, step=self.step)
-        self.parts = parts if len(parts) > 1 else {}
+        self.loss_terms = totals if len(totals) > 1 else {}
         return mean, count
 
-    def _synchronised(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Gradients of all processes are added up once a step, with the last piece."""
-        if isinstance(self.stepping, nn.parallel.DistributedDataParallel) and not last:
-            return self.stepping.no_sync()
+    def _gradient_sync(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Reduce gradients over the processes once per step, in the backward pass of the last piece."""
+        if isinstance(self.parallel_step, nn.parallel.DistributedDataParallel) and not last:
+            return self.parallel_step.no_sync()
         return contextlib.nullcontext()
 
-    def _check(self, loss: float, parts: dict[str, float]) -> None:
+    def _check_loss(self, loss: float, terms: dict[str, float]) -> None:
+        """Raise `DivergedError` for a loss that is not finite or that jumps; update the running mean."""
         last = self.out / runs.LAST
         advice = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint yet"
         if not math.isfinite(loss):
-            bad = ", ".join(name for name, value in parts.items() if not math.isfinite(value))
-            where = f" (its part {bad})" if len(parts) > 1 else ""
+            bad = ", ".join(name for name, value in terms.items() if not math.isfinite(value))
+            where = f" (its term {bad})" if len(terms) > 1 else ""
             raise DivergedError(f"the loss{where} is {loss} at step {self.step}: lower optimizer.lr or clip; {advice}")
         spike = self.recipe.run.spike
         if spike and self.step > 100 and loss > spike * self.running_loss:
             raise DivergedError(
-                f"the loss shot up to {loss:.3g} at step {self.step}, from about {self.running_loss:.3g}: lower "
+                f"the loss jumped to {loss:.3g} at step {self.step}, from about {self.running_loss:.3g}: lower "
                 f"optimizer.lr or clip; {advice}"
             )
         self.running_loss = loss if self.step == 0 else 0.98 * self.running_loss + 0.02 * loss
 
-    # -- looking at it -----------------------------------------------------------------------------------------------
+    # -- evaluation --------------------------------------------------------------------------------------------------
 
     @property
-    def _used(self) -> nn.Module:
-        """The weights that are judged and published: the averaged ones when there are any."""
+    def _eval_model(self) -> nn.Module:
+        """The model that is evaluated and saved: the moving average of the weights when the recipe has one."""
         return self.ema.module if self.ema else self.model
 
     def _score(self, model: nn.Module, split: str) -> Any:
@@ -471,14 +300,18 @@ class _Trainer:
 
     def _validate(self, epoch: int) -> dict[str, float]:
         split = self.recipe.data.val
-        scores = self._score(self._used, split)
+        scores = self._score(self._eval_model, split)
         numbers: dict[str, float] = {}
         if self.context.is_main:
             complete = self.recipe.data.on_error == "raise"
-            found = evaluate.judged(scores, self.data, split, self.counts, complete=complete)
-            numbers = {"val_top_1": found.top_1, "val_top_5": found.top_5, "val_macro": found.macro_accuracy}
-            numbers["val_nll"] = found.calibration.nll
-        numbers = self.context.gathered(numbers)[0]
+            evaluation = evaluate.compute_metrics(scores, self.data, split, self.train_counts, complete=complete)
+            numbers = {
+                "val_top_1": evaluation.top_1,
+                "val_top_5": evaluation.top_5,
+                "val_macro": evaluation.macro_accuracy,
+                "val_nll": evaluation.calibration.nll,
+            }
+        numbers = self.context.all_gather(numbers)[0]
         if numbers["val_top_1"] > self.best_val:
             self.best_val, self.best_epoch = numbers["val_top_1"], epoch
             if self.context.is_main:
@@ -488,26 +321,26 @@ class _Trainer:
     def _test(self) -> Evaluation | None:
         split = self.recipe.data.test
         chosen = self.out / (runs.BEST if self.best_epoch else runs.FINAL)
-        self.context.wait()  # until the first process has written it
+        self.context.barrier()  # the first process may still be writing the weights
         model, _ = load_model(chosen)
         scores = self._score(model.to(self.context.device), split)
         if not self.context.is_main:
             return None
         complete = self.recipe.data.on_error == "raise"
-        found = evaluate.judged(scores, self.data, split, self.counts, complete=complete)
+        evaluation = evaluate.compute_metrics(scores, self.data, split, self.train_counts, complete=complete)
         facts = {"data": self.data.path, "split": split, "weights": chosen.name, "epoch": self.best_epoch}
-        evaluate.write_report(self.out / "report", found, facts, scores, self.data, split)
-        return found
+        evaluate.write_report(self.out / "report", evaluation, facts, scores, self.data, split)
+        return evaluation
 
-    # -- keeping it --------------------------------------------------------------------------------------------------
+    # -- weights and checkpoints -------------------------------------------------------------------------------------
 
     def _save_weights(self, name: str, epoch: int, numbers: dict[str, float]) -> None:
         facts = {"recipe": self.recipe.name, "data": Path(self.data.path).name, "epoch": epoch, **numbers}
-        if self.counts is not None:
-            facts["train_counts"] = self.counts.tolist()
+        if self.train_counts is not None:
+            facts["train_counts"] = self.train_counts.tolist()
         inputs = input_config(self.model)
         save_model(
-            self._used,
+            self._eval_model,
             self.out / name,
             self.data.classes,
             facts,
@@ -517,9 +350,9 @@ class _Trainer:
         )
 
     def save(self) -> None:
-        """Write the checkpoint that a later call goes on from."""
-        # chance belongs to a process: each has its own generators
-        generators = self.context.gathered({**checkpoint.generators(), "mix": self.mix_generator.get_state()})
+        """Write the checkpoint that the run can resume from."""
+        # each process has its own random generators
+        generators = self.context.all_gather({**checkpoint.generator_state(), "mix": self.mix_generator.get_state()})
         if not self.context.is_main:
             return
         checkpoint.save(
@@ -534,16 +367,16 @@ class _Trainer:
                 "ema": self.ema.module.state_dict() if self.ema else {},
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
-                "method": dict(self.forward.kept()),
+                "method": dict(self.step_module.method_state()),
                 "generators": generators,
             },
         )
 
     def restore(self, content: dict[str, Any]) -> None:
-        """Go on from a checkpoint.
+        """Set the state of the run to that of a checkpoint.
 
         Raises:
-            UsageError: it is of another recipe or other data.
+            UsageError: the checkpoint is of another recipe or other data.
         """
         if content["recipe"] != self.recipe.digest():
             raise UsageError(f"{self.out / runs.LAST} is of a run with other settings: give the same recipe")
@@ -556,29 +389,29 @@ class _Trainer:
             self.ema.module.load_state_dict(content["ema"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.scaler.load_state_dict(content["scaler"])
-        self.forward.restore(content["method"])
+        self.step_module.load_method_state(content["method"])
         mine = content["generators"][self.context.rank : self.context.rank + 1]
         if len(content["generators"]) == self.context.world_size and mine:
             checkpoint.restore_generators(mine[0])
             self.mix_generator.set_state(mine[0]["mix"])
-        else:  # another number of processes: the data is the same, dropout and mixing draw anew
+        else:  # another number of processes: same batches, but new draws for dropout and mixing
             checkpoint.seed_generators(self.recipe.run.seed + self.step, self.context.rank)
 
     @contextlib.contextmanager
-    def _stopping_between_steps(self) -> Iterator[None]:
-        """Ctrl-C, and SIGTERM as a cluster sends it before it kills, wait for the end of the step; then it is saved."""
+    def _signals_deferred(self) -> Iterator[None]:
+        """Defer SIGINT and SIGTERM to the end of the step, where a checkpoint is written."""
 
-        def told(number: int, frame: FrameType | None) -> None:
-            if self.told_to_stop:  # twice: the person means now
+        def request_stop(number: int, frame: FrameType | None) -> None:
+            if self.stop_requested:  # the second signal stops at once
                 raise KeyboardInterrupt
-            self.told_to_stop = True
+            self.stop_requested = True
 
-        before: dict[signal.Signals, Any] = {}
-        with contextlib.suppress(ValueError):  # not the main thread: whoever runs it stops it
+        previous: dict[signal.Signals, Any] = {}
+        with contextlib.suppress(ValueError):  # handlers can be set in the main thread only
             for number in (signal.SIGINT, signal.SIGTERM):
-                before[number] = signal.signal(number, told)
+                previous[number] = signal.signal(number, request_stop)
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in previous.items():
                 signal.signal(number, handler)

@@ -1,8 +1,8 @@
-"""The folder of a run: who holds it, its recipe, its metrics as JSON lines and CSV, other trackers when asked for.
+"""The folder of a run: lock, recipe, and metrics as JSON lines, CSV and for optional trackers.
 
 - `recipe.toml`: the resolved recipe
-- `metrics.jsonl`: one line every few steps and at each epoch's end; `epochs.csv`: the epochs' lines as a table
-- `last.ckpt`: everything to go on from (`animesion_training.engine.checkpoint`)
+- `metrics.jsonl`: one line every few steps and at the end of each epoch; `epochs.csv`: the epochs as a table
+- `last.ckpt`: the checkpoint that the run resumes from (`animesion_training.engine.checkpoint`)
 - `best.safetensors`: weights of the best epoch (`animesion_training.weights`); `last.safetensors`: those of the last
 - `report/`: the final evaluation
 """
@@ -28,29 +28,29 @@ _METRICS, _EPOCHS, _RECIPE = "metrics.jsonl", "epochs.csv", "recipe.toml"
 
 
 @contextlib.contextmanager
-def claimed(out: Path, recipe: TrainRecipe, *, resume: bool) -> Iterator[None]:
-    """Hold a run's folder.
+def lock_folder(out: Path, recipe: TrainRecipe, *, resume: bool) -> Iterator[None]:
+    """Lock the folder of a run, create it where needed, and write the recipe into it.
 
     Raises:
-        BusyError: another run is at work in it.
-        UsageError: it holds a run that was not asked to be resumed, or one of another recipe.
+        BusyError: another process has locked it.
+        UsageError: it contains a run of another recipe, a run without `resume`, or other files.
     """
     if out.exists() and not out.is_dir():
-        raise UsageError(f"the run's folder {out} is a file; give a folder with --out")
+        raise UsageError(f"--out {out} is a file: give a folder")
     marker = out / ".digest"
     if out.is_dir() and any(out.iterdir()):
         if not marker.exists():
-            raise UsageError(f"the folder {out} is not empty and is no run: give another with --out")
+            raise UsageError(f"the folder {out} is not empty and is not a run: give another --out")
         if marker.read_text() != recipe.digest():
-            raise UsageError(f"{out} holds a run of other settings (see its recipe.toml): give another with --out")
+            raise UsageError(f"{out} holds a run with other settings (see its recipe.toml): give another --out")
         if (out / LAST).exists() and not resume:
-            raise UsageError(f"{out} holds a run already: add --resume to go on with it, or give another with --out")
+            raise UsageError(f"{out} already holds a run: add --resume to continue it, or give another --out")
     out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise BusyError(f"another run is at work in {out}: wait for it, or give another folder with --out") from None
+        raise BusyError(f"another process is training in {out}: wait for it, or give another --out") from None
     try:
         write_atomic(out / _RECIPE, recipe.to_toml().encode())
         write_atomic(marker, recipe.digest().encode())
@@ -60,18 +60,18 @@ def claimed(out: Path, recipe: TrainRecipe, *, resume: bool) -> Iterator[None]:
 
 
 class Log:
-    """Metrics of a run: always as JSON lines and CSV, to TensorBoard and Weights & Biases when the recipe says so."""
+    """Log of a run's metrics: JSON lines and CSV, optionally TensorBoard and Weights & Biases."""
 
     def __init__(self, out: Path, recipe: TrainRecipe, from_step: int) -> None:
-        """Open, forgetting what was written after a checkpoint that the run goes on from.
+        """Open the log, without the lines that were written after the checkpoint of a resumed run.
 
         Args:
             out: folder of the run.
-            recipe: what else to log to.
-            from_step: lines of later steps are dropped.
+            recipe: names the optional trackers.
+            from_step: lines of later steps are removed.
 
         Raises:
-            UsageError: a tracker was asked for that is not installed.
+            UsageError: the package of a requested tracker is not installed.
         """
         self._out = out
         self._lines = [line for line in _read(out / _METRICS) if line["step"] <= from_step]
@@ -85,9 +85,9 @@ class Log:
 
         Args:
             kind: `step` or `epoch`.
-            step: optimizer steps done.
-            epoch: epochs begun, from 1.
-            numbers: finite numbers by name.
+            step: number of optimizer steps so far.
+            epoch: current epoch, from 1.
+            numbers: finite values by name.
         """
         line = {"kind": kind, "step": step, "epoch": epoch, **numbers}
         self._lines.append(line)
@@ -102,7 +102,7 @@ class Log:
             self._wandb.log({f"{kind}/{name}": value for name, value in numbers.items()}, step=step)
 
     def close(self) -> None:
-        """End what was opened."""
+        """Close the file and the trackers."""
         self._file.close()
         if self._board:
             self._board.close()
@@ -120,7 +120,7 @@ class Log:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    """Lines of the metrics file; one that a kill cut short is no line."""
+    """Read the lines of the metrics file, without one that a killed process left incomplete."""
     lines = []
     with contextlib.suppress(FileNotFoundError):
         for text in path.read_text(encoding="utf-8").splitlines():

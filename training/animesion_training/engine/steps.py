@@ -1,7 +1,8 @@
-"""What one optimizer step computes: from a batch to the terms of the loss, for each kind of training.
+"""Compute the terms of the loss from a batch, for each kind of training.
 
-A step is one module around the network, so that DistributedDataParallel sees one forward pass however often the network
-runs in it. All chance comes from the samples' seeds. The loop is in `loop`, losses in `losses` and `distillation`.
+A step is a module around the network, so that DistributedDataParallel sees one forward pass even where the network runs
+twice. All randomness comes from the seeds of the samples. The loop is in `loop`, the losses are in
+`animesion_training.losses`.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 class Step(nn.Module):
-    """The plain step: the objective of the network's logits, and what the network's own methods add to it.
+    """The plain step: the objective on the logits, and the losses of the network's own methods.
 
     Args:
         model: the network, compiled or not.
         objective: of (logits, targets), a mean over the batch.
-        autocast: entered around forward passes; losses are computed outside of it.
-        bare: the network without what `torch.compile` puts around it.
+        autocast: context of forward passes; losses are computed outside of it.
+        bare: the network without the wrapper of `torch.compile`.
     """
 
     def __init__(self, model: nn.Module, objective: nn.Module, autocast: Autocast, bare: nn.Module) -> None:
@@ -43,45 +44,45 @@ class Step(nn.Module):
         self._needs_targets = getattr(bare, "needs_targets", False)
 
     def forward(self, images: Tensor, targets: Tensor, seeds: Tensor) -> dict[str, Tensor]:
-        """Terms of the loss.
+        """Compute the terms of the loss.
 
         Args:
             images: (B, 3, S, S), normalised.
             targets: class ids (B,) or soft labels (B, C).
-            seeds: one for each sample, (B,) int64.
+            seeds: one per sample, (B,) int64.
 
         Returns:
             Scalars by name; their sum is the loss, a mean over the batch.
         """
         with self.autocast():
-            logits, more = self._run(images, targets)
-        return {"label": self.objective(logits.float(), targets), **more}
+            logits, method_losses = self._run(images, targets)
+        return {"label": self.objective(logits.float(), targets), **method_losses}
 
     def _run(self, images: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits, and what the network's own methods add to the loss."""
+        """Logits (B, C), and the losses of the network's own methods by name."""
         if not self._has_losses:
             return self.model(images), {}
         options = {"targets": targets} if self._needs_targets else {}
-        logits, more = self.model(images, with_losses=True, **options)
-        return logits, more
+        logits, method_losses = self.model(images, with_losses=True, **options)
+        return logits, method_losses
 
-    def kept(self) -> Mapping[str, Tensor]:
-        """State beyond the network's that a checkpoint must hold, by name."""
+    def method_state(self) -> Mapping[str, Tensor]:
+        """State by name that a checkpoint must hold beyond that of the network."""
         return {}
 
-    def restore(self, kept: Mapping[str, Tensor]) -> None:
-        """Take back what `kept` gave."""
+    def load_method_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore the state that `method_state` returned."""
 
 
-def total(terms: Mapping[str, Tensor]) -> Tensor:
-    """The loss: the sum of its terms."""
+def sum_terms(terms: Mapping[str, Tensor]) -> Tensor:
+    """Add up the terms of the loss."""
     return torch.stack([term.float() for term in terms.values()]).sum()
 
 
 class CALStep(Step):
-    """Counterfactual attention learning: the image and the views that the network's own attention makes of it.
+    """Counterfactual attention learning on images and on the views that the network's attention selects.
 
-    Terms and weights are those of `losses.cal.cal_loss`. The feature centers are part of the run, not of the network.
+    `losses.cal.cal_loss` defines terms and weights. The feature centers belong to the run, not to the network.
     """
 
     def __init__(
@@ -99,48 +100,48 @@ class CALStep(Step):
         self.centers = FeatureCenters(bare.num_classes, bare.head.num_maps * bare.head.in_features)
 
     def forward(self, images: Tensor, targets: Tensor, seeds: Tensor) -> dict[str, Tensor]:
-        """See `Step.forward`; targets are class ids."""
+        """See `Step.forward`; targets are class ids (B,)."""
         with self.autocast():
             raw: CALOutput = self.model(images, parts=True)
-        made = _views(images, raw.attention.detach().float(), seeds, self.settings)
+        view_images = _views(images, raw.attention.detach().float(), seeds, self.settings)  # (2B, 3, S, S)
         with self.autocast():
-            augmented: CALOutput = self.model(made, parts=True)
+            augmented: CALOutput = self.model(view_images, parts=True)
         return cal_loss(raw, augmented, targets, self.centers, label_smoothing=self.smoothing)
 
-    def kept(self) -> Mapping[str, Tensor]:
-        """See `Step.kept`."""
+    def method_state(self) -> Mapping[str, Tensor]:
+        """See `Step.method_state`."""
         return self.centers.state_dict()
 
-    def restore(self, kept: Mapping[str, Tensor]) -> None:
-        """See `Step.restore`."""
-        self.centers.load_state_dict(dict(kept))
+    def load_method_state(self, state: Mapping[str, Tensor]) -> None:
+        """See `Step.load_method_state`."""
+        self.centers.load_state_dict(dict(state))
 
 
-class Resolution(NamedTuple):
-    """What one of the two networks takes: side in pixels, and what it normalises with."""
+class NetworkInput(NamedTuple):
+    """Input of student or teacher: side in pixels, and mean and deviation of its normalisation."""
 
     size: int
-    inputs: InputConfig
+    config: InputConfig
 
 
 class DistilStep(Step):
-    """Knowledge distillation, on the images alone or also on the crops and drops that the teacher's attention makes.
+    """Knowledge distillation on the images alone, or also on crops and drops from the teacher's attention.
 
-    With `teacher.views` this is TGDA (arXiv 2507.12157): labels are for the images only, of views the teacher alone
-    has a word to say. The teacher runs without gradients and is no part of the module: neither optimizer, checkpoint
-    nor DistributedDataParallel see it.
+    With `teacher.views` this is TGDA (arXiv 2507.12157): labels supervise the images only, the teacher supervises
+    images and views. The teacher runs without gradients and is not a submodule, so optimizer, checkpoint and
+    DistributedDataParallel ignore it.
 
     Args:
         model: the student, compiled or not.
         objective: of the student's logits and the labels.
-        autocast: around the student.
-        bare: the student without what `torch.compile` puts around it.
-        teacher: takes images to logits; with views it is a `CALClassifier`.
-        teacher_autocast: around the teacher.
+        autocast: context of the student's forward passes.
+        bare: the student without the wrapper of `torch.compile`.
+        teacher: returns logits of images; with views it is a `CALClassifier`.
+        teacher_autocast: context of the teacher's forward passes.
         settings: of the distillation.
-        view_settings: how views are made.
-        student_takes: the student's input.
-        teacher_takes: the teacher's input.
+        view_settings: how views are drawn.
+        student_input: input of the student.
+        teacher_input: input of the teacher.
     """
 
     def __init__(
@@ -153,69 +154,72 @@ class DistilStep(Step):
         teacher_autocast: Autocast,
         settings: TeacherSection,
         view_settings: ViewsSection,
-        student_takes: Resolution,
-        teacher_takes: Resolution,
+        student_input: NetworkInput,
+        teacher_input: NetworkInput,
     ) -> None:
         super().__init__(model, objective, autocast, bare)
         self.settings, self.view_settings = settings, view_settings
-        self.student_takes, self.teacher_takes = student_takes, teacher_takes
-        self._hidden = (teacher.train(settings.train_mode).requires_grad_(False), teacher_autocast)
-        # each pass of a batch norm sees a batch of its own; without one, a single pass gives the same in less time
+        self.student_input, self.teacher_input = student_input, teacher_input
+        # in a tuple, so that nn.Module does not register the teacher
+        self._teacher = (teacher.train(settings.train_mode).requires_grad_(False), teacher_autocast)
+        # batch norm must see images and views as two batches; without it, one pass over both is equal and faster
         self._one_pass = not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in bare.modules())
 
     def forward(self, images: Tensor, targets: Tensor, seeds: Tensor) -> dict[str, Tensor]:
         """See `Step.forward`; images are normalised for the student, at the larger of the two sizes."""
-        teacher, teacher_autocast = self._hidden
+        teacher, teacher_autocast = self._teacher
         settings = self.settings
-        made = None
+        view_images = None
         with torch.no_grad():
-            shown = self._shown(images)
+            teacher_images = self._for_teacher(images)
             with teacher_autocast():
                 if settings.views:
-                    seen: CALOutput = teacher(shown, parts=True)
-                    taught = seen.logits
+                    output: CALOutput = teacher(teacher_images, parts=True)
+                    teacher_logits = output.logits
                 else:
-                    taught = teacher(shown)
+                    teacher_logits = teacher(teacher_images)
             if settings.views:
-                made = _views(shown, seen.attention.float(), seeds, self.view_settings)
+                view_images = _views(teacher_images, output.attention.float(), seeds, self.view_settings)
                 with teacher_autocast():
-                    taught_views = teacher(made)
-        logits, learned_views, more = self._learned(images, made, targets)
-        terms = {"label": settings.label_weight * self.objective(logits, targets), **more}
-        on_views = () if made is None else (learned_views, taught_views)
+                    teacher_view_logits = teacher(view_images)
+        logits, view_logits, method_losses = self._student_logits(images, view_images, targets)
+        terms = {"label": settings.label_weight * self.objective(logits, targets), **method_losses}
+        on_views = () if view_images is None else (view_logits, teacher_view_logits)
         terms["distillation"] = settings.weight * distillation_term(
-            logits, taught, *on_views, temperature=settings.temperature, view_weights=settings.view_weights
+            logits, teacher_logits, *on_views, temperature=settings.temperature, view_weights=settings.view_weights
         )
         if settings.auxiliary:
-            further = auxiliary_loss(settings.auxiliary, logits, taught, targets, *on_views)
-            terms[settings.auxiliary] = settings.auxiliary_weight * further
+            auxiliary = auxiliary_loss(settings.auxiliary, logits, teacher_logits, targets, *on_views)
+            terms[settings.auxiliary] = settings.auxiliary_weight * auxiliary
         return terms
 
-    def _learned(
-        self, images: Tensor, made: Tensor | None, targets: Tensor
+    def _student_logits(
+        self, images: Tensor, view_images: Tensor | None, targets: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """The student's logits of images (B, C) and views (2B, C), and what its own methods add."""
-        own = self._resized(images, self.student_takes.size)
+        """The student's logits of images (B, C) and views (2B, C), and the losses of its own methods."""
+        own = self._resize(images, self.student_input.size)
         with self.autocast():
-            if made is None:
-                logits, more = self._run(own, targets)
-                return logits.float(), logits, more
-            back = self._renormalised(made, self.teacher_takes.inputs, self.student_takes.inputs)
-            back = self._resized(back, self.student_takes.size)
+            if view_images is None:
+                logits, method_losses = self._run(own, targets)
+                return logits.float(), logits, method_losses
+            # views have the teacher's size and normalisation
+            own_views = self._renormalise(view_images, self.teacher_input.config, self.student_input.config)
+            own_views = self._resize(own_views, self.student_input.size)
             if self._one_pass and not self._has_losses:
-                logits, views_logits = self.model(torch.cat([own, back])).float().split([len(own), len(back)])
-                return logits, views_logits, {}
-            logits, more = self._run(own, targets)
-            second = self.model(back)
-        return logits.float(), second.float(), more
+                both = self.model(torch.cat([own, own_views])).float()
+                logits, view_logits = both.split([len(own), len(own_views)])
+                return logits, view_logits, {}
+            logits, method_losses = self._run(own, targets)
+            view_logits = self.model(own_views)
+        return logits.float(), view_logits.float(), method_losses
 
-    def _shown(self, images: Tensor) -> Tensor:
-        """The images as the teacher takes them."""
-        inputs = self._renormalised(images, self.student_takes.inputs, self.teacher_takes.inputs)
-        return self._resized(inputs, self.teacher_takes.size)
+    def _for_teacher(self, images: Tensor) -> Tensor:
+        """The images at the teacher's size and normalisation."""
+        images = self._renormalise(images, self.student_input.config, self.teacher_input.config)
+        return self._resize(images, self.teacher_input.size)
 
     @staticmethod
-    def _renormalised(images: Tensor, old: InputConfig, new: InputConfig) -> Tensor:
+    def _renormalise(images: Tensor, old: InputConfig, new: InputConfig) -> Tensor:
         if (old.mean, old.std) == (new.mean, new.std):
             return images
         old_mean, old_std, mean, std = (
@@ -224,7 +228,7 @@ class DistilStep(Step):
         )
         return (images * old_std + (old_mean - mean)) / std
 
-    def _resized(self, images: Tensor, size: int) -> Tensor:
+    def _resize(self, images: Tensor, size: int) -> Tensor:
         if images.shape[-2:] == (size, size):
             return images
         return functional.interpolate(
@@ -233,7 +237,7 @@ class DistilStep(Step):
 
 
 def _views(images: Tensor, attention: Tensor, seeds: Tensor, settings: ViewsSection) -> Tensor:
-    """Crops, then drops: (2B, 3, S, S)."""
+    """Crops, then drops, of images (B, 3, S, S) and attention (B, M, h, w): (2B, 3, S, S)."""
     draws = views.draw(
         seeds,
         attention,

@@ -1,9 +1,11 @@
-"""Run a model over a split, each sample once over all processes; what comes out is judged in `metrics`."""
+"""Score a model on a split, compute its metrics and write the report.
+
+Each sample is scored once over all processes. The metrics are defined in `metrics`, their formats in `report`.
+"""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +17,10 @@ from animesion.errors import UsageError
 from animesion.storage.workspace import write_atomic
 from animesion_training.data import Augment, DataSplits, Resize, Stream
 from animesion_training.engine.distributed import DistributedContext
+from animesion_training.engine.precision import autocast
 from animesion_training.eval import report
 from animesion_training.eval.metrics import Evaluation, evaluate
 from animesion_training.eval.scores import Scores
-
-_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@contextlib.contextmanager
-def computed_in(precision: str, device: torch.device) -> Iterator[None]:
-    """Autocast to `bf16` or `fp16`; nothing for `fp32`."""
-    if precision == "fp32":
-        yield
-    else:
-        with torch.autocast(device.type, _PRECISIONS[precision]):
-            yield
 
 
 def score(
@@ -48,22 +39,22 @@ def score(
     on_error: str = "raise",
     advance: Callable[[int], None] = lambda count: None,
 ) -> Scores:
-    """Scores of every sample of a split, complete in the first process.
+    """Score every sample of a split; the scores are complete in the first process only.
 
     Args:
-        model: in any mode; it is put into evaluation mode.
-        data: where the split is.
+        model: put into evaluation mode.
+        data: the data of the split.
         split: its name.
-        normalise: from uint8 to what the model takes, without chance.
-        context: this process.
+        normalise: deterministic, from uint8 to the input of the model.
+        context: rank and device.
         img_size: side of the input in pixels; images are resized to a square.
-        crop_pct: share of that square's side that is looked at; see `Resize`.
-        batch_size: samples a batch of one process.
+        crop_pct: share of that square's side that the crop covers; see `Resize`.
+        batch_size: samples per batch and process.
         precision: `fp32`, `bf16` or `fp16`.
         channels_last: memory format of the input.
-        workers: decoding threads; None for one a core.
-        on_error: `raise`, or `skip` what cannot be read.
-        advance: told how many samples were done.
+        workers: decoding threads; None for one per core.
+        on_error: `raise`, or `skip` samples that cannot be read.
+        advance: called with the number of samples of each batch.
     """
     stream = Stream(
         data,
@@ -84,39 +75,39 @@ def score(
             images = normalise(batch.images.to(context.device, non_blocking=True), batch.seeds.to(context.device))
             if not channels_last:
                 images = images.contiguous()
-            with computed_in(precision, context.device):
+            with autocast(precision, context.device):
                 logits = model(images)
             scores.add(logits.float(), batch.labels, batch.indices)
             advance(len(batch.labels))
     if context.world_size > 1:
-        parts = context.gathered(scores)
+        scores_by_rank = context.all_gather(scores)
         if context.is_main:
             scores = Scores(data.num_classes)
-            scores.extend(parts)
+            scores.extend(scores_by_rank)
     return scores
 
 
-def three(values: tuple[float, ...]) -> tuple[float, float, float]:
-    """Mean or deviation of the three channels.
+def as_rgb(values: tuple[float, ...]) -> tuple[float, float, float]:
+    """Check that a mean or deviation is of three channels, and return it with that type.
 
     Raises:
-        UsageError: the model takes another number of channels.
+        UsageError: another number of channels.
     """
     if len(values) != 3:
         raise UsageError(f"the model takes {len(values)} channels; images have 3")
     return values[0], values[1], values[2]
 
 
-def judged(
+def compute_metrics(
     scores: Scores, data: DataSplits, split: str, train_counts: Any = None, *, complete: bool = True
 ) -> Evaluation:
-    """Every metric of a scored split.
+    """Compute every metric of a scored split.
 
     Args:
         scores: from `score`, in the first process.
-        data: what was scored.
+        data: the data of the split.
         split: its name.
-        train_counts: training images of each class, for the bands.
+        train_counts: training images of each class, (C,), for the bands.
         complete: whether every sample of the split must have been scored.
     """
     expected = len(data.select(split)) if complete else None
@@ -124,17 +115,22 @@ def judged(
 
 
 def train_counts(data: DataSplits, split: str = "train") -> Any:
-    """Images of each class in the training split, shape (classes,); None when the data has no such split."""
+    """Count the images of each class in the training split, (C,); None when the data has no such split."""
     if split not in data.splits:
         return None
     return np.bincount(data.splits[split].labels, minlength=data.num_classes)
 
 
 def check_classes(expected: tuple[str, ...], data: DataSplits, what: str) -> None:
-    """Refuse data whose class map is not the model's.
+    """Check that the data has the classes of the model, in the same order.
+
+    Args:
+        expected: class names of the model by id; empty skips the check.
+        data: the data.
+        what: the model, for the message.
 
     Raises:
-        UsageError: it names the first difference.
+        UsageError: the classes differ; the message names the first difference.
     """
     if not expected or tuple(data.classes) == tuple(expected):
         return
@@ -160,5 +156,5 @@ def write_report(
     write_atomic(folder / "per_class.csv", report.per_class_csv(evaluation).encode())
     write_atomic(folder / "confusions.csv", report.confusions_csv(evaluation).encode())
     mistakes = report.mistakes_csv(scores, data.select(split).keys, data.classes)
-    # a file's name, which a key can be, is not always UTF-8
+    # a key can be a file name, which is not always UTF-8
     write_atomic(folder / "mistakes.csv", mistakes.encode("utf-8", "backslashreplace"))

@@ -190,7 +190,7 @@ def evaluate(
         AnimesionError: no sample, a sample scored twice, or not as many as expected.
         ValueError: names or counts for another number of classes.
     """
-    scored = scores.gathered()
+    scored = scores.collect()
     check_once(scored.indices, expected)
     names = [str(i) for i in range(scores.classes)] if names is None else names
     counts = None if train_counts is None else np.asarray(train_counts).astype(np.int64)

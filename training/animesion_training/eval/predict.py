@@ -17,7 +17,7 @@ from animesion.images import codec
 from animesion_training.data import Augment, Resize
 from animesion_training.data.decode import Within, decode_into
 from animesion_training.engine.distributed import DistributedContext
-from animesion_training.eval.evaluate import three
+from animesion_training.eval.evaluate import as_rgb
 from animesion_training.weights import load_model
 
 _LARGEST = 256 * 1024 * 1024
@@ -93,7 +93,7 @@ def predict(
     if not isinstance(card.img_size, int):
         raise UsageError(f"{weights} takes images of {card.img_size}; only square inputs are predicted on")
     transform = Resize(card.img_size, card.crop_pct)
-    normalise = Augment.plain(three(card.mean), three(card.std))
+    normalise = Augment.plain(as_rgb(card.mean), as_rgb(card.std))
     names = card.classes or tuple(str(i) for i in range(card.num_classes))
     pieces = (piece for path in files(paths) for piece in _pieces(path, detector, faces))
     while chosen := list(itertools.islice(pieces, batch_size)):

@@ -64,7 +64,7 @@ def mistakes_csv(scores: Scores, keys: Sequence[str], names: Sequence[str], most
         names: of the classes by id.
         most: lines at most.
     """
-    rows = scores.gathered()
+    rows = scores.collect()
     wrong = np.flatnonzero(rows.predictions != rows.targets)
     wrong = wrong[np.lexsort((rows.indices[wrong], -rows.confidences[wrong]))][:most]
     header = ["key", "true_id", "true_name", "predicted_id", "predicted_name", "confidence"]

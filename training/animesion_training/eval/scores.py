@@ -156,9 +156,9 @@ class Scores:
         for other in others:
             if other.classes != self.classes:
                 raise ValueError(f"scores of {other.classes} classes cannot join those of {self.classes}")
-            self.add_scored(other.gathered())
+            self.add_scored(other.collect())
 
-    def gathered(self) -> Scored:
+    def collect(self) -> Scored:
         """All samples so far, in the order of their indices."""
         rows = self._table[: self._used]
         rows = rows[np.argsort(rows["indices"], kind="stable")]

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from animesion.errors import UsageError
-from animesion_training.losses.classification import SoftmaxObjective, in_range
+from animesion_training.losses.classification import SoftmaxObjective
 from animesion_training.models.cal import CALOutput
+from animesion_training.options import in_range
 
 
 class FeatureCenters(nn.Module):

@@ -15,7 +15,7 @@ Conventions that all of them share:
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from animesion.errors import UsageError
+from animesion_training.options import in_range
 
 LossReduction = Literal["mean", "sum", "none"]
 
@@ -239,22 +240,6 @@ def log_prior(counts: npt.ArrayLike) -> npt.NDArray[np.float64]:
     images = _counts(counts)
     logs: npt.NDArray[np.float64] = np.log(np.maximum(images, 1.0) / images.sum())
     return logs
-
-
-def in_range(
-    option: str, value: Any, *, low: float, high: float = math.inf, low_open: bool = False, high_open: bool = False
-) -> float:
-    """The value of an option as a float; an open end of its range is no part of it.
-
-    Raises:
-        UsageError: no finite number, or outside.
-    """
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or not low <= value <= high or (low_open and value == low) or (high_open and value == high):
-        upper = "" if high == math.inf else f" and {'below' if high_open else 'at most'} {high:g}"
-        lower = f"{'above' if low_open else 'of at least'} {low:g}"
-        raise UsageError(f"{option} must be a number {lower}{upper}, not {value!r}")
-    return float(value)
 
 
 def _counts(counts: npt.ArrayLike) -> npt.NDArray[np.float64]:

@@ -19,7 +19,8 @@ from torch.nn import functional
 
 from animesion.config.settings import nearest
 from animesion.errors import UsageError
-from animesion_training.losses.classification import SoftmaxObjective, in_range
+from animesion_training.losses.classification import SoftmaxObjective
+from animesion_training.options import in_range
 
 ViewWeights = tuple[float, float, float]
 
@@ -319,8 +320,17 @@ def kl_trl(student: Tensor, teacher: Tensor, *, gamma: float = 2.0) -> Tensor:
     return _mean(_doubt(teacher, gamma) * kl(student, teacher, 1.0, "none")) / max(1, student.shape[1])
 
 
+def top_values(values: Tensor, most: int) -> Tensor:
+    """The largest values of each sample in descending order, (B, up to `most`)."""
+    if values.ndim != 2 or values.shape[1] < 2:
+        raise UsageError(
+            f"a teacher's confidence needs logits (B, K) of two classes or more, not {tuple(values.shape)}"
+        )
+    return values.topk(min(most, values.shape[1]), dim=1).values
+
+
 def _doubt(teacher: Tensor, gamma: float) -> Tensor:
-    first, second = _ranked(teacher.float(), 2)[:, :2].unbind(1)
+    first, second = top_values(teacher.float(), 2)[:, :2].unbind(1)
     # a second logit of 0 or less is infinitely far below
     ratios = first / second.clamp(min=1e-6)
     return (1 - ratios.softmax(0)) ** in_range("gamma", gamma, low=0.0)
@@ -416,107 +426,6 @@ def auxiliary_loss(
         return raw
     repeated = targets.repeat(2, *[1] * (targets.ndim - 1))
     return raw / 2 + loss(student_views, teacher_views.detach(), repeated)
-
-
-# -- how confident a teacher is --------------------------------------------------------------------------------------
-
-#: A second value below this is too small to divide by.
-_LEAST = 1e-6
-
-
-def ratio_12(logits: Tensor) -> Tensor:
-    """How far a teacher's first logit is above its second, `P1 / P2`; the lower the better it teaches.
-
-    Rios et al., arXiv 2605.15689. It depends on where the logits' zero is; `margin_12` does not.
-
-    Args:
-        logits: (B, K), K >= 2, raw.
-
-    Returns:
-        (B,), float32; NaN where P2 is below 1e-6, so that a ratio has no meaning.
-
-    Raises:
-        UsageError: a single class.
-    """
-    return _ratio(_ranked(logits.float(), 2), 0, 1)
-
-
-def margin_12(logits: Tensor) -> Tensor:
-    """`P1 - P2` of the logits (B, K), K >= 2, as (B,) float32: 0 or more, the same for shifted logits.
-
-    Raises:
-        UsageError: a single class.
-    """
-    first, second = _ranked(logits.float(), 2)[:, :2].unbind(1)
-    return first - second
-
-
-class TeacherStatistics:
-    """What a pass over a split says about a teacher: its logits on images as they are, batch by batch.
-
-    Numbers are means over the samples, in float64, by the names of arXiv 2605.15689 with `_normal` for raw logits,
-    `_softmax` for probabilities and `_log` for their logarithms: `ratio_1_2`, `ratio_1_3`, `ratio_2_3` of the sorted
-    values P1 >= P2 >= ...; `sec_std`, the standard deviation of P2, P3 and P4; `ratio_1_std`, P1 over it. Then
-    `margin_1_2`, P1 - P2 of the logits, and `entropy` of the probabilities in nats.
-
-    A ratio whose denominator is no positive number (for `_log`: no negative one) is left out of its mean; `defined`
-    says for which share of the samples `ratio_1_2_normal` is not. A mean over no sample is None; numbers that need more
-    classes than there are are absent.
-    """
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, Tensor] = {}
-        self.samples = 0
-
-    @torch.no_grad()
-    def update(self, logits: Tensor) -> None:
-        """Add a batch of logits (B, K), K >= 2; nothing waits for the device.
-
-        Raises:
-            UsageError: a single class.
-        """
-        self.samples += len(logits)
-        logs = logits.float().log_softmax(1)
-        values = {"normal": logits.float(), "softmax": logs.exp(), "log": logs}
-        for scale, value in values.items():
-            ranked = _ranked(value, 4)
-            # logarithms are negative: the ratio of two of them is that of their magnitudes
-            sign, least = (-1, _LEAST) if scale == "log" else (1, 0.0 if scale == "softmax" else _LEAST)
-            for first, second in ((0, 1), (0, 2), (1, 2)):
-                if second < ranked.shape[1]:
-                    self._add(f"ratio_{first + 1}_{second + 1}_{scale}", _ratio(sign * ranked, first, second, least))
-            if ranked.shape[1] > 2:
-                spread = ranked[:, 1:].std(1)
-                self._add(f"sec_std_{scale}", spread)
-                self._add(f"ratio_1_std_{scale}", torch.where(spread > 0, ranked[:, 0] / spread, torch.nan))
-        self._add("margin_1_2", margin_12(logits))
-        self._add("entropy", -torch.xlogy(logs.exp(), logs.exp()).sum(1))
-
-    def results(self) -> dict[str, float | None]:
-        """The means by name, and `defined`, a share 0..1."""
-        counts = {name: int(count) for name, count in self._counts.items()}
-        means = {name: float(total) / counts[name] if counts[name] else None for name, total in self._sums.items()}
-        return means | {"defined": counts.get("ratio_1_2_normal", 0) / self.samples if self.samples else None}
-
-    def _add(self, name: str, values: Tensor) -> None:
-        known = ~values.isnan()
-        total, count = torch.where(known, values, 0.0).double().sum(), known.sum()
-        self._sums[name] = self._sums[name] + total if name in self._sums else total
-        self._counts[name] = self._counts[name] + count if name in self._counts else count
-
-
-def _ranked(values: Tensor, most: int) -> Tensor:
-    """The largest values of each sample in descending order, (B, up to `most`)."""
-    if values.ndim != 2 or values.shape[1] < 2:
-        raise UsageError(
-            f"a teacher's confidence needs logits (B, K) of two classes or more, not {tuple(values.shape)}"
-        )
-    return values.topk(min(most, values.shape[1]), dim=1).values
-
-
-def _ratio(ranked: Tensor, first: int, second: int, least: float = _LEAST) -> Tensor:
-    return torch.where(ranked[:, second] > least, ranked[:, first] / ranked[:, second], torch.nan)
 
 
 def _checked(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,9 +27,9 @@ from animesion_training.losses.classification import (
     Objective,
     SoftmaxObjective,
     class_balanced_weights,
-    in_range,
     log_prior,
 )
+from animesion_training.options import in_range
 
 GROUP = "animesion.objectives"
 

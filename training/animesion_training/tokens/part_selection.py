@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from animesion.config.settings import nearest
 from animesion.errors import UsageError
-from animesion_training.losses.classification import in_range
+from animesion_training.options import in_range
 from animesion_training.tokens.attention import Attended
 from animesion_training.tokens.autocast import without_autocast
 from animesion_training.tokens.options import whole_number

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from animesion.errors import UsageError
-from animesion_training.losses.classification import in_range
+from animesion_training.options import in_range
 from animesion_training.tokens.adapters.base import as_map, as_tokens, grid_of, init_xavier, parted
 from animesion_training.tokens.options import one_of, whole_number
 from animesion_training.tokens.plugin import Plugin

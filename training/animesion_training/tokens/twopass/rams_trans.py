@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from animesion.errors import UsageError
 from animesion_training.data.views import crop
-from animesion_training.losses.classification import in_range
+from animesion_training.options import in_range
 from animesion_training.tokens.host import TokenVisionTransformer
 from animesion_training.tokens.options import one_of, whole_number
 from animesion_training.tokens.rollout import AttentionRecorder, class_rollout

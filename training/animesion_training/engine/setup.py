@@ -1,0 +1,256 @@
+"""Build the components of a training run from its recipe: model, teacher, stream, augmentation, objective and step.
+
+Optimizer and schedule are built in `optim`. The training loop in `loop` fixes the order of the calls, which matters:
+models draw their initial weights from the global generators.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from animesion.errors import UsageError
+from animesion_training.data import (
+    Augment,
+    CachedStream,
+    ColorJitter,
+    DataSplits,
+    RandomErasing,
+    RandomResizedCrop,
+    ResizeRandomCrop,
+    Stream,
+    TrivialAugmentWide,
+    cache_samples,
+)
+from animesion_training.data.mixing import Mixing
+from animesion_training.engine import optim, steps
+from animesion_training.engine.distributed import DistributedContext
+from animesion_training.engine.precision import autocast
+from animesion_training.eval import evaluate
+from animesion_training.losses.objectives import create_objective, objective_options
+from animesion_training.models import create_model, input_config, load_weights
+from animesion_training.models.cal import CALClassifier
+from animesion_training.recipe import AugmentSection, TrainRecipe
+from animesion_training.weights import load_model
+
+
+class Teacher(NamedTuple):
+    """A network to distil from, and the side of its square input in pixels."""
+
+    network: nn.Module
+    size: int
+
+
+def build_model(recipe: TrainRecipe, num_classes: int, device: torch.device) -> nn.Module:
+    """Create the network on the device, with initial weights loaded and parameters frozen as the recipe requests.
+
+    Raises:
+        UsageError: unknown names, unusable weights, or a network that cannot recompute its activations.
+    """
+    settings = recipe.model
+    options: dict[str, Any] = dict(settings.options)
+    model = create_model(
+        settings.name,
+        num_classes,
+        settings.img_size,
+        settings.head,
+        pretrained=settings.pretrained,
+        methods=settings.methods(),
+        head_options=settings.method_options.get("head"),
+        **options,
+    )
+    if settings.init:
+        load_weights(model, settings.init, new_head=settings.reset_head)
+    optim.freeze(model, settings.freeze)
+    if recipe.run.checkpointing:
+        if not hasattr(model, "set_grad_checkpointing"):
+            raise UsageError(f"run.checkpointing: {settings.name} cannot recompute its activations")
+        model.set_grad_checkpointing(True)  # type: ignore[operator]
+    model = model.to(device)
+    return model.to(memory_format=torch.channels_last) if recipe.run.channels_last else model
+
+
+def load_teacher(recipe: TrainRecipe, data: DataSplits, device: torch.device) -> Teacher | None:
+    """Load the teacher's weights; None when the recipe names no teacher.
+
+    Raises:
+        UsageError: weights of other classes, without attention maps where views need them, or of a non-square input;
+            or views without a teacher.
+    """
+    settings = recipe.teacher
+    if not settings.weights:
+        if settings.views:
+            raise UsageError("teacher.views needs a teacher: give its weights with --teacher")
+        return None
+    network, card = load_model(settings.weights)
+    evaluate.check_classes(card.classes, data, f"the teacher {settings.weights}")
+    if settings.views and not isinstance(network, CALClassifier):
+        raise UsageError(
+            f"teacher.views: {settings.weights} is {card.name} without attention maps; train a teacher with "
+            "`animesion train --recipe cal-teacher`, or switch teacher.views off"
+        )
+    if not isinstance(card.img_size, int):
+        raise UsageError(
+            f"the teacher {settings.weights} takes images of {card.img_size}: only square inputs are supported"
+        )
+    size = settings.img_size or card.img_size
+    resize: Any = getattr(network, "set_input_size", None)
+    if size != card.img_size and resize:
+        resize(img_size=(size, size))
+    return Teacher(network.to(device), size)
+
+
+def open_stream(
+    recipe: TrainRecipe,
+    data: DataSplits,
+    context: DistributedContext,
+    *,
+    teacher: Teacher | None,
+    notify: Callable[[str], None],
+) -> Stream | CachedStream:
+    """Open the training split, streamed or from a cache in memory.
+
+    Images have the larger of the student's and the teacher's sizes; the step resizes them for the smaller one.
+    """
+    augment, settings = recipe.augment, recipe.data
+    size = max(recipe.model.img_size, teacher.size if teacher else 0)
+    # a margin below 1 is a share of the side
+    margin = int((1 + augment.margin) * size) - size if augment.margin < 1 else int(augment.margin)
+    transform = (
+        RandomResizedCrop(size, augment.scale, augment.ratio)
+        if augment.crop == "random-resized"
+        else ResizeRandomCrop(size, margin)
+    )
+    common: dict[str, Any] = {
+        "sampling": settings.sampling,
+        "epochs": recipe.schedule.epochs,
+        "seed": recipe.run.seed,
+        "rank": context.rank,
+        "world_size": context.world_size,
+    }
+    batch_size = recipe.run.batch_size // context.world_size
+    if settings.cache != "none":
+        resident = cache_samples(data, settings.train, size, where=settings.cache, device=context.device, notify=notify)
+        return CachedStream(resident, batch_size, size, device=context.device, transform=transform, **common)
+    return Stream(
+        data,
+        settings.train,
+        batch_size,
+        size,
+        transform=transform,
+        workers="auto" if settings.workers < 0 else settings.workers,
+        on_error=settings.on_error,
+        **common,
+    )
+
+
+def build_augmentation(settings: AugmentSection, model: nn.Module) -> tuple[Augment, Augment]:
+    """Augmentation for training and plain normalisation for evaluation, with the model's mean and deviation."""
+    inputs = input_config(model)
+    mean, std = evaluate.as_rgb(inputs.mean), evaluate.as_rgb(inputs.std)
+    jitter = settings.color_jitter
+    training = Augment(
+        mean=mean,
+        std=std,
+        flip=settings.flip,
+        jitter=ColorJitter(jitter, jitter, jitter, jitter / 2) if jitter else None,
+        erasing=RandomErasing(settings.erasing) if settings.erasing else None,
+        trivial=TrivialAugmentWide() if settings.trivial else None,
+    )
+    return training, Augment.plain(mean, std)
+
+
+def build_mixing(recipe: TrainRecipe) -> Mixing:
+    """MixUp and CutMix as the recipe configures them."""
+    settings = recipe.augment
+    return Mixing(settings.mixup, settings.cutmix, settings.mix_probability, label_smoothing=recipe.objective.smoothing)
+
+
+def build_objective(recipe: TrainRecipe, counts: Any, mixing: Mixing, device: torch.device) -> nn.Module:
+    """Create the objective on the device.
+
+    Args:
+        recipe: of the run.
+        counts: training images of each class, (C,).
+        mixing: applies the label smoothing instead of the objective when it is active.
+        device: where the loss is computed.
+
+    Raises:
+        UsageError: label smoothing for an objective without it, or an option that the objective rejects.
+    """
+    settings = recipe.objective
+    options = dict(settings.options)
+    if settings.smoothing and not mixing.active:
+        if "label_smoothing" not in objective_options(settings.name):
+            raise UsageError(f"objective.smoothing: '{settings.name}' takes no label smoothing; set it to 0")
+        options["label_smoothing"] = settings.smoothing
+    return create_objective(settings.name, counts, epochs=recipe.schedule.epochs, **options).to(device)
+
+
+def build_step(
+    recipe: TrainRecipe,
+    model: nn.Module,
+    objective: nn.Module,
+    mixing: Mixing,
+    teacher: Teacher | None,
+    device: torch.device,
+) -> steps.Step:
+    """Wrap the network into the step that fits the run: distillation, counterfactual attention learning, or plain.
+
+    Raises:
+        UsageError: MixUp or CutMix with a CAL network, or an unknown auxiliary loss.
+    """
+    network: nn.Module = torch.compile(model) if recipe.run.compile else model  # type: ignore[assignment]
+
+    def model_autocast() -> contextlib.AbstractContextManager[None]:
+        return autocast(recipe.run.precision, device)
+
+    step: steps.Step
+    if teacher is not None:
+        step = _distillation_step(recipe, model, network, objective, model_autocast, teacher, device)
+    elif isinstance(model, CALClassifier):
+        if mixing.active:
+            raise UsageError("a CAL teacher needs one class per image: switch augment.mixup and augment.cutmix off")
+        smoothing = recipe.objective.smoothing
+        step = steps.CALStep(network, model_autocast, model, recipe.views, smoothing=smoothing)
+    else:
+        step = steps.Step(network, objective, model_autocast, model)
+    return step.to(device)
+
+
+def _distillation_step(
+    recipe: TrainRecipe,
+    model: nn.Module,
+    network: nn.Module,
+    objective: nn.Module,
+    model_autocast: steps.Autocast,
+    teacher: Teacher,
+    device: torch.device,
+) -> steps.Step:
+    settings = recipe.teacher
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    precision = ("bf16" if has_bf16 else "fp32") if settings.precision == "auto" else settings.precision
+    teacher_network = teacher.network
+    teacher_input = steps.NetworkInput(teacher.size, input_config(teacher_network))
+    if settings.compile:
+        teacher_network = torch.compile(teacher_network)  # type: ignore[assignment]
+
+    def teacher_autocast() -> contextlib.AbstractContextManager[None]:
+        return autocast(precision, device)
+
+    return steps.DistilStep(
+        network,
+        objective,
+        model_autocast,
+        model,
+        teacher_network,
+        teacher_autocast,
+        settings,
+        recipe.views,
+        steps.NetworkInput(recipe.model.img_size, input_config(model)),
+        teacher_input,
+    )

@@ -1,0 +1,32 @@
+"""Check the values of numeric options, with one wording for every component."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from animesion.errors import UsageError
+
+
+def in_range(
+    option: str, value: Any, *, low: float, high: float = math.inf, low_open: bool = False, high_open: bool = False
+) -> float:
+    """Return the value of an option as a float.
+
+    Args:
+        option: name of the option, for the message.
+        value: what the user gave.
+        low: lower end of the range.
+        high: upper end of the range.
+        low_open: whether the lower end itself is excluded.
+        high_open: whether the upper end itself is excluded.
+
+    Raises:
+        UsageError: the value is not a finite number or is outside the range.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or not low <= value <= high or (low_open and value == low) or (high_open and value == high):
+        upper = "" if high == math.inf else f" and {'below' if high_open else 'at most'} {high:g}"
+        lower = f"{'above' if low_open else 'of at least'} {low:g}"
+        raise UsageError(f"{option} must be a number {lower}{upper}, not {value!r}")
+    return float(value)
