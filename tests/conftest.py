@@ -15,6 +15,7 @@ import animesion
 # (pytest-xdist), whose threads would only get in each other's way.
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # where a test takes more threads, they do not spin while they wait
 
 #: Class folder -> its images; names need quoting, escaping and more than ASCII.
 CLASSES = {"初音ミク": 14, "crème_brûlée": 12, "plain (blue) & co": 11}
