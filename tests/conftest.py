@@ -11,8 +11,11 @@ from PIL import Image
 
 import animesion
 
-# before torch is loaded: threads that spin while they wait slow a busy machine down by a multiple
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Before torch and NumPy are loaded, and for every process that a test starts: the tests run in one worker per core
+# (pytest-xdist), whose threads would only get in each other's way.
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # where a test takes more threads, they do not spin while they wait
 
 #: Class folder -> its images; names need quoting, escaping and more than ASCII.
 CLASSES = {"初音ミク": 14, "crème_brûlée": 12, "plain (blue) & co": 11}

@@ -19,6 +19,7 @@ from animesion_training.engine import checkpoint, loop, runs
 from animesion_training.models.cal import CALClassifier
 from animesion_training.recipe import TrainRecipe, load
 from animesion_training.weights import load_model, save_model
+from tests.running import run_here
 
 CLI = "from animesion.cli import main; main()"
 FAST = (
@@ -186,13 +187,9 @@ def animesion_model(path: Path, classes: tuple[str, ...]) -> Path:
     return path
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", CLI, *arguments], capture_output=True, text=True)
-
-
 def test_teachers_are_ranked_and_looked_at(coloured: Path, teacher: Path, tmp_path: Path) -> None:
     other = animesion_model(tmp_path / "fresh.safetensors", ("blue", "green", "red"))
-    ranked = command("teachers", "--data", str(coloured), "--split", "val", str(teacher), str(other), "--json")
+    ranked = run_here("teachers", "--data", str(coloured), "--split", "val", str(teacher), str(other), "--json")
     assert ranked.returncode == 0, ranked.stderr
     rows = json.loads(ranked.stdout)
     assert [row["rank"] for row in rows] == [1, 2]
@@ -204,11 +201,11 @@ def test_teachers_are_ranked_and_looked_at(coloured: Path, teacher: Path, tmp_pa
     images.mkdir()
     for i in range(3):
         Image.new("RGB", (60, 40), (30 * i, 90, 200)).save(images / f"{i}.png")
-    drawn = command("explain", "--checkpoint", str(teacher), str(images), "--out", str(tmp_path / "maps.png"))
+    drawn = run_here("explain", "--checkpoint", str(teacher), str(images), "--out", str(tmp_path / "maps.png"))
     assert drawn.returncode == 0, drawn.stderr
     with Image.open(tmp_path / "maps.png") as image:
         assert image.height > 3 * 128
-    plain = command("explain", "--checkpoint", str(other), str(images), "--out", str(tmp_path / "no.png"))
+    plain = run_here("explain", "--checkpoint", str(other), str(images), "--out", str(tmp_path / "no.png"))
     assert plain.returncode == 2
     assert "there is nothing to show" in plain.stderr
 

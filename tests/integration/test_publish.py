@@ -24,6 +24,8 @@ from tests.integration import hub_server, s3_server
 from tests.integration.hub_server import TOKEN, Hub, wait_for
 
 CLI = "from animesion.cli import main; main()"
+#: The Hub's client would wait 23 seconds between its attempts to connect.
+IMPATIENT = "import time; time.sleep = lambda seconds: None; " + CLI
 
 
 @pytest.fixture
@@ -39,8 +41,10 @@ def environment(tmp_path: Path, hub: Hub | None = None, **more: str) -> dict[str
     return kept | own | ({"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN} if hub else {}) | more
 
 
-def publish(folder: Path, to: str, env: dict[str, str], *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", CLI, "publish", str(folder), "--to", to, "--workers", "1", *options]
+def publish(
+    folder: Path, to: str, env: dict[str, str], *options: str, script: str = CLI
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", script, "publish", str(folder), "--to", to, "--workers", "1", *options]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
 
 
@@ -239,7 +243,8 @@ def test_a_wrong_token_is_not_repeated(small_dataset: Path, tmp_path: Path, hub:
         assert refused.returncode == 1
         assert "hf auth login" in refused.stderr
         assert "Secret" not in refused.stdout + refused.stderr
-    gone = publish(small_dataset, "hf://user/small", environment(tmp_path, hub, HF_ENDPOINT="http://127.0.0.1:9"))
+    nowhere = environment(tmp_path, hub, HF_ENDPOINT="http://127.0.0.1:9")
+    gone = publish(small_dataset, "hf://user/small", nowhere, script=IMPATIENT)
     assert gone.returncode == 1
     assert "Secret" not in gone.stderr
 

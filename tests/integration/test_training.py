@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ from animesion.report import runs as report_runs
 from animesion_training.engine import checkpoint, loop, runs
 from animesion_training.recipe import TrainRecipe, load
 from animesion_training.weights import load_model
+from tests.running import run_here
 
 CLI = "from animesion.cli import main; main()"
 COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (210, 50, 40)}
@@ -62,13 +64,13 @@ def losses(out: Path) -> list[float]:
     return [line["loss"] for line in lines if line["kind"] == "step"]
 
 
-def train_command(data: Path, out: Path, *more: str) -> list[str]:
+def train_arguments(data: Path, out: Path, *more: str) -> list[str]:
     settings = [part for value in (*FAST, *more) for part in ("--set", value)]
-    return command("train", "--data", str(data), "--out", str(out), *settings)
+    return ["train", "--data", str(data), "--out", str(out), *settings, "--device", "cpu"]
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-c", CLI, *arguments, "--device", "cpu"]
+def run_on_cpu(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return run_here(*arguments, "--device", "cpu")
 
 
 def test_a_run_learns_and_its_weights_serve(coloured: Path, tmp_path: Path) -> None:
@@ -82,29 +84,15 @@ def test_a_run_learns_and_its_weights_serve(coloured: Path, tmp_path: Path) -> N
     image = tmp_path / "red.png"
     Image.new("RGB", (60, 40), COLOURS["red"]).save(image)
     (tmp_path / "no.jpg").write_text("no image")
-    answer = subprocess.run(
-        command(
-            "predict",
-            str(image),
-            str(tmp_path / "no.jpg"),
-            "--json",
-            "--checkpoint",
-            str(tmp_path / "run/best.safetensors"),
-        ),
-        capture_output=True,
-        text=True,
-    )
+    best = ["--checkpoint", str(tmp_path / "run/best.safetensors")]
+    answer = run_on_cpu("predict", str(image), str(tmp_path / "no.jpg"), "--json", *best)
     assert answer.returncode == 1  # one of the two cannot be read
     first, second = map(json.loads, answer.stdout.splitlines())
     assert first["guesses"][0]["name"] == "red"
     assert second["problem"] == "not an image"
     report = json.loads((tmp_path / "run" / "report" / "evaluation.json").read_text())
-    measured = subprocess.run(
-        command("eval", "--data", str(coloured), "--json", "--checkpoint", str(tmp_path / "run/best.safetensors")),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    measured = run_on_cpu("eval", "--data", str(coloured), "--json", *best)
+    assert measured.returncode == 0, measured.stderr
     assert json.loads(measured.stdout)["top_1"] == report["top_1"] == outcome.test.top_1
     shown = report_runs.of_run(tmp_path / "run", animesion.open_dataset(coloured))
     assert shown["evaluation"]["top_1"] == pytest.approx(outcome.test.top_1, abs=1e-6)
@@ -153,15 +141,16 @@ def test_equal_runs_are_equal_and_a_resumed_one_too(coloured: Path, tmp_path: Pa
 
 def test_a_killed_run_resumes_with_the_same_losses(coloured: Path, tmp_path: Path) -> None:
     more = ("schedule.epochs=4", "run.save_steps=2")
-    subprocess.run(train_command(coloured, tmp_path / "whole", *more), check=True, capture_output=True)
-    killed = train_command(coloured, tmp_path / "killed", *more)
+    assert run_here(*train_arguments(coloured, tmp_path / "whole", *more)).returncode == 0
+    arguments = train_arguments(coloured, tmp_path / "killed", *more)
+    killed = [sys.executable, "-c", CLI, *arguments]
     process = subprocess.Popen(killed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (tmp_path / "killed" / runs.LAST).exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    refused = subprocess.run(killed, capture_output=True, text=True)
+    refused = run_here(*arguments)
     assert refused.returncode == 2
     assert "add --resume" in refused.stderr
     done = subprocess.run([*killed, "--resume"], capture_output=True, text=True)
@@ -172,10 +161,10 @@ def test_a_killed_run_resumes_with_the_same_losses(coloured: Path, tmp_path: Pat
 def test_two_processes_give_the_losses_of_one(coloured: Path, tmp_path: Path) -> None:
     # layer norm, as batch norm sees another batch in each process
     more = ("model.name=vit_tiny_patch16", "optimizer.lr=0.005", "schedule.epochs=2", "run.accumulate=2")
-    subprocess.run(train_command(coloured, tmp_path / "one", *more), check=True, capture_output=True)
-    both = train_command(coloured, tmp_path / "two", *more)
+    assert run_here(*train_arguments(coloured, tmp_path / "one", *more)).returncode == 0
+    both = train_arguments(coloured, tmp_path / "two", *more)
     script = tmp_path / "command.py"
-    script.write_text(f"import sys\nsys.argv[1:] = {both[3:]!r}\n{CLI}\n")
+    script.write_text(f"import sys\nsys.argv[1:] = {both!r}\n{CLI}\n")
     run = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)],
         capture_output=True,
@@ -246,19 +235,19 @@ def test_a_study_is_one_table_and_carries_on(coloured: Path, tmp_path: Path) -> 
         f'[set]\n"schedule.epochs" = 1\n{shared}\n'
         '[grid]\n"model.name" = ["resnet10t"]\n"model.img_size" = [32, 48]\n"run.seed" = [0, 1]\n'
     )
-    order = command("study", str(study), "--data", str(coloured), "--out", str(tmp_path / "out"), "--json")
-    first = subprocess.run(order, capture_output=True, text=True)
+    order = ["study", str(study), "--data", str(coloured), "--out", str(tmp_path / "out"), "--json"]
+    first = run_on_cpu(*order)
     assert first.returncode == 0, first.stderr
     rows = json.loads(first.stdout)
     assert [(row["model.img_size"], row["runs"]) for row in rows] == [(32, 2), (48, 2)]
     assert rows[1]["multiply_adds"] > 2 * rows[0]["multiply_adds"]
     assert all(0 <= row["top_1"] <= 1 for row in rows)
     assert (tmp_path / "out" / "accuracy-cost.png").read_bytes().startswith(b"\x89PNG")
-    again = subprocess.run(order, capture_output=True, text=True)
+    again = run_on_cpu(*order)
     assert again.stderr.count("done before") == 4
     assert json.loads(again.stdout) == rows
     study.write_text('[grid]\n"model.nme" = ["resnet10t"]\n')
-    wrong = subprocess.run(order, capture_output=True, text=True)
+    wrong = run_on_cpu(*order)
     assert wrong.returncode == 2
     assert "did you mean 'model.name'" in wrong.stderr
 
@@ -298,7 +287,12 @@ def test_lower_precision_trains_alike(coloured: Path, tmp_path: Path, settings: 
     assert np.allclose(full, less, atol=0.1)
 
 
-def test_a_compiled_network_has_the_losses_of_the_plain_one(coloured: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_compiled_network_has_the_losses_of_the_plain_one(
+    coloured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    # inductor, the default, traces the same graphs and then runs a C++ compiler for 20 seconds
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     model = ("model.name=vit_tiny_patch16", "model.options.depth=1", "optimizer.lr=0.005", "data.val=", "data.test=")
     loop.train(recipe(*model, epochs=1), coloured, tmp_path / "plain", device="cpu")
     loop.train(recipe(*model, "run.compile=true", epochs=1), coloured, tmp_path / "compiled", device="cpu")
