@@ -1,6 +1,7 @@
-"""Compiles `animesion/images/_pixels.c` at installation, where there is a C compiler.
+"""Compiles `animesion/images/_pixels.c` at installation, where there is a C compiler, and prepares the README.
 
-Without one the package is installed as pure Python: `animesion.images.features` then uses its portable code.
+Without a compiler the package is installed as pure Python: `animesion.images.features` then uses its portable code.
+On the package index the README is shown without the repository, so its links there are absolute.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 SOURCE, MODULE = "animesion/images/_pixels.c", "animesion/images/_pixels.abi3.so"
 
@@ -56,6 +58,27 @@ class CompiledPass(BuildHookInterface):
         build_data["artifacts"].append(MODULE)
         build_data["pure_python"] = False
         build_data["tag"] = f"cp311-abi3-{platform_tag()}"
+
+
+class AbsoluteReadme(MetadataHookInterface):
+    """Gives the README of the package's metadata, whose links lead to the repository at this version."""
+
+    def update(self, metadata: dict[str, Any]) -> None:
+        """Called by hatchling for the fields that pyproject.toml lists as dynamic."""
+        text = (Path(self.root) / "README.md").read_text(encoding="utf-8")
+        text = absolute_links(text, metadata["urls"]["Repository"], f"v{metadata['version']}")
+        metadata["readme"] = {"content-type": "text/markdown", "text": text}
+
+
+def absolute_links(text: str, repository: str, revision: str) -> str:
+    """Markdown whose relative links and images are addresses in a repository on GitHub."""
+
+    def replace(found: re.Match[str]) -> str:
+        # a page shows a file, `raw` is the file itself
+        kind = "raw" if found["image"] else "blob"
+        return f"{found['image']}[{found['text']}]({repository}/{kind}/{revision}/{found['target']})"
+
+    return re.sub(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?![a-z]+:|#)(?P<target>[^)\s]+)\)", replace, text)
 
 
 def compile_module(source: Path, module: Path) -> str:
