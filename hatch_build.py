@@ -1,12 +1,15 @@
-"""Compiles `animesion/images/_pixels.c` at installation, where there is a C compiler.
+"""Compiles `animesion/images/_pixels.c` at installation, where there is a C compiler, and prepares the README.
 
-Without one the package is installed all the same: `animesion.images.features` then takes the portable way.
+Without a compiler the package is installed as pure Python: `animesion.images.features` then uses its portable code.
+On the package index the README is shown without the repository, so its links there are absolute.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -16,49 +19,170 @@ from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 SOURCE, MODULE = "animesion/images/_pixels.c", "animesion/images/_pixels.abi3.so"
 
 #: Python's stable interface: one binary for 3.11 and all that follow.
 STABLE = "-DPy_LIMITED_API=0x030B0000"
 
-LINKED = ("-bundle", "-undefined", "dynamic_lookup") if sys.platform == "darwin" else ("-shared",)
+MACOS = sys.platform == "darwin"
+LINKED = ("-bundle", "-undefined", "dynamic_lookup") if MACOS else ("-shared",)
+
+_IMPORT = """
+import sys
+from importlib.machinery import ExtensionFileLoader
+from importlib.util import module_from_spec, spec_from_file_location
+
+loader = ExtensionFileLoader("_pixels", sys.argv[1])
+loader.exec_module(module_from_spec(spec_from_file_location("_pixels", sys.argv[1], loader=loader)))
+"""
 
 
 class CompiledPass(BuildHookInterface):
-    """Puts the compiled module beside its source, and in the wheel."""
+    """Puts the compiled module next to its source, and in the wheel."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Called by hatchling before it builds."""
         if self.target_name != "wheel":
             return
         root = Path(self.root)
-        failure = compiled(root / SOURCE, root / MODULE)
+        failure = compile_module(root / SOURCE, root / MODULE)
         if failure:
+            # an earlier build may have left a module of an older source, which a checkout would go on to import;
+            # pyproject.toml excludes it from the wheel even where it cannot be removed
             with contextlib.suppress(OSError):
-                (root / MODULE).unlink()  # of an earlier source, maybe
+                (root / MODULE).unlink()
             self.app.display_warning(f"{SOURCE} was not compiled, so images take longer to inspect: {failure}")
             return
         build_data["artifacts"].append(MODULE)
         build_data["pure_python"] = False
-        platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
-        build_data["tag"] = f"cp311-abi3-{platform}"
+        build_data["tag"] = f"cp311-abi3-{platform_tag()}"
 
 
-def compiled(source: Path, module: Path) -> str:
-    """Compile; returns why not, or nothing."""
-    compilers = [os.environ.get("CC"), sysconfig.get_config_var("CC"), "cc", "gcc", "clang"]
-    found = [parts for parts in (shlex.split(each or "") for each in compilers) if parts and shutil.which(parts[0])]
-    if not found:
+class AbsoluteReadme(MetadataHookInterface):
+    """Gives the README of the package's metadata, whose links lead to the repository at this version."""
+
+    def update(self, metadata: dict[str, Any]) -> None:
+        """Called by hatchling for the fields that pyproject.toml lists as dynamic."""
+        text = (Path(self.root) / "README.md").read_text(encoding="utf-8")
+        text = absolute_links(text, metadata["urls"]["Repository"], f"v{metadata['version']}")
+        metadata["readme"] = {"content-type": "text/markdown", "text": text}
+
+
+def absolute_links(text: str, repository: str, revision: str) -> str:
+    """Markdown whose relative links and images are addresses in a repository on GitHub."""
+
+    def replace(found: re.Match[str]) -> str:
+        # a page shows a file, `raw` is the file itself
+        kind = "raw" if found["image"] else "blob"
+        return f"{found['image']}[{found['text']}]({repository}/{kind}/{revision}/{found['target']})"
+
+    return re.sub(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?![a-z]+:|#)(?P<target>[^)\s]+)\)", replace, text)
+
+
+def compile_module(source: Path, module: Path) -> str:
+    """Compile the source, and replace the module once the result is known to load.
+
+    Args:
+        source: the C file.
+        module: the shared library to write. A failure leaves it as it was.
+
+    Returns:
+        Why there is no new module, in one sentence; empty after success.
+    """
+    compiler = find_compiler()
+    if not compiler:
         return "no C compiler was found"
-    fresh = module.with_suffix(".new")
+    # a name that no other build uses: whatever has it afterwards was written by this compiler
+    fresh = module.with_name(f"_pixels.{os.getpid()}.so")
     flags = ["-O3", "-fwrapv", "-fPIC", STABLE, *LINKED, f"-I{sysconfig.get_paths()['include']}"]
-    # not every compiler can make a function in two variants
-    for clones in (["-DANIMESION_CLONES"], []):
-        command = [*found[0], *flags, *clones, *shlex.split(os.environ.get("CFLAGS", ""))]
-        done = subprocess.run([*command, str(source), "-o", str(fresh), "-lm"], capture_output=True, text=True)
-        if done.returncode == 0:
-            fresh.replace(module)  # a running process keeps what it has loaded
-            return ""
-    fresh.unlink(missing_ok=True)
-    return " ".join(done.stderr.split())[:300]
+    # a fused multiplication and addition rounds once: other bits than those of the portable code
+    flags += ["-ffp-contract=off", *macos_flags(), *shlex.split(os.environ.get("CFLAGS", ""))]
+    environment = {**os.environ, "MACOSX_DEPLOYMENT_TARGET": macos_target()} if MACOS else None
+    failure = ""
+    try:
+        # not every compiler can make a function in two variants, and not every C library can load them
+        for clones in (["-DANIMESION_CLONES"], []):
+            fresh.unlink(missing_ok=True)
+            command = [*compiler, *flags, *clones, str(source), "-o", str(fresh), "-lm"]
+            failure = run_compiler(command, environment) or check_module(fresh)
+            if not failure:
+                fresh.replace(module)  # a running process keeps what it has loaded
+                return ""
+    finally:
+        fresh.unlink(missing_ok=True)
+    return failure
+
+
+def find_compiler() -> list[str]:
+    """Command line of the C compiler: `$CC` and nothing else where it is set, else Python's own, else a usual one."""
+    chosen = os.environ.get("CC", "").strip()
+    names = [chosen] if chosen else [sysconfig.get_config_var("CC") or "", "cc", "gcc", "clang"]
+    return next((parts for parts in map(shlex.split, names) if parts and shutil.which(parts[0])), [])
+
+
+def run_compiler(command: list[str], environment: dict[str, str] | None) -> str:
+    """Run a compiler; returns why it failed, or nothing."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment)
+    except OSError as error:
+        return f"{command[0]} does not run: {error.strerror}"
+    if done.returncode:
+        return " ".join(done.stderr.split())[:300] or f"{command[0]} failed with status {done.returncode}"
+    return ""
+
+
+def check_module(module: Path) -> str:
+    """Whether a compiled module exists and loads in a fresh interpreter; returns why not, or nothing."""
+    if not module.is_file() or not module.stat().st_size:
+        return "the compiler reported success and wrote nothing"
+    if is_cross_build():
+        return ""
+    command = [sys.executable, "-I", "-c", _IMPORT, str(module)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60)
+    except subprocess.TimeoutExpired:
+        return "the compiled module does not load within 60 s"
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or [f"Python ended with status {done.returncode}"]
+        return f"the compiled module does not load: {last[0][:300]}"
+    return ""
+
+
+def is_cross_build() -> bool:
+    """Whether the module is for another kind of machine than this one, so that it cannot be loaded here."""
+    if not MACOS:
+        return "_PYTHON_HOST_PLATFORM" in os.environ
+    kinds = macos_architectures()
+    return bool(kinds) and platform.machine() not in kinds
+
+
+def platform_tag() -> str:
+    """Platform part of the wheel's tag; auditwheel and delocate make it more precise."""
+    if not MACOS:
+        return re.sub(r"[-.]", "_", sysconfig.get_platform())
+    # Python's own tag is that of the interpreter, which may be universal where the module is not
+    major, _, minor = macos_target().partition(".")
+    kinds = sorted(macos_architectures() or [platform.machine()])
+    kind = "universal2" if kinds == ["arm64", "x86_64"] else kinds[0]
+    # since macOS 11 a minor version does not change the interface: tags have 0 there
+    return f"macosx_{major}_{'0' if int(major) >= 11 else minor or '0'}_{kind}"
+
+
+def macos_flags() -> list[str]:
+    """Compiler flags of `$ARCHFLAGS`, which says for which machines to build; none elsewhere than on macOS."""
+    return shlex.split(os.environ.get("ARCHFLAGS", "")) if MACOS else []
+
+
+def macos_architectures() -> set[str]:
+    """Architectures that `$ARCHFLAGS` names; empty for that of this machine."""
+    return {kind for flag, kind in zip(macos_flags(), macos_flags()[1:], strict=False) if flag == "-arch"}
+
+
+def macos_target() -> str:
+    """Oldest macOS that the module is for: `$MACOSX_DEPLOYMENT_TARGET`, else that of Python itself."""
+    target = os.environ.get("MACOSX_DEPLOYMENT_TARGET") or sysconfig.get_config_var("MACOSX_DEPLOYMENT_TARGET")
+    kinds = macos_architectures() or {platform.machine()}
+    oldest = "11.0" if kinds == {"arm64"} else "10.13"
+    return max(str(target or oldest), oldest, key=lambda version: [int(part) for part in version.split(".")])
