@@ -60,7 +60,7 @@ def lacking() -> str:
 @functools.cache
 def _compiled() -> ModuleType | None:
     """The compiled module, if it gives the same features as the portable code on images of several shapes."""
-    if hashing.compiled is None or not lanczos.as_pillow():
+    if hashing.compiled is None:
         return None
     rng = np.random.default_rng(0)
     for width, height in ((64, 96), (97, 70), (300, 290), (1030, 1100), (1540, 1100)):
@@ -68,9 +68,19 @@ def _compiled() -> ModuleType | None:
         hard = rng.integers(0, 2, (height, width, 3), dtype=np.uint8) * np.uint8(255)
         hard[:7, :, :] = 9
         image = Image.fromarray(hard)
-        if _compiled_look(hashing.compiled, image) != _portable(image):
+        if _compiled_look(hashing.compiled, image) != _portable(image) or not _shrinks_as_pillow(image):
             return None
     return hashing.compiled
+
+
+def _shrinks_as_pillow(image: Image.Image) -> bool:
+    """Whether the 32 x 32 grey levels are Pillow's; two hashes could agree by chance."""
+    plan = _plan(image.size)
+    if plan is None or hashing.compiled is None:
+        return False
+    shrunk = hashing.compiled.look(image.tobytes(), 3, *plan)[2]
+    side = lanczos.SIDE
+    return bool(shrunk == image.convert("L").resize((side, side), Image.Resampling.LANCZOS).tobytes())
 
 
 def _portable(image: Image.Image) -> ImageFeatures:
@@ -92,10 +102,9 @@ def _compiled_look(module: ModuleType, image: Image.Image) -> ImageFeatures | No
     phash, phash_flip, shrunk, thumbnail, light, dark, levels, edges, tints, grey = module.look(
         image.tobytes() if words is None else words, 3 if words is None else 4, *plan
     )
-    # the two middle coefficients are so close that another DCT may order them differently: SciPy decides
+    # the two middle coefficients are so close that another DCT may order them differently: imagehash decides
     if phash is None or phash_flip is None:
-        side = lanczos.SIDE
-        phash, phash_flip = hashing.phashes_of(np.frombuffer(shrunk, dtype=np.uint8).reshape(side, side))
+        phash, phash_flip = hashing.phashes(Image.frombytes("L", (lanczos.SIDE, lanczos.SIDE), shrunk))
     figures = quality.Figures(
         quality.variance(*edges),
         light,

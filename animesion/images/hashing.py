@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from blake3 import blake3
-from PIL import Image
+from PIL import Image, ImageOps
 
 from animesion.images import lanczos
 from animesion.images.quality import reduced, reduction
@@ -29,17 +29,11 @@ try:
 except ImportError:
     compiled = None
 
-#: Side of the block of low frequencies whose 64 coefficients give the bits of a perceptual hash.
-_PHASH_LOW = 8
-
 #: Minimum side in pixels, on the reduced copy, of the area that becomes one pixel of the thumbnail.
 _FINE = 16
 
 #: Bytes of pixels that are digested at once: fits the processor's cache.
 _PIECE = 1 << 18
-
-#: Factor of each horizontal frequency when an image is mirrored, shape (8,).
-_MIRROR = np.where(np.arange(_PHASH_LOW) % 2, -1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -101,31 +95,25 @@ def words_of(image: Image.Image) -> pa.Buffer | None:
 
 
 def phashes(image: Image.Image) -> tuple[int, int]:
-    """The 64-bit perceptual hashes of an image and of its mirror image, first bit highest.
+    """The 64-bit perceptual hashes of an image and of its mirror image by `imagehash.phash`, first bit highest.
 
-    The first one equals `imagehash.phash`, bit for bit. The second one is computed from the same DCT: mirroring only
-    changes the sign of the coefficients of odd horizontal frequency.
+    The second one mirrors the 32 x 32 grey levels that the first one is computed from.
 
     Args:
         image: mode RGB, or L if it was already converted.
     """
-    return phashes_of(lanczos.shrunk(image if image.mode == "L" else image.convert("L")))
+    import imagehash
+
+    grey = image if image.mode == "L" else image.convert("L")
+    # imagehash resizes to the same 32 x 32, which leaves an image of that size as it is
+    small = grey.resize((lanczos.SIDE, lanczos.SIDE), Image.Resampling.LANCZOS)
+    found, mirrored = (imagehash.phash(each) for each in (small, ImageOps.mirror(small)))
+    return _as_int(found.hash), _as_int(mirrored.hash)
 
 
-def phashes_of(shrunk: npt.NDArray[np.uint8]) -> tuple[int, int]:
-    """The hashes of `phashes` from the 32 x 32 grey levels of `lanczos.shrunk`."""
-    from scipy.fftpack import dct  # the DCT of imagehash: another one may round differently
-
-    # only the 8 lowest of 32 frequencies are needed, so the second transform runs on 8 rows: (8, 8)
-    low = dct(dct(shrunk, axis=0)[:_PHASH_LOW], axis=1)[:, :_PHASH_LOW]
-    return _above_median(low), _above_median(low * _MIRROR)
-
-
-def _above_median(coefficients: npt.NDArray[np.float64]) -> int:
-    """A bit for each of the 64 coefficients, set if it exceeds their median; row by row, the first one highest."""
-    ranked = np.sort(coefficients, axis=None)  # a fifth of the time of np.median
-    half = ranked.size // 2
-    return int.from_bytes(np.packbits(coefficients > (ranked[half - 1] + ranked[half]) / 2).tobytes(), "big")
+def _as_int(bits: npt.NDArray[np.bool_]) -> int:
+    """Shape (8, 8) row by row, the first bit highest."""
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
 def thumbnail(image: Image.Image, small: Image.Image | None = None) -> bytes:

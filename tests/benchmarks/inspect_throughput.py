@@ -31,7 +31,7 @@ import numpy as np
 from PIL import Image
 
 from animesion.config.recipe import Recipe, load
-from animesion.images import codec, features, hashing, lanczos, quality
+from animesion.images import codec, features, hashing, quality
 from animesion.pipeline import inspect
 
 TIMED = """
@@ -93,7 +93,6 @@ def rates(contents: list[bytes], recipe: Recipe, rounds: int) -> dict[str, float
     """Images per second of processor time, step by step."""
     limits = codec.Limits()
     decoded = [codec.decode(content, limits).image for content in contents[:200]]
-    greys = [image.convert("L") for image in decoded]
 
     def inspected(content: bytes) -> None:
         inspect.features(codec.decode(content, limits), None, recipe)
@@ -110,9 +109,6 @@ def rates(contents: list[bytes], recipe: Recipe, rounds: int) -> dict[str, float
             image.draft("RGB", (256, 256))
             image.load()
 
-    def pillows(grey: Image.Image) -> None:
-        grey.resize((lanczos.SIDE, lanczos.SIDE), Image.Resampling.LANCZOS)
-
     # nothing is kept: images that stay alive make the next ones wait for fresh memory
     steps: dict[str, tuple[Callable[[Any], object], Sequence[Any]]] = {
         "decode (the floor)": (lambda content: codec.decode(content, limits), contents),
@@ -124,8 +120,6 @@ def rates(contents: list[bytes], recipe: Recipe, rounds: int) -> dict[str, float
         "  of it: pixel digest": (hashing.of_pixels, decoded),
         "  of it: the compiled pass": (features.compute_features, decoded),
         "  portable: pHash": (hashing.phashes, decoded),
-        "    of it: 32 x 32 grey levels": (lanczos.shrunk, greys),
-        "    the same by Pillow (not used)": (pillows, greys),
         "  portable: thumbnail": (hashing.thumbnail, decoded),
         "  portable: quality": (quality.measure, decoded),
     }

@@ -5,18 +5,17 @@ from __future__ import annotations
 import itertools
 import random
 import sys
-from collections.abc import Callable
 
 import imagehash
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from animesion.config.recipe import DuplicatesSection
 from animesion.dedup import search
-from animesion.images import hashing, lanczos, quality
+from animesion.images import hashing, quality
 from animesion.verification import leaks
 
 
@@ -55,49 +54,6 @@ def test_phash_is_that_of_imagehash() -> None:
         for pixels in (rng.integers(0, 256, (*size, 3), dtype=np.uint8), np.full((*size, 3), 90, dtype=np.uint8)):
             image = Image.fromarray(pixels)
             assert f"{hashing.phashes(image)[0]:016x}" == str(imagehash.phash(image))
-
-
-@given(
-    width=st.integers(1, 420),
-    height=st.integers(1, 420),
-    kind=st.sampled_from(["noise", "black and white", "ramp", "plain"]),
-    seed=st.integers(0, 99),
-)
-@settings(max_examples=150, deadline=None)
-@example(width=200, height=368, kind="black and white", seed=0)  # the tallest whose columns come first
-@example(width=200, height=369, kind="black and white", seed=0)
-@example(width=1920, height=1080, kind="black and white", seed=1)
-@example(width=9000, height=40, kind="noise", seed=1)
-def test_the_reduced_image_is_that_of_pillow(width: int, height: int, kind: str, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    kinds: dict[str, Callable[[], np.ndarray]] = {
-        "noise": lambda: rng.integers(0, 256, (height, width), dtype=np.uint8),
-        "black and white": lambda: rng.integers(0, 2, (height, width), dtype=np.uint8) * np.uint8(255),
-        "ramp": lambda: np.add.outer(np.arange(height), np.arange(width)).astype(np.uint8),
-        "plain": lambda: np.full((height, width), seed, dtype=np.uint8),
-    }
-    grey = Image.fromarray(kinds[kind]())
-    assert np.array_equal(lanczos.shrunk(grey), np.asarray(grey.resize((32, 32), Image.Resampling.LANCZOS)))
-
-
-def test_another_pillow_is_called_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    grey = soft(1, 200, 150).convert("L")
-    before = lanczos.shrunk(grey)
-    resize = Image.Image.resize
-
-    def rows_first(image: Image.Image, size: tuple[int, int], resample: int) -> Image.Image:
-        turned = resize(image.transpose(Image.Transpose.TRANSPOSE), size, resample)
-        return turned.transpose(Image.Transpose.TRANSPOSE)
-
-    monkeypatch.setattr(Image.Image, "resize", rows_first)
-    lanczos.as_pillow.cache_clear()
-    try:
-        assert np.array_equal(lanczos.shrunk(grey), np.asarray(rows_first(grey, (32, 32), Image.Resampling.LANCZOS)))
-    finally:
-        lanczos.as_pillow.cache_clear()
-    monkeypatch.undo()
-    assert np.array_equal(lanczos.shrunk(grey), before)
-    assert not np.array_equal(before, np.asarray(rows_first(grey, (32, 32), Image.Resampling.LANCZOS)))
 
 
 def levels(image: Image.Image) -> np.ndarray:
