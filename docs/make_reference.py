@@ -24,6 +24,9 @@ from animesion.config.recipe import Recipe, builtin_names, load
 from animesion_training import recipe as training
 
 HERE = Path(__file__).parent
+ROOT = HERE.parent
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+TREE_START, TREE_END = "<!-- tree: docs/make_reference.py -->", "<!-- end of tree -->"
 NOTICE = "<!-- Written by docs/make_reference.py: change the code and run it, not this page. -->"
 
 #: Meaning of recipe keys whose model says nothing because code needs no more words.
@@ -124,9 +127,27 @@ def render() -> dict[str, str]:
     }
 
 
+def render_tree() -> str:
+    """CONTRIBUTING.md with the tree of packages as it is: one line per package, from its docstring."""
+    text = CONTRIBUTING.read_text(encoding="utf-8")
+    before, rest = text.split(TREE_START)
+    return before + TREE_START + "\n\n```text\n" + "\n".join(_tree()) + "\n```\n\n" + TREE_END + rest.split(TREE_END)[1]
+
+
+def _tree() -> Iterator[str]:
+    for top in (ROOT / "scrapers", ROOT, ROOT / "sample", ROOT / "training"):
+        package = next(path.parent for path in sorted(top.glob("animesion*/__init__.py")))
+        for init in sorted(package.rglob("__init__.py")):
+            folder = init.parent
+            depth = len(folder.relative_to(package).parts)
+            summary = (ast.get_docstring(ast.parse(init.read_text(encoding="utf-8"))) or "").split("\n\n")[0]
+            yield f"{'  ' * depth + folder.name + '/':<22} {' '.join(summary.split())}"
+        yield ""
+
+
 def main() -> None:
     """Write the pages that changed."""
-    for name, text in render().items():
+    for name, text in [*render().items(), ("../CONTRIBUTING.md", render_tree())]:
         path = HERE / name
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
