@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from animesion_training.analysis.profile import count
 from animesion_training.engine import optim
-from animesion_training.engine.precision import autocast
 from animesion_training.models import create_model
+from animesion_training.precision import autocast
 
 PREFIXES = (
     "", "evit50_", "evit25_", "evit10_", "evit50_clca_", "evit25_clca_", "tome50_", "ats50_", "dynamicvit50_",

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from animesion_training.analysis import explain
-from animesion_training.engine.distributed import distributed_context
+from animesion_training.distributed import distributed_context
 from animesion_training.models import create_model
 from animesion_training.weights import save_model
 

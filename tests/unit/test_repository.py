@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import json
 import os
@@ -10,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -174,32 +172,6 @@ def test_every_builtin_recipe_loads_and_has_a_summary(name: str) -> None:
     sample = recipe.load(name, sample=True)
     assert sample.name == f"{name}-sample"
     assert sample.source.kind in {"sample", "sample-files", "sample-urls"}
-
-
-@pytest.mark.parametrize(
-    ("package", "forbidden"),
-    [
-        ("scrapers/animesion_scrapers", ("animesion", "animesion_training")),
-        ("animesion", ("animesion_training",)),
-        ("training/animesion_training", ("animesion_scrapers",)),
-    ],
-)
-def test_imports_run_one_way(package: str, forbidden: tuple[str, ...]) -> None:
-    modules = sorted((ROOT / package).rglob("*.py"))
-    assert modules
-    for path in modules:
-        if path.is_relative_to(ROOT / "animesion" / "cli"):  # on top: it imports the others inside commands
-            continue
-        wrong = {name for name in imported(path) if name.partition(".")[0] in forbidden}
-        assert not wrong, f"{path.relative_to(ROOT)} imports {', '.join(sorted(wrong))}"
-
-
-def imported(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            yield node.module or ""
 
 
 def test_no_file_names_a_machine_or_a_package_index() -> None:

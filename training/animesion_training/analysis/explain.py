@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from animesion.errors import UsageError
 from animesion_training.data import Augment, Resize, views
-from animesion_training.engine.distributed import DistributedContext
+from animesion_training.distributed import DistributedContext
 from animesion_training.eval.evaluate import as_rgb
 from animesion_training.eval.predict import decoded, files
 from animesion_training.models.cal import CALClassifier

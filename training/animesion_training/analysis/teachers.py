@@ -15,9 +15,9 @@ import torch
 from animesion.errors import UsageError
 from animesion_training.analysis.teacher_statistics import TeacherStatistics
 from animesion_training.data import Augment, DataSplits, Resize, Stream
-from animesion_training.engine.distributed import DistributedContext
-from animesion_training.engine.precision import autocast
+from animesion_training.distributed import DistributedContext
 from animesion_training.eval import evaluate
+from animesion_training.precision import autocast
 from animesion_training.weights import load_model
 
 

@@ -47,7 +47,7 @@ def audit(
     with torch_required():
         from animesion_training.analysis import audit
         from animesion_training.data import open_data
-        from animesion_training.engine.distributed import distributed_context
+        from animesion_training.distributed import distributed_context
 
     opened = open_data(path, images=images)
     with distributed_context(device) as context:

@@ -40,7 +40,7 @@ def eval_(
     check_exists(checkpoint, data)
     with torch_required():
         from animesion_training.data import Augment, open_data
-        from animesion_training.engine.distributed import distributed_context
+        from animesion_training.distributed import distributed_context
         from animesion_training.eval import evaluate
         from animesion_training.eval import report as reports
         from animesion_training.weights import load_model

@@ -28,7 +28,7 @@ def explain(paths: tuple[Path, ...], checkpoint: Path, out: Path, side: int, lim
         raise UsageError(f"{out}: the image is written as .png or .jpg")
     with torch_required():
         from animesion_training.analysis import explain
-        from animesion_training.engine.distributed import distributed_context
+        from animesion_training.distributed import distributed_context
     with distributed_context(device) as context:
         rows = list(islice(explain.explain(checkpoint, paths, context), limit))
     if not rows:

@@ -59,7 +59,7 @@ def predict(
 
     check_exists(checkpoint, *paths)
     with torch_required():
-        from animesion_training.engine.distributed import distributed_context
+        from animesion_training.distributed import distributed_context
         from animesion_training.eval.predict import FaceCrop
         from animesion_training.eval.predict import predict as predictions
 

@@ -32,7 +32,7 @@ def teachers(
     with torch_required():
         from animesion_training.analysis import teachers
         from animesion_training.data import open_data
-        from animesion_training.engine.distributed import distributed_context
+        from animesion_training.distributed import distributed_context
 
     opened = open_data(data, images=images)
     with distributed_context(device) as context:

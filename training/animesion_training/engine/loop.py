@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from animesion.errors import AnimesionError, UsageError
 from animesion_training.data import Batch, DataSplits, open_data
 from animesion_training.data.mixing import mix
+from animesion_training.distributed import DistributedContext, distributed_context
 from animesion_training.engine import checkpoint, optim, runs, setup, steps
-from animesion_training.engine.distributed import DistributedContext, distributed_context
 from animesion_training.eval import evaluate
 from animesion_training.eval.metrics import Evaluation
 from animesion_training.models import input_config

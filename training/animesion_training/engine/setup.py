@@ -27,13 +27,13 @@ from animesion_training.data import (
     cache_samples,
 )
 from animesion_training.data.mixing import Mixing
+from animesion_training.distributed import DistributedContext
 from animesion_training.engine import optim, steps
-from animesion_training.engine.distributed import DistributedContext
-from animesion_training.engine.precision import autocast
 from animesion_training.eval import evaluate
 from animesion_training.losses.objectives import create_objective, objective_options
 from animesion_training.models import create_model, input_config, load_weights
 from animesion_training.models.cal import CALClassifier
+from animesion_training.precision import autocast
 from animesion_training.recipe import AugmentSection, TrainRecipe
 from animesion_training.weights import load_model
 

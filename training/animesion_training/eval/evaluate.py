@@ -16,11 +16,11 @@ from torch import nn
 from animesion.errors import UsageError
 from animesion.storage.workspace import write_atomic
 from animesion_training.data import Augment, DataSplits, Resize, Stream
-from animesion_training.engine.distributed import DistributedContext
-from animesion_training.engine.precision import autocast
+from animesion_training.distributed import DistributedContext
 from animesion_training.eval import report
 from animesion_training.eval.metrics import Evaluation, evaluate
 from animesion_training.eval.scores import Scores
+from animesion_training.precision import autocast
 
 
 def score(

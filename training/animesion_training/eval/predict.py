@@ -16,7 +16,7 @@ from animesion.errors import UsageError
 from animesion.images import codec
 from animesion_training.data import Augment, Resize
 from animesion_training.data.decode import Within, decode_into
-from animesion_training.engine.distributed import DistributedContext
+from animesion_training.distributed import DistributedContext
 from animesion_training.eval.evaluate import as_rgb
 from animesion_training.weights import load_model
 
