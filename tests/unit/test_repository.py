@@ -98,6 +98,18 @@ def test_what_the_texts_point_at_is_there(name: str) -> None:
     assert not missing | {path for path in named if not (ROOT / path).exists()}
 
 
+@pytest.mark.parametrize("name", ["README.md", "dataset_cards/README.md"])
+def test_sections_that_the_texts_link_to_exist(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    missing = []
+    for page, anchor in re.findall(r"\]\(([^):#]+\.md)#([^)]+)\)", text):
+        headings = re.findall(r"(?m)^#+ (.+)$", (ROOT / name).parent.joinpath(page).read_text(encoding="utf-8"))
+        anchors = {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+        if anchor not in anchors:
+            missing.append(f"{page}#{anchor}")
+    assert not missing
+
+
 def test_images_of_the_readme_show_on_a_package_index() -> None:
     images = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert images
