@@ -106,7 +106,7 @@ COLUMNS = ("jpeg_quality", *Figures._fields)
 
 
 def reduction(size: tuple[int, int], longest: int = _LONGEST) -> int:
-    """The factor of reduction: the largest integer k for which the longest side is at least `longest` after it, or 1."""
+    """The largest integer k that leaves at least `longest` pixels of the longest side when it is divided by k, or 1."""
     return max(1, max(size) // longest)
 
 

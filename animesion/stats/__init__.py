@@ -1,1 +1,1 @@
-"""How many images each class has, how long the tail is, and plots of both."""
+"""Class counts, long-tail statistics, and plots of both."""

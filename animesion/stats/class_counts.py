@@ -1,7 +1,7 @@
-"""Count the images of every class in anything that carries labels: datasets, label files, shards, class folders.
+"""Count the images of each class in datasets, label files, shards and class folders.
 
-It counts and compares what stands in files with what they say of themselves. What the counts come to is computed in
-`animesion.stats.long_tail`; whether files are intact and samples decode is the question of `animesion.verification.checks`.
+Counts are compared between the files of one source. `animesion.stats.long_tail` computes statistics of the counts, and
+`animesion.verification.checks` verifies that files are intact and samples decode.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from animesion.errors import UsageError
 
 SPLITS = ("train", "val", "test")
 
-#: Called with the shards that are about to be read; yields them, and may show how far it has come.
+#: Called with the shards that are about to be read; yields them, and may show progress.
 Track = Callable[[list[Path]], Iterable[Path]]
 
-# a label is a few digits, the JSON of a sample some hundred bytes: anything larger is not ours to load
+# a label has a few digits and the JSON of a sample a few hundred bytes: larger members are not read into memory
 _MAX_CLS_BYTES, _MAX_JSON_BYTES = 64, 1 << 20
 
 
 @dataclass(frozen=True)
 class Counted:
-    """What a path holds.
+    """Class counts of a path.
 
     Attributes:
         kind: dataset, labels, counts, shards or folders.
         counts: images of each class by split.
-        files: figures of each file that was read.
-        consistency: where files disagree with one another.
+        files: rows and classes of each file that was read, by file name.
+        consistency: disagreements between files.
     """
 
     kind: str
@@ -48,15 +48,15 @@ class Counted:
 
 
 def count(path: str, track: Track = iter) -> Counted:
-    """Count what is at a path, whichever kind it is.
+    """Count the images of each class at a path of any kind.
 
     Args:
-        path: a built dataset or the URL of one, a folder of label files, one label or counts CSV, a shard, a folder or
-            glob of shards, or a folder of class folders.
+        path: a built dataset or its URL, a folder of label files, one label or counts CSV, a shard, a folder or glob of
+            shards, or a folder of class folders.
         track: wraps the list of shards while they are read.
 
     Raises:
-        UsageError: there is nothing to count, or a file is damaged.
+        UsageError: nothing to count was found, or a file is damaged.
     """
     if "://" in path:
         from animesion.dataset import remote
@@ -74,6 +74,7 @@ def count(path: str, track: Track = iter) -> Counted:
         if place.suffix == ".csv":
             return _csv(place)
         raise UsageError(f"{path} is neither .csv nor .tar; give a label file, a shard or a folder")
+    # most specific first: a built dataset has shards too, and a folder of label files may have class folders
     if (place / "dataset.json").is_file():
         return _dataset(place)
     for folder in (place, place / "labels"):
@@ -97,14 +98,15 @@ def _dataset(folder: Path) -> Counted:
         files["index.parquet"] = {"rows": sum(indexed.values()), "classes": len({c for _, c in indexed})}
         unknown = sorted({split for split, _ in indexed} - set(counts.splits))
         for name, images in counts.splits.items():
-            there = {c: n for (split, c), n in indexed.items() if split == name}
-            consistency[name] = {"file": "index.parquet", "mismatched_classes": counts.differing(images, there)}
+            in_index = {c: n for (split, c), n in indexed.items() if split == name}
+            consistency[name] = {"file": "index.parquet", "mismatched_classes": counts.differing(images, in_index)}
         if unknown:
             consistency["unknown_splits"] = unknown
     return Counted("dataset", counts, files, consistency)
 
 
 def _index(path: Path) -> Counter[tuple[str, int]]:
+    """Number of rows of the index by split and class id."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -115,7 +117,7 @@ def _index(path: Path) -> Counter[tuple[str, int]]:
         triples = zip(*(rows[name].to_pylist() for name in ("split", "label", "count_all")), strict=True)
         return Counter({(str(split), int(label)): count for split, label, count in triples})
     except (pa.ArrowException, KeyError, TypeError, ValueError, OSError) as e:
-        raise UsageError(f"{path} is no index with the columns split and label; rebuild the dataset") from e
+        raise UsageError(f"{path} is not an index with the columns split and label; rebuild the dataset") from e
 
 
 def _csv(path: Path) -> Counted:
@@ -128,7 +130,7 @@ def _csv(path: Path) -> Counted:
         counts = label_files.read_class_counts(path)
         return Counted("counts", counts, {path.name: {"rows": len(counts.ids), "classes": len(counts.ids)}})
     if path.name == label_files.NAMES_FILE:
-        raise UsageError(f"{path} names classes but counts nothing; give a label file or the folder that holds it")
+        raise UsageError(f"{path} has class names but no counts; give a label file or its folder")
     table = label_files.read_labels(path)
     names = path.with_name(label_files.NAMES_FILE)
     known = label_files.read_class_names(names) if names.is_file() else {}
@@ -143,7 +145,7 @@ def _labels(folder: Path, there: LabelFiles) -> Counted:
         try:
             files[path.name] = {**_figures(label_files.read_labels(path)), "counted": False}
         except UsageError:
-            files[path.name] = {"counted": False}  # some other table, such as tags: not a fault of this folder
+            files[path.name] = {"counted": False}  # another kind of table, such as tags, is not an error
     known = label_files.read_class_names(there.names) if there.names else {}
     if there.names:
         files[there.names.name] = {"rows": len(known), "classes": len(known)}
@@ -159,7 +161,7 @@ def _labels(folder: Path, there: LabelFiles) -> Counted:
             differ = sum(given.get(c) != known.get(c) for c in given.keys() | known.keys())
             consistency["names"] = {"file": label_files.NAMES_FILE, "mismatched_classes": differ}
     else:
-        # train_val repeats train and val where those are there too
+        # train_val repeats train and val if those exist too
         split_up = tables.keys() & {"train", "val"}
         counts = label_files.count_classes(
             {n: t.counts() for n, t in tables.items() if n != "train_val" or not split_up}, known
@@ -195,10 +197,15 @@ def _shards(paths: list[Path], track: Track) -> Counted:
 
 
 def _shard(path: Path, names: dict[int, str]) -> tuple[Counter[int], int]:
-    """Samples of each label, and samples without one; adds class names that were not known yet to `names`."""
+    """Number of samples of each label, and of samples without one.
+
+    Args:
+        path: of the shard.
+        names: class id -> name; names that are not known yet are added.
+    """
     labels: dict[str, int] = {}
     keys: set[str] = set()
-    described = ("", b"")  # key and JSON of the sample at hand; a sample's members stand together
+    described = ("", b"")  # key and JSON of the current sample; the members of a sample are adjacent
     try:
         with tarfile.open(path, "r:") as shard:
             for member in shard:
@@ -218,13 +225,13 @@ def _shard(path: Path, names: dict[int, str]) -> tuple[Counter[int], int]:
                     _add_name(names, labels[key], described[1])
                     described = ("", b"")
             end = shard.offset
-        # tarfile takes a damaged or missing header for the end; a real end is a block of zeros
+        # tarfile treats a damaged or missing header as the end; a real end is a block of zeros
         with path.open("rb") as data:
             data.seek(end)
             if data.read(512) != bytes(512):
                 raise tarfile.ReadError("no end of archive")
     except (tarfile.TarError, EOFError, OSError, ValueError, MemoryError, OverflowError) as e:
-        why = str(e) or "a size beyond the file"
+        why = str(e) or "a member is larger than the file"
         raise UsageError(f"{path} is not a whole uncompressed tar ({why}); copy or build the shard again") from e
     return Counter(labels.values()), len(keys - labels.keys())
 
@@ -232,8 +239,8 @@ def _shard(path: Path, names: dict[int, str]) -> tuple[Counter[int], int]:
 def _content(shard: tarfile.TarFile, member: tarfile.TarInfo, limit: int, path: Path, key: str) -> bytes:
     if member.size > limit:
         raise UsageError(
-            f"{path}, sample {key[:80]!r}: {member.name.rpartition('.')[2]} of {member.size:,} bytes where at most "
-            f"{limit:,} were due; build the shard again"
+            f"{path}, sample {key[:80]!r}: {member.name.rpartition('.')[2]} of {member.size:,} bytes exceeds the "
+            f"limit of {limit:,}; build the shard again"
         )
     stream = shard.extractfile(member)
     return stream.read() if stream else b""
@@ -252,7 +259,7 @@ def _add_name(names: dict[int, str], label: int, content: bytes) -> None:
     try:
         sample = json.loads(content)
     except (ValueError, RecursionError):
-        return  # the name is a nicety here; `animesion verify` judges the JSON
+        return  # names are optional here; `animesion verify` reports invalid JSON
     if isinstance(sample, dict) and isinstance(sample.get("name"), str):
         names.setdefault(label, sample["name"])
 

@@ -1,7 +1,8 @@
-"""How long the tail of a dataset is: pure functions over the number of images of each class.
+"""Long-tail statistics: pure functions of the number of images of each class.
 
-Reading counts from files is left to `animesion.dataset.label_files`, drawing them to `animesion.stats.plots`. Checked against the
-published DAF:re label files (463,437 images, 3,263 classes, Gini 0.6597, imbalance factor 534.1).
+`animesion.dataset.label_files` reads counts from files, and `animesion.stats.plots` draws them. The tests check the
+statistics against the published DAF:re label files (463,437 images, 3,263 classes, Gini 0.6597, imbalance factor
+534.1).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ FEW_BELOW = 20
 
 @dataclass(frozen=True)
 class Band:
-    """The classes of one frequency band and the images they hold."""
+    """Number of classes in a frequency band, and of the images in them."""
 
     classes: int
     images: int
@@ -32,7 +33,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Bands:
-    """Many (> 100 images), medium (20..100) and few (< 20, empty classes too); meant for training counts."""
+    """Many (> 100 images), medium (20 to 100) and few (< 20, empty classes included); meant for training counts."""
 
     many: Band
     medium: Band
@@ -41,7 +42,7 @@ class Bands:
 
 @dataclass(frozen=True)
 class TopShares:
-    """Share of all images, 0..1, in the largest 1, 10 and 100 classes and in the largest tenth of the classes."""
+    """Share of all images, 0 to 1, in the largest 1, 10 and 100 classes and in the largest tenth of the classes."""
 
     top_1: float
     top_10: float
@@ -60,26 +61,26 @@ class ClassSize:
 
 @dataclass(frozen=True)
 class LongTail:
-    """The shape of a class distribution. Order statistics and moments run over all classes, empty ones included.
+    """Statistics of a class distribution. Order statistics and moments include empty classes.
 
     Attributes:
-        images: images in all classes.
-        classes: classes in the class map.
-        empty_classes: classes without an image.
-        min: images in the smallest class, 0 when a class is empty.
+        images: number of images in all classes.
+        classes: number of classes in the class map.
+        empty_classes: number of classes without an image.
+        min: images in the smallest class, 0 if a class is empty.
         max: images in the largest class.
         mean: images per class.
-        median: of images per class; like the percentiles, linearly interpolated.
+        median: median of images per class; like the percentiles, linearly interpolated.
         p25: first quartile of images per class.
         p75: third quartile.
         p90: ninth decile.
         p99: 99th percentile.
         std: sample standard deviation (n - 1); 0 for a single class.
-        gini: 0 when all classes are equal, towards 1 when one class holds everything.
-        imbalance_factor: largest class over the smallest that is not empty; 0 when there is no image.
-        effective_classes: perplexity of the class distribution, exp(entropy); 0 when there is no image.
+        gini: Gini coefficient; 0 if all classes are equal, close to 1 if one class has all images.
+        imbalance_factor: largest class divided by the smallest one that is not empty; 0 without images.
+        effective_classes: perplexity of the class distribution, exp(entropy); 0 without images.
         bands: many, medium and few, by these counts.
-        top: how much the largest classes hold.
+        top: shares of the largest classes.
         head: the largest classes, largest first.
         tail: the smallest classes, smallest first.
     """
@@ -105,7 +106,7 @@ class LongTail:
     tail: tuple[ClassSize, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain dicts, lists and numbers, ready for JSON; floats are rounded to six places."""
+        """The statistics as plain dicts, lists and numbers, ready for JSON; floats are rounded to six places."""
         plain: dict[str, Any] = _plain(asdict(self))
         return plain
 
@@ -117,12 +118,12 @@ def describe(
 
     Args:
         counts: images of each class, shape (classes,), non-negative integers.
-        ids: class id of each entry; its position when not given.
-        names: class name of each entry; its id when not given.
+        ids: class id of each entry; its position if None.
+        names: class name of each entry; its id if None.
         shown: length of `head` and of `tail`.
 
     Raises:
-        ValueError: no class at all, a negative or fractional count, or ids and names of another length.
+        ValueError: no class, a negative or fractional count, or ids or names of another length.
     """
     sizes = _sizes(counts)
     ids = range(len(sizes)) if ids is None else ids
@@ -161,7 +162,7 @@ def describe(
 
 
 def bands(counts: npt.ArrayLike) -> Bands:
-    """Classes and images in the many, medium and few bands."""
+    """Classes and images in the many, medium and few bands, from counts of shape (classes,)."""
     sizes = _sizes(counts)
     many, few = sizes > MANY_ABOVE, sizes < FEW_BELOW
 
@@ -172,28 +173,31 @@ def bands(counts: npt.ArrayLike) -> Bands:
 
 
 def gini(counts: npt.ArrayLike) -> float:
-    """The Gini coefficient, 0..1; 0 when there is no image."""
+    """The Gini coefficient of counts of shape (classes,), 0 to 1; 0 without images."""
     sizes = np.sort(_sizes(counts)).astype(np.float64)
     n, total = len(sizes), float(sizes.sum())
     if total == 0:
         return 0.0
     ranks = np.arange(1, n + 1, dtype=np.float64)
-    # the sum may fall a rounding error below zero when all classes are equal
+    # rounding can make the result slightly negative if all classes are equal
     return max(0.0, float(2 * (ranks @ sizes) / (n * total) - (n + 1) / n))
 
 
 def effective_classes(counts: npt.ArrayLike) -> float:
-    """The number of equally large classes with the same entropy; 0 when there is no image."""
+    """The number of equally large classes with the same entropy; 0 without images."""
     sizes = _sizes(counts)
     shares = sizes[sizes > 0] / max(1, int(sizes.sum()))
     return float(np.exp(-(shares * np.log(shares)).sum())) if len(shares) else 0.0
 
 
 def lorenz(counts: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
-    """The Lorenz curve: share of the classes, smallest first, and the share of the images that they hold.
+    """The Lorenz curve: cumulative share of the classes, smallest first, and of their images.
+
+    Args:
+        counts: images of each class, shape (classes,).
 
     Returns:
-        Two arrays of shape (classes + 1,), both rising from 0 to 1; without an image the second is all 0.
+        Two arrays of shape (classes + 1,), both increasing from 0 to 1; without images the second is all 0.
     """
     sizes = np.sort(_sizes(counts))
     held = np.concatenate([[0.0], np.cumsum(sizes, dtype=np.float64)])

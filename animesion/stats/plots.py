@@ -1,7 +1,7 @@
-"""Images of a class distribution: the Lorenz curve and images by class rank, as PNG files.
+"""Plots of a class distribution: the Lorenz curve and images by class rank, as PNG files.
 
-The numbers come from `animesion.stats.long_tail`. Only matplotlib's object API is used: no global state, no display, and the
-same counts give the same bytes on the same matplotlib version.
+The numbers come from `animesion.stats.long_tail`. Only matplotlib's object API is used, without global state or a
+display. The same counts give the same bytes on the same matplotlib version.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: What can be drawn; also the stems of the files that `write_plots` writes.
+#: Names of the panels; also the stems of the files that `write_plots` writes.
 PANELS = ("lorenz", "rank-frequency")
 
 _INK, _SOFT_INK, _GRID, _LINE = "#24292f", "#57606a", "#e6e8eb", "#2f6fb3"
@@ -33,9 +33,9 @@ def long_tail_figure(counts: npt.ArrayLike, title: str, panels: Sequence[str] = 
     """Draw a class distribution.
 
     Args:
-        counts: images of each class, shape (classes,); training counts, for the bands to mean what they say.
-        title: stands above the figure.
-        panels: what to draw from left to right, of `PANELS`.
+        counts: images of each class, shape (classes,); the bands are defined for training counts.
+        title: title above the figure.
+        panels: panels from left to right, of `PANELS`.
 
     Raises:
         ValueError: no class, or counts that are not non-negative integers.
@@ -44,11 +44,11 @@ def long_tail_figure(counts: npt.ArrayLike, title: str, panels: Sequence[str] = 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    # the user's matplotlibrc must not change the image
+    # the user's matplotlibrc must not change the plot
     with style.context("default", after_reset=True):
         figure = Figure(figsize=(6.4 * len(panels), 4.8), dpi=_DPI, layout="constrained", facecolor="white")
         FigureCanvasAgg(figure)
-        # parse_math: a dollar sign in a folder's name is no formula
+        # a dollar sign in a folder's name is not a formula
         figure.suptitle(_printable(title), fontsize=12, fontweight="bold", color=_INK, parse_math=False)
         draw = {"lorenz": _draw_lorenz, "rank-frequency": _draw_rank_frequency}
         for position, panel in enumerate(panels, 1):
@@ -59,16 +59,24 @@ def long_tail_figure(counts: npt.ArrayLike, title: str, panels: Sequence[str] = 
 
 
 def write_plots(folder: Path, counts: npt.ArrayLike, title: str) -> list[Path]:
-    """Write `lorenz.png` and `rank-frequency.png` into a folder, which is made if it is missing.
+    """Write `lorenz.png` and `rank-frequency.png` into a folder, which is created if necessary.
+
+    Args:
+        folder: where the files are written.
+        counts: images of each class, shape (classes,).
+        title: title above each figure.
+
+    Returns:
+        Paths of the files.
 
     Raises:
         ValueError: see `long_tail_figure`.
-        FullDiskError: no room; nothing half written is left.
+        FullDiskError: the disk is full; no partial file is left.
     """
     written = []
     for panel in PANELS:
         path = folder / f"{panel}.png"
-        # no software and version in the file: an upgrade that draws the same should write the same
+        # omit the software's version: a matplotlib upgrade that draws the same plot should write the same bytes
         out = io.BytesIO()
         long_tail_figure(counts, title, [panel]).savefig(out, format="png", metadata={"Software": None})
         write_atomic(path, out.getbuffer())
@@ -88,15 +96,15 @@ def _draw_lorenz(axes: Axes, counts: npt.NDArray[np.int64]) -> None:
     corner = (1 - top / found.classes, 1 - found.top.top_tenth)
     axes.plot(*corner, marker="o", color=_LINE, markersize=6, markeredgecolor="white")
     holders = f"the largest {top:,} classes" if top > 1 else "the largest class"
-    # inside the lens when there is room for it, else below the curve
-    roomy = found.gini > 0.45
+    # the label goes between diagonal and curve if there is room for it, else below the curve
+    above = found.gini > 0.45
     axes.annotate(
         f"{holders} ({top / found.classes:.0%})\nhold{'' if top > 1 else 's'} {found.top.top_tenth:.1%}",
         corner,
-        xytext=(-10, 8) if roomy else (12, -75),
+        xytext=(-10, 8) if above else (12, -75),
         textcoords="offset points",
         ha="right",
-        va="bottom" if roomy else "top",
+        va="bottom" if above else "top",
         fontsize=9,
         color=_INK,
     )

@@ -1,1 +1,1 @@
-"""Proof that a dataset is whole, consistent and free of leaks; and what differs between two datasets."""
+"""Verification of a dataset: integrity, consistency and leaks between splits; and comparison of two datasets."""

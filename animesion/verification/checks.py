@@ -1,7 +1,7 @@
-"""Prove a built dataset right, or list every fault: checksums, shards, keys, labels, pixels, leaks and accounting.
+"""Verify a built dataset and list its faults: checksums, shards, keys, labels, pixels, leaks and accounting.
 
-Nothing is trusted but the bytes: every shard is walked, every sample read and, unless switched off, decoded. Samples of
-a shard that cannot be read to its end are one fault of the archive and are not judged again one by one.
+Only the bytes are trusted: every shard is walked, and every sample is read and, unless switched off, decoded. A shard
+that cannot be read to its end is one fault; its samples are not reported again one by one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from animesion.storage.workspace import sha256_file
 from animesion.verification import leaks, scan
 from animesion.verification.scan import Contents, Walk
 
-#: Name of each check, in order, and what it asks.
+#: Name of each check, in order, and the condition that it checks.
 CHECKS = {
     "checksums": "every file is listed and has its SHA-256",
     "archives": "every shard is complete and holds as many samples as the side files say",
@@ -42,7 +42,7 @@ _LISTED = ("README.md", "_info.json", "classes.csv", "curated.parquet", "data/si
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong, in one sentence, and the samples and splits that it is about."""
+    """A fault in one sentence, and the keys and splits of the samples that are affected."""
 
     text: str
     keys: tuple[str, ...] = ()
@@ -51,14 +51,14 @@ class Fault:
 
 @dataclass
 class Report:
-    """The outcome.
+    """Result of a verification.
 
     Attributes:
-        name: the dataset's name.
-        samples: samples that were read.
-        shards: shards that were read.
+        name: name of the dataset.
+        samples: number of samples that were read.
+        shards: number of shards that were read.
         decoded: whether images were decoded and compared by their pixels.
-        faults: by name of the check; a check that was left out is not there.
+        faults: faults by name of the check; checks that did not run have no entry.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Report:
 
     @property
     def clean(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether there are no faults."""
         return not any(self.faults.values())
 
 
@@ -78,15 +78,16 @@ def verify(dataset: Dataset, *, workers: int = 0, decode: bool = True, progress:
 
     Args:
         dataset: an opened dataset.
-        workers: worker processes; 0 for one a core.
-        decode: decode images; without it equal and nearly equal pixels are not looked for.
-        progress: told what happens.
+        workers: number of worker processes; 0 for one per core.
+        decode: decode images; without it, equal and nearly equal pixels are not detected.
+        progress: receives progress events.
     """
     progress = progress or Progress()
     report = Report(dataset.name, decoded=decode, faults={name: [] for name in CHECKS if decode or name != "decode"})
     faults = report.faults
     settings, limits = DuplicatesSection(), codec.Limits()
     try:
+        # leaks are judged by the thresholds of the build, or by the defaults if its recipe cannot be read
         recipe = dataset.recipe
         settings, limits = recipe.duplicates, codec.Limits(recipe.filter.max_side, recipe.filter.max_pixels)
     except UsageError as error:
@@ -98,7 +99,7 @@ def verify(dataset: Dataset, *, workers: int = 0, decode: bool = True, progress:
     curated = _rows(dataset, "curated.parquet", faults["accounting"])
     faults["checksums"] += _checksums(dataset, found.walks)
     faults["archives"] += _archives(dataset, found.walks)
-    for i, check, text in found.look.faults:
+    for i, check, text in found.result.faults:
         faults[check].append(Fault(f"{found.where(i)}: {text}", (found.keys[i],)))
     if index is not None:
         faults["keys"] += _keys(dataset, found, index)
@@ -110,6 +111,7 @@ def verify(dataset: Dataset, *, workers: int = 0, decode: bool = True, progress:
 
 
 def _rows(dataset: Dataset, name: str, faults: list[Fault]) -> dict[str, list[Any]] | None:
+    """Columns of a table, or None and one more fault if it cannot be read."""
     try:
         columns: dict[str, list[Any]] = dataset.read_table(name).to_pydict()
     except UsageError as error:
@@ -122,11 +124,12 @@ def _rows(dataset: Dataset, name: str, faults: list[Fault]) -> dict[str, list[An
 
 
 def _checksums(dataset: Dataset, walks: dict[str, Walk]) -> list[Fault]:
+    """Faults of `SHA256SUMS` and of the shard digests in `dataset.json`."""
     try:
         listed, malformed = checksums.parse(dataset.path)
     except (OSError, UnicodeDecodeError):
-        return [Fault(f"{CHECKSUMS} is missing or unreadable, so no file can be told from a damaged one")]
-    faults = [Fault(f"{CHECKSUMS} line {line} is no digest and file name inside the dataset") for line in malformed]
+        return [Fault(f"{CHECKSUMS} is missing or unreadable, so damaged files cannot be detected")]
+    faults = [Fault(f"{CHECKSUMS} line {line} is not a digest and a file inside the dataset") for line in malformed]
     for name, digest in listed.items():
         path = dataset.path / name
         try:
@@ -136,19 +139,20 @@ def _checksums(dataset: Dataset, walks: dict[str, Walk]) -> list[Fault]:
         if not actual:
             faults.append(Fault(f"{name} is listed in {CHECKSUMS} but missing or unreadable"))
         elif actual != digest:
-            faults.append(Fault(f"{name} has another SHA-256 than {CHECKSUMS} says"))
+            faults.append(Fault(f"{name} does not have the SHA-256 in {CHECKSUMS}"))
     faults += [Fault(f"{name} is not listed in {CHECKSUMS}") for name in (*_LISTED, *walks) if name not in listed]
     for path in sorted((dataset.path / "data").glob("*.tar")):
         if f"data/{path.name}" not in walks:
-            faults.append(Fault(f"data/{path.name} is no shard of dataset.json, but readers would load it"))
+            faults.append(Fault(f"data/{path.name} is not a shard of dataset.json, but readers would load it"))
     for split in dataset.splits.values():
         for shard in split.shards:
             if walks[shard.path].sha256 not in ("", shard.sha256):
-                faults.append(Fault(f"{shard.path} has another SHA-256 than dataset.json says"))
+                faults.append(Fault(f"{shard.path} does not have the SHA-256 in dataset.json"))
     return faults
 
 
 def _archives(dataset: Dataset, walks: dict[str, Walk]) -> list[Fault]:
+    """Faults of the shards as files, and disagreements about their number of samples and bytes."""
     faults: list[Fault] = []
     timm, sizes = _side_file(dataset, "_info.json", faults), _side_file(dataset, "data/sizes.json", faults)
     for split in dataset.splits.values():
@@ -161,32 +165,35 @@ def _archives(dataset: Dataset, walks: dict[str, Walk]) -> list[Fault]:
                 faults.append(
                     Fault(
                         f"{shard.path} holds {len(walk.keys):,} samples in {walk.bytes:,} bytes, "
-                        f"dataset.json says {shard.samples:,} in {shard.bytes:,}"
+                        f"but {shard.samples:,} in {shard.bytes:,} according to dataset.json"
                     )
                 )
             if sizes is not None and sizes.get(shard.path.removeprefix("data/")) != shard.samples:
-                faults.append(Fault(f"data/sizes.json does not say {shard.samples:,} samples for {shard.path}"))
+                faults.append(Fault(f"data/sizes.json does not list {shard.samples:,} samples for {shard.path}"))
         for what in ("samples", "bytes"):
             if sum(getattr(shard, what) for shard in split.shards) != getattr(split, what):
                 faults.append(Fault(f"dataset.json: the {what} of the shards of {split.name} do not add up"))
-        told = {
+        expected = {
             "name": split.name,
             "num_samples": split.samples,
             "filenames": [shard.path for shard in split.shards],
             "shard_lengths": [shard.samples for shard in split.shards],
         }
-        if timm is not None and (not isinstance(timm.get("splits"), dict) or timm["splits"].get(split.name) != told):
+        if timm is None:
+            continue  # reported by `_side_file`
+        if not isinstance(timm.get("splits"), dict) or timm["splits"].get(split.name) != expected:
             faults.append(Fault(f"_info.json and dataset.json disagree on {split.name}"))
     return faults
 
 
 def _side_file(dataset: Dataset, name: str, faults: list[Fault]) -> dict[str, Any] | None:
+    """The object in a JSON file, or None and one more fault if it cannot be read."""
     try:
         content = json.loads((dataset.path / name).read_bytes())
     except (OSError, ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
-        faults.append(Fault(f"{name} is missing or no JSON object"))
+        faults.append(Fault(f"{name} is missing or not a JSON object"))
         return None
     return content
 
@@ -195,37 +202,39 @@ def _side_file(dataset: Dataset, name: str, faults: list[Fault]) -> dict[str, An
 
 
 def _keys(dataset: Dataset, found: Contents, index: dict[str, list[Any]]) -> list[Fault]:
+    """Repeated keys, members and JSON fields that differ between samples, and disagreements with the index."""
     faults = []
-    first: dict[str, int] = {}
-    row_of: dict[str, int] = {}
+    first: dict[str, int] = {}  # key -> position of its first sample
+    row_of: dict[str, int] = {}  # key -> row of the index
     for row, key in enumerate(index["key"]):
         if key in row_of:
             faults.append(Fault(f"index.parquet has two rows for {key}", (key,)))
         row_of.setdefault(key, row)
-    fields, due = ",".join(dataset.fields), ""
-    digests, described = found.look.sha256, found.look.json_fields
+    fields, json_fields = ",".join(dataset.fields), ""
+    digests, described = found.result.sha256, found.result.json_fields
     for i, key in enumerate(found.keys):
         where = found.where(i)
         if found.fields[i] != fields:
-            faults.append(Fault(f"{where} has the members {found.fields[i]}, where {fields} are due", (key,)))
-        due = due or described[i]
-        if described[i] and described[i] != due:
+            faults.append(Fault(f"{where} has the members {found.fields[i]} instead of {fields}", (key,)))
+        json_fields = json_fields or described[i]  # those of the first sample with a readable JSON member
+        if described[i] and described[i] != json_fields:
             faults.append(Fault(f"{where} has other fields or types in its json than the first sample", (key,)))
         if key in first:
-            faults.append(Fault(f"key {key} stands in {found.shards[first[key]]} and in {found.shards[i]}", (key,)))
+            faults.append(Fault(f"key {key} is in {found.shards[first[key]]} and in {found.shards[i]}", (key,)))
             continue
         first[key] = i
         if key not in row_of:
             faults.append(Fault(f"{where} has no row in index.parquet", (key,)))
             continue
-        told = {name: values[row_of[key]] for name, values in index.items()}
-        if (told["shard"], told["split"]) != (found.shards[i], found.splits[i]):
-            faults.append(Fault(f"{where}: index.parquet has it in {told['shard']}, split {told['split']}", (key,)))
-        elif (told["offset"], told["size"], told["sample_offset"], told["sample_size"]) != found.places[i]:
-            faults.append(Fault(f"{where} lies at another place than index.parquet says", (key,)))
-        if told["sha256"] != digests[i].hex():
-            faults.append(Fault(f"{where}: its image has another SHA-256 than index.parquet says", (key,)))
+        listed = {name: values[row_of[key]] for name, values in index.items()}
+        if (listed["shard"], listed["split"]) != (found.shards[i], found.splits[i]):
+            faults.append(Fault(f"{where}: index.parquet has it in {listed['shard']}, split {listed['split']}", (key,)))
+        elif (listed["offset"], listed["size"], listed["sample_offset"], listed["sample_size"]) != found.places[i]:
+            faults.append(Fault(f"{where} is not at the offset in index.parquet", (key,)))
+        if listed["sha256"] != digests[i].hex():
+            faults.append(Fault(f"{where}: its image does not have the SHA-256 in index.parquet", (key,)))
     for key, row in row_of.items():
+        # a sample may be missing only because its shard could not be read, which is a fault of its own
         if key not in first and index["shard"][row] not in found.unread:
             faults.append(Fault(f"index.parquet has {key} in {index['shard'][row]}, which does not hold it", (key,)))
     return faults
@@ -237,59 +246,70 @@ def _labels(
     index: dict[str, list[Any]] | None,
     curated: dict[str, list[Any]] | None,
 ) -> list[Fault]:
+    """Samples whose `cls` member disagrees with their JSON member, the index or curated.parquet.
+
+    Args:
+        dataset: supplies the class map.
+        found: the samples.
+        index: columns of index.parquet; None if it cannot be read.
+        curated: columns of curated.parquet; None if it cannot be read.
+    """
     faults = []
     names = [info.name for info in dataset.classes]
     indexed = dict(zip(index["key"], index["label"], strict=True)) if index else {}
     shard_of = dict(zip(index["key"], index["shard"], strict=True)) if index else {}
     rows = {key: i for i, key in enumerate(curated["key"]) if curated["kept"][i]} if curated else {}
-    look = found.look
-    columns = (look.labels.tolist(), look.json_labels.tolist(), look.json_names, look.json_splits)
-    for i, (key, label, told, name, split) in enumerate(zip(found.keys, *columns, strict=True)):
+    result = found.result
+    columns = (result.labels.tolist(), result.json_labels.tolist(), result.json_names, result.json_splits)
+    for i, (key, label, json_label, name, split) in enumerate(zip(found.keys, *columns, strict=True)):
         if label < 0:
-            continue  # said already
-        said: dict[str, Any] = {"index.parquet": indexed[key]} if key in indexed else {}
+            continue  # an unreadable `cls` was reported by the scan
+        # file -> class id, and file -> class name and split, of this sample
+        ids: dict[str, Any] = {"index.parquet": indexed[key]} if key in indexed else {}
         texts: dict[str, tuple[str, str]] = {}
-        if look.json_fields[i]:
-            said, texts = {"json": told, **said}, {"json": (name, split)}
+        if result.json_fields[i]:
+            ids, texts = {"json": json_label, **ids}, {"json": (name, split)}
         if curated is not None and key not in rows:
-            faults.append(Fault(f"{found.where(i)} is no kept row of curated.parquet", (key,)))
+            faults.append(Fault(f"{found.where(i)} is not a kept row of curated.parquet", (key,)))
         elif curated is not None:
             row = rows[key]
-            said["curated.parquet"] = curated["class_id"][row]
+            ids["curated.parquet"] = curated["class_id"][row]
             texts["curated.parquet"] = (curated["label"][row], curated["split"][row])
         if label >= len(names):
             faults.append(Fault(f"{found.where(i)}: class {label} is not in the class map", (key,)))
             continue
-        wrong = [f"{where} says {other}" for where, other in said.items() if other != label]
-        due = (names[label], found.splits[i])
-        wrong += [f"{where} says {' in '.join(other)!r}" for where, other in texts.items() if other != due]
+        wrong = [f"{where} has {other}" for where, other in ids.items() if other != label]
+        expected = (names[label], found.splits[i])
+        wrong += [f"{where} has {' in '.join(other)!r}" for where, other in texts.items() if other != expected]
         if wrong:
-            known = f"cls says {label} ({names[label]} in {due[1]})"
-            faults.append(Fault(f"{found.where(i)}: {known}, {', '.join(wrong)}", (key,)))
+            known = f"cls has {label} ({names[label]} in {expected[1]})"
+            faults.append(Fault(f"{found.where(i)}: {known}, but {', '.join(wrong)}", (key,)))
     there = set(found.keys)
     for key in rows:
-        if key not in there and (shard_of.get(key) not in found.unread if key in shard_of else not found.unread):
+        # a kept image may be missing only because its shard, or any shard if it is unknown, could not be read
+        unread = shard_of[key] in found.unread if key in shard_of else bool(found.unread)
+        if key not in there and not unread:
             faults.append(Fault(f"curated.parquet keeps {key}, but no shard holds it", (key,)))
     return faults
 
 
 def _class_table(dataset: Dataset) -> list[Fault]:
-    """`classes.csv` against the class map of `dataset.json`."""
-    due = [["class_id", "name", *dataset.splits, "total"]]
+    """Differences between `classes.csv` and the class map of `dataset.json`."""
+    expected = [["class_id", "name", *dataset.splits, "total"]]
     for info in dataset.classes:
-        due.append([str(info.id), info.name, *(str(info.counts.get(name, 0)) for name in dataset.splits)])
-        due[-1].append(str(info.total))
+        expected.append([str(info.id), info.name, *(str(info.counts.get(name, 0)) for name in dataset.splits)])
+        expected[-1].append(str(info.total))
     try:
         with (dataset.path / "classes.csv").open(encoding="utf-8", newline="") as file:
             rows = list(csv.reader(file))
     except (OSError, ValueError, csv.Error):
-        return [Fault("classes.csv is missing or no CSV")]
-    if len(rows) != len(due):
-        return [Fault(f"classes.csv has {len(rows) - 1:,} classes, dataset.json {len(due) - 1:,}")]
+        return [Fault("classes.csv is missing or not a CSV file")]
+    if len(rows) != len(expected):
+        return [Fault(f"classes.csv has {len(rows) - 1:,} classes, dataset.json {len(expected) - 1:,}")]
     return [
-        Fault(f"classes.csv line {number} says {','.join(row)!r}, dataset.json {','.join(told)!r}")
-        for number, (row, told) in enumerate(zip(rows, due, strict=True), 1)
-        if row != told
+        Fault(f"classes.csv line {number} is {','.join(row)!r}, dataset.json has {','.join(line)!r}")
+        for number, (row, line) in enumerate(zip(rows, expected, strict=True), 1)
+        if row != line
     ]
 
 
@@ -301,6 +321,15 @@ def _leaks(
     *,
     decode: bool,
 ) -> list[Fault]:
+    """Images, groups and near duplicates in several splits, one fault per pair of samples.
+
+    Args:
+        dataset: supplies the split strategy.
+        found: the samples.
+        curated: columns of curated.parquet; without them, groups and source images are not compared.
+        settings: thresholds of near duplicates.
+        decode: whether `found` has pixels.
+    """
     n = len(found.keys)
     groups, sources = [""] * n, [""] * n
     if curated is not None:
@@ -308,17 +337,19 @@ def _leaks(
         chosen = [rows.get(key, -1) for key in found.keys]
         groups = [curated["group"][row] if row >= 0 else "" for row in chosen]
         sources = [f"{curated['source'][row]} {curated['source_id'][row]}" if row >= 0 else "" for row in chosen]
-    look = found.look
+    result = found.result
     pixels = (
-        leaks.PixelColumns(look.decoded, look.pixels, look.phash, look.phash_flip, look.thumbnails) if decode else None
+        leaks.PixelColumns(result.decoded, result.pixels, result.phash, result.phash_flip, result.thumbnails)
+        if decode
+        else None
     )
-    known = ""
+    known = ""  # explains leaks that the recipe permits
     if dataset.split_strategy in ("published", "legacy-dafre"):
         known = f", as the split strategy {dataset.split_strategy} allows"
     elif not settings.near:
-        known = ", in a recipe that looks for no near duplicates"
+        known = ", in a recipe without a search for near duplicates"
     faults = []
-    for leak in leaks.find(found.splits, groups, sources, look.sha256, pixels, settings):
+    for leak in leaks.find(found.splits, groups, sources, result.sha256, pixels, settings):
         pair = (leak.first, leak.second)
         keys, splits = tuple(found.keys[i] for i in pair), tuple(found.splits[i] for i in pair)
         both = " and ".join(f"{key} in {split}" for key, split in zip(keys, splits, strict=True))
@@ -327,11 +358,12 @@ def _leaks(
 
 
 def _accounting(dataset: Dataset, curated: dict[str, list[Any]]) -> list[Fault]:
+    """Differences between the totals of `dataset.json` and the rows of curated.parquet."""
     faults = []
 
-    def compare(what: str, told: Any, counted: Any) -> None:
-        if told != counted:
-            faults.append(Fault(f"dataset.json says {what} {told}, curated.parquet has {counted}"))
+    def compare(what: str, listed: Any, counted: Any) -> None:
+        if listed != counted:
+            faults.append(Fault(f"dataset.json: {what} is {listed}, but {counted} in curated.parquet"))
 
     kept = [i for i, keep in enumerate(curated["kept"]) if keep]
     dropped = Counter(reason for reason, keep in zip(curated["reason"], curated["kept"], strict=True) if not keep)
@@ -340,17 +372,17 @@ def _accounting(dataset: Dataset, curated: dict[str, list[Any]]) -> list[Fault]:
     for reason in sorted(dropped.keys() | dataset.dropped.keys()):
         compare(f"dropped as '{reason}'", dataset.dropped.get(reason, 0), dropped[reason])
         if reason not in MEANINGS:
-            faults.append(Fault(f"'{reason}' is no known reason to drop an image"))
+            faults.append(Fault(f"'{reason}' is not a known reason to drop an image"))
     if dataset.seen != dataset.kept + sum(dataset.dropped.values()):
-        faults.append(Fault("dataset.json: seen is not kept + dropped"))
+        faults.append(Fault("dataset.json: seen does not equal kept + dropped"))
     compare("images", dataset.images, len(kept))
     compare("samples in splits", len(dataset), len(kept))
     if len(set(curated["key"])) != len(curated["key"]):
-        faults.append(Fault("curated.parquet has a key twice"))
+        faults.append(Fault("curated.parquet contains a key twice"))
     for i in (i for i in kept if curated["reason"][i]):
         faults.append(Fault(f"curated.parquet keeps {curated['key'][i]} and gives a reason to drop it"))
     counts = Counter((curated["class_id"][i], curated["split"][i]) for i in kept)
-    told = {(info.id, split): n for info in dataset.classes for split, n in info.counts.items() if n}
-    for label, split in sorted(counts.keys() | told.keys(), key=str):
-        compare(f"class {label} in {split}", told.get((label, split), 0), counts[label, split])
+    listed = {(info.id, split): n for info in dataset.classes for split, n in info.counts.items() if n}
+    for label, split in sorted(counts.keys() | listed.keys(), key=str):
+        compare(f"class {label} in {split}", listed.get((label, split), 0), counts[label, split])
     return faults

@@ -1,6 +1,7 @@
-"""What changed between two built datasets: samples, labels, splits, pixels, reasons, classes and the recipe.
+"""Compare two built datasets: samples, labels, splits, images, drop reasons, classes and the recipe.
 
-Only tables are read, no pixels: equal SHA-256 in `index.parquet` means equal images. Printing is the command's.
+Only tables are read. Images are equal if their SHA-256 in `index.parquet` is equal. `animesion.cli.diff` prints the
+result.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from animesion.dataset.dataset import Dataset
 
 
 class Change(NamedTuple):
-    """Something that is `before` in the first dataset and `after` in the second; empty text for nothing there."""
+    """A value that differs: `before` in the first dataset, `after` in the second; empty if absent from one."""
 
     what: str
     before: str
@@ -22,19 +23,19 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True)
 class Difference:
-    """All that differs between two datasets; every list is sorted.
+    """All differences between two datasets; every list is sorted.
 
     Attributes:
         added: keys of samples that only the second has.
         removed: keys of samples that only the first has.
-        relabelled: keys whose class has another name.
-        moved: keys that went to another split.
-        repainted: keys whose image has other bytes, by the start of their SHA-256.
-        reasons: keys that both have seen and whose fate differs: `kept`, or the reason of the drop.
-        classes: names of classes that came, went or have another id.
+        relabelled: keys whose class name differs.
+        moved: keys whose split differs.
+        repainted: keys whose image differs, with the start of its SHA-256.
+        reasons: keys in both `curated.parquet` with a different outcome: `kept`, or the drop reason.
+        classes: names of classes that were added, removed or have another id.
         recipe: `section.key` of values that differ.
-        totals: samples by split, `total` for all; those that are equal too.
-        shards: shards that differ though nothing else does: another order or other metadata.
+        totals: samples per split, and `total` for all; equal ones included.
+        shards: shards that differ although nothing else does: another order or other metadata.
     """
 
     added: list[str]
@@ -50,12 +51,12 @@ class Difference:
 
     @property
     def identical(self) -> bool:
-        """Whether nothing differs."""
+        """Whether there are no differences."""
         listed = [value for name, value in vars(self).items() if name != "totals"]
         return not any(listed) and all(total.before == total.after for total in self.totals)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """The differences as plain dicts and lists, ready for JSON."""
         values = asdict(self)
         for name, changes in values.items():
             values[name] = [c._asdict() if isinstance(c, Change) else c for c in changes]
@@ -63,7 +64,7 @@ class Difference:
 
 
 class _Placed(NamedTuple):
-    """What a row of the index says of a sample."""
+    """Class name, split and image digest of a sample, from its row of the index."""
 
     name: str
     split: str
@@ -99,7 +100,7 @@ def compare(before: Dataset, after: Dataset) -> Difference:
 def _placed(dataset: Dataset) -> dict[str, _Placed]:
     names = {info.id: info.name for info in dataset.classes}
     columns = (dataset.index[name].to_pylist() for name in ("key", "label", "split", "sha256"))
-    # a label outside the class map is for `animesion verify` to blame
+    # `animesion verify` reports labels outside the class map
     return {
         key: _Placed(names.get(label, f"class {label}"), split, sha256)
         for key, label, split, sha256 in zip(*columns, strict=True)

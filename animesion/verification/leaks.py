@@ -1,6 +1,6 @@
-"""Find images that stand on both sides of a split: same group, same source image, equal or nearly equal pixels.
+"""Find leaks between splits: same group, same source image, equal bytes, equal or nearly equal pixels.
 
-Works on arrays of all samples. How such images are kept apart is decided in `animesion.pipeline.curate`.
+All functions work on arrays of all samples. `animesion.pipeline.curate` prevents leaks in a build.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from animesion.dedup import search
 
 @dataclass(frozen=True)
 class Leak:
-    """Two samples of different splits, by position, and every reason why they should not be."""
+    """Two samples of different splits, by position, and every reason why they should share a split."""
 
     first: int
     second: int
@@ -26,14 +26,14 @@ class Leak:
 
 @dataclass(frozen=True)
 class PixelColumns:
-    """What the decoded images look like.
+    """Features of the decoded images.
 
     Attributes:
-        decoded: shape (n,), whether there are pixels.
+        decoded: shape (n,), whether the image decoded.
         digests: n digests of the pixels.
-        phash: shape (n,).
-        phash_flip: shape (n,), of the mirrored pixels.
-        thumbnails: shape (n, k).
+        phash: shape (n,), perceptual hashes.
+        phash_flip: shape (n,), perceptual hashes of the mirror images.
+        thumbnails: shape (n, 768).
     """
 
     decoded: npt.NDArray[np.bool_]
@@ -51,15 +51,18 @@ def find(
     pixels: PixelColumns | None,
     settings: DuplicatesSection,
 ) -> list[Leak]:
-    """Every leak: for what many images share, one pair of each two splits stands for all.
+    """Find leaks. If many samples share a value, one pair represents them for each two splits.
 
     Args:
-        splits: of each sample.
-        groups: group token of each, empty for none.
-        sources: source and id of each, empty for none.
-        sha256: of each image's bytes.
-        pixels: None when nothing was decoded: then images are compared by their bytes only.
-        settings: thresholds of what is nearly equal.
+        splits: split of each of n samples.
+        groups: group of each sample, empty for none.
+        sources: source and id of each sample, empty for none.
+        sha256: digest of each image's bytes.
+        pixels: features of the images; None compares them by their bytes only.
+        settings: thresholds of near duplicates.
+
+    Returns:
+        The leaks, sorted by position.
     """
     found: dict[tuple[int, int], list[str]] = {}
     for why, values in (("same group", groups), ("same source image", sources), ("equal bytes", sha256)):
@@ -75,7 +78,7 @@ def find(
 
 
 def _straddling(values: Sequence[Hashable], splits: Sequence[str]) -> list[tuple[int, int]]:
-    """For each value, the first sample of each two splits."""
+    """Pairs of samples with equal values in different splits: for each value, the first sample of each two splits."""
     firsts: dict[Hashable, dict[str, int]] = {}
     pairs = []
     for i, (value, split) in enumerate(zip(values, splits, strict=True)):
@@ -91,28 +94,29 @@ def _straddling(values: Sequence[Hashable], splits: Sequence[str]) -> list[tuple
 def _near(
     pixels: PixelColumns, splits: Sequence[str], settings: DuplicatesSection
 ) -> list[tuple[tuple[int, int], int]]:
-    """Pairs across splits whose pixels differ, but by no more than the thresholds."""
-    # equal pixels have equal hashes: one of each split stands for all, so that blank images do not pair n by n
-    standing: dict[tuple[bytes, str], int] = {}
+    """Pairs across splits with different pixels within the thresholds, and their Hamming distance in bits."""
+    # equal pixels have equal hashes: one sample per split represents them, or blank images would pair n by n
+    representatives: dict[tuple[bytes, str], int] = {}
     for i in np.flatnonzero(pixels.decoded).tolist():
-        standing.setdefault((pixels.digests[i], splits[i]), i)
-    rows = np.array(list(standing.values()), dtype=np.int64)
+        representatives.setdefault((pixels.digests[i], splits[i]), i)
+    rows = np.array(list(representatives.values()), dtype=np.int64)
     if len(rows) < 2:
         return []
     pairs, mirrored = search.found_pairs(
         pixels.phash[rows], pixels.phash_flip[rows] if settings.flip else None, settings.radius
     )
-    pairs = rows[pairs]
+    pairs = rows[pairs]  # positions of samples, shape (m, 2)
     split_of = np.unique(np.array(splits), return_inverse=True)[1]
-    apart = split_of[pairs[:, 0]] != split_of[pairs[:, 1]]
-    apart &= np.array([pixels.digests[a] != pixels.digests[b] for a, b in pairs.tolist()], dtype=np.bool_)
-    pairs, mirrored = pairs[apart], mirrored[apart]
+    across = split_of[pairs[:, 0]] != split_of[pairs[:, 1]]
+    # equal pixels are reported as such
+    across &= np.array([pixels.digests[a] != pixels.digests[b] for a, b in pairs.tolist()], dtype=np.bool_)
+    pairs, mirrored = pairs[across], mirrored[across]
     same = search.same_thumbnail(
         pixels.thumbnails, pairs, settings.mean_difference, settings.max_difference, mirrored, settings.tone
     )
     pairs = pairs[same]
     distances = search.distances(pixels.phash, pixels.phash_flip, pairs, mirrored[same])
-    nearest: dict[tuple[int, int], int] = {}  # a symmetric pair may be close both ways
+    nearest: dict[tuple[int, int], int] = {}  # a pair may be close both plain and mirrored
     for (a, b), distance in zip(pairs.tolist(), distances.tolist(), strict=True):
         pair = (min(a, b), max(a, b))
         nearest[pair] = min(distance, nearest.get(pair, distance))

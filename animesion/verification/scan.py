@@ -1,6 +1,6 @@
-"""Read finished shards back: digest and walk each, then look at every sample, in worker processes.
+"""Read finished shards back in worker processes: walk and digest each shard, then scan every sample.
 
-It tells what is there, as compact arrays. Whether that is what should be there is judged in `animesion.verification.checks`.
+The result is the content of the shards as compact arrays. `animesion.verification.checks` compares it with the tables.
 """
 
 from __future__ import annotations
@@ -22,31 +22,32 @@ from animesion.images.features import compute_features
 from animesion.schemas import THUMBNAIL_SIDE
 from animesion.storage.workspace import sha256_file
 
-if TYPE_CHECKING:  # workers import this module: what they do not need costs each of them its start
+if TYPE_CHECKING:  # workers import this module: unused imports would slow down the start of each
     from animesion.dataset.dataset import Dataset
     from animesion.executors import Executor
     from animesion.progress import Progress
 
-#: Samples of one job: some seconds of work, some megabytes of results.
+#: Samples per job: a few seconds of work, a few megabytes of results.
 RANGE_SAMPLES = 2_000
 
 _THUMBNAIL_BYTES = THUMBNAIL_SIDE * THUMBNAIL_SIDE * 3
-# a class id is a few digits and a JSON some hundred bytes: anything larger is not ours to load
+# a class id has a few digits and a JSON member a few hundred bytes: larger members are not read into memory
 _MAX_BYTES = {"cls": 64, "json": 1 << 20}
 
 
 @dataclass
 class Walk:
-    """What a shard holds.
+    """Members of a shard, without their content.
 
     Attributes:
         shard: path relative to the dataset.
-        damage: one sentence when the shard cannot be read to its end; then there are no samples.
-        sha256: of the file, empty when it cannot be read.
-        bytes: of the file.
-        keys: of the samples, in order.
+        damage: message if the shard cannot be read to its end, else empty; a damaged shard has no samples.
+        sha256: digest of the file, empty if it cannot be read.
+        bytes: size of the file.
+        keys: keys of the samples, in order.
         fields: names of each sample's members joined by commas, in order.
-        places: shape (n, 4, 2): offset and size of image, cls and json (-1 when missing) and of the whole sample.
+        places: shape (n, 4, 2), offset and size in bytes of image, cls and json (offset -1 if missing) and of the
+            whole sample.
     """
 
     shard: str
@@ -68,11 +69,11 @@ class WalkJob:
 
     @property
     def name(self) -> str:
-        """What to call it in messages."""
+        """Name of the job in messages."""
         return f"reading {self.shard}"
 
     def run(self) -> Walk:
-        """Walk to the end marker."""
+        """Walk the shard to its end marker."""
         walk = Walk(self.shard)
         path = self.folder / self.shard
         try:
@@ -105,21 +106,21 @@ class WalkJob:
 
 @dataclass
 class ScanResult:
-    """What the samples of a range say, one entry a sample; -1 and empty text where it cannot be told.
+    """Content of n samples, one entry per sample; -1 or an empty string if a value cannot be read.
 
     Attributes:
-        sha256: 32 bytes each, of the image's bytes.
-        labels: class ids of the `cls` members.
-        json_labels: class ids of the JSON members.
+        sha256: digests of the images' bytes, 32 bytes each.
+        labels: shape (n,), class ids of the `cls` members.
+        json_labels: shape (n,), class ids of the JSON members.
         json_names: class names of the JSON members.
         json_splits: splits of the JSON members.
-        json_fields: the JSON members' fields and types; empty when there is no JSON object.
-        decoded: whether the image decoded.
-        pixels: 32 bytes each, digest of the decoded pixels.
-        phash: perceptual hash of the decoded pixels.
-        phash_flip: that of their mirror image.
+        json_fields: fields and types of the JSON members; empty if the member is not a JSON object.
+        decoded: shape (n,), whether the image decoded.
+        pixels: digests of the decoded pixels, 32 bytes each.
+        phash: shape (n,), perceptual hashes of the decoded pixels.
+        phash_flip: shape (n,), perceptual hashes of the mirror images.
         thumbnails: shape (n, 768).
-        faults: position of the sample, name of the check and what is wrong.
+        faults: position of the sample, name of the check and message of each fault.
     """
 
     sha256: list[bytes]
@@ -137,7 +138,7 @@ class ScanResult:
 
     @classmethod
     def blank(cls, n: int) -> ScanResult:
-        """Nothing is known yet."""
+        """A result of n samples without values."""
         return cls(
             sha256=[b""] * n,
             labels=np.full(n, -1, dtype=np.int64),
@@ -154,31 +155,35 @@ class ScanResult:
         )
 
     @classmethod
-    def joined(cls, looks: Sequence[ScanResult]) -> ScanResult:
-        """Several ranges as one."""
+    def concatenate(cls, results: Sequence[ScanResult]) -> ScanResult:
+        """Concatenate the results of several ranges."""
         whole = cls.blank(0)
         for name in (each.name for each in fields(cls) if each.name != "faults"):
-            parts = [getattr(look, name) for look in (whole, *looks)]
+            parts = [getattr(result, name) for result in (whole, *results)]
             joined = (
                 [value for part in parts for value in part] if isinstance(parts[0], list) else np.concatenate(parts)
             )
             setattr(whole, name, joined)
+        # positions of faults are relative to their range
         start = 0
-        for look in looks:
-            whole.faults += [(start + i, check, text) for i, check, text in look.faults]
-            start += len(look.sha256)
+        for result in results:
+            whole.faults += [(start + i, check, text) for i, check, text in result.faults]
+            start += len(result.sha256)
         return whole
 
 
 @dataclass(frozen=True)
 class ScanJob:
-    """Look at a range of samples of one shard.
+    """Scan a range of samples of one shard.
 
     Attributes:
-        places: of the samples, as in `Walk`.
-        limits: for the decoder; None leaves pixels alone.
-        only: when not None, decode just these keys.
-        crashed: keys that are known to kill the decoder.
+        folder: folder of the dataset.
+        shard: path relative to it.
+        keys: keys of the n samples.
+        places: shape (n, 4, 2), as in `Walk`.
+        limits: limits of the decoder; None skips decoding.
+        only: scan just these keys; None for all.
+        crashed: keys whose image is known to crash the decoder.
     """
 
     folder: Path
@@ -191,11 +196,11 @@ class ScanJob:
 
     @property
     def name(self) -> str:
-        """What to call it in messages."""
-        return f"looking at {self.shard} from byte {self.places[0, 3, 0]}"
+        """Name of the job in messages."""
+        return f"scanning {self.shard} from byte {self.places[0, 3, 0]}"
 
     def probe(self, keys: Sequence[str]) -> ScanJob:
-        """The same decodes for some keys."""
+        """The job for some keys only."""
         return replace(self, only=tuple(keys))
 
     def without(self, keys: Sequence[str]) -> ScanJob:
@@ -203,58 +208,58 @@ class ScanJob:
         return replace(self, crashed=(*self.crashed, *keys))
 
     def run(self) -> ScanResult:
-        """Look at all."""
-        look = ScanResult.blank(len(self.keys))
+        """Scan the samples."""
+        result = ScanResult.blank(len(self.keys))
         with (self.folder / self.shard).open("rb") as file:
             for i, key in enumerate(self.keys):
                 if self.only is not None and key not in self.only:
                     continue
                 image, label, described, _ = self.places[i].tolist()
-                self._label(look, i, _read(file, label, "cls"))
-                self._json(look, i, _read(file, described, "json"))
+                self._label(result, i, _read(file, label, "cls"))
+                self._json(result, i, _read(file, described, "json"))
                 content = _read(file, image, "")
-                look.sha256[i] = hashlib.sha256(content or b"").digest()
+                result.sha256[i] = hashlib.sha256(content or b"").digest()
                 if self.limits is not None and content is not None:
-                    self._decode(look, i, content, self.limits)
-        return look
+                    self._decode(result, i, content, self.limits)
+        return result
 
-    def _label(self, look: ScanResult, i: int, content: bytes | None) -> None:
+    def _label(self, result: ScanResult, i: int, content: bytes | None) -> None:
         text = (content or b"").strip()
         if text.isdigit() and len(text) < 10:
-            look.labels[i] = int(text)
+            result.labels[i] = int(text)
         else:
-            look.faults.append((i, "labels", f"its cls {text[:20]!r} is no class id"))
+            result.faults.append((i, "labels", f"its cls {text[:20]!r} is not a class id"))
 
-    def _json(self, look: ScanResult, i: int, content: bytes | None) -> None:
+    def _json(self, result: ScanResult, i: int, content: bytes | None) -> None:
         try:
             described = json.loads(content or b"")
         except (ValueError, RecursionError):
             described = None
         if not isinstance(described, dict):
-            look.faults.append((i, "labels", "its json is no JSON object"))
+            result.faults.append((i, "labels", "its json is not a JSON object"))
             return
-        look.json_fields[i] = f"{{{', '.join(f'{name} {_kind(value)}' for name, value in described.items())}}}"
+        result.json_fields[i] = f"{{{', '.join(f'{name} {_kind(value)}' for name, value in described.items())}}}"
         label = described.get("label")
-        look.json_labels[i] = label if type(label) is int and 0 <= label < 10**9 else -1
-        look.json_names[i], look.json_splits[i] = str(described.get("name", "")), str(described.get("split", ""))
+        result.json_labels[i] = label if type(label) is int and 0 <= label < 10**9 else -1
+        result.json_names[i], result.json_splits[i] = str(described.get("name", "")), str(described.get("split", ""))
 
-    def _decode(self, look: ScanResult, i: int, content: bytes, limits: codec.Limits) -> None:
+    def _decode(self, result: ScanResult, i: int, content: bytes, limits: codec.Limits) -> None:
         if self.keys[i] in self.crashed:
-            look.faults.append((i, "decode", "its image kills the decoder"))
+            result.faults.append((i, "decode", "its image crashes the decoder"))
             return
         try:
             image = codec.decode(content, limits).image
         except codec.RejectedImageError as error:
-            look.faults.append((i, "decode", f"its image does not decode ({error})"))
+            result.faults.append((i, "decode", f"its image does not decode ({error})"))
             return
-        look.decoded[i] = True
-        look.pixels[i] = hashing.of_pixels(image)
-        look.phash[i], look.phash_flip[i], thumbnail, _ = compute_features(image)
-        look.thumbnails[i] = np.frombuffer(thumbnail, dtype=np.uint8)
+        result.decoded[i] = True
+        result.pixels[i] = hashing.of_pixels(image)
+        result.phash[i], result.phash_flip[i], thumbnail, _ = compute_features(image)
+        result.thumbnails[i] = np.frombuffer(thumbnail, dtype=np.uint8)
 
 
 def _read(file: IO[bytes], place: list[int], kind: str) -> bytes | None:
-    """The bytes of a member, None when it is missing or far larger than its kind can be."""
+    """The bytes of a member; None if it is missing or larger than any valid member of its kind."""
     offset, size = place
     if offset < 0 or size > _MAX_BYTES.get(kind, size):
         return None
@@ -263,7 +268,7 @@ def _read(file: IO[bytes], place: list[int], kind: str) -> bytes | None:
 
 
 def _kind(value: Any) -> str:
-    """The type that a reader would infer: lists by their first entry."""
+    """The type that a reader would infer; for lists, from their first entry."""
     if isinstance(value, list):
         return f"list of {_kind(value[0])}" if value else "empty list"
     return type(value).__name__
@@ -274,18 +279,18 @@ class Contents:
     """All samples of the shards that could be read, column by column.
 
     Attributes:
-        walks: by shard, in order.
-        look: what the samples say.
-        keys: of each sample.
-        shards: that each lies in.
-        splits: of that shard.
+        walks: shard -> its members, in order.
+        result: content of the samples.
+        keys: key of each sample.
+        shards: shard of each sample.
+        splits: split of that shard.
         fields: names of each sample's members joined by commas.
-        places: offset and size of the image, then of the whole sample.
+        places: offset and size of the image, then of the whole sample, in bytes.
         unread: shards that could not be read to their end.
     """
 
     walks: dict[str, Walk]
-    look: ScanResult
+    result: ScanResult
     keys: list[str]
     shards: list[str]
     splits: list[str]
@@ -294,18 +299,18 @@ class Contents:
     unread: set[str]
 
     def where(self, i: int) -> str:
-        """What to call a sample in a sentence."""
+        """Description of a sample for messages."""
         return f"sample {self.keys[i]} in {self.shards[i]}"
 
 
 def read(dataset: Dataset, engine: Executor, limits: codec.Limits | None, progress: Progress) -> Contents:
-    """Walk every shard that `dataset.json` lists, then look at every sample.
+    """Walk every shard that `dataset.json` lists, then scan every sample.
 
     Args:
-        dataset: whose shards.
+        dataset: dataset to read.
         engine: runs the jobs.
-        limits: for the decoder; None leaves pixels alone.
-        progress: told what happens.
+        limits: limits of the decoder; None skips decoding.
+        progress: receives progress events.
     """
     split_of = {shard.path: split.name for split in dataset.splits.values() for shard in split.shards}
     found: dict[str, Walk] = {}
@@ -322,10 +327,10 @@ def read(dataset: Dataset, engine: Executor, limits: codec.Limits | None, progre
         for start in range(0, len(walk.keys), RANGE_SAMPLES)
         for end in [start + RANGE_SAMPLES]
     ]
-    looks: dict[str, ScanResult] = {}
+    results: dict[str, ScanResult] = {}
 
-    def finished(job: Any, look: ScanResult) -> None:
-        looks[job.name] = look
+    def finished(job: Any, result: ScanResult) -> None:
+        results[job.name] = result
         progress.advanced(len(job.keys))
 
     progress.started("samples", sum(len(job.keys) for job in jobs))
@@ -334,7 +339,7 @@ def read(dataset: Dataset, engine: Executor, limits: codec.Limits | None, progre
     whole = [(walk, i) for walk in walks.values() for i in range(len(walk.keys))]
     return Contents(
         walks,
-        ScanResult.joined([looks[job.name] for job in jobs]),
+        ScanResult.concatenate([results[job.name] for job in jobs]),
         [walk.keys[i] for walk, i in whole],
         [walk.shard for walk, _ in whole],
         [split_of[walk.shard] for walk, _ in whole],

@@ -224,7 +224,7 @@ def test_what_cannot_be_counted(tmp_path: Path) -> None:
     assert "no labelled image" in refused(tmp_path)
     assert "of no known store" in refused("ftp://host/dataset")
     (tmp_path / "classid_classname.csv").write_text("0,rin\n")
-    assert "counts nothing" in refused(tmp_path / "classid_classname.csv")
+    assert "has class names but no counts" in refused(tmp_path / "classid_classname.csv")
     (tmp_path / "notes.txt").write_text("")
     assert "neither .csv nor .tar" in refused(tmp_path / "notes.txt")
     (tmp_path / "wrong.csv").write_text("0,a.jpg\nx,b.jpg\n")

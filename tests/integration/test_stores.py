@@ -431,9 +431,9 @@ def test_a_dataset_in_a_bucket_is_looked_into(local: Path, shelf: Shelf, capsys:
     status, told, _ = animesion_cli(["verify", url, "--workers", "1"], capsys)
     assert status == 1
     for fault in (
-        "data/val-00000.tar has another SHA-256 than SHA256SUMS says",
+        "data/val-00000.tar does not have the SHA-256 in SHA256SUMS",
         "data/test-00000.tar is listed in SHA256SUMS but missing",
-        "data/extra.tar is no shard of dataset.json",
+        "data/extra.tar is not a shard of dataset.json",
     ):
         assert fault in told
     same = [path for path, time in times.items() if path.exists() and path.stat().st_mtime_ns == time]

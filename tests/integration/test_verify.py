@@ -165,8 +165,8 @@ def test_flipped_byte_in_an_image(folder: Path) -> None:
     (folder / row["shard"]).write_bytes(content)
     found = faults(folder)
     assert [fault["fault"] for fault in found["checksums"]] == [
-        f"{row['shard']} has another SHA-256 than SHA256SUMS says",
-        f"{row['shard']} has another SHA-256 than dataset.json says",
+        f"{row['shard']} does not have the SHA-256 in SHA256SUMS",
+        f"{row['shard']} does not have the SHA-256 in dataset.json",
     ]
     assert [fault["keys"] for fault in found["keys"]] == [[row["key"]]]
     assert set(found) <= {"checksums", "keys", "decode"}
@@ -222,7 +222,9 @@ def test_missing_shard(folder: Path) -> None:
 
 def test_extra_shard(folder: Path) -> None:
     shutil.copy(folder / TRAIN, folder / "data/train-00099.tar")
-    assert texts(folder, "checksums") == ["data/train-00099.tar is no shard of dataset.json, but readers would load it"]
+    assert texts(folder, "checksums") == [
+        "data/train-00099.tar is not a shard of dataset.json, but readers would load it"
+    ]
 
 
 def test_missing_and_unlisted_files(folder: Path) -> None:
@@ -234,7 +236,7 @@ def test_missing_and_unlisted_files(folder: Path) -> None:
         "classes.csv is not listed in SHA256SUMS",
     ]
     sums.write_text(sums.read_text() + f"{'0' * 64}  ../outside\n")
-    assert any("no digest and file name inside the dataset" in text for text in texts(folder, "checksums"))
+    assert any("is not a digest and a file inside the dataset" in text for text in texts(folder, "checksums"))
 
 
 def test_side_files_of_other_readers(folder: Path) -> None:
@@ -243,8 +245,8 @@ def test_side_files_of_other_readers(folder: Path) -> None:
     (folder / "_info.json").write_text("[]")
     seal(folder)
     assert texts(folder, "archives") == [
-        "_info.json is missing or no JSON object",
-        f"data/sizes.json does not say {sizes['val-00000.tar']:,} samples for {VAL}",
+        "_info.json is missing or not a JSON object",
+        f"data/sizes.json does not list {sizes['val-00000.tar']:,} samples for {VAL}",
     ]
 
 
@@ -258,7 +260,7 @@ def test_duplicate_key_in_two_shards(folder: Path) -> None:
     seal(folder)
     found = faults(folder)
     assert {"keys", "leaks"} <= set(found)
-    assert f"key {key} stands in {TRAIN} and in {VAL}" in [fault["fault"] for fault in found["keys"]]
+    assert f"key {key} is in {TRAIN} and in {VAL}" in [fault["fault"] for fault in found["keys"]]
 
 
 def test_deleted_row_of_the_index(folder: Path) -> None:
@@ -291,7 +293,7 @@ def test_sample_with_other_members(folder: Path) -> None:
 
     edit(folder, TRAIN, drop_caption)
     [text] = texts(folder, "keys")
-    assert "has the members cls,jpg,json, where cls,jpg,json,txt are due" in text
+    assert "has the members cls,jpg,json instead of cls,jpg,json,txt" in text
 
 
 def test_json_with_another_type(folder: Path) -> None:
@@ -318,9 +320,9 @@ def test_swapped_label(folder: Path) -> None:
     assert set(found) == {"labels"}
     [fault] = found["labels"]
     assert fault["keys"] == [key]
-    assert "json says" in fault["fault"]
-    assert "index.parquet says" in fault["fault"]
-    assert "curated.parquet says" in fault["fault"]
+    assert "json has" in fault["fault"]
+    assert "index.parquet has" in fault["fault"]
+    assert "curated.parquet has" in fault["fault"]
 
 
 @pytest.mark.parametrize("content", [b"", b"-1", b"one", b"7" * 4000, b"99"])
@@ -342,7 +344,7 @@ def test_broken_json(folder: Path, content: bytes) -> None:
     reindex(folder)
     seal(folder)
     [text] = texts(folder, "labels")
-    assert text.endswith("its json is no JSON object")
+    assert text.endswith("its json is not a JSON object")
 
 
 def test_edited_classes(folder: Path) -> None:
@@ -354,7 +356,7 @@ def test_edited_classes(folder: Path) -> None:
     assert set(faults(folder)) == {"checksums", "labels"}
     seal(folder)
     found = texts(folder, "labels")
-    assert [text.split(" says")[0] for text in found] == ["classes.csv line 2", "classes.csv line 3"]
+    assert [text.split(" is ")[0] for text in found] == ["classes.csv line 2", "classes.csv line 3"]
 
 
 # -- pixels and leaks ------------------------------------------------------------------------------------------------
@@ -460,8 +462,8 @@ def test_vanished_and_unaccounted_images(folder: Path) -> None:
     edit_curated(folder, lambda rows: rows.remove(next(row for row in rows if row["key"] == key)))
     found = faults(folder)
     assert set(found) == {"labels", "accounting"}
-    assert "dataset.json says seen 37, curated.parquet has 36" in [fault["fault"] for fault in found["accounting"]]
-    assert found["labels"][0]["fault"].endswith("is no kept row of curated.parquet")
+    assert "dataset.json: seen is 37, but 36 in curated.parquet" in [fault["fault"] for fault in found["accounting"]]
+    assert found["labels"][0]["fault"].endswith("is not a kept row of curated.parquet")
 
 
 def test_wrong_funnel(folder: Path) -> None:
@@ -470,9 +472,9 @@ def test_wrong_funnel(folder: Path) -> None:
     (folder / "dataset.json").write_text(json.dumps(facts))
     seal(folder)
     assert texts(folder, "accounting") == [
-        "dataset.json says seen 38, curated.parquet has 37",
-        "dataset.json says dropped as 'near duplicate' 2, curated.parquet has 0",
-        "dataset.json: seen is not kept + dropped",
+        "dataset.json: seen is 38, but 37 in curated.parquet",
+        "dataset.json: dropped as 'near duplicate' is 2, but 0 in curated.parquet",
+        "dataset.json: seen does not equal kept + dropped",
     ]
 
 
