@@ -26,7 +26,7 @@ from urllib3.util.connection import create_connection
 from animesion_scrapers.errors import HostDownError, ScraperError, StatusError, UnsafeAddressError
 from animesion_scrapers.http.addresses import Routes
 from animesion_scrapers.http.breakers import Breakers
-from animesion_scrapers.http.clients import certificates, checked_user_agent
+from animesion_scrapers.http.clients import certificates, check_user_agent
 from animesion_scrapers.http.limits import RateLimiter
 from animesion_scrapers.http.media import document_kind
 from animesion_scrapers.http.retries import (
@@ -35,8 +35,8 @@ from animesion_scrapers.http.retries import (
     REDIRECTS,
     RETRIED,
     Retries,
-    may_pass,
-    seconds_asked,
+    is_temporary,
+    retry_after_seconds,
     status_text,
 )
 
@@ -118,7 +118,7 @@ class MetadataClient:
         # The environment could add proxies and .netrc passwords behind the caller's back.
         self._session.trust_env = False
         self._session.verify = certificates()
-        self._session.headers.update({"User-Agent": checked_user_agent(user_agent), "Accept": "application/json"})
+        self._session.headers.update({"User-Agent": check_user_agent(user_agent), "Accept": "application/json"})
         adapter = _RoutedAdapter(routes)
         self._session.mount("http://", adapter)
         self._session.mount("https://", adapter)
@@ -173,7 +173,7 @@ class MetadataClient:
             hopeless = answer.status != 200 and answer.status not in RETRIED
             delay = self._retries.delay(attempt, asked)
             if answer.status == 200 or answer.status in BACK_OFF:
-                self._limiter.pause(answer.host, max(delay, seconds_asked(asked)))
+                self._limiter.pause(answer.host, max(delay, retry_after_seconds(asked)))
             elif not (hopeless or last):
                 time.sleep(delay)
             if hopeless or last or self._retries.too_long(asked):
@@ -217,7 +217,7 @@ class MetadataClient:
             with response:
                 location = response.headers.get("Location", "") if response.status_code in REDIRECTS else ""
                 body = b"" if location else self._body(response, host)
-            well = not may_pass(response.status_code)
+            well = not is_temporary(response.status_code)
             return _Answer(response.status_code, response.headers, body, host, _printable(parts.path or "/")), location
         except UnsafeAddressError as error:
             well = True
