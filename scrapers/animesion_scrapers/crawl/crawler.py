@@ -163,7 +163,7 @@ class Crawler:
         Raises:
             OSError: The disk is full. What has come is kept.
         """
-        entries = self._ledger.plan({request.key: _described(request) for request in requests})
+        entries = self._ledger.plan({request.key: _describe(request) for request in requests})
         missing = [request for request in requests if self._wanted(entries[request.key], retry_refused)]
         if missing:
             self._run(self._fetch_all(spool, missing, entries))
@@ -302,6 +302,6 @@ class _HostQueue:
         self._changed.set()
 
 
-def _described(request: Download) -> str:
+def _describe(request: Download) -> str:
     """What a request asks for, in one line."""
     return json.dumps([request.url, request.md5, request.sha1, request.bytes])
