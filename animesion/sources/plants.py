@@ -153,7 +153,7 @@ class CommonsSource(PlantSource):
         most = self.options.limit or None
         after = int(newer_than or 0)
         below = commons.posts_below(begin, most, newer_than) if begin else iter(())
-        named = (post for post in commons.posts_titled(files) if int(post.id) > after)
+        named = (post for post in commons.posts_by_title(files) if int(post.id) > after)
         seen: set[str] = set()
         for post in itertools.islice(itertools.chain(below, named), most):
             if post.id not in seen:

@@ -16,21 +16,21 @@ SHA1 = re.compile(r"[0-9a-f]{40}")
 EXTENSION = re.compile(r"[a-z0-9]{1,8}")
 
 
-def whole(value: object) -> int:
+def positive_int(value: object) -> int:
     """A positive 64-bit number; else 0."""
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**63 else 0
 
 
-def whole_from_text(value: object) -> int:
-    """As `whole`, for sites that send numbers as text at times."""
+def parse_positive_int(value: object) -> int:
+    """As `positive_int`, for sites that send numbers as text at times."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
-        return whole(int(value))
-    return whole(value)
+        return positive_int(int(value))
+    return positive_int(value)
 
 
 def number_text(value: object) -> str:
     """A positive number as text; else empty."""
-    number = whole_from_text(value)
+    number = parse_positive_int(value)
     return str(number) if number else ""
 
 
@@ -50,13 +50,13 @@ def words(value: object) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text(value).split()))
 
 
-def matching(pattern: re.Pattern[str], value: object) -> str:
+def match(pattern: re.Pattern[str], value: object) -> str:
     """The text in lower case if all of it matches; else empty."""
     found = text(value).lower()
     return found if pattern.fullmatch(found) else ""
 
 
-def joined(base: str, url: object) -> str:
+def absolute_url(base: str, url: object) -> str:
     """A URL that may be relative to `base`; empty when there is none."""
     found = text(url)
     try:
@@ -71,7 +71,7 @@ def extension(address: object) -> str:
         suffix = PurePosixPath(urlsplit(text(address)).path).suffix
     except ValueError:
         return ""
-    return matching(EXTENSION, suffix[1:])
+    return match(EXTENSION, suffix[1:])
 
 
 def iso_date(value: object) -> str:
@@ -86,7 +86,7 @@ def iso_date(value: object) -> str:
 
 def unix_date(value: object) -> str:
     """Seconds since 1970 as an ISO 8601 date in UTC; else empty."""
-    seconds = whole_from_text(value)
+    seconds = parse_positive_int(value)
     return datetime.fromtimestamp(seconds, UTC).isoformat() if 0 < seconds < 253_402_300_800 else ""
 
 

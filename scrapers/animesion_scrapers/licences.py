@@ -34,16 +34,16 @@ def licence_id(stated: str) -> str:
         kind, name, version, port = found.groups()
         if kind == "publicdomain":
             return {"zero": "CC0-1.0", "mark": PUBLIC_DOMAIN}.get(name, words)
-        return _spelled(name, version or "", port or "") if re.fullmatch(r"by(?:-(?:nc|nd|sa)){0,2}", name) else words
+        return _spdx(name, version or "", port or "") if re.fullmatch(r"by(?:-(?:nc|nd|sa)){0,2}", name) else words
     if _ZERO.fullmatch(lower):
         return "CC0-1.0"
     if found := _CODE.fullmatch(lower):
         kinds, major, minor, port = found.groups()
-        return _spelled(re.sub("[ _]", "-", kinds), f"{major}.{minor}" if major else "", port or "")
+        return _spdx(re.sub("[ _]", "-", kinds), f"{major}.{minor}" if major else "", port or "")
     if lower in {"public domain", "pd", "pdm", "publicdomain"}:
         return PUBLIC_DOMAIN
     return words
 
 
-def _spelled(kinds: str, version: str, port: str) -> str:
+def _spdx(kinds: str, version: str, port: str) -> str:
     return "-".join(part for part in ("CC", kinds.upper(), version, port.upper()) if part)

@@ -6,7 +6,8 @@ from collections import Counter
 
 import pytest
 
-from animesion_scrapers.http.transfers import Download, Downloaded, Transfers
+from animesion_scrapers.http.records import Download, Downloaded
+from animesion_scrapers.http.transfers import Transfers
 
 
 @pytest.fixture

@@ -103,7 +103,7 @@ def test_a_host_that_wants_a_long_pause_is_left_alone_and_a_restart_knows(tmp_pa
     details = {entry.detail for entry in first.values()}
     assert details == {
         "HTTP 503 Service Unavailable",
-        "the host asked to be left alone for longer than a run waits",
+        "the host asked for a longer pause than a run waits",
     }
 
 
@@ -198,7 +198,7 @@ def test_robots_txt_is_obeyed_read_once_and_remembered(tmp_path: Path, status: i
         assert [key for key, entry in first.items() if entry.state == REFUSED] == [
             f"post-{number}" for number in range(20) if str(number).startswith("1")
         ]
-        assert first["post-1"].detail == "robots.txt asks crawlers to leave it"
+        assert first["post-1"].detail == "disallowed by robots.txt"
     assert asked["/robots.txt"] == (6 if status == 503 else 1)
     assert {entry.state for entry in ignored.values()} == {DONE}
 

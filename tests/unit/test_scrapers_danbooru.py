@@ -30,7 +30,7 @@ from animesion_scrapers import (
 from animesion_scrapers.http.addresses import Routes
 from animesion_scrapers.http.limits import HEADROOM
 from animesion_scrapers.http.metadata import MetadataClient
-from animesion_scrapers.http.retries import seconds_asked
+from animesion_scrapers.http.retries import retry_after_seconds
 
 AGENT = "animesion-tests/1.0 (tests@example.org)"
 HOST = "sample-booru.invalid"
@@ -282,7 +282,7 @@ def test_retry_after_is_honoured(site: Site, booru: Danbooru, form: str) -> None
 
 
 def test_retry_after_nonsense_is_ignored() -> None:
-    assert [seconds_asked(text) for text in ("", "soon", "-5", "²", "Mon, 01 Jan 2001 00:00:00 GMT")] == [0.0] * 5
+    assert [retry_after_seconds(text) for text in ("", "soon", "-5", "²", "Mon, 01 Jan 2001 00:00:00 GMT")] == [0.0] * 5
     assert Retries(cap=60).delay(0, "999999999999") == 60
     assert Retries(base=1).delay(2, "") <= 4
 

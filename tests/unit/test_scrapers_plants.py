@@ -458,7 +458,7 @@ def test_cultivars_of_wikidata(monkeypatch: pytest.MonkeyPatch) -> None:
             asked_wikidata(server, "Rosa")
         with opened("commons", server) as site:
             titles = {each.file: each.cultivar for each in known if each.file}
-            assert [post.tags["cultivar"] for post in site.posts_titled(titles)] == [
+            assert [post.tags["cultivar"] for post in site.posts_by_title(titles)] == [
                 ("Rosa gallica 'Namec'",), ("Rosa gallica 'Namef'",),
             ]  # fmt: skip
 

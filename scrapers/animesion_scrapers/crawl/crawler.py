@@ -20,12 +20,13 @@ from animesion_scrapers.crawl.ledger import DONE, REFUSED, Ledger, LedgerEntry
 from animesion_scrapers.http.addresses import Routes
 from animesion_scrapers.http.background import Background
 from animesion_scrapers.http.breakers import Breakers
-from animesion_scrapers.http.clients import checked_user_agent
+from animesion_scrapers.http.clients import check_user_agent
 from animesion_scrapers.http.faults import FAILED
 from animesion_scrapers.http.limits import RateLimiter
+from animesion_scrapers.http.records import OK, Download, Downloaded
 from animesion_scrapers.http.retries import Retries
 from animesion_scrapers.http.robots import RobotsCache, product_token
-from animesion_scrapers.http.transfers import OK, Download, Downloaded, Transfers
+from animesion_scrapers.http.transfers import Transfers
 
 _TICK = 0.5
 """Seconds between two reports of progress."""
@@ -111,7 +112,7 @@ class Crawler:
         self._concurrency = concurrency
         self._robots: RobotsCache | None = None
         if robots is not False:
-            product = product_token(checked_user_agent(user_agent))
+            product = product_token(check_user_agent(user_agent))
             self._robots = RobotsCache(product, robots if isinstance(robots, Path) else None)
         self._transfers = Transfers(
             user_agent=user_agent,
@@ -162,7 +163,7 @@ class Crawler:
         Raises:
             OSError: The disk is full. What has come is kept.
         """
-        entries = self._ledger.plan({request.key: _described(request) for request in requests})
+        entries = self._ledger.plan({request.key: _describe(request) for request in requests})
         missing = [request for request in requests if self._wanted(entries[request.key], retry_refused)]
         if missing:
             self._run(self._fetch_all(spool, missing, entries))
@@ -301,6 +302,6 @@ class _HostQueue:
         self._changed.set()
 
 
-def _described(request: Download) -> str:
+def _describe(request: Download) -> str:
     """What a request asks for, in one line."""
     return json.dumps([request.url, request.md5, request.sha1, request.bytes])

@@ -8,7 +8,7 @@ from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-Result = TypeVar("Result")
+ResultT = TypeVar("ResultT")
 
 
 class Background:
@@ -20,11 +20,11 @@ class Background:
         self._thread = threading.Thread(target=self._loop.run_forever, name="downloads", daemon=True)
         self._thread.start()
 
-    def start(self, coroutine: Coroutine[Any, Any, Result]) -> Future[Result]:
+    def start(self, coroutine: Coroutine[Any, Any, ResultT]) -> Future[ResultT]:
         """Run a coroutine; cancelling the future cancels it."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
-    def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
+    def run(self, coroutine: Coroutine[Any, Any, ResultT]) -> ResultT:
         """Run a coroutine to its end and return its result."""
         return self.start(coroutine).result()
 

@@ -14,7 +14,7 @@ from animesion_scrapers.errors import ScraperError
 _CONTACT = re.compile(r"[^\s@()]+@[^\s@()]+\.[^\s@()]+|https?://[^\s()]+|user #\d+")
 
 
-def checked_user_agent(user_agent: str) -> str:
+def check_user_agent(user_agent: str) -> str:
     """Return the User-Agent if it says what is asking and whom to write to.
 
     Raises:

@@ -16,8 +16,9 @@ from animesion_scrapers.http.addresses import Routes
 from animesion_scrapers.http.background import Background
 from animesion_scrapers.http.faults import REASONS
 from animesion_scrapers.http.limits import RateLimiter
+from animesion_scrapers.http.records import Download, Downloaded
 from animesion_scrapers.http.retries import Retries
-from animesion_scrapers.http.transfers import Download, Downloaded, Transfers
+from animesion_scrapers.http.transfers import Transfers
 
 __all__ = ["REASONS", "Download", "Downloaded", "download", "download_all"]
 

@@ -39,7 +39,7 @@ class HostMemory:
         if self._path is None or (self._connection is None and not self._path.is_file()):
             return None
         with self._lock, contextlib.suppress(sqlite3.Error, ValueError):
-            row = self._opened().execute("SELECT until, text FROM hosts WHERE host = ?", (host,)).fetchone()
+            row = self._connect().execute("SELECT until, text FROM hosts WHERE host = ?", (host,)).fetchone()
             return (float(row[0]), str(row[1])) if row else None
         return None
 
@@ -48,7 +48,7 @@ class HostMemory:
         if self._path is None:
             return
         with self._lock, contextlib.suppress(sqlite3.Error):
-            self._opened().execute("INSERT OR REPLACE INTO hosts VALUES (?, ?, ?)", (host, until, text))
+            self._connect().execute("INSERT OR REPLACE INTO hosts VALUES (?, ?, ?)", (host, until, text))
 
     def close(self) -> None:
         """Close the file; it opens again when it is needed."""
@@ -57,7 +57,7 @@ class HostMemory:
                 self._connection.close()
                 self._connection = None
 
-    def _opened(self) -> sqlite3.Connection:
+    def _connect(self) -> sqlite3.Connection:
         if self._connection is None:
             assert self._path is not None
             try:

@@ -26,7 +26,7 @@ from urllib3.util.connection import create_connection
 from animesion_scrapers.errors import HostDownError, ScraperError, StatusError, UnsafeAddressError
 from animesion_scrapers.http.addresses import Routes
 from animesion_scrapers.http.breakers import Breakers
-from animesion_scrapers.http.clients import certificates, checked_user_agent
+from animesion_scrapers.http.clients import certificates, check_user_agent
 from animesion_scrapers.http.limits import RateLimiter
 from animesion_scrapers.http.media import document_kind
 from animesion_scrapers.http.retries import (
@@ -35,8 +35,8 @@ from animesion_scrapers.http.retries import (
     REDIRECTS,
     RETRIED,
     Retries,
-    may_pass,
-    seconds_asked,
+    is_temporary,
+    retry_after_seconds,
     status_text,
 )
 
@@ -60,7 +60,7 @@ class _Answer:
         return "html" in self.headers.get("Content-Type", "") or document_kind(self.body) == "HTML page"
 
 
-class _BrokenOffError(Exception):
+class _TransientError(Exception):
     """No whole answer arrived; worth another attempt."""
 
 
@@ -118,7 +118,7 @@ class MetadataClient:
         # The environment could add proxies and .netrc passwords behind the caller's back.
         self._session.trust_env = False
         self._session.verify = certificates()
-        self._session.headers.update({"User-Agent": checked_user_agent(user_agent), "Accept": "application/json"})
+        self._session.headers.update({"User-Agent": check_user_agent(user_agent), "Accept": "application/json"})
         adapter = _RoutedAdapter(routes)
         self._session.mount("http://", adapter)
         self._session.mount("https://", adapter)
@@ -161,10 +161,10 @@ class MetadataClient:
             try:
                 answer = self._follow(url, params)
                 if answer.status == 200:
-                    document = self._parsed(answer)
+                    document = self._parse(answer)
                     if not is_busy(document):
                         return document
-            except _BrokenOffError as fault:
+            except _TransientError as fault:
                 if last:
                     raise ScraperError(f"{fault}.") from None
                 time.sleep(self._retries.delay(attempt))
@@ -173,11 +173,11 @@ class MetadataClient:
             hopeless = answer.status != 200 and answer.status not in RETRIED
             delay = self._retries.delay(attempt, asked)
             if answer.status == 200 or answer.status in BACK_OFF:
-                self._limiter.pause(answer.host, max(delay, seconds_asked(asked)))
+                self._limiter.pause(answer.host, max(delay, retry_after_seconds(asked)))
             elif not (hopeless or last):
                 time.sleep(delay)
             if hopeless or last or self._retries.too_long(asked):
-                raise self._refusal(answer)
+                raise self._status_error(answer)
         raise ScraperError("No attempt was allowed.")
 
     def _follow(self, url: str, params: Mapping[str, str] | None) -> _Answer:
@@ -200,7 +200,7 @@ class MetadataClient:
                 raise UnsafeAddressError("passwords in a URL are not sent")
             own = _origin(url) == self._credentials_for
         except UnsafeAddressError as error:
-            raise UnsafeAddressError(f"Refused to fetch from {_shown_host(url)}: {error}.") from None
+            raise UnsafeAddressError(f"Refused to fetch from {_host_name(url)}: {error}.") from None
         except ValueError:
             raise UnsafeAddressError("Refused to fetch a malformed URL.") from None
         self._turn(host)
@@ -217,7 +217,7 @@ class MetadataClient:
             with response:
                 location = response.headers.get("Location", "") if response.status_code in REDIRECTS else ""
                 body = b"" if location else self._body(response, host)
-            well = not may_pass(response.status_code)
+            well = not is_temporary(response.status_code)
             return _Answer(response.status_code, response.headers, body, host, _printable(parts.path or "/")), location
         except UnsafeAddressError as error:
             well = True
@@ -225,7 +225,7 @@ class MetadataClient:
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             if isinstance(error, ValueError):
                 raise UnsafeAddressError("Refused to fetch a malformed URL.") from None
-            raise _BrokenOffError(f"{host} could not be read: {_fault(error)}") from None
+            raise _TransientError(f"{host} could not be read: {_fault(error)}") from None
         finally:
             self._breakers.report(host, well)
 
@@ -252,23 +252,23 @@ class MetadataClient:
             if size > self._max_bytes:
                 raise ScraperError(f"{host} sent an answer of more than {self._max_bytes} bytes.")
             if time.monotonic() > end:
-                raise _BrokenOffError(f"{host} could not be read: the answer took too long")
+                raise _TransientError(f"{host} could not be read: the answer took too long")
             pieces.append(piece)
         return b"".join(pieces)
 
-    def _parsed(self, answer: _Answer) -> object:
+    def _parse(self, answer: _Answer) -> object:
         if answer.is_html:
             raise StatusError(_html_message(answer), answer.status)
         try:
             return json.loads(answer.body)
         except (ValueError, RecursionError):
             # Some sites cut their own answers short, and not the second time.
-            raise _BrokenOffError(f"{answer.host} answered {answer.path} with something that is not JSON") from None
+            raise _TransientError(f"{answer.host} answered {answer.path} with something that is not JSON") from None
 
-    def _refusal(self, answer: _Answer) -> StatusError:
+    def _status_error(self, answer: _Answer) -> StatusError:
         if answer.is_html:
             return StatusError(_html_message(answer), answer.status)
-        said = self._without_secrets(_said(answer.body))
+        said = self._without_secrets(_error_message(answer.body))
         return StatusError(f"{answer}: {said}" if said else f"{answer}.", answer.status)
 
     def _without_secrets(self, text: str) -> str:
@@ -289,7 +289,7 @@ def _html_message(answer: _Answer) -> str:
     return f"{answer}."
 
 
-def _said(body: bytes) -> str:
+def _error_message(body: bytes) -> str:
     """The message within a JSON error document, as one short sentence."""
     try:
         document = json.loads(body)
@@ -325,7 +325,7 @@ def _fault(error: Exception) -> str:
     return "the connection broke off"
 
 
-def _shown_host(url: str) -> str:
+def _host_name(url: str) -> str:
     try:
         return urlsplit(url).hostname or "a URL without a host"
     except ValueError:

@@ -1,4 +1,4 @@
-"""When to ask again and how long to wait first: pure rules, shared by the two HTTP clients."""
+"""Rules for retries, shared by the two HTTP clients: which statuses to retry, and how long to wait."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
-"""Statuses that may pass by themselves within minutes (those above 504 are Cloudflare's)."""
+"""Temporary statuses, retried within a run (those above 504 are Cloudflare's)."""
 
 BACK_OFF = frozenset({429, 503, 529})
-"""Statuses by which a host says that it has too much to do, so that every request to it should wait."""
+"""Statuses of an overloaded host, to which all requests pause."""
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 MAX_REDIRECTS = 5
@@ -25,9 +25,9 @@ class Retries:
     Source: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
 
     Attributes:
-        attempts: How often one thing is asked for in all.
-        base: Bound in seconds of the wait before the second attempt, doubled for each one after it.
-        cap: The longest wait in seconds. A host that asks for a longer one is left alone until a later run.
+        attempts: Most requests for one item.
+        base: Upper bound in seconds of the wait before the second attempt, doubled for each later attempt.
+        cap: Longest wait in seconds. A host that asks for a longer one gets no more requests in this run.
     """
 
     attempts: int = 5
@@ -39,18 +39,18 @@ class Retries:
 
         Args:
             attempt: The attempt that failed.
-            retry_after: The `Retry-After` header of the answer, if any: the wait is at least that, up to the cap.
+            retry_after: The `Retry-After` header of the response, if any: the least wait, up to the cap.
         """
         backoff = random.uniform(0.0, self.base * 2.0 ** min(attempt, 30))
-        return min(self.cap, max(backoff, seconds_asked(retry_after)))
+        return min(self.cap, max(backoff, retry_after_seconds(retry_after)))
 
     def too_long(self, retry_after: str) -> bool:
-        """Whether a `Retry-After` header asks for more patience than a run has."""
-        return seconds_asked(retry_after) > self.cap
+        """Whether a `Retry-After` header asks for a longer wait than the cap."""
+        return retry_after_seconds(retry_after) > self.cap
 
 
-def seconds_asked(retry_after: str) -> float:
-    """Read a `Retry-After` header, seconds or an HTTP date; 0 when it is absent, past or nonsense."""
+def retry_after_seconds(retry_after: str) -> float:
+    """Seconds to wait by a `Retry-After` header (seconds or an HTTP date); 0 when absent, past or malformed."""
     text = retry_after.strip()
     if text.isascii() and text.isdigit():
         return float(text[:9])
@@ -63,8 +63,8 @@ def seconds_asked(retry_after: str) -> float:
     return max(0.0, (date - datetime.now(UTC)).total_seconds())
 
 
-def may_pass(status: int) -> bool:
-    """Whether a later run should ask again after this HTTP status; a refusal (401, 404, 410, 422, 451) is final."""
+def is_temporary(status: int) -> bool:
+    """Whether a later run should retry after this HTTP status; other statuses (401, 404, 410, 422, 451) are final."""
     return status in RETRIED or status >= 500
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # loading requests takes longer than listing the sites should
     from animesion_scrapers.http.metadata import MetadataClient
 
 _GROUP = "animesion_scrapers.sites"
-Key = TypeVar("Key")
+KeyT = TypeVar("KeyT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,16 +198,16 @@ def load(name: str) -> type[Site]:
     raise ScraperError(f"There is no site '{name}'; known are {', '.join(names())}.")
 
 
-def once_each(keys: Iterable[Key]) -> Iterator[Key]:
+def unique(keys: Iterable[KeyT]) -> Iterator[KeyT]:
     """Each of the keys the first time that it comes."""
-    seen: set[Key] = set()
+    seen: set[KeyT] = set()
     for key in keys:
         if key not in seen:
             seen.add(key)
             yield key
 
 
-def checked_filters(given: Mapping[str, str], known: frozenset[str], site: str) -> dict[str, str]:
+def check_filters(given: Mapping[str, str], known: frozenset[str], site: str) -> dict[str, str]:
     """Search parameters of the caller.
 
     Raises:
@@ -219,13 +219,13 @@ def checked_filters(given: Mapping[str, str], known: frozenset[str], site: str) 
     return {name: str(value) for name, value in given.items()}
 
 
-def asked_id(value: int | str) -> int:
+def parse_post_id(value: int | str) -> int:
     """The id that a caller asks for.
 
     Raises:
         ScraperError: It is not a positive whole number.
     """
-    number = 0 if isinstance(value, bool) else fields.whole_from_text(value)
+    number = 0 if isinstance(value, bool) else fields.parse_positive_int(value)
     if not number:
         raise ScraperError(f"A post id is a positive whole number, not {str(value)[:40]!r}.")
     return number

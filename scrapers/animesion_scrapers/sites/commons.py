@@ -23,7 +23,7 @@ from animesion_scrapers.errors import ScraperError
 from animesion_scrapers.http.limits import HostLimit
 from animesion_scrapers.licences import licence_id
 from animesion_scrapers.post import TAG_CATEGORIES, Post
-from animesion_scrapers.sites import Site, SiteInfo, asked_id, once_each
+from animesion_scrapers.sites import Site, SiteInfo, parse_post_id, unique
 
 PAGE = 50
 """Images on a page: as many as the site gives extended metadata for in one go."""
@@ -136,8 +136,8 @@ class Commons(Site):
         Raises:
             ScraperError: All categories are empty, one is no title, or the site cannot be read.
         """
-        after = asked_id(newer_than) if newer_than else 0
-        roots = [Category(_titled(each.title, "Category"), each.cultivar) for each in categories]
+        after = parse_post_id(newer_than) if newer_than else 0
+        roots = [Category(_title(each.title, "Category"), each.cultivar) for each in categories]
         if limit != 0:
             found = self._walk(roots, limit, after)
             chosen = sorted(number for number in found if number > after)
@@ -152,12 +152,12 @@ class Commons(Site):
         Raises:
             ScraperError: An id is not a positive whole number, or the site cannot be read.
         """
-        fresh = once_each(map(asked_id, ids))
+        fresh = unique(map(parse_post_id, ids))
         while batch := list(islice(fresh, _IDS_PER_QUERY)):
             found = self._files({"pageids": "|".join(map(str, batch))})
             yield from (self._post(_Found(found[number])) for number in batch if number in found)
 
-    def posts_titled(self, files: Mapping[str, Cultivar | None]) -> Iterator[Post]:
+    def posts_by_title(self, files: Mapping[str, Cultivar | None]) -> Iterator[Post]:
         """Look images up by the titles of their pages, many a request.
 
         Args:
@@ -169,7 +169,7 @@ class Commons(Site):
         Raises:
             ScraperError: A title cannot be one, or the site cannot be read.
         """
-        wanted = {_titled(title, "File"): cultivar for title, cultivar in files.items()}
+        wanted = {_title(title, "File"): cultivar for title, cultivar in files.items()}
         titles = iter(wanted)
         while batch := list(islice(titles, _IDS_PER_QUERY)):
             found = self._files({"titles": "|".join(batch)})
@@ -211,7 +211,7 @@ class Commons(Site):
                 deeper += len(fresh)
                 continue
             seen.update(fresh)
-            waiting.extend((name, _inherited(cultivar, name), depth + 1) for name in fresh)
+            waiting.extend((name, _inherit(cultivar, name), depth + 1) for name in fresh)
             if limit is not None and sum(number > after for number in found) >= limit:
                 break
         if len(empty) == len(seen):
@@ -245,7 +245,7 @@ class Commons(Site):
         for query in self._answers({**params, **paging, **scaled, **_INFO}):
             pages = query.get("pages")
             for page in pages.values() if isinstance(pages, dict) else pages if isinstance(pages, list) else ():
-                number = fields.whole(fields.mapping(page).get("pageid"))
+                number = fields.positive_int(fields.mapping(page).get("pageid"))
                 if number and fields.text(page.get("title")).startswith("File:"):
                     found[number] = {**found.get(number, {}), **page}
         return found
@@ -284,8 +284,8 @@ class Commons(Site):
         info = fields.mapping(infos[0]) if isinstance(infos, list) and infos else {}
         told = fields.mapping(info.get("extmetadata"))
         title = fields.text(page.get("title"))
-        original, width = fields.joined(self._base, info.get("url")), fields.whole(info.get("width"))
-        scaled = fields.joined(self._base, info.get("thumburl")) if 0 < self._width < width else ""
+        original, width = fields.absolute_url(self._base, info.get("url")), fields.positive_int(info.get("width"))
+        scaled = fields.absolute_url(self._base, info.get("thumburl")) if 0 < self._width < width else ""
         names = tuple(map(str, found.cultivars))
         tags = dict.fromkeys(TAG_CATEGORIES, ()) | {
             "cultivar": names,
@@ -296,11 +296,11 @@ class Commons(Site):
             site=self.info.name,
             page_url=f"{self._base}/wiki/{quote(title.replace(' ', '_'), safe=':')}",
             file_url=scaled or original,
-            sha1="" if scaled else fields.matching(fields.SHA1, info.get("sha1")),
+            sha1="" if scaled else fields.match(fields.SHA1, info.get("sha1")),
             extension=fields.extension(original),
-            width=fields.whole(info.get("thumbwidth")) if scaled else width,
-            height=fields.whole(info.get("thumbheight")) if scaled else fields.whole(info.get("height")),
-            bytes=0 if scaled else fields.whole(info.get("size")),
+            width=fields.positive_int(info.get("thumbwidth")) if scaled else width,
+            height=fields.positive_int(info.get("thumbheight")) if scaled else fields.positive_int(info.get("height")),
+            bytes=0 if scaled else fields.positive_int(info.get("size")),
             tags=tags,
             author=_plain(_value(told, "Artist")) or fields.text(info.get("user")),
             licence=licence_id(_plain(_value(told, "LicenseShortName")) or _plain(_value(told, "License"))),
@@ -312,12 +312,12 @@ def _is_busy(document: object) -> bool:
     return fields.mapping(fields.mapping(document).get("error")).get("code") in _BUSY
 
 
-def _inherited(cultivar: Cultivar | None, title: str) -> Cultivar | None:
+def _inherit(cultivar: Cultivar | None, title: str) -> Cultivar | None:
     """The cultivar of the category above, if the title has its name in it: branches lead anywhere."""
     return cultivar if cultivar and cultivar.epithet.lower() in title.lower() else None
 
 
-def _titled(text: str, namespace: str) -> str:
+def _title(text: str, namespace: str) -> str:
     """A title with its namespace, as the wiki writes it."""
     name = " ".join(text.replace("_", " ").split())
     if name[: len(namespace) + 1].lower() == f"{namespace.lower()}:":

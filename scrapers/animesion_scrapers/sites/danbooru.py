@@ -15,7 +15,7 @@ from animesion_scrapers.credentials import CredentialSpec
 from animesion_scrapers.errors import ScraperError
 from animesion_scrapers.http.limits import HostLimit
 from animesion_scrapers.post import FLAGS, TAG_CATEGORIES, Post
-from animesion_scrapers.sites import Site, SiteInfo, asked_id, once_each
+from animesion_scrapers.sites import Site, SiteInfo, parse_post_id, unique
 
 PAGE = 200
 """Posts on a page, the most the site gives."""
@@ -84,7 +84,7 @@ class Danbooru(Site):
         """
         self._check_search(query)
         if newer_than:
-            query = f"{query} id:>{asked_id(newer_than)}".strip()
+            query = f"{query} id:>{parse_post_id(newer_than)}".strip()
         return islice(self._pages(query, PAGE if limit is None else min(PAGE, limit)), limit)
 
     def posts_by_id(self, ids: Iterable[int | str]) -> Iterator[Post]:
@@ -99,7 +99,7 @@ class Danbooru(Site):
         Raises:
             ScraperError: An id is not a positive whole number, or the site cannot be read.
         """
-        fresh = once_each(map(asked_id, ids))
+        fresh = unique(map(parse_post_id, ids))
         while batch := list(islice(fresh, _IDS_PER_QUERY)):
             query = f"id:{','.join(map(str, batch))}"
             found = {int(post.id): post for post in self._page({"tags": query, "limit": str(PAGE)})}
@@ -127,7 +127,7 @@ class Danbooru(Site):
     def _post(self, entry: object) -> Post:
         if not isinstance(entry, dict):
             raise ScraperError(f"{self._host} put something other than a post into its list of posts.")
-        number = fields.whole(entry.get("id"))
+        number = fields.positive_int(entry.get("id"))
         if not number:
             raise ScraperError(f"{self._host} sent a post without a proper id.")
         tags = {name: fields.words(entry.get(f"tag_string_{name}")) for name in TAG_CATEGORIES}
@@ -135,13 +135,13 @@ class Danbooru(Site):
             id=str(number),
             site=self.info.name,
             page_url=f"{self._base}/posts/{number}",
-            file_url=fields.joined(self._base, entry.get("file_url")),
-            md5=fields.matching(fields.MD5, entry.get("md5")),
-            extension=fields.matching(fields.EXTENSION, entry.get("file_ext")),
-            width=fields.whole(entry.get("image_width")),
-            height=fields.whole(entry.get("image_height")),
-            bytes=fields.whole(entry.get("file_size")),
-            rating=fields.matching(_RATING, entry.get("rating")),
+            file_url=fields.absolute_url(self._base, entry.get("file_url")),
+            md5=fields.match(fields.MD5, entry.get("md5")),
+            extension=fields.match(fields.EXTENSION, entry.get("file_ext")),
+            width=fields.positive_int(entry.get("image_width")),
+            height=fields.positive_int(entry.get("image_height")),
+            bytes=fields.positive_int(entry.get("file_size")),
+            rating=fields.match(_RATING, entry.get("rating")),
             tags=tags,
             parent_id=fields.number_text(entry.get("parent_id")),
             source=fields.text(entry.get("source")),

@@ -18,7 +18,7 @@ from animesion_scrapers.errors import ScraperError, StatusError
 from animesion_scrapers.http.limits import HostLimit
 from animesion_scrapers.licences import licence_id
 from animesion_scrapers.post import TAG_CATEGORIES, Post
-from animesion_scrapers.sites import Site, SiteInfo, checked_filters
+from animesion_scrapers.sites import Site, SiteInfo, check_filters
 
 PAGE = 300
 """Occurrences on a page, the most the site gives."""
@@ -66,7 +66,7 @@ class Gbif(Site):
         Raises:
             ScraperError: A parameter is not one of `FILTERS`, or the User-Agent names no contact.
         """
-        self._search = checked_filters(search or {}, FILTERS, "GBIF")
+        self._search = check_filters(search or {}, FILTERS, "GBIF")
         super().__init__(base_url, **settings)
         self._cache = cache
 
@@ -86,7 +86,7 @@ class Gbif(Site):
             ScraperError: The name is of no taxon, the search has more occurrences than the site pages through and there
                 is no limit, or the site cannot be read.
         """
-        after = _asked(newer_than)[0] if newer_than else 0
+        after = _parse_id(newer_than)[0] if newer_than else 0
         if limit == 0:
             return iter(())
         return islice(self._pages(self._taxon(query), after, limit is None), limit)
@@ -105,22 +105,22 @@ class Gbif(Site):
         """
         known: dict[int, list[Post]] = {}
         given: set[str] = set()
-        for key, digest in map(_asked, ids):
+        for key, digest in map(_parse_id, ids):
             if key not in known:
-                known[key] = self._looked_up(key)
+                known[key] = self._occurrence(key)
             for post in known[key]:
                 if post.id not in given and digest in {"", post.id.partition("-")[2]}:
                     given.add(post.id)
                     yield post
 
-    def _looked_up(self, key: int) -> list[Post]:
+    def _occurrence(self, key: int) -> list[Post]:
         try:
             document = self._client.get_json(f"{self._base}/v1/occurrence/{key}", {})
         except StatusError as error:
             if error.status in {404, 410}:
                 return []
             raise
-        if not isinstance(document, dict) or fields.whole(document.get("key")) != key:
+        if not isinstance(document, dict) or fields.positive_int(document.get("key")) != key:
             raise ScraperError(f"{self._host} answered /v1/occurrence/{key} with something other than that occurrence.")
         return list(self._images(document))
 
@@ -135,14 +135,14 @@ class Gbif(Site):
             results = document.get("results") if isinstance(document, dict) else None
             if not isinstance(document, dict) or not isinstance(results, list):
                 raise ScraperError(f"{self._host} answered /v1/occurrence/search with something other than a list.")
-            count = fields.whole(document.get("count"))
+            count = fields.positive_int(document.get("count"))
             if whole and count > DEEPEST:
                 raise ScraperError(
                     f"{self._host} has {count:,} occurrences with images for this search and pages through "
                     f"{DEEPEST:,}: narrow it, by country or year for example, or set a limit."
                 )
             for entry in results:
-                key = fields.whole(entry.get("key")) if isinstance(entry, dict) else 0
+                key = fields.positive_int(entry.get("key")) if isinstance(entry, dict) else 0
                 if not key:
                     raise ScraperError(f"{self._host} sent an occurrence without a proper key.")
                 if key not in seen:
@@ -156,27 +156,27 @@ class Gbif(Site):
     def _taxon(self, query: str) -> int:
         """The key of the taxon that is meant."""
         name = " ".join(query.split())
-        if number := fields.whole_from_text(name):
+        if number := fields.parse_positive_int(name):
             return number
         if not name:
             raise ScraperError("A search on GBIF needs a taxon: its scientific name, such as Rosa, or its key.")
         document = fields.mapping(
             self._client.get_json(f"{self._base}/v1/species/match", {"name": name, "strict": "true", "verbose": "true"})
         )
-        key = fields.whole(document.get("usageKey"))
+        key = fields.positive_int(document.get("usageKey"))
         if key and document.get("matchType") == "EXACT":
             return key
         found = [document, *_objects(document.get("alternatives"))]
         offered = ", ".join(
-            f"{fields.text(each.get('scientificName'))[:80]} ({fields.whole(each['usageKey'])})"
+            f"{fields.text(each.get('scientificName'))[:80]} ({fields.positive_int(each['usageKey'])})"
             for each in found[: _NEAREST + 1]
-            if fields.whole(each.get("usageKey"))
+            if fields.positive_int(each.get("usageKey"))
         )
         rest = f"; it offers {offered}." if offered else "."
         raise ScraperError(f"{self._host} knows no taxon that is called exactly {name[:80]!r}{rest}")
 
     def _images(self, entry: Mapping[str, Any]) -> Iterator[Post]:
-        key = fields.whole(entry.get("key"))
+        key = fields.positive_int(entry.get("key"))
         species = fields.text(entry.get("species"))
         named = cultivars.parse(fields.text(entry.get("scientificName")))
         epithet = fields.text(entry.get("cultivarEpithet")).strip("'‘’\"“” ")
@@ -187,7 +187,7 @@ class Gbif(Site):
             "species": (species,) if species else (),
             "cultivar": (str(named),) if named else (),
         }
-        for medium in _with_identifiers(_objects(entry.get("media"))):
+        for medium in _unique_media(_objects(entry.get("media"))):
             kind, identifier = fields.text(medium.get("type")), fields.text(medium.get("identifier"))
             if kind not in {"StillImage", ""}:
                 continue
@@ -204,7 +204,7 @@ class Gbif(Site):
                 site=self.info.name,
                 page_url=f"https://www.gbif.org/occurrence/{key}",
                 file_url=cached if self._cache else identifier,
-                extension=fields.matching(fields.EXTENSION, {"jpeg": "jpg"}.get(format_, format_))
+                extension=fields.match(fields.EXTENSION, {"jpeg": "jpg"}.get(format_, format_))
                 or fields.extension(identifier),
                 tags=tags,
                 parent_id=str(key),
@@ -214,7 +214,7 @@ class Gbif(Site):
             )
 
 
-def _with_identifiers(media: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+def _unique_media(media: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     """Those media of an occurrence that have an identifier, each once."""
     seen: set[str] = set()
     for medium in media:
@@ -228,7 +228,7 @@ def _objects(value: object) -> list[dict[str, Any]]:
     return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
 
 
-def _asked(value: int | str) -> tuple[int, str]:
+def _parse_id(value: int | str) -> tuple[int, str]:
     found = _POST_ID.fullmatch(str(value))
     if isinstance(value, bool) or not found or not int(found[1]):
         raise ScraperError(f"An id is the key of an occurrence or OCCURRENCE-DIGEST, not {str(value)[:40]!r}.")

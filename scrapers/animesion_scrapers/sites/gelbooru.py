@@ -18,7 +18,7 @@ from animesion_scrapers.errors import ScraperError, StatusError
 from animesion_scrapers.http.limits import HostLimit
 from animesion_scrapers.http.metadata import MetadataClient
 from animesion_scrapers.post import FLAGS, TAG_CATEGORIES, Post
-from animesion_scrapers.sites import Site, SiteInfo, asked_id, once_each
+from animesion_scrapers.sites import Site, SiteInfo, parse_post_id, unique
 
 RATINGS: Mapping[str, str] = {
     "general": "g", "safe": "s", "sensitive": "s", "questionable": "q", "explicit": "e",
@@ -26,7 +26,7 @@ RATINGS: Mapping[str, str] = {
 }  # fmt: skip
 """Ratings as sites write them. Safe, where there are three ratings, is general or sensitive: the stricter counts."""
 
-Entry = TypeVar("Entry")
+EntryT = TypeVar("EntryT")
 
 _TAG_TYPES = {0: "general", 1: "artist", 3: "copyright", 4: "character", 5: "meta"}
 _NAMES_PER_QUERY = 100
@@ -41,14 +41,14 @@ _XML_REASON = re.compile(rb"<(?:response\b[^>]{0,200}?\breason=\"([^\"<]{0,400})
 class DapiClient(MetadataClient):
     """A client that knows what dapi sends where JSON is due: nothing for no posts, and errors in XML."""
 
-    def _parsed(self, answer: Any) -> object:
+    def _parse(self, answer: Any) -> object:
         start = answer.body[:4096].lstrip()
         if not start:
             return []
         if start.startswith(b"<") and (match := _XML_REASON.search(start)):
             reason = (match[1] or match[2] or b"").decode("utf-8", "replace")
             return {"success": False, "reason": html.unescape(reason)}
-        return super()._parsed(answer)
+        return super()._parse(answer)
 
 
 class Gelbooru(Site):
@@ -125,7 +125,7 @@ class Gelbooru(Site):
             tags = f"{query} id:<{below}".strip() if below else query
             return self._numbered({"tags": tags, "limit": str(size)})
 
-        pages = falling(page, self._host, asked_id(newer_than) if newer_than else 0)
+        pages = descending_pages(page, self._host, parse_post_id(newer_than) if newer_than else 0)
         return islice((post for entries in pages for post in self._posts(entries)), limit)
 
     def posts_by_id(self, ids: Iterable[int | str]) -> Iterator[Post]:
@@ -140,7 +140,7 @@ class Gelbooru(Site):
         Raises:
             ScraperError: An id is not a positive whole number, or the site cannot be read.
         """
-        for number in once_each(map(asked_id, ids)):
+        for number in unique(map(parse_post_id, ids)):
             found = self._numbered({"id": str(number)})
             if number in found:
                 yield from self._posts([found[number]])
@@ -151,19 +151,19 @@ class Gelbooru(Site):
         """The category of each tag of some posts; one that is not there is general."""
         if len(self._types) > _KNOWN_TAGS:
             self._types.clear()
-        unknown = once_each(name for entry in entries for name in _names(entry) if name not in self._types)
+        unknown = unique(name for entry in entries for name in _names(entry) if name not in self._types)
         for batch in _batches(name for name in unknown if len(name) <= _LONGEST_NAME):
             document = self._ask({"s": "tag", "limit": str(_NAMES_PER_QUERY), "names": " ".join(batch)})
             self._types.update(dict.fromkeys(batch, "general"))
-            for tag in _listed(document, "tag", self._host):
+            for tag in _records(document, "tag", self._host):
                 name = html.unescape(fields.text(tag.get("name")))
                 if name in self._types:
-                    self._types[name] = _TAG_TYPES.get(fields.whole_from_text(tag.get("type")), "general")
+                    self._types[name] = _TAG_TYPES.get(fields.parse_positive_int(tag.get("type")), "general")
         return self._types
 
     def _details(self, entry: Mapping[str, Any]) -> tuple[str, str]:
         """The file's MD5 and address."""
-        return fields.matching(fields.MD5, entry.get("md5")), fields.joined(self._base, entry.get("file_url"))
+        return fields.match(fields.MD5, entry.get("md5")), fields.absolute_url(self._base, entry.get("file_url"))
 
     # -- inside --------------------------------------------------------------------------------------------------
 
@@ -171,7 +171,7 @@ class Gelbooru(Site):
         said: list[str] = []
 
         def is_busy(document: object) -> bool:
-            reason = _refusal(document)
+            reason = _refusal_reason(document)
             said.append(reason)
             return bool(reason)
 
@@ -191,7 +191,7 @@ class Gelbooru(Site):
         return text
 
     def _numbered(self, params: Mapping[str, str]) -> dict[int, dict[str, Any]]:
-        return numbered(_listed(self._ask({"s": "post", **params}), "post", self._host), self._host)
+        return index_by_id(_records(self._ask({"s": "post", **params}), "post", self._host), self._host)
 
     def _posts(self, entries: Sequence[Mapping[str, Any]]) -> Iterator[Post]:
         categories = self._categories(entries)
@@ -199,7 +199,7 @@ class Gelbooru(Site):
 
     def _post(self, entry: Mapping[str, Any], categories: Mapping[str, str]) -> Post:
         number = fields.number_text(entry.get("id"))
-        tags = sorted_tags(_names(entry), categories)
+        tags = group_tags(_names(entry), categories)
         md5, file_url = self._details(entry)
         return Post(
             id=number,
@@ -208,8 +208,8 @@ class Gelbooru(Site):
             file_url=file_url,
             md5=md5,
             extension=fields.extension(entry.get("image")) or fields.extension(file_url),
-            width=fields.whole_from_text(entry.get("width")),
-            height=fields.whole_from_text(entry.get("height")),
+            width=fields.parse_positive_int(entry.get("width")),
+            height=fields.parse_positive_int(entry.get("height")),
             rating=RATINGS.get(fields.text(entry.get("rating")).lower(), ""),
             tags=tags,
             parent_id=fields.number_text(entry.get("parent_id")),
@@ -223,7 +223,7 @@ class Gelbooru(Site):
 # -- what boorus have in common that are paged by id -----------------------------------------------------------------
 
 
-def falling(page: Callable[[int], Mapping[int, Entry]], host: str, after: int) -> Iterator[list[Entry]]:
+def descending_pages(page: Callable[[int], Mapping[int, EntryT]], host: str, after: int) -> Iterator[list[EntryT]]:
     """Pages of a listing with falling ids, asked for by the smallest id seen: stable while new posts arrive.
 
     Args:
@@ -265,7 +265,7 @@ def refuse_order(query: str, *others: str) -> None:
             raise ScraperError(f"The search must not contain {term[:60]}: posts are read by falling id.")
 
 
-def numbered(entries: Iterable[object], host: str) -> dict[int, dict[str, Any]]:
+def index_by_id(entries: Iterable[object], host: str) -> dict[int, dict[str, Any]]:
     """The posts of a page by id.
 
     Raises:
@@ -275,14 +275,14 @@ def numbered(entries: Iterable[object], host: str) -> dict[int, dict[str, Any]]:
     for entry in entries:
         if not isinstance(entry, dict):
             raise ScraperError(f"{host} put something other than a post into its list of posts.")
-        number = fields.whole_from_text(entry.get("id"))
+        number = fields.parse_positive_int(entry.get("id"))
         if not number:
             raise ScraperError(f"{host} sent a post without a proper id.")
         found[number] = entry
     return found
 
 
-def sorted_tags(names: Iterable[str], categories: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+def group_tags(names: Iterable[str], categories: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
     """Tags by category; those whose category is unknown are general."""
     found: dict[str, list[str]] = {category: [] for category in TAG_CATEGORIES}
     for name in names:
@@ -293,7 +293,7 @@ def sorted_tags(names: Iterable[str], categories: Mapping[str, str]) -> dict[str
 # -- dapi ------------------------------------------------------------------------------------------------------------
 
 
-def _listed(document: object, name: str, host: str) -> list[dict[str, Any]]:
+def _records(document: object, name: str, host: str) -> list[dict[str, Any]]:
     """The posts or tags of an answer: under a name or bare, a list, a single one or none."""
     found = document.get(name) if isinstance(document, dict) else document
     if isinstance(document, dict) and name not in document and "@attributes" not in document and document:
@@ -307,7 +307,7 @@ def _listed(document: object, name: str, host: str) -> list[dict[str, Any]]:
     return found
 
 
-def _refusal(document: object) -> str:
+def _refusal_reason(document: object) -> str:
     """Why the site answers with status 200 that it does not answer; empty when it does."""
     inner = fields.mapping(fields.mapping(document).get("@attributes")) or fields.mapping(document)
     if str(inner.get("success", "true")).lower() != "false":

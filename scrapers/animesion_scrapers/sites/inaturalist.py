@@ -17,7 +17,7 @@ from animesion_scrapers.errors import ScraperError
 from animesion_scrapers.http.limits import HostLimit
 from animesion_scrapers.licences import RESERVED, licence_id
 from animesion_scrapers.post import TAG_CATEGORIES, Post
-from animesion_scrapers.sites import Site, SiteInfo, checked_filters, once_each
+from animesion_scrapers.sites import Site, SiteInfo, check_filters, unique
 
 PAGE = 200
 """Observations on a page, the most the site gives."""
@@ -71,7 +71,7 @@ class INaturalist(Site):
         Raises:
             ScraperError: A parameter is not one of `FILTERS`, or the User-Agent names no contact.
         """
-        self._search = {"quality_grade": "research", **checked_filters(search or {}, FILTERS, "iNaturalist")}
+        self._search = {"quality_grade": "research", **check_filters(search or {}, FILTERS, "iNaturalist")}
         super().__init__(base_url, **settings)
         self._size = size
 
@@ -106,7 +106,7 @@ class INaturalist(Site):
         Raises:
             ScraperError: An id is neither, or the site cannot be read.
         """
-        fresh = once_each(map(_asked, ids))
+        fresh = unique(map(_parse_id, ids))
         given: set[str] = set()
         while batch := list(islice(fresh, PAGE)):
             numbers = sorted({observation for observation, _ in batch})
@@ -137,7 +137,7 @@ class INaturalist(Site):
         document = self._client.get_json(f"{self._base}/v1/observations", params)
         found: dict[int, dict[str, Any]] = {}
         for entry in self._results(document, "observations"):
-            number = fields.whole(entry.get("id"))
+            number = fields.positive_int(entry.get("id"))
             if not number:
                 raise ScraperError(f"{self._host} sent an observation without a proper id.")
             found[number] = entry
@@ -152,25 +152,25 @@ class INaturalist(Site):
     def _taxon(self, query: str) -> int:
         """The number of the taxon that is meant."""
         name = " ".join(query.split())
-        if number := fields.whole_from_text(name):
+        if number := fields.parse_positive_int(name):
             return number
         if not name:
             raise ScraperError(
                 "A search on iNaturalist needs a taxon: its scientific name, such as Rosa, or its number."
             )
         document = self._client.get_json(f"{self._base}/v1/taxa", {"q": name, "is_active": "true", "per_page": "30"})
-        taxa = [entry for entry in self._results(document, "taxa") if fields.whole(entry.get("id"))]
+        taxa = [entry for entry in self._results(document, "taxa") if fields.positive_int(entry.get("id"))]
         for key in ("name", "preferred_common_name"):
             same = [entry for entry in taxa if fields.text(entry.get(key)).lower() == name.lower()]
             if len(same) == 1:
-                return fields.whole(same[0]["id"])
+                return fields.positive_int(same[0]["id"])
             if same:
-                raise ScraperError(f"{name} is the name of several taxa: {_listed(same)}. Give the number of one.")
-        offered = f"; it offers {_listed(taxa)}" if taxa else ""
+                raise ScraperError(f"{name} is the name of several taxa: {_list_taxa(same)}. Give the number of one.")
+        offered = f"; it offers {_list_taxa(taxa)}" if taxa else ""
         raise ScraperError(f"{self._host} knows no taxon {name[:80]!r}{offered}.")
 
     def _photos(self, entry: Mapping[str, Any]) -> Iterator[Post]:
-        observation = fields.whole(entry.get("id"))
+        observation = fields.positive_int(entry.get("id"))
         taxon, user = fields.mapping(entry.get("taxon")), fields.mapping(entry.get("user"))
         name = fields.text(taxon.get("name"))
         level = taxon.get("rank_level")
@@ -185,19 +185,19 @@ class INaturalist(Site):
         }
         photos = entry.get("photos")
         for photo in map(fields.mapping, photos if isinstance(photos, list) else ()):
-            number = fields.whole(photo.get("id"))
+            number = fields.positive_int(photo.get("id"))
             if not number:
                 continue
             size = fields.mapping(photo.get("original_dimensions")) if self._size == "original" else {}
-            url = _SIZED.sub(f"/{self._size}.", fields.joined(self._base, photo.get("url")))
+            url = _SIZED.sub(f"/{self._size}.", fields.absolute_url(self._base, photo.get("url")))
             yield Post(
                 id=f"{observation}-{number}",
                 site=self.info.name,
                 page_url=f"https://www.inaturalist.org/observations/{observation}",
                 file_url=url,
                 extension=fields.extension(url),
-                width=fields.whole(size.get("width")),
-                height=fields.whole(size.get("height")),
+                width=fields.positive_int(size.get("width")),
+                height=fields.positive_int(size.get("height")),
                 tags=tags,
                 parent_id=str(observation),
                 author=fields.text(user.get("name")) or fields.text(user.get("login")),
@@ -206,12 +206,12 @@ class INaturalist(Site):
             )
 
 
-def _listed(taxa: list[dict[str, Any]]) -> str:
+def _list_taxa(taxa: list[dict[str, Any]]) -> str:
     facts = [(fields.text(e.get("name"))[:60], fields.text(e.get("rank"))[:20], e["id"]) for e in taxa[:_NEAREST]]
     return ", ".join(f"{name} ({rank}, {number})" for name, rank, number in facts)
 
 
-def _asked(value: int | str) -> tuple[int, int]:
+def _parse_id(value: int | str) -> tuple[int, int]:
     found = _POST_ID.fullmatch(str(value))
     if isinstance(value, bool) or not found or not int(found[1]):
         raise ScraperError(f"An id is the number of an observation or OBSERVATION-PHOTO, not {str(value)[:40]!r}.")
@@ -219,4 +219,4 @@ def _asked(value: int | str) -> tuple[int, int]:
 
 
 def _observation(value: str) -> int:
-    return _asked(value)[0]
+    return _parse_id(value)[0]

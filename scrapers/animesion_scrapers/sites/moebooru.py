@@ -15,13 +15,13 @@ from animesion_scrapers import fields
 from animesion_scrapers.errors import ScraperError
 from animesion_scrapers.http.limits import HostLimit
 from animesion_scrapers.post import FLAGS, Post
-from animesion_scrapers.sites import Site, SiteInfo, asked_id, once_each
+from animesion_scrapers.sites import Site, SiteInfo, parse_post_id, unique
 from animesion_scrapers.sites.gelbooru import (
     RATINGS,
-    falling,
-    numbered,
+    descending_pages,
+    group_tags,
+    index_by_id,
     refuse_order,
-    sorted_tags,
 )
 
 PAGE = 100
@@ -86,7 +86,7 @@ class Moebooru(Site):
             # The order is named because a search for a pool has another.
             return self._page(f"{query} {f'id:<{below} ' if below else ''}order:id_desc".strip(), size)
 
-        pages = falling(page, self._host, asked_id(newer_than) if newer_than else 0)
+        pages = descending_pages(page, self._host, parse_post_id(newer_than) if newer_than else 0)
         return islice((post for found in pages for post in found), limit)
 
     def posts_by_id(self, ids: Iterable[int | str]) -> Iterator[Post]:
@@ -101,7 +101,7 @@ class Moebooru(Site):
         Raises:
             ScraperError: An id is not a positive whole number, or the site cannot be read.
         """
-        fresh = once_each(map(asked_id, ids))
+        fresh = unique(map(parse_post_id, ids))
         while batch := list(islice(fresh, _IDS_PER_QUERY)):
             found = self._page(f"id:{','.join(map(str, batch))}", _IDS_PER_QUERY)
             yield from (found[number] for number in batch if number in found)
@@ -115,22 +115,22 @@ class Moebooru(Site):
                 f"{self._host} answered /post.json with something other than version 2 of the API, posts and tags."
             )
         categories = {name: _category(kind) for name, kind in fields.mapping(types).items()}
-        return {number: self._post(entry, categories) for number, entry in numbered(posts, self._host).items()}
+        return {number: self._post(entry, categories) for number, entry in index_by_id(posts, self._host).items()}
 
     def _post(self, entry: Mapping[str, Any], categories: Mapping[str, str]) -> Post:
         number = fields.number_text(entry.get("id"))
-        tags = sorted_tags(fields.words(entry.get("tags")), categories)
-        file_url = fields.joined(self._base, entry.get("file_url"))
+        tags = group_tags(fields.words(entry.get("tags")), categories)
+        file_url = fields.absolute_url(self._base, entry.get("file_url"))
         return Post(
             id=number,
             site=self.info.name,
             page_url=f"{self._base}/post/show/{number}",
             file_url=file_url,
-            md5=fields.matching(fields.MD5, entry.get("md5")),
-            extension=fields.matching(fields.EXTENSION, entry.get("file_ext")) or fields.extension(file_url),
-            width=fields.whole_from_text(entry.get("width")),
-            height=fields.whole_from_text(entry.get("height")),
-            bytes=fields.whole_from_text(entry.get("file_size")),
+            md5=fields.match(fields.MD5, entry.get("md5")),
+            extension=fields.match(fields.EXTENSION, entry.get("file_ext")) or fields.extension(file_url),
+            width=fields.parse_positive_int(entry.get("width")),
+            height=fields.parse_positive_int(entry.get("height")),
+            bytes=fields.parse_positive_int(entry.get("file_size")),
             rating=RATINGS.get(fields.text(entry.get("rating")).lower(), ""),
             tags=tags,
             parent_id=fields.number_text(entry.get("parent_id")),

@@ -56,8 +56,8 @@ class Safebooru(Gelbooru):
 
     def _details(self, entry: Mapping[str, Any]) -> tuple[str, str]:
         md5, file_url = super()._details(entry)
-        folder = fields.number_text(entry.get("directory")) or fields.matching(_FOLDER, entry.get("directory"))
+        folder = fields.number_text(entry.get("directory")) or fields.match(_FOLDER, entry.get("directory"))
         image = fields.text(entry.get("image"))
         if not file_url and folder and _IMAGE.fullmatch(image):
             file_url = f"{self._base}/images/{folder}/{image}"
-        return md5 or fields.matching(fields.MD5, entry.get("hash")), file_url
+        return md5 or fields.match(fields.MD5, entry.get("hash")), file_url

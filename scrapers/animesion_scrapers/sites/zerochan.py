@@ -19,8 +19,8 @@ from animesion_scrapers.errors import ScraperError, StatusError
 from animesion_scrapers.http.limits import HostLimit
 from animesion_scrapers.http.metadata import MetadataClient
 from animesion_scrapers.post import TAG_CATEGORIES, Post
-from animesion_scrapers.sites import Site, SiteInfo, asked_id, once_each
-from animesion_scrapers.sites.gelbooru import numbered
+from animesion_scrapers.sites import Site, SiteInfo, parse_post_id, unique
+from animesion_scrapers.sites.gelbooru import index_by_id
 
 PAGE = 250
 """Entries on a page, the most the site gives."""
@@ -35,12 +35,12 @@ _GONE = frozenset({404, 410})
 class ZerochanClient(MetadataClient):
     """A client that knows what Zerochan sends where JSON is due: raw control characters, a page for no such page."""
 
-    def _parsed(self, answer: Any) -> object:
+    def _parse(self, answer: Any) -> object:
         if answer.is_html and b"page number too high" in answer.body[:1_000_000].lower():
             return {"items": []}
         with contextlib.suppress(ValueError, RecursionError):
             return json.loads(answer.body, strict=False)
-        return super()._parsed(answer)
+        return super()._parse(answer)
 
 
 class Zerochan(Site):
@@ -105,8 +105,8 @@ class Zerochan(Site):
         """
         path = _path(query)
         size = PAGE if limit is None else min(PAGE, limit)
-        listed = self._listed(path, size, asked_id(newer_than) if newer_than else 0)
-        return islice(self._looked_up(listed), limit)
+        listed = self._list_entries(path, size, parse_post_id(newer_than) if newer_than else 0)
+        return islice(self._look_up(listed), limit)
 
     def posts_by_id(self, ids: Iterable[int | str]) -> Iterator[Post]:
         """Look entries up, one a request.
@@ -120,9 +120,9 @@ class Zerochan(Site):
         Raises:
             ScraperError: An id is not a positive whole number, or the site cannot be read.
         """
-        return self._looked_up((number, {}) for number in once_each(map(asked_id, ids)))
+        return self._look_up((number, {}) for number in unique(map(parse_post_id, ids)))
 
-    def _listed(self, path: str, size: int, after: int) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    def _list_entries(self, path: str, size: int, after: int) -> Iterator[tuple[int, Mapping[str, Any]]]:
         seen: set[int] = set()
         full = False
         for page in count(1):
@@ -159,9 +159,9 @@ class Zerochan(Site):
             items = [items]
         if not isinstance(items, list):
             raise ScraperError(f"{self._host} answered page {page} of /{path} with something other than a list.")
-        return numbered(items, self._host)
+        return index_by_id(items, self._host)
 
-    def _looked_up(self, listed: Iterable[tuple[int, Mapping[str, Any]]]) -> Iterator[Post]:
+    def _look_up(self, listed: Iterable[tuple[int, Mapping[str, Any]]]) -> Iterator[Post]:
         for number, entry in listed:
             try:
                 document = self._client.get_json(f"{self._base}/{number}?json", {})
@@ -169,16 +169,16 @@ class Zerochan(Site):
                 if error.status in _GONE:
                     continue
                 raise
-            if not isinstance(document, dict) or fields.whole_from_text(document.get("id")) != number:
+            if not isinstance(document, dict) or fields.parse_positive_int(document.get("id")) != number:
                 raise ScraperError(f"{self._host} answered /{number} with something other than that entry.")
             yield self._post({**entry, **document})
 
     def _post(self, entry: Mapping[str, Any]) -> Post:
         number = fields.number_text(entry.get("id"))
-        file_url = fields.joined(self._base, entry.get("full"))
+        file_url = fields.absolute_url(self._base, entry.get("full"))
         primary = fields.text(entry.get("primary")) or fields.text(entry.get("tag"))
         listed = entry.get("tags")
-        names = once_each(map(fields.text, listed if isinstance(listed, list) else ()))
+        names = unique(map(fields.text, listed if isinstance(listed, list) else ()))
         tags = dict.fromkeys(TAG_CATEGORIES, ()) | {
             "general": tuple(name for name in names if name and name != primary),
             "primary": (primary,) if primary else (),
@@ -188,11 +188,11 @@ class Zerochan(Site):
             site=self.info.name,
             page_url=f"{self._base}/{number}",
             file_url=file_url,
-            md5=fields.matching(fields.MD5, entry.get("hash")) or fields.matching(fields.MD5, entry.get("md5")),
+            md5=fields.match(fields.MD5, entry.get("hash")) or fields.match(fields.MD5, entry.get("md5")),
             extension=fields.extension(file_url),
-            width=fields.whole_from_text(entry.get("width")),
-            height=fields.whole_from_text(entry.get("height")),
-            bytes=fields.whole_from_text(entry.get("size")),
+            width=fields.parse_positive_int(entry.get("width")),
+            height=fields.parse_positive_int(entry.get("height")),
+            bytes=fields.parse_positive_int(entry.get("size")),
             tags=tags,
             source=fields.text(entry.get("source")),
         )

@@ -174,8 +174,8 @@ class ColumnMapping:
         # most rows have neither digest nor size: skip their checks
         if md5 or sha1 or "bytes" in texts:
             checked = {
-                "md5": fields.matching(fields.MD5, md5),
-                "sha1": fields.matching(fields.SHA1, sha1),
+                "md5": fields.match(fields.MD5, md5),
+                "sha1": fields.match(fields.SHA1, sha1),
                 "bytes": size,
             }
             ignored = tuple(each for each, value in checked.items() if not value and _text(values.get(each)))
@@ -211,7 +211,7 @@ def _text(value: object) -> str:
 def _whole(value: object) -> int:
     if isinstance(value, float) and value.is_integer() and 0 < value < 2**53:
         value = int(value)
-    return fields.whole_from_text(value.strip() if isinstance(value, str) else value)
+    return fields.parse_positive_int(value.strip() if isinstance(value, str) else value)
 
 
 def _box(text: str) -> tuple[float, ...]:

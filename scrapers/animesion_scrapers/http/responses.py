@@ -1,0 +1,143 @@
+"""From an HTTP response to checked bytes, or to the fault that it is.
+
+Requests, redirects and retries are in `transfers`; the kinds of fault are in `faults`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import aiohttp
+from aiohttp.http_exceptions import HttpProcessingError
+
+from animesion_scrapers.http.faults import (
+    CHECKSUM,
+    EMPTY,
+    FAILED,
+    NOT_FOUND,
+    REFUSED,
+    TOO_BIG,
+    DownloadFault,
+    document_fault,
+)
+from animesion_scrapers.http.limits import RateLimiter
+from animesion_scrapers.http.media import document_kind, is_challenge
+from animesion_scrapers.http.records import Download
+from animesion_scrapers.http.retries import BACK_OFF, RETRIED, Retries, is_temporary, retry_after_seconds, status_text
+from animesion_scrapers.http.robots import MAX_BYTES as ROBOTS_BYTES
+from animesion_scrapers.http.robots import opt_out
+
+_STATUS_REASONS = {401: REFUSED, 402: REFUSED, 403: REFUSED, 404: NOT_FOUND, 410: NOT_FOUND, 451: NOT_FOUND}
+_HTML_BYTES = 1 << 14
+
+
+class ResponseReader:
+    """Reads and checks the responses to requests for files."""
+
+    def __init__(self, *, limiter: RateLimiter, retries: Retries, max_bytes: int, product: str | None) -> None:
+        """Keep the settings.
+
+        Args:
+            limiter: Pauses a host that asks for a longer pause than a run waits.
+            retries: Defines the longest wait.
+            max_bytes: Size of the largest accepted file.
+            product: The crawler's product token for `X-Robots-Tag`; None ignores that header.
+        """
+        self._limiter = limiter
+        self._retries = retries
+        self._max_bytes = max_bytes
+        self._product = product
+
+    async def read(self, item: Download, response: aiohttp.ClientResponse) -> bytes:
+        """Read and check the body.
+
+        Raises:
+            DownloadFault: The response is not the file that was requested.
+        """
+        if response.status != 200:
+            raise await self._status_fault(response)
+        if self._product is not None:
+            directive = opt_out(response.headers.getall("X-Robots-Tag", ()), self._product)
+            if directive:
+                raise DownloadFault(REFUSED, f"X-Robots-Tag: {directive}", final=True)
+        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):
+            raise DownloadFault(FAILED, "the body is compressed, against the request", final=True)
+        if (response.content_length or 0) > self._max_bytes:
+            raise DownloadFault(TOO_BIG, f"more than {self._max_bytes} bytes", final=True)
+        content = await self._read_body(item, response)
+        if not content:
+            raise DownloadFault(EMPTY, "the body has 0 bytes", wrong=True)
+        mismatch = _mismatch(item, content)
+        if mismatch and item.image and document_kind(content):
+            raise document_fault(content, response)
+        if mismatch:
+            raise DownloadFault(CHECKSUM, mismatch, wrong=True)
+        # A matching digest proves the file, even if its content looks like a document.
+        if item.image and not (item.md5 or item.sha1) and document_kind(content):
+            raise document_fault(content, response)
+        return content
+
+    async def _read_body(self, item: Download, response: aiohttp.ClientResponse) -> bytes:
+        pieces: list[bytes] = []
+        size = 0
+        try:
+            while piece := await response.content.readany():
+                size += len(piece)
+                if size > self._max_bytes:
+                    raise DownloadFault(TOO_BIG, f"more than {self._max_bytes} bytes", final=True)
+                pieces.append(piece)
+        except (aiohttp.ClientPayloadError, HttpProcessingError):
+            # Some servers announce a longer body than they send; a digest tells a whole file from a truncated one.
+            if not (item.md5 or item.sha1) or _mismatch(item, b"".join(pieces)):
+                raise
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def _status_fault(self, response: aiohttp.ClientResponse) -> DownloadFault:
+        status = response.status
+        retry_after = response.headers.get("Retry-After", "")
+        host = response.url.raw_host or ""
+        detail = f"HTTP {status_text(status)}"
+        if "html" in response.headers.get("Content-Type", ""):
+            page = await _read_up_to(response, _HTML_BYTES)
+            if is_challenge(page, response.headers.get("cf-mitigated", "")):
+                detail += " with an HTML challenge page"
+        if status in BACK_OFF and self._retries.too_long(retry_after):
+            self._limiter.pause(host, retry_after_seconds(retry_after))
+            return DownloadFault(FAILED, detail)
+        return DownloadFault(
+            _STATUS_REASONS.get(status, FAILED),
+            detail,
+            retry=status in RETRIED,
+            final=not is_temporary(status),
+            host_failed=is_temporary(status),
+            back_off=host if status in BACK_OFF else "",
+            retry_after=retry_after,
+        )
+
+
+async def read_robots(response: aiohttp.ClientResponse) -> tuple[int, bytes]:
+    """Status and body of a robots.txt; the status is 0 if the body is compressed, as when the host fails."""
+    if response.headers.get("Content-Encoding", "identity") != "identity":
+        return 0, b""
+    return response.status, await _read_up_to(response, ROBOTS_BYTES) if response.status == 200 else b""
+
+
+async def _read_up_to(response: aiohttp.ClientResponse, count: int) -> bytes:
+    """The first `count` bytes of a body."""
+    body = bytearray()
+    while len(body) < count and (piece := await response.content.readany()):
+        body += piece
+    return bytes(body[:count])
+
+
+def _mismatch(item: Download, content: bytes) -> str:
+    """How the content differs from the expected digests, or from the size if there are none; empty if it matches."""
+    for name, digest, expected in (("MD5", hashlib.md5, item.md5), ("SHA-1", hashlib.sha1, item.sha1)):
+        if expected:
+            actual = digest(content, usedforsecurity=False).hexdigest()
+            if actual != expected.lower():
+                return f"the {name} is {actual}"
+    if item.bytes and item.bytes != len(content) and not (item.md5 or item.sha1):
+        return f"{len(content)} bytes instead of {item.bytes}"
+    return ""
