@@ -463,9 +463,9 @@ def test_costs_of_large_images_are_the_published_ones(name, options, trained, sm
         ("adapter", {"dim": True}, "from 1"),
         ("convpass", {"kernel": 2}, "odd"),
         ("ila++", {"path": "both"}, "parallel, sequential"),
-        ("ila", {"residual": "identity"}, "give padding"),
+        ("ila", {"residual": "identity"}, "set padding"),
         ("ila", {"residual": "sum"}, "near-ones, ones"),
-        ("ila", {"class_conv": False}, "give padding"),
+        ("ila", {"class_conv": False}, "set padding"),
         ("ila", {"padding": True, "kernel": 2}, "odd kernel"),
         ("ila", {"residual": "avg-pool", "dilation": 2}, "no dilation"),
         ("ila", {"norms": "bn"}, "three"),
@@ -489,7 +489,7 @@ def test_bad_settings_are_told_in_one_sentence(name, options, said):
 
 
 def test_one_module_stands_after_a_block():
-    with pytest.raises(UsageError, match=r"after \[3\]"):
+    with pytest.raises(UsageError, match=r"blocks \[3\] are in locations and in padded"):
         ILA(WIDTH, depth=DEPTH, grid=(8, 8), locations=(1, 3), padded=(2, 3))
     with pytest.raises(UsageError, match="no three groups"):
         ILA(WIDTH, depth=2, grid=(8, 8))

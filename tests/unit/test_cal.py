@@ -210,9 +210,9 @@ class Flat(nn.Module):
 
 
 def test_networks_without_a_map_are_refused_in_a_sentence() -> None:
-    with pytest.raises(UsageError, match=r"Flat gives no feature map to attend to, but \(2, 4\)"):
+    with pytest.raises(UsageError, match=r"Flat has no feature map to attend to: its features are \(2, 4\)"):
         CALClassifier(Flat(), 5)
-    with pytest.raises(UsageError, match="CrossVit cannot do without its pooling"), torch.device("meta"):
+    with pytest.raises(UsageError, match="CrossVit does not work without pooling"), torch.device("meta"):
         CALClassifier(timm.create_model("crossvit_9_240"), 5)
     with pytest.raises(UsageError, match="Linear has no forward_features"):
         CALClassifier(nn.Linear(3, 4), 5)
@@ -403,7 +403,7 @@ def test_soft_labels_and_odd_numbers_of_views_are_refused() -> None:
     centers = FeatureCenters(3, 4)
     with pytest.raises(UsageError, match="switch MixUp and CutMix off"):
         cal_loss(output, output, torch.full((2, 3), 1 / 3), centers)
-    with pytest.raises(ValueError, match="no multiple"):
+    with pytest.raises(ValueError, match="is not a multiple of the number of images"):
         cal_loss(output, odd, torch.tensor([0, 1]), centers)
     with pytest.raises(UsageError, match="rate"):
         FeatureCenters(3, 4, rate=-1)

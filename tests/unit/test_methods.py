@@ -113,7 +113,10 @@ def test_a_recipe_says_the_same() -> None:
         ({"cache": "clcc"}, f"did you mean '{next(iter(CACHES))}'"),
         ({"keep_rate": 0.5}, "name one as reduction"),
         ({"reduction": "evit", "keep_rate": 0.0}, "above 0 and at most 1"),
-        ({"reduction": "evit", "keep_rate": 0.5, "selector": "glsim", "reduction_layers": [1]}, "not both"),
+        (
+            {"reduction": "evit", "keep_rate": 0.5, "selector": "glsim", "reduction_layers": [1]},
+            "use one of GLSim and reduction",
+        ),
         ({"reduction": "evit", "keep_rate": 0.5, "adapter": "ila", "reduction_layers": [1]}, "use one of them"),
         ({"selector": "cal", "adapter": "lora"}, "goes with no other method"),
         ({"selector": "glsim", "head": "cla"}, "leave head cla out"),

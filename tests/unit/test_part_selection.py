@@ -175,7 +175,7 @@ def test_the_contrastive_loss_is_a_term_of_training_that_needs_classes():
     assert torch.allclose(model(random_images()), logits)
     losses["transfg_contrastive"].backward()
     assert model.backbone.blocks[0].attn.qkv.weight.grad.abs().sum() > 0
-    with pytest.raises(UsageError, match="give targets"):
+    with pytest.raises(UsageError, match="pass targets"):
         model(random_images(), with_losses=True)
     with pytest.raises(UsageError, match="MixUp"):
         model(random_images(), with_losses=True, targets=torch.full((3, CLASSES), 0.2))
@@ -285,7 +285,7 @@ def test_bad_settings_are_told_in_one_sentence(name, options, said):
 
 
 def test_what_cannot_be_selected_or_overlap_is_refused():
-    with pytest.raises(UsageError, match="takes 30 patches a block, and there are 25"):
+    with pytest.raises(UsageError, match="selects 30 patches per block, and there are 25"):
         TokenVisionTransformer(backbone(), {"selector": FFVT(depth=DEPTH, count=30)}, CLASSES)(random_images())
     for stride, said in ((9, "leaves out pixels"), (0, "from 1")):
         with pytest.raises(UsageError, match=said):

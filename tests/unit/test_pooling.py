@@ -128,7 +128,7 @@ def test_padded_patches_are_refused_and_reduced_ones_taken():
     model = headed("mpncov", plugins={"reduction": make_reduction("evit", **plan)})
     assert model(images()).shape == (4, CLASSES)
     model = headed("mpncov", plugins={"reduction": make_reduction("ats", **plan)})
-    with pytest.raises(UsageError, match="no method that pads"):
+    with pytest.raises(UsageError, match="leave out the method that pads"):
         model(images())
 
 

@@ -163,7 +163,7 @@ def test_a_head_is_given_one_thing():
         plugins = dict(make_adapter("vqt", depth=DEPTH, width=WIDTH, grid=(6, 6), count=2))
         return TokenVisionTransformer(backbone(), plugins, CLASSES, **head)
 
-    with pytest.raises(UsageError, match="one thing"):
+    with pytest.raises(UsageError, match="a head reads one of"):
         made(head=lambda classes: CLAHead(2, WIDTH, classes), gathers=(1, 3))
-    with pytest.raises(UsageError, match="one thing"):
+    with pytest.raises(UsageError, match="a head reads one of"):
         made(reads="patches")

@@ -518,7 +518,7 @@ def test_entry_points_add_reductions_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     asked = {"keep_rate": 0.5, "depth": 12, "width": 8, "tokens": 16}
     assert type(make_reduction("ours", **asked)).__name__ == "TopK"
-    with pytest.raises(UsageError, match=r"reduction 'wrong': json:loads is no subclass"):
+    with pytest.raises(UsageError, match=r"reduction 'wrong': json:loads is not a subclass"):
         make_reduction("wrong", **asked)
     with pytest.raises(UsageError, match="there is no reduction 'our'"):
         make_reduction("our", **asked)

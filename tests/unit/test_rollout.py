@@ -255,7 +255,7 @@ def test_cka_does_not_see_rotation_scale_and_shift() -> None:
 
 def test_cka_of_constant_features_is_refused() -> None:
     for constant in (torch.full((9, 3), 0.1), torch.zeros(9, 3)):
-        with pytest.raises(UsageError, match="the same for all samples"):
+        with pytest.raises(UsageError, match="constant over all samples"):
             linear_cka(constant, features(9, 3))
     with pytest.raises(UsageError, match=r"\(9, 3\) and \(8, 3\)"):
         linear_cka(features(9, 3), features(8, 3))
@@ -296,7 +296,7 @@ def test_minibatch_cka_has_no_bias_where_the_plain_one_has() -> None:
 
 def test_minibatch_cka_needs_four_samples_and_something_to_compare() -> None:
     cka = MinibatchCKA()
-    with pytest.raises(UsageError, match="four samples a batch at least, not 3"):
+    with pytest.raises(UsageError, match="at least four samples per batch, not 3"):
         cka.update(features(3, 2), features(3, 2))
-    with pytest.raises(UsageError, match="the same for all samples"):
+    with pytest.raises(UsageError, match="constant over all samples"):
         cka.value()

@@ -18,17 +18,17 @@ from animesion_training.options import in_range
 
 
 class FeatureCenters(nn.Module):
-    """A running center of each class's features, which training pulls them to.
+    """A running center of the features of each class, which training pulls them to.
 
-    A call gives `c_y`, the center of each sample's class scaled to length 1 as it was before the call, and in training
-    mode moves the center itself by `rate * (f - c_y)`. Where a class has several samples in the batch, the last one
-    counts alone, as in the original; on any device, and over the batches of all processes in the order of their ranks.
-    Centers start at 0. (arXiv 2507.12157; center loss: Wen et al., ECCV 2016.)
+    A call returns `c_y`, the center of each sample's class before the call, normalised to length 1. In training mode it
+    also moves the center by `rate * (f - c_y)`. If a class has several samples in the batch, only the last one counts,
+    as in the original; on any device, and over the batches of all processes in the order of ranks. Centers start at 0.
+    (arXiv 2507.12157; center loss: Wen et al., ECCV 2016.)
 
     Args:
         num_classes: number of classes.
-        width: of the features, M C.
-        rate: share of the way.
+        width: width of the features, M C.
+        rate: share of the distance that a center moves, in [0, 1].
 
     Shape:
         features (B, width) and class ids (B,) int64 to (B, width), float32, without a gradient.
@@ -44,19 +44,20 @@ class FeatureCenters(nn.Module):
     @torch.no_grad()
     def forward(self, features: Tensor, targets: Tensor) -> Tensor:
         """See the class."""
-        read = functional.normalize(self.centers[targets], dim=1)
+        current = functional.normalize(self.centers[targets], dim=1)  # (B, width)
         if self.training:
-            step, moved = self.rate * (features.to(read) - read), targets
+            step, moved = self.rate * (features.to(current) - current), targets
             if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
                 step, moved = _gather_rows(step), _gather_rows(targets)
+            # whether a later sample has the same class, (B,)
             later = (moved[:, None] == moved).triu(1).any(1)
-            # a class has one step that is not 0, so that the order of additions, which GPUs choose, has no say
+            # only one step per class is not 0, so the order of additions, which varies on GPUs, does not matter
             self.centers.index_add_(0, moved, step.masked_fill(later[:, None], 0.0))
-        return read
+        return current
 
 
 def _gather_rows(rows: Tensor) -> Tensor:
-    """Rows (B, ...) of every process, by rank; B may differ."""
+    """Gather rows (B, ...) of all processes, by rank; B may differ between processes."""
     counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(dist.get_world_size())]
     dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
     longest = int(torch.cat(counts).max())
@@ -68,37 +69,39 @@ def _gather_rows(rows: Tensor) -> Tensor:
 
 
 def center_loss(features: Tensor, centers: Tensor) -> Tensor:
-    """Squared distance of features (B, D) from their centers (B, D), mean over the batch, sum over D; a scalar."""
+    """Squared distance of features (B, D) from their centers (B, D): mean over the batch, sum over D; a scalar."""
     return (features.float() - centers).square().sum() / max(1, len(features))
 
 
 def cal_loss(
     raw: CALOutput, aug: CALOutput, targets: Tensor, centers: nn.Module, *, label_smoothing: float = 0.0
 ) -> dict[str, Tensor]:
-    """What a CAL classifier is trained on: images and the views that its own attention made of them.
+    """The training loss of a CAL classifier, on images and on the views made by its own attention.
 
     `CE(raw) / 3 + 2/3 CE(aug) + CE(effects of both) + center_loss(features of raw)`, arXiv 2507.12157. The second and
     third are means over 2 B and 3 B.
 
     Args:
-        raw: of the images, B of them.
-        aug: of the views, 2 B: crops, then drops.
-        targets: (B,), int64, class ids.
-        centers: a `FeatureCenters`; in training mode it moves.
-        label_smoothing: of all three cross-entropies, 0..1.
+        raw: output for B images.
+        aug: output for 2 B views: crops, then drops.
+        targets: class ids (B,), int64.
+        centers: a `FeatureCenters`, which is updated in training mode.
+        label_smoothing: label smoothing of all three cross-entropies, in [0, 1].
 
     Returns:
-        The terms `label`, `views`, `effect` and `center`, scalars with their weights; their sum is the loss.
+        The terms `label`, `views`, `effect` and `center`, weighted scalars; their sum is the loss.
 
     Raises:
-        UsageError: soft labels: the centers need one class an image.
-        ValueError: views that are no multiple of the images.
+        UsageError: soft labels; the centers need one class per image.
+        ValueError: the number of views is not a multiple of the number of images.
     """
     if targets.is_floating_point():
-        raise UsageError("a CAL classifier is trained on one class an image; switch MixUp and CutMix off")
+        raise UsageError("a CAL classifier needs one class per image: switch MixUp and CutMix off")
     times, rest = divmod(len(aug.logits), max(1, len(targets)))
     if rest:
-        raise ValueError(f"{len(aug.logits)} views are no multiple of {len(targets)} images")
+        raise ValueError(
+            f"the number of views, {len(aug.logits)}, is not a multiple of the number of images, {len(targets)}"
+        )
     cross_entropy = SoftmaxObjective(label_smoothing=label_smoothing)
     repeated = targets.repeat(times)
     effects = torch.cat((raw.effect, aug.effect))

@@ -22,7 +22,7 @@ from animesion_training.tokens.adapters.factory import ADAPTERS, make_adapter
 from animesion_training.tokens.adapters.ila import ILA
 from animesion_training.tokens.adapters.in_block import ConvPass
 from animesion_training.tokens.cache import CrossLayerCache
-from animesion_training.tokens.host import TokenVisionTransformer, hosted
+from animesion_training.tokens.host import TokenVisionTransformer, check_backbone
 from animesion_training.tokens.overlapping_patches import overlap_patches
 from animesion_training.tokens.part_selection import PART_SELECTORS, make_part_selector
 from animesion_training.tokens.plugin import Plugin
@@ -78,7 +78,7 @@ def assemble(
             raise UsageError("selector cal has a head of its own and goes with no other method: leave the others out")
         made: nn.Module = _made("selector cal", CALClassifier, methods.of("selector"), backbone, num_classes)
         return made
-    host = hosted(backbone, _what(methods, head), class_token=head not in PATCH_HEADS)
+    host = check_backbone(backbone, _what(methods, head), class_token=head not in PATCH_HEADS)
     stride = methods.of("selector").get("patch_stride") if methods.selector in PART_SELECTORS else None
     if stride is not None:
         overlap_patches(host, stride)

@@ -20,28 +20,29 @@ from animesion_training.data import views as image_views
 from animesion_training.models.feature_maps import FeatureMapProbe, as_feature_map, remove_classifier
 from animesion_training.tokens.autocast import without_autocast
 
-_HOST = "backbone."
+_BACKBONE = "backbone."
 
+#: The start of a name in a pattern; not the `^` of a negated set.
 _ANCHOR = re.compile(r"(?<!\[)\^")
 
-#: Keeps the slope of the square root finite at 0.
+#: Keeps the gradient of the square root finite at 0.
 _ROOT_EPS = 1e-6
 
-#: What pooled features of length 1 are multiplied with before the classifier.
+#: Factor of the pooled features, which have length 1, before the classifier.
 _SCALE = 100.0
 
-#: Threshold and padding of the crops that full inference looks at beside the whole image.
+#: Threshold and padding of the crops that full inference adds to the image.
 _CROPS = ((0.3, 0.1), (0.2, 0.1), (0.1, 0.05))
 
 
 class CALOutput(NamedTuple):
-    """What the head makes of a batch.
+    """The output of the head for a batch.
 
     Attributes:
         logits: (B, num_classes).
-        effect: (B, num_classes), logits minus those of a fake attention: what the attention adds.
-        features: (B, M C), what is classified, of length 1; float32.
-        attention: (B, M, h, w), not negative.
+        effect: (B, num_classes), logits minus those with a fake attention: the effect of the attention.
+        features: (B, M C), the input of the classifier, of length 1; float32.
+        attention: (B, M, h, w), >= 0.
     """
 
     logits: Tensor
@@ -53,16 +54,16 @@ class CALOutput(NamedTuple):
 class CALHead(nn.Module):
     """Part attention, bilinear attention pooling and a linear classifier without bias.
 
-    Attention is `ReLU(BN(conv1x1(F)))`. Features are `sum(A_m * F_c) / (h w)` for each map m and channel c, then signed
-    square roots, then scaled to length 1 over all M C of them. Logits are `W (100 f)`.
+    Attention is `ReLU(BN(conv1x1(F)))`. Features are `sum(A_m * F_c) / (h w)` for each map m and channel c, replaced by
+    their signed square roots, and normalised to length 1 over all M C of them. Logits are `W (100 f)`.
 
     Args:
         in_features: C, channels of the feature map.
         num_classes: number of classes; 0 for features alone.
-        num_maps: M, attention maps.
+        num_maps: M, number of attention maps.
 
     Raises:
-        UsageError: no positive number of maps.
+        UsageError: the number of maps is not positive.
 
     Shape:
         (B, C, h, w) to `CALOutput`.
@@ -71,7 +72,7 @@ class CALHead(nn.Module):
     def __init__(self, in_features: int, num_classes: int, num_maps: int = 32) -> None:
         super().__init__()
         if type(num_maps) is not int or num_maps < 1:
-            raise UsageError(f"num_maps is a number of attention maps, at least 1, not {num_maps!r}")
+            raise UsageError(f"num_maps is the number of attention maps, a whole number from 1, not {num_maps!r}")
         self.in_features = in_features
         self.num_classes = num_classes
         self.num_maps = num_maps
@@ -83,8 +84,8 @@ class CALHead(nn.Module):
         self.fc: nn.Module = nn.Linear(width, num_classes, bias=False) if num_classes else nn.Identity()
 
     def pool(self, features: Tensor, attention: Tensor) -> Tensor:
-        """Feature map (B, C, h, w) and attention (B, M, h, w) to features (B, M C) of length 1, float32."""
-        # sums over the map overflow fp16, and small ones vanish in it
+        """Pool a feature map (B, C, h, w) by attention (B, M, h, w) to features (B, M C) of length 1, float32."""
+        # sums over the map overflow in float16, and small ones underflow
         with without_autocast(features):
             pooled = torch.einsum("bmhw,bchw->bmc", attention.float(), features.float())
             pooled = (pooled / (features.shape[2] * features.shape[3])).flatten(1)
@@ -100,12 +101,12 @@ class CALHead(nn.Module):
 
         Args:
             features: (B, C, h, w).
-            fake: (B, M, h, w), the attention that the effect is measured against. None draws it from U(0, 2) in
-                training mode, from torch's generator of the device, and is 1 everywhere in evaluation mode.
+            fake: (B, M, h, w), the attention that the effect is measured against. If None, it is drawn from U(0, 2) in
+                training mode, with torch's generator of the device, and 1 everywhere in evaluation mode.
         """
         attention = self.attentions(features)
         if fake is None:
-            # contiguous, so that the same draws land in the same places whatever the memory format
+            # contiguous, so that the order of random numbers does not depend on the memory format
             fake = torch.ones(attention.shape, device=attention.device)
             fake = fake.uniform_(0, 2) if self.training else fake
         pooled = self.pool(features, attention)
@@ -115,22 +116,22 @@ class CALHead(nn.Module):
 
 
 class CALClassifier(nn.Module):
-    """A timm network whose classifier is a `CALHead` over its last feature map.
+    """A timm network whose classifier is a `CALHead` on its last feature map.
 
-    Takes every network whose `forward_features` gives a map: convolutional ones, transformers with a grid of patches
-    (class and register tokens are left out), channels first or last. Its own pooling and classifier are dropped, with
-    all else that features do not pass through, so that no parameter stays without a gradient. The final norm that
-    some transformers apply after pooling is applied to each patch.
+    Every network whose `forward_features` returns a map is supported: convolutional networks, and transformers with a
+    grid of patches (class and register tokens are left out), channels first or last. Pooling and classifier are
+    dropped, with all other modules that the feature map does not depend on, so that every parameter has a gradient. A
+    final norm that some transformers apply after pooling is applied to each patch.
 
     Args:
-        backbone: the network; it is changed.
+        backbone: the network; modified in place.
         num_classes: number of classes; 0 for features alone.
-        num_maps: attention maps.
-        views: what evaluation looks at: `raw`, the image as it is, or `full`, the image, its mirror image and
-            three crops of each that the mean attention map makes: 8 forward passes, logits averaged.
+        num_maps: number of attention maps.
+        views: views in evaluation: `raw`, the image alone, or `full`, the image, its mirror image and three crops of
+            each around the mean attention map: 8 forward passes whose logits are averaged.
 
     Raises:
-        UsageError: a network without a spatial map, or an unknown option.
+        UsageError: a network without a feature map, or an unknown option.
 
     Shape:
         (B, channels, H, W) to logits (B, num_classes).
@@ -154,7 +155,7 @@ class CALClassifier(nn.Module):
         self.in_chans = probe.in_chans
         self.pretrained_cfg = self.default_cfg = getattr(backbone, "pretrained_cfg", None) or {}
         self.feature_info = [
-            dict(info, module=f"{_HOST}{info['module']}") for info in getattr(backbone, "feature_info", ())
+            dict(info, module=f"{_BACKBONE}{info['module']}") for info in getattr(backbone, "feature_info", ())
         ]
         self.num_classes = num_classes
         self._num_maps = num_maps
@@ -167,12 +168,12 @@ class CALClassifier(nn.Module):
         return as_feature_map(self.backbone, features, (x.shape[2], x.shape[3]), nhwc=self._nhwc)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Feature map (B, C, h, w) to logits (B, num_classes), or to what is classified (B, M C)."""
+        """Feature map (B, C, h, w) to logits (B, num_classes), or to the input of the classifier (B, M C)."""
         pooled = self.head.pool(x, self.head.attentions(x))
         return pooled if pre_logits else self.head.classify(pooled)
 
     def forward(self, x: Tensor, parts: bool = False) -> Tensor | CALOutput:
-        """Images (B, channels, H, W) to logits (B, num_classes), or with `parts` to what `forward_parts` gives."""
+        """Images (B, channels, H, W) to logits (B, num_classes), or with `parts` to the output of `forward_parts`."""
         if parts:
             return self.forward_parts(x)
         if self.views == "full" and not self.training:
@@ -180,13 +181,13 @@ class CALClassifier(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def forward_parts(self, x: Tensor, fake: Tensor | None = None) -> CALOutput:
-        """Images (B, channels, H, W) to all that the head makes of them; `fake` as `CALHead` takes it."""
+        """Images (B, channels, H, W) to all outputs of the head; for `fake` see `CALHead.forward`."""
         output: CALOutput = self.head(self.forward_features(x), fake)
         return output
 
     def _full(self, x: Tensor) -> Tensor:
-        """The mean of the logits of 8 views, four at a time."""
-        both = torch.cat((x, x.flip(3)))
+        """Mean logits (B, num_classes) of 8 views: images, mirror images, and three crops of each."""
+        both = torch.cat((x, x.flip(3)))  # (2 B, channels, H, W)
         features = self.forward_features(both)
         attention = self.head.attentions(features)
         logits = self.head.classify(self.head.pool(features, attention))
@@ -198,37 +199,40 @@ class CALClassifier(nn.Module):
         return (plain + mirrored) / (2 * (1 + len(_CROPS)))
 
     def adapt_state_dict(self, state_dict: dict[str, Tensor], model: nn.Module | None = None) -> dict[str, Tensor]:
-        """Weights of ours or of the bare host, in any layout that timm reads, for this model.
+        """Convert weights of ours or of the bare backbone, in any layout that timm reads, for this model.
 
-        The host's classifier and what else was dropped with it are left out, so the bare host's weights come without
-        a head. `model` is not used: filters of timm's are given it.
+        Weights of modules that were dropped from the backbone are left out, so those of a bare backbone have no head.
+        `model` is unused: it is part of the signature of timm's filters.
         """
         host, head = state_dict, {}
-        if any(key.startswith(_HOST) for key in state_dict):
-            host = {key.removeprefix(_HOST): value for key, value in state_dict.items() if key.startswith(_HOST)}
-            head = {key: value for key, value in state_dict.items() if not key.startswith(_HOST)}
+        if any(key.startswith(_BACKBONE) for key in state_dict):
+            host = {
+                key.removeprefix(_BACKBONE): value for key, value in state_dict.items() if key.startswith(_BACKBONE)
+            }
+            head = {key: value for key, value in state_dict.items() if not key.startswith(_BACKBONE)}
         adapt = getattr(self.backbone, "adapt_state_dict", None)
         adapt = adapt or getattr(sys.modules[type(self.backbone).__module__], "checkpoint_filter_fn", None)
         if adapt is not None:
             host = adapt(host, self.backbone)
         own = self.backbone.state_dict()
         if "norm.weight" not in host and "norm.weight" in own and "fc_norm.weight" in self._dropped:
+            # the norm after pooling is now the norm of each patch
             host = {re.sub(r"^fc_norm\.", "norm.", key): value for key, value in host.items()}
         kept = {key: value for key, value in host.items() if key in own or key not in self._dropped}
-        return {f"{_HOST}{key}": value for key, value in kept.items()} | head
+        return {f"{_BACKBONE}{key}": value for key, value in kept.items()} | head
 
-    # -- what timm's optimisers and trainers ask of a model -----------------------------------------------------------
+    # -- timm's interface ----------------------------------------------------------------------------------------------
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that weight decay leaves alone."""
+        """Names of parameters without weight decay."""
         names = self.backbone.no_weight_decay() if hasattr(self.backbone, "no_weight_decay") else ()
-        return {f"{_HOST}{name}" for name in names}
+        return {f"{_BACKBONE}{name}" for name in names}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameter groups by depth, for layer decay: the backbone's own."""
 
         def inside(pattern: str) -> str:
-            # the backbone's patterns are matched at the start of a name, anchored or not
+            # timm matches patterns at the start of a name, with an anchor or without one
             return rf"^backbone\.(?:{_ANCHOR.sub('', pattern)})"
 
         return {
@@ -247,14 +251,18 @@ class CALClassifier(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new head for another number of classes; attention takes the place of pooling."""
+        """Replace the head by one for another number of classes; attention replaces pooling.
+
+        Raises:
+            UsageError: a pooling is requested.
+        """
         if global_pool not in (None, ""):
-            raise UsageError(f"a CAL classifier pools by attention, it cannot pool by {global_pool!r}")
+            raise UsageError(f"a CAL classifier pools by attention, and cannot pool by {global_pool!r}")
         self.num_classes = num_classes
         head = CALHead(self.num_features, num_classes, self._num_maps)
         self.head = head.to(next(self.backbone.parameters()).device)
 
     def set_input_size(self, img_size: tuple[int, int] | None = None, **options: Any) -> None:
-        """Another input size; convolutional backbones take any, and transformers resample their positions."""
+        """Change the input size; convolutional backbones accept any, and transformers resample their positions."""
         if hasattr(self.backbone, "set_input_size"):
             self.backbone.set_input_size(img_size=img_size, **options)

@@ -1,4 +1,4 @@
-"""Spatial feature maps of timm networks: what shape they have, and which parameters they depend on."""
+"""Spatial feature maps of timm networks: their shape, and the parameters that they depend on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,19 @@ _PROBE_SIZES = ((256, 256), (128, 128), (192, 192), (384, 384), (448, 448), (512
 
 
 class FeatureMapProbe:
-    """One pass of a copy without memory (device meta): which map features have, and which parameters they use."""
+    """The result of one forward pass of a copy on the meta device: shape and parameters of the feature map.
+
+    Args:
+        backbone: the network; not changed.
+
+    Attributes:
+        in_chans: channels of images.
+        channels: C, channels of the feature map.
+        nhwc: whether the network returns channels last.
+
+    Raises:
+        UsageError: the network has no feature map.
+    """
 
     def __init__(self, backbone: nn.Module) -> None:
         config = getattr(backbone, "pretrained_cfg", None) or {}
@@ -23,27 +35,32 @@ class FeatureMapProbe:
         given = getattr(getattr(backbone, "patch_embed", None), "img_size", None)
         self.in_chans: int = getattr(backbone, "in_chans", channels)
         self.nhwc = getattr(backbone, "output_fmt", None) == "NHWC"
-        shadow, features = self._run(backbone, [tuple(given or size), *_PROBE_SIZES])
+        copied, features = self._run(backbone, [tuple(given or size), *_PROBE_SIZES])
         self.channels = int(features.shape[1])
         used = _leaves(features)
-        pairs = zip(backbone.parameters(), shadow.parameters(), strict=True)
-        self._used = {id(parameter) for parameter, shade in pairs if id(shade) in used}
+        # the copy has its parameters in the same order
+        pairs = zip(backbone.parameters(), copied.parameters(), strict=True)
+        self._used = {id(parameter) for parameter, copied_parameter in pairs if id(copied_parameter) in used}
 
     def _run(self, backbone: nn.Module, sizes: list[tuple[int, int]]) -> tuple[nn.Module, Tensor]:
-        """The copy and its feature map of images of the first size that it takes: some have windows that must fit."""
+        """Return the copy, and its feature map (2, C, h, w) for the first size that it accepts.
+
+        Networks with windows accept only sizes that these divide.
+        """
         reasons = []
+        # the graph of gradients is needed, even where the caller has switched it off
         with torch.inference_mode(False), torch.enable_grad():
-            shadow: Any = _on_meta(backbone)
+            copied: Any = _on_meta(backbone)
             for size in sizes:
                 images = torch.empty(2, self.in_chans, *size, device="meta")
                 try:
-                    return shadow, as_feature_map(shadow, shadow.forward_features(images), size, nhwc=self.nhwc)
+                    return copied, as_feature_map(copied, copied.forward_features(images), size, nhwc=self.nhwc)
                 except (AttributeError, RuntimeError, NotImplementedError, AssertionError, TypeError) as error:
                     reasons.append((str(error).splitlines() or [type(error).__name__])[0])
-        raise UsageError(f"{type(backbone).__name__} gives no feature map to attend to: {reasons[0]}")
+        raise UsageError(f"{type(backbone).__name__} has no feature map to attend to: {reasons[0]}")
 
     def drop_unused(self, module: nn.Module) -> None:
-        """Put an identity in the place of modules whose parameters features do not pass through."""
+        """Replace modules by identities if the feature map depends on none of their parameters."""
         for name, child in list(module.named_children()):
             own = {id(parameter) for parameter in child.parameters()}
             if own and not own & self._used:
@@ -56,22 +73,23 @@ def remove_classifier(backbone: Any) -> None:
     """Drop pooling and classifier of a timm network; a norm that it applies after pooling is applied to each patch.
 
     Raises:
-        UsageError: it is no network of timm's kind, or it cannot be used without pooling.
+        UsageError: it does not have the interface of timm's networks, or does not work without pooling.
     """
     name = type(backbone).__name__
     if not hasattr(backbone, "reset_classifier") or not hasattr(backbone, "forward_features"):
-        raise UsageError(f"a CAL classifier needs a network of timm's kind, {name} has no forward_features")
+        raise UsageError(f"a CAL classifier needs a network with timm's interface, {name} has no forward_features")
     try:
         backbone.reset_classifier(0, "")
     except (TypeError, AssertionError, ValueError) as error:
-        raise UsageError(f"{name} cannot do without its pooling, so it gives no feature map: {error}") from error
+        raise UsageError(f"{name} does not work without pooling, so it has no feature map: {error}") from error
     norm, after_pool = getattr(backbone, "norm", None), getattr(backbone, "fc_norm", None)
     if isinstance(norm, nn.Identity) and after_pool is not None and not isinstance(after_pool, nn.Identity):
         backbone.norm, backbone.fc_norm = after_pool, norm
 
 
 def _on_meta(module: nn.Module) -> nn.Module:
-    """A copy in evaluation mode whose tensors have shapes and no memory."""
+    """Return a copy in evaluation mode on the meta device: its tensors have shapes and use no memory."""
+    # deepcopy takes the tensors from its memo, so the weights are never duplicated
     memo: dict[int, Any] = {}
     for parameter in module.parameters():
         memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"))
@@ -81,42 +99,52 @@ def _on_meta(module: nn.Module) -> nn.Module:
 
 
 def _leaves(result: Tensor) -> set[int]:
-    """Ids of the parameters that a result comes from."""
+    """Ids of the parameters that a result depends on, by its graph of gradients."""
     leaves, seen, open_nodes = set(), set(), [result.grad_fn]
     while open_nodes:
         node: Any = open_nodes.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        if hasattr(node, "variable"):
+        if hasattr(node, "variable"):  # a leaf that accumulates a gradient
             leaves.add(id(node.variable))
         open_nodes.extend(parent for parent, _ in node.next_functions)
     return leaves
 
 
 def as_feature_map(backbone: Any, features: Any, size: tuple[int, ...], *, nhwc: bool) -> Tensor:
-    """What `forward_features` gave for images of a size (H, W), as (B, C, h, w)."""
+    """Reshape the output of `forward_features` for images of a size (H, W) to (B, C, h, w).
+
+    Args:
+        backbone: the network.
+        features: a map (B, C, h, w) or (B, h, w, C), or tokens (B, T, C).
+        size: (H, W) of the images in pixels.
+        nhwc: whether maps have channels last.
+
+    Raises:
+        UsageError: another shape, or tokens that form no grid.
+    """
     if isinstance(features, Tensor) and features.ndim == 4:
         return features.permute(0, 3, 1, 2) if nhwc else features
     if not isinstance(features, Tensor) or features.ndim != 3:
         shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-        raise UsageError(f"{type(backbone).__name__} gives no feature map to attend to, but {shape}")
+        raise UsageError(f"{type(backbone).__name__} has no feature map to attend to: its features are {shape}")
     patches = features[:, getattr(backbone, "num_prefix_tokens", 0) or 0 :]
     batch, count, channels = patches.shape
     return patches.transpose(1, 2).reshape(batch, channels, *_grid(backbone, count, size))
 
 
 def _grid(backbone: Any, count: int, size: tuple[int, ...]) -> tuple[int, int]:
-    """Rows and columns of so many patches."""
+    """The grid (rows, columns) of `count` patches."""
     embed: Any = getattr(backbone, "patch_embed", None)
     if hasattr(embed, "dynamic_feat_size"):
         height, width = embed.dynamic_feat_size(size)
         if height * width == count:
             return height, width
-    # reduced on the way, or of another kind: the grid has the image's aspect
+    # the network reduces the grid, or has another patch embedding: the grid has the aspect ratio of the image
     height = max(1, round((count * size[0] / size[1]) ** 0.5))
     if count % height:
         raise UsageError(
-            f"{type(backbone).__name__} gives {count} tokens for images of {size[0]}x{size[1]}, which make no grid"
+            f"{type(backbone).__name__} returns {count} tokens for images of {size[0]}x{size[1]}, which form no grid"
         )
     return height, count // height

@@ -1,4 +1,4 @@
-"""Registers the usual combinations of methods and baselines with timm, under the names of `shorthand`."""
+"""Registration of the usual combinations of methods and baselines with timm, under the names of `shorthand`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import nn
 from animesion_training.models.create import create_model
 from animesion_training.models.shorthand import combinations
 
-#: What timm's factory passes on to an entry point, and `create_model` decides itself.
+#: Arguments that timm's factory passes to an entry point, and `create_model` sets itself.
 _OF_FACTORY = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 
 
 def _entry_point(name: str, words: str, baseline: str) -> Callable[..., nn.Module]:
-    """A function as `timm.models.register_model` takes it."""
+    """Return a function that `timm.models.register_model` accepts."""
 
     def build(pretrained: bool = False, **options: Any) -> nn.Module:
         for key in _OF_FACTORY:

@@ -1,4 +1,4 @@
-"""The attention of one block, opened so that a plug-in can read or replace its queries, keys, values and weights."""
+"""The attention of one block, open to plug-ins: they read or replace queries, keys, values and weights."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch.nn import functional
 
 
 class Attended:
-    """The attention of an opened block: its queries, keys and values, and what follows from them when asked for.
+    """The attention of an opened block: queries, keys and values; scores, weights and output on request.
 
     Args:
         attention: timm's module.
         normed: the block's normalised input, (B, T, D).
-        bias: added to the scores, broadcast to (B, heads, T, T).
+        bias: added to the scores, broadcast to (B, heads, T, T); None for no bias.
 
     Attributes:
-        q: (B, heads, Tq, head width), normalised as the module says, not scaled; may be replaced by a plug-in.
-        k: (B, heads, Tk, head width); likewise.
-        v: (B, heads, Tk, head width); likewise.
-        bias: may be replaced along with them.
-        mixing: in place of the softmax, a function from scores (B, heads, Tq, Tk), bias included, to weights.
-        normed: the block's normalised input, (B, Tq, D), as `Plugin.beside` gets it.
+        q: (B, heads, Tq, d), d the width of a head; after the norm of queries, not scaled. A plug-in may replace it.
+        k: (B, heads, Tk, d); likewise.
+        v: (B, heads, Tk, d); likewise.
+        bias: as above; a plug-in may replace it along with them.
+        mixing: replaces the softmax: a function from scores (B, heads, Tq, Tk), bias included, to weights.
+        normed: the block's normalised input, (B, Tq, D), as `Plugin.parallel` receives it.
     """
 
     def __init__(self, attention: Any, normed: Tensor, bias: Tensor | None) -> None:
@@ -38,22 +38,26 @@ class Attended:
         self.mixing: Callable[[Tensor], Tensor] | None = None
 
     def scores(self, rows: slice = slice(None)) -> Tensor:
-        """Scaled products of some queries with all keys, plus the bias: (B, heads, rows, Tk)."""
+        """Scaled dot products of the queries in `rows` with all keys, plus the bias: (B, heads, rows, Tk)."""
         scores: Tensor = (self.q[:, :, rows] * self.attention.scale) @ self.k.transpose(-2, -1)
         if self.bias is None:
             return scores
-        return scores + (self.bias if self.bias.shape[-2] == 1 else self.bias[:, :, rows])
+        same_for_all_queries = self.bias.shape[-2] == 1
+        return scores + (self.bias if same_for_all_queries else self.bias[:, :, rows])
 
     @cached_property
     def class_row(self) -> Tensor:
-        """Attention weights of the class token, (B, heads, Tk): one row beside the fused attention, not all of them."""
-        if "weights" in vars(self):
+        """Attention weights of the class token, (B, heads, Tk).
+
+        This one row is computed in addition to the fused attention, which stays in use.
+        """
+        if "weights" in vars(self):  # already computed and cached
             return self.weights[:, :, 0]
         return self.scores(slice(0, 1)).softmax(dim=-1)[:, :, 0]
 
     @cached_property
     def weights(self) -> Tensor:
-        """All attention weights, (B, heads, Tq, Tk), before dropout. Asking for them gives up the fused attention."""
+        """All attention weights, (B, heads, Tq, Tk), before dropout. Reading them disables the fused attention."""
         scores = self.scores()
         return self.mixing(scores) if self.mixing else scores.softmax(dim=-1)
 
@@ -66,6 +70,6 @@ class Attended:
             mixed = functional.scaled_dot_product_attention(
                 self.q, self.k, self.v, self.bias, module.attn_drop.p if module.training else 0.0
             )
-        mixed = mixed.transpose(1, 2).flatten(2)
+        mixed = mixed.transpose(1, 2).flatten(2)  # (B, heads, Tq, d) to (B, Tq, D)
         out: Tensor = module.proj_drop(module.proj(module.norm(mixed)))
         return out

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def working_dtype(x: Tensor) -> torch.dtype:
-    """In which attention on x runs: the least float32 would be -inf in a shorter type, and a row of -inf alone NaN."""
+    """The type that attention on x computes in, autocast included."""
     device = x.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
@@ -18,6 +18,7 @@ def working_dtype(x: Tensor) -> torch.dtype:
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """What computations on x enter that rounding would spoil; the meta device, for counting, has no autocast."""
+    """A context without autocast, for computations on x that need full precision."""
+    # the meta device, on which profiling counts operations, has no autocast to switch off
     device = x.device.type
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()

@@ -1,6 +1,6 @@
-"""The cross-layer cache (CLC) of CLCA: what token reductions drop comes back as a few tokens.
+"""The cross-layer cache (CLC) of CLCA: it restores information that token reductions drop, as a few pooled tokens.
 
-Reductions are in `pruning` and `merging`, the head that goes with the cache in `models.cla`.
+Reductions are in `reductions`, the head that CLCA combines with the cache is in `models.cla`.
 """
 
 from __future__ import annotations
@@ -15,35 +15,35 @@ from animesion_training.tokens.plugin import Plugin
 from animesion_training.tokens.reductions.base import reduction_layers
 from animesion_training.tokens.state import Tokens
 
-_CACHED, _BEHIND = "clc.cached", "clc.behind"
+_CACHED, _EXCLUDED = "clc.cached", "clc.excluded"
 
 
 class CrossLayerCache(Plugin):
-    """Cross-layer registers, a cache of pooled tokens and their recovery (CLCA, arXiv 2501.00243).
+    """Cross-layer registers, a cache of pooled tokens, and their recovery (CLCA, arXiv 2501.00243).
 
-    Learned registers (CLR) stand behind the patches. After each block, the mean of the patches (GAP) and the registers
-    are cached. After the blocks that reduce, and after the last block but one, everything cached so far is put behind
-    the tokens, by block and then GAP before CLR. Nothing is cached after the last recovery.
+    Learned registers (CLR) follow the patches. After each block, the mean of the patches (GAP) and the registers are
+    cached. After the blocks that reduce, and after the second to last block, all cached tokens are appended to the
+    tokens, in the order of blocks, GAP before CLR. Nothing is cached after the last recovery.
 
-    GAP is of all tokens between the prefix and what the last recovery put behind them; before the first recovery the
-    registers are left out. CLR is of the last tokens, which after a recovery are the registers that were cached last.
+    GAP is the mean of the tokens between the prefix and those that the last recovery appended; before the first
+    recovery it leaves out the registers. CLR is the last tokens, which after a recovery are the registers cached last.
 
-    With padding (ATS) the mean is of the real tokens. The original counts padding too: `reference_compat` does so.
+    With padding (ATS), the mean is over real tokens. The original includes padding; `reference_compat` does the same.
 
     Args:
         width: D.
         depth: number of blocks.
-        layers: blocks that reduce, the reduction's own; None for 3, 6 and 9, also where nothing is reduced.
+        layers: blocks that reduce, as in the reduction; None for 3, 6 and 9, also without a reduction.
         num_clr: number of registers.
         include_gap: cache the mean.
         recover_at_last: also recover after block `depth - 2`.
-        pool_cls: the class token counts in the mean.
-        pool_clr: before the first recovery the registers count in the mean.
-        positions: the registers have learned positions of their own, as they must where the class token has one.
+        pool_cls: include the class token in the mean.
+        pool_clr: include the registers in the mean before the first recovery.
+        positions: give the registers learned positions; use it where the class token has one.
         reference_compat: see above.
 
     Raises:
-        UsageError: nothing to cache, fewer than no registers, a switch that is none, or layers that there are not.
+        UsageError: nothing to cache, an invalid value, or layers that do not exist.
     """
 
     clr: nn.Parameter | None
@@ -65,13 +65,13 @@ class CrossLayerCache(Plugin):
     ) -> None:
         super().__init__()
         if isinstance(num_clr, bool) or not isinstance(num_clr, int) or num_clr < 0:
-            raise UsageError(f"num_clr of cache clc is a number from 0, not {num_clr!r}")
+            raise UsageError(f"num_clr of cache clc is a whole number from 0, not {num_clr!r}")
         switches = {"include_gap": include_gap, "recover_at_last": recover_at_last, "pool_cls": pool_cls}
         for name, value in (switches | {"pool_clr": pool_clr}).items():
             if not isinstance(value, bool):
                 raise UsageError(f"{name} of cache clc is true or false, not {value!r}")
         if not num_clr and not include_gap:
-            raise UsageError("cache clc has nothing to cache: give num_clr or include_gap")
+            raise UsageError("cache clc has nothing to cache: set num_clr or include_gap")
         recovery = set(reduction_layers(layers, depth))
         if recover_at_last and depth >= 2:
             recovery.add(depth - 2)
@@ -83,7 +83,7 @@ class CrossLayerCache(Plugin):
         self.positions = nn.Parameter(torch.randn(1, num_clr, width) * 0.02) if num_clr and positions else None
 
     def copy_class_token(self, class_token: Tensor) -> None:
-        """Start the registers where the class token (1, 1, D) is; call it once the backbone's weights are read."""
+        """Initialise the registers with the class token (1, 1, D); call it after loading the backbone's weights."""
         if self.clr is not None:
             with torch.no_grad():
                 self.clr.copy_(class_token.expand_as(self.clr))
@@ -97,17 +97,18 @@ class CrossLayerCache(Plugin):
     def begin(self, tokens: Tokens) -> None:
         """See `Plugin.begin`."""
         tokens.scratch[_CACHED] = []
-        tokens.scratch[_BEHIND] = 0 if self.pool_clr else self.num_clr
+        # number of tokens at the end that the mean leaves out
+        tokens.scratch[_EXCLUDED] = 0 if self.pool_clr else self.num_clr
 
     def after(self, block: int, tokens: Tokens) -> None:
         """See `Plugin.after`."""
         cached: list[Tensor] = tokens.scratch[_CACHED]
         if block in self.recovery:
-            tokens.scratch[_BEHIND] = 0
+            tokens.scratch[_EXCLUDED] = 0
             if cached:
-                recovered = torch.cat(cached, dim=1)
+                recovered = torch.cat(cached, dim=1)  # (B, cached tokens, D)
                 tokens.append(recovered)
-                tokens.scratch[_BEHIND] = recovered.shape[1]
+                tokens.scratch[_EXCLUDED] = recovered.shape[1]
                 cached.clear()
         if block < max(self.recovery):
             if self.include_gap:
@@ -116,18 +117,18 @@ class CrossLayerCache(Plugin):
                 cached.append(tokens.x[:, -self.num_clr :])
 
     def _pooled(self, tokens: Tokens) -> Tensor:
-        """Mean of tokens, (B, 1, D)."""
-        end = tokens.x.shape[1] - tokens.scratch[_BEHIND]
+        """The mean of the tokens to pool (GAP), (B, 1, D)."""
+        end = tokens.x.shape[1] - tokens.scratch[_EXCLUDED]
 
-        def pool(values: Tensor) -> Tensor:
+        def select(values: Tensor) -> Tensor:
             body = values[:, tokens.prefix : end]
             return torch.cat([values[:, :1], body], dim=1) if self.pool_cls else body
 
-        pooled = pool(tokens.x)
+        selected = select(tokens.x)
         if tokens.real is None or self.reference_compat:
-            return pooled.mean(dim=1, keepdim=True)
-        real = pool(tokens.real)[:, :, None].to(pooled.dtype)
-        return (pooled * real).sum(dim=1, keepdim=True) / real.sum(dim=1, keepdim=True)
+            return selected.mean(dim=1, keepdim=True)
+        real = select(tokens.real)[:, :, None].to(selected.dtype)
+        return (selected * real).sum(dim=1, keepdim=True) / real.sum(dim=1, keepdim=True)
 
     def no_weight_decay(self) -> set[str]:
         """Registers and their positions."""

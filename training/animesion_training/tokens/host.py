@@ -33,15 +33,15 @@ class TokenVisionTransformer(nn.Module):
             DINO, MAE; with registers or not). Its classifier is replaced.
         plugins: methods by name, in the order in which each hook calls them.
         num_classes: number of classes; 0 for features alone.
-        head: what classifies from the pooled feature (B, D), or, with `gathers`, from the class tokens (B, D, L);
-            None for one linear layer.
-        gathers: blocks after which the class token is taken; the final norm is dropped then, as the head has no use
-            for it.
-        reads: `feature` for a head as above; `patches` for one that is given all that stands behind the prefix after
-            the final norm, (B, N, D), for which the transformer need not have a class token.
+        head: makes the classifier for a number of classes. It reads the pooled feature (B, D), or, with `gathers`, the
+            class tokens (B, D, L); None for one linear layer.
+        gathers: blocks after which the class token is gathered for the head. The final norm is dropped then, as
+            nothing passes through it.
+        reads: `feature` for a head as above; `patches` for one that reads all tokens after the prefix, (B, N, D), with
+            the final norm applied. For the latter the transformer need not have a class token.
 
     Raises:
-        UsageError: the backbone cannot carry the plug-ins.
+        UsageError: the backbone does not support plug-ins, or plug-ins and head do not go together.
 
     Shape:
         (B, C, H, W) to logits (B, num_classes).
@@ -57,7 +57,7 @@ class TokenVisionTransformer(nn.Module):
         reads: Literal["feature", "patches"] = "feature",
     ) -> None:
         super().__init__()
-        host = hosted(backbone, "token methods", class_token=reads == "feature")
+        host = check_backbone(backbone, "token methods", class_token=reads == "feature")
         self.gathers = frozenset(gathers)
         self.reads = reads
         host.reset_classifier(0, "token" if self.gathers else None)
@@ -70,7 +70,9 @@ class TokenVisionTransformer(nn.Module):
         self.embed_dim = host.embed_dim
         widths = [plugin.feature_width for plugin in self._plugins() if plugin.feature_width is not None]
         if len(widths) + bool(self.gathers) + (reads == "patches") > 1:
-            raise UsageError("the head can be given one thing: gathered class tokens, patches, or a plug-in's feature")
+            raise UsageError(
+                "a head reads one of gathered class tokens, patches, or a plug-in's feature: leave out the others"
+            )
         self.num_features = self.head_hidden_size = widths[0] if widths else host.embed_dim
         self.in_chans: int = host.in_chans
         self.feature_info = [dict(info, module=f"{_BACKBONE}{info['module']}") for info in host.feature_info]
@@ -79,7 +81,10 @@ class TokenVisionTransformer(nn.Module):
         self.head = self._make_head(num_classes) if num_classes else nn.Identity()
         opened = {i for plugin in self._plugins() for i in plugin.opens}
         if opened and not 0 <= min(opened) <= max(opened) < len(host.blocks):
-            raise UsageError(f"blocks {sorted(opened)} are asked for, this transformer has 0 to {len(host.blocks) - 1}")
+            raise UsageError(
+                f"methods work in blocks {sorted(opened)}, and this transformer has 0 to {len(host.blocks) - 1}: "
+                "give other blocks"
+            )
         for plugin in self._plugins():
             plugin.attach(host)
 
@@ -92,7 +97,7 @@ class TokenVisionTransformer(nn.Module):
         nn.init.zeros_(layer.bias)
         return layer
 
-    # -- the loop ----------------------------------------------------------------------------------------------------
+    # -- block loop --------------------------------------------------------------------------------------------------
 
     def encode(
         self,
@@ -102,12 +107,13 @@ class TokenVisionTransformer(nn.Module):
         embedded: Callable[[Tensor], Tensor] | None = None,
         targets: Tensor | None = None,
     ) -> Tokens:
-        """Run embedding and blocks.
+        """Run embedding and all blocks.
 
         Args:
             x: images, (B, C, H, W).
-            trace: keep what plug-ins choose.
-            embedded: changes the embedded tokens (B, T, D) before the first block, for a pass with another class token.
+            trace: record the choices of plug-ins.
+            embedded: function that replaces the embedded tokens (B, T, D) before the first block, for a pass with
+                another class token.
             targets: see `Tokens`.
 
         Returns:
@@ -126,22 +132,23 @@ class TokenVisionTransformer(nn.Module):
         )
         plugins = self._plugins()
         for plugin in plugins:
-            if (more := plugin.appended()) is not None:
-                tokens.append(host.norm_pre(host.pos_drop(more)).expand(x.shape[0], -1, -1))
+            if (learned := plugin.appended()) is not None:
+                # like the tokens of timm's embedding, they pass through its dropout and norm
+                tokens.append(host.norm_pre(host.pos_drop(learned)).expand(x.shape[0], -1, -1))
             plugin.begin(tokens)
         for i, block in enumerate(host.blocks):
             for plugin in plugins:
                 plugin.before(i, tokens)
-            count = tokens.x.shape[1]
+            count_in = tokens.x.shape[1]
             inside = [plugin for plugin in plugins if i in plugin.opens]
             if inside:
                 self._open(i, block, tokens, inside)
             else:
                 self._run(block, tokens)
             if trace:
-                tokens.note(i, "tokens", torch.tensor([count, tokens.x.shape[1]]))
+                tokens.record(i, "tokens", torch.tensor([count_in, tokens.x.shape[1]]))
                 if host.cls_token is not None:
-                    tokens.note(i, "cls", tokens.class_token)
+                    tokens.record(i, "cls", tokens.class_token)
             for plugin in plugins:
                 plugin.after(i, tokens)
             if i in self.gathers:
@@ -151,6 +158,7 @@ class TokenVisionTransformer(nn.Module):
         return tokens
 
     def _run(self, block: Any, tokens: Tokens) -> None:
+        """Run timm's block as it is."""
         bias = tokens.bias()
         options: dict[str, Any] = {} if bias is None else {"attn_mask": bias}
         if self.grad_checkpointing and self.training:
@@ -160,31 +168,33 @@ class TokenVisionTransformer(nn.Module):
 
     @staticmethod
     def _open(i: int, block: Any, tokens: Tokens, plugins: Sequence[Plugin]) -> None:
+        """Run block i layer by layer, as timm's `Block.forward` does, with the hooks of plug-ins in between."""
         normed = block.norm1(tokens.x)
         attended = Attended(block.attn, normed, tokens.bias())
         for plugin in plugins:
             plugin.attention(i, tokens, attended)
+        # `tokens.x` is read after the hook, which may have dropped rows of it along with queries
         x = tokens.x + block.drop_path1(block.ls1(attended.output()))
         for plugin in plugins:
-            if (more := plugin.beside(i, "attention", attended.normed, tokens)) is not None:
-                x = x + more
+            if (added := plugin.parallel(i, "attention", attended.normed, tokens)) is not None:
+                x = x + added
         tokens.x = x
         for plugin in plugins:
             plugin.between(i, tokens, attended)
         normed = block.norm2(tokens.x)
         x = tokens.x + block.drop_path2(block.ls2(block.mlp(normed)))
         for plugin in plugins:
-            if (more := plugin.beside(i, "mlp", normed, tokens)) is not None:
-                x = x + more
+            if (added := plugin.parallel(i, "mlp", normed, tokens)) is not None:
+                x = x + added
         tokens.x = x
 
     # -- timm's interface --------------------------------------------------------------------------------------------
 
     def pool(self, tokens: Tokens) -> Tensor:
-        """What the head is given: the pooled feature (B, D), the gathered class tokens (B, D, L), or patches (B, N, D).
+        """The input of the head: the pooled feature (B, D), the gathered class tokens (B, D, L), or patches (B, N, D).
 
         Raises:
-            UsageError: a head reads patches of which some are padding.
+            UsageError: the head reads patches, and some of them are padding.
         """
         if self.gathers:
             return torch.stack(tokens.gathered, dim=-1)
@@ -192,14 +202,16 @@ class TokenVisionTransformer(nn.Module):
         x = host.norm(tokens.x)
         if self.reads == "patches":
             if tokens.real is not None:
-                raise UsageError("this head reads as many patches of each image: it goes with no method that pads")
+                raise UsageError(
+                    "this head reads the same number of patches from each image: leave out the method that pads"
+                )
             patches: Tensor = host.fc_norm(x[:, tokens.prefix :])
             return patches
         if host.global_pool == "token":
             pooled = x[:, 0]
         elif tokens.real is None:
             pooled = x[:, tokens.prefix :].mean(dim=1)
-        else:
+        else:  # the mean of the real tokens alone
             real = tokens.real[:, tokens.prefix :, None].to(x.dtype)
             pooled = (x[:, tokens.prefix :] * real).sum(dim=1) / real.sum(dim=1)
         normed: Tensor = host.head_drop(host.fc_norm(pooled))
@@ -208,11 +220,11 @@ class TokenVisionTransformer(nn.Module):
         return normed
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) to what the head is given, see `pool`."""
+        """Images (B, C, H, W) to the input of the head, see `pool`."""
         return self.pool(self.encode(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Features to logits (B, num_classes), or the features themselves."""
+        """Input of the head to logits (B, num_classes); with `pre_logits` it is returned unchanged."""
         result: Tensor = x if pre_logits else self.head(x)
         return result
 
@@ -223,7 +235,7 @@ class TokenVisionTransformer(nn.Module):
 
     @property
     def needs_targets(self) -> bool:
-        """Whether such a term is about classes."""
+        """Whether such a term needs targets."""
         return any(plugin.needs_targets for plugin in self._plugins())
 
     def forward(self, x: Tensor, with_losses: bool = False, targets: Tensor | None = None) -> Any:
@@ -231,28 +243,28 @@ class TokenVisionTransformer(nn.Module):
 
         Args:
             x: the images.
-            with_losses: also give the terms that plug-ins add to the training loss: scalars by name, already weighted.
+            with_losses: return also the terms that plug-ins add to the training loss, weighted scalars by name.
             targets: class ids (B,) or soft labels (B, num_classes), for terms that need them.
 
         Raises:
-            UsageError: such a term, and no targets.
+            UsageError: `with_losses` without the targets that a term needs.
         """
         if with_losses and targets is None and self.needs_targets:
-            raise UsageError("a loss of this network's methods compares images by their classes: give targets")
+            raise UsageError("a loss of this network's methods compares images by their classes: pass targets")
         tokens = self.encode(x, targets=targets)
         logits = self.forward_head(self.pool(tokens))
         return (logits, tokens.losses) if with_losses else logits
 
     def traced(self, x: Tensor) -> tuple[Tensor, Tokens]:
-        """Logits, and the tokens with a trace of what the plug-ins chose."""
+        """Return the logits, and the tokens with a trace of the choices of plug-ins."""
         tokens = self.encode(x, trace=True)
         return self.forward_head(self.pool(tokens)), tokens
 
     def adapt_state_dict(self, state_dict: dict[str, Tensor], model: nn.Module | None = None) -> dict[str, Tensor]:
-        """Weights of ours or of the bare backbone, in any layout that timm reads, for this model.
+        """Convert weights of ours or of the bare backbone, in any layout that timm reads, for this model.
 
-        Position embeddings are resampled to this model's grid; of the bare backbone, its classifier is left out.
-        `model` is not used: filters of timm's are given it.
+        Position embeddings are resampled to this model's grid. The classifier of a bare backbone is left out.
+        `model` is unused: it is part of the signature of timm's filters.
         """
         if any(key.startswith(_BACKBONE) for key in state_dict):
             host = {
@@ -266,7 +278,7 @@ class TokenVisionTransformer(nn.Module):
         return {f"{_BACKBONE}{key}": value for key, value in host.items() if not key.startswith(dropped)} | rest
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that weight decay leaves alone."""
+        """Names of parameters without weight decay."""
         names = {f"{_BACKBONE}{name}" for name in self.backbone.no_weight_decay()}
         for name, plugin in self.plugins.items():
             if isinstance(plugin, Plugin):
@@ -274,14 +286,14 @@ class TokenVisionTransformer(nn.Module):
         return names
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Parameter groups by depth, for layer decay; what plug-ins and head add counts as the last layer."""
+        """Parameter groups by depth, for layer decay; plug-ins and head are in the last group."""
         return {
             "stem": r"^backbone\.(?:cls_token|reg_token|pos_embed|patch_embed|norm_pre)",
             "blocks": [(r"^backbone\.blocks\.(\d+)", None), (r"^(?:backbone\.norm|plugins|head)", (99999,))],
         }
 
     def backbone_parameters(self) -> set[str]:
-        """Names of the parameters that `freeze backbone` stops: the backbone's, but for those that plug-ins train."""
+        """Names of the parameters that `freeze backbone` freezes: the backbone's without those that plug-ins train."""
         trained = {name for plugin in self._plugins() for name in plugin.also_trains}
         return {f"{_BACKBONE}{name}" for name, _ in self.backbone.named_parameters() if name not in trained}
 
@@ -294,32 +306,34 @@ class TokenVisionTransformer(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new head for another number of classes.
+        """Replace the head by one for another number of classes.
 
         Raises:
-            UsageError: another pooling is asked for; it is the backbone's.
+            UsageError: another pooling than the backbone's is requested.
         """
         if global_pool not in (None, "", self.backbone.global_pool):
-            raise UsageError(f"this transformer pools by {self.backbone.global_pool!r}, it cannot by {global_pool!r}")
+            raise UsageError(
+                f"this transformer pools by {self.backbone.global_pool!r}, and cannot pool by {global_pool!r}"
+            )
         self.num_classes = num_classes
         head = self._make_head(num_classes) if num_classes else nn.Identity()
         self.head = head.to(next(self.backbone.parameters()).device)
 
 
-def hosted(backbone: nn.Module, what: str, *, class_token: bool = True) -> Any:
-    """The backbone, if token methods can work on it.
+def check_backbone(backbone: nn.Module, what: str, *, class_token: bool = True) -> Any:
+    """Return the backbone if it supports token methods.
 
     Args:
         backbone: a network.
-        what: the methods, for messages.
-        class_token: whether it must have one.
+        what: the methods, plural, for messages.
+        class_token: whether it must have a class token.
 
     Raises:
-        UsageError: it is no vision transformer of timm's with a class token and plain pre-norm blocks.
+        UsageError: it is not a vision transformer of timm with a class token and plain pre-norm blocks.
     """
     kind = type(backbone).__name__
     if not isinstance(backbone, VisionTransformer):
-        raise UsageError(f"{what} need a plain vision transformer of timm's, and {kind} is none")
+        raise UsageError(f"{what} need a plain vision transformer of timm, and {kind} is not one")
     if class_token and backbone.cls_token is None:
         raise UsageError(f"{what} need a class token, and this vision transformer pools its patches without one")
     if getattr(backbone, "rope", None) is not None or getattr(backbone, "dynamic_img_size", False):

@@ -1,4 +1,4 @@
-"""Checks of the options of methods; each returns or raises one sentence that names the option."""
+"""Checks of the options of methods; their errors name the option and the possible values."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from animesion.errors import UsageError
 
 
 def whole_number(option: str, value: Any, low: int = 1) -> int:
-    """The value of an option that is a whole number.
+    """Return the value of an option that must be a whole number.
 
     Raises:
-        UsageError: no whole number, or less than `low`.
+        UsageError: not a whole number, or less than `low`.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
         raise UsageError(f"{option} is a whole number from {low}, not {value!r}")
@@ -20,10 +20,10 @@ def whole_number(option: str, value: Any, low: int = 1) -> int:
 
 
 def one_of(option: str, value: Any, known: Collection[Any]) -> None:
-    """Check that an option has one of its values.
+    """Check that the value of an option is a known one.
 
     Raises:
-        UsageError: it has not; they are named.
+        UsageError: it is not; the message lists the known ones.
     """
     if value not in known:
         raise UsageError(f"{option} is one of {', '.join(map(str, known))}, not {value!r}")

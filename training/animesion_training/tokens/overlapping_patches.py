@@ -13,19 +13,19 @@ from animesion_training.tokens.options import whole_number
 
 
 class OverlappingPatchEmbed(PatchEmbed):
-    """timm's patch embedding with a stride below the patch's side; pixels behind the last patch are left out.
+    """timm's patch embedding with a stride smaller than the patch; pixels after the last patch are left out.
 
     Args:
-        plain: the one whose weights it takes over.
-        stride: pixels from one patch to the next.
-        img_size: (height, width) of images.
+        plain: the patch embedding whose weights it uses.
+        stride: distance between neighbouring patches in pixels.
+        img_size: (height, width) of images in pixels.
 
     Shape:
-        (B, C, H, W) to (B, N, D), with `(side - patch) // stride + 1` patches a side.
+        (B, C, H, W) to (B, N, D), with `(side - patch) // stride + 1` patches per side.
     """
 
     def __init__(self, plain: Any, stride: int, img_size: tuple[int, int]) -> None:
-        self.stride = (stride, stride)  # the base asks for the grid
+        self.stride = (stride, stride)  # before the base class, which computes the grid
         conv = plain.proj
         super().__init__(
             img_size,
@@ -46,7 +46,7 @@ class OverlappingPatchEmbed(PatchEmbed):
         return (height, width), grid, grid[0] * grid[1]
 
     def dynamic_feat_size(self, img_size: Any) -> tuple[int, int]:
-        """Rows and columns of patches for images of (height, width) pixels."""
+        """The grid (rows, columns) of patches for images of (height, width) pixels."""
         rows, columns = (
             (side - patch) // stride + 1
             for side, patch, stride in zip(img_size, self.patch_size, self.stride, strict=True)
@@ -54,20 +54,20 @@ class OverlappingPatchEmbed(PatchEmbed):
         return rows, columns
 
     def feat_ratio(self, as_scalar: bool = True) -> Any:
-        """Pixels from one patch to the next."""
+        """Distance between neighbouring patches in pixels, one number or (height, width)."""
         return max(self.stride) if as_scalar else self.stride
 
 
 def overlap_patches(backbone: Any, stride: int, img_size: tuple[int, int] | None = None) -> None:
-    """Cut overlapping patches from now on (TransFG, arXiv 2103.07976); positions are resampled to the larger grid.
+    """Make a transformer use overlapping patches (TransFG, arXiv 2103.07976); positions are resampled to the new grid.
 
     Args:
-        backbone: a timm VisionTransformer; changed in place. Its patch embedding keeps its weights.
-        stride: pixels from one patch to the next, at most the patch's side; 12 of 16 in the paper.
-        img_size: (height, width) of images from now on, None for the same.
+        backbone: a timm VisionTransformer; modified in place. Its patch embedding keeps its weights.
+        stride: distance between neighbouring patches in pixels, at most the side of a patch; 12 of 16 in the paper.
+        img_size: new (height, width) of images in pixels, None for the same.
 
     Raises:
-        UsageError: a stride that makes no sense, or a patch embedding that is not timm's plain one.
+        UsageError: an invalid stride, or a patch embedding that is not timm's plain one.
     """
     plain = backbone.patch_embed
     whole_number("patch stride", stride)

@@ -23,19 +23,19 @@ from animesion_training.tokens.plugin import Plugin
 from animesion_training.tokens.reductions.base import take
 from animesion_training.tokens.state import Tokens
 
-#: Name -> what it does.
+#: Name -> description.
 PART_SELECTORS = {
-    "transfg": "the patch that each head comes to attend to over all blocks (He et al., AAAI 2022)",
-    "ffvt": "patches of every block that share attention with its class token (Wang et al., BMVC 2021)",
+    "transfg": "the patch that each head attends to most through all blocks (He et al., AAAI 2022)",
+    "ffvt": "patches of every block with high mutual attention with the class token (Wang et al., BMVC 2021)",
 }
 
 _PARTS = "partselect.parts"
 
 
 class _PartSelector(Plugin):
-    """What both have in common: the last block is given other tokens, and is trained with a frozen backbone.
+    """Base of the selectors: the input of the last block is the prefix and selected tokens.
 
-    So are the final norm and the class token.
+    With a frozen backbone, the last block, the final norm and the class token are trained.
     """
 
     keeps_grid = False
@@ -43,7 +43,7 @@ class _PartSelector(Plugin):
     def __init__(self, depth: int) -> None:
         super().__init__()
         if whole_number("depth", depth) < 2:
-            raise UsageError("part selection needs two blocks at least: one to select in, and one to look at the parts")
+            raise UsageError("part selection needs at least two blocks: one to select in, and one to process the parts")
         self.last = depth - 1
         self.opens = frozenset(range(self.last))
 
@@ -56,8 +56,8 @@ class _PartSelector(Plugin):
         """See `Plugin.begin`."""
         tokens.scratch[_PARTS] = []
 
-    def _leave(self, parts: Tensor, tokens: Tokens) -> None:
-        """Prefix and parts (B, K, D) alone go into the last block."""
+    def _keep(self, parts: Tensor, tokens: Tokens) -> None:
+        """Make prefix and parts (B, K, D) the input of the last block."""
         tokens.x = torch.cat([tokens.x[:, : tokens.prefix], parts], dim=1)
         tokens.grid, tokens.extra = None, 0
 
@@ -68,24 +68,25 @@ class _PartSelector(Plugin):
 
 
 class TransFG(_PartSelector):
-    """The patch that each head comes to attend to over all blocks but the last (He et al., arXiv 2103.07976).
+    """The patch that each head attends to most through all blocks but the last (He et al., arXiv 2103.07976).
 
-    The class token's row of `A_{L-2} ... A_1 A_0`, head by head, has its largest entry among the patches at the head's
-    part. The last block sees the prefix and one part for each head; a patch may be there twice.
+    The part of a head is the patch with the largest entry in the class token's row of `A_{L-2} ... A_1 A_0`, the
+    product of the attention matrices of that head. The input of the last block is the prefix and one part per head; a
+    patch may be selected twice.
 
-    The row is multiplied through the blocks from the last one back, with weights computed again from queries and keys:
-    O(L H N^2) in place of the O(L H N^3) of the whole product, no block's weights are kept, and attention stays fused.
-    Selection has no gradient.
+    The row is multiplied through the blocks from the last one back, with weights recomputed from queries and keys. This
+    costs O(L H N^2) instead of the O(L H N^3) of the full product; no weights are stored, and attention stays fused.
+    The selection has no gradient.
 
-    Trace: `block{L-2}.part_idx`, (B, heads), counted behind the prefix.
+    Trace: `block{L-2}.part_idx`, (B, heads), counted from the end of the prefix.
 
     Args:
         depth: L, number of blocks.
-        contrastive: weight of `contrastive_loss` on the final class token, 0 for none.
-        margin: of that loss.
+        contrastive: weight of `contrastive_loss` on the final class token; 0 for no such term.
+        margin: margin of that loss, in [0, 1).
 
     Raises:
-        UsageError: a value that makes no sense; when run, tokens that are no longer all patches; in training with a
+        UsageError: an invalid value; in the forward pass, patches that were dropped or merged; in training with a
             contrastive loss, soft labels.
     """
 
@@ -111,8 +112,8 @@ class TransFG(_PartSelector):
         if row.shape[-1] != tokens.x.shape[1]:
             raise UsageError("part selection needs the same tokens in all blocks: leave out what changes their number")
         parts = row[:, :, tokens.prefix : end].argmax(dim=-1)
-        tokens.note(block - 1, "part_idx", parts)
-        self._leave(take(tokens.x[:, tokens.prefix :], parts), tokens)
+        tokens.record(block - 1, "part_idx", parts)
+        self._keep(take(tokens.x[:, tokens.prefix :], parts), tokens)
 
     def pooled(self, feature: Tensor, tokens: Tokens) -> Tensor:
         """See `Plugin.pooled`."""
@@ -124,10 +125,17 @@ class TransFG(_PartSelector):
 
 @torch.no_grad()
 def _class_row_of_product(blocks: list[tuple[Tensor, Tensor, float, Tensor | None]]) -> Tensor:
-    """Row 0 of the product of attention matrices, last block's first: (B, heads, T)."""
+    """Row 0 of the product of attention matrices, that of the last block first: (B, heads, T).
+
+    Args:
+        blocks: queries and keys (B, heads, T, d), scale and bias of each block, first block first.
+
+    Raises:
+        UsageError: the number of tokens changes between blocks.
+    """
     row: Tensor | None = None
     for q, k, scale, bias in reversed(blocks):
-        if row is None:  # of the last block, the class token's query alone
+        if row is None:  # of the last block, only the row of the class token is needed
             scores = (q[:, :, :1] * scale) @ k.transpose(-2, -1)
             row = (scores if bias is None else scores + bias[:, :, :1]).softmax(dim=-1)
             continue
@@ -135,30 +143,31 @@ def _class_row_of_product(blocks: list[tuple[Tensor, Tensor, float, Tensor | Non
             raise UsageError("part selection needs the same tokens in all blocks: leave out what changes their number")
         scores = (q * scale) @ k.transpose(-2, -1)
         weights = (scores if bias is None else scores + bias).softmax(dim=-1)
-        with without_autocast(q):  # rounding would add up over blocks
+        with without_autocast(q):  # rounding errors would add up over blocks
             row = row.float() @ weights.float()
     assert row is not None
     return row[:, :, 0]
 
 
 class FFVT(_PartSelector):
-    """Feature fusion: patches of every block but the last go into the last one (Wang et al., arXiv 2107.02341).
+    """Feature fusion: the input of the last block is patches of every other block (Wang et al., arXiv 2107.02341).
 
-    In each block a token's score is its mutual attention with the class token: the mean over heads of the softmax over
-    queries of its score for the class token as a key, times the mean over heads of the class token's weight for it.
-    The `count` best tokens are taken as the block leaves them. Selection has no gradient.
+    In each block, the score of a token is its mutual attention with the class token: the mean over heads of the softmax
+    over queries of its score for the class token as a key, times the mean over heads of the class token's weight for
+    it. The outputs of the block for the `count` best tokens are selected. The selection has no gradient.
 
-    `reference_compat`: the class token and other prefix tokens may be among the best.
+    `reference_compat`: the class token and other prefix tokens may be selected.
 
-    Trace: `block{i}.part_idx`, (B, count), counted behind the prefix (`reference_compat`: with it), best first.
+    Trace: `block{i}.part_idx`, (B, count), best first, counted from the end of the prefix (with `reference_compat` from
+    the class token).
 
     Args:
         depth: number of blocks.
-        count: tokens of each block, at most as many as there are.
+        count: selected tokens per block, at most the number of patches.
         reference_compat: see above.
 
     Raises:
-        UsageError: a value that makes no sense; when run, tokens that are no longer all patches.
+        UsageError: an invalid value; in the forward pass, patches that were dropped or merged.
     """
 
     def __init__(self, *, depth: int, count: int = 12, reference_compat: bool = False) -> None:
@@ -170,15 +179,17 @@ class FFVT(_PartSelector):
         """See `Plugin.between`."""
         self._check(tokens)
         first = 0 if self.reference_compat else tokens.prefix
+        # scores of all queries for the class token as a key, (B, heads, T, 1)
         column = (attended.q.detach() * attended.attention.scale) @ attended.k[:, :, :1].detach().transpose(-2, -1)
         if attended.bias is not None:
             column = column + attended.bias[..., :1]
-        mutual = column[..., 0].softmax(dim=-1).mean(dim=1) * attended.class_row.detach().mean(dim=1)
-        behind = mutual.shape[1] - tokens.extra
-        if behind - first < self.count:
-            raise UsageError(f"selector ffvt takes {self.count} patches a block, and there are {behind - first}")
-        parts = mutual[:, first:behind].topk(self.count, dim=1).indices
-        tokens.note(block, "part_idx", parts)
+        to_class_token = column[..., 0].softmax(dim=-1).mean(dim=1)  # (B, T)
+        mutual = to_class_token * attended.class_row.detach().mean(dim=1)
+        end = mutual.shape[1] - tokens.extra
+        if end - first < self.count:
+            raise UsageError(f"selector ffvt selects {self.count} patches per block, and there are {end - first}")
+        parts = mutual[:, first:end].topk(self.count, dim=1).indices
+        tokens.record(block, "part_idx", parts)
         tokens.scratch[f"{_PARTS}.now"] = (parts + first, mutual.shape[1])
 
     def after(self, block: int, tokens: Tokens) -> None:
@@ -187,24 +198,24 @@ class FFVT(_PartSelector):
             return
         parts, count = tokens.scratch.pop(f"{_PARTS}.now")
         if count != tokens.x.shape[1]:
-            raise UsageError("selector ffvt takes tokens as their block leaves them: put it in front of other plug-ins")
+            raise UsageError("selector ffvt selects from the outputs of a block: put it before other plug-ins")
         tokens.scratch[_PARTS].append(take(tokens.x, parts))
 
     def before(self, block: int, tokens: Tokens) -> None:
         """See `Plugin.before`."""
         if block == self.last:
-            self._leave(torch.cat(tokens.scratch.pop(_PARTS), dim=1), tokens)
+            self._keep(torch.cat(tokens.scratch.pop(_PARTS), dim=1), tokens)
 
 
 def contrastive_loss(features: Tensor, targets: Tensor, margin: float = 0.4) -> Tensor:
-    """TransFG's contrastive loss: pull images of a class together, push others apart (arXiv 2103.07976).
+    """TransFG's contrastive loss: pull images of one class together, push others apart (arXiv 2103.07976).
 
     `1 / B^2 sum_i [ sum_{j: same class} (1 - cos_ij) + sum_{j: other} max(cos_ij - margin, 0) ]`, i itself included.
 
     Args:
         features: (B, D).
         targets: class ids (B,), integers.
-        margin: cosine from which on others are pushed.
+        margin: cosine above which images of other classes are pushed apart.
 
     Returns:
         A scalar, float32 at least, >= 0.
@@ -213,35 +224,35 @@ def contrastive_loss(features: Tensor, targets: Tensor, margin: float = 0.4) -> 
         UsageError: soft labels.
     """
     if targets.is_floating_point():
-        raise UsageError("a contrastive loss needs one class an image: switch MixUp and CutMix off")
+        raise UsageError("a contrastive loss needs one class per image: switch MixUp and CutMix off")
     with without_autocast(features):
         features = features.to(torch.promote_types(features.dtype, torch.float32))
         directions = functional.normalize(features, dim=1)
-        cosines = directions @ directions.T
+        cosines = directions @ directions.T  # (B, B)
         same = targets[:, None] == targets
         terms = torch.where(same, 1 - cosines, (cosines - margin).clamp_min(0))
         return terms.sum() / len(features) ** 2
 
 
 def make_part_selector(name: str, *, depth: int, reference_compat: bool = False, **options: Any) -> Plugin:
-    """A part selector by name.
+    """Make a part selector by name.
 
     Args:
         name: one of `PART_SELECTORS`.
         depth: number of blocks of the transformer.
-        reference_compat: reproduce what we hold to be faults of the originals; each class says which.
-        **options: of the method's class.
+        reference_compat: reproduce what we consider faults of the originals, as documented in each class.
+        **options: arguments of the method's class.
 
     Raises:
-        UsageError: an unknown name or option, or a value that makes no sense; the possible ones are named.
+        UsageError: an unknown name or option, or an invalid value; the message lists the possible ones.
     """
     kinds: dict[str, type[_PartSelector]] = {"transfg": TransFG, "ffvt": FFVT}
     if name not in kinds:
         near = nearest(name, PART_SELECTORS)
         raise UsageError(f"there is no part selector '{name}'{near} There are {', '.join(PART_SELECTORS)}")
-    takes = set(inspect.signature(kinds[name]).parameters)
+    accepted = set(inspect.signature(kinds[name]).parameters)
     site = {"depth": depth, "reference_compat": reference_compat}
-    known = sorted(takes - site.keys())
+    known = sorted(accepted - site.keys())
     if unknown := sorted(options.keys() - set(known)):
         raise UsageError(f"selector {name} has no option {', '.join(unknown)}: it has {', '.join(known)}")
-    return kinds[name](**{each: value for each, value in (site | options).items() if each in takes})
+    return kinds[name](**{option: value for option, value in (site | options).items() if option in accepted})

@@ -14,15 +14,15 @@ from animesion_training.tokens.state import Tokens
 
 
 class Plugin(nn.Module):
-    """A method on tokens; every hook may be left as it is.
+    """A method on tokens. Every hook has a default that does nothing.
 
     Attributes:
-        opens: the blocks whose inside it needs: `attention`, `between` and `beside` are called in these only.
-        keeps_grid: whether patch tokens still form a grid after it.
+        opens: blocks that it works inside of: `attention`, `parallel` and `between` are called in these only.
+        keeps_grid: whether patch tokens form a grid after it.
         has_losses: whether it adds to `Tokens.losses` in training.
         needs_targets: whether it needs `Tokens.targets` for that.
-        feature_width: width of the feature that `pooled` gives, None for the transformer's own.
-        also_trains: names within the backbone that are trained with it although the backbone is frozen.
+        feature_width: width of the feature that `pooled` returns, None for the transformer's own.
+        also_trains: names of backbone parameters that are trained with it although the backbone is frozen.
     """
 
     opens: frozenset[int] = frozenset()
@@ -33,40 +33,43 @@ class Plugin(nn.Module):
     also_trains: frozenset[str] = frozenset()
 
     def attach(self, backbone: Any) -> None:
-        """The plug-in is put on a timm transformer, once, before anything runs."""
+        """Called once, when the plug-in is added to a timm transformer."""
 
     def appended(self) -> Tensor | None:
-        """Learned tokens (1, n, D), positions included, to stand behind the patches from the start; None for none."""
+        """Learned tokens (1, n, D), positions included, that are appended to the patches before the first block."""
         return None
 
     def begin(self, tokens: Tokens) -> None:
-        """Tokens are embedded, no block has run."""
+        """Called with the embedded tokens, before the first block."""
 
     def before(self, block: int, tokens: Tokens) -> None:
-        """A block is about to run."""
+        """Called before a block runs."""
 
     def attention(self, block: int, tokens: Tokens, attended: Attended) -> None:
-        """Queries, keys and values are there, nothing was mixed yet: they may be replaced, and tokens dropped.
+        """Called with the queries, keys and values of a block, before values are mixed.
 
-        Who drops queries drops the same rows of `tokens.x`, to which the output is added, and of `attended.normed`.
+        They may be replaced, and tokens dropped. A plug-in that drops queries must drop the same rows of `tokens.x`, to
+        which the output is added, and of `attended.normed`.
         """
 
-    def beside(self, block: int, branch: Literal["attention", "mlp"], normed: Tensor, tokens: Tokens) -> Tensor | None:
-        """What is added to a branch's output, from the branch's normalised input (B, T, D)."""
+    def parallel(
+        self, block: int, branch: Literal["attention", "mlp"], normed: Tensor, tokens: Tokens
+    ) -> Tensor | None:
+        """The output of a parallel branch, added to that of attention or MLP, from its normalised input (B, T, D)."""
 
     def between(self, block: int, tokens: Tokens, attended: Attended) -> None:
-        """The attention's output was added, the MLP has not run: tokens may be dropped or merged."""
+        """Called between attention and MLP of a block; tokens may be dropped or merged here."""
 
     def after(self, block: int, tokens: Tokens) -> None:
-        """A block has run."""
+        """Called after a block."""
 
     def finish(self, tokens: Tokens) -> None:
-        """All blocks have run; the final norm has not."""
+        """Called after the last block, before the final norm."""
 
     def pooled(self, feature: Tensor, tokens: Tokens) -> Tensor:
-        """What the head is given in place of the pooled feature (B, D): (B, `feature_width`)."""
+        """The input of the head, (B, `feature_width`), from the pooled feature (B, D)."""
         return feature
 
     def no_weight_decay(self) -> set[str]:
-        """Names within the plug-in that weight decay leaves alone, beyond biases and norms."""
+        """Names of parameters of the plug-in without weight decay, in addition to biases and norms."""
         return set()

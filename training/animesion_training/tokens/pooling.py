@@ -1,6 +1,6 @@
 """Heads that read all patches: average, bilinear (B-CNN, low-rank, improved) and covariance pooling (MPN-COV).
 
-They go on a `TokenVisionTransformer` with `reads="patches"`. Heads that read one feature are in `models.heads`.
+They are heads of a `TokenVisionTransformer` with `reads="patches"`. Heads that read one feature are in `models.heads`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from animesion.errors import UsageError
 from animesion_training.tokens.autocast import without_autocast
 from animesion_training.tokens.options import whole_number
 
-#: Name -> what it does.
+#: Name -> description.
 PATCH_HEADS = {
     "pool": "one linear layer on the mean of the patches",
     "blp": "bilinear pooling (Lin et al., ICCV 2015)",
@@ -27,7 +27,9 @@ PATCH_HEADS = {
     "mpncov": "covariance pooling of 64 projected channels with a matrix square root (Li et al., CVPR 2018)",
 }
 
+#: Keeps the gradient of the signed square root finite at 0.
 _ROOT_EPS = 1e-10
+#: Keeps the scale of a matrix of zeros from being 0.
 _TRACE_EPS = 1e-12
 
 
@@ -53,24 +55,25 @@ class AveragePoolHead(nn.Module):
 
 
 class BilinearHead(nn.Module):
-    """Products of all pairs of channels, mean over patches; signed square roots, length 1, a linear layer.
+    """Bilinear pooling: products of all pairs of channels, averaged over patches, and a linear layer.
 
-    Lin et al., ICCV 2015. With `dim`, channels are projected first (low-rank, Kong and Fowlkes, CVPR 2017);
-    with `matrix_root`, the matrix of products is replaced by its square root before all else (improved, Lin and Maji,
-    BMVC 2017), by Newton's and Schulz' iteration. Computed in float32, whatever autocast says.
+    The products are replaced by their signed square roots and normalised to length 1 (Lin et al., ICCV 2015). With
+    `dim`, channels are projected first (low-rank, Kong and Fowlkes, CVPR 2017). With `matrix_root`, the matrix of
+    products is first replaced by its square root, with the Newton-Schulz iteration (improved, Lin and Maji, BMVC 2017).
+    Computed in float32, also under autocast.
 
     Args:
         width: D.
         num_classes: number of classes.
-        dim: d, channels that products are made of, None for all of them as they are.
+        dim: d, number of channels after the projection; None for no projection.
         matrix_root: see above.
-        iterations: of the matrix square root.
+        iterations: iterations of the matrix square root, at least 2.
 
     Shape:
-        (B, N, D) to (B, num_classes), of d^2 or D^2 products.
+        (B, N, D) to (B, num_classes), from d^2 or D^2 products.
 
     Raises:
-        UsageError: a value that makes no sense.
+        UsageError: an invalid value.
     """
 
     project: nn.Linear | None
@@ -89,7 +92,7 @@ class BilinearHead(nn.Module):
         channels = patches if self.project is None else self.project(patches)
         with without_autocast(channels):
             channels = channels.to(torch.promote_types(channels.dtype, torch.float32))
-            products = channels.transpose(1, 2) @ channels / channels.shape[1]
+            products = channels.transpose(1, 2) @ channels / channels.shape[1]  # (B, d, d)
             if self.matrix_root:
                 products = matrix_root(products, self.iterations)
             flat = products.flatten(1)
@@ -101,20 +104,20 @@ class BilinearHead(nn.Module):
 class MPNCOVHead(nn.Module):
     """Matrix power normalised covariance: projection, batch norm, ReLU; the covariance over patches, its square root.
 
-    The upper triangle of the root goes into a linear layer (iSQRT-COV, Li et al., arXiv 1712.01034).
-    Computed in float32, whatever autocast says.
+    The upper triangle of the root is the input of a linear layer (iSQRT-COV, Li et al., arXiv 1712.01034). Computed in
+    float32, also under autocast.
 
     Args:
         width: D.
         num_classes: number of classes.
-        dim: d, channels after the projection.
-        iterations: of the matrix square root.
+        dim: d, number of channels after the projection.
+        iterations: iterations of the matrix square root, at least 2.
 
     Shape:
-        (B, N, D) to (B, num_classes), of d (d + 1) / 2 numbers.
+        (B, N, D) to (B, num_classes), from d (d + 1) / 2 numbers.
 
     Raises:
-        UsageError: a value that makes no sense.
+        UsageError: an invalid value.
     """
 
     upper: Tensor
@@ -134,7 +137,8 @@ class MPNCOVHead(nn.Module):
         with without_autocast(channels):
             channels = channels.to(torch.promote_types(channels.dtype, torch.float32))
             centered = channels - channels.mean(dim=1, keepdim=True)
-            root = matrix_root(centered.transpose(1, 2) @ centered / channels.shape[1], self.iterations)
+            covariance = centered.transpose(1, 2) @ centered / channels.shape[1]  # (B, d, d)
+            root = matrix_root(covariance, self.iterations)
             rows, columns = torch.triu_indices(root.shape[1], root.shape[2], device=root.device)
             return root[:, rows, columns]
 
@@ -145,18 +149,19 @@ class MPNCOVHead(nn.Module):
 
 
 def matrix_root(matrices: Tensor, iterations: int = 5) -> Tensor:
-    """Approximate square roots by Newton's and Schulz' iteration, with traces as scale (arXiv 1712.01034).
+    """Approximate matrix square roots by the Newton-Schulz iteration, scaled by traces (arXiv 1712.01034).
 
     Args:
-        matrices: (B, d, d), symmetric and positive semi-definite; one of zeros has zeros as its root.
-        iterations: at least 2; the root of well-conditioned matrices is exact to rounding after some ten.
+        matrices: (B, d, d), symmetric and positive semi-definite; the root of zeros is zeros.
+        iterations: at least 2; about ten give the root of well-conditioned matrices up to rounding.
 
     Returns:
         (B, d, d).
     """
     eye = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
     trace = matrices.diagonal(dim1=1, dim2=2).sum(dim=1)[:, None, None].clamp_min(_TRACE_EPS)
-    scaled = matrices / trace
+    scaled = matrices / trace  # eigenvalues in [0, 1], where the iteration converges
+    # the first step starts from `root = scaled` and `inverse = eye`; the last one computes the root alone
     inverse = 0.5 * (3 * eye - scaled)
     root = scaled @ inverse
     for _ in range(iterations - 2):
@@ -166,15 +171,15 @@ def matrix_root(matrices: Tensor, iterations: int = 5) -> Tensor:
 
 
 def patch_head(name: str, width: int, **options: Any) -> Callable[[int], nn.Module]:
-    """What makes a head by name for a number of classes, as `TokenVisionTransformer` takes it.
+    """Return a function that makes a head for a number of classes, as `TokenVisionTransformer` takes it.
 
     Args:
         name: one of `PATCH_HEADS`.
         width: D.
-        **options: of the head's class: `dim` and `iterations`, as far as it has them.
+        **options: arguments of the head: `dim` for `lrblp` and `mpncov`, `iterations` for `iblp` and `mpncov`.
 
     Raises:
-        UsageError: an unknown name or option; the possible ones are named.
+        UsageError: an unknown name or option; the message lists the possible ones.
     """
     kinds: dict[str, tuple[Callable[..., nn.Module], set[str]]] = {
         "pool": (AveragePoolHead, set()),
@@ -187,8 +192,8 @@ def patch_head(name: str, width: int, **options: Any) -> Callable[[int], nn.Modu
         raise UsageError(f"there is no head '{name}'{nearest(name, PATCH_HEADS)} There are {', '.join(PATCH_HEADS)}")
     make, known = kinds[name]
     if unknown := sorted(options.keys() - known):
-        there_are = f"it has {', '.join(sorted(known))}" if known else "it has none"
-        raise UsageError(f"head {name} has no option {', '.join(unknown)}: {there_are}")
+        available = f"it has {', '.join(sorted(known))}" if known else "it has none"
+        raise UsageError(f"head {name} has no option {', '.join(unknown)}: {available}")
     return partial(make, width, **options)
 
 

@@ -20,14 +20,15 @@ from animesion_training.tokens.state import Tokens
 
 
 class AttentionRecorder(Plugin):
-    """Keeps the attention weights of all blocks, while it is switched on; the network computes what it always does.
+    """Records the attention weights of all blocks while it is switched on; the output of the network does not change.
 
-    Blocks are opened only then, and attention stays fused: the weights are computed beside it, without a gradient.
-    They take `B * heads * T^2` numbers a block. Put it behind all other plug-ins, so that it sees what they make.
+    Blocks are open only then, and attention stays fused: the weights are computed in addition to it, without a
+    gradient. They take `B * heads * T^2` numbers per block. Add it after all other plug-ins, so that it records
+    their changes.
 
     Args:
         depth: number of blocks.
-        average: keep the mean over heads, (B, T, T) a block, rather than each head's weights, (B, heads, T, T).
+        average: record the mean over heads, (B, T, T) per block, instead of the weights of each head, (B, heads, T, T).
     """
 
     def __init__(self, depth: int, *, average: bool = False) -> None:
@@ -38,7 +39,7 @@ class AttentionRecorder(Plugin):
 
     @contextmanager
     def on(self) -> Iterator[AttentionRecorder]:
-        """Record every pass until the end of the `with` block; each pass begins anew."""
+        """Record every forward pass until the end of the `with` block; each pass replaces the last one."""
         self.opens = self._blocks
         try:
             yield self
@@ -46,7 +47,7 @@ class AttentionRecorder(Plugin):
             self.opens = frozenset()
 
     def taken(self) -> list[Tensor]:
-        """The last pass's weights, first block first, float32; the recorder lets go of them."""
+        """Return the weights of the last pass, first block first, float32, and remove them from the recorder."""
         weights, self._weights = self._weights, []
         return weights
 
@@ -60,7 +61,7 @@ class AttentionRecorder(Plugin):
         with torch.no_grad():
             if "weights" in vars(attended):
                 weights = attended.weights
-            else:  # not through the property, which would keep weights without a gradient for other plug-ins
+            else:  # not the property, which would cache weights without a gradient for other plug-ins
                 scores = attended.scores()
                 weights = attended.mixing(scores) if attended.mixing else scores.softmax(dim=-1)
             self._weights.append(weights.float().mean(1) if self.average else weights.float())
@@ -68,10 +69,10 @@ class AttentionRecorder(Plugin):
 
 @contextmanager
 def recording(model: TokenVisionTransformer, *, average: bool = False) -> Iterator[AttentionRecorder]:
-    """Record attention for a while: in the `with` block run the network, then ask the recorder for what was `taken`.
+    """Record attention in a `with` block: run the network, then call `taken` of the recorder.
 
     Args:
-        model: the network; it carries the recorder until the end of the `with` block.
+        model: the network; the recorder is one of its plug-ins until the end of the `with` block.
         average: see `AttentionRecorder`.
     """
     recorder = AttentionRecorder(len(model.backbone.blocks), average=average)
@@ -85,50 +86,51 @@ def recording(model: TokenVisionTransformer, *, average: bool = False) -> Iterat
 
 
 def rollout(weights: Tensor | Sequence[Tensor]) -> Tensor:
-    """How much each token of the input has a part in each token of the output, through all blocks.
+    """Attention rollout: the contribution of each input token to each output token, through all blocks.
 
-    `A_L ... A_2 A_1` with `A_i` the mean over heads of block i's weights, plus the identity for the residual
-    connection, with rows that sum to one (Abnar and Zuidema, ACL 2020, arXiv 2005.00928). Costs O(L T^3).
+    `A_L ... A_2 A_1` with `A_i` the mean over heads of the weights of block i, plus the identity for the residual
+    connection, normalised to rows that sum to one (Abnar and Zuidema, ACL 2020, arXiv 2005.00928). Costs O(L T^3).
 
     Args:
-        weights: (L, B, heads, T, T), first block first; or as many (B, heads, T, T), or (B, T, T) averaged over heads.
+        weights: (L, B, heads, T, T), first block first; or a sequence of L tensors (B, heads, T, T), or (B, T, T) if
+            averaged over heads.
 
     Returns:
-        (B, T, T), float32 at least; row i holds the shares of all input tokens in output token i, and sums to one.
+        (B, T, T), float32 at least; row i has the shares of all input tokens in output token i, and sums to one.
 
     Raises:
-        UsageError: no blocks, or tokens that are dropped, merged or added between them.
+        UsageError: no blocks, or a number of tokens that changes between blocks.
     """
-    first, *others = _steps(weights)
-    joint = first
+    product, *others = _steps(weights)
     for step in others:
-        joint = step @ joint
-    return joint
+        product = step @ product
+    return product
 
 
 def class_rollout(weights: Tensor | Sequence[Tensor]) -> Tensor:
-    """Row 0 of `rollout`, which is all that a map for the class token needs; costs O(L T^2).
+    """Row 0 of `rollout`, the map of the class token, at the cost of O(L T^2).
 
     Args:
-        weights: as `rollout` takes them.
+        weights: see `rollout`.
 
     Returns:
         (B, T), float32 at least; sums to one.
 
     Raises:
-        UsageError: as `rollout`.
+        UsageError: see `rollout`.
     """
     *others, last = _steps(weights)
-    row = last[:, :1]
+    row = last[:, :1]  # (B, 1, T); multiplied from the last block back, no product of matrices is needed
     for step in reversed(others):
         row = row @ step
     return row[:, 0]
 
 
 def _steps(weights: Iterable[Tensor]) -> list[Tensor]:
+    """The factors `A_i` of `rollout`, (B, T, T) each, first block first."""
     steps: list[Tensor] = []
-    for each in weights:
-        mean = each.to(torch.promote_types(each.dtype, torch.float32))
+    for of_block in weights:
+        mean = of_block.to(torch.promote_types(of_block.dtype, torch.float32))
         mean = mean.mean(1) if mean.dim() == 4 else mean
         if mean.shape[-1] != mean.shape[-2] or (steps and mean.shape != steps[0].shape):
             before = steps[0].shape[-1] if steps else mean.shape[-1]
@@ -140,25 +142,27 @@ def _steps(weights: Iterable[Tensor]) -> list[Tensor]:
         with_residual = mean + torch.eye(mean.shape[-1], dtype=mean.dtype, device=mean.device)
         steps.append(with_residual / with_residual.sum(-1, keepdim=True))
     if not steps:
-        raise UsageError("attention rollout needs the attention of one block at least")
+        raise UsageError("attention rollout needs the attention of at least one block")
     return steps
 
 
 def attention_distance(
     weights: Tensor | Sequence[Tensor], grid: tuple[int, int], patch: int | tuple[int, int]
 ) -> Tensor:
-    """How far each head looks: the distance between patch centers, weighted by attention (Dosovitskiy et al., fig. 7).
+    """Mean attention distance per head: distances between patch centers, weighted by attention.
 
-    The mean over patches as queries and over the batch. Prefix tokens are neither queries nor keys: of each query the
-    weights of patches are scaled to sum one, so a head that looks at the class token as well does not seem nearer.
+    Dosovitskiy et al., ICLR 2021, figure 7. The mean is over patches as queries and over the batch. Prefix tokens are
+    neither queries nor keys: the weights of patches are normalised per query, so attention to the class token does not
+    lower the distance.
 
     Args:
-        weights: (L, B, heads, T, T), or as many (B, heads, T, T); the last rows x columns tokens are the patches.
-        grid: rows and columns of patches.
-        patch: side in pixels, or (height, width).
+        weights: (L, B, heads, T, T), or a sequence of L tensors (B, heads, T, T); the last rows * columns tokens are
+            the patches.
+        grid: (rows, columns) of patches.
+        patch: side of a patch in pixels, or (height, width).
 
     Returns:
-        (L, heads), pixels, float32 at least.
+        (L, heads), in pixels, float32 at least.
 
     Raises:
         UsageError: fewer tokens than the grid has patches.
@@ -166,17 +170,17 @@ def attention_distance(
     height, width = (patch, patch) if isinstance(patch, int) else patch
     count = grid[0] * grid[1]
     distances: list[Tensor] = []
-    for block, each in enumerate(weights):
-        if min(each.shape[-2:]) < count:
+    for block, of_block in enumerate(weights):
+        if min(of_block.shape[-2:]) < count:
             raise UsageError(
-                f"a grid of {grid[0]}x{grid[1]} has {count} patches, and block {block} attends from {each.shape[-2]} "
-                f"to {each.shape[-1]} tokens: methods that drop patches leave no distances between them"
+                f"a grid of {grid[0]}x{grid[1]} has {count} patches, and block {block} attends from "
+                f"{of_block.shape[-2]} to {of_block.shape[-1]} tokens: leave out methods that drop them"
             )
-        inner = each[..., -count:, -count:].to(torch.promote_types(each.dtype, torch.float32))
+        inner = of_block[..., -count:, -count:].to(torch.promote_types(of_block.dtype, torch.float32))
         down = height * torch.arange(grid[0], device=inner.device, dtype=inner.dtype)
         right = width * torch.arange(grid[1], device=inner.device, dtype=inner.dtype)
-        centers = torch.cartesian_prod(down, right).reshape(count, 2)
-        apart = (centers[:, None] - centers).square().sum(-1).sqrt()
-        shares = inner / inner.sum(-1, keepdim=True).clamp_min(torch.finfo(inner.dtype).tiny)
-        distances.append((shares * apart).sum(-1).mean((0, 2)))
+        centers = torch.cartesian_prod(down, right).reshape(count, 2)  # up to a shift common to all
+        between = (centers[:, None] - centers).square().sum(-1).sqrt()  # (N, N)
+        shares = inner / inner.sum(-1, keepdim=True).clamp_min(torch.finfo(inner.dtype).tiny)  # (B, heads, N, N)
+        distances.append((shares * between).sum(-1).mean((0, 2)))
     return torch.stack(distances)

@@ -13,24 +13,24 @@ from animesion_training.tokens.autocast import working_dtype
 
 @dataclass(eq=False)
 class Tokens:
-    """What flows through the blocks. Plug-ins change it in place.
+    """The tokens of a batch on their way through the blocks. Plug-ins change them in place.
 
-    The order of tokens is: prefix (the class token first), patches or what they were reduced to, extra.
+    The order of tokens is: prefix (class token first), patches or the tokens they were reduced to, extra.
 
     Attributes:
         x: (B, T, D).
-        prefix: tokens in front that are no patches: class token, registers, prompts.
-        grid: rows and columns of the patch tokens while they form a grid, else None.
-        extra: tokens behind the patches: cross-layer registers and what a cache has given back.
-        size: how many patches each token stands for, (B, T), None for one each; attention weighs keys by it.
-        real: which tokens are no padding, (B, T) bool, None for all.
-        policy: DynamicViT's decision for each token in training, (B, T), None for all kept.
-        gathered: class tokens (B, D) taken at the ends of groups, in order.
-        losses: further terms of the training loss by name, scalars; already weighted.
-        targets: class ids (B,) or soft labels (B, num_classes), where the caller gave them for such terms.
-        trace: what a plug-in chose, by `block{i}.<what>`, and each block's class token (`cls`) and number of tokens in
-            and out (`tokens`); None when nobody looks.
-        scratch: what a plug-in keeps from one hook to a later one, by a name of its own.
+        prefix: number of tokens in front of the patches: class token, registers, prompts.
+        grid: (rows, columns) of the patch tokens while they form a grid, else None.
+        extra: number of tokens after the patches: cross-layer registers and tokens that a cache restored.
+        size: number of patches that each token represents, (B, T), None for one each; attention weighs keys by it.
+        real: (B, T) bool, False for padding; None where there is no padding.
+        policy: DynamicViT's decisions in training, (B, T), 1 for kept and 0 for dropped; None where all are kept.
+        gathered: class tokens (B, D) after the blocks in `TokenVisionTransformer.gathers`, in order.
+        losses: additional terms of the training loss by name; weighted scalars.
+        targets: class ids (B,) or soft labels (B, num_classes) for such terms, None if the caller passed none.
+        trace: choices of plug-ins by `block{i}.<name>`, and per block the class token (`cls`) and the number of tokens
+            in and out (`tokens`); None when no trace is recorded.
+        scratch: values that a plug-in passes from one hook to a later one, under a name of its own.
     """
 
     x: Tensor
@@ -48,30 +48,35 @@ class Tokens:
 
     @property
     def class_token(self) -> Tensor:
-        """(B, D)."""
+        """The class token, (B, D)."""
         return self.x[:, 0]
 
     @property
     def patches(self) -> Tensor:
-        """All but prefix and extra, (B, N, D)."""
+        """The tokens between prefix and extra, (B, N, D)."""
         return self.x[:, self.prefix : self.x.shape[1] - self.extra]
 
     def bias(self) -> Tensor | None:
-        """What attention adds to its scores, broadcast to (B, heads, T, T): log of sizes, and padding shut out."""
+        """The bias of attention scores, broadcast to (B, heads, T, T); None where there is none.
+
+        It adds the log of sizes, and masks padding.
+        """
         bias: Tensor | None = None
         if self.size is None and self.real is None:
             return None
         dtype = working_dtype(self.x)
         if self.size is not None:
-            bias = self.size.log()[:, None, None, :].to(dtype)
+            bias = self.size.log()[:, None, None, :].to(dtype)  # (B, 1, 1, T)
         if self.real is not None:
+            # (B, 1, T, T): a query and a key see each other only where both are real
             both = self.real[:, None, :, None] & self.real[:, None, None, :]
-            shut = torch.zeros_like(both, dtype=dtype).masked_fill_(~both, torch.finfo(dtype).min)
-            bias = shut if bias is None else bias + shut
+            # the least finite value of this very type: float32's would be -inf in float16, and a row of -inf gives NaN
+            mask = torch.zeros_like(both, dtype=dtype).masked_fill_(~both, torch.finfo(dtype).min)
+            bias = mask if bias is None else bias + mask
         return bias
 
     def append(self, tokens: Tensor) -> None:
-        """Put tokens (B, n, D) behind all others as `extra`: real, of size one, kept."""
+        """Append tokens (B, n, D) as `extra`: real, of size one, kept."""
         self.x = torch.cat([self.x, tokens], dim=1)
         self.extra += tokens.shape[1]
         shape = tokens.shape[:2]
@@ -82,7 +87,7 @@ class Tokens:
         if self.policy is not None:
             self.policy = torch.cat([self.policy, self.policy.new_ones(shape)], dim=1)
 
-    def note(self, block: int, what: str, value: Tensor) -> None:
-        """Keep what was chosen, when somebody looks."""
+    def record(self, block: int, name: str, value: Tensor) -> None:
+        """Add a value to the trace, if one is recorded."""
         if self.trace is not None:
-            self.trace[f"block{block}.{what}"] = value.detach()
+            self.trace[f"block{block}.{name}"] = value.detach()

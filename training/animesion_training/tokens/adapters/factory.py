@@ -12,17 +12,17 @@ from animesion_training.tokens.adapters.in_block import Adapters, ConvPass, LoRA
 from animesion_training.tokens.adapters.prompts import PromptTuning, QueryTuning
 from animesion_training.tokens.plugin import Plugin
 
-#: Name -> what it does.
+#: Name -> description.
 ADAPTERS = {
     "ila": "down-sampling inter-layer adapters after two blocks (Rios et al., ECCV Workshops 2024)",
     "ila+": "ILA, and inter-layer adapters that keep the grid after all other blocks",
-    "ila++": "ILA, and bottleneck adapters beside attention and MLP of every block",
-    "adapter": "bottleneck adapters beside attention and MLP of every block (He et al., ICLR 2022)",
-    "adapter-sequential": "a bottleneck adapter behind the MLP of every block (Pfeiffer et al., EACL 2021)",
-    "convpass": "bottleneck adapters with a convolution over the grid in them (Jie and Deng, 2022)",
+    "ila++": "ILA, and bottleneck adapters parallel to attention and MLP of every block",
+    "adapter": "bottleneck adapters parallel to attention and MLP of every block (He et al., ICLR 2022)",
+    "adapter-sequential": "a bottleneck adapter after the MLP of every block (Pfeiffer et al., EACL 2021)",
+    "convpass": "bottleneck adapters with a convolution over the grid inside (Jie and Deng, 2022)",
     "vpt-shallow": "learned prompts among the tokens (Jia et al., VPT, ECCV 2022)",
-    "vpt-deep": "learned prompts of its own for every block (Jia et al., VPT, ECCV 2022)",
-    "vqt": "learned queries that sum up every block for a wide linear head (Tu et al., CVPR 2023)",
+    "vpt-deep": "separate learned prompts for every block (Jia et al., VPT, ECCV 2022)",
+    "vqt": "learned queries that summarise every block for a wide linear head (Tu et al., CVPR 2023)",
     "lora": "low-rank updates of the attention's weights (Hu et al., ICLR 2022)",
 }
 
@@ -37,23 +37,23 @@ def make_adapter(
     reference_compat: bool = False,
     **options: Any,
 ) -> list[tuple[str, Plugin]]:
-    """An adapter by name.
+    """Make the plug-ins of an adapter by name.
 
     Args:
         name: one of `ADAPTERS`.
         depth: number of blocks of the transformer.
         width: D.
-        grid: rows and columns of patches.
-        patch_size: height and width of a patch, pixels.
-        reference_compat: reproduce what we hold to be faults of the originals; each class says which.
-        **options: of the method's classes: `ila.ILA`, `Adapters`, `ConvPass`, `prompts.PromptTuning`,
-            `prompts.QueryTuning` and `LoRA`. `ila++` takes those of the first two; `dim` is for both.
+        grid: (rows, columns) of patches.
+        patch_size: (height, width) of a patch in pixels.
+        reference_compat: reproduce what we consider faults of the originals, as documented in each class.
+        **options: arguments of the class: `ILA`, `Adapters`, `ConvPass`, `PromptTuning`, `QueryTuning` or `LoRA`.
+            `ila++` accepts those of the first two, and passes `dim` to both.
 
     Returns:
-        Plug-ins with their names, in the order in which they go on the host.
+        (name, plug-in) pairs, in the order in which the host calls them.
 
     Raises:
-        UsageError: an unknown name or option, or a value that makes no sense; the possible ones are named.
+        UsageError: an unknown name or option, or an invalid value; the message lists the possible ones.
     """
     parts = _parts(name)
     site = {
@@ -63,20 +63,23 @@ def make_adapter(
         "patch_size": patch_size,
         "reference_compat": reference_compat,
     }
-    takes = [set(inspect.signature(kind).parameters) for _, kind, _ in parts]
-    own = {each for names, (_, _, fixed) in zip(takes, parts, strict=True) for each in names - fixed.keys()}
-    own -= site.keys()
-    if unknown := sorted(options.keys() - own):
-        raise UsageError(f"adapter {name} has no option {', '.join(unknown)}: it has {', '.join(sorted(own))}")
-    made = []
-    for names, (role, kind, fixed) in zip(takes, parts, strict=True):
-        given = {each: value for each, value in (site | options).items() if each in names}
-        made.append((role, kind(**(given | fixed))))
-    return made
+    accepted = [set(inspect.signature(kind).parameters) for _, kind, _ in parts]  # per class
+    known = {option for names, (_, _, fixed) in zip(accepted, parts, strict=True) for option in names - fixed.keys()}
+    known -= site.keys()
+    if unknown := sorted(options.keys() - known):
+        raise UsageError(f"adapter {name} has no option {', '.join(unknown)}: it has {', '.join(sorted(known))}")
+    plugins = []
+    for names, (role, kind, fixed) in zip(accepted, parts, strict=True):
+        given = {option: value for option, value in (site | options).items() if option in names}
+        plugins.append((role, kind(**(given | fixed))))
+    return plugins
 
 
 def _parts(name: str) -> list[tuple[str, type[Plugin], dict[str, Any]]]:
-    """Role, class and fixed options of each plug-in of an adapter."""
+    """Role, class and fixed options of each plug-in of an adapter.
+
+    The role is the plug-in's name on the host, and thus part of the names of its parameters.
+    """
     kinds: dict[str, list[tuple[str, type[Plugin], dict[str, Any]]]] = {
         "ila": [("ila", ILA, {"padded": ()})],
         "ila+": [("ila", ILA, {"padded": None})],

@@ -1,8 +1,8 @@
 """Inter-layer adapters: modules between blocks that also shrink the grid of patches (ILA, ILA+, ILA++).
 
 Rios et al., "Down-Sampling Inter-Layer Adapter for Parameter and Computation Efficient Ultra-Fine-Grained Image
-Recognition", ECCV Workshops 2024 (arXiv 2409.11051). ILA++ is `ILA` beside the bottleneck adapters of `adapters`, where
-the names and the factory are.
+Recognition", ECCV Workshops 2024 (arXiv 2409.11051). ILA++ is `ILA` with the bottleneck adapters of
+`in_block`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from animesion.errors import UsageError
 from animesion_training.options import in_range
-from animesion_training.tokens.adapters.base import as_map, as_tokens, grid_of, init_xavier, parted
+from animesion_training.tokens.adapters.base import as_map, as_tokens, grid_of, init_xavier, split_tokens
 from animesion_training.tokens.options import one_of, whole_number
 from animesion_training.tokens.plugin import Plugin
 from animesion_training.tokens.state import Tokens
@@ -27,12 +27,12 @@ Residual = Literal["near-ones", "ones", "xavier", "conv", "avg-pool", "identity"
 
 _NORMS = ("bn", "ln", "none")
 _RESIDUALS = ("near-ones", "ones", "xavier", "conv", "avg-pool", "identity", "none")
-#: Deviation of the near-one weights.
+#: Standard deviation of the near-one weights.
 _NEAR = 0.001
 
 
 class BatchNormOfTokens(nn.BatchNorm1d):
-    """Batch norm of channels over all tokens of the batch, (B, T, d) to the same."""
+    """Batch norm of channels over all tokens of the batch, (B, T, d) to (B, T, d)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
@@ -40,14 +40,14 @@ class BatchNormOfTokens(nn.BatchNorm1d):
 
 
 class InterLayerAdapter(nn.Module):
-    """One module: a bottleneck with a convolution over the grid (SDS), added to a plain path for all channels (RSDS).
+    """One adapter: a bottleneck with a convolution over the grid (SDS), added to a residual path (RSDS).
 
-    SDS: `Linear(D, d)`, norm, GELU; patches through a depthwise `k x k` convolution, norm, GELU and a pointwise one,
-    all other tokens through a pointwise one of their own; norm, GELU, `Linear(d, D)`, dropout.
+    SDS: `Linear(D, d)`, norm, GELU; for patches a depthwise `k x k` convolution, norm, GELU and a pointwise
+    convolution, for all other tokens a separate pointwise convolution; norm, GELU, `Linear(d, D)`, dropout.
 
-    RSDS: class token and others as they are, patches through what `residual` says. With `near-ones`, the paper's, that
-    is a depthwise convolution without bias whose weights start near one: a sum over the window, so patches grow about
-    k^2 times, which the norms of the blocks that follow take out again.
+    RSDS: the identity for class token and others, and the module that `residual` names for patches. `near-ones`, the
+    paper's choice, is a depthwise convolution without bias whose weights start near one. It sums over its window, so
+    patches grow about k^2 times; the norms of the following blocks undo that.
 
     Without padding a side g becomes `g - dilation * (k - 1)`.
 
@@ -55,23 +55,23 @@ class InterLayerAdapter(nn.Module):
         width: D.
         dim: d.
         kernel: k; odd where there is padding.
-        dilation: of the convolutions over the grid.
-        multiplier: outputs of SDS's depthwise convolution for each channel.
-        norms: of SDS, in order: `bn`, `ln` (over channels) or `none`. The original has `bn` throughout; the paper's
-            journal extension writes LN for the first and the last.
-        residual: `near-ones`, `ones` and `xavier` are starts of the depthwise convolution, `conv` mixes channels,
-            `avg-pool` learns nothing, `identity` needs padding, `none` leaves SDS alone.
+        dilation: dilation of the convolutions over the grid.
+        multiplier: outputs per channel of the depthwise convolution of SDS.
+        norms: the norms of SDS, in order: `bn`, `ln` (over channels) or `none`. The original has `bn` in all places;
+            the journal extension of the paper writes LN for the first and the last.
+        residual: `near-ones`, `ones` and `xavier` are initial values of the depthwise convolution, `conv` mixes
+            channels, `avg-pool` has no parameters, `identity` needs padding, `none` leaves out RSDS.
         padding: keep the grid's size.
-        class_conv: give tokens that are no patches a pointwise convolution of their own; else they go one by one
-            through that of the patches, which must be padded.
-        dropout: of SDS's output.
-        drop_path: in place of the dropout, share of samples whose SDS output is dropped.
+        class_conv: use a separate pointwise convolution for tokens that are not patches; without it each of them passes
+            alone through the convolutions of the patches, which must be padded.
+        dropout: dropout rate of the output of SDS.
+        drop_path: rate of stochastic depth of SDS, in place of the dropout.
 
     Shape:
         (B, T, D) to (B, T', D).
 
     Raises:
-        UsageError: values that make no sense, alone or together.
+        UsageError: invalid values, alone or together.
     """
 
     cls: nn.Linear | None
@@ -111,8 +111,8 @@ class InterLayerAdapter(nn.Module):
         self.norm3 = _norm(norms[2], dim)
         self.act = nn.GELU()
         self.up = nn.Linear(dim, width)
-        one_each: Any = DropPath(drop_path) if drop_path else nn.Dropout(dropout)
-        self.drop = one_each
+        drop: Any = DropPath(drop_path) if drop_path else nn.Dropout(dropout)
+        self.drop = drop
         learned = residual in ("near-ones", "ones", "xavier", "conv")
         self.residual_conv = (
             nn.Conv2d(
@@ -132,66 +132,66 @@ class InterLayerAdapter(nn.Module):
             nn.init.normal_(self.residual_conv.weight, 1.0, _NEAR if residual == "near-ones" else 0.0)
 
     def forward(self, x: Tensor, tokens: Tokens) -> Tensor:
-        """All tokens behind the module.
+        """Return all tokens after the module.
 
         Args:
             x: (B, T, D).
-            tokens: to tell the patches among x by; not changed.
+            tokens: the layout of x: which rows are patches, and their grid; not changed.
 
         Raises:
-            UsageError: patches that form no grid, or one that is smaller than the kernel; a batch that is too small to
-                normalise in training.
+            UsageError: patches that form no grid, or a grid smaller than the kernel; a batch too small for batch norm
+                in training.
         """
         grid = grid_of(tokens, "ila")
         self.shrunk(grid)
         hidden = self.act(self.norm1(self.down(x)))
-        front, patches, behind = parted(hidden, tokens)
-        mixed = self._over_grid(as_map(patches, grid))
-        hidden = torch.cat([self._alone(front), mixed, self._alone(behind)], dim=1)
+        prefix, patches, extra = split_tokens(hidden, tokens)
+        convolved = self._over_grid(as_map(patches, grid))
+        hidden = torch.cat([self._pointwise(prefix), convolved, self._pointwise(extra)], dim=1)
         out: Tensor = self.drop(self.up(self.act(self.norm3(hidden))))
         return out if self.kind == "none" else out + self._residual(x, tokens, grid)
 
     def shrunk(self, grid: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns that are left of a grid.
+        """The grid (rows, columns) after the module, from the one before.
 
         Raises:
-            UsageError: none.
+            UsageError: nothing would be left of it.
         """
         if min(grid) <= self.reach:
             raise UsageError(
-                f"adapter ila shrinks the grid by {self.reach} a side, and only {grid[0]}x{grid[1]} patches are left: "
-                "give fewer locations, a smaller kernel or larger images"
+                f"adapter ila shrinks each side of the grid by {self.reach}, and only {grid[0]}x{grid[1]} patches are "
+                "left: give fewer locations, a smaller kernel or larger images"
             )
         return grid[0] - self.reach, grid[1] - self.reach
 
     def _over_grid(self, features: Tensor) -> Tensor:
-        """SDS between the first and the last norm: (B, d, h, w) to (B, h' w', d)."""
+        """SDS between the first and the last norm, (B, d, h, w) to (B, h' w', d)."""
         hidden: Any = as_tokens(self.conv(features))
         if self.training and isinstance(self.norm2, nn.BatchNorm1d) and hidden.shape[0] * hidden.shape[1] == 1:
             raise UsageError("adapter ila normalises over the batch and cannot train on one image with one patch left")
         out: Tensor = self.point(self.act(self.norm2(hidden)))
         return out
 
-    def _alone(self, hidden: Tensor) -> Tensor:
-        """SDS's middle for tokens (B, n, d) that are no patches, each by itself."""
+    def _pointwise(self, hidden: Tensor) -> Tensor:
+        """The same part of SDS for tokens (B, n, d) that are not patches, each separately."""
         if self.cls is not None:
             out: Tensor = self.cls(hidden)
             return out
         if not hidden.shape[1]:
             return hidden
-        maps = hidden.flatten(0, 1)[:, :, None, None]
+        maps = hidden.flatten(0, 1)[:, :, None, None]  # (B n, d, 1, 1): maps of one pixel
         return self._over_grid(maps).view_as(hidden)
 
     def _residual(self, x: Tensor, tokens: Tokens, grid: tuple[int, int]) -> Tensor:
         if self.kind == "identity":
             return x
-        front, patches, behind = parted(x, tokens)
+        prefix, patches, extra = split_tokens(x, tokens)
         features = as_map(patches, grid)
         if self.residual_conv is not None:
             features = self.residual_conv(features)
         else:
             features = functional.avg_pool2d(features, self.kernel, stride=1, padding=self.pad)
-        return torch.cat([front, as_tokens(features), behind], dim=1)
+        return torch.cat([prefix, as_tokens(features), extra], dim=1)
 
 
 def _check(norms: Sequence[str], residual: str, padding: bool, class_conv: bool, kernel: int, dilation: int) -> None:
@@ -201,9 +201,9 @@ def _check(norms: Sequence[str], residual: str, padding: bool, class_conv: bool,
     for norm in norms:
         one_of("norms of adapter ila", norm, _NORMS)
     if not padding and not class_conv:
-        raise UsageError("adapter ila without class_conv sends single tokens through the convolution: give padding")
+        raise UsageError("adapter ila without class_conv convolves single tokens: set padding")
     if not padding and residual == "identity":
-        raise UsageError("adapter ila shrinks the grid, to which residual identity cannot be added: give padding")
+        raise UsageError("adapter ila shrinks the grid, so it has no residual identity: set padding")
     if padding and kernel % 2 == 0:
         raise UsageError(f"adapter ila keeps the grid only with an odd kernel, not {kernel}")
     if residual == "avg-pool" and dilation > 1:
@@ -219,21 +219,21 @@ class ILA(Plugin):
 
     Trained with a frozen backbone: the adapters and the class token.
 
-    Trace: `ila_ds{j}.out` and `ila{j}.out`, (B, T', D), behind the j-th module of `locations` and of `padded`.
+    Trace: `ila_ds{j}.out` and `ila{j}.out`, (B, T', D), the output of the j-th module of `locations` and of `padded`.
 
     Args:
         width: D.
         depth: number of blocks.
-        grid: rows and columns of patches.
-        locations: blocks, from 0, after which the grid shrinks; None for the ends of the first two thirds, which are 3
-            and 7 of 12.
-        padded: blocks after which a module stands that keeps the grid and has an identity for a residual; None for all
-            that are not among `locations` (ILA+).
-        **options: of all modules, see `InterLayerAdapter`; those of `padded` have padding and residual of their own.
+        grid: (rows, columns) of patches.
+        locations: blocks, from 0, after which a module shrinks the grid; None for the ends of the first two thirds,
+            which are 3 and 7 of 12.
+        padded: blocks after which a module keeps the grid, with padding and the residual `identity`; None for all that
+            are not in `locations` (ILA+).
+        **options: arguments of all modules, see `InterLayerAdapter`; padding and residual are those of `locations`.
 
     Raises:
-        UsageError: blocks that there are not or that are named twice, a grid that would shrink to nothing, or a value
-            that makes no sense; when run, patches that form no grid or stand for several each.
+        UsageError: blocks that do not exist or are given twice, a grid that would shrink to nothing, or an invalid
+            value; in the forward pass, patches that form no grid, or tokens that represent several patches.
     """
 
     also_trains = frozenset({"cls_token"})
@@ -267,7 +267,9 @@ class ILA(Plugin):
         self.locations = _blocks("locations", locations, depth)
         self.padded = _blocks("padded", padded, depth)
         if both := sorted({*self.locations} & {*self.padded}):
-            raise UsageError(f"adapter ila has one module after a block, not locations and padded after {both}")
+            raise UsageError(
+                f"adapter ila has at most one module after a block: blocks {both} are in locations and in padded"
+            )
         common: dict[str, Any] = {
             "dim": dim,
             "kernel": kernel,
@@ -310,15 +312,18 @@ class ILA(Plugin):
 
 
 def _thirds(depth: int) -> tuple[int, ...]:
+    """The last blocks of the first two thirds."""
     if depth < 3:
         raise UsageError(f"a transformer of {depth} blocks has no three groups: give locations of adapter ila")
     return depth // 3 - 1, 2 * depth // 3 - 1
 
 
 def _blocks(option: str, blocks: Sequence[int], depth: int) -> tuple[int, ...]:
+    """Return the value of an option that is a list of blocks, after a check."""
     chosen = tuple(blocks)
     integers = all(isinstance(block, int) and not isinstance(block, bool) for block in chosen)
-    if not integers or list(chosen) != sorted(set(chosen)) or (chosen and not 0 <= chosen[0] <= chosen[-1] < depth):
+    ascending = integers and list(chosen) == sorted(set(chosen))
+    if not ascending or (chosen and not 0 <= chosen[0] <= chosen[-1] < depth):
         raise UsageError(
             f"{option} of adapter ila are ascending numbers of blocks from 0 to {depth - 1}, not {blocks!r}"
         )

@@ -15,25 +15,26 @@ from torch.nn import functional
 
 from animesion.errors import UsageError
 from animesion_training.options import in_range
-from animesion_training.tokens.adapters.base import as_map, as_tokens, grid_of, init_xavier, parted
+from animesion_training.tokens.adapters.base import as_map, as_tokens, grid_of, init_xavier, split_tokens
 from animesion_training.tokens.options import one_of, whole_number
 from animesion_training.tokens.plugin import Plugin
 from animesion_training.tokens.state import Tokens
 
 
 class Bottleneck(nn.Module):
-    """`Linear(D, d)`, GELU, `Linear(d, D)`, for each token by itself, or with a convolution over the grid between them.
+    """`Linear(D, d)`, GELU, `Linear(d, D)` for each token, optionally with a convolution over the grid in the middle.
 
-    The convolution is followed by a GELU of its own. Tokens that are no patches go through it alone, as a map of one
-    pixel among zeros: through the middle of its kernel (ConvPass, arXiv 2207.07039).
+    The convolution is followed by another GELU. Each token that is not a patch is convolved as a map of one pixel with
+    zero padding, so only the center of the kernel applies to it (ConvPass, arXiv 2207.07039).
 
-    The last layer starts at 0, so that the transformer starts as it is; the convolution starts as the identity.
+    The last layer starts at 0, so that the network starts as the frozen transformer; the convolution starts as the
+    identity.
 
     Args:
         width: D.
         dim: d.
-        convolution: odd side of the convolution's kernel, None for none.
-        reference_compat: start with Xavier weights throughout, as the original's trainer leaves them.
+        convolution: odd side of the convolution's kernel; None for no convolution.
+        reference_compat: start with Xavier weights in all layers, as the original's trainer does.
 
     Shape:
         (B, T, D) to (B, T, D).
@@ -56,24 +57,25 @@ class Bottleneck(nn.Module):
                 nn.init.dirac_(self.conv.weight)
 
     def forward(self, x: Tensor, tokens: Tokens) -> Tensor:
-        """What to add.
+        """Return the output to add.
 
         Args:
             x: (B, T, D).
-            tokens: to tell the patches among x by.
+            tokens: the layout of x: which rows are patches, and their grid.
 
         Raises:
             UsageError: a convolution, and patches that form no grid.
         """
         hidden = self.act(self.down(x))
         if self.conv is not None:
-            front, patches, behind = parted(hidden, tokens)
+            prefix, patches, extra = split_tokens(hidden, tokens)
             patches = as_tokens(self.conv(as_map(patches, grid_of(tokens, "convpass"))))
-            hidden = self.act(torch.cat([self._alone(front), patches, self._alone(behind)], dim=1))
+            hidden = self.act(torch.cat([self._center(prefix), patches, self._center(extra)], dim=1))
         out: Tensor = self.up(hidden)
         return out
 
-    def _alone(self, hidden: Tensor) -> Tensor:
+    def _center(self, hidden: Tensor) -> Tensor:
+        """Apply the center of the kernel to tokens (B, n, d)."""
         conv: Any = self.conv
         middle = conv.kernel_size[0] // 2
         return functional.linear(hidden, conv.weight[:, :, middle, middle], conv.bias)
@@ -82,21 +84,21 @@ class Bottleneck(nn.Module):
 class Adapters(Plugin):
     """Bottleneck adapters in every block.
 
-    `parallel`: one beside the attention and one beside the MLP, `x + f(norm(x)) + A(norm(x))`. `sequential`: one
-    behind the MLP, `y + A(y)` with y what the block gives.
+    `parallel`: one parallel to the attention and one parallel to the MLP, `x + f(norm(x)) + A(norm(x))`. `sequential`:
+    one after the MLP, `y + A(y)` with y the output of the block.
 
     Trained with a frozen backbone: the adapters and the class token.
 
     Args:
         width: D.
         depth: number of blocks.
-        dim: d, width inside.
+        dim: d, width of the bottleneck.
         path: see above.
-        convolution: odd side of a kernel over the grid, None for none: 3 makes ConvPass of it.
+        convolution: odd side of a kernel over the grid, None for no convolution; 3 is ConvPass.
         reference_compat: see `Bottleneck`.
 
     Raises:
-        UsageError: a value that makes no sense.
+        UsageError: an invalid value.
     """
 
     also_trains = frozenset({"cls_token"})
@@ -114,18 +116,20 @@ class Adapters(Plugin):
         super().__init__()
         one_of("path", path, ("parallel", "sequential"))
         if convolution is not None and whole_number("convolution", convolution) % 2 == 0:
-            raise UsageError(f"convolution is the odd side of a kernel, which has a middle, not {convolution}")
+            raise UsageError(f"convolution is the odd side of a kernel, which must have a center, not {convolution}")
         self.path = path
         self.opens = frozenset(range(depth)) if path == "parallel" else frozenset()
 
-        def one_a_block() -> nn.ModuleList:
+        def one_per_block() -> nn.ModuleList:
             return nn.ModuleList(Bottleneck(width, dim, convolution, reference_compat) for _ in range(depth))
 
-        self.attention_adapters = one_a_block() if path == "parallel" else nn.ModuleList()
-        self.mlp_adapters = one_a_block()
+        self.attention_adapters = one_per_block() if path == "parallel" else nn.ModuleList()
+        self.mlp_adapters = one_per_block()
 
-    def beside(self, block: int, branch: Literal["attention", "mlp"], normed: Tensor, tokens: Tokens) -> Tensor | None:
-        """See `Plugin.beside`."""
+    def parallel(
+        self, block: int, branch: Literal["attention", "mlp"], normed: Tensor, tokens: Tokens
+    ) -> Tensor | None:
+        """See `Plugin.parallel`."""
         if self.path == "sequential":
             return None
         adapters = self.attention_adapters if branch == "attention" else self.mlp_adapters
@@ -139,17 +143,17 @@ class Adapters(Plugin):
 
 
 class ConvPass(Adapters):
-    """`Adapters` with a convolution over the grid in them (Jie and Deng, arXiv 2207.07039).
+    """`Adapters` with a convolution over the grid inside (Jie and Deng, arXiv 2207.07039).
 
     Args:
         width: D.
         depth: number of blocks.
-        dim: d, width inside.
+        dim: d, width of the bottleneck.
         kernel: odd side of the convolution's kernel.
         reference_compat: see `Bottleneck`.
 
     Raises:
-        UsageError: a value that makes no sense; or, when run, patches that form no grid.
+        UsageError: an invalid value; or, in the forward pass, patches that form no grid.
     """
 
     def __init__(
@@ -159,14 +163,14 @@ class ConvPass(Adapters):
 
 
 class LowRank(nn.Module):
-    """`scale * B A x` with A of r rows, for one linear layer; B starts at 0 (arXiv 2106.09685, eq. 3).
+    """The update `scale * B A x` of one linear layer, A with r rows; B starts at 0 (arXiv 2106.09685, eq. 3).
 
     Args:
-        in_features: of the layer.
-        out_features: of the layer.
+        in_features: inputs of the layer.
+        out_features: outputs of the layer.
         rank: r.
         scale: alpha / r.
-        dropout: share of the input that A does not see in training.
+        dropout: dropout rate of the input of A.
 
     Shape:
         (..., in_features) to (..., out_features).
@@ -182,18 +186,19 @@ class LowRank(nn.Module):
         nn.init.zeros_(self.up.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """What to add to the layer's output."""
+        """Return the update of the layer's output."""
         update: Tensor = self.up(self.down(self.dropout(x)))
         return self.scale * update
 
-    def add_to(self, layer: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        """The layer's forward hook."""
-        added: Tensor = self(given[0])
-        return out + added
+    def add_to(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """Forward hook of the layer: add the update to its output."""
+        update: Tensor = self(inputs[0])
+        return output + update
 
     @torch.no_grad()
     def merge_into(self, layer: nn.Linear) -> None:
-        """Put the update into the layer's weight, and start again at 0."""
+        """Add the update to the layer's weight, and reset it to 0."""
+        # in float64, so that merging rounds once
         update = self.scale * (self.up.weight.double() @ self.down.weight.double())
         layer.weight.copy_(layer.weight.double() + update)
         nn.init.zeros_(self.up.weight)
@@ -202,18 +207,19 @@ class LowRank(nn.Module):
 class LoRA(Plugin):
     """Low-rank updates of linear layers in every block's attention, `W + alpha / r * B A`.
 
-    No block is opened: the updates are hooks on the layers. B starts at 0, so the transformer starts as it is.
+    The updates are hooks on the layers, so no block is opened. B starts at 0, so the network starts as the frozen
+    transformer.
 
     Args:
         width: D.
         depth: number of blocks.
         rank: r.
-        alpha: what the update is multiplied with, times r.
-        dropout: share of the update's input that is dropped in training, in [0, 1).
-        targets: which layers: `qkv`, one update for the three of them, and `proj`.
+        alpha: r times the factor of the update.
+        dropout: dropout rate of the update's input, in [0, 1).
+        targets: layers with an update: `qkv`, one update for all three, and `proj`.
 
     Raises:
-        UsageError: a value that makes no sense.
+        UsageError: an invalid value.
     """
 
     def __init__(
@@ -245,14 +251,15 @@ class LoRA(Plugin):
             layer.register_forward_hook(update.add_to)
 
     def merge(self, backbone: Any) -> None:
-        """Put the updates into the weights of the transformer that this is on; the network computes what it did.
+        """Merge the updates into the weights of the transformer; the output of the network does not change.
 
-        The updates start again at 0: they can be trained on, or left out from then on.
+        The updates are reset to 0: they can be trained further, or left out.
         """
         for layer, update in self._pairs(backbone):
             update.merge_into(layer)
 
     def _pairs(self, backbone: Any) -> list[tuple[Any, Any]]:
+        """Layers of a timm transformer with their updates."""
         return [
             (getattr(block.attn, target), update)
             for block, updates in zip(backbone.blocks, self.updates, strict=True)

@@ -1,7 +1,4 @@
-"""Learned tokens beside the patches of a frozen transformer: prompts (VPT) and queries (VQT).
-
-Names and factory are in `adapters`.
-"""
+"""Learned tokens in addition to the patches of a frozen transformer: prompts (VPT) and queries (VQT)."""
 
 from __future__ import annotations
 
@@ -21,23 +18,23 @@ _START, _OUTPUTS = "prompts.start", "queries.outputs"
 
 
 class PromptTuning(Plugin):
-    """Visual prompt tuning: learned tokens behind class token and registers (arXiv 2203.12119).
+    """Visual prompt tuning: learned tokens after class token and registers (arXiv 2203.12119).
 
-    Shallow prompts go through all blocks; deep ones are replaced by others before each block. They count as prefix:
-    nothing reduces them, and they have no position.
+    Shallow prompts pass through all blocks; deep prompts are replaced by new ones before each block. They belong to the
+    prefix: no method reduces them, and they have no position.
 
     Trained with a frozen backbone: the prompts and the class token.
 
     Args:
         width: D.
         depth: number of blocks.
-        deep: prompts of its own for every block.
+        deep: separate prompts for every block.
         count: number of prompts.
-        dropout: of the prompts.
-        patch_size: height and width of a patch, pixels: the prompts' start depends on it.
+        dropout: dropout rate of the prompts.
+        patch_size: (height, width) of a patch in pixels; the initial values depend on it.
 
     Raises:
-        UsageError: a value that makes no sense.
+        UsageError: an invalid value.
     """
 
     also_trains = frozenset({"cls_token"})
@@ -66,23 +63,23 @@ class PromptTuning(Plugin):
         """See `Plugin.before`."""
         if self.deep and block:
             start = tokens.scratch[_START]
-            behind = tokens.x[:, start + self.prompts.shape[1] :]
-            tokens.x = torch.cat([tokens.x[:, :start], self._of(block, tokens), behind], dim=1)
+            rest = tokens.x[:, start + self.prompts.shape[1] :]
+            tokens.x = torch.cat([tokens.x[:, :start], self._of(block, tokens), rest], dim=1)
 
     def no_weight_decay(self) -> set[str]:
         """See `Plugin.no_weight_decay`."""
         return {"prompts"}
 
     def _of(self, block: int, tokens: Tokens) -> Tensor:
-        drawn: Tensor = self.drop(self.prompts[block].expand(len(tokens.x), -1, -1))
-        return drawn.to(tokens.x.dtype)
+        prompts: Tensor = self.drop(self.prompts[block].expand(len(tokens.x), -1, -1))  # (B, count, D)
+        return prompts.to(tokens.x.dtype)
 
 
 class QueryTuning(Plugin):
-    """Visual query tuning: learned queries sum up each block's tokens (arXiv 2212.03220).
+    """Visual query tuning: learned queries summarise the tokens of each block (arXiv 2212.03220).
 
-    The queries of a block attend to its tokens and go through its MLP; nothing attends to them, so the transformer
-    computes what it does without them. The head is given what the queries brought of each block (flattened, P D
+    The queries of a block attend to its tokens and pass through its MLP. No token attends to them, so the output of the
+    transformer does not change. The input of the head is the outputs of the queries of each block (flattened, P D
     numbers), first block first, and the final class token, each scaled to length 1: L P D + D numbers.
 
     Trained with a frozen backbone: the queries and the class token.
@@ -90,12 +87,12 @@ class QueryTuning(Plugin):
     Args:
         width: D.
         depth: L, number of blocks.
-        count: P, number of queries of a block.
-        dropout: of the queries.
-        patch_size: height and width of a patch, pixels: the queries' start depends on it.
+        count: P, number of queries per block.
+        dropout: dropout rate of the queries.
+        patch_size: (height, width) of a patch in pixels; the initial values depend on it.
 
     Raises:
-        UsageError: a value that makes no sense.
+        UsageError: an invalid value.
     """
 
     also_trains = frozenset({"cls_token"})
@@ -126,17 +123,17 @@ class QueryTuning(Plugin):
 
     def attention(self, block: int, tokens: Tokens, attended: Attended) -> None:
         """See `Plugin.attention`."""
-        # as keys they are shut out rather than cut off: other plug-ins find keys where their tokens are
+        # the keys of queries are masked rather than removed, so that the keys of other plug-ins keep their places
         end = tokens.prefix
-        shut = attended.k.new_zeros(attended.k.shape[2])
-        shut[end - self.queries.shape[1] : end] = torch.finfo(shut.dtype).min
-        attended.bias = shut[None, None, None] if attended.bias is None else attended.bias + shut
+        mask = attended.k.new_zeros(attended.k.shape[2])  # (Tk,)
+        mask[end - self.queries.shape[1] : end] = torch.finfo(mask.dtype).min
+        attended.bias = mask[None, None, None] if attended.bias is None else attended.bias + mask
 
     def after(self, block: int, tokens: Tokens) -> None:
         """See `Plugin.after`."""
         start = tokens.prefix - self.queries.shape[1]
         tokens.scratch[_OUTPUTS].append(tokens.x[:, start : tokens.prefix])
-        _take_out(tokens, start)
+        _remove(tokens, start)
 
     def pooled(self, feature: Tensor, tokens: Tokens) -> Tensor:
         """See `Plugin.pooled`."""
@@ -149,13 +146,13 @@ class QueryTuning(Plugin):
 
 
 def _start(blocks: int, count: int, width: int, patch_size: tuple[int, int]) -> nn.Parameter:
-    """Uniform within the bound that Xavier's rule has for the patch embedding (VPT)."""
+    """Parameters (blocks, count, D), uniform within the Xavier bound of the patch embedding, as in VPT."""
     bound = math.sqrt(6.0 / (3 * patch_size[0] * patch_size[1] + width))
     return nn.Parameter(torch.empty(blocks, whole_number("count", count), width).uniform_(-bound, bound))
 
 
 def _insert(tokens: Tokens, more: Tensor) -> None:
-    """Put tokens (B, n, D) at the end of the prefix: real, of size one, kept."""
+    """Insert tokens (B, n, D) at the end of the prefix: real, of size one, kept."""
 
     def with_ones(values: Tensor | None) -> Tensor | None:
         if values is None:
@@ -170,8 +167,8 @@ def _insert(tokens: Tokens, more: Tensor) -> None:
     tokens.prefix += more.shape[1]
 
 
-def _take_out(tokens: Tokens, start: int) -> None:
-    """Take the prefix's tokens from `start` on out again."""
+def _remove(tokens: Tokens, start: int) -> None:
+    """Remove the tokens of the prefix from `start` on."""
 
     def without(values: Tensor | None) -> Tensor | None:
         return None if values is None else torch.cat([values[:, :start], values[:, end:]], dim=1)

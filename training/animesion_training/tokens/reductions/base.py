@@ -17,19 +17,19 @@ from animesion.errors import UsageError
 from animesion_training.tokens.plugin import Plugin
 from animesion_training.tokens.state import Tokens
 
-#: Blocks, from 0, of the originals: the ends of three groups of a transformer of twelve.
+#: Blocks that reduce in the originals, from 0, in a transformer of twelve blocks.
 DEFAULT_LAYERS = (3, 6, 9)
 
 
 def reduction_layers(layers: Sequence[int] | None, depth: int) -> tuple[int, ...]:
-    """The blocks that reduce.
+    """Return the blocks that reduce, after a check.
 
     Args:
-        layers: block numbers from 0, ascending; None or empty for those of `DEFAULT_LAYERS` that there are.
+        layers: block numbers from 0, ascending; None or empty for those of `DEFAULT_LAYERS` that exist.
         depth: number of blocks.
 
     Raises:
-        UsageError: numbers that are not of this transformer, not ascending, or none that there is.
+        UsageError: numbers out of range or not ascending, or no default that exists.
     """
     if not layers:
         chosen = tuple(layer for layer in DEFAULT_LAYERS if layer < depth)
@@ -45,19 +45,19 @@ def reduction_layers(layers: Sequence[int] | None, depth: int) -> tuple[int, ...
 
 @dataclass(frozen=True)
 class ReductionPlan:
-    """Where tokens are reduced and how much of them is kept.
+    """The blocks in which tokens are reduced, and the share that each of them keeps.
 
-    Methods count in one of two ways, as in the code of CLCA. Relative: each stage keeps a share of the tokens that it
-    finds, whatever they are: TopK, EViT. Absolute: the number after each stage follows from the number of patches: all
-    others.
+    Methods count in one of two ways, as in the code of CLCA. Relative (TopK, EViT): each stage keeps a share of the
+    tokens that it receives. Absolute (all others): the number of tokens after each stage follows from the number of
+    patches.
 
     Attributes:
         layers: blocks that reduce, ascending.
-        keep_rates: share that each of them keeps, in (0, 1]; at 1 a stage does nothing.
+        keep_rates: share that each of them keeps, in (0, 1]; a stage with 1 does nothing.
         depth: number of blocks.
         width: D.
         tokens: N, number of patches.
-        reference_compat: reproduce what we hold to be faults of the original; each method says which.
+        reference_compat: reproduce what we consider faults of the original, as documented in each method.
     """
 
     layers: tuple[int, ...]
@@ -78,10 +78,10 @@ class ReductionPlan:
         tokens: int,
         reference_compat: bool = False,
     ) -> ReductionPlan:
-        """Check settings as a user gives them.
+        """Make a plan from the settings of a user.
 
         Args:
-            keep_rate: one for all stages, or one each.
+            keep_rate: one for all stages, or one per stage.
             layers: see `reduction_layers`.
             depth: number of blocks.
             width: D.
@@ -89,7 +89,7 @@ class ReductionPlan:
             reference_compat: see the class.
 
         Raises:
-            UsageError: a rate outside (0, 1], not as many rates as layers, or layers that there are not.
+            UsageError: a rate outside (0, 1], a number of rates other than that of layers, or layers that do not exist.
         """
         chosen = reduction_layers(layers, depth)
         given = list(keep_rate) if isinstance(keep_rate, Sequence) else [keep_rate]
@@ -97,7 +97,7 @@ class ReductionPlan:
         if len(rates) != len(chosen):
             raise UsageError(
                 f"keep_rate is one number or one for each of the {len(chosen)} layers {list(chosen)}, "
-                f"and {len(given)} are given"
+                f"got {len(given)} numbers"
             )
         for rate in rates:
             if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate <= 1:
@@ -108,14 +108,15 @@ class ReductionPlan:
 
     @property
     def stages(self) -> dict[int, int]:
-        """Block -> number of its stage, for the stages that do something."""
+        """Block -> index of its stage, for the stages that reduce."""
         return {layer: j for j, (layer, rate) in enumerate(zip(self.layers, self.keep_rates, strict=True)) if rate < 1}
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """Share of the patches that is left after each stage.
+        """Share of the patches left after each stage.
 
-        The original takes the stage's own rate to the power of stages so far, which is the same for equal rates.
+        The product of the rates so far. The original raises the rate of the stage to the power of the number of stages
+        so far, which is the same for equal rates.
         """
         rates = self.keep_rates
         if self.reference_compat or len(set(rates)) == 1:
@@ -124,32 +125,36 @@ class ReductionPlan:
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Tokens after each stage of an absolute plan: `floor(N * share)`, at least 1; the original plans 0 as well."""
+        """Number of tokens after each stage of an absolute plan: `floor(N * share)`, at least 1.
+
+        The original can plan 0.
+        """
         if self.reference_compat:
             return tuple(int(share * self.tokens) for share in self.shares)
+        # rounded first, because a product such as 0.7 ** 2 * 100 is a little below its exact value, a whole number
         return tuple(max(1, math.floor(round(share * self.tokens, 6))) for share in self.shares)
 
     @property
     def dropped(self) -> tuple[int, ...]:
-        """Tokens that each stage of an absolute plan takes away."""
+        """Number of tokens that each stage of an absolute plan removes."""
         before = (self.tokens, *self.counts)
         return tuple(earlier - later for earlier, later in zip(before, self.counts, strict=False))
 
     def kept(self, stage: int, count: int) -> int:
-        """How many of `count` tokens a stage of a relative plan keeps: `ceil(rate * count)`, at least 1."""
+        """Number of tokens that a stage of a relative plan keeps of `count`: `ceil(rate * count)`, at least 1."""
         product = self.keep_rates[stage] * count
-        # 0.55 * 100 is a little above 55
+        # rounded first, because 0.55 * 100 is a little above 55
         return max(1, math.ceil(product if self.reference_compat else round(product, 6)))
 
 
 class Reduction(Plugin):
     """A plug-in that reduces tokens by a plan.
 
-    Prefix tokens (class token, registers, prompts) are never reduced. All others are: those of a cache like patches,
-    except where a method says otherwise.
+    Prefix tokens (class token, registers, prompts) are never reduced. All others are. Tokens of a cache are treated
+    like patches, unless a method documents otherwise.
 
     Attributes:
-        plan: where and how much.
+        plan: blocks and keep rates.
     """
 
     keeps_grid = False
@@ -166,18 +171,18 @@ class Reduction(Plugin):
 
 
 def take(values: Tensor, rows: Tensor) -> Tensor:
-    """Rows (B, K) of values (B, T) or (B, T, D)."""
+    """Gather rows (B, K) of values (B, T) or (B, T, D)."""
     if values.dim() == 3:
         rows = rows[:, :, None].expand(-1, -1, values.shape[-1])
     return values.gather(1, rows)
 
 
 def keep_rows(tokens: Tokens, rows: Tensor) -> None:
-    """Leave only some tokens, in a new order: prefix tokens stay in front, the rest form neither grid nor extra.
+    """Keep the prefix and some of the other tokens, in a new order; they form no grid, and none of them is extra.
 
     Args:
-        tokens: changed in place.
-        rows: which, (B, K), counted behind the prefix.
+        tokens: modified in place.
+        rows: (B, K), indices of the tokens to keep, counted from the end of the prefix.
     """
     prefix = tokens.prefix
 
@@ -192,7 +197,7 @@ def keep_rows(tokens: Tokens, rows: Tensor) -> None:
 
 
 def init_linear(module: nn.Module) -> None:
-    """Truncated normal weights with deviation 0.02 and zero biases for all linear layers inside, as in timm's ViT."""
+    """Initialise all linear layers of a module as timm's ViT does: truncated normal (std 0.02), zero biases."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             nn.init.trunc_normal_(layer.weight, std=0.02)

@@ -16,12 +16,12 @@ from animesion_training.tokens.reductions.base import Reduction, ReductionPlan
 from animesion_training.tokens.reductions.merging import DPCKNN, PatchMerger, Sinkhorn, SoftAssignment, ToMe
 from animesion_training.tokens.reductions.pruning import ATS, DynamicViT, EViT, TopK
 
-#: Name -> what it does.
+#: Name -> description.
 REDUCTIONS = {
     "topk": "keep the tokens that the class token attends to most",
-    "evit": "TopK, and one token that sums up the dropped ones (Liang et al., ICLR 2022)",
-    "ats": "sample by the class token's attention, as many tokens as the image needs (Fayyaz et al., ECCV 2022)",
-    "dynamicvit": "learned decisions which tokens to keep (Rao et al., NeurIPS 2021)",
+    "evit": "TopK, and one token that summarises the dropped ones (Liang et al., ICLR 2022)",
+    "ats": "sample an adaptive number of tokens by the class token's attention (Fayyaz et al., ECCV 2022)",
+    "dynamicvit": "learned decisions about which tokens to keep (Rao et al., NeurIPS 2021)",
     "tome": "merge pairs of tokens with similar keys, weighted by size (Bolya et al., ICLR 2023)",
     "dpcknn": "merge clusters around density peaks (Zeng et al., TCFormer, CVPR 2022)",
     "sit": "learned soft assignment to a fixed number of tokens (Zong et al., Self-slimmed ViT, ECCV 2022)",
@@ -44,26 +44,27 @@ def make_reduction(
     reference_compat: bool = False,
     **options: Any,
 ) -> Reduction:
-    """A token reduction by name.
+    """Make a token reduction by name.
 
     Args:
-        name: one of `REDUCTIONS`, or of the entry points.
-        keep_rate: share of tokens that each stage keeps, in (0, 1]; one for all or one each. At 1 nothing happens.
+        name: one of `REDUCTIONS`, or the name of an entry point.
+        keep_rate: share of tokens that each stage keeps, in (0, 1]; one for all or one per stage. A stage with 1 does
+            nothing.
         layers: blocks that reduce, from 0, ascending; None for 3, 6 and 9.
         depth: number of blocks of the transformer.
         width: D.
         tokens: number of patches.
-        reference_compat: reproduce what we hold to be faults of the originals; each class says which.
-        **options: of the method's class.
+        reference_compat: reproduce what we consider faults of the originals, as documented in each class.
+        **options: arguments of the method's class.
 
     Raises:
-        UsageError: an unknown name or option, or a value that makes no sense; the possible ones are named.
+        UsageError: an unknown name or option, or an invalid value; the message lists the possible ones.
     """
     kind = _class(name)
-    known = [each for each in inspect.signature(kind).parameters if each != "plan"]
+    known = [option for option in inspect.signature(kind).parameters if option != "plan"]
     if unknown := sorted(options.keys() - set(known)):
-        there_are = f"it has {', '.join(known)}" if known else "it has none"
-        raise UsageError(f"reduction {name} has no option {', '.join(unknown)}: {there_are}")
+        available = f"it has {', '.join(known)}" if known else "it has none"
+        raise UsageError(f"reduction {name} has no option {', '.join(unknown)}: {available}")
     plan = ReductionPlan.of(
         keep_rate, layers, depth=depth, width=width, tokens=tokens, reference_compat=reference_compat
     )
@@ -87,6 +88,6 @@ def _class(name: str) -> type[Reduction]:
             found = point.load()
             if isinstance(found, type) and issubclass(found, Reduction):
                 return found
-            raise UsageError(f"reduction '{name}': {point.value} is no subclass of {_PACKAGE}.Reduction")
+            raise UsageError(f"reduction '{name}': {point.value} is not a subclass of {_PACKAGE}.Reduction")
         raise UsageError(f"there is no reduction '{name}'{nearest(name, REDUCTIONS)} There are {', '.join(REDUCTIONS)}")
     return classes[name]

@@ -1,8 +1,8 @@
-"""Token reductions that put tokens together: ToMe, DPC-KNN, SiT, PatchMerger and Sinkhorn.
+"""Token reductions that merge tokens: ToMe, DPC-KNN, SiT, PatchMerger and Sinkhorn.
 
 ToMe merges pairs inside its block, by keys. The others replace tokens before their block: by clusters (DPC-KNN) or by
-a learned soft assignment to a fixed number of tokens. Plans and keep rates are in `reductions`, methods that drop
-tokens in `pruning`.
+a learned soft assignment to a fixed number of tokens. Plans and keep rates are in `base`, methods that drop tokens
+in `pruning`.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from animesion_training.tokens.state import Tokens
 class ToMe(Reduction):
     """Token merging: pairs of tokens with similar keys become their size-weighted mean (Bolya et al., ICLR 2023).
 
-    Between attention and MLP, every second token proposes its most similar partner among the others; the best pairs
-    merge. Sizes are tracked, and attention weighs keys by them from then on.
+    Between attention and MLP, each token at an even place proposes its most similar partner at an odd place; the most
+    similar pairs merge. Sizes are tracked, and attention weighs keys by them in all following blocks.
 
-    One step can at most halve the tokens. Where the plan asks for more, the blocks that follow go on merging, until the
-    number of tokens is the plan's or the next stage begins, which takes over what is left. The original cuts the number
-    of pairs at half the tokens and leaves it there, so lower keep rates can keep more tokens than higher ones:
-    `reference_compat` does so too. Tokens that a cache has given back come on top of the plan. They are merged like any
-    other in a stage's own block, and left alone in those that follow.
+    One step can at most halve the number of tokens. If the plan requires more, the following blocks merge on until the
+    number of tokens is the planned one, or the next stage begins, which merges the rest too. The original limits the
+    number of pairs to half the tokens and stops there, so a lower keep rate can keep more tokens than a higher one;
+    `reference_compat` does the same. Tokens that a cache has restored are not counted by the plan. They can merge in
+    the block of a stage, and are left unchanged in the blocks after it.
 
-    Trace: `cluster_assign` (B, T - 1), the new place, less one, of each token behind the class token (registers left
-    out); `attn_size` (B, T', 1).
+    Trace: `cluster_assign` (B, T - 1), the new index, minus one, of each token after the class token (without
+    registers); `attn_size` (B, T', 1).
     """
 
     def __init__(self, plan: ReductionPlan) -> None:
@@ -47,34 +47,35 @@ class ToMe(Reduction):
         """See `Plugin.between`."""
         if block not in self.merges:
             return
+        # restored tokens may merge in a stage's own block, and are put aside in the blocks that continue it
         aside = 0 if block in self.stages else tokens.extra
         count, prefix = tokens.x.shape[1], tokens.prefix
         size = torch.ones(tokens.x.shape[:2], device=tokens.x.device) if tokens.size is None else tokens.size
 
         def body(values: Tensor) -> Tensor:
-            """The class token and what may merge: registers in front and tokens behind are left alone."""
+            """The class token and the tokens that may merge, without registers and the last `aside` tokens."""
             if prefix == 1 and not aside:
                 return values
             return torch.cat([values[:, :1], values[:, prefix : count - aside]], dim=1)
 
         matching = match_pairs(body(attended.k.mean(dim=1)), self.merges[block])
-        tokens.note(block, "cluster_assign", (matching.assignment()[:, 1:] - 1).float())
+        tokens.record(block, "cluster_assign", (matching.assignment()[:, 1:] - 1).float())
         merged, merged_size = merge_pairs(body(tokens.x), body(size), matching)
-        tokens.x = _around(tokens.x, merged, prefix, aside)
-        tokens.size = _around(size, merged_size, prefix, aside)
-        tokens.note(block, "attn_size", tokens.size[:, :, None])
+        tokens.x = _restore_aside(tokens.x, merged, prefix, aside)
+        tokens.size = _restore_aside(size, merged_size, prefix, aside)
+        tokens.record(block, "attn_size", tokens.size[:, :, None])
         tokens.grid, tokens.extra = None, aside
 
 
-def _around(old: Tensor, new: Tensor, prefix: int, aside: int) -> Tensor:
-    """The new body among the tokens that were left alone."""
+def _restore_aside(old: Tensor, new: Tensor, prefix: int, aside: int) -> Tensor:
+    """The merged body (B, T', ...) with the registers and the last `aside` tokens of `old` around it."""
     if prefix == 1 and not aside:
         return new
     return torch.cat([new[:, :1], old[:, 1:prefix], new[:, 1:], old[:, old.shape[1] - aside :]], dim=1)
 
 
 def _planned_merges(plan: ReductionPlan) -> dict[int, int]:
-    """Block -> number of pairs that merge in it."""
+    """Block -> number of pairs to merge in it."""
     if plan.reference_compat:
         return {layer: plan.dropped[j] for layer, j in plan.stages.items() if plan.dropped[j]}
     merges = {}
@@ -89,12 +90,12 @@ def _planned_merges(plan: ReductionPlan) -> dict[int, int]:
 
 
 class Matching(NamedTuple):
-    """Which tokens merge, of T in two halves: sources at even places (the class token first), targets at odd ones.
+    """The pairs to merge, of T tokens: sources are at even places (class token first), targets at odd ones.
 
     Attributes:
-        kept: sources that stay, ascending, (B, Ts - r).
-        merged: sources that merge, best pair first, (B, r).
-        targets: the target of each of them, (B, r).
+        kept: (B, Ts - r), the sources that are not merged, ascending; Ts is the number of sources.
+        merged: (B, r), the sources that are merged, best pair first.
+        targets: (B, r), the target of each of them.
         total: T.
     """
 
@@ -104,34 +105,35 @@ class Matching(NamedTuple):
     total: int
 
     def assignment(self) -> Tensor:
-        """The new place of each of the T tokens: (B, T)."""
+        """The new index of each of the T tokens, (B, T)."""
+        # the new order is kept sources, then targets
         places = torch.arange(self.total // 2, device=self.kept.device) + self.kept.shape[1]
-        targets = places.expand(len(self.kept), -1)
+        targets = places.expand(len(self.kept), -1)  # (B, T // 2)
         sources = targets.new_zeros(len(targets), self.total - self.total // 2)
         sources = sources.scatter(
             1, self.kept, torch.arange(self.kept.shape[1], device=targets.device).expand_as(self.kept)
         )
         sources = sources.scatter(1, self.merged, self.targets + self.kept.shape[1])
-        together = targets.new_zeros(len(targets), self.total)
-        together[:, ::2], together[:, 1::2] = sources, targets
-        return together
+        assignment = targets.new_zeros(len(targets), self.total)
+        assignment[:, ::2], assignment[:, 1::2] = sources, targets
+        return assignment
 
 
 def match_pairs(keys: Tensor, pairs: int) -> Matching:
-    """Bipartite soft matching (ToMe, section 3): each source proposes its most similar target, the best pairs count.
+    """Bipartite soft matching (ToMe, section 3): each source proposes its most similar target, the best r pairs merge.
 
     Args:
-        keys: (B, T, d), the class token first: it is never merged. Similarity is the cosine.
-        pairs: r, cut at half of the other tokens.
+        keys: (B, T, d), class token first, which is never merged. Similarity is the cosine.
+        pairs: r, at most half of the tokens without the class token.
 
     Returns:
-        The matching; the number of tokens after it is T - r.
+        The matching; T - r tokens are left after it.
     """
     with torch.no_grad():
         normed = functional.normalize(keys.float(), dim=-1)
-        scores = normed[:, ::2] @ normed[:, 1::2].transpose(1, 2)
-        scores[:, 0] = -math.inf
-        best, target = scores.max(dim=-1)
+        scores = normed[:, ::2] @ normed[:, 1::2].transpose(1, 2)  # (B, sources, targets)
+        scores[:, 0] = -math.inf  # the class token is last in the order, and thus never among the merged
+        best, target = scores.max(dim=-1)  # (B, sources)
         order = best.argsort(dim=-1, descending=True)
         pairs = min(pairs, (keys.shape[1] - 1) // 2)
         merged = order[:, :pairs]
@@ -139,44 +141,45 @@ def match_pairs(keys: Tensor, pairs: int) -> Matching:
 
 
 def merge_pairs(x: Tensor, size: Tensor, matching: Matching) -> tuple[Tensor, Tensor]:
-    """Size-weighted means.
+    """Merge tokens to their size-weighted means.
 
     Args:
         x: (B, T, D).
-        size: (B, T) float32, how many patches each token stands for.
-        matching: which merge.
+        size: (B, T) float32, number of patches that each token represents.
+        matching: the pairs to merge.
 
     Returns:
         Tokens (B, T - r, D), kept sources first, then targets; and their sizes (B, T - r).
     """
-    weighed = torch.cat([x * size[:, :, None], size[:, :, None]], dim=-1)  # float32 at least: sizes must stay whole
-    sources, targets = weighed[:, ::2], weighed[:, 1::2]
-    places = matching.targets[:, :, None].expand(-1, -1, weighed.shape[-1])
+    # (B, T, D + 1): one scatter adds tokens and sizes; float32 at least, as half precision would round sizes
+    weighted = torch.cat([x * size[:, :, None], size[:, :, None]], dim=-1)
+    sources, targets = weighted[:, ::2], weighted[:, 1::2]
+    places = matching.targets[:, :, None].expand(-1, -1, weighted.shape[-1])
     targets = targets.scatter_add(1, places, take(sources, matching.merged))
-    together = torch.cat([take(sources, matching.kept), targets], dim=1)
-    sizes = together[..., -1]
-    return (together[..., :-1] / sizes[:, :, None]).to(x.dtype), sizes
+    merged = torch.cat([take(sources, matching.kept), targets], dim=1)
+    sizes = merged[..., -1]
+    return (merged[..., :-1] / sizes[:, :, None]).to(x.dtype), sizes
 
 
 class DPCKNN(Reduction):
     """Clusters around density peaks, each merged into a weighted mean (TCFormer: Zeng et al., CVPR 2022, section 3).
 
-    Before its block. Patches alone are clustered: prefix tokens and those of a cache stay as they are. The weight of a
-    token in its cluster's mean is `exp` of a learned score.
+    Patches are clustered before the block; prefix tokens and those of a cache do not change. The weight of a token in
+    the mean of its cluster is `exp` of a learned score.
 
-    The density's neighbours are cut at the number of tokens, so any number can be clustered. The original needs five
-    tokens before each stage and raises its plan to five in all but the last: `reference_compat` does so too. The
-    original also adds noise of 1e-6 to the density to break ties; here results do not change from run to run.
+    The number of neighbours is at most the number of tokens, so any number of tokens can be clustered. The original
+    needs five tokens before each stage, and plans at least five in all but the last; `reference_compat` does the same.
+    The original also adds noise of 1e-6 to the density to break ties; here results are deterministic.
 
     Trace: `cluster{j}.idx_centers` (B, K), best first; `cluster{j}.idx_cluster` (B, n); `cluster{j}.x` (B, K, D).
 
     Args:
-        plan: where and how much.
-        neighbours: k of the density, the token itself included.
-        equal_weight: plain means in place of learned weights.
+        plan: blocks and keep rates.
+        neighbours: k of the density, including the token itself.
+        equal_weight: use plain means in place of learned weights.
 
     Raises:
-        UsageError: no neighbours, or a switch that is none.
+        UsageError: an invalid value.
     """
 
     _LEAST = 5
@@ -184,7 +187,7 @@ class DPCKNN(Reduction):
     def __init__(self, plan: ReductionPlan, neighbours: int = 5, equal_weight: bool = False) -> None:
         super().__init__(plan)
         if isinstance(neighbours, bool) or not isinstance(neighbours, int) or neighbours < 1:
-            raise UsageError(f"neighbours of reduction dpcknn is a number from 1, not {neighbours!r}")
+            raise UsageError(f"neighbours of reduction dpcknn is a whole number from 1, not {neighbours!r}")
         if not isinstance(equal_weight, bool):
             raise UsageError(f"equal_weight of reduction dpcknn is true or false, not {equal_weight!r}")
         self.neighbours = neighbours
@@ -205,9 +208,9 @@ class DPCKNN(Reduction):
         else:
             weights = torch.ones_like(patches[:, :, :1])
         merged = merge_clusters(patches, assignment, weights, clusters)
-        _note_cluster(tokens, stage, idx_centers=centers, idx_cluster=assignment, x=merged)
-        behind = tokens.x[:, tokens.x.shape[1] - tokens.extra :]
-        tokens.x = torch.cat([tokens.x[:, : tokens.prefix], merged, behind], dim=1)
+        _record_cluster(tokens, stage, idx_centers=centers, idx_cluster=assignment, x=merged)
+        extra = tokens.x[:, tokens.x.shape[1] - tokens.extra :]
+        tokens.x = torch.cat([tokens.x[:, : tokens.prefix], merged, extra], dim=1)
         tokens.grid = None
 
     def _planned(self, stage: int) -> int:
@@ -218,36 +221,38 @@ class DPCKNN(Reduction):
 
 
 def density_peaks(x: Tensor, clusters: int, neighbours: int = 5) -> tuple[Tensor, Tensor]:
-    """Density-peak clustering with k nearest neighbours (Du et al., 2016, as TCFormer has it).
+    """Density-peak clustering with k nearest neighbours (Du et al., 2016, in the form of TCFormer).
 
-    Density is `exp(-mean of the k smallest squared distances)`, distances over sqrt(D). A center has a high density and
-    is far from any token of higher density.
+    The density is `exp(-mean of the k smallest squared distances)`, with distances divided by sqrt(D). A center has a
+    high density and a large distance from all tokens of higher density.
 
     Args:
         x: (B, N, D).
         clusters: K, at most N.
-        neighbours: k, cut at N; the token itself is one of them.
+        neighbours: k, including the token itself; at most N are used.
 
     Returns:
-        Centers (B, K), best first, and the cluster of each token, (B, N), each center in its own.
+        Indices of the centers (B, K), best first, and the cluster of each token (B, N); each center is in its own.
     """
     with torch.no_grad():
         points = x.float()
-        distance = torch.cdist(points, points) / points.shape[-1] ** 0.5
+        distance = torch.cdist(points, points) / points.shape[-1] ** 0.5  # (B, N, N)
         nearest = distance.topk(min(neighbours, x.shape[1]), dim=-1, largest=False).values
         density = (-nearest.square().mean(dim=-1)).exp()
-        denser = density[:, None, :] > density[:, :, None]
+        denser = density[:, None, :] > density[:, :, None]  # (B, i, j): j is denser than i
         farthest = distance.flatten(1).amax(dim=1)[:, None, None]
-        separation = distance.where(denser, farthest).amin(dim=-1)
+        # distance to the nearest denser token; for the densest one the largest distance of all
+        separation = distance.where(denser, farthest).amin(dim=-1)  # (B, N)
         centers = (separation * density).topk(clusters, dim=-1).indices
         to_centers = distance.gather(1, centers[:, :, None].expand(-1, -1, x.shape[1]))
         assignment = to_centers.argmin(dim=1)
+        # a center that coincides with another one would be in the wrong cluster
         own = torch.arange(clusters, device=x.device).expand(len(x), -1)
         return centers, assignment.scatter(1, centers, own)
 
 
 def merge_clusters(x: Tensor, assignment: Tensor, weights: Tensor, clusters: int) -> Tensor:
-    """Weighted means of clusters, `sum w x / (sum w + 1e-6)`.
+    """Merge clusters to their weighted means, `sum w x / (sum w + 1e-6)`.
 
     Args:
         x: (B, N, D).
@@ -261,27 +266,27 @@ def merge_clusters(x: Tensor, assignment: Tensor, weights: Tensor, clusters: int
     total = weights.new_zeros(len(x), clusters, 1).scatter_add(1, assignment[:, :, None], weights) + 1e-6
     shares = weights / take(total, assignment)
     places = assignment[:, :, None].expand(-1, -1, x.shape[-1])
-    weighed = x * shares
-    return weighed.new_zeros(len(x), clusters, x.shape[-1]).scatter_add(1, places, weighed)
+    weighted = x * shares
+    return weighted.new_zeros(len(x), clusters, x.shape[-1]).scatter_add(1, places, weighted)
 
 
-def _note_cluster(tokens: Tokens, stage: int, **what: Tensor) -> None:
+def _record_cluster(tokens: Tokens, stage: int, **values: Tensor) -> None:
     if tokens.trace is not None:
-        tokens.trace |= {f"cluster{stage}.{name}": value.detach() for name, value in what.items()}
+        tokens.trace |= {f"cluster{stage}.{name}": value.detach() for name, value in values.items()}
 
 
 class _SoftReduction(Reduction):
-    """Before its block, all tokens behind the prefix become a fixed number of mixtures of them.
+    """Before its block, all tokens after the prefix are replaced by a fixed number of weighted sums of them.
 
-    The number of mixtures is the plan's and at least one: it is part of the weights' shapes, so a model is bound to the
-    number of patches it was built for. The original can plan none: `reference_compat` does so too.
+    The number of sums is the planned one, at least one. It is part of the shapes of weights, so a model is bound to the
+    number of patches that it was built for. The original can plan 0; `reference_compat` does the same.
 
     Trace: `cluster{j}.soft_assign` (B, K, n), `cluster{j}.x` (B, K, D).
     """
 
     def __init__(self, plan: ReductionPlan, assignment: Callable[[int], nn.Module]) -> None:
         super().__init__(plan)
-        # each from tokens (B, n, D) to what is mixed, (B, n, D), and weights, (B, K, n)
+        # each module takes tokens (B, n, D), and returns values (B, n, D) and weights (B, K, n) of the sums
         self.assignments = nn.ModuleDict({str(stage): assignment(plan.counts[stage]) for stage in self.stages.values()})
 
     def before(self, block: int, tokens: Tokens) -> None:
@@ -289,15 +294,15 @@ class _SoftReduction(Reduction):
         stage = self.stages.get(block)
         if stage is None:
             return
-        mixed, weights = self.assignments[str(stage)](tokens.x[:, tokens.prefix :])
-        made = weights @ mixed
-        _note_cluster(tokens, stage, soft_assign=weights, x=made)
-        tokens.x = torch.cat([tokens.x[:, : tokens.prefix], made], dim=1)
+        values, weights = self.assignments[str(stage)](tokens.x[:, tokens.prefix :])
+        sums = weights @ values  # (B, K, D)
+        _record_cluster(tokens, stage, soft_assign=weights, x=sums)
+        tokens.x = torch.cat([tokens.x[:, : tokens.prefix], sums], dim=1)
         tokens.grid, tokens.extra = None, 0
 
 
 class SoftAssignment(_SoftReduction):
-    """Token slimming: weights are a softmax over tokens of what a small network says of each (SiT, ECCV 2022)."""
+    """Token slimming: weights are a softmax over tokens of the scores of a small network (SiT, ECCV 2022)."""
 
     def __init__(self, plan: ReductionPlan) -> None:
         super().__init__(plan, partial(SlimmingAssignment, plan.width))
@@ -320,8 +325,8 @@ class SlimmingAssignment(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """See the class."""
-        said = self.fc_out(functional.gelu(self.fc_in(self.norm(x))))
-        return x, (self.scale * said).transpose(1, 2).softmax(dim=-1)
+        scores = self.fc_out(functional.gelu(self.fc_in(self.norm(x))))  # (B, n, K)
+        return x, (self.scale * scores).transpose(1, 2).softmax(dim=-1)
 
 
 class PatchMerger(_SoftReduction):
@@ -356,12 +361,12 @@ class QueryAssignment(nn.Module):
 class Sinkhorn(_SoftReduction):
     """Assignment to learned centers by entropic optimal transport (Haurum et al., "Which tokens to use?", ICCVW 2023).
 
-    Tokens and centers are of length one, and so are the tokens that are mixed.
+    Tokens and centers are normalised to length one, also in the weighted sums.
 
     Args:
-        plan: where and how much.
+        plan: blocks and keep rates.
         eps: temperature of the similarities, > 0.
-        iterations: of Sinkhorn's algorithm, from 1.
+        iterations: number of iterations of Sinkhorn's algorithm, from 1.
 
     Raises:
         UsageError: values outside of these ranges.
@@ -371,7 +376,7 @@ class Sinkhorn(_SoftReduction):
         if isinstance(eps, bool) or not isinstance(eps, int | float) or not eps > 0:
             raise UsageError(f"eps of reduction sinkhorn is a number above 0, not {eps!r}")
         if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-            raise UsageError(f"iterations of reduction sinkhorn is a number from 1, not {iterations!r}")
+            raise UsageError(f"iterations of reduction sinkhorn is a whole number from 1, not {iterations!r}")
         super().__init__(plan, partial(TransportAssignment, plan.width, eps=eps, iterations=iterations))
 
     def no_weight_decay(self) -> set[str]:
@@ -402,11 +407,11 @@ def transport(scores: Tensor, iterations: int = 3) -> Tensor:
     """Sinkhorn's algorithm in the log domain, with mass `1 / (M + N)` for each row and each column, times M + N.
 
     Args:
-        scores: (B, M, N), over the temperature already.
-        iterations: rounds of rows, then columns.
+        scores: (B, M, N), already divided by the temperature.
+        iterations: number of iterations, each over rows and then columns.
 
     Returns:
-        Weights (B, M, N); columns sum to one, rows come near to it only where M = N.
+        Weights (B, M, N); columns sum to one, rows approximately only if M = N.
     """
     rows, columns = (
         scores.new_zeros(scores.shape[0], scores.shape[1], 1),

@@ -1,7 +1,7 @@
 """Token reductions that drop tokens: TopK, EViT, ATS and DynamicViT.
 
-What is kept is the class token's to say (TopK, EViT, ATS: one row of attention beside the fused one) or a small
-network's (DynamicViT). Plans and keep rates are in `reductions`, methods that put tokens together in `merging`.
+The attention of the class token (TopK, EViT, ATS) or a small network (DynamicViT) decides which tokens are kept. Plans
+and keep rates are in `base`, methods that merge tokens in `merging`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _SHARE_EPS = 1e-6
 class TopK(Reduction):
     """Keep the tokens that the class token attends to most, mean over heads, in that order.
 
-    Each stage keeps `ceil(rate * n)` of the n tokens behind the prefix, between attention and MLP of its block. Where
-    that is all of them nothing happens (the original stops with an unbound variable).
+    Each stage keeps `ceil(rate * n)` of the n tokens after the prefix, between attention and MLP of its block. It does
+    nothing if that is all of them (the original stops with an unbound variable).
 
-    Trace: `kept_idx` (B, K), counted behind the prefix, by descending attention; `reference_compat` marks its end by a
-    further -1.
+    Trace: `kept_idx` (B, K), counted from the end of the prefix, by descending attention; with `reference_compat`
+    followed by -1.
     """
 
     def __init__(self, plan: ReductionPlan) -> None:
@@ -40,53 +40,54 @@ class TopK(Reduction):
         count = tokens.x.shape[1] - tokens.prefix
         if stage is None or (keep := self.plan.kept(stage, count)) >= count:
             return
-        attention = attended.class_row[:, :, tokens.prefix :].mean(dim=1)
+        attention = attended.class_row[:, :, tokens.prefix :].mean(dim=1)  # (B, count)
         self._reduce(block, tokens, attention, attention.topk(keep, dim=1).indices)
 
     def _reduce(self, block: int, tokens: Tokens, attention: Tensor, rows: Tensor) -> None:
-        tokens.note(block, "kept_idx", functional.pad(rows, (0, 1), value=-1) if self.plan.reference_compat else rows)
+        tokens.record(block, "kept_idx", functional.pad(rows, (0, 1), value=-1) if self.plan.reference_compat else rows)
         keep_rows(tokens, rows)
 
 
 class EViT(TopK):
-    """TopK, and one token behind the kept ones that sums up the dropped ones, weighted by their attention.
+    """TopK, and one token after the kept ones that is the sum of the dropped ones, weighted by their attention.
 
-    Liang et al., ICLR 2022, section 3; the weights are not normalised to one.
+    Liang et al., ICLR 2022, section 3; the weights are not normalised.
 
-    Trace: `kept_idx` (B, K + 1), as for TopK with -1 for the fused token at the end; `fused_idx` (B, n - K), ascending.
+    Trace: `kept_idx` (B, K + 1), as for TopK, with -1 for the fused token at the end; `fused_idx` (B, n - K),
+    ascending.
     """
 
     def _reduce(self, block: int, tokens: Tokens, attention: Tensor, rows: Tensor) -> None:
-        weights = attention.scatter(1, rows, 0.0)
-        fused = weights[:, None].to(tokens.x.dtype) @ tokens.x[:, tokens.prefix :]
+        weights = attention.scatter(1, rows, 0.0)  # (B, n), 0 for the kept tokens
+        fused = weights[:, None].to(tokens.x.dtype) @ tokens.x[:, tokens.prefix :]  # (B, 1, D)
         if tokens.trace is not None:
-            tokens.note(block, "kept_idx", functional.pad(rows, (0, 1), value=-1))
-            tokens.note(block, "fused_idx", complement(rows, attention.shape[1]))
+            tokens.record(block, "kept_idx", functional.pad(rows, (0, 1), value=-1))
+            tokens.record(block, "fused_idx", complement(rows, attention.shape[1]))
         keep_rows(tokens, rows)
         tokens.append(fused)
-        tokens.extra = 0  # a later stage treats it like any other
+        tokens.extra = 0  # later stages treat it like any other token
 
 
 def complement(rows: Tensor, count: int) -> Tensor:
-    """Which of `count` tokens are not among rows (B, K), ascending: (B, count - K)."""
-    kept = torch.zeros(rows.shape[0], count, dtype=torch.int8, device=rows.device).scatter(1, rows, 1)
+    """The indices below `count` that are not in rows (B, K), ascending: (B, count - K)."""
+    kept = torch.zeros(rows.shape[0], count, dtype=torch.int8, device=rows.device).scatter(1, rows, 1)  # (B, count)
     return kept.argsort(dim=1, stable=True)[:, : count - rows.shape[1]]
 
 
 class ATS(Reduction):
-    """Adaptive token sampling: as many tokens as the image needs, at most the plan's (Fayyaz et al., ECCV 2022).
+    """Adaptive token sampling: the number of tokens depends on the image (Fayyaz et al., ECCV 2022).
 
-    In the attention of its block, tokens are scored by the class token's attention times the length of their value,
-    summed over heads. The scores' cumulative distribution is inverted at evenly spaced points, which may hit a token
-    more than once; the distinct ones stay, in their own order. Their queries alone are attended from, all keys are
-    attended to. Images of a batch that keep fewer than others are padded; padding is shut out of attention.
+    In the attention of its block, tokens are scored by the attention of the class token times the norm of their value,
+    summed over heads. The cumulative distribution of scores is inverted at evenly spaced points, which may hit a token
+    more than once; the distinct ones are kept, in their order. Only their queries attend, to the keys of all tokens.
+    Images that keep fewer tokens than others in the batch are padded; attention masks the padding.
 
-    The points are as many as the plan's tokens, K, at `(i + 1/2) / K`.
+    There are K points at `(i + 1/2) / K`, with K the planned number of tokens, which is thus the maximum.
 
-    `reference_compat`: the points are those of K + 1 without the last, so that the tail of the distribution is not
-    sampled; and padding, which stands before what a cache has given back, may be drawn in place of a token.
+    `reference_compat`: the points are those of K + 1 without the last, so the tail of the distribution is not sampled;
+    and padding, which precedes the tokens that a cache has restored, may be drawn in place of a token.
 
-    Trace: `sample_ids` (B, T'), counted with the prefix, padded with 0; `mask` (B, T') bool, False for padding.
+    Trace: `sample_ids` (B, T'), counted from the class token, padded with 0; `mask` (B, T') bool, False for padding.
     """
 
     def __init__(self, plan: ReductionPlan) -> None:
@@ -101,24 +102,25 @@ class ATS(Reduction):
         prefix = tokens.prefix
         batch, count, _ = tokens.x.shape
         steps = sampling_steps(self.plan.counts[stage], self.plan.reference_compat, tokens.x.device)
-        lengths = attended.v[:, :, prefix:].float().norm(dim=-1)
-        scores = (attended.class_row[:, :, prefix:].float() * lengths).sum(dim=1)
+        norms = attended.v[:, :, prefix:].float().norm(dim=-1)  # (B, heads, N)
+        scores = (attended.class_row[:, :, prefix:].float() * norms).sum(dim=1)  # (B, N)
         real = None if tokens.real is None else tokens.real[:, prefix:]
         drawn = inverse_samples(scores, steps, real, self.plan.reference_compat)
         rows, real = _distinct(drawn, count - prefix)
         rows = torch.cat([torch.arange(prefix, device=rows.device).expand(batch, -1), rows + prefix], dim=1)
         if real is not None:
             real = functional.pad(real, (prefix, 0), value=True)
-            rows = rows.where(real, 0)
-        tokens.note(block, "sample_ids", rows)
-        tokens.note(block, "mask", torch.ones_like(rows, dtype=torch.bool) if real is None else real)
-        self._leave(rows, real, tokens, attended)
+            rows = rows.where(real, 0)  # any valid index will do for padding
+        tokens.record(block, "sample_ids", rows)
+        tokens.record(block, "mask", torch.ones_like(rows, dtype=torch.bool) if real is None else real)
+        self._keep(rows, real, tokens, attended)
 
     @staticmethod
-    def _leave(rows: Tensor, real: Tensor | None, tokens: Tokens, attended: Attended) -> None:
+    def _keep(rows: Tensor, real: Tensor | None, tokens: Tokens, attended: Attended) -> None:
+        """Keep rows (B, T'), prefix included, of all that is indexed by queries; keys and values stay complete."""
         index = rows[:, None, :, None]
         attended.q = attended.q.gather(2, index.expand(-1, attended.q.shape[1], -1, attended.q.shape[3]))
-        if attended.bias is not None and attended.bias.shape[2] > 1:
+        if attended.bias is not None and attended.bias.shape[2] > 1:  # a bias per query
             bias = attended.bias.expand(len(rows), -1, -1, -1)
             attended.bias = bias.gather(2, index.expand(-1, bias.shape[1], -1, bias.shape[3]))
         attended.normed = take(attended.normed, rows)
@@ -132,10 +134,10 @@ def sampling_steps(count: int, reference_compat: bool = False, device: torch.dev
     """Points in (0, 1) at which ATS inverts the distribution, ascending: `(i + 1/2) / count`.
 
     Args:
-        count: how many.
-        reference_compat: of `count + 1` evenly spaced points the first `count`, in single precision as the original
-            has them; rounding lets it now and then have the last one too.
-        device: where they are to be.
+        count: number of points.
+        reference_compat: the first `count` of `count + 1` evenly spaced points, in single precision as in the
+            original; through rounding the last one is sometimes included.
+        device: device of the result.
     """
     if not reference_compat:
         return (torch.arange(count, device=device) + 0.5) / count
@@ -146,13 +148,13 @@ def sampling_steps(count: int, reference_compat: bool = False, device: torch.dev
 def inverse_samples(
     scores: Tensor, steps: Tensor, real: Tensor | None = None, reference_compat: bool = False
 ) -> Tensor:
-    """For each step the token at which the cumulative distribution of scores comes nearest to it.
+    """For each step, the token at which the cumulative distribution of scores is nearest to it.
 
     Args:
-        scores: (B, N), >= 0; they need not sum to one.
+        scores: (B, N), >= 0; normalised here.
         steps: (K,) in (0, 1).
-        real: (B, N) bool, False for padding, which is never drawn and whose scores are 0; None for none.
-        reference_compat: put padding 0.1 farther rather than out of reach.
+        real: (B, N) bool, False for padding, which is never drawn and whose scores are 0; None for no padding.
+        reference_compat: move padding by 0.1 in place of a distance that rules it out.
 
     Returns:
         (B, K) int64, ascending, with repetitions.
@@ -160,40 +162,45 @@ def inverse_samples(
     distribution = (scores / (scores.sum(dim=1, keepdim=True) + _SHARE_EPS)).cumsum(dim=1)
     if real is not None:
         distribution = distribution + (0.1 if reference_compat else 9.0) * ~real
+    # (B, K, N): distances of steps to values of the distribution; argmin returns the first of equal ones
     return (steps[None, :, None] - distribution[:, None]).abs().argmin(dim=-1)
 
 
 def _distinct(drawn: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
-    """Distinct values below `count` of each row (B, K), ascending and padded to the most of a row, and which are real.
+    """The distinct indices of each row of `drawn` (B, K), ascending, padded to the largest number of a row.
 
-    The one place that needs a number from the device. Without padding the second is None.
+    Returns:
+        Indices (B, K'), and (B, K') bool, False for padding; the latter is None without padding.
     """
     hit = torch.zeros(len(drawn), count, dtype=torch.int8, device=drawn.device).scatter(1, drawn, 1)
-    each = hit.sum(dim=1)
-    least, most = torch.stack([each.min(), each.max()]).tolist()
+    numbers = hit.sum(dim=1)  # of distinct indices, (B,)
+    least, most = torch.stack([numbers.min(), numbers.max()]).tolist()  # one synchronisation with the device
     rows = hit.argsort(dim=1, descending=True, stable=True)[:, :most]
     if least == most:
         return rows, None
-    return rows, torch.arange(most, device=drawn.device) < each[:, None]
+    return rows, torch.arange(most, device=drawn.device) < numbers[:, None]
 
 
 class DynamicViT(Reduction):
-    """Learned decisions which tokens to keep (Rao et al., NeurIPS 2021).
+    """Learned decisions about which tokens to keep (Rao et al., NeurIPS 2021).
 
-    A small network before each stage's block gives log-probabilities to keep and to drop, from each token and the mean
-    of the kept ones. In training nothing is removed: hard Gumbel-softmax decisions, multiplied over stages, shut
-    dropped tokens out of attention (section 3.3), and a term of the loss holds the share of kept tokens at the plan's.
-    In evaluation the tokens with the highest log-probability stay, in that order, as many as the plan says; tokens
-    that a cache has added come on top of the plan. Distillation, which the paper trains with, is left to the trainer.
+    A small network before the block of each stage predicts log-probabilities to keep and to drop, from each token and
+    the mean of the kept ones. In training no token is removed: hard Gumbel-softmax decisions, multiplied over stages,
+    mask dropped tokens in attention (section 3.3), and a term of the loss pulls the share of kept tokens to the planned
+    one. In evaluation the planned number of tokens with the highest log-probability is kept, in that order; tokens
+    that a cache has restored are not counted by the plan. Distillation, which the paper trains with, is left to the
+    trainer.
 
-    `reference_compat`: with a cache a stage keeps `floor((n - 1) * rate)` of n tokens in evaluation, tokens that the
-    cache has given back count as dropped in the mean, and 1e-6 is added to the mean rather than guarding it.
+    `reference_compat`: with a cache, a stage keeps `floor((n - 1) * rate)` of n tokens in evaluation, and tokens that
+    the cache has restored count as dropped in the mean; 1e-6 is added to the mean in place of guarding its
+    denominator.
 
-    Trace: `keep_policy` (B, K) in evaluation, counted behind the prefix; `decision` (B, n) in training.
+    Trace: `keep_policy` (B, K) in evaluation, counted from the end of the prefix; `decision` (B, n) in training.
 
     Args:
-        plan: where and how much.
-        loss_weight: of the term `dynamicvit_ratio`: mean over stages and images of (share kept - planned share)^2.
+        plan: blocks and keep rates.
+        loss_weight: weight of the term `dynamicvit_ratio`, the mean over stages and images of
+            (share kept - planned share)^2.
 
     Raises:
         UsageError: a negative weight.
@@ -228,14 +235,15 @@ class DynamicViT(Reduction):
     def _decide(self, block: int, stage: int, tokens: Tokens) -> None:
         if tokens.policy is None:
             tokens.policy = tokens.x.new_ones(tokens.x.shape[:2])
-        so_far = tokens.policy[:, tokens.prefix :]
-        chances = self.predictors[str(stage)](tokens.x[:, tokens.prefix :], so_far)
-        decision = functional.gumbel_softmax(chances.float(), hard=True, dim=-1)[..., 0].to(so_far.dtype) * so_far
+        so_far = tokens.policy[:, tokens.prefix :]  # (B, n)
+        log_probabilities = self.predictors[str(stage)](tokens.x[:, tokens.prefix :], so_far)  # (B, n, 2)
+        keep = functional.gumbel_softmax(log_probabilities.float(), hard=True, dim=-1)[..., 0]
+        decision = keep.to(so_far.dtype) * so_far  # dropped tokens stay dropped
         tokens.policy = torch.cat([tokens.policy[:, : tokens.prefix], decision], dim=1)
-        tokens.note(block, "decision", decision)
+        tokens.record(block, "decision", decision)
         if self.has_losses:
-            off = (decision.float().mean(dim=1) - self.plan.shares[stage]).square().mean()
-            term = self.loss_weight / len(self.stages) * off
+            error = (decision.float().mean(dim=1) - self.plan.shares[stage]).square().mean()
+            term = self.loss_weight / len(self.stages) * error
             tokens.losses["dynamicvit_ratio"] = tokens.losses.get("dynamicvit_ratio", 0.0) + term
 
     def _drop(self, block: int, stage: int, tokens: Tokens) -> None:
@@ -246,7 +254,7 @@ class DynamicViT(Reduction):
             return
         so_far = self._so_far(tokens, body)
         rows = self.predictors[str(stage)](body, so_far)[..., 0].topk(keep, dim=1).indices
-        tokens.note(block, "keep_policy", rows)
+        tokens.record(block, "keep_policy", rows)
         if so_far is not None:
             tokens.scratch["dynamicvit"] = take(so_far, rows)
         keep_rows(tokens, rows)
@@ -257,7 +265,7 @@ class DynamicViT(Reduction):
         return int((count - 1) * self.plan.keep_rates[stage]) if cached else self.plan.counts[stage]
 
     def _so_far(self, tokens: Tokens, body: Tensor) -> Tensor | None:
-        """What the original holds for kept in evaluation: all, but for what the cache has given back."""
+        """The tokens that the original counts as kept in evaluation, (B, n): all but those that the cache restored."""
         if not self.plan.reference_compat:
             return None
         known = tokens.scratch.get("dynamicvit")
@@ -274,7 +282,7 @@ class KeepPredictor(nn.Module):
         reference_compat: add 1e-6 to the mean of kept tokens in place of guarding its denominator.
 
     Shape:
-        tokens (B, N, D) and which were kept so far, (B, N) of 0 and 1 or None for all, to (B, N, 2): keep, drop.
+        Tokens (B, N, D) and decisions so far, (B, N) of 0 and 1 or None for all kept, to (B, N, 2): keep, drop.
     """
 
     def __init__(self, width: int, reference_compat: bool = False) -> None:
@@ -293,31 +301,31 @@ class KeepPredictor(nn.Module):
 
     def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
         """See the class."""
-        own, shared = functional.gelu(self.fc_in(self.norm(x))).chunk(2, dim=-1)
+        own, shared = functional.gelu(self.fc_in(self.norm(x))).chunk(2, dim=-1)  # local and global half, (B, N, D/2)
         if kept is None:
             mean = shared.mean(dim=1, keepdim=True)
         else:
             weights = kept[:, :, None].to(shared.dtype)
             total, number = (shared * weights).sum(dim=1, keepdim=True), weights.sum(dim=1, keepdim=True)
             mean = total / number + _SHARE_EPS if self.reference_compat else total / number.clamp(min=1)
-        joined = torch.cat([own, mean.expand(-1, x.shape[1], -1)], dim=-1)
-        return functional.log_softmax(self.fc_out(joined), dim=-1)
+        both = torch.cat([own, mean.expand(-1, x.shape[1], -1)], dim=-1)  # (B, N, D)
+        return functional.log_softmax(self.fc_out(both), dim=-1)
 
 
 def softmax_with_policy(scores: Tensor, policy: Tensor, eps: float = 1e-6) -> Tensor:
-    """Softmax over the kept keys; each token also attends to itself (DynamicViT, section 3.3).
+    """Softmax over the kept keys and the query's own (DynamicViT, section 3.3).
 
     Args:
         scores: (B, heads, T, T).
         policy: (B, T), 1 for kept and 0 for dropped.
-        eps: keeps gradients alive: `(e + eps / T) / (sum e + eps)`.
+        eps: avoids vanishing gradients: `(e + eps / T) / (sum e + eps)`.
 
     Returns:
-        Weights like scores, in float32 within.
+        Weights of the shape and type of scores, computed in float32.
     """
     count = scores.shape[-1]
     diagonal = torch.eye(count, dtype=torch.float32, device=scores.device)
-    seen = diagonal + (1 - diagonal) * policy.float()[:, None, None, :]
-    exponential = (scores - scores.amax(dim=-1, keepdim=True)).float().exp() * seen
+    visible = diagonal + (1 - diagonal) * policy.float()[:, None, None, :]  # (B, 1, T, T)
+    exponential = (scores - scores.amax(dim=-1, keepdim=True)).float().exp() * visible
     weights = (exponential + eps / count) / (exponential.sum(dim=-1, keepdim=True) + eps)
     return weights.to(scores.dtype)

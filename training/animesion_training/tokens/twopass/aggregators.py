@@ -13,21 +13,21 @@ from animesion_training.tokens.options import whole_number
 
 
 class ConvAggregator(nn.Module):
-    """All tokens to one, by a convolution over them (an ablation of GLSim).
+    """Combine all tokens into one by a convolution over them (an ablation of GLSim).
 
-    Norm, Conv1d of kernel n, norm; depthwise it is followed by GELU, a 1x1 Conv1d and another norm.
+    Norm, Conv1d with kernel n, norm; a depthwise convolution is followed by GELU, a 1x1 Conv1d and another norm.
 
     Args:
-        width: of the tokens.
+        width: D, width of the tokens.
         inputs: n, number of tokens.
-        depthwise: convolve each channel by itself, and mix channels after.
-        eps: of the norms.
+        depthwise: convolve each channel separately, and mix channels afterwards.
+        eps: epsilon of the norms.
 
     Shape:
-        (B, n, width) to (B, 1, width).
+        (B, n, D) to (B, 1, D).
 
     Raises:
-        UsageError: another number of tokens.
+        UsageError: the number of tokens is not n.
     """
 
     def __init__(self, width: int, inputs: int, *, depthwise: bool, eps: float) -> None:
@@ -45,19 +45,31 @@ class ConvAggregator(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
         if x.shape[1] != self.inputs:
-            raise UsageError(f"this aggregator convolves {self.inputs} tokens, and it is given {x.shape[1]}")
-        joined = self.conv1(self.norm1(x).transpose(1, 2)).transpose(1, 2)
-        mixed: Tensor = self.mix(self.norm2(joined))
+            raise UsageError(f"this aggregator convolves {self.inputs} tokens, got {x.shape[1]}")
+        combined = self.conv1(self.norm1(x).transpose(1, 2)).transpose(1, 2)  # (B, D, n) to (B, D, 1) to (B, 1, D)
+        mixed: Tensor = self.mix(self.norm2(combined))
         return mixed
 
 
 def transformer_aggregator(width: int, depth: int, heads: int | None, eps: float, last_eps: float) -> nn.Sequential:
-    """Transformer blocks and a norm."""
+    """Transformer blocks and a final norm, (B, n, D) to (B, n, D).
+
+    Args:
+        width: D.
+        depth: number of blocks.
+        heads: number of heads of each block; None for heads of width 64.
+        eps: epsilon of the norms in the blocks.
+        last_eps: epsilon of the final norm.
+
+    Raises:
+        UsageError: the number of heads does not divide D, or a number is not positive.
+    """
     whole_number("aggregator_depth", depth)
-    if heads is None:  # of width 64, or somewhat wider where that does not divide the width
+    if heads is None:
+        # the largest number that divides D, from D / 64 down: heads are wider than 64 where 64 does not divide D
         heads = next(count for count in range(max(1, width // 64), 0, -1) if width % count == 0)
     if width % whole_number("aggregator_heads", heads):
-        raise UsageError(f"aggregator_heads must divide the width {width} of the tokens, {heads} does not")
+        raise UsageError(f"aggregator_heads must divide the width {width} of the tokens, and {heads} does not")
     norm: Any = partial(nn.LayerNorm, eps=eps)
     blocks = [Block(width, heads, qkv_bias=True, norm_layer=norm) for _ in range(depth)]
     return nn.Sequential(*blocks, nn.LayerNorm(width, eps=last_eps))

@@ -25,20 +25,20 @@ _CROP_TOKEN = "crop_class_token"
 
 
 class TwoPassTransformer(nn.Module):
-    """What the methods of this module share; a subclass says what is selected and what the two passes make up.
+    """Base of GLSim and RAMS-Trans; a subclass selects the crop, and combines both passes.
 
     Args:
-        encoder: used for both passes, and changed.
-        what: the method's name, for messages.
-        crop_class_token: let the pass over the crops begin with a class token of its own, a copy of the encoder's at
-            the start.
-        box: one of `similarity.BOXES`; None for the corrected one, or with `reference_compat` the original's.
-        test_flip: in evaluation average the logits with those of the mirrored images; twice the work.
-        reference_compat: reproduce what we hold to be a fault of the original: a box without the last selected row and
-            column of patches.
+        encoder: the network of both passes; modified in place.
+        what: name of the method, for messages.
+        crop_class_token: whether the pass over the crops has a class token of its own, which starts as a copy of the
+            encoder's.
+        box: one of `similarity.BOXES`; None for `corrected`, or `reference` with `reference_compat`.
+        test_flip: average the logits with those of the mirrored images in evaluation, at twice the cost.
+        reference_compat: reproduce what we consider a fault of the original: its box leaves out the last selected row
+            and column of patches.
 
     Raises:
-        UsageError: an encoder that drops, merges or samples patches, or an unknown option.
+        UsageError: the encoder drops, merges or samples patches, or the value of an option is unknown.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class TwoPassTransformer(nn.Module):
             if isinstance(plugin, Plugin) and not plugin.keeps_grid:
                 raise UsageError(
                     f"{what} crops around patches by their place in the grid, and {name} {type(plugin).__name__} "
-                    f"leaves no grid: use {what} or {name}, not both"
+                    f"leaves no grid: use one of {what} and {name}"
                 )
         if encoder.backbone.cls_token is None:
             raise UsageError(f"{what} needs a class token, and this vision transformer pools its patches without one")
@@ -78,21 +78,24 @@ class TwoPassTransformer(nn.Module):
     # -- two passes --------------------------------------------------------------------------------------------------
 
     def _features(self, x: Tensor, *, trace: bool = False, targets: Tensor | None = None) -> tuple[Tensor, Tokens]:
-        """Features (B, n, ...) of n tokens or passes, and the first pass; with the losses and traces of both."""
+        """Return features (B, n, ...) of n tokens or passes, and the tokens of the first pass.
+
+        The latter have the losses and traces of both passes.
+        """
         raise NotImplementedError
 
     def _covered(self, x: Tensor) -> tuple[int, int]:
-        """Height and width of the pixels that have patches; a border narrower than a patch has none."""
+        """Height and width in pixels of the area with patches; a border narrower than a patch has none."""
         patch = self.encoder.backbone.patch_embed.patch_size
         return x.shape[2] // patch[0] * patch[0], x.shape[3] // patch[1] * patch[1]
 
     def _second(self, crops: Tensor, first: Tokens) -> Tokens:
-        """Encode crops; losses and trace go to the first pass."""
-        own = self.crop_class_token is not None
+        """Encode crops, and add their losses and trace to those of the first pass."""
+        replaces_token = self.crop_class_token is not None
         second = self.encoder.encode(
             crops,
             trace=first.trace is not None,
-            embedded=self._begin_with_crop_token if own else None,
+            embedded=self._begin_with_crop_token if replaces_token else None,
             targets=first.targets,
         )
         for name, loss in second.losses.items():
@@ -102,19 +105,20 @@ class TwoPassTransformer(nn.Module):
         return second
 
     def _begin_with_crop_token(self, embedding: Tensor) -> Tensor:
+        """Replace the class token of embedded crops (B, T, D)."""
         host: Any = self.encoder.backbone
         token: Any = self.crop_class_token
         if host.pos_embed is not None and not host.no_embed_class:
-            token = token + host.pos_embed[:, :1]
+            token = token + host.pos_embed[:, :1]  # the position of the class token, as timm's embedding adds it
         token = host.pos_drop(token.expand(len(embedding), -1, -1)).to(embedding.dtype)
         return torch.cat([token, embedding[:, 1:]], dim=1)
 
-    def _note(self, first: Tokens, **found: Tensor) -> None:
+    def _record(self, first: Tokens, **found: Tensor) -> None:
         if first.trace is not None:
             first.trace |= {name: value.detach() for name, value in found.items()}
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) to what is classified, (B, n, width): one vector a token or pass."""
+        """Images (B, C, H, W) to the input of the classifier, (B, n, width): one vector per token or pass."""
         return self._features(x)[0]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -136,8 +140,8 @@ class TwoPassTransformer(nn.Module):
 
         Args:
             x: the images.
-            with_losses: also give the terms that plug-ins add to the training loss: scalars by name, already weighted
-                and added up over both passes.
+            with_losses: return also the terms that plug-ins add to the training loss: weighted scalars by name, summed
+                over both passes.
             targets: class ids (B,) or soft labels (B, num_classes), for terms that need them.
         """
         features, tokens = self._features(x, targets=targets)
@@ -147,9 +151,9 @@ class TwoPassTransformer(nn.Module):
         return (logits, tokens.losses) if with_losses else logits
 
     def traced(self, x: Tensor) -> tuple[Tensor, Tokens]:
-        """Logits of the images without their mirror images, and the first pass.
+        """Return the logits without `test_flip`, and the tokens of the first pass.
 
-        Its trace has what was selected, what plug-ins chose, and under `crop.` what they chose in the second pass.
+        Their trace has the selection, the choices of plug-ins, and with the prefix `crop.` those of the second pass.
         """
         features, tokens = self._features(x, trace=True)
         return self.forward_head(features), tokens
@@ -157,10 +161,10 @@ class TwoPassTransformer(nn.Module):
     # -- timm's interface --------------------------------------------------------------------------------------------
 
     def adapt_state_dict(self, state_dict: dict[str, Tensor], model: nn.Module | None = None) -> dict[str, Tensor]:
-        """Weights of ours, of the encoder or of its bare backbone, in any layout that timm reads, for this model.
+        """Convert weights of ours, the encoder or its bare backbone, in any layout that timm reads, for this model.
 
-        A class token of its own for crops begins as the given class token, where none is given. `model` is not used:
-        filters of timm's are given it.
+        A missing class token for crops starts as a copy of the class token. `model` is unused: it is part of the
+        signature of timm's filters.
         """
         own, rest = state_dict, {}
         if any(key.startswith(_ENCODER) for key in state_dict):
@@ -168,19 +172,19 @@ class TwoPassTransformer(nn.Module):
             rest = {key: value for key, value in state_dict.items() if not key.startswith(_ENCODER)}
         own = self.encoder.adapt_state_dict(own)
         here = self.encoder.state_dict().keys()
-        norms = ("backbone.norm.", "backbone.fc_norm.")  # which not every method keeps
+        norms = ("backbone.norm.", "backbone.fc_norm.")  # the one of the file may have been dropped from the encoder
         adapted = {f"{_ENCODER}{key}": value for key, value in own.items() if key in here or not key.startswith(norms)}
         if self.crop_class_token is not None and "backbone.cls_token" in own:
             adapted[_CROP_TOKEN] = own["backbone.cls_token"].clone()
         return adapted | rest
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that weight decay leaves alone."""
+        """Names of parameters without weight decay."""
         own = set() if self.crop_class_token is None else {_CROP_TOKEN}
         return own | {f"{_ENCODER}{name}" for name in self.encoder.no_weight_decay()}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Parameter groups by depth, for layer decay: the encoder's; what follows it counts as the last layer."""
+        """Parameter groups by depth, for layer decay: the encoder's groups; all layers after it are in the last one."""
         inner = self.encoder.group_matcher(coarse)
         blocks = [(_inside(pattern), place) for pattern, place in inner["blocks"]]
         return {
@@ -189,7 +193,7 @@ class TwoPassTransformer(nn.Module):
         }
 
     def backbone_parameters(self) -> set[str]:
-        """Names of the parameters that `freeze backbone` stops: the encoder's own."""
+        """Names of the parameters that `freeze backbone` freezes: those of the encoder."""
         return {f"{_ENCODER}{name}" for name in self.encoder.backbone_parameters()}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -198,5 +202,5 @@ class TwoPassTransformer(nn.Module):
 
 
 def _inside(pattern: str) -> str:
-    """A pattern for names of the encoder, for the same names with the encoder's before them."""
+    """Turn a pattern for names within the encoder into one for names with its prefix."""
     return rf"^encoder\.(?:{pattern.removeprefix('^')})"

@@ -38,13 +38,13 @@ _BARE_EPS = 1e-5
 
 
 class Selection(NamedTuple):
-    """What GLSim selects in a batch.
+    """The selection of GLSim in a batch.
 
     Attributes:
-        similarity: (B, N), of each patch to the class token; a distance for the metrics `l1` and `l2`.
+        similarity: (B, N), similarity of each patch to the class token; a distance for the metrics `l1` and `l2`.
         indices: (B, O), int64, the selected patches, best first: row * columns + column.
         boxes: (B, 4), int64, y0, y1, x0, x1 in pixels, the ends exclusive.
-        crops: (B, C, H, W), the boxes' content at the size of the images.
+        crops: (B, C, H, W), content of the boxes, resized to the size of the images.
     """
 
     similarity: Tensor
@@ -54,49 +54,49 @@ class Selection(NamedTuple):
 
 
 class GLSim(TwoPassTransformer):
-    """Crop to the patches that are most like the whole image, and classify both (Rios et al., arXiv 2407.12891).
+    """Crop to the patches most similar to the whole image, and classify both (Rios et al., arXiv 2407.12891).
 
     The encoder's class token is compared with every patch of the last block. The box around the `top` most similar
-    ones is cut out, resized to the size of the input and encoded with the same weights. The two class tokens, the
-    image's and the crop's, go through an aggregator, and its first token is classified. Selecting has no gradient;
-    both passes have.
+    ones is cropped, resized to the size of the input and encoded with the same weights. The class tokens of image and
+    crop pass through an aggregator, and its first token is classified. The selection has no gradient; both passes
+    have one.
 
-    Images and grids need not be square. Where the encoder has down-sampled the grid (ILA), a cell of it stands for
+    Images and grids need not be square. Where the encoder has down-sampled the grid (ILA), a cell of it covers
     image / grid pixels.
 
-    The published results have the final norm before similarity and aggregator, and one class token. The original for
-    timm's networks has no final norm and a class token of its own for crops: `final_norm=False,
+    The published results apply the final norm before similarity and aggregator, and use one class token. The original
+    for timm's networks has no final norm, and a separate class token for crops: `final_norm=False,
     crop_class_token=True`.
 
     Trace: `similarity` (B, N), `topk_idx` (B, O), `crop_box_rows0_rows1_cols0_cols1` (B, 4), `crops`,
-    `encoder_norm_out_global` (B, T, D) of the image, `cls_crop` (B, D).
+    `encoder_norm_out_global` (B, T, D) for the image, `cls_crop` (B, D).
 
     Args:
-        encoder: a host whose plug-ins keep the grid and whose head reads the final class token; its head is dropped.
+        encoder: a host whose plug-ins keep the grid and whose head reads the final class token; the head is dropped.
         num_classes: number of classes; 0 for features alone.
-        top: O, selected patches. The original has 8; ILA's copy of it 16 from 448 pixels on.
+        top: O, number of selected patches. The original has 8; ILA's copy of it has 16 from 448 pixels on.
         metric: one of `similarity.METRICS`.
-        classifier: what is classified: the first token (`cls`), or every token, with the mean (`avg`) or maximum
-            (`max`) over their logits.
-        representation: width of a linear layer between encoder and aggregator; None for none.
-        aggregator: `transformer` blocks, a depthwise separable convolution over the tokens
-            (`dwsc`), a full one (`conv`), or None.
+        classifier: classify the first token (`cls`), or every token, with the mean (`avg`) or maximum (`max`) of their
+            logits.
+        representation: width of a linear layer between encoder and aggregator; None for no such layer.
+        aggregator: `transformer` blocks, a depthwise separable convolution over the tokens (`dwsc`), a full one
+            (`conv`), or None.
         aggregator_depth: number of transformer blocks.
-        aggregator_heads: heads of each of them; None for heads of width 64. The original for timm's networks has as
-            many as the encoder.
+        aggregator_heads: number of heads of each block; None for heads of width 64. The original for timm's networks
+            has as many as the encoder.
         select_tokens: no second pass: the selected patch tokens themselves go to the aggregator (an ablation).
-        token_drop: probability with which the aggregator misses each token but the first, in training.
+        token_drop: probability of dropping each token but the first before the aggregator, in training.
         crops_at_inference: False to classify the image's class token alone in evaluation, in one pass and without
             the aggregator.
         test_flip: see `TwoPassTransformer`.
-        anchor_random: select patches at random, from torch's generator of the device, in evaluation too (an ablation).
+        anchor_random: select patches at random, also in evaluation, with torch's generator of the device (an ablation).
         crop_class_token: see `TwoPassTransformer`.
-        final_norm: keep the encoder's final norm; without it tokens are taken as the last block leaves them.
+        final_norm: apply the encoder's final norm; without it the outputs of the last block are used.
         box: see `TwoPassTransformer`.
         reference_compat: see `TwoPassTransformer`.
 
     Raises:
-        UsageError: options that do not go together, or an encoder that does not fit.
+        UsageError: options that do not go together, or an unsuitable encoder.
 
     Shape:
         (B, C, H, W) to logits (B, num_classes).
@@ -146,7 +146,7 @@ class GLSim(TwoPassTransformer):
         if encoder.gathers or encoder.reads != "feature" or encoder.num_features != encoder.embed_dim:
             raise UsageError(
                 "GLSim aggregates the class tokens of image and crop, and this encoder's head or a method on it "
-                "reads something else: use one of the two"
+                "reads something else: leave that head or method out"
             )
         encoder.reset_classifier(0)
         host = encoder.backbone
@@ -179,12 +179,12 @@ class GLSim(TwoPassTransformer):
 
     def _normed(self, tokens: Tokens) -> Tensor:
         host = self.encoder.backbone
-        normed: Tensor = host.fc_norm(host.norm(tokens.x))  # one of the two is an identity
+        normed: Tensor = host.fc_norm(host.norm(tokens.x))  # timm makes one of the two an identity
         return normed
 
     @torch.no_grad()
     def _select(self, x: Tensor, tokens: Tokens, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Similarity, indices and boxes."""
+        """Return similarity (B, N), indices (B, O) and boxes (B, 4), as `Selection` has them."""
         if tokens.grid is None:
             raise UsageError("GLSim crops around patches by their place in the grid, and the encoder leaves no grid")
         similarity = global_local_similarity(normed[:, 0], _patches(normed, tokens), self.metric)
@@ -199,23 +199,24 @@ class GLSim(TwoPassTransformer):
         if not (self.training or self.crops_at_inference or self.select_tokens):
             return self.reduce(image_token), tokens
         similarity, indices, boxes = self._select(x, tokens, normed)
-        self._note(tokens, similarity=similarity, topk_idx=indices, encoder_norm_out_global=normed)
+        self._record(tokens, similarity=similarity, topk_idx=indices, encoder_norm_out_global=normed)
         if self.select_tokens:
-            rows = indices[:, :, None].expand(-1, -1, normed.shape[2])
+            rows = indices[:, :, None].expand(-1, -1, normed.shape[2])  # (B, O, D)
             parts = _patches(normed, tokens).gather(1, rows)
         else:
             with torch.no_grad():
                 crops = crop(x, boxes)
-            parts = self._normed(self._second(crops, tokens))[:, :1]
-            self._note(tokens, **{BOX_TRACE: boxes, "crops": crops, "cls_crop": parts[:, 0]})
+            parts = self._normed(self._second(crops, tokens))[:, :1]  # (B, 1, D)
+            self._record(tokens, **{BOX_TRACE: boxes, "crops": crops, "cls_crop": parts[:, 0]})
         inputs = self.reduce(torch.cat([image_token, parts], dim=1))
+        # Dropout1d drops whole tokens; the first one, which is classified, is always kept
         inputs = torch.cat([inputs[:, :1], self.token_drop(inputs[:, 1:])], dim=1)
         return self.aggregator(inputs), tokens
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens (B, n, width) to logits (B, num_classes).
 
-        With `pre_logits` to one feature (B, width): the first token, or the mean of all for `avg` and `max`.
+        With `pre_logits`, one feature (B, width): the first token, or the mean of all for `avg` and `max`.
         """
         if self.classifier == "cls":
             return x[:, 0] if pre_logits else self._classify(x[:, 0])
@@ -230,7 +231,7 @@ class GLSim(TwoPassTransformer):
 
     @torch.no_grad()
     def selected(self, x: Tensor) -> Selection:
-        """What is selected in images (B, C, H, W); the crops too where the network itself makes none."""
+        """Return the selection in images (B, C, H, W); with crops even where the network itself makes none."""
         tokens = self.encoder.encode(x)
         similarity, indices, boxes = self._select(x, tokens, self._normed(tokens))
         return Selection(similarity, indices, boxes, crop(x, boxes))
@@ -240,10 +241,10 @@ class GLSim(TwoPassTransformer):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new head for another number of classes.
+        """Replace the head by one for another number of classes.
 
         Raises:
-            UsageError: a pooling other than by the class token.
+            UsageError: another pooling than by the class token is requested.
         """
         if global_pool not in (None, "", "token"):
             raise UsageError(f"GLSim classifies from class tokens, it cannot pool by {global_pool!r}")

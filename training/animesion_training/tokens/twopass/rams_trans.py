@@ -23,13 +23,13 @@ from animesion_training.tokens.twopass.similarity import BoxRule, check_top, mas
 
 
 class Region(NamedTuple):
-    """What RAMS-Trans selects in a batch.
+    """The selection of RAMS-Trans in a batch.
 
     Attributes:
         attention: (B, N), attention rollout of the class token over patches.
-        mask: (B, rows, columns), bool, the cells that are attended to; a cell is `pool` by `pool` patches.
+        mask: (B, rows, columns), bool, the selected cells; a cell is `pool` by `pool` patches.
         boxes: (B, 4), int64, y0, y1, x0, x1 in pixels, the ends exclusive.
-        crops: (B, C, H, W), the boxes' content at the size of the images.
+        crops: (B, C, H, W), content of the boxes, resized to the size of the images.
     """
 
     attention: Tensor
@@ -39,33 +39,33 @@ class Region(NamedTuple):
 
 
 class RAMSTrans(TwoPassTransformer):
-    """Crop to what the class token attends to through all blocks, and average both passes' logits.
+    """Crop to the region that the class token attends to through all blocks, and average the logits of both passes.
 
-    RAMS-Trans (Hu et al., ACM MM 2021, arXiv 2107.08192) with two scales, as it is compared with in ILA (arXiv
-    2409.11051): attention rollout of the class token over patches, averaged over cells of `pool` by `pool` patches;
-    the box around the cells with at least `threshold` times the map's mean or maximum is cut out, resized and encoded
-    with the same weights. The encoder's own head classifies both. Only the class token's row of the rollout is
+    RAMS-Trans (Hu et al., ACM MM 2021, arXiv 2107.08192) with two scales, as ILA (arXiv 2409.11051) compares with it.
+    The attention rollout of the class token over patches is averaged over cells of `pool` by `pool` patches. The box
+    around the cells with at least `threshold` times the mean or maximum of this map is cropped, resized and encoded
+    with the same weights. The head of the encoder classifies both. Of the rollout, only the row of the class token is
     computed.
 
-    The paper bounds the largest connected region; here, as in the comparison, all cells above the threshold. Where
-    there are none, the crop is the whole image.
+    The paper bounds the largest connected region; here, as in the comparison, the box contains all cells above the
+    threshold. If no cell is, the crop is the whole image.
 
     Trace: `rollout` (B, N), `mask` (B, rows, columns), `crop_box_rows0_rows1_cols0_cols1` (B, 4), `crops`.
 
     Args:
-        encoder: a host with its head, whose plug-ins keep all tokens from block to block.
+        encoder: a host with its head, whose plug-ins keep the number of tokens.
         num_classes: number of classes; 0 for features alone.
         threshold: share of the mean or maximum, >= 0. The comparison's default is 0.5.
         relative_to: `mean` or `max` of the map.
-        pool: patches along the side of a cell; 1 for none.
-        top: in place of a threshold, the cells with the largest rollout, as many as this; as GLSim selects.
-        crop_class_token: see `TwoPassTransformer`; the paper has one class token for each scale.
+        pool: patches along the side of a cell; 1 for no pooling.
+        top: number of cells with the largest rollout to select in place of a threshold, as GLSim does.
+        crop_class_token: see `TwoPassTransformer`; the paper has one class token per scale.
         test_flip: see `TwoPassTransformer`.
         box: see `TwoPassTransformer`.
         reference_compat: see `TwoPassTransformer`.
 
     Raises:
-        UsageError: an unknown option, or an encoder that does not fit.
+        UsageError: an unknown value of an option, or an unsuitable encoder.
 
     Shape:
         (B, C, H, W) to logits (B, num_classes).
@@ -112,11 +112,11 @@ class RAMSTrans(TwoPassTransformer):
             attention = class_rollout(self._recorder.taken())
             if attention.shape[1] != tokens.x.shape[1]:
                 raise UsageError(
-                    f"RAMS-Trans crops by attention, which was over {attention.shape[1]} tokens of which "
+                    f"RAMS-Trans needs the same tokens in all blocks, and of {attention.shape[1]} tokens "
                     f"{tokens.x.shape[1]} are left: leave out methods that change their number"
                 )
-            attention = attention[:, tokens.prefix : attention.shape[1] - tokens.extra]
-            cells = attention.reshape(-1, *tokens.grid)
+            attention = attention[:, tokens.prefix : attention.shape[1] - tokens.extra]  # patches alone, (B, N)
+            cells = attention.reshape(-1, *tokens.grid)  # (B, rows, columns)
             if self.pool > 1:
                 cells = functional.avg_pool2d(cells[:, None], self.pool, ceil_mode=True)[:, 0]
             mask = self._mask(cells)
@@ -124,6 +124,7 @@ class RAMSTrans(TwoPassTransformer):
             return tokens, Region(attention, mask, boxes, crop(x, boxes))
 
     def _mask(self, cells: Tensor) -> Tensor:
+        """Select cells of a map (B, rows, columns); bool, of the same shape."""
         if self.top is not None:
             flat = cells.flatten(1)
             chosen = torch.zeros_like(flat, dtype=torch.bool).scatter(1, select(flat, self.top), True)
@@ -133,14 +134,14 @@ class RAMSTrans(TwoPassTransformer):
 
     def _features(self, x: Tensor, *, trace: bool = False, targets: Tensor | None = None) -> tuple[Tensor, Tokens]:
         tokens, region = self._first(x, trace=trace, targets=targets)
-        self._note(
-            tokens, rollout=region.attention, mask=region.mask, **{BOX_TRACE: region.boxes, "crops": region.crops}
-        )
-        whole = self.encoder.pool(tokens)
-        return torch.stack([whole, self.encoder.pool(self._second(region.crops, tokens))], dim=1), tokens
+        chosen = {"rollout": region.attention, "mask": region.mask, BOX_TRACE: region.boxes, "crops": region.crops}
+        self._record(tokens, **chosen)
+        of_image = self.encoder.pool(tokens)
+        of_crop = self.encoder.pool(self._second(region.crops, tokens))
+        return torch.stack([of_image, of_crop], dim=1), tokens
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Features (B, 2, ...) of both passes to mean logits (B, num_classes), or to the mean feature."""
+        """Features (B, 2, ...) of both passes to mean logits (B, num_classes), or to their mean."""
         if pre_logits:
             return x.mean(1)
         logits = self.encoder.forward_head(x.flatten(0, 1))
@@ -148,7 +149,7 @@ class RAMSTrans(TwoPassTransformer):
 
     @torch.no_grad()
     def selected(self, x: Tensor) -> Region:
-        """What is selected in images (B, C, H, W)."""
+        """Return the selection in images (B, C, H, W)."""
         return self._first(x)[1]
 
     def get_classifier(self) -> nn.Module:
@@ -156,6 +157,6 @@ class RAMSTrans(TwoPassTransformer):
         return self.encoder.get_classifier()
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new head for another number of classes; see `TokenVisionTransformer.reset_classifier`."""
+        """Replace the head by one for another number of classes; see `TokenVisionTransformer.reset_classifier`."""
         self.encoder.reset_classifier(num_classes, global_pool)
         self.num_classes = num_classes
