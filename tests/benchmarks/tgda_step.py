@@ -63,7 +63,7 @@ def parts_of_a_step(arguments: argparse.Namespace) -> dict[str, Callable[[], Any
     rows, columns = (-((steps - at) ** 2) / 0.05).exp().unbind(2)
     attention = rows[..., None] * columns[..., None, :]
     draws = views.draw(seeds, attention)
-    boxes = views.crop_boxes(views.picked(attention, draws.maps)[0], (side, side), draws.crop_threshold)
+    boxes = views.crop_boxes(views.select_maps(attention, draws.maps)[0], (side, side), draws.crop_threshold)
     made = views.views(images, attention, draws)
     raw, aug = taught(images).logits, taught(made).logits
 

@@ -49,7 +49,7 @@ def main() -> None:
             x = normalise(batch, torch.zeros(len(batch), dtype=torch.int64))
             attention = model.forward_parts(x).attention.float()
             draws = views.draw(torch.arange(start, start + len(batch)), attention)
-            maps, _ = views.picked(attention, draws.maps)
+            maps, _ = views.select_maps(attention, draws.maps)
             boxes = views.crop_boxes(maps, (side, side), draws.crop_threshold)
             crops.append((boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2]) / side**2)
             crop, drop = views.views(x, attention, draws).chunk(2)

@@ -167,7 +167,7 @@ def test_what_cannot_teach_is_refused(coloured: Path, teacher: Path, tmp_path: P
     others = animesion_model(tmp_path / "others.safetensors", ("blue", "green", "yellow"))
     with pytest.raises(UsageError, match=r"the teacher .*red.* not .yellow"):
         loop.train(student(others, recipe="kd"), coloured, tmp_path / "others", device="cpu")
-    with pytest.raises(UsageError, match=r"no auxiliary loss .dkdd.*dkd"):
+    with pytest.raises(UsageError, match=r"unknown auxiliary loss .dkdd.*dkd"):
         loop.train(student(teacher, "teacher.auxiliary=dkdd"), coloured, tmp_path / "aux", device="cpu")
 
 

@@ -76,7 +76,7 @@ def test_maps_are_weighed_and_taken_as_the_originals():
     golden = read("cal_head.safetensors")
     attention = golden["train_attention_maps"]
     close(views.pick_weights(attention), golden["train_pick_probs"], 1e-6)
-    taken = torch.cat(views.picked(attention, golden["train_picked_indices"]), 1)
+    taken = torch.cat(views.select_maps(attention, golden["train_picked_indices"]), 1)
     assert torch.equal(taken, golden["train_attention_map_sampled"])
     close(views.mean_map(golden["eval_attention_maps"]), golden["eval_attention_map_mean"], 1e-6)
 

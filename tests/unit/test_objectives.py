@@ -284,7 +284,7 @@ def test_wrong_calls_say_so() -> None:
             objective(logits, wrong)
     with pytest.raises(ValueError, match="logits must be"):
         objective(logits.long(), targets)
-    with pytest.raises(ValueError, match="made for 5 classes, the logits have 4"):
+    with pytest.raises(ValueError, match="the objective has 5 classes, the logits have 4"):
         make("balanced-softmax")(logits[:, :4], targets)
     with pytest.raises(ValueError, match="non-negative"):
         create_objective("ldam", [3, -1])

@@ -23,7 +23,7 @@ from animesion_training.data import (
     ResizeRandomCrop,
     seeds,
 )
-from animesion_training.data.augment import random_boxes, resampled
+from animesion_training.data.augment import random_boxes, resample_boxes
 from animesion_training.data.decode import Transform, decode_into
 
 SIDES = st.integers(1, 900)
@@ -205,7 +205,7 @@ def test_resampling_on_the_device_is_pillows() -> None:
     pixels = torch.from_numpy(np.asarray(image).copy())[None]
     for box in ((0, 0, 80, 80), (10, 20, 60, 50), (5, 5, 20, 30)):
         shares = torch.tensor([[box[0], box[1], box[2] - box[0], box[3] - box[1]]]) / 80
-        ours = resampled(pixels, shares, 32)[0].permute(1, 2, 0).numpy()
+        ours = resample_boxes(pixels, shares, 32)[0].permute(1, 2, 0).numpy()
         theirs = image.resize((32, 32), Image.Resampling.BILINEAR, box=box)
         assert apart(ours, np.asarray(theirs)) < 1.5
         assert math.isclose(float(ours.mean()), float(np.asarray(theirs).mean()), abs_tol=1.0)

@@ -225,7 +225,7 @@ def test_impossible_requests_are_refused() -> None:
     data = drawn([3])
     with pytest.raises(UsageError, match="too few for 4 processes"):
         Stream(data, "train", 2, 8, world_size=4)
-    with pytest.raises(UsageError, match="no sampling 'balanced'"):
+    with pytest.raises(UsageError, match="unknown sampling 'balanced'"):
         Stream(data, "train", 2, 8, sampling="balanced")
     with pytest.raises(UsageError, match="batch size 0"):
         Stream(data, "train", 0, 8)

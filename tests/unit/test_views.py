@@ -195,7 +195,7 @@ def test_only_the_first_maps_are_drawn_where_a_number_is_given() -> None:
 
 def test_minus_1_stands_for_the_mean_map() -> None:
     attention = random(2, 5, 3, 3)
-    crops, drops = views.picked(attention, torch.tensor([[4, -1], [-1, 0]]))
+    crops, drops = views.select_maps(attention, torch.tensor([[4, -1], [-1, 0]]))
     assert torch.equal(crops[0, 0], attention[0, 4])
     assert torch.equal(drops[1, 0], attention[1, 0])
     torch.testing.assert_close(drops[0, 0], attention[0].mean(0))

@@ -11,20 +11,20 @@ from torch import Tensor
 
 from animesion_training.losses.distillation import top_values
 
-#: A second value below this is too small to divide by.
+#: Smallest value that a ratio may divide by.
 _LEAST = 1e-6
 
 
 def ratio_12(logits: Tensor) -> Tensor:
-    """How far a teacher's first logit is above its second, `P1 / P2`; the lower the better it teaches.
+    """Compute the ratio `P1 / P2` of a teacher's first logit to its second; lower ratios make better teachers.
 
-    Rios et al., arXiv 2605.15689. It depends on where the logits' zero is; `margin_12` does not.
+    Rios et al., arXiv 2605.15689. It changes when logits are shifted by a constant; `margin_12` does not.
 
     Args:
         logits: (B, K), K >= 2, raw.
 
     Returns:
-        (B,), float32; NaN where P2 is below 1e-6, so that a ratio has no meaning.
+        (B,), float32; NaN where P2 is below 1e-6 and the ratio has no meaning.
 
     Raises:
         UsageError: a single class.
@@ -33,7 +33,7 @@ def ratio_12(logits: Tensor) -> Tensor:
 
 
 def margin_12(logits: Tensor) -> Tensor:
-    """`P1 - P2` of the logits (B, K), K >= 2, as (B,) float32: 0 or more, the same for shifted logits.
+    """Compute the margin `P1 - P2` of logits (B, K), K >= 2, as (B,) float32, 0 or more.
 
     Raises:
         UsageError: a single class.
@@ -43,16 +43,16 @@ def margin_12(logits: Tensor) -> Tensor:
 
 
 class TeacherStatistics:
-    """What a pass over a split says about a teacher: its logits on images as they are, batch by batch.
+    """Means of confidence statistics over the samples of a split, accumulated batch by batch in float64.
 
-    Numbers are means over the samples, in float64, by the names of arXiv 2605.15689 with `_normal` for raw logits,
-    `_softmax` for probabilities and `_log` for their logarithms: `ratio_1_2`, `ratio_1_3`, `ratio_2_3` of the sorted
-    values P1 >= P2 >= ...; `sec_std`, the standard deviation of P2, P3 and P4; `ratio_1_std`, P1 over it. Then
-    `margin_1_2`, P1 - P2 of the logits, and `entropy` of the probabilities in nats.
+    The names are those of arXiv 2605.15689, with `_normal` for raw logits, `_softmax` for probabilities and `_log` for
+    their logarithms: `ratio_1_2`, `ratio_1_3`, `ratio_2_3` of the sorted values P1 >= P2 >= ...; `sec_std`, the
+    standard deviation of P2, P3 and P4; `ratio_1_std`, P1 divided by it. In addition `margin_1_2`, P1 - P2 of the
+    logits, and `entropy` of the probabilities in nats.
 
-    A ratio whose denominator is no positive number (for `_log`: no negative one) is left out of its mean; `defined`
-    says for which share of the samples `ratio_1_2_normal` is not. A mean over no sample is None; numbers that need more
-    classes than there are are absent.
+    A ratio whose denominator is not positive (for `_log`: not negative) is left out of its mean; `defined` is the share
+    of samples that have a `ratio_1_2_normal`. A mean over no samples is None. Statistics that need more classes than
+    the logits have are absent.
     """
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class TeacherStatistics:
 
     @torch.no_grad()
     def update(self, logits: Tensor) -> None:
-        """Add a batch of logits (B, K), K >= 2; nothing waits for the device.
+        """Add a batch of logits (B, K), K >= 2, without synchronising with the device.
 
         Raises:
             UsageError: a single class.
@@ -71,9 +71,10 @@ class TeacherStatistics:
         logs = logits.float().log_softmax(1)
         values = {"normal": logits.float(), "softmax": logs.exp(), "log": logs}
         for scale, value in values.items():
-            ranked = top_values(value, 4)
-            # logarithms are negative: the ratio of two of them is that of their magnitudes
-            sign, least = (-1, _LEAST) if scale == "log" else (1, 0.0 if scale == "softmax" else _LEAST)
+            ranked = top_values(value, 4)  # (B, min(4, K))
+            # logarithms are negative: take the ratio of their magnitudes
+            sign = -1 if scale == "log" else 1
+            least = 0.0 if scale == "softmax" else _LEAST
             for first, second in ((0, 1), (0, 2), (1, 2)):
                 if second < ranked.shape[1]:
                     self._add(f"ratio_{first + 1}_{second + 1}_{scale}", _ratio(sign * ranked, first, second, least))
@@ -85,7 +86,7 @@ class TeacherStatistics:
         self._add("entropy", -torch.xlogy(logs.exp(), logs.exp()).sum(1))
 
     def results(self) -> dict[str, float | None]:
-        """The means by name, and `defined`, a share 0..1."""
+        """Return the means by name, and `defined`, a share 0..1."""
         counts = {name: int(count) for name, count in self._counts.items()}
         means = {name: float(total) / counts[name] if counts[name] else None for name, total in self._sums.items()}
         return means | {"defined": counts.get("ratio_1_2_normal", 0) / self.samples if self.samples else None}

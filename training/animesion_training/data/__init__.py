@@ -1,4 +1,4 @@
-"""From samples on disk to batches on the device: sources, schedule, sampling, decoding, augmentation, caching.
+"""Load labelled images: sources, sampling, schedule, decoding, augmentation and caching.
 
     data = open_data("out/daf-re")
     stream = Stream(data, "train", batch_size=256, size=128, seed=1)
@@ -6,8 +6,8 @@
     for batch in stream:
         images = augment(batch.images.to(device), batch.seeds.to(device))
 
-What happens in which epoch is a pure function of the seed (`schedule`, `sampling`); how it is read and decoded
-(`sources`, `stream`, `cache`) changes nothing about it. Models, losses and the loop are left to the rest of the
+The order of samples is a pure function of seed and epoch (`schedule`, `sampling`); how they are read and decoded
+(`sources`, `stream`, `cache`) does not change it. Models, losses and the training loop are left to the rest of the
 package.
 """
 
@@ -23,7 +23,7 @@ from animesion_training.data.decode import (
     Transform,
 )
 from animesion_training.data.positions import Batch
-from animesion_training.data.samples import DataSplits, Samples, divided
+from animesion_training.data.samples import DataSplits, Samples, divide_split
 from animesion_training.data.sampling import SAMPLINGS
 from animesion_training.data.sources import open_data
 from animesion_training.data.stream import Stream
@@ -46,6 +46,6 @@ __all__ = [
     "Transform",
     "TrivialAugmentWide",
     "cache_samples",
-    "divided",
+    "divide_split",
     "open_data",
 ]

@@ -1,8 +1,8 @@
-"""From a batch of uint8 pixels to what a model takes, on the device: flip, distort, normalise, erase; cached crops.
+"""Augment and normalise uint8 batches on the device: flip, colour jitter, erasing; and crops of cached images.
 
-Every sample is changed on its own but all of them in the same few calls, and by numbers hashed from the sample's seed
-(`seeds`): there is no generator whose state a resumed run would have to restore. TrivialAugmentWide is in `trivial`;
-mixing samples (MixUp, CutMix) is left to the objectives.
+Every sample has its own random numbers, hashed from its seed (`seeds`), but the whole batch is processed in a few
+calls; no generator state has to be restored to resume. TrivialAugmentWide is in `trivial_augment`, MixUp and CutMix are
+in `mixing`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _FLIP, _COLOUR, _ERASE, _BOX = 101, 102, 103, 104
 
-# luma, and the rotation's plane: YIQ (FCC NTSC), as in ITU-R BT.601 luma
+# RGB to YIQ (FCC NTSC): luma of ITU-R BT.601, then the plane in which hue rotates
 _TO_YIQ = ((0.299, 0.587, 0.114), (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135))
 
 
@@ -30,8 +30,9 @@ _TO_YIQ = ((0.299, 0.587, 0.114), (0.595716, -0.274453, -0.321263), (0.211456, -
 class ColorJitter:
     """Random brightness, contrast, saturation and hue; factors are uniform in [max(0, 1 - x), 1 + x].
 
-    Brightness, saturation and hue are one 3x3 matrix a sample, then contrast pulls towards the mean grey; values are
-    clamped once at the end. Hue turns the colours in the YIQ plane (as NVIDIA DALI does) by up to `hue` of a full turn.
+    Brightness, saturation and hue are one 3x3 matrix per sample; contrast then blends with the mean grey, and values
+    are clamped once at the end. Hue rotates colours in the YIQ plane, as NVIDIA DALI does, by up to `hue` of a full
+    turn.
 
     Attributes:
         brightness: 0 or more.
@@ -46,7 +47,7 @@ class ColorJitter:
     hue: float = 0.0
 
     def __call__(self, images: Tensor, u: Tensor) -> Tensor:
-        """Jitter.
+        """Jitter the colours of a batch.
 
         Args:
             images: shape (B, H, W, 3), floating point, 0 to 255.
@@ -63,15 +64,15 @@ class ColorJitter:
         brightness, saturation, contrast = factors
         angle = (2 * u[:, 3] - 1) * (2 * torch.pi * self.hue)
         to_yiq = torch.tensor(_TO_YIQ, device=u.device, dtype=torch.float32)
-        cos, sin, none, one = angle.cos(), angle.sin(), torch.zeros_like(angle), torch.ones_like(angle)
-        turn = torch.stack(
-            (one, none, none, none, saturation * cos, -saturation * sin, none, saturation * sin, saturation * cos), 1
-        ).view(-1, 3, 3)
+        cos, sin = saturation * angle.cos(), saturation * angle.sin()
+        none, one = torch.zeros_like(angle), torch.ones_like(angle)
+        # in YIQ: luma stays, the chroma plane is rotated and scaled, (B, 3, 3)
+        turn = torch.stack((one, none, none, none, cos, -sin, none, sin, cos), 1).view(-1, 3, 3)
         matrix = torch.linalg.inv(to_yiq) @ turn @ to_yiq * brightness[:, None, None]
-        grey = images.mean((1, 2), dtype=torch.float32) @ to_yiq[0] * brightness
+        grey = images.mean((1, 2), dtype=torch.float32) @ to_yiq[0] * brightness  # (B,)
         matrix = matrix * contrast[:, None, None]
         shift = ((1 - contrast) * grey).to(images.dtype)[:, None, None]
-        flat = images.reshape(images.shape[0], -1, 3)
+        flat = images.reshape(images.shape[0], -1, 3)  # (B, H * W, 3)
         changed: Tensor = flat @ matrix.transpose(1, 2).to(images.dtype) + shift
         return changed.clamp_(0, 255).view_as(images)
 
@@ -81,9 +82,9 @@ class RandomErasing:
     """Blank a random box with the mean colour (Zhong et al., "Random erasing data augmentation", 2020).
 
     Attributes:
-        probability: that a sample is erased.
-        scale: least and greatest area, as a share of the image.
-        ratio: least and greatest height / width; a box that would stick out is cut to the image's side.
+        probability: share of the samples that are erased.
+        scale: smallest and largest area, as a share of the image.
+        ratio: smallest and largest height / width; longer sides are cut to the side of the image.
     """
 
     probability: float = 0.25
@@ -91,7 +92,7 @@ class RandomErasing:
     ratio: tuple[float, float] = (0.3, 3.3)
 
     def boxes(self, u: Tensor, height: int, width: int) -> Tensor:
-        """Where to erase.
+        """Draw the boxes to erase, as masks.
 
         Args:
             u: shape (B, 5), in [0, 1).
@@ -99,7 +100,7 @@ class RandomErasing:
             width: of the images.
 
         Returns:
-            Shape (B, height, width), bool.
+            Shape (B, height, width), bool, true where pixels are erased.
         """
         area = (self.scale[0] + (self.scale[1] - self.scale[0]) * u[:, 1]) * height * width
         least, most = (torch.tensor(bound).log() for bound in self.ratio)
@@ -116,17 +117,17 @@ class RandomErasing:
 
 @dataclass(frozen=True)
 class Augment:
-    """uint8 batches to normalised ones, augmented sample by sample: flip, TrivialAugment, jitter, then erasing.
+    """Augment uint8 batches sample by sample and normalise them: flip, TrivialAugmentWide, jitter, then erasing.
 
     Attributes:
-        flip: probability of a left-right flip; 0 in evaluation.
-        jitter: colour jitter, if any.
-        erasing: random erasing, if any.
-        mean: of each channel, for values of 0 to 1.
-        std: of each channel, for values of 0 to 1.
+        flip: probability of a horizontal flip; 0 in evaluation.
+        jitter: colour jitter, or None.
+        erasing: random erasing, or None.
+        mean: mean of each channel, for values of 0 to 1.
+        std: standard deviation of each channel, for values of 0 to 1.
         dtype: of the result.
-        channels_last: leave the result channels-last in memory, as it comes.
-        trivial: TrivialAugmentWide, if any; it takes uint8 only.
+        channels_last: whether the result is channels-last in memory.
+        trivial: TrivialAugmentWide, or None; it accepts uint8 only.
     """
 
     flip: float = 0.5
@@ -147,7 +148,7 @@ class Augment:
         *,
         channels_last: bool = True,
     ) -> Augment:
-        """Normalisation alone, for evaluation."""
+        """Return a transform that only normalises, for evaluation."""
         return cls(0.0, None, None, mean, std, dtype, channels_last)
 
     def __call__(self, images: Tensor, sample_seeds: Tensor) -> Tensor:
@@ -161,10 +162,11 @@ class Augment:
             Shape (B, 3, H, W) of `dtype`: (x / 255 - mean) / std.
 
         Raises:
-            UsageError: there is a TrivialAugmentWide, and images are not uint8.
+            UsageError: images for TrivialAugmentWide are not uint8.
         """
         pixels = images.permute(0, 2, 3, 1)
         flipped = seeds.tensor_uniforms(sample_seeds, 1, _FLIP)[:, 0] < self.flip
+        # the fast path on the CPU flips and normalises in one pass over each image
         by_image = pixels.device.type == "cpu" and pixels.dtype == torch.uint8 and self.jitter is None
         if self.flip > 0 and (self.trivial is not None or not by_image):
             pixels = torch.where(flipped[:, None, None, None], pixels.flip(2), pixels)
@@ -172,11 +174,11 @@ class Augment:
         if self.trivial is not None:
             pixels = self.trivial(pixels.permute(0, 3, 1, 2), sample_seeds).permute(0, 2, 3, 1)
         if by_image:
-            result = self._flipped_and_normalised(pixels, flipped)
+            result = self._flip_and_normalise(pixels, flipped)
         else:
             if self.jitter is not None:
                 pixels = self.jitter(pixels.to(torch.float32), seeds.tensor_uniforms(sample_seeds, 4, _COLOUR))
-            result = self._normalised(pixels)
+            result = self._normalise(pixels)
         if self.erasing is not None:
             u = seeds.tensor_uniforms(sample_seeds, 5, _ERASE)
             result.masked_fill_(self.erasing.boxes(u, *result.shape[1:3])[..., None], 0.0)
@@ -188,19 +190,19 @@ class Augment:
         shift = [-mean / std for mean, std in zip(self.mean, self.std, strict=True)]
         return torch.tensor(scale, device=device), torch.tensor(shift, device=device)
 
-    def _normalised(self, pixels: Tensor) -> Tensor:
-        # rows of whole pixels: with three values a row the arithmetic would not be vectorised
+    def _normalise(self, pixels: Tensor) -> Tensor:
+        # one row per image row: rows of three values would not be vectorised
         batch, height, width, _ = pixels.shape
         scale, shift = (values.repeat(width) for values in self._scale_and_shift(pixels.device))
         rows = pixels.reshape(batch * height, width * 3)
         result = torch.addcmul(shift, rows.to(torch.float32), scale)
         return result.to(self.dtype).view(batch, height, width, 3)
 
-    def _flipped_and_normalised(self, pixels: Tensor, flipped: Tensor) -> Tensor:
-        """On the CPU: image by image while it is in the cache, into memory of large pages; four times as fast."""
+    def _flip_and_normalise(self, pixels: Tensor, flipped: Tensor) -> Tensor:
+        """Process image by image, while each is in the CPU's cache; four times as fast as the whole batch at once."""
         batch, height, width, _ = pixels.shape
         scale, shift = (values.repeat(width).numpy() for values in self._scale_and_shift(pixels.device))
-        result = np.empty((batch, height, width * 3), dtype=np.float32)
+        result = np.empty((batch, height, width * 3), dtype=np.float32)  # numpy asks for large pages
         for source, target, flip in zip(pixels.contiguous().numpy(), result, flipped.tolist(), strict=True):
             rows = (cv2.flip(source, 1) if flip else source).reshape(height, width * 3)
             np.multiply(rows, scale, out=target)
@@ -218,25 +220,27 @@ def random_boxes(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     tries: int = 10,
 ) -> Tensor:
-    """Boxes of random area and aspect, torchvision's distribution (`decode.RandomResizedCrop`) for a whole batch.
+    """Draw boxes of random area and aspect for a batch, from the distribution of `decode.RandomResizedCrop`.
 
     Args:
         sample_seeds: shape (B,), int64.
         aspects: width / height of the images, shape (B,).
-        scale: least and greatest area, as a share of the image.
-        ratio: least and greatest width / height.
-        tries: after which the whole image is taken, cut to the nearest aspect allowed.
+        scale: smallest and largest area, as a share of the image.
+        ratio: smallest and largest width / height.
+        tries: number of draws, after which the centre of the image is taken, cut to the nearest allowed aspect.
 
     Returns:
         Left, top, width, height as shares of the image, shape (B, 4), float32.
     """
+    # area and aspect of each try, then the position
     u = seeds.tensor_uniforms(sample_seeds, 2 * tries + 2, _BOX)
     area = scale[0] + (scale[1] - scale[0]) * u[:, : 2 * tries : 2]
     least, most = (torch.tensor(bound).log() for bound in ratio)
+    # ratios in units of the image's aspect, so that widths and heights are shares of its sides, (B, tries)
     shape = (least + (most - least) * u[:, 1 : 2 * tries : 2]).exp() / aspects[:, None]
     widths, heights = (area * shape).sqrt(), (area / shape).sqrt()
     fits = (widths <= 1) & (heights <= 1)
-    first = fits.to(torch.uint8).argmax(1, keepdim=True)
+    first = fits.to(torch.uint8).argmax(1, keepdim=True)  # argmax returns the first of equals
     width, height = widths.gather(1, first)[:, 0], heights.gather(1, first)[:, 0]
     none = ~fits.any(1)
     width = torch.where(none, (ratio[1] / aspects).clamp(max=1), width)
@@ -247,8 +251,8 @@ def random_boxes(
     return torch.stack((left, top, width, height), 1)
 
 
-def resampled(images: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """Cut a box out of each image and resize it, antialiased bilinear as Pillow's, in two batched matrix products.
+def resample_boxes(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Crop a box from each image and resize it, antialiased bilinear as in Pillow, by two batched matrix products.
 
     Args:
         images: shape (B, H, W, 3), uint8.
@@ -259,18 +263,19 @@ def resampled(images: Tensor, boxes: Tensor, size: int) -> Tensor:
         Shape (B, 3, S, S), channels-last in memory, float32, 0 to 255.
     """
     batch, height, width, _ = images.shape
-    across = _weights(boxes[:, 0], boxes[:, 2], width, size)
-    down = _weights(boxes[:, 1], boxes[:, 3], height, size)
+    across = _weights(boxes[:, 0], boxes[:, 2], width, size)  # (B, S, W)
+    down = _weights(boxes[:, 1], boxes[:, 3], height, size)  # (B, S, H)
     values = images.to(torch.float32)
     values = torch.bmm(down, values.reshape(batch, height, width * 3)).view(batch, size, width, 3)
     return torch.matmul(across[:, None], values).permute(0, 3, 1, 2)
 
 
 def _weights(start: Tensor, length: Tensor, source: int, size: int) -> Tensor:
-    """Rows of weights that sum to 1: how much each of `source` pixels gives to each of `size`, shape (B, S, source)."""
+    """Weights (B, S, source) of the source pixels in each of S output pixels; rows sum to 1."""
     step = length * source / size
     centres = start[:, None] * source + (torch.arange(size, device=start.device) + 0.5) * step[:, None]
     pixels = torch.arange(source, device=start.device) + 0.5
+    # a triangle filter, widened when the box shrinks
     reach = step.clamp(min=1)[:, None, None]
     weights = (1 - (pixels - centres[:, :, None]).abs() / reach).clamp(min=0)
     return weights / weights.sum(2, keepdim=True)

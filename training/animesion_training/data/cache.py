@@ -1,8 +1,8 @@
-"""For sets that fit into memory: decode once, then cut batches out of a resident tensor, augmented on the device.
+"""Cache datasets that fit into memory: decode once, then crop batches from a resident tensor on the device.
 
-The schedule, the positions and the state are those of `Stream`: a run may change between the two and continue. Images
-are kept as squares (stretched; their aspect is remembered and undone by the crops), at 1.15 times the training size by
-default, so that a crop of the whole image loses nothing and a small crop is a little softer than from the file.
+Schedule, positions and state are those of `Stream`, so a run can be resumed with the other of the two. Images are
+stretched to squares, and the crops undo that. The squares are 1.15 times as large as the training size by default: a
+crop of the whole image loses nothing, a small crop is slightly softer than one from the file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 from animesion.errors import UsageError
 from animesion.images.codec import RejectedImageError
 from animesion_training.data import seeds
-from animesion_training.data.augment import random_boxes, resampled
+from animesion_training.data.augment import random_boxes, resample_boxes
 from animesion_training.data.decode import (
     Pixels,
     RandomResizedCrop,
@@ -35,8 +35,8 @@ from animesion_training.data.positions import Batch, Scheduled
 from animesion_training.data.samples import DataSplits, Samples
 from animesion_training.data.stream import default_workers
 
-_STORED = 1.15
-_PEEKED = 256
+_OVERSIZE = 1.15
+_PROBED = 256
 _PLACE = 105
 
 
@@ -46,9 +46,9 @@ class Resident:
 
     Attributes:
         images: shape (N, side, side, 3), uint8.
-        aspects: width / height of the images before they were made square, shape (N,), float32.
+        aspects: width / height of the original images, shape (N,), float32.
         labels: class ids, shape (N,), int64.
-        samples: what was decoded.
+        samples: the samples that were decoded.
         num_classes: classes in the map.
     """
 
@@ -60,19 +60,19 @@ class Resident:
 
 
 def stored_side(samples: Samples, size: int) -> int:
-    """The side at which images are kept.
+    """Choose the side of the cached squares.
 
-    It is 1.15 times the training size, but not above the longest side of any of 256 images looked at, nor below the
-    training size.
+    It is 1.15 times the training size, but at most the longest side among 256 probed images, and at least the training
+    size.
 
     Raises:
         UsageError: one of the images cannot be read.
     """
     longest = 0
     probe = np.empty((1, 1, 3), dtype=np.uint8)
-    for i in np.unique(np.linspace(0, len(samples) - 1, min(_PEEKED, len(samples)), dtype=np.int64)).tolist():
-        longest = max(longest, *_decoded(samples, i, probe, Resize(1)))
-    return max(size, min(math.ceil(size * _STORED), longest))
+    for i in np.unique(np.linspace(0, len(samples) - 1, min(_PROBED, len(samples)), dtype=np.int64)).tolist():
+        longest = max(longest, *_decode(samples, i, probe, Resize(1)))
+    return max(size, min(math.ceil(size * _OVERSIZE), longest))
 
 
 def cache_samples(
@@ -87,21 +87,21 @@ def cache_samples(
     workers: int | Literal["auto"] = "auto",
     notify: Callable[[str], None] = print,
 ) -> Resident:
-    """Decode a split once.
+    """Decode a split into memory.
 
     Args:
-        data: what `open_data` gives.
+        data: the data, from `open_data`.
         split: name of the split.
-        size: side of the images that batches will have, in pixels.
-        where: `ram`, or `device` to keep the images on the device.
+        size: side of the images in batches, in pixels.
+        where: `ram`, or `device` to store the images on the device.
         device: the training device.
-        side: side at which images are kept; by default `stored_side`.
-        most_bytes: refuse to take more; by default half of what is free there.
+        side: side of the cached squares; by default `stored_side`.
+        most_bytes: upper limit; by default half of the free memory.
         workers: decoding threads.
-        notify: called with a sentence with the size before memory is taken.
+        notify: called with a message that states the size, before memory is allocated.
 
     Raises:
-        UsageError: it does not fit, or an image cannot be read.
+        UsageError: the split does not fit, or an image cannot be read.
     """
     samples = data.select(split)
     samples.check()
@@ -114,7 +114,7 @@ def cache_samples(
     if needed > bound:
         raise UsageError(
             f"cannot cache the split '{split}': {facts} of {memory} and {bound / 1e9:.2f} GB "
-            "are allowed; stream it (no --cache), or raise the bound"
+            "are allowed; stream it (without --cache), or raise the limit"
         )
     notify(f"caching the split '{split}': {facts} of {memory}")
     images = torch.empty((len(samples), side, side, 3), dtype=torch.uint8, device=target)
@@ -123,12 +123,12 @@ def cache_samples(
     with ThreadPoolExecutor(max(1, default_workers() if workers == "auto" else workers), "animesion-decode") as pool:
         step = 512
         for start in range(0, len(samples), step):
-            # on a device by way of a small buffer: the whole set need not fit into RAM
+            # a device is filled from a small buffer: the whole split need not fit into RAM
             part = images[start : start + step]
             buffer = part if target.type == "cpu" else torch.empty(part.shape, dtype=torch.uint8)
             pixels: Pixels = buffer.numpy()
             sizes = pool.map(
-                lambda row, pixels=pixels, start=start: _decoded(samples, start + row, pixels[row], Resize(side)),
+                lambda row, pixels=pixels, start=start: _decode(samples, start + row, pixels[row], Resize(side)),
                 range(len(part)),
             )
             aspects[start : start + step] = torch.tensor([width / height for width, height in sizes])
@@ -139,24 +139,24 @@ def cache_samples(
 
 
 class CachedStream(Scheduled):
-    """Batches of a resident split, on the training device; see `Scheduled` for order, ranks and resuming.
+    """Iterate over batches of a cached split, on the training device; see `Scheduled` for order, ranks and resuming.
 
     Args:
-        resident: what `cache_samples` gives.
-        batch_size: samples of a batch of one rank.
+        resident: the decoded split, from `cache_samples`.
+        batch_size: samples per batch and rank.
         size: side of the images in pixels.
-        device: the training device; batches come out there.
-        train: shuffle, sample and crop at random.
-        transform: as for `Stream`; done on the device, antialiased.
+        device: the training device, where batches are made.
+        train: whether to shuffle, sample and crop at random.
+        transform: as for `Stream`; computed on the device, antialiased.
         sampling: as for `Stream`.
-        epochs: of the run; progressive sampling goes by it.
+        epochs: length of the run, for progressive sampling.
         seed: of order and augmentation.
         rank: of this process.
         world_size: number of processes.
-        window: the window of the stream whose position is to be continued, if it had one.
+        window: window of the stream whose position is resumed, if it had one.
 
     Raises:
-        UsageError: an argument is out of range, or there is no such sampling.
+        UsageError: an argument is out of range, or an unknown sampling.
     """
 
     def __init__(
@@ -191,9 +191,11 @@ class CachedStream(Scheduled):
         self.device = torch.device(device)
         self.transform = transform or (RandomResizedCrop(size) if train else Resize(size))
         if self.transform.size != size:
-            raise UsageError(f"the transform gives {self.transform.size} pixels where {size} were asked; use one size")
+            raise UsageError(
+                f"the transform returns {self.transform.size} pixels, but size is {size}: use the same size"
+            )
         if not isinstance(self.transform, (RandomResizedCrop, Resize, ResizeCenterCrop, ResizeRandomCrop)):
-            raise UsageError(f"{type(self.transform).__name__} is not known to --cache; stream instead")
+            raise UsageError(f"--cache does not support {type(self.transform).__name__}: stream instead")
 
     def _batches(self) -> Generator[Batch]:
         home = self.resident.images.device
@@ -209,12 +211,12 @@ class CachedStream(Scheduled):
 
 
 def view_on_device(transform: Transform, images: Tensor, aspects: Tensor, sample_seeds: Tensor) -> Tensor:
-    """A transform for a batch of square-stored images.
+    """Apply a transform to a batch of images that are stored as squares.
 
     Args:
-        transform: one of `decode`'s.
+        transform: one of `decode`.
         images: shape (B, side, side, 3), uint8.
-        aspects: true width / height, shape (B,).
+        aspects: width / height of the original images, shape (B,).
         sample_seeds: shape (B,), int64.
 
     Returns:
@@ -225,8 +227,9 @@ def view_on_device(transform: Transform, images: Tensor, aspects: Tensor, sample
         boxes = random_boxes(sample_seeds, aspects, transform.scale, transform.ratio)
     elif isinstance(transform, ResizeRandomCrop):
         places = (seeds.tensor_uniforms(sample_seeds, 2, _PLACE) * (transform.margin + 1)).floor()
-        share = torch.full((batch, 2), size / (size + transform.margin), device=images.device)
-        boxes = torch.cat((places / (size + transform.margin), share), 1)
+        whole = size + transform.margin
+        share = torch.full((batch, 2), size / whole, device=images.device)
+        boxes = torch.cat((places / whole, share), 1)  # left, top, width, height as shares, (B, 4)
     elif isinstance(transform, ResizeCenterCrop):
         share = torch.stack((1 / aspects, aspects), 1).clamp(max=1) * transform.share
         boxes = torch.cat(((1 - share) / 2, share), 1)
@@ -234,14 +237,14 @@ def view_on_device(transform: Transform, images: Tensor, aspects: Tensor, sample
         return images.permute(0, 3, 1, 2)
     else:
         boxes = torch.tensor([0.0, 0.0, 1.0, 1.0], device=images.device).expand(batch, 4)
-    return resampled(images, boxes, size).add_(0.5).clamp_(0, 255).to(torch.uint8)
+    return resample_boxes(images, boxes, size).add_(0.5).clamp_(0, 255).to(torch.uint8)
 
 
-def _decoded(samples: Samples, i: int, out: Pixels, transform: Transform) -> tuple[int, int]:
+def _decode(samples: Samples, i: int, out: Pixels, transform: Transform) -> tuple[int, int]:
     try:
         return decode_into(out, samples.read(i), transform, ())
     except RejectedImageError as error:
-        raise UsageError(f"{samples.place(i)} does not decode ({error}); delete it or put a sound file there") from None
+        raise UsageError(f"{samples.place(i)} does not decode ({error}): delete or replace the file") from None
 
 
 def _free_bytes(device: torch.device) -> int:
@@ -251,4 +254,4 @@ def _free_bytes(device: torch.device) -> int:
         with open("/proc/meminfo", encoding="ascii") as facts:
             return next(int(line.split()[1]) * 1024 for line in facts if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
-        raise UsageError("cannot tell how much memory is free here; state the cache's bound") from None
+        raise UsageError("cannot determine the free memory: pass most_bytes") from None

@@ -1,10 +1,10 @@
-"""One image: bytes to a square of uint8 pixels, cropped and resized; the transforms that say which part of it.
+"""Decode one image into a square of uint8 pixels, and the transforms that choose its crop and size.
 
-JPEGs without a rotation are decoded by libjpeg-turbo at the least of 1/1, 1/2, 3/8, 1/4, 1/8 of their size that still
-covers the wanted resolution (other fractions have no fast inverse DCT and lose to the next larger one), then OpenCV
-resizes straight into the batch; both release the interpreter lock. All else, and a JPEG that the fast decoder has a
-word to say about, goes through `animesion.images.codec`, which also decides what is an image at all. Flips, colours and
-normalisation are done by the batch, in `augment`.
+libjpeg-turbo decodes JPEGs without a rotation at the smallest of 1/1, 1/2, 3/8, 1/4, 1/8 of their size that still
+covers the requested resolution (other fractions have no fast inverse DCT and are slower than the next larger one).
+OpenCV then resizes into the batch; both release the interpreter lock. Other files, and JPEGs that the fast decoder
+warns about, are decoded by `animesion.images.codec`, which also decides what counts as an image. `augment` flips,
+jitters and normalises whole batches.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ Content = bytes | memoryview
 
 _LIMITS = codec.Limits()
 
-# where the shrinkage makes two-tap interpolation skip pixels visibly
+# factor of shrinkage above which two-tap interpolation visibly skips pixels
 _SHARP = 2.0
 
 
 class View(NamedTuple):
-    """What to do with an image: cut out a box, resize that, cut the result.
+    """A box of an image, the size it is resized to, and the square that is cropped from the result; all in pixels.
 
     Attributes:
-        left: of the box in pixels.
-        top: of the box in pixels.
-        width: of the box in pixels.
-        height: of the box in pixels.
-        to_width: the box's width after resizing.
-        to_height: the box's height after resizing.
-        x: left of the final square in the resized box.
-        y: top of the final square in the resized box.
+        left: left edge of the box.
+        top: top edge of the box.
+        width: width of the box.
+        height: height of the box.
+        to_width: width of the box after resizing.
+        to_height: height of the box after resizing.
+        x: left edge of the final square in the resized box.
+        y: top edge of the final square in the resized box.
     """
 
     left: int
@@ -59,18 +59,18 @@ class Transform(Protocol):
 
     @property
     def size(self) -> int:
-        """Side of the square that comes out, in pixels."""
+        """Side of the resulting square, in pixels."""
 
     @property
     def numbers(self) -> int:
-        """Random numbers that `view` needs."""
+        """How many random numbers `view` needs."""
 
     @property
     def smooth(self) -> bool:
-        """Whether to average over all pixels when shrinking (slower) rather than to interpolate up to a factor of 2."""
+        """Whether to average over all pixels when shrinking (slower), instead of interpolating up to a factor of 2."""
 
     def view(self, width: int, height: int, u: Sequence[float]) -> View:
-        """The view of an image of `width` x `height` pixels, given `numbers` random numbers of [0, 1)."""
+        """Choose the view of an image of `width` x `height` pixels, from `numbers` random numbers in [0, 1)."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ class RandomResizedCrop:
 
     Attributes:
         size: side in pixels.
-        scale: least and greatest area, as a share of the image.
-        ratio: least and greatest width / height.
+        scale: smallest and largest area, as a share of the image.
+        ratio: smallest and largest width / height.
     """
 
     size: int
@@ -92,7 +92,7 @@ class RandomResizedCrop:
 
     @property
     def numbers(self) -> int:
-        """Area and aspect for each try, then the place."""
+        """Area and aspect for each try, then the position."""
         return 2 * self._tries + 2
 
     def view(self, width: int, height: int, u: Sequence[float]) -> View:
@@ -106,6 +106,7 @@ class RandomResizedCrop:
             if 0 < w <= width and 0 < h <= height:
                 left, top = int((width - w + 1) * u[-2]), int((height - h + 1) * u[-1])
                 return View(left, top, w, h, self.size, self.size, 0, 0)
+        # no try fits: the largest centred box with an allowed aspect
         w, h = width, height
         if width < self.ratio[0] * height:
             h = round(width / self.ratio[0])
@@ -116,11 +117,11 @@ class RandomResizedCrop:
 
 @dataclass(frozen=True)
 class ResizeRandomCrop:
-    """Resize to a square a little too large, then cut out a random square: DAF:re's training transform.
+    """Resize to a slightly larger square, then crop a random square: the training transform of DAF:re.
 
     Attributes:
         size: side in pixels.
-        margin: how much larger the first square is, in pixels.
+        margin: difference between the two sides, in pixels.
     """
 
     size: int
@@ -136,7 +137,7 @@ class ResizeRandomCrop:
 
 @dataclass(frozen=True)
 class ResizeCenterCrop:
-    """Resize the shorter side, then cut out the middle square.
+    """Resize the shorter side, then crop the centre square.
 
     Attributes:
         size: side in pixels.
@@ -159,10 +160,10 @@ class ResizeCenterCrop:
 
 @dataclass(frozen=True)
 class Resize:
-    """Resize the whole image to a square, whatever its aspect, and cut out the middle of that.
+    """Resize the whole image to a square, ignoring its aspect, and crop the centre.
 
     Attributes:
-        size: side in pixels of what comes out.
+        size: side of the result in pixels.
         crop_pct: its share of the resized square's side, in (0, 1]: timm's `crop_pct` with its mode `squash`.
     """
 
@@ -174,16 +175,16 @@ class Resize:
     def view(self, width: int, height: int, u: Sequence[float]) -> View:
         """See `Transform.view`."""
         side = max(self.size, int(self.size / self.crop_pct))
-        place = (side - self.size) // 2
-        return View(0, 0, width, height, side, side, place, place)
+        offset = (side - self.size) // 2
+        return View(0, 0, width, height, side, side, offset, offset)
 
 
 @dataclass(frozen=True)
 class Within:
-    """Another transform inside a box of the image, such as a face.
+    """Apply another transform inside a box of the image, such as a face.
 
     Attributes:
-        inner: what to do inside the box.
+        inner: the transform inside the box.
         box: left, top, right, bottom in pixels of the upright image.
     """
 
@@ -213,19 +214,19 @@ class Within:
 
 
 def decode_into(out: Pixels, content: Content, transform: Transform, u: Sequence[float]) -> tuple[int, int]:
-    """Decode an image, take the transform's view of it and write that.
+    """Decode an image and write the view that the transform chooses.
 
     Args:
-        out: shape (S, S, 3), contiguous; S is the transform's size.
-        content: the file.
-        transform: what part of the image, at what size.
-        u: the transform's random numbers.
+        out: shape (S, S, 3), contiguous; S is the size of the transform.
+        content: content of the file.
+        transform: chooses crop and size.
+        u: random numbers for the transform.
 
     Returns:
         Width and height of the whole upright image in pixels.
 
     Raises:
-        animesion.images.codec.RejectedImageError: the bytes are no usable image.
+        animesion.images.codec.RejectedImageError: the bytes are not a usable image.
     """
     header = _plain_jpeg(content)
     if header is not None:
@@ -240,7 +241,7 @@ def decode_into(out: Pixels, content: Content, transform: Transform, u: Sequence
                 min_factor=2,
             )
         except ValueError:
-            pass  # the careful decoder has the last word
+            pass  # the general decoder decides
         else:
             _resize(out, pixels, view, width, height, transform.smooth)
             return width, height
@@ -255,6 +256,7 @@ def _resize(out: Pixels, pixels: Pixels, view: View, width: int, height: int, sm
     left, top, right, bottom = view.left, view.top, view.left + view.width, view.top + view.height
     rows, columns = pixels.shape[:2]
     if columns != width or rows != height:
+        # from pixels of the full image to pixels of the decoded fraction; never empty
         left, right = left * columns // width, max(1, round(right * columns / width))
         top, bottom = top * rows // height, max(1, round(bottom * rows / height))
         left, top = min(left, right - 1), min(top, bottom - 1)
@@ -270,7 +272,7 @@ def _resize(out: Pixels, pixels: Pixels, view: View, width: int, height: int, sm
 
 
 def _plain_jpeg(content: Content) -> tuple[int, int] | None:
-    """Width and height of a JPEG that needs no care: RGB or grey, not rotated, within limits; None for all else."""
+    """Width and height of a JPEG that is RGB or grey, not rotated and within limits; None for anything else."""
     if content[:3] != b"\xff\xd8\xff" or _has_exif(content):
         return None
     try:
@@ -283,11 +285,12 @@ def _plain_jpeg(content: Content) -> tuple[int, int] | None:
 
 
 def _has_exif(content: Content) -> bool:
-    """Whether an EXIF segment, which may ask for a rotation, stands before the tables of a JPEG."""
-    place = 2
+    """Whether a JPEG has an EXIF segment, which may contain a rotation, before its tables."""
+    place = 2  # behind the start-of-image marker
     while content[place : place + 1] == b"\xff" and 0xE0 <= content[place + 1] <= 0xFE:
         if content[place + 1] == 0xE1 and content[place + 4 : place + 8] == b"Exif":
             return True
+        # marker, then the length of the segment, which includes itself
         place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
         if place + 4 > len(content):
             break

@@ -1,11 +1,11 @@
-"""Numbered files that many threads read at once: the interface, and files below a local folder.
+"""Thread-safe random access to numbered files: the interface, and its implementation for local folders.
 
-Shards are read by place. That replaces webdataset's tar stage, which reads a shard from its start, takes 30 to 40
-times the processor time a sample before decoding, and notices neither a shard cut between two members nor a changed
-byte. A sample is first read with `pread` and compared with its digest; once sound, it is decoded out of the mapped
-shard: the copy alone is 6% to 10% of the time that a 5 kB JPEG takes.
+Shards are read by offset. This replaces the tar stage of webdataset, which reads a shard from its start, takes 30 to 40
+times as much CPU time per sample before decoding, and detects neither a shard that was cut between two members nor a
+changed byte. A sample is first read with `pread` and compared with its digest; after that it is decoded from the
+memory-mapped shard, because the copy alone is 6% to 10% of the time for a 5 kB JPEG.
 
-Remote files are left to `remote`; which bytes are which sample is known to `samples`.
+`remote` implements the interface for URLs, `samples` knows which bytes belong to which sample.
 """
 
 from __future__ import annotations
@@ -24,38 +24,38 @@ from animesion_training.data.seeds import IntArray
 
 
 class Files(Protocol):
-    """Where bytes come from: numbered files; every method may be called from any thread."""
+    """Numbered files; every method may be called from any thread."""
 
     def name(self, file: int) -> str:
-        """Path or address, for messages."""
+        """Return the path or URL of a file, for messages."""
 
     def read(self, file: int, offset: int, size: int) -> bytes:
-        """The bytes at a place; fewer when the file ends there; the whole file for a negative size.
+        """Read bytes at an offset: fewer at the end of the file, the whole file for a negative size.
 
         Raises:
             OSError: the file cannot be read.
         """
 
     def view(self, file: int, offset: int, size: int) -> bytes | memoryview:
-        """The same bytes, not copied where that is possible; only of a file that `check` was just content with.
+        """Return the same bytes, without a copy where possible; `check` must have accepted the file just before.
 
         Raises:
             OSError: the file cannot be read.
         """
 
     def check(self, files: IntArray) -> None:
-        """Compare files with what is known of them without reading them.
+        """Compare the lengths of files with the index, without reading them.
 
         Raises:
-            UsageError: one is missing or has another length.
+            UsageError: a file is missing or has another length.
         """
 
-    def ahead(self, files: Sequence[int]) -> None:
-        """These files are needed next."""
+    def prefetch(self, files: Sequence[int]) -> None:
+        """Prepare files that are needed next."""
 
 
 class Descriptor:
-    """An open shard, closed when the last thread that reads it lets go."""
+    """An open shard; it is closed when the last reference to it is dropped."""
 
     def __init__(self, path: Path | str) -> None:
         self.number = os.open(path, os.O_RDONLY)
@@ -63,29 +63,30 @@ class Descriptor:
 
     @functools.cached_property
     def mapped(self) -> memoryview:
-        """The whole file in the address space."""
+        """The memory-mapped file."""
         return memoryview(mmap.mmap(self.number, 0, prot=mmap.PROT_READ))
 
     def read(self, offset: int, size: int) -> bytes:
-        """A copy of the bytes at a place; other threads run meanwhile."""
+        """Read bytes at an offset into a copy; this releases the interpreter lock."""
         return os.pread(self.number, size, offset)
 
     def view(self, offset: int, size: int) -> bytes | memoryview:
-        """The bytes at a place in the page cache itself, not copied.
+        """Return bytes at an offset in the page cache, without a copy.
 
-        The system kills who looks beyond the end of a file that was cut after it was mapped: check its size before.
+        Check the size of the file first: the process is killed (SIGBUS) when it reads beyond the end of a file that was
+        cut after it was mapped.
         """
         return self.mapped[offset : offset + size]
 
 
 class LocalFiles:
-    """Files below a folder. Shards stay open, the last `most_open` opened; loose files do not.
+    """Files in a local folder: shards, of which the last `most_open` stay open, or loose files.
 
     Args:
         root: the folder.
-        paths: relative to it.
-        sizes: bytes of each, if known: then they are shards.
-        most_open: most descriptors held.
+        paths: paths relative to it.
+        sizes: size of each shard in bytes; None for loose files.
+        most_open: upper limit of open descriptors.
     """
 
     def __init__(
@@ -119,7 +120,7 @@ class LocalFiles:
         return self._descriptor(file).view(offset, size)
 
     def check(self, files: IntArray) -> None:
-        """See `Files.check`; loose files are not looked at, as there may be millions."""
+        """See `Files.check`; loose files are not checked, as there may be millions."""
         if self.sizes is None:
             return
         for file in files.tolist():
@@ -127,16 +128,16 @@ class LocalFiles:
             try:
                 size = os.stat(path).st_size
             except OSError as error:
-                why = (error.strerror or "read error").lower()
-                raise UsageError(f"cannot read {path} ({why}): copy the shard back or rebuild the dataset") from None
+                reason = (error.strerror or "read error").lower()
+                raise UsageError(f"cannot read {path} ({reason}): copy the shard back or rebuild the dataset") from None
             if size != self.sizes[file]:
                 raise UsageError(
-                    f"{path} has {size:,} bytes where dataset.json says {self.sizes[file]:,}: it was cut short or "
+                    f"{path} has {size:,} bytes where dataset.json lists {self.sizes[file]:,}: it was truncated or "
                     "changed; copy the shard again or rebuild the dataset"
                 )
 
-    def ahead(self, files: Sequence[int]) -> None:
-        """See `Files.ahead`; local files need nothing."""
+    def prefetch(self, files: Sequence[int]) -> None:
+        """See `Files.prefetch`; local files need no preparation."""
 
     def _descriptor(self, file: int) -> Descriptor:
         descriptor = self._open.get(file)  # no lock on the common path

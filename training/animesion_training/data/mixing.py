@@ -1,8 +1,8 @@
-"""MixUp and CutMix: batches in which images, and their labels, are mixtures of two; on the device, replayable.
+"""MixUp and CutMix on the device: mix each image and its label with those of another image of the batch.
 
-MixUp: Zhang et al., ICLR 2018 (arXiv 1710.09412). CutMix: Yun et al., ICCV 2019 (arXiv 1905.04899). The partner of each
-image is another place of the same batch, by a random permutation. `mix` draws and applies in one; `draw_plan` and
-`apply_plan` are its two halves. Losses for the soft labels are in `losses`.
+MixUp: Zhang et al., ICLR 2018 (arXiv 1710.09412). CutMix: Yun et al., ICCV 2019 (arXiv 1905.04899). A random
+permutation of the batch gives each image its partner. `mix` is `draw_plan` followed by `apply_plan`. Losses for the
+soft labels are in `animesion_training.losses`.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Mixing:
-    """How batches are mixed.
+    """Settings of MixUp and CutMix.
 
     Attributes:
-        mixup_alpha: MixUp weights are drawn from Beta(alpha, alpha); 0 leaves MixUp out.
+        mixup_alpha: MixUp weights are drawn from Beta(alpha, alpha); 0 disables MixUp.
         cutmix_alpha: the same for CutMix.
-        probability: share of the draws that mix at all.
-        cutmix_share: share of CutMix among them where both are on.
-        per: whether method, weight and box are drawn once a batch, as in the papers, or for each sample.
-        label_smoothing: e; the label of a class is 1 - e + e / C, of the others e / C, before labels are mixed.
+        probability: share of the draws that mix.
+        cutmix_share: share of CutMix among them when both are enabled.
+        per: whether method, weight and box are drawn once per batch, as in the papers, or once per sample.
+        label_smoothing: e; before mixing, the label of the class is 1 - e + e / C, of the others e / C.
 
     Raises:
         UsageError: a value outside its range.
@@ -61,7 +61,7 @@ class Mixing:
 
 
 class Mixed(NamedTuple):
-    """Images (B, channels, H, W) as given in type and layout, and soft labels (B, C), float32, rows that sum to 1."""
+    """Images (B, channels, H, W) of unchanged type and layout, and soft labels (B, C), float32, rows that sum to 1."""
 
     images: Tensor
     targets: Tensor
@@ -69,14 +69,14 @@ class Mixed(NamedTuple):
 
 @dataclass(frozen=True)
 class MixingPlan:
-    """What happens to each sample of a batch.
+    """The drawn mixture of each sample of a batch.
 
     Attributes:
-        partners: (B,) the place of its partner.
-        blend: (B,) its own weight in MixUp, 1 where that does not happen.
-        boxes: (B, 4) what is pasted from its partner: top, left, bottom, right in pixels, the ends exclusive; empty
-            where CutMix does not happen.
-        shares: (B,) share of its own label, 0..1: the blend, or the share of its pixels that were left.
+        partners: (B,) index of its partner in the batch.
+        blend: (B,) its own weight in MixUp; 1 without MixUp.
+        boxes: (B, 4) box that is pasted from its partner: top, left, bottom, right in pixels, the ends exclusive; empty
+            without CutMix.
+        shares: (B,) share of its own label, 0..1: the blend, or the share of its own pixels.
     """
 
     partners: IntArray
@@ -92,9 +92,9 @@ def mix(images: Tensor, targets: Tensor, classes: int, mixing: Mixing, generator
         images: (B, channels, H, W), floating, on any device.
         targets: class ids 0..classes - 1, int64 (B,), on the same device.
         classes: C.
-        mixing: how.
-        generator: the only source of chance, one draw a batch: its state is all that a resume needs. A generator on the
-            CPU spares the device a wait.
+        mixing: the settings.
+        generator: the only source of randomness, one draw per batch; its state is all that a resumed run needs. With a
+            generator on the CPU, the device is not synchronised.
 
     Raises:
         ValueError: shapes or types other than these.
@@ -105,26 +105,26 @@ def mix(images: Tensor, targets: Tensor, classes: int, mixing: Mixing, generator
 
 
 def draw_plan(shape: tuple[int, ...], mixing: Mixing, generator: torch.Generator) -> MixingPlan:
-    """Draw what happens to each sample of a batch of shape (B, channels, H, W); one draw from the generator."""
+    """Draw the mixtures for a batch of shape (B, channels, H, W), by one draw from the generator."""
     batch, _, height, width = shape
-    # torch has no Beta variates from a generator: one draw of it seeds one that has
+    # torch cannot draw Beta variates from a generator: one draw seeds numpy's
     seed = torch.randint(2**63 - 1, (), generator=generator, device=generator.device).item()
-    random = np.random.default_rng(int(seed))
-    partners = random.permutation(batch)
-    draws = batch if mixing.per == "sample" else 1
+    rng = np.random.default_rng(int(seed))
+    partners = rng.permutation(batch)
+    draws = batch if mixing.per == "sample" else 1  # D: arrays below are (D,) until they are broadcast
     cut_share = mixing.cutmix_share if mixing.mixup_alpha and mixing.cutmix_alpha else float(mixing.cutmix_alpha > 0)
-    mixed = (random.random(draws) < mixing.probability) & mixing.active
-    cut = random.random(draws) < cut_share
-    blend = np.where(mixed & ~cut, _beta(random, mixing.mixup_alpha, draws), 1.0)
-    kept = np.where(mixed & cut, _beta(random, mixing.cutmix_alpha, draws), 1.0)
-    boxes = np.broadcast_to(_boxes(random, kept, height, width), (batch, 4))
+    mixed = (rng.random(draws) < mixing.probability) & mixing.active
+    cut = rng.random(draws) < cut_share
+    blend = np.where(mixed & ~cut, _beta(rng, mixing.mixup_alpha, draws), 1.0)
+    kept = np.where(mixed & cut, _beta(rng, mixing.cutmix_alpha, draws), 1.0)
+    boxes = np.broadcast_to(_boxes(rng, kept, height, width), (batch, 4))
     pasted = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     blend = np.broadcast_to(blend, (batch,))
     return MixingPlan(partners, blend, boxes, blend * (1 - pasted / max(1, height * width)))
 
 
 def apply_plan(images: Tensor, targets: Tensor, classes: int, plan: MixingPlan, label_smoothing: float = 0.0) -> Mixed:
-    """Mix images (B, channels, H, W) and class ids (B,) as planned; nothing here waits for the device."""
+    """Mix images (B, channels, H, W) and class ids (B,) by a plan, without synchronising with the device."""
     partners = _to(plan.partners, images.device)
     top, left, bottom, right = plan.boxes.T
     pastes = bool(((bottom > top) & (right > left)).any())
@@ -143,29 +143,29 @@ def apply_plan(images: Tensor, targets: Tensor, classes: int, plan: MixingPlan, 
 
 
 def smooth_labels(targets: Tensor, classes: int, label_smoothing: float = 0.0) -> Tensor:
-    """Soft labels (B, C), float32, of class ids (B,): 1 - e + e / C for the class and e / C for the others."""
+    """Convert class ids (B,) to soft labels (B, C), float32: 1 - e + e / C for the class and e / C for the others."""
     rest = label_smoothing / classes
     labels = torch.full((len(targets), classes), rest, device=targets.device)
     return labels.scatter_(1, targets[:, None], 1 - label_smoothing + rest)
 
 
-def _beta(random: np.random.Generator, alpha: float, draws: int) -> FloatArray:
-    return random.beta(alpha, alpha, draws) if alpha > 0 else np.ones(draws)
+def _beta(rng: np.random.Generator, alpha: float, draws: int) -> FloatArray:
+    return rng.beta(alpha, alpha, draws) if alpha > 0 else np.ones(draws)
 
 
-def _boxes(random: np.random.Generator, kept: FloatArray, height: int, width: int) -> IntArray:
-    """Boxes (draws, 4) of the share 1 - kept of the image around a uniform centre, clipped at the border (eq. 2)."""
+def _boxes(rng: np.random.Generator, kept: FloatArray, height: int, width: int) -> IntArray:
+    """Boxes (D, 4) that cover 1 - kept of the image around a uniform centre, clipped at the border (eq. 2)."""
     sides = np.sqrt(1 - kept)
     edges = []
     for length in (height, width):
-        centre, side = random.integers(length, size=len(kept)), (length * sides).astype(np.int64)
+        centre, side = rng.integers(length, size=len(kept)), (length * sides).astype(np.int64)
         edges.append((np.clip(centre - side // 2, 0, length), np.clip(centre - side // 2 + side, 0, length)))
     (top, bottom), (left, right) = edges
     return np.stack([top, left, bottom, right], axis=1)
 
 
 def _inside(boxes: IntArray, images: Tensor) -> Tensor:
-    """(B, H, W), true for the pixels of each box."""
+    """Mask (B, H, W), true inside each box."""
     top, left, bottom, right = _to(boxes, images.device)[:, :, None].unbind(1)
     rows = torch.arange(images.shape[2], device=images.device)
     columns = torch.arange(images.shape[3], device=images.device)
@@ -174,5 +174,5 @@ def _inside(boxes: IntArray, images: Tensor) -> Tensor:
 
 def _to(values: npt.NDArray[np.generic], device: torch.device) -> Tensor:
     # from_numpy shares memory and refuses broadcast views, which are read-only
-    held = torch.from_numpy(np.array(values))
-    return held.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else held.to(device)
+    tensor = torch.from_numpy(np.array(values))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -1,7 +1,7 @@
-"""Where a run stands in its endless sequence of epochs, and how to get back there: the common base of the streams.
+"""The common base of the streams: position in the sequence of epochs, resuming, and each rank's share of a batch.
 
-The position is (epoch, samples consumed in the epoch's global order): the same number on every rank, whatever the
-number of ranks, threads or the batch size. How the samples of a batch become pixels is left to the subclasses.
+A position is (epoch, samples consumed in the global order of the epoch). It is the same on every rank and does not
+depend on the number of ranks, threads or the batch size. Subclasses decode the samples of a batch.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Batch(NamedTuple):
 
 
 class Share(NamedTuple):
-    """What a rank decodes for one global batch: the samples, their seeds, and where the global batch ends."""
+    """A rank's share of a global batch: samples (B,), their seeds (B,), and the batch's end in the global order."""
 
     indices: IntArray
     seeds: Hashes
@@ -45,26 +45,26 @@ class Share(NamedTuple):
 
 
 class Scheduled(ABC):
-    """An iterable over one epoch at a time, resumable at every batch.
+    """An iterable over one epoch at a time that can resume at every batch.
 
-    Iterating goes from the position to the end of the epoch and leaves the position at the start of the next epoch. In
-    training a broken-off epoch is continued by the next iteration; in evaluation it starts anew.
+    Iterating runs from the position to the end of the epoch and moves the position to the start of the next epoch. In
+    training, the next iteration continues an interrupted epoch; in evaluation it starts over.
 
     Args:
-        samples: of the split.
+        samples: samples of the split.
         num_classes: classes in the map.
-        batch_size: samples of a batch of one rank; the last batch of an epoch may have fewer, or up to one more.
-        train: shuffled and sampled, and each rank gets the same number of batches; otherwise the split's own order,
-            each sample once, and a rank may get one batch less.
+        batch_size: samples per batch and rank; the last batch of an epoch may have fewer, or up to one more.
+        train: whether to shuffle and sample, with the same number of batches on each rank. Otherwise samples keep the
+            order of the split, each once, and a rank may have one batch less.
         sampling: one of `animesion_training.data.sampling.SAMPLINGS`.
-        epochs: of the run; progressive sampling goes by it.
+        epochs: length of the run, for progressive sampling.
         seed: of order and augmentation.
         rank: of this process.
         world_size: number of processes.
         window: shards that are read at a time; 0 for all.
 
     Raises:
-        UsageError: the split cannot be divided so, or an argument is out of range.
+        UsageError: too few samples for the processes, or an argument is out of range.
     """
 
     def __init__(
@@ -104,41 +104,41 @@ class Scheduled(ABC):
         self._consumed = 0
         self._resumed = False
         self._fingerprint = ""
-        # a wrong name must not wait for the first batch
+        # report a wrong name here and not with the first batch
         check_sampling(self.sampling)
 
     # -- position ----------------------------------------------------------------------------------------------------
 
     @property
     def epoch(self) -> int:
-        """The epoch that the next iteration yields from, or the current one does."""
+        """Epoch of the current iteration, or of the next one between iterations."""
         return self._epoch
 
     @property
     def consumed(self) -> int:
-        """Samples of this epoch's global order that all ranks together were handed."""
+        """Samples of this epoch's global order that all ranks together have received."""
         return self._consumed
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch; where the stream is inside that epoch already, it stays."""
+        """Move to the start of an epoch; a position inside that epoch is kept."""
         if epoch != self._epoch:
             self._epoch, self._consumed = epoch, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The position after the batch yielded last, and what it is a position of; the same on every rank."""
+        """Return the position after the last batch, and the identity of data and settings; the same on every rank."""
         return {"epoch": self._epoch, "consumed": self._consumed, **self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a position, with the same or another number of ranks, workers, or another batch size.
+        """Continue from a position; the number of ranks or workers and the batch size may differ.
 
         Raises:
-            UsageError: it is the position of other data, another seed or sampling.
+            UsageError: the position is of other data, another seed or another sampling.
         """
-        for name, mine in self._identity().items():
-            if state.get(name) != mine:
+        for name, expected in self._identity().items():
+            if state.get(name) != expected:
                 raise UsageError(
                     f"cannot resume the split '{self.samples.split}': its {name} was {state.get(name)!r} and is now "
-                    f"{mine!r}; use the data and settings that the run was started with"
+                    f"{expected!r}; use the data and settings that the run was started with"
                 )
         epoch, consumed = state.get("epoch"), state.get("consumed")
         if not isinstance(epoch, int) or not isinstance(consumed, int) or not 0 <= consumed <= len(self.samples):
@@ -156,7 +156,7 @@ class Scheduled(ABC):
     # -- batches -----------------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        """Batches of this rank in a whole epoch."""
+        """Return the number of batches of this rank in a whole epoch."""
         ends = schedule.batch_ends(len(self.samples), self.batch_size, self.world_size, train=self.train)
         if not len(ends):
             return 0
@@ -180,7 +180,7 @@ class Scheduled(ABC):
         """Yield the batches of `_shares`, setting `_consumed` to a share's end before yielding its batch."""
 
     def order(self) -> IntArray:
-        """The global order of the current epoch: positions in the split, shape (N,)."""
+        """Return the global order of the current epoch: positions in the split, shape (N,)."""
         if not self.train:
             return np.arange(len(self.samples), dtype=np.int64)
         draws = epoch_draws(
@@ -194,7 +194,7 @@ class Scheduled(ABC):
         return schedule.training_order(draws, self.samples.files, seed=self.seed, epoch=self._epoch, window=self.window)
 
     def _shares(self) -> Iterator[Share]:
-        """This rank's part of what is left of the epoch; shares without a sample are left out."""
+        """Yield this rank's shares of the rest of the epoch, without empty ones."""
         order, start, epoch = self.order(), self._consumed, self._epoch
         ends = schedule.batch_ends(len(order), self.batch_size, self.world_size, consumed=start, train=self.train)
         for end in ends.tolist():

@@ -1,8 +1,8 @@
-"""Built datasets behind a URL: whole shards are fetched into a bounded local folder and read from there.
+"""Datasets behind a URL: whole shards are downloaded into a local cache of limited size and read from there.
 
-Any fsspec address works. A shard is kept under its SHA-256, so it is the right one or it is not there; several
-processes may share a folder. The window of the schedule bounds how many shards are needed at a time: the folder should
-have room for two windows, or shards are fetched more than once. In training every process reads all shards.
+Any fsspec URL works. Shards are stored under their SHA-256, so several processes can share a folder. The window of the
+schedule limits how many shards are needed at a time: the folder should have room for two windows, or shards are
+downloaded more than once. In training, every process reads all shards.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ _TABLES = ("dataset.json", "index.parquet")
 
 
 def open_remote(url: str, cache: Path | str | None, cache_bytes: int) -> tuple[Dataset, RemoteFiles]:
-    """Fetch a dataset's tables and prepare to fetch its shards.
+    """Download the tables of a dataset and prepare to download its shards.
 
     Args:
-        url: of the dataset's folder.
-        cache: folder for tables and shards; None for one of this URL under the user's cache folder.
-        cache_bytes: most bytes of shards kept there.
+        url: URL of the dataset's folder.
+        cache: folder for tables and shards; None for a folder of this URL in the user's cache.
+        cache_bytes: upper limit of the size of cached shards.
 
     Raises:
-        UsageError: there is no built dataset at the address, or it cannot be read.
+        UsageError: the URL is not a built dataset, or cannot be read.
     """
     import fsspec
 
@@ -50,7 +50,7 @@ def open_remote(url: str, cache: Path | str | None, cache_bytes: int) -> tuple[D
             _put(folder / name, system.cat_file(f"{root}/{name}"))
     except Exception as error:  # each protocol raises its own
         raise UsageError(
-            f"{url} cannot be read as a built dataset ({_reason(error)}); check the address and the credentials"
+            f"{url} cannot be read as a built dataset ({_reason(error)}); check the URL and the credentials"
         ) from None
     dataset = animesion.open_dataset(folder)
     shards = [shard for split in dataset.splits.values() for shard in split.shards]
@@ -58,14 +58,14 @@ def open_remote(url: str, cache: Path | str | None, cache_bytes: int) -> tuple[D
 
 
 class RemoteFiles:
-    """The shards of a remote dataset, read through a local folder; implements `files.Files`.
+    """The shards of a remote dataset, read through a local cache; implements `files.Files`.
 
     Args:
         system: the fsspec file system.
-        root: of the dataset in it.
-        shards: every shard.
-        folder: where shards are kept.
-        most_bytes: most bytes kept; at least one shard is kept whatever its size.
+        root: path of the dataset in it.
+        shards: all shards.
+        folder: the cache.
+        most_bytes: upper limit of the cache; it holds at least one shard of any size.
     """
 
     def __init__(self, system: Any, root: str, shards: Sequence[ShardInfo], folder: Path, most_bytes: int) -> None:
@@ -77,9 +77,9 @@ class RemoteFiles:
         self.fetched = 0
         self._open: dict[int, Descriptor] = {}
         self._locks = [threading.Lock() for _ in shards]
-        self._making_room = threading.Lock()
-        self._coming = 0  # bytes being fetched
-        self._ahead: ThreadPoolExecutor | None = None
+        self._room_lock = threading.Lock()
+        self._incoming = 0  # bytes of shards that are being downloaded
+        self._prefetcher: ThreadPoolExecutor | None = None
 
     def name(self, file: int) -> str:
         """See `Files.name`."""
@@ -87,26 +87,26 @@ class RemoteFiles:
 
     def read(self, file: int, offset: int, size: int) -> bytes:
         """See `Files.read`."""
-        return (self._open.get(file) or self._fetched(file)).read(offset, size)
+        return (self._open.get(file) or self._open_shard(file)).read(offset, size)
 
     def view(self, file: int, offset: int, size: int) -> bytes | memoryview:
         """See `Files.view`."""
-        return (self._open.get(file) or self._fetched(file)).view(offset, size)
+        return (self._open.get(file) or self._open_shard(file)).view(offset, size)
 
     def check(self, files: IntArray) -> None:
-        """See `Files.check`: a shard is checked to the last byte when it is fetched."""
+        """See `Files.check`: a shard is verified when it is downloaded."""
 
-    def ahead(self, files: Sequence[int]) -> None:
-        """See `Files.ahead`: fetch in the background; what goes wrong is told when a sample is read."""
-        if self._ahead is None:
-            self._ahead = ThreadPoolExecutor(2, "animesion-fetch")
-            weakref.finalize(self, self._ahead.shutdown, wait=False, cancel_futures=True)
+    def prefetch(self, files: Sequence[int]) -> None:
+        """See `Files.prefetch`: download in the background; reading a sample raises the error of a failed download."""
+        if self._prefetcher is None:
+            self._prefetcher = ThreadPoolExecutor(2, "animesion-fetch")
+            weakref.finalize(self, self._prefetcher.shutdown, wait=False, cancel_futures=True)
         for file in files:
             if file not in self._open:
-                self._ahead.submit(self._fetched, file)
+                self._prefetcher.submit(self._open_shard, file)
 
-    def _fetched(self, file: int) -> Descriptor:
-        with self._locks[file]:  # one thread fetches, the others that need the shard wait
+    def _open_shard(self, file: int) -> Descriptor:
+        with self._locks[file]:  # one thread downloads, the others that need the shard wait
             descriptor = self._open.get(file)
             if descriptor is not None:
                 return descriptor
@@ -116,20 +116,20 @@ class RemoteFiles:
                 descriptor = Descriptor(path)
                 os.utime(path)
             except FileNotFoundError:
-                with self._making_room:
-                    self._coming += shard.bytes
+                with self._room_lock:
+                    self._incoming += shard.bytes
                     self._make_room()
                 try:
-                    self._fetch(shard, path)
+                    self._download(shard, path)
                     descriptor = Descriptor(path)
                 finally:
-                    with self._making_room:
-                        self._coming -= shard.bytes
-                        self._make_room(path)  # shards that came at the same time may be too many
+                    with self._room_lock:
+                        self._incoming -= shard.bytes
+                        self._make_room(path)  # downloads that ended at the same time may exceed the limit
             self._open[file] = descriptor
             return descriptor
 
-    def _fetch(self, shard: ShardInfo, path: Path) -> None:
+    def _download(self, shard: ShardInfo, path: Path) -> None:
         source, digest, size = f"{self.root}/{shard.path}", hashlib.sha256(), 0
         with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as part:
             try:
@@ -150,23 +150,23 @@ class RemoteFiles:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(part.name)
                 if isinstance(error, Exception) and not isinstance(error, UsageError):
-                    raise UsageError(f"{source} cannot be fetched ({_reason(error)}); try again") from None
+                    raise UsageError(f"{source} cannot be downloaded ({_reason(error)}); try again") from None
                 raise
 
     def _make_room(self, fresh: Path | None = None) -> None:
-        """Delete the shards fetched longest ago; threads that read them keep their descriptor until they are done.
+        """Delete the least recently opened shards; threads that still read them keep their descriptors.
 
-        Called with `_making_room` held.
+        Call it with `_room_lock` held.
 
         Args:
-            fresh: one that is kept, as it is about to be read.
+            fresh: a shard that is about to be read and must stay.
         """
         kept = []
         for path in self.folder.glob("*.tar"):
-            with contextlib.suppress(FileNotFoundError):  # another process made room
-                facts = path.stat()
-                kept.append((facts.st_mtime, facts.st_size, path))
-        total = self._coming + sum(size for _, size, _ in kept)
+            with contextlib.suppress(FileNotFoundError):  # another process has deleted it
+                status = path.stat()
+                kept.append((status.st_mtime, status.st_size, path))
+        total = self._incoming + sum(size for _, size, _ in kept)
         by_name = {f"{shard.sha256}.tar": file for file, shard in enumerate(self.shards)}
         for _, size, path in sorted(kept):
             if total <= self.most_bytes:

@@ -1,6 +1,6 @@
-"""The samples of a split as arrays with one thread-safe `read`, and a set of splits with its class map.
+"""The samples of a split as arrays with a thread-safe `read`, and the splits of a dataset with their class map.
 
-How they are found on disk is left to `sources`, the bytes to `files`, decoding to `decode`.
+`sources` finds samples on disk, `files` reads bytes, `decode` decodes them.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ class Samples:
     """The samples of a split.
 
     Attributes:
-        split: its name.
+        split: name of the split.
         labels: class ids, shape (N,), int64.
-        files: which file each lies in, shape (N,), int64.
-        offsets: where in the file, bytes, shape (N,), int64.
-        sizes: bytes, shape (N,), int64; -1 for the whole file.
-        keys: unique names, as long as the arrays.
+        files: number of the file that contains each sample, shape (N,), int64.
+        offsets: offsets in the file in bytes, shape (N,), int64.
+        sizes: sizes in bytes, shape (N,), int64; -1 for the whole file.
+        keys: unique names, N of them.
         source: the files.
-        digests: SHA-256 of each, shape (N, 32), uint8; None when not known. A sample is checked when first read.
-        remote: whether files are fetched whole before they are read.
+        digests: SHA-256 of each, shape (N, 32), uint8; None when unknown. A sample is verified when first read.
+        remote: whether files are downloaded before they are read.
     """
 
     split: str
@@ -43,42 +43,43 @@ class Samples:
     source: Files
     digests: npt.NDArray[np.uint8] | None = None
     remote: bool = False
-    _sound: bytearray = field(default_factory=bytearray, repr=False)
+    _verified: bytearray = field(default_factory=bytearray, repr=False)
 
     def __post_init__(self) -> None:
-        self._sound.extend(bytes(len(self.labels)))
+        self._verified.extend(bytes(len(self.labels)))
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def read(self, i: int, *, checked: bool = False) -> bytes | memoryview:
-        """The bytes of a sample's image. Thread-safe.
+        """Read the image file of a sample. Thread-safe.
 
         Args:
             i: position in the split.
-            checked: the file was just checked, so that a sample found sound before need not be copied.
+            checked: whether `check` has just accepted the file, so that a verified sample need not be copied.
 
         Raises:
-            UsageError: the file cannot be read, is too short, or holds other bytes than the index says.
+            UsageError: the file cannot be read, is too short, or its content differs from the index.
         """
         file, offset, size = int(self.files[i]), int(self.offsets[i]), int(self.sizes[i])
+        read = self.source.view if checked and self._verified[i] else self.source.read
         try:
-            content = (self.source.view if checked and self._sound[i] else self.source.read)(file, offset, size)
+            content = read(file, offset, size)
         except OSError as error:
-            why = (error.strerror or str(error) or "read error").lower()
-            raise UsageError(f"cannot read {self.place(i)} ({why}): put the file back") from None
+            reason = (error.strerror or str(error) or "read error").lower()
+            raise UsageError(f"cannot read {self.place(i)} ({reason}): restore the file") from None
         if size >= 0 and len(content) != size:
-            raise UsageError(f"{self.place(i)} is cut off: the file is too short; copy it again or rebuild the dataset")
-        if self.digests is not None and not self._sound[i]:
+            raise UsageError(f"{self.place(i)} is truncated: copy the file again or rebuild the dataset")
+        if self.digests is not None and not self._verified[i]:
             if hashlib.sha256(content).digest() != self.digests[i].tobytes():
                 raise UsageError(
-                    f"{self.place(i)} holds other bytes than the index says; copy the file again or rebuild the dataset"
+                    f"{self.place(i)} differs from its digest in the index: copy the file again or rebuild the dataset"
                 )
-            self._sound[i] = 1
+            self._verified[i] = 1
         return content
 
     def place(self, i: int) -> str:
-        """A sample's key and file, for messages."""
+        """Return the key and file of a sample, for messages."""
         name = self.source.name(int(self.files[i]))
         return f"sample {self.keys[i]} in {name}" if self.sizes[i] >= 0 else name
 
@@ -86,15 +87,15 @@ class Samples:
         """Compare the lengths of files with the index, without reading them.
 
         Args:
-            indices: check the files of these samples; of all by default.
+            indices: samples whose files are checked; all by default.
 
         Raises:
-            UsageError: one is missing or has another length.
+            UsageError: a file is missing or has another length.
         """
         self.source.check(np.unique(self.files if indices is None else self.files[indices]))
 
     def fingerprint(self) -> str:
-        """Hex digest of what the samples are: keys and labels in their order."""
+        """Compute a hex digest of keys and labels in their order."""
         digest = hashlib.sha256(self.labels.tobytes())
         digest.update("\n".join(self.keys).encode("utf-8", "surrogateescape"))
         return digest.hexdigest()[:32]
@@ -102,10 +103,10 @@ class Samples:
 
 @dataclass(frozen=True, eq=False)
 class DataSplits:
-    """Labelled images.
+    """The splits of labelled images.
 
     Attributes:
-        path: what was opened.
+        path: path or URL that was opened.
         classes: names by class id, the same for all splits.
         splits: samples by split name.
     """
@@ -116,14 +117,14 @@ class DataSplits:
 
     @property
     def num_classes(self) -> int:
-        """Classes in the map, whether or not they have samples."""
+        """Number of classes in the map, with or without samples."""
         return len(self.classes)
 
     def select(self, split: str) -> Samples:
-        """The samples of a split.
+        """Return the samples of a split.
 
         Raises:
-            UsageError: there is no such split, or it is empty.
+            UsageError: an unknown or empty split.
         """
         if split not in self.splits:
             raise UsageError(f"{self.path} has no split '{split}'; it has {', '.join(self.splits)}")
@@ -132,19 +133,19 @@ class DataSplits:
         return self.splits[split]
 
 
-def divided(data: DataSplits, split: str, parts: Mapping[str, float], *, seed: int = 0) -> DataSplits:
-    """Divide one split into several, class by class, for data that come without splits.
+def divide_split(data: DataSplits, split: str, parts: Mapping[str, float], *, seed: int = 0) -> DataSplits:
+    """Divide one split into several, stratified by class, for data without splits.
 
-    Near-duplicates may land on both sides: a built dataset with a grouped split is the honest way to a test score.
+    Near-duplicates may end up in different splits; for reliable test scores, build a dataset with a grouped split.
 
     Args:
         data: the data.
-        split: which split to divide.
-        parts: shares by the new splits' names, such as `{"train": 0.8, "val": 0.1, "test": 0.1}`; they sum to 1.
-        seed: another seed, another division; it depends on the samples' keys, not on their order.
+        split: the split to divide.
+        parts: shares by name of the new splits, such as `{"train": 0.8, "val": 0.1, "test": 0.1}`; they sum to 1.
+        seed: of the division, which depends on the keys of the samples and not on their order.
 
     Raises:
-        UsageError: no such split, or the shares do not sum to 1.
+        UsageError: an unknown split, or shares that do not sum to 1.
     """
     if not parts or min(parts.values()) < 0 or abs(sum(parts.values()) - 1) > 1e-6:
         raise UsageError(f"the shares {dict(parts)} are not positive numbers that sum to 1; correct them")
@@ -153,8 +154,9 @@ def divided(data: DataSplits, split: str, parts: Mapping[str, float], *, seed: i
     identity = np.array([int.from_bytes(digest, "big") for digest in digests], dtype=np.int64)
     order = np.lexsort((seeds.hashes(seed, seeds.DIVISION, 0, identity), whole.labels))
     counts = np.bincount(whole.labels)
+    # rank of each sample within its class, in the order of the hashes
     ranks = np.arange(len(order)) - (np.cumsum(counts) - counts)[whole.labels[order]]
-    # the middle of a sample's rank: classes of one go where most of the weight is
+    # the middle of the rank, so that a class with one sample joins the part that covers the median
     quantiles = (ranks + 0.5) / counts[whole.labels[order]]
     bounds = np.cumsum(list(parts.values()))[:-1]
     chosen = np.empty(len(order), dtype=np.int64)
@@ -162,11 +164,11 @@ def divided(data: DataSplits, split: str, parts: Mapping[str, float], *, seed: i
     return DataSplits(
         data.path,
         data.classes,
-        {name: _taken(whole, name, np.flatnonzero(chosen == i)) for i, name in enumerate(parts)},
+        {name: _take(whole, name, np.flatnonzero(chosen == i)) for i, name in enumerate(parts)},
     )
 
 
-def _taken(samples: Samples, split: str, rows: IntArray) -> Samples:
+def _take(samples: Samples, split: str, rows: IntArray) -> Samples:
     return Samples(
         split,
         samples.labels[rows],

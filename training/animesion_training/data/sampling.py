@@ -1,9 +1,9 @@
-"""How often each class is drawn in an epoch: instance, class-balanced, square-root and progressively balanced.
+"""Class sampling: instance, class-balanced, square-root and progressively balanced.
 
 The four samplings are those of Kang et al., "Decoupling representation and classifier for long-tailed recognition"
-(ICLR 2020), section 3.1, made deterministic: shares become whole quotas and a class deals its samples like a deck of
-cards that is shuffled anew when it runs out, across epochs. An epoch has as many draws as the split has samples. In
-which order they come is left to `schedule`.
+(ICLR 2020), section 3.1, made deterministic: each class has a whole quota of draws per epoch, and draws its samples
+from a shuffled deck, which is reshuffled when it is used up, across epochs. An epoch has as many draws as the split has
+samples. `schedule` orders them.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ SAMPLINGS = ("instance", "class-balanced", "square-root", "progressive")
 
 
 def check_sampling(sampling: str) -> None:
-    """Refuse a name that is none of `SAMPLINGS`.
+    """Check that a name is one of `SAMPLINGS`.
 
     Raises:
-        UsageError: no such sampling.
+        UsageError: an unknown sampling.
     """
     if sampling not in SAMPLINGS:
-        raise UsageError(f"there is no sampling '{sampling}'; choose from {', '.join(SAMPLINGS)}")
+        raise UsageError(f"unknown sampling '{sampling}': choose from {', '.join(SAMPLINGS)}")
 
 
 def class_shares(counts: IntArray, sampling: str, *, epoch: int = 0, epochs: int = 1) -> npt.NDArray[np.float64]:
-    """The share of the draws that each class gets: p_j = n_j^q / sum n_i^q.
+    """Compute each class's share of the draws: p_j = n_j^q / sum n_i^q.
 
     Args:
-        counts: samples of each class, shape (C,); a class without any gets nothing.
-        sampling: `instance` (q = 1), `class-balanced` (q = 0), `square-root` (q = 1/2) or `progressive`, which goes
-            from instance to class-balanced linearly: (1 - t/T) p_instance + (t/T) p_balanced (equation 3).
-        epoch: t, from 0; progressive stays class-balanced once t has reached T.
+        counts: samples of each class, shape (C,); an empty class has share 0.
+        sampling: `instance` (q = 1), `class-balanced` (q = 0), `square-root` (q = 1/2) or `progressive`, which moves
+            linearly from instance to class-balanced: (1 - t/T) p_instance + (t/T) p_balanced (equation 3).
+        epoch: t, from 0; progressive sampling is class-balanced from t = T on.
         epochs: T.
 
     Returns:
         Shape (C,), sums to 1.
 
     Raises:
-        UsageError: no such sampling.
+        UsageError: an unknown sampling.
     """
     check_sampling(sampling)
     if sampling == "progressive":
@@ -55,13 +55,13 @@ def class_shares(counts: IntArray, sampling: str, *, epoch: int = 0, epochs: int
 
 
 def class_quotas(counts: IntArray, sampling: str, *, epoch: int = 0, epochs: int = 1) -> IntArray:
-    """Whole draws of each class in an epoch, by the largest remainder; they sum to the number of samples.
+    """Compute whole numbers of draws of each class in an epoch, by largest remainder; they sum to the samples.
 
     Args:
         counts: samples of each class, shape (C,).
         sampling: one of `SAMPLINGS`.
         epoch: from 0.
-        epochs: of the run; only `progressive` looks at it.
+        epochs: length of the run, for `progressive`.
 
     Returns:
         Shape (C,).
@@ -70,7 +70,7 @@ def class_quotas(counts: IntArray, sampling: str, *, epoch: int = 0, epochs: int
     exact = class_shares(counts, sampling, epoch=epoch, epochs=epochs) * total
     quotas = np.floor(exact + 1e-9).astype(np.int64)
     missing = total - int(quotas.sum())
-    # rounding keeps float noise from deciding which class gets the odd draw
+    # rounded, so that float noise does not decide which class gets the remaining draws
     order = np.argsort(-np.round(exact - quotas, 9), kind="stable")
     quotas[order[:missing]] += 1
     return quotas
@@ -79,19 +79,19 @@ def class_quotas(counts: IntArray, sampling: str, *, epoch: int = 0, epochs: int
 def epoch_draws(
     labels: IntArray, num_classes: int, sampling: str, *, seed: int, epoch: int, epochs: int = 1
 ) -> IntArray:
-    """The samples of an epoch, in no particular order.
+    """Draw the samples of an epoch, in no particular order.
 
     Args:
         labels: class id of every sample, shape (N,).
-        num_classes: C; ids are below it.
+        num_classes: C; labels are 0..C-1.
         sampling: one of `SAMPLINGS`.
         seed: of the run.
         epoch: from 0.
-        epochs: of the run; only `progressive` looks at it.
+        epochs: length of the run, for `progressive`.
 
     Returns:
-        Shape (N,). With `instance` every sample once; otherwise no sample of a class comes again before all of that
-        class came, counted over the whole run.
+        Shape (N,). With `instance`, every sample once; otherwise no sample of a class is repeated before all samples of
+        that class were drawn, counted over the whole run.
     """
     if sampling == "instance":
         return np.arange(len(labels), dtype=np.int64)
@@ -103,30 +103,35 @@ def epoch_draws(
         first = first + max(0, epoch - epochs) * quotas
     else:
         first = epoch * quotas
-    return _dealt(labels, counts, first, quotas, seed)
+    return _deal(labels, counts, first, quotas, seed)
 
 
-def _dealt(labels: IntArray, counts: IntArray, first: IntArray, quotas: IntArray, seed: int) -> IntArray:
-    """For each class the cards `first` to `first + quota` of its endless sequence of shuffled decks."""
-    members = np.argsort(labels, kind="stable")
-    starts = np.cumsum(counts) - counts
-    drawn = np.flatnonzero(quotas)
+def _deal(labels: IntArray, counts: IntArray, first: IntArray, quotas: IntArray, seed: int) -> IntArray:
+    """For each class, deal the cards `first` to `first + quota` of its sequence of shuffled decks.
+
+    A deck contains each sample of the class once. Decks are numbered from 0 over the whole run.
+    """
+    members = np.argsort(labels, kind="stable")  # samples by class, (N,)
+    starts = np.cumsum(counts) - counts  # first member of each class, (C,)
+    drawn = np.flatnonzero(quotas)  # classes with draws, (K,); size, begin and end below are (K,) too
     size, begin, end = counts[drawn], first[drawn], first[drawn] + quotas[drawn]
+    # the decks that contain the cards begin to end
     deck_from, deck_to = begin // size, (end - 1) // size + 1
     decks = deck_to - deck_from
-    owner = np.repeat(np.arange(len(drawn)), decks)  # one entry a deck
-    deck = deck_from[owner] + _counted(decks)
-    card_of = np.repeat(np.arange(len(owner)), size[owner])  # one entry a card
-    samples = members[starts[drawn][owner][card_of] + _counted(size[owner])]
+    owner = np.repeat(np.arange(len(drawn)), decks)  # one entry per deck
+    deck = deck_from[owner] + _ranges(decks)
+    card_of = np.repeat(np.arange(len(owner)), size[owner])  # one entry per card: its deck
+    samples = members[starts[drawn][owner][card_of] + _ranges(size[owner])]
     keys = seeds.hashes(seed, seeds.CYCLES, deck[card_of], samples)
-    shuffled = np.lexsort((keys, card_of))
-    place = (deck * size[owner])[card_of] + _counted(size[owner])
+    shuffled = np.lexsort((keys, card_of))  # shuffles each deck
+    # position of each card in the sequence of its class; cards outside begin to end are not dealt
+    place = (deck * size[owner])[card_of] + _ranges(size[owner])
     dealt: IntArray = samples[shuffled][(place >= begin[owner][card_of]) & (place < end[owner][card_of])]
     return dealt
 
 
-def _counted(lengths: IntArray) -> IntArray:
-    """0, 1, ... for each length in turn: [2, 3] gives [0, 1, 0, 1, 2]."""
+def _ranges(lengths: IntArray) -> IntArray:
+    """Concatenate ranges from 0 of the given lengths: [2, 3] gives [0, 1, 0, 1, 2]."""
     starts = np.cumsum(lengths) - lengths
-    counted: IntArray = np.arange(int(lengths.sum()), dtype=np.int64) - np.repeat(starts, lengths)
-    return counted
+    ranges: IntArray = np.arange(int(lengths.sum()), dtype=np.int64) - np.repeat(starts, lengths)
+    return ranges

@@ -1,8 +1,8 @@
-"""Randomness without state: hashes of (seed, epoch, position) in place of generators.
+"""Stateless random numbers: hashes of (seed, epoch, position) instead of generators.
 
-A generator must be replayed to resume and split to be shared; a hash needs neither, so that what happens to a sample
-does not depend on threads, ranks, batch size or interruptions. The mixer is SplitMix64 (Steele, Lea and Flood, "Fast
-splittable pseudorandom number generators", 2014). The numpy and torch halves compute the same numbers.
+The random numbers of a sample do not depend on threads, ranks, batch size or interruptions, and nothing has to be
+restored to resume. The mixer is SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
+2014). The numpy and torch functions compute the same numbers.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch import Tensor
 IntArray = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]
 
-#: What a hash is for; the same seed must not crop, flip and shuffle alike.
+#: Purposes of hashes, so that the numbers for shuffling, cropping and so on are independent.
 ORDER, SHARDS, CYCLES, AUGMENT, CROP, DIVISION, VIEWS = range(1, 8)
 
 _STEP, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
 def _mixed(values: Hashes) -> Hashes:
-    with np.errstate(over="ignore"):  # wrapping around is the point
+    with np.errstate(over="ignore"):  # overflow is intended
         values = values + np.uint64(_STEP)
         values = (values ^ (values >> np.uint64(30))) * np.uint64(_FIRST)
         values = (values ^ (values >> np.uint64(27))) * np.uint64(_SECOND)
@@ -30,12 +30,12 @@ def _mixed(values: Hashes) -> Hashes:
 
 
 def hashes(seed: int, purpose: int, epoch: int | IntArray, positions: IntArray) -> Hashes:
-    """One hash a position.
+    """Compute one hash per position.
 
     Args:
         seed: of the run; any integer.
         purpose: one of this module's constants.
-        epoch: of all positions, or one each, shape (N,).
+        epoch: one for all positions, or one per position, shape (N,).
         positions: shape (N,), not negative.
 
     Returns:
@@ -48,11 +48,11 @@ def hashes(seed: int, purpose: int, epoch: int | IntArray, positions: IntArray) 
 
 
 def uniforms(seeds: Hashes, count: int, purpose: int) -> npt.NDArray[np.float64]:
-    """`count` numbers of [0, 1) for each seed.
+    """Compute `count` uniform numbers in [0, 1) for each seed.
 
     Args:
         seeds: shape (N,).
-        count: numbers for each.
+        count: numbers per seed.
         purpose: one of this module's constants.
 
     Returns:
@@ -65,11 +65,11 @@ def uniforms(seeds: Hashes, count: int, purpose: int) -> npt.NDArray[np.float64]
 
 
 def tensor_uniforms(seeds: Tensor, count: int, purpose: int) -> Tensor:
-    """`uniforms` on a device.
+    """Compute `uniforms` with torch, on any device.
 
     Args:
         seeds: shape (N,), int64: the bits of the hashes.
-        count: numbers for each.
+        count: numbers per seed.
         purpose: one of this module's constants.
 
     Returns:
@@ -88,5 +88,5 @@ def _signed(value: int) -> int:
 
 
 def _shifted(values: Tensor, bits: int) -> Tensor:
-    # torch shifts the sign in; a hash wants zeros
+    # torch's shift is arithmetic: clear the bits that it fills with the sign
     return (values >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,8 +1,7 @@
-"""Labelled images, whatever lies on disk: built datasets, class folders, label CSVs.
+"""Open labelled images: built datasets, class folders or label CSVs.
 
-`open_data` tells which it is. Every kind becomes the arrays of `samples` and an explicit class map: from
-`dataset.json`, from the folder names of all splits, or from the class name file, never from the labels that happen to
-occur in a split.
+`open_data` detects the kind. Each kind becomes the arrays of `samples` and an explicit class map, which is read from
+`dataset.json`, the folder names of all splits, or the class name file, and never from the labels that occur in a split.
 """
 
 from __future__ import annotations
@@ -38,38 +37,36 @@ def open_data(
     Args:
         path: the folder or fsspec URL of a built dataset; a folder of class folders, or of `train`, `val`, `test` with
             class folders in them; a label CSV (`class_id,path`), or a folder of `train.csv`, `val.csv`, `test.csv`.
-            A `classid_classname.csv` beside label CSVs names the classes.
-        images: the folder that a label CSV's paths start from; its own folder by default.
-        classes: the class map to use for class folders, names by id, such as that of a checkpoint.
-        cache: where shards of a URL are kept; by default under the user's cache folder.
-        cache_bytes: most bytes kept there.
+            A `classid_classname.csv` next to label CSVs names the classes.
+        images: root of the paths in a label CSV; its own folder by default.
+        classes: class map to use for class folders, names by id, such as that of trained weights.
+        cache: folder for shards of a URL; by default in the user's cache.
+        cache_bytes: upper limit of the size of cached shards.
 
     Raises:
-        UsageError: nothing of the kind is there, or it is damaged.
+        UsageError: no labelled images found, or they are damaged.
     """
     if "://" in str(path):
         from animesion_training.data.remote import open_remote
 
         dataset, source = open_remote(str(path), cache, cache_bytes)
-        return _built(str(path), dataset, source)
+        return _from_dataset(str(path), dataset, source)
     folder = Path(path)
     if folder.suffix == ".csv" and folder.is_file():
-        return _labelled(folder, {folder.stem: folder}, Path(images or folder.parent))
+        return _from_label_files(folder, {folder.stem: folder}, Path(images or folder.parent))
     if (folder / "dataset.json").is_file():
-        return _built(str(folder), animesion.open_dataset(folder), None)
+        return _from_dataset(str(folder), animesion.open_dataset(folder), None)
     if not folder.is_dir():
-        raise UsageError(
-            f"there is no folder or label CSV {folder}; give a built dataset, class folders or a label CSV"
-        )
+        raise UsageError(f"folder or label CSV {folder} not found: give a built dataset, class folders or a label CSV")
     if labels := label_files.find_label_files(folder).labels:
-        return _labelled(folder, labels, Path(images or folder))
-    return _folders(folder, classes)
+        return _from_label_files(folder, labels, Path(images or folder))
+    return _from_class_folders(folder, classes)
 
 
 # -- built datasets --------------------------------------------------------------------------------------------------
 
 
-def _built(path: str, dataset: Dataset, source: Files | None) -> DataSplits:
+def _from_dataset(path: str, dataset: Dataset, source: Files | None) -> DataSplits:
     table = dataset.index
     shards = [shard for split in dataset.splits.values() for shard in split.shards]
     files = source or LocalFiles(dataset.path, [shard.path for shard in shards], [shard.bytes for shard in shards])
@@ -100,55 +97,60 @@ def _digests(column: pa.ChunkedArray, path: str) -> npt.NDArray[np.uint8]:
 # -- class folders and label files -----------------------------------------------------------------------------------
 
 
-def _folders(root: Path, classes: Sequence[str] | None) -> DataSplits:
-    found = class_folders.read(root)
-    there = sorted({name for folders in found.values() for name in folders.images})
-    if not there:
-        raise UsageError(f"{root} holds no class folders, label CSVs or dataset.json; give a folder that does")
-    names = tuple(classes) if classes is not None else tuple(there)
-    if unknown := sorted(set(there) - set(names)):
-        raise UsageError(f"{root} has the folder {unknown[0]!r}, which is none of the {len(names)} classes given")
+def _from_class_folders(root: Path, classes: Sequence[str] | None) -> DataSplits:
+    folders = class_folders.read(root)
+    found = sorted({name for split in folders.values() for name in split.images})
+    if not found:
+        raise UsageError(f"{root} contains no class folders, label CSVs or dataset.json: give a folder that does")
+    names = tuple(classes) if classes is not None else tuple(found)
+    if unknown := sorted(set(found) - set(names)):
+        raise UsageError(f"{root} has the folder {unknown[0]!r}, which is not one of the {len(names)} given classes")
     ids = {name: i for i, name in enumerate(names)}
     splits = {}
-    for split, folders in found.items():
-        paths = [f"{name}/{path}" for name, images in folders.images.items() for path in images]
-        labels = [ids[name] for name, images in folders.images.items() for _ in images]
-        splits[split] = _loose(split, folders.root, paths, np.array(labels, dtype=np.int64))
+    for split, part in folders.items():
+        paths = [f"{name}/{path}" for name, images in part.images.items() for path in images]
+        labels = [ids[name] for name, images in part.images.items() for _ in images]
+        splits[split] = _from_paths(split, part.root, paths, np.array(labels, dtype=np.int64))
     if not any(len(samples) for samples in splits.values()):
-        raise UsageError(f"{root} has folders but no images in them; an image ends in .jpg, .png, .webp or the like")
+        raise UsageError(f"{root} has folders without images: images end in .jpg, .png, .webp or similar")
     return DataSplits(str(root), names, splits)
 
 
-def _labelled(path: Path, files: Mapping[str, Path], root: Path) -> DataSplits:
-    """Splits from label CSVs; the class map is that of every label file in the folder, used or not."""
-    beside = label_files.find_label_files(path if path.is_dir() else path.parent)
+def _from_label_files(path: Path, files: Mapping[str, Path], root: Path) -> DataSplits:
+    """Read splits from label CSVs; the class map covers every label file in the folder, also those not opened."""
+    folder_files = label_files.find_label_files(path if path.is_dir() else path.parent)
     tables = {split: label_files.read_labels(file) for split, file in files.items()}
-    if beside.names is not None:
-        named = label_files.read_class_names(beside.names)
+    if folder_files.names is not None:
+        named = label_files.read_class_names(folder_files.names)
         if sorted(named) != list(range(len(named))):
-            raise UsageError(f"{beside.names}: the class ids are not 0 to {len(named) - 1}; number them without gaps")
+            raise UsageError(
+                f"{folder_files.names}: the class ids are not 0 to {len(named) - 1}; number them without gaps"
+            )
         names = tuple(named[i] for i in range(len(named)))
     else:
-        others = [label_files.read_labels(file) for file in beside.labels.values() if file not in files.values()]
+        others = [label_files.read_labels(file) for file in folder_files.labels.values() if file not in files.values()]
         most = max((int(t.class_ids.max()) for t in [*tables.values(), *others] if len(t.paths)), default=-1)
         names = tuple(str(i) for i in range(most + 1))
     splits = {}
     for split, table in tables.items():
         if len(table.paths) and int(table.class_ids.max()) >= len(names):
             raise UsageError(
-                f"{files[split]} has the class id {table.class_ids.max()}, which {beside.names} does not name; add it "
-                "there"
+                f"{files[split]} has the class id {table.class_ids.max()}, which {folder_files.names} does not "
+                "name: add it there"
             )
         for name in table.paths:
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-                raise UsageError(f"{files[split]} names {name[:80]!r}, which leads out of the image folder; correct it")
-        splits[split] = _loose(split, root, table.paths, table.class_ids)
+                raise UsageError(
+                    f"{files[split]} names {name[:80]!r}, which is outside the image folder: correct the path"
+                )
+        splits[split] = _from_paths(split, root, table.paths, table.class_ids)
     if not any(len(samples) for samples in splits.values()):
-        raise UsageError(f"{path} names no images; give label files with rows `class_id,path`")
+        raise UsageError(f"{path} lists no images: give label files with rows `class_id,path`")
     return DataSplits(str(path), names, splits)
 
 
-def _loose(split: str, root: Path, paths: list[str], labels: IntArray) -> Samples:
+def _from_paths(split: str, root: Path, paths: list[str], labels: IntArray) -> Samples:
     numbers = np.arange(len(paths), dtype=np.int64)
-    nowhere = np.zeros_like(numbers)
-    return Samples(split, labels, numbers, nowhere, nowhere - 1, paths, LocalFiles(root, paths))
+    offsets = np.zeros_like(numbers)
+    whole = offsets - 1  # size -1: the whole file
+    return Samples(split, labels, numbers, offsets, whole, paths, LocalFiles(root, paths))

@@ -1,8 +1,8 @@
-"""The stream: samples of a split, decoded by a pool of threads, in the scheduled order.
+"""Stream a split: threads decode its samples in the scheduled order.
 
-Threads are the only kind of worker: the decoders release the interpreter lock, a batch is decoded in place and handed
-over without a copy. Worker processes with the same decoder cost more processor time an image, for moving batches
-between processes (`tests/benchmarks/loader_throughput.py` prints both).
+Workers are threads, because the decoders release the interpreter lock and a batch is decoded in place and yielded
+without a copy. Worker processes with the same decoder need more CPU time per image, to move batches between processes
+(`tests/benchmarks/loader_throughput.py` measures both).
 """
 
 from __future__ import annotations
@@ -29,47 +29,46 @@ from animesion_training.data.samples import DataSplits, Samples
 from animesion_training.data.seeds import IntArray
 
 _MOST_WORKERS = 16
-_REMEMBERED = 100
+_MOST_FAILURES = 100
 
 
 class Failure(NamedTuple):
-    """A sample that was skipped, and why."""
+    """A skipped sample, and the reason."""
 
     sample: int
     message: str
 
 
 class Stream(Scheduled):
-    """Batches of a split, decoded on the fly; see `Scheduled` for order, ranks and resuming.
+    """Iterate over batches of a split, decoded on the fly; see `Scheduled` for order, ranks and resuming.
 
-    The same seed gives the same batches, to the bit, for any number of workers.
+    The same seed gives identical batches for any number of workers.
 
     Args:
-        data: what `open_data` gives.
+        data: the data, from `open_data`.
         split: name of the split.
-        batch_size: samples of a batch of one rank.
+        batch_size: samples per batch and rank.
         size: side of the images in pixels.
-        train: shuffle, sample and crop at random.
-        transform: what part of each image; by default `RandomResizedCrop` in training and `Resize` otherwise.
+        train: whether to shuffle, sample and crop at random.
+        transform: crop and size; by default `RandomResizedCrop` in training and `Resize` otherwise.
         sampling: `instance`, `class-balanced`, `square-root` or `progressive`.
-        epochs: of the run; progressive sampling goes by it.
+        epochs: length of the run, for progressive sampling.
         seed: of order and augmentation.
         rank: of this process.
         world_size: number of processes.
-        workers: decoding threads; 0 decodes in the calling thread; `auto` is a thread for each core that this process
-            may use, shared with the other ranks on the machine, 16 at most.
+        workers: decoding threads; 0 decodes in the calling thread; `auto` is `default_workers`.
         prefetch: batches decoded ahead.
-        on_error: `raise`, or `skip` a sample that cannot be read: its batch gets smaller, and it is counted.
-        window: shards that are read at a time; by default all when local, 8 when remote.
-        pin_memory: page-locked batches, for a faster copy to the GPU; by default where there is CUDA.
+        on_error: `raise`, or `skip` samples that cannot be read, which makes their batches smaller, and count them.
+        window: shards that are read at a time; by default all for local data, 8 for remote data.
+        pin_memory: whether batches are in page-locked memory, for a faster copy to the GPU; by default with CUDA.
 
     Attributes:
-        skipped: samples skipped since the stream was made.
+        skipped: samples skipped so far.
         failures: the first 100 of them.
 
     Raises:
-        UsageError: no such split or sampling, a shard is missing or cut, an argument is out of range; while iterating
-            (unless skipped) a sample that cannot be read, naming its key and shard.
+        UsageError: an unknown split or sampling, a missing or truncated shard, or an argument out of range; while
+            iterating, unless skipped, a sample that cannot be read.
     """
 
     def __init__(
@@ -107,12 +106,14 @@ class Stream(Scheduled):
         )
         self.transform = transform or (RandomResizedCrop(size) if train else Resize(size))
         if self.transform.size != size or size < 1:
-            raise UsageError(f"the transform gives {self.transform.size} pixels where {size} were asked; use one size")
+            raise UsageError(
+                f"the transform returns {self.transform.size} pixels, but size is {size}: use the same size"
+            )
         if on_error not in ("raise", "skip"):
-            raise UsageError(f"on_error is 'raise' or 'skip', not {on_error!r}")
+            raise UsageError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
         self.workers = default_workers() if workers == "auto" else workers
         if self.workers < 0 or prefetch < 0:
-            raise UsageError(f"workers ({workers}) and prefetch ({prefetch}) are 0 or more")
+            raise UsageError(f"workers ({workers}) and prefetch ({prefetch}) must be 0 or more")
         self.prefetch = prefetch
         self.on_error = on_error
         self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
@@ -123,12 +124,12 @@ class Stream(Scheduled):
             samples.check()
 
     def _batches(self) -> Generator[Batch]:
-        # OpenCV's own threads would fight with ours
+        # OpenCV's own threads would compete with the workers
         cv2.setNumThreads(1)
         if self.workers == 0:
             for share in self._shares():
                 pending = _Pending(self.samples, self.transform, share, self.pin_memory, self.on_error)
-                yield from self._handed(pending, [pending.decode(0, len(pending.pixels))])
+                yield from self._finish(pending, [pending.decode(0, len(pending.pixels))])
             return
         ahead: deque[tuple[_Pending, list[Future[list[Failure]]]]] = deque()
         shares, fetches = self._shares(), self._fetches()
@@ -139,32 +140,32 @@ class Stream(Scheduled):
                 while len(ahead) <= self.prefetch and (following := next(shares, None)) is not None:
                     pending = _Pending(self.samples, self.transform, following, self.pin_memory, self.on_error)
                     while fetch is not None and fetch[0] < following.end:
-                        self.samples.source.ahead([fetch[1]])
+                        self.samples.source.prefetch([fetch[1]])
                         fetch = next(fetches, None)
                     ahead.append((pending, [pool.submit(pending.decode, *part) for part in self._parts(following)]))
                 if not ahead:
                     break
                 pending, futures = ahead.popleft()
-                yield from self._handed(pending, [future.result() for future in futures])
+                yield from self._finish(pending, [future.result() for future in futures])
         except BaseException:
             self.close()
             raise
 
     def _running_pool(self) -> ThreadPoolExecutor:
-        # kept from epoch to epoch: new threads start with cold memory, 6% of a short epoch
+        # kept over epochs: new threads start with cold memory, which costs 6% of a short epoch
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.workers, "animesion-decode")
             self._end_pool = weakref.finalize(self, self._pool.shutdown, wait=True, cancel_futures=True)
         return self._pool
 
     def close(self) -> None:
-        """End the threads, as breaking off an epoch or dropping the stream does; iterating starts new ones."""
+        """Stop the threads; iterating starts new ones. Interrupted epochs and garbage collection do this too."""
         if self._pool is not None:
             self._end_pool()
             self._pool = None
 
     def _fetches(self) -> Iterator[tuple[int, int]]:
-        """Remote shards in the order of need, each with the place in the epoch at which to begin fetching it."""
+        """Yield (position in the epoch at which its download starts, shard) for remote shards, in the order of use."""
         if not self.samples.remote:
             return
         files, first = np.unique(self.samples.files[self.order()[self._consumed :]], return_index=True)
@@ -175,33 +176,35 @@ class Stream(Scheduled):
             yield (needed[turn - ahead] if turn >= ahead else 0), file
 
     def _parts(self, share: Share) -> list[tuple[int, int]]:
-        """Stretches of a batch that one thread decodes: small enough that all threads end together."""
+        """Divide a batch into slices for the threads, small enough that all threads finish at about the same time."""
         count = len(share.indices)
         step = max(1, min(16, -(-count // (2 * self.workers))))
         return [(start, min(start + step, count)) for start in range(0, count, step)]
 
-    def _handed(self, pending: _Pending, results: Sequence[list[Failure]]) -> Generator[Batch]:
+    def _finish(self, pending: _Pending, results: Sequence[list[Failure]]) -> Generator[Batch]:
         failed = [failure for result in results for failure in result]
         if failed and self.on_error == "raise":
             raise UsageError(failed[0].message)
         self.skipped += len(failed)
-        self.failures += failed[: _REMEMBERED - len(self.failures)]
+        self.failures += failed[: _MOST_FAILURES - len(self.failures)]
         batch = pending.batch()
         if not len(batch.labels) and self.train:
-            raise UsageError(f"not one of the {len(failed)} samples of a batch can be read; first, {failed[0].message}")
+            raise UsageError(
+                f"none of the {len(failed)} samples of a batch can be read; the first: {failed[0].message}"
+            )
         self._consumed = pending.share.end
         if len(batch.labels):
             yield batch
 
 
 class _Pending:
-    """A batch being decoded, in place; different threads write different rows."""
+    """A batch that is being decoded in place; each thread writes its own rows."""
 
     def __init__(self, samples: Samples, transform: Transform, share: Share, pin_memory: bool, on_error: str) -> None:
         self.samples = samples
         self.transform = transform
         self.share = share
-        # where damage is to be skipped, shards may change under us at any time, and reading must survive it
+        # with `skip`, a shard may be cut while it is read, which only copies survive: see `Descriptor.view`
         self.checked = on_error == "raise"
         if self.checked:
             samples.check(share.indices)
@@ -216,7 +219,7 @@ class _Pending:
         self.missing: list[int] = []
 
     def decode(self, start: int, end: int) -> list[Failure]:
-        """Decode some rows; gives those that failed."""
+        """Decode rows from start to end; return the failures."""
         failures = []
         numbers = self.numbers[start:end].tolist()
         for row, index, u in zip(range(start, end), self.share.indices[start:end].tolist(), numbers, strict=True):
@@ -225,7 +228,7 @@ class _Pending:
             except UsageError as error:
                 failures.append(Failure(index, str(error)))
             except RejectedImageError as error:
-                message = f"{self.samples.place(index)} does not decode ({error}); delete it or put a sound file there"
+                message = f"{self.samples.place(index)} does not decode ({error}): delete or replace the file"
                 failures.append(Failure(index, message))
             else:
                 continue
@@ -233,7 +236,7 @@ class _Pending:
         return failures
 
     def batch(self) -> Batch:
-        """The batch, less what failed."""
+        """Return the batch without the failed rows."""
         images: Tensor = self.images
         indices: IntArray = self.share.indices
         hashes = self.share.seeds.view(np.int64)
@@ -250,6 +253,6 @@ class _Pending:
 
 
 def default_workers() -> int:
-    """A thread for each core that this process may use, shared with the other ranks on the machine; 16 at most."""
+    """Return one thread per core that this process may use, shared with the other local ranks; at most 16."""
     local = os.environ.get("LOCAL_WORLD_SIZE", "1")
     return max(1, min(_MOST_WORKERS, cores() // max(1, int(local) if local.isdecimal() else 1)))

@@ -1,9 +1,8 @@
-"""TrivialAugmentWide on the device: one random operation of random strength an image, for a whole batch of uint8.
+"""TrivialAugmentWide on the device: one random operation of random strength per image, for batches of uint8.
 
 Müller and Hutter, "TrivialAugment: Tuning-free Yet State-of-the-Art Data Augmentation", ICCV 2021 (arXiv 2103.10158),
-with the operations and strengths of torchvision's `TrivialAugmentWide`. Colours are computed as Pillow does, in whole
-numbers as far as possible, so that an image comes out the same in any batch. When it is applied, before or after what
-else, is left to `augment`.
+with the operations and strengths of torchvision's `TrivialAugmentWide`. Colours are computed as in Pillow, in integers
+as far as possible, so that an image has the same result in any batch. `augment` combines it with other augmentations.
 """
 
 from __future__ import annotations
@@ -39,27 +38,27 @@ OPERATIONS = (
     "equalize",
 )
 
-#: Strengths of each operation, counted from 0, which is the weakest.
+#: Number of strengths of each operation; 0 is the weakest.
 LEVELS = 31
 
 _TRIVIAL = 106
 
-# bytes of images that a CPU changes in one call: what that takes beside them must stay in its cache
+# bytes of images that a CPU processes in one call, so that they and all temporaries stay in its cache
 _CACHED = 2**20
 
 _SHEAR, _DEGREES, _CHANGE, _LEAST_BITS = 0.99, 135.0, 0.99, 2
-# of a side: 32 pixels of 224
+# largest translation is side / 7: 32 of 224 pixels
 _TRANSLATE_PART = 7
 
 
-class Drawn(NamedTuple):
-    """What happens to each image of a batch.
+class Draws(NamedTuple):
+    """The drawn operation of each image of a batch.
 
     Attributes:
-        operations: place in `OPERATIONS`, shape (B,), int64.
-        levels: strength, 0 to `LEVELS` - 1, shape (B,), int64; of no effect on identity, autocontrast and equalize.
-        negative: the opposite direction, shape (B,), bool; of effect on shears, translations, rotation, brightness,
-            color, contrast and sharpness.
+        operations: index in `OPERATIONS`, shape (B,), int64.
+        levels: strength, 0 to `LEVELS` - 1, shape (B,), int64; ignored by identity, autocontrast and equalize.
+        negative: whether the direction is reversed, shape (B,), bool; used by shears, translations, rotation,
+            brightness, color, contrast and sharpness.
     """
 
     operations: Tensor
@@ -69,16 +68,16 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True)
 class TrivialAugmentWide:
-    """One of 14 operations at one of 31 strengths for each image, all equally likely.
+    """Apply one of 14 operations at one of 31 strengths to each image, all equally likely.
 
-    The strongest are: shears by 0.99 of a pixel a row (column), translation by `translate`, rotation by 135 degrees,
+    The strongest are: shears by 0.99 pixels per row (column), translation by `translate`, rotation by 135 degrees,
     brightness, color, contrast and sharpness by a factor of 0.01 or 1.99, posterize to 2 bits, solarize from 0 on.
-    Geometry takes the nearest pixel.
+    Geometric operations sample the nearest pixel.
 
     Attributes:
-        fill: of pixels from outside the image, 0 to 255: one value, or red, green and blue.
-        translate: pixels of the strongest translation. None takes a seventh of the side: the 32 pixels of torchvision
-            at 224, and no more of a small image. An int is taken at any size, as torchvision does with its 32.
+        fill: value of pixels from outside the image, 0 to 255: one integer, or one each for red, green and blue.
+        translate: largest translation in pixels. None is a seventh of the side, which is the 32 pixels of torchvision
+            at 224, and proportionally less for smaller images. An integer applies at any size, as in torchvision.
 
     Raises:
         UsageError: a value outside its range.
@@ -90,12 +89,12 @@ class TrivialAugmentWide:
     def __post_init__(self) -> None:
         values = self.fill if isinstance(self.fill, tuple) else (self.fill,)
         if len(values) not in (1, 3) or not all(isinstance(value, int) and 0 <= value <= 255 for value in values):
-            raise UsageError(f"fill is an integer of 0 to 255, or three of them in a tuple, not {self.fill!r}")
+            raise UsageError(f"fill must be an integer of 0 to 255, or a tuple of three, not {self.fill!r}")
         if self.translate is not None and (not isinstance(self.translate, int) or self.translate < 0):
-            raise UsageError(f"translate is a number of whole pixels, 0 or more, or None, not {self.translate!r}")
+            raise UsageError(f"translate must be a whole number of pixels, 0 or more, or None, not {self.translate!r}")
 
     @staticmethod
-    def draw(sample_seeds: Tensor) -> Drawn:
+    def draw(sample_seeds: Tensor) -> Draws:
         """Draw operation, strength and direction for each seed.
 
         Args:
@@ -105,32 +104,32 @@ class TrivialAugmentWide:
             Shapes (B,), on the seeds' device.
         """
         u = seeds.tensor_uniforms(sample_seeds, 3, _TRIVIAL)
-        return Drawn((u[:, 0] * len(OPERATIONS)).long(), (u[:, 1] * LEVELS).long(), u[:, 2] < 0.5)
+        return Draws((u[:, 0] * len(OPERATIONS)).long(), (u[:, 1] * LEVELS).long(), u[:, 2] < 0.5)
 
     def __call__(self, images: Tensor, sample_seeds: Tensor) -> Tensor:
-        """Draw, and apply.
+        """Draw an operation for each image and apply it.
 
         Args:
             images: shape (B, 3, H, W), uint8; fastest when channels-last in memory.
             sample_seeds: shape (B,), int64, on the same device.
 
         Returns:
-            New memory of the same shape and type, channels-last.
+            A new tensor of the same shape and type, channels-last.
 
         Raises:
             UsageError: images of another shape or type, or not as many seeds as images.
         """
         return self.apply(images, self.draw(sample_seeds))
 
-    def apply(self, images: Tensor, drawn: Drawn) -> Tensor:
-        """Do to each image what was drawn for it.
+    def apply(self, images: Tensor, drawn: Draws) -> Tensor:
+        """Apply drawn operations.
 
         Args:
             images: shape (B, 3, H, W), uint8; fastest when channels-last in memory.
             drawn: for the B images, on the same device.
 
         Returns:
-            New memory of the same shape and type, channels-last.
+            A new tensor of the same shape and type, channels-last.
 
         Raises:
             UsageError: images of another shape or type, or not as many operations as images.
@@ -138,16 +137,19 @@ class TrivialAugmentWide:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             given = f"{images.dtype} of shape {tuple(images.shape)}"
             raise UsageError(
-                f"TrivialAugmentWide takes uint8 images of shape (B, 3, H, W), not {given}; give it them unnormalised"
+                f"TrivialAugmentWide takes uint8 images of shape (B, 3, H, W), not {given}: apply it before normalising"
             )
         if len(drawn.operations) != len(images):
-            raise UsageError(f"TrivialAugmentWide: {len(images)} images, {len(drawn.operations)} seeds; give one each")
-        # sorted by kind, so that each is one call over its images; a device is waited for once, for the counts
-        kinds = _on(images.device).kinds[drawn.operations]
+            raise UsageError(
+                f"TrivialAugmentWide: {len(images)} images, {len(drawn.operations)} seeds: give one seed per image"
+            )
+        # sorted by kind, so that each kind is one call over its images; the counts synchronise with the device once
+        kinds = _constants(images.device).kinds[drawn.operations]
         order = kinds.argsort(stable=True)
         counts = torch.bincount(kinds, minlength=len(_KINDS)).tolist()
         pixels = images.permute(0, 2, 3, 1).index_select(0, order)
         operations, settings = drawn.operations[order], (drawn.levels * 2 + drawn.negative)[order]
+        # images per call
         most = max(1, _CACHED // math.prod(pixels.shape[1:]) if pixels.device.type == "cpu" else len(pixels))
         for change, end, count in zip(_KINDS, accumulate(counts), counts, strict=True):
             if change is None:
@@ -159,15 +161,16 @@ class TrivialAugmentWide:
         return pixels.index_select(0, order.argsort()).permute(0, 3, 1, 2)
 
 
-# -- the operations, on the images that drew them -------------------------------------------------------------------
+# -- operations -----------------------------------------------------------------------------------------------------
 #
-# Products and sums of floats are separate calls: fused, the last bit of a value would depend on its place in the batch.
+# Products and sums of floats are separate calls: with fused ones, the last bit of a value would depend on its position
+# in the batch.
 
 
 class _Part(NamedTuple):
-    """Images (n, H, W, 3) of uint8, contiguous; their places in `OPERATIONS` and their settings, (n,).
+    """Images (n, H, W, 3), uint8, contiguous, that share a kind of operation.
 
-    A setting is 2 * level + negative.
+    `operations` (n,) are indices in `OPERATIONS`. `settings` (n,) are 2 * level + negative, 0 to 61.
     """
 
     pixels: Tensor
@@ -176,156 +179,158 @@ class _Part(NamedTuple):
     options: TrivialAugmentWide
 
 
-def _warped(part: _Part) -> Tensor:
-    """Shears, translations and rotation: of an image framed with the fill, the pixel at the nearest place."""
+def _warp(part: _Part) -> Tensor:
+    """Shears, translations and rotation: sample the nearest pixel of the image, framed with the fill colour."""
     pixels, device = part.pixels, part.pixels.device
     count, height, width, _ = pixels.shape
     fill = torch.tensor(part.options.fill, dtype=torch.uint8, device=device).expand(3)
     framed = fill.repeat(width + 2).expand(count, height + 2, -1).contiguous().view(count, height + 2, width + 2, 3)
     framed[:, 1:-1, 1:-1] = pixels
     warps = part.operations - OPERATIONS.index("shear-x")
-    matrices = _matrices(height, width, part.options.translate, device)[warps, part.settings]
+    matrices = _matrices(height, width, part.options.translate, device)[warps, part.settings]  # (n, 6)
     ax, bx, cx, ay, by, cy = matrices[:, :, None, None].unbind(1)
     x = torch.arange(width, device=device, dtype=torch.float32)
     y = torch.arange(height, device=device, dtype=torch.float32)[:, None]
-    # what lies outside is cut to the frame; nothing is below 0, so that int32 takes the floor
+    # source positions (n, H, W); outside ones are clamped to the frame. None is below 0, so int32 takes the floor
     columns = (ax * x + (bx * y + cx)).clamp_(0, width + 1).to(torch.int32)
     rows = (ay * x + (by * y + cy)).clamp_(0, height + 1).to(torch.int32)
     firsts = torch.arange(count, device=device, dtype=torch.int32)[:, None, None] * ((height + 2) * (width + 2))
-    places = rows.mul_(width + 2).add_(columns).add_(firsts)
-    return framed.view(-1, 3).index_select(0, places.view(-1)).view_as(pixels)
+    positions = rows.mul_(width + 2).add_(columns).add_(firsts)
+    return framed.view(-1, 3).index_select(0, positions.view(-1)).view_as(pixels)
 
 
-def _mapped(part: _Part) -> Tensor:
-    """Brightness, posterize and solarize: a new value for each value, known beforehand."""
-    constants = _on(part.pixels.device)
-    return _looked_up(part.pixels, constants.maps[constants.map_rows[part.operations], part.settings])
+def _apply_map(part: _Part) -> Tensor:
+    """Brightness, posterize and solarize: precomputed maps of values."""
+    constants = _constants(part.pixels.device)
+    return _look_up(part.pixels, constants.maps[constants.map_rows[part.operations], part.settings])
 
 
-def _contrasted(part: _Part) -> Tensor:
-    """Contrast: away from the mean grey, rounded."""
-    grey = _grey(_planes(part.pixels)).flatten(1)
+def _contrast(part: _Part) -> Tensor:
+    """Contrast: blend with the mean grey, rounded."""
+    grey = _grey(_planes(part.pixels)).flatten(1)  # (n, H * W)
     mean = (grey.sum(1) * 2 + grey.shape[1]) // (2 * grey.shape[1])
     values = torch.arange(256, device=grey.device)
-    return _looked_up(part.pixels, _blended(mean[:, None].float(), values, _factors(part)[:, None]))
+    return _look_up(part.pixels, _blend(mean[:, None].float(), values, _factors(part)[:, None]))
 
 
-def _autocontrasted(part: _Part) -> Tensor:
-    """Autocontrast: the darkest value of a channel becomes 0, its lightest 255."""
+def _autocontrast(part: _Part) -> Tensor:
+    """Autocontrast: stretch each channel, so that its darkest value becomes 0 and its lightest 255."""
     keys = _keys(part.pixels)
     values = torch.arange(256, device=keys.device, dtype=torch.int32)
-    occurs = _histogram(keys, len(part.pixels)) > 0
+    occurs = _histogram(keys, len(part.pixels)) > 0  # (n, 3, 256)
     least = values.where(occurs, 255).amin(2, keepdim=True)
     most = values.where(occurs, 0).amax(2, keepdim=True)
     spread = (values - least) * 255 // (most - least).clamp(min=1)
-    return _found(part.pixels, keys, spread.where(most > least, values))
+    return _take(part.pixels, keys, spread.where(most > least, values))
 
 
-def _equalized(part: _Part) -> Tensor:
-    """Equalize: values of a channel in proportion to the pixels below them, by Pillow's rule of whole numbers."""
+def _equalize(part: _Part) -> Tensor:
+    """Equalize: map each value of a channel to the share of pixels below it, in Pillow's integer arithmetic."""
     keys = _keys(part.pixels)
     histogram = _histogram(keys, len(part.pixels))
     up_to = histogram.cumsum(2, dtype=torch.int32)
+    # pixels of the lightest value that occurs: the first that reaches the total
     lightest = histogram.gather(2, up_to.argmax(2, keepdim=True))
     step = (up_to[..., -1:] - lightest) // 255
     ranks = (up_to - histogram + step // 2) // step.clamp(min=1)
     values = torch.arange(256, device=keys.device, dtype=torch.int32)
-    return _found(part.pixels, keys, ranks.where(step > 0, values))
+    return _take(part.pixels, keys, ranks.where(step > 0, values))
 
 
-def _colored(part: _Part) -> Tensor:
-    """Color: away from the image's grey."""
+def _color(part: _Part) -> Tensor:
+    """Color: blend with the grey image."""
     planes = _planes(part.pixels)
-    changed = _blended(_grey(planes).float()[:, None], planes, _factors(part)[:, None, None, None])
+    changed = _blend(_grey(planes).float()[:, None], planes, _factors(part)[:, None, None, None])
     return changed.permute(0, 2, 3, 1)
 
 
-def _sharpened(part: _Part) -> Tensor:
-    """Sharpness: away from the mean of 3x3 pixels in which the middle one counts five times; the border stays."""
+def _sharpen(part: _Part) -> Tensor:
+    """Sharpness: blend with the mean of 3x3 pixels, in which the centre counts five times; the border is unchanged."""
     wide = part.pixels.to(torch.int16)
     inner = wide[:, 1:-1, 1:-1]
+    # sums over three rows, then over three columns, plus four times the centre
     rows = wide[:, :-2] + wide[:, 1:-1] + wide[:, 2:]
     sums = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * inner
-    # a thirteenth is never halfway between two whole numbers: no rounding error can tip it over
+    # a thirteenth is never halfway between two integers, so rounding errors cannot change the result
     smooth = (sums * (1 / 13)).round_()
     result = part.pixels.clone()
-    result[:, 1:-1, 1:-1] = _blended(smooth, inner, _factors(part)[:, None, None, None])
+    result[:, 1:-1, 1:-1] = _blend(smooth, inner, _factors(part)[:, None, None, None])
     return result
 
 
 _CHANGES: dict[str, Callable[[_Part], Tensor] | None] = {
     "identity": None,
-    "shear-x": _warped,
-    "shear-y": _warped,
-    "translate-x": _warped,
-    "translate-y": _warped,
-    "rotate": _warped,
-    "brightness": _mapped,
-    "color": _colored,
-    "contrast": _contrasted,
-    "sharpness": _sharpened,
-    "posterize": _mapped,
-    "solarize": _mapped,
-    "autocontrast": _autocontrasted,
-    "equalize": _equalized,
+    "shear-x": _warp,
+    "shear-y": _warp,
+    "translate-x": _warp,
+    "translate-y": _warp,
+    "rotate": _warp,
+    "brightness": _apply_map,
+    "color": _color,
+    "contrast": _contrast,
+    "sharpness": _sharpen,
+    "posterize": _apply_map,
+    "solarize": _apply_map,
+    "autocontrast": _autocontrast,
+    "equalize": _equalize,
 }
 _KINDS = tuple(dict.fromkeys(_CHANGES.values()))
-_MAPPED = tuple(name for name, change in _CHANGES.items() if change is _mapped)
+_MAPPED = tuple(name for name, change in _CHANGES.items() if change is _apply_map)
 
 
-# -- what they share -------------------------------------------------------------------------------------------------
+# -- helpers ---------------------------------------------------------------------------------------------------------
 
 
 def _factors(part: _Part) -> Tensor:
-    return _on(part.pixels.device).factors[part.settings]
+    return _constants(part.pixels.device).factors[part.settings]
 
 
 def _planes(pixels: Tensor) -> Tensor:
-    """Channels first in memory, (n, 3, H, W): on a CPU, arithmetic that mixes channels is faster by more than this."""
+    """Channels first in memory, (n, 3, H, W): on a CPU this makes arithmetic over channels faster than it costs."""
     return pixels.permute(0, 3, 1, 2).contiguous()
 
 
 def _grey(planes: Tensor) -> Tensor:
-    """Luma of ITU-R BT.601 as Pillow rounds it, (n, H, W), int32."""
+    """Luma of ITU-R BT.601 with the rounding of Pillow, (n, H, W), int32."""
     red, green, blue = planes.unbind(1)
     luma = red.to(torch.int32).mul_(19595).add_(green, alpha=38470).add_(blue, alpha=7471)
     return luma.add_(0x8000).bitwise_right_shift_(16)
 
 
-def _blended(start: Tensor, end: Tensor, factors: Tensor) -> Tensor:
-    """From `start` by `factors` of the way to `end`, cut to 0 to 255 and to whole numbers, uint8."""
+def _blend(start: Tensor, end: Tensor, factors: Tensor) -> Tensor:
+    """Blend `start` (factor 0) and `end` (factor 1), clamped to 0 to 255 and truncated to uint8."""
     return (end - start).mul_(factors).add_(start).clamp_(0, 255).to(torch.uint8)
 
 
 def _keys(pixels: Tensor) -> Tensor:
-    """256 * (3 * image + channel) + value, for each value of the images in turn, int32."""
+    """Index of each value in a histogram of shape (n, 3, 256), (n * H * W * 3,), int32."""
     count, height, width, _ = pixels.shape
     firsts = torch.arange(count * 3, device=pixels.device, dtype=torch.int32).view(count, 1, 3) * 256
     return (pixels.view(count, height, width * 3) + firsts.repeat(1, 1, width)).view(-1)
 
 
 def _histogram(keys: Tensor, count: int) -> Tensor:
-    """How many pixels of each image and channel have each value, (n, 3, 256), int32."""
+    """Count the pixels of each value per image and channel, (n, 3, 256), int32."""
     histogram = torch.zeros(count * 3 * 256, device=keys.device, dtype=torch.int32)
     one = torch.ones(1, device=keys.device, dtype=torch.int32)
     return histogram.index_add_(0, keys, one.expand_as(keys)).view(count, 3, 256)
 
 
-def _found(pixels: Tensor, keys: Tensor, maps: Tensor) -> Tensor:
-    """The value of its map for each key; maps have shape (n, 3, 256), and are cut to 0 to 255."""
+def _take(pixels: Tensor, keys: Tensor, maps: Tensor) -> Tensor:
+    """Look up each key in maps of shape (n, 3, 256), clamped to 0 to 255."""
     return maps.clamp(0, 255).to(torch.uint8).view(-1).index_select(0, keys).view_as(pixels)
 
 
-def _looked_up(pixels: Tensor, maps: Tensor) -> Tensor:
-    """A new value for each value, by maps of shape (n, 256)."""
-    return _found(pixels, _keys(pixels), maps[:, None].expand(-1, 3, -1).contiguous())
+def _look_up(pixels: Tensor, maps: Tensor) -> Tensor:
+    """Map values by one map per image, (n, 256)."""
+    return _take(pixels, _keys(pixels), maps[:, None].expand(-1, 3, -1).contiguous())
 
 
 # -- strengths -------------------------------------------------------------------------------------------------------
 
 
 class _Constants(NamedTuple):
-    """On a device: kind (14,), row of the map (14,), factors (62,), maps (3, 62, 256)."""
+    """Tables on a device: kind (14,), row of the map (14,), factors (62,), maps (3, 62, 256)."""
 
     kinds: Tensor
     map_rows: Tensor
@@ -333,17 +338,18 @@ class _Constants(NamedTuple):
     maps: Tensor
 
 
-def _signed(most: float) -> Tensor:
-    """A strength of 0 to `most`, with its sign, for each setting: shape (62,), float64."""
-    # in float32 as torchvision's: what is cut to whole numbers afterwards shows the last bit
+def _strengths(most: float) -> Tensor:
+    """Signed strengths up to `most` for each setting, shape (62,), float64."""
+    # float32 steps as in torchvision: after truncation to integers, the last bit matters
     steps = torch.linspace(0.0, most, LEVELS, dtype=torch.float32).double()
     return torch.stack((steps, -steps), 1).view(-1)
 
 
 @lru_cache(maxsize=8)
-def _on(device: torch.device) -> _Constants:
+def _constants(device: torch.device) -> _Constants:
     values, level = torch.arange(256), torch.arange(LEVELS).repeat_interleave(2)[:, None]
-    factors = (1 + _signed(_CHANGE)).float()
+    factors = (1 + _strengths(_CHANGE)).float()
+    # bits that posterize drops, and the threshold of solarize
     lost = (level * (8 - _LEAST_BITS) / (LEVELS - 1)).round().long()
     threshold = (255 * torch.linspace(1.0, 0.0, LEVELS, dtype=torch.float32).double()).float()
     maps = {
@@ -361,20 +367,21 @@ def _on(device: torch.device) -> _Constants:
 
 @lru_cache(maxsize=32)
 def _matrices(height: int, width: int, translate: int | None, device: torch.device) -> Tensor:
-    """Where pixels come from, for each warp and setting, shape (5, 62, 6), float32.
+    """Affine maps from output to source pixels, for each warp and setting, shape (5, 62, 6), float32.
 
-    Column and row in an image with a frame of one pixel are floor(ax x + bx y + cx) and floor(ay x + by y + cy).
+    The source column and row, in an image with a frame of one pixel, are floor(ax x + bx y + cx) and
+    floor(ay x + by y + cy).
     """
     most_x, most_y = (side / _TRANSLATE_PART if translate is None else translate for side in (width, height))
-    shear, angle = _signed(_SHEAR), _signed(_DEGREES) * (math.pi / 180)
+    shear, angle = _strengths(_SHEAR), _strengths(_DEGREES) * (math.pi / 180)
     none, one = torch.zeros_like(shear), torch.ones_like(shear)
     cos, sin = angle.cos(), angle.sin()
-    # of pixel centres; shears keep the top left corner, the rotation the middle
+    # of pixel centres; shears fix the top left corner, rotation fixes the centre
     maps = [
         (one, shear, none, none, one, none),
         (one, none, none, shear, one, none),
-        (one, none, -_signed(most_x).trunc(), none, one, none),
-        (one, none, none, none, one, -_signed(most_y).trunc()),
+        (one, none, -_strengths(most_x).trunc(), none, one, none),
+        (one, none, none, none, one, -_strengths(most_y).trunc()),
         (
             cos,
             -sin,
@@ -385,6 +392,7 @@ def _matrices(height: int, width: int, translate: int | None, device: torch.devi
         ),
     ]
     rows = torch.stack([torch.stack(row, 1) for row in maps])
+    # from pixel centres to indices: half a pixel in, and one pixel of frame out
     for offset in (2, 5):
         rows[..., offset] += (rows[..., offset - 2] + rows[..., offset - 1]) / 2 + 1
     return rows.float().to(device)

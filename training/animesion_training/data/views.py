@@ -1,13 +1,13 @@
-"""Views that a teacher makes of its own input: attention maps to crops and drops, batched on the device.
+"""Attention-guided views: crops and drops of images from attention maps, batched on the device.
 
-The augmentation of TGDA (Rios et al., arXiv 2507.12157), which takes it from WS-DAN (Hu et al., arXiv 1901.09891). All
-chance is a hash of each sample's seed, so a sample gets the same views on any number of processes and after a resume.
-Where maps come from is `models.cal`'s, what the student makes of the views `distillation`'s.
+This is the augmentation of TGDA (Rios et al., arXiv 2507.12157), originally from WS-DAN (Hu et al., arXiv 1901.09891).
+All random numbers are hashed from the seeds of samples, so a sample has the same views on any number of processes and
+after resuming. `animesion_training.models.cal` computes the maps, `animesion_training.losses.distillation` the losses.
 
-Nothing here waits for the device, and nothing raises on the values of maps. A map that is zero everywhere crops to the
-whole image and drops all of it, as `map >= threshold * max` has it. Where no pixel reaches the threshold (NaN, a
-negative maximum, a peak between the pixels of a small image) the crop is the whole image and nothing is dropped;
-`check_finite` finds the NaN.
+Nothing here synchronises with the device, and nothing raises on the values of maps. A map that is zero everywhere crops
+to the whole image and drops all of it, as `map >= threshold * max` implies. Where no pixel reaches the threshold (NaN,
+a negative maximum, a peak between the pixels of a small image), the crop is the whole image and nothing is dropped;
+`check_finite` detects NaN.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from animesion.errors import UsageError
 from animesion_training.data import seeds
 from animesion_training.options import in_range
 
-#: Keeps the weight of a map that is zero above zero; of the original.
+#: Keeps the weight of an all-zero map above zero; the value of the original.
 _EPS = 1e-6
 
 Range = tuple[float, float]
 
 
 class Draws(NamedTuple):
-    """What chance decided for each sample of a batch; enough to make the same views again.
+    """The random draws of each sample of a batch, from which `views` is deterministic.
 
     Attributes:
-        maps: (B, 2), int64, the maps that drive crop and drop; -1 for the mean over all maps.
+        maps: (B, 2), int64, indices of the maps for crop and drop; -1 for the mean over all maps.
         crop_threshold: (B,), float32, share of the map's maximum from which a pixel is inside the crop.
         drop_threshold: (B,), float32, share of the map's maximum from which a pixel is dropped.
     """
@@ -52,18 +52,18 @@ def draw(
     crop: Range = (0.4, 0.6),
     drop: Range = (0.2, 0.5),
 ) -> Draws:
-    """Draw maps and thresholds, a function of each sample's seed and attention alone.
+    """Draw maps and thresholds from the seed and attention of each sample.
 
     Args:
-        sample_seeds: (B,), int64, as the stream gives them, on the attention's device.
-        attention: (B, M, h, w), not negative.
-        sample_maps: draw one map for the crop and one for the drop; else both use the mean over the maps.
-        num_maps: draw from the first so many maps; all when None.
-        crop: thresholds are uniform in [low, high), 0..1.
+        sample_seeds: (B,), int64, from the stream, on the device of the attention.
+        attention: (B, M, h, w), non-negative.
+        sample_maps: whether to draw one map for the crop and one for the drop; otherwise both use the mean map.
+        num_maps: draw from the first `num_maps` maps; None for all.
+        crop: range [low, high) of uniform thresholds for crops, 0..1.
         drop: the same for drops.
 
     Raises:
-        UsageError: a range or number of maps that cannot be.
+        UsageError: an invalid range or number of maps.
         ValueError: shapes or types other than these.
     """
     _check_maps(attention)
@@ -76,37 +76,37 @@ def draw(
 
 @torch.no_grad()
 def views(images: Tensor, attention: Tensor, draws: Draws, *, padding: float = 0.1) -> Tensor:
-    """One crop and one drop of each image, at its own size.
+    """Make one crop and one drop of each image, at the size of the image.
 
     Args:
         images: (B, C, H, W), floating, normalised: a dropped pixel becomes 0, the mean colour.
         attention: (B, M, h, w), the maps of these images.
-        draws: of `draw`.
-        padding: of the crops, as `crop_boxes` takes it.
+        draws: from `draw`.
+        padding: of the crops, see `crop_boxes`.
 
     Returns:
-        (2 B, C, H, W) of the images' type and memory format: the crops, then the drops.
+        (2 B, C, H, W) of the type and memory format of the images: crops, then drops.
 
     Raises:
         ValueError: shapes or types other than these.
     """
     _check_images(images, attention)
-    crop_maps, drop_maps = picked(attention, draws.maps)
+    crop_maps, drop_maps = select_maps(attention, draws.maps)
     boxes = crop_boxes(crop_maps, (images.shape[2], images.shape[3]), draws.crop_threshold, padding)
     return torch.cat((crop(images, boxes), drop(images, drop_maps, draws.drop_threshold)))
 
 
 def check_finite(attention: Tensor) -> None:
-    """Refuse attention that is not finite; waits for the device, so call it now and then rather than every step.
+    """Check that attention is finite. This synchronises with the device: do not call it in every step.
 
     Raises:
-        UsageError: NaN or infinite values, and in how many images.
+        UsageError: NaN or infinite values; the message states in how many images.
     """
     bad = int((~attention.isfinite()).flatten(1).any(1).sum())
     if bad:
         raise UsageError(
             f"the teacher's attention is not finite for {bad} of {len(attention)} images: its weights are damaged "
-            "or its precision overflows; compute it in bf16 or fp32"
+            "or its precision overflows: compute it in bf16 or fp32"
         )
 
 
@@ -114,11 +114,11 @@ def check_finite(attention: Tensor) -> None:
 
 
 def pick_weights(attention: Tensor, num_maps: int | None = None) -> Tensor:
-    """How likely each map is picked: `sqrt(sum of the map + 1e-6)`, normalised to sum 1.
+    """Compute the probability of each map: `sqrt(sum of the map + 1e-6)`, normalised to sum 1.
 
     Args:
-        attention: (B, M, h, w), not negative.
-        num_maps: only the first so many maps; all when None.
+        attention: (B, M, h, w), non-negative.
+        num_maps: use the first `num_maps` maps; None for all.
 
     Returns:
         (B, M) or (B, num_maps), float32.
@@ -134,12 +134,12 @@ def pick_weights(attention: Tensor, num_maps: int | None = None) -> Tensor:
 
 
 def pick_maps(attention: Tensor, u: Tensor, num_maps: int | None = None) -> Tensor:
-    """Two maps of each image, drawn with replacement by `pick_weights`.
+    """Draw two maps per image with replacement, with the probabilities of `pick_weights`.
 
     Args:
-        attention: (B, M, h, w), not negative.
-        u: (B, 2), uniform in [0, 1); the same number gives the same map.
-        num_maps: draw from the first so many maps; all when None.
+        attention: (B, M, h, w), non-negative.
+        u: (B, 2), uniform in [0, 1); equal numbers pick equal maps.
+        num_maps: use the first `num_maps` maps; None for all.
 
     Returns:
         (B, 2), int64, 0..M-1: the map for the crop and the map for the drop.
@@ -149,46 +149,46 @@ def pick_maps(attention: Tensor, u: Tensor, num_maps: int | None = None) -> Tens
     """
     weights = pick_weights(attention, num_maps).double()
     count = weights.shape[1]
-    # not cumsum, which has no deterministic form on CUDA; M is small
+    # cumulative sums (B, M) by a triangular mask: cumsum is not deterministic on CUDA, and M is small
     up_to = torch.ones(count, count, dtype=weights.dtype, device=weights.device).tril()
-    shares = (weights[:, None] * up_to).sum(2)
-    places = torch.searchsorted(shares, u.to(shares), right=True)
-    return places.clamp(max=count - 1)  # shares may end a rounding below 1, and NaN sorts last
+    cumulative = (weights[:, None] * up_to).sum(2)
+    maps = torch.searchsorted(cumulative, u.to(cumulative), right=True)
+    return maps.clamp(max=count - 1)  # the last sum may be rounded to below 1, and NaN sorts last
 
 
-def picked(attention: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
-    """The maps for the crop and for the drop.
+def select_maps(attention: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Select the maps for crop and drop.
 
     Args:
         attention: (B, M, h, w).
-        maps: (B, 2), as in `Draws`.
+        maps: (B, 2), see `Draws`.
 
     Returns:
-        Two of (B, 1, h, w).
+        The maps for the crop and for the drop, each (B, 1, h, w).
     """
     height, width = attention.shape[2:]
-    taken = attention.gather(1, maps.clamp(min=0)[:, :, None, None].expand(-1, -1, height, width))
-    taken = torch.where(maps[:, :, None, None] < 0, mean_map(attention), taken)
-    return taken[:, :1], taken[:, 1:]
+    selected = attention.gather(1, maps.clamp(min=0)[:, :, None, None].expand(-1, -1, height, width))  # (B, 2, h, w)
+    selected = torch.where(maps[:, :, None, None] < 0, mean_map(attention), selected)
+    return selected[:, :1], selected[:, 1:]
 
 
 def mean_map(attention: Tensor) -> Tensor:
-    """Maps (B, M, h, w) to their mean (B, 1, h, w), which drives crops and drops where none is sampled."""
+    """Compute the mean (B, 1, h, w) of maps (B, M, h, w)."""
     return attention.mean(1, keepdim=True)
 
 
 def class_map(features: Tensor, weight: Tensor, classes: Tensor) -> Tensor:
-    """Class activation map (CAM), not normalised; the ablation of TGDA puts it in the place of attention.
+    """Compute class activation maps (CAM), not normalised; an ablation of TGDA uses them instead of attention.
 
     `sum_c w[k, c] F[c]`; Zhou et al., CVPR 2016 (arXiv 1512.04150), eq. 2.
 
     Args:
-        features: (B, C, h, w), what the pooling before the classifier is given.
+        features: (B, C, h, w), input of the pooling before the classifier.
         weight: (K, C), of the linear classifier.
         classes: (B,), int64: k of each image; in the ablation the class of the largest logit.
 
     Returns:
-        (B, 1, h, w); negative values speak against the class.
+        (B, 1, h, w); negative values are evidence against the class.
     """
     return torch.einsum("bc,bchw->bhw", weight[classes], features)[:, None]
 
@@ -197,17 +197,17 @@ def class_map(features: Tensor, weight: Tensor, classes: Tensor) -> Tensor:
 
 
 def crop_boxes(maps: Tensor, size: tuple[int, int], thresholds: Tensor | float, padding: float = 0.1) -> Tensor:
-    """The box around what a map attends to.
+    """Compute the box around the attended region of a map.
 
     The map is upsampled to the image (bilinear, corners aligned). The box bounds the pixels with at least
-    `threshold` times the maximum of the given map, and grows by `padding` of the image on each side; as in the
-    original, its last row and column are left out before it grows. It always has a pixel.
+    `threshold` times the maximum of the given map, without its last row and column as in the original, and is padded by
+    `padding` of the image on each side. It contains at least one pixel.
 
     Args:
         maps: (B, 1, h, w), floating.
         size: (H, W) of the images.
-        thresholds: (B,) or one for all, shares of each map's maximum.
-        padding: share of the image's side, >= 0.
+        thresholds: (B,) or one for all, shares of the maximum of each map.
+        padding: share of the side of the image, >= 0.
 
     Returns:
         (B, 4), int64: y0, y1, x0, x1 in pixels, the ends exclusive.
@@ -217,37 +217,37 @@ def crop_boxes(maps: Tensor, size: tuple[int, int], thresholds: Tensor | float, 
         ValueError: shapes or types other than these.
     """
     padding = in_range("padding", padding, low=0.0)
-    inside = _attended(maps, size, thresholds)
+    inside = _attended(maps, size, thresholds)  # (B, H, W)
     return torch.stack((*_extent(inside.any(2), padding), *_extent(inside.any(1), padding)), dim=1)
 
 
 def _extent(hit: Tensor, padding: float) -> tuple[Tensor, Tensor]:
-    """Start and end of the hits (B, L) along one side, padded; the whole side without a hit."""
+    """Start and end (B,) of the hits (B, L) along one side, padded; the whole side without hits."""
     length = hit.shape[1]
     marks = hit.to(torch.uint8)
     first, last = marks.argmax(1), length - 1 - marks.flip(1).argmax(1)
     margin = padding * length
-    # float64 and towards zero, as Python's int() of the original
+    # float64 and truncated, as int() in the original
     start = (first.double() - margin).clamp(min=0).long()
     end = torch.maximum((last.double() + margin).clamp(max=length).long(), start + 1)
-    anything = hit.any(1)
-    return torch.where(anything, start, 0), torch.where(anything, end, length)
+    any_hit = hit.any(1)
+    return torch.where(any_hit, start, 0), torch.where(any_hit, end, length)
 
 
 def crop(images: Tensor, boxes: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-    """Cut a box out of each image and resize it, bilinear with aligned corners.
+    """Crop a box from each image and resize it, bilinear with aligned corners.
 
-    Equals `interpolate(image[box], size, mode="bilinear", align_corners=True)` image by image up to rounding of
-    the last bit, in a few calls for the whole batch. Sampling positions are rounded as there, which `grid_sample` and
-    RoIAlign cannot do.
+    This equals `interpolate(image[box], size, mode="bilinear", align_corners=True)` for each image up to the last bit,
+    in a few calls for the whole batch. Sampling positions are rounded in the same way, which `grid_sample` and RoIAlign
+    do not offer.
 
     Args:
         images: (B, C, H, W), floating.
-        boxes: (B, 4), int64, as `crop_boxes` gives them; inside the images, with a pixel at least.
-        size: (height, width) of the result; that of the images when None.
+        boxes: (B, 4), int64, from `crop_boxes`: inside the images, with at least one pixel.
+        size: (height, width) of the result; None for the size of the images.
 
     Returns:
-        (B, C, height, width) of the images' type and memory format.
+        (B, C, height, width) of the type and memory format of the images.
 
     Raises:
         ValueError: shapes or types other than these.
@@ -259,6 +259,7 @@ def crop(images: Tensor, boxes: Tensor, size: tuple[int, int] | None = None) -> 
     height, width = size or (images.shape[2], images.shape[3])
     y0, y1, x0, x1 = boxes.unbind(1)
     exact = torch.promote_types(images.dtype, torch.float32)
+    # between rows, (B, C, height, W), then between columns, (B, C, height, width)
     low, high, share = _sources(y0, y1, height)
     batch = torch.arange(len(images), device=images.device)[:, None, None]
     channels = torch.arange(images.shape[1], device=images.device)[:, None]
@@ -271,10 +272,10 @@ def crop(images: Tensor, boxes: Tensor, size: tuple[int, int] | None = None) -> 
 
 
 def _sources(start: Tensor, end: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The two pixels that each of `size` results lies between, and the share of the second; each (B, size)."""
+    """The two source pixels of each of `size` results, and the weight of the second; each (B, size)."""
     last = (end - start - 1)[:, None]
     steps = torch.arange(size, dtype=torch.float32, device=start.device)
-    # in float32, as interpolate() rounds them
+    # in float32, with the rounding of interpolate()
     positions = last.float() / max(size - 1, 1) * steps
     low = torch.minimum(positions.long(), last)
     high = torch.minimum(low + 1, last)
@@ -285,7 +286,7 @@ def _sources(start: Tensor, end: Tensor, size: int) -> tuple[Tensor, Tensor, Ten
 
 
 def drop(images: Tensor, maps: Tensor, thresholds: Tensor | float) -> Tensor:
-    """Set to 0 what a map attends to: the images (B, C, H, W) times `drop_mask`.
+    """Set the attended region to 0: images (B, C, H, W) times `drop_mask`.
 
     Raises:
         ValueError: shapes or types other than these and those of `drop_mask`.
@@ -295,15 +296,15 @@ def drop(images: Tensor, maps: Tensor, thresholds: Tensor | float) -> Tensor:
 
 
 def drop_mask(maps: Tensor, size: tuple[int, int], thresholds: Tensor | float) -> Tensor:
-    """Which pixels are kept.
+    """Compute the mask of pixels that are kept.
 
     Args:
         maps: (B, 1, h, w), floating.
         size: (H, W) of the images.
-        thresholds: (B,) or one for all; a pixel with at least this share of the given map's maximum is dropped.
+        thresholds: (B,) or one for all; pixels with at least this share of the maximum of the given map are dropped.
 
     Returns:
-        (B, 1, H, W), bool, true for what is kept.
+        (B, 1, H, W), bool, true for kept pixels.
 
     Raises:
         ValueError: shapes or types other than these.
@@ -312,12 +313,12 @@ def drop_mask(maps: Tensor, size: tuple[int, int], thresholds: Tensor | float) -
 
 
 def _attended(maps: Tensor, size: tuple[int, int], thresholds: Tensor | float) -> Tensor:
-    """(B, H, W), true where the upsampled map has its threshold's share of the maximum before upsampling."""
+    """Mask (B, H, W) of pixels where the upsampled map reaches its threshold's share of the original map's maximum."""
     _check_maps(maps, 1)
     maps = maps.detach().float()
     if isinstance(thresholds, Tensor):
         if thresholds.shape != maps.shape[:1]:
-            raise ValueError(f"thresholds must be ({len(maps)},), one for each image, not {tuple(thresholds.shape)}")
+            raise ValueError(f"thresholds must be ({len(maps)},), one per image, not {tuple(thresholds.shape)}")
         thresholds = thresholds.to(maps)[:, None, None, None]
     limits = thresholds * maps.amax((2, 3), keepdim=True)
     upsampled = functional.interpolate(maps, size=size, mode="bilinear", align_corners=True)
@@ -342,5 +343,5 @@ def _check_images(images: Tensor, maps: Tensor) -> None:
 
 def _check_maps(maps: Tensor, count: int | None = None) -> None:
     if maps.ndim != 4 or not maps.is_floating_point() or count not in (None, maps.shape[1]):
-        wanted = "M" if count is None else count
-        raise ValueError(f"maps must be floating (B, {wanted}, h, w), not {maps.dtype} {tuple(maps.shape)}")
+        expected = "M" if count is None else count
+        raise ValueError(f"maps must be floating (B, {expected}, h, w), not {maps.dtype} {tuple(maps.shape)}")

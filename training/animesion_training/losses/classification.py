@@ -1,15 +1,15 @@
-"""The losses that a classifier is trained with: modules over logits and labels, for balanced and long-tailed sets.
+"""Classification losses for balanced and long-tailed datasets, as modules over logits and labels.
 
-Made by name in `objectives`; soft labels come from `mixing`, scores of a split from `metrics`.
+`objectives` creates them by name, `animesion_training.data.mixing` makes soft labels. All losses share these
+conventions:
 
-Conventions that all of them share:
-
-- They compute in float32, whatever autocast says, and in float64 for float64 logits. Logits up to 1e30 in magnitude
-  give a finite loss and gradient.
-- `reduction="mean"` divides by the number of samples, also where classes are weighted. A large batch is then the mean
-  of its equal parts, so that gradient accumulation and several processes change nothing; dividing by the sum of the
+- They compute in float32, also under autocast, and in float64 for float64 logits. Logits up to 1e30 in magnitude give a
+  finite loss and gradient.
+- `reduction="mean"` divides by the number of samples, also where classes are weighted. The mean of a batch is then the
+  mean of its equal parts, so gradient accumulation and several processes change nothing; dividing by the sum of the
   weights, as `torch.nn.CrossEntropyLoss` does, has no such property. The mean over an empty batch is 0.
-- A class without a training image counts as one with a single image, and has no part in normalising weights or margins.
+- A class without training images is treated as one with a single image, and is ignored when weights or margins are
+  normalised.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ LossReduction = Literal["mean", "sum", "none"]
 
 
 class Objective(nn.Module):
-    """The base of all objectives: checks shapes, leaves autocast, reduces; a subclass gives the loss of each sample.
+    """Base class of objectives: checks shapes, disables autocast and reduces; subclasses compute the loss per sample.
 
     Attributes:
-        needs_teacher: the call takes the teacher's logits as its third argument.
-        takes_soft: soft labels (B, C) are accepted, so that it may be used with MixUp and CutMix.
+        needs_teacher: whether the call takes the teacher's logits as its third argument.
+        takes_soft: whether soft labels (B, C) are accepted, as MixUp and CutMix make them.
     """
 
     needs_teacher: ClassVar[bool] = False
     takes_soft: ClassVar[bool] = True
 
     def __init__(self, reduction: LossReduction = "mean") -> None:
-        """Make an objective.
+        """Create an objective.
 
         Raises:
             UsageError: an unknown reduction.
@@ -51,7 +51,7 @@ class Objective(nn.Module):
         self.reduction = reduction
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the objective that an epoch begins, counted from 0; also after a resume. Most do not care."""
+        """Notify the objective that an epoch begins, counted from 0, also after a resume; most objectives ignore it."""
 
     def forward(self, logits: Tensor, targets: Tensor, teacher_logits: Tensor | None = None) -> Tensor:
         """Compute the loss.
@@ -66,7 +66,7 @@ class Objective(nn.Module):
 
         Raises:
             ValueError: shapes or types other than these.
-            UsageError: soft labels for an objective that has no meaning for them.
+            UsageError: soft labels for an objective that does not support them.
         """
         self._check(logits, targets, teacher_logits)
         with torch.autocast(logits.device.type, enabled=False):
@@ -78,7 +78,7 @@ class Objective(nn.Module):
         return total if self.reduction == "sum" else total / max(1, len(losses))
 
     def losses(self, logits: Tensor, targets: Tensor, *teacher: Tensor) -> Tensor:
-        """The loss of each sample, (B,), from logits in full precision; `teacher` is one (B, C) tensor or none."""
+        """Compute the loss per sample, (B,), from logits (B, C) in full precision; `teacher` is () or one (B, C)."""
         raise NotImplementedError
 
     def _check(self, logits: Tensor, targets: Tensor, teacher_logits: Tensor | None) -> None:
@@ -92,7 +92,7 @@ class Objective(nn.Module):
                 f"not {targets.dtype} {tuple(targets.shape)}"
             )
         if soft and not self.takes_soft:
-            raise UsageError(f"{type(self).__name__} takes one class an image; switch MixUp and CutMix off with it")
+            raise UsageError(f"{type(self).__name__} needs one class per image: switch MixUp and CutMix off")
         if self.needs_teacher != (teacher_logits is not None):
             raise ValueError(f"{type(self).__name__} {'needs' if self.needs_teacher else 'does not take'} a teacher")
         if teacher_logits is not None and teacher_logits.shape != logits.shape:
@@ -100,11 +100,11 @@ class Objective(nn.Module):
 
 
 class SoftmaxObjective(Objective):
-    """Weighted, focused cross-entropy of a shifted softmax; the objectives but LDAM are special cases.
+    """Weighted focal cross-entropy of a shifted softmax; all objectives but LDAM are special cases.
 
     With q the label, smoothed by `label_smoothing` e as q (1 - e) + e / C, the loss of a sample is
-    `-sum_c q_c w_c (1 - p_c)^gamma log p_c` with `p = softmax(z + shift)`. It is linear in the label: that of
-    a mixture of two labels is the mixture of their losses.
+    `-sum_c q_c w_c (1 - p_c)^gamma log p_c` with `p = softmax(z + shift)`. It is linear in the label: the loss of a
+    mixture of two labels is the mixture of their losses.
     """
 
     weights: Tensor | None
@@ -119,7 +119,7 @@ class SoftmaxObjective(Objective):
         label_smoothing: float = 0.0,
         reduction: LossReduction = "mean",
     ) -> None:
-        """Make one from class weights (C,), a shift of the logits (C,), the focus gamma >= 0 and smoothing 0..1.
+        """Create one from class weights (C,), a shift of the logits (C,), gamma >= 0 and label smoothing 0..1.
 
         Raises:
             UsageError: an option outside its range.
@@ -131,20 +131,20 @@ class SoftmaxObjective(Objective):
         self.register_buffer("shift", _per_class(shift), persistent=False)
 
     def losses(self, logits: Tensor, targets: Tensor, *teacher: Tensor) -> Tensor:
-        """The loss of each sample, (B,)."""
+        """Compute the loss of each sample, (B,)."""
         if self.shift is not None:
-            logits = logits + _fitting(self.shift, logits)
-        gains = torch.log_softmax(logits, dim=1)
+            logits = logits + _per_logit(self.shift, logits)
+        gains = torch.log_softmax(logits, dim=1)  # (B, C): w_c (1 - p_c)^gamma log p_c, built up below
         if self.gamma:
-            # expm1 keeps 1 - p exact near p = 1, and the floor its slope finite there for gamma < 1
-            missed = (-torch.expm1(gains)).clamp_min(torch.finfo(gains.dtype).tiny)
-            gains = missed**self.gamma * gains
+            # expm1 keeps 1 - p exact near p = 1; the floor keeps its slope finite there for gamma < 1
+            misses = (-torch.expm1(gains)).clamp_min(torch.finfo(gains.dtype).tiny)
+            gains = misses**self.gamma * gains
         if self.weights is not None:
-            gains = gains * _fitting(self.weights, logits)
-        told = gains.gather(1, targets[:, None]).squeeze(1) if targets.ndim == 1 else (targets * gains).sum(1)
+            gains = gains * _per_logit(self.weights, logits)
+        of_label = gains.gather(1, targets[:, None]).squeeze(1) if targets.ndim == 1 else (targets * gains).sum(1)
         if self.label_smoothing:
-            told = (1 - self.label_smoothing) * told + self.label_smoothing * gains.mean(1)
-        return -told
+            of_label = (1 - self.label_smoothing) * of_label + self.label_smoothing * gains.mean(1)
+        return -of_label
 
 
 class LDAM(Objective):
@@ -153,8 +153,8 @@ class LDAM(Objective):
     Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss", NeurIPS 2019
     (arXiv 1906.07413), section 3.2 and algorithm 1. The loss of a sample of class y is `w_y` times the cross-entropy
     of `s (z - m_y [c = y])`, with margins proportional to `n_c^(-1/4)` and scaled so that the largest is `max_m`. `w`
-    is 1 until epoch `drw_epoch` and `class_balanced_weights` from then on. The logits are meant to be cosines (-1..1),
-    as `s` multiplies them here: a cosine head goes with scale 1, not learned.
+    is 1 before epoch `drw_epoch` and `class_balanced_weights` from then on. The logits should be cosines (-1..1), as
+    `s` multiplies them here: use a cosine head with a fixed scale of 1.
     """
 
     takes_soft: ClassVar[bool] = False
@@ -171,14 +171,14 @@ class LDAM(Objective):
         beta: float = 0.9999,
         reduction: LossReduction = "mean",
     ) -> None:
-        """Make one.
+        """Create one.
 
         Args:
             counts: training images of each class, (C,).
             max_m: the largest margin, >= 0.
             scale: s, > 0.
-            drw_epoch: the first epoch, counted from 0, with class weights; never when None.
-            beta: of the effective number of images that the weights come from, 0 <= beta < 1.
+            drw_epoch: the first epoch with class weights, counted from 0; None for no class weights.
+            beta: of the effective number of images, from which the weights are computed, 0 <= beta < 1.
             reduction: mean, sum or none.
 
         Raises:
@@ -191,36 +191,37 @@ class LDAM(Objective):
         self.drw_epoch = drw_epoch
         self.reweighted = False
         images = _counts(counts)
-        rarity = np.maximum(images, 1.0) ** -0.25
+        rarity = np.maximum(images, 1.0) ** -0.25  # n^(-1/4), (C,)
+        # scaled by the rarest class that has images; classes without any are capped at the same margin
         margins = np.minimum(rarity / rarity[images > 0].max(), 1.0) * in_range("max_m", max_m, low=0.0)
         self.register_buffer("margins", _per_class(margins), persistent=False)
         self.register_buffer("weights", _per_class(class_balanced_weights(images, beta)), persistent=False)
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Weigh the classes from `drw_epoch` on."""
+        """Switch class weights on from `drw_epoch`."""
         self.reweighted = self.drw_epoch is not None and epoch >= self.drw_epoch
 
     def losses(self, logits: Tensor, targets: Tensor, *teacher: Tensor) -> Tensor:
-        """The loss of each sample, (B,)."""
-        taken = _fitting(self.margins, logits)[targets]
-        shifted = self.scale * logits.scatter_add(1, targets[:, None], -taken[:, None])
+        """Compute the loss of each sample, (B,)."""
+        margins = _per_logit(self.margins, logits)[targets]  # (B,), of each sample's class
+        shifted = self.scale * logits.scatter_add(1, targets[:, None], -margins[:, None])
         losses = -torch.log_softmax(shifted, dim=1).gather(1, targets[:, None]).squeeze(1)
         return losses * self.weights[targets].to(losses.dtype) if self.reweighted else losses
 
 
 def class_balanced_weights(counts: npt.ArrayLike, beta: float = 0.9999) -> npt.NDArray[np.float64]:
-    """Class weights `(1 - beta) / (1 - beta^n)`, normalised to mean 1 over the classes that have images.
+    """Compute class weights `(1 - beta) / (1 - beta^n)`, normalised to mean 1 over the classes that have images.
 
     Cui et al., "Class-Balanced Loss Based on Effective Number of Samples", CVPR 2019 (arXiv 1901.05555),
-    section 4. beta = 0 gives equal weights, beta towards 1 the inverse frequencies.
+    section 4. beta = 0 gives equal weights; beta towards 1 approaches inverse frequencies.
 
     Args:
         counts: training images of each class, (C,); an empty class gets the weight of one with a single image.
         beta: 0 <= beta < 1.
 
     Raises:
-        UsageError: beta out of range, or no image at all.
+        UsageError: beta out of range, or no class has an image.
     """
     beta = in_range("beta", beta, low=0.0, high=1.0, high_open=True)
     images = _counts(counts)
@@ -232,10 +233,10 @@ def class_balanced_weights(counts: npt.ArrayLike, beta: float = 0.9999) -> npt.N
 
 
 def log_prior(counts: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """The logarithm of each class's share of the training images, (C,); an empty class counts as one image.
+    """Compute the logarithm of each class's share of the training images, (C,); an empty class counts as one image.
 
     Raises:
-        UsageError: no image at all.
+        UsageError: no class has an image.
     """
     images = _counts(counts)
     logs: npt.NDArray[np.float64] = np.log(np.maximum(images, 1.0) / images.sum())
@@ -255,9 +256,9 @@ def _per_class(values: npt.ArrayLike | None) -> Tensor | None:
     return None if values is None else torch.tensor(np.asarray(values), dtype=torch.float32)
 
 
-def _fitting(per_class: Tensor, logits: Tensor) -> Tensor:
+def _per_logit(per_class: Tensor, logits: Tensor) -> Tensor:
     if len(per_class) != logits.shape[1]:
-        raise ValueError(f"the objective was made for {len(per_class)} classes, the logits have {logits.shape[1]}")
+        raise ValueError(f"the objective has {len(per_class)} classes, the logits have {logits.shape[1]}")
     return per_class.to(logits.dtype)
 
 

@@ -1,11 +1,11 @@
-"""Distillation: what a student learns from a teacher's logits, on images and on the views that the teacher makes.
+"""Distillation losses on the logits of student and teacher, for images and for the teacher's views of them.
 
-`distillation_loss` is that of TGDA (Rios et al., arXiv 2507.12157) and of plain knowledge distillation; its KL part is
-`distillation_term`. Further losses on logits go beside it by name, `auxiliary_loss`. `TeacherStatistics` says how
-confident a teacher is. Views are made in `views`, steps of training in `steps`, losses on labels alone are in `losses`.
+`distillation_loss` is the loss of TGDA (Rios et al., arXiv 2507.12157) and of plain knowledge distillation; its KL part
+is `distillation_term`. `auxiliary_loss` adds a further loss by name. `animesion_training.data.views` makes the views,
+`animesion_training.engine.steps` runs the networks, `classification` has the losses on labels alone.
 
-Every loss computes in float32, whatever autocast says, and is a mean over the samples. Where a gradient flows to the
-teacher's logits too, the docstring says so.
+Every loss computes in float32, also under autocast, and is a mean over the samples. Where a gradient also flows to the
+teacher's logits, the docstring states it.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from animesion_training.options import in_range
 
 ViewWeights = tuple[float, float, float]
 
-#: Of image, crop and drop.
+#: Weights of image, crop and drop.
 VIEW_WEIGHTS: ViewWeights = (0.5, 0.5, 0.5)
 
 
 class Preset(NamedTuple):
-    """Temperature and weight of the distillation term (the weight stands before temperature squared)."""
+    """Temperature and weight of the distillation term; the weight multiplies temperature squared."""
 
     temperature: float
     weight: float
 
 
-#: TGDA's: temperature 7 and nominal weight 10 without the factor of temperature squared (arXiv 2507.12157).
+#: Values of TGDA (arXiv 2507.12157): temperature 7, and weight 10 without the factor of temperature squared, 49.
 PAPER = Preset(temperature=7.0, weight=10 / 49)
 
 
@@ -45,13 +45,13 @@ def kl(
     """`KL(softmax(teacher / T) || softmax(student / T))` in nats, without a factor of T squared.
 
     Hinton et al., "Distilling the knowledge in a neural network" (arXiv 1503.02531), section 2. Gradients flow to
-    both; with the two exchanged it is the reverse KL.
+    both; exchanged arguments give the reverse KL.
 
     Args:
         student: logits (B, K).
         teacher: logits (B, K).
         temperature: T, > 0.
-        reduction: `batchmean` for the mean over the samples, `none` for each.
+        reduction: `batchmean` for the mean over the samples, `none` for one value per sample.
 
     Returns:
         A scalar or (B,), float32; 0 for an empty batch.
@@ -63,8 +63,8 @@ def kl(
     temperature = in_range("temperature", temperature, low=0.0, low_open=True)
     student, teacher = _checked(student, teacher)
     with torch.autocast(student.device.type, enabled=False):
-        learned, taught = (student / temperature).log_softmax(1), (teacher / temperature).log_softmax(1)
-        divergence = functional.kl_div(learned, taught, reduction="none", log_target=True).sum(1)
+        student_logs, teacher_logs = (student / temperature).log_softmax(1), (teacher / temperature).log_softmax(1)
+        divergence = functional.kl_div(student_logs, teacher_logs, reduction="none", log_target=True).sum(1)
     return divergence if reduction == "none" else _mean(divergence)
 
 
@@ -77,18 +77,18 @@ def distillation_term(
     temperature: float = PAPER.temperature,
     view_weights: ViewWeights = VIEW_WEIGHTS,
 ) -> Tensor:
-    """Temperature squared times the KL of the images, or a weighted sum of it and those of crops and drops.
+    """Temperature squared times the KL of the images, or a weighted sum of the KLs of images, crops and drops.
 
     `T^2 KL(raw)` without views, as in Hinton et al. (arXiv 1503.02531); else `T^2 (a_raw KL(raw) + a_crop KL(crop) +
     a_drop KL(drop))`, arXiv 2507.12157. No gradient flows to the teacher.
 
     Args:
         student: logits of the B images, (B, K).
-        teacher: logits of the same, (B, K).
+        teacher: logits of the same images, (B, K).
         student_views: logits of the views, (2 B, K): crops, then drops.
-        teacher_views: logits of the same, (2 B, K).
+        teacher_views: logits of the same views, (2 B, K).
         temperature: T, > 0.
-        view_weights: a_raw, a_crop, a_drop, >= 0; for use with views.
+        view_weights: a_raw, a_crop, a_drop, >= 0; ignored without views.
 
     Returns:
         A scalar, float32.
@@ -101,7 +101,9 @@ def distillation_term(
     if student_views is None and teacher_views is None:
         return temperature**2 * raw
     if student_views is None or teacher_views is None or len(student_views) != 2 * len(student):
-        raise ValueError(f"both networks' logits of {len(student)} crops and then {len(student)} drops are needed")
+        raise ValueError(
+            f"give both networks' logits of {len(student)} crops and then {len(student)} drops, or neither's"
+        )
     a_raw, a_crop, a_drop = (in_range("view_weights", weight, low=0.0) for weight in view_weights)
     views = kl(student_views, teacher_views.detach(), temperature, "none")
     crop, drop = (_mean(half) for half in views.view(2, len(student)))
@@ -123,15 +125,15 @@ def distillation_loss(
 ) -> dict[str, Tensor]:
     """Cross-entropy of the images and distillation of images and views: the student's loss of TGDA.
 
-    `w_ce CE + w_kd T^2 (...)`, arXiv 2507.12157; views have the teacher's word and no label. Without views it is plain
+    `w_ce CE + w_kd T^2 (...)`, arXiv 2507.12157; views are supervised by the teacher alone. Without views it is plain
     knowledge distillation.
 
     Args:
-        student: as `distillation_term` takes it, and the next one and the views.
-        teacher: logits (B, K).
+        student: logits of the images, (B, K).
+        teacher: logits of the same images, (B, K).
         targets: class ids, int64 (B,), or soft labels, floating (B, K).
-        student_views: logits (2 B, K).
-        teacher_views: logits (2 B, K).
+        student_views: logits of the views, (2 B, K): crops, then drops.
+        teacher_views: logits of the same views, (2 B, K).
         temperature: T, > 0.
         weight: w_kd, >= 0.
         label_weight: w_ce, >= 0.
@@ -145,13 +147,13 @@ def distillation_loss(
         UsageError: an option outside its range.
         ValueError: shapes or types other than these.
     """
-    told = SoftmaxObjective(label_smoothing=label_smoothing)(student, targets)
-    taught = distillation_term(
+    cross_entropy = SoftmaxObjective(label_smoothing=label_smoothing)(student, targets)
+    distillation = distillation_term(
         student, teacher, student_views, teacher_views, temperature=temperature, view_weights=view_weights
     )
     return {
-        "label": in_range("label_weight", label_weight, low=0.0) * told,
-        "distillation": in_range("weight", weight, low=0.0) * taught,
+        "label": in_range("label_weight", label_weight, low=0.0) * cross_entropy,
+        "distillation": in_range("weight", weight, low=0.0) * distillation,
     }
 
 
@@ -169,41 +171,42 @@ def dkd(
 ) -> Tensor:
     """Decoupled knowledge distillation; Zhao et al., CVPR 2022 (arXiv 2203.08679), eq. 7.
 
-    `T^2 (alpha TCKD + beta NCKD)`: the KL of the target class against all others, and that among the others.
+    `T^2 (alpha TCKD + beta NCKD)`: the KL of the target class against all others, and the KL among the others.
 
     Args:
         student: logits (B, K).
         teacher: logits (B, K).
         targets: class ids, int64 (B,).
-        alpha: of the target class.
-        beta: of the others; 0.5 is TGDA's, the paper has up to 8.
+        alpha: weight of the target class.
+        beta: weight of the others; TGDA uses 0.5, the paper up to 8.
         temperature: T, > 0.
 
     Returns:
         A scalar, float32.
 
     Raises:
-        UsageError: soft labels, which have no target class, or an option outside its range.
+        UsageError: soft labels, which have no single target class, or an option outside its range.
         ValueError: shapes or types other than these.
     """
     if targets.is_floating_point():
-        raise UsageError("dkd tells the target class from the others: switch MixUp and CutMix off with it")
+        raise UsageError("dkd needs one target class per image: switch MixUp and CutMix off")
     temperature = in_range("temperature", temperature, low=0.0, low_open=True)
     student, teacher = _checked(student, teacher)
-    learned, taught = student / temperature, teacher / temperature
-    target = functional.one_hot(targets, student.shape[1]).bool()
+    is_target = functional.one_hot(targets, student.shape[1]).bool()  # (B, K)
 
     def split(logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of (target, rest), (B, 2), and of each of the others among themselves."""
-        others = logits.masked_fill(target, torch.finfo(logits.dtype).min / 4)
+        """Log-probabilities of (target, all others), (B, 2), and among the others, (B, K)."""
+        # finite, so that the masked class has probability 0 without NaN in the gradient
+        others = logits.masked_fill(is_target, torch.finfo(logits.dtype).min / 4)
         both = torch.stack((logits.gather(1, targets[:, None])[:, 0], others.logsumexp(1)), dim=1)
         return both.log_softmax(1), others.log_softmax(1)
 
-    (learned_target, learned_others), (taught_target, taught_others) = split(learned), split(taught)
-    of_target = functional.kl_div(learned_target, taught_target, reduction="none", log_target=True).sum(1)
-    among_others = functional.kl_div(learned_others, taught_others, reduction="none", log_target=True)
-    among_others = among_others.masked_fill(target, 0.0).sum(1)
-    return temperature**2 * _mean(alpha * of_target + beta * among_others)
+    student_target, student_others = split(student / temperature)
+    teacher_target, teacher_others = split(teacher / temperature)
+    target_kl = functional.kl_div(student_target, teacher_target, reduction="none", log_target=True).sum(1)
+    others_kl = functional.kl_div(student_others, teacher_others, reduction="none", log_target=True)
+    others_kl = others_kl.masked_fill(is_target, 0.0).sum(1)
+    return temperature**2 * _mean(alpha * target_kl + beta * others_kl)
 
 
 def rkd(student: Tensor, teacher: Tensor, *, distance: float = 25.0, angle: float = 50.0) -> Tensor:
@@ -213,8 +216,8 @@ def rkd(student: Tensor, teacher: Tensor, *, distance: float = 25.0, angle: floa
     angles of all triplets. Memory grows as B^2 K and B^3.
 
     Args:
-        student: (B, K), logits or features.
-        teacher: (B, K'), the same of the teacher.
+        student: logits or features, (B, K).
+        teacher: logits or features, (B, K').
         distance: weight of the distances.
         angle: weight of the angles.
 
@@ -223,35 +226,37 @@ def rkd(student: Tensor, teacher: Tensor, *, distance: float = 25.0, angle: floa
     """
     student, teacher = student.float(), teacher.float()
     with torch.autocast(student.device.type, enabled=False):
-        apart = _relative_distances(student), _relative_distances(teacher)
-        turned = _angles(student), _angles(teacher)
-        distances, angles = (
-            _mean(functional.smooth_l1_loss(*each, reduction="none").flatten()) for each in (apart, turned)
+        distances = _relative_distances(student), _relative_distances(teacher)  # (B, B) each
+        angles = _angles(student), _angles(teacher)  # (B, B, B) each
+        distance_loss, angle_loss = (
+            _mean(functional.smooth_l1_loss(*pair, reduction="none").flatten()) for pair in (distances, angles)
         )
-    return distance * distances + angle * angles
+    return distance * distance_loss + angle * angle_loss
 
 
 def _relative_distances(rows: Tensor) -> Tensor:
+    """Pairwise distances (B, B) of rows (B, K), in units of their mean."""
     squares = (rows[:, None] - rows).square().sum(2)
-    # the slope of the root is infinite at 0, where a sample meets itself or its double
+    # the gradient of the root is infinite at 0: on the diagonal and for equal rows
     distances = torch.where(squares > 0, squares, 1.0).sqrt() * (squares > 0)
-    return distances / (distances.sum() / max(1, len(rows) * (len(rows) - 1))).clamp(min=1e-12)
+    mean = distances.sum() / max(1, len(rows) * (len(rows) - 1))
+    return distances / mean.clamp(min=1e-12)
 
 
 def _angles(rows: Tensor) -> Tensor:
-    """Cosines (B, B, B) of the angle at sample i between samples j and k."""
-    sides = functional.normalize(rows - rows[:, None], dim=2)
+    """Cosines (B, B, B) of the angle at sample i between samples j and k of rows (B, K)."""
+    sides = functional.normalize(rows - rows[:, None], dim=2)  # (B, B, K): unit vectors from i to j
     return torch.bmm(sides, sides.transpose(1, 2))
 
 
 def pkt(student: Tensor, teacher: Tensor) -> Tensor:
     """Probabilistic knowledge transfer; Passalis and Tefas, ECCV 2018 (arXiv 1803.10837), eq. 3 to 7.
 
-    KL of the samples' affinities, (1 + cosine) / 2 normalised for each sample; mean over all B^2 of them.
+    KL of the affinities of samples, which are (1 + cosine) / 2 normalised per sample; mean over all B^2 of them.
 
     Args:
-        student: (B, K), logits or features.
-        teacher: (B, K'), the same of the teacher.
+        student: logits or features, (B, K).
+        teacher: logits or features, (B, K').
 
     Returns:
         A scalar, float32.
@@ -259,22 +264,24 @@ def pkt(student: Tensor, teacher: Tensor) -> Tensor:
     tiny = 1e-7
 
     def affinities(rows: Tensor) -> Tensor:
+        """Rows (B, K) to shares (B, B) that sum to 1 per row."""
         rows = rows.float()
         unit = rows / (torch.linalg.vector_norm(rows, dim=1, keepdim=True) + tiny)
         shares: Tensor = (unit @ unit.T + 1) / 2
         return shares / shares.sum(1, keepdim=True)
 
     with torch.autocast(student.device.type, enabled=False):
-        learned, taught = affinities(student), affinities(teacher)
-        return _mean((taught * ((taught + tiny) / (learned + tiny)).log()).flatten())
+        student_shares, teacher_shares = affinities(student), affinities(teacher)
+        logs = ((teacher_shares + tiny) / (student_shares + tiny)).log()
+        return _mean((teacher_shares * logs).flatten())
 
 
 def hint(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference; Romero et al., "FitNets", ICLR 2015 (arXiv 1412.6550), eq. 3 without its half.
+    """Mean squared difference; Romero et al., "FitNets", ICLR 2015 (arXiv 1412.6550), eq. 3 without the factor 1/2.
 
     Args:
-        student: of any shape.
-        teacher: of the same shape.
+        student: any shape.
+        teacher: the same shape.
 
     Returns:
         A scalar, float32.
@@ -283,7 +290,7 @@ def hint(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def reverse_kl(student: Tensor, teacher: Tensor, *, temperature: float = PAPER.temperature) -> Tensor:
-    """`T^2 KL(student || teacher)`: what a teacher that is trained with its student learns from it (CE-KD).
+    """`T^2 KL(student || teacher)`, for teachers that are trained together with the student (CE-KD).
 
     Gradients flow to both; arguments and errors as in `kl`.
     """
@@ -291,10 +298,10 @@ def reverse_kl(student: Tensor, teacher: Tensor, *, temperature: float = PAPER.t
 
 
 def trl(student: Tensor, teacher: Tensor, targets: Tensor, *, gamma: float = 2.0) -> Tensor:
-    """Cross-entropy that counts a sample less the further the teacher's first logit is above its second.
+    """Cross-entropy with less weight on samples where the teacher's first logit is far above its second.
 
-    The weight of a sample is `(1 - r_i)^gamma`, r the softmax over the batch of the teacher's `P1 / P2`. A variant of
-    the TGDA authors' code, not of their papers.
+    The weight of a sample is `(1 - r_i)^gamma`, r the softmax over the batch of the teacher's `P1 / P2`. It is a
+    variant in the code of TGDA's authors, not in their papers.
 
     Args:
         student: logits (B, K).
@@ -309,7 +316,7 @@ def trl(student: Tensor, teacher: Tensor, targets: Tensor, *, gamma: float = 2.0
         UsageError: an option outside its range, or a single class.
         ValueError: shapes or types other than these.
     """
-    return _mean(_doubt(teacher, gamma) * SoftmaxObjective(reduction="none")(student, targets))
+    return _mean(_uncertainty(teacher, gamma) * SoftmaxObjective(reduction="none")(student, targets))
 
 
 def kl_trl(student: Tensor, teacher: Tensor, *, gamma: float = 2.0) -> Tensor:
@@ -317,11 +324,15 @@ def kl_trl(student: Tensor, teacher: Tensor, *, gamma: float = 2.0) -> Tensor:
 
     Arguments and errors as in `trl`.
     """
-    return _mean(_doubt(teacher, gamma) * kl(student, teacher, 1.0, "none")) / max(1, student.shape[1])
+    return _mean(_uncertainty(teacher, gamma) * kl(student, teacher, 1.0, "none")) / max(1, student.shape[1])
 
 
 def top_values(values: Tensor, most: int) -> Tensor:
-    """The largest values of each sample in descending order, (B, up to `most`)."""
+    """Return the largest values of each row of (B, K) in descending order, (B, min(most, K)).
+
+    Raises:
+        UsageError: a single class.
+    """
     if values.ndim != 2 or values.shape[1] < 2:
         raise UsageError(
             f"a teacher's confidence needs logits (B, K) of two classes or more, not {tuple(values.shape)}"
@@ -329,9 +340,10 @@ def top_values(values: Tensor, most: int) -> Tensor:
     return values.topk(min(most, values.shape[1]), dim=1).values
 
 
-def _doubt(teacher: Tensor, gamma: float) -> Tensor:
+def _uncertainty(teacher: Tensor, gamma: float) -> Tensor:
+    """Weights (B,) of the samples in `trl`, from the teacher's logits (B, K)."""
     first, second = top_values(teacher.float(), 2)[:, :2].unbind(1)
-    # a second logit of 0 or less is infinitely far below
+    # a second logit of 0 or less makes the ratio very large
     ratios = first / second.clamp(min=1e-6)
     return (1 - ratios.softmax(0)) ** in_range("gamma", gamma, low=0.0)
 
@@ -339,11 +351,11 @@ def _doubt(teacher: Tensor, gamma: float) -> Tensor:
 def supcon(features: Tensor, targets: Tensor | None = None, *, temperature: float = 0.07) -> Tensor:
     """Supervised contrastive loss; Khosla et al., NeurIPS 2020 (arXiv 2004.11362), eq. 2.
 
-    Without labels a sample's other views are its only positives: SimCLR's loss, Chen et al., ICML 2020 (arXiv
-    2002.05709), eq. 1. An anchor without a positive does not count.
+    Without labels, the other views of a sample are its only positives: the loss of SimCLR, Chen et al., ICML 2020
+    (arXiv 2002.05709), eq. 1. Anchors without positives are ignored.
 
     Args:
-        features: (B, V, D), V views of each sample; scaled to length 1 here.
+        features: (B, V, D), V views of each sample; they are normalised to length 1 here.
         targets: class ids, int64 (B,); None for SimCLR.
         temperature: > 0.
 
@@ -358,18 +370,19 @@ def supcon(features: Tensor, targets: Tensor | None = None, *, temperature: floa
         raise ValueError(f"features must be (B, V, D) and targets (B,), not {tuple(features.shape)}")
     temperature = in_range("temperature", temperature, low=0.0, low_open=True)
     with torch.autocast(features.device.type, enabled=False):
-        rows = functional.normalize(features.float(), dim=2).flatten(0, 1)
-        same = torch.arange(len(features), device=features.device) if targets is None else targets
-        same = same.repeat_interleave(features.shape[1])
-        itself = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
-        likeness = (rows @ rows.T / temperature).masked_fill(itself, torch.finfo(rows.dtype).min / 4)
-        positives = (same[:, None] == same) & ~itself
+        rows = functional.normalize(features.float(), dim=2).flatten(0, 1)  # (B V, D)
+        groups = torch.arange(len(features), device=features.device) if targets is None else targets
+        groups = groups.repeat_interleave(features.shape[1])
+        diagonal = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+        # an anchor is not compared with itself
+        similarity = (rows @ rows.T / temperature).masked_fill(diagonal, torch.finfo(rows.dtype).min / 4)
+        positives = (groups[:, None] == groups) & ~diagonal  # (B V, B V)
         counts = positives.sum(1)
-        losses = -(likeness.log_softmax(1) * positives).sum(1) / counts.clamp(min=1)
+        losses = -(similarity.log_softmax(1) * positives).sum(1) / counts.clamp(min=1)
         return losses.sum() / (counts > 0).sum().clamp(min=1)
 
 
-#: Name -> loss of (student, teacher, targets), with the defaults of TGDA's code.
+#: Losses of (student, teacher, targets) by name, with the defaults of TGDA's code.
 _AUXILIARY: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "cekd": lambda student, teacher, targets: reverse_kl(student, teacher),
     "dkd": dkd,
@@ -380,12 +393,12 @@ _AUXILIARY: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "trl": trl,
 }
 
-#: Those that also teach from views: half a weight for the images, a whole one for the mean over the 2 B views.
+#: Losses that also apply to views, with weight 1/2 for the images and 1 for the mean over the 2 B views.
 _ON_VIEWS = ("cekd", "kl_trl", "trl")
 
 
 def auxiliary_names() -> list[str]:
-    """The names that `auxiliary_loss` knows."""
+    """Return the names that `auxiliary_loss` accepts."""
     return sorted(_AUXILIARY)
 
 
@@ -397,16 +410,16 @@ def auxiliary_loss(
     student_views: Tensor | None = None,
     teacher_views: Tensor | None = None,
 ) -> Tensor:
-    """A loss by name beside distillation: `dkd`, `rkd`, `pkt` and `hint` on the logits of the images alone.
+    """Compute a further loss by name: `dkd`, `rkd`, `pkt` and `hint` on the logits of the images alone.
 
-    `cekd` (`reverse_kl`), `trl` and `kl_trl` are also for the views where they are given, `raw / 2 + views`, as in the
-    code of TGDA. No gradient flows to the teacher.
+    With views, `cekd` (`reverse_kl`), `trl` and `kl_trl` are `raw / 2 + views`, as in the code of TGDA. No gradient
+    flows to the teacher.
 
     Args:
         name: one of `auxiliary_names`.
         student: logits (B, K).
         teacher: logits (B, K).
-        targets: class ids, int64 (B,), or soft labels, floating (B, K), where the loss has a meaning for them.
+        targets: class ids, int64 (B,), or soft labels, floating (B, K), except for `dkd`.
         student_views: logits (2 B, K).
         teacher_views: logits (2 B, K).
 
@@ -418,8 +431,8 @@ def auxiliary_loss(
         ValueError: shapes or types other than these.
     """
     if name not in _AUXILIARY:
-        near = nearest(name, _AUXILIARY) or f"; there are {', '.join(auxiliary_names())}"
-        raise UsageError(f"there is no auxiliary loss '{name}'{near}")
+        near = nearest(name, _AUXILIARY) or f": give one of {', '.join(auxiliary_names())}"
+        raise UsageError(f"unknown auxiliary loss '{name}'{near}")
     loss = _AUXILIARY[name]
     raw = loss(student, teacher.detach(), targets)
     if name not in _ON_VIEWS or student_views is None or teacher_views is None:

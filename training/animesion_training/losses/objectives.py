@@ -1,13 +1,12 @@
-"""What a classifier is trained to minimise, by name: `create_objective("ldam-drw", counts, epochs=200, scale=30.0)`.
+"""Create training objectives by name: `create_objective("ldam-drw", counts, epochs=200, scale=30.0)`.
 
 An objective is called as `objective(logits, targets)` with logits (B, C) and targets that are class ids (B,) or soft
-labels (B, C), and returns a scalar. The losses themselves, and the conventions that they share, are in `losses`; which
-samples are drawn is left to the data package.
+labels (B, C), and returns a scalar. The losses and their conventions are in `classification`; sampling is left to
+`animesion_training.data`.
 
-A distillation objective is a subclass of `losses.Objective` with `needs_teacher = True`, entered by
-`register_objective`; it is called with the teacher's logits as the third argument.
-
-Packages of others add factories through the entry-point group `animesion.objectives`.
+A distillation objective is a subclass of `Objective` with `needs_teacher = True`, added with `register_objective`; it
+is called with the teacher's logits as the third argument. Other packages add factories through the entry-point group
+`animesion.objectives`.
 """
 
 from __future__ import annotations
@@ -37,52 +36,53 @@ _FACTORIES: dict[str, Callable[..., Objective]] = {}
 
 
 def register_objective(name: str) -> Callable[[Callable[..., Objective]], Callable[..., Objective]]:
-    """Enter a factory under a name of `create_objective`.
+    """Register a factory by name for `create_objective`.
 
-    What it takes as `counts` and `epochs` is given to it; its other parameters are the options and all have defaults.
+    The factory receives `counts` and `epochs` if it has parameters of these names. Its other parameters are the options
+    of the objective, and all have defaults.
     """
 
-    def enter(factory: Callable[..., Objective]) -> Callable[..., Objective]:
+    def register(factory: Callable[..., Objective]) -> Callable[..., Objective]:
         if name in _FACTORIES:
             raise ValueError(f"there is already an objective '{name}'")
         _FACTORIES[name] = factory
         return factory
 
-    return enter
+    return register
 
 
 def objective_names() -> list[str]:
-    """The names that `create_objective` knows."""
+    """Return the names that `create_objective` accepts."""
     return sorted({*_FACTORIES, *(point.name for point in entry_points(group=GROUP))})
 
 
 def objective_options(name: str) -> dict[str, Any]:
-    """The options of an objective and their defaults.
+    """Return the options of an objective and their defaults.
 
     Raises:
-        UsageError: there is no such objective.
+        UsageError: an unknown name.
     """
-    taken = inspect.signature(_factory(name)).parameters
-    return {option: each.default for option, each in taken.items() if option not in ("counts", "epochs")}
+    parameters = inspect.signature(_factory(name)).parameters
+    return {option: each.default for option, each in parameters.items() if option not in ("counts", "epochs")}
 
 
 def create_objective(
     name: str, counts: npt.ArrayLike | None = None, *, epochs: int | None = None, **options: Any
 ) -> Objective:
-    """Make an objective by its name.
+    """Create an objective by name.
 
-    Call `set_epoch` at the start of each epoch and `.to(device)` once. It holds no learned state: nothing of it belongs
-    into a checkpoint.
+    Call `set_epoch` at the start of each epoch and `.to(device)` once. Objectives have no learned state, so checkpoints
+    do not contain them.
 
     Args:
         name: one of `objective_names`.
-        counts: training images of each class in the order of the class ids, (C,), non-negative integers; needed by the
-            objectives that are made for long tails.
-        epochs: length of the run, from which a schedule inside of the objective takes its default.
-        options: as `objective_options` lists them.
+        counts: training images of each class by class id, (C,), non-negative integers; required by the objectives for
+            long-tailed data.
+        epochs: length of the run; default schedules inside an objective depend on it.
+        options: see `objective_options`.
 
     Raises:
-        UsageError: an unknown name or option, a value out of range, counts or epochs that are needed and missing.
+        UsageError: an unknown name or option, a value out of range, or counts or epochs are missing.
     """
     factory = _factory(name)
     known = objective_options(name)
@@ -90,16 +90,16 @@ def create_objective(
         if option not in known:
             near = nearest(option, known) or f"; it takes {', '.join(known)}"
             raise UsageError(f"the objective '{name}' has no option '{option}'{near}")
-    given: Mapping[str, Any] = {"counts": counts, "epochs": epochs}
-    taken = inspect.signature(factory).parameters
-    if "counts" in taken and counts is None:
+    context: Mapping[str, Any] = {"counts": counts, "epochs": epochs}
+    parameters = inspect.signature(factory).parameters
+    if "counts" in parameters and counts is None:
         raise UsageError(f"the objective '{name}' needs the training images of each class; give class counts")
-    return factory(**{key: value for key, value in given.items() if key in taken}, **options)
+    return factory(**{key: value for key, value in context.items() if key in parameters}, **options)
 
 
 @register_objective("cross-entropy")
 def cross_entropy(label_smoothing: float = 0.0, reduction: LossReduction = "mean") -> Objective:
-    """Cross-entropy; smoothing also applies to soft labels, so give it here or in `mixing`, not in both."""
+    """Cross-entropy; smoothing also applies to soft labels, so set it here or in `mixing`, not in both."""
     return SoftmaxObjective(label_smoothing=label_smoothing, reduction=reduction)
 
 
@@ -117,7 +117,7 @@ def class_balanced(
     label_smoothing: float = 0.0,
     reduction: LossReduction = "mean",
 ) -> Objective:
-    """Cross-entropy, or focal loss with gamma > 0, under `class_balanced_weights`."""
+    """Cross-entropy, or focal loss with gamma > 0, weighted by `class_balanced_weights`."""
     return SoftmaxObjective(
         weights=class_balanced_weights(counts, beta), gamma=gamma, label_smoothing=label_smoothing, reduction=reduction
     )
@@ -129,7 +129,7 @@ def balanced_softmax(
 ) -> Objective:
     """Cross-entropy of `softmax(z + log n)`; Ren et al., NeurIPS 2020 (arXiv 2007.10740), theorem 1.
 
-    Predictions are made from the plain logits.
+    Predictions use the plain logits.
     """
     return SoftmaxObjective(shift=log_prior(counts), label_smoothing=label_smoothing, reduction=reduction)
 
@@ -140,7 +140,7 @@ def logit_adjustment(
 ) -> Objective:
     """Cross-entropy of `softmax(z + tau log prior)`; Menon et al., ICLR 2021 (arXiv 2007.07314), section 5.
 
-    Predictions are made from the plain logits; tau = 1 is the balanced softmax.
+    Predictions use the plain logits; tau = 1 is the balanced softmax.
     """
     shift = in_range("tau", tau, low=0.0) * log_prior(counts)
     return SoftmaxObjective(shift=shift, label_smoothing=label_smoothing, reduction=reduction)
@@ -164,7 +164,7 @@ def ldam_drw(
     beta: float = 0.9999,
     reduction: LossReduction = "mean",
 ) -> Objective:
-    """`LDAM` with class weights from `drw_epoch` on; by default after 80% of the epochs, as 160 of 200 in the paper."""
+    """`LDAM` with class weights from `drw_epoch` on, by default after 80% of the epochs (160 of 200 in the paper)."""
     if drw_epoch is None:
         if epochs is None:
             raise UsageError("the objective 'ldam-drw' needs drw_epoch, the first epoch with class weights")
