@@ -162,7 +162,8 @@ def test_every_network_of_the_studies_can_be_built(path: Path) -> None:
         asked = (model.methods(), model.head)
         if model.name.startswith("vit_base") and asked not in seen:
             seen.append(asked)
-            built(160, methods=asked[0], head=asked[1])
+            with torch.device("meta"):
+                built(160, methods=asked[0], head=asked[1])
     names = {cell.values.get("variant") for cell in cells(study)}
     assert names == set(study.variants)
     assert len(seen) > 1 or path.stem == "tgda" or path.stem.startswith("faces-")
