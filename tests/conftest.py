@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
-
-import numpy as np
-import pytest
-from PIL import Image
-
-import animesion
 
 # Before torch and NumPy are loaded, and for every process that a test starts: the tests run in one worker per core
 # (pytest-xdist), whose threads would only get in each other's way.
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # where a test takes more threads, they do not spin while they wait
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import animesion
+from animesion.executors import local
+from tests import workers
+from tests.workers import KeptWorkers
 
 #: Class folder -> its images; names need quoting, escaping and more than ASCII.
 CLASSES = {"初音ミク": 14, "crème_brûlée": 12, "plain (blue) & co": 11}
@@ -45,6 +49,15 @@ def draw_folders(root: Path) -> Path:
                 image.save(path.with_suffix(".jpg"), quality=92)
             seed += 1
     return root
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kept_workers() -> Iterator[None]:
+    """Builds of this process share worker processes; what `animesion` commands of their own start is as ever."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "LocalExecutor", KeptWorkers)
+        yield
+    workers.stop()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import logging
 import os
@@ -15,8 +16,10 @@ import pytest
 
 import animesion
 
-mlc = pytest.importorskip("mlcroissant")
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("mlcroissant") is None, reason="mlcroissant is not installed"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 # mlcroissant keeps unpacked tars under their relative paths, so each dataset is read with a cache of its own
@@ -39,6 +42,8 @@ def read(folder: Path, cache: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_it_is_valid_and_complete(small_dataset: Path, caplog: pytest.LogCaptureFixture) -> None:
+    import mlcroissant as mlc
+
     with caplog.at_level(logging.WARNING):
         loaded = mlc.Dataset(jsonld=str(small_dataset / "croissant.json"))
     assert not loaded.metadata.ctx.issues.errors

@@ -157,13 +157,15 @@ def test_every_network_of_the_studies_can_be_built(path: Path) -> None:
 
     study = load(path)
     seen: list[tuple[Methods, str]] = []
-    for cell in cells(study.model_copy(update={"grid": {**study.grid, "run.seed": [0]}})):
+    of_one_seed = cells(study.model_copy(update={"grid": {**study.grid, "run.seed": [0]}}))
+    for cell in of_one_seed:
         model = cell.recipe.model
         asked = (model.methods(), model.head)
         if model.name.startswith("vit_base") and asked not in seen:
             seen.append(asked)
-            built(160, methods=asked[0], head=asked[1])
-    names = {cell.values.get("variant") for cell in cells(study)}
+            with torch.device("meta"):
+                built(160, methods=asked[0], head=asked[1])
+    names = {cell.values.get("variant") for cell in of_one_seed}
     assert names == set(study.variants)
     assert len(seen) > 1 or path.stem == "tgda" or path.stem.startswith("faces-")
 
