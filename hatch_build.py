@@ -39,7 +39,7 @@ loader.exec_module(module_from_spec(spec_from_file_location("_pixels", sys.argv[
 """
 
 
-class CompiledPass(BuildHookInterface):
+class CompiledPass(BuildHookInterface[Any]):
     """Puts the compiled module next to its source, and in the wheel."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:

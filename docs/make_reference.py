@@ -275,7 +275,7 @@ def _keys(fields: dict[str, FieldInfo], prefix: str) -> Iterator[str]:
 
 def _flat(fields: dict[str, FieldInfo], prefix: str = "") -> dict[str, FieldInfo]:
     """The keys of a section, those of a section within it by their path."""
-    flat = {}
+    flat: dict[str, FieldInfo] = {}
     for name, field in fields.items():
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):

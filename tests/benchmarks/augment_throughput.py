@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
 
 import cv2
 import numpy as np
@@ -38,6 +40,10 @@ def random_images(count: int, size: int) -> Tensor:
     return torch.from_numpy(batch).permute(0, 3, 1, 2)
 
 
+def augmented(transform: Callable[[Any], Any], images: Iterable[Any]) -> list[Any]:
+    return [transform(image) for image in images]
+
+
 def seeds(count: int, device: torch.device) -> Tensor:
     """Seeds that no call had before."""
     return torch.randint(-(2**62), 2**62, (count,), device=device)
@@ -54,7 +60,7 @@ def measured(rows: dict[str, Work], repeats: int, device: torch.device) -> dict[
                 torch.cuda.synchronize(device)
             times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
     # the first two warm up
-    return {name: tuple(map(statistics.median, zip(*runs[2:], strict=True))) for name, runs in times.items()}  # type: ignore[misc]
+    return {name: tuple(map(statistics.median, zip(*runs[2:], strict=True))) for name, runs in times.items()}
 
 
 def table(rows: dict[str, Work], count: int, repeats: int, device: torch.device) -> None:
@@ -107,9 +113,9 @@ def main() -> None:
         only = v2.TrivialAugmentWide()
         only._AUGMENTATION_SPACE = {key: reference._AUGMENTATION_SPACE[key]}
         alone: dict[str, Work] = {
-            "batch": lambda drawn=drawn: trivial.apply(images[:part], drawn),  # type: ignore[misc]
-            "tensors": lambda only=only: [only(image) for image in images[:part]],  # type: ignore[misc]
-            "Pillow": lambda only=only: [only(image) for image in pillow[:part]],  # type: ignore[misc]
+            "batch": partial(trivial.apply, images[:part], drawn),
+            "tensors": partial(augmented, only, images[:part]),
+            "Pillow": partial(augmented, only, pillow[:part]),
         }
         walls = [1e3 * wall for wall, _ in measured(alone, repeats, device).values()]
         print(f"{name:<14} " + " ".join(f"{wall:>8.2f}" for wall in walls))

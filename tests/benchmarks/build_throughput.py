@@ -70,7 +70,7 @@ def main() -> None:
         folder = Path(name)
         data = arguments.data if arguments.data.exists() else drawn(folder / "drawn.tar")
         with tarfile.open(data) as archive:
-            contents = [archive.extractfile(member).read() for member in archive if member.isreg()]  # type: ignore[union-attr]
+            contents = [archive.extractfile(member).read() for member in archive if member.isreg()]
         count, size = len(contents), sum(map(len, contents))
         lots = [contents[i :: arguments.workers] for i in range(arguments.workers)]
         list(pool.map(decode, [contents[:10]] * arguments.workers))

@@ -142,7 +142,7 @@ def img2dataset(python: Path, port: int, scheme: str, items: int, folder: Path) 
     """img2dataset from the package index, two processes of 32 threads, no re-encoding, nothing written."""
     listing = folder / "urls.txt"
     listing.write_text("\n".join(urls(port, scheme, items)))
-    command = [python, "-c", IMG2DATASET, listing, folder / "out"]
+    command: list[str | Path] = [python, "-c", IMG2DATASET, listing, folder / "out"]
     done = subprocess.run(command, capture_output=True, text=True)
     stats = list((folder / "out").glob("*_stats.json"))
     import json
@@ -177,7 +177,11 @@ def _measure(work: Callable[[Path], None], folder: Path, send: Connection) -> No
 def environment(folder: Path) -> tuple[Path | None, str]:
     """The interpreter of a fresh virtual environment with img2dataset, or the reason why there is none."""
     python = folder / "venv" / "bin" / "python"
-    for command in ([sys.executable, "-m", "venv", folder / "venv"], [python, "-m", "pip", "install", "img2dataset"]):
+    commands: list[list[str | Path]] = [
+        [sys.executable, "-m", "venv", folder / "venv"],
+        [python, "-m", "pip", "install", "img2dataset"],
+    ]
+    for command in commands:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             return None, (done.stderr.strip().splitlines() or ["no message"])[-1]

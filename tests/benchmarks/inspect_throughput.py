@@ -141,7 +141,7 @@ def other(name: str, contents: list[bytes], home: Path) -> str:
         print(f"installing {name} in {home / name}", file=sys.stderr)
         venv.create(home / name, with_pip=True, clear=True)
         # torch, which imagededup imports for other methods, is this environment's
-        where = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+        where: list[str | Path] = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
         packages = Path(subprocess.check_output(where, text=True).strip())
         (packages / "torch-from-outside.pth").write_text(sysconfig.get_path("purelib") + "\n")
         done = subprocess.run([python, "-m", "pip", "install", "-q", name], capture_output=True, text=True)

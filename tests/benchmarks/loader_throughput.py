@@ -122,7 +122,9 @@ def imagefolder(folder: Path, size: int, workers: int) -> Callable[[], Iterator[
     from torchvision.datasets import ImageFolder
 
     decoded = ImageFolder(str(folder / "folders"), _pil_transform(size))
-    loader = torch.utils.data.DataLoader(decoded, BATCH, shuffle=True, num_workers=workers, persistent_workers=True)
+    loader: Any = torch.utils.data.DataLoader(
+        decoded, BATCH, shuffle=True, num_workers=workers, persistent_workers=True
+    )
     return lambda: (images for images, _ in loader)
 
 
@@ -183,7 +185,7 @@ def mosaic(folder: Path, size: int, workers: int) -> Callable[[], Iterator[Any]]
             return transform(sample["image"]), sample["label"]
 
     decoded = Images(local=str(folder / "mosaic"), shuffle=True, batch_size=BATCH)
-    loader = torch.utils.data.DataLoader(decoded, BATCH, num_workers=workers, persistent_workers=True)
+    loader: Any = torch.utils.data.DataLoader(decoded, BATCH, num_workers=workers, persistent_workers=True)
     return lambda: (images for images, _ in loader)
 
 
@@ -336,7 +338,7 @@ def peer(name: str, home: Path, folder: Path) -> Path | str:
             [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True
         )
         Path(packages.strip(), "torch-from-outside.pth").write_text(sysconfig.get_path("purelib") + "\n")
-        command = [python, "-m", "pip", "install", "-q", PEERS[name]]
+        command: list[str | Path] = [python, "-m", "pip", "install", "-q", PEERS[name]]
         if (done := subprocess.run(command, capture_output=True, text=True)).returncode:
             return f"not installed: {done.stderr.strip().splitlines()[-1]}"
         (home / name / "ready").touch()

@@ -85,11 +85,15 @@ def resized(scale: float) -> Callable[[Image.Image, random.Random], Image.Image]
     return scaled
 
 
+def recoded(kind: str, quality: int) -> Callable[[Image.Image, random.Random], Image.Image]:
+    return lambda image, _: encoded(image, kind, quality)
+
+
 TRANSFORMS: dict[str, Callable[[Image.Image, random.Random], Image.Image]] = {
     "resize 0.5": resized(0.5),
     "resize 0.75": resized(0.75),
     "resize 2": resized(2.0),
-    **{f"JPEG {q}": (lambda image, _, q=q: encoded(image, "JPEG", q)) for q in (90, 70, 50, 30)},
+    **{f"JPEG {q}": recoded("JPEG", q) for q in (90, 70, 50, 30)},
     "PNG": lambda image, _: encoded(image, "PNG", 0),
     "WebP 80": lambda image, _: encoded(image, "WEBP", 80),
     "crop 2%": cropped(0.02),
@@ -185,7 +189,7 @@ def peers(images: Sequence[Image.Image], copies: dict[str, list[Image.Image]], k
     python = venv / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", venv], check=True)
-    command = [python, "-m", "pip", "install", "-q", "imagededup"]
+    command: list[str | Path] = [python, "-m", "pip", "install", "-q", "imagededup"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     if done.returncode:
         print(f"imagededup left out, it cannot be installed: {(done.stderr.strip().splitlines() or ['?'])[-1][:200]}")

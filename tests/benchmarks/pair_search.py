@@ -54,7 +54,8 @@ def faiss_pairs(hashes: search.HashArray, radius: int) -> search.Pairs:
     found = []
     for start in range(0, len(hashes), 4096):
         limits, _, others = index.range_search(codes[start : start + 4096], radius + 1)
-        i = start + np.repeat(np.arange(len(limits) - 1), np.diff(limits.astype(np.int64)))
+        counts = limits[1:].astype(np.int64) - limits[:-1].astype(np.int64)
+        i = start + np.repeat(np.arange(len(limits) - 1), counts)
         found.append(np.stack([i, others], axis=1)[i < others])
     return np.concatenate(found)
 

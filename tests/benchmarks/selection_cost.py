@@ -91,10 +91,10 @@ def measure(size: int, stride: int, repeats: int, device: torch.device) -> None:
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     print(f"{size} px, {patches} patches, {device}, {torch.get_num_threads()} threads, {repeats} runs")
     print(f"{'':<20} {'M mult-adds':>12} {'/ GLS':>10} {'% of pass':>10} {'ms':>10} {'/ GLS':>8} {'% of pass':>10}")
-    for name, (work, _) in rows.items():
+    for name, (adds, _) in rows.items():
         own, first, last = medians[name], medians["GLS"], medians["one pass"]
         print(
-            f"{name:<20} {work / 1e6:>12,.2f} {work / rows['GLS'][0]:>10,.0f} {100 * work / whole:>10.4f} "
+            f"{name:<20} {adds / 1e6:>12,.2f} {adds / rows['GLS'][0]:>10,.0f} {100 * adds / whole:>10.4f} "
             f"{1000 * own:>10.3f} {own / first:>8,.1f} {100 * own / last:>10.3f}"
         )
 

@@ -233,7 +233,7 @@ class Reader:
 def _clear_the_way(words: Sequence[str]) -> None:
     """Remove an output of another recipe, or of an earlier run: pages show several ways to one folder."""
     context = _context(words)
-    out = context.params.get("out")
+    out: Any = context.params.get("out")
     if words[0] == "train" and not context.params["resume"]:
         shutil.rmtree(out, ignore_errors=True)
     if words[0] == "build" and not context.params["replace"]:

@@ -260,7 +260,10 @@ def test_the_example_of_a_site_reads_one(tmp_path: Path, monkeypatch: pytest.Mon
         return web.json_response([entry for entry in entries if int(str(entry["id"])) > after])
 
     with answering(answer) as server:
-        settings = {"user_agent": "tests/1.0 (tests@example.org)", "connect_to": {"booru.invalid": server.address}}
+        settings: dict[str, Any] = {
+            "user_agent": "tests/1.0 (tests@example.org)",
+            "connect_to": {"booru.invalid": server.address},
+        }
         with load_site("example")("http://booru.invalid", requests_per_second=math.inf, **settings) as site:
             found = list(site.posts())
             assert list(site.posts(newer_than="3")) == found[1:]

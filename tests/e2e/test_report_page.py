@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import draw
-from serving import served
 
 import animesion
 from animesion.report import facts, live, page, runs
+from tests.conftest import draw
+from tests.serving import served
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the playwright package")
 

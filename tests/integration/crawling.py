@@ -71,7 +71,7 @@ def crawl(
 
 def raw(out: Path) -> dict[str, dict[str, Any]]:
     """The rows of the raw tables by key."""
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for path in sorted(out.glob("raw/part-?????.parquet")):
         found |= {row["key"]: row for row in pq.read_table(path).to_pylist()}
     return found

@@ -138,7 +138,7 @@ def garble_features(folder: Path) -> None:
         (lambda folder: (folder / "dataset.json").unlink(), "dataset.json"),
     ],
 )
-def test_a_damaged_dataset_is_refused(harm, said: str, old: Path, new: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_damaged_dataset_is_refused(harm, said: str, old: Path, new: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(old, tmp_path / "copy")
     harm(copy)
     with pytest.raises(UsageError, match=said):

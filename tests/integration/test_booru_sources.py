@@ -31,7 +31,8 @@ SETTINGS = ["source.contact=me@example.org", "source.requests_per_second=10"]
 
 def entry(number: int, *characters: str, **changes: Any) -> Entry:
     tags = {"character": characters or ("hatsune_miku",), "artist": ("inkwell",), "general": ("solo",)}
-    return Entry(**({"id": number, "tags": tags, "content": b"\xff\xd8\xff%d" % number, "extension": "jpg"} | changes))
+    fields: dict[str, Any] = {"id": number, "tags": tags, "content": b"\xff\xd8\xff%d" % number, "extension": "jpg"}
+    return Entry(**(fields | changes))
 
 
 def label(name: str, tag: str) -> str:

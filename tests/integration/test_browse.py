@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import draw_folders
 from PIL import Image
-from serving import served
 
 import animesion
 from animesion.errors import UsageError
 from animesion.report import live
+from tests.conftest import draw_folders
+from tests.serving import served
 
 TOKEN = "a-token-of-a-test"
 NOTHING: dict[str, Any] = {"exclude": [], "label": {}, "same": [], "different": []}
@@ -105,7 +105,14 @@ def test_decisions_are_saved_and_checked(site: str, tmp_path: Path) -> None:
     assert stale.status_code == 409
     assert "load the page again" in stale.text
     revision = first.json()["revision"]
-    for wrong in (None, [], {"exclude": ["../x"]}, {**NOTHING, "exclude": ["a"], "label": {"a": "b"}}, {"more": 1}):
+    bodies: list[Any] = [
+        None,
+        [],
+        {"exclude": ["../x"]},
+        {**NOTHING, "exclude": ["a"], "label": {"a": "b"}},
+        {"more": 1},
+    ]
+    for wrong in bodies:
         assert put(site, wrong, revision).status_code == 400, wrong
     assert put(site, {**NOTHING, "label": {"a": "初音ミク"}}, revision).status_code == 200
     assert tomllib.loads((tmp_path / "decisions.toml").read_text()) == {"label": {"a": "初音ミク"}}

@@ -153,7 +153,7 @@ def test_a_host_that_stays_down_is_given_up_so_that_the_run_ends(tmp_path: Path)
         app.router.add_get(r"/data/{number:\d+}.jpg", file)
         return app
 
-    seen = []
+    seen: list[Any] = []
     with local_server(down) as server:
         breakers = Breakers(failures=5, cooldown=0.05, longest_cooldown=0.1, probes=3)
         entries = crawl(server, tmp_path, wanted(500), breakers=breakers, watch=seen.append)

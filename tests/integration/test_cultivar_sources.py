@@ -74,7 +74,7 @@ def ageing(path: Path, classes: int = 2, **options: Any) -> UltraFgvcSource:
     return UltraFgvcSource(UltraFgvcOptions(path=str(path), set="soy-ageing", **options), due)
 
 
-def listed(source: sources.Source) -> list[Item]:
+def listed(source: UltraFgvcSource | MoeimoutoSource) -> list[Item]:
     items = list(source.items())
     assert len({item.key for item in items}) == len(items)
     assert [item.order for item in items] == list(range(len(items)))

@@ -382,7 +382,7 @@ def test_predict_names_faces_and_with_or_whole_the_image(tmp_path: Path) -> None
     image, truth = drawn(320, 200, (0.25, 0.25, 0.6, 0.75))
     image.save(tmp_path / "a.png")
     Image.new("RGB", (90, 70)).save(tmp_path / "b.png")
-    command = ["predict", "--checkpoint", tmp_path / "w.safetensors", "--device", "cpu"]
+    command: list[str | Path] = ["predict", "--checkpoint", tmp_path / "w.safetensors", "--device", "cpu"]
     command += [tmp_path / "a.png", tmp_path / "b.png"]
     faces = [*command, "--detector", "onnx", "--set", f"file={path}", "--margin", "0.1"]
     plain = run(*faces, "--json")

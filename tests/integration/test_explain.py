@@ -15,8 +15,8 @@ from animesion_training.distributed import distributed_context
 from animesion_training.models import create_model
 from animesion_training.weights import save_model
 
-SMALL = {"depth": 4, "embed_dim": 48, "num_heads": 3}
-STAGES = {"keep_rate": 0.5, "reduction_layers": [1, 2]}
+SMALL: dict[str, Any] = {"depth": 4, "embed_dim": 48, "num_heads": 3}
+STAGES: dict[str, Any] = {"keep_rate": 0.5, "reduction_layers": [1, 2]}
 KINDS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "glsim": ({"selector": "glsim"}, ["similarity", "box", "crop"]),
     "rams": ({"selector": "rams"}, ["rollout", "box", "crop"]),

@@ -54,7 +54,7 @@ def test_twenty_kills_at_random_instants_give_the_same_bytes(tmp_path: Path) -> 
     rng = random.Random(8)
     kills, progress = 0, []
     with local_server(slow) as server:
-        command = [sys.executable, "-c", KILLED, folder, HOST, str(server.address[1]), listing, out]
+        command: list[str | Path] = [sys.executable, "-c", KILLED, folder, HOST, str(server.address[1]), listing, out]
         while kills < 20:
             process = subprocess.Popen(command)
             # Killed some time after its first request, or the start of the interpreter takes every blow.

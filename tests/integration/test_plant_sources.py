@@ -55,7 +55,8 @@ def serving(
 
 
 def roses(count: int, **changes: Any) -> list[Plant]:
-    return [Plant(**({"id": number, "cultivar": "Peace"} | changes)) for number in range(1, count + 1)]
+    fields: dict[str, Any] = {"cultivar": "Peace"} | changes
+    return [Plant(**({"id": number} | fields)) for number in range(1, count + 1)]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -125,13 +126,13 @@ def test_taxa_of_wikidata_lead_to_categories_and_images(tmp_path: Path, monkeypa
         made = sources.make
 
         def reaching(recipe: Any) -> Any:
-            source = made(recipe)
+            source: Any = made(recipe)
             source.connect_to = {HOST: server.address, WIKIDATA: server.address}
             return source
 
         monkeypatch.setattr(sources, "make", reaching)
         service = f"source.wikidata_url=http://{WIKIDATA}"
-        source = sources.make(recipe("commons", service, "source.category=", "source.wikidata=Q34687"))
+        source: Any = sources.make(recipe("commons", service, "source.category=", "source.wikidata=Q34687"))
         with source.session():
             items = list(source.items())
             newer = list(source.items_after(items[2]))

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cascades import BRIGHT
 from click.testing import CliRunner
 from PIL import Image
 
 from animesion.cli import cli
 from animesion_training.models import create_model
 from animesion_training.weights import save_model
+from tests.cascades import BRIGHT
 
 NAMES = ("ann", "bea", "cia")
 

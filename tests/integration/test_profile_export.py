@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -18,7 +19,7 @@ from animesion_training.cli.export import export as export_command
 from animesion_training.cli.models import models as models_command
 from animesion_training.cli.profile import profile as profile_command
 
-SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 3}
+SMALL: dict[str, Any] = {"depth": 2, "embed_dim": 48, "num_heads": 3}
 CLASSES = ["初音ミク", "b", "c"]
 
 

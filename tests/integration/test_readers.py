@@ -55,7 +55,7 @@ def stored(folder: Path, split: str) -> dict[str, Stored]:
         with tarfile.open(path) as shard:
             for member in shard:
                 key, _, field = member.name.partition(".")
-                samples.setdefault(key, {})[field] = shard.extractfile(member).read()  # type: ignore[union-attr]
+                samples.setdefault(key, {})[field] = shard.extractfile(member).read()
     return {
         key: Stored(fields["jpg"], int(fields["cls"]), json.loads(fields["json"]), fields["txt"].decode())
         for key, fields in samples.items()
@@ -99,7 +99,7 @@ def test_webdataset(folder: Path, splits: dict[str, dict[str, Stored]]) -> None:
         decoded = webdataset.WebDataset(shard_paths(folder, split), shardshuffle=False).decode("pil")
         for raw, sample in zip(samples, decoded, strict=True):
             truth = expected[raw["__key__"]]
-            assert raw["jpg"] == truth.content
+            assert raw["jpg"] == truth.image
             assert sample["cls"] == sample["json"]["label"] == truth.label
             assert sample["json"] == truth.described
             assert sample["txt"] == truth.caption
@@ -126,7 +126,7 @@ def test_hugging_face(
             assert [row["__key__"] for row in rows] == list(expected)
             for row in rows:
                 truth = expected[row["__key__"]]
-                assert row["jpg"]["bytes"] == truth.content
+                assert row["jpg"]["bytes"] == truth.image
                 assert row["cls"] == truth.label
                 assert row["json"] == truth.described
                 assert row["txt"] == truth.caption

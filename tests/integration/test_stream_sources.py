@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -323,9 +324,9 @@ def test_cached_views_are_the_streams(tmp_path: Path) -> None:
         [ours] = Stream(data, "all", 1, 32, train=False, transform=transform)
         [theirs] = CachedStream(resident, 1, 32, train=False, transform=transform)
         assert (ours.images.float() - theirs.images.float()).abs().mean() < 4
-    for transform in (RandomResizedCrop(32), ResizeRandomCrop(32)):
+    for random_transform in (RandomResizedCrop(32), ResizeRandomCrop(32)):
         first, second = (
-            torch.cat([batch.images for batch in CachedStream(resident, 1, 32, transform=transform, seed=seed)])
+            torch.cat([batch.images for batch in CachedStream(resident, 1, 32, transform=random_transform, seed=seed)])
             for seed in (0, 1)
         )
         assert not torch.equal(first, second)
@@ -358,7 +359,8 @@ def test_a_remote_dataset_streams_like_the_local_one(address: str, small_dataset
     assert len(shards) == len({int(file) for file in data.select("train").files})
     again = open_data(address, cache=tmp_path / "cache")
     assert pixels(Stream(again, "train", 5, 16, **facts)) == local  # type: ignore[arg-type]
-    assert again.select("train").source.fetched == 0
+    source: Any = again.select("train").source
+    assert source.fetched == 0
 
 
 def test_shards_that_come_together_do_not_stay_together(

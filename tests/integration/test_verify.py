@@ -58,7 +58,8 @@ Samples = list[tuple[str, dict[str, bytes]]]
 
 
 def unpack(path: Path) -> Samples:
-    content, samples = path.read_bytes(), {}
+    content = path.read_bytes()
+    samples: dict[str, dict[str, bytes]] = {}
     for member in shards.members(path):
         samples.setdefault(member.key, {})[member.field] = content[member.offset : member.offset + member.size]
     return list(samples.items())

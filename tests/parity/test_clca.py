@@ -23,8 +23,17 @@ CASES = sorted(path.stem for path in GOLDEN.glob("clca_*.safetensors") if path.s
 ABSENT = "the original's outputs are not here"
 TOLERANCE = 2e-5
 #: What is a choice, so must be the same, beside values that may differ by rounding.
-CHOICES = ("kept_idx", "fused_idx", "sample_ids", "mask", "keep_policy", "cluster_assign", "attn_size")
-CHOICES += ("idx_centers", "idx_cluster")
+CHOICES = (
+    "kept_idx",
+    "fused_idx",
+    "sample_ids",
+    "mask",
+    "keep_policy",
+    "cluster_assign",
+    "attn_size",
+    "idx_centers",
+    "idx_cluster",
+)
 
 
 def read(case):

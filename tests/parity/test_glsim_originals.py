@@ -157,7 +157,7 @@ def own_names(model: Any, head: str = "head.") -> dict[str, Any]:
     return weights
 
 
-OWN = {
+OWN: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "plain": (64, {}, {}),
     "l1": (64, {"metric": "l1"}, {"sim_metric": "l1"}),
     "average": (64, {"classifier": "avg"}, {"classifier": "avg_cls"}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -117,7 +118,7 @@ def test_the_module_equals_the_originals_in_evaluation_and_training(ops, trainin
     names |= {"adapter_conv.2": "point", "adapter_cls": "cls", "norm3.1": "norm3", "adapter_up": "up"}
     names |= {"ds_conv": "residual_conv"}
     module = InterLayerAdapter(24, dropout=0.0).train(training)
-    weights = {}
+    weights: dict[str, Any] = {}
     for key, value in ops.items():
         if key.startswith(f"{prefix}sd."):
             stem, _, leaf = key.removeprefix(f"{prefix}sd.").rpartition(".")
@@ -171,7 +172,9 @@ def ours(plugins=(), head=None, class_token=True, stride=None, eps=1e-12):
     )
     if stride:
         overlap_patches(host, stride)
-    options = {"head": patch_head(head, WIDTH, **({"dim": 6} if head in ("mpncov", "lrblp") else {}))} if head else {}
+    options: dict[str, Any] = (
+        {"head": patch_head(head, WIDTH, **({"dim": 6} if head in ("mpncov", "lrblp") else {}))} if head else {}
+    )
     model = TokenVisionTransformer(
         host, dict(plugins), CLASSES, **options, reads="patches" if head else "feature"
     ).eval()
@@ -189,7 +192,7 @@ def adapter(name, **options):
 
 
 def backbone_in_the_originals_names(model, last="encoder.blocks.3.", norm="encoder_norm."):
-    weights = {}
+    weights: dict[str, Any] = {}
     for key, value in model.backbone.state_dict().items():
         name = key.replace("cls_token", "class_token").replace("pos_embed", "positional_embedding.pos_embedding")
         name = name.replace("patch_embed.proj.", "patch_embedding.")
@@ -215,7 +218,7 @@ def head_in_the_originals_names(model, names=None):
 
 
 def ila_in_the_originals_names(module, stem):
-    weights = {}
+    weights: dict[str, Any] = {}
     for key, value in module.state_dict().items():
         name, _, leaf = key.rpartition(".")
         pointwise = name in ("point", "cls") and leaf == "weight"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -111,7 +112,7 @@ def test_dropped_pixels_are_the_originals():
 
 # -- losses ----------------------------------------------------------------------------------------------------------
 
-COMPOSITES = {
+COMPOSITES: dict[str, dict[str, Any]] = {
     "tgda_ce_T1_w1": {"temperature": 1, "weight": 1},
     "tgda_ce_T2_w1": {"temperature": 2, "weight": 1},
     "tgda_ce_T7_w1": {"weight": 1},
@@ -267,7 +268,7 @@ def toy(golden, who):
     The notes give no names: modules are told by the shapes of their weights, whose widths all differ.
     """
     state = {key.removeprefix(f"{who}."): value for key, value in golden.items() if key.startswith(f"{who}.")}
-    modules = {}
+    modules: dict[str, Any] = {}
     for key, value in state.items():
         module, _, part = key.rpartition(".")
         modules.setdefault(module, {})[part] = value
@@ -287,10 +288,11 @@ def toy(golden, who):
             places[module] = f"backbone.layers.{widths[len(parts['running_mean'])]}"
     backbone = Toy(([shapes[0], shapes[2]], [biased[0], biased[2]]))
     classifier = next(parts for parts in modules.values() if parts["weight"].ndim == 2)
+    outputs, inputs = classifier["weight"].shape
     if who == "teacher":
-        model = CALClassifier(backbone, len(classifier["weight"]), views="full")
+        model: nn.Module = CALClassifier(backbone, len(classifier["weight"]), views="full")
     else:
-        model = Pooled(backbone, nn.Linear(*reversed(classifier["weight"].shape), bias="bias" in classifier))
+        model = Pooled(backbone, nn.Linear(inputs, outputs, bias="bias" in classifier))
     names = {key: f"{places[key.rpartition('.')[0]]}.{key.rpartition('.')[2]}" for key in state}
     model.load_state_dict({names[key]: value for key, value in state.items()})
     return model, names

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -61,7 +62,7 @@ def close(ours, theirs, tolerance=1e-5):
 
 def outputs_of(model, images, *names):
     """What submodules put out, by name."""
-    seen = {}
+    seen: dict[str, Any] = {}
     hooks = [
         model.get_submodule(name).register_forward_hook(
             lambda _, __, out, name=name: seen.setdefault(name, out.clone())
@@ -164,7 +165,7 @@ def test_lrnet_training_step(case):
     loss.backward()
     assert close(logits, tensors["train_logits64"])
     assert close(loss[None], tensors["train_loss64"])
-    first = model.get_submodule(model.default_cfg["first_conv"])
+    first = model.get_submodule(str(model.default_cfg["first_conv"]))
     assert close(first.weight.grad, tensors["train_grad_conv1"], 1e-4)
     assert close(model.fc.weight.grad, tensors["train_grad_fc"], 1e-4)
     assert close(model.bn1.running_mean, tensors["post_bn1.running_mean"])

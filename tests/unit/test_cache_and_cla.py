@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,7 @@ def cached(depth=12, layers=(3, 6, 9), reduction=None, keep_rate=0.5, registers=
     """A model with spies around its cache, freshly seeded."""
     host = backbone(depth, registers, **(host_options or {}))
     torch.manual_seed(1)
-    plugins = {"first": Spy()}
+    plugins: dict[str, Any] = {"first": Spy()}
     if reduction:
         plan = {"keep_rate": keep_rate, "layers": layers, "depth": depth, "width": WIDTH, "tokens": 16}
         plugins = {"reduction": make_reduction(reduction, **plan), **plugins}

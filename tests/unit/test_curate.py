@@ -76,7 +76,11 @@ def test_keepers_are_best_by_size_then_losslessness_then_bytes_then_order() -> N
 
 def test_a_chain_of_look_alikes_drops_only_what_was_compared_with_its_keeper() -> None:
     # a ~ b ~ c, but a and c are too far apart; the first is the best
-    chain = [{"phash": 0b0, "width": 300}, {"phash": 0b111, "width": 200}, {"phash": 0b111111, "width": 100}]
+    chain: list[dict[str, Any]] = [
+        {"phash": 0b0, "width": 300},
+        {"phash": 0b111, "width": 200},
+        {"phash": 0b111111, "width": 100},
+    ]
     found, _ = run(rows(*({**link, "thumbnail": bytes(768)} for link in chain), {}, {}))
     assert [found[f"k000{i}"]["reason"] for i in range(3)] == ["", "near duplicate", ""]
     assert found["k0000"]["group"] == found["k0002"]["group"]
@@ -129,7 +133,7 @@ def test_mirrored_images_count_as_duplicates_when_told_so() -> None:
 
 def test_a_conflict_drops_only_what_was_compared() -> None:
     # a ~ b under one label, b ~ c under another: a is not the same image as c
-    chain = [{"phash": 0b0}, {"phash": 0b111}, {"phash": 0b111111, "label": "rin"}]
+    chain: list[dict[str, Any]] = [{"phash": 0b0}, {"phash": 0b111}, {"phash": 0b111111, "label": "rin"}]
     found, facts = run(rows(*({**link, "thumbnail": bytes(768)} for link in chain), {}, {"label": "rin"}))
     assert [found[f"k000{i}"]["reason"] for i in range(3)] == ["", "label conflict", "label conflict"]
     assert found["k0001"]["detail"] == "also under rin as k0002"
@@ -166,7 +170,11 @@ def test_reporting_keeps_everything() -> None:
 
 
 def test_families_share_a_split_even_through_a_dropped_member() -> None:
-    family = [{"families": ["post:1"]}, {"families": ["post:1", "post:2"], "labels": []}, {"families": ["post:2"]}]
+    family: list[dict[str, Any]] = [
+        {"families": ["post:1"]},
+        {"families": ["post:1", "post:2"], "labels": []},
+        {"families": ["post:2"]},
+    ]
     family[1]["reason"] = "no label"
     found, _ = run(rows(*family, *({} for _ in range(20))))
     assert found["k0000"]["split"] == found["k0002"]["split"]

@@ -11,7 +11,6 @@ from random import Random
 import numpy as np
 import pytest
 from aiohttp import web
-from cascades import BRIGHT
 from click.testing import CliRunner, Result
 from PIL import Image, ImageDraw
 
@@ -24,6 +23,7 @@ from animesion.pipeline import inspect
 from animesion.schemas import Box
 from animesion_sample.faults import local_server
 from animesion_sample.scenes import SCENES
+from tests.cascades import BRIGHT
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 

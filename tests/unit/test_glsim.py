@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from animesion.errors import UsageError
 from animesion_training.analysis.profile import count
-from animesion_training.models.ifa import IFAHead
+from animesion_training.models import IFAHead
 from animesion_training.tokens import Plugin, TokenVisionTransformer
 from animesion_training.tokens.cache import CrossLayerCache
 from animesion_training.tokens.reductions import make_reduction
@@ -91,7 +91,7 @@ def test_similarity_is_in_float32_and_without_a_gradient() -> None:
         assert similarity.dtype == torch.float32
         assert not similarity.requires_grad
     with pytest.raises(UsageError, match=r"dot.*cos, l1, l2"):
-        global_local_similarity(whole, patches, "dot")
+        global_local_similarity(whole, patches, cast(Any, "dot"))
 
 
 def test_the_best_are_selected_in_order_and_equal_ones_from_the_first_on() -> None:
@@ -101,7 +101,7 @@ def test_the_best_are_selected_in_order_and_equal_ones_from_the_first_on() -> No
     assert select(scores, 9).shape == (2, 4)
     for wrong in (0, -1, 2.0, True):
         with pytest.raises(UsageError, match="top is the number of selected patches"):
-            select(scores, wrong)
+            select(scores, cast(Any, wrong))
 
 
 def test_boxes_by_hand() -> None:
@@ -151,7 +151,7 @@ def test_mask_boxes_bound_what_is_marked_and_are_whole_where_nothing_is() -> Non
     cells[0, 1, 1] = True  # of a grid of 3x3, the last cells have one patch
     assert mask_box(cells, (3, 3), (24, 24), pool=2).tolist() == [[16, 24, 16, 24]]
     with pytest.raises(UsageError, match=r"open.*corrected, reference"):
-        mask_box(cells, (3, 3), (24, 24), "open")
+        mask_box(cells, (3, 3), (24, 24), cast(Any, "open"))
 
 
 # -- the network ------------------------------------------------------------------------------------------------------
@@ -583,7 +583,8 @@ def test_weights_of_a_bare_transformer_and_of_its_own_are_read() -> None:
         "vit_tiny_patch16_224", num_classes=3, img_size=64, embed_dim=WIDTH, depth=DEPTH, num_heads=2, patch_size=PATCH
     )
     nn.init.normal_(bare.cls_token)
-    for options in ({"crop_class_token": True}, {"crop_class_token": True, "final_norm": False}):
+    variants: list[dict[str, Any]] = [{"crop_class_token": True}, {"crop_class_token": True, "final_norm": False}]
+    for options in variants:
         model = glsim(**options)
         adapted = model.adapt_state_dict(bare.state_dict(), model)
         missing, unexpected = model.load_state_dict(adapted, strict=False)

@@ -10,6 +10,7 @@ import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -184,7 +185,7 @@ def test_nor_by_the_pass() -> None:
         ("wide", struct.pack("<3i", -1, 2, 9) * 16, "weights"),
     ],
 )
-def test_bad_arguments_are_refused(at: str, value: object, message: str) -> None:
+def test_bad_arguments_are_refused(at: str, value: Any, message: str) -> None:
     assert hashing.compiled is not None
     plan = features._plan((200, 150))
     assert plan is not None

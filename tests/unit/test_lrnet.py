@@ -217,7 +217,7 @@ def test_the_d_variants_pool_in_shortcuts_and_have_a_deep_stem():
 
 def test_layer_decay_grows_from_the_stem_to_the_classifier():
     model = narrow("lrnet14")
-    scale = {}
+    scale: dict[int, float] = {}
     for group in param_groups_layer_decay(model, layer_decay=0.5):
         scale |= {id(parameter): group["lr_scale"] for parameter in group["params"]}
     places = ("conv1.weight", "layer1.0.conv1.weight", "layer2.1.conv1.weight", "layer5.0.conv1.weight", "fc.weight")

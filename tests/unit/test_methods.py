@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import timm
@@ -19,7 +19,7 @@ from animesion_training.tokens.reductions import REDUCTIONS
 from animesion_training.weights import load_model, save_model
 
 HOST = "vit_tiny_patch16"
-SMALL = {"depth": 4, "embed_dim": 48, "num_heads": 3}
+SMALL: dict[str, Any] = {"depth": 4, "embed_dim": 48, "num_heads": 3}
 
 
 def built(size: int = 96, **options: Any) -> torch.nn.Module:
@@ -174,7 +174,7 @@ def test_the_built_in_recipes_name_networks_that_can_be_built() -> None:
     from animesion_training.recipe import builtin_names
 
     for name in builtin_names():
-        model = load(name).model
+        model: Any = load(name).model
         with torch.device("meta"):
             create_model(model.name, 5, model.img_size, model.head, methods=model.methods(), **model.options)
 
@@ -199,11 +199,17 @@ def test_a_backbone_that_was_trained_alone_is_taken_over(options: dict[str, Any]
     same = [key for key, value in plain.state_dict().items() if key in own and torch.equal(own[key], value)]
     assert len(same) >= len(plain.state_dict()) - 4  # all but the classifier, and a norm that a head does without
     if options.get("cache"):
-        assert torch.equal(model.plugins["cache"].clr[:, :1], plain.cls_token)
+        assert torch.equal(cast(Any, model.plugins)["cache"].clr[:, :1], cast(Any, plain).cls_token)
 
 
 def test_a_trained_cache_keeps_its_registers(tmp_path: Path) -> None:
-    options = {"reduction": "evit", "keep_rate": 0.5, "reduction_layers": [1, 2], "cache": "clc", "head": "cla"}
+    options: dict[str, Any] = {
+        "reduction": "evit",
+        "keep_rate": 0.5,
+        "reduction_layers": [1, 2],
+        "cache": "clc",
+        "head": "cla",
+    }
     model = built(**options)
     with torch.no_grad():
         model.plugins["cache"].clr.fill_(0.25)

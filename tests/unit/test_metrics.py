@@ -75,7 +75,9 @@ def test_bands_by_hand(by_hand: Evaluation) -> None:
 
 
 def test_confusions_by_hand(by_hand: Evaluation) -> None:
-    found = [(c.true_id, c.predicted_id, c.images, c.share_of_class, c.share_of_errors) for c in by_hand.confusions]
+    found: list[Any] = [
+        (c.true_id, c.predicted_id, c.images, c.share_of_class, c.share_of_errors) for c in by_hand.confusions
+    ]
     assert found == [
         (2, 0, 2, pytest.approx(2 / 3), pytest.approx(2 / 5)),
         (0, 1, 1, pytest.approx(1 / 4), pytest.approx(1 / 5)),
@@ -319,10 +321,11 @@ def test_mistakes_are_the_surest_first_and_those_of_the_right_images() -> None:
 
 
 def test_tables(by_hand: Evaluation) -> None:
-    console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system=None)
+    out = io.StringIO()
+    console = Console(file=out, width=100, force_terminal=True, color_system=None)
     for each in tables(by_hand):
         console.print(each)
-    shown = console.file.getvalue()
+    shown = out.getvalue()
     assert "[red]miku[/red]" in shown
     assert "line?break?[31m" in shown
     assert "\x1b[31m" not in shown

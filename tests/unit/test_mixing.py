@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -69,7 +71,7 @@ def test_weight_one_changes_nothing() -> None:
 @given(BATCHES, st.sampled_from(["batch", "sample"]), st.floats(0, 4), st.floats(0, 4), st.integers(0, 99))
 @settings(deadline=None)
 def test_labels_say_what_is_in_the_image(
-    shape: tuple[int, int, int, int], per: str, mixup: float, cutmix: float, seed: int
+    shape: tuple[int, int, int, int], per: Literal["batch", "sample"], mixup: float, cutmix: float, seed: int
 ) -> None:
     images, targets = random_images(shape)
     mixing = Mixing(mixup_alpha=mixup, cutmix_alpha=cutmix, per=per, probability=0.8, label_smoothing=0.1)
@@ -102,7 +104,8 @@ def test_one_draw_a_batch_replays() -> None:
 
 
 def test_one_weight_a_batch_or_one_a_sample() -> None:
-    for per, different in (("batch", 1), ("sample", 64)):
+    cases: list[tuple[Literal["batch", "sample"], int]] = [("batch", 1), ("sample", 64)]
+    for per, different in cases:
         drawn = draw_plan((64, 3, 32, 32), Mixing(mixup_alpha=1.0, per=per), seeded())
         assert len(set(drawn.blend.tolist())) == different
         assert sorted(drawn.partners.tolist()) == list(range(64))

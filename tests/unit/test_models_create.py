@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ from animesion_training.models import (
     spec_of,
 )
 
-SMALL = {"depth": 3, "embed_dim": 48, "num_heads": 3}
+SMALL: dict[str, Any] = {"depth": 3, "embed_dim": 48, "num_heads": 3}
 
 
 def small_vit(**arguments):
@@ -106,7 +107,7 @@ def test_exclusion_loss_is_zero_for_equal_tokens_and_follows_its_formula():
     same = torch.randn(2, 6, 1).expand(2, 6, 5)
     assert exclusion_loss(same).abs() < 1e-6
     tokens = torch.randn(2, 6, 4, dtype=torch.float64)
-    total = 0.0
+    total = torch.zeros((), dtype=torch.float64)
     for i in range(2):
         far, near = (torch.softmax(tokens[:, :, j] / 2.0, 1) for j in (i + 2, i))
         total += (far * (far.log() - near.log())).sum(1).mean()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from animesion.errors import AnimesionError, UsageError
 from animesion_training import create_model
 from animesion_training.models import load_weights
 
-SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 3}
+SMALL: dict[str, Any] = {"depth": 2, "embed_dim": 48, "num_heads": 3}
 
 
 @pytest.fixture(scope="module")

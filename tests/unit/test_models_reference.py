@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -113,7 +115,7 @@ def test_special_families_are_asked_before_general_ones():
 
 def test_a_further_family_registers_itself(monkeypatch):
     monkeypatch.setattr(base, "_CONVERTERS", list(base._CONVERTERS))
-    seen = {}
+    seen: dict[str, Any] = {}
 
     def build(config, weights, reference_compat):
         seen.update(config=config, weights=set(weights), compat=reference_compat)

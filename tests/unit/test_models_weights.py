@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from animesion.errors import UsageError
 from animesion_training import create_model, load_model, save_model
 from animesion_training.weights import read_card
 
-SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 3}
+SMALL: dict[str, Any] = {"depth": 2, "embed_dim": 48, "num_heads": 3}
 CLASSES = ["初音ミク", "crème_brûlée", "plain"]
 
 

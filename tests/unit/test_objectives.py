@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -136,7 +137,7 @@ def test_deferred_weights_start_at_their_epoch() -> None:
         ("ldam-drw", [9] * 5, {"max_m": 0.0, "scale": 1.0, "drw_epoch": 0}),
     ],
 )
-def test_limits_that_are_cross_entropy(name: str, counts: list[int] | None, options: dict[str, object]) -> None:
+def test_limits_that_are_cross_entropy(name: str, counts: list[int] | None, options: dict[str, Any]) -> None:
     logits, targets = batch()
     objective = create_objective(name, counts, **options)
     torch.testing.assert_close(
@@ -267,7 +268,7 @@ def test_objectives_leave_no_trace_in_a_checkpoint() -> None:
         ("ldam-drw", COUNTS, {"drw_epoch": 10, "epochs": 10}, "never reached"),
     ],
 )
-def test_wrong_options_say_so(name: str, counts: list[int] | None, options: dict[str, object], said: str) -> None:
+def test_wrong_options_say_so(name: str, counts: list[int] | None, options: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         create_objective(name, counts, **options)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 
@@ -133,10 +134,11 @@ def test_bfloat16_autocast_and_compilation(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_tokens_must_be_patches_as_long_as_they_are_selected_from(name):
-    plan = {"keep_rate": 0.5, "layers": (1,), "depth": DEPTH, "width": WIDTH, "tokens": 25}
+    plan: dict[str, Any] = {"keep_rate": 0.5, "layers": (1,), "depth": DEPTH, "width": WIDTH, "tokens": 25}
     for reduction in ("evit", "tome", "ats"):
         for order in (1, -1):
-            selector = make_part_selector(name, depth=DEPTH, **({"count": 4} if name == "ffvt" else {}))
+            options: dict[str, Any] = {"count": 4} if name == "ffvt" else {}
+            selector = make_part_selector(name, depth=DEPTH, **options)
             plugins = [("selector", selector), ("reduction", make_reduction(reduction, **plan))]
             with pytest.raises(UsageError, match=r"leave out|in front"):
                 TokenVisionTransformer(backbone(), dict(plugins[::order]), CLASSES).eval()(random_images())
@@ -157,7 +159,7 @@ def test_prompts_go_with_part_selection():
 def test_the_contrastive_loss_is_the_sum_over_pairs():
     torch.manual_seed(0)
     features, targets = torch.randn(7, 4), torch.tensor([0, 1, 0, 2, 1, 0, 3])
-    total = 0.0
+    total = torch.zeros(())
     for i in range(7):
         for j in range(7):
             cosine = functional.cosine_similarity(features[i], features[j], dim=0)

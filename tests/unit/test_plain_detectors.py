@@ -23,7 +23,7 @@ from animesion.schemas import Box
 def test_the_centre_is_a_square_in_the_middle(width: int, height: int, share: float) -> None:
     image = Image.new("L", (width, height))  # no pixel is looked at
     [[box]] = detectors.load("center", {"share": share})([image], [None])
-    crop = codec.crop_pixels(Box(*np.float32(box).tolist()), width, height, 0.0, square=False)
+    crop = codec.crop_pixels(Box(*np.array(box, dtype=np.float32).tolist()), width, height, 0.0, square=False)
     assert crop is not None
     left, top, right, bottom = crop
     assert right - left == bottom - top == max(1, int(min(width, height) * share))

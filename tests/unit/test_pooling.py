@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -70,7 +72,7 @@ def test_bilinear_features_are_normalised_products_of_channels(dim):
     torch.manual_seed(0)
     head = BilinearHead(WIDTH, CLASSES, dim)
     patches = torch.randn(2, 20, WIDTH)
-    channels = patches if dim is None else head.project(patches)
+    channels = patches if head.project is None else head.project(patches)
     products = sum(channels[:, i, :, None] * channels[:, i, None, :] for i in range(20))
     rooted = products.sign() * products.abs().sqrt()
     expected = head.fc(functional.normalize(rooted.flatten(1), dim=1))
@@ -124,7 +126,7 @@ def test_patches_that_are_alike_do_no_harm():
 
 
 def test_padded_patches_are_refused_and_reduced_ones_taken():
-    plan = {"keep_rate": 0.5, "layers": (0,), "depth": 2, "width": WIDTH, "tokens": 20}
+    plan: dict[str, Any] = {"keep_rate": 0.5, "layers": (0,), "depth": 2, "width": WIDTH, "tokens": 20}
     model = headed("mpncov", plugins={"reduction": make_reduction("evit", **plan)})
     assert model(images()).shape == (4, CLASSES)
     model = headed("mpncov", plugins={"reduction": make_reduction("ats", **plan)})

@@ -13,7 +13,7 @@ def test_a_crawl_shows_its_rate_its_time_left_and_hosts_out_of_the_ordinary(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("animesion.cli.progress.time.monotonic", lambda: now[0])
     with progress.for_terminal() as shown:
         shown.started("fetch", 1000)
         crawling = CrawlProgress(shown.advanced, shown.status)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
@@ -120,7 +121,7 @@ def test_the_head_is_as_wide_as_the_queries_make_it_also_after_a_reset():
 
 @pytest.mark.parametrize("reduction", ["evit", "tome", "ats", "dynamicvit", "dpcknn"])
 def test_a_reduction_drops_the_same_tokens_with_queries_and_without(reduction):
-    plan = {"keep_rate": 0.5, "layers": (1, 2), "depth": DEPTH, "width": WIDTH, "tokens": 36}
+    plan: dict[str, Any] = {"keep_rate": 0.5, "layers": (1, 2), "depth": DEPTH, "width": WIDTH, "tokens": 36}
     torch.manual_seed(4)
     plugin = make_reduction(reduction, **plan)
     parameters = [value.clone() for value in plugin.parameters()]
@@ -138,7 +139,7 @@ def test_a_reduction_drops_the_same_tokens_with_queries_and_without(reduction):
 
 @pytest.mark.parametrize("training", [False, True])
 def test_queries_and_prompts_go_with_reduction_and_cache_in_training_too(training):
-    plan = {"keep_rate": 0.5, "layers": (1, 2), "depth": DEPTH, "width": WIDTH}
+    plan: dict[str, Any] = {"keep_rate": 0.5, "layers": (1, 2), "depth": DEPTH, "width": WIDTH}
     plugins = [
         PromptTuning(WIDTH, depth=DEPTH, count=2),
         QueryTuning(WIDTH, depth=DEPTH, count=3),

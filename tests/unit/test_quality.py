@@ -292,7 +292,7 @@ def test_a_crop_that_reaches_out(
 def samples(out: Path) -> list[tuple[Image.Image, str]]:
     import tarfile
 
-    found = []
+    found: list[tuple[Image.Image, str]] = []
     for shard in sorted((out / "data").glob("*.tar")):
         with tarfile.open(shard) as tar:
             for member in tar:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -60,7 +61,7 @@ def backbone(grid=(8, 8), depth=5, registers=0, **options):
 def reduced(name, keep_rate=0.5, layers=(1, 3), grid=(8, 8), depth=5, registers=0, cache=False, cla=False, **options):
     host = backbone(grid, depth, registers)
     torch.manual_seed(1)
-    plugins = {
+    plugins: dict[str, Any] = {
         "reduction": make_reduction(
             name,
             keep_rate=keep_rate,
@@ -444,7 +445,7 @@ COSTS = [
 def published_cost(name, rate, side, clca):
     with torch.device("meta"):  # shapes are all that counting needs
         host = create_model("vit_base_patch16", 200, side)
-        plugins = {}
+        plugins: dict[str, Any] = {}
         if rate < 1:
             plan = {"depth": 12, "width": 768, "tokens": (side // 16) ** 2, "reference_compat": True}
             plugins["reduction"] = make_reduction(name, keep_rate=rate, **plan)
@@ -516,7 +517,7 @@ def test_entry_points_add_reductions_and_nothing_else(tmp_path, monkeypatch):
     entries = "[animesion.reductions]\nours = animesion_training.tokens.reductions.pruning:TopK\nwrong = json:loads\n"
     (about / "entry_points.txt").write_text(entries)
     monkeypatch.syspath_prepend(str(tmp_path))
-    asked = {"keep_rate": 0.5, "depth": 12, "width": 8, "tokens": 16}
+    asked: dict[str, Any] = {"keep_rate": 0.5, "depth": 12, "width": 8, "tokens": 16}
     assert type(make_reduction("ours", **asked)).__name__ == "TopK"
     with pytest.raises(UsageError, match=r"reduction 'wrong': json:loads is not a subclass"):
         make_reduction("wrong", **asked)

@@ -14,7 +14,6 @@ from typing import Any
 import hypothesis
 import pyarrow.parquet as pq
 import pytest
-from conftest import draw_folders
 from hypothesis import strategies as st
 
 import animesion
@@ -22,6 +21,7 @@ from animesion.cli import main
 from animesion.errors import UsageError
 from animesion.report import facts, page, runs
 from animesion.report.images import Album, Images
+from tests.conftest import draw_folders
 
 
 def embedded(text: str) -> dict[str, Any]:

@@ -29,7 +29,8 @@ LISTINGS = {"gelbooru": "/index.php", "safebooru": "/index.php", "moebooru": "/p
 
 def entry(number: int, **changes: Any) -> Entry:
     tags = {"character": ("hatsune_miku",), "copyright": ("vocaloid",), "artist": ("ink&pen",), "general": ("solo",)}
-    return Entry(**({"id": number, "tags": tags, "content": b"\xff\xd8\xff%d" % number, "rating": "g"} | changes))
+    fields: dict[str, Any] = {"id": number, "tags": tags, "content": b"\xff\xd8\xff%d" % number, "rating": "g"}
+    return Entry(**(fields | changes))
 
 
 def entries(count: int) -> list[Entry]:

@@ -28,7 +28,7 @@ def test_any_sample_reads_back_in_tarfile_and_here(
     path = write(tmp_path_factory.mktemp("t") / "s.tar", {k: {"jpg": v, "cls": b"1"} for k, v in samples.items()})
     with tarfile.open(path) as archive:
         infos = archive.getmembers()
-        found = {info.name: archive.extractfile(info).read() for info in infos}  # type: ignore[union-attr]
+        found = {info.name: archive.extractfile(info).read() for info in infos}
     assert found == {f"{k}.jpg": v for k, v in samples.items()} | {f"{k}.cls": b"1" for k in samples}
     assert all((info.mtime, info.uid, info.gid, info.mode, info.uname) == (0, 0, 0, 0o644, "") for info in infos)
     ours = {member.name: shards.read(path, member.offset, member.size) for member in shards.members(path)}

@@ -37,7 +37,7 @@ def soft(width: int, height: int) -> Image.Image:
 
 def encoded(image: Image.Image, format: str = "JPEG", **options: object) -> bytes:
     out = io.BytesIO()
-    image.save(out, format, **({"quality": 95} if format == "JPEG" else {}), **options)  # type: ignore[arg-type]
+    image.save(out, format, **({"quality": 95} if format == "JPEG" else {}), **options)
     return out.getvalue()
 
 

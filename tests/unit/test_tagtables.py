@@ -151,7 +151,7 @@ def test_wrong_files_are_one_sentence(tmp_path: Path, name: str, content: bytes,
     path.write_bytes(content)
     for option in ("aliases", "implications"):
         with pytest.raises(UsageError, match=rf"^source\.{option}: .*{message}"):
-            load(TagTableOptions(**{option: str(path)}))
+            load(TagTableOptions.model_validate({option: str(path)}))
     with pytest.raises(UsageError, match="cannot be read"):
         load(TagTableOptions(aliases=str(tmp_path / "absent.csv")))
 

@@ -347,7 +347,8 @@ def test_start_values():
 
 def test_layer_decay_grows_with_depth_and_aggregators_go_with_their_block():
     model = shallow(dca_blocks=2)
-    scale, decay = {}, {}
+    scale: dict[int, float] = {}
+    decay: dict[int, float] = {}
     for group in param_groups_layer_decay(model, 0.05, layer_decay=0.5, no_weight_decay_list=model.no_weight_decay()):
         scale |= {id(parameter): group["lr_scale"] for parameter in group["params"]}
         decay |= {id(parameter): group["weight_decay"] for parameter in group["params"]}
