@@ -42,7 +42,7 @@ class Memory:
     def check(self, files: IntArray) -> None:
         pass
 
-    def ahead(self, files: Sequence[int]) -> None:
+    def prefetch(self, files: Sequence[int]) -> None:
         pass
 
 
