@@ -141,7 +141,7 @@ class Sample:
         split: train, val or test.
         label: class id.
         name: class name.
-        content: the image file as it lies in the shard.
+        image: the image file as stored in the shard.
         meta: the JSON member: provenance.
     """
 
@@ -149,17 +149,17 @@ class Sample:
     split: str
     label: int
     name: str
-    content: bytes
+    image: bytes
     meta: dict[str, Any]
 
-    def image(self) -> Image.Image:
+    def decode(self) -> Image.Image:
         """The decoded image, mode RGB.
 
         Raises:
             UsageError: the bytes do not decode.
         """
         try:
-            return codec.decode(self.content, codec.Limits()).image
+            return codec.decode(self.image, codec.Limits()).image
         except codec.RejectedImageError as error:
             raise UsageError(f"sample {self.key} does not decode ({error}): rebuild the dataset") from None
 

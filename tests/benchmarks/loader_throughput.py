@@ -302,7 +302,7 @@ def prepare(folder: Path, source: Path) -> int:
     for sample in animesion.open_dataset(folder / "built").samples("train"):
         path = folder / "folders" / f"{sample.label:03d}" / f"{sample.key}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(sample.content)
+        path.write_bytes(sample.image)
         count += 1
     return count
 

@@ -37,7 +37,7 @@ def main() -> None:
     normalise = Augment.plain(as_rgb(card.mean), as_rgb(card.std))
     pixels, labels = [], []
     for sample in animesion.open_dataset(options.data).samples(options.split):
-        image = sample.image().convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+        image = sample.decode().convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
         pixels.append(np.asarray(image))
         labels.append(sample.label)
     images, wanted = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2), torch.tensor(labels)

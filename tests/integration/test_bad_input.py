@@ -97,7 +97,7 @@ def test_every_bad_image_is_one_counted_drop(tmp_path: Path) -> None:
     assert found["rei/turned.jpg"]["width"] == 48
     assert result.seen == len(found) == result.kept + sum(result.dropped.values())
     dataset = animesion.open_dataset(out)
-    assert {sample.image().mode for sample in dataset.samples()} == {"RGB"}
+    assert {sample.decode().mode for sample in dataset.samples()} == {"RGB"}
 
 
 def test_one_image_under_two_labels_is_dropped_with_its_twin(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_a_busy_folder_and_another_recipe_are_refused(tmp_path: Path) -> None:
         animesion.build(recipe(root, "pack.size=32"), out, workers=1)
     result = animesion.build(recipe(root, "pack.size=32"), out, workers=1, replace=True)
     assert result.kept == 12
-    assert next(iter(animesion.open_dataset(out).samples())).image().size == (32, 32)
+    assert next(iter(animesion.open_dataset(out).samples())).decode().size == (32, 32)
 
 
 def test_changed_sources_are_noticed(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_records_are_the_samples(small_dataset: Path, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     samples = {tuple(row) for row in rows if len(row) == 4}
     assert samples == {
-        (sample.key, sample.label, sample.split, hashlib.sha256(sample.image().tobytes()).hexdigest())
+        (sample.key, sample.label, sample.split, hashlib.sha256(sample.decode().tobytes()).hexdigest())
         for sample in dataset.samples()
     }
     assert len(rows) == len(dataset) + len(dataset.classes)

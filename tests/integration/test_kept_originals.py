@@ -68,7 +68,7 @@ def built(tmp_path: Path, *overrides: str) -> Dataset:
 def payloads(dataset: Dataset) -> dict[str, bytes]:
     rows = dataset.read_table("curated.parquet").to_pylist()
     names = {row["key"]: row["source_id"].rpartition("/")[2] for row in rows}
-    return {names[sample.key]: sample.content for sample in dataset.samples()}
+    return {names[sample.key]: sample.image for sample in dataset.samples()}
 
 
 @pytest.mark.parametrize(

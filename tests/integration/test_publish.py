@@ -58,7 +58,7 @@ def leaking(small_dataset: Path, tmp_path: Path) -> Path:
     (world / "one").mkdir(parents=True)
     sample = next(iter(animesion.open_dataset(small_dataset).samples("train")))
     for i in range(10):
-        (world / "one" / f"{i}.jpg").write_bytes(sample.content)
+        (world / "one" / f"{i}.jpg").write_bytes(sample.image)
     settings = [f"source.path={world}", "duplicates.action=report", "split.strategy=legacy-dafre"]
     animesion.build(animesion.load_recipe("folder", settings), tmp_path / "leaking", workers=1)
     return tmp_path / "leaking"
@@ -336,7 +336,7 @@ def test_urls_rebuild_the_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         monkeypatch.chdir(to)
         animesion.build(animesion.load_recipe(str(to / "rebuild.toml"), crawl), tmp_path / "second", workers=1)
     before, after = (
-        {(s.name, s.split, s.content, tuple(s.meta["box"])) for s in animesion.open_dataset(folder).samples()}
+        {(s.name, s.split, s.image, tuple(s.meta["box"])) for s in animesion.open_dataset(folder).samples()}
         for folder in (first, tmp_path / "second")
     )
     assert len(before) == len(images)

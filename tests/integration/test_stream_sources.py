@@ -63,7 +63,7 @@ def test_a_built_dataset_is_what_animesion_says_it_is(small_dataset: Path) -> No
         expected = list(dataset.samples(split))
         assert list(samples.keys) == [sample.key for sample in expected]
         assert samples.labels.tolist() == [sample.label for sample in expected]
-        assert [samples.read(i) for i in range(len(samples))] == [sample.content for sample in expected]
+        assert [samples.read(i) for i in range(len(samples))] == [sample.image for sample in expected]
 
 
 def test_a_built_dataset_streams_every_sample_with_its_label(small_dataset: Path) -> None:

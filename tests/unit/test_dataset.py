@@ -81,8 +81,8 @@ def test_samples_in_order_by_position_and_by_key_are_the_same(small_dataset: Pat
         assert dataset.sample(sample.key) == sample
         assert sample.name == dataset.classes[sample.label].name == sample.meta["name"]
         assert sample.split == sample.meta["split"]
-        with Image.open(io.BytesIO(sample.content)) as image:
-            assert sample.image().tobytes() == image.tobytes()
+        with Image.open(io.BytesIO(sample.image)) as image:
+            assert sample.decode().tobytes() == image.tobytes()
     by_split = {name: list(dataset.samples(name)) for name in dataset.splits}
     assert [sample for samples in by_split.values() for sample in samples] == streamed
     assert {name: len(samples) for name, samples in by_split.items()} == {
@@ -193,7 +193,7 @@ def test_image_that_does_not_decode(folder: Path) -> None:
     content[row["offset"] : row["offset"] + row["size"]] = bytes(row["size"])
     (folder / row["shard"]).write_bytes(content)
     with pytest.raises(UsageError, match="does not decode"):
-        animesion.open_dataset(folder)[0].image()
+        animesion.open_dataset(folder)[0].decode()
 
 
 @given(st.dictionaries(st.sampled_from(["cls", "jpg", "json", "txt"]), st.binary(max_size=1500), min_size=1))
