@@ -74,7 +74,7 @@ def _compiled() -> ModuleType | None:
 
 
 def _shrinks_as_pillow(image: Image.Image) -> bool:
-    """Whether the 32 x 32 grey levels are Pillow's; two hashes could agree by chance."""
+    """Whether the 32 x 32 grey levels equal Pillow's; equal hashes alone could be a coincidence."""
     plan = _plan(image.size)
     if plan is None or hashing.compiled is None:
         return False

@@ -105,14 +105,14 @@ def phashes(image: Image.Image) -> tuple[int, int]:
     import imagehash
 
     grey = image if image.mode == "L" else image.convert("L")
-    # imagehash resizes to the same 32 x 32, which leaves an image of that size as it is
+    # imagehash resizes to 32 x 32 itself, which leaves an image of that size unchanged
     small = grey.resize((lanczos.SIDE, lanczos.SIDE), Image.Resampling.LANCZOS)
     found, mirrored = (imagehash.phash(each) for each in (small, ImageOps.mirror(small)))
     return _as_int(found.hash), _as_int(mirrored.hash)
 
 
 def _as_int(bits: npt.NDArray[np.bool_]) -> int:
-    """Shape (8, 8) row by row, the first bit highest."""
+    """Bits of shape (8, 8), row by row, as an integer whose highest bit is the first one."""
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 

@@ -1,4 +1,4 @@
-"""What the compiled pass has to know of Pillow's Lanczos resampling: its weights, and which axis comes first.
+"""Pillow's Lanczos resampling for the compiled pass: its weights, and which axis comes first.
 
 Pillow weights 8-bit pixels with integers (multiples of 2^-22), one axis after the other, and rounds in between.
 """

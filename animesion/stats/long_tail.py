@@ -134,6 +134,7 @@ def describe(
     filled = sizes[sizes > 0]
     p25, median, p75, p90, p99 = (float(q) for q in np.percentile(sizes, [25, 50, 75, 90, 99]))
 
+    # class ids break ties, so that head and tail do not depend on the order of the counts
     def size_of(i: int) -> ClassSize:
         return ClassSize(int(ids[i]), names[i], int(sizes[i]))
 
@@ -178,6 +179,7 @@ def gini(counts: npt.ArrayLike) -> float:
     n, total = len(sizes), float(sizes.sum())
     if total == 0:
         return 0.0
+    # G = 2 sum(i x_i) / (n sum(x)) - (n + 1) / n with sizes in ascending order and ranks i from 1
     ranks = np.arange(1, n + 1, dtype=np.float64)
     # rounding can make the result slightly negative if all classes are equal
     return max(0.0, float(2 * (ranks @ sizes) / (n * total) - (n + 1) / n))
@@ -205,6 +207,7 @@ def lorenz(counts: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
 
 
 def _sizes(counts: npt.ArrayLike) -> IntArray:
+    """Validated counts, shape (classes,)."""
     given = np.asarray(counts)
     if given.ndim != 1 or given.size == 0:
         raise ValueError("counts must be a list of at least one class")
@@ -215,7 +218,7 @@ def _sizes(counts: npt.ArrayLike) -> IntArray:
 
 
 def _top_shares(sizes: IntArray) -> TopShares:
-    held = np.cumsum(np.sort(sizes)[::-1])
+    held = np.cumsum(np.sort(sizes)[::-1])  # images in the k + 1 largest classes
     total = max(1, int(held[-1]))
 
     def share(classes: int) -> float:

@@ -28,7 +28,7 @@ from animesion.verification.scan import Contents, Walk
 #: Name of each check, in order, and the condition that it checks.
 CHECKS = {
     "checksums": "every file is listed and has its SHA-256",
-    "archives": "every shard is complete and holds as many samples as the side files say",
+    "archives": "every shard is complete and holds as many samples as the side files list",
     "keys": "keys are unique, index.parquet places each, all samples have the same fields",
     "labels": "cls, json, index, curated.parquet and classes.csv agree",
     "decode": "every image decodes",
@@ -380,7 +380,7 @@ def _accounting(dataset: Dataset, curated: dict[str, list[Any]]) -> list[Fault]:
     if len(set(curated["key"])) != len(curated["key"]):
         faults.append(Fault("curated.parquet contains a key twice"))
     for i in (i for i in kept if curated["reason"][i]):
-        faults.append(Fault(f"curated.parquet keeps {curated['key'][i]} and gives a reason to drop it"))
+        faults.append(Fault(f"curated.parquet keeps {curated['key'][i]} but has a reason to drop it"))
     counts = Counter((curated["class_id"][i], curated["split"][i]) for i in kept)
     listed = {(info.id, split): n for info in dataset.classes for split, n in info.counts.items() if n}
     for label, split in sorted(counts.keys() | listed.keys(), key=str):

@@ -91,6 +91,7 @@ def compare(before: Dataset, after: Dataset) -> Difference:
         totals=_totals(before, after),
         shards=[],
     )
+    # shards are compared only if their content is equal: any other difference changes their digests anyway
     if found.identical:
         digests = ({s.path: s.sha256[:12] for i in each.splits.values() for s in i.shards} for each in (before, after))
         found.shards.extend(_changes(*digests))
@@ -98,6 +99,7 @@ def compare(before: Dataset, after: Dataset) -> Difference:
 
 
 def _placed(dataset: Dataset) -> dict[str, _Placed]:
+    """Key -> class name, split and image digest, from the index."""
     names = {info.id: info.name for info in dataset.classes}
     columns = (dataset.index[name].to_pylist() for name in ("key", "label", "split", "sha256"))
     # `animesion verify` reports labels outside the class map
@@ -108,11 +110,13 @@ def _placed(dataset: Dataset) -> dict[str, _Placed]:
 
 
 def _fates(dataset: Dataset) -> dict[str, str]:
+    """Key -> `kept` or the drop reason, from curated.parquet."""
     columns = (dataset.curated[name].to_pylist() for name in ("key", "kept", "reason"))
     return {key: "kept" if kept else reason for key, kept, reason in zip(*columns, strict=True)}
 
 
 def _totals(before: Dataset, after: Dataset) -> list[Change]:
+    """Samples per split of both datasets, then in total."""
     names = [*before.splits, *(name for name in after.splits if name not in before.splits)]
     counts = [
         [str(each.splits[name].samples) if name in each.splits else "" for name in names] for each in (before, after)
@@ -124,6 +128,7 @@ def _totals(before: Dataset, after: Dataset) -> list[Change]:
 
 
 def _changes(before: dict[str, str], after: dict[str, str], *, shared_only: bool = False) -> Iterator[Change]:
+    """Values that differ, sorted by name; with `shared_only`, those of names in both."""
     names = before.keys() & after.keys() if shared_only else before.keys() | after.keys()
     for name in sorted(names):
         change = Change(name, before.get(name, ""), after.get(name, ""))
@@ -132,6 +137,7 @@ def _changes(before: dict[str, str], after: dict[str, str], *, shared_only: bool
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested values as `section.key` and the value's representation."""
     for name, value in values.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{name}.")

@@ -93,6 +93,7 @@ class WalkJob:
         for key, group in itertools.groupby(found, key=lambda member: member.key):
             members = list(group)
             at = {member.field: (member.offset, member.size) for member in members}
+            # a sample reaches from its first tar header to the padding after its last member
             start, last = members[0].offset - shards.BLOCK, members[-1]
             end = last.offset + last.size + -last.size % shards.BLOCK
             walk.keys.append(key)
@@ -321,6 +322,7 @@ def read(dataset: Dataset, engine: Executor, limits: codec.Limits | None, progre
     )
     progress.finished("shards")
     walks = {shard: found[shard] for shard in split_of}
+    # jobs finish in any order: results are stored by the job's name and concatenated in the order of the jobs
     jobs = [
         ScanJob(dataset.path, shard, walk.keys[start:end], walk.places[start:end], limits)
         for shard, walk in walks.items()
@@ -336,6 +338,7 @@ def read(dataset: Dataset, engine: Executor, limits: codec.Limits | None, progre
     progress.started("samples", sum(len(job.keys) for job in jobs))
     engine.run(jobs, finished)
     progress.finished("samples")
+    # one entry per sample, in the order of the shards: the same order as the concatenated results
     whole = [(walk, i) for walk in walks.values() for i in range(len(walk.keys))]
     return Contents(
         walks,

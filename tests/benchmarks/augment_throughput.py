@@ -1,10 +1,10 @@
-"""How fast TrivialAugmentWide is on whole batches beside torchvision's, which takes one image at a time.
+"""Throughput of TrivialAugmentWide on whole batches, compared with torchvision's, which processes one image at a time.
 
     python tests/benchmarks/augment_throughput.py [--size 128] [--batch 256] [--repeats 9] [--threads 2] [--device cpu]
 
-torchvision runs over uint8 tensors on the same device and over Pillow images, which it is given ready-made and whose
-results nobody turns into tensors. Rows take turns; medians of wall and CPU time. Then each operation on its own. With
-more than one thread on a machine that others use too, set OMP_WAIT_POLICY=passive: waiting threads would spin.
+torchvision runs on uint8 tensors on the same device, and on Pillow images without the conversion from and to tensors.
+The rows run alternately; the table shows medians of wall and CPU time, then each operation alone. With more than one
+thread on a shared machine, set OMP_WAIT_POLICY=passive, or waiting threads spin.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Work = Callable[[], object]
 
 
 def random_images(count: int, size: int) -> Tensor:
-    """Soft random images with a little noise, (B, 3, S, S), uint8, channels-last."""
+    """Smooth random images with a little noise, shape (B, 3, S, S), uint8, channels last."""
     rng = np.random.default_rng(0)
     batch = np.empty((count, size, size, 3), dtype=np.uint8)
     for out in batch:
@@ -45,12 +45,12 @@ def augmented(transform: Callable[[Any], Any], images: Iterable[Any]) -> list[An
 
 
 def seeds(count: int, device: torch.device) -> Tensor:
-    """Seeds that no call had before."""
+    """New random seeds, shape (count,)."""
     return torch.randint(-(2**62), 2**62, (count,), device=device)
 
 
 def measured(rows: dict[str, Work], repeats: int, device: torch.device) -> dict[str, tuple[float, float]]:
-    """Median wall and CPU seconds of each row, in turn so that a drifting machine touches all alike."""
+    """Median wall and CPU seconds of each row; rows alternate, so a machine that slows down affects all equally."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in rows}
     for _ in range(repeats + 2):
         for name, work in rows.items():
@@ -59,12 +59,12 @@ def measured(rows: dict[str, Work], repeats: int, device: torch.device) -> dict[
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
-    # the first two warm up
+    # the first two runs warm up
     return {name: tuple(map(statistics.median, zip(*runs[2:], strict=True))) for name, runs in times.items()}
 
 
 def table(rows: dict[str, Work], count: int, repeats: int, device: torch.device) -> None:
-    """Print them; the first row is what the others are compared with."""
+    """Print the times of the rows, compared with the first row."""
     results = measured(rows, repeats, device)
     first = next(iter(results.values()))
     print(f"{'':<34} {'ms':>8} {'CPU ms':>8} {'images/s':>10} {'this / first':>13} {'of CPU':>7}")

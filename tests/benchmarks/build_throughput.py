@@ -1,8 +1,8 @@
-"""How fast `build folder` is beside what no build can beat: decoding every image once, writing every byte once.
+"""Throughput of `build folder`, compared with two lower bounds: decoding every image once, and writing every byte once.
 
     python tests/benchmarks/build_throughput.py [--data TAR] [--workers 2] [--repeats 3]
 
-Prints medians over alternating runs and their ratios. Without the real faces it draws as many images of that size.
+Prints medians over alternating runs and their ratios. Without the real faces it generates as many images of that size.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BUILD = "from animesion.cli import main; main()"
 
 
 def drawn(path: Path, count: int = 9353) -> Path:
-    """A tar of soft random 128 px JPEGs in 20 class folders, for where the real faces are not."""
+    """A tar of smooth random 128 px JPEGs in 20 class folders, as a substitute for the real faces."""
     rng = np.random.default_rng(0)
     with tarfile.open(path, "w") as archive:
         for i in range(count):
@@ -72,7 +72,7 @@ def main() -> None:
         with tarfile.open(data) as archive:
             contents = [archive.extractfile(member).read() for member in archive if member.isreg()]
         count, size = len(contents), sum(map(len, contents))
-        lots = [contents[i :: arguments.workers] for i in range(arguments.workers)]
+        batches = [contents[i :: arguments.workers] for i in range(arguments.workers)]
         list(pool.map(decode, [contents[:10]] * arguments.workers))
 
         def write() -> None:
@@ -90,8 +90,8 @@ def main() -> None:
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
         runs: dict[str, list[float]] = {"decode only": [], "tar write only": [], "build folder": []}
-        for _ in range(arguments.repeats):  # in turn, so that a drifting machine touches all alike
-            runs["decode only"].append(timed(lambda: sum(pool.map(decode, lots))))
+        for _ in range(arguments.repeats):  # alternate, so that a machine that slows down affects all equally
+            runs["decode only"].append(timed(lambda: sum(pool.map(decode, batches))))
             runs["tar write only"].append(timed(write))
             runs["build folder"].append(timed(build))
     medians = {what: statistics.median(times) for what, times in runs.items()}

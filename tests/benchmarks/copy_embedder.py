@@ -1,10 +1,10 @@
-"""Teach a small timm model which images are copies, for `near_duplicates.py --embedding MODEL --weights FILE`.
+"""Train a small timm model to recognise copies, for `near_duplicates.py --embedding MODEL --weights FILE`.
 
     python tests/benchmarks/copy_embedder.py --faces FACES.tar --out WEIGHTS.pth [--steps 42] [--hold 1000]
 
 Contrastive learning (InfoNCE, arXiv 1807.03748, two altered views of an image against all others of the batch) on the
-faces that `near_duplicates.py --images HOLD` does not look at. Views are zoomed, shifted, mirrored, framed and
-brightened. It is there to show what embeddings can see in a benchmark without a network, not as a model to use.
+faces that `near_duplicates.py --images HOLD` does not use. Views are zoomed, shifted, mirrored, framed and brightened.
+The model shows what embeddings can detect on a machine without network access. Do not use it for anything else.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SIDE, BATCH, TEMPERATURE = 160, 128, 0.07
 
 
 def views(images: Tensor, rng: torch.Generator) -> Tensor:
-    """Each image altered at random, shape as given."""
+    """Each image randomly altered, shape (B, 3, S, S), 0 to 1."""
     n = len(images)
 
     def draw(low: float, high: float) -> Tensor:
@@ -44,13 +44,13 @@ def views(images: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def main() -> None:
-    """Learn and write the weights."""
+    """Train and write the weights."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--faces", type=Path, required=True, help="tar of images")
     parser.add_argument("--out", type=Path, required=True, help="weights, .pth")
     parser.add_argument("--model", default="test_resnet.r160_in1k")
     parser.add_argument("--steps", type=int, default=42, help="about five seconds each on a CPU")
-    parser.add_argument("--hold", type=int, default=1000, help="images that are left out, the first chosen")
+    parser.add_argument("--hold", type=int, default=1000, help="number of images that are held out")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     rng = torch.Generator().manual_seed(0)

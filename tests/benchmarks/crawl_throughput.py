@@ -1,11 +1,11 @@
-"""How many images a crawl gets per CPU-second of the client, beside bare aiohttp and img2dataset, over loopback TLS.
+"""Images per CPU-second of a crawl, compared with bare aiohttp and img2dataset, over TLS on the loopback interface.
 
     python tests/benchmarks/crawl_throughput.py [--items 1000 10000] [--bytes 1000 51000] [--img2dataset VENV]
 
-One server process serves the same files to all. Ours hashes, sniffs, obeys robots.txt, spools, keeps the ledger and
-writes tars (but for `no tar`); bare aiohttp reads the bytes and drops them; img2dataset neither resizes nor encodes,
-and writes nothing. Without `--img2dataset` a virtual environment is made for it; where that fails, its column says why;
-`--no-img2dataset` leaves it out. Shares of bare aiohttp are those of runs that followed one another.
+One server process serves the same files to all clients. Our crawler hashes, sniffs, obeys robots.txt, spools, keeps the
+ledger and writes tars (except for `no tar`). Bare aiohttp reads the bytes and discards them. img2dataset neither
+resizes nor encodes, and writes nothing. Without `--img2dataset` the script creates a virtual environment for it; if
+that fails, it prints the reason. `--no-img2dataset` leaves it out. Shares of bare aiohttp compare consecutive runs.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from pathlib import Path
 import certifi
 
 SIZES = (1_000, 51_000)
-"""Bytes of the smallest and the largest file: as in the sample world, 26 KB in the mean."""
+"""Bytes of the smallest and the largest file: 26 KB on average, as in the sample world."""
 
 FILES = 200
-"""Different files; each is served under many names."""
+"""Number of different files; each is served under many names."""
 
 PART = 500
 AGENT = "animesion-benchmark/1.0 (benchmark@example.org)"
 
 
 def files(sizes: tuple[int, int] = SIZES) -> list[bytes]:
-    """Bytes that begin as a JPEG does and do not compress."""
+    """Incompressible bytes with the start of a JPEG file."""
     rng = random.Random(0)
     return [b"\xff\xd8\xff\xe0" + rng.randbytes(rng.randrange(*sizes)) for _ in range(FILES)]
 
 
 def serve(ready: Connection, certificate: tuple[Path, Path] | None, sizes: tuple[int, int] = SIZES) -> None:
-    """The life of the server process."""
+    """Main function of the server process."""
     from aiohttp import web
 
     from animesion_sample.faults import LocalServer
@@ -67,15 +67,15 @@ def serve(ready: Connection, certificate: tuple[Path, Path] | None, sizes: tuple
 
 
 def urls(port: int, scheme: str, items: int) -> list[str]:
-    """Where the files are."""
+    """URLs of the files."""
     return [f"{scheme}://localhost:{port}/{number}.jpg" for number in range(items)]
 
 
-# -- the three clients, each in a process of its own -------------------------------------------------------------------
+# -- the three clients, each in a separate process -----------------------------------------------------------------
 
 
 def ours(port: int, scheme: str, items: int, digests: list[str], folder: Path, *, tar: bool = True) -> None:
-    """A crawl with everything on, written to tars as a build does, or left in the spool."""
+    """A crawl with all features, written to tars as in a build, or left in the spool."""
     from animesion.dataset import shards
     from animesion.storage.workspace import atomic_file
     from animesion_scrapers import Crawler, Download, Ledger, RateLimiter
@@ -111,7 +111,7 @@ def ours(port: int, scheme: str, items: int, digests: list[str], folder: Path, *
 
 
 def bare(port: int, scheme: str, items: int, folder: Path) -> None:
-    """One aiohttp session that reads every body and drops it."""
+    """One aiohttp session that reads every body and discards it."""
     import aiohttp
 
     async def run() -> None:
@@ -153,7 +153,7 @@ def img2dataset(python: Path, port: int, scheme: str, items: int, folder: Path) 
 
 
 def measured(work: Callable[[Path], None]) -> tuple[float, float, float]:
-    """CPU-seconds, wall seconds and peak MB of a client in a process of its own, its children included."""
+    """CPU-seconds, wall seconds and peak MB of a client in a separate process, including its children."""
     with tempfile.TemporaryDirectory() as name:
         receive, send = multiprocessing.Pipe(duplex=False)
         process = multiprocessing.get_context("fork").Process(target=_measure, args=(work, Path(name), send))
@@ -175,7 +175,7 @@ def _measure(work: Callable[[Path], None], folder: Path, send: Connection) -> No
 
 
 def environment(folder: Path) -> tuple[Path | None, str]:
-    """The interpreter of a fresh virtual environment with img2dataset, or the reason why there is none."""
+    """The interpreter of a new virtual environment with img2dataset, or None and the reason of the failure."""
     python = folder / "venv" / "bin" / "python"
     commands: list[list[str | Path]] = [
         [sys.executable, "-m", "venv", folder / "venv"],
@@ -192,11 +192,11 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--items", type=int, nargs="+", default=[1000, 10_000])
-    parser.add_argument("--bytes", type=int, nargs=2, default=SIZES, help="least and most of a file")
+    parser.add_argument("--bytes", type=int, nargs=2, default=SIZES, help="minimum and maximum size of a file")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--img2dataset", type=Path, help="a virtual environment that has it")
-    parser.add_argument("--no-img2dataset", action="store_true", help="leave it out")
-    parser.add_argument("--http", action="store_true", help="without TLS")
+    parser.add_argument("--img2dataset", type=Path, help="virtual environment with img2dataset")
+    parser.add_argument("--no-img2dataset", action="store_true", help="do not measure img2dataset")
+    parser.add_argument("--http", action="store_true", help="plain HTTP, without TLS")
     arguments = parser.parse_args()
     scheme = "http" if arguments.http else "https"
     with tempfile.TemporaryDirectory() as name:
@@ -205,7 +205,7 @@ def main() -> None:
             from animesion_sample.faults import self_signed
 
             certificate = self_signed(Path(name))
-            # The usual authorities too: parsing them is what a TLS context costs a client of the real internet.
+            # the usual authorities too: parsing them is part of the cost of a TLS context on the real internet
             trusted = Path(name) / "authorities.crt"
             trusted.write_bytes(certificate[0].read_bytes() + Path(certifi.where()).read_bytes())
             os.environ["SSL_CERT_FILE"] = str(trusted)
@@ -231,9 +231,9 @@ def main() -> None:
                 )
             runs: dict[str, list[tuple[float, float, float]]] = {what: [] for what in clients}
             for repeat in range(arguments.repeats):
-                for what, work in clients.items():  # in turn, so that a drifting machine touches all alike
+                for what, work in clients.items():  # alternate: a machine that slows down affects all equally
                     if what == "img2dataset" and repeat and items > 1000:
-                        continue  # minutes a run
+                        continue  # a run takes minutes
                     runs[what].append(measured(work))
             print(
                 f"{items:,} files of {sum(arguments.bytes) // 2000} KB over {scheme}, "

@@ -1,10 +1,10 @@
-"""What deciding about very many images costs: time and peak memory of `curate.decide`.
+"""Time and peak memory of `curate.decide` on very many images.
 
     python tests/benchmarks/curate_scale.py [--images 1000000] [--flip]
 
-Synthetic rows: 3,000 classes of uneven sizes, a tenth of the images near duplicates of another, two in a hundred of
-equal bytes, posts in families. The rows are made as the stage loads them, with what nothing is decided by in Arrow;
-`rows` is what they take, `peak` what the process took in all.
+The rows are synthetic: 3,000 classes of uneven sizes, a tenth of the images near duplicates of another one, two in a
+hundred with equal bytes, posts in families. They have the form that the stage loads, with the columns that decisions do
+not need in Arrow. `rows` is their memory, `peak` the peak of the whole process.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from animesion.schemas import RAW
 
 
 def rows(n: int) -> dict[str, Any]:
-    """Columns of `n` images, the same every time."""
+    """Columns of `n` images, the same in every run."""
     rng = np.random.default_rng(1)
     hashes, flipped = rng.integers(0, 2**64, n, dtype=np.uint64), rng.integers(0, 2**64, n, dtype=np.uint64)
     thumbnails = rng.integers(0, 256, (n, 768), dtype=np.uint8)
@@ -74,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=1_000_000)
     parser.add_argument("--flip", action="store_true")
-    parser.add_argument("--profile", action="store_true", help="where the time goes")
+    parser.add_argument("--profile", action="store_true", help="print the functions that take the most time")
     arguments = parser.parse_args()
     settings = ["source.path=x", f"duplicates.flip={str(arguments.flip).lower()}", "classes.minimum=5"]
     recipe = animesion.load_recipe("folder", settings)

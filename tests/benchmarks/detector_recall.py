@@ -3,10 +3,10 @@
     python tests/benchmarks/detector_recall.py --faces ../shared/data/holo-faces/faces-train-128.tar
         [--detector lbp] [--set score=0.4] [--images 300] [--scores 0 0.6 0.75 0.85]
 
-Each scene is 900 x 700 px with no to three faces of 60 to 260 px that do not touch. `tight` pastes the crop as it is,
-`blended` lets its edge run into the scene, `drawn` takes the sample world's own heads instead (no --faces needed):
-their boxes hold the hair too. A face is found when a box overlaps it by an IoU of 0.5 or more; each box counts for one
-face. Intervals are Wilson's, of 95%.
+Each scene has 900 x 700 px and zero to three faces of 60 to 260 px that do not touch. `tight` pastes the crops
+unchanged, `blended` blends their edges into the scene, and `drawn` uses the heads of the sample world instead (without
+--faces); their boxes include the hair. A face is found if a box overlaps it with an IoU of at least 0.5; each box
+counts for one face. Intervals are 95% Wilson intervals.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def pasted(faces: list[bytes], count: int, *, blended: bool) -> Iterator[Compose
 
 
 def drawn(count: int) -> Iterator[Composed]:
-    """The sample world's images, with the boxes of its heads."""
+    """Images of the sample world, with the boxes of their heads."""
     for number in range(count):
         rng = Random(f"recall/{number}")
         cast = tuple(design.name for design in rng.sample(CAST, rng.choice((0, 1, 1, 2))))
@@ -78,7 +78,7 @@ def overlap(a: Box, b: Box) -> float:
 
 
 def matches(boxes: list[Box], truth: list[Box], iou: float) -> list[bool]:
-    """Whether each box, the surest first, finds a face that no better one has found."""
+    """Whether each box, by descending score, finds a face that no better box has found."""
     left, right = list(truth), []
     for box in sorted(boxes, key=lambda each: -each.score):
         best = max(left, key=lambda face: overlap(box, face), default=None)
@@ -90,7 +90,7 @@ def matches(boxes: list[Box], truth: list[Box], iou: float) -> list[bool]:
 
 
 def share(part: int, whole: int) -> str:
-    """A share with Wilson's interval."""
+    """A share in percent with its 95% Wilson interval, as text."""
     if not whole:
         return f"{'-':>22}"
     p, z = part / whole, 1.96
@@ -100,7 +100,7 @@ def share(part: int, whole: int) -> str:
 
 
 def measure(name: str, composed: Iterator[Composed], detector: detectors.Detector, scores: list[float]) -> None:
-    """Print one line for each least score."""
+    """Print one line per minimum score."""
     seen: list[tuple[list[Box], list[Box]]] = []
     seconds = 0.0
     for image, truth in composed:
@@ -109,7 +109,7 @@ def measure(name: str, composed: Iterator[Composed], detector: detectors.Detecto
         seconds += time.perf_counter() - start
         seen.append((boxes, truth))
     faces = sum(len(truth) for _, truth in seen)
-    print(f"{name}: {len(seen)} images, {faces} faces, {1000 * seconds / len(seen):.0f} ms an image")
+    print(f"{name}: {len(seen)} images, {faces} faces, {1000 * seconds / len(seen):.0f} ms per image")
     for least in scores:
         hits = [hit for boxes, truth in seen for hit in matches([b for b in boxes if b.score >= least], truth, 0.5)]
         print(f"  score >= {least:.2f}  recall {share(sum(hits), faces)}  precision {share(sum(hits), len(hits))}")

@@ -1,13 +1,13 @@
-"""What inspecting images costs: hashes and quality figures beside the floor of decoding alone, and beside others.
+"""Cost of inspecting images: hashes and quality figures, compared with decoding alone and with other packages.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/inspect_throughput.py
         [--faces ../shared/data/holo-faces/faces-train-128.tar] [--images 1000] [--large 24] [--rounds 3]
         [--others FOLDER]
 
-Images per second of processor time, one process, the best of the rounds: on real face crops of
-128 x 128 px, and on made images of 1920 x 1080 px (JPEG, quality 90). `--others` also measures imagededup's PHash
-encoding and cleanvision's checks on the same files, each in a virtual environment that is made in FOLDER; what cannot
-be installed is left out, with the reason.
+Prints images per second of CPU time in one process, best of the rounds, on real face crops of 128 x 128 px and on
+synthetic images of 1920 x 1080 px (JPEG, quality 90). `--others` also measures imagededup's PHash encoding and
+cleanvision's checks on the same files, each in a virtual environment that the script creates in FOLDER. If a package
+cannot be installed, the script prints the reason and leaves it out.
 """
 
 from __future__ import annotations
@@ -67,16 +67,16 @@ PORTABLE = "inspect without the compiled pass"
 
 @contextmanager
 def portable() -> Iterator[None]:
-    """As where nothing compiled `_pixels.c`."""
+    """Run as if `_pixels.c` had not been compiled."""
     with mock.patch.object(hashing, "compiled", None):
         features._compiled.cache_clear()
         yield
     features._compiled.cache_clear()
-    features.lacking()  # looked for again, at nobody's cost
+    features.lacking()  # fills the cache again, outside of any measurement
 
 
-def made(count: int) -> list[bytes]:
-    """Images of two megapixels: blobs of colour under grain, so that they are neither trivial nor noise alone."""
+def synthetic_images(count: int) -> list[bytes]:
+    """Images of two megapixels with blobs of colour and grain, which are neither trivial nor pure noise."""
     found = []
     for seed in range(count):
         rng = np.random.default_rng(seed)
@@ -90,7 +90,7 @@ def made(count: int) -> list[bytes]:
 
 
 def rates(contents: list[bytes], recipe: Recipe, rounds: int) -> dict[str, float]:
-    """Images per second of processor time, step by step."""
+    """Images per second of CPU time of each step."""
     limits = codec.Limits()
     decoded = [codec.decode(content, limits).image for content in contents[:200]]
 
@@ -109,9 +109,9 @@ def rates(contents: list[bytes], recipe: Recipe, rounds: int) -> dict[str, float
             image.draft("RGB", (256, 256))
             image.load()
 
-    # nothing is kept: images that stay alive make the next ones wait for fresh memory
+    # no image is kept: the allocation of new memory for each would be measured too
     steps: dict[str, tuple[Callable[[Any], object], Sequence[Any]]] = {
-        "decode (the floor)": (lambda content: codec.decode(content, limits), contents),
+        "decode (the baseline)": (lambda content: codec.decode(content, limits), contents),
         "inspect: decode, hashes, quality": (inspected, contents),
         "decode and all but the pixel digest": (looked, contents),
         PORTABLE: (inspected, contents),
@@ -124,7 +124,7 @@ def rates(contents: list[bytes], recipe: Recipe, rounds: int) -> dict[str, float
         "  portable: quality": (quality.measure, decoded),
     }
     taken = {name: float("inf") for name in steps}
-    for _ in range(rounds):  # in turn, so that what else the machine does meets all of them
+    for _ in range(rounds):  # alternate, so that other load on the machine affects all steps
         for name, (step, items) in steps.items():
             with portable() if name == PORTABLE else nullcontext():
                 start = time.process_time()
@@ -135,18 +135,18 @@ def rates(contents: list[bytes], recipe: Recipe, rounds: int) -> dict[str, float
 
 
 def other(name: str, contents: list[bytes], home: Path) -> str:
-    """What another package takes on the same files: images per second, or why it was not measured."""
+    """Images per second of another package on the same files, or the reason why it was not measured."""
     python = home / name / "bin" / "python"
     if not (home / name / "ready").exists():
         print(f"installing {name} in {home / name}", file=sys.stderr)
         venv.create(home / name, with_pip=True, clear=True)
-        # torch, which imagededup imports for other methods, is this environment's
+        # imagededup imports torch for other methods: use the torch of this environment
         where: list[str | Path] = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
         packages = Path(subprocess.check_output(where, text=True).strip())
         (packages / "torch-from-outside.pth").write_text(sysconfig.get_path("purelib") + "\n")
         done = subprocess.run([python, "-m", "pip", "install", "-q", name], capture_output=True, text=True)
         if done.returncode:
-            return f"skipped: cannot be installed ({(done.stderr.strip().splitlines() or ['no message'])[-1][:120]})"
+            return f"skipped: installation failed ({(done.stderr.strip().splitlines() or ['no message'])[-1][:120]})"
         (home / name / "ready").touch()
     with tempfile.TemporaryDirectory() as folder:
         for number, content in enumerate(contents):
@@ -155,7 +155,7 @@ def other(name: str, contents: list[bytes], home: Path) -> str:
     try:
         return f"{len(contents) / float(done.stdout.strip().splitlines()[-1]):,.0f}"
     except (ValueError, IndexError):
-        return f"skipped: it failed ({(done.stderr.strip().splitlines() or ['no message'])[-1][:120]})"
+        return f"skipped: run failed ({(done.stderr.strip().splitlines() or ['no message'])[-1][:120]})"
 
 
 def main() -> None:
@@ -163,26 +163,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     shared = Path(__file__).resolve().parents[3] / "shared" / "data" / "holo-faces" / "faces-train-128.tar"
     parser.add_argument("--faces", type=Path, default=shared, help="tar of face crops")
-    parser.add_argument("--images", type=int, default=1000, help="faces to take")
-    parser.add_argument("--large", type=int, default=24, help="large images to make")
+    parser.add_argument("--images", type=int, default=1000, help="number of faces")
+    parser.add_argument("--large", type=int, default=24, help="number of large images")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--others", type=Path, help="folder for the environments of other packages")
     given = parser.parse_args()
     recipe = load("folder", ["source.path=x"])
-    sets = {f"{given.large} made images of 1920x1080": made(given.large)}
+    sets = {f"{given.large} synthetic images of 1920x1080": synthetic_images(given.large)}
     if given.faces.is_file():
         with tarfile.open(given.faces) as tar:
             files = (tar.extractfile(member) for member in tar if member.isfile())
             chosen = [file.read() for file, _ in zip(filter(None, files), range(given.images), strict=False)]
         sets = {f"{len(chosen)} faces of {given.faces.name}": chosen, **sets}
     else:
-        print(f"faces are left out: there is no {given.faces}")
+        print(f"faces are left out: {given.faces} not found")
     for title, contents in sets.items():
         found = rates(contents, recipe, given.rounds)
-        floor = found["decode (the floor)"]
-        print(f"\n{title}: images per second of processor time, and as a share of the floor")
+        baseline = found["decode (the baseline)"]
+        print(f"\n{title}: images per second of CPU time, and as a share of decoding alone")
         for name, rate in found.items():
-            print(f"{name:<40}{rate:>10,.0f}{rate / floor:>9.2f}")
+            print(f"{name:<40}{rate:>10,.0f}{rate / baseline:>9.2f}")
         for name in OTHERS if given.others else ():
             print(f"{name:<40}{other(name, contents, given.others):>10}")
 

@@ -1,11 +1,11 @@
-"""How fast the stream is beside its floor and other loaders: JPEG faces to float batches, RandomResizedCrop + flip.
+"""Throughput of the stream, compared with a baseline and other loaders: JPEG to float batches, RandomResizedCrop, flip.
 
     python tests/benchmarks/loader_throughput.py [--sizes 128 224] [--upsample 256] [--repeats 5] [--peers DIR]
 
-The floor is a pool of threads that runs the same decoder over bytes in memory with no guarantee of any kind. Every row
-runs in a process of its own: two epochs to warm up, three measured; rows take turns. CPU time counts worker processes.
-The stream's own first epoch, in which it checks every sample's digest, is printed beside.
-`--peers` puts litdata and mosaicml-streaming into virtual environments of their own in DIR (kept, so made once).
+The baseline is a pool of threads that runs the same decoder over bytes in memory without any guarantee. Every row runs
+in a separate process: two epochs to warm up, then three measured ones; rows alternate. CPU time includes worker
+processes. The first epoch of the stream, in which it verifies the digest of every sample, is printed separately.
+`--peers` installs litdata and mosaicml-streaming into separate virtual environments in DIR and reuses them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PEERS = {"litdata": "litdata", "mosaicml-streaming": "mosaicml-streaming"}
 
 
 def ours(folder: Path, size: int, workers: int) -> Callable[[], Iterator[Any]]:
-    """The stream with everything on; a sample's digest is checked in the epoch that warms up."""
+    """The stream with all guarantees; digests of samples are verified in the first warm-up epoch."""
     from animesion_training.data import Augment, Stream, open_data
 
     stream, augment = Stream(open_data(folder / "built"), "train", BATCH, size, workers=workers), Augment()
@@ -117,7 +117,7 @@ def processes(folder: Path, size: int, workers: int) -> Callable[[], Iterator[An
 
 
 def imagefolder(folder: Path, size: int, workers: int) -> Callable[[], Iterator[Any]]:
-    """torchvision's ImageFolder in torch's DataLoader."""
+    """torchvision's ImageFolder with torch's DataLoader."""
     import torch
     from torchvision.datasets import ImageFolder
 
@@ -129,7 +129,7 @@ def imagefolder(folder: Path, size: int, workers: int) -> Callable[[], Iterator[
 
 
 def webdataset(folder: Path, size: int, workers: int) -> Callable[[], Iterator[Any]]:
-    """webdataset's WebLoader over the built shards, batches made in the workers as its documentation advises."""
+    """webdataset's WebLoader over the built shards; workers create the batches, as its documentation recommends."""
     import webdataset as wds
 
     transform = _pil_transform(size)
@@ -200,7 +200,7 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def read_only(folder: Path) -> dict[str, float]:
-    """Samples a CPU-second, no decoding: by place, and by webdataset's tar stage."""
+    """Samples read per CPU-second without decoding: by offset, and by webdataset's tar stage."""
     import webdataset as wds
 
     from animesion_training.data import open_data
@@ -221,7 +221,7 @@ def read_only(folder: Path) -> dict[str, float]:
 
 
 ROWS: dict[str, Callable[[Path, int, int], Callable[[], Iterator[Any]]]] = {
-    "threads floor": floor,
+    "threads, no guarantee": floor,
     "animesion Stream": ours,
     "our decoder, processes": processes,
     "ImageFolder": imagefolder,
@@ -232,7 +232,11 @@ ROWS: dict[str, Callable[[Path, int, int], Callable[[], Iterator[Any]]]] = {
 
 
 def measure(row: str, folder: Path, size: int, workers: int) -> dict[str, float]:
-    """Two epochs to warm up, three measured: images, wall seconds, CPU seconds of this process and its children."""
+    """Run two epochs to warm up and three measured ones.
+
+    Returns:
+        Images, wall seconds and CPU seconds (children included) of the measured epochs, and images/s of the first one.
+    """
     epoch = ROWS[row](folder, size, workers)
     firsts = []
     for _ in range(2):
@@ -254,7 +258,7 @@ def measure(row: str, folder: Path, size: int, workers: int) -> dict[str, float]
 
 
 def _cpu_seconds() -> float:
-    """Of this process and all below it that are alive."""
+    """CPU seconds of this process and all its live descendants."""
     parents, times = {}, {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -274,7 +278,7 @@ def _cpu_seconds() -> float:
 
 
 def upsampled(source: Path, target: Path, side: int) -> Path:
-    """The same images re-encoded at another size."""
+    """A tar of the same images, re-encoded at another size."""
     from PIL import Image
 
     with tarfile.open(source) as archive, tarfile.open(target, "w") as out:
@@ -292,7 +296,7 @@ def upsampled(source: Path, target: Path, side: int) -> Path:
 
 
 def prepare(folder: Path, source: Path) -> int:
-    """Build the dataset and lay the same training samples out as class folders and as a list; gives their number."""
+    """Build the dataset and copy its training samples into class folders; returns their number."""
     import animesion
 
     animesion.build(
@@ -329,11 +333,11 @@ with MDSWriter(out=sys.argv[2], columns={"image": "jpeg", "label": "int"}) as ou
 
 
 def peer(name: str, home: Path, folder: Path) -> Path | str:
-    """A peer's interpreter, with its dataset written; or why there is none."""
+    """Install a peer and write its dataset; returns its interpreter, or the reason of the failure as text."""
     python = home / name / "bin" / "python"
     if not (home / name / "ready").exists():
         venv.create(home / name, with_pip=True, clear=True)
-        # torch and torchvision are this environment's, behind the peer's own packages: all rows decode with the same
+        # after the peer's own packages, use torch and torchvision of this environment: all rows decode with the same
         packages = subprocess.check_output(
             [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True
         )
@@ -354,7 +358,7 @@ def peer(name: str, home: Path, folder: Path) -> Path | str:
 
 
 def run_row(python: Path | str, row: str, folder: Path, size: int, workers: int) -> dict[str, float] | str:
-    """`measure` in a fresh process."""
+    """Run `measure` in a new process; returns its result, or the last line of its error output."""
     command = [
         str(python),
         __file__,
@@ -375,7 +379,7 @@ def run_row(python: Path | str, row: str, folder: Path, size: int, workers: int)
 
 
 def table(pythons: dict[str, Path | str], folder: Path, size: int, arguments: argparse.Namespace) -> None:
-    """Measure the rows in turn and print medians."""
+    """Measure the rows alternately and print medians."""
     runs: dict[str, list[dict[str, float]]] = {row: [] for row in pythons}
     for _ in range(arguments.repeats):
         for row, python in pythons.items():
@@ -386,15 +390,15 @@ def table(pythons: dict[str, Path | str], folder: Path, size: int, arguments: ar
                 runs[row].append(result)
     speeds = {row: statistics.median(r["images"] / r["wall"] for r in of) for row, of in runs.items() if of}
     costs = {row: statistics.median(1000 * r["cpu"] / r["images"] for r in of) for row, of in runs.items() if of}
-    pairs = list(zip(runs["animesion Stream"], runs["threads floor"], strict=False))
+    pairs = list(zip(runs["animesion Stream"], runs["threads, no guarantee"], strict=False))
     print(f"\n{size} px, batches of {BATCH}, {arguments.workers} workers, medians of {arguments.repeats} runs")
     print(f"{'':<24} {'images/s':>9} {'CPU-s / 1,000':>14} {'Stream / this':>14}")
     for row, speed in speeds.items():
         print(f"{row:<24} {speed:>9,.0f} {costs[row]:>14.3f} {speeds['animesion Stream'] / speed:>13.2f}x")
     paired = statistics.median((a["images"] / a["wall"]) / (b["images"] / b["wall"]) for a, b in pairs)
-    print(f"median of the runs' own Stream / floor: {paired:.3f}")
+    print(f"median of the paired ratios Stream / threads: {paired:.3f}")
     first = statistics.median(run["first"] for run in runs["animesion Stream"])
-    print(f"the stream's first epoch, with every digest checked: {first:,.0f} images/s")
+    print(f"first epoch of the stream, with verification of every digest: {first:,.0f} images/s")
 
 
 def main() -> None:
@@ -402,10 +406,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, default=FACES, help="tar of class folders of JPEGs")
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 224])
-    parser.add_argument("--upsample", type=int, help="re-encode the images at this side first")
+    parser.add_argument("--upsample", type=int, help="re-encode the images at this side in pixels first")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--peers", type=Path, metavar="DIR", help="also litdata and mosaicml-streaming, installed here")
+    parser.add_argument("--peers", type=Path, metavar="DIR", help="also measure litdata and mosaicml-streaming")
     parser.add_argument("--row", choices=list(ROWS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -427,7 +431,7 @@ def main() -> None:
                 pythons[row] = python
         print(f"{count:,} images of {source.name}")
         speeds = read_only(folder)
-        print(", ".join(f"{what}: {speed:,.0f} samples a CPU-second read" for what, speed in speeds.items()))
+        print(", ".join(f"{what}: {speed:,.0f} samples read per CPU-second" for what, speed in speeds.items()))
         for size in arguments.sizes:
             table(pythons, folder, size, arguments)
 

@@ -1,10 +1,10 @@
-"""Speed of each fine-grained method beside the plain vision transformer: inference and training steps.
+"""Speed of each fine-grained method, compared with the plain vision transformer: inference and training steps.
 
     python tests/benchmarks/method_speed.py [--host vit_small_patch16] [--size 224] [--batch 8] [--repeats 5]
         [--device cuda] [--precision bf16]
 
-A training step is forward, cross-entropy, backward and an AdamW update of what the method trains: of everything, or
-with `--freeze` of what it adds to a frozen backbone. Rows take turns; medians of their times are compared.
+A training step is forward, cross-entropy, backward and an AdamW update of the trained parameters: all of them, or with
+`--freeze` those that the method adds to a frozen backbone. Rows alternate; the table compares medians of their times.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def timed(run: Callable[[], object], device: torch.device) -> float:
 def runs(
     model: nn.Module, images: Tensor, labels: Tensor, precision: str
 ) -> tuple[Callable[[], object], Callable[[], object]]:
-    """One batch of inference, and one training step."""
+    """Functions that run one batch of inference, and one training step."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, 1e-4)
     losses = {"with_losses": True} if getattr(model, "has_losses", False) else {}
@@ -90,7 +90,7 @@ def main() -> None:
     for turn in range(arguments.repeats + 1):
         for name, (_, infer, step) in rows.items():
             taken = timed(infer, device), timed(step, device)
-            if turn:  # the first warms up
+            if turn:  # the first run warms up
                 for kept, seconds in zip(times[name], taken, strict=True):
                     kept.append(seconds)
     speeds = {name: [arguments.batch / statistics.median(each) for each in both] for name, both in times.items()}

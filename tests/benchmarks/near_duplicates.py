@@ -1,15 +1,15 @@
-"""What near-duplicate search finds of altered images and what it takes for the same wrongly: precision and recall.
+"""Precision and recall of the near-duplicate search on altered images.
 
     python tests/benchmarks/near_duplicates.py --faces FACES.tar [--images 1000] [--sweep] [--peers]
         [--embedding resnet18 --weights FILE]
 
-FACES.tar holds `<class>/<name>` images. Of each chosen image every transform makes a copy; copies and images are
+FACES.tar contains `<class>/<name>` images. Every transform makes a copy of each chosen image, and copies and images are
 searched together. Recall is the share of copies that are paired with their original. A pair of two different images
-counts as wrong, unless both are near duplicates already as they lie in the tar: a real set has some, and nobody has
-labelled them. So precision is that of what a transform adds, and `other images` lists pairs among the originals.
+counts as wrong, unless the two originals are near duplicates already: a real set has some, and they are not labelled.
+Precision therefore describes the pairs that a transform adds. The first line lists the pairs among the originals.
 
 `--sweep` prints recall and wrong pairs for a grid of thresholds. `--peers` compares with imagededup's PHash and CNN in
-a virtual environment of their own, which this script makes; where that cannot be installed it says why.
+a separate virtual environment, which this script creates; if the installation fails, it prints the reason.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ json.dump(pairs, open(out, "w"))
 
 
 def encoded(image: Image.Image, extension: str, quality: int) -> Image.Image:
-    """The image after a trip through an encoder."""
+    """The image, encoded and decoded again."""
     out = io.BytesIO()
     image.save(out, extension, quality=quality)
     return Image.open(out).convert("RGB")
 
 
 def cropped(share: float) -> Callable[[Image.Image, random.Random], Image.Image]:
-    """Cut a share of each side away, split by chance between both ends."""
+    """Cut away a share of each side, divided randomly between both ends."""
 
     def cut(image: Image.Image, rng: random.Random) -> Image.Image:
         width, height = image.size
@@ -68,7 +68,7 @@ def cropped(share: float) -> Callable[[Image.Image, random.Random], Image.Image]
 
 
 def marked(image: Image.Image, rng: random.Random) -> Image.Image:
-    """A half transparent text in a corner."""
+    """The image with semi-transparent text in a corner."""
     layer = Image.new("RGBA", image.size)
     at = (0.45 * image.width, 0.85 * image.height)
     ImageDraw.Draw(layer).text(at, "example.art", fill=(255, 255, 255, 150), font_size=max(9, image.height // 12))
@@ -76,7 +76,7 @@ def marked(image: Image.Image, rng: random.Random) -> Image.Image:
 
 
 def resized(scale: float) -> Callable[[Image.Image, random.Random], Image.Image]:
-    """Scale both sides, with another filter than any hash uses."""
+    """Scale both sides, with a filter that no hash uses."""
 
     def scaled(image: Image.Image, _: random.Random) -> Image.Image:
         size = (max(8, round(scale * image.width)), max(8, round(scale * image.height)))
@@ -112,7 +112,7 @@ TRANSFORMS: dict[str, Callable[[Image.Image, random.Random], Image.Image]] = {
 }
 
 
-#: What a pHash of the whole image does not see as the same, at any radius that keeps different images apart.
+#: Transforms that a pHash of the whole image cannot detect at any radius that keeps different images apart.
 UNSEEN = ("crop 2%", "crop 5%", "crop 10%", "flip", "brightness +25%", "border 2%", "border 5%")
 
 
@@ -125,14 +125,14 @@ class Features:
         self.thumbnails = np.stack([np.frombuffer(hashing.thumbnail(image), dtype=np.uint8) for image in images])
 
     def joined(self, other: Features) -> Features:
-        """Two lists as one."""
+        """The features of both lists, concatenated."""
         both = Features.__new__(Features)
         for name in ("hashes", "flipped", "thumbnails"):
             setattr(both, name, np.concatenate([getattr(self, name), getattr(other, name)]))
         return both
 
     def pairs(self, settings: DuplicatesSection) -> set[tuple[int, int]]:
-        """What these settings take for the same."""
+        """Pairs that are near duplicates under these settings."""
         found, mirrored = search.found_pairs(self.hashes, self.flipped if settings.flip else None, settings.radius)
         same = search.same_thumbnail(
             self.thumbnails, found, settings.mean_difference, settings.max_difference, mirrored, settings.tone
@@ -141,33 +141,33 @@ class Features:
 
 
 class Embeddings(Features):
-    """Pairs by hash and those by a timm model."""
+    """Features and the embeddings of a timm model."""
 
     def __init__(self, images: Sequence[Image.Image], settings: EmbeddingSection) -> None:
         super().__init__(images)
         self.vectors = embed.Embedder(settings)(images)
 
     def alike(self, other: Embeddings, threshold: float) -> set[tuple[int, int]]:
-        """Pairs by cosine, of both lists as one."""
+        """Pairs by cosine similarity over both lists, concatenated."""
         both = np.concatenate([self.vectors, other.vectors])
         return {(a, b) for a, b in search.cosine_pairs(both, threshold).tolist()}
 
 
 def judged(pairs: set[tuple[int, int]], n: int, known: set[tuple[int, int]]) -> tuple[float, int]:
-    """Recall of copies (image i's copy is n + i), and the number of wrong pairs between images and copies."""
+    """Recall of copies (the copy of image i is n + i), and the number of wrong pairs between images and copies."""
     crossed = {(a, b - n) for a, b in pairs if a < n <= b}
     wrong = {(a, b) for a, b in crossed if a != b and (min(a, b), max(a, b)) not in known}
     return sum(a == b for a, b in crossed) / n, len(wrong)
 
 
 def precision(recall: float, wrong: int, n: int) -> str:
-    """Share of the pairs that are right, as text; a dash where there are none."""
+    """Share of correct pairs, as text; a dash if there are no pairs."""
     right = round(recall * n)
     return f"{right / (right + wrong):.3f}" if right + wrong else "-"
 
 
 def faces(path: Path, count: int) -> list[Image.Image]:
-    """Images of a tar, the same every time, no two with equal pixels."""
+    """Images of a tar, the same in every run, no two with equal pixels."""
     with tarfile.open(path) as tar:
         members = sorted((each for each in tar.getmembers() if each.isfile()), key=lambda each: each.name)
         chosen, seen = [], set()
@@ -184,7 +184,7 @@ def faces(path: Path, count: int) -> list[Image.Image]:
 
 
 def peers(images: Sequence[Image.Image], copies: dict[str, list[Image.Image]], known: set[tuple[int, int]]) -> None:
-    """The same question to imagededup."""
+    """Print recall and wrong pairs of imagededup on the same images."""
     venv, folder = Path(tempfile.gettempdir()) / "animesion-peers", Path(tempfile.mkdtemp(prefix="near-duplicates-"))
     python = venv / "bin" / "python"
     if not python.exists():
@@ -192,11 +192,11 @@ def peers(images: Sequence[Image.Image], copies: dict[str, list[Image.Image]], k
     command: list[str | Path] = [python, "-m", "pip", "install", "-q", "imagededup"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     if done.returncode:
-        print(f"imagededup left out, it cannot be installed: {(done.stderr.strip().splitlines() or ['?'])[-1][:200]}")
+        print(f"imagededup left out, its installation failed: {(done.stderr.strip().splitlines() or ['?'])[-1][:200]}")
         return
     n = len(images)
     for method, threshold in (("phash", "4"), ("phash", "10"), ("cnn", "0.9")):
-        start, told = time.perf_counter(), []
+        start, results = time.perf_counter(), []
         for name, altered in copies.items():
             directory = folder / "images"
             directory.mkdir(exist_ok=True)
@@ -209,8 +209,8 @@ def peers(images: Sequence[Image.Image], copies: dict[str, list[Image.Image]], k
                 print(f"imagededup {method} left out: {(done.stderr.strip().splitlines() or ['?'])[-1][:200]}")
                 break
             pairs = {(int(a[:6]), int(b[:6])) for a, b in json.loads(out.read_text())}
-            told.append((name, *judged({(min(p), max(p)) for p in pairs}, n, known)))
-        for name, recall, wrong in told:
+            results.append((name, *judged({(min(p), max(p)) for p in pairs}, n, known)))
+        for name, recall, wrong in results:
             print(f"imagededup {method} {threshold:<4} {name:<22} {recall:8.3f} {wrong:8,}")
         print(f"imagededup {method} {threshold}: {time.perf_counter() - start:.1f} s")
 
@@ -220,12 +220,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--faces", type=Path, required=True, help="tar of images")
     parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--sweep", action="store_true", help="recall and wrong pairs over thresholds")
-    parser.add_argument("--peers", action="store_true", help="imagededup in an environment of its own")
-    parser.add_argument("--embedding", metavar="MODEL", help="a timm model, for pairs by cosine")
+    parser.add_argument("--sweep", action="store_true", help="print recall and wrong pairs over thresholds")
+    parser.add_argument("--peers", action="store_true", help="compare with imagededup in a separate environment")
+    parser.add_argument("--embedding", metavar="MODEL", help="timm model for pairs by cosine similarity")
     parser.add_argument("--weights", default="pretrained", help="as duplicates.embedding.weights")
     parser.add_argument("--thresholds", type=float, nargs="+", default=[0.9, 0.95, 0.98, 0.99])
-    parser.add_argument("--only", nargs="+", default=list(TRANSFORMS), help="transforms to make")
+    parser.add_argument("--only", nargs="+", default=list(TRANSFORMS), help="transforms to measure")
     arguments = parser.parse_args()
     rng = random.Random(1)
     images = faces(arguments.faces, arguments.images)
@@ -234,7 +234,7 @@ def main() -> None:
     base = Features(images)
     features = {name: base.joined(Features(altered)) for name, altered in copies.items()}
     default = DuplicatesSection()
-    # the loosest settings say which originals are near duplicates or alternates of one another
+    # pairs of originals under the loosest settings are near duplicates or alternates: they do not count as wrong
     known = base.pairs(DuplicatesSection(radius=12, mean_difference=24.0, max_difference=255, flip=True))
     print(f"{n:,} images; pairs among the originals: default {len(base.pairs(default)):,}, "
           f"with flip {len(base.pairs(DuplicatesSection(flip=True))):,}, loosest {len(known):,}")  # fmt: skip
@@ -246,12 +246,12 @@ def main() -> None:
     for name, both in features.items():
         cells = [judged(both.pairs(settings), n, known) for settings in rows.values()]
         bits = np.sort(np.bitwise_count(both.hashes[:n] ^ both.hashes[n:]))[int(0.98 * (n - 1))]
-        told = " ".join(f"{recall:16.3f} {precision(recall, wrong, n):>9}" for recall, wrong in cells)
-        print(f"{name:<22} {told} {bits:9}")
+        columns = " ".join(f"{recall:16.3f} {precision(recall, wrong, n):>9}" for recall, wrong in cells)
+        print(f"{name:<22} {columns} {bits:9}")
         if name not in UNSEEN:
             recalls.append(cells[0][0])
     if recalls:
-        print(f"{'what pHash can see':<22} {sum(recalls) / len(recalls):16.4f}")
+        print(f"{'mean of detectable':<22} {sum(recalls) / len(recalls):16.4f}")
     if arguments.embedding:
         model = EmbeddingSection(model=arguments.embedding, weights=arguments.weights)
         first = Embeddings(images, model)
@@ -265,7 +265,7 @@ def main() -> None:
 
 
 def sweep(features: dict[str, Features], n: int, known: set[tuple[int, int]]) -> None:
-    """Mean and worst recall over the transforms that pHash can see, and wrong pairs, for a grid of thresholds."""
+    """Mean and worst recall over the transforms that pHash can detect, and wrong pairs, for a grid of thresholds."""
     seen = {name: both for name, both in features.items() if name not in UNSEEN}
     print(
         f"{'tone':>5} {'radius':>6} {'mean':>6} {'max':>4} {'recall':>8} {'worst':>8} {'':<20} {'wrong':>7} {'own':>6}"

@@ -1,10 +1,11 @@
-"""How long all pairs of near hashes take to find, in how much memory, and whether all are found.
+"""Time, memory and recall of the search for all pairs of near hashes.
 
     python tests/benchmarks/pair_search.py [--largest 10000000] [--plot curve.png]
 
-Evenly spread 64-bit hashes, a tenth of them planted within the radius (four bits at most) of another. Each measurement
-runs in a process of its own, so that its peak memory is its own. `brute` compares all with all in blocks of numpy;
-`faiss` is a range search of IndexBinaryFlat, where faiss-cpu is installed. Recall is the share of brute force's pairs.
+The hashes are uniformly distributed 64-bit numbers; a tenth of them are planted within the radius (four bits at most)
+of another one. Each measurement runs in a separate process, which gives its peak memory. `brute` compares every pair in
+blocks with numpy. `faiss` is a range search of IndexBinaryFlat, if faiss-cpu is installed. Recall is the share of the
+pairs of brute force.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from animesion.dedup import search
 
 
 def planted(n: int, radius: int) -> search.HashArray:
-    """Hashes with near duplicates among them, the same every time."""
+    """Hashes with near duplicates among them, the same in every run; shape (n,)."""
     rng = np.random.default_rng(1)
     hashes = rng.integers(0, 2**64, n, dtype=np.uint64)
     copies = hashes[rng.integers(0, n, n // 10)]
@@ -34,7 +35,7 @@ def planted(n: int, radius: int) -> search.HashArray:
 
 
 def brute(hashes: search.HashArray, radius: int) -> search.Pairs:
-    """All with all."""
+    """Pairs by exhaustive comparison in numpy."""
     found = []
     for start in range(0, len(hashes), 256):
         near = np.bitwise_count(hashes[start : start + 256, None] ^ hashes[None, start:]) <= radius
@@ -44,7 +45,7 @@ def brute(hashes: search.HashArray, radius: int) -> search.Pairs:
 
 
 def faiss_pairs(hashes: search.HashArray, radius: int) -> search.Pairs:
-    """All with all, by faiss."""
+    """Pairs by exhaustive comparison in faiss."""
     import faiss
 
     faiss.omp_set_num_threads(1)
@@ -64,7 +65,7 @@ METHODS = {"animesion": search.near_pairs, "brute": brute, "faiss": faiss_pairs}
 
 
 def measure(method: str, n: int, radius: int) -> dict[str, float]:
-    """Seconds, peak memory in MB and pairs, of this process."""
+    """Seconds of a search, its number of pairs, and the peak memory of this process before and after it in MB."""
     hashes = planted(n, radius)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
@@ -76,14 +77,14 @@ def measure(method: str, n: int, radius: int) -> dict[str, float]:
 
 
 def plot(seen: dict[tuple[str, int, int], dict[str, float]], path: Path) -> None:
-    """Seconds and memory over the number of hashes, of our search at radius 4, beside all with all where measured."""
+    """Plot seconds and memory of our search at radius 4 over the number of hashes, and the exhaustive searches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), dpi=120, layout="constrained")
     time_axes, memory_axes = figure.subplots(1, 2)
     found = sorted((n, got) for (method, n, radius), got in seen.items() if (method, radius) == ("animesion", 4))
     sizes = [n for n, _ in found]
-    # two clock ticks are not told apart from nothing
+    # times below the resolution of the clock are drawn at a lower limit
     time_axes.loglog(sizes, [max(got["seconds"], 1e-4) for _, got in found], "o-", label="animesion")
     memory_axes.loglog(sizes, [got["peak"] for _, got in found], "o-", label="whole process")
     memory_axes.loglog(sizes, [max(got["peak"] - got["before"], 1.0) for _, got in found], "o--", label="the search")
@@ -102,7 +103,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--largest", type=int, default=10_000_000)
-    parser.add_argument("--plot", type=Path, help="draw seconds and memory over the number of hashes into a PNG")
+    parser.add_argument("--plot", type=Path, help="plot seconds and memory over the number of hashes into a PNG")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:

@@ -1,12 +1,12 @@
-"""How long the report of 3,263 classes takes to write and to open, beside a blank page in the same browser.
+"""Time to write and to open the report of 3,263 classes, compared with a blank page in the same browser.
 
     python tests/benchmarks/report_page.py [--classes 3263] [--images 4] [--repeats 5] [--rows 463437]
 
-Images are drawn, built with the `folder` source, and the page is opened from disk in headless Chromium, the
-browser's own start not counted. "ready" is the moment at which the class table stands; "searched" is from the last key
-typed to the rows of the answer. "scrolled" is from frame to frame while the table is scrolled by five rows a frame
-from its first class to its last and back; a browser draws a frame every 16.7 ms at most. `--rows` also times the
-collecting of facts from a table of so many images, without pixels.
+The images are generated and built with the `folder` source, and the page is opened from disk in headless Chromium,
+without the start of the browser. "ready" is the time until the class table is displayed. "searched" is the time from
+the last key to the rows of the result. "scrolled" is the time between frames while the table scrolls by five rows per
+frame from its first class to its last and back; a browser draws at most one frame per 16.7 ms. `--rows` is the number
+of images in a table, without pixels, from which facts are collected and timed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from animesion.report.images import COLUMNS
 
 SIDE = 96
 
-#: Scrolls the table and gives the milliseconds between frames.
+#: Scrolls the table and returns the milliseconds between frames.
 SCROLL = """() => new Promise((done) => {
   const list = document.querySelector('.list'), gaps = [];
   let last = 0, step = 170;
@@ -48,7 +48,7 @@ SCROLL = """() => new Promise((done) => {
 
 
 def build(folder: Path, classes: int, images: int) -> Path:
-    """A dataset of soft random patterns, each unlike any other."""
+    """Build a dataset of smooth random patterns, no two of them similar."""
     rng = np.random.default_rng(0)
     for label in range(classes):
         (folder / "source" / f"character_{label:04d}").mkdir(parents=True)
@@ -62,11 +62,11 @@ def build(folder: Path, classes: int, images: int) -> Path:
 
 
 def opened(path: Path, blank: Path, repeats: int) -> None:
-    """Times of the page and of a blank one, which take turns."""
+    """Print times of the page and of a blank one, measured alternately."""
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
-        sys.exit("skipped: opening needs the playwright package")
+        sys.exit("skipped: opening the page requires the playwright package")
     with sync_playwright() as engine:
         browser = engine.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         times: dict[str, list[float]] = {"blank": [], "ready": [], "searched": []}
@@ -100,7 +100,7 @@ def opened(path: Path, blank: Path, repeats: int) -> None:
 
 
 def collected(dataset: Any, rows: int, classes: int) -> None:
-    """Facts from a table of many images, with a long tail of classes."""
+    """Print the time to collect facts from a table of many images with a long tail of classes."""
     rng = np.random.default_rng(1)
     shares = 1 / np.arange(20, 20 + classes)
     labels = np.sort(rng.choice(classes, rows, p=shares / shares.sum()))
@@ -118,7 +118,7 @@ def collected(dataset: Any, rows: int, classes: int) -> None:
     facts.dropped(table, "near duplicate")
     took = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(f"facts of {rows:,} images: {took:.1f} s, {took / rows * 1e6:.1f} us an image; peak {peak:.1f} GB in all")
+    print(f"facts of {rows:,} images: {took:.1f} s, {took / rows * 1e6:.1f} us per image; peak {peak:.1f} GB in total")
 
 
 def main() -> None:

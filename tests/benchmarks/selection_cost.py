@@ -1,10 +1,10 @@
-"""What selecting patches costs beside encoding the image: GLS against attention rollout and TransFG's part selection.
+"""Cost of selecting patches: GLS compared with attention rollout, TransFG's part selection and a pass of the encoder.
 
     python tests/benchmarks/selection_cost.py [--sizes 224 448] [--stride 16] [--repeats 5] [--device cpu]
 
-One image and ViT-B/16. Prints multiply-adds (adding up heads is not counted), median times over alternating runs, and
-both as ratios to GLS and as shares of one pass of the encoder. Attention weights and tokens are given to the methods:
-the last row is what it costs to get weights out of an encoder with fused attention. TransFG cuts patches that overlap:
+One image and ViT-B/16. Prints multiply-adds (sums over heads are not counted), median times over alternating runs, and
+both as ratios to GLS and as shares of one pass of the encoder. The methods receive attention weights and tokens; the
+last row is the cost of extracting the weights from an encoder with fused attention. TransFG uses overlapping patches:
 `--stride 12`.
 """
 
@@ -29,13 +29,13 @@ DEPTH, HEADS, WIDTH, PATCH, TOP = 12, 12, 768, 16, 8
 
 
 def part_selection(weights: Sequence[Tensor]) -> Tensor:
-    """Each head's most attended patch: the product of all blocks' attention (TransFG, AAAI 2022, eq. 10 to 12)."""
+    """The patch with the highest attention of each head, by the product over blocks (TransFG, AAAI 2022, eq. 10-12)."""
     joint = reduce(lambda before, block: block @ before, weights)
     return joint[:, :, 0, 1:].argmax(-1)
 
 
 def encoder(size: int) -> TokenVisionTransformer:
-    """ViT-B/16 for squares of a side, without a classifier."""
+    """ViT-B/16 for square images of a side, without a classifier."""
     model = timm.create_model("vit_base_patch16_224", num_classes=0, img_size=size)
     return TokenVisionTransformer(model, {}, 0).eval()
 
@@ -50,7 +50,7 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
 
 
 def measure(size: int, stride: int, repeats: int, device: torch.device) -> None:
-    """Measure at one size and print."""
+    """Measure at one image size and print."""
     patches = (size // PATCH) ** 2
     cut = ((size - PATCH) // stride + 1) ** 2
     model = encoder(size).to(device)
@@ -68,7 +68,8 @@ def measure(size: int, stride: int, repeats: int, device: torch.device) -> None:
 
     with torch.device("meta"):
         whole = count(encoder(size), (size, size)).multiply_adds
-    joined = (DEPTH - 2) * HEADS * (cut + 1) ** 3  # eleven blocks, the twelfth sees the selected patches
+    # products of eleven blocks; the twelfth block gets the selected patches
+    joined = (DEPTH - 2) * HEADS * (cut + 1) ** 3
     queries = DEPTH * (patches + 1) ** 2 * WIDTH
     rows: dict[str, tuple[int, Callable[[], object]]] = {
         "GLS": (
@@ -83,10 +84,10 @@ def measure(size: int, stride: int, repeats: int, device: torch.device) -> None:
     }
     seconds: dict[str, list[float]] = {name: [] for name in rows}
     with torch.inference_mode():
-        for repeat in range(repeats + 1):  # in turn, so that a drifting machine touches all alike
+        for repeat in range(repeats + 1):  # alternate, so that a machine that slows down affects all equally
             for name, (_, work) in rows.items():
                 taken = timed(work, device)
-                if repeat:  # the first is to warm up
+                if repeat:  # the first run warms up
                     seconds[name].append(taken)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     print(f"{size} px, {patches} patches, {device}, {torch.get_num_threads()} threads, {repeats} runs")
@@ -100,10 +101,12 @@ def measure(size: int, stride: int, repeats: int, device: torch.device) -> None:
 
 
 def main() -> None:
-    """Measure at every size."""
+    """Measure at every size and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[224, 448])
-    parser.add_argument("--stride", type=int, default=PATCH, help="between the patches that PSM selects from")
+    parser.add_argument(
+        "--stride", type=int, default=PATCH, help="stride in pixels of the patches that PSM selects from"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()

@@ -1,8 +1,8 @@
-"""What a bucket costs: `python tests/benchmarks/store_throughput.py` (needs moto and s3fs).
+"""Throughput of a bucket: `python tests/benchmarks/store_throughput.py` (requires moto and s3fs).
 
-Against moto's S3 server in a process of its own on loopback: sending a shard and reading it back, listing, and fetching
-images from a bucket and from a folder. The server is Python on the same cores, so the figures are floors, and ratios
-say more than rates.
+Runs against moto's S3 server in a separate process on loopback: uploading a shard and reading it back, listing, and
+reading images from a bucket and from a folder. The server runs Python code on the same cores, so the rates are lower
+bounds, and their ratios are more meaningful.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ sys.stdin.read()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=5000)
-    parser.add_argument("--bytes", type=int, default=40_000, help="of an image")
-    parser.add_argument("--shard", type=int, default=256, help="MiB")
+    parser.add_argument("--bytes", type=int, default=40_000, help="size of an image in bytes")
+    parser.add_argument("--shard", type=int, default=256, help="size of the shard in MiB")
     options = parser.parse_args()
     os.environ |= {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
     with tempfile.TemporaryDirectory() as scratch:
@@ -93,7 +93,7 @@ def measure(folder: Path, images: int, megabytes: int) -> None:
 
 
 def peak() -> float:
-    """Most memory of this process so far, in MB."""
+    """Peak memory of this process so far, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 

@@ -1,11 +1,12 @@
-"""What the views of a TGDA step cost beside the networks that look at them.
+"""Cost of the views in a TGDA step, compared with the networks that process them.
 
     python tests/benchmarks/tgda_step.py [--teacher resnet18 --teacher-size 128] [--student lrnet14 --student-size 64]
         [--batch 16] [--repeats 9] [--device cpu] [--precision fp32] [--threads N]
 
-A step: the teacher looks at B images, makes B crops and B drops of them and looks at those 2 B; the student looks at
-all 3 B at its own size, forward and backward. Parts take turns, medians of the repeats. Two more rows are no part of
-the sum: the same crops by a loop over the images, and the largest difference between the two is printed.
+In a step, the teacher processes B images, B crops and B drops of them are created, and the teacher processes those 2 B.
+The student processes all 3 B at its own size, forward and backward. Parts run alternately; the table shows medians. Two
+more rows are not part of the sum: the crops in a batch, and the same crops in a loop over the images. The largest
+difference between the two is printed.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ CLASSES = 200
 
 
 def crop_loop(images: Tensor, boxes: Tensor) -> Tensor:
-    """The crops one by one; waits for the device."""
+    """The crops one by one, shape (B, C, H, W); waits for the device."""
     size = images.shape[2:]
     cut = [image[None, :, y0:y1, x0:x1] for image, (y0, y1, x0, x1) in zip(images, boxes.tolist(), strict=True)]
     return torch.cat([functional.interpolate(each, size, mode="bilinear", align_corners=True) for each in cut])
 
 
 def parts_of_a_step(arguments: argparse.Namespace) -> dict[str, Callable[[], Any]]:
-    """The parts by name, in the order of a step, and the rows for comparison; each can be called alone."""
+    """The parts by name in the order of a step, then the rows for comparison; each can be called separately."""
     device, batch = torch.device(arguments.device), arguments.batch
     layout = torch.channels_last
     teacher: Any = create_model(arguments.teacher, CLASSES, arguments.teacher_size, selector="cal").eval()
@@ -56,7 +57,7 @@ def parts_of_a_step(arguments: argparse.Namespace) -> dict[str, Callable[[], Any
         with torch.no_grad(), cast():
             return teacher.forward_parts(pixels)
 
-    # an untrained head attends to noise; blobs of random places and sizes crop as a trained one does
+    # an untrained head attends to noise: blobs at random positions give crops like those of a trained one
     side_of_map = taught(images).attention.shape[-1]
     at = torch.rand(batch, 32, 2, 1, device=device)
     steps = torch.linspace(0, 1, side_of_map, device=device)
@@ -87,7 +88,7 @@ def parts_of_a_step(arguments: argparse.Namespace) -> dict[str, Callable[[], Any
 
 
 def measure(parts: dict[str, Callable[[], Any]], repeats: int, device: str) -> dict[str, float]:
-    """Median milliseconds of each."""
+    """Median milliseconds of each part."""
 
     def wait() -> None:
         if device.startswith("cuda"):
@@ -100,7 +101,7 @@ def measure(parts: dict[str, Callable[[], Any]], repeats: int, device: str) -> d
             start = time.perf_counter()
             part()
             wait()
-            if turn > 1:  # the first two warm up
+            if turn > 1:  # the first two runs warm up
                 times[name].append(1000 * (time.perf_counter() - start))
     return {name: statistics.median(taken) for name, taken in times.items()}
 
@@ -116,7 +117,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
-    parser.add_argument("--threads", type=int, help="of torch on the CPU")
+    parser.add_argument("--threads", type=int, help="torch threads on the CPU")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)

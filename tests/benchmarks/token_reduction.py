@@ -1,10 +1,10 @@
-"""What token reductions save in multiply-adds, and how much of it shows in images per second.
+"""Savings of token reductions in multiply-adds, and the part of them that shows in images per second.
 
     python tests/benchmarks/token_reduction.py [--model vit_small_patch16] [--size 448] [--keep-rate 0.25] [--cache]
 
-All rows run in one process and take turns, so a machine that slows down slows all of them; the median round counts.
-`fewer` is the plain model's multiply-adds over the row's, `faster` its time over the row's, `realised` the second over
-the first. Weights are as initialised. The number of tokens that ATS keeps depends on images and weights.
+All rows run alternately in one process, so a machine that slows down affects all equally; medians are printed. `fewer`
+is the multiply-adds of the plain model divided by those of the row, `faster` the same for times, and `realised` the
+second divided by the first. Weights are untrained. The number of tokens that ATS keeps depends on images and weights.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CLASSES = 200
 
 
 def build(model: str, size: int, name: str, keep_rate: float, cache: bool) -> Any:
-    """A model that reduces by `name`, or the plain one where it is empty."""
+    """A model with the reduction `name`, or the plain model if it is empty."""
     torch.manual_seed(0)
     host: Any = create_model(model, CLASSES, size)
     plugins: dict[str, Any] = {}
@@ -39,7 +39,7 @@ def build(model: str, size: int, name: str, keep_rate: float, cache: bool) -> An
 
 
 def timed(model: Any, images: torch.Tensor) -> float:
-    """Seconds for one batch."""
+    """Seconds of one batch."""
 
     def wait() -> None:
         if images.device.type == "cuda":
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--cache", action="store_true", help="with the cross-layer cache")
+    parser.add_argument("--cache", action="store_true", help="add the cross-layer cache")
     options = parser.parse_args()
     images = torch.randn(options.batch, 3, options.size, options.size, device=options.device)
     models = {

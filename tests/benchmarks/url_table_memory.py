@@ -41,7 +41,7 @@ def write(path: Path, rows: int, hosts: int, rows_per_group: int, seed: int = 0)
             again = rng.random(count) < 0.01
             again[0] = False
             numbers[again] = numbers[np.flatnonzero(again) - 1]
-            different += len(np.unique(numbers))  # pieces share none
+            different += len(np.unique(numbers))  # no number occurs in two pieces
             # a few hosts have most of the files, most hosts have a few; each file belongs to one host
             host = (hosts * ((numbers * 0.618033988749895) % 1.0) ** 3).astype(np.int64)
             urls = [
@@ -59,7 +59,7 @@ def write(path: Path, rows: int, hosts: int, rows_per_group: int, seed: int = 0)
 
 
 def dry_run(table: Path) -> tuple[dict[str, object], float, float, float]:
-    """The result of a dry run over a table, its peak RSS in MB, its wall time and its CPU time in seconds."""
+    """Result of a dry run over a table, its peak RSS in MB, its wall time and its CPU time in seconds."""
     source = [f"source.path={table}", "source.contact=benchmark@example.org"]
     command = [sys.executable, "-c", BUILD, "build", "urls", "--dry-run", "--json", "--out", str(table.parent / "out")]
     command += [part for each in source for part in ("--set", each)]
@@ -70,7 +70,7 @@ def dry_run(table: Path) -> tuple[dict[str, object], float, float, float]:
         "print(json.dumps([used.ru_maxrss, time.perf_counter() - began, used.ru_utime + used.ru_stime]));"
         "sys.stdout.write(done.stdout.decode())"
     )
-    # from a small process, as a child's peak includes that of its parent before exec
+    # started from a small process, because the peak of a child includes that of its parent before exec
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", script, *command], stdout=subprocess.PIPE, check=True, env=environment)
     first, _, rest = done.stdout.decode().partition("\n")

@@ -1,9 +1,9 @@
-"""How much of an image is left in the crops and drops that a CAL teacher makes, and what the teacher makes of them.
+"""Share of an image in the crops and drops of a CAL teacher, and the teacher's accuracy on them.
 
     python tests/benchmarks/view_shares.py --data DIR --teacher runs/teacher-cal/best.safetensors [--split test]
 
-A crop that is nearly the whole image, or a drop that takes little away, teaches a student little that the image
-does not. Thresholds and maps are drawn as in training, from the number of the image.
+A crop that is nearly the whole image, or a drop that removes little, adds little to the image for a student. Thresholds
+and maps are sampled as in training, from the number of the image as its seed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--split", default="test")
     options = parser.parse_args()
     model, card = load_model(options.teacher)
-    assert isinstance(model, CALClassifier), f"{options.teacher} is no CAL teacher"
+    assert isinstance(model, CALClassifier), f"{options.teacher} is not a CAL teacher"
     assert isinstance(card.img_size, int)
     side = card.img_size
     normalise = Augment.plain(as_rgb(card.mean), as_rgb(card.std))
@@ -59,7 +59,7 @@ def main() -> None:
     area, gone = torch.cat(crops), torch.cat(drops)
     print(f"{len(images)} images of split {options.split}, at {side} px")
     print(f"crop: mean {area.mean():.0%} of the image, median {area.median():.0%}; {(area > 0.9).float().mean():.0%}")
-    print(f"      of the crops are more than 90 % of it; drop: mean {gone.mean():.0%} taken away")
+    print(f"      of the crops are more than 90 % of it; drop: mean {gone.mean():.0%} removed")
     print("teacher top-1: " + ", ".join(f"{name} {count / len(images):.1%}" for name, count in right.items()))
 
 
