@@ -15,7 +15,7 @@ from animesion_training.cli.card import card
 from tests.conftest import draw_folders
 
 HEADINGS = (
-    "Why it was made", "How it was built", "Sources and their terms", "Where every image went", "Long tail",
+    "Motivation", "How it was built", "Sources and their terms", "Where every image went", "Long tail",
     "Splits", "Leak check", "Label noise", "Loading", "Known limits", "Biases", "Privacy, consent and removal",
     "Licence and contact", "Changes", "Checksums", "Citation", "Recipe",
 )  # fmt: skip
@@ -54,7 +54,7 @@ def test_every_question_has_an_answer_and_unknowns_say_so(small_dataset: Path) -
     text = told(small_dataset)
     found = re.findall(r"^## (.+)$", text, re.MULTILINE)
     assert [each for each in found if each in HEADINGS] == list(HEADINGS)
-    assert text.count("nothing is known of it here") == 5
+    assert text.count("Not stated in the recipe (`card.") == 6
     assert "error rate is not known" in text
     assert "no address is stated" in text
 
@@ -110,9 +110,9 @@ def test_changes_since_an_earlier_build(tmp_path: Path) -> None:
     new = built(tmp_path / "new")
     text = told(new, "--since", str(old))
     changes = text[text.index("## Changes") : text.index("## Checksums")]
-    assert "Against old:" in changes
+    assert "Compared with old:" in changes
     assert "1 sample\\(s\\) removed" in changes
-    assert "Nothing differs from new." in told(new, "--since", str(new))
+    assert "No differences from new." in told(new, "--since", str(new))
 
 
 def test_a_dataset_of_an_earlier_version_has_a_card(small_dataset: Path, tmp_path: Path) -> None:
