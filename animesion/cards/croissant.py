@@ -124,8 +124,8 @@ def _file(name: str, kind: str, sha256: str, size: int | None = None) -> dict[st
 def _classes() -> dict[str, Any]:
     def field(name: str, column: str, kind: str, description: str) -> dict[str, Any]:
         source = {"fileObject": {"@id": "classes.csv"}, "extract": {"column": column}}
-        return {"@type": "cr:Field", "@id": f"classes/{name}", "name": name, "description": description, "dataType": kind,
-                "source": source}  # fmt: skip
+        return {"@type": "cr:Field", "@id": f"classes/{name}", "name": name, "description": description,
+                "dataType": kind, "source": source}  # fmt: skip
 
     return {
         "@type": "cr:RecordSet",
@@ -142,8 +142,8 @@ def _classes() -> dict[str, Any]:
 
 def _samples() -> dict[str, Any]:
     def field(name: str, kind: str | list[str], description: str, source: dict[str, Any]) -> dict[str, Any]:
-        return {"@type": "cr:Field", "@id": f"samples/{name}", "name": name, "description": description, "dataType": kind,
-                "source": source}  # fmt: skip
+        return {"@type": "cr:Field", "@id": f"samples/{name}", "name": name, "description": description,
+                "dataType": kind, "source": source}  # fmt: skip
 
     def column(name: str) -> dict[str, Any]:
         return {"fileObject": {"@id": "index.parquet"}, "extract": {"column": name}}

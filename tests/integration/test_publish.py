@@ -105,7 +105,7 @@ def test_old_shards_in_a_folder_are_refused(small_dataset: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("to", "options", "told"),
     [
-        ("ftp://host/x", (), "is no destination"),
+        ("ftp://host/x", (), "is not a destination"),
         ("s3://key:secret@bucket/x", (), "keys and options are not part of an address"),
         ("hf://only-a-name", (), "give hf://user/name"),
         ("file://relative", (), "from the root on"),
@@ -223,7 +223,7 @@ def test_what_arrives_spoiled_is_a_fault(small_dataset: Path, tmp_path: Path, hu
     hub.spoiled = "data/val-00000.tar"
     done = publish(small_dataset, "hf://user/small", environment(tmp_path, hub), "--tag", "v1")
     assert done.returncode == 1
-    assert "data/val-00000.tar has another digest there than here" in done.stderr
+    assert "data/val-00000.tar has another digest than the local file" in done.stderr
     assert not hub.repos["user/small"].tags
 
 
@@ -272,7 +272,7 @@ def test_a_bucket(small_dataset: Path, tmp_path: Path, shelf: s3_server.Shelf) -
     assert "sent 0 files" in publish(small_dataset, to, bucket).stdout
     missing = publish(small_dataset, "s3://no-such-bucket/x", bucket)
     assert missing.returncode == 1
-    assert "s3://no-such-bucket/x is in no bucket that exists" in missing.stderr
+    assert "s3://no-such-bucket/x: the bucket does not exist" in missing.stderr
     assert "Secret" not in missing.stderr + done.stderr
 
 
