@@ -140,7 +140,7 @@ def test_a_built_dataset_has_no_fault(small_dataset: Path) -> None:
     ]  # fmt: skip
     result = CliRunner().invoke(verify, [str(small_dataset), "--no-decode"])
     assert result.exit_code == 0
-    assert "no fault in 37 samples" in result.stdout
+    assert "no faults in 37 samples" in result.stdout
 
 
 def test_breaking_nothing_is_no_fault(folder: Path) -> None:
