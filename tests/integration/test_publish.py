@@ -298,7 +298,7 @@ def test_a_publication_to_a_bucket_that_was_killed_goes_on(small_dataset: Path, 
 
 
 def test_urls_rebuild_the_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Images from a site, published as URLs, fetched again by the recipe that is published with them: the same samples."""
+    """Images of a site, published as URLs and fetched again with `rebuild.toml`, give the same samples."""
     host = "images.invalid"
     world = draw_folders(tmp_path / "world")
     images = sorted(path for path in world.rglob("*") if path.is_file())
