@@ -1,6 +1,6 @@
 """Draw `docs/images/sample.jpg`, a contact sheet of the sample world: `python docs/make_images.py`.
 
-Everything on it is drawn by `animesion_sample`; none of it is real data.
+`animesion_sample` draws all images; none of them is real data.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def chosen(world: World) -> list[SamplePost]:
         if verdict.outcome == "kept" and not verdict.trouble:
             kept.setdefault(verdict.label, []).append(post)
     names = sorted(kept, key=lambda name: (-len(kept[name]), name))[: COLUMNS * ROWS]
-    # not the first of each, as neighbouring posts share little but their date
+    # not the first of each: neighbouring characters would then have posts of about the same date
     return [kept[name][(7 * place) % len(kept[name])] for place, name in enumerate(names)]
 
 
 def cell(world: World, post: SamplePost) -> Image.Image:
-    """The post, cut to the cell around its head."""
+    """The post's image, cropped to the cell's aspect ratio around the head."""
     with Image.open(io.BytesIO(world.file(post))) as file:
         drawing = ImageOps.exif_transpose(file).convert("RGB")
     left, top, right, bottom = world.faces(post)[0].box

@@ -1,7 +1,6 @@
-"""Photograph the report of the drawn sample for the documentation: `python docs/make_screenshots.py`.
+"""Take the documentation's screenshots of the sample's report: `python docs/make_screenshots.py`.
 
-Needs the extra `dev` and a Chromium. Everything on the images is drawn by `animesion_sample`; none of it is
-real data.
+Needs the extra `dev` and Chromium. `animesion_sample` draws all images; none of them is real data.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import animesion
 
 OUT = Path(__file__).parent / "images"
 
-#: File -> view, width and height in pixels, colours.
+#: File -> view, width and height in pixels, colour scheme.
 SHOTS = {
     "report-overview.webp": ("overview", 1280, 1180, "light"),
     "report-desktop.webp": ("classes/3", 1280, 760, "light"),
@@ -30,7 +29,7 @@ SHOTS = {
 
 
 def main() -> None:
-    """Build the sample, open its report, write the images."""
+    """Build the sample, open its report and write the screenshots."""
     with tempfile.TemporaryDirectory() as scratch, sync_playwright() as engine:
         built = Path(scratch) / "built"
         animesion.build(animesion.load_recipe("daf-re", sample=True), built)
@@ -47,7 +46,7 @@ def main() -> None:
 
 
 def browse(browser: Browser, built: Path) -> None:
-    """Two images of a class chosen in the live browser, one of them left out before."""
+    """Screenshot of `animesion browse`: one image of a class excluded, two others selected."""
     command = [sys.executable, "-c", "from animesion.cli import main; main()", "browse", built.name]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=built.parent) as serving:
         assert serving.stdout is not None
@@ -68,7 +67,7 @@ def browse(browser: Browser, built: Path) -> None:
 
 
 def save(page: Page, name: str) -> None:
-    """What the page shows, as WebP."""
+    """Write a screenshot as WebP."""
     with Image.open(io.BytesIO(page.screenshot())) as shot:
         shot.convert("RGB").save(OUT / name, "WEBP", quality=80, method=6)
     print(f"wrote {OUT / name}")

@@ -1,6 +1,6 @@
-"""The text that is published with a dataset: a Hugging Face card that any of the readers can load from.
+"""Dataset cards for the Hugging Face Hub, rendered from the facts of a build.
 
-Renders facts; what is not known says so. Every text from outside is escaped for the place where it stands.
+Cards state what is not known instead of leaving it out. All untrusted text is escaped for Markdown.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ lgpl lgpl-2.1 lgpl-3.0 isc lppl-1.3c ms-pl apple-ascl mpl-2.0 odc-by odbl openra
 ncsa unlicense zlib pddl lgpl-lr unknown other
 """
 
-#: Licences as the Hub spells them; any other is `other` there, with its name.
+#: Licence identifiers of the Hub; any other licence is listed there as `other`, with its name.
 LICENCES = frozenset(_LICENCES.split())
 
 _SHARDS_SHOWN = 20
@@ -46,14 +46,17 @@ def dataset_card(
     since: str = "",
     urls_only: bool = False,
 ) -> str:
-    """The card of a built dataset.
+    """Render the card of a built dataset.
 
     Args:
         facts: content of `dataset.json`.
         recipe: the resolved recipe.
-        changes: what differs from an earlier build, if there is one to compare with.
-        since: what to call that build.
-        urls_only: the card of tables of URLs: no pixels are there to be shown or loaded.
+        changes: differences from an earlier build; None for no comparison.
+        since: name of that build.
+        urls_only: whether URLs are published instead of images; the card then omits the image grid and shards.
+
+    Returns:
+        Markdown with a YAML header.
     """
     shards = [shard for split in facts["splits"].values() for shard in split["shards"]]
     return (
@@ -79,8 +82,8 @@ def dataset_card(
 
 
 def environment() -> jinja2.Environment:
-    """What renders the templates of this package; values from outside go through its filter `md`."""
-    made = jinja2.Environment(
+    """The Jinja environment of this package's templates; untrusted values go through its filter `md`."""
+    templates = jinja2.Environment(
         loader=jinja2.PackageLoader("animesion.cards", "."),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -88,48 +91,39 @@ def environment() -> jinja2.Environment:
         keep_trailing_newline=True,
         autoescape=False,
     )
-    made.filters["md"] = escape_markdown
-    made.filters["thousands"] = lambda number: f"{number:,}"
-    return made
+    templates.filters["md"] = escape_markdown
+    templates.filters["thousands"] = lambda number: f"{number:,}"
+    templates.filters["code"] = lambda text: f"`{text}`"
+    return templates
 
 
 def published_card(name: str) -> str:
-    """The card of a published set that a built-in recipe reads, from the facts that downloads are checked against.
+    """Render the card of a published set that a built-in recipe reads, from the facts that check its downloads.
 
     Args:
-        name: of the recipe, such as `cotton80`.
+        name: name of the recipe, such as `cotton80`.
 
     Raises:
-        UsageError: the recipe reads no published set that facts are kept of.
+        UsageError: there is no card for the recipe.
     """
     from animesion.config import recipe
     from animesion.sources.published_sets import PUBLISHED
 
     if name not in PUBLISHED:
-        raise UsageError(f"no published facts are kept for recipe '{name}'; there are cards of {', '.join(PUBLISHED)}")
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("animesion.cards", "."),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
-    environment.filters["thousands"] = lambda number: f"{number:,}"
-    environment.filters["code"] = lambda text: f"`{text}`"
-    template = environment.get_template("published.md.j2")
-    return template.render(due=PUBLISHED[name], recipe_toml=recipe.builtin_text(name))
+        raise UsageError(f"recipe '{name}' reads no published set; --card is for {', '.join(PUBLISHED)}")
+    template = environment().get_template("published.md.j2")
+    return template.render(published=PUBLISHED[name], recipe_toml=recipe.builtin_text(name))
 
 
 def escape_markdown(text: str) -> str:
-    """Text as it is, shown literally: no markup, HTML or line breaks survive."""
+    """Text that Markdown shows literally, on one line."""
     text = " ".join(text.split())
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_{}\[\]()#+!|~$-])", r"\\\1", text)
 
 
 def _header(facts: dict[str, Any], recipe: Recipe, urls_only: bool) -> dict[str, Any]:
-    """The YAML block: without it Hugging Face `datasets` takes a JSON beside the tars for the data."""
+    """The YAML header; without it Hugging Face `datasets` loads the JSON files next to the shards as the data."""
     splits = facts["splits"]
     features = [
         {"name": "__key__", "dtype": "string"},
@@ -177,24 +171,24 @@ def _slug(text: str) -> str:
 
 
 def _changed(changes: Difference | None) -> list[str]:
-    """Sentences of a changelog: how many of what, then the totals."""
+    """Lines of a changelog: the number of each kind of change, changed recipe values, then the totals."""
     if changes is None:
         return []
     counts: dict[str, Sequence[object]] = {
         "sample(s) added": changes.added,
         "sample(s) removed": changes.removed,
-        "sample(s) under another label": changes.relabelled,
+        "sample(s) with another label": changes.relabelled,
         "sample(s) in another split": changes.moved,
-        "image(s) of other bytes": changes.repainted,
-        "image(s) kept or dropped otherwise": changes.reasons,
-        "class(es) added, removed or of another id": changes.classes,
+        "image(s) with different bytes": changes.repainted,
+        "image(s) with a different verdict or drop reason": changes.reasons,
+        "class(es) added, removed or with another id": changes.classes,
         "recipe value(s) changed": changes.recipe,
     }
-    told = [f"{len(entries):,} {what}" for what, entries in counts.items() if entries]
-    told += [f"recipe: {each.what} from {each.before or 'nothing'} to {each.after or 'nothing'}"
+    lines = [f"{len(entries):,} {what}" for what, entries in counts.items() if entries]
+    lines += [f"recipe: {each.what} from {each.before or 'nothing'} to {each.after or 'nothing'}"
              for each in changes.recipe[:20]]  # fmt: skip
     totals = ", ".join(f"{each.what} {each.before or 'none'} -> {each.after or 'none'}" for each in changes.totals)
-    return [*told, f"samples: {totals}"]
+    return [*lines, f"samples: {totals}"]
 
 
 def _json_features() -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Croissant 1.1 metadata of a built dataset, as JSON-LD (https://docs.mlcommons.org/croissant/docs/croissant-spec-1.1.html).
 
-Each shard is a file object, the images inside are a file set, and a record joins an image to its label and split by
-its key through `index.parquet`. Paths are relative to the file, so it holds wherever the dataset is copied to.
+Each shard is a file object, the images in the shards are a file set, and records join an image to its label and split
+in `index.parquet` by key. Paths are relative to the file, so that copies of the dataset stay valid.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from animesion.config.recipe import Recipe
 
 VERSION = "http://mlcommons.org/croissant/1.1"
 
-#: The context of the specification: a reader warns of any other.
+#: The context of the specification; readers warn about any other.
 _CONTEXT: dict[str, Any] = {
     "@language": "en",
     "@vocab": "https://schema.org/",
@@ -63,7 +63,7 @@ _MEDIA = {"jpg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 
 
 def croissant(facts: Mapping[str, Any], recipe: Recipe, digests: Mapping[str, str]) -> str:
-    """The content of `croissant.json`.
+    """Render `croissant.json`.
 
     Args:
         facts: content of `dataset.json`.
@@ -114,18 +114,18 @@ def _distribution(facts: Mapping[str, Any], digests: Mapping[str, str]) -> list[
 
 
 def _file(name: str, kind: str, sha256: str, size: int | None = None) -> dict[str, Any]:
-    told = {} if size is None else {"contentSize": f"{size} B"}
+    optional = {} if size is None else {"contentSize": f"{size} B"}
     return {
-        "@type": "cr:FileObject", "@id": name, "name": name, **told, "contentUrl": name, "encodingFormat": kind,
+        "@type": "cr:FileObject", "@id": name, "name": name, **optional, "contentUrl": name, "encodingFormat": kind,
         "sha256": sha256,
     }  # fmt: skip
 
 
 def _classes() -> dict[str, Any]:
-    def field(name: str, column: str, kind: str, told: str) -> dict[str, Any]:
+    def field(name: str, column: str, kind: str, description: str) -> dict[str, Any]:
         source = {"fileObject": {"@id": "classes.csv"}, "extract": {"column": column}}
-        return {"@type": "cr:Field", "@id": f"classes/{name}", "name": name, "description": told, "dataType": kind,
-                "source": source}  # fmt: skip
+        return {"@type": "cr:Field", "@id": f"classes/{name}", "name": name, "description": description,
+                "dataType": kind, "source": source}  # fmt: skip
 
     return {
         "@type": "cr:RecordSet",
@@ -141,9 +141,9 @@ def _classes() -> dict[str, Any]:
 
 
 def _samples() -> dict[str, Any]:
-    def field(name: str, kind: str | list[str], told: str, source: dict[str, Any]) -> dict[str, Any]:
-        return {"@type": "cr:Field", "@id": f"samples/{name}", "name": name, "description": told, "dataType": kind,
-                "source": source}  # fmt: skip
+    def field(name: str, kind: str | list[str], description: str, source: dict[str, Any]) -> dict[str, Any]:
+        return {"@type": "cr:Field", "@id": f"samples/{name}", "name": name, "description": description,
+                "dataType": kind, "source": source}  # fmt: skip
 
     def column(name: str) -> dict[str, Any]:
         return {"fileObject": {"@id": "index.parquet"}, "extract": {"column": name}}
@@ -159,7 +159,7 @@ def _samples() -> dict[str, Any]:
         "@type": "cr:RecordSet",
         "@id": "samples",
         "name": "samples",
-        "description": "One record a sample.",
+        "description": "One record per sample.",
         "key": {"@id": "samples/key"},
         "field": [
             {**named, "references": column("key")},

@@ -1,4 +1,4 @@
-"""What a card tells of where the kept images come from and of leaks, counted from a build's tables; no pixels."""
+"""Facts of a dataset card that are counted from `curated.parquet`: provenance of the kept images and leaks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 _LISTED = 10
 
-#: What two samples may share -> column; images that share it must not stand in two splits.
+#: What two samples may share -> column. Samples that share it must be in the same split.
 SHARED = {
     "same group": "group",
     "same duplicate cluster": "cluster",
@@ -20,10 +20,10 @@ SHARED = {
 
 
 def counted(curated: pa.Table) -> dict[str, Any]:
-    """Where kept images come from, and what stands on both sides of a split.
+    """Count where kept images come from, and what is shared across splits.
 
     Args:
-        curated: of schema `animesion.schemas.CURATED`.
+        curated: table with schema `animesion.schemas.CURATED`.
 
     Returns:
         `provenance` and `leak_check` of `dataset.json`, JSON-ready.
@@ -52,20 +52,20 @@ def _source(kept: pa.Table, kind: str) -> dict[str, Any]:
 
 
 def _counts(column: pa.ChunkedArray) -> Counter[str]:
-    """Values that are not empty, most frequent first, then by name."""
+    """Counts of non-empty values, the most frequent first, then by name."""
     found = Counter(text for text in column.to_pylist() if text)
     return Counter(dict(sorted(found.items(), key=lambda pair: (-pair[1], pair[0]))))
 
 
 def _terms(kind: str) -> str:
-    """Where a crawled site says what its crawlers may do; empty for other sources."""
+    """URL of a crawled site's terms for crawlers; empty for other sources."""
     from animesion_scrapers import sites
 
     return sites.load(kind).info.terms if kind in sites.names() else ""
 
 
 def _leaks(kept: pa.Table) -> dict[str, int]:
-    """Number of values that stand in more than one split, of each of `SHARED`."""
+    """Number of values in more than one split, for each entry of `SHARED`."""
     splits = kept["split"].to_pylist()
     columns = {name: kept[name].to_pylist() for name in (*SHARED.values(), "crop")}
     found = {}
@@ -73,7 +73,7 @@ def _leaks(kept: pa.Table) -> dict[str, int]:
         seen: dict[Any, set[str]] = {}
         for value, crop, split in zip(columns[name], columns["crop"], splits, strict=True):
             if value:
-                # crops of one image are different samples; that they share a group is asked above
+                # crops of one image are different samples; "same group" covers them
                 key = (value, tuple(crop or ())) if name == "pixels_blake3" else value
                 seen.setdefault(key, set()).add(split)
         found[what] = sum(len(each) > 1 for each in seen.values())

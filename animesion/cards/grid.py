@@ -1,4 +1,4 @@
-"""The sample grid of a card: a few images of classes from the head to the tail, as a JPEG."""
+"""Sample grid of a dataset card: a few images of classes from head to tail, as a JPEG."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ CLASSES, IMAGES = 8, 6
 _SIDE, _GAP = 96, 4
 _T = TypeVar("_T")
 
-#: Images of other ratings are not shown on a card; empty is a source that tells none.
+#: Ratings that a card may show; the empty rating is for sources without ratings.
 SHOWN_RATINGS = ("", "g", "s", "general", "safe")
 
 
 def chosen(keys: list[str], labels: list[int], ratings: dict[str, str]) -> list[tuple[int, list[str]]]:
-    """Class id and keys of each row of the grid: classes evenly spaced by rank, images spaced by key.
+    """Choose the images of the grid: classes evenly spaced by size rank, images evenly spaced by key.
 
     Args:
-        keys: of every sample.
-        labels: class id of each.
-        ratings: rating by key; samples of a rating that is not shown are passed over.
+        keys: key of each sample.
+        labels: class id of each sample.
+        ratings: rating by key; samples with a rating outside `SHOWN_RATINGS` are skipped.
+
+    Returns:
+        Class id and keys of each row.
     """
     by_class: dict[int, list[str]] = {}
     for key, label in sorted(zip(keys, labels, strict=True)):
@@ -37,12 +40,12 @@ def chosen(keys: list[str], labels: list[int], ratings: dict[str, str]) -> list[
 
 
 def draw(workspace: Workspace, places: list[list[tuple[str, int, int]]], limits: codec.Limits) -> bytes:
-    """The grid as a JPEG: one row a class, white where a class has fewer images.
+    """Draw the grid as a JPEG: one row per class, with white cells for classes that have fewer images.
 
     Args:
-        workspace: whose shards.
-        places: shard, offset and size of each image, row by row.
-        limits: that the images were packed under.
+        workspace: the build, with its shards.
+        places: shard, offset and size in bytes of each image, row by row.
+        limits: decoding limits of the build.
     """
     width = IMAGES * (_SIDE + _GAP) + _GAP
     grid = Image.new("RGB", (width, len(places) * (_SIDE + _GAP) + _GAP), "white")
@@ -58,7 +61,7 @@ def draw(workspace: Workspace, places: list[list[tuple[str, int, int]]], limits:
 
 
 def _spaced(values: list[_T], most: int) -> list[_T]:
-    """So many of a list, the first and the last among them, evenly spaced."""
+    """At most `most` elements of a list, evenly spaced, including the first and the last."""
     if len(values) <= most:
         return values
     return [values[i * (len(values) - 1) // (most - 1)] for i in range(most)]

@@ -55,7 +55,7 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.pass_context
 def cli(ctx: click.Context, debug: bool, version: bool) -> None:
-    """Build, check and explore datasets for fine-grained recognition, and train on them."""
+    """Build and check datasets for fine-grained recognition, and train on them."""
     ctx.obj = {"debug": debug}
 
 

@@ -21,10 +21,10 @@ import click
     help="The audit.json of `animesion audit`.  [default: PATH/audit/audit.json]",
 )
 def browse(path: Path, port: int, decisions: Path | None, audit: Path | None) -> None:
-    """Explore the dataset at PATH in a local browser, and decide about labels and duplicates.
+    """Explore the dataset at PATH in a local browser.
 
-    Decisions are saved to a file; a build with `--set curate.decisions=FILE --replace` applies them. Press Ctrl-C to
-    stop.
+    Decisions about labels and duplicates are saved to a file; a build with `--set curate.decisions=FILE --replace`
+    applies them. Press Ctrl-C to stop.
     """
     import secrets
     import socket

@@ -63,9 +63,10 @@ def build(
     update: bool,
     as_json: bool,
 ) -> None:
-    """Build the dataset that RECIPE (a built-in name or a TOML file) describes, or resume its build.
+    """Build the dataset that RECIPE describes, or resume its build.
 
-    Run the same command again to resume a build that was stopped or killed, or that ran out of disk space.
+    RECIPE is a built-in name (see `animesion recipes`) or a TOML file. Run the same command again to resume a build
+    that was stopped or killed, or that ran out of disk space.
     """
     from animesion.config.recipe import load
 

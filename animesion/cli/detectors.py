@@ -8,7 +8,10 @@ import click
 @click.group(invoke_without_command=True, epilog="Example: animesion detectors")
 @click.pass_context
 def detectors(ctx: click.Context) -> None:
-    """List the installed detectors for `crop.detector` and `predict --detector`."""
+    """List the detectors, and whether they are ready to use.
+
+    Their names are values of the recipe key `crop.detector` and of `predict --detector`.
+    """
     if ctx.invoked_subcommand:
         return
     from animesion import detectors as installed

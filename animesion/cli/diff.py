@@ -30,9 +30,10 @@ _HEADINGS = {
 @click.argument("after", metavar="B")
 @click.option("--json", "as_json", is_flag=True, help="Print every difference as JSON.")
 def diff(before: str, after: str, as_json: bool) -> None:
-    """List the differences from built dataset A to built dataset B; each is a folder or a URL (s3://...).
+    """List the differences between two built datasets, from A to B.
 
-    Exit status: 0 if they are identical, 1 if they differ, 2 if one of them is not a dataset.
+    Each is a folder or a URL (s3://...). Exit status: 0 if they are identical, 1 if they differ, 2 if one of them is
+    not a dataset.
     """
     from animesion import open_dataset
     from animesion.dataset import remote

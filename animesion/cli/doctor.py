@@ -8,7 +8,7 @@ import click
 @click.command(epilog="Example: animesion doctor")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def doctor(as_json: bool) -> None:
-    """Check the installation and this machine, and print the command that fixes each problem.
+    """Check the installation, and print a fix for each problem.
 
     Exit status: 1 if something that every build needs is broken; missing optional parts are not an error.
     """

@@ -44,10 +44,11 @@ def publish(
     workers: int | None,
     as_json: bool,
 ) -> None:
-    """Verify the dataset at PATH, send the files that the destination lacks, and check that all of them arrived.
+    """Verify the dataset at PATH and upload it.
 
-    A dataset with faults (see `animesion verify`) is refused. Run the same command again to resume. Exit status: 1 if
-    the dataset is refused or a file does not arrive intact.
+    Sends the files that the destination lacks and checks that all files arrived. A dataset with faults (see
+    `animesion verify`) is refused. Run the same command again to resume. Exit status: 1 if the dataset is refused or a
+    file does not arrive intact.
     """
     import tempfile
 

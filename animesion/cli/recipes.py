@@ -10,7 +10,7 @@ import click
 @click.option("--resolved", is_flag=True, help="With NAME: fill in every default.")
 @click.option("--card", is_flag=True, help="With NAME: print the card of the published set that the recipe reads.")
 def recipes(name: str | None, resolved: bool, card: bool) -> None:
-    """List the built-in recipes, or print the one called NAME as TOML."""
+    """List the built-in recipes, or print recipe NAME as TOML."""
     from animesion import sources
     from animesion.config import recipe
 

@@ -21,7 +21,10 @@ import click
     "--data", type=click.Path(path_type=Path), help="For a training run: the built dataset, to show the mistakes."
 )
 def report(path: Path, out: Path | None, audit: Path | None, data: Path | None) -> None:
-    """Write the report of PATH (a built dataset or the folder of a training run) as one self-contained HTML file."""
+    """Write the report of PATH as one self-contained HTML file.
+
+    PATH is a built dataset or the folder of a training run.
+    """
     from animesion import open_dataset
     from animesion.errors import UsageError
     from animesion.report import facts, page, runs

@@ -92,7 +92,7 @@ def _print(report: Report, path: str) -> None:
         if len(faults) > _SHOWN:
             console.print(f"  and {len(faults) - _SHOWN:,} more (--json prints all)")
     total = sum(map(len, report.faults.values()))
-    verdict = f"{total:,} fault{'s' * (total != 1)}" if total else "no fault"
+    verdict = f"{total:,} fault{'s' * (total != 1)}" if total else "no faults"
     console.print(
         f"{_printable(path)}: {verdict} in {report.samples:,} samples of {report.shards:,} shards", style="bold"
     )

@@ -1,7 +1,7 @@
 """Detectors of faces (or leaves): the interface, the registry, and the two detectors that read no pixels.
 
 A detector takes a batch of upright RGB images and returns the boxes of each, relative to the image. Detectors are
-registered as entry points of the group `animesion.detectors`. Recipes decide which boxes count and how they are cropped.
+entry points of the group `animesion.detectors`. Recipes decide which boxes count and how they are cropped.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class OnnxOptions(Section):
     )
     layout: Literal["auto", "yolov5", "yolov8", "boxes"] = Field(
         "auto",
-        description="layout of the output; `auto` infers it from the shape: (1, N, 5+C), (1, 4+C, N), or (N, 6) after NMS",
+        description="layout of the output, by default inferred from its shape: (1, N, 5+C), (1, 4+C, N), or (N, 6)",
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="where the network runs")
 

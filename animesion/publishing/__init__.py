@@ -1,7 +1,7 @@
-"""Send a built dataset to where others load it from: what is sent, whether it may be, and the proof that it arrived.
+"""Publish a built dataset: check its faults, send the files that the destination lacks, verify them, tag the revision.
 
-What a destination can do stands in `hub` (Hugging Face) and `cloud` (folders and object stores); here is the course of
-events that all have in common: judge, compare with what is there, send the rest, read back, tag.
+These steps are the same for all destinations. `hub` (Hugging Face) and `object_store` (folders and buckets) implement
+the destinations.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from animesion.storage.stores import shown
 from animesion.storage.workspace import sha256_file
 from animesion.verification.checks import CHECKS, Report
 
-#: Sent after everything else, in this order: a copy without them is no dataset, so half a copy is never taken for one.
+#: Files that are sent last, in this order, so that readers do not take a partial copy for a dataset.
 LAST = ("README.md", "dataset.json", CHECKSUMS)
 
-#: Names of shards as builds write them: a reader that is told `data/train-*.tar` loads all of these.
+#: Shard names as builds write them; readers glob them with patterns such as `data/train-*.tar`.
 SHARD = re.compile(r"data/(?:train|val|test)-\d{5}\.tar")
 
 TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -32,13 +32,13 @@ TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 @dataclass(frozen=True)
 class File:
-    """One file that is sent.
+    """One file to publish.
 
     Attributes:
-        name: path below the destination, with slashes.
-        path: where it lies here.
-        bytes: its size.
-        sha256: of its content as it is now.
+        name: path relative to the destination, with slashes.
+        path: local path.
+        bytes: size in bytes.
+        sha256: digest of the local content.
     """
 
     name: str
@@ -48,49 +48,56 @@ class File:
 
 
 class Destination(Protocol):
-    """A place that takes files."""
+    """A place that stores published files."""
 
-    #: the address, fit to be printed
+    #: the address without secrets, safe to print
     url: str
 
     def refusal(self, tag: str, changes: bool) -> str:
-        """Why nothing may be sent there, one sentence; empty when it may. Changes nothing there.
+        """Why the destination refuses the publication, one sentence; empty if it does not. Changes nothing there.
 
         Args:
-            tag: name that the revision is to get, empty for none.
-            changes: whether something is to be sent or taken away.
+            tag: tag for the revision, empty for none.
+            changes: whether files are to be sent or removed.
         """
 
     def prepare(self) -> None:
-        """Make the place if it is not there."""
+        """Create the destination if it does not exist."""
 
     def present(self, files: Sequence[File]) -> set[str]:
-        """Names of the files that are there already with the same bytes."""
+        """Names of the files that the destination already has with the same bytes."""
 
     def stale(self, files: Sequence[File]) -> list[str]:
-        """Names of shards that are there, are not among the files, and are taken away when the rest is sent."""
+        """Names of the destination's shards that are not among the files; `send` removes them."""
 
     def send(self, files: Sequence[File], stale: Sequence[str], message: str, progress: Progress) -> None:
-        """Send files in their order; the last ones become visible last."""
+        """Send files in order, so that the last ones become visible last, and remove stale shards.
+
+        Args:
+            files: the files to send.
+            stale: names of shards to remove.
+            message: one line for the history of the destination, if it has one.
+            progress: receives the status.
+        """
 
     def faults(self, files: Sequence[File]) -> list[str]:
-        """One sentence for each file that is not there with its size and SHA-256."""
+        """One sentence for each file that the destination lacks or has with another size or SHA-256."""
 
     def tag(self, name: str) -> None:
-        """Give what was sent a name that stays."""
+        """Tag the published revision."""
 
 
 @dataclass
 class Publication:
-    """What a publication did, or would do.
+    """Result of a publication, or the plan of a dry run.
 
     Attributes:
         url: the destination.
-        files: all of the dataset, in the order in which they are sent.
-        present: names of those that were there already.
-        stale: names of old shards that are taken away.
-        forced: faults that were passed over, by check.
-        tag: name of the revision, empty for none.
+        files: all files of the dataset, in the order in which they are sent.
+        present: names of the files that the destination already had.
+        stale: names of old shards that are removed.
+        forced: number of ignored faults, by check.
+        tag: tag of the revision, empty for none.
     """
 
     url: str
@@ -102,40 +109,42 @@ class Publication:
 
     @property
     def sent(self) -> list[File]:
-        """The files that were not there."""
+        """The files that the destination did not have."""
         return [file for file in self.files if file.name not in self.present]
 
 
 def destination(url: str, *, private: bool = False) -> Destination:
-    """The destination of an address.
+    """Create the destination for a URL.
 
     Args:
         url: `hf://user/name`, `s3://bucket/prefix`, `gs://bucket/prefix` or `file:///folder`.
-        private: on the Hub, a repository that only its owners see.
+        private: whether the Hub repository must be private.
 
     Raises:
-        UsageError: an address of no known kind, or what it needs is not installed.
+        UsageError: the URL is not supported, or a package that it needs is not installed.
     """
     scheme, found, rest = url.partition("://")
     if not found or scheme not in ("hf", *stores.SCHEMES):
-        raise UsageError(f"{shown(url)} is no destination: give hf://user/name, s3://bucket/prefix or file:///folder")
+        raise UsageError(
+            f"{shown(url)} is not a destination: give hf://user/name, s3://bucket/prefix or file:///folder"
+        )
     stores.refuse_secrets(url)
     if scheme == "hf":
         from animesion.publishing.hub import Hub
 
         return Hub(rest, private=private)
     if private:
-        raise UsageError(f"--private is for hf:// destinations: who may read {shown(url)} is set where it lies")
+        raise UsageError(f"--private is for hf:// destinations: set the access to {shown(url)} in its own settings")
     from animesion.publishing.object_store import ObjectStore
 
     return ObjectStore(url)
 
 
 def files_of(folder: Path) -> list[File]:
-    """The files of a folder that its `SHA256SUMS` lists, and that file, in the order in which they are sent.
+    """The files that a folder's `SHA256SUMS` lists, and that file, in the order in which they are sent.
 
     Raises:
-        UsageError: a file is missing, or leads out of the folder.
+        UsageError: a file is missing, or a link leads out of the folder.
     """
     root = folder.resolve()
     found = []
@@ -143,7 +152,7 @@ def files_of(folder: Path) -> list[File]:
         path = folder / name
         if not path.is_file():
             if name in LAST and name == "dataset.json" and (folder / "urls").is_dir():
-                continue  # tables of URLs are no dataset to open
+                continue  # tables of URLs have no dataset.json
             raise UsageError(f"{path} is missing: run `animesion build` again")
         if not path.resolve().is_relative_to(root):
             raise UsageError(f"{path} is a link that leads out of the dataset: copy the file there instead")
@@ -152,28 +161,28 @@ def files_of(folder: Path) -> list[File]:
 
 
 def judge(report: Report, force: Collection[str]) -> dict[str, int]:
-    """Whether a verified dataset may be sent.
+    """Refuse a dataset with faults.
 
     Args:
-        report: of `animesion.verification.checks.verify`.
-        force: names of checks whose faults are passed over.
+        report: result of `animesion.verification.checks.verify`.
+        force: names of checks whose faults are ignored.
 
     Returns:
-        Number of faults passed over, by check.
+        Number of ignored faults, by check.
 
     Raises:
-        AnimesionError: it has other faults.
+        AnimesionError: the dataset has other faults.
     """
     blocking = {check: faults for check, faults in report.faults.items() if faults and check not in force}
     if blocking:
-        told = "; ".join(
+        summary = "; ".join(
             f"{check}: {len(faults):,} fault{'s' * (len(faults) != 1)}, such as {shown(faults[0].text, 300)}"
             for check, faults in blocking.items()
         )
         forces = " ".join(f"--force {check}" for check in blocking)
         raise AnimesionError(
-            f"{report.name} is not sent ({told}): mend it (`animesion verify` lists all), or publish it as it is "
-            f"with {forces}"
+            f"{report.name} was not sent ({summary}): fix the faults (`animesion verify` lists all), or publish it "
+            f"as it is with {forces}"
         )
     return {check: len(report.faults[check]) for check in CHECKS if check in force and report.faults.get(check)}
 
@@ -188,24 +197,27 @@ def publish(
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> Publication:
-    """Send what is not there yet, read back what is, tag it. A run that was killed goes on where it stopped.
+    """Send the files that a destination lacks, read all files back, and tag the revision. Resumes an interrupted run.
 
     Args:
-        dataset: what is published; its faults have been judged.
-        files: what is sent, see `files_of`.
-        to: where to.
-        forced: see `judge`; the message of the publication says it.
-        tag: name for the revision; empty for none.
+        dataset: the dataset; check its faults with `judge` first.
+        files: the files of the dataset, see `files_of`.
+        to: the destination.
+        forced: ignored faults from `judge`; the message of the publication lists them.
+        tag: tag for the revision; empty for none.
         dry_run: send and change nothing.
-        progress: told what happens.
+        progress: receives the stages and their status.
+
+    Returns:
+        What was sent, or what would be sent in a dry run.
 
     Raises:
-        UsageError: the destination refuses the request as it is, or the tag is no name.
-        AnimesionError: something did not arrive.
+        UsageError: the destination refuses the publication, or the tag is invalid.
+        AnimesionError: a file did not arrive.
     """
     progress = progress or Progress()
     if tag and not TAG.fullmatch(tag):
-        raise UsageError(f"--tag {shown(tag)} is no name of a revision: use letters, digits, '.', '_' and '-'")
+        raise UsageError(f"--tag {shown(tag)} is not a valid tag: use letters, digits, '.', '_' and '-'")
     done = Publication(to.url, list(files), to.present(files), to.stale(files), dict(forced or {}), tag)
     if refusal := to.refusal(tag, bool(done.sent or done.stale)):
         raise UsageError(refusal)
@@ -213,8 +225,8 @@ def publish(
         return done
     message = f"{dataset.name}: {len(dataset):,} samples, {len(dataset.classes):,} classes"
     if done.forced:
-        passed = ", ".join(f"{count:,} of {check}" for check, count in done.forced.items())
-        message += f" (faults passed over: {passed})"
+        ignored = ", ".join(f"{count:,} of {check}" for check, count in done.forced.items())
+        message += f" (ignored faults: {ignored})"
     to.prepare()
     progress.started("send", None)
     if done.sent or done.stale:
@@ -223,8 +235,8 @@ def publish(
     progress.started("read back", None)
     if faults := to.faults(files):
         raise AnimesionError(
-            f"{len(faults):,} of {len(files):,} files did not arrive whole at {to.url} ({faults[0]}): "
-            "run the same command again, it sends only what differs"
+            f"{len(faults):,} of {len(files):,} files did not arrive intact at {to.url} ({faults[0]}): "
+            "run the same command again, it sends only the files that differ"
         )
     progress.finished("read back")
     if tag:

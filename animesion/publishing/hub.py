@@ -1,7 +1,7 @@
-"""Publishing into a dataset repository of the Hugging Face Hub, through `huggingface_hub`.
+"""Publishing to a dataset repository on the Hugging Face Hub, through `huggingface_hub`.
 
-The client finds the token itself (`HF_TOKEN`, or `hf auth login`); no token passes through this code, and what looks
-like one is cut out of messages.
+The client reads the token itself (`HF_TOKEN`, or `hf auth login`). This code never handles a token, and removes
+anything that looks like one from error messages.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from animesion.storage.workspace import sha256_file
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _BATCH_FILES, _BATCH_BYTES = 50, 4 << 30
-"""Of one commit: what a kill costs at most is what the commit in progress has not stored yet."""
+"""Most files and bytes per commit; a killed run loses at most the commit in progress."""
 
 _SECRET = re.compile(r"hf_[A-Za-z0-9]{4,}|(?<=Bearer )\S+|(?<=\?)\S+")
 
@@ -31,10 +31,10 @@ class Hub:
 
     Args:
         path: `user/name`, or `datasets/user/name`.
-        private: make it one that only its owners see.
+        private: whether the repository must be private.
 
     Raises:
-        UsageError: no such name is possible, or the client is not installed.
+        UsageError: the name is not valid, or the client is not installed.
     """
 
     def __init__(self, path: str, *, private: bool = False) -> None:
@@ -42,7 +42,7 @@ class Hub:
         self.url = f"hf://datasets/{self._repo}"
         parts = self._repo.split("/")
         if len(parts) != 2 or not all(map(_NAME.fullmatch, parts)):
-            raise UsageError(f"--to hf://{path[:120]} is no repository: give hf://user/name")
+            raise UsageError(f"--to hf://{path[:120]} is not a repository: give hf://user/name")
         self._private = private
         self._commit = ""
         try:
@@ -54,37 +54,37 @@ class Hub:
         self._api = HfApi()
 
     def refusal(self, tag: str, changes: bool) -> str:
-        """A public repository under `--private`, or a tag that is taken."""
+        """Refuses a public repository with `--private`, and a tag that names another revision."""
         found = self._info()
         if found is None:
             return ""
         if self._private and not found.private:
-            return f"{self.url} is public: make it private on the Hub first, or leave --private out"
+            return f"{self.url} is public: make it private on the Hub first, or omit --private"
         if tag:
             with self._clear():
                 tags = {each.name: each.target_commit for each in self._api.list_repo_refs(self._repo, **_DATASET).tags}
             if tag in tags and (changes or tags[tag] != found.sha):
-                return f"{self.url} has a tag {tag} already, which names another revision: give another to --tag"
+                return f"{self.url} already has a tag {tag} on another revision: choose another with --tag"
         return ""
 
     def prepare(self) -> None:
-        """Make the repository."""
+        """Create the repository if it does not exist."""
         if self._info() is None:
             with self._clear():
                 self._api.create_repo(self._repo, private=self._private or None, exist_ok=True, **_DATASET)
 
     def present(self, files: Sequence[File]) -> set[str]:
-        """By the digests that the Hub keeps: SHA-256 of large files, git's of small ones."""
-        there = self._tree()
-        return {file.name for file in files if file.name in there and not _differs(file, there[file.name])}
+        """Compares the Hub's digests: SHA-256 of large files, git blob ids of small ones."""
+        tree = self._tree()
+        return {file.name for file in files if file.name in tree and not _difference(file, tree[file.name])}
 
     def stale(self, files: Sequence[File]) -> list[str]:
-        """Shards of an earlier publication; the repository's history keeps them."""
+        """Shards of an earlier publication; removed ones stay in the repository's history."""
         names = {file.name for file in files}
         return sorted(name for name in self._tree() if SHARD.fullmatch(name) and name not in names)
 
     def send(self, files: Sequence[File], stale: Sequence[str], message: str, progress: Progress) -> None:
-        """Several commits; the last one holds what makes it a dataset and takes old shards away."""
+        """Send files in several commits; the last one adds the files of `LAST` and removes stale shards."""
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
         batches = list(_batches(files))
@@ -101,26 +101,26 @@ class Hub:
             self._commit = done.oid
 
     def faults(self, files: Sequence[File]) -> list[str]:
-        """The Hub's SHA-256 of large files; small ones are fetched and digested."""
-        there = self._tree()
+        """Compares the Hub's SHA-256 of large files; downloads small files and digests them."""
+        tree = self._tree()
         found = []
         with tempfile.TemporaryDirectory() as folder:
             for file in files:
-                if file.name not in there:
-                    found.append(f"{file.name} is not there")
-                elif there[file.name].lfs is not None:
-                    found += [each for each in [_differs(file, there[file.name])] if each]
+                if file.name not in tree:
+                    found.append(f"{file.name} is missing")
+                elif tree[file.name].lfs is not None:
+                    found += [each for each in [_difference(file, tree[file.name])] if each]
                 else:
                     with self._clear():
                         path = self._api.hf_hub_download(
                             self._repo, file.name, revision=self._head(), local_dir=folder, **_DATASET
                         )
                     if sha256_file(Path(path)) != file.sha256:
-                        found.append(f"{file.name} has another SHA-256 there than here")
+                        found.append(f"{file.name} has another SHA-256 than the local file")
         return found
 
     def tag(self, name: str) -> None:
-        """Tag the last commit; the same tag of the same commit stays as it is."""
+        """Tag the last commit; does nothing if it already has the tag."""
         with self._clear():
             self._api.create_tag(self._repo, tag=name, revision=self._head(), exist_ok=True, **_DATASET)
 
@@ -151,19 +151,19 @@ class Hub:
 
     @contextmanager
     def _clear(self) -> Iterator[None]:
-        """Errors of the client in one sentence, without tokens."""
+        """Turn the client's errors into one sentence without tokens."""
         from huggingface_hub.errors import RepositoryNotFoundError
 
         try:
             yield
         except (AnimesionError, RepositoryNotFoundError):
             raise
-        except Exception as error:  # the client passes on errors of whichever HTTP library it uses
+        except Exception as error:  # the client lets errors of its HTTP library through
             status = getattr(getattr(error, "response", None), "status_code", None)
             if status in (401, 403):
                 raise AnimesionError(
-                    f"the Hub does not let us write to {self._repo} ({status}): log in with `hf auth login`, "
-                    "or set HF_TOKEN to a token that may write there"
+                    f"the Hub denies write access to {self._repo} ({status}): log in with `hf auth login`, "
+                    "or set HF_TOKEN to a token with write access"
                 ) from None
             text = _SECRET.sub("...", " ".join(str(error).split()))[:200] or type(error).__name__
             raise AnimesionError(f"{self.url} failed ({text}): run the same command again, it resumes") from None
@@ -173,7 +173,7 @@ _DATASET: Any = {"repo_type": "dataset"}
 
 
 def _batches(files: Sequence[File]) -> Iterator[list[File]]:
-    """Files of one commit after the other; those of `LAST` are in the last, which is there even when it is empty."""
+    """Files commit by commit; the files of `LAST` are the last batch, which exists even if it is empty."""
     batch: list[File] = []
     for file in (file for file in files if file.name not in LAST):
         if batch and (len(batch) == _BATCH_FILES or sum(each.bytes for each in batch) + file.bytes > _BATCH_BYTES):
@@ -185,13 +185,13 @@ def _batches(files: Sequence[File]) -> Iterator[list[File]]:
     yield [file for file in files if file.name in LAST]
 
 
-def _differs(file: File, there: Any) -> str:
-    """What is wrong with a file of the Hub, one sentence, by what its listing says."""
-    if there.size != file.bytes:
-        return f"{file.name} has {there.size:,} bytes there and {file.bytes:,} here"
-    if there.lfs is not None:
-        same = there.lfs.sha256 == file.sha256
+def _difference(file: File, entry: Any) -> str:
+    """How an entry of the repository's tree differs from a file, one sentence; empty if it does not."""
+    if entry.size != file.bytes:
+        return f"{file.name} has {entry.size:,} bytes instead of {file.bytes:,}"
+    if entry.lfs is not None:
+        same = entry.lfs.sha256 == file.sha256
     else:
-        content = file.path.read_bytes()  # the Hub keeps files above 10 MB as LFS
-        same = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == there.blob_id
-    return "" if same else f"{file.name} has another digest there than here"
+        content = file.path.read_bytes()  # at most 10 MB: the Hub stores larger files in LFS
+        same = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == entry.blob_id
+    return "" if same else f"{file.name} has another digest than the local file"

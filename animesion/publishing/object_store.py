@@ -1,6 +1,7 @@
-"""Publishing into folders and object stores through fsspec: `file://`, `s3://`, `gs://`.
+"""Publishing to folders and object stores through fsspec: `file://`, `s3://`, `gs://`.
 
-What is there is known by reading it: sizes first, then SHA-256 of the bytes. No store is trusted to have kept a digest.
+Files are verified by reading them back: first the size, then the SHA-256 of the bytes. Digests that a store keeps are
+not trusted.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from animesion.storage import stores
 from animesion.storage.checksums import SEALS
 
 _CHUNK = 8 << 20
-#: Bytes of a piece of a large file: several are on their way at a time, each in memory. A file has 10,000 at the most.
+#: Bytes per part of a multipart upload (several parts are in memory at a time), and S3's limit of parts per file.
 _PIECE, _PIECES = 16 << 20, 10_000
 _PART = ".sending"
 
@@ -27,10 +28,10 @@ class ObjectStore:
 
     Args:
         url: `file:///folder`, `s3://bucket/prefix` or `gs://bucket/prefix`.
-        replace: take away shards of another dataset that lie there, where else they are refused.
+        replace: whether to remove shards of another dataset instead of refusing.
 
     Raises:
-        UsageError: no bucket, or the store's package is not installed.
+        UsageError: the URL names no bucket, or the store's package is not installed.
     """
 
     def __init__(self, url: str, *, replace: bool = False) -> None:
@@ -40,36 +41,36 @@ class ObjectStore:
         self._replace = replace
 
     def refusal(self, tag: str, changes: bool) -> str:
-        """Tags and old shards are refused: nothing here keeps what a reader would lose."""
+        """Refuses tags: an object store has no revisions."""
         if tag:
             return f"--tag names a revision of a Hub repository: put {tag} into the prefix of {self.url} instead"
         return ""
 
     def prepare(self) -> None:
-        """Folders are made as files are written; a bucket is not ours to make."""
+        """Does nothing: folders are created with their files, and buckets must exist."""
 
     def present(self, files: Sequence[File]) -> set[str]:
-        """Files of equal size and SHA-256; what seals the dataset counts only when all are there: it goes first."""
+        """Files of equal size and SHA-256; the files of `SEALS` count only if all files are present."""
         found = {file.name for file in files if not self.fault(file)}
         return found if len(found) == len(files) else found.difference(SEALS)
 
     def stale(self, files: Sequence[File]) -> list[str]:
-        """Shards of something else; nothing is taken away unasked where no history keeps it.
+        """Shards of another dataset. Nothing is removed without `replace`, as a store keeps no history.
 
         Raises:
-            UsageError: there are some, and they are not to be replaced.
+            UsageError: there are such shards, and `replace` is not set.
         """
         names = {file.name for file in files}
         others = [name for name in self._shards() if name not in names]
         if others and not self._replace:
             raise UsageError(
                 f"{self.url} holds {others[0]}{f' and {len(others) - 1:,} more shards' * (len(others) > 1)} of another "
-                "dataset, which readers would load: give an empty place, or remove it there"
+                "dataset, which readers would load: choose an empty destination, or remove them"
             )
         return others
 
     def send(self, files: Sequence[File], stale: Sequence[str], message: str, progress: Progress) -> None:
-        """One after the other; what seals an older dataset goes first."""
+        """Send files one by one; the files of `SEALS` are removed first."""
         self.unseal()
         self.remove(stale)
         for file in files:
@@ -77,11 +78,11 @@ class ObjectStore:
             self.put(file)
 
     def faults(self, files: Sequence[File]) -> list[str]:
-        """Read every file back."""
+        """Reads every file back."""
         return [fault for file in files if (fault := self.fault(file))]
 
     def tag(self, name: str) -> None:
-        """There are none.
+        """Not supported.
 
         Raises:
             UsageError: always.
@@ -91,21 +92,21 @@ class ObjectStore:
     # -- single files ------------------------------------------------------------------------------------------------
 
     def unseal(self) -> None:
-        """Take away what says that a whole dataset lies there: it does not describe what is about to lie there."""
+        """Remove the files of `SEALS`, so that the copy does not count as complete while it changes."""
         self.remove(SEALS)
 
     def remove(self, names: Sequence[str]) -> None:
-        """Take files away; those that are not there are none."""
+        """Remove files; missing ones are ignored."""
         for name in names:
             with stores.clear_errors(self.url), suppress(FileNotFoundError):
-                if self._fs.exists(self._at(name)):  # a store that finds nothing to delete may not say so
+                if self._fs.exists(self._at(name)):  # some stores raise no FileNotFoundError
                     self._fs.rm_file(self._at(name))
 
     def put(self, file: File) -> None:
-        """Send one file; it has its name only when it is whole.
+        """Send one file; it appears under its name only when it is complete.
 
         Raises:
-            AnimesionError: there is no such bucket, it does not let us in, or it cannot be reached.
+            AnimesionError: the bucket does not exist, denies access or cannot be reached.
         """
         try:
             with stores.clear_errors(self.url):
@@ -119,29 +120,27 @@ class ObjectStore:
         except FileNotFoundError:
             if not file.path.is_file():
                 raise
-            raise AnimesionError(
-                f"{self.url} is in no bucket that exists: make the bucket, or check its name"
-            ) from None
+            raise AnimesionError(f"{self.url}: the bucket does not exist; create it, or check its name") from None
 
     def fault(self, file: File) -> str:
-        """What is wrong with the copy of a file, one sentence; empty when it has its size and SHA-256."""
+        """What is wrong with the copy of a file, one sentence; empty if its size and SHA-256 are right."""
         digest = hashlib.sha256()
         with stores.clear_errors(self.url):
             try:
                 size = self._fs.info(self._at(file.name))["size"]
                 if size != file.bytes:
-                    return f"{file.name} has {size:,} bytes there and {file.bytes:,} here"
+                    return f"{file.name} has {size:,} bytes instead of {file.bytes:,}"
                 with self._fs.open(self._at(file.name), "rb", block_size=_CHUNK) as remote:
                     while block := remote.read(_CHUNK):
                         digest.update(block)
             except FileNotFoundError:
-                return f"{file.name} is not there"
+                return f"{file.name} is missing"
         if digest.hexdigest() != file.sha256:
-            return f"{file.name} has another SHA-256 there than here"
+            return f"{file.name} has another SHA-256 than the local file"
         return ""
 
     def version(self, name: str) -> str:
-        """What the store says of a file (size, time, ETag), digested: equal while nobody wrote it. Empty for none."""
+        """Digest of the store's metadata of a file (size, time, ETag); changes with every write. Empty for no file."""
         with stores.clear_errors(self.url):
             try:
                 return str(self._fs.ukey(self._at(name)))
@@ -149,7 +148,7 @@ class ObjectStore:
                 return ""
 
     def content(self, name: str, most: int) -> bytes | None:
-        """The bytes of a small file, or its first ones; None when it is not there."""
+        """The first `most` bytes of a file; None if it does not exist."""
         with stores.clear_errors(self.url):
             try:
                 with self._fs.open(self._at(name), "rb", block_size=_CHUNK) as remote:
@@ -158,7 +157,7 @@ class ObjectStore:
                 return None
 
     def names(self, folder: str = "") -> list[str]:
-        """Names of what lies directly in the folder; what a killed run left half sent is not counted."""
+        """Names of the entries of a folder, without partial files of killed runs."""
         with stores.clear_errors(self.url):
             try:
                 listed: list[Any] = self._fs.ls(self._at(folder) if folder else self._root, detail=False)

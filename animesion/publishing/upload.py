@@ -1,8 +1,8 @@
-"""A build whose output is a URL: finished files go there from the build's work folder, while the build goes on.
+"""Upload of a build whose output is a URL: finished files are sent from the work folder while the build continues.
 
-The place is claimed by `recipe.toml`, which is sent first. Each shard is sent when it is packed and read back; a
-receipt in the work folder remembers the proof, so that a build that carries on reads nothing twice. `dataset.json` and
-`SHA256SUMS` are taken away before anything changes and sent last: what a reader finds complete is complete.
+`recipe.toml` is sent first and claims the destination. Each shard is sent when it is packed, and then read back; a
+receipt in the work folder records the verification, so that a resumed build reads no file twice. `dataset.json` and
+`SHA256SUMS` are removed before anything changes and sent last, so that a copy with them is complete.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from animesion.storage.checksums import SEALS
 from animesion.storage.workspace import Workspace, sha256_file
 
 CODE = "sent-1"
-#: Files on their way at once: one is sent while another is read back.
+#: Concurrent uploads: one file is sent while another is read back.
 _THREADS = 2
 _RECIPE = "recipe.toml"
 
 
 def work_folder(url: str) -> Path:
-    """The folder in the user's cache where the dataset of a URL is built."""
+    """The folder in the user's cache in which the dataset of a URL is built."""
     url = url.rstrip("/")
     folder = stores.cache_folder(url, "builds")
     readable = re.sub(r"[^A-Za-z0-9._-]+", "-", url.rpartition("/")[2])[:40]
@@ -39,32 +39,32 @@ def work_folder(url: str) -> Path:
 
 
 class Upload:
-    """The way of a build's files to a store; a context manager, which ends its threads.
+    """Uploads the files of a build to a store in background threads; a context manager, which ends the threads.
 
     Args:
-        url: where to, such as `s3://bucket/prefix`.
+        url: the destination, such as `s3://bucket/prefix`.
         workspace: the build.
         recipe_toml: the resolved recipe.
-        replace: take the place although another recipe's dataset lies there.
+        replace: whether to replace a dataset of another recipe.
 
     Raises:
-        UsageError: no such store, or something else lies there.
-        AnimesionError: it cannot be reached.
+        UsageError: the URL is not supported, or the destination holds something else.
+        AnimesionError: the store cannot be reached.
     """
 
     def __init__(self, url: str, workspace: Workspace, recipe_toml: str, *, replace: bool = False) -> None:
         if url.startswith("hf://"):
             raise UsageError(
                 f"--out {stores.shown(url)}: the Hub takes a dataset as one commit; build into a folder, then "
-                "`animesion publish FOLDER --to` it"
+                "run `animesion publish FOLDER --to` that URL"
             )
-        destination(url)  # refuses what is no address at all
+        destination(url)  # raises for an invalid URL
         self.sent: list[str] = []
         self._store = ObjectStore(url, replace=True)
         self._workspace = workspace
         self._params = params_digest(self._store.url)
         self._ours = self._is_ours(recipe_toml, replace=replace)
-        self._open = False  # whether it was made ready to be changed
+        self._open = False  # whether the destination is unsealed and holds this recipe
         self._opening = threading.Lock()
         self._pool = ThreadPoolExecutor(_THREADS, "animesion-upload")
         self._shards: dict[File, Future[None]] = {}
@@ -75,24 +75,27 @@ class Upload:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Wait for what is on its way; what is not yet, stays."""
+        """Wait for the uploads in progress and cancel the others."""
         self._pool.shutdown(cancel_futures=True)
 
     @property
     def url(self) -> str:
-        """Where to."""
+        """URL of the destination."""
         return self._store.url
 
     def claim(self) -> None:
-        """Send the recipe to a place where nothing lies yet; tells early whether anything can be sent there."""
+        """Send the recipe to an empty destination, which shows early whether it accepts files."""
         if not self._ours and not self._store.names():
             self._make_ready()
 
     def shard(self, name: str) -> None:
         """Send a finished shard in the background.
 
+        Args:
+            name: path of the shard in the dataset, such as `data/train-00000.tar`.
+
         Raises:
-            AnimesionError: one that was sent before did not arrive.
+            AnimesionError: an earlier shard did not arrive.
         """
         for future in self._shards.values():
             if future.done():
@@ -108,17 +111,17 @@ class Upload:
         """Wait until every shard has arrived.
 
         Raises:
-            AnimesionError: one did not.
+            AnimesionError: a shard did not arrive.
         """
         for number, (file, future) in enumerate(self._shards.items(), 1):
             progress.status(f"{file.name}, {number:,} of {len(self._shards):,}")
             future.result()
 
     def finish(self, progress: Progress) -> None:
-        """Send what publish wrote, take old shards away, and last of all what says that the dataset is whole.
+        """Send the remaining files, remove stale shards, and send the files of `SEALS` last.
 
         Raises:
-            AnimesionError: something did not arrive.
+            AnimesionError: a file did not arrive.
         """
         self.wait(progress)
         files = self._files()
@@ -130,13 +133,13 @@ class Upload:
             if file not in seals:
                 progress.status(file.name)
                 self._deliver(file)
-        if not all(self._is_there(file) for file in seals):
-            self._make_ready()  # takes away the one that is there
+        if not all(self._is_present(file) for file in seals):
+            self._make_ready()  # removes the one that is present
         for file in seals:
             self._deliver(file)
 
     def _files(self) -> list[File]:
-        """All files of the finished dataset in the order in which they are sent, by the digests that publish took."""
+        """All files of the finished dataset in the order in which they are sent, with the digests of `SHA256SUMS`."""
         digests = checksums.read(self._workspace.root)
         digests[LAST[-1]] = sha256_file(self._workspace.path(LAST[-1]))
         names: Sequence[str] = [*sorted(digests.keys() - set(LAST)), *LAST]
@@ -144,22 +147,26 @@ class Upload:
         return [File(name, path, path.stat().st_size, digests[name]) for name, path in paths.items()]
 
     def _is_ours(self, recipe_toml: str, *, replace: bool) -> bool:
-        """Whether this recipe's dataset, or a part of it, lies there; False too for an empty place."""
-        due = recipe_toml.encode()
-        there = self._store.content(_RECIPE, len(due) + 1)
-        if there == due:
+        """Whether the destination holds this recipe's dataset or a part of it; False also if it is empty.
+
+        Raises:
+            UsageError: it holds a dataset of another recipe, or no dataset.
+        """
+        ours = recipe_toml.encode()
+        found = self._store.content(_RECIPE, len(ours) + 1)
+        if found == ours:
             return True
-        if there is None and self._store.names():
-            raise UsageError(f"{self.url} is not empty and holds no dataset: give another place with --out")
-        if there is not None and not replace:
+        if found is None and self._store.names():
+            raise UsageError(f"{self.url} is not empty and holds no dataset: choose another --out")
+        if found is not None and not replace:
             raise UsageError(
                 f"{self.url} was written by another recipe (see its recipe.toml): "
-                "give another place with --out, or add --replace to rebuild it"
+                "choose another --out, or add --replace to rebuild it"
             )
         return False
 
     def _make_ready(self) -> None:
-        """Before the first change: nothing there says any more that it is whole, and it is this recipe's."""
+        """Before the first change: remove the files of `SEALS` and send the recipe."""
         with self._opening:
             if self._open:
                 return
@@ -171,26 +178,26 @@ class Upload:
             self._open = True
 
     def _deliver(self, file: File) -> None:
-        """Send a file unless it is there, and prove that it is."""
-        if not self._is_there(file):
+        """Send a file and verify it, unless it is already present."""
+        if not self._is_present(file):
             self._make_ready()
             self._send(file)
 
-    def _is_there(self, file: File) -> bool:
-        """Whether a file is there; nothing is read that was proved before and not written since."""
-        proof = self._workspace.done(_unit(file), CODE, self._params, {"sha256": file.sha256})
-        known = proof is not None and proof.facts["version"] == self._store.version(file.name)
-        return known or not self._fault(file)
+    def _is_present(self, file: File) -> bool:
+        """Whether the store has a file; reads it back only if it was written since its last verification."""
+        receipt = self._workspace.done(_unit(file), CODE, self._params, {"sha256": file.sha256})
+        verified = receipt is not None and receipt.facts["version"] == self._store.version(file.name)
+        return verified or not self._fault(file)
 
     def _send(self, file: File) -> None:
         self._store.put(file)
         if fault := self._fault(file):
-            raise AnimesionError(f"{self.url}: {fault} after it was sent: run the same command again")
+            raise AnimesionError(f"{self.url}: {fault} after the upload: run the same command again")
         self.sent.append(file.name)
 
     def _fault(self, file: File) -> str:
-        """What is wrong with the copy; one that is whole is remembered by what the store says of it."""
-        version = self._store.version(file.name)  # before the bytes are read: who writes meanwhile changes it
+        """What is wrong with the copy; the store's version of an intact copy is recorded in a receipt."""
+        version = self._store.version(file.name)  # before the read, so that a concurrent write invalidates the receipt
         fault = self._store.fault(file)
         if not fault:
             inputs = {"sha256": file.sha256}

@@ -1,7 +1,7 @@
-"""Tables of URLs instead of pixels: what it takes to fetch a dataset's images again and build the same from them.
+"""Tables of URLs instead of images: what others need to download a dataset's images and rebuild it.
 
-For images that may be pointed at but not handed on. `urls/<split>.parquet` has a row a sample; `rebuild.toml` is the
-recipe that crops and packs as the original did.
+For images that may be linked but not redistributed. `urls/<split>.parquet` has one row per sample; `rebuild.toml` is
+the recipe that crops and packs like the original.
 """
 
 from __future__ import annotations
@@ -47,27 +47,25 @@ _COPIED = ("classes.csv", "plots/lorenz.png", "plots/rank-frequency.png")
 
 
 def write(dataset: Dataset, folder: Path) -> int:
-    """Write what is published instead of the dataset.
+    """Write the files that are published instead of the dataset.
 
     Args:
         dataset: the dataset.
-        folder: an empty folder to write into.
+        folder: an empty folder to write to.
 
     Returns:
-        Number of samples that are left out because their source gave no URL.
+        Number of samples that are left out because they have no URL.
 
     Raises:
         UsageError: no sample has a URL, or a table is missing or damaged.
     """
     rows = [_row(row) for row in dataset.curated.filter(dataset.curated["kept"]).to_pylist()]
-    pointed = sorted((row for row in rows if row["url"]), key=lambda row: row["key"])
-    if not pointed:
-        raise UsageError(
-            f"no image of {dataset.path} has a URL: its source gave none, so --urls-only has nothing to send"
-        )
+    linked = sorted((row for row in rows if row["url"]), key=lambda row: row["key"])
+    if not linked:
+        raise UsageError(f"no image of {dataset.path} has a URL, so --urls-only has nothing to send")
     digests = {}
     for split in dataset.splits:
-        chosen = [row for row in pointed if row["split"] == split]
+        chosen = [row for row in linked if row["split"] == split]
         digests[f"urls/{split}.parquet"] = parquet.write(
             folder / "urls" / f"{split}.parquet", parquet.table(chosen, SCHEMA)
         )
@@ -83,13 +81,13 @@ def write(dataset: Dataset, folder: Path) -> int:
         folder / "README.md", cards.dataset_card(facts, recipe, urls_only=True).encode()
     )
     write_atomic(folder / checksums.CHECKSUMS, checksums.render(digests).encode())
-    return len(rows) - len(pointed)
+    return len(rows) - len(linked)
 
 
 def rebuilding(recipe: Recipe) -> Recipe:
-    """The recipe that builds from the tables: what the original decided is taken from them, not decided again.
+    """The recipe that builds from the tables; labels, boxes and splits are read from them instead of decided again.
 
-    Its `source.contact` is left for whoever runs it: that goes into the requests.
+    It leaves `source.contact` empty: users set their own, as it is sent with every request.
     """
     whole = recipe.crop.detector == "none"
     columns = {
@@ -116,5 +114,5 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
     left, top, right, bottom = row["crop"]
     width, height = row["width"], row["height"]
     shares = (left / width, top / height, right / width, bottom / height)
-    # nine digits: a pixel of the largest image is 1.5e-5 of its side
+    # nine digits: one pixel is 1.5e-5 of the side of the largest allowed image
     return {**found, "url": row["file_url"], "box": " ".join(f"{share:.9f}" for share in shares)}

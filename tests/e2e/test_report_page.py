@@ -27,7 +27,7 @@ EVIL = {
 }
 
 
-@pytest.fixture(scope="module")  # no longer: while it runs, so does an event loop, and others want their own
+@pytest.fixture(scope="module")  # no longer: it runs an event loop, and other tests start their own
 def chromium() -> Iterator[Any]:
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     with playwright.sync_playwright() as engine:
@@ -64,19 +64,19 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def opened(chromium: Any, url: str, **options: Any) -> Iterator[Any]:
-    """A page on which nothing may fail, nothing may be asked of the network and no foreign script may run."""
-    said: list[str] = []
+    """Open a page; fail on errors, on requests to the network and on scripts that are not its own."""
+    messages: list[str] = []
     asked: list[str] = []
     view = chromium.new_page(**options)
-    view.on("pageerror", lambda error: said.append(str(error)))
-    view.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
+    view.on("pageerror", lambda error: messages.append(str(error)))
+    view.on("console", lambda message: messages.append(message.text) if message.type in ("error", "warning") else None)
     view.on("request", lambda request: asked.append(request.url))
     try:
         view.goto(url)
         view.wait_for_selector("h1")
         yield view
         assert view.evaluate("window.ran") is None
-        assert said == []
+        assert messages == []
         origin = url.partition("#")[0]
         foreign = [each for each in asked if not each.startswith((origin, "data:"))]
         assert foreign == []
@@ -105,8 +105,8 @@ def test_search_sort_and_keys(chromium: Any, build: Path) -> None:
         view.fill("input[type=search]", "")
         view.click(".head >> text=class")
         names = view.locator(".list .row .name").all_inner_texts()
-        told = {"\u202e": "[U+202E]", "\u202c": "[U+202C]"}
-        assert names == ["".join(told.get(c, c) for c in name) for name in sorted(EVIL)]
+        escaped = {"\u202e": "[U+202E]", "\u202c": "[U+202C]"}
+        assert names == ["".join(escaped.get(c, c) for c in name) for name in sorted(EVIL)]
         view.focus(".list")
         view.keyboard.press("End")
         view.keyboard.press("Enter")
@@ -121,8 +121,8 @@ def test_clusters_show_keeper_and_reason(chromium: Any, build: Path) -> None:
     with opened(chromium, (build / "report.html").as_uri() + "#clusters") as view:
         view.wait_for_selector("[data-cluster]")
         text = view.inner_text("main")
-        for said in ("exact duplicate", "label conflict", "several labels", "kept: "):
-            assert said in text
+        for words in ("exact duplicate", "label conflict", "several labels", "kept: "):
+            assert words in text
         view.check("text=only clusters with several labels")
         playwright.expect(view.locator("[data-cluster]")).to_have_count(1)
 
@@ -203,7 +203,7 @@ def test_what_is_decided_in_the_browser_is_what_the_next_build_does(chromium: An
             view.wait_for_selector(f"[data-key='{other}'] .badge:has-text('same')")
             view.evaluate("location.hash = 'decisions'")
             playwright.expect(view.locator("tbody tr")).to_have_count(4)
-        with opened(chromium, url) as view:  # without the token one may look only
+        with opened(chromium, url) as view:  # without the token the page is read-only
             view.evaluate(f"location.hash = 'classes/{label}'")
             view.click(f"[data-key='{second}'] .frame")
             view.wait_for_selector("text=with its token")

@@ -1,4 +1,4 @@
-"""`animesion browse` over real sockets: what it answers, whom it refuses, what it saves."""
+"""`animesion browse` over real sockets: answers, refused requests, saved decisions."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def put(site: str, decisions: Any, revision: str = "", **headers: str) -> reques
     return requests.put(f"{site}/api/decisions", json=body, headers=given, timeout=10)
 
 
-def test_every_image_is_in_reach(site: str, built: Path) -> None:
+def test_every_image_is_served(site: str, built: Path) -> None:
     dataset = animesion.open_dataset(built)
     for info in dataset.classes:
         keys: list[str] = []
@@ -121,7 +121,7 @@ def test_decisions_are_saved_and_checked(site: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "path",
     ["classes/-1", "classes/99", "classes/x", "classes/1e9", "classes/0?offset=-1", "classes/0?limit=99999",
-     "clusters?offset=x", "drops?offset=%00", "image/..%2f..%2fetc%2fpasswd", "image/nobody", "nothing"],
+     "clusters?offset=x", "drops?offset=%00", "image/..%2f..%2fetc%2fpasswd", "image/unknown", "nothing"],
 )  # fmt: skip
 def test_strange_requests_are_refused_quietly(site: str, path: str) -> None:
     answer = requests.get(f"{site}/api/{path}", timeout=10)
@@ -129,7 +129,7 @@ def test_strange_requests_are_refused_quietly(site: str, path: str) -> None:
     assert "Traceback" not in answer.text
 
 
-def test_the_command_serves_until_it_is_told_to_stop(built: Path, tmp_path: Path) -> None:
+def test_the_command_serves_until_it_is_stopped(built: Path, tmp_path: Path) -> None:
     script = "from animesion.cli import main; main()"
     command = [sys.executable, "-c", script, "browse", str(built), "--decisions", str(tmp_path / "d.toml")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=None)
@@ -142,7 +142,7 @@ def test_the_command_serves_until_it_is_told_to_stop(built: Path, tmp_path: Path
         headers = {live.TOKEN_HEADER: token}
         assert requests.put(f"{url}api/decisions", json=body, headers=headers, timeout=10).status_code == 200
         port = int(url.rstrip("/").rpartition(":")[2])
-        with socket.socket() as other:  # nobody else's address
+        with socket.socket() as other:  # it listens on 127.0.0.1 only
             other.settimeout(2)
             assert other.connect_ex(("127.0.0.2", port)) != 0
     finally:
@@ -152,7 +152,7 @@ def test_the_command_serves_until_it_is_told_to_stop(built: Path, tmp_path: Path
     assert json.dumps(tomllib.loads((tmp_path / "d.toml").read_text())) == '{"exclude": ["a"]}'
 
 
-def test_a_port_that_is_taken_and_damaged_decisions_are_said(built: Path, tmp_path: Path) -> None:
+def test_a_taken_port_and_damaged_decisions_are_errors(built: Path, tmp_path: Path) -> None:
     (tmp_path / "d.toml").write_text("exclude = 3\n")
     with pytest.raises(UsageError, match="exclude"):
         live.Browser(animesion.open_dataset(built), tmp_path / "d.toml")

@@ -1,4 +1,4 @@
-"""Cards: what the Hub checks, what a datasheet asks, nothing invented, and nothing that breaks out of its place."""
+"""Dataset cards: a valid header for the Hub, every datasheet question, stated unknowns, and escaped text."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from animesion_training.cli.card import card
 from tests.conftest import draw_folders
 
 HEADINGS = (
-    "Why it was made", "How it was built", "Sources and their terms", "Where every image went", "Long tail",
+    "Motivation", "How it was built", "Sources and their terms", "Where every image went", "Long tail",
     "Splits", "Leak check", "Label noise", "Loading", "Known limits", "Biases", "Privacy, consent and removal",
     "Licence and contact", "Changes", "Checksums", "Citation", "Recipe",
 )  # fmt: skip
 
 
-def told(folder: Path, *options: str) -> str:
+def render_card(folder: Path, *options: str) -> str:
     result = CliRunner().invoke(card, [str(folder), *options], catch_exceptions=False)
     assert result.exit_code == 0
     return result.stdout
@@ -45,26 +45,26 @@ def test_the_hub_reads_the_header(small_dataset: Path) -> None:
     splits = {each["name"]: each["num_examples"] for each in data["dataset_info"]["splits"]}
     assert splits == {name: info.samples for name, info in dataset.splits.items()}
     assert {each["split"] for each in data["configs"][0]["data_files"]} == set(dataset.splits)
-    # a card made anew from what was read is the same card: no value is lost or of another kind
+    # a card written from the parsed header is the same card: no value is lost or changes its type
     again = hub.DatasetCard(f"---\n{hub.DatasetCardData(**data).to_yaml()}\n---\n")
     assert again.data.to_dict() == data
 
 
-def test_every_question_has_an_answer_and_unknowns_say_so(small_dataset: Path) -> None:
-    text = told(small_dataset)
+def test_every_question_has_an_answer_or_is_stated_as_unknown(small_dataset: Path) -> None:
+    text = render_card(small_dataset)
     found = re.findall(r"^## (.+)$", text, re.MULTILINE)
     assert [each for each in found if each in HEADINGS] == list(HEADINGS)
-    assert text.count("nothing is known of it here") == 5
+    assert text.count("Not stated in the recipe (`card.") == 6
     assert "error rate is not known" in text
     assert "no address is stated" in text
 
 
-def test_what_the_recipe_states_is_told(tmp_path: Path) -> None:
+def test_texts_of_the_recipe_are_in_the_card(tmp_path: Path) -> None:
     folder = built(
         tmp_path / "set", 'card.licence="My Own Licence 2"', 'card.purpose="to test <b>cards</b>"',
         'card.privacy="drawn images"', 'card.takedown="takedown@example.org"',
     )  # fmt: skip
-    text = told(folder)
+    text = render_card(folder)
     assert "license: other\nlicense_name: my-own-licence-2\n" in text
     assert "to test &lt;b&gt;cards&lt;/b&gt;" in text
     assert "drawn images" in text
@@ -91,7 +91,7 @@ def test_a_leak_is_counted(tmp_path: Path) -> None:
     folder = built(tmp_path / "set", "duplicates.action=report", "split.strategy=legacy-dafre")
     leaks = json.loads((folder / "dataset.json").read_bytes())["leak_check"]
     assert leaks["equal original bytes"] == 1
-    assert "| equal original bytes | 1 |" in told(folder)
+    assert "| equal original bytes | 1 |" in render_card(folder)
 
 
 def test_the_grid_shows_the_classes(small_dataset: Path) -> None:
@@ -108,11 +108,11 @@ def test_changes_since_an_earlier_build(tmp_path: Path) -> None:
     gone = next((tmp_path / "new-world").glob("plain*/*.png"))
     gone.unlink()
     new = built(tmp_path / "new")
-    text = told(new, "--since", str(old))
+    text = render_card(new, "--since", str(old))
     changes = text[text.index("## Changes") : text.index("## Checksums")]
-    assert "Against old:" in changes
+    assert "Compared with old:" in changes
     assert "1 sample\\(s\\) removed" in changes
-    assert "Nothing differs from new." in told(new, "--since", str(new))
+    assert "No differences from new." in render_card(new, "--since", str(new))
 
 
 def test_a_dataset_of_an_earlier_version_has_a_card(small_dataset: Path, tmp_path: Path) -> None:
@@ -124,4 +124,4 @@ def test_a_dataset_of_an_earlier_version_has_a_card(small_dataset: Path, tmp_pat
     for name in ("provenance", "leak_check", "grid"):
         del facts[name]
     (folder / "dataset.json").write_text(json.dumps(facts), encoding="utf-8")
-    assert "| folder | 37 |" in told(folder)
+    assert "| folder | 37 |" in render_card(folder)

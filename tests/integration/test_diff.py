@@ -1,4 +1,4 @@
-"""`animesion diff` and `animesion card` over datasets that were really built."""
+"""`animesion diff` and `animesion card` on real builds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`animesion doctor`, `--version` and shell completion: they tell what is there, and only that."""
+"""`animesion doctor`, `--version` and shell completion."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_whole_installation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert findings()["codecs"]["state"] == "ok"
 
 
-def test_what_is_missing_and_what_adds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_and_the_commands_that_install_them(monkeypatch: pytest.MonkeyPatch) -> None:
     real = environment._version
     monkeypatch.setattr(environment, "_version", lambda name: "" if name == "timm" else real(name))
     extra = findings()["extra train"]

@@ -53,12 +53,12 @@ def test_the_hub_reads_the_header(run: Path) -> None:
 def test_weights_without_a_report(run: Path, tmp_path: Path) -> None:
     shutil.copy(run / "best.safetensors", tmp_path / "alone.safetensors")
     text = told(tmp_path / "alone.safetensors")
-    assert "nothing is known of its accuracy" in text
+    assert "so its accuracy is not known" in text
     assert "model-index" not in text
 
 
 def test_the_report_of_other_weights_is_not_theirs(run: Path) -> None:
-    assert "nothing is known of its accuracy" in told(run / "last.safetensors")
+    assert "so its accuracy is not known" in told(run / "last.safetensors")
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"weights": "best.safetensors"}'])

@@ -1,4 +1,4 @@
-"""Publishing: to a Hub and an S3 server on loopback and to folders; what is refused, killed, resumed and proved."""
+"""Publishing to a Hub and an S3 server on loopback, and to folders: refusals, kills, resumption, verification."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def hub() -> Iterator[Hub]:
 
 
 def environment(tmp_path: Path, hub: Hub | None = None, **more: str) -> dict[str, str]:
-    """Nothing of the machine's own accounts."""
+    """Environment variables without credentials of this machine."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "AWS_", "HUGGING"))}
     own = {"HOME": str(tmp_path), "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
     return kept | own | ({"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN} if hub else {}) | more
@@ -103,9 +103,9 @@ def test_old_shards_in_a_folder_are_refused(small_dataset: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("to", "options", "told"),
+    ("to", "options", "message"),
     [
-        ("ftp://host/x", (), "is no destination"),
+        ("ftp://host/x", (), "is not a destination"),
         ("s3://key:secret@bucket/x", (), "keys and options are not part of an address"),
         ("hf://only-a-name", (), "give hf://user/name"),
         ("file://relative", (), "from the root on"),
@@ -113,10 +113,10 @@ def test_old_shards_in_a_folder_are_refused(small_dataset: Path, tmp_path: Path)
         ("file:///tmp/x", ("--tag", "v1"), "put v1 into the prefix"),
     ],
 )
-def test_wrong_requests(small_dataset: Path, tmp_path: Path, to: str, options: tuple[str, ...], told: str) -> None:
+def test_wrong_requests(small_dataset: Path, tmp_path: Path, to: str, options: tuple[str, ...], message: str) -> None:
     done = publish(small_dataset, to, environment(tmp_path), *options)
     assert done.returncode == 2
-    assert told in done.stderr
+    assert message in done.stderr
     assert "secret" not in done.stderr
     assert done.stderr.count("error:") == 1
 
@@ -175,12 +175,12 @@ def test_the_hub_from_nothing_to_a_tag(small_dataset: Path, tmp_path: Path, hub:
     assert (hub.uploads, len(repo.commits)) == (uploads, commits)
     # a shard that went missing there comes back alone
     del repo.commits[-1]["files"]["data/val-00000.tar"]
-    mended = publish(small_dataset, to, env)
-    assert mended.returncode == 0, mended.stderr
-    assert "sent 1 file," in mended.stdout
+    repaired = publish(small_dataset, to, env)
+    assert repaired.returncode == 0, repaired.stderr
+    assert "sent 1 file," in repaired.stdout
     assert {name: content for name, (_, content) in repo.files("main").items()} == there
-    for said in (shown, done, again, mended):
-        assert TOKEN not in said.stdout + said.stderr
+    for each in (shown, done, again, repaired):
+        assert TOKEN not in each.stdout + each.stderr
 
 
 def test_another_dataset_takes_the_shards_of_the_last_away(small_dataset: Path, tmp_path: Path, hub: Hub) -> None:
@@ -189,7 +189,7 @@ def test_another_dataset_takes_the_shards_of_the_last_away(small_dataset: Path, 
     repo = hub.repos["user/small"]
     old = dict(repo.files("main"))
     repo.commits[-1]["files"]["data/train-00099.tar"] = ("lfs", b"old")
-    repo.commits[-1]["files"]["notes.md"] = ("regular", b"by hand")
+    repo.commits[-1]["files"]["notes.md"] = ("regular", b"notes")
     other = tmp_path / "other"
     settings = [f"source.path={draw_folders(other / 'world')}", "split.strategy=single"]
     animesion.build(animesion.load_recipe("folder", settings), other / "built", workers=1)
@@ -223,7 +223,7 @@ def test_what_arrives_spoiled_is_a_fault(small_dataset: Path, tmp_path: Path, hu
     hub.spoiled = "data/val-00000.tar"
     done = publish(small_dataset, "hf://user/small", environment(tmp_path, hub), "--tag", "v1")
     assert done.returncode == 1
-    assert "data/val-00000.tar has another digest there than here" in done.stderr
+    assert "data/val-00000.tar has another digest than the local file" in done.stderr
     assert not hub.repos["user/small"].tags
 
 
@@ -272,7 +272,7 @@ def test_a_bucket(small_dataset: Path, tmp_path: Path, shelf: s3_server.Shelf) -
     assert "sent 0 files" in publish(small_dataset, to, bucket).stdout
     missing = publish(small_dataset, "s3://no-such-bucket/x", bucket)
     assert missing.returncode == 1
-    assert "s3://no-such-bucket/x is in no bucket that exists" in missing.stderr
+    assert "s3://no-such-bucket/x: the bucket does not exist" in missing.stderr
     assert "Secret" not in missing.stderr + done.stderr
 
 
@@ -298,7 +298,7 @@ def test_a_publication_to_a_bucket_that_was_killed_goes_on(small_dataset: Path, 
 
 
 def test_urls_rebuild_the_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Images from a site, published as URLs, fetched again by the recipe beside them: the same samples."""
+    """Images of a site, published as URLs and fetched again with `rebuild.toml`, give the same samples."""
     host = "images.invalid"
     world = draw_folders(tmp_path / "world")
     images = sorted(path for path in world.rglob("*") if path.is_file())

@@ -159,7 +159,7 @@ def test_shards(tmp_path: Path) -> None:
     device = tarfile.TarInfo("k8.cls")
     device.type = tarfile.CHRTYPE
     named = sample("a/k0", 4, "rin")
-    # the JSON may stand before the label
+    # the JSON may come before the label
     write_shard(tmp_path / "train-00000.tar", [(link, b""), (device, b""), *named[::-1], *sample("a/k1", 4, "rin")])
     write_shard(tmp_path / "train-00001.tar", [*sample("k2", 1), ("k3.jpg", b"pixels")])
     write_shard(tmp_path / "val-00000.tar", sample("k4", 4))

@@ -206,12 +206,12 @@ def test_a_folder_by_its_url(world: Path, local: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("out", "options", "told"),
     [
-        ("s3://no-such-bucket/x", (), "s3://no-such-bucket/x is in no bucket that exists"),
+        ("s3://no-such-bucket/x", (), "s3://no-such-bucket/x: the bucket does not exist"),
         ("s3://key:word@shelf/x", (), "keys and options are not part of an address"),
         ("s3:///x", (), "names no bucket"),
         ("file://x/y", (), "from the root on"),
-        ("ftp://host/x", (), "is no destination"),
-        ("hf://user/name", (), "`animesion publish FOLDER --to` it"),
+        ("ftp://host/x", (), "is not a destination"),
+        ("hf://user/name", (), "`animesion publish FOLDER --to` that URL"),
         ("datasets/x", ("--work", "y"), "--work is for outputs that are URLs"),
     ],
 )

@@ -1,4 +1,4 @@
-"""`animesion verify` sees each way of breaking a dataset, names it, and stays silent on a whole one."""
+"""`animesion verify` reports each kind of damage to a dataset by name, and no faults in an intact one."""
 
 from __future__ import annotations
 
@@ -140,10 +140,10 @@ def test_a_built_dataset_has_no_fault(small_dataset: Path) -> None:
     ]  # fmt: skip
     result = CliRunner().invoke(verify, [str(small_dataset), "--no-decode"])
     assert result.exit_code == 0
-    assert "no fault in 37 samples" in result.stdout
+    assert "no faults in 37 samples" in result.stdout
 
 
-def test_breaking_nothing_is_no_fault(folder: Path) -> None:
+def test_a_rewrite_that_changes_nothing_is_no_fault(folder: Path) -> None:
     edit(folder, TRAIN, lambda samples: None)
     edit_curated(folder, lambda rows: None)
     assert faults(folder) == {}
@@ -442,7 +442,7 @@ def test_group_and_source_image_across_splits(folder: Path) -> None:
     assert texts(folder, "leaks")[0].endswith(": same group, same source image")
 
 
-def test_leaks_of_a_published_split_are_faults_that_are_told_as_expected(folder: Path) -> None:
+def test_leaks_of_a_published_split_are_faults_that_are_marked_as_expected(folder: Path) -> None:
     content = unpack(folder / VAL)[0][1]["jpg"]
 
     def plant(samples: Samples) -> None:

@@ -1,4 +1,4 @@
-"""Detectors: the LBP cascade, the files they need, and how these are put in place."""
+"""Detectors: the LBP cascade, and the installation of the files that detectors need."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_images_of_any_size_are_searched(cascade: Path, size: tuple[int, int]) -
     assert found == []
 
 
-def test_a_missing_cascade_is_one_sentence_and_the_list_says_what_to_do(folder: Path) -> None:
+def test_a_missing_cascade_is_one_sentence_with_the_command_that_installs_it(folder: Path) -> None:
     with pytest.raises(
         UsageError, match=r"lbpcascade_animeface\.xml, which is not installed; install it with: animesion"
     ):

@@ -31,7 +31,7 @@ def test_the_centre_is_a_square_in_the_middle(width: int, height: int, share: fl
     assert abs(top - (height - bottom)) <= 1
 
 
-def test_the_centre_keeps_the_shape_if_told() -> None:
+def test_the_centre_keeps_the_shape_on_request() -> None:
     [[box]] = detectors.load("center", {"share": 0.5, "square": False})([Image.new("RGB", (400, 200))], [None])
     assert box == Box(0.25, 0.25, 0.75, 0.75, 1.0)
     with pytest.raises(UsageError, match="share"):
@@ -144,15 +144,17 @@ def test_faces_are_relative_clipped_and_sorted() -> None:
 
 
 @pytest.mark.usefixtures("stand_in")
-@pytest.mark.parametrize(("model", "said"), [("offline", "cannot download its network"), ("broken", "shape mismatch")])
-def test_what_goes_wrong_is_one_sentence(model: str, said: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "message"), [("offline", "cannot download its network"), ("broken", "shape mismatch")]
+)
+def test_errors_are_one_sentence(model: str, message: str) -> None:
     find = detectors.load("imgutils", {"model": model})
-    with pytest.raises(AnimesionError, match=said) as caught:
+    with pytest.raises(AnimesionError, match=message) as caught:
         find([IMAGE], [None])
     assert "\n" not in str(caught.value)
 
 
-def test_without_the_package_one_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_the_error_names_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "imgutils", None)
     monkeypatch.setitem(sys.modules, "imgutils.detect", None)
     with pytest.raises(UsageError, match="pip install"):

@@ -1,4 +1,4 @@
-"""What a build says of itself where no terminal shows bars."""
+"""Progress lines of a build on a stderr that is not a terminal."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_crawl_shows_its_rate_its_time_left_and_hosts_out_of_the_ordinary(
         )
         now[0] += 50.0
         crawling(CrawlStatus(finished=300))
-        # The part held 500 images, of which the crawl has told 300.
+        # The part held 500 images, of which the crawl has reported 300.
         crawling.part_done(500)
         shown.finished("fetch")
     first, second, last = [line for line in capsys.readouterr().err.splitlines() if "fetch" in line]

@@ -1,4 +1,4 @@
-"""What a report is made of: facts, thumbnails under a budget, text that cannot leave its place, runs."""
+"""Reports: facts, thumbnails within a budget, escaped text, training runs."""
 
 from __future__ import annotations
 

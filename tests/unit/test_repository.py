@@ -144,7 +144,7 @@ def test_help_answers_at_once(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["bild"], "bild"),
         (["build", "daf-re", "--sampel"], "--sampel"),
@@ -158,12 +158,12 @@ def test_help_answers_at_once(arguments: list[str]) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_wrong_usage_answers_at_once(arguments: list[str], said: str) -> None:
+def test_wrong_usage_answers_at_once(arguments: list[str], message: str) -> None:
     status, seconds, output = run(*arguments)
     assert status == 2, output
-    assert said in output
+    assert message in output
     assert "Traceback" not in output
-    if arguments[0] != "verify":  # it has a folder to look into, with what that takes
+    if arguments[0] != "verify":  # it imports what it needs to open the folder
         assert seconds < SECONDS
 
 
