@@ -1,7 +1,7 @@
 """Polite crawlers for image sites, and a bulk downloader.
 
-A site turns an API into `Post`s, the downloader turns URLs into checked bytes, and a crawl remembers both in a ledger;
-what becomes of them is left to the caller. Names load on first use, so importing the package costs nothing.
+A site turns an API into `Post`s, the downloader turns URLs into checked bytes, and a crawl records both in a ledger.
+Names load on first use, so importing the package is cheap.
 """
 
 from __future__ import annotations

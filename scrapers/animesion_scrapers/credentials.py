@@ -1,6 +1,6 @@
-"""Names and keys for sites that want them, from the environment, a keyring or a netrc file; never from a recipe.
+"""Credentials of sites, from the environment, a keyring or a netrc file; never from a recipe.
 
-They are looked up when a crawl begins, sent to their own site only, and never logged: a `Credentials` shows no secret.
+They are looked up at the start of a crawl, sent only to their own site and never logged: `repr` omits the key.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from animesion_scrapers.errors import ScraperError
 
 @dataclass(frozen=True, slots=True)
 class CredentialSpec:
-    """Which credentials a site takes.
+    """The credentials that a site accepts.
 
     Attributes:
-        host: The host that they are for; also the machine in netrc and the service in the keyring.
+        host: Their host; also the machine in netrc and the service in the keyring.
         user: Environment variable with the user's name or id.
         key: Environment variable with the API key.
-        required: Whether the site answers nobody without them.
-        where: Where a person gets them, one phrase.
-        parameters: Names of the query parameters that carry user and key; None for HTTP Basic.
+        required: Whether the site rejects requests without them.
+        where: Where users find them, in one phrase.
+        parameters: Names of the query parameters for user and key; None for HTTP Basic.
     """
 
     host: str
@@ -56,28 +56,28 @@ def find(
     """Look for a site's credentials: in the environment, then the keyring if one is installed, then netrc.
 
     Args:
-        spec: Which.
-        environment: The environment; by default that of the process.
-        netrc_file: The netrc file; by default the file that `NETRC` names, else `~/.netrc`.
+        spec: The credentials to find.
+        environment: Environment variables; by default those of the process.
+        netrc_file: The netrc file; by default `$NETRC`, else `~/.netrc`.
 
     Returns:
-        The first that is found, or None when the site does without.
+        The first match, or None if there is none and the site does not require credentials.
 
     Raises:
-        ScraperError: Half of them is set, the netrc file cannot be parsed, or they are required and not there.
+        ScraperError: Only one of user and key is set, the netrc file cannot be parsed, or required ones are missing.
     """
     environment = os.environ if environment is None else environment
     user, key = environment.get(spec.user, ""), environment.get(spec.key, "")
     if bool(user) != bool(key):
-        there, absent = (spec.user, spec.key) if user else (spec.key, spec.user)
-        raise ScraperError(f"{there} is set and {absent} is not: {spec.host} needs both or neither.")
+        present, absent = (spec.user, spec.key) if user else (spec.key, spec.user)
+        raise ScraperError(f"{present} is set and {absent} is not: {spec.host} needs both or neither.")
     if user:
         return Credentials(user, key)
     found = _keyring(spec.host) or _netrc(spec.host, netrc_file or Path(environment.get("NETRC", "~/.netrc")))
     if found is None and spec.required:
         where = f" ({spec.where})" if spec.where else ""
         raise ScraperError(
-            f"{spec.host} answers nobody without an API key{where}: set {spec.user} and {spec.key}, "
+            f"{spec.host} requires an API key{where}: set {spec.user} and {spec.key}, "
             f"or add the machine {spec.host} to ~/.netrc."
         )
     return found
@@ -88,7 +88,7 @@ def _keyring(host: str) -> Credentials | None:
         keyring = import_module("keyring")
     except ImportError:
         return None
-    # Back ends raise what they like when there is no session to unlock: then there are no credentials here.
+    # Back ends raise various errors when there is no session to unlock; they all mean no credentials.
     with contextlib.suppress(Exception):
         found = keyring.get_credential(host, None)
         if found and found.username and found.password:
@@ -102,7 +102,7 @@ def _netrc(host: str, path: Path) -> Credentials | None:
     except FileNotFoundError:
         return None
     except (netrc.NetrcParseError, OSError, UnicodeDecodeError) as error:
-        # The parser's own message may quote the line, and with it the secret.
+        # The parser's own message may quote the line with the secret.
         at = f" at line {error.lineno}" if isinstance(error, netrc.NetrcParseError) else ""
         raise ScraperError(f"{path} cannot be read{at}: correct it, or set NETRC to another file.") from None
     return Credentials(entry[0], entry[2]) if entry and entry[0] and entry[2] else None

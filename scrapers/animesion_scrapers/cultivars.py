@@ -1,8 +1,8 @@
-"""Names of cultivars out of titles and scientific names: `Rosa 'Peace'` is the cultivar Peace of Rosa.
+"""Cultivar names in titles and scientific names: `Rosa 'Peace'` is the cultivar Peace of Rosa.
 
 The form is that of the International Code of Nomenclature for Cultivated Plants, art. 14: a taxon, then the epithet in
-single quotes. Titles vary in their quotation marks, hybrid signs, groups and trade designations; what does not have
-the form is no cultivar.
+single quotes. Titles vary in their quotation marks, hybrid signs, groups and trade designations; other forms are not
+parsed.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Cultivar:
     """A cultivar.
 
     Attributes:
-        taxon: What it is a cultivar of, such as `Rosa`, `Malus domestica` or `Rosa × damascena`.
-        epithet: Its own name, without quotes.
+        taxon: Its genus, species or hybrid, such as `Rosa`, `Malus domestica` or `Rosa × damascena`.
+        epithet: Name of the cultivar, without quotes.
     """
 
     taxon: str
@@ -43,15 +43,15 @@ class Cultivar:
 
 
 def parse(text: str) -> Cultivar | None:
-    """The cultivar that a title or scientific name names.
+    """Parse the cultivar in a title or scientific name.
 
     Args:
-        text: Such as `Rosa 'Peace'`, `Rosa ‘Peace’ (flowers)`, `Malus × domestica "Gala"`, `Rosa cv. Peace`,
-            `Hosta (Tardiana Group) 'Halcyon'` or `Rosa PEACE ('Madame A. Meilland')`. A namespace such as `Category:`
-            must be gone.
+        text: A name such as `Rosa 'Peace'`, `Rosa ‘Peace’ (flowers)`, `Malus × domestica "Gala"`, `Rosa cv. Peace`,
+            `Hosta (Tardiana Group) 'Halcyon'` or `Rosa PEACE ('Madame A. Meilland')`, without a namespace such as
+            `Category:`.
 
     Returns:
-        The cultivar, or None where the text has no taxon followed by an epithet.
+        The cultivar, or None if the text has no taxon followed by an epithet.
     """
     line = " ".join(unicodedata.normalize("NFC", text[: 10 * _LONGEST]).replace("_", " ").split())
     found = _EPITHET.search(line) or _CV.search(line)
@@ -65,9 +65,9 @@ def parse(text: str) -> Cultivar | None:
 
 
 def taxon_name(text: str) -> str:
-    """The taxon at the beginning of a name: genus, hybrid sign, epithets and their ranks; empty if there is none.
+    """The taxon at the start of a name: genus, hybrid sign, epithets and their ranks; empty if there is none.
 
-    A group in brackets or in words, and a trade designation in capitals, may follow and are left out.
+    A following group, in brackets or in words, and a trade designation in capitals are left out.
     """
     words = re.sub(r"\([^)]*\)?", " ", text).split()
     if words and words[0] in {"×", "x", "X"}:

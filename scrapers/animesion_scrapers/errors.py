@@ -1,14 +1,14 @@
-"""The errors that callers of this package may see; each message is one sentence fit for a terminal."""
+"""Errors of this package; each message is one sentence for the terminal."""
 
 from __future__ import annotations
 
 
 class ScraperError(Exception):
-    """A site could not be read: what went wrong, and where."""
+    """A site, table or setting cannot be used."""
 
 
 class StatusError(ScraperError):
-    """A site answered with an HTTP status that means no.
+    """A site refused a request, or kept failing, with an HTTP status.
 
     Attributes:
         status: The HTTP status code.
@@ -24,7 +24,7 @@ class UnsafeAddressError(ScraperError):
 
 
 class HostDownError(ScraperError):
-    """A host that is not asked any more in this run: it failed too often in a row, or wants to be left alone."""
+    """A host gets no more requests in this run: it failed too often in a row, or asked for a long pause."""
 
 
 class LedgerError(ScraperError):

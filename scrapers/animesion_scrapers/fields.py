@@ -1,6 +1,6 @@
-"""Values out of a site's JSON, read with suspicion: each gives what was meant, or the empty value of its type.
+"""Validation of values in a site's JSON: each function returns the value, or the empty value of its type.
 
-Sites send numbers as text, null, halves of surrogate pairs and worse. What a field means is the site's module's.
+Sites send numbers as text, null, lone surrogates and worse. The meaning of a field is in the module of its site.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ EXTENSION = re.compile(r"[a-z0-9]{1,8}")
 
 
 def positive_int(value: object) -> int:
-    """A positive 64-bit number; else 0."""
+    """A positive 64-bit integer; else 0."""
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**63 else 0
 
 
 def parse_positive_int(value: object) -> int:
-    """As `positive_int`, for sites that send numbers as text at times."""
+    """As `positive_int`, also for decimal digits in a text."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
         return positive_int(int(value))
     return positive_int(value)
 
 
 def number_text(value: object) -> str:
-    """A positive number as text; else empty."""
+    """A positive integer as text; else empty."""
     number = parse_positive_int(value)
     return str(number) if number else ""
 
 
 def text(value: object) -> str:
-    """The text if it can be stored: JSON may carry halves of surrogate pairs, which no UTF-8 file takes."""
+    """The text without surrounding whitespace; empty if it has lone surrogates, which JSON allows but not UTF-8."""
     if not isinstance(value, str):
         return ""
     try:
@@ -46,18 +46,18 @@ def text(value: object) -> str:
 
 
 def words(value: object) -> tuple[str, ...]:
-    """The words of a text, each once, in their order."""
+    """The distinct words of a text, in order of first occurrence."""
     return tuple(dict.fromkeys(text(value).split()))
 
 
 def match(pattern: re.Pattern[str], value: object) -> str:
-    """The text in lower case if all of it matches; else empty."""
+    """The text in lower case if the whole of it matches; else empty."""
     found = text(value).lower()
     return found if pattern.fullmatch(found) else ""
 
 
 def absolute_url(base: str, url: object) -> str:
-    """A URL that may be relative to `base`; empty when there is none."""
+    """Resolve a URL against `base`; empty for no URL."""
     found = text(url)
     try:
         return urljoin(f"{base}/", found) if found else ""
@@ -66,7 +66,7 @@ def absolute_url(base: str, url: object) -> str:
 
 
 def extension(address: object) -> str:
-    """The extension of a file name or URL, lower case and without the dot; empty when there is none."""
+    """The extension of a file name or URL, in lower case without the dot; empty if there is none."""
     try:
         suffix = PurePosixPath(urlsplit(text(address)).path).suffix
     except ValueError:
@@ -75,7 +75,7 @@ def extension(address: object) -> str:
 
 
 def iso_date(value: object) -> str:
-    """An ISO 8601 date as the site writes it; else empty."""
+    """An ISO 8601 date, unchanged; else empty."""
     found = text(value)
     try:
         datetime.fromisoformat(found)

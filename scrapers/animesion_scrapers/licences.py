@@ -1,7 +1,7 @@
-"""Licences by one spelling, whatever a site calls them.
+"""Normalisation of licence names.
 
-Creative Commons licences become SPDX identifiers such as `CC-BY-SA-4.0`, without the version where none is stated. What
-is not recognised stays as the site writes it: a licence is never guessed.
+Creative Commons licences become SPDX identifiers such as `CC-BY-SA-4.0`, without the version where none is stated.
+Other text stays as the site writes it: a licence is never guessed.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _ZERO = re.compile(r"cc[ _-]?(?:0|zero)(?:[ _-]v?(\d)[._](\d))?", re.ASCII)
 
 
 def licence_id(stated: str) -> str:
-    """The licence that a text or URL names.
+    """The identifier of the licence in a text or URL.
 
     Args:
-        stated: What the site says: `cc-by-nc`, `CC BY-SA 3.0 de`, `CC_BY_4_0`,
-            `http://creativecommons.org/licenses/by/4.0/legalcode`, free text.
+        stated: The licence as the site states it: `cc-by-nc`, `CC BY-SA 3.0 de`, `CC_BY_4_0`,
+            `http://creativecommons.org/licenses/by/4.0/legalcode`, or free text.
 
     Returns:
         An identifier such as `CC-BY-NC`, `CC-BY-SA-3.0-DE`, `CC0-1.0` or `public domain`; else the text on one line.

@@ -1,6 +1,6 @@
-"""One image as a site describes it, in the same shape whatever the site.
+"""The record of one image as a site describes it, common to all sites.
 
-A crawler fills it in from what the site says; nothing here has looked at the image itself.
+Crawlers fill it in from the site's metadata; the image itself is not read.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ FLAGS = ("deleted", "banned", "pending", "flagged")
 
 @dataclass(frozen=True, slots=True)
 class Post:
-    """What a site says about one image; `""` and `0` stand for unknown, never `None`.
+    """A site's metadata of one image; unknown values are `""` or `0`, never `None`.
 
     Attributes:
         id: The site's own id.
         site: Short name of the site, such as `danbooru`.
-        page_url: The page a person would open.
-        file_url: The original file; empty when the caller may not see it.
+        page_url: The image's page on the site.
+        file_url: The original file; empty if the caller may not see it.
         md5: Lower-case hexadecimal MD5 of the original file.
         extension: File extension without the dot, lower case.
         width: Width in pixels.
         height: Height in pixels.
         bytes: Size of the original file.
         rating: `g`, `s`, `q` or `e` (general, sensitive, questionable, explicit).
-        tags: Tags by category, with a key for each of `TAG_CATEGORIES`; sites that are no boorus may add categories,
-            such as `species` and `cultivar`.
-        parent_id: Id of the post that this one is a variant of.
-        source: Where the uploader found the image.
+        tags: Tags by category, with a key for each of `TAG_CATEGORIES`; sites other than boorus may add categories such
+            as `species` and `cultivar`.
+        parent_id: Id of the post of which this one is a variant.
+        source: The uploader's source of the image.
         pixiv_id: Id of the work on Pixiv.
-        author: Who made the image.
-        licence: The licence the site states.
-        created_at: When it was posted, ISO 8601, as the site writes it.
-        flags: Those of `FLAGS` that hold, in that order.
+        author: Author of the image.
+        licence: The licence that the site states.
+        created_at: Time of the post, ISO 8601, as the site writes it.
+        flags: The flags that apply, in the order of `FLAGS`.
         sha1: Lower-case hexadecimal SHA-1 of the original file.
     """
 

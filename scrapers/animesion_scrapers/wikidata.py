@@ -1,8 +1,8 @@
-"""Cultivars that Wikidata knows, and where Wikimedia Commons keeps images of them.
+"""Cultivars in Wikidata, with their categories and images on Wikimedia Commons.
 
-Asked of the SPARQL service (query.wikidata.org): items that are instances of cultivar (Q4886) or of a subclass, below a
-parent taxon (P171, P279), with their Commons category (P373), image (P18) and name (P225, else the label). Source:
-https://www.wikidata.org/wiki/Wikidata:SPARQL_query_service. The images are `sites.commons`' business.
+The query of the SPARQL service (query.wikidata.org) selects items that are instances of cultivar (Q4886) or of a
+subclass, below a parent taxon (P171, P279), with their Commons category (P373), image (P18) and name (P225, else the
+label). Source: https://www.wikidata.org/wiki/Wikidata:SPARQL_query_service. Images are read in `sites.commons`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from animesion_scrapers.http.metadata import MetadataClient
 
 URL = "https://query.wikidata.org"
 LIMITS: Mapping[str, HostLimit] = {"query.wikidata.org": HostLimit(1.0, 1)}
-"""The service allows a minute of its time each minute."""
+"""The service allows 60 seconds of query time per minute."""
 
 TIMEOUT = 75.0
-"""Seconds to wait for an answer: the service gives up after 60."""
+"""Seconds to wait for a response; the service aborts queries after 60."""
 
 PAGE = 1000
 
@@ -42,13 +42,13 @@ SELECT ?item (SAMPLE(?n) AS ?name) (SAMPLE(?l) AS ?label) (SAMPLE(?c) AS ?catego
 
 @dataclass(frozen=True, slots=True)
 class KnownCultivar:
-    """One item.
+    """One item of Wikidata.
 
     Attributes:
         item: Its id, such as `Q165`.
-        cultivar: What its name or label says; None if that is not in the form of a cultivar's name.
-        category: The title of its category on Commons, without `Category:`; empty for none.
-        file: The title of an image on Commons, without `File:`; empty for none.
+        cultivar: The cultivar in its name or label; None if neither has the form of a cultivar name.
+        category: Title of its category on Commons, without `Category:`; empty for none.
+        file: Title of an image on Commons, without `File:`; empty for none.
     """
 
     item: str
@@ -63,17 +63,17 @@ def known_cultivars(
     """Cultivars below a taxon that have a category or an image on Commons, by item.
 
     Args:
-        client: Should wait `TIMEOUT` seconds and keep `LIMITS`.
+        client: A client with a timeout of `TIMEOUT` seconds and a limiter that keeps `LIMITS`.
         parent: Item of the taxon, such as `Q34687` for Rosa.
-        base_url: The service.
-        most: Items to give at the most.
+        base_url: URL of the service.
+        most: Most items to yield.
 
     Raises:
-        ScraperError: `parent` is not an item, or the service cannot be read; it gives up on taxa with very many
+        ScraperError: `parent` is not an item, or the service cannot be read; it times out on taxa with very many
             cultivars.
     """
     if not _ITEM.fullmatch(parent):
-        raise ScraperError(f"{parent[:40]!r} is not an item of Wikidata: give one such as Q34687, which is Rosa.")
+        raise ScraperError(f"{parent[:40]!r} is not an item of Wikidata: use one such as Q34687 (Rosa).")
     seen: set[str] = set()
     offset = 0
     while len(seen) < most:
@@ -95,7 +95,7 @@ def _rows(client: MetadataClient, base_url: str, query: str) -> list[Mapping[str
     results = fields.mapping(fields.mapping(document).get("results")).get("bindings")
     if not isinstance(results, list):
         host = urlsplit(base_url).hostname
-        raise ScraperError(f"{host} answered /sparql with something other than results.")
+        raise ScraperError(f"{host} sent a response to /sparql without results.")
     return [fields.mapping(row) for row in results]
 
 
@@ -104,5 +104,5 @@ def _value(row: Mapping[str, Any], name: str) -> str:
 
 
 def _file(url: str) -> str:
-    """`http://commons.wikimedia.org/wiki/Special:FilePath/Rosa%20Peace.jpg` is `Rosa Peace.jpg`."""
+    """The file title of a URL such as `http://commons.wikimedia.org/wiki/Special:FilePath/Rosa%20Peace.jpg`."""
     return unquote(url.rpartition("/Special:FilePath/")[2]) if "/Special:FilePath/" in url else ""

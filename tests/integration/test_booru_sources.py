@@ -181,9 +181,7 @@ def test_gelbooru_takes_its_key_from_the_environment_and_sends_it_to_no_other_si
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     with serving("gelbooru", [entry(1)], monkeypatch, key=("39", "s3cret")) as server:
         at_home = recipe("gelbooru", url="http://gelbooru.com")
-        with pytest.raises(
-            AnimesionError, match=r"answers nobody without .* set GELBOORU_USER_ID and GELBOORU_API_KEY"
-        ):
+        with pytest.raises(AnimesionError, match=r"requires an API key .* set GELBOORU_USER_ID and GELBOORU_API_KEY"):
             runner.run(at_home, tmp_path / "out", workers=1, until="fetch")
         assert not server.journal.queries
         monkeypatch.setenv("GELBOORU_USER_ID", "39")

@@ -86,7 +86,7 @@ def test_a_faulty_listing_gives_each_post_once_or_one_sentence(fault: str) -> No
         ) as site,
     ):
         if fault in {"invalid json", "html"}:
-            with pytest.raises(ScraperError, match=rf"^{HOST} answered .*(not JSON|HTML page where JSON was due)\.$"):
+            with pytest.raises(ScraperError, match=rf"^{HOST} answered .*(not JSON|HTML page instead of JSON)\.$"):
                 list(site.posts())
             # What is cut short may be whole the next time; a page in place of JSON is an answer.
             assert server.journal.paths["/posts.json"] == (3 if fault == "invalid json" else 1)

@@ -99,7 +99,7 @@ def test_only_what_is_newer_is_given_and_no_page_beyond_it_is_asked_for(name: st
         listed = [query for query in server.journal.queries if "limit=" in query or "p=1" in query]
         assert not [query for query in listed if "id%3A%3C" in query or "p=2" in query]
         assert ids(site.posts(newer_than="9")) == []
-        with pytest.raises(ScraperError, match="positive whole number, not 'x'"):
+        with pytest.raises(ScraperError, match="positive integer, not 'x'"):
             list(site.posts(newer_than="x"))
 
 
@@ -108,7 +108,7 @@ def test_posts_by_id_come_in_the_order_asked_once_each_without_those_that_are_no
     with serving(name, entries(9)) as server, opened(name, server) as site:
         assert ids(site.posts_by_id([5, "3", 77, 5, 9])) == [5, 3, 9]
         for wrong in ("x1", 0, -4, True, "9" * 30, "²"):
-            with pytest.raises(ScraperError, match="A post id is a positive whole number"):
+            with pytest.raises(ScraperError, match="A post id is a positive integer"):
                 list(site.posts_by_id([wrong]))
 
 
@@ -147,7 +147,7 @@ def test_faulty_listings_give_each_post_once(name: str, fault: str) -> None:
         ("403 challenge", "answered 403 Forbidden to .* with an HTML challenge page instead of JSON", 1),
         ("500", "answered 500 Internal Server Error", 3),
         ("invalid json", "that is not JSON", 3),
-        ("html", "HTML page where JSON was due", 1),
+        ("html", "HTML page instead of JSON", 1),
     ],
 )
 def test_answers_that_are_none_end_in_one_sentence(name: str, fault: str, message: str, times: int) -> None:
@@ -321,7 +321,7 @@ def test_gelbooru_pages_deeper_than_numbers_reach() -> None:
 
 def test_gelbooru_wants_its_key_before_anything_is_sent_and_shows_it_to_nobody(tmp_path: Path) -> None:
     gelbooru = sites.load("gelbooru")
-    with pytest.raises(ScraperError, match=r"^gelbooru\.com answers nobody without an API key"):
+    with pytest.raises(ScraperError, match=r"^gelbooru\.com requires an API key"):
         gelbooru(user_agent=AGENT)
     spec = gelbooru.info.credentials
     assert spec is not None
@@ -440,7 +440,7 @@ def test_zerochan_that_stops_before_the_end_is_an_error(monkeypatch: pytest.Monk
     with (
         serving("zerochan", entries(9), traps=traps) as server,
         opened("zerochan", server) as site,
-        pytest.raises(ScraperError, match=r"gives no more than 2 pages of /Solo and has more: narrow the search\."),
+        pytest.raises(ScraperError, match=r"returns only 2 pages of /Solo and has more: narrow the search\."),
     ):
         list(site.posts("Solo"))
 

@@ -158,7 +158,7 @@ def test_posts_by_id_are_batched_ordered_and_unique(site: Site, booru: Danbooru)
     wanted: list[int | str] = [5, "3", 13, 5, *range(100, 250)]
     assert [int(p.id) for p in booru.posts_by_id(wanted)] == [5, 3, *range(100, 250)]
     assert [len(query["tags"].split(",")) for _, query, _ in site.seen] == [100, 53]
-    with pytest.raises(ScraperError, match="positive whole number, not 'x1'"):
+    with pytest.raises(ScraperError, match="positive integer, not 'x1'"):
         list(booru.posts_by_id(["x1"]))
 
 
@@ -249,9 +249,9 @@ def test_absent_keys_and_nonsense_become_empty(site: Site, booru: Danbooru) -> N
     [
         ({"success": True}, "other than a list of posts"),
         ([1], "other than a post"),
-        ([{"md5": "x"}], "without a proper id"),
-        ([{"id": "5"}], "without a proper id"),
-        ([{"id": True}], "without a proper id"),
+        ([{"md5": "x"}], "without a valid id"),
+        ([{"id": "5"}], "without a valid id"),
+        ([{"id": True}], "without a valid id"),
         (b"[" * 100_000, "not JSON"),
         (b'[{"id": 1}', "not JSON"),
         (b"\xff\xfe\x00", "not JSON"),
@@ -311,7 +311,7 @@ def test_challenge_pages_are_recognised(site: Site, booru: Danbooru) -> None:
     with pytest.raises(StatusError, match="HTML challenge page instead of JSON"):
         list(booru.posts())
     site.answer = lambda path, query: (200, {"Content-Type": "text/html"}, page)
-    with pytest.raises(StatusError, match="HTML page where JSON was due"):
+    with pytest.raises(StatusError, match="HTML page instead of JSON"):
         list(booru.posts())
 
 
@@ -340,7 +340,7 @@ def test_a_dripping_answer_ends(site: Site) -> None:
     site.answer = lambda path, query: drip
     with (
         open_booru(site, timeout=0.1, retries=Retries(attempts=1)) as booru,
-        pytest.raises(ScraperError, match="the answer took too long"),
+        pytest.raises(ScraperError, match="the response took too long"),
     ):
         list(booru.posts())
 
@@ -424,7 +424,7 @@ def test_a_long_retry_after_ends_the_run_and_holds_the_host_back(site: Site) -> 
     with open_booru(site, limiter=limiter) as booru:
         with pytest.raises(StatusError, match=r"Slow down\.$"):
             list(booru.posts())
-        with pytest.raises(HostDownError, match="asked to be left alone, for 60 more minute"):
+        with pytest.raises(HostDownError, match="asked for a pause of 60 more minute"):
             list(booru.posts())
     assert len(site.seen) == 1
 

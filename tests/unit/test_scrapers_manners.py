@@ -233,7 +233,7 @@ def test_every_site_is_found_by_its_name_and_declares_itself() -> None:
         assert all(limit.requests_per_second > 0 and limit.connections > 0 for limit in info.limits.values())
         assert info.label_tags
         assert info.terms.startswith("https://")
-    with pytest.raises(ScraperError, match=r"no site 'boru'; known are .*danbooru"):
+    with pytest.raises(ScraperError, match=r"no site 'boru': use one of .*danbooru"):
         sites.load("boru")
 
 

@@ -166,7 +166,7 @@ def test_faulty_listings_are_asked_for_again(name: str) -> None:
     [
         ("403 challenge", "answered 403 Forbidden to .* with an HTML challenge page instead of JSON"),
         ("404", "404 Not Found"),
-        ("html", "HTML page where JSON was due"),
+        ("html", "HTML page instead of JSON"),
         ("invalid json", "not JSON"),
     ],
 )
@@ -252,7 +252,7 @@ def test_a_common_name_is_taken_if_one_taxon_has_it() -> None:
 @pytest.mark.parametrize(("name", "given"), [("inaturalist", "taxon_id"), ("gbif", "offset")])
 def test_search_parameters_are_checked(name: str, given: str) -> None:
     with serving(name, plants(30)) as server:
-        with pytest.raises(ScraperError, match=f"'{given}' cannot be searched for"):
+        with pytest.raises(ScraperError, match=f"'{given}' is not a search parameter"):
             opened(name, server, search={given: "1"})
         wanted = {"photo_license": "cc0,cc-by"} if name == "inaturalist" else {"license": "CC0_1_0,CC_BY_4_0"}
         with opened(name, server, search=wanted) as site:
@@ -390,7 +390,7 @@ def test_titles_that_cannot_be_and_categories_that_are_empty() -> None:
         for title in ("", "Category:", "Rosa [x]", "a" * 300):
             with pytest.raises(ScraperError, match="no title on Wikimedia Commons"):
                 list(site.posts(title))
-        with pytest.raises(ScraperError, match="nothing in Category:Nonsense: check how the category is written"):
+        with pytest.raises(ScraperError, match="nothing in Category:Nonsense: check the spelling of the category"):
             list(site.posts("nonsense"))
         assert len(list(site.posts("Nonsense|Plants"))) == 3
         assert site.notes == [f"{HOST} has nothing in Category:Nonsense"]

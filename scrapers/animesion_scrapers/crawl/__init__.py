@@ -1,1 +1,1 @@
-"""A crawl that survives a kill: the crawler, its ledger and the spool files."""
+"""Resumable crawls: the crawler, its ledger and the spool files."""

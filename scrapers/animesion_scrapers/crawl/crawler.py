@@ -1,7 +1,7 @@
-"""A crawl that survives: fetches what its ledger lacks, spools what comes, says how it goes and what went wrong.
+"""A resumable crawl: fetches the files that its ledger lacks, spools them and reports progress and failures.
 
-How a single file is fetched is in `transfers`, what is remembered in `ledger`. `downloads` is the simpler door for
-those who need no memory.
+Single files are fetched in `http.transfers`; the state is kept in `ledger`. `http.downloads` is the simpler interface
+for downloads that need not be resumed.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ from animesion_scrapers.http.robots import RobotsCache, product_token
 from animesion_scrapers.http.transfers import Transfers
 
 _TICK = 0.5
-"""Seconds between two reports of progress."""
+"""Seconds between progress reports."""
 
 _COMMIT = 0.1
-"""Seconds after which what has come is written down at the latest."""
+"""Most seconds between a download and its commit to the ledger."""
 
 _RATE_SECONDS = 30.0
-"""Seconds over which the pace of a crawl is measured."""
+"""Seconds over which the rate of a crawl is averaged."""
 
 
 @dataclass(frozen=True)
 class CrawlStatus:
-    """How a crawl goes, as far as the present call of `Crawler.fetch` and those before it are concerned.
+    """Progress of a crawl, over all calls of `Crawler.fetch` so far.
 
     Attributes:
-        finished: Items that came, failed or were refused.
-        left: Items of the present call that are still to come.
-        bytes: Bytes that came.
-        rate: Items a second over the last half minute.
-        failures: How many items failed, by kind and detail.
-        hosts: What is out of the ordinary, by host: `paused`, `open`, `half-open` or `given up`.
-        circuits_opened: How often each host's circuit breaker has opened.
+        finished: Items that were downloaded, failed or were refused.
+        left: Items of the current call that are not finished.
+        bytes: Bytes downloaded.
+        rate: Items per second over the last 30 seconds.
+        failures: Number of failed items by kind and detail.
+        hosts: State of the hosts that are not as usual: `paused`, `open`, `half-open` or `given up`.
+        circuits_opened: How often the circuit breaker of each host has opened.
     """
 
     finished: int = 0
@@ -86,21 +86,21 @@ class Crawler:
         """Prepare; nothing is sent yet.
 
         Args:
-            ledger: What is known and what has come; the crawler does not close it.
-            user_agent: What is asking and whom to contact, such as `my-crawler/1.0 (me@example.org)`.
-            limiter: Pacing by host, shared with other clients that ask the same hosts.
+            ledger: The state of the crawl; the crawler does not close it.
+            user_agent: Name of the crawler with a contact, such as `my-crawler/1.0 (me@example.org)`.
+            limiter: Pacing by host, shared with other clients of the same hosts.
             breakers: Circuit breakers by host, shared likewise.
-            robots: Whether robots.txt and `X-Robots-Tag` are obeyed; a path keeps what was read in that file.
-            connect_to: Host names to reach at another address and port, as curl's `--connect-to`.
+            robots: Whether robots.txt and `X-Robots-Tag` are obeyed; a path caches robots.txt in that file.
+            connect_to: Address and port to connect to instead of a host, as curl's `--connect-to`.
             allow_private: Whether hosts may be on loopback, private or link-local addresses.
             concurrency: Items in flight at once.
             per_host: Items in flight at once on one host.
-            host_connections: Other numbers for single hosts, by host name.
-            deadline: Seconds that one item may take, but for its waits for a turn on a busy host.
-            stall: Seconds of silence after which a connection is given up for a new one.
-            max_bytes: The longest file accepted.
-            retries: How often and how patiently to ask again in one run.
-            watch: Told twice a second, on the caller's thread, how the crawl goes.
+            host_connections: Exceptions from `per_host`, by host name.
+            deadline: Most seconds for one item, without its waits for a turn on a busy host.
+            stall: Seconds without progress after which a connection is replaced.
+            max_bytes: Size of the largest accepted file.
+            retries: Number of attempts in one run and the waits between them.
+            watch: Called twice per second, on the caller's thread, with the progress.
 
         Raises:
             ScraperError: The User-Agent names no contact.
@@ -150,18 +150,18 @@ class Crawler:
             self._robots.close()
 
     def fetch(self, spool: str, requests: Sequence[Download], *, retry_refused: bool = False) -> dict[str, LedgerEntry]:
-        """Fetch what the ledger does not have; the order in which files come is their servers' business.
+        """Fetch the files that the ledger lacks, in any order.
 
         Args:
-            spool: Name of the spool file for what comes, `[a-z0-9_-]+`.
-            requests: What is wanted; no key twice.
-            retry_refused: Ask again for what was refused permanently in an earlier run.
+            spool: Name of the spool file, `[a-z0-9_-]+`.
+            requests: The files; keys must be unique.
+            retry_refused: Whether to request again what was refused permanently in an earlier run.
 
         Returns:
-            The entry of each request, in their order: done and here, failed or refused.
+            The entry of each request, in their order: done and in a spool, failed or refused.
 
         Raises:
-            OSError: The disk is full. What has come is kept.
+            OSError: The disk is full. Files downloaded so far are kept.
         """
         entries = self._ledger.plan({request.key: _describe(request) for request in requests})
         missing = [request for request in requests if self._wanted(entries[request.key], retry_refused)]
@@ -171,25 +171,25 @@ class Crawler:
         return {request.key: entries[request.key] for request in requests}
 
     def status(self) -> CrawlStatus:
-        """How it goes."""
+        """The progress so far."""
         now = time.monotonic()
         self._pace.append((now, self._finished))
         while len(self._pace) > 2 and now - self._pace[0][0] > _RATE_SECONDS:
             self._pace.popleft()
-        began, had = self._pace[0]
+        started, finished = self._pace[0]
         hosts = {host: self._host_state(host) for host in sorted(self._hosts)}
         return CrawlStatus(
             finished=self._finished,
             left=self._left,
             bytes=self._bytes,
-            rate=(self._finished - had) / (now - began) if now > began else 0.0,
+            rate=(self._finished - finished) / (now - started) if now > started else 0.0,
             failures=dict(self._failures),
             hosts={host: state for host, state in hosts.items() if state},
             circuits_opened=self._breakers.opened(),
         )
 
     def _wanted(self, entry: LedgerEntry, retry_refused: bool) -> bool:
-        """Whether an item must be asked for; what is here but damaged must."""
+        """Whether an item must be requested; one whose spooled bytes are damaged must."""
         if entry.state == DONE:
             return not entry.here or self._ledger.content(entry) is None
         return entry.state != REFUSED or retry_refused
@@ -201,7 +201,7 @@ class Crawler:
         return "paused" if self._limiter.held(host) > 0 else ""
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run on the background loop, reporting from this thread; an interrupt here ends the work there."""
+        """Run on the background loop and report from this thread; an interrupt here cancels the work there."""
         if self._background is None:
             self._background = Background()
         running = self._background.start(work)
@@ -217,7 +217,7 @@ class Crawler:
         finally:
             if not running.done():
                 running.cancel()
-                self._background.settle()  # until then the ledger is the other thread's
+                self._background.settle()  # the other thread may still write to the ledger
             self._ledger.commit()
             self._watch(self.status())
 
@@ -229,17 +229,17 @@ class Crawler:
         self._left = len(queue)
 
         async def work() -> None:
-            while (handed := await queue.next()) is not None:
-                host, request = handed
+            while (taken := await queue.next()) is not None:
+                host, request = taken
                 try:
                     entry = entries[request.key]
                     self._ledger.begin(entry)
-                    self._note(spool, entry, await self._transfers.fetch(request))
+                    self._record(spool, entry, await self._transfers.fetch(request))
                 finally:
                     queue.finished(host)
 
         async def commit() -> None:
-            while True:  # what came before a quiet time must not wait for its end
+            while True:  # without this, files would stay uncommitted while the next ones are slow
                 await asyncio.sleep(_COMMIT)
                 self._ledger.commit()
 
@@ -248,22 +248,22 @@ class Crawler:
                 committing = group.create_task(commit())
                 await asyncio.wait([group.create_task(work()) for _ in range(min(self._concurrency, len(queue)))])
                 committing.cancel()
-        except BaseExceptionGroup as faults:  # such as a full disk, which several tasks may have met
+        except BaseExceptionGroup as faults:  # a full disk, for example, fails several tasks
             raise faults.exceptions[0] from None
 
-    def _note(self, spool: str, entry: LedgerEntry, got: Downloaded) -> None:
-        if got.status == OK:
-            self._ledger.keep(entry, spool, got.content, got.digest, attempts=got.attempts)
-            self._bytes += len(got.content)
+    def _record(self, spool: str, entry: LedgerEntry, result: Downloaded) -> None:
+        if result.status == OK:
+            self._ledger.keep(entry, spool, result.content, result.digest, attempts=result.attempts)
+            self._bytes += len(result.content)
         else:
-            self._ledger.fail(entry, got.status, got.detail, final=got.final, attempts=got.attempts)
-            self._failures[got.status, got.detail if got.status == FAILED else ""] += 1
+            self._ledger.fail(entry, result.status, result.detail, final=result.final, attempts=result.attempts)
+            self._failures[result.status, result.detail if result.status == FAILED else ""] += 1
         self._finished += 1
         self._left -= 1
 
 
 class _HostQueue:
-    """Requests by host, handed out in turn to hosts that have a connection free; lives on one event loop."""
+    """Requests by host, taken round-robin from the hosts with a free connection; for one event loop."""
 
     def __init__(self, transfers: Transfers) -> None:
         self._transfers = transfers
@@ -283,14 +283,14 @@ class _HostQueue:
         self._length += 1
 
     async def next(self) -> tuple[str, Download] | None:
-        """A host and the next request for it, once one can take it; None when all have been handed out."""
+        """Wait for a host with a free connection and return it with its next request; None when the queue is empty."""
         while self._waiting:
             for host, queue in self._waiting.items():
                 if self._active[host] < self._transfers.connections_to(host):
                     self._active[host] += 1
                     request = queue.popleft()
                     del self._waiting[host]
-                    if queue:  # behind the other hosts
+                    if queue:  # re-insert behind the other hosts
                         self._waiting[host] = queue
                     return host, request
             self._changed.clear()
@@ -303,5 +303,5 @@ class _HostQueue:
 
 
 def _describe(request: Download) -> str:
-    """What a request asks for, in one line."""
+    """The request as one line of JSON, by which the ledger notices changes."""
     return json.dumps([request.url, request.md5, request.sha1, request.bytes])

@@ -1,8 +1,8 @@
-"""The ledger of a crawl: one row an item in SQLite, and the bytes that have come in spool files beside it.
+"""The ledger of a crawl: one row per item in SQLite, and the downloaded bytes in spool files next to it.
 
-A small batch of what has come is appended to its spool with one write; then the rows that say where the bytes lie are
-committed together. So a process that is killed loses at most what was in flight and the last batch. What to fetch is
-left to `crawls`.
+Bytes are appended to a spool in small batches with one write each, and the rows with their offsets are committed
+afterwards. A killed process therefore loses at most the items in flight and the last batch. Requests are made in
+`crawler`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FAILED = "failed"
 REFUSED = "refused"
 
 STATES = (PLANNED, IN_FLIGHT, DONE, FAILED, REFUSED)
-"""Known but not asked for; asked for; here, or handed over; may be asked for again; no use asking again."""
+"""Not requested yet; requested; downloaded or stored elsewhere; failed but worth a retry; failed permanently."""
 
 _VERSION = 1
 _SCHEMA = """
@@ -49,19 +49,19 @@ _QUERY_KEYS = 500
 
 
 class LedgerEntry(NamedTuple):
-    """One item of a crawl, as the ledger's row has it.
+    """One item of a crawl: a row of the ledger.
 
     Attributes:
         key: The caller's name for it.
-        request: What was asked for (URL and announced digests), so that a changed request starts anew.
+        request: URL, expected digests and size; an item whose request changed is planned again.
         state: One of `STATES`.
-        attempts: How often it was asked for, in all runs.
-        error: Kind of the last failure, one of `faults.REASONS`; empty when there was none.
-        detail: More about it, for people.
+        attempts: Number of requests over all runs.
+        error: Kind of the last failure, one of `faults.REASONS`; empty if there was none.
+        detail: Description of that failure.
         bytes: Size of the content.
         digest: Digest of the content with its kind, such as `md5:0123...`.
-        spool: Name of the spool file that holds the content; empty when none does.
-        offset: Where the content begins in it.
+        spool: Name of the spool file with the content; empty if there is none.
+        offset: Start of the content in the spool, in bytes.
     """
 
     key: str
@@ -82,20 +82,20 @@ class LedgerEntry(NamedTuple):
 
 
 class Ledger:
-    """The ledger in a folder; one process at a time. Use it as a context manager, or call `close`."""
+    """The ledger in a folder, for one process at a time. Use it as a context manager, or call `close`."""
 
     def __init__(self, folder: Path) -> None:
-        """Open or make it. Items that were in flight when an earlier process ended are planned again.
+        """Open or create it. Items that an earlier process left in flight are planned again.
 
         Args:
-            folder: Where `ledger.sqlite` and the spool files lie; made when missing.
+            folder: Folder of `ledger.sqlite` and the spool files; created if missing.
 
         Raises:
             LedgerError: It is damaged, or was written by a later version.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._begun: dict[str, LedgerEntry] = {}
+        self._started: dict[str, LedgerEntry] = {}
         self._ended: dict[str, LedgerEntry] = {}
         self._ended_bytes = 0
         self._committed = time.monotonic()
@@ -105,11 +105,11 @@ class Ledger:
         self._database = sqlite3.connect(folder / "ledger.sqlite", check_same_thread=False, isolation_level=None)
         try:
             self._database.execute("PRAGMA journal_mode = WAL")
-            # A killed process loses nothing by this; after a power cut, digests tell which bytes are whole.
+            # Safe against kills; after a power cut, digests show which spooled bytes are intact.
             self._database.execute("PRAGMA synchronous = NORMAL")
             version = self._database.execute("PRAGMA user_version").fetchone()[0]
             if version > _VERSION:
-                raise LedgerError(f"The ledger in {folder} was written by a later version: use that one.")
+                raise LedgerError(f"The ledger in {folder} was written by a later version: use that version.")
             self._database.execute(_SCHEMA)
             self._database.execute(f"PRAGMA user_version = {_VERSION}")
             self._database.execute("UPDATE items SET state = 'planned' WHERE state = 'in flight'")
@@ -118,7 +118,7 @@ class Ledger:
             if isinstance(error, LedgerError):
                 raise
             raise LedgerError(
-                f"The ledger in {folder} cannot be read ({error}): remove that folder, and the crawl starts without it."
+                f"The ledger in {folder} cannot be read ({error}): remove that folder to start the crawl again."
             ) from None
 
     def __enter__(self) -> Ledger:
@@ -140,13 +140,13 @@ class Ledger:
     # -- items ---------------------------------------------------------------------------------------------------
 
     def plan(self, requests: Mapping[str, str]) -> dict[str, LedgerEntry]:
-        """Take items in; one that is known stays as it is, unless it is now asked for in another way.
+        """Add items; a known item is unchanged unless its request has changed.
 
         Args:
-            requests: What is asked for, by key.
+            requests: Requests by key.
 
         Returns:
-            Their entries.
+            Entries by key.
         """
         entries = self.entries(requests)
         fresh = {
@@ -159,7 +159,7 @@ class Ledger:
         return entries | fresh
 
     def entries(self, keys: Iterable[str]) -> dict[str, LedgerEntry]:
-        """The entries of these items; those that are not known are left out."""
+        """Entries by key, without unknown items."""
         self.commit()
         wanted = list(keys)
         found: dict[str, LedgerEntry] = {}
@@ -171,45 +171,45 @@ class Ledger:
         return found
 
     def counts(self) -> Counter[str]:
-        """How many items are in each state."""
+        """Number of items by state."""
         self.commit()
         return Counter(dict(self._database.execute("SELECT state, count(*) FROM items GROUP BY state").fetchall()))
 
     def errors(self) -> list[tuple[str, str, str, int]]:
-        """State, kind, detail and number of the items that failed or were refused, the most frequent first."""
+        """State, kind, detail and number of items that failed or were refused, most frequent first."""
         self.commit()
         return self._database.execute(
             "SELECT state, error, detail, count(*) FROM items WHERE state IN ('failed', 'refused') "
             "GROUP BY state, error, detail ORDER BY count(*) DESC, state, error, detail"
         ).fetchall()
 
-    # -- what happens to them ------------------------------------------------------------------------------------
+    # -- changes of state ----------------------------------------------------------------------------------------
 
     def begin(self, entry: LedgerEntry) -> None:
-        """Note that an item is asked for."""
+        """Record that an item is requested."""
         self._begun[entry.key] = LedgerEntry(
             entry.key, entry.request, IN_FLIGHT, entry.attempts, entry.error, entry.detail
         )
 
     def fail(self, entry: LedgerEntry, error: str, detail: str, *, final: bool, attempts: int) -> None:
-        """Note that an item did not come; `attempts` more were made."""
+        """Record a failed item, after `attempts` more requests."""
         state = REFUSED if final else FAILED
         self._end(LedgerEntry(entry.key, entry.request, state, entry.attempts + attempts, error, detail))
 
     def keep(self, entry: LedgerEntry, spool: str, content: bytes, digest: str, *, attempts: int) -> None:
-        """Note that an item came, and where in a spool its content lies; `attempts` more were made.
+        """Record a downloaded item and append its content to a spool.
 
-        The bytes are written with those of the items that follow, by the next commit at the latest.
+        The bytes are written in batches, at the latest with the next commit.
 
         Args:
             entry: The item.
-            spool: Name of the spool file, without folder or extension; made when missing.
+            spool: Name of the spool file, without folder or extension; created if missing.
             content: The bytes.
             digest: Their digest with its kind, such as `md5:0123...`.
-            attempts: How often it was asked for.
+            attempts: Number of further requests.
 
         Raises:
-            OSError: The disk is full. What there was room for is kept.
+            OSError: The disk is full. Bytes written before that are kept.
         """
         offset = self._spool(spool).append(content)
         size = len(content)
@@ -220,9 +220,9 @@ class Ledger:
         )
 
     def content(self, entry: LedgerEntry) -> bytes | None:
-        """The content of an item that `entries` says is here; None when the spool does not hold the bytes that came.
+        """The content of an item in a spool; None if the bytes there are missing or damaged.
 
-        Bytes that an earlier process wrote are checked, as a power cut may have cost some of them.
+        Bytes written by an earlier process are checked against their digest, as a power cut may have lost some.
         """
         try:
             content = self._spool(entry.spool).read(entry.offset, entry.bytes)
@@ -230,18 +230,18 @@ class Ledger:
             return None
         whole = len(content) == entry.bytes
         if whole and entry.key not in self._fresh:
-            kind, _, due = entry.digest.partition(":")
-            whole = hashlib.new(kind, content, usedforsecurity=False).hexdigest() == due
+            kind, _, expected = entry.digest.partition(":")
+            whole = hashlib.new(kind, content, usedforsecurity=False).hexdigest() == expected
         if not whole:
             return None
         self._fresh.add(entry.key)
         return content
 
     def hand_over(self, keys: Iterable[str] | None = None) -> None:
-        """Note that content is kept elsewhere now, and remove spools that nothing needs any more.
+        """Record that content is stored elsewhere, and remove spools without other content.
 
         Args:
-            keys: Whose content; None for that of all items.
+            keys: Keys of the items; None for all items.
         """
         self.commit()
         with _transaction(self._database):
@@ -257,21 +257,21 @@ class Ledger:
                 path.unlink()
 
     def commit(self) -> None:
-        """Write down what has happened since the last time.
+        """Write all changes since the last commit.
 
         Raises:
-            OSError: The disk is full. What there was room for is kept.
+            OSError: The disk is full. Bytes written before that are kept.
         """
         self._commit_ended()
-        if self._begun:
+        if self._started:
             with _transaction(self._database):
-                self._write(self._begun.values())
-            self._begun.clear()
+                self._write(self._started.values())
+            self._started.clear()
 
     # -- inside --------------------------------------------------------------------------------------------------
 
     def _end(self, entry: LedgerEntry) -> None:
-        self._begun.pop(entry.key, None)  # most end before anyone could have seen that they had begun
+        self._started.pop(entry.key, None)  # most end before the next commit: their start need not be written
         self._ended[entry.key] = entry
         if (
             len(self._ended) >= _BATCH_ROWS
@@ -281,7 +281,7 @@ class Ledger:
             self._commit_ended()
 
     def _commit_ended(self) -> None:
-        """The bytes first, then the rows that say where they lie."""
+        """Write the bytes first, then the rows with their offsets."""
         full: OSError | None = None
         for name, spool in self._spools.items():
             try:
@@ -311,7 +311,7 @@ class Ledger:
 
 
 class _transaction:  # noqa: N801 (reads as a keyword)
-    """All or nothing; `contextlib.contextmanager` would cost more than the transaction."""
+    """A transaction as a context manager; `contextlib.contextmanager` would cost more than the transaction."""
 
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database = database

@@ -1,6 +1,6 @@
-"""A spool: a file to which bodies are appended, many with one write, and from which they are read again.
+"""An append-only file of downloaded bodies, many per write.
 
-Where each body lies, and whether it is any good, is remembered by `ledger`.
+Offsets and digests of the bodies are kept in `ledger`.
 """
 
 from __future__ import annotations
@@ -9,11 +9,15 @@ import os
 from pathlib import Path
 
 _MOST_PIECES = 512
-"""Bodies handed to one system call; Linux takes 1,024."""
+"""Buffers per system call; Linux accepts 1,024."""
 
 
 class Spool:
-    """One spool file, made when missing."""
+    """One spool file, created if missing.
+
+    Attributes:
+        end: Size of the file after the next `flush`, in bytes.
+    """
 
     def __init__(self, path: Path) -> None:
         """Open it for reading and appending."""
@@ -22,17 +26,17 @@ class Spool:
         self.end = os.lseek(self._file, 0, os.SEEK_END)
 
     def append(self, content: bytes) -> int:
-        """Take bytes in, to be written with the next `flush`; returns where they will lie."""
+        """Queue bytes for the next `flush` and return their offset."""
         offset = self.end
         self._waiting.append(content)
         self.end += len(content)
         return offset
 
     def flush(self) -> None:
-        """Write what waits.
+        """Write the queued bytes.
 
         Raises:
-            OSError: The disk is full. `end` says how much there was room for; the rest is dropped.
+            OSError: The disk is full. `end` is the size written; the rest is dropped.
         """
         waiting, self._waiting = self._waiting, []
         try:
@@ -48,7 +52,7 @@ class Spool:
             raise
 
     def read(self, offset: int, size: int) -> bytes:
-        """The bytes at a place, once flushed; fewer when the file ends before.
+        """Read flushed bytes; fewer than `size` at the end of the file.
 
         Raises:
             OSError: They cannot be read.
@@ -56,5 +60,5 @@ class Spool:
         return os.pread(self._file, size, offset)
 
     def close(self) -> None:
-        """Close the file; what was not flushed is dropped."""
+        """Close the file; bytes that were not flushed are dropped."""
         os.close(self._file)

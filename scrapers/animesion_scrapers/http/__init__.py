@@ -1,1 +1,1 @@
-"""The two HTTP clients and their manners: address checks, rate limits, retries, robots.txt, circuit breakers."""
+"""The two HTTP clients, with address checks, rate limits, retries, robots.txt and circuit breakers."""

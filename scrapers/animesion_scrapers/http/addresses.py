@@ -1,8 +1,8 @@
-"""Which addresses may be connected to, and where a host name leads instead (as curl's `--connect-to` does).
+"""Checks of the addresses that a client connects to, and overrides by host (as curl's `--connect-to`).
 
-URLs come from strangers. Without a check, a crawler run inside a company or a cloud would fetch from its neighbours for
-anyone who can write a URL. The check looks at addresses after name resolution, right where the connection is made, so
-neither a redirect nor a name server can slip past it. Proxies are left out: both clients connect directly.
+URLs are untrusted: without a check, a crawler inside a company or a cloud could be made to fetch from internal hosts.
+Addresses are checked after name resolution, where the connection is made, so that neither a redirect nor a name server
+can bypass the check. Proxies are not supported: both clients connect directly.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Routes:
     """The rules by which a client connects.
 
     Attributes:
-        connect_to: By host name, the address and port to connect to in its stead; URL, `Host` header and TLS name stay.
-            These hosts are trusted wherever they lead.
+        connect_to: Address and port to connect to instead, by host name; URL, `Host` header and TLS name do not change.
+            These hosts may have any address.
         allow_private: Whether other hosts may be on loopback, private or link-local addresses.
     """
 
@@ -32,18 +32,18 @@ class Routes:
     allow_private: bool = False
 
     def __post_init__(self) -> None:
-        """Spell the host names as URLs do."""
+        """Convert host names to lower case, as in URLs."""
         object.__setattr__(self, "connect_to", {host.lower(): target for host, target in self.connect_to.items()})
         for host in self.connect_to:
             if _literal(host):
-                raise ScraperError(f"connect_to takes host names, not addresses such as {host}.")
+                raise ScraperError(f"connect_to accepts host names, not addresses such as {host}.")
 
     def target(self, host: str) -> tuple[str, int] | None:
-        """The address and port to connect to instead of `host`, if it has one."""
+        """The address and port to connect to instead of `host`, if any."""
         return self.connect_to.get(host.lower())
 
     def check(self, scheme: str, host: str | None) -> None:
-        """Refuse what can be refused before any name is resolved.
+        """Check a URL's scheme and host before name resolution.
 
         Raises:
             UnsafeAddressError: Not http or https, no host, or a literal address that is not public.
@@ -56,10 +56,10 @@ class Routes:
             self.admit([host])
 
     def admit(self, addresses: Iterable[str]) -> list[str]:
-        """Those of the resolved addresses that may be connected to.
+        """Filter resolved addresses.
 
         Raises:
-            UnsafeAddressError: None of them may.
+            UnsafeAddressError: None of them may be connected to.
         """
         admitted = [address for address in addresses if self.allow_private or is_public(address)]
         if not admitted:
@@ -67,11 +67,11 @@ class Routes:
         return admitted
 
     def resolve(self, host: str, port: int) -> list[tuple[str, int]]:
-        """Look `host` up and return the addresses and ports to try, in order.
+        """Resolve `host` to the addresses and ports to try, in order.
 
         Raises:
             UnsafeAddressError: None of its addresses may be connected to.
-            OSError: The name is not known.
+            OSError: The name cannot be resolved.
         """
         target = self.target(host)
         name, port = target or (host, port)
@@ -84,7 +84,7 @@ class Routes:
 
 
 def is_public(address: str) -> bool:
-    """Whether a numeric address is an ordinary one on the internet, also when wrapped in an IPv6 form."""
+    """Whether a numeric address is on the public internet; IPv4 addresses embedded in IPv6 are unwrapped first."""
     try:
         ip = ip_address(address)
     except ValueError:

@@ -1,4 +1,4 @@
-"""An event loop on a thread of its own, so that code that is not asynchronous can use the downloader, notebooks too."""
+"""An event loop on its own thread, so that synchronous code and notebooks can use the downloader."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ResultT = TypeVar("ResultT")
 
 
 class Background:
-    """Runs coroutines; `close` ends the thread."""
+    """Runs coroutines on a background thread until `close`."""
 
     def __init__(self) -> None:
         """Start the thread."""
@@ -29,7 +29,7 @@ class Background:
         return self.start(coroutine).result()
 
     def settle(self) -> None:
-        """Wait until everything that was started or cancelled has ended."""
+        """Wait until all started or cancelled coroutines have ended."""
 
         async def wait() -> None:
             others = asyncio.all_tasks() - {asyncio.current_task()}
@@ -38,7 +38,7 @@ class Background:
         self.run(wait())
 
     def close(self) -> None:
-        """End the thread; whatever still runs is dropped."""
+        """Stop the thread and drop what is still running."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

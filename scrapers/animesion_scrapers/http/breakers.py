@@ -1,7 +1,7 @@
-"""Circuit breakers, one a host: a host that fails again and again is left alone, then tried with a single request.
+"""Circuit breakers, one per host: requests to a failing host stop, then a single probe decides whether they resume.
 
-Source of the pattern: M. Nygard, "Release It!", 2nd ed., 2018, section 5.3. What counts as a failure of the host is the
-clients' business; how often a healthy host is asked is that of `limits`.
+Source of the pattern: M. Nygard, "Release It!", 2nd ed., 2018, section 5.3. Clients decide what counts as a failure of
+the host; healthy hosts are paced in `limits`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from animesion_scrapers.errors import HostDownError
 
 _POLL = 0.25
-"""Seconds after which a caller asks again while another one's probe is under way."""
+"""Seconds between a caller's checks while another caller's probe is in flight."""
 
 
 @dataclass(slots=True)
@@ -28,18 +28,18 @@ class _Circuit:
 
 
 class Breakers:
-    """Says when a host may be asked; safe to share between threads and event loops."""
+    """Circuit breakers by host, safe to share between threads and event loops."""
 
     def __init__(
         self, failures: int = 10, cooldown: float = 5.0, longest_cooldown: float = 120.0, probes: int = 5
     ) -> None:
-        """Start with every circuit closed, that is, every host asked freely.
+        """Start with all circuits closed: requests are allowed.
 
         Args:
-            failures: Failures in a row that open a circuit.
-            cooldown: Seconds that it then stays open, doubled after each probe that fails.
-            longest_cooldown: Bound on that.
-            probes: Failed probes in a row after which the host is given up permanently, so that every run ends.
+            failures: Consecutive failures that open a circuit.
+            cooldown: Seconds that it stays open, doubled after each failed probe.
+            longest_cooldown: Upper bound of the doubled cooldown.
+            probes: Consecutive failed probes after which the host is given up, so that every run ends.
 
         Raises:
             ValueError: A number is not above zero.
@@ -54,9 +54,9 @@ class Breakers:
         self._lock = threading.Lock()
 
     def delay(self, host: str) -> float:
-        """Seconds to wait before asking again whether `host` may be asked; 0 when it may.
+        """Seconds until the caller should check again; 0 when `host` may be requested now.
 
-        Whoever gets 0 must end with `report`: when the circuit was open, that request is the probe.
+        After 0 the caller must call `report`: if the circuit was open, its request is the probe.
 
         Raises:
             HostDownError: The host has been given up.
@@ -66,7 +66,7 @@ class Breakers:
             if not circuit.is_open:
                 return 0.0
             if circuit.failed_probes >= self._probes:
-                raise HostDownError("the host failed too often in a row and is not asked again in this run")
+                raise HostDownError("the host failed too often in a row and gets no more requests in this run")
             if circuit.probing:
                 return _POLL
             left = circuit.closed_at - time.monotonic()
@@ -75,13 +75,13 @@ class Breakers:
             circuit.probing = True
             return 0.0
 
-    def report(self, host: str, well: bool) -> None:
-        """Say how a request ended: `well` when the host did its part, whatever it answered."""
+    def report(self, host: str, healthy: bool) -> None:
+        """Report the end of a request: `healthy` if the host answered properly, with any status of its own choice."""
         with self._lock:
             circuit = self._circuits.get(host)
             if circuit is None:
                 circuit = self._circuits[host] = _Circuit()
-            if well:
+            if healthy:
                 if circuit.failures or circuit.is_open:
                     self._circuits[host] = _Circuit(opened=circuit.opened)
             elif circuit.probing:
@@ -95,7 +95,7 @@ class Breakers:
                     self._open(circuit, self._cooldown)
 
     def state(self, host: str) -> str:
-        """`closed`, `open`, `half-open` (a probe is under way or due) or `given up`."""
+        """`closed`, `open`, `half-open` (a probe is in flight or due) or `given up`."""
         with self._lock:
             circuit = self._circuits.get(host)
             if circuit is None or not circuit.is_open:
@@ -105,7 +105,7 @@ class Breakers:
             return "half-open" if circuit.probing or circuit.closed_at <= time.monotonic() else "open"
 
     def opened(self) -> dict[str, int]:
-        """How often each host's circuit has opened; hosts where it never did are left out."""
+        """How often each host's circuit has opened, without those that never did."""
         with self._lock:
             return {host: circuit.opened for host, circuit in self._circuits.items() if circuit.opened}
 

@@ -1,4 +1,4 @@
-"""What both HTTP clients agree on: how they introduce themselves and whose certificates they trust."""
+"""Settings shared by both HTTP clients: the User-Agent and TLS certificates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CONTACT = re.compile(r"[^\s@()]+@[^\s@()]+\.[^\s@()]+|https?://[^\s()]+|user #\
 
 
 def check_user_agent(user_agent: str) -> str:
-    """Return the User-Agent if it says what is asking and whom to write to.
+    """Return the User-Agent if it names the crawler and a contact.
 
     Raises:
         ScraperError: It is empty, has no contact, poses as a browser or cannot be sent in a header.
@@ -24,7 +24,7 @@ def check_user_agent(user_agent: str) -> str:
         raise ScraperError("The User-Agent must be plain printable ASCII.")
     if not _CONTACT.search(user_agent):
         raise ScraperError(
-            "The User-Agent must say whom to contact, for example 'my-crawler/1.0 (me@example.org)': "
+            "The User-Agent must contain a contact, for example 'my-crawler/1.0 (me@example.org)': "
             "sites block crawlers that cannot be reached."
         )
     if user_agent.startswith("Mozilla/"):
@@ -33,11 +33,11 @@ def check_user_agent(user_agent: str) -> str:
 
 
 def certificates() -> str:
-    """The file of certificate authorities to trust: `SSL_CERT_FILE`, else the one that requests uses."""
+    """File of trusted certificate authorities: `SSL_CERT_FILE`, else certifi's."""
     return os.environ.get("SSL_CERT_FILE") or certifi.where()
 
 
 @functools.cache
 def tls_context() -> ssl.SSLContext:
-    """One TLS context for the whole process: building one parses every certificate and costs tens of milliseconds."""
+    """The TLS context of the process; cached, as parsing all certificates takes tens of milliseconds."""
     return ssl.create_default_context(cafile=certificates())

@@ -1,8 +1,7 @@
-"""The bulk downloader: many URLs in, checked bytes or a stable reason out, in the order of the requests.
+"""The bulk downloader: many URLs in, checked bytes or a stable failure reason out, in the order of the requests.
 
-A run always ends: every item has a deadline and a byte cap, whatever its server does. Nothing is remembered and
-robots.txt is not read: `crawls` is for what must survive, and for files that nobody asked for by name. What happens to
-a single item is in `transfers`.
+Every run ends: each item has a deadline and a byte cap. It keeps no state and does not read robots.txt; `crawl` is for
+downloads that must be resumable, or whose URLs the user did not list. Single files are fetched in `transfers`.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from animesion_scrapers.http.transfers import Transfers
 __all__ = ["REASONS", "Download", "Downloaded", "download", "download_all"]
 
 _HELD_BYTES = 256 << 20
-"""Finished bytes that may wait behind a slow item before no more items are started."""
+"""Downloaded bytes held behind a slow item; above this, no more items are started."""
 
 
 async def download(
@@ -43,18 +42,18 @@ async def download(
     """Fetch many files at once, on the running event loop.
 
     Args:
-        requests: What to fetch; read as needed, on the event loop, so it should not block.
-        user_agent: What is asking and whom to contact, such as `my-crawler/1.0 (me@example.org)`.
-        requests_per_second: The pace for each host. Ignored if there is a `limiter`.
-        limiter: Shared pacing, when other clients ask the same hosts.
-        connect_to: Host names to reach at another address and port, as curl's `--connect-to`.
+        requests: The files; read as needed, on the event loop, so the iterable should not block.
+        user_agent: Name of the crawler with a contact, such as `my-crawler/1.0 (me@example.org)`.
+        requests_per_second: Rate per host; ignored if there is a `limiter`.
+        limiter: Pacing by host, shared with other clients of the same hosts.
+        connect_to: Address and port to connect to instead of a host, as curl's `--connect-to`.
         allow_private: Whether hosts may be on loopback, private or link-local addresses.
         concurrency: Items in flight at once.
         per_host: Items in flight at once on one host.
-        deadline: Seconds that one item may take in all, retries and pauses between them included, but not its wait for
-            a turn on a busy host.
-        max_bytes: The longest file accepted.
-        retries: How often and how patiently to ask again.
+        deadline: Most seconds for one item, including retries and the waits between them, but not its waits for a turn
+            on a busy host.
+        max_bytes: Size of the largest accepted file.
+        retries: Number of attempts and the waits between them.
 
     Yields:
         One result for each request, in the order of the requests. A failure is a result, not an exception.
@@ -98,10 +97,10 @@ def download_all(
     max_bytes: int = 64 << 20,
     retries: Retries | None = None,
 ) -> Iterator[Downloaded]:
-    """Fetch many files at once, from code that is not asynchronous.
+    """Fetch many files at once, from synchronous code.
 
-    Downloads run ahead on a thread of their own while the caller deals with a result; `requests` is read on the
-    caller's thread, so it may well be a crawler. The arguments are those of `download`.
+    Downloads run ahead on a background thread while the caller processes a result. `requests` is read on the caller's
+    thread, so it may itself be a crawler. The arguments are those of `download`.
 
     Yields:
         One result for each request, in the order of the requests. A failure is a result, not an exception.
@@ -134,7 +133,7 @@ def download_all(
 
 
 class _Pipeline:
-    """Items in flight and finished, in order; all but `room` runs on the event loop."""
+    """Items in flight and finished, in order; all methods but `room` run on the event loop."""
 
     def __init__(self, transfers: Transfers, concurrency: int) -> None:
         self._transfers = transfers
@@ -149,11 +148,11 @@ class _Pipeline:
 
     @property
     def room(self) -> int:
-        """How many more requests the next step should bring; few at a time, as their source may be slow."""
+        """Most requests to pass to the next step; few at a time, as their source may be slow."""
         return min(self._concurrency, self._read_ahead - self._outstanding)
 
     async def step(self, requests: list[Download]) -> list[Downloaded]:
-        """Take in new requests and return the results that are next in order; none when all have been returned."""
+        """Add requests and return the results that are next in order; empty once all have been returned."""
         self._waiting.extend(requests)
         self._outstanding += len(requests)
         self._start()
@@ -172,7 +171,7 @@ class _Pipeline:
         return ready
 
     async def close(self) -> None:
-        """Give up what is in flight and close the connections."""
+        """Cancel the items in flight and close the connections."""
         self._waiting.clear()
         for task in self._started:
             task.cancel()

@@ -1,7 +1,6 @@
-"""Why a download brought no file: the kinds of fault, and what is to be done about each.
+"""Kinds of download faults, and how each is handled.
 
-Reasons and details name the fault and hold no times, ports or object ids, so that two runs against the same faults say
-the same.
+Reasons and details contain no times, ports or object ids, so that two runs with the same faults report the same.
 """
 
 from __future__ import annotations
@@ -24,21 +23,21 @@ UNSAFE = "unsafe address"
 FAILED = "fetch failed"
 
 REASONS = (NOT_FOUND, REFUSED, CHECKSUM, TOO_BIG, TIMED_OUT, UNSAFE, FAILED, EMPTY, NOT_AN_IMAGE)
-"""Every status of a `Downloaded` but `ok`."""
+"""All values of `Downloaded.status` except `ok`."""
 
 
 class DownloadFault(Exception):  # noqa: N818 (carries a result, never leaves this package)
-    """Why an attempt brought no file.
+    """A failed attempt.
 
     Attributes:
         reason: One of `REASONS`.
-        detail: For people.
-        retry: Another attempt in this run may help.
-        final: A later run need not ask again.
-        wrong: The server sent the wrong bytes: believed when it does so twice.
-        host_failed: The host failed, not the item: its circuit breaker counts it.
-        back_off: Host that said it has too much to do; empty when none did.
-        retry_after: What the server asked for.
+        detail: Description of the fault.
+        retry: Whether another attempt in this run may succeed.
+        final: Whether later runs need not retry.
+        wrong: Whether the server sent the wrong bytes; final after the second time.
+        host_failed: Whether the host failed rather than the item, which its circuit breaker counts.
+        back_off: The overloaded host, whose requests pause; empty if none is.
+        retry_after: The `Retry-After` header of the response.
     """
 
     def __init__(
@@ -65,7 +64,7 @@ class DownloadFault(Exception):  # noqa: N818 (carries a result, never leaves th
 
 
 def document_fault(content: bytes, response: aiohttp.ClientResponse) -> DownloadFault:
-    """Name what came in place of an image: a challenge of a firewall, or some document."""
+    """The fault of a body that is not an image: a firewall's challenge page, or some document."""
     kind = document_kind(content)
     if kind == "HTML page" and is_challenge(content, response.headers.get("cf-mitigated", "")):
         return DownloadFault(REFUSED, "an HTML challenge page instead of an image", wrong=True)
@@ -73,7 +72,7 @@ def document_fault(content: bytes, response: aiohttp.ClientResponse) -> Download
 
 
 def transport_fault(error: Exception) -> DownloadFault:
-    """Name a fault by its kind: the libraries' messages hold ports, addresses and object ids."""
+    """The fault of a broken transfer, by kind: the libraries' own messages contain ports, addresses and object ids."""
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return DownloadFault(FAILED, "the host name was not found", retry=True)
     if isinstance(error, (aiohttp.ClientSSLError, ssl.SSLError)):
@@ -83,6 +82,6 @@ def transport_fault(error: Exception) -> DownloadFault:
     if isinstance(error, (aiohttp.InvalidURL, ValueError)):
         return DownloadFault(UNSAFE, "the URL is malformed", final=True)
     if isinstance(error, (aiohttp.ClientResponseError, HttpProcessingError)):
-        # Stray bytes after an earlier answer on the same connection look like this too; a new connection has none.
+        # Stray bytes after an earlier response on the same connection cause this too, so a new connection may succeed.
         return DownloadFault(FAILED, "the answer is not proper HTTP", retry=True)
     return DownloadFault(FAILED, "the connection broke off", retry=True)

@@ -1,8 +1,7 @@
-"""What is remembered of hosts from one run to the next: a small table on disk, one row a host.
+"""State of hosts that outlives a run: a small SQLite table with one row per host.
 
-Rows are written one at a time, so that neither time nor memory grows with the number of hosts. A process that is killed
-loses nothing that it had written; a file that cannot be read says nothing and is begun anew. What rows mean is the
-business of `limits` and `robots`.
+Rows are written one at a time, so that neither time nor memory grows with the number of hosts. Written rows survive a
+kill; an unreadable file is replaced by an empty one. `limits` and `robots` define what the rows mean.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ CREATE TABLE IF NOT EXISTS hosts (host TEXT PRIMARY KEY, until REAL NOT NULL, te
 
 
 class HostMemory:
-    """Keeps a time and a text for each host. May be used by several threads."""
+    """Stores a time and a text per host; thread-safe."""
 
     def __init__(self, path: Path | None) -> None:
-        """Open or make the file when it is first needed.
+        """Open or create the file when first needed.
 
         Args:
-            path: An SQLite file; None remembers nothing.
+            path: An SQLite file; None stores nothing.
         """
         self._path = path
         self._connection: sqlite3.Connection | None = None
@@ -31,7 +30,7 @@ class HostMemory:
 
     @property
     def lasting(self) -> bool:
-        """Whether anything is remembered at all."""
+        """Whether there is a file."""
         return self._path is not None
 
     def recall(self, host: str) -> tuple[float, str] | None:
@@ -44,14 +43,14 @@ class HostMemory:
         return None
 
     def keep(self, host: str, until: float, text: str = "") -> None:
-        """Write a host's row; a disk that is full or a folder that is gone is the ledger's to report."""
+        """Write a host's row; a full disk or a missing folder is ignored here, as the ledger reports it."""
         if self._path is None:
             return
         with self._lock, contextlib.suppress(sqlite3.Error):
             self._connect().execute("INSERT OR REPLACE INTO hosts VALUES (?, ?, ?)", (host, until, text))
 
     def close(self) -> None:
-        """Close the file; it opens again when it is needed."""
+        """Close the file; it opens again when needed."""
         with self._lock:
             if self._connection is not None:
                 self._connection.close()
@@ -63,7 +62,7 @@ class HostMemory:
             try:
                 self._connection = _open(self._path)
             except sqlite3.DatabaseError as error:
-                if isinstance(error, sqlite3.OperationalError):  # busy, or no such folder: not the file's fault
+                if isinstance(error, sqlite3.OperationalError):  # busy, or no such folder: the file is not damaged
                     raise
                 self._path.unlink(missing_ok=True)
                 self._connection = _open(self._path)
@@ -74,7 +73,7 @@ def _open(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=5.0, isolation_level=None, check_same_thread=False)
     try:
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = OFF")  # safe from kills; a power cut may cost a pause
+        connection.execute("PRAGMA synchronous = OFF")  # safe against kills; a power cut may lose a pause
         connection.execute(_LAYOUT)
         connection.execute("SELECT host, until, text FROM hosts LIMIT 1").fetchone()
     except sqlite3.Error:

@@ -1,7 +1,7 @@
-"""How often a host may be asked: one token bucket a host, shared by every client that is given the limiter.
+"""Rate limits: one token bucket per host, shared by all clients of a limiter.
 
-It spaces requests out, can hold a host back for a while, and remembers both on disk, so that a restart does not burst.
-What counts as a reason to hold a host back is the clients' business; `breakers` counts failures.
+A limiter spaces requests, can pause a host, and stores both on disk, so that a restart does not cause a burst. Clients
+decide when to pause a host; `breakers` counts failures.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from weakref import WeakKeyDictionary
 
 from animesion_scrapers.http.host_memory import HostMemory
 
-# Requests leave evenly spaced but arrive with jitter; aiming a little low keeps the host's own count under the rate.
 HEADROOM = 1.05
+"""Factor of the interval: requests arrive with jitter, so a slightly lower rate stays below the limit of the host."""
 
 _LEASE = 1.0
-"""Seconds of turns that are written down ahead, so that a fast host costs one write a second and not one a turn."""
+"""Seconds of turns stored in advance, so that a fast host costs one write per second rather than one per turn."""
 
 _MOST_HOSTS = 10_000
-"""Hosts above which those that were not asked for a while are forgotten; what is on disk stays."""
+"""Hosts in memory above which idle ones are dropped; their rows on disk stay."""
 
 _IDLE = 60.0
 _LONGEST_HOLD = 86_400.0
-"""Seconds after which a remembered pause is forgotten: clocks may have been wrong when it was written."""
+"""Longest stored pause in seconds: the clock may have been wrong when it was written."""
 
 
 @dataclass(frozen=True, slots=True)
 class HostLimit:
-    """What a host bears.
+    """The limits of a host.
 
     Attributes:
-        requests_per_second: The pace.
-        connections: Requests in flight at once.
+        requests_per_second: Highest rate.
+        connections: Most requests in flight at once.
     """
 
     requests_per_second: float = 1.0
@@ -46,7 +46,7 @@ class HostLimit:
 
 @dataclass(slots=True)
 class _Bucket:
-    """A bucket that holds a single token: requests never leave in a burst. Times are monotonic, but `kept_until`."""
+    """A bucket of one token, so that requests never burst. Times are monotonic, except `kept_until`."""
 
     interval: float
     due: float = 0.0
@@ -58,9 +58,9 @@ class _Bucket:
 
 
 class RateLimiter:
-    """Hands out turns per host, first come first served, to threads and to asyncio tasks alike.
+    """Grants turns per host, first come first served, to threads and asyncio tasks.
 
-    Turns are counted when they are really granted, so a late wake-up never lets two requests leave close together.
+    The next turn is timed from when the last one was taken, so a late wake-up never lets two requests follow closely.
     """
 
     def __init__(
@@ -69,13 +69,13 @@ class RateLimiter:
         per_host: Mapping[str, float] | None = None,
         memory: Path | None = None,
     ) -> None:
-        """Start with every host free, but for what `memory` says.
+        """Start with all hosts free, except for pauses stored in `memory`.
 
         Args:
-            requests_per_second: The rate of any host that is not named in `per_host`; `math.inf` for no limit.
-            per_host: Rates of single hosts, by host name.
-            memory: An SQLite file that keeps when each host may be asked next. A process that starts after another was
-                killed waits as that one would have, up to a second longer.
+            requests_per_second: Rate of hosts without an entry in `per_host`; `math.inf` for no limit.
+            per_host: Rates by host name.
+            memory: An SQLite file with the time of each host's next turn. A process started after a kill waits as the
+                killed one would have, up to a second longer.
 
         Raises:
             ValueError: A rate is not above zero.
@@ -91,18 +91,18 @@ class RateLimiter:
         self._crowd = _MOST_HOSTS
 
     def close(self) -> None:
-        """Close the file that remembers; it opens again when it is needed."""
+        """Close the file; it opens again when needed."""
         self._memory.close()
 
     def wait(self, host: str) -> None:
-        """Block until it is this caller's turn to ask `host`."""
+        """Block until this caller has a turn on `host`."""
         bucket = self._bucket(host)
         with bucket.threads:
             while (delay := self._take(host, bucket)) > 0:
                 time.sleep(delay)
 
     async def wait_async(self, host: str) -> None:
-        """Wait, without blocking the event loop, until it is this caller's turn to ask `host`."""
+        """Wait until this task has a turn on `host`, without blocking the event loop."""
         bucket = self._bucket(host)
         with self._lock:
             turns = bucket.tasks.setdefault(asyncio.get_running_loop(), asyncio.Lock())
@@ -111,13 +111,13 @@ class RateLimiter:
                 await asyncio.sleep(delay)
 
     def take_now(self, host: str) -> bool:
-        """Take a turn if one is free this instant and nobody waits for it; for tasks of the running event loop."""
+        """Take a turn if one is free and no task of the running event loop waits for it."""
         bucket = self._bucket(host)
         turns = bucket.tasks.get(asyncio.get_running_loop())
         return not (turns and turns.locked()) and self._take(host, bucket) <= 0
 
     def pause(self, host: str, seconds: float) -> None:
-        """Grant no turn for `host` for this long, to anyone, not even after a restart."""
+        """Grant no turns on `host` for `seconds`, not even after a restart."""
         bucket = self._bucket(host)
         with self._lock:
             until = time.monotonic() + seconds
@@ -126,14 +126,14 @@ class RateLimiter:
             self._keep(host, bucket, seconds)
 
     def slow(self, host: str, seconds: float) -> None:
-        """Let at least so many seconds lie between two turns of `host`; a slower pace stays."""
+        """Keep turns on `host` at least `seconds` apart; a longer interval stays."""
         bucket = self._bucket(host)
         with self._lock:
             bucket.slowed = bucket.slowed or seconds > bucket.interval
             bucket.interval = max(bucket.interval, seconds)
 
     def held(self, host: str) -> float:
-        """Seconds for which `host` is still held back by `pause`, here or in an earlier process; 0 when it is not."""
+        """Remaining seconds of a `pause` of `host`, here or in an earlier process; 0 without one."""
         bucket = self._bucket(host)
         with self._lock:
             return max(0.0, bucket.held_until - time.monotonic())
@@ -159,7 +159,7 @@ class RateLimiter:
             return bucket
 
     def _take(self, host: str, bucket: _Bucket) -> float:
-        """Take the token and return 0, or return how long to wait before asking again."""
+        """Take the token and return 0, or return the seconds until the next attempt."""
         with self._lock:
             now = time.monotonic()
             if now < bucket.due:
@@ -170,14 +170,14 @@ class RateLimiter:
             return 0.0
 
     def _keep(self, host: str, bucket: _Bucket, seconds: float, ahead: float = 0.0) -> None:
-        """Write down that `host` is not to be asked for so many seconds, unless that is written already."""
+        """Store that `host` has no turn for `seconds`, unless a later time is stored already."""
         until = time.time() + seconds
         if self._memory.lasting and until > bucket.kept_until:
             bucket.kept_until = until + ahead
             self._memory.keep(host.lower(), bucket.kept_until)
 
     def _forget(self) -> None:
-        """Drop the hosts that nobody has asked or waited for of late."""
+        """Drop idle hosts from memory."""
         before = time.monotonic() - _IDLE
         self._buckets = {host: each for host, each in self._buckets.items() if each.due > before or each.slowed}
         self._crowd = max(_MOST_HOSTS, 2 * len(self._buckets))

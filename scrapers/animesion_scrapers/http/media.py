@@ -1,7 +1,6 @@
-"""What bytes are, by their magic numbers and first words, as far as a downloader must know.
+"""Detection of web pages and error documents that servers send in place of images, by their first bytes.
 
-It tells an image from the web page or the error document that some servers send in its place. Whether an image is
-whole and readable is left to whoever decodes it.
+Whether an image is complete and readable is checked by its decoder.
 """
 
 from __future__ import annotations
@@ -18,10 +17,7 @@ _HEAD = 4096
 
 
 def document_kind(content: bytes) -> str:
-    """`HTML page`, `XML document` or `JSON document` for bytes that are one; empty for anything else.
-
-    SVG counts as no document: it is an image.
-    """
+    """`HTML page`, `XML document` or `JSON document` for bytes of that kind; empty for others, and for SVG images."""
     head = content[:_HEAD].lstrip(_BLANK)
     if head[:1] in (b"{", b"["):
         return "JSON document" if head[1:64].lstrip()[:1] in (b'"', b"}", b"]", b"{", b"[") else ""
@@ -38,10 +34,10 @@ def document_kind(content: bytes) -> str:
 
 
 def is_challenge(content: bytes, mitigated: str = "") -> bool:
-    """Whether a web page is one that a firewall shows to those whom it takes for robots.
+    """Whether a web page is a firewall's challenge to suspected bots.
 
     Args:
         content: The body, or its beginning.
-        mitigated: The `cf-mitigated` header, by which Cloudflare says so itself.
+        mitigated: The `cf-mitigated` header, by which Cloudflare marks its challenges.
     """
     return mitigated == "challenge" or bool(_CHALLENGE.search(content[: 4 * _HEAD]))

@@ -1,6 +1,6 @@
-"""The client for metadata APIs: one JSON document at a time, paced, retried, bounded, with errors a person can read.
+"""The client for metadata APIs: one JSON document at a time, with pacing, retries, size limits and readable errors.
 
-It knows HTTP and nothing of any site. Images go through `downloads`, which is built for many at once.
+It is independent of any site. Images are fetched in `downloads` and `transfers`, many at once.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class _Answer:
 
 
 class _TransientError(Exception):
-    """No whole answer arrived; worth another attempt."""
+    """No complete response arrived; another attempt may succeed."""
 
 
 class MetadataClient:
@@ -87,17 +87,17 @@ class MetadataClient:
         """Open a session; nothing is sent yet.
 
         Args:
-            user_agent: What is asking and whom to contact, such as `my-crawler/1.0 (me@example.org)`.
-            limiter: Paces requests by host.
+            user_agent: Name of the crawler with a contact, such as `my-crawler/1.0 (me@example.org)`.
+            limiter: Pacing by host.
             routes: Which addresses may be connected to.
             credentials: User and password for HTTP Basic.
-            credentials_for: The URL whose scheme, host and port alone may see the credentials.
+            credentials_for: A URL; the credentials are sent only to its scheme, host and port.
             credential_parameters: Names of the query parameters that carry the credentials instead of HTTP Basic.
-            timeout: Seconds to wait for a connection and for each piece of an answer; a whole body may take four times
+            timeout: Seconds to wait for a connection and for each piece of a response; a whole body may take four times
                 as long.
-            max_bytes: The longest body read, after decompression.
-            retries: How often and how patiently to ask again.
-            breakers: Circuit breakers by host, shared with other clients that ask the same hosts.
+            max_bytes: Size of the largest accepted body, after decompression.
+            retries: Number of attempts and the waits between them.
+            breakers: Circuit breakers by host, shared with other clients of the same hosts.
 
         Raises:
             ScraperError: The User-Agent names no contact.
@@ -115,7 +115,7 @@ class MetadataClient:
         self._retries = retries or Retries()
         self._breakers = breakers or Breakers()
         self._session = requests.Session()
-        # The environment could add proxies and .netrc passwords behind the caller's back.
+        # The environment could otherwise add proxies and passwords from .netrc.
         self._session.trust_env = False
         self._session.verify = certificates()
         self._session.headers.update({"User-Agent": check_user_agent(user_agent), "Accept": "application/json"})
@@ -143,18 +143,18 @@ class MetadataClient:
         """Fetch one JSON document.
 
         Args:
-            url: Where it is.
+            url: URL of the document.
             params: Query parameters.
-            is_busy: Whether a document says that the site has too much to do, as MediaWiki does with status 200.
+            is_busy: Whether a document reports an overloaded site, as MediaWiki does with status 200.
 
         Returns:
-            What the JSON says, unchecked.
+            The parsed JSON, not validated.
 
         Raises:
             StatusError: The site refused, or kept failing.
             UnsafeAddressError: The URL, or one it redirects to, must not be fetched.
-            HostDownError: The host failed too often, or wants to be left alone for longer than a run waits.
-            ScraperError: No answer, or one that is not JSON.
+            HostDownError: The host failed too often, or asked for a longer pause than a run waits.
+            ScraperError: No response, or one that is not JSON.
         """
         for attempt in range(self._retries.attempts):
             last = attempt + 1 == self._retries.attempts
@@ -169,25 +169,27 @@ class MetadataClient:
                     raise ScraperError(f"{fault}.") from None
                 time.sleep(self._retries.delay(attempt))
                 continue
-            asked = answer.headers.get("Retry-After", "")
-            hopeless = answer.status != 200 and answer.status not in RETRIED
-            delay = self._retries.delay(attempt, asked)
+            retry_after = answer.headers.get("Retry-After", "")
+            permanent = answer.status != 200 and answer.status not in RETRIED
+            delay = self._retries.delay(attempt, retry_after)
             if answer.status == 200 or answer.status in BACK_OFF:
-                self._limiter.pause(answer.host, max(delay, retry_after_seconds(asked)))
-            elif not (hopeless or last):
+                self._limiter.pause(answer.host, max(delay, retry_after_seconds(retry_after)))
+            elif not (permanent or last):
                 time.sleep(delay)
-            if hopeless or last or self._retries.too_long(asked):
+            if permanent or last or self._retries.too_long(retry_after):
                 raise self._status_error(answer)
         raise ScraperError("No attempt was allowed.")
 
     def _follow(self, url: str, params: Mapping[str, str] | None) -> _Answer:
-        """Ask once, following redirects by hand so that each hop is checked, paced and stripped of credentials."""
+        """Make one attempt and follow its redirects; each hop is checked, paced and stripped of credentials."""
         for _ in range(MAX_REDIRECTS + 1):
             answer, location = self._ask(url, params)
             if not location:
                 return answer
             if self._query and _origin(urljoin(url, location)) != self._credentials_for:
-                raise UnsafeAddressError(f"Refused a redirect from {answer.host} to another site with an API key.")
+                raise UnsafeAddressError(
+                    f"Refused to follow a redirect from {answer.host} to another site with an API key."
+                )
             url, params = urljoin(url, location), None
         raise ScraperError(f"{answer.host} redirected {answer.path} more than {MAX_REDIRECTS} times.")
 
@@ -203,8 +205,8 @@ class MetadataClient:
             raise UnsafeAddressError(f"Refused to fetch from {_host_name(url)}: {error}.") from None
         except ValueError:
             raise UnsafeAddressError("Refused to fetch a malformed URL.") from None
-        self._turn(host)
-        well = False
+        self._wait_for_turn(host)
+        healthy = False
         try:
             response = self._session.get(
                 url,
@@ -217,23 +219,23 @@ class MetadataClient:
             with response:
                 location = response.headers.get("Location", "") if response.status_code in REDIRECTS else ""
                 body = b"" if location else self._body(response, host)
-            well = not is_temporary(response.status_code)
+            healthy = not is_temporary(response.status_code)
             return _Answer(response.status_code, response.headers, body, host, _printable(parts.path or "/")), location
         except UnsafeAddressError as error:
-            well = True
+            healthy = True
             raise UnsafeAddressError(f"Refused to fetch from {host}: {error}.") from None
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             if isinstance(error, ValueError):
                 raise UnsafeAddressError("Refused to fetch a malformed URL.") from None
             raise _TransientError(f"{host} could not be read: {_fault(error)}") from None
         finally:
-            self._breakers.report(host, well)
+            self._breakers.report(host, healthy)
 
-    def _turn(self, host: str) -> None:
-        """Wait until this host may be asked."""
+    def _wait_for_turn(self, host: str) -> None:
+        """Wait for a turn of this host."""
         if (held := self._limiter.held(host)) > self._retries.cap:
             raise HostDownError(
-                f"{host} asked to be left alone, for {math.ceil(held / 60)} more minute(s): run it again then."
+                f"{host} asked for a pause of {math.ceil(held / 60)} more minute(s): run the command again after that."
             )
         try:
             while (delay := self._breakers.delay(host)) > 0:
@@ -243,16 +245,16 @@ class MetadataClient:
         self._limiter.wait(host)
 
     def _body(self, response: requests.Response, host: str) -> bytes:
-        """Read the decoded body piece by piece, so that neither its length nor its slowness is up to the server."""
+        """Read the decoded body piece by piece, within the limits of size and time."""
         end = time.monotonic() + 4 * self._timeout
         pieces: list[bytes] = []
         size = 0
         while piece := response.raw.read1(_CHUNK, decode_content=True):
             size += len(piece)
             if size > self._max_bytes:
-                raise ScraperError(f"{host} sent an answer of more than {self._max_bytes} bytes.")
+                raise ScraperError(f"{host} sent a response of more than {self._max_bytes} bytes.")
             if time.monotonic() > end:
-                raise _TransientError(f"{host} could not be read: the answer took too long")
+                raise _TransientError(f"{host} could not be read: the response took too long")
             pieces.append(piece)
         return b"".join(pieces)
 
@@ -262,16 +264,16 @@ class MetadataClient:
         try:
             return json.loads(answer.body)
         except (ValueError, RecursionError):
-            # Some sites cut their own answers short, and not the second time.
+            # Some sites truncate a response once and send it whole the next time.
             raise _TransientError(f"{answer.host} answered {answer.path} with something that is not JSON") from None
 
     def _status_error(self, answer: _Answer) -> StatusError:
         if answer.is_html:
             return StatusError(_html_message(answer), answer.status)
-        said = self._without_secrets(_error_message(answer.body))
-        return StatusError(f"{answer}: {said}" if said else f"{answer}.", answer.status)
+        message = self._redact(_error_message(answer.body))
+        return StatusError(f"{answer}: {message}" if message else f"{answer}.", answer.status)
 
-    def _without_secrets(self, text: str) -> str:
+    def _redact(self, text: str) -> str:
         for secret in self._credentials or ():
             if secret:
                 text = text.replace(secret, "***")
@@ -282,15 +284,15 @@ def _html_message(answer: _Answer) -> str:
     if answer.headers.get("cf-mitigated") == "challenge" or answer.status == 403:
         return (
             f"{answer} with an HTML challenge page instead of JSON: wait, slow down, or ask "
-            "the site's operators to admit your User-Agent."
+            "the site's operators to allow your User-Agent."
         )
     if answer.status == 200:
-        return f"{answer} with an HTML page where JSON was due."
+        return f"{answer} with an HTML page instead of JSON."
     return f"{answer}."
 
 
 def _error_message(body: bytes) -> str:
-    """The message within a JSON error document, as one short sentence."""
+    """The message of a JSON error document, as one short sentence; empty if there is none."""
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
@@ -312,14 +314,14 @@ def _printable(text: str) -> str:
 
 
 def _fault(error: Exception) -> str:
-    """Name a transport fault without the addresses and object ids that the libraries put into their messages."""
+    """Describe a broken transfer, without the addresses and object ids of the libraries' own messages."""
     reason: Any = getattr(error.args[0], "reason", None) if error.args else None
     if isinstance(reason, NameResolutionError):
         return "its name was not found"
     if isinstance(error, requests.ConnectTimeout) or isinstance(reason, NewConnectionError):
         return "no connection could be made"
     if isinstance(error, (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)):
-        return "it stopped answering"
+        return "it stopped responding"
     if isinstance(error, requests.exceptions.SSLError):
         return "its TLS certificate was not accepted"
     return "the connection broke off"
@@ -338,7 +340,7 @@ def _origin(url: str) -> tuple[str, str, int]:
 
 
 class _RoutedAdapter(HTTPAdapter):
-    """Connects by the routes' rules; the URL, and with it the Host header and the TLS name, stays as it is."""
+    """Connects by the rules of the routes; the URL, and so the Host header and the TLS name, does not change."""
 
     def __init__(self, routes: Routes) -> None:
         self._routes = routes

@@ -1,7 +1,7 @@
-"""One module a site: `sites/NAME.py` holds the class of the site called NAME.
+"""Crawlers of sites, one module per site: `sites/NAME.py` defines the class of the site NAME.
 
-Here are what every site declares and does, and how one is found by name. Packages of others add sites through the
-entry points `animesion_scrapers.sites`. Fetching JSON is in `metadata`, reading its values in `fields`.
+This module defines their base classes and the lookup by name. Other packages add sites with the entry points
+`animesion_scrapers.sites`. JSON is fetched in `http.metadata`, and its values are read with `fields`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from animesion_scrapers.http.limits import HostLimit, RateLimiter
 from animesion_scrapers.http.retries import Retries
 from animesion_scrapers.post import Post
 
-if TYPE_CHECKING:  # loading requests takes longer than listing the sites should
+if TYPE_CHECKING:  # importing requests would slow down listing the sites
     from animesion_scrapers.http.metadata import MetadataClient
 
 _GROUP = "animesion_scrapers.sites"
@@ -34,18 +34,18 @@ KeyT = TypeVar("KeyT")
 
 @dataclass(frozen=True, slots=True)
 class SiteInfo:
-    """What a site declares.
+    """Declaration of a site.
 
     Attributes:
-        name: Its short name, `[a-z0-9_]+`; begins the keys of its images.
-        summary: One line for people.
-        url: Its base address, without a slash at the end.
-        limits: The most that each of its hosts bears, API and files alike, by host name. The pace is one request a
-            second unless the caller asks for more, and never above this.
+        name: Short name, `[a-z0-9_]+`; prefix of the keys of its images.
+        summary: One-line description.
+        url: Base URL, without a trailing slash.
+        limits: Limits of its API and file hosts, by host name. The rate is one request per second unless the caller
+            sets another, and never above the limit.
         label_tags: Categories of `Post.tags` whose tags are candidate labels.
-        licence: What holds for its files when a post states nothing, one phrase; empty when unknown.
-        terms: Where its rules for crawlers stand.
-        credentials: Which credentials it takes, if any.
+        licence: Licence of files whose post states none, one phrase; empty when unknown.
+        terms: URL of its rules for crawlers.
+        credentials: The credentials that it accepts, if any.
     """
 
     name: str
@@ -58,24 +58,24 @@ class SiteInfo:
     credentials: CredentialSpec | None = None
 
     def limiter(self, requests_per_second: float = 1.0, memory: Path | None = None) -> RateLimiter:
-        """Pacing within what is declared.
+        """Make a limiter within the declared limits.
 
         Args:
-            requests_per_second: The pace of hosts that bear it; the others get what they are declared to bear.
+            requests_per_second: Requested rate; hosts with a lower limit get that limit.
             memory: See `RateLimiter`.
         """
         rates = {host: min(limit.requests_per_second, requests_per_second) for host, limit in self.limits.items()}
         return RateLimiter(requests_per_second, rates, memory)
 
     def connections(self) -> dict[str, int]:
-        """Requests in flight at once for each host."""
+        """Most requests in flight at once, by host."""
         return {host: limit.connections for host, limit in self.limits.items()}
 
 
 class Site:
-    """The base of a site's crawler: the JSON client with its pace, and what callers may ask for.
+    """Base class of a site's crawler, with a paced JSON client. Subclasses implement `posts` and `posts_by_id`.
 
-    Use it as a context manager, or call `close`. A site implements `posts` and `posts_by_id`.
+    Use it as a context manager, or call `close`.
     """
 
     info: ClassVar[SiteInfo]
@@ -98,24 +98,23 @@ class Site:
         """Prepare to read; nothing is sent yet.
 
         Args:
-            base_url: The site, or one that runs the same software; by default that of `info`.
-            user_agent: What is asking and whom to contact, such as `my-crawler/1.0 (me@example.org)`.
-            requests_per_second: The pace for each host, as far as the site declares that the host bears it. Ignored if
-                there is a `limiter`.
-            connect_to: Host names to reach at another address and port, as curl's `--connect-to`.
+            base_url: URL of the site, or of one with the same software; by default that of `info`.
+            user_agent: Name of the crawler with a contact, such as `my-crawler/1.0 (me@example.org)`.
+            requests_per_second: Rate per host, up to the limit that the site declares; ignored if there is a `limiter`.
+            connect_to: Address and port to connect to instead of a host, as curl's `--connect-to`.
             login: User name, with `api_key`.
             api_key: API key of that user, sent to this site only.
-            timeout: Seconds to wait for a connection and for each piece of an answer.
+            timeout: Seconds to wait for a connection and for each piece of a response.
             allow_private: Whether the site may be on a private address.
-            limiter: Shared pacing, when other clients ask the same hosts.
-            breakers: Shared circuit breakers, likewise.
-            retries: How often and how patiently to ask again.
+            limiter: Pacing by host, shared with other clients of the same hosts.
+            breakers: Circuit breakers by host, shared likewise.
+            retries: Number of attempts and the waits between them.
 
         Raises:
             ScraperError: The User-Agent names no contact, or only one of `login` and `api_key` is given.
         """
         if bool(login) != bool(api_key):
-            raise ScraperError("A login needs an API key and the other way round: give both or neither.")
+            raise ScraperError("A login needs an API key and vice versa: set both or neither.")
         self._base = (base_url or self.info.url).rstrip("/")
         self._host = urlsplit(self._base).hostname or self._base
         self._client = self._client_class()(
@@ -141,7 +140,7 @@ class Site:
         self._client.close()
 
     def _client_class(self) -> type[MetadataClient]:
-        """The client, for sites that send other things where JSON is due."""
+        """The class of the client; sites whose responses are not always JSON override it."""
         from animesion_scrapers.http.metadata import MetadataClient
 
         return MetadataClient
@@ -150,32 +149,32 @@ class Site:
         """Search.
 
         Args:
-            query: The search, in the site's own language.
-            limit: Stop after this many posts.
-            newer_than: Only posts that came after the one with this id.
+            query: The search, in the site's own syntax.
+            limit: Most posts.
+            newer_than: Only posts newer than the one with this id.
 
         Yields:
-            Each post once, however the site's pages overlap.
+            Each post once, even if the site's pages overlap.
 
         Raises:
-            ScraperError: The site would refuse the search, cannot be read, or its pages lead nowhere.
+            ScraperError: The site does not support the search, cannot be read, or repeats its pages.
         """
         raise NotImplementedError
 
     def posts_by_id(self, ids: Iterable[int | str]) -> Iterator[Post]:
-        """Look posts up.
+        """Look up posts.
 
         Yields:
-            The posts in the order of `ids`, each once; one that the site does not have is left out.
+            Each post once, in the order of `ids`, without those that the site lacks.
 
         Raises:
-            ScraperError: An id is not one of this site, or the site cannot be read.
+            ScraperError: An id is malformed, or the site cannot be read.
         """
         raise NotImplementedError
 
 
 def names() -> list[str]:
-    """Names of the sites that are here: this package's and those that other packages announce."""
+    """Names of the installed sites, from this package and from entry points."""
     return sorted({*_own(), *(point.name for point in entry_points(group=_GROUP))})
 
 
@@ -183,7 +182,7 @@ def load(name: str) -> type[Site]:
     """The class of a site.
 
     Raises:
-        ScraperError: There is none of that name.
+        ScraperError: There is no site of that name.
     """
     if name in _own():
         module = import_module(f"{__name__}.{name}")
@@ -195,11 +194,11 @@ def load(name: str) -> type[Site]:
     for point in entry_points(group=_GROUP, name=name):
         found: type[Site] = point.load()
         return found
-    raise ScraperError(f"There is no site '{name}'; known are {', '.join(names())}.")
+    raise ScraperError(f"There is no site '{name}': use one of {', '.join(names())}.")
 
 
 def unique(keys: Iterable[KeyT]) -> Iterator[KeyT]:
-    """Each of the keys the first time that it comes."""
+    """Yield the distinct keys, in order of first occurrence."""
     seen: set[KeyT] = set()
     for key in keys:
         if key not in seen:
@@ -208,26 +207,26 @@ def unique(keys: Iterable[KeyT]) -> Iterator[KeyT]:
 
 
 def check_filters(given: Mapping[str, str], known: frozenset[str], site: str) -> dict[str, str]:
-    """Search parameters of the caller.
+    """Return the caller's search parameters with their values as text.
 
     Raises:
-        ScraperError: One is not known.
+        ScraperError: One is not in `known`.
     """
     for name in given:
         if name not in known:
-            raise ScraperError(f"{name[:60]!r} cannot be searched for on {site}; what can: {', '.join(sorted(known))}.")
+            raise ScraperError(f"{name[:60]!r} is not a search parameter of {site}: use {', '.join(sorted(known))}.")
     return {name: str(value) for name, value in given.items()}
 
 
 def parse_post_id(value: int | str) -> int:
-    """The id that a caller asks for.
+    """Parse the id of a post.
 
     Raises:
-        ScraperError: It is not a positive whole number.
+        ScraperError: It is not a positive integer.
     """
     number = 0 if isinstance(value, bool) else fields.parse_positive_int(value)
     if not number:
-        raise ScraperError(f"A post id is a positive whole number, not {str(value)[:40]!r}.")
+        raise ScraperError(f"A post id is a positive integer, not {str(value)[:40]!r}.")
     return number
 
 

@@ -1,9 +1,9 @@
-"""The MediaWiki API of Wikimedia Commons: the images of a category and what is below it, and images by page id.
+"""The MediaWiki API of Wikimedia Commons: images of a category and its subcategories, and images by page id.
 
-Categories are a graph, with cycles and branches that lead far away: the walk is breadth first, visits each category
-once and is bounded in depth and number. A cultivar is known by the name of the category that an image was found in.
-Source: https://www.mediawiki.org/wiki/API:Categorymembers, API:Imageinfo and API:Etiquette. Which categories hold
-cultivars is asked in `wikidata`; files are fetched by `downloads`.
+Categories are a graph with cycles and unrelated branches: the walk is breadth first, visits each category once and is
+bounded in depth and number. The cultivar of an image is that in the name of its category. Source:
+https://www.mediawiki.org/wiki/API:Categorymembers, API:Imageinfo and API:Etiquette. The categories of cultivars are
+listed in `wikidata`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from animesion_scrapers.post import TAG_CATEGORIES, Post
 from animesion_scrapers.sites import Site, SiteInfo, parse_post_id, unique
 
 PAGE = 50
-"""Images on a page: as many as the site gives extended metadata for in one go."""
+"""Images per page: as many as the site returns extended metadata for in one request."""
 
 WIDTHS = (250, 330, 500, 960, 1280, 1920, 3840)
-"""Widths in pixels of the scaled images that the site keeps."""
+"""Widths in pixels of the scaled images that the site offers."""
 
 _SUBCATEGORIES = 500
 _IDS_PER_QUERY = 50
@@ -46,11 +46,11 @@ _INFO = {
 
 @dataclass(frozen=True, slots=True)
 class Category:
-    """Where a walk begins.
+    """Root of a walk.
 
     Attributes:
         title: With or without `Category:`.
-        cultivar: What the images below show, if their own categories do not say it; None for unknown.
+        cultivar: Cultivar of the images below whose own categories name none; None for unknown.
     """
 
     title: str
@@ -59,7 +59,7 @@ class Category:
 
 @dataclass(slots=True)
 class _Found:
-    """One image of a walk: its page, and the cultivars of the categories that it is in."""
+    """One image of a walk: its page, and the cultivars of its categories."""
 
     page: dict[str, Any] = field(default_factory=dict)
     cultivars: dict[Cultivar, None] = field(default_factory=dict)
@@ -68,16 +68,16 @@ class _Found:
 class Commons(Site):
     """Reads images from Wikimedia Commons; use it as a context manager, or call `close`.
 
-    A post is one image with the id of its page. Its tags are `cultivar`, such as `Rosa 'Peace'`, and `taxon`, what
-    that is a cultivar of; an image in the categories of several cultivars has them all.
+    A post is one image with the id of its page. Its tag categories are `cultivar`, such as `Rosa 'Peace'`, and `taxon`,
+    the cultivar's genus or species; an image in the categories of several cultivars has all of them.
 
     Attributes:
-        notes: Sentences about what a walk left out.
+        notes: Sentences about the categories that a walk left out.
     """
 
     info: ClassVar[SiteInfo] = SiteInfo(
         name="commons",
-        summary="Wikimedia Commons: images of a category and what is below it, or of given page ids",
+        summary="Wikimedia Commons: images of a category and its subcategories, or of given page ids",
         url="https://commons.wikimedia.org",
         limits={
             "commons.wikimedia.org": HostLimit(1.0, 1),
@@ -94,18 +94,17 @@ class Commons(Site):
         """Prepare to read; nothing is sent yet.
 
         Args:
-            base_url: The wiki.
-            depth: How far below the categories asked for a walk goes; 0 for those alone.
-            most_categories: Categories that a walk visits at the most.
-            width: Width in pixels of the files, one of `WIDTHS`; 0 for the originals. Smaller originals stay as they
-                are.
+            base_url: URL of the wiki.
+            depth: Levels of subcategories that a walk descends; 0 for the requested categories alone.
+            most_categories: Most categories that a walk visits.
+            width: Width in pixels of the files, one of `WIDTHS`; 0 for the originals. Smaller originals are not scaled.
             settings: As for every `Site`.
 
         Raises:
-            ScraperError: A width that the site does not keep, or the User-Agent names no contact.
+            ScraperError: The site does not offer the width, or the User-Agent names no contact.
         """
         if width and width not in WIDTHS:
-            raise ScraperError(f"Wikimedia keeps images {', '.join(map(str, WIDTHS))} pixels wide, not {width}.")
+            raise ScraperError(f"Wikimedia offers images {', '.join(map(str, WIDTHS))} pixels wide, not {width}.")
         super().__init__(base_url, **settings)
         self._depth = depth
         self._most = most_categories
@@ -113,28 +112,28 @@ class Commons(Site):
         self.notes: list[str] = []
 
     def posts(self, query: str = "", limit: int | None = None, newer_than: str = "") -> Iterator[Post]:
-        """Images of categories and of what is below them, by rising page id.
+        """Images of categories and their subcategories, by ascending page id.
 
         Args:
-            query: Title of the category, or several with `|` between them.
-            limit: Stop the walk when this many images are found.
-            newer_than: Only images with a higher page id. The whole tree is walked all the same.
+            query: Title of the category, or several separated by `|`.
+            limit: Most images; the walk stops when they are found.
+            newer_than: Only images with a higher page id. The whole tree is walked anyway.
 
         Yields:
             Each image once.
 
         Raises:
-            ScraperError: All categories are empty, one is no title, or the site cannot be read.
+            ScraperError: All categories are empty, a title is malformed, or the site cannot be read.
         """
         return self.posts_below([Category(title) for title in query.split("|")], limit, newer_than)
 
     def posts_below(
         self, categories: Sequence[Category], limit: int | None = None, newer_than: str = ""
     ) -> Iterator[Post]:
-        """As `posts`, from categories whose cultivars may be known.
+        """As `posts`, for categories whose cultivars may be known.
 
         Raises:
-            ScraperError: All categories are empty, one is no title, or the site cannot be read.
+            ScraperError: All categories are empty, a title is malformed, or the site cannot be read.
         """
         after = parse_post_id(newer_than) if newer_than else 0
         roots = [Category(_title(each.title, "Category"), each.cultivar) for each in categories]
@@ -144,13 +143,13 @@ class Commons(Site):
             yield from (self._post(found[number]) for number in chosen[:limit])
 
     def posts_by_id(self, ids: Iterable[int | str]) -> Iterator[Post]:
-        """Look images up by the ids of their pages, many a request; cultivars are not known then.
+        """Look up images by page id, 50 per request; their cultivars are unknown.
 
         Yields:
-            The images in the order of `ids`, each once; what the site does not have is left out.
+            Each image once, in the order of `ids`, without those that the site lacks.
 
         Raises:
-            ScraperError: An id is not a positive whole number, or the site cannot be read.
+            ScraperError: An id is not a positive integer, or the site cannot be read.
         """
         fresh = unique(map(parse_post_id, ids))
         while batch := list(islice(fresh, _IDS_PER_QUERY)):
@@ -158,16 +157,16 @@ class Commons(Site):
             yield from (self._post(_Found(found[number])) for number in batch if number in found)
 
     def posts_by_title(self, files: Mapping[str, Cultivar | None]) -> Iterator[Post]:
-        """Look images up by the titles of their pages, many a request.
+        """Look up images by title, 50 per request.
 
         Args:
-            files: What each title, with or without `File:`, shows.
+            files: Cultivar by title, with or without `File:`; None for unknown.
 
         Yields:
-            The images by rising page id; what the site does not have is left out.
+            The images of each request by ascending page id, without those that the site lacks.
 
         Raises:
-            ScraperError: A title cannot be one, or the site cannot be read.
+            ScraperError: A title is malformed, or the site cannot be read.
         """
         wanted = {_title(title, "File"): cultivar for title, cultivar in files.items()}
         titles = iter(wanted)
@@ -180,9 +179,9 @@ class Commons(Site):
     # -- the walk ------------------------------------------------------------------------------------------------
 
     def _walk(self, roots: Sequence[Category], limit: int | None, after: int) -> dict[int, _Found]:
-        """The images below some categories, by page id."""
+        """Images below the root categories, by page id."""
         found: dict[int, _Found] = {}
-        above: dict[Cultivar, set[Cultivar]] = {}
+        ancestors: dict[Cultivar, set[Cultivar]] = {}
         waiting = deque((each.title, each.cultivar, 0) for each in roots)
         seen = {each.title for each in roots}
         empty: list[str] = []
@@ -196,7 +195,7 @@ class Commons(Site):
             visited += 1
             cultivar = cultivars.parse(title.partition(":")[2]) or inherited
             if cultivar and inherited and cultivar != inherited:
-                above.setdefault(cultivar, set()).update({inherited} | above.get(inherited, set()))
+                ancestors.setdefault(cultivar, set()).update({inherited} | ancestors.get(inherited, set()))
             files = self._files({"generator": "categorymembers", "gcmtitle": title, "gcmtype": "file"})
             for number, page in files.items():
                 each = found.setdefault(number, _Found())
@@ -215,14 +214,15 @@ class Commons(Site):
             if limit is not None and sum(number > after for number in found) >= limit:
                 break
         if len(empty) == len(seen):
-            raise ScraperError(f"{self._host} has nothing in {empty[0]}: check how the category is written.")
+            raise ScraperError(f"{self._host} has nothing in {empty[0]}: check the spelling of the category.")
         if empty:
             rest = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
             self._note(f"{self._host} has nothing in {empty[0]}{rest}")
         if deeper:
-            self._note(f"the walk left out what is deeper than {self._depth} levels: {deeper} categories, and theirs")
-        for each in found.values():  # of a cultivar and its sport, whose category is below, the sport is meant
-            general = {cultivar for named in each.cultivars for cultivar in above.get(named, ())}
+            self._note(f"the walk left out categories deeper than {self._depth} levels: {deeper}, and those below them")
+        # a sport's category is below that of its parent cultivar: an image in both shows the sport
+        for each in found.values():
+            general = {cultivar for named in each.cultivars for cultivar in ancestors.get(named, ())}
             each.cultivars = {named: None for named in each.cultivars if named not in general}
         return found
 
@@ -238,7 +238,7 @@ class Commons(Site):
         return names
 
     def _files(self, params: Mapping[str, str]) -> dict[int, dict[str, Any]]:
-        """Pages of images by id, with what the wiki says of them; a page may come in several parts."""
+        """Pages of images by id, with their metadata, which may be spread over several responses."""
         paging = {"gcmlimit": str(PAGE)} if "generator" in params else {}
         scaled = {"iiurlwidth": str(self._width)} if self._width else {}
         found: dict[int, dict[str, Any]] = {}
@@ -251,7 +251,7 @@ class Commons(Site):
         return found
 
     def _answers(self, params: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-        """The `query` of each answer, following `continue` to the end."""
+        """Yield the `query` of each response, following `continue` to the end."""
         basic = {"action": "query", "format": "json", "maxlag": "5"}
         place: dict[str, str] = {}
         places: set[str] = set()
@@ -260,9 +260,10 @@ class Commons(Site):
             if not isinstance(document, dict):
                 raise ScraperError(f"{self._host} answered /w/api.php with something other than an object.")
             if "error" in document:
-                told = fields.mapping(document["error"])
-                said = " ".join(fields.text(told.get("info")).split())[:200]
-                raise ScraperError(f"{self._host} refuses the request ({fields.text(told.get('code'))[:40]}): {said}")
+                error = fields.mapping(document["error"])
+                message = " ".join(fields.text(error.get("info")).split())[:200]
+                code = fields.text(error.get("code"))[:40]
+                raise ScraperError(f"{self._host} refuses the request ({code}): {message}")
             yield fields.mapping(document.get("query"))
             more = fields.mapping(document.get("continue"))
             place = {name: str(value) for name, value in more.items() if isinstance(value, (str, int))}
@@ -282,7 +283,7 @@ class Commons(Site):
         page = found.page
         infos = page.get("imageinfo")
         info = fields.mapping(infos[0]) if isinstance(infos, list) and infos else {}
-        told = fields.mapping(info.get("extmetadata"))
+        metadata = fields.mapping(info.get("extmetadata"))
         title = fields.text(page.get("title"))
         original, width = fields.absolute_url(self._base, info.get("url")), fields.positive_int(info.get("width"))
         scaled = fields.absolute_url(self._base, info.get("thumburl")) if 0 < self._width < width else ""
@@ -302,8 +303,8 @@ class Commons(Site):
             height=fields.positive_int(info.get("thumbheight")) if scaled else fields.positive_int(info.get("height")),
             bytes=0 if scaled else fields.positive_int(info.get("size")),
             tags=tags,
-            author=_plain(_value(told, "Artist")) or fields.text(info.get("user")),
-            licence=licence_id(_plain(_value(told, "LicenseShortName")) or _plain(_value(told, "License"))),
+            author=_plain(_value(metadata, "Artist")) or fields.text(info.get("user")),
+            licence=licence_id(_plain(_value(metadata, "LicenseShortName")) or _plain(_value(metadata, "License"))),
             created_at=fields.iso_date(info.get("timestamp")),
         )
 
@@ -313,22 +314,24 @@ def _is_busy(document: object) -> bool:
 
 
 def _inherit(cultivar: Cultivar | None, title: str) -> Cultivar | None:
-    """The cultivar of the category above, if the title has its name in it: branches lead anywhere."""
+    """The cultivar of the category above if the title contains its epithet, as other branches are unrelated."""
     return cultivar if cultivar and cultivar.epithet.lower() in title.lower() else None
 
 
 def _title(text: str, namespace: str) -> str:
-    """A title with its namespace, as the wiki writes it."""
+    """Normalise a title as the wiki does, with its namespace."""
     name = " ".join(text.replace("_", " ").split())
     if name[: len(namespace) + 1].lower() == f"{namespace.lower()}:":
         name = name[len(namespace) + 1 :].strip()
     if not name or _NOT_IN_TITLES.search(name) or len(name.encode()) > _LONGEST_TITLE:
-        raise ScraperError(f"{text[:60]!r} is no title on Wikimedia Commons, as {namespace}:Rosa 'Peace' is.")
+        raise ScraperError(
+            f"{text[:60]!r} is not a title on Wikimedia Commons: use one such as {namespace}:Rosa 'Peace'."
+        )
     return f"{namespace}:{name[0].upper()}{name[1:]}"
 
 
-def _value(told: Mapping[str, Any], name: str) -> str:
-    return fields.text(fields.mapping(told.get(name)).get("value"))
+def _value(metadata: Mapping[str, Any], name: str) -> str:
+    return fields.text(fields.mapping(metadata.get(name)).get("value"))
 
 
 def _plain(text: str) -> str:

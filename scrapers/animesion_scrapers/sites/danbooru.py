@@ -18,14 +18,14 @@ from animesion_scrapers.post import FLAGS, TAG_CATEGORIES, Post
 from animesion_scrapers.sites import Site, SiteInfo, parse_post_id, unique
 
 PAGE = 200
-"""Posts on a page, the most the site gives."""
+"""Posts per page, the most that the site returns."""
 
 FREE_METATAGS = frozenset(
     {"status", "rating", "limit", "is", "id", "date", "age", "filesize", "filetype", "parent", "child", "md5", "width"}
     | {"height", "duration", "mpixels", "ratio", "score", "upvote", "downvotes", "favcount", "embedded", "tagcount"}
     | {"pixiv_id", "pixiv"}
 )
-"""Search terms that the site does not count."""
+"""Search terms that do not count towards the site's tag limit."""
 
 _IDS_PER_QUERY = 100
 _TERM = re.compile(r'(?:[^\s"]|"[^"]*")+|"')
@@ -40,7 +40,7 @@ class Danbooru(Site):
         summary="Danbooru: posts of a search or of given ids",
         url="https://danbooru.donmai.us",
         limits={
-            # Ten requests a second are the most that an address gets; about one is asked for in long sessions.
+            # An address may send ten requests per second; the site asks for about one in long sessions.
             "danbooru.donmai.us": HostLimit(10.0, 1),
             "safebooru.donmai.us": HostLimit(10.0, 1),
             "cdn.donmai.us": HostLimit(10.0, 4),
@@ -57,8 +57,8 @@ class Danbooru(Site):
         """Prepare to read; nothing is sent yet.
 
         Args:
-            base_url: The site.
-            tag_limit: Tags in a search that the account may use: 2, with a Gold account 6.
+            base_url: URL of the site.
+            tag_limit: Most tags in a search for the account: 2, or 6 for Gold.
             settings: As for every `Site`.
 
         Raises:
@@ -72,15 +72,15 @@ class Danbooru(Site):
 
         Args:
             query: The search, as typed on the site.
-            limit: Stop after this many posts.
-            newer_than: Only posts with a higher id than this one.
+            limit: Most posts.
+            newer_than: Only posts with a higher id.
 
         Yields:
-            Each post once, with falling ids, however the site's pages overlap.
+            Each post once, by descending id, even if the site's pages overlap.
 
         Raises:
-            ScraperError: The search has more tags than the site allows or an order of its own, the site cannot be
-                read, or its pages lead nowhere.
+            ScraperError: The search has more tags than the site allows or sets an order, the site cannot be read, or
+                it repeats its pages.
         """
         self._check_search(query)
         if newer_than:
@@ -88,16 +88,16 @@ class Danbooru(Site):
         return islice(self._pages(query, PAGE if limit is None else min(PAGE, limit)), limit)
 
     def posts_by_id(self, ids: Iterable[int | str]) -> Iterator[Post]:
-        """Look posts up, many a request.
+        """Look up posts, 100 per request.
 
         Args:
-            ids: Which posts; they may be many and are read as needed.
+            ids: Ids of the posts, read as needed.
 
         Yields:
-            The posts in the order of `ids`, each once; one that the site does not have is left out.
+            Each post once, in the order of `ids`, without those that the site lacks.
 
         Raises:
-            ScraperError: An id is not a positive whole number, or the site cannot be read.
+            ScraperError: An id is not a positive integer, or the site cannot be read.
         """
         fresh = unique(map(parse_post_id, ids))
         while batch := list(islice(fresh, _IDS_PER_QUERY)):
@@ -129,7 +129,7 @@ class Danbooru(Site):
             raise ScraperError(f"{self._host} put something other than a post into its list of posts.")
         number = fields.positive_int(entry.get("id"))
         if not number:
-            raise ScraperError(f"{self._host} sent a post without a proper id.")
+            raise ScraperError(f"{self._host} sent a post without a valid id.")
         tags = {name: fields.words(entry.get(f"tag_string_{name}")) for name in TAG_CATEGORIES}
         return Post(
             id=str(number),
@@ -155,7 +155,7 @@ class Danbooru(Site):
         terms = [term.lstrip("-~(").lower() for term in _TERM.findall(tags)]
         for term in terms:
             if term.startswith(("order:", "ordfav:", "ordpool:")):
-                raise ScraperError(f"The search must not contain {term}: posts are read by falling id.")
+                raise ScraperError(f"The search must not contain {term}: posts are read by descending id.")
         counted = [
             term for term in terms if term.strip(")") not in ("", "or", "and") and _metatag(term) not in FREE_METATAGS
         ]

@@ -1,7 +1,7 @@
 """The GBIF API (api.gbif.org): still images of the occurrences of a taxon, and of occurrences by key.
 
-Occurrences come from many publishers, and so do the hosts of their images. Source:
-https://techdocs.gbif.org/en/openapi/v1/occurrence. Files are fetched by `downloads`.
+Occurrences come from many publishers, and their images from as many hosts. Source:
+https://techdocs.gbif.org/en/openapi/v1/occurrence.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from animesion_scrapers.post import TAG_CATEGORIES, Post
 from animesion_scrapers.sites import Site, SiteInfo, check_filters
 
 PAGE = 300
-"""Occurrences on a page, the most the site gives."""
+"""Occurrences per page, the most that the site returns."""
 
 DEEPEST = 100_000
-"""Occurrences of a search that the site pages through."""
+"""Most occurrences of a search that the site returns, over all pages."""
 
 FILTERS = frozenset(
     {"license", "country", "continent", "year", "month", "basisOfRecord", "datasetKey", "publishingCountry"}
     | {"institutionCode", "establishmentMeans", "degreeOfEstablishment", "hasCoordinate", "stateProvince", "q"}
 )
-"""Search parameters that a caller may set, several values with commas between them."""
+"""Search parameters that a caller may set; several values are separated by commas."""
 
 _POST_ID = re.compile(r"(\d{1,18})(?:-([0-9a-f]{8}))?")
 _NEAREST = 5
@@ -39,8 +39,8 @@ _NEAREST = 5
 class Gbif(Site):
     """Reads images from GBIF; use it as a context manager, or call `close`.
 
-    A post is one image, with the id `OCCURRENCE-DIGEST`, where the digest begins the MD5 of the image's identifier; its
-    parent is the occurrence.
+    A post is one image, with the id `OCCURRENCE-DIGEST`, where the digest is the first 8 digits of the MD5 of the
+    image's identifier; its parent is the occurrence.
     """
 
     info: ClassVar[SiteInfo] = SiteInfo(
@@ -58,9 +58,9 @@ class Gbif(Site):
         """Prepare to read; nothing is sent yet.
 
         Args:
-            base_url: The API.
+            base_url: URL of the API.
             cache: Whether files come from GBIF's cache, at most 1200 pixels wide, instead of from the publishers.
-            search: Further search parameters, those of `FILTERS`.
+            search: Further search parameters, from `FILTERS`.
             settings: As for every `Site`.
 
         Raises:
@@ -71,20 +71,20 @@ class Gbif(Site):
         self._cache = cache
 
     def posts(self, query: str = "", limit: int | None = None, newer_than: str = "") -> Iterator[Post]:
-        """Images of the occurrences of a taxon and all that is below it, in the site's order.
+        """Images of the occurrences of a taxon and its descendants, in the site's order.
 
         Args:
             query: Key or scientific name of the taxon.
-            limit: Stop after this many images.
-            newer_than: Only occurrences with a higher key than that of this image. The whole search is asked all the
-                same: the site does not search by key.
+            limit: Most images.
+            newer_than: Only occurrences with a higher key than that of this image. The whole search is read anyway, as
+                the site does not search by key.
 
         Yields:
-            Each image once, however the site's pages overlap.
+            Each image once, even if the site's pages overlap.
 
         Raises:
-            ScraperError: The name is of no taxon, the search has more occurrences than the site pages through and there
-                is no limit, or the site cannot be read.
+            ScraperError: There is no taxon of that name, the search has more occurrences than the site returns and
+                there is no limit, or the site cannot be read.
         """
         after = _parse_id(newer_than)[0] if newer_than else 0
         if limit == 0:
@@ -92,25 +92,25 @@ class Gbif(Site):
         return islice(self._pages(self._taxon(query), after, limit is None), limit)
 
     def posts_by_id(self, ids: Iterable[int | str]) -> Iterator[Post]:
-        """Look occurrences up, one a request.
+        """Look up occurrences, one per request.
 
         Args:
             ids: Keys of occurrences, for all their images, or ids of posts.
 
         Yields:
-            The images in the order of `ids`, each once; what the site does not have is left out.
+            Each image once, in the order of `ids`, without those that the site lacks.
 
         Raises:
-            ScraperError: An id is neither, or the site cannot be read.
+            ScraperError: An id is malformed, or the site cannot be read.
         """
         known: dict[int, list[Post]] = {}
-        given: set[str] = set()
+        yielded: set[str] = set()
         for key, digest in map(_parse_id, ids):
             if key not in known:
                 known[key] = self._occurrence(key)
             for post in known[key]:
-                if post.id not in given and digest in {"", post.id.partition("-")[2]}:
-                    given.add(post.id)
+                if post.id not in yielded and digest in {"", post.id.partition("-")[2]}:
+                    yielded.add(post.id)
                     yield post
 
     def _occurrence(self, key: int) -> list[Post]:
@@ -138,13 +138,13 @@ class Gbif(Site):
             count = fields.positive_int(document.get("count"))
             if whole and count > DEEPEST:
                 raise ScraperError(
-                    f"{self._host} has {count:,} occurrences with images for this search and pages through "
+                    f"{self._host} has {count:,} occurrences with images for this search and returns only "
                     f"{DEEPEST:,}: narrow it, by country or year for example, or set a limit."
                 )
             for entry in results:
                 key = fields.positive_int(entry.get("key")) if isinstance(entry, dict) else 0
                 if not key:
-                    raise ScraperError(f"{self._host} sent an occurrence without a proper key.")
+                    raise ScraperError(f"{self._host} sent an occurrence without a valid key.")
                 if key not in seen:
                     seen.add(key)
                     if key > after:
@@ -154,7 +154,7 @@ class Gbif(Site):
                 return
 
     def _taxon(self, query: str) -> int:
-        """The key of the taxon that is meant."""
+        """The key of the taxon."""
         name = " ".join(query.split())
         if number := fields.parse_positive_int(name):
             return number
@@ -173,7 +173,7 @@ class Gbif(Site):
             if fields.positive_int(each.get("usageKey"))
         )
         rest = f"; it offers {offered}." if offered else "."
-        raise ScraperError(f"{self._host} knows no taxon that is called exactly {name[:80]!r}{rest}")
+        raise ScraperError(f"{self._host} has no taxon with the exact name {name[:80]!r}{rest}")
 
     def _images(self, entry: Mapping[str, Any]) -> Iterator[Post]:
         key = fields.positive_int(entry.get("key"))
@@ -215,7 +215,7 @@ class Gbif(Site):
 
 
 def _unique_media(media: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """Those media of an occurrence that have an identifier, each once."""
+    """Yield the media of an occurrence with distinct identifiers; those without one are left out."""
     seen: set[str] = set()
     for medium in media:
         identifier = fields.text(medium.get("identifier"))

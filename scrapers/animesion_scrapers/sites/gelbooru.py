@@ -1,7 +1,7 @@
 """Gelbooru's dapi interface (gelbooru.com and sites that run its software): search results and posts by id.
 
-Safebooru.org answers nearly the same questions and builds on this module. Source:
-https://gelbooru.com/index.php?page=wiki&s=view&id=18780. Files are fetched by `downloads`.
+The interface of Safebooru.org is nearly the same, and `safebooru` builds on this module. Source:
+https://gelbooru.com/index.php?page=wiki&s=view&id=18780.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RATINGS: Mapping[str, str] = {
     "general": "g", "safe": "s", "sensitive": "s", "questionable": "q", "explicit": "e",
     "g": "g", "s": "s", "q": "q", "e": "e",
 }  # fmt: skip
-"""Ratings as sites write them. Safe, where there are three ratings, is general or sensitive: the stricter counts."""
+"""Ratings as sites write them. Sites with three ratings use safe for general and sensitive: it maps to the stricter."""
 
 EntryT = TypeVar("EntryT")
 
@@ -39,7 +39,7 @@ _XML_REASON = re.compile(rb"<(?:response\b[^>]{0,200}?\breason=\"([^\"<]{0,400})
 
 
 class DapiClient(MetadataClient):
-    """A client that knows what dapi sends where JSON is due: nothing for no posts, and errors in XML."""
+    """A client that accepts the responses of dapi that are not JSON: an empty body for no posts, and errors in XML."""
 
     def _parse(self, answer: Any) -> object:
         start = answer.body[:4096].lstrip()
@@ -54,7 +54,7 @@ class DapiClient(MetadataClient):
 class Gelbooru(Site):
     """Reads posts from a Gelbooru; use it as a context manager, or call `close`.
 
-    Posts name their tags without categories. Those are asked for by name, up to 100 a request, and each tag once.
+    Posts list their tags without categories, which are requested by name, up to 100 per request and each tag once.
     """
 
     info: ClassVar[SiteInfo] = SiteInfo(
@@ -78,25 +78,25 @@ class Gelbooru(Site):
         ),
     )
     page_size: ClassVar[int] = 100
-    """Posts on a page."""
+    """Posts per page."""
 
     def __init__(self, base_url: str = "", **settings: Any) -> None:
         """Prepare to read; nothing is sent yet.
 
         Args:
-            base_url: The site.
+            base_url: URL of the site.
             settings: As for every `Site`; `login` is the user's number.
 
         Raises:
-            ScraperError: The User-Agent names no contact, only one of `login` and `api_key` is given, or neither and
-                the site demands them.
+            ScraperError: The User-Agent names no contact, only one of `login` and `api_key` is given, or neither
+                although the site requires them.
         """
         super().__init__(base_url, **settings)
         spec = self.info.credentials
         if spec and spec.required and self._host == spec.host and not settings.get("login"):
             raise ScraperError(
-                f"{self._host} answers nobody without an API key ({spec.where}): "
-                "give the user's number as login and the key as api_key."
+                f"{self._host} requires an API key ({spec.where}): "
+                "set login to the user's number and api_key to the key."
             )
         self._secrets = [text for text in (settings.get("login"), settings.get("api_key")) if text]
         self._types: dict[str, str] = {}
@@ -109,46 +109,46 @@ class Gelbooru(Site):
 
         Args:
             query: The search, as typed on the site.
-            limit: Stop after this many posts.
-            newer_than: Only posts with a higher id than this one.
+            limit: Most posts.
+            newer_than: Only posts with a higher id.
 
         Yields:
-            Each post once, with falling ids, however the site's pages overlap.
+            Each post once, by descending id, even if the site's pages overlap.
 
         Raises:
-            ScraperError: The search has an order of its own, the site cannot be read, or its pages lead nowhere.
+            ScraperError: The search sets an order, the site cannot be read, or it repeats its pages.
         """
         refuse_order(query)
         size = self.page_size if limit is None else min(self.page_size, limit)
 
         def page(below: int) -> dict[int, dict[str, Any]]:
             tags = f"{query} id:<{below}".strip() if below else query
-            return self._numbered({"tags": tags, "limit": str(size)})
+            return self._fetch_posts({"tags": tags, "limit": str(size)})
 
         pages = descending_pages(page, self._host, parse_post_id(newer_than) if newer_than else 0)
         return islice((post for entries in pages for post in self._posts(entries)), limit)
 
     def posts_by_id(self, ids: Iterable[int | str]) -> Iterator[Post]:
-        """Look posts up, one a request.
+        """Look up posts, one per request.
 
         Args:
-            ids: Which posts; they may be many and are read as needed.
+            ids: Ids of the posts, read as needed.
 
         Yields:
-            The posts in the order of `ids`, each once; one that the site does not have is left out.
+            Each post once, in the order of `ids`, without those that the site lacks.
 
         Raises:
-            ScraperError: An id is not a positive whole number, or the site cannot be read.
+            ScraperError: An id is not a positive integer, or the site cannot be read.
         """
         for number in unique(map(parse_post_id, ids)):
-            found = self._numbered({"id": str(number)})
+            found = self._fetch_posts({"id": str(number)})
             if number in found:
                 yield from self._posts([found[number]])
 
-    # -- what Safebooru.org does otherwise -----------------------------------------------------------------------
+    # -- overridden by Safebooru.org -----------------------------------------------------------------------------
 
     def _categories(self, entries: Sequence[Mapping[str, Any]]) -> Mapping[str, str]:
-        """The category of each tag of some posts; one that is not there is general."""
+        """Category by tag of some posts; missing tags are general."""
         if len(self._types) > _KNOWN_TAGS:
             self._types.clear()
         unknown = unique(name for entry in entries for name in _names(entry) if name not in self._types)
@@ -162,35 +162,35 @@ class Gelbooru(Site):
         return self._types
 
     def _details(self, entry: Mapping[str, Any]) -> tuple[str, str]:
-        """The file's MD5 and address."""
+        """The MD5 and URL of the file."""
         return fields.match(fields.MD5, entry.get("md5")), fields.absolute_url(self._base, entry.get("file_url"))
 
     # -- inside --------------------------------------------------------------------------------------------------
 
     def _ask(self, params: Mapping[str, str]) -> object:
-        said: list[str] = []
+        reasons: list[str] = []
 
         def is_busy(document: object) -> bool:
             reason = _refusal_reason(document)
-            said.append(reason)
+            reasons.append(reason)
             return bool(reason)
 
-        asked = {"page": "dapi", "q": "index", "json": "1", **params}
+        query = {"page": "dapi", "q": "index", "json": "1", **params}
         try:
-            return self._client.get_json(f"{self._base}/index.php", asked, is_busy=is_busy)
+            return self._client.get_json(f"{self._base}/index.php", query, is_busy=is_busy)
         except StatusError as error:
-            if error.status == 200 and said and said[-1]:
-                raise ScraperError(f"{self._host} refused: {self._without_secrets(said[-1])}.") from None
+            if error.status == 200 and reasons and reasons[-1]:
+                raise ScraperError(f"{self._host} refused: {self._redact(reasons[-1])}.") from None
             if error.status == 401 and (spec := self.info.credentials):
                 raise StatusError(f"{error} Check {spec.user} and {spec.key}.", 401) from None
             raise
 
-    def _without_secrets(self, text: str) -> str:
+    def _redact(self, text: str) -> str:
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return text
 
-    def _numbered(self, params: Mapping[str, str]) -> dict[int, dict[str, Any]]:
+    def _fetch_posts(self, params: Mapping[str, str]) -> dict[int, dict[str, Any]]:
         return index_by_id(_records(self._ask({"s": "post", **params}), "post", self._host), self._host)
 
     def _posts(self, entries: Sequence[Mapping[str, Any]]) -> Iterator[Post]:
@@ -220,22 +220,24 @@ class Gelbooru(Site):
         )
 
 
-# -- what boorus have in common that are paged by id -----------------------------------------------------------------
+# -- shared by boorus that are paged by id ---------------------------------------------------------------------------
 
 
 def descending_pages(page: Callable[[int], Mapping[int, EntryT]], host: str, after: int) -> Iterator[list[EntryT]]:
-    """Pages of a listing with falling ids, asked for by the smallest id seen: stable while new posts arrive.
+    """Yield the pages of a listing by descending id; each is requested below the smallest id so far.
+
+    Unlike page numbers, this is stable while new posts arrive.
 
     Args:
-        page: Gives posts by id: the newest ones for 0, else those below an id. Nothing means the end.
-        host: The site, for messages.
+        page: Returns posts by id: the newest for 0, else those below an id; none at the end.
+        host: Host of the site, for messages.
         after: Stop at this id; 0 to read all.
 
     Yields:
-        What is new in each page, by falling id.
+        The new posts of each page, by descending id.
 
     Raises:
-        ScraperError: A page has posts and none that was not on an earlier one.
+        ScraperError: A page has only posts of earlier pages.
     """
     smallest = 0
     while found := page(smallest):
@@ -251,25 +253,25 @@ def descending_pages(page: Callable[[int], Mapping[int, EntryT]], host: str, aft
 
 
 def refuse_order(query: str, *others: str) -> None:
-    """Refuse a search that would not come by falling id.
+    """Reject a search that sets its own order, as posts are read by descending id.
 
     Args:
         query: The search.
-        others: Beginnings of other terms that the caller needs for itself.
+        others: Prefixes of other terms that the caller sets itself.
 
     Raises:
-        ScraperError: It has such a term.
+        ScraperError: The search has such a term.
     """
     for term in query.lower().split():
         if term.lstrip("-~").startswith(("sort:", "order:", *others)):
-            raise ScraperError(f"The search must not contain {term[:60]}: posts are read by falling id.")
+            raise ScraperError(f"The search must not contain {term[:60]}: posts are read by descending id.")
 
 
 def index_by_id(entries: Iterable[object], host: str) -> dict[int, dict[str, Any]]:
-    """The posts of a page by id.
+    """Index the posts of a page by id.
 
     Raises:
-        ScraperError: One is no post, or has no id.
+        ScraperError: An entry is not a post, or has no id.
     """
     found: dict[int, dict[str, Any]] = {}
     for entry in entries:
@@ -277,13 +279,13 @@ def index_by_id(entries: Iterable[object], host: str) -> dict[int, dict[str, Any
             raise ScraperError(f"{host} put something other than a post into its list of posts.")
         number = fields.parse_positive_int(entry.get("id"))
         if not number:
-            raise ScraperError(f"{host} sent a post without a proper id.")
+            raise ScraperError(f"{host} sent a post without a valid id.")
         found[number] = entry
     return found
 
 
 def group_tags(names: Iterable[str], categories: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
-    """Tags by category; those whose category is unknown are general."""
+    """Group tags by category; tags of unknown category are general."""
     found: dict[str, list[str]] = {category: [] for category in TAG_CATEGORIES}
     for name in names:
         found[categories.get(name, "general")].append(name)
@@ -294,7 +296,7 @@ def group_tags(names: Iterable[str], categories: Mapping[str, str]) -> dict[str,
 
 
 def _records(document: object, name: str, host: str) -> list[dict[str, Any]]:
-    """The posts or tags of an answer: under a name or bare, a list, a single one or none."""
+    """The posts or tags of a response, which is a list, a single one or none, bare or under `name`."""
     found = document.get(name) if isinstance(document, dict) else document
     if isinstance(document, dict) and name not in document and "@attributes" not in document and document:
         raise ScraperError(f"{host} answered /index.php with something other than a list of {name}s.")
@@ -308,7 +310,7 @@ def _records(document: object, name: str, host: str) -> list[dict[str, Any]]:
 
 
 def _refusal_reason(document: object) -> str:
-    """Why the site answers with status 200 that it does not answer; empty when it does."""
+    """Why the site refuses a request with status 200; empty if it does not."""
     inner = fields.mapping(fields.mapping(document).get("@attributes")) or fields.mapping(document)
     if str(inner.get("success", "true")).lower() != "false":
         return ""

@@ -1,8 +1,7 @@
 """The iNaturalist API (api.inaturalist.org): photos of the observations of a taxon, and of observations by id.
 
-iNaturalist knows species and what is below them, and no cultivars; cultivated plants are `captive`. Source:
-https://api.inaturalist.org/v1/docs and https://www.inaturalist.org/pages/api+recommended+practices. Files are fetched
-by `downloads`.
+iNaturalist has species and lower ranks, but no cultivars; cultivated plants are `captive`. Source:
+https://api.inaturalist.org/v1/docs and https://www.inaturalist.org/pages/api+recommended+practices.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from animesion_scrapers.post import TAG_CATEGORIES, Post
 from animesion_scrapers.sites import Site, SiteInfo, check_filters, unique
 
 PAGE = 200
-"""Observations on a page, the most the site gives."""
+"""Observations per page, the most that the site returns."""
 
 Size = Literal["original", "large", "medium", "small"]
 """Longest side of a photo: 2048, 1024, 500, 240 pixels."""
@@ -29,7 +28,7 @@ FILTERS = frozenset(
     {"quality_grade", "photo_license", "captive", "place_id", "user_id", "project_id", "month", "year", "d1", "d2"}
     | {"introduced", "native", "out_of_range", "term_id", "term_value_id", "without_taxon_id", "hrank", "lrank"}
 )
-"""Search parameters that a caller may set; taxon, order and paging are the module's own."""
+"""Search parameters that a caller may set; this module sets taxon, order and paging."""
 
 _SPECIES_LEVEL = 10
 _SIZED = re.compile(r"/(?:square|thumb|small|medium|large|original)\.(?=[A-Za-z]{3,4}(?:\?|$))")
@@ -48,7 +47,7 @@ class INaturalist(Site):
         summary="iNaturalist: photos of the observations of a taxon, or of given observations",
         url="https://api.inaturalist.org",
         limits={
-            # Sixty requests a minute are asked for; files may be 5 GB an hour, which is four of a large size a second.
+            # The site asks for at most 60 requests per minute and 5 GB of files per hour: four large photos per second.
             "api.inaturalist.org": HostLimit(1.0, 1),
             "inaturalist-open-data.s3.amazonaws.com": HostLimit(4.0, 4),
             "static.inaturalist.org": HostLimit(1.0, 1),
@@ -63,9 +62,9 @@ class INaturalist(Site):
         """Prepare to read; nothing is sent yet.
 
         Args:
-            base_url: The API.
-            size: Which size of a photo is its file.
-            search: Further search parameters, those of `FILTERS`; `quality_grade=research` unless it is given.
+            base_url: URL of the API.
+            size: Size of the photos.
+            search: Further search parameters, from `FILTERS`; `quality_grade` defaults to `research`.
             settings: As for every `Site`.
 
         Raises:
@@ -76,18 +75,18 @@ class INaturalist(Site):
         self._size = size
 
     def posts(self, query: str = "", limit: int | None = None, newer_than: str = "") -> Iterator[Post]:
-        """Photos of the observations of a taxon and all that is below it, by rising observation.
+        """Photos of the observations of a taxon and its descendants, by ascending observation.
 
         Args:
             query: Number or scientific name of the taxon; a common name if only one taxon has it.
-            limit: Stop after this many photos.
-            newer_than: Only observations that came after the one of this photo.
+            limit: Most photos.
+            newer_than: Only observations newer than that of this photo.
 
         Yields:
             Each photo once.
 
         Raises:
-            ScraperError: No taxon or several go by the name, the site cannot be read, or its pages lead nowhere.
+            ScraperError: No taxon or several have the name, the site cannot be read, or it repeats its pages.
         """
         above = _observation(newer_than) if newer_than else 0
         if limit == 0:
@@ -95,27 +94,27 @@ class INaturalist(Site):
         return islice(self._pages(self._taxon(query), above), limit)
 
     def posts_by_id(self, ids: Iterable[int | str]) -> Iterator[Post]:
-        """Look observations up, many a request.
+        """Look up observations, 200 per request.
 
         Args:
             ids: Numbers of observations, for all their photos, or ids of posts.
 
         Yields:
-            The photos in the order of `ids`, each once; what the site does not have is left out.
+            Each photo once, in the order of `ids`, without those that the site lacks.
 
         Raises:
-            ScraperError: An id is neither, or the site cannot be read.
+            ScraperError: An id is malformed, or the site cannot be read.
         """
         fresh = unique(map(_parse_id, ids))
-        given: set[str] = set()
+        yielded: set[str] = set()
         while batch := list(islice(fresh, PAGE)):
             numbers = sorted({observation for observation, _ in batch})
             document = self._page({"id": ",".join(map(str, numbers)), "per_page": str(PAGE)})
             found = {number: list(self._photos(entry)) for number, entry in document.items()}
             for observation, photo in batch:
                 for post in found.get(observation, ()):
-                    if post.id not in given and photo in {0, int(post.id.partition("-")[2])}:
-                        given.add(post.id)
+                    if post.id not in yielded and photo in {0, int(post.id.partition("-")[2])}:
+                        yielded.add(post.id)
                         yield post
 
     def _pages(self, taxon: int, above: int) -> Iterator[Post]:
@@ -139,7 +138,7 @@ class INaturalist(Site):
         for entry in self._results(document, "observations"):
             number = fields.positive_int(entry.get("id"))
             if not number:
-                raise ScraperError(f"{self._host} sent an observation without a proper id.")
+                raise ScraperError(f"{self._host} sent an observation without a valid id.")
             found[number] = entry
         return found
 
@@ -150,7 +149,7 @@ class INaturalist(Site):
         return results
 
     def _taxon(self, query: str) -> int:
-        """The number of the taxon that is meant."""
+        """The number of the taxon."""
         name = " ".join(query.split())
         if number := fields.parse_positive_int(name):
             return number
@@ -165,9 +164,9 @@ class INaturalist(Site):
             if len(same) == 1:
                 return fields.positive_int(same[0]["id"])
             if same:
-                raise ScraperError(f"{name} is the name of several taxa: {_list_taxa(same)}. Give the number of one.")
+                raise ScraperError(f"{name} is the name of several taxa: {_list_taxa(same)}. Use the number of one.")
         offered = f"; it offers {_list_taxa(taxa)}" if taxa else ""
-        raise ScraperError(f"{self._host} knows no taxon {name[:80]!r}{offered}.")
+        raise ScraperError(f"{self._host} has no taxon {name[:80]!r}{offered}.")
 
     def _photos(self, entry: Mapping[str, Any]) -> Iterator[Post]:
         observation = fields.positive_int(entry.get("id"))

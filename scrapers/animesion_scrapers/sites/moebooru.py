@@ -1,8 +1,8 @@
 """The Moebooru API (yande.re, konachan.com, konachan.net and sites that run its software): searches and posts by id.
 
-Relies on version 2 of `/post.json`, whose answer with `include_tags=1` has the type of each tag of the page beside the
-posts (`Post.batch_api_data` of the software's source), so that no tag has to be asked for by itself. Source:
-https://yande.re/help/api and https://github.com/moebooru/moebooru. Files are fetched by `downloads`.
+Uses version 2 of `/post.json`, whose response with `include_tags=1` includes the type of each tag of its posts
+(`Post.batch_api_data` in the software's source), so that tags need no requests of their own. Source:
+https://yande.re/help/api and https://github.com/moebooru/moebooru.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from animesion_scrapers.sites.gelbooru import (
 )
 
 PAGE = 100
-"""Posts on a page; the software gives up to 1000, its sites often less."""
+"""Posts per page; the software allows up to 1000, its sites often fewer."""
 
 _IDS_PER_QUERY = 100
 _TYPES = {"artist": "artist", "circle": "artist", "copyright": "copyright", "character": "character"}
@@ -54,8 +54,8 @@ class Moebooru(Site):
         """Prepare to read; nothing is sent yet.
 
         Args:
-            base_url: The site.
-            tag_limit: Tags in a search that the site allows, and as many that are excluded; the software's default.
+            base_url: URL of the site.
+            tag_limit: Most tags in a search, and as many excluded ones; by default that of the software.
             settings: As for every `Site`.
 
         Raises:
@@ -69,37 +69,37 @@ class Moebooru(Site):
 
         Args:
             query: The search, as typed on the site, without `id:`.
-            limit: Stop after this many posts.
-            newer_than: Only posts with a higher id than this one.
+            limit: Most posts.
+            newer_than: Only posts with a higher id.
 
         Yields:
-            Each post once, with falling ids, however the site's pages overlap.
+            Each post once, by descending id, even if the site's pages overlap.
 
         Raises:
-            ScraperError: The search has more tags than the site allows, an order of its own or a range of ids, the
-                site cannot be read, or its pages lead nowhere.
+            ScraperError: The search has more tags than the site allows, sets an order or a range of ids, the site
+                cannot be read, or it repeats its pages.
         """
         self._check_search(query)
         size = PAGE if limit is None else min(PAGE, limit)
 
         def page(below: int) -> dict[int, Post]:
-            # The order is named because a search for a pool has another.
+            # The order is explicit because a search for a pool has another default.
             return self._page(f"{query} {f'id:<{below} ' if below else ''}order:id_desc".strip(), size)
 
         pages = descending_pages(page, self._host, parse_post_id(newer_than) if newer_than else 0)
         return islice((post for found in pages for post in found), limit)
 
     def posts_by_id(self, ids: Iterable[int | str]) -> Iterator[Post]:
-        """Look posts up, many a request.
+        """Look up posts, 100 per request.
 
         Args:
-            ids: Which posts; they may be many and are read as needed.
+            ids: Ids of the posts, read as needed.
 
         Yields:
-            The posts in the order of `ids`, each once; one that the site does not have is left out.
+            Each post once, in the order of `ids`, without those that the site lacks.
 
         Raises:
-            ScraperError: An id is not a positive whole number, or the site cannot be read.
+            ScraperError: An id is not a positive integer, or the site cannot be read.
         """
         fresh = unique(map(parse_post_id, ids))
         while batch := list(islice(fresh, _IDS_PER_QUERY)):
@@ -141,7 +141,7 @@ class Moebooru(Site):
         )
 
     def _check_search(self, query: str) -> None:
-        # The site heeds the last id: term alone, and pages are asked for by one.
+        # The site applies only the last id: term, and pages need one.
         refuse_order(query, "id:")
         terms = [term for term in query.split() if ":" not in term]
         excluded = sum(term.startswith("-") for term in terms)

@@ -1,7 +1,7 @@
-"""Safebooru.org's dapi interface: Gelbooru's questions, other answers. `safebooru.donmai.us` is a Danbooru.
+"""Safebooru.org's dapi interface, as far as it differs from Gelbooru's (`safebooru.donmai.us` is a Danbooru).
 
-What differs from Gelbooru is here: a bare array of posts, nothing at all for no posts, and no tag categories in JSON.
-Source: https://safebooru.org/index.php?page=help&topic=dapi.
+Responses are a bare array of posts, or empty for no posts, and have no tag categories in JSON. Source:
+https://safebooru.org/index.php?page=help&topic=dapi.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _TYPES = {"metadata": "meta", "tag": "general"}
 class Safebooru(Gelbooru):
     """Reads posts from Safebooru.org; use it as a context manager, or call `close`.
 
-    Its tag interface answers in XML alone and for one tag a request, so categories are those of `tag_info`, which is
-    asked for and which not every site of this software sends. Without it every tag is general.
+    Its tag interface returns only XML and one tag per request, so categories come from `tag_info`, which not all sites
+    of this software send. Without it, all tags are general.
     """
 
     info: ClassVar[SiteInfo] = SiteInfo(
@@ -39,7 +39,7 @@ class Safebooru(Gelbooru):
         terms="https://safebooru.org/index.php?page=help&topic=dapi",
     )
     page_size: ClassVar[int] = 500
-    """Posts on a page. The site gives up to 1000, and times out at that now and then."""
+    """Posts per page. The site allows up to 1000, but occasionally times out then."""
 
     def _ask(self, params: Mapping[str, str]) -> object:
         return super()._ask({**params, "fields": "tag_info"})
@@ -47,8 +47,8 @@ class Safebooru(Gelbooru):
     def _categories(self, entries: Sequence[Mapping[str, Any]]) -> Mapping[str, str]:
         found: dict[str, str] = {}
         for entry in entries:
-            told = entry.get("tag_info")
-            for tag in map(fields.mapping, told if isinstance(told, list) else ()):
+            tags = entry.get("tag_info")
+            for tag in map(fields.mapping, tags if isinstance(tags, list) else ()):
                 kind = fields.text(tag.get("type"))
                 kind = _TYPES.get(kind, kind)
                 found[html.unescape(fields.text(tag.get("tag")))] = kind if kind in TAG_CATEGORIES else "general"

@@ -1,7 +1,7 @@
 """The Zerochan API (www.zerochan.net): entries under a tag and entries by id.
 
-A listing gives neither the file nor its digest, so every entry takes a request of its own. Source:
-https://www.zerochan.net/api. Files are fetched by `downloads`.
+A listing has neither the file nor its digest, so each entry takes a further request. Source:
+https://www.zerochan.net/api.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from animesion_scrapers.sites import Site, SiteInfo, parse_post_id, unique
 from animesion_scrapers.sites.gelbooru import index_by_id
 
 PAGE = 250
-"""Entries on a page, the most the site gives."""
+"""Entries per page, the most that the site returns."""
 
 DEEPEST_PAGE = 100
-"""Pages of a listing beyond which the site says no, whatever it has."""
+"""Most pages of a listing that the site returns."""
 
 _AGENT = re.compile(r"\S.* - \S+")
 _GONE = frozenset({404, 410})
 
 
 class ZerochanClient(MetadataClient):
-    """A client that knows what Zerochan sends where JSON is due: raw control characters, a page for no such page."""
+    """A client that accepts Zerochan's invalid JSON with raw control characters, and its HTML page for the end."""
 
     def _parse(self, answer: Any) -> object:
         if answer.is_html and b"page number too high" in answer.body[:1_000_000].lower():
@@ -46,8 +46,8 @@ class ZerochanClient(MetadataClient):
 class Zerochan(Site):
     """Reads entries from Zerochan; use it as a context manager, or call `close`.
 
-    Tags have no categories. The primary tag, which is what the image is filed under (a character as a rule, at times
-    a series or an artist), is in a category of its own, `primary`, and is the label.
+    Tags have no categories. The primary tag, under which the site files the image (usually a character, sometimes a
+    series or an artist), has the category `primary` and is the label.
     """
 
     info: ClassVar[SiteInfo] = SiteInfo(
@@ -55,7 +55,7 @@ class Zerochan(Site):
         summary="Zerochan: entries under a tag or of given ids",
         url="https://www.zerochan.net",
         limits={
-            # Sixty requests a minute are allowed; who goes on above that is banned.
+            # The site allows 60 requests per minute and bans clients that exceed them.
             "www.zerochan.net": HostLimit(1.0, 1),
             "static.zerochan.net": HostLimit(1.0, 2),
         },
@@ -68,19 +68,19 @@ class Zerochan(Site):
         """Prepare to read; nothing is sent yet.
 
         Args:
-            base_url: The site.
-            user_agent: `Project - Username` with a contact in it, such as `my-crawler/1.0 (me@example.org) - Miku`;
-                the site bans who does not say a user's name.
-            strict: Whether a search gives only entries whose primary tag is the one that is searched for.
+            base_url: URL of the site.
+            user_agent: `Project - Username` with a contact, such as `my-crawler/1.0 (me@example.org) - Miku`; the site
+                bans clients without a user name.
+            strict: Whether a search returns only entries whose primary tag is the requested one.
             settings: As for every `Site`.
 
         Raises:
-            ScraperError: The User-Agent is not of that form or names no contact.
+            ScraperError: The User-Agent does not have that form or names no contact.
         """
         if not _AGENT.fullmatch(user_agent):
             raise ScraperError(
                 "Zerochan bans crawlers whose User-Agent does not end in a user's name: "
-                "write it as 'my-crawler/1.0 (me@example.org) - Username' with your name on Zerochan."
+                "set it to 'my-crawler/1.0 (me@example.org) - Username' with your name on Zerochan."
             )
         super().__init__(base_url, user_agent=user_agent, **settings)
         self._flags = "json&strict" if strict else "json"
@@ -92,16 +92,16 @@ class Zerochan(Site):
         """Search, newest first.
 
         Args:
-            query: A tag such as `Hatsune Miku`, or several with commas between them; empty for all entries.
-            limit: Stop after this many entries.
-            newer_than: Only entries with a higher id than this one.
+            query: A tag such as `Hatsune Miku`, or several separated by commas; empty for all entries.
+            limit: Most entries.
+            newer_than: Only entries with a higher id.
 
         Yields:
-            Each entry once, however the site's pages overlap; one that is gone when it is looked up is left out.
+            Each entry once, even if the site's pages overlap, without those deleted in the meantime.
 
         Raises:
-            ScraperError: The search is no tag, the site has nothing under it or cannot be read, or its pages lead
-                nowhere.
+            ScraperError: The search is malformed, the site has nothing under the tag or cannot be read, or it repeats
+                its pages.
         """
         path = _path(query)
         size = PAGE if limit is None else min(PAGE, limit)
@@ -109,16 +109,16 @@ class Zerochan(Site):
         return islice(self._look_up(listed), limit)
 
     def posts_by_id(self, ids: Iterable[int | str]) -> Iterator[Post]:
-        """Look entries up, one a request.
+        """Look up entries, one per request.
 
         Args:
-            ids: Which entries; they may be many and are read as needed.
+            ids: Ids of the entries, read as needed.
 
         Yields:
-            The entries in the order of `ids`, each once; one that the site does not have is left out.
+            Each entry once, in the order of `ids`, without those that the site lacks.
 
         Raises:
-            ScraperError: An id is not a positive whole number, or the site cannot be read.
+            ScraperError: An id is not a positive integer, or the site cannot be read.
         """
         return self._look_up((number, {}) for number in unique(map(parse_post_id, ids)))
 
@@ -130,7 +130,7 @@ class Zerochan(Site):
             if not found:
                 if full and page > DEEPEST_PAGE:
                     raise ScraperError(
-                        f"{self._host} gives no more than {page - 1} pages of /{path} and has more: narrow the search."
+                        f"{self._host} returns only {page - 1} pages of /{path} and has more: narrow the search."
                     )
                 return
             fresh = sorted(found.keys() - seen, reverse=True)
@@ -150,7 +150,7 @@ class Zerochan(Site):
             if error.status not in _GONE:
                 raise
             if page == 1:
-                raise ScraperError(f"{self._host} has nothing under /{path}: check how the tag is written.") from None
+                raise ScraperError(f"{self._host} has nothing under /{path}: check the spelling of the tag.") from None
             return {}
         except ScraperError as error:
             raise _on_page(error, page) from None
@@ -199,19 +199,19 @@ class Zerochan(Site):
 
 
 def _path(query: str) -> str:
-    """A search as a path: tags with commas between them, each encoded by itself."""
+    """A search as a path: encoded tags, separated by commas."""
     tags = [" ".join(tag.split()) for tag in query.split(",")]
     if not query.strip():
         return ""
     if not all(tags) or any(tag.strip(".") == "" for tag in tags):
-        raise ScraperError(f"A search on Zerochan is one tag or several with commas between them, not {query[:60]!r}.")
+        raise ScraperError(f"A search on Zerochan is one tag or several separated by commas, not {query[:60]!r}.")
     if len(tags) == 1 and tags[0].isdecimal():
-        raise ScraperError(f"{tags[0][:60]!r} is the number of an entry, not a tag: ask for it by its id.")
+        raise ScraperError(f"{tags[0][:60]!r} is the number of an entry, not a tag: look it up by its id.")
     return ",".join(quote_plus(tag) for tag in tags)
 
 
 def _on_page(error: ScraperError, page: int) -> ScraperError:
-    """The same fault, with the page named if it is the answer's and not the host's."""
+    """The same fault, with the page number if the fault is in the response and not in the host."""
     if type(error) is not ScraperError:
         return error
     return ScraperError(f"{str(error).rstrip('.')} (page {page}).")
