@@ -101,7 +101,7 @@ def test_any_image_from_32_pixels_gives_finite_logits_and_gradients(name):
 def test_smaller_images_are_refused_with_a_sentence():
     model = narrow("lrnet14").eval()
     for call in (model, model.forward_features, model.forward_intermediates):
-        with pytest.raises(UsageError, match="at least 32 pixels a side, got 64 by 31"):
+        with pytest.raises(UsageError, match="at least 32 pixels per side, got 64 by 31"):
             call(random_images(64, 31))
 
 

@@ -113,16 +113,13 @@ def test_a_recipe_says_the_same() -> None:
         ({"cache": "clcc"}, f"did you mean '{next(iter(CACHES))}'"),
         ({"keep_rate": 0.5}, "name one as reduction"),
         ({"reduction": "evit", "keep_rate": 0.0}, "above 0 and at most 1"),
-        (
-            {"reduction": "evit", "keep_rate": 0.5, "selector": "glsim", "reduction_layers": [1]},
-            "use one of GLSim and reduction",
-        ),
-        ({"reduction": "evit", "keep_rate": 0.5, "adapter": "ila", "reduction_layers": [1]}, "use one of them"),
-        ({"selector": "cal", "adapter": "lora"}, "goes with no other method"),
+        ({"reduction": "evit", "keep_rate": 0.5, "selector": "glsim", "reduction_layers": [1]}, "use one of GLSim"),
+        ({"reduction": "evit", "keep_rate": 0.5, "adapter": "ila", "reduction_layers": [1]}, "use one of the two"),
+        ({"selector": "cal", "adapter": "lora"}, "cannot be combined with other methods"),
         ({"selector": "glsim", "head": "cla"}, "leave head cla out"),
         ({"adapter": "lora", "method_options": {"adapter": {"rang": 3}}}, "no option rang"),
-        ({"method_options": {"adapter": {"rank": 3}}}, "no adapter is named"),
-        ({"adapter": "lora", "head": "cosine"}, "does not go with token methods"),
+        ({"method_options": {"adapter": {"rank": 3}}}, "there are options for adapter, but no adapter"),
+        ({"adapter": "lora", "head": "cosine"}, "does not support token methods"),
     ],
 )
 def test_what_does_not_go_together_is_refused(options: dict[str, Any], message: str) -> None:

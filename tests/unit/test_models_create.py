@@ -172,7 +172,7 @@ def test_a_model_tells_its_spec_and_the_spec_builds_it_again():
         (("vit_tiny_patch16", 5, 8), SMALL, "img_size=8"),
         (("resnet18", 5, 32, "cosine"), {"head_options": {"margin": 1}}, "no option margin"),
         (("resnet18", 5, 32, "cosine"), {"head_options": {"scale": -1}}, "positive scale"),
-        (("resnet18", 5, 32), {"head_options": {"scale": 1}}, "takes no options"),
+        (("resnet18", 5, 32), {"head_options": {"scale": 1}}, "has no options"),
         (("resnet18", 5, 32), {"colour": 1}, "colour=1"),
         (("resnet18", 5, 32), {"checkpoint_path": "x.pth"}, "checkpoint_path"),
     ],

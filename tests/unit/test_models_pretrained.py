@@ -117,11 +117,11 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("absent.pth", None, "no weight file"),
+        ("absent.pth", None, "weight file not found"),
         ("model.npz", b"", "not from .npz"),
-        ("model.safetensors", b"\xff" * 64, "no intact safetensors"),
-        ("model.pth", b"PK\x03\x04garbage", "no intact PyTorch archive|could run code"),
-        ("empty.pt", b"", "no intact PyTorch archive"),
+        ("model.safetensors", b"\xff" * 64, "not an intact safetensors"),
+        ("model.pth", b"PK\x03\x04garbage", "not an intact PyTorch archive|could run code"),
+        ("empty.pt", b"", "not an intact PyTorch archive"),
     ],
 )
 def test_files_that_hold_no_weights_are_refused(tmp_path, name, content, sentence):
@@ -134,7 +134,7 @@ def test_files_that_hold_no_weights_are_refused(tmp_path, name, content, sentenc
 def test_archives_of_other_things_are_refused(tmp_path):
     for content in ([1, 2], {}, {"epoch": 3}):
         torch.save(content, tmp_path / "other.pt")
-        with pytest.raises(UsageError, match=r"no weights by name|is no tensor"):
+        with pytest.raises(UsageError, match=r"no weights by name|is not a tensor"):
             create_model("resnet18", 5, pretrained=tmp_path / "other.pt")
 
 
@@ -165,11 +165,11 @@ def test_a_failing_download_is_one_sentence(monkeypatch):
 
     monkeypatch.setattr(pretrained, "_hub_answers", lambda: True)
     monkeypatch.setattr(timm, "create_model", broken)
-    with pytest.raises(AnimesionError, match=r"cannot be fetched \(ConnectionResetError\)"):
+    with pytest.raises(AnimesionError, match=r"cannot be downloaded \(ConnectionResetError\)"):
         create_model("resnet18", 5, pretrained=True)
 
 
 def test_models_that_nobody_trained_have_no_weights_to_fetch():
     name = next(name for name in timm.list_models("vit_*") if not timm.is_model_pretrained(name))
-    with pytest.raises(UsageError, match="nobody published weights"):
+    with pytest.raises(UsageError, match="no weights were published"):
         create_model(name, 5, pretrained=True)

@@ -140,7 +140,7 @@ def test_tokens_must_be_patches_as_long_as_they_are_selected_from(name):
             options: dict[str, Any] = {"count": 4} if name == "ffvt" else {}
             selector = make_part_selector(name, depth=DEPTH, **options)
             plugins = [("selector", selector), ("reduction", make_reduction(reduction, **plan))]
-            with pytest.raises(UsageError, match=r"leave out|in front"):
+            with pytest.raises(UsageError, match=r"leave out|before other plug-ins"):
                 TokenVisionTransformer(backbone(), dict(plugins[::order]), CLASSES).eval()(random_images())
 
 

@@ -77,7 +77,7 @@ def test_rollout_refuses_changing_numbers_of_tokens() -> None:
         rollout([attention(1, 2, 5, 5), attention(1, 2, 4, 4)])
     with pytest.raises(UsageError, match="block 0 attends from 3 to 5 tokens"):
         class_rollout([attention(1, 2, 3, 5)])
-    with pytest.raises(UsageError, match="one block at least"):
+    with pytest.raises(UsageError, match="at least one block"):
         rollout([])
 
 

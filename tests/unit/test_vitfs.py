@@ -126,7 +126,7 @@ def test_other_sizes_are_refused_with_a_sentence():
         create_model("vitfs_nano_patch16", 5, 100)
     with pytest.raises(UsageError, match="not 0 by 16"):
         model.set_input_size((0, 16))
-    with pytest.raises(UsageError, match="patches of 16 pixels, they cannot become 8"):
+    with pytest.raises(UsageError, match="patches of 16 pixels, and cannot change to 8"):
         model.set_input_size(patch_size=8)
 
 
@@ -370,7 +370,7 @@ def test_layer_decay_grows_with_depth_and_aggregators_go_with_their_block():
         ({"norm_layer": "rmsnorm"}, "no norm_layer 'rmsnorm'"),
         ({"reg_init": "ones"}, "no reg_init 'ones'"),
         ({"global_pool": "token"}, "no global_pool 'token'"),
-        ({"embed_dim": 60}, "embed_dim that 8 and num_heads=1 divide, not 60"),
+        ({"embed_dim": 60}, "embed_dim divisible by 8 and by num_heads=1, not 60"),
         ({"num_heads": 0}, "num_heads=0"),
         ({"dca_blocks": 5}, "dca_blocks of 0 to depth"),
         ({"reg_tokens": -1}, "reg_tokens >= 0"),
