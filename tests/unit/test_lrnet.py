@@ -288,7 +288,7 @@ def test_a_bare_checkpoint_of_published_size_needs_no_options():
 
 def test_checkpoints_that_are_not_wholly_lrnet_are_refused_by_name():
     weights = as_a_student(narrow("lrnet14").state_dict())
-    with pytest.raises(UsageError, match=r"do not make up an LRNet: attention\.weight"):
+    with pytest.raises(UsageError, match=r"do not match the LRNet: attention\.weight"):
         from_reference({}, weights | {"model.encoder.attention.weight": torch.zeros(2)})
     with pytest.raises(UsageError, match=r"lacks layer3\.0\.conv1\.weight"):
         from_reference({}, {key: value for key, value in weights.items() if "layer3.0.conv1" not in key})

@@ -85,9 +85,9 @@ def test_parts_that_are_not_read_are_named():
     weights = in_the_originals_names(ours("ifa"))
     with pytest.raises(UsageError, match=r"beyond the plain vision transformer .* text_decoder\.weight"):
         from_reference(CONFIG, weights | {"text_decoder.weight": torch.zeros(2)})
-    with pytest.raises(UsageError, match=r"of no family that is read here: .*animesion vision transformer"):
+    with pytest.raises(UsageError, match=r"belongs to none of the known families: .*animesion vision transformer"):
         from_reference({**CONFIG, "selector": "glsim"}, weights)
-    with pytest.raises(UsageError, match="of no family"):
+    with pytest.raises(UsageError, match="belongs to none of the known families"):
         from_reference({}, {"conv1.weight": torch.zeros(2)})
     with pytest.raises(UsageError, match="weights alone"):
         from_reference({}, {"state_dict": weights})
@@ -95,7 +95,7 @@ def test_parts_that_are_not_read_are_named():
         from_reference(CONFIG, {key: value for key, value in weights.items() if "0.attn.proj_k.bias" not in key})
     with pytest.raises(UsageError, match="no classifier"):
         from_reference(CONFIG, {key: value for key, value in weights.items() if "class_head" not in key})
-    with pytest.raises(UsageError, match=r"do not make up .* backbone\.blocks\.1\.norm1\.bias"):
+    with pytest.raises(UsageError, match=r"do not match the .* backbone\.blocks\.1\.norm1\.bias"):
         from_reference(CONFIG, {key: value for key, value in weights.items() if "1.norm1.bias" not in key})
 
 

@@ -444,13 +444,13 @@ def test_checkpoints_that_are_not_wholly_vitfs_are_refused_by_name():
     weights = in_the_originals_names(shallow())
     with pytest.raises(UsageError, match=r"1 parameters beyond those of ViTFS: adapter\.weight"):
         from_reference({}, weights | {"adapter.weight": torch.zeros(2)})
-    with pytest.raises(UsageError, match=r"do not make up an original ViTFS: blocks\.1\.norm1\.bn\.bias"):
+    with pytest.raises(UsageError, match=r"do not match the original ViTFS: blocks\.1\.norm1\.bn\.bias"):
         from_reference({}, {key: value for key, value in weights.items() if key != "blocks.1.norm1.1.bias"})
     with pytest.raises(UsageError, match=r"lacks head\.weight"):
         from_reference({}, {key: value for key, value in weights.items() if not key.startswith("head")})
     with pytest.raises(UsageError, match=r"stem is read, the residual ones are not"):
         from_reference({}, {key: value for key, value in weights.items() if "conv3x3" not in key})
-    with pytest.raises(UsageError, match="no position code of a square grid"):
+    with pytest.raises(UsageError, match="is not a position embedding of a square grid"):
         from_reference({}, weights | {"sin2d_embedding": torch.zeros(15, 64)})
-    with pytest.raises(UsageError, match="another position code"):
+    with pytest.raises(UsageError, match="is not the 2-D sin-cos position embedding"):
         from_reference({}, weights | {"sin2d_embedding": torch.zeros(16, 64)})

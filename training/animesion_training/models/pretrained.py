@@ -72,8 +72,8 @@ def _read_archive(path: Path) -> dict[str, Tensor]:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UsageError(
-            f"{path} contains Python objects besides tensors, which could run code when read: convert it to safetensors "
-            "if you trust it"
+            f"{path} contains Python objects besides tensors, which could run code when read: convert it to "
+            "safetensors if you trust it"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise UsageError(f"{path} is not an intact PyTorch archive ({type(error).__name__})") from error
