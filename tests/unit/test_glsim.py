@@ -527,14 +527,14 @@ def test_encoders_whose_head_reads_something_else_are_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"metric": "dot"}, "metric is one of cos, l1, l2, not 'dot'"),
-        ({"classifier": "min"}, "classifier is one of cls, avg, max"),
-        ({"aggregator": "lstm"}, "aggregator is one of transformer, dwsc, conv"),
+        ({"metric": "dot"}, "metric must be one of cos, l1, l2, not 'dot'"),
+        ({"classifier": "min"}, "classifier must be one of cls, avg, max"),
+        ({"aggregator": "lstm"}, "aggregator must be one of transformer, dwsc, conv"),
         ({"aggregator": None}, "set classifier to avg or max"),
         ({"top": 0}, "top is the number of selected patches"),
-        ({"representation": -1}, "representation is a whole number from 1"),
+        ({"representation": -1}, "representation must be a whole number from 1"),
         ({"aggregator_heads": 5}, "must divide the width 64"),
-        ({"aggregator_depth": 0}, "aggregator_depth is a whole number from 1"),
+        ({"aggregator_depth": 0}, "aggregator_depth must be a whole number from 1"),
         ({"token_drop": 1.5}, "token_drop"),
         ({"box": "loose"}, "no box is called 'loose'"),
         ({"select_tokens": True, "crop_class_token": True}, "no use for crop_class_token"),
@@ -684,8 +684,8 @@ def test_rams_works_with_heads_over_blocks_and_refuses_changing_numbers_of_token
     ("options", "message"),
     [
         ({"threshold": -0.1}, "threshold"),
-        ({"relative_to": "median"}, "relative_to is one of mean, max"),
-        ({"pool": 0}, "pool is a whole number from 1"),
+        ({"relative_to": "median"}, "relative_to must be one of mean, max"),
+        ({"pool": 0}, "pool must be a whole number from 1"),
         ({"top": 0}, "top is the number of selected patches"),
     ],
 )

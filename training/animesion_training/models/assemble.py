@@ -34,13 +34,13 @@ from animesion_training.tokens.twopass import GLSim, RAMSTrans
 #: Heads that read the tokens of a vision transformer, by name; `linear` supports token methods as well.
 TOKEN_HEADS = {
     "cls": "one linear layer on the class token",
-    "ifa": "aggregation of the class tokens of every block, or of the ends of groups",
-    "cla": "cross-layer aggregation of the class tokens at the ends of groups",
+    "ifa": "aggregation of the class tokens of every block, or of the last block of each group",
+    "cla": "cross-layer aggregation of the class tokens of the last block of each group",
     **PATCH_HEADS,
 }
 _TWO_PASS = {
-    "glsim": "a second pass over the crop around the patches most similar to the whole image (GLSim)",
-    "rams": "a second pass over the crop that attention rollout selects (RAMS-Trans)",
+    "glsim": "second pass over a crop around the patches most similar to the whole image (GLSim)",
+    "rams": "second pass over a crop chosen by attention rollout (RAMS-Trans)",
 }
 
 #: Selectors of parts, by name.
@@ -51,7 +51,7 @@ SELECTORS = {
 }
 
 #: Caches of tokens across blocks, by name.
-CACHES = {"clc": "cross-layer cache: pooled tokens and registers are restored in later groups (CLCA)"}
+CACHES = {"clc": "cross-layer cache: pooled tokens and registers are added again in later groups (CLCA)"}
 
 PlugInSite = dict[str, Any]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from animesion.errors import UsageError
+from animesion_training.options import whole_number
 
 
 class CLAHead(nn.Module):
@@ -31,8 +32,7 @@ class CLAHead(nn.Module):
 
     def __init__(self, num_layers: int, width: int, num_classes: int, groups: int = 2) -> None:
         super().__init__()
-        if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
-            raise UsageError(f"groups of head cla is a whole number from 1, not {groups!r}")
+        whole_number("groups of head cla", groups)
         self.norm_in = nn.BatchNorm1d(width)
         self.layers = nn.Conv1d(width, groups * width, num_layers, stride=num_layers, groups=width)
         self.norm = nn.BatchNorm1d(groups * width)

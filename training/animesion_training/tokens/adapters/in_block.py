@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from animesion.errors import UsageError
-from animesion_training.options import in_range
+from animesion_training.options import in_range, one_of, whole_number
 from animesion_training.tokens.adapters.base import as_map, as_tokens, grid_of, init_xavier, split_tokens
-from animesion_training.tokens.options import one_of, whole_number
 from animesion_training.tokens.plugin import Plugin
 from animesion_training.tokens.state import Tokens
 

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from animesion_training.options import in_range
+from animesion_training.options import in_range, whole_number
 from animesion_training.tokens.attention import Attended
-from animesion_training.tokens.options import whole_number
 from animesion_training.tokens.plugin import Plugin
 from animesion_training.tokens.state import Tokens
 

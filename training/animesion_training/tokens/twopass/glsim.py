@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from animesion.errors import UsageError
 from animesion_training.data.views import crop
-from animesion_training.options import in_range
+from animesion_training.options import in_range, one_of, whole_number
 from animesion_training.tokens.host import TokenVisionTransformer
-from animesion_training.tokens.options import one_of, whole_number
 from animesion_training.tokens.reductions.base import init_linear
 from animesion_training.tokens.state import Tokens
 from animesion_training.tokens.twopass.aggregators import ConvAggregator, transformer_aggregator

@@ -13,9 +13,8 @@ from torch.nn import functional
 
 from animesion.errors import UsageError
 from animesion_training.data.views import crop
-from animesion_training.options import in_range
+from animesion_training.options import in_range, one_of, whole_number
 from animesion_training.tokens.host import TokenVisionTransformer
-from animesion_training.tokens.options import one_of, whole_number
 from animesion_training.tokens.rollout import AttentionRecorder, class_rollout
 from animesion_training.tokens.state import Tokens
 from animesion_training.tokens.twopass.base import BOX_TRACE, TwoPassTransformer
