@@ -79,6 +79,7 @@ def assemble(
         network: nn.Module = _make("selector cal", CALClassifier, methods.of("selector"), backbone, num_classes)
         return network
     host = check_backbone(backbone, _describe(methods, head), class_token=head not in PATCH_HEADS)
+    # before plug-ins are made, because their sizes depend on the grid
     stride = methods.of("selector").get("patch_stride") if methods.selector in PART_SELECTORS else None
     if stride is not None:
         overlap_patches(host, stride)
@@ -133,6 +134,7 @@ def _plugins(host: Any, methods: Methods) -> dict[str, Plugin]:
             **methods.of("reduction"),
         )
     if methods.cache:
+        # registers have positions if the class token has one
         positions = not host.no_embed_class and host.pos_embed is not None
         plugins["cache"] = _make(
             "cache clc",
@@ -184,7 +186,7 @@ def _with_head(
         raise UsageError(f"a selector with two passes has its own classifier: leave head {head} out")
     if head in PATCH_HEADS:
         return TokenVisionTransformer(host, plugins, num_classes, patch_head(head, width, **options), reads="patches")
-    ends = tuple(dict.fromkeys((*layers, depth - 1)))
+    ends = tuple(dict.fromkeys((*layers, depth - 1)))  # last blocks of groups, each once
     if head == "cla":
         make = partial(_make, "head cla", CLAHead, options, len(ends), width)
         return TokenVisionTransformer(host, plugins, num_classes, make, ends)

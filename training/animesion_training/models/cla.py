@@ -45,5 +45,6 @@ class CLAHead(nn.Module):
             raise UsageError(
                 "head cla normalises over the batch and cannot be trained on a batch of one: drop that batch"
             )
-        logits: Tensor = self.fc(self.act(self.norm(self.layers(self.norm_in(class_tokens)))))
+        aggregated = self.layers(self.norm_in(class_tokens))  # (B, D, L) to (B, groups * D, 1)
+        logits: Tensor = self.fc(self.act(self.norm(aggregated)))  # (B, num_classes, 1)
         return logits.squeeze(-1)

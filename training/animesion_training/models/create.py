@@ -182,6 +182,7 @@ def create_model(
         hosts = {host: ours for ours, host in IFA_MODELS.items()}
         bare, dot, tag = architecture.partition(".")
         architecture = f"{hosts.get(bare, bare)}{dot}{tag}"
+    # only architectures with a fixed input size accept img_size; the others take any size anyway
     sized = dict(options)
     config = timm.get_pretrained_cfg(architecture)
     if img_size is not None and config is not None and config.fixed_input_size:
@@ -192,11 +193,12 @@ def create_model(
                 architecture, pretrained=pretrained is True, num_classes=num_classes, **sized
             )
     except (TypeError, AssertionError, ValueError) as error:
-        if not sized:
+        if not sized:  # not caused by an argument of the user
             raise
         arguments = ", ".join(f"{key}={value!r}" for key, value in sized.items())
         reason = str(error) or "a check of timm failed"
         raise UsageError(f"{name} cannot be built with {arguments}: {reason}") from error
+    # timm builds such a model without complaint, and fails in its first forward pass
     grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
     if grid is not None and 0 in grid:
         raise UsageError(f"{name} splits images into patches, and img_size={img_size} is smaller than a patch")
@@ -210,7 +212,7 @@ def create_model(
     else:
         model = HEADS[head](model, num_classes, head_options)
     _describe(model, timm_config, img_size)
-    height, width = input_config(model).size
+    height, width = input_config(model).size  # the actual size, also if img_size is None
     side = height if height == width else (height, width)
     vars(model)["spec"] = ModelSpec(name, num_classes, side, head, head_options, norm_eps, dict(options), methods)
     if pretrained is not True and pretrained is not False:

@@ -74,7 +74,8 @@ class IFAHead(nn.Module):
 
     def forward(self, class_tokens: Tensor) -> Tensor:
         """Class tokens (B, D, L), first block first, to logits (B, num_classes)."""
-        logits: Tensor = self.fc(self.norm(self.act(self.layers(class_tokens).squeeze(-1))))
+        aggregated = self.layers(class_tokens).squeeze(-1)  # (B, D, L) to (B, D)
+        logits: Tensor = self.fc(self.norm(self.act(aggregated)))
         return logits
 
 

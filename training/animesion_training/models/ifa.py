@@ -63,6 +63,7 @@ class IFAVisionTransformer(nn.Module):
         taps: Any = self.backbone.forward_intermediates(
             x, return_prefix_tokens=True, norm=False, output_fmt="NLC", intermediates_only=True
         )
+        # each tap is (patches, prefix), and the class token is the first of the prefix
         return torch.stack([prefix[:, 0] for _, prefix in taps], dim=-1)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -169,6 +170,7 @@ def _create(name: str, pretrained: bool, **options: Any) -> Any:
         host = timm.create_model(IFA_MODELS[name], pretrained=False, num_classes=0, **host_options)
         return IFAVisionTransformer(host, num_classes)
 
+    # timm's weights have no IFA head, which keeps its initial values
     def adapt(state_dict: dict[str, Tensor], model: IFAVisionTransformer) -> dict[str, Tensor]:
         head = {f"head.{key}": value for key, value in model.head.state_dict().items()}
         return head | model.adapt_state_dict(state_dict)

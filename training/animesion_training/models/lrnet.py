@@ -116,7 +116,7 @@ class LRNet(nn.Module):
         kind = BLOCKS[block]
         widths = [stem_width, *(width * kind.expansion for width in channels)]
         blocks = sum(layers)
-        rates = iter([drop_path_rate * i / (blocks - 1) for i in range(blocks)])
+        rates = iter([drop_path_rate * i / (blocks - 1) for i in range(blocks)])  # consumed stage by stage
         strides = (1, 2, 2, 2, 2)
         self.layer1, self.layer2, self.layer3, self.layer4, self.layer5 = (
             _stage(kind, before, width, stride, list(islice(rates, number)), resnet_d)
@@ -151,6 +151,7 @@ class LRNet(nn.Module):
             stages = [self.layer1, self.layer2, self.layer3, self.layer4, self.layer5]
             x = checkpoint_seq(stages, x, flatten=True)
         else:
+            # written out, because torch.jit cannot script a loop over modules by name
             x = self.layer1(x)
             x = self.layer2(x)
             x = self.layer3(x)

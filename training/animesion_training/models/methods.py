@@ -41,7 +41,7 @@ class Methods:
         rates = self.keep_rate if isinstance(self.keep_rate, tuple) else (self.keep_rate,)
         for rate in rates:
             if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate <= 1:
-                raise UsageError(f"keep_rate is a share of tokens above 0 and at most 1, not {rate!r}")
+                raise UsageError(f"keep_rate must be a share of tokens above 0 and at most 1, not {rate!r}")
         for layer in self.reduction_layers:
             if isinstance(layer, bool) or not isinstance(layer, int) or layer < 0:
                 raise UsageError(f"reduction_layers are numbers of blocks from 0, not {layer!r}")
@@ -88,7 +88,7 @@ class Methods:
         if not isinstance(options, Mapping) or not all(isinstance(each, Mapping) for each in options.values()):
             raise UsageError("method options are a table of tables, one per method")
         if not isinstance(content.get("reduction_layers", []), list | tuple):
-            raise UsageError(f"reduction_layers is a list, not {content['reduction_layers']!r}")
+            raise UsageError(f"reduction_layers must be a list, not {content['reduction_layers']!r}")
         rate = content.get("keep_rate", 1.0)
         values = {name: value for name, value in content.items() if name in PARTS}
         return cls(

@@ -41,7 +41,7 @@ def split_name(name: str) -> tuple[str, Methods, str]:
     rest = name
     while not _is_model(rest):
         word, underscore, after = rest.partition("_")
-        if not underscore or not _is_word(word):
+        if not underscore or not _is_word(word):  # not a name of ours: the caller reports it
             return name, Methods(), ""
         words.append(word)
         rest = after

@@ -164,7 +164,7 @@ class ViTFS(nn.Module):
         positions = sincos_positions(x.shape[2], x.shape[3], x.shape[1], x.device)
         # in the type of the weights, so that the residual stream under autocast stays float32, as in timm's ViT
         positions = positions.flatten(0, 1).to(self.patch_embed.proj.weight.dtype)
-        x = x.flatten(2).transpose(1, 2) + positions
+        x = x.flatten(2).transpose(1, 2) + positions  # (B, D, H/16, W/16) to (B, N, D)
         if self.reg_token is not None:
             x = torch.cat([self.reg_token.expand(x.shape[0], -1, -1), x], dim=1)
         return x
@@ -175,7 +175,8 @@ class ViTFS(nn.Module):
             outputs.append(x)
             for j, aggregator in enumerate(self.aggregators):
                 if i + 1 == (j + 1) * self.dca_blocks:
-                    x = x + aggregator(torch.stack(outputs[-self.dca_blocks :], dim=-1))
+                    last = torch.stack(outputs[-self.dca_blocks :], dim=-1)  # (B, R + N, D, n)
+                    x = x + aggregator(last)
         return x
 
     def _select_tokens(self, x: Tensor) -> Tensor:

@@ -190,5 +190,6 @@ class LayerAggregator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D, n) to (B, N, D)."""
-        x = self.act(self.norm2(self.conv(self.norm1(x.transpose(1, 2)))))
+        x = self.norm1(x.transpose(1, 2))  # (B, D, N, n)
+        x = self.act(self.norm2(self.conv(x)))  # (B, D, N, 1)
         return x.squeeze(-1).transpose(1, 2)

@@ -173,6 +173,7 @@ def _describe_vit(model: nn.Module, short: str, side: int, num_classes: int, ifa
     if short not in BASELINES:
         return
     spec = ModelSpec(short, num_classes, side, "ifa" if ifa else "linear", norm_eps=VIT_EPS)
+    # a spec must build this very network, so compare shapes with the published one
     with torch.device("meta"):
         published = spec.build().state_dict()
     own = model.state_dict()

@@ -88,7 +88,7 @@ def _vit(settings: Mapping[str, Any], weights: StateDict, reference_compat: bool
     head = {key: renamed.pop(key) for key in list(renamed) if key.startswith("head.")}
     ours = {f"encoder.backbone.{key}": value for key, value in renamed.items()} | head
     ours |= {f"reduce.{leaf}": value for leaf, value in reduce.items()}
-    for key, value in aggregator.items():
+    for key, value in aggregator.items():  # blocks and the norm after them are one sequence here
         key = re.sub(r"^aggregator_norm\.", f"aggregator.{len(blocks)}.", key)
         key = re.sub(r"^aggregator\.blocks\.(\d+)\.proj\.", r"aggregator.\1.attn.proj.", key)
         key = re.sub(r"^aggregator\.blocks\.(\d+)\.pwff\.", r"aggregator.\1.mlp.", key)
@@ -218,6 +218,7 @@ def _conv_aggregator(outer: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if key.startswith("aggregator."):
             _, *numbers, leaf = key.split(".")
             layers.setdefault(tuple(int(number) for number in numbers if number.isdigit()), {})[leaf] = value
+    # convolutions have weights of three axes, all other layers are norms
     norms, convs = iter(("norm1", "norm2", "mix.norm")), iter(("conv1", "mix.conv"))
     for place in sorted(layers):
         name = next(convs if layers[place]["weight"].ndim == 3 else norms, None)

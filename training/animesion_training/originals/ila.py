@@ -110,6 +110,7 @@ def _build_ila(config: Config, weights: StateDict, reference_compat: bool) -> nn
     own = _OWN in weights
     backbone, renamed, others = _own_backbone(settings, weights) if own else _timm_backbone(settings, weights)
     depth, width = len(backbone.blocks), backbone.embed_dim
+    # parameters move from `others` to plug-ins and head; those that remain are unknown
     bottlenecks = pop_bottlenecks(others)
     inside = {stem: parts for stem, parts in bottlenecks.items() if re.search(r"(^|\.)blocks\.\d+\.", stem)}
     between = {stem: parts for stem, parts in bottlenecks.items() if stem not in inside}
@@ -136,6 +137,7 @@ def _build_ila(config: Config, weights: StateDict, reference_compat: bool) -> nn
         ours |= {f"plugins.{name}.{key}": value for key, value in parameters.items()}
     load_all(model, ours, FAMILY)
     side = _side(settings)
+    # positions are resampled only after loading, as the weights are for the size of training
     if side and backbone.patch_embed.img_size != (side, side):
         backbone.set_input_size(img_size=(side, side))
     _describe(model, settings)
@@ -181,7 +183,7 @@ def _append_last_block(renamed: dict[str, Tensor], others: dict[str, Tensor]) ->
     norms = {stem for key in others if re.fullmatch(r".*norm\w*", stem := key.rpartition(".")[0])}
     if len(norms) != 1:
         return
-    if "norm.weight" in renamed:
+    if "norm.weight" in renamed:  # the encoder's own norm then precedes the last block
         others |= {f"{_BETWEEN_NORM}.{leaf}": renamed.pop(f"norm.{leaf}") for leaf in ("weight", "bias")}
     renamed |= {f"norm.{leaf}": others.pop(f"{stem}.{leaf}") for stem in norms for leaf in ("weight", "bias")}
 
@@ -199,6 +201,7 @@ def _overlap(backbone: Any, settings: Mapping[str, Any]) -> None:
     stride = settings.get("patch_stride") or settings.get("slide_step") or settings.get("slide")
     if not side or side // patch == rows or stride == patch:
         return
+    # the settings may lack the stride, or name another one: the number of positions decides
     fitting = [each for each in range(1, patch) if (side - patch) // each + 1 == rows]
     if fitting:
         overlap_patches(backbone, stride if stride in fitting else fitting[0], (side, side))

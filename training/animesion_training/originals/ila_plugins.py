@@ -66,6 +66,7 @@ def make_adapters(
     settings: Mapping[str, Any], found: Mapping[str, StateDict], depth: int, width: int
 ) -> tuple[Plugin, dict[str, Tensor]]:
     """The adapters of bottlenecks inside blocks, and their weights: two per block are parallel, one is sequential."""
+    # more bottlenecks than blocks: two in each
     parallel = len(found) > depth and settings.get("adapter_path") != "pfeiffer"
     ours: dict[str, Tensor] = {}
     for stem, parts in found.items():
@@ -149,6 +150,7 @@ def _ila_options(settings: Mapping[str, Any], parts: StateDict) -> dict[str, Any
     """The options of adapters: most follow from the names and shapes of weights."""
     conv, residual = parts["conv.weight"], parts.get("residual_conv.weight")
     dim = parts["down.weight"].shape[0]
+    # without a separate convolution for the class token, the original pads
     padding = bool(settings.get("ila_padding")) or "cls.weight" not in parts
     kind_of_residual = str(settings.get("ila_ds_conv_type") or "")
     if residual is not None:
@@ -177,7 +179,7 @@ def make_prompts(
     settings: Mapping[str, Any], values: Tensor, depth: int, width: int, renamed: StateDict
 ) -> dict[str, tuple[Plugin, dict[str, Tensor]]]:
     """VPT's prompts or VQT's queries, with the parameter `values` of shape (..., blocks, count, D) or (count, D)."""
-    values = values.reshape(-1, *values.shape[-2:])
+    values = values.reshape(-1, *values.shape[-2:])  # (blocks, count, D)
     blocks, count, _ = values.shape
     patch = renamed["patch_embed.proj.weight"].shape
     common: dict[str, Any] = {"depth": depth, "count": count, "patch_size": (patch[-2], patch[-1])}

@@ -38,6 +38,7 @@ def _build_lrnet(config: Config, weights: StateDict, reference_compat: bool) -> 
         }
     except KeyError as error:
         raise UsageError(f"this LRNet checkpoint lacks {error.args[0]}") from None
+    # the registered name of this size, or of any with these blocks, whose defaults the options replace
     name = next((name for name, kind in LRNETS.items() if kind == (block, tuple(found["layers"]))), None)
     name = name or next(name for name, kind in LRNETS.items() if kind[0] == block)
     usual = {

@@ -34,7 +34,7 @@ def timm_backbone(settings: Mapping[str, Any], weights: StateDict, registers: in
     clip = "norm_pre.weight" in weights
     prefix = 1 + reg_tokens + registers
     grid = _grid(settings, (patch[0], patch[1]), rows, prefix)
-    embedded = rows == grid[0] * grid[1] + prefix
+    embedded = rows == grid[0] * grid[1] + prefix  # whether the prefix has positions
     backbone = VisionTransformer(
         img_size=(grid[0] * patch[0], grid[1] * patch[1]),
         patch_size=(patch[0], patch[1]),

@@ -374,7 +374,7 @@ class Sinkhorn(_SoftReduction):
 
     def __init__(self, plan: ReductionPlan, eps: float = 1.0, iterations: int = 3) -> None:
         if isinstance(eps, bool) or not isinstance(eps, int | float) or not eps > 0:
-            raise UsageError(f"eps of reduction sinkhorn is a number above 0, not {eps!r}")
+            raise UsageError(f"eps of reduction sinkhorn must be a number above 0, not {eps!r}")
         whole_number("iterations of reduction sinkhorn", iterations)
         super().__init__(plan, partial(TransportAssignment, plan.width, eps=eps, iterations=iterations))
 
