@@ -20,9 +20,9 @@ GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden" / "fgi
 #: Compared with, not part of the method; the original's VQT slices from the wrong end of the sequence.
 NOT_READ = {"clca_h2t_base", "clca_vqt_base"}
 CASES = sorted(path.stem for path in GOLDEN.glob("clca_*.safetensors") if path.stem not in NOT_READ)
-ABSENT = "the original's outputs are not here"
+ABSENT = "reference outputs not found"
 TOLERANCE = 2e-5
-#: What is a choice, so must be the same, beside values that may differ by rounding.
+#: Discrete choices, which must be equal; other values may differ by rounding.
 CHOICES = (
     "kept_idx",
     "fused_idx",
@@ -91,7 +91,7 @@ def test_logits_and_choices_equal_the_originals(case):
 
 
 @pytest.mark.skipif(not CASES, reason=ABSENT)
-def test_settings_in_one_table_with_the_originals_model_name_do_as_well():
+def test_settings_may_be_in_one_table_with_the_originals_model_name():
     case = "clca_evit_clca"
     config, weights, images, expected = read(case)
     flat = {"model_name": "evit_vit_tiny_patch16_224", "num_classes": 10, "image_size": 64, "num_heads": 4}
@@ -106,7 +106,8 @@ def test_without_the_originals_faults_tome_keeps_to_its_plan():
     _, faithful = from_reference(config, weights).traced(images)
     logits, tokens = from_reference(config, weights, reference_compat=False).traced(images)
     after = [[int(each.trace[f"block{i}.tokens"][1]) for i in (1, 2, 3, 4)] for each in (faithful, tokens)]
-    # of 64 patches 16 are planned, then 4, beside the class token and, at these blocks, 1, 3, 3 and 7 of the cache's
+    # of 64 patches 16 are planned, then 4; there are also the class token and, at these blocks, 1, 3, 3 and 7 tokens of
+    # the cache
     assert after == [[34, 36, 24, 28], [1 + 32 + 1, 1 + 16 + 3, 1 + 8 + 3, 1 + 4 + 7]]
     assert logits.isfinite().all()
 

@@ -47,7 +47,7 @@ TOLERANCE = 2e-5
 def read(case: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     path = GOLDEN / f"{case}.safetensors"
     if not path.is_file():
-        pytest.skip("the original's outputs are not here")
+        pytest.skip("reference outputs not found")
     with safe_open(path, "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         config = json.loads((file.metadata() or {})["config"])
@@ -93,7 +93,7 @@ def test_corrected_boxes_have_one_patch_more_than_the_originals() -> None:
 def test_rollout_equals_the_originals() -> None:
     path = GOLDEN / "ops_unit.safetensors"
     if not path.is_file():
-        pytest.skip("the original's outputs are not here")
+        pytest.skip("reference outputs not found")
     with safe_open(path, "pt") as file:
         weights, expected = file.get_tensor("rollout.attn"), file.get_tensor("rollout.out")
     torch.testing.assert_close(rollout(weights), expected, rtol=0, atol=1e-6)
@@ -135,7 +135,7 @@ def images() -> Any:
 
 
 def own_names(model: Any, head: str = "head.") -> dict[str, Any]:
-    """Weights as the originals' own transformer calls them, with queries, keys and values apart."""
+    """Weights under the names of the originals' own transformer, with separate queries, keys and values."""
     weights: dict[str, Any] = {}
     for key, value in model.state_dict().items():
         name = key.removeprefix("encoder.").removeprefix("backbone.")
@@ -227,7 +227,7 @@ def test_rams_trans_is_read(config: dict[str, Any], options: dict[str, Any]) -> 
 
 
 def timm_names(model: Any) -> dict[str, Any]:
-    """Weights as the original for timm's transformers calls them."""
+    """Weights under the names of the original for timm's transformers."""
     weights = {}
     for key, value in model.state_dict().items():
         weights[key.removeprefix("encoder.backbone.")] = value
@@ -312,7 +312,7 @@ def test_part_selectors_of_one_pass_are_left_to_others(config: dict[str, Any]) -
     assert _kind(config, weights) is None
 
 
-def test_what_is_no_part_of_glsim_is_named() -> None:
+def test_parameters_beyond_glsim_are_named() -> None:
     weights = own_names(GLSim(encoder(), 5))
     with pytest.raises(UsageError, match=r"extra\.first, extra\.second"):
         from_reference({"model": "ViTGLSim"}, weights | {"extra.first": torch.ones(2), "extra.second": torch.ones(2)})

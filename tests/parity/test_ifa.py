@@ -22,7 +22,7 @@ TOLERANCE = 2e-5
 def read(case):
     path = GOLDEN / f"{case}.safetensors"
     if not path.is_file():
-        pytest.skip("the original's outputs are not here")
+        pytest.skip("reference outputs not found")
     with safe_open(path, "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         config = json.loads(file.metadata()["config"])

@@ -1,4 +1,4 @@
-"""The original's outputs on small inputs: ILA and what it is compared with, loaded through `from_reference`."""
+"""The original's outputs on small inputs: ILA and the methods it is compared with, loaded through `from_reference`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CASES = sorted(
     for path in GOLDEN.glob(pattern)
     if not any(name in path.stem for name in NOT_OURS) or "baseline" in path.stem
 )
-ABSENT = "the original's outputs are not here"
+ABSENT = "reference outputs not found"
 TOLERANCE = 2e-5
 
 
@@ -70,7 +70,7 @@ def test_outputs_equal_the_originals(case):
         error = (model(images) - expected["logits"]).abs().max().item()
         print(f"{case}: {error:.1e}")
         assert error <= TOLERANCE
-        if not hasattr(model, "traced"):  # plain and IFA transformers, whose tokens nothing changes
+        if not hasattr(model, "traced"):  # plain and IFA transformers have no token methods
             return
         logits, tokens = model.traced(images)
     assert torch.allclose(logits, expected["logits"], atol=TOLERANCE)
@@ -78,24 +78,24 @@ def test_outputs_equal_the_originals(case):
         lengths = expected["tokens_out"].tolist()
         assert [int(tokens.trace[f"block{i}.tokens"][1]) for i in range(len(lengths))] == lengths
     for name, value in expected.items():
-        if name.startswith("ila"):  # of size 100, as windows are summed up twice
+        if name.startswith("ila"):  # of size 100, as windows are summed twice
             assert torch.allclose(tokens.trace[name], value, atol=TOLERANCE, rtol=TOLERANCE), name
 
 
 @pytest.mark.skipif(not CASES, reason=ABSENT)
 @pytest.mark.parametrize("case", CASES)
-def test_as_many_parameters_are_trained_beside_a_frozen_backbone(case):
+def test_the_same_number_of_parameters_is_trained_with_a_frozen_backbone(case):
     config, weights, _, _ = read(case)
     model = from_reference(config, weights)
     if "n_trainable_when_frozen" not in config or not hasattr(model, "traced") or config.get("selector"):
-        pytest.skip("the original does not say, or there is no method on the tokens, or it trains a block")
+        pytest.skip("the number is not recorded, or there is no token method, or it trains a block")
     freeze(model, ["backbone"])
     trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
     assert trained == config["n_trainable_when_frozen"]
 
 
 @pytest.mark.parametrize("case", ["ila_ILAplusplus", "ila_convpass", "ila_vpt_deep", "ila_vqt"])
-def test_the_originals_model_name_and_what_weights_cannot_tell_do_as_well(case):
+def test_the_originals_model_name_and_a_minimal_config_are_enough(case):
     config, weights, images, expected = read(case)
     bare = {"model_name": "vit_b16", "num_classes": 10, "image_size": 64, "num_attention_heads": 4}
     bare |= {key: config[key] for key in ("ila_ds_locs", "prompt") if config[key]}
@@ -103,7 +103,7 @@ def test_the_originals_model_name_and_what_weights_cannot_tell_do_as_well(case):
     assert torch.allclose(from_reference(bare, wrapped)(images), expected["logits"], atol=TOLERANCE)
 
 
-def test_parameters_that_nobody_knows_are_named():
+def test_unknown_parameters_are_named():
     config, weights, _, _ = read("ila_ILA")
     with pytest.raises(UsageError, match=r"encoder\.extra"):
         from_reference(config, {**weights, "encoder.extra": torch.zeros(1)})
@@ -146,7 +146,7 @@ def test_contrastive_loss_equals_the_originals(ops):
     assert loss.item() == pytest.approx(ops[f"{case}.out"].item(), abs=1e-6)
 
 
-# -- checkpoints written here in the originals' names, for what no output of theirs is at hand ------------------------
+# -- checkpoints written here in the originals' names, without reference outputs ---------------------------------------
 
 WIDTH, DEPTH, PATCH, CLASSES = 32, 4, 8, 10
 BLOCK = {"attn.proj.": "proj.", "mlp.": "pwff.", "attn.qkv.": "attn.proj_{}."}
@@ -258,11 +258,11 @@ def test_inter_layer_adapters_of_all_kinds_are_read(options, config, locations):
     for group, modules in (("ila_ds", plugins[0][1].down_sampling), ("ila", plugins[0][1].keeping)):
         for j, module in enumerate(modules):
             weights |= ila_in_the_originals_names(module, f"encoder.{group}.{j}")
-    agree(model, config, weights, atol=1e-3)  # windows are summed up, and logits in the hundreds
+    agree(model, config, weights, atol=1e-3)  # windows are summed, and logits in the hundreds
 
 
 @pytest.mark.parametrize("name", ["adapter", "adapter-sequential", "convpass", "vpt-shallow", "vpt-deep", "vqt"])
-def test_what_is_trained_in_blocks_is_read(name):
+def test_adapters_in_blocks_are_read(name):
     options = {"count": 3} if name.startswith("v") else {}
     plugins = adapter(name, **options)
     model = ours(plugins)
@@ -295,7 +295,7 @@ def test_part_selectors_are_read_wherever_their_last_block_is(name, stride, last
     assert again.backbone.patch_embed.grid_size == ((10, 10) if stride else (8, 8))
 
 
-def test_an_encoders_norm_stands_before_a_last_block_that_has_its_own():
+def test_an_encoders_norm_precedes_a_last_block_with_its_own_norm():
     model = ours([("selector", make_part_selector("transfg", depth=DEPTH))])
     weights = backbone_in_the_originals_names(model, "aggregator.blocks.0.", "aggregator_norm.")
     weights |= head_in_the_originals_names(model)
@@ -361,7 +361,7 @@ def test_adapters_on_timms_transformers_are_read(wrapper):
     assert again.backbone.norm.eps == 1e-6
 
 
-def test_the_head_of_counterfactual_attention_is_read_alone():
+def test_the_head_of_counterfactual_attention_is_read_without_a_backbone():
     torch.manual_seed(0)
     head = CALHead(12, CLASSES, 4).eval()
     features = torch.randn(2, 12, 5, 5)

@@ -34,7 +34,7 @@ GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden" / "tgd
 def read(name):
     path = GOLDEN / name
     if not path.is_file():
-        pytest.skip("the original's outputs are not here")
+        pytest.skip("reference outputs not found")
     return json.loads(path.read_text()) if path.suffix == ".json" else load_file(path)
 
 
@@ -73,7 +73,7 @@ def test_the_fake_attention_is_drawn_as_the_originals():
     close(head.train()(golden["feature_maps"]).effect, golden["train_effect_logits"])
 
 
-def test_maps_are_weighed_and_taken_as_the_originals():
+def test_maps_are_weighted_and_drawn_as_in_the_original():
     golden = read("cal_head.safetensors")
     attention = golden["train_attention_maps"]
     close(views.pick_weights(attention), golden["train_pick_probs"], 1e-6)
@@ -84,7 +84,7 @@ def test_maps_are_weighed_and_taken_as_the_originals():
 
 def test_class_maps_equal_the_originals():
     golden = read("cam_head.safetensors")
-    # the notes give no names: told by shapes
+    # the notes have no names: matched by shapes
     [weight] = [value for key, value in golden.items() if key.endswith("weight") and value.ndim == 2]
     [features] = [value for value in golden.values() if value.ndim == 4 and value.shape[1] == weight.shape[1]]
     [logits] = [value for value in golden.values() if value.shape == (len(features), len(weight))]
@@ -191,7 +191,7 @@ def test_the_teachers_loss_equals_the_originals():
 
 
 class Given(nn.Module):
-    """Centers that are given."""
+    """Fixed centers."""
 
     def __init__(self, centers):
         super().__init__()
@@ -252,7 +252,7 @@ class Toy(nn.Module):
 
 
 class Pooled(nn.Module):
-    """A toy under global average pooling and a linear layer."""
+    """A toy with global average pooling and a linear layer."""
 
     def __init__(self, backbone, fc):
         super().__init__()
@@ -265,7 +265,7 @@ class Pooled(nn.Module):
 def toy(golden, who):
     """The network with the original's weights, and our names of its parameters and buffers.
 
-    The notes give no names: modules are told by the shapes of their weights, whose widths all differ.
+    The notes have no names: modules are matched by the shapes of their weights, whose widths all differ.
     """
     state = {key.removeprefix(f"{who}."): value for key, value in golden.items() if key.startswith(f"{who}.")}
     modules: dict[str, Any] = {}
@@ -356,7 +356,7 @@ def test_a_step_of_the_teacher_equals_the_originals():
     close(torch.cat((raw.effect, aug.effect)), golden["caltrain.aux"])
     close(raw.features, golden["caltrain.feature_matrix"])
     close((raw.logits + aug.logits[: len(targets)]) / 2, golden["caltrain.pred"])
-    # the notes do not say whether labels were smooth
+    # the notes do not state whether labels were smoothed
     losses = [total(cal_loss(raw, aug, targets, centers.eval(), label_smoothing=smoothing)) for smoothing in (0.0, 0.1)]
     close(centers.train()(raw.features, targets), golden["caltrain.feature_center_batch"])
     rows = golden["caltrain.feature_center_rows"]

@@ -30,7 +30,7 @@ FULL_VITFS = ["nano", "micro", "tiny", "small"]
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """As the golden files were made, and faster for networks this small."""
+    """As for the golden files, and faster for small networks."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -40,7 +40,7 @@ def one_thread():
 def golden(name):
     path = GOLDEN / f"{name}.safetensors"
     if not path.is_file():
-        pytest.skip(f"the original's outputs are not here ({name})")
+        pytest.skip(f"reference outputs not found ({name})")
     return load_file(path)
 
 
@@ -61,7 +61,7 @@ def close(ours, theirs, tolerance=1e-5):
 
 
 def outputs_of(model, images, *names):
-    """What submodules put out, by name."""
+    """Outputs of submodules, by name."""
     seen: dict[str, Any] = {}
     hooks = [
         model.get_submodule(name).register_forward_hook(
@@ -175,7 +175,7 @@ def test_lrnet_training_step(case):
 # -- ViTFS ------------------------------------------------------------------------------------------------------------
 
 
-def test_position_codes():
+def test_position_embeddings():
     for key, theirs in golden("posemb").items():
         grid, dim = int(key.split("_")[1].split("x")[0]), int(key.split("x")[-1])
         ours = sincos_positions(grid, grid, dim, torch.device("cpu")).flatten(0, 1)
@@ -272,7 +272,7 @@ def test_full_vitfs(part):
         for side in sides_of(tensors, name):
             weights = filled_weights(manifest, side)
             if "rpds" in name:
-                with pytest.raises(UsageError, match=r"the residual ones are not|do not make up"):
+                with pytest.raises(UsageError, match=r"residual ones are not|do not match the"):
                     from_reference({"model_name": name}, weights)
                 continue
             model = from_reference({"model_name": name}, weights)

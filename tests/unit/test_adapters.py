@@ -1,4 +1,4 @@
-"""Adapters in and between blocks: what they compute, where they begin, what is trained beside a frozen backbone."""
+"""Adapters in and between blocks: outputs, initial values, and the parameters trained with a frozen backbone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from animesion_training.tokens.reductions import make_reduction
 
 WIDTH, CLASSES, PATCH, DEPTH = 24, 5, 4, 5
 NAMES = list(ADAPTERS)
-#: Methods that begin where the transformer is.
+#: Methods that do not change the output at first.
 EXACT = ["adapter", "adapter-sequential", "convpass", "lora"]
 SHRINKING = ["ila", "ila+", "ila++"]
 
@@ -36,7 +36,7 @@ def backbone(grid=(8, 8), registers=0, **options):
     made = VisionTransformer(
         size, PATCH, num_classes=0, embed_dim=WIDTH, depth=DEPTH, num_heads=3, reg_tokens=registers, **options
     )
-    with torch.no_grad():  # as initialised all tokens would be alike
+    with torch.no_grad():  # with initial weights all tokens would be similar
         for block in made.blocks:
             block.attn.qkv.weight.mul_(20)
         made.pos_embed.mul_(20)
@@ -55,7 +55,7 @@ def adapted(name, grid=(8, 8), registers=0, seed=1, **options):
 
 
 def shaken(model):
-    """With weights that begin at zero somewhere else, so that all of them matter."""
+    """Set weights that start at zero to other values, so that all of them have an effect."""
     torch.manual_seed(3)
     with torch.no_grad():
         for parameter in model.plugins.parameters():
@@ -79,7 +79,7 @@ def random_images(batch=3, grid=(8, 8)):
 
 
 @pytest.mark.parametrize("name", EXACT)
-def test_the_transformer_starts_as_it_is(name):
+def test_initial_adapters_do_not_change_the_transformer(name):
     model = adapted(name)
     assert list(model.plugins.parameters())
     assert torch.allclose(model(random_images()), plain(model)(random_images()), atol=1e-6)
@@ -92,7 +92,7 @@ def test_the_original_starts_with_xavier_weights_instead(name):
     assert not torch.allclose(model(random_images()), plain(model)(random_images()), atol=1e-2)
 
 
-def test_parallel_adapters_read_what_the_branches_read():
+def test_parallel_adapters_read_the_input_of_their_branch():
     model = shaken(adapted("adapter"))
     host, plugin, images = model.backbone, model.plugins["adapters"], random_images()
     x = host._pos_embed(host.patch_embed(images))
@@ -103,7 +103,7 @@ def test_parallel_adapters_read_what_the_branches_read():
     assert torch.allclose(model(images), model.head(host.norm(x)[:, 0]), atol=1e-5)
 
 
-def test_sequential_adapters_read_what_the_block_gives():
+def test_sequential_adapters_read_the_output_of_the_block():
     model = shaken(adapted("adapter-sequential"))
     host, plugin, images = model.backbone, model.plugins["adapters"], random_images()
     x = host._pos_embed(host.patch_embed(images))
@@ -167,7 +167,7 @@ def test_lora_merges_into_the_weights_without_a_change():
     assert torch.allclose(plain(model)(random_images()), before, atol=1e-5)
 
 
-def test_a_copy_of_a_lora_model_has_updates_of_its_own():
+def test_a_copy_of_a_lora_model_has_its_own_updates():
     model = shaken(adapted("lora"))
     before = model(random_images())
     twin = copy.deepcopy(model)
@@ -312,7 +312,7 @@ def test_ila_trains_on_one_image_but_not_on_one_patch():
     assert module.eval()(x, Tokens(x, 1, (3, 3))).isfinite().all()
 
 
-def test_drop_path_takes_the_place_of_dropout():
+def test_drop_path_replaces_dropout():
     torch.manual_seed(0)
     module = InterLayerAdapter(WIDTH, drop_path=0.5, residual="identity", padding=True).train()
     x = torch.randn(64, 1 + 9, WIDTH)
@@ -348,14 +348,14 @@ def test_an_image_gets_the_same_logits_alone_and_in_a_batch(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_gradients_reach_all_that_is_trained_beside_a_frozen_backbone_and_nothing_else(name):
+def test_only_trained_parameters_get_gradients_with_a_frozen_backbone(name):
     model = shaken(adapted(name))
     frozen = freeze(model, ["backbone"])
     model.train()(random_images(4)).square().sum().backward()
     got = {key for key, value in model.named_parameters() if value.grad is not None and value.grad.abs().sum() > 0}
     trained = {key for key, _ in model.named_parameters()} - set(frozen)
     assert got <= trained
-    # batch norm takes a bias before it out again
+    # batch norm cancels a bias before it
     assert all(".ila." in key and key.endswith((".down.bias", ".conv.bias")) for key in trained - got)
     expected = {"head.weight", "head.bias"} | ({"backbone.cls_token"} if name != "lora" else set())
     assert {key for key in trained if not key.startswith("plugins.")} == expected
@@ -398,7 +398,7 @@ def test_compiled_models_agree(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_weights_go_into_another_model_of_the_kind(name):
+def test_weights_load_into_another_model_of_the_same_kind(name):
     model, other = shaken(adapted(name)), adapted(name, seed=7)
     other.load_state_dict(other.adapt_state_dict(model.state_dict()))
     assert torch.allclose(model(random_images()), other(random_images()), atol=1e-6)
@@ -407,7 +407,7 @@ def test_weights_go_into_another_model_of_the_kind(name):
 # -- cost --------------------------------------------------------------------------------------------------------------
 
 
-#: ViT-B/16 with 200 classes: M parameters trained beside a frozen backbone, G multiply-adds at 224 and 448.
+#: ViT-B/16 with 200 classes: M parameters trained with a frozen backbone, G multiply-adds at 224 and 448.
 COSTS = [
     ("adapter", {}, 0.468, 17.62, 78.73),
     ("convpass", {}, 0.482, 17.62, 78.74),
@@ -451,7 +451,7 @@ def test_costs_of_large_images_are_the_published_ones(name, options, trained, sm
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "said"),
+    ("name", "options", "message"),
     [
         ("ilaa", {}, "did you mean 'ila'"),
         ("none", {}, "ila, ila\\+, ila\\+\\+, adapter"),
@@ -483,12 +483,12 @@ def test_costs_of_large_images_are_the_published_ones(name, options, trained, sm
         ("vqt", {"dropout": -0.1}, "at least 0"),
     ],
 )
-def test_bad_settings_are_told_in_one_sentence(name, options, said):
-    with pytest.raises(UsageError, match=said):
+def test_bad_settings_raise_one_sentence(name, options, message):
+    with pytest.raises(UsageError, match=message):
         make_adapter(name, depth=DEPTH, width=WIDTH, grid=(8, 8), **options)
 
 
-def test_one_module_stands_after_a_block():
+def test_a_block_has_at_most_one_module_after_it():
     with pytest.raises(UsageError, match=r"blocks \[3\] are in locations and in padded"):
         ILA(WIDTH, depth=DEPTH, grid=(8, 8), locations=(1, 3), padded=(2, 3))
     with pytest.raises(UsageError, match="no three groups"):
@@ -496,7 +496,7 @@ def test_one_module_stands_after_a_block():
     assert ILA(WIDTH, depth=24, grid=(8, 8)).locations == (7, 15)
 
 
-def test_sequential_convpass_is_there_for_who_wants_it():
+def test_convpass_can_be_sequential():
     plugin = Adapters(WIDTH, depth=2, path="sequential", convolution=3)
     assert len(plugin.attention_adapters) == 0
     assert len(plugin.mlp_adapters) == 2

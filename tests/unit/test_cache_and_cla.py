@@ -1,4 +1,4 @@
-"""The cross-layer cache gives back what it should where it should; the CLA head and its relatives classify."""
+"""The cross-layer cache: which tokens it recovers, and where; the CLA head and IFA heads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WIDTH, CLASSES, PATCH = 24, 5, 4
 
 
 class Spy(Plugin):
-    """Notes the tokens after each block, before and after what the plug-ins behind and in front of it do there."""
+    """Records the tokens after each block, before or after the cache, depending on its place among plug-ins."""
 
     def __init__(self):
         super().__init__()
@@ -43,7 +43,7 @@ def backbone(depth=12, registers=0, grid=(4, 4), **options):
 
 
 def cached(depth=12, layers=(3, 6, 9), reduction=None, keep_rate=0.5, registers=0, host_options=None, **options):
-    """A model with spies around its cache, freshly seeded."""
+    """A model with recorders around its cache, freshly seeded."""
     host = backbone(depth, registers, **(host_options or {}))
     torch.manual_seed(1)
     plugins: dict[str, Any] = {"first": Spy()}
@@ -55,7 +55,7 @@ def cached(depth=12, layers=(3, 6, 9), reduction=None, keep_rate=0.5, registers=
 
 
 def run(model, batch=2):
-    """Tokens before and behind the cache, by block."""
+    """Tokens before and after the cache, by block."""
     images = torch.randn(batch, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         model(images)
@@ -66,7 +66,7 @@ def numbers(seen):
     return [x.shape[1] for x in seen]
 
 
-def test_six_six_six_and_two_tokens_come_back():
+def test_six_six_six_and_two_tokens_are_recovered():
     before, after = run(cached())
     assert [later - earlier for earlier, later in zip(numbers(before), numbers(after), strict=True)] == (
         [0, 0, 0, 6, 0, 0, 6, 0, 0, 6, 2, 0]
@@ -76,11 +76,11 @@ def test_six_six_six_and_two_tokens_come_back():
 
 
 @pytest.mark.parametrize("num_clr", [1, 2])
-def test_what_comes_back_is_each_blocks_mean_and_registers(num_clr):
+def test_recovered_tokens_are_mean_and_registers_of_each_block(num_clr):
     before, after = run(cached(num_clr=num_clr))
     first = [torch.cat([before[i][:, 1:17].mean(1, keepdim=True), before[i][:, 17:]], dim=1) for i in range(3)]
     assert torch.allclose(after[3], torch.cat([before[3], *first], dim=1), atol=1e-6)
-    behind = 3 * (1 + num_clr)  # tokens that came back last, of which the last are the registers
+    behind = 3 * (1 + num_clr)  # tokens recovered last, of which the last are the registers
     second = [
         torch.cat([x[:, 1:-behind].mean(1, keepdim=True), x[:, -num_clr:]], dim=1)
         for x in (after[3], before[4], before[5])
@@ -91,7 +91,7 @@ def test_what_comes_back_is_each_blocks_mean_and_registers(num_clr):
     assert torch.equal(after[10][:, -num_clr:], last[:, -num_clr:])
 
 
-def test_the_mean_can_leave_out_or_take_in_others():
+def test_the_mean_can_include_class_token_and_registers():
     before, after = run(cached(layers=(1,), depth=6, include_gap=False))
     assert numbers(after)[1] - numbers(before)[1] == 1
     assert torch.equal(after[1][:, -1], before[0][:, -1])
@@ -118,29 +118,29 @@ def test_the_last_recovery_can_be_left_out():
     assert grown == [0, 0, 0, 6, 0, 0, 6, 0, 0, 6, 0, 0]
 
 
-def test_reductions_see_what_came_back_as_tokens():
+def test_reductions_treat_recovered_tokens_like_others():
     before, after = run(cached(reduction="evit"))
-    # 17 behind the class token, 9 and a fused one, 6 more; 8 of 16 and a fused one, 6 more; 8 of 15 and so on
+    # 17 after the class token, 9 and a fused one, 6 more; 8 of 16 and a fused one, 6 more; 8 of 15 and so on
     assert [numbers(before)[i] - 1 for i in (0, 3, 6, 9)] == [17, 10, 9, 9]
     assert [numbers(after)[i] - 1 for i in (3, 6, 9, 10)] == [16, 15, 15, 17]
 
 
-def test_clusters_leave_alone_what_came_back():
+def test_clustering_does_not_change_recovered_tokens():
     before, after = run(cached(reduction="dpcknn"))
     assert [numbers(before)[i] - 1 for i in (3, 6, 9)] == [8 + 1, 4 + 7, 2 + 13]
     assert numbers(after)[-1] == 1 + 2 + 1 + 20
 
 
 @pytest.mark.parametrize("name", ["tome", "dynamicvit"])
-def test_what_came_back_is_on_top_of_an_absolute_plan(name):
+def test_an_absolute_plan_does_not_count_recovered_tokens(name):
     before, _ = run(cached(reduction=name))
     assert [numbers(before)[i] - 1 for i in (3, 6, 9)] == [8 + 1, 4 + 7, 2 + 13]
 
 
-def test_merging_over_blocks_leaves_registers_where_the_cache_looks_for_them():
+def test_merging_over_blocks_keeps_registers_at_the_end():
     model = cached(reduction="tome", keep_rate=0.1)
     before, after = run(model)
-    assert numbers(before)[4] < numbers(after)[3]  # block 4 went on merging
+    assert numbers(before)[4] < numbers(after)[3]  # block 4 merged on
     for block in (4, 5):
         assert numbers(before)[block] - 1 >= 7
     recovered = after[6][:, -6:]
@@ -149,10 +149,10 @@ def test_merging_over_blocks_leaves_registers_where_the_cache_looks_for_them():
     assert torch.allclose(recovered[:, 2], before[4][:, 1:-6].mean(1), atol=1e-6)
 
 
-def test_padding_counts_in_no_mean():
-    """Tokens that ATS leaves differ in number from image to image."""
+def test_means_leave_out_padding():
+    """The number of tokens that ATS keeps differs between images."""
     model = cached(reduction="ats")
-    with torch.no_grad():  # as initialised every token is attended to alike
+    with torch.no_grad():  # with initial weights all tokens get the same attention
         for block in model.backbone.blocks:
             block.attn.qkv.weight.mul_(20)
     before, after = run(model, batch=4)
@@ -196,7 +196,7 @@ def test_positions_of_registers_are_left_out_where_the_class_token_has_none():
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"num_clr": -1}, "from 0"),
         ({"num_clr": 0, "include_gap": False}, "nothing to cache"),
@@ -204,8 +204,8 @@ def test_positions_of_registers_are_left_out_where_the_class_token_has_none():
         ({"pool_cls": "no"}, "true or false"),
     ],
 )
-def test_bad_settings_are_told_in_one_sentence(options, said):
-    with pytest.raises(UsageError, match=said):
+def test_bad_settings_raise_one_sentence(options, message):
+    with pytest.raises(UsageError, match=message):
         CrossLayerCache(WIDTH, depth=12, **options)
 
 
@@ -213,7 +213,7 @@ def test_bad_settings_are_told_in_one_sentence(options, said):
 
 
 @pytest.mark.parametrize("groups", [1, 2, 3])
-def test_cla_weighs_each_channel_of_each_layer(groups):
+def test_cla_weights_each_channel_of_each_layer(groups):
     torch.manual_seed(0)
     head = CLAHead(4, WIDTH, CLASSES, groups)
     tokens = torch.randn(6, WIDTH, 4)
@@ -232,7 +232,7 @@ def test_cla_has_the_published_number_of_parameters():
     assert parameters / 1e6 == pytest.approx(0.320, abs=0.0005)
 
 
-def test_cla_takes_a_single_image_in_evaluation_alone():
+def test_cla_accepts_a_single_image_in_evaluation_only():
     head = CLAHead(3, WIDTH, CLASSES)
     with pytest.raises(UsageError, match="batch of one"):
         head(torch.randn(1, WIDTH, 3))

@@ -22,7 +22,7 @@ from animesion_training.losses.cal import FeatureCenters, cal_loss, center_loss
 from animesion_training.models import create_model, head_parameters, load_weights
 from animesion_training.models.cal import CALClassifier, CALHead, CALOutput
 
-#: Channels first and last, tokens with and without prefix, norms after pooling, heads with layers of their own.
+#: Channels first and last, tokens with and without prefix, norms after pooling, heads with their own layers.
 BACKBONES = {
     "resnet10t": 512,
     "mobilenetv3_small_050": 288,
@@ -35,7 +35,7 @@ BACKBONES = {
     "mixer_s32_224": 512,
     "pvt_v2_b0": 256,
 }
-#: A vision transformer that is quick to make.
+#: A small vision transformer.
 SMALL: dict[str, Any] = {"img_size": 32, "depth": 2, "embed_dim": 64, "num_heads": 2}
 
 
@@ -49,7 +49,7 @@ def classifier(num_classes: int = 5, **options: Any) -> CALClassifier:
 
 
 def trained(model: Any) -> Any:
-    """Statistics of some batches, so that evaluation has something to go by."""
+    """Update running statistics with some batches, for evaluation."""
     model.train()
     for seed in range(3):
         model(random(4, 3, 64, 64, seed=seed))
@@ -126,7 +126,7 @@ def test_a_map_of_zeros_and_one_class_stay_finite() -> None:
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_timms_networks_carry_the_head(name: str) -> None:
+def test_timms_networks_support_the_head(name: str) -> None:
     with torch.device("meta"):
         model = CALClassifier(timm.create_model(name, num_classes=9), 7, num_maps=4)
         output = model.forward_parts(torch.empty(2, 3, 224, 224))
@@ -147,7 +147,7 @@ def test_timms_networks_carry_the_head(name: str) -> None:
         ("hiera_tiny_224", {"embed_dim": 16, "stages": (1, 1, 1, 1)}),
     ],
 )
-def test_maps_lie_as_timm_lays_them(name: str, options: dict[str, Any]) -> None:
+def test_maps_have_the_layout_of_timm(name: str, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     backbone = timm.create_model(name, **options).eval()
     side, normed = options.get("img_size", 224), not name.startswith("hiera")
@@ -225,7 +225,7 @@ def test_networks_without_a_map_are_refused_in_a_sentence() -> None:
 # -- as a model of timm ----------------------------------------------------------------------------------------------
 
 
-def test_forward_gives_the_logits_of_all_its_parts() -> None:
+def test_forward_returns_the_logits_of_forward_parts() -> None:
     model, images = classifier().eval(), random(2, 3, 64, 64)
     parts = model.forward_parts(images)
     assert torch.equal(model(images), parts.logits)
@@ -281,7 +281,7 @@ def test_checkpointing_changes_no_gradient() -> None:
     torch.testing.assert_close(*found)
 
 
-def test_the_bare_hosts_weights_come_without_a_head(tmp_path: Path) -> None:
+def test_weights_of_the_bare_backbone_have_no_head(tmp_path: Path) -> None:
     torch.manual_seed(1)
     for name, options in (
         ("resnet10t", {}),
@@ -327,7 +327,7 @@ def test_full_inference_is_the_mean_over_8_views_one_by_one() -> None:
         found = model(images)
     means = torch.cat(expected).unflatten(0, (2, 8)).mean(1)
     torch.testing.assert_close(found, means, rtol=1e-4, atol=1e-4)
-    assert model.train()(images).shape == (2, 5)  # training looks at the images alone
+    assert model.train()(images).shape == (2, 5)  # training uses the images alone
 
 
 # -- centers and loss ------------------------------------------------------------------------------------------------
@@ -411,7 +411,7 @@ def test_soft_labels_and_odd_numbers_of_views_are_refused() -> None:
 
 
 def test_centers_are_those_of_one_process_on_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two threads are the processes, with a group of gloo between them in the place of torch's own."""
+    """Two threads act as processes, with a gloo group between them in place of the default one."""
     here = threading.local()
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)

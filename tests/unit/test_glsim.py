@@ -1,4 +1,4 @@
-"""GLSim and RAMS-Trans: what is selected, what is cropped, and what two passes over the same weights compute."""
+"""GLSim and RAMS-Trans: selection, crops, and the outputs of two passes with the same weights."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def images(batch: int = 3, size: Any = SIZE, seed: int = 0) -> Any:
 
 
 def cropped_one_by_one(images: Any, boxes: Any) -> Any:
-    """The definition: cut, then resize with aligned corners."""
+    """The definition: crop, then resize with aligned corners."""
     size = images.shape[2:]
     cut = [image[None, :, y0:y1, x0:x1] for image, (y0, y1, x0, x1) in zip(images, boxes.tolist(), strict=True)]
     return torch.cat([functional.interpolate(each, size=size, mode="bilinear", align_corners=True) for each in cut])
@@ -74,7 +74,7 @@ def cropped_one_by_one(images: Any, boxes: Any) -> Any:
 # -- similarity and selection -----------------------------------------------------------------------------------------
 
 
-def test_similarities_are_what_their_names_say() -> None:
+def test_similarities_follow_their_definitions() -> None:
     torch.manual_seed(0)
     whole, patches = torch.randn(2, 8), torch.randn(2, 5, 8)
     cosine = [[torch.dot(w, p) / (w.norm() * p.norm()) for p in row] for w, row in zip(whole, patches, strict=True)]
@@ -141,7 +141,7 @@ def test_boxes_of_a_grid_that_does_not_divide_the_image_end_at_whole_pixels() ->
     assert boxes.tolist() == [[0, 23, 0, 23], [22, 45, 44, 68], [201, 224, 201, 224]]
 
 
-def test_mask_boxes_bound_what_is_marked_and_are_whole_where_nothing_is() -> None:
+def test_mask_boxes_bound_marked_cells_or_the_whole_grid() -> None:
     mask = torch.zeros(3, 4, 5, dtype=torch.bool)
     mask[0, 1, 0] = mask[0, 3, 2] = mask[0, 2, 1] = True
     mask[2] = True
@@ -194,7 +194,7 @@ def test_logits_are_those_of_two_passes_of_the_plain_transformer(size: Any, metr
         torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_originals_box_is_for_the_asking() -> None:
+def test_the_originals_box_is_an_option() -> None:
     x = images()
     corrected = glsim().selected(x).boxes
     for options in ({"reference_compat": True}, {"box": "reference"}):
@@ -205,7 +205,7 @@ def test_the_originals_box_is_for_the_asking() -> None:
     assert torch.equal(glsim(box="corrected", reference_compat=True).selected(x).boxes, corrected)
 
 
-def test_a_batch_of_one_gives_its_row_of_a_larger_one() -> None:
+def test_a_batch_of_one_equals_its_row_of_a_larger_batch() -> None:
     model, x = glsim(), images()
     with torch.inference_mode():
         together = model(x)
@@ -255,7 +255,7 @@ def test_registers_are_not_compared_and_a_token_for_crops_has_the_class_tokens_p
         torch.testing.assert_close(crop_token, other.encoder.backbone.forward_features(crops)[:, 0])
 
 
-def test_without_the_final_norm_tokens_are_taken_as_the_last_block_leaves_them() -> None:
+def test_without_the_final_norm_outputs_of_the_last_block_are_used() -> None:
     model, x = glsim(final_norm=False, crop_class_token=True), images()
     assert not [name for name, _ in model.named_parameters() if name.startswith("encoder.backbone.norm")]
     assert model.aggregator[-1].eps == 1e-5
@@ -264,7 +264,7 @@ def test_without_the_final_norm_tokens_are_taken_as_the_last_block_leaves_them()
         torch.testing.assert_close(model.traced(x)[1].trace["encoder_norm_out_global"], raw)
 
 
-def test_a_norm_that_stands_after_pooling_is_used_on_tokens() -> None:
+def test_a_norm_after_pooling_is_applied_to_tokens() -> None:
     model = glsim(host={"global_pool": "avg"})
     assert isinstance(model.encoder.backbone.fc_norm, nn.LayerNorm)
     tokens = model.traced(images())[1].trace["encoder_norm_out_global"]
@@ -289,7 +289,7 @@ def test_every_parameter_is_trained(options: dict[str, Any]) -> None:
     model = glsim(**options).train()
     functional.cross_entropy(model(images()), torch.tensor([0, 1, 2])).backward()
     dead = [name for name, each in model.named_parameters() if each.grad is None or not each.grad.any()]
-    # a bias of keys moves all scores of a query alike
+    # a bias of keys shifts all scores of a query equally
     assert [name for name in dead if not name.endswith("qkv.bias")] == []
 
 
@@ -363,7 +363,7 @@ def test_random_selection_follows_the_generator_and_not_the_image() -> None:
     assert all(len(set(row)) == 4 for row in first.tolist())
 
 
-def test_a_dropped_token_has_no_say_in_training_and_all_of_it_in_evaluation() -> None:
+def test_tokens_are_dropped_in_training_only() -> None:
     model, x = glsim(token_drop=1.0, classifier="avg", aggregator=None), images()
     with torch.inference_mode():
         crop_token = model.train().forward_features(x)[:, 1]
@@ -392,7 +392,7 @@ def test_classifiers_on_every_token() -> None:
             assert model.forward_head(features, pre_logits=True).shape == (3, WIDTH)
 
 
-def test_selected_tokens_take_the_place_of_a_second_pass() -> None:
+def test_selected_tokens_replace_a_second_pass() -> None:
     model, x = glsim(select_tokens=True), images()
     with torch.inference_mode():
         features = model.encoder.backbone.forward_features(x)
@@ -429,7 +429,7 @@ def test_the_representation_is_narrower_and_its_heads_64_wide() -> None:
 
 
 class Downsample(Plugin):
-    """Half the grid after the first block, as an inter-layer adapter may leave it."""
+    """Halves the grid after the first block, as an inter-layer adapter may do."""
 
     def after(self, block: int, tokens: Any) -> None:
         if block:
@@ -441,7 +441,7 @@ class Downsample(Plugin):
 
 
 class WithinBlocks(Plugin):
-    """Two tokens that are there in the blocks only."""
+    """Appends two tokens inside the blocks only."""
 
     def begin(self, tokens: Any) -> None:
         tokens.append(torch.ones_like(tokens.x[:, :2]))
@@ -451,14 +451,14 @@ class WithinBlocks(Plugin):
 
 
 class Weighted(Plugin):
-    """Adds to the loss what it sees."""
+    """Adds values of the tokens to the losses."""
 
     has_losses = True
 
     def finish(self, tokens: Any) -> None:
         tokens.losses["seen"] = tokens.class_token.square().mean()
         if tokens.targets is not None:
-            tokens.losses["told"] = tokens.targets.float().mean()
+            tokens.losses["targets"] = tokens.targets.float().mean()
 
 
 def test_a_cell_of_a_downsampled_grid_is_its_share_of_the_image() -> None:
@@ -470,7 +470,7 @@ def test_a_cell_of_a_downsampled_grid_is_its_share_of_the_image() -> None:
     assert torch.equal(selection.boxes, edges)
 
 
-def test_tokens_behind_the_patches_are_not_compared() -> None:
+def test_tokens_after_the_patches_are_not_compared() -> None:
     cache = CrossLayerCache(WIDTH, depth=4, layers=(1,), num_clr=1, positions=True)
     model = glsim(host={"plugins": {"cache": cache}, "depth": 4})
     selection = model.selected(images())
@@ -485,7 +485,7 @@ def test_losses_of_plugins_are_those_of_both_passes() -> None:
     both = sum(model.encoder.encode(each).class_token.square().mean() for each in (x, crops))
     torch.testing.assert_close(losses, {"seen": both})
     torch.testing.assert_close(logits, model(x))
-    assert model(x, with_losses=True, targets=torch.tensor([1, 2, 3]))[1]["told"] == 4
+    assert model(x, with_losses=True, targets=torch.tensor([1, 2, 3]))[1]["targets"] == 4
     assert model.has_losses
     assert not model.needs_targets
     assert not glsim().has_losses
@@ -501,7 +501,7 @@ def test_methods_that_leave_no_grid_are_refused_with_both_names() -> None:
 
 
 class Widens(Plugin):
-    """Gives the head a feature of its own."""
+    """Returns its own feature for the head."""
 
     feature_width = 3
 
@@ -527,20 +527,20 @@ def test_encoders_whose_head_reads_something_else_are_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"metric": "dot"}, "metric is one of cos, l1, l2, not 'dot'"),
-        ({"classifier": "min"}, "classifier is one of cls, avg, max"),
-        ({"aggregator": "lstm"}, "aggregator is one of transformer, dwsc, conv"),
+        ({"metric": "dot"}, "metric must be one of cos, l1, l2, not 'dot'"),
+        ({"classifier": "min"}, "classifier must be one of cls, avg, max"),
+        ({"aggregator": "lstm"}, "aggregator must be one of transformer, dwsc, conv"),
         ({"aggregator": None}, "set classifier to avg or max"),
         ({"top": 0}, "top is the number of selected patches"),
-        ({"representation": -1}, "representation is a whole number from 1"),
+        ({"representation": -1}, "representation must be a whole number from 1"),
         ({"aggregator_heads": 5}, "must divide the width 64"),
-        ({"aggregator_depth": 0}, "aggregator_depth is a whole number from 1"),
+        ({"aggregator_depth": 0}, "aggregator_depth must be a whole number from 1"),
         ({"token_drop": 1.5}, "token_drop"),
         ({"box": "loose"}, "no box is called 'loose'"),
         ({"select_tokens": True, "crop_class_token": True}, "no use for crop_class_token"),
     ],
 )
-def test_options_that_cannot_be(options: dict[str, Any], message: str) -> None:
+def test_invalid_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         GLSim(encoder(), 5, **options)
 
@@ -597,7 +597,7 @@ def test_weights_of_a_bare_transformer_and_of_its_own_are_read() -> None:
     assert torch.equal(again(images()), model(images()))
 
 
-def test_a_token_for_crops_begins_as_the_class_token() -> None:
+def test_a_token_for_crops_starts_as_the_class_token() -> None:
     host = encoder()
     nn.init.normal_(host.backbone.cls_token)
     model = GLSim(host, 5, crop_class_token=True)
@@ -605,7 +605,7 @@ def test_a_token_for_crops_begins_as_the_class_token() -> None:
     assert model.crop_class_token is not host.backbone.cls_token
 
 
-def test_it_says_what_it_selected() -> None:
+def test_the_trace_has_the_selection() -> None:
     model, x = glsim(), images()
     logits, tokens = model.traced(x)
     torch.testing.assert_close(logits, model(x))
@@ -684,11 +684,11 @@ def test_rams_works_with_heads_over_blocks_and_refuses_changing_numbers_of_token
     ("options", "message"),
     [
         ({"threshold": -0.1}, "threshold"),
-        ({"relative_to": "median"}, "relative_to is one of mean, max"),
-        ({"pool": 0}, "pool is a whole number from 1"),
+        ({"relative_to": "median"}, "relative_to must be one of mean, max"),
+        ({"pool": 0}, "pool must be a whole number from 1"),
         ({"top": 0}, "top is the number of selected patches"),
     ],
 )
-def test_rams_options_that_cannot_be(options: dict[str, Any], message: str) -> None:
+def test_invalid_options_of_rams(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         rams(**options)

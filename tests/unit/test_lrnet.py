@@ -1,4 +1,4 @@
-"""LRNet as a model of timm's: what timm's own tests ask of every model, published costs, and the original's names."""
+"""LRNet as a model of timm: the checks of timm's own tests, published costs, and checkpoints of the original."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ COSTS = {
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Networks this small are slower on several threads, most of all beside other work."""
+    """Small networks are slower on several threads, especially when other jobs run."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -46,7 +46,7 @@ def narrow(name, **options):
 
 
 def trained(name, **options):
-    """Not fresh: with the last batch norms at zero, most of a fresh network computes nothing."""
+    """Random weights: with the last batch norms at zero, most of an initial network has no effect."""
     model = narrow(name, **options)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -65,7 +65,7 @@ def one_in_the_last_digit(text):
 @pytest.mark.parametrize("name", COSTS)
 def test_published_costs(name):
     published, *at_sizes = COSTS[name].split()
-    with torch.device("meta"):  # shapes are all that counting needs
+    with torch.device("meta"):  # counting needs shapes only
         model = create_model(name, 200)
     assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == one_in_the_last_digit(published)
     for side, multiply_adds in zip((32, 64, 128, 224), at_sizes, strict=False):
@@ -101,7 +101,7 @@ def test_any_image_from_32_pixels_gives_finite_logits_and_gradients(name):
 def test_smaller_images_are_refused_with_a_sentence():
     model = narrow("lrnet14").eval()
     for call in (model, model.forward_features, model.forward_intermediates):
-        with pytest.raises(UsageError, match="at least 32 pixels a side, got 64 by 31"):
+        with pytest.raises(UsageError, match="at least 32 pixels per side, got 64 by 31"):
             call(random_images(64, 31))
 
 
@@ -171,7 +171,7 @@ def test_script_graph_and_export_compute_the_same(name):
     model = trained(name, drop_path_rate=0.1)
     images = random_images(64)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch about its own future
+        warnings.simplefilter("ignore")  # deprecations of torch
         ways = {
             "torchscript": torch.jit.script(model),
             "fx": torch.fx.symbolic_trace(model),
@@ -240,7 +240,7 @@ def test_impossible_options_are_refused(options, sentence):
         timm.create_model("lrnet14", **options)
 
 
-def test_grey_images_can_be_taken():
+def test_grey_images_are_accepted():
     model = narrow("lrnet14d", in_chans=1)
     assert model(torch.randn(2, 1, 32, 32)).shape == (2, 5)
 
@@ -286,9 +286,9 @@ def test_a_bare_checkpoint_of_published_size_needs_no_options():
     assert torch.equal(again(random_images(32)), model(random_images(32)))
 
 
-def test_checkpoints_that_are_not_wholly_lrnet_are_refused_by_name():
+def test_checkpoints_with_other_parameters_are_refused_by_name():
     weights = as_a_student(narrow("lrnet14").state_dict())
-    with pytest.raises(UsageError, match=r"do not make up an LRNet: attention\.weight"):
+    with pytest.raises(UsageError, match=r"do not match the LRNet: attention\.weight"):
         from_reference({}, weights | {"model.encoder.attention.weight": torch.zeros(2)})
     with pytest.raises(UsageError, match=r"lacks layer3\.0\.conv1\.weight"):
         from_reference({}, {key: value for key, value in weights.items() if "layer3.0.conv1" not in key})

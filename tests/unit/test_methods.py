@@ -1,4 +1,4 @@
-"""Methods by name: what `create_model`, recipes and files say is what is built, and nonsense is refused."""
+"""Methods by name in `create_model`, recipes and files: they are built as named, and invalid ones are refused."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ EVERYTHING: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("options", EVERYTHING.values(), ids=EVERYTHING)
-def test_every_method_trains_saves_and_comes_back(options: dict[str, Any], tmp_path: Path) -> None:
+def test_every_method_trains_saves_and_loads(options: dict[str, Any], tmp_path: Path) -> None:
     model = built(**options).train()
     x = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(1))
     logits = model(x)
@@ -56,7 +56,7 @@ def test_every_method_trains_saves_and_comes_back(options: dict[str, Any], tmp_p
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
-def test_a_frozen_backbone_leaves_what_the_adapter_trains(adapter: str) -> None:
+def test_adapters_train_with_a_frozen_backbone(adapter: str) -> None:
     from animesion_training.engine.optim import freeze
 
     model = built(adapter=adapter)
@@ -83,7 +83,7 @@ def test_a_frozen_backbone_leaves_what_the_adapter_trains(adapter: str) -> None:
         ("resnet18", "resnet18", Methods(), ""),
     ],
 )
-def test_a_name_says_which_methods(name: str, host: str, methods: Methods, head: str) -> None:
+def test_a_name_includes_methods(name: str, host: str, methods: Methods, head: str) -> None:
     assert split_name(name) == (host, methods, head)
 
 
@@ -94,7 +94,7 @@ def test_names_are_registered_with_timm() -> None:
     assert spec_of(model).methods == Methods(reduction="evit", keep_rate=0.5, cache="clc")
 
 
-def test_a_recipe_says_the_same() -> None:
+def test_a_recipe_has_the_same_methods() -> None:
     overrides = [
         "model.reduction=tome", "model.keep_rate=[0.7, 0.5]", "model.reduction_layers=[1, 2]",
         "model.method_options.reduction.reference_compat=true",
@@ -113,16 +113,13 @@ def test_a_recipe_says_the_same() -> None:
         ({"cache": "clcc"}, f"did you mean '{next(iter(CACHES))}'"),
         ({"keep_rate": 0.5}, "name one as reduction"),
         ({"reduction": "evit", "keep_rate": 0.0}, "above 0 and at most 1"),
-        (
-            {"reduction": "evit", "keep_rate": 0.5, "selector": "glsim", "reduction_layers": [1]},
-            "use one of GLSim and reduction",
-        ),
-        ({"reduction": "evit", "keep_rate": 0.5, "adapter": "ila", "reduction_layers": [1]}, "use one of them"),
-        ({"selector": "cal", "adapter": "lora"}, "goes with no other method"),
+        ({"reduction": "evit", "keep_rate": 0.5, "selector": "glsim", "reduction_layers": [1]}, "use one of GLSim"),
+        ({"reduction": "evit", "keep_rate": 0.5, "adapter": "ila", "reduction_layers": [1]}, "use one of the two"),
+        ({"selector": "cal", "adapter": "lora"}, "cannot be combined with other methods"),
         ({"selector": "glsim", "head": "cla"}, "leave head cla out"),
         ({"adapter": "lora", "method_options": {"adapter": {"rang": 3}}}, "no option rang"),
-        ({"method_options": {"adapter": {"rank": 3}}}, "no adapter is named"),
-        ({"adapter": "lora", "head": "cosine"}, "does not go with token methods"),
+        ({"method_options": {"adapter": {"rank": 3}}}, "there are options for adapter, but no adapter"),
+        ({"adapter": "lora", "head": "cosine"}, "does not support token methods"),
     ],
 )
 def test_what_does_not_go_together_is_refused(options: dict[str, Any], message: str) -> None:
@@ -131,7 +128,7 @@ def test_what_does_not_go_together_is_refused(options: dict[str, Any], message: 
 
 
 @pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224", "eva02_tiny_patch14_224"])
-def test_hosts_that_cannot_carry_token_methods_are_refused(name: str) -> None:
+def test_backbones_without_support_for_token_methods_are_refused(name: str) -> None:
     with pytest.raises(UsageError, match="reduction evit need"):
         create_model(name, 5, reduction="evit", keep_rate=0.5)
 
@@ -144,7 +141,7 @@ def test_hosts_that_cannot_carry_token_methods_are_refused(name: str) -> None:
         ("evitt_vit_tiny_patch16", "no model is called"),
     ],
 )
-def test_names_that_make_no_sense_are_refused(name: str, message: str) -> None:
+def test_invalid_names_are_refused(name: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         create_model(name, 5, 96)
 
@@ -189,7 +186,7 @@ def test_the_built_in_recipes_name_networks_that_can_be_built() -> None:
     ],
     ids=["glsim", "ila++", "dynamicvit-clca", "cal"],
 )
-def test_a_backbone_that_was_trained_alone_is_taken_over(options: dict[str, Any], tmp_path: Path) -> None:
+def test_weights_of_a_backbone_trained_alone_are_loaded(options: dict[str, Any], tmp_path: Path) -> None:
     plain = built()
     save_model(plain, tmp_path / "plain.safetensors")
     with torch.random.fork_rng():
@@ -218,7 +215,7 @@ def test_a_trained_cache_keeps_its_registers(tmp_path: Path) -> None:
     assert torch.equal(again.plugins["cache"].clr, model.plugins["cache"].clr)
 
 
-def test_half_of_a_method_is_no_backbone(tmp_path: Path) -> None:
+def test_weights_with_half_of_a_method_are_refused(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     weights = built(adapter="ila++").state_dict()

@@ -1,4 +1,4 @@
-"""Networks by name: the baselines, their heads, any image size, and what timm sees of them."""
+"""Networks by name: the baselines, their heads, any image size, and their interface to timm."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_any_size_and_head_classifies_and_trains(name, size, head, options):
     assert logits.shape == (2, 5)
     assert model.num_classes == 5
     torch.nn.functional.cross_entropy(logits, torch.tensor([1, 3])).backward()
-    # no parameter is left without a gradient: data-parallel training would stumble over it
+    # every parameter has a gradient, which data-parallel training needs
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
     assert 0 < sum(1 for _ in head_parameters(model)) < len(list(model.parameters()))
 
@@ -144,7 +144,7 @@ def test_gradient_checkpointing_changes_nothing():
     assert torch.equal(plain, model(images))
 
 
-def test_a_model_tells_its_spec_and_the_spec_builds_it_again():
+def test_a_models_spec_builds_it_again():
     model = create_model("vit_tiny_patch16", 5, (32, 64), "ifa", norm_eps=1e-12, **SMALL)
     spec = spec_of(copy.deepcopy(torch.nn.DataParallel(model)))
     again = spec.build()
@@ -172,7 +172,7 @@ def test_a_model_tells_its_spec_and_the_spec_builds_it_again():
         (("vit_tiny_patch16", 5, 8), SMALL, "img_size=8"),
         (("resnet18", 5, 32, "cosine"), {"head_options": {"margin": 1}}, "no option margin"),
         (("resnet18", 5, 32, "cosine"), {"head_options": {"scale": -1}}, "positive scale"),
-        (("resnet18", 5, 32), {"head_options": {"scale": 1}}, "takes no options"),
+        (("resnet18", 5, 32), {"head_options": {"scale": 1}}, "has no options"),
         (("resnet18", 5, 32), {"colour": 1}, "colour=1"),
         (("resnet18", 5, 32), {"checkpoint_path": "x.pth"}, "checkpoint_path"),
     ],

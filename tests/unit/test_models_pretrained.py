@@ -22,7 +22,7 @@ SMALL: dict[str, Any] = {"depth": 2, "embed_dim": 48, "num_heads": 3}
 
 @pytest.fixture(scope="module")
 def host():
-    """A bare vision transformer of timm's, 64 pixels, 5 classes."""
+    """A plain vision transformer of timm, 64 pixels, 5 classes."""
     torch.manual_seed(1)
     return timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=5, **SMALL).eval()
 
@@ -70,14 +70,14 @@ def test_a_fitting_classifier_can_be_left_out(host, host_file):
 
 
 @pytest.mark.parametrize("head", ["ifa", "cosine"])
-def test_weights_of_the_bare_host_go_under_another_head(host, host_file, head, caplog):
+def test_weights_of_the_bare_backbone_load_with_another_head(host, host_file, head, caplog):
     model = create_model("vit_tiny_patch16", 5, 96, head, pretrained=host_file, **SMALL)
     inner = model.backbone if head == "ifa" else model
     assert torch.equal(inner.blocks[0].mlp.fc1.weight, host.blocks[0].mlp.fc1.weight)
     assert "of 5 classes was left out" in caplog.text
 
 
-def test_an_ifa_file_comes_back_whole_at_another_size(tmp_path):
+def test_an_ifa_file_loads_completely_at_another_size(tmp_path):
     model = create_model("vit_tiny_patch16", 5, 64, "ifa", **SMALL)
     save_file(model.state_dict(), tmp_path / "ifa.safetensors")
     again = create_model("vit_tiny_patch16", 5, 32, "ifa", pretrained=tmp_path / "ifa.safetensors", **SMALL)
@@ -92,7 +92,7 @@ def test_weights_of_another_architecture_are_named(host_file):
         create_model("vit_tiny_patch16", 5, 64, pretrained=host_file, depth=2, embed_dim=96, num_heads=3)
 
 
-def test_timm_itself_puts_the_hosts_weights_under_our_names(host, host_file):
+def test_timm_loads_the_backbones_weights_under_our_names(host, host_file):
     overlay = {"file": str(host_file), "hf_hub_id": None, "num_classes": 5}
     model = timm.create_model(
         "vit_tiny_patch16_ifa", pretrained=True, pretrained_cfg_overlay=overlay, img_size=32, num_classes=9, **SMALL
@@ -117,14 +117,14 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("absent.pth", None, "no weight file"),
+        ("absent.pth", None, "weight file not found"),
         ("model.npz", b"", "not from .npz"),
-        ("model.safetensors", b"\xff" * 64, "no intact safetensors"),
-        ("model.pth", b"PK\x03\x04garbage", "no intact PyTorch archive|could run code"),
-        ("empty.pt", b"", "no intact PyTorch archive"),
+        ("model.safetensors", b"\xff" * 64, "not an intact safetensors"),
+        ("model.pth", b"PK\x03\x04garbage", "not an intact PyTorch archive|could run code"),
+        ("empty.pt", b"", "not an intact PyTorch archive"),
     ],
 )
-def test_files_that_hold_no_weights_are_refused(tmp_path, name, content, sentence):
+def test_files_without_weights_are_refused(tmp_path, name, content, sentence):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UsageError, match=sentence):
@@ -134,11 +134,11 @@ def test_files_that_hold_no_weights_are_refused(tmp_path, name, content, sentenc
 def test_archives_of_other_things_are_refused(tmp_path):
     for content in ([1, 2], {}, {"epoch": 3}):
         torch.save(content, tmp_path / "other.pt")
-        with pytest.raises(UsageError, match=r"no weights by name|is no tensor"):
+        with pytest.raises(UsageError, match=r"no weights by name|is not a tensor"):
             create_model("resnet18", 5, pretrained=tmp_path / "other.pt")
 
 
-def test_without_a_network_one_sentence_comes_at_once(monkeypatch, tmp_path):
+def test_without_a_network_the_error_is_immediate(monkeypatch, tmp_path):
     def unreachable(*arguments, **options):
         raise OSError(101, "Network is unreachable")
 
@@ -165,11 +165,11 @@ def test_a_failing_download_is_one_sentence(monkeypatch):
 
     monkeypatch.setattr(pretrained, "_hub_answers", lambda: True)
     monkeypatch.setattr(timm, "create_model", broken)
-    with pytest.raises(AnimesionError, match=r"cannot be fetched \(ConnectionResetError\)"):
+    with pytest.raises(AnimesionError, match=r"cannot be downloaded \(ConnectionResetError\)"):
         create_model("resnet18", 5, pretrained=True)
 
 
-def test_models_that_nobody_trained_have_no_weights_to_fetch():
+def test_models_without_published_weights_have_none_to_download():
     name = next(name for name in timm.list_models("vit_*") if not timm.is_model_pretrained(name))
-    with pytest.raises(UsageError, match="nobody published weights"):
+    with pytest.raises(UsageError, match="no weights were published"):
         create_model(name, 5, pretrained=True)

@@ -26,7 +26,7 @@ from animesion_training.analysis.profile import count, measure
     ],
 )
 def test_published_costs(name, classes, size, head, parameters, multiply_adds):
-    with torch.device("meta"):  # shapes are all that counting needs
+    with torch.device("meta"):  # counting needs shapes only
         counts = count(create_model(name, classes, size, head), (size, size))
     assert counts.parameters / 1e6 == pytest.approx(parameters, rel=0.001)
     assert counts.trainable == counts.parameters

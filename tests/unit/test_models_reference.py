@@ -1,4 +1,4 @@
-"""Reading originals' checkpoints, without any at hand: one is written here in the original's names."""
+"""Checkpoints of originals are read; the tests write their own, in the original's names."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def in_the_originals_names(model):
 
 @pytest.mark.parametrize("head", ["linear", "ifa"])
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_an_original_computes_what_ours_does(head, prefix):
+def test_an_original_and_ours_have_equal_outputs(head, prefix):
     model = ours(head)
     weights = {f"{prefix}{key}": value for key, value in in_the_originals_names(model).items()}
     images = torch.randn(2, 3, 32, 32)
@@ -81,13 +81,13 @@ def test_another_image_size_resamples_position_embeddings():
     assert model(torch.randn(1, 3, 64, 64)).shape == (1, 5)
 
 
-def test_parts_that_are_not_read_are_named():
+def test_unknown_parts_are_named():
     weights = in_the_originals_names(ours("ifa"))
     with pytest.raises(UsageError, match=r"beyond the plain vision transformer .* text_decoder\.weight"):
         from_reference(CONFIG, weights | {"text_decoder.weight": torch.zeros(2)})
-    with pytest.raises(UsageError, match=r"of no family that is read here: .*animesion vision transformer"):
+    with pytest.raises(UsageError, match=r"belongs to none of the known families: .*animesion vision transformer"):
         from_reference({**CONFIG, "selector": "glsim"}, weights)
-    with pytest.raises(UsageError, match="of no family"):
+    with pytest.raises(UsageError, match="belongs to none of the known families"):
         from_reference({}, {"conv1.weight": torch.zeros(2)})
     with pytest.raises(UsageError, match="weights alone"):
         from_reference({}, {"state_dict": weights})
@@ -95,7 +95,7 @@ def test_parts_that_are_not_read_are_named():
         from_reference(CONFIG, {key: value for key, value in weights.items() if "0.attn.proj_k.bias" not in key})
     with pytest.raises(UsageError, match="no classifier"):
         from_reference(CONFIG, {key: value for key, value in weights.items() if "class_head" not in key})
-    with pytest.raises(UsageError, match=r"do not make up .* backbone\.blocks\.1\.norm1\.bias"):
+    with pytest.raises(UsageError, match=r"do not match the .* backbone\.blocks\.1\.norm1\.bias"):
         from_reference(CONFIG, {key: value for key, value in weights.items() if "1.norm1.bias" not in key})
 
 

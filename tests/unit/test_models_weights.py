@@ -1,4 +1,4 @@
-"""Weight files: what is saved comes back, and a file that lies is refused before anything is built from it."""
+"""Weight files: saved models load again, and a file with a wrong card is refused before a model is built from it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CLASSES = ["初音ミク", "crème_brûlée", "plain"]
 
 
 def write(path, card, tensors=None):
-    """A weight file with any card, as only somebody else would write it."""
+    """A weight file with any card, as this package would not write it."""
     tensors = {"weight": torch.zeros(2, 2)} if tensors is None else tensors
     text = card if isinstance(card, str) else json.dumps(card)
     path.write_bytes(save(tensors, {"animesion": text}))
@@ -42,7 +42,7 @@ def good_card():
         (("vit_tiny_patch16", 3, 32, "cosine"), {"head_options": {"scale": 30.0, "learn_scale": False}, **SMALL}),
     ],
 )
-def test_a_saved_model_comes_back_with_its_card(tmp_path, arguments, options):
+def test_a_saved_model_loads_with_its_card(tmp_path, arguments, options):
     model = create_model(*arguments, **options).eval()
     written = save_model(model, tmp_path / "model.safetensors", CLASSES, {"epoch": 3}, mean=(0.1, 0.2, 0.3))
     again, card = load_model(tmp_path / "model.safetensors")
@@ -104,7 +104,7 @@ def test_what_cannot_be_described_is_not_written(tmp_path):
         ({"norm_eps": "small"}, "card's norm_eps makes no sense"),
     ],
 )
-def test_cards_that_lie_are_refused(tmp_path, good_card, change, sentence):
+def test_wrong_cards_are_refused(tmp_path, good_card, change, sentence):
     with pytest.raises(UsageError, match=sentence):
         load_model(write(tmp_path / "model.safetensors", good_card | change))
 
@@ -134,7 +134,7 @@ def test_weights_must_be_those_of_the_card(tmp_path):
         load_model(write(path, card, weights | {"head.bias": torch.zeros(4)}))
 
 
-def test_a_giant_in_a_card_is_refused_without_building_it(tmp_path):
+def test_a_card_of_a_giant_is_refused_without_building_it(tmp_path):
     card = {"format": 1, "name": "vit_giant_patch14_224", "num_classes": 1_000_000, "img_size": 8190}
     with pytest.raises(UsageError, match="no weights called weight"):
         load_model(write(tmp_path / "model.safetensors", card))

@@ -1,4 +1,4 @@
-"""Part selection in one pass: which patches the last block sees; overlapping patches; the contrastive loss."""
+"""Part selection in one pass: the patches in the last block; overlapping patches; the contrastive loss."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def backbone(grid=(5, 5), registers=0):
     made = VisionTransformer(
         size, PATCH, num_classes=0, embed_dim=WIDTH, depth=DEPTH, num_heads=HEADS, reg_tokens=registers
     )
-    with torch.no_grad():  # as initialised all tokens would be alike
+    with torch.no_grad():  # with initial weights all tokens would be similar
         for block in made.blocks:
             block.attn.qkv.weight.mul_(20)
         made.pos_embed.mul_(20)
@@ -53,7 +53,7 @@ def random_images(batch=3, grid=(5, 5)):
 
 
 def through_blocks(host, images):
-    """What each block but the last puts out, its scores and its weights."""
+    """Outputs, scores and weights of each block but the last."""
     x = host._pos_embed(host.patch_embed(images))
     outs, scores = [], []
     for block in host.blocks[:-1]:
@@ -80,7 +80,7 @@ def test_transfg_selects_by_the_whole_product_of_attention_matrices(registers):
     assert torch.equal(tokens.trace[f"block{DEPTH - 2}.part_idx"], parts)
     assert torch.allclose(logits, expected, atol=1e-5)
     assert tokens.x.shape[1] == prefix + HEADS
-    assert len(parts.unique()) > 1  # else any rule would do
+    assert len(parts.unique()) > 1  # otherwise any rule would pass
 
 
 @pytest.mark.parametrize("reference_compat", [False, True])
@@ -112,7 +112,7 @@ def test_an_image_gets_the_same_logits_alone_and_in_a_batch(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_last_block_final_norm_and_class_token_are_trained_beside_a_frozen_backbone(name):
+def test_last_block_final_norm_and_class_token_are_trained_with_a_frozen_backbone(name):
     model = selecting(name)
     frozen = set(freeze(model, ["backbone"]))
     model.train()(random_images()).square().sum().backward()
@@ -133,14 +133,14 @@ def test_bfloat16_autocast_and_compilation(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_tokens_must_be_patches_as_long_as_they_are_selected_from(name):
+def test_selection_needs_unreduced_patches(name):
     plan: dict[str, Any] = {"keep_rate": 0.5, "layers": (1,), "depth": DEPTH, "width": WIDTH, "tokens": 25}
     for reduction in ("evit", "tome", "ats"):
         for order in (1, -1):
             options: dict[str, Any] = {"count": 4} if name == "ffvt" else {}
             selector = make_part_selector(name, depth=DEPTH, **options)
             plugins = [("selector", selector), ("reduction", make_reduction(reduction, **plan))]
-            with pytest.raises(UsageError, match=r"leave out|in front"):
+            with pytest.raises(UsageError, match=r"leave out|before other plug-ins"):
                 TokenVisionTransformer(backbone(), dict(plugins[::order]), CLASSES).eval()(random_images())
 
 
@@ -205,7 +205,7 @@ def test_overlapping_patches_are_cut_at_the_stride():
     assert tokens.trace["block0.tokens"].tolist() == [31, 31]
 
 
-def test_methods_on_the_grid_know_that_patches_overlap():
+def test_methods_on_the_grid_support_overlapping_patches():
     host = backbone((5, 5))
     overlap_patches(host, 6)
     plugins = dict(make_adapter("ila", depth=DEPTH, width=WIDTH, grid=host.patch_embed.grid_size))
@@ -213,7 +213,7 @@ def test_methods_on_the_grid_know_that_patches_overlap():
     assert tokens.grid == (2, 2)
 
 
-def test_weights_of_a_plain_transformer_go_into_one_with_overlapping_patches():
+def test_weights_of_a_plain_transformer_load_with_overlapping_patches():
     host = backbone()
     overlap_patches(host, 6)
     model = TokenVisionTransformer(host, {"selector": TransFG(depth=DEPTH)}, CLASSES)
@@ -247,7 +247,7 @@ COSTS = [("transfg", 16, 17.12, 130.13), ("transfg", 12, 31.49, 447.84), ("ffvt"
 
 
 @pytest.mark.parametrize(("name", "stride", "small", "large"), COSTS)
-def test_costs_are_the_published_ones_less_what_the_whole_product_takes(name, stride, small, large):
+def test_costs_are_the_published_ones_without_the_full_product(name, stride, small, large):
     for side, published in ((224, small), (448, large)):
         with torch.device("meta"):
             host = timm.create_model("vit_base_patch16_224", num_classes=0, img_size=side)
@@ -256,7 +256,7 @@ def test_costs_are_the_published_ones_less_what_the_whole_product_takes(name, st
             model = TokenVisionTransformer(host, {"selector": make_part_selector(name, depth=12)}, 200)
         measured = count(model, (side, side)).multiply_adds / 1e9
         tokens = 1 + host.patch_embed.num_patches
-        if name == "transfg":  # ten products of 12 heads, in place of weights made again and a row
+        if name == "transfg":  # ten products of 12 heads, in place of recomputed weights and a row
             saved = 10 * 12 * tokens**2 * (tokens - (64 + 1)) / 1e9
             assert measured < published
         else:
@@ -272,7 +272,7 @@ def test_costs_are_the_published_ones_less_what_the_whole_product_takes(name, st
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "said"),
+    ("name", "options", "message"),
     [
         ("transfgg", {}, "did you mean 'transfg'"),
         ("transfg", {"count": 3}, "no option count: it has contrastive, margin"),
@@ -281,16 +281,16 @@ def test_costs_are_the_published_ones_less_what_the_whole_product_takes(name, st
         ("ffvt", {"depth": 1}, "two blocks"),
     ],
 )
-def test_bad_settings_are_told_in_one_sentence(name, options, said):
-    with pytest.raises(UsageError, match=said):
+def test_bad_settings_raise_one_sentence(name, options, message):
+    with pytest.raises(UsageError, match=message):
         make_part_selector(name, **{"depth": DEPTH, **options})
 
 
 def test_what_cannot_be_selected_or_overlap_is_refused():
     with pytest.raises(UsageError, match="selects 30 patches per block, and there are 25"):
         TokenVisionTransformer(backbone(), {"selector": FFVT(depth=DEPTH, count=30)}, CLASSES)(random_images())
-    for stride, said in ((9, "leaves out pixels"), (0, "from 1")):
-        with pytest.raises(UsageError, match=said):
+    for stride, message in ((9, "leaves out pixels"), (0, "from 1")):
+        with pytest.raises(UsageError, match=message):
             overlap_patches(backbone(), stride)
     host = backbone()
     overlap_patches(host, 6)

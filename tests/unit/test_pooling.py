@@ -1,4 +1,4 @@
-"""Heads on all patches: what they compute, and that they go on a host with a class token or without."""
+"""Heads on all patches: outputs, on a host with or without a class token."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def headed(name, class_token=True, plugins=None, **options):
         (16, 20), PATCH, num_classes=0, embed_dim=WIDTH, depth=2, num_heads=3, class_token=class_token,
         global_pool="token" if class_token else "avg", reg_tokens=2 if class_token else 0,
     )  # fmt: skip
-    with torch.no_grad():  # as initialised all patches would be attended to alike
+    with torch.no_grad():  # with initial weights all patches would get the same attention
         host.blocks[0].attn.qkv.weight.mul_(50)
     head = patch_head(name, WIDTH, **options)
     return TokenVisionTransformer(host, plugins or {}, CLASSES, head, reads="patches").eval()
@@ -47,7 +47,7 @@ def images(batch=4):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("class_token", [False, True])
-def test_the_head_is_given_the_patches_after_the_final_norm(name, class_token):
+def test_the_head_reads_the_patches_after_the_final_norm(name, class_token):
     model = headed(name, class_token)
     with torch.inference_mode():
         logits, tokens = model.traced(images())
@@ -117,7 +117,7 @@ def test_every_parameter_of_the_head_gets_a_finite_gradient(name, autocast):
     assert {key for key, _ in model.named_parameters() if key.startswith("backbone.")} == set(frozen)
 
 
-def test_patches_that_are_alike_do_no_harm():
+def test_equal_patches_are_accepted():
     for name in NAMES:
         head = patch_head(name, WIDTH)(CLASSES).train()
         patches = torch.ones(3, 20, WIDTH, requires_grad=True)
@@ -125,7 +125,7 @@ def test_patches_that_are_alike_do_no_harm():
         assert patches.grad.isfinite().all(), name
 
 
-def test_padded_patches_are_refused_and_reduced_ones_taken():
+def test_padded_patches_are_refused_and_reduced_ones_accepted():
     plan: dict[str, Any] = {"keep_rate": 0.5, "layers": (0,), "depth": 2, "width": WIDTH, "tokens": 20}
     model = headed("mpncov", plugins={"reduction": make_reduction("evit", **plan)})
     assert model(images()).shape == (4, CLASSES)
@@ -153,7 +153,7 @@ def test_costs_are_the_published_ones(name, trained, small, large):
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "said"),
+    ("name", "options", "message"),
     [
         ("mpnconv", {}, "did you mean 'mpncov'"),
         ("pool", {"dim": 3}, "it has none"),
@@ -163,6 +163,6 @@ def test_costs_are_the_published_ones(name, trained, small, large):
         ("mpncov", {"iterations": 1}, "from 2"),
     ],
 )
-def test_bad_settings_are_told_in_one_sentence(name, options, said):
-    with pytest.raises(UsageError, match=said):
+def test_bad_settings_raise_one_sentence(name, options, message):
+    with pytest.raises(UsageError, match=message):
         patch_head(name, WIDTH, **options)(CLASSES)

@@ -1,4 +1,4 @@
-"""Prompts and queries: where they stand, what they change, and what the head is given."""
+"""Prompts and queries: their places, their effect, and the input of the head."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def backbone(grid=(6, 6), registers=0):
     made = VisionTransformer(
         size, PATCH, num_classes=0, embed_dim=WIDTH, depth=DEPTH, num_heads=3, reg_tokens=registers
     )
-    with torch.no_grad():  # as initialised all tokens would be alike
+    with torch.no_grad():  # with initial weights all tokens would be similar
         for block in made.blocks:
             block.attn.qkv.weight.mul_(20)
         made.pos_embed.mul_(20)
@@ -54,7 +54,7 @@ def random_images(batch=2):
 
 @pytest.mark.parametrize("deep", [False, True])
 @pytest.mark.parametrize("registers", [0, 2])
-def test_prompts_stand_behind_class_token_and_registers(deep, registers):
+def test_prompts_follow_class_token_and_registers(deep, registers):
     model = hosted(PromptTuning(WIDTH, depth=DEPTH, deep=deep, count=3), registers=registers)
     host, prompts, images = model.backbone, model.plugins["0"].prompts, random_images()
     assert len(prompts) == (DEPTH if deep else 1)
@@ -71,7 +71,7 @@ def test_prompts_stand_behind_class_token_and_registers(deep, registers):
     assert tokens.grid == (6, 6)
 
 
-def test_prompts_begin_within_xaviers_bound_of_the_patch_embedding():
+def test_prompts_start_within_the_xavier_bound_of_the_patch_embedding():
     torch.manual_seed(0)
     prompts = PromptTuning(WIDTH, depth=DEPTH, patch_size=(8, 4)).prompts
     bound = math.sqrt(6 / (3 * 32 + WIDTH))
@@ -90,7 +90,7 @@ def test_prompts_are_dropped_out_in_training_alone(kind):
 
 
 @pytest.mark.parametrize("registers", [0, 2])
-def test_queries_sum_up_each_block_and_change_nothing_in_it(registers):
+def test_queries_summarise_each_block_without_a_change_to_it(registers):
     model = hosted(QueryTuning(WIDTH, depth=DEPTH, count=2), registers=registers)
     host, queries, images = model.backbone, model.plugins["0"].queries, random_images()
     x = host._pos_embed(host.patch_embed(images))
@@ -154,12 +154,12 @@ def test_queries_and_prompts_go_with_reduction_and_cache_in_training_too(trainin
     assert model.plugins["0"].prompts.grad.isfinite().all()
 
 
-def test_neither_decays():
+def test_prompts_and_queries_have_no_weight_decay():
     model = hosted(PromptTuning(WIDTH, depth=DEPTH, count=2), QueryTuning(WIDTH, depth=DEPTH, count=2))
     assert {"plugins.0.prompts", "plugins.1.queries"} <= model.no_weight_decay()
 
 
-def test_a_head_is_given_one_thing():
+def test_a_head_reads_one_kind_of_input():
     def made(**head):
         plugins = dict(make_adapter("vqt", depth=DEPTH, width=WIDTH, grid=(6, 6), count=2))
         return TokenVisionTransformer(backbone(), plugins, CLASSES, **head)

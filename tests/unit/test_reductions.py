@@ -1,4 +1,4 @@
-"""Token reductions: how many tokens are left and which, and that a reduced model is as good a model as a plain one."""
+"""Token reductions: which tokens are kept, and the interface of a reduced model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RATES = [0.1, 0.25, 0.5, 0.7, 0.9]
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    """Networks this small take longer with more, many times so where the processor is shared."""
+    """Small networks are slower on several threads, especially when other jobs run."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -51,7 +51,7 @@ def backbone(grid=(8, 8), depth=5, registers=0, **options):
         class_token=True,
         **options,
     )
-    with torch.no_grad():  # as initialised all tokens would be alike
+    with torch.no_grad():  # with initial weights all tokens would be similar
         for block in made.blocks:
             block.attn.qkv.weight.mul_(20)
         made.pos_embed.mul_(20)
@@ -86,7 +86,7 @@ def random_images(batch=3, grid=(8, 8), seed=0):
 
 
 def lengths(model, grid=(8, 8)):
-    """Tokens behind the prefix after each block, before a cache adds its own."""
+    """Tokens after the prefix after each block, before a cache adds its own."""
     # only ATS's depend on the image
     device = "cpu" if isinstance(model.plugins["reduction"], ATS) else "meta"
     with torch.inference_mode():
@@ -114,7 +114,7 @@ def test_evit_leaves_the_published_numbers_of_tokens(rate, small, large):
 
 
 @pytest.mark.parametrize(("rate", "small", "large"), [(0.7, 67, 268), (0.5, 25, 98), (0.25, 52, 208), (0.1, 79, 314)])
-def test_tome_as_the_original_cuts_each_step_at_half(rate, small, large):
+def test_tome_as_the_original_limits_each_step_to_half(rate, small, large):
     for side, expected in ((14, small), (28, large)):
         model = reduced("tome", rate, None, (side, side), depth=12, reference_compat=True)
         assert lengths(model, grid=(side, side))[-1] == expected
@@ -143,13 +143,13 @@ def test_a_lower_keep_rate_never_leaves_more(name):
     assert last == sorted(last)
 
 
-def test_each_layer_may_have_a_rate_of_its_own():
+def test_each_layer_may_have_its_own_rate():
     assert lengths(reduced("dpcknn", (0.5, 0.25)))[-1] == 8
     assert lengths(reduced("dpcknn", (0.5, 1.0)))[-1] == 32
     assert lengths(reduced("topk", (1.0, 0.25)))[1:4] == [64, 64, 16]
 
 
-def test_shares_do_not_suffer_from_binary_fractions():
+def test_shares_are_not_affected_by_rounding():
     plan = ReductionPlan.of(0.55, [0], depth=1, width=8, tokens=100)
     assert plan.kept(0, 100) == 55
     assert ReductionPlan.of(0.29, [0], depth=1, width=8, tokens=100).counts == (29,)
@@ -234,7 +234,7 @@ def test_a_merge_is_the_mean_of_its_members():
 
 
 def test_merging_equal_tokens_changes_nothing():
-    """Sizes weigh attention, so a token of size two counts like the two that it was (ToMe, section 3)."""
+    """Sizes weight attention, so a token of size two counts like two tokens (ToMe, section 3)."""
     host = backbone()
     with torch.no_grad():
         host.pos_embed.zero_()
@@ -282,7 +282,7 @@ def test_ats_keeps_distinct_tokens_in_order_and_at_most_the_plans():
             assert kept == sorted(set(kept))
             assert kept[0] == 0
             assert len(kept) <= 1 + most
-        assert mask.all(dim=0).sum() < mask.shape[1]  # images differ, or padding would be untested
+        assert mask.all(dim=0).sum() < mask.shape[1]  # images differ, otherwise padding would be untested
 
 
 def test_the_last_part_of_the_distribution_is_sampled_unlike_in_the_original():
@@ -292,7 +292,7 @@ def test_the_last_part_of_the_distribution_is_sampled_unlike_in_the_original():
     assert theirs.max() < 0.9
 
 
-def test_dropped_tokens_are_seen_by_themselves_alone():
+def test_dropped_tokens_are_visible_to_themselves_only():
     policy = torch.tensor([[1.0, 1, 0, 1, 0]])
     weights = softmax_with_policy(torch.randn(1, 2, 5, 5), policy)
     assert torch.allclose(weights.sum(-1), torch.ones(1, 2, 5), atol=1e-5)
@@ -318,7 +318,7 @@ def test_dynamicvit_decides_in_training_and_drops_in_evaluation():
     assert not losses
 
 
-def test_the_ratio_loss_alone_brings_decisions_to_the_plan():
+def test_the_ratio_loss_pulls_decisions_to_the_plan():
     torch.manual_seed(0)
     model = reduced("dynamicvit", 0.3, layers=(1,), depth=2, loss_weight=1.0).train()
     predictor = model.plugins["reduction"].predictors
@@ -369,7 +369,7 @@ def test_odd_grids_and_registers(name, registers):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_prefix_tokens_are_never_reduced(name):
-    """With blocks that do nothing, class token and registers must come out as they went in."""
+    """With blocks that do nothing, class token and registers must not change."""
     model = reduced(name, 0.3, registers=3)
     for block in model.backbone.blocks:
         torch.nn.init.zeros_(block.attn.proj.weight)
@@ -443,7 +443,7 @@ COSTS = [
 
 
 def published_cost(name, rate, side, clca):
-    with torch.device("meta"):  # shapes are all that counting needs
+    with torch.device("meta"):  # counting needs shapes only
         host = create_model("vit_base_patch16", 200, side)
         plugins: dict[str, Any] = {}
         if rate < 1:
@@ -478,7 +478,7 @@ def test_multiply_adds_are_the_published_ones_in_the_whole_table():
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"name": "evitt"}, "did you mean 'evit'"),
         ({"name": "none"}, "topk, evit, ats"),
@@ -500,12 +500,12 @@ def test_multiply_adds_are_the_published_ones_in_the_whole_table():
         ({"name": "tome", "tokens": 0}, "no patches"),
     ],
 )
-def test_bad_settings_are_told_in_one_sentence(settings, said):
-    with pytest.raises(UsageError, match=said):
+def test_bad_settings_raise_one_sentence(settings, message):
+    with pytest.raises(UsageError, match=message):
         make_reduction(**{"keep_rate": 0.5, "layers": [1, 3], "depth": 5, "width": 24, "tokens": 64} | settings)
 
 
-def test_default_layers_are_those_that_there_are():
+def test_default_layers_are_those_that_exist():
     assert reduction_layers(None, 12) == (3, 6, 9)
     assert reduction_layers(None, 8) == (3, 6)
 

@@ -60,7 +60,7 @@ def test_rollout_averages_heads_and_its_rows_sum_to_one() -> None:
     torch.testing.assert_close(rollout(identity), torch.eye(7).expand(2, 7, 7))
 
 
-def test_the_class_tokens_row_is_that_of_the_rollout() -> None:
+def test_the_row_of_the_class_token_equals_that_of_the_rollout() -> None:
     weights = attention(4, 2, 3, 7, 7)
     torch.testing.assert_close(class_rollout(weights), rollout(weights)[:, 0])
     torch.testing.assert_close(class_rollout(weights[:1]), rollout(weights[:1])[:, 0])
@@ -77,7 +77,7 @@ def test_rollout_refuses_changing_numbers_of_tokens() -> None:
         rollout([attention(1, 2, 5, 5), attention(1, 2, 4, 4)])
     with pytest.raises(UsageError, match="block 0 attends from 3 to 5 tokens"):
         class_rollout([attention(1, 2, 3, 5)])
-    with pytest.raises(UsageError, match="one block at least"):
+    with pytest.raises(UsageError, match="at least one block"):
         rollout([])
 
 
@@ -111,7 +111,7 @@ def test_distances_of_heads_whose_view_is_known() -> None:
     assert float(found[2]) == pytest.approx(float(between), rel=1e-5)
 
 
-def test_what_goes_to_the_class_token_makes_no_head_nearer() -> None:
+def test_attention_to_the_class_token_does_not_lower_distances() -> None:
     weights = attention(1, 1, 1, 16, 16)
     mostly_class = torch.cat([torch.full((1, 1, 1, 16, 1), 0.9), 0.1 * weights], dim=-1)
     mostly_class = torch.cat([mostly_class[..., :1, :], mostly_class], dim=-2)
@@ -145,7 +145,7 @@ def test_recorded_weights_are_those_of_the_blocks_and_the_network_computes_the_s
             tokens = block(tokens)
 
 
-def test_the_recorder_keeps_the_last_pass_and_lets_go_of_it() -> None:
+def test_the_recorder_keeps_the_last_pass_until_it_is_taken() -> None:
     model = network()
     x = torch.randn(2, 3, 32, 32)
     with recording(model, average=True) as recorder:
@@ -160,7 +160,7 @@ def test_the_recorder_keeps_the_last_pass_and_lets_go_of_it() -> None:
         torch.testing.assert_close(mean, heads.mean(1))
 
 
-def test_the_recorder_is_there_for_the_block_only_also_when_that_fails() -> None:
+def test_the_recorder_is_removed_after_the_block_even_on_errors() -> None:
     model = network()
 
     def fails() -> None:
@@ -180,7 +180,7 @@ def test_the_recorder_is_there_for_the_block_only_also_when_that_fails() -> None
     assert len(recorder.taken()) == 3
 
 
-def test_recording_leaves_gradients_as_they_are() -> None:
+def test_recording_does_not_change_gradients() -> None:
     x = torch.randn(2, 3, 32, 32)
     found = []
     for record in (False, True):
@@ -195,7 +195,7 @@ def test_recording_leaves_gradients_as_they_are() -> None:
     torch.testing.assert_close(*found)
 
 
-def test_weights_that_a_plugin_asked_for_or_mixes_are_recorded_as_they_are() -> None:
+def test_weights_that_a_plugin_reads_or_mixes_are_recorded() -> None:
     class Asks(Plugin):
         opens = frozenset({1})
 
@@ -245,7 +245,7 @@ def test_cka_is_its_definition_for_few_and_many_samples(samples: int, widths: tu
     assert 0 <= linear_cka(x, y) <= 1 + 1e-12
 
 
-def test_cka_does_not_see_rotation_scale_and_shift() -> None:
+def test_cka_is_invariant_to_rotation_scale_and_shift() -> None:
     x = features(50, 8)
     rotation = torch.linalg.qr(features(8, 8, seed=2)).Q
     assert linear_cka(x, 3 * x @ rotation + 5) == pytest.approx(1, abs=1e-12)
@@ -262,7 +262,7 @@ def test_cka_of_constant_features_is_refused() -> None:
 
 
 def unbiased_hsic(k: Any, m: Any) -> float:
-    """The mean over all draws of four distinct samples; what the closed form must give."""
+    """The mean over all draws of four distinct samples, which the closed form must equal."""
     draws = list(permutations(range(len(k)), 4))
     return sum(float(k[i, j] * (m[i, j] + m[q, r] - 2 * m[i, q])) for i, j, q, r in draws) / len(draws)
 

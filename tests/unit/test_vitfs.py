@@ -1,4 +1,4 @@
-"""ViTFS as a model of timm's: what timm's own tests ask of every model, published costs, and the original's names."""
+"""ViTFS as a model of timm: the checks of timm's own tests, published costs, and checkpoints of the original."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ COSTS = [
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Networks this small are slower on several threads, most of all beside other work."""
+    """Small networks are slower on several threads, especially when other jobs run."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -62,7 +62,7 @@ def shallow(**options):
 
 
 def trained(**options):
-    """Not fresh: LayerScale lets almost nothing of the blocks through, and running statistics are empty."""
+    """Random weights: the initial LayerScale scales blocks to almost nothing, and running statistics are empty."""
     model = shallow(**options)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -82,7 +82,7 @@ def one_in_the_last_digit(text):
 @pytest.mark.parametrize(("size", "options", "costs"), COSTS)
 def test_published_costs(size, options, costs):
     published, *at_sizes = costs.split()
-    with torch.device("meta"):  # shapes are all that counting needs
+    with torch.device("meta"):  # counting needs shapes only
         model = create_model(f"vitfs_{size}_patch16", 200, **options)
     assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == one_in_the_last_digit(published)
     for side, multiply_adds in zip((32, 64, 128, 224, 448), at_sizes, strict=False):
@@ -126,7 +126,7 @@ def test_other_sizes_are_refused_with_a_sentence():
         create_model("vitfs_nano_patch16", 5, 100)
     with pytest.raises(UsageError, match="not 0 by 16"):
         model.set_input_size((0, 16))
-    with pytest.raises(UsageError, match="patches of 16 pixels, they cannot become 8"):
+    with pytest.raises(UsageError, match="patches of 16 pixels, and cannot change to 8"):
         model.set_input_size(patch_size=8)
 
 
@@ -160,7 +160,7 @@ def test_patches_get_their_positions_and_registers_get_none():
     assert torch.equal(seen[0][:, :4], model.reg_token.expand(2, -1, -1))
 
 
-def test_all_patches_are_averaged_unless_the_originals_slice_is_asked_for():
+def test_all_patches_are_averaged_unless_the_originals_slice_is_requested():
     right, original, student = trained(), trained(**COMPAT), trained(**STUDENT)
     for model in (original, student):
         model.load_state_dict(right.state_dict())
@@ -286,7 +286,7 @@ def test_script_graph_and_export_compute_the_same(options):
     model = trained(drop_path_rate=0.1, **options)
     images = random_images(64, 48)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch about its own future
+        warnings.simplefilter("ignore")  # deprecations of torch
         scripted, traced = torch.jit.script(model), torch.fx.symbolic_trace(model)
         exported = torch.export.export(model, (images,)).module()
     for way in (scripted, traced, exported):
@@ -316,7 +316,7 @@ def test_checkpointing_changes_no_gradient(options):
     assert all(torch.allclose(one, two, atol=1e-5) for one, two in zip(*gradients, strict=True))
 
 
-def test_rates_of_dropout_reach_their_places():
+def test_rates_of_dropout_are_set():
     model = trained(drop_rate=0.1, proj_drop_rate=0.2, attn_drop_rate=0.3, drop_path_rate=0.6)
     rates = [getattr(block.drop_path2, "drop_prob", 0.0) for block in model.blocks]
     assert rates == pytest.approx([0.0, 0.2, 0.4, 0.6])
@@ -370,7 +370,7 @@ def test_layer_decay_grows_with_depth_and_aggregators_go_with_their_block():
         ({"norm_layer": "rmsnorm"}, "no norm_layer 'rmsnorm'"),
         ({"reg_init": "ones"}, "no reg_init 'ones'"),
         ({"global_pool": "token"}, "no global_pool 'token'"),
-        ({"embed_dim": 60}, "embed_dim that 8 and num_heads=1 divide, not 60"),
+        ({"embed_dim": 60}, "embed_dim divisible by 8 and by num_heads=1, not 60"),
         ({"num_heads": 0}, "num_heads=0"),
         ({"dca_blocks": 5}, "dca_blocks of 0 to depth"),
         ({"reg_tokens": -1}, "reg_tokens >= 0"),
@@ -431,7 +431,7 @@ def test_a_checkpoint_computes_the_originals_slice_and_can_be_saved(options, stu
     assert card.options.get("pool_include_prefix", False) == (student and model.num_reg_tokens > 0)
 
 
-def test_without_positions_the_config_tells_the_size():
+def test_without_positions_the_config_has_the_size():
     weights = in_the_originals_names(shallow())
     del weights["sin2d_embedding"]
     assert from_reference({"image_size": 448, "student_image_size": 128}, weights).spec.img_size == 128
@@ -440,17 +440,17 @@ def test_without_positions_the_config_tells_the_size():
     assert (described["mean"], described["std"]) == ((0.5,) * 3, (0.5,) * 3)
 
 
-def test_checkpoints_that_are_not_wholly_vitfs_are_refused_by_name():
+def test_checkpoints_with_other_parameters_are_refused_by_name():
     weights = in_the_originals_names(shallow())
     with pytest.raises(UsageError, match=r"1 parameters beyond those of ViTFS: adapter\.weight"):
         from_reference({}, weights | {"adapter.weight": torch.zeros(2)})
-    with pytest.raises(UsageError, match=r"do not make up an original ViTFS: blocks\.1\.norm1\.bn\.bias"):
+    with pytest.raises(UsageError, match=r"do not match the original ViTFS: blocks\.1\.norm1\.bn\.bias"):
         from_reference({}, {key: value for key, value in weights.items() if key != "blocks.1.norm1.1.bias"})
     with pytest.raises(UsageError, match=r"lacks head\.weight"):
         from_reference({}, {key: value for key, value in weights.items() if not key.startswith("head")})
     with pytest.raises(UsageError, match=r"stem is read, the residual ones are not"):
         from_reference({}, {key: value for key, value in weights.items() if "conv3x3" not in key})
-    with pytest.raises(UsageError, match="no position code of a square grid"):
+    with pytest.raises(UsageError, match="is not a position embedding of a square grid"):
         from_reference({}, weights | {"sin2d_embedding": torch.zeros(15, 64)})
-    with pytest.raises(UsageError, match="another position code"):
+    with pytest.raises(UsageError, match="is not the 2-D sin-cos position embedding"):
         from_reference({}, weights | {"sin2d_embedding": torch.zeros(16, 64)})

@@ -1,8 +1,9 @@
-"""Check the values of numeric options, with one wording for every component."""
+"""Check the values of options, with one wording for every component."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 from animesion.errors import UsageError
@@ -30,3 +31,24 @@ def in_range(
         lower = f"{'above' if low_open else 'of at least'} {low:g}"
         raise UsageError(f"{option} must be a number {lower}{upper}, not {value!r}")
     return float(value)
+
+
+def whole_number(option: str, value: Any, low: int = 1) -> int:
+    """Return the value of an option that must be a whole number.
+
+    Raises:
+        UsageError: not a whole number, or less than `low`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise UsageError(f"{option} must be a whole number from {low}, not {value!r}")
+    return value
+
+
+def one_of(option: str, value: Any, known: Collection[Any]) -> None:
+    """Check that the value of an option is a known one.
+
+    Raises:
+        UsageError: it is not; the message lists the known ones.
+    """
+    if value not in known:
+        raise UsageError(f"{option} must be one of {', '.join(map(str, known))}, not {value!r}")

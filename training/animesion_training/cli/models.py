@@ -19,9 +19,9 @@ def models(pattern: str | None, parameters: bool, as_json: bool) -> None:
     from animesion_training.cli.requirements import torch_required
 
     with torch_required():
-        from animesion_training.models.names import listed
+        from animesion_training.models.names import list_models
 
-        rows = listed(pattern, parameters=parameters)
+        rows = list_models(pattern, parameters=parameters)
     if as_json:
         for row in rows:
             click.echo(json.dumps(row))

@@ -1,6 +1,7 @@
-"""Networks: any timm model by name, with the heads of this package; importing this registers our models with timm.
+"""Networks: any timm model by name, with the heads and methods of this package.
 
-`create_model` is the door. Training, data and the files that weights are kept in are left to others.
+`create_model` is the entry point. Importing this package registers its models with timm. Training, data and weight
+files are left to the other packages.
 """
 
 from __future__ import annotations

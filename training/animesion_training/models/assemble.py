@@ -1,4 +1,4 @@
-"""Putting fine-grained methods on a timm model: which plug-ins, in which order, under which head and wrapper.
+"""Assembly of a network from a timm model and fine-grained methods: plug-ins and their order, head, and wrapper.
 
 The methods themselves are in `tokens` and `cal`.
 """
@@ -31,27 +31,27 @@ from animesion_training.tokens.reductions.base import reduction_layers
 from animesion_training.tokens.reductions.factory import REDUCTIONS, make_reduction
 from animesion_training.tokens.twopass import GLSim, RAMSTrans
 
-#: Heads that read the tokens of a vision transformer; `linear` is for token methods too.
+#: Heads that read the tokens of a vision transformer, by name; `linear` supports token methods as well.
 TOKEN_HEADS = {
     "cls": "one linear layer on the class token",
-    "ifa": "aggregation of the class tokens of every block, or of the ends of groups",
-    "cla": "cross-layer aggregation of the class tokens at the ends of groups",
+    "ifa": "aggregation of the class tokens of every block, or of the last block of each group",
+    "cla": "cross-layer aggregation of the class tokens of the last block of each group",
     **PATCH_HEADS,
 }
 _TWO_PASS = {
-    "glsim": "a second look at the crop around the patches most like the whole (GLSim)",
-    "rams": "a second look at the crop that attention rollout chooses (RAMS-Trans)",
+    "glsim": "second pass over a crop around the patches most similar to the whole image (GLSim)",
+    "rams": "second pass over a crop chosen by attention rollout (RAMS-Trans)",
 }
 
-#: How parts are found.
+#: Selectors of parts, by name.
 SELECTORS = {
     "cal": "counterfactual attention learning: 32 attention maps, the teacher of TGDA",
     **_TWO_PASS,
     **PART_SELECTORS,
 }
 
-#: Between blocks that tokens are remembered.
-CACHES = {"clc": "cross-layer cache: pooled tokens and registers come back in later groups (CLCA)"}
+#: Caches of tokens across blocks, by name.
+CACHES = {"clc": "cross-layer cache: pooled tokens and registers are added again in later groups (CLCA)"}
 
 PlugInSite = dict[str, Any]
 
@@ -59,43 +59,44 @@ PlugInSite = dict[str, Any]
 def assemble(
     backbone: nn.Module, methods: Methods, head: str, num_classes: int, head_options: Mapping[str, Any]
 ) -> nn.Module:
-    """Put methods and head on a model.
+    """Assemble a network.
 
     Args:
-        backbone: a timm model with its own classifier; it is changed.
-        methods: what to put on it.
+        backbone: a timm model with its own classifier; modified in place.
+        methods: the methods to add.
         head: name of the head.
         num_classes: number of classes.
         head_options: arguments of the head.
 
     Raises:
-        UsageError: an unknown name or option, or methods that do not go together or not with this backbone.
+        UsageError: an unknown name or option, or methods that do not go together or with this backbone.
     """
-    _known("selector", methods.selector, SELECTORS)
-    _known("cache", methods.cache, CACHES)
+    _check_known("selector", methods.selector, SELECTORS)
+    _check_known("cache", methods.cache, CACHES)
     if methods.selector == "cal":
         if methods.reduction or methods.cache or methods.adapter or head != "linear":
-            raise UsageError("selector cal has a head of its own and goes with no other method: leave the others out")
-        made: nn.Module = _made("selector cal", CALClassifier, methods.of("selector"), backbone, num_classes)
-        return made
-    host = check_backbone(backbone, _what(methods, head), class_token=head not in PATCH_HEADS)
+            raise UsageError("selector cal has its own head and cannot be combined with other methods: leave them out")
+        network: nn.Module = _make("selector cal", CALClassifier, methods.of("selector"), backbone, num_classes)
+        return network
+    host = check_backbone(backbone, _describe(methods, head), class_token=head not in PATCH_HEADS)
+    # before plug-ins are made, because their sizes depend on the grid
     stride = methods.of("selector").get("patch_stride") if methods.selector in PART_SELECTORS else None
     if stride is not None:
         overlap_patches(host, stride)
     plugins = _plugins(host, methods)
     layers = reduction_layers(methods.reduction_layers or None, len(host.blocks))
-    encoder: nn.Module = _headed(
+    encoder: nn.Module = _with_head(
         host, plugins, head, num_classes, dict(head_options), layers, two_pass=methods.selector in _TWO_PASS
     )
     if methods.selector == "glsim":
-        encoder = _made("selector glsim", GLSim, methods.of("selector"), encoder, num_classes)
+        encoder = _make("selector glsim", GLSim, methods.of("selector"), encoder, num_classes)
     if methods.selector == "rams":
-        encoder = _made("selector rams", RAMSTrans, methods.of("selector"), encoder, num_classes)
+        encoder = _make("selector rams", RAMSTrans, methods.of("selector"), encoder, num_classes)
     return encoder
 
 
-def weights_loaded(model: nn.Module) -> None:
-    """Let methods begin from what the backbone has now learned: the cache's registers copy the class token."""
+def init_from_backbone(model: nn.Module) -> None:
+    """Initialise methods from the weights of the backbone: the registers of a cache copy its class token."""
     for module in model.modules():
         if isinstance(module, TokenVisionTransformer):
             for plugin in module.plugins.values():
@@ -103,7 +104,8 @@ def weights_loaded(model: nn.Module) -> None:
                     plugin.copy_class_token(module.backbone.cls_token)
 
 
-def _what(methods: Methods, head: str) -> str:
+def _describe(methods: Methods, head: str) -> str:
+    """The methods, or else the head, for messages."""
     named = [
         f"{part} {name}" for part in ("selector", "adapter", "reduction", "cache") if (name := getattr(methods, part))
     ]
@@ -111,11 +113,11 @@ def _what(methods: Methods, head: str) -> str:
 
 
 def _plugins(host: Any, methods: Methods) -> dict[str, Plugin]:
-    """In the order in which each hook calls them: adapters, part selection, reduction, cache."""
+    """The plug-ins, in the order in which hooks call them: adapters, part selection, reduction, cache."""
     depth, width, grid = len(host.blocks), host.embed_dim, host.patch_embed.grid_size
     plugins: dict[str, Plugin] = {}
     if methods.adapter:
-        _known("adapter", methods.adapter, ADAPTERS)
+        _check_known("adapter", methods.adapter, ADAPTERS)
         site: PlugInSite = {"depth": depth, "width": width, "grid": grid, "patch_size": host.patch_embed.patch_size}
         plugins |= dict(make_adapter(methods.adapter, **site, **methods.of("adapter")))
     if methods.selector in PART_SELECTORS:
@@ -132,8 +134,9 @@ def _plugins(host: Any, methods: Methods) -> dict[str, Plugin]:
             **methods.of("reduction"),
         )
     if methods.cache:
+        # registers have positions if the class token has one
         positions = not host.no_embed_class and host.pos_embed is not None
-        plugins["cache"] = _made(
+        plugins["cache"] = _make(
             "cache clc",
             CrossLayerCache,
             {"positions": positions, **methods.of("cache")},
@@ -146,17 +149,18 @@ def _plugins(host: Any, methods: Methods) -> dict[str, Plugin]:
 
 
 def _check_grid(plugins: Mapping[str, Plugin]) -> None:
+    """Raise `UsageError` if a plug-in needs the grid of patches, and another one does not keep it."""
     for plugin in plugins.values():
         if isinstance(plugin, ILA | ConvPass):
             for name, other in plugins.items():
                 if not other.keeps_grid:
                     raise UsageError(
                         f"{type(plugin).__name__} convolves over the grid of patches, and {name} "
-                        f"{type(other).__name__} leaves none: use one of them"
+                        f"{type(other).__name__} leaves no grid: use one of the two"
                     )
 
 
-def _headed(
+def _with_head(
     host: Any,
     plugins: Mapping[str, Plugin],
     head: str,
@@ -166,22 +170,33 @@ def _headed(
     *,
     two_pass: bool,
 ) -> TokenVisionTransformer:
+    """The host with plug-ins and head.
+
+    Args:
+        host: the backbone.
+        plugins: by name.
+        head: name of the head.
+        num_classes: number of classes.
+        options: arguments of the head.
+        layers: blocks that reduce; with the last block they are the ends of groups.
+        two_pass: whether a selector with two passes wraps the host.
+    """
     depth, width = len(host.blocks), host.embed_dim
     if two_pass and head not in ("linear", "cls"):
-        raise UsageError(f"a selector with two passes has a classifier of its own: leave head {head} out")
+        raise UsageError(f"a selector with two passes has its own classifier: leave head {head} out")
     if head in PATCH_HEADS:
         return TokenVisionTransformer(host, plugins, num_classes, patch_head(head, width, **options), reads="patches")
-    ends = tuple(dict.fromkeys((*layers, depth - 1)))
+    ends = tuple(dict.fromkeys((*layers, depth - 1)))  # last blocks of groups, each once
     if head == "cla":
-        make = partial(_made, "head cla", CLAHead, options, len(ends), width)
+        make = partial(_make, "head cla", CLAHead, options, len(ends), width)
         return TokenVisionTransformer(host, plugins, num_classes, make, ends)
     if head == "ifa":
         groups = bool(options.pop("groups", False))
         taken = ends if groups else tuple(range(depth))
-        make = partial(_made, "head ifa", IFAHead, options, len(taken), width)
+        make = partial(_make, "head ifa", IFAHead, options, len(taken), width)
         return TokenVisionTransformer(host, plugins, num_classes, make, taken)
     if head not in ("linear", "cls"):
-        raise UsageError(f"head {head} does not go with token methods: there are linear, {', '.join(TOKEN_HEADS)}")
+        raise UsageError(f"head {head} does not support token methods: there are linear, {', '.join(TOKEN_HEADS)}")
     if options:
         raise UsageError(f"head {head} takes no options, got {', '.join(sorted(options))}")
     if head == "cls":
@@ -189,8 +204,8 @@ def _headed(
     return TokenVisionTransformer(host, plugins, num_classes)
 
 
-def _made(what: str, kind: Callable[..., Any], options: Mapping[str, Any], *given: Any, **site: Any) -> Any:
-    """Call a class with options that somebody wrote, and say which there are if one is not among them."""
+def _make(what: str, kind: Callable[..., Any], options: Mapping[str, Any], *given: Any, **site: Any) -> Any:
+    """Call a class with the options of a user; the message on an unknown option lists the known ones."""
     parameters = list(inspect.signature(kind).parameters)
     known = [name for name in parameters[len(given) :] if name not in site]
     if unknown := sorted(options.keys() - set(known)):
@@ -198,11 +213,11 @@ def _made(what: str, kind: Callable[..., Any], options: Mapping[str, Any], *give
     return kind(*given, **site, **options)
 
 
-def _known(part: str, name: str, there: Mapping[str, str]) -> None:
-    if name and name not in there:
-        near = nearest(name, there) or f"; there are {', '.join(there)}"
+def _check_known(part: str, name: str, known: Mapping[str, str]) -> None:
+    if name and name not in known:
+        near = nearest(name, known) or f"; there are {', '.join(known)}"
         raise UsageError(f"there is no {part} '{name}'{near}")
 
 
-#: Every method by what it is, with one line each, for listings.
+#: Descriptions of all methods by kind and name, for listings.
 METHODS = {"selector": SELECTORS, "reduction": REDUCTIONS, "cache": CACHES, "adapter": ADAPTERS, "head": TOKEN_HEADS}

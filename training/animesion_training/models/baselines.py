@@ -1,6 +1,6 @@
-"""The baselines by their short names, and how a name becomes timm's.
+"""The baselines by their short names, and the conversion of a name to timm's.
 
-The short names leave the image size out, because any size can be asked of any of them.
+Short names leave out the image size, because each baseline can be built for any size.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import timm
 
 from animesion.errors import UsageError
 
-#: Short name -> timm's architecture. The papers' baselines: DAF:re trained ResNet-18/152 and ViT B/16 to L/32.
+#: Short name -> timm's architecture. Baselines of the papers: DAF:re trained ResNet-18/152 and ViT B/16 to L/32.
 BASELINES = {
     "resnet18": "resnet18",
     "resnet50": "resnet50",
@@ -28,14 +28,14 @@ BASELINES = {
 
 
 def timm_name(name: str) -> str:
-    """The timm name for a short name (`vit_base_patch16`, also with a tag) or for one of timm's own.
+    """Return the timm name of a short name (`vit_base_patch16`, also with a tag) or of a timm name.
 
     Raises:
-        UsageError: no such model; the nearest names are given.
+        UsageError: unknown model or tag; the message has similar names or the known tags.
     """
     if re.search(r"[:/\\]", name):
         raise UsageError(
-            f"model {name!r}: give the architecture's name here and where its weights are separately (pretrained=PATH)"
+            f"model {name!r}: give the name of an architecture here, and the place of its weights as pretrained=PATH"
         )
     architecture, dot, tag = name.partition(".")
     architecture = BASELINES.get(architecture, architecture)

@@ -18,6 +18,7 @@ from torch.nn import functional
 from animesion.errors import UsageError
 from animesion_training.data import views as image_views
 from animesion_training.models.feature_maps import FeatureMapProbe, as_feature_map, remove_classifier
+from animesion_training.options import whole_number
 from animesion_training.tokens.autocast import without_autocast
 
 _BACKBONE = "backbone."
@@ -71,8 +72,7 @@ class CALHead(nn.Module):
 
     def __init__(self, in_features: int, num_classes: int, num_maps: int = 32) -> None:
         super().__init__()
-        if type(num_maps) is not int or num_maps < 1:
-            raise UsageError(f"num_maps is the number of attention maps, a whole number from 1, not {num_maps!r}")
+        whole_number("num_maps", num_maps)
         self.in_features = in_features
         self.num_classes = num_classes
         self.num_maps = num_maps
@@ -87,7 +87,7 @@ class CALHead(nn.Module):
         """Pool a feature map (B, C, h, w) by attention (B, M, h, w) to features (B, M C) of length 1, float32."""
         # sums over the map overflow in float16, and small ones underflow
         with without_autocast(features):
-            pooled = torch.einsum("bmhw,bchw->bmc", attention.float(), features.float())
+            pooled = torch.einsum("bmhw,bchw->bmc", attention.float(), features.float())  # sums over the map
             pooled = (pooled / (features.shape[2] * features.shape[3])).flatten(1)
             return functional.normalize(pooled.sign() * (pooled.abs() + _ROOT_EPS).sqrt(), dim=1)
 
@@ -104,7 +104,7 @@ class CALHead(nn.Module):
             fake: (B, M, h, w), the attention that the effect is measured against. If None, it is drawn from U(0, 2) in
                 training mode, with torch's generator of the device, and 1 everywhere in evaluation mode.
         """
-        attention = self.attentions(features)
+        attention = self.attentions(features)  # (B, M, h, w)
         if fake is None:
             # contiguous, so that the order of random numbers does not depend on the memory format
             fake = torch.ones(attention.shape, device=attention.device)
@@ -191,6 +191,7 @@ class CALClassifier(nn.Module):
         features = self.forward_features(both)
         attention = self.head.attentions(features)
         logits = self.head.classify(self.head.pool(features, attention))
+        # the crops of images and of mirror images follow their own attention
         maps, size = image_views.mean_map(attention), (x.shape[2], x.shape[3])
         for threshold, padding in _CROPS:
             boxes = image_views.crop_boxes(maps, size, threshold, padding)

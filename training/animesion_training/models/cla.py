@@ -1,6 +1,6 @@
 """Cross-layer aggregation (CLA): a classifier on the class tokens at the ends of groups of blocks.
 
-The host gathers the class tokens (`tokens.host`); the head that adds them up by one weight each is `heads.IFAHead`.
+`TokenVisionTransformer` gathers the class tokens. `heads.IFAHead` is the head that sums them, with one weight each.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from animesion.errors import UsageError
+from animesion_training.options import whole_number
 
 
 class CLAHead(nn.Module):
@@ -17,23 +18,21 @@ class CLAHead(nn.Module):
     Initial values are torch's own.
 
     Args:
-        num_layers: L, class tokens that are gathered.
+        num_layers: L, number of gathered class tokens.
         width: D.
         num_classes: number of classes.
-        groups: outputs of the depthwise convolution for each channel.
+        groups: outputs per channel of the depthwise convolution.
 
     Shape:
         (B, D, L) to (B, num_classes).
 
     Raises:
-        UsageError: fewer than one group; or, when called in training, a batch of one, of which no statistics can be
-            taken.
+        UsageError: fewer than one group; or, in training, a batch of one, which has no batch statistics.
     """
 
     def __init__(self, num_layers: int, width: int, num_classes: int, groups: int = 2) -> None:
         super().__init__()
-        if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
-            raise UsageError(f"groups of head cla is a number from 1, not {groups!r}")
+        whole_number("groups of head cla", groups)
         self.norm_in = nn.BatchNorm1d(width)
         self.layers = nn.Conv1d(width, groups * width, num_layers, stride=num_layers, groups=width)
         self.norm = nn.BatchNorm1d(groups * width)
@@ -43,6 +42,9 @@ class CLAHead(nn.Module):
     def forward(self, class_tokens: Tensor) -> Tensor:
         """Class tokens (B, D, L), first block first, to logits (B, num_classes)."""
         if self.training and len(class_tokens) == 1:
-            raise UsageError("head cla normalises over the batch and cannot be trained on a batch of one: drop it")
-        logits: Tensor = self.fc(self.act(self.norm(self.layers(self.norm_in(class_tokens)))))
+            raise UsageError(
+                "head cla normalises over the batch and cannot be trained on a batch of one: drop that batch"
+            )
+        aggregated = self.layers(self.norm_in(class_tokens))  # (B, D, L) to (B, groups * D, 1)
+        logits: Tensor = self.fc(self.act(self.norm(aggregated)))  # (B, num_classes, 1)
         return logits.squeeze(-1)

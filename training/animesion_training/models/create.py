@@ -1,7 +1,7 @@
-"""`create_model`: a network by name, image size and head, and what the rest of the package asks of it.
+"""`create_model`: a network by name, image size, head and methods; and functions that describe it.
 
-A model stays a timm model (or wraps one), so timm's optimisers, layer decay and feature extraction work on it. What it
-was made from is kept in its `spec`, from which weight files rebuild it.
+A model is a timm model (or wraps one), so timm's optimisers, layer decay and feature extraction work on it. Its `spec`
+has all arguments that it was made with, from which weight files rebuild it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import timm
 from torch import nn
 
 from animesion.errors import UsageError
-from animesion_training.models.assemble import TOKEN_HEADS, assemble, weights_loaded
+from animesion_training.models.assemble import TOKEN_HEADS, assemble, init_from_backbone
 from animesion_training.models.baselines import timm_name
 from animesion_training.models.heads import CosineHead
 from animesion_training.models.ifa import IFA_MODELS, IFAVisionTransformer
@@ -26,8 +26,8 @@ from animesion_training.models.methods import Methods
 from animesion_training.models.pretrained import downloads, head_names, load_weights
 from animesion_training.models.shorthand import merge_methods, split_name
 
-#: Arguments of timm's factory that would make a name mean something else, or read files behind our back.
-_OURS = {
+#: Arguments of timm's factory that would change the meaning of a name, or read files that the caller did not name.
+_RESERVED = {
     "cache_dir",
     "checkpoint_path",
     "features_only",
@@ -38,22 +38,22 @@ _OURS = {
     "pretrained_cfg_overlay",
     "pretrained_model_args",
 }
-_LARGEST = {"img_size": 8192, "num_classes": 1_000_000}
+_LIMITS = {"img_size": 8192, "num_classes": 1_000_000}
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What `create_model` was asked for, apart from weights; JSON-ready, and enough to build the same network.
+    """The arguments of `create_model` without weights; JSON-ready, and sufficient to build the same network.
 
     Attributes:
-        name: name as given, short or timm's.
+        name: the given name, short or timm's.
         num_classes: number of classes.
         img_size: side in pixels, or (height, width).
         head: name of the head.
         head_options: arguments of the head.
         norm_eps: epsilon of all layer norms, None for the architecture's own.
         options: further arguments of the timm model.
-        methods: fine-grained methods that it carries.
+        methods: fine-grained methods.
     """
 
     name: str
@@ -66,13 +66,13 @@ class ModelSpec:
     methods: Methods = field(default_factory=Methods)
 
     def build(self) -> nn.Module:
-        """The network, freshly initialised; never with weights, whatever the options say.
+        """Build the network with initial weights.
 
         Raises:
-            UsageError: as `create_model`.
+            UsageError: see `create_model`; also options that are arguments of `create_model`, such as weights.
         """
-        if taken := sorted((_OURS | inspect.signature(create_model).parameters.keys()) & self.options.keys()):
-            raise UsageError(f"a model's options cannot hold {', '.join(taken)}")
+        if taken := sorted((_RESERVED | inspect.signature(create_model).parameters.keys()) & self.options.keys()):
+            raise UsageError(f"options of a model cannot contain {', '.join(taken)}: leave them out")
         return create_model(
             self.name,
             self.num_classes,
@@ -87,13 +87,13 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class InputConfig:
-    """What images a model expects.
+    """The images that a model expects.
 
     Attributes:
         size: (height, width) in pixels.
-        mean: per channel, of values in [0, 1].
-        std: per channel.
-        interpolation: name of the resampling that its weights were trained with.
+        mean: mean per channel, for values in [0, 1].
+        std: standard deviation per channel.
+        interpolation: name of the resampling filter that its weights were trained with.
     """
 
     size: tuple[int, int]
@@ -124,35 +124,36 @@ def create_model(
     """Build a classifier.
 
     Args:
-        name: `resnet18` ... `vit_large_patch32`, one of `vit_*_ifa`, or any of timm's, with a weights tag or without;
-            words for methods may stand in front, see `shorthand`.
+        name: `resnet18` ... `vit_large_patch32`, one of `vit_*_ifa`, or any of timm's, with or without a weights tag.
+            It may begin with words for methods, see `shorthand`.
         num_classes: number of classes.
-        img_size: side in pixels or (height, width); position embeddings are resampled by timm. None for the size that
-            the architecture was published for. Convolutional networks take any size; a vision transformer leaves out
-            the border that is narrower than a patch.
-        head: `linear` (timm's own), `cosine`, or one of `assembling.TOKEN_HEADS`: `cls`, `ifa`, `cla`, ...
-        pretrained: True for the weights that timm publishes (over the network or from its cache), or a weight file;
-            a classifier with another number of classes is replaced.
+        img_size: side in pixels or (height, width); position embeddings are resampled by timm. None for the
+            published size of the architecture. Convolutional networks accept any size; a vision transformer leaves out
+            a border narrower than a patch.
+        head: `linear` (timm's own), `cosine`, or one of `assemble.TOKEN_HEADS`: `cls`, `ifa`, `cla`, ...
+        pretrained: True for the weights that timm publishes (over the network or from its cache), or a weight file.
+            A classifier for another number of classes is replaced.
         reduction: token reduction, one of `tokens.reductions.REDUCTIONS`.
-        keep_rate: share of tokens that each reduction keeps, in (0, 1]; one for all of them or one each.
+        keep_rate: share of tokens that each reduction keeps, in (0, 1]; one for all of them or one per reduction.
         reduction_layers: blocks that reduce, from 0; None for the reduction's own.
         cache: `clc`, the cross-layer cache.
         adapter: adapter between or in blocks, one of `tokens.adapters.ADAPTERS`.
-        selector: how parts are found, one of `assembling.SELECTORS`.
+        selector: selector of parts, one of `assemble.SELECTORS`.
         method_options: further arguments by `reduction`, `cache`, `adapter` or `selector`.
-        methods: in place of the seven before, all of them at once.
+        methods: all methods at once, in place of the seven arguments before.
         head_options: arguments of the head, such as `{"scale": 30.0, "learn_scale": False}` for `cosine`.
-        norm_eps: epsilon of all layer norms; the originals' transformers have 1e-12 where timm's have 1e-6.
+        norm_eps: epsilon of all layer norms; the originals' transformers use 1e-12, timm's 1e-6.
         **options: further arguments of the timm model, such as `drop_path_rate=0.1`.
 
     Returns:
-        A timm model, or one with the same methods: `model(x)` takes (B, C, H, W), normalised with its `input_config`,
-        to logits (B, num_classes); `forward_features`, `num_classes`, `pretrained_cfg`, `get_classifier` and
-        `group_matcher` as in timm; `spec` says how it was made.
+        A timm model, or one with the same interface: `model(x)` maps images (B, C, H, W), normalised with its
+        `input_config`, to logits (B, num_classes); `forward_features`, `num_classes`, `pretrained_cfg`,
+        `get_classifier` and `group_matcher` work as in timm; `spec` is its `ModelSpec`.
 
     Raises:
-        UsageError: unknown name, head or argument, a head that the architecture cannot carry, or an unusable file.
-        AnimesionError: weights that cannot be fetched.
+        UsageError: an unknown name, head or argument, a head that the architecture does not support, or an unusable
+            file.
+        AnimesionError: weights cannot be downloaded.
     """
     given = name
     name, named, named_head = split_name(name)
@@ -171,16 +172,17 @@ def create_model(
     methods = merge_methods(named, methods, given)
     if named_head:
         if head not in ("linear", named_head):
-            raise UsageError(f"{given} says head {named_head}, and {head} is asked for: say it once")
+            raise UsageError(f"{given} has head {named_head}, and {head} is requested as well: leave one out")
         head = named_head
     if architecture.partition(".")[0] in IFA_MODELS and head == "linear":
-        head = "ifa"  # the name says it
+        head = "ifa"  # part of the name
     _check(num_classes, img_size, head, options)
     if head == "ifa" and not methods:
-        # the registered name where there is one: timm can rebuild it
+        # the registered name, if there is one, so that timm can rebuild the model
         hosts = {host: ours for ours, host in IFA_MODELS.items()}
         bare, dot, tag = architecture.partition(".")
         architecture = f"{hosts.get(bare, bare)}{dot}{tag}"
+    # only architectures with a fixed input size accept img_size; the others take any size anyway
     sized = dict(options)
     config = timm.get_pretrained_cfg(architecture)
     if img_size is not None and config is not None and config.fixed_input_size:
@@ -191,14 +193,16 @@ def create_model(
                 architecture, pretrained=pretrained is True, num_classes=num_classes, **sized
             )
     except (TypeError, AssertionError, ValueError) as error:
-        if not sized:
+        if not sized:  # not caused by an argument of the user
             raise
-        given = ", ".join(f"{key}={value!r}" for key, value in sized.items())
-        raise UsageError(f"{name} cannot be built with {given}: {str(error) or 'a check of timm failed'}") from error
+        arguments = ", ".join(f"{key}={value!r}" for key, value in sized.items())
+        reason = str(error) or "a check of timm failed"
+        raise UsageError(f"{name} cannot be built with {arguments}: {reason}") from error
+    # timm builds such a model without complaint, and fails in its first forward pass
     grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
     if grid is not None and 0 in grid:
-        raise UsageError(f"{name} cuts images into patches, and img_size={img_size} is smaller than one")
-    made_by: Any = model.pretrained_cfg
+        raise UsageError(f"{name} splits images into patches, and img_size={img_size} is smaller than a patch")
+    timm_config: Any = model.pretrained_cfg
     if norm_eps is not None:
         for module in model.modules():
             if isinstance(module, nn.LayerNorm):
@@ -207,34 +211,34 @@ def create_model(
         model = assemble(model, methods, head, num_classes, head_options)
     else:
         model = HEADS[head](model, num_classes, head_options)
-    _describe(model, made_by, img_size)
-    height, width = input_config(model).size
+    _describe(model, timm_config, img_size)
+    height, width = input_config(model).size  # the actual size, also if img_size is None
     side = height if height == width else (height, width)
     vars(model)["spec"] = ModelSpec(name, num_classes, side, head, head_options, norm_eps, dict(options), methods)
     if pretrained is not True and pretrained is not False:
         load_weights(model, pretrained)
     else:
-        weights_loaded(model)
+        init_from_backbone(model)  # `load_weights` does this itself
     return model
 
 
 def _check(num_classes: int, img_size: int | tuple[int, int] | None, head: str, options: Mapping[str, Any]) -> None:
     if head not in {*HEADS, *TOKEN_HEADS}:
         raise UsageError(f"no head is called {head!r}: there are {', '.join(dict.fromkeys([*HEADS, *TOKEN_HEADS]))}")
-    if not 1 <= num_classes <= _LARGEST["num_classes"]:
-        raise UsageError(f"num_classes must be from 1 to {_LARGEST['num_classes']:,}, not {num_classes}")
+    if not 1 <= num_classes <= _LIMITS["num_classes"]:
+        raise UsageError(f"num_classes must be from 1 to {_LIMITS['num_classes']:,}, not {num_classes}")
     sides = () if img_size is None else (img_size,) if isinstance(img_size, int) else tuple(img_size)
-    if len(sides) > 2 or any(not 1 <= side <= _LARGEST["img_size"] for side in sides):
-        raise UsageError(f"img_size must be from 1 to {_LARGEST['img_size']:,} pixels a side, not {img_size}")
-    if taken := sorted(_OURS & options.keys()):
-        raise UsageError(f"create_model decides on {', '.join(taken)} itself: leave it out of the model's arguments")
+    if len(sides) > 2 or any(not 1 <= side <= _LIMITS["img_size"] for side in sides):
+        raise UsageError(f"img_size must be from 1 to {_LIMITS['img_size']:,} pixels per side, not {img_size}")
+    if taken := sorted(_RESERVED & options.keys()):
+        raise UsageError(f"create_model sets {', '.join(taken)} itself: leave it out of the model's arguments")
 
 
-def _describe(model: nn.Module, made_by: Mapping[str, Any], img_size: int | tuple[int, int] | None) -> None:
-    """Let `pretrained_cfg` tell the size that the model was built for, in a copy of its own."""
-    channels, *published = made_by.get("input_size") or (3, 224, 224)
+def _describe(model: nn.Module, timm_config: Mapping[str, Any], img_size: int | tuple[int, int] | None) -> None:
+    """Set `pretrained_cfg` to a copy with the size and the number of classes that the model was built for."""
+    channels, *published = timm_config.get("input_size") or (3, 224, 224)
     size = published if img_size is None else (img_size, img_size) if isinstance(img_size, int) else img_size
-    config = {**made_by, "input_size": (channels, *size), "num_classes": getattr(model, "num_classes", None)}
+    config = {**timm_config, "input_size": (channels, *size), "num_classes": getattr(model, "num_classes", None)}
     vars(model)["pretrained_cfg"] = vars(model)["default_cfg"] = config
 
 
@@ -252,13 +256,13 @@ def _cosine(model: nn.Module, num_classes: int, options: Mapping[str, Any]) -> n
         raise UsageError(f"head cosine needs a positive scale, not {scale!r}")
     get: Any = getattr(model, "get_classifier", None)
     classifier = get() if get else None
-    place = next((path for path, module in model.named_modules() if module is classifier), None)
-    if not isinstance(classifier, nn.Linear) or not place:
+    path = next((path for path, module in model.named_modules() if module is classifier), None)
+    if not isinstance(classifier, nn.Linear) or not path:
         raise UsageError(
             f"head cosine replaces a linear classifier, and {type(model).__name__} ends in "
             f"{type(classifier).__name__}: choose head linear"
         )
-    parent, _, last = place.rpartition(".")
+    parent, _, last = path.rpartition(".")
     setattr(model.get_submodule(parent), last, CosineHead(classifier.in_features, num_classes, **options))
     return model
 
@@ -270,10 +274,10 @@ def _ifa(model: nn.Module, num_classes: int, options: Mapping[str, Any]) -> nn.M
 
 def _no_options(head: str, options: Mapping[str, Any]) -> None:
     if options:
-        raise UsageError(f"head {head} takes no options, got {', '.join(sorted(options))}")
+        raise UsageError(f"head {head} has no options, got {', '.join(sorted(options))}")
 
 
-#: Head by name: takes the timm model, the number of classes and the head's options, gives the model that has it.
+#: Name of a head -> function from the timm model, number of classes and options of the head to the model with it.
 HEADS: dict[str, Callable[[nn.Module, int, Mapping[str, Any]], nn.Module]] = {
     "linear": _linear,
     "cosine": _cosine,
@@ -282,10 +286,10 @@ HEADS: dict[str, Callable[[nn.Module, int, Mapping[str, Any]], nn.Module]] = {
 
 
 def spec_of(model: nn.Module) -> ModelSpec:
-    """How a model was made, also through `torch.compile` and DistributedDataParallel.
+    """Return the spec of a model, also if `torch.compile` or DistributedDataParallel wraps it.
 
     Raises:
-        UsageError: not a model of `create_model`.
+        UsageError: the model was not made by `create_model`.
     """
     spec = getattr(bare(model), "spec", None)
     if not isinstance(spec, ModelSpec):
@@ -294,7 +298,7 @@ def spec_of(model: nn.Module) -> ModelSpec:
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """The model inside what `torch.compile` and DistributedDataParallel put around it."""
+    """Return the model without the wrappers of `torch.compile` and DistributedDataParallel."""
     while True:
         inner = getattr(model, "_orig_mod", None)
         if inner is None and isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
@@ -305,7 +309,7 @@ def bare(model: nn.Module) -> nn.Module:
 
 
 def input_config(model: nn.Module) -> InputConfig:
-    """Size and normalisation of the images that a model expects."""
+    """Return size and normalisation of the images that a model expects."""
     config: Any = bare(model).pretrained_cfg
     size = config.get("input_size") or (3, 224, 224)
     return InputConfig(
@@ -317,6 +321,6 @@ def input_config(model: nn.Module) -> InputConfig:
 
 
 def head_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
-    """The parameters of the classifier, to train them alone or at a rate of their own."""
+    """The parameters of the classifier, to train them alone or with another learning rate."""
     names = head_names(bare(model))
     return (value for name, value in bare(model).named_parameters() if name in names)

@@ -1,6 +1,6 @@
-"""Classifiers that go on top of features: cosine, and the aggregation of intermediate features (IFA).
+"""Classifiers on top of features: cosine, and the aggregation of intermediate features (IFA).
 
-The plain linear head is timm's own. How a head is put on a model is left to `create` and `ifa`.
+The linear head is timm's own. Models get their heads in `create` and `ifa`.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from torch.nn import functional
 
 
 class CosineHead(nn.Module):
-    """Logits are scaled cosines between the feature and each class's weight: no norm of either can favour a class.
+    """Logits are scaled cosines between the feature and the weight of each class, so norms cannot favour a class.
 
     `logits = scale * <f / |f|, w_c / |w_c|>`, without bias (Gidaris and Komodakis, CVPR 2018, eq. 2 and 3).
 
     Args:
         in_features: D.
         num_classes: number of classes.
-        scale: inverse temperature; the start value where it is learned. 16 lets a softmax over a few thousand
-            classes become confident, LDAM's fixed choice is 30.
-        learn_scale: train the scale; else it is a buffer.
+        scale: inverse temperature; its initial value if it is learned. With 16 a softmax over a few thousand classes
+            can become confident; LDAM uses a fixed 30.
+        learn_scale: train the scale; otherwise it is a buffer.
 
     Shape:
         (B, D) to (B, num_classes), each logit within [-scale, scale].
@@ -56,10 +56,10 @@ class IFAHead(nn.Module):
     `Linear(L, 1)` shared over channels, ReLU, LayerNorm, `Linear(D, num_classes)`.
 
     Args:
-        num_layers: L, blocks of the host whose class tokens are given.
+        num_layers: L, number of blocks whose class tokens are gathered.
         width: D.
         num_classes: number of classes.
-        eps: of the norm; CLCA's flavour of the head has 1e-5.
+        eps: epsilon of the norm; CLCA's variant of the head has 1e-5.
 
     Shape:
         (B, D, L) to (B, num_classes).
@@ -74,22 +74,23 @@ class IFAHead(nn.Module):
 
     def forward(self, class_tokens: Tensor) -> Tensor:
         """Class tokens (B, D, L), first block first, to logits (B, num_classes)."""
-        logits: Tensor = self.fc(self.norm(self.act(self.layers(class_tokens).squeeze(-1))))
+        aggregated = self.layers(class_tokens).squeeze(-1)  # (B, D, L) to (B, D)
+        logits: Tensor = self.fc(self.norm(self.act(aggregated)))
         return logits
 
 
 def exclusion_loss(class_tokens: Tensor, *, temperature: float = 1.0, distance: int = 2) -> Tensor:
-    """How far apart the class tokens of blocks i and i + `distance` are; the original subtracts 0.01 of it.
+    """The divergence of the class tokens of blocks i and i + `distance`; the original subtracts 0.01 times it.
 
     `T^2 * sum_i KL(softmax(c[i + distance] / T) || softmax(c[i] / T))`, mean over the batch (Animesion, ISCAS 2022).
 
     Args:
-        class_tokens: (B, D, L), what `IFAVisionTransformer.forward_features` gives.
+        class_tokens: (B, D, L), the output of `IFAVisionTransformer.forward_features`.
         temperature: T.
-        distance: blocks between the two of a pair.
+        distance: number of blocks between the two of a pair.
 
     Returns:
-        A scalar, >= 0; 0 where L <= `distance`.
+        A scalar, >= 0; 0 if L <= `distance`.
     """
     scaled = class_tokens.float() / temperature
     total = scaled.new_zeros(())

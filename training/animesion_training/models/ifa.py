@@ -1,6 +1,6 @@
-"""IFA on a stock timm VisionTransformer, and the names under which timm knows it (`vit_base_patch16_ifa` ...).
+"""IFA on a timm VisionTransformer, and its registered names (`vit_base_patch16_ifa` ...).
 
-The host's own `forward_intermediates` gives the class token of each block, so nothing of timm's model is repeated here.
+The backbone's `forward_intermediates` returns the class token of each block, so no code of timm's model is repeated.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from animesion.errors import UsageError
 from animesion_training.models.baselines import BASELINES
 from animesion_training.models.heads import IFAHead
 
-_HOST = "backbone."
+_BACKBONE = "backbone."
 
 
 class IFAVisionTransformer(nn.Module):
     """A vision transformer that classifies from the class tokens of all its blocks.
 
-    The tokens are taken as each block leaves them: the host's final norm is dropped with its head, so that no
-    parameter stays without a gradient.
+    The tokens are the outputs of the blocks, without a norm. The final norm of the backbone is dropped with its head,
+    so that every parameter has a gradient.
 
     Args:
         backbone: a timm VisionTransformer with a class token (plain, DeiT, CLIP, DINO, MAE, with registers or not).
         num_classes: number of classes; 0 for features alone.
 
     Raises:
-        UsageError: the backbone cannot carry the head.
+        UsageError: the backbone does not support the head.
 
     Shape:
         (B, C, H, W) to logits (B, num_classes).
@@ -42,11 +42,11 @@ class IFAVisionTransformer(nn.Module):
         super().__init__()
         if not isinstance(backbone, VisionTransformer):
             raise UsageError(
-                f"head ifa needs a plain vision transformer of timm's, {type(backbone).__name__} has no class token "
+                f"head ifa needs a plain vision transformer of timm, {type(backbone).__name__} has no class token "
                 "in each block to gather"
             )
         if backbone.cls_token is None:
-            raise UsageError("head ifa needs a class token, this vision transformer pools its patches")
+            raise UsageError("head ifa needs a class token, and this vision transformer pools its patches")
         backbone.reset_classifier(0, "token")
         backbone.norm = nn.Identity()
         backbone.fc_norm = nn.Identity()
@@ -54,7 +54,7 @@ class IFAVisionTransformer(nn.Module):
         self.num_classes = num_classes
         self.embed_dim = self.num_features = self.head_hidden_size = backbone.embed_dim
         self.in_chans: int = backbone.in_chans
-        self.feature_info = [dict(info, module=f"{_HOST}{info['module']}") for info in backbone.feature_info]
+        self.feature_info = [dict(info, module=f"{_BACKBONE}{info['module']}") for info in backbone.feature_info]
         self.head: nn.Module = nn.Identity()
         self.reset_classifier(num_classes)
 
@@ -63,10 +63,11 @@ class IFAVisionTransformer(nn.Module):
         taps: Any = self.backbone.forward_intermediates(
             x, return_prefix_tokens=True, norm=False, output_fmt="NLC", intermediates_only=True
         )
+        # each tap is (patches, prefix), and the class token is the first of the prefix
         return torch.stack([prefix[:, 0] for _, prefix in taps], dim=-1)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Class tokens (B, D, L) to logits (B, num_classes), or to what the last layer is given (B, D)."""
+        """Class tokens (B, D, L) to logits (B, num_classes), or to the input of the last layer (B, D)."""
         if isinstance(self.head, IFAHead) and pre_logits:
             normed: Tensor = self.head.norm(self.head.act(self.head.layers(x).squeeze(-1)))
             return normed
@@ -78,29 +79,31 @@ class IFAVisionTransformer(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def forward_intermediates(self, x: Tensor, **options: Any) -> Any:
-        """The host's `forward_intermediates` (timm's); features after the last block have no final norm."""
+        """The backbone's `forward_intermediates`, see timm; features after the last block have no final norm."""
         return self.backbone.forward_intermediates(x, **options)
 
     def adapt_state_dict(self, state_dict: dict[str, Tensor], model: nn.Module | None = None) -> dict[str, Tensor]:
-        """Weights of ours or of the bare host, in any layout that timm reads, for this model.
+        """Convert weights of ours or of the bare backbone, in any layout that timm reads, for this model.
 
-        Position embeddings are resampled to this model's grid; the host's own classifier and final norm are left out,
-        so the bare host's weights come without a head. `model` is not used: filters of timm's are given it.
+        Position embeddings are resampled to this model's grid. Classifier and final norm of a bare backbone are left
+        out, so its weights have no head. `model` is unused: it is part of the signature of timm's filters.
         """
-        if any(key.startswith(_HOST) for key in state_dict):
-            host = {key.removeprefix(_HOST): value for key, value in state_dict.items() if key.startswith(_HOST)}
-            head = {key: value for key, value in state_dict.items() if not key.startswith(_HOST)}
+        if any(key.startswith(_BACKBONE) for key in state_dict):
+            host = {
+                key.removeprefix(_BACKBONE): value for key, value in state_dict.items() if key.startswith(_BACKBONE)
+            }
+            head = {key: value for key, value in state_dict.items() if not key.startswith(_BACKBONE)}
         else:
             host, head = state_dict, {}
         host = checkpoint_filter_fn(host, self.backbone)
         dropped = ("norm.", "fc_norm.", "head.", "head_dist.", "pre_logits.")
-        return {f"{_HOST}{key}": value for key, value in host.items() if not key.startswith(dropped)} | head
+        return {f"{_BACKBONE}{key}": value for key, value in host.items() if not key.startswith(dropped)} | head
 
-    # -- what timm's optimisers and trainers ask of a model -----------------------------------------------------------
+    # -- timm's interface ----------------------------------------------------------------------------------------------
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that weight decay leaves alone."""
-        return {f"{_HOST}{name}" for name in self.backbone.no_weight_decay()}
+        """Names of parameters without weight decay."""
+        return {f"{_BACKBONE}{name}" for name in self.backbone.no_weight_decay()}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameter groups by depth, for layer decay."""
@@ -110,7 +113,7 @@ class IFAVisionTransformer(nn.Module):
         }
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory in the host's blocks."""
+        """Trade time for memory in the blocks of the backbone."""
         self.backbone.set_grad_checkpointing(enable)
 
     def get_classifier(self) -> nn.Module:
@@ -118,19 +121,23 @@ class IFAVisionTransformer(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new head for another number of classes; there is no pooling to choose."""
+        """Replace the head by one for another number of classes.
+
+        Raises:
+            UsageError: a pooling other than `token` is requested.
+        """
         if global_pool not in (None, "", "token"):
-            raise UsageError(f"head ifa gathers class tokens, it cannot pool by {global_pool!r}")
+            raise UsageError(f"head ifa gathers class tokens, and cannot pool by {global_pool!r}")
         self.num_classes = num_classes
         head = IFAHead(len(self.backbone.blocks), self.embed_dim, num_classes) if num_classes else nn.Identity()
         self.head = head.to(next(self.backbone.parameters()).device)
 
     def set_input_size(self, img_size: tuple[int, int] | None = None, **options: Any) -> None:
-        """Another input size; position embeddings are resampled."""
+        """Change the input size; position embeddings are resampled."""
         self.backbone.set_input_size(img_size=img_size, **options)
 
 
-#: Our registered name -> the host's name in timm.
+#: Our registered name -> the backbone's name in timm.
 IFA_MODELS = {f"{short}_ifa": BASELINES[short] for short in BASELINES if short.startswith("vit_")}
 
 
@@ -142,9 +149,15 @@ def _default_cfgs() -> dict[str, Any]:
             cfg = timm.get_pretrained_cfg(full)
             if cfg is None or not cfg.hf_hub_id:
                 continue
-            star = "*" if default is not None and cfg.tag == default.tag else ""  # the host's default is ours
+            star = (
+                "*" if default is not None and cfg.tag == default.tag else ""
+            )  # a star marks the default, the same as the backbone's
             cfgs[f"{name}.{cfg.tag}{star}"] = dataclasses.replace(
-                cfg, architecture=name, first_conv=f"{_HOST}patch_embed.proj", classifier="head.fc", custom_load=False
+                cfg,
+                architecture=name,
+                first_conv=f"{_BACKBONE}patch_embed.proj",
+                classifier="head.fc",
+                custom_load=False,
             )
     return dict(generate_default_cfgs(cfgs))
 
@@ -157,6 +170,7 @@ def _create(name: str, pretrained: bool, **options: Any) -> Any:
         host = timm.create_model(IFA_MODELS[name], pretrained=False, num_classes=0, **host_options)
         return IFAVisionTransformer(host, num_classes)
 
+    # timm's weights have no IFA head, which keeps its initial values
     def adapt(state_dict: dict[str, Tensor], model: IFAVisionTransformer) -> dict[str, Tensor]:
         head = {f"head.{key}": value for key, value in model.head.state_dict().items()}
         return head | model.adapt_state_dict(state_dict)

@@ -1,8 +1,8 @@
 """LRNet: residual networks for small images, with five stages and no max-pooling, registered with timm.
 
-A 3x3 stem of stride 2 and then stages of cumulative strides 2, 4, 8, 16 and 32: the map that ResNets lose to their
-7x7 stem and max-pooling is kept for one more stage, at about the cost of a ResNet (arXiv 2507.12157). The blocks and
-shortcuts are timm's own. Teachers, distillation and the original's checkpoints are left to others.
+A 3x3 stem of stride 2 is followed by stages with cumulative strides 2, 4, 8, 16 and 32. ResNets reduce the map to
+stride 4 by a 7x7 stem and max-pooling; here it keeps stride 2 for one more stage, at about the cost of a ResNet (arXiv
+2507.12157). Blocks and shortcuts are timm's own. The original's checkpoints are read by `originals.lrnet`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from animesion.errors import UsageError
 #: Name of a block -> timm's class.
 BLOCKS: dict[str, type[BasicBlock] | type[Bottleneck]] = {"basic": BasicBlock, "bottleneck": Bottleneck}
 
-#: Width of each stage before the block's expansion, of the stem, and inside the stem of the `d` variants.
+#: Widths: of each stage before the block's expansion, of the stem, and inside the stem of the `d` variants.
 CHANNELS = (64, 64, 128, 256, 512)
 STEM_WIDTH = 32
 DEEP_STEM_WIDTH = 18
@@ -37,15 +37,15 @@ _STAGES = ("layer1", "layer2", "layer3", "layer4", "layer5")
 
 @torch.fx.wrap
 @register_notrace_function  # type: ignore[untyped-decorator]
-def checked_size(x: Tensor) -> Tensor:
-    """Images (B, C, H, W) as they are, if both sides are at least 32 pixels, the last stage's cumulative stride.
+def check_size(x: Tensor) -> Tensor:
+    """Return images (B, C, H, W) unchanged if both sides have at least 32 pixels, the cumulative stride.
 
     Raises:
-        UsageError: a side is shorter: the stages would repeat themselves on a map of one pixel.
+        UsageError: a side is shorter, so that the last stages would work on a map of one pixel.
     """
     if x.shape[-2] < 32 or x.shape[-1] < 32:
         raise UsageError(
-            f"LRNet needs images of at least 32 pixels a side, got {x.shape[-2]} by {x.shape[-1]}: resize them"
+            f"LRNet needs images of at least 32 pixels per side, got {x.shape[-2]} by {x.shape[-1]}: resize them"
         )
     return x
 
@@ -55,26 +55,25 @@ class LRNet(nn.Module):
 
     Stem: 3x3 convolution of stride 2, batch norm, ReLU. Stages: residual blocks, the first of stages 2 to 5 with
     stride 2. Head: global pooling, linear. Shortcuts are 1x1 convolutions with batch norm where stride or width
-    change. Convolutions start from Kaiming's normal distribution (fan out), the last batch norm of each block from
-    zero.
+    change. Initial values: Kaiming normal (fan out) for convolutions, zero for the last batch norm of each block.
 
     Args:
-        block: `basic` (3x3-3x3) or `bottleneck` (1x1-3x3-1x1, four times as wide at its end).
+        block: `basic` (3x3-3x3) or `bottleneck` (1x1-3x3-1x1, output four times as wide).
         layers: number of blocks in each of the five stages.
         num_classes: number of classes; 0 for pooled features.
         in_chans: channels of the images.
-        global_pool: `avg`, `max`, `avgmax`, `catavgmax` or empty for none.
+        global_pool: `avg`, `max`, `avgmax`, `catavgmax`, or empty for no pooling.
         channels: width of each stage, before the block's expansion.
-        stem_width: channels that the stem puts out.
+        stem_width: output channels of the stem.
         resnet_d: the stem and shortcuts of ResNet-D (He et al., CVPR 2019): three 3x3 convolutions, and average
             pooling before a 1x1 convolution of stride 1.
         deep_stem_width: channels inside the stem of `resnet_d`.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block; that of block i of n is `drop_path_rate * i / (n - 1)`.
-        output_stride: 32; dilated stages are not offered.
+        output_stride: 32; dilated stages are not supported.
 
     Raises:
-        UsageError: an unknown block, not five stages, or another output stride.
+        UsageError: an unknown block, a number of stages other than five, or another output stride.
 
     Shape:
         (B, C, H, W) with H, W >= 32 to logits (B, num_classes).
@@ -104,7 +103,7 @@ class LRNet(nn.Module):
                 f"and {list(channels)}"
             )
         if output_stride != 32:
-            raise UsageError(f"LRNet has output stride 32 only, not {output_stride}: take an earlier feature map")
+            raise UsageError(f"LRNet has output stride 32 only, not {output_stride}: use an earlier feature map")
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
@@ -117,7 +116,7 @@ class LRNet(nn.Module):
         kind = BLOCKS[block]
         widths = [stem_width, *(width * kind.expansion for width in channels)]
         blocks = sum(layers)
-        rates = iter([drop_path_rate * i / (blocks - 1) for i in range(blocks)])
+        rates = iter([drop_path_rate * i / (blocks - 1) for i in range(blocks)])  # consumed stage by stage
         strides = (1, 2, 2, 2, 2)
         self.layer1, self.layer2, self.layer3, self.layer4, self.layer5 = (
             _stage(kind, before, width, stride, list(islice(rates, number)), resnet_d)
@@ -134,7 +133,7 @@ class LRNet(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Start values of the convolutions and of each block's last batch norm."""
+        """Set the initial values of convolutions and of the last batch norm of each block."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -147,11 +146,12 @@ class LRNet(nn.Module):
         Raises:
             UsageError: a side is shorter than 32 pixels.
         """
-        x = self.act1(self.bn1(self.conv1(checked_size(x))))
+        x = self.act1(self.bn1(self.conv1(check_size(x))))
         if self.grad_checkpointing and not torch.jit.is_scripting():  # type: ignore[attr-defined]
             stages = [self.layer1, self.layer2, self.layer3, self.layer4, self.layer5]
             x = checkpoint_seq(stages, x, flatten=True)
         else:
+            # written out, because torch.jit cannot script a loop over modules by name
             x = self.layer1(x)
             x = self.layer2(x)
             x = self.layer3(x)
@@ -160,7 +160,7 @@ class LRNet(nn.Module):
         return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """The last map (B, D, h, w) to logits (B, num_classes), or to what the classifier is given (B, D)."""
+        """The last map (B, D, h, w) to logits (B, num_classes), or to the input of the classifier (B, D)."""
         x = self.global_pool(x)
         x = functional.dropout(x, p=self.drop_rate, training=self.training)
         return x if pre_logits else self.fc(x)
@@ -178,26 +178,26 @@ class LRNet(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The maps of chosen stages, and the last one.
+        """Return the maps of chosen stages, and the last one.
 
         Args:
             x: images (B, C, H, W), H and W >= 32.
             indices: the last n stages, or these stages (0 to 4, negative from the end); None for all.
-            norm: of no effect, as in timm's ResNet: a stage ends in an activation.
-            stop_early: compute no stage after the last one asked for.
+            norm: has no effect, as in timm's ResNet: a stage ends in an activation.
+            stop_early: compute no stage after the last chosen one.
             output_fmt: `NCHW`.
-            intermediates_only: leave out the last map.
+            intermediates_only: return no last map.
 
         Returns:
             `(last map, [(B, D_i, H / 2^(i+1), W / 2^(i+1)), ...])`, or the list alone.
 
         Raises:
-            UsageError: another format, or an image that is too small.
+            UsageError: another format, or images that are too small.
         """
         if output_fmt != "NCHW":
-            raise UsageError(f"LRNet gives its features as NCHW, not as {output_fmt}")
+            raise UsageError(f"LRNet returns features as NCHW, not as {output_fmt}")
         taken, last = feature_take_indices(len(_STAGES), indices)
-        x = self.act1(self.bn1(self.conv1(checked_size(x))))
+        x = self.act1(self.bn1(self.conv1(check_size(x))))
         intermediates = []
         for place, name in enumerate(_STAGES[: last + 1] if stop_early else _STAGES):
             stage = self.get_submodule(name)
@@ -206,12 +206,12 @@ class LRNet(nn.Module):
                 intermediates.append(x)
         return intermediates if intermediates_only else (x, intermediates)
 
-    # -- what timm's optimisers, trainers and feature extractors ask of a model ---------------------------------------
+    # -- timm's interface ----------------------------------------------------------------------------------------------
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the stages that the chosen intermediates do not need, and the head; gives the stages kept."""
+        """Drop the stages that the chosen intermediates do not need, and the head; return the chosen stages."""
         taken: list[int]
         taken, last = feature_take_indices(len(_STAGES), indices)
         for name in _STAGES[last + 1 :]:
@@ -227,7 +227,7 @@ class LRNet(nn.Module):
         return {"stem": r"^(?:conv1|bn1)\.", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory; batch norms count each batch twice into their running statistics, as in timm."""
+        """Trade time for memory; batch norms include each batch twice in their running statistics, as in timm."""
         self.grad_checkpointing = enable
 
     def get_classifier(self) -> nn.Module:
@@ -236,7 +236,7 @@ class LRNet(nn.Module):
         return classifier
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier for another number of classes (0 for none), and another pooling if one is given."""
+        """Replace the classifier by one for another number of classes (0 for none), and optionally the pooling."""
         self.num_classes = num_classes
         pool = self.global_pool.pool_type if global_pool is None else global_pool
         self.global_pool, fc = create_classifier(self.num_features, num_classes, pool_type=pool)
@@ -245,7 +245,7 @@ class LRNet(nn.Module):
 
 
 def _stem(in_chans: int, inner: int, width: int) -> nn.Module:
-    """One 3x3 convolution of stride 2, or three of which the first has it, with `inner` channels between."""
+    """One 3x3 convolution of stride 2, or with `inner` channels three 3x3 convolutions, the first of stride 2."""
     if not inner:
         return nn.Conv2d(in_chans, width, 3, stride=2, padding=1, bias=False)
     return nn.Sequential(
@@ -267,7 +267,7 @@ def _stage(
     rates: list[float],
     average: bool,
 ) -> nn.Sequential:
-    """Blocks with these rates of stochastic depth, the first with `stride` and, where it needs one, a shortcut."""
+    """One block per rate of stochastic depth, the first with `stride`, and with a shortcut if it needs one."""
     out = width * block.expansion
     blocks = nn.Sequential()
     for place, rate in enumerate(rates):
@@ -287,7 +287,7 @@ def _stage(
 
 
 def _cfg(**settings: Any) -> dict[str, Any]:
-    """No weights were published under these names; input and normalisation are those of the paper's students."""
+    """A config of timm; no weights were published, input and normalisation are those of the paper's students."""
     return {
         "url": "",
         "num_classes": 1000,
@@ -305,7 +305,7 @@ def _cfg(**settings: Any) -> dict[str, Any]:
     }
 
 
-#: Registered name without `d` -> block and layers.
+#: Registered name without `d` -> block, and number of blocks per stage.
 LRNETS: dict[str, tuple[str, tuple[int, ...]]] = {
     "lrnet14": ("basic", (1, 2, 1, 1, 1)),
     "lrnet18": ("basic", (2, 2, 2, 1, 1)),

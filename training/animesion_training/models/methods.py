@@ -1,6 +1,6 @@
-"""Which fine-grained methods a network carries, as recipes, weight files and `create_model` say it.
+"""The fine-grained methods of a network, as recipes, weight files and `create_model` name them.
 
-What they are is in `tokens` and `cal`; putting them on a network is `assembling`'s.
+The methods themselves are in `tokens` and `cal`; `assemble` adds them to a network.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from animesion.errors import UsageError
 
-#: What can take options of its own.
+#: Kinds of methods, each with its own options.
 PARTS = ("reduction", "cache", "adapter", "selector")
 
 
@@ -20,13 +20,13 @@ class Methods:
     """The methods of a network.
 
     Attributes:
-        reduction: name of a token reduction, empty for none.
-        keep_rate: share of tokens that each reduction keeps, in (0, 1]; one for all of them or one each.
+        reduction: name of a token reduction, empty for no reduction.
+        keep_rate: share of tokens that each reduction keeps, in (0, 1]; one for all of them or one per reduction.
         reduction_layers: blocks that reduce, from 0; empty for the reduction's own.
-        cache: name of a cross-layer cache, empty for none.
-        adapter: name of an adapter, empty for none.
-        selector: how parts are found, empty for not at all.
-        options: further arguments, by `reduction`, `cache`, `adapter` or `selector`.
+        cache: name of a cross-layer cache, empty for no cache.
+        adapter: name of an adapter, empty for no adapter.
+        selector: name of a selector of parts, empty for no selector.
+        options: further arguments of the methods, by `reduction`, `cache`, `adapter` or `selector`.
     """
 
     reduction: str = ""
@@ -41,42 +41,42 @@ class Methods:
         rates = self.keep_rate if isinstance(self.keep_rate, tuple) else (self.keep_rate,)
         for rate in rates:
             if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate <= 1:
-                raise UsageError(f"keep_rate is a share of tokens above 0 and at most 1, not {rate!r}")
+                raise UsageError(f"keep_rate must be a share of tokens above 0 and at most 1, not {rate!r}")
         for layer in self.reduction_layers:
             if isinstance(layer, bool) or not isinstance(layer, int) or layer < 0:
-                raise UsageError(f"reduction_layers are numbers of blocks, from 0, not {layer!r}")
+                raise UsageError(f"reduction_layers are numbers of blocks from 0, not {layer!r}")
         if not self.reduction and (self.keep_rate != 1.0 or self.reduction_layers):
-            raise UsageError("keep_rate and reduction_layers are for a token reduction: name one as reduction")
+            raise UsageError("keep_rate and reduction_layers belong to a token reduction: name one as reduction")
         for part in self.options:
             if part not in PARTS:
                 raise UsageError(f"method options are for {', '.join(PARTS)}, not for {part!r}")
             if self.options[part] and not getattr(self, part):
-                raise UsageError(f"there are options for {part}, but no {part} is named")
+                raise UsageError(f"there are options for {part}, but no {part}: name one or leave them out")
 
     def __bool__(self) -> bool:
         return any(getattr(self, part) for part in PARTS)
 
     def of(self, part: str) -> dict[str, Any]:
-        """The options of `reduction`, `cache`, `adapter` or `selector`; lists, as JSON has them, become tuples."""
+        """The options of `reduction`, `cache`, `adapter` or `selector`; lists become tuples."""
         given = self.options.get(part, {})
         return {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """What is not as by default, JSON-ready."""
-        plain = Methods()
-        changed = {each.name: getattr(self, each.name) for each in fields(self)}
+        """The values that differ from the defaults, JSON-ready."""
+        default = Methods()
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
         return {
             name: list(value) if isinstance(value, tuple) else value
-            for name, value in changed.items()
-            if value != getattr(plain, name)
+            for name, value in values.items()
+            if value != getattr(default, name)
         }
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Methods:
-        """Read `to_dict`'s result, which may come from anybody.
+        """Read the result of `to_dict`, possibly from an untrusted file.
 
         Raises:
-            UsageError: an unknown key, or a value that makes no sense.
+            UsageError: an unknown key, or an invalid value.
         """
         known = {each.name for each in fields(cls)}
         if unknown := sorted(content.keys() - known):
@@ -86,9 +86,9 @@ class Methods:
                 raise UsageError(f"{name} is a name, not {content[name]!r}")
         options = content.get("options", {})
         if not isinstance(options, Mapping) or not all(isinstance(each, Mapping) for each in options.values()):
-            raise UsageError("method options are tables by method")
+            raise UsageError("method options are a table of tables, one per method")
         if not isinstance(content.get("reduction_layers", []), list | tuple):
-            raise UsageError(f"reduction_layers is a list, not {content['reduction_layers']!r}")
+            raise UsageError(f"reduction_layers must be a list, not {content['reduction_layers']!r}")
         rate = content.get("keep_rate", 1.0)
         values = {name: value for name, value in content.items() if name in PARTS}
         return cls(

@@ -1,4 +1,4 @@
-"""Which models there are: the baselines, ours, and all of timm's."""
+"""The list of available models: the baselines, ours, and all of timm's."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from animesion_training.models.create import create_model
 from animesion_training.models.ifa import IFA_MODELS
 
 
-def listed(pattern: str | None = None, *, parameters: bool = False) -> list[dict[str, Any]]:
-    """Models by name, baselines first.
+def list_models(pattern: str | None = None, *, parameters: bool = False) -> list[dict[str, Any]]:
+    """List models, baselines first.
 
     Args:
         pattern: a shell pattern, or a part of the name; None for the baselines and our own models.
-        parameters: build each without memory and count its parameters, for 1,000 classes.
+        parameters: count the parameters of each, for 1,000 classes, by building it on the meta device.
 
     Returns:
-        One table a model: `name`, `timm` (its name there), `weights` (published sets of them), and `parameters`.
+        One dictionary per model: `name`, `timm` (its name in timm), `weights` (number of published sets), and
+        `parameters` if requested.
 
     Raises:
-        UsageError: nothing matches.
+        UsageError: no name matches.
     """
     ours = [*BASELINES, *IFA_MODELS, *timm.list_models(["lrnet*", "vitfs_*"]), *shorthand.NAMES]
     if pattern is None:

@@ -1,7 +1,7 @@
-"""Weights from elsewhere: a local file into a model, and timm's or Hugging Face's over the network.
+"""Pretrained weights: load a local file into a model, and report failed downloads of timm and Hugging Face.
 
-A file is data and never runs code: safetensors, or a PyTorch archive read with `weights_only`. Whole models of ours,
-with their class names, are the business of `animesion_training.weights`.
+Reading a file never runs code: it is safetensors, or a PyTorch archive read with `weights_only`. Model files of this
+package, with class names, are read by `animesion_training.weights`.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ import torch
 from torch import Tensor, nn
 
 from animesion.errors import AnimesionError, UsageError
-from animesion_training.models.assemble import weights_loaded
+from animesion_training.models.assemble import init_from_backbone
 
 _log = logging.getLogger("animesion_training")
 
-#: Wrappers that trainers leave in front of parameter names.
+#: Prefixes of parameter names from wrappers of trainers.
 _PREFIXES = ("module.", "_orig_mod.", "model.")
-#: Where trainers' archives keep the weights.
-_NESTS = ("state_dict", "model")
+#: Keys of the weights in archives of trainers.
+_WEIGHT_KEYS = ("state_dict", "model")
 
 
 def read_state_dict(path: Path | str) -> dict[str, Tensor]:
-    """The tensors of a weight file by name.
+    """Read the tensors of a weight file, by name.
 
     Args:
         path: `.safetensors`, a `.pth` or `.pt` archive of tensors (also under "state_dict" or "model"), or a folder
             with `model.safetensors`.
 
     Raises:
-        UsageError: no such file, another kind of file, damaged, or holding more than tensors.
+        UsageError: the file does not exist, has another format, is damaged, or contains more than tensors.
     """
     path = Path(path)
     if path.is_dir():
         path = path / "model.safetensors"
     if not path.is_file():
-        raise UsageError(f"no weight file at {path}")
+        raise UsageError(f"weight file not found: {path}")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.suffix in {".pth", ".pt"}:
@@ -64,7 +64,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, ValueError, KeyError, OSError) as error:
-        raise UsageError(f"{path} is no intact safetensors file: {error}") from error
+        raise UsageError(f"{path} is not an intact safetensors file: {error}") from error
 
 
 def _read_archive(path: Path) -> dict[str, Tensor]:
@@ -72,39 +72,39 @@ def _read_archive(path: Path) -> dict[str, Tensor]:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UsageError(
-            f"{path} holds Python objects besides tensors, which could run code when read: convert it to safetensors "
-            "where you trust it"
+            f"{path} contains Python objects besides tensors, which could run code when read: convert it to "
+            "safetensors if you trust it"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path} is no intact PyTorch archive ({type(error).__name__})") from error
-    for nest in _NESTS:
-        if isinstance(content, Mapping) and isinstance(content.get(nest), Mapping):
-            content = content[nest]
+        raise UsageError(f"{path} is not an intact PyTorch archive ({type(error).__name__})") from error
+    for key in _WEIGHT_KEYS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
     if not isinstance(content, Mapping) or not content:
-        raise UsageError(f"{path} holds no weights by name")
+        raise UsageError(f"{path} contains no weights by name")
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise UsageError(f"{path}: {key!r} is no tensor; weights are a mapping from names to tensors")
+            raise UsageError(f"{path}: {key!r} is not a tensor; weights are a mapping from names to tensors")
     return dict(content)
 
 
 def load_weights(model: nn.Module, path: Path | str, *, new_head: bool = False) -> str:
-    """Load a weight file into a model, by the names of timm or of this package.
+    """Load a weight file into a model, with parameter names of timm or of this package.
 
-    Position embeddings are resampled and other layouts converted by timm's own filter for the architecture. A
-    classifier of another shape or kind stays as the model has it, and so does what methods add to a backbone when the
-    file is of the backbone alone.
+    timm's filter for the architecture resamples position embeddings and converts other layouts. The model keeps its
+    initial classifier if that of the file has another shape or kind. It also keeps the initial parameters of methods if
+    the file has those of the backbone alone.
 
     Args:
         model: the model.
-        path: what `read_state_dict` takes.
-        new_head: leave the classifier as it is even if the file has one that fits.
+        path: see `read_state_dict`.
+        new_head: keep the initial classifier, even if the file has one that fits.
 
     Returns:
-        One sentence on what became of the classifier.
+        One sentence that states which classifier the model has.
 
     Raises:
-        UsageError: unreadable file, or weights of another architecture; the first names that differ are given.
+        UsageError: unreadable file, or weights of another architecture; the message lists the first differing names.
     """
     given = _without_prefixes(read_state_dict(path), model)
     own = model.state_dict()
@@ -112,7 +112,7 @@ def load_weights(model: nn.Module, path: Path | str, *, new_head: bool = False) 
     trained_for = _trained_for(given, model)
     if not _fits(given, own, head):
         given = _adapted(given, model)
-    # the classifier that the weights were trained with, whatever it is called in the model now
+    # the classifier that the weights were trained with, under its name in the file and in the model
     known = head | {f"{name}.{part}" for name in _classifiers(model) for part in ("weight", "bias")}
     known |= {key for key in given if key not in own and key.startswith(("head.", "fc.", "head_dist."))}
     usable = {key: value for key, value in given.items() if key not in known}
@@ -120,29 +120,29 @@ def load_weights(model: nn.Module, path: Path | str, *, new_head: bool = False) 
     usable |= {key: given[key] if head_fits else own[key] for key in head}
     added = _added(own) - head
     of_backbone = bool(added) and added.isdisjoint(given)
-    if of_backbone:  # what methods add to it starts from scratch
+    if of_backbone:  # the parameters of methods keep their initial values
         usable |= {key: own[key] for key in added}
-    _refuse_differences(usable, own, Path(path))
+    _check_names(usable, own, Path(path))
     model.load_state_dict(usable)
     if of_backbone:
-        weights_loaded(model)
+        init_from_backbone(model)
     if head_fits:
         sentence = f"{path}: all weights loaded, with the classifier"
     else:
-        had = f"its classifier of {trained_for} classes was left out" if trained_for else "it has no classifier"
-        sentence = f"{path}: {had}, a new one of {getattr(model, 'num_classes', 0)} classes starts from scratch"
+        left_out = f"its classifier of {trained_for} classes was left out" if trained_for else "it has no classifier"
+        sentence = f"{path}: {left_out}, a new one of {getattr(model, 'num_classes', 0)} classes starts from scratch"
         _log.warning("%s", sentence)
     return sentence
 
 
 def _added(own: Mapping[str, Tensor]) -> set[str]:
-    """What methods add to the backbone that they stand around, of the names of a model's state; none without one."""
+    """The names in a state dict that methods add to their backbone; empty for a model without methods."""
     backbone = {key for key in own if key.startswith(("backbone.", "encoder.backbone."))}
     return own.keys() - backbone if backbone else set()
 
 
 def head_names(model: nn.Module) -> set[str]:
-    """Names of the classifier's parameters and buffers in the model's state dict."""
+    """Return the names of the classifier's parameters and buffers in the state dict of a model."""
     get: Any = getattr(model, "get_classifier", None)
     heads = _modules(get() if get else None)
     prefixes = {name for name, module in model.named_modules() if any(module is head for head in heads)}
@@ -161,7 +161,7 @@ def _classifiers(model: nn.Module) -> tuple[str, ...]:
 
 
 def _trained_for(given: Mapping[str, Tensor], model: nn.Module) -> int | None:
-    """How many classes the weights tell apart, where that can be told."""
+    """The number of classes of the weights, None if no classifier is found."""
     for name in (*_classifiers(model), "head.fc", "head", "fc"):
         weight = given.get(f"{name}.weight")
         if weight is not None and weight.ndim == 2:
@@ -182,7 +182,7 @@ def _fits(given: Mapping[str, Tensor], own: Mapping[str, Tensor], head: set[str]
 
 
 def _adapted(given: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The weights through the filter that timm (or our model) has for this architecture."""
+    """Convert weights with the filter that timm (or our model) has for this architecture."""
     adapt = getattr(model, "adapt_state_dict", None)
     if adapt is None:
         given = {key.removeprefix("backbone."): value for key, value in given.items()}
@@ -192,10 +192,10 @@ def _adapted(given: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     try:
         return dict(adapt(given, model))
     except (KeyError, RuntimeError, AttributeError, AssertionError, ValueError):
-        return given  # then the differences are named by whoever checks
+        return given  # the caller reports the differences
 
 
-def _refuse_differences(given: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path) -> None:
+def _check_names(given: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path) -> None:
     missing = sorted(own.keys() - given.keys())
     unknown = sorted(given.keys() - own.keys())
     shapes = [
@@ -209,30 +209,32 @@ def _refuse_differences(given: Mapping[str, Tensor], own: Mapping[str, Tensor], 
         if names
     ]
     if parts:
-        raise UsageError(f"{path} holds weights of another model: {'; '.join(parts)}")
+        raise UsageError(f"{path} contains weights of another model: {'; '.join(parts)}")
 
 
 @contextmanager
 def downloads(name: str) -> Iterator[None]:
-    """Turn what goes wrong while timm fetches the weights of `name` into one sentence.
+    """Convert errors of timm's download of the weights of `name` to errors of one sentence.
 
     Raises:
-        AnimesionError: the weights cannot be had: no network, offline mode.
-        UsageError: nobody published any.
+        AnimesionError: the weights cannot be downloaded: no network, or offline mode.
+        UsageError: no weights were published.
     """
     from huggingface_hub.errors import HfHubHTTPError
 
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.has_weights:
-        raise UsageError(f"nobody published weights for {name}: start from scratch or give a local file")
+        raise UsageError(f"no weights were published for {name}: start from scratch or give a local file")
     advice = "connect to the network, fill the cache beforehand, or give a local file (pretrained=PATH)"
     if config.hf_hub_id and not _cached(config.hf_hub_id) and not _hub_answers():
-        # asked at once, because the hub's own client tries for most of a minute
+        # checked first, because the client of the hub retries for most of a minute
         raise AnimesionError(f"the weights of {name} are not in the cache and huggingface.co does not answer: {advice}")
     try:
         yield
     except (OSError, HfHubHTTPError) as error:
-        raise AnimesionError(f"the weights of {name} cannot be fetched ({type(error).__name__}): {advice}") from error
+        raise AnimesionError(
+            f"the weights of {name} cannot be downloaded ({type(error).__name__}): {advice}"
+        ) from error
 
 
 def _cached(repository: str) -> bool:
@@ -249,10 +251,10 @@ def _hub_answers() -> bool:
     if constants.HF_HUB_OFFLINE:
         return False
     if urllib.request.getproxies():
-        return True  # only the client knows the way
-    place = urllib.parse.urlsplit(constants.ENDPOINT)
+        return True  # behind a proxy only the client can find out
+    address = urllib.parse.urlsplit(constants.ENDPOINT)
     try:
-        with socket.create_connection((place.hostname or "", place.port or 443), timeout=5):
+        with socket.create_connection((address.hostname or "", address.port or 443), timeout=5):
             return True
     except OSError:
         return False

@@ -1,8 +1,8 @@
 """ViTFS: plain vision transformers that train from scratch on small fine-grained datasets, registered with timm.
 
 A convolutional stem, fixed sin-cos positions, register tokens, LayerScale, batch norm on tokens and global average
-pooling (arXiv 2507.12157). Attention, MLP and blocks are timm's own. Teachers, distillation and the original's
-checkpoints are left to others.
+pooling (arXiv 2507.12157). Attention, MLP and blocks are timm's own. The original's checkpoints are read by
+`originals.vitfs`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from animesion_training.models.vitfs_layers import (
     sincos_positions,
 )
 
-# fx leaves a function whole in the modules that name it
+# fx does not trace into a function in the modules that wrap its name
 torch.fx.wrap("mean_of_tokens")
 torch.fx.wrap("sincos_positions")
 
@@ -38,12 +38,12 @@ _REGISTER_STARTS = ("normal", "zeros")
 class ViTFS(nn.Module):
     """A vision transformer for training from scratch (ViTFS, arXiv 2507.12157).
 
-    `ConvStem`, fixed sin-cos positions, register tokens without a position in front of the patches, pre-norm blocks
-    with LayerScale, final norm and mean over the patches. Positions are computed for the grid at hand, so any image
-    whose sides are multiples of 16 pixels can be given at any time, and they are no part of the state dict.
+    `ConvStem`, fixed sin-cos positions, register tokens without a position before the patches, pre-norm blocks with
+    LayerScale, final norm and mean over the patches. Positions are computed for the grid of each batch, so images may
+    have any size in multiples of 16 pixels, and positions are not part of the state dict.
 
     Args:
-        img_size: side in pixels or (height, width) that the model is described with.
+        img_size: side in pixels or (height, width), for the description of the model.
         in_chans: channels of the images.
         num_classes: number of classes; 0 for pooled features.
         global_pool: `avg`, or empty for the tokens themselves.
@@ -52,22 +52,22 @@ class ViTFS(nn.Module):
         num_heads: attention heads.
         mlp_ratio: hidden width of the MLPs over D.
         norm_layer: `batchnorm` (over all tokens of the batch) or `layernorm`, of blocks and at the end.
-        init_values: start of LayerScale, 0 for none (timm's factory drops arguments that are None).
+        init_values: initial value of LayerScale, 0 for no LayerScale (timm's factory drops arguments that are None).
         reg_tokens: number of register tokens.
-        reg_init: registers start from `normal` (deviation 1e-6) or `zeros`.
-        dca_blocks: n > 0 adds a `LayerAggregator` after each n blocks, of their outputs (5 and 4 in the original's
-            dca2 and dca3); 0 for none.
-        reference_compat: keep the first H/16 * W/16 of registers and patches, as the original does, instead of
-            the patches: the last patches are lost, as many as there are registers.
-        pool_include_prefix: with `reference_compat`, average the registers too, as the original's students do; else
-            they are left out, as in the original's own classifier.
+        reg_init: initial values of registers: `normal` (std 1e-6) or `zeros`.
+        dca_blocks: n > 0 adds a `LayerAggregator` of the outputs after each n blocks (5 and 4 in the original's dca2
+            and dca3); 0 for no aggregators.
+        reference_compat: keep the first H/16 * W/16 of registers and patches, as the original does, instead of the
+            patches: one patch at the end is lost per register.
+        pool_include_prefix: with `reference_compat`, average the registers as well, as the original's students do;
+            otherwise they are left out, as in the original's own classifier.
         drop_rate: dropout before the classifier.
         proj_drop_rate: dropout after the projections of attention and MLP.
         attn_drop_rate: dropout of attention weights.
         drop_path_rate: stochastic depth of the last block; that of block i of n is `drop_path_rate * i / (n - 1)`.
 
     Raises:
-        UsageError: an unknown option's value, or sizes that do not fit each other.
+        UsageError: an unknown value of an option, or sizes that do not go together.
 
     Shape:
         (B, C, H, W) to logits (B, num_classes).
@@ -104,7 +104,7 @@ class ViTFS(nn.Module):
             if value not in known:
                 raise UsageError(f"ViTFS has no {option} {value!r}: there are {', '.join(map(repr, known))}")
         if num_heads < 1 or embed_dim < 8 or embed_dim % 8 or embed_dim % num_heads:
-            raise UsageError(f"ViTFS needs an embed_dim that 8 and num_heads={num_heads} divide, not {embed_dim}")
+            raise UsageError(f"ViTFS needs an embed_dim divisible by 8 and by num_heads={num_heads}, not {embed_dim}")
         if depth < 1 or reg_tokens < 0 or not 0 <= dca_blocks <= depth:
             raise UsageError(
                 f"ViTFS needs depth >= 1, reg_tokens >= 0 and dca_blocks of 0 to depth, not {depth}, {reg_tokens} and "
@@ -117,7 +117,7 @@ class ViTFS(nn.Module):
         self.num_reg_tokens = reg_tokens
         self.reference_compat = reference_compat
         self.pool_include_prefix = pool_include_prefix
-        self.num_prefix_tokens = reg_tokens if reference_compat else 0  # of what forward_features gives
+        self.num_prefix_tokens = reg_tokens if reference_compat else 0  # of the output of forward_features
         self.dca_blocks = dca_blocks
         self.reg_init = reg_init
         self.grad_checkpointing = False
@@ -150,7 +150,7 @@ class ViTFS(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Start values: linear layers truncated normal (deviation 0.02) without bias, convolutions torch's own."""
+        """Set initial values: linear layers truncated normal (std 0.02) with zero bias, convolutions torch's own."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -162,35 +162,36 @@ class ViTFS(nn.Module):
         """Images (B, C, H, W) to registers, then patches with their positions (B, R + N, D)."""
         x = self.patch_embed(x)
         positions = sincos_positions(x.shape[2], x.shape[3], x.shape[1], x.device)
-        # in the weights' precision, so that the residual stream of an autocast model stays float32, as in timm's ViT
+        # in the type of the weights, so that the residual stream under autocast stays float32, as in timm's ViT
         positions = positions.flatten(0, 1).to(self.patch_embed.proj.weight.dtype)
-        x = x.flatten(2).transpose(1, 2) + positions
+        x = x.flatten(2).transpose(1, 2) + positions  # (B, D, H/16, W/16) to (B, N, D)
         if self.reg_token is not None:
             x = torch.cat([self.reg_token.expand(x.shape[0], -1, -1), x], dim=1)
         return x
 
-    def _aggregated(self, i: int, x: Tensor, outputs: list[Tensor]) -> Tensor:
-        """What goes on to the block after number i, which put out x."""
+    def _aggregate(self, i: int, x: Tensor, outputs: list[Tensor]) -> Tensor:
+        """The input of the block after block i, from the output x of block i; `outputs` collects all outputs."""
         if self.dca_blocks:
             outputs.append(x)
             for j, aggregator in enumerate(self.aggregators):
                 if i + 1 == (j + 1) * self.dca_blocks:
-                    x = x + aggregator(torch.stack(outputs[-self.dca_blocks :], dim=-1))
+                    last = torch.stack(outputs[-self.dca_blocks :], dim=-1)  # (B, R + N, D, n)
+                    x = x + aggregator(last)
         return x
 
-    def _kept(self, x: Tensor) -> Tensor:
-        """The tokens that the final norm is given, as many as there are patches."""
+    def _select_tokens(self, x: Tensor) -> Tensor:
+        """The input of the final norm, (B, N, D): the patches, or with `reference_compat` the first N tokens."""
         if self.reference_compat:
             return x[:, : x.shape[1] - self.num_reg_tokens]
         return x[:, self.num_reg_tokens :]
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) to normed patches (B, N, D), N = H/16 * W/16, row by row.
+        """Images (B, C, H, W) to normalised patches (B, N, D), N = H/16 * W/16, row by row.
 
         With `reference_compat` the first of the N tokens are registers, `num_prefix_tokens` of them.
 
         Raises:
-            UsageError: a side is no multiple of 16 pixels.
+            UsageError: a side is not a multiple of 16 pixels.
         """
         x = self._tokens(x)
         outputs: list[Tensor] = []
@@ -199,21 +200,21 @@ class ViTFS(nn.Module):
                 x = checkpoint(block, x, use_reentrant=False)
             else:
                 x = block(x)
-            x = self._aggregated(i, x, outputs)
-        features: Tensor = self.norm(self._kept(x))
+            x = self._aggregate(i, x, outputs)
+        features: Tensor = self.norm(self._select_tokens(x))
         return features
 
     def pool(self, x: Tensor) -> Tensor:
-        """Tokens (B, N, D) to their mean (B, D), or as they are where `global_pool` is empty."""
+        """Tokens (B, N, D) to their mean (B, D), or unchanged if `global_pool` is empty."""
         if self.global_pool == "avg":
             x = mean_of_tokens(x, 0 if self.pool_include_prefix else self.num_prefix_tokens)
         return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Tokens (B, N, D) to logits (B, num_classes), or to what the classifier is given (B, D).
+        """Tokens (B, N, D) to logits (B, num_classes), or to the input of the classifier (B, D).
 
         Raises:
-            UsageError: `reference_compat` has left nothing but registers, and they are not to be averaged.
+            UsageError: `reference_compat` has left only registers, and they are not averaged.
         """
         x = self.head_drop(self.pool(x))
         return x if pre_logits else self.head(x)
@@ -232,25 +233,25 @@ class ViTFS(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Any] | tuple[Tensor, list[Any]]:
-        """The patches that chosen blocks put out, and what `forward_features` gives.
+        """Return the patches after chosen blocks, and the output of `forward_features`.
 
         Args:
             x: images (B, C, H, W), sides multiples of 16.
             indices: the last n blocks, or these blocks (negative from the end); None for all.
-            return_prefix_tokens: give pairs with the registers (B, R, D) second.
+            return_prefix_tokens: return pairs of patches and registers (B, R, D).
             norm: apply the final norm to each.
-            stop_early: compute no block after the last one asked for.
+            stop_early: compute no block after the last chosen one.
             output_fmt: `NCHW` for (B, D, H/16, W/16), `NLC` for (B, N, D).
-            intermediates_only: leave out the features.
+            intermediates_only: return no features.
 
         Returns:
             `(features, intermediates)`, or the intermediates alone; all patches, also with `reference_compat`.
 
         Raises:
-            UsageError: another format, or a side that is no multiple of 16 pixels.
+            UsageError: another format, or a side that is not a multiple of 16 pixels.
         """
         if output_fmt not in ("NCHW", "NLC"):
-            raise UsageError(f"ViTFS gives its features as NCHW or NLC, not as {output_fmt}")
+            raise UsageError(f"ViTFS returns features as NCHW or NLC, not as {output_fmt}")
         taken, last = feature_take_indices(len(self.blocks), indices)
         grid = self.patch_embed.dynamic_feat_size((x.shape[-2], x.shape[-1]))
         x = self._tokens(x)
@@ -258,21 +259,21 @@ class ViTFS(nn.Module):
         outputs: list[Tensor] = []
         for i, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
             x = checkpoint(block, x, use_reentrant=False) if self.grad_checkpointing else block(x)
-            x = self._aggregated(i, x, outputs)
+            x = self._aggregate(i, x, outputs)
             if i in taken:
-                tapped = self.norm(x) if norm else x
-                prefix, patches = tapped.split([self.num_reg_tokens, tapped.shape[1] - self.num_reg_tokens], dim=1)
+                of_block = self.norm(x) if norm else x
+                prefix, patches = of_block.split([self.num_reg_tokens, of_block.shape[1] - self.num_reg_tokens], dim=1)
                 if output_fmt == "NCHW":
                     patches = patches.transpose(1, 2).unflatten(2, grid).contiguous()
                 intermediates.append((patches, prefix) if return_prefix_tokens else patches)
-        return intermediates if intermediates_only else (self.norm(self._kept(x)), intermediates)
+        return intermediates if intermediates_only else (self.norm(self._select_tokens(x)), intermediates)
 
-    # -- what timm's optimisers, trainers and feature extractors ask of a model ---------------------------------------
+    # -- timm's interface ----------------------------------------------------------------------------------------------
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the blocks that the chosen intermediates do not need, and the head; gives the blocks kept."""
+        """Drop the blocks that the chosen intermediates do not need, and the head; return the chosen blocks."""
         taken: list[int]
         taken, last = feature_take_indices(len(self.blocks), indices)
         self.blocks = self.blocks[: last + 1]
@@ -285,18 +286,18 @@ class ViTFS(nn.Module):
         return taken
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that weight decay leaves alone."""
+        """Names of parameters without weight decay."""
         return {"reg_token"}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Parameter groups by depth, for layer decay; an aggregator goes with the block that it follows."""
+        """Parameter groups by depth, for layer decay; an aggregator is in the group of the block before it."""
         blocks: list[Any] = [(r"^blocks\.(\d+)", None)]
         for j in range(len(self.aggregators)):
             blocks.append((rf"^aggregators\.{j}\.", ((j + 1) * self.dca_blocks - 1,)))
         return {"stem": r"^(?:reg_token|patch_embed)", "blocks": [*blocks, (r"^norm", (99999,))]}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory; batch norms count each batch twice into their running statistics, as in timm."""
+        """Trade time for memory; batch norms include each batch twice in their running statistics, as in timm."""
         self.grad_checkpointing = enable
 
     def get_classifier(self) -> nn.Module:
@@ -304,7 +305,7 @@ class ViTFS(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier for another number of classes (0 for none), and another pooling (`avg`, empty) if given."""
+        """Replace the classifier by one for another number of classes (0 for none), and optionally the pooling."""
         if global_pool is not None and global_pool not in _POOLS:
             raise UsageError(f"ViTFS has no global_pool {global_pool!r}: there are {', '.join(map(repr, _POOLS))}")
         self.num_classes = num_classes
@@ -315,9 +316,9 @@ class ViTFS(nn.Module):
     def set_input_size(
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
     ) -> None:
-        """Describe the model with another input size; nothing has to be resampled, and patches stay 16 pixels."""
+        """Change the described input size; nothing is resampled, and patches keep 16 pixels."""
         if patch_size not in (None, PATCH, (PATCH, PATCH)):
-            raise UsageError(f"the stem of ViTFS has patches of {PATCH} pixels, they cannot become {patch_size}")
+            raise UsageError(f"the stem of ViTFS has patches of {PATCH} pixels, and cannot change to {patch_size}")
         if img_size is not None:
             self.patch_embed.set_input_size(img_size)
 
@@ -331,7 +332,7 @@ def _classifier(width: int, num_classes: int) -> nn.Module:
     return head
 
 
-#: Size -> width and heads; all have 12 blocks.
+#: Size -> width and number of heads; all have 12 blocks.
 SIZES: dict[str, tuple[int, int]] = {
     "nano": (64, 1),
     "micro": (128, 2),
@@ -345,7 +346,7 @@ _CFG: dict[str, Any] = {
     "url": "",
     "num_classes": 1000,
     "input_size": (3, 224, 224),
-    "fixed_input_size": True,  # the factory is given img_size; other sizes still pass, see ConvStem.strict_img_size
+    "fixed_input_size": True,  # so the factory passes img_size; ConvStem.strict_img_size allows other sizes
     "crop_pct": 0.746,  # resize to int(1.34 * side), then a centre crop
     "crop_mode": "squash",
     "interpolation": "bicubic",

@@ -1,4 +1,4 @@
-"""The vision transformer of Animesion (ISCAS 2022), which GLSim and ILA share, with its plain and IFA heads."""
+"""The vision transformer of Animesion (ISCAS 2022), which GLSim and ILA share, with linear or IFA head."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from animesion_training.models.create import ModelSpec
 from animesion_training.models.ifa import IFAVisionTransformer
 from animesion_training.originals.base import Config, Converter, StateDict, load_all, register_converter
 
-#: Pattern of the original's name -> timm's; q, k and v are joined first.
+#: Pattern of the original's name -> timm's; q, k and v are concatenated first.
 _VIT_NAMES = (
     (r"class_token", "cls_token"),
     (r"positional_embedding\.pos_embedding", "pos_embed"),
@@ -33,11 +33,9 @@ _VIT_NAMES = (
 #: Epsilon of the originals' layer norms.
 VIT_EPS = 1e-12
 _QKV = re.compile(r"(.*\.attn)\.proj_q\.(weight|bias)")
-#: (width, depth) of the published sizes -> their letter in our names, for models that can be written to a file.
+#: (width, depth) of the published sizes -> their letter in our names, for models that can be saved.
 _SIZES = {(192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "large"}
-
-
-#: Settings of the same names with which the originals leave the plain forward pass without further parameters.
+#: Settings with which the originals change the forward pass without additional parameters.
 _DEPARTURES = ("selector", "adapter", "ila", "prompt", "aggregator", "attention_crop", "dynamic_anchor")
 
 
@@ -46,9 +44,9 @@ def _is_animesion_vit(config: Config, weights: StateDict) -> bool:
     if stem is None or any(config.get(setting) for setting in _DEPARTURES):
         return False
     plain = config.get("classifier") in (None, "cls", "token", "ifacls")
-    apart = config.get("patch_stride") in (None, stem.shape[-1])
+    plain_stride = config.get("patch_stride") in (None, stem.shape[-1])
     names = (r"transformer\.blocks\.0\.attn\.proj_q\.weight", r"encoder\.blocks\.0\.attn\.proj_q\.weight")
-    return plain and apart and any(re.fullmatch(name, key) for name in names for key in weights)
+    return plain and plain_stride and any(re.fullmatch(name, key) for name in names for key in weights)
 
 
 def _build_animesion_vit(config: Config, weights: StateDict, reference_compat: bool) -> nn.Module:
@@ -57,7 +55,7 @@ def _build_animesion_vit(config: Config, weights: StateDict, reference_compat: b
     ifa = "head.layers.weight" in renamed
     last = renamed.get("head.fc.weight" if ifa else "head.weight")
     if last is None:
-        raise UsageError("this checkpoint has no classifier: neither `fc` nor `inter_class_head` is in it")
+        raise UsageError("this checkpoint has no classifier: it contains neither `fc` nor `inter_class_head`")
     num_classes = last.shape[0]
     model: Any = bare_vit(renamed, settings, num_classes)
     if ifa:
@@ -76,22 +74,22 @@ def _build_animesion_vit(config: Config, weights: StateDict, reference_compat: b
 
 
 def vit_settings(config: Config) -> dict[str, Any]:
-    """The original's settings in one table, wherever its trainers put them."""
+    """The settings of the original in one table; its trainers store them in several places."""
     return {**config, **(config.get("arch") or {}), **(config.get("args") or {})}
 
 
 def bare_vit(renamed: StateDict, settings: Config, num_classes: int = 0) -> VisionTransformer:
-    """The plain transformer that weights under timm's names are for, without them in it.
+    """The plain transformer for weights under timm's names, with initial weights.
 
-    The weights tell all but the number of heads; residual dropout of the original's training is left out.
+    All sizes but the number of heads follow from the weights. The residual dropout of the original is left out.
 
     Args:
-        renamed: as `split_vit` gives them.
-        settings: `num_attention_heads`, if they are not of width 64.
-        num_classes: of the linear classifier; 0 for none.
+        renamed: weights as `split_vit` returns them.
+        settings: `num_attention_heads`, unless heads have width 64.
+        num_classes: number of classes of the linear classifier; 0 for no classifier.
 
     Raises:
-        UsageError: the image is not square.
+        UsageError: images are not square.
     """
     depth = 1 + max(int(key.split(".")[1]) for key in renamed if key.startswith("blocks."))
     width, channels, *patch = renamed["patch_embed.proj.weight"].shape
@@ -118,10 +116,10 @@ def bare_vit(renamed: StateDict, settings: Config, num_classes: int = 0) -> Visi
 
 
 def renamed_vit(weights: StateDict) -> dict[str, Tensor]:
-    """Weights of a plain transformer and its head under timm's names.
+    """Rename the weights of a plain transformer and its head to timm's names.
 
     Raises:
-        UsageError: some are missing, or are no part of these.
+        UsageError: weights are missing, or belong to neither.
     """
     renamed, unknown = split_vit(weights)
     if unknown:
@@ -133,28 +131,28 @@ def renamed_vit(weights: StateDict) -> dict[str, Tensor]:
 
 
 def split_vit(weights: StateDict, *, class_token: bool = True) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Weights of the transformer and its head under timm's names, and all others under their own.
+    """Split weights into those of transformer and head, under timm's names, and all others, under their own names.
 
-    Queries, keys and values are joined in both.
+    Queries, keys and values are concatenated in both.
 
     Args:
-        weights: under the original's names.
-        class_token: whether there must be one.
+        weights: weights under the original's names.
+        class_token: whether a class token is required.
 
     Raises:
         UsageError: the attention or the embedding is incomplete.
     """
-    joined = dict(weights)
+    concatenated = dict(weights)
     for key in weights:
         if match := _QKV.fullmatch(key):
             block, kind = match.groups()
             try:
-                parts = [joined.pop(f"{block}.proj_{letter}.{kind}") for letter in "qkv"]
+                parts = [concatenated.pop(f"{block}.proj_{letter}.{kind}") for letter in "qkv"]
             except KeyError as error:
-                raise UsageError(f"this checkpoint lacks {error.args[0]}, its attention is incomplete") from None
-            joined[f"{block}.qkv.{kind}"] = torch.cat(parts)
+                raise UsageError(f"this checkpoint lacks {error.args[0]}: its attention is incomplete") from None
+            concatenated[f"{block}.qkv.{kind}"] = torch.cat(parts)
     renamed, others = {}, {}
-    for key, value in joined.items():
+    for key, value in concatenated.items():
         for pattern, ours in _VIT_NAMES:
             if match := re.fullmatch(pattern, key):
                 renamed[match.expand(ours)] = value
@@ -168,13 +166,14 @@ def split_vit(weights: StateDict, *, class_token: bool = True) -> tuple[dict[str
 
 
 def _describe_vit(model: nn.Module, short: str, side: int, num_classes: int, ifa: bool) -> None:
-    """The originals normalise with mean and deviation 0.5; a published size also gets a spec, so it can be saved."""
+    """Set the config, with mean and standard deviation 0.5, and for a published size the spec, so it can be saved."""
     config: dict[str, Any] = {"input_size": (3, side, side), "mean": (0.5,) * 3, "std": (0.5,) * 3}
     config |= {"interpolation": "bilinear", "num_classes": num_classes, "architecture": ""}
     vars(model)["pretrained_cfg"] = vars(model)["default_cfg"] = config
     if short not in BASELINES:
         return
     spec = ModelSpec(short, num_classes, side, "ifa" if ifa else "linear", norm_eps=VIT_EPS)
+    # a spec must build this very network, so compare shapes with the published one
     with torch.device("meta"):
         published = spec.build().state_dict()
     own = model.state_dict()

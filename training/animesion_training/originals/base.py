@@ -1,8 +1,8 @@
-"""Checkpoints of the original research systems, turned into models of ours.
+"""The registry of converters from original checkpoints to models of this package, and `from_reference`.
 
-A converter knows one family: it recognises the original's parameter names and builds our model with the weights under
-ours. The families are in `originals`, one module each; a further one registers a converter and changes nothing here.
-Files of ours are read by `weights`, and weights in timm's names by `models.load_weights`.
+A converter reads one family: it recognises the parameter names of the original, and builds our model with its weights.
+The converters are in the other modules of this package. Our own model files are read by `weights`, weights in timm's
+names by `models.load_weights`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ StateDict = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Converter:
-    """How one family of originals is read.
+    """The reader of one family of originals.
 
     Attributes:
         family: name for messages.
-        recognises: whether a config and weights, free of wrappers' prefixes, are of this family.
-        build: our model, with the weights in it; the last argument is `reference_compat`.
+        recognises: whether a config and weights, without prefixes of wrappers, belong to the family.
+        build: makes our model with the weights; the last argument is `reference_compat`.
     """
 
     family: str
@@ -34,62 +34,66 @@ class Converter:
     build: Callable[[Config, StateDict, bool], nn.Module]
 
 
+#: Registered converters, in the order in which they are asked.
 _CONVERTERS: list[Converter] = []
 
-#: What the originals' trainers leave in front of all names.
+#: Prefixes of all names from wrappers of the originals' trainers.
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
 
 
 def register_converter(converter: Converter) -> Converter:
-    """Add a family; the last one registered is asked first, so a special family can come after a general one."""
+    """Add a converter. The last one registered is asked first, so special families override general ones."""
     _CONVERTERS.insert(0, converter)
     return converter
 
 
 def from_reference(config: Config, state_dict: StateDict, *, reference_compat: bool = True) -> nn.Module:
-    """A model of ours that computes what an original checkpoint computes.
+    """Make a model of ours with the same outputs as an original checkpoint.
 
     Args:
-        config: the original's own settings (`model_name`, `num_classes`, `image_size`, and what it needs to tell what
-            the weights do not).
-        state_dict: weights in the original's names, with or without wrappers' prefixes.
-        reference_compat: reproduce behaviour of the original that we hold to be a fault.
+        config: settings of the original (`model_name`, `num_classes`, `image_size`, and others that do not follow from
+            the weights).
+        state_dict: weights under the original's names, with or without prefixes of wrappers.
+        reference_compat: reproduce what we consider faults of the original.
 
     Returns:
-        The model in evaluation mode; `model(x)` takes normalised images (B, 3, H, W) to logits (B, num_classes).
+        The model in evaluation mode; `model(x)` maps normalised images (B, 3, H, W) to logits (B, num_classes).
 
     Raises:
-        UsageError: no family that we read, or parameters that the family does not have; the first ones are named.
+        UsageError: an unknown family, or parameters that the family does not have; the message lists the first ones.
     """
     if not state_dict or not all(isinstance(value, Tensor) for value in state_dict.values()):
-        raise UsageError("a reference checkpoint is a mapping from names to tensors: give the weights alone")
+        raise UsageError("a reference checkpoint is a mapping from names to tensors: pass the weights alone")
     weights = _unwrapped(state_dict)
     for converter in _CONVERTERS:
         if converter.recognises(config, weights):
             return converter.build(config, weights, reference_compat).eval()
     names = ", ".join(sorted(weights)[:3])
     families = ", ".join(converter.family for converter in _CONVERTERS)
-    raise UsageError(f"this checkpoint ({names}, ...) is of no family that is read here: {families}")
+    raise UsageError(f"this checkpoint ({names}, ...) belongs to none of the known families: {families}")
 
 
 def _unwrapped(state_dict: StateDict) -> dict[str, Tensor]:
     weights = dict(state_dict)
+    # twice, because wrappers are nested in any order
     for wrapper in (*_WRAPPERS, *_WRAPPERS):
-        # heads may sit beside the wrapped model, so one name in front of most of them is enough
+        # heads may be outside the wrapped model, so a prefix of most names is enough
         if sum(key.startswith(wrapper) for key in weights) > len(weights) // 2:
             weights = {key.removeprefix(wrapper): value for key, value in weights.items()}
     return weights
 
 
 def load_all(model: nn.Module, weights: StateDict, family: str) -> None:
-    """Load weights that must be exactly the model's, in names and shapes.
+    """Load weights whose names and shapes must match the model exactly.
 
     Raises:
-        UsageError: they are not; the first three that differ are named.
+        UsageError: they do not; the message lists the first three that differ.
     """
     own = model.state_dict()
     wrong = sorted(own.keys() ^ weights.keys())
     wrong += sorted(key for key in own.keys() & weights.keys() if own[key].shape != weights[key].shape)
     if wrong:
-        raise UsageError(f"weights do not make up an {family}: {', '.join(wrong[:3])} missing, unknown or misshapen")
+        raise UsageError(
+            f"these weights do not match the {family}: {', '.join(wrong[:3])} missing, unknown or of another shape"
+        )
     model.load_state_dict(weights)

@@ -1,4 +1,4 @@
-"""The teachers of TGDA: a timm backbone under counterfactual attention learning (CAL)."""
+"""The teachers of TGDA: a timm backbone with the head of counterfactual attention learning (CAL)."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ def _is_cal(config: Config, weights: StateDict) -> bool:
 
 
 def _build_cal(config: Config, weights: StateDict, reference_compat: bool) -> nn.Module:
-    """The name of the backbone and the side of the images are in the config alone."""
+    """The config must have the name of the backbone; the size of images is also known from it alone."""
     name = config.get("model_name")
     if not isinstance(name, str):
-        raise UsageError("a CAL teacher's config needs model_name, the name of its backbone")
+        raise UsageError("the config of a CAL teacher needs model_name, the name of its backbone")
     encoder = {key.removeprefix(_ENCODER): value for key, value in weights.items() if key.startswith(_ENCODER)}
     head = {f"head.{key.removeprefix(_HEAD)}": value for key, value in weights.items() if key.startswith(_HEAD)}
     if unknown := sorted(key for key in weights if not key.startswith((_ENCODER, _HEAD))):
         raise UsageError(f"this CAL teacher has parameters beyond encoder and head: {', '.join(unknown[:3])}")
-    if encoder and all(key.startswith("0.") for key in encoder):  # transformers stand before a reshape
+    if encoder and all(key.startswith("0.") for key in encoder):  # transformers are the first module, before a reshape
         encoder = {key.removeprefix("0."): value for key, value in encoder.items()}
     maps, channels = weights[_ATTENTION].shape[:2]
     options: dict[str, Any] = {"num_maps": int(maps)} if maps != 32 else {}
-    # the original builds its transformers without pooling, and mostly without a class token
+    # the original builds its transformers without pooling, and most of them without a class token
     built: dict[str, Any] = {"class_token": "cls_token" in encoder, "global_pool": ""} if "pos_embed" in encoder else {}
     model: Any = create_model(
         name,
@@ -42,7 +42,7 @@ def _build_cal(config: Config, weights: StateDict, reference_compat: bool) -> nn
         **built,
     )
     if model.num_features != channels:
-        raise UsageError(f"{name} has {model.num_features} channels, this CAL teacher's backbone has {channels}")
+        raise UsageError(f"{name} has {model.num_features} channels, the backbone of this CAL teacher has {channels}")
     load_all(model, model.adapt_state_dict(encoder) | head, "CAL teacher")
     result: nn.Module = model
     return result

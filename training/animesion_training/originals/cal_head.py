@@ -1,6 +1,6 @@
-"""The head of counterfactual attention learning (CAL) alone, on a feature map, as ILA's repository compares with it.
+"""The head of counterfactual attention learning (CAL) without a backbone, as ILA's repository has it.
 
-Whole networks with this head are read by `cal`.
+Networks with this head are read by `cal`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _CAL_PARTS = ("attentions.", "fc.")
 
 
 class CALLogits(nn.Module):
-    """CAL's head where logits alone are wanted: a feature map (B, C, h, w) to (B, num_classes)."""
+    """CAL's head with logits as its only output: feature map (B, C, h, w) to (B, num_classes)."""
 
     def __init__(self, head: CALHead) -> None:
         super().__init__()
@@ -31,20 +31,22 @@ class CALLogits(nn.Module):
         return logits
 
 
-def _bare(weights: StateDict) -> dict[str, Tensor]:
+def _without_prefix(weights: StateDict) -> dict[str, Tensor]:
     return {re.sub(r"^(head|dfsm)\.", "", key): value for key, value in weights.items()}
 
 
 def _is_cal_head(config: Config, weights: StateDict) -> bool:
-    bare = _bare(weights)
-    return _CAL_ATTENTION in bare and _CAL_CLASSIFIER in bare and all(key.startswith(_CAL_PARTS) for key in bare)
+    renamed = _without_prefix(weights)
+    return (
+        _CAL_ATTENTION in renamed and _CAL_CLASSIFIER in renamed and all(key.startswith(_CAL_PARTS) for key in renamed)
+    )
 
 
 def _build_cal_head(config: Config, weights: StateDict, reference_compat: bool) -> nn.Module:
-    bare = _bare(weights)
-    maps, channels = bare[_CAL_ATTENTION].shape[:2]
-    head = CALHead(channels, len(bare[_CAL_CLASSIFIER]), maps)
-    load_all(head, bare, "CAL head")
+    renamed = _without_prefix(weights)
+    maps, channels = renamed[_CAL_ATTENTION].shape[:2]
+    head = CALHead(channels, len(renamed[_CAL_CLASSIFIER]), maps)
+    load_all(head, renamed, "CAL head")
     return CALLogits(head)
 
 

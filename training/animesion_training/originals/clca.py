@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import timm
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from animesion.errors import UsageError
 from animesion_training.models.cla import CLAHead
 from animesion_training.models.heads import IFAHead
 from animesion_training.originals.base import Config, Converter, StateDict, load_all, register_converter
+from animesion_training.originals.timm_vit import timm_backbone
 from animesion_training.tokens.cache import CrossLayerCache
 from animesion_training.tokens.host import TokenVisionTransformer
 from animesion_training.tokens.plugin import Plugin
 from animesion_training.tokens.reductions.base import reduction_layers
 from animesion_training.tokens.reductions.factory import make_reduction
 
-#: The original's name of a method -> ours; plain transformers are called `vit` in the golden cases.
+#: The original's name of a method -> ours; a plain transformer is called `vit` in the reference outputs.
 _METHODS = {
     "topk": "topk",
     "evit": "evit",
@@ -33,7 +32,7 @@ _METHODS = {
     "patchmerger": "patchmerger",
     "sinkhorn": "sinkhorn",
 }
-#: Our method -> its options by the original's name of the setting.
+#: Our method -> the original's name of a setting -> our name of the option.
 _OPTIONS = {
     "dpcknn": {"k_neighbors": "neighbours", "equal_weight": "equal_weight"},
     "sinkhorn": {"sinkhorn_eps": "eps", "cluster_iters": "iterations"},
@@ -44,7 +43,7 @@ _CACHE_FLAGS = {
     "clc_pool_cls": "pool_cls",
     "clc_pool_clr": "pool_clr",
 }
-#: Pattern of the original's name -> ours, for what stands beside the plain transformer.
+#: Pattern of the original's name -> ours, for parameters that are not of the plain transformer.
 _NAMES = (
     (r"clr", "plugins.cache.clr"),
     (r"ifa_head\.0\.0\.(weight|bias|running_mean|running_var|num_batches_tracked)", r"head.norm_in.\1"),
@@ -62,7 +61,7 @@ _NAMES = (
     (r"score_predictor\.(\d+)\.out_conv\.(\d)\.(weight|bias)", r"plugins.reduction.predictors.\1.fc_out.\2.\3"),
     (r"head\.(weight|bias)", r"head.\1"),
 )
-#: The head that adds up class tokens by one weight each, in place of CLA's.
+#: Names of the head that sums class tokens with one weight each, in place of CLA's.
 _IFA_NAMES = (
     (r"ifa_head\.0\.0\.(weight|bias)", r"head.layers.\1"),
     (r"ifa_head\.0\.3\.(weight|bias)", r"head.norm.\1"),
@@ -72,8 +71,8 @@ _PLAIN = re.compile(
     r"cls_token|reg_token|pos_embed|patch_embed\.proj\.(weight|bias)|(norm|norm_pre)\.(weight|bias)"
     r"|blocks\.\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12])\.(weight|bias)|blocks\.\d+\.ls[12]\.gamma"
 )
-#: Epsilon of layer norms: CLIP's transformers, which begin with a norm, have torch's, timm's others 1e-6.
-_EPS, _CLIP_EPS, _IFA_EPS = 1e-6, 1e-5, 1e-5
+#: Epsilon of the norm in the head that sums class tokens.
+_IFA_EPS = 1e-5
 
 
 def _settings(config: Config) -> dict[str, Any]:
@@ -81,7 +80,7 @@ def _settings(config: Config) -> dict[str, Any]:
 
 
 def _method(settings: Mapping[str, Any]) -> str | None:
-    """Our name of the reduction, empty for a plain transformer, None where this is no model of CLCA's that we read."""
+    """Our name of the reduction, empty for a plain transformer; None if this is not a model of CLCA that we read."""
     name = str(settings.get("kind") or settings.get("model_name") or "")
     known = next((method for method in _METHODS if re.match(rf"{method}(_|$)", name)), None)
     if known is not None:
@@ -130,7 +129,7 @@ def _build_clca(config: Config, weights: StateDict, reference_compat: bool) -> n
         )
     classifier = weights.get("ifa_head.0.4.weight" if gathering else "head.weight")
     if classifier is None:
-        raise UsageError("this checkpoint has no classifier: neither `head` nor `ifa_head` is in it")
+        raise UsageError("this checkpoint has no classifier: it contains neither `head` nor `ifa_head`")
     model = TokenVisionTransformer(
         backbone,
         plugins,
@@ -152,63 +151,8 @@ def _build_clca(config: Config, weights: StateDict, reference_compat: bool) -> n
     return model
 
 
-def _rates(given: Any) -> Any:
-    return tuple(given) if isinstance(given, list) else given
-
-
-def timm_backbone(settings: Mapping[str, Any], weights: StateDict, registers: int = 0) -> tuple[Any, bool]:
-    """The plain transformer that weights in timm's names are for, and whether its class token has a position.
-
-    Args:
-        settings: `num_heads`, if they are not of width 64; `img_size`, if images are not square.
-        weights: of the transformer, and of what else there is.
-        registers: tokens beside its own that have positions if the class token has.
-
-    Raises:
-        UsageError: the positions are those of no grid.
-    """
-    depth = 1 + max(int(key.split(".")[1]) for key in weights if key.startswith("blocks."))
-    width, channels, *patch = weights["patch_embed.proj.weight"].shape
-    reg_tokens = weights["reg_token"].shape[1] if "reg_token" in weights else 0
-    rows = weights["pos_embed"].shape[1]
-    clip = "norm_pre.weight" in weights
-    prefix = 1 + reg_tokens + registers
-    grid = _grid(settings, (patch[0], patch[1]), rows, prefix)
-    embedded = rows == grid[0] * grid[1] + prefix
-    backbone = VisionTransformer(
-        img_size=(grid[0] * patch[0], grid[1] * patch[1]),
-        patch_size=(patch[0], patch[1]),
-        in_chans=channels,
-        num_classes=0,
-        embed_dim=width,
-        depth=depth,
-        num_heads=int(settings.get("num_heads") or max(1, width // 64)),
-        mlp_ratio=weights["blocks.0.mlp.fc1.weight"].shape[0] / width,
-        qkv_bias="blocks.0.attn.qkv.bias" in weights,
-        init_values=1e-6 if "blocks.0.ls1.gamma" in weights else None,
-        no_embed_class=not embedded,
-        reg_tokens=reg_tokens,
-        pre_norm=clip,
-        norm_layer=partial(nn.LayerNorm, eps=_CLIP_EPS if clip else _EPS),
-    )
-    return backbone, embedded
-
-
-def _grid(settings: Mapping[str, Any], patch: tuple[int, int], rows: int, prefix: int) -> tuple[int, int]:
-    """The grid whose patches, with or without the prefix, have this many positions; as told, else a square one."""
-    told = settings.get("img_size") or settings.get("image_size")
-    sides = {round(count**0.5) for count in (rows, rows - prefix) if count > 0}
-    grids = [(side, side) for side in sorted(sides, reverse=True)]
-    if told:
-        height, width = told if isinstance(told, list | tuple) else (told, told)
-        grids = [(int(height) // patch[0], int(width) // patch[1])]
-    for grid in grids:
-        if rows - grid[0] * grid[1] in (0, prefix):
-            return grid
-    raise UsageError(
-        f"this checkpoint has {rows} positions, which fit neither a square image nor the image size {told}: "
-        "give the image size that it was trained at"
-    )
+def _rates(keep_rate: Any) -> Any:
+    return tuple(keep_rate) if isinstance(keep_rate, list) else keep_rate
 
 
 def _gathering_head(weights: StateDict, count: int, width: int) -> Any:
@@ -219,13 +163,16 @@ def _gathering_head(weights: StateDict, count: int, width: int) -> Any:
 
 
 def _renamed(weights: StateDict, positions: int, equal_weight: bool) -> dict[str, Tensor]:
-    """Weights under our names; those that the original holds and does not use are left out."""
+    """Rename weights to our names, without those that the original stores and does not use.
+
+    The last `positions` position embeddings belong to the registers of the cache.
+    """
     gathering = any(key.startswith("ifa_head.") for key in weights)
     names = _NAMES if "ifa_head.0.1.weight" in weights else (*_IFA_NAMES, *_NAMES)
     renamed = {}
     for key, value in weights.items():
         if gathering and key.startswith(("head.", "norm.")):
-            continue  # the head from before, and a norm that it alone would see
+            continue  # an unused head, and a norm that only this head would use
         if equal_weight and ".score." in key:
             continue
         if _PLAIN.fullmatch(key):
@@ -236,9 +183,9 @@ def _renamed(weights: StateDict, positions: int, equal_weight: bool) -> dict[str
                 renamed[match.expand(ours)] = value
                 break
     if positions:
-        joint = renamed["backbone.pos_embed"]
-        renamed["backbone.pos_embed"] = joint[:, :-positions]
-        renamed["plugins.cache.positions"] = joint[:, -positions:]
+        both = renamed["backbone.pos_embed"]  # (1, N + positions, D)
+        renamed["backbone.pos_embed"] = both[:, :-positions]
+        renamed["plugins.cache.positions"] = both[:, -positions:]
     return renamed
 
 

@@ -1,4 +1,4 @@
-"""GLSim (arXiv 2407.12891) in both of its implementations and ILA's copy, and the RAMS-Trans that ILA compares with."""
+"""GLSim (arXiv 2407.12891) in both of its implementations and ILA's copy, and ILA's RAMS-Trans."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from animesion.errors import UsageError
 from animesion_training.originals.animesion_vit import bare_vit, split_vit, vit_settings
 from animesion_training.originals.base import Config, Converter, StateDict, load_all, register_converter
-from animesion_training.originals.clca import timm_backbone
+from animesion_training.originals.timm_vit import timm_backbone
 from animesion_training.tokens.host import TokenVisionTransformer
 from animesion_training.tokens.twopass import GLSim, RAMSTrans, TwoPassTransformer
 
 _FAMILY = "GLSim model"
 _CLASSIFIERS = {"cls": "cls", "avg_cls": "avg", "max_cls": "max"}
-#: A class token for crops, in the networks of the originals' own and of timm's.
+#: Names of the class token for crops, in the originals' own transformer and in timm's.
 _ANCHOR, _CROP_TOKEN = "anchor_class_token", "cls_token_crops"
-#: Names under which ILA's repository may select by attention rollout.
+#: Names of selectors by attention rollout in ILA's repository.
 _ROLLOUTS = ("rollout", "attention_rollout", "rams", "ramstrans")
-#: From this side in pixels on ILA's copy of GLSim selects twice as many patches.
+#: Side of images in pixels from which ILA's copy of GLSim selects twice as many patches.
 _LARGE = 448
 _NORMALISE = {True: ((0.5,) * 3, (0.5,) * 3), False: (timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD)}
 
@@ -34,7 +34,7 @@ def _settings(config: Config) -> dict[str, Any]:
 
 
 def _kind(config: Config, weights: StateDict) -> Kind | None:
-    """Which of the implementations; None for none, and for the methods that GLSim is compared with."""
+    """The implementation that a checkpoint belongs to; None for other families."""
     settings = _settings(config)
     name = settings.get("model")
     if "patch_embedding.weight" in weights:
@@ -53,7 +53,7 @@ def _build(config: Config, weights: StateDict, reference_compat: bool) -> nn.Mod
     builders = {"vit": _vit, "timm": _timm, "rams": _rams}
     kind = _kind(config, weights)
     if kind is None:
-        raise UsageError("this checkpoint is no GLSim model")
+        raise UsageError("this checkpoint is not a GLSim model")
     model = builders[kind](settings, weights, reference_compat)
     _describe(model, settings)
     return model
@@ -68,7 +68,7 @@ def _vit(settings: Mapping[str, Any], weights: StateDict, reference_compat: bool
     aggregator = {key: others.pop(key) for key in list(others) if key.startswith("aggregator")}
     reduce = _linear(others)
     blocks = {key.split(".")[2] for key in aggregator if key.startswith("aggregator.blocks.")}
-    # of GLSim's own two tokens the second is never read; ILA's copy begins the crops' pass with it
+    # GLSim never reads its second class token; ILA's copy uses it in the pass over crops
     of_ila = "ila" in settings
     own = settings.get("anchor_class_token") and of_ila and anchor is not None
     model = GLSim(
@@ -88,7 +88,7 @@ def _vit(settings: Mapping[str, Any], weights: StateDict, reference_compat: bool
     head = {key: renamed.pop(key) for key in list(renamed) if key.startswith("head.")}
     ours = {f"encoder.backbone.{key}": value for key, value in renamed.items()} | head
     ours |= {f"reduce.{leaf}": value for leaf, value in reduce.items()}
-    for key, value in aggregator.items():
+    for key, value in aggregator.items():  # blocks and the norm after them are one sequence here
         key = re.sub(r"^aggregator_norm\.", f"aggregator.{len(blocks)}.", key)
         key = re.sub(r"^aggregator\.blocks\.(\d+)\.proj\.", r"aggregator.\1.attn.proj.", key)
         key = re.sub(r"^aggregator\.blocks\.(\d+)\.pwff\.", r"aggregator.\1.mlp.", key)
@@ -102,7 +102,7 @@ def _vit(settings: Mapping[str, Any], weights: StateDict, reference_compat: bool
 def _rams(settings: Mapping[str, Any], weights: StateDict, reference_compat: bool) -> RAMSTrans:
     mode = settings.get("crop_mode") or "crop"
     if mode != "crop":
-        raise UsageError(f"RAMS-Trans crops what it attends to, crop_mode {mode!r} is not read")
+        raise UsageError(f"RAMS-Trans with crop_mode {mode!r} is not supported, only crop")
     renamed, others = split_vit(weights)
     anchor = others.pop(_ANCHOR, None)
     if others:
@@ -135,7 +135,7 @@ def _encoder(renamed: StateDict, settings: Mapping[str, Any], *, with_head: bool
 
 def _num_classes(renamed: StateDict) -> int:
     if "head.weight" not in renamed:
-        raise UsageError("this checkpoint has no classifier: `head.weight` is not in it")
+        raise UsageError("this checkpoint has no classifier: it does not contain `head.weight`")
     return renamed["head.weight"].shape[0]
 
 
@@ -149,12 +149,18 @@ def _top(settings: Mapping[str, Any], *, doubles: bool) -> int:
 def _classifier(settings: Mapping[str, Any]) -> Any:
     name = settings.get("classifier") or "cls"
     if name not in _CLASSIFIERS:
-        raise UsageError(f"GLSim's classifiers are {', '.join(_CLASSIFIERS)}, and this checkpoint's is {name!r}")
+        raise UsageError(
+            f"the classifier {name!r} of this checkpoint is not supported: GLSim has {', '.join(_CLASSIFIERS)}"
+        )
     return _CLASSIFIERS[name]
 
 
 def _linear(others: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What is left over, if it is one linear layer, by `weight` and `bias`."""
+    """The remaining parameters if they are one linear layer, as `weight` and `bias`; empty if none remain.
+
+    Raises:
+        UsageError: other parameters remain.
+    """
     leaves = {key.rpartition(".")[2]: value for key, value in others.items()}
     modules = {key.rpartition(".")[0] for key in others}
     if others and (len(modules) > 1 or leaves.keys() != {"weight", "bias"} or leaves["weight"].ndim != 2):
@@ -170,7 +176,7 @@ def _linear(others: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _timm(settings: Mapping[str, Any], weights: StateDict, reference_compat: bool) -> GLSim:
     if settings.get("adapter"):
-        raise UsageError("GLSim checkpoints with adapters inside of blocks are not read")
+        raise UsageError("GLSim checkpoints with adapters inside blocks are not supported")
     inner, outer = dict(weights), {}
     token = inner.pop(_CROP_TOKEN, None)
     for key in list(inner):
@@ -187,7 +193,7 @@ def _timm(settings: Mapping[str, Any], weights: StateDict, reference_compat: boo
         _num_classes(outer),
         top=_top(settings, doubles=False),
         metric=settings.get("sim_metric") or "cos",
-        aggregator=kind,  # type: ignore[arg-type]  # GLSim says which there are
+        aggregator=kind,  # type: ignore[arg-type]  # GLSim checks the name
         aggregator_heads=backbone.blocks[0].attn.num_heads,
         select_tokens=select_tokens,
         token_drop=float(settings.get("token_drop") or 0.0),
@@ -205,13 +211,14 @@ def _timm(settings: Mapping[str, Any], weights: StateDict, reference_compat: boo
 
 
 def _conv_aggregator(outer: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names of a convolutional aggregator's parameters; the original numbers its layers, here their order counts."""
+    """Rename the parameters of a convolutional aggregator, whose layers the original numbers, by their order."""
     ours = {key: value for key, value in outer.items() if not key.startswith("aggregator.")}
     layers: dict[tuple[int, ...], dict[str, Tensor]] = {}
     for key, value in outer.items():
         if key.startswith("aggregator."):
             _, *numbers, leaf = key.split(".")
             layers.setdefault(tuple(int(number) for number in numbers if number.isdigit()), {})[leaf] = value
+    # convolutions have weights of three axes, all other layers are norms
     norms, convs = iter(("norm1", "norm2", "mix.norm")), iter(("conv1", "mix.conv"))
     for place in sorted(layers):
         name = next(convs if layers[place]["weight"].ndim == 3 else norms, None)
@@ -224,11 +231,11 @@ def _conv_aggregator(outer: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _describe(model: TwoPassTransformer, settings: Mapping[str, Any]) -> None:
-    """The size that the positions were trained at, or the one that the settings name; and the originals' statistics."""
+    """Set the config: the size in the settings, or that of the positions, and the originals' statistics."""
     host: Any = model.encoder.backbone
     size = tuple(host.patch_embed.img_size)
-    told = settings.get("image_size") or settings.get("img_size")
-    wanted = (int(told), int(told)) if isinstance(told, int) else tuple(told or size)
+    given = settings.get("image_size") or settings.get("img_size")
+    wanted = (int(given), int(given)) if isinstance(given, int) else tuple(given or size)
     if wanted != size:
         host.set_input_size(img_size=wanted)
     mean, std = _NORMALISE[bool(settings.get("custom_mean_std"))]

@@ -19,7 +19,6 @@ from animesion.errors import UsageError
 from animesion_training.models.heads import IFAHead
 from animesion_training.originals.animesion_vit import bare_vit, split_vit, vit_settings
 from animesion_training.originals.base import Config, Converter, StateDict, load_all, register_converter
-from animesion_training.originals.clca import timm_backbone
 from animesion_training.originals.ila_plugins import (
     BOTTLENECK,
     FAMILY,
@@ -30,6 +29,7 @@ from animesion_training.originals.ila_plugins import (
     make_selector,
     pop_bottlenecks,
 )
+from animesion_training.originals.timm_vit import timm_backbone
 from animesion_training.tokens.host import TokenVisionTransformer
 from animesion_training.tokens.overlapping_patches import overlap_patches
 from animesion_training.tokens.plugin import Plugin
@@ -37,7 +37,8 @@ from animesion_training.tokens.pooling import AveragePoolHead, BilinearHead, MPN
 
 _OWN, _TIMM = "patch_embedding.weight", "patch_embed.proj.weight"
 
-#: Names of TransFG's and FFVT's own repositories, in this order -> those of ILA's; none was at hand to test with.
+#: Pattern of names in TransFG's and FFVT's own repositories -> ILA's names, applied in this order. Not tested with a
+#: published checkpoint.
 _PUBLISHED_NAMES = (
     (r"^transformer\.embeddings\.patch_embeddings\.", "patch_embedding."),
     (r"^transformer\.embeddings\.cls_token$", "class_token"),
@@ -57,7 +58,7 @@ _PUBLISHED_NAMES = (
 
 _HEADS_ON_PATCHES = ("pool", "avg", "gap", "blp", "lrblp", "mpncov")
 
-#: The encoder's norm, where the last block stands apart and has a norm behind it.
+#: The encoder's norm, if the last block is separate and has its own norm after it.
 _BETWEEN_NORM = "between_norm"
 
 _NORMALISE = {True: ((0.5,) * 3, (0.5,) * 3), False: (timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD)}
@@ -68,16 +69,16 @@ def _settings(config: Config) -> dict[str, Any]:
 
 
 def _selector(settings: Mapping[str, Any]) -> str:
-    """Ours for the original's part selector, empty for none."""
-    named = " ".join(str(settings.get(key) or "") for key in ("selector", "model", "model_name", "method")).lower()
+    """Our name of the original's part selector, empty for no selector."""
+    values = " ".join(str(settings.get(key) or "") for key in ("selector", "model", "model_name", "method")).lower()
     for ours, theirs in (("transfg", ("transfg", "psm")), ("ffvt", ("ffvt", "maws"))):
-        if any(name in named for name in theirs):
+        if any(name in values for name in theirs):
             return ours
     return ""
 
 
-def _named_alike(weights: StateDict) -> dict[str, Tensor]:
-    """Weights of timm's transformers as such, those of TransFG's and FFVT's repositories under ILA's names."""
+def _unify_names(weights: StateDict) -> dict[str, Tensor]:
+    """Rename weights of TransFG's and FFVT's repositories to ILA's names; remove prefixes of timm's transformers."""
     for key in weights:
         if key.endswith(f".{_TIMM}"):
             wrapper = key.removesuffix(_TIMM)
@@ -93,7 +94,7 @@ def _named_alike(weights: StateDict) -> dict[str, Tensor]:
 
 
 def _is_ila(config: Config, weights: StateDict) -> bool:
-    settings, weights = _settings(config), _named_alike(weights)
+    settings, weights = _settings(config), _unify_names(weights)
     if _OWN not in weights and _TIMM not in weights:
         return False
     if settings.get("dynamic_anchor") or settings.get("attention_crop") or "cls_token_crops" in weights:
@@ -105,36 +106,38 @@ def _is_ila(config: Config, weights: StateDict) -> bool:
 
 
 def _build_ila(config: Config, weights: StateDict, reference_compat: bool) -> nn.Module:
-    settings, weights = _settings(config), _named_alike(weights)
+    settings, weights = _settings(config), _unify_names(weights)
     own = _OWN in weights
     backbone, renamed, others = _own_backbone(settings, weights) if own else _timm_backbone(settings, weights)
     depth, width = len(backbone.blocks), backbone.embed_dim
+    # parameters move from `others` to plug-ins and head; those that remain are unknown
     bottlenecks = pop_bottlenecks(others)
     inside = {stem: parts for stem, parts in bottlenecks.items() if re.search(r"(^|\.)blocks\.\d+\.", stem)}
     between = {stem: parts for stem, parts in bottlenecks.items() if stem not in inside}
-    made: dict[str, tuple[Plugin, dict[str, Tensor]]] = {}
+    plugins: dict[str, tuple[Plugin, dict[str, Tensor]]] = {}
     if selector := _selector(settings):
-        made["selector"] = (make_selector(selector, settings, depth, reference_compat), {})
+        plugins["selector"] = (make_selector(selector, settings, depth, reference_compat), {})
         if f"{_BETWEEN_NORM}.weight" in others:
             norm = {f"norm.{leaf}": others.pop(f"{_BETWEEN_NORM}.{leaf}") for leaf in ("weight", "bias")}
-            made["norm"] = (NormBeforeLast(backbone.norm, depth), norm)
+            plugins["norm"] = (NormBeforeLast(backbone.norm, depth), norm)
     if between:
-        made["ila"] = make_ila(settings, between, depth, width, backbone.patch_embed.grid_size, own)
+        plugins["ila"] = make_ila(settings, between, depth, width, backbone.patch_embed.grid_size, own)
     if inside:
-        made["adapters"] = make_adapters(settings, inside, depth, width)
+        plugins["adapters"] = make_adapters(settings, inside, depth, width)
     for key in [key for key in others if key.endswith("prompt")]:
-        made |= make_prompts(settings, others.pop(key), depth, width, renamed)
-    classifier, read = _head(settings, renamed, others, width, depth)
+        plugins |= make_prompts(settings, others.pop(key), depth, width, renamed)
+    classifier, head = _head(settings, renamed, others, width, depth)
     if others:
-        raise UsageError(f"this {FAMILY} has parameters that are not known here: {', '.join(sorted(others)[:3])}")
+        raise UsageError(f"this {FAMILY} has unknown parameters: {', '.join(sorted(others)[:3])}")
     model = TokenVisionTransformer(
-        backbone, {name: plugin for name, (plugin, _) in made.items()}, _num_classes(read, settings), **classifier
+        backbone, {name: plugin for name, (plugin, _) in plugins.items()}, _num_classes(head), **classifier
     )
-    ours = {f"backbone.{key}": value for key, value in renamed.items()} | read
-    for name, (_, parameters) in made.items():
+    ours = {f"backbone.{key}": value for key, value in renamed.items()} | head
+    for name, (_, parameters) in plugins.items():
         ours |= {f"plugins.{name}.{key}": value for key, value in parameters.items()}
     load_all(model, ours, FAMILY)
     side = _side(settings)
+    # positions are resampled only after loading, as the weights are for the size of training
     if side and backbone.patch_embed.img_size != (side, side):
         backbone.set_input_size(img_size=(side, side))
     _describe(model, settings)
@@ -145,7 +148,7 @@ def _build_ila(config: Config, weights: StateDict, reference_compat: bool) -> nn
 
 
 def _own_backbone(settings: Mapping[str, Any], weights: StateDict) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
-    """The originals' own transformer, its weights in timm's names without a head, and all others."""
+    """The originals' own transformer, its weights under timm's names without a head, and all other weights."""
     renamed, others = split_vit(weights, class_token=False)
     _append_last_block(renamed, others)
     heads = settings.get("num_attention_heads") or settings.get("heads")
@@ -156,7 +159,7 @@ def _own_backbone(settings: Mapping[str, Any], weights: StateDict) -> tuple[Any,
 
 
 def _timm_backbone(settings: Mapping[str, Any], weights: StateDict) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
-    """Likewise for a transformer of timm's."""
+    """The same for a transformer of timm."""
     heads = settings.get("num_heads") or settings.get("num_attention_heads") or settings.get("heads")
     backbone, _ = timm_backbone({**settings, "num_heads": heads}, weights)
     plain = backbone.state_dict()
@@ -165,7 +168,10 @@ def _timm_backbone(settings: Mapping[str, Any], weights: StateDict) -> tuple[Any
 
 
 def _append_last_block(renamed: dict[str, Tensor], others: dict[str, Tensor]) -> None:
-    """Part selectors keep the block that looks at the parts apart: it becomes the last, and its norm the final one."""
+    """Make the separate block of part selectors, which processes the parts, the last one; its norm is the final norm.
+
+    Parameters are moved from `others` to `renamed`.
+    """
     last = next((key.removesuffix("attn.qkv.weight") for key in others if key.endswith(".attn.qkv.weight")), None)
     if last is None:
         return
@@ -177,27 +183,28 @@ def _append_last_block(renamed: dict[str, Tensor], others: dict[str, Tensor]) ->
     norms = {stem for key in others if re.fullmatch(r".*norm\w*", stem := key.rpartition(".")[0])}
     if len(norms) != 1:
         return
-    if "norm.weight" in renamed:
+    if "norm.weight" in renamed:  # the encoder's own norm then precedes the last block
         others |= {f"{_BETWEEN_NORM}.{leaf}": renamed.pop(f"norm.{leaf}") for leaf in ("weight", "bias")}
     renamed |= {f"norm.{leaf}": others.pop(f"{stem}.{leaf}") for stem in norms for leaf in ("weight", "bias")}
 
 
 def _side(settings: Mapping[str, Any]) -> int:
-    """Of the images, in pixels; 0 where the settings do not say, or say that they are not square."""
-    told = settings.get("image_size") or settings.get("img_size")
-    return told if isinstance(told, int) else 0
+    """Side of the images in pixels; 0 if the settings have none, or images are not square."""
+    size = settings.get("image_size") or settings.get("img_size")
+    return size if isinstance(size, int) else 0
 
 
 def _overlap(backbone: Any, settings: Mapping[str, Any]) -> None:
-    """Let patches overlap, if that is how the positions and the images' size go together."""
+    """Use overlapping patches if the number of positions does not match the size of images otherwise."""
     side, embed = _side(settings), backbone.patch_embed
     patch, rows = embed.patch_size[0], embed.grid_size[0]
-    told = settings.get("patch_stride") or settings.get("slide_step") or settings.get("slide")
-    if not side or side // patch == rows or told == patch:
+    stride = settings.get("patch_stride") or settings.get("slide_step") or settings.get("slide")
+    if not side or side // patch == rows or stride == patch:
         return
-    fitting = [stride for stride in range(1, patch) if (side - patch) // stride + 1 == rows]
+    # the settings may lack the stride, or name another one: the number of positions decides
+    fitting = [each for each in range(1, patch) if (side - patch) // each + 1 == rows]
     if fitting:
-        overlap_patches(backbone, told if told in fitting else fitting[0], (side, side))
+        overlap_patches(backbone, stride if stride in fitting else fitting[0], (side, side))
 
 
 # -- heads -------------------------------------------------------------------------------------------------------------
@@ -206,7 +213,7 @@ def _overlap(backbone: Any, settings: Mapping[str, Any]) -> None:
 def _head(
     settings: Mapping[str, Any], renamed: StateDict, others: dict[str, Tensor], width: int, depth: int
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What the host is told of the head, and the head's weights; the latter are taken out of the others."""
+    """The arguments of the host for the head, and the weights of the head, which are removed from `others`."""
     name = str(settings.get("classifier") or "cls")
     on_patches = name in _HEADS_ON_PATCHES
     parts = {key: others.pop(key) for key in list(others) if on_patches or key.startswith("head.")}
@@ -219,7 +226,7 @@ def _head(
         return {}, parts
     found = _layers(parts)
     matrices = [stem for stem, leaves in found.items() if leaves.get("weight", torch.empty(0)).dim() >= 2]
-    # the classifier is the last layer; it alone may have more inputs than there are channels
+    # the classifier is the last layer; only it may have a number of inputs other than the number of channels
     last = max(matrices, key=lambda stem: (_inputs(found[stem]) != width, matrices.index(stem)))
     ours = {f"head.fc.{leaf}": value for leaf, value in found.pop(last).items()}
     dim = None
@@ -237,6 +244,7 @@ def _head(
 
 
 def _layers(parts: StateDict) -> dict[str, dict[str, Tensor]]:
+    """Group parameters by their module: name of the module -> name within it -> tensor."""
     found: dict[str, dict[str, Tensor]] = {}
     for key, value in parts.items():
         stem, _, leaf = key.rpartition(".")
@@ -248,15 +256,15 @@ def _inputs(leaves: StateDict) -> int:
     return leaves["weight"].shape[1]
 
 
-def _num_classes(head: StateDict, settings: Mapping[str, Any]) -> int:
+def _num_classes(head: StateDict) -> int:
     weight = next((head[key] for key in ("head.fc.weight", "head.weight") if key in head), None)
     if weight is None:
-        raise UsageError(f"this {FAMILY} has no classifier: `head` is not in it")
+        raise UsageError(f"this {FAMILY} has no classifier: it does not contain `head`")
     return len(weight)
 
 
 def _describe(model: TokenVisionTransformer, settings: Mapping[str, Any]) -> None:
-    """The size of the images and the statistics that the originals' trainer takes off."""
+    """Set the config: the size of images, and the statistics that the originals' trainer normalises by."""
     host: Any = model.backbone
     mean, std = _NORMALISE[bool(settings.get("custom_mean_std"))]
     config: dict[str, Any] = {"input_size": (host.in_chans, *host.patch_embed.img_size), "mean": mean, "std": std}

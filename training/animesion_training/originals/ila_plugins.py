@@ -1,6 +1,6 @@
-"""Plug-ins of ILA's repository: selectors, adapters and prompts, made from the parameters of a checkpoint.
+"""Plug-ins for checkpoints of ILA's repository: selectors, adapters and prompts.
 
-Which parameters belong to them is decided in `ila`, which also reads transformer and head.
+Transformer and head are read by `ila`.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from animesion_training.tokens.state import Tokens
 
 FAMILY = "ILA model"
 
-#: Where the originals put a number of tokens that a part selector takes.
+#: Settings with the number of tokens that a part selector selects.
 _COUNTS = ("selector_num_tokens", "num_tokens", "num_token", "tokens_per_layer", "dynamic_top")
 _RESIDUALS = {"dws_near_ones_init": "near-ones", "dws_ones_init": "ones", "dws": "xavier"}
-#: What marks a bottleneck.
+#: The end of a name that marks a bottleneck.
 BOTTLENECK = ".adapter_down.weight"
 _ILA_LOCATIONS = (3, 7)
 
 
 class NormBeforeLast(Plugin):
-    """The encoder's norm, in front of the block that stands apart and has a norm of its own behind it."""
+    """The encoder's norm before a separate last block, which has its own norm after it."""
 
     def __init__(self, like: nn.LayerNorm, depth: int) -> None:
         super().__init__()
@@ -45,16 +45,16 @@ class NormBeforeLast(Plugin):
 
 
 def make_selector(name: str, settings: Mapping[str, Any], depth: int, reference_compat: bool) -> Plugin:
-    """The part selector with this name of ours; the settings have the number of tokens that FFVT takes."""
+    """The part selector with this name of ours; the settings have the number of tokens that FFVT selects."""
     if name == "transfg":
         return TransFG(depth=depth)
-    told = [settings.get(key) for key in (*_COUNTS, *(key for key in settings if "token" in key.lower()))]
-    count = next((each for each in told if type(each) is int and each > 0), 12)
+    numbers = [settings.get(key) for key in (*_COUNTS, *(key for key in settings if "token" in key.lower()))]
+    count = next((each for each in numbers if type(each) is int and each > 0), 12)
     return FFVT(depth=depth, count=count, reference_compat=reference_compat)
 
 
 def pop_bottlenecks(others: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The parameters of each bottleneck, by where it is; taken out of the others."""
+    """Remove the parameters of bottlenecks from `others`, and return them by the name of their module."""
     stems = [key.removesuffix(BOTTLENECK) for key in others if key.endswith(BOTTLENECK)]
     return {
         stem: {key.removeprefix(f"{stem}."): others.pop(key) for key in list(others) if key.startswith(f"{stem}.")}
@@ -65,7 +65,8 @@ def pop_bottlenecks(others: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 def make_adapters(
     settings: Mapping[str, Any], found: Mapping[str, StateDict], depth: int, width: int
 ) -> tuple[Plugin, dict[str, Tensor]]:
-    """Bottlenecks within blocks: two in each are parallel, one is sequential."""
+    """The adapters of bottlenecks inside blocks, and their weights: two per block are parallel, one is sequential."""
+    # more bottlenecks than blocks: two in each
     parallel = len(found) > depth and settings.get("adapter_path") != "pfeiffer"
     ours: dict[str, Tensor] = {}
     for stem, parts in found.items():
@@ -94,7 +95,10 @@ def make_ila(
     grid: tuple[int, int],
     own: bool,
 ) -> tuple[Plugin, dict[str, Tensor]]:
-    """Bottlenecks between blocks: the down-sampling ones are in a list `ila_ds`, in timm's flavour all are such."""
+    """The adapters of bottlenecks between blocks, and their weights.
+
+    The originals' own transformer has down-sampling adapters in a list `ila_ds`; in timm's all are down-sampling.
+    """
     groups: dict[str, dict[int, dict[str, Tensor]]] = {"down_sampling": {}, "keeping": {}}
     for stem, parts in found.items():
         group, _, index = stem.rpartition(".")
@@ -126,11 +130,11 @@ def make_ila(
 
 
 def _ila_parts(parts: StateDict) -> dict[str, Tensor]:
-    """One adapter's weights under our names; pointwise convolutions become linear layers."""
+    """Rename the weights of one adapter to our names; pointwise convolutions become linear layers."""
     convs = sorted({key.rpartition(".")[0] for key in parts if key.startswith("adapter_conv.")})
     maps = [stem for stem in convs if parts[f"{stem}.weight"].dim() == 4]
     if len(maps) != 2:
-        raise UsageError(f"an adapter of this {FAMILY} has {len(maps)} convolutions in a row, 2 are known here")
+        raise UsageError(f"an adapter of this {FAMILY} has {len(maps)} convolutions in a row, only 2 are supported")
     names = dict.fromkeys(convs, "norm2") | {maps[0]: "conv", maps[1]: "point"}
     names |= {"adapter_down": "down", "adapter_up": "up", "adapter_cls": "cls"}
     ours = {}
@@ -143,14 +147,15 @@ def _ila_parts(parts: StateDict) -> dict[str, Tensor]:
 
 
 def _ila_options(settings: Mapping[str, Any], parts: StateDict) -> dict[str, Any]:
-    """Most is told by the weights' shapes and presence."""
+    """The options of adapters: most follow from the names and shapes of weights."""
     conv, residual = parts["conv.weight"], parts.get("residual_conv.weight")
     dim = parts["down.weight"].shape[0]
+    # without a separate convolution for the class token, the original pads
     padding = bool(settings.get("ila_padding")) or "cls.weight" not in parts
-    told = str(settings.get("ila_ds_conv_type") or "")
+    kind_of_residual = str(settings.get("ila_ds_conv_type") or "")
     if residual is not None:
-        kind = _RESIDUALS.get(told, "near-ones") if residual.shape[1] == 1 else "conv"
-    elif "pool" in told and settings.get("ila_ds_conv", True):
+        kind = _RESIDUALS.get(kind_of_residual, "near-ones") if residual.shape[1] == 1 else "conv"
+    elif "pool" in kind_of_residual and settings.get("ila_ds_conv", True):
         kind = "avg-pool"
     else:
         kind = "identity" if padding else "none"
@@ -174,7 +179,7 @@ def make_prompts(
     settings: Mapping[str, Any], values: Tensor, depth: int, width: int, renamed: StateDict
 ) -> dict[str, tuple[Plugin, dict[str, Tensor]]]:
     """VPT's prompts or VQT's queries, with the parameter `values` of shape (..., blocks, count, D) or (count, D)."""
-    values = values.reshape(-1, *values.shape[-2:])
+    values = values.reshape(-1, *values.shape[-2:])  # (blocks, count, D)
     blocks, count, _ = values.shape
     patch = renamed["patch_embed.proj.weight"].shape
     common: dict[str, Any] = {"depth": depth, "count": count, "patch_size": (patch[-2], patch[-1])}

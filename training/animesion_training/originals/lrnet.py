@@ -1,4 +1,4 @@
-"""LRNet of the original: bare networks and TGDA's students, of any depth and width."""
+"""LRNet of the original: networks and TGDA's students, of any depth and width."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from animesion.errors import UsageError
 from animesion_training.models.create import ModelSpec
 from animesion_training.models.lrnet import CHANNELS, DEEP_STEM_WIDTH, LRNETS, STEM_WIDTH
 from animesion_training.originals.base import Config, Converter, StateDict, load_all, register_converter
-from animesion_training.originals.students import normalise, student_side, without_wrapper
+from animesion_training.originals.students import set_normalisation, student_side, without_wrapper
 
 _STAGES = range(1, 6)
 
 
 def _is_lrnet(config: Config, weights: StateDict) -> bool:
-    """A fifth stage tells it from a ResNet; with attention maps in the head it is a CAL teacher."""
+    """LRNet has a fifth stage, unlike a ResNet; with attention maps in the head it is a CAL teacher."""
     fifth = {"layer5.0.conv1.weight", "encoder.layer5.0.conv1.weight"}
     return not fifth.isdisjoint(weights) and not any(key.startswith("dfsm.attentions.") for key in weights)
 
 
 def _build_lrnet(config: Config, weights: StateDict, reference_compat: bool) -> nn.Module:
-    """The weights tell all; there is no fault of the original to reproduce."""
+    """All sizes follow from the weights; the original has no known faults to reproduce."""
     renamed = without_wrapper(weights, "encoder.", "fc.")
     block = "bottleneck" if "layer1.0.conv3.weight" in renamed else "basic"
     deep = "conv1.0.weight" in renamed
@@ -38,6 +38,7 @@ def _build_lrnet(config: Config, weights: StateDict, reference_compat: bool) -> 
         }
     except KeyError as error:
         raise UsageError(f"this LRNet checkpoint lacks {error.args[0]}") from None
+    # the registered name of this size, or of any with these blocks, whose defaults the options replace
     name = next((name for name, kind in LRNETS.items() if kind == (block, tuple(found["layers"]))), None)
     name = name or next(name for name, kind in LRNETS.items() if kind[0] == block)
     usual = {
@@ -51,7 +52,7 @@ def _build_lrnet(config: Config, weights: StateDict, reference_compat: bool) -> 
     spec = ModelSpec(f"{name}d" if deep else name, num_classes, student_side(config, 128), options=options)
     model = spec.build()
     load_all(model, renamed, "LRNet")
-    normalise(model, config)
+    set_normalisation(model, config)
     return model
 
 

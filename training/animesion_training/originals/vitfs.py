@@ -1,6 +1,6 @@
-"""ViTFS of the original: bare networks and TGDA's students, with convolutional stem and with or without aggregators.
+"""ViTFS of the original: networks and TGDA's students, with convolutional stem, with or without aggregators.
 
-The original's residual stems (`rpds`, `dw_rpds`) are not read.
+The original's residual stems (`rpds`, `dw_rpds`) are not supported.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from animesion_training.models.create import ModelSpec
 from animesion_training.models.vitfs import SIZES
 from animesion_training.models.vitfs_layers import PATCH, sincos_positions
 from animesion_training.originals.base import Config, Converter, StateDict, load_all, register_converter
-from animesion_training.originals.students import is_student, normalise, student_side, without_wrapper
+from animesion_training.originals.students import is_student, set_normalisation, student_side, without_wrapper
 
 _POSITIONS = "sin2d_embedding"
-#: Pattern of the original's names -> ours; what is not here has the same name.
+#: Pattern of the original's names -> ours; other names are the same.
 _NAMES = (
     (r"patch_embed\.conv3x3layers\.(\d+)\.", r"patch_embed.stages.\1."),
     (r"patch_embed\.conv1x1\.", "patch_embed.proj."),
     (r"^((?:blocks\.\d+\.)?norm[12]?)\.1\.", r"\1.bn."),
 )
 _OURS = re.compile(r"(?:patch_embed\.(?:stages|proj)|blocks|norm|head)\.|reg_token$")
-#: Largest difference of the original's positions from ours: half precision is allowed.
+#: Largest difference of the original's positions from ours; half precision is accepted.
 _TOLERANCE = 1e-3
 
 
 def _is_vitfs(config: Config, weights: StateDict) -> bool:
-    """Its stem or its position code tells; with attention maps in the head it is a CAL teacher."""
+    """ViTFS has its own stem and position embedding; with attention maps in the head it is a CAL teacher."""
     bare = {key.removeprefix("encoder.0.") for key in weights}
     return not bare.isdisjoint({_POSITIONS, "patch_embed.conv3x3layers.0.conv.weight"}) and not any(
         key.startswith("dfsm.attentions.") for key in weights
@@ -39,7 +39,7 @@ def _is_vitfs(config: Config, weights: StateDict) -> bool:
 
 
 def _build_vitfs(config: Config, weights: StateDict, reference_compat: bool) -> nn.Module:
-    """The weights tell all but the heads, which are 64 wide, and how many tokens are averaged, which the head tells."""
+    """Sizes follow from the weights; heads have width 64; the kind of classifier decides which tokens are averaged."""
     renamed = without_wrapper(weights, "encoder.0.", "head.")
     for pattern, ours in _NAMES:
         renamed = {re.sub(pattern, ours, key): value for key, value in renamed.items()}
@@ -54,12 +54,12 @@ def _build_vitfs(config: Config, weights: StateDict, reference_compat: bool) -> 
         num_classes = renamed["head.weight"].shape[0]
     except KeyError as error:
         raise UsageError(
-            f"this ViTFS checkpoint lacks {error.args[0]}: the convolutional stem is read, the residual ones are not"
+            f"this ViTFS checkpoint lacks {error.args[0]}: the convolutional stem is supported, residual ones are not"
         ) from None
     size = next((size for size, (known, _) in SIZES.items() if known == width), "tiny")
     registers = renamed["reg_token"].shape[1] if "reg_token" in renamed else 0
     aggregators, dca_blocks = _aggregators(others)
-    found: dict[str, tuple[Any, Any]] = {  # value, and the usual one
+    found: dict[str, tuple[Any, Any]] = {  # value, and the default
         "in_chans": (channels, 3),
         "embed_dim": (width, SIZES[size][0]),
         "num_heads": (max(1, width // 64), SIZES[size][1]),
@@ -72,33 +72,33 @@ def _build_vitfs(config: Config, weights: StateDict, reference_compat: bool) -> 
         "reference_compat": (reference_compat and registers > 0, False),
         "pool_include_prefix": (reference_compat and registers > 0 and is_student(weights), False),
     }
-    options = {option: value for option, (value, usual) in found.items() if value != usual}
+    options = {option: value for option, (value, default) in found.items() if value != default}
     model = ModelSpec(f"vitfs_{size}_patch16", num_classes, side, options=options).build()
     load_all(model, renamed | aggregators, "original ViTFS")
-    normalise(model, config)
+    set_normalisation(model, config)
     return model
 
 
 def _side(positions: Tensor | None, otherwise: int) -> int:
-    """Side of the images in pixels; the original's positions (N, D) are checked, because ours are computed."""
+    """Side of the images in pixels; the positions (N, D) of the original are checked, because ours are computed."""
     if positions is None:
         return otherwise
     grid: int = round(positions.shape[0] ** 0.5)
     if positions.ndim != 2 or grid * grid != positions.shape[0] or positions.shape[1] < 8:
-        raise UsageError(f"{_POSITIONS} of {tuple(positions.shape)} is no position code of a square grid")
+        raise UsageError(f"{_POSITIONS} of shape {tuple(positions.shape)} is not a position embedding of a square grid")
     ours = sincos_positions(grid, grid, positions.shape[1], positions.device).flatten(0, 1)
     if not torch.allclose(positions.float(), ours, rtol=0, atol=_TOLERANCE):
-        raise UsageError(f"{_POSITIONS} is another position code than the 2-D sin-cos one of ViTFS")
+        raise UsageError(f"{_POSITIONS} is not the 2-D sin-cos position embedding of ViTFS")
     return grid * PATCH
 
 
 def _aggregators(others: StateDict) -> tuple[dict[str, Tensor], int]:
-    """The remaining tensors as aggregators' under our names, and the number of blocks of each; 0 if nothing remains.
+    """Rename the remaining tensors as aggregators, and return them with the number of blocks of each, 0 for none.
 
-    They are told by their shapes, in order: two batch norms and a depthwise convolution of (1, n) each.
+    They are recognised by shapes, in order: each has two batch norms and a depthwise convolution of (1, n).
 
     Raises:
-        UsageError: they are something else.
+        UsageError: they are not parameters of aggregators.
     """
     modules: dict[str, dict[str, Tensor]] = {}
     for key, value in others.items():

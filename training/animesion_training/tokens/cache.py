@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from animesion.errors import UsageError
+from animesion_training.options import whole_number
 from animesion_training.tokens.plugin import Plugin
 from animesion_training.tokens.reductions.base import reduction_layers
 from animesion_training.tokens.state import Tokens
@@ -64,8 +65,7 @@ class CrossLayerCache(Plugin):
         reference_compat: bool = False,
     ) -> None:
         super().__init__()
-        if isinstance(num_clr, bool) or not isinstance(num_clr, int) or num_clr < 0:
-            raise UsageError(f"num_clr of cache clc is a whole number from 0, not {num_clr!r}")
+        whole_number("num_clr of cache clc", num_clr, 0)
         switches = {"include_gap": include_gap, "recover_at_last": recover_at_last, "pool_cls": pool_cls}
         for name, value in (switches | {"pool_clr": pool_clr}).items():
             if not isinstance(value, bool):

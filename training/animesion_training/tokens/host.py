@@ -140,6 +140,7 @@ class TokenVisionTransformer(nn.Module):
             for plugin in plugins:
                 plugin.before(i, tokens)
             count_in = tokens.x.shape[1]
+            # a block that no plug-in works inside of runs as timm's own, fused and checkpointed
             inside = [plugin for plugin in plugins if i in plugin.opens]
             if inside:
                 self._open(i, block, tokens, inside)
@@ -212,7 +213,7 @@ class TokenVisionTransformer(nn.Module):
         elif tokens.real is None:
             pooled = x[:, tokens.prefix :].mean(dim=1)
         else:  # the mean of the real tokens alone
-            real = tokens.real[:, tokens.prefix :, None].to(x.dtype)
+            real = tokens.real[:, tokens.prefix :, None].to(x.dtype)  # (B, N, 1)
             pooled = (x[:, tokens.prefix :] * real).sum(dim=1) / real.sum(dim=1)
         normed: Tensor = host.head_drop(host.fc_norm(pooled))
         for plugin in self._plugins():
@@ -274,6 +275,7 @@ class TokenVisionTransformer(nn.Module):
         else:
             host, rest = state_dict, {}
         host = checkpoint_filter_fn(host, self.backbone)
+        # `gathers` drops the final norm, and the classifier of the file is never ours
         dropped = ("head.", "head_dist.", "pre_logits.", *(("norm.", "fc_norm.") if self.gathers else ()))
         return {f"{_BACKBONE}{key}": value for key, value in host.items() if not key.startswith(dropped)} | rest
 
@@ -317,6 +319,7 @@ class TokenVisionTransformer(nn.Module):
             )
         self.num_classes = num_classes
         head = self._make_head(num_classes) if num_classes else nn.Identity()
+        # the head may be replaced after the model was moved to a device
         self.head = head.to(next(self.backbone.parameters()).device)
 
 
@@ -341,6 +344,7 @@ def check_backbone(backbone: nn.Module, what: str, *, class_token: bool = True) 
     if backbone.attn_pool is not None:
         raise UsageError(f"{what} need a class token to classify from, and this {kind} ends in attention pooling")
     for block in backbone.blocks:
+        # exact types: a subclass may compute something that `_open` does not repeat
         plain = type(block) is Block and type(block.attn) is Attention and block.attn.gate is None
         if not plain:
             raise UsageError(

@@ -9,7 +9,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import nn
 
 from animesion.errors import UsageError
-from animesion_training.tokens.options import whole_number
+from animesion_training.options import whole_number
 
 
 class OverlappingPatchEmbed(PatchEmbed):

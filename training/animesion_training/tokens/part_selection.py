@@ -15,18 +15,17 @@ from torch.nn import functional
 
 from animesion.config.settings import nearest
 from animesion.errors import UsageError
-from animesion_training.options import in_range
+from animesion_training.options import in_range, whole_number
 from animesion_training.tokens.attention import Attended
 from animesion_training.tokens.autocast import without_autocast
-from animesion_training.tokens.options import whole_number
 from animesion_training.tokens.plugin import Plugin
 from animesion_training.tokens.reductions.base import take
 from animesion_training.tokens.state import Tokens
 
 #: Name -> description.
 PART_SELECTORS = {
-    "transfg": "the patch that each head attends to most through all blocks (He et al., AAAI 2022)",
-    "ffvt": "patches of every block with high mutual attention with the class token (Wang et al., BMVC 2021)",
+    "transfg": "for each head, the patch with the highest attention accumulated over all blocks (He et al., AAAI 2022)",
+    "ffvt": "in every block, patches with high mutual attention with the class token (Wang et al., BMVC 2021)",
 }
 
 _PARTS = "partselect.parts"

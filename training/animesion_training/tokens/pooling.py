@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from animesion.config.settings import nearest
 from animesion.errors import UsageError
+from animesion_training.options import whole_number
 from animesion_training.tokens.autocast import without_autocast
-from animesion_training.tokens.options import whole_number
 
 #: Name -> description.
 PATCH_HEADS = {

@@ -14,16 +14,16 @@ from animesion_training.tokens.plugin import Plugin
 
 #: Name -> description.
 ADAPTERS = {
-    "ila": "down-sampling inter-layer adapters after two blocks (Rios et al., ECCV Workshops 2024)",
-    "ila+": "ILA, and inter-layer adapters that keep the grid after all other blocks",
-    "ila++": "ILA, and bottleneck adapters parallel to attention and MLP of every block",
-    "adapter": "bottleneck adapters parallel to attention and MLP of every block (He et al., ICLR 2022)",
+    "ila": "downsampling inter-layer adapters after two blocks (Rios et al., ECCV Workshops 2024)",
+    "ila+": "ILA, plus inter-layer adapters without downsampling after all other blocks",
+    "ila++": "ILA, plus bottleneck adapters parallel to the attention and the MLP of every block",
+    "adapter": "bottleneck adapters parallel to the attention and the MLP of every block (He et al., ICLR 2022)",
     "adapter-sequential": "a bottleneck adapter after the MLP of every block (Pfeiffer et al., EACL 2021)",
-    "convpass": "bottleneck adapters with a convolution over the grid inside (Jie and Deng, 2022)",
-    "vpt-shallow": "learned prompts among the tokens (Jia et al., VPT, ECCV 2022)",
+    "convpass": "bottleneck adapters that contain a convolution over the grid (Jie and Deng, 2022)",
+    "vpt-shallow": "learned prompts added to the input tokens (Jia et al., VPT, ECCV 2022)",
     "vpt-deep": "separate learned prompts for every block (Jia et al., VPT, ECCV 2022)",
     "vqt": "learned queries that summarise every block for a wide linear head (Tu et al., CVPR 2023)",
-    "lora": "low-rank updates of the attention's weights (Hu et al., ICLR 2022)",
+    "lora": "low-rank updates of the attention weights (Hu et al., ICLR 2022)",
 }
 
 

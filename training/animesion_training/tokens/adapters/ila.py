@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from animesion.errors import UsageError
-from animesion_training.options import in_range
+from animesion_training.options import in_range, one_of, whole_number
 from animesion_training.tokens.adapters.base import as_map, as_tokens, grid_of, init_xavier, split_tokens
-from animesion_training.tokens.options import one_of, whole_number
 from animesion_training.tokens.plugin import Plugin
 from animesion_training.tokens.state import Tokens
 
@@ -97,7 +96,7 @@ class InterLayerAdapter(nn.Module):
         reach = whole_number("dilation", dilation) * (whole_number("kernel", kernel) - 1)
         inner = whole_number("multiplier", multiplier) * dim
         _check(norms, residual, padding, class_conv, kernel, dilation)
-        self.reach = 0 if padding else reach
+        self.reach = 0 if padding else reach  # rows and columns that the grid loses
         self.kind = residual
         self.kernel = kernel
         pad = reach // 2 if padding else 0
@@ -106,7 +105,7 @@ class InterLayerAdapter(nn.Module):
         self.norm1 = _norm(norms[0], dim)
         self.conv = nn.Conv2d(dim, inner, kernel, padding=pad, dilation=dilation, groups=dim)
         self.norm2 = _norm(norms[1], inner)
-        self.point = nn.Linear(inner, dim)
+        self.point = nn.Linear(inner, dim)  # a pointwise convolution, on tokens
         self.cls = nn.Linear(dim, dim) if class_conv else None
         self.norm3 = _norm(norms[2], dim)
         self.act = nn.GELU()
@@ -166,7 +165,7 @@ class InterLayerAdapter(nn.Module):
 
     def _over_grid(self, features: Tensor) -> Tensor:
         """SDS between the first and the last norm, (B, d, h, w) to (B, h' w', d)."""
-        hidden: Any = as_tokens(self.conv(features))
+        hidden: Any = as_tokens(self.conv(features))  # (B, h' w', d * multiplier)
         if self.training and isinstance(self.norm2, nn.BatchNorm1d) and hidden.shape[0] * hidden.shape[1] == 1:
             raise UsageError("adapter ila normalises over the batch and cannot train on one image with one patch left")
         out: Tensor = self.point(self.act(self.norm2(hidden)))
@@ -286,7 +285,7 @@ class ILA(Plugin):
         self.keeping = nn.ModuleList(
             InterLayerAdapter(width, residual="identity", padding=True, **common) for _ in self.padded
         )
-        for module in self.down_sampling:
+        for module in self.down_sampling:  # raises if nothing of the grid is left
             grid = module.shrunk(grid)  # type: ignore[operator]
 
     def after(self, block: int, tokens: Tokens) -> None:
@@ -305,7 +304,7 @@ class ILA(Plugin):
             raise UsageError(
                 "adapter ila needs tokens that are one patch each: leave out the token reduction before it"
             )
-        tokens.x = module(tokens.x, tokens)
+        tokens.x = module(tokens.x, tokens)  # reads the old grid
         tokens.grid = module.shrunk(grid_of(tokens, "ila"))
         if tokens.trace is not None:
             tokens.trace[name] = tokens.x.detach()

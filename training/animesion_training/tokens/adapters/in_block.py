@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from animesion.errors import UsageError
-from animesion_training.options import in_range
+from animesion_training.options import in_range, one_of, whole_number
 from animesion_training.tokens.adapters.base import as_map, as_tokens, grid_of, init_xavier, split_tokens
-from animesion_training.tokens.options import one_of, whole_number
 from animesion_training.tokens.plugin import Plugin
 from animesion_training.tokens.state import Tokens
 
@@ -70,6 +69,7 @@ class Bottleneck(nn.Module):
         if self.conv is not None:
             prefix, patches, extra = split_tokens(hidden, tokens)
             patches = as_tokens(self.conv(as_map(patches, grid_of(tokens, "convpass"))))
+            # one pixel with zero padding is only ever under the center of the kernel
             hidden = self.act(torch.cat([self._center(prefix), patches, self._center(extra)], dim=1))
         out: Tensor = self.up(hidden)
         return out
@@ -236,9 +236,10 @@ class LoRA(Plugin):
         scale = in_range("alpha", alpha, low=0.0, low_open=True) / whole_number("rank", rank)
         in_range("dropout", dropout, low=0.0, high=1.0, high_open=True)
         if isinstance(targets, str) or not targets or len(set(targets)) != len(targets):
-            raise UsageError(f"targets of adapter lora is a list of qkv, proj or both, not {targets!r}")
+            raise UsageError(f"targets of adapter lora must be a list of qkv, proj or both, not {targets!r}")
         for target in targets:
             one_of("targets", target, ("qkv", "proj"))
+        # timm computes queries, keys and values in one layer
         outs = {"qkv": 3 * width, "proj": width}
         self.updates = nn.ModuleList(
             nn.ModuleDict({target: LowRank(width, outs[target], rank, scale, dropout) for target in targets})

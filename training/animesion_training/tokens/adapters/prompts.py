@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from animesion_training.options import in_range
+from animesion_training.options import in_range, whole_number
 from animesion_training.tokens.attention import Attended
-from animesion_training.tokens.options import whole_number
 from animesion_training.tokens.plugin import Plugin
 from animesion_training.tokens.state import Tokens
 
@@ -57,6 +56,7 @@ class PromptTuning(Plugin):
     def begin(self, tokens: Tokens) -> None:
         """See `Plugin.begin`."""
         tokens.scratch[_START] = tokens.prefix
+        # inserted once; deep prompts then replace each other in place
         _insert(tokens, self._of(0, tokens))
 
     def before(self, block: int, tokens: Tokens) -> None:
@@ -137,6 +137,7 @@ class QueryTuning(Plugin):
 
     def pooled(self, feature: Tensor, tokens: Tokens) -> Tensor:
         """See `Plugin.pooled`."""
+        # one normalised vector (B, P D) per block
         outputs = [functional.normalize(each.flatten(1), dim=-1) for each in tokens.scratch[_OUTPUTS]]
         return torch.cat([*outputs, functional.normalize(feature, dim=-1)], dim=-1)
 

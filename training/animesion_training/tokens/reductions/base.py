@@ -101,7 +101,7 @@ class ReductionPlan:
             )
         for rate in rates:
             if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate <= 1:
-                raise UsageError(f"keep_rate is a share of tokens above 0 and at most 1, not {rate!r}")
+                raise UsageError(f"keep_rate must be a share of tokens above 0 and at most 1, not {rate!r}")
         if tokens < 1:
             raise UsageError(f"there are no patches to reduce: {tokens}")
         return cls(chosen, tuple(float(rate) for rate in rates), depth, width, tokens, reference_compat)

@@ -18,10 +18,10 @@ from animesion_training.tokens.reductions.pruning import ATS, DynamicViT, EViT, 
 
 #: Name -> description.
 REDUCTIONS = {
-    "topk": "keep the tokens that the class token attends to most",
-    "evit": "TopK, and one token that summarises the dropped ones (Liang et al., ICLR 2022)",
-    "ats": "sample an adaptive number of tokens by the class token's attention (Fayyaz et al., ECCV 2022)",
-    "dynamicvit": "learned decisions about which tokens to keep (Rao et al., NeurIPS 2021)",
+    "topk": "keep the tokens with the highest attention from the class token",
+    "evit": "TopK, plus one token that fuses the dropped ones (Liang et al., ICLR 2022)",
+    "ats": "sample tokens by the class token's attention; their number depends on the image (Fayyaz et al., ECCV 2022)",
+    "dynamicvit": "learned keep decisions for each token (Rao et al., NeurIPS 2021)",
     "tome": "merge pairs of tokens with similar keys, weighted by size (Bolya et al., ICLR 2023)",
     "dpcknn": "merge clusters around density peaks (Zeng et al., TCFormer, CVPR 2022)",
     "sit": "learned soft assignment to a fixed number of tokens (Zong et al., Self-slimmed ViT, ECCV 2022)",

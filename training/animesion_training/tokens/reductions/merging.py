@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from animesion.errors import UsageError
+from animesion_training.options import whole_number
 from animesion_training.tokens.attention import Attended
 from animesion_training.tokens.reductions.base import Reduction, ReductionPlan, init_linear, take
 from animesion_training.tokens.state import Tokens
@@ -186,8 +187,7 @@ class DPCKNN(Reduction):
 
     def __init__(self, plan: ReductionPlan, neighbours: int = 5, equal_weight: bool = False) -> None:
         super().__init__(plan)
-        if isinstance(neighbours, bool) or not isinstance(neighbours, int) or neighbours < 1:
-            raise UsageError(f"neighbours of reduction dpcknn is a whole number from 1, not {neighbours!r}")
+        whole_number("neighbours of reduction dpcknn", neighbours)
         if not isinstance(equal_weight, bool):
             raise UsageError(f"equal_weight of reduction dpcknn is true or false, not {equal_weight!r}")
         self.neighbours = neighbours
@@ -374,9 +374,8 @@ class Sinkhorn(_SoftReduction):
 
     def __init__(self, plan: ReductionPlan, eps: float = 1.0, iterations: int = 3) -> None:
         if isinstance(eps, bool) or not isinstance(eps, int | float) or not eps > 0:
-            raise UsageError(f"eps of reduction sinkhorn is a number above 0, not {eps!r}")
-        if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-            raise UsageError(f"iterations of reduction sinkhorn is a whole number from 1, not {iterations!r}")
+            raise UsageError(f"eps of reduction sinkhorn must be a number above 0, not {eps!r}")
+        whole_number("iterations of reduction sinkhorn", iterations)
         super().__init__(plan, partial(TransportAssignment, plan.width, eps=eps, iterations=iterations))
 
     def no_weight_decay(self) -> set[str]:

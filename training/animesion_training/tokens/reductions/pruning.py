@@ -209,7 +209,7 @@ class DynamicViT(Reduction):
     def __init__(self, plan: ReductionPlan, loss_weight: float = 2.0) -> None:
         super().__init__(plan)
         if isinstance(loss_weight, bool) or not isinstance(loss_weight, int | float) or not loss_weight >= 0:
-            raise UsageError(f"loss_weight of reduction dynamicvit is a number from 0, not {loss_weight!r}")
+            raise UsageError(f"loss_weight of reduction dynamicvit must be a number from 0, not {loss_weight!r}")
         self.loss_weight = loss_weight
         self.has_losses = bool(self.stages and loss_weight)
         self.opens = frozenset(range(min(self.stages), plan.depth)) if self.stages else frozenset()

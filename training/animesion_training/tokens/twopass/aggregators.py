@@ -9,7 +9,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from animesion.errors import UsageError
-from animesion_training.tokens.options import whole_number
+from animesion_training.options import whole_number
 
 
 class ConvAggregator(nn.Module):

@@ -98,6 +98,7 @@ class TwoPassTransformer(nn.Module):
             embedded=self._begin_with_crop_token if replaces_token else None,
             targets=first.targets,
         )
+        # a plug-in adds the same terms in both passes
         for name, loss in second.losses.items():
             first.losses[name] = first.losses[name] + loss if name in first.losses else loss
         if first.trace is not None:
@@ -110,6 +111,7 @@ class TwoPassTransformer(nn.Module):
         token: Any = self.crop_class_token
         if host.pos_embed is not None and not host.no_embed_class:
             token = token + host.pos_embed[:, :1]  # the position of the class token, as timm's embedding adds it
+        # (1, 1, D) to (B, 1, D)
         token = host.pos_drop(token.expand(len(embedding), -1, -1)).to(embedding.dtype)
         return torch.cat([token, embedding[:, 1:]], dim=1)
 
@@ -147,6 +149,7 @@ class TwoPassTransformer(nn.Module):
         features, tokens = self._features(x, targets=targets)
         logits = self.forward_head(features)
         if self.test_flip and not self.training:
+            # images are (B, C, H, W): axis 3 mirrors them
             logits = (logits + self.forward_head(self.forward_features(x.flip(3)))) / 2
         return (logits, tokens.losses) if with_losses else logits
 

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from animesion.errors import UsageError
 from animesion_training.data.views import crop
-from animesion_training.options import in_range
+from animesion_training.options import in_range, one_of, whole_number
 from animesion_training.tokens.host import TokenVisionTransformer
-from animesion_training.tokens.options import one_of, whole_number
 from animesion_training.tokens.reductions.base import init_linear
 from animesion_training.tokens.state import Tokens
 from animesion_training.tokens.twopass.aggregators import ConvAggregator, transformer_aggregator
@@ -169,6 +168,7 @@ class GLSim(TwoPassTransformer):
         if aggregator == "transformer":
             self.aggregator = transformer_aggregator(width, aggregator_depth, aggregator_heads, block_eps, last_eps)
         elif aggregator is not None:
+            # the convolution spans all tokens: the image's and either the crop's or the selected ones
             inputs = 1 + min(top, host.patch_embed.num_patches) if select_tokens else 2
             self.aggregator = ConvAggregator(width, inputs, depthwise=aggregator == "dwsc", eps=last_eps)
         init_linear(self.reduce)
@@ -188,6 +188,7 @@ class GLSim(TwoPassTransformer):
         if tokens.grid is None:
             raise UsageError("GLSim crops around patches by their place in the grid, and the encoder leaves no grid")
         similarity = global_local_similarity(normed[:, 0], _patches(normed, tokens), self.metric)
+        # the cosine is a similarity; of the other metrics, which are distances, the smallest are the best
         scores = torch.rand_like(similarity) if self.anchor_random else similarity
         indices = select(scores, self.top, smallest=self.metric != "cos")
         return similarity, indices, patch_box(indices, tokens.grid, self._covered(x), self.box)

@@ -13,9 +13,8 @@ from torch.nn import functional
 
 from animesion.errors import UsageError
 from animesion_training.data.views import crop
-from animesion_training.options import in_range
+from animesion_training.options import in_range, one_of, whole_number
 from animesion_training.tokens.host import TokenVisionTransformer
-from animesion_training.tokens.options import one_of, whole_number
 from animesion_training.tokens.rollout import AttentionRecorder, class_rollout
 from animesion_training.tokens.state import Tokens
 from animesion_training.tokens.twopass.base import BOX_TRACE, TwoPassTransformer
@@ -109,7 +108,7 @@ class RAMSTrans(TwoPassTransformer):
         with torch.no_grad():
             if tokens.grid is None:
                 raise UsageError("RAMS-Trans crops by the grid of patches, and the encoder leaves no grid")
-            attention = class_rollout(self._recorder.taken())
+            attention = class_rollout(self._recorder.taken())  # (B, T)
             if attention.shape[1] != tokens.x.shape[1]:
                 raise UsageError(
                     f"RAMS-Trans needs the same tokens in all blocks, and of {attention.shape[1]} tokens "
@@ -118,6 +117,7 @@ class RAMSTrans(TwoPassTransformer):
             attention = attention[:, tokens.prefix : attention.shape[1] - tokens.extra]  # patches alone, (B, N)
             cells = attention.reshape(-1, *tokens.grid)  # (B, rows, columns)
             if self.pool > 1:
+                # cells at the end average the patches they have
                 cells = functional.avg_pool2d(cells[:, None], self.pool, ceil_mode=True)[:, 0]
             mask = self._mask(cells)
             boxes = mask_box(mask, tokens.grid, self._covered(x), self.box, pool=self.pool)
@@ -144,7 +144,7 @@ class RAMSTrans(TwoPassTransformer):
         """Features (B, 2, ...) of both passes to mean logits (B, num_classes), or to their mean."""
         if pre_logits:
             return x.mean(1)
-        logits = self.encoder.forward_head(x.flatten(0, 1))
+        logits = self.encoder.forward_head(x.flatten(0, 1))  # both passes in one batch, (2 B, num_classes)
         return logits.reshape(len(x), x.shape[1], -1).mean(1)
 
     @torch.no_grad()
