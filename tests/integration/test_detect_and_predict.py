@@ -400,7 +400,7 @@ def test_predict_names_faces_and_with_or_whole_the_image(tmp_path: Path) -> None
     assert [json.loads(line).get("score") for line in every.stdout.splitlines()] == pytest.approx([0.9, 0.7, None])
     text = run(*faces)
     assert " at {},{} to {},{}: ".format(*first["box"]) in text.stdout
-    assert "b.png: nothing to name (no face found)" in text.stderr
+    assert "b.png: no prediction (no face found)" in text.stderr
 
 
 @pytest.mark.usefixtures("announced")
@@ -410,7 +410,7 @@ def test_predict_names_faces_and_with_or_whole_the_image(tmp_path: Path) -> None
         (["--detector", "onnx"], "needs the file detector.onnx, which is not installed; install it with"),
         (["--detector", "onnx", "--set", "scor=1"], "unknown key 'scor'; did you mean 'score'"),
         (["--detector", "onnx", "--set", "score"], "--set 'score' is not of the form"),
-        (["--detector", "boxes"], "reads a source's table"),
+        (["--detector", "boxes"], "needs the boxes of a source"),
         (["--all-faces"], "need a --detector"),
     ],
 )

@@ -244,7 +244,7 @@ def test_a_study_is_one_table_and_carries_on(coloured: Path, tmp_path: Path) -> 
     assert all(0 <= row["top_1"] <= 1 for row in rows)
     assert (tmp_path / "out" / "accuracy-cost.png").read_bytes().startswith(b"\x89PNG")
     again = run_on_cpu(*order)
-    assert again.stderr.count("done before") == 4
+    assert again.stderr.count("already done") == 4
     assert json.loads(again.stdout) == rows
     study.write_text('[grid]\n"model.nme" = ["resnet10t"]\n')
     wrong = run_on_cpu(*order)

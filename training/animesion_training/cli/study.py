@@ -1,4 +1,4 @@
-"""`animesion study`: a grid of training runs and its table."""
+"""`animesion study`: run a grid of training runs and tabulate it."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import click
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 def study(file: Path, data: str, out: Path, device: str, as_json: bool) -> None:
-    """Run the grid of training runs in FILE (TOML), as far as it is not done, and tabulate it.
+    """Run the unfinished training runs of the grid in FILE (TOML), and tabulate it.
 
-    The same command carries on with a study that was stopped.
+    The same command resumes a study that was stopped.
     """
     from animesion_training.cli.requirements import check_exists, torch_required
 
     check_exists(file, data)
     with torch_required():
         from animesion_training.analysis import study
-        from animesion_training.cli.progress import watching
+        from animesion_training.cli.progress import screen
 
     chosen = study.load(file)
-    with watching() as watcher:
+    with screen() as watcher:
         rows = study.run(chosen, data, out, device=device, notify=watcher.message, watcher=watcher)
     if as_json:
         import json
