@@ -159,7 +159,7 @@ def _tokens(model: TokenVisionTransformer, pixels: Pixels, x: Tensor) -> list[Pa
 def _reduced(
     pixels: Pixels, trace: Mapping[str, Tensor], grid: tuple[int, int], host: Any
 ) -> Iterator[tuple[str, Pixels]]:
-    """Yield the remaining patches after each stage: dropped ones dark, merged ones in the mean colour of their group."""
+    """Yield the patches after each stage: dropped ones dark, merged ones in the mean colour of their group."""
     # (T, P): which patches are in each of T tokens behind the class token; tokens of a cache contain none
     origin = torch.eye(grid[0] * grid[1], dtype=torch.bool)
     for key, recorded in sorted(trace.items(), key=lambda entry: _stage(entry[0])):

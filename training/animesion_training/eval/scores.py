@@ -114,7 +114,7 @@ class Scores:
         else:
             logs = torch.log_softmax(outputs, dim=1)
             shares = logs.exp()
-        # ranked by the outputs: probabilities of large logits are equal after rounding. argmax returns the first of equals
+        # ranked by outputs, because probabilities of large logits are equal after rounding; argmax returns the first
         predictions = outputs.argmax(1)
         columns = targets[:, None]  # (B, 1)
         own = outputs.gather(1, columns)
