@@ -156,7 +156,7 @@ def test_what_cannot_be_exported_is_said_and_nothing_written(trained, tmp_path, 
         ("ifa", "hf", "full", "is a folder with files in it"),
         ("ifa", "onnx", "full", "is a folder"),
         ("ifa", "hf", "full/notes.txt", "is a file"),
-        ("absent", "onnx", "x.onnx", "cannot read the weight file"),
+        ("absent", "onnx", "x.onnx", "cannot read the weights file"),
     ]:
         with pytest.raises(UsageError, match=sentence):
             export.export(trained / f"{name}.safetensors", kind, tmp_path / out)

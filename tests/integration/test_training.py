@@ -194,7 +194,7 @@ def test_freezing_trains_what_is_left(coloured: Path, tmp_path: Path) -> None:
     ("overrides", "sentence"),
     [
         (["model.name=resnet999"], "resnet999"),
-        (["model.freeze=['nothing']"], "no parameter is called 'nothing'"),
+        (["model.freeze=['nothing']"], "no parameter matches 'nothing'"),
         (["objective.name=focl"], "did you mean 'focal'"),
         (["data.train=trian"], "has no split 'trian'"),
         (["optimizer.name=sgdd"], "sgdd"),
