@@ -31,6 +31,7 @@ from animesion_training.data import (
     divide_split,
     open_data,
 )
+from animesion_training.data.files import Descriptor
 from animesion_training.data.remote import RemoteFiles
 
 
@@ -372,10 +373,11 @@ def test_shards_that_come_together_do_not_stay_together(
     files.most_bytes = 2 * max(shard.bytes for shard in files.shards)
     together, fetch = threading.Barrier(3), files._download
 
-    def meeting(shard: ShardInfo, path: Path) -> None:
+    def meeting(shard: ShardInfo, path: Path) -> Descriptor:
         together.wait(20)
-        fetch(shard, path)
+        descriptor = fetch(shard, path)
         together.wait(20)
+        return descriptor
 
     monkeypatch.setattr(files, "_download", meeting)
     threads = [threading.Thread(target=files.read, args=(file, 0, 10)) for file in range(3)]
