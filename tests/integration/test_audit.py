@@ -128,7 +128,7 @@ def test_json_on_the_screen_and_nothing_written(weights: Path, built: Path) -> N
 
 
 def test_wrong_requests_are_one_sentence(weights: Path, built: Path, tmp_path: Path) -> None:
-    for arguments, said in (
+    for arguments, message in (
         ((built, "--model", tmp_path / "none.safetensors"), "not found"),
         ((tmp_path / "none", "--model", weights), "not found"),
         ((built, "--model", weights, "--out", built), "is a built dataset"),
@@ -136,7 +136,7 @@ def test_wrong_requests_are_one_sentence(weights: Path, built: Path, tmp_path: P
     ):
         done = run(*arguments)
         assert done.exit_code != 0
-        assert said in str(done.exception)
+        assert message in str(done.exception)
         assert "\n" not in str(done.exception)
 
 

@@ -1,4 +1,4 @@
-"""The detector `onnx` on small networks that look at pixels: its forms of output, its options, builds and `predict`."""
+"""The detector `onnx` on small networks that read pixels: its forms of output, its options, builds and `predict`."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def test_an_open_input_is_padded_to_the_stride_of_the_file(tmp_path: Path) -> No
     save(tmp_path / "n.onnx", nodes, [shares, fixed, zero], taken, {"stride": "64"})
     [[box]] = found(tmp_path / "n.onnx", Image.new("RGB", (380, 100)), size=190)
     assert box.score == 0.5
-    # 190 x 50 px lie in the middle of 192 x 64
+    # 190 x 50 px in the centre of 192 x 64
     assert box[:4] == pytest.approx((0, 0, 31 / 190, 25 / 50))
 
 
@@ -222,7 +222,7 @@ def test_options_choose_classes_scores_and_overlap(tmp_path: Path) -> None:
         [boxes] = found(path, image, **options)
         return [round(box.score, 3) for box in boxes]
 
-    assert scores() == [0.9]  # the second overlaps the first, the third lies outside
+    assert scores() == [0.9]  # the second overlaps the first, the third is outside
     assert scores(iou=0.9) == [0.9, 0.6]
     assert scores(classes=["hand"]) == scores(classes=[1]) == [0.6]
     assert scores(classes=[0, "hand"], iou=0.9) == [0.9, 0.6]

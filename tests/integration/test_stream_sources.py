@@ -1,4 +1,4 @@
-"""The stream over real built datasets, class folders, label CSVs and addresses; damage, threads, the cache."""
+"""The stream on built datasets, class folders, label CSVs and URLs: damage, threads and the cache."""
 
 from __future__ import annotations
 
@@ -289,10 +289,10 @@ def test_threads_are_kept_between_epochs_until_closed(small_dataset: Path) -> No
 
 def test_the_cache_follows_the_schedule_of_the_stream(small_dataset: Path) -> None:
     data = open_data(small_dataset)
-    told: list[str] = []
-    resident = cache_samples(data, "train", 24, notify=told.append)
+    messages: list[str] = []
+    resident = cache_samples(data, "train", 24, notify=messages.append)
     assert resident.images.shape[1:] == (28, 28, 3)
-    assert "images of 28 px take" in told[0]
+    assert "images of 28 px take" in messages[0]
     stream = Stream(data, "train", 5, 24, seed=2, sampling="square-root")
     cached = CachedStream(resident, 5, 24, seed=2, sampling="square-root")
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Training runs on drawn images: they learn, resume to the bit, share a batch over processes, and refuse nonsense."""
+"""Training on drawn images: runs learn, resume exactly, share batches over processes, and reject invalid input."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FAST = (
 
 @pytest.fixture(scope="module")
 def coloured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A built dataset of three classes that a glance tells apart: noise of one colour each, 40 images a class."""
+    """A built dataset of three easily distinguished classes: noise of one colour each, 40 images per class."""
     root = tmp_path_factory.mktemp("coloured")
     rng = np.random.default_rng(5)
     for name, colour in COLOURS.items():
@@ -124,7 +124,7 @@ def test_equal_runs_are_equal_and_a_resumed_one_too(coloured: Path, tmp_path: Pa
             if self.left == 0:
                 raise StoppedError
 
-    # stopped between checkpoints: what came after the last is done again, the same
+    # stopped between checkpoints: the steps after the last one are repeated with the same result
     for step in (4, 2, 5):
         with pytest.raises(StoppedError):
             loop.train(

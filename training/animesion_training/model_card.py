@@ -30,7 +30,7 @@ def model_card(path: Path) -> str:
     """
     weights = path / runs.BEST if path.is_dir() else path
     card, folder = read_card(weights), weights.parent
-    found = _report(folder / "report" / "evaluation.json", weights)
+    report = _report(folder / "report" / "evaluation.json", weights)
     name = folder.resolve().name if weights.name in (runs.BEST, runs.FINAL) else weights.stem
     environment = cards.environment()
     environment.filters["percent"] = _percent
@@ -38,13 +38,13 @@ def model_card(path: Path) -> str:
     recipe = folder / "recipe.toml"
     try:
         return environment.get_template("model.md.j2").render(
-            header=yaml.safe_dump(_header(card, name, found), sort_keys=False, allow_unicode=True, width=10_000),
+            header=yaml.safe_dump(_header(card, name, report), sort_keys=False, allow_unicode=True, width=10_000),
             title=name,
             card=card,
             size=card.img_size if isinstance(card.img_size, int) else " x ".join(map(str, card.img_size)),
             methods=", ".join(f"{key} {value}" for key, value in card.methods.items() if value),
-            trained=_trained(card),
-            found=found,
+            trained=_class_sizes(card),
+            found=report,
             weights=weights.name,
             bytes=weights.stat().st_size,
             sha256=sha256_file(weights),
@@ -75,30 +75,31 @@ def _report(path: Path, weights: Path) -> dict[str, Any] | None:
     return report if evaluated == weights.name else None
 
 
-def _trained(card: WeightsCard) -> dict[str, int] | None:
+def _class_sizes(card: WeightsCard) -> dict[str, int] | None:
+    """Total, smallest and largest number of training images per class, if the card has them."""
     counts = card.facts.get("train_counts")
     if not isinstance(counts, list) or not counts or not all(isinstance(count, int) for count in counts):
         return None
     return {"images": sum(counts), "least": min(counts), "most": max(counts)}
 
 
-def _header(card: WeightsCard, name: str, found: dict[str, Any] | None) -> dict[str, Any]:
+def _header(card: WeightsCard, name: str, report: dict[str, Any] | None) -> dict[str, Any]:
     """The YAML block for the Hub, without a licence, which the run does not know."""
     header: dict[str, Any] = {
         "library_name": "timm",
         "pipeline_tag": "image-classification",
         "tags": ["animesion", "fine-grained", "long-tail"],
     }
-    if found is not None and found.get("data"):
-        data = Path(str(found["data"])).name
+    if report is not None and report.get("data"):
+        data = Path(str(report["data"])).name
         metrics = [
-            {"type": "accuracy", "name": label, "value": found[key]}
+            {"type": "accuracy", "name": label, "value": report[key]}
             for label, key in (("top-1", "top_1"), ("macro accuracy", "macro_accuracy"))
-            if isinstance(found.get(key), float)
+            if isinstance(report.get(key), float)
         ]
         result = {
             "task": {"type": "image-classification"},
-            "dataset": {"name": data, "type": data, "split": str(found.get("split", ""))},
+            "dataset": {"name": data, "type": data, "split": str(report.get("split", ""))},
             "metrics": metrics,
         }
         header["model-index"] = [{"name": name, "results": [result]}]

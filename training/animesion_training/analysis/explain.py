@@ -126,7 +126,7 @@ def _glsim(model: GLSim, pixels: Pixels, x: Tensor) -> list[Panel]:
     """Similarity of each patch to the whole image, the box around the most similar patches, and its crop."""
     grid = model.traced(x)[1].grid or (1, -1)
     selection = model.selected(x)
-    sign = 1 if model.metric == "cos" else -1
+    sign = 1 if model.metric == "cos" else -1  # distances are smallest for similar patches
     return [
         Panel("similarity", heat(pixels, sign * selection.similarity[0].view(grid))),
         *_box_panels(pixels, selection.boxes, x),
@@ -145,7 +145,7 @@ def _tokens(model: TokenVisionTransformer, pixels: Pixels, x: Tensor) -> list[Pa
     host: Any = model.backbone
     rows, columns = host.patch_embed.dynamic_feat_size(x.shape[-2:])
     trace = {key: value[0].cpu() for key, value in (model.traced(x)[1].trace or {}).items()}
-    if panels := [Panel(title, shown) for title, shown in _reduced(pixels, trace, (rows, columns), host)]:
+    if panels := [Panel(title, drawn) for title, drawn in _reduction_panels(pixels, trace, (rows, columns), host)]:
         return panels
     with recording(model, average=True) as recorder:
         model(x)
@@ -156,7 +156,7 @@ def _tokens(model: TokenVisionTransformer, pixels: Pixels, x: Tensor) -> list[Pa
     return [Panel("attention rollout", heat(pixels, rolled.view(rows, columns)))]
 
 
-def _reduced(
+def _reduction_panels(
     pixels: Pixels, trace: Mapping[str, Tensor], grid: tuple[int, int], host: Any
 ) -> Iterator[tuple[str, Pixels]]:
     """Yield the patches after each stage: dropped ones dark, merged ones in the mean colour of their group."""
@@ -169,16 +169,18 @@ def _reduced(
             rows = rows - host.num_prefix_tokens if kind == "sample_ids" else rows
             # methods that fuse the dropped tokens append one token, which is drawn as containing no patch
             fused = torch.zeros(int((rows < 0).any()) * (kind != "sample_ids"), origin.shape[1], dtype=torch.bool)
+            # rows of -1 are the fused token; the others select the tokens that stay
             origin = torch.cat([_pad(origin, int(rows.max()) + 1)[rows[rows >= 0]], fused])
-            shown = np.where(_upsample(origin.any(0), grid, pixels)[..., None], pixels, pixels // 6)
+            drawn = np.where(_upsample(origin.any(0), grid, pixels)[..., None], pixels, pixels // 6)
         elif kind in _JOINED:
             joined = _pad(origin, len(rows))[: len(rows)]
+            # a merged token contains the patches of all tokens that it joins
             merged = torch.zeros(int(rows.max()) + 1, origin.shape[1], dtype=torch.long)
             origin = merged.index_add_(0, rows.clamp_min(0), joined.long()) > 0
-            shown = _mean_colours(pixels, origin, grid)
+            drawn = _mean_colours(pixels, origin, grid)
         else:
             continue
-        yield f"after {key.partition('.')[0]}", np.asarray(shown, dtype=np.uint8)
+        yield f"after {key.partition('.')[0]}", np.asarray(drawn, dtype=np.uint8)
 
 
 #: Names in a trace: pruning methods record the rows of kept tokens, merging methods the target of each token.
@@ -204,7 +206,7 @@ def _upsample(values: Tensor, grid: tuple[int, int], pixels: Pixels) -> npt.NDAr
 
 
 def _mean_colours(pixels: Pixels, origin: Tensor, grid: tuple[int, int]) -> Pixels:
-    owner = origin.long().argmax(0)
+    owner = origin.long().argmax(0)  # (P,): the token of each patch
     regions = _upsample(owner, grid, pixels)
     result = pixels.copy()
     for region in np.unique(regions):
@@ -240,7 +242,7 @@ def heat(pixels: Pixels, values: Tensor) -> Pixels:
 
     height, width = pixels.shape[:2]
     smooth = functional.interpolate(values[None, None].float(), (height, width), mode="bilinear", align_corners=True)
-    scaled = smooth[0, 0] - smooth.min()
+    scaled = smooth[0, 0] - smooth.min()  # (H, W), then to 0..1
     scaled = scaled / scaled.max().clamp_min(1e-12)
     colours = colormaps["jet"](scaled.cpu().numpy())[..., :3] * 255
     return np.asarray(0.5 * pixels + 0.5 * colours, dtype=np.uint8)

@@ -181,7 +181,7 @@ def _bytes(model: nn.Module) -> int:
 
 
 def _median_time(step: Callable[[], Any], device: torch.device, seconds: float) -> float:
-    def timed() -> float:
+    def time_once() -> float:
         start = time.perf_counter()
         step()
         if device.type == "cuda":
@@ -189,11 +189,11 @@ def _median_time(step: Callable[[], Any], device: torch.device, seconds: float) 
         return time.perf_counter() - start
 
     for _ in range(2):
-        timed()
+        time_once()
     times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < 3 or time.perf_counter() < end:
-        times.append(timed())
+        times.append(time_once())
     return statistics.median(times)
 
 

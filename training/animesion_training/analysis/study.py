@@ -101,6 +101,7 @@ def cells(study: Study) -> list[Cell]:
     result: list[Cell] = []
     for chosen in itertools.islice(itertools.product(*axes.values()), _MOST_RUNS + 1):
         values = dict(zip(axes, chosen, strict=True))
+        # the grid overrides the variant, which overrides what all runs share
         of_variant = study.variants.get(values.get(_VARIANT, ""), {})
         changed = {**study.set, **of_variant, **{key: value for key, value in values.items() if key != _VARIANT}}
         overrides = [f"{key}={json.dumps(value)}" for key, value in _leaves(changed)]
@@ -167,6 +168,7 @@ def table(done: Sequence[Cell], out: Path) -> list[dict[str, Any]]:
 
     groups: dict[str, list[Cell]] = {}
     for cell in done:
+        # values can be lists, which are not hashable
         key = json.dumps({name: value for name, value in cell.values.items() if name != _SEED}, sort_keys=True)
         groups.setdefault(key, []).append(cell)
     rows = []

@@ -40,8 +40,8 @@ class Screen(loop.Watcher):
         if self._bars and self._task is not None:
             self._bars.remove_task(self._task)
             self._task = None
-        shown = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in numbers.items())
-        self._line(f"epoch {epoch}: {shown}")
+        metrics = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in numbers.items())
+        self._line(f"epoch {epoch}: {metrics}")
 
     def _line(self, text: str) -> None:
         if self.silent:

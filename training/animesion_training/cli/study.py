@@ -40,9 +40,9 @@ def study(file: Path, data: str, out: Path, device: str, as_json: bool) -> None:
     from rich.table import Table
 
     keys = [key for key in ("variant", *chosen.grid) if key != "run.seed" and key in rows[0]]
-    shown = Table(title=f"{chosen.name}: test split", title_justify="left", box=None, pad_edge=False)
+    display = Table(title=f"{chosen.name}: test split", title_justify="left", box=None, pad_edge=False)
     for name in [*keys, "runs", "top-1 %", "top-5 %", "macro %", "M parameters", "G multiply-adds"]:
-        shown.add_column(escape(name), justify="left" if name in keys else "right")
+        display.add_column(escape(name), justify="left" if name in keys else "right")
     for row in rows:
         values = [escape(str(row[key])) for key in keys]
         numbers = [
@@ -50,7 +50,7 @@ def study(file: Path, data: str, out: Path, device: str, as_json: bool) -> None:
             for metric in ("top_1", "top_5", "macro_accuracy")
         ]
         costs = [f"{row['parameters'] / 1e6:.2f}", f"{row['multiply_adds'] / 1e9:.3f}"]
-        shown.add_row(*values, str(row["runs"]), *numbers, *costs)
+        display.add_row(*values, str(row["runs"]), *numbers, *costs)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
-    console.print(shown)
+    console.print(display)
     console.print(f"{out}/table.csv, {out}/accuracy-cost.png", soft_wrap=True, markup=False)

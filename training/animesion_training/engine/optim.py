@@ -36,6 +36,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
         UsageError: a pattern matches nothing, or no trainable parameter is left.
     """
     names = [name for name, _ in model.named_parameters()]
+    # by identity, because `head_parameters` returns no names
     head = {id(parameter) for parameter in head_parameters(model)}
     frozen: set[str] = set()
     for pattern in patterns:
@@ -111,7 +112,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, settings: ScheduleSection, s
             warmup_prefix=False,
             t_in_epochs=False,
         )
-    warmup = min(settings.warmup_steps, total // 4)
+    warmup = min(settings.warmup_steps, total // 4)  # short runs would otherwise end within the warm-up
     common: dict[str, Any] = {
         "optimizer": optimizer,
         "warmup_t": warmup,
@@ -121,7 +122,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, settings: ScheduleSection, s
     }
     if settings.kind == "cosine":
         return CosineLRScheduler(t_initial=max(1, total - warmup), lr_min=settings.min_lr, **common)
-    constant = settings.kind == "constant"
+    constant = settings.kind == "constant"  # a step schedule whose first step is after the end
     return StepLRScheduler(
         decay_t=total + 1 if constant else settings.step_epochs * steps_per_epoch,
         decay_rate=1.0 if constant else settings.step_factor,

@@ -189,7 +189,7 @@ def evaluate(
         AnimesionError: no samples, a sample scored twice, or an unexpected number of samples.
         ValueError: names or counts for another number of classes.
     """
-    scored = scores.collect()
+    scored = scores.collect()  # arrays (N,)
     check_once(scored.indices, expected)
     names = [str(i) for i in range(scores.classes)] if names is None else names
     counts = None if train_counts is None else np.asarray(train_counts).astype(np.int64)
@@ -202,6 +202,7 @@ def evaluate(
     predicted_counts = np.bincount(scored.predictions, minlength=scores.classes)
     present = tested > 0
     recall = _ratio(hits, tested)
+    # 2 TP / (2 TP + FN + FP); NaN, not 0, for classes without test images
     f1 = np.where(present, _ratio(2 * hits, tested + predicted_counts), np.nan)
     top_1_interval, macro_interval = bootstrap(hits, tested, resamples, seed)
     confusions = _confusions(scored, tested, names)
@@ -289,6 +290,7 @@ def _bands(counts: IntArray, hits: IntArray, tested: IntArray) -> BandAccuracies
 def _calibration(scored: Scored, correct: BoolArray) -> Calibration:
     confidences = scored.confidences.astype(np.float64)
     edges = np.linspace(0, 1, BINS + 1)
+    # bins are (low, high], and the first includes 0
     bin_of = np.clip(np.searchsorted(edges, confidences, side="left") - 1, 0, BINS - 1)
     sizes = np.bincount(bin_of, minlength=BINS)
     accuracies = _ratio(np.bincount(bin_of, weights=correct, minlength=BINS), sizes)
@@ -310,15 +312,16 @@ def _confusions(scored: Scored, tested: IntArray, names: Sequence[str]) -> list[
     """Every confused pair, largest first, equals by id."""
     classes = len(tested)
     wrong = scored.predictions != scored.targets
+    # one number per (true, predicted) pair
     pairs, images = np.unique(scored.targets[wrong] * classes + scored.predictions[wrong], return_counts=True)
     errors = max(1, int(images.sum()))
-    found = []
+    confusions = []
     for i in np.argsort(-images, kind="stable").tolist():
         (true, predicted), count = divmod(int(pairs[i]), classes), int(images[i])
-        found.append(
+        confusions.append(
             Confusion(true, names[true], predicted, names[predicted], count, count / int(tested[true]), count / errors)
         )
-    return found
+    return confusions
 
 
 def _per_class(
@@ -330,7 +333,7 @@ def _per_class(
     confusions: Sequence[Confusion],
 ) -> tuple[ClassResult, ...]:
     largest: dict[int, Confusion] = {}
-    for pair in confusions:
+    for pair in confusions:  # sorted, so the first of each class is its largest
         largest.setdefault(pair.true_id, pair)
     return tuple(
         ClassResult(
