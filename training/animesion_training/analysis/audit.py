@@ -185,7 +185,7 @@ def find_label_errors(
         UsageError: fewer than two classes with images.
     """
     if len(set(labels.tolist())) < 2:
-        raise UsageError("an audit compares classes: give data with images of two or more")
+        raise UsageError("an audit compares classes: give data with images of at least two")
     own, other, suggested, nearest, closer = _neighbourhoods(vectors, labels, neighbours)
     deviation = _deviations(own, labels)
     findings: list[Finding] = []
