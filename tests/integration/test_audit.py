@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from animesion.cli import cli
-from animesion_training.analysis.audit import judge
+from animesion_training.analysis.audit import find_label_errors
 from animesion_training.models import create_model
 from animesion_training.weights import save_model
 
@@ -128,15 +128,15 @@ def test_json_on_the_screen_and_nothing_written(weights: Path, built: Path) -> N
 
 
 def test_wrong_requests_are_one_sentence(weights: Path, built: Path, tmp_path: Path) -> None:
-    for arguments, said in (
-        ((built, "--model", tmp_path / "none.safetensors"), "there is no file"),
-        ((tmp_path / "none", "--model", weights), "there is no file"),
+    for arguments, message in (
+        ((built, "--model", tmp_path / "none.safetensors"), "not found"),
+        ((tmp_path / "none", "--model", weights), "not found"),
         ((built, "--model", weights, "--out", built), "is a built dataset"),
         ((built, "--model", "no-such-network"), "no-such-network"),
     ):
         done = run(*arguments)
         assert done.exit_code != 0
-        assert said in str(done.exception)
+        assert message in str(done.exception)
         assert "\n" not in str(done.exception)
 
 
@@ -146,7 +146,7 @@ def test_neighbourhoods_against_plain_loops() -> None:
     labels[0] = 4  # the only one of its class
     vectors = rng.normal(size=(60, 8)) + np.eye(8)[labels % 8] * 2
     named = [(f"k{i:02d}", "train") for i in range(60)]
-    findings, pairs = judge(torch.from_numpy(vectors), labels, named, list("abcde"), 3)
+    findings, pairs = find_label_errors(torch.from_numpy(vectors), labels, named, list("abcde"), 3)
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     similar = unit @ unit.T
     due, mixed = {}, 0
@@ -171,7 +171,7 @@ def test_a_stray_image_of_no_class_is_an_outlier() -> None:
     vectors = np.eye(8)[labels] + rng.normal(scale=0.05, size=(40, 8))
     vectors[7] = [0.5, -0.5, 1, 0, 0, 0, 0, 0]
     named = [(f"k{i:02d}", "train") for i in range(40)]
-    findings, _ = judge(torch.from_numpy(vectors), labels, named, ["a", "b"], 5)
+    findings, _ = find_label_errors(torch.from_numpy(vectors), labels, named, ["a", "b"], 5)
     assert [(each.key, each.kind, each.suggested) for each in findings if each.deviation > 10] == [
         ("k07", "outlier", "")
     ]

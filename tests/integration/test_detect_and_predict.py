@@ -1,4 +1,4 @@
-"""The detector `onnx` on small networks that look at pixels: its forms of output, its options, builds and `predict`."""
+"""The detector `onnx` on small networks that read pixels: its forms of output, its options, builds and `predict`."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def test_an_open_input_is_padded_to_the_stride_of_the_file(tmp_path: Path) -> No
     save(tmp_path / "n.onnx", nodes, [shares, fixed, zero], taken, {"stride": "64"})
     [[box]] = found(tmp_path / "n.onnx", Image.new("RGB", (380, 100)), size=190)
     assert box.score == 0.5
-    # 190 x 50 px lie in the middle of 192 x 64
+    # 190 x 50 px in the centre of 192 x 64
     assert box[:4] == pytest.approx((0, 0, 31 / 190, 25 / 50))
 
 
@@ -222,7 +222,7 @@ def test_options_choose_classes_scores_and_overlap(tmp_path: Path) -> None:
         [boxes] = found(path, image, **options)
         return [round(box.score, 3) for box in boxes]
 
-    assert scores() == [0.9]  # the second overlaps the first, the third lies outside
+    assert scores() == [0.9]  # the second overlaps the first, the third is outside
     assert scores(iou=0.9) == [0.9, 0.6]
     assert scores(classes=["hand"]) == scores(classes=[1]) == [0.6]
     assert scores(classes=[0, "hand"], iou=0.9) == [0.9, 0.6]
@@ -400,7 +400,7 @@ def test_predict_names_faces_and_with_or_whole_the_image(tmp_path: Path) -> None
     assert [json.loads(line).get("score") for line in every.stdout.splitlines()] == pytest.approx([0.9, 0.7, None])
     text = run(*faces)
     assert " at {},{} to {},{}: ".format(*first["box"]) in text.stdout
-    assert "b.png: nothing to name (no face found)" in text.stderr
+    assert "b.png: no prediction (no face found)" in text.stderr
 
 
 @pytest.mark.usefixtures("announced")
@@ -410,7 +410,7 @@ def test_predict_names_faces_and_with_or_whole_the_image(tmp_path: Path) -> None
         (["--detector", "onnx"], "needs the file detector.onnx, which is not installed; install it with"),
         (["--detector", "onnx", "--set", "scor=1"], "unknown key 'scor'; did you mean 'score'"),
         (["--detector", "onnx", "--set", "score"], "--set 'score' is not of the form"),
-        (["--detector", "boxes"], "reads a source's table"),
+        (["--detector", "boxes"], "needs the boxes of a source"),
         (["--all-faces"], "need a --detector"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Distillation end to end on drawn images: a teacher is trained, ranked, looked at, and teaches students."""
+"""Distillation end to end on drawn images: train a teacher, rank and explain it, train students."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FAST = (
 
 @pytest.fixture(scope="module")
 def coloured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A built dataset of three classes: a small disc of one colour somewhere on noise, 24 images a class."""
+    """A built dataset of three classes: a small disc of one colour somewhere on noise, 24 images per class."""
     root = tmp_path_factory.mktemp("discs")
     rng = np.random.default_rng(3)
     rows, columns = np.mgrid[:48, :48]

@@ -1,4 +1,4 @@
-"""`animesion explain` draws what each kind of network looks at."""
+"""`animesion explain` draws panels for each kind of network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The card of a trained run tells what its files say, and says what they do not."""
+"""The model card of a run states the facts of its files, and which facts are unknown."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def run(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def told(path: Path) -> str:
+def render(path: Path) -> str:
     result = CliRunner().invoke(card, [str(path)], catch_exceptions=False)
     assert result.exit_code == 0
     return result.stdout
 
 
 def test_figures_are_those_of_the_report(run: Path) -> None:
-    text = told(run)
+    text = render(run)
     report = json.loads((run / "report" / "evaluation.json").read_bytes())
     low, high = report["top_1_interval"]["low"], report["top_1_interval"]["high"]
     assert f"| top-1 | {100 * report['top_1']:.2f}% | {100 * low:.2f}% to {100 * high:.2f}% |" in text
@@ -43,7 +43,7 @@ def test_figures_are_those_of_the_report(run: Path) -> None:
 
 def test_the_hub_reads_the_header(run: Path) -> None:
     hub = pytest.importorskip("huggingface_hub")
-    read = hub.ModelCard(told(run)).data
+    read = hub.ModelCard(render(run)).data
     report = json.loads((run / "report" / "evaluation.json").read_bytes())
     results = {each.metric_name: each.metric_value for each in read.eval_results}
     assert results == {"top-1": report["top_1"], "macro accuracy": report["macro_accuracy"]}
@@ -52,13 +52,13 @@ def test_the_hub_reads_the_header(run: Path) -> None:
 
 def test_weights_without_a_report(run: Path, tmp_path: Path) -> None:
     shutil.copy(run / "best.safetensors", tmp_path / "alone.safetensors")
-    text = told(tmp_path / "alone.safetensors")
+    text = render(tmp_path / "alone.safetensors")
     assert "so its accuracy is not known" in text
     assert "model-index" not in text
 
 
 def test_the_report_of_other_weights_is_not_theirs(run: Path) -> None:
-    assert "so its accuracy is not known" in told(run / "last.safetensors")
+    assert "so its accuracy is not known" in render(run / "last.safetensors")
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"weights": "best.safetensors"}'])
@@ -67,9 +67,9 @@ def test_a_damaged_report(run: Path, tmp_path: Path, content: str) -> None:
     shutil.copytree(run, folder)
     (folder / "report" / "evaluation.json").write_text(content)
     with pytest.raises(UsageError, match=r"evaluation\.json"):
-        told(folder)
+        render(folder)
 
 
 def test_a_folder_of_neither_kind(tmp_path: Path) -> None:
     with pytest.raises(UsageError):
-        told(tmp_path)
+        render(tmp_path)

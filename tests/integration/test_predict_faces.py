@@ -1,4 +1,4 @@
-"""`animesion predict --detector`: the face is cut out as the build cuts it, then named."""
+"""`animesion predict --detector`: the face is cropped as in a build, then predicted."""
 
 from __future__ import annotations
 

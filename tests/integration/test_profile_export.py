@@ -119,8 +119,10 @@ def test_onnx_computes_the_same(trained, tmp_path, name):
 
 def test_torchscript_computes_the_same_and_says_so(trained, tmp_path):
     out = tmp_path / "model.pt"
-    told = run(export_command, "--checkpoint", trained / "ifa.safetensors", "--to", "torchscript", "--out", out).stdout
-    assert "differ from the original's by" in told
+    output = run(
+        export_command, "--checkpoint", trained / "ifa.safetensors", "--to", "torchscript", "--out", out
+    ).stdout
+    assert "differ from the original's by" in output
     model, _ = load_model(trained / "ifa.safetensors")
     files = {"animesion.json": ""}
     with warnings.catch_warnings(action="ignore"):
@@ -133,8 +135,8 @@ def test_torchscript_computes_the_same_and_says_so(trained, tmp_path):
 @pytest.mark.parametrize("name", ["resnet", "ifa"])
 def test_timm_loads_the_hf_folder(trained, tmp_path, name):
     out = tmp_path / "folder"
-    told = run(export_command, "--checkpoint", trained / f"{name}.safetensors", "--to", "hf", "--out", out).stdout
-    assert f'timm.create_model("local-dir:{out}", pretrained=True)' in told
+    output = run(export_command, "--checkpoint", trained / f"{name}.safetensors", "--to", "hf", "--out", out).stdout
+    assert f'timm.create_model("local-dir:{out}", pretrained=True)' in output
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))
     assert config["label_names"] == CLASSES
     assert not {"tag", "hf_hub_id", "test_input_size"} & config["pretrained_cfg"].keys()
@@ -156,7 +158,7 @@ def test_what_cannot_be_exported_is_said_and_nothing_written(trained, tmp_path, 
         ("ifa", "hf", "full", "is a folder with files in it"),
         ("ifa", "onnx", "full", "is a folder"),
         ("ifa", "hf", "full/notes.txt", "is a file"),
-        ("absent", "onnx", "x.onnx", "cannot read the weight file"),
+        ("absent", "onnx", "x.onnx", "cannot read the weights file"),
     ]:
         with pytest.raises(UsageError, match=sentence):
             export.export(trained / f"{name}.safetensors", kind, tmp_path / out)

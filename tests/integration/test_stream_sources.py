@@ -1,4 +1,4 @@
-"""The stream over real built datasets, class folders, label CSVs and addresses; damage, threads, the cache."""
+"""The stream on built datasets, class folders, label CSVs and URLs: damage, threads and the cache."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from animesion_training.data import (
     divide_split,
     open_data,
 )
+from animesion_training.data.files import Descriptor
 from animesion_training.data.remote import RemoteFiles
 
 
@@ -288,10 +289,10 @@ def test_threads_are_kept_between_epochs_until_closed(small_dataset: Path) -> No
 
 def test_the_cache_follows_the_schedule_of_the_stream(small_dataset: Path) -> None:
     data = open_data(small_dataset)
-    told: list[str] = []
-    resident = cache_samples(data, "train", 24, notify=told.append)
+    messages: list[str] = []
+    resident = cache_samples(data, "train", 24, notify=messages.append)
     assert resident.images.shape[1:] == (28, 28, 3)
-    assert "images of 28 px take" in told[0]
+    assert "images of 28 px take" in messages[0]
     stream = Stream(data, "train", 5, 24, seed=2, sampling="square-root")
     cached = CachedStream(resident, 5, 24, seed=2, sampling="square-root")
     for _ in range(2):
@@ -372,10 +373,11 @@ def test_shards_that_come_together_do_not_stay_together(
     files.most_bytes = 2 * max(shard.bytes for shard in files.shards)
     together, fetch = threading.Barrier(3), files._download
 
-    def meeting(shard: ShardInfo, path: Path) -> None:
+    def meeting(shard: ShardInfo, path: Path) -> Descriptor:
         together.wait(20)
-        fetch(shard, path)
+        descriptor = fetch(shard, path)
         together.wait(20)
+        return descriptor
 
     monkeypatch.setattr(files, "_download", meeting)
     threads = [threading.Thread(target=files.read, args=(file, 0, 10)) for file in range(3)]

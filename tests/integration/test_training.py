@@ -1,4 +1,4 @@
-"""Training runs on drawn images: they learn, resume to the bit, share a batch over processes, and refuse nonsense."""
+"""Training on drawn images: runs learn, resume exactly, share batches over processes, and reject invalid input."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FAST = (
 
 @pytest.fixture(scope="module")
 def coloured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A built dataset of three classes that a glance tells apart: noise of one colour each, 40 images a class."""
+    """A built dataset of three easily distinguished classes: noise of one colour each, 40 images per class."""
     root = tmp_path_factory.mktemp("coloured")
     rng = np.random.default_rng(5)
     for name, colour in COLOURS.items():
@@ -124,7 +124,7 @@ def test_equal_runs_are_equal_and_a_resumed_one_too(coloured: Path, tmp_path: Pa
             if self.left == 0:
                 raise StoppedError
 
-    # stopped between checkpoints: what came after the last is done again, the same
+    # stopped between checkpoints: the steps after the last one are repeated with the same result
     for step in (4, 2, 5):
         with pytest.raises(StoppedError):
             loop.train(
@@ -194,7 +194,7 @@ def test_freezing_trains_what_is_left(coloured: Path, tmp_path: Path) -> None:
     ("overrides", "sentence"),
     [
         (["model.name=resnet999"], "resnet999"),
-        (["model.freeze=['nothing']"], "no parameter is called 'nothing'"),
+        (["model.freeze=['nothing']"], "no parameter matches 'nothing'"),
         (["objective.name=focl"], "did you mean 'focal'"),
         (["data.train=trian"], "has no split 'trian'"),
         (["optimizer.name=sgdd"], "sgdd"),
@@ -244,7 +244,7 @@ def test_a_study_is_one_table_and_carries_on(coloured: Path, tmp_path: Path) -> 
     assert all(0 <= row["top_1"] <= 1 for row in rows)
     assert (tmp_path / "out" / "accuracy-cost.png").read_bytes().startswith(b"\x89PNG")
     again = run_on_cpu(*order)
-    assert again.stderr.count("done before") == 4
+    assert again.stderr.count("already done") == 4
     assert json.loads(again.stdout) == rows
     study.write_text('[grid]\n"model.nme" = ["resnet10t"]\n')
     wrong = run_on_cpu(*order)

@@ -41,7 +41,7 @@ def random_split(samples: int, classes: int, seed: int = 0) -> tuple[Tensor, Ten
     return logits + 2 * functional.one_hot(targets, classes), targets
 
 
-# -- by hand ---------------------------------------------------------------------------------------------------------
+# -- expected values -------------------------------------------------------------------------------------------------
 
 TARGETS = [0, 0, 0, 0, 1, 1, 2, 2, 2]
 PREDICTED = [0, 0, 0, 1, 1, 0, 0, 0, 3]

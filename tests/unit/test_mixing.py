@@ -96,7 +96,7 @@ def test_one_draw_a_batch_replays() -> None:
         found = mix(images, targets, 8, BOTH, resumed)
         assert torch.equal(found.images, expected.images)
         assert torch.equal(found.targets, expected.targets)
-    # whatever is drawn, and for how many, the generator moves by the same step
+    # the generator advances by one draw, whatever the settings and the batch size
     one, other = seeded(), seeded()
     draw_plan((8, 3, 16, 16), Mixing(), one)
     draw_plan((3, 3, 4, 4), Mixing(1.0, 1.0, per="sample"), other)
@@ -137,13 +137,13 @@ def test_type_and_layout_are_kept(dtype: torch.dtype) -> None:
 
 
 def test_mistakes() -> None:
-    for options, said in (
+    for options, message in (
         ({"mixup_alpha": -1}, "mixup_alpha"),
         ({"probability": 2}, "probability"),
         ({"per": "pixel"}, "batch or sample"),
         ({"label_smoothing": "much"}, "label_smoothing"),
     ):
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=message):
             Mixing(**options)
     with pytest.raises(ValueError, match="floating"):
         mix(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(2).long(), 2, BOTH, seeded())

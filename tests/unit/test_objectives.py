@@ -46,7 +46,7 @@ def make(name: str, **options: object) -> Objective:
     return objective
 
 
-# -- against others and by hand --------------------------------------------------------------------------------------
+# -- against references --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -249,7 +249,7 @@ def test_objectives_leave_no_trace_in_a_checkpoint() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "counts", "options", "said"),
+    ("name", "counts", "options", "message"),
     [
         ("crossentropy", None, {}, "did you mean 'cross-entropy'"),
         ("focal", None, {"gama": 1}, "did you mean 'gamma'"),
@@ -268,8 +268,8 @@ def test_objectives_leave_no_trace_in_a_checkpoint() -> None:
         ("ldam-drw", COUNTS, {"drw_epoch": 10, "epochs": 10}, "never reached"),
     ],
 )
-def test_wrong_options_say_so(name: str, counts: list[int] | None, options: dict[str, Any], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_wrong_options_say_so(name: str, counts: list[int] | None, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         create_objective(name, counts, **options)
 
 

@@ -1,7 +1,7 @@
-"""Models, data streaming, objectives and the training engine; reads shards, knows nothing of crawlers.
+"""Train and evaluate image classifiers: models, data streaming, objectives and the training engine.
 
-Names load on first use, so importing the package imports no torch. `import animesion_training.models` registers our
-models with timm.
+Names are imported on first use, so importing the package does not import torch. `import animesion_training.models`
+registers Animesion's models with timm.
 """
 
 from __future__ import annotations

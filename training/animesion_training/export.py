@@ -1,7 +1,8 @@
-"""A trained model for use elsewhere: ONNX, TorchScript, or a folder in timm's Hugging Face layout.
+"""Export trained models to ONNX, TorchScript, or a folder in timm's Hugging Face layout.
 
-Each export is written, read back and run beside the original before it appears under its name; a difference is an
-error. All take normalised images (B, C, H, W), any B, at the size of the card, to logits (B, num_classes).
+Each export is written to a temporary place, read back, and compared with the original before it is moved to its target;
+a difference is an error. All exports map normalised images (B, C, H, W), any B, at the size of the card, to logits
+(B, num_classes).
 """
 
 from __future__ import annotations
@@ -26,21 +27,21 @@ from animesion.storage.workspace import full_disk_is_clear
 from animesion_training.models import input_config
 from animesion_training.weights import WeightsCard, load_model
 
-#: Largest difference between the logits of an export and of the original.
+#: Largest allowed difference between the logits of an export and of the original.
 TOLERANCE = 1e-4
-_BATCHES = (1, 3)  # of which the first is what a fixed batch size would have frozen
+_BATCHES = (1, 3)  # two sizes, so that an export with a fixed batch size fails
 _NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torchscript": (), "hf": ("huggingface_hub", "safetensors")}
 
 
 @dataclass(frozen=True)
 class Exported:
-    """An export that was checked.
+    """A verified export.
 
     Attributes:
         path: file or folder.
         kind: `onnx`, `torchscript` or `hf`.
-        difference: largest absolute difference of a logit from the original's.
-        size: bytes.
+        difference: largest absolute difference between its logits and those of the original.
+        size: size in bytes.
     """
 
     path: Path
@@ -49,33 +50,33 @@ class Exported:
     size: int
 
 
-def export(checkpoint: Path | str, kind: str, out: Path | str) -> Exported:
-    """Export a weight file and check the result.
+def export(weights: Path | str, kind: str, out: Path | str) -> Exported:
+    """Export a weights file and verify the result.
 
     Args:
-        checkpoint: a file of `save_model`.
+        weights: a file written by `save_model`.
         kind: `onnx`, `torchscript` or `hf`.
         out: the file to write, or the folder for `hf`.
 
     Raises:
-        UsageError: unusable checkpoint, kind or target, or a package that is not installed.
-        AnimesionError: the export computes something else than the original.
+        UsageError: unusable weights, kind or target, or a package that is not installed.
+        AnimesionError: the outputs of the export differ from those of the original.
     """
     if kind not in _NEEDS:
-        raise UsageError(f"no export is called {kind!r}: there are {', '.join(_NEEDS)}")
-    if absent := [package for package in _NEEDS[kind] if find_spec(package) is None]:
-        raise UsageError(f'exporting to {kind} needs {", ".join(absent)}: pip install "animesion[export]"')
+        raise UsageError(f"unknown export {kind!r}: choose from {', '.join(_NEEDS)}")
+    if missing := [package for package in _NEEDS[kind] if find_spec(package) is None]:
+        raise UsageError(f'exporting to {kind} needs {", ".join(missing)}: pip install "animesion[export]"')
     out = Path(out)
     if out.is_dir() and (kind != "hf" or any(out.iterdir())):
         raise UsageError(f"{out} is a folder{' with files in it' if kind == 'hf' else ''}: give another --out")
     if kind == "hf" and out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file, and hf writes a folder: give another --out")
-    model, card = load_model(checkpoint)
+    model, card = load_model(weights)
     write, run = _WRITERS[kind]
     images = _images(model)
     with full_disk_is_clear(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-    # beside the target, so that it can be renamed into place
+    # in the folder of the target, so that a rename moves it into place
     with full_disk_is_clear(out), tempfile.TemporaryDirectory(prefix=".tmp-export-", dir=out.parent) as folder:
         draft = Path(folder) / out.name
         with _quiet():
@@ -83,7 +84,7 @@ def export(checkpoint: Path | str, kind: str, out: Path | str) -> Exported:
             difference = max(_difference(model, run(draft), batch) for batch in images)
         if not difference <= TOLERANCE:
             raise AnimesionError(
-                f"the {kind} export of {checkpoint} differs from the original by {difference:.1e}, more than "
+                f"the {kind} export of {weights} differs from the original by {difference:.1e}, more than "
                 f"{TOLERANCE:.0e}: nothing was written"
             )
         if draft.is_dir() and out.is_dir():
@@ -106,10 +107,10 @@ def _timm_config(model: nn.Module) -> dict[str, Any]:
 
 def _difference(model: nn.Module, exported: Callable[[Tensor], Tensor], images: Tensor) -> float:
     with torch.inference_mode():
-        wanted, got = model(images), exported(images)
-    if got.shape != wanted.shape:
+        expected, actual = model(images), exported(images)
+    if actual.shape != expected.shape:
         return float("inf")
-    return float((got - wanted).abs().max())
+    return float((actual - expected).abs().max())
 
 
 def _write_onnx(model: nn.Module, card: WeightsCard, path: Path) -> None:
@@ -156,24 +157,21 @@ def _write_hf(model: nn.Module, card: WeightsCard, path: Path) -> None:
 
     architecture = _timm_config(model).get("architecture", "")
     if card.head == "cosine" or not is_model(architecture) or (card.head == "ifa") != architecture.endswith("_ifa"):
-        raise UsageError(
-            f"timm has no name under which it could build {card.name} with head {card.head}: export it to onnx or "
-            "torchscript"
-        )
+        raise UsageError(f"timm has no name for {card.name} with head {card.head}: export it to onnx or torchscript")
     if card.norm_eps is not None:
-        raise UsageError(f"timm's names cannot say norm_eps={card.norm_eps}: export to onnx or torchscript")
+        raise UsageError(f"timm has no argument for norm_eps={card.norm_eps}: export it to onnx or torchscript")
     size = (card.img_size, card.img_size) if isinstance(card.img_size, int) else card.img_size
     arguments = dict(card.options)
     if _timm_config(model).get("fixed_input_size"):
         arguments["img_size"] = size
     config = {"label_names": list(card.classes)} if card.classes else {}
     save_for_hf(model, str(path), model_config=config, model_args=arguments, safe_serialization=True)
-    note = {"animesion": json.loads(card.to_json())}
-    described = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    # where the architecture's published weights come from, and the size they were tested at, is not true of these
+    extra = {"animesion": json.loads(card.to_json())}
+    document = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    # these describe the pretrained weights of the architecture, not the exported ones
     for stale in ("tag", "hf_hub_id", "url", "origin_url", "test_input_size", "test_crop_pct"):
-        described["pretrained_cfg"].pop(stale, None)
-    text = json.dumps(described | note, indent=2, ensure_ascii=False)
+        document["pretrained_cfg"].pop(stale, None)
+    text = json.dumps(document | extra, indent=2, ensure_ascii=False)
     (path / "config.json").write_text(f"{text}\n", encoding="utf-8")
 
 
@@ -195,7 +193,7 @@ _WRITERS: dict[
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Exporters talk about their own future; the outcome is checked here anyway."""
+    """Silence the deprecation warnings of exporters; the result is verified in any case."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "timm")]
     levels = [logger.level for logger in loggers]
     try:

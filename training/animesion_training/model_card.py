@@ -1,6 +1,6 @@
-"""The card of a trained model: what the weights, the recipe and the report of a run say, for people and for the Hub.
+"""Render the model card of a training run from its weights, recipe and report.
 
-Renders facts through the templates of `animesion.cards`; what the run does not know, the card says it does not.
+The templates are in `animesion.cards`. Facts that a run does not contain are stated as unknown.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from animesion_training.weights import WeightsCard, read_card
 
 
 def model_card(path: Path) -> str:
-    """The card of a run, or of one weight file.
+    """Render the card of a run or of one weights file.
 
     Args:
-        path: folder of a run, or a `.safetensors` file; its report is looked for beside it.
+        path: folder of a run, or a `.safetensors` file; the report is read from the folder `report` next to it.
 
     Raises:
-        UsageError: no weights of ours there, or a damaged report.
+        UsageError: no weights file of Animesion, or a damaged report.
     """
     weights = path / runs.BEST if path.is_dir() else path
     card, folder = read_card(weights), weights.parent
-    found = _report(folder / "report" / "evaluation.json", weights)
+    report = _report(folder / "report" / "evaluation.json", weights)
     name = folder.resolve().name if weights.name in (runs.BEST, runs.FINAL) else weights.stem
     environment = cards.environment()
     environment.filters["percent"] = _percent
@@ -38,69 +38,68 @@ def model_card(path: Path) -> str:
     recipe = folder / "recipe.toml"
     try:
         return environment.get_template("model.md.j2").render(
-            header=yaml.safe_dump(_header(card, name, found), sort_keys=False, allow_unicode=True, width=10_000),
+            header=yaml.safe_dump(_header(card, name, report), sort_keys=False, allow_unicode=True, width=10_000),
             title=name,
             card=card,
             size=card.img_size if isinstance(card.img_size, int) else " x ".join(map(str, card.img_size)),
             methods=", ".join(f"{key} {value}" for key, value in card.methods.items() if value),
-            trained=_trained(card),
-            found=found,
+            trained=_class_sizes(card),
+            found=report,
             weights=weights.name,
             bytes=weights.stat().st_size,
             sha256=sha256_file(weights),
             version=version("animesion"),
-            recipe=recipe.read_text(encoding="utf-8")
-            if recipe.is_file()
-            else "# the recipe is not beside the weights\n",
+            recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else "# no recipe.toml next to the weights\n",
         )
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {folder} ({error}): copy the whole run back") from error
-    except Exception as error:  # a template meets whatever a damaged file holds
+        raise UsageError(f"cannot read {folder} ({error}): restore the folder of the run") from error
+    except Exception as error:  # the template can fail in any way on a damaged file
         raise UsageError(
-            f"{folder / 'report' / 'evaluation.json'} lacks what the card tells ({error}): "
+            f"{folder / 'report' / 'evaluation.json'} lacks values of the card ({error}): "
             f"run `animesion eval --checkpoint {weights} --report {folder / 'report'}` again"
         ) from error
 
 
 def _report(path: Path, weights: Path) -> dict[str, Any] | None:
-    """The report of these weights, if there is one."""
+    """Read the report of these weights, if there is one."""
     try:
-        found = json.loads(path.read_bytes())
+        report = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
+        report = None
+    if not isinstance(report, dict):
         raise UsageError(f"{path} is damaged: run `animesion eval --report {path.parent}` again")
-    # a report of other weights says nothing of these
-    measured = Path(str(found.get("weights") or found.get("checkpoint") or weights.name)).name
-    return found if measured == weights.name else None
+    # ignore a report of other weights
+    evaluated = Path(str(report.get("weights") or report.get("checkpoint") or weights.name)).name
+    return report if evaluated == weights.name else None
 
 
-def _trained(card: WeightsCard) -> dict[str, int] | None:
+def _class_sizes(card: WeightsCard) -> dict[str, int] | None:
+    """Total, smallest and largest number of training images per class, if the card has them."""
     counts = card.facts.get("train_counts")
     if not isinstance(counts, list) or not counts or not all(isinstance(count, int) for count in counts):
         return None
     return {"images": sum(counts), "least": min(counts), "most": max(counts)}
 
 
-def _header(card: WeightsCard, name: str, found: dict[str, Any] | None) -> dict[str, Any]:
-    """The YAML block that the Hub reads; the licence is nobody's to guess."""
+def _header(card: WeightsCard, name: str, report: dict[str, Any] | None) -> dict[str, Any]:
+    """The YAML block for the Hub, without a licence, which the run does not know."""
     header: dict[str, Any] = {
         "library_name": "timm",
         "pipeline_tag": "image-classification",
         "tags": ["animesion", "fine-grained", "long-tail"],
     }
-    if found is not None and found.get("data"):
-        data = Path(str(found["data"])).name
+    if report is not None and report.get("data"):
+        data = Path(str(report["data"])).name
         metrics = [
-            {"type": "accuracy", "name": told, "value": found[key]}
-            for told, key in (("top-1", "top_1"), ("macro accuracy", "macro_accuracy"))
-            if isinstance(found.get(key), float)
+            {"type": "accuracy", "name": label, "value": report[key]}
+            for label, key in (("top-1", "top_1"), ("macro accuracy", "macro_accuracy"))
+            if isinstance(report.get(key), float)
         ]
         result = {
             "task": {"type": "image-classification"},
-            "dataset": {"name": data, "type": data, "split": str(found.get("split", ""))},
+            "dataset": {"name": data, "type": data, "split": str(report.get("split", ""))},
             "metrics": metrics,
         }
         header["model-index"] = [{"name": name, "results": [result]}]

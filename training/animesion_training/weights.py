@@ -1,7 +1,7 @@
-"""A trained model in one file: safetensors, with a card that says how to build it and what its classes are called.
+"""Weights files: a trained model in safetensors, with a card that describes how to build it and names its classes.
 
-The file is enough to predict with. What it says is checked before anything is built, because it may come from anybody.
-What a run needs to go on (optimizer, schedule, generators) is kept elsewhere.
+The file is sufficient for prediction. Files come from untrusted sources, so the card is validated before a model is
+built. The state that a run resumes from (optimizer, schedule, generators) is in `animesion_training.engine.checkpoint`.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ FORMAT = 1
 _KEY = "animesion"
 _LARGEST_HEADER = 64 << 20  # bytes; 1,000,000 class names of 60 bytes
 _LARGEST_OPTION = 16384
-#: Weight types that are read; anything else is no float model of ours.
+#: Types of tensors that are accepted.
 _DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "U8", "BOOL"}
 
 
 @dataclass(frozen=True)
 class WeightsCard:
-    """What a weight file says about itself.
+    """The metadata of a weights file.
 
     Attributes:
-        name: model name, as `create_model` takes it.
+        name: model name, as in `create_model`.
         num_classes: number of classes.
         img_size: side in pixels, or (height, width).
-        classes: name of each class by id; empty where the model was saved without.
-        mean: per channel, of values in [0, 1].
-        std: per channel.
-        interpolation: resampling of the images.
-        crop_pct: share of the resized image's side that evaluation looks at, in (0, 1].
+        classes: name of each class by id; empty if the model was saved without names.
+        mean: mean per channel, for values in [0, 1].
+        std: standard deviation per channel, for values in [0, 1].
+        interpolation: interpolation for resizing images.
+        crop_pct: share of the side of the resized image that evaluation crops, in (0, 1].
         head: name of the head.
         head_options: its arguments.
         norm_eps: epsilon of the layer norms, None for the architecture's own.
         options: further arguments of the timm model.
-        methods: fine-grained methods that it carries, as `models.methods.Methods.to_dict` gives them.
-        facts: anything JSON-ready that the writer adds, such as the dataset, epoch and accuracy.
-        format: version of this layout.
+        methods: fine-grained methods of the model, from `models.methods.Methods.to_dict`.
+        facts: further JSON-serialisable facts, such as the dataset, epoch and accuracy.
+        format: version of the format.
     """
 
     name: str
@@ -70,7 +70,7 @@ class WeightsCard:
 
     @property
     def spec(self) -> ModelSpec:
-        """What `create_model` is to be asked for."""
+        """Arguments of `create_model` for this model."""
         from animesion_training.models import ModelSpec
         from animesion_training.models.methods import Methods
 
@@ -86,7 +86,7 @@ class WeightsCard:
         )
 
     def to_json(self) -> str:
-        """One line of JSON."""
+        """Serialise to one line of JSON."""
         return json.dumps(asdict(self), ensure_ascii=False, sort_keys=True)
 
 
@@ -100,19 +100,19 @@ def save_model(
     std: Sequence[float] | None = None,
     crop_pct: float = 1.0,
 ) -> WeightsCard:
-    """Write a model of `create_model` for use, atomically.
+    """Write the weights file of a model, atomically.
 
     Args:
-        model: the model, also compiled or in DistributedDataParallel.
-        path: the file, by custom `.safetensors`.
+        model: a model of `create_model`, also compiled or in DistributedDataParallel.
+        path: file to write, usually `*.safetensors`.
         classes: name of each class by id.
-        facts: JSON-ready additions to the card.
-        mean: normalisation that it was trained with, if not that of its `pretrained_cfg`.
-        std: likewise.
-        crop_pct: share of the resized image's side that it is evaluated on.
+        facts: further JSON-serialisable facts for the card.
+        mean: mean that it was trained with; by default that of its `pretrained_cfg`.
+        std: standard deviation, likewise.
+        crop_pct: share of the side of the resized image that evaluation crops.
 
     Raises:
-        UsageError: not a model of `create_model`, or the class names do not fit it.
+        UsageError: not a model of `create_model`, or another number of class names.
     """
     from safetensors.torch import save
 
@@ -141,30 +141,31 @@ def save_model(
         text = card.to_json()
     except TypeError as error:
         raise UsageError(f"the model cannot be described in a file: {error}") from error
-    # clones: safetensors refuses tensors that share memory, as tied weights do
+    # clones, because safetensors rejects tensors that share memory, such as tied weights
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in bare(model).state_dict().items()}
     write_atomic(Path(path), save(tensors, {_KEY: text}))
     return card
 
 
 def read_card(path: Path | str) -> WeightsCard:
-    """The card of a weight file, without reading its weights.
+    """Read the card of a weights file, without its weights.
 
     Raises:
-        UsageError: no such file, not a weight file of ours, or a card that makes no sense.
+        UsageError: the file does not exist, is not a weights file of Animesion, or has an invalid card.
     """
     return _read_header(Path(path))[0]
 
 
 def load_model(path: Path | str, device: str = "cpu") -> tuple[nn.Module, WeightsCard]:
-    """A model from its file, in evaluation mode, and its card.
+    """Load a model in evaluation mode, and its card, from a weights file.
 
     Args:
-        path: a file of `save_model`.
-        device: where to put it.
+        path: a file written by `save_model`.
+        device: device of the model.
 
     Raises:
-        UsageError: no such file, not a weight file of ours, damaged, or weights that are not those of its card.
+        UsageError: the file does not exist, is damaged or not a weights file of Animesion, or its weights do not fit
+            its card.
     """
     import torch
     from safetensors import SafetensorError
@@ -172,8 +173,8 @@ def load_model(path: Path | str, device: str = "cpu") -> tuple[nn.Module, Weight
 
     path = Path(path)
     card, shapes = _read_header(path)
-    # without memory first: a card may name a model that does not fit into this machine, let alone the file
-    with torch.device("meta"), suppress(_UnbuiltError):  # some architectures compute while they are built
+    # first on the meta device: a card may describe a model that exceeds the memory
+    with torch.device("meta"), suppress(_UnbuiltError):  # some architectures compute in their constructors
         _compare(shapes, _build(card, path), path)
     model = _build(card, path)
     _compare(shapes, model, path)
@@ -187,17 +188,17 @@ def load_model(path: Path | str, device: str = "cpu") -> tuple[nn.Module, Weight
 
 
 class _UnbuiltError(UsageError):
-    """Building failed in timm or torch, not by a rule of ours."""
+    """Building failed in timm or torch, not in validation."""
 
 
 def _build(card: WeightsCard, path: Path) -> nn.Module:
     try:
         return card.spec.build()
     except UsageError as error:
-        raise UsageError(f"{path} asks for a model that cannot be built: {error}") from error
-    except Exception as error:  # whatever timm makes of options that somebody else wrote
+        raise UsageError(f"{path} describes a model that cannot be built: {error}") from error
+    except Exception as error:  # timm can fail in any way on options from a file
         raise _UnbuiltError(
-            f"{path} asks for a model that cannot be built ({type(error).__name__}: {error})"
+            f"{path} describes a model that cannot be built ({type(error).__name__}: {error})"
         ) from error
 
 
@@ -218,20 +219,19 @@ def _read_header(path: Path) -> tuple[WeightsCard, dict[str, tuple[int, ...]]]:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 10 or not 2 <= length <= min(size - 8, _LARGEST_HEADER):
-                raise UsageError(f"{path} is no weight file: it does not begin as safetensors does")
+                raise UsageError(f"{path} is not a weights file: it does not start with a safetensors header")
             header = json.loads(file.read(length))
     except OSError as error:
-        raise UsageError(f"cannot read the weight file {path}: {error.strerror or error}") from error
+        raise UsageError(f"cannot read the weights file {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is no weight file: its header is not JSON") from error
+        raise UsageError(f"{path} is not a weights file: its header is not JSON") from error
     if not isinstance(header, dict):
-        raise UsageError(f"{path} is no weight file: its header is no table of tensors")
+        raise UsageError(f"{path} is not a weights file: its header is not a table of tensors")
     metadata = header.pop("__metadata__", None)
     text = metadata.get(_KEY) if isinstance(metadata, dict) else None
     if not isinstance(text, str):
         raise UsageError(
-            f"{path} holds weights without a card, so what they are of is unknown: "
-            "`create_model(name, classes, pretrained=PATH)` takes them"
+            f"{path} contains weights without a card: load them with `create_model(name, classes, pretrained=PATH)`"
         )
     shapes = _shapes(header, size - 8 - length, path)
     return _parse(text, path), shapes
@@ -247,7 +247,7 @@ def _shapes(header: Mapping[str, Any], room: int, path: Path) -> dict[str, tuple
             or not all(isinstance(side, int) and not isinstance(side, bool) and side >= 0 for side in shape)
             or math.prod(shape) > room
         ):
-            raise UsageError(f"{path} is damaged: the header's entry for {key!r} is no tensor of this file")
+            raise UsageError(f"{path} is damaged: the header's entry for {key!r} is not a tensor of this file")
         shapes[key] = tuple(shape)
     return shapes
 
@@ -258,7 +258,7 @@ def _parse(text: str, path: Path) -> WeightsCard:
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: its card is not JSON") from error
     if not isinstance(content, dict):
-        raise UsageError(f"{path}: its card is no table")
+        raise UsageError(f"{path}: its card is not a table")
     version = content.get("format")
     if version != FORMAT:
         raise UsageError(
@@ -275,44 +275,44 @@ def _parse(text: str, path: Path) -> WeightsCard:
 
 
 def _check(card: WeightsCard, where: str) -> None:
-    """Refuse what no honest writer puts into a card."""
+    """Validate types and ranges of a card."""
 
     def number(value: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
-    def whole(value: Any, most: int) -> bool:
+    def integer(value: Any, most: int) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
 
-    def modest(value: Any) -> bool:
-        """No depth or width that would keep this machine busy building."""
+    def reasonable(value: Any) -> bool:
+        """Whether no depth or width makes building the model very slow."""
         if isinstance(value, Mapping):
-            return all(map(modest, value.values()))
+            return all(map(reasonable, value.values()))
         if isinstance(value, list | tuple):
-            return len(value) <= 1000 and all(map(modest, value))
+            return len(value) <= 1000 and all(map(reasonable, value))
         return value is None or isinstance(value, bool | str) or (number(value) and abs(value) <= _LARGEST_OPTION)
 
     sizes = card.img_size if isinstance(card.img_size, tuple) else (card.img_size,)
-    wrong = [
+    invalid = [
         name
-        for name, right in (
+        for name, valid in (
             ("name", isinstance(card.name, str) and 0 < len(card.name) < 200),
-            ("num_classes", whole(card.num_classes, 1_000_000)),
-            ("img_size", len(sizes) in (1, 2) and all(whole(side, 8192) for side in sizes)),
+            ("num_classes", integer(card.num_classes, 1_000_000)),
+            ("img_size", len(sizes) in (1, 2) and all(integer(side, 8192) for side in sizes)),
             ("classes", isinstance(card.classes, tuple) and all(isinstance(each, str) for each in card.classes)),
             ("mean", isinstance(card.mean, tuple) and len(card.mean) > 0 and all(map(number, card.mean))),
             ("std", isinstance(card.std, tuple) and len(card.std) > 0 and all(number(v) and v > 0 for v in card.std)),
             ("interpolation", isinstance(card.interpolation, str)),
             ("crop_pct", number(card.crop_pct) and 0 < card.crop_pct <= 1),
             ("head", isinstance(card.head, str)),
-            ("head_options", isinstance(card.head_options, Mapping) and modest(card.head_options)),
+            ("head_options", isinstance(card.head_options, Mapping) and reasonable(card.head_options)),
             ("norm_eps", card.norm_eps is None or (number(card.norm_eps) and 0 <= card.norm_eps < 1)),
-            ("options", isinstance(card.options, Mapping) and modest(card.options)),
-            ("methods", isinstance(card.methods, Mapping) and modest(card.methods)),
+            ("options", isinstance(card.options, Mapping) and reasonable(card.options)),
+            ("methods", isinstance(card.methods, Mapping) and reasonable(card.methods)),
             ("facts", isinstance(card.facts, Mapping)),
         )
-        if not right
+        if not valid
     ]
-    if wrong:
-        raise UsageError(f"{where}: the card's {wrong[0]} makes no sense: {str(getattr(card, wrong[0]))[:80]!r}")
+    if invalid:
+        raise UsageError(f"{where}: the card's {invalid[0]} is invalid: {str(getattr(card, invalid[0]))[:80]!r}")
     if card.classes and len(card.classes) != card.num_classes:
         raise UsageError(f"{where}: {len(card.classes)} class names for a model of {card.num_classes} classes")

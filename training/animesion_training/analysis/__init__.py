@@ -1,1 +1,1 @@
-"""What a trained network costs, looks at and gets wrong: profiles, explanations, audits, studies."""
+"""Analysis of networks and labels: profiles, visual explanations, label audits, rankings of teachers, studies."""

@@ -1,7 +1,7 @@
-"""Which labels to look at: images that lie nearer to another class than to their own, or far from their own.
+"""Find labels to review: images that are nearer to another class than to their own, or far from their own.
 
-An embedding of every image, cosine similarity, and the nearest neighbours in and out of the image's class. Nothing
-is dropped here: the outcome is a list for people, as a table and as a page that needs no other file.
+Every image is embedded; cosine similarity gives its nearest neighbours in its class and in others. Nothing is dropped:
+the result is a list for a curator, as tables and as a self-contained HTML page.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from animesion_training.precision import autocast
 from animesion_training.weights import load_model
 
 _BLOCK = 1024
-"""Images whose similarities to all others are in memory at a time."""
+"""Number of images whose similarities to all others are computed at a time."""
 
 _FAR = 3.5
-"""Robust standard deviations below its class from which on an image counts as an outlier (Iglewicz and Hoaglin)."""
+"""Robust standard deviations below its class from which an image is an outlier (Iglewicz and Hoaglin)."""
 
 _SPREAD = 1e-3
-"""Least deviation of a class's similarities: equal images have none."""
+"""Smallest deviation of the similarities in a class; equal images would have 0."""
 
 _THUMBNAIL = 96
 
@@ -48,21 +48,21 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Finding:
-    """An image to look at.
+    """An image to review.
 
     Attributes:
-        key: of the sample.
-        split: where it is.
-        label: the class that it stands under.
+        key: key of the sample.
+        split: its split.
+        label: its class.
         kind: `other class` when its neighbours are of another class, `outlier` when it is far from its own.
-        suggested: the class of its neighbours; empty for an outlier.
-        score: how far the similarity to other classes exceeds that to its own, -2 to 2; the list is ranked by it.
+        suggested: class of its neighbours; empty for an outlier.
+        score: similarity to other classes minus similarity to its own, -2 to 2; the list is ranked by it.
         own: mean cosine similarity to the nearest images of its class, -1 to 1.
         other: mean cosine similarity to the nearest images of other classes, -1 to 1.
-        deviation: robust standard deviations by which `own` is below the class's median; 0 or less is ordinary.
+        deviation: robust standard deviations by which `own` is below the median of the class; 0 or less is ordinary.
         nearest: key of the most similar image of another class.
-        nearest_split: where that is.
-        nearest_label: that image's class.
+        nearest_split: split of that image.
+        nearest_label: class of that image.
     """
 
     key: str
@@ -81,13 +81,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two classes whose images lie among one another's.
+    """Two classes that are mixed up.
 
     Attributes:
-        first: name of a class.
-        second: name of the other.
-        images: how many images of either have an image of the other as their very nearest.
-        share: of the images of both, 0 to 1.
+        first: name of one class.
+        second: name of the other class.
+        images: number of images of either class whose nearest neighbour is in the other.
+        share: their share of the images of both, 0 to 1.
     """
 
     first: str
@@ -98,13 +98,13 @@ class Pair:
 
 @dataclass(frozen=True)
 class Audit:
-    """The outcome.
+    """Result of an audit.
 
     Attributes:
-        findings: the most suspicious first.
-        pairs: classes that are mixed up most, first.
-        images: how many were looked at.
-        skipped: how many could not be read.
+        findings: images to review, highest score first.
+        pairs: classes that are mixed up, largest share first.
+        images: number of embedded images.
+        skipped: number of images that could not be read.
     """
 
     findings: list[Finding]
@@ -123,25 +123,25 @@ def audit(
     precision: str = "fp32",
     advance: Callable[[int], None] = lambda count: None,
 ) -> Audit:
-    """Embed every image of every split and rank those whose label its neighbours do not share.
+    """Embed every image of every split and rank those whose neighbours have another label.
 
-    The only image of a class is not judged: there is nothing to compare it with.
+    The only image of a class is skipped, as there is nothing to compare it with.
 
     Args:
-        data: what `open_data` gives.
-        model: a `.safetensors` of a run, or a name that `create_model` knows, with the weights that timm publishes.
-        context: where to compute; a single process.
-        neighbours: images that are averaged over, in and out of the class.
-        batch_size: images at a time.
-        precision: of the network: `fp32`, `bf16` or `fp16`.
-        advance: told how many images were done.
+        data: the data, from `open_data`.
+        model: a weights file of a run, or a name for `create_model`, with timm's pretrained weights.
+        context: device to compute on; a single process.
+        neighbours: number of neighbours to average over, in and out of the class.
+        batch_size: images per batch.
+        precision: `fp32`, `bf16` or `fp16`.
+        advance: called with the number of images of each batch.
 
     Raises:
         UsageError: an unusable model, or fewer than two classes with images.
     """
     network, size, crop_pct, normalise = _network(model)
     network = network.to(context.device).eval()
-    parts, labels, keys, splits = [], [], [], []
+    embeddings, labels, keys, splits = [], [], [], []
     skipped = 0
     for split in data.splits:
         if not len(data.splits[split]):
@@ -150,42 +150,42 @@ def audit(
         stream = Stream(data, split, batch_size, size, train=False, transform=transform, on_error="skip")
         with torch.inference_mode():
             for batch in stream:
-                seen = normalise(batch.images.to(context.device), batch.seeds.to(context.device)).contiguous()
+                images = normalise(batch.images.to(context.device), batch.seeds.to(context.device)).contiguous()
                 with autocast(precision, context.device):
-                    parts.append(_embedded(network, seen, model).cpu())
+                    embeddings.append(_embed(network, images, model).cpu())
                 labels.append(batch.labels.numpy())
                 keys += [data.splits[split].keys[i] for i in batch.indices.tolist()]
                 splits += [split] * len(batch.labels)
                 advance(len(batch.labels))
         skipped += stream.skipped
         stream.close()
-    if not parts:
-        raise UsageError(f"{data.path} has no image that can be read")
-    # batches arrive in the split's reading order; keys give one that does not depend on it
+    if not embeddings:
+        raise UsageError(f"{data.path} has no readable image: give other data")
+    # sorted by key, so that the result does not depend on the order in which a split is read
     order = np.array(sorted(range(len(keys)), key=lambda i: (keys[i], splits[i])), dtype=np.int64)
-    vectors, ids = torch.cat(parts)[torch.from_numpy(order)], np.concatenate(labels)[order]
+    vectors, ids = torch.cat(embeddings)[torch.from_numpy(order)], np.concatenate(labels)[order]
     named = [(keys[i], splits[i]) for i in order.tolist()]
-    findings, pairs = judge(vectors.to(context.device), ids, named, data.classes, neighbours)
+    findings, pairs = find_label_errors(vectors.to(context.device), ids, named, data.classes, neighbours)
     return Audit(findings, pairs, len(named), skipped)
 
 
-def judge(
+def find_label_errors(
     vectors: Tensor, labels: IntArray, named: Sequence[tuple[str, str]], classes: Sequence[str], neighbours: int
 ) -> tuple[list[Finding], list[Pair]]:
-    """Findings and pairs from embeddings alone.
+    """Compute findings and pairs from embeddings.
 
     Args:
-        vectors: one an image, shape (N, D), any float type.
+        vectors: one embedding per image, shape (N, D), any float type.
         labels: class ids, shape (N,).
         named: key and split of each image.
         classes: names by class id.
-        neighbours: images that are averaged over; a class of fewer has what it has.
+        neighbours: number of neighbours to average over, at most those that a class has.
 
     Raises:
         UsageError: fewer than two classes with images.
     """
     if len(set(labels.tolist())) < 2:
-        raise UsageError("an audit compares classes, so it needs images of two or more")
+        raise UsageError("an audit compares classes: give data with images of at least two")
     own, other, suggested, nearest, closer = _neighbourhoods(vectors, labels, neighbours)
     deviation = _deviations(own, labels)
     findings: list[Finding] = []
@@ -229,11 +229,11 @@ def judge(
 def _neighbourhoods(
     vectors: Tensor, labels: IntArray, neighbours: int
 ) -> tuple[FloatArray, FloatArray, IntArray, IntArray, npt.NDArray[np.bool_]]:
-    """What lies around each image.
+    """Compare each image with its nearest neighbours.
 
     Returns:
-        Similarity to its own class (not a number for the only one of a class), similarity to others, the class most
-        like it, the nearest image of another class, and whether that one is nearer than any of its own.
+        Each (N,): mean similarity to its own class (NaN for the only image of a class), mean similarity to others, the
+        most similar other class, the nearest image of another class, and whether that is nearer than any of its own.
     """
     unit = nn.functional.normalize(vectors.float(), dim=1)
     ids = torch.from_numpy(labels).to(unit.device)
@@ -244,43 +244,45 @@ def _neighbourhoods(
     closer = np.empty(n, np.bool_)
     for start in range(0, n, _BLOCK):
         rows = slice(start, min(n, start + _BLOCK))
-        similar = unit[rows] @ unit.T
+        similar = unit[rows] @ unit.T  # (R, N), R rows of the block
         same = ids[rows, None] == ids[None]
         similar[torch.arange(len(similar)), torch.arange(rows.start, rows.stop)] = -torch.inf  # not its own neighbour
+        # (R, K) neighbours in the class; entries of small classes that do not exist are -inf
         inner = similar.masked_fill(~same, -torch.inf).topk(min(neighbours, n)).values
-        there = torch.isfinite(inner)
-        mean = inner.where(there, torch.zeros_like(inner)).sum(1) / there.sum(1).clamp(min=1)
+        exists = torch.isfinite(inner)
+        mean = inner.where(exists, torch.zeros_like(inner)).sum(1) / exists.sum(1).clamp(min=1)
         alone = counts[rows] == 1
         own[rows] = mean.masked_fill(alone, torch.nan).cpu().numpy()
         outer = similar.masked_fill(same, -torch.inf).topk(min(neighbours, n))
         values, places = outer.values, outer.indices
-        there = torch.isfinite(values)
-        other[rows] = (values.where(there, torch.zeros_like(values)).sum(1) / there.sum(1)).cpu().numpy()
+        exists = torch.isfinite(values)
+        other[rows] = (values.where(exists, torch.zeros_like(values)).sum(1) / exists.sum(1)).cpu().numpy()
         closer[rows] = (values[:, 0] > inner[:, 0]).cpu().numpy()
         nearest[rows] = places[:, 0].cpu().numpy()
-        # the class with the largest summed similarity among the neighbours, shifted so that all count for something
-        weights = (values + 2).where(there, torch.zeros_like(values))
-        found = ids[places]
-        votes = ((found[:, :, None] == found[:, None, :]) * weights[:, None, :]).sum(2).where(there, weights)
-        suggested[rows] = found.gather(1, votes.argmax(1, keepdim=True))[:, 0].cpu().numpy()
+        # the class with the largest sum of similarities among the neighbours, shifted so that each is positive
+        weights = (values + 2).where(exists, torch.zeros_like(values))
+        classes = ids[places]  # (R, K)
+        votes = ((classes[:, :, None] == classes[:, None, :]) * weights[:, None, :]).sum(2).where(exists, weights)
+        suggested[rows] = classes.gather(1, votes.argmax(1, keepdim=True))[:, 0].cpu().numpy()
     return own, other, suggested, nearest, closer
 
 
 def _deviations(own: FloatArray, labels: IntArray) -> FloatArray:
-    """Robust standard deviations below the median of the class."""
-    found = np.zeros(len(own), np.float32)
+    """Robust standard deviations of each image below the median of its class, (N,)."""
+    deviations = np.zeros(len(own), np.float32)
     order = np.argsort(labels, kind="stable")
     for rows in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
         if np.isnan(own[rows]).any():  # the only image of its class
             continue
-        middle = np.median(own[rows])
-        spread = 1.4826 * np.median(np.abs(own[rows] - middle))
-        found[rows] = (middle - own[rows]) / max(spread, _SPREAD)
-    return found
+        median = np.median(own[rows])
+        # 1.4826 MAD estimates the standard deviation of a normal distribution
+        spread = 1.4826 * np.median(np.abs(own[rows] - median))
+        deviations[rows] = (median - own[rows]) / max(spread, _SPREAD)
+    return deviations
 
 
 def _network(model: str) -> tuple[nn.Module, int, float, Augment]:
-    """The network, the side and share of its input, and what its input is normalised with."""
+    """Load the network; return it with its input size, crop share and normalisation."""
     if model.endswith(".safetensors"):
         network, card = load_model(model)
         size, mean, std, crop_pct = card.img_size, card.mean, card.std, card.crop_pct
@@ -291,30 +293,30 @@ def _network(model: str) -> tuple[nn.Module, int, float, Augment]:
     if isinstance(size, tuple) and size[0] == size[1]:
         size = size[0]
     if not isinstance(size, int):
-        raise UsageError(f"{model} takes images of {size}; only squares are made")
+        raise UsageError(f"{model} takes images of {size}: only square inputs are supported")
     return network, size, crop_pct, Augment.plain(as_rgb(mean), as_rgb(std))
 
 
-def _embedded(network: Any, pixels: Tensor, model: str) -> Tensor:
-    """What the classifier is given, (B, D)."""
-    found = network.forward_head(network.forward_features(pixels), pre_logits=True)
-    if not isinstance(found, Tensor) or found.ndim != 2:
-        raise UsageError(f"{model} has no single vector before its classifier; take another model")
-    return found.float()
+def _embed(network: Any, pixels: Tensor, model: str) -> Tensor:
+    """Embeddings (B, D): the input of the classifier."""
+    vectors = network.forward_head(network.forward_features(pixels), pre_logits=True)
+    if not isinstance(vectors, Tensor) or vectors.ndim != 2:
+        raise UsageError(f"{model} has no single vector before its classifier: choose another model")
+    return vectors.float()
 
 
-# -- what is written -------------------------------------------------------------------------------------------------
+# -- output ---------------------------------------------------------------------------------------------------------
 
 
 def write(folder: Path, outcome: Audit, data: DataSplits, *, model: str, limit: int = 200) -> list[Path]:
-    """Write `audit.csv`, `audit.json` and `audit.html` into a folder; returns their paths.
+    """Write `audit.csv`, `audit.json` and `audit.html` into a folder, and return their paths.
 
     Args:
-        folder: is made.
-        outcome: of `audit`.
-        data: for the images of the page.
-        model: named on the page.
-        limit: images that the page shows at most; the tables have all.
+        folder: created if needed.
+        outcome: from `audit`.
+        data: source of the images on the page.
+        model: name of the model, for the page.
+        limit: upper limit of images on the page; the tables list all.
     """
     rows = [{"rank": rank, **asdict(each)} for rank, each in enumerate(outcome.findings, 1)]
     text = io.StringIO()
@@ -322,7 +324,7 @@ def write(folder: Path, outcome: Audit, data: DataSplits, *, model: str, limit: 
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
-    whole = {
+    document = {
         "data": data.path,
         "model": model,
         "images": outcome.images,
@@ -332,7 +334,7 @@ def write(folder: Path, outcome: Audit, data: DataSplits, *, model: str, limit: 
     }
     written = {
         "audit.csv": text.getvalue(),
-        "audit.json": json.dumps(whole, ensure_ascii=False, indent=1) + "\n",
+        "audit.json": json.dumps(document, ensure_ascii=False, indent=1) + "\n",
         "audit.html": page(outcome, data, model=model, limit=limit),
     }
     for name, content in written.items():
@@ -341,12 +343,12 @@ def write(folder: Path, outcome: Audit, data: DataSplits, *, model: str, limit: 
 
 
 def _cell(value: Any) -> Any:
-    """A value for a CSV; text that a spreadsheet would run as a formula is kept from it."""
+    """Quote text that a spreadsheet would evaluate as a formula."""
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
 
 
 def page(outcome: Audit, data: DataSplits, *, model: str, limit: int) -> str:
-    """The findings as HTML that loads nothing: images lie in it, every text is escaped."""
+    """Render the findings as self-contained HTML with embedded images and escaped text."""
     import jinja2
 
     where = {(split, key): i for split, samples in data.splits.items() for i, key in enumerate(samples.keys)}
@@ -361,7 +363,7 @@ def page(outcome: Audit, data: DataSplits, *, model: str, limit: int) -> str:
                 "twin": _thumbnail(data, twin[0], where[twin]),
             }
         )
-    # everything is from outside: names of classes and keys, and the path
+    # class names, keys and the path come from data: escape them
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(_PAGE).render(
         data=data.path, model=model, outcome=outcome, rows=shown, pairs=outcome.pairs[:50]
@@ -369,7 +371,7 @@ def page(outcome: Audit, data: DataSplits, *, model: str, limit: int) -> str:
 
 
 def _thumbnail(data: DataSplits, split: str, i: int) -> str:
-    """An image of a sample as base64 of a JPEG; empty when it cannot be read."""
+    """Encode the image of a sample as a base64 JPEG; empty when it cannot be read."""
     try:
         image = codec.decode(bytes(data.splits[split].read(i)), codec.Limits()).image
     except (codec.RejectedImageError, UsageError):
@@ -394,10 +396,10 @@ td.number { text-align: right; }
 <body>
 <h1>Audit of {{ data }}</h1>
 <p>{{ "{:,}".format(outcome.images) }} images embedded with {{ model }},
-{{ "{:,}".format(outcome.findings | length) }} to look at, {{ "{:,}".format(outcome.skipped) }} unread.
-Nothing was dropped. A high score says that the neighbours have another label; a person decides.</p>
+{{ "{:,}".format(outcome.findings | length) }} to review, {{ "{:,}".format(outcome.skipped) }} unread.
+Nothing was dropped. A high score means that the neighbours have another label; a curator decides.</p>
 <table>
-<tr><th>rank</th><th>image</th><th>stands under</th><th>looks like</th><th>score</th><th>deviation</th>
+<tr><th>rank</th><th>image</th><th>label</th><th>looks like</th><th>score</th><th>deviation</th>
 <th>nearest of another class</th><th>its class</th></tr>
 {% for row in rows %}
 <tr><td class="number">{{ row.rank }}</td>
@@ -410,9 +412,9 @@ Nothing was dropped. A high score says that the neighbours have another label; a
 {% endfor %}
 </table>
 {% if pairs %}
-<h2>Classes among one another</h2>
+<h2>Classes that are mixed up</h2>
 <table>
-<tr><th>class</th><th>class</th><th>images whose nearest is of the other</th><th>share</th></tr>
+<tr><th>class</th><th>class</th><th>images whose nearest neighbour is in the other</th><th>share</th></tr>
 {% for pair in pairs %}
 <tr><td>{{ pair.first }}</td><td>{{ pair.second }}</td><td class="number">{{ pair.images }}</td>
 <td class="number">{{ "%.1f%%" | format(100 * pair.share) }}</td></tr>

@@ -1,7 +1,7 @@
-"""What a network looks at, as rows of images: attention maps, crops, drops, patches that are kept or merged.
+"""Visualise what a network attends to: attention maps, crops, drops, and patches that are kept or merged.
 
-Each kind of network has a function from an image to titled panels; `sheet` lays rows out. What maps and boxes are is
-left to the methods' own modules.
+Each kind of network has a function from an image to titled panels; `sheet` arranges them in rows. The modules of the
+methods compute maps and boxes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from animesion.errors import UsageError
 from animesion_training.data import Augment, Resize, views
 from animesion_training.distributed import DistributedContext
 from animesion_training.eval.evaluate import as_rgb
-from animesion_training.eval.predict import decoded, files
+from animesion_training.eval.predict import decode_file, files
 from animesion_training.models.cal import CALClassifier
 from animesion_training.tokens.host import TokenVisionTransformer
 from animesion_training.tokens.rollout import recording, rollout
@@ -42,7 +42,7 @@ class Panel:
     """One image of a row.
 
     Attributes:
-        title: what it shows.
+        title: title above it.
         pixels: (S, S, 3).
     """
 
@@ -66,48 +66,50 @@ class Row:
 
 
 def explain(weights: Path, paths: Sequence[Path], context: DistributedContext) -> Iterator[Row]:
-    """Rows for images, in the order of the paths; what cannot be read is left out.
+    """Yield a row per image, in the order of the paths, without unreadable images.
 
     Args:
-        weights: a file of `save_model`.
-        paths: files and folders.
-        context: where to compute.
+        weights: a file written by `save_model`.
+        paths: image files and folders.
+        context: device to compute on.
 
     Raises:
-        UsageError: a network that there is nothing to show of, a path that is not there, an unusable weight file.
+        UsageError: a kind of network without a visualisation, a path that does not exist, or an unusable weights file.
     """
     model, card = load_model(weights)
-    shows = _shower(model, str(weights))
+    draw_panels = _panels_of(model, str(weights))
     model = model.to(context.device)
     if not isinstance(card.img_size, int):
-        raise UsageError(f"{weights} takes images of {card.img_size}; only square inputs are explained")
+        raise UsageError(f"{weights} takes images of {card.img_size}: only square inputs are supported")
     normalise = Augment.plain(as_rgb(card.mean), as_rgb(card.std))
     names = card.classes or tuple(str(i) for i in range(card.num_classes))
     for path in files(paths):
         pixels = np.zeros((card.img_size, card.img_size, 3), dtype=np.uint8)
-        if decoded(path, pixels, Resize(card.img_size, card.crop_pct)):
+        if decode_file(path, pixels, Resize(card.img_size, card.crop_pct)):
             continue
         image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2).to(context.device)
         with torch.inference_mode():
             x = normalise(image, torch.zeros(1, dtype=torch.int64, device=context.device))
             best = model(x).float().softmax(1)[0].max(0)
-            panels = shows(model, pixels, x)
+            panels = draw_panels(model, pixels, x)
         name = f"{names[int(best.indices)]} {100 * float(best.values):.0f}%"
         yield Row(path, name, (Panel("image", pixels), *panels))
 
 
-def _shower(model: nn.Module, what: str) -> Callable[[Any, Pixels, Tensor], list[Panel]]:
-    for kind, function in _SHOWERS:
+def _panels_of(model: nn.Module, weights: str) -> Callable[[Any, Pixels, Tensor], list[Panel]]:
+    for kind, function in _PANELS:
         if isinstance(model, kind):
             return function
-    raise UsageError(f"{what} is {type(model).__name__}: there is nothing to show of how it comes to its answer")
+    raise UsageError(
+        f"{weights} is a {type(model).__name__}: there is nothing to show for it, choose a model with attention"
+    )
 
 
 # -- kinds of networks ------------------------------------------------------------------------------------------------
 
 
 def _cal(model: CALClassifier, pixels: Pixels, x: Tensor) -> list[Panel]:
-    """The mean map, the two strongest maps, and what crop and drop leave."""
+    """The mean map, the two strongest maps, the crop and the drop."""
     attention = model.forward_parts(x).attention.float()
     mean = views.mean_map(attention)
     strongest = attention.flatten(2).sum(2)[0].topk(min(2, attention.shape[1])).indices.tolist()
@@ -115,70 +117,73 @@ def _cal(model: CALClassifier, pixels: Pixels, x: Tensor) -> list[Panel]:
     panels += [Panel(f"map {i}", heat(pixels, attention[0, i])) for i in strongest]
     size = (x.shape[2], x.shape[3])
     image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2).float().to(x.device)
-    panels += _boxed(pixels, views.crop_boxes(mean, size, _CROP), x)
+    panels += _box_panels(pixels, views.crop_boxes(mean, size, _CROP), x)
     panels.append(Panel("drop", _pixels(views.drop(image, mean, _DROP)[0])))
     return panels
 
 
 def _glsim(model: GLSim, pixels: Pixels, x: Tensor) -> list[Panel]:
-    """How like the whole each patch is, the box around the most alike, and the crop of it."""
+    """Similarity of each patch to the whole image, the box around the most similar patches, and its crop."""
     grid = model.traced(x)[1].grid or (1, -1)
-    found = model.selected(x)
-    sign = 1 if model.metric == "cos" else -1
+    selection = model.selected(x)
+    sign = 1 if model.metric == "cos" else -1  # distances are smallest for similar patches
     return [
-        Panel("similarity", heat(pixels, sign * found.similarity[0].view(grid))),
-        *_boxed(pixels, found.boxes, x),
+        Panel("similarity", heat(pixels, sign * selection.similarity[0].view(grid))),
+        *_box_panels(pixels, selection.boxes, x),
     ]
 
 
 def _rams(model: RAMSTrans, pixels: Pixels, x: Tensor) -> list[Panel]:
-    """Attention rolled out over all blocks, the box around its peak, and the crop of it."""
+    """Attention rollout over all blocks, the box around its peak, and its crop."""
     grid = model.traced(x)[1].grid or (1, -1)
-    found = model.selected(x)
-    return [Panel("rollout", heat(pixels, found.attention[0].view(grid))), *_boxed(pixels, found.boxes, x)]
+    selection = model.selected(x)
+    return [Panel("rollout", heat(pixels, selection.attention[0].view(grid))), *_box_panels(pixels, selection.boxes, x)]
 
 
 def _tokens(model: TokenVisionTransformer, pixels: Pixels, x: Tensor) -> list[Panel]:
-    """What each stage of a token reduction leaves; attention rollout where the number of tokens stays the same."""
+    """The remaining tokens after each stage of a token reduction; attention rollout without a reduction."""
     host: Any = model.backbone
     rows, columns = host.patch_embed.dynamic_feat_size(x.shape[-2:])
     trace = {key: value[0].cpu() for key, value in (model.traced(x)[1].trace or {}).items()}
-    if panels := [Panel(title, shown) for title, shown in _reduced(pixels, trace, (rows, columns), host)]:
+    if panels := [Panel(title, drawn) for title, drawn in _reduction_panels(pixels, trace, (rows, columns), host)]:
         return panels
     with recording(model, average=True) as recorder:
         model(x)
         weights = recorder.taken()
     if len({each.shape for each in weights}) > 1:
-        raise UsageError("the blocks of this network see different tokens, and there is nothing else to show of it")
+        raise UsageError("there is nothing to show for this network: its blocks have different numbers of tokens")
     rolled = rollout(weights)[0, 0, host.num_prefix_tokens :][: rows * columns]
     return [Panel("attention rollout", heat(pixels, rolled.view(rows, columns)))]
 
 
-def _reduced(
+def _reduction_panels(
     pixels: Pixels, trace: Mapping[str, Tensor], grid: tuple[int, int], host: Any
 ) -> Iterator[tuple[str, Pixels]]:
-    """What the stages in a trace leave: dropped patches dark, merged ones in the mean colour of what they joined."""
-    # which patches are in each token behind the class token; tokens of a cache hold none
+    """Yield the patches after each stage: dropped ones dark, merged ones in the mean colour of their group."""
+    # (T, P): which patches are in each of T tokens behind the class token; tokens of a cache contain none
     origin = torch.eye(grid[0] * grid[1], dtype=torch.bool)
-    for key, noted in sorted(trace.items(), key=lambda entry: _stage(entry[0])):
-        what = key.partition(".")[2]
-        rows = noted.long()
-        if what in _KEPT:
-            rows = rows - host.num_prefix_tokens if what == "sample_ids" else rows
-            fused = torch.zeros(int((rows < 0).any()) * (what != "sample_ids"), origin.shape[1], dtype=torch.bool)
-            origin = torch.cat([_padded(origin, int(rows.max()) + 1)[rows[rows >= 0]], fused])
-            shown = np.where(_spread(origin.any(0), grid, pixels)[..., None], pixels, pixels // 6)
-        elif what in _JOINED:
-            joined = _padded(origin, len(rows))[: len(rows)]
+    for key, recorded in sorted(trace.items(), key=lambda entry: _stage(entry[0])):
+        kind = key.partition(".")[2]
+        rows = recorded.long()
+        if kind in _KEPT:
+            rows = rows - host.num_prefix_tokens if kind == "sample_ids" else rows
+            # methods that fuse the dropped tokens append one token, which is drawn as containing no patch
+            fused = torch.zeros(int((rows < 0).any()) * (kind != "sample_ids"), origin.shape[1], dtype=torch.bool)
+            # rows of -1 are the fused token; the others select the tokens that stay
+            origin = torch.cat([_pad(origin, int(rows.max()) + 1)[rows[rows >= 0]], fused])
+            drawn = np.where(_upsample(origin.any(0), grid, pixels)[..., None], pixels, pixels // 6)
+        elif kind in _JOINED:
+            joined = _pad(origin, len(rows))[: len(rows)]
+            # a merged token contains the patches of all tokens that it joins
             merged = torch.zeros(int(rows.max()) + 1, origin.shape[1], dtype=torch.long)
             origin = merged.index_add_(0, rows.clamp_min(0), joined.long()) > 0
-            shown = _meaned(pixels, origin, grid)
+            drawn = _mean_colours(pixels, origin, grid)
         else:
             continue
-        yield f"after {key.partition('.')[0]}", np.asarray(shown, dtype=np.uint8)
+        yield f"after {key.partition('.')[0]}", np.asarray(drawn, dtype=np.uint8)
 
 
-#: What pruning methods note: rows of the tokens that stay; and merging ones: for each token the one that it joins.
+#: Names in a trace: pruning methods record the rows of kept tokens, merging methods the target of each token.
 _KEPT = ("kept_idx", "keep_policy", "sample_ids")
 _JOINED = ("cluster_assign", "idx_cluster")
 
@@ -187,22 +192,22 @@ def _stage(key: str) -> int:
     return int("".join(filter(str.isdigit, key.partition(".")[0])) or -1)
 
 
-def _padded(origin: Tensor, rows: int) -> Tensor:
-    """Tokens of a cache, which are no patches, stand behind."""
-    more = max(0, rows - len(origin))
-    return torch.cat([origin, torch.zeros(more, origin.shape[1], dtype=torch.bool)])
+def _pad(origin: Tensor, rows: int) -> Tensor:
+    """Append empty rows, up to `rows`, for tokens of a cache, which contain no patches."""
+    missing = max(0, rows - len(origin))
+    return torch.cat([origin, torch.zeros(missing, origin.shape[1], dtype=torch.bool)])
 
 
-def _spread(values: Tensor, grid: tuple[int, int], pixels: Pixels) -> npt.NDArray[Any]:
+def _upsample(values: Tensor, grid: tuple[int, int], pixels: Pixels) -> npt.NDArray[Any]:
     rows = np.arange(pixels.shape[0]) * grid[0] // pixels.shape[0]
     columns = np.arange(pixels.shape[1]) * grid[1] // pixels.shape[1]
-    spread: npt.NDArray[Any] = values.view(grid).numpy()[rows][:, columns]
-    return spread
+    upsampled: npt.NDArray[Any] = values.view(grid).numpy()[rows][:, columns]
+    return upsampled
 
 
-def _meaned(pixels: Pixels, origin: Tensor, grid: tuple[int, int]) -> Pixels:
-    owner = origin.long().argmax(0)
-    regions = _spread(owner, grid, pixels)
+def _mean_colours(pixels: Pixels, origin: Tensor, grid: tuple[int, int]) -> Pixels:
+    owner = origin.long().argmax(0)  # (P,): the token of each patch
+    regions = _upsample(owner, grid, pixels)
     result = pixels.copy()
     for region in np.unique(regions):
         inside = regions == region
@@ -210,8 +215,8 @@ def _meaned(pixels: Pixels, origin: Tensor, grid: tuple[int, int]) -> Pixels:
     return result
 
 
-def _boxed(pixels: Pixels, boxes: Tensor, x: Tensor) -> list[Panel]:
-    """A box drawn on the image, and what is in it."""
+def _box_panels(pixels: Pixels, boxes: Tensor, x: Tensor) -> list[Panel]:
+    """The box drawn on the image, and its crop."""
     y0, y1, x0, x1 = boxes[0].tolist()
     framed = Image.fromarray(pixels)
     width = max(1, pixels.shape[0] // 64)
@@ -220,7 +225,7 @@ def _boxed(pixels: Pixels, boxes: Tensor, x: Tensor) -> list[Panel]:
     return [Panel("box", np.asarray(framed)), Panel("crop", _pixels(views.crop(image, boxes)[0]))]
 
 
-_SHOWERS: list[tuple[type[nn.Module], Callable[[Any, Pixels, Tensor], list[Panel]]]] = [
+_PANELS: list[tuple[type[nn.Module], Callable[[Any, Pixels, Tensor], list[Panel]]]] = [
     (CALClassifier, _cal),
     (GLSim, _glsim),
     (RAMSTrans, _rams),
@@ -232,12 +237,12 @@ _SHOWERS: list[tuple[type[nn.Module], Callable[[Any, Pixels, Tensor], list[Panel
 
 
 def heat(pixels: Pixels, values: Tensor) -> Pixels:
-    """Lay a map (h, w) over an image (H, W, 3), from blue at its least to red at its greatest value."""
+    """Overlay a map (h, w) on an image (H, W, 3), from blue at its minimum to red at its maximum."""
     from matplotlib import colormaps
 
     height, width = pixels.shape[:2]
     smooth = functional.interpolate(values[None, None].float(), (height, width), mode="bilinear", align_corners=True)
-    scaled = smooth[0, 0] - smooth.min()
+    scaled = smooth[0, 0] - smooth.min()  # (H, W), then to 0..1
     scaled = scaled / scaled.max().clamp_min(1e-12)
     colours = colormaps["jet"](scaled.cpu().numpy())[..., :3] * 255
     return np.asarray(0.5 * pixels + 0.5 * colours, dtype=np.uint8)
@@ -248,11 +253,11 @@ def _pixels(image: Tensor) -> Pixels:
 
 
 def sheet(rows: Sequence[Row], side: int = 128) -> Image.Image:
-    """All rows in one image, with titles above the columns and the prediction below the first panel.
+    """Arrange rows in one image, with titles above the columns and the prediction below the first panel.
 
     Args:
-        rows: at least one.
-        side: of a panel in pixels.
+        rows: at least one row.
+        side: side of a panel in pixels.
     """
     columns = max(len(row.panels) for row in rows)
     width = _GAP + columns * (side + _GAP)

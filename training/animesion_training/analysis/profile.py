@@ -1,9 +1,9 @@
-"""What a network costs: parameters, multiply-adds, activations, speed and memory.
+"""Profile a network: parameters, multiply-adds, activations, speed and memory of inference.
 
-Multiply-adds are those of convolutions and matrix products, the two products of attention included, also where the
-attention is fused: one multiply-add is two floating-point operations, and is what papers on vision transformers print
-as "FLOPs". Norms, activation functions, softmax, biases, pooling and resampling are not counted. What is measured is
-the model as it is given: training cost is left to the training engine's own figures.
+Multiply-adds are counted for convolutions and matrix products, including the two products of attention, fused or not.
+One multiply-add is two floating-point operations; papers on vision transformers report multiply-adds as "FLOPs". Norms,
+activation functions, softmax, biases, pooling and resampling are not counted. The training loop reports the speed of
+training.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from animesion.errors import UsageError
 
 @dataclass(frozen=True)
 class Counts:
-    """What follows from the architecture alone, for one image.
+    """Counts of an architecture, for one image.
 
     Attributes:
-        parameters: all of them.
-        trainable: those with `requires_grad`.
-        multiply_adds: of convolutions and matrix products.
-        attention_multiply_adds: the part of them inside fused attention.
-        activations: elements that convolutions and matrix products put out (the measure of RegNet, CVPR 2020).
+        parameters: number of parameters.
+        trainable: number of those with `requires_grad`.
+        multiply_adds: multiply-adds of convolutions and matrix products.
+        attention_multiply_adds: the part of them in fused attention.
+        activations: output elements of convolutions and matrix products (the measure of RegNet, CVPR 2020).
     """
 
     parameters: int
@@ -45,17 +45,17 @@ class Counts:
 
 @dataclass(frozen=True)
 class Speed:
-    """What was measured on this machine, for inference without gradients.
+    """Measurements of inference without gradients on this machine.
 
     Attributes:
-        device: `cpu` or a GPU's name.
+        device: `cpu`, or the name of the GPU.
         threads: CPU threads of torch.
-        dtype: of weights and images.
-        batch_size: images at once, for throughput and memory.
+        dtype: type of weights and images.
+        batch_size: batch size for throughput and memory.
         images_per_second: median over batches.
-        latency_ms: median for a single image, milliseconds.
-        peak_memory: bytes, at `batch_size`.
-        memory_is: what `peak_memory` is of.
+        latency_ms: median for a single image, in milliseconds.
+        peak_memory: peak memory at `batch_size`, in bytes.
+        memory_is: definition of `peak_memory` on this device.
     """
 
     device: str
@@ -69,7 +69,7 @@ class Speed:
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the operations that have a formula in torch's registry of floating-point operations."""
+    """Count the operations that have a formula in torch's registry of floating-point operations."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -82,7 +82,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         options = dict(kwargs or {})
         formula = flop_registry.get(func._overloadpacket)
         if formula is None:
-            with self:  # composite operations come apart into those that have a formula
+            with self:  # composite operations decompose into those that have a formula
                 result = func.decompose(*args, **options)
             if result is not NotImplemented:
                 return result
@@ -96,7 +96,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows the bytes of the tensors that operations make, until they are freed."""
+    """Track the bytes of the tensors that operations allocate, until they are freed."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -106,18 +106,18 @@ class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        given = {storage.data_ptr() for storage in map(_storage, tree_leaves((args, kwargs))) if storage is not None}
+        inputs = {storage.data_ptr() for storage in map(_storage, tree_leaves((args, kwargs))) if storage is not None}
         out = func(*args, **dict(kwargs or {}))
         for storage in map(_storage, tree_leaves(out)):
-            if storage is not None and storage.data_ptr() not in self._known | given and storage.nbytes():
+            if storage is not None and storage.data_ptr() not in self._known | inputs and storage.nbytes():
                 self._known.add(storage.data_ptr())
                 self.now += storage.nbytes()
-                weakref.finalize(storage, self._freed, storage.data_ptr(), storage.nbytes())
+                weakref.finalize(storage, self._free, storage.data_ptr(), storage.nbytes())
         self.peak = max(self.peak, self.now)
         return out
 
-    def _freed(self, place: int, size: int) -> None:
-        self._known.discard(place)
+    def _free(self, address: int, size: int) -> None:
+        self._known.discard(address)
         self.now -= size
 
 
@@ -126,7 +126,7 @@ def _storage(leaf: object) -> torch.UntypedStorage | None:
 
 
 def count(model: nn.Module, size: tuple[int, int], channels: int = 3) -> Counts:
-    """Count for one image of (height, width) `size`, in evaluation mode."""
+    """Count operations and parameters for one image of (height, width) `size`, in evaluation mode."""
     first = next(model.parameters())
     image = torch.zeros(1, channels, *size, device=first.device, dtype=first.dtype)
     training = model.training
@@ -147,14 +147,14 @@ def count(model: nn.Module, size: tuple[int, int], channels: int = 3) -> Counts:
 def measure(
     model: nn.Module, size: tuple[int, int], batch_size: int = 32, *, seconds: float = 2.0, channels: int = 3
 ) -> Speed:
-    """Time inference and its memory on the model's own device and number format.
+    """Measure speed and memory of inference, on the device and in the number format of the model.
 
     Args:
         model: put into evaluation mode.
         size: (height, width) of the images.
-        batch_size: for throughput and memory.
-        seconds: how long each of the two is timed, after two batches to warm up; at least three batches.
-        channels: of the images.
+        batch_size: batch size for throughput and memory.
+        seconds: how long latency and throughput are timed, after two warm-up batches; at least three batches each.
+        channels: number of channels of the images.
     """
     model.eval()
     first = next(model.parameters())
@@ -181,7 +181,7 @@ def _bytes(model: nn.Module) -> int:
 
 
 def _median_time(step: Callable[[], Any], device: torch.device, seconds: float) -> float:
-    def timed() -> float:
+    def time_once() -> float:
         start = time.perf_counter()
         step()
         if device.type == "cuda":
@@ -189,11 +189,11 @@ def _median_time(step: Callable[[], Any], device: torch.device, seconds: float) 
         return time.perf_counter() - start
 
     for _ in range(2):
-        timed()
+        time_once()
     times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < 3 or time.perf_counter() < end:
-        times.append(timed())
+        times.append(time_once())
     return statistics.median(times)
 
 
@@ -204,17 +204,17 @@ def _peak(step: Callable[[], Any], device: torch.device, weights: int) -> tuple[
         step()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device), "allocated on the GPU, weights included"
-    # the process's own size says more about torch than about the model
+    # the size of the process would be mostly that of torch
     with _Alive() as alive:
         step()
-    return weights + alive.peak, "tensors alive at once, weights included, without the workspace of operators"
+    return weights + alive.peak, "live tensors, weights included, without the workspace of operators"
 
 
 def to_device(model: nn.Module, device: str) -> nn.Module:
-    """The model on `cpu`, `cuda`, `cuda:1` ...
+    """Move a model to `cpu`, `cuda`, `cuda:1` ...
 
     Raises:
-        UsageError: no such device here, or it has no room.
+        UsageError: an unknown device, or one without enough memory.
     """
     try:
         return model.to(torch.device(device))

@@ -1,9 +1,9 @@
-"""Studies: a grid of runs that differ in a few values, a table with mean and deviation, an accuracy-against-cost plot.
+"""Studies: a grid of training runs, a table with mean and deviation, and a plot of accuracy against cost.
 
-A study is a TOML file: what all runs share under `[set]`, what differs under `[grid]` (keys of the training recipe in
-quotes, lists of values), and what differs in several values at once, such as methods to compare, under
-`[variants.NAME]`. `run.seed` is never a row of the table: runs that differ in nothing else are averaged. Runs that are
-done are not run again, a run that was stopped goes on.
+A study is a TOML file: `[set]` has the values that all runs share, `[grid]` the keys that differ (keys of the training
+recipe in quotes, with lists of values), and `[variants.NAME]` values that change together, such as the methods to
+compare. Runs that differ in `run.seed` alone are averaged into one row of the table. Finished runs are not repeated,
+stopped runs are resumed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from animesion_training.recipe import Name, TrainRecipe
 
 _SEED, _VARIANT = "run.seed", "variant"
 _MOST_RUNS = 10_000
-#: What is tabulated, by its name in `report/evaluation.json`.
+#: Metrics of the table, by their names in `report/evaluation.json`.
 METRICS = ("top_1", "top_5", "macro_accuracy", "macro_f1")
 
 
@@ -66,8 +66,8 @@ class Cell:
 
     Attributes:
         folder: name of its folder.
-        values: what sets it apart, by key.
-        recipe: resolved.
+        values: its values of the grid, by key.
+        recipe: the resolved recipe.
     """
 
     folder: str
@@ -79,7 +79,7 @@ def load(path: Path) -> Study:
     """Read a study file.
 
     Raises:
-        UsageError: one sentence for the first mistake.
+        UsageError: the file cannot be read or is invalid.
     """
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -92,25 +92,26 @@ def load(path: Path) -> Study:
 
 
 def cells(study: Study) -> list[Cell]:
-    """Every run of a study, in the order of the grid.
+    """List every run of a study, in the order of the grid.
 
     Raises:
-        UsageError: a key or value that no training recipe takes, or more runs than anybody wants.
+        UsageError: an invalid key or value, too many runs, or two runs with the same values.
     """
     axes = ({_VARIANT: list(study.variants)} if study.variants else {}) | study.grid
-    made: list[Cell] = []
+    result: list[Cell] = []
     for chosen in itertools.islice(itertools.product(*axes.values()), _MOST_RUNS + 1):
         values = dict(zip(axes, chosen, strict=True))
+        # the grid overrides the variant, which overrides what all runs share
         of_variant = study.variants.get(values.get(_VARIANT, ""), {})
         changed = {**study.set, **of_variant, **{key: value for key, value in values.items() if key != _VARIANT}}
         overrides = [f"{key}={json.dumps(value)}" for key, value in _leaves(changed)]
         resolved = recipes.load(study.recipe, overrides)
-        made.append(Cell(_slug(values), values, resolved))
-    if len(made) > _MOST_RUNS:
+        result.append(Cell(_slug(values), values, resolved))
+    if len(result) > _MOST_RUNS:
         raise UsageError(f"the study {study.name} has more than {_MOST_RUNS:,} runs: make its grid smaller")
-    if len({cell.folder for cell in made}) < len(made):
+    if len({cell.folder for cell in result}) < len(result):
         raise UsageError(f"two runs of the study {study.name} have the same values: list each value once")
-    return made
+    return result
 
 
 def run(
@@ -119,34 +120,36 @@ def run(
     out: Path,
     *,
     device: str = "auto",
-    notify: Callable[[str], None] = lambda sentence: None,
+    notify: Callable[[str], None] = lambda message: None,
     watcher: loop.Watcher | None = None,
 ) -> list[dict[str, Any]]:
-    """Run what is not done yet, and write `table.csv`, `table.json` and `accuracy-cost.png`.
+    """Run the unfinished runs, and write `table.csv`, `table.json` and `accuracy-cost.png`.
 
     Args:
         study: the study.
-        data: what runs train on.
-        out: folder of the study; each run has a folder in it.
+        data: the data to train on.
+        out: folder of the study, with one folder per run.
         device: as for training.
-        notify: called with a sentence before each run.
-        watcher: told of each run's progress.
+        notify: called with a message before each run.
+        watcher: receives progress events of each run.
 
     Returns:
         Rows of the table, see `table`.
     """
     seeds = study.grid.get(_SEED, [None])
-    # Seed by seed: a study that is stopped half way has compared everything once.
+    # seed by seed, so that a study that is stopped half way has compared every setting once
     todo = sorted(cells(study), key=lambda cell: seeds.index(cell.values.get(_SEED)))
     for number, cell in enumerate(todo, 1):
         folder = out / cell.folder
         if _result(folder) is not None:
-            notify(f"{number}/{len(todo)} {cell.folder}: done before")
+            notify(f"{number}/{len(todo)} {cell.folder}: already done")
             continue
         notify(f"{number}/{len(todo)} {cell.folder}")
         loop.train(cell.recipe, data, folder, resume=True, device=device, watcher=watcher)
         if _result(folder) is None:
-            raise UsageError(f"the data {data} has no split '{cell.recipe.data.test}' to measure runs on")
+            raise UsageError(
+                f"the data {data} has no split '{cell.recipe.data.test}' to evaluate runs on: change data.test"
+            )
     rows = table(todo, out)
     write_atomic(out / "table.json", (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode())
     write_atomic(out / "table.csv", _csv(rows).encode())
@@ -155,28 +158,29 @@ def run(
 
 
 def table(done: Sequence[Cell], out: Path) -> list[dict[str, Any]]:
-    """One row for each setting but the seed.
+    """Compute one row per setting, over its seeds.
 
-    It holds the values, the number of runs, mean and sample deviation of each metric (shares, 0 to 1; deviation 0 for
-    one run), parameters, and multiply-adds of an image.
+    A row has the values, the number of runs, mean and sample deviation of each metric (shares, 0 to 1; deviation 0 for
+    one run), parameters, and multiply-adds per image.
     """
     from animesion_training.analysis.profile import count
     from animesion_training.models import create_model
 
     groups: dict[str, list[Cell]] = {}
     for cell in done:
+        # values can be lists, which are not hashable
         key = json.dumps({name: value for name, value in cell.values.items() if name != _SEED}, sort_keys=True)
         groups.setdefault(key, []).append(cell)
     rows = []
-    for together in groups.values():
-        results = [_result(out / cell.folder) for cell in together]
-        row: dict[str, Any] = {name: value for name, value in together[0].values.items() if name != _SEED}
-        row["runs"] = len(together)
+    for group in groups.values():
+        results = [_result(out / cell.folder) for cell in group]
+        row: dict[str, Any] = {name: value for name, value in group[0].values.items() if name != _SEED}
+        row["runs"] = len(group)
         for metric in METRICS:
             numbers = [float(result[metric]) for result in results if result is not None]
             row[metric] = statistics.fmean(numbers)
             row[f"{metric}_deviation"] = statistics.stdev(numbers) if len(numbers) > 1 else 0.0
-        model = together[0].recipe.model
+        model = group[0].recipe.model
         options: dict[str, Any] = dict(model.options)
         built = create_model(
             model.name,
@@ -194,7 +198,7 @@ def table(done: Sequence[Cell], out: Path) -> list[dict[str, Any]]:
 
 
 def _leaves(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values; what JSON and TOML write alike are all values but tables."""
+    """Yield dotted keys and values of nested tables."""
     for key, value in values.items():
         if isinstance(value, dict) and value:
             yield from _leaves(value, f"{above}{key}.")
@@ -204,10 +208,10 @@ def _leaves(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, A
 
 def _result(folder: Path) -> Mapping[str, Any] | None:
     try:
-        found = json.loads((folder / "report" / "evaluation.json").read_bytes())
+        result = json.loads((folder / "report" / "evaluation.json").read_bytes())
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and all(metric in found for metric in METRICS) else None
+    return result if isinstance(result, dict) and all(metric in result for metric in METRICS) else None
 
 
 def _slug(values: Mapping[str, Any]) -> str:
@@ -236,7 +240,7 @@ def _plot(study: Study, rows: Sequence[Mapping[str, Any]]) -> bytes:
         axes.errorbar(cost, accuracy, 100 * row["top_1_deviation"], marker="o", capsize=3, color="#2f6fb3")
         label = ", ".join(str(row[key]) for key in (_VARIANT, *study.grid) if key in row)
         axes.annotate(label, (cost, accuracy), xytext=(6, 4), textcoords="offset points", fontsize=8, parse_math=False)
-    axes.set(xscale="log", xlabel="G multiply-adds an image", ylabel="test top-1 (%), bars are one deviation")
+    axes.set(xscale="log", xlabel="G multiply-adds per image", ylabel="test top-1 (%), bars are one deviation")
     axes.set_title(study.name, parse_math=False)
     axes.grid(color="#e6e8eb")
     axes.margins(x=0.25)

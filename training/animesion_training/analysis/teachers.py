@@ -1,7 +1,7 @@
-"""Which of several trained networks will teach best, before a student is trained.
+"""Rank trained networks as teachers for distillation, without training a student.
 
-The measure is how far a teacher's first logit is above its second, Ratio 1-2 (Rios et al., arXiv 2605.15689): the less
-over-confident the teacher, the better its students. The numbers are `distillation.TeacherStatistics`.
+The measure is Ratio 1-2, the ratio of the first logit to the second (Rios et al., arXiv 2605.15689): less
+over-confident teachers have better students. `teacher_statistics` computes it.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from animesion_training.weights import load_model
 
 @dataclass(frozen=True)
 class Candidate:
-    """What a pass over a split says of a possible teacher.
+    """A candidate teacher, measured on a split.
 
     Attributes:
-        path: its weights.
-        name: of the network.
+        path: weights file.
+        name: name of the network.
         top_1: accuracy, 0 to 1.
-        statistics: by the names of `TeacherStatistics.results`.
+        statistics: statistics by name, from `TeacherStatistics.results`.
     """
 
     path: Path
@@ -39,7 +39,7 @@ class Candidate:
 
     @property
     def ratio(self) -> float:
-        """Ratio 1-2 of the logits; infinite where it is defined for no sample, so that it ranks last."""
+        """Ratio 1-2 of the logits; infinite where it is undefined for all samples, so that it ranks last."""
         value = self.statistics["ratio_1_2_normal"]
         return float("inf") if value is None else value
 
@@ -54,27 +54,27 @@ def rank(
     precision: str = "fp32",
     advance: Callable[[int], None] = lambda count: None,
 ) -> list[Candidate]:
-    """Candidates, the best teacher by Ratio 1-2 first.
+    """Rank candidates by Ratio 1-2, the best teacher first.
 
     Args:
-        weights: files of `save_model`, with the data's classes.
-        data: what they are to teach on.
-        split: what they are measured on: the training split, as in the paper, or another.
-        context: where to compute; a single process.
-        batch_size: images at a time.
+        weights: files written by `save_model`, with the classes of the data.
+        data: data of the distillation.
+        split: split to measure on: the training split, as in the paper, or another.
+        context: device to compute on; a single process.
+        batch_size: images per batch.
         precision: `fp32`, `bf16` or `fp16`.
-        advance: told how many images were done.
+        advance: called with the number of images of each batch.
 
     Raises:
-        UsageError: an unusable file, other classes than the data's, or a single class.
+        UsageError: an unusable file, classes other than those of the data, or a single class.
     """
     return sorted(
-        (_measured(path, data, split, context, batch_size, precision, advance) for path in weights),
+        (_measure(path, data, split, context, batch_size, precision, advance) for path in weights),
         key=lambda candidate: candidate.ratio,
     )
 
 
-def _measured(
+def _measure(
     path: Path,
     data: DataSplits,
     split: str,
@@ -86,19 +86,19 @@ def _measured(
     model, card = load_model(path)
     evaluate.check_classes(card.classes, data, str(path))
     if not isinstance(card.img_size, int):
-        raise UsageError(f"{path} takes images of {card.img_size}; only squares are made")
+        raise UsageError(f"{path} takes images of {card.img_size}: only square inputs are supported")
     model = model.to(context.device)
     normalise = Augment.plain(evaluate.as_rgb(card.mean), evaluate.as_rgb(card.std))
     transform = Resize(card.img_size, card.crop_pct)
     stream = Stream(data, split, batch_size, card.img_size, train=False, transform=transform)
-    statistics, right = TeacherStatistics(), 0
+    statistics, correct = TeacherStatistics(), 0
     with torch.inference_mode():
         for batch in stream:
             images = normalise(batch.images.to(context.device), batch.seeds.to(context.device))
             with autocast(precision, context.device):
                 logits = model(images.contiguous()).float()
             statistics.update(logits)
-            right += int((logits.argmax(1) == batch.labels.to(context.device)).sum())
+            correct += int((logits.argmax(1) == batch.labels.to(context.device)).sum())
             advance(len(batch.labels))
     stream.close()
-    return Candidate(path, card.name, right / statistics.samples, statistics.results())
+    return Candidate(path, card.name, correct / statistics.samples, statistics.results())

@@ -1,1 +1,1 @@
-"""The commands that train, evaluate and export; each imports torch when it runs, not before."""
+"""The commands that train, evaluate and export; they import torch only when they run."""

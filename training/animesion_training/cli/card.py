@@ -1,4 +1,4 @@
-"""`animesion card`: the card of a built dataset or of a training run, made anew from its files."""
+"""`animesion card`: render the card of a built dataset or a training run from its files."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Examples:
 
 @click.command(epilog=_EXAMPLES)
 @click.argument("place", metavar="PATH")
-@click.option("--since", metavar="PATH", help="An earlier build: the card tells what changed.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write it there instead of to stdout.")
+@click.option("--since", metavar="PATH", help="An earlier build: the card lists the changes.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write it to this file instead of stdout.")
 def card(place: str, since: str | None, out: Path | None) -> None:
-    """Print the card (Markdown) of the dataset, or of the training run, at PATH; a dataset's may be s3://..."""
+    """Print the card (Markdown) of the dataset or training run at PATH; datasets may be at s3://..."""
     from animesion.dataset import remote
     from animesion.errors import UsageError
     from animesion.storage.workspace import write_atomic
@@ -27,7 +27,7 @@ def card(place: str, since: str | None, out: Path | None) -> None:
     path = remote.local(place)
     if (path / "best.safetensors").is_file() or path.suffix == ".safetensors":
         if since is not None:
-            raise UsageError("--since compares datasets: leave it out for a training run")
+            raise UsageError("--since compares datasets: omit it for a training run")
         from animesion_training.cli.requirements import torch_required
 
         with torch_required():
@@ -54,12 +54,12 @@ def _dataset(path: Path, since: str | None) -> str:
     dataset = open_dataset(path)
     recipe = dataset.recipe
     facts = json.loads((path / "dataset.json").read_bytes())
-    if not {"provenance", "leak_check"} <= facts.keys():  # of an earlier version
+    if not {"provenance", "leak_check"} <= facts.keys():  # written by an earlier version
         facts |= counted(dataset.curated)
     changes = compare(open_dataset(remote.local(since)), dataset) if since else None
     try:
         return cards.dataset_card(facts, recipe, changes=changes, since=Path(since).resolve().name if since else "")
-    except Exception as error:  # a template meets whatever a damaged file holds
+    except Exception as error:  # the template can fail in any way on a damaged file
         raise UsageError(
-            f"{path / 'dataset.json'} lacks what the card tells ({error}): run `animesion build` again"
+            f"{path / 'dataset.json'} lacks values of the card ({error}): run `animesion build` again"
         ) from error

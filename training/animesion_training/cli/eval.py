@@ -1,4 +1,4 @@
-"""`animesion eval`: measure a trained model on a split."""
+"""`animesion eval`: evaluate a trained model on a split."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import click
     "eval",
     epilog="Example: animesion eval --checkpoint runs/a/best.safetensors --data datasets/daf-re-sample --split test",
 )
-@click.option("--checkpoint", type=click.Path(path_type=Path), required=True, help="Weights: a .safetensors of a run.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), required=True, help="Weights (.safetensors) of a run.")
 @click.option("--data", required=True, help="A built dataset, class folders, or label CSVs.")
-@click.option("--images", type=click.Path(path_type=Path), help="With label CSVs: the folder their paths start from.")
-@click.option("--split", default="test", show_default=True, help="What to measure on.")
+@click.option("--images", type=click.Path(path_type=Path), help="With label CSVs: root of their paths.")
+@click.option("--split", default="test", show_default=True, help="Split to evaluate on.")
 @click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
 @click.option(
@@ -33,7 +33,7 @@ def eval_(
     device: str,
     as_json: bool,
 ) -> None:
-    """Accuracy of a model on each class of DATA, honest about the tail: macro, bands, calibration, intervals."""
+    """Evaluate a model on DATA: top-1, macro accuracy, accuracy by class and band, calibration, intervals."""
     from animesion.errors import UsageError
     from animesion_training.cli.requirements import check_exists, torch_required
 
@@ -47,7 +47,7 @@ def eval_(
 
     model, card = load_model(checkpoint)
     if not isinstance(card.img_size, int):
-        raise UsageError(f"{checkpoint} takes images of {card.img_size}; only square inputs are measured")
+        raise UsageError(f"{checkpoint} takes images of {card.img_size}: only square inputs are supported")
     opened = open_data(data, images=images, classes=card.classes or None)
     evaluate.check_classes(card.classes, opened, str(checkpoint))
     normalise = Augment.plain(evaluate.as_rgb(card.mean), evaluate.as_rgb(card.std))
@@ -65,21 +65,21 @@ def eval_(
         )
         if not context.is_main:
             return
-    # what the model saw in training, if it knows; else what the data has for it
+    # counts of the training data if the weights have them, else of the training split of this data
     counts = card.facts.get("train_counts") or evaluate.train_counts(opened)
-    found = evaluate.compute_metrics(scores, opened, split, counts)
+    evaluation = evaluate.compute_metrics(scores, opened, split, counts)
     facts = {"data": data, "split": split, "checkpoint": str(checkpoint)}
     if report:
-        evaluate.write_report(report, found, facts, scores, opened, split)
+        evaluate.write_report(report, evaluation, facts, scores, opened, split)
     if as_json:
         import json
 
-        click.echo(json.dumps({**facts, **reports.as_json(found, per_class=True)}, ensure_ascii=False))
+        click.echo(json.dumps({**facts, **reports.as_json(evaluation, per_class=True)}, ensure_ascii=False))
         return
     import sys
 
     from rich.console import Console
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    for each in reports.tables(found):
+    for each in reports.tables(evaluation):
         console.print(each)

@@ -1,4 +1,4 @@
-"""`animesion explain`: what a network looks at."""
+"""`animesion explain`: visualise what a network attends to."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import click
 
 @click.command(epilog="Example: animesion explain --checkpoint runs/teacher/best.safetensors faces/ --out teacher.png")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--checkpoint", type=click.Path(path_type=Path), required=True, help="Weights: a .safetensors of a run.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The image to write, .png or .jpg.")
-@click.option("--side", type=click.IntRange(32, 1024), default=128, show_default=True, help="Pixels of one panel.")
-@click.option("--limit", type=click.IntRange(1, 200), default=12, show_default=True, help="Rows at most.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), required=True, help="Weights (.safetensors) of a run.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Image to write, .png or .jpg.")
+@click.option(
+    "--side", type=click.IntRange(32, 1024), default=128, show_default=True, help="Side of a panel in pixels."
+)
+@click.option("--limit", type=click.IntRange(1, 200), default=12, show_default=True, help="Maximum number of rows.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 def explain(paths: tuple[Path, ...], checkpoint: Path, out: Path, side: int, limit: int, device: str) -> None:
-    """Draw what a network looks at on PATHS: attention maps, crops and drops, a row for each image."""
+    """Draw attention maps, crops, drops and tokens of a network on PATHS, one row per image."""
     import io
     from itertools import islice
 
@@ -25,14 +27,14 @@ def explain(paths: tuple[Path, ...], checkpoint: Path, out: Path, side: int, lim
 
     check_exists(checkpoint, *paths)
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise UsageError(f"{out}: the image is written as .png or .jpg")
+        raise UsageError(f"{out}: give an --out that ends in .png or .jpg")
     with torch_required():
         from animesion_training.analysis import explain
         from animesion_training.distributed import distributed_context
     with distributed_context(device) as context:
         rows = list(islice(explain.explain(checkpoint, paths, context), limit))
     if not rows:
-        raise UsageError("none of the paths is an image that can be read")
+        raise UsageError("none of the paths is a readable image")
     content = io.BytesIO()
     explain.sheet(rows, side).save(content, "PNG" if out.suffix.lower() == ".png" else "JPEG")
     write_atomic(out, content.getvalue())

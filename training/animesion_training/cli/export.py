@@ -1,4 +1,4 @@
-"""`animesion export`: a trained model for use elsewhere."""
+"""`animesion export`: convert a trained model to ONNX, TorchScript or the Hugging Face layout of timm."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pathlib import Path
 import click
 
 
-@click.command(epilog="Example: animesion export --checkpoint runs/faces/model.safetensors --to onnx --out faces.onnx")
-@click.option("--checkpoint", type=click.Path(path_type=Path), required=True, help="Weight file of a trained model.")
+@click.command(epilog="Example: animesion export --checkpoint runs/faces/best.safetensors --to onnx --out faces.onnx")
+@click.option("--checkpoint", type=click.Path(path_type=Path), required=True, help="Weights (.safetensors) of a run.")
 @click.option("--to", "kind", type=click.Choice(["onnx", "torchscript", "hf"]), required=True, help="Format.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write; a folder for hf.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def export(checkpoint: Path, kind: str, out: Path, as_json: bool) -> None:
-    """Export a model, and check that it computes what the original does.
+    """Export a model, and check that its outputs equal those of the original.
 
-    onnx and torchscript write a file with the class names and normalisation inside, hf a folder that
-    timm.create_model("local-dir:OUT", pretrained=True) loads. Images go in normalised, in batches of any size.
+    onnx and torchscript write a file that includes class names and normalisation, hf a folder that
+    timm.create_model("local-dir:OUT", pretrained=True) loads. Inputs are normalised images, in batches of any size.
     """
     import json
 
@@ -31,8 +31,8 @@ def export(checkpoint: Path, kind: str, out: Path, as_json: bool) -> None:
         click.echo(json.dumps(facts))
         return
     click.echo(
-        f"{done.path}: {done.size / 1e6:,.1f} MB, its logits differ from the original's by {done.difference:.1e} "
-        f"at most (allowed: {export.TOLERANCE:.0e})"
+        f"{done.path}: {done.size / 1e6:,.1f} MB, its logits differ from the original's by at most "
+        f"{done.difference:.1e} (allowed: {export.TOLERANCE:.0e})"
     )
     if kind == "hf":
         click.echo(f'  timm.create_model("local-dir:{done.path}", pretrained=True)')

@@ -1,4 +1,4 @@
-"""`animesion models`: what can be trained."""
+"""`animesion models`: list the networks that can be trained."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import click
 @click.command(epilog="Example: animesion models 'vit_*ifa'")
 @click.argument("pattern", required=False)
 @click.option("--parameters", is_flag=True, help="Also count parameters, for 1,000 classes.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 def models(pattern: str | None, parameters: bool, as_json: bool) -> None:
-    """List the baselines and our own models, or all of timm's whose name matches PATTERN.
+    """List the baselines and Animesion's own models, or all timm models whose name matches PATTERN.
 
-    PATTERN may have * and ?; without them it matches anywhere in a name.
+    PATTERN may contain * and ?; without them it matches anywhere in a name.
     """
     import json
 
@@ -30,7 +30,7 @@ def models(pattern: str | None, parameters: bool, as_json: bool) -> None:
     for row in rows:
         count = f"{row['parameters'] / 1e6:9.2f} M  " if parameters else ""
         weights = f"{row['weights']} weights" if row["weights"] else "no weights published"
-        stands_for = f", timm's {row['timm']}" if row["timm"] != row["name"] else ""
-        click.echo(f"{row['name']:<{width}}  {count}{weights}{stands_for}")
+        alias = f", timm's {row['timm']}" if row["timm"] != row["name"] else ""
+        click.echo(f"{row['name']:<{width}}  {count}{weights}{alias}")
     if not pattern:
-        click.echo("any other model of timm's works too: animesion models PATTERN", err=True)
+        click.echo("every other timm model works too: animesion models PATTERN", err=True)

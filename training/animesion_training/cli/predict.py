@@ -1,4 +1,4 @@
-"""`animesion predict`: who is on an image."""
+"""`animesion predict`: name the characters or classes in images."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import click
 
 @click.command(epilog="Example: animesion predict --checkpoint runs/a/best.safetensors image.jpg --json")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--checkpoint", type=click.Path(path_type=Path), required=True, help="Weights: a .safetensors of a run.")
-@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Guesses for each image.")
-@click.option("--detector", default="none", show_default=True, help="Cut the face out first: see animesion detectors.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), required=True, help="Weights (.safetensors) of a run.")
+@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Guesses per image.")
+@click.option("--detector", default="none", show_default=True, help="Crop the face first: see animesion detectors.")
 @click.option(
     "--margin",
     type=click.FloatRange(0, 4),
@@ -20,12 +20,14 @@ import click
     show_default=True,
     help="Added around a face, as a share of its side.",
 )
-@click.option("--min-score", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Least score of a face.")
-@click.option("--all-faces", is_flag=True, help="Every face, not the surest alone.")
-@click.option("--or-whole", is_flag=True, help="Name the whole image where no face is found.")
+@click.option(
+    "--min-score", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Lowest score of a face."
+)
+@click.option("--all-faces", is_flag=True, help="Use every face, not only the one with the highest score.")
+@click.option("--or-whole", is_flag=True, help="Use the whole image where no face is found.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Option of the detector; may be repeated.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--json", "as_json", is_flag=True, help="One line of JSON for each image or face.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per image or face.")
 @click.pass_context
 def predict(
     ctx: click.Context,
@@ -41,10 +43,10 @@ def predict(
     device: str,
     as_json: bool,
 ) -> None:
-    """Name what is on PATHS (images or folders of them).
+    """Predict the classes of PATHS (images, or folders of images).
 
-    With --detector, name the face that it finds; boxes are in pixels of the upright image, margin included. The exit
-    status is 1 when an image cannot be read, or shows no face and --or-whole is not given.
+    With --detector, predict the classes of the faces that it finds; boxes are in pixels of the upright image, margin
+    included. The exit status is 1 when an image cannot be read, or has no face without --or-whole.
     """
     import json
 
@@ -75,7 +77,7 @@ def predict(
                     line |= {"box": each.box, "score": round(each.score, 6)}
                 click.echo(json.dumps(line | ({"problem": each.problem} if each.problem else {}), ensure_ascii=False))
             elif each.problem:
-                click.echo(f"{each.path}: nothing to name ({each.problem})", err=True)
+                click.echo(f"{each.path}: no prediction ({each.problem})", err=True)
             else:
                 where = " at {},{} to {},{}".format(*each.box) if each.box else ""
                 click.echo(

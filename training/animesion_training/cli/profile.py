@@ -1,4 +1,4 @@
-"""`animesion profile`: what a network costs, before it is trained."""
+"""`animesion profile`: count parameters and operations of networks, and time their inference."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ Examples:
 
 
 @click.command(epilog=_EXAMPLES)
-@click.option("--model", "names", metavar="NAME", multiple=True, required=True, help="Model; may be given repeatedly.")
+@click.option("--model", "names", metavar="NAME", multiple=True, required=True, help="Model; may be repeated.")
 @click.option(
     "--img-size",
     "sizes",
     metavar="N",
     type=click.IntRange(1, 8192),
     multiple=True,
-    help="Side in pixels; may be given repeatedly.  [default: the model's own]",
+    help="Side in pixels; may be repeated.  [default: the model's own]",
 )
-@click.option("--num-classes", type=click.IntRange(1), default=1000, show_default=True, help="Classes to tell apart.")
+@click.option("--num-classes", type=click.IntRange(1), default=1000, show_default=True, help="Number of classes.")
 @click.option("--head", default="linear", show_default=True, help="Head: linear, cosine, ifa, cla, ...")
-@click.option("--freeze", multiple=True, help="Parameters that are not trained: `backbone`, a name, a shell pattern.")
+@click.option("--freeze", multiple=True, help="Parameters to freeze: `backbone`, a name, a shell pattern.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="For throughput and memory.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 ...")
-@click.option("--seconds", type=click.FloatRange(0), default=2.0, show_default=True, help="How long each is timed.")
+@click.option("--seconds", type=click.FloatRange(0), default=2.0, show_default=True, help="Seconds per measurement.")
 @click.option("--no-timing", is_flag=True, help="Count only.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, one for each model and size.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line, for each model and size.")
 def profile(
     names: tuple[str, ...],
     sizes: tuple[int, ...],
@@ -51,7 +51,7 @@ def profile(
 
     A name may carry methods: `evit50_clca_vit_base_patch16`, `ila_vit_base_patch16`, `glsim_vit_base_patch16`, ...
 
-    Multiply-adds are those of convolutions and matrix products, attention included. Counts are for one image.
+    Multiply-adds are of convolutions and matrix products, attention included. Counts are per image.
     """
     from animesion_training.cli.requirements import torch_required
 
@@ -93,7 +93,7 @@ def _row(
         if seconds is not None:
             row |= asdict(measure(model, pixels, batch_size, seconds=seconds))
     except (RuntimeError, ValueError, AssertionError) as error:
-        reason = (str(error).splitlines() or ["it gave no reason"])[0]
+        reason = (str(error).splitlines() or ["no reason given"])[0]
         raise UsageError(f"{name} cannot be run on {pixels[0]} x {pixels[1]} pixels: {reason}") from error
     return row
 

@@ -1,4 +1,4 @@
-"""How a training run shows itself on stderr: a bar an epoch on a terminal, a line an epoch elsewhere."""
+"""Progress of a training run on stderr: a bar per epoch on a terminal, a line per epoch elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from animesion_training.engine import loop
 
 
 class Screen(loop.Watcher):
-    """Shows epochs as they go; keeps silent in all processes but the first."""
+    """Shows the progress of each epoch, in the first process only."""
 
     def __init__(self, bars: Progress | None) -> None:
         self._bars = bars
@@ -22,26 +22,26 @@ class Screen(loop.Watcher):
         self.silent = os.environ.get("RANK", "0") != "0"
 
     def message(self, text: str) -> None:
-        """A sentence worth showing."""
+        """Print a message."""
         self._line(text)
 
     def started(self, epoch: int, epochs: int, steps: int, done: int) -> None:
-        """An epoch begins."""
+        """Start the bar of an epoch."""
         if self._bars:
             self._task = self._bars.add_task(f"epoch {epoch}/{epochs}", total=steps, completed=done, note="")
 
     def stepped(self, loss: float, rate: float, speed: float) -> None:
-        """A step is done."""
+        """Advance the bar."""
         if self._bars and self._task is not None:
             self._bars.update(self._task, advance=1, note=f"loss {loss:.3f}  {speed:,.0f} images/s")
 
     def ended(self, epoch: int, numbers: dict[str, float]) -> None:
-        """An epoch is done."""
+        """Remove the bar and print the metrics of the epoch."""
         if self._bars and self._task is not None:
             self._bars.remove_task(self._task)
             self._task = None
-        shown = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in numbers.items())
-        self._line(f"epoch {epoch}: {shown}")
+        metrics = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in numbers.items())
+        self._line(f"epoch {epoch}: {metrics}")
 
     def _line(self, text: str) -> None:
         if self.silent:
@@ -53,8 +53,8 @@ class Screen(loop.Watcher):
 
 
 @contextlib.contextmanager
-def watching() -> Iterator[Screen]:
-    """The display that fits where stderr goes."""
+def screen() -> Iterator[Screen]:
+    """Open the display for stderr: bars on a terminal, lines otherwise."""
     if not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
         yield Screen(None)
         return

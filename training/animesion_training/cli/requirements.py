@@ -1,4 +1,4 @@
-"""What the commands over `animesion_training` share: the sentences for what is not installed or not there."""
+"""Checks that the commands of `animesion_training` share: required packages and paths."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from animesion.errors import UsageError
 
 @contextlib.contextmanager
 def torch_required() -> Iterator[None]:
-    """Turn the import error of a missing package into what to install.
+    """Import torch and other packages in this block: a missing one is an error that names the extra to install.
 
-    Torch's threads that wait are told to sleep rather than to spin, unless the environment says otherwise: on a CPU
-    they share the cores with the threads that decode, and spinning takes a tenth to a half of the speed.
+    Waiting threads of torch sleep instead of spinning, unless OMP_WAIT_POLICY is set: on a CPU they share the cores
+    with the decoding threads, and spinning costs a tenth to a half of the speed.
 
     Raises:
         UsageError: a package of the `train` extra is missing.
@@ -30,11 +30,11 @@ def torch_required() -> Iterator[None]:
 
 
 def check_exists(*paths: Path | str) -> None:
-    """Refuse a local path that is not there before torch is loaded: that takes seconds, a typing error none.
+    """Check that local paths exist, before seconds are spent on importing torch; URLs are not checked.
 
     Raises:
-        UsageError: it names the first that is missing; URLs are not looked at.
+        UsageError: a path does not exist; the message names the first.
     """
     for path in paths:
         if "://" not in str(path) and not Path(path).exists():
-            raise UsageError(f"there is no file or folder {path}")
+            raise UsageError(f"file or folder {path} not found")

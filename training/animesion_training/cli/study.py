@@ -1,4 +1,4 @@
-"""`animesion study`: a grid of training runs and its table."""
+"""`animesion study`: run a grid of training runs and tabulate it."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import click
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 def study(file: Path, data: str, out: Path, device: str, as_json: bool) -> None:
-    """Run the grid of training runs in FILE (TOML), as far as it is not done, and tabulate it.
+    """Run the unfinished training runs of the grid in FILE (TOML), and tabulate it.
 
-    The same command carries on with a study that was stopped.
+    The same command resumes a study that was stopped.
     """
     from animesion_training.cli.requirements import check_exists, torch_required
 
     check_exists(file, data)
     with torch_required():
         from animesion_training.analysis import study
-        from animesion_training.cli.progress import watching
+        from animesion_training.cli.progress import screen
 
     chosen = study.load(file)
-    with watching() as watcher:
+    with screen() as watcher:
         rows = study.run(chosen, data, out, device=device, notify=watcher.message, watcher=watcher)
     if as_json:
         import json
@@ -40,9 +40,9 @@ def study(file: Path, data: str, out: Path, device: str, as_json: bool) -> None:
     from rich.table import Table
 
     keys = [key for key in ("variant", *chosen.grid) if key != "run.seed" and key in rows[0]]
-    shown = Table(title=f"{chosen.name}: test split", title_justify="left", box=None, pad_edge=False)
+    display = Table(title=f"{chosen.name}: test split", title_justify="left", box=None, pad_edge=False)
     for name in [*keys, "runs", "top-1 %", "top-5 %", "macro %", "M parameters", "G multiply-adds"]:
-        shown.add_column(escape(name), justify="left" if name in keys else "right")
+        display.add_column(escape(name), justify="left" if name in keys else "right")
     for row in rows:
         values = [escape(str(row[key])) for key in keys]
         numbers = [
@@ -50,7 +50,7 @@ def study(file: Path, data: str, out: Path, device: str, as_json: bool) -> None:
             for metric in ("top_1", "top_5", "macro_accuracy")
         ]
         costs = [f"{row['parameters'] / 1e6:.2f}", f"{row['multiply_adds'] / 1e9:.3f}"]
-        shown.add_row(*values, str(row["runs"]), *numbers, *costs)
+        display.add_row(*values, str(row["runs"]), *numbers, *costs)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
-    console.print(shown)
+    console.print(display)
     console.print(f"{out}/table.csv, {out}/accuracy-cost.png", soft_wrap=True, markup=False)

@@ -1,4 +1,4 @@
-"""`animesion teachers`: which trained network will teach best."""
+"""`animesion teachers`: rank trained networks as teachers for distillation."""
 
 from __future__ import annotations
 
@@ -10,25 +10,23 @@ import click
 @click.command(
     epilog="Example: animesion teachers --data datasets/faces runs/a/best.safetensors runs/b/best.safetensors"
 )
-@click.argument("checkpoints", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("weights", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--data", required=True, help="A built dataset, class folders, or label CSVs.")
-@click.option("--images", type=click.Path(path_type=Path), help="With label CSVs: the folder their paths start from.")
-@click.option("--split", default="train", show_default=True, help="What the teachers are measured on.")
+@click.option("--images", type=click.Path(path_type=Path), help="With label CSVs: root of their paths.")
+@click.option("--split", default="train", show_default=True, help="Split to measure on.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="Print all numbers as JSON.")
-def teachers(
-    checkpoints: tuple[Path, ...], data: str, images: Path | None, split: str, device: str, as_json: bool
-) -> None:
-    """Rank CHECKPOINTS as teachers by Ratio 1-2 of their logits: the lower, the better (arXiv 2605.15689).
+def teachers(weights: tuple[Path, ...], data: str, images: Path | None, split: str, device: str, as_json: bool) -> None:
+    """Rank WEIGHTS as teachers by Ratio 1-2 of their logits: the lower, the better (arXiv 2605.15689).
 
-    It takes one pass over the split. The ratio depends on where a network's logits have their zero; the margin, which
-    does not, stands beside it.
+    This takes one pass over the split. The ratio changes when logits are shifted by a constant; the margin, which is
+    listed too, does not.
     """
     import json
 
     from animesion_training.cli.requirements import check_exists, torch_required
 
-    check_exists(data, *checkpoints)
+    check_exists(data, *weights)
     with torch_required():
         from animesion_training.analysis import teachers
         from animesion_training.data import open_data
@@ -36,7 +34,7 @@ def teachers(
 
     opened = open_data(data, images=images)
     with distributed_context(device) as context:
-        ranked = teachers.rank(checkpoints, opened, split, context)
+        ranked = teachers.rank(weights, opened, split, context)
     if as_json:
         rows = [
             {"rank": i, "checkpoint": str(each.path), "model": each.name, "top_1": each.top_1, **each.statistics}
@@ -44,7 +42,7 @@ def teachers(
         ]
         click.echo(json.dumps(rows, indent=2))
         return
-    click.echo(f"{'':>2}  {'ratio 1-2':>9}  {'margin':>7}  {'entropy':>7}  {'top-1':>6}  checkpoint")
+    click.echo(f"{'':>2}  {'ratio 1-2':>9}  {'margin':>7}  {'entropy':>7}  {'top-1':>6}  weights")
     for i, each in enumerate(ranked, 1):
         facts = each.statistics
         ratio = "-" if facts["ratio_1_2_normal"] is None else f"{facts['ratio_1_2_normal']:.3f}"

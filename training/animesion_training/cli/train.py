@@ -1,4 +1,4 @@
-"""`animesion train`: run a training recipe."""
+"""`animesion train`: train a network by a recipe."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ if TYPE_CHECKING:
 
 @click.command(epilog="Example: animesion train --data datasets/daf-re-sample --img-size 64 --epochs 8 --out runs/a")
 @click.option("--data", required=True, help="A built dataset, class folders, or label CSVs.")
-@click.option("--images", type=click.Path(path_type=Path), help="With label CSVs: the folder their paths start from.")
-@click.option("--recipe", default="scratch", show_default=True, help="A training recipe by name, or a TOML file.")
-@click.option("--model", help="The network; `animesion models` lists them.")
+@click.option("--images", type=click.Path(path_type=Path), help="With label CSVs: root of their paths.")
+@click.option("--recipe", default="scratch", show_default=True, help="Name of a training recipe, or a TOML file.")
+@click.option("--model", help="Network; `animesion models` lists them.")
 @click.option("--img-size", type=int, help="Side of the input in pixels.")
-@click.option("--epochs", type=int, help="Rounds over the data.")
-@click.option("--batch-size", type=int, help="Images in a step, over all processes.")
+@click.option("--epochs", type=int, help="Passes over the data.")
+@click.option("--batch-size", type=int, help="Images per step, over all processes.")
 @click.option("--lr", type=float, help="Learning rate.")
-@click.option("--cache", type=click.Choice(["none", "ram", "device"]), help="Decode once and keep the pixels there.")
+@click.option("--cache", type=click.Choice(["none", "ram", "device"]), help="Decode once, into this memory.")
 @click.option("--head", help="Classifier: linear, cosine, ifa, cla, ...")
-@click.option("--selector", help="How parts are found: cal, glsim, ...")
+@click.option("--selector", help="Part selection: cal, glsim, ...")
 @click.option("--reduction", help="Token reduction: evit, tome, ...")
 @click.option("--keep-rate", type=float, help="Share of tokens that each reduction keeps.")
 @click.option("--token-cache", help="Cross-layer cache: clc.")
 @click.option("--adapter", help="Adapter: ila, adapter, lora, ...")
 @click.option("--teacher", help="Weights of a teacher to distil from.")
-@click.option("--teacher-size", type=int, help="Side of the teacher's images in pixels; its own by default.")
+@click.option("--teacher-size", type=int, help="Side of the teacher's input in pixels; by default its own.")
 @click.option("--init", help="Weights to start from; a head of another number of classes is replaced.")
-@click.option("--freeze", multiple=True, help="Parameters not to train: `backbone`, a name, a shell pattern.")
+@click.option("--freeze", multiple=True, help="Parameters to freeze: `backbone`, a name, a shell pattern.")
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override one value of the recipe.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
-@click.option("--resume", is_flag=True, help="Go on from the folder's last checkpoint.")
+@click.option("--resume", is_flag=True, help="Continue from the last checkpoint in the folder.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def train(
@@ -62,9 +62,9 @@ def train(
     device: str,
     as_json: bool,
 ) -> None:
-    """Train a recogniser on DATA. Under torchrun, every process takes its share of each batch.
+    """Train a classifier on DATA. Under torchrun, the processes share each batch.
 
-    A run that was stopped or killed goes on with the same command and --resume.
+    The same command with --resume continues a run that was stopped or killed.
     """
     from animesion_training.cli.requirements import check_exists, torch_required
     from animesion_training.recipe import load
@@ -90,14 +90,14 @@ def train(
     chosen = load(recipe, overrides, changes)
     check_exists(data, *filter(None, (chosen.model.init, chosen.teacher.weights)))
     with torch_required():
-        from animesion_training.cli.progress import watching
+        from animesion_training.cli.progress import screen
         from animesion_training.engine import loop
 
     try:
-        with watching() as watcher:
+        with screen() as watcher:
             outcome = loop.train(chosen, data, out, images=images, resume=resume, device=device, watcher=watcher)
     except KeyboardInterrupt:
-        click.echo(f"stopped: {out} keeps what is done, the same command with --resume carries on", err=True)
+        click.echo(f"stopped: run the same command with --resume to continue from the checkpoint in {out}", err=True)
         raise SystemExit(130) from None
     if watcher.silent:
         return

@@ -198,9 +198,10 @@ class CachedStream(Scheduled):
             raise UsageError(f"--cache does not support {type(self.transform).__name__}: stream instead")
 
     def _batches(self) -> Generator[Batch]:
-        home = self.resident.images.device
+        home = self.resident.images.device  # rows are selected where the cache is, and the batch is moved
         for share in self._shares():
             rows = torch.from_numpy(share.indices.copy()).to(home, non_blocking=True)
+            # torch has no uint64 arithmetic: the bits of the hashes as int64
             sample_seeds = torch.from_numpy(share.seeds.view(np.int64).copy()).to(self.device, non_blocking=True)
             stored = self.resident.images.index_select(0, rows).to(self.device, non_blocking=True)
             aspects = self.resident.aspects.index_select(0, rows).to(self.device, non_blocking=True)
@@ -231,6 +232,7 @@ def view_on_device(transform: Transform, images: Tensor, aspects: Tensor, sample
         share = torch.full((batch, 2), size / whole, device=images.device)
         boxes = torch.cat((places / whole, share), 1)  # left, top, width, height as shares, (B, 4)
     elif isinstance(transform, ResizeCenterCrop):
+        # the centre square of the original image, undoing the stretch: its sides as shares of width and height
         share = torch.stack((1 / aspects, aspects), 1).clamp(max=1) * transform.share
         boxes = torch.cat(((1 - share) / 2, share), 1)
     elif side == size:

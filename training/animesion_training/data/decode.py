@@ -228,7 +228,7 @@ def decode_into(out: Pixels, content: Content, transform: Transform, u: Sequence
     Raises:
         animesion.images.codec.RejectedImageError: the bytes are not a usable image.
     """
-    header = _plain_jpeg(content)
+    header = _plain_jpeg(content)  # from the header alone, without decoding
     if header is not None:
         width, height = header
         view = transform.view(width, height, u)
@@ -236,6 +236,7 @@ def decode_into(out: Pixels, content: Content, transform: Transform, u: Sequence
             pixels: Pixels = simplejpeg.decode_jpeg(
                 content,
                 "rgb",
+                # the size at which the box still has the requested resolution
                 min_height=min(height, -(-height * view.to_height // view.height)),
                 min_width=min(width, -(-width * view.to_width // view.width)),
                 min_factor=2,

@@ -115,9 +115,11 @@ def draw_plan(shape: tuple[int, ...], mixing: Mixing, generator: torch.Generator
     cut_share = mixing.cutmix_share if mixing.mixup_alpha and mixing.cutmix_alpha else float(mixing.cutmix_alpha > 0)
     mixed = (rng.random(draws) < mixing.probability) & mixing.active
     cut = rng.random(draws) < cut_share
+    # own weight in MixUp, and the share of the image that CutMix keeps
     blend = np.where(mixed & ~cut, _beta(rng, mixing.mixup_alpha, draws), 1.0)
     kept = np.where(mixed & cut, _beta(rng, mixing.cutmix_alpha, draws), 1.0)
     boxes = np.broadcast_to(_boxes(rng, kept, height, width), (batch, 4))
+    # boxes are clipped at the border, so labels follow the pasted pixels and not `kept`
     pasted = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     blend = np.broadcast_to(blend, (batch,))
     return MixingPlan(partners, blend, boxes, blend * (1 - pasted / max(1, height * width)))
@@ -128,7 +130,7 @@ def apply_plan(images: Tensor, targets: Tensor, classes: int, plan: MixingPlan, 
     partners = _to(plan.partners, images.device)
     top, left, bottom, right = plan.boxes.T
     pastes = bool(((bottom > top) & (right > left)).any())
-    blends = bool((plan.blend < 1).any())
+    blends = bool((plan.blend < 1).any())  # numpy, so the device is not synchronised
     if blends or pastes:
         others = images[partners]
         mixed = images

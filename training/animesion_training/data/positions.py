@@ -146,6 +146,7 @@ class Scheduled(ABC):
         self._epoch, self._consumed, self._resumed = epoch, consumed, True
 
     def _identity(self) -> dict[str, Any]:
+        # computed on first use: it hashes every key
         self._fingerprint = self._fingerprint or self.samples.fingerprint()
         identity = {"samples": len(self.samples), "fingerprint": self._fingerprint, "seed": self.seed}
         identity |= {"sampling": self.sampling, "window": self.window}

@@ -120,8 +120,7 @@ class RemoteFiles:
                     self._incoming += shard.bytes
                     self._make_room()
                 try:
-                    self._download(shard, path)
-                    descriptor = Descriptor(path)
+                    descriptor = self._download(shard, path)
                 finally:
                     with self._room_lock:
                         self._incoming -= shard.bytes
@@ -129,7 +128,8 @@ class RemoteFiles:
             self._open[file] = descriptor
             return descriptor
 
-    def _download(self, shard: ShardInfo, path: Path) -> None:
+    def _download(self, shard: ShardInfo, path: Path) -> Descriptor:
+        """Download a shard, verify it, and open it."""
         source, digest, size = f"{self.root}/{shard.path}", hashlib.sha256(), 0
         with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as part:
             try:
@@ -144,8 +144,11 @@ class RemoteFiles:
                         f"{source} is not the shard that dataset.json lists ({size:,} of {shard.bytes:,} bytes); "
                         "upload the dataset again"
                     )
+                # opened before others can see the file and delete it to make room
+                descriptor = Descriptor(part.name)
                 os.replace(part.name, path)
                 self.fetched += 1
+                return descriptor
             except BaseException as error:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(part.name)

@@ -151,6 +151,7 @@ def divide_split(data: DataSplits, split: str, parts: Mapping[str, float], *, se
         raise UsageError(f"the shares {dict(parts)} are not positive numbers that sum to 1; correct them")
     whole = data.select(split)
     digests = [hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=7).digest() for key in whole.keys]
+    # hashes of keys, so that a division does not depend on the order of samples
     identity = np.array([int.from_bytes(digest, "big") for digest in digests], dtype=np.int64)
     order = np.lexsort((seeds.hashes(seed, seeds.DIVISION, 0, identity), whole.labels))
     counts = np.bincount(whole.labels)
@@ -159,12 +160,12 @@ def divide_split(data: DataSplits, split: str, parts: Mapping[str, float], *, se
     # the middle of the rank, so that a class with one sample joins the part that covers the median
     quantiles = (ranks + 0.5) / counts[whole.labels[order]]
     bounds = np.cumsum(list(parts.values()))[:-1]
-    chosen = np.empty(len(order), dtype=np.int64)
-    chosen[order] = np.searchsorted(bounds, quantiles, side="right")
+    part_of = np.empty(len(order), dtype=np.int64)
+    part_of[order] = np.searchsorted(bounds, quantiles, side="right")
     return DataSplits(
         data.path,
         data.classes,
-        {name: _take(whole, name, np.flatnonzero(chosen == i)) for i, name in enumerate(parts)},
+        {name: _take(whole, name, np.flatnonzero(part_of == i)) for i, name in enumerate(parts)},
     )
 
 

@@ -21,7 +21,7 @@ ORDER, SHARDS, CYCLES, AUGMENT, CROP, DIVISION, VIEWS = range(1, 8)
 _STEP, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
-def _mixed(values: Hashes) -> Hashes:
+def _mix(values: Hashes) -> Hashes:
     with np.errstate(over="ignore"):  # overflow is intended
         values = values + np.uint64(_STEP)
         values = (values ^ (values >> np.uint64(30))) * np.uint64(_FIRST)
@@ -42,9 +42,9 @@ def hashes(seed: int, purpose: int, epoch: int | IntArray, positions: IntArray) 
         Shape (N,), uint64.
     """
     state = np.array([seed & (2**64 - 1)], dtype=np.uint64)
-    state = _mixed(_mixed(state) ^ np.uint64(purpose))
-    state = _mixed(state ^ np.atleast_1d(np.asarray(epoch, dtype=np.int64)).view(np.uint64))
-    return _mixed(state ^ positions.astype(np.int64, copy=False).view(np.uint64))
+    state = _mix(_mix(state) ^ np.uint64(purpose))
+    state = _mix(state ^ np.atleast_1d(np.asarray(epoch, dtype=np.int64)).view(np.uint64))
+    return _mix(state ^ positions.astype(np.int64, copy=False).view(np.uint64))
 
 
 def uniforms(seeds: Hashes, count: int, purpose: int) -> npt.NDArray[np.float64]:
@@ -60,7 +60,7 @@ def uniforms(seeds: Hashes, count: int, purpose: int) -> npt.NDArray[np.float64]
     """
     with np.errstate(over="ignore"):
         counters = (np.arange(count, dtype=np.uint64) + np.uint64(purpose << 32)) * np.uint64(_STEP)
-        mixed = _mixed(seeds[:, None] + counters)
+        mixed = _mix(seeds[:, None] + counters)
     return (mixed >> np.uint64(40)).astype(np.float64) * 2.0**-24
 
 
@@ -76,17 +76,17 @@ def tensor_uniforms(seeds: Tensor, count: int, purpose: int) -> Tensor:
         Shape (N, count), float32, on the seeds' device.
     """
     counters = torch.arange(count, dtype=torch.int64, device=seeds.device) + (purpose << 32)
-    values = seeds[:, None] + counters * _signed(_STEP) + _signed(_STEP)
-    values = (values ^ _shifted(values, 30)) * _signed(_FIRST)
-    values = (values ^ _shifted(values, 27)) * _signed(_SECOND)
-    values = values ^ _shifted(values, 31)
-    return _shifted(values, 40).to(torch.float32) * 2.0**-24
+    values = seeds[:, None] + counters * _to_signed(_STEP) + _to_signed(_STEP)
+    values = (values ^ _shift_right(values, 30)) * _to_signed(_FIRST)
+    values = (values ^ _shift_right(values, 27)) * _to_signed(_SECOND)
+    values = values ^ _shift_right(values, 31)
+    return _shift_right(values, 40).to(torch.float32) * 2.0**-24
 
 
-def _signed(value: int) -> int:
+def _to_signed(value: int) -> int:
     return value - 2**64 if value >= 2**63 else value
 
 
-def _shifted(values: Tensor, bits: int) -> Tensor:
+def _shift_right(values: Tensor, bits: int) -> Tensor:
     # torch's shift is arithmetic: clear the bits that it fills with the sign
     return (values >> bits) & ((1 << (64 - bits)) - 1)

@@ -137,6 +137,7 @@ class Stream(Scheduled):
         pool = self._running_pool()
         try:
             while True:
+                # fill the queue: submit the next batches, and prefetch the shards that are due by then
                 while len(ahead) <= self.prefetch and (following := next(shares, None)) is not None:
                     pending = _Pending(self.samples, self.transform, following, self.pin_memory, self.on_error)
                     while fetch is not None and fetch[0] < following.end:
@@ -147,7 +148,7 @@ class Stream(Scheduled):
                     break
                 pending, futures = ahead.popleft()
                 yield from self._finish(pending, [future.result() for future in futures])
-        except BaseException:
+        except BaseException:  # also GeneratorExit, when the loop over the stream ends early
             self.close()
             raise
 
@@ -168,17 +169,19 @@ class Stream(Scheduled):
         """Yield (position in the epoch at which its download starts, shard) for remote shards, in the order of use."""
         if not self.samples.remote:
             return
+        # shards of the rest of the epoch, and the position of the first sample in each
         files, first = np.unique(self.samples.files[self.order()[self._consumed :]], return_index=True)
         turns = np.argsort(first)
         needed = (first[turns] + self._consumed).tolist()
         ahead = max(2, self.window)
+        # a download starts when the shard `ahead` places before it is first used
         for turn, file in enumerate(files[turns].tolist()):
             yield (needed[turn - ahead] if turn >= ahead else 0), file
 
     def _parts(self, share: Share) -> list[tuple[int, int]]:
         """Divide a batch into slices for the threads, small enough that all threads finish at about the same time."""
         count = len(share.indices)
-        step = max(1, min(16, -(-count // (2 * self.workers))))
+        step = max(1, min(16, -(-count // (2 * self.workers))))  # at least two slices per thread
         return [(start, min(start + step, count)) for start in range(0, count, step)]
 
     def _finish(self, pending: _Pending, results: Sequence[list[Failure]]) -> Generator[Batch]:
@@ -192,6 +195,7 @@ class Stream(Scheduled):
             raise UsageError(
                 f"none of the {len(failed)} samples of a batch can be read; the first: {failed[0].message}"
             )
+        # before the yield, so that a checkpoint taken in the loop body counts this batch
         self._consumed = pending.share.end
         if len(batch.labels):
             yield batch

@@ -135,9 +135,9 @@ class TrivialAugmentWide:
             UsageError: images of another shape or type, or not as many operations as images.
         """
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            given = f"{images.dtype} of shape {tuple(images.shape)}"
+            actual = f"{images.dtype} of shape {tuple(images.shape)}"
             raise UsageError(
-                f"TrivialAugmentWide takes uint8 images of shape (B, 3, H, W), not {given}: apply it before normalising"
+                f"TrivialAugmentWide takes uint8 images of shape (B, 3, H, W), not {actual}: normalise afterwards"
             )
         if len(drawn.operations) != len(images):
             raise UsageError(

@@ -1,1 +1,1 @@
-"""The training loop and what it stands on: steps, optimizer, checkpoints, processes, run folders."""
+"""The training engine: setup, loop, steps, optimizer, checkpoints and the folder of a run."""

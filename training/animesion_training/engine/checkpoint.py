@@ -31,7 +31,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
     Raises:
         FullDiskError: the disk is full; an earlier checkpoint is kept.
     """
-    out = io.BytesIO()
+    out = io.BytesIO()  # serialised in memory, so that the write to disk is atomic
     torch.save({"format": FORMAT, **content}, out)
     write_atomic(path, out.getbuffer())
 
@@ -62,6 +62,7 @@ def generator_state() -> dict[str, Any]:
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        # int64, because torch cannot store uint32
         "numpy": [str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss],
         "python": [version, list(internal), gauss_next],
     }
@@ -70,6 +71,7 @@ def generator_state() -> dict[str, Any]:
 def restore_generators(state: dict[str, Any]) -> None:
     """Restore the state of every global random generator from `generator_state`."""
     torch.set_rng_state(state["torch"])
+    # with another number of GPUs, their generators keep the state they have
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
     kind, keys, position, has_gauss, gauss = state["numpy"]

@@ -1,4 +1,4 @@
-"""The training loop, in the order in which things happen.
+"""The training loop: epochs, optimizer steps, validation, checkpoints and resuming.
 
 A run is a function of its recipe and data: all randomness comes from seeds, the batch is the same for any number of
 processes, and a run that was killed continues from its last checkpoint with the same losses. `setup` builds the

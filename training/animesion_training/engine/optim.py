@@ -1,4 +1,4 @@
-"""What is trained and how fast: frozen parameters, optimizer, learning-rate schedule; timm's, set up from a recipe."""
+"""Frozen parameters, optimizer and learning-rate schedule: timm's, configured by a recipe."""
 
 from __future__ import annotations
 
@@ -22,37 +22,40 @@ _NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """Stop the training of parameters.
+    """Freeze parameters.
 
     Args:
         model: the network.
-        patterns: `backbone` for all but the classifier and what methods add, a name or its prefix up to a dot, or a
-            shell pattern.
+        patterns: `backbone` for all but the classifier and the parameters of methods, a name or its prefix up to a
+            dot, or a shell pattern.
 
     Returns:
         Names of the frozen parameters.
 
     Raises:
-        UsageError: a pattern that matches nothing, or nothing left to train.
+        UsageError: a pattern matches nothing, or no trainable parameter is left.
     """
     names = [name for name, _ in model.named_parameters()]
+    # by identity, because `head_parameters` returns no names
     head = {id(parameter) for parameter in head_parameters(model)}
     frozen: set[str] = set()
     for pattern in patterns:
         if pattern == "backbone":
-            # methods put on a backbone are trained; without any, that is the classifier
+            # methods on a backbone stay trainable; without methods, only the classifier does
             own = getattr(model, "backbone_parameters", None)
-            found = own() if own else {n for n, parameter in model.named_parameters() if id(parameter) not in head}
+            matches = own() if own else {n for n, parameter in model.named_parameters() if id(parameter) not in head}
         else:
-            found = {n for n in names if n == pattern or n.startswith(f"{pattern}.") or fnmatch.fnmatchcase(n, pattern)}
-        if not found:
+            matches = {
+                n for n in names if n == pattern or n.startswith(f"{pattern}.") or fnmatch.fnmatchcase(n, pattern)
+            }
+        if not matches:
             raise UsageError(
-                f"model.freeze: no parameter is called '{pattern}'; names begin with "
+                f"model.freeze: no parameter matches '{pattern}'; names start with "
                 f"{', '.join(dict.fromkeys(name.partition('.')[0] for name in names))}"
             )
-        frozen |= found
+        frozen |= matches
     if frozen and len(frozen) == len(names):
-        raise UsageError("model.freeze leaves nothing to train: name fewer parameters")
+        raise UsageError("model.freeze leaves no trainable parameter: freeze fewer")
     for name, parameter in model.named_parameters():
         if name in frozen:
             parameter.requires_grad_(False)
@@ -60,7 +63,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
 
 
 def train_mode(model: nn.Module) -> None:
-    """Training mode, but frozen normalisation keeps its statistics: moving them would train it by the back door."""
+    """Set training mode, except for batch norms with frozen parameters, whose running statistics must not change."""
     model.train()
     for module in bare(model).modules():
         own = list(module.parameters(recurse=False))
@@ -69,10 +72,10 @@ def train_mode(model: nn.Module) -> None:
 
 
 def make_optimizer(model: nn.Module, settings: OptimizerSection) -> torch.optim.Optimizer:
-    """The optimizer of timm with that name over what is not frozen, with layer decay when it is not 1.
+    """Create the optimizer over all trainable parameters, with layer decay if it is below 1.
 
     Raises:
-        UsageError: timm has no such optimizer.
+        UsageError: timm has no optimizer of this name.
     """
     options: dict[str, Any] = {"layer_decay": settings.layer_decay} if settings.layer_decay < 1 else {}
     try:
@@ -85,20 +88,20 @@ def make_optimizer(model: nn.Module, settings: OptimizerSection) -> torch.optim.
             **options,
         )
     except (ValueError, AssertionError) as error:
-        raise UsageError(f"optimizer.name '{settings.name}' cannot be made: {error}") from None
+        raise UsageError(f"optimizer.name '{settings.name}' cannot be created: {error}") from None
 
 
 class _LateCosine(CosineLRScheduler):
-    """Sets at each step the rate of the step before it."""
+    """Cosine schedule that applies each rate one step late."""
 
     def step_update(self, num_updates: int, metric: float | None = None) -> None:
-        """Set the rates for a step, from 0."""
+        """Set the learning rates of a step, counted from 0."""
         super().step_update(max(num_updates - 1, 0), metric)
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, settings: ScheduleSection, steps_an_epoch: int) -> Scheduler:
-    """A schedule of timm, advanced by `step_update(step)`: a function of the step alone, so resuming needs no state."""
-    total = settings.epochs * steps_an_epoch
+def make_schedule(optimizer: torch.optim.Optimizer, settings: ScheduleSection, steps_per_epoch: int) -> Scheduler:
+    """Create a timm schedule for `step_update(step)`; it depends on the step alone, so resuming needs no state."""
+    total = settings.epochs * steps_per_epoch
     if settings.kind == "cosine-late":
         return _LateCosine(
             optimizer,
@@ -109,7 +112,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, settings: ScheduleSection, s
             warmup_prefix=False,
             t_in_epochs=False,
         )
-    warmup = min(settings.warmup_steps, total // 4)
+    warmup = min(settings.warmup_steps, total // 4)  # short runs would otherwise end within the warm-up
     common: dict[str, Any] = {
         "optimizer": optimizer,
         "warmup_t": warmup,
@@ -119,9 +122,9 @@ def make_schedule(optimizer: torch.optim.Optimizer, settings: ScheduleSection, s
     }
     if settings.kind == "cosine":
         return CosineLRScheduler(t_initial=max(1, total - warmup), lr_min=settings.min_lr, **common)
-    constant = settings.kind == "constant"
+    constant = settings.kind == "constant"  # a step schedule whose first step is after the end
     return StepLRScheduler(
-        decay_t=total + 1 if constant else settings.step_epochs * steps_an_epoch,
+        decay_t=total + 1 if constant else settings.step_epochs * steps_per_epoch,
         decay_rate=1.0 if constant else settings.step_factor,
         **common,
     )

@@ -37,7 +37,7 @@ def lock_folder(out: Path, recipe: TrainRecipe, *, resume: bool) -> Iterator[Non
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file: give a folder")
-    marker = out / ".digest"
+    marker = out / ".digest"  # identifies the recipe, so that a resume with other settings is refused
     if out.is_dir() and any(out.iterdir()):
         if not marker.exists():
             raise UsageError(f"the folder {out} is not empty and is not a run: give another --out")
@@ -93,7 +93,7 @@ class Log:
         self._lines.append(line)
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        if kind == "epoch":
+        if kind == "epoch":  # rewritten as a whole: validation adds columns
             self._write_csv()
         if self._board:
             for name, value in numbers.items():

@@ -170,6 +170,7 @@ class DistilStep(Step):
         teacher, teacher_autocast = self._teacher
         settings = self.settings
         view_images = None
+        # the batch has the larger of the two sizes, and the normalisation of the student
         with torch.no_grad():
             teacher_images = self._for_teacher(images)
             with teacher_autocast():
@@ -180,6 +181,7 @@ class DistilStep(Step):
                     teacher_logits = teacher(teacher_images)
             if settings.views:
                 view_images = _views(teacher_images, output.attention.float(), seeds, self.view_settings)
+                # views are made in float32: autocast is left in between
                 with teacher_autocast():
                     teacher_view_logits = teacher(view_images)
         logits, view_logits, method_losses = self._student_logits(images, view_images, targets)
@@ -197,7 +199,7 @@ class DistilStep(Step):
         self, images: Tensor, view_images: Tensor | None, targets: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The student's logits of images (B, C) and views (2B, C), and the losses of its own methods."""
-        own = self._resize(images, self.student_input.size)
+        own = self._resize(images, self.student_input.size)  # (B, 3, S, S)
         with self.autocast():
             if view_images is None:
                 logits, method_losses = self._run(own, targets)
@@ -226,6 +228,7 @@ class DistilStep(Step):
             torch.tensor(values, device=images.device)[:, None, None]
             for values in (old.mean, old.std, new.mean, new.std)
         )
+        # (x std + mean) is the pixel value: denormalise and normalise in one expression
         return (images * old_std + (old_mean - mean)) / std
 
     def _resize(self, images: Tensor, size: int) -> Tensor:

@@ -1,1 +1,1 @@
-"""Evaluation: scores of a split, metrics, reports; and predictions for single images."""
+"""Evaluation: scores of a split, metrics and reports, and predictions for image files."""

@@ -81,7 +81,7 @@ def score(
             advance(len(batch.labels))
     if context.world_size > 1:
         scores_by_rank = context.all_gather(scores)
-        if context.is_main:
+        if context.is_main:  # the other processes keep their own part
             scores = Scores(data.num_classes)
             scores.extend(scores_by_rank)
     return scores

@@ -1,8 +1,7 @@
-"""How good a classifier is on a split, honest about the long tail: every number of an evaluation, from its scores.
+"""Metrics of a classifier on a split, with metrics for long-tailed data: every number of an evaluation.
 
-Scores are gathered in `scoring`; an `Evaluation` is shown and written by `evaluation_report`. Running a model is left
-to others. Definitions are stated with each number; a number that is not defined, such as the accuracy of a class
-without a test image, is None.
+Scores are accumulated in `scores`; `report` formats an `Evaluation`; `evaluate` runs the model. Each definition is
+stated with its attribute. Undefined metrics, such as the accuracy of a class without test images, are None.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ BINS = 15
 
 @dataclass(frozen=True)
 class Interval:
-    """A 95% bootstrap interval: the 2.5 and 97.5 percentiles."""
+    """A 95% bootstrap interval: the 2.5th and 97.5th percentiles."""
 
     low: float
     high: float
@@ -33,14 +32,14 @@ class Interval:
 
 @dataclass(frozen=True)
 class BandAccuracy:
-    """One band of classes by their training images, as in `animesion.stats.long_tail`.
+    """Accuracy in one band of classes, grouped by number of training images as in `animesion.stats.long_tail`.
 
     Attributes:
-        classes: classes of the band.
-        tested: those with test images.
-        samples: their test images.
-        top_1: share of these that are right.
-        macro_accuracy: mean of the classes' accuracies, as Liu et al., CVPR 2019 (arXiv 1904.05160), report it.
+        classes: number of classes in the band.
+        tested: number of them with test images.
+        samples: number of their test images.
+        top_1: share of these images that are correct.
+        macro_accuracy: mean accuracy of the classes, as in Liu et al., CVPR 2019 (arXiv 1904.05160).
     """
 
     classes: int
@@ -52,7 +51,7 @@ class BandAccuracy:
 
 @dataclass(frozen=True)
 class BandAccuracies:
-    """The many, medium and few classes."""
+    """Accuracies of the many, medium and few bands."""
 
     many: BandAccuracy
     medium: BandAccuracy
@@ -61,17 +60,17 @@ class BandAccuracies:
 
 @dataclass(frozen=True)
 class ClassResult:
-    """One class.
+    """Results of one class.
 
     Attributes:
-        class_id: its id.
-        name: its name.
-        train_images: its training images where known.
-        test_images: its test images.
-        accuracy: share of these that are right (recall).
+        class_id: id of the class.
+        name: name of the class.
+        train_images: number of its training images, if known.
+        test_images: number of its test images.
+        accuracy: share of these that are correct (recall).
         f1: 2 TP / (2 TP + FP + FN).
-        confused_with: id of the class that most of its wrong ones are taken for, the lowest among equals.
-        confusions: how many.
+        confused_with: id of the class that it is most often confused with; the lowest among equals.
+        confusions: number of these confusions.
     """
 
     class_id: int
@@ -86,7 +85,7 @@ class ClassResult:
 
 @dataclass(frozen=True)
 class Confusion:
-    """Test images of one class that are taken for another; shares of that class's images and of all errors."""
+    """Test images of one class that are predicted as another; shares of the class's images and of all errors."""
 
     true_id: int
     true_name: str
@@ -99,7 +98,7 @@ class Confusion:
 
 @dataclass(frozen=True)
 class ConfidenceBin:
-    """The samples whose confidence is in (low, high]; the first bin holds 0 too."""
+    """The samples with a confidence in (low, high]; the first bin includes 0."""
 
     low: float
     high: float
@@ -110,14 +109,14 @@ class ConfidenceBin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How far confidences can be believed.
+    """Calibration of the confidences.
 
     Attributes:
         error: expected calibration error over `BINS` equal-width bins: mean over the samples of |accuracy - mean
             confidence| of their bin; Guo et al., ICML 2017 (arXiv 1706.04599), eq. 3.
-        mean_confidence: of the predictions.
+        mean_confidence: mean confidence of the predictions.
         nll: mean negative log-likelihood, in nats.
-        brier: mean squared distance of the probabilities from the truth, summed over the classes, 0..2.
+        brier: mean squared distance between probabilities and one-hot labels, summed over the classes, 0..2.
         bins: the reliability diagram.
     """
 
@@ -130,22 +129,22 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model on a split; accuracies are shares, 0..1.
+    """Evaluation of a model on a split; accuracies are shares, 0..1.
 
     Attributes:
-        samples: test images.
-        classes: classes of the model.
-        k: guesses that count in `top_5`: 5, or the number of classes where that is smaller.
-        top_1: share of images whose largest output is right.
+        samples: number of test images.
+        classes: number of classes of the model.
+        k: number of guesses in `top_5`: 5, or the number of classes if that is smaller.
+        top_1: share of images whose largest output is correct.
         top_5: share of images whose class is among the k largest outputs.
         macro_accuracy: mean accuracy of the classes that have test images.
-        macro_f1: mean F1 of the classes that have test images; a guess of another class counts as the miss that it is.
-        top_1_interval: bootstrap over images; images of one post or artist are not independent, which it cannot know.
-        macro_accuracy_interval: the same; a resample averages over the classes that it holds.
-        bands: by training images, where these are known.
+        macro_f1: mean F1 of the classes that have test images; predictions of other classes count as misses.
+        top_1_interval: bootstrap over images; it ignores that images of one post or artist are not independent.
+        macro_accuracy_interval: the same; each resample averages over the classes that it contains.
+        bands: by training images, if these are known.
         calibration: of the probabilities.
-        untested: ids of the classes without a test image.
-        per_class: every class, in the order of the ids.
+        untested: ids of the classes without test images.
+        per_class: every class, by id.
         confusions: the largest confusions, largest first.
     """
 
@@ -178,45 +177,47 @@ def evaluate(
     """Compute every metric.
 
     Args:
-        scores: of the whole split, each sample once.
-        names: of the C classes; their ids when not given.
-        train_counts: training images of the C classes, for the bands.
-        expected: number of samples that the split has.
-        pairs: how many confusions to list.
-        resamples: of the bootstrap.
+        scores: scores of the whole split, each sample once.
+        names: names of the C classes; by default their ids.
+        train_counts: training images of each class, (C,), for the bands.
+        expected: number of samples in the split.
+        pairs: number of confusions to list.
+        resamples: number of bootstrap resamples.
         seed: of the bootstrap.
 
     Raises:
-        AnimesionError: no sample, a sample scored twice, or not as many as expected.
+        AnimesionError: no samples, a sample scored twice, or an unexpected number of samples.
         ValueError: names or counts for another number of classes.
     """
-    scored = scores.collect()
+    scored = scores.collect()  # arrays (N,)
     check_once(scored.indices, expected)
     names = [str(i) for i in range(scores.classes)] if names is None else names
     counts = None if train_counts is None else np.asarray(train_counts).astype(np.int64)
     if len(names) != scores.classes or (counts is not None and counts.shape != (scores.classes,)):
-        raise ValueError(f"names and training counts must be those of the model's {scores.classes} classes")
-    right = scored.predictions == scored.targets
+        raise ValueError(f"names and training counts must be of the model's {scores.classes} classes")
+    correct = scored.predictions == scored.targets
+    # per class, (C,): test images, correct ones, and predictions
     tested = np.bincount(scored.targets, minlength=scores.classes)
-    hits = np.bincount(scored.targets[right], minlength=scores.classes)
-    guessed = np.bincount(scored.predictions, minlength=scores.classes)
+    hits = np.bincount(scored.targets[correct], minlength=scores.classes)
+    predicted_counts = np.bincount(scored.predictions, minlength=scores.classes)
     present = tested > 0
     recall = _ratio(hits, tested)
-    f1 = np.where(present, _ratio(2 * hits, tested + guessed), np.nan)
+    # 2 TP / (2 TP + FN + FP); NaN, not 0, for classes without test images
+    f1 = np.where(present, _ratio(2 * hits, tested + predicted_counts), np.nan)
     top_1_interval, macro_interval = bootstrap(hits, tested, resamples, seed)
     confusions = _confusions(scored, tested, names)
     return Evaluation(
         samples=len(scored),
         classes=scores.classes,
         k=scores.k,
-        top_1=float(right.mean()),
+        top_1=float(correct.mean()),
         top_5=float(scored.in_top.mean()),
         macro_accuracy=float(recall[present].mean()),
         macro_f1=float(f1[present].mean()),
         top_1_interval=top_1_interval,
         macro_accuracy_interval=macro_interval,
         bands=None if counts is None else _bands(counts, hits, tested),
-        calibration=_calibration(scored, right),
+        calibration=_calibration(scored, correct),
         untested=tuple(np.flatnonzero(~present).tolist()),
         per_class=_per_class(names, counts, tested, recall, f1, confusions),
         confusions=tuple(confusions[:pairs]),
@@ -224,48 +225,48 @@ def evaluate(
 
 
 def check_once(indices: IntArray, expected: int | None = None) -> None:
-    """Check that each sample was seen once, and all of them when their number is given.
+    """Check that each sample was scored once, and their number if `expected` is given.
 
     Raises:
-        AnimesionError: none at all, one seen again, or not as many as expected.
+        AnimesionError: no samples, a sample scored twice, or an unexpected number of samples.
     """
     if not len(indices):
-        raise AnimesionError("there is no sample to evaluate; choose a split that has images")
+        raise AnimesionError("there is no sample to evaluate: choose a split that has images")
     seen, times = np.unique(indices, return_counts=True)
     if (times > 1).any():
         again = seen[times > 1]
         raise AnimesionError(
             f"{len(again):,} of {len(seen):,} samples were scored more than once, the first is sample {again[0]}; "
-            "an evaluation has to see each sample once"
+            "an evaluation must score each sample once"
         )
     if expected is not None and len(seen) != expected:
         raise AnimesionError(f"{len(seen):,} samples were scored, the split has {expected:,}")
 
 
 def bootstrap(hits: IntArray, tested: IntArray, resamples: int = 1000, seed: int = 0) -> tuple[Interval, Interval]:
-    """95% percentile intervals of top-1 and macro accuracy over resampled images (Efron, 1979).
+    """Compute 95% percentile intervals of top-1 and macro accuracy over resampled images (Efron, 1979).
 
-    Both depend only on how many right and wrong images of each class a resample holds, so these numbers are drawn from
-    their multinomial distribution instead of the images one by one: the same distribution at a cost of the classes.
+    Both depend only on the numbers of correct and wrong images of each class in a resample. These numbers are drawn
+    from their multinomial distribution instead of image by image: the same distribution, at a cost per class.
 
     Args:
-        hits: test images of each class that are right, (C,).
-        tested: test images of each class, (C,), at least one in all.
-        resamples: how many.
-        seed: same seed, same intervals.
+        hits: correct test images of each class, (C,).
+        tested: test images of each class, (C,), at least one in total.
+        resamples: number of resamples.
+        seed: of the random generator.
     """
-    random = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     present = tested > 0
-    cells = np.concatenate([hits[present], (tested - hits)[present]])
+    cells = np.concatenate([hits[present], (tested - hits)[present]])  # (2 P,), P classes with test images
     total, classes = int(cells.sum()), int(present.sum())
     top_1, macro = np.empty(resamples), np.empty(resamples)
-    at_once = max(1, 2_000_000 // len(cells))
+    at_once = max(1, 2_000_000 // len(cells))  # resamples per draw, to limit memory
     for start in range(0, resamples, at_once):
         rows = slice(start, min(resamples, start + at_once))
-        drawn = random.multinomial(total, cells / total, size=rows.stop - rows.start)
-        right, size = drawn[:, :classes], drawn[:, :classes] + drawn[:, classes:]
-        top_1[rows] = right.sum(1) / total
-        macro[rows] = (right / np.maximum(size, 1)).sum(1) / (size > 0).sum(1)
+        drawn = rng.multinomial(total, cells / total, size=rows.stop - rows.start)
+        correct, size = drawn[:, :classes], drawn[:, :classes] + drawn[:, classes:]  # (rows, P)
+        top_1[rows] = correct.sum(1) / total
+        macro[rows] = (correct / np.maximum(size, 1)).sum(1) / (size > 0).sum(1)
     low, high = np.percentile([top_1, macro], [2.5, 97.5], axis=1)
     return Interval(float(low[0]), float(high[0])), Interval(float(low[1]), float(high[1]))
 
@@ -286,13 +287,14 @@ def _bands(counts: IntArray, hits: IntArray, tested: IntArray) -> BandAccuracies
     return BandAccuracies(band(many), band(~many & ~few), band(few))
 
 
-def _calibration(scored: Scored, right: BoolArray) -> Calibration:
+def _calibration(scored: Scored, correct: BoolArray) -> Calibration:
     confidences = scored.confidences.astype(np.float64)
     edges = np.linspace(0, 1, BINS + 1)
-    places = np.clip(np.searchsorted(edges, confidences, side="left") - 1, 0, BINS - 1)
-    sizes = np.bincount(places, minlength=BINS)
-    accuracies = _ratio(np.bincount(places, weights=right, minlength=BINS), sizes)
-    means = _ratio(np.bincount(places, weights=confidences, minlength=BINS), sizes)
+    # bins are (low, high], and the first includes 0
+    bin_of = np.clip(np.searchsorted(edges, confidences, side="left") - 1, 0, BINS - 1)
+    sizes = np.bincount(bin_of, minlength=BINS)
+    accuracies = _ratio(np.bincount(bin_of, weights=correct, minlength=BINS), sizes)
+    means = _ratio(np.bincount(bin_of, weights=confidences, minlength=BINS), sizes)
     gaps = np.where(sizes > 0, np.abs(accuracies - means), 0.0)
     return Calibration(
         error=float((sizes * gaps).sum() / len(scored)),
@@ -307,18 +309,19 @@ def _calibration(scored: Scored, right: BoolArray) -> Calibration:
 
 
 def _confusions(scored: Scored, tested: IntArray, names: Sequence[str]) -> list[Confusion]:
-    """Every pair that was confused, largest first, equals by the ids."""
+    """Every confused pair, largest first, equals by id."""
     classes = len(tested)
     wrong = scored.predictions != scored.targets
+    # one number per (true, predicted) pair
     pairs, images = np.unique(scored.targets[wrong] * classes + scored.predictions[wrong], return_counts=True)
     errors = max(1, int(images.sum()))
-    found = []
+    confusions = []
     for i in np.argsort(-images, kind="stable").tolist():
         (true, predicted), count = divmod(int(pairs[i]), classes), int(images[i])
-        found.append(
+        confusions.append(
             Confusion(true, names[true], predicted, names[predicted], count, count / int(tested[true]), count / errors)
         )
-    return found
+    return confusions
 
 
 def _per_class(
@@ -330,7 +333,7 @@ def _per_class(
     confusions: Sequence[Confusion],
 ) -> tuple[ClassResult, ...]:
     largest: dict[int, Confusion] = {}
-    for pair in confusions:
+    for pair in confusions:  # sorted, so the first of each class is its largest
         largest.setdefault(pair.true_id, pair)
     return tuple(
         ClassResult(
@@ -348,7 +351,7 @@ def _per_class(
 
 
 def _ratio(part: npt.NDArray[np.generic], whole: IntArray) -> FloatArray:
-    """Part over whole, NaN where there is no whole."""
+    """Part divided by whole, NaN where whole is 0."""
     ratio = np.full(len(whole), np.nan)
     np.divide(part, whole, out=ratio, where=whole > 0)
     return ratio

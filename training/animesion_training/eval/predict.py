@@ -1,4 +1,4 @@
-"""Names for single images, or for the faces on them: top-k predictions of a weight file, for files and folders."""
+"""Top-k predictions of trained weights for image files and folders, or for the faces in the images."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _LARGEST = 256 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one image.
+    """Predictions for one image or face.
 
     Attributes:
         path: the image.
-        guesses: class name and probability, most probable first; empty when there is a problem.
-        problem: why it cannot be read, or that no face is on it.
-        box: the face that was cut out with its margin: left, top, right, bottom in pixels of the upright image.
-        score: the detector's score of the face.
+        guesses: class names and probabilities, most probable first; empty when there is a problem.
+        problem: why the image cannot be read, or that it contains no face; empty without a problem.
+        box: the face with its margin: left, top, right, bottom in pixels of the upright image.
+        score: score of the face by the detector.
     """
 
     path: Path
@@ -44,15 +44,15 @@ class Prediction:
 
 @dataclass(frozen=True)
 class FaceCrop:
-    """How faces are cut out before the model sees them.
+    """How faces are cropped before prediction.
 
     Attributes:
         detector: name of the detector.
-        margin: added on each side, as a share of the box's side; what the training data were cut with.
-        every: all faces of an image; otherwise the one with the highest score.
-        min_score: least score of a face.
-        or_whole: take the whole image where no face is found; otherwise that is a problem.
-        options: the detector's own.
+        margin: added on each side, as a share of the side of the box; use the margin of the training data.
+        every: whether to use all faces of an image; otherwise the one with the highest score.
+        min_score: lowest score of a face.
+        or_whole: whether to use the whole image where no face is found; otherwise that is a problem.
+        options: options of the detector.
     """
 
     detector: str
@@ -72,26 +72,28 @@ def predict(
     batch_size: int = 32,
     faces: FaceCrop | None = None,
 ) -> Iterator[Prediction]:
-    """Predictions for images, in the order of the paths; a folder stands for the images below it, sorted.
+    """Predict the classes of images, in the order of the paths.
 
     Args:
-        weights: a file of `save_model`.
-        paths: files and folders.
-        context: where to compute.
-        top: guesses an image, at most the number of classes.
-        batch_size: images at a time.
-        faces: cut these out first; a prediction is then one of a face, and an image may have several.
+        weights: a file written by `save_model`.
+        paths: image files, and folders, which are searched recursively.
+        context: device to compute on.
+        top: number of guesses per image, at most the number of classes.
+        batch_size: images per batch.
+        faces: how to crop faces; predictions are then of faces, several per image possible. None for whole images.
 
     Raises:
-        UsageError: a path that does not exist, an unusable weight file, or a detector that is not ready.
+        UsageError: a path that does not exist, an unusable weights file, or a detector that is not ready.
     """
     if faces and faces.detector == "boxes":
-        raise UsageError("the detector 'boxes' reads a source's table, which single images have not; take another")
+        raise UsageError(
+            "the detector 'boxes' needs the boxes of a source, which single images do not have: choose another"
+        )
     detector = detectors.load(faces.detector, faces.options) if faces else None
     model, card = load_model(weights)
     model = model.to(context.device)
     if not isinstance(card.img_size, int):
-        raise UsageError(f"{weights} takes images of {card.img_size}; only square inputs are predicted on")
+        raise UsageError(f"{weights} takes images of {card.img_size}: only square inputs are supported")
     transform = Resize(card.img_size, card.crop_pct)
     normalise = Augment.plain(as_rgb(card.mean), as_rgb(card.std))
     names = card.classes or tuple(str(i) for i in range(card.num_classes))
@@ -111,7 +113,7 @@ def predict(
 
 
 def files(paths: Sequence[Path]) -> Iterator[Path]:
-    """The images of paths, a folder's below it sorted; hidden files are left out.
+    """Find the images of paths: files as given, files in folders sorted and without hidden ones.
 
     Raises:
         UsageError: a path that does not exist.
@@ -122,18 +124,18 @@ def files(paths: Sequence[Path]) -> Iterator[Path]:
         elif path.exists():
             yield path
         else:
-            raise UsageError(f"there is no image or folder {path}")
+            raise UsageError(f"image or folder {path} not found")
 
 
-def decoded(path: Path, out: np.ndarray, transform: Resize) -> str:
-    """Decode an image into `out` (S, S, 3); returns why that failed, or an empty string."""
+def decode_file(path: Path, out: np.ndarray, transform: Resize) -> str:
+    """Decode an image into `out` (S, S, 3); return the reason of a failure, or an empty string."""
     [piece] = _pieces(path, None, None)
     return piece.into(out, transform)
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """An image, or a face of one, that is to be predicted on."""
+    """An image, or a face in one, to predict on."""
 
     path: Path
     content: bytes = b""
@@ -142,7 +144,7 @@ class _Piece:
     score: float = 0.0
 
     def into(self, out: np.ndarray, transform: Resize) -> str:
-        """Decode into a place of the batch; returns why that failed, or an empty string."""
+        """Decode into a row of the batch, (S, S, 3); return the reason of a failure, or an empty string."""
         if not self.problem:
             try:
                 decode_into(out, self.content, Within(transform, self.box) if self.box else transform, ())
@@ -152,7 +154,7 @@ class _Piece:
 
 
 def _pieces(path: Path, detector: detectors.Detector | None, faces: FaceCrop | None) -> Iterator[_Piece]:
-    """What of an image is to be predicted on."""
+    """Yield the image, or the faces found in it."""
     try:
         if path.stat().st_size > _LARGEST:
             yield _Piece(path, problem="too many bytes")
@@ -171,9 +173,9 @@ def _pieces(path: Path, detector: detectors.Detector | None, faces: FaceCrop | N
         return
     [boxes] = detector([image], [None])
     good = sorted((box for box in boxes if box.score >= faces.min_score), key=lambda box: -box.score)
-    found = [(codec.crop_pixels(box, *image.size, faces.margin, square=False), box.score) for box in good]
-    cut = [(crop, score) for crop, score in found if crop is not None]
-    for crop, score in cut if faces.every else cut[:1]:
+    padded = [(codec.crop_pixels(box, *image.size, faces.margin, square=False), box.score) for box in good]
+    crops = [(crop, score) for crop, score in padded if crop is not None]  # None for a box outside the image
+    for crop, score in crops if faces.every else crops[:1]:
         yield _Piece(path, content, box=crop, score=score)
-    if not cut:
+    if not crops:
         yield _Piece(path, content) if faces.or_whole else _Piece(path, problem="no face found")

@@ -1,6 +1,6 @@
-"""An evaluation in the forms that people and programs read: JSON, CSV and tables for a terminal.
+"""Format an evaluation as JSON, CSV and tables for a terminal.
 
-The numbers come from `metrics`; where they are printed or written is left to the command.
+`metrics` computes the numbers, the commands print or write the result.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 
 def as_json(evaluation: Evaluation, *, per_class: bool = False) -> dict[str, Any]:
-    """Plain dicts, lists and numbers, floats rounded to six places; what is not defined is None.
+    """Convert an evaluation to plain dicts, lists and numbers; floats are rounded to six places.
 
     Args:
-        evaluation: of a split.
-        per_class: also put every class in; otherwise that is left to `per_class_csv`.
+        evaluation: evaluation of a split.
+        per_class: whether to include every class, as `per_class_csv` does.
     """
     plain: dict[str, Any] = _plain(asdict(evaluation))
     if not per_class:
@@ -35,7 +35,7 @@ def as_json(evaluation: Evaluation, *, per_class: bool = False) -> dict[str, Any
 
 
 def per_class_csv(evaluation: Evaluation) -> str:
-    """One line a class in the order of the ids: id, name, images, accuracy, F1, and what it is most confused with."""
+    """One line per class, by id: id, name, images, accuracy, F1, and the class it is most often confused with."""
     names = [each.name for each in evaluation.per_class]
     header = [field.name for field in fields(ClassResult)]
     place = header.index("confused_with") + 1
@@ -49,20 +49,20 @@ def per_class_csv(evaluation: Evaluation) -> str:
 
 
 def confusions_csv(evaluation: Evaluation) -> str:
-    """One line a confused pair, largest first."""
+    """One line per confused pair, largest first."""
     return _csv(
         [field.name for field in fields(Confusion)], [_cells(asdict(c).values()) for c in evaluation.confusions]
     )
 
 
 def mistakes_csv(scores: Scores, keys: Sequence[str], names: Sequence[str], most: int = 500) -> str:
-    """One line an image that is taken for another class, the surest mistakes first.
+    """One line per misclassified image, the most confident mistakes first.
 
     Args:
-        scores: of a split.
-        keys: of its samples by index.
-        names: of the classes by id.
-        most: lines at most.
+        scores: scores of a split.
+        keys: keys of its samples by index.
+        names: names of the classes by id.
+        most: upper limit of lines.
     """
     rows = scores.collect()
     wrong = np.flatnonzero(rows.predictions != rows.targets)
@@ -77,33 +77,34 @@ def mistakes_csv(scores: Scores, keys: Sequence[str], names: Sequence[str], most
 
 
 def tables(evaluation: Evaluation, *, shown: int = 10) -> list[RenderableType]:
-    """What to print on a terminal, in order: the numbers, the bands, the worst classes and the largest confusions.
+    """Build the tables for a terminal: metrics, bands, worst classes and largest confusions.
 
     Args:
-        evaluation: of a split.
-        shown: rows of the last two tables; 0 leaves them out.
+        evaluation: evaluation of a split.
+        shown: rows of the last two tables; 0 omits them.
     """
-    made: list[RenderableType] = [_summary(evaluation)]
+    result: list[RenderableType] = [_summary(evaluation)]
     if evaluation.bands is not None:
-        made.append(_bands(evaluation))
+        result.append(_bands(evaluation))
     missing = len(evaluation.untested)
     if missing:
-        made.append(_text(f"{missing:,} of {evaluation.classes:,} classes have no test image and count in no average"))
+        untested = f"{missing:,} of {evaluation.classes:,} classes have no test image and are in no average"
+        result.append(_text(untested))
     if shown and evaluation.confusions:
-        made += [_worst(evaluation, shown), _pairs(evaluation, shown)]
-    return made
+        result += [_worst(evaluation, shown), _pairs(evaluation, shown)]
+    return result
 
 
 def _summary(evaluation: Evaluation) -> Table:
-    found, calibration = evaluation, evaluation.calibration
-    table = _table(f"{found.samples:,} images, {found.classes:,} classes", "", "", "95% interval")
-    table.add_row("top-1", _percent(found.top_1), _interval(found.top_1_interval))
-    table.add_row(f"top-{found.k}", _percent(found.top_5), "")
-    table.add_row("macro accuracy", _percent(found.macro_accuracy), _interval(found.macro_accuracy_interval))
-    table.add_row("macro F1", _percent(found.macro_f1), "")
+    calibration = evaluation.calibration
+    table = _table(f"{evaluation.samples:,} images, {evaluation.classes:,} classes", "", "", "95% interval")
+    table.add_row("top-1", _percent(evaluation.top_1), _interval(evaluation.top_1_interval))
+    table.add_row(f"top-{evaluation.k}", _percent(evaluation.top_5), "")
+    table.add_row("macro accuracy", _percent(evaluation.macro_accuracy), _interval(evaluation.macro_accuracy_interval))
+    table.add_row("macro F1", _percent(evaluation.macro_f1), "")
     table.add_row("calibration error", _percent(calibration.error), "")
     table.add_row("mean confidence", _percent(calibration.mean_confidence), "")
-    table.add_row("log-likelihood, negative", f"{calibration.nll:.4f}", "")
+    table.add_row("negative log-likelihood", f"{calibration.nll:.4f}", "")
     table.add_row("Brier score", f"{calibration.brier:.4f}", "")
     return table
 
@@ -137,7 +138,7 @@ def _worst(evaluation: Evaluation, shown: int) -> Table:
 
 
 def _pairs(evaluation: Evaluation, shown: int) -> Table:
-    table = _table("Largest confusions", "class", "taken for", "images", "of the class", "of all errors")
+    table = _table("Largest confusions", "class", "predicted as", "images", "of the class", "of all errors")
     for pair in evaluation.confusions[:shown]:
         shares = _percent(pair.share_of_class), _percent(pair.share_of_errors)
         table.add_row(_text(pair.true_name), _text(pair.predicted_name), f"{pair.images:,}", *shares)
@@ -148,17 +149,17 @@ def _table(title: str, *columns: str) -> Table:
     from rich import box
     from rich.table import Table
 
-    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False,
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False,
                  padding=(0, 1, 0, 0))  # fmt: skip
-    worded = {"class", "band", "most confused with", "taken for"}
+    text_columns = {"class", "band", "most confused with", "predicted as"}
     for i, column in enumerate(columns):
-        left = column in worded or not i
-        made.add_column(column, justify="left" if left else "right", overflow="fold", no_wrap=not left)
-    return made
+        left = column in text_columns or not i
+        table.add_column(column, justify="left" if left else "right", overflow="fold", no_wrap=not left)
+    return table
 
 
 def _text(text: str) -> RenderableType:
-    """Text as it is: names come from other people's files, so neither markup nor an escape sequence in them acts."""
+    """Literal text: markup and escape sequences in names, which come from data, have no effect."""
     from rich.text import Text
 
     return Text("".join(c if c.isprintable() else "?" for c in text))

@@ -1,8 +1,7 @@
-"""What evaluation keeps of each image: a few numbers instead of thousands of logits, gathered batch by batch.
+"""Per-sample scores of an evaluation: a few numbers instead of thousands of logits, accumulated batch by batch.
 
-`Scores` takes the outputs of a model as they come, in any order and from any number of processes, and keeps 37 bytes
-a sample. What they say about the model is computed in `metrics`, where it is also checked that each sample came
-once.
+`Scores` accepts the outputs of a model in any order and from any number of processes, and stores 37 bytes per sample.
+`metrics` checks that each sample was scored once, and computes the metrics.
 """
 
 from __future__ import annotations
@@ -21,19 +20,19 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
 
-#: How many guesses an image has in the second accuracy; no more than there are classes.
+#: Number of guesses in the top-5 accuracy, unless there are fewer classes.
 TOP = 5
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Samples as scored; all arrays are (N,).
+    """Scored samples; all arrays are (N,).
 
     Attributes:
-        indices: places of the samples in their split.
-        targets: their class ids.
-        predictions: the class with the largest output, the lowest id among equals.
-        in_top: whether the target is among the `k` largest outputs, equals ranked by id.
+        indices: positions of the samples in their split.
+        targets: class ids.
+        predictions: class with the largest output; the lowest id among equals.
+        in_top: whether the target is among the `k` largest outputs; equals are ranked by id.
         confidences: probability of the prediction, 0..1.
         nlls: negative log-likelihood of the target, in nats.
         briers: squared distance of the probabilities from the truth, summed over the classes, 0..2.
@@ -65,21 +64,21 @@ _ROW = np.dtype(
 
 
 class Scores:
-    """Scores of a split, gathered as batches come.
+    """Accumulated scores of a split.
 
     Attributes:
-        classes: C, of the model that is evaluated.
+        classes: C, number of classes of the model.
     """
 
     def __init__(self, classes: int) -> None:
         self.classes = classes
-        # one table that doubles: small arrays kept batch by batch split the heap, which then grows by the logits
+        # one table that doubles: many small arrays between the logits would fragment the heap
         self._table = np.empty(4096, dtype=_ROW)
         self._used = 0
 
     @property
     def k(self) -> int:
-        """Guesses in the top-5 accuracy: 5, or C where there are fewer classes."""
+        """Number of guesses in the top-5 accuracy: 5, or C for fewer classes."""
         return min(TOP, self.classes)
 
     def __len__(self) -> int:
@@ -87,43 +86,44 @@ class Scores:
 
     @torch.no_grad()
     def add(self, outputs: Tensor, targets: Tensor, indices: Tensor, *, probabilities: bool = False) -> None:
-        """Add a batch; computed on its device in float32.
+        """Add a batch; computes on its device in float32.
 
         Args:
-            outputs: (B, C), floating: logits, or probabilities when that is said. A target of probability 0 is taken
-                for one of 1.2e-38, the smallest normal float32 number.
+            outputs: (B, C), floating: logits or probabilities. Probabilities of 0 are raised to 1.2e-38, the smallest
+                normal float32 number.
             targets: class ids 0..C - 1, integers (B,).
-            indices: places of the samples in their split, integers (B,).
-            probabilities: whether the outputs are probabilities, rows in 0..1 that sum to 1 within 1e-3.
+            indices: positions of the samples in their split, integers (B,).
+            probabilities: whether outputs are probabilities: rows in 0..1 that sum to 1 within 1e-3.
 
         Raises:
             ValueError: shapes or values other than these.
-            AnimesionError: outputs that are not finite: the model has diverged.
+            AnimesionError: outputs that are not finite.
         """
         self._check(outputs, targets, indices)
         outputs, targets = outputs.float(), targets.to(outputs.device, torch.int64)
         if not torch.isfinite(outputs).all():
             worst = int((~torch.isfinite(outputs).all(1)).nonzero()[0])
             raise AnimesionError(
-                f"the model gives outputs that are not finite for sample {int(indices[worst])}; "
-                "evaluate an earlier checkpoint, or in float32"
+                f"the model's outputs are not finite for sample {int(indices[worst])}: "
+                "evaluate earlier weights, or use --precision fp32"
             )
         if probabilities:
             if (outputs < 0).any() or ((outputs.sum(1) - 1).abs() > 1e-3).any():
                 raise ValueError("probabilities must be 0..1 and sum to 1")
-            chances, logs = outputs, outputs.clamp_min(torch.finfo(torch.float32).tiny).log()
+            shares, logs = outputs, outputs.clamp_min(torch.finfo(torch.float32).tiny).log()
         else:
             logs = torch.log_softmax(outputs, dim=1)
-            chances = logs.exp()
-        # ranked by the outputs themselves, as rounding makes equals of large logits; argmax takes the first of equals
+            shares = logs.exp()
+        # ranked by outputs, because probabilities of large logits are equal after rounding; argmax returns the first
         predictions = outputs.argmax(1)
-        told = targets[:, None]
-        own = outputs.gather(1, told)
-        before = torch.arange(self.classes, device=outputs.device) < told
+        columns = targets[:, None]  # (B, 1)
+        own = outputs.gather(1, columns)
+        before = torch.arange(self.classes, device=outputs.device) < columns
         ranks = ((outputs > own) | ((outputs == own) & before)).sum(1)
-        confidence = chances.gather(1, predictions[:, None]).squeeze(1)
-        chance = chances.gather(1, told).squeeze(1)
-        brier = chances.square().sum(1) - 2 * chance + 1
+        confidence = shares.gather(1, predictions[:, None]).squeeze(1)
+        own_share = shares.gather(1, columns).squeeze(1)
+        # sum of (p - q)^2 with q one-hot
+        brier = shares.square().sum(1) - 2 * own_share + 1
         self.add_scored(
             Scored(
                 indices=indices.cpu().numpy().astype(np.int64),
@@ -131,13 +131,13 @@ class Scores:
                 predictions=predictions.cpu().numpy(),
                 in_top=(ranks < self.k).cpu().numpy(),
                 confidences=confidence.clamp(0, 1).cpu().numpy(),
-                nlls=-logs.gather(1, told).squeeze(1).clamp_min(torch.finfo(torch.float32).min).cpu().numpy(),
+                nlls=-logs.gather(1, columns).squeeze(1).clamp_min(torch.finfo(torch.float32).min).cpu().numpy(),
                 briers=brier.clamp(0, 2).cpu().numpy(),
             )
         )
 
     def add_scored(self, rows: Scored) -> None:
-        """Add samples that are scored already."""
+        """Add scored samples."""
         end = self._used + len(rows)
         if end > len(self._table):
             grown = np.empty(max(end, 2 * len(self._table)), dtype=_ROW)
@@ -148,10 +148,10 @@ class Scores:
         self._used = end
 
     def extend(self, others: Iterable[Scores]) -> None:
-        """Add what other processes have scored.
+        """Add the scores of other processes.
 
         Raises:
-            ValueError: they are about another number of classes.
+            ValueError: scores of another number of classes.
         """
         for other in others:
             if other.classes != self.classes:
@@ -159,7 +159,7 @@ class Scores:
             self.add_scored(other.collect())
 
     def collect(self) -> Scored:
-        """All samples so far, in the order of their indices."""
+        """Return all samples so far, sorted by index."""
         rows = self._table[: self._used]
         rows = rows[np.argsort(rows["indices"], kind="stable")]
         return Scored(**{name: np.ascontiguousarray(rows[name]) for name in _ROW.names or ()})

@@ -1,4 +1,4 @@
-"""Losses: classification objectives, their factory by name, and distillation."""
+"""Losses: classification objectives, their factory by name, counterfactual attention learning, and distillation."""
 
 from animesion_training.losses.classification import Objective, SoftmaxObjective
 

@@ -192,7 +192,7 @@ class LDAM(Objective):
         self.reweighted = False
         images = _counts(counts)
         rarity = np.maximum(images, 1.0) ** -0.25  # n^(-1/4), (C,)
-        # scaled by the rarest class that has images; classes without any are capped at the same margin
+        # normalised by the rarest class that has images; classes without any are capped at the same margin
         margins = np.minimum(rarity / rarity[images > 0].max(), 1.0) * in_range("max_m", max_m, low=0.0)
         self.register_buffer("margins", _per_class(margins), persistent=False)
         self.register_buffer("weights", _per_class(class_balanced_weights(images, beta)), persistent=False)

@@ -61,7 +61,7 @@ def kl(
         ValueError: shapes or types other than these.
     """
     temperature = in_range("temperature", temperature, low=0.0, low_open=True)
-    student, teacher = _checked(student, teacher)
+    student, teacher = _check_logits(student, teacher)
     with torch.autocast(student.device.type, enabled=False):
         student_logs, teacher_logs = (student / temperature).log_softmax(1), (teacher / temperature).log_softmax(1)
         divergence = functional.kl_div(student_logs, teacher_logs, reduction="none", log_target=True).sum(1)
@@ -191,7 +191,7 @@ def dkd(
     if targets.is_floating_point():
         raise UsageError("dkd needs one target class per image: switch MixUp and CutMix off")
     temperature = in_range("temperature", temperature, low=0.0, low_open=True)
-    student, teacher = _checked(student, teacher)
+    student, teacher = _check_logits(student, teacher)
     is_target = functional.one_hot(targets, student.shape[1]).bool()  # (B, K)
 
     def split(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -441,7 +441,7 @@ def auxiliary_loss(
     return raw / 2 + loss(student_views, teacher_views.detach(), repeated)
 
 
-def _checked(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+def _check_logits(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     if student.ndim != 2 or student.shape != teacher.shape or not student.is_floating_point():
         raise ValueError(
             f"logits of student and teacher must be floating (B, K), not {tuple(student.shape)} {student.dtype} and "
