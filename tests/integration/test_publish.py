@@ -305,7 +305,7 @@ def test_urls_rebuild_the_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """Images from a site, published as URLs, fetched again by the recipe beside them: the same samples."""
     host = "images.invalid"
     world = draw_folders(tmp_path / "world")
-    images = sorted(path for path in world.rglob("*") if path.is_file())
+    images = sorted(path for path in world.rglob("*") if path.is_file())[::3]  # ten a second are fetched, twice
 
     def application() -> web.Application:
         async def file(request: web.Request) -> web.Response:
