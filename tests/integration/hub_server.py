@@ -225,6 +225,9 @@ def serving() -> Iterator[Hub]:
         ready.set()
         loop.run_forever()
         loop.run_until_complete(runner.cleanup())
+        for task in asyncio.all_tasks(loop):  # uploads that take a minute
+            task.cancel()
+        loop.run_until_complete(asyncio.sleep(0))
         loop.close()
 
     thread = threading.Thread(target=run)

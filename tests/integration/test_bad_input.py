@@ -17,6 +17,7 @@ from PIL import Image
 
 import animesion
 from animesion.errors import AnimesionError, UsageError
+from tests.running import run_here
 
 CLI = "from animesion.cli import main; main()"
 
@@ -51,10 +52,6 @@ def recipe(root: Path, *overrides: str) -> Any:
 
 def rows(out: Path) -> dict[str, dict[str, Any]]:
     return {row["source_id"]: row for row in pq.read_table(out / "curated.parquet").to_pylist()}
-
-
-def animesion_command(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", CLI, *arguments], capture_output=True, text=True, **options)
 
 
 def test_every_bad_image_is_one_counted_drop(tmp_path: Path) -> None:
@@ -129,13 +126,14 @@ def test_a_full_disk_leaves_nothing_half_written_and_resumes(tmp_path: Path, lim
     def small_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    full = animesion_command(*command, preexec_fn=small_files)
+    process = [sys.executable, "-c", CLI, *command]
+    full = subprocess.run(process, capture_output=True, text=True, preexec_fn=small_files)
     assert full.returncode == 1
     assert full.stderr.count("error:") == 1
     assert "no room to write" in full.stderr
     assert "Traceback" not in full.stderr
     assert not list(out.rglob(".tmp-*"))
-    again = animesion_command(*command)
+    again = run_here(*command)
     assert again.returncode == 0, again.stderr
     animesion.build(recipe(root), tmp_path / "other", workers=1)
     for shard in (tmp_path / "other" / "data").glob("*.tar"):
@@ -200,26 +198,28 @@ def test_until_stops_and_the_next_build_carries_on(tmp_path: Path) -> None:
         assert not (out / absent).exists()
 
 
-def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
+def test_a_dry_run_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     root = class_folders(tmp_path / "set")
     before = sorted(tmp_path.rglob("*"))
-    run = animesion_command("build", "folder", "--set", f"source.path={root}", "--dry-run", cwd=tmp_path)
+    run = run_here("build", "folder", "--set", f"source.path={root}", "--dry-run")
     assert run.returncode == 0, run.stderr
     assert "12 images listed, 12 to fetch" in run.stdout
     assert sorted(tmp_path.rglob("*")) == before
     (tmp_path / "file").write_text("mine")
-    refused = animesion_command(
-        "build", "folder", "--set", f"source.path={root}", "--dry-run", "--out", "file", cwd=tmp_path
-    )
+    refused = run_here("build", "folder", "--set", f"source.path={root}", "--dry-run", "--out", "file")
     assert refused.returncode == 2
     assert "is a file" in refused.stderr
 
 
-def test_the_command_prints_the_funnel_and_mistakes_are_one_line(tmp_path: Path) -> None:
+def test_the_command_prints_the_funnel_and_mistakes_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     root = class_folders(tmp_path / "set")
     put(root, "rei/no.jpg", b"no")
     out = tmp_path / "out"
-    run = animesion_command("build", "folder", "--set", f"source.path={root}", "--out", str(out))
+    run = run_here("build", "folder", "--set", f"source.path={root}", "--out", str(out))
     assert run.returncode == 0, run.stderr
     for words in ("seen", "not an image", "kept", "train", "animesion verify"):
         assert words in run.stdout
@@ -231,7 +231,7 @@ def test_the_command_prints_the_funnel_and_mistakes_are_one_line(tmp_path: Path)
         (("bild",), 2),
         (("build", "cotton80"), 2),
     ):
-        wrong = animesion_command(*arguments, cwd=tmp_path)
+        wrong = run_here(*arguments)
         assert wrong.returncode == status, wrong
         assert "Traceback" not in wrong.stderr
         assert not wrong.stdout
@@ -241,13 +241,11 @@ def test_the_command_prints_the_funnel_and_mistakes_are_one_line(tmp_path: Path)
 def test_an_output_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     root = class_folders(tmp_path / "set")
     (tmp_path / "file").write_text("mine")
-    run = animesion_command("build", "folder", "--set", f"source.path={root}", "--out", str(tmp_path / "file"))
+    run = run_here("build", "folder", "--set", f"source.path={root}", "--out", str(tmp_path / "file"))
     assert run.returncode == 2
     assert "is a file" in run.stderr
     if os.geteuid():
         (tmp_path / "locked").mkdir(mode=0o500)
-        run = animesion_command(
-            "build", "folder", "--set", f"source.path={root}", "--out", str(tmp_path / "locked/out")
-        )
+        run = run_here("build", "folder", "--set", f"source.path={root}", "--out", str(tmp_path / "locked/out"))
         assert run.returncode == 1
         assert "cannot write" in run.stderr

@@ -44,7 +44,7 @@ def fragile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_poison_images_are_found_and_dropped(tmp_path: Path) -> None:
     from PIL import Image
 
-    root = class_folders(tmp_path / "set", 40)
+    root = class_folders(tmp_path / "set", 10)
     green = Image.new("RGB", (40, 40), (0, 255, 0))
     put(root, "asuka/poison.png", saved(green, "PNG"))
     green.putpixel((5, 5), (9, 9, 9))
@@ -56,12 +56,12 @@ def test_poison_images_are_found_and_dropped(tmp_path: Path) -> None:
         "rei/poison.png",
     }
     assert result.dropped == {"crashed decoder": 2}
-    assert result.kept == 80
+    assert result.kept == 20
 
 
 def test_an_image_that_kills_the_worker_in_pack_is_dropped_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # packing opens the encoder: a native crash there is planted through Pillow's own start-up hook
-    root = class_folders(tmp_path / "set", 20)
+    root = class_folders(tmp_path / "set", 10)
     site = tmp_path / "site"
     put(
         site,
@@ -81,4 +81,4 @@ def test_an_image_that_kills_the_worker_in_pack_is_dropped_too(tmp_path: Path, m
     monkeypatch.syspath_prepend(str(site))
     result = animesion.build(recipe(root, "pack.size=24"), tmp_path / "out", workers=2)
     assert rows(tmp_path / "out")["rei/poison.png"]["reason"] == "crashed decoder"
-    assert result.kept == 40
+    assert result.kept == 20

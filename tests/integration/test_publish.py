@@ -22,6 +22,7 @@ from animesion_sample.faults import local_server
 from tests.conftest import draw_folders
 from tests.integration import hub_server, s3_server
 from tests.integration.hub_server import TOKEN, Hub, wait_for
+from tests.running import run_here
 
 CLI = "from animesion.cli import main; main()"
 #: The Hub's client would wait 23 seconds between its attempts to connect.
@@ -44,7 +45,10 @@ def environment(tmp_path: Path, hub: Hub | None = None, **more: str) -> dict[str
 def publish(
     folder: Path, to: str, env: dict[str, str], *options: str, script: str = CLI
 ) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", script, "publish", str(folder), "--to", to, "--workers", "1", *options]
+    arguments = ["publish", str(folder), "--to", to, "--workers", "1", *options]
+    if to.startswith("file://"):  # no account is looked at
+        return run_here(*arguments)
+    command = [sys.executable, "-c", script, *arguments]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
 
 
@@ -301,7 +305,7 @@ def test_urls_rebuild_the_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """Images of a site, published as URLs and fetched again with `rebuild.toml`, give the same samples."""
     host = "images.invalid"
     world = draw_folders(tmp_path / "world")
-    images = sorted(path for path in world.rglob("*") if path.is_file())
+    images = sorted(path for path in world.rglob("*") if path.is_file())[::3]  # ten a second are fetched, twice
 
     def application() -> web.Application:
         async def file(request: web.Request) -> web.Response:
