@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -278,15 +279,19 @@ class Dataset:
         return table
 
     def frame(self, split: str | None = None) -> pd.DataFrame:
-        """One row a sample for pandas: key, split, label, name, group, box, size, provenance, in the index's order.
+        """One row per sample for pandas: key, split, label, name, group, box, size, provenance, in the index's order.
+
+        pandas is in the extra `pandas`: the package itself does without.
 
         Args:
             split: only this split.
 
         Raises:
-            UsageError: there is no such split, or a table is missing or damaged.
+            UsageError: there is no such split, a table is missing or damaged, or pandas is not installed.
         """
         self._check_split(split)
+        if find_spec("pandas") is None:
+            raise UsageError("a data frame needs pandas: pip install 'animesion[pandas]'")
         index = self.index.select(["key", "split", "label"])
         if split is not None:
             index = index.filter(pc.equal(index["split"], split))

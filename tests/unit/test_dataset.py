@@ -222,3 +222,9 @@ def test_a_frame_joins_samples_and_provenance(small_dataset: Path) -> None:
     assert set(dataset.frame("val")["split"]) == {"val"}
     with pytest.raises(UsageError, match="has no split 'dev'"):
         dataset.frame("dev")
+
+
+def test_a_frame_without_pandas_names_the_extra(small_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("animesion.dataset.dataset.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"pip install 'animesion\[pandas\]'"):
+        animesion.open_dataset(small_dataset).frame()
