@@ -25,7 +25,7 @@ from animesion_training.eval.evaluate import as_rgb
 from animesion_training.eval.predict import decoded, files
 from animesion_training.models.cal import CALClassifier
 from animesion_training.tokens.host import TokenVisionTransformer
-from animesion_training.tokens.rollout import recording, rollout
+from animesion_training.tokens.rollout import record_attention, rollout
 from animesion_training.tokens.twopass import GLSim, RAMSTrans
 from animesion_training.weights import load_model
 
@@ -122,8 +122,8 @@ def _cal(model: CALClassifier, pixels: Pixels, x: Tensor) -> list[Panel]:
 
 def _glsim(model: GLSim, pixels: Pixels, x: Tensor) -> list[Panel]:
     """How like the whole each patch is, the box around the most alike, and the crop of it."""
-    grid = model.traced(x)[1].grid or (1, -1)
-    found = model.selected(x)
+    grid = model.trace(x)[1].grid or (1, -1)
+    found = model.select_crops(x)
     sign = 1 if model.metric == "cos" else -1
     return [
         Panel("similarity", heat(pixels, sign * found.similarity[0].view(grid))),
@@ -133,8 +133,8 @@ def _glsim(model: GLSim, pixels: Pixels, x: Tensor) -> list[Panel]:
 
 def _rams(model: RAMSTrans, pixels: Pixels, x: Tensor) -> list[Panel]:
     """Attention rolled out over all blocks, the box around its peak, and the crop of it."""
-    grid = model.traced(x)[1].grid or (1, -1)
-    found = model.selected(x)
+    grid = model.trace(x)[1].grid or (1, -1)
+    found = model.select_crops(x)
     return [Panel("rollout", heat(pixels, found.attention[0].view(grid))), *_boxed(pixels, found.boxes, x)]
 
 
@@ -142,12 +142,12 @@ def _tokens(model: TokenVisionTransformer, pixels: Pixels, x: Tensor) -> list[Pa
     """What each stage of a token reduction leaves; attention rollout where the number of tokens stays the same."""
     host: Any = model.backbone
     rows, columns = host.patch_embed.dynamic_feat_size(x.shape[-2:])
-    trace = {key: value[0].cpu() for key, value in (model.traced(x)[1].trace or {}).items()}
+    trace = {key: value[0].cpu() for key, value in (model.trace(x)[1].trace or {}).items()}
     if panels := [Panel(title, shown) for title, shown in _reduced(pixels, trace, (rows, columns), host)]:
         return panels
-    with recording(model, average=True) as recorder:
+    with record_attention(model, average=True) as recorder:
         model(x)
-        weights = recorder.taken()
+        weights = recorder.pop_weights()
     if len({each.shape for each in weights}) > 1:
         raise UsageError("the blocks of this network see different tokens, and there is nothing else to show of it")
     rolled = rollout(weights)[0, 0, host.num_prefix_tokens :][: rows * columns]
