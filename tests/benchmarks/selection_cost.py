@@ -22,7 +22,7 @@ from torch import Tensor
 
 from animesion_training.analysis.profile import count
 from animesion_training.tokens import TokenVisionTransformer
-from animesion_training.tokens.rollout import class_rollout, recording, rollout
+from animesion_training.tokens.rollout import class_rollout, record_attention, rollout
 from animesion_training.tokens.twopass.similarity import global_local_similarity, select
 
 DEPTH, HEADS, WIDTH, PATCH, TOP = 12, 12, 768, 16, 8
@@ -62,9 +62,9 @@ def measure(size: int, stride: int, repeats: int, device: torch.device) -> None:
         overlapping = [torch.rand(1, HEADS, cut + 1, cut + 1, device=device).softmax(-1) for _ in range(DEPTH)]
 
     def recorded() -> None:
-        with recording(model) as recorder:
+        with record_attention(model) as recorder:
             model(image)
-            recorder.taken()
+            recorder.pop_weights()
 
     with torch.device("meta"):
         whole = count(encoder(size), (size, size)).multiply_adds

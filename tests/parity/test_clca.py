@@ -73,7 +73,7 @@ def loaded(module, tensors, names):
 def test_logits_and_choices_equal_the_originals(case):
     config, weights, images, expected = read(case)
     with torch.inference_mode():
-        logits, tokens = from_reference(config, weights).traced(images)
+        logits, tokens = from_reference(config, weights).trace(images)
     error = (logits - expected.pop("logits")).abs().max().item()
     print(f"{case}: {error:.1e}")
     assert error <= TOLERANCE
@@ -103,8 +103,8 @@ def test_settings_may_be_in_one_table_with_the_originals_model_name():
 @pytest.mark.skipif(not CASES, reason=ABSENT)
 def test_without_the_originals_faults_tome_keeps_to_its_plan():
     config, weights, images, _ = read("clca_tome_clca_kr25")
-    _, faithful = from_reference(config, weights).traced(images)
-    logits, tokens = from_reference(config, weights, reference_compat=False).traced(images)
+    _, faithful = from_reference(config, weights).trace(images)
+    logits, tokens = from_reference(config, weights, reference_compat=False).trace(images)
     after = [[int(each.trace[f"block{i}.tokens"][1]) for i in (1, 2, 3, 4)] for each in (faithful, tokens)]
     # of 64 patches 16 are planned, then 4; there are also the class token and, at these blocks, 1, 3, 3 and 7 tokens of
     # the cache

@@ -60,7 +60,7 @@ def test_logits_selections_and_crops_equal_the_originals(case: str) -> None:
     config, weights, tensors = read(case)
     model = from_reference(config, weights)
     with torch.inference_mode():
-        logits, tokens = model.traced(tensors["in.x"])
+        logits, tokens = model.trace(tensors["in.x"])
         assert torch.equal(model(tensors["in.x"]), logits)
     error = (logits - tensors["out.logits"]).abs().max().item()
     print(f"{case}: {error:.1e}")
@@ -85,7 +85,7 @@ def test_logits_selections_and_crops_equal_the_originals(case: str) -> None:
 def test_corrected_boxes_have_one_patch_more_than_the_originals() -> None:
     config, weights, tensors = read("glsim_vit_cos_k8")
     original = tensors["out.crop_box_rows0_rows1_cols0_cols1"]
-    found = from_reference(config, weights, reference_compat=False).selected(tensors["in.x"]).boxes
+    found = from_reference(config, weights, reference_compat=False).select_crops(tensors["in.x"]).boxes
     assert torch.equal(found[:, 0::2], original[:, 0::2])
     assert torch.equal(found[:, 1::2] - config["patch"], original[:, 1::2].maximum(original[:, 0::2]))
 
@@ -180,7 +180,7 @@ def test_options_of_the_originals_own_transformer_are_read(case: str) -> None:
     again = from_reference({"model": "ViTGLSim", "image_size": 32, "heads": 4, "dynamic_top": 3, **config}, weights)
     assert isinstance(again, GLSim)
     torch.testing.assert_close(again(images()), model(images()))
-    assert torch.equal(again.selected(images()).boxes, model.selected(images()).boxes)
+    assert torch.equal(again.select_crops(images()).boxes, model.select_crops(images()).boxes)
 
 
 ILA = {"model_name": "vit_b16", "num_attention_heads": 4, "image_size": 32, "ila": False, "selector": None}
@@ -221,7 +221,7 @@ def test_rams_trans_is_read(config: dict[str, Any], options: dict[str, Any]) -> 
     again = from_reference({**ILA, **config}, own_names(model, "head.head."))
     assert isinstance(again, RAMSTrans)
     torch.testing.assert_close(again(images()), model(images()))
-    assert torch.equal(again.selected(images()).mask, model.selected(images()).mask)
+    assert torch.equal(again.select_crops(images()).mask, model.select_crops(images()).mask)
     with pytest.raises(UsageError, match="crop_mode 'mask'"):
         from_reference({**ILA, **config, "crop_mode": "mask"}, own_names(model, "head.head."))
 
@@ -293,7 +293,7 @@ def test_another_size_resamples_positions_and_statistics_follow_the_config() -> 
     again = from_reference({**ILA, "dynamic_anchor": True, "image_size": 64, "custom_mean_std": True}, weights)
     assert again.pretrained_cfg["input_size"] == (3, 64, 64)
     assert again.pretrained_cfg["mean"] == (0.5, 0.5, 0.5)
-    assert again.selected(torch.randn(1, 3, 64, 64)).similarity.shape == (1, 64)
+    assert again.select_crops(torch.randn(1, 3, 64, 64)).similarity.shape == (1, 64)
 
 
 @pytest.mark.parametrize(

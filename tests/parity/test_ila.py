@@ -70,9 +70,9 @@ def test_outputs_equal_the_originals(case):
         error = (model(images) - expected["logits"]).abs().max().item()
         print(f"{case}: {error:.1e}")
         assert error <= TOLERANCE
-        if not hasattr(model, "traced"):  # plain and IFA transformers have no token methods
+        if not hasattr(model, "trace"):  # plain and IFA transformers have no token methods
             return
-        logits, tokens = model.traced(images)
+        logits, tokens = model.trace(images)
     assert torch.allclose(logits, expected["logits"], atol=TOLERANCE)
     if "tokens_out" in expected:
         lengths = expected["tokens_out"].tolist()
@@ -87,7 +87,7 @@ def test_outputs_equal_the_originals(case):
 def test_the_same_number_of_parameters_is_trained_with_a_frozen_backbone(case):
     config, weights, _, _ = read(case)
     model = from_reference(config, weights)
-    if "n_trainable_when_frozen" not in config or not hasattr(model, "traced") or config.get("selector"):
+    if "n_trainable_when_frozen" not in config or not hasattr(model, "trace") or config.get("selector"):
         pytest.skip("the number is not recorded, or there is no token method, or it trains a block")
     freeze(model, ["backbone"])
     trained = sum(value.numel() for value in model.parameters() if value.requires_grad)

@@ -197,14 +197,14 @@ def test_ila_shrinks_the_grid_as_published(kernel, side, sides):
     assert plugin.locations == (3, 7)
     grid, seen = (side, side), []
     for module in plugin.down_sampling:
-        grid = module.shrunk(grid)
+        grid = module.output_grid(grid)
         seen.append(grid[0])
     assert seen == sides
 
 
 def test_tokens_shrink_after_their_blocks_and_the_trace_has_them():
     model = adapted("ila+", locations=(1, 3))
-    _, tokens = model.traced(random_images())
+    _, tokens = model.trace(random_images())
     assert [int(tokens.trace[f"block{i}.tokens"][1]) for i in range(DEPTH)] == [65, 65, 37, 37, 17]
     shapes = {name: tuple(value.shape) for name, value in tokens.trace.items() if name.startswith("ila")}
     sized = {"ila0.out": 65, "ila_ds0.out": 37, "ila1.out": 37, "ila_ds1.out": 17, "ila2.out": 17}
@@ -328,7 +328,7 @@ def test_drop_path_replaces_dropout():
 def test_odd_grids_and_registers(name, registers):
     grid = (7, 5)
     model = shaken(adapted(name, grid, registers))
-    logits, tokens = model.traced(random_images(2, grid))
+    logits, tokens = model.trace(random_images(2, grid))
     assert logits.isfinite().all()
     assert tokens.grid == ((3, 1) if name in SHRINKING else grid)
     prompts = 4 if name.startswith("vpt") else 0

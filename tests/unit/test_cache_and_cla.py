@@ -246,7 +246,7 @@ def test_cla_classifies_from_the_ends_of_groups_and_the_final_norm_is_dropped():
     plugins = {"cache": CrossLayerCache(WIDTH, depth=6, layers=(1, 3))}
     model = TokenVisionTransformer(host, plugins, CLASSES, lambda classes: CLAHead(3, WIDTH, classes), (1, 3, 5))
     model.eval()
-    _, tokens = model.traced(torch.randn(2, 3, 16, 16))
+    _, tokens = model.trace(torch.randn(2, 3, 16, 16))
     gathered = torch.stack([tokens.trace[f"block{i}.cls"] for i in (1, 3, 5)], dim=-1)
     assert torch.equal(model.pool(tokens), gathered)
     assert not [name for name, _ in model.named_parameters() if name.startswith("backbone.norm.")]

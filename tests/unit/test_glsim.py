@@ -21,7 +21,7 @@ from animesion_training.models import IFAHead
 from animesion_training.tokens import Plugin, TokenVisionTransformer
 from animesion_training.tokens.cache import CrossLayerCache
 from animesion_training.tokens.reductions import make_reduction
-from animesion_training.tokens.rollout import recording, rollout
+from animesion_training.tokens.rollout import record_attention, rollout
 from animesion_training.tokens.twopass import ConvAggregator, GLSim, RAMSTrans
 from animesion_training.tokens.twopass.similarity import global_local_similarity, mask_box, patch_box, select
 
@@ -188,7 +188,7 @@ def test_logits_are_those_of_two_passes_of_the_plain_transformer(size: Any, metr
         crops = cropped_one_by_one(x, torch.tensor(boxes))
         pair = torch.stack([whole, plain.forward_features(crops)[:, 0]], dim=1)
         expected = model.head(model.aggregator(pair)[:, 0])
-        selection = model.selected(x)
+        selection = model.select_crops(x)
         assert selection.boxes.tolist() == boxes
         torch.testing.assert_close(selection.crops, crops)
         torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
@@ -196,13 +196,13 @@ def test_logits_are_those_of_two_passes_of_the_plain_transformer(size: Any, metr
 
 def test_the_originals_box_is_an_option() -> None:
     x = images()
-    corrected = glsim().selected(x).boxes
+    corrected = glsim().select_crops(x).boxes
     for options in ({"reference_compat": True}, {"box": "reference"}):
-        original = glsim(**options).selected(x).boxes
+        original = glsim(**options).select_crops(x).boxes
         assert torch.equal(original[:, 0::2], corrected[:, 0::2])
         assert torch.equal(original[:, 1::2], (corrected[:, 1::2] - PATCH).maximum(corrected[:, 0::2] + PATCH))
         assert not torch.equal(original, corrected)
-    assert torch.equal(glsim(box="corrected", reference_compat=True).selected(x).boxes, corrected)
+    assert torch.equal(glsim(box="corrected", reference_compat=True).select_crops(x).boxes, corrected)
 
 
 def test_a_batch_of_one_equals_its_row_of_a_larger_batch() -> None:
@@ -214,19 +214,19 @@ def test_a_batch_of_one_equals_its_row_of_a_larger_batch() -> None:
 
 def test_all_patches_selected_or_equal_patches() -> None:
     x = images()
-    whole = glsim(top=1000).selected(x)
+    whole = glsim(top=1000).select_crops(x)
     assert whole.boxes.tolist() == [[0, SIZE, 0, SIZE]] * 3
     torch.testing.assert_close(whole.crops, x)
     model = glsim(top=3)
     with torch.no_grad():
         model.encoder.backbone.pos_embed.zero_()
-        equal = model.selected(torch.ones(2, 3, SIZE, SIZE))
+        equal = model.select_crops(torch.ones(2, 3, SIZE, SIZE))
     assert equal.indices.tolist() == [[0, 1, 2]] * 2
     assert equal.boxes.tolist() == [[0, PATCH, 0, 3 * PATCH]] * 2
 
 
 def test_one_selected_patch_is_enlarged_to_the_whole_image() -> None:
-    selection = glsim(top=1).selected(images())
+    selection = glsim(top=1).select_crops(images())
     sides = selection.boxes[:, 1::2] - selection.boxes[:, 0::2]
     assert (sides == PATCH).all()
     assert selection.crops.shape == (3, 3, SIZE, SIZE)
@@ -234,7 +234,7 @@ def test_one_selected_patch_is_enlarged_to_the_whole_image() -> None:
 
 def test_a_border_without_patches_is_never_cropped() -> None:
     model, x = glsim(top=1000, size=43), images(size=43)
-    assert model.selected(x).boxes.tolist() == [[0, 40, 0, 40]] * 3
+    assert model.select_crops(x).boxes.tolist() == [[0, 40, 0, 40]] * 3
     assert model(x).shape == (3, 5)
 
 
@@ -242,16 +242,16 @@ def test_a_border_without_patches_is_never_cropped() -> None:
 def test_registers_are_not_compared_and_a_token_for_crops_has_the_class_tokens_place(no_embed_class: bool) -> None:
     host = {"reg_tokens": 2, "no_embed_class": no_embed_class}
     model, x = glsim(host=host, crop_class_token=True), images()
-    assert model.selected(x).similarity.shape == (3, (SIZE // PATCH) ** 2)
+    assert model.select_crops(x).similarity.shape == (3, (SIZE // PATCH) ** 2)
     with torch.inference_mode():
         features = model.encoder.backbone.forward_features(x)
         similarity = functional.cosine_similarity(features[:, :1], features[:, 3:], dim=2)
-        torch.testing.assert_close(model.selected(x).similarity, similarity)
+        torch.testing.assert_close(model.select_crops(x).similarity, similarity)
         # with the encoder's token in its place, both passes are the plain transformer's
         other = copy.deepcopy(model)
         other.encoder.backbone.cls_token.copy_(model.crop_class_token)
-        crops = model.selected(x).crops
-        crop_token = model.traced(x)[1].trace["cls_crop"]
+        crops = model.select_crops(x).crops
+        crop_token = model.trace(x)[1].trace["cls_crop"]
         torch.testing.assert_close(crop_token, other.encoder.backbone.forward_features(crops)[:, 0])
 
 
@@ -261,13 +261,13 @@ def test_without_the_final_norm_outputs_of_the_last_block_are_used() -> None:
     assert model.aggregator[-1].eps == 1e-5
     with torch.inference_mode():
         raw = model.encoder.encode(x).x
-        torch.testing.assert_close(model.traced(x)[1].trace["encoder_norm_out_global"], raw)
+        torch.testing.assert_close(model.trace(x)[1].trace["encoder_norm_out_global"], raw)
 
 
 def test_a_norm_after_pooling_is_applied_to_tokens() -> None:
     model = glsim(host={"global_pool": "avg"})
     assert isinstance(model.encoder.backbone.fc_norm, nn.LayerNorm)
-    tokens = model.traced(images())[1].trace["encoder_norm_out_global"]
+    tokens = model.trace(images())[1].trace["encoder_norm_out_global"]
     raw = model.encoder.encode(images()).x
     torch.testing.assert_close(tokens, model.encoder.backbone.fc_norm(raw).detach())
 
@@ -300,7 +300,7 @@ def test_both_passes_have_a_gradient_and_selecting_has_none() -> None:
     model.double()
     x, direction = x.double(), direction.double()
     (model(x) * direction).sum().backward()
-    crops = model.selected(x).crops
+    crops = model.select_crops(x).crops
     weight = model.encoder.backbone.patch_embed.proj.weight
     found, weight.grad = weight.grad.clone(), None
     passes = [model.encoder.pool(model.encoder.encode(each)) for each in (x, crops)]
@@ -356,10 +356,10 @@ def test_with_test_flip_logits_are_the_mean_with_the_mirror_images_in_evaluation
 def test_random_selection_follows_the_generator_and_not_the_image() -> None:
     model, x = glsim(anchor_random=True), images()
     torch.manual_seed(5)
-    first = model.selected(x).indices
+    first = model.select_crops(x).indices
     torch.manual_seed(5)
-    assert torch.equal(model.selected(x.flip(0)).indices, first)
-    assert not torch.equal(model.selected(x).indices, first)
+    assert torch.equal(model.select_crops(x.flip(0)).indices, first)
+    assert not torch.equal(model.select_crops(x).indices, first)
     assert all(len(set(row)) == 4 for row in first.tolist())
 
 
@@ -396,7 +396,7 @@ def test_selected_tokens_replace_a_second_pass() -> None:
     model, x = glsim(select_tokens=True), images()
     with torch.inference_mode():
         features = model.encoder.backbone.forward_features(x)
-        chosen = model.selected(x).indices
+        chosen = model.select_crops(x).indices
         parts = torch.stack([row[1 + each] for row, each in zip(features, chosen, strict=True)])
         inputs = torch.cat([features[:, :1], parts], dim=1)
         torch.testing.assert_close(model(x), model.head(model.aggregator(inputs)[:, 0]))
@@ -463,7 +463,7 @@ class Weighted(Plugin):
 
 def test_a_cell_of_a_downsampled_grid_is_its_share_of_the_image() -> None:
     model = glsim(top=1, host={"plugins": {"down": Downsample()}})
-    selection = model.selected(images())
+    selection = model.select_crops(images())
     assert selection.similarity.shape == (3, 9)
     row, column = selection.indices[:, 0] // 3, selection.indices[:, 0] % 3
     edges = torch.stack([row, row + 1, column, column + 1], dim=1) * 2 * PATCH
@@ -473,7 +473,7 @@ def test_a_cell_of_a_downsampled_grid_is_its_share_of_the_image() -> None:
 def test_tokens_after_the_patches_are_not_compared() -> None:
     cache = CrossLayerCache(WIDTH, depth=4, layers=(1,), num_clr=1, positions=True)
     model = glsim(host={"plugins": {"cache": cache}, "depth": 4})
-    selection = model.selected(images())
+    selection = model.select_crops(images())
     assert selection.similarity.shape == (3, 36)
     assert model.encoder.encode(images()).extra > 0
 
@@ -481,7 +481,7 @@ def test_tokens_after_the_patches_are_not_compared() -> None:
 def test_losses_of_plugins_are_those_of_both_passes() -> None:
     model, x = glsim(host={"plugins": {"weighted": Weighted()}}), images()
     logits, losses = model(x, with_losses=True)
-    crops = model.selected(x).crops
+    crops = model.select_crops(x).crops
     both = sum(model.encoder.encode(each).class_token.square().mean() for each in (x, crops))
     torch.testing.assert_close(losses, {"seen": both})
     torch.testing.assert_close(logits, model(x))
@@ -505,7 +505,7 @@ class Widens(Plugin):
 
     feature_width = 3
 
-    def pooled(self, feature: Any, tokens: Any) -> Any:
+    def head_feature(self, feature: Any, tokens: Any) -> Any:
         return feature[:, :3]
 
 
@@ -607,9 +607,9 @@ def test_a_token_for_crops_starts_as_the_class_token() -> None:
 
 def test_the_trace_has_the_selection() -> None:
     model, x = glsim(), images()
-    logits, tokens = model.traced(x)
+    logits, tokens = model.trace(x)
     torch.testing.assert_close(logits, model(x))
-    selection = model.selected(x)
+    selection = model.select_crops(x)
     assert torch.equal(tokens.trace["topk_idx"], selection.indices)
     assert torch.equal(tokens.trace["crop_box_rows0_rows1_cols0_cols1"], selection.boxes)
     torch.testing.assert_close(tokens.trace["crops"], selection.crops)
@@ -627,9 +627,9 @@ def test_rams_logits_are_the_mean_of_image_and_crop(size: Any, relative_to: Any)
     model = rams(size=size, relative_to=relative_to, threshold=0.98, host={"reg_tokens": 1})
     x, grid = images(size=size), (size[0] // 8, size[1] // 8) if isinstance(size, tuple) else (6, 6)
     with torch.inference_mode():
-        with recording(model.encoder) as recorder:
+        with record_attention(model.encoder) as recorder:
             first = model.encoder(x)
-        joint = rollout(recorder.taken())[:, 0, 2:].reshape(-1, *grid)
+        joint = rollout(recorder.pop_weights())[:, 0, 2:].reshape(-1, *grid)
         boxes = []
         for attention in joint:
             cells = [[attention[r : r + 2, c : c + 2] for c in range(0, grid[1], 2)] for r in range(0, grid[0], 2)]
@@ -638,14 +638,14 @@ def test_rams_logits_are_the_mean_of_image_and_crop(size: Any, relative_to: Any)
             row, column = (means >= 0.98 * peak).nonzero().unbind(1)
             edges = int(row.min()), int(row.max()) + 1, int(column.min()), int(column.max()) + 1
             boxes.append([min(16 * edge, 8 * grid[i // 2]) for i, edge in enumerate(edges)])
-        assert model.selected(x).boxes.tolist() == boxes
+        assert model.select_crops(x).boxes.tolist() == boxes
         second = model.encoder(cropped_one_by_one(x, torch.tensor(boxes)))
         torch.testing.assert_close(model(x), (first + second) / 2, rtol=1e-4, atol=1e-5)
 
 
 def test_rams_crops_the_whole_image_where_no_cell_reaches_the_threshold() -> None:
     model = rams(relative_to="max", threshold=2.0)
-    region = model.selected(images())
+    region = model.select_crops(images())
     assert not region.mask.any()
     assert region.boxes.tolist() == [[0, SIZE, 0, SIZE]] * 3
     torch.testing.assert_close(region.crops, images())
@@ -653,7 +653,7 @@ def test_rams_crops_the_whole_image_where_no_cell_reaches_the_threshold() -> Non
 
 def test_rams_with_top_bounds_the_most_attended_patches() -> None:
     model = rams(top=3, pool=1)
-    region = model.selected(images())
+    region = model.select_crops(images())
     expected = region.attention.topk(3).indices
     assert torch.equal(region.mask.flatten(1).sum(1), torch.full((3,), 3))
     assert torch.equal(region.boxes, patch_box(expected, (6, 6), (SIZE, SIZE)))
@@ -664,7 +664,7 @@ def test_rams_trains_every_parameter_and_records_in_the_first_pass_only() -> Non
     functional.cross_entropy(model(x), torch.tensor([0, 1, 2])).backward()
     assert all(each.grad is not None and each.grad.any() for each in model.parameters())
     assert not model.encoder.plugins["rollout"].opens
-    assert model.encoder.plugins["rollout"].taken() == []
+    assert model.encoder.plugins["rollout"].pop_weights() == []
     assert not [name for name in model.state_dict() if "rollout" in name]
 
 

@@ -76,7 +76,7 @@ def test_transfg_selects_by_the_whole_product_of_attention_matrices(registers):
         rows = torch.cat([torch.arange(prefix).expand(3, -1), parts + prefix], 1)
         x = outs[-1].gather(1, rows[:, :, None].expand(-1, -1, WIDTH))
         expected = model.head(host.norm(host.blocks[-1](x))[:, 0])
-        logits, tokens = model.traced(images)
+        logits, tokens = model.trace(images)
     assert torch.equal(tokens.trace[f"block{DEPTH - 2}.part_idx"], parts)
     assert torch.allclose(logits, expected, atol=1e-5)
     assert tokens.x.shape[1] == prefix + HEADS
@@ -91,7 +91,7 @@ def test_ffvt_selects_by_mutual_attention_in_every_block(reference_compat, regis
     first = 0 if reference_compat else prefix
     with torch.inference_mode():
         outs, scores, weights = through_blocks(host, images)
-        logits, tokens = model.traced(images)
+        logits, tokens = model.trace(images)
         fused = [outs[-1][:, :prefix]]
         for i, (out, score, weight) in enumerate(zip(outs, scores, weights, strict=True)):
             mutual = score.softmax(2)[..., 0].mean(1) * weight[:, :, 0].mean(1)
@@ -148,7 +148,7 @@ def test_prompts_go_with_part_selection():
     for name in NAMES:
         prompts = make_adapter("vpt-deep", depth=DEPTH, width=WIDTH, grid=(5, 5), count=2)
         plugins = dict([*prompts, ("selector", make_part_selector(name, depth=DEPTH))])
-        logits, tokens = TokenVisionTransformer(backbone(), plugins, CLASSES).eval().traced(random_images())
+        logits, tokens = TokenVisionTransformer(backbone(), plugins, CLASSES).eval().trace(random_images())
         assert logits.isfinite().all()
         assert tokens.prefix == 3
 
@@ -201,7 +201,7 @@ def test_overlapping_patches_are_cut_at_the_stride():
     expected = cut @ projection.weight.flatten(1).T + projection.bias
     assert torch.allclose(host.patch_embed(images), expected, atol=1e-5)
     assert torch.equal(host.pos_embed[:, 0], plain.pos_embed[:, 0])
-    _, tokens = TokenVisionTransformer(host, {"selector": TransFG(depth=DEPTH)}, CLASSES).traced(images)
+    _, tokens = TokenVisionTransformer(host, {"selector": TransFG(depth=DEPTH)}, CLASSES).trace(images)
     assert tokens.trace["block0.tokens"].tolist() == [31, 31]
 
 
@@ -209,7 +209,7 @@ def test_methods_on_the_grid_support_overlapping_patches():
     host = backbone((5, 5))
     overlap_patches(host, 6)
     plugins = dict(make_adapter("ila", depth=DEPTH, width=WIDTH, grid=host.patch_embed.grid_size))
-    _, tokens = TokenVisionTransformer(host, plugins, CLASSES).eval().traced(random_images())
+    _, tokens = TokenVisionTransformer(host, plugins, CLASSES).eval().trace(random_images())
     assert tokens.grid == (2, 2)
 
 

@@ -50,7 +50,7 @@ def images(batch=4):
 def test_the_head_reads_the_patches_after_the_final_norm(name, class_token):
     model = headed(name, class_token)
     with torch.inference_mode():
-        logits, tokens = model.traced(images())
+        logits, tokens = model.trace(images())
         patches = model.backbone.forward_features(images())[:, 3 if class_token else 0 :]
         patches = model.backbone.fc_norm(patches)
         assert torch.allclose(model.forward_features(images()), patches, atol=1e-6)

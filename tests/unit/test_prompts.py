@@ -65,7 +65,7 @@ def test_prompts_follow_class_token_and_registers(deep, registers):
         if deep:
             own = prompts[i].expand(2, -1, -1)
         front, own, patches = block(torch.cat([front, own, patches], 1)).split([1 + registers, 3, 36], 1)
-    logits, tokens = model.traced(images)
+    logits, tokens = model.trace(images)
     assert torch.allclose(logits, model.head(host.norm(front)[:, 0]), atol=1e-5)
     assert tokens.prefix == 1 + registers + 3
     assert tokens.grid == (6, 6)
@@ -105,7 +105,7 @@ def test_queries_summarise_each_block_without_a_change_to_it(registers):
         x = block(x)
     feature = torch.cat([*parts, functional.normalize(host.norm(x)[:, 0], dim=1)], 1)
     with torch.inference_mode():
-        logits, tokens = model.traced(images)
+        logits, tokens = model.trace(images)
         assert torch.allclose(model.forward_features(images), feature, atol=1e-5)
     assert torch.allclose(logits, model.head(feature), atol=1e-5)
     assert torch.allclose(tokens.x, x, atol=1e-5)
@@ -130,8 +130,8 @@ def test_a_reduction_drops_the_same_tokens_with_queries_and_without(reduction):
         for value, before in zip(plugin.parameters(), parameters, strict=True):
             value.copy_(before)
     alone = TokenVisionTransformer(backbone(), {"reduction": plugin}, CLASSES).eval()
-    _, tokens = with_queries.traced(random_images())
-    _, expected = alone.traced(random_images())
+    _, tokens = with_queries.trace(random_images())
+    _, expected = alone.trace(random_images())
     assert tokens.x.shape == expected.x.shape
     assert torch.allclose(tokens.x, expected.x, atol=1e-5)
     assert tokens.prefix == 1

@@ -90,7 +90,7 @@ def lengths(model, grid=(8, 8)):
     # only ATS's depend on the image
     device = "cpu" if isinstance(model.plugins["reduction"], ATS) else "meta"
     with torch.inference_mode():
-        _, tokens = copy.deepcopy(model).to(device).traced(random_images(1, grid).to(device))
+        _, tokens = copy.deepcopy(model).to(device).trace(random_images(1, grid).to(device))
     depth = len(model.backbone.blocks)
     return [int(tokens.trace[f"block{i}.tokens"][1]) - tokens.prefix for i in range(depth)]
 
@@ -185,7 +185,7 @@ def test_the_tokens_that_the_class_token_attends_to_most_are_kept(name):
     model = reduced(name, 0.4)
     images = random_images()
     with torch.inference_mode():
-        _, tokens = model.traced(images)
+        _, tokens = model.trace(images)
         host = model.backbone
         x = host.blocks[0](host._pos_embed(host.patch_embed(images)))
         attention = host.blocks[1].attn
@@ -213,7 +213,7 @@ def test_evit_fuses_what_it_drops_by_attention():
 
 def test_merged_sizes_add_up_to_the_number_of_patches():
     for registers in (0, 3):
-        _, tokens = reduced("tome", 0.3, registers=registers).traced(random_images())
+        _, tokens = reduced("tome", 0.3, registers=registers).trace(random_images())
         assert torch.equal(tokens.size[:, tokens.prefix :].sum(1), torch.full((3,), 64.0))
         assert torch.equal(tokens.size[:, : tokens.prefix], torch.ones(3, 1 + registers))
         assignment = tokens.trace["block1.cluster_assign"].long()
@@ -274,7 +274,7 @@ def test_sampling_inverts_the_distribution():
 
 
 def test_ats_keeps_distinct_tokens_in_order_and_at_most_the_plans():
-    _, tokens = reduced("ats", 0.5).traced(random_images(4))
+    _, tokens = reduced("ats", 0.5).trace(random_images(4))
     for block, most in ((1, 32), (3, 16)):
         ids, mask = tokens.trace[f"block{block}.sample_ids"], tokens.trace[f"block{block}.mask"]
         for row, real in zip(ids, mask, strict=True):
@@ -306,7 +306,7 @@ def test_dynamicvit_decides_in_training_and_drops_in_evaluation():
     model = reduced("dynamicvit", 0.6).train()
     _, losses = model(random_images(), with_losses=True)
     torch.manual_seed(0)
-    _, tokens = model.traced(random_images())
+    _, tokens = model.trace(random_images())
     first, second = (tokens.trace[f"block{i}.decision"] for i in (1, 3))
     assert set(first.unique().tolist()) == {0.0, 1.0}
     assert (second <= first).all()
@@ -328,7 +328,7 @@ def test_the_ratio_loss_pulls_decisions_to_the_plan():
         optimizer.zero_grad()
         model(images, with_losses=True)[1]["dynamicvit_ratio"].backward()
         optimizer.step()
-    _, tokens = model.traced(images)
+    _, tokens = model.trace(images)
     assert tokens.trace["block1.decision"].mean().item() == pytest.approx(0.3, abs=0.1)
 
 
@@ -361,7 +361,7 @@ def test_an_image_gets_the_same_logits_alone_and_in_a_batch(name, cache):
 def test_odd_grids_and_registers(name, registers):
     grid = (5, 3)
     model = reduced(name, 0.5, grid=grid, registers=registers, cache=True)
-    logits, tokens = model.traced(random_images(2, grid))
+    logits, tokens = model.trace(random_images(2, grid))
     assert logits.isfinite().all()
     assert tokens.prefix == 1 + registers
     assert tokens.grid is None
@@ -376,7 +376,7 @@ def test_prefix_tokens_are_never_reduced(name):
         torch.nn.init.zeros_(block.mlp.fc2.weight)
     host = model.backbone
     images = random_images()
-    _, tokens = model.traced(images)
+    _, tokens = model.trace(images)
     assert torch.equal(tokens.x[:, :4], host._pos_embed(host.patch_embed(images))[:, :4])
 
 

@@ -14,7 +14,13 @@ from animesion.errors import UsageError
 from animesion_training.tokens import Plugin, TokenVisionTransformer
 from animesion_training.tokens.cka import MinibatchCKA, linear_cka
 from animesion_training.tokens.reductions import make_reduction
-from animesion_training.tokens.rollout import AttentionRecorder, attention_distance, class_rollout, recording, rollout
+from animesion_training.tokens.rollout import (
+    AttentionRecorder,
+    attention_distance,
+    class_rollout,
+    record_attention,
+    rollout,
+)
 
 
 def attention(*shape: int, seed: int = 0) -> Any:
@@ -133,9 +139,9 @@ def test_recorded_weights_are_those_of_the_blocks_and_the_network_computes_the_s
     x = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
         plain = model(x)
-        with recording(model) as recorder:
+        with record_attention(model) as recorder:
             recorded = model(x)
-        weights = recorder.taken()
+        weights = recorder.pop_weights()
         torch.testing.assert_close(recorded, plain)
         assert [tuple(each.shape) for each in weights] == [(2, 2, 17, 17)] * 3
         tokens = model.backbone._pos_embed(model.backbone.patch_embed(x))
@@ -148,15 +154,15 @@ def test_recorded_weights_are_those_of_the_blocks_and_the_network_computes_the_s
 def test_the_recorder_keeps_the_last_pass_until_it_is_taken() -> None:
     model = network()
     x = torch.randn(2, 3, 32, 32)
-    with recording(model, average=True) as recorder:
+    with record_attention(model, average=True) as recorder:
         model(x)
         model(x[:1])
-        once = recorder.taken()
+        once = recorder.pop_weights()
         assert [tuple(each.shape) for each in once] == [(1, 17, 17)] * 3
-        assert recorder.taken() == []
-    with recording(model) as full:
+        assert recorder.pop_weights() == []
+    with record_attention(model) as full:
         model(x[:1])
-    for mean, heads in zip(once, full.taken(), strict=True):
+    for mean, heads in zip(once, full.pop_weights(), strict=True):
         torch.testing.assert_close(mean, heads.mean(1))
 
 
@@ -164,7 +170,7 @@ def test_the_recorder_is_removed_after_the_block_even_on_errors() -> None:
     model = network()
 
     def fails() -> None:
-        with recording(model):
+        with record_attention(model):
             assert len(model.plugins) == 1
             raise ZeroDivisionError
 
@@ -174,10 +180,10 @@ def test_the_recorder_is_removed_after_the_block_even_on_errors() -> None:
     recorder = AttentionRecorder(3)
     model = network({"recorder": recorder})
     model(torch.randn(1, 3, 32, 32))
-    assert recorder.taken() == []
-    with recorder.on():
+    assert recorder.pop_weights() == []
+    with recorder.recording():
         model(torch.randn(1, 3, 32, 32))
-    assert len(recorder.taken()) == 3
+    assert len(recorder.pop_weights()) == 3
 
 
 def test_recording_does_not_change_gradients() -> None:
@@ -186,9 +192,9 @@ def test_recording_does_not_change_gradients() -> None:
     for record in (False, True):
         model = network().train()
         if record:
-            with recording(model) as recorder:
+            with record_attention(model) as recorder:
                 model(x).sum().backward()
-            assert not any(each.requires_grad for each in recorder.taken())
+            assert not any(each.requires_grad for each in recorder.pop_weights())
         else:
             model(x).sum().backward()
         found.append(model.backbone.blocks[0].attn.qkv.weight.grad)
@@ -206,9 +212,9 @@ def test_weights_that_a_plugin_reads_or_mixes_are_recorded() -> None:
 
     asks = Asks()
     model = network({"asks": asks})
-    with recording(model) as recorder:
+    with record_attention(model) as recorder:
         model(torch.randn(1, 3, 32, 32))
-    weights = recorder.taken()
+    weights = recorder.pop_weights()
     torch.testing.assert_close(weights[1], asks.seen)
     torch.testing.assert_close(weights[1], torch.full((1, 2, 17, 17), 1 / 17))
     assert not torch.allclose(weights[2], torch.full((1, 2, 17, 17), 1 / 17))
@@ -217,9 +223,9 @@ def test_weights_that_a_plugin_reads_or_mixes_are_recorded() -> None:
 def test_with_a_reduction_each_block_has_its_own_number_of_tokens() -> None:
     reduction = make_reduction("evit", keep_rate=0.5, layers=(1,), depth=3, width=32, tokens=16)
     model = network({"reduction": reduction})
-    with recording(model) as recorder:
+    with record_attention(model) as recorder:
         model(torch.randn(1, 3, 32, 32))
-    weights = recorder.taken()
+    weights = recorder.pop_weights()
     assert [each.shape[-1] for each in weights] == [17, 17, 10]
     with pytest.raises(UsageError, match="block 2 attends from 10 to 10 tokens after 17"):
         rollout(weights)

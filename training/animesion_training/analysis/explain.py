@@ -25,7 +25,7 @@ from animesion_training.eval.evaluate import as_rgb
 from animesion_training.eval.predict import decode_file, files
 from animesion_training.models.cal import CALClassifier
 from animesion_training.tokens.host import TokenVisionTransformer
-from animesion_training.tokens.rollout import recording, rollout
+from animesion_training.tokens.rollout import record_attention, rollout
 from animesion_training.tokens.twopass import GLSim, RAMSTrans
 from animesion_training.weights import load_model
 
@@ -124,8 +124,8 @@ def _cal(model: CALClassifier, pixels: Pixels, x: Tensor) -> list[Panel]:
 
 def _glsim(model: GLSim, pixels: Pixels, x: Tensor) -> list[Panel]:
     """Similarity of each patch to the whole image, the box around the most similar patches, and its crop."""
-    grid = model.traced(x)[1].grid or (1, -1)
-    selection = model.selected(x)
+    grid = model.trace(x)[1].grid or (1, -1)
+    selection = model.select_crops(x)
     sign = 1 if model.metric == "cos" else -1  # distances are smallest for similar patches
     return [
         Panel("similarity", heat(pixels, sign * selection.similarity[0].view(grid))),
@@ -135,8 +135,8 @@ def _glsim(model: GLSim, pixels: Pixels, x: Tensor) -> list[Panel]:
 
 def _rams(model: RAMSTrans, pixels: Pixels, x: Tensor) -> list[Panel]:
     """Attention rollout over all blocks, the box around its peak, and its crop."""
-    grid = model.traced(x)[1].grid or (1, -1)
-    selection = model.selected(x)
+    grid = model.trace(x)[1].grid or (1, -1)
+    selection = model.select_crops(x)
     return [Panel("rollout", heat(pixels, selection.attention[0].view(grid))), *_box_panels(pixels, selection.boxes, x)]
 
 
@@ -144,12 +144,12 @@ def _tokens(model: TokenVisionTransformer, pixels: Pixels, x: Tensor) -> list[Pa
     """The remaining tokens after each stage of a token reduction; attention rollout without a reduction."""
     host: Any = model.backbone
     rows, columns = host.patch_embed.dynamic_feat_size(x.shape[-2:])
-    trace = {key: value[0].cpu() for key, value in (model.traced(x)[1].trace or {}).items()}
+    trace = {key: value[0].cpu() for key, value in (model.trace(x)[1].trace or {}).items()}
     if panels := [Panel(title, drawn) for title, drawn in _reduction_panels(pixels, trace, (rows, columns), host)]:
         return panels
-    with recording(model, average=True) as recorder:
+    with record_attention(model, average=True) as recorder:
         model(x)
-        weights = recorder.taken()
+        weights = recorder.pop_weights()
     if len({each.shape for each in weights}) > 1:
         raise UsageError("there is nothing to show for this network: its blocks have different numbers of tokens")
     rolled = rollout(weights)[0, 0, host.num_prefix_tokens :][: rows * columns]

@@ -111,14 +111,14 @@ def load_weights(model: nn.Module, path: Path | str, *, new_head: bool = False) 
     head = head_names(model)
     trained_for = _trained_for(given, model)
     if not _fits(given, own, head):
-        given = _adapted(given, model)
+        given = _adapt(given, model)
     # the classifier that the weights were trained with, under its name in the file and in the model
     known = head | {f"{name}.{part}" for name in _classifiers(model) for part in ("weight", "bias")}
     known |= {key for key in given if key not in own and key.startswith(("head.", "fc.", "head_dist."))}
     usable = {key: value for key, value in given.items() if key not in known}
     head_fits = not new_head and all(key in given and given[key].shape == own[key].shape for key in head)
     usable |= {key: given[key] if head_fits else own[key] for key in head}
-    added = _added(own) - head
+    added = _method_names(own) - head
     of_backbone = bool(added) and added.isdisjoint(given)
     if of_backbone:  # the parameters of methods keep their initial values
         usable |= {key: own[key] for key in added}
@@ -135,7 +135,7 @@ def load_weights(model: nn.Module, path: Path | str, *, new_head: bool = False) 
     return sentence
 
 
-def _added(own: Mapping[str, Tensor]) -> set[str]:
+def _method_names(own: Mapping[str, Tensor]) -> set[str]:
     """The names in a state dict that methods add to their backbone; empty for a model without methods."""
     backbone = {key for key in own if key.startswith(("backbone.", "encoder.backbone."))}
     return own.keys() - backbone if backbone else set()
@@ -181,7 +181,7 @@ def _fits(given: Mapping[str, Tensor], own: Mapping[str, Tensor], head: set[str]
     return all(key in head or (key in given and given[key].shape == own[key].shape) for key in own)
 
 
-def _adapted(given: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+def _adapt(given: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Convert weights with the filter that timm (or our model) has for this architecture."""
     adapt = getattr(model, "adapt_state_dict", None)
     if adapt is None:
@@ -226,7 +226,7 @@ def downloads(name: str) -> Iterator[None]:
     if config is None or not config.has_weights:
         raise UsageError(f"no weights were published for {name}: start from scratch or give a local file")
     advice = "connect to the network, fill the cache beforehand, or give a local file (pretrained=PATH)"
-    if config.hf_hub_id and not _cached(config.hf_hub_id) and not _hub_answers():
+    if config.hf_hub_id and not _is_cached(config.hf_hub_id) and not _hub_answers():
         # checked first, because the client of the hub retries for most of a minute
         raise AnimesionError(f"the weights of {name} are not in the cache and huggingface.co does not answer: {advice}")
     try:
@@ -237,7 +237,7 @@ def downloads(name: str) -> Iterator[None]:
         ) from error
 
 
-def _cached(repository: str) -> bool:
+def _is_cached(repository: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
     return any(

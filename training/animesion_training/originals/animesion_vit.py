@@ -50,7 +50,7 @@ def _is_animesion_vit(config: Config, weights: StateDict) -> bool:
 
 
 def _build_animesion_vit(config: Config, weights: StateDict, reference_compat: bool) -> nn.Module:
-    renamed = renamed_vit(weights)
+    renamed = rename_vit(weights)
     settings = vit_settings(config)
     ifa = "head.layers.weight" in renamed
     last = renamed.get("head.fc.weight" if ifa else "head.weight")
@@ -115,7 +115,7 @@ def bare_vit(renamed: StateDict, settings: Config, num_classes: int = 0) -> Visi
     )
 
 
-def renamed_vit(weights: StateDict) -> dict[str, Tensor]:
+def rename_vit(weights: StateDict) -> dict[str, Tensor]:
     """Rename the weights of a plain transformer and its head to timm's names.
 
     Raises:

@@ -64,7 +64,7 @@ def from_reference(config: Config, state_dict: StateDict, *, reference_compat: b
     """
     if not state_dict or not all(isinstance(value, Tensor) for value in state_dict.values()):
         raise UsageError("a reference checkpoint is a mapping from names to tensors: pass the weights alone")
-    weights = _unwrapped(state_dict)
+    weights = _unwrap(state_dict)
     for converter in _CONVERTERS:
         if converter.recognises(config, weights):
             return converter.build(config, weights, reference_compat).eval()
@@ -73,7 +73,7 @@ def from_reference(config: Config, state_dict: StateDict, *, reference_compat: b
     raise UsageError(f"this checkpoint ({names}, ...) belongs to none of the known families: {families}")
 
 
-def _unwrapped(state_dict: StateDict) -> dict[str, Tensor]:
+def _unwrap(state_dict: StateDict) -> dict[str, Tensor]:
     weights = dict(state_dict)
     # twice, because wrappers are nested in any order
     for wrapper in (*_WRAPPERS, *_WRAPPERS):

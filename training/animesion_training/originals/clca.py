@@ -137,7 +137,7 @@ def _build_clca(config: Config, weights: StateDict, reference_compat: bool) -> n
         head=_gathering_head(weights, len(layers) + 1, width) if gathering else None,
         gathers=(*layers, depth - 1) if gathering else (),
     )
-    load_all(model, _renamed(weights, registers if positioned else 0, bool(settings.get("equal_weight"))), "CLCA model")
+    load_all(model, _rename(weights, registers if positioned else 0, bool(settings.get("equal_weight"))), "CLCA model")
     size = backbone.patch_embed.img_size
     input_config = {
         "input_size": (backbone.in_chans, *size),
@@ -162,7 +162,7 @@ def _gathering_head(weights: StateDict, count: int, width: int) -> Any:
     return lambda num_classes: CLAHead(count, width, num_classes, groups=layers.shape[0] // width)
 
 
-def _renamed(weights: StateDict, positions: int, equal_weight: bool) -> dict[str, Tensor]:
+def _rename(weights: StateDict, positions: int, equal_weight: bool) -> dict[str, Tensor]:
     """Rename weights to our names, without those that the original stores and does not use.
 
     The last `positions` position embeddings belong to the registers of the cache.

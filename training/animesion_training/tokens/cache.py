@@ -88,7 +88,7 @@ class CrossLayerCache(Plugin):
             with torch.no_grad():
                 self.clr.copy_(class_token.expand_as(self.clr))
 
-    def appended(self) -> Tensor | None:
+    def extra_tokens(self) -> Tensor | None:
         """The registers, (1, num_clr, D)."""
         if self.clr is None or self.positions is None:
             return self.clr
@@ -112,11 +112,11 @@ class CrossLayerCache(Plugin):
                 cached.clear()
         if block < max(self.recovery):
             if self.include_gap:
-                cached.append(self._pooled(tokens))
+                cached.append(self._pool(tokens))
             if self.num_clr:
                 cached.append(tokens.x[:, -self.num_clr :])
 
-    def _pooled(self, tokens: Tokens) -> Tensor:
+    def _pool(self, tokens: Tokens) -> Tensor:
         """The mean of the tokens to pool (GAP), (B, 1, D)."""
         end = tokens.x.shape[1] - tokens.scratch[_EXCLUDED]
 

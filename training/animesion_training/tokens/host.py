@@ -132,7 +132,7 @@ class TokenVisionTransformer(nn.Module):
         )
         plugins = self._plugins()
         for plugin in plugins:
-            if (learned := plugin.appended()) is not None:
+            if (learned := plugin.extra_tokens()) is not None:
                 # like the tokens of timm's embedding, they pass through its dropout and norm
                 tokens.append(host.norm_pre(host.pos_drop(learned)).expand(x.shape[0], -1, -1))
             plugin.begin(tokens)
@@ -217,7 +217,7 @@ class TokenVisionTransformer(nn.Module):
             pooled = (x[:, tokens.prefix :] * real).sum(dim=1) / real.sum(dim=1)
         normed: Tensor = host.head_drop(host.fc_norm(pooled))
         for plugin in self._plugins():
-            normed = plugin.pooled(normed, tokens)
+            normed = plugin.head_feature(normed, tokens)
         return normed
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -256,7 +256,7 @@ class TokenVisionTransformer(nn.Module):
         logits = self.forward_head(self.pool(tokens))
         return (logits, tokens.losses) if with_losses else logits
 
-    def traced(self, x: Tensor) -> tuple[Tensor, Tokens]:
+    def trace(self, x: Tensor) -> tuple[Tensor, Tokens]:
         """Return the logits, and the tokens with a trace of the choices of plug-ins."""
         tokens = self.encode(x, trace=True)
         return self.forward_head(self.pool(tokens)), tokens

@@ -114,8 +114,8 @@ class TransFG(_PartSelector):
         tokens.record(block - 1, "part_idx", parts)
         self._keep(take(tokens.x[:, tokens.prefix :], parts), tokens)
 
-    def pooled(self, feature: Tensor, tokens: Tokens) -> Tensor:
-        """See `Plugin.pooled`."""
+    def head_feature(self, feature: Tensor, tokens: Tokens) -> Tensor:
+        """See `Plugin.head_feature`."""
         if self.contrastive and self.training and tokens.targets is not None:
             loss = contrastive_loss(feature, tokens.targets, self.margin)
             tokens.losses["transfg_contrastive"] = self.contrastive * loss

@@ -21,7 +21,7 @@ class Plugin(nn.Module):
         keeps_grid: whether patch tokens form a grid after it.
         has_losses: whether it adds to `Tokens.losses` in training.
         needs_targets: whether it needs `Tokens.targets` for that.
-        feature_width: width of the feature that `pooled` returns, None for the transformer's own.
+        feature_width: width of the feature that `head_feature` returns, None for the transformer's own.
         also_trains: names of backbone parameters that are trained with it although the backbone is frozen.
     """
 
@@ -35,7 +35,7 @@ class Plugin(nn.Module):
     def attach(self, backbone: Any) -> None:
         """Called once, when the plug-in is added to a timm transformer."""
 
-    def appended(self) -> Tensor | None:
+    def extra_tokens(self) -> Tensor | None:
         """Learned tokens (1, n, D), positions included, that are appended to the patches before the first block."""
         return None
 
@@ -66,7 +66,7 @@ class Plugin(nn.Module):
     def finish(self, tokens: Tokens) -> None:
         """Called after the last block, before the final norm."""
 
-    def pooled(self, feature: Tensor, tokens: Tokens) -> Tensor:
+    def head_feature(self, feature: Tensor, tokens: Tokens) -> Tensor:
         """The input of the head, (B, `feature_width`), from the pooled feature (B, D)."""
         return feature
 

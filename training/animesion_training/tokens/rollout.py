@@ -38,7 +38,7 @@ class AttentionRecorder(Plugin):
         self._weights: list[Tensor] = []
 
     @contextmanager
-    def on(self) -> Iterator[AttentionRecorder]:
+    def recording(self) -> Iterator[AttentionRecorder]:
         """Record every forward pass until the end of the `with` block; each pass replaces the last one."""
         self.opens = self._blocks
         try:
@@ -46,7 +46,7 @@ class AttentionRecorder(Plugin):
         finally:
             self.opens = frozenset()
 
-    def taken(self) -> list[Tensor]:
+    def pop_weights(self) -> list[Tensor]:
         """Return the weights of the last pass, first block first, float32, and remove them from the recorder."""
         weights, self._weights = self._weights, []
         return weights
@@ -68,8 +68,8 @@ class AttentionRecorder(Plugin):
 
 
 @contextmanager
-def recording(model: TokenVisionTransformer, *, average: bool = False) -> Iterator[AttentionRecorder]:
-    """Record attention in a `with` block: run the network, then call `taken` of the recorder.
+def record_attention(model: TokenVisionTransformer, *, average: bool = False) -> Iterator[AttentionRecorder]:
+    """Record attention in a `with` block: run the network, then call `pop_weights` of the recorder.
 
     Args:
         model: the network; the recorder is one of its plug-ins until the end of the `with` block.
@@ -79,7 +79,7 @@ def recording(model: TokenVisionTransformer, *, average: bool = False) -> Iterat
     name = "attention_recorder"
     model.plugins[name] = recorder
     try:
-        with recorder.on():
+        with recorder.recording():
             yield recorder
     finally:
         del model.plugins[name]

@@ -142,7 +142,7 @@ class InterLayerAdapter(nn.Module):
                 in training.
         """
         grid = grid_of(tokens, "ila")
-        self.shrunk(grid)
+        self.output_grid(grid)
         hidden = self.act(self.norm1(self.down(x)))
         prefix, patches, extra = split_tokens(hidden, tokens)
         convolved = self._over_grid(as_map(patches, grid))
@@ -150,7 +150,7 @@ class InterLayerAdapter(nn.Module):
         out: Tensor = self.drop(self.up(self.act(self.norm3(hidden))))
         return out if self.kind == "none" else out + self._residual(x, tokens, grid)
 
-    def shrunk(self, grid: tuple[int, int]) -> tuple[int, int]:
+    def output_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
         """The grid (rows, columns) after the module, from the one before.
 
         Raises:
@@ -286,7 +286,7 @@ class ILA(Plugin):
             InterLayerAdapter(width, residual="identity", padding=True, **common) for _ in self.padded
         )
         for module in self.down_sampling:  # raises if nothing of the grid is left
-            grid = module.shrunk(grid)  # type: ignore[operator]
+            grid = module.output_grid(grid)  # type: ignore[operator]
 
     def after(self, block: int, tokens: Tokens) -> None:
         """See `Plugin.after`."""
@@ -305,7 +305,7 @@ class ILA(Plugin):
                 "adapter ila needs tokens that are one patch each: leave out the token reduction before it"
             )
         tokens.x = module(tokens.x, tokens)  # reads the old grid
-        tokens.grid = module.shrunk(grid_of(tokens, "ila"))
+        tokens.grid = module.output_grid(grid_of(tokens, "ila"))
         if tokens.trace is not None:
             tokens.trace[name] = tokens.x.detach()
 

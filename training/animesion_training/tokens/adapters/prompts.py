@@ -135,8 +135,8 @@ class QueryTuning(Plugin):
         tokens.scratch[_OUTPUTS].append(tokens.x[:, start : tokens.prefix])
         _remove(tokens, start)
 
-    def pooled(self, feature: Tensor, tokens: Tokens) -> Tensor:
-        """See `Plugin.pooled`."""
+    def head_feature(self, feature: Tensor, tokens: Tokens) -> Tensor:
+        """See `Plugin.head_feature`."""
         # one normalised vector (B, P D) per block
         outputs = [functional.normalize(each.flatten(1), dim=-1) for each in tokens.scratch[_OUTPUTS]]
         return torch.cat([*outputs, functional.normalize(feature, dim=-1)], dim=-1)

@@ -200,7 +200,7 @@ class DPCKNN(Reduction):
         """See `Plugin.before`."""
         stage = self.stages.get(block)
         patches = tokens.patches
-        if stage is None or (clusters := self._planned(stage)) >= patches.shape[1]:
+        if stage is None or (clusters := self._num_clusters(stage)) >= patches.shape[1]:
             return
         centers, assignment = density_peaks(patches, clusters, self.neighbours)
         if str(stage) in self.scores:
@@ -213,7 +213,7 @@ class DPCKNN(Reduction):
         tokens.x = torch.cat([tokens.x[:, : tokens.prefix], merged, extra], dim=1)
         tokens.grid = None
 
-    def _planned(self, stage: int) -> int:
+    def _num_clusters(self, stage: int) -> int:
         clusters = self.plan.counts[stage]
         if not self.plan.reference_compat:
             return clusters

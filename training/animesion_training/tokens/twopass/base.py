@@ -84,7 +84,7 @@ class TwoPassTransformer(nn.Module):
         """
         raise NotImplementedError
 
-    def _covered(self, x: Tensor) -> tuple[int, int]:
+    def _patch_area(self, x: Tensor) -> tuple[int, int]:
         """Height and width in pixels of the area with patches; a border narrower than a patch has none."""
         patch = self.encoder.backbone.patch_embed.patch_size
         return x.shape[2] // patch[0] * patch[0], x.shape[3] // patch[1] * patch[1]
@@ -153,7 +153,7 @@ class TwoPassTransformer(nn.Module):
             logits = (logits + self.forward_head(self.forward_features(x.flip(3)))) / 2
         return (logits, tokens.losses) if with_losses else logits
 
-    def traced(self, x: Tensor) -> tuple[Tensor, Tokens]:
+    def trace(self, x: Tensor) -> tuple[Tensor, Tokens]:
         """Return the logits without `test_flip`, and the tokens of the first pass.
 
         Their trace has the selection, the choices of plug-ins, and with the prefix `crop.` those of the second pass.

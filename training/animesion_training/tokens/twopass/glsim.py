@@ -177,7 +177,7 @@ class GLSim(TwoPassTransformer):
         self.head: nn.Module = nn.Identity()
         self.reset_classifier(num_classes)
 
-    def _normed(self, tokens: Tokens) -> Tensor:
+    def _apply_norm(self, tokens: Tokens) -> Tensor:
         host = self.encoder.backbone
         normed: Tensor = host.fc_norm(host.norm(tokens.x))  # timm makes one of the two an identity
         return normed
@@ -191,11 +191,11 @@ class GLSim(TwoPassTransformer):
         # the cosine is a similarity; of the other metrics, which are distances, the smallest are the best
         scores = torch.rand_like(similarity) if self.anchor_random else similarity
         indices = select(scores, self.top, smallest=self.metric != "cos")
-        return similarity, indices, patch_box(indices, tokens.grid, self._covered(x), self.box)
+        return similarity, indices, patch_box(indices, tokens.grid, self._patch_area(x), self.box)
 
     def _features(self, x: Tensor, *, trace: bool = False, targets: Tensor | None = None) -> tuple[Tensor, Tokens]:
         tokens = self.encoder.encode(x, trace=trace, targets=targets)
-        normed = self._normed(tokens)
+        normed = self._apply_norm(tokens)
         image_token = normed[:, :1]  # (B, 1, D)
         if not (self.training or self.crops_at_inference or self.select_tokens):
             return self.reduce(image_token), tokens
@@ -207,7 +207,7 @@ class GLSim(TwoPassTransformer):
         else:
             with torch.no_grad():
                 crops = crop(x, boxes)
-            parts = self._normed(self._second(crops, tokens))[:, :1]  # (B, 1, D)
+            parts = self._apply_norm(self._second(crops, tokens))[:, :1]  # (B, 1, D)
             self._record(tokens, **{BOX_TRACE: boxes, "crops": crops, "cls_crop": parts[:, 0]})
         inputs = self.reduce(torch.cat([image_token, parts], dim=1))
         # Dropout1d drops whole tokens; the first one, which is classified, is always kept
@@ -231,10 +231,10 @@ class GLSim(TwoPassTransformer):
         return logits
 
     @torch.no_grad()
-    def selected(self, x: Tensor) -> Selection:
+    def select_crops(self, x: Tensor) -> Selection:
         """Return the selection in images (B, C, H, W); with crops even where the network itself makes none."""
         tokens = self.encoder.encode(x)
-        similarity, indices, boxes = self._select(x, tokens, self._normed(tokens))
+        similarity, indices, boxes = self._select(x, tokens, self._apply_norm(tokens))
         return Selection(similarity, indices, boxes, crop(x, boxes))
 
     def get_classifier(self) -> nn.Module:

@@ -103,12 +103,12 @@ class RAMSTrans(TwoPassTransformer):
             self.reset_classifier(num_classes)
 
     def _first(self, x: Tensor, *, trace: bool = False, targets: Tensor | None = None) -> tuple[Tokens, Region]:
-        with self._recorder.on():
+        with self._recorder.recording():
             tokens = self.encoder.encode(x, trace=trace, targets=targets)
         with torch.no_grad():
             if tokens.grid is None:
                 raise UsageError("RAMS-Trans crops by the grid of patches, and the encoder leaves no grid")
-            attention = class_rollout(self._recorder.taken())  # (B, T)
+            attention = class_rollout(self._recorder.pop_weights())  # (B, T)
             if attention.shape[1] != tokens.x.shape[1]:
                 raise UsageError(
                     f"RAMS-Trans needs the same tokens in all blocks, and of {attention.shape[1]} tokens "
@@ -120,7 +120,7 @@ class RAMSTrans(TwoPassTransformer):
                 # cells at the end average the patches they have
                 cells = functional.avg_pool2d(cells[:, None], self.pool, ceil_mode=True)[:, 0]
             mask = self._mask(cells)
-            boxes = mask_box(mask, tokens.grid, self._covered(x), self.box, pool=self.pool)
+            boxes = mask_box(mask, tokens.grid, self._patch_area(x), self.box, pool=self.pool)
             return tokens, Region(attention, mask, boxes, crop(x, boxes))
 
     def _mask(self, cells: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ class RAMSTrans(TwoPassTransformer):
         return logits.reshape(len(x), x.shape[1], -1).mean(1)
 
     @torch.no_grad()
-    def selected(self, x: Tensor) -> Region:
+    def select_crops(self, x: Tensor) -> Region:
         """Return the selection in images (B, C, H, W)."""
         return self._first(x)[1]
 
