@@ -1,7 +1,7 @@
-"""What a person decided about single images: leave out, label anew, same or not the same image.
+"""A curator's decisions on single images: exclude, relabel, same image, different images.
 
-`animesion browse` writes decisions into a small TOML file, a recipe takes them in as `curate.decisions`, and curate
-applies them. The resolved recipe holds the decisions themselves, so that neither the file's name nor its place matters.
+`animesion browse` writes decisions to a small TOML file, a recipe refers to it as `curate.decisions`, and the curate
+stage applies them. The resolved recipe holds the decisions themselves, so the file's name and folder do not matter.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from animesion.config.settings import Section
 from animesion.errors import UsageError
 
 Key = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_-]+$", max_length=200)]
-#: A label that an image can be given: no line breaks or other control characters.
+#: A label that a decision can give to an image: no line breaks or other control characters.
 LabelText = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=20_000)]
 Keys = Annotated[list[Key], Field(min_length=2, max_length=1000)]
 
-#: A file larger than this was not written by hand or by `animesion browse`.
+#: Larger files are refused: neither an editor nor `animesion browse` writes one.
 MOST_BYTES = 50_000_000
 
 
@@ -34,10 +34,10 @@ class Decisions(Section):
     """Decisions by key.
 
     Attributes:
-        exclude: images to leave out.
-        label: the label that an image gets instead of its own.
-        same: sets of images that are one image.
-        different: sets of images of which no two are the same image.
+        exclude: images to exclude.
+        label: new label by key; replaces the label from the source.
+        same: sets of keys that show the same image.
+        different: sets of keys of which no two show the same image.
     """
 
     exclude: list[Key] = Field([])
@@ -49,24 +49,26 @@ class Decisions(Section):
     def _agree(self) -> Self:
         both = set(self.exclude) & set(self.label)
         if both:
-            raise ValueError(f"{min(both)} is excluded and has a label: take one away")
-        team = teams(self.same)
-        for together in self.different:
-            for one, other in combinations(sorted(set(together)), 2):
-                if one in team and team[one] == team.get(other):
-                    raise ValueError(f"{one} and {other} are the same and different: take one away")
+            raise ValueError(f"{min(both)} is excluded and has a label: remove one of the two")
+        first_of_set = representatives(self.same)
+        for keys in self.different:
+            for one, other in combinations(sorted(set(keys)), 2):
+                if one in first_of_set and first_of_set[one] == first_of_set.get(other):
+                    raise ValueError(
+                        f"{one} and {other} are declared both the same and different: remove one of the two"
+                    )
         return self
 
     def __bool__(self) -> bool:
         return bool(self.exclude or self.label or self.same or self.different)
 
     def named(self) -> set[str]:
-        """Every key that is named."""
-        sets = (key for together in (*self.same, *self.different) for key in together)
-        return {*self.exclude, *self.label, *sets}
+        """Every key that occurs in a decision."""
+        in_sets = (key for keys in (*self.same, *self.different) for key in keys)
+        return {*self.exclude, *self.label, *in_sets}
 
     def to_toml(self) -> str:
-        """The file's text, in an order that does not depend on the order of deciding."""
+        """The file's text; it does not depend on the order in which decisions were made."""
         content = {
             "exclude": sorted(set(self.exclude)),
             "same": [list(each) for each in sorted({tuple(sorted(set(each))) for each in self.same})],
@@ -77,10 +79,10 @@ class Decisions(Section):
 
 
 def read(path: Path) -> Decisions:
-    """The decisions of a file.
+    """Read a decisions file.
 
     Raises:
-        UsageError: unreadable, not TOML, or decisions that contradict one another.
+        UsageError: the file is unreadable or not TOML, or its decisions contradict one another.
     """
     try:
         if path.stat().st_size > MOST_BYTES:
@@ -95,53 +97,56 @@ def read(path: Path) -> Decisions:
     return settings.check(Decisions, data, f"decisions {path}")
 
 
-def teams(same: Iterable[Sequence[str]]) -> dict[str, str]:
-    """Key -> smallest key of what is the same by decision, over chains of sets that share a key."""
+def representatives(same: Iterable[Sequence[str]]) -> dict[str, str]:
+    """The smallest key of each key's set; sets that share a key are one set."""
+    # Union-find with path halving; the smaller root wins, so a root is the smallest key of its set.
     parent: dict[str, str] = {}
 
-    def top(key: str) -> str:
+    def root(key: str) -> str:
         parent.setdefault(key, key)
         while parent[key] != key:
             parent[key] = parent[parent[key]]
             key = parent[key]
         return key
 
-    for together in same:
-        for one, other in pairwise(together):
-            a, b = sorted((top(one), top(other)))
-            parent[b] = a
-    return {key: top(key) for key in parent}
+    for keys in same:
+        for one, other in pairwise(keys):
+            smaller, larger = sorted((root(one), root(other)))
+            parent[larger] = smaller
+    return {key: root(key) for key in parent}
 
 
 def decided_pairs(
-    near: npt.NDArray[np.int64], place: Mapping[str, int], standing: Callable[[int], int], decisions: Decisions
+    near: npt.NDArray[np.int64], row_of_key: Mapping[str, int], unit: Callable[[int], int], decisions: Decisions
 ) -> npt.NDArray[np.int64]:
-    """Pairs of near duplicates as a person corrected them.
+    """Pairs of near duplicates, corrected by a curator's decisions.
 
     Args:
-        near: pairs of rows that were found, shape (pairs, 2).
-        place: row of each key that is still in the running.
-        standing: the row that stands for a row among those of equal pixels; pairs are of such rows.
-        decisions: what was decided.
+        near: pairs of rows that the search found, shape (pairs, 2).
+        row_of_key: row of each key that has no drop reason yet.
+        unit: maps a row to the row that represents all rows of equal pixels; pairs consist of such rows.
+        decisions: the decisions.
 
     Returns:
-        The pairs without those that are different, with those that are the same; shape (pairs, 2), ascending.
+        The pairs without those decided different and with those decided the same; shape (pairs, 2), ascending.
     """
-    apart = set(_row_pairs((combinations(each, 2) for each in decisions.different), place, standing))
-    team: dict[str, list[str]] = {}
-    for key, first in sorted(teams(decisions.same).items()):
-        team.setdefault(first, []).append(key)
-    joined = set(_row_pairs((combinations(each, 2) for each in team.values()), place, standing))
+    different = set(_row_pairs(decisions.different, row_of_key, unit))
+    # All pairs of a merged set, so that it is not cut like a chain of near duplicates, in which only neighbours pair.
+    merged: dict[str, list[str]] = {}
+    for key, first in sorted(representatives(decisions.same).items()):
+        merged.setdefault(first, []).append(key)
+    same = set(_row_pairs(merged.values(), row_of_key, unit))
     found = {(min(a, b), max(a, b)) for a, b in near.tolist()}
-    return np.array(sorted((found - apart) | joined), dtype=np.int64).reshape(-1, 2)
+    return np.array(sorted((found - different) | same), dtype=np.int64).reshape(-1, 2)
 
 
 def _row_pairs(
-    sets: Iterable[Iterable[tuple[str, str]]], place: Mapping[str, int], standing: Callable[[int], int]
+    sets: Iterable[Sequence[str]], row_of_key: Mapping[str, int], unit: Callable[[int], int]
 ) -> Iterable[tuple[int, int]]:
-    for pairs in sets:
-        for one, other in pairs:
-            if one in place and other in place:
-                a, b = sorted((standing(place[one]), standing(place[other])))
+    """All pairs of rows within each set of keys; keys without a row, and rows of equal pixels, give none."""
+    for keys in sets:
+        for one, other in combinations(keys, 2):
+            if one in row_of_key and other in row_of_key:
+                a, b = sorted((unit(row_of_key[one]), unit(row_of_key[other])))
                 if a != b:
                     yield a, b

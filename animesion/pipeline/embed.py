@@ -1,7 +1,7 @@
-"""Embeddings of images by a timm model, for duplicates that a perceptual hash cannot see (crops, borders).
+"""Embed images with a timm model, to find duplicates that a perceptual hash misses (crops, borders).
 
-Switched on by `duplicates.embedding.model`; off by default. Written to `features/embeddings-part-*.parquet` and kept as
-long as images, model and settings are the same. Which pairs count is decided in `animesion.dedup.clusters`.
+`duplicates.embedding.model` switches it on. Embeddings are written to `features/embeddings-part-*.parquet` and reused
+as long as images, model and settings are the same. `animesion.dedup.clusters` decides which pairs are duplicates.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from animesion.storage.workspace import Receipt, Workspace, sha256_file
 if TYPE_CHECKING:
     from torch import nn
 
-#: Images that go through the model at once; fixed, as sums may round otherwise in another batch.
+#: Images per batch; fixed, because sums round differently in batches of another size.
 _BATCH = 32
 
 Vectors = npt.NDArray[np.float32]
@@ -39,10 +39,10 @@ class Embedder:
     """A timm model without its classifier.
 
     Args:
-        settings: which model, and where its weights come from.
+        settings: name of the model, and the source of its weights.
 
     Raises:
-        UsageError: timm or torch is missing, the model is unknown, or its weights cannot be had or do not fit.
+        UsageError: timm or torch is missing, the model is unknown, or its weights cannot be loaded.
     """
 
     def __init__(self, settings: EmbeddingSection) -> None:
@@ -56,10 +56,10 @@ class Embedder:
         if not timm.is_model(settings.model.partition(".")[0]):
             raise UsageError(f"duplicates.embedding.model: timm has no model named {settings.model}")
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # weights that are not loaded are the same every time
+            torch.manual_seed(0)  # makes weights that are not loaded reproducible
             try:
                 model = timm.create_model(settings.model, pretrained=settings.weights == "pretrained", num_classes=0)
-            except Exception as error:  # the hub's client raises nearly anything
+            except Exception as error:  # the hub's client documents no base class of its errors
                 raise UsageError(
                     f"duplicates.embedding: the weights of {settings.model} cannot be loaded "
                     f"({' '.join(str(error).split())[:120]}): give a file in duplicates.embedding.weights"
@@ -72,10 +72,10 @@ class Embedder:
         self._mean, self._std = (np.array(config[name], dtype=np.float32) for name in ("mean", "std"))
 
     def __call__(self, images: Sequence[Image.Image]) -> Vectors:
-        """Embeddings of unit length, shape (n, d), of RGB images of any size, each stretched to the model's."""
+        """Embeddings of unit length, shape (n, d), of n RGB images of any size, stretched to the model's input size."""
         import torch
 
-        found = []
+        batches = []
         for start in range(0, len(images), _BATCH):
             pixels = [
                 np.asarray(each.resize(self._size, Image.Resampling.BICUBIC, reducing_gap=3.0), dtype=np.float32)
@@ -83,14 +83,15 @@ class Embedder:
             ]
             batch = (np.stack(pixels) / 255 - self._mean) / self._std
             with torch.inference_mode():
-                given = torch.from_numpy(np.ascontiguousarray(batch.transpose(0, 3, 1, 2)))
-                out = self._model(given)
-                found.append(torch.nn.functional.normalize(out.flatten(1), dim=1).numpy())
-        return np.concatenate(found)
+                # (batch, height, width, 3) -> (batch, 3, height, width)
+                inputs = torch.from_numpy(np.ascontiguousarray(batch.transpose(0, 3, 1, 2)))
+                outputs = self._model(inputs)
+                batches.append(torch.nn.functional.normalize(outputs.flatten(1), dim=1).numpy())
+        return np.concatenate(batches)
 
 
 def _load_weights(model: Any, path: Path) -> None:
-    """Weights of a file, read as data only; a classifier among them is passed over."""
+    """Load weights from a file, without running code from it; weights of a classifier are ignored."""
     import torch
 
     try:
@@ -101,18 +102,18 @@ def _load_weights(model: Any, path: Path) -> None:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
         missing = model.load_state_dict(state, strict=False).missing_keys
-    except Exception as error:  # a file from anywhere: the readers raise nearly anything
-        told = " ".join(str(error).split())[:120]
-        raise UsageError(f"duplicates.embedding.weights: {path} cannot be loaded into the model ({told})") from None
+    except Exception as error:  # the readers raise errors of many types for a damaged file
+        message = " ".join(str(error).split())[:120]
+        raise UsageError(f"duplicates.embedding.weights: {path} cannot be loaded into the model ({message})") from None
     if missing:
         raise UsageError(f"duplicates.embedding.weights: {path} has no weights for {missing[0]} of the model")
 
 
 def run(workspace: Workspace, recipe: Recipe, parts: int, advance: Callable[[int], None]) -> list[Receipt]:
-    """Embed every part that has no valid receipt; returns all receipts by part. Runs in this process.
+    """Embed every part that has no valid receipt, in this process; returns the receipts of all parts.
 
     Raises:
-        UsageError: the model cannot be had.
+        UsageError: the model or its weights cannot be loaded.
     """
     embedder: Embedder | None = None
     units = [f"embed/part-{part:05d}" for part in range(parts)]
@@ -123,67 +124,70 @@ def run(workspace: Workspace, recipe: Recipe, parts: int, advance: Callable[[int
         assert inspected is not None
         inputs = inspected.inputs | {name: known["sha256"] for name, known in inspected.outputs.items()}
         digest = _params(recipe)
-        done = workspace.done(unit, _code(), digest, inputs)
+        receipt = workspace.done(unit, _code(), digest, inputs)
         features = parquet.read(
             workspace.path(f"features/part-{part:05d}.parquet"), FEATURES, ("key", "reason", "crop", "width")
         )
-        if done is None:
+        if receipt is None:
             embedder = embedder or Embedder(recipe.duplicates.embedding)
-            keys, vectors = _embedded(workspace, recipe, part, features, embedder)
+            keys, vectors = _embed_part(workspace, recipe, part, features, embedder)
+            # A list column from one flat array and n + 1 offsets, as a list of lists would copy every number.
             flat = pa.array(vectors.reshape(-1), pa.float32())
-            column = pa.ListArray.from_arrays(np.arange(len(keys) + 1, dtype=np.int32) * vectors.shape[1], flat)
+            offsets = np.arange(len(keys) + 1, dtype=np.int32) * vectors.shape[1]
+            column = pa.ListArray.from_arrays(offsets, flat)
             name = f"features/embeddings-part-{part:05d}.parquet"
             written = parquet.write(
                 workspace.path(name), pa.table([pa.array(keys, pa.string()), column], schema=EMBEDDINGS)
             )
-            done = workspace.commit(unit, _code(), digest, inputs, {name: written})
-        receipts.append(done)
+            receipt = workspace.commit(unit, _code(), digest, inputs, {name: written})
+        receipts.append(receipt)
         advance(len(features))
     return receipts
 
 
-def _embedded(
+def _embed_part(
     workspace: Workspace, recipe: Recipe, part: int, features: pa.Table, embedder: Embedder
 ) -> tuple[list[str], Vectors]:
-    """Keys and embeddings of the images of a part that decode, in the order of its table."""
-    seen = {row["key"]: row["crop"] for row in features.filter(pc.equal(features["reason"], "")).to_pylist()}
+    """Keys and embeddings, shape (n, d), of the n images of a part that decode, in the order of its table."""
+    crops = {row["key"]: row["crop"] for row in features.filter(pc.equal(features["reason"], "")).to_pylist()}
     raw = parquet.read(workspace.path(f"raw/part-{part:05d}.parquet"), RAW, ("key", "reason", "offset", "bytes"))
     limits = codec.Limits(recipe.filter.max_side, recipe.filter.max_pixels)
     keys: list[str] = []
-    found: list[Vectors] = [np.empty((0, 0), dtype=np.float32)]
-    waiting: list[Image.Image] = []
+    vectors: list[Vectors] = []
+    batch: list[Image.Image] = []
     with workspace.path(f"raw/part-{part:05d}.tar").open("rb") as tar:
         for row in raw.to_pylist():
-            if row["key"] not in seen:
+            if row["key"] not in crops:
                 continue
             tar.seek(row["offset"])
             image = codec.decode(tar.read(row["bytes"]), limits).image
-            crop = seen[row["key"]]
-            waiting.append(image if crop is None else image.crop(tuple(crop)))
+            crop = crops[row["key"]]
+            batch.append(image if crop is None else image.crop(tuple(crop)))
             keys.append(row["key"])
-            if len(waiting) == _BATCH:
-                found.append(embedder(waiting))
-                waiting = []
-    if waiting:
-        found.append(embedder(waiting))
-    return keys, np.concatenate(found[1:]) if keys else found[0]
+            if len(batch) == _BATCH:
+                vectors.append(embedder(batch))
+                batch = []
+    if batch:
+        vectors.append(embedder(batch))
+    return keys, np.concatenate(vectors) if keys else np.empty((0, 0), dtype=np.float32)
 
 
 def read(workspace: Workspace, parts: int, keys: Sequence[str]) -> Vectors:
-    """The embeddings of these images, shape (n, d); zeros where an image has none."""
+    """Embeddings of n images by key, shape (n, d); a row of zeros for an image without one."""
     paths = [workspace.path(f"features/embeddings-part-{part:05d}.parquet") for part in range(parts)]
     table = parquet.read_many(paths, EMBEDDINGS)
     flat = pc.list_flatten(table["embedding"]).to_numpy()
     vectors = flat.reshape(len(table), -1) if len(table) else np.empty((0, 1), dtype=np.float32)
-    place = {key: i for i, key in enumerate(table["key"].to_pylist())}
-    out = np.zeros((len(keys), vectors.shape[1]), dtype=np.float32)
-    rows = np.array([place.get(key, -1) for key in keys], dtype=np.int64)
-    out[rows >= 0] = vectors[rows[rows >= 0]]
-    return out
+    row_of_key = {key: i for i, key in enumerate(table["key"].to_pylist())}
+    rows = np.array([row_of_key.get(key, -1) for key in keys], dtype=np.int64)
+    has_embedding = rows >= 0
+    embeddings = np.zeros((len(keys), vectors.shape[1]), dtype=np.float32)
+    embeddings[has_embedding] = vectors[rows[has_embedding]]
+    return embeddings
 
 
 def _code() -> str:
-    """Versions that the numbers depend on."""
+    """Versions of the code that embeddings depend on."""
     try:
         used = [f"{name}-{version(name)}" for name in ("timm", "torch")]
     except PackageNotFoundError:

@@ -1,8 +1,8 @@
-"""Stage 1: from a source to `raw/part-*.tar` (original bytes) and `.parquet` (provenance, one row an image).
+"""Stage 1: fetch a source's images into `raw/part-*.tar` (bytes) and `raw/part-*.parquet` (one row per image).
 
-The source's listing is cut into parts and written as `raw/part-*.plan.parquet` first; each part is then fetched on its
-own. Failures are rows with a reason. Images that metadata alone would drop are not fetched. How a crawl survives
-within a part is the source's (`animesion.sources.crawled`).
+The source's listing is first cut into parts and written as `raw/part-*.plan.parquet`; then each part is fetched on its
+own. A failure is a row with a reason. Images that metadata alone drops are not fetched. How a crawl resumes within a
+part is up to the source (`animesion.sources.crawled`).
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
     from animesion_scrapers import CrawlStatus
 
 CODE = "fetch-1"
-#: Images a part: small enough that workers share the load, large enough that files stay few.
+#: Images per part: small enough to spread the load over workers, large enough to keep the number of files low.
 PART_ITEMS = 500
 
 
 @dataclass(frozen=True)
 class FetchPlan:
-    """The cut listing.
+    """A listing, cut into parts.
 
     Attributes:
         parts: digest of each part's plan, by part number.
-        items: images in all.
-        notes: sentences of the source about what it passed over.
+        items: number of images in all parts.
+        notes: sentences from the source about entries that it skipped.
     """
 
     parts: list[str]
@@ -64,28 +64,29 @@ class FetchJob:
         return f"fetch/part-{self.part:05d}"
 
     def run(self) -> dict[str, int]:
-        """Fetch, write, commit; returns how many came and how many bytes."""
+        """Fetch, write and commit; returns the numbers of images and bytes."""
         source = sources.make(self.recipe)
         with source.session():
             return self.fetch_from(source)
 
     def fetch_from(self, source: sources.Source) -> dict[str, int]:
-        """Fetch with a source whose session is open."""
+        """Fetch from a source whose session is open; returns the receipt's facts."""
         items = parquet.plan_items(parquet.read(self.workspace.path(plan_name(self.part)), PLAN))
         tar_name, table_name = f"raw/part-{self.part:05d}.tar", f"raw/part-{self.part:05d}.parquet"
         reasons = {item.key: known_reason(item, self.recipe) for item in items}
         rows: list[dict[str, Any]] = []
         with contextlib.ExitStack() as stack:
-            had = stack.enter_context(_Earlier(self)) if source.remote else {}
-            payloads = source.read([item for item in items if not reasons[item.key] and item.key not in had])
+            earlier = stack.enter_context(_EarlierFetch(self)) if source.remote else {}
+            # Payloads come in the order of this list, so the loop takes the next one for each item to fetch.
+            payloads = source.read([item for item in items if not reasons[item.key] and item.key not in earlier])
             tar = stack.enter_context(atomic_file(self.workspace.path(tar_name)))
             for item in items:
                 row = _row(item) | {"reason": reasons[item.key]}
                 if not row["reason"]:
-                    payload = had[item.key] if item.key in had else next(payloads)
+                    payload = earlier[item.key] if item.key in earlier else next(payloads)
                     row |= {"reason": payload.reason, "detail": payload.detail}
                     if not payload.reason:
-                        row |= {**_described(payload), "offset": tar.position + shards.BLOCK}
+                        row |= {**_content_facts(payload), "offset": tar.position + shards.BLOCK}
                         tar.write(shards.member(f"{item.key}.{row['extension']}", payload.content))
                 rows.append(row)
             tar.write(shards.END)
@@ -102,59 +103,66 @@ class FetchJob:
         if crawled:
             facts |= crawled.counts(items)._asdict()
         self.workspace.commit(self.name, CODE, params(self.recipe), {"plan": self.plan_digest}, outputs, facts)
-        if crawled:  # the tar has the bytes now
+        if crawled:  # only now that the tar is committed may the crawl delete its own copies
             crawled.handed_over(items)
         return facts
 
 
 def known_reason(item: Item, recipe: Recipe) -> str:
-    """Why an item is not worth reading; what metadata says comes before what is wrong with the file."""
-    if item.failure in {DropReason.BAD_RECORD, DropReason.NOT_VISIBLE}:  # then the rest of the metadata says little
+    """The drop reason known before fetching, or an empty string; metadata rules come before the item's own failure."""
+    # The other metadata of such an item is incomplete, so rules on it would report a misleading reason.
+    if item.failure in {DropReason.BAD_RECORD, DropReason.NOT_VISIBLE}:
         return item.failure
     return rules.metadata_reason(item, recipe) or item.failure
 
 
 def params(recipe: Recipe) -> str:
-    """Digest of what the stage takes from the recipe."""
+    """Digest of the recipe's values that this stage depends on."""
     values = recipe.model_dump(mode="json", include={"source", "label", "filter", "crop"})
     return params_digest({**values, "crop": {k: values["crop"][k] for k in ("detector", "min_score")}})
 
 
 def plan_name(part: int) -> str:
-    """Where a part's plan lies."""
+    """Path of a part's plan inside the output folder."""
     return f"raw/part-{part:05d}.plan.parquet"
 
 
 class CrawlProgress:
-    """Turns what a crawl says of itself into images done and a line of text."""
+    """Converts the status of a crawl into progress events: images done, and one line of text.
 
-    def __init__(self, advance: Callable[[int], None], tell: Callable[[str], None]) -> None:
-        """Keep the two doors: images that are done, and words about it."""
-        self._advance, self._tell = advance, tell
-        self._finished = self._ahead = 0
+    Args:
+        advance: called with the number of images done since the last call.
+        show_status: called with the line of text.
+    """
+
+    def __init__(self, advance: Callable[[int], None], show_status: Callable[[str], None]) -> None:
+        self._advance, self._show_status = advance, show_status
+        self._finished = 0
+        # Images of the current part that were reported one by one, and must not be counted again with the part.
+        self._reported = 0
 
     def __call__(self, status: CrawlStatus) -> None:
-        """Take in how it goes."""
+        """Report a new status of the crawl."""
         new = status.finished - self._finished
         self._finished += new
-        self._ahead += new
-        words = [f"{sum(status.failures.values()):,} failed"] if status.failures else []
-        words += [f"{host} {state}" for host, state in status.hosts.items()]
-        words += [f"circuit of {host} opened {times}x" for host, times in status.circuits_opened.items()]
-        self._tell("; ".join(words))
+        self._reported += new
+        parts = [f"{sum(status.failures.values()):,} failed"] if status.failures else []
+        parts += [f"{host} {state}" for host, state in status.hosts.items()]
+        parts += [f"circuit of {host} opened {times}x" for host, times in status.circuits_opened.items()]
+        self._show_status("; ".join(parts))
         self._advance(new)
 
     def part_done(self, items: int) -> None:
-        """A part of so many images is done, of which some were told before."""
-        self._advance(items - self._ahead)
-        self._ahead = 0
+        """Report a finished part of so many images, less those that were reported one by one."""
+        self._advance(items - self._reported)
+        self._reported = 0
 
 
 @contextlib.contextmanager
 def opened(
     source: sources.Source, workspace: Workspace, progress: CrawlProgress, *, retry_failed: bool = False
 ) -> Iterator[None]:
-    """Open a source for listing and reading; one that crawls keeps its ledger in the workspace."""
+    """Open a source for listing and reading; a crawled source keeps its ledger in the workspace."""
     if isinstance(source, sources.Crawled):
         source.crawl_in(workspace.path(".crawl"), retry_refused=retry_failed, watch=progress)
     with source.session():
@@ -169,7 +177,18 @@ def make_plan(
     *,
     update: bool = False,
 ) -> FetchPlan:
-    """List the source, or take the remembered listing of a remote one; with `update` what is new is added to that."""
+    """List the source, or reuse the stored listing of a remote source.
+
+    Args:
+        workspace: the output folder.
+        recipe: the recipe.
+        source: the open source.
+        advance: called with the number of images listed since the last call.
+        update: extend the stored listing by images that are new at the source.
+
+    Raises:
+        UsageError: no images, an image listed twice, boxes requested but not given, or a source that cannot update.
+    """
     options = params_digest(recipe.source.model_dump(mode="json"))
     known = workspace.done("plan", CODE, options, {})
     outputs: dict[str, str] = {}
@@ -181,10 +200,10 @@ def make_plan(
         if not update:
             return plan
         if not isinstance(source, sources.Crawled):
-            raise UsageError(f"source '{recipe.source.kind}' cannot tell what is new: build anew into another folder")
+            raise UsageError(f"source '{recipe.source.kind}' cannot list only new images: build into another folder")
         outputs = {plan_name(part): digest for part, digest in enumerate(plan.parts)}
         for part in range(len(outputs)):
-            keys.take_in(part)
+            keys.add_part(part)
         last = parquet.plan_items(parquet.read(workspace.path(plan_name(len(outputs) - 1)), PLAN))
         count = plan.items
         items = source.items_after(last[-1])
@@ -196,9 +215,9 @@ def make_plan(
                 f"crop.detector is 'boxes' but source '{recipe.source.kind}' was given no table of boxes: "
                 "set source.faces where the source takes it, or crop.detector=none"
             )
-        doubled = keys.repeated(chunk)
-        if doubled:
-            raise UsageError(f"the source lists {doubled.source_id!r} twice; list every image once")
+        repeated = keys.add_chunk(chunk)
+        if repeated:
+            raise UsageError(f"the source lists {repeated.source_id!r} twice; list every image once")
         name = plan_name(len(outputs))
         outputs[name] = parquet.write(workspace.path(name), parquet.plan_table(chunk))
         count += len(chunk)
@@ -214,40 +233,40 @@ def make_plan(
 def run(
     workspace: Workspace,
     recipe: Recipe,
-    engine: Executor,
+    executor: Executor,
     plan: FetchPlan,
     source: sources.Source,
     progress: CrawlProgress,
     *,
     retry_failed: bool = False,
 ) -> list[str]:
-    """Fetch every part that has no valid receipt, or holds images that a crawl may still get.
+    """Fetch every part that has no valid receipt, or has images that a crawl may still get.
 
     Args:
         workspace: the output folder.
-        recipe: what is built.
-        engine: runs the parts of a source that is not remote.
-        plan: the cut listing.
+        recipe: the recipe.
+        executor: runs the parts of a source that is not remote.
+        plan: the listing, cut into parts.
         source: the open source.
-        progress: told what is done.
-        retry_failed: ask again for what a crawl was refused, too.
+        progress: receives the number of finished images.
+        retry_failed: also request images again that a crawl was refused.
 
     Returns:
-        Sentences about what a crawl did not get; they depend on the day, so they are for people and not for outputs.
+        Sentences about images that a crawl did not get. They differ from run to run, so no output contains them.
     """
     jobs = []
     for part, digest in enumerate(plan.parts):
         job = FetchJob(workspace, recipe, part, digest)
         receipt = workspace.done(job.name, CODE, params(recipe), {"plan": digest})
-        if receipt and not _worth_asking(receipt.facts, retry_failed):
+        if receipt and not _may_retry(receipt.facts, retry_failed):
             progress.part_done(receipt.facts["items"])
         else:
             jobs.append(job)
     workspace.forget("fetch", {f"fetch/part-{part:05d}" for part in range(len(plan.parts))})
     if not source.remote:
-        engine.run(jobs, lambda job, facts: progress.part_done(facts["items"]))
+        executor.run(jobs, lambda job, facts: progress.part_done(facts["items"]))
         return []
-    for job in jobs:  # one process keeps to the rate limits
+    for job in jobs:  # in this process, as rate limits per host cannot be kept across workers
         progress.part_done(job.fetch_from(source)["items"])
     if not isinstance(source, sources.Crawled):
         return []
@@ -255,22 +274,22 @@ def run(
     return _crawl_summary(source.errors())
 
 
-def _worth_asking(facts: Mapping[str, Any], retry_failed: bool) -> bool:
-    """Whether a part that is done holds images that may still be had."""
+def _may_retry(facts: Mapping[str, Any], retry_failed: bool) -> bool:
+    """Whether a finished part has images that another request may get."""
     return bool(facts.get("failed") or (retry_failed and facts.get("refused")))
 
 
 def _crawl_summary(errors: list[tuple[str, str, str, int]]) -> list[str]:
-    """What did not come, by kind: first what a later run asks for again."""
+    """Images that a crawl did not get, by kind of error: first those that the next run requests again."""
     sentences = []
     for state, hint in (
-        ("failed", "may still come: the same command asks for them again"),
+        ("failed", "failed; the same command requests them again"),
         ("refused", "were refused permanently; --retry-failed requests them again"),
     ):
         kinds: dict[str, int] = {}
-        for found, error, detail, count in errors:
-            if found == state:
-                # digests differ from file to file; the kind is enough
+        for error_state, error, detail, count in errors:
+            if error_state == state:
+                # The detail of a checksum mismatch is a digest, which would make every file a kind of its own.
                 kind = error if error == DropReason.CHECKSUM_MISMATCH or not detail else f"{error} ({detail})"
                 kinds[kind] = kinds.get(kind, 0) + count
         if kinds:
@@ -280,12 +299,16 @@ def _crawl_summary(errors: list[tuple[str, str, str, int]]) -> list[str]:
 
 
 def _chunks(items: Iterator[Item]) -> Iterator[list[Item]]:
+    """Lists of `PART_ITEMS` items; the last may be shorter."""
     while chunk := list(itertools.islice(items, PART_ITEMS)):
         yield chunk
 
 
 class _Keys:
-    """The keys of a listing, in 8 bytes each: what may be a repeat is looked up in the plans that are written."""
+    """The keys of a listing, stored as 8 bytes each.
+
+    A repeated digest may be a collision, so the key itself is then looked up in the plans that are already written.
+    """
 
     def __init__(self, workspace: Workspace) -> None:
         from animesion_scrapers.counts import DigestSet
@@ -294,22 +317,23 @@ class _Keys:
         self._digests = DigestSet()
         self._parts = 0
 
-    def take_in(self, part: int) -> None:
-        """Know the keys of the next part, which is written."""
+    def add_part(self, part: int) -> None:
+        """Add the keys of the next part, whose plan is written."""
         assert part == self._parts
         self._add(self._keys_of(part))
 
-    def repeated(self, chunk: Sequence[Item]) -> Item | None:
-        """The first item whose key came before, else None; then the chunk counts as the next part."""
-        fresh = self._add([item.key for item in chunk])
-        within: set[str] = set()
-        for item, new in zip(chunk, fresh, strict=True):
-            if not new and (item.key in within or self._is_listed(item.key)):
+    def add_chunk(self, chunk: Sequence[Item]) -> Item | None:
+        """Add the keys of the next part, whose plan is not written; returns the first item with a repeated key."""
+        is_new = self._add([item.key for item in chunk])
+        in_chunk: set[str] = set()
+        for item, new in zip(chunk, is_new, strict=True):
+            if not new and (item.key in in_chunk or self._is_listed(item.key)):
                 return item
-            within.add(item.key)
+            in_chunk.add(item.key)
         return None
 
     def _add(self, keys: Sequence[str]) -> list[bool]:
+        """Add the digests of a part's keys; returns for each whether it is new."""
         from animesion_scrapers.counts import as_digests
 
         digests = as_digests(int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) for key in keys)
@@ -317,6 +341,7 @@ class _Keys:
         return cast("list[bool]", self._digests.add(digests).tolist())
 
     def _is_listed(self, key: str) -> bool:
+        # The last part is the chunk in progress, which has no plan yet.
         return any(key in self._keys_of(part) for part in range(self._parts - 1))
 
     def _keys_of(self, part: int) -> list[str]:
@@ -324,22 +349,22 @@ class _Keys:
         return cast("list[str]", parquet.read(path, PLAN, ("key",))["key"].to_pylist())
 
 
-class _Earlier(Mapping[str, Payload]):
-    """Bytes that an earlier fetch of the same listing brought, under another recipe: a site is not asked twice."""
+class _EarlierFetch(Mapping[str, Payload]):
+    """Bytes by key that a fetch of the same listing under another recipe stored, so that no site is asked twice."""
 
     def __init__(self, job: FetchJob) -> None:
         self._path = job.workspace.path(f"raw/part-{job.part:05d}.tar")
-        self._places: dict[str, tuple[int, int]] = {}
+        self._locations: dict[str, tuple[int, int]] = {}
         self._tar: IO[bytes] | None = None
         receipt = job.workspace.receipt(job.name)
         if receipt and receipt.inputs == {"plan": job.plan_digest} and job.workspace.intact(receipt):
             raw = parquet.read(
                 self._path.with_suffix(".parquet"), RAW, ("key", "reason", "offset", "bytes")
             ).to_pylist()
-            self._places = {row["key"]: (row["offset"], row["bytes"]) for row in raw if not row["reason"]}
+            self._locations = {row["key"]: (row["offset"], row["bytes"]) for row in raw if not row["reason"]}
 
     def __enter__(self) -> Self:
-        if self._places:
+        if self._locations:
             self._tar = self._path.open("rb")
         return self
 
@@ -348,24 +373,24 @@ class _Earlier(Mapping[str, Payload]):
             self._tar.close()
 
     def __getitem__(self, key: str) -> Payload:
-        offset, size = self._places[key]
+        offset, size = self._locations[key]
         assert self._tar is not None
         self._tar.seek(offset)
         return Payload(self._tar.read(size))
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return iter(self._locations)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._locations)
 
 
-def _described(payload: Payload) -> dict[str, Any]:
+def _content_facts(payload: Payload) -> dict[str, Any]:
     content = payload.content
-    found = hashing.of_bytes(content, payload.digest)
-    # what is unknown still needs a name in the tar
+    digests = hashing.of_bytes(content, payload.digest)
+    # Bytes of an unknown format still need a member name in the tar; inspect gives them their reason.
     extension = codec.sniff(content) or "bin"
-    return {"md5": found.md5, "sha256": found.sha256, "bytes": len(content), "extension": extension}
+    return {"md5": digests.md5, "sha256": digests.sha256, "bytes": len(content), "extension": extension}
 
 
 def _row(item: Item) -> dict[str, Any]:

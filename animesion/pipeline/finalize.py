@@ -1,7 +1,7 @@
-"""Stage 5: what makes the shards a dataset that others can load and trust.
+"""Stage 5: write the files that describe the shards: facts, classes, card, report, plots and checksums.
 
-`dataset.json`, `classes.csv`, readers' side files, plots, the card, the report and `SHA256SUMS`, all from tables; only
-the report looks at pixels, for its thumbnails.
+`dataset.json`, `classes.csv`, `croissant.json`, the side files of readers, the plots, `README.md`, `report.html` and
+`SHA256SUMS`, all from tables. Only the card's grid and the report's thumbnails need pixels.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ CODE = "finalize-1"
 
 
 def run(workspace: Workspace, recipe: Recipe, parts: int, notes: Sequence[str]) -> Receipt:
-    """Write, commit; or return the receipt that still holds.
+    """Write the files and commit; returns the existing receipt if it is still valid.
 
     Args:
         workspace: output folder whose other stages are done.
         recipe: the recipe.
         parts: number of parts.
-        notes: sentences of all stages that are worth reading.
+        notes: sentences for the card, collected from all stages.
     """
     curate = workspace.receipt("curate")
     index_receipt = workspace.receipt("index")
@@ -53,9 +53,9 @@ def run(workspace: Workspace, recipe: Recipe, parts: int, notes: Sequence[str]) 
     inputs = {"curated": curate.outputs["curated.parquet"]["sha256"]}
     inputs |= {"index": index_receipt.outputs["index.parquet"]["sha256"], **index_receipt.inputs}
     digest = params_digest([recipe.model_dump(mode="json"), list(notes), version("animesion"), PIL.__version__])
-    done = workspace.done("finalize", CODE, digest, inputs)
-    if done:
-        return done
+    receipt = workspace.done("finalize", CODE, digest, inputs)
+    if receipt:
+        return receipt
     index = parquet.read(workspace.path("index.parquet"), INDEX)
     curated = parquet.read(workspace.path("curated.parquet"), CURATED)
     facts = _facts(workspace, recipe, {**curate.facts, "notes": list(notes)}, index, parts) | counted(curated)
@@ -78,14 +78,16 @@ def run(workspace: Workspace, recipe: Recipe, parts: int, notes: Sequence[str]) 
         )
     facts["grid"] = list(rows)
     write("dataset.json", _json(facts))
-    known = {"index.parquet": inputs["index"], "classes.csv": outputs["classes.csv"]}
-    write("croissant.json", croissant(facts, recipe, known))
+    table_digests = {"index.parquet": inputs["index"], "classes.csv": outputs["classes.csv"]}
+    write("croissant.json", croissant(facts, recipe, table_digests))
     write("README.md", cards.dataset_card(facts, recipe))
+    # The report reads the dataset as any user does, so dataset.json has to be written by now.
     write("report.html", page.render(shown.of_dataset(Dataset(workspace.root))))
     listed = {**outputs, **{s["path"]: s["sha256"] for s in _shards(facts)}}
     listed["index.parquet"] = inputs["index"]
     listed["curated.parquet"] = inputs["curated"]
     listed["recipe.toml"] = sha256_file(workspace.path("recipe.toml"))
+    # Last: a folder with this file is a complete dataset.
     write(checksums.CHECKSUMS, checksums.render(listed))
     return workspace.commit("finalize", CODE, digest, inputs, outputs)
 
@@ -101,17 +103,19 @@ def _facts(
     for split in curated["splits"]:
         chosen = columns["split"] == split
         per_class[split] = np.bincount(columns["label"][chosen], minlength=len(names))
-        listed = []
+        shard_facts = []
         for shard in sorted(set(columns["shard"][chosen].tolist())):
             receipt = workspace.receipt(f"shards/{shard.removeprefix('data/').removesuffix('.tar')}")
             assert receipt is not None
-            known = receipt.outputs[shard]
+            output = receipt.outputs[shard]
             samples = receipt.facts["samples"]
-            listed.append({"path": shard, "samples": samples, "bytes": known["bytes"], "sha256": known["sha256"]})
+            shard_facts.append(
+                {"path": shard, "samples": samples, "bytes": output["bytes"], "sha256": output["sha256"]}
+            )
         split_facts[split] = {
             "samples": int(chosen.sum()),
-            "bytes": sum(shard["bytes"] for shard in listed),
-            "shards": listed,
+            "bytes": sum(shard["bytes"] for shard in shard_facts),
+            "shards": shard_facts,
         }
     totals = np.sum(list(per_class.values()), axis=0)
     tail = long_tail.describe(totals)
@@ -146,15 +150,15 @@ def _facts(
 
 
 def _grid(index: pa.Table, curated: pa.Table) -> dict[str, list[tuple[str, int, int]]]:
-    """Shard, offset and size of the images that the card shows, by class name."""
+    """Shard, offset and size of each image in the card's grid, by class name."""
     kept = curated.filter(curated["kept"])
     ratings = dict(zip(kept["key"].to_pylist(), kept["rating"].to_pylist(), strict=True))
     names = dict(zip(kept["class_id"].to_pylist(), kept["label"].to_pylist(), strict=True))
     rows = grid.chosen(index["key"].to_pylist(), index["label"].to_pylist(), ratings)
     wanted = pa.array([key for _, keys in rows for key in keys], pa.string())
-    found = index.filter(pc.is_in(index["key"], value_set=wanted)).to_pylist()
-    places = {row["key"]: (row["shard"], row["offset"], row["size"]) for row in found}
-    return {names[label]: [places[key] for key in keys] for label, keys in rows}
+    wanted_rows = index.filter(pc.is_in(index["key"], value_set=wanted)).to_pylist()
+    locations = {row["key"]: (row["shard"], row["offset"], row["size"]) for row in wanted_rows}
+    return {names[label]: [locations[key] for key in keys] for label, keys in rows}
 
 
 def _shards(facts: dict[str, Any]) -> list[dict[str, Any]]:
@@ -171,7 +175,7 @@ def _classes_csv(facts: dict[str, Any]) -> str:
 
 
 def _timm_info(facts: dict[str, Any]) -> dict[str, Any]:
-    """What timm's `wds/` reader wants: shard names relative to this file and their lengths."""
+    """The file that timm's `wds/` reader reads: shard names relative to it, and the number of samples of each."""
     return {
         "splits": {
             name: {

@@ -1,6 +1,7 @@
-"""Stage 2: one decode of every image gives all that is ever asked of its pixels: `features/part-*.parquet`.
+"""Stage 2: decode every image once and write its features to `features/part-*.parquet`.
 
-An image that kills the worker is found by the engine's bisection and recorded as `crashed decoder`.
+All later decisions read these tables and not the pixels. The executor finds an image that kills its worker by
+bisection; it is recorded as `crashed decoder`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from animesion.schemas import FEATURES, RAW, Box, DropReason
 from animesion.storage import parquet
 from animesion.storage.workspace import Receipt, Workspace
 
-#: The decoder's version is part of the code: another one may give other pixels.
+#: Includes the version of the decoder, as another version may decode to other pixels.
 CODE = f"inspect-5/pillow-{PIL.__version__}"
 
 _COLUMNS = ("key", "reason", "offset", "bytes", "boxes")
@@ -37,9 +38,9 @@ class InspectJob:
     """Inspect one part.
 
     Attributes:
-        crashed: keys that are known to kill the decoder.
-        only: when not None, decode just these keys and write nothing.
-        known: the boxes of an earlier run with the same detector lie in the part's features.
+        crashed: keys known to crash the decoder.
+        only: if not None, decode just these keys and write nothing.
+        known: the part's features exist and have the boxes of the same detector on the same images.
     """
 
     workspace: Workspace
@@ -57,15 +58,15 @@ class InspectJob:
         return f"inspect/part-{self.part:05d}"
 
     def probe(self, keys: Sequence[str]) -> InspectJob:
-        """The same decodes for some keys, nothing written."""
+        """The same decodes for some keys; nothing is written."""
         return replace(self, only=tuple(keys))
 
     def without(self, keys: Sequence[str]) -> InspectJob:
-        """The job with some keys recorded as crashing."""
+        """The same job with some keys recorded as crashed."""
         return replace(self, crashed=(*self.crashed, *keys))
 
     def run(self) -> dict[str, int]:
-        """Inspect, write, commit."""
+        """Inspect, write and commit; returns the number of images."""
         raw = parquet.read(self.workspace.path(f"raw/part-{self.part:05d}.parquet"), RAW, _COLUMNS)
         known = self._known_boxes() if self.known else {}
         detector: detectors.Detector | None = None
@@ -87,15 +88,17 @@ class InspectJob:
                 except codec.RejectedImageError as error:
                     rows.append({"key": key, "reason": error.reason, "detail": error.detail})
                     continue
+                detected: Sequence[Box] | None
                 if self.recipe.crop.detector == "none":
-                    found = None
+                    detected = None
                 elif key in known:
-                    found = known[key]
+                    detected = known[key]
                 else:
+                    # Only now, so that a part without new images loads no network.
                     detector = detector or _detector(self.recipe)
-                    [given] = detector([image.image], [boxes])
-                    found = stored(given)
-                rows += ({"key": key, **sample} for sample in features(image, found, self.recipe))
+                    [raw_boxes] = detector([image.image], [boxes])
+                    detected = as_stored(raw_boxes)
+                rows += ({"key": key, **sample} for sample in features(image, detected, self.recipe))
         if self.only is None:
             name = f"features/part-{self.part:05d}.parquet"
             outputs = {name: parquet.write(self.workspace.path(name), parquet.table(rows, FEATURES))}
@@ -104,7 +107,7 @@ class InspectJob:
         return {"items": len(raw)}
 
     def _known_boxes(self) -> dict[str, list[Box]]:
-        """The boxes that an earlier run found, by key."""
+        """Boxes by key from the part's existing features."""
         earlier = parquet.read(
             self.workspace.path(f"features/part-{self.part:05d}.parquet"), FEATURES, ("key", "boxes")
         )
@@ -114,30 +117,33 @@ class InspectJob:
 
 
 def _detector(recipe: Recipe) -> detectors.Detector:
-    """The recipe's detector, made once a process: networks take a while to load."""
+    """The recipe's detector, loaded once per process."""
     name, options = recipe.crop.detector, recipe.crop.detector_options
     identity = detectors.identity(name, options)
-    return _made_detector(name, json.dumps(options, sort_keys=True), identity)
+    return _load_detector(name, json.dumps(options, sort_keys=True), identity)
 
 
 @functools.lru_cache(maxsize=1)
-def _made_detector(name: str, options: str, identity: str) -> detectors.Detector:
-    """`identity` tells another file under the same name."""
+def _load_detector(name: str, options: str, identity: str) -> detectors.Detector:
+    """Cached loading; `identity` distinguishes model files that share a name."""
     return detectors.load(name, json.loads(options))
 
 
-def stored(boxes: Sequence[Box]) -> list[Box]:
-    """Boxes as the table holds them, the surest first: a crop is the same whether they come from it or the detector."""
+def as_stored(boxes: Sequence[Box]) -> list[Box]:
+    """Boxes rounded to float32 as in the table, highest score first.
+
+    A crop from the detector's boxes then equals one from boxes that were read back from the table.
+    """
     rounded = [Box(*(float(np.float32(value)) for value in box)) for box in boxes]
     return sorted(rounded, key=lambda box: -box.score)
 
 
 def features(decoded: codec.DecodedImage, boxes: Sequence[Box] | None, recipe: Recipe) -> list[dict[str, Any]]:
-    """All features of an image, one row a sample: one, or with `crop.faces = "each"` one a box.
+    """All features of an image: one row per sample, which is the image or, with `crop.faces = "each"`, each box.
 
     Args:
-        decoded: decoded.
-        boxes: what the detector found, the surest first, as `stored` gives them; None when it was not asked.
+        decoded: the decoded image.
+        boxes: boxes of the detector as `as_stored` returns them; None if no detector ran.
         recipe: its `crop` and `quality` sections matter.
 
     Returns:
@@ -157,50 +163,58 @@ def features(decoded: codec.DecodedImage, boxes: Sequence[Box] | None, recipe: R
     }
     if boxes is None:
         crop = quality.trimmed(image) if recipe.quality.trim else None
-        return [{**common, "faces": -1, "face": 0, "face_score": 0.0, **_looks(image, crop)}]
-    kept = [box._asdict() for box in boxes]
+        return [{**common, "faces": -1, "face": 0, "face_score": 0.0, **_sample_features(image, crop)}]
+    all_boxes = [box._asdict() for box in boxes]
     rows: list[dict[str, Any]] = []
-    # a box that lies outside the image is no face
+    # A box outside the image has no crop; without any other box the image counts as one without faces.
     inside = [(box, crop) for box in boxes if (crop := _crop(box, *image.size, recipe)) is not None]
     each = recipe.crop.faces == "each"
+    # Boxes are sorted by score, so the first is the best. Faces are numbered from 1; 0 is the sample of an image.
     for number, (box, crop) in enumerate(inside if each else inside[:1], 1 if each else 0):
         row = {**common, "faces": len(boxes), "face": number, "face_score": box.score}
-        row |= {**_looks(image, _seen(crop, *image.size, recipe)), "crop": list(crop)}
-        rows.append(row if rows else {**row, "boxes": kept})
-    none = {"boxes": kept, "faces": 0, "face": 0, "face_score": 0.0}
-    return rows or [{**common, **none, **_looks(image, None)}]
+        row |= {**_sample_features(image, _visible_crop(crop, *image.size, recipe)), "crop": list(crop)}
+        # Once per image: `_known_boxes` reads them back from the first row.
+        rows.append(row if rows else {**row, "boxes": all_boxes})
+    no_face = {"boxes": all_boxes, "faces": 0, "face": 0, "face_score": 0.0}
+    return rows or [{**common, **no_face, **_sample_features(image, None)}]
 
 
 def _crop(box: Box, width: int, height: int, recipe: Recipe) -> tuple[int, int, int, int] | None:
+    """The box with its margin as left, top, right, bottom in pixels; None if it is outside the image."""
     settings = recipe.crop
     clip = settings.outside == "shift"
     return codec.crop_pixels(box, width, height, settings.margin, square=settings.square, clip=clip)
 
 
-def _looks(image: Image.Image, crop: tuple[int, int, int, int] | None) -> dict[str, Any]:
-    """What is told of the pixels that will be packed."""
-    cut = image if crop is None else image.crop(crop)
-    found = compute_features(cut)
+def _sample_features(image: Image.Image, crop: tuple[int, int, int, int] | None) -> dict[str, Any]:
+    """Features of the pixels that will be packed: the crop, or the whole image."""
+    sample = image if crop is None else image.crop(crop)
+    computed = compute_features(sample)
     return {
         "crop": None if crop is None else list(crop),
-        "phash": found.phash,
-        "phash_flip": found.phash_flip,
-        "thumbnail": found.thumbnail,
-        **found.figures._asdict(),
+        "phash": computed.phash,
+        "phash_flip": computed.phash_flip,
+        "thumbnail": computed.thumbnail,
+        **computed.figures._asdict(),
     }
 
 
-def _seen(crop: tuple[int, int, int, int], width: int, height: int, recipe: Recipe) -> tuple[int, int, int, int]:
-    """The crop to look at: one that curate will drop for reaching out, or for its size, is not filled up first."""
-    wide, tall = crop[2] - crop[0], crop[3] - crop[1]
-    fits = max(wide, tall) <= recipe.filter.max_side and wide * tall <= recipe.filter.max_pixels
+def _visible_crop(
+    crop: tuple[int, int, int, int], width: int, height: int, recipe: Recipe
+) -> tuple[int, int, int, int]:
+    """The crop to compute features of: padded if the recipe pads, else clipped to the image."""
+    crop_width, crop_height = crop[2] - crop[0], crop[3] - crop[1]
+    # Curate drops a crop over these limits; padding it first could take any amount of memory.
+    fits = (
+        max(crop_width, crop_height) <= recipe.filter.max_side and crop_width * crop_height <= recipe.filter.max_pixels
+    )
     if recipe.crop.outside == "pad" and fits:
         return crop
     return max(0, crop[0]), max(0, crop[1]), min(width, crop[2]), min(height, crop[3])
 
 
 def detections(recipe: Recipe, inputs: Mapping[str, str]) -> str:
-    """Digest of all that boxes depend on: the images, the decoder and the detector, not margins and minimums."""
+    """Digest of what boxes depend on: images, decoder and detector, but not margins and minimums."""
     crop = recipe.crop
     identity = detectors.identity(crop.detector, crop.detector_options)
     return params_digest([CODE, _limits(recipe), dict(inputs), crop.detector, crop.detector_options, identity])
@@ -211,14 +225,14 @@ def _limits(recipe: Recipe) -> dict[str, int]:
 
 
 def params(recipe: Recipe) -> str:
-    """Digest of what the stage takes from the recipe."""
+    """Digest of the recipe's values that this stage depends on."""
     crop = recipe.crop.model_dump(mode="json", exclude={"min_score", "min_side", "min_share"})
     identity = detectors.identity(recipe.crop.detector, recipe.crop.detector_options)
     return params_digest({"limits": _limits(recipe), "crop": crop, "trim": recipe.quality.trim, "detector": identity})
 
 
 def run(
-    workspace: Workspace, recipe: Recipe, engine: Executor, parts: int, advance: Callable[[int], None]
+    workspace: Workspace, recipe: Recipe, executor: Executor, parts: int, advance: Callable[[int], None]
 ) -> list[Receipt]:
     """Inspect every part that has no valid receipt; returns all receipts by part."""
     jobs = []
@@ -233,6 +247,7 @@ def run(
             earlier = workspace.receipt(unit)
             raw = parquet.read(workspace.path(f"raw/part-{part:05d}.parquet"), RAW, ("key", "reason"))
             keys = tuple(raw.filter(pc.equal(raw["reason"], ""))["key"].to_pylist())
+            # A change of margins or minimums invalidates the features but not the boxes among them.
             known = (
                 earlier is not None
                 and earlier.facts.get("detections") == detections(recipe, inputs)
@@ -240,6 +255,6 @@ def run(
             )
             jobs.append(InspectJob(workspace, recipe, part, inputs, keys, known=known))
     workspace.forget("inspect", set(units))
-    engine.run(jobs, lambda job, facts: advance(facts["items"]))
+    executor.run(jobs, lambda job, facts: advance(facts["items"]))
     receipts = [workspace.receipt(unit) for unit in units]
     return [receipt for receipt in receipts if receipt is not None]

@@ -1,8 +1,8 @@
-"""Stage 4: kept images to shards: second decode, crop, resize, encode, and the index.
+"""Stage 4: crop, resize and encode the kept images into shards, and write `index.parquet`.
 
-Chunks of samples are encoded in parallel into intermediate files; when all sizes are known, shards are cut exactly and
-copied together. Which sample goes where depends on keys and sizes alone. An image whose own bytes already are what the
-recipe asks for is copied, not encoded again.
+Chunks of samples are encoded in parallel into intermediate files. When all sizes are known, samples are assigned to
+shards and copied there. The assignment depends on keys and sizes only. An image that already has the requested format
+and size is copied without encoding.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _CHUNK = pa.schema(
 
 
 class _CrashedImagesError(AnimesionError):
-    """Images that decoded in inspect killed their worker in pack; curate has to drop them."""
+    """Images that inspect decoded killed their worker in pack; curate has to drop them."""
 
     def __init__(self, keys: tuple[str, ...]) -> None:
         super().__init__(f"{len(keys)} image(s) kill the decoder: {', '.join(keys)}")
@@ -57,13 +57,13 @@ class _CrashedImagesError(AnimesionError):
 
 @dataclass(frozen=True)
 class ChunkJob:
-    """Encode some samples.
+    """Encode the samples of one chunk into an intermediate file.
 
     Attributes:
         chunk: name of the chunk, such as `train-00000`.
         rows: fields of `CURATED`, in the order of the chunk.
-        class_names: by class id.
-        only: when not None, encode just these keys and write nothing.
+        only: if not None, encode just these keys and write nothing.
+        crashed: keys that killed their worker; if there are any, the job only reports them.
     """
 
     workspace: Workspace
@@ -85,15 +85,15 @@ class ChunkJob:
         return [row["key"] for row in self.rows]
 
     def probe(self, keys: Sequence[str]) -> ChunkJob:
-        """The same decodes for some keys, nothing written."""
+        """The same encodes for some keys; nothing is written."""
         return replace(self, only=tuple(keys))
 
     def without(self, keys: Sequence[str]) -> ChunkJob:
-        """A job that reports the keys instead of packing: dropping them is for curate to decide."""
+        """A job that reports the keys instead of packing, as only curate can drop an image."""
         return replace(self, crashed=tuple(keys))
 
     def run(self) -> int:
-        """Encode, write, commit; returns the number of samples."""
+        """Encode, write and commit; returns the number of samples."""
         if self.crashed:
             raise _CrashedImagesError(self.crashed)
         if self.only is not None:
@@ -107,9 +107,11 @@ class ChunkJob:
                 content = packed_image(_original(self.workspace, row), row, self.recipe)
                 fields = sample_fields(row, content, self.recipe)
                 block = shards.sample(row["key"], fields)
-                at = block.index(shards.header(f"{row['key']}.{self.recipe.pack.format}", len(content)))
+                # The image is one of several members; its header is unique in the sample.
+                header = shards.header(f"{row['key']}.{self.recipe.pack.format}", len(content))
+                image_start = block.index(header) + shards.BLOCK
                 entry = {"key": row["key"], "label": row["class_id"], "offset": out.position, "size": len(block)}
-                entry |= {"image_offset": at + shards.BLOCK, "image_size": len(content)}
+                entry |= {"image_offset": image_start, "image_size": len(content)}
                 index.append({**entry, "sha256": hashlib.sha256(content).hexdigest()})
                 out.write(block)
         name = f"pack/{self.chunk}.parquet"
@@ -120,7 +122,7 @@ class ChunkJob:
 
 @dataclass(frozen=True)
 class ShardJob:
-    """Copy samples together into one shard.
+    """Copy samples from their chunks into one shard.
 
     Attributes:
         shard: path relative to the output folder.
@@ -138,7 +140,7 @@ class ShardJob:
         return f"shards/{self.shard.removeprefix('data/').removesuffix('.tar')}"
 
     def run(self) -> int:
-        """Copy, write, commit; returns the number of samples."""
+        """Copy, write and commit; returns the number of samples."""
         with contextlib.ExitStack() as stack:
             files = {
                 chunk: stack.enter_context(self.workspace.path(samples_name(chunk)).open("rb"))
@@ -155,7 +157,7 @@ class ShardJob:
 
 
 def samples_name(chunk: str) -> str:
-    """Where a chunk's encoded samples lie until their shards are written."""
+    """Path of a chunk's encoded samples, which exists until the shards are written."""
     return f"pack/{chunk}.samples"
 
 
@@ -170,8 +172,9 @@ def packed_image(content: bytes, row: dict[str, Any], recipe: Recipe) -> bytes:
     settings = recipe.pack
     whole = (0, 0, row["width"], row["height"])
     crop = tuple(row["crop"])
-    fits = crop == whole and row["plain"] and row["extension"] == settings.format and _has_size(row, recipe)
-    if fits and settings.keep_original == "auto":
+    # `plain` also rules out rotation, palettes and alpha, which readers without our decoder would show differently.
+    is_final = crop == whole and row["plain"] and row["extension"] == settings.format and _has_size(row, recipe)
+    if is_final and settings.keep_original == "auto":
         return content
     decoded = codec.decode(content, codec.Limits(recipe.filter.max_side, recipe.filter.max_pixels))
     image = codec.resized(decoded.image, None if crop == whole else crop, settings.size, settings.fit)
@@ -179,9 +182,10 @@ def packed_image(content: bytes, row: dict[str, Any], recipe: Recipe) -> bytes:
 
 
 def sample_fields(row: dict[str, Any], content: bytes, recipe: Recipe) -> dict[str, bytes]:
-    """The members of a sample: image, `cls`, `json` and, unless switched off, a caption.
+    """The members of a sample: image, `cls`, `json` and, unless switched off, the caption `txt`.
 
-    The JSON has the same fields with the same types in every sample: no nulls, no empty lists, as readers infer types.
+    The JSON has the same fields with the same types in every sample, without nulls and empty lists, because readers
+    infer types from single samples.
     """
     provenance = {
         "label": row["class_id"],
@@ -211,7 +215,7 @@ def sample_fields(row: dict[str, Any], content: bytes, recipe: Recipe) -> dict[s
 
 
 def params(recipe: Recipe) -> str:
-    """Digest of what the stage takes from the recipe."""
+    """Digest of the recipe's values that this stage depends on."""
     values = recipe.model_dump(mode="json", include={"pack", "filter"})
     limits = {name: values["filter"][name] for name in ("max_side", "max_pixels")}
     return params_digest({"pack": values["pack"], "limits": limits})
@@ -220,7 +224,7 @@ def params(recipe: Recipe) -> str:
 def run(
     workspace: Workspace,
     recipe: Recipe,
-    engine: Executor,
+    executor: Executor,
     advance: Callable[[int], None],
     finished: Callable[[str], None] = lambda shard: None,
 ) -> tuple[str, ...]:
@@ -229,15 +233,15 @@ def run(
     Args:
         workspace: the output folder, curated.
         recipe: the recipe.
-        engine: runs the chunks and shards.
-        advance: told how many images are done.
-        finished: told the path of each shard that is done, in no fixed order; those of an earlier run too.
+        executor: runs the chunks and shards.
+        advance: called with the number of images encoded since the last call.
+        finished: called with the path of each finished shard, in no fixed order, including shards of an earlier run.
 
     Returns:
-        Keys of images that killed their worker: curate has to drop them first, nothing is finished then.
+        Keys of images that killed their worker. If there are any, no shard is finished and curate has to drop them.
     """
     try:
-        _run(workspace, recipe, engine, advance, finished)
+        _run(workspace, recipe, executor, advance, finished)
     except _CrashedImagesError as error:
         return error.keys
     return ()
@@ -246,7 +250,7 @@ def run(
 def _run(
     workspace: Workspace,
     recipe: Recipe,
-    engine: Executor,
+    executor: Executor,
     advance: Callable[[int], None],
     finished: Callable[[str], None],
 ) -> None:
@@ -254,23 +258,25 @@ def _run(
     kept = curated.filter(curated["kept"]).to_pylist()
     chunks = _chunks(kept, recipe)
     jobs = {name: _chunk_job(workspace, recipe, name, rows) for name, rows in chunks.items()}
-    sized = {name: job for name, job in jobs.items() if workspace.done(job.name, CODE, params(recipe), job.inputs)}
+    encoded = {name: job for name, job in jobs.items() if workspace.done(job.name, CODE, params(recipe), job.inputs)}
     workspace.forget("pack", {job.name for job in jobs.values()})
-    engine.run([job for name, job in jobs.items() if name not in sized], lambda job, count: advance(count))
-    advance(sum(len(job.rows) for job in sized.values()))
+    executor.run([job for name, job in jobs.items() if name not in encoded], lambda job, count: advance(count))
+    advance(sum(len(job.rows) for job in encoded.values()))
 
-    plan, index = _cut(workspace, recipe, jobs)
-    if any(not workspace.done(job.name, CODE, "", job.inputs) for job in plan):
+    shard_jobs, index = _assign_to_shards(workspace, recipe, jobs)
+    pending = [job for job in shard_jobs if not workspace.done(job.name, CODE, "", job.inputs)]
+    if pending:
         checksums.unseal(workspace.root)
-    missing = [job for job in plan if not workspace.done(job.name, CODE, "", job.inputs)]
-    lost = {chunk for job in missing for chunk, _, _ in job.pieces if not workspace.path(samples_name(chunk)).exists()}
-    engine.run([jobs[chunk] for chunk in sorted(lost)])
-    workspace.forget("shards", {job.name for job in plan})
-    shard_of = {job.name: job.shard for job in plan}
-    for name in shard_of.keys() - {job.name for job in missing}:
+    # A finished build deletes its intermediate files; chunks of shards that are written again are encoded again.
+    pending_chunks = {chunk for job in pending for chunk, _, _ in job.pieces}
+    deleted = {chunk for chunk in pending_chunks if not workspace.path(samples_name(chunk)).exists()}
+    executor.run([jobs[chunk] for chunk in sorted(deleted)])
+    workspace.forget("shards", {job.name for job in shard_jobs})
+    shard_of = {job.name: job.shard for job in shard_jobs}
+    for name in shard_of.keys() - {job.name for job in pending}:
         finished(shard_of[name])
-    engine.run(missing, lambda job, _: finished(shard_of[job.name]))
-    inputs = {job.shard: params_digest(job.inputs) for job in plan}
+    executor.run(pending, lambda job, _: finished(shard_of[job.name]))
+    inputs = {job.shard: params_digest(job.inputs) for job in shard_jobs}
     if not workspace.done("index", CODE, "", inputs):
         outputs = {"index.parquet": parquet.write(workspace.path("index.parquet"), parquet.table(index, INDEX))}
         workspace.commit("index", CODE, "", inputs, outputs)
@@ -279,7 +285,10 @@ def _run(
 
 
 def _chunks(kept: Sequence[dict[str, Any]], recipe: Recipe) -> dict[str, list[dict[str, Any]]]:
-    """Samples of each split in hashed order, cut into chunks."""
+    """Rows of each split in hashed order, cut into chunks, by the chunk's name.
+
+    The hash decides which shard a sample is in, so that every shard has a mix of classes.
+    """
     chunks = {}
     for split in splits.SPLITS:
         rows = [row for row in kept if row["split"] == split]
@@ -290,15 +299,15 @@ def _chunks(kept: Sequence[dict[str, Any]], recipe: Recipe) -> dict[str, list[di
 
 
 def _chunk_job(workspace: Workspace, recipe: Recipe, chunk: str, rows: list[dict[str, Any]]) -> ChunkJob:
-    # a row names its image by sha256, so the raw tars need not be inputs
+    # A row has the sha256 of its image, so the raw tars need not be inputs.
     return ChunkJob(workspace, recipe, chunk, rows, {"rows": params_digest(rows)})
 
 
-def _cut(
+def _assign_to_shards(
     workspace: Workspace, recipe: Recipe, jobs: dict[str, ChunkJob]
 ) -> tuple[list[ShardJob], list[dict[str, Any]]]:
-    """Fill shards in order up to the limits; inside a shard samples are sorted by key."""
-    plan: list[ShardJob] = []
+    """Fill shards in the order of chunks up to the recipe's limits; returns shard jobs and the rows of `INDEX`."""
+    shard_jobs: list[ShardJob] = []
     index: list[dict[str, Any]] = []
     for split in splits.SPLITS:
         entries = []
@@ -309,24 +318,29 @@ def _cut(
             digests[chunk] = receipt.facts["samples"]
             rows = parquet.read(workspace.path(f"pack/{chunk}.parquet"), _CHUNK).to_pylist()
             entries += [{**row, "chunk": chunk} for row in rows]
-        filled: list[dict[str, Any]] = []
+
+        # The end marker counts towards the limit on bytes; a sample over the limit gets a shard of its own.
+        contents: list[list[dict[str, Any]]] = []
+        current: list[dict[str, Any]] = []
         total = len(shards.END)
-        full: list[list[dict[str, Any]]] = []
         for entry in entries:
-            if filled and (len(filled) == recipe.pack.shard_samples or total + entry["size"] > recipe.pack.shard_bytes):
-                full.append(filled)
-                filled, total = [], len(shards.END)
-            filled.append(entry)
+            is_full = len(current) == recipe.pack.shard_samples or total + entry["size"] > recipe.pack.shard_bytes
+            if current and is_full:
+                contents.append(current)
+                current, total = [], len(shards.END)
+            current.append(entry)
             total += entry["size"]
-        if filled:
-            full.append(filled)
-        for number, members in enumerate(full):
+        if current:
+            contents.append(current)
+
+        for number, members in enumerate(contents):
             shard = f"data/{split}-{number:05d}.tar"
-            members.sort(key=lambda entry: entry["key"] + ".")  # as their member names sort
+            # By key plus dot, which is the order of the member names: "-" sorts before ".", and "0" after it.
+            members.sort(key=lambda entry: entry["key"] + ".")
             pieces = [(entry["chunk"], entry["offset"], entry["size"]) for entry in members]
             inputs = {chunk: digests[chunk] for chunk in sorted({piece[0] for piece in pieces})}
             inputs["pieces"] = params_digest(pieces)
-            plan.append(ShardJob(workspace, shard, pieces, inputs))
+            shard_jobs.append(ShardJob(workspace, shard, pieces, inputs))
             position = 0
             for entry in members:
                 index.append(
@@ -343,16 +357,18 @@ def _cut(
                     }
                 )
                 position += entry["size"]
-    return plan, index
+    return shard_jobs, index
 
 
 def _has_size(row: dict[str, Any], recipe: Recipe) -> bool:
+    """Whether the original already has the size that `pack.size` and `pack.fit` request."""
     size, width, height = recipe.pack.size, row["width"], row["height"]
     if size == 0:
         return True
     if recipe.pack.fit == "stretch":
         return bool(width == height == size)
-    return bool(size == (min(width, height) if recipe.pack.fit == "short-side" else max(width, height)))
+    fitted_side = min(width, height) if recipe.pack.fit == "short-side" else max(width, height)
+    return bool(fitted_side == size)
 
 
 def _original(workspace: Workspace, row: dict[str, Any]) -> bytes:

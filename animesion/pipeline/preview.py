@@ -1,4 +1,4 @@
-"""What a build would do, from the source's listing alone: `animesion build --dry-run`."""
+"""Preview a build from the source's listing alone, for `animesion build --dry-run`."""
 
 from __future__ import annotations
 
@@ -19,20 +19,32 @@ from animesion.storage.workspace import Workspace
 if TYPE_CHECKING:
     from animesion_scrapers.counts import HostCounts
 
-#: Hosts that are named, those with the most requests.
+#: Number of hosts in the preview, by most requests.
 _BUSIEST = 10
 
 
 def preview(
     recipe: Recipe, out: Path, *, replace: bool = False, count: Callable[[int], None] = lambda n: None, to: str = ""
 ) -> dict[str, Any]:
-    """What a build would do, without writing: images by metadata verdict, bytes where known, state of `out`.
+    """Count what a build would list and fetch, without writing anything.
 
-    For a crawled source also the requests that fetching takes, the seconds at the polite pace of the busiest host, and
-    the ten hosts with the most requests. Memory grows with the number of hosts, 200 bytes each.
+    For a crawled source this includes the number of requests, the seconds at the polite pace of the busiest host, and
+    the ten hosts with the most requests. Memory grows by 200 bytes per host.
+
+    Args:
+        recipe: the recipe.
+        out: output folder, or the work folder if the output is a URL.
+        replace: accept a folder that another recipe wrote.
+        count: called with the number of images listed so far, every 1000 images.
+        to: URL of the output; empty if the output is `out`.
+
+    Returns:
+        JSON-ready facts: numbers of images to fetch and not to fetch by reason, bytes where known, and the demand on
+        hosts.
 
     Raises:
-        UsageError: bad options of the source, or a folder that is not this recipe's.
+        UsageError: wrong options of the source, or a folder that another recipe wrote.
+        AnimesionError: the source cannot be listed.
     """
     from animesion_scrapers import ScraperError
     from animesion_scrapers.counts import HostCounts
@@ -40,7 +52,7 @@ def preview(
     source = sources.make(recipe)
     open_upload(to, Workspace(out), recipe, replace=replace)
     Workspace(out).check(recipe.digest(), replace=replace)
-    verdicts: dict[str, int] = {}
+    not_fetched: dict[str, int] = {}
     listed = wanted = size = unknown = 0
     demand = _Demand()
     host_counts = HostCounts()
@@ -51,7 +63,7 @@ def preview(
                 listed += 1
                 reason = fetch.known_reason(item, recipe)
                 if reason:
-                    verdicts[reason] = verdicts.get(reason, 0) + 1
+                    not_fetched[reason] = not_fetched.get(reason, 0) + 1
                 else:
                     wanted += 1
                     size += item.bytes
@@ -79,7 +91,7 @@ def preview(
         "seconds": demand.seconds,
         "hosts": demand.hosts,
         "busiest_hosts": demand.busiest,
-        "not_fetched": verdicts,
+        "not_fetched": not_fetched,
         "parts": -(-listed // fetch.PART_ITEMS),
         "notes": [*source.notes, *demand.sentences()],
     }
@@ -87,7 +99,7 @@ def preview(
 
 @dataclass
 class _Demand:
-    """What a crawl asks of how many hosts, and of the busiest of them."""
+    """Requests and seconds that a crawl takes, its number of hosts, and facts on the busiest hosts."""
 
     requests: int = 0
     seconds: float = 0.0
@@ -95,16 +107,18 @@ class _Demand:
     busiest: list[dict[str, Any]] = field(default_factory=list)
 
     def sentences(self) -> list[str]:
-        """The busiest hosts in words, if there are several."""
+        """One sentence on the busiest hosts, if there are several hosts."""
         if self.hosts < 2:
             return []
         hosts = []
         for host in self.busiest:
-            known = f", {host['bytes'] / 1e6:,.1f} MB" if host["bytes"] else ""
-            took = timedelta(seconds=round(host["seconds"]))
-            hosts.append(f"{host['host']} {host['requests']:,} requests{known}, {took}")
-        rest = self.hosts - len(self.busiest)
-        return [f"{self.hosts:,} hosts; most is asked of {'; '.join(hosts)}{f'; {rest:,} more' * bool(rest)}"]
+            megabytes = f", {host['bytes'] / 1e6:,.1f} MB" if host["bytes"] else ""
+            duration = timedelta(seconds=round(host["seconds"]))
+            hosts.append(f"{host['host']} {host['requests']:,} requests{megabytes}, {duration}")
+        others = self.hosts - len(self.busiest)
+        if others:
+            hosts.append(f"{others:,} more")
+        return [f"{self.hosts:,} hosts; the busiest: {'; '.join(hosts)}"]
 
 
 def _demand(source: sources.Crawled, host_counts: HostCounts) -> _Demand:

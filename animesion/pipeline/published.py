@@ -1,7 +1,7 @@
-"""Datasets that are out already: what a new build is compared with, so that it publishes no image a second time.
+"""Compare a build with published datasets, so that no image is published twice.
 
-Reads the kept images of another dataset's `curated.parquet` and its `features/`, nothing of which is trusted, and
-finds which images of a build they hold. The recipe names the folders (`duplicates.against`).
+Reads the kept images of another dataset from its `curated.parquet` and `features/`, without trusting either, and finds
+the images of a build that are among them. The recipe lists the folders in `duplicates.against`.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class PublishedFeatures:
     """The images of one published dataset.
 
     Attributes:
-        name: of the dataset, from its `dataset.json`.
-        keys: of its kept images, ascending.
-        sha256: of each original's bytes, as hex.
-        pixels_blake3: of each original's pixels, as hex.
-        phash: shape (n,), of what was packed.
-        phash_flip: shape (n,), of the mirror images.
-        thumbnails: n times 768 bytes.
+        name: name of the dataset, from its `dataset.json`.
+        keys: keys of the n kept images, ascending.
+        sha256: digest of each original's bytes, as hex.
+        pixels_blake3: digest of each original's pixels, as hex.
+        phash: perceptual hash of each packed image, shape (n,).
+        phash_flip: perceptual hash of each mirror image, shape (n,).
+        thumbnails: 16x16 RGB thumbnail of each packed image, n times 768 bytes.
     """
 
     name: str
@@ -56,7 +56,7 @@ def splits_of(folder: Path) -> dict[str, str]:
     """The split of each kept image of a built dataset, by key.
 
     Raises:
-        UsageError: no dataset, or `curated.parquet` is not what its SHA256SUMS says.
+        UsageError: there is no dataset, or `curated.parquet` does not match its SHA256SUMS.
     """
     _, kept = _kept(folder)
     return dict(zip(kept["key"].to_pylist(), kept["split"].to_pylist(), strict=True))
@@ -66,41 +66,42 @@ def _kept(folder: Path) -> tuple[Dataset, pa.Table]:
     dataset = Dataset(folder)
     curated = dataset.read_table("curated.parquet")
     if sha256_file(folder / "curated.parquet") != checksums.read(folder).get("curated.parquet"):
-        raise UsageError(f"{folder}: curated.parquet is not the one that its SHA256SUMS names: run `animesion verify`")
+        raise UsageError(f"{folder}: curated.parquet does not match its SHA256SUMS: run `animesion verify`")
     kept = curated.filter(curated["kept"])
     return dataset, kept.take(pc.sort_indices(kept, sort_keys=[("key", "ascending")]))
 
 
 def load(folder: Path) -> PublishedFeatures:
-    """The kept images of a built dataset.
+    """Load the kept images of a built dataset.
 
     Args:
         folder: output folder of a finished build, with its `features/`.
 
     Raises:
-        UsageError: no dataset, `curated.parquet` is not what its SHA256SUMS says, or features that are missing, damaged
-            or of other images.
+        UsageError: there is no dataset, `curated.parquet` does not match its SHA256SUMS, or the features are missing,
+            damaged or of other images.
     """
     dataset, kept = _kept(folder)
     paths = sorted(path for path in (folder / "features").glob("part-*.parquet") if _PART.fullmatch(path.name))
     damaged = UsageError(
-        f"{folder}: features/ is missing, damaged or of an older version, and it is what images are compared by: "
+        f"{folder}: features/ is missing, damaged or of an older version, but images are compared by it: "
         "run its build again with this version, or copy features/ from where it was built"
     )
     try:
         features = parquet.read_many(paths, FEATURES, _FEATURES)
     except (pa.ArrowException, KeyError, ValueError, OSError):
         raise damaged from None
-    named = map(sample_key, features["key"].to_pylist(), features["face"].to_pylist())
-    place = {key: i for i, key in enumerate(named)}
-    rows = [place.get(key) for key in kept["key"].to_pylist()]
+    sample_keys = map(sample_key, features["key"].to_pylist(), features["face"].to_pylist())
+    row_of_key = {key: i for i, key in enumerate(sample_keys)}
+    rows = [row_of_key.get(key) for key in kept["key"].to_pylist()]
     if None in rows:
         raise damaged
     features = features.take(pa.array(rows, pa.int64()))
-    # the checksums cover curated.parquet only: features that disagree with it are of another build
-    known, found = (each["phash"].combine_chunks() for each in (kept, features))
-    lengths = pc.all(pc.equal(pc.binary_length(features["thumbnail"]), 3 * THUMBNAIL_SIDE**2), min_count=0).as_py()
-    if any(features[name].null_count for name in _FEATURES) or not lengths or not known.equals(found):
+    # SHA256SUMS covers curated.parquet but not features/; hashes that disagree mean features of another build.
+    curated_phash, phash = (each["phash"].combine_chunks() for each in (kept, features))
+    has_length = pc.equal(pc.binary_length(features["thumbnail"]), 3 * THUMBNAIL_SIDE**2)
+    complete = pc.all(has_length, min_count=0).as_py() and not any(features[name].null_count for name in _FEATURES)
+    if not complete or not curated_phash.equals(phash):
         raise damaged
     return PublishedFeatures(
         dataset.name,
@@ -116,75 +117,79 @@ def load(folder: Path) -> PublishedFeatures:
 def twins(
     rows: Rows, alive: npt.NDArray[np.int64], others: Sequence[PublishedFeatures], recipe: Recipe
 ) -> dict[int, tuple[str, str]]:
-    """The rows that a published dataset holds already.
+    """Find the rows whose image is in a published dataset.
 
     Args:
         rows: columns `sha256 pixels_blake3 phash phash_flip thumbnail`.
         alive: rows that no other rule has dropped.
-        others: published datasets; the first that holds an image is named.
+        others: published datasets; the first one that has an image counts.
         recipe: its `duplicates` section matters.
 
     Returns:
-        Row -> how it is the same (equal bytes, equal pixels, or differing bits) and `<dataset>:<key>`.
+        By row, the kind of match (`equal bytes`, `equal pixels` or `<n> bits differ`) and `<dataset>:<key>`.
     """
-    found: dict[int, tuple[str, str]] = {}
+    matches: dict[int, tuple[str, str]] = {}
     for other in others:
-        by_sha = _first(other.sha256)
-        by_pixels = _first(other.pixels_blake3)
-        rest = []
+        by_sha256 = _first_positions(other.sha256)
+        by_pixels = _first_positions(other.pixels_blake3)
+        unmatched = []
         for i in alive.tolist():
-            if i in found:
+            if i in matches:
                 continue
-            at, how = by_sha.get(rows["sha256"][i]), "equal bytes"
-            if at is None:
-                at, how = by_pixels.get(rows["pixels_blake3"][i]), "equal pixels"
-            if at is None:
-                rest.append(i)
+            position, kind = by_sha256.get(rows["sha256"][i]), "equal bytes"
+            if position is None:
+                position, kind = by_pixels.get(rows["pixels_blake3"][i]), "equal pixels"
+            if position is None:
+                unmatched.append(i)
             else:
-                found[i] = (how, f"{other.name}:{other.keys[at]}")
-        if recipe.duplicates.near and rest and other.keys:
-            found |= _near(rows, np.array(rest, dtype=np.int64), other, recipe)
-    return found
+                matches[i] = (kind, f"{other.name}:{other.keys[position]}")
+        if recipe.duplicates.near and unmatched and other.keys:
+            matches |= _near_matches(rows, np.array(unmatched, dtype=np.int64), other, recipe)
+    return matches
 
 
-def _first(values: Sequence[str]) -> dict[str, int]:
-    """The first place of each value that is not empty."""
-    places: dict[str, int] = {}
+def _first_positions(values: Sequence[str]) -> dict[str, int]:
+    """The first position of each value that is not empty."""
+    positions: dict[str, int] = {}
     for i, value in enumerate(values):
         if value:
-            places.setdefault(value, i)
-    return places
+            positions.setdefault(value, i)
+    return positions
 
 
-def _near(
+def _near_matches(
     rows: Rows, chosen: npt.NDArray[np.int64], other: PublishedFeatures, recipe: Recipe
 ) -> dict[int, tuple[str, str]]:
-    """The chosen rows that are near duplicates of a published image: of the nearest, then of the first by key."""
+    """The chosen rows that are near duplicates of a published image; of several, the nearest and then the first key."""
     settings = recipe.duplicates
     hashes, flipped = (np.asarray(rows[name], dtype=np.uint64)[chosen] for name in ("phash", "phash_flip"))
-    sets = [search.cross_pairs(hashes, other.phash, settings.radius)]
+    # Candidate pairs, shape (pairs, 2), of positions in `chosen` and in `other`: upright ones, then mirrored ones.
+    candidates = [search.cross_pairs(hashes, other.phash, settings.radius)]
     if settings.flip:
-        turned = [(hashes, other.phash_flip), (flipped, other.phash)]
-        sets.append(np.unique(np.concatenate([search.cross_pairs(*p, settings.radius) for p in turned]), axis=0))
-    best: dict[int, tuple[int, int]] = {}
-    for mirrored, pairs in enumerate(sets):
-        mine, at = np.unique(pairs[:, 0], return_inverse=True)
-        theirs, place = np.unique(pairs[:, 1], return_inverse=True)
-        images = np.concatenate(
-            [clusters.thumbnails(rows["thumbnail"], chosen[mine]), clusters.thumbnails(other.thumbnails, theirs)]
+        crossed = [(hashes, other.phash_flip), (flipped, other.phash)]
+        mirrored_pairs = [search.cross_pairs(ours, theirs, settings.radius) for ours, theirs in crossed]
+        candidates.append(np.unique(np.concatenate(mirrored_pairs), axis=0))
+    best: dict[int, tuple[int, int]] = {}  # position in `chosen` -> (bits that differ, position in `other`)
+    for mirrored, pairs in enumerate(candidates):
+        # The fine check takes one list of thumbnails, so each image is loaded once and theirs follow ours.
+        ours, our_place = np.unique(pairs[:, 0], return_inverse=True)
+        theirs, their_place = np.unique(pairs[:, 1], return_inverse=True)
+        thumbnails = np.concatenate(
+            [clusters.thumbnails(rows["thumbnail"], chosen[ours]), clusters.thumbnails(other.thumbnails, theirs)]
         )
-        same = search.same_thumbnail(
-            images,
-            np.stack([at, place + len(mine)], axis=1),
+        confirmed = search.same_thumbnail(
+            thumbnails,
+            np.stack([our_place, their_place + len(ours)], axis=1),
             settings.mean_difference,
             settings.max_difference,
             np.full(len(pairs), bool(mirrored)),
             settings.tone,
         )
-        pairs = pairs[same]
+        pairs = pairs[confirmed]
         a, b = pairs[:, 0], pairs[:, 1]
-        bits = np.bitwise_count(hashes[a] ^ (other.phash_flip if mirrored else other.phash)[b])
-        if mirrored:
+        their_hashes = other.phash_flip if mirrored else other.phash
+        bits = np.bitwise_count(hashes[a] ^ their_hashes[b])
+        if mirrored:  # flipping ours or theirs gives slightly different distances; the smaller one counts
             bits = np.minimum(bits, np.bitwise_count(flipped[a] ^ other.phash[b]))
         for i, j, distance in zip(a.tolist(), b.tolist(), bits.tolist(), strict=True):
             best[i] = min(best.get(i, (distance, j)), (distance, j))

@@ -1,7 +1,6 @@
-"""What the recipe says of an image from its metadata alone, before a byte of it is fetched.
+"""Drop reasons that depend on metadata alone, and are known before an image is fetched.
 
-Fetch does not read what would be dropped anyway, and writes the reason down; curate applies the rules for faces again
-to what a detector found.
+Fetch records such a reason and does not read the image. Curate applies `face_reason` again to the boxes of a detector.
 """
 
 from __future__ import annotations
@@ -17,13 +16,14 @@ _HIDDEN_FLAGS = frozenset({"deleted", "banned", "pending"})
 
 
 def labels_left(candidates: Sequence[str], rules: LabelSection) -> list[str]:
-    """The candidate labels after renaming, ignoring and removing repeats, in their order."""
+    """The candidate labels without ignored ones, renamed, without repeats and in their order."""
+    # Ignored names are removed before and after renaming: either name of an alias may be on the list.
     renamed = (rules.rename.get(label, label) for label in candidates if label not in rules.ignore)
     return list(dict.fromkeys(label for label in renamed if label and label not in rules.ignore))
 
 
 def metadata_reason(item: Item, recipe: Recipe) -> str:
-    """The first drop reason that metadata alone gives, or an empty string."""
+    """The first drop reason that applies to an item's metadata, or an empty string."""
     rules = recipe.filter
     reason = _flag_reason(item.flags, rules) or _label_reason(labels_left(item.labels, recipe.label), recipe.label)
     if reason:
@@ -38,18 +38,24 @@ def metadata_reason(item: Item, recipe: Recipe) -> str:
 
 
 def is_allowed(licence: str, allowed: Sequence[str]) -> bool:
-    """Whether a licence is in the list; `CC-BY` there stands for every version and port of it, and not for CC-BY-SA."""
+    """Whether a licence is in the list; `CC-BY` in it allows every version and port of CC-BY, but not CC-BY-SA."""
     names = {name.lower() for name in allowed}
     return not names.isdisjoint({licence.lower(), _VERSION.sub("", licence.lower())})
 
 
 def face_reason(faces: int, best_score: float, recipe: Recipe) -> str:
-    """The drop reason that the number of boxes and the best (or the sample's own) score give, or an empty string."""
+    """The drop reason that follows from the boxes, or an empty string.
+
+    Args:
+        faces: number of boxes in the image.
+        best_score: score of the sample's box, which is the best one unless each face is a sample.
+        recipe: its `crop` section matters.
+    """
     if faces == 0:
         return DropReason.NO_FACE
     if faces > 1 and recipe.crop.faces == "one-only":
         return DropReason.SEVERAL_FACES
-    # tables hold float32: 0.85 read from one must pass a minimum of 0.85
+    # Tables store float32, so a score of 0.85 is read back as slightly less and must still pass a minimum of 0.85.
     return DropReason.UNSURE_FACE if best_score < recipe.crop.min_score - 1e-6 else ""
 
 

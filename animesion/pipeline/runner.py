@@ -1,4 +1,4 @@
-"""Run the five stages over one output folder: claim it, resume what is done, report, account for every image."""
+"""Run the five stages of a build in one output folder, and check that every listed image is accounted for."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from animesion.storage.workspace import STAGES, Workspace, write_atomic
 if TYPE_CHECKING:
     from animesion.publishing.upload import Upload
 
-#: Images that killed their worker in pack.
+#: JSON file with the images that killed their worker in pack: detail by key.
 _CRASHED = ".receipts/crashed.json"
 
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What a build came to.
+    """The result of a build.
 
     Attributes:
-        out: the output folder; the work folder when the output is a URL.
+        out: the output folder, or the work folder if the output is a URL.
         until: the last stage that was run.
-        seen: images the source listed; with `crop.faces = "each"`, one for each face.
-        kept: images in the shards; 0 before curate.
-        dropped: images by reason, in the order in which reasons are looked at.
-        splits: images by split.
-        classes: class names by id.
-        notes: sentences worth reading.
-        crawl: sentences about what a crawl did not get in this run; in no output, as they depend on the day.
-        url: where the dataset was sent; empty when it stays in `out`.
+        seen: number of images that the source listed; with `crop.faces = "each"`, of faces.
+        kept: number of images in the shards; 0 before curate.
+        dropped: number of images by reason, in the order in which reasons are checked.
+        splits: number of images by split.
+        classes: class names, in the order of their ids.
+        notes: sentences for the user about the dataset.
+        crawl: sentences about images that a crawl did not get in this run; no output contains them.
+        url: URL that the dataset was sent to; empty if the output is a folder.
         sent: files that were sent in this run.
     """
 
@@ -57,18 +57,20 @@ class BuildResult:
 
 
 def places(out: Path | str, work: Path | str | None = None) -> tuple[Path, str]:
-    """The folder to build in, and the URL to send to; empty when the folder is the output.
+    """The folder to build in, and the URL to send to, which is empty if the output is a folder.
 
     Args:
         out: output folder or URL.
-        work: folder to work in when `out` is a URL; None for one of the URL's own in the user's cache.
+        work: folder to work in if `out` is a URL; None for the URL's folder in the user's cache.
 
     Raises:
-        UsageError: a folder to work in is given though the output is one.
+        UsageError: a work folder is given although the output is a folder.
     """
     if not stores.is_url(out):
         if work is not None:
-            raise UsageError("--work is for outputs that are URLs: leave it out, a build works in its output folder")
+            raise UsageError(
+                "--work is only for outputs that are URLs: leave it out, as a build works in its output folder"
+            )
         return Path(out), ""
     from animesion.publishing.upload import work_folder
 
@@ -76,7 +78,7 @@ def places(out: Path | str, work: Path | str | None = None) -> tuple[Path, str]:
 
 
 def open_upload(to: str, workspace: Workspace, recipe: Recipe, *, replace: bool) -> Upload | None:
-    """The upload of a build whose output is a URL; None for a folder."""
+    """The upload of a build whose output is a URL, or None if the output is a folder."""
     if not to:
         return None
     from animesion.publishing.upload import Upload
@@ -97,31 +99,33 @@ def run(
     progress: Progress | None = None,
     to: str = "",
 ) -> BuildResult:
-    """Build a dataset, or carry on where a build of the same recipe stopped.
+    """Build a dataset, or resume a build of the same recipe.
 
     Args:
-        recipe: what to build.
-        out: output folder; made when missing.
-        workers: worker processes; 0 for one a core.
-        engine: what runs them: `local`, `ray` or `ray:ADDRESS`; see `animesion.executors.make`.
+        recipe: the recipe.
+        out: output folder; created if it does not exist.
+        workers: number of worker processes; 0 for one per core.
+        engine: where workers run: `local`, `ray` or `ray:ADDRESS`; see `animesion.executors.make`.
         until: last stage to run, one of `animesion.storage.workspace.STAGES`.
-        replace: carry on in a folder that another recipe wrote.
-        retry_failed: ask a crawled source again also for what it refused permanently.
-        update: add what is new at a crawled source since it was listed.
-        progress: told what happens.
+        replace: continue in a folder that another recipe wrote.
+        retry_failed: also request images again that a crawled source refused permanently.
+        update: add images that are new at a crawled source since it was listed.
+        progress: receives progress events.
         to: URL that finished files are sent to, such as `s3://bucket/prefix`; then `out` is the folder to work in.
 
     Raises:
-        UsageError: bad options of the source, or a folder or URL that is not this recipe's.
-        BusyError: another build holds the folder.
-        AnimesionError: no image is left, the disk is full, a worker cannot do its part.
+        UsageError: wrong options of the source, or a folder or URL that belongs to another recipe.
+        BusyError: another build uses the folder.
+        AnimesionError: no image is left, the disk is full, or a job fails.
     """
     progress = progress or Progress()
     if until not in STAGES:
         raise UsageError(f"there is no stage '{until}'; stages are {', '.join(STAGES)}")
     for folder in recipe.duplicates.against:
         if Path(folder).resolve() == out.resolve():
-            raise UsageError(f"duplicates.against: {folder} is the output folder itself: give another with --out")
+            raise UsageError(
+                f"duplicates.against: {folder} is the output folder itself: give another output with --out"
+            )
     source = sources.make(recipe)
     workspace = Workspace(out)
     upload = open_upload(to, workspace, recipe, replace=replace)
@@ -161,7 +165,7 @@ def run(
 
         shard_done = upload.shard if upload else lambda shard: None
         while crashed := _pack(workspace, recipe, executor, result, progress, shard_done):
-            # curate drops the images that killed their worker; every round has fewer
+            # Curate drops the images that killed their worker. Each round has fewer images, so the loop ends.
             _remember_crashed(workspace, crashed)
             result = _curate(workspace, recipe, plan, result, progress)
         if until == "finalize":
@@ -185,13 +189,17 @@ def _stage(progress: Progress, name: str, total: int | None = None) -> Iterator[
 def _curate(
     workspace: Workspace, recipe: Recipe, plan: fetch.FetchPlan, result: BuildResult, progress: Progress
 ) -> BuildResult:
-    """Run curate, check that it accounts for every image, and add its counts to the result."""
+    """Run curate, check that it accounts for every image, and add its counts to the result.
+
+    Raises:
+        RuntimeError: images were lost or counted twice, which is a fault of the program.
+    """
     with _stage(progress, "curate"):
         facts = curate.run(workspace, recipe, len(plan.parts), _crashed(workspace)).facts
     accounted = facts["kept"] + sum(facts["dropped"].values())
     if plan.items != facts["images"] or facts["seen"] != accounted:
         raise RuntimeError(
-            f"accounting is off: {plan.items} listed, {facts['images']} images, {facts['seen']} seen, "
+            f"images do not add up: {plan.items} listed, {facts['images']} images, {facts['seen']} seen, "
             f"{accounted} accounted for"
         )
     counts = {name: facts[name] for name in ("seen", "kept", "dropped", "splits", "classes")}
@@ -215,14 +223,15 @@ def _pack(
         common = max(result.dropped, key=lambda reason: result.dropped[reason])
         raise AnimesionError(
             f"no image is left of {result.seen:,}: most were dropped as '{common}' "
-            f"({result.dropped[common]:,}); {result.out / 'curated.parquet'} has the reason for each"
+            f"({result.dropped[common]:,}); {result.out / 'curated.parquet'} has the reason of each image"
         )
     with _stage(progress, "pack", result.kept):
         return pack.run(workspace, recipe, executor, progress.advanced, shard_done)
 
 
 def _crashed(workspace: Workspace) -> dict[str, str]:
-    """Images that killed their worker in pack, in this build or an earlier one: key -> detail."""
+    """Detail by key of the images that killed their worker in pack, in this build or an earlier one."""
+    # A damaged file is no error: the images crash again and are recorded again.
     try:
         crashed = json.loads(workspace.path(_CRASHED).read_bytes())
     except (OSError, ValueError):

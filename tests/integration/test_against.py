@@ -81,7 +81,7 @@ def test_reporting_drops_nothing_and_says_so(old: Path, new: Path, tmp_path: Pat
     chosen = recipe(new, f'duplicates.against=["{old}"]', "duplicates.action=report")
     result = animesion.build(chosen, tmp_path / "out", workers=1)
     assert result.dropped == {}
-    assert "3 images are in a published dataset already" in result.notes
+    assert "3 images are already in a published dataset" in result.notes
 
 
 def test_the_digest_hangs_on_what_the_dataset_holds_and_not_on_where_it_lies(old: Path, tmp_path: Path) -> None:

@@ -212,7 +212,7 @@ def test_a_folder_by_its_url(world: Path, local: Path, tmp_path: Path) -> None:
         ("file://x/y", (), "from the root on"),
         ("ftp://host/x", (), "is not a destination"),
         ("hf://user/name", (), "`animesion publish FOLDER --to` that URL"),
-        ("datasets/x", ("--work", "y"), "--work is for outputs that are URLs"),
+        ("datasets/x", ("--work", "y"), "--work is only for outputs that are URLs"),
     ],
 )
 def test_wrong_outputs(

@@ -268,7 +268,7 @@ def test_a_dry_run_tells_what_is_asked_of_which_host(tmp_path: Path, capsys: pyt
     with pytest.raises(SystemExit):
         main(arguments)
     said = capsys.readouterr().out
-    assert "note: 31 hosts; most is asked of big.example 21 requests, 0.0 MB, 0:00:22; h00.example 2 requests" in said
+    assert "note: 31 hosts; the busiest: big.example 21 requests, 0.0 MB, 0:00:22; h00.example 2 requests" in said
     assert "; 21 more\n" in said
     assert not (tmp_path / "out").exists()
 

@@ -20,7 +20,7 @@ from animesion.schemas import CURATED, MEANINGS
 
 
 def rows(*images: dict[str, Any]) -> dict[str, list[Any]]:
-    """Columns as curate loads them; what an image does not say is ordinary and unlike any other."""
+    """Columns as curate loads them; fields that an image leaves out are ordinary and unlike any other image's."""
     rng = random.Random(7)
     columns: dict[str, list[Any]] = {}
     for i, given in enumerate(images):
@@ -57,7 +57,7 @@ def test_class_minimum_and_cap() -> None:
     assert chosen == {key for key, row in again.items() if row["kept"]}
 
 
-def test_the_minimum_counts_what_is_left_after_duplicates() -> None:
+def test_the_minimum_counts_images_left_after_duplicates() -> None:
     twins = [{"label": "few", "sha256": "same", "pixels_blake3": "same", "bytes": 100 + i} for i in range(5)]
     found, facts = run(rows(*twins, *({} for _ in range(9))), "classes.minimum=2")
     assert facts["dropped"] == {"exact duplicate": 4, "rare class": 1}
@@ -74,7 +74,7 @@ def test_keepers_are_best_by_size_then_losslessness_then_bytes_then_order() -> N
     assert (found["k0000"]["reason"], found["k0000"]["keeper"]) == ("near duplicate", "k0001")
 
 
-def test_a_chain_of_look_alikes_drops_only_what_was_compared_with_its_keeper() -> None:
+def test_a_chain_of_look_alikes_drops_only_images_compared_with_their_keeper() -> None:
     # a ~ b ~ c, but a and c are too far apart; the first is the best
     chain: list[dict[str, Any]] = [
         {"phash": 0b0, "width": 300},
@@ -106,7 +106,7 @@ def test_a_long_chain_is_cut_where_its_ends_are_too_far_apart() -> None:
     assert facts["chains"] == 0
 
 
-def test_where_a_chain_is_cut_does_not_hang_on_the_order_of_rows() -> None:
+def test_where_a_chain_is_cut_does_not_depend_on_the_order_of_rows() -> None:
     rng = random.Random(3)
     images = [
         {"phash": (1 << rng.randrange(40)) - 1, "thumbnail": bytes(768), "width": rng.randrange(50, 90)}
@@ -120,7 +120,7 @@ def test_where_a_chain_is_cut_does_not_hang_on_the_order_of_rows() -> None:
     assert {key: row["cluster"] for key, row in found.items()} == {key: row["cluster"] for key, row in again.items()}
 
 
-def test_mirrored_images_count_as_duplicates_when_told_so() -> None:
+def test_mirrored_images_count_as_duplicates_when_requested() -> None:
     thumbnail = random.Random(1).randbytes(16 * 3)  # sixteen columns, alike in every row
     turned = b"".join(thumbnail[i : i + 3] for i in range(45, -1, -3))
     one = {"phash": 1, "phash_flip": 2**60 - 1, "thumbnail": thumbnail * 16, "width": 200}
@@ -131,7 +131,7 @@ def test_mirrored_images_count_as_duplicates_when_told_so() -> None:
     assert facts["kept"] == 4
 
 
-def test_a_conflict_drops_only_what_was_compared() -> None:
+def test_a_conflict_drops_only_compared_images() -> None:
     # a ~ b under one label, b ~ c under another: a is not the same image as c
     chain: list[dict[str, Any]] = [{"phash": 0b0}, {"phash": 0b111}, {"phash": 0b111111, "label": "rin"}]
     found, facts = run(rows(*({**link, "thumbnail": bytes(768)} for link in chain), {}, {"label": "rin"}))
@@ -140,7 +140,7 @@ def test_a_conflict_drops_only_what_was_compared() -> None:
     assert facts["conflicts"] == 1
 
 
-def test_images_that_nobody_could_write_are_dropped_before_packing() -> None:
+def test_images_that_cannot_be_encoded_are_dropped_before_packing() -> None:
     tall = {"width": 100, "height": 30_000}
     found, _ = run(rows(tall, {}, {}), "pack.size=224")
     assert (found["k0000"]["reason"], found["k0000"]["detail"]) == ("too large", "224x67200")
@@ -150,12 +150,12 @@ def test_images_that_nobody_could_write_are_dropped_before_packing() -> None:
     assert found["k0000"]["kept"]
 
 
-def test_a_source_image_that_is_listed_twice_stays_in_one_split() -> None:
+def test_a_source_image_listed_twice_stays_in_one_split() -> None:
     found, _ = run(rows(*({"source_id": "a/x.png"} for _ in range(6)), *({} for _ in range(20))))
     assert len({found[f"k{i:04d}"]["split"] for i in range(6)}) == 1
 
 
-def test_the_minimum_counts_what_has_a_published_split() -> None:
+def test_the_minimum_counts_images_with_a_published_split() -> None:
     given = [{"split": "train"}, {"split": "test"}, {"split": ""}, {"split": "train", "label": "z"}]
     _, facts = run(rows(*given), "split.strategy=published", "classes.minimum=2")
     assert facts["dropped"] == {"no published split": 1, "rare class": 1}
@@ -233,14 +233,14 @@ def decided(text: str) -> str:
     return f"curate.decisions={{{text}}}"
 
 
-def test_what_a_person_took_out_is_out_and_counted() -> None:
+def test_excluded_images_are_dropped_and_counted() -> None:
     found, facts = run(rows({}, {}, {}), decided('exclude = ["k0001", "gone"]'))
     assert found["k0001"]["reason"] == "excluded by decision"
     assert facts["dropped"] == {"excluded by decision": 1}
-    assert "decisions: 1 keys are of no image of this source" in facts["notes"]
+    assert "decisions: 1 keys match no image of this source" in facts["notes"]
 
 
-def test_a_decided_label_counts_everywhere_and_leaves_the_published_order_alone() -> None:
+def test_a_decided_label_counts_everywhere_and_keeps_the_published_order() -> None:
     images = [{"label": "a", "class_order": 0}, {"label": "b", "class_order": 1}, {"label": "a", "class_order": 0}]
     found, facts = run(rows(*images), decided('label = {k0002 = "b"}'))
     assert [row["label"] for row in found.values()] == ["a", "b", "b"]
@@ -277,7 +277,7 @@ def test_images_that_differ_by_decision_stay_and_share_a_split() -> None:
 
 @hypothesis.settings(max_examples=25, deadline=None)
 @hypothesis.given(st.randoms(use_true_random=False))
-def test_decisions_do_not_hang_on_their_order(rng: random.Random) -> None:
+def test_decisions_do_not_depend_on_their_order(rng: random.Random) -> None:
     columns = rows(*({"phash": 1, "thumbnail": bytes(768), "label": "ab"[i % 2]} for i in range(4)), {}, {})
     keys = columns["key"]
     sets = [rng.sample(keys, 2) for _ in range(3)]
@@ -292,7 +292,7 @@ def test_decisions_do_not_hang_on_their_order(rng: random.Random) -> None:
     assert tables[0].equals(tables[1])
 
 
-def test_the_recipe_holds_what_was_decided_and_not_the_files_name(tmp_path: Path) -> None:
+def test_the_recipe_holds_the_decisions_and_not_the_files_name(tmp_path: Path) -> None:
     for name in ("one.toml", "other.toml"):
         (tmp_path / name).write_text('exclude = ["a"]\n[label]\nb = "rin"\n')
     one, other = (
@@ -307,10 +307,10 @@ def test_the_recipe_holds_what_was_decided_and_not_the_files_name(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ('exclude = ["a"]\n[label]\na = "x"\n', "a is excluded and has a label"),
-        ('same = [["a", "b"], ["b", "c"]]\ndifferent = [["c", "a"]]\n', "a and c are the same and different"),
+        ('same = [["a", "b"], ["b", "c"]]\ndifferent = [["c", "a"]]\n', "a and c are declared both the same and different"),
         ('same = [["a"]]\n', "same"),
         ('exclude = ["../etc"]\n', "exclude"),
         ("labels = {}\n", "did you mean 'label'"),
@@ -318,8 +318,8 @@ def test_the_recipe_holds_what_was_decided_and_not_the_files_name(tmp_path: Path
         ('label = {a = "x\\u0000"}\n', "label"),
     ],
 )
-def test_wrong_decisions_are_refused_in_one_sentence(text: str, said: str, tmp_path: Path) -> None:
+def test_wrong_decisions_are_refused_in_one_sentence(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "d.toml"
     path.write_text(text)
-    with pytest.raises(UsageError, match=re.escape(said)):
+    with pytest.raises(UsageError, match=re.escape(message)):
         animesion.load_recipe("folder", ["source.path=x", f'curate.decisions="{path}"'])

@@ -187,7 +187,7 @@ class Ledger:
 
     def begin(self, entry: LedgerEntry) -> None:
         """Record that an item is requested."""
-        self._begun[entry.key] = LedgerEntry(
+        self._started[entry.key] = LedgerEntry(
             entry.key, entry.request, IN_FLIGHT, entry.attempts, entry.error, entry.detail
         )
 
