@@ -54,9 +54,9 @@ def load_columns(workspace: Workspace, parts: int) -> dict[str, Any]:
     # (sample key, row of `left`, row of `right` or None): an image whose faces are samples has one entry per face.
     joined: list[tuple[str, int, int | None]] = []
     for i, key in enumerate(keys):
-        for j in feature_rows.get(key, [None]):
-            face = faces[j] if j is not None else 0
-            joined.append((_face_key(key, face, taken), i, j))
+        for row in feature_rows.get(key, [None]):
+            face = faces[row] if row is not None else 0
+            joined.append((_face_key(key, face, taken), i, row))
     joined.sort(key=lambda row: row[0])
     left = left.take(pa.array([i for _, i, _ in joined], pa.int64()))
     # A null row number takes a row of nulls, which `_NO_FEATURES` fills below.

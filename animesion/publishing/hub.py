@@ -16,7 +16,7 @@ from typing import Any
 
 from animesion.errors import AnimesionError, UsageError
 from animesion.progress import Progress
-from animesion.publishing import LAST, SHARD, File
+from animesion.publishing.base import LAST, SHARD, File
 from animesion.storage.workspace import sha256_file
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")

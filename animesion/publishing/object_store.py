@@ -13,7 +13,7 @@ from typing import Any
 
 from animesion.errors import AnimesionError, UsageError
 from animesion.progress import Progress
-from animesion.publishing import SHARD, File
+from animesion.publishing.base import SHARD, File
 from animesion.storage import stores
 from animesion.storage.checksums import SEALS
 

@@ -18,7 +18,8 @@ from typing import Self
 from animesion.config.settings import params_digest
 from animesion.errors import AnimesionError, UsageError
 from animesion.progress import Progress
-from animesion.publishing import LAST, File, destination
+from animesion.publishing import destination
+from animesion.publishing.base import LAST, File
 from animesion.publishing.object_store import ObjectStore
 from animesion.storage import checksums, stores
 from animesion.storage.checksums import SEALS

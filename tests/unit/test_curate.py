@@ -310,7 +310,10 @@ def test_the_recipe_holds_the_decisions_and_not_the_files_name(tmp_path: Path) -
     ("text", "message"),
     [
         ('exclude = ["a"]\n[label]\na = "x"\n', "a is excluded and has a label"),
-        ('same = [["a", "b"], ["b", "c"]]\ndifferent = [["c", "a"]]\n', "a and c are declared both the same and different"),
+        (
+            'same = [["a", "b"], ["b", "c"]]\ndifferent = [["c", "a"]]\n',
+            "a and c are declared both the same and different",
+        ),
         ('same = [["a"]]\n', "same"),
         ('exclude = ["../etc"]\n', "exclude"),
         ("labels = {}\n", "did you mean 'label'"),
