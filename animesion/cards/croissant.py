@@ -148,6 +148,7 @@ def _samples() -> dict[str, Any]:
     def column(name: str) -> dict[str, Any]:
         return {"fileObject": {"@id": "index.parquet"}, "extract": {"column": name}}
 
+    # in a shard, the key of a sample is the file name without its extension
     key = {
         "fileSet": {"@id": "images"},
         "extract": {"fileProperty": "filename"},

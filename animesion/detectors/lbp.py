@@ -64,6 +64,7 @@ class LbpCascade:
         cv2 = _opencv()
         width, height = image.size
         grey = np.asarray(image.convert("L"))
+        # boxes are relative to the image, so shrinking it does not change them
         if (shrink := _LONGEST / max(width, height)) < 1:
             size = max(1, round(width * shrink)), max(1, round(height * shrink))
             grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)

@@ -130,7 +130,7 @@ def digest(path: Path) -> str:
         raise UsageError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from None
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=8)  # size and modification time are part of the key, so a replaced file is read again
 def _digest(path: Path, size: int, changed: int) -> str:
     return sha256_file(path)
 

@@ -91,7 +91,7 @@ class Hub:
         for number, batch in enumerate(batches, 1):
             progress.status(f"{number} of {len(batches)}: {batch[0].name}" if batch else "")
             operations: list[Any] = [CommitOperationAdd(file.name, str(file.path)) for file in batch]
-            if number == len(batches):
+            if number == len(batches):  # with the last files, so that readers never see two sets of shards as complete
                 operations += [CommitOperationDelete(name) for name in stale]
             if not operations:
                 continue

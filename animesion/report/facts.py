@@ -334,9 +334,10 @@ def _histogram(
         return None
     low, high = float(values.min()), float(values.max())
     if log:
+        # the axis starts at the smallest positive value; `np.clip` below moves zeros into the first bin
         low = max(low, min((float(v) for v in values[values > 0]), default=1.0))
         high = max(high, low)
-    if low == high:
+    if low == high:  # a single value gets one bin
         edges = np.array([low, low + 1.0])
     elif log:
         edges = np.geomspace(low, high, _BINS + 1)

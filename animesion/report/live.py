@@ -206,6 +206,7 @@ async def _guard(request: web.Request, handler: _Handler) -> web.StreamResponse:
     """Refuse requests from other websites, and under other host names (DNS rebinding)."""
     port = request.transport.get_extra_info("sockname")[1] if request.transport else 0
     own = {f"127.0.0.1:{port}", f"localhost:{port}"}
+    # a link from another site may open the page itself, but nothing below it
     foreign = request.headers.get("Sec-Fetch-Site") in _FOREIGN and request.path != "/"
     origin = request.headers.get("Origin")
     response: web.StreamResponse
