@@ -1,7 +1,7 @@
 """Publish a built dataset: check its faults, send the files that the destination lacks, verify them, tag the revision.
 
-These steps are the same for all destinations. `hub` (Hugging Face) and `object_store` (folders and buckets) implement
-the destinations.
+These steps are the same for all destinations. `base` has the shared types, `hub` (Hugging Face) and `object_store`
+(folders and buckets) implement the destinations.
 """
 
 from __future__ import annotations

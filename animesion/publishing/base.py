@@ -1,4 +1,4 @@
-"""What all destinations share: the files that are sent, the interface of a destination, the outcome."""
+"""Types that all destinations share: the files to publish, the interface of a destination, the result."""
 
 from __future__ import annotations
 
