@@ -29,6 +29,7 @@ PART_SELECTORS = {
 }
 
 _PARTS = "partselect.parts"
+_TOKENS_CHANGED = "part selection needs the same tokens in all blocks: leave out methods that change their number"
 
 
 class _PartSelector(Plugin):
