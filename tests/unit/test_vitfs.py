@@ -448,7 +448,7 @@ def test_checkpoints_with_other_parameters_are_refused_by_name():
         from_reference({}, {key: value for key, value in weights.items() if key != "blocks.1.norm1.1.bias"})
     with pytest.raises(UsageError, match=r"lacks head\.weight"):
         from_reference({}, {key: value for key, value in weights.items() if not key.startswith("head")})
-    with pytest.raises(UsageError, match=r"stem is read, the residual ones are not"):
+    with pytest.raises(UsageError, match=r"stem is supported, residual ones are not"):
         from_reference({}, {key: value for key, value in weights.items() if "conv3x3" not in key})
     with pytest.raises(UsageError, match="is not a position embedding of a square grid"):
         from_reference({}, weights | {"sin2d_embedding": torch.zeros(15, 64)})

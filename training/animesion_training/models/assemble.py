@@ -204,12 +204,12 @@ def _with_head(
     return TokenVisionTransformer(host, plugins, num_classes)
 
 
-def _make(what: str, kind: Callable[..., Any], options: Mapping[str, Any], *given: Any, **site: Any) -> Any:
+def _make(component: str, kind: Callable[..., Any], options: Mapping[str, Any], *given: Any, **site: Any) -> Any:
     """Call a class with the options of a user; the message on an unknown option lists the known ones."""
     parameters = list(inspect.signature(kind).parameters)
     known = [name for name in parameters[len(given) :] if name not in site]
     if unknown := sorted(options.keys() - set(known)):
-        raise UsageError(f"{what} has no option {', '.join(unknown)}: there are {', '.join(known)}")
+        raise UsageError(f"{component} has no option {', '.join(unknown)}: there are {', '.join(known)}")
     return kind(*given, **site, **options)
 
 

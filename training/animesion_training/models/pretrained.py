@@ -204,8 +204,8 @@ def _check_names(given: Mapping[str, Tensor], own: Mapping[str, Tensor], path: P
         if given[key].shape != own[key].shape
     ]
     parts = [
-        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for what, names in (("missing", missing), ("unknown", unknown), ("of another shape", shapes))
+        f"{len(names)} {problem} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for problem, names in (("missing", missing), ("unknown", unknown), ("of another shape", shapes))
         if names
     ]
     if parts:

@@ -323,12 +323,12 @@ class TokenVisionTransformer(nn.Module):
         self.head = head.to(next(self.backbone.parameters()).device)
 
 
-def check_backbone(backbone: nn.Module, what: str, *, class_token: bool = True) -> Any:
+def check_backbone(backbone: nn.Module, methods: str, *, class_token: bool = True) -> Any:
     """Return the backbone if it supports token methods.
 
     Args:
         backbone: a network.
-        what: the methods, plural, for messages.
+        methods: name of the methods, plural, for messages.
         class_token: whether it must have a class token.
 
     Raises:
@@ -336,19 +336,19 @@ def check_backbone(backbone: nn.Module, what: str, *, class_token: bool = True) 
     """
     kind = type(backbone).__name__
     if not isinstance(backbone, VisionTransformer):
-        raise UsageError(f"{what} need a plain vision transformer of timm, and {kind} is not one")
+        raise UsageError(f"{methods} need a plain vision transformer of timm, and {kind} is not one")
     if class_token and backbone.cls_token is None:
-        raise UsageError(f"{what} need a class token, and this vision transformer pools its patches without one")
+        raise UsageError(f"{methods} need a class token, and this vision transformer pools its patches without one")
     if getattr(backbone, "rope", None) is not None or getattr(backbone, "dynamic_img_size", False):
-        raise UsageError(f"{what} need fixed absolute positions, and this {kind} computes them for each image")
+        raise UsageError(f"{methods} need fixed absolute positions, and this {kind} computes them for each image")
     if backbone.attn_pool is not None:
-        raise UsageError(f"{what} need a class token to classify from, and this {kind} ends in attention pooling")
+        raise UsageError(f"{methods} need a class token to classify from, and this {kind} ends in attention pooling")
     for block in backbone.blocks:
         # exact types: a subclass may compute something that `_open` does not repeat
         plain = type(block) is Block and type(block.attn) is Attention and block.attn.gate is None
         if not plain:
             raise UsageError(
-                f"{what} need blocks of attention and MLP one after the other, and this {kind} is made of "
+                f"{methods} need blocks of attention and MLP one after the other, and this {kind} is made of "
                 f"{type(block).__name__} with {type(getattr(block, 'attn', None)).__name__}"
             )
     return backbone

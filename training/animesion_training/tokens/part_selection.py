@@ -29,6 +29,7 @@ PART_SELECTORS = {
 }
 
 _PARTS = "partselect.parts"
+_TOKENS_CHANGED = "part selection needs the same tokens in all blocks: leave out methods that change their number"
 
 
 class _PartSelector(Plugin):
@@ -109,7 +110,9 @@ class TransFG(_PartSelector):
         row = _class_row_of_product(tokens.scratch.pop(_PARTS))
         end = tokens.x.shape[1] - tokens.extra
         if row.shape[-1] != tokens.x.shape[1]:
-            raise UsageError("part selection needs the same tokens in all blocks: leave out what changes their number")
+            raise UsageError(
+                "part selection needs the same tokens in all blocks: leave out methods that change their number"
+            )
         parts = row[:, :, tokens.prefix : end].argmax(dim=-1)
         tokens.record(block - 1, "part_idx", parts)
         self._keep(take(tokens.x[:, tokens.prefix :], parts), tokens)
@@ -139,7 +142,9 @@ def _class_row_of_product(blocks: list[tuple[Tensor, Tensor, float, Tensor | Non
             row = (scores if bias is None else scores + bias[:, :, :1]).softmax(dim=-1)
             continue
         if k.shape[2] != row.shape[-1] or q.shape[2] != row.shape[-1]:
-            raise UsageError("part selection needs the same tokens in all blocks: leave out what changes their number")
+            raise UsageError(
+                "part selection needs the same tokens in all blocks: leave out methods that change their number"
+            )
         scores = (q * scale) @ k.transpose(-2, -1)
         weights = (scores if bias is None else scores + bias).softmax(dim=-1)
         with without_autocast(q):  # rounding errors would add up over blocks

@@ -1,4 +1,4 @@
-"""The state that flows through the blocks of a vision transformer: tokens, and what methods record about them."""
+"""The state that flows through the blocks of a vision transformer: tokens, and the values that methods record."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class TwoPassTransformer(nn.Module):
 
     Args:
         encoder: the network of both passes; modified in place.
-        what: name of the method, for messages.
+        method: name of the method, for messages.
         crop_class_token: whether the pass over the crops has a class token of its own, which starts as a copy of the
             encoder's.
         box: one of `similarity.BOXES`; None for `corrected`, or `reference` with `reference_compat`.
@@ -45,7 +45,7 @@ class TwoPassTransformer(nn.Module):
         self,
         encoder: TokenVisionTransformer,
         *,
-        what: str,
+        method: str,
         crop_class_token: bool,
         box: BoxRule | None,
         test_flip: bool,
@@ -55,13 +55,13 @@ class TwoPassTransformer(nn.Module):
         for name, plugin in encoder.plugins.items():
             if isinstance(plugin, Plugin) and not plugin.keeps_grid:
                 raise UsageError(
-                    f"{what} crops around patches by their place in the grid, and {name} {type(plugin).__name__} "
-                    f"leaves no grid: use one of {what} and {name}"
+                    f"{method} crops around patches by their place in the grid, and {name} {type(plugin).__name__} "
+                    f"leaves no grid: use one of {method} and {name}"
                 )
         if encoder.backbone.cls_token is None:
-            raise UsageError(f"{what} needs a class token, and this vision transformer pools its patches without one")
+            raise UsageError(f"{method} needs a class token, and this vision transformer pools its patches without one")
         if not isinstance(encoder.backbone.patch_drop, nn.Identity):
-            raise UsageError(f"{what} crops around patches by their place in the grid: set patch_drop_rate to 0")
+            raise UsageError(f"{method} crops around patches by their place in the grid: set patch_drop_rate to 0")
         if box is not None and box not in BOXES:
             raise UsageError(f"no box is called {box!r}: there are {', '.join(BOXES)}")
         self.encoder = encoder

@@ -136,7 +136,7 @@ class GLSim(TwoPassTransformer):
             raise UsageError("GLSim with select_tokens makes no crops, so it has no use for crop_class_token")
         super().__init__(
             encoder,
-            what="GLSim",
+            method="GLSim",
             crop_class_token=crop_class_token,
             box=box,
             test_flip=test_flip,

@@ -87,7 +87,7 @@ class RAMSTrans(TwoPassTransformer):
         one_of("relative_to", relative_to, ("mean", "max"))
         super().__init__(
             encoder,
-            what="RAMS-Trans",
+            method="RAMS-Trans",
             crop_class_token=crop_class_token,
             box=box,
             test_flip=test_flip,
