@@ -151,7 +151,7 @@ def test_tag_ids(tmp_path: Path) -> None:
         ("a\t0\nb 1\n", "line 2: 1 column"),
         ("a\tx\n", "line 1: the tag id 'x'"),
         ("a\t0\na\t1\n", "line 2: the tag 'a' occurs twice"),
-        ("a\t0\nb\t0\n", "the id 0 stands for several tags"),
+        ("a\t0\nb\t0\n", "several tags have the id 0"),
         ("\t0\n", "line 1: the tag is empty"),
     ],
 )
