@@ -142,8 +142,8 @@ class Sample:
         split: train, val or test.
         label: class id.
         name: class name.
-        content: bytes of the image file in the shard.
-        meta: content of the JSON member, which is the image's provenance.
+        image: bytes of the image file in the shard.
+        meta: the content of the JSON member, which is the image's provenance.
     """
 
     key: str
@@ -282,9 +282,7 @@ class Dataset:
         """A pandas table with one row per sample, in the order of the index.
 
         The columns are `key`, `split`, `label` (class id), `name` (of the class), `group`, `cluster`, `box`, the size
-        of the original, and its provenance.
-
-        pandas is in the extra `pandas`.
+        of the original, and its provenance. pandas is in the extra `pandas`.
 
         Args:
             split: only this split; None for all.
@@ -324,7 +322,7 @@ class Dataset:
         path = self.path / name
         schema, needed = _TABLES[name]
         if not path.is_file():
-            raise UsageError(f"cannot read {path} (file not found): {_REBUILD}")
+            raise UsageError(f"cannot read {path} (no such file): {_REBUILD}")
         try:
             table = parquet.read(path, schema)
         except (pa.ArrowException, KeyError, ValueError, OSError):
