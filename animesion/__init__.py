@@ -1,7 +1,7 @@
 """Build fine-grained recognition datasets that others can trust.
 
-The library's doors are `build`, `open_dataset` and `load_recipe`; the command line stands on the same. Importing this
-package stays light: what a door needs is imported when it is opened.
+The public functions are `load_recipe`, `build` and `open_dataset`; the command line is built on them. Each imports what
+it needs when it is called, so that importing this package is fast.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ __all__ = ["build", "load_recipe", "open_dataset"]
 
 
 def load_recipe(name_or_path: str, overrides: list[str] | None = None, *, sample: bool = False) -> Recipe:
-    """A built-in recipe or a TOML file, with `key.path=value` overrides.
+    """Load a built-in recipe or a TOML file, with `key.path=value` overrides.
 
     Args:
         name_or_path: built-in name, or path to a TOML file.
-        overrides: such as `["split.strategy=legacy-dafre"]`.
+        overrides: overrides such as `["split.strategy=legacy-dafre"]`.
         sample: replace the source by the embedded sample world.
 
     Raises:
@@ -45,19 +45,19 @@ def build(
     progress: Progress | None = None,
     work: Path | str | None = None,
 ) -> BuildResult:
-    """Build a dataset into a folder or a bucket, or carry on where a build of the same recipe stopped.
+    """Build a dataset into a folder or a bucket, or resume a build of the same recipe.
 
     Args:
-        recipe: a recipe, or what `load_recipe` takes.
+        recipe: a recipe, or a name or path as for `load_recipe`.
         out: output folder, or URL such as `s3://bucket/prefix`.
-        workers: worker processes; 0 for one a core.
-        until: last stage: fetch, inspect, curate, pack or finalize.
-        replace: carry on in a folder that another recipe wrote.
-        progress: told what happens.
-        work: folder to work in when `out` is a URL; None for one of the URL's own in the user's cache.
+        workers: number of worker processes; 0 for one per core.
+        until: last stage to run: fetch, inspect, curate, pack or finalize.
+        replace: continue in a folder that another recipe wrote.
+        progress: receives progress events.
+        work: folder to work in if `out` is a URL; None for the URL's folder in the user's cache.
 
     Raises:
-        animesion.errors.AnimesionError: one sentence for the user.
+        animesion.errors.AnimesionError: the build failed; the message is one sentence for the user.
     """
     from animesion.pipeline import runner
 
@@ -67,10 +67,10 @@ def build(
 
 
 def open_dataset(path: Path | str) -> Dataset:
-    """Open a built dataset: classes, splits, index, samples by position or key.
+    """Open a built dataset: classes, splits, index, and samples by position or key.
 
     Raises:
-        animesion.errors.UsageError: there is no built dataset at the path.
+        animesion.errors.UsageError: the folder has no built dataset.
     """
     from pathlib import Path
 

@@ -1,6 +1,6 @@
-"""The errors that a user can cause or mend: one clear sentence each (what, where, what to do).
+"""Errors that a user can cause or fix; each message is one sentence: what is wrong, where, and what to do.
 
-Anything else that escapes is a fault of the program and keeps its traceback.
+Any other exception is a fault of the program and is shown with its traceback.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class UsageError(AnimesionError):
 
 
 class BusyError(AnimesionError):
-    """Another build is at work in the same output folder."""
+    """Another build uses the same output folder."""
 
 
 class FullDiskError(AnimesionError):
-    """The disk (or a file-size limit) ran out while writing; the same command resumes."""
+    """The disk is full, or a quota or file-size limit is reached; the same command resumes."""

@@ -1,19 +1,19 @@
-"""What long operations report while they run; the command line has displays that show it."""
+"""Progress events of long operations; the command line has subclasses that display them."""
 
 from __future__ import annotations
 
 
 class Progress:
-    """What a build tells while it runs; this one keeps silent, the command line has one that shows it."""
+    """Progress events of a build; this class ignores all of them."""
 
     def started(self, stage: str, total: int | None) -> None:
-        """A stage begins; `total` images, or None when it does not count images."""
+        """A stage starts, with `total` images, or None if it does not count images."""
 
     def advanced(self, count: int) -> None:
-        """So many images of the stage are done."""
+        """The stage finished `count` more images."""
 
     def status(self, text: str) -> None:
-        """How the stage goes, in words; empty when there is nothing to say."""
+        """The state of the stage changed; an empty text clears it."""
 
     def finished(self, stage: str) -> None:
-        """The stage is done."""
+        """The stage ended."""

@@ -1,9 +1,8 @@
 """Assign images to train, val and test.
 
-Strategies: `grouped` (the default: integer shares, hashed order, groups never cut, every class represented),
-`legacy-dafre` (the arithmetic of the published DAF:re split, kept for comparison), `published` (the source's own split)
-and `single`. Everything here works on keys, classes and groups; nothing reads a file. What makes a group is decided in
-`animesion.pipeline.curate`.
+The strategies are `grouped` (the default: integer shares, hashed order, groups never cut, every class represented) and
+`legacy-dafre` (the arithmetic of the published DAF:re split, kept for comparison). `animesion.pipeline.curate` defines
+groups, and handles the trivial strategies `published` and `single`. Nothing here reads a file.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Assignment:
-    """The outcome of a split.
+    """The result of a split.
 
     Attributes:
-        splits: one of `SPLITS` for each image, in the order given.
-        notes: class id and one sentence (that begins `class <id>:`) for each class whose shares could not be met
-            because its groups do not allow it.
+        splits: one of `SPLITS` for each image, in the order of the images.
+        notes: class id and one sentence, which starts with `class <id>:`, for each class whose groups do not allow the
+            requested shares.
     """
 
     splits: list[str]
@@ -46,9 +45,9 @@ def legacy_dafre_sizes(n: int) -> tuple[int, int, int]:
 def grouped_sizes(n: int, percents: tuple[int, int, int]) -> tuple[int, int, int]:
     """Target sizes of train, val and test for a class of `n` images, in integer arithmetic.
 
-    Val and test get their share rounded down but at least one image each when their share is not zero; train gets
-    the rest and is served first: a class of one image is all train, a class of two has one in train and one in val
-    (in test when val has no share).
+    Val and test get their share rounded down, but at least one image each if their share is not zero; train gets the
+    rest. Train comes first in small classes: the only image of a class is in train, and a class of two images has one
+    in train and one in val (in test if val has no share).
 
     Args:
         n: images in the class, at least 0.
@@ -60,19 +59,19 @@ def grouped_sizes(n: int, percents: tuple[int, int, int]) -> tuple[int, int, int
     if n <= 2:
         val = min(val, max(0, n - 1))
         test = min(test, max(0, n - 1) - val)
-    # training comes first: a class that cannot be trained on is of no use in a test
+    # At least one image stays in train, as a class without training images cannot be tested.
     while n and val + test >= n:
         val, test = (val - 1, test) if val >= test else (val, test - 1)
     return n - val - test, val, test
 
 
 def hashed_order(seed: int, text: str) -> bytes:
-    """A sort key that shuffles texts the same way on every machine."""
+    """A sort key that shuffles texts in the same way on every machine."""
     return hashlib.sha256(f"{seed}\0{text}".encode()).digest()[:16]
 
 
 def legacy_dafre(classes: Sequence[int], order: Sequence[int]) -> Assignment:
-    """Split in file order: head of each class to train, middle to val, tail to test; groups are not looked at.
+    """Split in file order: the head of each class to train, the middle to val, the tail to test; ignores groups.
 
     Args:
         classes: class id of each image.
@@ -94,24 +93,25 @@ def grouped(
     seed: int = 0,
     fixed: Mapping[str, str] | None = None,
 ) -> Assignment:
-    """Split so that no group is cut, shares are met as nearly as the groups allow and every class is represented.
+    """Split without cutting a group, as close to the shares as the groups allow, with every class in every split.
 
-    Groups are placed one at a time: first those that span classes, then larger before smaller, then by the hash of
-    their name. Each goes to the split where the classes of its images are furthest below their target. Groups of one
-    image come last and fill the remaining quotas exactly.
+    Groups are placed one at a time: first those that span classes, then larger before smaller ones, then by the hash of
+    their name. Each group goes to the split where the classes of its images are furthest below their target. Groups of
+    one image come last and fill the remaining quotas exactly.
 
     Args:
         classes: class id of each image.
         groups: name of the group each image belongs to; a group may span classes.
         percents: integer shares of train, val and test; they add up to 100.
-        seed: another seed gives another split.
-        fixed: groups that have a split already; the others fill up what these leave of the shares.
+        seed: seed of the hashes; another seed gives another split.
+        fixed: split by name of groups that are already placed; the other groups fill the rest of the shares.
     """
     fixed = fixed or {}
     members: dict[str, list[int]] = {}
     for i, group in enumerate(groups):
         members.setdefault(group, []).append(i)
     totals = {c: len(ids) for c, ids in _by_class(classes).items()}
+    # Shape (3,) for each class: images still missing in each split, and images wanted in total.
     need = {c: np.array(grouped_sizes(n, percents), dtype=np.int64) for c, n in totals.items()}
     targets = {c: sizes.copy() for c, sizes in need.items()}
     spans = {name: len({classes[i] for i in ids}) for name, ids in members.items()}
@@ -144,16 +144,22 @@ def _best_split(
     need: Mapping[int, npt.NDArray[np.int64]],
     targets: Mapping[int, npt.NDArray[np.int64]],
 ) -> int:
-    """The split with room for the group, else the one whose targets it overruns least."""
+    """Index of the split with the most room for a group, or of the split whose targets it exceeds least.
+
+    Args:
+        of_class: class id of each image of the group.
+        need: images still missing by class, shape (3,) each; negative if a target is exceeded.
+        targets: wanted images by class, shape (3,) each.
+    """
     counts: dict[int, int] = {}
     for c in of_class:
         counts[c] = counts.get(c, 0) + 1
     best, best_score = 0, (float("-inf"), float("-inf"))
     for s in range(3):
-        # how far the group would overrun the targets of this split (0 when it fits), then how empty the split is
-        overrun = -sum(max(0, n - int(need[c][s])) for c, n in counts.items())
+        # First by the number of images over the targets (0 if the group fits), then by the share that is still empty.
+        excess = sum(max(0, n - int(need[c][s])) for c, n in counts.items())
         room = sum(n * int(need[c][s]) / max(1, int(targets[c][s])) for c, n in counts.items())
-        score = (float(overrun), room)
+        score = (-float(excess), room)
         if score > best_score:
             best, best_score = s, score
     return best
@@ -167,7 +173,7 @@ def _represent_every_class(
     placed: Mapping[int, npt.NDArray[np.int64]],
     seed: int,
 ) -> None:
-    """Move the smallest suitable group into a split where a class is missing although it should be there."""
+    """Move the smallest suitable group into each split that has a target but no image of a class, in place."""
     of_class: dict[int, list[str]] = {}
     for name, ids in members.items():
         for c in {classes[i] for i in ids}:
@@ -181,7 +187,7 @@ def _represent_every_class(
                 ids = members[name]
                 source = SPLITS.index(splits[ids[0]])
                 moved = {k: sum(1 for i in ids if classes[i] == k) for k in {classes[i] for i in ids}}
-                # never empty another split of any class that the group touches
+                # The move must not empty the split that the group leaves, for any class of the group.
                 if source != s and all(placed[k][source] > n or targets[k][source] == 0 for k, n in moved.items()):
                     for i in ids:
                         splits[i] = SPLITS[s]

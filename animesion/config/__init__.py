@@ -1,1 +1,1 @@
-"""What a person writes down: recipes, how settings are read and checked, decisions on single images."""
+"""Recipes, the reading and checking of settings, and a curator's decisions on single images."""

@@ -1,7 +1,7 @@
-"""How settings are read, whatever they are of: built-in TOML or a file, `--set key=value`, one sentence for a mistake.
+"""Read and check settings: built-in TOML or a file, `--set key=value`, and one sentence for a mistake.
 
-What the settings mean is in the models that use this: `animesion.config.recipe` for datasets, `animesion_training.recipe` for
-training runs.
+The models that use this define what settings mean: `animesion.config.recipe` for datasets, `animesion_training.recipe`
+for training runs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 class Section(BaseModel):
-    """The base of every section: frozen, unknown keys refused."""
+    """The base of every section: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -44,23 +44,23 @@ def builtin_text(package: str, name: str) -> str:
     """The TOML text of a built-in recipe.
 
     Raises:
-        UsageError: there is none of that name; the message offers the nearest.
+        UsageError: unknown name; the message suggests the most similar one.
     """
     names = builtin_names(package)
     if name not in names:
-        offer = nearest(name, names) or f"; there are {', '.join(names)}"
-        raise UsageError(f"no recipe named '{name}'{offer}; a path to a TOML file works too")
+        suggestion = nearest(name, names) or f"; recipes are {', '.join(names)}"
+        raise UsageError(f"no recipe named '{name}'{suggestion}; a path to a TOML file works too")
     return (resources.files(package) / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
 
 
 def read(package: str, name_or_path: str) -> tuple[dict[str, Any], str]:
-    """Read a built-in recipe, or a file when the text ends in `.toml` or holds a separator.
+    """Read a built-in recipe, or a file if the text ends in `.toml` or has a slash.
 
     Returns:
-        The data, with `name` filled in from the file's name, and what to call it in messages.
+        The data, with `name` filled in from the file's name, and the recipe's name for messages.
 
     Raises:
-        UsageError: no such recipe, unreadable, or not TOML.
+        UsageError: the recipe does not exist, is unreadable, or is not TOML.
     """
     if name_or_path.endswith(".toml") or "/" in name_or_path:
         path = Path(name_or_path)
@@ -82,7 +82,7 @@ def read(package: str, name_or_path: str) -> tuple[dict[str, Any], str]:
 
 
 def check(model: type[ModelT], data: Mapping[str, Any], where: str) -> ModelT:
-    """Plain data as a model.
+    """Validate plain data against a model.
 
     Raises:
         UsageError: one sentence for the first mistake.
@@ -95,16 +95,15 @@ def check(model: type[ModelT], data: Mapping[str, Any], where: str) -> ModelT:
 
 def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
     """One sentence for the first mistake in a validation error, with the nearest valid name for an unknown key."""
-    # a misspelt key often leaves the right one missing: speak of the cause
+    # A misspelt key also leaves the right key missing; the misspelling is the mistake to report.
     first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     location = [str(part) for part in first["loc"]]
     key = ".".join([prefix, *location] if prefix else location)
     if first["type"] == "extra_forbidden":
         fields = list(_fields_at(model, location[:-1]))
-        near = (
-            nearest(location[-1], fields, key.removesuffix(location[-1])) or f"; it takes {', '.join(sorted(fields))}"
-        )
-        return f"unknown key '{key}'{near}"
+        suggestion = nearest(location[-1], fields, key.removesuffix(location[-1]))
+        known = f"; keys are {', '.join(sorted(fields))}"
+        return f"unknown key '{key}'{suggestion or known}"
     if first["type"] == "missing":
         return f"'{key}' is missing"
     message = first["msg"].removeprefix("Value error, ")
@@ -126,20 +125,21 @@ def _fields_at(model: type[BaseModel], location: list[str]) -> Iterable[str]:
 
 
 def nearest(name: str, names: Iterable[str], prefix: str = "") -> str:
-    """`; did you mean ...?` for the closest of the names, or an empty string."""
+    """`; did you mean '...'?` with the most similar name, or an empty string."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return f"; did you mean '{prefix}{close[0]}'?" if close else ""
 
 
 def apply(data: dict[str, Any], override: str) -> None:
-    """Set one value by `key.path=value`; key and value are TOML, a value that is none is text.
+    """Set one value by `key.path=value`; key and value are TOML, and a value that is not valid TOML is text.
 
     Raises:
-        UsageError: not of that form, or a value stands where a section is due.
+        UsageError: the override does not have this form, or a section of its key is a value.
     """
     key, equals, text = override.partition("=")
+    # A line break in the key would make several lines of TOML out of it.
     if not override.isprintable() and "\n" in key:
-        raise UsageError(f"--set {override!r} is not of the form section.key=value")
+        raise UsageError(f"--set {override!r} does not have the form section.key=value")
     try:
         override.encode()
     except UnicodeEncodeError:
@@ -149,11 +149,12 @@ def apply(data: dict[str, Any], override: str) -> None:
     except tomllib.TOMLDecodeError:
         change = {}
     if len(change) != 1:
-        raise UsageError(f"--set {override!r} is not of the form section.key=value")
+        raise UsageError(f"--set {override!r} does not have the form section.key=value")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
+    # `change` is a chain of one-key dicts, one per part of the key; walk down the data along it.
     target = data
     while True:
         [(name, inner)] = change.items()

@@ -1,1 +1,1 @@
-"""A built dataset and the files it is made of: shards, checksums, label files; local or behind a URL."""
+"""Read a built dataset and its files: shards, tables and label files, in a folder or behind a URL."""

@@ -1,4 +1,4 @@
-"""Class folders on disk, with or without split folders above them: which image is in which class of which split."""
+"""List the images of class folders on disk, with or without split folders above them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path, PurePosixPath
 
 from animesion.errors import UsageError
 
-#: Files that count as images, by their suffix in lower case.
+#: Suffixes of image files, in lower case.
 IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
-#: Folder name -> the split that it is.
+#: Split by folder name.
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
@@ -20,8 +20,8 @@ class SplitFolders:
     """The class folders of one split.
 
     Attributes:
-        root: the folder that holds them.
-        images: class name -> paths of its images relative to its folder, sorted.
+        root: the folder that contains the class folders.
+        images: paths of the images by class name, relative to the class folder and sorted.
     """
 
     root: Path
@@ -29,10 +29,10 @@ class SplitFolders:
 
 
 def read(root: Path) -> dict[str, SplitFolders]:
-    """The class folders of each split; of the split `all` where there are no split folders.
+    """The class folders of each split, or of the split `all` if there are no split folders.
 
-    Folders are split folders when every folder in `root` is named after a split. Names that start with a dot are
-    passed over. A class folder may be a link; links inside it are not followed.
+    Folders are split folders if every folder in `root` has the name of a split. Names that start with a dot are
+    ignored. A class folder may be a link; links inside it are not followed.
 
     Raises:
         UsageError: a folder cannot be listed, or two folders are the same split.
@@ -42,7 +42,7 @@ def read(root: Path) -> dict[str, SplitFolders]:
     if folders and all(folder.name in SPLIT_FOLDERS for folder in folders):
         roots = {SPLIT_FOLDERS[folder.name]: folder for folder in folders}
         if len(roots) < len(folders):
-            raise UsageError(f"{root} has several folders for one split; leave one of val, valid, validation")
+            raise UsageError(f"{root} has several folders for one split; keep one of val, valid and validation")
     return {
         split: SplitFolders(top, {folder.name: _images(folder) for folder in _subfolders(top)})
         for split, top in roots.items()
@@ -57,13 +57,14 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _images(folder: Path) -> list[str]:
-    found = []
+    images = []
     for base, folders, names in os.walk(folder):
+        # Assigning in place keeps os.walk out of hidden folders.
         folders[:] = [name for name in folders if not name.startswith(".")]
         inside = PurePosixPath(*Path(base).relative_to(folder).parts)
-        found += [
+        images += [
             str(inside / name)
             for name in names
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
         ]
-    return sorted(found)
+    return sorted(images)

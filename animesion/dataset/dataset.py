@@ -1,7 +1,7 @@
-"""A built dataset as an object: its classes, splits, tables and samples, in order or by position or key.
+"""A built dataset as an object: classes, splits, tables, and samples in order, by position or by key.
 
-Every file is taken for hostile: `dataset.json` is checked field by field and names no file outside the folder, places
-in `index.parquet` stay inside their shard. Whether the whole is right is the question of `animesion.verification.checks`.
+No file is trusted: every field of `dataset.json` is checked, its paths cannot leave the folder, and offsets in
+`index.parquet` cannot leave their shard. `animesion.verification.checks` checks whether the content is right.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _SplitName = Literal["train", "val", "test"]
 
 
 class _Facts(BaseModel):
-    """Base of what `dataset.json` must hold; other keys are for the card and are let through."""
+    """Base of the required parts of `dataset.json`; other keys are for the card and are ignored here."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 
@@ -94,18 +94,18 @@ class _DatasetFacts(_Facts):
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
         if not len(self.class_names) == len(self.class_counts) == self.classes:
-            raise ValueError("class_names, class_counts and classes differ in length")
+            raise ValueError("class_names and class_counts do not have as many entries as there are classes")
         if len(set(self.class_names)) != self.classes:
-            raise ValueError("a class name stands twice in class_names")
+            raise ValueError("a class name occurs twice in class_names")
         paths = [shard.path for split in self.splits.values() for shard in split.shards]
         if len(set(paths)) != len(paths):
-            raise ValueError("a shard stands twice in splits")
+            raise ValueError("a shard occurs twice in splits")
         return self
 
 
 @dataclass(frozen=True)
 class ClassInfo:
-    """A class: its id (which is its position), name, and number of samples by split."""
+    """A class: its id, which is its position, its name, and its number of samples by split and in total."""
 
     id: int
     name: str
@@ -138,12 +138,12 @@ class Sample:
     """One sample.
 
     Attributes:
-        key: unique in the dataset.
+        key: key, unique in the dataset.
         split: train, val or test.
         label: class id.
         name: class name.
-        image: the image file as stored in the shard.
-        meta: the JSON member: provenance.
+        image: bytes of the image file in the shard.
+        meta: the content of the JSON member, which is the image's provenance.
     """
 
     key: str
@@ -166,13 +166,13 @@ class Sample:
 
 
 class Dataset:
-    """A built dataset in a local folder. Holds no open file, so it may be pickled and shared between threads.
+    """A built dataset in a local folder. It keeps no file open, so it can be pickled and shared between threads.
 
     Args:
         path: the output folder of `animesion build`.
 
     Raises:
-        UsageError: no dataset there, or its `dataset.json` is damaged.
+        UsageError: the folder has no dataset, or its `dataset.json` is damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -204,27 +204,27 @@ class Dataset:
 
     @property
     def split_strategy(self) -> str:
-        """How samples were divided, such as `grouped`."""
+        """Strategy of the split, such as `grouped`."""
         return self._facts.split_strategy
 
     @property
     def images(self) -> int:
-        """Images in the dataset, as its card says."""
+        """Number of images in the dataset, as stated in `dataset.json`."""
         return self._facts.images
 
     @property
     def seen(self) -> int:
-        """Images that the source listed, kept or not."""
+        """Number of images that the source listed, kept or not."""
         return self._facts.funnel.seen
 
     @property
     def kept(self) -> int:
-        """Images that became samples, as the build accounted for them."""
+        """Number of images that became samples, as counted by the build."""
         return self._facts.funnel.kept
 
     @property
     def dropped(self) -> dict[str, int]:
-        """Dropped images by reason."""
+        """Number of dropped images by reason."""
         return dict(self._facts.funnel.dropped)
 
     @functools.cached_property
@@ -259,10 +259,10 @@ class Dataset:
 
     @functools.cached_property
     def index(self) -> pa.Table:
-        """`index.parquet`, schema `animesion.schemas.INDEX`: one row a sample, shard by shard, in the shard's order.
+        """`index.parquet`, schema `animesion.schemas.INDEX`: one row per sample, shard by shard, in the shard's order.
 
         Raises:
-            UsageError: missing, damaged, or it points outside the shards.
+            UsageError: the table is missing or damaged, or a row points outside its shard.
         """
         table = self.read_table("index.parquet")
         for info in self.splits.values():
@@ -270,24 +270,25 @@ class Dataset:
                 rows = table.filter(pc.equal(table["shard"], shard.path))
                 columns = [rows["offset"], rows["size"], rows["sample_offset"], rows["sample_size"]]
                 ends = [pc.add(columns[0], columns[1]), pc.add(columns[2], columns[3])]
-                # starts are checked as well as ends: a sum may wrap around
+                # Starts are checked as well as ends, because the sum of two int64 may wrap around.
                 if any(not 0 <= bound <= shard.bytes for each in (*columns, *ends) for bound in _bounds(each)):
                     raise UsageError(f"{self.path / 'index.parquet'} points outside {shard.path}: {_REBUILD}")
         known = pa.array([shard.path for info in self.splits.values() for shard in info.shards], pa.string())
         if not pc.all(pc.is_in(table["shard"], value_set=known), min_count=0).as_py():
-            raise UsageError(f"{self.path / 'index.parquet'} names shards that dataset.json lacks: {_REBUILD}")
+            raise UsageError(f"{self.path / 'index.parquet'} lists shards that are not in dataset.json: {_REBUILD}")
         return table
 
     def frame(self, split: str | None = None) -> pd.DataFrame:
-        """One row per sample for pandas: key, split, label, name, group, box, size, provenance, in the index's order.
+        """A pandas table with one row per sample, in the order of the index.
 
-        pandas is in the extra `pandas`: the package itself does without.
+        The columns are `key`, `split`, `label` (class id), `name` (of the class), `group`, `cluster`, `box`, the size
+        of the original, and its provenance. pandas is in the extra `pandas`.
 
         Args:
-            split: only this split.
+            split: only this split; None for all.
 
         Raises:
-            UsageError: there is no such split, a table is missing or damaged, or pandas is not installed.
+            UsageError: unknown split, a table is missing or damaged, or pandas is not installed.
         """
         self._check_split(split)
         if find_spec("pandas") is None:
@@ -295,27 +296,28 @@ class Dataset:
         index = self.index.select(["key", "split", "label"])
         if split is not None:
             index = index.filter(pc.equal(index["split"], split))
+        # `curated` checks the columns that every reader needs; the provenance is read without such checks.
         kept = self.curated["key"].filter(self.curated["kept"])
-        whole = parquet.read(self.path / "curated.parquet", schemas.CURATED, _PROVENANCE)
-        provenance: pd.DataFrame = whole.filter(pc.is_in(whole["key"], value_set=kept)).to_pandas()
+        curated = parquet.read(self.path / "curated.parquet", schemas.CURATED, _PROVENANCE)
+        provenance: pd.DataFrame = curated.filter(pc.is_in(curated["key"], value_set=kept)).to_pandas()
         provenance = provenance.rename(columns={"label": "name", "crop": "box"})
         rows: pd.DataFrame = index.to_pandas()
         return rows.merge(provenance, on="key", how="left", validate="one_to_one")
 
     @functools.cached_property
     def curated(self) -> pa.Table:
-        """`curated.parquet`, schema `animesion.schemas.CURATED`: every image ever seen, kept or dropped and why.
+        """`curated.parquet`, schema `animesion.schemas.CURATED`: every listed image, kept or with its drop reason.
 
         Raises:
-            UsageError: missing or damaged.
+            UsageError: the table is missing or damaged.
         """
         return self.read_table("curated.parquet")
 
     def read_table(self, name: str) -> pa.Table:
-        """`index.parquet` or `curated.parquet` as it is; of its values only those that must be there are checked.
+        """Read `index.parquet` or `curated.parquet`; values are only checked for nulls in required columns.
 
         Raises:
-            UsageError: missing, no Parquet, of other columns, or a value that a sample needs is null.
+            UsageError: the table is missing, no Parquet file or of other columns, or a required value is null.
         """
         path = self.path / name
         schema, needed = _TABLES[name]
@@ -324,7 +326,7 @@ class Dataset:
         try:
             table = parquet.read(path, schema)
         except (pa.ArrowException, KeyError, ValueError, OSError):
-            raise UsageError(f"{path} is damaged or has other columns than a dataset's: {_REBUILD}") from None
+            raise UsageError(f"{path} is damaged or does not have a dataset's columns: {_REBUILD}") from None
         for column in needed:
             if table[column].null_count:
                 raise UsageError(f"{path} is damaged (null in column {column}): {_REBUILD}")
@@ -342,11 +344,11 @@ class Dataset:
         return self._parsed(row, self._pread(row))
 
     def sample(self, key: str) -> Sample:
-        """The sample of a key.
+        """The sample with a key.
 
         Raises:
-            KeyError: there is none.
-            UsageError: its shard is missing or damaged.
+            KeyError: no sample has the key.
+            UsageError: the sample's shard is missing or damaged.
         """
         return self[self._positions[key]]
 
@@ -355,10 +357,10 @@ class Dataset:
             raise UsageError(f"{self.path} has no split '{split}'; it has {', '.join(self.splits) or 'none'}")
 
     def samples(self, split: str | None = None) -> Iterator[Sample]:
-        """Every sample, shard by shard in order, read sequentially.
+        """All samples, shard by shard in order, read sequentially.
 
         Args:
-            split: only this split.
+            split: only this split; None for all.
 
         Raises:
             UsageError: unknown split, or a shard is missing or damaged.
@@ -411,28 +413,28 @@ class Dataset:
             return Sample(key, row["split"], label, self.classes[label].name, fields[self.image_field], meta)
         except (KeyError, IndexError, ValueError, RecursionError):
             raise UsageError(
-                f"sample {key} in {self.path / row['shard']} is not what index.parquet says: "
-                f"`animesion verify {self.path}` lists all that is wrong"
+                f"sample {key} in {self.path / row['shard']} does not match index.parquet: "
+                f"`animesion verify {self.path}` lists every fault"
             ) from None
 
     def _unreadable(self, shard: str, error: OSError) -> UsageError:
-        why = (error.strerror or "read error").lower()
-        return UsageError(f"cannot read {self.path / shard} ({why}): copy the shard back or {_REBUILD}")
+        cause = (error.strerror or "read error").lower()
+        return UsageError(f"cannot read {self.path / shard} ({cause}): copy the shard back or {_REBUILD}")
 
 
 def _bounds(column: pa.ChunkedArray) -> tuple[int, ...]:
-    """Least and greatest value, nothing for no rows."""
+    """Minimum and maximum of a column; empty for a column without rows."""
     return (pc.min(column).as_py(), pc.max(column).as_py()) if len(column) else ()
 
 
 def _read_facts(folder: Path) -> _DatasetFacts:
     path = folder / "dataset.json"
     if not folder.is_dir():
-        raise UsageError(f"there is no folder {folder}; give the output folder of `animesion build`")
+        raise UsageError(f"folder {folder} does not exist; give the output folder of `animesion build`")
     try:
         text = path.read_bytes()
     except FileNotFoundError:
-        raise UsageError(f"{folder} is no built dataset: it has no dataset.json; finish the build first") from None
+        raise UsageError(f"{folder} is not a built dataset: dataset.json not found; finish the build first") from None
     except OSError as error:
         raise UsageError(f"cannot read {path} ({(error.strerror or 'read error').lower()}): {_REBUILD}") from None
     try:
@@ -441,6 +443,6 @@ def _read_facts(folder: Path) -> _DatasetFacts:
         first = error.errors()[0]
         if first["loc"] == ("format",) and isinstance(first["input"], int):
             raise UsageError(
-                f"{path} is of format {first['input']}, this version reads {FORMAT}: install a newer animesion"
+                f"{path} has format {first['input']}, but this version reads format {FORMAT}: install a newer animesion"
             ) from None
         raise UsageError(f"{path} is damaged ({explain(error, _DatasetFacts)}): {_REBUILD}") from None

@@ -1,8 +1,8 @@
-"""Readers of label files in the DAF:re style: labels, class names, class counts, tag ids and face boxes.
+"""Read label files in the DAF:re style: labels, class names, class counts, tag ids and face boxes.
 
-They tolerate what is harmless (a header or none, a byte order mark, CRLF, backslashes, blank lines) and refuse the rest
-with the file and line. They return tables only: joining a path to a root folder, and judging whether it is a safe one,
-is left to `animesion.sources`.
+Readers accept harmless variations (with or without a header, byte order mark, CRLF, backslashes, blank lines). Any
+other deviation is an error with the file and line. They return tables only; `animesion.sources` joins paths to a root
+folder and checks that they are safe.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class LabelTable:
     paths: list[str]
 
     def counts(self) -> dict[int, int]:
-        """Rows of each class that occurs, by class id."""
+        """Number of rows by class id, for each class that occurs."""
         ids, rows = np.unique(self.class_ids, return_counts=True)
         return dict(zip(ids.tolist(), rows.tolist(), strict=True))
 
@@ -57,7 +57,7 @@ class ClassCounts:
     Attributes:
         ids: class ids, shape (classes,).
         names: class names, as long as `ids`.
-        splits: images of each class by split name, each of shape (classes,); the order of splits is the file's.
+        splits: images of each class by split name, each of shape (classes,), in the order of the file.
         total: images of each class in all splits, shape (classes,).
     """
 
@@ -67,9 +67,14 @@ class ClassCounts:
     total: IntArray
 
     def differing(self, expected: IntArray, found: Mapping[int, int]) -> int:
-        """The number of classes whose expected images, shape (classes,), are not those found by class id."""
-        due = dict(zip(self.ids.tolist(), expected.tolist(), strict=True))
-        return sum(due.get(c, 0) != found.get(c, 0) for c in due.keys() | found.keys())
+        """The number of classes whose number of images is not the expected one.
+
+        Args:
+            expected: expected images of each class, shape (classes,).
+            found: images by class id; may have classes that are not in `ids`.
+        """
+        expected_by_id = dict(zip(self.ids.tolist(), expected.tolist(), strict=True))
+        return sum(expected_by_id.get(c, 0) != found.get(c, 0) for c in expected_by_id.keys() | found.keys())
 
 
 @dataclass(frozen=True)
@@ -78,8 +83,8 @@ class LabelFiles:
 
     Attributes:
         labels: label file by split name (`train`, `val`, `test`, `train_val`), in this order.
-        names: `classid_classname.csv`, if there.
-        counts: `per_class_counts.csv`, if there.
+        names: `classid_classname.csv`; None if it does not exist.
+        counts: `per_class_counts.csv`; None if it does not exist.
         others: every other `.csv` file, sorted by name.
     """
 
@@ -102,24 +107,25 @@ class FaceBoxes(NamedTuple):
 
 
 def find_label_files(folder: Path) -> LabelFiles:
-    """Recognise the label files of a folder by name; nothing is opened.
+    """Find the label files of a folder by name, without opening them.
 
     Raises:
         UsageError: the folder cannot be listed.
     """
     try:
-        there = {p.name: p for p in sorted(folder.iterdir()) if p.suffix == ".csv" and p.is_file()}
+        files = {p.name: p for p in sorted(folder.iterdir()) if p.suffix == ".csv" and p.is_file()}
     except OSError as e:
         raise UsageError(f"{folder} cannot be listed ({e.strerror}); give a readable folder") from e
-    labels = {split: there.pop(f"{split}.csv") for split in LABEL_FILES if f"{split}.csv" in there}
-    return LabelFiles(labels, there.pop(NAMES_FILE, None), there.pop(COUNTS_FILE, None), tuple(there.values()))
+    # Each file is taken out of `files`; the rest is `others`.
+    labels = {split: files.pop(f"{split}.csv") for split in LABEL_FILES if f"{split}.csv" in files}
+    return LabelFiles(labels, files.pop(NAMES_FILE, None), files.pop(COUNTS_FILE, None), tuple(files.values()))
 
 
 def label_file(name: str) -> tuple[str, str] | None:
-    """Split and group of a label file's name in the style of the GLSim family, or None when it is none.
+    """Split and group from a label file's name in the style of the GLSim family, or None for any other name.
 
     `train.csv` is (`train`, ``), `train_val_R1.csv` is (`train_val`, `R1`), and so is DSILA's `train_val_R1.csv.csv`.
-    Few-shot files such as `train_val_4.csv` have the number of images a class for their group.
+    The group of few-shot files such as `train_val_4.csv` is the number of images per class.
     """
     match = re.fullmatch(r"(train_val|train|val|test)(?:_(R[1-6]|[1-9]\d?))?(?:\.csv){1,2}", name)
     return (match[1], match[2] or "") if match else None
@@ -129,7 +135,7 @@ def read_labels(path: Path) -> LabelTable:
     """Read `class_id,path` rows, with or without the header `class_id,dir`.
 
     Raises:
-        UsageError: the file is unreadable or holds a wrong row.
+        UsageError: the file is unreadable or has a wrong row.
     """
     ids: list[int] = []
     paths: list[str] = []
@@ -147,7 +153,7 @@ def read_class_names(path: Path) -> dict[int, str]:
     """Read `class_id,name` rows, with or without the header `class_id,class_name`, in file order.
 
     Raises:
-        UsageError: the file is unreadable, holds a wrong row or names a class twice.
+        UsageError: the file is unreadable, has a wrong row, or lists a class twice.
     """
     names: dict[int, str] = {}
     for line, row in _rows(path, "class_id,name"):
@@ -162,16 +168,16 @@ def read_class_counts(path: Path) -> ClassCounts:
     """Read a table with the header `class_id,class_name,<split>...,total`; the second column may also be `name`.
 
     Raises:
-        UsageError: the file is unreadable, lacks the header, holds a wrong row, names a class twice, or a total is not
-            the sum of its splits.
+        UsageError: the file is unreadable, has no header or a wrong row, lists a class twice, or a total is not the
+            sum of its splits.
     """
     rows = _rows(path, "class_id,class_name,...,total", skip_header=False)
     _, head = next(rows, (1, []))
     head = [cell.strip().lower() for cell in head]
     if not is_counts_header(head):
         raise UsageError(
-            f"{path}, line 1: the header is not `class_id,class_name,<split>,...,total`; put one there, as the columns "
-            "cannot be told apart without it"
+            f"{path}, line 1: the header is not `class_id,class_name,<split>,...,total`; add one, as it gives the "
+            "columns their meaning"
         )
     splits = head[2:-1]
     names: dict[int, str] = {}
@@ -196,8 +202,9 @@ def read_class_counts(path: Path) -> ClassCounts:
 
 
 def is_counts_header(cells: list[str]) -> bool:
-    """Whether lower-case cells are the header of a table of class counts."""
+    """Whether cells, in lower case, are the header of a table of class counts."""
     splits = cells[2:-1]
+    # Four cells mean at least one split; empty and repeated split names could not be looked up.
     return (
         len(cells) >= 4
         and cells[0] == "class_id"
@@ -209,9 +216,9 @@ def is_counts_header(cells: list[str]) -> bool:
 
 
 def count_classes(splits: Mapping[str, Mapping[int, int]], names: Mapping[int, str]) -> ClassCounts:
-    """Class counts from images by split and class id.
+    """Class counts from numbers of images by split and class id.
 
-    Every class that is named or occurs is in it, by ascending id; a class without a name is called by its id.
+    The result has every class with a name or an image, by ascending id. A class without a name has its id as name.
     """
     ids = sorted(set(names).union(*splits.values()))
     columns = {name: np.array([sizes.get(i, 0) for i in ids], dtype=np.int64) for name, sizes in splits.items()}
@@ -223,25 +230,25 @@ def read_annotations(content: bytes, name: str) -> list[tuple[str, int]]:
     """Read `filename class` rows separated by blanks (`anno/train.txt` of the Ultra-FGVC sets), in file order.
 
     Args:
-        content: bytes of the file, which may lie in an archive.
-        name: what error messages call it.
+        content: bytes of the file, which may be a member of an archive.
+        name: name of the file for error messages.
 
     Returns:
-        File names with forward slashes, and classes as they are numbered in the file, from 1.
+        File names with forward slashes, and class numbers of the file, which start at 1.
 
     Raises:
-        UsageError: not UTF-8, or a wrong row.
+        UsageError: the content is not UTF-8, or has a wrong row.
     """
     rows = []
     for line, data in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         try:
-            cells = data.decode("utf-8").rsplit(None, 1)
+            cells = data.decode("utf-8").rsplit(None, 1)  # from the right: file names may contain blanks
         except UnicodeDecodeError as e:
             raise _not_utf8(name, line) from e
         if not cells:
             continue
         if len(cells) != 2:
-            raise UsageError(f"{name}, line {line}: 1 column where `filename class` was due; correct the row")
+            raise UsageError(f"{name}, line {line}: 1 column instead of `filename class`; correct the row")
         number = _whole_number(cells[1], "the class", name, line)
         if not 1 <= number <= 999_999_999:
             raise UsageError(f"{name}, line {line}: the class {number} is not from 1 to 999999999; correct the row")
@@ -253,17 +260,17 @@ def read_tag_ids(path: Path) -> dict[str, int]:
     """Read `tag_name<TAB>id` rows (`tagIds.tsv` of DanbooruAnimeFaces), in file order.
 
     Raises:
-        UsageError: the file is unreadable, holds a wrong row, or a tag or an id occurs twice.
+        UsageError: the file is unreadable, has a wrong row, or a tag or an id occurs twice.
     """
     tags: dict[str, int] = {}
-    # not str.splitlines: it also breaks at characters that may stand in a tag
+    # Not str.splitlines, which also breaks at characters that are allowed in a tag.
     for line, text in enumerate(_text(path).split("\n"), 1):
         text = text.rstrip("\r")
         if not text:
             continue
         cells = text.split("\t")
         if len(cells) != 2:
-            raise UsageError(f"{path}, line {line}: {_columns(cells)} where `tag<TAB>id` was due; correct the row")
+            raise UsageError(f"{path}, line {line}: {_columns(cells)} instead of `tag<TAB>id`; correct the row")
         if not cells[0].strip():
             raise UsageError(f"{path}, line {line}: the tag is empty; fill it in or delete the row")
         if cells[0] in tags:
@@ -271,7 +278,7 @@ def read_tag_ids(path: Path) -> dict[str, int]:
         tags[cells[0]] = _whole_number(cells[1], "the tag id", path, line)
     twice = [tag_id for tag_id, times in Counter(tags.values()).items() if times > 1]
     if twice:
-        raise UsageError(f"{path}: the id {twice[0]} stands for several tags; give each tag its own id")
+        raise UsageError(f"{path}: several tags have the id {twice[0]}; give each tag its own id")
     return tags
 
 
@@ -282,10 +289,10 @@ def read_faces(source: Path | Iterable[bytes], name: str = "faces.tsv") -> Itera
 
     Args:
         source: the file, or its lines as bytes (a gzip stream, a member of a tar).
-        name: what error messages call `source` when it is not a path.
+        name: name of `source` for error messages, if it is not a path.
 
     Raises:
-        UsageError: the file is unreadable or holds a wrong row.
+        UsageError: the file is unreadable or has a wrong row.
     """
     if isinstance(source, Path):
         try:
@@ -304,7 +311,9 @@ def read_faces(source: Path | Iterable[bytes], name: str = "faces.tsv") -> Itera
             continue
         cells = text.split("\t")
         if len(cells) != 3:
-            raise UsageError(f"{name}, line {line}: {_columns(cells)} where 3 were due (path, tag id, box)")
+            raise UsageError(
+                f"{name}, line {line}: {_columns(cells)} instead of 3 (path, tag id, box); correct the row"
+            )
         try:
             post = post_id(cells[0])
         except ValueError as e:
@@ -315,7 +324,7 @@ def read_faces(source: Path | Iterable[bytes], name: str = "faces.tsv") -> Itera
 
 
 def post_id(path: str) -> int:
-    """The post id in an image's path: 332446 for `0446/332446.jpg` and for `446/332446.jpg`, backslash or slash.
+    """The post id in an image's path: 332446 for `0446/332446.jpg` and `446/332446.jpg`, with slash or backslash.
 
     Raises:
         ValueError: the file's stem is not a number.
@@ -355,14 +364,14 @@ def _text(path: Path) -> str:
 
 
 def _rows(path: Path, columns: str, skip_header: bool = True) -> Iterator[tuple[int, list[str]]]:
-    """Line number and cells of each row that is not blank."""
+    """Line number and cells of each row that is not blank; `columns` is for error messages."""
     reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
     first = True
     try:
         for row in reader:
             if not row:
                 continue
-            # only the published header is one: a first row with a mistyped id must not vanish as a "header"
+            # Only a published header is skipped: a first row with a mistyped id must be an error, not a "header".
             if not (first and skip_header and row[0].strip().lower() == "class_id"):
                 yield reader.line_num, row
             first = False
@@ -371,7 +380,7 @@ def _rows(path: Path, columns: str, skip_header: bool = True) -> Iterator[tuple[
 
 
 def _class_id(text: str, path: Path, line: int) -> int:
-    # nine digits: a longer number would not fit a 32-bit label
+    # Nine digits always fit into a 32-bit label.
     text = text.strip()
     if text.isdecimal() and text.isascii() and len(text) <= 9:
         return int(text)
@@ -395,8 +404,8 @@ def _new_name(name: str, class_id: int, names: dict[int, str], path: Path, line:
     return name
 
 
-def _wrong_columns(path: Path, line: int, row: list[str], due: str) -> UsageError:
-    return UsageError(f"{path}, line {line}: {_columns(row)} where `{due}` was due; correct the row")
+def _wrong_columns(path: Path, line: int, row: list[str], expected: str) -> UsageError:
+    return UsageError(f"{path}, line {line}: {_columns(row)} instead of `{expected}`; correct the row")
 
 
 def _columns(cells: list[str]) -> str:

@@ -1,8 +1,8 @@
-"""A published dataset behind a URL, copied to this machine as far as a command reads it.
+"""Copy a published dataset behind a URL to this machine, as far as a command reads it.
 
-Copies lie in the user's cache, one folder a URL, as they came: what is wrong with them is for `animesion.verification.checks` to
-say. A file is fetched again when the store says that it was written since. Streaming shards into training is the
-business of `animesion_training.data.remote`.
+Copies are stored in the user's cache, one folder per URL, without any check of their content, which is up to
+`animesion.verification.checks`. A file is copied again if it changed in the store. Shards are streamed into training by
+`animesion_training.data.remote`.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from animesion.storage.workspace import Workspace, atomic_file, write_atomic
 
 CODE = "copy-1"
 _CHUNK = 8 << 20
-#: A line is about a hundred bytes: larger lists are not ours to load.
-_MAX_SUMS = 64 << 20
+#: A line has about a hundred bytes, so this is far more than any dataset needs.
+_MAX_CHECKSUMS_BYTES = 64 << 20
 _SHARD = re.compile(r"data/[A-Za-z0-9_-]{1,100}\.tar")
 
 
 def local(place: Path | str, *, shards: bool = False, progress: Progress | None = None) -> Path:
-    """The folder of a dataset: a path as it is, the local copy of one behind a URL.
+    """The folder of a dataset: the path itself, or the local copy of a dataset behind a URL.
 
     Args:
         place: a path, or a URL such as `s3://bucket/prefix`.
-        shards: copy shards too, and not just the tables and texts.
-        progress: told which file is on its way.
+        shards: copy shards too, in addition to tables and text files.
+        progress: receives the name of each file that is copied.
 
     Raises:
         UsageError: there is no finished dataset at the URL.
-        AnimesionError: it cannot be reached, or does not let us in.
+        AnimesionError: the store cannot be reached, or access is denied.
     """
     url = str(place).rstrip("/")
     if not stores.is_url(url):
@@ -45,18 +45,19 @@ def local(place: Path | str, *, shards: bool = False, progress: Progress | None 
     with stores.clear_errors(url):
         try:
             with system.open(f"{root}/{CHECKSUMS}", "rb") as file:
-                sums = file.read(_MAX_SUMS + 1)
+                sums = file.read(_MAX_CHECKSUMS_BYTES + 1)
         except FileNotFoundError:
             raise UsageError(
-                f"{url} holds no finished dataset: it has no {CHECKSUMS}; give the URL that `animesion build` or "
+                f"{url} has no finished dataset: {CHECKSUMS} not found; give the URL that `animesion build` or "
                 "`animesion publish` sent one to"
             ) from None
-    if len(sums) > _MAX_SUMS:
-        raise UsageError(f"{url}/{CHECKSUMS} is too large to be the list of a dataset's files")
+    if len(sums) > _MAX_CHECKSUMS_BYTES:
+        raise UsageError(f"{url}/{CHECKSUMS} is too large for the checksums of a dataset")
     write_atomic(folder / CHECKSUMS, sums)
     wanted = {name for name in checksums.read(folder) if shards or not _SHARD.fullmatch(name)}
     if shards:
-        wanted |= _shards(system, root, url)  # readers would load also those that are not listed: verify says so
+        # Shards without a checksum too: readers would load them, so verify has to report them.
+        wanted |= _shards(system, root, url)
         for path in sorted(folder.glob("data/*.tar")):
             if f"data/{path.name}" not in wanted:
                 path.unlink()
@@ -73,17 +74,18 @@ def local(place: Path | str, *, shards: bool = False, progress: Progress | None 
 
 
 def _shards(system: Any, root: str, url: str) -> set[str]:
+    """Paths of all shards in the store, listed in the checksums or not."""
     with stores.clear_errors(url):
         try:
-            found = system.ls(f"{root}/data", detail=False)
+            paths = system.ls(f"{root}/data", detail=False)
         except FileNotFoundError:
             return set()
-    names = {f"data/{str(path).rpartition('/')[2]}" for path in found}
+    names = {f"data/{str(path).rpartition('/')[2]}" for path in paths}
     return {name for name in names if _SHARD.fullmatch(name)}
 
 
 def _copy(system: Any, source: str, to: Workspace, name: str) -> None:
-    """Copy a file unless the copy is of what is there now."""
+    """Copy a file, unless the local copy is of the store's current version."""
     inputs = {"version": str(system.ukey(source))}
     if to.done(f"copies/{name}", CODE, "", inputs):
         return

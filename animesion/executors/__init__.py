@@ -1,4 +1,4 @@
-"""Executors by name: worker processes of this machine, or Ray. A stage gives jobs; an executor runs them."""
+"""Run the jobs of a stage in worker processes of this machine, or on Ray."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ __all__ = ["Divisible", "Executor", "Job", "WorkerDiedError", "cores", "make"]
 
 
 def make(engine: str = "local", workers: int = 0) -> Executor:
-    """An engine by its name.
+    """Create an executor by the name of its engine.
 
     Args:
-        engine: `local`; `ray` for Ray on this machine; `ray:ADDRESS` for a cluster, where `ray:auto` is the one that
-            this machine belongs to. Every machine needs this package, and the output and the source's files under the
-            same paths.
-        workers: jobs in flight at once; 0 for one a core of the machine or cluster.
+        engine: `local`; `ray` for Ray on this machine; `ray:ADDRESS` for a cluster, where `ray:auto` is the cluster
+            that this machine belongs to. Every machine of a cluster needs this package, and the output and the source's
+            files under the same paths.
+        workers: number of jobs that run at once; 0 for one per core of the machine or cluster.
 
     Raises:
-        UsageError: there is none of that name, Ray is not installed or its cluster cannot be reached.
+        UsageError: unknown engine, Ray is not installed, or its cluster cannot be reached.
     """
     kind, _, address = engine.partition(":")
     if kind == "ray":

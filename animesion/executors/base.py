@@ -1,7 +1,8 @@
-"""Run jobs in other processes, and survive a job that kills its worker: what all executors share.
+"""The base of all executors: run jobs in other processes, and recover from a job that kills its worker.
 
-A job is a picklable object with `run()`. A job whose worker dies is tried once more and then bisected until the single
-key that kills it is known; what to do without that key is the job's decision. Where jobs run is in `local` and `ray`.
+A job is a picklable object with `run()`. A job whose worker dies is tried once more and then bisected until the keys
+that kill it are known; the job itself decides how to continue without them. Subclasses in `local` and `ray` start the
+processes.
 """
 
 from __future__ import annotations
@@ -17,51 +18,53 @@ from typing import Any, Protocol, Self, runtime_checkable
 from animesion.errors import AnimesionError
 
 Answer = tuple[str, Any]
-"""`("done", result)`, `("error", AnimesionError)`, `("fault", traceback)` or `("died", how)`."""
+"""`("done", result)`, `("error", AnimesionError)`, `("fault", traceback)` or `("died", cause)`."""
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-"""Environment of workers: the processes already use every core."""
+"""Environment of workers: one process per core already uses every core."""
 
 
 class Job(Protocol):
-    """A unit of work; runs in another process, so it and its result are picklable."""
+    """A unit of work that runs in another process; the job and its result are picklable."""
 
     @property
     def name(self) -> str:
-        """What to call it in messages."""
+        """Name for messages."""
 
     def run(self) -> Any:
-        """Do the work."""
+        """Do the work and return its result."""
 
 
 @runtime_checkable
 class Divisible(Protocol):
-    """A job over keys that can be narrowed when it kills its worker."""
+    """A job over keys that can be bisected if it kills its worker."""
 
     @property
     def name(self) -> str:
-        """What to call it in messages."""
+        """Name for messages."""
 
     @property
     def keys(self) -> Sequence[str]:
-        """What the job works through."""
+        """The keys that the job processes."""
 
     def probe(self, keys: Sequence[str]) -> Job:
         """A job that does the dangerous work for these keys only and writes nothing."""
 
     def without(self, keys: Sequence[str]) -> Job:
-        """The same job with these keys given up."""
+        """The same job without processing these keys."""
 
 
 class WorkerDiedError(AnimesionError):
-    """A worker died and no single key is to blame."""
+    """A worker died repeatedly, and no single key is the cause."""
 
 
 class Executor(ABC):
-    """Runs jobs somewhere; a context manager. What runs them is the subclass's, what becomes of the dead is not.
+    """Runs jobs in parallel; a context manager that stops its workers on exit.
+
+    Subclasses start and stop processes. Retries and bisection are here, so that they are the same everywhere.
 
     Attributes:
-        workers: jobs in flight at once.
+        workers: number of jobs that run at once.
     """
 
     def __init__(self, workers: int) -> None:
@@ -74,36 +77,40 @@ class Executor(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop what runs; after an error, at once."""
+        """Stop all workers, after an error without waiting for their jobs."""
 
     @abstractmethod
     def _submit(self, job: Job) -> Hashable:
-        """Begin a job; returns its handle."""
+        """Start a job; returns its handle."""
 
     @abstractmethod
     def _ended(self, handles: Sequence[Any]) -> Iterator[tuple[Hashable, Answer]]:
-        """Wait until one of the jobs has ended; gives those that have."""
+        """Wait until at least one of the jobs has ended; yields the handle and answer of each that has."""
 
     def run(self, jobs: Iterable[Job], finished: Callable[[Job, Any], None] = lambda job, result: None) -> None:
-        """Run all jobs; `finished(job, result)` is called in this process as each ends, in no fixed order.
+        """Run all jobs.
+
+        Args:
+            jobs: jobs, which start in this order.
+            finished: called in this process with each job and its result, in the order in which jobs end.
 
         Raises:
-            AnimesionError: what a job raised; the other running jobs are stopped with the engine.
+            AnimesionError: a job raised it; other running jobs are stopped when the executor exits.
             RuntimeError: a job failed with a fault of the program.
-            WorkerDiedError: a job kills its worker and cannot be narrowed to a key.
+            WorkerDiedError: a job kills its worker and no single key is the cause.
         """
-        queue: deque[tuple[Job, int]] = deque((job, 0) for job in jobs)
-        flying: dict[Hashable, tuple[Job, int]] = {}
-        while queue or flying:
-            while queue and len(flying) < self.workers:
+        queue: deque[tuple[Job, int]] = deque((job, 0) for job in jobs)  # with the number of failed attempts
+        running: dict[Hashable, tuple[Job, int]] = {}
+        while queue or running:
+            while queue and len(running) < self.workers:
                 job, attempt = queue.popleft()
-                flying[self._submit(job)] = job, attempt
-            for handle, (kind, value) in self._ended(list(flying)):
-                ended, attempt = flying.pop(handle)
+                running[self._submit(job)] = job, attempt
+            for handle, (kind, value) in self._ended(list(running)):
+                ended, attempt = running.pop(handle)
                 if kind == "done":
                     finished(ended, value)
                 elif kind == "died":
-                    if attempt == 0:  # the kernel or a person may have killed it: once more
+                    if attempt == 0:  # the kernel or a user may have killed the worker, not the job itself
                         queue.appendleft((ended, 1))
                     else:
                         queue.appendleft((self._narrowed(ended, value), 0))
@@ -112,29 +119,36 @@ class Executor(ABC):
                 else:
                     raise RuntimeError(f"{ended.name} failed in its worker:\n{value}")
 
-    def _narrowed(self, job: Job, how: str) -> Job:
+    def _narrowed(self, job: Job, cause: str) -> Job:
+        """The job without the keys that kill its worker, which are found by bisection, one probe at a time.
+
+        Raises:
+            WorkerDiedError: the job has no keys, or dies only as a whole.
+        """
         if not isinstance(job, Divisible):
-            raise WorkerDiedError(f"the worker for {job.name} died ({how}) twice: see the system's log")
-        guilty: list[str] = []
+            raise WorkerDiedError(f"the worker for {job.name} died ({cause}) twice: see the system's log")
+        crashing: list[str] = []
         suspects = [list(job.keys)]
         while suspects:
             keys = suspects.pop()
             if not self._kills(job.probe(keys)):
                 continue
             if len(keys) == 1:
-                guilty.append(keys[0])
+                crashing.append(keys[0])
             else:
+                # Both halves are probed, as several keys may kill; the first half is on top of the stack.
                 middle = len(keys) // 2
                 suspects += [keys[middle:], keys[:middle]]
-        if not guilty:
+        # All keys together take more memory than any alone, so a death without a crashing key points to memory.
+        if not crashing:
             raise WorkerDiedError(
-                f"the worker for {job.name} died ({how}) twice and no single image is to blame: "
+                f"the worker for {job.name} died ({cause}) twice and no single image is the cause: "
                 "it may be short of memory, try fewer --workers"
             )
-        return job.without(guilty)
+        return job.without(crashing)
 
     def _kills(self, job: Job) -> bool:
-        """Whether a worker dies of the job."""
+        """Whether the job kills its worker."""
         [(_, (kind, value))] = self._ended([self._submit(job)])
         if kind in {"error", "fault"}:
             raise value if isinstance(value, AnimesionError) else RuntimeError(value)
@@ -142,17 +156,17 @@ class Executor(ABC):
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
+    """Number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_job(job: Job) -> Answer:
-    """Run a job where it is, in a worker."""
+    """Run a job in the current process, which is a worker."""
     try:
         return "done", job.run()
     except AnimesionError as error:
         return "error", error
     except MemoryError:
-        os._exit(137)  # as if the kernel had done it: the engine narrows it down
+        os._exit(137)  # as if the kernel had killed the worker, so that the job is bisected
     except Exception:
         return "fault", traceback.format_exc()

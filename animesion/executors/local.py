@@ -1,7 +1,7 @@
-"""Jobs in worker processes of this machine.
+"""Run jobs in worker processes of this machine.
 
-Workers are fresh interpreters (no fork, no re-import of the caller's main module), end with their parent however it
-dies, and are fed over a socket.
+Workers are fresh interpreters (no fork, no second import of the caller's main module). They receive jobs over a socket
+and end with their parent, even if it is killed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _WORKER = "from animesion.executors.local import _serve; _serve({job}, {alive})"
 
 
 class LocalExecutor(Executor):
-    """Worker processes of this machine; they start when first needed and serve every stage."""
+    """Runs jobs in worker processes of this machine, which start on demand and serve all stages."""
 
     def __init__(self, workers: int) -> None:
         super().__init__(workers)
@@ -34,7 +34,7 @@ class LocalExecutor(Executor):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the workers."""
+        """Stop the workers."""
         for worker in self._pool:
             if kind is not None:
                 worker.process.kill()
@@ -55,6 +55,7 @@ class LocalExecutor(Executor):
         for ready in wait(list(by_connection)):
             worker = by_connection[ready]  # type: ignore[index]
             answer = worker.receive()
+            # A dead worker is not replaced here; the next submitted job starts one if it has to.
             if answer[0] == "died":
                 self._pool.remove(worker)
             else:
@@ -83,19 +84,21 @@ class _Worker:
         self.connection = Connection(ours.detach())
 
     def send(self, job: Job) -> None:
-        # it may have died while idle or at start: receiving says so
+        # The worker may have died while idle or at start; `receive` then reports it.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.connection.send_bytes(pickle.dumps(job, protocol=pickle.HIGHEST_PROTOCOL))
 
     def receive(self) -> Answer:
+        """Wait for the answer to the last job."""
         try:
             kind, value = pickle.loads(self.connection.recv_bytes())
         except (EOFError, ConnectionResetError):
             self.stop()
-            return "died", _describe(self.process.returncode)
+            return "died", _exit_cause(self.process.returncode)
         return kind, value
 
     def stop(self) -> None:
+        """Close the connection, which ends an idle worker; one that does not end in two seconds is killed."""
         self.connection.close()
         if self._alive >= 0:
             os.close(self._alive)
@@ -109,7 +112,7 @@ class _Worker:
 
 def _serve(job_descriptor: int, alive_descriptor: int) -> None:
     """The worker's main loop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole process group; only the parent handles it
 
     def end_with_parent() -> None:
         os.read(alive_descriptor, 1)  # returns only when the parent's end is closed
@@ -129,7 +132,8 @@ def _serve(job_descriptor: int, alive_descriptor: int) -> None:
             return
 
 
-def _describe(code: int) -> str:
+def _exit_cause(code: int) -> str:
+    """Name of the signal that killed a process, or its exit status."""
     if code < 0:
         try:
             return signal.Signals(-code).name

@@ -1,6 +1,6 @@
-"""Jobs on Ray: on this machine, or on a cluster whose machines share the files.
+"""Run jobs on Ray: on this machine, or on a cluster whose machines share the files.
 
-What becomes of jobs that kill their workers is `engine`'s; Ray's own retries are off, so that both engines do the same.
+Ray's own retries are off: the base class handles jobs that kill their workers, in the same way for all executors.
 """
 
 from __future__ import annotations
@@ -17,26 +17,27 @@ from animesion.executors.base import ONE_THREAD, Answer, Executor, Job, cores, r
 
 
 class RayExecutor(Executor):
-    """Ray tasks of one core each. Ray starts when the engine is made, unless it runs already, and ends with it."""
+    """Runs jobs as Ray tasks of one core each.
+
+    Starts Ray, or connects to it, unless this process is connected already; shuts down only what it started.
+
+    Args:
+        workers: number of jobs that run at once; 0 for one per core of the machine or cluster.
+        address: address of a cluster, as `ray.init` takes it; empty for Ray on this machine.
+
+    Raises:
+        UsageError: Ray is not installed, or the cluster cannot be reached.
+    """
 
     def __init__(self, workers: int = 0, address: str = "") -> None:
-        """Start Ray or connect to it.
-
-        Args:
-            workers: jobs in flight at once; 0 for one a core of the machine or cluster.
-            address: of a cluster, as `ray.init` takes it; empty for Ray on this machine.
-
-        Raises:
-            UsageError: Ray is not installed, or the cluster cannot be reached.
-        """
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of what it will do later
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning on a future default
         try:
             import ray
         except ImportError:
             raise UsageError("--engine ray needs Ray: pip install 'animesion[ray]'") from None
         self._ray = ray
-        self._ours = not ray.is_initialized()
-        if self._ours:
+        self._started_ray = not ray.is_initialized()
+        if self._started_ray:
             paths = os.pathsep.join(path for path in sys.path if path)
             settings: dict[str, Any] = {
                 "runtime_env": {"env_vars": {**ONE_THREAD, **({} if address else {"PYTHONPATH": paths})}},
@@ -49,41 +50,41 @@ class RayExecutor(Executor):
                 settings |= {"num_cpus": workers or cores(), "include_dashboard": False}
             try:
                 ray.init(**settings)
-            except Exception as error:  # Ray raises its own, gRPC's and the system's
-                said = " ".join(str(error).split())[:200]
-                where = f"at {address} cannot be reached" if address else "could not be started"
-                raise UsageError(f"Ray {where}: {said}") from None
+            except Exception as error:  # Ray raises its own errors, gRPC's and the system's
+                message = " ".join(str(error).split())[:200]
+                failure = f"at {address} cannot be reached" if address else "could not be started"
+                raise UsageError(f"Ray {failure}: {message}") from None
         super().__init__(workers or int(ray.cluster_resources().get("CPU", 1)))
-        # A worker that has run a job may run the next; one that died is replaced.
+        # Ray keeps a worker for further tasks, and replaces one that died.
         self._task = ray.remote(num_cpus=1, max_retries=0)(run_job)
-        self._flying: set[Any] = set()
+        self._running: set[Any] = set()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop what runs; end Ray if it was started here."""
-        for handle in self._flying:
+        """Cancel running jobs, and shut Ray down if it was started here."""
+        for handle in self._running:
             self._ray.cancel(handle, force=True)
-        if self._ours:
+        if self._started_ray:
             self._ray.shutdown()
 
     def _submit(self, job: Job) -> Hashable:
         handle: Hashable = self._task.remote(job)
-        self._flying.add(handle)
+        self._running.add(handle)
         return handle
 
     def _ended(self, handles: Sequence[Any]) -> Iterator[tuple[Hashable, Answer]]:
         ready, _ = self._ray.wait(list(handles), num_returns=1)
         for handle in ready:
-            self._flying.discard(handle)
+            self._running.discard(handle)
             yield handle, self._answer(handle)
 
     def _answer(self, handle: Any) -> Answer:
-        gone = self._ray.exceptions
+        errors = self._ray.exceptions
         try:
             answer: Answer = self._ray.get(handle)
-        except (gone.WorkerCrashedError, gone.OutOfMemoryError, gone.NodeDiedError) as error:
+        except (errors.WorkerCrashedError, errors.OutOfMemoryError, errors.NodeDiedError) as error:
             return "died", type(error).__name__
-        except gone.RayError as error:  # Ray itself is in trouble
+        except errors.RayError as error:  # a failure of Ray itself; jobs' own errors are in the answer
             return "fault", str(error)
         return answer

@@ -47,17 +47,17 @@ def load_columns(workspace: Workspace, parts: int) -> dict[str, Any]:
     left = left.take(pc.sort_indices(left, sort_keys=[("key", "ascending")]))
     right = pa.concat_tables(features)
     feature_rows: dict[str, list[int | None]] = {}
-    for j, key in enumerate(right["key"].to_pylist()):
-        feature_rows.setdefault(key, []).append(j)
+    for row, key in enumerate(right["key"].to_pylist()):
+        feature_rows.setdefault(key, []).append(row)
     keys, faces = left["key"].to_pylist(), right["face"].to_pylist()
     taken = set(keys)
     # (sample key, row of `left`, row of `right` or None): an image whose faces are samples has one entry per face.
     joined: list[tuple[str, int, int | None]] = []
     for i, key in enumerate(keys):
-        for row in feature_rows.get(key, [None]):
-            face = faces[row] if row is not None else 0
-            joined.append((_face_key(key, face, taken), i, row))
-    joined.sort(key=lambda row: row[0])
+        for j in feature_rows.get(key, [None]):
+            face = faces[j] if j is not None else 0
+            joined.append((_face_key(key, face, taken), i, j))
+    joined.sort(key=lambda entry: entry[0])
     left = left.take(pa.array([i for _, i, _ in joined], pa.int64()))
     # A null row number takes a row of nulls, which `_NO_FEATURES` fills below.
     right = right.take(pa.array([j for _, _, j in joined], pa.int64()))

@@ -1,1 +1,1 @@
-"""Where a build keeps its files: the output folder and its receipts, Parquet tables, buckets behind URLs."""
+"""Store the files of a build: the output folder and its receipts, Parquet tables, buckets behind URLs."""

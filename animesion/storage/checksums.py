@@ -1,6 +1,6 @@
-"""`SHA256SUMS`: the digests of a dataset's files, in the format of `sha256sum -c`.
+"""Read and write `SHA256SUMS`, the digests of a dataset's files in the format of `sha256sum -c`.
 
-It is written last and removed before anything changes: a folder that has it is a complete dataset.
+A build writes it last and removes it before anything changes, so a folder with this file is a complete dataset.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from animesion.errors import UsageError
 
 CHECKSUMS = "SHA256SUMS"
 
-#: Files that say a dataset is complete; readers look for them.
+#: Files that mark a dataset as complete; readers check for them.
 SEALS = ("dataset.json", CHECKSUMS)
 
 #: A digest and the path of a file inside the folder: no absolute path, no `..`, no hidden name.
@@ -22,16 +22,16 @@ _LINE = re.compile(r"([0-9a-f]{64})  ((?:[A-Za-z0-9_-][A-Za-z0-9._-]*/)*[A-Za-z0
 
 
 def render(digests: Mapping[str, str]) -> str:
-    """The text of the file for SHA-256 digests by path."""
+    """The text of the file, from SHA-256 digests by path."""
     return "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
 
 
 def parse(folder: Path) -> tuple[dict[str, str], list[int]]:
-    """Digests by path inside the folder, and the numbers of the lines that are malformed.
+    """Digests by path inside the folder, and the numbers of malformed lines.
 
     Raises:
         OSError: the file cannot be read.
-        UnicodeDecodeError: it is not UTF-8.
+        UnicodeDecodeError: the file is not UTF-8.
     """
     digests: dict[str, str] = {}
     malformed = []
@@ -44,7 +44,7 @@ def parse(folder: Path) -> tuple[dict[str, str], list[int]]:
 
 
 def read(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file that is listed, by its path inside the folder; malformed lines are left out.
+    """SHA-256 of each listed file, by its path inside the folder; malformed lines are ignored.
 
     Raises:
         UsageError: the file is missing or unreadable.
@@ -56,11 +56,11 @@ def read(folder: Path) -> dict[str, str]:
 
 
 def digest(folder: Path, key: str) -> str:
-    """SHA-256 of the file itself, as hex: it identifies the dataset's content.
+    """SHA-256 of the file itself, as hex, which identifies the dataset's content.
 
     Args:
         folder: a finished dataset.
-        key: the setting that names the folder, for the message.
+        key: recipe key of the folder, for the message.
 
     Raises:
         UsageError: the file is missing or unreadable.
@@ -69,12 +69,12 @@ def digest(folder: Path, key: str) -> str:
         return hashlib.sha256((folder / CHECKSUMS).read_bytes()).hexdigest()
     except (OSError, ValueError):
         raise UsageError(
-            f"{key}: {folder} is no finished dataset, it has no {CHECKSUMS} that can be read: "
+            f"{key}: {folder} is not a finished dataset, as its {CHECKSUMS} cannot be read: "
             "give the output folder of `animesion build`"
         ) from None
 
 
 def unseal(folder: Path) -> None:
-    """Remove the seals of a folder whose files are about to change."""
+    """Remove the files that mark a dataset as complete, before other files change."""
     for name in SEALS:
         (folder / name).unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""Folders and buckets behind a URL: opened through fsspec, what goes wrong with them in one sentence.
+"""Open folders and buckets behind a URL with fsspec, and turn their errors into one sentence.
 
-What is read there is the business of `animesion.sources.stored`, what is written that of `animesion.publishing.object_store`.
-Credentials come from the environment or the provider's own configuration, never from an address.
+`animesion.sources.stored` reads from them, and `animesion.publishing.object_store` writes to them. Credentials come
+from the environment or the provider's own configuration, never from an address.
 """
 
 from __future__ import annotations
@@ -21,46 +21,46 @@ SCHEMES = ("s3", "gs", "file")
 
 
 def is_url(text: Path | str) -> bool:
-    """Whether a place is given as a URL and not as a path."""
+    """Whether a text is a URL and not a path."""
     return "://" in str(text)
 
 
 def shown(text: str, limit: int = 120) -> str:
-    """An address or a name from outside as it may stand in a message; keys before an '@' are not repeated."""
+    """An external address or name for a message: without keys before an '@', printable, and cut to `limit`."""
     text = re.sub(r"//[^/@]*@", "//...@", text)
     return "".join(c if c.isprintable() else "?" for c in text)[:limit]
 
 
 def refuse_secrets(url: str) -> None:
-    """Addresses are printed and written into files.
+    """Check that an address has no credentials, because addresses are printed and written into files.
 
     Raises:
-        UsageError: the address holds what may be a key or an option.
+        UsageError: the address has a character that separates keys or options from it.
     """
     if any(c in url.partition("://")[2] for c in "@?#"):
         raise UsageError(
-            f"{shown(url)} holds '@', '?' or '#': keys and options are not part of an address, "
-            "keep them in the environment or in the tool's own configuration"
+            f"{shown(url)} contains '@', '?' or '#': keys and options are not part of an address, "
+            "set them in the environment or in the provider's own configuration"
         )
 
 
 def connect(url: str) -> tuple[Any, str]:
-    """The file system of a URL, which remembers no listings, and the path in it.
+    """The file system of a URL, without a cache of listings, and the path in it.
 
     Args:
         url: `s3://bucket/prefix`, `gs://bucket/prefix` or `file:///folder`.
 
     Raises:
-        UsageError: another scheme, no bucket, keys in the address, or the store's package is not installed.
+        UsageError: unknown scheme, no bucket, keys in the address, or the store's package is not installed.
     """
     scheme, _, path = url.partition("://")
     if scheme not in SCHEMES:
-        raise UsageError(f"{shown(url)} is of no known store: give s3://bucket/prefix, gs://... or file:///folder")
+        raise UsageError(f"{shown(url)} has an unknown scheme: give s3://bucket/prefix, gs://... or file:///folder")
     refuse_secrets(url)
     if scheme == "file" and not path.startswith("/"):
-        raise UsageError(f"{shown(url)}: a folder is given from the root on, as in file:///data/published")
+        raise UsageError(f"{shown(url)}: the path of a folder must be absolute, as in file:///data/published")
     if not path.strip("/") or (scheme != "file" and path.startswith("/")):
-        raise UsageError(f"{shown(url)} names no {'folder' if scheme == 'file' else 'bucket'}")
+        raise UsageError(f"{shown(url)} has no {'folder' if scheme == 'file' else 'bucket'}")
     try:
         import fsspec
 
@@ -73,31 +73,35 @@ def connect(url: str) -> tuple[Any, str]:
 
 @contextmanager
 def clear_errors(url: str) -> Iterator[None]:
-    """Errors of a store in one sentence; a missing file passes, for its user to judge."""
+    """Turn errors of a store into one sentence, except for a missing file, which callers handle.
+
+    Raises:
+        AnimesionError: access is denied, or the store cannot be reached or refuses.
+    """
     try:
         with full_disk_is_clear(Path(url)):
             yield
     except (ImportError, FileNotFoundError, FullDiskError, AnimesionError):
         raise
-    except Exception as error:  # each store's client has errors of its own
+    except Exception as error:  # each store's client has its own errors
         name = type(error).__name__
         if "Credentials" in name or isinstance(error, PermissionError):
             raise AnimesionError(
-                f"{url} does not let us in ({name}): check the credentials in the environment, "
-                "such as AWS_PROFILE or AWS_ACCESS_KEY_ID, and what they are allowed to do"
+                f"{url} denies access ({name}): check the credentials in the environment, "
+                "such as AWS_PROFILE or AWS_ACCESS_KEY_ID, and their permissions"
             ) from error
         text = shown(" ".join(str(error).split()), 200) or name
         raise AnimesionError(
-            f"{url} cannot be reached or refuses ({text}): run the same command again, it resumes"
+            f"{url} cannot be reached or refuses the request ({text}): run the same command again, it resumes"
         ) from error
 
 
 def cache_folder(url: str, kind: str = "") -> Path:
-    """The folder in the user's cache that belongs to a URL; not made here.
+    """The folder in the user's cache that belongs to a URL; it is not created here.
 
     Args:
-        url: the address; the same one has the same folder.
-        kind: what is kept there, a folder of its own.
+        url: the address; equal addresses have the same folder.
+        kind: subfolder for one kind of content, such as `datasets`.
     """
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return home / "animesion" / kind / hashlib.sha256(url.encode()).hexdigest()[:16]

@@ -1,8 +1,8 @@
-"""How a build survives: the folders of an output, atomic files, receipts and the lock.
+"""Crash-safe storage of a build: the output folder, atomic files, receipts and the lock.
 
-A file becomes visible only when complete (temporary name, fsync, rename). A unit of work is committed by its receipt,
-written last: what it was made from, with which parameters and code, and the digest of what it made. Work whose receipt
-still matches is skipped. What the stages do with this is theirs; nothing here knows an image.
+A file becomes visible only when it is complete (temporary name, fsync, rename). A unit of work is committed by its
+receipt, which is written last and has the digests of inputs, parameters and outputs. Stages skip work whose receipt is
+still valid. Nothing here depends on images.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class Receipt:
 
     Attributes:
         unit: name of the unit, such as `inspect/part-00000`.
-        code: version of the code that did it.
+        code: version of the code that did the work.
         params: digest of the parameters.
         inputs: digest of each input by name.
         outputs: path relative to the output folder -> `sha256`, `bytes` and `mtime_ns` of the file.
-        facts: small results that later stages or the summary want, JSON-ready.
+        facts: small JSON-ready results for later stages or the summary.
     """
 
     unit: str
@@ -52,7 +52,11 @@ class Receipt:
 
 
 class Workspace:
-    """The output folder of one build."""
+    """The output folder of one build.
+
+    Args:
+        root: path of the folder, which need not exist.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -67,21 +71,21 @@ class Workspace:
     # -- receipts ------------------------------------------------------------------------------------------------
 
     def receipt(self, unit: str) -> Receipt | None:
-        """The receipt of a unit, or None when there is none that can be read."""
+        """The receipt of a unit, or None if it does not exist or cannot be read."""
         try:
             return Receipt(**json.loads(self._receipt_path(unit).read_bytes()))
         except (OSError, ValueError, TypeError):
             return None
 
     def done(self, unit: str, code: str, params: str, inputs: Mapping[str, str]) -> Receipt | None:
-        """The unit's receipt if it still holds: same code, parameters and inputs, outputs untouched."""
+        """The unit's receipt if it is valid: same code, parameters and inputs, and unchanged outputs."""
         receipt = self.receipt(unit)
         if receipt is None or (receipt.code, receipt.params, receipt.inputs) != (code, params, dict(inputs)):
             return None
         return receipt if self.intact(receipt) else None
 
     def intact(self, receipt: Receipt) -> bool:
-        """Whether every output of the receipt is there with the digest that it names."""
+        """Whether every output of a receipt exists with the recorded digest."""
         for name, known in receipt.outputs.items():
             path = self.path(name)
             try:
@@ -90,7 +94,7 @@ class Workspace:
                 return False
             if stat.st_size != known["bytes"]:
                 return False
-            # a copied folder has other times: then the bytes decide
+            # Equal size and time are trusted. A copied folder has other times, so its bytes are compared.
             if stat.st_mtime_ns != known["mtime_ns"] and sha256_file(path) != known["sha256"]:
                 return False
         return True
@@ -119,6 +123,7 @@ class Workspace:
             stat = self.path(name).stat()
             described[name] = {"sha256": digest, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
         receipt = Receipt(unit, code, params, dict(inputs), described, dict(facts or {}))
+        # Outputs are on disk by now; with the receipt as the last file, a crash never leaves a receipt without outputs.
         path = self._receipt_path(unit)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json.dumps(asdict(receipt), indent=1).encode())
@@ -132,7 +137,7 @@ class Workspace:
             if unit in keep:
                 continue
             receipt = self.receipt(unit)
-            path.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)  # first, for the same reason as it is written last
             for name in receipt.outputs if receipt else ():
                 with contextlib.suppress(OSError):
                     self.path(name).unlink()
@@ -144,16 +149,16 @@ class Workspace:
 
     @contextlib.contextmanager
     def claim(self, recipe_toml: str, digest: str, *, replace: bool = False) -> Iterator[None]:
-        """Hold the output folder for one build.
+        """Reserve the output folder for one build.
 
         Args:
             recipe_toml: the resolved recipe, written into the folder.
             digest: digest of the recipe.
-            replace: carry on although the folder was written by another recipe.
+            replace: continue although another recipe wrote the folder.
 
         Raises:
-            BusyError: another build holds the folder.
-            UsageError: the folder belongs to another recipe, or holds something that is no build.
+            BusyError: another build uses the folder.
+            UsageError: the folder belongs to another recipe, or is not empty and not a build.
         """
         self.check(digest, replace=replace)
         with full_disk_is_clear(self.root):
@@ -166,28 +171,28 @@ class Workspace:
                 f"the output folder {self.root} is in use by another build: wait for it, or give another with --out"
             ) from None
         try:
-            self.check(digest, replace=replace)
+            self.check(digest, replace=replace)  # again: another build may have written since, before the lock
             with full_disk_is_clear(self.root):
                 self.sweep()
                 write_atomic(self.path("recipe.toml"), recipe_toml.encode())
                 write_atomic(self.path(_MARKER), json.dumps({"digest": digest}).encode())
             yield
         finally:
-            self.sweep()  # a worker that was stopped leaves its half-written file
+            self.sweep()  # a stopped worker leaves its temporary file
             lock.release()
 
     def check(self, digest: str, *, replace: bool = False) -> None:
-        """Whether a build of this recipe may write here; nothing is touched.
+        """Check that a build of this recipe may write here, without changing anything.
 
         Raises:
-            UsageError: the folder belongs to another recipe, or holds something that is no build.
+            UsageError: the folder belongs to another recipe, or is not empty and not a build.
         """
         if self.root.exists() and not self.root.is_dir():
             raise UsageError(f"the output {self.root} is a file; give a folder with --out")
         receipts = self.path(".receipts")
         if self.root.is_dir() and not receipts.is_dir() and any(self.root.iterdir()):
-            raise UsageError(f"the output folder {self.root} is not empty and is no build: give another with --out")
-        # a build that failed before it did anything leaves nothing to protect
+            raise UsageError(f"the output folder {self.root} is not empty and is not a build: give another with --out")
+        # A folder with nothing but the marker has no work to protect, so any recipe may use it.
         begun = receipts.is_dir() and any(path != self.path(_MARKER) for path in receipts.rglob("*.json"))
         try:
             known = json.loads(self.path(_MARKER).read_bytes())["digest"]
@@ -200,7 +205,7 @@ class Workspace:
             )
 
     def sweep(self) -> None:
-        """Remove what a killed build left half written."""
+        """Remove temporary files of a killed build."""
         for path in sorted(self.root.rglob(f"{_TEMPORARY}*")):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
@@ -209,7 +214,7 @@ class Workspace:
 
 
 class _Hashing:
-    """A binary file that digests what is written to it."""
+    """A binary file for writing that computes the SHA-256 of its content; has the methods that pyarrow calls."""
 
     def __init__(self, raw: IO[bytes]) -> None:
         self._raw = raw
@@ -249,10 +254,13 @@ class _Hashing:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[_Hashing]:
-    """Write a file that appears under its name only when complete and on disk; digests on the way.
+    """Write a file that appears under its name only when it is complete and on disk.
+
+    Yields:
+        The file, with its `sha256` and `position`.
 
     Raises:
-        FullDiskError: no space, quota or file-size limit; nothing is left behind.
+        FullDiskError: no space, quota or file-size limit; the temporary file is removed.
     """
     temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
     with full_disk_is_clear(path):
@@ -279,13 +287,18 @@ def write_atomic(path: Path, content: bytes | memoryview) -> str:
 
 @contextlib.contextmanager
 def full_disk_is_clear(path: Path) -> Iterator[None]:
-    """Turn the errors of a full disk and of a read-only folder into one sentence."""
+    """Turn the errors of a full disk and of a read-only folder into one sentence.
+
+    Raises:
+        FullDiskError: no space, quota or file-size limit.
+        AnimesionError: no permission to write.
+    """
     try:
         yield
     except OSError as error:
         if error.errno in _FULL:
             raise FullDiskError(
-                f"no room to write {path} ({os.strerror(error.errno or 0).lower()}): "
+                f"no space to write {path} ({os.strerror(error.errno or 0).lower()}): "
                 "free some space and run the same command again, it resumes"
             ) from None
         if error.errno in {errno.EACCES, errno.EROFS, errno.EPERM}:
@@ -300,7 +313,7 @@ def sha256_file(path: Path) -> str:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename in the folder durable."""
+    """Make a rename in the folder durable: without this fsync, a power failure may undo it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -128,20 +128,20 @@ def garble_features(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("harm", "said"),
+    ("harm", "message"),
     [
         (damage_features, "features/ is missing"),
         (swap_features, "features/ is missing"),
         (garble_features, "features/ is missing"),
         (damage_table, "curated.parquet is not the one"),
-        (lambda folder: (folder / "SHA256SUMS").unlink(), "no finished dataset"),
+        (lambda folder: (folder / "SHA256SUMS").unlink(), "not a finished dataset"),
         (lambda folder: (folder / "dataset.json").unlink(), "dataset.json"),
     ],
 )
-def test_a_damaged_dataset_is_refused(harm, said: str, old: Path, new: Path, tmp_path: Path) -> None:
+def test_a_damaged_dataset_is_refused(harm, message: str, old: Path, new: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(old, tmp_path / "copy")
     harm(copy)
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         animesion.build(recipe(new, f'duplicates.against=["{copy}"]'), tmp_path / "out", workers=1)
 
 

@@ -130,7 +130,7 @@ def test_a_full_disk_leaves_nothing_half_written_and_resumes(tmp_path: Path, lim
     full = subprocess.run(process, capture_output=True, text=True, preexec_fn=small_files)
     assert full.returncode == 1
     assert full.stderr.count("error:") == 1
-    assert "no room to write" in full.stderr
+    assert "no space to write" in full.stderr
     assert "Traceback" not in full.stderr
     assert not list(out.rglob(".tmp-*"))
     again = run_here(*command)

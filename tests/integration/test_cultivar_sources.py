@@ -211,7 +211,7 @@ def test_a_stage_that_is_missing_is_named(tmp_path: Path) -> None:
         ("a.png one\n", r"train.txt, line 1: the class 'one' is not a whole number"),
         ("a.png 0\n", "line 1: the class 0 is not from 1"),
         ("a.png 1\na.png 2\n", "'a.png' is listed twice"),
-        ("a.png\n", "line 1: 1 column where `filename class` was due"),
+        ("a.png\n", "line 1: 1 column instead of `filename class`"),
         (b"\xff\xfe 1\n", "line 1: not UTF-8"),
         ("gone.png 1\na.png 1\n", r"1 of 2 train images.*1 listed file\(s\) are not there"),
         ("../../etc/passwd 1\na.png 1\n", r"1 listed file\(s\) are not there"),

@@ -40,7 +40,7 @@ def build(images: Path, out: Path, *overrides: str) -> dict[str, dict[str, str]]
 
 
 def least_cosine(out: Path, rows: dict[str, dict[str, str]]) -> tuple[float, float]:
-    """Of an image and its cut copy the least cosine, and of two others the largest."""
+    """The lowest cosine of an image and its cropped copy, and the highest cosine of two other images."""
     table = pq.read_table(out / "features" / "embeddings-part-00000.parquet")
     vectors = dict(zip(table["key"].to_pylist(), np.array(table["embedding"].to_pylist()), strict=True))
     of = {name: vectors[row["key"]] for name, row in rows.items()}
@@ -58,7 +58,7 @@ def test_cut_copies_are_found_by_a_model_and_only_by_it(images: Path, tmp_path: 
     rows = build(images, out, *TINY, "duplicates.embedding.threshold=1.0")
     assert all(row["kept"] for row in rows.values())
     copies, others = least_cosine(out, rows)
-    assert copies > others  # random weights tell these drawings apart
+    assert copies > others  # random weights distinguish these drawings
     before = (out / ".receipts" / "embed" / "part-00000.json").read_bytes()
     overrides = [f'source.path="{images}"', *TINY, f"duplicates.embedding.threshold={(copies + others) / 2}"]
     animesion.build(animesion.load_recipe("folder", overrides), out, workers=1, replace=True)
@@ -90,7 +90,7 @@ def test_weights_of_a_file_are_used(images: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ('duplicates.embedding.model="resnet18x"', "timm has no model named resnet18x"),
         ('duplicates.embedding.weights="no/such.pth"', "cannot read no/such.pth"),
@@ -98,10 +98,12 @@ def test_weights_of_a_file_are_used(images: Path, tmp_path: Path) -> None:
         ('duplicates.embedding.weights="{here}/odd.safetensors"', "cannot be loaded into the model"),
     ],
 )
-def test_a_model_that_cannot_be_had_is_one_sentence(override: str, said: str, images: Path, tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_loaded_is_one_sentence(
+    override: str, message: str, images: Path, tmp_path: Path
+) -> None:
     for name in ("odd.pth", "odd.safetensors"):
         (tmp_path / name).write_bytes(b"\x80\x04nothing")
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         build(images, tmp_path / "out", *TINY, override.format(here=tmp_path))
 
 

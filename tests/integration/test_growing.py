@@ -39,8 +39,8 @@ def test_published_images_stay_where_they_are(tmp_path: Path) -> None:
     assert {key: after[key] for key in before} == before
     assert {split for key, split in after.items() if key not in before} == {"train", "val", "test"}
     assert "40 of 40 published images kept their split" in result.notes
-    anew = animesion.build(recipe(images), tmp_path / "anew", workers=1)
-    assert {key: splits_in(anew.out)[key] for key in before} != before
+    fresh = animesion.build(recipe(images), tmp_path / "fresh", workers=1)
+    assert {key: splits_in(fresh.out)[key] for key in before} != before
     # a larger copy takes the place of a published image, in its split
     tested = {key for key, split in before.items() if split != "train"}
     for i in range(40):
@@ -56,7 +56,7 @@ def test_published_images_stay_where_they_are(tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     (tmp_path / "old").rename(moved)
     assert recipe(images, f'split.keep="{moved}"').split.keep_digest()
-    with pytest.raises(UsageError, match=r"split\.keep: .* is no finished dataset"):
+    with pytest.raises(UsageError, match=r"split\.keep: .* is not a finished dataset"):
         recipe(images, keep).digest()
-    with pytest.raises(UsageError, match="keep goes with strategy 'grouped', not with 'single'"):
+    with pytest.raises(UsageError, match="keep requires strategy 'grouped' or 'auto', not 'single'"):
         recipe(images, f'split.keep="{moved}"', "split.strategy=single")

@@ -208,7 +208,7 @@ def test_a_folder_by_its_url(world: Path, local: Path, tmp_path: Path) -> None:
     [
         ("s3://no-such-bucket/x", (), "s3://no-such-bucket/x: the bucket does not exist"),
         ("s3://key:word@shelf/x", (), "keys and options are not part of an address"),
-        ("s3:///x", (), "names no bucket"),
+        ("s3:///x", (), "has no bucket"),
         ("file://x/y", (), "from the root on"),
         ("ftp://host/x", (), "is not a destination"),
         ("hf://user/name", (), "`animesion publish FOLDER --to` that URL"),
@@ -241,14 +241,14 @@ def test_who_is_not_let_in_is_told_so(
     shelf.put("closed/", world)
     monkeypatch.setattr(moto.settings, "INITIAL_NO_AUTH_ACTION_COUNT", 0.0)
     for path, out in ((str(world), f"s3://{BUCKET}/denied"), (f"s3://{BUCKET}/closed", str(tmp_path / "out"))):
-        with pytest.raises(AnimesionError, match=r"does not let us in .*: check the credentials") as refused:
+        with pytest.raises(AnimesionError, match=r"denies access .*: check the credentials") as refused:
             animesion.build(recipe(path), out, workers=1)
         assert SECRET not in str(refused.value)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     s3fs.S3FileSystem.clear_instance_cache()
-    with pytest.raises(AnimesionError, match=r"does not let us in .*: check the credentials"):
+    with pytest.raises(AnimesionError, match=r"denies access .*: check the credentials"):
         animesion.build(recipe(world), f"s3://{BUCKET}/denied", workers=1)
     s3fs.S3FileSystem.clear_instance_cache()
 

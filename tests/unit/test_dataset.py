@@ -105,8 +105,8 @@ def test_what_is_not_there(small_dataset: Path) -> None:
 
 
 def test_no_dataset(tmp_path: Path) -> None:
-    assert "is no built dataset" in refused(tmp_path)
-    assert "there is no folder" in refused(tmp_path / "none")
+    assert "is not a built dataset" in refused(tmp_path)
+    assert "does not exist" in refused(tmp_path / "none")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"name": NaN}'])
@@ -142,7 +142,7 @@ def test_hostile_facts(folder: Path, path: tuple[str | int, ...], value: Any) ->
 
 def test_a_later_format_is_named(folder: Path) -> None:
     rewrite(folder, "format", value=2)
-    assert "is of format 2, this version reads 1" in refused(folder)
+    assert "has format 2, but this version reads format 1" in refused(folder)
 
 
 @pytest.mark.parametrize("name", ["index.parquet", "data/val-00000.tar"])
@@ -182,7 +182,7 @@ def test_shard_that_is_not_what_the_index_says(folder: Path) -> None:
     (folder / rows[0]["shard"]).write_bytes(content)
     assert "`animesion verify" in refused(folder)
     dataset = animesion.open_dataset(folder)
-    with pytest.raises(UsageError, match=r"is not what index\.parquet says"):
+    with pytest.raises(UsageError, match=r"does not match index\.parquet"):
         dataset[0]
     assert dataset[1].key == rows[1]["key"]
 
@@ -200,7 +200,7 @@ def test_image_that_does_not_decode(folder: Path) -> None:
 def test_members_of_a_sample_come_back(fields: dict[str, bytes]) -> None:
     block = shards.sample("key-1", fields)
     assert sample_members("key-1", block) == fields
-    with pytest.raises(ValueError, match="no member of key-2"):
+    with pytest.raises(ValueError, match="not a member of key-2"):
         sample_members("key-2", block)
 
 

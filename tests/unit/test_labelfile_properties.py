@@ -45,11 +45,11 @@ def test_any_bytes_are_a_table_or_one_sentence_with_file_and_line(tmp_path: Path
         try:
             read(file)
         except UsageError as error:
-            said = str(error)
+            message = str(error)
         else:
             continue
-        assert said.startswith(f"{file}, line ")
-        assert "\n" not in said
+        assert message.startswith(f"{file}, line ")
+        assert "\n" not in message
 
 
 @quick
@@ -84,14 +84,16 @@ def test_names_of_label_files(name: str, due: tuple[str, str] | None) -> None:
 
 @quick
 @given(st.integers(1, 9_999_999), st.booleans(), st.booleans())
-def test_buckets_of_three_and_of_four_digits_are_one(tmp_path: Path, post: int, short: bool, asked_short: bool) -> None:
-    folder, asked = (f"{post % 1000:0{3 if form else 4}d}" for form in (short, asked_short))
+def test_buckets_of_three_and_of_four_digits_are_one(
+    tmp_path: Path, post: int, short: bool, queried_short: bool
+) -> None:
+    folder, queried = (f"{post % 1000:0{3 if form else 4}d}" for form in (short, queried_short))
     file = tmp_path / folder / f"{post}.jpg"
     file.parent.mkdir(exist_ok=True)
     file.write_bytes(b"x")
     root = ImageRoot(str(tmp_path), "source.images")
-    facts, failure = root.locate(f"{asked}/{post}.jpg")
+    facts, failure = root.locate(f"{queried}/{post}.jpg")
     assert failure == ""
-    assert tmp_path / facts["path"] in (file, tmp_path / asked / f"{post}.jpg")
+    assert tmp_path / facts["path"] in (file, tmp_path / queried / f"{post}.jpg")
     assert [payload.content for payload in root.read([facts], 10)] == [b"x"]
-    assert danbooru_id(f"{asked}/{post}.jpg") == str(post)
+    assert danbooru_id(f"{queried}/{post}.jpg") == str(post)

@@ -53,8 +53,8 @@ def test_an_empty_label_file_has_no_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("0,a.jpg\n1\n", "line 2: 1 column where"),
-        ("0,a.jpg\n1,b.jpg,c\n", "line 2: 3 columns where"),
+        ("0,a.jpg\n1\n", "line 2: 1 column instead"),
+        ("0,a.jpg\n1,b.jpg,c\n", "line 2: 3 columns instead"),
         ("dir,class_id\n0,a.jpg\n", "line 1: the class id 'dir'"),
         ("class_id,dir\nclass_id,dir\n", "line 2: the class id 'class_id'"),
         ("0,a.jpg\n-1,b.jpg\n", "line 2: the class id '-1'"),
@@ -151,7 +151,7 @@ def test_tag_ids(tmp_path: Path) -> None:
         ("a\t0\nb 1\n", "line 2: 1 column"),
         ("a\tx\n", "line 1: the tag id 'x'"),
         ("a\t0\na\t1\n", "line 2: the tag 'a' occurs twice"),
-        ("a\t0\nb\t0\n", "the id 0 stands for several tags"),
+        ("a\t0\nb\t0\n", "several tags have the id 0"),
         ("\t0\n", "line 1: the tag is empty"),
     ],
 )

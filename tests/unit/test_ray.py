@@ -1,4 +1,4 @@
-"""Ray as the engine: the same bytes, and jobs that kill their workers."""
+"""The Ray executor: the same bytes, and jobs that kill their workers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_engine import Deadly, DiesOnce, Failing, Square, collect
+from test_executors import Deadly, DiesOnce, Failing, Square, collect
 
 import animesion
 from animesion.errors import UsageError
@@ -22,8 +22,8 @@ ray = pytest.importorskip("ray", reason="Ray is not installed (extra ray)")
 
 @pytest.fixture(scope="module")
 def on_ray() -> Iterator[Executor]:
-    with make("ray", 2) as engine:
-        yield engine
+    with make("ray", 2) as executor:
+        yield executor
 
 
 def test_jobs_errors_and_deaths_on_ray(on_ray: Executor, tmp_path: Path) -> None:
@@ -49,10 +49,12 @@ class _Killing(Progress):
 
     def advanced(self, count: int) -> None:
         if self.stage == "pack" and not self.killed:
-            found = subprocess.run(["pgrep", "-f", "^ray::(run_job|IDLE)"], capture_output=True, text=True, check=False)
-            for number in map(int, found.stdout.split()):
-                os.kill(number, signal.SIGKILL)
-                self.killed.append(number)
+            listed = subprocess.run(
+                ["pgrep", "-f", "^ray::(run_job|IDLE)"], capture_output=True, text=True, check=False
+            )
+            for pid in map(int, listed.stdout.split()):
+                os.kill(pid, signal.SIGKILL)
+                self.killed.append(pid)
 
 
 def test_the_same_bytes_locally_and_on_ray_with_workers_killed(
@@ -69,6 +71,6 @@ def test_the_same_bytes_locally_and_on_ray_with_workers_killed(
     assert len(set(sums.values())) == 1
 
 
-def test_a_cluster_that_is_not_there_is_one_sentence() -> None:
+def test_an_unknown_engine_is_refused() -> None:
     with pytest.raises(UsageError, match="there is no engine 'rays'"):
         make("rays")

@@ -33,13 +33,13 @@ def test_overrides_are_toml_values_or_text() -> None:
         ("pack.size=-1", "pack.size: .*greater than or equal to 0"),
         ("pack.format=bmp", "pack.format: input should be 'jpg', 'png' or 'webp'"),
         ("duplicates.radius=99", "duplicates.radius: .*less than or equal to 16"),
-        ("pack", "not of the form section.key=value"),
-        ("=3", "not of the form section.key=value"),
+        ("pack", "not have the form section.key=value"),
+        ("=3", "not have the form section.key=value"),
         ("name.deep=3", "'name' is a value, not a section"),
         ("name='../evil'", "name: .*pattern"),
-        ("[x]\n[y]\nz=1", "not of the form section.key=value"),
+        ("[x]\n[y]\nz=1", "not have the form section.key=value"),
         ("card.title=\udcff", "not UTF-8"),
-        ("pack.caption={nme}", "caption can hold is {name}"),
+        ("pack.caption={nme}", "the only placeholder of a caption is {name}"),
     ],
 )
 def test_each_mistake_is_one_sentence(override: str, sentence: str) -> None:
@@ -60,13 +60,13 @@ def test_source_options_are_checked_by_the_source() -> None:
 
 
 @pytest.mark.parametrize("name", recipe.builtin_names())
-def test_builtin_recipes_load_and_say_what_they_lack(name: str) -> None:
+def test_builtin_recipes_load_and_report_missing_options(name: str) -> None:
     found = recipe.load(name)
     assert found.name == name
     assert found.summary
     with pytest.raises(UsageError, match=r"is missing|is not in this version"):
         sources.make(found)
-    sources.make(recipe.load(name, sample=True))  # what stands in for it is installed and lacks nothing
+    sources.make(recipe.load(name, sample=True))  # the sample source is installed and needs no options
 
 
 def test_files(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_a_real_file_size_limit_leaves_nothing_behind(tmp_path: Path) -> None:
     )
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 1000
     run = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True)
-    assert "FullDiskError: no room to write" in run.stderr
+    assert "FullDiskError: no space to write" in run.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -128,7 +128,7 @@ def test_a_folder_of_another_recipe_is_refused_unless_told(tmp_path: Path) -> No
 
 def test_a_folder_that_is_no_build_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"mine")
-    with pytest.raises(UsageError, match="is no build"), Workspace(tmp_path).claim("", "digest"):
+    with pytest.raises(UsageError, match="is not a build"), Workspace(tmp_path).claim("", "digest"):
         pass
     with pytest.raises(UsageError, match="is a file"), Workspace(tmp_path / "photo.jpg").claim("", "digest"):
         pass

@@ -1,4 +1,4 @@
-"""Workers: results, errors, deaths and the search for the key that kills."""
+"""Executors: results, errors, dying workers and the bisection of keys."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Deadly:
 
 @dataclass(frozen=True)
 class HeavyTogether(Deadly):
-    """Dies only when many keys are worked through in one process."""
+    """Dies only when one process works through many keys."""
 
     def run(self) -> tuple[int, tuple[str, ...]]:
         if len(self.keys) > 10:
@@ -83,33 +83,33 @@ class HeavyTogether(Deadly):
         return len(self.keys), self.given_up
 
 
-def collect(engine: Executor, jobs: Sequence[Any]) -> dict[str, Any]:
+def collect(executor: Executor, jobs: Sequence[Any]) -> dict[str, Any]:
     results: dict[str, Any] = {}
-    engine.run(jobs, lambda job, result: results.__setitem__(job.name, result))
+    executor.run(jobs, lambda job, result: results.__setitem__(job.name, result))
     return results
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_every_job_is_run_once(workers: int) -> None:
-    with LocalExecutor(workers) as engine:
+    with LocalExecutor(workers) as executor:
         jobs = [Square(f"job {i}", i) for i in range(20)]
-        assert collect(engine, jobs) == {f"job {i}": i**2 for i in range(20)}
-        assert collect(engine, jobs[:3]) == {f"job {i}": i**2 for i in range(3)}
+        assert collect(executor, jobs) == {f"job {i}": i**2 for i in range(20)}
+        assert collect(executor, jobs[:3]) == {f"job {i}": i**2 for i in range(3)}
 
 
-def test_a_users_error_comes_through_as_itself() -> None:
-    with LocalExecutor(2) as engine, pytest.raises(UsageError, match="it was you"):
-        engine.run([Failing("bad", UsageError("it was you")), Square("good", 2)])
+def test_a_users_error_is_raised_unchanged() -> None:
+    with LocalExecutor(2) as executor, pytest.raises(UsageError, match="it was you"):
+        executor.run([Failing("bad", UsageError("it was you")), Square("good", 2)])
 
 
-def test_a_fault_of_the_program_brings_its_traceback() -> None:
-    with LocalExecutor(1) as engine, pytest.raises(RuntimeError, match=r"(?s)bad failed.*ZeroDivisionError"):
-        engine.run([Failing("bad", ZeroDivisionError("x"))])
+def test_a_fault_of_the_program_keeps_its_traceback() -> None:
+    with LocalExecutor(1) as executor, pytest.raises(RuntimeError, match=r"(?s)bad failed.*ZeroDivisionError"):
+        executor.run([Failing("bad", ZeroDivisionError("x"))])
 
 
 def test_a_worker_that_is_killed_once_is_replaced(tmp_path: Path) -> None:
-    with LocalExecutor(2) as engine:
-        assert collect(engine, [DiesOnce("job", tmp_path / "marker")]) == {"job": "survived"}
+    with LocalExecutor(2) as executor:
+        assert collect(executor, [DiesOnce("job", tmp_path / "marker")]) == {"job": "survived"}
 
 
 @pytest.mark.parametrize(
@@ -119,18 +119,18 @@ def test_a_worker_that_is_killed_once_is_replaced(tmp_path: Path) -> None:
 def test_poison_is_bisected_and_given_up(how: str, count: int, numbers: tuple[int, ...]) -> None:
     keys = tuple(f"key-{i:03d}" for i in range(count))
     poison = frozenset(keys[number] for number in numbers)
-    with LocalExecutor(2) as engine:
-        results = collect(engine, [Deadly("part", keys, poison, how), Square("other", 3)])
+    with LocalExecutor(2) as executor:
+        results = collect(executor, [Deadly("part", keys, poison, how), Square("other", 3)])
     assert results["other"] == 9
     assert set(results["part"][1]) == poison
 
 
-def test_when_no_single_key_is_to_blame_it_says_so() -> None:
+def test_a_death_without_a_crashing_key_is_an_error() -> None:
     keys = tuple(f"key-{i}" for i in range(16))
-    with LocalExecutor(1) as engine, pytest.raises(WorkerDiedError, match="no single image is to blame"):
-        engine.run([HeavyTogether("part", keys, frozenset())])
+    with LocalExecutor(1) as executor, pytest.raises(WorkerDiedError, match="no single image is the cause"):
+        executor.run([HeavyTogether("part", keys, frozenset())])
 
 
 def test_a_job_that_cannot_be_narrowed_is_named() -> None:
-    with LocalExecutor(1) as engine, pytest.raises(AnimesionError, match="worker for kamikaze died"):
-        engine.run([Failing("kamikaze", MemoryError())])
+    with LocalExecutor(1) as executor, pytest.raises(AnimesionError, match="worker for kamikaze died"):
+        executor.run([Failing("kamikaze", MemoryError())])
