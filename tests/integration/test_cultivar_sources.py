@@ -61,7 +61,7 @@ def stages(classes: int, *, due: tuple[str, ...] = ("R1", "R3", "R4", "R5", "R6"
 
 
 def small(name: str, classes: int, train: int, test: int, per_class: Mapping[str, int] | None = None) -> PublishedSet:
-    return PUBLISHED[name].scaled(classes, {"train": train, "test": test}, per_class or {})
+    return PUBLISHED[name].with_counts(classes, {"train": train, "test": test}, per_class or {})
 
 
 def cotton(path: Path, classes: int = 4, **options: Any) -> UltraFgvcSource:
@@ -92,7 +92,7 @@ def test_published_counts_add_up_to_what_the_paper_says() -> None:
         assert sum(each.validation) == each.splits["train"][0]
         for split, count in each.per_class.items():
             assert count * each.classes == each.splits[split][0]
-    stage = PUBLISHED["soy-ageing"].of_group("R4")
+    stage = PUBLISHED["soy-ageing"].select_group("R4")
     assert (stage.splits, stage.validation) == ({"train": (990,), "test": (990,)}, (792, 198))
 
 
@@ -110,9 +110,9 @@ def test_a_complete_download_of_each_balanced_set_is_accepted_and_a_cut_one_is_n
     ]
     groups = {item.key: due.groups[int(item.key.rpartition("-")[2]) % 5] for item in items} if due.groups else {}
     assert differences(items, due, groups) == []
-    said = "; ".join(differences(items[1:], due, groups))
-    assert f"{due.splits['train'][0] - 1:,} of {due.splits['train'][0]:,} train images" in said
-    assert f"1 class(es) without {due.per_class['train']} train images each, the first 1 with" in said
+    text = "; ".join(differences(items[1:], due, groups))
+    assert f"{due.splits['train'][0] - 1:,} of {due.splits['train'][0]:,} train images" in text
+    assert f"1 class(es) without {due.per_class['train']} train images each, the first 1 with" in text
 
 
 # -- flat sets -------------------------------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ def test_flat_names_give_class_and_split(tmp_path: Path) -> None:
     assert (last.source_id, last.labels, last.class_order) == ("cotton80/4_3_test.png", ("cultivar-4",), 3)
     source = cotton(tmp_path)
     assert [payload.content for payload in source.read(listed(source))] == [PNG] * 24
-    assert source.notes == ["1 other file(s) passed over"]
+    assert source.notes == ["1 other file(s) skipped"]
 
 
 def test_a_folder_its_parent_and_a_zip_of_it_list_the_same(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_soy_gene_takes_its_split_from_the_annotations(tmp_path: Path) -> None:
         ("e.png", "test", 0),
         ("f.png", "test", 1),
     ]
-    assert source.notes == ["1 other file(s) passed over"]
+    assert source.notes == ["1 other file(s) skipped"]
 
 
 def test_soy_ageing_has_five_stages_and_none_called_r2(tmp_path: Path) -> None:
@@ -213,8 +213,8 @@ def test_a_stage_that_is_missing_is_named(tmp_path: Path) -> None:
         ("a.png 1\na.png 2\n", "'a.png' is listed twice"),
         ("a.png\n", "line 1: 1 column where `filename class` was due"),
         (b"\xff\xfe 1\n", "line 1: not UTF-8"),
-        ("gone.png 1\na.png 1\n", r"1 of 2 train images.*1 listed file\(s\) are not there"),
-        ("../../etc/passwd 1\na.png 1\n", r"1 listed file\(s\) are not there"),
+        ("gone.png 1\na.png 1\n", r"1 of 2 train images.*1 listed file\(s\) are missing"),
+        ("../../etc/passwd 1\na.png 1\n", r"1 listed file\(s\) are missing"),
     ],
 )
 def test_wrong_annotations_are_named_by_file_and_line(tmp_path: Path, annotation: str | bytes, said: str) -> None:
@@ -293,14 +293,14 @@ def test_label_files_of_one_stage_even_with_the_name_doubled(tmp_path: Path, suf
     items = listed(ageing(tmp_path / "set", stage="R4", labels=str(tmp_path / "csv")))
     assert {item.source_id.split("/")[1] for item in items} == {"R4"}
     assert Counter(item.split for item in items) == {"train": 10, "test": 10}
-    with pytest.raises(UsageError, match=r"must hold test_R1.csv and train_R1.csv or train_val_R1.csv"):
+    with pytest.raises(UsageError, match=r"must contain test_R1.csv and train_R1.csv or train_val_R1.csv"):
         listed(ageing(tmp_path / "set", stage="R1", labels=str(tmp_path / "csv")))
 
 
 def test_a_bare_name_that_several_stages_have_is_refused(tmp_path: Path) -> None:
     put(tmp_path / "set", stages(2))
     put(tmp_path / "csv", {"train.csv": "0,train1_0.png\n", "test.csv": "0,test1_0.png\n"})
-    with pytest.raises(UsageError, match=r"'train1_0.png' may be R1/images/train1_0.png or R3/images/train1_0.png"):
+    with pytest.raises(UsageError, match=r"'train1_0.png' matches R1/images/train1_0.png and R3/images/train1_0.png"):
         listed(ageing(tmp_path / "set", labels=str(tmp_path / "csv")))
 
 
@@ -318,7 +318,7 @@ def faces(counts: Mapping[str, int]) -> dict[str, bytes | str]:
 
 
 def moe(path: Path, images: int = 15, classes: int = 5, **options: Any) -> MoeimoutoSource:
-    due = PUBLISHED["moeimouto"].scaled(classes, {"": images}, {})
+    due = PUBLISHED["moeimouto"].with_counts(classes, {"": images}, {})
     return MoeimoutoSource(MoeimoutoOptions(path=str(path), **options), due)
 
 
@@ -329,7 +329,7 @@ def test_numbered_folders_are_classes_in_the_order_of_their_numbers(tmp_path: Pa
     assert list(dict.fromkeys(item.labels[0] for item in items)) == [name[4:] for name in FOLDERS]
     assert [item.class_order for item in items[::3]] == [0, 3, 144, 998, 999]
     assert {item.split for item in items} == {""}
-    assert source.notes == ["10 file(s) that are no faces passed over, such as color.csv and ignore"]
+    assert source.notes == ["10 file(s) that are not faces skipped, such as color.csv and ignore"]
     assert [item.key for item in listed(moe(tmp_path / "thumb"))] == [item.key for item in items]
 
 
@@ -352,7 +352,7 @@ def test_images_that_are_not_rgb_may_be_passed_over(tmp_path: Path) -> None:
     assert len(listed(moe(tmp_path))) == 15
     source = moe(tmp_path, images=13, rgb_only=True)
     assert len(listed(source)) == 13
-    assert "2 image(s) that are not RGB passed over" in source.notes
+    assert "2 image(s) that are not RGB skipped" in source.notes
 
 
 @pytest.mark.parametrize(

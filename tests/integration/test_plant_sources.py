@@ -141,9 +141,9 @@ def test_taxa_of_wikidata_lead_to_categories_and_images(tmp_path: Path, monkeypa
             (str(plant.id), plant.name) for plant in found if plant.id != 7
         ]
         assert [item.source_id for item in newer] == ["4", "5", "6", "8"]
-        assert "3 cultivars of Q34687 with a category on Commons and 1 with an image alone" in source.notes[0]
+        assert "3 cultivars of Q34687 with a category on Commons and 1 with only an image" in source.notes[0]
         empty = sources.make(recipe("commons", service, "source.category=", "source.wikidata=Q1"))
-        with empty.session(), pytest.raises(UsageError, match="lead nowhere"):
+        with empty.session(), pytest.raises(UsageError, match="have no results"):
             list(empty.items())
         wrong = sources.make(recipe("commons", service, "source.category=", "source.wikidata=Rosa"))
         with wrong.session(), pytest.raises(AnimesionError, match="'Rosa' is not an item of Wikidata"):

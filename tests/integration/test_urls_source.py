@@ -94,7 +94,7 @@ def test_a_row_says_what_an_item_needs(tmp_path: Path) -> None:
     assert (item.labels, item.families, item.split) == (("rose red",), ("group:obs 3",), "val")
     assert (item.licence, item.author, item.md5, item.bytes) == ("cc-by-4.0", "Ann", "f" * 32, 99)
     assert json.loads(item.locator) == {"url": "https://a.example/x/Photo 1.jpg"}
-    assert notes[0].startswith("columns known by their names: url from 'image_url', label from 'species'")
+    assert notes[0].startswith("columns recognised by name: url from 'image_url', label from 'species'")
     assert notes[1] == "1 value(s) of the column for sha1 are not 40 hexadecimal digits and are ignored"
 
 
@@ -108,12 +108,12 @@ def test_a_url_is_given_once_and_so_is_a_key(tmp_path: Path) -> None:
     path = table(tmp_path / "t.csv", rows, "url,label,key")
     found, notes = items(path)
     assert [item.file_url[-1] for item in found] == ["1", "2", "3"]
-    assert notes[-1] == "1 row(s) repeat a URL and are passed over"
+    assert notes[-1] == "1 row(s) repeat a URL and are skipped"
     found, notes = items(path, "source.key_column=key")
     assert [item.order for item in found] == [0, 3]
     assert notes[-2:] == [
-        "1 row(s) repeat a URL and are passed over",
-        "1 row(s) repeat a key with another URL and are passed over",
+        "1 row(s) repeat a URL and are skipped",
+        "1 row(s) repeat a key with another URL and are skipped",
     ]
     again, _ = items(table(tmp_path / "u.csv", reversed(rows), "url,label,key"))
     assert {item.key for item in again} == {item.key for item in items(path)[0]}
@@ -149,7 +149,7 @@ def test_nothing_usable_is_one_sentence(tmp_path: Path) -> None:
     for rows, header, why in (
         (["x,y"], "name,address", "no column of URLs is recognised among"),
         (["file:///etc/passwd,a"], "url,label", "only http and https"),
-        ([], "url,label", "has a URL that can be used$"),
+        ([], "url,label", "has a usable URL$"),
     ):
         with pytest.raises(UsageError, match=rf"^source.path: no row of .*{why}"):
             items(table(tmp_path / "t.csv", rows, header))

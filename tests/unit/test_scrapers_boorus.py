@@ -417,7 +417,7 @@ def test_zerochan_is_told_who_asks() -> None:
     for agent in ("my-crawler/1.0 (me@example.org)", "my-crawler/1.0 (me@example.org) - ", " - Miku"):
         with pytest.raises(ScraperError, match=r"User-Agent does not end in a user's name"):
             sites.load("zerochan")(user_agent=agent)
-    with pytest.raises(ScraperError, match="whom to contact"):
+    with pytest.raises(ScraperError, match="contain a contact"):
         sites.load("zerochan")(user_agent="my-crawler/1.0 - Miku")
     with serving("zerochan", entries(1)) as server, opened("zerochan", server) as site:
         assert ids(site.posts()) == [1]

@@ -197,7 +197,7 @@ def test_half_a_credential_and_a_missing_required_one_are_refused(tmp_path: Path
     with pytest.raises(ScraperError, match="BOORU_KEY is set and BOORU_LOGIN is not"):
         find(SPEC, {"BOORU_KEY": "k"}, tmp_path / "absent")
     required = CredentialSpec("booru.example", "BOORU_LOGIN", "BOORU_KEY", required=True, where="your profile")
-    with pytest.raises(ScraperError, match=r"without an API key \(your profile\): set BOORU_LOGIN and BOORU_KEY"):
+    with pytest.raises(ScraperError, match=r"requires an API key \(your profile\): set BOORU_LOGIN and BOORU_KEY"):
         find(required, {}, tmp_path / "absent")
 
 

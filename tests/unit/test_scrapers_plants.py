@@ -388,7 +388,7 @@ def test_what_a_category_says_holds_for_those_below_it_unless_they_say_better() 
 def test_titles_that_cannot_be_and_categories_that_are_empty() -> None:
     with wiki_server(wiki_of(plants(3))) as server, opened("commons", server) as site:
         for title in ("", "Category:", "Rosa [x]", "a" * 300):
-            with pytest.raises(ScraperError, match="no title on Wikimedia Commons"):
+            with pytest.raises(ScraperError, match="not a title on Wikimedia Commons"):
                 list(site.posts(title))
         with pytest.raises(ScraperError, match="nothing in Category:Nonsense: check the spelling of the category"):
             list(site.posts("nonsense"))
@@ -470,7 +470,7 @@ def test_a_service_that_gives_up_is_told() -> None:
     with answering(gave_up) as server, pytest.raises(StatusError, match="500"):
         asked_wikidata(server, "Q34687")
     nothing = answering(lambda request: web.json_response({"results": 5}))
-    with nothing as server, pytest.raises(ScraperError, match="something other than results"):
+    with nothing as server, pytest.raises(ScraperError, match="a response to /sparql without results"):
         asked_wikidata(server, "Q34687")
     rows = [{"item": {"value": "x"}}, 5, {"item": {"value": "http://www.wikidata.org/entity/Q5"}, "name": 7}]
     document = json.dumps({"results": {"bindings": rows}})
