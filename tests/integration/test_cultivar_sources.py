@@ -84,7 +84,7 @@ def listed(source: UltraFgvcSource | MoeimoutoSource) -> list[Item]:
 # -- published facts -------------------------------------------------------------------------------------------------
 
 
-def test_published_counts_add_up_to_what_the_paper_says() -> None:
+def test_published_counts_add_up_to_those_of_the_paper() -> None:
     cultivars = [each for each in PUBLISHED.values() if each.name != "moeimouto"]
     assert sum(each.classes for each in cultivars) == 3526
     assert sum(each.images for each in cultivars) == 47_114
@@ -141,7 +141,7 @@ def test_a_folder_its_parent_and_a_zip_of_it_list_the_same(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["2_1_train.png", "4_3_test.png"])
-def test_a_missing_image_is_told_with_what_was_found_and_published(tmp_path: Path, name: str) -> None:
+def test_a_missing_image_is_reported_with_found_and_published_counts(tmp_path: Path, name: str) -> None:
     put(tmp_path, flat(4))
     (tmp_path / name).unlink()
     split = "train" if "train" in name else "test"
@@ -206,7 +206,7 @@ def test_a_stage_that_is_missing_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("annotation", "said"),
+    ("annotation", "message"),
     [
         ("a.png one\n", r"train.txt, line 1: the class 'one' is not a whole number"),
         ("a.png 0\n", "line 1: the class 0 is not from 1"),
@@ -217,17 +217,17 @@ def test_a_stage_that_is_missing_is_named(tmp_path: Path) -> None:
         ("../../etc/passwd 1\na.png 1\n", r"1 listed file\(s\) are missing"),
     ],
 )
-def test_wrong_annotations_are_named_by_file_and_line(tmp_path: Path, annotation: str | bytes, said: str) -> None:
+def test_wrong_annotations_are_named_by_file_and_line(tmp_path: Path, annotation: str | bytes, message: str) -> None:
     put(
         tmp_path, {"anno/train.txt": annotation, "anno/test.txt": "b.png 1\n", "images/a.png": PNG, "images/b.png": PNG}
     )
     source = UltraFgvcSource(UltraFgvcOptions(path=str(tmp_path), set="soy-gene"), small("soy-gene", 1, 2, 1))
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         listed(source)
 
 
 @pytest.mark.parametrize(
-    ("name", "files", "said"),
+    ("name", "files", "message"),
     [
         ("cotton80", {"a/b.png": PNG}, r"expected <class from 1>_<index>_train.png and .*; found a/b.png"),
         ("cotton80", stages(1), r"but this is SoyAgeing \(folders R1 to R6\)"),
@@ -236,8 +236,8 @@ def test_wrong_annotations_are_named_by_file_and_line(tmp_path: Path, annotation
         ("soy-ageing", {"R2/anno/train.txt": "a 1"}, "not laid out as SoyAgeing"),
     ],
 )
-def test_wrong_layouts_are_named(tmp_path: Path, name: Any, files: dict[str, bytes | str], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_wrong_layouts_are_named(tmp_path: Path, name: Any, files: dict[str, bytes | str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         listed(UltraFgvcSource(UltraFgvcOptions(path=str(put(tmp_path, files)), set=name)))
 
 
@@ -343,7 +343,7 @@ def test_both_published_totals_of_moeimouto_are_complete() -> None:
     assert "172 of 173 classes" in differences([Item("0", "", "", "", 0, class_order=i) for i in range(172)], due)[0]
 
 
-def test_images_that_are_not_rgb_may_be_passed_over(tmp_path: Path) -> None:
+def test_images_that_are_not_rgb_can_be_skipped(tmp_path: Path) -> None:
     put(tmp_path, faces(dict.fromkeys(FOLDERS, 3)))
     put(
         tmp_path,
@@ -356,17 +356,15 @@ def test_images_that_are_not_rgb_may_be_passed_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "message"),
     [
         ({"miku/1.png": PNG}, r"expected thumb/<NNN>_<character>/face_<A>_<B>_<C>.png; found miku/1.png"),
         (faces({"000_a": 3, "004_a": 12}), "folders 000_a and 004_a are both called 'a'"),
         (faces({"000_a": 3}), "1 of 5 classes; 3 of 15 images"),
     ],
 )
-def test_what_is_wrong_with_a_moeimouto_folder_is_told(
-    tmp_path: Path, files: dict[str, bytes | str], said: str
-) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_faults_of_a_moeimouto_folder_are_reported(tmp_path: Path, files: dict[str, bytes | str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         listed(moe(put(tmp_path, files)))
 
 
@@ -401,7 +399,7 @@ def test_label_files_that_were_not_written_together_are_refused(tmp_path: Path) 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.text(min_size=1, max_size=40), max_size=6))
-def test_any_other_names_in_an_archive_are_passed_over(tmp_path: Path, names: list[str]) -> None:
+def test_other_names_in_an_archive_are_skipped(tmp_path: Path, names: list[str]) -> None:
     path = tmp_path / "set.zip"
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in flat(2).items():
@@ -426,7 +424,7 @@ def test_members_that_lead_out_of_an_archive_have_no_bytes(tmp_path: Path) -> No
     assert [item.failure for item in items if item.failure] == ["unsafe path"]
 
 
-def test_the_sources_are_installed_and_say_what_they_need() -> None:
+def test_the_sources_are_installed_and_report_missing_options() -> None:
     assert {"ultra-fgvc", "moeimouto", "sample-files"} <= set(sources.names())
     with pytest.raises(UsageError, match=r"'source.path' is missing .*--sample"):
         sources.make(animesion.load_recipe("cotton80"))

@@ -1,4 +1,4 @@
-"""Sources of plants, the whole road: listing, labels, licences, files, resuming, updates, Wikidata."""
+"""Sources of plants, end to end: listing, labels, licences, files, resuming, updates, Wikidata."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def roses(count: int, **changes: Any) -> list[Plant]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_build_fetches_what_the_site_lists_and_asks_for_nothing_twice(
+def test_a_build_fetches_the_listed_files_once(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: Counter[str]
 ) -> None:
     found = [*roses(3), Plant(4, cultivar="Iceberg", photos=2, licence="cc-by-nc")]
@@ -95,7 +95,7 @@ def test_a_build_fetches_what_the_site_lists_and_asks_for_nothing_twice(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_licences_are_filtered_before_a_file_is_asked_for(
+def test_licences_are_filtered_before_a_file_is_requested(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: Counter[str]
 ) -> None:
     licences = ["cc0", "cc-by", "cc-by-sa", "cc-by-nc", ""]
@@ -165,7 +165,7 @@ def test_cultivars_go_all_the_way_to_shards(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_not_there_and_what_cannot_be_is_one_sentence(
+def test_missing_and_invalid_values_are_one_sentence(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wrong = "source.category=Nonsense" if name == "commons" else "source.taxon=Rosa galica"

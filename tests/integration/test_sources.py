@@ -1,4 +1,4 @@
-"""What each local source lists, in which order, and what it does with hostile names, archives and rows."""
+"""Local sources: items and their order, hostile names, archives and rows."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_images_of_one_post_are_one_family(tmp_path: Path) -> None:
     assert items["a/img-1.jpg"].families == items["a/img-2.jpg"].families == ("file:img",)
 
 
-def test_folders_that_are_spelt_alike_and_outputs_of_builds_are_said(tmp_path: Path) -> None:
+def test_equivalent_folder_names_and_outputs_of_builds_are_noted(tmp_path: Path) -> None:
     for name in ("a b/1.jpg", "a  b/2.jpg", "c/3.jpg", "out/.receipts/x.json", "out/plots/4.jpg"):
         put(tmp_path, name)
     source, items = listing("folder", f"source.path={tmp_path}")
@@ -102,7 +102,7 @@ def test_folders_that_are_spelt_alike_and_outputs_of_builds_are_said(tmp_path: P
     assert "folder 'out' is the output of a build: skipped" in source.notes
 
 
-def test_empty_class_folders_are_said_and_other_files_are_counted(tmp_path: Path) -> None:
+def test_empty_class_folders_are_noted_and_other_files_are_counted(tmp_path: Path) -> None:
     put(tmp_path, "a/1.jpg")
     put(tmp_path, "a/notes.txt", b"hello")
     (tmp_path / "nobody").mkdir()
@@ -135,7 +135,7 @@ def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
     return info
 
 
-def test_hostile_tars_lose_only_what_is_hostile(tmp_path: Path) -> None:
+def test_hostile_tars_lose_only_their_hostile_members(tmp_path: Path) -> None:
     archive = tar_of(
         tmp_path / "set.tar",
         [

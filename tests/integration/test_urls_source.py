@@ -1,4 +1,4 @@
-"""URL tables as a source: listing, the whole road from hosts that misbehave, resuming, updates, dry runs, memory."""
+"""URL tables as a source: listing, faulty hosts, resuming, updates, dry runs, memory."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def server(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> I
 # -- listing ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_row_says_what_an_item_needs(tmp_path: Path) -> None:
+def test_rows_become_items(tmp_path: Path) -> None:
     row = 'https://a.example/x/Photo 1.jpg,"  rose  ‮ red",k/7,ab,cc-by-4.0,Ann,obs 3,validation,' + "f" * 32 + ",99"
     header = "image_url,species,name,sha1,license,creator,group_id,split,md5,file_size"
     [item], notes = items(table(tmp_path / "t.csv", [row], header), "source.key_column=name")
@@ -135,7 +135,7 @@ def test_hostile_rows_become_reasons_and_nothing_is_lost(tmp_path: Path) -> None
     assert any("t.csv, line 2: only http and https are fetched, not file" in note for note in notes)
 
 
-def test_bad_rows_of_tables_with_one_name_are_told_apart(tmp_path: Path) -> None:
+def test_bad_rows_of_tables_with_the_same_name_have_different_keys(tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / f"{number}").mkdir()
         table(tmp_path / f"{number}" / "t.csv", ["one,two,three", f"{url(number)},a"])
@@ -173,7 +173,7 @@ def test_from_a_table_to_a_dataset(server: LocalServer, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("server", [FaultPlan(share=0.5, kinds=("404", "410", "empty", "wrong type", "noai", "500"))],
                          indirect=True)  # fmt: skip
-def test_faults_are_accounted_for_and_a_second_run_asks_only_for_what_may_come(
+def test_faults_are_accounted_for_and_a_second_run_requests_only_temporary_failures(
     server: LocalServer, tmp_path: Path, asked: Counter[str]
 ) -> None:
     plan = FaultPlan(share=0.5, kinds=("404", "410", "empty", "wrong type", "noai", "500"))
@@ -195,9 +195,7 @@ def test_faults_are_accounted_for_and_a_second_run_asks_only_for_what_may_come(
     assert set(asked) == {key for key in fault if fault[key] in LASTING}
 
 
-def test_a_crawl_that_was_stopped_asks_for_nothing_that_had_come(
-    server: LocalServer, tmp_path: Path, asked: Counter[str]
-) -> None:
+def test_a_resumed_crawl_requests_no_downloaded_file(server: LocalServer, tmp_path: Path, asked: Counter[str]) -> None:
     chosen = recipe(
         table(tmp_path / "t.csv", [f"{url(number)},a" for number in range(21)]), "source.requests_per_second=5"
     )
@@ -250,7 +248,7 @@ def test_an_update_takes_the_rows_that_were_appended(server: LocalServer, tmp_pa
 # -- dry runs --------------------------------------------------------------------------------------------------------
 
 
-def test_a_dry_run_tells_what_is_asked_of_which_host(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_reports_the_requests_by_host(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [f"https://big.example/{number},a,1000" for number in range(20)]
     rows += [f"https://h{number:02d}.example/,a," for number in range(30)]
     arguments = ["build", "urls", "--dry-run", "--out", str(tmp_path / "out"), "--set", "source.contact=me@example.org"]
@@ -267,9 +265,9 @@ def test_a_dry_run_tells_what_is_asked_of_which_host(tmp_path: Path, capsys: pyt
     }  # fmt: skip
     with pytest.raises(SystemExit):
         main(arguments)
-    said = capsys.readouterr().out
-    assert "note: 31 hosts; the busiest: big.example 21 requests, 0.0 MB, 0:00:22; h00.example 2 requests" in said
-    assert "; 21 more\n" in said
+    output = capsys.readouterr().out
+    assert "note: 31 hosts; the busiest: big.example 21 requests, 0.0 MB, 0:00:22; h00.example 2 requests" in output
+    assert "; 21 more\n" in output
     assert not (tmp_path / "out").exists()
 
 

@@ -1,4 +1,4 @@
-"""Tables of tag aliases and implications: what they make of labels, and which files are refused."""
+"""Tables of tag aliases and implications: their effect on labels, and malformed files."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_an_alias_may_make_antecedent_and_consequent_one(tmp_path: Path) -> None
         ([(f"t{n}", f"t{(n + 1) % 50}") for n in range(50)], None, r"\(t0 -> t1 -> t2 -> t3 -> t4 -> \.\.\. -> t0\)"),
     ],
 )
-def test_circles_are_refused_and_shown(
+def test_cycles_are_refused_and_shown(
     tmp_path: Path, aliases: Rows | None, implications: Rows | None, shown: str
 ) -> None:
     with pytest.raises(UsageError, match=shown):
