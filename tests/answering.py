@@ -1,4 +1,4 @@
-"""A server for tests of crawlers whose answers a test writes itself."""
+"""A server for tests of crawlers, with responses written by the test."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from animesion_sample.faults import LocalServer, local_server
 
 
 def answering(answer: Callable[[web.Request], web.Response]) -> contextlib.AbstractContextManager[LocalServer]:
-    """A server that answers every path as a function says."""
+    """A server that responds to every path with the result of a function."""
 
     async def handler(request: web.Request) -> web.Response:
         return answer(request)

@@ -1,7 +1,8 @@
 """The APIs of boorus other than Danbooru over a list of entries: Gelbooru, Safebooru.org, Moebooru and Zerochan.
 
-Each application answers as its site does, traps included: bodies that are empty, single objects, numbers as text, terms
-that are heeded once. Danbooru's own API is in `api`, servers and faults are in `faults`.
+Each application responds like its site, with its quirks: empty bodies, single objects, numbers as text, and search
+terms of which only the last applies. Danbooru's API is in `animesion_sample.api`, servers and faults are in its
+`faults`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ WORDS = {"g": "general", "s": "sensitive", "q": "questionable", "e": "explicit"}
 TAG_TYPES = {"general": 0, "artist": 1, "copyright": 3, "character": 4, "meta": 5}
 LONGEST_PAGES = {"gelbooru": 100, "safebooru": 1000, "moebooru": 1000, "zerochan": 250}
 MOST_TAGS = 6
-"""Tags in a search on Moebooru, and as many that are excluded."""
+"""Most tags in a search on Moebooru, and as many excluded ones."""
 
 DEEPEST_POST = 20_000
 """How far Gelbooru pages by number."""
@@ -36,19 +37,19 @@ _EPOCH = datetime(2024, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class Entry:
-    """One post, whatever the site calls it.
+    """One post.
 
     Attributes:
-        id: Its number.
+        id: Number of the post.
         tags: Tags by category, with underscores; Zerochan shows them with spaces.
         content: The file.
         extension: Of the file.
         rating: `g`, `s`, `q` or `e`.
         size: Width and height in pixels.
         parent: Id of the post that this one is a version of; 0 for none.
-        source: Where it is said to come from.
+        source: The stated source of the image.
         status: `active`, `pending`, `flagged` or `deleted`.
-        visible: Whether the site tells where the file is and what its digest is.
+        visible: Whether the site returns the file's URL and digest.
     """
 
     id: int
@@ -74,7 +75,7 @@ class Entry:
 
     @property
     def created(self) -> datetime:
-        """When it was posted; follows from the id."""
+        """Time of the post, derived from the id."""
         return _EPOCH + timedelta(minutes=37 * self.id)
 
 
@@ -105,11 +106,11 @@ def of_world(world: World, posts: Sequence[SamplePost]) -> list[Entry]:
 def gelbooru(entries: Sequence[Entry], key: tuple[str, str] = ("", "")) -> web.Application:
     """Gelbooru: posts and tags of `/index.php?page=dapi&json=1`.
 
-    `post` is absent when there is none, numbers are text, markup in tags is escaped, and tags have no categories.
+    `post` is absent if there are none, numbers are text, markup in tags is escaped, and tags have no categories.
 
     Args:
-        entries: May grow while it is served.
-        key: `user_id` and `api_key` without which the answer is 401 and `[]`; empty for none.
+        entries: The posts; may grow while they are served.
+        key: `user_id` and `api_key`, without which the response is 401 and `[]`; empty for none.
     """
 
     async def index(request: web.Request) -> web.Response:
@@ -131,13 +132,13 @@ def gelbooru(entries: Sequence[Entry], key: tuple[str, str] = ("", "")) -> web.A
 
 
 def safebooru(entries: Sequence[Entry], tag_info: bool = True) -> web.Application:
-    """Safebooru.org: posts of `/index.php?page=dapi&json=1`, a bare array, and nothing at all for no posts.
+    """Safebooru.org: posts of `/index.php?page=dapi&json=1`, a bare array, or an empty body for no posts.
 
-    The digest is called `hash`, the file's address is to be made of `directory` and `image`, tags are in XML alone.
-    A search for `search_down` finds the search engine out of order.
+    The digest is named `hash`, the file's URL must be built from `directory` and `image`, and tags are only in XML.
+    A search for `search_down` gets the response of a broken search engine.
 
     Args:
-        entries: May grow while it is served.
+        entries: The posts; may grow while they are served.
         tag_info: Whether `fields=tag_info` is understood.
     """
 
@@ -165,10 +166,10 @@ def safebooru(entries: Sequence[Entry], tag_info: bool = True) -> web.Applicatio
 def moebooru(entries: Sequence[Entry]) -> web.Application:
     """Moebooru: `/post.json`, with the types of the tags in version 2 of the API.
 
-    Deleted posts do not show, ratings have three values, and of several terms `id:` the last holds.
+    Deleted posts are not listed, ratings have three values, and only the last of several `id:` terms applies.
 
     Args:
-        entries: May grow while it is served.
+        entries: The posts; may grow while they are served.
     """
 
     async def index(request: web.Request) -> web.Response:
@@ -194,14 +195,14 @@ def moebooru(entries: Sequence[Entry]) -> web.Application:
 
 @dataclass(frozen=True)
 class ZerochanTraps:
-    """What is odd about a Zerochan.
+    """Quirks of Zerochan.
 
     Attributes:
-        aliases: Tags that lead to others by a redirect.
-        raw: Ids of entries whose JSON has a raw line break in it.
-        gone: Ids that are listed and not there.
-        past_the_end: Whether a page beyond the last is a 404 or, with status 200, a web page.
-        deepest_page: Pages of a listing that are served.
+        aliases: Tags that redirect to others.
+        raw: Ids of entries whose JSON contains a raw line break.
+        gone: Ids of listed entries that are deleted.
+        past_the_end: Status of a page after the last: 404, or 200 with a web page.
+        deepest_page: Most pages of a listing.
     """
 
     aliases: Mapping[str, str] = field(default_factory=dict)
@@ -212,13 +213,13 @@ class ZerochanTraps:
 
 
 def zerochan(entries: Sequence[Entry], traps: ZerochanTraps | None = None) -> web.Application:
-    """Zerochan: `/Tag?json&p=&l=`, several tags with commas between them, and `/ID?json`.
+    """Zerochan: `/Tag?json&p=&l=`, with several tags separated by commas, and `/ID?json`.
 
-    Who does not say a user's name gets 503. The primary tag is the first character, else the first of any.
+    Clients without a user's name get 503. The primary tag is the first character, else the first tag.
 
     Args:
-        entries: May grow while it is served.
-        traps: What is odd about it.
+        entries: The posts; may grow while they are served.
+        traps: Quirks of the site.
     """
     odd = traps or ZerochanTraps()
 
@@ -279,7 +280,7 @@ def _by_id(entries: Sequence[Entry], number: str) -> list[Entry]:
 
 
 def _search(entries: Sequence[Entry], tags: str) -> list[Entry]:
-    """Entries with all of the tags, by falling id."""
+    """Entries with all of the tags, by descending id."""
     terms = [term for term in tags.split() if not term.startswith(("sort:", "order:"))]
     return sorted((e for e in entries if all(_holds(e, term) for term in terms)), key=lambda entry: -entry.id)
 
@@ -305,34 +306,40 @@ def _file_url(entry: Entry, request: web.Request) -> str:
 
 
 def _gelbooru_post(entry: Entry, request: web.Request) -> dict[str, Any]:
-    told: dict[str, Any] = {
+    record: dict[str, Any] = {
         "id": str(entry.id), "created_at": f"{entry.created:%a %b %d %H:%M:%S +0000 %Y}", "score": "0",
         "width": str(entry.size[0]), "height": str(entry.size[1]), "md5": entry.md5, "directory": "ab/cd",
         "image": f"{entry.md5}.{entry.extension}", "rating": WORDS[entry.rating], "source": entry.source,
         "parent_id": str(entry.parent), "tags": html.escape(" ".join(entry.names)), "status": entry.status,
         "file_url": _file_url(entry, request),
     }  # fmt: skip
-    return told if entry.visible else {name: told[name] for name in told if name not in {"md5", "file_url", "image"}}
+    return (
+        record if entry.visible else {name: record[name] for name in record if name not in {"md5", "file_url", "image"}}
+    )
 
 
 def _safebooru_post(entry: Entry) -> dict[str, Any]:
-    told: dict[str, Any] = {
+    record: dict[str, Any] = {
         "id": entry.id, "directory": entry.id % 1000, "hash": entry.md5, "width": entry.size[0],
         "height": entry.size[1], "image": f"{entry.id}.{entry.extension}", "change": int(entry.created.timestamp()),
         "parent_id": entry.parent, "rating": "safe" if entry.rating == "s" else WORDS[entry.rating],
         "source": entry.source, "tags": f" {html.escape(' '.join(entry.names))} ", "status": entry.status,
     }  # fmt: skip
-    return told if entry.visible else {name: told[name] for name in told if name not in {"hash", "image", "directory"}}
+    return (
+        record
+        if entry.visible
+        else {name: record[name] for name in record if name not in {"hash", "image", "directory"}}
+    )
 
 
 def _moebooru_post(entry: Entry, request: web.Request) -> dict[str, Any]:
-    told: dict[str, Any] = {
+    record: dict[str, Any] = {
         "id": entry.id, "tags": " ".join(entry.names), "created_at": int(entry.created.timestamp()), "creator_id": 1,
         "author": "uploader", "source": entry.source, "md5": entry.md5, "file_size": len(entry.content),
         "file_url": _file_url(entry, request), "rating": "s" if entry.rating == "g" else entry.rating,
         "parent_id": entry.parent or None, "status": entry.status, "width": entry.size[0], "height": entry.size[1],
     }  # fmt: skip
-    return told if entry.visible else {name: told[name] for name in told if name not in {"md5", "file_url"}}
+    return record if entry.visible else {name: record[name] for name in record if name not in {"md5", "file_url"}}
 
 
 def _tags(entries: Sequence[Entry], names: Sequence[str]) -> dict[str, Any]:
@@ -365,13 +372,13 @@ def _zerochan_entry(found: Sequence[Entry], request: web.Request, odd: ZerochanT
     if not found or found[0].id in odd.gone:
         return web.json_response({"error": "Not found"}, status=404)
     entry = found[0]
-    told: dict[str, Any] = {
+    record: dict[str, Any] = {
         "id": entry.id, "width": entry.size[0], "height": entry.size[1], "source": entry.source,
         "primary": _spaced(_primary(entry)), "tags": list(map(_spaced, entry.names)),
     }  # fmt: skip
     if entry.visible:
-        told |= {"full": _file_url(entry, request), "size": len(entry.content), "hash": entry.md5}
-    answer = web.json_response(told)
+        record |= {"full": _file_url(entry, request), "size": len(entry.content), "hash": entry.md5}
+    answer = web.json_response(record)
     if entry.id in odd.raw:
         answer.text = str(answer.text).replace('"primary": "', '"primary": "\r')
     return answer

@@ -1,7 +1,8 @@
-"""The APIs of iNaturalist, GBIF, Wikimedia Commons and Wikidata over a small made-up flora.
+"""The APIs of iNaturalist, GBIF, Wikimedia Commons and Wikidata over a small invented flora.
 
-Each application answers as its site does, traps included: cycles and far branches of categories, answers in several
-parts, errors with status 200, markup in authors' names, media on other hosts. Servers and faults are in `faults`.
+Each application responds like its site, with its quirks: cycles and unrelated branches of categories, responses in
+several parts, errors with status 200, markup in authors' names, media on other hosts. Servers and faults are in
+`animesion_sample.faults`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from PIL import Image, ImageDraw
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 LONGEST_PAGES = {"inaturalist": 200, "gbif": 300, "commons": 50, "subcategories": 500}
-"""How many entries each gives at once; tests make them small."""
+"""Most entries per response; tests reduce them."""
 
 DEEPEST_OCCURRENCE = 100_000
 _LICENCES = ("cc0", "cc-by", "cc-by-sa", "cc-by-nc", "")
@@ -40,12 +41,12 @@ class Plant:
     """One image of a plant.
 
     Attributes:
-        id: Its number; observation, occurrence and page id alike.
-        taxon: Such as `Rosa gallica`.
+        id: Number of the observation, the occurrence and the page.
+        taxon: A name such as `Rosa gallica`.
         cultivar: The epithet; empty for none.
         licence: `cc0`, `cc-by`, `cc-by-sa`, `cc-by-nc` or empty for none.
-        photos: How many images iNaturalist and GBIF have of it.
-        author: Who took it.
+        photos: Number of images on iNaturalist and GBIF.
+        author: The photographer.
     """
 
     id: int
@@ -62,12 +63,12 @@ class Plant:
 
     @cached_property
     def images(self) -> tuple[bytes, ...]:
-        """The files, drawn: a flower whose colour and number of petals follow from the name."""
+        """The drawn files: a flower with colour and number of petals by the name."""
         return tuple(_flower(self.name, self.id, number) for number in range(self.photos))
 
 
 def plants(count: int, cultivars: Sequence[str] = ("Peace", "Iceberg", "Kanzan")) -> list[Plant]:
-    """So many plants, of each cultivar in turn, under every licence."""
+    """A number of plants that cycles through cultivars and licences."""
     return [
         Plant(
             id=number,
@@ -87,7 +88,7 @@ def inaturalist(flora: Sequence[Plant]) -> web.Application:
     """`/v1/observations` by `id_above` or `id`, `/v1/taxa`, and the photos in each size.
 
     Args:
-        flora: May grow while it is served.
+        flora: The plants; may grow while they are served.
     """
 
     async def observations(request: web.Request) -> web.Response:
@@ -147,8 +148,8 @@ def gbif(flora: Sequence[Plant], extra: int = 0) -> web.Application:
     """`/v1/occurrence/search` by offset, `/v1/occurrence/KEY`, `/v1/species/match`, the image cache.
 
     Args:
-        flora: May grow while it is served.
-        extra: Occurrences that are counted and not there.
+        flora: The plants; may grow while they are served.
+        extra: Number of occurrences that are counted but missing.
     """
 
     async def search(request: web.Request) -> web.Response:
@@ -209,7 +210,7 @@ def gbif(flora: Sequence[Plant], extra: int = 0) -> web.Application:
 
 
 def _occurrence(plant: Plant, request: web.Request) -> dict[str, Any]:
-    told: dict[str, Any] = {
+    record: dict[str, Any] = {
         "key": plant.id, "scientificName": f"{plant.taxon} L.", "species": plant.taxon, "genus": plant.taxon.split()[0],
         "taxonKey": _taxa([plant])[plant.taxon], "taxonRank": "SPECIES", "license": _LEGAL[plant.licence],
         "eventDate": "2024-06-01", "recordedBy": plant.author,
@@ -223,8 +224,8 @@ def _occurrence(plant: Plant, request: web.Request) -> dict[str, Any]:
         ],
     }  # fmt: skip
     if plant.cultivar:
-        told["cultivarEpithet"] = plant.cultivar
-    return told
+        record["cultivarEpithet"] = plant.cultivar
+    return record
 
 
 # -- Wikimedia Commons and Wikidata ----------------------------------------------------------------------------------
@@ -232,15 +233,15 @@ def _occurrence(plant: Plant, request: web.Request) -> dict[str, Any]:
 
 @dataclass
 class Wiki:
-    """What Commons has, and what is odd about it.
+    """Content and quirks of a Commons.
 
     Attributes:
         flora: The files; each is in the category of its name.
-        tree: Categories below categories, all titles without `Category:`; may have cycles.
-        within: Further files in categories, by id.
-        lagging: How many requests are answered with `maxlag` first.
-        parts: Whether what is said of files comes in a second answer.
-        error: A code and sentence that every request is answered with, at status 200.
+        tree: Subcategories by category, all titles without `Category:`; may have cycles.
+        within: Ids of further files by category.
+        lagging: Number of requests that get `maxlag` first.
+        parts: Whether metadata of files is sent in a second response.
+        error: Code and sentence of the error that all requests get, with status 200.
     """
 
     flora: Sequence[Plant]
@@ -257,7 +258,7 @@ class Wiki:
 
 
 def wiki_of(flora: Sequence[Plant]) -> Wiki:
-    """A wiki whose tree goes from `Plants` over each taxon to its cultivars and, in a cycle, back."""
+    """A wiki with a tree from `Plants` over taxa to cultivars, and from there in a cycle back."""
     taxa = sorted({plant.taxon for plant in flora})
     tree: dict[str, list[str]] = {"Plants": taxa}
     for taxon in taxa:
@@ -274,8 +275,8 @@ def commons(wiki: Wiki) -> web.Application:
         query = request.query
         if wiki.lagging:
             wiki.lagging -= 1
-            told = {"error": {"code": "maxlag", "info": "Waiting for a database server: 6 seconds lagged."}}
-            return web.json_response(told, headers={"Retry-After": "1"})
+            record = {"error": {"code": "maxlag", "info": "Waiting for a database server: 6 seconds lagged."}}
+            return web.json_response(record, headers={"Retry-After": "1"})
         if wiki.error[0]:
             return web.json_response({"error": {"code": wiki.error[0], "info": wiki.error[1]}})
         if query.get("list") == "categorymembers":
@@ -287,8 +288,8 @@ def commons(wiki: Wiki) -> web.Application:
         limit, offset = (int(each) for each in re.findall(r"(?:LIMIT|OFFSET) (\d+)", request.query["query"]))
         names = sorted({plant.name for plant in wiki.flora if plant.cultivar}) if found and found[1] == "Q34687" else []
         rows = [_item(wiki, place, name) for place, name in enumerate(names, 1)]
-        told = {"head": {"vars": ["item"]}, "results": {"bindings": rows[offset : offset + limit]}}
-        return web.json_response(told, content_type="application/sparql-results+json")
+        record = {"head": {"vars": ["item"]}, "results": {"bindings": rows[offset : offset + limit]}}
+        return web.json_response(record, content_type="application/sparql-results+json")
 
     return _application(wiki.flora, {"/w/api.php": api, "/sparql": sparql})
 
@@ -298,10 +299,10 @@ def _subcategories(wiki: Wiki, query: Mapping[str, str]) -> dict[str, Any]:
     limit = min(int(query["cmlimit"]), LONGEST_PAGES["subcategories"])
     first = int(query.get("cmcontinue", "0"))
     members = [{"ns": 14, "title": f"Category:{name}"} for name in names[first : first + limit]]
-    told: dict[str, Any] = {"batchcomplete": "", "query": {"categorymembers": members}}
+    record: dict[str, Any] = {"batchcomplete": "", "query": {"categorymembers": members}}
     if first + limit < len(names):
-        told["continue"] = {"cmcontinue": str(first + limit), "continue": "-||"}
-    return told
+        record["continue"] = {"cmcontinue": str(first + limit), "continue": "-||"}
+    return record
 
 
 def _files(wiki: Wiki, request: web.Request) -> dict[str, Any]:
@@ -323,12 +324,12 @@ def _files(wiki: Wiki, request: web.Request) -> dict[str, Any]:
         | ({"imageinfo": [_imageinfo(plant, request)]} if second or not wiki.parts else {})
         for plant in page
     }
-    told: dict[str, Any] = {"query": {"pages": pages}}
+    record: dict[str, Any] = {"query": {"pages": pages}}
     if wiki.parts and not second:
-        return told | {"continue": {"iistart": "20240601", "gcmcontinue": str(first), "continue": "||"}}
+        return record | {"continue": {"iistart": "20240601", "gcmcontinue": str(first), "continue": "||"}}
     if first + limit < len(found):
-        told["continue"] = {"gcmcontinue": str(first + limit), "continue": "gcmcontinue||"}
-    return told
+        record["continue"] = {"gcmcontinue": str(first + limit), "continue": "gcmcontinue||"}
+    return record
 
 
 def _title(plant: Plant) -> str:
@@ -337,7 +338,7 @@ def _title(plant: Plant) -> str:
 
 def _imageinfo(plant: Plant, request: web.Request) -> dict[str, Any]:
     content = plant.images[0]
-    told: dict[str, Any] = {
+    record: dict[str, Any] = {
         "user": "Uploader", "size": len(content), "width": 96, "height": 72, "mime": "image/jpeg",
         "url": f"{_here(request)}/photos/{10 * plant.id}/original.jpg",
         "descriptionurl": f"{_here(request)}/wiki/{quote(_title(plant))}", "timestamp": "2024-06-01T12:00:00Z",
@@ -347,13 +348,13 @@ def _imageinfo(plant: Plant, request: web.Request) -> dict[str, Any]:
             "Artist": {"value": f'<a href="//example.org/x" title="User">{plant.author} &amp; friends</a>'},
         },
     }  # fmt: skip
-    if (width := int(request.query.get("iiurlwidth", "0"))) and width < told["width"]:
-        told |= {"thumburl": f"{_here(request)}/photos/{10 * plant.id}/small.jpg", "thumbwidth": width}
-    return told
+    if (width := int(request.query.get("iiurlwidth", "0"))) and width < record["width"]:
+        record |= {"thumburl": f"{_here(request)}/photos/{10 * plant.id}/small.jpg", "thumbwidth": width}
+    return record
 
 
 def _item(wiki: Wiki, place: int, name: str) -> dict[str, Any]:
-    """An item of Wikidata: every third has an image in place of a category, and no taxon name but a label."""
+    """An item of Wikidata; every third has an image instead of a category, and a label instead of a taxon name."""
     item: dict[str, Any] = {"item": {"type": "uri", "value": f"http://www.wikidata.org/entity/Q{1000 + place}"}}
     if place % 3:
         return item | {
@@ -390,22 +391,22 @@ def _here(request: web.Request) -> str:
 
 
 def _taxa(flora: Sequence[Plant]) -> dict[str, int]:
-    """Numbers of taxa, genera included."""
+    """Numbers of taxa, including genera."""
     names = sorted({name for plant in flora for name in (plant.taxon, plant.taxon.split()[0])})
     return {name: int(hashlib.md5(name.encode(), usedforsecurity=False).hexdigest()[:6], 16) + 1 for name in names}
 
 
 def _flower(name: str, number: int, view: int) -> bytes:
-    rng = hashlib.sha256(name.encode()).digest()
+    digest = hashlib.sha256(name.encode()).digest()
     turn = hashlib.sha256(f"{name}/{number}/{view}".encode()).digest()
     image = Image.new("RGB", (96, 72), (40 + turn[0] // 4, 90 + turn[1] // 4, 40 + turn[2] // 4))
     draw = ImageDraw.Draw(image)
     x, y, radius = 30 + turn[3] % 36, 26 + turn[4] % 20, 12 + turn[5] % 10
-    petals = 4 + rng[3] % 9
+    petals = 4 + digest[3] % 9
     for petal in range(petals):
         start = 360 * petal / petals + turn[6] % 90
         box = (x - radius, y - radius, x + radius, y + radius)
-        draw.pieslice(box, start, start + 250 / petals, fill=(rng[0], rng[1] // 2, rng[2]))
+        draw.pieslice(box, start, start + 250 / petals, fill=(digest[0], digest[1] // 2, digest[2]))
     draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=(230, 200, 60))
     for speck in turn[7:27]:
         draw.point((speck % 96, (speck * 7) % 72), fill=(speck, speck, 90))

@@ -1,8 +1,8 @@
-"""What the ``daf-re`` recipe must do with every post of a sample world.
+"""The correct results of the ``daf-re`` recipe for all posts of a sample world.
 
-It follows from how the world was planned and from the rule about duplicates, not from running a pipeline. The rule: of
-a cluster of duplicates one is kept, that with the most pixels, then a PNG before a JPEG, then the largest file, then
-the lowest id; when the labels of a cluster disagree, none is.
+They follow from the plan of the world and from the rule for duplicates, not from a run of the pipeline. The rule: one
+image of a cluster of duplicates is kept, that with the most pixels, then a PNG before a JPEG, then the largest file,
+then the lowest id; if the labels of a cluster disagree, none is kept.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from animesion_sample.posts import SamplePost
 from animesion_sample.world import World
 
 DUPLICATES = frozenset({"exact duplicate", "pixel duplicate", "near duplicate"})
-"""Troubles of clusters of which one image is kept."""
+"""Troubles of clusters with one kept image."""
 
 KEPT = frozenset({"", "variant", "page set", "mislabelled", "hostile text"})
-"""Troubles that are no reason to drop a post; so are those that start with ``odd format``."""
+"""Troubles of posts that are kept, as are those with a trouble that starts with ``odd format``."""
 
 RARE = "rare class"
-"""The reason for a good post of a character with too few."""
+"""The drop reason of a good post of a character with too few."""
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What must become of one post.
+    """The correct result for one post.
 
     Attributes:
         outcome: ``kept`` or ``dropped``.
-        reason: Why it is dropped: the name of its trouble, or ``rare class``; empty when kept.
-        label: The character tag when there is exactly one, else empty.
-        trouble: The trouble it was planned with; empty for an ordinary post.
-        keeper: For each member of a cluster of duplicates the id of the one that stands for it, which may be itself.
+        reason: Drop reason: the name of its trouble, or ``rare class``; empty when kept.
+        label: The character tag if there is exactly one, else empty.
+        trouble: The planned trouble; empty for an ordinary post.
+        keeper: Id of the kept post of its cluster of duplicates, possibly its own; None outside of clusters.
         with_posts: Other kept posts that must be in the same split.
     """
 
@@ -46,11 +46,11 @@ class Truth:
 
 
 def truth(world: World, minimum: int = 20) -> dict[int, Truth]:
-    """What must become of each post, by id.
+    """The correct results by post id.
 
     Args:
-        world: The sample world. Files are drawn only to settle ties among duplicates.
-        minimum: Fewest images of a character that make a class.
+        world: The sample world. Files are drawn only to break ties among duplicates.
+        minimum: Fewest images of a class.
     """
     groups: dict[str, list[SamplePost]] = defaultdict(list)
     for post in world.posts:

@@ -1,4 +1,4 @@
-"""An aiohttp application on a real socket, in a thread of its own, for tests that talk to it."""
+"""An aiohttp application on a real socket, in its own thread."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ class FetchJob:
             facts |= crawled.counts(items)._asdict()
         self.workspace.commit(self.name, CODE, params(self.recipe), {"plan": self.plan_digest}, outputs, facts)
         if crawled:  # only now that the tar is committed may the crawl delete its own copies
-            crawled.handed_over(items)
+            crawled.release(items)
         return facts
 
 
@@ -270,7 +270,7 @@ def run(
         progress.part_done(job.fetch_from(source)["items"])
     if not isinstance(source, sources.Crawled):
         return []
-    source.handed_over()
+    source.release()
     return _crawl_summary(source.errors())
 
 

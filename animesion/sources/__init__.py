@@ -1,7 +1,7 @@
-"""Where images come from: the interface of a source and how one is found by name (entry points `animesion.sources`).
+"""Sources of images: their interface, and the lookup by name (entry points `animesion.sources`).
 
-A source lists items in an order that depends on nothing but its content, and reads the bytes of items it listed. What an
-image is worth is not its business.
+A source lists items in an order that depends only on its content, and reads the bytes of listed items. Images are
+judged in later stages.
 """
 
 from __future__ import annotations
@@ -27,33 +27,38 @@ if TYPE_CHECKING:
 
 
 class Source(Protocol):
-    """One way to get images. Made from its options; cheap to make, does nothing until asked."""
+    """A source of images, made from its options; construction is cheap and opens nothing."""
 
-    #: the model of the recipe's `[source]` keys besides `kind`
+    #: model of the keys of the recipe's `[source]` table, without `kind`
     Options: ClassVar[type[Section]]
-    #: one line for `animesion sources`
+    #: one-line description for `animesion sources`
     summary: ClassVar[str]
-    #: True: listing costs requests, so it is remembered, and one process does all the reading
+    #: whether listing costs requests; the listing is then stored, and a single process reads all items
     remote: ClassVar[bool]
-    #: sentences about what was passed over, filled while listing
+    #: sentences about skipped files and similar, filled while listing
     notes: list[str]
 
     def session(self) -> contextlib.AbstractContextManager[object]:
-        """What must be open around `items` and `read`: connections, servers."""
+        """A context that must be open around `items` and `read`, with connections and servers."""
 
     def items(self) -> Iterator[Item]:
-        """Every image of the source, in an order that depends on its content alone.
+        """All images of the source, in an order that depends only on its content.
 
         Raises:
-            UsageError: the options point at nothing usable.
+            UsageError: the options do not point to usable data.
         """
 
     def read(self, items: Sequence[Item]) -> Iterator[Payload]:
-        """The bytes of each item, in the order given, one payload an item."""
+        """The bytes of the items, in their order, one payload per item."""
 
 
 class CrawlCounts(NamedTuple):
-    """Items that did not come: those that a later run asks for again, and those that it does not."""
+    """Numbers of items that were not downloaded.
+
+    Attributes:
+        failed: items that a later run requests again.
+        refused: items that a later run does not request again.
+    """
 
     failed: int
     refused: int
@@ -61,30 +66,30 @@ class CrawlCounts(NamedTuple):
 
 @runtime_checkable
 class Crawled(Source, Protocol):
-    """A remote source that keeps a ledger: it resumes within a part, retries what failed, and finds what is new."""
+    """A remote source with a ledger: it resumes within a part, retries failed items and lists new ones."""
 
     def crawl_in(
         self, folder: Path, *, retry_refused: bool = False, watch: Callable[[CrawlStatus], None] | None = None
     ) -> None:
-        """Keep the ledger in a folder; called before the session opens."""
+        """Set the folder of the ledger; called before the session opens."""
 
     def items_after(self, last: Item) -> Iterator[Item]:
-        """Images that came to the source after the last item of its earlier listing, in the same order."""
+        """Images added to the source after the last item of an earlier listing, in the same order."""
 
     def counts(self, items: Sequence[Item]) -> CrawlCounts:
-        """How many of these items did not come."""
+        """Numbers of these items that were not downloaded."""
 
-    def handed_over(self, items: Sequence[Item] | None = None) -> None:
-        """The bytes of these items, or of all, are kept elsewhere now."""
+    def release(self, items: Sequence[Item] | None = None) -> None:
+        """Allow the ledger to drop the bytes of these items, or of all, which are stored elsewhere now."""
 
     def errors(self) -> list[tuple[str, str, str, int]]:
-        """State, kind, detail and number of what failed or was refused, the most frequent first."""
+        """State, kind, detail and number of items that failed or were refused, most frequent first."""
 
     def file_host(self, item: Item) -> str:
         """The host of an item's file."""
 
     def forecast(self, urls: Mapping[str, int]) -> tuple[int, float]:
-        """Requests, and seconds at the polite pace, that fetching so many files of each host takes."""
+        """Number of requests, and seconds at the polite rate, for fetching these numbers of files by host."""
 
 
 def names() -> list[str]:
@@ -96,7 +101,7 @@ def source_class(kind: str) -> type[Source]:
     """The class of a source.
 
     Raises:
-        UsageError: none of that name is installed.
+        UsageError: no source of that name is installed.
     """
     for point in entry_points(group="animesion.sources", name=kind):
         found: type[Source] = point.load()
@@ -105,7 +110,7 @@ def source_class(kind: str) -> type[Source]:
 
 
 def make(recipe: Recipe) -> Source:
-    """The recipe's source, its options checked.
+    """The recipe's source, with validated options.
 
     Raises:
         UsageError: unknown source, unknown key (with the nearest valid one) or wrong value.
@@ -124,8 +129,8 @@ def make(recipe: Recipe) -> Source:
 
 
 def clean_text(text: str, limit: int = 500) -> str:
-    """Text from outside as it may stand in tables: NFC, no control characters or lone surrogates, bounded."""
-    if text.isascii() and text.isprintable():  # most is, and tables may have millions of rows
+    """Clean untrusted text for tables: NFC, no control characters or lone surrogates, at most `limit` characters."""
+    if text.isascii() and text.isprintable():  # the common case, and tables may have millions of rows
         return " ".join(text.split())[:limit]
     text = text.encode("utf-8", "backslashreplace").decode()
     text = unicodedata.normalize("NFC", text)
@@ -134,12 +139,12 @@ def clean_text(text: str, limit: int = 500) -> str:
 
 
 def file_key(kind: str, name: bytes, stem: str) -> str:
-    """A key for a file: readable where its name allows it, unique by a hash of the whole name.
+    """A key for a file: readable by its stem, and unique by a hash of its full name.
 
     Args:
         kind: first part of the key.
-        name: the file's full name inside the source.
-        stem: the part of it that a reader would recognise.
+        name: full name of the file inside the source.
+        stem: recognisable part of the name.
     """
     slug = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:40].strip("-")
     return "-".join(part for part in (kind, slug, hashlib.sha256(name).hexdigest()[:16]) if part)

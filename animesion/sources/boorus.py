@@ -1,7 +1,7 @@
-"""Boorus, crawled politely: what they share, and Gelbooru, Safebooru.org, Moebooru sites and Zerochan.
+"""Sources for boorus: their base class, Gelbooru, Safebooru.org, Moebooru sites and Zerochan.
 
-Danbooru, which has tables of its own, is in `danbooru`. Each is a few options over `CrawledSource`; how the sites are
-asked is in `animesion_scrapers.sites`.
+Each adds a few options to `CrawledSource`; the clients of the sites are in `animesion_scrapers.sites`. Danbooru, with
+tables of head boxes and tag ids, is in `danbooru`.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class BooruOptions(TagTableOptions, CrawlOptions):
     """Options of every booru."""
 
     tags: str = Field("", description="search, as typed on the site")
-    ids: str = Field("", description="file with one post id a line, instead of a search")
+    ids: str = Field("", description="file with one post id per line, instead of a search")
 
 
 class GelbooruOptions(BooruOptions):
     """Options of the `gelbooru` source."""
 
-    url: str = Field("https://gelbooru.com", description="the site; credentials are sent to gelbooru.com alone")
+    url: str = Field("https://gelbooru.com", description="the site; credentials are sent only to gelbooru.com")
 
 
 class SafebooruOptions(BooruOptions):
@@ -43,7 +43,7 @@ class SafebooruOptions(BooruOptions):
 
     url: str = Field("https://safebooru.org", description="the site")
     characters: str = Field(
-        "", description="file with one character tag a line: labels where the site gives tags without categories"
+        "", description="file with one character tag per line: labels where the site's tags have no categories"
     )
 
 
@@ -61,12 +61,12 @@ class ZerochanOptions(BooruOptions):
     username: str = Field(
         min_length=1, description="your user name on Zerochan; the site bans crawlers whose User-Agent has none"
     )
-    tags: str = Field("", description="a tag such as Hatsune Miku, or several with commas between them")
-    strict: bool = Field(False, description="only entries whose primary tag is the one that is searched for")
+    tags: str = Field("", description="a tag such as Hatsune Miku, or several separated by commas")
+    strict: bool = Field(False, description="only entries whose primary tag is the requested one")
 
 
 class BooruSource(CrawledSource):
-    """Posts of a search or of given ids, with labels by the tables of aliases and implications."""
+    """Posts of a search or of given ids, with labels resolved by tables of aliases and implications."""
 
     Options: ClassVar[type[Section]] = BooruOptions
 
@@ -75,7 +75,7 @@ class BooruSource(CrawledSource):
         self._tables = TagTables()
 
     def posts(self, site: Site, newer_than: str) -> Iterator[Post]:
-        """Those of the ids or of the search."""
+        """Posts of the given ids or of the search."""
         self._tables = tag_tables.load(self.options)
         most = self.options.limit or None
         if not self.options.ids:
@@ -84,7 +84,7 @@ class BooruSource(CrawledSource):
         return itertools.islice(site.posts_by_id(ids), most)
 
     def candidates(self, post: Post) -> tuple[str, ...]:
-        """The tags that the site declares to be labels, by the tables."""
+        """The post's tags in the site's label categories, resolved by the tables."""
         return self._tables.labels(super().candidates(post))
 
     def _ids(self) -> Iterator[int]:
@@ -114,7 +114,7 @@ class SafebooruSource(BooruSource):
         self._characters: frozenset[str] = frozenset()
 
     def posts(self, site: Site, newer_than: str) -> Iterator[Post]:
-        """Those of the ids or of the search."""
+        """Posts of the given ids or of the search."""
         if self.options.characters:
             self._characters = frozenset(
                 clean_text(name) for _, name in _entries(self.options.characters, "source.characters")
@@ -122,7 +122,7 @@ class SafebooruSource(BooruSource):
         return super().posts(site, newer_than)
 
     def candidates(self, post: Post) -> tuple[str, ...]:
-        """Character tags: by the site's categories, and by the file of characters."""
+        """Character tags, by the site's categories and by the file of characters."""
         named = (clean_text(tag) for tag in post.tags["general"]) if self._characters else ()
         found = (*post.tags["character"], *(tag for tag in named if tag in self._characters))
         return self._tables.labels(clean_text(tag) for tag in found)
@@ -144,16 +144,16 @@ class ZerochanSource(BooruSource):
     site_name: ClassVar[str] = "zerochan"
 
     def user_agent(self) -> str:
-        """What is asking, whom to contact, and as which user, as the site demands."""
+        """The User-Agent with the user's name, which the site requires."""
         return f"{super().user_agent()} - {self.options.username.strip()}"
 
     def site_settings(self) -> dict[str, Any]:
-        """How a search is meant."""
+        """Whether a search is strict."""
         return {"strict": self.options.strict}
 
 
 def _entries(name: str, option: str) -> Iterator[tuple[int, str]]:
-    """The lines of a text file that are not blank, with their numbers, read in a stream."""
+    """Yield the lines of a text file that are not blank, with their numbers."""
     path = Path(name).expanduser()
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -165,4 +165,6 @@ def _entries(name: str, option: str) -> Iterator[tuple[int, str]]:
                 if text := line.strip():
                     yield number, text
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{option}: {path} cannot be read ({error}); give a text file with one entry a line") from None
+        raise UsageError(
+            f"{option}: {path} cannot be read ({error}); use a text file with one entry per line"
+        ) from None

@@ -1,7 +1,6 @@
-"""What the sources that crawl have in common: pace, credentials, the ledger, robots.txt, and posts as items.
+"""Base class of sources that crawl: pacing, credentials, the ledger, robots.txt, and conversion of posts to items.
 
-A source of this kind is a subclass with a site's class and the options that the site needs besides. The sites
-themselves, and how they are asked, are in `animesion_scrapers`.
+A subclass names a site and adds the options of that site. The sites and their clients are in `animesion_scrapers`.
 """
 
 from __future__ import annotations
@@ -35,19 +34,19 @@ _LARGEST_TABLE = 1 << 30
 class CrawlOptions(Section):
     """Options of every source that crawls."""
 
-    contact: str = Field(description="e-mail or URL that goes into the User-Agent, so that the site can reach you")
+    contact: str = Field(description="e-mail address or URL for the User-Agent, so that the site can reach you")
     limit: int = Field(0, ge=0, description="most posts; 0 for all")
-    requests_per_second: float = Field(1.0, gt=0, le=10, strict=False, description="most for each host")
-    max_bytes: int = Field(64 * 1024 * 1024, ge=1, description="larger files are given up")
-    deadline: float = Field(
-        60.0, gt=0, strict=False, description="seconds that a file may take, waits for a turn aside"
+    requests_per_second: float = Field(1.0, gt=0, le=10, strict=False, description="highest rate per host")
+    max_bytes: int = Field(64 * 1024 * 1024, ge=1, description="larger files are dropped")
+    deadline: float = Field(60.0, gt=0, strict=False, description="most seconds per file, without waits for a turn")
+    stall: float = Field(
+        20.0, gt=0, strict=False, description="seconds without progress after which a connection is replaced"
     )
-    stall: float = Field(20.0, gt=0, strict=False, description="seconds of silence before another connection is tried")
     robots: bool = Field(True, description="obey robots.txt and X-Robots-Tag (noai, noindex) of the hosts of the files")
 
 
 class CrawledSource:
-    """Posts of a site. Subclasses set `site_name`, `Options` and `summary`, and say what `posts` they want."""
+    """Posts of a site. Subclasses set `site_name`, `Options` and `summary`, and implement `posts`."""
 
     Options: ClassVar[type[Section]] = CrawlOptions
     summary: ClassVar[str]
@@ -67,7 +66,7 @@ class CrawledSource:
         self._breakers: Breakers | None = None
         self._kept: tuple[Ledger, Crawler] | None = None
 
-    # -- what a site's source says -------------------------------------------------------------------------------
+    # -- overridden by sites -------------------------------------------------------------------------------------
 
     def site_class(self) -> type[Site]:
         """The class of the site."""
@@ -76,24 +75,24 @@ class CrawledSource:
         return sites.load(self.site_name)
 
     def base_url(self) -> str:
-        """The address that the options name; empty for the one that the site declares."""
+        """The base URL from the options; empty for that of the site's declaration."""
         return str(getattr(self.options, "url", ""))
 
     def site_settings(self) -> dict[str, Any]:
-        """What the site's class takes besides what every site takes."""
+        """Arguments of the site's class beyond those of every site."""
         return {}
 
     def posts(self, site: Site, newer_than: str) -> Iterator[Post]:
-        """The posts that the options ask for, in any order.
+        """The posts that the options select, in any order.
 
         Args:
             site: The open site.
-            newer_than: Id of the newest post that is known; empty for none.
+            newer_than: Id of the newest known post; empty for none.
         """
         raise NotImplementedError
 
     def candidates(self, post: Post) -> tuple[str, ...]:
-        """Candidate labels of a post: the tags that the site declares to be labels."""
+        """Candidate labels of a post: its tags in the site's label categories."""
         return tuple(clean_text(tag) for name in self._info().label_tags for tag in post.tags.get(name, ()))
 
     # -- the interface of a source -------------------------------------------------------------------------------
@@ -101,12 +100,12 @@ class CrawledSource:
     def crawl_in(
         self, folder: Path, *, retry_refused: bool = False, watch: Callable[[CrawlStatus], None] | None = None
     ) -> None:
-        """Keep ledger, spools and what is known of hosts in a folder; without this, they last for one session.
+        """Set the folder of the ledger, the spools and the state of hosts; without one, they last for one session.
 
         Args:
-            folder: made when it is needed.
-            retry_refused: ask again for what was refused permanently in an earlier run.
-            watch: told how the crawl goes.
+            folder: created when needed.
+            retry_refused: whether to request again what was refused permanently in an earlier run.
+            watch: called with the progress of the crawl.
         """
         self._folder = folder
         self._retry_refused = retry_refused
@@ -114,14 +113,14 @@ class CrawledSource:
 
     @contextlib.contextmanager
     def session(self) -> Iterator[None]:
-        """One pace, one set of circuit breakers and one ledger for everything that is asked in the session."""
+        """One limiter, one set of circuit breakers and one ledger for all requests of the session."""
         from animesion_scrapers import Breakers
 
         given = self._folder
         with self._open:
             if self._folder is None:
                 self._folder = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="animesion-crawl-")))
-            self._limiter = self.make_limiter(_made(self._folder) / "hosts.sqlite")
+            self._limiter = self.make_limiter(_make_folder(self._folder) / "hosts.sqlite")
             self._breakers = Breakers()
             try:
                 yield
@@ -131,19 +130,19 @@ class CrawledSource:
                 self._folder = given
 
     def make_limiter(self, memory: Path) -> RateLimiter:
-        """The pace of the session."""
+        """The limiter of the session."""
         return self._info().limiter(self.options.requests_per_second, memory)
 
     def items(self) -> Iterator[Item]:
-        """Posts by ascending id."""
+        """All posts, by ascending id."""
         return self._items("", 0)
 
     def items_after(self, last: Item) -> Iterator[Item]:
-        """Posts that came after the last item of an earlier listing, by ascending id."""
+        """Posts newer than the last item of an earlier listing, by ascending id."""
         return self._items(last.source_id, last.order + 1)
 
     def read(self, items: Sequence[Item]) -> Iterator[Payload]:
-        """Crawl what the ledger lacks, several files at a time; then the payloads in the order of the items."""
+        """Crawl the files that the ledger lacks, several at once; then yield the payloads in the order of the items."""
         from animesion_scrapers import ScraperError
 
         if not items:
@@ -166,28 +165,28 @@ class CrawledSource:
             yield Payload(content, digest=entry.digest)
 
     def counts(self, items: Sequence[Item]) -> CrawlCounts:
-        """How many of these items did not come."""
+        """Numbers of these items that were not downloaded."""
         if self._kept is None:
             return CrawlCounts(0, 0)
         states = Counter(entry.state for entry in self._kept[0].entries(item.key for item in items).values())
         return CrawlCounts(failed=states["failed"], refused=states["refused"])
 
-    def handed_over(self, items: Sequence[Item] | None = None) -> None:
-        """The bytes of these items, or of all, are kept elsewhere now: their spools go."""
+    def release(self, items: Sequence[Item] | None = None) -> None:
+        """Drop the spooled bytes of these items, or of all, which are stored elsewhere now."""
         if self._kept is not None:
             self._kept[0].hand_over(None if items is None else [item.key for item in items])
 
     def errors(self) -> list[tuple[str, str, str, int]]:
-        """State, kind, detail and number of what failed or was refused, the most frequent first."""
+        """State, kind, detail and number of items that failed or were refused, most frequent first."""
         return self._kept[0].errors() if self._kept else []
 
     def forecast(self, urls: Mapping[str, int]) -> tuple[int, float]:
-        """Requests, and seconds at the polite pace, that fetching takes.
+        """Number of requests, and seconds at the polite rate, for fetching files.
 
         Args:
-            urls: Files by host.
+            urls: Number of files by host.
         """
-        limiter = self.make_limiter(Path())  # not the session's, which remembers every host that it was asked about
+        limiter = self.make_limiter(Path())  # the session's would store every host
         robots = bool(self.options.robots)
         seconds = [(files + robots) * limiter.interval(host) for host, files in urls.items()]
         return sum(urls.values()) + robots * len(urls), max(seconds, default=0.0)
@@ -214,7 +213,7 @@ class CrawledSource:
             yield self.item(post, order)
 
     def item(self, post: Post, order: int) -> Item:
-        """A post as an item."""
+        """Convert a post to an item."""
         failure, detail = "", ""
         if not post.file_url:
             failure = DropReason.NOT_VISIBLE
@@ -253,7 +252,7 @@ class CrawledSource:
         from animesion_scrapers.credentials import find
 
         spec, url = self._info().credentials, self.base_url() or self._info().url
-        # Credentials of one site are not another's, though it runs the same software.
+        # Credentials are for one site, not for others with the same software.
         found = find(spec) if spec and urlsplit(url).hostname == spec.host else None
         return self.site_class()(
             url,
@@ -267,12 +266,12 @@ class CrawledSource:
         )
 
     def _crawl(self) -> tuple[Ledger, Crawler]:
-        """The ledger and the crawler over it, opened when first needed and closed with the session."""
+        """The ledger and its crawler, opened when first needed and closed with the session."""
         from animesion_scrapers import Crawler, Ledger, RateLimiter
 
         if self._kept is None:
             assert self._folder is not None, "read inside the session"
-            ledger = self._open.enter_context(Ledger(_made(self._folder)))
+            ledger = self._open.enter_context(Ledger(_make_folder(self._folder)))
             crawler = self._open.enter_context(
                 Crawler(
                     ledger,
@@ -292,14 +291,14 @@ class CrawledSource:
         return self._kept
 
     def user_agent(self) -> str:
-        """What is asking, and whom to contact."""
+        """The User-Agent: program, version and contact."""
         return f"animesion/{version('animesion')} ({self.options.contact})"
 
     def _lines(self, url: str) -> list[bytes]:
-        """The lines of a table that the user names by its URL."""
+        """The lines of a table at a URL of the user's."""
         from animesion_scrapers import Download, download_all
 
-        [got] = download_all(
+        [result] = download_all(
             [Download("table", url)],
             user_agent=self.user_agent(),
             limiter=self._limiter,
@@ -307,21 +306,21 @@ class CrawledSource:
             deadline=900.0,
             max_bytes=_LARGEST_TABLE,
         )
-        if got.status != "ok":
-            raise AnimesionError(f"{url}: {got.status} {got.detail}".rstrip())
-        return got.content.splitlines(keepends=True)
+        if result.status != "ok":
+            raise AnimesionError(f"{url}: {result.status} {result.detail}".rstrip())
+        return result.content.splitlines(keepends=True)
 
     def _fault(self, error: Exception) -> AnimesionError:
         return AnimesionError(f"{self.base_url() or self._info().url}: {error}")
 
 
 def _age(post_id: str) -> tuple[float, float, str]:
-    """Sorts ids: they are numbers almost everywhere, of an image or of a set and an image, and grow with time."""
+    """Sort key of post ids: numbers on almost all sites, of an image or of a set and an image, that grow with time."""
     of_set, _, of_image = post_id.partition("-")
     numbers = [int(part) if part.isascii() and part.isdecimal() else math.inf for part in (of_set, of_image)]
     return numbers[0], numbers[1], post_id
 
 
-def _made(folder: Path) -> Path:
+def _make_folder(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     return folder

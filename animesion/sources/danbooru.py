@@ -1,4 +1,4 @@
-"""Danbooru, crawled politely: posts of a query or of given ids, head boxes from a table."""
+"""The source for Danbooru: posts of a search or of given ids, with head boxes from a table."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class DanbooruOptions(BooruOptions):
     """Options of the `danbooru` source."""
 
     url: str = Field("https://danbooru.donmai.us", description="the site")
-    tags: str = Field("", description="search; two tags are free of charge")
+    tags: str = Field("", description="search; accounts free of charge may use two tags")
     faces: str = Field("", description="faces.tsv with head boxes, a path or a URL")
     tag_ids: str = Field("", description="tagIds.tsv; orders classes by the published tag id instead of by name")
 
@@ -41,12 +41,12 @@ class DanbooruSource(BooruSource):
         self._tag_ids: Mapping[str, int] = {}
 
     def posts(self, site: Site, newer_than: str) -> Iterator[Post]:
-        """Those of the ids or of the search."""
+        """Posts of the given ids or of the search."""
         self._boxes, self._tag_ids = self._face_table(), self._class_order()
         return super().posts(site, newer_than)
 
     def item(self, post: Post, order: int) -> Item:
-        """A post with its head boxes and, if it has a single label, the published id of that."""
+        """Convert a post to an item with its head boxes and, if it has a single label, the published id of that tag."""
         item = super().item(post, order)
         return replace(
             item,

@@ -1,7 +1,7 @@
-"""A local dump in the shape of Danbooru2018 to 2021: metadata as JSON lines, images in `BBBB/ID.ext` buckets.
+"""The source for local dumps in the layout of Danbooru2018 to 2021: JSON lines and images in `BBBB/ID.ext` buckets.
 
-Numbers in such dumps are strings, tags may repeat, ratings are s, q or e, and a line may be damaged. Head boxes come
-from DanbooruAnimeFaces' `faces.tsv`, and `tagIds.tsv` gives classes their published order.
+In such dumps numbers are strings, tags may repeat, ratings are s, q or e, and lines may be damaged. Head boxes are read
+from DanbooruAnimeFaces' `faces.tsv`, and the published order of classes from `tagIds.tsv`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class DumpOptions(Section):
     images: PathOrUrl = Field(
         description="folder of BBBB/ID.ext buckets, such as original/ or 512px/; may be s3:// or gs://"
     )
-    faces: str = Field("", description="faces.tsv with the head boxes; without it set crop.detector to something else")
+    faces: str = Field("", description="faces.tsv with the head boxes; without it, set crop.detector to a detector")
     tag_ids: str = Field("", description="tagIds.tsv; orders classes by the published tag id instead of by name")
     max_bytes: int = Field(64 * 1024 * 1024, ge=1, description="larger files are dropped unread")
 
@@ -56,11 +56,11 @@ class DumpSource:
         self.notes: list[str] = []
 
     def session(self) -> contextlib.AbstractContextManager[object]:
-        """Nothing needs to be held open."""
+        """An empty context."""
         return contextlib.nullcontext()
 
     def items(self) -> Iterator[Item]:
-        """One item a post, in the order of the metadata; `order` is that of `faces.tsv` where the post is in it."""
+        """One item per post, in the order of the metadata; `order` is the row of the post in `faces.tsv`, if any."""
         root = ImageRoot(self.options.images, "source.images")
         table = faces.load(Path(self.options.faces).expanduser()) if self.options.faces else None
         tag_ids = label_files.read_tag_ids(Path(self.options.tag_ids).expanduser()) if self.options.tag_ids else {}
@@ -78,7 +78,7 @@ class DumpSource:
                     seen.add(record["id"])
                     yield self._item(root, record, table, tag_ids, position)
         if repeats:
-            self.notes.append(f"{repeats} metadata record(s) repeat a post and are passed over")
+            self.notes.append(f"{repeats} metadata record(s) repeat a post and are skipped")
         absent = sum(post not in seen for post in table.boxes) if table else 0
         if absent:
             self.notes.append(f"{absent} post(s) of the face table are not in the metadata")
@@ -95,9 +95,9 @@ class DumpSource:
         elif path.exists():
             files = [path]
         else:
-            raise UsageError(f"source.metadata: there is no file or folder {path}")
+            raise UsageError(f"source.metadata: {path} not found")
         if not files:
-            raise UsageError(f"source.metadata: {path} holds no files")
+            raise UsageError(f"source.metadata: {path} contains no files")
         return files
 
     def _item(
@@ -147,7 +147,7 @@ class DumpSource:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Non-empty lines with their numbers; a line of absurd length comes cut, so that it counts as unreadable."""
+    """Yield non-empty lines with their numbers; one above `_LONGEST_LINE` is cut, so that it counts as unreadable."""
     try:
         with _opened(path) as file:
             number = 0
@@ -191,7 +191,7 @@ def _unreadable(file: Path, line: int, position: int) -> Item:
 
 
 def _tags(record: dict[str, Any]) -> dict[str, list[str]]:
-    """Names of the tags by category; a tag that is listed twice counts once."""
+    """Distinct tag names by category."""
     found: dict[str, dict[str, None]] = {}
     listed = record.get("tags")
     for tag in listed if isinstance(listed, list) else ():
@@ -201,7 +201,7 @@ def _tags(record: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def _text(record: dict[str, Any], name: str) -> str:
-    """A field as text: dumps hold numbers as strings, the site itself as numbers."""
+    """A field as text: numbers are strings in dumps, but not on the site itself."""
     value = record.get(name)
     if isinstance(value, bool) or value is None or (isinstance(value, float) and not math.isfinite(value)):
         return ""

@@ -1,4 +1,4 @@
-"""Tables of head boxes (`faces.tsv` of DanbooruAnimeFaces) as sources use them: boxes and row of each post."""
+"""Lookup of head boxes (`faces.tsv` of DanbooruAnimeFaces) by post."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class FaceTable:
     """Boxes by post.
 
     Attributes:
-        boxes: boxes of each post that has any, in the order of the table.
-        row: number of the post's first row, from 0; the order of the published DAF:re splits.
-        rows: rows in all.
+        boxes: boxes by post, in the order of the table.
+        row: index of each post's first row; the order of the published DAF:re splits.
+        rows: number of rows.
     """
 
     boxes: dict[int, tuple[Box, ...]]
@@ -29,7 +29,7 @@ def load(source: Path | Iterable[bytes], name: str = "faces.tsv") -> FaceTable:
     """Read a whole table.
 
     Raises:
-        UsageError: unreadable, or a wrong row, named by its line.
+        UsageError: the table is unreadable, or a row is malformed (the message states its line).
     """
     boxes: dict[int, tuple[Box, ...]] = {}
     first: dict[int, int] = {}

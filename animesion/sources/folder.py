@@ -1,6 +1,6 @@
-"""Class folders: `ROOT/<class>/**/<image>`, or a tar or zip of them, on this machine or in a bucket.
+"""The source for class folders: `ROOT/<class>/**/<image>`, or a tar or zip of them, local or in a bucket.
 
-Archives are read in place, member by member; nothing is ever extracted, so a member's name cannot leave the archive.
+Archives are read in place, member by member, and never extracted, so a member's name cannot escape to the file system.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from animesion.sources import clean_text, file_key
 from animesion.sources.image_root import read_file
 from animesion.sources.stored import PathOrUrl, StoredPlace, place
 
-#: Bytes that are fetched ahead from a bucket: headers of a tar lie all over it, members of a zip are read one by one.
+#: Read-ahead in bytes from a bucket: headers are spread all over a tar, while members of a zip are read one by one.
 _TAR_BLOCK, _ZIP_BLOCK = 8 << 20, 256 << 10
 
 _HIDDEN = {"thumbs.db", "desktop.ini", "__macosx"}
@@ -39,8 +39,8 @@ class FolderOptions(Section):
     path: PathOrUrl = Field(description="folder of class folders, or a .tar or .zip of them; may be s3:// or gs://")
     family: str = Field(
         _DIGEST_STEM,
-        description="regular expression for a file's stem; images with equal first groups come from one post and "
-        "stay in one split. The default knows names built on a digest, such as <md5>-<k>.jpg; empty for none",
+        description="regular expression for a file's stem; images with equal first groups are of one post and stay in "
+        "one split. The default matches names with a digest, such as <md5>-<k>.jpg; empty for none",
     )
     max_bytes: int = Field(64 * 1024 * 1024, ge=1, description="larger files are dropped unread")
 
@@ -58,7 +58,14 @@ class FolderOptions(Section):
 
 @dataclass(frozen=True)
 class _Entry:
-    """A file in the folder or archive: posix path as bytes-safe text, where it lies, or why it cannot be read."""
+    """A file in the folder or archive.
+
+    Attributes:
+        name: POSIX path; bytes that are not UTF-8 are surrogates.
+        locator: path, or position in the archive, with size and time stamp.
+        failure: drop reason of a file that cannot be read; empty otherwise.
+        detail: description of the failure.
+    """
 
     name: str
     locator: dict[str, int | str]
@@ -78,31 +85,31 @@ class FolderSource:
         self.notes: list[str] = []
 
     def session(self) -> contextlib.AbstractContextManager[object]:
-        """Nothing needs to be held open."""
+        """An empty context."""
         return contextlib.nullcontext()
 
     def items(self) -> Iterator[Item]:
-        """One item a file, sorted by name; files outside a class folder have no label."""
+        """One item per file, sorted by name; files outside a class folder have no label."""
         root = place(self.options.path, "source.path")
         if not root.exists():
-            raise UsageError(f"source.path: there is no folder or archive {root}")
+            raise UsageError(f"source.path: {root} not found")
         entries = self._entries(root)
         prefix = _common_root(entries) if root.is_file() else ""
         family = re.compile(self.options.family) if self.options.family else None
         seen: dict[str, int] = {}
-        spelt: dict[str, str] = {}
+        folder_of: dict[str, str] = {}
         entries.sort(key=lambda entry: os.fsencode(entry.name))
         if not entries:
-            raise UsageError(f"source.path: {root} holds no files")
+            raise UsageError(f"source.path: {root} contains no files")
         for order, entry in enumerate(entries):
-            repeat = seen[entry.name] = seen.get(entry.name, -1) + 1  # an archive may hold one name twice
+            repeat = seen[entry.name] = seen.get(entry.name, -1) + 1  # an archive may repeat a name
             path = PurePosixPath(entry.name.removeprefix(prefix))
             raw = os.fsencode(entry.name) + (b"\0%d" % repeat if repeat else b"")
             match = family.fullmatch(path.stem) if family else None
             label = clean_text(path.parts[0]) if len(path.parts) > 1 else ""
-            if label and spelt.setdefault(label, path.parts[0]) != path.parts[0]:
+            if label and folder_of.setdefault(label, path.parts[0]) != path.parts[0]:
                 self._note_once(
-                    f"several folders are spelt alike but for blanks or accents and are one class: '{label}'"
+                    f"folders whose names differ only in spaces or the encoding of accents are one class: '{label}'"
                 )
             yield Item(
                 key=file_key("folder", raw, path.stem),
@@ -117,7 +124,7 @@ class FolderSource:
             )
 
     def read(self, items: Sequence[Item]) -> Iterator[Payload]:
-        """Read files, or the members of an archive that is opened once."""
+        """Read files, or members of an archive, which is opened once."""
         root = place(self.options.path, "source.path")
         where = [json.loads(item.locator) for item in items]
         if isinstance(root, StoredPlace) and root.is_dir():
@@ -126,7 +133,7 @@ class FolderSource:
             for each in where:
                 yield read_file(root / each["path"], self.options.max_bytes)
         elif _is_zip(root):
-            with _opened(root) as file, zipfile.ZipFile(file) as archive:
+            with _open(root) as file, zipfile.ZipFile(file) as archive:
                 for each in where:
                     yield self._read_zipped(archive, each["index"])
         else:
@@ -134,7 +141,7 @@ class FolderSource:
             for content, (_, size) in zip(_pieces(root, places), places, strict=True):
                 short = len(content) < size
                 yield (
-                    Payload(reason=DropReason.FETCH_FAILED, detail="the archive is cut short")
+                    Payload(reason=DropReason.FETCH_FAILED, detail="the archive is truncated")
                     if short
                     else Payload(content)
                 )
@@ -153,10 +160,10 @@ class FolderSource:
         try:
             return self._tar_members(root)
         except tarfile.ReadError:
-            raise UsageError(f"source.path: {root} is neither a folder nor a .tar or .zip that can be read") from None
+            raise UsageError(f"source.path: {root} is neither a folder nor a readable .tar or .zip") from None
 
     def _stored(self, root: StoredPlace) -> list[_Entry]:
-        """A bucket has no folders, only names with slashes; any name may stand in it."""
+        """Entries of a bucket, which has no folders, only names with slashes, and allows any name."""
         entries: list[_Entry] = []
         hidden: set[str] = set()
         for name, size, stamp in root.files():
@@ -173,20 +180,18 @@ class FolderSource:
     def _walk(self, root: Path) -> list[_Entry]:
         entries: list[_Entry] = []
         hidden = 0
-        visited: set[tuple[int, int]] = set()  # a link back up would be a loop
+        visited: set[tuple[int, int]] = set()  # links to a parent folder are loops
         for folder, folders, files in os.walk(root, followlinks=True):
             relative = Path(folder).relative_to(root)
             status = Path(folder).stat()
             if (status.st_dev, status.st_ino) in visited:
                 folders.clear()
-                self.notes.append(
-                    f"folder '{clean_text(str(relative))}' was already read under another name: passed over"
-                )
+                self.notes.append(f"folder '{clean_text(str(relative))}' was already read under another name: skipped")
                 continue
             visited.add((status.st_dev, status.st_ino))
             if relative.parts and ".receipts" in folders:
                 folders.clear()
-                self.notes.append(f"folder '{clean_text(str(relative))}' is the output of a build: passed over")
+                self.notes.append(f"folder '{clean_text(str(relative))}' is the output of a build: skipped")
                 continue
             folders.sort()
             hidden += sum(_is_hidden(name) for name in [*folders, *files])
@@ -206,12 +211,12 @@ class FolderSource:
         stamp = root.stat().st_mtime_ns if isinstance(root, Path) else root.stamp()
         # errorlevel and `r:` keep tarfile to plain, uncompressed archives
         with (
-            _opened(root, _TAR_BLOCK) as file,
+            _open(root, _TAR_BLOCK) as file,
             tarfile.open(fileobj=file, mode="r:", errors="surrogateescape") as archive,
         ):
             member = archive.next()
             while member is not None:
-                archive.members = []  # type: ignore[attr-defined]  # a million headers are not kept
+                archive.members = []  # type: ignore[attr-defined]  # a million headers would fill the memory
                 name = member.name.replace("\\", "/")
                 if not member.isdir():
                     if any(_is_hidden(part) for part in PurePosixPath(name).parts if part not in {".", ".."}):
@@ -230,7 +235,7 @@ class FolderSource:
         return entries
 
     def _check_end(self, root: Path | StoredPlace, file: IO[bytes], position: int) -> None:
-        """A reader stops at a damaged header as it does at the end: tell the two apart, or images vanish."""
+        """Check that the tar was read to its end: `tarfile` also stops at a damaged header, and would lose images."""
         for offset in (position - tarfile.BLOCKSIZE, position):
             file.seek(max(0, offset))
             block = file.read(tarfile.BLOCKSIZE)
@@ -238,14 +243,14 @@ class FolderSource:
                 return
         if block:
             raise UsageError(f"source.path: {root} has a damaged header at byte {position}; get it again")
-        self.notes.append(f"{root.name} has no end marker: it may have been cut short")
+        self.notes.append(f"{root.name} has no end marker: it may be truncated")
 
     def _zip_members(self, root: Path | StoredPlace) -> list[_Entry]:
         entries: list[_Entry] = []
         hidden = 0
         with contextlib.ExitStack() as stack:
             try:
-                archive = stack.enter_context(zipfile.ZipFile(stack.enter_context(_opened(root))))
+                archive = stack.enter_context(zipfile.ZipFile(stack.enter_context(_open(root))))
             except zipfile.BadZipFile as error:
                 raise UsageError(f"source.path: {root} is a damaged zip ({error}); get it again") from None
             for index, info in enumerate(archive.infolist()):
@@ -268,26 +273,26 @@ class FolderSource:
 
     def _note_hidden(self, hidden: int) -> None:
         if hidden:
-            self.notes.append(f"{hidden} hidden or system file(s) and folder(s) passed over")
+            self.notes.append(f"{hidden} hidden or system file(s) and folder(s) skipped")
 
     def _read_zipped(self, archive: zipfile.ZipFile, index: int) -> Payload:
         info = archive.infolist()[index]
         try:
             with archive.open(info) as file:
-                content = file.read(self.options.max_bytes + 1)  # the declared size may lie
-        except AnimesionError:  # the store's, not the member's
+                content = file.read(self.options.max_bytes + 1)  # the declared size may be wrong
+        except AnimesionError:  # of the store, not of this member
             raise
-        except Exception as error:  # damage, encryption, and what zlib, lzma and bz2 each raise
+        except Exception as error:  # zlib, lzma and bz2 raise different errors for damage, and zipfile for encryption
             return Payload(reason=DropReason.FETCH_FAILED, detail=clean_text(str(error), 120))
         return Payload(content) if len(content) <= self.options.max_bytes else Payload(reason=DropReason.TOO_MANY_BYTES)
 
 
-def _opened(root: Path | StoredPlace, block: int = _ZIP_BLOCK) -> IO[bytes]:
+def _open(root: Path | StoredPlace, block: int = _ZIP_BLOCK) -> IO[bytes]:
     return root.open("rb") if isinstance(root, Path) else root.open(block)
 
 
 def _is_zip(root: Path | StoredPlace) -> bool:
-    with _opened(root) as file:
+    with _open(root) as file:
         return zipfile.is_zipfile(file)
 
 
@@ -330,7 +335,7 @@ def _archive_entry(name: str, locator: dict[str, int | str], max_bytes: int, *, 
 
 
 def _common_root(entries: Sequence[_Entry]) -> str:
-    """`name/` when everything in an archive lies under one folder that holds only folders, else an empty string."""
+    """`name/` if all files of an archive are below one folder of folders, else an empty string."""
     paths = [PurePosixPath(entry.name).parts for entry in entries if not entry.failure]
     tops = {parts[0] for parts in paths}
     return f"{tops.pop()}/" if len(tops) == 1 and all(len(parts) > 2 for parts in paths) else ""

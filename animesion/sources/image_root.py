@@ -1,4 +1,4 @@
-"""The place that label files and dumps name images below: a folder of this machine or a prefix of a bucket."""
+"""The root of image paths in label files and dumps: a local folder or a prefix of a bucket."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ class ImageRoot:
 
     Args:
         path: folder, or URL such as `s3://bucket/prefix`.
-        option: what sets it, for messages.
+        option: name of the option that sets it, for messages.
 
     Raises:
-        UsageError: there is nothing of the kind.
+        UsageError: the folder does not exist.
     """
 
     def __init__(self, path: str, option: str) -> None:
         self._root = place(path, option)
         if not self._root.is_dir():
-            raise UsageError(f"{option}: there is no folder {self._root}")
+            raise UsageError(f"{option}: folder {self._root} not found")
 
     def locate(self, name: str) -> tuple[dict[str, Any], str]:
-        """Path, size and stamp of the file that a label file's path means, or no such facts and the reason for it.
+        """Path, size and time stamp of a file, or an empty dict and the drop reason.
 
-        Folders of three digits (as in the crops' archive) and of four (as in label files) are taken for one another.
+        Folders of three digits (in the archive of crops) and of four (in label files) are equivalent.
         """
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts or "\0" in name or re.match(r"[A-Za-z]:", name):
@@ -61,7 +61,7 @@ class ImageRoot:
         return {}, DropReason.MISSING_FILE
 
     def read(self, places: Sequence[dict[str, Any]], max_bytes: int) -> Iterator[Payload]:
-        """The bytes of files that were located, in the order given."""
+        """The bytes of located files, in their order."""
         if isinstance(self._root, StoredPlace):
             yield from self._root.contents([(each["path"], each["size"]) for each in places], max_bytes)
             return
@@ -70,13 +70,13 @@ class ImageRoot:
 
     @cached_property
     def _listed(self) -> dict[str, Listed]:
-        """All that is there: one question a thousand files instead of one each."""
+        """All files of the prefix: one request per thousand files instead of one per file."""
         assert isinstance(self._root, StoredPlace)
         return {file.name: file for file in self._root.files()}
 
 
 def read_file(path: Path, max_bytes: int) -> Payload:
-    """The bytes of a file of this machine, or why there are none."""
+    """The bytes of a local file, or the drop reason."""
     try:
         with path.open("rb") as file:
             content = file.read(max_bytes + 1)

@@ -1,4 +1,4 @@
-"""Label files with an image root: DAF:re's `class_id,BBBB/ID.jpg` CSVs, with or without header, published splits."""
+"""The source for label files with an image root: DAF:re's `class_id,BBBB/ID.jpg` CSVs and their published splits."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from animesion.sources import clean_text, faces, file_key
 from animesion.sources.image_root import ImageRoot
 from animesion.sources.stored import PathOrUrl
 
-#: Parts of the published set by file name; train and val together are train for who wants no val.
+#: Splits by file name; `train_val`, train and val together, is train without a val split.
 _SPLIT_OF = {"train": "train", "val": "val", "test": "test", "train_val": "train"}
 
 
 class LabelsOptions(Section):
     """Options of the `labels` source."""
 
-    labels: str = Field(description="folder of train.csv, val.csv, test.csv (those that are there), or one CSV")
+    labels: str = Field(description="folder of train.csv, val.csv, test.csv (those that exist), or one CSV")
     images: PathOrUrl = Field(
         description="folder that the paths in the CSVs are relative to, such as faces/ of DAF:re; may be s3:// or gs://"
     )
-    names: str = Field("", description="class_id,name CSV; default classid_classname.csv beside the label files")
+    names: str = Field("", description="class_id,name CSV; by default classid_classname.csv next to the label files")
     faces: str = Field("", description="table of head boxes; default: the images are crops already")
     page_url: str = Field(
         "https://danbooru.donmai.us/posts/{id}",
-        description="page of an image whose path is of DAF:re's form BBBB/ID.jpg; empty for none",
+        description="page of an image whose path has DAF:re's form BBBB/ID.jpg; empty for none",
     )
     max_bytes: int = Field(64 * 1024 * 1024, ge=1, description="larger files are dropped unread")
 
 
 class LabelsSource:
-    """Images that label files name."""
+    """Images listed in label files."""
 
     Options = LabelsOptions
     summary: ClassVar[str] = "label CSVs (class_id,BBBB/ID.jpg) with an image root; published splits kept"
@@ -51,15 +51,15 @@ class LabelsSource:
         self.notes: list[str] = []
 
     def session(self) -> contextlib.AbstractContextManager[object]:
-        """Nothing needs to be held open."""
+        """An empty context."""
         return contextlib.nullcontext()
 
     def items(self) -> Iterator[Item]:
-        """One item a row, in the order train, val, test and of the rows in each file."""
+        """One item per row: train, val, test, each in the order of its rows."""
         root = ImageRoot(self.options.images, "source.images")
         files, names = self._files()
         table = faces.load(Path(self.options.faces)) if self.options.faces else None
-        self._refuse_equal_names(names)
+        self._check_names(names)
         seen: dict[str, int] = {}
         order = 0
         for split, path in files:
@@ -70,7 +70,7 @@ class LabelsSource:
                 order += 1
         repeated = sum(1 for times in seen.values() if times > 1)
         if repeated:
-            self.notes.append(f"{repeated} path(s) stand in the label files more than once")
+            self.notes.append(f"{repeated} path(s) occur in the label files more than once")
 
     def read(self, items: Sequence[Item]) -> Iterator[Payload]:
         """Read files below the image root."""
@@ -86,27 +86,27 @@ class LabelsSource:
         elif path.exists():
             files, names = [(_SPLIT_OF.get(path.stem, ""), path)], None
         else:
-            raise UsageError(f"source.labels: there is no file or folder {path}")
+            raise UsageError(f"source.labels: {path} not found")
         if not files:
-            raise UsageError(f"source.labels: {path} holds none of train.csv, val.csv, test.csv, train_val.csv")
+            raise UsageError(f"source.labels: {path} contains none of train.csv, val.csv, test.csv, train_val.csv")
         if {"train", "train_val"} <= {file.stem for _, file in files}:
             raise UsageError(
-                f"source.labels: {path} holds train.csv and train_val.csv; name the one file that you want"
+                f"source.labels: {path} contains train.csv and train_val.csv; set source.labels to one of them"
             )
-        beside = path.parent / label_files.NAMES_FILE if path.is_file() else None
-        chosen = Path(self.options.names).expanduser() if self.options.names else names or beside
+        sibling = path.parent / label_files.NAMES_FILE if path.is_file() else None
+        chosen = Path(self.options.names).expanduser() if self.options.names else names or sibling
         known = label_files.read_class_names(chosen) if chosen and (self.options.names or chosen.exists()) else {}
         return files, known
 
-    def _refuse_equal_names(self, names: dict[int, str]) -> None:
-        """Two published ids must not become one class."""
+    def _check_names(self, names: dict[int, str]) -> None:
+        """Check that no two published ids become one class."""
         first: dict[str, int] = {}
         for class_id, name in names.items():
             other = first.setdefault(clean_text(name), class_id)
             if other != class_id:
                 raise UsageError(
-                    f"source.names: classes {other} and {class_id} are both called '{clean_text(name, 80)}' but for "
-                    "blanks or accents; give each a name of its own"
+                    f"source.names: classes {other} and {class_id} have the same name '{clean_text(name, 80)}' up to "
+                    "spaces and the encoding of accents; rename one"
                 )
 
     def _item(
@@ -141,6 +141,6 @@ class LabelsSource:
 
 
 def danbooru_id(path: str) -> str:
-    """The post id in a path of the form `BBBB/ID.jpg` with BBBB = ID mod 1000 (3 or 4 digits), or an empty string."""
+    """The post id in a path of the form `BBBB/ID.jpg` with BBBB = ID mod 1000 (3 or 4 digits); else empty."""
     match = re.fullmatch(r"(?:.*/)?(\d{3,4})/(\d{1,12})\.\w{2,5}", path)
     return match[2] if match and int(match[1]) == int(match[2]) % 1000 else ""

@@ -1,6 +1,6 @@
-"""moeimouto (nagadomi's animeface-character-dataset): folders `NNN_name` of `face_*.png`, read as they were released.
+"""The source for moeimouto (nagadomi's animeface-character-dataset): folders `NNN_name` of `face_*.png` as released.
 
-What must be there, and why its label files cannot be mixed, is in `animesion.sources.published_sets`.
+The published counts, and why its label files cannot be mixed, are in `animesion.sources.published_sets`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from animesion.errors import UsageError
 from animesion.schemas import Item
 from animesion.sources import clean_text, file_key
 from animesion.sources.published_sets import PUBLISHED, PublishedFiles, PublishedOptions, PublishedSet, check_complete
-from animesion.sources.ultra_fgvc import chosen_labels
+from animesion.sources.ultra_fgvc import select_label_files
 
 _IMAGE = re.compile(r"(?:.*/)?((\d{3})_([^/]+))/(face_[^/]*\.(?:png|jpe?g))", re.IGNORECASE)
 #: Offset of the colour type in a PNG, and the one that means RGB.
@@ -29,9 +29,9 @@ class MoeimoutoOptions(PublishedOptions):
     """Options of the `moeimouto` source."""
 
     rgb_only: bool = Field(
-        False, description="pass over PNG files that are not RGB, as the first label files did (two of them)"
+        False, description="skip PNG files that are not RGB, as the first label files did (two of them)"
     )
-    val: bool = Field(False, description="with source.labels: take val.csv as val where it is there")
+    val: bool = Field(False, description="with source.labels: use val.csv as val if it exists")
 
 
 class MoeimoutoSource(PublishedFiles):
@@ -45,18 +45,18 @@ class MoeimoutoSource(PublishedFiles):
         """Keep the options; nothing is read yet.
 
         Args:
-            options: of the source.
-            published: what must be there, if not what `animesion.sources.published_sets` says.
+            options: options of the source.
+            published: expected counts, by default those of `animesion.sources.published_sets`.
         """
         super().__init__(options)
         self.options = options
         self._due = published or PUBLISHED["moeimouto"]
 
     def items(self) -> Iterator[Item]:
-        """One item a face, by folder and name; class ids follow the folders' numbers, or the label files.
+        """One item per face, by folder and name; class ids are the folders' numbers, or those of label files.
 
         Raises:
-            UsageError: no such folders, counts that differ from the published ones, or label files that do not fit.
+            UsageError: the folders are missing, counts differ from the published ones, or label files do not match.
         """
         files = self.files()
         images = {path: match for path in files if (match := _IMAGE.fullmatch(path))}
@@ -64,15 +64,15 @@ class MoeimoutoSource(PublishedFiles):
             some = ", ".join(clean_text(path, 60) for path in list(files)[:3])
             raise UsageError(
                 f"source.path: {self.options.path} is not laid out as moeimouto: expected {self._due.layout[0]}; "
-                f"found {some}; give the folder that holds 000_hatsune_miku and its like"
+                f"found {some}; set source.path to the folder of 000_hatsune_miku and the others"
             )
         others = len(files) - len(images)
         if others:
-            self.notes.append(f"{others:,} file(s) that are no faces passed over, such as color.csv and ignore")
+            self.notes.append(f"{others:,} file(s) that are not faces skipped, such as color.csv and ignore")
         names = self._names(images)
         found = [path for path in images if not self.options.rgb_only or self._is_rgb(files[path])]
         if len(found) < len(images):
-            self.notes.append(f"{len(images) - len(found):,} image(s) that are not RGB passed over")
+            self.notes.append(f"{len(images) - len(found):,} image(s) that are not RGB skipped")
         found.sort(key=lambda path: (images[path][1], path))
         items = []
         for order, path in enumerate(found):
@@ -93,7 +93,7 @@ class MoeimoutoSource(PublishedFiles):
         yield from self._labelled(items) if self.options.labels else items
 
     def _names(self, images: Mapping[str, re.Match[str]]) -> dict[str, str]:
-        """The class of each folder: its name without the number, which must be that of one folder only."""
+        """Class name by folder: the folder's name without its number, which must be unique."""
         names: dict[str, str] = {}
         first: dict[str, str] = {}
         for match in images.values():
@@ -112,18 +112,18 @@ class MoeimoutoSource(PublishedFiles):
         return not head.startswith(b"\x89PNG") or head[-1] == _RGB
 
     def _labelled(self, items: list[Item]) -> list[Item]:
-        """Splits and class ids from label files; a class id must mean one folder and a folder one class id."""
+        """Add splits and class ids from label files; class ids and folders must correspond one to one."""
         by_name = {item.source_id: item for item in items}
         folder_of: dict[int, str] = {}
         id_of: dict[str, int] = {}
         rows: dict[str, Item] = {}
-        for split, file in chosen_labels(Path(self.options.labels), "", val=self.options.val):
+        for split, file in select_label_files(Path(self.options.labels), "", val=self.options.val):
             table = label_files.read_labels(file)
             for number, name in zip(table.class_ids.tolist(), table.paths, strict=True):
                 short = "/".join(PurePosixPath(name).parts[-2:])
                 if short not in by_name:
                     raise UsageError(
-                        f"{file}: {clean_text(name, 80)!r} is not in {self.options.path}; take the label files that "
+                        f"{file}: {clean_text(name, 80)!r} is not in {self.options.path}; use the label files that "
                         "were written for these images"
                     )
                 folder = short.partition("/")[0]
@@ -139,7 +139,7 @@ class MoeimoutoSource(PublishedFiles):
         left = len(items) - len(rows)
         if left:
             self.notes.append(f"{left:,} image(s) are in no label file and have no split")
-        # those without a split keep their place behind the others, and curate says what becomes of them
+        # images without a split follow the others in their own order; curate decides about them
         rest = [item for name, item in by_name.items() if name not in rows]
         extra = [
             replace(item, class_order=id_of.get(item.source_id.partition("/")[0], -1), order=len(rows) + i)

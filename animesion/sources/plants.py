@@ -1,7 +1,7 @@
-"""Plants, crawled politely: Wikimedia Commons with Wikidata, GBIF and iNaturalist.
+"""Sources for plants: Wikimedia Commons with Wikidata, GBIF and iNaturalist.
 
-Each is a few options over `CrawledSource`; how the sites are asked is in `animesion_scrapers.sites`. Commons has
-cultivars, by the names of its categories; GBIF has a few, iNaturalist has species.
+Each adds a few options to `CrawledSource`; the clients of the sites are in `animesion_scrapers.sites`. Commons has
+cultivars, in the names of its categories; GBIF has a few, and iNaturalist only species.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class PlantOptions(CrawlOptions):
     """Options of every source of plants."""
 
     label: Literal["cultivar", "species", "taxon"] = Field(
-        "cultivar", description="which of its names an image's label is"
+        "cultivar", description="the name of the plant that is the label"
     )
 
 
@@ -35,7 +35,7 @@ class INaturalistOptions(PlantOptions):
 
     url: str = Field("https://api.inaturalist.org", description="the API")
     taxon: str = Field(description="scientific name or number")
-    label: Literal["species", "taxon"] = Field("species", description="the species, or the finest name that is given")
+    label: Literal["species", "taxon"] = Field("species", description="the species, or the most specific name")
     size: Literal["original", "large", "medium", "small"] = Field(
         "large", description="longest side of the files: 2048, 1024, 500 or 240 pixels"
     )
@@ -50,9 +50,11 @@ class GbifOptions(PlantOptions):
     url: str = Field("https://api.gbif.org", description="the API")
     taxon: str = Field(description="scientific name or key")
     label: Literal["cultivar", "species"] = Field(
-        "cultivar", description="the cultivar, which few records name, or the species"
+        "cultivar", description="the cultivar, which few records have, or the species"
     )
-    cache: bool = Field(False, description="files from GBIF's cache, at most 1200 pixels wide, not from the publishers")
+    cache: bool = Field(
+        False, description="fetch files from GBIF's cache, at most 1200 pixels wide, instead of from the publishers"
+    )
     search: dict[str, str] = Field(
         {}, description="further search parameters, such as {country='PT', year='2020,2024'}"
     )
@@ -62,14 +64,16 @@ class CommonsOptions(PlantOptions):
     """Options of the `commons` source."""
 
     url: str = Field("https://commons.wikimedia.org", description="the wiki")
-    category: str = Field("", description="title of the category to begin at, or several with | between them")
-    wikidata: str = Field("", description="item of a taxon, such as Q34687 for Rosa: the categories of its cultivars")
+    category: str = Field("", description="title of the root category, or several separated by |")
+    wikidata: str = Field(
+        "", description="item of a taxon, such as Q34687 for Rosa, whose cultivars' categories are roots"
+    )
     wikidata_url: str = Field("https://query.wikidata.org", description="Wikidata's SPARQL service")
-    label: Literal["cultivar", "taxon"] = Field("cultivar", description="the cultivar, or what it is a cultivar of")
-    depth: int = Field(5, ge=0, le=20, description="levels of categories below those asked for")
-    categories: int = Field(2000, ge=1, le=100_000, description="most categories that are visited")
+    label: Literal["cultivar", "taxon"] = Field("cultivar", description="the cultivar, or its genus or species")
+    depth: int = Field(5, ge=0, le=20, description="levels of subcategories below the roots")
+    categories: int = Field(2000, ge=1, le=100_000, description="most categories to visit")
     width: Literal[0, 250, 330, 500, 960, 1280, 1920, 3840] = Field(
-        0, description="width of the files in pixels; 0 for the originals, which alone have a digest"
+        0, description="width of the files in pixels; 0 for the originals, the only ones with a digest"
     )
 
 
@@ -79,11 +83,11 @@ class PlantSource(CrawledSource):
     Options: ClassVar[type[Section]] = PlantOptions
 
     def candidates(self, post: Post) -> tuple[str, ...]:
-        """The names of the kind that the options ask for."""
+        """The post's names of the kind set by `source.label`."""
         return tuple(clean_text(name) for name in post.tags.get(self.options.label, ()))
 
     def posts(self, site: Site, newer_than: str) -> Iterator[Post]:
-        """Those of the taxon."""
+        """Posts of the taxon."""
         return site.posts(self.options.taxon, self.options.limit or None, newer_than)
 
 
@@ -95,7 +99,7 @@ class INaturalistSource(PlantSource):
     site_name: ClassVar[str] = "inaturalist"
 
     def site_settings(self) -> dict[str, Any]:
-        """Which files, and what else the search asks for."""
+        """Size of the files and further search parameters."""
         return {"size": self.options.size, "search": self.options.search}
 
 
@@ -107,7 +111,7 @@ class GbifSource(PlantSource):
     site_name: ClassVar[str] = "gbif"
 
     def site_settings(self) -> dict[str, Any]:
-        """Where files come from, and what else the search asks for."""
+        """Whether files come from the cache, and further search parameters."""
         return {"cache": self.options.cache, "search": self.options.search}
 
 
@@ -119,7 +123,7 @@ class CommonsSource(PlantSource):
     site_name: ClassVar[str] = "commons"
 
     def site_settings(self) -> dict[str, Any]:
-        """The bounds of the walk, and the size of the files."""
+        """Bounds of the walk and width of the files."""
         return {
             "depth": self.options.depth,
             "most_categories": self.options.categories,
@@ -127,7 +131,7 @@ class CommonsSource(PlantSource):
         }
 
     def make_limiter(self, memory: Any) -> RateLimiter:
-        """The pace of the session, Wikidata's included."""
+        """The limiter of the session, with the limits of Wikidata."""
         from animesion_scrapers import RateLimiter
         from animesion_scrapers.wikidata import LIMITS
 
@@ -136,23 +140,23 @@ class CommonsSource(PlantSource):
         return RateLimiter(pace, {host: min(pace, limit.requests_per_second) for host, limit in limits.items()}, memory)
 
     def posts(self, site: Site, newer_than: str) -> Iterator[Post]:
-        """Those below the categories, and the images that Wikidata names."""
+        """Images below the categories, and single images listed in Wikidata."""
         from animesion_scrapers.sites.commons import Category
 
         commons = cast("Commons", site)
-        begin = [Category(title) for title in self.options.category.split("|") if title.strip()]
+        roots = [Category(title) for title in self.options.category.split("|") if title.strip()]
         files: dict[str, Any] = {}
         if self.options.wikidata:
-            known, files = self._known()
-            begin += known
-        if not begin and not files:
+            known, files = self._known_cultivars()
+            roots += known
+        if not roots and not files:
             raise UsageError(
-                "source.category and source.wikidata are empty or lead nowhere: name a category such as "
-                'source.category="Rosa cultivars", or a taxon\'s item such as source.wikidata=Q34687'
+                "source.category and source.wikidata are empty or have no results: set a category such as "
+                'source.category="Rosa cultivars", or the item of a taxon such as source.wikidata=Q34687'
             )
         most = self.options.limit or None
         after = int(newer_than or 0)
-        below = commons.posts_below(begin, most, newer_than) if begin else iter(())
+        below = commons.posts_below(roots, most, newer_than) if roots else iter(())
         named = (post for post in commons.posts_by_title(files) if int(post.id) > after)
         seen: set[str] = set()
         for post in itertools.islice(itertools.chain(below, named), most):
@@ -161,8 +165,8 @@ class CommonsSource(PlantSource):
                 yield post
         self.notes += [note for note in commons.notes if note not in self.notes]
 
-    def _known(self) -> tuple[list[Category], dict[str, Any]]:
-        """Categories, and images of cultivars that have none, that Wikidata knows."""
+    def _known_cultivars(self) -> tuple[list[Category], dict[str, Any]]:
+        """Categories of cultivars in Wikidata, and images of cultivars without a category."""
         from animesion_scrapers import wikidata
         from animesion_scrapers.http.addresses import Routes
         from animesion_scrapers.http.metadata import MetadataClient
@@ -185,7 +189,7 @@ class CommonsSource(PlantSource):
                 elif each.file:
                     files[each.file] = each.cultivar
         self.notes.append(
-            f"Wikidata knows {len(categories)} cultivars of {self.options.wikidata} with a category on Commons and "
-            f"{len(files)} with an image alone"
+            f"Wikidata has {len(categories)} cultivars of {self.options.wikidata} with a category on Commons and "
+            f"{len(files)} with only an image"
         )
         return categories, files

@@ -1,11 +1,11 @@
-"""What boorus have in common, whether crawled or dumped: which posts belong to one family, which files are images."""
+"""Families and file types of booru posts, from crawls and dumps."""
 
 from __future__ import annotations
 
 import re
 from urllib.parse import urlsplit
 
-#: Extensions that sites host and that are no still images; not worth a request.
+#: Extensions of files on these sites that are not still images, and are not requested.
 NOT_IMAGES = frozenset(
     {
         "mp4",
@@ -33,13 +33,13 @@ _PIXIV_WORK = re.compile(r"(?:/artworks/|illust_id=)(\d{4,})")
 
 
 def families(post: str, parent: str, pixiv: str, source: str) -> tuple[str, ...]:
-    """Tokens of the families that a post belongs to: itself, its parent, the work that it was taken from.
+    """Tokens of the families of a post: itself, its parent, and its original work.
 
     Args:
-        post: its id.
+        post: id of the post.
         parent: id of its parent; empty or `0` for none.
         pixiv: id of the Pixiv work; empty or `0` for none.
-        source: where the uploader found it, usually a URL.
+        source: the uploader's source, usually a URL.
     """
     tokens = [f"post:{post}"]
     if parent not in {"", "0"}:
@@ -55,7 +55,7 @@ def families(post: str, parent: str, pixiv: str, source: str) -> tuple[str, ...]
 
 
 def _work_url(source: str) -> str:
-    """The source URL without what does not tell works apart; empty for a bare site or free text."""
+    """The source URL reduced to the part that identifies a work; empty for a bare site or free text."""
     try:
         parts = urlsplit(source.strip())
     except ValueError:
@@ -63,7 +63,7 @@ def _work_url(source: str) -> str:
     path = parts.path.rstrip("/")
     if parts.scheme not in {"http", "https"} or not parts.netloc or path.count("/") < 2:
         return ""
-    # twitter's images hang below their tweet
+    # images of one tweet have paths below that of the tweet
     path = re.sub(r"(/status/\d+)/photo/\d+$", r"\1", path)
     query = f"?{parts.query}" if parts.query else ""
     return f"{parts.netloc.lower().removeprefix('www.')}{path}{query}"[:300]

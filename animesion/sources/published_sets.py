@@ -1,9 +1,8 @@
-"""What is published about datasets that others have released, and the check of a download against it.
+"""Published facts about the Ultra-FGVC cultivar sets and moeimouto, and checks of downloads against them.
 
-Counts, layouts and pitfalls of the Ultra-FGVC cultivar sets and of moeimouto. Their readers are in
-`animesion.sources.ultra_fgvc` and `animesion.sources.moeimouto`, their cards are written from this by
-`animesion recipes NAME --card`. Sources of the numbers: the papers, and the label files and tools of the GLSim, CLCA
-and DSILA repositories.
+Readers are in `animesion.sources.ultra_fgvc` and `animesion.sources.moeimouto`; `animesion recipes NAME --card` prints
+cards from these facts. Sources of the numbers: the papers, and the label files and tools of the GLSim, CLCA and DSILA
+repositories.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from animesion.schemas import DropReason, Item, Payload
 from animesion.sources.folder import FolderOptions, FolderSource
 from animesion.sources.stored import PathOrUrl
 
-#: Share of a class's training images that stay in train when val is held out: the head, in file order.
+#: Percentage of a class's training images that stay in train when val is held out: the first ones, in file order.
 TRAIN_PERCENT = 80
 
 
@@ -32,22 +31,22 @@ class PublishedSet:
 
     Attributes:
         name: of the recipe, such as `soy-ageing`.
-        title: as its authors call it.
-        what: one sentence on the images.
+        title: its authors' name for it.
+        what: one sentence about the images.
         classes: number of classes.
-        splits: images by split (`train`, `test`), each with the counts that count as complete; under an empty name
-            for a set that publishes no split.
-        per_class: images of every class by split where all classes are alike; empty otherwise.
-        groups: folders that hold an equal share of each split each, such as the stages of SoyAgeing.
-        validation: images in train and val when val is held out of the published training part; empty if unknown.
+        splits: image counts of a complete download by split (`train`, `test`); the name is empty for a set without a
+            published split.
+        per_class: images per class by split if all classes have as many; empty otherwise.
+        groups: folders with an equal share of each split, such as the stages of SoyAgeing.
+        validation: images in train and val when val is held out of the published train split; empty if unknown.
         aliases: names of the same set in other repositories.
-        folders: names that the download's folder has.
-        layout: what a download looks like, one line a path.
-        facts: sentences on what to know before use.
-        obtain: where it comes from.
-        homepage: address for the card.
+        folders: possible names of the download's folder.
+        layout: layout of a download, one line per path.
+        facts: sentences to know before use.
+        obtain: where to download it.
+        homepage: URL for the card.
         citation: BibTeX.
-        tags: for the card.
+        tags: tags for the card.
     """
 
     name: str
@@ -69,16 +68,16 @@ class PublishedSet:
 
     @property
     def images(self) -> int:
-        """Images in all."""
+        """Number of images."""
         return sum(counts[0] for counts in self.splits.values())
 
-    def scaled(self, classes: int, splits: Mapping[str, int], per_class: Mapping[str, int]) -> PublishedSet:
-        """The same set with other counts: what a drawn sample of it must hold."""
+    def with_counts(self, classes: int, splits: Mapping[str, int], per_class: Mapping[str, int]) -> PublishedSet:
+        """The same set with other counts, for a drawn sample of it."""
         counts = {name: (count,) for name, count in splits.items()}
         return replace(self, classes=classes, splits=counts, per_class=dict(per_class), validation=())
 
-    def of_group(self, group: str) -> PublishedSet:
-        """The set when just one of its groups is read."""
+    def select_group(self, group: str) -> PublishedSet:
+        """The part of the set in one of its groups."""
         share = len(self.groups)
         return replace(
             self,
@@ -183,27 +182,27 @@ PUBLISHED: dict[str, PublishedSet] = {
 
 
 class PublishedOptions(Section):
-    """Options that every reader of a published set takes."""
+    """Options of every reader of a published set."""
 
     path: PathOrUrl = Field(description="folder of the download, or a .tar or .zip of it; may be s3:// or gs://")
     labels: str = Field(
-        "", description="folder of train.csv, val.csv, train_val.csv, test.csv to take splits and class ids from"
+        "", description="folder of train.csv, val.csv, train_val.csv, test.csv with splits and class ids"
     )
     incomplete: Literal["refuse", "accept"] = Field(
-        "refuse", description="what to do with a download whose counts are not the published ones"
+        "refuse", description="treatment of a download whose counts differ from the published ones"
     )
     max_bytes: int = Field(64 * 1024 * 1024, ge=1, description="larger files are dropped unread")
 
 
 class PublishedFiles:
-    """The files of a download, in a folder or an archive, read by `FolderSource`; readers of sets build on it."""
+    """Base class of readers: the files of a download, in a folder or an archive, read by `FolderSource`."""
 
     def __init__(self, options: PublishedOptions) -> None:
         self._folder = FolderSource(FolderOptions(path=options.path, family="", max_bytes=options.max_bytes))
         self.notes: list[str] = []
 
     def session(self) -> contextlib.AbstractContextManager[object]:
-        """Nothing needs to be held open."""
+        """An empty context."""
         return contextlib.nullcontext()
 
     def read(self, items: Sequence[Item]) -> Iterator[Payload]:
@@ -211,68 +210,68 @@ class PublishedFiles:
         return self._folder.read(items)
 
     def files(self) -> dict[str, Item]:
-        """Every file by its path, sorted."""
+        """Files by path, sorted."""
         found: dict[str, Item] = {}
         repeated = 0
         for item in self._folder.items():
             repeated += item.source_id in found
             found.setdefault(item.source_id, item)
         if repeated:
-            self.notes.append(f"{repeated} path(s) stand in the archive more than once: the first of each was taken")
-        # a folder without images is no empty class here
+            self.notes.append(f"{repeated} path(s) occur in the archive more than once: the first of each is used")
+        # a folder without images is not an empty class here
         self.notes += [note for note in self._folder.notes if not note.startswith("class folder")]
         return found
 
 
-def validation_of(items: Sequence[Item]) -> list[Item]:
-    """The items with the tail of each class's training images in val, as the GLSim tools cut it (`int(0.8 n)`)."""
+def hold_out_validation(items: Sequence[Item]) -> list[Item]:
+    """Move the last training images of each class to val, all but `int(0.8 n)`, as the GLSim tools do."""
     sizes = Counter(item.class_order for item in items if item.split == "train")
     seen: Counter[int] = Counter()
-    cut = []
+    result = []
     for item in items:
         if item.split == "train":
             seen[item.class_order] += 1
             head = sizes[item.class_order] * TRAIN_PERCENT // 100
             item = replace(item, split="train" if seen[item.class_order] <= head else "val")
-        cut.append(item)
-    return cut
+        result.append(item)
+    return result
 
 
 def differences(items: Iterable[Item], due: PublishedSet, group_of: Mapping[str, str] | None = None) -> list[str]:
-    """What is not as published, in words; empty for a complete download. Val counts as train.
+    """Differences from the published set, as parts of a message; empty for a complete download. Val counts as train.
 
     Args:
         items: the listing; items with a failure have no file.
-        due: what is published.
-        group_of: group of each item by key, for a set that has groups.
+        due: the published set.
+        group_of: group of each item by key, for a set with groups.
     """
-    there = [item for item in items if not item.failure]
+    present = [item for item in items if not item.failure]
     sizes: Counter[tuple[int, str]] = Counter()
     groups: Counter[tuple[str, str]] = Counter()
-    for item in there:
+    for item in present:
         split = _part(item, due)
         sizes[item.class_order, split] += 1
         groups[(group_of or {}).get(item.key, ""), split] += 1
-    said = []
+    found_differences = []
     classes = {number for number, _ in sizes}
     if len(classes) != due.classes:
-        said.append(f"{len(classes):,} of {due.classes:,} classes")
+        found_differences.append(f"{len(classes):,} of {due.classes:,} classes")
     for split, counts in due.splits.items():
         found = sum(count for (_, name), count in sizes.items() if name == split)
         if found not in counts:
-            said.append(f"{found:,} of {counts[0]:,} {split} images".replace("  ", " "))
+            found_differences.append(f"{found:,} of {counts[0]:,} {split} images".replace("  ", " "))
         for group in due.groups if len(due.groups) > 1 else ():
             share = counts[0] // len(due.groups)
             if groups[group, split] != share:
-                said.append(f"{group}: {groups[group, split]:,} of {share:,} {split}")
+                found_differences.append(f"{group}: {groups[group, split]:,} of {share:,} {split}")
         if split in due.per_class:
             off = sorted(number for number in classes if sizes[number, split] != due.per_class[split])
             if off:
-                said.append(
+                found_differences.append(
                     f"{len(off):,} class(es) without {due.per_class[split]} {split} images each, the first "
                     f"{off[0] + 1} with {sizes[off[0], split]}"
                 )
-    return said
+    return found_differences
 
 
 def check_complete(
@@ -281,23 +280,23 @@ def check_complete(
     options: PublishedOptions,
     group_of: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """Refuse a download that is not what was published; returns notes.
+    """Compare a download with the published set and return notes.
 
     Raises:
         UsageError: the counts differ and `options.incomplete` does not accept that.
     """
-    said = differences(items, due, group_of)
-    if not said:
+    found_differences = differences(items, due, group_of)
+    if not found_differences:
         return []
     missing = sum(item.failure == DropReason.MISSING_FILE for item in items)
     if missing:
-        said.append(f"{missing:,} listed file(s) are not there")
-    text = f"{due.title} is not as published: {'; '.join(said)}"
+        found_differences.append(f"{missing:,} listed file(s) are missing")
+    text = f"{due.title} is not as published: {'; '.join(found_differences)}"
     looks = _looks_like(items, due)
     if options.incomplete == "accept":
         return [text]
     raise UsageError(
-        f"source.path: {text}{looks}; get the rest, or set source.incomplete=accept to build what is there"
+        f"source.path: {text}{looks}; get the rest, or set source.incomplete=accept to build from these files"
     )
 
 
@@ -306,7 +305,7 @@ def _part(item: Item, due: PublishedSet) -> str:
 
 
 def _looks_like(items: Sequence[Item], due: PublishedSet) -> str:
-    """Which other set has these counts."""
+    """The other set with these counts, as part of a message."""
     names = [
         other.name
         for other in PUBLISHED.values()

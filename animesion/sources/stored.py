@@ -1,7 +1,7 @@
-"""Files that lie in a bucket: listed page by page, read many at once, never copied as a whole.
+"""Files in a bucket: listed page by page, read many at once, never copied as a whole.
 
-A place behaves as the few parts of `pathlib.Path` do that readers of folders and archives need. What is missing is told
-apart from what cannot be reached: the first is an image's fate, the second stops the build, which resumes.
+A `StoredPlace` has the few methods of `pathlib.Path` that readers of folders and archives need. A missing file drops an
+image; an unreachable store stops the build, which can be resumed.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from animesion.errors import UsageError
 from animesion.schemas import DropReason, Payload
 from animesion.storage import stores
 
-#: Files on their way at once, and the bytes that they may come to unless a single one has more.
+#: Most files in flight at once, and their most bytes together; a larger file is fetched alone.
 _AT_ONCE = 32
 _BYTES_AT_ONCE = 64 << 20
 
 
 class Listed(NamedTuple):
-    """A file below a place: its path there, its size, and what changes when it is written anew."""
+    """A file below a place: its relative path, its size, and a stamp that changes when it is overwritten."""
 
     name: str
     bytes: int
@@ -31,14 +31,14 @@ class Listed(NamedTuple):
 
 
 class StoredPlace:
-    """A file, or all that begins with a prefix, in a bucket.
+    """A file, or the files below a prefix, in a bucket.
 
     Args:
-        url: such as `s3://bucket/prefix`; what ends in a slash is never a file.
+        url: URL such as `s3://bucket/prefix`; with a trailing slash it is never a file.
 
     Raises:
-        UsageError: not the address of a bucket, or the store's package is not installed.
-        AnimesionError: it cannot be reached, or does not let us in.
+        UsageError: the URL is not that of a bucket, or the store's package is not installed.
+        AnimesionError: the store cannot be reached, or denies access.
     """
 
     def __init__(self, url: str) -> None:
@@ -55,7 +55,7 @@ class StoredPlace:
         return self.url
 
     def exists(self) -> bool:
-        """Whether something is there."""
+        """Whether the file or a file below the prefix exists."""
         return bool(self._kind)
 
     def is_file(self) -> bool:
@@ -67,21 +67,21 @@ class StoredPlace:
         return self._kind == "directory"
 
     def stamp(self) -> str:
-        """What changes when the file is written anew."""
+        """A stamp that changes when the file is overwritten."""
         with stores.clear_errors(self.url):
             return _stamp(self._fs.info(self._root))
 
     def open(self, block: int) -> IO[bytes]:
-        """The file, for reading at any place.
+        """Open the file for random access.
 
         Args:
-            block: bytes that are fetched ahead of what is read.
+            block: read-ahead in bytes.
         """
         with stores.clear_errors(self.url):
-            return cast("IO[bytes]", _Opened(self.url, self._fs.open(self._root, "rb", block_size=block)))
+            return cast("IO[bytes]", _StoredFile(self.url, self._fs.open(self._root, "rb", block_size=block)))
 
     def files(self) -> Iterator[Listed]:
-        """Every file below the prefix, sorted by path; the empty objects that stand for folders are none."""
+        """Files below the prefix, sorted by path, without the empty objects that represent folders."""
         with stores.clear_errors(self.url):
             try:
                 found: dict[str, dict[str, Any]] = self._fs.find(self._root, detail=True)
@@ -92,11 +92,11 @@ class StoredPlace:
                 yield Listed(path.removeprefix(f"{self._root}/"), int(facts["size"]), _stamp(facts))
 
     def contents(self, files: Sequence[tuple[str, int]], most: int) -> Iterator[Payload]:
-        """The bytes of files below the prefix, in the order given.
+        """The bytes of files below the prefix, in their order.
 
         Args:
             files: path and size of each, as listed.
-            most: bytes of the largest file that is taken.
+            most: size of the largest accepted file, in bytes.
         """
         spans = [(f"{self._root}/{name}", 0, most + 1 if size else 0) for name, size in files]
         for content in self._spans(spans, [size for _, size in files]):
@@ -106,25 +106,24 @@ class StoredPlace:
                 yield Payload(content) if len(content) <= most else Payload(reason=DropReason.TOO_MANY_BYTES)
 
     def pieces(self, places: Sequence[tuple[int, int]]) -> Iterator[bytes]:
-        """Offset and size of pieces of the file to their bytes, fewer where the file ends before."""
+        """The bytes of pieces of the file, given by offset and size; fewer at the end of the file."""
         spans = [(self._root, offset, offset + size) for offset, size in places]
         for content in self._spans(spans, [size for _, size in places]):
             yield content or b""
 
     def _spans(self, spans: Sequence[tuple[str, int, int]], sizes: Sequence[int]) -> Iterator[bytes | None]:
-        """The bytes of each path from start to end; None where there is no file."""
+        """The bytes of each path in [start, end); None for a missing file."""
         begin = 0
         while begin < len(spans):
             end = begin + 1
             while end < min(len(spans), begin + _AT_ONCE) and sum(sizes[begin : end + 1]) <= _BYTES_AT_ONCE:
                 end += 1
-            batch = [span for span in spans[begin:end] if span[2] > span[1]]  # no store gives zero bytes of a file
+            batch = [span for span in spans[begin:end] if span[2] > span[1]]  # stores reject empty ranges
             with stores.clear_errors(self.url):
-                came = iter(
-                    self._fs.cat_ranges(*map(list, zip(*batch, strict=True)), on_error="return") if batch else []
-                )
+                ranges = self._fs.cat_ranges(*map(list, zip(*batch, strict=True)), on_error="return") if batch else []
+            results = iter(ranges)
             for path, start, stop in spans[begin:end]:
-                content = next(came) if stop > start else b""
+                content = next(results) if stop > start else b""
                 if isinstance(content, FileNotFoundError):
                     yield None
                 elif isinstance(content, BaseException):
@@ -135,25 +134,25 @@ class StoredPlace:
             begin = end
 
 
-def _without_secrets(path: str) -> str:
+def _refuse_secrets(path: str) -> str:
     if stores.is_url(path):
-        stores.refuse_secrets(path)  # before the recipe is written anywhere
+        stores.refuse_secrets(path)  # before the recipe is written to disk
     return path
 
 
-#: An option that takes a path or the URL of a bucket.
-PathOrUrl = Annotated[str, AfterValidator(_without_secrets)]
+#: Type of an option for a path or the URL of a bucket.
+PathOrUrl = Annotated[str, AfterValidator(_refuse_secrets)]
 
 
 def place(path: str, option: str) -> Path | StoredPlace:
-    """A path or URL of a recipe: a folder or file of this machine, or a place in a bucket.
+    """Resolve a path or URL of a recipe to a local folder or file, or to a place in a bucket.
 
     Args:
         path: the path or URL.
-        option: what sets it, for messages.
+        option: name of the option that sets it, for messages.
 
     Raises:
-        UsageError: a URL of no known store.
+        UsageError: the URL is not of a supported store.
     """
     if not stores.is_url(path):
         return Path(path).expanduser()
@@ -161,13 +160,13 @@ def place(path: str, option: str) -> Path | StoredPlace:
         return Path(stores.connect(path)[1])
     if path.partition("://")[0] not in stores.SCHEMES:
         raise UsageError(
-            f"{option}: {stores.shown(path)} is of no known store: give a folder, s3://bucket/prefix or gs://..."
+            f"{option}: {stores.shown(path)} is not a supported store: use a folder, s3://bucket/prefix or gs://..."
         )
     return StoredPlace(path)
 
 
-class _Opened(io.RawIOBase):
-    """A file of a store whose errors are the build's and not the image's."""
+class _StoredFile(io.RawIOBase):
+    """An open file of a store, whose errors stop the build instead of dropping an image."""
 
     def __init__(self, url: str, file: Any) -> None:
         self._url, self._file = url, file

@@ -1,7 +1,7 @@
-"""Tables of tag aliases and implications, in the shape of boorus' own dumps, and what they make of candidate labels.
+"""Tables of tag aliases and implications, in the format of boorus' own dumps, applied to candidate labels.
 
-An alias leads from a tag to the one that is used for it; an implication from a tag to a more general one. Sources that
-crawl boorus take both as options. What a recipe itself renames is in `animesion.pipeline.rules`.
+An alias maps a tag to its canonical one; an implication maps a tag to a more general one. Sources that crawl boorus
+have options for both. Renaming by recipes is in `animesion.pipeline.rules`.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ class TagTableOptions(Section):
     aliases: str = Field(
         "", description="table of tag aliases (.csv, .tsv, .jsonl; also .gz): antecedent_name, consequent_name, status"
     )
-    implications: str = Field("", description="table of tag implications, of the same form")
+    implications: str = Field("", description="table of tag implications, in the same format")
     implied: Implied = Field(
         "keep-specific",
-        description="of labels of which one implies another: keep-specific drops the implied, keep-general the others",
+        description="where one label implies another: keep-specific drops the implied one, keep-general the other",
     )
 
 
 @dataclass(frozen=True)
 class TagTables:
-    """Aliases and implications, ready to be asked.
+    """Aliases and implications.
 
     Attributes:
-        aliases: the tag that is used for each aliased one; never itself an alias.
-        implications: tags that a tag implies directly, all of them resolved by the aliases.
-        implied: which of two labels stays when one implies the other.
+        aliases: canonical tag by alias; never itself an alias.
+        implications: tags directly implied by a tag, all with aliases resolved.
+        implied: which of two labels to keep if one implies the other.
     """
 
     aliases: Mapping[str, str] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class TagTables:
     implied: Implied = "keep-specific"
 
     def labels(self, tags: Iterable[str]) -> tuple[str, ...]:
-        """Candidate labels of one image: aliases resolved, each once, and one of each pair that implies another.
+        """Candidate labels of one image, with aliases resolved, duplicates removed and implications applied.
 
         Args:
             tags: tags of one image, in their order.
@@ -74,7 +74,7 @@ class TagTables:
         return tuple(tag for tag in found if tag not in dropped)
 
     def _implied_by(self, tag: str) -> set[str]:
-        """All that a tag implies, over any number of steps."""
+        """All tags that a tag implies, directly or not."""
         found: set[str] = set()
         waiting = list(self.implications.get(tag, ()))
         while waiting:
@@ -86,11 +86,11 @@ class TagTables:
 
 
 def load(options: TagTableOptions) -> TagTables:
-    """The tables that the options name.
+    """Load the tables of the options.
 
     Raises:
-        UsageError: a file cannot be read, a row is wrong (named by its line), one tag is an alias of two, or aliases
-            or implications go round in a circle (which is shown).
+        UsageError: a file cannot be read, a row is malformed (the message states its line), one tag is an alias of
+            two, or aliases or implications form a cycle (which the message shows).
     """
     aliases = _aliases(options.aliases) if options.aliases else {}
     implications = _implications(options.implications, aliases) if options.implications else {}
@@ -103,7 +103,7 @@ def _aliases(name: str) -> dict[str, str]:
         if direct.setdefault(tag, used) != used:
             raise UsageError(
                 f"source.aliases: line {line} of {name} makes '{_short(tag)}' an alias of '{_short(used)}', an earlier "
-                f"line of '{_short(direct[tag])}': leave one out"
+                f"line of '{_short(direct[tag])}': remove one"
             )
     resolved: dict[str, str] = {}
     for tag in direct:
@@ -111,7 +111,7 @@ def _aliases(name: str) -> dict[str, str]:
         on_chain = {tag}
         while (used := direct.get(chain[-1], "")) and chain[-1] not in resolved:
             if used in on_chain:
-                raise _circle("source.aliases", name, [*chain[chain.index(used) :], used])
+                raise _cycle_error("source.aliases", name, [*chain[chain.index(used) :], used])
             chain.append(used)
             on_chain.add(used)
         end = resolved.get(chain[-1], chain[-1])
@@ -123,16 +123,16 @@ def _implications(name: str, aliases: Mapping[str, str]) -> dict[str, tuple[str,
     found: dict[str, dict[str, None]] = {}
     for _, tag, general in _rows(name, "source.implications"):
         tag, general = aliases.get(tag, tag), aliases.get(general, general)
-        if tag != general:  # an alias may have made them one
+        if tag != general:  # aliases may have made them equal
             found.setdefault(tag, {})[general] = None
     graph = {tag: tuple(general) for tag, general in found.items()}
-    if circle := _find_circle(graph):
-        raise _circle("source.implications", name, circle)
+    if cycle := _find_cycle(graph):
+        raise _cycle_error("source.implications", name, cycle)
     return graph
 
 
-def _find_circle(graph: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """Tags of which each implies the next and the last is the first; empty when there are none such."""
+def _find_cycle(graph: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """A cycle of tags, with the first one repeated at the end; empty if there is none. Depth-first, not recursive."""
     done: set[str] = set()
     for start in graph:
         path: list[str] = []
@@ -154,20 +154,20 @@ def _find_circle(graph: Mapping[str, tuple[str, ...]]) -> list[str]:
     return []
 
 
-def _circle(option: str, name: str, tags: list[str]) -> UsageError:
+def _cycle_error(option: str, name: str, tags: list[str]) -> UsageError:
     shown = [*tags[:_SHOWN], "...", tags[-1]] if len(tags) > _SHOWN + 1 else tags
-    return UsageError(f"{option}: {name} goes round in a circle ({' -> '.join(map(_short, shown))}): take one row out")
+    return UsageError(f"{option}: {name} has a cycle ({' -> '.join(map(_short, shown))}): remove one row")
 
 
 # -- files -----------------------------------------------------------------------------------------------------------
 
 
 def _rows(name: str, option: str) -> Iterator[tuple[int, str, str]]:
-    """Line, antecedent and consequent of each active row of a table, read in a stream."""
+    """Yield line, antecedent and consequent of each active row of a table."""
     path = Path(name).expanduser()
     kind = Path(path.name.removesuffix(".gz")).suffix.lower()
     if kind not in _FORMATS:
-        raise UsageError(f"{option}: the name of {path} does not tell its format: end it in {', '.join(_FORMATS)}")
+        raise UsageError(f"{option}: the format of {path} is unknown: rename it to end in {', '.join(_FORMATS)}")
     records = _records(_lines(path, option), _FORMATS[kind])
     rows = 0
     while True:
@@ -179,17 +179,17 @@ def _rows(name: str, option: str) -> Iterator[tuple[int, str, str]]:
             raise UsageError(f"{option}: line {error.line} of {path} {error}") from None
         rows += 1
         if rows > _MOST_ROWS:
-            raise UsageError(f"{option}: {path} has more than {_MOST_ROWS:,} rows; no booru has so many")
+            raise UsageError(f"{option}: {path} has more than {_MOST_ROWS:,} rows, more than any booru")
         if record.get(_STATUS, "active") != "active":
             continue
         tag, other = record.get(_FROM), record.get(_TO)
         if not (isinstance(tag, str) and isinstance(other, str) and tag.strip() and other.strip()):
-            raise UsageError(f"{option}: line {line} of {path} has no {_FROM} or no {_TO}: correct it or take it out")
+            raise UsageError(f"{option}: line {line} of {path} has no {_FROM} or no {_TO}: correct or remove it")
         yield line, clean_text(tag), clean_text(other)
 
 
 class _RowError(Exception):
-    """A line that cannot be read; the text says why, after the line's name."""
+    """A line cannot be read; the text states why, to follow the line's number."""
 
     def __init__(self, line: int, why: str) -> None:
         super().__init__(why)
@@ -202,9 +202,9 @@ def _records(lines: Iterator[tuple[int, str]], separator: str) -> Iterator[tuple
             try:
                 record = json.loads(text)
             except (ValueError, RecursionError):
-                raise _RowError(line, "is not JSON: write one object a line") from None
+                raise _RowError(line, "is not JSON: write one object per line") from None
             if not isinstance(record, dict):
-                raise _RowError(line, "is not a JSON object: write one object a line")
+                raise _RowError(line, "is not a JSON object: write one object per line")
             yield line, record
         return
     header: list[str] = []
@@ -216,7 +216,7 @@ def _records(lines: Iterator[tuple[int, str]], separator: str) -> Iterator[tuple
         if not header:
             header = [value.strip().lower() for value in values]
             if not {_FROM, _TO} <= set(header):
-                raise _RowError(line, f"is no header with the columns {_FROM} and {_TO}")
+                raise _RowError(line, f"is not a header with the columns {_FROM} and {_TO}")
         elif len(values) != len(header):
             raise _RowError(line, f"has {len(values)} columns, the header has {len(header)}")
         else:
@@ -224,7 +224,7 @@ def _records(lines: Iterator[tuple[int, str]], separator: str) -> Iterator[tuple
 
 
 def _lines(path: Path, option: str) -> Iterator[tuple[int, str]]:
-    """Lines that are not blank, with their numbers, from 1."""
+    """Yield lines that are not blank, with their numbers, from 1."""
     number = 0
     try:
         with contextlib.closing(_opened(path)) as file:

@@ -1,7 +1,7 @@
-"""The Ultra-FGVC cultivar sets as their authors give them out: Cotton80, SoyLocal, SoyGlobal, SoyGene and SoyAgeing.
+"""The source for the Ultra-FGVC cultivar sets as released: Cotton80, SoyLocal, SoyGlobal, SoyGene and SoyAgeing.
 
-Two layouts: flat folders whose file names hold class and split, and folders with `anno/*.txt` and `images/`. What must
-be there is in `animesion.sources.published_sets`.
+There are two layouts: flat folders with class and split in the file names, and folders with `anno/*.txt` and `images/`.
+The published counts are in `animesion.sources.published_sets`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from animesion.sources.published_sets import (
     PublishedOptions,
     PublishedSet,
     check_complete,
-    validation_of,
+    hold_out_validation,
 )
 
 _FLAT = re.compile(r"(\d{1,6})_(\w{1,40})_(train|test)\.(?:png|jpe?g|bmp|tiff?|webp)", re.ASCII | re.IGNORECASE)
@@ -36,16 +36,16 @@ class UltraFgvcOptions(PublishedOptions):
     """Options of the `ultra-fgvc` source."""
 
     set: Literal["cotton80", "soy-local", "soy-global", "soy-gene", "soy-ageing"] = Field(
-        description="which set; names of the GLSim label files (cotton, soy, soylocal, ...) are understood"
+        description="the set; the names of the GLSim label files (cotton, soy, soylocal, ...) work too"
     )
     stage: Literal["", "R1", "R3", "R4", "R5", "R6"] = Field("", description="one stage of soy-ageing; empty for all")
     val: bool = Field(
-        False, description="hold the last fifth of each class's training images out as val, as the GLSim tools do"
+        False, description="hold out the last fifth of each class's training images as val, as the GLSim tools do"
     )
 
     @field_validator("set", mode="before")
     @classmethod
-    def _known_alias(cls, value: Any) -> Any:
+    def _resolve_alias(cls, value: Any) -> Any:
         return _ALIASES.get(value, value) if isinstance(value, str) else value
 
 
@@ -60,35 +60,35 @@ class UltraFgvcSource(PublishedFiles):
         """Keep the options; nothing is read yet.
 
         Args:
-            options: of the source.
-            published: what must be there, if not what `animesion.sources.published_sets` says of the set.
+            options: options of the source.
+            published: expected counts, by default those of `animesion.sources.published_sets`.
         """
         super().__init__(options)
         self.options = options
         self._due = published or PUBLISHED[options.set]
 
     def items(self) -> Iterator[Item]:
-        """One item an image of the published split: train before test, by class and name.
+        """One item per image of the published split: train before test, by class and name.
 
         Raises:
-            UsageError: not this set's layout, a wrong row, or counts that differ from the published ones.
+            UsageError: the layout is not this set's, a row is malformed, or counts differ from the published ones.
         """
         due, options = self._due, self.options
         if options.stage:
             if options.stage not in due.groups:
-                raise UsageError(f"source.stage: {due.title} has no stages; leave it out")
-            due = due.of_group(options.stage)
+                raise UsageError(f"source.stage: {due.title} has no stages; remove this option")
+            due = due.select_group(options.stage)
         paths = self._paths(due)
-        raw = self._annotated(paths, due) if due.layout[0].endswith(".txt") else self._flat(paths, due)
+        raw = self._read_annotations(paths, due) if due.layout[0].endswith(".txt") else self._flat(paths, due)
         if options.labels:
-            raw = self._relabelled(raw, paths, due)
+            raw = self._read_label_files(raw, paths, due)
         raw.sort(key=lambda row: (row[1] == "test", row[1], row[2], row[3], _natural(row[0])))
         items = [
             self._item(paths.get(path), path, split, number, order)
             for order, (path, split, number, _) in enumerate(raw)
         ]
         if options.val and not any(item.split == "val" for item in items):
-            items = validation_of(items)
+            items = hold_out_validation(items)
         groups = {item.key: row[3] for item, row in zip(items, raw, strict=True)}
         self.notes += check_complete(items, due, options, groups)
         yield from items
@@ -96,7 +96,7 @@ class UltraFgvcSource(PublishedFiles):
     # -- layouts -------------------------------------------------------------------------------------------------------
 
     def _paths(self, due: PublishedSet) -> dict[str, Item]:
-        """Files by path below the set's own folder, which may lie beside those of other sets."""
+        """Files by path below the set's own folder, which may be next to those of other sets."""
         paths = self.files()
         for folder in due.folders:
             inside = {path.partition("/")[2]: item for path, item in paths.items() if path.startswith(f"{folder}/")}
@@ -115,7 +115,7 @@ class UltraFgvcSource(PublishedFiles):
             raise self._wrong_layout(paths, due)
         return rows
 
-    def _annotated(self, paths: Mapping[str, Item], due: PublishedSet) -> list[tuple[str, str, int, str]]:
+    def _read_annotations(self, paths: Mapping[str, Item], due: PublishedSet) -> list[tuple[str, str, int, str]]:
         rows: list[tuple[str, str, int, str]] = []
         split_of: dict[str, str] = {}
         read = 0
@@ -130,7 +130,7 @@ class UltraFgvcSource(PublishedFiles):
                 raise UsageError(f"source.path: {path} cannot be read ({payload.detail or payload.reason})")
             read += 1
             for name, number in label_files.read_annotations(payload.content, f"{self.options.path}/{path}"):
-                image = _first_there(paths, (f"{match[1]}images/{name}", f"{match[1]}{name}"))
+                image = _first_existing(paths, (f"{match[1]}images/{name}", f"{match[1]}{name}"))
                 if image in split_of:
                     raise UsageError(
                         f"{self.options.path}/{path}: {clean_text(name, 80)!r} is listed twice "
@@ -144,25 +144,25 @@ class UltraFgvcSource(PublishedFiles):
             self._note_others(len(paths) - read - sum(image in paths for image in split_of))
         return rows
 
-    def _relabelled(
+    def _read_label_files(
         self, raw: Sequence[tuple[str, str, int, str]], paths: Mapping[str, Item], due: PublishedSet
     ) -> list[tuple[str, str, int, str]]:
-        """The rows of label files instead, each with the file that its path means."""
+        """Rows of label files, with the files that their paths match."""
         stage = self.options.stage
         by_name: dict[str, list[str]] = {}
         for path in paths:
             by_name.setdefault(PurePosixPath(path).name, []).append(path)
         group_of = {path: group for path, _, _, group in raw}
         rows, seen = [], set()
-        for split, file in chosen_labels(Path(self.options.labels), stage, val=self.options.val):
+        for split, file in select_label_files(Path(self.options.labels), stage, val=self.options.val):
             table = label_files.read_labels(file)
             for number, name in zip(table.class_ids.tolist(), table.paths, strict=True):
-                path = _first_there(paths, (name, f"{stage}/{name}", f"{stage}/images/{name}", f"images/{name}"))
+                path = _first_existing(paths, (name, f"{stage}/{name}", f"{stage}/images/{name}", f"images/{name}"))
                 same = by_name.get(PurePosixPath(name).name, []) if path not in paths else [path]
                 if len(same) > 1:
                     raise UsageError(
-                        f"{file}: {clean_text(name, 80)!r} may be {clean_text(same[0], 80)} or "
-                        f"{clean_text(same[1], 80)}; write paths that say which"
+                        f"{file}: {clean_text(name, 80)!r} matches {clean_text(same[0], 80)} and "
+                        f"{clean_text(same[1], 80)}; use unambiguous paths"
                     )
                 path = same[0] if same else path
                 if path in seen:
@@ -173,14 +173,14 @@ class UltraFgvcSource(PublishedFiles):
 
     def _note_others(self, count: int) -> None:
         if count > 0:
-            self.notes.append(f"{count:,} other file(s) passed over")
+            self.notes.append(f"{count:,} other file(s) skipped")
 
     def _wrong_layout(self, paths: Mapping[str, Item], due: PublishedSet) -> UsageError:
         expected = " and ".join(due.layout)
         some = ", ".join(clean_text(path, 60) for path in list(paths)[:3])
         return UsageError(
             f"source.path: {self.options.path} is not laid out as {due.title}: expected {expected}"
-            f"{_other_layout(paths)}; found {some}; give the folder that the authors' archive unpacks to"
+            f"{_other_layout(paths)}; found {some}; set source.path to the folder that the authors' archive unpacks to"
         )
 
     def _item(self, file: Item | None, path: str, split: str, number: int, order: int) -> Item:
@@ -199,48 +199,48 @@ class UltraFgvcSource(PublishedFiles):
         )
 
 
-def chosen_labels(folder: Path, group: str, *, val: bool) -> list[tuple[str, Path]]:
-    """The label files of a folder that make up the parts asked for, with the split that each stands for.
+def select_label_files(folder: Path, group: str, *, val: bool) -> list[tuple[str, Path]]:
+    """The label files of a folder to read, with the split of each.
 
-    A folder of the GLSim family holds train, val and train_val side by side: with `val` the first two are taken,
-    without it the last, or train and val as one where it is not there.
+    A folder of the GLSim family contains train, val and train_val: with `val` the first two are read, without it
+    train_val, or train and val together if that does not exist.
 
     Args:
-        folder: holds the files.
+        folder: folder of the files.
         group: stage in the names, such as `R1`; empty for files without one.
-        val: whether val is wanted.
+        val: whether to read a val split.
 
     Raises:
-        UsageError: no such folder, or no training or test file in it.
+        UsageError: the folder, or its training or test file, does not exist.
     """
     folder = folder.expanduser()
     try:
         names = sorted(path.name for path in folder.iterdir())
     except OSError as error:
-        raise UsageError(f"source.labels: {folder} cannot be listed ({error.strerror}); give a folder") from None
-    there: dict[str, Path] = {}
+        raise UsageError(f"source.labels: {folder} cannot be listed ({error.strerror}); set it to a folder") from None
+    files: dict[str, Path] = {}
     for name in names:
         known = label_files.label_file(name)
         if known and known[1] == group:
-            there.setdefault(known[0], folder / name)
-    parts = ("train", "val") if "train" in there and "val" in there and (val or "train_val" not in there) else ()
-    chosen = [(part if val else "train", there[part]) for part in parts or ("train_val", "train") if part in there]
+            files.setdefault(known[0], folder / name)
+    parts = ("train", "val") if "train" in files and "val" in files and (val or "train_val" not in files) else ()
+    chosen = [(part if val else "train", files[part]) for part in parts or ("train_val", "train") if part in files]
     if not parts:
         chosen = [("train", path) for _, path in chosen[:1]]
-    if not chosen or "test" not in there:
+    if not chosen or "test" not in files:
         suffix = f"_{group}" if group else ""
         raise UsageError(
-            f"source.labels: {folder} must hold test{suffix}.csv and train{suffix}.csv or train_val{suffix}.csv"
+            f"source.labels: {folder} must contain test{suffix}.csv and train{suffix}.csv or train_val{suffix}.csv"
         )
-    return [*chosen, ("test", there["test"])]
+    return [*chosen, ("test", files["test"])]
 
 
-def _first_there(paths: Mapping[str, Item], candidates: Sequence[str]) -> str:
+def _first_existing(paths: Mapping[str, Item], candidates: Sequence[str]) -> str:
     return next((path for path in candidates if path in paths), candidates[0])
 
 
 def _other_layout(paths: Mapping[str, Item]) -> str:
-    """Which layout it is instead, in words."""
+    """The layout that the files have instead, as part of a message."""
     if any(re.search(r"(?:^|/)R[1-6]/anno/", path) for path in paths):
         return ", but this is SoyAgeing (folders R1 to R6)"
     if any(_ANNO.fullmatch(path) for path in paths):
@@ -251,5 +251,5 @@ def _other_layout(paths: Mapping[str, Item]) -> str:
 
 
 def _natural(path: str) -> tuple[tuple[int, str], ...]:
-    """A sort key in which 10 comes after 9."""
+    """Natural sort key, in which 10 is after 9."""
     return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", path))

@@ -1,6 +1,6 @@
-"""Tables of URLs (CSV, TSV, JSON lines, Parquet), listed in a stream and crawled politely from hosts of any number.
+"""The source for tables of URLs (CSV, TSV, JSON lines, Parquet), read in batches and crawled from any number of hosts.
 
-What a row of a table says is read in `animesion_scrapers.url_tables`; here rows become items, each URL once.
+Tables are parsed in `animesion_scrapers.url_tables`; here rows become items, each URL once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from animesion_scrapers.url_tables import UrlRow, UrlTables
 
 _EXAMPLES = 5
-"""Rows that a note names; all of them are in the raw tables."""
+"""Rows that a note lists; the raw tables have all of them."""
 
 _SPLITS = {
     "train": "train", "training": "train",
@@ -39,12 +39,12 @@ class UrlsOptions(CrawlOptions):
 
     path: str = Field(description="a table, a folder of tables, or a pattern such as urls/part-*.parquet")
     format: Literal["auto", "csv", "tsv", "jsonl", "parquet"] = Field(
-        "auto", description="format of the tables; auto goes by their names (.csv, .tsv, .jsonl, also .gz; .parquet)"
+        "auto", description="format of the tables; auto: by their names (.csv, .tsv, .jsonl, also .gz; .parquet)"
     )
     limit: int = Field(0, ge=0, description="most rows; 0 for all")
-    url_column: str = Field("", description="column of the URLs; empty for one known by its name, such as image_url")
+    url_column: str = Field("", description="column of the URLs; empty to recognise it by name, such as image_url")
     label_column: str = Field("", description="column of the labels, text or lists; empty as above, such as species")
-    key_column: str = Field("", description="column of names of the images; empty to name them by their URLs")
+    key_column: str = Field("", description="column of unique names of the images; empty to name them by their URLs")
     md5_column: str = Field("", description="column of MD5 digests; empty as above")
     sha1_column: str = Field("", description="column of SHA-1 digests; empty as above")
     bytes_column: str = Field("", description="column of file sizes in bytes; empty as above, such as file_size")
@@ -54,39 +54,39 @@ class UrlsOptions(CrawlOptions):
     split_column: str = Field("", description="column of published splits; empty as above")
     box_column: str = Field(
         "",
-        description="column of boxes for `crop.detector=boxes`: left, top, right, bottom as shares of the sides; "
-        "empty for none",
+        description="column of boxes for `crop.detector=boxes`: left, top, right, bottom as fractions of width and "
+        "height; empty for none",
     )
 
 
 class UrlsSource(CrawledSource):
-    """Images whose URLs stand in tables."""
+    """Images at the URLs of tables."""
 
     Options: ClassVar[type[Section]] = UrlsOptions
     summary: ClassVar[str] = "tables of URLs (CSV, TSV, JSON lines, Parquet), fetched politely from any hosts"
 
     def base_url(self) -> str:
-        """The tables, as messages call them."""
+        """The path of the tables, for messages."""
         return str(self.options.path)
 
     def items(self) -> Iterator[Item]:
-        """The rows in the order of the files' names and of the rows; a URL that repeats is passed over.
+        """All rows, by file name and row; a repeated URL is skipped.
 
         Yields:
-            Items as the tables are read. A row that cannot be read is one, too, dropped as `bad record`.
+            Items, while the tables are read. An unreadable row is an item with the failure `bad record`.
 
         Raises:
-            UsageError: There are no tables, or no row in them has a URL that can be used.
+            UsageError: There are no tables, or no row has a usable URL.
         """
-        return self._listed(None)
+        return self._list_rows(None)
 
     def items_after(self, last: Item) -> Iterator[Item]:
-        """The rows below the last one of an earlier listing, and those of files that sort behind its file.
+        """The rows after the last one of an earlier listing, and those of files whose names sort after its file.
 
         Raises:
-            UsageError: The rows before are not those that were listed.
+            UsageError: The rows before that differ from the earlier listing.
         """
-        return self._listed(last)
+        return self._list_rows(last)
 
     def file_host(self, item: Item) -> str:
         """The host of an item's file."""
@@ -99,7 +99,7 @@ class UrlsSource(CrawledSource):
     def _info(self) -> SiteInfo:
         from animesion_scrapers import SiteInfo
 
-        # nothing is known of the hosts, so each gets the polite pace
+        # no limits of the hosts are known, so each gets the default rate
         return SiteInfo(name="urls", summary=self.summary, url=str(self.options.path))
 
     def _tables(self) -> UrlTables:
@@ -114,17 +114,17 @@ class UrlsSource(CrawledSource):
             text = str(error).rstrip(".")
             raise UsageError(f"source.path: {text[0].lower()}{text[1:]}") from None
 
-    def _listed(self, last: Item | None) -> Iterator[Item]:
+    def _list_rows(self, last: Item | None) -> Iterator[Item]:
         from animesion_scrapers.counts import DigestSet
 
         tables = self._tables()
         urls, keys = DigestSet(), DigestSet()
-        told = _Told()
-        position, given = -1, 0
+        summary = _Summary()
+        position, yielded = -1, 0
         for batch in tables.batches():
-            named = [self._key(row, place) for place, row in enumerate(batch, position + 1)]
-            fresh = self._fresh(batch, named, urls, keys, told)
-            for row, key, new in zip(batch, named, fresh, strict=True):
+            batch_keys = [self._key(row, place) for place, row in enumerate(batch, position + 1)]
+            fresh = self._fresh(batch, batch_keys, urls, keys, summary)
+            for row, key, new in zip(batch, batch_keys, fresh, strict=True):
                 position += 1
                 if last is not None and position <= last.order:
                     if position == last.order and key != last.key:
@@ -132,51 +132,49 @@ class UrlsSource(CrawledSource):
                     continue
                 if not new:
                     continue
-                yield self._item(row, key, position, told)
-                given += 1
-                if given == self.options.limit:
-                    self.notes += told.sentences(tables, self.options)
+                yield self._item(row, key, position, summary)
+                yielded += 1
+                if yielded == self.options.limit:
+                    self.notes += summary.sentences(tables, self.options)
                     return
         if last is not None and position < last.order:
             raise self._changed(last)
-        if last is None and not told.usable:
-            raise UsageError(
-                f"source.path: no row of {self.options.path} has a URL that can be used{told.first_fault()}"
-            )
-        self.notes += told.sentences(tables, self.options)
+        if last is None and not summary.usable:
+            raise UsageError(f"source.path: no row of {self.options.path} has a usable URL{summary.first_fault()}")
+        self.notes += summary.sentences(tables, self.options)
 
     def _fresh(
-        self, batch: Sequence[UrlRow], named: Sequence[str], urls: DigestSet, keys: DigestSet, told: _Told
+        self, batch: Sequence[UrlRow], batch_keys: Sequence[str], urls: DigestSet, keys: DigestSet, summary: _Summary
     ) -> list[bool]:
-        """Which rows are the first with their URL and with their key."""
+        """Whether each row is the first with its URL and with its key."""
         from animesion_scrapers.counts import as_digests
         from animesion_scrapers.url_tables import normalise
 
-        by_key = as_digests(int(key[-16:], 16) for key in named)
+        by_key = as_digests(int(key[-16:], 16) for key in batch_keys)
         if not self.options.key_column:
             fresh = keys.add(by_key)
-            told.repeated += int((~fresh).sum())
+            summary.repeated += int((~fresh).sum())
             return cast("list[bool]", fresh.tolist())
         by_url = as_digests(
             number if row.fault else int(_digest(normalise(row.url))[:16], 16)
             for row, number in zip(batch, by_key.tolist(), strict=True)
         )
         fresh = urls.add(by_url)
-        told.repeated += int((~fresh).sum())
+        summary.repeated += int((~fresh).sum())
         places = fresh.nonzero()[0]
         same_key = ~keys.add(by_key[places])
-        told.same_key += int(same_key.sum())
+        summary.same_key += int(same_key.sum())
         fresh[places[same_key]] = False
         return cast("list[bool]", fresh.tolist())
 
     def _changed(self, last: Item) -> UsageError:
         return UsageError(
-            f"source.path: the rows of {self.options.path} up to row {last.order + 1:,} are not the listed ones; "
-            "an update takes rows at the end and files whose names sort last: build anew into another folder"
+            f"source.path: the rows of {self.options.path} up to row {last.order + 1:,} have changed since they were "
+            "listed; an update accepts only rows at the end and files whose names sort last: build into another folder"
         )
 
     def _key(self, row: UrlRow, position: int) -> str:
-        if row.fault:  # two folders may hold tables of one name
+        if row.fault:  # tables in different folders may have the same name
             return file_key("urls-record", b"%d" % position, "")
         if row.key:
             return file_key("urls", f"key:{row.key}".encode(), row.key)
@@ -186,7 +184,7 @@ class UrlsSource(CrawledSource):
         name = url.partition("?")[0].rpartition("/")[2]
         return file_key("urls", url.encode(), name.rpartition(".")[0] or name)
 
-    def _item(self, row: UrlRow, key: str, position: int, told: _Told) -> Item:
+    def _item(self, row: UrlRow, key: str, position: int, summary: _Summary) -> Item:
         from animesion_scrapers.url_tables import normalise, refusal_reason
 
         if row.fault:
@@ -197,10 +195,10 @@ class UrlsSource(CrawledSource):
                 locator="{}",
                 order=position,
                 failure=DropReason.BAD_RECORD,
-                detail=told.unreadable(row),
+                detail=summary.add_unreadable(row),
             )
         refused = refusal_reason(row.url)
-        told.listed(row, refused)
+        summary.add_item(row, refused)
         url = clean_text(row.url, 1000)
         where = {} if refused else {"url": normalise(row.url)} | ({"sha1": row.sha1} if row.sha1 else {})
         return Item(
@@ -223,8 +221,8 @@ class UrlsSource(CrawledSource):
         )
 
 
-class _Told:
-    """Counts of what is worth a note, and the first examples."""
+class _Summary:
+    """Counts for the notes, with the first examples."""
 
     def __init__(self) -> None:
         self.usable = self.repeated = self.same_key = 0
@@ -232,8 +230,8 @@ class _Told:
         self._refused: list[str] = []
         self._counts: Counter[str] = Counter()
 
-    def unreadable(self, row: UrlRow) -> str:
-        """Count a row with a fault; returns where it is and what is wrong with it."""
+    def add_unreadable(self, row: UrlRow) -> str:
+        """Count a row with a fault and return its place and fault."""
         where = f"{clean_text(row.file, 100)}, line {row.line}" if row.line else clean_text(row.file, 100)
         text = f"{where}: {clean_text(row.fault, 300)}"
         self._counts["unreadable"] += 1
@@ -241,8 +239,8 @@ class _Told:
             self._faults.append(text)
         return text
 
-    def listed(self, row: UrlRow, refused: str) -> None:
-        """Count a row that became an item."""
+    def add_item(self, row: UrlRow, refused: str) -> None:
+        """Count a row with an item."""
         if refused:
             self._counts["refused"] += 1
             if len(self._refused) < _EXAMPLES:
@@ -254,7 +252,7 @@ class _Told:
         self._counts.update(row.ignored)
 
     def first_fault(self) -> str:
-        """What is wrong with the first row of all, as the end of a sentence."""
+        """The first fault in brackets, as the end of a sentence; empty if there is none."""
         return f" ({first})" if (first := next(iter([*self._faults, *self._refused]), "")) else ""
 
     def sentences(self, tables: UrlTables, options: UrlsOptions) -> list[str]:
@@ -262,7 +260,7 @@ class _Told:
         counts = self._counts
         notes = [_recognised(tables, options)]
         if tables.skipped_files:
-            notes.append(f"{tables.skipped_files:,} other file(s) of the folder are passed over")
+            notes.append(f"{tables.skipped_files:,} other file(s) of the folder are skipped")
         if counts["unreadable"]:
             notes.append(
                 f"{counts['unreadable']:,} row(s) cannot be read and count as bad records: {_some(self._faults)}"
@@ -270,13 +268,13 @@ class _Told:
         if counts["refused"]:
             notes.append(f"{counts['refused']:,} URL(s) must not be fetched: {_some(self._refused)}")
         if self.repeated:
-            notes.append(f"{self.repeated:,} row(s) repeat a URL and are passed over")
+            notes.append(f"{self.repeated:,} row(s) repeat a URL and are skipped")
         if self.same_key:
-            notes.append(f"{self.same_key:,} row(s) repeat a key with another URL and are passed over")
+            notes.append(f"{self.same_key:,} row(s) repeat a key with another URL and are skipped")
         if self.usable and not counts["labelled"]:
-            notes.append("no row has a label: say with source.label_column where they stand")
+            notes.append("no row has a label: set source.label_column to their column")
         if counts["split"]:
-            notes.append(f"{counts['split']:,} row(s) name a split that is none of {', '.join(_SPLITS)}")
+            notes.append(f"{counts['split']:,} row(s) have a split other than {', '.join(_SPLITS)}")
         for meaning, form in (
             ("md5", "32 hexadecimal digits"),
             ("sha1", "40 hexadecimal digits"),
@@ -300,7 +298,7 @@ def _some(examples: Sequence[str]) -> str:
 
 
 def _recognised(tables: UrlTables, options: UrlsOptions) -> str:
-    """Which columns were known by their names."""
+    """The note about columns that were recognised by name."""
     if not tables.recognised:
         return ""
     most = max(tables.recognised, key=lambda mapping: tables.recognised[mapping])
@@ -311,7 +309,7 @@ def _recognised(tables: UrlTables, options: UrlsOptions) -> str:
     ]
     others = len(tables.recognised) - 1
     return (
-        f"columns known by their names: {', '.join(by_name)}{f'; {others} table(s) have other columns' * bool(others)}"
+        f"columns recognised by name: {', '.join(by_name)}{f'; {others} table(s) have other columns' * bool(others)}"
         if by_name
         else ""
     )

@@ -1,6 +1,6 @@
 """The embedded sample world: a small, deterministic, drawn booru behind a real HTTP server.
 
-It is what ``--sample`` crawls: the newcomer's first command, the demo and the end-to-end test. It is never presented as
-real data. ``world`` plans the posts and makes their files, ``drawing`` draws, ``truth`` says what a recipe must do with
-each post, ``server`` serves it all over loopback.
+``--sample`` crawls it, in the first steps of the documentation, in demos and in end-to-end tests. It is never presented
+as real data. ``world`` plans the posts and makes their files, ``drawing`` draws, and ``server`` serves them over
+loopback.
 """

@@ -1,6 +1,6 @@
-"""The sample booru's web application: Danbooru's API shape over a ``Store``.
+"""The web application of the sample booru: Danbooru's API over the ``DrawnFiles`` of a world.
 
-Runs inside a server process; starting and ending those is left to ``server``.
+It runs inside the server processes, which ``server`` starts and ends.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 from aiohttp import web
 
 from animesion_sample.characters import BY_NAME
-from animesion_sample.faults import FaultPlan, misbehave
+from animesion_sample.faults import FaultPlan, inject_faults
 from animesion_sample.query import BadQueryError, TagLimitError, compile_query
 from animesion_sample.store import DrawnFiles
 from animesion_sample.world import Claim, SamplePost
 
 SITE = "http://sample-booru.invalid"
-"""Where files claim to be: a name that never resolves, so that provenance does not depend on the port."""
+"""Base URL of the files: a name that never resolves, so that provenance does not depend on the port."""
 
 DEEPEST_PAGE = 1000
 LARGEST_PAGE = 200
@@ -39,7 +39,7 @@ _STORE = web.AppKey("store", DrawnFiles)
 
 
 class ApiError(Exception):
-    """An answer in the API's own error format."""
+    """An error response in the API's own format."""
 
     def __init__(self, status: int, error: str, message: str) -> None:
         super().__init__(message)
@@ -74,7 +74,7 @@ def _integer(text: str, name: str) -> int:
 
 
 def _search(store: DrawnFiles, tags: str) -> list[SamplePost]:
-    """Matching posts, newest first."""
+    """The matching posts, newest first."""
     try:
         test = compile_query(tags)
     except TagLimitError as problem:
@@ -84,8 +84,8 @@ def _search(store: DrawnFiles, tags: str) -> list[SamplePost]:
     return [post for post in reversed(store.world.posts) if test(post)]
 
 
-def _paged(posts: list[SamplePost], page: str, limit: int) -> list[SamplePost]:
-    """One page of posts that are sorted newest first."""
+def _select_page(posts: list[SamplePost], page: str, limit: int) -> list[SamplePost]:
+    """One page of posts, which are sorted newest first."""
     if page[:1] == "b":
         edge = _integer(page[1:], "page")
         return [post for post in posts if post.id < edge][:limit]
@@ -100,7 +100,7 @@ def _paged(posts: list[SamplePost], page: str, limit: int) -> list[SamplePost]:
 
 
 def describe(post: SamplePost, claim: Claim) -> dict[str, Any]:
-    """A post as the API tells it; what a caller may not see is absent, not null."""
+    """A post in the API's format; fields that the caller may not see are absent, not null."""
     rng = Random(f"{post.id}/score")
     width, height = post.size
     up = rng.randrange(0, 60)
@@ -115,7 +115,7 @@ def describe(post: SamplePost, claim: Claim) -> dict[str, Any]:
         "file_size": claim.size, "image_width": width, "image_height": height, "duration": None, "status": "active",
         "is_public": post.visible,
     }  # fmt: skip
-    told: dict[str, Any] = {
+    record: dict[str, Any] = {
         "id": post.id, "created_at": post.created_at, "updated_at": post.created_at,
         "uploader_id": 1 + rng.randrange(400), "approver_id": None, "score": up + down, "up_score": up,
         "down_score": down, "fav_count": rng.randrange(0, 80), "source": post.source, "rating": post.rating,
@@ -127,15 +127,15 @@ def describe(post: SamplePost, claim: Claim) -> dict[str, Any]:
         "tag_count": sum(map(len, by_category.values())), "tag_string": " ".join(sorted((*post.tags, *meta))),
     }  # fmt: skip
     for category, tags in by_category.items():
-        told[f"tag_count_{category}"] = len(tags)
-        told[f"tag_string_{category}"] = " ".join(tags)
+        record[f"tag_count_{category}"] = len(tags)
+        record[f"tag_string_{category}"] = " ".join(tags)
     if post.visible:
         url = f"{SITE}/data/original/{claim.md5[:2]}/{claim.md5[2:4]}/{claim.md5}.{post.ext}"
-        told |= {"md5": claim.md5, "file_url": url, "large_file_url": url, "preview_file_url": url}
+        record |= {"md5": claim.md5, "file_url": url, "large_file_url": url, "preview_file_url": url}
         variant = {"type": "original", "url": url, "width": width, "height": height, "file_ext": post.ext}
         asset |= {"md5": claim.md5, "file_key": claim.md5[:9], "variants": [variant]}
-    told["media_asset"] = asset
-    return told
+    record["media_asset"] = asset
+    return record
 
 
 def _limit(request: web.Request, default: int, most: int) -> int:
@@ -145,14 +145,14 @@ def _limit(request: web.Request, default: int, most: int) -> int:
 async def _posts(request: web.Request) -> web.Response:
     store = request.app[_STORE]
     found = _search(store, request.query.get("tags", ""))
-    page = _paged(found, request.query.get("page", "1"), _limit(request, 20, LARGEST_PAGE))
+    page = _select_page(found, request.query.get("page", "1"), _limit(request, 20, LARGEST_PAGE))
     claims = await asyncio.to_thread(store.claims, page)
-    told = [describe(post, claims[post.id]) for post in page]
+    records = [describe(post, claims[post.id]) for post in page]
     only = request.query.get("only", "")
     if only:
         wanted = set(only.split(","))
-        told = [{key: value for key, value in post.items() if key in wanted} for post in told]
-    return web.json_response(told)
+        records = [{key: value for key, value in record.items() if key in wanted} for record in records]
+    return web.json_response(records)
 
 
 async def _post(request: web.Request) -> web.Response:
@@ -226,8 +226,8 @@ async def _home(request: web.Request) -> web.Response:
 
 
 def application(store: DrawnFiles, faults: FaultPlan | None = None) -> web.Application:
-    """The web application over a store, spoiled by a plan if there is one."""
-    app = web.Application(middlewares=[misbehave(faults), _errors] if faults else [_errors])
+    """The web application over a store, with the faults of a plan if there is one."""
+    app = web.Application(middlewares=[inject_faults(faults), _errors] if faults else [_errors])
     app[_STORE] = store
     app.router.add_get("/", _home)
     app.router.add_get("/posts.json", _posts)

@@ -1,7 +1,6 @@
-"""The cast of the sample world: invented characters, each told apart by hair, eyes, headgear and clothes.
+"""The cast of the sample world: invented characters with distinct hair, eyes, headgear and clothes.
 
-A design says what a character always looks like. What varies from image to image (pose, expression, light, scene)
-is drawn by rng in ``drawing``.
+A design is the constant look of a character. Pose, expression, light and scene vary at random in ``drawing``.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ DARK: Colour = (178, 124, 92)
 
 @dataclass(frozen=True)
 class Design:
-    """What a character always looks like.
+    """The constant look of a character.
 
     Attributes:
         name: The character tag.
-        work: The copyright tag of the invented work the character belongs to.
+        work: The copyright tag of the character's invented work.
         hair: Hair colour.
         eyes: Colours of the left and the right eye.
         back: Style of the hair behind the head, a key of ``hair.BACKS``.
@@ -30,9 +29,9 @@ class Design:
         outfit: Kind of clothes, a key of ``outfits.OUTFITS``.
         cloth: Main colour of the clothes.
         trim: Second colour of the clothes, also of ribbons and hats.
-        gear: What is worn on or grows from the head, keys of ``headgear.GEAR``.
+        gear: Pieces worn on the head or growing from it, keys of ``headgear.GEAR``.
         skin: Skin colour.
-        tips: Colour of the ends and the inside of the hair; the hair's own shade when None.
+        tips: Colour of the ends and the inside of the hair; a shade of the hair colour if None.
         boy: Whether the tag is ``1boy``.
     """
 

@@ -1,8 +1,8 @@
-"""Drawn collections written as files in the layouts of published sets, and read by the readers of those.
+"""Drawn collections in the layouts of published sets, read by the readers of those.
 
-What stands in for downloads that cannot be fetched: the Ultra-FGVC sets, moeimouto, the DAF:re label files and class
-folders of cultivars. The files are drawn into a temporary folder when they are first needed; their counts are those of
-the drawn collection, and the readers check them as they check the published ones.
+They replace downloads in demos and tests: the Ultra-FGVC sets, moeimouto, the DAF:re label files and class folders of
+cultivars. The files are drawn into a temporary folder when first needed. Readers check the counts of the drawn
+collection as they check the published ones.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Layout = Literal["cotton80", "soy-local", "soy-global", "soy-gene", "soy-ageing"
 
 Reader = FolderSource | LabelsSource | MoeimoutoSource | UltraFgvcSource
 
-#: Classes that each layout is drawn with unless told otherwise.
+#: Default number of classes of each layout.
 CLASSES: dict[str, int] = {
     "cotton80": 12, "soy-local": 16, "soy-global": 24, "soy-gene": 12, "soy-ageing": 5, "moeimouto": 10, "labels": 10,
     "folder": 12,
@@ -43,7 +43,7 @@ CLASSES: dict[str, int] = {
 
 LEAF_SIDE, FACE_SIDE, PHOTO_SIDE = 224, 160, 384
 
-#: Numbers of moeimouto folders have gaps, and some are out of the row.
+#: Numbers of moeimouto's folders, with gaps and outliers as in the original.
 _GAPS = (0, 1, 3, 4, 7, 11, 12, 19, 998, 999)
 
 
@@ -51,14 +51,14 @@ class SampleFilesOptions(Section):
     """Options of the `sample-files` source."""
 
     layout: Layout = Field(
-        description="whose layout the drawn files have: a set's, DAF:re's label files, class folders"
+        description="layout of the drawn files: that of a set, DAF:re's label files, or class folders"
     )
-    classes: int = Field(0, ge=0, le=30, description="classes drawn; 0 for the layout's usual number")
+    classes: int = Field(0, ge=0, le=30, description="number of classes; 0 for the layout's default")
     seed: int = Field(0, ge=0, description="another seed draws other images")
 
 
 class SampleFilesSource:
-    """A drawn collection behind the reader of its layout."""
+    """A drawn collection, read by the reader of its layout."""
 
     Options: ClassVar[type[Section]] = SampleFilesOptions
     summary: ClassVar[str] = "small drawn collections of leaves and faces, in the layouts of published sets"
@@ -73,22 +73,22 @@ class SampleFilesSource:
 
     @contextlib.contextmanager
     def session(self) -> Iterator[None]:
-        """Keep the drawn files for as long as the source is open."""
+        """Keep the drawn files while the source is open."""
         with contextlib.ExitStack() as self._stack:
             yield
         self._stack = self._reader = None
 
     def items(self) -> Iterator[Item]:
-        """What the layout's reader lists."""
-        reader = self._opened()
+        """The items listed by the layout's reader."""
+        reader = self._open_reader()
         yield from reader.items()
         self.notes += reader.notes
 
     def read(self, items: Sequence[Item]) -> Iterator[Payload]:
-        """What the layout's reader reads."""
-        return self._opened().read(items) if items else iter(())
+        """The payloads read by the layout's reader."""
+        return self._open_reader().read(items) if items else iter(())
 
-    def _opened(self) -> Reader:
+    def _open_reader(self) -> Reader:
         if self._reader is None:
             assert self._stack is not None, "the source's session is not open"
             folder = Path(tempfile.mkdtemp(prefix="animesion-sample-"))
@@ -98,9 +98,9 @@ class SampleFilesSource:
 
 
 def write(options: SampleFilesOptions, folder: Path) -> Reader:
-    """Draw a collection into an empty folder and return the reader that is made for it.
+    """Draw a collection into an empty folder and return a reader for it.
 
-    Equal options give equal files, their dates included.
+    Equal options give equal files, including their dates.
     """
     layout = options.layout
     classes = options.classes or CLASSES[layout]
@@ -113,7 +113,7 @@ def write(options: SampleFilesOptions, folder: Path) -> Reader:
     else:
         reader = _cultivars(options, layout, classes, folder)
     for path in folder.rglob("*"):
-        os.utime(path, (0, 0))  # listings hold dates, and must not differ from run to run
+        os.utime(path, (0, 0))  # listings contain dates, and must not differ between runs
     return reader
 
 
@@ -123,7 +123,7 @@ def _cultivars(
     classes: int,
     folder: Path,
 ) -> Reader:
-    """A set of Ultra-FGVC: the leaves of each cultivar, its published split and counts that fit."""
+    """A set of Ultra-FGVC: the leaves of each cultivar with the published split, and matching counts."""
     due = PUBLISHED[layout]
     species = "cotton" if layout == "cotton80" else "soybean"
     annotated = due.layout[0].endswith(".txt")
@@ -145,19 +145,19 @@ def _cultivars(
             if annotated:
                 _text(folder / group / "anno" / f"{split}.txt", "".join(lines))
     per_class = {split: count * max(1, len(due.groups)) for split, count in _sizes(layout, 1).items()}
-    scaled = due.scaled(classes, sizes, per_class if due.per_class else {})
+    scaled = due.with_counts(classes, sizes, per_class if due.per_class else {})
     return UltraFgvcSource(UltraFgvcOptions(path=str(folder), set=layout), scaled)
 
 
 def _sizes(layout: str, number: int) -> dict[str, int]:
-    """Images of a class (of a stage, where there are stages), as in the published set."""
+    """Images per class (and per stage, where there are stages) by split, as in the published set."""
     if layout == "soy-gene":
         return {"train": 3 + number * 5 % 13, "test": 3 + number * 3 % 11}
     return {"train": 5, "test": 5} if layout == "soy-ageing" else {"train": 3, "test": 3}
 
 
 def _moeimouto(options: SampleFilesOptions, classes: int, folder: Path) -> Reader:
-    """Faces in numbered folders, with the files that lie beside them and two images that are not RGB."""
+    """Faces in numbered folders, with other files next to them and two images that are not RGB."""
     total = 0
     for rank, design in enumerate(CAST[:classes]):
         number = _GAPS[rank] if rank < len(_GAPS) else 20 + rank
@@ -170,12 +170,12 @@ def _moeimouto(options: SampleFilesOptions, classes: int, folder: Path) -> Reade
             _put(place / f"face_{index + 1}_{100 + rank}_{37 + index}.png", face, "PNG")
         _text(place / "color.csv", "")
         total += count
-    scaled = PUBLISHED["moeimouto"].scaled(classes, {"": total}, {})
+    scaled = PUBLISHED["moeimouto"].with_counts(classes, {"": total}, {})
     return MoeimoutoSource(MoeimoutoOptions(path=str(folder)), scaled)
 
 
 def _label_files(options: SampleFilesOptions, classes: int, folder: Path) -> Reader:
-    """DAF:re's label files and crops: a long tail, both forms of bucket, one image twice across splits."""
+    """DAF:re's label files and crops: a long tail, both forms of buckets, and one image in two splits."""
     from animesion.splits import legacy_dafre_sizes
 
     rng = Random(f"{options.seed}/labels")
@@ -201,7 +201,7 @@ def _label_files(options: SampleFilesOptions, classes: int, folder: Path) -> Rea
         LabelsOptions(
             labels=str(folder / "labels"),
             images=str(folder / "faces"),
-            page_url="http://sample-booru.invalid/posts/{id}",  # invented ids must not lead to real posts
+            page_url="http://sample-booru.invalid/posts/{id}",  # invented ids must not link to real posts
         )
     )
 
@@ -231,7 +231,7 @@ def _folders(options: SampleFilesOptions, classes: int, folder: Path) -> Reader:
 
 
 def _face(name: str, seed: str, side: int) -> Image.Image:
-    """The head of a character, cut out of a drawn image."""
+    """The head of a character, cropped from a drawn image, with both sides `side`."""
     drawn = drawing.Drawing(f"{name}/{seed}", (name,), 240, 240)
     image = drawing.render(drawn)
     [head] = drawing.heads(drawn)

@@ -1,7 +1,7 @@
-"""One image of the sample world, from its plan to an image, and where the heads are in it.
+"""Images of the sample world and the boxes of their heads.
 
-A ``Image`` holds everything that decides the pixels, so any process can draw any image in any order and get the
-same bytes. Encoding, and breaking what was encoded, is left to ``files``.
+A ``Drawing`` determines all pixels, so any process can draw any image in any order and get the same bytes. Images are
+encoded, and damaged, in ``files``.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ VARIANTS = ("night", "ember", "sepia", "other_expression", "other_clothes")
 
 @dataclass(frozen=True)
 class Drawing:
-    """What decides the pixels of an image.
+    """The specification of an image, which determines its pixels.
 
     Attributes:
-        seed: Decides everything that is drawn by rng.
+        seed: Seed of all random choices.
         cast: Names of the characters drawn, left to right; empty for a still life.
         width: In pixels.
         height: In pixels.
-        view: ``front``, or for a head that is hard to see ``back``, ``blurred`` or ``hidden``.
+        view: ``front``, or ``back``, ``blurred`` or ``hidden`` for a head that is hard to see.
         variant: One of ``VARIANTS`` for another version of the image with the same seed.
     """
 
@@ -65,7 +65,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Head:
-    """How one head sits in an image: its place and scale in pixels, its tilt, and where the box around it is."""
+    """Pose of one head: position and scale in pixels, tilt in degrees, and the box relative to the image."""
 
     design: Design
     x: float
@@ -76,8 +76,8 @@ class Head:
     box: tuple[float, float, float, float]
 
 
-def stranger(seed: str) -> Design:
-    """A face in the crowd: nobody with a tag, put together from parts of the cast."""
+def untagged_design(seed: str) -> Design:
+    """A character without a tag, composed of parts of the cast."""
     rng = Random(f"{seed}/stranger")
     pick = [rng.choice(CAST) for _ in range(4)]
     return Design("", "original", scenes.hue(rng.random(), 0.5, 0.8), pick[0].eyes, pick[1].back, pick[2].fringe,
@@ -85,7 +85,7 @@ def stranger(seed: str) -> Design:
 
 
 def _design(drawing: Drawing, name: str) -> Design:
-    return BY_NAME[name] if name else stranger(drawing.seed)
+    return BY_NAME[name] if name else untagged_design(drawing.seed)
 
 
 @lru_cache(maxsize=256)
@@ -97,7 +97,7 @@ def _extent(design: Design) -> tuple[Point, ...]:
 
 
 def heads(drawing: Drawing) -> tuple[Head, ...]:
-    """Where the heads of an image are; the boxes are left, top, right, bottom relative to the image, 0 to 1."""
+    """The heads of an image; boxes are left, top, right, bottom relative to the image, in [0, 1]."""
     rng = Random(f"{drawing.seed}/pose")
     if drawing.variant.startswith("other"):
         rng.random()
@@ -110,14 +110,14 @@ def heads(drawing: Drawing) -> tuple[Head, ...]:
         placed = [(unit[0] * x + unit[1] * y, unit[2] * x + unit[3] * y) for x, y in _extent(design)]
         left, right = min(x for x, _ in placed), max(x for x, _ in placed)
         top, bottom = min(y for _, y in placed), max(y for _, y in placed)
-        # The head takes a share of the room it has: all of the image, or its part of a row of heads.
+        # The head fills a share of its room: the whole image, or one column per head.
         room = width / count
         share = rng.uniform(0.42, 0.8) if count == 1 else rng.uniform(0.6, 0.8)
         scale = min(share * height / (bottom - top), 0.9 * room / (right - left))
         spare_x, spare_y = room - scale * (right - left), height - scale * (bottom - top)
         x = i * room + rng.triangular(0.06, 0.94, 0.5) * spare_x - scale * left
         y = rng.triangular(0.05, 0.62, 0.22) * spare_y - scale * top
-        # A detector's box is never exact: its edges err by a few hundredths of the head, and lie on a grid.
+        # Boxes of detectors are inexact: edges are off by a few hundredths of the head, and are on a grid.
         err = [rng.uniform(-0.035, 0.035) for _ in range(4)]
         wide, high = scale * (right - left), scale * (bottom - top)
         step = GRID if min(width, height) > 80 else 1
@@ -132,12 +132,12 @@ def heads(drawing: Drawing) -> tuple[Head, ...]:
 
 
 def scene(drawing: Drawing) -> str:
-    """The tag of the background of an image."""
+    """The tag of an image's background."""
     return Random(f"{drawing.seed}{drawing.variant}/scene").choice(list(scenes.SCENES))
 
 
 def render(drawing: Drawing) -> Image.Image:
-    """Draw an image, mode RGB."""
+    """Draw an image, mode RGB, size (width, height) of the drawing."""
     size = (drawing.width * OVERSAMPLING, drawing.height * OVERSAMPLING)
     background = scenes.SCENES[scene(drawing)]
     rng = Random(f"{drawing.seed}{drawing.variant}/background")
@@ -148,7 +148,7 @@ def render(drawing: Drawing) -> Image.Image:
         _draw_character(image, drawing, head, number)
     scenes.foreground(image, rng)
     image = image.reduce(OVERSAMPLING)
-    return _lit(image, drawing)
+    return _apply_light(image, drawing)
 
 
 def _draw_character(image: Image.Image, drawing: Drawing, head: Head, number: int) -> None:
@@ -159,7 +159,7 @@ def _draw_character(image: Image.Image, drawing: Drawing, head: Head, number: in
         look = face.EXPRESSIONS[(face.EXPRESSIONS.index(look) + 5) % len(face.EXPRESSIONS)]
         turn, nod = -turn, -nod
     elif drawing.variant == "other_clothes":
-        design = _dressed(design, rng)
+        design = _change_clothes(design, rng)
     tone = rng.uniform(-0.17, 0.2)
     dyed = lighter(design.hair, tone) if tone > 0 else darker(design.hair, -tone)
     design = replace(design, hair=dyed)
@@ -188,13 +188,13 @@ def _draw_character(image: Image.Image, drawing: Drawing, head: Head, number: in
         _hide(image, head, design, rng)
 
 
-def _dressed(design: Design, rng: Random) -> Design:
+def _change_clothes(design: Design, rng: Random) -> Design:
     other = rng.choice([d for d in CAST if d.outfit != design.outfit])
     return replace(design, outfit=other.outfit, cloth=other.cloth)
 
 
 def _hide(image: Image.Image, head: Head, design: Design, rng: Random) -> None:
-    """A fan or a book held before most of the face."""
+    """Draw a fan or a book in front of most of the face."""
     pen = Pen(image, (head.x * OVERSAMPLING, head.y * OVERSAMPLING), head.scale * OVERSAMPLING, rng.uniform(-20, 20))
     colour = scenes.hue(rng.random(), 0.5, 0.85)
     pen.fill([(-1.2, -0.25), (1.2, -0.25), (1.2, 1.3), (-1.2, 1.3)], colour, darker(colour, 0.6), 0.05)
@@ -204,7 +204,7 @@ def _hide(image: Image.Image, head: Head, design: Design, rng: Random) -> None:
         pen.line([(0.2, y), (1.0, y)], darker(colour, 0.2), 0.04)
 
 
-def _lit(image: Image.Image, drawing: Drawing) -> Image.Image:
+def _apply_light(image: Image.Image, drawing: Drawing) -> Image.Image:
     rng = Random(f"{drawing.seed}{drawing.variant}/light")
     name = drawing.variant if drawing.variant in LIGHTS else rng.choice(_PLAIN_LIGHTS)
     ends = LIGHTS[name]

@@ -13,12 +13,12 @@ CHIN = 1.02
 
 @dataclass(frozen=True)
 class Expression:
-    """Eyes, brows and mouth that go together.
+    """A combination of eyes, brows and mouth.
 
     Attributes:
         eyes: ``open``, ``wide``, ``half``, ``shut`` (smiling), ``asleep`` or ``wink``.
         mouth: A key of the mouths in ``_mouth``.
-        brow: How much the inner end of the brows is lowered (anger) or raised (sorrow, negative).
+        brow: How far the inner ends of the brows are lowered (anger), or raised (sorrow, negative), in head units.
         blush: Strength of the blush from 0 to 1.
     """
 
@@ -55,12 +55,12 @@ def outline() -> tuple[Point, ...]:
 
 
 def draw_skin(pen: Pen, design: Design, shade: float) -> None:
-    """Ears and the bare face, with a soft shadow down one side.
+    """Draw the ears and the bare face, with a soft shadow on one side.
 
     Args:
-        pen: Where to draw.
-        design: Whose face.
-        shade: Which side lies in shadow and how deep, -1 to 1.
+        pen: The pen to draw with.
+        design: The character.
+        shade: Side and depth of the shadow, -1 to 1.
     """
     skin, line = design.skin, darker(design.skin, 0.6)
     for side in (-1.0, 1.0):
@@ -72,11 +72,11 @@ def draw_skin(pen: Pen, design: Design, shade: float) -> None:
 
 
 def draw_features(pen: Pen, design: Design, look: Expression, turn: float, nod: float) -> None:
-    """Eyes, brows, nose, mouth and blush.
+    """Draw the eyes, brows, nose, mouth and blush.
 
     Args:
-        pen: Where to draw.
-        design: Whose face.
+        pen: The pen to draw with.
+        design: The character.
         look: The expression.
         turn: How far the face looks to the side, -1 to 1.
         nod: How far it looks down (positive) or up, -1 to 1.
@@ -125,23 +125,23 @@ def _eye(pen: Pen, x: float, y: float, near: float, side: float, colour: Colour,
 
 
 def _iris(pen: Pen, x: float, y: float, rx: float, ry: float, colour: Colour, top: float) -> None:
-    """A vertical gradient from a dark upper rim to a glowing lower edge, a pupil and two highlights."""
+    """Draw a vertical gradient from a dark upper rim to a glowing lower edge, a pupil and two highlights."""
     rim = darker(colour, 0.72)
 
-    def clipped(points: list[Point]) -> list[Point]:
+    def clip(points: list[Point]) -> list[Point]:
         return [(px, max(py, top + 0.02)) for px, py in points]
 
-    pen.fill(clipped(oval(x, y, rx, ry, 22)), rim)
+    pen.fill(clip(oval(x, y, rx, ry, 22)), rim)
     bands = 6
     for i in range(bands):
         t = i / (bands - 1)
         inner = oval(x, y + ry * 0.10 * t + ry * 0.04, rx * (0.88 - 0.06 * t), ry * (0.9 - 0.04 * t), 22)
         cut = y - ry * 0.75 + 1.35 * ry * t
         shade = mix(darker(colour, 0.55), lighter(colour, 0.42), t)
-        pen.fill(clipped([(px, max(py, cut)) for px, py in inner]), shade)
-    pen.fill(clipped(oval(x, y - 0.01, rx * 0.42, ry * 0.45, 14)), darker(colour, 0.86))
-    pen.glaze(clipped(oval(x, y + ry * 0.62, rx * 0.5, ry * 0.2, 12)), lighter(colour, 0.8), 0.75)
-    pen.fill(clipped(oval(x - rx * 0.38, y - ry * 0.42, rx * 0.36, ry * 0.27, 12)), WHITE)
+        pen.fill(clip([(px, max(py, cut)) for px, py in inner]), shade)
+    pen.fill(clip(oval(x, y - 0.01, rx * 0.42, ry * 0.45, 14)), darker(colour, 0.86))
+    pen.glaze(clip(oval(x, y + ry * 0.62, rx * 0.5, ry * 0.2, 12)), lighter(colour, 0.8), 0.75)
+    pen.fill(clip(oval(x - rx * 0.38, y - ry * 0.42, rx * 0.36, ry * 0.27, 12)), WHITE)
     pen.fill(oval(x + rx * 0.42, y + ry * 0.38, rx * 0.17, ry * 0.13, 8), WHITE)
 
 

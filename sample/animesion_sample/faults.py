@@ -1,7 +1,7 @@
-"""Servers that misbehave on demand: every fault that a crawler meets, over real sockets, http and https.
+"""Fault injection for HTTP servers: the faults that crawlers meet, over real sockets, http and https.
 
-A middleware spoils the answers of any aiohttp application, by a plan or where a request asks for it with `?fault=NAME`.
-`LocalServer` runs an application on a thread and keeps a journal. What the sample booru answers is in `api`.
+A middleware damages the responses of any aiohttp application, by a plan or on request with `?fault=NAME`. `LocalServer`
+runs an application on a thread and keeps a journal. The API of the sample booru is in `api`.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ LASTING = {
     **STATUSES,
     "403 challenge": "a firewall's HTML page with status 403",
     "wrong md5": "other bytes than announced",
-    "wrong type": "a JSON error where an image was due, with status 200",
+    "wrong type": "a JSON error instead of an image, with status 200",
     "challenge": "a firewall's HTML page with status 200",
     "empty": "no bytes",
     "endless": "a body without end",
     "redirect loop": "a redirect to itself",
     "private redirect": "a redirect to a cloud's metadata address",
     "file redirect": "a redirect to a file: URL",
-    "compressed": "a gzip bomb that was not asked for",
+    "compressed": "a gzip bomb that was not requested",
     "noai": "X-Robots-Tag: noai",
 }
-"""Faults of a file that stay whatever the crawler does."""
+"""Permanent faults of a file."""
 
 PASSING = {
     "429": "too many requests",
@@ -65,7 +65,7 @@ PASSING = {
     "wrong length": "a longer Content-Length than the body",
     "garbage": "something that is not HTTP",
 }
-"""Faults of a file that are gone after a time or two."""
+"""Temporary faults of a file, gone after a few requests."""
 
 LISTING = {
     "invalid json": "JSON cut in half",
@@ -73,35 +73,35 @@ LISTING = {
     "vanishing": "some posts are missing from their page",
     "absent fields": "some posts have neither `md5` nor `file_url`",
     "html": "an HTML page with status 200",
-    "single object": "a page with one post has the post itself in place of a list",
+    "single object": "a page with one post has the post itself instead of a list",
     "missing post": "a document of posts without its posts",
 }
-"""Faults of a listing, a bare list of posts or a document with one."""
+"""Faults of a listing, which is a bare list of posts or a document with one."""
 
 FAULTS = {**LASTING, **PASSING, **LISTING}
 
 CHALLENGE = b"<!DOCTYPE html><html><head><title>Just a moment...</title></head><body>cf-chl</body></html>"
 _PATIENCE = 600.0
 _ENDLESS = 1 << 14
-"""Pieces of 64 KiB in an endless body: 1 GiB is more than any crawler takes."""
+"""Pieces of 64 KiB in an endless body: 1 GiB is above the limit of any crawler."""
 
 _BOMB = gzip.compress(bytes(8 << 20))
 _LISTS = ("post", "posts", "items")
-"""Where documents keep their posts."""
+"""Keys of the list of posts in documents."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @dataclass(frozen=True)
 class FaultPlan:
-    """Which answers are spoiled; what is chosen follows from the path and the seed alone.
+    """Choice of the faulty responses, which depends only on the path and the seed.
 
     Attributes:
-        share: Share of the paths below `prefix` that are spoiled, 0 to 1.
-        seed: Another seed spoils others.
-        kinds: Names of `FAULTS` that occur, all alike often.
-        times: How often a path that is spoiled by a `PASSING` fault is, before it is well.
-        prefix: Where the plan holds.
+        share: Share of the paths below `prefix` that are faulty, 0 to 1.
+        seed: Seed of the choice.
+        kinds: Names of the faults, from `FAULTS`, all equally frequent.
+        times: How often a path has its `PASSING` fault before it works.
+        prefix: Prefix of the paths to which the plan applies.
         drip: Seconds between two bytes of a drip.
     """
 
@@ -113,41 +113,43 @@ class FaultPlan:
     drip: float = 0.2
 
     def __post_init__(self) -> None:
-        """Refuse faults that there are not."""
+        """Check the names of the faults."""
         if unknown := set(self.kinds) - FAULTS.keys():
-            raise ValueError(f"There is no fault {min(unknown)!r}; known are {', '.join(FAULTS)}.")
+            raise ValueError(f"There is no fault {min(unknown)!r}: use {', '.join(FAULTS)}.")
 
     def fault(self, path: str) -> str:
         """The fault of a path; empty for none."""
         if not path.startswith(self.prefix) or not self.kinds:
             return ""
-        rng = hashlib.sha256(f"{self.seed}/{path}".encode()).digest()
-        if int.from_bytes(rng[:8], "big") >= self.share * 2**64:
+        digest = hashlib.sha256(f"{self.seed}/{path}".encode()).digest()
+        if int.from_bytes(digest[:8], "big") >= self.share * 2**64:
             return ""
-        return self.kinds[int.from_bytes(rng[8:16], "big") % len(self.kinds)]
+        return self.kinds[int.from_bytes(digest[8:16], "big") % len(self.kinds)]
 
 
-def misbehave(plan: FaultPlan) -> Middleware:
-    """A middleware that spoils answers by a plan, and wherever the query says `fault=NAME`."""
-    struck: Counter[str] = Counter()
+def inject_faults(plan: FaultPlan) -> Middleware:
+    """A middleware that injects the faults of a plan, and those requested with `fault=NAME` in the query."""
+    injected: Counter[str] = Counter()
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        asked = request.query.get("fault", "")
-        fault = asked if asked in FAULTS else plan.fault(request.path)
+        requested = request.query.get("fault", "")
+        fault = requested if requested in FAULTS else plan.fault(request.path)
         if fault in PASSING:
             times = int(request.query.get("times", plan.times))
-            if struck[request.path_qs] >= times:
+            if injected[request.path_qs] >= times:
                 fault = ""
-            struck[request.path_qs] += bool(fault)
+            injected[request.path_qs] += bool(fault)
         if not fault:
             return await handler(request)
-        return await _spoiled(fault, plan, request, handler)
+        return await _respond_with_fault(fault, plan, request, handler)
 
     return middleware
 
 
-async def _spoiled(fault: str, plan: FaultPlan, request: web.Request, handler: Handler) -> web.StreamResponse:
+async def _respond_with_fault(
+    fault: str, plan: FaultPlan, request: web.Request, handler: Handler
+) -> web.StreamResponse:
     if fault in STATUSES or fault in {"429", "500", "503"}:
         return web.json_response({"success": False, "message": f"{fault} as asked"}, status=int(fault))
     match fault:
@@ -181,7 +183,7 @@ async def _spoiled(fault: str, plan: FaultPlan, request: web.Request, handler: H
         return web.Response(status=500)
     answer = await handler(request)
     if not isinstance(answer, web.Response) or answer.status != 200 or not isinstance(answer.body, bytes):
-        return answer  # it is bad enough already
+        return answer  # not a file that a fault could damage
     if fault == "noai":
         answer.headers["X-Robots-Tag"] = "noai, noimageai"
         return answer
@@ -189,27 +191,27 @@ async def _spoiled(fault: str, plan: FaultPlan, request: web.Request, handler: H
         answer.body = answer.body[:-1] + bytes([answer.body[-1] ^ 1]) if answer.body else b"?"
         return answer
     if fault in LISTING:
-        answer.body = _spoiled_listing(fault, answer.body, request)
+        answer.body = _damage_listing(fault, answer.body, request)
         return answer
-    await _spoiled_body(fault, plan, request, answer.body)
-    return web.Response(status=500)  # never sent: the connection is gone
+    await _send_faulty_body(fault, plan, request, answer.body)
+    return web.Response(status=500)  # never sent: the connection is closed
 
 
-async def _spoiled_body(fault: str, plan: FaultPlan, request: web.Request, body: bytes) -> None:
-    """Send a body in a way that no proper server does; ends with the connection."""
+async def _send_faulty_body(fault: str, plan: FaultPlan, request: web.Request, body: bytes) -> None:
+    """Send a body with a fault of the transfer, and close the connection."""
     response = web.StreamResponse(headers={"Content-Type": "image/jpeg"})
     if fault not in {"endless", "drip"}:
         response.content_length = len(body) + (1000 if fault == "wrong length" else 0)
     transport = request.transport
     if transport is None:
         return
-    with contextlib.suppress(ConnectionError):  # the client may well lose patience first
+    with contextlib.suppress(ConnectionError):  # the client may disconnect first
         await response.prepare(request)
         match fault:
             case "endless":
                 for _ in range(_ENDLESS):
                     await response.write(bytes(1 << 16))
-                    await asyncio.sleep(0)  # over TLS, only the event loop learns that the peer is gone
+                    await asyncio.sleep(0)  # over TLS, only the event loop notices that the peer has disconnected
                     if transport.is_closing():
                         break
             case "drip":
@@ -229,13 +231,13 @@ async def _spoiled_body(fault: str, plan: FaultPlan, request: web.Request, body:
         transport.close()
 
 
-def _spoiled_listing(fault: str, body: bytes, request: web.Request) -> bytes:
+def _damage_listing(fault: str, body: bytes, request: web.Request) -> bytes:
     if fault == "invalid json":
         return body[: len(body) // 2]
     try:
         document: Any = json.loads(body)
     except ValueError:
-        return body  # some sites say nothing at all where others say []
+        return body  # some sites send an empty body where others send []
     name = next((name for name in _LISTS if name in document), "") if isinstance(document, dict) else ""
     posts = document[name] if name else document
     if not isinstance(posts, list):
@@ -256,7 +258,7 @@ def _spoiled_listing(fault: str, body: bytes, request: web.Request) -> bytes:
 
 
 def _page_above(request: web.Request) -> int:
-    """Id of the last post of the page before, as the page is asked for by it; 0 on the first page."""
+    """Id of the last post of the previous page, from the query; 0 on the first page."""
     page, tags = request.query.get("page", ""), request.query.get("tags", "")
     match = re.fullmatch(r"b(\d+)", page) or re.search(r"\bid:<(\d+)", tags)
     return int(match[1]) if match else 0
@@ -267,15 +269,15 @@ def _page_above(request: web.Request) -> int:
 
 @dataclass
 class Journal:
-    """What a server was asked.
+    """The requests to a server.
 
     Attributes:
-        times: When each request came, by host as the client named it, in seconds of the monotonic clock.
-        paths: How often each path was asked for, without its query.
+        times: Time of each request in seconds of the monotonic clock, by `Host` header.
+        paths: Number of requests by path without query.
         queries: Path and query of each request, in order.
-        headers: The headers of each request, in order.
-        active: Requests that are being answered.
-        most: The most that ever were at once.
+        headers: Headers of each request, in order.
+        active: Number of requests in progress.
+        most: Highest number of requests in progress at once.
     """
 
     times: dict[str, list[float]] = field(default_factory=dict)
@@ -286,7 +288,7 @@ class Journal:
     most: int = 0
 
     def busiest_second(self, host: str) -> int:
-        """The most requests for a host in any window of one second."""
+        """The highest number of requests for a host in any window of one second."""
         times, most, first = self.times.get(host, []), 0, 0
         for last, moment in enumerate(times):
             while moment - times[first] >= 1.0:
@@ -296,7 +298,7 @@ class Journal:
 
 
 class LocalServer:
-    """An aiohttp application on a loopback port, served from a thread of its own."""
+    """An aiohttp application on a loopback port, served from its own thread."""
 
     def __init__(
         self,
@@ -304,11 +306,11 @@ class LocalServer:
         plan: FaultPlan | None = None,
         certificate: tuple[Path, Path] | None = None,
     ) -> None:
-        """Start it.
+        """Start the server.
 
         Args:
             application: Makes the application, on the server's event loop.
-            plan: What is spoiled; without one only what is asked for with `?fault=NAME`.
+            plan: The faults; by default only those requested with `?fault=NAME`.
             certificate: Certificate and key to serve https with.
         """
         self.journal = Journal()
@@ -326,11 +328,11 @@ class LocalServer:
             raise RuntimeError("the server did not start") from self._error
 
     def url(self, path: str = "", host: str = "") -> str:
-        """The URL of a path; with `host`, one that only a client that is told where to connect can reach."""
+        """The URL of a path; one with a `host` needs a client that connects to `address` instead."""
         return f"{self.scheme}://{host or ':'.join(map(str, self.address))}{path}"
 
     def close(self) -> None:
-        """End it and all its connections."""
+        """Stop the server and close all its connections."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join()
@@ -346,8 +348,8 @@ class LocalServer:
         ready.set()
 
     async def _serve(self, app: web.Application, certificate: tuple[Path, Path] | None, ready: threading.Event) -> None:
-        app.middlewares.insert(0, misbehave(self._plan))
-        app.middlewares.insert(0, self._journaled())
+        app.middlewares.insert(0, inject_faults(self._plan))
+        app.middlewares.insert(0, self._journal_requests())
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.05)
         await runner.setup()
         context = None
@@ -365,7 +367,7 @@ class LocalServer:
             task.cancel()
         await asyncio.gather(*stalled, return_exceptions=True)
 
-    def _journaled(self) -> Middleware:
+    def _journal_requests(self) -> Middleware:
         journal = self.journal
 
         @web.middleware
@@ -404,17 +406,17 @@ def self_signed(
     """Make a self-signed certificate for loopback and the given names, valid for a day.
 
     Args:
-        folder: Where `server.crt` and `server.key` are written.
+        folder: Folder for `server.crt` and `server.key`.
         hosts: DNS names.
 
     Returns:
-        The certificate and its key. A client trusts it as the only authority through `SSL_CERT_FILE`.
+        Paths of the certificate and its key. With `SSL_CERT_FILE` a client trusts it as the only authority.
 
     Raises:
-        RuntimeError: There is no openssl command.
+        RuntimeError: The openssl command is not installed.
     """
     if shutil.which("openssl") is None:
-        raise RuntimeError("making a certificate takes the openssl command, which is not installed")
+        raise RuntimeError("making a certificate requires the openssl command, which is not installed")
     certificate, key = folder / "server.crt", folder / "server.key"
     names = ",".join([*(f"DNS:{host}" for host in hosts), "IP:127.0.0.1"])
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]

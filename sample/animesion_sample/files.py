@@ -1,4 +1,4 @@
-"""From a drawn image to the bytes of a file: every encoding that a real booru holds, sound, odd or broken.
+"""Encoding of drawn images to files in all forms found on real boorus: valid, unusual or damaged.
 
 The same image and coding always give the same bytes.
 """
@@ -31,13 +31,13 @@ _EXTENSIONS = {
 
 @dataclass(frozen=True)
 class Coding:
-    """How an image becomes a file.
+    """The encoding of an image.
 
     Attributes:
         form: One of ``SOUND``, ``ODD``, ``ANIMATED`` or ``FOREIGN``.
         quality: JPEG and WebP quality; for PNG the zlib level is ``quality // 10``.
-        scale: Reduction of the image before it is encoded.
-        note: Text put into a PNG's metadata.
+        scale: Factor by which the image is scaled before encoding.
+        note: Comment in a PNG's metadata.
         damage: One of ``DAMAGE``, or empty.
     """
 
@@ -49,17 +49,17 @@ class Coding:
 
     @property
     def extension(self) -> str:
-        """What the file is called, which for a disguised PNG is not what it is."""
+        """The file's extension, which is wrong for a disguised PNG."""
         return _EXTENSIONS.get(self.form, self.form)
 
 
-def scaled(drawing: Drawing, coding: Coding) -> tuple[int, int]:
-    """Width and height of the file's image when it is shown upright."""
+def image_size(drawing: Drawing, coding: Coding) -> tuple[int, int]:
+    """Width and height in pixels of the file's image, upright."""
     return round(drawing.width * coding.scale), round(drawing.height * coding.scale)
 
 
 def encode(drawing: Drawing, coding: Coding) -> bytes:
-    """Draw an image and encode it as told."""
+    """Draw an image and encode it."""
     rng = Random(f"{drawing.seed}/bytes")
     if coding.damage == "empty":
         return b""
@@ -75,8 +75,8 @@ def encode(drawing: Drawing, coding: Coding) -> bytes:
         return _foreign(coding.form, rng)
     image = render(drawing)
     if coding.scale != 1.0:
-        image = image.resize(scaled(drawing, coding), Image.Resampling.LANCZOS)
-    data = _encoders(image, coding, rng)
+        image = image.resize(image_size(drawing, coding), Image.Resampling.LANCZOS)
+    data = _encode_image(image, coding, rng)
     if coding.damage == "truncated":
         return data[: int(len(data) * rng.uniform(0.4, 0.9))]
     if coding.damage == "bad_crc":
@@ -90,7 +90,7 @@ def encode(drawing: Drawing, coding: Coding) -> bytes:
     return data
 
 
-def _encoders(image: Image.Image, coding: Coding, rng: Random) -> bytes:
+def _encode_image(image: Image.Image, coding: Coding, rng: Random) -> bytes:
     form, quality = coding.form, coding.quality
     if form in ("jpg", "cmyk", "grey", "progressive", "exif"):
         if form == "exif":
@@ -120,7 +120,7 @@ def _save(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def _transparent(image: Image.Image, form: str, rng: Random) -> bytes:
-    """Cut the corners out of the image; what is under them must never be seen."""
+    """Make the corners transparent, over colours that a correct reader never shows."""
     mask = Image.new("L", image.size, 0)
     width, height = image.size
     ImageDraw.Draw(mask).rounded_rectangle((3, 3, width - 4, height - 4), radius=min(width, height) // 5, fill=255)
@@ -167,7 +167,7 @@ def _png(width: int, height: int, depth: int, packed: bytes) -> bytes:
 
 
 def _png16(image: Image.Image) -> bytes:
-    """An RGB PNG with 16 bits a channel, which Pillow reads but does not write."""
+    """An RGB PNG with 16 bits per channel, which Pillow can read but not write."""
     deep = np.repeat(np.asarray(image).reshape(image.height, -1), 2, axis=1)
     rows = np.concatenate([np.zeros((image.height, 1), np.uint8), deep], axis=1)
     return _png(image.width, image.height, 16, zlib.compress(rows.tobytes(), 4))

@@ -1,7 +1,7 @@
 """Hair: the mass behind the head, the fringe over the forehead, side locks and the shine.
 
-The outline of the mass around the skull (``crown``) also decides the head box, so it does not vary from image to
-image; tips and tails sway.
+The outline of the hair around the skull (``crown``) also determines the head box, so it does not vary between images;
+tips and tails sway.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _CROWN_OF = {
 
 @lru_cache(maxsize=64)
 def crown(style: str) -> tuple[Point, ...]:
-    """The outline of the hair around the skull, in head units; what the head box is measured on."""
+    """The outline of the hair around the skull, in head units, from which the head box is measured."""
     if style == "spiky":
         return _SPIKES
     right = CROWNS[_CROWN_OF[style]]
@@ -60,7 +60,7 @@ def crown(style: str) -> tuple[Point, ...]:
 
 
 def extent(style: str) -> list[Point]:
-    """Points that bound the hair that belongs to the head: the crown and buns, without tails below the chin."""
+    """Extreme points of the hair that counts for the head box: crown and buns, without tails below the chin."""
     points = list(crown(style))
     if style == "bun":
         points += oval(0.0, -1.32, 0.46, 0.4, 12)
@@ -106,7 +106,7 @@ def _falls(pen: Pen, design: Design, sway: float, rng: Random) -> None:
 
 
 def _streamer(pen: Pen, design: Design, root: Point, end: Point, width: float, bend: float) -> None:
-    """One tail of hair with a shaded side, strands and, perhaps, coloured ends."""
+    """Draw one tail of hair with a shaded side, strands and optional coloured ends."""
     line = darker(design.hair, 0.62)
     (rx, ry), (ex, ey) = root, end
     mid = ((rx + ex) / 2, (ry + ey) / 2)
@@ -210,7 +210,7 @@ def draw_shadow(pen: Pen, design: Design, edge: Sequence[Point]) -> None:
 
 
 def draw_front(pen: Pen, design: Design, edge: Sequence[Point], tips: Sequence[Point], rng: Random) -> None:
-    """Side locks, the fringe with its shine, and sometimes a lock that will not lie down."""
+    """Draw side locks, the fringe with its shine, and sometimes a stray lock."""
     line = darker(design.hair, 0.62)
     _side_locks(pen, design, rng)
     dome = smooth(

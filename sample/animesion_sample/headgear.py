@@ -1,4 +1,4 @@
-"""What is worn on the head or grows from it: ears, horns, hats, ribbons, glasses and clips.
+"""Pieces on the head: ears, horns, hats, ribbons, glasses and clips.
 
 Each piece has a part behind the hair (animal ears, brims), a part in front, and an extent that counts for the head box.
 """
@@ -272,7 +272,7 @@ GEAR: dict[str, tuple[_Draw | None, _Draw | None, tuple[Point, ...]]] = {
 
 
 def draw_behind(pen: Pen, design: Design) -> None:
-    """The pieces that the hair covers."""
+    """Draw the parts of the pieces that are behind the hair."""
     for piece in design.gear:
         draw = GEAR[piece][0]
         if draw is not None:
@@ -280,7 +280,7 @@ def draw_behind(pen: Pen, design: Design) -> None:
 
 
 def draw_before(pen: Pen, design: Design) -> None:
-    """The pieces that cover the hair."""
+    """Draw the parts of the pieces that are in front of the hair."""
     for piece in design.gear:
         draw = GEAR[piece][1]
         if draw is not None:

@@ -1,7 +1,7 @@
-"""Drawn leaves: what a cultivar's leaf always looks like, and how one leaf of it differs from the next.
+"""Drawn leaves: the constant traits of a cultivar, and the variation between its leaves.
 
-A `Leaf` holds everything that decides the pixels, as `drawing.Image` does for characters. Which leaves a collection
-holds, and in which files, is left to `collections`.
+A `DrawnLeaf` determines all pixels, as `drawing.Drawing` does for characters. Collections of leaves are written in
+`collections`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _BASE = 0.36
 
 @dataclass(frozen=True)
 class LeafDesign:
-    """What the leaves of a cultivar have in common.
+    """The common traits of the leaves of a cultivar.
 
     Attributes:
         palmate: lobed like cotton's; else one blade like a soybean's leaflet.
@@ -58,7 +58,7 @@ class LeafDesign:
 
 @dataclass(frozen=True)
 class DrawnLeaf:
-    """What decides the pixels of one image of a leaf.
+    """The specification of an image of a leaf, which determines its pixels.
 
     Attributes:
         species: `cotton` or `soybean`.
@@ -78,7 +78,7 @@ class DrawnLeaf:
 
 
 def cultivar(species: str, number: int) -> LeafDesign:
-    """The traits of a cultivar; drawn by rng, the same on every call."""
+    """The traits of a cultivar: random, but the same on every call."""
     rng = Random(f"{species}/{number}")
     base = mix((34, 92, 40), (126, 168, 58), rng.random())
     return LeafDesign(
@@ -110,7 +110,7 @@ def render(leaf: DrawnLeaf) -> Image.Image:
     middle = (side * rng.uniform(0.46, 0.54), side * rng.uniform(0.46, 0.54))
 
     def placed(points: list[Point]) -> list[Point]:
-        """From leaf units (x across, y from base 0 to tip 1) to pixels."""
+        """Convert leaf units (x across, y from 0 at the base to 1 at the tip) to pixels."""
         out = []
         for x, y in points:
             x, y = length * (x + bend * math.sin(math.pi * y)), length * (0.5 - y)
@@ -172,7 +172,7 @@ def _blade(kind: LeafDesign, rng: Random) -> tuple[list[Point], list[tuple[list[
 
 
 def _reach(width: float, rise: float, peak: float, start: float, lean: float) -> float:
-    """How far out a secondary vein gets before it meets the margin."""
+    """Length of a secondary vein up to the margin."""
     x = 0.0
     while x < 0.6:
         y = start + x * lean

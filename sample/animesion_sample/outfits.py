@@ -1,4 +1,4 @@
-"""Neck, shoulders and clothes: what is seen of a character below the head."""
+"""Neck, shoulders and clothes of characters."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ OUTFITS: dict[str, Callable[[Pen, Design], None]] = {
 
 
 def draw_body(pen: Pen, design: Design) -> None:
-    """Neck, shoulders and clothes."""
+    """Draw neck, shoulders and clothes."""
     line = darker(design.skin, 0.6)
     pen.fill([(-0.28, 0.7), (0.28, 0.7), (0.34, 1.5), (-0.34, 1.5)], design.skin, line, 0.03)
     pen.glaze([(-0.28, 0.8), (0.28, 0.8), (0.3, 1.2), (-0.3, 1.16)], darker(design.skin, 0.6), 0.36)

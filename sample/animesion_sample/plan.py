@@ -1,6 +1,6 @@
-"""Which posts there are: who is drawn how often, and which posts are in what kind of trouble.
+"""The plan of a world: how often each character is drawn, and which posts have which kind of trouble.
 
-A post has at most one trouble, so what a recipe must do with it is never in doubt (``truth``).
+A post has at most one trouble, so the correct result of a recipe for it is unambiguous.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from animesion_sample.posts import HOSTILE, SamplePost, artist, describe
 FEWEST_POSTS = 200
 
 RARE_COUNTS = (14, 6, 1, 19, 11, 8, 4, 2)
-"""Images of the characters that are too rare for a class of 20."""
+"""Numbers of images of the characters that are too rare for a class of 20."""
 
 SINGLE = {
-    # Posts a thousand of the troubles that concern one post alone.
+    # Posts per thousand, for troubles of a single post.
     "several labels": 50, "no label": 33, "rating": 50, "deleted": 16, "no face": 30, "several faces": 43,
     "unsure face": 27, "not visible": 4, "not found": 3, "checksum mismatch": 2.5, "empty file": 1.5,
     "not an image": 3, "truncated image": 5, "corrupt image": 3, "too many pixels": 1.5, "animated": 3,
@@ -29,7 +29,7 @@ SINGLE = {
 }  # fmt: skip
 
 CLUSTERS = {
-    # Clusters a thousand posts; a cluster is two or three posts.
+    # Clusters per thousand posts; a cluster is two or three posts.
     "exact duplicate": 6, "pixel duplicate": 3.5, "near duplicate": 15, "label conflict": 3.5, "variant": 10,
     "page set": 7,
 }  # fmt: skip
@@ -51,7 +51,7 @@ class _Draft:
 
 
 class _Planner:
-    """Makes drafts; holds the seed and counts what was made, so that every image has its own seed."""
+    """Makes drafts; a counter gives each image its own seed."""
 
     def __init__(self, posts: int, seed: int) -> None:
         self.posts, self.seed, self.made = posts, seed, 0
@@ -59,8 +59,8 @@ class _Planner:
         self.regulars: tuple[str, ...] = ()
         self.weights: tuple[float, ...] = ()
 
-    def someone(self, but: tuple[str, ...] = ()) -> str:
-        """A regular of the cast, famous ones more often."""
+    def pick_character(self, but: tuple[str, ...] = ()) -> str:
+        """A random regular of the cast, by weight, that is not in `but`."""
         while True:
             name = self.rng.choices(self.regulars, self.weights)[0]
             if name not in but:
@@ -84,20 +84,20 @@ class _Planner:
         return Coding("jpg", self.rng.randrange(86, 96))
 
     def plain(self, name: str) -> _Draft:
-        """An ordinary good post of a character."""
+        """An ordinary post of a character."""
         rating = "s" if self.rng.random() < 0.15 else "g"
         return _Draft((name,), self.drawing(name), self.coding(), rating=rating)
 
 
 def _single(p: _Planner, trouble: str, turn: int) -> _Draft:
-    """One post in trouble; ``turn`` goes round the kinds of it."""
-    name = p.someone()
+    """One post with a trouble; ``turn`` cycles through its kinds."""
+    name = p.pick_character()
     draft = replace(p.plain(name), trouble=trouble)
     rng = p.rng
     if trouble == "several labels":
-        names = [name, p.someone((name,))]
+        names = [name, p.pick_character((name,))]
         if turn % 4 == 3:
-            names.append(p.someone(tuple(names)))
+            names.append(p.pick_character(tuple(names)))
         return replace(draft, characters=tuple(names))
     if trouble == "no label":
         return replace(draft, characters=(), drawing=p.drawing(""))
@@ -108,14 +108,14 @@ def _single(p: _Planner, trouble: str, turn: int) -> _Draft:
     if trouble == "no face":
         return replace(draft, drawing=p.drawing())
     if trouble == "several faces":
-        cast = [name, p.someone((name,))] + ([p.someone((name,))] if turn % 3 == 2 else [])
+        cast = [name, p.pick_character((name,))] + ([p.pick_character((name,))] if turn % 3 == 2 else [])
         return replace(draft, drawing=p.drawing(*cast))
     if trouble == "unsure face":
         return replace(draft, drawing=replace(draft.drawing, view=("back", "blurred", "hidden")[turn % 3]))
     if trouble == "not visible":
         return replace(draft, visible=False)
     if trouble == "mislabelled":
-        return replace(draft, characters=(p.someone((name,)),))
+        return replace(draft, characters=(p.pick_character((name,)),))
     if trouble == "hostile text":
         return replace(draft, hostile=turn % len(HOSTILE))
     if trouble == "too small":
@@ -142,9 +142,9 @@ _CODINGS: dict[str, Callable[[int], Coding]] = {
 
 
 def _cluster(p: _Planner, trouble: str, turn: int) -> list[_Draft]:
-    """Two or three posts that belong together."""
+    """Two or three related posts."""
     rng, group = p.rng, f"{trouble}-{turn}"
-    first = replace(p.plain(p.someone()), trouble=trouble, group=group)
+    first = replace(p.plain(p.pick_character()), trouble=trouble, group=group)
     size = 3 if turn % 3 == 2 else 2
     if trouble == "exact duplicate":
         return [first] * size
@@ -154,10 +154,10 @@ def _cluster(p: _Planner, trouble: str, turn: int) -> list[_Draft]:
         return [replace(first, coding=coding) for coding in again[:size]]
     if trouble == "near duplicate":
         first = replace(first, coding=Coding("png", 40) if turn % 4 == 3 else Coding("jpg", rng.randrange(93, 96)))
-        return [first, *(replace(first, coding=_reworked(rng, turn + k)) for k in range(size - 1))]
+        return [first, *(replace(first, coding=_repost_coding(rng, turn + k)) for k in range(size - 1))]
     if trouble == "label conflict":
-        other = replace(first, characters=(p.someone(first.characters),))
-        return [first, other if turn % 2 else replace(other, coding=_reworked(rng, turn))]
+        other = replace(first, characters=(p.pick_character(first.characters),))
+        return [first, other if turn % 2 else replace(other, coding=_repost_coding(rng, turn))]
     if trouble == "variant":
         changes = rng.sample(VARIANTS, size - 1)
         versions = [replace(first.drawing, variant=change) for change in changes]
@@ -166,15 +166,15 @@ def _cluster(p: _Planner, trouble: str, turn: int) -> list[_Draft]:
     return [first, *pages]
 
 
-def _reworked(rng: Random, turn: int) -> Coding:
-    """Another encoding of the same image, as someone who reposts it would make."""
+def _repost_coding(rng: Random, turn: int) -> Coding:
+    """Another encoding of the same image, as in reposts."""
     if turn % 3 == 0:
         return Coding("jpg", rng.randrange(76, 88))
     return Coding("jpg", 92 if turn % 3 == 1 else rng.randrange(84, 90), scale=rng.choice((0.625, 0.75, 0.875)))
 
 
 def _long_tail(total: int, classes: int) -> list[int]:
-    """Split a total over classes, Zipf's law above a floor of 20."""
+    """Split a total over classes by Zipf's law, above a floor of 20."""
     floor = min(20, total // classes)
     raw = [1 / (k + 4) for k in range(classes)]
     raw = [value - raw[-1] for value in raw]
@@ -188,7 +188,7 @@ def plan(posts: int, seed: int) -> list[SamplePost]:
     """All posts of a world, by ascending id.
 
     Raises:
-        ValueError: When there are too few posts to have every trouble once.
+        ValueError: There are too few posts to have every trouble once.
     """
     if posts < FEWEST_POSTS:
         raise ValueError(f"a sample world has at least {FEWEST_POSTS} posts, not {posts}")
@@ -211,11 +211,11 @@ def plan(posts: int, seed: int) -> list[SamplePost]:
     left = posts - sum(map(len, units))
     for name, count in zip(p.regulars, _long_tail(left, len(p.regulars)), strict=True):
         units += ([p.plain(name)] for _ in range(count))
-    return _numbered(p, units)
+    return _assign_ids(p, units)
 
 
-def _numbered(p: _Planner, units: list[list[_Draft]]) -> list[SamplePost]:
-    """Give ids; the posts of a group are scattered, the parent of a family keeps the lowest id."""
+def _assign_ids(p: _Planner, units: list[list[_Draft]]) -> list[SamplePost]:
+    """Assign ids: those of a group are scattered, and the parent of a family has the lowest."""
     rng = p.rng
     ids: list[int] = []
     number = 1000

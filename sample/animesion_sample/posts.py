@@ -1,4 +1,4 @@
-"""A post of the sample booru, and the words around its image: tags, artists, sources, and hostile ones too."""
+"""Posts of the sample booru: the record, and the text around an image such as tags, artists and hostile strings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from random import Random
 
 from animesion_sample.characters import BY_NAME, Design
 from animesion_sample.drawing import Drawing, scene
-from animesion_sample.files import Coding, scaled
+from animesion_sample.files import Coding, image_size
 
 HOSTILE: tuple[str, ...] = (
     "<script>alert('tag')</script>",
@@ -29,7 +29,7 @@ _ARTISTS = ("inkwell", "paper_lantern", "mochi_mochi", "nib_and_wash", "tako_stu
 
 @dataclass(frozen=True)
 class SamplePost:
-    """One post: everything that is known about it without drawing it.
+    """One post: its metadata and the specification of its image, which is not drawn yet.
 
     Attributes:
         id: Ascending, with gaps.
@@ -38,16 +38,16 @@ class SamplePost:
         artists: Artist tags.
         copyrights: Copyright tags.
         rating: ``g``, ``s``, ``q`` or ``e``.
-        source: Where it is said to come from.
-        pixiv_id: Number of the work when the source is one.
-        parent_id: The post that this one is a version of.
-        has_children: Whether another post names this one as its parent.
+        source: The stated source of the image.
+        pixiv_id: Number of the work on Pixiv, if the source is one.
+        parent_id: The post of which this one is a version.
+        has_children: Whether another post has this one as its parent.
         deleted: Whether the post was deleted.
-        visible: Whether the site tells the caller where the file is.
-        image: What is drawn.
-        coding: How it is encoded.
-        trouble: What is wrong or special with the post; empty for an ordinary one.
-        group: Shared by the posts of a duplicate cluster, a family or a page set; empty otherwise.
+        visible: Whether the API returns the file's URL.
+        drawing: Specification of the image.
+        coding: Encoding of the image.
+        trouble: Fault or peculiarity of the post; empty for an ordinary one.
+        group: Name shared by the posts of a duplicate cluster, a family or a page set; empty otherwise.
     """
 
     id: int
@@ -69,17 +69,17 @@ class SamplePost:
 
     @property
     def ext(self) -> str:
-        """The file's extension, which need not be true."""
+        """The file's extension, which may be wrong."""
         return self.coding.extension
 
     @property
     def size(self) -> tuple[int, int]:
         """Width and height of the image, upright, in pixels."""
-        return scaled(self.drawing, self.coding)
+        return image_size(self.drawing, self.coding)
 
     @property
     def created_at(self) -> str:
-        """When it was posted; follows from the id."""
+        """Time of the post, derived from the id."""
         zone = timezone(timedelta(hours=-4))
         moment = datetime(2024, 1, 1, tzinfo=zone) + timedelta(minutes=37 * self.id, milliseconds=self.id * 7919 % 1000)
         return moment.isoformat(timespec="milliseconds")
@@ -91,7 +91,7 @@ class SamplePost:
 
 
 def describe(drawing: Drawing, characters: tuple[str, ...], rng: Random) -> tuple[str, ...]:
-    """General tags: what a tagger would see in the image."""
+    """General tags of the visible content of an image."""
     tags = [scene(drawing)]
     for name in drawing.cast:
         design = BY_NAME.get(name)

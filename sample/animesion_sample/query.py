@@ -1,6 +1,6 @@
-"""The search language of the sample booru: tags, excluded tags and the metatags that cost nothing.
+"""The search language of the sample booru: tags, excluded tags and free metatags.
 
-Follows Danbooru: at most two tags that count, metatags such as ``rating:`` and ``id:`` are free.
+As on Danbooru, a search may have two tags; metatags such as ``rating:`` and ``id:`` do not count.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ _Test = Callable[[SamplePost], bool]
 
 
 class TagLimitError(ValueError):
-    """More tags than an anonymous caller may search for."""
+    """A search has more tags than allowed for anonymous callers."""
 
 
 class BadQueryError(ValueError):
-    """A metatag with a value that makes no sense."""
+    """A metatag has an invalid value."""
 
 
 def compile_query(tags: str) -> _Test:
-    """A test for posts from a search such as ``some_tag -other rating:g,s id:<5000``.
+    """Compile a search such as ``some_tag -other rating:g,s id:<5000`` to a test for posts.
 
     Raises:
-        TagLimitError: When more than two tags are not free.
-        BadQueryError: When the value of a metatag cannot be read.
+        TagLimitError: More than two tags count.
+        BadQueryError: The value of a metatag is invalid.
     """
     tests: list[_Test] = []
     costly = 0
@@ -39,7 +39,7 @@ def compile_query(tags: str) -> _Test:
         make = _METATAGS.get(name.lower()) if colon else None
         if make is None:
             costly += 1
-            test = _tagged(term.lower())
+            test = _has_tag(term.lower())
         else:
             test = make(value)
         tests.append(_negation(test) if negated else test)
@@ -52,7 +52,7 @@ def _negation(test: _Test) -> _Test:
     return lambda post: not test(post)
 
 
-def _tagged(tag: str) -> _Test:
+def _has_tag(tag: str) -> _Test:
     return lambda post: tag in post.tags
 
 
@@ -89,7 +89,7 @@ def _number(text: str) -> int:
         raise BadQueryError(f"{text!r} is not a number") from None
 
 
-def _compared(key: Callable[[SamplePost], int], compare: Callable[[int, int], bool], edge: int) -> _Test:
+def _compare(key: Callable[[SamplePost], int], compare: Callable[[int, int], bool], edge: int) -> _Test:
     return lambda post: compare(key(post), edge)
 
 
@@ -97,7 +97,7 @@ def _range(key: Callable[[SamplePost], int]) -> Callable[[str], _Test]:
     def make(value: str) -> _Test:
         for sign, compare in ((">=", operator.ge), ("<=", operator.le), (">", operator.gt), ("<", operator.lt)):
             if value.startswith(sign):
-                return _compared(key, compare, _number(value[len(sign) :]))
+                return _compare(key, compare, _number(value[len(sign) :]))
         if ".." in value:
             low, _, high = value.partition("..")
             first, last = _number(low) if low else None, _number(high) if high else None

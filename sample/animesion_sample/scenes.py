@@ -1,4 +1,4 @@
-"""Backgrounds: skies, rooms, seasons and patterns, each different on every draw, and still lifes without a face."""
+"""Backgrounds (skies, rooms, seasons and patterns) with random details, and still lifes without a face."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def gradient(size: tuple[int, int], stops: Sequence[Colour]) -> Image.Image:
 
 
 class _Scene:
-    """A canvas under way: image, its two pens, and sizes in pixels."""
+    """A canvas: the image, its two pens, and its size in pixels."""
 
     def __init__(self, size: tuple[int, int], stops: Sequence[Colour]) -> None:
         self.image = gradient(size, stops)
@@ -291,7 +291,7 @@ SCENES: dict[str, Callable[[tuple[int, int], Random], Image.Image]] = {
 
 
 def foreground(image: Image.Image, rng: Random) -> None:
-    """What floats before everything: petals, snow, sparkles, bubbles or a leak of light; often nothing."""
+    """Draw the foreground: petals, snow, sparkles, bubbles, a light leak, or often nothing."""
     draw, (w, h) = ImageDraw.Draw(image, "RGBA"), image.size
     u, kind = min(w, h) / 100, rng.randrange(8)
     count = {0: 14, 1: 22, 2: 9, 3: 8}.get(kind, 0)
@@ -315,7 +315,7 @@ def foreground(image: Image.Image, rng: Random) -> None:
 
 
 def still_life(image: Image.Image, rng: Random) -> str:
-    """Put a thing without a face (an apple, an umbrella, a kite or a cup) into a scene; returns its tag."""
+    """Draw an object without a face (an apple, an umbrella, a kite or a cup) and return its tag."""
     draw = ImageDraw.Draw(image)
     w, h = image.size
     u = min(w, h) / 100

@@ -1,7 +1,6 @@
-"""Serve a sample world over loopback from a few processes that share one socket and one folder of drawn files.
+"""Serving of a sample world over loopback, from a few processes that share a socket and a folder of drawn files.
 
-The processes end with the block, and also when the process that started them dies without a word. What they answer is
-in ``api``.
+The processes end with the block, and also when their parent process is killed. The API is in ``api``.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ _STARTUP_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class SampleServer:
-    """Where the sample booru listens."""
+    """Address of the sample booru."""
 
     host: str
     port: int
 
     @property
     def url(self) -> str:
-        """The base address, without a slash at the end."""
+        """The base URL, without a trailing slash."""
         return f"http://{self.host}:{self.port}"
 
 
@@ -51,19 +50,19 @@ def serve(
     The processes are spawned, so a script that calls this needs the usual ``if __name__ == "__main__"`` guard.
 
     Args:
-        posts: How many posts the world has.
-        seed: Another seed is another world.
-        processes: How many server processes, which also draw ahead of the requests.
-        host: The address to listen on.
-        port: The port to listen on; 0 picks a free one.
-        faults: How the server misbehaves. Each process counts for itself how often it has, so take one.
+        posts: Number of posts of the world.
+        seed: Seed of the world.
+        processes: Number of server processes, which also draw ahead of the requests.
+        host: Address to listen on.
+        port: Port to listen on; 0 picks a free one.
+        faults: Faults to inject. Processes count them separately, so use a single process.
 
     Yields:
-        Where the server listens, once every process accepts connections.
+        The server's address, once all processes accept connections.
 
     Raises:
-        OSError: When the address is taken.
-        RuntimeError: When a server process does not come up.
+        OSError: The address is in use.
+        RuntimeError: A server process did not start.
     """
     context = multiprocessing.get_context("spawn")
     folder = Path(tempfile.mkdtemp(prefix="animesion-sample-"))
@@ -108,13 +107,13 @@ def _await_ready(ready: Connection) -> None:
             return
     except EOFError:
         pass
-    raise RuntimeError("a process of the sample server did not start; its own message is above")
+    raise RuntimeError("a process of the sample server did not start; see its own message above")
 
 
 def _work(
     listener: socket.socket, ready: Connection, posts: int, seed: int, folder: Path, faults: FaultPlan | None
 ) -> None:
-    """The life of one server process."""
+    """The main function of a server process."""
     import asyncio
     import signal
     import sys
@@ -123,10 +122,10 @@ def _work(
     from animesion_sample.store import DrawnFiles
     from animesion_sample.world import World
 
-    # Ctrl-C reaches the whole group; the parent decides when the server ends.
+    # Ctrl-C is sent to the whole process group, but the parent ends the server.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, args=(folder,), daemon=True).start()
-    # Drawing and answering share this process: short turns keep the answers quick.
+    # Drawing and serving share this process: short turns keep responses quick.
     sys.setswitchinterval(0.001)
     store = DrawnFiles(World(posts, seed), folder)
     asyncio.run(_answer(store, listener, ready, faults))
@@ -139,7 +138,7 @@ def _end_with_parent(folder: Path) -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])
-        # Moved away first, or another process would go on drawing into what this one empties.
+        # Renamed first, as other processes may still draw into the folder.
         with contextlib.suppress(OSError):
             shutil.rmtree(folder.rename(folder.with_suffix(".gone")))
         os._exit(0)

@@ -1,8 +1,7 @@
-"""Points, colours and the pen: the few drawing primitives that the images of the sample world are made of.
+"""Drawing primitives of the sample world: points, colours and the pen.
 
-Everything is drawn in *head units* (the skull is a circle of radius 1, y points down) and placed on the canvas by the
-pen's affine transform, so a head can be tilted, flipped and scaled without its parts knowing. What is drawn is left to
-``face``, ``hair``, ``outfits`` and ``scenes``.
+Shapes are given in *head units* (the skull is a circle of radius 1, y points down). The pen's affine transform places
+them on the canvas, so that heads can be tilted, flipped and scaled as a whole.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ def mix(a: Colour, b: Colour, t: float) -> Colour:
 
 
 def darker(colour: Colour, t: float = 0.3) -> Colour:
-    """A shadow of the colour, pulled towards a cool ink rather than to black, as painters do."""
+    """A shade of the colour, blended towards a cool ink colour rather than black."""
     return mix(colour, (44, 26, 62), t)
 
 
@@ -172,6 +171,6 @@ class Pen:
 
 
 def affine(scale: float, tilt: float, flip: bool) -> tuple[float, float, float, float]:
-    """The 2x2 matrix (row by row) of a rotation after a scaling and, perhaps, a mirror."""
+    """The 2x2 matrix, row by row, of an optional mirroring, a scaling and a rotation."""
     cos, sin = math.cos(math.radians(tilt)) * scale, math.sin(math.radians(tilt)) * scale
     return (-cos, -sin, -sin, cos) if flip else (cos, -sin, sin, cos)

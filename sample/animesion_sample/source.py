@@ -1,4 +1,4 @@
-"""The sample world as a source: its booru is served on loopback while the source is open, and crawled like another."""
+"""The sample world as a source: its booru is served on loopback while the source is open, and crawled like others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from animesion.sources.danbooru import DanbooruOptions, DanbooruSource
 if TYPE_CHECKING:
     from animesion_scrapers import RateLimiter
 
-#: A name that no resolver knows: what stands in provenance is the same whatever port the server got.
+#: Host name that never resolves, so that provenance does not depend on the server's port.
 HOST = "sample-booru.invalid"
 
 
@@ -26,19 +26,19 @@ class SampleOptions(Section):
     posts: int = Field(3000, ge=200, le=100_000, description="posts in the drawn booru")
     seed: int = Field(0, ge=0, description="another seed draws another world")
     faults: float = Field(
-        0.0, ge=0, le=1, strict=False, description="share of the files whose server misbehaves, to try a crawl out"
+        0.0, ge=0, le=1, strict=False, description="share of the files with faults of the server, to test crawls"
     )
-    deadline: float = Field(
-        60.0, gt=0, strict=False, description="seconds that a file may take, waits for a turn aside"
+    deadline: float = Field(60.0, gt=0, strict=False, description="most seconds per file, without waits for a turn")
+    stall: float = Field(
+        20.0, gt=0, strict=False, description="seconds without progress after which a connection is replaced"
     )
-    stall: float = Field(20.0, gt=0, strict=False, description="seconds of silence before another connection is tried")
 
 
 class SampleSource(DanbooruSource):
     """The drawn booru."""
 
     Options: ClassVar[type[Section]] = SampleOptions
-    summary: ClassVar[str] = "a small drawn booru on this machine, with every trouble that real ones have"
+    summary: ClassVar[str] = "a small drawn booru on this machine, with all the troubles of real ones"
 
     def __init__(self, options: Any) -> None:
         site = f"http://{HOST}"
@@ -62,7 +62,7 @@ class SampleSource(DanbooruSource):
         from animesion_sample.server import serve
 
         plan = FaultPlan(share=self._world.faults, seed=self._world.seed) if self._world.faults else None
-        # What a faulty server has done before, one process must remember.
+        # Temporary faults are counted per process.
         processes = 1 if plan else 2
         with serve(posts=self._world.posts, seed=self._world.seed, processes=processes, faults=plan) as server:
             self.connect_to = {HOST: (server.host, server.port)}
@@ -70,7 +70,7 @@ class SampleSource(DanbooruSource):
                 yield
 
     def make_limiter(self, memory: Path) -> RateLimiter:
-        """The world is on this machine: nobody has to be spared."""
+        """A limiter without limits, as the server is on this machine."""
         from animesion_scrapers import RateLimiter
 
         return RateLimiter(math.inf, memory=memory)

@@ -1,7 +1,7 @@
-"""The files of a sample world on disk: drawn once, by whichever server process comes first, shared by all.
+"""The files of a sample world on disk, each drawn once by one of the server processes and shared by all.
 
-Processes agree through the file system alone: who creates ``<id>.claim`` draws, the others wait for ``<id>.file``,
-which appears whole. ``md5/<checksum>`` tells which post a checksum belongs to.
+Processes coordinate through the file system: the one that creates ``<id>.claim`` draws, the others wait for
+``<id>.file``, which is moved into place. ``md5/<checksum>`` contains the id of the post with that checksum.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from animesion_sample.world import Claim, SamplePost, World
 
 _PATIENCE = 20.0
-"""Seconds to wait for another process to draw an image before it is taken for dead."""
+"""Seconds to wait for an image from another process, which is then assumed dead."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class DrawnFiles:
         part.replace(path)
 
     def draw_if_free(self, post: SamplePost) -> None:
-        """Draw the file of a post unless somebody has, or is at it."""
+        """Draw the file of a post unless a process has drawn or is drawing it."""
         if self._take(post):
             self._draw(post)
 
@@ -87,17 +87,17 @@ class DrawnFiles:
         return known
 
     def claims(self, posts: list[SamplePost]) -> dict[int, Claim]:
-        """The claims of many posts: draws what is free first, and only then waits for what others draw."""
+        """The claims of many posts; draws unclaimed files before it waits for other processes."""
         for post in posts:
             if post.id not in self._claims:
                 self.draw_if_free(post)
         return {post.id: self.claim(post) for post in posts}
 
     def find(self, md5: str) -> SamplePost | None:
-        """The post whose file is said to have this checksum.
+        """The post for whose file the site states this checksum.
 
-        A crawler that resumes may ask for a file of which this server has not told it, so all are drawn before the
-        answer is no.
+        A resumed crawl may request a file that this server has not listed yet, so all files are drawn before the
+        result is None.
         """
         for patient in (False, True):
             if patient:
@@ -112,7 +112,7 @@ class DrawnFiles:
         return None
 
     def warm(self) -> None:
-        """Draw everything ahead of the requests, newest first as a crawler goes, while there is a folder to fill."""
+        """Draw all files ahead of the requests, newest first like a crawler, until the folder is removed."""
         with contextlib.suppress(FileNotFoundError):
             for post in reversed(self.world.posts):
                 self.draw_if_free(post)

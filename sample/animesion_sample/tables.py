@@ -1,4 +1,4 @@
-"""The drawn booru as a table of URLs, for recipes that read such tables: its files are served over loopback."""
+"""The drawn booru as a table of URLs, for recipes that read such tables; its files are served over loopback."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class SampleUrlsOptions(Section):
 
 
 class SampleUrlsSource(UrlsSource):
-    """A CSV of the drawn booru's file addresses, with one character as the label."""
+    """A CSV of the drawn booru's file URLs, with one character as the label."""
 
     Options: ClassVar[type[Section]] = SampleUrlsOptions
     summary: ClassVar[str] = "a table of URLs of the drawn booru, fetched from this machine"
@@ -43,7 +43,7 @@ class SampleUrlsSource(UrlsSource):
 
     @contextlib.contextmanager
     def session(self) -> Iterator[None]:
-        """Serve the world, and keep the table, while it is crawled."""
+        """Serve the world and keep the table while it is crawled."""
         from animesion_sample.server import serve
 
         with (
@@ -58,14 +58,14 @@ class SampleUrlsSource(UrlsSource):
                 yield
 
     def make_limiter(self, memory: Path) -> RateLimiter:
-        """The world is on this machine: nobody has to be spared."""
+        """A limiter without limits, as the server is on this machine."""
         from animesion_scrapers import RateLimiter
 
         return RateLimiter(math.inf, memory=memory)
 
 
 def _write(table: Path, url: str) -> None:
-    """Ask the booru for its posts, oldest first; those without a file or with several characters are left out."""
+    """Write the booru's posts, oldest first, without those without a file or with several characters."""
     posts: list[dict[str, Any]] = []
     page = "a0"
     while True:

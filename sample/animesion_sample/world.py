@@ -1,7 +1,6 @@
-"""The sample world: its posts, its files, and the two tables of head boxes that go with them.
+"""The sample world: its posts, its files, and the tables of head boxes and tag ids.
 
-The files are drawn when asked for. What is served for a post, and which checksum the site claims for it, are two
-things: some posts lie.
+Files are drawn on demand. The checksum that the site states for a file may be wrong.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class Face:
 
 @dataclass(frozen=True)
 class Claim:
-    """What the site says about a file."""
+    """The MD5 and size that the site states for a file."""
 
     md5: str
     size: int
@@ -39,11 +38,11 @@ class World:
     """All posts of the drawn booru.
 
     Args:
-        posts: How many; every trouble occurs from 200 posts on.
-        seed: Another seed is another world.
+        posts: Number of posts; from 200 posts on, every trouble occurs.
+        seed: Seed of the world.
 
     Raises:
-        ValueError: When ``posts`` is too small.
+        ValueError: ``posts`` is too small.
     """
 
     def __init__(self, posts: int = 3000, seed: int = 0) -> None:
@@ -53,12 +52,12 @@ class World:
 
     @property
     def characters(self) -> tuple[Design, ...]:
-        """The characters that are tagged at least once, in the order of their tag ids."""
+        """The characters with at least one post, in the order of their tag ids."""
         seen = {name for post in self.posts for name in post.characters}
         return tuple(design for design in CAST if design.name in seen)
 
     def file(self, post: SamplePost) -> bytes:
-        """The bytes that are served for a post; drawn on each call, always the same, perhaps broken."""
+        """The bytes served for a post, possibly damaged; drawn on each call, always the same."""
         return encode(post.drawing, post.coding)
 
     def claim(self, post: SamplePost, data: bytes) -> Claim:
@@ -68,22 +67,22 @@ class World:
         return Claim(hashlib.md5(data, usedforsecurity=False).hexdigest(), len(data))
 
     def faces(self, post: SamplePost) -> tuple[Face, ...]:
-        """What a head detector found on a post."""
+        """Head boxes of a post, as from a detector."""
         rng = Random(f"{self.seed}/{post.id}/detector")
         found = []
         for head in heads(post.drawing):
-            # One in fifty is found with exactly the usual threshold, which is enough.
+            # One in fifty has exactly the usual threshold as its confidence, which must count as found.
             sure = 0.85 if rng.random() < 0.02 else round(rng.uniform(0.86, 0.999), 6)
             unsure = round(rng.uniform(0.3, 0.845), 6)
             found.append(Face(head.box, unsure if post.trouble == "unsure face" else sure))
         return tuple(found)
 
     def faces_tsv(self) -> bytes:
-        """The head boxes in grapeot's format; an image without a character tag stands under tag 0, ``original``."""
+        """The head boxes in grapeot's format; images without a character tag have tag 0, ``original``."""
         numbers = {design.name: number for number, design in enumerate(self.characters, start=1)}
         lines = []
         for post in sorted(self.posts, key=lambda post: (post.id % 1000, post.id)):
-            # The published table was made on several machines, some of which wrote Windows paths.
+            # As in the published table, some rows have Windows paths.
             slash = "\\" if post.id % 97 == 0 else "/"
             tag = numbers[post.characters[0]] if post.characters else 0
             for face in self.faces(post):

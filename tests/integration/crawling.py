@@ -1,4 +1,4 @@
-"""Files to crawl and a crawl of them, for the tests of the crawler over real sockets."""
+"""A server of files, and crawls of it, for tests of the crawler over real sockets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FREE = float("inf")
 
 
 def body(number: int) -> bytes:
-    """A file that begins as a JPEG does, 1 to 9 KB."""
+    """A file with the first bytes of a JPEG, 1 to 9 KB."""
     rng = random.Random(number)
     return b"\xff\xd8\xff\xe0" + rng.randbytes(rng.randrange(1000, 9000))
 

@@ -1,4 +1,4 @@
-"""Boorus as sources, the whole road: listing, labels by the tables, files, resuming, updates, credentials."""
+"""Boorus as sources, end to end: listing, labels by tables, files, resuming, updates, credentials."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def listed(name: str, *overrides: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_build_fetches_what_the_site_lists_and_asks_for_nothing_twice(
+def test_a_build_fetches_the_listed_files_once(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: Counter[str]
 ) -> None:
     posts = [
@@ -208,7 +208,7 @@ def test_safebooru_takes_labels_from_a_file_where_the_site_has_no_categories(
     assert [item.labels for item in found] == [("hatsune_miku",), ("rin",)]
 
 
-def test_zerochan_is_told_the_user_in_every_request_and_needs_one(
+def test_zerochan_gets_the_user_in_every_request_and_requires_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     traps = ZerochanTraps(aliases={"Miku": "Hatsune Miku"}, gone=frozenset({2}))
@@ -281,6 +281,6 @@ def test_a_dry_run_and_the_listing_of_options_know_the_sites(
     for name in NAMES:
         with pytest.raises(SystemExit):
             main(["sources", name])
-        said = capsys.readouterr().out
-        assert "aliases" in said
-        assert "implied" in said
+        output = capsys.readouterr().out
+        assert "aliases" in output
+        assert "implied" in output

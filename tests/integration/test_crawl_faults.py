@@ -1,4 +1,4 @@
-"""Every fault that a server can have ends in a row of the ledger: alone, and all of them at random."""
+"""Every fault of a server ends in a row of the ledger: each alone, and all at random."""
 
 from __future__ import annotations
 

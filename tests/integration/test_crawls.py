@@ -1,4 +1,4 @@
-"""Crawls over real sockets: paces and pauses hold and survive a restart, failing hosts and robots.txt are heeded."""
+"""Crawls over real sockets: rates and pauses that survive a restart, failing hosts and robots.txt."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_rate_holds_in_every_second_as_the_server_counts(server: LocalServer
     assert 1 < server.journal.busiest_second(HOST) <= 20
 
 
-def test_connections_are_limited_by_host_and_a_slow_host_holds_nobody_up(tmp_path: Path) -> None:
+def test_connections_are_limited_by_host_and_a_slow_host_delays_no_other(tmp_path: Path) -> None:
     requests = [*wanted(10, host="slow.invalid"), *wanted(40)]
     requests = [Download(f"{i}", each.url, each.md5) for i, each in enumerate(requests)]
 
@@ -62,12 +62,12 @@ def test_connections_are_limited_by_host_and_a_slow_host_holds_nobody_up(tmp_pat
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
 def test_retry_after_holds_the_whole_host_back(tmp_path: Path, form: str) -> None:
-    told: list[float] = []
+    moments: list[float] = []
 
     def busy() -> web.Application:
         async def file(request: web.Request) -> web.Response:
-            if not told:
-                told.append(time.monotonic())
+            if not moments:
+                moments.append(time.monotonic())
                 after = "1" if form == "seconds" else formatdate(time.time() + 2, usegmt=True)
                 return web.Response(status=429, headers={"Retry-After": after})
             return web.Response(body=body(int(request.match_info["number"])))
@@ -81,7 +81,7 @@ def test_retry_after_holds_the_whole_host_back(tmp_path: Path, form: str) -> Non
         entries = crawl(server, tmp_path, wanted(30), limiter=limiter, per_host=1)
         times = server.journal.times[HOST]
     assert {entry.state for entry in entries.values()} == {DONE}
-    assert not [moment for moment in times if told[0] < moment < told[0] + 0.95]
+    assert not [moment for moment in times if moments[0] < moment < moments[0] + 0.95]
 
 
 def test_a_host_that_wants_a_long_pause_is_left_alone_and_a_restart_knows(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_robots_txt_is_obeyed_read_once_and_remembered(tmp_path: Path, status: i
 # -- what the ledger does for a second run ---------------------------------------------------------------------------
 
 
-def test_refusals_are_asked_for_again_only_when_told_to(server: LocalServer, tmp_path: Path) -> None:
+def test_refused_files_are_requested_again_only_on_request(server: LocalServer, tmp_path: Path) -> None:
     [request] = wanted(1)
     gone = [Download("post-0", f"{request.url}?fault=404", request.md5)]
     [first] = crawl(server, tmp_path, gone).values()
@@ -229,7 +229,7 @@ def test_a_spool_that_was_cut_is_noticed_and_fetched_again(server: LocalServer, 
     assert sorted(server.journal.paths.values()) == [1, 1, 1, 1, 2, 2]  # robots.txt twice: it was not kept
 
 
-def test_an_interrupt_keeps_what_has_come(server: LocalServer, tmp_path: Path) -> None:
+def test_an_interrupt_keeps_downloaded_files(server: LocalServer, tmp_path: Path) -> None:
     class EnoughError(Exception):
         pass
 

@@ -61,7 +61,7 @@ def stages(classes: int, *, due: tuple[str, ...] = ("R1", "R3", "R4", "R5", "R6"
 
 
 def small(name: str, classes: int, train: int, test: int, per_class: Mapping[str, int] | None = None) -> PublishedSet:
-    return PUBLISHED[name].scaled(classes, {"train": train, "test": test}, per_class or {})
+    return PUBLISHED[name].with_counts(classes, {"train": train, "test": test}, per_class or {})
 
 
 def cotton(path: Path, classes: int = 4, **options: Any) -> UltraFgvcSource:
@@ -84,7 +84,7 @@ def listed(source: UltraFgvcSource | MoeimoutoSource) -> list[Item]:
 # -- published facts -------------------------------------------------------------------------------------------------
 
 
-def test_published_counts_add_up_to_what_the_paper_says() -> None:
+def test_published_counts_add_up_to_those_of_the_paper() -> None:
     cultivars = [each for each in PUBLISHED.values() if each.name != "moeimouto"]
     assert sum(each.classes for each in cultivars) == 3526
     assert sum(each.images for each in cultivars) == 47_114
@@ -92,7 +92,7 @@ def test_published_counts_add_up_to_what_the_paper_says() -> None:
         assert sum(each.validation) == each.splits["train"][0]
         for split, count in each.per_class.items():
             assert count * each.classes == each.splits[split][0]
-    stage = PUBLISHED["soy-ageing"].of_group("R4")
+    stage = PUBLISHED["soy-ageing"].select_group("R4")
     assert (stage.splits, stage.validation) == ({"train": (990,), "test": (990,)}, (792, 198))
 
 
@@ -110,9 +110,9 @@ def test_a_complete_download_of_each_balanced_set_is_accepted_and_a_cut_one_is_n
     ]
     groups = {item.key: due.groups[int(item.key.rpartition("-")[2]) % 5] for item in items} if due.groups else {}
     assert differences(items, due, groups) == []
-    said = "; ".join(differences(items[1:], due, groups))
-    assert f"{due.splits['train'][0] - 1:,} of {due.splits['train'][0]:,} train images" in said
-    assert f"1 class(es) without {due.per_class['train']} train images each, the first 1 with" in said
+    text = "; ".join(differences(items[1:], due, groups))
+    assert f"{due.splits['train'][0] - 1:,} of {due.splits['train'][0]:,} train images" in text
+    assert f"1 class(es) without {due.per_class['train']} train images each, the first 1 with" in text
 
 
 # -- flat sets -------------------------------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ def test_flat_names_give_class_and_split(tmp_path: Path) -> None:
     assert (last.source_id, last.labels, last.class_order) == ("cotton80/4_3_test.png", ("cultivar-4",), 3)
     source = cotton(tmp_path)
     assert [payload.content for payload in source.read(listed(source))] == [PNG] * 24
-    assert source.notes == ["1 other file(s) passed over"]
+    assert source.notes == ["1 other file(s) skipped"]
 
 
 def test_a_folder_its_parent_and_a_zip_of_it_list_the_same(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_folder_its_parent_and_a_zip_of_it_list_the_same(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["2_1_train.png", "4_3_test.png"])
-def test_a_missing_image_is_told_with_what_was_found_and_published(tmp_path: Path, name: str) -> None:
+def test_a_missing_image_is_reported_with_found_and_published_counts(tmp_path: Path, name: str) -> None:
     put(tmp_path, flat(4))
     (tmp_path / name).unlink()
     split = "train" if "train" in name else "test"
@@ -187,7 +187,7 @@ def test_soy_gene_takes_its_split_from_the_annotations(tmp_path: Path) -> None:
         ("e.png", "test", 0),
         ("f.png", "test", 1),
     ]
-    assert source.notes == ["1 other file(s) passed over"]
+    assert source.notes == ["1 other file(s) skipped"]
 
 
 def test_soy_ageing_has_five_stages_and_none_called_r2(tmp_path: Path) -> None:
@@ -206,28 +206,28 @@ def test_a_stage_that_is_missing_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("annotation", "said"),
+    ("annotation", "message"),
     [
         ("a.png one\n", r"train.txt, line 1: the class 'one' is not a whole number"),
         ("a.png 0\n", "line 1: the class 0 is not from 1"),
         ("a.png 1\na.png 2\n", "'a.png' is listed twice"),
         ("a.png\n", "line 1: 1 column instead of `filename class`"),
         (b"\xff\xfe 1\n", "line 1: not UTF-8"),
-        ("gone.png 1\na.png 1\n", r"1 of 2 train images.*1 listed file\(s\) are not there"),
-        ("../../etc/passwd 1\na.png 1\n", r"1 listed file\(s\) are not there"),
+        ("gone.png 1\na.png 1\n", r"1 of 2 train images.*1 listed file\(s\) are missing"),
+        ("../../etc/passwd 1\na.png 1\n", r"1 listed file\(s\) are missing"),
     ],
 )
-def test_wrong_annotations_are_named_by_file_and_line(tmp_path: Path, annotation: str | bytes, said: str) -> None:
+def test_wrong_annotations_are_named_by_file_and_line(tmp_path: Path, annotation: str | bytes, message: str) -> None:
     put(
         tmp_path, {"anno/train.txt": annotation, "anno/test.txt": "b.png 1\n", "images/a.png": PNG, "images/b.png": PNG}
     )
     source = UltraFgvcSource(UltraFgvcOptions(path=str(tmp_path), set="soy-gene"), small("soy-gene", 1, 2, 1))
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         listed(source)
 
 
 @pytest.mark.parametrize(
-    ("name", "files", "said"),
+    ("name", "files", "message"),
     [
         ("cotton80", {"a/b.png": PNG}, r"expected <class from 1>_<index>_train.png and .*; found a/b.png"),
         ("cotton80", stages(1), r"but this is SoyAgeing \(folders R1 to R6\)"),
@@ -236,8 +236,8 @@ def test_wrong_annotations_are_named_by_file_and_line(tmp_path: Path, annotation
         ("soy-ageing", {"R2/anno/train.txt": "a 1"}, "not laid out as SoyAgeing"),
     ],
 )
-def test_wrong_layouts_are_named(tmp_path: Path, name: Any, files: dict[str, bytes | str], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_wrong_layouts_are_named(tmp_path: Path, name: Any, files: dict[str, bytes | str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         listed(UltraFgvcSource(UltraFgvcOptions(path=str(put(tmp_path, files)), set=name)))
 
 
@@ -293,14 +293,14 @@ def test_label_files_of_one_stage_even_with_the_name_doubled(tmp_path: Path, suf
     items = listed(ageing(tmp_path / "set", stage="R4", labels=str(tmp_path / "csv")))
     assert {item.source_id.split("/")[1] for item in items} == {"R4"}
     assert Counter(item.split for item in items) == {"train": 10, "test": 10}
-    with pytest.raises(UsageError, match=r"must hold test_R1.csv and train_R1.csv or train_val_R1.csv"):
+    with pytest.raises(UsageError, match=r"must contain test_R1.csv and train_R1.csv or train_val_R1.csv"):
         listed(ageing(tmp_path / "set", stage="R1", labels=str(tmp_path / "csv")))
 
 
 def test_a_bare_name_that_several_stages_have_is_refused(tmp_path: Path) -> None:
     put(tmp_path / "set", stages(2))
     put(tmp_path / "csv", {"train.csv": "0,train1_0.png\n", "test.csv": "0,test1_0.png\n"})
-    with pytest.raises(UsageError, match=r"'train1_0.png' may be R1/images/train1_0.png or R3/images/train1_0.png"):
+    with pytest.raises(UsageError, match=r"'train1_0.png' matches R1/images/train1_0.png and R3/images/train1_0.png"):
         listed(ageing(tmp_path / "set", labels=str(tmp_path / "csv")))
 
 
@@ -318,7 +318,7 @@ def faces(counts: Mapping[str, int]) -> dict[str, bytes | str]:
 
 
 def moe(path: Path, images: int = 15, classes: int = 5, **options: Any) -> MoeimoutoSource:
-    due = PUBLISHED["moeimouto"].scaled(classes, {"": images}, {})
+    due = PUBLISHED["moeimouto"].with_counts(classes, {"": images}, {})
     return MoeimoutoSource(MoeimoutoOptions(path=str(path), **options), due)
 
 
@@ -329,7 +329,7 @@ def test_numbered_folders_are_classes_in_the_order_of_their_numbers(tmp_path: Pa
     assert list(dict.fromkeys(item.labels[0] for item in items)) == [name[4:] for name in FOLDERS]
     assert [item.class_order for item in items[::3]] == [0, 3, 144, 998, 999]
     assert {item.split for item in items} == {""}
-    assert source.notes == ["10 file(s) that are no faces passed over, such as color.csv and ignore"]
+    assert source.notes == ["10 file(s) that are not faces skipped, such as color.csv and ignore"]
     assert [item.key for item in listed(moe(tmp_path / "thumb"))] == [item.key for item in items]
 
 
@@ -343,7 +343,7 @@ def test_both_published_totals_of_moeimouto_are_complete() -> None:
     assert "172 of 173 classes" in differences([Item("0", "", "", "", 0, class_order=i) for i in range(172)], due)[0]
 
 
-def test_images_that_are_not_rgb_may_be_passed_over(tmp_path: Path) -> None:
+def test_images_that_are_not_rgb_can_be_skipped(tmp_path: Path) -> None:
     put(tmp_path, faces(dict.fromkeys(FOLDERS, 3)))
     put(
         tmp_path,
@@ -352,21 +352,19 @@ def test_images_that_are_not_rgb_may_be_passed_over(tmp_path: Path) -> None:
     assert len(listed(moe(tmp_path))) == 15
     source = moe(tmp_path, images=13, rgb_only=True)
     assert len(listed(source)) == 13
-    assert "2 image(s) that are not RGB passed over" in source.notes
+    assert "2 image(s) that are not RGB skipped" in source.notes
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "message"),
     [
         ({"miku/1.png": PNG}, r"expected thumb/<NNN>_<character>/face_<A>_<B>_<C>.png; found miku/1.png"),
         (faces({"000_a": 3, "004_a": 12}), "folders 000_a and 004_a are both called 'a'"),
         (faces({"000_a": 3}), "1 of 5 classes; 3 of 15 images"),
     ],
 )
-def test_what_is_wrong_with_a_moeimouto_folder_is_told(
-    tmp_path: Path, files: dict[str, bytes | str], said: str
-) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_faults_of_a_moeimouto_folder_are_reported(tmp_path: Path, files: dict[str, bytes | str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         listed(moe(put(tmp_path, files)))
 
 
@@ -401,7 +399,7 @@ def test_label_files_that_were_not_written_together_are_refused(tmp_path: Path) 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.text(min_size=1, max_size=40), max_size=6))
-def test_any_other_names_in_an_archive_are_passed_over(tmp_path: Path, names: list[str]) -> None:
+def test_other_names_in_an_archive_are_skipped(tmp_path: Path, names: list[str]) -> None:
     path = tmp_path / "set.zip"
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in flat(2).items():
@@ -426,7 +424,7 @@ def test_members_that_lead_out_of_an_archive_have_no_bytes(tmp_path: Path) -> No
     assert [item.failure for item in items if item.failure] == ["unsafe path"]
 
 
-def test_the_sources_are_installed_and_say_what_they_need() -> None:
+def test_the_sources_are_installed_and_report_missing_options() -> None:
     assert {"ultra-fgvc", "moeimouto", "sample-files"} <= set(sources.names())
     with pytest.raises(UsageError, match=r"'source.path' is missing .*--sample"):
         sources.make(animesion.load_recipe("cotton80"))

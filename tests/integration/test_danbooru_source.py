@@ -1,4 +1,4 @@
-"""The crawler as a source, on the sample world: searches, ids, what is asked for again, what is new, a dry run."""
+"""Danbooru as a source, on the sample world: searches, ids, retries, updates and dry runs."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_searches_and_limits(server: SampleServer) -> None:
         list(danbooru(server, "source.tags=one two three").items())
 
 
-def test_only_what_is_newer_than_the_last_item_is_listed(server: SampleServer, tmp_path: Path) -> None:
+def test_only_posts_newer_than_the_last_item_are_listed(server: SampleServer, tmp_path: Path) -> None:
     source = danbooru(server, "source.tags=rating:g")
     with source.session():
         whole = list(source.items())
@@ -119,7 +119,7 @@ def entry(number: int) -> dict[str, Any]:
     }
 
 
-def test_an_update_adds_what_is_new_and_leaves_the_rest_alone(
+def test_an_update_adds_new_posts_and_changes_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: Counter[str]
 ) -> None:
     posts = [entry(number) for number in range(1, 6)]
@@ -156,7 +156,7 @@ def test_an_update_adds_what_is_new_and_leaves_the_rest_alone(
         ]
 
 
-def test_a_dry_run_tells_requests_bytes_and_time_and_writes_nothing(
+def test_a_dry_run_reports_requests_bytes_and_time_and_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     posts = [entry(number) | {"file_size": 1000} for number in range(1, 31)]
@@ -178,9 +178,9 @@ def test_a_dry_run_tells_requests_bytes_and_time_and_writes_nothing(
         with pytest.raises(SystemExit):
             main(["build", "folder", *arguments, "--dry-run", "--out", str(tmp_path / "out")])
         assert not server.journal.paths["/data/1.jpg"]
-    said = capsys.readouterr().out
-    assert "30 to fetch, 0.0 MB announced, 1 of unknown size" in said
-    assert "crawl: 31 file requests, 0:01:05 at the site's rate limit" in said
+    output = capsys.readouterr().out
+    assert "30 to fetch, 0.0 MB announced, 1 of unknown size" in output
+    assert "crawl: 31 file requests, 0:01:05 at the site's rate limit" in output
     assert (facts["listed"], facts["to_fetch"], facts["bytes_to_fetch"], facts["bytes_unknown"]) == (30, 30, 29_000, 1)
     assert facts["requests"] == 31  # with robots.txt
     assert 62 <= facts["seconds"] < 70

@@ -1,4 +1,4 @@
-"""The whole road from a site that misbehaves: every image is accounted for, and asked for only when it may come."""
+"""Builds from a faulty site: every image is accounted for, and only temporary failures are retried."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ FETCHED = {
 }
 
 
-def test_a_faulty_site_is_accounted_for_and_the_refused_are_asked_for_only_when_told_to(
+def test_a_faulty_site_is_accounted_for_and_refused_files_are_retried_only_on_request(
     tmp_path: Path, asked: Counter[str]
 ) -> None:
-    """The whole road with every fault on: the world's own troubles and the server's."""
+    """A build with all faults: those of the world and those of the server."""
     settings = ["source.posts=200", "source.faults=0.5", "source.deadline=3", "source.stall=0.3", "classes.minimum=3"]
     recipe = animesion.load_recipe("daf-re", settings, sample=True)
     plan = FaultPlan(share=0.5, seed=0)

@@ -1,4 +1,4 @@
-"""A crawl that is killed at any instant, twenty times, ends with the bytes of one that nothing disturbed."""
+"""A crawl that is killed twenty times ends with the bytes of an undisturbed one."""
 
 from __future__ import annotations
 

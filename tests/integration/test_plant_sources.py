@@ -1,4 +1,4 @@
-"""Sources of plants, the whole road: listing, labels, licences, files, resuming, updates, Wikidata."""
+"""Sources of plants, end to end: listing, labels, licences, files, resuming, updates, Wikidata."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def roses(count: int, **changes: Any) -> list[Plant]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_build_fetches_what_the_site_lists_and_asks_for_nothing_twice(
+def test_a_build_fetches_the_listed_files_once(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: Counter[str]
 ) -> None:
     found = [*roses(3), Plant(4, cultivar="Iceberg", photos=2, licence="cc-by-nc")]
@@ -95,7 +95,7 @@ def test_a_build_fetches_what_the_site_lists_and_asks_for_nothing_twice(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_licences_are_filtered_before_a_file_is_asked_for(
+def test_licences_are_filtered_before_a_file_is_requested(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: Counter[str]
 ) -> None:
     licences = ["cc0", "cc-by", "cc-by-sa", "cc-by-nc", ""]
@@ -141,9 +141,9 @@ def test_taxa_of_wikidata_lead_to_categories_and_images(tmp_path: Path, monkeypa
             (str(plant.id), plant.name) for plant in found if plant.id != 7
         ]
         assert [item.source_id for item in newer] == ["4", "5", "6", "8"]
-        assert "3 cultivars of Q34687 with a category on Commons and 1 with an image alone" in source.notes[0]
+        assert "3 cultivars of Q34687 with a category on Commons and 1 with only an image" in source.notes[0]
         empty = sources.make(recipe("commons", service, "source.category=", "source.wikidata=Q1"))
-        with empty.session(), pytest.raises(UsageError, match="lead nowhere"):
+        with empty.session(), pytest.raises(UsageError, match="have no results"):
             list(empty.items())
         wrong = sources.make(recipe("commons", service, "source.category=", "source.wikidata=Rosa"))
         with wrong.session(), pytest.raises(AnimesionError, match="'Rosa' is not an item of Wikidata"):
@@ -165,7 +165,7 @@ def test_cultivars_go_all_the_way_to_shards(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_not_there_and_what_cannot_be_is_one_sentence(
+def test_missing_and_invalid_values_are_one_sentence(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wrong = "source.category=Nonsense" if name == "commons" else "source.taxon=Rosa galica"

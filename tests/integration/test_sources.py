@@ -1,4 +1,4 @@
-"""What each local source lists, in which order, and what it does with hostile names, archives and rows."""
+"""Local sources: items and their order, hostile names, archives and rows."""
 
 from __future__ import annotations
 
@@ -93,16 +93,16 @@ def test_images_of_one_post_are_one_family(tmp_path: Path) -> None:
     assert items["a/img-1.jpg"].families == items["a/img-2.jpg"].families == ("file:img",)
 
 
-def test_folders_that_are_spelt_alike_and_outputs_of_builds_are_said(tmp_path: Path) -> None:
+def test_equivalent_folder_names_and_outputs_of_builds_are_noted(tmp_path: Path) -> None:
     for name in ("a b/1.jpg", "a  b/2.jpg", "c/3.jpg", "out/.receipts/x.json", "out/plots/4.jpg"):
         put(tmp_path, name)
     source, items = listing("folder", f"source.path={tmp_path}")
     assert {item.labels for item in items.values()} == {("a b",), ("c",)}
     assert any("are one class: 'a b'" in note for note in source.notes)
-    assert "folder 'out' is the output of a build: passed over" in source.notes
+    assert "folder 'out' is the output of a build: skipped" in source.notes
 
 
-def test_empty_class_folders_are_said_and_other_files_are_counted(tmp_path: Path) -> None:
+def test_empty_class_folders_are_noted_and_other_files_are_counted(tmp_path: Path) -> None:
     put(tmp_path, "a/1.jpg")
     put(tmp_path, "a/notes.txt", b"hello")
     (tmp_path / "nobody").mkdir()
@@ -135,7 +135,7 @@ def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
     return info
 
 
-def test_hostile_tars_lose_only_what_is_hostile(tmp_path: Path) -> None:
+def test_hostile_tars_lose_only_their_hostile_members(tmp_path: Path) -> None:
     archive = tar_of(
         tmp_path / "set.tar",
         [
@@ -198,18 +198,18 @@ def test_damaged_archives_are_refused_by_name(tmp_path: Path) -> None:
     cases = {
         "cut.tar": (whole[: third - 100], "damaged after 'a/1.jpg'"),
         "header.tar": (whole[:second] + b"\xff" * 512 + whole[second + 512 :], "damaged header at byte"),
-        "noise.tar": (os.urandom(5000), "neither a folder nor a .tar or .zip"),
-        "empty.tar": (b"", "neither a folder nor a .tar or .zip|holds no files"),
+        "noise.tar": (os.urandom(5000), "neither a folder nor a readable .tar or .zip"),
+        "empty.tar": (b"", "neither a folder nor a readable .tar or .zip|contains no files"),
         "set.tar.gz": (b"\x1f\x8b", "compressed as a whole"),
     }
     for name, (content, sentence) in cases.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UsageError, match=sentence):
             listing("folder", f"source.path={tmp_path / name}")
-    with pytest.raises(UsageError, match="there is no folder or archive"):
+    with pytest.raises(UsageError, match=r"source\.path: .* not found"):
         listing("folder", f"source.path={tmp_path / 'absent'}")
     (tmp_path / "hollow").mkdir()
-    with pytest.raises(UsageError, match="holds no files"):
+    with pytest.raises(UsageError, match="contains no files"):
         listing("folder", f"source.path={tmp_path / 'hollow'}")
 
 
@@ -247,7 +247,7 @@ def test_label_files_keep_published_ids_and_splits(tmp_path: Path, header: bool)
 def test_two_published_ids_do_not_become_one_class(tmp_path: Path) -> None:
     label_files(tmp_path, header=False)
     (tmp_path / "classid_classname.csv").write_text("0,rei\n1,rei \u3000\n")
-    with pytest.raises(UsageError, match=r"are both called 'rei'|twice"):
+    with pytest.raises(UsageError, match=r"have the same name 'rei' up to|twice"):
         listing("daf-re-published", f"source.labels={tmp_path}", f"source.images={tmp_path}")
 
 
@@ -256,9 +256,9 @@ def test_a_wrong_row_is_named_by_file_and_line(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("class_id,dir\n0,0007/1007.jpg\nmiku,0008/1008.jpg\n")
     with pytest.raises(UsageError, match=r"train\.csv, line 3: .*miku"):
         listing("daf-re-published", f"source.labels={tmp_path}", f"source.images={tmp_path}")
-    with pytest.raises(UsageError, match=r"source\.images: there is no folder"):
+    with pytest.raises(UsageError, match=r"source\.images: folder .* not found"):
         listing("daf-re-published", f"source.labels={tmp_path}", f"source.images={tmp_path / 'absent'}")
-    with pytest.raises(UsageError, match=r"source\.labels: there is no file or folder"):
+    with pytest.raises(UsageError, match=r"source\.labels: .* not found"):
         listing("daf-re-published", f"source.labels={tmp_path / 'absent'}", f"source.images={tmp_path}")
 
 
@@ -312,7 +312,7 @@ def test_dumps_with_numbers_as_strings_and_damaged_lines(tmp_path: Path) -> None
         "2018.json, line 6",
         "2018.json, line 9",
     ]
-    assert "1 metadata record(s) repeat a post and are passed over" in source.notes
+    assert "1 metadata record(s) repeat a post and are skipped" in source.notes
 
     out = tmp_path / "out"
     animesion.build(recipe, out, workers=1, until="curate")

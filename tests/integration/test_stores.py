@@ -371,9 +371,9 @@ def test_an_object_that_vanished_is_a_missing_file_and_a_store_that_did_stops_th
 @pytest.mark.parametrize(
     ("path", "told"),
     [
-        (f"s3://{BUCKET}/nothing/here", "there is no folder or archive s3://shelf/nothing/here"),
-        ("s3://no-such-bucket", "there is no folder or archive s3://no-such-bucket"),
-        (f"s3://{BUCKET}/nothing/", "holds no files"),
+        (f"s3://{BUCKET}/nothing/here", "s3://shelf/nothing/here not found"),
+        ("s3://no-such-bucket", "s3://no-such-bucket not found"),
+        (f"s3://{BUCKET}/nothing/", "contains no files"),
         ("s3://key:word@shelf/x", "keys and options are not part of an address"),
         ("https://example.org/images", "of no known store"),
     ],

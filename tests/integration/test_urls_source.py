@@ -1,4 +1,4 @@
-"""URL tables as a source: listing, the whole road from hosts that misbehave, resuming, updates, dry runs, memory."""
+"""URL tables as a source: listing, faulty hosts, resuming, updates, dry runs, memory."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def server(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> I
 # -- listing ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_row_says_what_an_item_needs(tmp_path: Path) -> None:
+def test_rows_become_items(tmp_path: Path) -> None:
     row = 'https://a.example/x/Photo 1.jpg,"  rose  ‮ red",k/7,ab,cc-by-4.0,Ann,obs 3,validation,' + "f" * 32 + ",99"
     header = "image_url,species,name,sha1,license,creator,group_id,split,md5,file_size"
     [item], notes = items(table(tmp_path / "t.csv", [row], header), "source.key_column=name")
@@ -94,7 +94,7 @@ def test_a_row_says_what_an_item_needs(tmp_path: Path) -> None:
     assert (item.labels, item.families, item.split) == (("rose red",), ("group:obs 3",), "val")
     assert (item.licence, item.author, item.md5, item.bytes) == ("cc-by-4.0", "Ann", "f" * 32, 99)
     assert json.loads(item.locator) == {"url": "https://a.example/x/Photo 1.jpg"}
-    assert notes[0].startswith("columns known by their names: url from 'image_url', label from 'species'")
+    assert notes[0].startswith("columns recognised by name: url from 'image_url', label from 'species'")
     assert notes[1] == "1 value(s) of the column for sha1 are not 40 hexadecimal digits and are ignored"
 
 
@@ -108,12 +108,12 @@ def test_a_url_is_given_once_and_so_is_a_key(tmp_path: Path) -> None:
     path = table(tmp_path / "t.csv", rows, "url,label,key")
     found, notes = items(path)
     assert [item.file_url[-1] for item in found] == ["1", "2", "3"]
-    assert notes[-1] == "1 row(s) repeat a URL and are passed over"
+    assert notes[-1] == "1 row(s) repeat a URL and are skipped"
     found, notes = items(path, "source.key_column=key")
     assert [item.order for item in found] == [0, 3]
     assert notes[-2:] == [
-        "1 row(s) repeat a URL and are passed over",
-        "1 row(s) repeat a key with another URL and are passed over",
+        "1 row(s) repeat a URL and are skipped",
+        "1 row(s) repeat a key with another URL and are skipped",
     ]
     again, _ = items(table(tmp_path / "u.csv", reversed(rows), "url,label,key"))
     assert {item.key for item in again} == {item.key for item in items(path)[0]}
@@ -135,7 +135,7 @@ def test_hostile_rows_become_reasons_and_nothing_is_lost(tmp_path: Path) -> None
     assert any("t.csv, line 2: only http and https are fetched, not file" in note for note in notes)
 
 
-def test_bad_rows_of_tables_with_one_name_are_told_apart(tmp_path: Path) -> None:
+def test_bad_rows_of_tables_with_the_same_name_have_different_keys(tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / f"{number}").mkdir()
         table(tmp_path / f"{number}" / "t.csv", ["one,two,three", f"{url(number)},a"])
@@ -149,7 +149,7 @@ def test_nothing_usable_is_one_sentence(tmp_path: Path) -> None:
     for rows, header, why in (
         (["x,y"], "name,address", "no column of URLs is recognised among"),
         (["file:///etc/passwd,a"], "url,label", "only http and https"),
-        ([], "url,label", "has a URL that can be used$"),
+        ([], "url,label", "has a usable URL$"),
     ):
         with pytest.raises(UsageError, match=rf"^source.path: no row of .*{why}"):
             items(table(tmp_path / "t.csv", rows, header))
@@ -173,7 +173,7 @@ def test_from_a_table_to_a_dataset(server: LocalServer, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("server", [FaultPlan(share=0.5, kinds=("404", "410", "empty", "wrong type", "noai", "500"))],
                          indirect=True)  # fmt: skip
-def test_faults_are_accounted_for_and_a_second_run_asks_only_for_what_may_come(
+def test_faults_are_accounted_for_and_a_second_run_requests_only_temporary_failures(
     server: LocalServer, tmp_path: Path, asked: Counter[str]
 ) -> None:
     plan = FaultPlan(share=0.5, kinds=("404", "410", "empty", "wrong type", "noai", "500"))
@@ -195,9 +195,7 @@ def test_faults_are_accounted_for_and_a_second_run_asks_only_for_what_may_come(
     assert set(asked) == {key for key in fault if fault[key] in LASTING}
 
 
-def test_a_crawl_that_was_stopped_asks_for_nothing_that_had_come(
-    server: LocalServer, tmp_path: Path, asked: Counter[str]
-) -> None:
+def test_a_resumed_crawl_requests_no_downloaded_file(server: LocalServer, tmp_path: Path, asked: Counter[str]) -> None:
     chosen = recipe(
         table(tmp_path / "t.csv", [f"{url(number)},a" for number in range(21)]), "source.requests_per_second=5"
     )
@@ -250,7 +248,7 @@ def test_an_update_takes_the_rows_that_were_appended(server: LocalServer, tmp_pa
 # -- dry runs --------------------------------------------------------------------------------------------------------
 
 
-def test_a_dry_run_tells_what_is_asked_of_which_host(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_reports_the_requests_by_host(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [f"https://big.example/{number},a,1000" for number in range(20)]
     rows += [f"https://h{number:02d}.example/,a," for number in range(30)]
     arguments = ["build", "urls", "--dry-run", "--out", str(tmp_path / "out"), "--set", "source.contact=me@example.org"]
@@ -267,9 +265,9 @@ def test_a_dry_run_tells_what_is_asked_of_which_host(tmp_path: Path, capsys: pyt
     }  # fmt: skip
     with pytest.raises(SystemExit):
         main(arguments)
-    said = capsys.readouterr().out
-    assert "note: 31 hosts; the busiest: big.example 21 requests, 0.0 MB, 0:00:22; h00.example 2 requests" in said
-    assert "; 21 more\n" in said
+    output = capsys.readouterr().out
+    assert "note: 31 hosts; the busiest: big.example 21 requests, 0.0 MB, 0:00:22; h00.example 2 requests" in output
+    assert "; 21 more\n" in output
     assert not (tmp_path / "out").exists()
 
 

@@ -45,7 +45,7 @@ def test_cultivars(text: str, taxon: str, epithet: str) -> None:
         *(f"Rosa '{'x' * 101}'", "2019 'Best rose'"),
     ],
 )
-def test_what_is_no_cultivar(text: str) -> None:
+def test_names_that_are_not_cultivars(text: str) -> None:
     assert parse(text) is None
 
 

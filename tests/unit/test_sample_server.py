@@ -97,7 +97,7 @@ def test_searches(get: Any, world: World) -> None:
         ("/nowhere.json", {}, 404, "NotFound"),
     ],
 )
-def test_errors_are_told_in_json(get: Any, path: str, params: dict[str, str], status: int, error: str) -> None:
+def test_errors_are_json(get: Any, path: str, params: dict[str, str], status: int, error: str) -> None:
     answer = get(path, **params)
     assert answer.status_code == status
     assert answer.json()["success"] is False
@@ -112,34 +112,34 @@ def test_library_agents_are_refused(server: SampleServer, agent: str) -> None:
     assert "User-Agent" in answer.json()["message"]
 
 
-def test_a_post_has_the_real_keys_and_lacks_what_is_hidden(get: Any, world: World) -> None:
+def test_a_post_has_the_real_keys_without_hidden_ones(get: Any, world: World) -> None:
     hidden = next(post for post in world.posts if post.trouble == "not visible")
-    told = get(f"/posts/{hidden.id}.json").json()
-    assert not {"md5", "file_url", "large_file_url", "preview_file_url"} & set(told)
-    assert not {"md5", "file_key", "variants"} & set(told["media_asset"])
+    record = get(f"/posts/{hidden.id}.json").json()
+    assert not {"md5", "file_url", "large_file_url", "preview_file_url"} & set(record)
+    assert not {"md5", "file_key", "variants"} & set(record["media_asset"])
     child = next(post for post in world.posts if post.parent_id)
-    told = get(f"/posts/{child.id}.json").json()
-    assert told["parent_id"] == child.parent_id
-    assert isinstance(told["file_size"], int)
-    assert told["tag_string_character"].split() == list(child.characters)
-    assert told["file_url"].startswith("http://sample-booru.invalid/data/original/")
+    record = get(f"/posts/{child.id}.json").json()
+    assert record["parent_id"] == child.parent_id
+    assert isinstance(record["file_size"], int)
+    assert record["tag_string_character"].split() == list(child.characters)
+    assert record["file_url"].startswith("http://sample-booru.invalid/data/original/")
     orphan = next(post for post in world.posts if post.trouble == "")
     assert get(f"/posts/{orphan.id}.json").json()["parent_id"] is None
 
 
 def test_files_are_those_of_the_world(get: Any, world: World) -> None:
-    told = {post["id"]: post for post in get("/posts.json", limit=200).json()}
+    records = {post["id"]: post for post in get("/posts.json", limit=200).json()}
     for post in reversed(world.posts[-200:]):
         if not post.visible or (post.id % 5 and not post.trouble):
             continue
-        url = told[post.id]["file_url"]
+        url = records[post.id]["file_url"]
         answer = get(url.removeprefix("http://sample-booru.invalid"))
         if post.trouble == "not found":
             assert answer.status_code == 404
             continue
-        matches = hashlib.md5(answer.content).hexdigest() == told[post.id]["md5"]
+        matches = hashlib.md5(answer.content).hexdigest() == records[post.id]["md5"]
         assert matches == (post.trouble != "checksum mismatch"), post.trouble
-        assert len(answer.content) == told[post.id]["file_size"]
+        assert len(answer.content) == records[post.id]["file_size"]
         assert answer.content == world.file(post)
 
 
@@ -191,6 +191,6 @@ def test_the_processes_end_when_the_parent_is_killed(tmp_path: Any) -> None:
 def test_describes_hostile_text_faithfully(get: Any, world: World) -> None:
     for post in world.posts:
         if post.trouble == "hostile text":
-            told = json.loads(get(f"/posts/{post.id}.json").text)
-            assert told["source"] == post.source
-            assert post.artists[0] in told["tag_string_artist"]
+            record = json.loads(get(f"/posts/{post.id}.json").text)
+            assert record["source"] == post.source
+            assert post.artists[0] in record["tag_string_artist"]

@@ -42,7 +42,7 @@ def world(posts: int) -> World:
 
 
 @lru_cache
-def told_of(posts: int, minimum: int = 20) -> dict[int, Truth]:
+def truth_of(posts: int, minimum: int = 20) -> dict[int, Truth]:
     return truth(world(posts), minimum)
 
 
@@ -85,49 +85,49 @@ def test_too_few_posts_are_refused() -> None:
 
 @pytest.mark.parametrize("posts", [200, 300, 3000])
 def test_every_trouble_occurs_and_every_post_has_its_truth(posts: int) -> None:
-    told = told_of(posts)
-    assert list(told) == [post.id for post in world(posts).posts]
-    seen = Counter(item.trouble for item in told.values())
+    truths = truth_of(posts)
+    assert list(truths) == [post.id for post in world(posts).posts]
+    seen = Counter(item.trouble for item in truths.values())
     assert set(seen).issuperset(TROUBLES)
     if posts == 3000:
         assert min(seen[trouble] for trouble in TROUBLES) >= 3
-    assert all(bool(item.reason) == (item.outcome == "dropped") for item in told.values())
-    assert {item.reason for item in told.values()} - {""} <= TROUBLES | {"rare class"}
+    assert all(bool(item.reason) == (item.outcome == "dropped") for item in truths.values())
+    assert {item.reason for item in truths.values()} - {""} <= TROUBLES | {"rare class"}
 
 
 def test_the_long_tail() -> None:
-    counts = Counter(item.label for item in told_of(3000).values() if item.outcome == "kept")
+    counts = Counter(item.label for item in truth_of(3000).values() if item.outcome == "kept")
     assert min(counts.values()) >= 20
     assert 25 <= len(counts) <= 30
     assert 200 <= max(counts.values()) <= 350
-    rare = Counter(item.label for item in told_of(3000).values() if item.reason == "rare class")
+    rare = Counter(item.label for item in truth_of(3000).values() if item.reason == "rare class")
     assert len(rare) == 8
     assert max(rare.values()) < 20
-    assert not [item for item in told_of(3000, 1).values() if item.reason == "rare class"]
+    assert not [item for item in truth_of(3000, 1).values() if item.reason == "rare class"]
 
 
 def test_of_a_cluster_one_is_kept_and_a_conflict_keeps_none() -> None:
-    told = told_of(3000, 1)
+    truths = truth_of(3000, 1)
     for trouble in DUPLICATES:
         clusters: dict[str, list[SamplePost]] = {}
         for post in of(3000, trouble):
             clusters.setdefault(post.group, []).append(post)
         for members in clusters.values():
-            kept = [post.id for post in members if told[post.id].outcome == "kept"]
+            kept = [post.id for post in members if truths[post.id].outcome == "kept"]
             assert len(kept) == 1
-            assert {told[post.id].keeper for post in members} == set(kept)
-    assert {told[post.id].outcome for post in of(3000, "label conflict")} == {"dropped"}
+            assert {truths[post.id].keeper for post in members} == set(kept)
+    assert {truths[post.id].outcome for post in of(3000, "label conflict")} == {"dropped"}
 
 
 def test_families_and_page_sets_stay_together() -> None:
-    told = told_of(300, 1)
+    truths = truth_of(300, 1)
     for post in of(300, "variant"):
-        relatives = [world(300).by_id[number] for number in told[post.id].with_posts]
+        relatives = [world(300).by_id[number] for number in truths[post.id].with_posts]
         root = post.parent_id or post.id
         assert relatives
         assert all((other.parent_id or other.id) == root for other in relatives)
     for post in of(300, "page set"):
-        others = [world(300).by_id[number] for number in told[post.id].with_posts]
+        others = [world(300).by_id[number] for number in truths[post.id].with_posts]
         assert {other.source for other in others} == {post.source}
     sources = Counter(
         post.source for post in world(3000).posts if "pixiv" in post.source and post.trouble not in CLUSTERS
@@ -223,8 +223,8 @@ def test_odd_files_decode_to_the_image_that_was_drawn() -> None:
 def test_only_intended_pairs_look_alike() -> None:
     """Duplicates are clearly inside the usual thresholds on the head crop, all other pairs clearly outside."""
     here = world(300)
-    told = told_of(300, 1)
-    posts = [post for post in here.posts if told[post.id].outcome == "kept" or told[post.id].keeper or post.group]
+    truths = truth_of(300, 1)
+    posts = [post for post in here.posts if truths[post.id].outcome == "kept" or truths[post.id].keeper or post.group]
     hashes, thumbs = [], []
     for post in posts:
         image = upright(here.file(post))

@@ -135,7 +135,7 @@ def test_limit_stops_early_and_asks_for_no_more(site: Site, booru: Danbooru) -> 
     assert len(site.seen) == 1
 
 
-def test_duplicates_within_and_across_pages_come_once(site: Site, booru: Danbooru) -> None:
+def test_duplicates_within_and_across_pages_are_listed_once(site: Site, booru: Danbooru) -> None:
     pages = iter([[9, 8, 8], [9, 8, 7], [6, 7, 5], []])
     site.answer = lambda path, query: [post(i) for i in next(pages)]
     assert [p.id for p in booru.posts()] == ["9", "8", "7", "6", "5"]
@@ -219,7 +219,7 @@ def test_every_field(site: Site, booru: Danbooru) -> None:
     assert found.created_at == entry["created_at"]
 
 
-def test_absent_keys_and_nonsense_become_empty(site: Site, booru: Danbooru) -> None:
+def test_missing_keys_and_malformed_values_are_empty(site: Site, booru: Danbooru) -> None:
     nonsense = {
         "id": 1,
         "md5": "zz",
@@ -409,7 +409,7 @@ def test_credentials_in_the_query_stay_there_and_go_to_no_other_site(site: Site)
     assert {headers["Host"] for _, _, headers in site.seen} == {HOST}
 
 
-def test_a_site_that_says_with_status_200_that_it_is_busy_is_asked_again(site: Site) -> None:
+def test_a_busy_site_with_status_200_is_retried(site: Site) -> None:
     answers = iter([{"error": {"code": "maxlag"}}, {"query": 1}])
     site.answer = lambda path, query: (200, {"Retry-After": "1"}, next(answers))
     routes = Routes({HOST: site.address})
@@ -503,7 +503,7 @@ def test_rate_is_kept_by_threads_together(site: Site) -> None:
     assert all(sum(start <= t < start + 1 for t in times) <= 10 for start in times)
 
 
-def test_turns_never_come_closer_than_the_rate() -> None:
+def test_turns_are_never_closer_than_the_rate() -> None:
     limiter = RateLimiter(100, {"Slow.example": 20})
     granted = []
     for _ in range(5):

@@ -1,4 +1,4 @@
-"""The bulk downloader against a real HTTP server on loopback that misbehaves in every way it can."""
+"""The bulk downloader against a faulty HTTP server on loopback."""
 
 import asyncio
 import hashlib

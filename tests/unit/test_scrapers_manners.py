@@ -1,4 +1,4 @@
-"""robots.txt, opt-outs, web pages in place of images, credentials, circuit breakers, remembered paces, the ledger."""
+"""robots.txt, opt-outs, web pages instead of images, credentials, circuit breakers, stored rates, the ledger."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_crawl_delay_is_read_and_bounded() -> None:
         (0, False, False),
     ],
 )
-def test_what_robots_statuses_mean_and_which_are_kept(tmp_path: Path, status: int, allowed: bool, kept: bool) -> None:
+def test_rules_by_robots_status_and_which_are_cached(tmp_path: Path, status: int, allowed: bool, kept: bool) -> None:
     body = b"User-agent: *\nDisallow: /a"
     memory = tmp_path / "robots.sqlite"
     cache = RobotsCache("animesion", memory)
@@ -157,7 +157,7 @@ def test_product_tokens() -> None:
         (b"{\x00\x01", ""),
     ],
 )
-def test_documents_are_told_from_images(content: bytes, kind: str) -> None:
+def test_documents_are_distinguished_from_images(content: bytes, kind: str) -> None:
     assert document_kind(content) == kind
 
 
@@ -172,7 +172,7 @@ def test_challenge_pages() -> None:
 SPEC = CredentialSpec("booru.example", "BOORU_LOGIN", "BOORU_KEY", where="your profile")
 
 
-def test_credentials_come_from_the_environment_then_netrc(tmp_path: Path) -> None:
+def test_credentials_are_read_from_the_environment_then_netrc(tmp_path: Path) -> None:
     netrc = tmp_path / "netrc"
     netrc.write_text("machine other.example login a password b\nmachine booru.example login miku password s3cret\n")
     netrc.chmod(0o600)
@@ -197,13 +197,11 @@ def test_half_a_credential_and_a_missing_required_one_are_refused(tmp_path: Path
     with pytest.raises(ScraperError, match="BOORU_KEY is set and BOORU_LOGIN is not"):
         find(SPEC, {"BOORU_KEY": "k"}, tmp_path / "absent")
     required = CredentialSpec("booru.example", "BOORU_LOGIN", "BOORU_KEY", required=True, where="your profile")
-    with pytest.raises(ScraperError, match=r"without an API key \(your profile\): set BOORU_LOGIN and BOORU_KEY"):
+    with pytest.raises(ScraperError, match=r"requires an API key \(your profile\): set BOORU_LOGIN and BOORU_KEY"):
         find(required, {}, tmp_path / "absent")
 
 
-def test_credentials_come_from_a_keyring_where_one_is_installed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_credentials_are_read_from_an_installed_keyring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keyring = types.ModuleType("keyring")
     keyring.get_credential = lambda host, user: types.SimpleNamespace(  # type: ignore[attr-defined]
         username="miku", password=f"key of {host}"
@@ -237,7 +235,7 @@ def test_every_site_is_found_by_its_name_and_declares_itself() -> None:
         sites.load("boru")
 
 
-def test_the_pace_is_the_users_and_never_above_what_a_host_bears() -> None:
+def test_the_rate_is_the_users_up_to_the_limit_of_the_host() -> None:
     info = sites.load("danbooru").info
     assert info.limiter().interval("cdn.donmai.us") == pytest.approx(1.05)
     assert info.limiter(10).interval("danbooru.donmai.us") == pytest.approx(0.105)
@@ -310,7 +308,7 @@ def test_a_pause_is_remembered_and_a_fast_pace_is_not_written_for_every_turn(tmp
 
 
 @pytest.mark.parametrize("text", ["", "{", "SQLite format 3\0", "x" * 9000])
-def test_a_damaged_memory_is_begun_anew(tmp_path: Path, text: str) -> None:
+def test_a_damaged_memory_is_replaced(tmp_path: Path, text: str) -> None:
     memory = tmp_path / "hosts.sqlite"
     memory.write_text(text)
     assert RateLimiter(1000, memory=memory).held("a.example") == 0
@@ -318,7 +316,7 @@ def test_a_damaged_memory_is_begun_anew(tmp_path: Path, text: str) -> None:
     assert 40 < RateLimiter(1000, memory=memory).held("a.example") <= 50
 
 
-def test_nobody_is_held_for_more_than_a_day(tmp_path: Path) -> None:
+def test_no_host_is_held_for_more_than_a_day(tmp_path: Path) -> None:
     memory = tmp_path / "hosts.sqlite"
     HostMemory(memory).keep("a.example", 99_999_999_999.0)
     assert RateLimiter(1000, memory=memory).held("a.example") <= 86_400
@@ -356,7 +354,7 @@ def test_a_crawl_delay_slows_a_host_and_never_speeds_it_up() -> None:
 # -- ledger ----------------------------------------------------------------------------------------------------------
 
 
-def test_what_a_ledger_holds_outlives_its_process(tmp_path: Path) -> None:
+def test_a_ledger_outlives_its_process(tmp_path: Path) -> None:
     with Ledger(tmp_path) as ledger:
         ledger.plan({"a": "1", "b": "2", "c": "3", "d": "4"})
         entries = ledger.entries("abcd")
@@ -387,7 +385,7 @@ def test_a_spool_goes_when_all_that_it_holds_is_kept_elsewhere(tmp_path: Path) -
         assert not (tmp_path / "part.spool").exists()
 
 
-def test_a_full_disk_keeps_what_there_was_room_for(tmp_path: Path) -> None:
+def test_a_full_disk_keeps_the_bytes_written_before(tmp_path: Path) -> None:
     bodies = {f"item-{number}": bytes([number]) * 50_000 for number in range(10)}
     digests = {key: f"md5:{hashlib.md5(content).hexdigest()}" for key, content in bodies.items()}
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -99,7 +99,7 @@ def test_all_pages_are_read(name: str) -> None:
 
 @pytest.mark.usefixtures("small_pages")
 @pytest.mark.parametrize("name", NAMES)
-def test_only_what_is_newer_is_given(name: str) -> None:
+def test_only_newer_posts_are_listed(name: str) -> None:
     with serving(name, roses(8)) as server, opened(name, server) as site:
         last = list(site.posts(QUERIES[name]))[5].id
         assert numbers(site.posts(QUERIES[name], newer_than=last)) == [7, 8]
@@ -108,7 +108,7 @@ def test_only_what_is_newer_is_given(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_posts_by_id_come_in_the_order_asked_once_each(name: str) -> None:
+def test_posts_by_id_are_in_order_and_unique(name: str) -> None:
     with serving(name, roses(9)) as server, opened(name, server) as site:
         assert numbers(site.posts_by_id([5, "3", 99, 5, 4])) == [5, 3, 4]
         whole = list(site.posts_by_id([7]))
@@ -153,7 +153,7 @@ def test_every_field(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_faulty_listings_are_asked_for_again(name: str) -> None:
+def test_faulty_listings_are_retried(name: str) -> None:
     for fault in ("503", "500", "429", "reset", "truncated", "garbage", "wrong length"):
         plan = FaultPlan(share=1.0, kinds=(fault,), prefix=LISTINGS[name])
         with serving(name, roses(3), plan) as server, opened(name, server) as site:
@@ -174,9 +174,9 @@ def test_answers_that_are_none_end_in_one_sentence(name: str, fault: str, messag
     plan = FaultPlan(share=1.0, kinds=(fault,), prefix=LISTINGS[name], times=99)
     query = "7" if name == "inaturalist" else QUERIES[name]
     with serving(name, roses(3), plan) as server, opened(name, server) as site:
-        with pytest.raises(ScraperError, match=message) as told:
+        with pytest.raises(ScraperError, match=message) as caught:
             list(site.posts(query))
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -198,12 +198,12 @@ def test_retry_after_is_waited_out(name: str) -> None:
 )
 def test_hostile_documents_are_one_sentence(name: str, document: Any) -> None:
     with answering(lambda request: web.json_response(document)) as server, opened(name, server) as site:
-        with pytest.raises(ScraperError) as told:
+        with pytest.raises(ScraperError) as caught:
             list(site.posts("7"))
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(caught.value)
 
 
-def test_fields_that_make_no_sense_become_empty() -> None:
+def test_malformed_fields_are_empty() -> None:
     odd = {"id": 5, "taxon": 3, "user": [], "photos": [4, {"id": 6, "url": "http://[::", "license_code": 9}]}
     with answering(lambda request: web.json_response({"results": [odd]})) as server:
         with opened("inaturalist", server) as site:
@@ -222,7 +222,7 @@ def test_fields_that_make_no_sense_become_empty() -> None:
 
 
 @pytest.mark.parametrize("name", ["inaturalist", "gbif"])
-def test_taxa_by_name_number_and_what_is_offered(name: str) -> None:
+def test_taxa_by_name_and_number_and_suggestions(name: str) -> None:
     found = [*roses(2), Plant(7, taxon="Rosa rugosa"), Plant(8, taxon="Malus domestica")]
     with serving(name, found) as server, opened(name, server) as site:
         assert numbers(site.posts("Rosa")) == [1, 2, 7]
@@ -267,11 +267,11 @@ def test_the_size_of_photos_and_the_rank_of_names() -> None:
         [post] = site.posts("Rosa")
         assert post.file_url.endswith("/original.jpg")
         assert (post.width, post.height) == (96, 72)
-    told = {
+    taxa = {
         "genus": ("Rosa", 20, ()), "subspecies": ("Rosa gallica officinalis", 5, ("Rosa gallica",)),
         "hybrid": ("Rosa × damascena", 10, ("Rosa × damascena",)), "nothing": (None, None, ()),
     }  # fmt: skip
-    for name, level, species in told.values():
+    for name, level, species in taxa.values():
         entry = {
             "id": 1,
             "taxon": {"name": name, "rank_level": level},
@@ -342,7 +342,7 @@ def wiki_server(wiki: Wiki, plan: FaultPlan | None = None) -> contextlib.Abstrac
 
 
 @pytest.mark.usefixtures("small_pages")
-def test_cultivars_come_from_the_tree_and_cycles_end() -> None:
+def test_cultivars_follow_from_the_tree_and_cycles_end() -> None:
     found = plants(24)
     wiki = wiki_of(found)
     wiki.parts = True
@@ -354,7 +354,7 @@ def test_cultivars_come_from_the_tree_and_cycles_end() -> None:
     assert not site.notes
 
 
-def test_the_walk_is_bounded_in_depth_and_number_and_says_so() -> None:
+def test_the_walk_is_bounded_in_depth_and_number_with_a_note() -> None:
     wiki = wiki_of(plants(6))
     with wiki_server(wiki) as server:
         with opened("commons", server, depth=1) as site:
@@ -365,7 +365,7 @@ def test_the_walk_is_bounded_in_depth_and_number_and_says_so() -> None:
             assert "stopped after 4 categories; at least 2 were left out" in site.notes[0]
 
 
-def test_what_a_category_says_holds_for_those_below_it_unless_they_say_better() -> None:
+def test_the_cultivar_of_a_category_applies_to_those_below_without_a_better_one() -> None:
     found = [Plant(1, cultivar="Peace"), Plant(2, taxon="x"), Plant(3, cultivar="Climbing Peace"), Plant(4, taxon="y")]
     found.append(Plant(5, taxon="z"))
     wiki = Wiki(
@@ -388,7 +388,7 @@ def test_what_a_category_says_holds_for_those_below_it_unless_they_say_better() 
 def test_titles_that_cannot_be_and_categories_that_are_empty() -> None:
     with wiki_server(wiki_of(plants(3))) as server, opened("commons", server) as site:
         for title in ("", "Category:", "Rosa [x]", "a" * 300):
-            with pytest.raises(ScraperError, match="no title on Wikimedia Commons"):
+            with pytest.raises(ScraperError, match="not a title on Wikimedia Commons"):
                 list(site.posts(title))
         with pytest.raises(ScraperError, match="nothing in Category:Nonsense: check the spelling of the category"):
             list(site.posts("nonsense"))
@@ -398,7 +398,7 @@ def test_titles_that_cannot_be_and_categories_that_are_empty() -> None:
             opened("commons", server, width=512)
 
 
-def test_a_lagging_wiki_is_waited_for_and_other_errors_are_told() -> None:
+def test_a_lagging_wiki_is_retried_and_other_errors_are_reported() -> None:
     wiki = wiki_of(plants(3))
     wiki.lagging = 1
     with wiki_server(wiki) as server, opened("commons", server) as site:
@@ -413,10 +413,10 @@ def test_a_lagging_wiki_is_waited_for_and_other_errors_are_told() -> None:
             list(site.posts("Plants"))
 
 
-def test_a_wiki_that_goes_round_in_circles_is_left() -> None:
-    told = {"query": {}, "continue": {"cmcontinue": "7"}}
+def test_a_wiki_that_repeats_itself_is_an_error() -> None:
+    response = {"query": {}, "continue": {"cmcontinue": "7"}}
     with (
-        answering(lambda request: web.json_response(told)) as server,
+        answering(lambda request: web.json_response(response)) as server,
         opened("commons", server) as site,
         pytest.raises(ScraperError, match="what it had already sent"),
     ):
@@ -427,8 +427,8 @@ def test_scaled_files_have_no_digest() -> None:
     with wiki_server(wiki_of(plants(2))) as server, opened("commons", server, width=250) as site:
         assert all(post.sha1 for post in site.posts("Plants"))  # the originals are smaller
     info = {"url": "/a.jpg", "thumburl": "/250.jpg", "width": 900, "sha1": "a" * 40, "size": 9}
-    told = {"query": {"pages": [{"pageid": 4, "title": "File:A.jpg", "imageinfo": [info]}]}}
-    with answering(lambda request: web.json_response(told)) as server, opened("commons", server, width=250) as site:
+    response = {"query": {"pages": [{"pageid": 4, "title": "File:A.jpg", "imageinfo": [info]}]}}
+    with answering(lambda request: web.json_response(response)) as server, opened("commons", server, width=250) as site:
         [post] = site.posts_by_id([4])
     assert (post.file_url, post.sha1, post.bytes) == (f"http://{HOST}/250.jpg", "", 0)
 
@@ -463,14 +463,14 @@ def test_cultivars_of_wikidata(monkeypatch: pytest.MonkeyPatch) -> None:
             ]  # fmt: skip
 
 
-def test_a_service_that_gives_up_is_told() -> None:
+def test_a_service_timeout_is_reported() -> None:
     def gave_up(request: web.Request) -> web.Response:
         return web.Response(status=500, text="java.util.concurrent.TimeoutException", content_type="text/plain")
 
     with answering(gave_up) as server, pytest.raises(StatusError, match="500"):
         asked_wikidata(server, "Q34687")
     nothing = answering(lambda request: web.json_response({"results": 5}))
-    with nothing as server, pytest.raises(ScraperError, match="something other than results"):
+    with nothing as server, pytest.raises(ScraperError, match="a response to /sparql without results"):
         asked_wikidata(server, "Q34687")
     rows = [{"item": {"value": "x"}}, 5, {"item": {"value": "http://www.wikidata.org/entity/Q5"}, "name": 7}]
     document = json.dumps({"results": {"bindings": rows}})

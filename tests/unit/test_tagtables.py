@@ -1,4 +1,4 @@
-"""Tables of tag aliases and implications: what they make of labels, and which files are refused."""
+"""Tables of tag aliases and implications: their effect on labels, and malformed files."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ def test_an_alias_may_make_antecedent_and_consequent_one(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("aliases", "implications", "shown"),
     [
-        ([("a", "b"), ("b", "c"), ("c", "b")], None, r"source\.aliases: .* circle \(b -> c -> b\)"),
+        ([("a", "b"), ("b", "c"), ("c", "b")], None, r"source\.aliases: .* cycle \(b -> c -> b\)"),
         ([("a", "a")], None, r"\(a -> a\)"),
-        (None, [("x", "a"), ("a", "b"), ("b", "a")], r"source\.implications: .* circle \(a -> b -> a\)"),
-        ([("c", "a")], [("a", "b"), ("b", "c")], r"circle \(a -> b -> a\)"),
+        (None, [("x", "a"), ("a", "b"), ("b", "a")], r"source\.implications: .* cycle \(a -> b -> a\)"),
+        ([("c", "a")], [("a", "b"), ("b", "c")], r"cycle \(a -> b -> a\)"),
         ([(f"t{n}", f"t{(n + 1) % 50}") for n in range(50)], None, r"\(t0 -> t1 -> t2 -> t3 -> t4 -> \.\.\. -> t0\)"),
     ],
 )
-def test_circles_are_refused_and_shown(
+def test_cycles_are_refused_and_shown(
     tmp_path: Path, aliases: Rows | None, implications: Rows | None, shown: str
 ) -> None:
     with pytest.raises(UsageError, match=shown):
@@ -131,7 +131,11 @@ def test_the_formats_of_dumps(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("t.csv", b"name,alias\na,b\n", r"line 1 of .* is no header with the columns antecedent_name and consequent"),
+        (
+            "t.csv",
+            b"name,alias\na,b\n",
+            r"line 1 of .* is not a header with the columns antecedent_name and consequent",
+        ),
         ("t.csv", b"antecedent_name,consequent_name\na\n", r"line 2 of .* has 1 columns, the header has 2"),
         ("t.csv", b"antecedent_name,consequent_name\na,\n", r"line 2 of .* has no antecedent_name or no consequent"),
         ("t.csv", b'antecedent_name,consequent_name\n"a,b\n', r"line 2 of .* quotes that do not match"),
@@ -143,7 +147,7 @@ def test_the_formats_of_dumps(tmp_path: Path) -> None:
         ("t.jsonl", b"[" * 60_000, r"line 1 of .* is not JSON"),
         ("t.csv.gz", b"not gzip at all", r"cannot be read \("),
         ("t.csv.gz", gzip.compress(b"antecedent_name,consequent_name\n" * 99, mtime=0)[:-20], r"cannot be read \("),
-        ("t.txt", b"", r"the name of .* does not tell its format: end it in \.csv"),
+        ("t.txt", b"", r"the format of .* is unknown: rename it to end in \.csv"),
     ],
 )
 def test_wrong_files_are_one_sentence(tmp_path: Path, name: str, content: bytes, message: str) -> None:

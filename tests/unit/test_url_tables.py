@@ -1,4 +1,4 @@
-"""Tables of URLs: every format, every way a row or a file can be wrong, and the counts that stay small."""
+"""Tables of URLs: all formats, malformed rows and files, and counts."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def write(folder: Path, kind: str, records: list[dict[str, Any]]) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "csv.gz", "tsv.gz", "jsonl.gz", "parquet"])
-def test_every_format_says_the_same(tmp_path: Path, kind: str) -> None:
+def test_all_formats_give_the_same_rows(tmp_path: Path, kind: str) -> None:
     first, second = read(write(tmp_path, kind, RECORDS))
     assert first[2:] == ("", "https://a.example/1.jpg", ("rose",), "", MD5, "", 0, "CC0", "", "", "train", (), ())
     assert (second.url, second.labels, second.md5) == ("https://b.example/ü.jpg", ("初音ミク",), "")
@@ -130,7 +130,7 @@ def test_bad_json_lines(tmp_path: Path) -> None:
     assert rows[-1].labels == ()
 
 
-def test_parquet_that_is_not_what_it_seems(tmp_path: Path) -> None:
+def test_damaged_and_malformed_parquet(tmp_path: Path) -> None:
     path = write(tmp_path, "parquet", RECORDS * 5000)
     whole = path.read_bytes()
     path.write_bytes(whole[:4000] + bytes(2000) + whole[6000:])
@@ -160,7 +160,7 @@ def test_a_value_that_a_dictionary_repeats_does_not_fill_memory(tmp_path: Path) 
     assert peak < 100_000_000  # all at once are 20 GB
 
 
-def test_a_gzip_that_ends_early_gives_what_it_had(tmp_path: Path) -> None:
+def test_a_truncated_gzip_gives_the_rows_before_its_end(tmp_path: Path) -> None:
     path = tmp_path / "t.csv.gz"
     text = "url\n" + "".join(f"https://a.example/{hash(n)}-{n}.jpg\n" for n in range(20_000))
     path.write_bytes(gzip.compress(text.encode())[:-3000])
@@ -188,7 +188,7 @@ def test_files_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["nothing.csv", "folder", "t.doc", "x*.csv"])
-def test_what_is_no_table_is_refused_in_one_sentence(tmp_path: Path, name: str) -> None:
+def test_paths_without_a_table_are_one_sentence(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "t.doc").write_text("url\n")
     with pytest.raises(ScraperError, match=r"^[A-Z/][^\n]+\.$"):
@@ -251,7 +251,7 @@ CELLS = st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), 
 
 @given(st.lists(CELLS, max_size=20))
 @settings(max_examples=100, deadline=None)
-def test_rows_of_the_csv_module_come_back(rows: list[list[str]]) -> None:
+def test_rows_written_by_the_csv_module_are_read_back(rows: list[list[str]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "t.csv")
         with path.open("w", newline="", encoding="utf-8") as file:
