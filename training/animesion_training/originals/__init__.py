@@ -8,7 +8,7 @@ from importlib import import_module
 from animesion_training.originals.base import from_reference
 
 #: Modules of the families, from general to special. They are registered in this order, and the last one registered is
-#: asked first: a student of TGDA or a CAL head also has the parameters of a more general family.
+#: asked first, because a checkpoint can match a general family as well: a CAL head matches the teachers of `cal`.
 FAMILIES = ("animesion_vit", "cal", "clca", "glsim", "cal_head", "ila", "lrnet", "vitfs")
 
 for _name in FAMILIES:
