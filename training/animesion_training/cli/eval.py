@@ -11,7 +11,9 @@ import click
     "eval",
     epilog="Example: animesion eval --checkpoint runs/a/best.safetensors --data datasets/daf-re-sample --split test",
 )
-@click.option("--checkpoint", type=click.Path(path_type=Path), required=True, help="Weights (.safetensors) of a run.")
+@click.option(
+    "--checkpoint", "weights", type=click.Path(path_type=Path), required=True, help="Weights (.safetensors) of a run."
+)
 @click.option("--data", required=True, help="A built dataset, class folders, or label CSVs.")
 @click.option("--images", type=click.Path(path_type=Path), help="With label CSVs: root of their paths.")
 @click.option("--split", default="test", show_default=True, help="Split to evaluate on.")
@@ -23,7 +25,7 @@ import click
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def eval_(
-    checkpoint: Path,
+    weights: Path,
     data: str,
     images: Path | None,
     split: str,
@@ -37,7 +39,7 @@ def eval_(
     from animesion.errors import UsageError
     from animesion_training.cli.requirements import check_exists, torch_required
 
-    check_exists(checkpoint, data)
+    check_exists(weights, data)
     with torch_required():
         from animesion_training.data import Augment, open_data
         from animesion_training.distributed import distributed_context
@@ -45,11 +47,11 @@ def eval_(
         from animesion_training.eval import report as reports
         from animesion_training.weights import load_model
 
-    model, card = load_model(checkpoint)
+    model, card = load_model(weights)
     if not isinstance(card.img_size, int):
-        raise UsageError(f"{checkpoint} takes images of {card.img_size}: only square inputs are supported")
+        raise UsageError(f"{weights} takes images of {card.img_size}: only square inputs are supported")
     opened = open_data(data, images=images, classes=card.classes or None)
-    evaluate.check_classes(card.classes, opened, str(checkpoint))
+    evaluate.check_classes(card.classes, opened, str(weights))
     normalise = Augment.plain(evaluate.as_rgb(card.mean), evaluate.as_rgb(card.std))
     with distributed_context(device) as context:
         scores = evaluate.score(
@@ -68,7 +70,7 @@ def eval_(
     # counts of the training data if the weights have them, else of the training split of this data
     counts = card.facts.get("train_counts") or evaluate.train_counts(opened)
     evaluation = evaluate.compute_metrics(scores, opened, split, counts)
-    facts = {"data": data, "split": split, "checkpoint": str(checkpoint)}
+    facts = {"data": data, "split": split, "checkpoint": str(weights)}
     if report:
         evaluate.write_report(report, evaluation, facts, scores, opened, split)
     if as_json:

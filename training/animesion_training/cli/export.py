@@ -8,11 +8,13 @@ import click
 
 
 @click.command(epilog="Example: animesion export --checkpoint runs/faces/best.safetensors --to onnx --out faces.onnx")
-@click.option("--checkpoint", type=click.Path(path_type=Path), required=True, help="Weights (.safetensors) of a run.")
+@click.option(
+    "--checkpoint", "weights", type=click.Path(path_type=Path), required=True, help="Weights (.safetensors) of a run."
+)
 @click.option("--to", "kind", type=click.Choice(["onnx", "torchscript", "hf"]), required=True, help="Format.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write; a folder for hf.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def export(checkpoint: Path, kind: str, out: Path, as_json: bool) -> None:
+def export(weights: Path, kind: str, out: Path, as_json: bool) -> None:
     """Export a model, and check that its outputs equal those of the original.
 
     onnx and torchscript write a file that includes class names and normalisation, hf a folder that
@@ -25,7 +27,7 @@ def export(checkpoint: Path, kind: str, out: Path, as_json: bool) -> None:
     with torch_required():
         from animesion_training import export
 
-        done = export.export(checkpoint, kind, out)
+        done = export.export(weights, kind, out)
     if as_json:
         facts = {"out": str(done.path), "to": done.kind, "bytes": done.size, "max_abs_difference": done.difference}
         click.echo(json.dumps(facts))

@@ -10,7 +10,9 @@ import click
 
 @click.command(epilog="Example: animesion predict --checkpoint runs/a/best.safetensors image.jpg --json")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--checkpoint", type=click.Path(path_type=Path), required=True, help="Weights (.safetensors) of a run.")
+@click.option(
+    "--checkpoint", "weights", type=click.Path(path_type=Path), required=True, help="Weights (.safetensors) of a run."
+)
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Guesses per image.")
 @click.option("--detector", default="none", show_default=True, help="Crop the face first: see animesion detectors.")
 @click.option(
@@ -32,7 +34,7 @@ import click
 def predict(
     ctx: click.Context,
     paths: tuple[Path, ...],
-    checkpoint: Path,
+    weights: Path,
     top: int,
     detector: str,
     margin: float,
@@ -59,7 +61,7 @@ def predict(
         raise click.UsageError("--margin, --min-score, --all-faces, --or-whole and --set need a --detector")
     from animesion_training.cli.requirements import check_exists, torch_required
 
-    check_exists(checkpoint, *paths)
+    check_exists(weights, *paths)
     with torch_required():
         from animesion_training.distributed import distributed_context
         from animesion_training.eval.predict import FaceCrop
@@ -68,7 +70,7 @@ def predict(
     faces = None if detector == "none" else FaceCrop(detector, margin, all_faces, min_score, or_whole, options)
     unread = 0
     with distributed_context(device) as context:
-        for each in predictions(checkpoint, paths, context, top=top, faces=faces):
+        for each in predictions(weights, paths, context, top=top, faces=faces):
             unread += bool(each.problem)
             if as_json:
                 guesses = [{"name": name, "probability": round(value, 6)} for name, value in each.guesses]

@@ -142,7 +142,9 @@ class Scheduled(ABC):
                 )
         epoch, consumed = state.get("epoch"), state.get("consumed")
         if not isinstance(epoch, int) or not isinstance(consumed, int) or not 0 <= consumed <= len(self.samples):
-            raise UsageError("the stream position in the checkpoint is damaged; resume from an older checkpoint")
+            raise UsageError(
+                "the stream position in the checkpoint is damaged: restore the checkpoint or start a new run"
+            )
         self._epoch, self._consumed, self._resumed = epoch, consumed, True
 
     def _identity(self) -> dict[str, Any]:
