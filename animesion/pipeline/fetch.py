@@ -209,7 +209,7 @@ def make_plan(
         # New images start a new part even if the last one is short, so that fetched parts keep their digests.
         items = source.items_after(last[-1])
     else:
-        # Listing a local source is fast, and its files may have changed since.
+        # A local source is listed every time, as its files may have changed.
         items = source.items()
     for chunk in _chunks(iter(items)):
         if recipe.crop.detector == "boxes" and any(item.boxes is None for item in chunk):
