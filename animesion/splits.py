@@ -115,6 +115,7 @@ def grouped(
     need = {c: np.array(grouped_sizes(n, percents), dtype=np.int64) for c, n in totals.items()}
     targets = {c: sizes.copy() for c, sizes in need.items()}
     spans = {name: len({classes[i] for i in ids}) for name, ids in members.items()}
+    # Groups that span classes or are large have the fewest splits that fit them, so they choose first.
     queue = sorted(
         members, key=lambda name: (name not in fixed, -spans[name], -len(members[name]), hashed_order(seed, name))
     )
@@ -182,6 +183,7 @@ def _represent_every_class(
         for s in (0, 1, 2):
             if targets[c][s] == 0 or placed[c][s] > 0:
                 continue
+            # The smallest group first, as moving it changes the shares least.
             candidates = sorted(of_class.get(c, ()), key=lambda name: (len(members[name]), hashed_order(seed, name)))
             for name in candidates:
                 ids = members[name]

@@ -373,6 +373,7 @@ class Dataset:
             rows = self.index.filter(pc.equal(self.index["shard"], shard.path)).sort_by("sample_offset")
             try:
                 with (self.path / shard.path).open("rb") as file:
+                    # In batches, as Python objects of a whole shard's rows would take more memory than its table.
                     for batch in rows.to_batches(max_chunksize=1024):
                         for row in batch.to_pylist():
                             file.seek(row["sample_offset"])
@@ -384,6 +385,7 @@ class Dataset:
     def _positions(self) -> dict[str, int]:
         return {key: i for i, key in enumerate(self.index["key"].to_pylist())}
 
+    # An Arrow array gives one value in constant time; a chunked array first has to find the chunk.
     @functools.cached_property
     def _columns(self) -> dict[str, pa.Array]:
         return {

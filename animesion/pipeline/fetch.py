@@ -206,8 +206,10 @@ def make_plan(
             keys.add_part(part)
         last = parquet.plan_items(parquet.read(workspace.path(plan_name(len(outputs) - 1)), PLAN))
         count = plan.items
+        # New images start a new part even if the last one is short, so that fetched parts keep their digests.
         items = source.items_after(last[-1])
     else:
+        # A local source is listed every time, as its files may have changed.
         items = source.items()
     for chunk in _chunks(iter(items)):
         if recipe.crop.detector == "boxes" and any(item.boxes is None for item in chunk):

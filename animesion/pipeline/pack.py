@@ -271,8 +271,10 @@ def _run(
     pending_chunks = {chunk for job in pending for chunk, _, _ in job.pieces}
     deleted = {chunk for chunk in pending_chunks if not workspace.path(samples_name(chunk)).exists()}
     executor.run([jobs[chunk] for chunk in sorted(deleted)])
+    # Shards of an earlier split or order that no longer exist; readers that list the folder would load them.
     workspace.forget("shards", {job.name for job in shard_jobs})
     shard_of = {job.name: job.shard for job in shard_jobs}
+    # Finished shards are reported first, so that an upload starts while the others are written.
     for name in shard_of.keys() - {job.name for job in pending}:
         finished(shard_of[name])
     executor.run(pending, lambda job, _: finished(shard_of[job.name]))

@@ -1,4 +1,4 @@
-"""Every built-in recipe runs from end to end without a network, and its outcome is what its drawn collection holds."""
+"""Every built-in recipe runs from end to end without a network, and gives what its drawn collection contains."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_published_sets_come_out_as_drawn(name: str, tmp_path: Path) -> None:
     assert dataset.split_strategy == strategy
     rows = pq.read_table(tmp_path / "out" / "curated.parquet").to_pylist()
     packed = pq.read_table(tmp_path / "out" / "index.parquet").to_pylist()
-    assert {row["key"]: row["sha256"] for row in rows} == {row["key"]: row["sha256"] for row in packed}  # as they came
+    assert {row["key"]: row["sha256"] for row in rows} == {row["key"]: row["sha256"] for row in packed}  # byte for byte
 
 
 @pytest.mark.parametrize("name", ["soy-ageing", "daf-re-published"])
@@ -80,7 +80,7 @@ def test_other_recipes_come_out_without_a_fault(name: str, tmp_path: Path) -> No
     assert "drawn sample, not real data" in card
 
 
-def test_troubles_of_the_drawn_photographs_end_as_planned(tmp_path: Path) -> None:
+def test_faulty_drawn_photographs_are_dropped_as_planned(tmp_path: Path) -> None:
     result = built("cultivar", ["source.classes=4"], tmp_path / "out")
     assert result.dropped == {"truncated image": 1, "too small": 1, "near duplicate": 1}
     rows = {row["source_id"]: row for row in pq.read_table(tmp_path / "out" / "curated.parquet").to_pylist()}

@@ -1,4 +1,4 @@
-"""The same bytes whatever the number of workers, and after a build was killed at any instant."""
+"""The same bytes for any number of workers, and after a build was killed at any time."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_finished_build_does_nothing_again(small_build: Path) -> None:
 
 
 @pytest.mark.parametrize("lost", ["data/val-00000.tar", "README.md", "index.parquet", "curated.parquet", "features"])
-def test_what_is_deleted_comes_back_the_same(small_build: Path, tmp_path: Path, lost: str) -> None:
+def test_deleted_files_are_rebuilt_with_the_same_bytes(small_build: Path, tmp_path: Path, lost: str) -> None:
     out = tmp_path / "copy"
     shutil.copytree(small_build, out)
     path = out / lost

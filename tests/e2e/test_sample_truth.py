@@ -42,7 +42,7 @@ def test_every_post_of_the_full_world_ends_as_planned(tmp_path: Path) -> None:
     assert result.seen == result.kept + sum(result.dropped.values())
 
 
-def test_no_group_straddles_splits_and_every_class_is_everywhere(small_build: Path) -> None:
+def test_groups_are_in_one_split_and_classes_in_every_split(small_build: Path) -> None:
     split_of_group: dict[str, str] = {}
     splits_of_class: dict[str, set[str]] = {}
     for row in verdicts(small_build).values():
@@ -52,13 +52,13 @@ def test_no_group_straddles_splits_and_every_class_is_everywhere(small_build: Pa
     assert all(splits == {"train", "val", "test"} for splits in splits_of_class.values())
 
 
-def test_provenance_does_not_hang_on_the_port(small_build: Path) -> None:
+def test_provenance_does_not_depend_on_the_port(small_build: Path) -> None:
     rows = verdicts(small_build).values()
     assert all(row["file_url"].startswith("http://sample-booru.invalid/") for row in rows if row["kept"])
 
 
 @pytest.mark.parametrize("reason", ["label conflict", "exact duplicate", "pixel duplicate", "near duplicate"])
-def test_duplicates_say_which_cluster_they_belong_to(small_build: Path, reason: str) -> None:
+def test_duplicates_have_a_cluster(small_build: Path, reason: str) -> None:
     dropped = [row for row in verdicts(small_build).values() if row["reason"] == reason]
     assert dropped
     assert all(row["cluster"] for row in dropped)

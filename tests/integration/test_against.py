@@ -1,4 +1,4 @@
-"""A new crawl is compared with what was published: the same images are dropped, whatever they look like now."""
+"""A build is compared with published datasets: the same images are dropped, also after recompression and mirroring."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def verdicts(out: Path) -> dict[str, dict[str, str]]:
     return {Path(row["source_id"]).stem: row for row in rows}
 
 
-def test_what_was_published_is_dropped_and_names_its_twin(old: Path, new: Path, tmp_path: Path) -> None:
+def test_published_images_are_dropped_with_their_twin_as_keeper(old: Path, new: Path, tmp_path: Path) -> None:
     where = tmp_path / "out"
     command = ["build", "folder", "--set", f'source.path="{new}"', "--against", str(old), "--out", str(where), "--json"]
     done = CliRunner().invoke(cli, command)
@@ -71,20 +71,20 @@ def test_what_was_published_is_dropped_and_names_its_twin(old: Path, new: Path, 
     assert animesion.open_dataset(where).kept == OURS + 1
 
 
-def test_mirrored_images_are_dropped_when_the_recipe_says_so(old: Path, new: Path, tmp_path: Path) -> None:
+def test_mirrored_images_are_dropped_when_requested(old: Path, new: Path, tmp_path: Path) -> None:
     chosen = recipe(new, f'duplicates.against=["{old}"]', "duplicates.flip=true")
     assert animesion.build(chosen, tmp_path / "out", workers=1).dropped == {"published duplicate": 4}
     assert verdicts(tmp_path / "out")["mirrored"]["keeper"].startswith("old:")
 
 
-def test_reporting_drops_nothing_and_says_so(old: Path, new: Path, tmp_path: Path) -> None:
+def test_reporting_drops_nothing_and_adds_a_note(old: Path, new: Path, tmp_path: Path) -> None:
     chosen = recipe(new, f'duplicates.against=["{old}"]', "duplicates.action=report")
     result = animesion.build(chosen, tmp_path / "out", workers=1)
     assert result.dropped == {}
     assert "3 images are already in a published dataset" in result.notes
 
 
-def test_the_digest_hangs_on_what_the_dataset_holds_and_not_on_where_it_lies(old: Path, tmp_path: Path) -> None:
+def test_the_digest_depends_on_the_datasets_content_and_not_its_path(old: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(old, tmp_path / "copy")
     first = recipe(tmp_path, f'duplicates.against=["{old}"]').digest()
     assert recipe(tmp_path, f'duplicates.against=["{copy}"]').digest() == first
@@ -150,6 +150,6 @@ def test_a_build_is_not_compared_with_itself(old: Path, new: Path) -> None:
         animesion.build(recipe(new, f'duplicates.against=["{old}"]'), old, workers=1)
 
 
-def test_images_of_the_fixture_are_what_they_say(new: Path) -> None:
+def test_images_of_the_fixture_are_as_described(new: Path) -> None:
     with Image.open(new / "miku" / "saved.bmp") as saved:
         assert saved.convert("RGB").tobytes() == draw(1, 96).tobytes()

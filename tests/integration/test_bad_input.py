@@ -186,7 +186,7 @@ def test_a_failed_first_build_does_not_claim_its_folder(tmp_path: Path) -> None:
 def test_until_stops_and_the_next_build_carries_on(tmp_path: Path) -> None:
     root = class_folders(tmp_path / "set")
     out = tmp_path / "out"
-    for stage, there, absent in (
+    for stage, present, absent in (
         ("fetch", "raw/part-00000.tar", "features"),
         ("inspect", "features/part-00000.parquet", "curated.parquet"),
         ("curate", "curated.parquet", "data"),
@@ -194,7 +194,7 @@ def test_until_stops_and_the_next_build_carries_on(tmp_path: Path) -> None:
         ("finalize", "README.md", "absent"),
     ):
         animesion.build(recipe(root), out, workers=1, until=stage)
-        assert (out / there).exists()
+        assert (out / present).exists()
         assert not (out / absent).exists()
 
 

@@ -1,4 +1,4 @@
-"""Duplicates by a timm model: what a hash cannot see is found, kept between builds and off by default."""
+"""Duplicates by a timm model: found where hashes fail, reused between builds, and off by default."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def splits_in(out: Path) -> dict[str, str]:
     return {row["key"]: row["split"] for row in pq.read_table(out / "curated.parquet").to_pylist() if row["kept"]}
 
 
-def test_published_images_stay_where_they_are(tmp_path: Path) -> None:
+def test_published_images_keep_their_split(tmp_path: Path) -> None:
     images = tmp_path / "images"
     for i in range(40):
         path = images / ("miku" if i % 2 else "rin") / f"{i}.png"

@@ -1,4 +1,4 @@
-"""Which images go into the shards as they came, and that those which cannot look the same as they did."""
+"""Images that are copied into the shards unchanged, and re-encoded images with the same pixels."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def payloads(dataset: Dataset) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("form", "kept"), [("jpg", {"plain.jpg", "upright.jpg", "progressive.jpg"}), ("png", {"plain.png"})]
 )
-def test_what_already_is_as_asked_for_is_copied_byte_for_byte(tmp_path: Path, form: str, kept: set[str]) -> None:
+def test_files_of_the_requested_form_are_copied_byte_for_byte(tmp_path: Path, form: str, kept: set[str]) -> None:
     originals = files()
     found = payloads(built(tmp_path, f"pack.format={form}"))
     assert {name for name, content in found.items() if content == originals[name]} == kept

@@ -78,7 +78,7 @@ def command(world: Path | str, out: str, *options: str) -> list[str]:
 # -- outputs ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_bucket_holds_what_a_folder_would(world: Path, local: Path, shelf: Shelf, tmp_path: Path) -> None:
+def test_a_bucket_has_the_same_files_as_a_folder(world: Path, local: Path, shelf: Shelf, tmp_path: Path) -> None:
     prefix = "sets/small/"
     out = f"s3://{BUCKET}/{prefix}"
     first = animesion.build(recipe(world), out, workers=4, work=tmp_path / "work")
@@ -86,26 +86,26 @@ def test_a_bucket_holds_what_a_folder_would(world: Path, local: Path, shelf: She
     assert (first.url, sorted(first.sent)) == (out.rstrip("/"), sorted(published(local)))
     written = shelf.written(prefix)
     assert set(written.values()) == {1}
-    # nothing differs, nothing is sent; what was spoiled there comes back, with what says that all is whole
+    # without differences nothing is sent; damaged files are sent again, with the files that mark a complete dataset
     assert animesion.build(recipe(world), out, work=tmp_path / "work").sent == []
     assert shelf.written(prefix) == written
     content = bytearray(shelf.objects(prefix)["data/val-00000.tar"])
     content[700] ^= 1
     shelf.client.put_object(Bucket=BUCKET, Key=f"{prefix}data/val-00000.tar", Body=bytes(content))
     shelf.client.delete_object(Bucket=BUCKET, Key=f"{prefix}classes.csv")
-    mended = animesion.build(recipe(world), out, work=tmp_path / "work")
-    assert mended.sent == ["SHA256SUMS", "classes.csv", "data/val-00000.tar", "dataset.json"]
+    repaired = animesion.build(recipe(world), out, work=tmp_path / "work")
+    assert repaired.sent == ["SHA256SUMS", "classes.csv", "data/val-00000.tar", "dataset.json"]
     assert shelf.objects(prefix) == published(local)
     # a kill between the two that are sent last leaves one of them
     shelf.client.delete_object(Bucket=BUCKET, Key=f"{prefix}SHA256SUMS")
     assert animesion.build(recipe(world), out, work=tmp_path / "work").sent == ["SHA256SUMS", "dataset.json"]
     assert shelf.objects(prefix) == published(local)
-    # another machine has no work folder: all is built anew, and nothing sent that is there
+    # another machine has no work folder: everything is built again, and no file that exists is sent
     assert animesion.build(recipe(world), out, workers=1, work=tmp_path / "elsewhere").sent == []
     assert shelf.objects(prefix) == published(local)
 
 
-def test_another_dataset_is_replaced_only_when_told(world: Path, shelf: Shelf, tmp_path: Path) -> None:
+def test_another_dataset_is_replaced_only_on_request(world: Path, shelf: Shelf, tmp_path: Path) -> None:
     out = f"s3://{BUCKET}/taken"
     animesion.build(recipe(world), out)  # in the cache folder of the URL
     before = shelf.objects("taken/")
@@ -148,10 +148,10 @@ def killed_builds(world: Path, local: Path, shelf: Shelf, tmp_path: Path, seed: 
         time.sleep(rng.uniform(0, 0.05))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        there = shelf.objects(prefix)
-        if "SHA256SUMS" in there:  # then all of it is there
-            assert there == due
-        assert there.items() <= due.items()
+        objects = shelf.objects(prefix)
+        if "SHA256SUMS" in objects:  # then the dataset is complete
+            assert objects == due
+        assert objects.items() <= due.items()
     done = subprocess.run([*line, "--json"], env=shelf.env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert shelf.objects(prefix) == due
@@ -192,8 +192,8 @@ def test_workers_engines_and_places_make_no_difference(shelf: Shelf, tmp_path: P
 def test_a_folder_by_its_url(world: Path, local: Path, tmp_path: Path) -> None:
     out = f"file://{tmp_path / 'out'}"
     result = animesion.build(recipe(world), out, work=tmp_path / "work")
-    there = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert there == published(local).keys() == set(result.sent)
+    files = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert files == published(local).keys() == set(result.sent)
     assert published(tmp_path / "out") == published(local)
     (tmp_path / "out" / "data" / "train-00000.tar").write_bytes(b"spoiled")
     assert "data/train-00000.tar" in animesion.build(recipe(world), out, work=tmp_path / "work").sent
@@ -204,7 +204,7 @@ def test_a_folder_by_its_url(world: Path, local: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("out", "options", "told"),
+    ("out", "options", "message"),
     [
         ("s3://no-such-bucket/x", (), "s3://no-such-bucket/x: the bucket does not exist"),
         ("s3://key:word@shelf/x", (), "keys and options are not part of an address"),
@@ -216,7 +216,7 @@ def test_a_folder_by_its_url(world: Path, local: Path, tmp_path: Path) -> None:
     ],
 )
 def test_wrong_outputs(
-    world: Path, shelf: Shelf, tmp_path: Path, out: str, options: tuple[str, ...], told: str,
+    world: Path, shelf: Shelf, tmp_path: Path, out: str, options: tuple[str, ...], message: str,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     from animesion.cli import main
@@ -224,15 +224,15 @@ def test_wrong_outputs(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as left:
         main(command(world, out, *options)[3:])
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert left.value.code in (1, 2)
-    assert told in said
-    assert said.count("error:") == 1
-    assert SECRET not in said
-    assert "word@" not in said
+    assert message in printed
+    assert printed.count("error:") == 1
+    assert SECRET not in printed
+    assert "word@" not in printed
 
 
-def test_who_is_not_let_in_is_told_so(
+def test_denied_access_is_one_sentence(
     world: Path, shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import moto.settings
@@ -369,7 +369,7 @@ def test_an_object_that_vanished_is_a_missing_file_and_a_store_that_did_stops_th
 
 
 @pytest.mark.parametrize(
-    ("path", "told"),
+    ("path", "message"),
     [
         (f"s3://{BUCKET}/nothing/here", "s3://shelf/nothing/here not found"),
         ("s3://no-such-bucket", "s3://no-such-bucket not found"),
@@ -378,8 +378,8 @@ def test_an_object_that_vanished_is_a_missing_file_and_a_store_that_did_stops_th
         ("https://example.org/images", "of no known store"),
     ],
 )
-def test_wrong_inputs(shelf: Shelf, tmp_path: Path, path: str, told: str) -> None:
-    with pytest.raises(UsageError, match=told) as refused:
+def test_wrong_inputs(shelf: Shelf, tmp_path: Path, path: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as refused:
         animesion.build(recipe(path), tmp_path / "out", workers=1)
     assert "word@" not in str(refused.value)
 
@@ -396,7 +396,7 @@ def test_keys_in_an_input_are_written_nowhere(shelf: Shelf, tmp_path: Path) -> N
     assert not shelf.objects("leaks/")
 
 
-# -- datasets there --------------------------------------------------------------------------------------------------
+# -- datasets behind URLs -------------------------------------------------------------------------------------------
 
 
 def animesion_cli(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
@@ -404,8 +404,8 @@ def animesion_cli(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> t
 
     with pytest.raises(SystemExit) as left:
         main(arguments)
-    said = capsys.readouterr()
-    return int(left.value.code or 0), said.out, said.err
+    printed = capsys.readouterr()
+    return int(left.value.code or 0), printed.out, printed.err
 
 
 def test_a_dataset_in_a_bucket_is_looked_into(local: Path, shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
@@ -413,14 +413,16 @@ def test_a_dataset_in_a_bucket_is_looked_into(local: Path, shelf: Shelf, capsys:
     for name in published(local):
         shelf.client.upload_file(str(local / name), BUCKET, f"look/{name}")
     for command in ("stats", "card"):
-        here, there = (animesion_cli([command, place], capsys)[1].splitlines()[1:] for place in (str(local), url))
-        assert here == there
+        from_folder, from_url = (
+            animesion_cli([command, place], capsys)[1].splitlines()[1:] for place in (str(local), url)
+        )
+        assert from_folder == from_url
     assert animesion_cli(["diff", str(local), url], capsys)[0] == 0
     [copy] = Path(shelf.env["XDG_CACHE_HOME"]).glob("animesion/datasets/*")
     assert not list(copy.glob("data/*.tar"))
     assert animesion_cli(["verify", url, "--workers", "1"], capsys)[0] == 0
     assert shards(copy) == shards(local)
-    # damage there is found, and what is whole is not fetched again
+    # damage behind the URL is found, and intact files are not fetched again
     times = {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file()}
     spoiled = bytearray((local / "data" / "val-00000.tar").read_bytes())
     spoiled[700] ^= 1
@@ -428,14 +430,14 @@ def test_a_dataset_in_a_bucket_is_looked_into(local: Path, shelf: Shelf, capsys:
     for name, content in changes.items():
         shelf.client.put_object(Bucket=BUCKET, Key=f"look/{name}", Body=content)
     shelf.client.delete_object(Bucket=BUCKET, Key="look/data/test-00000.tar")
-    status, told, _ = animesion_cli(["verify", url, "--workers", "1"], capsys)
+    status, printed, _ = animesion_cli(["verify", url, "--workers", "1"], capsys)
     assert status == 1
     for fault in (
         "data/val-00000.tar does not have the SHA-256 in SHA256SUMS",
         "data/test-00000.tar is listed in SHA256SUMS but missing",
         "data/extra.tar is not a shard of dataset.json",
     ):
-        assert fault in told
+        assert fault in printed
     same = [path for path, time in times.items() if path.exists() and path.stat().st_mtime_ns == time]
     changed = {"SHA256SUMS", "val-00000.tar", "val-00000.tar.json", "test-00000.tar"}
     assert {path.name for path in times if path not in same} == changed
@@ -444,9 +446,9 @@ def test_a_dataset_in_a_bucket_is_looked_into(local: Path, shelf: Shelf, capsys:
 def test_what_is_no_dataset_in_a_bucket(shelf: Shelf, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shelf.client.put_object(Bucket=BUCKET, Key="odd/SHA256SUMS", Body=b"0" * 64 + b"  ../../out\n" + b"1" * 64 + b"  x")
     for command in (["verify"], ["stats"], ["card"], ["diff", "."]):
-        status, _, told = animesion_cli([*command, f"s3://{BUCKET}/nothing"], capsys)
-        assert (status, told.count("error:")) == (2, 1)
-        assert command[0] == "diff" or "holds no finished dataset" in told
-        status, _, told = animesion_cli([*command, f"s3://{BUCKET}/odd"], capsys)
-        assert (status, told.count("error:")) == (2, 1)
+        status, _, printed = animesion_cli([*command, f"s3://{BUCKET}/nothing"], capsys)
+        assert (status, printed.count("error:")) == (2, 1)
+        assert command[0] == "diff" or "has no finished dataset" in printed
+        status, _, printed = animesion_cli([*command, f"s3://{BUCKET}/odd"], capsys)
+        assert (status, printed.count("error:")) == (2, 1)
     assert not (Path(shelf.env["XDG_CACHE_HOME"]) / "animesion" / "out").exists()

@@ -93,7 +93,7 @@ def test_samples_in_order_by_position_and_by_key_are_the_same(small_dataset: Pat
     assert "37 samples of 3 classes" in repr(copy)
 
 
-def test_what_is_not_there(small_dataset: Path) -> None:
+def test_unknown_positions_keys_and_splits(small_dataset: Path) -> None:
     dataset = animesion.open_dataset(small_dataset)
     for position in (37, -38):
         with pytest.raises(IndexError):
@@ -175,7 +175,7 @@ def test_index_that_points_outside(folder: Path, change: dict[str, Any]) -> None
     assert "index.parquet" in refused(folder)
 
 
-def test_shard_that_is_not_what_the_index_says(folder: Path) -> None:
+def test_shard_that_does_not_match_the_index(folder: Path) -> None:
     rows = animesion.open_dataset(folder).index.to_pylist()
     content = bytearray((folder / rows[0]["shard"]).read_bytes())
     content[rows[0]["sample_offset"] + 1] ^= 1
@@ -197,7 +197,7 @@ def test_image_that_does_not_decode(folder: Path) -> None:
 
 
 @given(st.dictionaries(st.sampled_from(["cls", "jpg", "json", "txt"]), st.binary(max_size=1500), min_size=1))
-def test_members_of_a_sample_come_back(fields: dict[str, bytes]) -> None:
+def test_members_of_a_sample_are_read_back(fields: dict[str, bytes]) -> None:
     block = shards.sample("key-1", fields)
     assert sample_members("key-1", block) == fields
     with pytest.raises(ValueError, match="not a member of key-2"):

@@ -1,4 +1,4 @@
-"""Properties of the label-file readers: what is written in a harmless form is read back, the rest is one sentence."""
+"""Properties of the label-file readers: harmless variations are read back, anything else is one sentence."""
 
 from __future__ import annotations
 

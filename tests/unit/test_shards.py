@@ -1,4 +1,4 @@
-"""Shards: what we write is what everybody's tar reads, and what is short or strange is refused."""
+"""Shards: tarfile reads what is written here, and short or malformed shards are refused."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def test_every_class_with_three_groups_is_in_every_split(groups_of: list[int], s
         assert {s for c, s in zip(classes, assignment.splits, strict=True) if c == i} == set(splits.SPLITS)
 
 
-def test_a_share_that_groups_do_not_allow_is_said() -> None:
+def test_a_share_that_groups_do_not_allow_is_noted() -> None:
     assignment = splits.grouped([0] * 20, ["all"] * 20, (80, 10, 10))
     assert set(assignment.splits) == {"train"}
     assert assignment.notes[0][0] == 0
@@ -127,7 +127,7 @@ def test_groups_that_are_placed_stay_and_none_is_cut(images: list[tuple[int, int
     assert all(of_group[name] == {split} for name, split in fixed.items() if name in of_group)
 
 
-def test_what_is_new_fills_up_what_placed_groups_leave() -> None:
+def test_new_groups_fill_the_shares_that_placed_groups_leave() -> None:
     groups = [f"g{i}" for i in range(100)]
     fixed = {f"g{i}": "train" for i in range(60)}
     found = splits.grouped([0] * 100, groups, (80, 10, 10), 0, fixed).splits

@@ -88,7 +88,7 @@ def test_a_damaged_receipt_counts_as_none(tmp_path: Path) -> None:
         assert workspace.receipt("unit/one") is None
 
 
-def test_units_that_are_gone_take_their_files_along(tmp_path: Path) -> None:
+def test_forgotten_units_lose_their_files(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     committed(workspace)
     workspace.forget("unit", set())
@@ -108,7 +108,7 @@ def test_a_folder_serves_one_build_at_a_time(tmp_path: Path) -> None:
         pass
 
 
-def test_a_folder_of_another_recipe_is_refused_unless_told(tmp_path: Path) -> None:
+def test_a_folder_of_another_recipe_is_refused_unless_replaced(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / "out")
     with workspace.claim("", "zero"):
         pass  # failed before it did anything: nothing to protect
@@ -126,7 +126,7 @@ def test_a_folder_of_another_recipe_is_refused_unless_told(tmp_path: Path) -> No
         pass
 
 
-def test_a_folder_that_is_no_build_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_build_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"mine")
     with pytest.raises(UsageError, match="is not a build"), Workspace(tmp_path).claim("", "digest"):
         pass
