@@ -304,12 +304,18 @@ def _word(annotation: Any) -> str:
         return words[annotation]
     if isinstance(annotation, GenericAlias):
         inner = [_word(each) for each in get_args(annotation)]
+        if get_origin(annotation) is tuple:
+            return f"{len(inner)} {inner[0]}s"
         return f"list of {inner[0]}s" if get_origin(annotation) is list else "table of text to text"
     return "section"
 
 
 def _toml(value: Any) -> str:
-    return "{}" if isinstance(value, dict) else tomli_w.dumps({"value": value}).partition("=")[2].strip()
+    if isinstance(value, dict):
+        return "{}"
+    if isinstance(value, (list, tuple)):  # on one line, as a table row has to be
+        return f"[{', '.join(map(_toml, value))}]"
+    return tomli_w.dumps({"value": value}).partition("=")[2].strip()
 
 
 # -- tables ----------------------------------------------------------------------------------------------------------
