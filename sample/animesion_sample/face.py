@@ -84,7 +84,7 @@ def draw_features(pen: Pen, design: Design, look: Expression, turn: float, nod: 
     skin = design.skin
     dx, dy = 0.2 * turn, 0.11 * nod
     for side in (-1.0, 1.0):
-        near = 1.0 + 0.14 * turn * -side
+        near = 1.0 + 0.14 * turn * -side  # perspective: the eye on the far side is narrower
         x, y = side * 0.43 + dx, 0.27 + dy
         if look.blush > 0.3:
             pen.glaze(oval(x + side * 0.08, 0.58 + dy, 0.2 * near, 0.1, 16), (255, 110, 120), 0.42 * look.blush)
@@ -92,7 +92,7 @@ def draw_features(pen: Pen, design: Design, look: Expression, turn: float, nod: 
                 for k in (-0.07, 0.02, 0.11):
                     pen.line([(x + k + 0.02, 0.54 + dy), (x + k - 0.03, 0.63 + dy)], (236, 110, 120), 0.02)
         kind = look.eyes
-        if kind == "wink":
+        if kind == "wink":  # one eye of each kind
             kind = "shut" if side > 0 else "open"
         _eye(pen, x, y, near, side, design.eyes[0 if side < 0 else 1], kind)
         _brow(pen, x, y - 0.46, near, side, look.brow, darker(design.hair, 0.5))
@@ -132,6 +132,7 @@ def _iris(pen: Pen, x: float, y: float, rx: float, ry: float, colour: Colour, to
         return [(px, max(py, top + 0.02)) for px, py in points]
 
     pen.fill(clip(oval(x, y, rx, ry, 22)), rim)
+    # the gradient: bands over each other, each cut lower and lighter than the one before
     bands = 6
     for i in range(bands):
         t = i / (bands - 1)

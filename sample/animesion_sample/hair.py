@@ -95,10 +95,11 @@ def _falls(pen: Pen, design: Design, sway: float, rng: Random) -> None:
     left = [(-width - wave * math.cos(2.2 * i) + sway * i / rows - 0.03 * i, i * length / rows) for i in range(1, rows)]
     right.insert(0, (0.8, -0.4))
     left.insert(0, (-0.8, -0.4))
+    # the lower edge: alternating longer and shorter strands
     hem = [(right[-1][0] - 2 * width * k / 6, length + (0.14 if k % 2 else -0.05)) for k in range(1, 6)]
     colour, line = darker(design.hair, 0.12), darker(design.hair, 0.62)
     pen.fill(smooth([*right, *hem, *reversed(left)], steps=4), colour, line)
-    if design.tips:
+    if design.tips:  # coloured from half of the length on
         pen.glaze(smooth([right[4], right[5], right[6], *hem, left[6], left[5], left[4]], steps=3), design.tips, 0.6)
     for k in (-0.75, -0.3, 0.3, 0.75):
         strand = [(k * width + sway * t, t * length * 0.9) for t in (0.35, 0.6, 1.0)]
@@ -137,7 +138,7 @@ def _drills(pen: Pen, design: Design, sway: float, rng: Random) -> None:
     line = darker(design.hair, 0.62)
     turns = rng.choice((4, 5, 6))
     for side in (-1.0, 1.0):
-        for i in reversed(range(turns)):
+        for i in reversed(range(turns)):  # from the end, so that upper turns overlap lower ones
             y = 0.25 + 0.36 * i
             x = side * (1.16 + 0.05 * i) + sway * i / 5
             radius = 0.40 - 0.045 * i
@@ -186,7 +187,7 @@ def fringe(design: Design, rng: Random) -> tuple[list[Point], list[Point]]:
         if i:
             px, py = swayed[i - 1]
             reach = gap if abs(px - x) > 0.5 or not open_forehead else gap * 0.5
-            my = min(reach, min(py, y) - 0.06)
+            my = min(reach, min(py, y) - 0.06)  # the gap must end above both tips
             edge += [(px - 0.02, (py + my) / 2 + 0.04), ((px + x) / 2, my), (x + 0.06, (y + my) / 2)]
         edge.append((x, y))
     return edge, swayed
@@ -197,7 +198,7 @@ def draw_shade(pen: Pen, design: Design, rng: Random) -> None:
     height, depth = rng.uniform(-1.1, -0.5), rng.uniform(0.1, 0.46)
     side = rng.choice((-1.0, 1.0))
     edge = [(1.0, 0.2), (1.04, -0.3), (0.8, -0.84), (0.3, -1.08), (0.5, -0.4), (0.7, 0.14)]
-    if rng.random() < 0.3:
+    if rng.random() < 0.3:  # light from above or below instead of from the side
         edge = [(1.0, 0.1), (1.02, -0.3), *arc(0.0, height + 0.6, 0.9, 0.5, 0, -180, 8), (-1.02, -0.3), (-1.0, 0.1),
                 (-0.5, -0.16), (0.5, -0.16)]  # fmt: skip
     pen.glaze([(side * x, y) for x, y in edge], darker(design.hair, 0.7), depth)
@@ -218,6 +219,7 @@ def draw_front(pen: Pen, design: Design, edge: Sequence[Point], tips: Sequence[P
          (1.03, -0.3), (1.0, 0.16)], steps=4, closed=False)  # fmt: skip
     pen.fill([*dome, *edge], design.hair)
     pen.line(edge, line, 0.034)
+    # strands from each tip towards the parting
     for x, y in tips[1:-1]:
         strand = [(x, y - 0.08), (x * 0.92, (y - 0.5) / 2 - 0.2), (x * 0.62, -0.86)]
         pen.line(smooth(strand, steps=3, closed=False), darker(design.hair, 0.26), 0.022)

@@ -103,7 +103,7 @@ def render(leaf: DrawnLeaf) -> Image.Image:
     kind = cultivar(leaf.species, leaf.cultivar)
     side = leaf.side * OVERSAMPLING
     image = _soil(side, rng) if leaf.outdoors else Image.new("RGB", (side, side), _scanner(rng))
-    age = STAGES.index(leaf.stage) / (len(STAGES) - 1)
+    age = STAGES.index(leaf.stage) / (len(STAGES) - 1)  # 0 to 1
     length = side * rng.uniform(0.66, 0.84) * (0.86 + 0.14 * age)
     tilt = math.radians(rng.uniform(-40.0, 40.0))
     bend = rng.uniform(-0.12, 0.12)
@@ -126,7 +126,7 @@ def render(leaf: DrawnLeaf) -> Image.Image:
     outline, veins = _palmate(kind, rng) if kind.palmate else _blade(kind, rng)
     pen = ImageDraw.Draw(image)
     edge = placed(outline)
-    if leaf.outdoors:
+    if leaf.outdoors:  # the shadow on the soil
         shift = side // 60
         pen.polygon([(x + shift, y + shift) for x, y in edge], fill=(46, 40, 36))
     stalk = max(2, side // 90)
@@ -141,6 +141,7 @@ def render(leaf: DrawnLeaf) -> Image.Image:
         pen.line(placed(line), fill=pale, width=max(1, round(stalk * width)), joint="curve")
     pen.line([*edge, edge[0]], fill=darker(colour, 0.35), width=max(1, stalk // 2))
     image = image.reduce(OVERSAMPLING)
+    # the scanner's light is constant, daylight is not
     if leaf.outdoors:
         light = mix((255, 255, 255), rng.choice(((255, 226, 180), (200, 214, 255), (226, 255, 214))), rng.random())
         image = Image.blend(image, Image.new("RGB", image.size, light), rng.uniform(0.0, 0.18))
@@ -150,13 +151,14 @@ def render(leaf: DrawnLeaf) -> Image.Image:
 def _blade(kind: LeafDesign, rng: Random) -> tuple[list[Point], list[tuple[list[Point], float]]]:
     """Outline and veins of one blade."""
     width = kind.width / 2 * rng.uniform(0.9, 1.1)
+    # half-width at y is proportional to y**rise * (1 - y), which is largest at y = widest
     rise = kind.widest / (1 - kind.widest)
     peak = kind.widest**rise * (1 - kind.widest)
     right, left = [], []
     for step in range(_STEPS + 1):
         y = step / _STEPS
         half = width * (max(0.0, y**rise * (1 - y)) / peak) ** 0.8
-        if kind.teeth:
+        if kind.teeth:  # a sawtooth of `teeth` periods
             half *= 1 + kind.depth * (((y * kind.teeth) % 1.0) - 0.5) * 2
         right.append((half * rng.uniform(0.985, 1.015), y))
         left.append((-half * rng.uniform(0.985, 1.015), y))
@@ -185,6 +187,7 @@ def _reach(width: float, rise: float, peak: float, start: float, lean: float) ->
 def _palmate(kind: LeafDesign, rng: Random) -> tuple[list[Point], list[tuple[list[Point], float]]]:
     """Outline and veins of a lobed leaf; its base is at y = `_BASE`."""
     spread = {3: 1.3, 5: 1.95, 7: 2.3}[kind.lobes]
+    # angles of the lobes' tips to the midrib, in radians; outer lobes are shorter
     tips = [spread * (2 * i / (kind.lobes - 1) - 1) for i in range(kind.lobes)]
     reach = [0.62 - 0.1 * abs(tip) / spread * (1 + kind.cut) + rng.uniform(-0.03, 0.03) for tip in tips]
     gap = tips[1] - tips[0]
@@ -192,7 +195,7 @@ def _palmate(kind: LeafDesign, rng: Random) -> tuple[list[Point], list[tuple[lis
     for step in range(2 * _STEPS + 1):
         angle = (spread + gap / 2) * (step / _STEPS - 1)
         nearest = min(range(kind.lobes), key=lambda i: abs(angle - tips[i]))
-        off = abs(angle - tips[nearest]) / (gap / 2)
+        off = abs(angle - tips[nearest]) / (gap / 2)  # 0 at a tip, 1 between two lobes
         radius = reach[nearest] * (1 - kind.cut * min(1.0, off) ** (1.1 + kind.width))
         if kind.teeth:
             radius *= 1 + kind.depth * (((step * kind.teeth / 40) % 1.0) - 0.5)
@@ -214,6 +217,7 @@ def _palmate(kind: LeafDesign, rng: Random) -> tuple[list[Point], list[tuple[lis
 def _surface(image: Image.Image, inner: Image.Image, kind: LeafDesign, colour: Colour, age: float, rng: Random) -> None:
     """Uneven colour, spots and, in old leaves, browned patches, all inside the outline."""
     side = image.width
+    # a coarse grid of tones, interpolated to smooth patches
     tones = Image.new("RGB", (6, 6))
     tones.putdata([mix(darker(colour, 0.18), lighter(colour, 0.16), rng.random()) for _ in range(36)])
     cover = tones.resize(image.size, Image.Resampling.BICUBIC)

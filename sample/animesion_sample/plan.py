@@ -197,10 +197,12 @@ def plan(posts: int, seed: int) -> list[SamplePost]:
     times["odd format"] = max(times["odd format"], len(ODD))
     times["hostile text"] = max(times["hostile text"], 3)
     rare = dict(zip((d.name for d in CAST[-8:]), RARE_COUNTS[: max(3, round(8 * posts / 3000))], strict=False))
+    # fewer posts have fewer characters: each regular gets about 30 images
     estimate = posts - sum(rare.values()) - sum(times[t] for t in SINGLE) - sum(3 * times[t] for t in CLUSTERS)
     p.regulars = tuple(d.name for d in CAST[: max(3, min(len(CAST) - 8, estimate // 30))])
     p.weights = tuple(1 / (k + 4) for k in range(len(p.regulars)))
 
+    # a unit is a post, or the posts of a cluster
     units: list[list[_Draft]] = []
     for trouble in SINGLE:
         units += ([_single(p, trouble, turn)] for turn in range(times[trouble]))

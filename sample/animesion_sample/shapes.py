@@ -43,6 +43,7 @@ def _spline_weights(steps: int) -> tuple[tuple[float, float, float, float], ...]
     weights = []
     for step in range(steps):
         t = step / steps
+        # the uniform Catmull-Rom basis: weights of the points before, at, after and two after the segment's start
         weights.append(
             (
                 0.5 * (-t + 2 * t**2 - t**3),
@@ -116,7 +117,7 @@ def wedge(base: Point, tip: Point, width: float, bend: float = 0.0, steps: int =
     for i in range(steps):
         t = i / steps
         half = width / 2 * (1 - t**1.7)
-        bow = bend * 4 * t * (1 - t)
+        bow = bend * 4 * t * (1 - t)  # a parabola with its peak `bend` in the middle
         x, y = bx + (tx - bx) * t + nx * bow, by + (ty - by) * t + ny * bow
         left.append((x + nx * half, y + ny * half))
         right.append((x - nx * half, y - ny * half))
@@ -128,10 +129,10 @@ class Pen:
 
     Args:
         image: The canvas, mode RGB.
-        centre: Where (0, 0) goes, in canvas pixels.
-        scale: Canvas pixels a unit.
+        centre: Position of (0, 0), in canvas pixels.
+        scale: Canvas pixels per unit.
         tilt: Rotation in degrees, clockwise.
-        flip: Whether left and right change places.
+        flip: Whether to mirror left and right.
     """
 
     def __init__(self, image: Image.Image, centre: Point, scale: float, tilt: float = 0.0, flip: bool = False) -> None:
@@ -164,7 +165,7 @@ class Pen:
         placed = self.place(points)
         pixels = max(1, round(width * self.scale))
         self.solid.line(placed, fill=colour, width=pixels)
-        if pixels > 3:
+        if pixels > 3:  # thinner lines need no round ends
             half = pixels / 2 - 0.5
             for x, y in (placed[0], placed[-1]):
                 self.solid.ellipse((x - half, y - half, x + half, y + half), fill=colour)

@@ -56,6 +56,7 @@ class DrawnFiles:
         return data
 
     def _write(self, path: Path, data: bytes) -> None:
+        # readers never see a partly written file
         part = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
         part.write_bytes(data)
         part.replace(path)
@@ -75,7 +76,7 @@ class DrawnFiles:
             try:
                 return path.read_bytes()
             except FileNotFoundError:
-                if time.monotonic() > give_up:
+                if time.monotonic() > give_up:  # the process with the claim is dead
                     return self._draw(post)
                 time.sleep(0.003)
 

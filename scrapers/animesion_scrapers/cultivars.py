@@ -86,6 +86,7 @@ def taxon_name(text: str) -> str:
             return ""
         elif _WORD.fullmatch(word):
             taken.append(word)
+        # a trade designation in capitals, or a group: `Hosta Tardiana Group`
         elif word.isupper() or word in _GROUPS or next(rest, "") in _GROUPS:
             break
         else:

@@ -43,7 +43,7 @@ class Spool:
             for start in range(0, len(waiting), _MOST_PIECES):
                 pieces = waiting[start : start + _MOST_PIECES]
                 written = os.writev(self._file, pieces)
-                if written < sum(map(len, pieces)):
+                if written < sum(map(len, pieces)):  # a short write, as on a nearly full disk
                     rest = memoryview(b"".join(pieces))[written:]
                     while rest:
                         rest = rest[os.write(self._file, rest) :]

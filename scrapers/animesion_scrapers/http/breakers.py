@@ -67,7 +67,7 @@ class Breakers:
                 return 0.0
             if circuit.failed_probes >= self._probes:
                 raise HostDownError("the host failed too often in a row and gets no more requests in this run")
-            if circuit.probing:
+            if circuit.probing:  # its end is unknown, so callers poll
                 return _POLL
             left = circuit.closed_at - time.monotonic()
             if left > 0:
@@ -82,13 +82,13 @@ class Breakers:
             if circuit is None:
                 circuit = self._circuits[host] = _Circuit()
             if healthy:
-                if circuit.failures or circuit.is_open:
+                if circuit.failures or circuit.is_open:  # close; only the count of openings stays
                     self._circuits[host] = _Circuit(opened=circuit.opened)
             elif circuit.probing:
                 circuit.probing = False
                 circuit.failed_probes += 1
                 self._open(circuit, circuit.cooldown * 2)
-            elif not circuit.is_open:
+            elif not circuit.is_open:  # requests that were in flight when it opened do not count again
                 circuit.failures += 1
                 if circuit.failures >= self._failures:
                     circuit.opened += 1

@@ -158,6 +158,7 @@ class _Pipeline:
         self._start()
         if not self._started:
             return []
+        # results are returned in order, so only the first item is waited for
         while not self._started[0].done():
             self._progress.clear()
             await self._progress.wait()

@@ -154,6 +154,7 @@ class RateLimiter:
                 bucket.kept_until, _ = self._memory.recall(host) or (0.0, "")
                 left = min(bucket.kept_until - time.time(), _LONGEST_HOLD)
                 if left > 0:
+                    # a stored time further ahead than one turn and its lease was a pause
                     bucket.due = time.monotonic() + left
                     bucket.held_until = bucket.due if left > bucket.interval + _LEASE else 0.0
             return bucket
@@ -166,6 +167,7 @@ class RateLimiter:
                 return bucket.due - now
             bucket.due = now + bucket.interval
             if bucket.interval:
+                # slow hosts are stored per turn, fast ones in advance
                 self._keep(host, bucket, bucket.interval, 0.0 if bucket.interval > _LEASE else _LEASE)
             return 0.0
 

@@ -178,6 +178,7 @@ class Gbif(Site):
     def _images(self, entry: Mapping[str, Any]) -> Iterator[Post]:
         key = fields.positive_int(entry.get("key"))
         species = fields.text(entry.get("species"))
+        # the cultivar is in the scientific name, or in a field of its own
         named = cultivars.parse(fields.text(entry.get("scientificName")))
         epithet = fields.text(entry.get("cultivarEpithet")).strip("'‘’\"“” ")
         taxon = species or fields.text(entry.get("genus"))

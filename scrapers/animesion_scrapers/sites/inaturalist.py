@@ -175,6 +175,7 @@ class INaturalist(Site):
         level = taxon.get("rank_level")
         below = isinstance(level, (int, float)) and level <= _SPECIES_LEVEL
         hybrid = "×" in name or " x " in name
+        # names below the species level are reduced to the species; those of hybrids have more words
         species = (name if hybrid else " ".join(name.split()[:2])) if below else ""
         captive = entry.get("captive") is True
         tags = dict.fromkeys(TAG_CATEGORIES, ()) | {

@@ -36,6 +36,7 @@ def read_parquet(path: Path, mapping: ColumnMapping) -> Iterator[list[UrlRow]]:
                 if pa.types.is_nested(kind) and not (meaning == "label" and _is_list(kind)):
                     raise UnreadableError(f"the column {name!r} for {meaning} has type {str(kind)[:60]}")
             columns = list(dict.fromkeys(found.values()))
+            # group by group, as each has its own dictionaries and safe batch size
             for group in range(file.num_row_groups):
                 size = _batch_rows(path, file.metadata, group, columns)
                 for batch in file.iter_batches(size, row_groups=[group], columns=columns, use_threads=False):
@@ -66,7 +67,7 @@ def _batch_rows(path: Path, metadata: Any, group: int, columns: Sequence[str]) -
         chunk = described.column(i)
         if chunk.path_in_schema.partition(".")[0] not in columns:
             continue
-        repeated = chunk.num_values / max(described.num_rows, 1)
+        repeated = chunk.num_values / max(described.num_rows, 1)  # mean length of the lists
         if repeated > _LONGEST_LIST:
             raise UnreadableError(f"row group {group + 1} has lists of {repeated:,.0f} values on average")
         most = min(most, max(1, int(BATCH_ROWS / max(repeated, 1))))
@@ -74,6 +75,7 @@ def _batch_rows(path: Path, metadata: Any, group: int, columns: Sequence[str]) -
             texts.append(chunk.path_in_schema)
     if not texts or not described.num_rows:
         return most
+    # one row, decoded as dictionary indices, loads the dictionary without expanding it
     with pq.ParquetFile(path, read_dictionary=texts, **_STREAMED) as file:
         first = next(file.iter_batches(1, row_groups=[group], columns=texts, use_threads=False), None)
     for column in first.columns if first is not None else ():
