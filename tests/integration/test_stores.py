@@ -375,7 +375,7 @@ def test_an_object_that_vanished_is_a_missing_file_and_a_store_that_did_stops_th
         ("s3://no-such-bucket", "s3://no-such-bucket not found"),
         (f"s3://{BUCKET}/nothing/", "contains no files"),
         ("s3://key:word@shelf/x", "keys and options are not part of an address"),
-        ("https://example.org/images", "of no known store"),
+        ("https://example.org/images", "is not a supported store"),
     ],
 )
 def test_wrong_inputs(shelf: Shelf, tmp_path: Path, path: str, message: str) -> None:

@@ -240,7 +240,7 @@ def test_an_update_takes_the_rows_that_were_appended(server: LocalServer, tmp_pa
     assert not asked
     for name, content in (("0.csv", [f"{url(9)},a"]), ("a.csv", rows[:1])):
         table(folder / name, content)
-        with pytest.raises(UsageError, match="an update takes rows at the end"):
+        with pytest.raises(UsageError, match="an update accepts only rows at the end"):
             runner.run(recipe(folder), out, workers=1, until="fetch", update=True)
         (folder / "0.csv").unlink(missing_ok=True)
 
@@ -275,9 +275,9 @@ PEAK = """
 import resource, sys
 from pathlib import Path
 import animesion
-from animesion.pipeline import runner
+from animesion.pipeline import preview
 recipe = animesion.load_recipe("urls", [f"source.path={sys.argv[1]}", "source.contact=me@example.org"])
-facts = runner.preview(recipe, Path(sys.argv[2]))
+facts = preview.preview(recipe, Path(sys.argv[2]))
 print(facts["listed"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
