@@ -506,3 +506,16 @@ def test_convpass_can_be_sequential():
     plugin.after(1, tokens)
     assert torch.equal(tokens.x, x)
     assert plugin.mlp_adapters[0].conv.weight.numel() == 8 * 8 * 9
+
+
+def test_code_compiled_without_an_update_is_not_taken_for_a_layer_with_one() -> None:
+    torch._dynamo.reset()
+    images = random_images()
+    plain, updated = shaken(adapted("ila")), shaken(adapted("lora"))
+    with torch.no_grad():
+        torch.compile(plain, backend="eager")(images)
+        compiled = torch.compile(updated, backend="eager")(images)
+        assert torch.equal(compiled, updated(images))
+        for parameter in updated.plugins.parameters():
+            parameter.zero_()
+        assert not torch.allclose(compiled, updated(images), atol=1e-5)  # the update matters

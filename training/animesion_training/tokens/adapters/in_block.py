@@ -190,11 +190,6 @@ class LowRank(nn.Module):
         update: Tensor = self.up(self.down(self.dropout(x)))
         return self.scale * update
 
-    def add_to(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        """Forward hook of the layer: add the update to its output."""
-        update: Tensor = self(inputs[0])
-        return output + update
-
     @torch.no_grad()
     def merge_into(self, layer: nn.Linear) -> None:
         """Add the update to the layer's weight, and reset it to 0."""
@@ -204,10 +199,31 @@ class LowRank(nn.Module):
         nn.init.zeros_(self.up.weight)
 
 
+class UpdatedLinear(nn.Linear):
+    """A linear layer whose output has an update added; the plug-in owns the update and its parameters.
+
+    It is a class and not a forward hook: `torch.compile` does not check hooks (`skip_nnmodule_hook_guards`), so code
+    compiled for the same layer without an update would run in its place and drop the update.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., in_features) to (..., out_features)."""
+        [update] = self.__dict__["low_rank"]
+        output: Tensor = super().forward(input) + update(input)
+        return output
+
+    @classmethod
+    def convert(cls, layer: Any, update: LowRank) -> None:
+        """Add an update to a layer in place; the names and values of its parameters stay."""
+        layer.__class__ = cls
+        # in a tuple, so that the update is not registered as a part of the layer too
+        layer.__dict__["low_rank"] = (update,)
+
+
 class LoRA(Plugin):
     """Low-rank updates of linear layers in every block's attention, `W + alpha / r * B A`.
 
-    The updates are hooks on the layers, so no block is opened. B starts at 0, so the network starts as the frozen
+    The updates are added inside the layers, so no block is opened. B starts at 0, so the network starts as the frozen
     transformer.
 
     Args:
@@ -249,7 +265,7 @@ class LoRA(Plugin):
     def attach(self, backbone: Any) -> None:
         """See `Plugin.attach`."""
         for layer, update in self._pairs(backbone):
-            layer.register_forward_hook(update.add_to)
+            UpdatedLinear.convert(layer, update)
 
     def merge(self, backbone: Any) -> None:
         """Merge the updates into the weights of the transformer; the output of the network does not change.
