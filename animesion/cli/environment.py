@@ -26,6 +26,8 @@ EXTRAS = {
     "hub": "publish to the Hugging Face Hub",
     "cloud": "read and write s3:// and gs://",
     "ray": "build on several machines",
+    "search": "search near duplicates with faiss",
+    "pandas": "open tables as data frames",
 }
 
 _KEY = ("pillow", "numpy", "pyarrow", "torch", "timm", "webdataset", "huggingface_hub")

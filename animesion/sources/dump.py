@@ -47,7 +47,7 @@ class DumpOptions(Section):
 class DumpSource:
     """Posts of a metadata dump."""
 
-    Options = DumpOptions
+    Options: ClassVar[type[Section]] = DumpOptions
     summary: ClassVar[str] = "a danbooru2018-style dump: metadata JSON lines, image buckets, faces.tsv"
     remote: ClassVar[bool] = False
 

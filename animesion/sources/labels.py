@@ -42,7 +42,7 @@ class LabelsOptions(Section):
 class LabelsSource:
     """Images listed in label files."""
 
-    Options = LabelsOptions
+    Options: ClassVar[type[Section]] = LabelsOptions
     summary: ClassVar[str] = "label CSVs (class_id,BBBB/ID.jpg) with an image root; published splits kept"
     remote: ClassVar[bool] = False
 

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from animesion.config.settings import Section
 from animesion.dataset import label_files
 from animesion.errors import UsageError
 from animesion.schemas import Item
@@ -37,7 +38,7 @@ class MoeimoutoOptions(PublishedOptions):
 class MoeimoutoSource(PublishedFiles):
     """Faces of 173 anime characters."""
 
-    Options = MoeimoutoOptions
+    Options: ClassVar[type[Section]] = MoeimoutoOptions
     summary: ClassVar[str] = "moeimouto faces as released (folders NNN_name of face_*.png), or with label files"
     remote: ClassVar[bool] = False
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from animesion.config.settings import Section
 from animesion.dataset import label_files
 from animesion.errors import UsageError
 from animesion.schemas import DropReason, Item
@@ -52,7 +53,7 @@ class UltraFgvcOptions(PublishedOptions):
 class UltraFgvcSource(PublishedFiles):
     """Leaves of cultivars with the published split."""
 
-    Options = UltraFgvcOptions
+    Options: ClassVar[type[Section]] = UltraFgvcOptions
     summary: ClassVar[str] = "Cotton80, SoyLocal, SoyGlobal, SoyGene, SoyAgeing as downloaded; published splits kept"
     remote: ClassVar[bool] = False
 

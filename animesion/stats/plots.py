@@ -112,7 +112,7 @@ def _draw_lorenz(axes: Axes, counts: npt.NDArray[np.int64]) -> None:
         0.04,
         0.95,
         f"Gini {found.gini:.4f}\n{found.images:,} images in {found.classes:,} classes\n"
-        f"as diverse as {found.effective_classes:,.0f} equal classes",
+        f"{found.effective_classes:,.0f} effective classes",
         transform=axes.transAxes,
         va="top",
         fontsize=9,
