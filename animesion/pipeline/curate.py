@@ -94,7 +94,7 @@ def decide(
     keeper = [""] * len(keys)
     notes = _apply_decisions(keys, labels, recipe, reason)
 
-    # Before duplicates within the build, so that no dropped image has an already published one as its keeper.
+    # Before duplicates within the build, so that the keeper of a cluster is never dropped as already published.
     published_twins = published.twins(rows, _remaining(reason), others, recipe)
     if recipe.duplicates.action == "drop":
         for i, (how, twin) in published_twins.items():
@@ -105,7 +105,7 @@ def decide(
     duplicates = clusters.judge(_with_sample_digests(rows), _remaining(reason), labels, recipe)
     for i, verdict in duplicates.dropped.items():
         reason[i], detail[i], keeper[i] = verdict
-    # The search reports pairs that a curator confirmed as near duplicates; the reason names who decided.
+    # Clusters treat pairs that a curator confirmed like near duplicates; their reason differs.
     first_of_set = decisions.representatives(recipe.curate.decisions.same)
     for i in duplicates.dropped:
         confirmed = keys[i] in first_of_set and first_of_set[keys[i]] == first_of_set.get(keeper[i])
@@ -127,7 +127,7 @@ def decide(
     groups = _component_names(group_ids, keys)
 
     kept = _remaining(reason).tolist()
-    # An image with a new label says nothing about the published id of that label.
+    # A published id belongs to the source's label, not to a label that a decision gives.
     published_ids = [
         -1 if key in recipe.curate.decisions.label else class_id
         for key, class_id in zip(keys, rows["class_order"], strict=True)
