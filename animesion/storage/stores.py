@@ -55,7 +55,7 @@ def connect(url: str) -> tuple[Any, str]:
     """
     scheme, _, path = url.partition("://")
     if scheme not in SCHEMES:
-        raise UsageError(f"{shown(url)} has an unknown scheme: give s3://bucket/prefix, gs://... or file:///folder")
+        raise UsageError(f"{shown(url)} is not a supported store: use s3://bucket/prefix, gs://... or file:///folder")
     refuse_secrets(url)
     if scheme == "file" and not path.startswith("/"):
         raise UsageError(f"{shown(url)}: the path of a folder must be absolute, as in file:///data/published")

@@ -133,7 +133,7 @@ def garble_features(folder: Path) -> None:
         (damage_features, "features/ is missing"),
         (swap_features, "features/ is missing"),
         (garble_features, "features/ is missing"),
-        (damage_table, "curated.parquet is not the one"),
+        (damage_table, "curated.parquet does not match its SHA256SUMS"),
         (lambda folder: (folder / "SHA256SUMS").unlink(), "not a finished dataset"),
         (lambda folder: (folder / "dataset.json").unlink(), "dataset.json"),
     ],

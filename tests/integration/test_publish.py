@@ -112,7 +112,7 @@ def test_old_shards_in_a_folder_are_refused(small_dataset: Path, tmp_path: Path)
         ("ftp://host/x", (), "is not a destination"),
         ("s3://key:secret@bucket/x", (), "keys and options are not part of an address"),
         ("hf://only-a-name", (), "give hf://user/name"),
-        ("file://relative", (), "from the root on"),
+        ("file://relative", (), "must be absolute"),
         ("file:///tmp/x", ("--private",), "--private is for hf://"),
         ("file:///tmp/x", ("--tag", "v1"), "put v1 into the prefix"),
     ],

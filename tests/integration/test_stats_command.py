@@ -222,7 +222,7 @@ def test_class_folders_in_split_folders(tmp_path: Path) -> None:
 def test_what_cannot_be_counted(tmp_path: Path) -> None:
     assert "does not exist" in refused(tmp_path / "none")
     assert "no labelled image" in refused(tmp_path)
-    assert "has an unknown scheme" in refused("ftp://host/dataset")
+    assert "is not a supported store" in refused("ftp://host/dataset")
     (tmp_path / "classid_classname.csv").write_text("0,rin\n")
     assert "has class names but no counts" in refused(tmp_path / "classid_classname.csv")
     (tmp_path / "notes.txt").write_text("")

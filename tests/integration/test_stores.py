@@ -209,7 +209,7 @@ def test_a_folder_by_its_url(world: Path, local: Path, tmp_path: Path) -> None:
         ("s3://no-such-bucket/x", (), "s3://no-such-bucket/x: the bucket does not exist"),
         ("s3://key:word@shelf/x", (), "keys and options are not part of an address"),
         ("s3:///x", (), "has no bucket"),
-        ("file://x/y", (), "from the root on"),
+        ("file://x/y", (), "must be absolute"),
         ("ftp://host/x", (), "is not a destination"),
         ("hf://user/name", (), "`animesion publish FOLDER --to` that URL"),
         ("datasets/x", ("--work", "y"), "--work is only for outputs that are URLs"),
