@@ -170,7 +170,7 @@ def test_a_dataset_that_is_being_rebuilt_is_no_dataset(tmp_path: Path) -> None:
     animesion.build(recipe(root), out, workers=1)
     assert "class folder 'empty' is empty" in (out / "dataset.json").read_text()
     animesion.build(recipe(root, "classes.cap=3"), out, workers=1, until="pack", replace=True)
-    with pytest.raises(UsageError, match="no built dataset"):
+    with pytest.raises(UsageError, match="not a built dataset"):
         animesion.open_dataset(out)
     with pytest.raises(UsageError, match="no stage 'pck'"):
         animesion.build(recipe(root), out, until="pck")
