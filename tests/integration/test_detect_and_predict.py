@@ -409,7 +409,7 @@ def test_predict_names_faces_and_with_or_whole_the_image(tmp_path: Path) -> None
     [
         (["--detector", "onnx"], "needs the file detector.onnx, which is not installed; install it with"),
         (["--detector", "onnx", "--set", "scor=1"], "unknown key 'scor'; did you mean 'score'"),
-        (["--detector", "onnx", "--set", "score"], "--set 'score' is not of the form"),
+        (["--detector", "onnx", "--set", "score"], "--set 'score' does not have the form"),
         (["--detector", "boxes"], "needs the boxes of a source"),
         (["--all-faces"], "need a --detector"),
     ],

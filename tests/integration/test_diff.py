@@ -129,5 +129,5 @@ def test_card_of_a_damaged_dataset(folder: Path) -> None:
     facts = json.loads((folder / "dataset.json").read_bytes())
     del facts["long_tail"]
     (folder / "dataset.json").write_text(json.dumps(facts))
-    with pytest.raises(UsageError, match="lacks what the card tells"):
+    with pytest.raises(UsageError, match="lacks values of the card"):
         CliRunner().invoke(card, [str(folder)], catch_exceptions=False)
