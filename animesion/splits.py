@@ -16,6 +16,18 @@ import numpy.typing as npt
 
 SPLITS = ("train", "val", "test")
 
+#: Name of a split as folders and tables have it, in lower case -> the split.
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+
 
 @dataclass(frozen=True)
 class Assignment:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from datetime import timedelta
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 _NOTES = 8
 
 _STAGES = ("fetch", "inspect", "curate", "pack", "finalize")
+
+
+#: Recipes for data of any kind, whose names say nothing of it.
+_FOR_ANY_DATA = frozenset({"booru", "folder", "urls"})
 
 
 @click.command(
@@ -74,6 +79,8 @@ def build(
         import json
 
         overrides = (*overrides, f"duplicates.against={json.dumps(against, ensure_ascii=False)}")
+    if out and recipe in _FOR_ANY_DATA and not sample:  # such a dataset is called after its place, if nothing names it
+        overrides = (f"name={_name_of(out)}", *overrides)
     chosen = load(recipe, overrides, sample=sample)
     from animesion.pipeline import runner
     from animesion.storage import stores
@@ -111,6 +118,12 @@ def build(
         click.echo(json.dumps({"out": str(result.out), "classes": len(result.classes), **fields}, ensure_ascii=False))
     else:
         _print_funnel(chosen, result, time.perf_counter() - start)
+
+
+def _name_of(out: str) -> str:
+    """A dataset's name from the last part of its folder or URL: letters, digits, `.`, `_` and `-`."""
+    last = out.rstrip("/").rpartition("/")[2]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-._")[:64] or "dataset"
 
 
 def _print_funnel(recipe: Recipe, result: BuildResult, seconds: float) -> None:

@@ -1,6 +1,6 @@
-"""The source for class folders: `ROOT/<class>/**/<image>`, or a tar or zip of them, local or in a bucket.
+"""Folders of images in any layout that people have, a tar or zip of them, on this machine or in a bucket.
 
-Archives are read in place, member by member, and never extracted, so a member's name cannot escape to the file system.
+Which folder is the label is decided in `animesion.dataset.layouts`, which files there are in `file_tree`.
 """
 
 from __future__ import annotations
@@ -9,75 +9,62 @@ import contextlib
 import json
 import os
 import re
-import stat
-import tarfile
-import zipfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import IO, ClassVar
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import PurePosixPath
+from typing import ClassVar
 
 from pydantic import Field, field_validator
 
 from animesion.config.settings import Section
-from animesion.errors import AnimesionError, UsageError
+from animesion.dataset import layouts
+from animesion.errors import UsageError
 from animesion.schemas import DropReason, Item, Payload
-from animesion.sources import clean_text, file_key
-from animesion.sources.image_root import read_file
-from animesion.sources.stored import PathOrUrl, StoredPlace, place
+from animesion.sources import clean_text, families, file_key
+from animesion.sources.file_tree import Entry, FileTree
+from animesion.sources.stored import PathOrUrl
 
-#: Read-ahead in bytes from a bucket: headers are spread all over a tar, while members of a zip are read one by one.
-_TAR_BLOCK, _ZIP_BLOCK = 8 << 20, 256 << 10
-
-_HIDDEN = {"thumbs.db", "desktop.ini", "__macosx"}
-_DIGEST_STEM = r"(?:.*[-_])?((?:[0-9a-f]{64}|[0-9a-f]{40}|[0-9a-f]{32})(?![0-9a-f]))(?:[-_.].*)?"
+#: Groups of classes with similar names that a note lists.
+_NAMED = 3
 
 
 class FolderOptions(Section):
     """Options of the `folder` source."""
 
-    path: PathOrUrl = Field(description="folder of class folders, or a .tar or .zip of them; may be s3:// or gs://")
-    family: str = Field(
-        _DIGEST_STEM,
-        description="regular expression for a file's stem; images with equal first groups are of one post and stay in "
-        "one split. The default matches names with a digest, such as <md5>-<k>.jpg; empty for none",
+    path: PathOrUrl = Field(description="folder of images, or a .tar or .zip of it; may be s3:// or gs://")
+    label_level: int = Field(
+        0,
+        ge=-16,
+        le=16,
+        description="which folder is the class: 1 for the first below the path, -1 for the one that holds the image; "
+        "0 to find out",
+    )
+    pattern: str = Field(
+        "",
+        description="regular expression for paths below the path, with a group named `class`, and maybe `split` and "
+        "`group`, such as '(?P<split>[^/]+)/(?P<class>[^/]+)/.*'",
+    )
+    family: families.Family = "auto"
+    encoding: str = Field(
+        "", description="of the names in a zip that does not state it, such as cp932; empty to find out"
     )
     max_bytes: int = Field(64 * 1024 * 1024, ge=1, description="larger files are dropped unread")
 
-    @field_validator("family")
+    @field_validator("pattern")
     @classmethod
-    def _one_group(cls, value: str) -> str:
-        try:
-            groups = re.compile(value).groups
-        except re.error as error:
-            raise ValueError(f"not a regular expression: {error}") from None
-        if value and groups < 1:
-            raise ValueError("the regular expression needs a group, such as '(.+)-[0-9]+'")
+    def _has_a_class(cls, value: str) -> str:
+        names = _compiled(value).groupindex.keys()
+        if value and "class" not in names:
+            raise ValueError("the regular expression needs a group named class, such as '(?P<class>[^/]+)/.*'")
         return value
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """A file in the folder or archive.
-
-    Attributes:
-        name: POSIX path; bytes that are not UTF-8 are surrogates.
-        locator: path, or position in the archive, with size and time stamp.
-        failure: drop reason of a file that cannot be read; empty otherwise.
-        detail: description of the failure.
-    """
-
-    name: str
-    locator: dict[str, int | str]
-    failure: str = ""
-    detail: str = ""
-
-
 class FolderSource:
-    """Images in class folders."""
+    """Images in folders."""
 
     Options = FolderOptions
-    summary: ClassVar[str] = "class folders, or a tar or zip of them"
+    summary: ClassVar[str] = "class folders, split folders, metadata tables or sidecars; or a tar or zip of them"
     remote: ClassVar[bool] = False
 
     def __init__(self, options: FolderOptions) -> None:
@@ -85,257 +72,103 @@ class FolderSource:
         self.notes: list[str] = []
 
     def session(self) -> contextlib.AbstractContextManager[object]:
-        """An empty context."""
+        """Nothing needs to be held open."""
         return contextlib.nullcontext()
 
     def items(self) -> Iterator[Item]:
-        """One item per file, sorted by name; files outside a class folder have no label."""
-        root = place(self.options.path, "source.path")
-        if not root.exists():
-            raise UsageError(f"source.path: {root} not found")
-        entries = self._entries(root)
-        prefix = _common_root(entries) if root.is_file() else ""
-        family = re.compile(self.options.family) if self.options.family else None
+        """One item per file that the layout counts, sorted by name."""
+        tree = self._tree()
+        listing = tree.listing()
+        if not listing.entries:
+            raise UsageError(f"source.path: {tree.root} holds no files")
+        by_name = {entry.name: entry for entry in [*listing.hidden, *listing.entries]}
+
+        def content(path: str) -> bytes:
+            [payload] = tree.read([by_name[path].locator])
+            return payload.content
+
+        layout = layouts.understand(
+            [entry.name for entry in listing.entries if entry.failure != DropReason.UNSAFE_PATH],
+            content,
+            f"source.path: {tree.root}",
+            label_level=self.options.label_level,
+            pattern=self.options.pattern,
+            hidden=[entry.name for entry in listing.hidden],
+        )
+        self.notes += [layout.summary, *listing.notes]
+        self._note_similar(layout.classes)
+        yield from self._items(layout, listing.entries, f"{layout.root}/" if tree.is_archive and layout.root else "")
+
+    def read(self, items: Sequence[Item]) -> Iterator[Payload]:
+        """Read files, or the members of an archive that is opened once."""
+        yield from self._tree().read([json.loads(item.locator) for item in items])
+
+    def _tree(self) -> FileTree:
+        return FileTree(self.options.path, self.options.max_bytes, self.options.encoding)
+
+    def _items(self, layout: layouts.Layout, entries: Iterable[Entry], prefix: str) -> Iterator[Item]:
+        """Items of the files that the layout counts, and of those with an unsafe name, which nothing may vanish for."""
+        unread = layouts.Reading()
+        counted = [
+            entry for entry in entries if entry.name in layout.readings or entry.failure == DropReason.UNSAFE_PATH
+        ]
+        readings = [layout.readings.get(entry.name, unread) for entry in counted]
+        labels = [tuple(clean_text(label) for label in reading.labels) for reading in readings]
+        known = families.tokens(
+            [PurePosixPath(entry.name).stem for entry in counted],
+            [each[0] if each else "" for each in labels],
+            self.options.family,
+        )
         seen: dict[str, int] = {}
-        folder_of: dict[str, str] = {}
-        entries.sort(key=lambda entry: os.fsencode(entry.name))
-        if not entries:
-            raise UsageError(f"source.path: {root} contains no files")
-        for order, entry in enumerate(entries):
-            repeat = seen[entry.name] = seen.get(entry.name, -1) + 1  # an archive may repeat a name
-            path = PurePosixPath(entry.name.removeprefix(prefix))
+        for order, (entry, reading) in enumerate(zip(counted, readings, strict=True)):
+            repeat = seen[entry.name] = seen.get(entry.name, -1) + 1  # an archive may hold one name twice
             raw = os.fsencode(entry.name) + (b"\0%d" % repeat if repeat else b"")
-            match = family.fullmatch(path.stem) if family else None
-            label = clean_text(path.parts[0]) if len(path.parts) > 1 else ""
-            if label and folder_of.setdefault(label, path.parts[0]) != path.parts[0]:
-                self._note_once(
-                    f"folders whose names differ only in spaces or the encoding of accents are one class: '{label}'"
-                )
+            group = (f"group:{clean_text(reading.group)}",) if reading.group else ()
+            fields = {name: clean_text(value, 2000) for name, value in reading.fields.items()}
             yield Item(
-                key=file_key("folder", raw, path.stem),
+                key=file_key("folder", raw, PurePosixPath(entry.name).stem),
                 source="folder",
-                source_id=clean_text(str(path), 1000),
+                source_id=clean_text(entry.name.removeprefix(prefix), 1000),
                 locator=json.dumps(entry.locator),
                 order=order,
-                labels=(label,) if label else (),
-                families=(f"file:{match[1]}",) if match and match[1] else (),
+                labels=labels[order],
+                families=(*group, *known[order]),
+                split=reading.split,
+                rating=fields.get("rating", "")[:1].lower(),
+                author=fields.get("author", ""),
+                page_url=fields.get("page_url", ""),
+                file_url=fields.get("file_url", ""),
+                licence=fields.get("licence", ""),
                 failure=entry.failure,
                 detail=entry.detail,
             )
 
-    def read(self, items: Sequence[Item]) -> Iterator[Payload]:
-        """Read files, or members of an archive, which is opened once."""
-        root = place(self.options.path, "source.path")
-        where = [json.loads(item.locator) for item in items]
-        if isinstance(root, StoredPlace) and root.is_dir():
-            yield from root.contents([(each["path"], each["size"]) for each in where], self.options.max_bytes)
-        elif isinstance(root, Path) and root.is_dir():
-            for each in where:
-                yield read_file(root / each["path"], self.options.max_bytes)
-        elif _is_zip(root):
-            with _open(root) as file, zipfile.ZipFile(file) as archive:
-                for each in where:
-                    yield self._read_zipped(archive, each["index"])
-        else:
-            places = [(each["offset"], each["size"]) for each in where]
-            for content, (_, size) in zip(_pieces(root, places), places, strict=True):
-                short = len(content) < size
-                yield (
-                    Payload(reason=DropReason.FETCH_FAILED, detail="the archive is truncated")
-                    if short
-                    else Payload(content)
-                )
-
-    def _entries(self, root: Path | StoredPlace) -> list[_Entry]:
-        if isinstance(root, StoredPlace) and root.is_dir():
-            return self._stored(root)
-        if isinstance(root, Path) and root.is_dir():
-            return self._walk(root)
-        if _is_zip(root):
-            return self._zip_members(root)
-        if root.name.endswith((".gz", ".tgz", ".xz", ".bz2", ".zst")):
-            raise UsageError(
-                f"source.path: {root} is compressed as a whole; unpack it to a plain .tar or a folder first"
+    def _note_similar(self, classes: Sequence[str]) -> None:
+        """Name the classes that differ in case, blanks, `_` or width only, and those that are one after cleaning."""
+        alike: dict[str, set[str]] = defaultdict(set)
+        merged: dict[str, set[str]] = defaultdict(set)
+        for name in classes:
+            merged[clean_text(name)].add(name)
+            plain = unicodedata.normalize("NFKC", name).casefold()
+            alike["".join(letter for letter in plain if not letter.isspace() and letter not in "_-")].add(
+                clean_text(name)
             )
-        try:
-            return self._tar_members(root)
-        except tarfile.ReadError:
-            raise UsageError(f"source.path: {root} is neither a folder nor a readable .tar or .zip") from None
-
-    def _stored(self, root: StoredPlace) -> list[_Entry]:
-        """Entries of a bucket, which has no folders, only names with slashes, and allows any name."""
-        entries: list[_Entry] = []
-        hidden: set[str] = set()
-        for name, size, stamp in root.files():
-            parts = name.split("/")
-            first = next((i for i, part in enumerate(parts) if part not in {".", ".."} and _is_hidden(part)), None)
-            if first is not None:
-                hidden.add("/".join(parts[: first + 1]))
-                continue
-            locator: dict[str, int | str] = {"path": name, "size": size, "stamp": stamp}
-            entries.append(_archive_entry(name, locator, self.options.max_bytes, regular=True))
-        self._note_hidden(len(hidden))
-        return entries
-
-    def _walk(self, root: Path) -> list[_Entry]:
-        entries: list[_Entry] = []
-        hidden = 0
-        visited: set[tuple[int, int]] = set()  # links to a parent folder are loops
-        for folder, folders, files in os.walk(root, followlinks=True):
-            relative = Path(folder).relative_to(root)
-            status = Path(folder).stat()
-            if (status.st_dev, status.st_ino) in visited:
-                folders.clear()
-                self.notes.append(f"folder '{clean_text(str(relative))}' was already read under another name: skipped")
-                continue
-            visited.add((status.st_dev, status.st_ino))
-            if relative.parts and ".receipts" in folders:
-                folders.clear()
-                self.notes.append(f"folder '{clean_text(str(relative))}' is the output of a build: skipped")
-                continue
-            folders.sort()
-            hidden += sum(_is_hidden(name) for name in [*folders, *files])
-            folders[:] = [name for name in folders if not _is_hidden(name)]
-            visible = [name for name in files if not _is_hidden(name)]
-            if len(relative.parts) == 1 and not visible and not folders:
-                self.notes.append(f"class folder '{clean_text(relative.parts[0])}' is empty")
-            for name in visible:
-                path = relative / name
-                entries.append(_file_entry(root / path, path, self.options.max_bytes))
-        self._note_hidden(hidden)
-        return entries
-
-    def _tar_members(self, root: Path | StoredPlace) -> list[_Entry]:
-        entries: list[_Entry] = []
-        hidden = 0
-        stamp = root.stat().st_mtime_ns if isinstance(root, Path) else root.stamp()
-        # errorlevel and `r:` keep tarfile to plain, uncompressed archives
-        with (
-            _open(root, _TAR_BLOCK) as file,
-            tarfile.open(fileobj=file, mode="r:", errors="surrogateescape") as archive,
-        ):
-            member = archive.next()
-            while member is not None:
-                archive.members = []  # type: ignore[attr-defined]  # a million headers would fill the memory
-                name = member.name.replace("\\", "/")
-                if not member.isdir():
-                    if any(_is_hidden(part) for part in PurePosixPath(name).parts if part not in {".", ".."}):
-                        hidden += 1
-                    else:
-                        locator: dict[str, int | str] = {"offset": member.offset_data, "size": member.size}
-                        locator["stamp"] = stamp
-                        regular = member.isreg() and not member.issparse()
-                        entries.append(_archive_entry(name, locator, self.options.max_bytes, regular=regular))
-                try:
-                    member = archive.next()
-                except (tarfile.TarError, ValueError, OverflowError) as error:
-                    raise UsageError(f"source.path: {root} is damaged after {name!r} ({error}); get it again") from None
-            self._check_end(root, file, archive.offset)
-        self._note_hidden(hidden)
-        return entries
-
-    def _check_end(self, root: Path | StoredPlace, file: IO[bytes], position: int) -> None:
-        """Check that the tar was read to its end: `tarfile` also stops at a damaged header, and would lose images."""
-        for offset in (position - tarfile.BLOCKSIZE, position):
-            file.seek(max(0, offset))
-            block = file.read(tarfile.BLOCKSIZE)
-            if block == bytes(tarfile.BLOCKSIZE):
-                return
-        if block:
-            raise UsageError(f"source.path: {root} has a damaged header at byte {position}; get it again")
-        self.notes.append(f"{root.name} has no end marker: it may be truncated")
-
-    def _zip_members(self, root: Path | StoredPlace) -> list[_Entry]:
-        entries: list[_Entry] = []
-        hidden = 0
-        with contextlib.ExitStack() as stack:
-            try:
-                archive = stack.enter_context(zipfile.ZipFile(stack.enter_context(_open(root))))
-            except zipfile.BadZipFile as error:
-                raise UsageError(f"source.path: {root} is a damaged zip ({error}); get it again") from None
-            for index, info in enumerate(archive.infolist()):
-                name = info.filename.replace("\\", "/")
-                if info.is_dir():
-                    continue
-                if any(_is_hidden(part) for part in PurePosixPath(name).parts if part not in {".", ".."}):
-                    hidden += 1
-                    continue
-                mode = info.external_attr >> 16
-                regular = not mode or stat.S_IFMT(mode) in {0, stat.S_IFREG}
-                locator: dict[str, int | str] = {"index": index, "size": info.file_size, "crc": info.CRC}
-                entries.append(_archive_entry(name, locator, self.options.max_bytes, regular=regular))
-        self._note_hidden(hidden)
-        return entries
-
-    def _note_once(self, note: str) -> None:
-        if note not in self.notes:
-            self.notes.append(note)
-
-    def _note_hidden(self, hidden: int) -> None:
-        if hidden:
-            self.notes.append(f"{hidden} hidden or system file(s) and folder(s) skipped")
-
-    def _read_zipped(self, archive: zipfile.ZipFile, index: int) -> Payload:
-        info = archive.infolist()[index]
-        try:
-            with archive.open(info) as file:
-                content = file.read(self.options.max_bytes + 1)  # the declared size may be wrong
-        except AnimesionError:  # of the store, not of this member
-            raise
-        except Exception as error:  # zlib, lzma and bz2 raise different errors for damage, and zipfile for encryption
-            return Payload(reason=DropReason.FETCH_FAILED, detail=clean_text(str(error), 120))
-        return Payload(content) if len(content) <= self.options.max_bytes else Payload(reason=DropReason.TOO_MANY_BYTES)
+        for label, spelt in merged.items():
+            if len(spelt) > 1:
+                self.notes.append(
+                    f"several folders are spelt alike but for blanks or accents and are one class: '{label}'"
+                )
+        groups = sorted(sorted(names) for names in alike.values() if len(names) > 1)
+        if groups:
+            shown = "; ".join(" and ".join(repr(name) for name in names) for names in groups[:_NAMED])
+            more = f"; and {len(groups) - _NAMED} more" if len(groups) > _NAMED else ""
+            self.notes.append(
+                f"classes whose names differ in case, blanks, _ or width only: {shown}{more}; label.rename joins them"
+            )
 
 
-def _open(root: Path | StoredPlace, block: int = _ZIP_BLOCK) -> IO[bytes]:
-    return root.open("rb") if isinstance(root, Path) else root.open(block)
-
-
-def _is_zip(root: Path | StoredPlace) -> bool:
-    with _open(root) as file:
-        return zipfile.is_zipfile(file)
-
-
-def _pieces(root: Path | StoredPlace, places: Sequence[tuple[int, int]]) -> Iterator[bytes]:
-    if isinstance(root, StoredPlace):
-        yield from root.pieces(places)
-        return
-    with root.open("rb") as file:
-        for offset, size in places:
-            file.seek(offset)
-            yield file.read(size)
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _HIDDEN
-
-
-def _file_entry(path: Path, relative: Path, max_bytes: int) -> _Entry:
-    name = relative.as_posix()
+def _compiled(value: str) -> re.Pattern[str]:
     try:
-        status = path.stat()
-    except OSError as error:
-        return _Entry(name, {"path": name}, DropReason.MISSING_FILE, os.strerror(error.errno or 0))
-    locator: dict[str, int | str] = {"path": name, "size": status.st_size, "stamp": status.st_mtime_ns}
-    if not stat.S_ISREG(status.st_mode):
-        return _Entry(name, locator, DropReason.NOT_A_REGULAR_FILE)
-    return _Entry(name, locator, DropReason.TOO_MANY_BYTES if status.st_size > max_bytes else "")
-
-
-def _archive_entry(name: str, locator: dict[str, int | str], max_bytes: int, *, regular: bool) -> _Entry:
-    parts = PurePosixPath(name).parts
-    failure = ""
-    if name.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:/", name):
-        failure = DropReason.UNSAFE_PATH
-    elif not regular:
-        failure = DropReason.NOT_A_REGULAR_FILE
-    elif int(locator["size"]) > max_bytes:
-        failure = DropReason.TOO_MANY_BYTES
-    return _Entry(str(PurePosixPath(name)), locator, failure)
-
-
-def _common_root(entries: Sequence[_Entry]) -> str:
-    """`name/` if all files of an archive are below one folder of folders, else an empty string."""
-    paths = [PurePosixPath(entry.name).parts for entry in entries if not entry.failure]
-    tops = {parts[0] for parts in paths}
-    return f"{tops.pop()}/" if len(tops) == 1 and all(len(parts) > 2 for parts in paths) else ""
+        return re.compile(value)
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from None

@@ -15,7 +15,7 @@ from animesion.config.settings import Section
 from animesion.dataset import label_files
 from animesion.errors import UsageError
 from animesion.schemas import Box, Item, Payload
-from animesion.sources import clean_text, faces, file_key
+from animesion.sources import clean_text, faces, families, file_key
 from animesion.sources.image_root import ImageRoot
 from animesion.sources.stored import PathOrUrl
 
@@ -36,6 +36,7 @@ class LabelsOptions(Section):
         "https://danbooru.donmai.us/posts/{id}",
         description="page of an image whose path has DAF:re's form BBBB/ID.jpg; empty for none",
     )
+    family: families.Family = "auto"
     max_bytes: int = Field(64 * 1024 * 1024, ge=1, description="larger files are dropped unread")
 
 
@@ -61,13 +62,15 @@ class LabelsSource:
         table = faces.load(Path(self.options.faces)) if self.options.faces else None
         self._check_names(names)
         seen: dict[str, int] = {}
-        order = 0
+        rows = []
         for split, path in files:
-            rows = label_files.read_labels(path)
-            for class_id, name in zip(rows.class_ids.tolist(), rows.paths, strict=True):
-                seen[name] = seen.get(name, 0) + 1
-                yield self._item(root, name, class_id, names, split, order, seen[name], table)
-                order += 1
+            labels = label_files.read_labels(path)
+            rows += [(split, *row) for row in zip(labels.class_ids.tolist(), labels.paths, strict=True)]
+        stems = [PurePosixPath(name.replace("\\", "/")).stem for _, _, name in rows]
+        known = families.tokens(stems, [str(class_id) for _, class_id, _ in rows], self.options.family)
+        for order, (split, class_id, name) in enumerate(rows):
+            seen[name] = seen.get(name, 0) + 1
+            yield self._item(root, name, class_id, names, split, order, seen[name], table, known[order])
         repeated = sum(1 for times in seen.values() if times > 1)
         if repeated:
             self.notes.append(f"{repeated} path(s) occur in the label files more than once")
@@ -92,6 +95,11 @@ class LabelsSource:
         if {"train", "train_val"} <= {file.stem for _, file in files}:
             raise UsageError(
                 f"source.labels: {path} contains train.csv and train_val.csv; set source.labels to one of them"
+            )
+        if path.is_dir() and not {"train", "train_val"} & {file.stem for _, file in files}:
+            there = ", ".join(file.name for _, file in files)
+            self.notes.append(
+                f"source.labels: {path} contains {there} but no train.csv: the dataset will have no training images"
             )
         sibling = path.parent / label_files.NAMES_FILE if path.is_file() else None
         chosen = Path(self.options.names).expanduser() if self.options.names else names or sibling
@@ -119,6 +127,7 @@ class LabelsSource:
         order: int,
         times: int,
         table: faces.FaceTable | None,
+        family: tuple[str, ...],
     ) -> Item:
         post = danbooru_id(name)
         key = f"danbooru-{post}" if post else file_key("labels", name.encode(), PurePosixPath(name).stem)
@@ -131,7 +140,7 @@ class LabelsSource:
             locator=json.dumps(found or {"path": name}),
             order=order,
             labels=(clean_text(names.get(class_id, f"class-{class_id}")),),
-            families=(f"post:{post}",) if post else (),
+            families=(f"post:{post}",) if post else family,
             boxes=whole if table is None else table.boxes.get(int(post or -1), ()),
             split=split,
             class_order=class_id,

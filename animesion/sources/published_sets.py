@@ -8,9 +8,12 @@ repositories.
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from pydantic import Field
@@ -18,7 +21,8 @@ from pydantic import Field
 from animesion.config.settings import Section
 from animesion.errors import UsageError
 from animesion.schemas import DropReason, Item, Payload
-from animesion.sources.folder import FolderOptions, FolderSource
+from animesion.sources import clean_text, file_key
+from animesion.sources.file_tree import Entry, FileTree
 from animesion.sources.stored import PathOrUrl
 
 #: Percentage of a class's training images that stay in train when val is held out: the first ones, in file order.
@@ -195,10 +199,10 @@ class PublishedOptions(Section):
 
 
 class PublishedFiles:
-    """Base class of readers: the files of a download, in a folder or an archive, read by `FolderSource`."""
+    """The files of a download, in a folder or an archive; readers of sets build on it."""
 
     def __init__(self, options: PublishedOptions) -> None:
-        self._folder = FolderSource(FolderOptions(path=options.path, family="", max_bytes=options.max_bytes))
+        self._options = options
         self.notes: list[str] = []
 
     def session(self) -> contextlib.AbstractContextManager[object]:
@@ -207,20 +211,44 @@ class PublishedFiles:
 
     def read(self, items: Sequence[Item]) -> Iterator[Payload]:
         """The bytes of each item."""
-        return self._folder.read(items)
+        return self._tree().read([json.loads(item.locator) for item in items])
 
     def files(self) -> dict[str, Item]:
-        """Files by path, sorted."""
+        """Every file by its path below the folders that all files share, sorted."""
+        listing = self._tree().listing()
+        if not listing.entries:
+            raise UsageError(f"source.path: {self._options.path} holds no files")
+        prefix = _wrapper(listing.entries) if self._tree().is_archive else ""
         found: dict[str, Item] = {}
         repeated = 0
-        for item in self._folder.items():
-            repeated += item.source_id in found
-            found.setdefault(item.source_id, item)
+        for order, entry in enumerate(listing.entries):
+            path = clean_text(entry.name.removeprefix(prefix), 1000)
+            repeated += path in found
+            item = Item(
+                key=file_key("folder", os.fsencode(entry.name), PurePosixPath(path).stem),
+                source="folder",
+                source_id=path,
+                locator=json.dumps(entry.locator),
+                order=order,
+                failure=entry.failure,
+                detail=entry.detail,
+            )
+            found.setdefault(path, item)
         if repeated:
-            self.notes.append(f"{repeated} path(s) occur in the archive more than once: the first of each is used")
-        # a folder without images is not an empty class here
-        self.notes += [note for note in self._folder.notes if not note.startswith("class folder")]
+            self.notes.append(f"{repeated} path(s) occur in the archive more than once: the first of each was taken")
+        # a folder without images is no empty class here
+        self.notes += [note for note in listing.notes if not note.startswith("class folder")]
         return found
+
+    def _tree(self) -> FileTree:
+        return FileTree(self._options.path, self._options.max_bytes)
+
+
+def _wrapper(entries: Sequence[Entry]) -> str:
+    """`name/` when everything in an archive is below one folder that holds only folders, else an empty string."""
+    paths = [PurePosixPath(entry.name).parts for entry in entries if not entry.failure]
+    tops = {parts[0] for parts in paths}
+    return f"{tops.pop()}/" if len(tops) == 1 and all(len(parts) > 2 for parts in paths) else ""
 
 
 def hold_out_validation(items: Sequence[Item]) -> list[Item]:

@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from animesion.dataset import class_folders, label_files
+from animesion.dataset import label_files
 from animesion.dataset.label_files import ClassCounts, LabelFiles, LabelTable
 from animesion.errors import UsageError
+from animesion.sources import class_folders
 
 SPLITS = ("train", "val", "test")
 
@@ -172,10 +173,8 @@ def _labels(folder: Path, there: LabelFiles) -> Counted:
 
 
 def _folders(root: Path) -> Counted:
-    sizes = {
-        split: {name: len(images) for name, images in found.images.items()}
-        for split, found in class_folders.read(root).items()
-    }
+    found = class_folders.read(root)
+    sizes = {split: {name: len(images) for name, images in classes.items()} for split, classes in found.splits.items()}
     names = sorted(set().union(*sizes.values()))
     ids = {name: i for i, name in enumerate(names)}
     splits = {split: {ids[name]: n for name, n in counts.items()} for split, counts in sizes.items()}

@@ -30,6 +30,7 @@ SETS: dict[str, tuple[list[str], int, dict[str, int], int, str]] = {
 }
 OTHERS = {
     "daf-re-full": ["source.posts=200", "classes.minimum=5"],
+    "booru": ["source.posts=200"],
     "folder": ["source.classes=3"],
     "urls": ["source.posts=200"],
     "cultivar": ["source.classes=3"],

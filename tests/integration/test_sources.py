@@ -68,7 +68,7 @@ def test_names_with_unicode_spaces_newlines_and_case_twins(tmp_path: Path) -> No
     put(tmp_path, os.fsdecode(b"a/\xff\xfe.jpg"))
     source, items = listing("folder", f"source.path={tmp_path}")
     assert len(items) == 6  # `..jpg.jpg` starts with a dot: hidden, and said so
-    assert "hidden" in source.notes[0]
+    assert any("hidden" in note for note in source.notes)
     assert "a/line break.jpg" in items
     assert all(item.key.isascii() and len(item.key) <= 80 for item in items.values())
     assert all(not payload.reason for payload in contents(source, items.values()))
@@ -160,12 +160,13 @@ def test_hostile_tars_lose_only_their_hostile_members(tmp_path: Path) -> None:
         ("C:/windows.jpg", "unsafe path"),
         ("a/../../escape.jpg", "unsafe path"),
         ("a/device.jpg", "not a regular file"),
-        ("a/hard.jpg", "not a regular file"),
         ("a/link.jpg", "not a regular file"),
     ]
     good = [item for item in items if not item.failure]
     assert len({item.key for item in items}) == len(items) == 10
-    assert {payload.content for payload in source.read(good)} == {jpeg(c) for c in ("red", "blue", "green", "white")}
+    contents = [(item.source_id, payload.content) for item, payload in zip(good, source.read(good), strict=True)]
+    assert {content for _, content in contents} == {jpeg(c) for c in ("red", "blue", "green", "white")}
+    assert ("a/hard.jpg", jpeg("blue")) in contents  # a hard link is another name of the file that came before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set.tar"]
 
 

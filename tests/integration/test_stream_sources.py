@@ -104,7 +104,7 @@ def test_class_folders(tmp_path: Path) -> None:
     root = world(tmp_path / "w", {"b": 3, "a": 2, "empty": 0, ".hidden": 1})
     (root / "a" / "notes.txt").write_text("no image")
     data = open_data(root)
-    assert data.classes == ("a", "b", "empty")
+    assert data.classes == ("a", "b")
     assert list(data.select("all").keys) == ["a/0.jpg", "a/1.jpg", "b/0.jpg", "b/1.jpg", "b/2.jpg"]
     assert data.select("all").labels.tolist() == [0, 0, 1, 1, 1]
     assert open_data(root, classes=["x", "b", "a", "empty"]).select("all").labels.tolist() == [2, 2, 1, 1, 1]
@@ -159,12 +159,12 @@ def test_label_files(tmp_path: Path) -> None:
 def test_what_holds_no_images_is_refused(tmp_path: Path) -> None:
     for path, why in (
         (tmp_path / "none", "folder or label CSV .*none not found"),
-        (tmp_path, "contains no class folders"),
+        (tmp_path, "holds no image files"),
     ):
         with pytest.raises(UsageError, match=why):
             open_data(path)
     (tmp_path / "a").mkdir()
-    with pytest.raises(UsageError, match="folders without images"):
+    with pytest.raises(UsageError, match="holds no image files"):
         open_data(tmp_path)
 
 

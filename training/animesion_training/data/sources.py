@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 import animesion
-from animesion.dataset import class_folders, label_files
+from animesion.dataset import label_files
 from animesion.dataset.dataset import Dataset
 from animesion.errors import UsageError
+from animesion.sources import class_folders
 from animesion_training.data.files import Files, LocalFiles
 from animesion_training.data.samples import DataSplits, Samples
 from animesion_training.data.seeds import IntArray
@@ -99,20 +100,16 @@ def _digests(column: pa.ChunkedArray, path: str) -> npt.NDArray[np.uint8]:
 
 def _from_class_folders(root: Path, classes: Sequence[str] | None) -> DataSplits:
     folders = class_folders.read(root)
-    found = sorted({name for split in folders.values() for name in split.images})
-    if not found:
-        raise UsageError(f"{root} contains no class folders, label CSVs or dataset.json: give a folder that does")
+    found = sorted({name for split in folders.splits.values() for name in split})
     names = tuple(classes) if classes is not None else tuple(found)
     if unknown := sorted(set(found) - set(names)):
         raise UsageError(f"{root} has the folder {unknown[0]!r}, which is not one of the {len(names)} given classes")
     ids = {name: i for i, name in enumerate(names)}
     splits = {}
-    for split, part in folders.items():
-        paths = [f"{name}/{path}" for name, images in part.images.items() for path in images]
-        labels = [ids[name] for name, images in part.images.items() for _ in images]
-        splits[split] = _from_paths(split, part.root, paths, np.array(labels, dtype=np.int64))
-    if not any(len(samples) for samples in splits.values()):
-        raise UsageError(f"{root} has folders without images: images end in .jpg, .png, .webp or similar")
+    for split, images in folders.splits.items():
+        paths = [path for name in images for path in images[name]]
+        labels = [ids[name] for name in images for _ in images[name]]
+        splits[split] = _from_paths(split, root, paths, np.array(labels, dtype=np.int64))
     return DataSplits(str(root), names, splits)
 
 

@@ -1,0 +1,237 @@
+"""Side files that carry labels: tables beside the images (the imagefolder convention), and one file per image.
+
+The files per image are those that gallery-dl, waifuc and booru downloaders write: `x.jpg.json`, `x.json`,
+`.x_meta.json` with a post's metadata, `x.txt` with a caption. Only what is said of labels and origin is read.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from animesion.dataset import text_tables
+from animesion.errors import UsageError
+from animesion.splits import SPLIT_NAMES
+
+#: Names of tables that describe the images beside and below them.
+TABLES = frozenset({"metadata.csv", "metadata.jsonl", "metadata.parquet", "_classes.csv"})
+
+_SUFFIXES = (".json", ".txt", ".caption")
+_MOST_JSON = 1 << 20  # bytes; a post's metadata is some thousand
+
+_FILE = ("file_name", "filename", "file", "path", "image", "image_path", "image_file")
+_LABEL = ("label", "class", "class_name", "category", "character", "species", "cultivar", "labels")
+_SPLIT = ("split", "subset", "partition", "set")
+_GROUP = ("group", "post", "post_id", "work", "family")
+
+#: Keys of a post's character tags, the surest first.
+_CHARACTERS = ("tag_string_character", "tags_character", "characters", "character", "label", "class")
+
+#: Field of ours -> keys that name it in a post's metadata.
+_FIELDS = {
+    "rating": ("rating",),
+    "author": ("tag_string_artist", "tags_artist", "artist", "author"),
+    "page_url": ("page_url", "post_url"),
+    "file_url": ("file_url", "url"),
+    "md5": ("md5",),
+    "licence": ("licence", "license"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Sidecar:
+    """What a file beside an image says of it."""
+
+    labels: tuple[str, ...] = ()
+    fields: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a table: the file's path relative to the table's folder, and what is said of it."""
+
+    file_name: str
+    labels: tuple[str, ...]
+    split: str
+    group: str
+    fields: Mapping[str, str]
+
+
+def tables(paths: Iterable[str]) -> list[str]:
+    """Paths of the tables among files, sorted."""
+    return sorted(path for path in paths if PurePosixPath(path).name.lower() in TABLES)
+
+
+def of_images(images: Sequence[str], paths: Iterable[str]) -> dict[str, str]:
+    """Sidecar -> its image, for the files that are named after an image in their folder."""
+    known = set(images)
+    by_stem = {str(PurePosixPath(path).with_suffix("")): path for path in reversed(images)}
+    found = {}
+    for path in paths:
+        if not path.lower().endswith(_SUFFIXES) or path in known:
+            continue
+        named = path.rpartition(".")[0]
+        folder, _, name = named.rpartition("/")
+        meta = re.fullmatch(r"\.(.+)_meta", name)  # waifuc's
+        if meta:
+            named = f"{folder}/{meta[1]}" if folder else meta[1]
+        image = named if named in known else by_stem.get(named)
+        if image:
+            found[path] = image
+    return found
+
+
+def read_all(side: Mapping[str, str], content: Callable[[str], bytes]) -> dict[str, Sidecar]:
+    """Image -> what its JSON sidecar says; text sidecars are captions and name no class."""
+    found: dict[str, Sidecar] = {}
+    for path, image in sorted(side.items()):
+        if path.lower().endswith(".json"):
+            sidecar = _of_json(content(path))
+            if sidecar and image not in found:
+                found[image] = sidecar
+    return found
+
+
+def _of_json(content: bytes) -> Sidecar | None:
+    """None for what is no JSON object of a reasonable size."""
+    try:
+        post = json.loads(content) if len(content) <= _MOST_JSON else None
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(post, dict):
+        return None
+    # waifuc keeps the post below the name of its site
+    layers = [post, *(value for value in post.values() if isinstance(value, dict) and "id" in value)]
+    labels: tuple[str, ...] = ()
+    for layer in layers:
+        labels = labels or next((_tags(layer[key]) for key in _CHARACTERS if key in layer and _tags(layer[key])), ())
+    fields = {}
+    for name, keys in _FIELDS.items():
+        values = (str(layer[key]) for layer in layers for key in keys if isinstance(layer.get(key), (str, int)))
+        if value := next(values, ""):
+            fields[name] = value
+    return Sidecar(labels, fields)
+
+
+def _tags(value: Any) -> tuple[str, ...]:
+    """Tags of a list, or of a text with blanks between them, or commas if it has any."""
+    if isinstance(value, str):
+        return tuple(tag.strip() for tag in value.split("," if "," in value else None) if tag.strip())
+    if isinstance(value, list):
+        return tuple(tag for tag in value if isinstance(tag, str) and tag)
+    return ()
+
+
+# -- tables ----------------------------------------------------------------------------------------------------------
+
+
+def read_table(path: str, content: bytes, place: str) -> Iterator[Row]:
+    """The rows of a table beside images.
+
+    Raises:
+        UsageError: it has no column for files or none for labels, or cannot be read.
+    """
+    where = f"{place}/{path}"
+    name = PurePosixPath(path).name.lower()
+    if name == "_classes.csv":
+        yield from _one_hot(content, where)
+        return
+    if name.endswith(".jsonl"):
+        records = list(_json_lines(content, where))
+    elif name.endswith(".parquet"):
+        records = _parquet(content, where)
+    else:
+        lines = text_tables.rows(text_tables.decoded(content, where), where)
+        header = next(lines, [])
+        records = [dict(zip(header, cells, strict=False)) for cells in lines]
+    header = list(dict.fromkeys(key for record in records for key in record))
+    file_key, label_key = _column(header, _FILE), _column(header, _LABEL)
+    if file_key is None:
+        raise UsageError(f"{where} has no column file_name, so its rows belong to no image: name the column so")
+    rest = [key for key in header if key != file_key]
+    label_key = label_key or (rest[0] if len(rest) == 1 else None)
+    if label_key is None:
+        raise UsageError(f"{where} has no column label (its columns are {', '.join(header[:8])}): name one so")
+    split_key, group_key = _column(header, _SPLIT), _column(header, _GROUP)
+    for record in records:
+        if not record.get(file_key):
+            continue
+        split = _text(record.get(split_key)) if split_key else ""
+        if split and split.lower() not in SPLIT_NAMES:
+            raise UsageError(
+                f"{where} has the split {split[:40]!r}, which is no name of train, val or test: correct it"
+            )
+        yield Row(
+            _relative(_text(record[file_key])),
+            _labels(record.get(label_key)),
+            SPLIT_NAMES.get(split.lower(), ""),
+            _text(record.get(group_key)) if group_key else "",
+            {name: _text(record[key]) for name, keys in _FIELDS.items() for key in keys if record.get(key)},
+        )
+
+
+def _column(header: Sequence[str], names: Sequence[str]) -> str | None:
+    at = text_tables.column(header, names)
+    return None if at is None else header[at]
+
+
+def _relative(name: str) -> str:
+    return name.replace("\\", "/").removeprefix("./")
+
+
+def _one_hot(content: bytes, where: str) -> Iterator[Row]:
+    """Roboflow's table: a file name, and a column of zeros and ones for each class."""
+    lines = text_tables.rows(text_tables.decoded(content, where), where)
+    header = next(lines, [])
+    file_at = text_tables.column(header, _FILE)
+    if file_at is None:
+        raise UsageError(f"{where} has no column filename: it is no table of classes as Roboflow writes it")
+    for cells in lines:
+        chosen = [name for i, name in enumerate(header) if i != file_at and i < len(cells) and cells[i] in {"1", "1.0"}]
+        if file_at < len(cells):
+            yield Row(_relative(cells[file_at]), tuple(chosen), "", "", {})
+
+
+def _json_lines(content: bytes, where: str) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(text_tables.decoded(content, where).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            raise UsageError(f"{where}, line {number} is no JSON: correct the row") from None
+        if not isinstance(record, dict):
+            raise UsageError(f"{where}, line {number} is no JSON object: correct the row")
+        yield record
+
+
+def _parquet(content: bytes, where: str) -> list[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        records: list[dict[str, Any]] = pq.read_table(io.BytesIO(content)).to_pylist()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UsageError(f"{where} cannot be read as Parquet ({str(error)[:120]}): write it again") from None
+    return records
+
+
+def _labels(value: Any) -> tuple[str, ...]:
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return tuple(text for each in values if (text := _text(each)))
+
+
+def _text(value: Any) -> str:
+    """A cell as text: whole floats without their point, booleans in lower case, nothing for None."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip()

@@ -1,0 +1,116 @@
+"""Which files come from one image or one post, by their names: copies, crops, pages of a work."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+#: What a stem begins or ends with when it is made from another image of the same class.
+_AFFIXES = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        r"(?P<base>.+?)(?:[._](?:jpe?g|png|webp|bmp))?\.rf\.[0-9a-z]{16,}",  # Roboflow
+        r"aug(?:mented)?[-_ ]?\d*[-_ ](?P<base>.+)",
+        r"(?P<base>.+?)[-_ ]aug(?:mented)?[-_ ]?\d*",
+        r"(?P<base>.+?)[-_ ](?:face|crop|head|person|part|patch|tile|box)[-_ ]?\d+",
+        r"(?P<base>.+?)[-_ ]?\(\d+\)",
+        r"(?P<base>.+?)[-_ ]+(?:copy|kopie|copie|copia)(?:[-_ ]?\(?\d+\)?)?",
+        r"(?P<base>.+?) - コピー(?: \(\d+\))?",
+        r"(?P<base>.+?)[-_ ](?:rot(?:ated?|ation)?|turn(?:ed)?)[-_ ]?-?\d*",
+        r"(?P<base>.+?)[-_ ](?:[hv]?flip(?:ped)?|mirror(?:ed)?|fliplr|flipud)",
+        r"(?P<base>.+?)[-_ ](?:resized?|scaled|blur(?:red)?|noisy?|bright(?:er|ness)?|dark(?:er)?|contrast)[-_ ]?\d*",
+        r"(?P<base>.+?)[-_ ](?:master|square|custom)\d{3,4}",  # pixiv's sizes
+    )
+)
+
+#: A digest of 32, 40 or 64 digits, wherever the stem has it: the post's file.
+_DIGEST = re.compile(r"(?:.*[-_])?((?:[0-9a-f]{64}|[0-9a-f]{40}|[0-9a-f]{32})(?![0-9a-f]))(?:[-_.].*)?")
+
+#: Page of a work on pixiv: at least six digits, so that `12_p1` of anything else is none.
+_PIXIV = re.compile(r"(?:.*[-_ ])?(\d{6,12})_p\d{1,3}")
+
+#: A post by its site and number.
+_POST = re.compile(
+    r"(?:.*[-_ ])?(danbooru|gelbooru|safebooru|yandere|yande\.re|konachan|zerochan|sankaku|rule34|pixiv)[-_ ](\d+)"
+    r"(?:[-_ .].*)?",
+    re.IGNORECASE,
+)
+
+
+def _checked(value: str) -> str:
+    if value in {"", "auto"}:
+        return value
+    try:
+        groups = re.compile(value).groups
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from None
+    if groups < 1:
+        raise ValueError("the regular expression needs a group, such as '(.+)-[0-9]+'")
+    return value
+
+
+#: Option of a source whose images have names.
+Family = Annotated[
+    str,
+    AfterValidator(_checked),
+    Field(
+        description="images of one family stay in one split. `auto` knows digests (<md5>-<k>.jpg), posts "
+        "(danbooru_<id>_face0), works (<work>_p0) and copies (aug_3_<name>, <name>_rot90, <name> (1)); or a regular "
+        "expression for a file's stem, whose equal first groups are a family; empty for none"
+    ),
+]
+
+
+def tokens(stems: Sequence[str], labels: Sequence[str], family: str = "auto") -> list[tuple[str, ...]]:
+    """The families of files by their stems; files that share a token come from one image or post.
+
+    Digests and numbers of posts count across classes. An affix such as `_rot90` counts within a class, and only where
+    some file has one: `1.jpg` in two folders are two images.
+
+    Args:
+        stems: file names without their suffix.
+        labels: class of each file; empty for none.
+        family: `auto`, a regular expression, or empty, as the option says.
+    """
+    if not family:
+        return [()] * len(stems)
+    if family != "auto":
+        compiled = re.compile(family)
+        matches = (compiled.fullmatch(stem) for stem in stems)
+        return [(f"file:{match[1]}",) if match and match[1] else () for match in matches]
+    found: list[str] = []
+    bases: list[str] = []
+    affixed: set[str] = set()
+    for stem, label in zip(stems, labels, strict=True):
+        base = _base(stem)
+        token = _post(base) or _post(stem)
+        found.append(token)
+        name = f"name:{label}/{base}"
+        bases.append(name)
+        if not token and base != stem:
+            affixed.add(name)
+    return [(token,) if token else (name,) if name in affixed else () for token, name in zip(found, bases, strict=True)]
+
+
+def _post(stem: str) -> str:
+    """Token of a digest or of a post's number; empty where the stem has neither."""
+    if match := _DIGEST.fullmatch(stem):
+        return f"file:{match[1]}"
+    if match := _PIXIV.fullmatch(stem):
+        return f"pixiv:{int(match[1])}"
+    if match := _POST.fullmatch(stem):
+        return f"post:{match[1].lower()}-{int(match[2])}"
+    return ""
+
+
+def _base(stem: str) -> str:
+    """The stem without what copies add to it."""
+    for _ in range(8):  # `x_face0 (1)_rot90`
+        match = next((match for affix in _AFFIXES if (match := affix.fullmatch(stem))), None)
+        if match is None:
+            return stem
+        stem = match["base"]
+    return stem

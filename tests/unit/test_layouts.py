@@ -1,0 +1,310 @@
+"""Every layout that people have is read rightly, or refused in a sentence, in whatever it is packed."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import animesion
+from animesion import sources
+from animesion.dataset import layouts
+from animesion.errors import UsageError
+from animesion.schemas import Item
+
+
+def understood(files: Iterable[str] | Mapping[str, bytes], **options: Any) -> layouts.Layout:
+    contents = files if isinstance(files, Mapping) else dict.fromkeys(files, b"")
+    hidden = [path for path in contents if path.rpartition("/")[2].startswith(".")]
+    return layouts.understand(
+        [path for path in contents if path not in hidden], contents.__getitem__, "faces/", hidden=hidden, **options
+    )
+
+
+def classes(layout: layouts.Layout) -> dict[str, tuple[str, str]]:
+    """Path -> class and split."""
+    return {path: ("/".join(reading.labels), reading.split) for path, reading in layout.readings.items()}
+
+
+TABLE = b"file_name,label\n1.png,rin\n2.png,miku\n"
+
+#: name -> files, what is understood of them, and how the sentence begins.
+LAYOUTS: dict[str, tuple[Mapping[str, bytes] | list[str], dict[str, tuple[str, str]], str]] = {
+    "class folders": (
+        ["miku/1.png", "rin/2.png", "README.md"],
+        {"miku/1.png": ("miku", ""), "rin/2.png": ("rin", "")},
+        "2 classes, by folder; 1 file beside the classes was left out",
+    ),
+    "class folders with folders in them": (
+        ["miku/1.png", "miku/more/3.png", "rin/2.png"],
+        {"miku/1.png": ("miku", ""), "miku/more/3.png": ("miku", ""), "rin/2.png": ("rin", "")},
+        "2 classes, by folder",
+    ),
+    "split folders": (
+        ["train/miku/1.png", "Valid/miku/2.png", "testing/rin/3.png", "data.yaml"],
+        {"train/miku/1.png": ("miku", "train"), "Valid/miku/2.png": ("miku", "val"), "testing/rin/3.png": ("rin", "test")},
+        "2 classes in splits train/val/test, by folder; 1 file",
+    ),
+    "one split": (["train/miku/1.png", "train/rin/2.png"],
+                  {"train/miku/1.png": ("miku", "train"), "train/rin/2.png": ("rin", "train")},
+                  "2 classes in splits train, by folder"),
+    "a common root": (
+        ["set/images/miku/1.png", "set/images/rin/2.png", "set/LICENSE.txt", "notes/readme.md"],
+        {"set/images/miku/1.png": ("miku", ""), "set/images/rin/2.png": ("rin", "")},
+        "2 classes, by folder below set/images/; 2 files",
+    ),
+    "a common root of splits": (
+        ["set/train/miku/1.png", "set/test/rin/2.png"],
+        {"set/train/miku/1.png": ("miku", "train"), "set/test/rin/2.png": ("rin", "test")},
+        "2 classes in splits train/test, by folder below set/",
+    ),
+    "splits in classes": (
+        ["miku/train/1.png", "miku/test/2.png", "rin/train/3.png"],
+        {"miku/train/1.png": ("miku", "train"), "miku/test/2.png": ("miku", "test"), "rin/train/3.png": ("rin", "train")},
+        "2 classes in splits train/test, by folder",
+    ),
+    "imagefolder": (
+        {"1.png": b"", "2.png": b"", "3.png": b"", "metadata.csv": TABLE},
+        {"1.png": ("rin", ""), "2.png": ("miku", ""), "3.png": ("", "")},
+        "2 classes, by metadata.csv; 1 images have no class (1 images are in no row",
+    ),
+    "imagefolder in splits": (
+        {"train/1.png": b"", "train/2.png": b"", "test/1.png": b"", "test/2.png": b"",
+         "train/metadata.jsonl": b'{"file_name": "1.png", "label": true}\n{"file_name": "2.png", "label": 3.0}\n',
+         "test/metadata.jsonl": b'{"file_name": "1.png", "label": true}\n{"file_name": "2.png", "label": "x"}\n'},
+        {"train/1.png": ("true", "train"), "train/2.png": ("3", "train"),
+         "test/1.png": ("true", "test"), "test/2.png": ("x", "test")},
+        "3 classes in splits train/test, by metadata.jsonl",
+    ),
+    "a table of a spreadsheet": (
+        {"img/1.png": b"", "2.png": b"",
+         "metadata.csv": "File Name; Class ;subset\r\nimg\\1.png;初音 ミク;training\r\n./2.png;'x';dev\r\n".encode("utf-16")},
+        {"img/1.png": ("初音 ミク", "train"), "2.png": ("'x'", "val")},
+        "2 classes in splits train/val, by metadata.csv",
+    ),
+    "Roboflow's table": (
+        {"train/1.png": b"", "train/2.png": b"", "train/_classes.csv": b"filename, miku, rin\n1.png, 1, 0\n2.png, 1, 1\n"},
+        {"train/1.png": ("miku", "train"), "train/2.png": ("miku/rin", "train")},
+        "2 classes in splits train, by _classes.csv",
+    ),
+    "flat with sidecars": (
+        {"1.jpg": b"", "1.jpg.json": b'{"tag_string_character": "miku rin", "rating": "g"}', "2.jpg": b"",
+         ".2_meta.json": b'{"danbooru": {"id": 2, "tag_string_character": "rin"}, "tags": {"solo": 0.9}}', "2.txt": b"solo"},
+        {"1.jpg": ("miku/rin", ""), "2.jpg": ("rin", "")},
+        "2 classes, by sidecar",
+    ),
+    "class folders with sidecars": (
+        {"miku/1.JPG": b"", "miku/1.JPG.json": b'{"rating": "q", "artist": "x"}', "miku/1.txt": b"solo", "rin/2.jpg": b""},
+        {"miku/1.JPG": ("miku", ""), "rin/2.jpg": ("rin", "")},
+        "2 classes, by folder",
+    ),
+    "images beside the classes": (
+        ["miku/1.png", "rin/2.png", "3.png"],
+        {"miku/1.png": ("miku", ""), "rin/2.png": ("rin", ""), "3.png": ("", "")},
+        "2 classes, by folder; 1 images have no class",
+    ),
+    "no suffixes": (["miku/1", "rin/2"], {"miku/1": ("miku", ""), "rin/2": ("rin", "")}, "2 classes, by folder"),
+    "days below classes": (
+        ["a/day1/1.png", "a/day2/2.png", "b/day1/3.png", "b/day2/4.png"],
+        {"a/day1/1.png": ("a", ""), "a/day2/2.png": ("a", ""), "b/day1/3.png": ("b", ""), "b/day2/4.png": ("b", "")},
+        "2 classes, by folder",
+    ),
+    "a class called test": (
+        ["test/1.png", "miku/2.png"], {"test/1.png": ("test", ""), "miku/2.png": ("miku", "")}, "2 classes, by folder"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts_are_understood(name: str) -> None:
+    files, expected, summary = LAYOUTS[name]
+    layout = understood(files)
+    assert classes(layout) == expected
+    assert layout.summary.startswith(summary), layout.summary
+
+
+def test_sidecars_say_where_images_come_from() -> None:
+    files, _, _ = LAYOUTS["class folders with sidecars"]
+    assert understood(files).readings["miku/1.JPG"].fields == {"rating": "q", "author": "x"}
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (["train/1.png", "test/2.png"], "in no class folder: add a metadata.csv"),
+        (["1.png", "2.png"], "nothing that names their classes"),
+        (["notes.md", "a/b.txt"], "holds no image files"),
+        (["re-zero/rem/1.png", "re-zero/ram/2.png", "fate/saber/3.png", "fate/rin/4.png"],
+         "2 classes by the first folder (fate, re-zero), or 4 by the second"),
+        (["train/a/1.png", "test/a/2.png", "extra/3.png"], "splits test, train with extra beside them, or 3 classes"),
+        ({"1.png": b"", "metadata.csv": b"label\nx\n"}, "has no column file_name"),
+        ({"1.png": b"", "metadata.csv": b"file_name,width,height\n1.png,3,4\n"}, "has no column label"),
+        ({"1.png": b"", "metadata.csv": b"file_name,label,split\n1.png,x,holdout\n"}, "has the split 'holdout'"),
+        ({"1.png": b"", "metadata.csv": b"file_name,label\nelsewhere.png,x\n"}, "names no file that is there"),
+        ({"1.png": b"", "metadata.csv": b"PK\3\4workbook"}, "is a workbook or zip"),
+        ({"1.png": b"", "metadata.jsonl": b'{"file_name": \n'}, "line 1 is no JSON"),
+    ],
+)  # fmt: skip
+def test_what_is_unclear_is_refused(files: Any, said: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        understood(files)
+    assert said in str(refused.value)
+
+
+def test_the_label_level_and_the_pattern_decide() -> None:
+    deep = ["re-zero/rem/1.png", "re-zero/ram/2.png", "fate/saber/3.png", "fate/rin/4.png"]
+    assert understood(deep, label_level=1).classes == ["fate", "re-zero"]
+    assert understood(deep, label_level=2).classes == understood(deep, label_level=-1).classes
+    assert understood(["train/1.png", "test/2.png"], label_level=1).classes == ["test", "train"]
+    splits = understood(["x/train/a/b/1.png", "x/test/a/c/2.png"], label_level=-1)
+    assert (splits.classes, splits.splits) == (["b", "c"], ["train", "test"])
+    named = understood(
+        ["v1_train_miku_07_1.png", "v1_test_rin_08_2.png", "stray.txt"],
+        pattern=r"v1_(?P<split>[a-z]+)_(?P<class>[a-z]+)_(?P<group>\d+)_.*",
+    )
+    assert classes(named) == {"v1_train_miku_07_1.png": ("miku", "train"), "v1_test_rin_08_2.png": ("rin", "test")}
+    assert [reading.group for reading in named.readings.values()] == ["07", "08"]
+    assert named.left_out == ["stray.txt"]
+    for options, said in (
+        ({"label_level": 3}, "no folder at source.label_level=3"),
+        ({"pattern": "(?P<class>x)"}, "none of the 4"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            understood(deep, **options)
+
+
+# -- in whatever they are packed -------------------------------------------------------------------------------------
+
+
+def packed(files: Mapping[str, bytes], root: Path) -> dict[str, Path]:
+    """The same files as a folder, a tar and a zip."""
+    for name, content in files.items():
+        (root / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "folder" / name).write_bytes(content)
+    with tarfile.open(root / "set.tar", "w") as tar, zipfile.ZipFile(root / "set.zip", "w") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+            archive.writestr(name, content)
+    return {"folder": root / "folder", "tar": root / "set.tar", "zip": root / "set.zip"}
+
+
+def items(path: Path) -> list[Item]:
+    source = sources.make(animesion.load_recipe("folder", [f"source.path={json.dumps(str(path))}"]))
+    return list(source.items())
+
+
+NAMES = st.sampled_from(["miku", "rin", "luka", "初音ミク", "a b", "x_1"])
+
+
+@st.composite
+def trees(draw: st.DrawFn) -> dict[str, bytes]:
+    """Files of a known layout."""
+    kind = draw(st.sampled_from(["classes", "splits", "table", "deep"]))
+    wrapper = draw(st.sampled_from(["", "set/", "v1/images/"]))
+    names = draw(st.lists(NAMES, min_size=2, max_size=4, unique=True))
+    files: dict[str, bytes] = {}
+    for i, name in enumerate(names):
+        for k in range(draw(st.integers(1, 3))):
+            content = b"%d-%d" % (i, k)
+            if kind == "splits":
+                files[f"{wrapper}{draw(st.sampled_from(['train', 'val', 'test']))}/{name}/{k}.png"] = content
+            elif kind == "table":
+                files[f"{i}-{k}.png"] = content
+            else:
+                inner = "more/" if kind == "deep" and k else ""
+                files[f"{wrapper}{name}/{inner}{k}.png"] = content
+    if kind == "table":
+        rows = "".join(f"{path},{names[int(path.partition('-')[0])]}\n" for path in files)
+        files["metadata.csv"] = f"file_name,label\n{rows}".encode()
+    return files
+
+
+@given(files=trees(), stray=st.sampled_from(["README.md", "classes.txt", "x.pdf", ".DS_Store"]))
+@settings(max_examples=25, deadline=None)
+def test_the_same_in_every_container_and_with_a_stray_file(
+    files: dict[str, bytes], stray: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    plain = packed(files, tmp_path_factory.mktemp("plain"))
+    more = packed({**files, stray: b"stray"}, tmp_path_factory.mktemp("more"))
+    seen = [
+        sorted((item.key, item.labels, item.split, item.families) for item in items(path))
+        for path in (*plain.values(), *more.values())
+    ]
+    assert all(each == seen[0] for each in seen)
+    assert all(labels for _, labels, _, _ in seen[0])
+
+
+# -- names -----------------------------------------------------------------------------------------------------------
+
+
+class Unflagged(zipfile.ZipInfo):
+    """A member whose name is in a legacy encoding, as old programs write it."""
+
+    encoding = "cp932"
+
+    def _encodeFilenameFlags(self) -> tuple[bytes, int]:  # noqa: N802 (of the standard library)
+        return self.filename.encode(self.encoding), self.flag_bits & ~0x800
+
+
+@pytest.mark.parametrize(
+    ("encoding", "names"),
+    [
+        ("cp932", ("初音ミク", "鏡音リン")),
+        ("gb18030", ("初音未来", "镜音铃")),
+        ("cp437", ("crème_brûlée", "señorita")),
+        ("utf-8", ("初音ミク", "crème")),
+    ],
+)
+def test_names_of_old_zips_are_decoded(encoding: str, names: tuple[str, str], tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "faces.zip", "w") as archive:
+        for name in names:
+            info = Unflagged(f"{name}/ソ1.png" if encoding == "cp932" else f"{name}/1.png")
+            info.encoding = encoding
+            archive.writestr(info, name.encode())
+    recipe = animesion.load_recipe("folder", [f"source.path={json.dumps(str(tmp_path / 'faces.zip'))}"])
+    source = sources.make(recipe)
+    found = list(source.items())
+    assert sorted(item.labels[0] for item in found) == sorted(names)
+    assert {payload.content for payload in source.read(found)} == {name.encode() for name in names}
+    [note] = [note for note in source.notes if "encoding" in note]
+    assert f"read as {encoding}, such as" in note
+    forced = sources.make(animesion.load_recipe("folder", [*overrides(recipe), "source.encoding=cp437"]))
+    assert {item.labels for item in forced.items()} != {(name,) for name in names} or encoding == "cp437"
+
+
+def overrides(recipe: Any) -> list[str]:
+    return [f"source.path={json.dumps(recipe.source.options['path'])}"]
+
+
+def notes(folder: Path) -> list[str]:
+    source = sources.make(animesion.load_recipe("folder", [f"source.path={json.dumps(str(folder))}"]))
+    list(source.items())
+    return source.notes
+
+
+def test_similar_classes_and_hidden_ones_are_named(tmp_path: Path) -> None:
+    for name in ("Miku/1.png", "miku/1.png", "m i_k u/2.png", "rin/1.png", ".hack/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    said = notes(tmp_path)
+    assert any("'Miku' and 'm i_k u' and 'miku'; label.rename joins them" in note for note in said), said
+    assert any("hidden folders are skipped: '.hack'" in note for note in said), said
+
+
+def test_a_backslash_in_a_tar_is_a_character(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "set.tar", "w") as tar:
+        for name in ("back\\slash/1.png", "b/2.png"):
+            info = tarfile.TarInfo(name)
+            info.size = 1
+            tar.addfile(info, io.BytesIO(b"x"))
+    assert {item.labels for item in items(tmp_path / "set.tar")} == {("back\\slash",), ("b",)}
