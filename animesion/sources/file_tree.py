@@ -82,7 +82,7 @@ class FileTree:
         self._max_bytes = max_bytes
         self._encoding = encoding
         if not self.root.exists():
-            raise UsageError(f"source.path: there is no folder or archive {self.root}")
+            raise UsageError(f"source.path: {self.root} not found")
 
     @property
     def is_archive(self) -> bool:
@@ -142,7 +142,7 @@ class FileTree:
         try:
             return self._tar_members(root)
         except tarfile.ReadError:
-            raise UsageError(f"source.path: {root} is neither a folder nor a .tar or .zip that can be read") from None
+            raise UsageError(f"source.path: {root} is neither a folder nor a readable .tar or .zip") from None
 
     # -- folders and buckets -----------------------------------------------------------------------------------------
 

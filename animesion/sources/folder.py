@@ -80,7 +80,7 @@ class FolderSource:
         tree = self._tree()
         listing = tree.listing()
         if not listing.entries:
-            raise UsageError(f"source.path: {tree.root} holds no files")
+            raise UsageError(f"source.path: {tree.root} contains no files")
         by_name = {entry.name: entry for entry in [*listing.hidden, *listing.entries]}
 
         def content(path: str) -> bytes:

@@ -217,7 +217,7 @@ class PublishedFiles:
         """Every file by its path below the folders that all files share, sorted."""
         listing = self._tree().listing()
         if not listing.entries:
-            raise UsageError(f"source.path: {self._options.path} holds no files")
+            raise UsageError(f"source.path: {self._options.path} contains no files")
         prefix = _wrapper(listing.entries) if self._tree().is_archive else ""
         found: dict[str, Item] = {}
         repeated = 0
