@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -19,6 +20,8 @@ from animesion import sources
 from animesion.dataset import layouts
 from animesion.errors import UsageError
 from animesion.schemas import Item
+from animesion.sources import class_folders
+from tests.conftest import draw
 
 
 def understood(files: Iterable[str] | Mapping[str, bytes], **options: Any) -> layouts.Layout:
@@ -308,3 +311,33 @@ def test_a_backslash_in_a_tar_is_a_character(tmp_path: Path) -> None:
             info.size = 1
             tar.addfile(info, io.BytesIO(b"x"))
     assert {item.labels for item in items(tmp_path / "set.tar")} == {("back\\slash",), ("b",)}
+
+
+def test_a_folder_that_cannot_be_listed_is_no_empty_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("luka/1.png", "miku/1.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"x")
+    scandir = os.scandir
+
+    def refusing(path: Any) -> Any:
+        if str(path).endswith("miku"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)  # root may list anything, so the mode of the folder does not matter
+    with pytest.raises(UsageError, match=r"miku cannot be listed \(Permission denied\)"):
+        items(tmp_path)
+    with pytest.raises(UsageError, match="cannot be listed"):
+        class_folders.read(tmp_path)
+
+
+def test_a_build_keeps_the_splits_of_folders_and_prints_what_was_understood(tmp_path: Path) -> None:
+    for number, name in enumerate(("train/miku/1.png", "train/rin/2.png", "val/miku/3.png", "test/rin/4.png")):
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        draw(number).save(tmp_path / "set" / name)
+    (tmp_path / "set" / "README.md").write_text("stray")
+    recipe = animesion.load_recipe("folder", [f"source.path={json.dumps(str(tmp_path / 'set'))}"])
+    result = animesion.build(recipe, tmp_path / "out", workers=1)
+    assert result.splits == {"train": 2, "val": 1, "test": 1}
+    assert result.classes == ["miku", "rin"]
+    assert result.notes[0].startswith("2 classes in splits train/val/test, by folder; 1 file beside the classes")
