@@ -53,7 +53,8 @@ LAYOUTS: dict[str, tuple[Mapping[str, bytes] | list[str], dict[str, tuple[str, s
     ),
     "split folders": (
         ["train/miku/1.png", "Valid/miku/2.png", "testing/rin/3.png", "data.yaml"],
-        {"train/miku/1.png": ("miku", "train"), "Valid/miku/2.png": ("miku", "val"), "testing/rin/3.png": ("rin", "test")},
+        {"train/miku/1.png": ("miku", "train"), "Valid/miku/2.png": ("miku", "val"), "testing/rin/3.png": ("rin",
+         "test")},
         "2 classes in splits train/val/test, by folder; 1 file",
     ),
     "one split": (["train/miku/1.png", "train/rin/2.png"],
@@ -71,7 +72,8 @@ LAYOUTS: dict[str, tuple[Mapping[str, bytes] | list[str], dict[str, tuple[str, s
     ),
     "splits in classes": (
         ["miku/train/1.png", "miku/test/2.png", "rin/train/3.png"],
-        {"miku/train/1.png": ("miku", "train"), "miku/test/2.png": ("miku", "test"), "rin/train/3.png": ("rin", "train")},
+        {"miku/train/1.png": ("miku", "train"), "miku/test/2.png": ("miku", "test"), "rin/train/3.png": ("rin",
+         "train")},
         "2 classes in splits train/test, by folder",
     ),
     "imagefolder": (
