@@ -91,21 +91,22 @@ LAYOUTS: dict[str, tuple[Mapping[str, bytes] | list[str], dict[str, tuple[str, s
     ),
     "a table of a spreadsheet": (
         {"img/1.png": b"", "2.png": b"",
-
-                  "metadata.csv": "File Name; Class ;subset\r\nimg\\1.png;初音 ミク;training\r\n./2.png;'x';dev\r\n".encode("utf-16")},
+         "metadata.csv": (
+             "File Name; Class ;subset\r\nimg\\1.png;初音 ミク;training\r\n./2.png;'x';dev\r\n".encode("utf-16")
+         )},
         {"img/1.png": ("初音 ミク", "train"), "2.png": ("'x'", "val")},
         "2 classes in splits train/val, by metadata.csv",
     ),
     "Roboflow's table": (
-        {"train/1.png": b"", "train/2.png": b"", "train/_classes.csv": b"filename, miku, rin\n1.png, 1,
-         0\n2.png, 1, 1\n"},
+        {"train/1.png": b"", "train/2.png": b"",
+         "train/_classes.csv": b"filename, miku, rin\n1.png, 1, 0\n2.png, 1, 1\n"},
         {"train/1.png": ("miku", "train"), "train/2.png": ("miku/rin", "train")},
         "2 classes in splits train, by _classes.csv",
     ),
     "flat with sidecars": (
         {"1.jpg": b"", "1.jpg.json": b'{"tag_string_character": "miku rin", "rating": "g"}', "2.jpg": b"",
          ".2_meta.json": b'{"danbooru": {"id": 2, "tag_string_character": "rin"}, "tags": {"solo": 0.9}}',
-          "2.txt": b"solo"},
+         "2.txt": b"solo"},
         {"1.jpg": ("miku/rin", ""), "2.jpg": ("rin", "")},
         "2 classes, by sidecar",
     ),
