@@ -163,6 +163,7 @@ def decide(
             f"{duplicates.chains} chains of near duplicates were cut: their ends differ by more than {diameter} bits"
         )
     class_names = list(class_ids)
+    notes += _empty_splits(strategy, recipe, assignment.splits)
     # Splits are assigned by class id; readers of the notes know classes by name.
     notes += [note.replace(f"class {c}:", f"class {class_names[c]}:", 1) for c, note in assignment.notes]
 
@@ -329,6 +330,15 @@ def _split(
             # Train wins within a group: an image that was trained on must not become a test image later.
             fixed[group] = min(split, fixed.get(group, split), key=splits.SPLITS.index)
     return strategy, splits.grouped(classes, [groups[i] for i in kept], percents, recipe.split.seed, fixed)
+
+
+def _empty_splits(strategy: str, recipe: Recipe, assigned: Sequence[str]) -> list[str]:
+    """A note if a split that the recipe wants has no images."""
+    wanted = {"train": recipe.split.train, "val": recipe.split.val, "test": recipe.split.test}
+    empty = [name for name, percent in wanted.items() if percent and name not in assigned]
+    if strategy != "grouped" or not assigned or not empty:
+        return []
+    return [f"no images in split {' and '.join(empty)}: the classes are too small for the shares of the recipe"]
 
 
 def _kept_splits_note(placed: Mapping[str, str], assigned: Sequence[tuple[str, str]]) -> str:

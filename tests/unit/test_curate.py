@@ -326,3 +326,12 @@ def test_wrong_decisions_are_refused_in_one_sentence(text: str, message: str, tm
     path.write_text(text)
     with pytest.raises(UsageError, match=re.escape(message)):
         animesion.load_recipe("folder", ["source.path=x", f'curate.decisions="{path}"'])
+
+
+def test_a_split_without_images_is_a_note() -> None:
+    columns = rows(*({"label": f"class {i // 2}"} for i in range(10)))
+    _, facts = run(columns, "split.strategy=grouped")
+    assert any(re.match(r"no images in split (val|test|val and test): the classes are too small", note)
+               for note in facts["notes"]), facts["notes"]  # fmt: skip
+    _, facts = run(columns, "split.strategy=single")
+    assert not any("no images in split" in note for note in facts["notes"])
