@@ -206,8 +206,8 @@ def _levels(folders: Sequence[tuple[str, ...]], tops: Counter[str], where: str) 
     if named and not others:
         if not inner:
             raise UsageError(
-                f"{where}: images lie directly in {_listed(sorted(named))}, in no class folder: add a metadata.csv with "
-                "the columns file_name and label, or set source.label_level=1 if these are the classes"
+                f"{where}: images lie directly in {_listed(sorted(named))}, in no class folder: add a metadata.csv "
+                "with the columns file_name and label, or set source.label_level=1 if these are the classes"
             )
         return _Levels(1, 0)
     if others and {SPLIT_NAMES[top.lower()] for top in named} >= {"train", "test"} and _share_classes(inner, named):
@@ -239,8 +239,8 @@ def _share_classes(inner: Iterable[tuple[str, ...]], named: Sequence[str]) -> bo
 def _is_two_levels_of_names(folders: Sequence[tuple[str, ...]]) -> bool:
     """Whether every image is two folders deep and the second level looks like classes, as the first does.
 
-    It does where each first folder holds several second ones, and no name stands below two of them: `day-1` and `images`
-    below each class are no classes.
+    It does if each first folder holds several second ones and no name occurs below two of them: `day-1` and `images`
+    below each class are not classes.
     """
     if any(len(parts) != 2 for parts in folders):
         return False
@@ -419,7 +419,8 @@ def _layout(by: str, readings: dict[str, Reading], left_out: Sequence[str], root
     if left_out:
         count = len(left_out)
         words.append(
-            f"{count:,} {'file' if count == 1 else 'files'} beside the classes {'was' if count == 1 else 'were'} left out"
+            f"{count:,} {'file' if count == 1 else 'files'} beside the classes "
+            f"{'was' if count == 1 else 'were'} left out"
         )
     without = sum(not reading.labels for reading in readings.values())
     if without:

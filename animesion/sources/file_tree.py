@@ -270,7 +270,7 @@ class FileTree:
             decoded = [name.decode(encoding) for name in names]
         except UnicodeDecodeError:
             raise UsageError(
-                f"source.encoding: the names in {root} are not {encoding}: leave it out, or give cp932, gb18030 or cp437"
+                f"source.encoding: the names in {root} are not {encoding}: leave it out, or give another, such as cp932"
             ) from None
         except LookupError:
             raise UsageError(f"source.encoding: there is no encoding {encoding!r}") from None

@@ -285,6 +285,32 @@ def test_images_from_a_bucket_are_those_of_the_folder(world: Path, shelf: Shelf,
 
 
 @pytest.mark.parametrize("kind", ["tar", "zip"])
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["train/miku/1.png", "valid/rin/2.png", "test/rin/3.png", "README.md"],
+        ["set/miku/1.png", "set/rin/more/2.png", ".hack/3.png"],
+        ["1.png", "2.png", "metadata.csv"],
+    ],
+    ids=["splits", "root", "table"],
+)
+def test_layouts_in_a_bucket_are_those_of_the_folder(files: list[str], shelf: Shelf, tmp_path: Path) -> None:
+    for name in files:
+        content = b"file_name,label\n1.png,miku\n2.png,rin\n" if name.endswith(".csv") else name.encode()
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(content)
+    prefix = f"layouts-{len(files)}/"
+    shelf.put(prefix, tmp_path / "in")
+    listed = []
+    for place in (str(tmp_path / "in"), f"s3://{BUCKET}/{prefix}"):
+        source = sources.make(animesion.load_recipe("folder", [f"source.path={place}"]))
+        items = list(source.items())
+        contents = [payload.content for payload in source.read(items)]
+        listed.append([(item.key, item.labels, item.split, item.families) for item in items] + contents)
+        assert any("2 classes" in note for note in source.notes)
+    assert listed[0] == listed[1]
+
+
 def test_archives_in_a_bucket(world: Path, shelf: Shelf, tmp_path: Path, kind: str) -> None:
     archive = Path(shutil.make_archive(str(tmp_path / "world"), kind, world))
     shelf.client.upload_file(str(archive), BUCKET, f"archives/world.{kind}")
