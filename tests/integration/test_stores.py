@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import animesion
+from animesion import sources
 from animesion.errors import AnimesionError, UsageError
 from animesion.pipeline import preview, runner
 from tests.conftest import draw_folders
@@ -284,7 +285,6 @@ def test_images_from_a_bucket_are_those_of_the_folder(world: Path, shelf: Shelf,
     assert built["disk"][2].keys() >= {"empty file", "too many bytes"}
 
 
-@pytest.mark.parametrize("kind", ["tar", "zip"])
 @pytest.mark.parametrize(
     "files",
     [
@@ -311,6 +311,7 @@ def test_layouts_in_a_bucket_are_those_of_the_folder(files: list[str], shelf: Sh
     assert listed[0] == listed[1]
 
 
+@pytest.mark.parametrize("kind", ["tar", "zip"])
 def test_archives_in_a_bucket(world: Path, shelf: Shelf, tmp_path: Path, kind: str) -> None:
     archive = Path(shutil.make_archive(str(tmp_path / "world"), kind, world))
     shelf.client.upload_file(str(archive), BUCKET, f"archives/world.{kind}")
