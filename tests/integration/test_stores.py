@@ -299,7 +299,7 @@ def test_layouts_in_a_bucket_are_those_of_the_folder(files: list[str], shelf: Sh
         content = b"file_name,label\n1.png,miku\n2.png,rin\n" if name.endswith(".csv") else name.encode()
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).write_bytes(content)
-    prefix = f"layouts-{len(files)}/"
+    prefix = f"layouts-{tmp_path.name}/"
     shelf.put(prefix, tmp_path / "in")
     listed = []
     for place in (str(tmp_path / "in"), f"s3://{BUCKET}/{prefix}"):
