@@ -15,5 +15,8 @@ class Progress:
     def status(self, text: str) -> None:
         """The state of the stage changed; an empty text clears it."""
 
+    def noted(self, text: str) -> None:
+        """What was understood of the input, in a sentence, before the work begins."""
+
     def finished(self, stage: str) -> None:
         """The stage ended."""

@@ -44,6 +44,9 @@ class _Bars(progress.Progress):
         if self._task is not None:
             self._bars.update(self._task, status=text)
 
+    def noted(self, text: str) -> None:
+        self._bars.console.print(f"source: {text}", highlight=False, markup=False)
+
     def finished(self, stage: str) -> None:
         if self._task is not None:
             task = self._bars.tasks[self._task]
@@ -79,6 +82,9 @@ class _Lines(progress.Progress):
 
     def status(self, text: str) -> None:
         self._status = text
+
+    def noted(self, text: str) -> None:
+        print(f"source: {text}", file=sys.stderr, flush=True)
 
     def finished(self, stage: str) -> None:
         images = f"{self._total:,} images, " if self._total else ""

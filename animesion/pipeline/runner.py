@@ -142,6 +142,8 @@ def run(
         with fetch.opened(source, workspace, crawling, retry_failed=retry_failed):
             with _stage(progress, "list"):
                 plan = fetch.make_plan(workspace, recipe, source, progress.advanced, update=update)
+            for note in plan.notes:
+                progress.noted(note)
             with _stage(progress, "fetch", plan.items):
                 crawl = fetch.run(workspace, recipe, executor, plan, source, crawling, retry_failed=retry_failed)
         result = BuildResult(out, until, plan.items, notes=plan.notes, crawl=crawl)
