@@ -5,10 +5,13 @@ Files are read in `text` and `parquet`.
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from animesion_scrapers import fields
@@ -112,12 +115,22 @@ class ColumnMapping:
         requested: Column name by meaning; empty to look it up in `RECOGNISED`.
         report: Called with the column name of each meaning, once per header.
         reported: Headers reported so far.
+        encoding: Encoding of a text table; empty to recognise it.
+        report_encoding: Called with the encoding of a text table that is read as neither UTF-8 nor UTF-16.
+        only: Meanings to read; empty for all.
     """
 
     file: str
     requested: Mapping[str, str]
     report: Callable[[Mapping[str, str]], None]
     reported: set[tuple[str, ...]] = field(default_factory=set)
+    encoding: str = ""
+    report_encoding: Callable[[str], None] = lambda encoding: None
+    only: frozenset[str] = frozenset()
+
+    def with_url_column(self, name: str) -> ColumnMapping:
+        """This mapping with a column of URLs unless one was requested."""
+        return replace(self, requested={**self.requested, "url": self.requested["url"] or name}, reported=set())
 
     def columns(self, names: Sequence[str]) -> dict[str, str]:
         """Column name by meaning, for the meanings that the table has.
@@ -127,13 +140,15 @@ class ColumnMapping:
         """
         plain: dict[str, str] = {}
         for name in names:
-            plain.setdefault(re.sub(r"[\W_]+", "", name.lower()), name)
+            plain.setdefault(re.sub(r"[\W_]+", "", unicodedata.normalize("NFC", name).lower()), name)
         found: dict[str, str] = {}
+        composed = {unicodedata.normalize("NFC", name): name for name in reversed(names)}
         for meaning, requested in self.requested.items():
             if requested:
-                if requested not in names:
+                name = requested if requested in names else composed.get(unicodedata.normalize("NFC", requested), "")
+                if not name:
                     raise UnreadableError(f"there is no column {requested!r} among {_list_names(names)}")
-                found[meaning] = requested
+                found[meaning] = name
                 continue
             recognised = next((plain[name] for name in RECOGNISED.get(meaning, ()) if name in plain), "")
             if recognised:
@@ -146,14 +161,16 @@ class ColumnMapping:
         if tuple(names) not in self.reported and len(self.reported) < MOST_MAPPINGS:
             self.reported.add(tuple(names))
             self.report(found)
-        return found
+        return {meaning: name for meaning, name in found.items() if not self.only or meaning in self.only}
 
     def row(self, line: int, values: Mapping[str, Any]) -> UrlRow:
         """Make a row from the value of each meaning."""
         texts: dict[str, Any] = {}
+        malformed = False
         for meaning, value in values.items():
             if meaning == "label" and isinstance(value, (list, tuple)):
                 texts[meaning] = tuple(text for each in value[:100] if (text := _text(each)))
+                malformed = malformed or any(map(_is_nested, value[:100]))
             elif meaning == "bytes":
                 texts[meaning] = _whole(value)
             else:
@@ -161,6 +178,7 @@ class ColumnMapping:
                 if not text.isascii() and not is_utf8(text):
                     return UrlRow(self.file, line, f"not UTF-8 text in the column for {meaning}")
                 texts[meaning] = text
+                malformed = malformed or (meaning == "label" and _is_nested(value))
         url = texts.get("url", "")
         if not url:
             return UrlRow(self.file, line, "no URL")
@@ -182,6 +200,8 @@ class ColumnMapping:
             md5, sha1 = str(checked["md5"]), str(checked["sha1"])
         else:
             ignored = ()
+        if malformed:
+            ignored = (*ignored, "label")
         box: tuple[float, ...] = ()
         if shares := get("box", ""):
             box = _box(shares)
@@ -193,19 +213,42 @@ class ColumnMapping:
 
 
 def _text(value: object) -> str:
-    """A cell as text, cut just above the longest URL; nested values and booleans are empty."""
+    """A cell as text, cut just above the longest URL.
+
+    Numbers are written as short as possible, so that 3, 3.0 and the decimal 3.00 are one class; booleans are `true` and
+    `false`, dates are in ISO 8601. Nested values are empty.
+    """
     if isinstance(value, str):
         return value.strip()[:_LONGEST_CELL]
     if isinstance(value, bytes):
         return value[: 4 * _LONGEST_CELL].decode("utf-8", "surrogateescape").strip()[:_LONGEST_CELL]
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
     if isinstance(value, float):
         if not math.isfinite(value):
             return ""
         # pandas writes whole numbers as floats when a column has gaps
         value = int(value) if value.is_integer() and abs(value) < 2**53 else value
-    return str(value) if isinstance(value, float) or abs(value) < 2**64 else ""
+    if isinstance(value, decimal.Decimal):
+        return _shortest(value) if value.is_finite() else ""
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    try:
+        return str(value)[:_LONGEST_CELL] if isinstance(value, (int, float)) else ""
+    except ValueError:  # an integer of more than 4,300 digits
+        return ""
+
+
+def _shortest(value: decimal.Decimal) -> str:
+    """A decimal without zeros at its end, in the digits that it has."""
+    text = str(value)
+    if "E" in text:
+        return text if value else "0"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _is_nested(value: object) -> bool:
+    return isinstance(value, (dict, list, tuple))
 
 
 def _whole(value: object) -> int:

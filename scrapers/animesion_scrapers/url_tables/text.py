@@ -1,20 +1,26 @@
-"""URL tables as text: CSV, TSV and JSON lines, plain or gzipped, read line by line.
+"""URL tables as text: CSV, TSV, lists of URLs, JSON lines and JSON arrays, plain or gzipped, read as a stream.
 
-What the columns mean is decided in `columns`.
+Encodings are recognised in `encodings`; what the columns mean is decided in `columns`.
 """
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
 import gzip
+import io
 import itertools
 import json
+import re
 import zlib
+from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
+from animesion_scrapers.url_tables import encodings
 from animesion_scrapers.url_tables.columns import MOST_MAPPINGS, ColumnMapping, UnreadableError, UrlRow
 
 _LONGEST_LINE = 1 << 18
@@ -22,30 +28,52 @@ _LONGEST_LINE = 1 << 18
 _LONGEST_RECORD = 64
 """Lines that a quoted row may span; an unclosed quote costs only its own line."""
 
+_SEPARATORS = (",", "\t", ";", "|")
+
+_SAMPLE_BYTES = 1 << 20
+"""Bytes from which the encoding of a table is guessed, from its first line that is not ASCII."""
+
+_URL_STARTS = ("http://", "https://")
+
+_JSON_ARRAY = re.compile(rb"\s*\[\s*(?:\{|\]\s*$|$)")
+
+_AFTER_MEMBER = re.compile(r"\s*(?:,\s*|(?=\]))")
+
 
 class _Lines:
-    """The numbered lines of a text file, with push-back."""
+    """The numbered lines of a text file, with push-back.
 
-    def __init__(self, lines: Iterator[bytes]) -> None:
+    Args:
+        lines: Lines as bytes.
+        encoding: Encoding of the lines; empty to decide at the first line that is not ASCII.
+    """
+
+    def __init__(self, lines: Iterator[bytes], encoding: str = "") -> None:
         self._lines = lines
+        self._encoding = encoding
+        self._ahead: deque[bytes] = deque()
         self._number = 0
         self._back: list[tuple[int, str]] = []
 
     def take(self) -> tuple[int, str] | None:
-        """Number and text of the next line, or `None` at the end; bytes that are not UTF-8 become lone surrogates.
+        """Number and text of the next line, or `None` at the end; bytes that cannot be decoded become lone surrogates.
 
         A line of more than `_LONGEST_LINE` bytes is returned as a single NUL.
         """
         if self._back:
             return self._back.pop()
-        data = next(self._lines, None)
+        data = self._ahead.popleft() if self._ahead else next(self._lines, None)
         if data is None:
             return None
         self._number += 1
         if len(data) >= _LONGEST_LINE:
             return self._number, "\0"
+        if data.isascii():
+            return self._number, data.decode("ascii")
+        if not self._encoding:
+            self._encoding = self._guess(data)
         try:
-            return self._number, data.decode()
+            return self._number, data.decode(self._encoding)
         except UnicodeDecodeError:
             return self._number, data.decode("utf-8", "surrogateescape")
 
@@ -56,19 +84,64 @@ class _Lines:
     def number(self) -> int:
         return self._number
 
+    @property
+    def encoding(self) -> str:
+        """The encoding in use; empty while all lines were ASCII."""
+        return self._encoding
+
+    def _guess(self, line: bytes) -> str:
+        """The encoding of the table, from its first line that is not ASCII and those after it."""
+        size = len(line)
+        while size < _SAMPLE_BYTES and (data := next(self._lines, None)) is not None:
+            self._ahead.append(data)
+            size += len(data)
+        sample = [line, *self._ahead]
+        # one damaged row must not change the encoding of the others
+        if encodings.is_mostly_utf8(sample):
+            return "utf-8"
+        return encodings.guess_legacy(b"".join(sample)) or "utf-8"
+
 
 @contextlib.contextmanager
-def _text_lines(path: Path) -> Iterator[_Lines]:
-    """Open a file, plain or gzipped.
+def _text_file(path: Path) -> Iterator[tuple[IO[bytes], str]]:
+    """Open a file, plain or gzipped, as a stream without a byte order mark, with its encoding as far as it is certain.
+
+    Raises:
+        UnreadableError: The file is not text.
+    """
+    with path.open("rb") as raw:
+        zipped = path.suffix.lower() == ".gz" or raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        with cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if zipped else contextlib.nullcontext(raw) as file:
+            head = file.read(1 << 12)
+            if fault := encodings.not_text(head):
+                raise UnreadableError(f"it is {fault}")
+            file.seek(0)
+            if utf16 := encodings.utf16_of(head):
+                yield io.BufferedReader(encodings.Utf8Stream(file, utf16), 1 << 16), "utf-8"
+            elif head.startswith(b"\xef\xbb\xbf"):
+                file.read(3)
+                yield file, "utf-8"
+            else:
+                yield file, ""
+
+
+@contextlib.contextmanager
+def _text_lines(path: Path, mapping: ColumnMapping) -> Iterator[_Lines]:
+    """Open a file and report its encoding to the mapping when it was guessed.
 
     Raises:
         UnreadableError: The file cannot be opened or read to its end.
     """
     lines: _Lines | None = None
     try:
-        with cast(IO[bytes], gzip.open(path, "rb")) if path.suffix.lower() == ".gz" else path.open("rb") as file:
-            lines = _Lines(_raw_lines(file))
-            yield lines
+        with _text_file(path) as (file, encoding):
+            lines = _Lines(_raw_lines(file), encoding or mapping.encoding)
+            try:
+                yield lines
+            finally:
+                if not encoding and not mapping.encoding and lines.encoding not in ("", "utf-8"):
+                    mapping.report_encoding(lines.encoding)
     except (OSError, EOFError, zlib.error) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise UnreadableError(
@@ -77,28 +150,28 @@ def _text_lines(path: Path) -> Iterator[_Lines]:
 
 
 def _raw_lines(file: IO[bytes]) -> Iterator[bytes]:
-    """Lines of at most `_LONGEST_LINE` bytes without a byte order mark; the rest of a longer line is skipped."""
-    first = True
+    """Lines of at most `_LONGEST_LINE` bytes; the rest of a longer line is skipped."""
     while line := file.readline(_LONGEST_LINE):
-        if first:
-            if line.startswith((b"\xff\xfe", b"\xfe\xff")):
-                raise UnreadableError("UTF-16 text: save the file as UTF-8", 1)
-            line = line.removeprefix(b"\xef\xbb\xbf")
-            first = False
         yield line
         if len(line) >= _LONGEST_LINE and not line.endswith(b"\n"):
             while (rest := file.readline(_LONGEST_LINE)) and not rest.endswith(b"\n"):
                 pass
 
 
-def read_separated(delimiter: str, path: Path, mapping: ColumnMapping) -> Iterator[list[UrlRow]]:
-    """Yield the rows of a CSV or TSV file; a first row that contains a URL is data, not a header.
+def read_separated(usual: str, path: Path, mapping: ColumnMapping) -> Iterator[list[UrlRow]]:
+    """Yield the rows of a CSV or TSV file, or of a list of URLs; a first row that contains a URL is data, not a header.
+
+    Args:
+        usual: Separator that the name of the file suggests, the first of equally likely ones; empty for a list of
+            URLs, which has one column unless its first line has tabs or is a header.
+        path: The file.
+        mapping: The columns.
 
     Raises:
         UnreadableError: The file has a bad header, or cannot be read to its end.
     """
-    with _text_lines(path) as lines:
-        rows = _records(lines, delimiter)
+    with _text_lines(path, mapping) as lines:
+        rows = _records(lines, _separator(lines, usual, mapping))
         first = next(rows, None)
         if first is None:
             return
@@ -106,12 +179,11 @@ def read_separated(delimiter: str, path: Path, mapping: ColumnMapping) -> Iterat
         if fault:
             raise UnreadableError(f"the header is {fault}", line)
         names = [name.strip() for name in names]
-        url_columns = [i for i, name in enumerate(names, 1) if name.lower().startswith(("http://", "https://"))]
+        url_columns = [i for i, name in enumerate(names, 1) if name.lower().startswith(_URL_STARTS)]
         if url_columns:  # no header
             rows = itertools.chain([first], rows)
             names = [str(i) for i in range(1, len(names) + 1)]
-            requested = {**mapping.requested, "url": mapping.requested["url"] or str(url_columns[0])}
-            mapping = ColumnMapping(mapping.file, requested, mapping.report)
+            mapping = mapping.with_url_column(str(url_columns[0]))
         found = mapping.columns(names)
         places = {meaning: names.index(name) for meaning, name in found.items()}
         for number, cells, fault in rows:
@@ -123,13 +195,36 @@ def read_separated(delimiter: str, path: Path, mapping: ColumnMapping) -> Iterat
                 yield [mapping.row(number, {meaning: cells[place] for meaning, place in places.items()})]
 
 
+def _separator(lines: _Lines, usual: str, mapping: ColumnMapping) -> str:
+    """The separator of a table, from its first line that is not blank, which stays to be read.
+
+    Excel's first line `sep=;` is removed.
+    """
+    while (taken := lines.take()) and not taken[1].strip():
+        pass
+    if taken is None:
+        return usual or "\n"
+    if match := re.fullmatch(r"\ufeff?sep=(.)\s*", taken[1], re.IGNORECASE | re.DOTALL):
+        return match[1]
+    lines.put_back([taken])
+    text = re.sub(r'"[^"]*"', "", taken[1])
+    counts = {each: text.count(each) for each in sorted(_SEPARATORS, key=lambda each: each != usual)}
+    several = any(name.isdecimal() and name != "1" for name in mapping.requested.values())
+    if text.strip().lower().startswith(_URL_STARTS) and not several:
+        # a URL may contain commas and semicolons, so only a usual separator cuts a line without a header
+        usual = usual if usual and counts[usual] else "\t"
+        return usual if counts[usual] else "\n"
+    best = max(counts, key=lambda each: counts[each])
+    return best if counts[best] else usual or "\n"
+
+
 def _records(lines: _Lines, delimiter: str) -> Iterator[tuple[int, list[str], str]]:
-    """Yield line number, cells and fault of each row that is not blank."""
+    """Yield line number, cells and fault of each row that is not blank; with a line end as delimiter, a line is one cell."""
     while taken := lines.take():
         number, text = taken
         if text == "\0":
             yield number, [], f"a line of more than {_LONGEST_LINE:,} bytes"
-        elif '"' not in text:  # without quotes, splitting is enough
+        elif '"' not in text or delimiter == "\n":  # without quotes, splitting is enough
             text = text.rstrip("\r\n")
             if text.strip():
                 yield number, text.split(delimiter), ""
@@ -137,7 +232,8 @@ def _records(lines: _Lines, delimiter: str) -> Iterator[tuple[int, list[str], st
             continued: list[tuple[int, str]] = []
             try:
                 row_lines = _record_lines(text, continued, lines)
-                yield number, next(csv.reader(row_lines, delimiter=delimiter, strict=True)), ""
+                reader = csv.reader(row_lines, delimiter=delimiter, strict=True, skipinitialspace=True)
+                yield number, next(reader), ""
             except (csv.Error, StopIteration):
                 lines.put_back(continued)
                 yield number, [], "not a row: its quotes do not match"
@@ -151,14 +247,26 @@ def _record_lines(text: str, continued: list[tuple[int, str]], lines: _Lines) ->
         yield taken[1]
 
 
-def read_json_lines(path: Path, mapping: ColumnMapping) -> Iterator[list[UrlRow]]:
-    """Yield the rows of a file with one JSON object per line, whose keys may differ from line to line.
+def read_json(path: Path, mapping: ColumnMapping) -> Iterator[list[UrlRow]]:
+    """Yield the rows of a JSON file: one object per line, or one array of objects, whose keys may differ.
 
     Raises:
         UnreadableError: The file cannot be read to its end.
     """
-    known: dict[tuple[str, ...], dict[str, str]] = {}
-    with _text_lines(path) as lines:
+    try:
+        with _text_file(path) as (file, _):
+            array = _JSON_ARRAY.match(file.read(1 << 12))
+    except (OSError, EOFError, zlib.error):
+        array = None  # the error is reported with its line when the lines are read
+    if array:
+        yield from _json_array(path, mapping)
+    else:
+        yield from _json_lines(path, mapping)
+
+
+def _json_lines(path: Path, mapping: ColumnMapping) -> Iterator[list[UrlRow]]:
+    rows = _JsonRows(mapping)
+    with _text_lines(path, mapping) as lines:
         while taken := lines.take():
             number, text = taken
             if text == "\0":
@@ -170,20 +278,85 @@ def read_json_lines(path: Path, mapping: ColumnMapping) -> Iterator[list[UrlRow]
                 record = json.loads(text)
             except (ValueError, RecursionError):
                 record = None
-            if not isinstance(record, dict):
-                yield [UrlRow(mapping.file, number, "not a JSON object")]
-                continue
-            names = tuple(record)
-            found = known.get(names)
-            if found is None:
-                try:
-                    found = _columns_of_record(mapping, names)
-                except UnreadableError as error:
-                    yield [UrlRow(mapping.file, number, str(error))]
-                    continue
-                if len(known) < MOST_MAPPINGS:
-                    known[names] = found
-            yield [mapping.row(number, {meaning: record[name] for meaning, name in found.items()})]
+            yield [rows.row(number, record)]
+
+
+def _json_array(path: Path, mapping: ColumnMapping) -> Iterator[list[UrlRow]]:
+    """Rows of an array of objects, parsed one by one, so that memory holds one object of bounded size."""
+    rows = _JsonRows(mapping)
+    number = 1
+    try:
+        with _text_file(path) as (file, _):
+            for number, record in _array_members(file):
+                yield [rows.row(number, record)]
+    except (OSError, EOFError, zlib.error) as error:
+        raise UnreadableError(f"cannot be read to its end ({error})", number) from None
+
+
+def _array_members(file: IO[bytes]) -> Iterator[tuple[int, Any]]:
+    """Line and value of each member of a JSON array.
+
+    Raises:
+        UnreadableError: The file is not a JSON array beyond a line, or a member is too long.
+    """
+    json_decoder = json.JSONDecoder()
+    utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    text, line, ended = "", 1, False
+    at = -1  # start of the next member in `text`; -1 before the opening bracket
+    while True:
+        if at < 0 and (opening := re.match(r"\s*\[\s*", text)) and (opening.end() < len(text) or ended):
+            at = opening.end()
+            line += text.count("\n", 0, at)
+        if at >= 0 and text.startswith("]", at):
+            return
+        found = _member(json_decoder, text, at) if at >= 0 else None
+        # the blanks after a comma may go on in the next chunk
+        if found and (found[1] < len(text) or ended):
+            yield line, found[0]
+            line += text.count("\n", at, found[1])
+            at = found[1]
+            continue
+        if len(text) - at > _LONGEST_LINE:
+            raise UnreadableError(f"a member of the array has more than {_LONGEST_LINE:,} bytes", line)
+        if ended:
+            raise UnreadableError("not a JSON array beyond this line", line)
+        data = file.read(1 << 16)
+        ended = not data
+        if at > 0:
+            text, at = text[at:], 0
+        text += utf8.decode(data, final=ended)
+
+
+def _member(decoder: json.JSONDecoder, text: str, start: int) -> tuple[Any, int] | None:
+    """The value at a position and the position of the next one; None if the text ends before, or is malformed."""
+    try:
+        value, end = decoder.raw_decode(text, start)
+    except (ValueError, RecursionError):
+        return None
+    after = _AFTER_MEMBER.match(text, end)
+    return (value, after.end()) if after else None
+
+
+class _JsonRows:
+    """Rows from JSON objects; the columns of the first `MOST_MAPPINGS` sets of keys are remembered."""
+
+    def __init__(self, mapping: ColumnMapping) -> None:
+        self._mapping = mapping
+        self._known: dict[tuple[str, ...], dict[str, str]] = {}
+
+    def row(self, number: int, record: Any) -> UrlRow:
+        if not isinstance(record, dict):
+            return UrlRow(self._mapping.file, number, "not a JSON object")
+        names = tuple(record)
+        found = self._known.get(names)
+        if found is None:
+            try:
+                found = _columns_of_record(self._mapping, names)
+            except UnreadableError as error:
+                return UrlRow(self._mapping.file, number, str(error))
+            if len(self._known) < MOST_MAPPINGS:
+                self._known[names] = found
+        return self._mapping.row(number, {meaning: record[name] for meaning, name in found.items()})
 
 
 def _columns_of_record(mapping: ColumnMapping, names: tuple[str, ...]) -> dict[str, str]:
@@ -193,5 +366,5 @@ def _columns_of_record(mapping: ColumnMapping, names: tuple[str, ...]) -> dict[s
     }
     # a requested name that is missing must not fall back to a recognised one
     absent = [meaning for meaning, name in mapping.requested.items() if name and not requested[meaning]]
-    found = ColumnMapping(mapping.file, requested, mapping.report, mapping.reported).columns(names)
+    found = replace(mapping, requested=requested).columns(names)
     return {meaning: name for meaning, name in found.items() if meaning not in absent}
