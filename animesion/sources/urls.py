@@ -1,16 +1,18 @@
-"""The source for tables of URLs (CSV, TSV, JSON lines, Parquet), read in batches and crawled from any number of hosts.
+"""The source for tables of URLs (CSV, TSV, lists, JSON, Parquet), read in batches and crawled from any number of hosts.
 
-Tables are parsed in `animesion_scrapers.url_tables`; here rows become items, each URL once.
+Tables are parsed in `animesion_scrapers.url_tables`; here rows become items, each URL once with the labels of all its
+rows.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
+import numpy as np
 from pydantic import Field
 
 from animesion.config.settings import Section
@@ -24,8 +26,13 @@ if TYPE_CHECKING:
     from animesion_scrapers.counts import DigestSet
     from animesion_scrapers.url_tables import UrlRow, UrlTables
 
+_MASK = 2**64 - 1
+
 _EXAMPLES = 5
 """Rows that a note lists; the raw tables have all of them."""
+
+_MOST_MERGED = 250_000
+"""URLs with differing rows; their labels, groups and splits are held in memory, about 400 bytes each."""
 
 _SPLITS = {
     "train": "train", "training": "train",
@@ -38,12 +45,17 @@ class UrlsOptions(CrawlOptions):
     """Options of the `urls` source."""
 
     path: str = Field(description="a table, a folder of tables, or a pattern such as urls/part-*.parquet")
-    format: Literal["auto", "csv", "tsv", "jsonl", "parquet"] = Field(
-        "auto", description="format of the tables; auto: by their names (.csv, .tsv, .jsonl, also .gz; .parquet)"
+    format: Literal["auto", "csv", "tsv", "txt", "json", "jsonl", "parquet"] = Field(
+        "auto",
+        description="format of the tables; auto: by their names (.csv, .tsv, .txt, .json, .jsonl, also .gz; .parquet)",
     )
+    encoding: str = Field("", description="encoding of text tables, such as cp932; empty to recognise it")
     limit: int = Field(0, ge=0, description="most rows; 0 for all")
     url_column: str = Field("", description="column of the URLs; empty to recognise it by name, such as image_url")
     label_column: str = Field("", description="column of the labels, text or lists; empty as above, such as species")
+    label: str = Field(
+        "", description="label of rows that have none; {file} stands for the name of their table without its ending"
+    )
     key_column: str = Field("", description="column of unique names of the images; empty to name them by their URLs")
     md5_column: str = Field("", description="column of MD5 digests; empty as above")
     sha1_column: str = Field("", description="column of SHA-1 digests; empty as above")
@@ -63,20 +75,20 @@ class UrlsSource(CrawledSource):
     """Images at the URLs of tables."""
 
     Options: ClassVar[type[Section]] = UrlsOptions
-    summary: ClassVar[str] = "tables of URLs (CSV, TSV, JSON lines, Parquet), fetched politely from any hosts"
+    summary: ClassVar[str] = "tables of URLs (CSV, TSV, lists, JSON, Parquet), fetched politely from any hosts"
 
     def base_url(self) -> str:
         """The path of the tables, for messages."""
         return str(self.options.path)
 
     def items(self) -> Iterator[Item]:
-        """All rows, by file name and row; a repeated URL is skipped.
+        """All rows, by file name and row. A repeated URL is one item with the labels and groups of all its rows.
 
         Yields:
             Items, while the tables are read. An unreadable row is an item with the failure `bad record`.
 
         Raises:
-            UsageError: There are no tables, or no row has a usable URL.
+            UsageError: There are no tables, no row has a usable URL, or a list of URLs was given no label.
         """
         return self._list_rows(None)
 
@@ -109,7 +121,9 @@ class UrlsSource(CrawledSource):
         meanings = ("url", "label", "key", "md5", "sha1", "bytes", "licence", "author", "group", "split", "box")
         columns = UrlColumns(**{meaning: getattr(self.options, f"{meaning}_column") for meaning in meanings})
         try:
-            return UrlTables(self.options.path, columns, self.options.format.removeprefix("auto"))
+            return UrlTables(
+                self.options.path, columns, self.options.format.removeprefix("auto"), self.options.encoding
+            )
         except ScraperError as error:
             text = str(error).rstrip(".")
             raise UsageError(f"source.path: {text[0].lower()}{text[1:]}") from None
@@ -118,54 +132,121 @@ class UrlsSource(CrawledSource):
         from animesion_scrapers.counts import DigestSet
 
         tables = self._tables()
+        merged = self._merged(tables)
         urls, keys = DigestSet(), DigestSet()
         summary = _Summary()
         position, yielded = -1, 0
         for batch in tables.batches():
             batch_keys = [self._key(row, place) for place, row in enumerate(batch, position + 1)]
-            fresh = self._fresh(batch, batch_keys, urls, keys, summary)
-            for row, key, new in zip(batch, batch_keys, fresh, strict=True):
+            batch_urls = _url_hashes(batch, position + 1)
+            fresh = self._fresh(batch_urls, batch_keys, urls, keys, summary)
+            for row, key, url, new in zip(batch, batch_keys, batch_urls, fresh, strict=True):
                 position += 1
                 if last is not None and position <= last.order:
                     if position == last.order and key != last.key:
                         raise self._changed(last)
                     continue
+                same_url = merged.get(url)
                 if not new:
+                    # the item of this URL is in the earlier listing, with the labels that it had then
+                    summary.late += last is not None and same_url is not None
                     continue
-                yield self._item(row, key, position, summary)
+                yield self._item(row, key, position, same_url, summary)
                 yielded += 1
                 if yielded == self.options.limit:
-                    self.notes += summary.sentences(tables, self.options)
+                    self._finish(tables, summary)
                     return
         if last is not None and position < last.order:
             raise self._changed(last)
         if last is None and not summary.usable:
             raise UsageError(f"source.path: no row of {self.options.path} has a usable URL{summary.first_fault()}")
+        self._finish(tables, summary)
+
+    def _finish(self, tables: UrlTables, summary: _Summary) -> None:
+        """Add the notes.
+
+        Raises:
+            UsageError: There are only lists of URLs, and no label.
+        """
+        if summary.usable and not summary.labelled and all(tables.format_of(file) == "txt" for file in tables.files):
+            raise UsageError(
+                f"source.path: {self.options.path} lists URLs without labels: set source.label=NAME, or "
+                "source.label={file} for one list per class, or give a table with a column of labels"
+            )
         self.notes += summary.sentences(tables, self.options)
 
+    def _merged(self, tables: UrlTables) -> dict[int, _SameUrl]:
+        """The labels, groups and splits of each URL whose rows differ in them, by the hash of the URL.
+
+        The tables are read once before the listing, and a second time if there are such URLs: an item cannot be changed
+        once it is listed.
+
+        Raises:
+            UsageError: There are more than `_MOST_MERGED`.
+        """
+        from animesion_scrapers.counts import DigestSet, as_digests
+
+        urls, facts = DigestSet(), DigestSet()
+        found: dict[int, _SameUrl] = {}
+        position = 0
+        for batch in self._facts(tables):
+            hashes = _url_hashes(batch, position)
+            position += len(batch)
+            by_fact = as_digests(
+                hash((url, self._labels(row), row.group, _split(row))) & _MASK
+                for url, row in zip(hashes, batch, strict=True)
+            )
+            differing = facts.add(by_fact) & ~urls.add(as_digests(hashes))
+            for place in differing.nonzero()[0].tolist():
+                found.setdefault(hashes[place], _SameUrl())
+            if len(found) > _MOST_MERGED:
+                raise UsageError(
+                    f"source.path: more than {_MOST_MERGED:,} URLs of {self.options.path} have rows with other labels, "
+                    "groups or splits: give each URL one row, with a list of its labels"
+                )
+            if 0 < self.options.limit <= len(urls):
+                break
+        stop, position = position, 0
+        for batch in self._facts(tables) if found else ():
+            for url, row in zip(_url_hashes(batch, position), batch, strict=True):
+                if same_url := found.get(url):
+                    same_url.add(self._labels(row), row.group, _split(row))
+            position += len(batch)
+            if position >= stop:
+                break
+        return found
+
+    def _facts(self, tables: UrlTables) -> Iterator[list[UrlRow]]:
+        """The rows with no more than the columns that can differ between the rows of one URL."""
+        return tables.batches("url", "label", "group", "split")
+
     def _fresh(
-        self, batch: Sequence[UrlRow], batch_keys: Sequence[str], urls: DigestSet, keys: DigestSet, summary: _Summary
+        self,
+        batch_urls: Sequence[int],
+        batch_keys: Sequence[str],
+        urls: DigestSet,
+        keys: DigestSet,
+        summary: _Summary,
     ) -> list[bool]:
         """Whether each row is the first with its URL and with its key."""
         from animesion_scrapers.counts import as_digests
-        from animesion_scrapers.url_tables import normalise
 
-        by_key = as_digests(int(key[-16:], 16) for key in batch_keys)
-        if not self.options.key_column:
-            fresh = keys.add(by_key)
-            summary.repeated += int((~fresh).sum())
-            return cast("list[bool]", fresh.tolist())
-        by_url = as_digests(
-            number if row.fault else int(_digest(normalise(row.url))[:16], 16)
-            for row, number in zip(batch, by_key.tolist(), strict=True)
-        )
-        fresh = urls.add(by_url)
+        fresh = urls.add(as_digests(batch_urls))
         summary.repeated += int((~fresh).sum())
-        places = fresh.nonzero()[0]
-        same_key = ~keys.add(by_key[places])
-        summary.same_key += int(same_key.sum())
-        fresh[places[same_key]] = False
+        if self.options.key_column:  # else the URL is the key
+            places: list[int] = fresh.nonzero()[0].tolist()
+            same_key = ~keys.add(as_digests(int(batch_keys[place][-16:], 16) for place in places))
+            summary.same_key += int(same_key.sum())
+            fresh[np.array(places, np.intp)[same_key]] = False
         return cast("list[bool]", fresh.tolist())
+
+    def _labels(self, row: UrlRow) -> tuple[str, ...]:
+        """The labels of a row, or that of the options."""
+        labels = tuple(dict.fromkeys(label for each in row.labels if (label := clean_text(each))))
+        if labels or not self.options.label:
+            return labels
+        name = row.file.removesuffix(".gz")
+        return (clean_text(self.options.label.replace("{file}", name.rpartition(".")[0] or name)),)
 
     def _changed(self, last: Item) -> UsageError:
         return UsageError(
@@ -184,7 +265,7 @@ class UrlsSource(CrawledSource):
         name = url.partition("?")[0].rpartition("/")[2]
         return file_key("urls", url.encode(), name.rpartition(".")[0] or name)
 
-    def _item(self, row: UrlRow, key: str, position: int, summary: _Summary) -> Item:
+    def _item(self, row: UrlRow, key: str, position: int, same_url: _SameUrl | None, summary: _Summary) -> Item:
         from animesion_scrapers.url_tables import normalise, refusal_reason
 
         if row.fault:
@@ -198,8 +279,12 @@ class UrlsSource(CrawledSource):
                 detail=summary.add_unreadable(row),
             )
         refused = refusal_reason(row.url)
-        summary.add_item(row, refused)
         url = clean_text(row.url, 1000)
+        labels = tuple(same_url.labels) if same_url else self._labels(row)
+        groups = same_url.groups if same_url else [row.group] if row.group else ()
+        summary.add_item(row, labels, refused)
+        if same_url:
+            summary.add_merged(url, same_url)
         where = {} if refused else {"url": normalise(row.url)} | ({"sha1": row.sha1} if row.sha1 else {})
         return Item(
             key=key,
@@ -207,10 +292,10 @@ class UrlsSource(CrawledSource):
             source_id=clean_text(row.key, 1000) or url,
             locator=json.dumps(where),
             order=position,
-            labels=tuple(label for each in row.labels if (label := clean_text(each))),
+            labels=labels,
             boxes=_boxes(row.box) if self.options.box_column else None,
-            families=(f"group:{clean_text(row.group, 300)}",) if row.group else (),
-            split=_SPLITS.get(row.split.lower(), ""),
+            families=tuple(f"group:{clean_text(group, 300)}" for group in groups),
+            split=_split(row),
             md5=row.md5,
             bytes=row.bytes,
             file_url=url,
@@ -221,11 +306,28 @@ class UrlsSource(CrawledSource):
         )
 
 
+class _SameUrl:
+    """Labels, groups and splits of the rows of one URL, in the order of the rows; at most 100 of each."""
+
+    __slots__ = ("groups", "labels", "splits")
+
+    def __init__(self) -> None:
+        self.labels: list[str] = []
+        self.groups: list[str] = []
+        self.splits: list[str] = []
+
+    def add(self, labels: Sequence[str], group: str, split: str) -> None:
+        """Add what a row has."""
+        for known, values in ((self.labels, labels), (self.groups, (group,)), (self.splits, (split,))):
+            known += [sys.intern(value) for value in values if value and value not in known and len(known) < 100]
+
+
 class _Summary:
     """Counts for the notes, with the first examples."""
 
     def __init__(self) -> None:
-        self.usable = self.repeated = self.same_key = 0
+        self.usable = self.repeated = self.same_key = self.labelled = self.late = 0
+        self._conflicts: list[str] = []
         self._faults: list[str] = []
         self._refused: list[str] = []
         self._counts: Counter[str] = Counter()
@@ -239,7 +341,15 @@ class _Summary:
             self._faults.append(text)
         return text
 
-    def add_item(self, row: UrlRow, refused: str) -> None:
+    def add_merged(self, url: str, same_url: _SameUrl) -> None:
+        """Count a URL whose rows differ."""
+        if len(same_url.labels) > 1:
+            self._counts["conflicts"] += 1
+            if len(self._conflicts) < _EXAMPLES:
+                self._conflicts.append(f"{url[:200]} ({', '.join(same_url.labels[:_EXAMPLES])})")
+        self._counts["splits"] += len(same_url.splits) > 1
+
+    def add_item(self, row: UrlRow, labels: Sequence[str], refused: str) -> None:
         """Count a row with an item."""
         if refused:
             self._counts["refused"] += 1
@@ -247,7 +357,7 @@ class _Summary:
                 self._refused.append(f"{clean_text(row.file, 100)}, line {row.line}: {refused}")
         else:
             self.usable += 1
-        self._counts["labelled"] += bool(row.labels)
+        self.labelled += bool(labels)
         self._counts["split"] += bool(row.split) and row.split.lower() not in _SPLITS
         self._counts.update(row.ignored)
 
@@ -260,7 +370,10 @@ class _Summary:
         counts = self._counts
         notes = [_recognised(tables, options)]
         if tables.skipped_files:
-            notes.append(f"{tables.skipped_files:,} other file(s) of the folder are skipped")
+            names = ", ".join(clean_text(name, 60) for name in tables.skipped_names)
+            notes.append(f"{tables.skipped_files:,} other file(s) of the folder are skipped: {names}")
+        for encoding, count in tables.encodings.items():
+            notes.append(f"{count:,} table(s) are read as {encoding}, not UTF-8; source.encoding sets another encoding")
         if counts["unreadable"]:
             notes.append(
                 f"{counts['unreadable']:,} row(s) cannot be read and count as bad records: {_some(self._faults)}"
@@ -269,10 +382,19 @@ class _Summary:
             notes.append(f"{counts['refused']:,} URL(s) must not be fetched: {_some(self._refused)}")
         if self.repeated:
             notes.append(f"{self.repeated:,} row(s) repeat a URL and are skipped")
+        if counts["conflicts"]:
+            notes.append(f"{counts['conflicts']:,} URL(s) have several labels in their rows: {_some(self._conflicts)}")
+        if counts["splits"]:
+            notes.append(f"{counts['splits']:,} URL(s) are in several splits; the first counts")
+        if self.late:
+            notes.append(
+                f"{self.late:,} new row(s) give a listed URL another label, group or split, which it does not get; "
+                "build into another folder to count them"
+            )
         if self.same_key:
             notes.append(f"{self.same_key:,} row(s) repeat a key with another URL and are skipped")
-        if self.usable and not counts["labelled"]:
-            notes.append("no row has a label: set source.label_column to their column")
+        if self.usable and not self.labelled:
+            notes.append("no row has a label: set source.label_column to their column, or source.label to one label")
         if counts["split"]:
             notes.append(f"{counts['split']:,} row(s) have a split other than {', '.join(_SPLITS)}")
         for meaning, form in (
@@ -280,6 +402,7 @@ class _Summary:
             ("sha1", "40 hexadecimal digits"),
             ("bytes", "a size"),
             ("box", "a box"),
+            ("label", "text, a number, a date or a list of these"),
         ):
             if counts[meaning]:
                 notes.append(f"{counts[meaning]:,} value(s) of the column for {meaning} are not {form} and are ignored")
@@ -315,5 +438,21 @@ def _recognised(tables: UrlTables, options: UrlsOptions) -> str:
     )
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _split(row: UrlRow) -> str:
+    return _SPLITS.get(row.split.lower(), "")
+
+
+def _url_hashes(batch: Sequence[UrlRow], first: int) -> list[int]:
+    """Hashes in [0, 2**64) that are equal for URLs of one file; that of a row with a fault is of its own.
+
+    They hold within one process. Percent-encoded and plain characters are the same request.
+
+    Args:
+        batch: Rows.
+        first: Position of the first row in all tables.
+    """
+    from animesion_scrapers.url_tables import canonical
+
+    return [
+        hash(place if row.fault else canonical(row.url)) & _MASK for place, row in enumerate(batch, first)
+    ]  # fmt: skip

@@ -23,6 +23,7 @@ from animesion.cli import main
 from animesion.errors import UsageError
 from animesion.pipeline import runner
 from animesion.progress import Progress
+from animesion.sources import urls
 from animesion_sample.faults import LASTING, FaultPlan, LocalServer, local_server
 
 from .crawling import raw
@@ -107,16 +108,87 @@ def test_a_url_is_given_once_and_so_is_a_key(tmp_path: Path) -> None:
     ]
     path = table(tmp_path / "t.csv", rows, "url,label,key")
     found, notes = items(path)
-    assert [item.file_url[-1] for item in found] == ["1", "2", "3"]
-    assert notes[-1] == "1 row(s) repeat a URL and are skipped"
-    found, notes = items(path, "source.key_column=key")
-    assert [item.order for item in found] == [0, 3]
+    assert [(item.file_url[-1], item.labels) for item in found] == [("1", ("a", "b")), ("2", ("a",)), ("3", ("a",))]
     assert notes[-2:] == [
         "1 row(s) repeat a URL and are skipped",
+        "1 URL(s) have several labels in their rows: https://a.example/1 (a, b)",
+    ]
+    found, notes = items(path, "source.key_column=key")
+    assert [item.order for item in found] == [0, 3]
+    assert notes[1:] == [
+        "1 row(s) repeat a URL and are skipped",
+        "1 URL(s) have several labels in their rows: https://a.example/1 (a, b)",
         "1 row(s) repeat a key with another URL and are skipped",
     ]
     again, _ = items(table(tmp_path / "u.csv", reversed(rows), "url,label,key"))
     assert {item.key for item in again} == {item.key for item in items(path)[0]}
+
+
+def test_rows_of_one_url_are_one_item_with_all_labels_and_groups(tmp_path: Path) -> None:
+    rows = [
+        "https://a.example/a b.jpg,x,post 1,train",
+        "https://a.example/2.jpg,x,post 2,train",
+        "https://a.example/a%20b.jpg,y,post 3,test",
+        "https://a.example/2.jpg,x,post 4,train",
+        "https://a.example/3.jpg,,,",
+        "https://a.example/3.jpg,z,,",
+        "https://a.example/3.jpg,z,,",
+    ]
+    found, notes = items(table(tmp_path / "t.csv", rows, "url,label,group,split"))
+    assert [(item.labels, item.families, item.split) for item in found] == [
+        (("x", "y"), ("group:post 1", "group:post 3"), "train"),
+        (("x",), ("group:post 2", "group:post 4"), "train"),
+        (("z",), (), ""),
+    ]
+    assert notes[1:] == [
+        "4 row(s) repeat a URL and are skipped",
+        "1 URL(s) have several labels in their rows: https://a.example/a b.jpg (x, y)",
+        "1 URL(s) are in several splits; the first counts",
+    ]
+
+
+def test_too_many_urls_with_several_labels_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(urls, "_MOST_MERGED", 2)
+    rows = [f"https://a.example/{number},{label}" for number in range(3) for label in "ab"]
+    with pytest.raises(UsageError, match=r"^source.path: more than 2 URLs of .* give each URL one row"):
+        items(table(tmp_path / "t.csv", rows))
+    assert len(items(table(tmp_path / "t.csv", rows[:4]))[0]) == 2
+
+
+def test_lists_of_urls_need_a_label(tmp_path: Path) -> None:
+    for name, numbers in (("rose.txt", (1, 2)), ("lily.v2.txt", (2, 3))):
+        (tmp_path / name).write_text("".join(f"{url(number)}\n" for number in numbers))
+    with pytest.raises(
+        UsageError, match=r"rose.txt lists URLs without labels: set source.label=NAME, or source.label="
+    ):
+        items(tmp_path / "rose.txt")
+    found, _ = items(tmp_path / "rose.txt", "source.label=a rose")
+    assert [item.labels for item in found] == [("a rose",)] * 2
+    found, _ = items(tmp_path, "source.label={file}")
+    assert {item.file_url: item.labels for item in found} == {
+        url(1): ("rose",),
+        url(2): ("lily.v2", "rose"),
+        url(3): ("lily.v2",),
+    }
+
+
+def test_what_was_recognised_is_noted(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(f"url,label\n{url(1)},初音ミク\n{url(2)},鏡音リン\n".encode("cp932"))
+    (tmp_path / "more.xlsx").write_bytes(b"PK")
+    found, notes = items(tmp_path)
+    assert [item.labels for item in found] == [("初音ミク",), ("鏡音リン",)]
+    assert notes[1:] == [
+        "1 other file(s) of the folder are skipped: more.xlsx",
+        "1 table(s) are read as cp932, not UTF-8; source.encoding sets another encoding",
+    ]
+    found, notes = items(tmp_path, "source.encoding=cp932")
+    assert found[0].labels == ("初音ミク",)
+    assert len(notes) == 2
+    (tmp_path / "t.jsonl").write_text(json.dumps({"url": url(1), "label": {"a": 1}}))
+    _, notes = items(tmp_path / "t.jsonl")
+    assert notes[-1] == (
+        "1 value(s) of the column for label are not text, a number, a date or a list of these and are ignored"
+    )
 
 
 def test_hostile_rows_become_reasons_and_nothing_is_lost(tmp_path: Path) -> None:
@@ -169,6 +241,29 @@ def test_from_a_table_to_a_dataset(server: LocalServer, tmp_path: Path) -> None:
     assert (result.seen, result.kept, result.classes) == (24, 24, ["class 0", "class 1"])
     assert {row["licence"] for row in raw(tmp_path / "out").values()} == {"CC0"}
     assert server.journal.paths["/robots.txt"] == len(HOSTS)
+
+
+def test_a_url_under_two_labels_is_dropped_with_both_and_no_file_is_requested_twice(
+    server: LocalServer, tmp_path: Path
+) -> None:
+    rows = [f"{url(number)},class {number % 2},{number}" for number in range(4)]
+    rows += [f"file:///{number}.png,class 0,{number}" for number in range(4, 600)]
+    # beyond the first part of the listing
+    rows += [f"{url(0)},class 1,600", f"{url(2)},class 0,3"]
+    result = runner.run(
+        recipe(
+            table(tmp_path / "t.csv", rows, "url,label,group"), "source.requests_per_second=10", "filter.min_side=1000"
+        ),
+        tmp_path / "out",
+        workers=1,
+        until="fetch",
+    )
+    rows_by_url = {row["file_url"]: row for row in raw(tmp_path / "out").values()}
+    assert result.seen == len(rows_by_url) == 600
+    assert (rows_by_url[url(0)]["reason"], rows_by_url[url(0)]["labels"]) == ("several labels", ["class 0", "class 1"])
+    assert rows_by_url[url(2)]["families"] == ["group:2", "group:3"]
+    assert "/data/0.png" not in server.journal.paths
+    assert server.journal.paths["/data/2.png"] == 1
 
 
 @pytest.mark.parametrize("server", [FaultPlan(share=0.5, kinds=("404", "410", "empty", "wrong type", "noai", "500"))],

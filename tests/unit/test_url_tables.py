@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import datetime
+import decimal
 import gzip
 import io
 import json
@@ -92,6 +94,204 @@ def test_a_table_without_a_header(tmp_path: Path) -> None:
         (1, "https://a.example/1.jpg", ("rose",)),
         (2, "https://a.example/2.jpg", ("lily",)),
     ]
+
+
+A, B = "https://a.example/1.jpg", "https://a.example/2.jpg"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("semicolons.csv", f"url;label\n{A};rose\n{B};初音ミク, Miku\n"),
+        ("tabs.csv", f"url\tlabel\n{A}\trose\n{B}\t初音ミク, Miku\n"),
+        ("pipes.csv", f"url|label\n{A}|rose\n{B}|初音ミク, Miku\n"),
+        ("commas.tsv", f'url,label\n{A},rose\n{B},"初音ミク, Miku"\n'),
+        ("excel.csv", f"sep=;\r\nurl;label\r\n{A};rose\r\n{B};初音ミク, Miku\r\n"),
+        ("blanks.csv", f' url , "label" \n{A} , rose \n {B}, "初音ミク, Miku"\n'),
+        ("table.txt", f"url\tlabel\n{A}\trose\n{B}\t初音ミク, Miku\n"),
+        ("lines.json", f'{{"url": "{A}", "label": "rose"}}\n{{"url": "{B}", "label": "初音ミク, Miku"}}\n'),
+        ("array.json", f'[{{"url": "{A}", "label": "rose"}},\n {{"url": "{B}", "label": "初音ミク, Miku"}}]'),
+        ("array.jsonl", f'\n[\n{{"url": "{A}", "label": "rose"}}\n,\n{{"url": "{B}", "label": "初音ミク, Miku"}}\n]\n'),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "gzip"])
+def test_separators_json_arrays_and_unicode_encodings(tmp_path: Path, name: str, content: str, encoding: str) -> None:
+    data = content.encode("utf-8" if encoding == "gzip" else encoding)
+    # with and without the suffix .gz
+    (tmp_path / name).write_bytes(gzip.compress(data) if encoding == "gzip" else data)
+    assert [(row.url, row.labels, row.fault) for row in read(tmp_path / name)] == [
+        (A, ("rose",), ""),
+        (B, ("初音ミク, Miku",), ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "labels"),
+    [
+        ("cp932", ["初音ミク", "鏡音リン", "ｶﾀｶﾅ と 漢字", "rose"]),
+        ("euc_jp", ["初音ミク", "鏡音リン", "ひらがな", "rose"]),
+        ("gb18030", ["初音未来", "镜音铃", "月季花", "rose"]),
+        ("cp1252", ["Café society", "Müller-Thurgau", "Rosa ‘Peace’", "naïve"]),
+        ("cp1252", ["Grüner Veltliner", "rose"]),
+    ],
+)
+def test_legacy_encodings_are_recognised_and_reported(tmp_path: Path, encoding: str, labels: list[str]) -> None:
+    ascii_rows = [f"https://a.example/ascii/{number}.jpg,plain" for number in range(50_000)]
+    rows = [f"https://a.example/{number}.jpg,{label}" for number, label in enumerate(labels)]
+    (tmp_path / "t.csv").write_bytes("\n".join(["url,label", *ascii_rows, *rows]).encode(encoding))
+    tables = UrlTables(tmp_path / "t.csv")
+    found = [row for batch in tables.batches() for row in batch]
+    assert [row.labels for row in found[50_000:]] == [(label,) for label in labels]
+    assert tables.encodings == {encoding: 1}
+    [*_, row] = read_as(tmp_path / "t.csv", "latin-1")
+    assert row.fault == ""
+
+
+def read_as(path: Path, encoding: str) -> list[UrlRow]:
+    return [row for batch in UrlTables(path, encoding=encoding).batches() for row in batch]
+
+
+def test_a_damaged_row_does_not_change_the_encoding(tmp_path: Path) -> None:
+    rows = [b"url,label", f"{A},初音ミク".encode(), f"{B},caf".encode() + b"\xe9", f"{A},鏡音".encode()]
+    (tmp_path / "t.csv").write_bytes(b"\n".join(rows))
+    tables = UrlTables(tmp_path / "t.csv")
+    faults = [row.fault for batch in tables.batches() for row in batch]
+    assert faults == ["", "not UTF-8 text in the column for label", ""]
+    assert not tables.encodings
+    (tmp_path / "t.csv").write_bytes(f"url,label\n{A},初音".encode("utf-16")[:-1])
+    assert [row.fault for row in read(tmp_path / "t.csv")] == ["not UTF-8 text in the column for label"]
+    with pytest.raises(ScraperError, match=r"^There is no encoding 'cp0'"):
+        UrlTables(tmp_path / "t.csv", encoding="cp0")
+
+
+def test_a_list_of_urls_is_one_column_unless_it_has_tabs_or_a_header(tmp_path: Path) -> None:
+    commas = "https://a.example/w_200,h_100/1.jpg;x"
+    path = tmp_path / "list.txt"
+    path.write_text(f"{commas}\n{B}\n")
+    assert [row.url for row in read(path)] == [commas, B]
+    path.write_text(f"{A},rose\n{B},lily\n")
+    assert [row.url for row in read(path)] == [f"{A},rose", f"{B},lily"]
+    assert [(row.url, row.labels) for row in read(path, UrlColumns(label="2"))] == [(A, ("rose",)), (B, ("lily",))]
+    path.write_text(f"{A}\trose\n")
+    assert [(row.url, row.labels) for row in read(path, UrlColumns(label="2"))] == [(A, ("rose",))]
+    # in a folder, other files have these suffixes too
+    (tmp_path / "t.csv").write_text(f"url\n{A}\n")
+    (tmp_path / "dataset_infos.json").write_text("{}")
+    tables = UrlTables(tmp_path)
+    assert [file.name for file in tables.files] == ["t.csv"]
+    assert tables.skipped_names == ["dataset_infos.json", "list.txt"]
+    (tmp_path / "t.csv").unlink()
+    assert [file.name for file in UrlTables(tmp_path).files] == ["dataset_infos.json", "list.txt"]
+
+
+def test_a_json_array_is_read_in_pieces(tmp_path: Path) -> None:
+    records = [{"url": f"https://a.example/{n}.jpg", "label": "ü" * 50, "more": {"a": [n]}} for n in range(5_000)]
+    path = tmp_path / "t.json"
+    for indent in (None, 2):
+        path.write_text(json.dumps(records, ensure_ascii=False, indent=indent))
+        rows = read(path)
+        assert [row.url for row in rows] == [record["url"] for record in records]
+        assert {row.labels for row in rows} == {("ü" * 50,)}
+        assert rows[-1].line == (1 if indent is None else 2 + 4_999 * 9)
+    whole = path.read_text()
+    path.write_text(whole[:-9_000])
+    rows = read(path)
+    assert rows[-1].fault == "not a JSON array beyond this line"
+    assert 4_900 < len(rows) < 5_000
+    path.write_text('[{"url": "' + "x" * 400_000 + '"}]')
+    assert [row.fault for row in read(path)] == ["a member of the array has more than 262,144 bytes"]
+    path.write_text("[]")
+    assert read(path) == []
+    path.write_text(f'[{{"url": "{A}"}}, 3, {{"url": "{B}"}}]')
+    assert [row.fault for row in read(path)] == ["", "not a JSON object", ""]
+
+
+def test_what_is_no_table_is_named_with_the_way_out(tmp_path: Path) -> None:
+    workbook = b"PK\3\4" + bytes(50)
+    for name in ("t.csv", "t.jsonl", "t.txt"):
+        (tmp_path / name).write_bytes(workbook)
+        [row] = read(tmp_path / name)
+        assert row.fault.startswith("it is a workbook or archive, not a text table: save the sheet as CSV")
+    for name in ("t.xlsx", "t.XLS", "t.ods"):
+        (tmp_path / name).write_bytes(workbook)
+        with pytest.raises(ScraperError, match=r"is a workbook: save its sheet as CSV \(UTF-8\) and give that\.$"):
+            UrlTables(tmp_path / name)
+    images = pa.table({"image": [{"bytes": b"x", "path": "a"}], "label": [0]})
+    pq.write_table(images, tmp_path / "t.parquet")
+    [row] = read(tmp_path / "t.parquet")
+    assert row.fault.startswith("the column 'image' contains the images themselves, not URLs")
+
+
+def test_labels_of_every_type(tmp_path: Path) -> None:
+    day = datetime.datetime(2020, 1, 2)
+    cases: list[tuple[pa.Array, list[tuple[str, ...]]]] = [
+        (pa.array([True, False, None]), [("true",), ("false",), ()]),
+        (pa.array([decimal.Decimal("1.50"), decimal.Decimal("3.00"), None]), [("1.5",), ("3",), ()]),
+        (pa.array([decimal.Decimal(10) ** 40], pa.decimal256(50, 2)), [("1" + "0" * 40,)]),
+        (pa.array([day.date(), None]), [("2020-01-02",), ()]),
+        (pa.array([day, day.replace(hour=3)], pa.timestamp("ns")), [("2020-01-02",), ("2020-01-02T03:00:00",)]),
+        (pa.array([day], pa.timestamp("us", "Europe/Berlin")), [("2020-01-02",)]),
+        (pa.array([day.time().replace(hour=4)]), [("04:00:00",)]),
+        (pa.array([1.5, 3.0, None], pa.float16()), [("1.5",), ("3",), ()]),
+        (pa.array([0.1, float("nan")], pa.float32()), [("0.1",), ()]),
+        (pa.array([0.1, 2.0**60], pa.float64()), [("0.1",), ("1.152921504606847e+18",)]),
+        (pa.array([2**64 - 1], pa.uint64()), [("18446744073709551615",)]),
+        (pa.array(["a", "b", "a"]).dictionary_encode(), [("a",), ("b",), ("a",)]),
+        (pa.array([1, 2, 1]).dictionary_encode(), [("1",), ("2",), ("1",)]),
+        (pa.array(["a"], pa.large_string()), [("a",)]),
+        (pa.array(["a"], pa.string_view()), [("a",)]),
+        (pa.array([b"a"], pa.binary()), [("a",)]),
+        (pa.array([["a"], ["b"]], pa.list_(pa.string(), 1)), [("a",), ("b",)]),
+        (pa.array([[1, 2], None]), [("1", "2"), ()]),
+        (pa.array([[day.date()]], pa.large_list(pa.date32())), [("2020-01-02",)]),
+        (pa.array([[0.1]], pa.list_(pa.float32())), [("0.1",)]),
+        (pa.nulls(1), [()]),
+    ]
+    for label, due in cases:
+        urls = [f"https://a.example/{number}.jpg" for number in range(len(due))]
+        pq.write_table(pa.table({"url": urls, "label": label}), tmp_path / "t.parquet")
+        assert [row.labels for row in read(tmp_path / "t.parquet")] == due, label.type
+    pq.write_table(pa.table({"url": [A], "label": pa.array([1], pa.duration("s"))}), tmp_path / "t.parquet")
+    assert read(tmp_path / "t.parquet")[0].fault == "the column 'label' for label has type duration[s]"
+    values = [True, 3, 3.0, 3.5, None, ["a", "b"], [], "", [1, 2], 10**30, {"a": 1}, [["a"]]]
+    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps({"url": A, "label": value}) for value in values))
+    rows = read(tmp_path / "t.jsonl")
+    assert [row.labels for row in rows] == [
+        ("true",), ("3",), ("3",), ("3.5",), (), ("a", "b"), (), (), ("1", "2"), (str(10**30),), (), ()
+    ]  # fmt: skip
+    assert [row.ignored for row in rows] == [()] * 10 + [("label",)] * 2
+
+
+def test_class_labels_of_hugging_face_are_names(tmp_path: Path) -> None:
+    features = {"label": {"names": ["miku", "rin"], "_type": "ClassLabel"}, "url": {"dtype": "string"}}
+    table = pa.table({"url": [A, B, A], "label": [1, 0, -1]})
+    described = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(described, tmp_path / "t.parquet")
+    assert [row.labels for row in read(tmp_path / "t.parquet")] == [("rin",), ("miku",), ()]
+    pq.write_table(table.replace_schema_metadata({"huggingface": "["}), tmp_path / "t.parquet")
+    assert [row.labels for row in read(tmp_path / "t.parquet")] == [("1",), ("0",), ("-1",)]
+
+
+def test_names_of_columns_are_composed_or_decomposed(tmp_path: Path) -> None:
+    for written, requested in (("Klässe", "Kla\u0308sse"), ("Kla\u0308sse", "Klässe")):
+        (tmp_path / "t.csv").write_text(f"url,{written}\n{A},x\n", encoding="utf-8")
+        assert [row.labels for row in read(tmp_path / "t.csv", UrlColumns(label=requested))] == [("x",)]
+
+
+def test_a_footer_of_many_row_groups_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    footers = 0
+    opened = pq.ParquetFile.__init__
+
+    def count(self: Any, *arguments: Any, metadata: Any = None, **options: Any) -> None:
+        nonlocal footers
+        footers += metadata is None
+        opened(self, *arguments, metadata=metadata, **options)
+
+    urls = [f"https://a.example/{number}.jpg" for number in range(300)]
+    pq.write_table(pa.table({"url": urls, "label": ["a"] * 300}), tmp_path / "t.parquet", row_group_size=1)
+    monkeypatch.setattr(pq.ParquetFile, "__init__", count)
+    assert [row.url for row in read(tmp_path / "t.parquet")] == urls
+    assert footers == 1
 
 
 def test_each_bad_row_is_named_and_the_good_ones_stay(tmp_path: Path) -> None:
@@ -234,7 +434,9 @@ def test_one_file_has_one_url() -> None:
     assert normalise("https://a.example/b") == "https://a.example/b"
 
 
-@given(st.binary(max_size=400), st.sampled_from(["csv", "tsv", "jsonl", "csv.gz", "parquet"]), st.booleans())
+@given(
+    st.binary(max_size=400), st.sampled_from(["csv", "tsv", "txt", "json", "jsonl", "csv.gz", "parquet"]), st.booleans()
+)
 @settings(max_examples=150, deadline=None)
 def test_any_bytes_are_read_or_have_a_fault(data: bytes, kind: str, headed: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:

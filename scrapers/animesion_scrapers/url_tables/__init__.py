@@ -28,7 +28,7 @@ from animesion_scrapers.url_tables.columns import (
 from animesion_scrapers.url_tables.encodings import WORKBOOKS
 from animesion_scrapers.url_tables.parquet import read_parquet
 from animesion_scrapers.url_tables.text import read_json, read_separated
-from animesion_scrapers.url_tables.urls import LONGEST_URL, host_of, normalise, refusal_reason
+from animesion_scrapers.url_tables.urls import LONGEST_URL, canonical, host_of, normalise, refusal_reason
 
 __all__ = [
     "FORMATS",
@@ -37,6 +37,7 @@ __all__ = [
     "UrlColumns",
     "UrlRow",
     "UrlTables",
+    "canonical",
     "host_of",
     "normalise",
     "refusal_reason",

@@ -219,7 +219,7 @@ def _separator(lines: _Lines, usual: str, mapping: ColumnMapping) -> str:
 
 
 def _records(lines: _Lines, delimiter: str) -> Iterator[tuple[int, list[str], str]]:
-    """Yield line number, cells and fault of each row that is not blank; with a line end as delimiter, a line is one cell."""
+    """Yield line number, cells and fault of each row that is not blank; a line is one cell if it is the delimiter."""
     while taken := lines.take():
         number, text = taken
         if text == "\0":
@@ -236,7 +236,17 @@ def _records(lines: _Lines, delimiter: str) -> Iterator[tuple[int, list[str], st
                 yield number, next(reader), ""
             except (csv.Error, StopIteration):
                 lines.put_back(continued)
-                yield number, [], "not a row: its quotes do not match"
+                cells = _loosely_quoted(text, delimiter)
+                yield number, cells, "" if cells else "not a row: its quotes do not match"
+
+
+def _loosely_quoted(text: str, delimiter: str) -> list[str]:
+    """The cells of a line with blanks behind closing quotes; empty if it is no row even so."""
+    text = re.sub(rf'" +(?={re.escape(delimiter)}|[\r\n]*$)', '"', text)
+    try:
+        return next(csv.reader([text], delimiter=delimiter, strict=True, skipinitialspace=True))
+    except (csv.Error, StopIteration):
+        return []
 
 
 def _record_lines(text: str, continued: list[tuple[int, str]], lines: _Lines) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from animesion_scrapers.errors import UnsafeAddressError
 from animesion_scrapers.http.addresses import Routes
@@ -47,6 +47,13 @@ def normalise(url: str) -> str:
         return parts._replace(netloc=parts.netloc.lower(), fragment="").geturl()
     except ValueError:
         return url
+
+
+def canonical(url: str) -> str:
+    """A form that is equal for URLs of one request: normalised and percent-encoded, as clients send it."""
+    if _PLAIN_URL.fullmatch(url) and "#" not in url:
+        return url
+    return quote(normalise(url), safe="%/:=&?~#+!$,;'@()*[]", errors="surrogatepass")
 
 
 def host_of(url: str) -> str:
