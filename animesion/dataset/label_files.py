@@ -1,6 +1,7 @@
 """Read label files in the DAF:re style: labels, class names, class counts, tag ids and face boxes.
 
-Readers accept harmless variations (with or without a header, byte order mark, CRLF, backslashes, blank lines). Any
+Readers accept harmless variations: with or without a header, which may name the columns in any order; commas,
+semicolons or tabs; UTF-8, UTF-16 or a legacy encoding; CRLF, backslashes, blank lines, blanks after separators. Any
 other deviation is an error with the file and line. They return tables only; `animesion.sources` joins paths to a root
 folder and checks that they are safe.
 """
@@ -12,14 +13,15 @@ import io
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
+from animesion.dataset import text_tables
 from animesion.errors import UsageError
 from animesion.schemas import Box
 
@@ -29,6 +31,12 @@ LABEL_FILES = ("train", "val", "test", "train_val")
 NAMES_FILE = "classid_classname.csv"
 COUNTS_FILE = "per_class_counts.csv"
 
+_ID_COLUMNS = ("class_id", "label_id", "class_index", "label", "class", "target", "id")
+_PATH_COLUMNS = ("dir", "path", "file_name", "file", "image_path", "image", "file_path", "img")
+_NAME_COLUMNS = ("class_name", "name", "label_name", "character", "tag", "class", "label")
+
+#: The first one in the first row separates: paths may contain the others.
+_FIRST_SEPARATOR = re.compile(r"[,;\t|]")
 _BOX_SEPARATOR = re.compile(r"[,\s]+")
 
 
@@ -132,33 +140,29 @@ def label_file(name: str) -> tuple[str, str] | None:
 
 
 def read_labels(path: Path) -> LabelTable:
-    """Read `class_id,path` rows, with or without the header `class_id,dir`.
+    """Read `class_id,path` rows, or those columns of a file with a header such as `class_id,dir` or `path,label`.
 
     Raises:
         UsageError: the file is unreadable or has a wrong row.
     """
     ids: list[int] = []
     paths: list[str] = []
-    for line, row in _rows(path, "class_id,path"):
-        if len(row) != 2:
-            raise _wrong_columns(path, line, row, "class_id,path")
+    for line, row in _pairs(path, "class_id,path", _PATH_COLUMNS):
         ids.append(_class_id(row[0], path, line))
         if not row[1].strip():
             raise UsageError(f"{path}, line {line}: the path is empty; fill it in or delete the row")
-        paths.append(row[1].replace("\\", "/"))
+        paths.append(row[1].strip().replace("\\", "/"))
     return LabelTable(np.array(ids, dtype=np.int64), paths)
 
 
 def read_class_names(path: Path) -> dict[int, str]:
-    """Read `class_id,name` rows, with or without the header `class_id,class_name`, in file order.
+    """Read `class_id,name` rows, or those columns of a file with a header such as `class_id,class_name`, in file order.
 
     Raises:
         UsageError: the file is unreadable, has a wrong row, or lists a class twice.
     """
     names: dict[int, str] = {}
-    for line, row in _rows(path, "class_id,name"):
-        if len(row) != 2:
-            raise _wrong_columns(path, line, row, "class_id,name")
+    for line, row in _pairs(path, "class_id,name", _NAME_COLUMNS):
         class_id = _class_id(row[0], path, line)
         names[class_id] = _new_name(row[1], class_id, names, path, line)
     return names
@@ -171,7 +175,7 @@ def read_class_counts(path: Path) -> ClassCounts:
         UsageError: the file is unreadable, has no header or a wrong row, lists a class twice, or a total is not the
             sum of its splits.
     """
-    rows = _rows(path, "class_id,class_name,...,total", skip_header=False)
+    rows = _rows(path, "class_id,class_name,...,total")
     _, head = next(rows, (1, []))
     head = [cell.strip().lower() for cell in head]
     if not is_counts_header(head):
@@ -354,27 +358,67 @@ def _text(path: Path) -> str:
     except OSError as e:
         raise UsageError(f"{path} cannot be read ({e.strerror}); give a readable file") from e
     try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        raise _not_utf8(path, data.count(b"\n", 0, e.start) + 1) from e
+        text = text_tables.text_of(data, str(path))
+    except UsageError as e:
+        return _fault_of(data, path, e)
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise UsageError(f"{path}, line {line}: a zero byte; give a text file")
     return text
 
 
-def _rows(path: Path, columns: str, skip_header: bool = True) -> Iterator[tuple[int, list[str]]]:
+def _fault_of(data: bytes, path: Path, error: UsageError) -> NoReturn:
+    """Raise an error that names the line if the file is text but for some bytes."""
+    try:
+        data.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        if "not text:" in str(error):
+            raise _not_utf8(path, data.count(b"\n", 0, e.start) + 1) from e
+        raise error from e
+    if "not text:" in str(error) and b"\0" in data:
+        line = data.count(b"\n", 0, data.index(b"\0")) + 1
+        raise UsageError(f"{path}, line {line}: a zero byte; give a text file") from error
+    raise error
+
+
+def _pairs(path: Path, columns: str, second: Sequence[str]) -> Iterator[tuple[int, tuple[str, str]]]:
+    """Line number, class id and another cell of each row.
+
+    The first row is a header if it names both columns and contains no class id. A first row with a mistyped id is an
+    error, not a header.
+
+    Args:
+        path: the file.
+        columns: the two columns, for error messages.
+        second: names of the other column, the likeliest first.
+    """
+    header: list[str] = []
+    first, last = 0, 1
+    for place, (line, row) in enumerate(_rows(path, columns)):
+        if place == 0 and not any(cell.strip().isdecimal() for cell in row):
+            named = text_tables.column(row, _ID_COLUMNS)
+            free = ["" if i == named else cell for i, cell in enumerate(row)]
+            other = text_tables.column(free, second)
+            if row[0].strip().lower() == "class_id" and len(row) == 2:
+                named, other = 0, 1
+            if named is not None and other is not None:
+                header, first, last = row, named, other
+                continue
+        if len(row) != (len(header) or 2):
+            raise _wrong_columns(path, line, row, ",".join(header) or columns)
+        yield line, (row[first], row[last])
+
+
+def _rows(path: Path, columns: str) -> Iterator[tuple[int, list[str]]]:
     """Line number and cells of each row that is not blank; `columns` is for error messages."""
-    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
-    first = True
+    text = _text(path)
+    separator = _FIRST_SEPARATOR.search(re.sub(r'"[^"]*"', "", text.lstrip("\r\n").partition("\n")[0]))
+    delimiter = separator[0] if separator else ","
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     try:
         for row in reader:
-            if not row:
-                continue
-            # Only a published header is skipped: a first row with a mistyped id must be an error, not a "header".
-            if not (first and skip_header and row[0].strip().lower() == "class_id"):
+            if row:
                 yield reader.line_num, row
-            first = False
     except csv.Error as e:
         raise UsageError(f"{path}, line {reader.line_num}: not a row of `{columns}` ({e}); correct the quotes") from e
 

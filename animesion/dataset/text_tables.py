@@ -16,29 +16,40 @@ SEPARATORS = (",", "\t", ";", "|")
 #: Longest cell in characters.
 _LONGEST_CELL = 1 << 20
 
-#: Encodings of files that are not Unicode: what spreadsheets write in Japan, China and the West.
-_LEGACY = ("cp932", "gb18030", "cp1252")
-
 
 def decoded(content: bytes, where: str) -> str:
+    """Text of a file as `text_of` reads it, with composed characters (NFC).
+
+    Raises:
+        UsageError: it is no text, such as a workbook of a spreadsheet program.
+    """
+    return unicodedata.normalize("NFC", text_of(content, where))
+
+
+def text_of(content: bytes, where: str) -> str:
     """Text of a file in UTF-8 or UTF-16, with or without byte order mark, or in a legacy encoding.
 
     Raises:
         UsageError: it is no text, such as a workbook of a spreadsheet program.
     """
-    if content.startswith(b"PK\3\4"):
-        raise UsageError(f"{where} is a workbook or zip, not a text table: save it as CSV (UTF-8) and give that")
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return unicodedata.normalize("NFC", content.decode("utf-16", "replace"))
-    for encoding in ("utf-8-sig", *_LEGACY):
-        try:
-            text = content.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        if "\0" in text[:4096]:
-            break
-        return unicodedata.normalize("NFC", text)
-    raise UsageError(f"{where} is not text: give a table in UTF-8")
+    from animesion_scrapers.url_tables import encodings
+
+    if fault := encodings.not_text(content[:16]):
+        raise UsageError(f"{where} is {fault}")
+    if utf16 := encodings.utf16_of(content[:4096]):
+        return content.decode(utf16, "replace").removeprefix("\ufeff")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        lines = content.split(b"\n")
+        # one damaged row must not change the encoding of the others
+        legacy = "" if encodings.is_mostly_utf8(lines) else encodings.guess_legacy(content)
+        if not legacy:
+            raise UsageError(f"{where} is not text: give a table in UTF-8") from None
+        text = content.decode(legacy)
+    if "\0" in text[:4096]:
+        raise UsageError(f"{where} is not text: give a table in UTF-8")
+    return text
 
 
 def separator(line: str) -> str:

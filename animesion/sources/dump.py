@@ -1,6 +1,7 @@
 """The source for local dumps in the layout of Danbooru2018 to 2021: JSON lines and images in `BBBB/ID.ext` buckets.
 
-In such dumps numbers are strings, tags may repeat, ratings are s, q or e, and lines may be damaged. Head boxes are read
+In such dumps numbers are strings, tags may repeat, ratings are s, q or e, and lines may be damaged. Exports of the API
+have `tag_string_character` in place of `tags`, and may be one JSON array. Head boxes are read
 from DanbooruAnimeFaces' `faces.tsv`, and the published order of classes from `tagIds.tsv`.
 """
 
@@ -11,6 +12,7 @@ import gzip
 import json
 import lzma
 import math
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, ClassVar, cast
@@ -30,12 +32,27 @@ _CHARACTER = "4"
 _ARTIST = "1"
 _FLAGS = ("deleted", "banned", "pending", "flagged")
 _LONGEST_LINE = 16 * 1024 * 1024
+_LONGEST_MEMBER = 1024 * 1024
+#: Category of tags -> fields that list their names in exports without `tags`.
+_TAG_FIELDS = {
+    _CHARACTER: ("tag_string_character", "tags_character"),
+    _ARTIST: ("tag_string_artist", "tags_artist"),
+}
+_TRUE = frozenset({"true", "t", "yes", "y", "1", "1.0"})
+_RATINGS = {
+    "general": "g", "safe": "s", "sensitive": "s", "questionable": "q", "explicit": "e",
+    "g": "g", "s": "s", "q": "q", "e": "e", "": "",
+}  # fmt: skip
+#: Rating of a word that is not in `_RATINGS`; no filter allows it by default.
+_UNKNOWN_RATING = "?"
 
 
 class DumpOptions(Section):
     """Options of the `dump` source."""
 
-    metadata: str = Field(description="a JSON-lines file (.json, .jsonl; .gz and .xz too) or a folder of them")
+    metadata: str = Field(
+        description="JSON lines or one JSON array (.json, .jsonl; .gz and .xz too), or a folder of such files"
+    )
     images: PathOrUrl = Field(
         description="folder of BBBB/ID.ext buckets, such as original/ or 512px/; may be s3:// or gs://"
     )
@@ -65,20 +82,26 @@ class DumpSource:
         table = faces.load(Path(self.options.faces).expanduser()) if self.options.faces else None
         tag_ids = label_files.read_tag_ids(Path(self.options.tag_ids).expanduser()) if self.options.tag_ids else {}
         seen: set[int] = set()
-        repeats = position = 0
+        repeats = position = labelled = 0
         for file in self._metadata_files():
-            for line, text in _lines(file):
+            for line, value in _values(file):
                 position += 1
-                record = _record(text)
+                record = _record(value)
                 if record is None:
                     yield _unreadable(file, line, position)
                 elif record["id"] in seen:
                     repeats += 1
                 else:
                     seen.add(record["id"])
-                    yield self._item(root, record, table, tag_ids, position)
+                    item = self._item(root, record, table, tag_ids, position)
+                    labelled += bool(item.labels)
+                    yield item
         if repeats:
             self.notes.append(f"{repeats} metadata record(s) repeat a post and are skipped")
+        if seen and not labelled:
+            self.notes.append(
+                "no post has a character: the metadata need `tags` with their categories, or `tag_string_character`"
+            )
         absent = sum(post not in seen for post in table.boxes) if table else 0
         if absent:
             self.notes.append(f"{absent} post(s) of the face table are not in the metadata")
@@ -137,8 +160,8 @@ class DumpSource:
             ),
             boxes=None if table is None else table.boxes.get(number, ()),
             class_order=tag_ids.get(characters[0], -1) if len(characters) == 1 else -1,
-            rating=_text(record, "rating")[:1],
-            flags=tuple(flag for flag in _FLAGS if str(record.get(f"is_{flag}")).lower() in {"true", "1"}),
+            rating=_RATINGS.get(_text(record, "rating").strip().lower(), _UNKNOWN_RATING),
+            flags=tuple(flag for flag in _FLAGS if str(record.get(f"is_{flag}")).strip().lower() in _TRUE),
             page_url=f"https://danbooru.donmai.us/posts/{number}",
             author=clean_text(" ".join(tags.get(_ARTIST, [])), 300),
             failure=failure,
@@ -146,20 +169,49 @@ class DumpSource:
         )
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield non-empty lines with their numbers; one above `_LONGEST_LINE` is cut, so that it counts as unreadable."""
+def _values(path: Path) -> Iterator[tuple[int, Any]]:
+    """Line and value of each record of a file; None for a line that is not JSON.
+
+    Raises:
+        UsageError: The file cannot be read, is not JSON, or is an array that is damaged.
+    """
+    from animesion_scrapers.url_tables import encodings, json_arrays
+
     try:
         with _opened(path) as file:
-            number = 0
-            while line := file.readline(_LONGEST_LINE):
-                number += 1
-                if not line.endswith(b"\n"):
-                    while (rest := file.readline(_LONGEST_LINE)) and not rest.endswith(b"\n"):
-                        pass
-                if line.strip():
-                    yield number, line
-    except (OSError, EOFError, lzma.LZMAError) as error:
+            head = file.read(4096)
+            if fault := encodings.not_text(head):
+                raise UsageError(
+                    f"source.metadata: {path} is {fault.partition(':')[0]}: save its rows as JSON lines and give that"
+                )
+            file.seek(0)
+            if json_arrays.is_array(head):
+                file.seek(3 if head.startswith(b"\xef\xbb\xbf") else 0)
+                yield from json_arrays.members(file, _LONGEST_MEMBER)
+            else:
+                yield from _lines(file)
+    except json_arrays.MalformedError as error:
+        raise UsageError(
+            f"source.metadata: {path}, line {error.line}: {error}; give one record per line, so that a damaged one is "
+            "dropped alone"
+        ) from None
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise UsageError(f"source.metadata: {path} cannot be read to its end ({clean_text(str(error), 120)})") from None
+
+
+def _lines(file: IO[bytes]) -> Iterator[tuple[int, Any]]:
+    """Number and value of non-empty lines; the value is None above `_LONGEST_LINE` and for malformed JSON."""
+    number = 0
+    while line := file.readline(_LONGEST_LINE):
+        number += 1
+        if not line.endswith(b"\n"):
+            while (rest := file.readline(_LONGEST_LINE)) and not rest.endswith(b"\n"):
+                pass
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except (ValueError, RecursionError):
+                yield number, None
 
 
 def _opened(path: Path) -> IO[bytes]:
@@ -168,13 +220,13 @@ def _opened(path: Path) -> IO[bytes]:
     return cast(IO[bytes], lzma.open(path, "rb")) if path.suffix == ".xz" else path.open("rb")
 
 
-def _record(line: bytes) -> dict[str, Any] | None:
+def _record(value: Any) -> dict[str, Any] | None:
+    """A record with its id as an integer; None if the value is not an object or has no id."""
     try:
-        record = json.loads(line)
-        number = int(record["id"])
-    except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
+        number = int(value["id"])
+    except (ValueError, TypeError, KeyError, OverflowError):
         return None
-    return {**record, "id": number} if isinstance(record, dict) and 0 < number < 10**12 else None
+    return {**value, "id": number} if isinstance(value, dict) and 0 < number < 10**12 else None
 
 
 def _unreadable(file: Path, line: int, position: int) -> Item:
@@ -191,12 +243,17 @@ def _unreadable(file: Path, line: int, position: int) -> Item:
 
 
 def _tags(record: dict[str, Any]) -> dict[str, list[str]]:
-    """Distinct tag names by category."""
+    """Distinct tag names by category: those of `tags`, or of the `tag_string_*` fields if it lists none."""
     found: dict[str, dict[str, None]] = {}
     listed = record.get("tags")
     for tag in listed if isinstance(listed, list) else ():
         if isinstance(tag, dict) and isinstance(tag.get("name"), str):
             found.setdefault(str(tag.get("category")), {})[clean_text(tag["name"])] = None
+    if not found:
+        for category, fields in _TAG_FIELDS.items():
+            value = next((record[field] for field in fields if record.get(field)), ())
+            names = value.split() if isinstance(value, str) else value if isinstance(value, list) else ()
+            found[category] = dict.fromkeys(clean_text(name) for name in names if isinstance(name, str))
     return {category: list(names) for category, names in found.items()}
 
 

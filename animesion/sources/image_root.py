@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -34,7 +35,8 @@ class ImageRoot:
     def locate(self, name: str) -> tuple[dict[str, Any], str]:
         """Path, size and time stamp of a file, or an empty dict and the drop reason.
 
-        Folders of three digits (in the archive of crops) and of four (in label files) are equivalent.
+        Folders of three digits (in the archive of crops) and of four (in label files) are equivalent, and so are names
+        with composed and decomposed characters.
         """
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts or "\0" in name or re.match(r"[A-Za-z]:", name):
@@ -44,6 +46,11 @@ class ImageRoot:
         if bucket.isdecimal() and len(bucket) in {3, 4}:
             other = bucket[1:] if len(bucket) == 4 else f"0{bucket}"
             candidates.append(pure.parent.parent / other / pure.name)
+        if not name.isascii():  # macOS writes names decomposed, tables are mostly composed
+            forms = [
+                PurePosixPath(unicodedata.normalize(form, str(path))) for form in ("NFC", "NFD") for path in candidates
+            ]
+            candidates += [path for path in forms if path not in candidates]
         for path in candidates:
             if isinstance(self._root, StoredPlace):
                 listed = self._listed.get(str(path))

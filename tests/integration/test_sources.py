@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
 import tarfile
+import unicodedata
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -263,6 +265,17 @@ def test_a_wrong_row_is_named_by_file_and_line(tmp_path: Path) -> None:
         listing("daf-re-published", f"source.labels={tmp_path / 'absent'}", f"source.images={tmp_path}")
 
 
+@pytest.mark.parametrize(("written", "listed"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_composed_and_decomposed_names_are_one_file(tmp_path: Path, written: str, listed: str) -> None:
+    name = "Klärchen/か\u3099.jpg"
+    put(tmp_path, unicodedata.normalize(written, name))
+    (tmp_path / "train.csv").write_text(f"0,{unicodedata.normalize(listed, name)}\n", encoding="utf-8")
+    settings = [f"source.labels={tmp_path / 'train.csv'}", f"source.images={tmp_path}"]
+    source, found = listing("daf-re-published", *settings)
+    assert [item.failure for item in found.values()] == [""]
+    assert [payload.reason for payload in contents(source, found.values())] == [""]
+
+
 # -- dump ------------------------------------------------------------------------------------------------------------
 
 
@@ -329,6 +342,68 @@ def test_dumps_with_numbers_as_strings_and_damaged_lines(tmp_path: Path) -> None
         "2018.json:6": "bad record",
         "2018.json:9": "bad record",
     }
+
+
+API = {"rating": "g", "file_ext": "jpg", "tag_string": "1girl miku solo", "tag_string_artist": "x y"}
+
+
+@pytest.mark.parametrize("form", ["lines", "array", "indented array", "gzipped array"])
+def test_exports_of_the_api_as_lines_or_as_one_array(tmp_path: Path, form: str) -> None:
+    records = [
+        {**API, "id": 1, "tag_string_character": "miku  rin"},
+        {**API, "id": 2, "tag_string_character": "", "rating": "General"},
+        {**API, "id": 3, "tags": None, "tags_character": ["miku"], "rating": "explicit"},
+        {
+            **API,
+            "id": 4,
+            "tags": [{"name": "rin", "category": 4}],
+            "tag_string_character": "miku",
+            "rating": "sensitive",
+        },
+        {**API, "id": 5, "tags": ["miku"], "tag_string_character": "rin", "rating": "unsafe"},
+    ]
+    records += [{**API, "id": 6 + i, "is_deleted": value} for i, value in enumerate(["t", "true", 1, True, 1.0])]
+    records += [
+        {**API, "id": 11 + i, "is_deleted": value} for i, value in enumerate(["f", "false", 0, False, None, ""])
+    ]
+    texts = [json.dumps(each) for each in records]
+    data = {
+        "lines": "\n".join(texts),
+        "array": f"[{', '.join(texts)}]",
+        "indented array": "\ufeff" + json.dumps(records, indent=1),
+        "gzipped array": json.dumps(records),
+    }[form].encode()
+    path = tmp_path / ("m.json.gz" if form.startswith("gzip") else "m.json")
+    path.write_bytes(gzip.compress(data) if form.startswith("gzip") else data)
+    settings = [f"source.metadata={path}", f"source.images={tmp_path}", "crop.detector=none"]
+    found = list(listing("daf-re", "source={kind='dump'}", *settings)[1].values())
+    assert [(item.labels, item.rating) for item in found[:5]] == [
+        (("miku", "rin"), "g"), ((), "g"), (("miku",), "e"), (("rin",), "s"), (("rin",), "?"),
+    ]  # fmt: skip
+    assert [item.flags for item in found[5:]] == [("deleted",)] * 5 + [()] * 6
+    assert found[0].author == "x y"
+
+
+def test_metadata_that_cannot_be_used_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "m.json"
+    settings = ["source={kind='dump'}", f"source.metadata={path}", f"source.images={tmp_path}", "crop.detector=none"]
+    path.write_text(f"[{record(1, 'miku')},\n{record(2, 'miku')[:-9]}")
+    with pytest.raises(
+        UsageError, match=r"m\.json, line 2: not a JSON array beyond this line; give one record per line"
+    ):
+        listing("daf-re", *settings)
+    path.write_text("[" + json.dumps({"id": 1, "source": "x" * 2_000_000}) + "]")
+    with pytest.raises(UsageError, match=r"line 1: a member of the array has more than 1,048,576 bytes"):
+        listing("daf-re", *settings)
+    path.write_bytes(b"PAR1" + bytes(40))
+    with pytest.raises(UsageError, match=r"m\.json is a Parquet file: save its rows as JSON lines and give that$"):
+        listing("daf-re", *settings)
+    path.write_text(json.dumps({"id": 1, "file_ext": "jpg", "tag_string": "miku"}))
+    source = sources.make(animesion.load_recipe("daf-re", settings))
+    assert [item.labels for item in source.items()] == [()]
+    assert source.notes == [
+        "no post has a character: the metadata need `tags` with their categories, or `tag_string_character`"
+    ]
 
 
 def animesion_rows(out: Path) -> list[dict[str, Any]]:

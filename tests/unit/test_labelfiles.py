@@ -37,13 +37,34 @@ def write(folder: Path, content: str | bytes, name: str = "file.csv") -> Path:
         "class_id,dir\n3,0001/1001.jpg\n0,0002/2.jpg",
         "\ufeffclass_id,dir\r\n3,0001\\1001.jpg\r\n0,0002/2.jpg\r\n",
         '\ufeff 3 ,0001/1001.jpg\r\n\r\n0,"0002/2.jpg"\r\n\r\n',
+        "3;0001/1001.jpg\n0;0002/2.jpg\n",
+        "3\t0001/1001.jpg\n0\t0002/2.jpg\n",
+        "3, 0001/1001.jpg \n0, 0002/2.jpg\n",
+        '3, "0001/1001.jpg"\n0, "0002/2.jpg"\n',
+        "path,label\n0001/1001.jpg,3\n0002/2.jpg,0\n",
+        ",Class ID,File Name,split\n0,3,0001/1001.jpg,a\n1,0,0002/2.jpg,b\n",
+        "class_id,whatever\n3,0001/1001.jpg\n0,0002/2.jpg\n",
+        "class_id,dir\n3,0001/1001.jpg\n0,0002/2.jpg\n".encode("utf-16"),
+        "class_id,dir\n3,0001/1001.jpg\n0,0002/2.jpg\n".encode("utf-16-le"),
     ],
 )
-def test_labels_in_every_harmless_form(tmp_path: Path, content: str) -> None:
+def test_labels_in_every_harmless_form(tmp_path: Path, content: str | bytes) -> None:
     table = read_labels(write(tmp_path, content))
     assert table.class_ids.tolist() == [3, 0]
     assert table.paths == ["0001/1001.jpg", "0002/2.jpg"]
     assert table.counts() == {0: 1, 3: 1}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "cp932", "euc_jp"])
+def test_label_files_in_legacy_encodings(tmp_path: Path, encoding: str) -> None:
+    data = "class_id,dir\n3,ミク/初音.jpg\n0,リン/鏡音.jpg\n".encode(encoding)
+    assert read_labels(write(tmp_path, data)).paths == ["ミク/初音.jpg", "リン/鏡音.jpg"]
+
+
+def test_separators_and_characters_of_a_path_stay(tmp_path: Path) -> None:
+    path = "a;b/Kla\u0308rchen|1.jpg"
+    assert read_labels(write(tmp_path, f"3,{path}\n")).paths == [path]
+    assert read_labels(write(tmp_path, "3;a,b.jpg\n")).paths == ["a,b.jpg"]
 
 
 def test_an_empty_label_file_has_no_rows(tmp_path: Path) -> None:
@@ -55,7 +76,11 @@ def test_an_empty_label_file_has_no_rows(tmp_path: Path) -> None:
     [
         ("0,a.jpg\n1\n", "line 2: 1 column instead"),
         ("0,a.jpg\n1,b.jpg,c\n", "line 2: 3 columns instead"),
-        ("dir,class_id\n0,a.jpg\n", "line 1: the class id 'dir'"),
+        ("dir,class_id\n0,a.jpg\n", "line 2: the class id 'a.jpg'"),
+        ("dir,klass\n0,a.jpg\n", "line 1: the class id 'dir'"),
+        ("class_id,dir,split\n0,a.jpg\n", "line 2: 2 columns instead of `class_id,dir,split`"),
+        (b"PK\3\4" + bytes(30), "is a workbook or zip, not a text table: save the sheet as CSV"),
+        (b"0,a.jpg\n1,\xd0\xe0\xe2.jpg\n2,\xe5\x0a", "line 2: not UTF-8"),
         ("class_id,dir\nclass_id,dir\n", "line 2: the class id 'class_id'"),
         ("0,a.jpg\n-1,b.jpg\n", "line 2: the class id '-1'"),
         ("1.0,b.jpg\n", "line 1: the class id '1.0'"),
@@ -83,7 +108,7 @@ def test_a_missing_file_is_a_usage_error(tmp_path: Path) -> None:
         list(read_faces(tmp_path / "none.tsv"))
 
 
-@pytest.mark.parametrize("header", ["", "class_id,class_name\n", "class_id,name\r\n"])
+@pytest.mark.parametrize("header", ["", "class_id,class_name\n", "class_id,name\r\n", "label,class\n"])
 def test_class_names_keep_file_order(tmp_path: Path, header: str) -> None:
     names = read_class_names(write(tmp_path, header + '2,b\n0,"a, the first"\n'))
     assert list(names.items()) == [(2, "b"), (0, "a, the first")]

@@ -211,7 +211,7 @@ def test_what_is_no_table_is_named_with_the_way_out(tmp_path: Path) -> None:
     for name in ("t.csv", "t.jsonl", "t.txt"):
         (tmp_path / name).write_bytes(workbook)
         [row] = read(tmp_path / name)
-        assert row.fault.startswith("it is a workbook or archive, not a text table: save the sheet as CSV")
+        assert row.fault.startswith("it is a workbook or zip, not a text table: save the sheet as CSV")
     for name in ("t.xlsx", "t.XLS", "t.ods"):
         (tmp_path / name).write_bytes(workbook)
         with pytest.raises(ScraperError, match=r"is a workbook: save its sheet as CSV \(UTF-8\) and give that\.$"):

@@ -17,6 +17,7 @@ WORKBOOKS = (".xlsx", ".xlsm", ".xls", ".ods", ".numbers")
 _RUN = re.compile(rb"[\x80-\xff]+")
 _WESTERN = re.compile(rb"[\x91-\x94\x96\x97\xa0-\xff]")
 _HALF_WIDTH = re.compile("[\uff61-\uff9f]")
+_UNASSIGNED = re.compile("[\x80-\x9f\ue000-\uf8ff]")
 _KANA = re.compile("[\u3041-\u30fe]")
 
 
@@ -35,7 +36,7 @@ def utf16_of(head: bytes) -> str:
 def not_text(head: bytes) -> str:
     """What a file that begins with these bytes is, if it is not a text table, with the way out; else empty."""
     if head.startswith((b"PK\3\4", b"\xd0\xcf\x11\xe0")):
-        return "a workbook or archive, not a text table: save the sheet as CSV (UTF-8) and give that"
+        return "a workbook or zip, not a text table: save the sheet as CSV (UTF-8) and give that"
     if head.startswith(b"PAR1"):
         return "a Parquet file: rename it to end in .parquet"
     return ""
@@ -48,7 +49,7 @@ def guess_legacy(sample: bytes) -> str:
         sample: Whole lines.
 
     Returns:
-        `cp932`, `euc_jp`, `gb18030` or `cp1252`; empty if none can decode the sample.
+        `cp932`, `euc_jp`, `gb18030` or `cp1252`; empty if none is likely.
     """
     runs = _RUN.findall(sample)
     high = sum(map(len, runs))
@@ -59,9 +60,11 @@ def guess_legacy(sample: bytes) -> str:
     if _share(sample, "euc_jp", _KANA) >= 0.2:
         return "euc_jp"
     # Chinese text often decodes as cp932 too, mostly to half-width katakana, which few files contain
-    if decodes(sample, "cp932") and (_share(sample, "cp932", _HALF_WIDTH) < 0.3 or not decodes(sample, "gb18030")):
+    chinese = _is_text(sample, "gb18030")
+    if _is_text(sample, "cp932") and (not chinese or _share(sample, "cp932", _HALF_WIDTH) < 0.3):
         return "cp932"
-    return next((encoding for encoding in ("gb18030", "cp1252") if decodes(sample, encoding)), "")
+    # not cp1252 as the last resort: it decodes almost anything, to nonsense
+    return "gb18030" if chinese else ""
 
 
 def is_mostly_utf8(lines: Sequence[bytes]) -> bool:
@@ -105,6 +108,11 @@ def decodes(data: bytes, encoding: str) -> bool:
     except UnicodeDecodeError:
         return False
     return True
+
+
+def _is_text(data: bytes, encoding: str) -> bool:
+    """Whether bytes are text without control characters and characters of private use."""
+    return decodes(data, encoding) and not _UNASSIGNED.search(data.decode(encoding))
 
 
 def _share(data: bytes, encoding: str, pattern: re.Pattern[str]) -> float:

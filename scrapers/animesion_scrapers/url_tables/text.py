@@ -5,7 +5,6 @@ Encodings are recognised in `encodings`; what the columns mean is decided in `co
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import csv
 import gzip
@@ -20,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, cast
 
-from animesion_scrapers.url_tables import encodings
+from animesion_scrapers.url_tables import encodings, json_arrays
 from animesion_scrapers.url_tables.columns import MOST_MAPPINGS, ColumnMapping, UnreadableError, UrlRow
 
 _LONGEST_LINE = 1 << 18
@@ -34,10 +33,6 @@ _SAMPLE_BYTES = 1 << 20
 """Bytes from which the encoding of a table is guessed, from its first line that is not ASCII."""
 
 _URL_STARTS = ("http://", "https://")
-
-_JSON_ARRAY = re.compile(rb"\s*\[\s*(?:\{|\]\s*$|$)")
-
-_AFTER_MEMBER = re.compile(r"\s*(?:,\s*|(?=\]))")
 
 
 class _Lines:
@@ -265,9 +260,9 @@ def read_json(path: Path, mapping: ColumnMapping) -> Iterator[list[UrlRow]]:
     """
     try:
         with _text_file(path) as (file, _):
-            array = _JSON_ARRAY.match(file.read(1 << 12))
+            array = json_arrays.is_array(file.read(1 << 12))
     except (OSError, EOFError, zlib.error):
-        array = None  # the error is reported with its line when the lines are read
+        array = False  # the error is reported with its line when the lines are read
     if array:
         yield from _json_array(path, mapping)
     else:
@@ -297,54 +292,12 @@ def _json_array(path: Path, mapping: ColumnMapping) -> Iterator[list[UrlRow]]:
     number = 1
     try:
         with _text_file(path) as (file, _):
-            for number, record in _array_members(file):
+            for number, record in json_arrays.members(file, _LONGEST_LINE):
                 yield [rows.row(number, record)]
+    except json_arrays.MalformedError as error:
+        raise UnreadableError(str(error), error.line) from None
     except (OSError, EOFError, zlib.error) as error:
         raise UnreadableError(f"cannot be read to its end ({error})", number) from None
-
-
-def _array_members(file: IO[bytes]) -> Iterator[tuple[int, Any]]:
-    """Line and value of each member of a JSON array.
-
-    Raises:
-        UnreadableError: The file is not a JSON array beyond a line, or a member is too long.
-    """
-    json_decoder = json.JSONDecoder()
-    utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-    text, line, ended = "", 1, False
-    at = -1  # start of the next member in `text`; -1 before the opening bracket
-    while True:
-        if at < 0 and (opening := re.match(r"\s*\[\s*", text)) and (opening.end() < len(text) or ended):
-            at = opening.end()
-            line += text.count("\n", 0, at)
-        if at >= 0 and text.startswith("]", at):
-            return
-        found = _member(json_decoder, text, at) if at >= 0 else None
-        # the blanks after a comma may go on in the next chunk
-        if found and (found[1] < len(text) or ended):
-            yield line, found[0]
-            line += text.count("\n", at, found[1])
-            at = found[1]
-            continue
-        if len(text) - at > _LONGEST_LINE:
-            raise UnreadableError(f"a member of the array has more than {_LONGEST_LINE:,} bytes", line)
-        if ended:
-            raise UnreadableError("not a JSON array beyond this line", line)
-        data = file.read(1 << 16)
-        ended = not data
-        if at > 0:
-            text, at = text[at:], 0
-        text += utf8.decode(data, final=ended)
-
-
-def _member(decoder: json.JSONDecoder, text: str, start: int) -> tuple[Any, int] | None:
-    """The value at a position and the position of the next one; None if the text ends before, or is malformed."""
-    try:
-        value, end = decoder.raw_decode(text, start)
-    except (ValueError, RecursionError):
-        return None
-    after = _AFTER_MEMBER.match(text, end)
-    return (value, after.end()) if after else None
 
 
 class _JsonRows:
