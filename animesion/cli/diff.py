@@ -1,13 +1,16 @@
-"""`animesion diff`: compare two builds."""
+"""`animesion diff`: compare two builds, or a build with published label files."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
     from animesion.verification.diff import Change, Difference
+    from animesion.verification.label_diff import LabelDifference
 
 _SHOWN = 5
 
@@ -24,38 +27,59 @@ _HEADINGS = {
     "shards": "shards with a different order or different metadata",
 }
 
+#: Field of `LabelDifference` -> heading of its entries.
+_LABEL_HEADINGS = {
+    "classes": "classes differ (published id -> id in the dataset)",
+    "counts": "class counts differ (published -> dataset)",
+    "missing": "published images missing in the dataset",
+    "extra": "images of the dataset not published",
+    "relabelled": "images with another class",
+    "moved": "images in another split",
+}
 
-@click.command(epilog="Example: animesion diff datasets/faces-old datasets/faces")
+
+@click.command(
+    epilog="Examples: animesion diff datasets/faces-old datasets/faces; animesion diff labels/ datasets/daf-re"
+)
 @click.argument("before", metavar="A")
 @click.argument("after", metavar="B")
 @click.option("--json", "as_json", is_flag=True, help="Print every difference as JSON.")
 def diff(before: str, after: str, as_json: bool) -> None:
     """List the differences between two built datasets, from A to B.
 
-    Each is a folder or a URL (s3://...). Exit status: 0 if they are identical, 1 if they differ, 2 if one of them is
-    not a dataset.
+    Each is a folder or a URL (s3://...). A may also be published label files: a folder with train.csv, val.csv or
+    test.csv, or one CSV, with the class names in classid_classname.csv. Exit status: 0 if they are identical, 1 if they
+    differ, 2 if one of them is not a dataset.
     """
     from animesion import open_dataset
     from animesion.dataset import remote
+    from animesion.verification import label_diff
     from animesion.verification.diff import compare
 
-    found = compare(open_dataset(remote.local(before)), open_dataset(remote.local(after)))
+    found: Difference | LabelDifference
+    headings = _HEADINGS
+    labels = Path(before).expanduser()
+    if label_diff.is_label_files(labels):
+        found = label_diff.compare(label_diff.read(labels), open_dataset(remote.local(after)))
+        headings = _LABEL_HEADINGS
+    else:
+        found = compare(open_dataset(remote.local(before)), open_dataset(remote.local(after)))
     if as_json:
         import json
 
         document = {"a": before, "b": after, **found.to_dict()}
         click.echo(json.dumps(document, indent=1, ensure_ascii=False))
     else:
-        _print(found)
+        _print(found, headings)
     if not found.identical:
         raise SystemExit(1)
 
 
-def _print(found: Difference) -> None:
+def _print(found: Difference | LabelDifference, headings: Mapping[str, str]) -> None:
     if found.identical:
         click.echo(f"identical: {int(found.totals[-1].after):,} samples")
         return
-    for name, heading in _HEADINGS.items():
+    for name, heading in headings.items():
         entries: list[Change] | list[str] = getattr(found, name)
         if not entries:
             continue

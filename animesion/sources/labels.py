@@ -20,7 +20,7 @@ from animesion.sources.image_root import ImageRoot
 from animesion.sources.stored import PathOrUrl
 
 #: Splits by file name; `train_val`, train and val together, is train without a val split.
-_SPLIT_OF = {"train": "train", "val": "val", "test": "test", "train_val": "train"}
+SPLIT_OF = {"train": "train", "val": "val", "test": "test", "train_val": "train"}
 
 
 class LabelsOptions(Section):
@@ -84,10 +84,10 @@ class LabelsSource:
         path = Path(self.options.labels).expanduser()
         if path.is_dir():
             found = label_files.find_label_files(path)
-            files = [(_SPLIT_OF[name], file) for name, file in found.labels.items()]
+            files = [(SPLIT_OF[name], file) for name, file in found.labels.items()]
             names = found.names
         elif path.exists():
-            files, names = [(_SPLIT_OF.get(path.stem, ""), path)], None
+            files, names = [(SPLIT_OF.get(path.stem, ""), path)], None
         else:
             raise UsageError(f"source.labels: {path} not found")
         if not files:

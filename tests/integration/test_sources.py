@@ -265,11 +265,12 @@ def test_a_wrong_row_is_named_by_file_and_line(tmp_path: Path) -> None:
         listing("daf-re-published", f"source.labels={tmp_path / 'absent'}", f"source.images={tmp_path}")
 
 
-@pytest.mark.parametrize(("written", "listed"), [("NFC", "NFD"), ("NFD", "NFC")])
-def test_composed_and_decomposed_names_are_one_file(tmp_path: Path, written: str, listed: str) -> None:
-    name = "Klärchen/か\u3099.jpg"
-    put(tmp_path, unicodedata.normalize(written, name))
-    (tmp_path / "train.csv").write_text(f"0,{unicodedata.normalize(listed, name)}\n", encoding="utf-8")
+@pytest.mark.parametrize("written", ["NFC", "NFD"])
+def test_composed_and_decomposed_names_are_one_file(tmp_path: Path, written: str) -> None:
+    names = [unicodedata.normalize("NFC", "Klärchen/が.jpg"), unicodedata.normalize("NFD", "Klärchen/が.jpg")]
+    on_disk, listed = names if written == "NFC" else names[::-1]
+    put(tmp_path, on_disk)
+    (tmp_path / "train.csv").write_text(f"0,{listed}\n", encoding="utf-8")
     settings = [f"source.labels={tmp_path / 'train.csv'}", f"source.images={tmp_path}"]
     source, found = listing("daf-re-published", *settings)
     assert [item.failure for item in found.values()] == [""]
