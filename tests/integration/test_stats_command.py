@@ -142,11 +142,13 @@ def test_label_folder_without_counts(tmp_path: Path) -> None:
     (folder / "train_val.csv").write_text("0,0001/1.jpg\n")
     (folder / "classid_classname.csv").write_text("0,rin\n1,miku\n2,luka\n")
     (folder / "train_tags.csv").write_text("id,dir,class_id,tags\n1,a,0,x\n")
+    (folder / "notes.csv").write_text("id,note,tags\n1,a,x\n")
     found = report(folder.parent)
     assert (found["images"], found["classes"], found["train"], found["test"]) == (5, 3, 3, 2)
     assert found["total"]["empty_classes"] == 1
     assert found["files"]["test.csv"]["repeated_paths"] == 1
-    assert found["files"]["train_tags.csv"] == {"counted": False}
+    assert found["files"]["train_tags.csv"] == {"classes": 1, "counted": False, "repeated_paths": 0, "rows": 1}
+    assert found["files"]["notes.csv"] == {"counted": False}
     assert found["consistency"]["shared_paths"] == {"train/test": 1}
     text = tables(folder.parent)
     assert "paths in both train and test: 1" in text

@@ -147,6 +147,17 @@ def test_rows_of_one_url_are_one_item_with_all_labels_and_groups(tmp_path: Path)
     ]
 
 
+def test_an_update_states_what_it_cannot_add_to_listed_urls(tmp_path: Path) -> None:
+    rows = [f"{url(1)},a", f"{url(2)},b"]
+    found, _ = items(table(tmp_path / "t.csv", rows))
+    source = sources.make(recipe(table(tmp_path / "t.csv", [*rows, f"{url(1)},c", f"{url(2)},b", f"{url(3)},c"])))
+    assert isinstance(source, sources.Crawled)
+    assert [item.file_url for item in source.items_after(found[-1])] == [url(3)]
+    assert source.notes[-1].startswith(
+        "1 new row(s) give a listed URL another label, group or split, which it does not"
+    )
+
+
 def test_too_many_urls_with_several_labels_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(urls, "_MOST_MERGED", 2)
     rows = [f"https://a.example/{number},{label}" for number in range(3) for label in "ab"]

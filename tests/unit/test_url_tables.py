@@ -203,7 +203,11 @@ def test_a_json_array_is_read_in_pieces(tmp_path: Path) -> None:
     path.write_text("[]")
     assert read(path) == []
     path.write_text(f'[{{"url": "{A}"}}, 3, {{"url": "{B}"}}]')
-    assert [row.fault for row in read(path)] == ["", "not a JSON object", ""]
+    assert [row.fault for row in read(path)] == [
+        "",
+        "not a JSON object: a table has one per line, or is one array of them",
+        "",
+    ]
 
 
 def test_what_is_no_table_is_named_with_the_way_out(tmp_path: Path) -> None:

@@ -309,7 +309,9 @@ class _JsonRows:
 
     def row(self, number: int, record: Any) -> UrlRow:
         if not isinstance(record, dict):
-            return UrlRow(self._mapping.file, number, "not a JSON object")
+            return UrlRow(
+                self._mapping.file, number, "not a JSON object: a table has one per line, or is one array of them"
+            )
         names = tuple(record)
         found = self._known.get(names)
         if found is None:
