@@ -5,6 +5,7 @@ Tables are parsed in `animesion_scrapers.url_tables`; here rows become items, ea
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections import Counter
@@ -22,6 +23,7 @@ from animesion.sources.crawled import CrawledSource, CrawlOptions
 if TYPE_CHECKING:
     from animesion_scrapers import SiteInfo
     from animesion_scrapers.counts import DigestSet
+    from animesion_scrapers.http.addresses import Routes
     from animesion_scrapers.url_tables import UrlRow, UrlTables
 
 _EXAMPLES = 5
@@ -95,6 +97,12 @@ class UrlsSource(CrawledSource):
         return host_of(item.file_url)
 
     # -- inside --------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _routes(self) -> Routes:
+        from animesion_scrapers.http.addresses import Routes
+
+        return Routes(allow_private=self.options.allow_private)
 
     def _info(self) -> SiteInfo:
         from animesion_scrapers import SiteInfo
@@ -197,7 +205,7 @@ class UrlsSource(CrawledSource):
                 failure=DropReason.BAD_RECORD,
                 detail=summary.add_unreadable(row),
             )
-        refused = refusal_reason(row.url)
+        refused = refusal_reason(row.url, self._routes)
         summary.add_item(row, refused)
         url = clean_text(row.url, 1000)
         where = {} if refused else {"url": normalise(row.url)} | ({"sha1": row.sha1} if row.sha1 else {})
