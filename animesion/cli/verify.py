@@ -55,6 +55,7 @@ def _document(report: Report, path: str) -> dict[str, Any]:
         "shards": report.shards,
         "decoded": report.decoded,
         "faults": sum(map(len, report.faults.values())),
+        "leaking": report.leaking,
         "checks": [
             {
                 "check": name,
@@ -91,6 +92,9 @@ def _print(report: Report, path: str) -> None:
             console.print(f"  {_printable(fault.text)}")
         if len(faults) > _SHOWN:
             console.print(f"  and {len(faults) - _SHOWN:,} more (--json prints all)")
+        if name == "leaks" and report.leaking:
+            counts = " and ".join(f"{count:,} of {_printable(split)}" for split, count in report.leaking.items())
+            console.print(f"  in all, {counts} are related to an image of an earlier split (train, val, test)")
     total = sum(map(len, report.faults.values()))
     verdict = f"{total:,} fault{'s' * (total != 1)}" if total else "no faults"
     console.print(

@@ -23,9 +23,10 @@ from animesion.config.settings import params_digest
 from animesion.dedup import clusters, search
 from animesion.dedup.clusters import Rows
 from animesion.errors import UsageError
-from animesion.pipeline import embed, published, reasons, rules
+from animesion.pipeline import embed, published, reasons, rules, variants
 from animesion.pipeline.columns import load_columns
 from animesion.schemas import CURATED, MEANINGS, DropReason
+from animesion.sources import families
 from animesion.storage import checksums, parquet
 from animesion.storage.workspace import Receipt, Workspace
 
@@ -119,11 +120,11 @@ def decide(
     notes += _apply_class_sizes(keys, labels, recipe, reason)
 
     # Groups cover dropped images too: two kept images may be related only through one that was dropped.
-    families = [
+    tokens_of = [
         (*tokens, f"id:{source}:{source_id}")
         for tokens, source, source_id in zip(rows["families"], rows["source"], rows["source_id"], strict=True)
     ]
-    group_ids = search.components(len(keys), [*duplicates.related, _family_pairs(families)])
+    group_ids = search.components(len(keys), [*duplicates.related, _family_pairs(tokens_of)])
     groups = _component_names(group_ids, keys)
 
     kept = _remaining(reason).tolist()
@@ -155,6 +156,9 @@ def decide(
 
     if placed and strategy == "grouped":
         notes.append(_kept_splits_note(placed, [(keys[i], split_of[i]) for i in kept]))
+    notes += _variants_notes(rows, recipe, labels, split_of)
+    if others:
+        notes += _published_family_notes(rows, others, split_of)
     if duplicates.conflicts:
         notes.append(f"{duplicates.conflicts} of {duplicates.clusters} duplicate clusters have several labels")
     if duplicates.chains:
@@ -265,11 +269,11 @@ def _apply_class_sizes(keys: Sequence[str], labels: Sequence[str], recipe: Recip
     return [f"{rare} of {len(of_label)} classes have fewer than {recipe.classes.minimum} images"] if rare else []
 
 
-def _family_pairs(families: Sequence[Sequence[str]]) -> search.Pairs:
+def _family_pairs(tokens_of: Sequence[Sequence[str]]) -> search.Pairs:
     """Pairs of rows that share a token, shape (pairs, 2); each row is paired with the last one of the same token."""
     last: dict[str, int] = {}
     pairs = []
-    for i, tokens in enumerate(families):
+    for i, tokens in enumerate(tokens_of):
         for token in tokens:
             if token in last:
                 pairs.append((last[token], i))
@@ -347,6 +351,40 @@ def _kept_splits_note(placed: Mapping[str, str], assigned: Sequence[tuple[str, s
     moved = sum(before != after for before, after in before_after)
     moved_note = f"; {moved} moved to the split of a related image" if moved else ""
     return f"{len(before_after) - moved} of {len(placed)} published images kept their split{moved_note}"
+
+
+def _variants_notes(rows: Rows, recipe: Recipe, labels: Sequence[str], split_of: Mapping[int, str]) -> list[str]:
+    """The note on kept images whose names look like variants of one image, though no family covers them."""
+    if recipe.source.options.get("family") == "":
+        return []
+    # An image whose faces are samples has several rows of one name.
+    chosen = [i for i in split_of if not rows["families"][i] and rows["face"][i] in (0, 1)]
+    advice = ": set source.family to a regular expression, or empty to silence" if families.option_of(recipe) else ""
+    note = variants.note(
+        [rows["source_id"][i] for i in chosen],
+        [labels[i] for i in chosen],
+        [split_of[i] for i in chosen],
+        len(split_of),
+        advice,
+    )
+    return [note] if note else []
+
+
+def _published_family_notes(
+    rows: Rows, others: Sequence[published.PublishedFeatures], split_of: Mapping[int, str]
+) -> list[str]:
+    """Notes on kept images whose family a published dataset has in another split, one for each dataset."""
+    notes = []
+    for other in others:
+        relatives = published.relatives(rows, split_of, other)
+        if relatives:
+            i, place = next(iter(relatives.items()))
+            example = f"{rows['key'][i]} in {split_of[i]} and {other.name}:{other.keys[place]} in {other.splits[place]}"
+            notes.append(
+                f"{len(relatives):,} images are from posts, works or files that {other.name} has in another split, "
+                f"such as {example}"
+            )
+    return notes
 
 
 # -- receipt ---------------------------------------------------------------------------------------------------------

@@ -7,9 +7,9 @@ the images of a build that are among them. The recipe lists the folders in `dupl
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +22,14 @@ from animesion.dedup import clusters, search
 from animesion.dedup.clusters import Rows
 from animesion.errors import UsageError
 from animesion.schemas import FEATURES, THUMBNAIL_SIDE, sample_key
+from animesion.sources import families
 from animesion.storage import checksums, parquet
 from animesion.storage.workspace import sha256_file
 
 _FEATURES = ("key", "face", "phash", "phash_flip", "thumbnail")
+_NAMES = ("source", "source_id", "md5")
+#: Sources whose ids are paths, which mean nothing in another dataset.
+_LOCAL = frozenset({"folder", "labels"})
 _PART = re.compile(r"part-[0-9]{5}\.parquet")
 
 
@@ -40,6 +44,8 @@ class PublishedFeatures:
         pixels_blake3: digest of each original's pixels, as hex.
         phash: perceptual hash of each packed image, shape (n,).
         phash_flip: perceptual hash of each mirror image, shape (n,).
+        splits: split of each image.
+        families: tokens of each image's file, post and work, as far as its row names them.
         thumbnails: 16x16 RGB thumbnail of each packed image, n times 768 bytes.
     """
 
@@ -49,6 +55,8 @@ class PublishedFeatures:
     pixels_blake3: Sequence[str]
     phash: search.HashArray
     phash_flip: search.HashArray
+    splits: Sequence[str]
+    families: Sequence[Sequence[str]]
     thumbnails: pa.ChunkedArray
 
 
@@ -110,8 +118,48 @@ def load(folder: Path) -> PublishedFeatures:
         kept["pixels_blake3"].to_pylist(),
         features["phash"].to_numpy(),
         features["phash_flip"].to_numpy(),
+        kept["split"].to_pylist(),
+        [_tokens(*row) for row in zip(*(kept[name].to_pylist() for name in _NAMES), strict=True)],
         features["thumbnail"],
     )
+
+
+def relatives(rows: Rows, split_of: Mapping[int, str], other: PublishedFeatures) -> dict[int, int]:
+    """Find the rows whose file, post or work a published dataset has in another split.
+
+    Args:
+        rows: columns `source source_id md5 families`.
+        split_of: split of each kept row.
+        other: the published dataset.
+
+    Returns:
+        By row, the position of the first such image.
+    """
+    firsts: dict[str, dict[str, int]] = {}
+    for place, (tokens, split) in enumerate(zip(other.families, other.splits, strict=True)):
+        for token in tokens:
+            firsts.setdefault(token, {}).setdefault(split, place)
+    found: dict[int, int] = {}
+    for i, split in split_of.items():
+        source = rows["source"][i]
+        tokens = [*_tokens(source, rows["source_id"][i], rows["md5"][i]), *rows["families"][i]]
+        # a post's own number counts within its site; that of its parent is a token of the row
+        tokens += [f"id:{source}:{token[5:]}" for token in rows["families"][i] if re.fullmatch("post:[0-9]+", token)]
+        places = [
+            place for token in tokens for theirs, place in firsts.get(token, {}).items() if split and theirs != split
+        ]
+        if places:
+            found[i] = min(places)
+    return found
+
+
+def _tokens(source: str, source_id: str, md5: str) -> list[str]:
+    """Tokens that mean the same in every dataset: of the image, of its file, and of the post or work in its name."""
+    [named] = families.tokens([PurePosixPath(source_id).stem], [""])
+    tokens = [token for token in named if not token.startswith("name:")]
+    tokens.append(f"id:{source}:{source_id}" if source not in _LOCAL else "")
+    tokens.append(f"file:{md5}" if md5 else "")
+    return [token for token in tokens if token]
 
 
 def twins(

@@ -14,10 +14,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from animesion.config.settings import Section
 from animesion.errors import AnimesionError
@@ -31,6 +31,22 @@ if TYPE_CHECKING:
 _LARGEST_TABLE = 1 << 30
 
 
+def _check_private(entries: list[str]) -> list[str]:
+    """The entries, each of the form that the crawlers accept."""
+    from animesion_scrapers import ScraperError
+    from animesion_scrapers.http.addresses import parse_private
+
+    for entry in entries:
+        try:
+            parse_private(entry)
+        except ScraperError as error:
+            raise ValueError(str(error).rstrip(".")) from None
+    return entries
+
+
+PrivateHosts = Annotated[list[str], AfterValidator(_check_private)]
+
+
 class CrawlOptions(Section):
     """Options of every source that crawls."""
 
@@ -41,6 +57,11 @@ class CrawlOptions(Section):
     deadline: float = Field(60.0, gt=0, strict=False, description="most seconds per file, without waits for a turn")
     stall: float = Field(
         20.0, gt=0, strict=False, description="seconds without progress after which a connection is replaced"
+    )
+    allow_private: PrivateHosts = Field(
+        [],
+        description="hosts on a LAN or loopback that may be crawled, each as host:port, such as booru.lan:8080; "
+        "host:port:address:port connects there instead, as curl's --connect-to",
     )
     robots: bool = Field(True, description="obey robots.txt and X-Robots-Tag (noai, noindex) of the hosts of the files")
 
@@ -260,6 +281,7 @@ class CrawledSource:
             limiter=self._limiter,
             breakers=self._breakers,
             connect_to=self.connect_to,
+            allow_private=self.options.allow_private,
             login=found.user if found else "",
             api_key=found.key if found else "",
             **self.site_settings(),
@@ -280,6 +302,7 @@ class CrawledSource:
                     breakers=self._breakers,
                     robots=self._folder / "robots.sqlite" if self.options.robots else False,
                     connect_to=self.connect_to,
+                    allow_private=self.options.allow_private,
                     host_connections=self._info().connections(),
                     deadline=self.options.deadline,
                     stall=self.options.stall,
@@ -303,6 +326,7 @@ class CrawledSource:
             user_agent=self.user_agent(),
             limiter=self._limiter,
             connect_to=self.connect_to,
+            allow_private=self.options.allow_private,
             deadline=900.0,
             max_bytes=_LARGEST_TABLE,
         )

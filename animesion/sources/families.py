@@ -8,6 +8,10 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from animesion.config.recipe import Recipe
+from animesion.errors import UsageError
+from animesion.sources import source_class
+
 #: What a stem begins or ends with when it is made from another image of the same class.
 _AFFIXES = tuple(
     re.compile(pattern, re.IGNORECASE)
@@ -93,6 +97,18 @@ def tokens(stems: Sequence[str], labels: Sequence[str], family: str = "auto") ->
         if not token and base != stem:
             affixed.add(name)
     return [(token,) if token else (name,) if name in affixed else () for token, name in zip(found, bases, strict=True)]
+
+
+def option_of(recipe: Recipe) -> str:
+    """The recipe's `source.family`; `auto` by default, and empty for a source whose images have no names."""
+    option = recipe.source.options.get("family")
+    if option is None:
+        try:
+            field = source_class(recipe.source.kind).Options.model_fields.get("family")
+        except UsageError:  # a source of another package
+            return ""
+        option = field.default if field else ""
+    return str(option)
 
 
 def _post(stem: str) -> str:

@@ -177,7 +177,7 @@ class CommonsSource(PlantSource):
         with MetadataClient(
             user_agent=self.user_agent(),
             limiter=self._limiter or self.make_limiter(None),
-            routes=Routes(self.connect_to, False),
+            routes=Routes(self.connect_to, self.options.allow_private),
             timeout=wikidata.TIMEOUT,
             breakers=self._breakers,
         ) as client:

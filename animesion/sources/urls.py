@@ -6,6 +6,7 @@ rows.
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections import Counter
@@ -24,6 +25,7 @@ from animesion.sources.crawled import CrawledSource, CrawlOptions
 if TYPE_CHECKING:
     from animesion_scrapers import SiteInfo
     from animesion_scrapers.counts import DigestSet
+    from animesion_scrapers.http.addresses import Routes
     from animesion_scrapers.url_tables import UrlRow, UrlTables
 
 _MASK = 2**64 - 1
@@ -107,6 +109,12 @@ class UrlsSource(CrawledSource):
         return host_of(item.file_url)
 
     # -- inside --------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _routes(self) -> Routes:
+        from animesion_scrapers.http.addresses import Routes
+
+        return Routes(allow_private=self.options.allow_private)
 
     def _info(self) -> SiteInfo:
         from animesion_scrapers import SiteInfo
@@ -278,7 +286,7 @@ class UrlsSource(CrawledSource):
                 failure=DropReason.BAD_RECORD,
                 detail=summary.add_unreadable(row),
             )
-        refused = refusal_reason(row.url)
+        refused = refusal_reason(row.url, self._routes)
         url = clean_text(row.url, 1000)
         labels = tuple(same_url.labels) if same_url else self._labels(row)
         groups = same_url.groups if same_url else [row.group] if row.group else ()

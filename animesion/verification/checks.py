@@ -9,7 +9,9 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any
 
 from animesion import executors
@@ -19,6 +21,7 @@ from animesion.errors import UsageError
 from animesion.images import codec
 from animesion.progress import Progress
 from animesion.schemas import MEANINGS
+from animesion.sources import families
 from animesion.storage import checksums
 from animesion.storage.checksums import CHECKSUMS
 from animesion.storage.workspace import sha256_file
@@ -59,6 +62,7 @@ class Report:
         shards: number of shards that were read.
         decoded: whether images were decoded and compared by their pixels.
         faults: faults by name of the check; checks that did not run have no entry.
+        leaking: number of samples by split that are related to a sample of an earlier split: train, val, test.
     """
 
     name: str
@@ -66,6 +70,7 @@ class Report:
     shards: int = 0
     decoded: bool = True
     faults: dict[str, list[Fault]] = field(default_factory=dict)
+    leaking: dict[str, int] = field(default_factory=dict)
 
     @property
     def clean(self) -> bool:
@@ -104,7 +109,8 @@ def verify(dataset: Dataset, *, workers: int = 0, decode: bool = True, progress:
     if index is not None:
         faults["keys"] += _keys(dataset, found, index)
     faults["labels"] += [*_class_table(dataset), *_labels(dataset, found, index, curated)]
-    faults["leaks"] += _leaks(dataset, found, curated, settings, decode=decode)
+    leak_faults, report.leaking = _leaks(dataset, found, curated, settings, decode=decode)
+    faults["leaks"] += leak_faults
     if curated is not None:
         faults["accounting"] += _accounting(dataset, curated)
     return report
@@ -320,8 +326,8 @@ def _leaks(
     settings: DuplicatesSection,
     *,
     decode: bool,
-) -> list[Fault]:
-    """Images, groups and near duplicates in several splits, one fault per pair of samples.
+) -> tuple[list[Fault], dict[str, int]]:
+    """Images, groups and near duplicates in several splits: one fault per pair of samples, and their count by split.
 
     Args:
         dataset: supplies the split strategy.
@@ -332,11 +338,15 @@ def _leaks(
     """
     n = len(found.keys)
     groups, sources = [""] * n, [""] * n
+    by_name: list[tuple[str, ...]] = []
     if curated is not None:
         rows = {key: i for i, key in enumerate(curated["key"])}
         chosen = [rows.get(key, -1) for key in found.keys]
         groups = [curated["group"][row] if row >= 0 else "" for row in chosen]
         sources = [f"{curated['source'][row]} {curated['source_id'][row]}" if row >= 0 else "" for row in chosen]
+        by_name = _families(
+            dataset, [(curated["source_id"][i], curated["label"][i]) if i >= 0 else ("", "") for i in chosen]
+        )
     result = found.result
     pixels = (
         leaks.PixelColumns(result.decoded, result.pixels, result.phash, result.phash_flip, result.thumbnails)
@@ -349,12 +359,30 @@ def _leaks(
     elif not settings.near:
         known = ", in a recipe without a search for near duplicates"
     faults = []
-    for leak in leaks.find(found.splits, groups, sources, result.sha256, pixels, settings):
+    found_leaks = leaks.find(found.splits, groups, sources, result.sha256, pixels, settings, by_name)
+    for leak in found_leaks:
         pair = (leak.first, leak.second)
         keys, splits = tuple(found.keys[i] for i in pair), tuple(found.splits[i] for i in pair)
         both = " and ".join(f"{key} in {split}" for key, split in zip(keys, splits, strict=True))
         faults.append(Fault(f"{both}: {', '.join(leak.why)}{known}", keys, splits))
-    return faults
+    return faults, leaks.straddling_counts(found_leaks, found.splits)
+
+
+def _families(dataset: Dataset, named: Sequence[tuple[str, str]]) -> list[tuple[str, ...]]:
+    """Tokens of the families of samples by their names, if the recipe's `source.family` is `auto`; otherwise empty.
+
+    With a regular expression, groups alone tell: the recipe of a dataset is untrusted, and a pattern may not end.
+
+    Args:
+        dataset: supplies the recipe.
+        named: the source's id and the label of each sample.
+    """
+    try:
+        option = families.option_of(dataset.recipe)
+    except UsageError:  # the recipe cannot be read, which is another fault
+        option = ""
+    stems = [PurePosixPath(source_id).stem for source_id, _ in named]
+    return families.tokens(stems, [label for _, label in named]) if option == "auto" else []
 
 
 def _accounting(dataset: Dataset, curated: dict[str, list[Any]]) -> list[Fault]:

@@ -1,16 +1,18 @@
-"""Find leaks between splits: same group, same source image, equal bytes, equal or nearly equal pixels.
+"""Find leaks between splits: same group, family or source image, equal bytes, equal or nearly equal pixels.
 
 All functions work on arrays of all samples. `animesion.pipeline.curate` prevents leaks in a build.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from animesion import splits as split_names
 from animesion.config.recipe import DuplicatesSection
 from animesion.dedup import search
 
@@ -50,8 +52,12 @@ def find(
     sha256: Sequence[bytes],
     pixels: PixelColumns | None,
     settings: DuplicatesSection,
+    families: Sequence[Sequence[str]] = (),
 ) -> list[Leak]:
-    """Find leaks. If many samples share a value, one pair represents them for each two splits.
+    """Find leaks. Every sample that shares a value with an earlier split (train, val, test) is in a pair.
+
+    The other sample of the pair is the first one of that split with the same value, so the number of pairs grows
+    linearly with the number of samples.
 
     Args:
         splits: split of each of n samples.
@@ -60,35 +66,76 @@ def find(
         sha256: digest of each image's bytes.
         pixels: features of the images; None compares them by their bytes only.
         settings: thresholds of near duplicates.
+        families: tokens of each sample's family by its name; empty if names are not compared.
 
     Returns:
         The leaks, sorted by position.
     """
     found: dict[tuple[int, int], list[str]] = {}
-    for why, values in (("same group", groups), ("same source image", sources), ("equal bytes", sha256)):
+
+    def add(earlier: int, later: int, why: str) -> None:
+        found.setdefault((min(earlier, later), max(earlier, later)), []).append(why)
+
+    # A relative by name says more than the first sample of a group, which may be related through many others.
+    by_name = dict.fromkeys(_straddling_families(families, splits))
+    of_group = {pair for pair in by_name if groups[pair[0]] and groups[pair[0]] == groups[pair[1]]}
+    named = {(later, splits[earlier]) for earlier, later in of_group}
+    in_groups = [pair for pair in _straddling(groups, splits) if (pair[1], splits[pair[0]]) not in named]
+    for pair in dict.fromkeys([*in_groups, *(pair for pair in by_name if pair in of_group)]):
+        add(*pair, "same group")
+    for pair in by_name:
+        add(*pair, "same family by name")
+    for why, values in (("same source image", sources), ("equal bytes", sha256)):
         for pair in _straddling(values, splits):
-            found.setdefault(pair, []).append(why)
+            add(*pair, why)
     if pixels is not None:
-        for pair in _straddling(pixels.digests, splits):
-            if sha256[pair[0]] != sha256[pair[1]]:
-                found.setdefault(pair, []).append("equal pixels")
+        for earlier, later in _straddling(pixels.digests, splits):
+            if sha256[earlier] != sha256[later]:
+                add(earlier, later, "equal pixels")
         for pair, distance in _near(pixels, splits, settings):
-            found.setdefault(pair, []).append(f"near duplicates (pHash distance {distance})")
+            add(*pair, f"near duplicates (pHash distance {distance})")
     return [Leak(*pair, tuple(why)) for pair, why in sorted(found.items())]
 
 
+def straddling_counts(leaks: Sequence[Leak], splits: Sequence[str]) -> dict[str, int]:
+    """Number of samples by split that are related to a sample of an earlier split: train, val, test.
+
+    Args:
+        leaks: the leaks.
+        splits: split of each sample.
+    """
+    rank = _ranks(splits)
+    related = {max((leak.first, leak.second), key=lambda i: rank[splits[i]]) for leak in leaks}
+    counts = Counter(splits[i] for i in related)
+    return {split: counts[split] for split in sorted(counts, key=lambda split: rank[split])}
+
+
+def _ranks(splits: Sequence[str]) -> dict[str, int]:
+    """The order of the splits: train, val, test, then any others by name."""
+    others = sorted(set(splits).difference(split_names.SPLITS))
+    return {split: rank for rank, split in enumerate([*split_names.SPLITS, *others])}
+
+
 def _straddling(values: Sequence[Hashable], splits: Sequence[str]) -> list[tuple[int, int]]:
-    """Pairs of samples with equal values in different splits: for each value, the first sample of each two splits."""
+    """Pairs of samples with equal values in different splits: the first one of each earlier split and each sample."""
+    rank = _ranks(splits)
     firsts: dict[Hashable, dict[str, int]] = {}
+    for i, (value, split) in enumerate(zip(values, splits, strict=True)):
+        if value:
+            firsts.setdefault(value, {}).setdefault(split, i)
     pairs = []
     for i, (value, split) in enumerate(zip(values, splits, strict=True)):
-        if not value:
-            continue
-        first = firsts.setdefault(value, {})
-        if split not in first:
-            pairs += [(other, i) for other in first.values()]
-            first[split] = i
+        # almost all values are in one split only
+        if value and len(first := firsts[value]) > 1:
+            pairs += [(j, i) for other, j in first.items() if rank[other] < rank[split]]
     return pairs
+
+
+def _straddling_families(families: Sequence[Sequence[str]], splits: Sequence[str]) -> list[tuple[int, int]]:
+    """Pairs of samples that share a token in different splits, as in `_straddling`."""
+    places = [(i, token) for i, tokens in enumerate(families) for token in tokens]
+    pairs = _straddling([token for _, token in places], [splits[i] for i, _ in places])
+    return [(places[a][0], places[b][0]) for a, b in pairs]
 
 
 def _near(

@@ -153,3 +153,37 @@ def test_a_build_is_not_compared_with_itself(old: Path, new: Path) -> None:
 def test_images_of_the_fixture_are_as_described(new: Path) -> None:
     with Image.open(new / "miku" / "saved.bmp") as saved:
         assert saved.convert("RGB").tobytes() == draw(1, 96).tobytes()
+
+
+def test_an_image_whose_post_is_published_in_another_split_is_reported(tmp_path: Path) -> None:
+    posts = [f"{number:032x}" for number in range(12)]
+    for folder, splits, faces in (("old", ("train", "val", "test"), (0,)), ("new", ("test", "train", "val"), (1,))):
+        for number, post in enumerate(posts):
+            for face in faces:
+                path = tmp_path / folder / splits[number % 3] / "miku" / f"{post}-{face}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                draw(300 + 20 * face + number, 96).save(path)
+    animesion.build(recipe(tmp_path / "old", "name=old"), tmp_path / "first", workers=1)
+    chosen = recipe(tmp_path / "new", f'duplicates.against=["{tmp_path / "first"}"]')
+    result = animesion.build(chosen, tmp_path / "second", workers=1)
+    [note] = [note for note in result.notes if "in another split" in note]
+    assert note.startswith("12 images are from posts, works or files that old has in another split, such as folder-")
+    again = recipe(tmp_path / "old", f'duplicates.against=["{tmp_path / "second"}"]', "split.strategy=single")
+    notes = animesion.build(again, tmp_path / "third", workers=1).notes
+    assert [note for note in notes if note.startswith("8 images are from posts")]
+
+
+def test_names_that_differ_in_an_affix_only_are_noticed_and_not_joined(tmp_path: Path) -> None:
+    for number in range(12):
+        for place, affix in enumerate(("upper", "lower")):
+            path = tmp_path / "images" / "oak" / f"tree{number}-{affix}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draw(500 + 20 * place + number, 96).save(path)
+    images = tmp_path / "images"
+    result = animesion.build(recipe(images), tmp_path / "out", workers=1)
+    [note] = [note for note in result.notes if "affix" in note]
+    assert note.startswith("24 of 24 images have names that differ in a counter or affix only, such as 'tree")
+    assert "of 12 such groups straddle splits: set source.family" in note
+    joined = animesion.build(recipe(images, "source.family='(tree[0-9]+)-.*'"), tmp_path / "joined", workers=1)
+    silent = animesion.build(recipe(images, "source.family=''"), tmp_path / "silent", workers=1)
+    assert not [note for note in (*joined.notes, *silent.notes) if "affix" in note]

@@ -65,8 +65,8 @@ def serving(
             yield server
 
 
-def listed(name: str, *overrides: str) -> list[Any]:
-    source: Any = sources.make(recipe(name, *overrides))
+def listed(name: str, *overrides: str, **settings: str) -> list[Any]:
+    source: Any = sources.make(recipe(name, *overrides, **settings))
     with source.session():
         return list(source.items())
 
@@ -284,3 +284,16 @@ def test_a_dry_run_and_the_listing_of_options_know_the_sites(
         output = capsys.readouterr().out
         assert "aliases" in output
         assert "implied" in output
+
+
+@pytest.mark.parametrize("name", ["safebooru", "moebooru"])
+def test_a_booru_on_loopback_is_crawled_when_it_is_named(name: str, tmp_path: Path) -> None:
+    with local_server(lambda: getattr(dialects, name)([entry(1), entry(2)])) as server:
+        url = f"http://127.0.0.1:{server.address[1]}"
+        with pytest.raises(AnimesionError, match="not on the public internet"):
+            listed(name, url=url)
+        allowed = f"source.allow_private=['127.0.0.1:{server.address[1]}']"
+        runner.run(recipe(name, allowed, url=url), tmp_path, workers=1, until="fetch")
+        assert [row["reason"] for row in raw(tmp_path).values()] == ["", ""]
+    with pytest.raises(UsageError, match="allow_private accepts host:port"):
+        sources.make(recipe(name, "source.allow_private=['127.0.0.1']"))

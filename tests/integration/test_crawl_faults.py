@@ -27,7 +27,7 @@ EXPECTED = {
     "451": ("not found", REFUSED, "HTTP 451 Unavailable For Legal Reasons"),
     "wrong md5": ("checksum mismatch", REFUSED, "the MD5 is "),
     "wrong type": ("not an image", REFUSED, "a JSON document"),
-    "challenge": ("refused", REFUSED, "an HTML challenge page instead of an image"),
+    "challenge": ("fetch failed", FAILED, "an HTML challenge page instead of the file"),
     "empty": ("empty file", REFUSED, "the body has 0 bytes"),
     "endless": ("too many bytes", REFUSED, "more than 200000 bytes"),
     "redirect loop": ("fetch failed", REFUSED, "redirected more than 5 times"),
@@ -57,7 +57,7 @@ def server() -> Iterator[LocalServer]:
 @pytest.mark.parametrize("fault", sorted({*LASTING, *PASSING} - {"wrong length"}))
 def test_a_fault_that_lasts_ends_in_a_row_with_its_reason(server: LocalServer, tmp_path: Path, fault: str) -> None:
     [request] = wanted(1)
-    md5 = "" if fault in {"wrong type", "challenge"} else request.md5
+    md5 = "" if fault == "wrong type" else request.md5
     url = f"{request.url}?fault={fault.replace(' ', '%20')}&times=99"
     start = time.monotonic()
     [entry] = crawl(server, tmp_path, [Download("post-0", url, md5, image=True)]).values()
@@ -67,8 +67,26 @@ def test_a_fault_that_lasts_ends_in_a_row_with_its_reason(server: LocalServer, t
     assert entry.error in REASONS
     if state == REFUSED:
         # Wrong bytes are believed when they come twice, a refusal at once.
-        assert entry.attempts == (2 if fault in {"wrong md5", "wrong type", "empty", "challenge"} else 1)
+        assert entry.attempts == (2 if fault in {"wrong md5", "wrong type", "empty"} else 1)
     assert time.monotonic() - start < 8
+
+
+def test_a_challenge_in_place_of_an_unknown_file_is_a_refusal(server: LocalServer, tmp_path: Path) -> None:
+    [request] = wanted(1)
+    url = f"{request.url}?fault=challenge&times=99"
+    [entry] = crawl(server, tmp_path, [Download("post-0", url, image=True)]).values()
+    assert (entry.error, entry.state, entry.attempts) == ("refused", REFUSED, 2)
+    assert entry.detail == "an HTML challenge page instead of an image"
+
+
+def test_a_known_file_behind_a_challenge_is_fetched_by_the_next_run(server: LocalServer, tmp_path: Path) -> None:
+    [request] = wanted(1)
+    url = f"{request.url}?fault=challenge&times=3"
+    known = [Download("post-0", url, request.md5, image=True)]
+    [entry] = crawl(server, tmp_path, known).values()
+    assert (entry.error, entry.state, entry.attempts) == ("fetch failed", FAILED, 3)
+    [entry] = crawl(server, tmp_path, known).values()
+    assert (entry.state, entry.attempts) == (DONE, 4)
 
 
 @pytest.mark.parametrize("fault", sorted(set(PASSING) - {"drip"}))

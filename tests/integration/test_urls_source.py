@@ -218,6 +218,12 @@ def test_hostile_rows_become_reasons_and_nothing_is_lost(tmp_path: Path) -> None
     assert any("t.csv, line 2: only http and https are fetched, not file" in note for note in notes)
 
 
+def test_urls_of_named_private_hosts_are_listed(tmp_path: Path) -> None:
+    rows = ["http://127.0.0.1:8080/1.jpg,a", "http://127.0.0.1:8081/2.jpg,a", "http://10.0.0.1/3.jpg,a"]
+    found, _ = items(table(tmp_path / "t.csv", rows, "url,label"), "source.allow_private=['127.0.0.1:8080']")
+    assert [item.failure for item in found] == ["", "unsafe address", "unsafe address"]
+
+
 def test_bad_rows_of_tables_with_the_same_name_have_different_keys(tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / f"{number}").mkdir()

@@ -22,6 +22,7 @@ from animesion.dataset import shards
 from animesion.errors import UsageError
 from animesion.schemas import CURATED, INDEX
 from animesion.storage import parquet
+from tests.conftest import draw
 
 
 def report(folder: Path, *options: str) -> dict[str, Any]:
@@ -440,6 +441,29 @@ def test_group_and_source_image_across_splits(folder: Path) -> None:
 
     edit_curated(folder, tie_source)
     assert texts(folder, "leaks")[0].endswith(": same group, same source image")
+
+
+def test_copies_by_name_across_published_splits_are_named_and_counted(tmp_path: Path) -> None:
+    for number in range(6):
+        for split, name in (
+            ("train", f"leaf{number}"),
+            ("test", f"aug_0_leaf{number}"),
+            ("test", f"aug_1_leaf{number}"),
+        ):
+            path = tmp_path / "images" / split / "apel" / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draw(700 + 10 * number + len(name) + int(name[4] == "1"), 96).save(path)
+    options = [f"source.path={tmp_path / 'images'}", "duplicates.action=report", "duplicates.near=false"]
+    animesion.build(animesion.load_recipe("folder", options), tmp_path / "out", workers=1)
+    document = report(tmp_path / "out")
+    [leaks] = [each["faults"] for each in document["checks"] if each["check"] == "leaks"]
+    assert document["leaking"] == {"test": 12}
+    assert len({key for fault in leaks for key in fault["keys"] if "-aug-" in key}) == 12
+    for fault in leaks:
+        assert "same family by name" in fault["fault"]
+        assert fault["fault"].endswith("as the split strategy published allows")
+    printed = CliRunner().invoke(verify, [str(tmp_path / "out"), "--workers", "1"]).stdout
+    assert "in all, 12 of test are related to an image of an earlier split (train, val, test)" in printed
 
 
 def test_leaks_of_a_published_split_are_faults_that_are_marked_as_expected(folder: Path) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -468,7 +469,32 @@ def test_private_hosts_need_permission(site: Site) -> None:
     url = f"http://127.0.0.1:{site.address[1]}"
     with Danbooru(url, **settings) as booru, pytest.raises(UnsafeAddressError, match="not on the public internet"):
         list(booru.posts())
-    with Danbooru(url, **settings, allow_private=True) as booru:
+    for allowed in (True, [f"127.0.0.1:{site.address[1]}"]):
+        with Danbooru(url, **settings, allow_private=allowed) as booru:
+            assert list(booru.posts()) == []
+    other = [f"127.0.0.1:{site.address[1] + 1}"]
+    with Danbooru(url, **settings, allow_private=other) as booru, pytest.raises(UnsafeAddressError):
+        list(booru.posts())
+
+
+def test_a_named_private_host_redirects_to_no_other(site: Site) -> None:
+    url = f"http://127.0.0.1:{site.address[1]}"
+    allowed = [f"127.0.0.1:{site.address[1]}"]
+    for location in ("http://127.0.0.1:1/", f"http://localhost:{site.address[1]}/", "http://10.0.0.1/"):
+        site.seen.clear()
+        answer = (302, {"Location": location}, b"")
+        site.answer = partial(lambda given, path, query: given, answer)
+        with (
+            Danbooru(url, user_agent=AGENT, requests_per_second=1000, allow_private=allowed) as booru,
+            pytest.raises(UnsafeAddressError, match="not on the public internet"),
+        ):
+            list(booru.posts())
+        assert len(site.seen) == 1
+
+
+def test_a_named_host_at_another_address(site: Site) -> None:
+    allowed = [f"booru.lan:80:127.0.0.1:{site.address[1]}"]
+    with Danbooru("http://booru.lan", user_agent=AGENT, requests_per_second=1000, allow_private=allowed) as booru:
         assert list(booru.posts()) == []
 
 

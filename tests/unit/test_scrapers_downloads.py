@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import random
+import socket
 import threading
 import time
 from collections import Counter
@@ -19,10 +20,11 @@ from animesion_scrapers import (
     RateLimiter,
     Retries,
     ScraperError,
+    UnsafeAddressError,
     download,
     download_all,
 )
-from animesion_scrapers.http.addresses import is_public
+from animesion_scrapers.http.addresses import Routes, is_public
 
 AGENT = "animesion-tests/1.0 (tests@example.org)"
 HOST = "cdn.sample-booru.invalid"
@@ -95,6 +97,19 @@ class Server:
                 return web.Response(status=429, headers={"Retry-After": "3600"})
             case "flaky" | "busy":
                 return web.Response(body=BODY)
+            case "challenge" | "challenge-gzip" | "challenge-noindex":
+                page = b"<html><title>Checking your browser</title></html>"
+                headers = {
+                    "challenge-gzip": {"Content-Encoding": "gzip"},
+                    "challenge-noindex": {"X-Robots-Tag": "none"},
+                }
+                return web.Response(body=page, content_type="text/html", headers=headers.get(kind))
+            case "challenge-div":
+                return web.Response(body=b"<div>Checking your browser</div>", content_type="text/html")
+            case "challenge-later":
+                return web.Response(
+                    body=b"<html>Just a moment", content_type="text/html", headers={"Retry-After": "3600"}
+                )
             case "to":
                 raise web.HTTPFound(request.query["url"])
             case "loop":
@@ -312,6 +327,85 @@ def test_private_addresses_with_permission(server: Server) -> None:
     url = f"http://127.0.0.1:{server.address[1]}/ok"
     (result,) = fetch(server, [Download("k", url)], allow_private=True)
     assert result.status == "ok"
+
+
+@pytest.mark.parametrize("path", ["challenge", "challenge-noindex", "challenge-div", "challenge-gzip"])
+@pytest.mark.parametrize("image", [True, False])
+def test_a_challenge_in_place_of_a_known_file_is_requested_again(server: Server, path: str, image: bool) -> None:
+    (result,) = fetch(server, [Download("k", f"http://{HOST}/{path}", MD5, image=image)])
+    assert (result.status, result.final) == ("fetch failed", False)
+    if path != "challenge-gzip":
+        assert result.detail == "an HTML challenge page instead of the file"
+        assert result.attempts == 3
+
+
+def test_a_challenge_that_asks_for_a_long_pause_ends_the_requests_to_its_host(server: Server) -> None:
+    results = fetch(server, [Download(f"{i}", f"http://{HOST}/challenge-later", MD5) for i in range(3)], concurrency=1)
+    assert {(result.status, result.final) for result in results} == {("fetch failed", False)}
+    assert server.counts["/challenge-later"] == 1
+
+
+def test_named_private_hosts_and_no_others(server: Server) -> None:
+    port = server.address[1]
+    other = Server()
+    try:
+        for host in ("127.0.0.1", "localhost"):
+            named = {"allow_private": [f"{host.upper()}:{port}"], "connect_to": {}}
+            (result,) = fetch(server, [Download("k", f"http://{host}:{port}/ok", MD5)], **named)
+            assert result.status == "ok"
+            refused = [
+                f"http://{host}:{other.address[1]}/ok",
+                f"http://{host}:{port}/to/?url=http://{host}:{other.address[1]}/ok",
+                f"http://{host}:{port}/to/?url=http://169.254.169.254/ok",
+                f"http://{host}:{port}/to/?url=http://{'localhost' if host[0] == '1' else '127.0.0.1'}:{port}/ok",
+                f"http://[::ffff:127.0.0.1]:{port}/ok",
+                f"http://[::1]:{port}/ok",
+            ]
+            for result in fetch(server, [Download(url, url) for url in refused], **named):
+                assert (result.status, result.detail) == ("unsafe address", "the host is not on the public internet")
+        assert not other.counts
+    finally:
+        other.close()
+
+
+def test_a_named_host_at_another_address(server: Server) -> None:
+    named = [f"booru.lan:80:127.0.0.1:{server.address[1]}"]
+    ok, other_port = fetch(
+        server,
+        [Download("a", "http://Booru.lan/ok", MD5), Download("b", "http://booru.lan:81/ok")],
+        allow_private=named,
+        connect_to={},
+        retries=Retries(attempts=1),
+    )
+    assert ok.status == "ok"
+    assert (other_port.status, other_port.detail) == ("fetch failed", "the host name was not found")
+    assert server.hosts == {"booru.lan"}
+
+
+@pytest.mark.parametrize("resolved", [["10.0.0.7"], ["10.0.0.7", "93.184.216.34"]])
+def test_names_resolve_to_private_addresses_only_where_named(
+    resolved: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 80)) for address in resolved]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **settings: answers)
+    routes = Routes(allow_private=["booru.lan:8080"])
+    assert [address for address, _ in routes.resolve("Booru.Lan", 8080)] == resolved
+    for host, port in (("booru.lan", 80), ("evil.example", 8080), ("evil.booru.lan", 8080)):
+        if len(resolved) == 1:
+            with pytest.raises(UnsafeAddressError):
+                routes.resolve(host, port)
+        else:
+            assert routes.resolve(host, port) == [("93.184.216.34", port)]
+
+
+@pytest.mark.parametrize(
+    "entry",
+    ["", "booru.lan", "booru.lan:", "booru.lan:0", "booru.lan:65536", "http://booru.lan:80", "booru.lan:80/x", "::1:80",
+     "a:80:b", "127.0.0.1:80:10.0.0.1:80", "me@booru.lan:80", "*:80:"],
+)  # fmt: skip
+def test_malformed_private_hosts(entry: str) -> None:
+    with pytest.raises(ScraperError, match="allow_private"):
+        Routes(allow_private=[entry])
 
 
 def test_unreachable_and_unknown_hosts(server: Server) -> None:

@@ -163,6 +163,9 @@ def test_documents_are_distinguished_from_images(content: bytes, kind: str) -> N
 
 def test_challenge_pages() -> None:
     assert is_challenge(b"<title>Just a moment...</title>")
+    assert is_challenge(b"<html><body>Checking your browser before accessing sample-booru.invalid</body></html>")
+    assert is_challenge(b"<h1>Verify you are human by completing the action below.</h1>")
+    assert is_challenge(b"<title>DDoS protection by example</title>")
     assert is_challenge(b"<h1>Forbidden</h1>", "challenge")
     assert not is_challenge(b"<h1>Forbidden</h1>")
 

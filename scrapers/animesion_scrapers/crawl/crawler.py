@@ -73,7 +73,7 @@ class Crawler:
         breakers: Breakers | None = None,
         robots: Path | bool = True,
         connect_to: Mapping[str, tuple[str, int]] | None = None,
-        allow_private: bool = False,
+        allow_private: bool | Sequence[str] = False,
         concurrency: int = 16,
         per_host: int = 8,
         host_connections: Mapping[str, int] | None = None,
@@ -92,7 +92,8 @@ class Crawler:
             breakers: Circuit breakers by host, shared likewise.
             robots: Whether robots.txt and `X-Robots-Tag` are obeyed; a path caches robots.txt in that file.
             connect_to: Address and port to connect to instead of a host, as curl's `--connect-to`.
-            allow_private: Whether hosts may be on loopback, private or link-local addresses.
+            allow_private: Whether hosts may be on loopback, private or link-local addresses; or those that may, each as
+                `host:port`.
             concurrency: Items in flight at once.
             per_host: Items in flight at once on one host.
             host_connections: Exceptions from `per_host`, by host name.

@@ -8,14 +8,17 @@ can bypass the check. Proxies are not supported: both clients connect directly.
 from __future__ import annotations
 
 import functools
+import re
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
 from animesion_scrapers.errors import ScraperError, UnsafeAddressError
 
 _NAT64 = IPv6Network("64:ff9b::/96")
+_HOST = r"[^\s:/@?#\[\]]{1,253}|\[[0-9a-fA-F:.]+\]"
+_PRIVATE = re.compile(rf"(?P<host>{_HOST}):(?P<port>[0-9]{{1,5}})(?::(?P<to>{_HOST}):(?P<to_port>[0-9]{{1,5}}))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,25 +28,38 @@ class Routes:
     Attributes:
         connect_to: Address and port to connect to instead, by host name; URL, `Host` header and TLS name do not change.
             These hosts may have any address.
-        allow_private: Whether other hosts may be on loopback, private or link-local addresses.
+        allow_private: Which other hosts may be on loopback, private or link-local addresses: all, none, or those named
+            as `host:port`. As in curl's `--connect-to`, `host:port:address:port` connects there instead.
     """
 
     connect_to: Mapping[str, tuple[str, int]] = field(default_factory=dict)
-    allow_private: bool = False
+    allow_private: bool | Sequence[str] = False
+    _named: Mapping[tuple[str, int], tuple[str, int] | None] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Convert host names to lower case, as in URLs."""
+        """Convert host names to lower case, as in URLs, and read the named hosts.
+
+        Raises:
+            ScraperError: An entry is malformed.
+        """
         object.__setattr__(self, "connect_to", {host.lower(): target for host, target in self.connect_to.items()})
         for host in self.connect_to:
             if _literal(host):
                 raise ScraperError(f"connect_to accepts host names, not addresses such as {host}.")
+        if not isinstance(self.allow_private, bool):
+            object.__setattr__(self, "_named", dict(map(parse_private, self.allow_private)))
 
-    def target(self, host: str) -> tuple[str, int] | None:
-        """The address and port to connect to instead of `host`, if any."""
-        return self.connect_to.get(host.lower())
+    def target(self, host: str, port: int) -> tuple[str, int] | None:
+        """The address and port to connect to instead of `host` and `port`, if any."""
+        return self.connect_to.get(host.lower()) or self._named.get((_canonical(host), port))
 
-    def check(self, scheme: str, host: str | None) -> None:
+    def check(self, scheme: str, host: str | None, port: int | None = None) -> None:
         """Check a URL's scheme and host before name resolution.
+
+        Args:
+            scheme: Scheme of the URL.
+            host: Host of the URL, without brackets.
+            port: Port of the URL; None for that of the scheme.
 
         Raises:
             UnsafeAddressError: Not http or https, no host, or a literal address that is not public.
@@ -53,15 +69,16 @@ class Routes:
         if not host:
             raise UnsafeAddressError("the URL names no host")
         if _literal(host):
-            self.admit([host])
+            self.admit([host], host, port or (443 if scheme == "https" else 80))
 
-    def admit(self, addresses: Iterable[str]) -> list[str]:
-        """Filter resolved addresses.
+    def admit(self, addresses: Iterable[str], host: str, port: int) -> list[str]:
+        """Filter the addresses of a host and port.
 
         Raises:
             UnsafeAddressError: None of them may be connected to.
         """
-        admitted = [address for address in addresses if self.allow_private or is_public(address)]
+        private = self.allow_private is True or (_canonical(host), port) in self._named
+        admitted = [address for address in addresses if private or is_public(address)]
         if not admitted:
             raise UnsafeAddressError("the host is not on the public internet")
         return admitted
@@ -73,14 +90,40 @@ class Routes:
             UnsafeAddressError: None of its addresses may be connected to.
             OSError: The name cannot be resolved.
         """
-        target = self.target(host)
-        name, port = target or (host, port)
+        target = self.target(host, port)
+        name, connect_port = target or (host, port)
         try:
-            found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
+            found = socket.getaddrinfo(name, connect_port, type=socket.SOCK_STREAM)
         except UnicodeError as error:
             raise socket.gaierror(socket.EAI_NONAME, "not a host name") from error
         addresses = [str(entry[4][0]) for entry in found]
-        return [(address, port) for address in (addresses if target else self.admit(addresses))]
+        return [(address, connect_port) for address in (addresses if target else self.admit(addresses, host, port))]
+
+
+def parse_private(entry: str) -> tuple[tuple[str, int], tuple[str, int] | None]:
+    """Parse an entry of `allow_private`.
+
+    Args:
+        entry: `host:port`, or `host:port:address:port`; IPv6 addresses are in brackets.
+
+    Returns:
+        Host and port as in URLs, and the address and port to connect to instead, if any.
+
+    Raises:
+        ScraperError: The entry is malformed.
+    """
+    match = _PRIVATE.fullmatch(entry)
+    ports = [int(port) for port in (match["port"], match["to_port"]) if port] if match else []
+    if not match or not all(0 < port < 65536 for port in ports):
+        raise ScraperError(
+            f"allow_private accepts host:port, such as booru.lan:8080 or [::1]:8080, not {entry[:100]!r}."
+        )
+    host = _canonical(match["host"].strip("[]"))
+    if len(ports) == 1:
+        return (host, ports[0]), None
+    if _literal(host):
+        raise ScraperError(f"allow_private connects host names to another address, not addresses such as {host}.")
+    return (host, ports[0]), (match["to"].strip("[]"), ports[1])
 
 
 def is_public(address: str) -> bool:
@@ -103,3 +146,17 @@ def _literal(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _canonical(host: str) -> str:
+    """A host as it is compared: names in lower case and ASCII, addresses in their shortest form."""
+    try:
+        return str(ip_address(host))
+    except ValueError:
+        pass
+    if not host.isascii():
+        try:
+            host = host.encode("idna").decode()
+        except UnicodeError:
+            return host.lower()
+    return host.lower().removesuffix(".")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 from animesion_scrapers.http.addresses import Routes
@@ -32,7 +32,7 @@ async def download(
     requests_per_second: float = 1.0,
     limiter: RateLimiter | None = None,
     connect_to: Mapping[str, tuple[str, int]] | None = None,
-    allow_private: bool = False,
+    allow_private: bool | Sequence[str] = False,
     concurrency: int = 16,
     per_host: int = 8,
     deadline: float = 60.0,
@@ -47,7 +47,8 @@ async def download(
         requests_per_second: Rate per host; ignored if there is a `limiter`.
         limiter: Pacing by host, shared with other clients of the same hosts.
         connect_to: Address and port to connect to instead of a host, as curl's `--connect-to`.
-        allow_private: Whether hosts may be on loopback, private or link-local addresses.
+        allow_private: Whether hosts may be on loopback, private or link-local addresses; or those that may, each as
+            `host:port`.
         concurrency: Items in flight at once.
         per_host: Items in flight at once on one host.
         deadline: Most seconds for one item, including retries and the waits between them, but not its waits for a turn
@@ -90,7 +91,7 @@ def download_all(
     requests_per_second: float = 1.0,
     limiter: RateLimiter | None = None,
     connect_to: Mapping[str, tuple[str, int]] | None = None,
-    allow_private: bool = False,
+    allow_private: bool | Sequence[str] = False,
     concurrency: int = 16,
     per_host: int = 8,
     deadline: float = 60.0,

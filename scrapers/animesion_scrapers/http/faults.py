@@ -63,6 +63,24 @@ class DownloadFault(Exception):  # noqa: N818 (carries a result, never leaves th
         self.retry_after = retry_after
 
 
+def challenge_fault(content: bytes, response: aiohttp.ClientResponse) -> DownloadFault | None:
+    """The fault of a firewall's challenge page in place of a file whose digest is known; None for any other body.
+
+    The file exists, so the firewall doubts the client at this moment: the host is given a pause and asked again.
+    """
+    is_page = document_kind(content) == "HTML page" or "html" in response.headers.get("Content-Type", "")
+    if not is_page or not is_challenge(content, response.headers.get("cf-mitigated", "")):
+        return None
+    return DownloadFault(
+        FAILED,
+        "an HTML challenge page instead of the file",
+        retry=True,
+        host_failed=True,
+        back_off=response.url.raw_host or "",
+        retry_after=response.headers.get("Retry-After", ""),
+    )
+
+
 def document_fault(content: bytes, response: aiohttp.ClientResponse) -> DownloadFault:
     """The fault of a body that is not an image: a firewall's challenge page, or some document."""
     kind = document_kind(content)

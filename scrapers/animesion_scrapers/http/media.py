@@ -10,7 +10,12 @@ import re
 _PAGE = re.compile(rb"<(?:!doctype\s+html|html|head|body|script|meta|title|center|h1)\b", re.IGNORECASE)
 _COMMENT = re.compile(rb"<!--.*?-->", re.DOTALL)
 _CHALLENGE = re.compile(
-    rb"just a moment|cf[-_]chl|challenge-platform|captcha|ddos-guard|are you a robot", re.IGNORECASE
+    rb"just a moment|cf[-_]chl|challenge-platform|captcha|ddos[- ](?:guard|protection)|are you a (?:robot|human)"
+    rb"|check(?:ing|s)? (?:if )?(?:your|the) (?:web ?)?(?:browser|connection)"
+    rb"|verify(?:ing)? (?:that )?you are (?:a )?human"
+    rb"|one more step|attention required|security (?:check|verification)|bot (?:check|verification|protection)"
+    rb"|unusual traffic|enable javascript and cookies|_incapsula_|sucuri_|anubis_|managed challenge|__ddg\d|px-captcha",
+    re.IGNORECASE,
 )
 _BLANK = b"\xef\xbb\xbf \t\r\n"
 _HEAD = 4096

@@ -197,7 +197,7 @@ class MetadataClient:
         try:
             parts = urlsplit(url)
             host = parts.hostname or ""
-            self._routes.check(parts.scheme, host)
+            self._routes.check(parts.scheme, host, parts.port)
             if parts.username is not None:
                 raise UnsafeAddressError("passwords in a URL are not sent")
             own = _origin(url) == self._credentials_for

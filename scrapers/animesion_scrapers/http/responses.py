@@ -18,6 +18,7 @@ from animesion_scrapers.http.faults import (
     REFUSED,
     TOO_BIG,
     DownloadFault,
+    challenge_fault,
     document_fault,
 )
 from animesion_scrapers.http.limits import RateLimiter
@@ -56,19 +57,27 @@ class ResponseReader:
         """
         if response.status != 200:
             raise await self._status_fault(response)
-        if self._product is not None:
-            directive = opt_out(response.headers.getall("X-Robots-Tag", ()), self._product)
-            if directive:
-                raise DownloadFault(REFUSED, f"X-Robots-Tag: {directive}", final=True)
+        # A page in place of a known file may be a firewall's, whose headers do not speak for the site.
+        instead = bool(item.md5 or item.sha1) and "html" in response.headers.get("Content-Type", "")
+        refusal = self._opt_out(response)
+        if refusal and not instead:
+            raise refusal
         encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
         if encoding not in ("", "identity"):
-            raise DownloadFault(FAILED, "the body is compressed, against the request", final=True)
+            raise DownloadFault(FAILED, "the body is compressed, against the request", final=not instead)
         if (response.content_length or 0) > self._max_bytes:
             raise DownloadFault(TOO_BIG, f"more than {self._max_bytes} bytes", final=True)
         content = await self._read_body(item, response)
         if not content:
             raise DownloadFault(EMPTY, "the body has 0 bytes", wrong=True)
         mismatch = _mismatch(item, content)
+        if mismatch and (item.md5 or item.sha1) and (challenge := challenge_fault(content, response)):
+            if self._retries.too_long(challenge.retry_after):
+                self._limiter.pause(challenge.back_off, retry_after_seconds(challenge.retry_after))
+                challenge.retry = False
+            raise challenge
+        if refusal:
+            raise refusal
         if mismatch and item.image and document_kind(content):
             raise document_fault(content, response)
         if mismatch:
@@ -77,6 +86,13 @@ class ResponseReader:
         if item.image and not (item.md5 or item.sha1) and document_kind(content):
             raise document_fault(content, response)
         return content
+
+    def _opt_out(self, response: aiohttp.ClientResponse) -> DownloadFault | None:
+        """The refusal by an `X-Robots-Tag` header, if there is one and it is obeyed."""
+        if self._product is None:
+            return None
+        directive = opt_out(response.headers.getall("X-Robots-Tag", ()), self._product)
+        return DownloadFault(REFUSED, f"X-Robots-Tag: {directive}", final=True) if directive else None
 
     async def _read_body(self, item: Download, response: aiohttp.ClientResponse) -> bytes:
         pieces: list[bytes] = []

@@ -47,12 +47,12 @@ class _RoutedResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: AddressFamily = AddressFamily.AF_INET
     ) -> list[ResolveResult]:
-        target = self._routes.target(host)
+        target = self._routes.target(host, port)
         if target:
             found = await self._plain.resolve(*target, family=family)
             return [{**result, "hostname": host} for result in found]
         found = await self._plain.resolve(host, port, family=family)
-        admitted = set(self._routes.admit(result["host"] for result in found))
+        admitted = set(self._routes.admit((result["host"] for result in found), host, port))
         return [result for result in found if result["host"] in admitted]
 
     async def close(self) -> None:

@@ -233,7 +233,7 @@ class Transfers:
         """
         try:
             url = base.join(_parse(text)) if base else _parse(text)
-            self._routes.check(url.scheme, url.raw_host)
+            self._routes.check(url.scheme, url.raw_host, url.port)
             if url.user is not None or url.password is not None:
                 raise UnsafeAddressError("passwords in a URL are not sent")
         except UnsafeAddressError as error:

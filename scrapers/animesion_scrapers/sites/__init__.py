@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -90,7 +90,7 @@ class Site:
         login: str = "",
         api_key: str = "",
         timeout: float = 30.0,
-        allow_private: bool = False,
+        allow_private: bool | Sequence[str] = False,
         limiter: RateLimiter | None = None,
         breakers: Breakers | None = None,
         retries: Retries | None = None,
@@ -105,7 +105,7 @@ class Site:
             login: User name, with `api_key`.
             api_key: API key of that user, sent to this site only.
             timeout: Seconds to wait for a connection and for each piece of a response.
-            allow_private: Whether the site may be on a private address.
+            allow_private: Whether hosts may be on private addresses; or those that may, each as `host:port`.
             limiter: Pacing by host, shared with other clients of the same hosts.
             breakers: Circuit breakers by host, shared likewise.
             retries: Number of attempts and the waits between them.
