@@ -39,13 +39,11 @@ class _Scans(NamedTuple):
     """What the markers of a JPEG say.
 
     Attributes:
-        number: of scans; those of embedded previews do not count.
         end: offset of the marker after the last scan, or of the end of the file.
         ended: an end-of-image marker follows the last scan.
         covered: the scans together hold all coefficients of all components to the last bit.
     """
 
-    number: int
     end: int
     ended: bool
     covered: bool
@@ -59,10 +57,18 @@ def is_suspicious(image: Image.Image, content: bytes) -> bool:
         content: the bytes.
     """
     # the last block is no evidence where several scans refine the whole image
-    if "progressive" in image.info or (content.count(_SOS) > 1 and _scans(content).number > 1):
+    if "progressive" in image.info or not _is_interleaved(image, content):
         return True
     end = len(content) - 2 if content.endswith(_EOI) else content.rfind(_EOI)
     return content[max(0, end - len(_ZEROS)) : end] == _ZEROS or _ends_grey(image)
+
+
+def _is_interleaved(image: Image.Image, content: bytes) -> bool:
+    """Whether the first scan of a sequential JPEG holds all of its components."""
+    at = content.find(_SOS)
+    if "exif" in image.info:  # a preview has scans of its own
+        at = next((start for marker, start in _headers(content) if marker == _SOS[1]), at)
+    return content[at + 4] == getattr(image, "layers", 0)
 
 
 def _ends_grey(image: Image.Image) -> bool:
@@ -120,26 +126,41 @@ def _decoded(content: bytes) -> bytes | None:
         return None
 
 
-def _segments(content: bytes) -> Iterator[tuple[int, int, int]]:
-    """Marker, start and end of each segment of a JPEG; the entropy-coded data belong to their SOS."""
-    at = 2
+def _headers(content: bytes, at: int = 2) -> Iterator[tuple[int, int]]:
+    """Marker and offset of each segment of a JPEG up to its first scan."""
     while (found := content.find(b"\xff", at)) >= 0 and found + 4 <= len(content):
         marker = content[found + 1]
-        if marker in {0x00, 0xFF, 0x01} or 0xD0 <= marker <= 0xD8:
-            at = found + (1 if marker == 0xFF else 2)
-            continue
-        if marker == _EOI[1]:
+        if marker == 0xFF:  # a fill byte
+            at = found + 1
+        elif marker <= 0x01 or 0xD0 <= marker <= 0xD8:  # no segment follows
+            at = found + 2
+        elif marker == _EOI[1]:
             return
-        end = found + 2 + int.from_bytes(content[found + 2 : found + 4], "big")
-        if marker == _SOS[1]:
-            after = _MARKER.search(content, end)
-            end = after.start() if after else len(content) - content.endswith(b"\xff")
-        yield marker, found, end
-        at = end
+        else:
+            yield marker, found
+            if marker == _SOS[1]:
+                return
+            at = found + 2 + int.from_bytes(content[found + 2 : found + 4], "big")
+
+
+def _segments(content: bytes) -> Iterator[tuple[int, int, int]]:
+    """Marker, start and end of each segment of a JPEG; entropy-coded data belong to the segment of their scan."""
+    at, marker = 2, 0
+    while True:
+        start = -1
+        for marker, start in _headers(content, at):
+            end = start + 2 + int.from_bytes(content[start + 2 : start + 4], "big")
+            if marker == _SOS[1]:
+                after = _MARKER.search(content, end)
+                end = after.start() if after else len(content) - content.endswith(b"\xff")
+            yield marker, start, end
+            at = end
+        if start < 0 or marker != _SOS[1]:
+            return
 
 
 def _scans(content: bytes) -> _Scans:
-    number, end, progressive = 0, 0, False
+    end, progressive = 0, False
     # (component, coefficient) -> lowest bit that a scan has sent; -1 before the first one
     sent: dict[tuple[int, int], int] = {}
     for marker, start, stop in _segments(content):
@@ -149,13 +170,13 @@ def _scans(content: bytes) -> _Scans:
             components = [body[6 + 3 * i] for i in range(body[5]) if 6 + 3 * i < len(body)]
             sent = {(c, k): -1 for c in components for k in range(64 if progressive else 1)}
         elif marker == _SOS[1] and body and len(body) > 3 + 2 * body[0]:
-            number, end = number + 1, stop
+            end = stop
             first, last, bits = body[1 + 2 * body[0] : 4 + 2 * body[0]]
             for component in body[1 : 1 + 2 * body[0] : 2]:
                 for k in range(first, min(last, 63) + 1) if progressive else (0,):
                     sent[component, k] = bits & 15 if progressive else 0
     covered = bool(end) and all(bit == 0 for bit in sent.values())
-    return _Scans(number, end, content[end : end + 2] == _EOI, covered)
+    return _Scans(end, content[end : end + 2] == _EOI, covered)
 
 
 # -- metadata --------------------------------------------------------------------------------------------------------
