@@ -11,8 +11,9 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from animesion.images import colour, damage
 from animesion.images.formats import RejectedImageError, plugin_of, sniff
@@ -35,7 +36,9 @@ __all__ = [
 _UPRIGHT = 1  # value of the EXIF orientation
 _PNG_DEPTH = 24  # offset of the bits per channel in the header of a PNG
 _ORIENTATION = 0x0112  # EXIF tag
-_DNG_VERSION = 50_706  # TIFF tag
+_PLANAR, _DNG_VERSION = 284, 50_706  # TIFF tags
+_SEPARATE = 2  # value of the planar configuration: one plane per channel
+_SAMPLES = {1: "unsigned", 2: "signed", 3: "float", 5: "complex", 6: "complex"}
 
 #: EXIF orientation -> how the stored pixels become upright.
 _TURNS = {
@@ -112,6 +115,8 @@ def decode(content: bytes, limits: Limits, *, known: bool = False) -> DecodedIma
         except MemoryError:
             raise
         except UnidentifiedImageError:
+            if extension == "tif" and (pixels := _tiff_kind(content)):
+                raise RejectedImageError(DropReason.UNSUPPORTED_FORMAT, f"tif: {pixels}") from None
             error: Exception = ValueError("unreadable header")
         except Exception as raised:  # decoders raise nearly anything on malformed input
             error = raised
@@ -145,7 +150,7 @@ def _salvaged(error: Exception, content: bytes, extension: str, kind: str, limit
 
 def _rejection(error: Exception, content: bytes, extension: str) -> RejectedImageError:
     detail = " ".join(str(error).split())[:120] or type(error).__name__
-    unfinished = {"jpg": b"\xff\xd9", "png": b"IEND"}.get(extension)
+    unfinished = {"jpg": b"\xff\xd9", "png": b"IEND", "gif": b"\x00;"}.get(extension)
     if "truncated" in detail.lower() and (unfinished is None or unfinished not in content[-64:]):
         return RejectedImageError(DropReason.TRUNCATED_IMAGE, detail)
     if unfinished is not None and unfinished not in content[-4096:]:
@@ -162,8 +167,8 @@ def _load(image: Image.Image, content: bytes, extension: str, limits: Limits, *,
     # a JPEG with several frames (MPO) is a still with previews
     if extension != "jpg" and getattr(image, "is_animated", False):
         raise RejectedImageError(DropReason.ANIMATED)
-    if extension == "tif" and _DNG_VERSION in getattr(image, "tag_v2", {}):
-        raise RejectedImageError(DropReason.UNSUPPORTED_FORMAT, "dng")  # its first image is a preview
+    if extension == "tif":
+        _check_tiff(getattr(image, "tag_v2", {}))
     mode = image.mode
     tables: Mapping[int, Sequence[int]] = getattr(image, "quantization", {}) if extension == "jpg" else {}
     image.load()
@@ -180,6 +185,27 @@ def _load(image: Image.Image, content: bytes, extension: str, limits: Limits, *,
     plain = mode == "RGB" and turn is None and not transparent and not converted and whole
     upright = rgb if turn is None else rgb.transpose(turn)
     return DecodedImage(upright, extension, mode, plain, jpeg_quality(tables))
+
+
+def _check_tiff(tags: Mapping[int, Any]) -> None:
+    """Refuse what Pillow opens and reads wrongly."""
+    if _DNG_VERSION in tags:  # its first image is a preview
+        raise RejectedImageError(DropReason.UNSUPPORTED_FORMAT, "dng")
+    if tags.get(_PLANAR) == _SEPARATE and set(tags.get(colour.BITS, (8,))) != {8}:
+        raise RejectedImageError(DropReason.UNSUPPORTED_FORMAT, "tif: planes of more than 8 bits")
+
+
+def _tiff_kind(content: bytes) -> str:
+    """The pixels of a TIFF whose directory can be read, such as `64 bits, float`; empty if it cannot."""
+    try:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(content[:8])
+        file = io.BytesIO(content)
+        file.seek(tags.next)
+        tags.load(file)
+        bits, samples = tags[colour.BITS], tags.get(colour.SAMPLE_FORMAT, (1,))
+    except Exception:  # broken tags raise nearly anything
+        return ""
+    return f"{'/'.join(map(str, bits))} bits, {_SAMPLES.get(samples[0], 'unknown values')}"
 
 
 def _orientation(image: Image.Image) -> int:

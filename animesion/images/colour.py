@@ -38,7 +38,7 @@ _FAINT = 8.0
 _BLANK = 2
 """Largest range of levels, in each channel, of a composited image that counts as blank."""
 
-_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
+BITS, _PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 _WHITE_IS_ZERO = 0
 _UNSIGNED = 1
 
@@ -100,15 +100,18 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
         transform = _built(source, mode)
         if mode == "CMYK":
             return transform
-        probe = _probe() if mode == "RGB" else Image.fromarray(np.arange(256, dtype=np.uint8)[None])
-        changed = np.asarray(_applied(probe, transform), dtype=np.int16)
+        changed = np.asarray(_applied(_probe(mode), transform), dtype=np.int16)
     except Exception:  # ImageCms raises several kinds of errors on malformed profiles
         return None
-    same = np.abs(changed - np.asarray(probe.convert("RGB"))).max() <= _SAME
+    same = np.abs(changed - np.asarray(_probe(mode).convert("RGB"))).max() <= _SAME
     return None if same else transform
 
 
 def _applied(image: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:
+    if image.mode == "L":  # 256 colours: a table is exact and fast
+        table = ImageCms.applyTransform(_probe("L"), transform)
+        assert table is not None
+        return Image.merge("RGB", [image.point(list(band.tobytes())) for band in table.split()])
     found = ImageCms.applyTransform(image, transform)
     assert found is not None  # None is returned for transforms in place only
     return found
@@ -116,7 +119,9 @@ def _applied(image: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image
 
 def _built(source: ImageCms.ImageCmsProfile, mode: str) -> ImageCms.ImageCmsTransform:
     target = ImageCms.createProfile("sRGB")
-    return ImageCms.buildTransform(source, target, mode, "RGB", ImageCms.Intent.PERCEPTUAL)
+    # littlecms would interpolate a curve of grey levels between 33 points: 10 levels off in the shadows of linear ones
+    flags = ImageCms.Flags.NOOPTIMIZE if mode == "L" else ImageCms.Flags.NONE
+    return ImageCms.buildTransform(source, target, mode, "RGB", ImageCms.Intent.PERCEPTUAL, flags)
 
 
 @functools.cache
@@ -125,8 +130,10 @@ def _from_lab() -> ImageCms.ImageCmsTransform:
 
 
 @functools.cache
-def _probe() -> Image.Image:
-    """A lattice of colours and all greys, to compare a profile with sRGB; mode RGB."""
+def _probe(mode: str) -> Image.Image:
+    """All greys and, in mode RGB, a lattice of colours, to compare a profile with sRGB."""
+    if mode == "L":
+        return Image.fromarray(np.arange(256, dtype=np.uint8)[None])
     lattice = list(itertools.product(range(0, 256, 15), repeat=3))  # (5832, 3)
     greys = [(level, level, level) for level in range(256)]
     return Image.fromarray(np.array([lattice + greys], dtype=np.uint8))
@@ -140,10 +147,10 @@ def _eight_bits(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     tags: Any = getattr(image, "tag_v2", {})
     values = np.asarray(image)
     if image.mode.startswith("I;16"):
-        bits = _first(tags.get(_BITS)) or 16
+        bits = _first(tags.get(BITS)) or 16
         grey = _scaled(np.arange(1 << 16), 0, (1 << min(bits, 16)) - 1)[values]
     else:
-        if image.mode == "I" and _first(tags.get(_SAMPLE_FORMAT, _UNSIGNED)) == _UNSIGNED:
+        if image.mode == "I" and _first(tags.get(SAMPLE_FORMAT, _UNSIGNED)) == _UNSIGNED:
             values = values.view(np.uint32)  # Pillow reads them as signed
         grey = _stretched(values.astype(np.float64))
     if _first(tags.get(_PHOTOMETRIC)) == _WHITE_IS_ZERO and image.format == "TIFF":

@@ -59,7 +59,12 @@ def is_suspicious(image: Image.Image, content: bytes) -> bool:
     # the last block is no evidence where several scans refine the whole image
     if "progressive" in image.info or not _is_interleaved(image, content):
         return True
-    end = len(content) - 2 if content.endswith(_EOI) else content.rfind(_EOI)
+    end = len(content) - 2
+    if not content.endswith(_EOI):
+        scans = _scans(content)
+        if not scans.ended:
+            return True
+        end = scans.end
     return content[max(0, end - len(_ZEROS)) : end] == _ZEROS or _ends_grey(image)
 
 
@@ -81,9 +86,8 @@ def _ends_grey(image: Image.Image) -> bool:
     if pixel not in _GREY:
         return False
     block = image.crop(((width - 1) // 8 * 8, (height - 1) // 8 * 8, width, height))
-    low, high = (
-        block.convert("L") if image.mode == "RGB" else block.getchannel(len(block.getbands()) - 1)
-    ).getextrema()
+    grey = block.convert("L") if image.mode == "RGB" else block.getchannel(len(block.getbands()) - 1)
+    low, high = grey.getextrema()
     return low in _GREY and high in _GREY
 
 

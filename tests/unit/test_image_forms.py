@@ -9,17 +9,14 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from animesion.images import codec, formats
+from animesion.images import codec
 from animesion.images.codec import Limits, RejectedImageError
 
 LIMITS = Limits()
@@ -35,6 +32,7 @@ COLOURS[:4, :6] = (219, 0, 0), (90, 160, 40), (0, 0, 255), (255, 255, 255), (0, 
 DEEP = np.rint(RAMP * 65_535).astype(np.uint16)
 DEEP_COLOURS = COLOURS.astype(np.uint16) * 257
 ALPHA = np.where(np.arange(WIDTH) < 12, 255, 0).astype(np.uint8)[None].repeat(HEIGHT, 0)
+DEEP_ALPHA = ALPHA.astype(np.uint16) * 257
 
 
 def on(ground: int, colours: Pixels, alpha: Pixels) -> Pixels:
@@ -145,11 +143,14 @@ def printer() -> bytes:
     identity = b"".join(struct.pack(">i", 65_536 * (i % 4 == 0)) for i in range(9))
     ramp = bytes(range(256))
     return icc(
-        b"CMYK", {b"A2B0": b"mft1" + bytes(4) + bytes((4, 3, 2, 0)) + identity + 4 * ramp + INKS.tobytes() + 3 * ramp}, b"Lab "
+        b"CMYK",
+        {b"A2B0": b"mft1" + bytes(4) + bytes((4, 3, 2, 0)) + identity + 4 * ramp + INKS.tobytes() + 3 * ramp},
+        b"Lab ",
     )
 
 
 INKS = np.random.default_rng(3).integers((40, 108, 108), (230, 148, 148), (16, 3), dtype=np.uint8)  # L, a, b as bytes
+INKS[0], INKS[1], INKS[15] = (255, 128, 128), (0, 128, 128), (0, 128, 128)  # paper, black, all inks
 
 WIDE_PROFILE = display(WIDE, gamma(2.2))
 SRGB_PROFILE = display(SRGB, srgb_curve())
@@ -200,7 +201,7 @@ CLEAR = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
 INKED = ((RAMP * 9 % 1 > 0.5) * 255).astype(np.uint8)  # alpha of a drawing: stripes
 WHITE = np.full((HEIGHT, WIDTH), 255, dtype=np.uint8)
 CMYK, CORNERS = corners()
-LAB = np.stack([LEVELS // 2 + 60, LEVELS // 8 + 120 & 255, 140 - LEVELS // 8], axis=-1).astype(np.uint8)
+LAB = np.stack([LEVELS // 2 + 60, LEVELS // 8, 140 - LEVELS // 8], axis=-1).astype(np.uint8)
 SIGNED = np.rint(RAMP * 60_000 - 30_000)
 MIXED = np.where(INDEX == 5, np.nan, RAMP).astype("<f4")
 
@@ -226,12 +227,14 @@ def planes(colours: Pixels) -> bytes:
     return np.ascontiguousarray(np.moveaxis(colours, -1, 0)).tobytes()
 
 
-JPEG = saved(np.kron(COLOURS, np.ones((8, 8, 1), np.uint8)), "JPEG", quality=95, subsampling=0)
-PROGRESSIVE = saved(np.kron(COLOURS, np.ones((8, 8, 1), np.uint8)), "JPEG", quality=95, subsampling=0, progressive=True)
+ROUGH = np.random.default_rng(1).integers(0, 256, (64, 96, 3), dtype=np.uint8)  # fills every scan
+BIG = np.kron(COLOURS, np.ones((8, 8, 1), np.uint8))
+JPEG = saved(BIG, "JPEG", quality=95, subsampling=0)
+PROGRESSIVE = saved(BIG, "JPEG", quality=95, subsampling=0, progressive=True)
+REFINED = saved(ROUGH, "JPEG", quality=90, progressive=True)
 TEXT = PngImagePlugin.PngInfo()
 TEXT.add_itxt("workflow", "node " * 500_000, zip=True)
 BROKEN_EXIF = b"II*\0\x08\0\0\0\x02\0\x12\x01\x03\0\x01\0\0\0\x01\0\0\0\x69\x87\x04\0\x01\0\0\0\xff\xff\xff\xff\0\0\0\0"
-BIG = np.kron(COLOURS, np.ones((8, 8, 1)))
 
 
 def cut(content: bytes, share: float, padding: bytes) -> bytes:
@@ -255,9 +258,9 @@ FORMS: dict[str, tuple[bytes, Pixels | str, float]] = {
     "PNG, palette of 4 bits": (png(INDEX, 3, 4, PLTE), PALETTE[INDEX], 0),
     # PNG: transparency
     "PNG, 8-bit grey and alpha": (png(interleaved(LEVELS, ALPHA), 4), on(255, grey(LEVELS), ALPHA), 0),
-    "PNG, 16-bit grey and alpha": (png(interleaved(DEEP, ALPHA * 257), 4, 16), on(255, grey(DEEP / 257), ALPHA), 1),
+    "PNG, 16-bit grey and alpha": (png(interleaved(DEEP, DEEP_ALPHA), 4, 16), on(255, grey(DEEP / 257), ALPHA), 1),
     "PNG, 8-bit RGB and alpha": (png(rgba(COLOURS, ALPHA), 6), on(255, COLOURS, ALPHA), 0),
-    "PNG, 16-bit RGB and alpha": (png(rgba(DEEP_COLOURS, ALPHA * 257), 6, 16), on(255, COLOURS, ALPHA), 0),
+    "PNG, 16-bit RGB and alpha": (png(rgba(DEEP_COLOURS, DEEP_ALPHA), 6, 16), on(255, COLOURS, ALPHA), 0),
     "PNG, half-transparent": (png(rgba(COLOURS, ALPHA // 2), 6), on(255, COLOURS, ALPHA // 2), 1),
     "PNG, transparent 8-bit grey": (
         png(INDEX * 16, 0, 8, chunk(b"tRNS", b"\0\x30")),
@@ -303,7 +306,7 @@ FORMS: dict[str, tuple[bytes, Pixels | str, float]] = {
         grey(RAMP * 255),
         0.6,
     ),
-    "TIFF, float of 64 bits": (tiff((RAMP * 9).astype("<f8").tobytes(), (64,), 1, sample=3), grey(RAMP * 255), 0.6),
+    "TIFF, float of 64 bits": (tiff(RAMP.tobytes(), (64,), 1, sample=3), "unsupported format", 0),
     "TIFF, float with NaN": (
         tiff(MIXED.tobytes(), (32,), 1, sample=3),
         grey(np.nan_to_num(MIXED) * 255),
@@ -317,7 +320,7 @@ FORMS: dict[str, tuple[bytes, Pixels | str, float]] = {
         0,
     ),
     "TIFF, 8-bit RGB, planar": (tiff(planes(COLOURS), (8, 8, 8), 2, planar=(2,)), COLOURS, 0),
-    "TIFF, 16-bit RGB, planar": (tiff(planes(DEEP_COLOURS), (16, 16, 16), 2, planar=(2,)), COLOURS, 0),
+    "TIFF, 16-bit RGB, planar": (tiff(planes(DEEP_COLOURS), (16, 16, 16), 2, planar=(2,)), "unsupported format", 0),
     "TIFF, L*a*b*": (
         tiff(LAB.tobytes(), (8, 8, 8), 8),
         of_lab(np.stack([LAB[..., 0] / 2.55, *(LAB[..., i].astype(np.int8) for i in (1, 2))], axis=-1)),
@@ -354,7 +357,7 @@ FORMS: dict[str, tuple[bytes, Pixels | str, float]] = {
     ),
     "PNG, grey with a profile of RGB": (png(LEVELS, 0, 8, iccp(WIDE_PROFILE)), grey(LEVELS), 0),
     "JPEG, RGB with a wide profile": (
-        saved(BIG.astype(np.uint8), "JPEG", quality=100, subsampling=0, icc_profile=WIDE_PROFILE),
+        saved(BIG, "JPEG", quality=100, subsampling=0, icc_profile=WIDE_PROFILE),
         of_wide(BIG),
         12,
     ),
@@ -379,8 +382,8 @@ FORMS: dict[str, tuple[bytes, Pixels | str, float]] = {
         2,
     ),
     # containers
-    "AVIF": (saved(BIG.astype(np.uint8), "AVIF", quality=100, subsampling="4:4:4"), BIG, 8),
-    "AVIF, brand mif1": (mif1(saved(BIG.astype(np.uint8), "AVIF", quality=100, subsampling="4:4:4")), BIG, 8),
+    "AVIF": (saved(BIG, "AVIF", quality=100, subsampling="4:4:4"), BIG, 8),
+    "AVIF, brand mif1": (mif1(saved(BIG, "AVIF", quality=100, subsampling="4:4:4")), BIG, 8),
     "BMP": (saved(COLOURS, "BMP"), COLOURS, 0),
     "GIF": (saved(LEVELS, "GIF"), grey(LEVELS), 0),
     # damage
@@ -389,13 +392,13 @@ FORMS: dict[str, tuple[bytes, Pixels | str, float]] = {
     "JPEG, half of it, then zeros": (cut(JPEG, 0.5, bytes(len(JPEG))), "truncated image", 0),
     "JPEG, half of it, zeros, end marker": (cut(JPEG, 0.5, bytes(len(JPEG)) + b"\xff\xd9"), "truncated image", 0),
     "JPEG, half of it, then a web page": (cut(JPEG, 0.5, b"<p>Bad gateway</p>" * 9999), "truncated image", 0),
-    "progressive JPEG, first scans": (cut(PROGRESSIVE, 0.3, b"\xff\xd9"), "truncated image", 0),
-    "progressive JPEG, cut in its last scan": (cut(PROGRESSIVE, 0.95, b"\xff\xd9"), "truncated image", 0),
-    "progressive JPEG, 3/4 of it, then zeros": (cut(PROGRESSIVE, 0.75, bytes(9999)), "truncated image", 0),
+    "progressive JPEG, first scans": (cut(REFINED, 0.3, b"\xff\xd9"), "truncated image", 0),
+    "progressive JPEG, cut in its last scan": (cut(REFINED, 0.95, b"\xff\xd9"), "truncated image", 0),
+    "progressive JPEG, 3/4 of it, then zeros": (cut(REFINED, 0.75, bytes(9999)), "truncated image", 0),
     "JPEG without its end marker": (JPEG[:-2], BIG, 12),
     "progressive JPEG without its end marker": (PROGRESSIVE[:-2], BIG, 12),
     "JPEG, then zeros": (JPEG + bytes(999), BIG, 12),
-    "JPEG with broken EXIF": (saved(BIG.astype(np.uint8), "JPEG", quality=95, subsampling=0, exif=BROKEN_EXIF), BIG, 12),
+    "JPEG with broken EXIF": (saved(BIG, "JPEG", quality=95, subsampling=0, exif=BROKEN_EXIF), BIG, 12),
     "PNG, half of it": (cut(png(COLOURS, 2), 0.5, b""), "truncated image", 0),
     "PNG without its last chunk": (png(COLOURS, 2, end=b""), COLOURS, 0),
     "PNG, 2.5 MB of text": (saved(COLOURS, "PNG", pnginfo=TEXT), COLOURS, 0),
@@ -423,4 +426,4 @@ def test_a_form_gives_the_right_pixels_or_reason(name: str) -> None:
         assert ours == right
     else:
         assert ours.shape == right.shape
-        assert np.abs(ours - right).max() <= tolerance
+        assert np.abs(ours.astype(float) - right).max() <= tolerance
