@@ -36,7 +36,7 @@ __all__ = [
 _UPRIGHT = 1  # value of the EXIF orientation
 _PNG_DEPTH = 24  # offset of the bits per channel in the header of a PNG
 _ORIENTATION = 0x0112  # EXIF tag
-_PLANAR, _DNG_VERSION = 284, 50_706  # TIFF tags
+_COMPRESSION, _PLANAR, _DNG_VERSION = 259, 284, 50_706  # TIFF tags
 _SEPARATE = 2  # value of the planar configuration: one plane per channel
 _SAMPLES = {1: "unsigned", 2: "signed", 3: "float", 5: "complex", 6: "complex"}
 
@@ -153,7 +153,7 @@ def _rejection(error: Exception, content: bytes, extension: str) -> RejectedImag
     unfinished = {"jpg": b"\xff\xd9", "png": b"IEND", "gif": b"\x00;"}.get(extension)
     if "truncated" in detail.lower() and (unfinished is None or unfinished not in content[-64:]):
         return RejectedImageError(DropReason.TRUNCATED_IMAGE, detail)
-    if unfinished is not None and unfinished not in content[-4096:]:
+    if unfinished is not None and (unfinished not in content[-4096:] or damage.lacks_scans(content)):
         return RejectedImageError(DropReason.TRUNCATED_IMAGE, detail)
     return RejectedImageError(DropReason.CORRUPT_IMAGE, detail)
 
@@ -168,7 +168,7 @@ def _load(image: Image.Image, content: bytes, extension: str, limits: Limits, *,
     if extension != "jpg" and getattr(image, "is_animated", False):
         raise RejectedImageError(DropReason.ANIMATED)
     if extension == "tif":
-        _check_tiff(getattr(image, "tag_v2", {}))
+        _check_tiff(image)
     mode = image.mode
     tables: Mapping[int, Sequence[int]] = getattr(image, "quantization", {}) if extension == "jpg" else {}
     image.load()
@@ -187,18 +187,29 @@ def _load(image: Image.Image, content: bytes, extension: str, limits: Limits, *,
     return DecodedImage(upright, extension, mode, plain, jpeg_quality(tables))
 
 
-def _check_tiff(tags: Mapping[int, Any]) -> None:
-    """Refuse what Pillow opens and reads wrongly."""
-    if _DNG_VERSION in tags:  # its first image is a preview
-        raise RejectedImageError(DropReason.UNSUPPORTED_FORMAT, "dng")
-    if tags.get(_PLANAR) == _SEPARATE and set(tags.get(colour.BITS, (8,))) != {8}:
-        raise RejectedImageError(DropReason.UNSUPPORTED_FORMAT, "tif: planes of more than 8 bits")
+def _check_tiff(image: Image.Image) -> None:
+    """Refuse the TIFFs that Pillow opens and reads wrongly."""
+    tags: Any = getattr(image, "tag_v2", {})
+    bits, samples = set(tags.get(colour.BITS, (1,))), tags.get(colour.SAMPLE_FORMAT, (1,))
+    fault = ""
+    if _DNG_VERSION in tags:
+        fault = "dng"  # its first image is a preview
+    elif tags.get(_PLANAR) == _SEPARATE and max(bits) > 8:
+        fault = "tif: planes of more than 8 bits"
+    elif max(bits) <= 8 and 2 in samples:
+        fault = "tif: 8 bits, signed"
+    elif image.mode in {"I", "F"} and tags.prefix == TiffImagePlugin.MM and tags.get(_COMPRESSION, 1) != 1:
+        fault = "tif: big-endian, compressed, more than 16 bits or signed"  # Pillow swaps what libtiff has swapped
+    if fault:
+        raise RejectedImageError(DropReason.UNSUPPORTED_FORMAT, fault)
 
 
 def _tiff_kind(content: bytes) -> str:
     """The pixels of a TIFF whose directory can be read, such as `64 bits, float`; empty if it cannot."""
+    if content.startswith(b"MM\0+"):
+        return "big-endian BigTIFF"
     try:
-        tags = TiffImagePlugin.ImageFileDirectory_v2(content[:8])
+        tags = TiffImagePlugin.ImageFileDirectory_v2(content[: 16 if content[2] == 43 else 8])  # 43: BigTIFF
         file = io.BytesIO(content)
         file.seek(tags.next)
         tags.load(file)

@@ -115,6 +115,12 @@ def is_whole(content: bytes, pixels: bytes | None = None) -> bool:
     return padded and is_whole(body.rstrip(b"\0") + _EOI)
 
 
+def lacks_scans(content: bytes) -> bool:
+    """Whether scans of a JPEG are missing after its first one."""
+    scans = _scans(content)
+    return scans.end > 0 and not scans.covered
+
+
 def with_end(content: bytes) -> bytes:
     """A JPEG whose scans are complete, with an end-of-image marker after the last one."""
     return content[: _scans(content).end] + _EOI
