@@ -26,14 +26,19 @@ _ALPHA = frozenset({"RGBA", "LA", "PA", "La", "RGBa"})
 #: Colour space in the header of a profile -> the mode of Pillow whose pixels it describes.
 _SPACES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 
-_SAME = 2
+_SAME = 3
 """A profile is sRGB if it changes no value of the probe by more than this, in levels."""
 
 _WHITE_INK = 240
 """Mean luminance, weighted by opacity, from which ink is as light as a white ground."""
 
 _FAINT = 8.0
-"""Standard deviation of the grey levels below which a drawing cannot be seen on its ground."""
+"""Standard deviation of the grey levels below which light ink cannot be seen on white."""
+
+_PALE = 224
+"""If no pixel is darker than this level on white, ink that is lighter than mid-grey is seen better on black."""
+
+_MIDDLE = 128
 
 _BLANK = 2
 """Largest range of levels, in each channel, of a composited image that counts as blank."""
@@ -234,7 +239,9 @@ def _lost_on_white(composited: Image.Image, alpha: Image.Image) -> bool:
     mean = float(counts @ levels / counts.sum())
     deviation = float(counts @ (levels - mean) ** 2 / counts.sum()) ** 0.5
     opacity = float(np.array(alpha.histogram()) @ levels) / (255 * counts.sum())  # mean of the alpha channel, 0 to 1
-    if not opacity or deviation >= _FAINT:
+    if not opacity:
         return False
-    # on white, ink of luminance l and opacity a has the level 255 - a (255 - l)
-    return bool(255 - (255 - mean) / opacity >= _WHITE_INK)
+    ink = 255 - (255 - mean) / opacity  # on white, ink of luminance l and opacity a has the level 255 - a (255 - l)
+    if deviation < _FAINT and ink >= _WHITE_INK:
+        return True
+    return bool(ink >= _MIDDLE and np.flatnonzero(counts)[0] >= _PALE)

@@ -7,6 +7,7 @@ that is complete does not read them; one that ends early does, and gives other p
 
 from __future__ import annotations
 
+import functools
 import io
 import re
 import zlib
@@ -15,7 +16,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-_SOI, _EOI, _SOS = b"\xff\xd8", b"\xff\xd9", b"\xff\xda"
+_SOI, _EOI, _SOS, _DHT = b"\xff\xd8", b"\xff\xd9", b"\xff\xda", b"\xff\xc4"
 _IEND = b"\0\0\0\0IEND\xaeB`\x82"
 
 #: The first marker after a scan: neither a stuffed FF, nor a restart, nor a fill byte.
@@ -39,11 +40,13 @@ class _Scans(NamedTuple):
     """What the markers of a JPEG say.
 
     Attributes:
+        data: offset of the entropy-coded data of the last scan.
         end: offset of the marker after the last scan, or of the end of the file.
         ended: an end-of-image marker follows the last scan.
         covered: the scans together hold all coefficients of all components to the last bit.
     """
 
+    data: int
     end: int
     ended: bool
     covered: bool
@@ -57,7 +60,8 @@ def is_suspicious(image: Image.Image, content: bytes) -> bool:
         content: the bytes.
     """
     # the last block is no evidence where several scans refine the whole image
-    if "progressive" in image.info or not _is_interleaved(image, content):
+    scan = _first_scan(image, content)
+    if "progressive" in image.info or content[scan + 4] != getattr(image, "layers", 0):
         return True
     end = len(content) - 2
     if not content.endswith(_EOI):
@@ -65,15 +69,60 @@ def is_suspicious(image: Image.Image, content: bytes) -> bool:
         if not scans.ended:
             return True
         end = scans.end
-    return content[max(0, end - len(_ZEROS)) : end] == _ZEROS or _ends_grey(image)
+    if content[max(0, end - len(_ZEROS)) : end] == _ZEROS or _ends_grey(image):
+        return True
+    # an encoder ends the last block with a code of its own and fills the last byte with ones
+    tables = content[content.find(_DHT) if "exif" not in image.info else 2 : scan + 14]
+    return not _ends_block(content[max(0, end - 8) : end], tables)
 
 
-def _is_interleaved(image: Image.Image, content: bytes) -> bool:
-    """Whether the first scan of a sequential JPEG holds all of its components."""
-    at = content.find(_SOS)
-    if "exif" in image.info:  # a preview has scans of its own
-        at = next((start for marker, start in _headers(content) if marker == _SOS[1]), at)
-    return content[at + 4] == getattr(image, "layers", 0)
+def _first_scan(image: Image.Image, content: bytes) -> int:
+    """Offset of the first scan of a JPEG."""
+    if "exif" not in image.info:
+        return content.find(_SOS)
+    # a preview has scans of its own
+    return next((start for marker, start in _headers(content) if marker == _SOS[1]), 0)
+
+
+def _ends_block(tail: bytes, tables: bytes) -> bool:
+    """Whether entropy-coded data end as those of a whole scan do, unless the very last coefficient is not 0.
+
+    Args:
+        tail: the last bytes.
+        tables: the segments of the file from its first Huffman table to the header of the scan.
+    """
+    known = _end_of_block(tables)
+    if known is None:
+        return False
+    code, length = known
+    bits = int.from_bytes(tail.replace(b"\xff\0", b"\xff")[-4:], "big")
+    for _ in range(8):
+        if bits & ((1 << length) - 1) == code:
+            return True
+        if not bits & 1:
+            return False
+        bits >>= 1
+    return False
+
+
+@functools.lru_cache(maxsize=64)
+def _end_of_block(tables: bytes) -> tuple[int, int] | None:
+    """Code and number of bits of the symbol that ends a block of the last component; None if there is none."""
+    codes = {}
+    for marker, start in _headers(tables, 0):
+        body = tables[start + 4 : start + 2 + int.from_bytes(tables[start + 2 : start + 4], "big")]
+        if marker == _SOS[1]:
+            return codes.get(body[2 * body[0]] & 15) if body and len(body) > 2 * body[0] else None
+        while marker == _DHT[1] and len(body) > 17:
+            counts, symbols = body[1:17], body[17 : 17 + sum(body[1:17])]
+            rank, code = symbols.find(0), 0
+            for length, count in enumerate(counts, 1):  # codes of one length are consecutive
+                if 0 <= rank < count and body[0] >> 4:
+                    codes[body[0] & 15] = code + rank, length
+                    break
+                rank, code = rank - count, (code + count) << 1
+            body = body[17 + len(symbols) :]
+    return None
 
 
 def _ends_grey(image: Image.Image) -> bool:
@@ -109,10 +158,16 @@ def is_whole(content: bytes, pixels: bytes | None = None) -> bool:
     padded = body.endswith(_ZEROS)
     if scans.ended and not padded:
         return True
-    # padding may be enough to fill the scan; its last bytes are not read then, whereas those of a scan are
-    if _decoded(body[:-_TAIL] + _FILL + _EOI) != pixels:
+    # padding may be enough to fill the scan; its last bytes are not read then, whereas those of a scan are, unless
+    # nothing of the scan matters
+    if not _is_idle(body, len(body) - _TAIL, pixels) or _is_idle(body, scans.data, pixels):
         return True
     return padded and is_whole(body.rstrip(b"\0") + _EOI)
+
+
+def _is_idle(body: bytes, start: int, pixels: bytes) -> bool:
+    """Whether a JPEG without end marker decodes to the same pixels without the bytes from `start` on."""
+    return all(_decoded(body[:start] + other + _EOI) == pixels for other in (_FILL, b""))
 
 
 def lacks_scans(content: bytes) -> bool:
@@ -162,7 +217,7 @@ def _segments(content: bytes) -> Iterator[tuple[int, int, int]]:
             end = start + 2 + int.from_bytes(content[start + 2 : start + 4], "big")
             if marker == _SOS[1]:
                 after = _MARKER.search(content, end)
-                end = after.start() if after else len(content) - content.endswith(b"\xff")
+                end = after.start() if after else len(content.rstrip(b"\xff"))
             yield marker, start, end
             at = end
         if start < 0 or marker != _SOS[1]:
@@ -170,7 +225,7 @@ def _segments(content: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _scans(content: bytes) -> _Scans:
-    end, progressive = 0, False
+    data, end, progressive = 0, 0, False
     # (component, coefficient) -> lowest bit that a scan has sent; -1 before the first one
     sent: dict[tuple[int, int], int] = {}
     for marker, start, stop in _segments(content):
@@ -180,13 +235,13 @@ def _scans(content: bytes) -> _Scans:
             components = [body[6 + 3 * i] for i in range(body[5]) if 6 + 3 * i < len(body)]
             sent = {(c, k): -1 for c in components for k in range(64 if progressive else 1)}
         elif marker == _SOS[1] and body and len(body) > 3 + 2 * body[0]:
-            end = stop
+            data, end = start + 2 + int.from_bytes(content[start + 2 : start + 4], "big"), stop
             first, last, bits = body[1 + 2 * body[0] : 4 + 2 * body[0]]
             for component in body[1 : 1 + 2 * body[0] : 2]:
                 for k in range(first, min(last, 63) + 1) if progressive else (0,):
                     sent[component, k] = bits & 15 if progressive else 0
     covered = bool(end) and all(bit == 0 for bit in sent.values())
-    return _Scans(end, content[end : end + 2] == _EOI, covered)
+    return _Scans(data, end, content[end : end + 2] == _EOI, covered)
 
 
 # -- metadata --------------------------------------------------------------------------------------------------------

@@ -162,7 +162,7 @@ def plugin_of(extension: str) -> str:
     if extension not in _PLUGINS:
         raise RejectedImageError(DropReason.UNSUPPORTED_FORMAT, extension)
     if not _registered(extension):
-        detail = f"{extension}: pip install 'animesion[formats]' reads it ({_PLUGINS[extension].distribution})"
+        detail = f"{extension}: install the extra that reads it: pip install 'animesion[formats]'"
         raise RejectedImageError(DropReason.UNSUPPORTED_FORMAT, detail)
     return _PLUGINS[extension].kind
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from animesion.images import codec
+from animesion.images import codec, formats
 from animesion.images.codec import Limits, RejectedImageError
 
 LIMITS = Limits()
@@ -234,7 +237,9 @@ PROGRESSIVE = saved(BIG, "JPEG", quality=95, subsampling=0, progressive=True)
 REFINED = saved(ROUGH, "JPEG", quality=90, progressive=True)
 TEXT = PngImagePlugin.PngInfo()
 TEXT.add_itxt("workflow", "node " * 500_000, zip=True)
-BROKEN_EXIF = b"II*\0\x08\0\0\0\x02\0\x12\x01\x03\0\x01\0\0\0\x01\0\0\0\x69\x87\x04\0\x01\0\0\0\xff\xff\xff\xff\0\0\0\0"
+BROKEN_EXIF = (
+    b"Exif\0\0II*\0\x08\0\0\0\x02\0\x12\x01\x03\0\x01\0\0\0\x01\0\0\0\x69\x87\x04\0\x01\0\0\0\xff\xff\xff\xff\0\0\0\0"
+)
 
 
 def cut(content: bytes, share: float, padding: bytes) -> bytes:
@@ -427,3 +432,255 @@ def test_a_form_gives_the_right_pixels_or_reason(name: str) -> None:
     else:
         assert ours.shape == right.shape
         assert np.abs(ours.astype(float) - right).max() <= tolerance
+
+
+def test_the_documentation_has_the_table_of_forms() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "pixels.md").read_text(encoding="utf-8")
+    assert table() in page, "run python tests/unit/test_image_forms.py and copy what it prints"
+
+
+def table() -> str:
+    """The forms as a table in Markdown: the file, and the right and our values of one pixel."""
+    lines = ["| file | right | ours |", "|---|---|---|"]
+    for name, (content, right, _) in FORMS.items():
+        lines.append(f"| {name} | {_cell(right)} | {_cell(decoded(content))} |")
+    return "\n".join(lines)
+
+
+def _cell(found: Pixels | str) -> str:
+    if isinstance(found, str):
+        return f"`{found}`"
+    return " ".join(str(round(float(value))) for value in found[len(found) * 5 // 8, len(found[0]) // 3])
+
+
+# -- kinds -------------------------------------------------------------------------------------------------------------
+
+
+def pixels_of(content: bytes) -> bytes | None:
+    """The decoded pixels; None for a truncated image."""
+    found = decoded(content)
+    if isinstance(found, str):
+        assert found == "truncated image"
+        return None
+    return found.tobytes()
+
+
+jpegs = st.fixed_dictionaries(
+    {
+        "quality": st.sampled_from([30, 75, 90, 97]),
+        "progressive": st.booleans(),
+        "optimize": st.booleans(),
+        "subsampling": st.sampled_from([0, 1, 2]),
+        "restart_marker_rows": st.sampled_from([0, 1]),
+    }
+)
+shapes = st.tuples(st.integers(17, 120), st.integers(17, 120))
+
+
+def noisy(shape: tuple[int, int], seed: int, mode: str) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)).convert(mode)
+
+
+@given(jpegs, shapes, st.integers(0, 99), st.sampled_from(["RGB", "L", "CMYK"]))
+@settings(max_examples=60, deadline=None)
+def test_a_jpeg_is_whole_with_and_without_its_end_marker(
+    options: dict[str, Any], shape: tuple[int, int], seed: int, mode: str
+) -> None:
+    out = io.BytesIO()
+    noisy(shape, seed, mode).save(out, "JPEG", **options)
+    content = out.getvalue()
+    right = pixels_of(content)
+    assert right is not None
+    for ending in (content[:-2], content[:-1], content + bytes(50), content + content, content + b"\r\n"):
+        assert pixels_of(ending) == right
+        assert ending in {content + content, content + bytes(50), content + b"\r\n"} or not plain(ending)
+
+
+def plain(content: bytes) -> bool:
+    return codec.decode(content, LIMITS).plain
+
+
+@given(
+    jpegs,
+    shapes,
+    st.integers(0, 99),
+    st.sampled_from(["RGB", "L", "CMYK"]),
+    st.floats(0.05, 0.85),
+    st.sampled_from([b"", b"\xff\xd9", b"\xff\xd9" * 300, bytes(90), bytes(99_999), bytes(9_999) + b"\xff\xd9"]),
+)
+@settings(max_examples=120, deadline=None)
+def test_a_jpeg_that_ends_early_is_truncated_whatever_follows(
+    options: dict[str, Any], shape: tuple[int, int], seed: int, mode: str, share: float, padding: bytes
+) -> None:
+    out = io.BytesIO()
+    noisy(shape, seed, mode).save(out, "JPEG", **options)
+    content = out.getvalue()
+    start = content.index(b"\xff\xda") + 20
+    assert pixels_of(content[: start + int((len(content) - start) * share)] + padding) is None
+
+
+@pytest.mark.parametrize("level", [0, 127, 128, 129, 255])
+@pytest.mark.parametrize("options", [{}, {"optimize": True}, {"progressive": True}])
+def test_plain_jpegs_that_look_like_missing_data_are_whole(level: int, options: dict[str, Any]) -> None:
+    for mode in ("RGB", "L", "CMYK"):
+        out = io.BytesIO()
+        Image.new(mode, (640, 480), level if mode == "L" else (level,) * len(mode)).save(out, "JPEG", **options)
+        assert pixels_of(out.getvalue()) is not None
+        assert pixels_of(out.getvalue()[:-2]) is not None
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_broken_exif_still_turns_the_image(orientation: int) -> None:
+    exif = BROKEN_EXIF.replace(b"\x12\x01\x03\0\x01\0\0\0\x01", b"\x12\x01\x03\0\x01\0\0\0" + bytes([orientation]))
+    decoded = codec.decode(saved(BIG, "JPEG", exif=exif), LIMITS)
+    assert (decoded.image.width < decoded.image.height) == (orientation >= 5)
+    assert decoded.plain == (orientation == 1)
+
+
+@given(st.binary(max_size=400), st.sampled_from(["RGB", "L", "CMYK"]), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_no_profile_loses_an_image(profile: bytes, mode: str, whole: bool) -> None:
+    full = {"RGB": WIDE_PROFILE, "L": GREY_PROFILE, "CMYK": printer()}[mode]
+    profile = full[:100] + profile + full[100 + len(profile) :] if whole else profile
+    image = Image.fromarray(COLOURS).convert(mode)
+    out = io.BytesIO()
+    image.save(out, "TIFF" if mode == "CMYK" else "PNG", icc_profile=profile)
+    assert codec.decode(out.getvalue(), LIMITS).image.size == (WIDTH, HEIGHT)
+
+
+def test_a_broken_profile_leaves_the_values_alone() -> None:
+    assert np.array_equal(decoded(png(COLOURS, 2, 8, iccp(b"not a profile"))), COLOURS)
+
+
+@given(st.integers(0, 2**31))
+@settings(max_examples=30, deadline=None)
+def test_profiles_near_srgb_change_nothing(seed: int) -> None:
+    """Profiles that are sRGB by their content differ in names and roundings."""
+    rng = np.random.default_rng(seed)
+    near = tuple(tuple(v + rng.uniform(-1e-4, 1e-4) for v in row) for row in SRGB)
+    found = codec.decode(png(COLOURS, 2, 8, iccp(display(near, srgb_curve()))), LIMITS)
+    assert found.plain
+    assert np.array_equal(np.asarray(found.image), COLOURS)
+
+
+def test_only_a_profile_that_is_srgb_is_plain() -> None:
+    jpeg = {name: saved(BIG, "JPEG", icc_profile=p) for name, p in (("srgb", SRGB_PROFILE), ("wide", WIDE_PROFILE))}
+    assert plain(jpeg["srgb"])
+    assert not plain(jpeg["wide"])
+    assert plain(saved(BIG, "JPEG"))
+    assert not plain(png(COLOURS, 2, end=b""))
+    assert not plain(saved(COLOURS, "PNG", pnginfo=TEXT))
+
+
+@given(st.integers(200, 255), st.integers(1, 255), st.floats(0.01, 0.9), st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_ink_is_seen_on_its_ground(level: int, opacity: int, share: float, seed: int) -> None:
+    """A drawing in one light grey is never lost: it differs from its ground, or it is refused as blank."""
+    drawn = np.random.default_rng(seed).random((HEIGHT, WIDTH)) < share
+    content = png(rgba(np.full((HEIGHT, WIDTH, 3), level, np.uint8), (drawn * opacity).astype(np.uint8)), 6)
+    found = decoded(content)
+    if isinstance(found, str):
+        assert found == "blank"
+        assert opacity <= 3 or not drawn.any() or drawn.all()
+    else:
+        assert np.ptp(found) >= min(31, int(opacity * 0.78) - 1)
+
+
+@given(st.integers(0, 65_535), st.integers(1, 65_535))
+@settings(max_examples=40, deadline=None)
+def test_deep_grey_keeps_its_order_and_range(low: int, span: int) -> None:
+    high = min(65_535, low + span)
+    values = np.rint(low + RAMP * (high - low)).astype(np.uint16)
+    for content in (png(values, 0, 16), tiff(values.tobytes(), (16,), 1)):
+        found = decoded(content)
+        assert isinstance(found, np.ndarray)
+        assert (np.diff(found[..., 0].ravel().astype(int)) >= 0).all()
+        assert abs(int(found.min()) - low / 257) <= 0.5
+        assert abs(int(found.max()) - high / 257) <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "heic"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "heic"),
+        (b"\0\0\0\x1cftypmif1\0\0\0\0mif1miafavif", "avif"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1miaf", "heif"),
+        (b"\0\0\0\x18ftypmp42\0\0\0\0isommp42", "mp4"),
+        (b"\0\0\0\x14ftypqt  \0\0\0\0qt  ", "mov"),
+        (b"\0\0\0\x18ftypcrx \0\0\0\1crx isom", "cr3"),
+        (b"\xff\x0a\xfa\x7f", "jxl"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "jxl"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "jp2"),
+        (b"\xff\x4f\xff\x51\0\x2f", "jp2"),
+        (b"\0\0\1\0\1\0\x10\x10\0\0\1\0\x20\0", "ico"),
+        (b"8BPS\0\1", "psd"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "svg"),
+        (
+            b"\xef\xbb\xbf<?xml version='1.0'?>\n<!-- made by hand -->\n<!DOCTYPE svg PUBLIC 'x' 'y'>\n<svg width='1'>",
+            "svg",
+        ),
+        (b"RIFF\0\0\0\0AVI LIST", "avi"),
+        (b"\x1aE\xdf\xa3\x01\0\0\0\0\0\0\x1fB\x86\x81\x01B\x82\x84webm", "webm"),
+        (b"\x1aE\xdf\xa3\xa3B\x86\x81\x01B\x82\x88matroska", "mkv"),
+        (b"\0\0\1\xba\x44\0", "mpg"),
+        (b"OggS\0\2", "ogv"),
+        (b"FLV\1\5", "flv"),
+        (b"%PDF-1.7", "pdf"),
+        (b"II*\0\x10\0\0\0CR\2\0", "cr2"),
+        (b"P6\n4 4\n255\n", "ppm"),
+        (b"GIF89a", "gif"),
+        (b"II+\0\x08\0\0\0", "tif"),
+        (b"<!DOCTYPE html><html><svg></svg>", ""),
+        (b"<?xml version='1.0'?><rss/>", ""),
+        (b"\0\0\1\0" + bytes(30), ""),
+        (bytes(100), ""),
+        (b"G", ""),
+    ],
+)
+def test_formats_are_named_for_what_they_are(content: bytes, names: str) -> None:
+    assert codec.sniff(content) == names
+    assert codec.sniff(content + bytes(300)) == names
+
+
+@pytest.mark.parametrize("content", [b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", b"\xff\x0a" + bytes(99)])
+def test_a_format_that_an_extra_reads_names_the_extra(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "_registered", lambda extension: False)
+    with pytest.raises(RejectedImageError, match=r"unsupported format: (heic|jxl): .*animesion\[formats\]"):
+        codec.decode(content, LIMITS)
+
+
+@pytest.mark.parametrize("kind", ["heic", "jxl"])
+def test_the_extra_reads_its_formats(kind: str) -> None:
+    pytest.importorskip({"heic": "pillow_heif", "jxl": "pillow_jxl"}[kind])
+    assert formats.plugin_of(kind)
+    content = saved(BIG, formats.plugin_of(kind), quality=100)
+    found = codec.decode(content, LIMITS)
+    assert found.format == kind
+    assert np.abs(np.asarray(found.image).astype(int) - BIG).mean() < 3
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png", "webp"])
+def test_equal_pixels_give_equal_bytes_without_metadata(extension: str) -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "a secret"
+    text = PngImagePlugin.PngInfo()
+    text.add_text("secret", "a secret")
+    files = [
+        png(COLOURS, 2),
+        saved(COLOURS, "PNG", pnginfo=text, exif=exif, icc_profile=SRGB_PROFILE, dpi=(72, 72)),
+        saved(COLOURS, "WEBP", lossless=True, xmp=b"a secret", exif=exif, icc_profile=SRGB_PROFILE),
+        saved(COLOURS, "TIFF", description="a secret", icc_profile=SRGB_PROFILE),
+        saved(COLOURS, "BMP"),
+    ]
+    found = {codec.encode(codec.decode(each, LIMITS).image, extension, 90) for each in files}
+    assert len(found) == 1
+    packed = found.pop()
+    assert b"secret" not in packed
+    marked = codec.decode(files[1], LIMITS).image.copy()
+    marked.info = {"icc_profile": printer(), "comment": b"a secret", "exif": exif.tobytes(), "xmp": b"a secret"}
+    assert codec.encode(marked, extension, 90) == packed
+
+
+if __name__ == "__main__":
+    print(table())
