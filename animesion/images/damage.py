@@ -25,11 +25,14 @@ _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})  # SOF markers
 _ADOBE = 0xEE  # APP14, which names the colour space: pixels depend on it
 _SEGMENTS = frozenset({*range(0xE0, 0xF0), 0xFE})  # APP0 to APP15, comments
 
-#: What stands in for the bytes that a scan lacks: entropy-coded data without markers that is no run of one code.
-_FILL = bytes(1 + (i * 7919 >> 4) % 254 for i in range(2048))
+_NOISE = bytes(1 + (i * 7919 >> 4) % 254 for i in range(2048))
+
+#: What stands in for the bytes that a scan lacks: entropy-coded data, no run of one code. libjpeg puts zeros there, so
+#: it begins with ones. Restart markers follow for a scan that ends before one.
+_FILL = b"\xfe\xd7" + _NOISE + 2 * b"".join(bytes((0xFF, 0xD0 + i)) + _NOISE[i:99] for i in range(8))
 
 _GREY = range(126, 131)  # levels of a block without data: 128, up to the rounding of colour conversion
-_TAIL = 4  # bytes at the end of a scan without which its last block cannot be decoded
+_TAIL = 3  # bytes at the end of a scan, all but 7 bits of which are read
 _ZEROS = bytes(8)
 
 #: Ancillary chunks that pixels depend on, and the one that marks an animation.
