@@ -111,7 +111,7 @@ def _ends_block(tail: bytes, tables: bytes) -> bool:
 @functools.lru_cache(maxsize=64)
 def _end_of_block(tables: bytes) -> tuple[int, int] | None:
     """Code and number of bits of the symbol that ends a block of the last component; None if there is none."""
-    codes = {}
+    codes: dict[int, tuple[int, int]] = {}
     for marker, start in _headers(tables, 0):
         body = tables[start + 4 : start + 2 + int.from_bytes(tables[start + 2 : start + 4], "big")]
         if marker == _SOS[1]:

@@ -126,7 +126,7 @@ def test_what_is_always_encoded_holds_pixels_only(tmp_path: Path, form: str) -> 
     exif = Image.Exif()
     exif[0x013B] = SECRET.decode()
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    kinds = {
+    kinds: dict[str, tuple[str, dict[str, Any]]] = {
         "png": ("PNG", {"pnginfo": text}),
         "webp": ("WEBP", {"lossless": True, "xmp": b"<x>" + SECRET + b"</x>"}),
         "jpg": ("JPEG", {"comment": SECRET, "quality": 90}),
