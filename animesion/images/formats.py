@@ -82,8 +82,11 @@ _MAGIC = (
 )
 
 _NETPBM = re.compile(rb"P[1-7][\s#]+[\d#W]")
-_SVG = re.compile(
-    rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>|<!--.*?-->|<!DOCTYPE\s+svg[^>\[]*(?:\[.*?\]\s*)?>|\s+)*<svg[\s>:]", re.S
+_SVG = re.compile(  # possessive: what precedes the root element is read once
+    rb"(?:\xef\xbb\xbf)?"
+    rb"(?:\s|<\?[^>]*>|<!--(?:(?!-->).)*-->|<!DOCTYPE\s+svg[^>\[]*(?:\[[^\]]*\]\s*)?>)*+"
+    rb"<svg[\s>:]",
+    re.DOTALL,
 )
 _BMP_HEADERS = frozenset({12, 40, 52, 56, 64, 108, 124})
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import struct
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -641,6 +642,13 @@ def test_deep_grey_keeps_its_order_and_range(low: int, span: int) -> None:
 def test_formats_are_named_for_what_they_are(content: bytes, names: str) -> None:
     assert codec.sniff(content) == names
     assert codec.sniff(content + bytes(300)) == names
+
+
+@pytest.mark.parametrize("part", [b" ", b"<!---->", b"<!-- --> ", b"<?x?>", b"<!-- ", b"<!DOCTYPE svg [", b"<"])
+def test_naming_a_format_takes_no_time(part: bytes) -> None:
+    started = time.process_time()
+    assert codec.sniff(part * 4096) == ""
+    assert time.process_time() - started < 0.2
 
 
 @pytest.mark.parametrize("content", [b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", b"\xff\x0a" + bytes(99)])
