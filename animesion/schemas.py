@@ -141,7 +141,7 @@ class DropReason(StrEnum):
     # quality
     TOO_DARK = "too dark", "even the lightest pixels are darker than the recipe allows"
     TOO_BRIGHT = "too bright", "even the darkest pixels are lighter than the recipe allows"
-    BLANK = "blank", "contrast below the recipe's minimum"
+    BLANK = "blank", "one colour once composited, or contrast below the recipe's minimum"
     BLURRED = "blurred", "sharpness below the recipe's minimum"
     GREYSCALE = "greyscale", "colour deviation below the recipe's minimum: grey or single-tint"
     HEAVY_COMPRESSION = "heavy compression", "JPEG quality below the recipe's minimum"
@@ -217,7 +217,7 @@ FEATURES = pa.schema(
         ("mode", pa.string()),  # of the file, before conversion to RGB
         ("width", pa.int32()),  # of the upright image
         ("height", pa.int32()),
-        ("plain", pa.bool_()),  # the bytes decode to the same RGB in any reader: no rotation, palette, alpha, CMYK
+        ("plain", pa.bool_()),  # any reader decodes the same RGB: no rotation, palette, alpha, CMYK, profile but sRGB
         ("pixels_blake3", pa.string()),  # of size and RGB bytes
         ("boxes", pa.list_(_BOX)),  # boxes of the detector, on the image's first row; null if none ran
         ("faces", pa.int32()),  # number of boxes of the detector; -1 if none ran

@@ -26,6 +26,7 @@ EXTRAS = {
     "hub": "publish to the Hugging Face Hub",
     "cloud": "read and write s3:// and gs://",
     "ray": "build on several machines",
+    "formats": "read HEIC and JPEG XL",
     "search": "search near duplicates with faiss",
     "pandas": "open tables as data frames",
 }

@@ -10,27 +10,46 @@ import io
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
+from animesion.images import colour, damage
+from animesion.images.formats import RejectedImageError, plugin_of, sniff
 from animesion.images.quality import jpeg_quality
 from animesion.schemas import Box, DropReason
 
-#: Sniffed extension -> the only Pillow plug-in that may open such bytes.
-READABLE = {
-    "jpg": "JPEG",
-    "png": "PNG",
-    "gif": "GIF",
-    "webp": "WEBP",
-    "bmp": "BMP",
-    "tif": "TIFF",
-    "avif": "AVIF",
-}
+__all__ = [
+    "LONGEST_SIDE",
+    "DecodedImage",
+    "Limits",
+    "RejectedImageError",
+    "crop_pixels",
+    "decode",
+    "encode",
+    "resized",
+    "sniff",
+    "target_size",
+]
 
 _UPRIGHT = 1  # value of the EXIF orientation
 _PNG_DEPTH = 24  # offset of the bits per channel in the header of a PNG
 _ORIENTATION = 0x0112  # EXIF tag
+_COMPRESSION, _PLANAR, _DNG_VERSION = 259, 284, 50_706  # TIFF tags
+_SEPARATE = 2  # value of the planar configuration: one plane per channel
+_SAMPLES = {1: "unsigned", 2: "signed", 3: "float", 5: "complex", 6: "complex"}
+
+#: EXIF orientation -> how the stored pixels become upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True)
@@ -46,24 +65,17 @@ class Limits:
     max_pixels: int = 100_000_000
 
 
-class RejectedImageError(Exception):
-    """The bytes are not a usable image; `reason` is an `animesion.schemas.DropReason`."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
-        self.detail = detail
-
-
 @dataclass(frozen=True)
 class DecodedImage:
     """A decoded image.
 
     Attributes:
-        image: upright, mode RGB; transparency composited on white.
+        image: upright, mode RGB, values of sRGB, without metadata; transparency composited, see
+            `animesion.images.colour`.
         format: sniffed extension.
         mode: Pillow's mode of the file before conversion.
-        plain: any reader decodes the bytes to the same RGB values (no rotation, palette, alpha, CMYK, 16 bit).
+        plain: any reader decodes the bytes to the same RGB values (no rotation, palette, alpha, CMYK, 16 bit, other
+            profile than sRGB or damage).
         jpeg_quality: 1 to 100, estimated from the quantisation table; -1 for other formats.
     """
 
@@ -74,52 +86,28 @@ class DecodedImage:
     jpeg_quality: int = -1
 
 
-def sniff(content: bytes) -> str:
-    """The extension for the magic number of the bytes, or an empty string if it is unknown."""
-    head = content[:32]
-    if head.startswith(b"\xff\xd8\xff"):
-        return "jpg"
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "png"
-    if head.startswith((b"GIF87a", b"GIF89a")):
-        return "gif"
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "webp"
-    if head[4:8] == b"ftyp":
-        return "avif" if head[8:12] in {b"avif", b"avis"} else "mp4"
-    if head.startswith((b"II*\0", b"MM\0*")):
-        return "tif"
-    if head.startswith(b"BM") and int.from_bytes(content[14:18], "little") in {12, 40, 52, 56, 64, 108, 124}:
-        return "bmp"
-    if head.startswith(b"\x1aE\xdf\xa3"):
-        return "webm"
-    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        return "zip"
-    if head[:3] in {b"FWS", b"CWS", b"ZWS"}:
-        return "swf"
-    return ""
-
-
-def decode(content: bytes, limits: Limits) -> DecodedImage:
+def decode(content: bytes, limits: Limits, *, known: bool = False) -> DecodedImage:
     """Decode a still image.
 
+    Args:
+        content: the bytes of the file.
+        limits: limits of the decoder.
+        known: the same bytes were decoded before: a JPEG is not checked for an early end again.
+
     Raises:
-        RejectedImageError: empty, unknown, too large, truncated, corrupt or animated.
+        RejectedImageError: empty, unknown, too large, truncated, corrupt, animated, or blank once its transparency is
+            composited.
     """
     if not content:
         raise RejectedImageError(DropReason.EMPTY_FILE)
     extension = sniff(content)
     if not extension:
         raise RejectedImageError(DropReason.NOT_AN_IMAGE)
-    if extension not in READABLE:
-        raise RejectedImageError(DropReason.UNSUPPORTED_FORMAT, extension)
+    kind = plugin_of(extension)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # `_load` checks the number of pixels; broken metadata does not matter
         try:
-            with Image.open(io.BytesIO(content), formats=(READABLE[extension],)) as image:
-                # Pillow silently reads 16-bit colour as 8 bits, other readers do not: such a file is never copied
-                deep = extension == "png" and content[_PNG_DEPTH] == 16
-                return _load(image, extension, limits, deep=deep)
+            return _opened(content, extension, kind, limits, known=known)
         except RejectedImageError:
             raise
         except Image.DecompressionBombError:
@@ -127,22 +115,50 @@ def decode(content: bytes, limits: Limits) -> DecodedImage:
         except MemoryError:
             raise
         except UnidentifiedImageError:
-            raise _rejection(ValueError("unreadable header"), content, extension) from None
-        except Exception as error:  # decoders raise nearly anything on malformed input
-            raise _rejection(error, content, extension) from None
+            if extension == "tif" and (pixels := _tiff_kind(content)):
+                raise RejectedImageError(DropReason.UNSUPPORTED_FORMAT, f"tif: {pixels}") from None
+            error: Exception = ValueError("unreadable header")
+        except Exception as raised:  # decoders raise nearly anything on malformed input
+            error = raised
+        return _salvaged(error, content, extension, kind, limits)
+
+
+def _opened(content: bytes, extension: str, kind: str, limits: Limits, *, known: bool) -> DecodedImage:
+    with Image.open(io.BytesIO(content), formats=(kind,)) as image:
+        return _load(image, content, extension, limits, known=known)
+
+
+def _salvaged(error: Exception, content: bytes, extension: str, kind: str, limits: Limits) -> DecodedImage:
+    """The image of a file that only lacks its end marker, or whose metadata are broken.
+
+    Raises:
+        RejectedImageError: the pixels cannot be decoded; for the reason that the first attempt gave.
+    """
+    candidates = list(damage.without_metadata(content, extension))
+    if extension == "jpg" and damage.is_whole(candidates[-1]):
+        candidates = [damage.with_end(each) for each in candidates]
+    for candidate in candidates:
+        try:
+            found = _opened(candidate, extension, kind, limits, known=False)
+        except (RejectedImageError, MemoryError):
+            raise
+        except Exception:  # the first error is the one to report
+            continue
+        return replace(found, plain=False)  # other readers may refuse the file
+    raise _rejection(error, content, extension) from None
 
 
 def _rejection(error: Exception, content: bytes, extension: str) -> RejectedImageError:
     detail = " ".join(str(error).split())[:120] or type(error).__name__
-    unfinished = {"jpg": b"\xff\xd9", "png": b"IEND"}.get(extension)
+    unfinished = {"jpg": b"\xff\xd9", "png": b"IEND", "gif": b"\x00;"}.get(extension)
     if "truncated" in detail.lower() and (unfinished is None or unfinished not in content[-64:]):
         return RejectedImageError(DropReason.TRUNCATED_IMAGE, detail)
-    if unfinished is not None and unfinished not in content[-4096:]:
+    if unfinished is not None and (unfinished not in content[-4096:] or damage.lacks_scans(content)):
         return RejectedImageError(DropReason.TRUNCATED_IMAGE, detail)
     return RejectedImageError(DropReason.CORRUPT_IMAGE, detail)
 
 
-def _load(image: Image.Image, extension: str, limits: Limits, *, deep: bool) -> DecodedImage:
+def _load(image: Image.Image, content: bytes, extension: str, limits: Limits, *, known: bool) -> DecodedImage:
     width, height = image.size
     if width < 1 or height < 1:
         raise RejectedImageError(DropReason.CORRUPT_IMAGE, "no pixels")
@@ -151,15 +167,56 @@ def _load(image: Image.Image, extension: str, limits: Limits, *, deep: bool) -> 
     # a JPEG with several frames (MPO) is a still with previews
     if extension != "jpg" and getattr(image, "is_animated", False):
         raise RejectedImageError(DropReason.ANIMATED)
+    if extension == "tif":
+        _check_tiff(image)
     mode = image.mode
     tables: Mapping[int, Sequence[int]] = getattr(image, "quantization", {}) if extension == "jpg" else {}
     image.load()
-    rotated = _orientation(image) != _UPRIGHT
-    upright = ImageOps.exif_transpose(image) if rotated else image
-    transparent = mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info
-    rgb = _to_rgb(upright, transparent=transparent)
-    plain = mode == "RGB" and not rotated and not transparent and not deep
-    return DecodedImage(rgb, extension, mode, plain, jpeg_quality(tables))
+    whole = True
+    if extension == "jpg":
+        if not known and damage.is_suspicious(image, content) and not damage.is_whole(content, image.tobytes()):
+            raise RejectedImageError(DropReason.TRUNCATED_IMAGE, "a scan ends early")
+    elif extension == "png":
+        # Pillow silently reads 16-bit colour as 8 bits, other readers do not: such a file is never copied
+        whole = content[_PNG_DEPTH] != 16 and damage.is_terminated(content)
+    turn = _TURNS.get(_orientation(image))
+    transparent = colour.is_transparent(image)
+    rgb, converted = colour.to_srgb(image)
+    plain = mode == "RGB" and turn is None and not transparent and not converted and whole
+    upright = rgb if turn is None else rgb.transpose(turn)
+    return DecodedImage(upright, extension, mode, plain, jpeg_quality(tables))
+
+
+def _check_tiff(image: Image.Image) -> None:
+    """Refuse the TIFFs that Pillow opens and reads wrongly."""
+    tags: Any = getattr(image, "tag_v2", {})
+    bits, samples = set(tags.get(colour.BITS, (1,))), tags.get(colour.SAMPLE_FORMAT, (1,))
+    fault = ""
+    if _DNG_VERSION in tags:
+        fault = "dng"  # its first image is a preview
+    elif tags.get(_PLANAR) == _SEPARATE and max(bits) > 8:
+        fault = "tif: planes of more than 8 bits"
+    elif max(bits) <= 8 and 2 in samples:
+        fault = "tif: 8 bits, signed"
+    elif image.mode in {"I", "F"} and tags.prefix == TiffImagePlugin.MM and tags.get(_COMPRESSION, 1) != 1:
+        fault = "tif: big-endian, compressed, more than 16 bits or signed"  # Pillow swaps what libtiff has swapped
+    if fault:
+        raise RejectedImageError(DropReason.UNSUPPORTED_FORMAT, fault)
+
+
+def _tiff_kind(content: bytes) -> str:
+    """The pixels of a TIFF whose directory can be read, such as `64 bits, float`; empty if it cannot."""
+    if content.startswith(b"MM\0+"):
+        return "big-endian BigTIFF"
+    try:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(content[: 16 if content[2] == 43 else 8])  # 43: BigTIFF
+        file = io.BytesIO(content)
+        file.seek(tags.next)
+        tags.load(file)
+        bits, samples = tags[colour.BITS], tags.get(colour.SAMPLE_FORMAT, (1,))
+    except Exception:  # broken tags raise nearly anything
+        return ""
+    return f"{'/'.join(map(str, bits))} bits, {_SAMPLES.get(samples[0], 'unknown values')}"
 
 
 def _orientation(image: Image.Image) -> int:
@@ -168,16 +225,6 @@ def _orientation(image: Image.Image) -> int:
     except Exception:  # broken EXIF is no reason to lose the image
         return _UPRIGHT
     return value if isinstance(value, int) and 1 <= value <= 8 else _UPRIGHT
-
-
-def _to_rgb(image: Image.Image, *, transparent: bool) -> Image.Image:
-    if transparent:
-        rgba = image.convert("RGBA")
-        ground = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(ground, rgba).convert("RGB")
-    if image.mode.startswith("I"):  # 16-bit greyscale; plain conversion would clip it to white
-        return image.convert("I").point(lambda value: value * (1 / 257)).convert("L").convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def crop_pixels(
@@ -270,12 +317,17 @@ def resized(image: Image.Image, crop: tuple[int, int, int, int] | None, size: in
 def encode(image: Image.Image, extension: str, quality: int) -> bytes:
     """Encode an RGB image. The same pixels give the same bytes with the same library versions.
 
+    Nothing but pixels is written: no profile, EXIF, comment or text.
+
     Args:
         image: RGB image.
         extension: `jpg`, `png` or `webp`.
         quality: of JPEG and WebP; 100 makes WebP lossless.
     """
     out = io.BytesIO()
+    if image.info:  # encoders write parts of it into the file
+        image = image.copy()
+        image.info = {}
     if extension == "jpg":
         # full chroma: at the size of face crops, subsampling loses more quality than its bytes are worth
         image.save(out, "JPEG", quality=quality, subsampling="4:4:4" if quality >= 90 else "4:2:0")

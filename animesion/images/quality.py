@@ -7,6 +7,7 @@ are applied by `animesion.pipeline.curate`, so a changed limit does not decode a
 from __future__ import annotations
 
 import bisect
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -173,7 +174,13 @@ def jpeg_quality(tables: Mapping[int, Sequence[int]]) -> int:
     luminance = tables.get(0)
     if luminance is None or len(luminance) != 64:
         return -1
-    return int(np.abs(_SUMS - sum(luminance)).argmin()) + 1
+    return _nearest(sum(luminance))
+
+
+@functools.lru_cache(maxsize=1024)  # files share tables: the search takes longer than a look-up
+def _nearest(total: int) -> int:
+    """The quality whose standard table has the sum nearest to `total`."""
+    return int(np.abs(_SUMS - total).argmin()) + 1
 
 
 def trimmed(image: Image.Image) -> tuple[int, int, int, int] | None:

@@ -160,7 +160,7 @@ def _embed_part(
             if row["key"] not in crops:
                 continue
             tar.seek(row["offset"])
-            image = codec.decode(tar.read(row["bytes"]), limits).image
+            image = codec.decode(tar.read(row["bytes"]), limits, known=True).image
             crop = crops[row["key"]]
             batch.append(image if crop is None else image.crop(tuple(crop)))
             keys.append(row["key"])

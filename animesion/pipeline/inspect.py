@@ -21,14 +21,14 @@ from animesion import detectors
 from animesion.config.recipe import Recipe
 from animesion.config.settings import params_digest
 from animesion.executors import Executor
-from animesion.images import codec, hashing, quality
+from animesion.images import codec, formats, hashing, quality
 from animesion.images.features import compute_features
 from animesion.schemas import FEATURES, RAW, Box, DropReason
 from animesion.storage import parquet
 from animesion.storage.workspace import Receipt, Workspace
 
-#: Includes the version of the decoder, as another version may decode to other pixels.
-CODE = f"inspect-5/pillow-{PIL.__version__}"
+#: Includes the versions of the decoders, as another version may decode to other pixels.
+CODE = f"inspect-6/pillow-{PIL.__version__}{formats.plugin_versions()}"
 
 _COLUMNS = ("key", "reason", "offset", "bytes", "boxes")
 

@@ -23,12 +23,12 @@ from animesion.config.settings import params_digest
 from animesion.dataset import shards
 from animesion.errors import AnimesionError
 from animesion.executors import Executor
-from animesion.images import codec
+from animesion.images import codec, formats
 from animesion.schemas import CURATED, INDEX
 from animesion.storage import checksums, parquet
 from animesion.storage.workspace import Workspace, atomic_file
 
-CODE = f"pack-1/pillow-{PIL.__version__}"
+CODE = f"pack-2/pillow-{PIL.__version__}{formats.plugin_versions()}"
 CHUNK_SAMPLES = 256
 
 _CHUNK = pa.schema(
@@ -176,7 +176,7 @@ def packed_image(content: bytes, row: dict[str, Any], recipe: Recipe) -> bytes:
     is_final = crop == whole and row["plain"] and row["extension"] == settings.format and _has_size(row, recipe)
     if is_final and settings.keep_original == "auto":
         return content
-    decoded = codec.decode(content, codec.Limits(recipe.filter.max_side, recipe.filter.max_pixels))
+    decoded = codec.decode(content, codec.Limits(recipe.filter.max_side, recipe.filter.max_pixels), known=True)
     image = codec.resized(decoded.image, None if crop == whole else crop, settings.size, settings.fit)
     return codec.encode(image, settings.format, settings.quality)
 
