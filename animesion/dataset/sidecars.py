@@ -52,7 +52,7 @@ class Sidecar:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TableRow:
     """One row of a table: the file's path relative to the table's folder, and what is said of it."""
 
     file_name: str
@@ -130,7 +130,7 @@ def _tags(value: Any) -> tuple[str, ...]:
 # -- tables ----------------------------------------------------------------------------------------------------------
 
 
-def read_table(path: str, content: bytes, place: str) -> Iterator[Row]:
+def read_table(path: str, content: bytes, place: str) -> Iterator[TableRow]:
     """The rows of a table beside images.
 
     Raises:
@@ -166,7 +166,7 @@ def read_table(path: str, content: bytes, place: str) -> Iterator[Row]:
             raise UsageError(
                 f"{where} has the split {split[:40]!r}, which is no name of train, val or test: correct it"
             )
-        yield Row(
+        yield TableRow(
             _relative(_text(record[file_key])),
             _labels(record.get(label_key)),
             SPLIT_NAMES.get(split.lower(), ""),
@@ -184,7 +184,7 @@ def _relative(name: str) -> str:
     return name.replace("\\", "/").removeprefix("./")
 
 
-def _one_hot(content: bytes, where: str) -> Iterator[Row]:
+def _one_hot(content: bytes, where: str) -> Iterator[TableRow]:
     """Roboflow's table: a file name, and a column of zeros and ones for each class."""
     lines = text_tables.rows(text_tables.decoded(content, where), where)
     header = next(lines, [])
@@ -194,7 +194,7 @@ def _one_hot(content: bytes, where: str) -> Iterator[Row]:
     for cells in lines:
         chosen = [name for i, name in enumerate(header) if i != file_at and i < len(cells) and cells[i] in {"1", "1.0"}]
         if file_at < len(cells):
-            yield Row(_relative(cells[file_at]), tuple(chosen), "", "", {})
+            yield TableRow(_relative(cells[file_at]), tuple(chosen), "", "", {})
 
 
 def _json_lines(content: bytes, where: str) -> Iterator[dict[str, Any]]:

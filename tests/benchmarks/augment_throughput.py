@@ -24,7 +24,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import to_pil_image
 
 from animesion_training.data import Augment, TrivialAugmentWide
-from animesion_training.data.trivial_augment import LEVELS, OPERATIONS, Draws
+from animesion_training.data.trivial_augment import LEVELS, OPERATIONS, OperationDraws
 
 Work = Callable[[], object]
 
@@ -109,7 +109,7 @@ def main() -> None:
     print(f"{'':<14} {'batch':>8} {'tensors':>8} {'Pillow':>8}")
     for place, (name, key) in enumerate(zip(OPERATIONS, reference._AUGMENTATION_SPACE, strict=True)):
         levels = torch.arange(part, device=device) % LEVELS
-        drawn = Draws(torch.full_like(levels, place), levels, levels % 2 == 0)
+        drawn = OperationDraws(torch.full_like(levels, place), levels, levels % 2 == 0)
         only = v2.TrivialAugmentWide()
         only._AUGMENTATION_SPACE = {key: reference._AUGMENTATION_SPACE[key]}
         alone: dict[str, Work] = {

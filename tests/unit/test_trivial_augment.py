@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional
 
 from animesion.errors import UsageError
 from animesion_training.data import Augment, RandomErasing, TrivialAugmentWide
-from animesion_training.data.trivial_augment import LEVELS, OPERATIONS, Draws
+from animesion_training.data.trivial_augment import LEVELS, OPERATIONS, OperationDraws
 
 REFERENCE = v2.TrivialAugmentWide()
 THEIRS = dict(zip(OPERATIONS, REFERENCE._AUGMENTATION_SPACE.items(), strict=True))
@@ -42,7 +42,7 @@ def batch(count, side=48):
 def every(name):
     """All strengths of an operation, both ways."""
     levels = torch.arange(LEVELS).repeat(2)
-    return Draws(torch.full((2 * LEVELS,), OPERATIONS.index(name)), levels, torch.arange(2 * LEVELS) >= LEVELS)
+    return OperationDraws(torch.full((2 * LEVELS,), OPERATIONS.index(name)), levels, torch.arange(2 * LEVELS) >= LEVELS)
 
 
 def ours(name, image, **options):
@@ -118,7 +118,7 @@ def test_pixels_from_outside_have_the_fill(name, fill):
 def test_the_strongest_translation_is_a_seventh_of_the_side(side, pixels):
     image = soft(side, side)
     for name, (down, right) in (("translate-x", (0, pixels)), ("translate-y", (pixels, 0))):
-        drawn = Draws(*(torch.tensor([value]) for value in (OPERATIONS.index(name), LEVELS - 1, False)))
+        drawn = OperationDraws(*(torch.tensor([value]) for value in (OPERATIONS.index(name), LEVELS - 1, False)))
         expected = torch.zeros_like(image)
         expected[:, down:, right:] = image[:, : side - down, : side - right]
         assert torch.equal(TrivialAugmentWide().apply(image[None], drawn)[0], expected)

@@ -51,7 +51,7 @@ _SHEAR, _DEGREES, _CHANGE, _LEAST_BITS = 0.99, 135.0, 0.99, 2
 _TRANSLATE_PART = 7
 
 
-class Draws(NamedTuple):
+class OperationDraws(NamedTuple):
     """The drawn operation of each image of a batch.
 
     Attributes:
@@ -94,7 +94,7 @@ class TrivialAugmentWide:
             raise UsageError(f"translate must be a whole number of pixels, 0 or more, or None, not {self.translate!r}")
 
     @staticmethod
-    def draw(sample_seeds: Tensor) -> Draws:
+    def draw(sample_seeds: Tensor) -> OperationDraws:
         """Draw operation, strength and direction for each seed.
 
         Args:
@@ -104,7 +104,7 @@ class TrivialAugmentWide:
             Shapes (B,), on the seeds' device.
         """
         u = seeds.tensor_uniforms(sample_seeds, 3, _TRIVIAL)
-        return Draws((u[:, 0] * len(OPERATIONS)).long(), (u[:, 1] * LEVELS).long(), u[:, 2] < 0.5)
+        return OperationDraws((u[:, 0] * len(OPERATIONS)).long(), (u[:, 1] * LEVELS).long(), u[:, 2] < 0.5)
 
     def __call__(self, images: Tensor, sample_seeds: Tensor) -> Tensor:
         """Draw an operation for each image and apply it.
@@ -121,7 +121,7 @@ class TrivialAugmentWide:
         """
         return self.apply(images, self.draw(sample_seeds))
 
-    def apply(self, images: Tensor, drawn: Draws) -> Tensor:
+    def apply(self, images: Tensor, drawn: OperationDraws) -> Tensor:
         """Apply drawn operations.
 
         Args:
