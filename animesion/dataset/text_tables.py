@@ -34,7 +34,7 @@ def text_of(content: bytes, where: str) -> str:
     """
     from animesion_scrapers.url_tables import encodings
 
-    if fault := encodings.not_text(content[:16]):
+    if fault := encodings.not_text(content[:4096]):
         raise UsageError(f"{where} is {fault}")
     if utf16 := encodings.utf16_of(content[:4096]):
         return content.decode(utf16, "replace").removeprefix("\ufeff")

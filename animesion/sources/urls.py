@@ -371,7 +371,9 @@ class _Summary:
 
     def first_fault(self) -> str:
         """The first fault in brackets, as the end of a sentence; empty if there is none."""
-        return f" ({first})" if (first := next(iter([*self._faults, *self._refused]), "")) else ""
+        first = next(iter([*self._faults, *self._refused]), "")
+        hint = "; save the tables as UTF-8, or set source.encoding" if "not UTF-8" in first else ""
+        return f" ({first}{hint})" if first else ""
 
     def sentences(self, tables: UrlTables, options: UrlsOptions) -> list[str]:
         """The notes."""

@@ -195,6 +195,10 @@ def test_what_was_recognised_is_noted(tmp_path: Path) -> None:
     found, notes = items(tmp_path, "source.encoding=cp932")
     assert found[0].labels == ("初音ミク",)
     assert len(notes) == 2
+    (tmp_path / "t.csv").write_bytes(f"url,label\n{url(1)},роза\n".encode("cp1251"))
+    with pytest.raises(UsageError, match=r"not UTF-8 text in the column for label; save .* or set source.encoding\)$"):
+        items(tmp_path / "t.csv")
+    assert [item.labels for item in items(tmp_path / "t.csv", "source.encoding=cp1251")[0]] == [("роза",)]
     (tmp_path / "t.jsonl").write_text(json.dumps({"url": url(1), "label": {"a": 1}}))
     _, notes = items(tmp_path / "t.jsonl")
     assert notes[-1] == (

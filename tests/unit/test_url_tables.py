@@ -216,6 +216,16 @@ def test_what_is_no_table_is_named_with_the_way_out(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(workbook)
         [row] = read(tmp_path / name)
         assert row.fault.startswith("it is a workbook or zip, not a text table: save the sheet as CSV")
+    for data, what in (
+        (f"url,label\n{A},x\n".encode("utf-32"), "it is UTF-32 text: save it as UTF-8"),
+        (
+            f"url,label\r{A},x\r".encode(),
+            "it is a text whose lines end in carriage returns alone: save it with line feeds",
+        ),
+        (b"PAR1" + bytes(9), "it is a Parquet file: rename it to end in .parquet"),
+    ):
+        (tmp_path / "t.csv").write_bytes(data)
+        assert [row.fault for row in read(tmp_path / "t.csv")] == [what]
     for name in ("t.xlsx", "t.XLS", "t.ods"):
         (tmp_path / name).write_bytes(workbook)
         with pytest.raises(ScraperError, match=r"is a workbook: save its sheet as CSV \(UTF-8\) and give that\.$"):
@@ -249,6 +259,7 @@ def test_labels_of_every_type(tmp_path: Path) -> None:
         (pa.array([[1, 2], None]), [("1", "2"), ()]),
         (pa.array([[day.date()]], pa.large_list(pa.date32())), [("2020-01-02",)]),
         (pa.array([[0.1]], pa.list_(pa.float32())), [("0.1",)]),
+        (pa.array([bytes(15) + b"1"], pa.uuid()), [("00000000-0000-0000-0000-000000000031",)]),
         (pa.nulls(1), [()]),
     ]
     for label, due in cases:

@@ -14,10 +14,18 @@ from typing import IO
 WORKBOOKS = (".xlsx", ".xlsm", ".xls", ".ods", ".numbers")
 """Suffixes of spreadsheet files, which are not text."""
 
+
+def _gb2312_rows(first: int, last: int) -> list[str]:
+    """The characters of GB 2312 whose first byte is in [first, last)."""
+    pairs = (bytes([lead, trail]) for lead in range(first, last) for trail in range(0xA1, 0xFF))
+    return [pair.decode("gb2312", "ignore") for pair in pairs]
+
+
 _RUN = re.compile(rb"[\x80-\xff]+")
 _WESTERN = re.compile(rb"[\x91-\x94\x96\x97\xa0-\xff]")
 _HALF_WIDTH = re.compile("[\uff61-\uff9f]")
 _UNASSIGNED = re.compile("[\x80-\x9f\ue000-\uf8ff]")
+_RARE_CHINESE = re.compile("[" + "".join(_gb2312_rows(0xE0, 0xF8)) + "]")
 _KANA = re.compile("[\u3041-\u30fe]")
 
 
@@ -39,6 +47,10 @@ def not_text(head: bytes) -> str:
         return "a workbook or zip, not a text table: save the sheet as CSV (UTF-8) and give that"
     if head.startswith(b"PAR1"):
         return "a Parquet file: rename it to end in .parquet"
+    if head.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+        return "UTF-32 text: save it as UTF-8"
+    if b"\n" not in head and re.search(rb"\r[^\r\n]+\r", head):
+        return "a text whose lines end in carriage returns alone: save it with line feeds"
     return ""
 
 
@@ -60,7 +72,8 @@ def guess_legacy(sample: bytes) -> str:
     if _share(sample, "euc_jp", _KANA) >= 0.2:
         return "euc_jp"
     # Chinese text often decodes as cp932 too, mostly to half-width katakana, which few files contain
-    chinese = _is_text(sample, "gb18030")
+    # words of small Cyrillic letters with an even length are rare Chinese characters
+    chinese = _is_text(sample, "gb18030") and _share(sample, "gb18030", _RARE_CHINESE) <= 0.5
     if _is_text(sample, "cp932") and (not chinese or _share(sample, "cp932", _HALF_WIDTH) < 0.3):
         return "cp932"
     # not cp1252 as the last resort: it decodes almost anything, to nonsense

@@ -171,6 +171,8 @@ def _values(column: Any, names: Sequence[str]) -> list[Any]:
     import pyarrow as pa
 
     if hasattr(column, "storage"):
+        if getattr(column.type, "extension_name", "") == "arrow.uuid":
+            return _mapped(column.to_pylist(), str)
         column = column.storage
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
