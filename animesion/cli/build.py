@@ -80,7 +80,7 @@ def build(
 
         overrides = (*overrides, f"duplicates.against={json.dumps(against, ensure_ascii=False)}")
     if out and recipe in _FOR_ANY_DATA and not sample:  # such a dataset is called after its place, if nothing names it
-        overrides = (f"name={_name_of(out)}", *overrides)
+        overrides = (f'name="{_name_of(out)}"', *overrides)
     chosen = load(recipe, overrides, sample=sample)
     from animesion.pipeline import runner
     from animesion.storage import stores
