@@ -58,6 +58,11 @@ class FileSet:
             else:
                 self.base = str(root)
 
+    @property
+    def is_folder(self) -> bool:
+        """Whether all files below a folder or prefix count."""
+        return self._patterns is None and not self._single
+
     def __str__(self) -> str:
         return self._path
 
@@ -121,7 +126,9 @@ class FileSet:
         Raises:
             UsageError: the file is too large.
         """
-        above = self.base.rpartition("/")[0] if "://" in self.base else str(Path(self.base).expanduser().absolute().parent)
+        above = (
+            self.base.rpartition("/")[0] if "://" in self.base else str(Path(self.base).expanduser().absolute().parent)
+        )
         for folder, name in itertools.product((self.base, above), names):
             path = f"{folder.rstrip('/')}/{name}"
             if "://" in path and path.partition("://")[2].count("/") < (3 if path.startswith("hf://") else 1):
@@ -203,7 +210,9 @@ def expand_braces(pattern: str, option: str) -> list[str]:
         else:
             first, last = int(bounds[1]), int(bounds[2])
             if last < first or last - first >= _MOST_FILES:
-                raise UsageError(f"{option}: the range {{{piece}}} is backwards or names more than {_MOST_FILES:,} files")
+                raise UsageError(
+                    f"{option}: the range {{{piece}}} is backwards or names more than {_MOST_FILES:,} files"
+                )
             choices.append([str(number).zfill(len(bounds[1])) for number in range(first, last + 1)])
         count *= len(choices[-1])
         if count > _MOST_FILES:

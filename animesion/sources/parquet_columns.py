@@ -123,11 +123,12 @@ def choose(parquet: pq.ParquetFile, where: str, options: Choices, files: FileSet
 
 
 def _image_column(schema: pa.Schema, features: Mapping[str, Any], where: str, given: str) -> str:
-    candidates = [field.name for field in schema if _holds_images(field.type)]
+    candidates: list[str] = [field.name for field in schema if _holds_images(field.type)]
     if given:
         if given not in candidates:
             raise UsageError(
-                f"source.image_column: {where} has no column {given!r} of images; {_listed(candidates, 'columns that can be')}"
+                f"source.image_column: {where} has no column {given!r} of images; "
+                f"columns of images are {_names(candidates)}"
             )
         return given
     marked = [name for name in candidates if _kind(features.get(name)) == "Image"]
@@ -136,7 +137,9 @@ def _image_column(schema: pa.Schema, features: Mapping[str, Any], where: str, gi
         if len(choice) == 1:
             return choice[0]
         if choice:
-            raise UsageError(f"{where} has several columns of images ({_names(choice)}): set source.image_column to one")
+            raise UsageError(
+                f"{where} has several columns of images ({_names(choice)}): set source.image_column to one"
+            )
     raise UsageError(
         f"{where} has no column of embedded images, which is a struct of bytes and path or binary; its columns are "
         f"{_names(schema.names)}. A table of URLs is read by source.kind=urls"
@@ -148,7 +151,7 @@ def _label_column(
 ) -> tuple[str, str]:
     """The column of labels, or an empty text and the sentence that refuses a dataset without one."""
     candidates = [field.name for field in schema if field.name != image and _holds_labels(field.type)]
-    refusal = f"{where} has no column of labels; {_listed(candidates, 'columns that can be')}: set source.label_column"
+    refusal = f"{where} has no column of labels; columns that can be are {_names(candidates)}: set source.label_column"
     if given:
         if given in schema.names and given not in candidates:
             raise UsageError(f"source.label_column: the column {given!r} of {where} holds neither numbers nor texts")
@@ -159,7 +162,9 @@ def _label_column(
         if len(choice) == 1:
             return choice[0], ""
         if choice:
-            raise UsageError(f"{where} has several columns of labels ({_names(choice)}): set source.label_column to one")
+            raise UsageError(
+                f"{where} has several columns of labels ({_names(choice)}): set source.label_column to one"
+            )
     return "", refusal
 
 
@@ -235,11 +240,11 @@ def _holds_images(kind: pa.DataType) -> bool:
 
 
 def _is_binary(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def _holds_labels(kind: pa.DataType) -> bool:
@@ -257,7 +262,3 @@ def _as_text(value: Any) -> str:
 def _names(names: Sequence[str]) -> str:
     shown = ", ".join(clean_text(name, 60) for name in names[:_NAMED])
     return f"{shown} and {len(names) - _NAMED:,} more" if len(names) > _NAMED else shown or "none"
-
-
-def _listed(names: Sequence[str], what: str) -> str:
-    return f"{what} are {_names(names)}"

@@ -128,8 +128,8 @@ class ParquetSource:
         present = set(parquet.schema_arrow.names)
         if columns.image not in present:
             raise UsageError(
-                f"{where} has no column {columns.image!r}, which other files of {self.options.path} have: give one kind "
-                "of file with source.path"
+                f"{where} has no column {columns.image!r}, which other files of {self.options.path} have: give one "
+                "kind of file with source.path"
             )
         label = columns.label if columns.label in present else ""
         if label:
@@ -247,7 +247,9 @@ def _opened(files: FileSet, name: str) -> Iterator[pq.ParquetFile]:
             )
             _ = parquet.schema_arrow
         except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-            raise UsageError(f"source.path: {where} cannot be read as Parquet ({_short(error)}): get it again") from None
+            raise UsageError(
+                f"source.path: {where} cannot be read as Parquet ({_short(error)}): get it again"
+            ) from None
         with contextlib.closing(parquet):
             yield parquet
 
