@@ -35,6 +35,9 @@ _LISTED_ROWS, _READ_ROWS = 4096, 8
 #: Most bytes of a file's footer; that of a million row groups is smaller.
 _LARGEST_FOOTER = 128 << 20
 
+#: Most bytes of labels and paths in a row group, uncompressed; they are in memory at once.
+_LARGEST_LABELS = 256 << 20
+
 #: Bytes that are read ahead from a bucket.
 _BLOCK = 4 << 20
 
@@ -135,6 +138,7 @@ class ParquetSource:
         if label:
             columns.check_same_names(parquet, where)
         wanted = [name for name in (label, columns.path_of(parquet)) if name]
+        _check_sizes(parquet, wanted, where)
         row = 0
         if not wanted:
             for row in range(parquet.metadata.num_rows):
@@ -260,6 +264,24 @@ def _starts(parquet: pq.ParquetFile, where: str) -> list[int]:
     if any(size < 0 for size in sizes) or sum(sizes) != parquet.metadata.num_rows:
         raise UsageError(f"source.path: {where} states numbers of rows that contradict one another: get it again")
     return [0, *itertools.accumulate(sizes[:-1])]
+
+
+def _check_sizes(parquet: pq.ParquetFile, columns: Sequence[str], where: str) -> None:
+    """Check that columns of labels and paths fit into memory: a column may be compressed ten thousand times.
+
+    Raises:
+        UsageError: a row group of them is too large.
+    """
+    metadata = parquet.metadata
+    paths = [parquet.schema.column(index).path for index in range(metadata.num_columns)]
+    chosen = [i for i, path in enumerate(paths) if any(path == name or path.startswith(f"{name}.") for name in columns)]
+    for group in range(metadata.num_row_groups):
+        row_group = metadata.row_group(group)
+        if sum(row_group.column(index).total_uncompressed_size for index in chosen) > _LARGEST_LABELS:
+            raise UsageError(
+                f"source.path: the columns {', '.join(columns)} of {where} have more than {_LARGEST_LABELS:,} bytes in "
+                "a row group, too many for labels: set source.label_column to another"
+            )
 
 
 def _images(parquet: pq.ParquetFile, group: int, column: str) -> Iterator[bytes | None]:

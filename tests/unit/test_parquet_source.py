@@ -248,6 +248,16 @@ def test_damage_anywhere_is_a_sentence_or_a_counted_drop(tmp_path: Path, seed: i
     assert "\n" not in message
 
 
+def test_labels_that_unpack_to_gigabytes_are_not_read(tmp_path: Path) -> None:
+    text = pa.array(["a" * 3_000_000] * 100)
+    images = pa.array([{"bytes": b"x", "path": "x"}] * 100)
+    table = pa.table({"image": images, "label": text})
+    pq.write_table(table, tmp_path / "a.parquet", compression="zstd", use_dictionary=False)
+    assert (tmp_path / "a.parquet").stat().st_size < 1 << 20
+    with pytest.raises(UsageError, match="too many for labels"):
+        listed(tmp_path)
+
+
 def test_a_file_that_changes_after_the_listing(hub: Path) -> None:
     source, items = listed(hub / "data/train-00000-of-00002.parquet")
     write(hub / "data/train-00000-of-00002.parquet", [0])
