@@ -64,7 +64,7 @@ def connect(url: str, schemes: Sequence[str] = SCHEMES) -> tuple[Any, str]:
         raise UsageError(f"{shown(url)} is not a supported store: use s3://bucket/prefix, gs://... or file:///folder")
     refuse_secrets(url)
     if scheme == "hf" and not re.match(r"datasets/[\w.-]+/[\w.-]+", path):
-        raise UsageError(f"{shown(url)} is not a data set of the Hub: give hf://datasets/owner/name/folder")
+        raise UsageError(f"{shown(url)} is not a dataset of the Hub: give hf://datasets/owner/name/folder")
     if scheme == "file" and not path.startswith("/"):
         raise UsageError(f"{shown(url)}: the path of a folder must be absolute, as in file:///data/published")
     if not path.strip("/") or (scheme != "file" and path.startswith("/")):

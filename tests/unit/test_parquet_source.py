@@ -308,7 +308,7 @@ def test_addresses_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     for url in ("hf://token@datasets/a/b", "hf://datasets/a/b?token=x"):
         with pytest.raises(UsageError, match="keys and options are not part of an address"):
             stores.refuse_secrets(url)
-    with pytest.raises(UsageError, match="unknown scheme"):
+    with pytest.raises(UsageError, match="is not a supported store"):
         stores.connect("hf://datasets/a/b")
     with pytest.raises(AnimesionError, match="cannot be reached"):
         listed("hf://datasets/a/b/data")
