@@ -140,7 +140,7 @@ def _tables(world: Path) -> None:
 
 
 def _embedded(world: Path) -> None:
-    """Images inside Parquet files, shards, and a tar with an index."""
+    """Images inside Parquet files, shards, and a tar with an index; scans in one folder."""
     images = sorted(path for path in (world / "images").rglob("*.jpg"))
     for name in ("food101", "shards", "mirror"):
         (world / name).mkdir()
@@ -160,6 +160,10 @@ def _embedded(world: Path) -> None:
     with tarfile.open(world / "mirror/0000.tar") as archive:
         files = {member.name: {"offset": member.offset_data, "size": member.size} for member in archive}
     (world / "mirror/0000.json").write_text(json.dumps({"files": files}), encoding="utf-8")
+    (world / "scans").mkdir()  # split, class and group in the names
+    for number, path in enumerate(images):
+        split = "test" if number % 4 == 0 else "train"
+        shutil.copy(path, world / f"scans/{split}_{path.parent.name}_{number // 2}_{number}.jpg")
     table = "".join(f"{path.stem},{path.parent.name}\n" for path in images)
     (world / "labels.csv").write_text(f"id,label\n{table}", encoding="utf-8")
 
