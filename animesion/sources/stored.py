@@ -44,7 +44,7 @@ class StoredPlace:
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         self.name = self.url.rpartition("/")[2]
-        self._fs, self._root = stores.connect(url)
+        self._fs, self._root = stores.connect(url, stores.READABLE)
         with stores.clear_errors(self.url):
             try:
                 self._kind = "directory" if url.endswith("/") else str(self._fs.info(self._root)["type"])
@@ -158,9 +158,10 @@ def place(path: str, option: str) -> Path | StoredPlace:
         return Path(path).expanduser()
     if path.startswith("file://"):
         return Path(stores.connect(path)[1])
-    if path.partition("://")[0] not in stores.SCHEMES:
+    if path.partition("://")[0] not in stores.READABLE:
         raise UsageError(
-            f"{option}: {stores.shown(path)} is not a supported store: use a folder, s3://bucket/prefix or gs://..."
+            f"{option}: {stores.shown(path)} is not a supported store: use a folder, s3://bucket/prefix, gs://... or "
+            "hf://datasets/owner/name"
         )
     return StoredPlace(path)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,11 @@ from animesion.errors import AnimesionError, FullDiskError, UsageError
 from animesion.storage.workspace import full_disk_is_clear
 
 SCHEMES = ("s3", "gs", "file")
+#: Schemes of the places that are read: `hf://datasets/owner/name`, too, which is published to by other means.
+READABLE = (*SCHEMES, "hf")
+
+#: A repository of the Hub with a revision, whose '@' separates no key.
+_REVISION = re.compile(r"hf://datasets/[\w.-]+/[\w.-]+@[\w.~%-]+(/[^@?#]*)?")
 
 
 def is_url(text: Path | str) -> bool:
@@ -37,26 +42,29 @@ def refuse_secrets(url: str) -> None:
     Raises:
         UsageError: the address has a character that separates keys or options from it.
     """
-    if any(c in url.partition("://")[2] for c in "@?#"):
+    if any(c in url.partition("://")[2] for c in "@?#") and not _REVISION.fullmatch(url):
         raise UsageError(
             f"{shown(url)} contains '@', '?' or '#': keys and options are not part of an address, "
             "set them in the environment or in the provider's own configuration"
         )
 
 
-def connect(url: str) -> tuple[Any, str]:
+def connect(url: str, schemes: Sequence[str] = SCHEMES) -> tuple[Any, str]:
     """The file system of a URL, without a cache of listings, and the path in it.
 
     Args:
         url: `s3://bucket/prefix`, `gs://bucket/prefix` or `file:///folder`.
+        schemes: schemes that are accepted; `READABLE` for a place that is only read.
 
     Raises:
         UsageError: unknown scheme, no bucket, keys in the address, or the store's package is not installed.
     """
     scheme, _, path = url.partition("://")
-    if scheme not in SCHEMES:
+    if scheme not in schemes:
         raise UsageError(f"{shown(url)} is not a supported store: use s3://bucket/prefix, gs://... or file:///folder")
     refuse_secrets(url)
+    if scheme == "hf" and not re.match(r"datasets/[\w.-]+/[\w.-]+", path):
+        raise UsageError(f"{shown(url)} is not a dataset of the Hub: give hf://datasets/owner/name/folder")
     if scheme == "file" and not path.startswith("/"):
         raise UsageError(f"{shown(url)}: the path of a folder must be absolute, as in file:///data/published")
     if not path.strip("/") or (scheme != "file" and path.startswith("/")):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import tarfile
 import zipfile
 from collections.abc import Iterator
 from functools import cached_property
@@ -55,6 +56,7 @@ def prepare(world: Path, sample: Path, other: Path) -> None:
     _dump(world)
     _sets(world)
     _tables(world)
+    _embedded(world)
     _networks(world)
 
 
@@ -135,6 +137,35 @@ def _tables(world: Path) -> None:
         "antecedent_name,consequent_name,status\nnew_(costume),new,active\n", encoding="utf-8"
     )
     (world / "lbpcascade_animeface.xml").write_bytes(BRIGHT)
+
+
+def _embedded(world: Path) -> None:
+    """Images inside Parquet files, shards, and a tar with an index; scans in one folder."""
+    images = sorted(path for path in (world / "images").rglob("*.jpg"))
+    for name in ("food101", "shards", "mirror"):
+        (world / name).mkdir()
+    rows = [{"bytes": path.read_bytes(), "path": path.name} for path in images]
+    labels = [path.parent.name for path in images]
+    pq.write_table(pa.table({"image": rows, "label": labels}), world / "food101/train-00000-of-00001.parquet")
+    for number in range(4):
+        with tarfile.open(world / f"shards/train-{number:05}.tar", "w") as archive:
+            for path in images[number::4]:
+                (label := world / "label.cls").write_text(path.parent.name, encoding="utf-8")
+                archive.add(label, f"{path.stem}.cls")
+                archive.add(path, f"{path.stem}.jpg")
+                label.unlink()
+    with tarfile.open(world / "mirror/0000.tar", "w") as archive:
+        for path in images:
+            archive.add(path, path.name)
+    with tarfile.open(world / "mirror/0000.tar") as archive:
+        files = {member.name: {"offset": member.offset_data, "size": member.size} for member in archive}
+    (world / "mirror/0000.json").write_text(json.dumps({"files": files}), encoding="utf-8")
+    (world / "scans").mkdir()  # split, class and group in the names
+    for number, path in enumerate(images):
+        split = "test" if number % 4 == 0 else "train"
+        shutil.copy(path, world / f"scans/{split}_{path.parent.name}_{number // 2}_{number}.jpg")
+    table = "".join(f"{path.stem},{path.parent.name}\n" for path in images)
+    (world / "labels.csv").write_text(f"id,label\n{table}", encoding="utf-8")
 
 
 def _networks(world: Path) -> None:

@@ -57,6 +57,7 @@ TABLES = Tables(
         r"python tests/benchmarks/": BENCHMARK,
         r"python -m open_clip_train": "needs an old webdataset; tests/integration/test_readers.py uses its loader",
         r"torchrun ": "starts processes that load torch, which takes long; tests/integration/test_training.py does it",
+        r"animesion build .*https://example.org/mirror": "a web server; tests/unit/test_indexed_tar_source.py has one",
         r"animesion build .*--engine ray": "needs Ray; tests/unit/test_ray.py does it where it is installed",
         r"animesion build .*detector=imgutils": "needs dghs-imgutils and the Hugging Face hub",
     },

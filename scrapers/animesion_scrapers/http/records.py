@@ -18,6 +18,8 @@ class Download:
         bytes: Expected size, checked if there is no digest; 0 to skip the check.
         sha1: Expected SHA-1 in hexadecimal; empty to skip the check.
         image: Whether the file is an image, so that a web page, XML or JSON document in its place is a fault.
+        span: First byte and number of bytes of a piece of a larger file, fetched with a Range request; None for all of
+            it. Digests and size are those of the piece.
     """
 
     key: str
@@ -26,6 +28,7 @@ class Download:
     bytes: int = 0
     sha1: str = ""
     image: bool = False
+    span: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ Requests, redirects and retries are in `transfers`; the kinds of fault are in `f
 from __future__ import annotations
 
 import hashlib
+import re
 
 import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
@@ -31,6 +32,9 @@ from animesion_scrapers.http.robots import opt_out
 _STATUS_REASONS = {401: REFUSED, 402: REFUSED, 403: REFUSED, 404: NOT_FOUND, 410: NOT_FOUND, 451: NOT_FOUND}
 _HTML_BYTES = 1 << 14
 
+NO_RANGES = "the server ignores Range requests and sends the whole file"
+"""Detail of the fault when a piece of a file was requested."""
+
 
 class ResponseReader:
     """Reads and checks the responses to requests for files."""
@@ -55,8 +59,13 @@ class ResponseReader:
         Raises:
             DownloadFault: The response is not the file that was requested.
         """
-        if response.status != 200:
+        if item.span is not None and response.status == 200:
+            # Not a byte of the body is read: it is the whole file, of many gigabytes perhaps.
+            raise DownloadFault(FAILED, NO_RANGES, final=True)
+        if response.status != (200 if item.span is None else 206):
             raise await self._status_fault(response)
+        if item.span is not None:
+            _check_piece(item.span, response)
         # A page in place of a known file may be a firewall's, whose headers do not speak for the site.
         instead = bool(item.md5 or item.sha1) and "html" in response.headers.get("Content-Type", "")
         refusal = self._opt_out(response)
@@ -102,6 +111,8 @@ class ResponseReader:
                 size += len(piece)
                 if size > self._max_bytes:
                     raise DownloadFault(TOO_BIG, f"more than {self._max_bytes} bytes", final=True)
+                if item.span is not None and size > item.span[1]:
+                    raise DownloadFault(FAILED, "the server sent more bytes than were requested", final=True)
                 pieces.append(piece)
         except (aiohttp.ClientPayloadError, HttpProcessingError):
             # Some servers announce a longer body than they send; a digest tells a whole file from a truncated one.
@@ -130,6 +141,20 @@ class ResponseReader:
             back_off=host if status in BACK_OFF else "",
             retry_after=retry_after,
         )
+
+
+def _check_piece(span: tuple[int, int], response: aiohttp.ClientResponse) -> None:
+    """Check that a partial response announces the piece that was requested.
+
+    Raises:
+        DownloadFault: It announces another piece, several pieces, or more bytes.
+    """
+    first, count = span
+    announced = re.fullmatch(r"bytes (\d{1,19})-(\d{1,19})/(?:\d{1,19}|\*)", response.headers.get("Content-Range", ""))
+    if announced is None or int(announced[1]) != first or int(announced[2]) >= first + count:
+        raise DownloadFault(FAILED, "the server sent another piece of the file than was requested", final=True)
+    if (response.content_length or 0) > count:
+        raise DownloadFault(FAILED, "the server sent more bytes than were requested", final=True)
 
 
 async def read_robots(response: aiohttp.ClientResponse) -> tuple[int, bytes]:

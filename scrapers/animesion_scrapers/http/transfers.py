@@ -113,7 +113,7 @@ class Transfers:
                 while True:
                     attempts[0] += 1
                     try:
-                        return await self._request(url, scope, read, with_robots=True)
+                        return await self._request(url, scope, read, with_robots=True, headers=_range(item))
                     except DownloadFault as fault:
                         wrong_bodies += fault.wrong
                         fault.final = fault.final or wrong_bodies > 1
@@ -140,6 +140,7 @@ class Transfers:
         read: Callable[[aiohttp.ClientResponse], Awaitable[_ResultT]],
         *,
         with_robots: bool,
+        headers: Mapping[str, str] | None = None,
     ) -> _ResultT:
         """Follow redirects and return `read(response)` for the last response.
 
@@ -152,7 +153,7 @@ class Transfers:
             await self._wait_for_turn(host, scope)
             healthy = False
             try:
-                async with self._open_session().get(url, allow_redirects=False) as response:
+                async with self._open_session().get(url, headers=headers, allow_redirects=False) as response:
                     location = response.headers.get("Location") if response.status in REDIRECTS else None
                     if location is None:
                         result = await read(response)
@@ -260,6 +261,14 @@ def _pause_deadline(scope: asyncio.Timeout) -> Iterator[None]:
         yield
     finally:
         scope.reschedule(loop.time() + left)
+
+
+def _range(item: Download) -> dict[str, str]:
+    """The header that requests a piece of a file."""
+    if item.span is None:
+        return {}
+    first, count = item.span
+    return {"Range": f"bytes={first}-{first + count - 1}"}
 
 
 @functools.lru_cache(maxsize=4096)

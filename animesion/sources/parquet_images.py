@@ -1,0 +1,328 @@
+"""The source for Parquet files with embedded images, as Hugging Face datasets are published.
+
+Columns are chosen in `animesion.sources.parquet_columns`. Images are read row group by row group, a few rows at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from animesion.config.settings import Section
+from animesion.errors import UsageError
+from animesion.schemas import DropReason, Item, Payload
+from animesion.sources import clean_text, families, file_key
+from animesion.sources.file_sets import FileSet, ordered_splits, split_of
+from animesion.sources.stored import Listed, PathOrUrl
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
+    from animesion.sources.parquet_columns import Columns
+
+#: Rows that are listed at once, and images that are in memory at once.
+_LISTED_ROWS, _READ_ROWS = 4096, 8
+
+#: Most bytes of a file's footer; that of a million row groups is smaller.
+_LARGEST_FOOTER = 128 << 20
+
+#: Most bytes of labels and paths in a row group, uncompressed; they are in memory at once.
+_LARGEST_LABELS = 256 << 20
+
+#: Bytes that are read ahead from a bucket.
+_BLOCK = 4 << 20
+
+
+class ParquetOptions(Section):
+    """Options of the `parquet` source."""
+
+    path: PathOrUrl = Field(
+        description="Parquet file, folder of them at any depth, or pattern such as data/train-*.parquet; may be s3://, "
+        "gs:// or hf://datasets/owner/name"
+    )
+    image_column: str = Field("", description="column of the images; empty to find it")
+    label_column: str = Field("", description="column of the labels; empty to find it")
+    family: families.Family = "auto"
+    max_bytes: int = Field(64 * 1024 * 1024, ge=1, description="larger files are dropped")
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One row: the position of its file, the row in it, the file name of the image, and its labels."""
+
+    file: int
+    row: int
+    name: str
+    labels: tuple[str, ...]
+    class_id: int
+    fault: str
+
+
+class ParquetSource:
+    """Images in Parquet files."""
+
+    Options = ParquetOptions
+    summary: ClassVar[str] = "Parquet files with embedded images (Hugging Face datasets); published splits kept"
+    remote: ClassVar[bool] = False
+
+    def __init__(self, options: ParquetOptions) -> None:
+        self.options = options
+        self.notes: list[str] = []
+
+    def session(self) -> contextlib.AbstractContextManager[object]:
+        """An empty context."""
+        return contextlib.nullcontext()
+
+    def items(self) -> Iterator[Item]:
+        """One item per row, by file name and row."""
+        from animesion.sources import parquet_columns
+
+        files = FileSet(self.options.path, "source.path", ".parquet")
+        listed = files.files()
+        columns = None
+        for each in listed:  # test files of the Hub may lack the labels that train files have
+            with _opened(files, each.name) as parquet:
+                found = parquet_columns.choose(parquet, files.path_of(each.name), self.options, files)
+            columns = columns or found
+            if found.label:
+                columns = found
+                break
+        assert columns is not None
+        if not columns.label:
+            raise UsageError(columns.refusal)
+        rows: list[_Row] = []
+        starts: list[list[int]] = []
+        for number, each in enumerate(listed):
+            with _opened(files, each.name) as parquet:
+                starts.append(_starts(parquet, files.path_of(each.name)))
+                rows += self._rows(parquet, columns, number, files.path_of(each.name))
+        splits = [split_of(each.name) for each in listed]
+        self.notes += _sentences(columns, rows, splits)
+        yield from self._items(rows, listed, starts, splits, columns)
+
+    def read(self, items: Sequence[Item]) -> Iterator[Payload]:
+        """The embedded bytes; a row group is read once for the items of it, from the start, a few rows at a time."""
+        files = FileSet(self.options.path, "source.path", ".parquet")
+        places: list[dict[str, Any]] = [json.loads(item.locator) for item in items]
+        for name, in_file in itertools.groupby(places, key=lambda place: str(place["file"])):
+            try:
+                with _opened(files, name) as parquet:
+                    for group, in_group in itertools.groupby(in_file, key=lambda place: int(place["group"])):
+                        wanted = list(in_group)
+                        column = str(wanted[0]["column"])
+                        yield from self._read_group(parquet, group, column, [int(place["row"]) for place in wanted])
+            except FileNotFoundError:
+                for _ in in_file:
+                    yield Payload(reason=DropReason.MISSING_FILE, detail=clean_text(name))
+
+    def _rows(self, parquet: pq.ParquetFile, columns: Columns, number: int, where: str) -> Iterator[_Row]:
+        """The rows of a file; images are not read."""
+        import pyarrow as pa
+
+        present = set(parquet.schema_arrow.names)
+        if columns.image not in present:
+            raise UsageError(
+                f"{where} has no column {columns.image!r}, which other files of {self.options.path} have: give one "
+                "kind of file with source.path"
+            )
+        label = columns.label if columns.label in present else ""
+        if label:
+            columns.check_same_names(parquet, where)
+        wanted = [name for name in (label, columns.path_of(parquet)) if name]
+        _check_sizes(parquet, wanted, where)
+        row = 0
+        if not wanted:
+            for row in range(parquet.metadata.num_rows):
+                yield _Row(number, row, "", (), -1, "")
+            return
+        try:
+            for batch in parquet.iter_batches(_LISTED_ROWS, columns=wanted, use_threads=False):
+                names = batch.column(columns.image).field("path").to_pylist() if columns.path_of(parquet) else None
+                labels = batch.column(label).to_pylist() if label else None
+                for index in range(batch.num_rows):
+                    name = names[index] if names else None
+                    texts, class_id, fault = columns.labels_of(labels[index] if labels else None)
+                    yield _Row(number, row, clean_text(name or "", 1000), texts, class_id, fault)
+                    row += 1
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise UsageError(f"{where} is damaged after row {row:,} ({_short(error)}): get it again") from None
+
+    def _items(
+        self,
+        rows: Sequence[_Row],
+        listed: Sequence[Listed],
+        starts: Sequence[Sequence[int]],
+        splits: Sequence[str],
+        columns: Columns,
+    ) -> Iterator[Item]:
+        stems = [PurePosixPath(row.name.replace("\\", "/")).stem for row in rows]
+        known = families.tokens(stems, [row.labels[0] if row.labels else "" for row in rows], self.options.family)
+        for order, (row, stem, family) in enumerate(zip(rows, stems, known, strict=True)):
+            file = listed[row.file]
+            group = bisect_right(starts[row.file], row.row) - 1
+            place = {
+                "file": file.name,
+                "group": group,
+                "row": row.row - starts[row.file][group],
+                "column": columns.image,
+                "stamp": f"{file.bytes}-{file.stamp}",
+            }
+            yield Item(
+                key=file_key("parquet", f"{file.name}:{row.row}".encode("utf-8", "surrogateescape"), stem or "row"),
+                source="parquet",
+                source_id=clean_text(f"{file.name}:{row.row}", 1000),
+                locator=json.dumps(place),
+                order=order,
+                labels=row.labels,
+                families=family,
+                split=splits[row.file],
+                class_order=row.class_id,
+                failure=DropReason.BAD_RECORD if row.fault else "",
+                detail=row.fault,
+            )
+
+    def _read_group(self, parquet: pq.ParquetFile, group: int, column: str, wanted: Sequence[int]) -> Iterator[Payload]:
+        """Images of a row group at positions in it."""
+        import pyarrow as pa
+
+        done = 0
+        try:
+            images = _images(parquet, group, column)
+            position = -1
+            for row in wanted:
+                if row <= position:  # rows are in ascending order, unless the caller chose otherwise
+                    images, position = _images(parquet, group, column), -1
+                content = next(itertools.islice(images, row - position - 1, None), None)
+                position = row
+                yield self._payload(content)
+                done += 1
+        except (pa.ArrowException, OSError, ValueError, IndexError, KeyError) as error:
+            for _ in wanted[done:]:
+                yield Payload(reason=DropReason.FETCH_FAILED, detail=f"the Parquet file is damaged: {_short(error)}")
+
+    def _payload(self, content: bytes | None) -> Payload:
+        if content is None:
+            return Payload(reason=DropReason.MISSING_FILE, detail="the row has a path and no bytes")
+        if len(content) > self.options.max_bytes:
+            return Payload(reason=DropReason.TOO_MANY_BYTES)
+        return Payload(content)
+
+
+@contextlib.contextmanager
+def _opened(files: FileSet, name: str) -> Iterator[pq.ParquetFile]:
+    """A Parquet file whose footer has been checked for its size, and is read once.
+
+    Raises:
+        UsageError: it is no readable Parquet file.
+        FileNotFoundError: it does not exist.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    where = files.path_of(name)
+    with files.open(name, _BLOCK) as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - 8))
+        end = file.read(8)
+        footer = int.from_bytes(end[:4], "little")
+        if len(end) < 8 or end[4:] != b"PAR1" or footer + 12 > size:
+            problem = "is encrypted" if end[4:] == b"PARE" else "is no Parquet file, or was cut short"
+            raise UsageError(f"source.path: {where} {problem}: get it again or move it away")
+        if footer > _LARGEST_FOOTER:
+            raise UsageError(f"source.path: {where} has a footer of {footer:,} bytes, too large to be read: check it")
+        file.seek(0)
+        try:
+            # buffered: pages of a column are read one after another instead of a column of a row group as a whole
+            parquet = pq.ParquetFile(
+                pa.PythonFile(file, mode="r"),
+                buffer_size=1 << 20,
+                pre_buffer=False,
+                thrift_string_size_limit=_LARGEST_FOOTER,
+                thrift_container_size_limit=1_000_000,
+            )
+            _ = parquet.schema_arrow
+        except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+            raise UsageError(
+                f"source.path: {where} cannot be read as Parquet ({_short(error)}): get it again"
+            ) from None
+        with contextlib.closing(parquet):
+            yield parquet
+
+
+def _starts(parquet: pq.ParquetFile, where: str) -> list[int]:
+    """First row of each row group."""
+    sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.metadata.num_row_groups)]
+    if any(size < 0 for size in sizes) or sum(sizes) != parquet.metadata.num_rows:
+        raise UsageError(f"source.path: {where} states numbers of rows that contradict one another: get it again")
+    return [0, *itertools.accumulate(sizes[:-1])]
+
+
+def _check_sizes(parquet: pq.ParquetFile, columns: Sequence[str], where: str) -> None:
+    """Check that columns of labels and paths fit into memory: a column may be compressed ten thousand times.
+
+    Raises:
+        UsageError: a row group of them is too large.
+    """
+    metadata = parquet.metadata
+    paths = [parquet.schema.column(index).path for index in range(metadata.num_columns)]
+    chosen = [i for i, path in enumerate(paths) if any(path == name or path.startswith(f"{name}.") for name in columns)]
+    for group in range(metadata.num_row_groups):
+        row_group = metadata.row_group(group)
+        if sum(row_group.column(index).total_uncompressed_size for index in chosen) > _LARGEST_LABELS:
+            raise UsageError(
+                f"source.path: the columns {', '.join(columns)} of {where} have more than {_LARGEST_LABELS:,} bytes in "
+                "a row group, too many for labels: set source.label_column to another"
+            )
+
+
+def _images(parquet: pq.ParquetFile, group: int, column: str) -> Iterator[bytes | None]:
+    """The images of a row group, decoded a few rows at a time; None for a row without bytes."""
+    import pyarrow as pa
+
+    if not 0 <= group < parquet.metadata.num_row_groups:
+        raise IndexError("it has fewer row groups than were listed")
+    nested = pa.types.is_struct(parquet.schema_arrow.field(column).type)
+    name = f"{column}.bytes" if nested else column
+    for batch in parquet.iter_batches(_READ_ROWS, row_groups=[group], columns=[name], use_threads=False):
+        values = batch.column(column)
+        for value in values:
+            content = value.as_py()
+            yield (content or {}).get("bytes") if nested else content
+
+
+def _sentences(columns: Columns, rows: Sequence[_Row], splits: Sequence[str]) -> list[str]:
+    """The notes: what was understood, and what was not."""
+    classes = len({label for row in rows for label in row.labels})
+    found = ordered_splits(set(splits))
+    kind = " (ClassLabel)" if columns.names else ""
+    words = [
+        f"{classes:,} {'class' if classes == 1 else 'classes'}{kind}"
+        f"{f' in splits {chr(47).join(found)}' if found else ''}, image column {columns.image}, label column "
+        f"{columns.label}",
+        f"{len(splits):,} {'file' if len(splits) == 1 else 'files'}, {len(rows):,} rows",
+    ]
+    without = splits.count("")
+    if found and without:
+        words.append(f"{without:,} files are named after no split")
+    unlabelled = sum(not row.labels and not row.fault for row in rows)
+    if unlabelled:
+        words.append(f"{unlabelled:,} rows have no label")
+    notes = [f"{'; '.join(words)} (source.image_column and source.label_column choose others)"]
+    faults = Counter(row.fault for row in rows if row.fault)
+    if faults:
+        example = next(iter(faults))
+        notes.append(f"{faults.total():,} rows have a label that is none of the class names, such as {example}")
+    return notes
+
+
+def _short(error: Exception) -> str:
+    return clean_text(str(error), 120) or type(error).__name__

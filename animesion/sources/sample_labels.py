@@ -1,0 +1,202 @@
+"""Labels of WebDataset samples: from `.cls`, `.json` and `.txt` members, with the class names next to the shards."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from animesion.dataset import sidecars, text_tables
+from animesion.errors import UsageError
+from animesion.sources import clean_text
+from animesion.sources.file_sets import FileSet
+
+#: Size in bytes above which a member is no label.
+LARGEST_MEMBER = 1 << 20
+
+_LARGEST_NAMES = 64 << 20
+_FILES = ("dataset.json", "classes.csv", "classnames.txt", "classes.txt", "class_names.txt", "labels.txt")
+
+#: Keys of a label in a `.json` member, names before numbers.
+_KEYS = ("class_name", "label_name", "label", "class", "cls", "category", "character", "species", "cultivar", "name")
+
+_ID, _NAME = ("class_id", "id", "label", "index", "cls"), ("name", "class_name", "classname", "class")
+
+
+@dataclass(frozen=True, slots=True)
+class SampleLabel:
+    """What the side members of a sample say.
+
+    Attributes:
+        labels: class names.
+        class_id: number of the class, or -1.
+        by: member that the label is from; empty for none.
+        group: images of one group belong together; empty for none.
+        fields: provenance, as in `sidecars.Sidecar`.
+        fault: why the label cannot be used; empty if it can.
+    """
+
+    labels: tuple[str, ...] = ()
+    class_id: int = -1
+    by: str = ""
+    group: str = ""
+    fields: Mapping[str, str] = field(default_factory=dict)
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class ClassNames:
+    """Names of classes by number.
+
+    Attributes:
+        names: class id -> name.
+        where: the file, for messages; empty for none.
+        is_ours: whether it is the `dataset.json` of a build.
+    """
+
+    names: Mapping[int, str] = field(default_factory=dict)
+    where: str = ""
+    is_ours: bool = False
+
+    @classmethod
+    def find(cls, files: FileSet, given: str) -> ClassNames:
+        """The names in a file that is given, or in a known one next to the shards or one folder above.
+
+        Raises:
+            UsageError: the file cannot be read, or two classes have one name.
+        """
+        if given:
+            path, content = given, _local(Path(given).expanduser())
+        else:
+            path, content = files.side_file(_FILES, _LARGEST_NAMES)
+        if not path:
+            return cls()
+        name = path.rpartition("/")[2]
+        ours = name == "dataset.json"
+        names = _of_dataset(content, path) if ours else _of_table(content, path)
+        first: dict[str, int] = {}
+        for class_id, text in names.items():
+            if first.setdefault(text, class_id) != class_id:
+                raise UsageError(
+                    f"{path}: classes {first[text]} and {class_id} have the same name '{clean_text(text, 80)}': "
+                    "rename one"
+                )
+        return cls(names, name, ours)
+
+
+def label_of(members: Mapping[str, bytes], names: ClassNames, member: str, key: str) -> SampleLabel:
+    """The label and provenance of a sample.
+
+    Args:
+        members: contents of the side members by suffix.
+        names: class names by number.
+        member: `auto`, `cls`, `json` or `txt`.
+        key: key of the label in `.json`; empty to find it.
+    """
+    post = _json(members.get("json", b""))
+    found = sidecars.read_all({"x.json": "x"}, lambda path: members["json"]) if "json" in members else {}
+    fields = {name: clean_text(value, 2000) for name, value in found["x"].fields.items()} if found else {}
+    group = post.get("group")
+    group = clean_text(group, 300) if isinstance(group, str) else ""
+    wanted = ("cls", "json") if member == "auto" else (member,)
+    if key and member == "auto":
+        wanted = ("json",)
+    for each in wanted:
+        value: Any = None
+        if each == "json":
+            # a post of a booru lists its characters among its tags
+            value = (
+                _value(post, key) if key or _value(post, "") is not None else list(found["x"].labels) if found else None
+            )
+        elif each in members:
+            value = members[each].decode("utf-8", "replace").strip("\0 \r\n\t\ufeff")
+            if (
+                not names.names
+                and str(post.get("label")) == value
+                and isinstance(post.get("name"), str)
+                and value.isdecimal()
+            ):
+                names = ClassNames({int(post["label"]): clean_text(post["name"])})  # a shard of ours on its own
+        labels, class_id, fault = _names_of(value, names, numeric=each == "cls")
+        if labels or fault:
+            return SampleLabel(labels, class_id, each, group, fields, fault)
+    return SampleLabel(group=group, fields=fields)
+
+
+def _names_of(value: Any, names: ClassNames, *, numeric: bool) -> tuple[tuple[str, ...], int, str]:
+    """Class names, class id and fault of a value; a negative number is no label."""
+    texts: list[str] = []
+    class_id = -1
+    for each in value if isinstance(value, list) else [value]:
+        is_number = isinstance(each, int) and not isinstance(each, bool)
+        if numeric and isinstance(each, str) and each.removeprefix("-").isdecimal() and len(each) < 12:
+            each, is_number = int(each), True
+        if is_number:
+            if each < 0:
+                continue
+            if names.names and each not in names.names:
+                return (), -1, f"class {str(each)[:20]} is not in {names.where}"
+            texts.append(names.names.get(each, str(each)[:40]))
+            class_id = each if each < 1 << 31 else -1
+        elif isinstance(each, (str, float, bool)):
+            texts.append(clean_text(str(each)))
+    labels = tuple(dict.fromkeys(text for text in texts if text))
+    return labels, class_id if len(labels) == 1 else -1, ""
+
+
+def _value(post: Mapping[str, Any], key: str) -> Any:
+    if key:
+        return post.get(key)
+    return next((post[each] for each in _KEYS if post.get(each) not in (None, "", [])), None)
+
+
+def _json(content: bytes) -> dict[str, Any]:
+    try:
+        post = json.loads(content)
+    except (ValueError, RecursionError):
+        return {}
+    return post if isinstance(post, dict) else {}
+
+
+def _local(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            content = file.read(_LARGEST_NAMES + 1)
+    except OSError as error:
+        raise UsageError(f"source.classes: {path} cannot be read ({os.strerror(error.errno or 0)})") from None
+    if len(content) > _LARGEST_NAMES:
+        raise UsageError(f"source.classes: {path} is too large for a file of class names")
+    return content
+
+
+def _of_dataset(content: bytes, path: str) -> dict[int, str]:
+    names = _json(content).get("class_names")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UsageError(f"{path} has no list class_names: it is not of a dataset of `animesion build`; move it away")
+    return dict(enumerate(map(clean_text, names)))
+
+
+def _of_table(content: bytes, path: str) -> dict[int, str]:
+    """Names in a CSV of ids and names with or without a header, or one name per line."""
+    text = text_tables.decoded(content, path)
+    if path.endswith(".txt"):
+        return {i: clean_text(line) for i, line in enumerate(text.splitlines()) if line.strip()}
+    rows = list(text_tables.rows(text, path))
+    if not rows:
+        return {}
+    id_at, name_at = text_tables.column(rows[0], _ID), text_tables.column(rows[0], _NAME)
+    if len(rows[0]) == 1:
+        return dict(enumerate(clean_text(row[0]) for row in (rows if name_at is None else rows[1:])))
+    if id_at is None or name_at is None:
+        id_at, name_at, first = 0, 1, 0 if rows[0][0].isdecimal() else 1
+    else:
+        first = 1
+    names = {}
+    for row in rows[first:]:
+        if len(row) <= max(id_at, name_at) or not row[id_at].isdecimal() or len(row[id_at]) > 9:
+            raise UsageError(f"{path}: the row {','.join(row)[:80]!r} is no class id and name: correct it")
+        names[int(row[id_at])] = clean_text(row[name_at])
+    return names
