@@ -150,6 +150,8 @@ def _salvaged(error: Exception, content: bytes, extension: str, kind: str, limit
 
 def _rejection(error: Exception, content: bytes, extension: str) -> RejectedImageError:
     detail = " ".join(str(error).split())[:120] or type(error).__name__
+    if extension == "webp" and len(content) < int.from_bytes(content[4:8], "little"):
+        return RejectedImageError(DropReason.TRUNCATED_IMAGE, detail)
     unfinished = {"jpg": b"\xff\xd9", "png": b"IEND", "gif": b"\x00;"}.get(extension)
     if "truncated" in detail.lower() and (unfinished is None or unfinished not in content[-64:]):
         return RejectedImageError(DropReason.TRUNCATED_IMAGE, detail)
