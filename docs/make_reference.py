@@ -51,7 +51,6 @@ KEYS = {
 #: Texts for defaults that code computes or that are too long for a table.
 DEFAULTS = {
     "name": "the recipe file's name",
-    "family": "see `animesion sources folder`",
     "curate.decisions": "no decisions",
 }
 
