@@ -196,8 +196,8 @@ class Mirror:
                     yield Payload(reason=reason, detail=clean_text(got.detail))
                 else:  # images must not vanish because a server is down
                     raise AnimesionError(
-                        f"{self.where(tar)} could not be read ({got.detail or got.status}): run the same command again, "
-                        "it resumes"
+                        f"{self.where(tar)} could not be read ({got.detail or got.status}): run the same command "
+                        "again, it resumes"
                     )
 
     def _download(self, requests: Sequence[Download], most: int) -> Generator[Downloaded, None, None]:
