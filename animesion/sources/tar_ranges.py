@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from functools import cached_property
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -82,21 +84,22 @@ class Mirror:
             files = FileSet(self._index, "source.index", ".json")
             names = [each.name for each in files.files()]
             contents = (_content(files, name) for name in names)
-        sizes = {} if is_http(self._base()) else self._sizes()
-        for number, (name, content) in enumerate(zip(names, contents, strict=True)):
-            tar = f"{name.removesuffix('.json')}.tar"
-            if is_http(self._base()):
-                if not number:
-                    self._probe(tar)
-            elif tar not in sizes and files is not None and files.is_folder and b'"files"' not in content:
-                continue  # another JSON file, such as one about the dataset
-            elif tar not in sizes:
-                raise UsageError(f"source.tars: {self.where(tar)} not found, whose index is in {self._index}")
-            yield tar, content, sizes.get(tar, -1)
+        sizes = {} if is_http(self._base) else self._sizes()
+        with contextlib.closing(contents):  # ends its requests if the caller stops
+            for number, (name, content) in enumerate(zip(names, contents, strict=True)):
+                tar = f"{name.removesuffix('.json')}.tar"
+                if is_http(self._base):
+                    if not number:
+                        self._probe(tar)
+                elif tar not in sizes and files is not None and files.is_folder and b'"files"' not in content:
+                    continue  # another JSON file, such as one about the dataset
+                elif tar not in sizes:
+                    raise UsageError(f"source.tars: {self.where(tar)} not found, whose index is in {self._index}")
+                yield tar, content, sizes.get(tar, -1)
 
     def where(self, tar: str) -> str:
         """Path or URL of a tar."""
-        return f"{self._base()}/{tar}"
+        return f"{self._base}/{tar}"
 
     def pieces(self, tar: str, spans: Sequence[tuple[int, int]]) -> Iterator[Payload]:
         """The bytes of pieces of a tar, given by offset and size; fewer at its end.
@@ -104,7 +107,7 @@ class Mirror:
         Raises:
             AnimesionError: the server sends whole files instead of pieces.
         """
-        if is_http(self._base()):
+        if is_http(self._base):
             yield from self._requested(tar, spans)
             return
         files = self._tar_set()
@@ -117,6 +120,7 @@ class Mirror:
             for _ in spans[done:]:
                 yield Payload(reason=DropReason.MISSING_FILE, detail=clean_text(tar))
 
+    @cached_property
     def _base(self) -> str:
         """Folder or URL of the tars."""
         if self._tars:
@@ -130,7 +134,7 @@ class Mirror:
         return self._index.partition("{")[0].rpartition("/")[0]
 
     def _tar_set(self) -> FileSet:
-        base = self._base()
+        base = self._base
         if base not in self._sets:
             self._sets[base] = FileSet(base, "source.tars", ".tar")
         return self._sets[base]
@@ -140,18 +144,21 @@ class Mirror:
 
     # -- over HTTP ---------------------------------------------------------------------------------------------------
 
-    def _over_http(self) -> tuple[list[str], Iterator[bytes]]:
+    def _over_http(self) -> tuple[list[str], Generator[bytes, None, None]]:
         base = self._http_base()
         names = expand_braces(self._index.removeprefix(f"{base}/"), "source.index")
 
-        def contents() -> Iterator[bytes]:
+        def contents() -> Generator[bytes, None, None]:
             from animesion_scrapers import Download
 
             requests = [Download(name, f"{base}/{name}") for name in names]
-            for got in self._download(requests, _LARGEST_INDEX):
-                if got.status != "ok":
-                    raise AnimesionError(f"source.index: {got.url} could not be fetched: {got.detail or got.status}")
-                yield got.content
+            with contextlib.closing(self._download(requests, _LARGEST_INDEX)) as answers:
+                for got in answers:
+                    if got.status != "ok":
+                        raise AnimesionError(
+                            f"source.index: {got.url} could not be fetched: {got.detail or got.status}"
+                        )
+                    yield got.content
 
         return names, contents()
 
@@ -171,33 +178,34 @@ class Mirror:
             Download(str(number), self.where(tar), span=span) for number, span in enumerate(spans) if span[1] > 0
         ]
         answers = self._download(requests, min(_LARGEST_PIECE, max((size for _, size in spans), default=1)))
-        for _, size in spans:
-            if not size:
-                yield Payload()
-                continue
-            got = next(answers)
-            if got.detail == NO_RANGES:
-                raise AnimesionError(
-                    f"{self.where(tar)}: {NO_RANGES}; nothing of it was read: copy the tars to a folder or a "
-                    "bucket and give that"
-                )
-            if got.status == "ok":
-                yield Payload(got.content)
-            elif got.final:
-                reason = got.status if got.status in _REASONS else DropReason.FETCH_FAILED
-                yield Payload(reason=reason, detail=clean_text(got.detail))
-            else:  # images must not vanish because a server is down
-                raise AnimesionError(
-                    f"{self.where(tar)} could not be read ({got.detail or got.status}): run the same command again, it "
-                    "resumes"
-                )
+        with contextlib.closing(answers):
+            for _, size in spans:
+                if not size:
+                    yield Payload()
+                    continue
+                got = next(answers)
+                if got.detail == NO_RANGES:
+                    raise AnimesionError(
+                        f"{self.where(tar)}: {NO_RANGES}; nothing of it was read: copy the tars to a folder or a "
+                        "bucket and give that"
+                    )
+                if got.status == "ok":
+                    yield Payload(got.content)
+                elif got.final:
+                    reason = got.status if got.status in _REASONS else DropReason.FETCH_FAILED
+                    yield Payload(reason=reason, detail=clean_text(got.detail))
+                else:  # images must not vanish because a server is down
+                    raise AnimesionError(
+                        f"{self.where(tar)} could not be read ({got.detail or got.status}): run the same command "
+                        "again, it resumes"
+                    )
 
-    def _download(self, requests: Sequence[Download], most: int) -> Iterator[Downloaded]:
+    def _download(self, requests: Sequence[Download], most: int) -> Generator[Downloaded, None, None]:
         from animesion_scrapers import RateLimiter, ScraperError, download_all
 
         self._limiter = self._limiter or RateLimiter(self._rate)
         try:
-            yield from download_all(
+            yield from download_all(  # closing this generator ends the downloads
                 requests,
                 user_agent=f"animesion/{version('animesion')} ({self._contact})",
                 limiter=self._limiter,

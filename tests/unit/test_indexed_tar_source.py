@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import tarfile
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,7 @@ def test_servers_that_send_something_else_are_refused(folder: Path, how: str, me
     with pytest.raises(AnimesionError, match=message) as caught:
         over_http(folder, [], how)
     assert "\n" not in str(caught.value)
+    assert not [thread for thread in threading.enumerate() if thread.name == "downloads"]
 
 
 def test_missing_indexes_and_tars_over_http(folder: Path) -> None:
