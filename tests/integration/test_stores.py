@@ -72,7 +72,7 @@ def shards(folder: Path) -> dict[str, bytes]:
 
 
 def command(world: Path | str, out: str, *options: str) -> list[str]:
-    settings = [part for each in [f'source.path="{world}"', *SMALL] for part in ("--set", each)]
+    settings = [part for each in [f'source.path="{world}"', "name=folder", *SMALL] for part in ("--set", each)]
     return [sys.executable, "-c", CLI, "build", "folder", *settings, "--workers", "1", "--out", out, *options]
 
 

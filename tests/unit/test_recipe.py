@@ -103,6 +103,6 @@ def test_a_recipe_of_another_version_can_still_be_read(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text(load().to_toml().replace("[filter]", "[filter]\nmax_bytes = 3") + "\n[new]\nkey = 1\n")
     assert recipe.read_back(path) == load()
-    path.write_text(load().to_toml().replace('strategy = "grouped"', 'strategy = "magic"'))
+    path.write_text(load().to_toml().replace('strategy = "auto"', 'strategy = "magic"'))
     with pytest.raises(UsageError, match=r"split\.strategy"):
         recipe.read_back(path)
