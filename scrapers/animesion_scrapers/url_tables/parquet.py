@@ -71,7 +71,8 @@ def _columns(schema: Any, mapping: ColumnMapping) -> dict[str, str]:
         images = [field.name for field in schema if _is_image(field.type)]
         if images and not mapping.requested.get("url"):
             raise UnreadableError(
-                f"the column {images[0]!r} contains the images themselves, not URLs: use `animesion build folder --set source.kind=parquet`"
+                f"the column {images[0]!r} contains the images themselves, not URLs: "
+                "use `animesion build folder --set source.kind=parquet`"
             ) from None
         raise
     for meaning, name in found.items():
