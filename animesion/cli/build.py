@@ -21,7 +21,7 @@ _NOTES = 8
 _STAGES = ("fetch", "inspect", "curate", "pack", "finalize")
 
 
-#: Recipes for data of any kind, whose names say nothing of it.
+#: Recipes for data of any kind: their datasets are named after the output.
 _FOR_ANY_DATA = frozenset({"booru", "folder", "urls"})
 
 

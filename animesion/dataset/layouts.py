@@ -57,13 +57,13 @@ _NAMED = 4
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the layout says of one file.
+    """The reading of one file.
 
     Attributes:
         labels: class names; none for an image that is in no class, several where a side file lists several.
         split: `train`, `val` or `test`; empty where the layout has no splits.
         group: images of one group belong together; empty for none.
-        fields: what a side file says besides: `rating`, `author`, `page_url`, `file_url`, `md5`, `licence`.
+        fields: further values of a side file: `rating`, `author`, `page_url`, `file_url`, `md5`, `licence`.
     """
 
     labels: tuple[str, ...] = ()
@@ -171,7 +171,7 @@ def _by_folder(
     left_out = [path for path in paths if path not in inside]
     for path, parts in inside.items():
         if path in side:
-            continue  # a sidecar: what it says goes with its image
+            continue  # a sidecar: it is read with its image
         label = parts[levels.label] if len(parts) > levels.label + 1 else ""
         split = SPLIT_NAMES.get(parts[levels.split].lower(), "") if levels.split is not None and len(parts) > 1 else ""
         if not label and not is_image(path):
@@ -292,7 +292,7 @@ def _flat(
     return _layout("sidecar", readings, left_out, "", "class folders or a metadata.csv would come first")
 
 
-# -- by what the user says -------------------------------------------------------------------------------------------
+# -- by options of the user -----------------------------------------------------------------------------------------
 
 
 def _by_level(paths: Sequence[str], side: Mapping[str, str], level: int, where: str) -> Layout:
@@ -401,7 +401,7 @@ def _fields(found: Mapping[str, sidecars.Sidecar], path: str) -> Mapping[str, st
 def _with_fields(
     readings: dict[str, Reading], side: Mapping[str, str], content: Callable[[str], bytes]
 ) -> dict[str, Reading]:
-    """Readings with what the sidecars of their images say; the class stays that of the folder."""
+    """Add the fields of sidecars to readings; the class remains that of the folder."""
     found = sidecars.read_all({name: path for name, path in side.items() if path in readings}, content)
     for path, sidecar in found.items():
         reading = readings[path]

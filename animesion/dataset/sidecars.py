@@ -1,7 +1,7 @@
 """Side files that carry labels: tables beside the images (the imagefolder convention), and one file per image.
 
 The files per image are those that gallery-dl, waifuc and booru downloaders write: `x.jpg.json`, `x.json`,
-`.x_meta.json` with a post's metadata, `x.txt` with a caption. Only what is said of labels and origin is read.
+`.x_meta.json` with a post's metadata, `x.txt` with a caption. Only labels and origin are read.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _FIELDS = {
 
 @dataclass(frozen=True, slots=True)
 class Sidecar:
-    """What a file beside an image says of it."""
+    """Labels and fields from the sidecar of an image."""
 
     labels: tuple[str, ...] = ()
     fields: Mapping[str, str] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class Sidecar:
 
 @dataclass(frozen=True, slots=True)
 class TableRow:
-    """One row of a table: the file's path relative to the table's folder, and what is said of it."""
+    """One row of a table: the file's path relative to the table's folder, its labels and fields."""
 
     file_name: str
     labels: tuple[str, ...]
@@ -87,7 +87,7 @@ def of_images(images: Sequence[str], paths: Iterable[str]) -> dict[str, str]:
 
 
 def read_all(side: Mapping[str, str], content: Callable[[str], bytes]) -> dict[str, Sidecar]:
-    """Image -> what its JSON sidecar says; text sidecars are captions and name no class."""
+    """Image -> its JSON sidecar; text sidecars are captions and contain no class."""
     found: dict[str, Sidecar] = {}
     for path, image in sorted(side.items()):
         if path.lower().endswith(".json"):

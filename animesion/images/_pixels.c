@@ -1,4 +1,4 @@
-/* One pass over the pixels of an image: what `animesion.images.features` tells of it, and its RGB bytes for a digest.
+/* One pass over the pixels of an image: the features of `animesion.images.features`, and its RGB bytes for a digest.
  *
  * Nothing here decides anything. Sums are of whole numbers, so they are the same on every machine and in whatever order
  * they are taken; resampling is Pillow's fixed-point arithmetic, with weights that come from Python. Every result has a
@@ -359,7 +359,7 @@ INLINE void thumbnailed(Look *look) {
     }
 }
 
-/* Which coefficients exceed their median; 0 where the median lies too close to tell from another DCT's. */
+/* Which coefficients exceed their median; 0 where the median lies too close to be sure with another DCT. */
 INLINE int above_median(const double *low, uint64_t *bits) {
     double ranked[LOW * LOW];
     for (int32_t i = 0; i < LOW * LOW; i++) {
@@ -506,7 +506,7 @@ static PyObject *hash(int known, uint64_t bits) {
     return known ? PyLong_FromUnsignedLongLong(bits) : Py_NewRef(Py_None);
 }
 
-static PyObject *told(const Look *look) {
+static PyObject *as_tuple(const Look *look) {
     PyObject *thumbnail = look->has_areas
         ? PyBytes_FromStringAndSize((const char *)look->thumbnail, sizeof look->thumbnail) : Py_NewRef(Py_None);
     PyObject *grey = look->any_flat
@@ -582,7 +582,7 @@ static PyObject *look_at(PyObject *module, PyObject *given) {
     Py_BEGIN_ALLOW_THREADS
     looked(look);
     Py_END_ALLOW_THREADS
-    found = told(look);
+    found = as_tuple(look);
 done:
     free(held);
     free(look);
@@ -596,7 +596,7 @@ done:
 
 static PyMethodDef methods[] = {
     {"rgb", rgb, METH_O, "RGB bytes of pixels of four bytes."},
-    {"look", look_at, METH_VARARGS, "What one pass over the pixels tells; see animesion.images.features."},
+    {"look", look_at, METH_VARARGS, "Features from one pass over the pixels; see animesion.images.features."},
     {NULL, NULL, 0, NULL},
 };
 

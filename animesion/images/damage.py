@@ -40,7 +40,7 @@ _CHUNKS = frozenset({b"tRNS", b"iCCP", b"eXIf", b"acTL"})
 
 
 class _Scans(NamedTuple):
-    """What the markers of a JPEG say.
+    """Facts from the markers of a JPEG.
 
     Attributes:
         data: offset of the entropy-coded data of the last scan.

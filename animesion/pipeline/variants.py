@@ -84,7 +84,7 @@ def find(source_ids: Sequence[str], labels: Sequence[str]) -> Variants:
         stems.append(stem if len(stem) <= _LONGEST else "")
     found: dict[str, list[list[int]]] = {}
     for label, members in of_label.items():
-        # Where names form a grid, such as dates and times, the more numerous part says which image it is.
+        # Where names form a grid, such as dates and times, the more numerous part identifies the image.
         found[label] = max(
             (_groups(members, stems, form) for form in _FORMS), key=lambda each: (len(each), _size(each))
         )
@@ -180,6 +180,6 @@ def _is_numbered(base: str, named: Sequence[tuple[int, str]]) -> bool:
 
 
 def _is_counter(base: str) -> bool:
-    """Whether a base is a short number, which says nothing about the image."""
+    """Whether a base is a short number, which does not identify an image."""
     plain = _SEPARATORS.sub("", base)
     return not plain or (plain.isdecimal() and len(plain) < _LONG_NUMBER)

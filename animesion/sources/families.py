@@ -77,7 +77,7 @@ def tokens(stems: Sequence[str], labels: Sequence[str], family: str = "auto") ->
     Args:
         stems: file names without their suffix.
         labels: class of each file; empty for none.
-        family: `auto`, a regular expression, or empty, as the option says.
+        family: `auto`, a regular expression, or empty, as in the option.
     """
     if not family:
         return [()] * len(stems)

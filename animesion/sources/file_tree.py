@@ -71,7 +71,7 @@ class FileTree:
     Args:
         path: folder, .tar or .zip of this machine or a bucket, or prefix of a bucket.
         max_bytes: larger files are listed with a failure and never read.
-        encoding: of the names in a zip that does not say that they are UTF-8; empty to find out.
+        encoding: of the names in a zip without the UTF-8 flag; empty to detect it.
 
     Raises:
         UsageError: there is nothing at the path.
@@ -256,7 +256,7 @@ class FileTree:
         return listing
 
     def _zip_encoding(self, root: Path | StoredPlace, members: Sequence[zipfile.ZipInfo], notes: list[str]) -> str:
-        """The encoding of names that are not said to be UTF-8; empty when all are ASCII or UTF-8.
+        """The encoding of names without the UTF-8 flag; empty if all of them are ASCII.
 
         Raises:
             UsageError: `encoding` is unknown or does not fit the names.

@@ -28,7 +28,7 @@ _ID, _NAME = ("class_id", "id", "label", "index", "cls"), ("name", "class_name",
 
 @dataclass(frozen=True, slots=True)
 class SampleLabel:
-    """What the side members of a sample say.
+    """Facts from the side members of a sample.
 
     Attributes:
         labels: class names.

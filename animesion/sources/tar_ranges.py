@@ -71,7 +71,7 @@ class Mirror:
             )
 
     def indexes(self) -> Iterator[tuple[str, bytes, int]]:
-        """The name of each tar, the content of its index, and the tar's size in bytes, or -1 where only reading tells.
+        """The name of each tar, the content of its index, and the tar's size in bytes, -1 if unknown.
 
         Raises:
             UsageError: an index or its tar is missing, or too large.

@@ -1,6 +1,6 @@
 """The source for WebDataset shards: tars of samples whose members share a key, ours or others'.
 
-Members are listed by `animesion.sources.file_tree` and read in place. What a sample's members say of its label is read
+Members are listed by `animesion.sources.file_tree` and read in place. The label of a sample is read
 in `animesion.sources.sample_labels`.
 """
 
@@ -53,7 +53,7 @@ class WebDatasetOptions(Section):
 
 @dataclass(frozen=True)
 class _Sample:
-    """One sample: its shard, its key with folders, its image, and what its side members say."""
+    """One sample: its shard, its key with folders, its image and its side members."""
 
     shard: str
     key: str

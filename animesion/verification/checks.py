@@ -371,7 +371,7 @@ def _leaks(
 def _families(dataset: Dataset, named: Sequence[tuple[str, str]]) -> list[tuple[str, ...]]:
     """Tokens of the families of samples by their names, if the recipe's `source.family` is `auto`; otherwise empty.
 
-    With a regular expression, groups alone tell: the recipe of a dataset is untrusted, and a pattern may not end.
+    With a regular expression, only groups count: the recipe of a dataset is untrusted, and a pattern may not end.
 
     Args:
         dataset: supplies the recipe.

@@ -76,7 +76,7 @@ def find(
     def add(earlier: int, later: int, why: str) -> None:
         found.setdefault((min(earlier, later), max(earlier, later)), []).append(why)
 
-    # A relative by name says more than the first sample of a group, which may be related through many others.
+    # A relative by name is better evidence than the first sample of a group, which may be related through many others.
     by_name = dict.fromkeys(_straddling_families(families, splits))
     of_group = {pair for pair in by_name if groups[pair[0]] and groups[pair[0]] == groups[pair[1]]}
     named = {(later, splits[earlier]) for earlier, later in of_group}

@@ -115,7 +115,7 @@ class ResponseReader:
                     raise DownloadFault(FAILED, "the server sent more bytes than were requested", final=True)
                 pieces.append(piece)
         except (aiohttp.ClientPayloadError, HttpProcessingError):
-            # Some servers announce a longer body than they send; a digest tells a whole file from a truncated one.
+            # Some servers announce a longer body than they send; a digest shows a whole file.
             if not (item.md5 or item.sha1) or _mismatch(item, b"".join(pieces)):
                 raise
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
