@@ -385,8 +385,8 @@ def _by_tables(
     unlabelled = [path for path in images if path not in readings]
     readings |= dict.fromkeys(unlabelled, Reading())
     left_out = [path for path in paths if path not in readings and path not in side and path not in tables]
-    notes = [f"{len(unlabelled):,} images are in no row"] if unlabelled else []
-    notes += [f"{len(missing):,} rows name files that are not there"] if missing else []
+    notes = [f"images in no row: {len(unlabelled):,}"] if unlabelled else []
+    notes += [f"rows of missing files: {len(missing):,}"] if missing else []
     name = PurePosixPath(tables[0]).name
     return _layout(name, readings, left_out, "", "; ".join([*notes, "source.label_level takes folders instead"]))
 
@@ -424,7 +424,7 @@ def _layout(by: str, readings: dict[str, Reading], left_out: Sequence[str], root
         )
     without = sum(not reading.labels for reading in readings.values())
     if without:
-        words.append(f"{without:,} images have no class")
+        words.append("1 image has no class" if without == 1 else f"{without:,} images have no class")
     return Layout(by, root, readings, sorted(left_out), f"{'; '.join(words)} ({hint})")
 
 

@@ -79,7 +79,7 @@ LAYOUTS: dict[str, tuple[Mapping[str, bytes] | list[str], dict[str, tuple[str, s
     "imagefolder": (
         {"1.png": b"", "2.png": b"", "3.png": b"", "metadata.csv": TABLE},
         {"1.png": ("rin", ""), "2.png": ("miku", ""), "3.png": ("", "")},
-        "2 classes, by metadata.csv; 1 images have no class (1 images are in no row",
+        "2 classes, by metadata.csv; 1 image has no class (images in no row: 1",
     ),
     "imagefolder in splits": (
         {"train/1.png": b"", "train/2.png": b"", "test/1.png": b"", "test/2.png": b"",
@@ -119,7 +119,7 @@ LAYOUTS: dict[str, tuple[Mapping[str, bytes] | list[str], dict[str, tuple[str, s
     "images beside the classes": (
         ["miku/1.png", "rin/2.png", "3.png"],
         {"miku/1.png": ("miku", ""), "rin/2.png": ("rin", ""), "3.png": ("", "")},
-        "2 classes, by folder; 1 images have no class",
+        "2 classes, by folder; 1 image has no class",
     ),
     "no suffixes": (["miku/1", "rin/2"], {"miku/1": ("miku", ""), "rin/2": ("rin", "")}, "2 classes, by folder"),
     "days below classes": (
