@@ -178,6 +178,8 @@ def _load(image: Image.Image, content: bytes, extension: str, limits: Limits, *,
     if extension == "jpg":
         if not known and damage.is_suspicious(image, content) and not damage.is_whole(content, image.tobytes()):
             raise RejectedImageError(DropReason.TRUNCATED_IMAGE, "a scan ends early")
+        # Pillow may have all rows before it misses the end marker; other readers may refuse the file
+        whole = damage.has_end(content)
     elif extension == "png":
         # Pillow silently reads 16-bit colour as 8 bits, other readers do not: such a file is never copied
         whole = content[_PNG_DEPTH] != 16 and damage.is_terminated(content)

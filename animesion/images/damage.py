@@ -173,6 +173,11 @@ def _is_idle(body: bytes, start: int, pixels: bytes) -> bool:
     return all(_decoded(body[:start] + other + _EOI) == pixels for other in (_FILL, b""))
 
 
+def has_end(content: bytes) -> bool:
+    """Whether a JPEG has an end-of-image marker after its last scan."""
+    return content.endswith(_EOI) or _scans(content).ended
+
+
 def lacks_scans(content: bytes) -> bool:
     """Whether scans of a JPEG are missing after its first one."""
     scans = _scans(content)

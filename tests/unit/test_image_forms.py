@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
@@ -484,6 +484,12 @@ def noisy(shape: tuple[int, int], seed: int, mode: str) -> Image.Image:
 
 @given(jpegs, shapes, st.integers(0, 99), st.sampled_from(["RGB", "L", "CMYK"]))
 @settings(max_examples=60, deadline=None)
+@example(  # all rows are there before Pillow misses the marker
+    options={"quality": 30, "progressive": False, "optimize": True, "subsampling": 0, "restart_marker_rows": 0},
+    shape=(38, 67),
+    seed=38,
+    mode="RGB",
+)
 def test_a_jpeg_is_whole_with_and_without_its_end_marker(
     options: dict[str, Any], shape: tuple[int, int], seed: int, mode: str
 ) -> None:
