@@ -153,7 +153,9 @@ def is_whole(content: bytes, pixels: bytes | None = None) -> bool:
     scans = _scans(content)
     if not scans.covered:
         return False
-    body = content[: scans.end]
+    # an FF before a marker is a fill byte, or half of a stuffed FF that the cut went through: it would make a marker of
+    # what is put behind it
+    body = content[: scans.end].rstrip(b"\xff")
     if pixels is None or not scans.ended:
         pixels = _decoded(body + _EOI)
     if pixels is None or _decoded(body + _FILL + _EOI) != pixels:

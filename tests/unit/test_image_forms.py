@@ -516,6 +516,14 @@ def plain(content: bytes) -> bool:
     st.sampled_from([b"", b"\xff\xd9", b"\xff\xd9" * 300, bytes(90), bytes(99_999), bytes(9_999) + b"\xff\xd9"]),
 )
 @settings(max_examples=120, deadline=None)
+@example(  # cut between the two bytes of a stuffed FF
+    options={"quality": 75, "progressive": False, "optimize": True, "subsampling": 0, "restart_marker_rows": 1},
+    shape=(67, 67),
+    seed=12,
+    mode="RGB",
+    share=0.1126621363707951,
+    padding=b"\xff\xd9",
+)
 def test_a_jpeg_that_ends_early_is_truncated_whatever_follows(
     options: dict[str, Any], shape: tuple[int, int], seed: int, mode: str, share: float, padding: bytes
 ) -> None:
