@@ -509,10 +509,11 @@ def plain(content: bytes) -> bool:
 
 @given(
     jpegs,
-    shapes,
+    # what is cut is more than the last blocks, which may be no more than padding of the image (docs/pixels.md)
+    st.tuples(st.integers(40, 120), st.integers(40, 120)),
     st.integers(0, 99),
     st.sampled_from(["RGB", "L", "CMYK"]),
-    st.floats(0.05, 0.85),
+    st.floats(0.05, 0.7),
     st.sampled_from([b"", b"\xff\xd9", b"\xff\xd9" * 300, bytes(90), bytes(99_999), bytes(9_999) + b"\xff\xd9"]),
 )
 @settings(max_examples=120, deadline=None)
