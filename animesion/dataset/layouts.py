@@ -130,6 +130,8 @@ def understand(
         UsageError: there are no images, no classes, or two readings that are equally good.
     """
     images = [path for path in paths if is_image(path)]
+    # files without a suffix are images where nothing else is, and a LICENSE otherwise
+    images = images or [path for path in paths if not PurePosixPath(path).suffix]
     if not images:
         raise UsageError(f"{where} holds no image files: an image ends in .jpg, .png, .webp or the like")
     side = sidecars.of_images(images, [*paths, *hidden])
@@ -144,9 +146,8 @@ def understand(
 
 
 def is_image(path: str) -> bool:
-    """Whether a file counts as an image by its name: a known suffix, or none at all."""
-    suffix = PurePosixPath(path).suffix.lower()
-    return suffix in IMAGE_SUFFIXES or not suffix
+    """Whether a file is an image by the suffix of its name."""
+    return PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES
 
 
 # -- by folder -------------------------------------------------------------------------------------------------------
@@ -159,10 +160,11 @@ def _by_folder(
     content: Callable[[str], bytes],
     where: str,
 ) -> Layout:
-    root = _common_root(images)
+    root = _common_root(images, where)
+    known = set(images)
     depth = len(PurePosixPath(root).parts) if root else 0
     inside = {path: PurePosixPath(path).parts[depth:] for path in paths if _is_below(path, root)}
-    folders = [inside[path][:-1] for path in images]
+    folders = [inside[path][:-1] for path in images if path in inside]
     tops = Counter(parts[0] for parts in folders if parts)
     if not tops:
         return _flat(paths, images, side, content, where)
@@ -174,7 +176,7 @@ def _by_folder(
             continue  # a sidecar: it is read with its image
         label = parts[levels.label] if len(parts) > levels.label + 1 else ""
         split = SPLIT_NAMES.get(parts[levels.split].lower(), "") if levels.split is not None and len(parts) > 1 else ""
-        if not label and not is_image(path):
+        if not label and path not in known:
             left_out.append(path)  # a README beside the classes
         elif levels.split is not None and not split:
             left_out.append(path)
@@ -252,18 +254,32 @@ def _is_two_levels_of_names(folders: Sequence[tuple[str, ...]]) -> bool:
     return several and len(names) == len(set(names)) and not any(name.isdecimal() for name in names)
 
 
-def _common_root(images: Sequence[str]) -> str:
-    """The folders that all images lie below, `a/b`, as long as each keeps a folder of its own; empty for none."""
+def _common_root(images: Sequence[str], where: str) -> str:
+    """The folders that all images in folders lie below, `a/b`; empty for none.
+
+    Stray images next to these folders do not count: a preview beside `set/` must not turn its classes into one.
+
+    Raises:
+        UsageError: one folder holds both images and several folders of images.
+    """
     root: list[str] = []
     parts = [PurePosixPath(path).parts for path in images]
     while True:
         depth = len(root)
+        parts = [each for each in parts if len(each) > depth + 1]  # those in a folder at this level
         tops = {each[depth] for each in parts}
-        if len(tops) != 1 or any(len(each) < depth + 3 for each in parts):
+        deeper = {each[depth + 1] for each in parts if len(each) > depth + 2}
+        if len(tops) != 1 or not deeper or next(iter(tops)).lower() in SPLIT_NAMES:
             return "/".join(root)
         [top] = tops
-        if top.lower() in SPLIT_NAMES:
-            return "/".join(root)
+        if any(len(each) == depth + 2 for each in parts):  # images right in it, too
+            if len(deeper) == 1:
+                return "/".join(root)
+            raise UsageError(
+                f"{where} can be read in two ways: 1 class {top}, or {len(deeper):,} classes below it "
+                f"({_listed(sorted(deeper))}) with images beside them: set source.label_level={depth + 1} or "
+                f"={depth + 2}"
+            )
         root.append(top)
 
 

@@ -44,8 +44,9 @@ def read(root: Path) -> ClassFolders:
     names = [entry.name for entry in listing.entries if not entry.failure]
     layout = layouts.understand(names, content, str(root), hidden=[entry.name for entry in listing.hidden])
     splits: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    named = any(layouts.is_image(path) for path in layout.readings)  # else images have no suffix
     for path, reading in layout.readings.items():
-        if reading.labels and layouts.is_image(path):
+        if reading.labels and (layouts.is_image(path) or not named):
             splits[reading.split or "all"][reading.labels[0]].append(path)
     order = [split for split in ("train", "val", "test", "all") if split in splits]
     return ClassFolders(

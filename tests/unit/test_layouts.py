@@ -121,6 +121,11 @@ LAYOUTS: dict[str, tuple[Mapping[str, bytes] | list[str], dict[str, tuple[str, s
         {"miku/1.png": ("miku", ""), "rin/2.png": ("rin", ""), "3.png": ("", "")},
         "2 classes, by folder; 1 image has no class",
     ),
+    "a stray image and a LICENSE beside the root": (
+        ["set/miku/1.png", "set/rin/2.png", "preview.png", "LICENSE"],
+        {"set/miku/1.png": ("miku", ""), "set/rin/2.png": ("rin", "")},
+        "2 classes, by folder below set/; 2 files beside the classes were left out",
+    ),
     "no suffixes": (["miku/1", "rin/2"], {"miku/1": ("miku", ""), "rin/2": ("rin", "")}, "2 classes, by folder"),
     "days below classes": (
         ["a/day1/1.png", "a/day2/2.png", "b/day1/3.png", "b/day2/4.png"],
@@ -152,6 +157,7 @@ def test_sidecars_say_where_images_come_from() -> None:
         (["train/1.png", "test/2.png"], "in no class folder: add a metadata.csv"),
         (["1.png", "2.png"], "nothing that names their classes"),
         (["notes.md", "a/b.txt"], "holds no image files"),
+        (["set/preview.png", "set/miku/1.png", "set/rin/2.png"], "1 class set, or 2 classes below it (miku, rin)"),
         (["re-zero/rem/1.png", "re-zero/ram/2.png", "fate/saber/3.png", "fate/rin/4.png"],
          "2 classes by the first folder (fate, re-zero), or 4 by the second"),
         (["train/a/1.png", "test/a/2.png", "extra/3.png"], "splits test, train with extra beside them, or 3 classes"),
@@ -239,7 +245,7 @@ def trees(draw: st.DrawFn) -> dict[str, bytes]:
     return files
 
 
-@given(files=trees(), stray=st.sampled_from(["README.md", "classes.txt", "x.pdf", ".DS_Store"]))
+@given(files=trees(), stray=st.sampled_from(["README.md", "LICENSE", "classes.txt", "x.pdf", ".DS_Store"]))
 @settings(max_examples=25, deadline=None)
 def test_the_same_in_every_container_and_with_a_stray_file(
     files: dict[str, bytes], stray: str, tmp_path_factory: pytest.TempPathFactory
