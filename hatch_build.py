@@ -1,6 +1,6 @@
-"""Compiles `animesion/images/_pixels.c` at installation, where there is a C compiler, and prepares the README.
+"""Compiles the C files of the package at installation, where there is a C compiler, and prepares the README.
 
-Without a compiler the package is installed as pure Python: `animesion.images.features` then uses its portable code.
+Without a compiler the package is installed as pure Python: the portable code beside each C file gives the same results.
 On the package index the README is shown without the repository, so its links there are absolute.
 """
 
@@ -21,7 +21,11 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
-SOURCE, MODULE = "animesion/images/_pixels.c", "animesion/images/_pixels.abi3.so"
+#: What is compiled, each by itself, and what takes longer without it.
+SOURCES = {
+    "animesion/images/_pixels.c": "images take longer to inspect",
+    "animesion/dedup/_joins.c": "copies take longer to find",
+}
 
 #: Python's stable interface: one binary for 3.11 and all that follow.
 STABLE = "-DPy_LIMITED_API=0x030B0000"
@@ -34,30 +38,33 @@ import sys
 from importlib.machinery import ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_file_location
 
-loader = ExtensionFileLoader("_pixels", sys.argv[1])
-loader.exec_module(module_from_spec(spec_from_file_location("_pixels", sys.argv[1], loader=loader)))
+name, path = sys.argv[1:]
+loader = ExtensionFileLoader(name, path)
+loader.exec_module(module_from_spec(spec_from_file_location(name, path, loader=loader)))
 """
 
 
 class CompiledPass(BuildHookInterface[Any]):
-    """Puts the compiled module next to its source, and in the wheel."""
+    """Puts each compiled module next to its source, and in the wheel."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Called by hatchling before it builds."""
         if self.target_name != "wheel":
             return
-        root = Path(self.root)
-        failure = compile_module(root / SOURCE, root / MODULE)
-        if failure:
-            # an earlier build may have left a module of an older source, which a checkout would go on to import;
-            # pyproject.toml excludes it from the wheel even where it cannot be removed
-            with contextlib.suppress(OSError):
-                (root / MODULE).unlink()
-            self.app.display_warning(f"{SOURCE} was not compiled, so images take longer to inspect: {failure}")
-            return
-        build_data["artifacts"].append(MODULE)
-        build_data["pure_python"] = False
-        build_data["tag"] = f"cp311-abi3-{platform_tag()}"
+        for name, slower in SOURCES.items():
+            source = Path(self.root, name)
+            module = module_of(source)
+            failure = compile_module(source, module)
+            if failure:
+                # an earlier build may have left a module of an older source, which a checkout would go on to import;
+                # pyproject.toml excludes it from the wheel even where it cannot be removed
+                with contextlib.suppress(OSError):
+                    module.unlink()
+                self.app.display_warning(f"{name} was not compiled, so {slower}: {failure}")
+                continue
+            build_data["artifacts"].append(module.relative_to(self.root).as_posix())
+            build_data["pure_python"] = False
+            build_data["tag"] = f"cp311-abi3-{platform_tag()}"
 
 
 class AbsoluteReadme(MetadataHookInterface):
@@ -81,6 +88,11 @@ def absolute_links(text: str, repository: str, revision: str) -> str:
     return re.sub(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?![a-z]+:|#)(?P<target>[^)\s]+)\)", replace, text)
 
 
+def module_of(source: Path) -> Path:
+    """The shared library that a C file is compiled to."""
+    return source.with_suffix(".abi3.so")
+
+
 def compile_module(source: Path, module: Path) -> str:
     """Compile the source, and replace the module once the result is known to load.
 
@@ -95,7 +107,7 @@ def compile_module(source: Path, module: Path) -> str:
     if not compiler:
         return "no C compiler was found"
     # a name that no other build uses: whatever has it afterwards was written by this compiler
-    fresh = module.with_name(f"_pixels.{os.getpid()}.so")
+    fresh = module.with_name(f"{source.stem}.{os.getpid()}.so")
     flags = ["-O3", "-fwrapv", "-fPIC", STABLE, *LINKED, f"-I{sysconfig.get_paths()['include']}"]
     # a fused multiplication and addition rounds once: other bits than those of the portable code
     flags += ["-ffp-contract=off", *macos_flags(), *shlex.split(os.environ.get("CFLAGS", ""))]
@@ -106,7 +118,7 @@ def compile_module(source: Path, module: Path) -> str:
         for clones in (["-DANIMESION_CLONES"], []):
             fresh.unlink(missing_ok=True)
             command = [*compiler, *flags, *clones, str(source), "-o", str(fresh), "-lm"]
-            failure = run_compiler(command, environment) or check_module(fresh)
+            failure = run_compiler(command, environment) or check_module(fresh, source.stem)
             if not failure:
                 fresh.replace(module)  # a running process keeps what it has loaded
                 return ""
@@ -133,13 +145,13 @@ def run_compiler(command: list[str], environment: dict[str, str] | None) -> str:
     return ""
 
 
-def check_module(module: Path) -> str:
-    """Whether a compiled module exists and loads in a fresh interpreter; returns why not, or nothing."""
+def check_module(module: Path, name: str) -> str:
+    """Whether a compiled module of this name exists and loads in a fresh interpreter; returns why not, or nothing."""
     if not module.is_file() or not module.stat().st_size:
         return "the compiler reported success and wrote nothing"
     if is_cross_build():
         return ""
-    command = [sys.executable, "-I", "-c", _IMPORT, str(module)]
+    command = [sys.executable, "-I", "-c", _IMPORT, name, str(module)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60)
     except subprocess.TimeoutExpired:

@@ -17,11 +17,11 @@ import pytest
 pytest.importorskip("hatchling")
 
 ROOT = Path(__file__).parents[2]
-MODULE = "animesion/images/_pixels.abi3.so"
+MODULES = ("animesion/images/_pixels.abi3.so", "animesion/dedup/_joins.abi3.so")
 STALE = b"\x7fELF of an older source"
 
 BUILD = "import sys; from hatchling.build import build_wheel; build_wheel(sys.argv[1])"
-IMPORT = "import sys; sys.path.insert(0, sys.argv[1]); import _pixels"
+IMPORT = "import sys; sys.path.insert(0, sys.argv[1]); __import__(sys.argv[2])"
 
 needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="there is no C compiler")
 
@@ -62,6 +62,16 @@ def build(tree: Path, **environment: str) -> Built:
     return Built(wheel, done.stdout)
 
 
+def put_stale(tree: Path) -> None:
+    """Modules as an earlier build leaves them."""
+    for module in MODULES:
+        (tree / module).write_bytes(STALE)
+
+
+def modules_in(tree: Path) -> list[str]:
+    return sorted(path.relative_to(tree).as_posix() for path in tree.rglob("*.so"))
+
+
 def members(wheel: Path) -> list[str]:
     with zipfile.ZipFile(wheel) as archive:
         return archive.namelist()
@@ -86,20 +96,20 @@ SCRIPTS = {
 @pytest.mark.parametrize("kind", SCRIPTS)
 def test_a_compiler_that_fails_gives_a_pure_wheel(tree: Path, tmp_path: Path, kind: str) -> None:
     script, reason = SCRIPTS[kind]
-    (tree / MODULE).write_bytes(STALE)
+    put_stale(tree)
     wheel, output = build(tree, CC=compiler(tmp_path / "compiler", script))
     assert wheel.name.endswith("-py3-none-any.whl")
-    assert not [name for name in members(wheel) if "_pixels" in name]
+    assert not [name for name in members(wheel) if name.endswith((".so", ".c"))]
     assert "animesion/images/features.py" in members(wheel)
     assert reason in output
-    assert not list((tree / MODULE).parent.glob("*.so"))
+    assert not modules_in(tree)
 
 
 def test_no_compiler_at_all_gives_a_pure_wheel(tree: Path, tmp_path: Path) -> None:
-    (tree / MODULE).write_bytes(STALE)
+    put_stale(tree)
     wheel, output = build(tree, PATH=str(tmp_path))
     assert wheel.name.endswith("-py3-none-any.whl")
-    assert not [name for name in members(wheel) if "_pixels" in name]
+    assert not [name for name in members(wheel) if name.endswith((".so", ".c"))]
     assert "no C compiler was found" in output
 
 
@@ -112,8 +122,8 @@ def test_a_named_compiler_that_does_not_exist_is_not_replaced_by_another(tree: P
 
 def test_a_stale_module_that_cannot_be_removed_stays_out_of_the_wheel(tree: Path) -> None:
     # a folder cannot be unlinked, for root neither
-    (tree / MODULE).mkdir()
-    (tree / MODULE / "stale.abi3.so").write_bytes(STALE)
+    (tree / MODULES[0]).mkdir()
+    (tree / MODULES[0] / "stale.abi3.so").write_bytes(STALE)
     wheel, _ = build(tree, CC="/bin/false")
     assert wheel.name.endswith("-py3-none-any.whl")
     assert not [name for name in members(wheel) if ".so" in name]
@@ -123,17 +133,30 @@ def test_a_stale_module_that_cannot_be_removed_stays_out_of_the_wheel(tree: Path
 @pytest.mark.parametrize("stale", [False, True])
 def test_a_compiler_that_works_gives_a_wheel_with_the_module(tree: Path, tmp_path: Path, stale: bool) -> None:
     if stale:
-        (tree / MODULE).write_bytes(STALE)
+        put_stale(tree)
     wheel, output = build(tree)
     assert "-cp311-abi3-" in wheel.name
     assert not wheel.name.endswith("-any.whl")
     assert "not compiled" not in output
-    assert [name for name in members(wheel) if "_pixels" in name] == [MODULE]
+    assert sorted(name for name in members(wheel) if name.endswith((".so", ".c"))) == sorted(MODULES)
     with zipfile.ZipFile(wheel) as archive:
-        archive.extract(MODULE, tmp_path)
-    folder = (tmp_path / MODULE).parent
-    assert subprocess.run([sys.executable, "-I", "-c", IMPORT, str(folder)], timeout=60).returncode == 0
-    assert list((tree / MODULE).parent.glob("*.so")) == [tree / MODULE]
+        archive.extractall(tmp_path / "wheel", MODULES)
+    for module in MODULES:
+        path = tmp_path / "wheel" / module
+        command = [sys.executable, "-I", "-c", IMPORT, str(path.parent), path.name.partition(".")[0]]
+        assert subprocess.run(command, timeout=60).returncode == 0
+    assert modules_in(tree) == sorted(MODULES)
+
+
+@needs_compiler
+def test_a_file_that_does_not_compile_leaves_the_others_in_the_wheel(tree: Path) -> None:
+    put_stale(tree)
+    (tree / "animesion/dedup/_joins.c").write_text("#error nothing goes here\n", encoding="utf-8")
+    wheel, output = build(tree)
+    assert "-cp311-abi3-" in wheel.name
+    assert "_joins.c was not compiled" in output
+    assert [name for name in members(wheel) if name.endswith(".so")] == [MODULES[0]]
+    assert modules_in(tree) == [MODULES[0]]
 
 
 @pytest.mark.parametrize(

@@ -226,18 +226,20 @@ def hook(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_an_installation_goes_on_without_a_compiler(
     hook: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = tmp_path / hook.MODULE
-    module.parent.mkdir(parents=True)
-    module.write_bytes(b"of an earlier source")
+    modules = [hook.module_of(tmp_path / source) for source in hook.SOURCES]
+    for module in modules:
+        module.parent.mkdir(parents=True)
+        module.write_bytes(b"of an earlier source")
     monkeypatch.setattr(shutil, "which", lambda name: None)
     warned: list[str] = []
     app = SimpleNamespace(display_warning=warned.append)
     building = hook.CompiledPass(str(tmp_path), {}, None, None, "", "wheel", app)
     data: dict[str, object] = {"artifacts": [], "pure_python": True}
     building.initialize("editable", data)
-    assert "no C compiler was found" in warned[0]
+    assert len(warned) == len(modules)
+    assert all("no C compiler was found" in warning for warning in warned)
     assert data == {"artifacts": [], "pure_python": True}
-    assert not module.exists()
+    assert not any(module.exists() for module in modules)
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="there is no C compiler")

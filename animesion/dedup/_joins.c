@@ -1,0 +1,356 @@
+/* The joins of `animesion.dedup.joins`: which pairs of images are worth a comparison of their pixels.
+ *
+ * Nothing here decides anything. Every result has a slower equal in Python, which is used where this file was not
+ * compiled: tests hold the two against each other. All arithmetic is of whole numbers.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "written for machines whose lowest byte comes first"
+#endif
+
+/* Compiled twice where the compiler can, the faster one chosen when the module is loaded. */
+#ifdef ANIMESION_CLONES
+#define FAST __attribute__((target_clones("avx2", "default")))
+#else
+#define FAST
+#endif
+
+enum {
+    TABLES = 3,       /* of the codes of points */
+    KEY = 20,         /* bits of the key of a table */
+    BUCKETS = 1 << KEY,
+    CROWDED = 1000,   /* in buckets of more entries a point is compared with the last ones only */
+    FOLLOWED = 64,    /* as many of them */
+    SIZES = 1 << 16,  /* of points */
+    LONGEST = 1 << 14, /* largest logarithm of a size */
+    MOST_HITS = 1 << 30, /* of one image: beyond, it does not fit memory */
+    PATIENCE = 1024   /* images between two looks at the keyboard */
+};
+
+/* A point of an earlier image whose code is like one of the image at hand, and how the two points differ. */
+typedef struct {
+    uint32_t image, point, other; /* of the image at hand */
+    uint16_t turn; /* of 1/65536 */
+    int16_t ratio; /* of sizes, 1/1024 octave */
+} Hit;
+
+/* Entries of a bucket that a point is compared with. */
+typedef struct {
+    uint32_t from, until;
+} Span;
+
+typedef struct {
+    size_t points, images;
+    const uint64_t *codes;
+    const uint32_t *image; /* of each point, from 0 on without gaps */
+    const uint16_t *size, *angle;
+    const int16_t *logs;   /* of sizes */
+    uint64_t mirror;
+    uint32_t limit, votes;
+    /* per table: the share of each byte of a code in the key, the start and the fill of each bucket, its entries */
+    uint32_t (*keys)[8][256];
+    uint32_t *starts[TABLES], *filled[TABLES], *folds[TABLES], *entries[TABLES];
+    Span *spans;           /* of the points of one image */
+    uint32_t *counts;      /* of hits, per image */
+    uint32_t *likely;      /* images with enough of them, and where their hits start */
+    Hit *hits, *grouped;
+    size_t hit_count, hit_room, group_room;
+    uint64_t *bins;
+    size_t bin_room;
+    uint32_t *found;       /* first image, second image, mirrored */
+    size_t found_count, found_room;
+} Vote;
+
+/* Room for `count` more items than are there; 0 without memory. */
+static int grown(void *list, size_t *room, size_t count, size_t item) {
+    if (count <= *room) return 1;
+    const size_t wanted = count < 1024 ? 1024 : count + count / 2;
+    if (wanted > (size_t)PTRDIFF_MAX / item) return 0;
+    void *larger = realloc(*(void **)list, wanted * item);
+    if (!larger) return 0;
+    memcpy(list, &larger, sizeof larger);
+    *room = wanted;
+    return 1;
+}
+
+/* Half of the bits: two codes differ in at least as many bits as their folds. */
+static inline uint32_t fold(uint64_t code) { return (uint32_t)(code ^ code >> 32); }
+
+static inline uint32_t key_of(const Vote *vote, int table, uint64_t code) {
+    uint32_t key = 0;
+    for (int byte = 0; byte < 8; byte++) key |= vote->keys[table][byte][code >> 8 * byte & 255];
+    return key;
+}
+
+/* Positions of the folds that differ from one in at most `limit` bits. */
+FAST static uint32_t near_folds(
+    const uint32_t *restrict folds, uint32_t count, uint32_t one, int limit, uint32_t *restrict near
+) {
+    uint32_t found = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        near[found] = i;
+        found += __builtin_popcount(folds[i] ^ one) <= limit;
+    }
+    return found;
+}
+
+static int ascending(const void *a, const void *b) {
+    const uint64_t first = *(const uint64_t *)a, second = *(const uint64_t *)b;
+    return first < second ? -1 : first > second;
+}
+
+static void sorted(uint64_t *values, size_t count) {
+    if (count > 24) {
+        qsort(values, count, sizeof *values, ascending);
+        return;
+    }
+    for (size_t i = 1; i < count; i++) {
+        const uint64_t value = values[i];
+        size_t at = i;
+        for (; at && values[at - 1] > value; at--) values[at] = values[at - 1];
+        values[at] = value;
+    }
+}
+
+/* The bin of angle and size that a hit is in, in one of four grids. */
+static inline uint32_t bin_of(const Hit *hit, uint32_t grid) {
+    const uint32_t turned = grid & 1 ? 2048 : 0, scaled = LONGEST + (grid & 2 ? 256 : 0);
+    return ((hit->turn + turned) & 65535) >> 12 << 8 | (uint32_t)(hit->ratio + (int32_t)scaled) >> 9;
+}
+
+static size_t distinct(uint64_t *values, size_t count) {
+    size_t found = count > 0;
+    sorted(values, count);
+    for (size_t i = 1; i < count; i++) found += values[i] != values[i - 1];
+    return found;
+}
+
+/* Whether enough points of both images have hits in one bin. */
+static int agrees(const Hit *hits, size_t count, uint64_t *bins, uint32_t votes) {
+    for (uint32_t grid = 0; grid < 4; grid++) {
+        for (size_t i = 0; i < count; i++) bins[i] = (uint64_t)bin_of(hits + i, grid) << 32 | hits[i].point;
+        sorted(bins, count);
+        for (size_t from = 0, until; from < count; from = until) {
+            size_t points = 1, others = 0;
+            for (until = from + 1; until < count && bins[until] >> 32 == bins[from] >> 32; until++)
+                points += bins[until] != bins[until - 1];
+            if (points < votes) continue;
+            uint64_t *of_bin = bins + count; /* a second list of the same length */
+            for (size_t i = 0; i < count; i++)
+                if (bin_of(hits + i, grid) == bins[from] >> 32) of_bin[others++] = hits[i].other;
+            if (distinct(of_bin, others) >= votes) return 1;
+        }
+    }
+    return 0;
+}
+
+/* Hits of the points from `first` to `end`, which are one image, with earlier images; 0 without memory. */
+static int collected(Vote *vote, size_t first, size_t end, int mirrored) {
+    const uint64_t mask = mirrored ? vote->mirror : 0;
+    Span *span = vote->spans;
+    vote->hit_count = 0;
+    for (size_t q = first; q < end; q++)
+        for (int t = 0; t < TABLES; t++, span++) {
+            const uint32_t bucket = key_of(vote, t, vote->codes[q] ^ mask);
+            const uint32_t from = vote->starts[t][bucket], until = vote->filled[t][bucket];
+            const int crowded = vote->starts[t][bucket + 1] - from > CROWDED && until - from > FOLLOWED;
+            span->from = crowded ? until - FOLLOWED : from, span->until = until;
+            __builtin_prefetch(vote->folds[t] + span->from);
+        }
+    span = vote->spans;
+    for (size_t q = first; q < end; q++) {
+        const uint64_t code = vote->codes[q] ^ mask;
+        const uint32_t angle = mirrored ? 32768u - vote->angle[q] : vote->angle[q];
+        const int32_t size = vote->logs[vote->size[q]];
+        for (int t = 0; t < TABLES; t++, span++) {
+            uint32_t near[CROWDED + 1];
+            const uint32_t count = near_folds(
+                vote->folds[t] + span->from, span->until - span->from, fold(code), (int)vote->limit, near
+            );
+            for (uint32_t i = 0; i < count; i++) {
+                const uint32_t p = vote->entries[t][span->from + near[i]];
+                if ((uint32_t)__builtin_popcountll(vote->codes[p] ^ code) > vote->limit) continue;
+                if (vote->hit_count >= MOST_HITS) return 0;
+                if (!grown(&vote->hits, &vote->hit_room, vote->hit_count + 1, sizeof(Hit))) return 0;
+                vote->hits[vote->hit_count++] = (Hit){
+                    vote->image[p], p, (uint32_t)q, (uint16_t)(vote->angle[p] - angle),
+                    (int16_t)(vote->logs[vote->size[p]] - size)
+                };
+            }
+        }
+    }
+    return 1;
+}
+
+/* Adds the earlier images that enough of the hits agree on; 0 without memory. */
+static int counted(Vote *vote, uint32_t image, int mirrored) {
+    uint32_t *counts = vote->counts, *likely = vote->likely, found = 0;
+    size_t total = 0;
+    for (size_t i = 0; i < vote->hit_count; i++)
+        if (++counts[vote->hits[i].image] == vote->votes) likely[found++] = vote->hits[i].image;
+    for (uint32_t i = 0; i < found; i++) total += counts[likely[i]];
+    if (!grown(&vote->grouped, &vote->group_room, total, sizeof(Hit))) return 0;
+    if (!grown(&vote->bins, &vote->bin_room, 2 * total, sizeof(uint64_t))) return 0;
+    if (!grown(&vote->found, &vote->found_room, vote->found_count + 3 * (size_t)found, sizeof(uint32_t))) return 0;
+    /* the counts of likely images become where their hits end: those of the others stay below `votes` */
+    total = 0;
+    for (uint32_t i = 0; i < found; i++) {
+        const uint32_t count = counts[likely[i]];
+        counts[likely[i]] = (uint32_t)total + vote->votes;
+        total += count;
+    }
+    for (size_t i = 0; i < vote->hit_count; i++) {
+        const uint32_t at = counts[vote->hits[i].image];
+        if (at < vote->votes) continue;
+        vote->grouped[at - vote->votes] = vote->hits[i];
+        counts[vote->hits[i].image]++;
+    }
+    for (uint32_t i = 0, from = 0; i < found; i++) {
+        const uint32_t until = counts[likely[i]] - vote->votes;
+        if (agrees(vote->grouped + from, until - from, vote->bins, vote->votes)) {
+            uint32_t *pair = vote->found + vote->found_count;
+            pair[0] = likely[i], pair[1] = image, pair[2] = (uint32_t)mirrored;
+            vote->found_count += 3;
+        }
+        from = until;
+    }
+    for (size_t i = 0; i < vote->hit_count; i++) counts[vote->hits[i].image] = 0;
+    return 1;
+}
+
+/* Images whose first point is `*at`, PATIENCE of them at most; 0 without memory. */
+static int passed(Vote *vote, size_t *at) {
+    for (int image = 0; image < PATIENCE && *at < vote->points; image++) {
+        const size_t first = *at;
+        size_t end = first;
+        while (end < vote->points && vote->image[end] == vote->image[first]) end++;
+        for (int mirrored = 0; mirrored < 2; mirrored++)
+            if (!collected(vote, first, end, mirrored) || !counted(vote, vote->image[first], mirrored)) return 0;
+        for (int t = 0; t < TABLES; t++)
+            for (size_t p = first; p < end; p++) {
+                const uint32_t slot = vote->filled[t][key_of(vote, t, vote->codes[p])]++;
+                vote->folds[t][slot] = fold(vote->codes[p]), vote->entries[t][slot] = (uint32_t)p;
+            }
+        *at = end;
+    }
+    return 1;
+}
+
+/* The tables, empty, with the room that each bucket will need; 0 without memory. */
+static int laid_out(Vote *vote, const uint8_t *bits) {
+    size_t longest = 0, run = 0;
+    for (size_t p = 0; p < vote->points; p++) {
+        run = p && vote->image[p] == vote->image[p - 1] ? run + 1 : 1;
+        longest = run > longest ? run : longest;
+    }
+    const size_t points = vote->points + 1;
+    vote->keys = calloc(TABLES, sizeof *vote->keys);
+    vote->spans = calloc(longest + 1, TABLES * sizeof *vote->spans);
+    vote->counts = calloc(vote->images + 1, sizeof *vote->counts);
+    vote->likely = calloc(vote->images + 1, sizeof *vote->likely);
+    if (!vote->keys || !vote->spans || !vote->counts || !vote->likely) return 0;
+    for (int t = 0; t < TABLES; t++) {
+        for (int byte = 0; byte < 8; byte++)
+            for (uint32_t value = 0; value < 256; value++)
+                for (int i = 0; i < KEY; i++)
+                    if (bits[t * KEY + i] / 8 == byte && value >> bits[t * KEY + i] % 8 & 1)
+                        vote->keys[t][byte][value] |= 1u << i;
+        vote->starts[t] = calloc(BUCKETS + 1, sizeof(uint32_t));
+        vote->filled[t] = malloc(BUCKETS * sizeof(uint32_t));
+        vote->folds[t] = malloc(points * sizeof(uint32_t));
+        vote->entries[t] = malloc(points * sizeof(uint32_t));
+        if (!vote->starts[t] || !vote->filled[t] || !vote->folds[t] || !vote->entries[t]) return 0;
+        for (size_t p = 0; p < vote->points; p++) vote->starts[t][key_of(vote, t, vote->codes[p]) + 1]++;
+        for (uint32_t bucket = 0; bucket < BUCKETS; bucket++) vote->starts[t][bucket + 1] += vote->starts[t][bucket];
+        memcpy(vote->filled[t], vote->starts[t], BUCKETS * sizeof(uint32_t));
+    }
+    return 1;
+}
+
+static void released(Vote *vote) {
+    for (int t = 0; t < TABLES; t++)
+        free(vote->starts[t]), free(vote->filled[t]), free(vote->folds[t]), free(vote->entries[t]);
+    free(vote->keys), free(vote->spans), free(vote->counts), free(vote->likely);
+    free(vote->hits), free(vote->grouped), free(vote->bins), free(vote->found);
+}
+
+/* Whether the buffers belong together, and what the loops rely on holds. */
+static int is_sound(
+    Vote *vote, const Py_buffer *codes, const Py_buffer *image, const Py_buffer *size, const Py_buffer *angle,
+    const Py_buffer *logs, const Py_buffer *bits
+) {
+    const Py_ssize_t points = codes->len / 8;
+    if (codes->len % 8 || points > (Py_ssize_t)(UINT32_MAX - 1) || image->len != 4 * points || size->len != 2 * points
+        || angle->len != 2 * points || logs->len != 2 * SIZES || bits->len != TABLES * KEY
+        || (uintptr_t)codes->buf % 8 || (uintptr_t)image->buf % 4 || (uintptr_t)size->buf % 2
+        || (uintptr_t)angle->buf % 2 || (uintptr_t)logs->buf % 2 || vote->votes < 1 || vote->votes > LONGEST)
+        return 0;
+    vote->points = (size_t)points;
+    vote->codes = codes->buf, vote->image = image->buf, vote->size = size->buf, vote->angle = angle->buf;
+    vote->logs = logs->buf;
+    for (int i = 0; i < TABLES * KEY; i++)
+        if (((const uint8_t *)bits->buf)[i] > 63) return 0;
+    for (int i = 0; i < SIZES; i++)
+        if (vote->logs[i] < 0 || vote->logs[i] > LONGEST) return 0;
+    for (size_t p = 0; p < vote->points; p++)
+        if (p ? vote->image[p] - vote->image[p - 1] > 1 : vote->image[p] != 0) return 0;
+    vote->images = vote->points ? (size_t)vote->image[vote->points - 1] + 1 : 0;
+    return 1;
+}
+
+static PyObject *vote_pairs(PyObject *module, PyObject *given) {
+    Py_buffer codes, image, size, angle, logs, bits;
+    Vote vote = {0};
+    unsigned long long mirror;
+    PyObject *found = NULL;
+    size_t at = 0;
+    int going;
+    (void)module;
+    if (!PyArg_ParseTuple(
+            given, "y*y*y*y*y*y*KII", &codes, &image, &size, &angle, &logs, &bits, &mirror, &vote.limit, &vote.votes
+        ))
+        return NULL;
+    vote.mirror = mirror;
+    vote.limit = vote.limit > 64 ? 64 : vote.limit;
+    if (!is_sound(&vote, &codes, &image, &size, &angle, &logs, &bits)) {
+        PyErr_SetString(PyExc_ValueError, "the arrays do not describe the points of images in order");
+        goto done;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    going = laid_out(&vote, bits.buf);
+    Py_END_ALLOW_THREADS
+    while (going && at < vote.points) {
+        Py_BEGIN_ALLOW_THREADS
+        going = passed(&vote, &at);
+        Py_END_ALLOW_THREADS
+        if (PyErr_CheckSignals()) goto done;
+    }
+    if (!going) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    found = PyBytes_FromStringAndSize((const char *)vote.found, (Py_ssize_t)(vote.found_count * sizeof(uint32_t)));
+done:
+    released(&vote);
+    PyBuffer_Release(&codes);
+    PyBuffer_Release(&image);
+    PyBuffer_Release(&size);
+    PyBuffer_Release(&angle);
+    PyBuffer_Release(&logs);
+    PyBuffer_Release(&bits);
+    return found;
+}
+
+static PyMethodDef methods[] = {
+    {"vote_pairs", vote_pairs, METH_VARARGS, "See animesion.dedup.joins.vote_pairs."},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_joins", NULL, 0, methods, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__joins(void) { return PyModule_Create(&definition); }

@@ -1,0 +1,247 @@
+"""Candidate search for copies: which pairs of images are worth a comparison of their pixels.
+
+`window_pairs` finds crops by the hashes of windows. `vote_pairs` finds turned, mirrored and covered copies by the codes
+of local features. Neither decides anything: the pairs are verified by whoever calls.
+
+Both run in the compiled `_joins.c`. If it was not compiled at installation, the code here finds the same pairs, and
+takes longer.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Iterator
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from animesion.dedup.search import HashArray, Pairs
+
+#: The compiled `_joins.c`; None if it was not compiled at installation.
+compiled: ModuleType | None
+try:
+    compiled = importlib.import_module("animesion.dedup._joins")
+except ImportError:
+    compiled = None
+
+#: Bits of a code that are the key of a table, lowest first: three draws of 20 by `default_rng(1).choice`.
+TABLES = (
+    (1, 5, 7, 13, 15, 16, 21, 23, 24, 34, 35, 39, 41, 45, 47, 48, 49, 55, 58, 63),
+    (0, 2, 5, 6, 10, 11, 13, 16, 17, 20, 24, 31, 35, 40, 41, 45, 50, 51, 52, 55),
+    (2, 3, 9, 10, 14, 16, 18, 21, 29, 30, 33, 37, 39, 42, 46, 47, 51, 52, 59, 60),
+)
+
+#: If a bucket of a table has more entries than the first number, a point is compared with the second number only.
+CROWDED, FOLLOWED = 1000, 64
+
+#: Resolution of logarithms of sizes, per octave, and bits of an angle.
+_OCTAVE, _TURN = 1024, 16
+
+#: The bins of a vote: 1/16 turn and half an octave.
+_TURN_BIN, _RATIO_BIN = 12, 9
+
+#: Points that are looked up at once by the portable code.
+_BLOCK = 4096
+
+
+def vote_pairs(
+    codes: HashArray,
+    image: npt.NDArray[np.int64],
+    size: npt.NDArray[np.uint16],
+    angle: npt.NDArray[np.uint16],
+    mirror_mask: int,
+    limit: int = 8,
+    votes: int = 3,
+) -> tuple[Pairs, npt.NDArray[np.bool_]]:
+    """Pairs of images with local features that agree in code, in turn and in scale.
+
+    A *hit* is a point of an image and one of an earlier image whose codes agree in the 20 bits of one of `TABLES` at
+    least and differ in at most `limit` bits. A pair of images is found if `votes` different points of the earlier one
+    have hits that agree in the difference of angles (within a bin of 1/16 turn) and in the ratio of sizes (half an
+    octave). There are four grids of bins, shifted by half a bin in either or both, so a copy does not fall between.
+
+    A second search finds mirrored copies: the codes of the later image are combined with `mirror_mask` by exclusive or,
+    and its angles become half a turn minus the angle.
+
+    Where more than 1,000 points have one key, a point is compared with the last 64 of them in earlier images only.
+
+    Time is linear in the number of points plus the pairs within buckets, which grow with the square of it. Memory of
+    the compiled code is 28 bytes per point beside the arrays, 25 MB, and 12 bytes per pair found; it raises MemoryError
+    beyond what the machine has.
+
+    Args:
+        codes: shape (p,), p below 2^32 - 1.
+        image: shape (p,), the image of each point, ascending.
+        size: shape (p,), in any unit; 0 counts as 1.
+        angle: shape (p,), in 1/65536 turn.
+        mirror_mask: bits of a code that differ between a point and its mirror image.
+        limit: largest number of differing bits.
+        votes: smallest number of points, 1 to 16384.
+
+    Returns:
+        Pairs, shape (m, 2), rows `i < j` of numbers of images in ascending order; and whether each is a mirrored one,
+        shape (m,). A pair that is found both ways occurs twice, first the plain one.
+
+    Raises:
+        ValueError: the arrays have different lengths, images are not ascending, or a number is out of its range.
+    """
+    if any(each.shape != codes.shape or each.ndim != 1 for each in (codes, image, size, angle)):
+        raise ValueError("codes, images, sizes and angles need one value per point")
+    if not 0 <= limit <= 64 or not 1 <= votes <= 1 << 14 or not 0 <= mirror_mask < 1 << 64:
+        raise ValueError(f"no search has the limit {limit}, {votes} votes and the mask {mirror_mask:#x}")
+    if (image[1:] < image[:-1]).any():
+        raise ValueError("the points are not in the order of their images")
+    firsts = np.flatnonzero(np.concatenate([np.ones(min(1, len(image)), dtype=np.bool_), image[1:] != image[:-1]]))
+    points = _Points(
+        np.ascontiguousarray(codes, dtype=np.uint64),
+        np.repeat(np.arange(len(firsts), dtype=np.uint32), np.diff(firsts, append=len(image))),
+        np.ascontiguousarray(size, dtype=np.uint16),
+        np.ascontiguousarray(angle, dtype=np.uint16),
+    )
+    found = _votes(points, mirror_mask, limit, votes)
+    found = found[np.lexsort((found[:, 2], found[:, 1], found[:, 0]))]
+    return image[firsts[found[:, :2]]].astype(np.int64), found[:, 2] == 1
+
+
+class _Points(NamedTuple):
+    """Points of all images; see `vote_pairs`. Images are numbered from 0 on without gaps; uint32 of shape (p,)."""
+
+    codes: HashArray
+    image: npt.NDArray[np.uint32]
+    size: npt.NDArray[np.uint16]
+    angle: npt.NDArray[np.uint16]
+
+
+def _votes(points: _Points, mirror_mask: int, limit: int, votes: int) -> npt.NDArray[np.uint32]:
+    """Rows of earlier image, later image and 1 for a mirrored pair, in any order; shape (m, 3)."""
+    if compiled is None:
+        return _portable_votes(points, np.uint64(mirror_mask), limit, votes)
+    bits = np.array(TABLES, dtype=np.uint8)
+    found = compiled.vote_pairs(*points, _logarithms(), bits, mirror_mask, limit, votes)
+    return np.frombuffer(found, dtype=np.uint32).reshape(-1, 3)
+
+
+@functools.cache
+def _logarithms() -> npt.NDArray[np.int16]:
+    """Logarithms of the sizes 0 to 65535 in 1/1024 octave; shape (65536,).
+
+    None is so close to a half that another C library could round it differently.
+    """
+    sizes = np.maximum(np.arange(1 << 16), 1)
+    found: npt.NDArray[np.int16] = np.rint(np.log2(sizes) * _OCTAVE).astype(np.int16)
+    return found
+
+
+def _portable_votes(points: _Points, mirror_mask: np.uint64, limit: int, votes: int) -> npt.NDArray[np.uint32]:
+    """What the compiled `vote_pairs` returns, in blocks of whole images."""
+    codes, image = points.codes, points.image
+    # entries of a table: key in the high half, point in the low half, so that they are in the order of points
+    tables = [_keys(codes, bits) << np.uint64(32) | np.arange(len(codes), dtype=np.uint64) for bits in TABLES]
+    for table in tables:
+        table.sort()
+    firsts = np.searchsorted(image, np.arange(int(image[-1]) + 2 if len(image) else 1))
+    found = [np.empty((0, 3), dtype=np.uint32)]
+    for start, stop in _blocks(firsts):
+        for mirrored in (0, 1):
+            turned = codes[start:stop] ^ (mirror_mask if mirrored else np.uint64(0))
+            hits = [np.empty((0, 2), dtype=np.int64)]
+            for table, bits in zip(tables, TABLES, strict=True):
+                for at in range(0, stop - start, _BLOCK):
+                    some = turned[at : at + _BLOCK]
+                    earlier = firsts[image[start + at : start + at + len(some)]]
+                    p, q = _near_entries(table, _keys(some, bits), earlier)
+                    close = np.bitwise_count(codes[p] ^ some[q]) <= limit
+                    hits.append(np.stack([p, q + (start + at)], axis=1)[close])
+            pairs = _agreeing(points, np.concatenate(hits), mirrored, votes)
+            found.append(np.concatenate([pairs, np.full((len(pairs), 1), mirrored)], axis=1).astype(np.uint32))
+    return np.concatenate(found)
+
+
+def _blocks(firsts: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Ranges of points: as many whole images as have `_BLOCK` points, at least one."""
+    at = 0
+    while at < len(firsts) - 1:
+        until = max(at + 1, int(np.searchsorted(firsts, firsts[at] + _BLOCK, side="right")) - 1)
+        yield int(firsts[at]), int(firsts[until])
+        at = until
+
+
+def _keys(codes: HashArray, bits: tuple[int, ...]) -> HashArray:
+    """The given bits of each code, lowest first; shape (p,)."""
+    keys = np.zeros(len(codes), dtype=np.uint64)
+    for position, bit in enumerate(bits):
+        keys |= (codes >> np.uint64(bit) & np.uint64(1)) << np.uint64(position)
+    return keys
+
+
+def _near_entries(
+    table: HashArray, keys: HashArray, earlier: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Points in the buckets of some keys.
+
+    Args:
+        table: shape (p,), sorted.
+        keys: shape (q,).
+        earlier: shape (q,), the first point that a key must not be compared with.
+
+    Returns:
+        A point of the table and a position in `keys` for each comparison to make, each of shape (c,).
+    """
+    high = keys << np.uint64(32)
+    starts, stops = np.searchsorted(table, high), np.searchsorted(table, high + np.uint64(1 << 32))
+    ends = np.searchsorted(table, high | earlier.astype(np.uint64))
+    starts = np.where(stops - starts > CROWDED, np.maximum(starts, ends - FOLLOWED), starts)
+    at, owner = _expanded(starts, ends)
+    return (table[at] & np.uint64(0xFFFFFFFF)).astype(np.int64), owner
+
+
+def _expanded(
+    starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """All positions of some ranges, and the range of each; starts and ends have shape (q,)."""
+    counts = ends - starts
+    owner = np.repeat(np.arange(len(counts)), counts)
+    return np.arange(len(owner)) + (starts - (np.cumsum(counts) - counts))[owner], owner
+
+
+def _agreeing(points: _Points, hits: npt.NDArray[np.int64], mirrored: int, votes: int) -> npt.NDArray[np.uint32]:
+    """Pairs of images with enough hits in one bin.
+
+    Args:
+        points: of all images.
+        hits: shape (h, 2), earlier point and later point; a hit may occur several times.
+        mirrored: 1 to mirror the later point.
+        votes: number of different earlier points.
+
+    Returns:
+        Shape (m, 2), earlier image and later image.
+    """
+    images = int(points.image[-1]) + 1 if len(points.image) else 1
+    # a pair needs as many hits at least, which few pairs have
+    hit = np.unique(hits[:, 0] << 32 | hits[:, 1])
+    p, q = hit >> 32, hit & 0xFFFFFFFF
+    pair = points.image[p].astype(np.int64) * images + points.image[q]
+    names, owner, counts = np.unique(pair, return_inverse=True, return_counts=True)
+    likely = counts[owner] >= votes
+    p, q, owner = p[likely], q[likely], owner[likely]
+    logs = _logarithms().astype(np.int64)
+    angle = points.angle.astype(np.int64)
+    turn = angle[p] - ((1 << _TURN - 1) - angle[q] if mirrored else angle[q])
+    ratio = logs[points.size[p]] - logs[points.size[q]] + (_OCTAVE << 4)  # at least 0
+    found = []
+    for turned in (0, 1 << _TURN_BIN - 1):
+        for scaled in (0, 1 << _RATIO_BIN - 1):
+            bins = ((turn + turned) % (1 << _TURN) >> _TURN_BIN) << 8 | ratio + scaled >> _RATIO_BIN
+            groups, group = np.unique(owner << 12 | bins, return_inverse=True)  # a pair and a bin are a group
+            enough = [_members(group, each, len(groups)) >= votes for each in (p, q)]
+            found.append(names[groups[enough[0] & enough[1]] >> 12])
+    pair = np.unique(np.concatenate(found))
+    return np.stack([pair // images, pair % images], axis=1).astype(np.uint32)
+
+
+def _members(group: npt.NDArray[np.int64], point: npt.NDArray[np.int64], groups: int) -> npt.NDArray[np.int64]:
+    """Number of different points in each group; shapes (h,), (h,) and (groups,)."""
+    return np.bincount(np.unique(group << 32 | point) >> 32, minlength=groups)
