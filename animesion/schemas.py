@@ -227,6 +227,13 @@ FEATURES = pa.schema(
         ("phash", pa.uint64()),  # of what will be packed: the crop, or the whole image
         ("phash_flip", pa.uint64()),  # of its mirror image
         ("thumbnail", pa.binary(THUMBNAIL_SIDE * THUMBNAIL_SIDE * 3)),
+        (
+            "points",
+            pa.binary(),
+        ),  # of the sample, see `animesion.images.local_features`; null if copies are not searched
+        ("whole_phash", pa.uint64()),  # of the whole image, where the sample is a crop, like the next two; else null
+        ("whole_phash_flip", pa.uint64()),
+        ("whole_thumbnail", pa.binary(THUMBNAIL_SIDE * THUMBNAIL_SIDE * 3)),
         ("jpeg_quality", pa.int32()),  # 1 to 100 from the quantisation table of the file; -1 if it is no JPEG
         ("sharpness", pa.float32()),  # of the sample, like all below: variance of the Laplacian of the reduced copy
         ("light", pa.int32()),  # grey level that 99% of the pixels do not exceed
@@ -253,6 +260,20 @@ EMBEDDINGS = pa.schema(
     ]
 )
 
+#: Verdicts on pairs of images, see `animesion.dedup.compare.Found`; pairs of different images have no row.
+PAIRS = pa.schema(
+    [
+        ("first", pa.string()),  # key of a sample
+        ("second", pa.string()),  # key of a sample, or `dataset:key` of a published one
+        ("verdict", pa.string()),
+        ("whole", pa.bool_()),
+        ("mirrored", pa.bool_()),
+        ("inliers", pa.int32()),
+        ("residual", pa.float32()),
+        ("how", pa.string()),
+    ]
+)
+
 #: Every listed image: kept, with class, split and crop, or dropped, with the reason.
 CURATED = pa.schema(
     [
@@ -266,6 +287,14 @@ CURATED = pa.schema(
         ("split", pa.string()),
         ("group", pa.string()),  # images of a group are in one split
         ("cluster", pa.string()),  # confirmed duplicates of one another
+        (
+            "resembles",
+            pa.string(),
+        ),  # key of the image that the next four are about: the keeper, or the closest relative
+        ("verdict", pa.string()),  # `copy`, `copy with overlay`, `part`, `alternate`; empty if nothing was compared
+        ("how", pa.string()),  # turn, mirror, crop and overlay, see `animesion.dedup.residual.Comparison`
+        ("inliers", pa.int32()),  # local features that agree
+        ("residual", pa.float32()),  # largest difference beyond the noise, in levels
         ("crop", pa.list_(pa.int32(), 4)),
         ("width", pa.int32()),
         ("height", pa.int32()),

@@ -76,6 +76,10 @@ class EmbeddingSection(Section):
     threshold: float = Field(0.98, gt=0, le=1, strict=False, description="minimum cosine similarity of duplicates")
 
 
+#: Images up to which `duplicates.copies = "auto"` means local features, whose search grows with the square.
+LOCAL_LIMIT = 200_000
+
+
 class DuplicatesSection(Section):
     """Which images are duplicates, and what happens to them."""
 
@@ -83,6 +87,12 @@ class DuplicatesSection(Section):
         "drop", description="drop all but the best image of a cluster, or keep all and only record clusters"
     )
     near: bool = Field(True, description="search for near duplicates, in addition to equal bytes and equal pixels")
+    copies: Literal["auto", "off", "hash", "local"] = Field(
+        "auto",
+        description="how candidates for copies are found: by local features (`local`), by hashes of windows (`hash`), "
+        "or by the hash of the whole image, without a comparison of pixels (`off`); `auto` is `local` up to "
+        f"{LOCAL_LIMIT:,} images and `hash` beyond",
+    )
     radius: int = Field(4, ge=0, le=16, description="maximum number of differing bits of two 64-bit pHashes")
     flip: bool = Field(False, description="treat an image and its mirror image as duplicates")
     diameter: int = Field(
@@ -113,6 +123,14 @@ class DuplicatesSection(Section):
         EmbeddingSection(),
         description="keys `model`, `weights`, `threshold`: duplicates by a timm model's embeddings; off by default",
     )
+
+    def for_images(self, count: int) -> Self:
+        """The section with `copies` decided for a number of images."""
+        if not self.near:
+            return self.model_copy(update={"copies": "off"})
+        if self.copies != "auto":
+            return self
+        return self.model_copy(update={"copies": "local" if count <= LOCAL_LIMIT else "hash"})
 
     def against_digests(self) -> list[str]:
         """SHA-256 of the SHA256SUMS of each dataset in `against`, as hex.

@@ -6,9 +6,9 @@ as `animesion.pipeline.curate` loads them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,17 +16,15 @@ import pyarrow as pa
 
 from animesion.config import decisions
 from animesion.config.recipe import Recipe
-from animesion.dedup import search
-from animesion.schemas import THUMBNAIL_SIDE, DropReason
+from animesion.dedup import candidates, search
+from animesion.schemas import DropReason
 
 Rows = Mapping[str, Any]
 
-#: Bits beyond the radius, and mean absolute difference of thumbnails, within which images must share a split. These
-#: are alternates (other expression, other colours): they are not duplicates, but they leak across splits. On the real
-#: faces, all pairs this close were alternates. The margin also covers changes from re-encoding in pack.
-_GROUP_RADIUS, _GROUP_MEAN = 4, 24.0
-
 _LOSSLESS = ("png", "bmp", "tif")
+
+#: Verdicts, the closest first; `animesion.dedup.residual.Verdict` has their meanings, and loads OpenCV.
+_ORDER = ("copy", "copy with overlay", "part", "alternate")
 
 
 @dataclass
@@ -40,6 +38,9 @@ class Verdicts:
         clusters: number of clusters of two or more rows.
         conflicts: number of sets of connected duplicates with several labels.
         chains: number of sets of connected duplicates that were cut because their ends are too far apart.
+        unit: shape (n,), the smallest row with equal bytes or pixels.
+        relations: pairs of units `a < b` -> the verdict on them.
+        unlike: number of pairs that resemble one another under two labels, of which nobody compared the pixels.
     """
 
     cluster: npt.NDArray[np.int64]
@@ -48,6 +49,20 @@ class Verdicts:
     clusters: int = 0
     conflicts: int = 0
     chains: int = 0
+    unit: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    relations: dict[tuple[int, int], Relation] = field(default_factory=dict)
+    unlike: int = 0
+
+
+class Relation(NamedTuple):
+    """What a comparison of two images found; the fields of `animesion.schemas.PAIRS` besides the keys."""
+
+    verdict: str
+    whole: bool
+    mirrored: bool
+    inliers: int
+    residual: float
+    how: str
 
 
 @dataclass(frozen=True)
@@ -75,7 +90,13 @@ class _Near:
         return min(plain, *(each.bit_count() for each in crossed))
 
 
-def judge(rows: Rows, alive: npt.NDArray[np.int64], labels: Sequence[str], recipe: Recipe) -> Verdicts:
+def judge(
+    rows: Rows,
+    alive: npt.NDArray[np.int64],
+    labels: Sequence[str],
+    recipe: Recipe,
+    compared: pa.Table | None = None,
+) -> Verdicts:
     """Find clusters among the rows that are still alive and decide which rows are dropped.
 
     The steps are: equal bytes and pixels form units; one row per unit takes part in the search for near duplicates;
@@ -88,6 +109,8 @@ def judge(rows: Rows, alive: npt.NDArray[np.int64], labels: Sequence[str], recip
         alive: shape (a,), rows that no other rule has dropped, ascending.
         labels: label of each of the n rows.
         recipe: supplies the `duplicates` section and the decisions of `curate`.
+        compared: verdicts on pairs, of schema `PAIRS`; None if no pixels were compared: hashes and thumbnails then
+            decide, but never against a label.
     """
     settings = recipe.duplicates
     sha, pixels = rows["sha256"], rows["pixels_blake3"]
@@ -97,10 +120,20 @@ def judge(rows: Rows, alive: npt.NDArray[np.int64], labels: Sequence[str], recip
     # only one row per unit is compared: a thousand blank images would otherwise make half a million pairs
     unit = search.components(len(sha), [exact, same_pixels])
     representatives = alive[unit[alive] == alive]
-    near, wide = _near(rows, representatives, recipe)
-    if settings.embedding.model:
-        similar = search.cosine_pairs(rows["embedding"][representatives], settings.embedding.threshold)
-        near = np.concatenate([near, representatives[similar]])
+    relations: dict[tuple[int, int], Relation] = {}
+    unlike = 0
+    if compared is not None:
+        relations = _relations(rows, alive, unit, compared)
+        near, wide = _verified(relations, recipe)
+    else:
+        near, wide = _near(rows, representatives, recipe)
+        if settings.embedding.model:
+            similar = search.cosine_pairs(rows["embedding"][representatives], settings.embedding.threshold)
+            near = np.concatenate([near, representatives[similar]])
+        # a resemblance is no proof: it may keep images in one split, but must not cost both their place
+        same = np.array([labels[a] == labels[b] for a, b in near.tolist()], dtype=np.bool_)
+        unlike = int((~same).sum())
+        near, wide = near[same], np.concatenate([wide, near[~same]])
     decided = recipe.curate.decisions
     if decided:
         # images that a curator declared different still share a split, so `wide` keeps the pairs before the decisions
@@ -108,7 +141,9 @@ def judge(rows: Rows, alive: npt.NDArray[np.int64], labels: Sequence[str], recip
         row_of_key = {rows["key"][i]: i for i in alive.tolist()}
         near = decisions.decided_pairs(near, row_of_key, lambda i: int(unit[i]), decided)
     component = search.components(len(sha), [exact, same_pixels, near])
-    verdicts = Verdicts(component.copy(), [exact, same_pixels, near, wide])
+    verdicts = Verdicts(
+        component.copy(), [exact, same_pixels, near, wide], unit=unit, relations=relations, unlike=unlike
+    )
     neighbours: dict[int, set[int]] = {}
     for a, b in near.tolist():
         neighbours.setdefault(a, set()).add(b)
@@ -237,6 +272,60 @@ def _twins(
     return found
 
 
+def _relations(
+    rows: Rows, alive: npt.NDArray[np.int64], unit: npt.NDArray[np.int64], compared: pa.Table
+) -> dict[tuple[int, int], Relation]:
+    """The verdicts on pairs of units.
+
+    One image stood for all with equal pixels when pairs were compared. Another rule may have dropped that one: its
+    verdicts hold for the first of the others.
+    """
+    alive_by_pixels: dict[str, int] = {}
+    for i in alive.tolist():
+        alive_by_pixels.setdefault(rows["pixels_blake3"][i], int(unit[i]))
+    is_alive = np.zeros(len(unit), dtype=np.bool_)
+    is_alive[alive] = True
+
+    def unit_of(row: int | None) -> int:
+        if row is None:  # an image of a published dataset
+            return -1
+        return int(unit[row]) if is_alive[row] else alive_by_pixels.get(rows["pixels_blake3"][row], -1)
+
+    row_of_key = {key: i for i, key in enumerate(rows["key"])}
+    names = list(Relation._fields)
+    found: dict[tuple[int, int], Relation] = {}
+    for first, second, *values in zip(
+        *(compared[name].to_pylist() for name in ("first", "second", *names)), strict=True
+    ):
+        a, b = sorted((unit_of(row_of_key.get(first)), unit_of(row_of_key.get(second))))
+        if a >= 0 and a != b:
+            relation = Relation(*values)
+            found[a, b] = min(found.get((a, b), relation), relation, key=closeness)
+    return found
+
+
+def closeness(relation: Relation) -> tuple[int, int]:
+    """Sort key of relations, the closest first."""
+    return _ORDER.index(relation.verdict), -relation.inliers
+
+
+def _verified(relations: Mapping[tuple[int, int], Relation], recipe: Recipe) -> tuple[search.Pairs, search.Pairs]:
+    """Pairs of units that are copies, and pairs that must share a split, each of shape (m, 2)."""
+    copies = [
+        pair
+        for pair, relation in relations.items()
+        if relation.verdict in ("copy", "copy with overlay")
+        and (recipe.duplicates.flip or not relation.mirrored)
+        # faces of one picture are samples of their own
+        and not (relation.whole and recipe.crop.faces == "each")
+    ]
+    return _as_pairs(copies), _as_pairs(relations)
+
+
+def _as_pairs(pairs: Iterable[tuple[int, int]]) -> search.Pairs:
+    return np.array(list(pairs), dtype=np.int64).reshape(-1, 2)
+
+
 def _near(rows: Rows, representatives: npt.NDArray[np.int64], recipe: Recipe) -> tuple[search.Pairs, search.Pairs]:
     """Near duplicates by hash and thumbnail.
 
@@ -255,38 +344,24 @@ def _near(rows: Rows, representatives: npt.NDArray[np.int64], recipe: Recipe) ->
         return none, none
     hashes = _column(rows["phash"], representatives)
     flipped = _column(rows["phash_flip"], representatives) if settings.flip else None
-    pairs, mirrored = search.found_pairs(hashes, flipped, settings.radius + _GROUP_RADIUS)
+    pairs, mirrored = search.found_pairs(hashes, flipped, settings.radius + candidates.MORE_BITS)
     if not len(pairs):
         return none, none
     distance = search.distances(hashes, hashes if flipped is None else flipped, pairs, mirrored)
     # load the thumbnails of images in a pair only: `local` has the pairs as indices into them, shape (m, 2)
     involved, local = np.unique(pairs, return_inverse=True)
     local = local.reshape(-1, 2)
-    images = thumbnails(rows["thumbnail"], representatives[involved])
+    images = candidates.thumbnails(rows["thumbnail"], representatives[involved])
     strict = (distance <= settings.radius) & search.same_thumbnail(
         images, local, settings.mean_difference, settings.max_difference, mirrored, settings.tone
     )
-    loose = strict | search.same_thumbnail(images, local, _GROUP_MEAN, 255, mirrored)
+    loose = strict | search.same_thumbnail(images, local, candidates.LOOSE_MEAN, 255, mirrored)
     return representatives[pairs[strict]], representatives[pairs[loose]]
 
 
 def _column(values: Sequence[int], chosen: npt.NDArray[np.int64]) -> search.HashArray:
     """The chosen hashes of a column, shape (len(chosen),)."""
     return np.asarray(values, dtype=np.uint64)[chosen]
-
-
-def thumbnails(values: Sequence[bytes] | pa.ChunkedArray, chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-    """The chosen thumbnails of a column, shape (len(chosen), 768).
-
-    Args:
-        values: bytes per row, or an Arrow column, which takes less memory.
-        chosen: rows.
-    """
-    if isinstance(values, pa.ChunkedArray):
-        picked = values.take(pa.array(chosen)).to_pylist()
-    else:
-        picked = [values[i] for i in chosen.tolist()]
-    return np.frombuffer(b"".join(picked), dtype=np.uint8).reshape(-1, 3 * THUMBNAIL_SIDE**2)
 
 
 def _rank(rows: Rows, i: int) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -30,19 +31,27 @@ _NO_FEATURES: dict[str, Any] = {
 #: Columns that pass through as Arrow arrays, and columns that are not loaded.
 _PASSED_THROUGH = {"page_url", "file_url", "licence", "author", "rating", "md5", "plain", "part", "offset", "thumbnail"}
 _NOT_LOADED = {"boxes", "flags", "format", "mode"}
+_ON_REQUEST = {"points", "whole_phash", "whole_phash_flip", "whole_thumbnail"}
 
 
-def load_columns(workspace: Workspace, parts: int) -> dict[str, Any]:
+def load_columns(workspace: Workspace, parts: int, more: Sequence[str] = ()) -> dict[str, Any]:
     """Raw and feature tables of all parts, joined on the key and sorted by it, as columns by name.
 
     Columns that rules read are plain lists. The others, and thumbnails, stay Arrow arrays: as lists they take gigabytes
     at a million images.
+
+    Args:
+        workspace: output folder whose inspect stage is done.
+        parts: number of parts.
+        more: features to load in addition, as Arrow arrays: those of local features take 3 KB per image.
     """
+    left_out = _ON_REQUEST.difference(more)
+    names = [name for name in FEATURES.names if name not in left_out]
     raws, features = [], []
     for part in range(parts):
         raw = parquet.read(workspace.path(f"raw/part-{part:05d}.parquet"), RAW)
         raws.append(raw.append_column("part", pa.array([part] * len(raw), pa.int32())))
-        features.append(parquet.read(workspace.path(f"features/part-{part:05d}.parquet"), FEATURES))
+        features.append(parquet.read(workspace.path(f"features/part-{part:05d}.parquet"), FEATURES, names))
     left = pa.concat_tables(raws)
     left = left.take(pc.sort_indices(left, sort_keys=[("key", "ascending")]))
     right = pa.concat_tables(features)
@@ -68,7 +77,7 @@ def load_columns(workspace: Workspace, parts: int) -> dict[str, Any]:
         for name in left.column_names
         if name not in _NOT_LOADED
     }
-    for name in FEATURES.names:
+    for name in names:
         if name == "key" or name in _NOT_LOADED:
             continue
         target = {"reason": "seen_reason", "detail": "seen_detail"}.get(name, name)
@@ -76,7 +85,7 @@ def load_columns(workspace: Workspace, parts: int) -> dict[str, Any]:
         if name in ("phash", "phash_flip"):
             columns[target] = values.to_numpy()
         else:
-            columns[target] = values if name in _PASSED_THROUGH else values.to_pylist()
+            columns[target] = values if name in _PASSED_THROUGH | _ON_REQUEST else values.to_pylist()
     return columns
 
 

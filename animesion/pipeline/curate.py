@@ -23,14 +23,14 @@ from animesion.config.settings import params_digest
 from animesion.dedup import clusters, search
 from animesion.dedup.clusters import Rows
 from animesion.errors import UsageError
-from animesion.pipeline import embed, published, reasons, rules, variants
+from animesion.pipeline import compare, embed, published, reasons, rules, variants
 from animesion.pipeline.columns import load_columns
 from animesion.schemas import CURATED, MEANINGS, DropReason
 from animesion.sources import families
 from animesion.storage import checksums, parquet
 from animesion.storage.workspace import Receipt, Workspace
 
-CODE = "curate-3"
+CODE = "curate-4"
 
 
 def run(workspace: Workspace, recipe: Recipe, parts: int, crashed: Mapping[str, str]) -> Receipt:
@@ -50,6 +50,11 @@ def run(workspace: Workspace, recipe: Recipe, parts: int, crashed: Mapping[str, 
     against = recipe.duplicates.against_digests()
     stages = ("fetch", "inspect", "embed") if recipe.duplicates.embedding.model else ("fetch", "inspect")
     inputs = _inputs(workspace, parts, stages) | {f"against/{i}": digest for i, digest in enumerate(against)}
+    if compare.wanted(recipe):
+        receipt = workspace.receipt("compare")
+        if receipt is None:
+            raise UsageError("images have not been compared: run the build again")
+        inputs[compare.TABLE] = receipt.outputs[compare.TABLE]["sha256"]
     if recipe.split.keep:
         inputs["keep"] = recipe.split.keep_digest()
     digest = params_digest({"params": _params(recipe), "crashed": dict(crashed)})
@@ -62,7 +67,8 @@ def run(workspace: Workspace, recipe: Recipe, parts: int, crashed: Mapping[str, 
     if recipe.duplicates.embedding.model:
         rows["embedding"] = embed.read(workspace, parts, rows["key"])
     placed = published.splits_of(Path(recipe.split.keep)) if recipe.split.keep else {}
-    curated, facts = decide(rows, recipe, crashed, others, placed)
+    compared = compare.read(workspace) if compare.wanted(recipe) else None
+    curated, facts = decide(rows, recipe, crashed, others, placed, compared)
     outputs = {"curated.parquet": parquet.write(workspace.path("curated.parquet"), curated)}
     return workspace.commit("curate", CODE, digest, inputs, outputs, facts)
 
@@ -73,6 +79,7 @@ def decide(
     crashed: Mapping[str, str],
     others: Sequence[published.PublishedFeatures] = (),
     placed: Mapping[str, str] | None = None,
+    compared: pa.Table | None = None,
 ) -> tuple[pa.Table, dict[str, Any]]:
     """Decide on every row, without reading or writing files.
 
@@ -83,6 +90,7 @@ def decide(
         crashed: keys to drop as `crashed decoder`, with a detail.
         others: published datasets whose images are not published again.
         placed: split by key of images that were published before and keep their split.
+        compared: verdicts on pairs, of schema `PAIRS`; None if no pixels were compared.
 
     Returns:
         A table of schema `CURATED` in the order of the rows, and the stage's facts.
@@ -96,14 +104,14 @@ def decide(
     notes = _apply_decisions(keys, labels, recipe, reason)
 
     # Before duplicates within the build, so that the keeper of a cluster is never dropped as already published.
-    published_twins = published.twins(rows, _remaining(reason), others, recipe)
+    published_twins = published.twins(rows, _remaining(reason), others, recipe, compared)
     if recipe.duplicates.action == "drop":
         for i, (how, twin) in published_twins.items():
             reason[i], detail[i], keeper[i] = DropReason.PUBLISHED_DUPLICATE, how, twin
     elif published_twins:
         notes.append(f"{len(published_twins)} images are already in a published dataset")
 
-    duplicates = clusters.judge(_with_sample_digests(rows), _remaining(reason), labels, recipe)
+    duplicates = clusters.judge(_with_sample_digests(rows), _remaining(reason), labels, recipe, compared)
     for i, verdict in duplicates.dropped.items():
         reason[i], detail[i], keeper[i] = verdict
     # Clusters treat pairs that a curator confirmed like near duplicates; their reason differs.
@@ -147,6 +155,7 @@ def decide(
         "split": [split_of.get(i, "") for i in range(len(keys))],
         "group": groups,
         "cluster": _component_names(duplicates.cluster, keys, singles=False),
+        **_relatives(duplicates, keys, keeper),
         "crop": [
             crop or [0, 0, width, height]
             for crop, width, height in zip(rows["crop"], rows["width"], rows["height"], strict=True)
@@ -161,6 +170,10 @@ def decide(
         notes += _published_family_notes(rows, others, split_of)
     if duplicates.conflicts:
         notes.append(f"{duplicates.conflicts} of {duplicates.clusters} duplicate clusters have several labels")
+    if duplicates.unlike:
+        notes.append(
+            f"{duplicates.unlike:,} pairs of images under two labels have close hashes: they were kept, in one split"
+        )
     if duplicates.chains:
         diameter = recipe.duplicates.diameter or 2 * recipe.duplicates.radius
         notes.append(
@@ -187,6 +200,30 @@ def decide(
         "notes": notes,
     }
     return pa.table(columns, schema=CURATED), facts
+
+
+def _relatives(duplicates: clusters.Verdicts, keys: Sequence[str], keeper: Sequence[str]) -> dict[str, list[Any]]:
+    """The columns on the image that each row resembles: the one that is kept instead, or its closest relative."""
+    of_unit: dict[int, list[tuple[int, clusters.Relation]]] = {}
+    for (a, b), relation in duplicates.relations.items():
+        of_unit.setdefault(a, []).append((b, relation))
+        of_unit.setdefault(b, []).append((a, relation))
+    row_of_key = {key: i for i, key in enumerate(keys)}
+    columns: dict[str, list[Any]] = {name: [] for name in ("resembles", "verdict", "how", "inliers", "residual")}
+    for i, kept_key in enumerate(keeper):
+        related = of_unit.get(int(duplicates.unit[i]), []) if len(duplicates.unit) else []
+        kept = row_of_key.get(kept_key)
+        if kept is not None:
+            related = [each for each in related if each[0] == int(duplicates.unit[kept])]
+        if related:
+            other, relation = min(related, key=lambda each: (*clusters.closeness(each[1]), each[0]))
+            name = kept_key if kept is not None else keys[other]
+            values = [name, relation.verdict, relation.how, relation.inliers, relation.residual]
+        else:  # equal bytes or pixels need no comparison
+            values = [kept_key, "copy" if kept_key else "", "", 0, 0.0]
+        for column, value in zip(columns.values(), values, strict=True):
+            column.append(value)
+    return columns
 
 
 def _with_sample_digests(rows: Rows) -> Rows:

@@ -21,7 +21,7 @@ from animesion import detectors
 from animesion.config.recipe import Recipe
 from animesion.config.settings import params_digest
 from animesion.executors import Executor
-from animesion.images import codec, formats, hashing, quality
+from animesion.images import codec, formats, hashing, local_features, quality
 from animesion.images.features import compute_features
 from animesion.schemas import FEATURES, RAW, Box, DropReason
 from animesion.storage import parquet
@@ -163,7 +163,7 @@ def features(decoded: codec.DecodedImage, boxes: Sequence[Box] | None, recipe: R
     }
     if boxes is None:
         crop = quality.trimmed(image) if recipe.quality.trim else None
-        return [{**common, "faces": -1, "face": 0, "face_score": 0.0, **_sample_features(image, crop)}]
+        return [{**common, "faces": -1, "face": 0, "face_score": 0.0, **_sample_features(image, crop, recipe)}]
     all_boxes = [box._asdict() for box in boxes]
     rows: list[dict[str, Any]] = []
     # A box outside the image has no crop; without any other box the image counts as one without faces.
@@ -172,11 +172,11 @@ def features(decoded: codec.DecodedImage, boxes: Sequence[Box] | None, recipe: R
     # Boxes are sorted by score, so the first is the best. Faces are numbered from 1; 0 is the sample of an image.
     for number, (box, crop) in enumerate(inside if each else inside[:1], 1 if each else 0):
         row = {**common, "faces": len(boxes), "face": number, "face_score": box.score}
-        row |= {**_sample_features(image, _visible_crop(crop, *image.size, recipe)), "crop": list(crop)}
+        row |= {**_sample_features(image, _visible_crop(crop, *image.size, recipe), recipe), "crop": list(crop)}
         # Once per image: `_known_boxes` reads them back from the first row.
         rows.append(row if rows else {**row, "boxes": all_boxes})
     no_face = {"boxes": all_boxes, "faces": 0, "face": 0, "face_score": 0.0}
-    return rows or [{**common, **no_face, **_sample_features(image, None)}]
+    return rows or [{**common, **no_face, **_sample_features(image, None, recipe)}]
 
 
 def _crop(box: Box, width: int, height: int, recipe: Recipe) -> tuple[int, int, int, int] | None:
@@ -186,11 +186,19 @@ def _crop(box: Box, width: int, height: int, recipe: Recipe) -> tuple[int, int, 
     return codec.crop_pixels(box, width, height, settings.margin, square=settings.square, clip=clip)
 
 
-def _sample_features(image: Image.Image, crop: tuple[int, int, int, int] | None) -> dict[str, Any]:
+def _sample_features(image: Image.Image, crop: tuple[int, int, int, int] | None, recipe: Recipe) -> dict[str, Any]:
     """Features of the pixels that will be packed: the crop, or the whole image."""
     sample = image if crop is None else image.crop(crop)
     computed = compute_features(sample)
+    compared = recipe.duplicates.near and recipe.duplicates.copies != "off"
+    whole = compute_features(image) if compared and crop is not None else None
     return {
+        "points": local_features.extract(sample).tobytes()
+        if compared and recipe.duplicates.copies == "local"
+        else None,
+        "whole_phash": whole and whole.phash,
+        "whole_phash_flip": whole and whole.phash_flip,
+        "whole_thumbnail": whole and whole.thumbnail,
         "crop": None if crop is None else list(crop),
         "phash": computed.phash,
         "phash_flip": computed.phash_flip,
@@ -228,7 +236,10 @@ def params(recipe: Recipe) -> str:
     """Digest of the recipe's values that this stage depends on."""
     crop = recipe.crop.model_dump(mode="json", exclude={"min_score", "min_side", "min_share"})
     identity = detectors.identity(recipe.crop.detector, recipe.crop.detector_options)
-    return params_digest({"limits": _limits(recipe), "crop": crop, "trim": recipe.quality.trim, "detector": identity})
+    values = {"limits": _limits(recipe), "crop": crop, "trim": recipe.quality.trim, "detector": identity}
+    if recipe.duplicates.near and recipe.duplicates.copies != "off":
+        values |= {"copies": recipe.duplicates.copies, "points": local_features.version()}
+    return params_digest(values)
 
 
 def run(

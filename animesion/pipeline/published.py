@@ -18,15 +18,16 @@ import pyarrow.compute as pc
 
 from animesion.config.recipe import Recipe
 from animesion.dataset.dataset import Dataset
-from animesion.dedup import clusters, search
+from animesion.dedup import candidates, search
 from animesion.dedup.clusters import Rows
+from animesion.dedup.compare import Place
 from animesion.errors import UsageError
 from animesion.schemas import FEATURES, THUMBNAIL_SIDE, sample_key
 from animesion.sources import families
 from animesion.storage import checksums, parquet
 from animesion.storage.workspace import sha256_file
 
-_FEATURES = ("key", "face", "phash", "phash_flip", "thumbnail")
+_FEATURES = ("key", "face", "phash", "phash_flip", "thumbnail", "points")
 _NAMES = ("source", "source_id", "md5")
 #: Sources whose ids are paths, which mean nothing in another dataset.
 _LOCAL = frozenset({"folder", "labels"})
@@ -47,6 +48,8 @@ class PublishedFeatures:
         splits: split of each image.
         families: tokens of each image's file, post and work, as far as its row names them.
         thumbnails: 16x16 RGB thumbnail of each packed image, n times 768 bytes.
+        points: local features of each image, null if it has none.
+        places: where each packed image is.
     """
 
     name: str
@@ -58,6 +61,8 @@ class PublishedFeatures:
     splits: Sequence[str]
     families: Sequence[Sequence[str]]
     thumbnails: pa.ChunkedArray
+    points: pa.ChunkedArray
+    places: Sequence[Place]
 
 
 def splits_of(folder: Path) -> dict[str, str]:
@@ -108,7 +113,7 @@ def load(folder: Path) -> PublishedFeatures:
     # SHA256SUMS covers curated.parquet but not features/; hashes that disagree mean features of another build.
     curated_phash, phash = (each["phash"].combine_chunks() for each in (kept, features))
     has_length = pc.equal(pc.binary_length(features["thumbnail"]), 3 * THUMBNAIL_SIDE**2)
-    complete = pc.all(has_length, min_count=0).as_py() and not any(features[name].null_count for name in _FEATURES)
+    complete = pc.all(has_length, min_count=0).as_py() and not any(features[name].null_count for name in _FEATURES[:-1])
     if not complete or not curated_phash.equals(phash):
         raise damaged
     return PublishedFeatures(
@@ -121,7 +126,24 @@ def load(folder: Path) -> PublishedFeatures:
         kept["split"].to_pylist(),
         [_tokens(*row) for row in zip(*(kept[name].to_pylist() for name in _NAMES), strict=True)],
         features["thumbnail"],
+        features["points"],
+        _places(dataset, kept),
     )
+
+
+def _places(dataset: Dataset, kept: pa.Table) -> list[Place]:
+    """Where the packed image of each kept row is, by the dataset's index."""
+    index = dataset.read_table("index.parquet")
+    at = {key: i for i, key in enumerate(index["key"].to_pylist())}
+    shards, offsets, sizes = (index[name].to_pylist() for name in ("shard", "offset", "size"))
+    places = []
+    for key, crop in zip(kept["key"].to_pylist(), kept["crop"].to_pylist(), strict=True):
+        i = at.get(key)
+        if i is None:
+            raise UsageError(f"{dataset.path}: index.parquet does not have {key}: run `animesion verify`")
+        size = crop[2] - crop[0], crop[3] - crop[1]
+        places.append(Place(dataset.path / shards[i], offsets[i], sizes[i], *size))
+    return places
 
 
 def relatives(rows: Rows, split_of: Mapping[int, str], other: PublishedFeatures) -> dict[int, int]:
@@ -163,7 +185,11 @@ def _tokens(source: str, source_id: str, md5: str) -> list[str]:
 
 
 def twins(
-    rows: Rows, alive: npt.NDArray[np.int64], others: Sequence[PublishedFeatures], recipe: Recipe
+    rows: Rows,
+    alive: npt.NDArray[np.int64],
+    others: Sequence[PublishedFeatures],
+    recipe: Recipe,
+    compared: pa.Table | None = None,
 ) -> dict[int, tuple[str, str]]:
     """Find the rows whose image is in a published dataset.
 
@@ -172,10 +198,12 @@ def twins(
         alive: rows that no other rule has dropped.
         others: published datasets; the first one that has an image counts.
         recipe: its `duplicates` section matters.
+        compared: verdicts on pairs, of schema `PAIRS`; None if no pixels were compared.
 
     Returns:
-        By row, the kind of match (`equal bytes`, `equal pixels` or `<n> bits differ`) and `<dataset>:<key>`.
+        By row, the kind of match (`equal bytes`, `equal pixels`, `copy` or `<n> bits differ`) and `<dataset>:<key>`.
     """
+    verified = {} if compared is None else _copies(rows, compared, recipe)
     matches: dict[int, tuple[str, str]] = {}
     for other in others:
         by_sha256 = _first_positions(other.sha256)
@@ -191,9 +219,30 @@ def twins(
                 unmatched.append(i)
             else:
                 matches[i] = (kind, f"{other.name}:{other.keys[position]}")
-        if recipe.duplicates.near and unmatched and other.keys:
+        if compared is not None:
+            for i in unmatched:
+                key, how = verified.get((other.name, rows["pixels_blake3"][i]), ("", ""))
+                if key:
+                    matches[i] = (how, key)
+        elif recipe.duplicates.near and unmatched and other.keys:
             matches |= _near_matches(rows, np.array(unmatched, dtype=np.int64), other, recipe)
     return matches
+
+
+def _copies(rows: Rows, compared: pa.Table, recipe: Recipe) -> dict[tuple[str, str], tuple[str, str]]:
+    """Verified copies: dataset and digest of the pixels of ours -> `<dataset>:<key>` and what was done to it."""
+    row_of_key = {key: i for i, key in enumerate(rows["key"])}
+    found: dict[tuple[str, str], tuple[str, str]] = {}
+    for pair in compared.to_pylist():
+        first, second = sorted((pair["first"], pair["second"]), key=lambda key: ":" in key)
+        copy = pair["verdict"] in ("copy", "copy with overlay") and (recipe.duplicates.flip or not pair["mirrored"])
+        if not copy or ":" not in second or ":" in first:
+            continue
+        pixels = rows["pixels_blake3"][row_of_key[first]]
+        how = f"{pair['verdict']}: {pair['how']}" if pair["how"] else pair["verdict"]
+        name = second.partition(":")[0]
+        found[name, pixels] = min(found.get((name, pixels), (second, how)), (second, how))
+    return found
 
 
 def _first_positions(values: Sequence[str]) -> dict[str, int]:
@@ -212,18 +261,18 @@ def _near_matches(
     settings = recipe.duplicates
     hashes, flipped = (np.asarray(rows[name], dtype=np.uint64)[chosen] for name in ("phash", "phash_flip"))
     # Candidate pairs, shape (pairs, 2), of positions in `chosen` and in `other`: upright ones, then mirrored ones.
-    candidates = [search.cross_pairs(hashes, other.phash, settings.radius)]
+    found = [search.cross_pairs(hashes, other.phash, settings.radius)]
     if settings.flip:
         crossed = [(hashes, other.phash_flip), (flipped, other.phash)]
         mirrored_pairs = [search.cross_pairs(ours, theirs, settings.radius) for ours, theirs in crossed]
-        candidates.append(np.unique(np.concatenate(mirrored_pairs), axis=0))
+        found.append(np.unique(np.concatenate(mirrored_pairs), axis=0))
     best: dict[int, tuple[int, int]] = {}  # position in `chosen` -> (bits that differ, position in `other`)
-    for mirrored, pairs in enumerate(candidates):
+    for mirrored, pairs in enumerate(found):
         # The fine check takes one list of thumbnails, so each image is loaded once and theirs follow ours.
         ours, our_place = np.unique(pairs[:, 0], return_inverse=True)
         theirs, their_place = np.unique(pairs[:, 1], return_inverse=True)
         thumbnails = np.concatenate(
-            [clusters.thumbnails(rows["thumbnail"], chosen[ours]), clusters.thumbnails(other.thumbnails, theirs)]
+            [candidates.thumbnails(rows["thumbnail"], chosen[ours]), candidates.thumbnails(other.thumbnails, theirs)]
         )
         confirmed = search.same_thumbnail(
             thumbnails,

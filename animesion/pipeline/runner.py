@@ -151,8 +151,9 @@ def run(
             return result
 
         parts = len(plan.parts)
+        searched = recipe.model_copy(update={"duplicates": recipe.duplicates.for_images(plan.items)})
         with _stage(progress, "inspect", plan.items):
-            inspect.run(workspace, recipe, executor, parts, progress.advanced)
+            inspect.run(workspace, searched, executor, parts, progress.advanced)
         if until == "inspect":
             return result
 
@@ -161,7 +162,12 @@ def run(
 
             with _stage(progress, "embed", plan.items):
                 embed.run(workspace, recipe, parts, progress.advanced)
-        result = _curate(workspace, recipe, plan, result, progress)
+        if searched.duplicates.copies != "off":
+            from animesion.pipeline import compare
+
+            with _stage(progress, "compare"):
+                compare.run(workspace, searched, executor, parts, progress.advanced)
+        result = _curate(workspace, searched, plan, result, progress)
         if until == "curate":
             return result
 
@@ -169,7 +175,7 @@ def run(
         while crashed := _pack(workspace, recipe, executor, result, progress, shard_done):
             # Curate drops the images that killed their worker. Each round has fewer images, so the loop ends.
             _remember_crashed(workspace, crashed)
-            result = _curate(workspace, recipe, plan, result, progress)
+            result = _curate(workspace, searched, plan, result, progress)
         if until == "finalize":
             with _stage(progress, "finalize"):
                 finalize.run(workspace, recipe, parts, result.notes)

@@ -1,0 +1,159 @@
+"""Candidates for copies among many images: by hash, by hashes of windows, by local features, by the whole picture.
+
+A candidate is a pair that is worth comparing. `animesion.dedup.compare` reads the pixels of candidates and gives each a
+verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from animesion.config.recipe import DuplicatesSection
+from animesion.dedup import joins, search
+from animesion.images import local_features
+from animesion.images.local_features import POINT, Points
+from animesion.schemas import THUMBNAIL_SIDE
+
+#: Bits beyond the radius, and mean absolute difference of thumbnails, within which images are compared.
+MORE_BITS, LOOSE_MEAN = 4, 24.0
+
+#: Differing bits of a hash and that of a window.
+_WINDOW_RADIUS = 8
+
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Hashes:
+    """Hashes and thumbnails of n pictures.
+
+    Attributes:
+        phash: shape (n,), perceptual hashes.
+        phash_flip: shape (n,), of the mirror images.
+        thumbnails: n times 768 bytes.
+    """
+
+    phash: npt.NDArray[np.uint64]
+    phash_flip: npt.NDArray[np.uint64]
+    thumbnails: Sequence[bytes] | pa.ChunkedArray | npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Signatures:
+    """What n images are searched by.
+
+    Attributes:
+        sample: hashes of the samples.
+        whole: hashes of the whole pictures of some samples that are crops; None if no sample is one.
+        cropped: rows of the samples in `whole`, ascending.
+        points: local features of each sample; None if they are not searched.
+        windows: shape (n, 91), hashes of windows; None if they are not searched.
+        side: shape (n,), 0 for an image of this build, a positive number for those of one published dataset; images of
+            two datasets, or of one, are not compared with one another.
+    """
+
+    sample: Hashes
+    whole: Hashes | None = None
+    cropped: npt.NDArray[np.int64] | None = None
+    points: Sequence[Points] | None = None
+    windows: npt.NDArray[np.uint64] | None = None
+    side: npt.NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Pairs of rows that are worth comparing, ascending, each once.
+
+    Attributes:
+        pairs: shape (m, 2), rows `i < j`.
+        plain: shape (m,), whether the hashes and thumbnails of the samples are close.
+        mirrored: shape (m,), whether those of one and of the mirror image of the other are.
+        whole: shape (m,), whether those of the whole pictures are.
+    """
+
+    pairs: search.Pairs
+    plain: npt.NDArray[np.bool_]
+    mirrored: npt.NDArray[np.bool_]
+    whole: npt.NDArray[np.bool_]
+
+
+def find(signatures: Signatures, settings: DuplicatesSection, more: search.Pairs | None = None) -> Candidates:
+    """All candidates among some images.
+
+    Args:
+        signatures: of n images with different pixels.
+        settings: the radius of hashes.
+        more: pairs that another search found, shape (k, 2), or None.
+    """
+    n = len(signatures.sample.phash)
+    plain, mirrored = _close(signatures.sample, settings)
+    whole = np.empty((0, 2), dtype=np.int64)
+    if signatures.whole is not None and signatures.cropped is not None:
+        whole = signatures.cropped[_close(signatures.whole, settings)[0]]
+    others = [np.empty((0, 2), dtype=np.int64) if more is None else np.sort(more, axis=1)]
+    if signatures.points is not None:
+        others.append(_voted(signatures.points))
+    if signatures.windows is not None:
+        others.append(
+            np.sort(joins.window_pairs(signatures.sample.phash, signatures.windows, _WINDOW_RADIUS)[0], axis=1)
+        )
+    # a pair is one integer, i * n + j
+    codes = [pairs[:, 0] * n + pairs[:, 1] for pairs in (plain, mirrored, whole, np.concatenate(others))]
+    every = np.unique(np.concatenate(codes))
+    pairs = np.stack([every // max(1, n), every % max(1, n)], axis=1)
+    flags = [np.isin(every, code) for code in codes[:3]]
+    if signatures.side is not None:
+        a, b = signatures.side[pairs[:, 0]], signatures.side[pairs[:, 1]]
+        wanted = (a == 0) | (b == 0)
+        pairs, flags = pairs[wanted], [flag[wanted] for flag in flags]
+    return Candidates(pairs, *flags)
+
+
+def _close(hashes: Hashes, settings: DuplicatesSection) -> tuple[search.Pairs, search.Pairs]:
+    """Pairs with close hashes and loosely similar thumbnails: plain ones and mirrored ones, each of shape (m, 2)."""
+    found, mirrored = search.found_pairs(hashes.phash, hashes.phash_flip, settings.radius + MORE_BITS)
+    if not len(found):
+        return found, found
+    # only the thumbnails of images in a pair: `local` has the pairs as indices into them, shape (m, 2)
+    involved, local = np.unique(found, return_inverse=True)
+    images = thumbnails(hashes.thumbnails, involved)
+    alike = search.same_thumbnail(images, local.reshape(-1, 2), LOOSE_MEAN, 255, mirrored)
+    return found[alike & ~mirrored], found[alike & mirrored]
+
+
+def _voted(points: Sequence[Points]) -> search.Pairs:
+    """Pairs of images with several similar local features in a similar arrangement, shape (m, 2)."""
+    together = np.concatenate([np.empty(0, dtype=POINT), *points])
+    image = np.repeat(np.arange(len(points)), [len(each) for each in points])
+    pairs, _ = joins.vote_pairs(
+        np.ascontiguousarray(together["code"]),
+        image,
+        np.ascontiguousarray(together["size"]),
+        np.ascontiguousarray(together["angle"]),
+        int(local_features.MIRRORED_BITS),
+    )
+    return np.unique(np.sort(pairs, axis=1), axis=0).astype(np.int64)
+
+
+def thumbnails(
+    values: Sequence[bytes] | pa.ChunkedArray | npt.NDArray[np.uint8], chosen: npt.NDArray[np.int64]
+) -> npt.NDArray[np.uint8]:
+    """The chosen thumbnails, shape (len(chosen), 768).
+
+    Args:
+        values: bytes per row, an array of shape (n, 768), or an Arrow column, which takes less memory.
+        chosen: rows.
+    """
+    if isinstance(values, np.ndarray):
+        return values[chosen]
+    if isinstance(values, pa.ChunkedArray):
+        picked = values.take(pa.array(chosen)).to_pylist()
+    else:
+        picked = [values[i] for i in chosen.tolist()]
+    return np.frombuffer(b"".join(picked), dtype=np.uint8).reshape(-1, 3 * THUMBNAIL_SIDE**2)

@@ -1,0 +1,238 @@
+"""Compare the pixels of candidate pairs, in worker processes, and give each pair a verdict.
+
+`animesion.dedup.candidates` finds the pairs. A pair is aligned by its local features or, if it has too few and the
+hashes are close, as a whole; `animesion.dedup.residual` then tells a copy from an alternate.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pyarrow as pa
+from PIL import Image
+
+from animesion.dedup import geometry, residual
+from animesion.dedup.candidates import Candidates
+from animesion.dedup.residual import Verdict
+from animesion.images import codec, local_features
+from animesion.images.local_features import Points
+from animesion.schemas import PAIRS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from animesion.executors import Executor
+
+#: Pairs per job: a second or two of work.
+_JOB_PAIRS = 256
+
+#: Pictures that a worker keeps while it works on a job, and the area of the copy that it keeps, as the side of a square.
+_KEPT, _KEPT_SIDE = 256, 320
+
+
+class Place(NamedTuple):
+    """Where the bytes of an image are, and which part of it is the sample.
+
+    Attributes:
+        path: a file.
+        offset: of the image's first byte.
+        size: number of bytes.
+        width: of the sample in pixels.
+        height: of the sample in pixels.
+        crop: left, top, right, bottom in pixels of the upright image; None for the whole image.
+    """
+
+    path: Path
+    offset: int
+    size: int
+    width: int
+    height: int
+    crop: tuple[int, int, int, int] | None = None
+
+
+class Pair(NamedTuple):
+    """Two images to compare.
+
+    Attributes:
+        first: row of the first image.
+        second: row of the second image.
+        plain: whether the hashes are close.
+        mirrored: whether the hashes of one and of the mirror image of the other are close.
+        whole: whether the hashes of the whole pictures are close.
+    """
+
+    first: int
+    second: int
+    plain: bool
+    mirrored: bool
+    whole: bool
+
+
+class Found(NamedTuple):
+    """The verdict on a pair that is not simply different.
+
+    Attributes:
+        first: row of the first image.
+        second: row of the second image.
+        verdict: the verdict.
+        whole: whether the whole pictures were compared, not the samples.
+        mirrored: whether the second image is mirrored.
+        inliers: local features that agree; 0 if the pair was aligned as a whole.
+        residual: see `residual.Comparison`.
+        how: text, see `residual.Comparison`.
+    """
+
+    first: int
+    second: int
+    verdict: Verdict
+    whole: bool
+    mirrored: bool
+    inliers: int
+    residual: float
+    how: str
+
+
+@dataclass(frozen=True)
+class CompareJob:
+    """Compare some pairs.
+
+    Attributes:
+        pairs: the pairs.
+        places: row -> where the image is.
+        points: row -> local features, for rows whose features are known.
+        limits: limits of the decoder.
+    """
+
+    pairs: Sequence[Pair]
+    places: dict[int, Place]
+    points: dict[int, Points]
+    limits: codec.Limits
+
+    @property
+    def name(self) -> str:
+        """Name of the job in messages."""
+        return f"comparing {len(self.pairs)} pairs from row {self.pairs[0].first}"
+
+    def run(self) -> list[Found]:
+        """Compare the pairs; pairs of different images are left out."""
+        pictures = _Pictures(self.places, self.points, self.limits)
+        found = (_judge(pair, pictures) for pair in self.pairs)
+        return [each for each in found if each is not None]
+
+
+class _Pictures:
+    """Decoded images by row, reduced; the last `_KEPT` are kept."""
+
+    def __init__(self, places: dict[int, Place], points: dict[int, Points], limits: codec.Limits) -> None:
+        self._places, self._points, self._limits = places, points, limits
+        self._extracted: dict[int, Points] = {}
+        self._kept: OrderedDict[tuple[int, bool], Image.Image] = OrderedDict()
+
+    def image(self, row: int, *, whole: bool = False) -> Image.Image:
+        """A copy of the sample of a row, or of the whole picture."""
+        key = (row, whole)
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        place = self._places[row]
+        with place.path.open("rb") as file:
+            file.seek(place.offset)
+            content = file.read(place.size)
+        image = codec.decode(content, self._limits, known=True).image
+        if place.crop is not None and not whole:
+            image = image.crop(place.crop)
+        self._kept[key] = copy = residual.reduced(image, _KEPT_SIDE)
+        if len(self._kept) > _KEPT:
+            self._kept.popitem(last=False)
+        return copy
+
+    def points(self, row: int) -> tuple[Points, tuple[int, int]]:
+        """The local features of the sample of a row, and the size of the image that they were extracted from."""
+        if row in self._points:
+            place = self._places[row]
+            return self._points[row], (place.width, place.height)
+        image = self.image(row)
+        if row not in self._extracted:
+            self._extracted[row] = local_features.extract(image)
+        return self._extracted[row], image.size
+
+
+def _judge(pair: Pair, pictures: _Pictures) -> Found | None:
+    """The verdict on a pair; None if the images are different."""
+    first, second = pair.first, pair.second
+    (points, size), (others, other_size) = pictures.points(first), pictures.points(second)
+    match = geometry.match(points, others, (size, other_size))
+    compared: list[tuple[bool, int, residual.Comparison]] = []
+    if match is not None:
+        outcome = residual.compare(pictures.image(first), pictures.image(second), match)
+        compared.append((match.mirrored, match.inliers, outcome))
+    if not compared or compared[0][2].verdict is Verdict.ALTERNATE:
+        # aligned as a whole: pictures with few features, or whose features a template shares
+        for mirrored in [False] * pair.plain + [True] * pair.mirrored:
+            images = pictures.image(first), pictures.image(second)
+            known = geometry.stretched(images[0].size, images[1].size, mirrored=mirrored)
+            compared.append((mirrored, 0, residual.compare(*images, known)))
+    best = min(compared, key=lambda each: (each[2].verdict.rank, each[2].residual), default=None)
+    if pair.whole and (best is None or best[2].verdict.rank > Verdict.OVERLAY.rank):
+        images = pictures.image(first, whole=True), pictures.image(second, whole=True)
+        outcome = residual.compare(*images, geometry.stretched(images[0].size, images[1].size, mirrored=False))
+        if outcome.verdict in (Verdict.COPY, Verdict.OVERLAY):
+            return Found(first, second, outcome.verdict, True, False, 0, outcome.residual, outcome.how)
+    if best is None or best[2].verdict is Verdict.DIFFERENT:
+        return None
+    mirrored, inliers, outcome = best
+    return Found(first, second, outcome.verdict, False, mirrored, inliers, outcome.residual, outcome.how)
+
+
+def compare(
+    candidates: Candidates,
+    places: Callable[[int], Place],
+    points: Callable[[int], Points | None],
+    limits: codec.Limits,
+    executor: Executor,
+    advance: Callable[[int], None] = lambda pairs: None,
+) -> list[Found]:
+    """Compare all candidates.
+
+    Args:
+        candidates: the pairs.
+        places: where the image of a row is.
+        points: local features of a row; None if they are not known.
+        limits: limits of the decoder.
+        executor: runs the jobs.
+        advance: called with the number of pairs that were compared.
+
+    Returns:
+        The verdicts, by rows ascending; pairs of different images are left out.
+    """
+    columns = [getattr(candidates, name).tolist() for name in ("plain", "mirrored", "whole")]
+    pairs = [Pair(*rows, *flags) for rows, *flags in zip(candidates.pairs.tolist(), *columns, strict=True)]
+    jobs = []
+    for start in range(0, len(pairs), _JOB_PAIRS):
+        chunk = pairs[start : start + _JOB_PAIRS]
+        rows = sorted({row for pair in chunk for row in (pair.first, pair.second)})
+        known = {row: found for row in rows if (found := points(row)) is not None}
+        jobs.append(CompareJob(chunk, {row: places(row) for row in rows}, known, limits))
+    found: list[Found] = []
+
+    def finished(job: CompareJob, result: list[Found]) -> None:
+        found.extend(result)
+        advance(len(job.pairs))
+
+    executor.run(jobs, finished)
+    return sorted(found)
+
+
+def table(found: Sequence[Found], keys: Sequence[str]) -> pa.Table:
+    """The verdicts as a table of schema `PAIRS`.
+
+    Args:
+        found: the verdicts.
+        keys: key of each row.
+    """
+    rows = [each._asdict() | {"first": keys[each.first], "second": keys[each.second]} for each in found]
+    return pa.Table.from_pylist(rows, schema=PAIRS)

@@ -1,0 +1,396 @@
+"""Tell a copy from an alternate: align two images, even out their tones, and look at what is left.
+
+A copy differs from its original by noise: blur, blocks of JPEG, an edge that is half a pixel off. All of these grow with
+the contrast of the drawing at a place and are much alike everywhere. An alternate (another mouth, other colours, other
+clothes) differs in places by far more than the pair differs elsewhere. The noise of each pair is therefore measured on
+the pair itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Self
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from animesion.dedup.geometry import Match
+
+#: Images are compared at the area of a square of this side; the longer side is at most the second number.
+_SIDE, _LONGEST = 128, 256
+
+#: Fewer pixels in common cannot be compared.
+_FEWEST = 256
+
+#: Share of the image that is covered more that both must have in common; below, they are two parts of one picture.
+_COMMON = 0.65
+
+#: Difference beyond the noise, in levels, that counts as a change; the largest connected change in pixels, and the
+#: largest share of all changes, that a copy may have.
+_LEVELS, _SPECK, _SPECKS = 12.0, 12, 0.004
+
+#: Rounds of the finer alignment, the largest change of scale that it makes, and the largest shift in pixels.
+_ROUNDS, _STRETCH, _SHIFT = 30, 0.1, 16.0
+
+#: Correlation of two images that are aligned as a whole, below which they are different drawings.
+_ALIKE = 0.6
+
+#: A sticker has this share of all changes, covers its outline by the second, and of the image one between the last two.
+_ALL, _SOLID = 0.95, 0.8
+_STICKER = (0.025, 0.3)
+
+#: A line of text: width by height at least, height as a share of the image at most; half the width of its strokes in
+#: pixels (shadows and blushes are wider); parts of a tiled watermark.
+_WIDE, _LOW, _STROKE, _TILED = 2.5, 0.15, 3.0, 24
+
+#: Levels (0 to 255) of one bin of a tone curve, and pixels that a bin needs.
+_BIN, _BIN_PIXELS = 8, 30
+
+#: Share of the pixels by which two tone curves are compared, and levels from either end that count as clipped.
+_MOST, _CLIPPED = 0.7, 4
+
+Pixels = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+
+
+class Verdict(StrEnum):
+    """What two images are to each other, the closest first.
+
+    Attributes:
+        rank: 0 for the closest.
+        meaning: one line for documentation.
+    """
+
+    rank: int
+    meaning: str
+
+    def __new__(cls, text: str, rank: int, meaning: str) -> Self:
+        """Make a member that is the string `text`."""
+        member = str.__new__(cls, text)
+        member._value_ = text
+        member.rank = rank
+        member.meaning = meaning
+        return member
+
+    COPY = "copy", 0, "the same drawing, whatever was done to its size, tone, frame or encoding"
+    OVERLAY = "copy with overlay", 1, "the same drawing, and one has a sticker, bubble, bar or watermark on it"
+    PART = "part", 2, "parts of one picture that overlap, such as two faces side by side"
+    ALTERNATE = "alternate", 3, "a variant of the drawing: other expression, colours, clothes; or of one template"
+    DIFFERENT = "different", 4, "two drawings"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The outcome for one pair.
+
+    Attributes:
+        verdict: the verdict.
+        residual: largest difference beyond the noise of the pair, in levels (0 to 255).
+        how: text: what was done to the second image, and where the difference is, such as
+            `mirrored; turned 90°; shows 0.00 0.10 1.00 0.95; overlay 0.70 0.80 0.95 0.92`, boxes as shares of the first
+            image (left, top, right, bottom).
+    """
+
+    verdict: Verdict
+    residual: float
+    how: str
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """Two images in the first one's frame.
+
+    Attributes:
+        first: shape (h, w, 3), levels.
+        second: shape (h, w, 3), levels, with tones matched to the first.
+        inside: shape (h, w), where both have pixels.
+        common: share of the image that is covered more by the other, 0 to 1.
+        transform: shape (3, 3), from pixels of the second image (mirrored first, if so) to pixels of this frame.
+    """
+
+    first: Pixels
+    second: Pixels
+    inside: Mask
+    common: float
+    transform: npt.NDArray[np.float64]
+
+
+def reduced(image: Image.Image, side: int) -> Image.Image:
+    """An image reduced to at most the area of a square of this side; smaller ones as they are."""
+    scale = side / (image.width * image.height) ** 0.5
+    if scale >= 1:
+        return image
+    size = max(1, round(scale * image.width)), max(1, round(scale * image.height))
+    return image.resize(size, Image.Resampling.BOX)
+
+
+def frame(size: tuple[int, int]) -> tuple[int, int]:
+    """Width and height in pixels at which an image of this size is compared."""
+    width, height = size
+    scale = min(_SIDE / (width * height) ** 0.5, _LONGEST / max(width, height))
+    return max(8, round(scale * width)), max(8, round(scale * height))
+
+
+def compare(first: Image.Image, second: Image.Image, match: Match) -> Comparison:
+    """Compare two images that are aligned by a match.
+
+    Args:
+        first: mode RGB.
+        second: mode RGB.
+        match: how the second maps to the first.
+    """
+    rough = align(first, second, match)
+    outcome = _verdict(rough, second.size, match)
+    if outcome.verdict in (Verdict.OVERLAY, Verdict.ALTERNATE):
+        # a copy may be stretched a little, as a whole number of pixels on each side is a ratio of its own
+        finer = _finer(rough, first, second, match)
+        if finer is not None:
+            outcome = min(outcome, _verdict(finer, second.size, match), key=lambda each: each.verdict.rank)
+    return outcome
+
+
+def _verdict(aligned: Aligned, size: tuple[int, int], match: Match) -> Comparison:
+    how = _described(aligned, size, match)
+    if aligned.inside.sum() < _FEWEST:
+        return Comparison(Verdict.PART if match.inliers else Verdict.DIFFERENT, 0.0, how)
+    excess = beyond_noise(aligned)
+    worst = float(excess.max())
+    if not match.inliers and _correlation(aligned) < _ALIKE:
+        return Comparison(Verdict.DIFFERENT, worst, how)
+    changed = excess > _LEVELS
+    regions = _without_lines(changed)
+    if aligned.common < _COMMON:
+        return Comparison(Verdict.PART, worst, how)
+    if largest_region(regions) <= _SPECK and regions.sum() <= _SPECKS * aligned.inside.sum():
+        return Comparison(Verdict.COPY, worst, how)
+    if _is_overlay(aligned, changed):
+        return Comparison(Verdict.OVERLAY, worst, "; ".join(filter(None, [how, f"overlay {_box(changed)}"])))
+    return Comparison(Verdict.ALTERNATE, worst, how)
+
+
+def _finer(rough: Aligned, first: Image.Image, second: Image.Image, match: Match) -> Aligned | None:
+    """The images aligned by the affine transform of best correlation (Evangelidis and Psarakis, 2008), from a rough one.
+
+    Returns:
+        None if the iteration does not settle, or leaves the rough transform by far.
+    """
+    greys = [cv2.cvtColor(each.astype(np.uint8), cv2.COLOR_RGB2GRAY) for each in (rough.first, rough.second)]
+    start = np.eye(2, 3, dtype=np.float32)
+    stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, _ROUNDS, 1e-4)
+    try:
+        # from the frame of the first to that of the second, where the second's pixels are looked up
+        _, found = cv2.findTransformECC(
+            greys[0], greys[1], start, cv2.MOTION_AFFINE, stop, rough.inside.astype(np.uint8) * 255, 5
+        )
+    except cv2.error:  # no texture, or no overlap
+        return None
+    if np.abs(found[:, :2] - np.eye(2)).max() > _STRETCH or np.abs(found[:, 2]).max() > _SHIFT:
+        return None
+    correction = np.linalg.inv(np.vstack([found.astype(np.float64), [0.0, 0.0, 1.0]]))
+    return _aligned(first, second, correction @ rough.transform, mirrored=match.mirrored)
+
+
+def align(first: Image.Image, second: Image.Image, match: Match) -> Aligned:
+    """Bring the second image into the first one's frame, and its tones to those of the first."""
+    at_first, at_second = match.frames
+    similarity = np.vstack([match.transform, [0.0, 0.0, 1.0]])
+    transform = _scaling(at_first, frame(first.size)) @ similarity @ _scaling(second.size, at_second)
+    return _aligned(first, second, transform, mirrored=match.mirrored)
+
+
+def _aligned(first: Image.Image, second: Image.Image, transform: npt.NDArray[np.float64], *, mirrored: bool) -> Aligned:
+    size = frame(first.size)
+    moved = ImageOps.mirror(second) if mirrored else second
+    shrink = float(np.sqrt(abs(np.linalg.det(transform[:2, :2]))))
+    from_reduced = transform
+    if shrink < 1:  # averages areas, where interpolation would leave out pixels
+        smaller = max(8, round(shrink * moved.width)), max(8, round(shrink * moved.height))
+        from_reduced = transform @ _scaling(smaller, moved.size)
+        moved = moved.resize(smaller, Image.Resampling.BOX)
+    pixels = np.asarray(moved)
+    kind = Image.Resampling.BOX if first.width * first.height > size[0] * size[1] else Image.Resampling.BICUBIC
+    ours = np.asarray(first.resize(size, kind)).astype(np.float32)
+    theirs = cv2.warpAffine(
+        pixels, from_reduced[:2], size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    ).astype(np.float32)
+    covered = cv2.warpAffine(np.full(pixels.shape[:2], 255, np.uint8), from_reduced[:2], size, flags=cv2.INTER_LINEAR)
+    whole = covered > 254
+    # the outermost pixels mix with what is beyond them
+    inside = cv2.erode(whole.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    area = second.width * second.height * abs(np.linalg.det(transform[:2, :2]))
+    common = min(1.0, max(float(whole.mean()), float(whole.sum() / max(area, 1.0))))
+    return Aligned(ours, _toned(ours, theirs, inside), inside, common, transform)
+
+
+def _scaling(before: tuple[int, int], after: tuple[int, int]) -> npt.NDArray[np.float64]:
+    """The transform of pixel positions that resizing makes; positions are those of the centres of pixels."""
+    x, y = after[0] / before[0], after[1] / before[1]
+    return np.array([[x, 0, 0.5 * x - 0.5], [0, y, 0.5 * y - 0.5], [0, 0, 1]])
+
+
+def _toned(first: Pixels, second: Pixels, inside: Mask) -> Pixels:
+    """The second image with the tones of the first: one rising curve for all channels, so hues stay as they are.
+
+    Tones are left as they are if this explains more, as where a sticker has most pixels of a level.
+    """
+    same = np.arange(256, dtype=np.float64)
+    curve = _tone_curve(first[inside].ravel(), second[inside].ravel())
+    as_they_are, evened = (_through(first, second, each) for each in (same, curve))
+    # medians of the differences do not see what an overlay or an alternate changed
+    misses = [np.quantile(np.abs(first - each)[inside], _MOST) for each in (as_they_are, evened)]
+    return as_they_are if misses[0] <= misses[1] else evened
+
+
+def _through(first: Pixels, second: Pixels, curve: npt.NDArray[np.float64]) -> Pixels:
+    """The second image through a curve of 256 levels. A clipped level stands for all beyond it, so the first decides."""
+    toned: Pixels = np.interp(second, np.arange(256), curve).astype(np.float32)
+    bright = (second > 255 - _CLIPPED) & (first > curve[255 - 2 * _BIN])
+    dark = (second < _CLIPPED) & (first < curve[2 * _BIN])
+    return np.where(bright | dark, first, toned)
+
+
+def _tone_curve(goals: Pixels, levels: Pixels) -> npt.NDArray[np.float64]:
+    """The rising curve, shape (256,), that brings levels to the medians of their goals.
+
+    Args:
+        goals: shape (n,), levels of the first image.
+        levels: shape (n,), levels of the second image at the same places.
+    """
+    from scipy.optimize import isotonic_regression
+
+    bins = levels.astype(np.int64) // _BIN
+    count = np.bincount(bins, minlength=256 // _BIN)
+    used = np.flatnonzero(count > max(_BIN_PIXELS, 0.003 * len(levels)))
+    if len(used) < 2:
+        return np.arange(256, dtype=np.float64)
+    order = np.argsort(bins, kind="stable")
+    ends = np.cumsum(count)
+    groups = [order[ends[i] - count[i] : ends[i]] for i in used]
+    centre = np.array([levels[group].mean(dtype=np.float64) for group in groups])
+    goal = np.array([np.median(goals[group]) for group in groups], dtype=np.float64)
+    curve = isotonic_regression(goal, weights=count[used]).x
+    # beyond the levels in use the curve goes on in parallel to equal tones
+    low, high = curve[0] - centre[0] - 1, curve[-1] + (256 - centre[-1])
+    curve = np.clip(np.concatenate([[low], curve, [high]]), 0, 255)
+    return np.interp(np.arange(256), np.concatenate([[-1], centre, [256]]), curve)
+
+
+def beyond_noise(aligned: Aligned) -> Pixels:
+    """By how much the two images differ beyond the noise of the pair, in levels, shape (h, w).
+
+    Noise is a level that is the same everywhere plus a share of the local contrast; both are measured on the pair.
+    """
+    first, second, inside = aligned.first, aligned.second, aligned.inside
+    difference = np.abs(cv2.GaussianBlur(first - second, (0, 0), 1.0)).max(axis=2)
+    contrast = cv2.dilate(np.maximum(_gradient(first), _gradient(second)), np.ones((3, 3), np.uint8))
+    border = np.percentile(contrast[inside], 60)
+    flat, textured = inside & (contrast <= border), inside & (contrast > max(border, 4.0))
+    level = float(np.median(difference[flat])) if flat.sum() > _BIN_PIXELS else 2.0
+    share = float(np.percentile(difference[textured] / contrast[textured], 70)) if textured.sum() > _BIN_PIXELS else 0.2
+    excess: Pixels = difference - 1.5 * np.clip(share, 0.15, 0.7) * contrast - 3 * np.clip(level, 1, 8)
+    excess = np.maximum(excess, 0)
+    excess[~inside] = 0
+    return excess
+
+
+def _gradient(image: Pixels) -> Pixels:
+    """The largest gradient of the three channels, in levels per pixel, shape (h, w)."""
+    smooth = cv2.GaussianBlur(image, (0, 0), 0.8)
+    across, down = (cv2.Sobel(smooth, cv2.CV_32F, *axes) / 8 for axes in ((1, 0), (0, 1)))
+    largest: Pixels = np.sqrt(across**2 + down**2).max(axis=2)
+    return largest
+
+
+def _correlation(aligned: Aligned) -> float:
+    """Correlation of the two images where both have pixels, -1 to 1; 0 if one of them has one colour."""
+    a, b = (each[aligned.inside].ravel().astype(np.float64) for each in (aligned.first, aligned.second))
+    a, b = a - a.mean(), b - b.mean()
+    length = np.sqrt((a @ a) * (b @ b))
+    return float(a @ b / length) if length > 1 else 0.0
+
+
+def _without_lines(changed: Mask) -> Mask:
+    """A mask without lines of one pixel, which a misplaced edge leaves."""
+    kept: Mask = cv2.morphologyEx(changed.astype(np.uint8), cv2.MORPH_OPEN, np.ones((2, 2), np.uint8)) > 0
+    return kept
+
+
+def largest_region(changed: Mask) -> int:
+    """Pixels of the largest connected region of a mask."""
+    count, _, figures, _ = cv2.connectedComponentsWithStats(changed.astype(np.uint8), connectivity=8)
+    return int(figures[1:, cv2.CC_STAT_AREA].max()) if count > 1 else 0
+
+
+def _is_overlay(aligned: Aligned, changed: Mask) -> bool:
+    """Whether all that changed is a sticker, a bar, a line of text at the top or bottom, or a tiled watermark.
+
+    These are told from alternates by their shape: a sticker is large and compact, text is thin, lighter or darker all
+    over, and not where faces are. What is in doubt is an alternate, which is kept.
+    """
+    area = float(aligned.inside.sum())
+    height, width = changed.shape
+    closed = cv2.morphologyEx(changed.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((7, 7), np.uint8))
+    outlines, _ = cv2.findContours(closed, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    if not outlines:
+        return False
+    hull = cv2.convexHull(max(outlines, key=cv2.contourArea))
+    patch = cv2.fillConvexPoly(np.zeros(changed.shape, np.uint8), hull, 1) > 0
+    rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
+    box_height, box_width = rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1
+    at_edge = bool((changed & ~_eroded(aligned.inside, 3)).any())
+    filled = (changed & patch).sum()
+    is_bar = (box_width > 0.95 * width and box_height < 0.3 * height) or (
+        box_height > 0.95 * height and box_width < 0.3 * width
+    )
+    if (
+        filled >= _ALL * changed.sum()
+        and filled >= _SOLID * patch.sum()
+        and _STICKER[0] * area <= patch.sum() <= _STICKER[1] * area
+    ):
+        return is_bar or not at_edge
+    difference = (aligned.second - aligned.first).mean(axis=2)[changed]
+    one_sided = max((difference > 0).mean(), (difference < 0).mean())
+    if np.percentile(cv2.distanceTransform(changed.astype(np.uint8), cv2.DIST_L2, 3)[changed], 95) > _STROKE:
+        return False
+    middle = (rows[0] + rows[-1]) / 2 / height
+    if not at_edge and box_width >= _WIDE * box_height and box_height <= _LOW * height and abs(middle - 0.5) > 0.25:
+        return one_sided >= 0.7
+    letters, _ = cv2.connectedComponents(changed.astype(np.uint8), connectivity=8)
+    spread = box_width > 0.7 * width and box_height > 0.7 * height
+    return bool(spread and letters > _TILED and one_sided >= 0.85)
+
+
+def _eroded(mask: Mask, side: int) -> Mask:
+    """A mask without the pixels that are near its edge or that of the image."""
+    eroded: Mask = cv2.erode(mask.astype(np.uint8), np.ones((side, side), np.uint8), borderValue=0) > 0
+    return eroded
+
+
+def _described(aligned: Aligned, size: tuple[int, int], match: Match) -> str:
+    """What was done to the second image, as text; empty for nothing."""
+    said = ["mirrored"] if match.mirrored else []
+    degrees = round(float(np.degrees(np.arctan2(aligned.transform[1, 0], aligned.transform[0, 0]))))
+    if abs(degrees) > 1:
+        said.append(f"turned {degrees}°")
+    height, width = aligned.inside.shape
+    for name, transform, own, other in (
+        ("shows", aligned.transform, size, (width, height)),
+        ("shown in", np.linalg.inv(aligned.transform), (width, height), size),
+    ):
+        corners = np.array([[x, y, 1] for x in (-0.5, own[0] - 0.5) for y in (-0.5, own[1] - 0.5)]) @ transform[:2].T
+        share = (corners + 0.5) / other
+        box = *share.min(axis=0).clip(0, 1), *share.max(axis=0).clip(0, 1)
+        if max(box[0], box[1], 1 - box[2], 1 - box[3]) > 0.015:
+            said.append(f"{name} {' '.join(f'{value:.2f}' for value in box)}")
+    return "; ".join(said)
+
+
+def _box(changed: Mask) -> str:
+    """The bounding box of a mask, as shares of the image: left, top, right, bottom."""
+    height, width = changed.shape
+    rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
+    values = columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height
+    return " ".join(f"{value:.2f}" for value in values)

@@ -1,0 +1,171 @@
+"""Find copies among the images of a build, and compare them with those of published datasets, before curate decides.
+
+Candidates come from the features; the pixels of candidates are compared in worker processes. The verdicts are written to
+`features/pairs.parquet`, and reused as long as features, published datasets and settings are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import pyarrow as pa
+
+from animesion.config.recipe import Recipe
+from animesion.config.settings import params_digest
+from animesion.dedup import candidates, compare, search
+from animesion.dedup.compare import Place
+from animesion.errors import UsageError
+from animesion.executors import Executor
+from animesion.images import codec, local_features
+from animesion.images.local_features import Points
+from animesion.pipeline import embed, published
+from animesion.pipeline.columns import load_columns
+from animesion.schemas import PAIRS
+from animesion.storage import parquet
+from animesion.storage.workspace import Receipt, Workspace
+
+#: Where the verdicts are, relative to the workspace.
+TABLE = "features/pairs.parquet"
+
+#: Columns of features that are read in addition to those of curate.
+_COLUMNS = ("points", "whole_phash", "whole_phash_flip", "whole_thumbnail")
+
+
+def wanted(recipe: Recipe) -> bool:
+    """Whether pixels are compared at all."""
+    return recipe.duplicates.near and recipe.duplicates.copies != "off"
+
+
+def run(
+    workspace: Workspace, recipe: Recipe, executor: Executor, parts: int, advance: Callable[[int], None]
+) -> Receipt:
+    """Compare, write the table and commit; returns the existing receipt if it is still valid.
+
+    Args:
+        workspace: output folder whose inspect stage is done.
+        recipe: the recipe, with `duplicates.copies` decided.
+        executor: runs the comparisons.
+        parts: number of parts.
+        advance: called with the number of pairs that were compared.
+    """
+    inputs = _inputs(workspace, recipe, parts)
+    settings = recipe.duplicates
+    digest = params_digest(
+        {
+            "copies": settings.copies,
+            "radius": settings.radius,
+            "embedding": settings.embedding.threshold if settings.embedding.model else 0,
+            "limits": [recipe.filter.max_side, recipe.filter.max_pixels],
+        }
+    )
+    code = f"compare-1/pillow-{PIL.__version__}/{local_features.version()}"
+    receipt = workspace.done("compare", code, digest, inputs)
+    if receipt:
+        return receipt
+    others = [published.load(Path(folder)) for folder in settings.against]
+    rows = load_columns(workspace, parts, _COLUMNS)
+    vectors = embed.read(workspace, parts, rows["key"]) if settings.embedding.model else None
+    found = _compared(workspace, recipe, executor, rows, others, vectors, advance)
+    outputs = {TABLE: parquet.write(workspace.path(TABLE), found)}
+    return workspace.commit("compare", code, digest, inputs, outputs, {"pairs": len(found)})
+
+
+def _inputs(workspace: Workspace, recipe: Recipe, parts: int) -> dict[str, str]:
+    inputs = {f"against/{i}": digest for i, digest in enumerate(recipe.duplicates.against_digests())}
+    stages = ("inspect", "embed") if recipe.duplicates.embedding.model else ("inspect",)
+    for part in range(parts):
+        for stage in stages:
+            receipt = workspace.receipt(f"{stage}/part-{part:05d}")
+            assert receipt is not None
+            inputs |= receipt.inputs | {name: known["sha256"] for name, known in receipt.outputs.items()}
+    return inputs
+
+
+def _compared(
+    workspace: Workspace,
+    recipe: Recipe,
+    executor: Executor,
+    rows: dict[str, Any],
+    others: Sequence[published.PublishedFeatures],
+    vectors: embed.Vectors | None,
+    advance: Callable[[int], None],
+) -> pa.Table:
+    """The verdicts on all candidates, as a table of schema `PAIRS`."""
+    decoded = [
+        i for i, (reason, seen) in enumerate(zip(rows["reason"], rows["seen_reason"], strict=True)) if not reason + seen
+    ]
+    # Images with equal pixels are one: a thousand blank images would otherwise make half a million pairs.
+    first_of: dict[tuple[str, tuple[int, ...]], int] = {}
+    for i in decoded:
+        first_of.setdefault((rows["pixels_blake3"][i], tuple(rows["crop"][i] or ())), i)
+    chosen = np.array(sorted(first_of.values()), dtype=np.int64)
+    if not len(chosen):
+        return PAIRS.empty_table()
+    ours = len(chosen)
+    local = recipe.duplicates.copies == "local"
+
+    def column(name: str) -> Any:
+        return np.concatenate([np.asarray(rows[name], dtype=np.uint64)[chosen], *(getattr(o, name) for o in others)])
+
+    thumbnails = pa.chunked_array(
+        [
+            chunk
+            for each in (rows["thumbnail"].take(pa.array(chosen)), *(other.thumbnails for other in others))
+            for chunk in each.chunks
+        ]
+    )
+    points = [_points(each) for each in rows["points"].take(pa.array(chosen)).to_pylist()]
+    points += [_points(each) for other in others for each in other.points.to_pylist()]
+    side = np.repeat(np.arange(len(others) + 1), [ours, *(len(other.keys) for other in others)])
+    cropped = np.flatnonzero(rows["whole_phash"].take(pa.array(chosen)).is_valid().to_numpy())
+    signatures = candidates.Signatures(
+        candidates.Hashes(column("phash"), column("phash_flip"), thumbnails),
+        _wholes(rows, chosen[cropped]) if len(cropped) else None,
+        cropped,
+        [np.empty(0, local_features.POINT) if each is None else each for each in points] if local else None,
+        side=side if others else None,
+    )
+    more = None
+    if vectors is not None:
+        more = search.cosine_pairs(vectors[chosen], recipe.duplicates.embedding.threshold)
+    pairs = candidates.find(signatures, recipe.duplicates, more)
+    keys = [rows["key"][i] for i in chosen.tolist()]
+    keys += [f"{other.name}:{key}" for other in others for key in other.keys]
+    their_places = [place for other in others for place in other.places]
+
+    def place(row: int) -> Place:
+        return _place(workspace, rows, int(chosen[row])) if row < ours else their_places[row - ours]
+
+    limits = codec.Limits(recipe.filter.max_side, recipe.filter.max_pixels)
+    return compare.table(compare.compare(pairs, place, lambda row: points[row], limits, executor, advance), keys)
+
+
+def _points(content: bytes | None) -> Points | None:
+    return None if content is None else local_features.from_bytes(content)
+
+
+def _wholes(rows: dict[str, Any], chosen: candidates.Rows) -> candidates.Hashes:
+    taken = {name: rows[f"whole_{name}"].take(pa.array(chosen)) for name in ("phash", "phash_flip", "thumbnail")}
+    return candidates.Hashes(taken["phash"].to_numpy(), taken["phash_flip"].to_numpy(), taken["thumbnail"])
+
+
+def _place(workspace: Workspace, rows: dict[str, Any], i: int) -> Place:
+    crop = rows["crop"][i]
+    width, height = (crop[2] - crop[0], crop[3] - crop[1]) if crop else (rows["width"][i], rows["height"][i])
+    path = workspace.path(f"raw/part-{rows['part'][i].as_py():05d}.tar")
+    return Place(path, rows["offset"][i].as_py(), rows["bytes"][i], width, height, tuple(crop) if crop else None)
+
+
+def read(workspace: Workspace) -> pa.Table:
+    """The verdicts.
+
+    Raises:
+        UsageError: the stage was not run.
+    """
+    if workspace.receipt("compare") is None:
+        raise UsageError("images have not been compared: run the build again")
+    return parquet.read(workspace.path(TABLE), PAIRS)
