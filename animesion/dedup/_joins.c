@@ -29,7 +29,11 @@ enum {
     SIZES = 1 << 16,  /* of points */
     LONGEST = 1 << 14, /* largest logarithm of a size */
     MOST_HITS = 1 << 30, /* of one image: beyond, it does not fit memory */
-    PATIENCE = 1024   /* images between two looks at the keyboard */
+    PATIENCE = 1024,  /* images between two looks at the keyboard */
+    MOST_BANDS = 64,
+    MOST_AGREEING = 4, /* bands of a key */
+    MOST_KEY = 22,    /* bits of such a key */
+    AHEAD = 256       /* windows whose buckets are fetched together */
 };
 
 /* A point of an earlier image whose code is like one of the image at hand, and how the two points differ. */
@@ -346,8 +350,219 @@ done:
     return found;
 }
 
+/* Pairs so far, each with its nearest window: a hash table with open addressing. */
+typedef struct {
+    size_t count, slots;
+    uint64_t *pairs;  /* image of the hash, image of the windows; EMPTY in a free slot */
+    uint16_t *nearest; /* distance, window */
+} Found;
+
+#define EMPTY UINT64_MAX /* no image has this number */
+
+static size_t slot_of(const Found *found, uint64_t pair) {
+    size_t slot = (size_t)((pair * 0x9E3779B97F4A7C15u) >> 20) & (found->slots - 1);
+    while (found->pairs[slot] != EMPTY && found->pairs[slot] != pair) slot = (slot + 1) & (found->slots - 1);
+    return slot;
+}
+
+/* Twice the slots; 0 without memory. */
+static int doubled(Found *found) {
+    Found larger = {found->count, found->slots ? 2 * found->slots : 4096, NULL, NULL};
+    if (larger.slots > SIZE_MAX / 32) return 0;
+    larger.pairs = malloc(larger.slots * sizeof *larger.pairs);
+    larger.nearest = malloc(larger.slots * sizeof *larger.nearest);
+    if (!larger.pairs || !larger.nearest) {
+        free(larger.pairs), free(larger.nearest);
+        return 0;
+    }
+    memset(larger.pairs, 255, larger.slots * sizeof *larger.pairs);
+    for (size_t i = 0; i < found->slots; i++)
+        if (found->pairs[i] != EMPTY) {
+            const size_t slot = slot_of(&larger, found->pairs[i]);
+            larger.pairs[slot] = found->pairs[i], larger.nearest[slot] = found->nearest[i];
+        }
+    free(found->pairs), free(found->nearest);
+    *found = larger;
+    return 1;
+}
+
+/* Keeps the nearest window of a pair, the lowest on ties; 0 without memory. */
+static int kept(Found *found, uint32_t i, uint32_t j, uint32_t distance, uint32_t window) {
+    if (2 * found->count >= found->slots && !doubled(found)) return 0;
+    const uint64_t pair = (uint64_t)i << 32 | j;
+    const uint16_t nearest = (uint16_t)(distance << 8 | window);
+    const size_t slot = slot_of(found, pair);
+    if (found->pairs[slot] == EMPTY) {
+        found->pairs[slot] = pair, found->nearest[slot] = nearest;
+        found->count++;
+    } else if (nearest < found->nearest[slot])
+        found->nearest[slot] = nearest;
+    return 1;
+}
+
+typedef struct {
+    size_t hashes, images, columns;
+    const uint64_t *hash, *windows;
+    const uint32_t *image; /* of each hash */
+    uint32_t radius, bands, agreeing, key_bits;
+    uint32_t edges[MOST_BANDS + 1], chosen[MOST_AGREEING]; /* lowest bit of each band; the bands of the key */
+    uint32_t *starts, *order; /* of the buckets, and the image of each entry */
+    uint64_t *ordered; /* the hash of each entry */
+    Found found;
+} Join;
+
+static inline uint32_t bands_of(const Join *join, uint64_t hash) {
+    uint64_t key = 0;
+    for (uint32_t i = 0; i < join->agreeing; i++) {
+        const uint32_t low = join->edges[join->chosen[i]], width = join->edges[join->chosen[i] + 1] - low;
+        /* a key is cut to MOST_KEY bits: only the first band may have 64 */
+        key = width < 64 ? key << width | (hash >> low & (((uint64_t)1 << width) - 1)) : hash;
+    }
+    return (uint32_t)(key & ((1u << join->key_bits) - 1));
+}
+
+/* Whether two hashes agree in a band that is not of the key but before its last one: another choice has found them. */
+static inline int found_before(const Join *join, uint64_t gap) {
+    for (uint32_t band = 0, at = 0; at < join->agreeing; band++) {
+        if (band == join->chosen[at]) {
+            at++;
+            continue;
+        }
+        const uint32_t low = join->edges[band], width = join->edges[band + 1] - low;
+        if (!(gap >> low & (((uint64_t)1 << width) - 1))) return 1;
+    }
+    return 0;
+}
+
+/* Sorts the hashes by the chosen bands. */
+static void bucketed(Join *join) {
+    join->key_bits = 0;
+    for (uint32_t i = 0; i < join->agreeing; i++)
+        join->key_bits += join->edges[join->chosen[i] + 1] - join->edges[join->chosen[i]];
+    join->key_bits = join->key_bits < MOST_KEY ? join->key_bits : MOST_KEY;
+    const size_t buckets = (size_t)1 << join->key_bits;
+    memset(join->starts, 0, (buckets + 2) * sizeof *join->starts);
+    /* two further on: filling moves the start of a bucket to that of the next one */
+    for (size_t i = 0; i < join->hashes; i++) join->starts[bands_of(join, join->hash[i]) + 2]++;
+    for (size_t bucket = 2; bucket < buckets + 2; bucket++) join->starts[bucket] += join->starts[bucket - 1];
+    for (size_t i = 0; i < join->hashes; i++) {
+        const uint32_t at = join->starts[bands_of(join, join->hash[i]) + 1]++;
+        join->ordered[at] = join->hash[i], join->order[at] = join->image[i];
+    }
+}
+
+/* Looks all windows up in the buckets of the chosen bands; 0 without memory. */
+FAST static int looked_up(Join *join) {
+    const size_t total = join->images * join->columns;
+    uint32_t from[AHEAD], until[AHEAD];
+    for (size_t first = 0; first < total; first += AHEAD) {
+        const size_t count = total - first < AHEAD ? total - first : AHEAD;
+        for (size_t i = 0; i < count; i++) {
+            from[i] = bands_of(join, join->windows[first + i]);
+            __builtin_prefetch(join->starts + from[i]);
+        }
+        for (size_t i = 0; i < count; i++) {
+            until[i] = join->starts[from[i] + 1], from[i] = join->starts[from[i]];
+            __builtin_prefetch(join->ordered + from[i]);
+        }
+        for (size_t i = 0; i < count; i++) {
+            const uint64_t window = join->windows[first + i];
+            for (uint32_t at = from[i]; at < until[i]; at++) {
+                const uint64_t gap = join->ordered[at] ^ window;
+                const uint32_t distance = (uint32_t)__builtin_popcountll(gap);
+                if (distance > join->radius) continue;
+                const uint32_t image = (uint32_t)((first + i) / join->columns);
+                if (image == join->order[at] || found_before(join, gap)) continue;
+                if (!kept(&join->found, join->order[at], image, distance, (uint32_t)((first + i) % join->columns)))
+                    return 0;
+            }
+        }
+    }
+    return 1;
+}
+
+/* The next choice of bands; 0 after the last. */
+static int chosen_next(Join *join) {
+    for (uint32_t i = join->agreeing; i-- > 0;)
+        if (join->chosen[i] < join->bands - join->agreeing + i) {
+            join->chosen[i]++;
+            for (i++; i < join->agreeing; i++) join->chosen[i] = join->chosen[i - 1] + 1;
+            return 1;
+        }
+    return 0;
+}
+
+/* The pairs as rows of two images and a window. */
+static PyObject *as_rows(const Found *found) {
+    PyObject *rows = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(found->count * 3 * sizeof(uint32_t)));
+    if (!rows) return NULL;
+    uint32_t *at = (uint32_t *)(void *)PyBytes_AsString(rows);
+    for (size_t i = 0; i < found->slots; i++)
+        if (found->pairs[i] != EMPTY) {
+            const uint32_t row[3] = {
+                (uint32_t)(found->pairs[i] >> 32), (uint32_t)found->pairs[i], found->nearest[i] & 255
+            };
+            memcpy(at, row, sizeof row);
+            at += 3;
+        }
+    return rows;
+}
+
+static PyObject *window_pairs(PyObject *module, PyObject *given) {
+    Py_buffer hashes, image, windows;
+    Join join = {0};
+    unsigned int columns;
+    PyObject *rows = NULL;
+    int going = 0, more = 1;
+    (void)module;
+    if (!PyArg_ParseTuple(
+            given, "y*y*y*III", &hashes, &image, &windows, &columns, &join.radius, &join.agreeing
+        ))
+        return NULL;
+    const size_t room = (size_t)hashes.len / 8;
+    if (hashes.len % 8 || room >= UINT32_MAX || image.len != 4 * (Py_ssize_t)room || columns < 1 || columns > 256
+        || windows.len % (Py_ssize_t)(8 * columns) || (size_t)windows.len / (8 * columns) >= UINT32_MAX
+        || (uintptr_t)hashes.buf % 8 || (uintptr_t)image.buf % 4 || (uintptr_t)windows.buf % 8 || join.radius > 64
+        || join.agreeing > MOST_AGREEING || (join.agreeing && join.radius + join.agreeing > MOST_BANDS)) {
+        PyErr_SetString(PyExc_ValueError, "the arrays are not hashes of images and of their windows");
+        goto done;
+    }
+    join.hashes = room, join.hash = hashes.buf, join.image = image.buf, join.windows = windows.buf;
+    join.columns = columns, join.images = (size_t)windows.len / (8 * columns);
+    join.bands = join.agreeing ? join.radius + join.agreeing : 0;
+    for (uint32_t band = 0; join.bands && band <= join.bands; band++) join.edges[band] = 64 * band / join.bands;
+    for (uint32_t i = 0; i < join.agreeing; i++) join.chosen[i] = i;
+    join.starts = malloc((((size_t)1 << MOST_KEY) + 2) * sizeof *join.starts);
+    join.ordered = malloc((room + 1) * sizeof *join.ordered);
+    join.order = malloc((room + 1) * sizeof *join.order);
+    if (!join.starts || !join.ordered || !join.order) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    while (more) {
+        Py_BEGIN_ALLOW_THREADS
+        bucketed(&join);
+        going = looked_up(&join);
+        Py_END_ALLOW_THREADS
+        if (!going) {
+            PyErr_NoMemory();
+            goto done;
+        }
+        if (PyErr_CheckSignals()) goto done;
+        more = chosen_next(&join);
+    }
+    rows = as_rows(&join.found);
+done:
+    free(join.starts), free(join.ordered), free(join.order), free(join.found.pairs), free(join.found.nearest);
+    PyBuffer_Release(&hashes);
+    PyBuffer_Release(&image);
+    PyBuffer_Release(&windows);
+    return rows;
+}
+
 static PyMethodDef methods[] = {
     {"vote_pairs", vote_pairs, METH_VARARGS, "See animesion.dedup.joins.vote_pairs."},
+    {"window_pairs", window_pairs, METH_VARARGS, "See animesion.dedup.joins.window_pairs."},
     {NULL, NULL, 0, NULL},
 };
 

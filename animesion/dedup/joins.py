@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import functools
 import importlib
+import itertools
+import math
 from collections.abc import Iterator
 from types import ModuleType
 from typing import NamedTuple
@@ -18,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from animesion.dedup.search import HashArray, Pairs
+from animesion.dedup.search import CROWD, CROWD_NEIGHBOURS, HashArray, Pairs, band_keys
 
 #: The compiled `_joins.c`; None if it was not compiled at installation.
 compiled: ModuleType | None
@@ -45,6 +47,156 @@ _TURN_BIN, _RATIO_BIN = 12, 9
 
 #: Points that are looked up at once by the portable code.
 _BLOCK = 4096
+
+
+#: Bits of the key of a bucket, hence the largest table of buckets: 16 MB.
+_MOST_KEY = 22
+
+#: Estimated seconds of the compiled code to sort a hash, to look a window up, and to compare it with a hash.
+_SORT_COST, _LOOK_COST, _COMPARE_COST = 2e-8, 6e-9, 1e-9
+
+#: Windows that the portable code looks up at once, and comparisons that it makes at once.
+_WINDOWS, _COMPARED = 1 << 16, 1 << 20
+
+
+def window_pairs(hashes: HashArray, windows: HashArray, radius: int = 8) -> tuple[Pairs, npt.NDArray[np.uint8]]:
+    """Pairs of an image and one that shows it in a window: hash and hash of the window differ in `radius` bits or less.
+
+    Exact, without comparing every pair, and asymmetric: windows are not compared with each other. As in
+    `animesion.dedup.search.near_pairs`, the bits are cut into `radius + k` bands, the hashes are sorted by each choice
+    of k of them, and each window is looked up in each order. k is chosen by an estimate of the work.
+
+    A hash that more than 256 images share belongs to images without structure, as in `search.candidate_pairs`. The
+    first of them is compared with the windows of all images. Each is compared with the windows of the 64 before and
+    the 64 after it.
+
+    Time of the compiled code is linear in the number of windows plus the pairs within buckets. Memory is 12 bytes per
+    hash, at most 17 MB, and up to 40 bytes per pair found.
+
+    Args:
+        hashes: shape (n,), n below 2^32 - 1; of the whole images.
+        windows: shape (n, w), w from 1 to 256; of windows of the same images.
+        radius: 0 to 64.
+
+    Returns:
+        Pairs, shape (m, 2), rows `i, j` in ascending order, `i != j`, where the hash of i is near a window of j; and
+        the nearest window of each, the lowest on ties, shape (m,).
+
+    Raises:
+        ValueError: shapes do not fit together, or the radius is out of its range.
+    """
+    if windows.ndim != 2 or hashes.shape != windows.shape[:1] or not 1 <= windows.shape[1] <= 256:
+        raise ValueError("hashes need shape (n,), windows (n, 1 to 256)")
+    if not 0 <= radius <= 64:
+        raise ValueError(f"64-bit hashes do not differ in {radius} bits")
+    hashes, windows = (np.ascontiguousarray(each, dtype=np.uint64) for each in (hashes, windows))
+    rows, crowds = _without_crowds(hashes)
+    agreeing = _agreeing_bands(len(rows), windows.size, radius)
+    found = [_looked_up(hashes[rows], rows, windows, radius, agreeing)]
+    for members in crowds:
+        for step in range(1, CROWD_NEIGHBOURS + 1):
+            first, second = members[:-step], members[step:]
+            # the first member has been compared with all
+            ways = np.concatenate([np.stack([first, second], axis=1)[1:], np.stack([second, first], axis=1)])
+            found.append(_nearest(hashes, windows, ways, radius))
+    pairs = np.concatenate(found)
+    pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+    return pairs[:, :2].astype(np.int64), pairs[:, 2].astype(np.uint8)
+
+
+def _without_crowds(hashes: HashArray) -> tuple[npt.NDArray[np.uint32], list[npt.NDArray[np.int64]]]:
+    """Rows to compare with all windows, ascending; and the rows of each hash that too many share, ascending."""
+    order = np.argsort(hashes, kind="stable")
+    _, starts, sizes = np.unique(hashes[order], return_index=True, return_counts=True)
+    crowds = [order[starts[at] : starts[at] + sizes[at]] for at in np.flatnonzero(sizes > CROWD).tolist()]
+    alone = np.ones(len(hashes), dtype=np.bool_)
+    for members in crowds:
+        alone[members[1:]] = False
+    return np.flatnonzero(alone).astype(np.uint32), crowds
+
+
+def _nearest(hashes: HashArray, windows: HashArray, pairs: Pairs, radius: int) -> npt.NDArray[np.uint32]:
+    """The given pairs that are within the radius, with the nearest window; shape (m, 3)."""
+    found = [np.empty((0, 3), dtype=np.uint32)]
+    size = max(1, _COMPARED // windows.shape[1])
+    for start in range(0, len(pairs), size):
+        some = pairs[start : start + size]
+        gaps = np.bitwise_count(hashes[some[:, 0], None] ^ windows[some[:, 1]])
+        window = gaps.argmin(axis=1)
+        near = np.take_along_axis(gaps, window[:, None], axis=1)[:, 0] <= radius
+        found.append(np.concatenate([some, window[:, None]], axis=1)[near].astype(np.uint32))
+    return np.concatenate(found)
+
+
+def _agreeing_bands(hashes: int, windows: int, radius: int) -> int:
+    """The number of bands that must agree, by an estimate of the work; 0 to compare all hashes with all windows."""
+    costs = {}
+    for agreeing in range(5):
+        bands = radius + agreeing
+        if agreeing and bands > 64:
+            break
+        # on evenly distributed hashes, a key of b bits puts one pair in 2^b into the same bucket
+        bits = min(_MOST_KEY, agreeing * 64 // bands) if agreeing else 0
+        each = hashes * _SORT_COST + windows * (_LOOK_COST + hashes / 2.0**bits * _COMPARE_COST)
+        costs[agreeing] = math.comb(bands, agreeing) * each
+    return min(costs, key=lambda agreeing: costs[agreeing])
+
+
+def _looked_up(
+    hashes: HashArray, rows: npt.NDArray[np.uint32], windows: HashArray, radius: int, agreeing: int
+) -> npt.NDArray[np.uint32]:
+    """Rows of the image of a hash, the image of windows and the nearest window, in any order; shape (m, 3).
+
+    Args:
+        hashes: shape (t,).
+        rows: shape (t,), the image of each hash.
+        windows: shape (n, w).
+        radius: largest number of differing bits.
+        agreeing: number of bands of a key.
+    """
+    if compiled is not None:
+        found = compiled.window_pairs(hashes, rows, windows, windows.shape[1], radius, agreeing)
+        return np.frombuffer(found, dtype=np.uint32).reshape(-1, 3)
+    bands = radius + agreeing if agreeing else 0
+    edges = [64 * band // bands for band in range(bands + 1)] if bands else []
+    spans = [(low, high - low) for low, high in itertools.pairwise(edges)]
+    flat, columns = windows.reshape(-1), np.uint64(windows.shape[1])
+    pairs, nearest = np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.uint64)
+    for chosen in itertools.combinations(spans, agreeing):
+        keys = band_keys(hashes, chosen)
+        order = np.argsort(keys, kind="stable")
+        keys = keys[order]
+        found = [(pairs, nearest)]
+        for start in range(0, len(flat), _WINDOWS):
+            wanted = band_keys(flat[start : start + _WINDOWS], chosen)
+            starts, ends = np.searchsorted(keys, wanted), np.searchsorted(keys, wanted, side="right")
+            for first, last in _shares(ends - starts):
+                at, owner = _expanded(starts[first:last], ends[first:last])
+                entry, window = order[at], owner + (start + first)
+                gaps = np.bitwise_count(hashes[entry] ^ flat[window])
+                near = np.flatnonzero(gaps <= radius)
+                place = window[near].astype(np.uint64)
+                pair = rows[entry[near]].astype(np.uint64) << np.uint64(32) | place // columns
+                found.append((pair, gaps[near].astype(np.uint64) << np.uint64(8) | place % columns))
+        pairs, nearest = (np.concatenate(each) for each in zip(*found, strict=True))
+        order = np.lexsort((nearest, pairs))
+        pairs, nearest = pairs[order], nearest[order]
+        leading = np.flatnonzero(np.diff(pairs, prepend=~pairs[:1]))
+        pairs, nearest = pairs[leading], nearest[leading]
+    images = [pairs >> np.uint64(32), pairs & np.uint64(0xFFFFFFFF)]
+    table = np.stack([*images, nearest & np.uint64(255)], axis=1).astype(np.uint32)
+    others: npt.NDArray[np.uint32] = table[table[:, 0] != table[:, 1]]
+    return others
+
+
+def _shares(counts: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Ranges whose counts sum to `_COMPARED` at most, or of one with a larger count; counts have shape (q,)."""
+    sums = np.cumsum(counts)
+    at, below = 0, 0
+    while at < len(sums):
+        until = max(at + 1, int(np.searchsorted(sums, below + _COMPARED, side="right")))
+        yield at, until
+        at, below = until, int(sums[until - 1])
 
 
 def vote_pairs(

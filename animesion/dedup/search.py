@@ -38,7 +38,7 @@ _ROUNDING = 1e-4
 _FINE_CHUNK = 16_384
 
 #: If more different images than the first share one hash, each is compared with the second number of neighbours only.
-_CROWD, _CROWD_NEIGHBOURS = 256, 64
+CROWD, CROWD_NEIGHBOURS = 256, 64
 
 
 def near_pairs(hashes: HashArray, radius: int) -> Pairs:
@@ -117,7 +117,7 @@ def _banded(hashes: HashArray, radius: int, agreeing: int) -> HashArray:
     found = [np.empty(0, dtype=np.uint64)]
     for chosen in itertools.combinations(range(count), agreeing):
         # key in the high half, row in the low half: one in-place sort of (n,) words instead of an argsort
-        keys = _band_keys(hashes, [spans[band] for band in chosen])
+        keys = band_keys(hashes, [spans[band] for band in chosen])
         keys <<= np.uint64(_KEY_BITS)
         keys |= rows
         keys.sort()
@@ -133,7 +133,7 @@ def _banded(hashes: HashArray, radius: int, agreeing: int) -> HashArray:
     return np.concatenate(found)
 
 
-def _band_keys(hashes: HashArray, spans: Sequence[tuple[int, int]]) -> HashArray:
+def band_keys(hashes: HashArray, spans: Sequence[tuple[int, int]]) -> HashArray:
     """The bits of some bands concatenated, the lowest 32 of them.
 
     Args:
@@ -242,7 +242,7 @@ def candidate_pairs(hashes: HashArray, radius: int) -> Pairs:
     """
     order = np.argsort(hashes, kind="stable")
     _, starts, sizes = np.unique(hashes[order], return_index=True, return_counts=True)
-    crowded = np.flatnonzero(sizes > _CROWD)
+    crowded = np.flatnonzero(sizes > CROWD)
     if not len(crowded):
         return near_pairs(hashes, radius)
     left_out = np.zeros(len(hashes), dtype=np.bool_)
@@ -250,7 +250,7 @@ def candidate_pairs(hashes: HashArray, radius: int) -> Pairs:
     for start, size in zip(starts[crowded].tolist(), sizes[crowded].tolist(), strict=True):
         members = order[start : start + size]
         left_out[members[1:]] = True  # the first one represents the crowd in the search below
-        found += [np.stack([members[:-step], members[step:]], axis=1) for step in range(1, _CROWD_NEIGHBOURS + 1)]
+        found += [np.stack([members[:-step], members[step:]], axis=1) for step in range(1, CROWD_NEIGHBOURS + 1)]
     rest = np.flatnonzero(~left_out)
     pairs = np.sort(np.concatenate([rest[near_pairs(hashes[rest], radius)], *found]), axis=1)
     return np.unique(pairs, axis=0).astype(np.int64)

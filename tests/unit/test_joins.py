@@ -21,6 +21,137 @@ both_codes = pytest.mark.parametrize("portable", [pytest.param(False, marks=need
 MASK = 0xFFFFFFFF00000000
 
 
+def looked_up(
+    monkeypatch: pytest.MonkeyPatch,
+    hashes: search.HashArray,
+    windows: search.HashArray,
+    portable: bool,
+    radius: int = 8,
+) -> list[tuple[int, int, int]]:
+    with monkeypatch.context() as patch:
+        if portable:
+            patch.setattr(joins, "compiled", None)
+        pairs, window = joins.window_pairs(hashes, windows, radius)
+    assert pairs.dtype == np.int64
+    assert window.dtype == np.uint8
+    return [(int(i), int(j), int(w)) for (i, j), w in zip(pairs, window, strict=True)]
+
+
+def nearest_windows(hashes: search.HashArray, windows: search.HashArray, radius: int) -> list[tuple[int, int, int]]:
+    """The definition of `window_pairs` without crowds: every hash with every window."""
+    found = []
+    for i, one in enumerate(hashes):
+        gaps = np.bitwise_count(one ^ windows)
+        found += [(i, j, int(gaps[j].argmin())) for j in np.flatnonzero(gaps.min(axis=1) <= radius).tolist() if j != i]
+    return found
+
+
+def windowed(rng: np.random.Generator, n: int, columns: int, noise: int) -> tuple[search.HashArray, search.HashArray]:
+    """Hashes around a few centres, and windows like hashes of some other image."""
+    centres = rng.integers(0, 1 << 64, max(1, n // 8), dtype=np.uint64)
+    hashes = centres[rng.integers(0, len(centres), n)] ^ flips(rng, n, noise)
+    windows = centres[rng.integers(0, len(centres), (n, columns))]
+    windows ^= flips(rng, windows.size, noise).reshape(windows.shape)
+    return hashes, windows
+
+
+@both_codes
+@pytest.mark.parametrize(
+    ("radius", "agreeing"), [*itertools.product((0, 1, 4, 8, 12), (None, 0, 1, 2, 3, 4)), (30, None), (30, 1), (63, 1)]
+)
+def test_all_windows_within_the_radius_are_found(
+    monkeypatch: pytest.MonkeyPatch, portable: bool, radius: int, agreeing: int | None
+) -> None:
+    if agreeing is not None:
+        monkeypatch.setattr(joins, "_agreeing_bands", lambda *sizes: agreeing)
+    hashes, windows = windowed(np.random.default_rng(radius), 120, 7, max(1, radius // 2))
+    expected = nearest_windows(hashes, windows, radius)
+    assert len(expected) > 50
+    assert looked_up(monkeypatch, hashes, windows, portable, radius) == expected
+
+
+@both_codes
+def test_windows_are_not_compared_with_each_other_and_no_image_with_itself(
+    monkeypatch: pytest.MonkeyPatch, portable: bool
+) -> None:
+    hashes = np.array([0, 2**64 - 1, 0xFFFFFFFF], np.uint64)
+    windows = np.array([[0xFF00FF00FF00FF00, 0], [0xFF00FF00FF00FF00, 1 << 63], [0xFF00FF00FF00FF00, 7]], np.uint64)
+    assert looked_up(monkeypatch, hashes, windows, portable) == [(0, 1, 1), (0, 2, 1)]
+
+
+@both_codes
+def test_the_lowest_window_wins_a_tie(monkeypatch: pytest.MonkeyPatch, portable: bool) -> None:
+    hashes = np.array([0, 1 << 40], np.uint64)
+    windows = np.array([[7, 3, 5, 1 << 13 | 1]] * 2, np.uint64)
+    assert looked_up(monkeypatch, hashes, windows, portable) == [(0, 1, 1), (1, 0, 1)]
+
+
+@both_codes
+def test_images_that_share_a_hash_are_a_crowd(monkeypatch: pytest.MonkeyPatch, portable: bool) -> None:
+    rng = np.random.default_rng(7)
+    n = 700
+    hashes = rng.integers(0, 1 << 64, n, dtype=np.uint64)
+    windows = rng.integers(0, 1 << 64, (n, 5), dtype=np.uint64)
+    crowd = np.sort(rng.choice(n, 300, replace=False))
+    hashes[crowd], windows[crowd, 2] = 5, 4
+    windows[crowd[::3], 4] = 5  # a nearer one
+    windows[crowd[200], 2:] = 2**64 - 1  # looks unlike its hash in every window
+    other = int(np.setdiff1d(np.arange(n), crowd)[0])
+    windows[other, 3] = 5
+    expected = []
+    for at, i in enumerate(crowd.tolist()):
+        others = range(300) if at == 0 else range(max(0, at - 64), min(300, at + 65))
+        expected += [(i, int(crowd[b]), 4 if b % 3 == 0 else 2) for b in others if b not in (at, 200)]
+    expected.append((int(crowd[0]), other, 3))
+    assert looked_up(monkeypatch, hashes, windows, portable) == sorted(expected)
+
+
+@needs_compiled
+def test_compiled_and_portable_joins_of_windows_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashes, windows = windowed(np.random.default_rng(8), 2000, 91, 6)
+    found = looked_up(monkeypatch, hashes, windows, portable=False)
+    assert len(found) > 5000
+    assert found == looked_up(monkeypatch, hashes, windows, portable=True)
+
+
+@both_codes
+@pytest.mark.parametrize("n", [0, 1])
+def test_too_few_images_have_no_pairs(monkeypatch: pytest.MonkeyPatch, portable: bool, n: int) -> None:
+    assert looked_up(monkeypatch, np.zeros(n, np.uint64), np.zeros((n, 91), np.uint64), portable) == []
+    assert looked_up(monkeypatch, np.zeros(n, np.uint64), np.zeros((n, 91), np.uint64), portable, radius=64) == []
+
+
+@both_codes
+def test_every_image_is_within_64_bits(monkeypatch: pytest.MonkeyPatch, portable: bool) -> None:
+    hashes = np.array([0, 2**64 - 1, 5], np.uint64)
+    found = looked_up(monkeypatch, hashes, np.zeros((3, 2), np.uint64), portable, radius=64)
+    assert found == [(i, j, 0) for i in range(3) for j in range(3) if i != j]
+
+
+@needs_compiled
+def test_the_compiled_join_of_windows_checks_its_buffers() -> None:
+    assert joins.compiled is not None
+    hashes, rows, windows = np.zeros(2, np.uint64), np.arange(2, dtype=np.uint32), np.zeros((2, 3), np.uint64)
+    good = [hashes, rows, windows, 3, 8, 2]
+    assert len(joins.compiled.window_pairs(*good)) == 2 * 12
+    wrong: dict[int, list[object]] = {
+        0: [hashes[:1], b"123"],
+        1: [rows[:1], rows.astype(np.int64)],
+        2: [windows.ravel()[:5], b"1"],
+        3: [0, 4, 257, 2**32 - 1],
+        4: [65, 63],
+        5: [5, 2**32 - 1],
+    }
+    for at, values in wrong.items():
+        for value in values:
+            with pytest.raises(ValueError, match="hashes of images and of their windows"):
+                joins.compiled.window_pairs(*good[:at], value, *good[at + 1 :])
+    with pytest.raises(ValueError, match="shape"):
+        joins.window_pairs(hashes, windows[:1])
+    with pytest.raises(ValueError, match="bits"):
+        joins.window_pairs(hashes, windows, 65)
+
+
 class Points(NamedTuple):
     codes: search.HashArray
     image: npt.NDArray[np.int64]
