@@ -227,10 +227,8 @@ FEATURES = pa.schema(
         ("phash", pa.uint64()),  # of what will be packed: the crop, or the whole image
         ("phash_flip", pa.uint64()),  # of its mirror image
         ("thumbnail", pa.binary(THUMBNAIL_SIDE * THUMBNAIL_SIDE * 3)),
-        (
-            "points",
-            pa.binary(),
-        ),  # of the sample, see `animesion.images.local_features`; null if copies are not searched
+        ("points", pa.binary()),  # of the sample, see `animesion.images.local_features`; null unless copies need them
+        ("windows", pa.binary()),  # pHashes of 91 windows of the sample; null unless copies need them
         ("whole_phash", pa.uint64()),  # of the whole image, where the sample is a crop, like the next two; else null
         ("whole_phash_flip", pa.uint64()),
         ("whole_thumbnail", pa.binary(THUMBNAIL_SIDE * THUMBNAIL_SIDE * 3)),
@@ -287,10 +285,7 @@ CURATED = pa.schema(
         ("split", pa.string()),
         ("group", pa.string()),  # images of a group are in one split
         ("cluster", pa.string()),  # confirmed duplicates of one another
-        (
-            "resembles",
-            pa.string(),
-        ),  # key of the image that the next four are about: the keeper, or the closest relative
+        ("resembles", pa.string()),  # key of what the next four are about: the keeper, or the closest relative
         ("verdict", pa.string()),  # `copy`, `copy with overlay`, `part`, `alternate`; empty if nothing was compared
         ("how", pa.string()),  # turn, mirror, crop and overlay, see `animesion.dedup.residual.Comparison`
         ("inliers", pa.int32()),  # local features that agree

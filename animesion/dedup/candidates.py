@@ -82,6 +82,10 @@ class Candidates:
     mirrored: npt.NDArray[np.bool_]
     whole: npt.NDArray[np.bool_]
 
+    def among(self, chosen: npt.NDArray[np.bool_]) -> Candidates:
+        """The chosen pairs only."""
+        return Candidates(self.pairs[chosen], self.plain[chosen], self.mirrored[chosen], self.whole[chosen])
+
 
 def find(signatures: Signatures, settings: DuplicatesSection, more: search.Pairs | None = None) -> Candidates:
     """All candidates among some images.

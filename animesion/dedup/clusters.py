@@ -294,9 +294,8 @@ def _relations(
     row_of_key = {key: i for i, key in enumerate(rows["key"])}
     names = list(Relation._fields)
     found: dict[tuple[int, int], Relation] = {}
-    for first, second, *values in zip(
-        *(compared[name].to_pylist() for name in ("first", "second", *names)), strict=True
-    ):
+    columns = (compared[name].to_pylist() for name in ("first", "second", *names))
+    for first, second, *values in zip(*columns, strict=True):
         a, b = sorted((unit_of(row_of_key.get(first)), unit_of(row_of_key.get(second))))
         if a >= 0 and a != b:
             relation = Relation(*values)

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 from PIL import Image
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 #: Pairs per job: a second or two of work.
 _JOB_PAIRS = 256
 
-#: Pictures that a worker keeps while it works on a job, and the area of the copy that it keeps, as the side of a square.
+#: Images that a worker keeps while it works on a job, reduced to the area of a square of the second number.
 _KEPT, _KEPT_SIDE = 256, 320
 
 
@@ -215,11 +215,11 @@ def compare(
     for start in range(0, len(pairs), _JOB_PAIRS):
         chunk = pairs[start : start + _JOB_PAIRS]
         rows = sorted({row for pair in chunk for row in (pair.first, pair.second)})
-        known = {row: found for row in rows if (found := points(row)) is not None}
+        known = {row: features for row in rows if (features := points(row)) is not None}
         jobs.append(CompareJob(chunk, {row: places(row) for row in rows}, known, limits))
     found: list[Found] = []
 
-    def finished(job: CompareJob, result: list[Found]) -> None:
+    def finished(job: Any, result: list[Found]) -> None:
         found.extend(result)
         advance(len(job.pairs))
 

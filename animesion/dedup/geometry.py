@@ -35,8 +35,8 @@ class Match:
     """A similarity transform from one image to another.
 
     Attributes:
-        transform: shape (2, 3), from pixels of the second image's reduced copy (mirrored first, if `mirrored`) to pixels
-            of the first's; see `local_features.frame`.
+        transform: shape (2, 3), from pixels of the second image's reduced copy (mirrored first, if `mirrored`) to
+            pixels of the first's; see `local_features.frame`.
         mirrored: whether the second image is mirrored.
         inliers: number of distinct points that agree.
         frames: width and height of the reduced copies.
@@ -86,10 +86,9 @@ def _similarity(
     agreeing = miss_x**2 + miss_y**2 < (2 * _TOLERANCE) ** 2
     agreeing[(scale < _SMALLEST) | (scale > _LARGEST)] = False
     chosen = agreeing[agreeing.sum(axis=1).argmax()]
+    transform = None
     for _ in range(4):  # settles in two or three rounds
-        if chosen.sum() < INLIERS:
-            return None
-        transform = _least_squares(at_b[chosen], at_a[chosen])
+        transform = _least_squares(at_b[chosen], at_a[chosen]) if chosen.sum() >= INLIERS else None
         if transform is None:
             return None
         miss = at_b @ transform[:, :2].T + transform[:, 2] - at_a
@@ -97,7 +96,7 @@ def _similarity(
         if np.array_equal(agree, chosen):
             break
         chosen = agree
-    if not _SMALLEST <= np.hypot(*transform[:, 0]) <= _LARGEST:
+    if transform is None or not _SMALLEST <= np.hypot(*transform[:, 0]) <= _LARGEST:
         return None
     # the closest points fix the transform to a fraction of a pixel
     close = chosen & (((at_b @ transform[:, :2].T + transform[:, 2] - at_a) ** 2).sum(axis=1) < _CLOSE**2)

@@ -1,9 +1,9 @@
 """Tell a copy from an alternate: align two images, even out their tones, and look at what is left.
 
-A copy differs from its original by noise: blur, blocks of JPEG, an edge that is half a pixel off. All of these grow with
-the contrast of the drawing at a place and are much alike everywhere. An alternate (another mouth, other colours, other
-clothes) differs in places by far more than the pair differs elsewhere. The noise of each pair is therefore measured on
-the pair itself.
+A copy differs from its original by noise: blur, blocks of JPEG, an edge that is half a pixel off. All of these grow
+with the contrast of the drawing at a place and are much alike everywhere. An alternate (another mouth, other colours,
+other clothes) differs in places by far more than the pair differs elsewhere. The noise of each pair is therefore
+measured on the pair itself.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ _LEVELS, _SPECK, _SPECKS = 12.0, 12, 0.004
 #: Rounds of the finer alignment, the largest change of scale that it makes, and the largest shift in pixels.
 _ROUNDS, _STRETCH, _SHIFT = 30, 0.1, 16.0
 
-#: Correlation of two images that are aligned as a whole, below which they are different drawings.
-_ALIKE = 0.6
+#: Correlation of the details of two images that are aligned as a whole, below which they are different drawings, and
+#: the standard deviation in pixels of the blur that takes away what is no detail.
+_ALIKE, _DETAIL = 0.5, 4.0
 
 #: A sticker has this share of all changes, covers its outline by the second, and of the image one between the last two.
 _ALL, _SOLID = 0.95, 0.8
@@ -172,7 +173,7 @@ def _verdict(aligned: Aligned, size: tuple[int, int], match: Match) -> Compariso
 
 
 def _finer(rough: Aligned, first: Image.Image, second: Image.Image, match: Match) -> Aligned | None:
-    """The images aligned by the affine transform of best correlation (Evangelidis and Psarakis, 2008), from a rough one.
+    """The images aligned by the affine transform of best correlation (Evangelidis and Psarakis, 2008).
 
     Returns:
         None if the iteration does not settle, or leaves the rough transform by far.
@@ -245,7 +246,7 @@ def _toned(first: Pixels, second: Pixels, inside: Mask) -> Pixels:
 
 
 def _through(first: Pixels, second: Pixels, curve: npt.NDArray[np.float64]) -> Pixels:
-    """The second image through a curve of 256 levels. A clipped level stands for all beyond it, so the first decides."""
+    """The second image through a curve of 256 levels; where it is clipped, any level of the first beyond that fits."""
     toned: Pixels = np.interp(second, np.arange(256), curve).astype(np.float32)
     bright = (second > 255 - _CLIPPED) & (first > curve[255 - 2 * _BIN])
     dark = (second < _CLIPPED) & (first < curve[2 * _BIN])
@@ -275,7 +276,8 @@ def _tone_curve(goals: Pixels, levels: Pixels) -> npt.NDArray[np.float64]:
     # beyond the levels in use the curve goes on in parallel to equal tones
     low, high = curve[0] - centre[0] - 1, curve[-1] + (256 - centre[-1])
     curve = np.clip(np.concatenate([[low], curve, [high]]), 0, 255)
-    return np.interp(np.arange(256), np.concatenate([[-1], centre, [256]]), curve)
+    full: npt.NDArray[np.float64] = np.interp(np.arange(256), np.concatenate([[-1], centre, [256]]), curve)
+    return full
 
 
 def beyond_noise(aligned: Aligned) -> Pixels:
@@ -305,9 +307,12 @@ def _gradient(image: Pixels) -> Pixels:
 
 
 def _correlation(aligned: Aligned) -> float:
-    """Correlation of the two images where both have pixels, -1 to 1; 0 if one of them has one colour."""
-    a, b = (each[aligned.inside].ravel().astype(np.float64) for each in (aligned.first, aligned.second))
-    a, b = a - a.mean(), b - b.mean()
+    """Correlation of the details of the two images where both have pixels, -1 to 1; 0 if one of them has none.
+
+    Shapes and grounds are left out: two leaves, or two letters, are alike in those.
+    """
+    details = (each - cv2.GaussianBlur(each, (0, 0), _DETAIL) for each in (aligned.first, aligned.second))
+    a, b = (each[aligned.inside].ravel().astype(np.float64) for each in details)
     length = np.sqrt((a @ a) * (b @ b))
     return float(a @ b / length) if length > 1 else 0.0
 
@@ -357,7 +362,7 @@ def _is_overlay(aligned: Aligned, changed: Mask) -> bool:
         return False
     middle = (rows[0] + rows[-1]) / 2 / height
     if not at_edge and box_width >= _WIDE * box_height and box_height <= _LOW * height and abs(middle - 0.5) > 0.25:
-        return one_sided >= 0.7
+        return bool(one_sided >= 0.7)
     letters, _ = cv2.connectedComponents(changed.astype(np.uint8), connectivity=8)
     spread = box_width > 0.7 * width and box_height > 0.7 * height
     return bool(spread and letters > _TILED and one_sided >= 0.85)

@@ -97,7 +97,7 @@ def extract(image: Image.Image) -> Points:
     order = order[:_POINTS]
     chosen = [found[i] for i in order]
     points = np.empty(len(chosen), dtype=POINT)
-    points["code"] = _codes(descriptors[order])
+    points["code"] = _codes(descriptors[order].astype(np.uint8))
     for name, values in (
         ("x", [point.pt[0] * UNIT for point in chosen]),
         ("y", [point.pt[1] * UNIT for point in chosen]),
@@ -124,10 +124,9 @@ def _basis() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         return loaded["directions"].astype(np.float64), loaded["thresholds"]
 
 
-def _codes(descriptors: npt.NDArray[np.float32]) -> npt.NDArray[np.uint64]:
+def _codes(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
     """The codes of descriptors of shape (n, 128), shape (n,)."""
     directions, thresholds = _basis()
-    values = descriptors.astype(np.uint8)
     # whole numbers below 2^53: the sums are exact, in whatever order a library takes them
     projected = _ROOTS[values] @ directions  # (n, 64)
     # the square roots of a descriptor have a length of the root of its sum: compared without dividing

@@ -1,7 +1,7 @@
 """Find copies among the images of a build, and compare them with those of published datasets, before curate decides.
 
-Candidates come from the features; the pixels of candidates are compared in worker processes. The verdicts are written to
-`features/pairs.parquet`, and reused as long as features, published datasets and settings are the same.
+Candidates come from the features; the pixels of candidates are compared in worker processes. The verdicts are written
+to `features/pairs.parquet`, and reused as long as features, published datasets and settings are the same.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import PIL
 import pyarrow as pa
 
@@ -22,6 +23,7 @@ from animesion.errors import UsageError
 from animesion.executors import Executor
 from animesion.images import codec, local_features
 from animesion.images.local_features import Points
+from animesion.images.windows import COUNT as WINDOWS
 from animesion.pipeline import embed, published
 from animesion.pipeline.columns import load_columns
 from animesion.schemas import PAIRS
@@ -32,7 +34,12 @@ from animesion.storage.workspace import Receipt, Workspace
 TABLE = "features/pairs.parquet"
 
 #: Columns of features that are read in addition to those of curate.
-_COLUMNS = ("points", "whole_phash", "whole_phash_flip", "whole_thumbnail")
+_COLUMNS = ("points", "windows", "whole_phash", "whole_phash_flip", "whole_thumbnail")
+
+
+#: Stands for the hash of a window that was not computed: no hash of an image is near it, as one half of a hash's bits
+#: is above the median of the frequencies.
+_NO_HASH = np.uint64(0)
 
 
 def wanted(recipe: Recipe) -> bool:
@@ -118,6 +125,11 @@ def _compared(
             for chunk in each.chunks
         ]
     )
+    windows = None
+    if recipe.duplicates.copies == "hash":
+        taken = [rows["windows"].take(pa.array(chosen)), *(other.windows for other in others)]
+        # images of a dataset that was not built with windows are found by their whole hashes alone
+        windows = np.stack([_windows(each) for column_ in taken for each in column_.to_pylist()])
     points = [_points(each) for each in rows["points"].take(pa.array(chosen)).to_pylist()]
     points += [_points(each) for other in others for each in other.points.to_pylist()]
     side = np.repeat(np.arange(len(others) + 1), [ours, *(len(other.keys) for other in others)])
@@ -127,6 +139,7 @@ def _compared(
         _wholes(rows, chosen[cropped]) if len(cropped) else None,
         cropped,
         [np.empty(0, local_features.POINT) if each is None else each for each in points] if local else None,
+        windows=windows,
         side=side if others else None,
     )
     more = None
@@ -146,6 +159,13 @@ def _compared(
 
 def _points(content: bytes | None) -> Points | None:
     return None if content is None else local_features.from_bytes(content)
+
+
+def _windows(content: bytes | None) -> npt.NDArray[np.uint64]:
+    """The hashes of an image's windows, shape (91,)."""
+    if content is None:
+        return np.full(WINDOWS, _NO_HASH, dtype=np.uint64)
+    return np.frombuffer(content, dtype="<u8")
 
 
 def _wholes(rows: dict[str, Any], chosen: candidates.Rows) -> candidates.Hashes:

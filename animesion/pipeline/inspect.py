@@ -23,6 +23,7 @@ from animesion.config.settings import params_digest
 from animesion.executors import Executor
 from animesion.images import codec, formats, hashing, local_features, quality
 from animesion.images.features import compute_features
+from animesion.images.windows import window_phashes
 from animesion.schemas import FEATURES, RAW, Box, DropReason
 from animesion.storage import parquet
 from animesion.storage.workspace import Receipt, Workspace
@@ -190,12 +191,11 @@ def _sample_features(image: Image.Image, crop: tuple[int, int, int, int] | None,
     """Features of the pixels that will be packed: the crop, or the whole image."""
     sample = image if crop is None else image.crop(crop)
     computed = compute_features(sample)
-    compared = recipe.duplicates.near and recipe.duplicates.copies != "off"
-    whole = compute_features(image) if compared and crop is not None else None
+    copies = recipe.duplicates.copies if recipe.duplicates.near else "off"
+    whole = compute_features(image) if copies != "off" and crop is not None else None
     return {
-        "points": local_features.extract(sample).tobytes()
-        if compared and recipe.duplicates.copies == "local"
-        else None,
+        "points": local_features.extract(sample).tobytes() if copies == "local" else None,
+        "windows": window_phashes(sample.convert("L")).astype("<u8").tobytes() if copies == "hash" else None,
         "whole_phash": whole and whole.phash,
         "whole_phash_flip": whole and whole.phash_flip,
         "whole_thumbnail": whole and whole.thumbnail,

@@ -27,7 +27,7 @@ from animesion.sources import families
 from animesion.storage import checksums, parquet
 from animesion.storage.workspace import sha256_file
 
-_FEATURES = ("key", "face", "phash", "phash_flip", "thumbnail", "points")
+_FEATURES = ("key", "face", "phash", "phash_flip", "thumbnail", "points", "windows")
 _NAMES = ("source", "source_id", "md5")
 #: Sources whose ids are paths, which mean nothing in another dataset.
 _LOCAL = frozenset({"folder", "labels"})
@@ -48,7 +48,8 @@ class PublishedFeatures:
         splits: split of each image.
         families: tokens of each image's file, post and work, as far as its row names them.
         thumbnails: 16x16 RGB thumbnail of each packed image, n times 768 bytes.
-        points: local features of each image, null if it has none.
+        points: local features of each image, null if its build did not search by them.
+        windows: hashes of windows of each image, likewise.
         places: where each packed image is.
     """
 
@@ -62,6 +63,7 @@ class PublishedFeatures:
     families: Sequence[Sequence[str]]
     thumbnails: pa.ChunkedArray
     points: pa.ChunkedArray
+    windows: pa.ChunkedArray
     places: Sequence[Place]
 
 
@@ -113,7 +115,7 @@ def load(folder: Path) -> PublishedFeatures:
     # SHA256SUMS covers curated.parquet but not features/; hashes that disagree mean features of another build.
     curated_phash, phash = (each["phash"].combine_chunks() for each in (kept, features))
     has_length = pc.equal(pc.binary_length(features["thumbnail"]), 3 * THUMBNAIL_SIDE**2)
-    complete = pc.all(has_length, min_count=0).as_py() and not any(features[name].null_count for name in _FEATURES[:-1])
+    complete = pc.all(has_length, min_count=0).as_py() and not any(features[name].null_count for name in _FEATURES[:-2])
     if not complete or not curated_phash.equals(phash):
         raise damaged
     return PublishedFeatures(
@@ -127,6 +129,7 @@ def load(folder: Path) -> PublishedFeatures:
         [_tokens(*row) for row in zip(*(kept[name].to_pylist() for name in _NAMES), strict=True)],
         features["thumbnail"],
         features["points"],
+        features["windows"],
         _places(dataset, kept),
     )
 

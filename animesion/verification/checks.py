@@ -25,7 +25,7 @@ from animesion.sources import families
 from animesion.storage import checksums
 from animesion.storage.checksums import CHECKSUMS
 from animesion.storage.workspace import sha256_file
-from animesion.verification import leaks, scan
+from animesion.verification import copies, leaks, scan
 from animesion.verification.scan import Contents, Walk
 
 #: Name of each check, in order, and the condition that it checks.
@@ -90,15 +90,17 @@ def verify(dataset: Dataset, *, workers: int = 0, decode: bool = True, progress:
     progress = progress or Progress()
     report = Report(dataset.name, decoded=decode, faults={name: [] for name in CHECKS if decode or name != "decode"})
     faults = report.faults
-    settings, limits = DuplicatesSection(), codec.Limits()
+    settings, limits = DuplicatesSection().for_images(len(dataset)), codec.Limits()
     try:
         # leaks are judged by the thresholds of the build, or by the defaults if its recipe cannot be read
         recipe = dataset.recipe
-        settings, limits = recipe.duplicates, codec.Limits(recipe.filter.max_side, recipe.filter.max_pixels)
+        settings = recipe.duplicates.for_images(len(dataset))
+        limits = codec.Limits(recipe.filter.max_side, recipe.filter.max_pixels)
     except UsageError as error:
         faults["accounting"].append(Fault(str(error)))
     with executors.make(workers=workers) as engine:
-        found = scan.read(dataset, engine, limits if decode else None, progress)
+        found = scan.read(dataset, engine, limits if decode else None, progress, settings.copies)
+        related = copies.find(dataset, found, settings, limits, engine, progress) if decode else []
     report.samples, report.shards = len(found.keys), len(found.walks) - len(found.unread)
     index = _rows(dataset, "index.parquet", faults["keys"])
     curated = _rows(dataset, "curated.parquet", faults["accounting"])
@@ -109,7 +111,7 @@ def verify(dataset: Dataset, *, workers: int = 0, decode: bool = True, progress:
     if index is not None:
         faults["keys"] += _keys(dataset, found, index)
     faults["labels"] += [*_class_table(dataset), *_labels(dataset, found, index, curated)]
-    leak_faults, report.leaking = _leaks(dataset, found, curated, settings, decode=decode)
+    leak_faults, report.leaking = _leaks(dataset, found, curated, settings, related, decode=decode)
     faults["leaks"] += leak_faults
     if curated is not None:
         faults["accounting"] += _accounting(dataset, curated)
@@ -324,6 +326,7 @@ def _leaks(
     found: Contents,
     curated: dict[str, list[Any]] | None,
     settings: DuplicatesSection,
+    related: Sequence[copies.Related],
     *,
     decode: bool,
 ) -> tuple[list[Fault], dict[str, int]]:
@@ -334,6 +337,7 @@ def _leaks(
         found: the samples.
         curated: columns of curated.parquet; without them, groups and source images are not compared.
         settings: thresholds of near duplicates.
+        related: pairs of images whose pixels were compared.
         decode: whether `found` has pixels.
     """
     n = len(found.keys)
@@ -359,7 +363,7 @@ def _leaks(
     elif not settings.near:
         known = ", in a recipe without a search for near duplicates"
     faults = []
-    found_leaks = leaks.find(found.splits, groups, sources, result.sha256, pixels, settings, by_name)
+    found_leaks = leaks.find(found.splits, groups, sources, result.sha256, pixels, settings, by_name, related)
     for leak in found_leaks:
         pair = (leak.first, leak.second)
         keys, splits = tuple(found.keys[i] for i in pair), tuple(found.splits[i] for i in pair)

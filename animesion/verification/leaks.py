@@ -53,6 +53,7 @@ def find(
     pixels: PixelColumns | None,
     settings: DuplicatesSection,
     families: Sequence[Sequence[str]] = (),
+    related: Sequence[tuple[int, int, str]] = (),
 ) -> list[Leak]:
     """Find leaks. Every sample that shares a value with an earlier split (train, val, test) is in a pair.
 
@@ -67,6 +68,7 @@ def find(
         pixels: features of the images; None compares them by their bytes only.
         settings: thresholds of near duplicates.
         families: tokens of each sample's family by its name; empty if names are not compared.
+        related: pairs of images whose pixels were compared, and what they are to each other.
 
     Returns:
         The leaks, sorted by position.
@@ -92,8 +94,12 @@ def find(
         for earlier, later in _straddling(pixels.digests, splits):
             if sha256[earlier] != sha256[later]:
                 add(earlier, later, "equal pixels")
-        for pair, distance in _near(pixels, splits, settings):
-            add(*pair, f"near duplicates (pHash distance {distance})")
+        if settings.copies == "off":
+            for pair, distance in _near(pixels, splits, settings):
+                add(*pair, f"near duplicates (pHash distance {distance})")
+    for a, b, why in related:
+        if splits[a] != splits[b]:
+            add(a, b, why)
     return [Leak(*pair, tuple(why)) for pair, why in sorted(found.items())]
 
 

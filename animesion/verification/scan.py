@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from animesion.dataset import shards
-from animesion.images import codec, hashing
+from animesion.images import codec, hashing, local_features
 from animesion.images.features import compute_features
+from animesion.images.windows import window_phashes
 from animesion.schemas import THUMBNAIL_SIDE
 from animesion.storage.workspace import sha256_file
 
@@ -121,6 +122,9 @@ class ScanResult:
         phash: shape (n,), perceptual hashes of the decoded pixels.
         phash_flip: shape (n,), perceptual hashes of the mirror images.
         thumbnails: shape (n, 768).
+        points: local features as bytes, see `animesion.images.local_features`; empty if they are not searched.
+        windows: hashes of windows as bytes, likewise.
+        sizes: shape (n, 2), width and height of the images.
         faults: position of the sample, name of the check and message of each fault.
     """
 
@@ -135,6 +139,9 @@ class ScanResult:
     phash: npt.NDArray[np.uint64]
     phash_flip: npt.NDArray[np.uint64]
     thumbnails: npt.NDArray[np.uint8]
+    points: list[bytes]
+    windows: list[bytes]
+    sizes: npt.NDArray[np.int64]
     faults: list[tuple[int, str, str]]
 
     @classmethod
@@ -152,6 +159,9 @@ class ScanResult:
             phash=np.zeros(n, dtype=np.uint64),
             phash_flip=np.zeros(n, dtype=np.uint64),
             thumbnails=np.zeros((n, _THUMBNAIL_BYTES), dtype=np.uint8),
+            points=[b""] * n,
+            windows=[b""] * n,
+            sizes=np.zeros((n, 2), dtype=np.int64),
             faults=[],
         )
 
@@ -183,6 +193,7 @@ class ScanJob:
         keys: keys of the n samples.
         places: shape (n, 4, 2), as in `Walk`.
         limits: limits of the decoder; None skips decoding.
+        copies: how copies are searched: `local`, `hash` or `off`.
         only: scan just these keys; None for all.
         crashed: keys whose image is known to crash the decoder.
     """
@@ -192,6 +203,7 @@ class ScanJob:
     keys: Sequence[str]
     places: npt.NDArray[np.int64]
     limits: codec.Limits | None
+    copies: str = "off"
     only: tuple[str, ...] | None = None
     crashed: tuple[str, ...] = ()
 
@@ -257,6 +269,11 @@ class ScanJob:
         result.pixels[i] = hashing.of_pixels(image)
         result.phash[i], result.phash_flip[i], thumbnail, _ = compute_features(image)
         result.thumbnails[i] = np.frombuffer(thumbnail, dtype=np.uint8)
+        result.sizes[i] = image.size
+        if self.copies == "local":
+            result.points[i] = local_features.extract(image).tobytes()
+        elif self.copies == "hash":
+            result.windows[i] = window_phashes(image.convert("L")).tobytes()
 
 
 def _read(file: IO[bytes], place: list[int], kind: str) -> bytes | None:
@@ -304,7 +321,9 @@ class Contents:
         return f"sample {self.keys[i]} in {self.shards[i]}"
 
 
-def read(dataset: Dataset, engine: Executor, limits: codec.Limits | None, progress: Progress) -> Contents:
+def read(
+    dataset: Dataset, engine: Executor, limits: codec.Limits | None, progress: Progress, copies: str = "off"
+) -> Contents:
     """Walk every shard that `dataset.json` lists, then scan every sample.
 
     Args:
@@ -312,6 +331,7 @@ def read(dataset: Dataset, engine: Executor, limits: codec.Limits | None, progre
         engine: runs the jobs.
         limits: limits of the decoder; None skips decoding.
         progress: receives progress events.
+        copies: how copies are searched: `local`, `hash` or `off`.
     """
     split_of = {shard.path: split.name for split in dataset.splits.values() for shard in split.shards}
     found: dict[str, Walk] = {}
@@ -324,7 +344,7 @@ def read(dataset: Dataset, engine: Executor, limits: codec.Limits | None, progre
     walks = {shard: found[shard] for shard in split_of}
     # jobs finish in any order: results are stored by the job's name and concatenated in the order of the jobs
     jobs = [
-        ScanJob(dataset.path, shard, walk.keys[start:end], walk.places[start:end], limits)
+        ScanJob(dataset.path, shard, walk.keys[start:end], walk.places[start:end], limits, copies)
         for shard, walk in walks.items()
         for start in range(0, len(walk.keys), RANGE_SAMPLES)
         for end in [start + RANGE_SAMPLES]
