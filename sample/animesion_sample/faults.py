@@ -85,7 +85,9 @@ _PATIENCE = 600.0
 _ENDLESS = 1 << 14
 """Pieces of 64 KiB in an endless body: 1 GiB is above the limit of any crawler."""
 
-_BOMB = gzip.compress(bytes(8 << 20))
+_BOMB = gzip.compress(bytes(1 << 20)) * 80
+"""80 MiB after decompression, above the default limit of a file."""
+
 _LISTS = ("post", "posts", "items")
 """Keys of the list of posts in documents."""
 

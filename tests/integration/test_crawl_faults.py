@@ -33,7 +33,7 @@ EXPECTED = {
     "redirect loop": ("fetch failed", REFUSED, "redirected more than 5 times"),
     "private redirect": ("unsafe address", REFUSED, "the host is not on the public internet"),
     "file redirect": ("unsafe address", REFUSED, "only http and https are fetched, not file"),
-    "compressed": ("fetch failed", REFUSED, "the body is compressed, against the request"),
+    "compressed": ("too many bytes", REFUSED, "more than 200000 bytes"),
     "noai": ("refused", REFUSED, "X-Robots-Tag: noai"),
     "429": ("fetch failed", FAILED, "HTTP 429 Too Many Requests"),
     "429 wait": ("fetch failed", FAILED, "HTTP 429 Too Many Requests"),

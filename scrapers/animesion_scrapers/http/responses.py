@@ -5,12 +5,14 @@ Requests, redirects and retries are in `transfers`; the kinds of fault are in `f
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 
 import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
 
+from animesion_scrapers.http.codings import CodingError, Decoder
 from animesion_scrapers.http.faults import (
     CHECKSUM,
     EMPTY,
@@ -71,12 +73,12 @@ class ResponseReader:
         refusal = self._opt_out(response)
         if refusal and not instead:
             raise refusal
-        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
-        if encoding not in ("", "identity"):
-            raise DownloadFault(FAILED, "the body is compressed, against the request", final=not instead)
         if (response.content_length or 0) > self._max_bytes:
             raise DownloadFault(TOO_BIG, f"more than {self._max_bytes} bytes", final=True)
-        content = await self._read_body(item, response)
+        try:
+            content = await self._read_body(item, response)
+        except CodingError as error:
+            raise DownloadFault(FAILED, str(error), final=not instead) from None
         if not content:
             raise DownloadFault(EMPTY, "the body has 0 bytes", wrong=True)
         mismatch = _mismatch(item, content)
@@ -104,21 +106,29 @@ class ResponseReader:
         return DownloadFault(REFUSED, f"X-Robots-Tag: {directive}", final=True) if directive else None
 
     async def _read_body(self, item: Download, response: aiohttp.ClientResponse) -> bytes:
+        decoder = Decoder(response.headers.getall("Content-Encoding", ()))
+        if decoder and item.span is not None:
+            raise CodingError("the body is compressed, so the piece is of another file")
         pieces: list[bytes] = []
-        size = 0
+        sent = size = 0
         try:
             while piece := await response.content.readany():
-                size += len(piece)
-                if size > self._max_bytes:
+                sent += len(piece)
+                decoded = decoder.decode(piece, self._max_bytes - size)
+                size += len(decoded)
+                if max(sent, size) > self._max_bytes:
                     raise DownloadFault(TOO_BIG, f"more than {self._max_bytes} bytes", final=True)
                 if item.span is not None and size > item.span[1]:
                     raise DownloadFault(FAILED, "the server sent more bytes than were requested", final=True)
-                pieces.append(piece)
+                pieces.append(decoded)
         except (aiohttp.ClientPayloadError, HttpProcessingError):
             # Some servers announce a longer body than they send; a digest shows a whole file.
             if not (item.md5 or item.sha1) or _mismatch(item, b"".join(pieces)):
                 raise
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        content = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        if sent and not decoder.is_complete and (_mismatch(item, content) or not (item.md5 or item.sha1)):
+            raise DownloadFault(FAILED, "the compressed body ends early", retry=True)
+        return content
 
     async def _status_fault(self, response: aiohttp.ClientResponse) -> DownloadFault:
         status = response.status
@@ -126,7 +136,9 @@ class ResponseReader:
         host = response.url.raw_host or ""
         detail = f"HTTP {status_text(status)}"
         if "html" in response.headers.get("Content-Type", ""):
-            page = await _read_up_to(response, _HTML_BYTES)
+            page = b""
+            with contextlib.suppress(CodingError):
+                page = await _read_up_to(response, _HTML_BYTES)
             if is_challenge(page, response.headers.get("cf-mitigated", "")):
                 detail += " with an HTML challenge page"
         if status in BACK_OFF and self._retries.too_long(retry_after):
@@ -158,17 +170,25 @@ def _check_piece(span: tuple[int, int], response: aiohttp.ClientResponse) -> Non
 
 
 async def read_robots(response: aiohttp.ClientResponse) -> tuple[int, bytes]:
-    """Status and body of a robots.txt; the status is 0 if the body is compressed, as when the host fails."""
-    if response.headers.get("Content-Encoding", "identity") != "identity":
+    """Status and body of a robots.txt; the status is 0 if the body cannot be decoded, as when the host fails."""
+    try:
+        return response.status, await _read_up_to(response, ROBOTS_BYTES) if response.status == 200 else b""
+    except CodingError:
         return 0, b""
-    return response.status, await _read_up_to(response, ROBOTS_BYTES) if response.status == 200 else b""
 
 
 async def _read_up_to(response: aiohttp.ClientResponse, count: int) -> bytes:
-    """The first `count` bytes of a body."""
+    """The first `count` bytes of a body.
+
+    Raises:
+        CodingError: They cannot be decoded.
+    """
+    decoder = Decoder(response.headers.getall("Content-Encoding", ()))
     body = bytearray()
-    while len(body) < count and (piece := await response.content.readany()):
-        body += piece
+    sent = 0
+    while max(len(body), sent) < count and (piece := await response.content.readany()):
+        sent += len(piece)
+        body += decoder.decode(piece, count - len(body))
     return bytes(body[:count])
 
 

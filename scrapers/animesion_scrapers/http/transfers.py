@@ -278,4 +278,4 @@ def _parse(url: str) -> URL:
     Raises:
         ValueError: It is malformed.
     """
-    return URL(url)
+    return URL(url.strip().replace(" ", "%20"))  # as browsers send it; yarl would send `+` in a query
