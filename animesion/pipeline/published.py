@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -29,8 +29,8 @@ from animesion.storage.workspace import sha256_file
 
 _FEATURES = ("key", "face", "phash", "phash_flip", "thumbnail", "points", "windows")
 _NAMES = ("source", "source_id", "md5")
-#: Sources whose ids are paths, which mean nothing in another dataset.
-_LOCAL = frozenset({"folder", "labels"})
+#: Sources whose ids are paths, which mean nothing in another dataset. Those of `urls` may be keys of a table.
+_LOCAL = frozenset({"folder", "labels", "parquet", "webdataset", "indexed-tar"})
 _PART = re.compile(r"part-[0-9]{5}\.parquet")
 
 
@@ -180,9 +180,13 @@ def relatives(rows: Rows, split_of: Mapping[int, str], other: PublishedFeatures)
 
 def _tokens(source: str, source_id: str, md5: str) -> list[str]:
     """Tokens that mean the same in every dataset: of the image, of its file, and of the post or work in its name."""
-    [named] = families.tokens([PurePosixPath(source_id).stem], [""])
-    tokens = [token for token in named if not token.startswith("name:")]
-    tokens.append(f"id:{source}:{source_id}" if source not in _LOCAL else "")
+    token = families.read(*families.named(source_id, "")).token
+    tokens = [token]
+    # `danbooru_123_face0.jpg` is of the post that a crawl or dump has as 123
+    if match := re.fullmatch("post:([a-z0-9.]+)-([0-9]+)", token):
+        tokens.append(f"id:{match[1]}:{match[2]}")
+    if source not in _LOCAL and (source != "urls" or "://" in source_id):
+        tokens.append(f"id:{source}:{source_id}")
     tokens.append(f"file:{md5}" if md5 else "")
     return [token for token in tokens if token]
 

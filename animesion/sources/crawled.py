@@ -44,7 +44,15 @@ def _check_private(entries: list[str]) -> list[str]:
     return entries
 
 
-PrivateHosts = Annotated[list[str], AfterValidator(_check_private)]
+#: Option of a source that sends requests.
+PrivateHosts = Annotated[
+    list[str],
+    AfterValidator(_check_private),
+    Field(
+        description="hosts on a LAN or loopback that may be crawled, each as host:port, such as booru.lan:8080; "
+        "host:port:address:port connects there instead, as curl's --connect-to"
+    ),
+]
 
 
 class CrawlOptions(Section):
@@ -58,11 +66,7 @@ class CrawlOptions(Section):
     stall: float = Field(
         20.0, gt=0, strict=False, description="seconds without progress after which a connection is replaced"
     )
-    allow_private: PrivateHosts = Field(
-        [],
-        description="hosts on a LAN or loopback that may be crawled, each as host:port, such as booru.lan:8080; "
-        "host:port:address:port connects there instead, as curl's --connect-to",
-    )
+    allow_private: PrivateHosts = Field([])
     robots: bool = Field(True, description="obey robots.txt and X-Robots-Tag (noai, noindex) of the hosts of the files")
 
 

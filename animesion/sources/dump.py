@@ -24,6 +24,7 @@ from animesion.dataset import label_files
 from animesion.errors import UsageError
 from animesion.schemas import DropReason, Item, Payload
 from animesion.sources import clean_text, faces
+from animesion.sources import families as by_name
 from animesion.sources.image_root import ImageRoot
 from animesion.sources.posts import NOT_IMAGES, families
 from animesion.sources.stored import PathOrUrl
@@ -58,6 +59,7 @@ class DumpOptions(Section):
     )
     faces: str = Field("", description="faces.tsv with the head boxes; without it, set crop.detector to a detector")
     tag_ids: str = Field("", description="tagIds.tsv; orders classes by the published tag id instead of by name")
+    family: by_name.Family = "auto"
     max_bytes: int = Field(64 * 1024 * 1024, ge=1, description="larger files are dropped unread")
 
 
@@ -155,8 +157,9 @@ class DumpSource:
             locator=json.dumps(locator),
             order=order,
             labels=tuple(characters),
-            families=families(
-                str(number), _text(record, "parent_id"), _text(record, "pixiv_id"), _text(record, "source")
+            families=(
+                *families(str(number), _text(record, "parent_id"), _text(record, "pixiv_id"), _text(record, "source")),
+                *by_name.tokens([str(number)], [""], self.options.family)[0],
             ),
             boxes=None if table is None else table.boxes.get(number, ()),
             class_order=tag_ids.get(characters[0], -1) if len(characters) == 1 else -1,

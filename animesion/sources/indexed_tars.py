@@ -24,6 +24,7 @@ from animesion.dataset import layouts, sidecars, text_tables
 from animesion.errors import UsageError
 from animesion.schemas import DropReason, Item, Payload
 from animesion.sources import clean_text, families, file_key
+from animesion.sources.crawled import PrivateHosts
 from animesion.sources.file_sets import ordered_splits, split_of
 from animesion.sources.stored import PathOrUrl
 from animesion.sources.tar_ranges import Mirror
@@ -54,6 +55,7 @@ class IndexedTarOptions(Section):
     )
     contact: str = Field("", description="e-mail address or URL for the User-Agent; required for https://")
     requests_per_second: float = Field(1.0, gt=0, le=10, strict=False, description="highest rate per host")
+    allow_private: PrivateHosts = Field([])
     family: families.Family = "auto"
     max_bytes: int = Field(64 * 1024 * 1024, ge=1, description="larger files are dropped unread")
 
@@ -147,6 +149,7 @@ class IndexedTarSource:
             contact=self.options.contact,
             requests_per_second=self.options.requests_per_second,
             connect_to=self.connect_to,
+            allow_private=self.options.allow_private,
         )
 
     def _items(self, files: Sequence[_File], labels: Sequence[_Label]) -> Iterator[Item]:

@@ -164,9 +164,10 @@ class ParquetSource:
         splits: Sequence[str],
         columns: Columns,
     ) -> Iterator[Item]:
-        stems = [PurePosixPath(row.name.replace("\\", "/")).stem for row in rows]
+        names = [PurePosixPath(row.name.replace("\\", "/")).name for row in rows]
+        stems = [PurePosixPath(name).stem for name in names]
         known = families.tokens(stems, [row.labels[0] if row.labels else "" for row in rows], self.options.family)
-        for order, (row, stem, family) in enumerate(zip(rows, stems, known, strict=True)):
+        for order, (row, name, stem, family) in enumerate(zip(rows, names, stems, known, strict=True)):
             file = listed[row.file]
             group = bisect_right(starts[row.file], row.row) - 1
             place = {
@@ -179,7 +180,7 @@ class ParquetSource:
             yield Item(
                 key=file_key("parquet", f"{file.name}:{row.row}".encode("utf-8", "surrogateescape"), stem or "row"),
                 source="parquet",
-                source_id=clean_text(f"{file.name}:{row.row}", 1000),
+                source_id=clean_text(f"{file.name}:{row.row}{f'/{name}' if name else ''}", 1000),
                 locator=json.dumps(place),
                 order=order,
                 labels=row.labels,

@@ -40,6 +40,7 @@ class Mirror:
         contact: for the User-Agent of requests.
         requests_per_second: highest rate per host.
         connect_to: address and port to connect to instead of a host.
+        allow_private: hosts on a LAN or loopback that may be asked, each as `host:port`.
 
     Raises:
         UsageError: nothing exists at the path, or web addresses are given without a pattern or a contact.
@@ -53,9 +54,10 @@ class Mirror:
         contact: str,
         requests_per_second: float,
         connect_to: Mapping[str, tuple[str, int]],
+        allow_private: Sequence[str] = (),
     ) -> None:
         self._index, self._tars = index, tars.rstrip("/")
-        self._contact, self._connect_to = contact, connect_to
+        self._contact, self._connect_to, self._private = contact, connect_to, allow_private
         self._rate = requests_per_second
         self._limiter: RateLimiter | None = None
         self._sets: dict[str, FileSet] = {}
@@ -210,6 +212,7 @@ class Mirror:
                 user_agent=f"animesion/{version('animesion')} ({self._contact})",
                 limiter=self._limiter,
                 connect_to=self._connect_to,
+                allow_private=self._private,
                 max_bytes=max(1, most),
             )
         except ScraperError as error:

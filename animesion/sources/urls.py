@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
@@ -19,8 +18,10 @@ from pydantic import Field
 from animesion.config.settings import Section
 from animesion.errors import UsageError
 from animesion.schemas import Box, DropReason, Item
-from animesion.sources import clean_text, file_key
+from animesion.sources import clean_text, families, file_key
 from animesion.sources.crawled import CrawledSource, CrawlOptions
+from animesion.sources.url_notes import UrlSummary
+from animesion.splits import SPLIT_NAMES
 
 if TYPE_CHECKING:
     from animesion_scrapers import SiteInfo
@@ -30,17 +31,11 @@ if TYPE_CHECKING:
 
 _MASK = 2**64 - 1
 
-_EXAMPLES = 5
-"""Rows that a note lists; the raw tables have all of them."""
-
 _MOST_MERGED = 250_000
 """URLs with differing rows; their labels, groups and splits are held in memory, about 400 bytes each."""
 
-_SPLITS = {
-    "train": "train", "training": "train",
-    "val": "val", "valid": "val", "validation": "val", "dev": "val",
-    "test": "test", "testing": "test",
-}  # fmt: skip
+
+_MEANINGS = ("url", "label", "key", "md5", "sha1", "bytes", "licence", "author", "group", "split", "box")
 
 
 class UrlsOptions(CrawlOptions):
@@ -66,6 +61,7 @@ class UrlsOptions(CrawlOptions):
     author_column: str = Field("", description="column of authors; empty as above, such as creator")
     group_column: str = Field("", description="column whose equal values stay in one split; empty as above")
     split_column: str = Field("", description="column of published splits; empty as above")
+    family: families.Family = "auto"
     box_column: str = Field(
         "",
         description="column of boxes for `crop.detector=boxes`: left, top, right, bottom as fractions of width and "
@@ -126,8 +122,7 @@ class UrlsSource(CrawledSource):
         from animesion_scrapers import ScraperError
         from animesion_scrapers.url_tables import UrlColumns, UrlTables
 
-        meanings = ("url", "label", "key", "md5", "sha1", "bytes", "licence", "author", "group", "split", "box")
-        columns = UrlColumns(**{meaning: getattr(self.options, f"{meaning}_column") for meaning in meanings})
+        columns = UrlColumns(**{meaning: getattr(self.options, f"{meaning}_column") for meaning in _MEANINGS})
         try:
             return UrlTables(
                 self.options.path, columns, self.options.format.removeprefix("auto"), self.options.encoding
@@ -140,26 +135,27 @@ class UrlsSource(CrawledSource):
         from animesion_scrapers.counts import DigestSet
 
         tables = self._tables()
-        merged = self._merged(tables)
+        merged, affixed = self._merged(tables)
         urls, keys = DigestSet(), DigestSet()
-        summary = _Summary()
+        summary = UrlSummary()
         position, yielded = -1, 0
         for batch in tables.batches():
             batch_keys = [self._key(row, place) for place, row in enumerate(batch, position + 1)]
             batch_urls = _url_hashes(batch, position + 1)
             fresh = self._fresh(batch_urls, batch_keys, urls, keys, summary)
-            for row, key, url, new in zip(batch, batch_keys, batch_urls, fresh, strict=True):
+            same_urls = [merged.get(url) for url in batch_urls]
+            named = self._families(batch, same_urls, affixed)
+            for row, key, same_url, family, new in zip(batch, batch_keys, same_urls, named, fresh, strict=True):
                 position += 1
                 if last is not None and position <= last.order:
                     if position == last.order and key != last.key:
                         raise self._changed(last)
                     continue
-                same_url = merged.get(url)
                 if not new:
                     # the item of this URL is in the earlier listing, with the labels that it had then
                     summary.late += last is not None and same_url is not None
                     continue
-                yield self._item(row, key, position, same_url, summary)
+                yield self._item(row, key, position, same_url, family, summary)
                 yielded += 1
                 if yielded == self.options.limit:
                     self._finish(tables, summary)
@@ -170,7 +166,7 @@ class UrlsSource(CrawledSource):
             raise UsageError(f"source.path: no row of {self.options.path} has a usable URL{summary.first_fault()}")
         self._finish(tables, summary)
 
-    def _finish(self, tables: UrlTables, summary: _Summary) -> None:
+    def _finish(self, tables: UrlTables, summary: UrlSummary) -> None:
         """Add the notes.
 
         Raises:
@@ -181,11 +177,13 @@ class UrlsSource(CrawledSource):
                 f"source.path: {self.options.path} lists URLs without labels: set source.label=NAME, or "
                 "source.label={file} for one list per class, or give a table with a column of labels"
             )
-        self.notes += summary.sentences(tables, self.options)
+        named = [meaning for meaning in _MEANINGS if getattr(self.options, f"{meaning}_column")]
+        self.notes += summary.sentences(tables, named)
 
-    def _merged(self, tables: UrlTables) -> dict[int, _SameUrl]:
-        """The labels, groups and splits of each URL whose rows differ in them, by the hash of the URL.
+    def _merged(self, tables: UrlTables) -> tuple[dict[int, _SameUrl], DigestSet]:
+        """The labels, groups and splits of each URL whose rows differ in them, by the hash of the URL; and base names.
 
+        A base name is that of an image with variants such as `<name>_rot90`; the set has the hashes of these.
         The tables are read once before the listing, and a second time if there are such URLs: an item cannot be changed
         once it is listed.
 
@@ -194,7 +192,7 @@ class UrlsSource(CrawledSource):
         """
         from animesion_scrapers.counts import DigestSet, as_digests
 
-        urls, facts = DigestSet(), DigestSet()
+        urls, facts, affixed = DigestSet(), DigestSet(), DigestSet()
         found: dict[int, _SameUrl] = {}
         position = 0
         for batch in self._facts(tables):
@@ -207,6 +205,7 @@ class UrlsSource(CrawledSource):
             differing = facts.add(by_fact) & ~urls.add(as_digests(hashes))
             for place in differing.nonzero()[0].tolist():
                 found.setdefault(hashes[place], _SameUrl())
+            affixed.add(as_digests(self._affixed(batch)))
             if len(found) > _MOST_MERGED:
                 raise UsageError(
                     f"source.path: more than {_MOST_MERGED:,} URLs of {self.options.path} have rows with other labels, "
@@ -222,11 +221,42 @@ class UrlsSource(CrawledSource):
             position += len(batch)
             if position >= stop:
                 break
-        return found
+        return found, affixed
 
     def _facts(self, tables: UrlTables) -> Iterator[list[UrlRow]]:
-        """The rows with no more than the columns that can differ between the rows of one URL."""
-        return tables.batches("url", "label", "group", "split")
+        """The rows with no more than their names and the columns that can differ between the rows of one URL."""
+        return tables.batches("url", "label", "group", "split", *(["key"] if self.options.key_column else ()))
+
+    def _affixed(self, batch: Sequence[UrlRow]) -> Iterator[int]:
+        """Hashes of the base names of images whose names have affixes."""
+        if self.options.family != "auto":
+            return
+        for row in batch:
+            if not row.fault and families.may_have_affix(row.key or row.url):
+                name = families.read(*families.named(row.key or row.url, next(iter(self._labels(row)), "")))
+                if name.affixed and not name.token:
+                    yield hash(name.base) & _MASK
+
+    def _families(
+        self, batch: Sequence[UrlRow], merged: Sequence[_SameUrl | None], affixed: DigestSet
+    ) -> list[tuple[str, ...]]:
+        """Families of images by their names: their keys, or else their URLs."""
+        from animesion_scrapers.counts import as_digests
+
+        places = []
+        for row, same_url in zip(batch, merged, strict=True):
+            label = next(iter(same_url.labels if same_url else self._labels(row)), "")
+            places.append(families.named(row.key or row.url, label))
+        if self.options.family != "auto":
+            return [families.matched(stem, self.options.family) for stem, _ in places]
+        names = [families.read(stem, scope) for stem, scope in places]
+        if not len(affixed):
+            return [(name.token,) if name.token else () for name in names]
+        has_variants = affixed.has(as_digests(hash(name.base) & _MASK for name in names)).tolist()
+        return [
+            (name.token,) if name.token else (name.base,) if has else ()
+            for name, has in zip(names, has_variants, strict=True)
+        ]
 
     def _fresh(
         self,
@@ -234,7 +264,7 @@ class UrlsSource(CrawledSource):
         batch_keys: Sequence[str],
         urls: DigestSet,
         keys: DigestSet,
-        summary: _Summary,
+        summary: UrlSummary,
     ) -> list[bool]:
         """Whether each row is the first with its URL and with its key."""
         from animesion_scrapers.counts import as_digests
@@ -273,7 +303,15 @@ class UrlsSource(CrawledSource):
         name = url.partition("?")[0].rpartition("/")[2]
         return file_key("urls", url.encode(), name.rpartition(".")[0] or name)
 
-    def _item(self, row: UrlRow, key: str, position: int, same_url: _SameUrl | None, summary: _Summary) -> Item:
+    def _item(
+        self,
+        row: UrlRow,
+        key: str,
+        position: int,
+        same_url: _SameUrl | None,
+        family: tuple[str, ...],
+        summary: UrlSummary,
+    ) -> Item:
         from animesion_scrapers.url_tables import normalise, refusal_reason
 
         if row.fault:
@@ -292,7 +330,7 @@ class UrlsSource(CrawledSource):
         groups = same_url.groups if same_url else [row.group] if row.group else ()
         summary.add_item(row, labels, refused)
         if same_url:
-            summary.add_merged(url, same_url)
+            summary.add_merged(url, same_url.labels, same_url.splits)
         where = {} if refused else {"url": normalise(row.url)} | ({"sha1": row.sha1} if row.sha1 else {})
         return Item(
             key=key,
@@ -302,7 +340,7 @@ class UrlsSource(CrawledSource):
             order=position,
             labels=labels,
             boxes=_boxes(row.box) if self.options.box_column else None,
-            families=tuple(f"group:{clean_text(group, 300)}" for group in groups),
+            families=(*(f"group:{clean_text(group, 300)}" for group in groups), *family),
             split=_split(row),
             md5=row.md5,
             bytes=row.bytes,
@@ -330,95 +368,6 @@ class _SameUrl:
             known += [sys.intern(value) for value in values if value and value not in known and len(known) < 100]
 
 
-class _Summary:
-    """Counts for the notes, with the first examples."""
-
-    def __init__(self) -> None:
-        self.usable = self.repeated = self.same_key = self.labelled = self.late = 0
-        self._conflicts: list[str] = []
-        self._faults: list[str] = []
-        self._refused: list[str] = []
-        self._counts: Counter[str] = Counter()
-
-    def add_unreadable(self, row: UrlRow) -> str:
-        """Count a row with a fault and return its place and fault."""
-        where = f"{clean_text(row.file, 100)}, line {row.line}" if row.line else clean_text(row.file, 100)
-        text = f"{where}: {clean_text(row.fault, 300)}"
-        self._counts["unreadable"] += 1
-        if len(self._faults) < _EXAMPLES:
-            self._faults.append(text)
-        return text
-
-    def add_merged(self, url: str, same_url: _SameUrl) -> None:
-        """Count a URL whose rows differ."""
-        if len(same_url.labels) > 1:
-            self._counts["conflicts"] += 1
-            if len(self._conflicts) < _EXAMPLES:
-                self._conflicts.append(f"{url[:200]} ({', '.join(same_url.labels[:_EXAMPLES])})")
-        self._counts["splits"] += len(same_url.splits) > 1
-
-    def add_item(self, row: UrlRow, labels: Sequence[str], refused: str) -> None:
-        """Count a row with an item."""
-        if refused:
-            self._counts["refused"] += 1
-            if len(self._refused) < _EXAMPLES:
-                self._refused.append(f"{clean_text(row.file, 100)}, line {row.line}: {refused}")
-        else:
-            self.usable += 1
-        self.labelled += bool(labels)
-        self._counts["split"] += bool(row.split) and row.split.lower() not in _SPLITS
-        self._counts.update(row.ignored)
-
-    def first_fault(self) -> str:
-        """The first fault in brackets, as the end of a sentence; empty if there is none."""
-        first = next(iter([*self._faults, *self._refused]), "")
-        hint = "; save the tables as UTF-8, or set source.encoding" if "not UTF-8" in first else ""
-        return f" ({first}{hint})" if first else ""
-
-    def sentences(self, tables: UrlTables, options: UrlsOptions) -> list[str]:
-        """The notes."""
-        counts = self._counts
-        notes = [_recognised(tables, options)]
-        if tables.skipped_files:
-            names = ", ".join(clean_text(name, 60) for name in tables.skipped_names)
-            notes.append(f"{tables.skipped_files:,} other file(s) of the folder are skipped: {names}")
-        for encoding, count in tables.encodings.items():
-            notes.append(f"{count:,} table(s) are read as {encoding}, not UTF-8; source.encoding sets another encoding")
-        if counts["unreadable"]:
-            notes.append(
-                f"{counts['unreadable']:,} row(s) cannot be read and count as bad records: {_some(self._faults)}"
-            )
-        if counts["refused"]:
-            notes.append(f"{counts['refused']:,} URL(s) must not be fetched: {_some(self._refused)}")
-        if self.repeated:
-            notes.append(f"{self.repeated:,} row(s) repeat a URL and are skipped")
-        if counts["conflicts"]:
-            notes.append(f"{counts['conflicts']:,} URL(s) have several labels in their rows: {_some(self._conflicts)}")
-        if counts["splits"]:
-            notes.append(f"{counts['splits']:,} URL(s) are in several splits; the first counts")
-        if self.late:
-            notes.append(
-                f"{self.late:,} new row(s) give a listed URL another label, group or split, which it does not get; "
-                "build into another folder to count them"
-            )
-        if self.same_key:
-            notes.append(f"{self.same_key:,} row(s) repeat a key with another URL and are skipped")
-        if self.usable and not self.labelled:
-            notes.append("no row has a label: set source.label_column to their column, or source.label to one label")
-        if counts["split"]:
-            notes.append(f"{counts['split']:,} row(s) have a split other than {', '.join(_SPLITS)}")
-        for meaning, form in (
-            ("md5", "32 hexadecimal digits"),
-            ("sha1", "40 hexadecimal digits"),
-            ("bytes", "a size"),
-            ("box", "a box"),
-            ("label", "text, a number, a date or a list of these"),
-        ):
-            if counts[meaning]:
-                notes.append(f"{counts[meaning]:,} value(s) of the column for {meaning} are not {form} and are ignored")
-        return [note for note in notes if note]
-
-
 def _boxes(shares: tuple[float, ...]) -> tuple[Box, ...]:
     if not shares:
         return ()
@@ -426,30 +375,8 @@ def _boxes(shares: tuple[float, ...]) -> tuple[Box, ...]:
     return (Box(left, top, right, bottom, 1.0),)
 
 
-def _some(examples: Sequence[str]) -> str:
-    return "; ".join(examples)
-
-
-def _recognised(tables: UrlTables, options: UrlsOptions) -> str:
-    """The note about columns that were recognised by name."""
-    if not tables.recognised:
-        return ""
-    most = max(tables.recognised, key=lambda mapping: tables.recognised[mapping])
-    by_name = [
-        f"{meaning} from '{clean_text(name, 60)}'"
-        for meaning, name in most
-        if not getattr(options, f"{meaning}_column")
-    ]
-    others = len(tables.recognised) - 1
-    return (
-        f"columns recognised by name: {', '.join(by_name)}{f'; {others} table(s) have other columns' * bool(others)}"
-        if by_name
-        else ""
-    )
-
-
 def _split(row: UrlRow) -> str:
-    return _SPLITS.get(row.split.lower(), "")
+    return SPLIT_NAMES.get(row.split.lower(), "")
 
 
 def _url_hashes(batch: Sequence[UrlRow], first: int) -> list[int]:

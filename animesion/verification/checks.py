@@ -11,7 +11,6 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Any
 
 from animesion import executors
@@ -385,8 +384,10 @@ def _families(dataset: Dataset, named: Sequence[tuple[str, str]]) -> list[tuple[
         option = families.option_of(dataset.recipe)
     except UsageError:  # the recipe cannot be read, which is another fault
         option = ""
-    stems = [PurePosixPath(source_id).stem for source_id, _ in named]
-    return families.tokens(stems, [label for _, label in named]) if option == "auto" else []
+    if option != "auto":
+        return []
+    stems, scopes = zip(*(families.named(*each) for each in named), strict=True) if named else ((), ())
+    return families.tokens(stems, scopes)
 
 
 def _accounting(dataset: Dataset, curated: dict[str, list[Any]]) -> list[Fault]:

@@ -260,3 +260,29 @@ def test_web_addresses_need_a_contact_and_a_pattern() -> None:
 def test_private_addresses_are_refused() -> None:
     with pytest.raises(AnimesionError, match="not on the public internet"):
         listed("http://127.0.0.1:9/0000.json", contact="a@example.org")
+
+
+def test_a_mirror_on_loopback_is_named_and_no_other_host_is_asked(folder: Path) -> None:
+    sent: list[int] = []
+    stray: list[int] = []
+    with answering(serve(folder, sent)) as server, answering(serve(folder, stray)) as other:
+        here, there = (f"127.0.0.1:{each.address[1]}" for each in (server, other))
+        settings: dict[str, Any] = {
+            "contact": "a@example.org",
+            "requests_per_second": 10.0,
+            "labels": str(folder.parent / "labels.csv"),
+            "allow_private": [here],
+        }
+        source, items = listed(f"http://{here}/{{0000..0001}}.json", **settings)
+        assert [payload.content for payload in read(source, items)] == [b"image 1000", b"image 2000", b"image 1001"]
+        with pytest.raises(AnimesionError, match="not on the public internet"):
+            listed(f"http://{here}/{{0000..0001}}.json", tars=f"http://{there}", **settings)
+        with pytest.raises(AnimesionError, match="not on the public internet"):
+            listed(f"http://{there}/{{0000..0001}}.json", **settings)
+    assert sent
+    assert not stray
+
+
+def test_malformed_private_hosts_are_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="allow_private accepts host:port"):
+        IndexedTarOptions(index=str(folder), allow_private=["127.0.0.1"])

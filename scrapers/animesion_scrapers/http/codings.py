@@ -1,7 +1,7 @@
 """Content codings: bodies that a server compresses although no coding was requested, decoded piece by piece.
 
-Some servers and proxies compress every file, and name the coding in `Content-Encoding`. gzip and deflate are decoded, as
-in browsers; the caller caps the result.
+Some servers and proxies compress every file, and name the coding in `Content-Encoding`. gzip and deflate are decoded,
+as in browsers; the caller caps the result.
 """
 
 from __future__ import annotations
