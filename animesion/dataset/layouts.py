@@ -9,43 +9,21 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
-from animesion.dataset import sidecars
+from animesion.dataset import box_files, sidecars
+from animesion.dataset.box_files import Contents
 from animesion.errors import UsageError
 from animesion.splits import SPLIT_NAMES
 
 #: Suffixes of image files, in lower case; what is not among them inside a class folder is listed all the same.
 IMAGE_SUFFIXES = frozenset(
-    [
-        ".apng",
-        ".avif",
-        ".bmp",
-        ".dib",
-        ".gif",
-        ".heic",
-        ".heif",
-        ".ico",
-        ".j2k",
-        ".jfif",
-        ".jp2",
-        ".jpe",
-        ".jpeg",
-        ".jpg",
-        ".jxl",
-        ".pbm",
-        ".pgm",
-        ".png",
-        ".pnm",
-        ".ppm",
-        ".psd",
-        ".tga",
-        ".tif",
-        ".tiff",
-        ".webp",
-    ]
+    {
+        *(".apng", ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".ico", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg"),
+        *(".jpg", ".jxl", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".psd", ".tga", ".tif", ".tiff", ".webp"),
+    }
 )
 
 #: Side files of annotations that name no class of an image: a folder of these is not read as classes.
@@ -82,6 +60,7 @@ class Layout:
         readings: path -> reading, for every file that counts, images or not.
         left_out: paths of files that belong to no class: stray files, side files, annotations.
         summary: one sentence with what was understood, and the option that changes it.
+        sidecars: paths of the files per image that were read, hidden or not.
     """
 
     by: str
@@ -89,6 +68,7 @@ class Layout:
     readings: dict[str, Reading]
     left_out: list[str]
     summary: str
+    sidecars: frozenset[str] = frozenset()
 
     @property
     def classes(self) -> list[str]:
@@ -104,7 +84,7 @@ class Layout:
 
 def understand(
     paths: Sequence[str],
-    content: Callable[[str], bytes],
+    contents: Contents,
     where: str,
     *,
     label_level: int = 0,
@@ -119,7 +99,7 @@ def understand(
 
     Args:
         paths: of the files, with slashes, relative to the place; hidden ones left out.
-        content: reads a side file by its path.
+        contents: reads side files by their paths.
         where: the place, for messages.
         label_level: which folder is the class: 1 for the first below the place, -1 for the one that holds the image;
             0 to find out.
@@ -135,14 +115,16 @@ def understand(
     if not images:
         raise UsageError(f"{where} holds no image files: an image ends in .jpg, .png, .webp or the like")
     side = sidecars.of_images(images, [*paths, *hidden])
-    if pattern:
-        return _by_pattern(paths, images, side, pattern, where)
-    if label_level:
-        return _by_level(paths, side, label_level, where)
     tables = sidecars.tables(paths)
-    if tables:
-        return _by_tables(paths, images, side, tables, content, where)
-    return _by_folder(paths, images, side, content, where)
+    if pattern:
+        layout = _by_pattern(paths, images, side, pattern, where)
+    elif label_level:
+        layout = _by_level(paths, side, label_level, where)
+    elif tables:
+        layout = _by_tables(paths, images, side, tables, contents, where)
+    else:
+        return _by_folder(paths, images, side, contents, where, box_files.find(images, paths, contents))
+    return _with_fields(layout, side, contents)
 
 
 def is_image(path: str) -> bool:
@@ -157,7 +139,32 @@ def _by_folder(
     paths: Sequence[str],
     images: Sequence[str],
     side: Mapping[str, str],
-    content: Callable[[str], bytes],
+    contents: Contents,
+    where: str,
+    boxes: box_files.BoxFiles | None,
+) -> Layout:
+    """By the folders of the images, or else by their sidecars; boxes beside the images must not be lost unseen."""
+    if mask := box_files.find_mask(images):
+        raise UsageError(
+            f"{where} holds masks, such as {mask}, which are no images of a class: move them away, or choose the "
+            "images with source.pattern"
+        )
+    try:
+        layout = _folders(paths, images, side, contents, where)
+    except UsageError:
+        if boxes:
+            raise UsageError(f"{where} {boxes.refusal}") from None
+        raise
+    if boxes and layout.by == "folder" and box_files.are_containers(layout.classes):
+        raise UsageError(f"{where} {boxes.refusal}")
+    return replace(layout, summary=f"{boxes.note}; {layout.summary}") if boxes else layout
+
+
+def _folders(
+    paths: Sequence[str],
+    images: Sequence[str],
+    side: Mapping[str, str],
+    contents: Contents,
     where: str,
 ) -> Layout:
     root = _common_root(images, where)
@@ -167,7 +174,7 @@ def _by_folder(
     folders = [inside[path][:-1] for path in images if path in inside]
     tops = Counter(parts[0] for parts in folders if parts)
     if not tops:
-        return _flat(paths, images, side, content, where)
+        return _flat(paths, images, side, contents, where)
     levels = _levels(folders, tops, where)
     readings: dict[str, Reading] = {}
     left_out = [path for path in paths if path not in inside]
@@ -182,8 +189,8 @@ def _by_folder(
             left_out.append(path)
         else:
             readings[path] = Reading((label,) if label else (), split)
-    readings = _with_fields(readings, side, content)
-    return _layout("folder", readings, left_out, root, "source.label_level or source.pattern reads them otherwise")
+    layout = _layout("folder", readings, left_out, root, "source.label_level or source.pattern reads them otherwise")
+    return _with_fields(layout, side, contents)
 
 
 @dataclass(frozen=True)
@@ -291,21 +298,21 @@ def _flat(
     paths: Sequence[str],
     images: Sequence[str],
     side: Mapping[str, str],
-    content: Callable[[str], bytes],
+    contents: Contents,
     where: str,
 ) -> Layout:
     """Images in no folder: their sidecars name the classes, or nothing does."""
-    found = sidecars.read_all(side, content)
-    readings = {
-        path: Reading(found[path].labels if path in found else (), fields=_fields(found, path)) for path in images
-    }
+    read = sidecars.read_all(side, contents)
+    found = {path: read.of_image.get(path, sidecars.Sidecar()) for path in images}
+    readings = {path: Reading(sidecar.labels, fields=sidecar.fields) for path, sidecar in found.items()}
     if not any(reading.labels for reading in readings.values()):
         raise UsageError(
             f"{where} holds images in no folder, and nothing that names their classes: make a folder for each class, "
             "or add a metadata.csv with the columns file_name and label"
         )
     left_out = [path for path in paths if path not in readings and path not in side]
-    return _layout("sidecar", readings, left_out, "", "class folders or a metadata.csv would come first")
+    layout = _layout("sidecar", readings, left_out, "", "class folders or a metadata.csv would come first")
+    return replace(layout, sidecars=frozenset(read.names))
 
 
 # -- by options of the user -----------------------------------------------------------------------------------------
@@ -374,7 +381,7 @@ def _by_tables(
     images: Sequence[str],
     side: Mapping[str, str],
     tables: Sequence[str],
-    content: Callable[[str], bytes],
+    contents: Contents,
     where: str,
 ) -> Layout:
     known = set(images)
@@ -383,7 +390,7 @@ def _by_tables(
     for table in tables:
         folder = PurePosixPath(table).parent
         folder_split = SPLIT_NAMES.get(folder.name.lower(), "")
-        for row in sidecars.read_table(table, content(table), where):
+        for row in sidecars.read_table(table, next(iter(contents([table]))), where):
             path = str(folder / row.file_name)
             if path not in known:
                 missing.append(path)
@@ -410,19 +417,13 @@ def _by_tables(
 # -- in words --------------------------------------------------------------------------------------------------------
 
 
-def _fields(found: Mapping[str, sidecars.Sidecar], path: str) -> Mapping[str, str]:
-    return found[path].fields if path in found else {}
-
-
-def _with_fields(
-    readings: dict[str, Reading], side: Mapping[str, str], content: Callable[[str], bytes]
-) -> dict[str, Reading]:
-    """Add the fields of sidecars to readings; the class remains that of the folder."""
-    found = sidecars.read_all({name: path for name, path in side.items() if path in readings}, content)
-    for path, sidecar in found.items():
-        reading = readings[path]
-        readings[path] = Reading(reading.labels, reading.split, reading.group, sidecar.fields)
-    return readings
+def _with_fields(layout: Layout, side: Mapping[str, str], contents: Contents) -> Layout:
+    """Add the fields of sidecars to readings; the class remains, and what a table states counts first."""
+    read = sidecars.read_all({name: path for name, path in side.items() if path in layout.readings}, contents)
+    for path, sidecar in read.of_image.items():
+        reading = layout.readings[path]
+        layout.readings[path] = replace(reading, fields={**sidecar.fields, **reading.fields})
+    return replace(layout, sidecars=frozenset(read.names))
 
 
 def _layout(by: str, readings: dict[str, Reading], left_out: Sequence[str], root: str, hint: str) -> Layout:

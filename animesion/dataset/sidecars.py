@@ -86,19 +86,38 @@ def of_images(images: Sequence[str], paths: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def read_all(side: Mapping[str, str], content: Callable[[str], bytes]) -> dict[str, Sidecar]:
-    """Image -> its JSON sidecar; text sidecars are captions and contain no class."""
-    found: dict[str, Sidecar] = {}
-    for path, image in sorted(side.items()):
-        if path.lower().endswith(".json"):
-            sidecar = _of_json(content(path))
-            if sidecar and image not in found:
-                found[image] = sidecar
+@dataclass(frozen=True, slots=True)
+class Sidecars:
+    """Sidecars that were read.
+
+    Attributes:
+        of_image: image -> its sidecar.
+        names: paths of the sidecars.
+    """
+
+    of_image: dict[str, Sidecar]
+    names: list[str]
+
+
+def read_all(side: Mapping[str, str], contents: Callable[[Sequence[str]], Iterable[bytes]]) -> Sidecars:
+    """Read the JSON sidecars of images; text sidecars are captions and contain no class.
+
+    Args:
+        side: sidecar -> image.
+        contents: reads files by their paths; called once, as an archive is opened for each call.
+    """
+    found = Sidecars({}, [])
+    wanted = sorted(path for path in side if path.lower().endswith(".json"))
+    for path, content in zip(wanted, contents(wanted) if wanted else (), strict=True):
+        sidecar = read(content)
+        if sidecar:
+            found.names.append(path)
+            found.of_image.setdefault(side[path], sidecar)
     return found
 
 
-def _of_json(content: bytes) -> Sidecar | None:
-    """None for what is no JSON object of a reasonable size."""
+def read(content: bytes) -> Sidecar | None:
+    """Read a JSON sidecar; None for what is no JSON object of a reasonable size."""
     try:
         post = json.loads(content) if len(content) <= _MOST_JSON else None
     except (ValueError, RecursionError):

@@ -35,14 +35,12 @@ def read(root: Path) -> ClassFolders:
     """
     tree = FileTree(str(root), _MAX_BYTES)
     listing = tree.listing()
-    by_name = {entry.name: entry for entry in [*listing.hidden, *listing.entries]}
-
-    def content(path: str) -> bytes:
-        [payload] = tree.read([by_name[path].locator])
-        return payload.content
-
-    names = [entry.name for entry in listing.entries if not entry.failure]
-    layout = layouts.understand(names, content, str(root), hidden=[entry.name for entry in listing.hidden])
+    layout = layouts.understand(
+        [entry.name for entry in listing.entries if not entry.failure],
+        lambda paths: tree.contents(listing, paths),
+        str(root),
+        hidden=[entry.name for entry in listing.hidden],
+    )
     splits: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     named = any(layouts.is_image(path) for path in layout.readings)  # else images have no suffix
     for path, reading in layout.readings.items():

@@ -12,7 +12,7 @@ import re
 import stat
 import tarfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -64,6 +64,11 @@ class Listing:
     hidden_folders: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    def passed_over(self, used: Collection[str] = ()) -> list[str]:
+        """A note on the hidden files but for those that were used after all, if there are any."""
+        count = sum(entry.name not in used for entry in self.hidden)
+        return [f"{count} hidden or system file(s) skipped"] if count else []
+
 
 class FileTree:
     """Files below a place.
@@ -102,9 +107,13 @@ class FileTree:
             named = ", ".join(repr(clean_text(name)) for name in sorted(listing.hidden_folders)[:4])
             more = f" and {len(listing.hidden_folders) - 4} more" if len(listing.hidden_folders) > 4 else ""
             listing.notes.append(f"hidden folders are skipped: {named}{more}; rename a class that starts with a dot")
-        if listing.hidden:
-            listing.notes.append(f"{len(listing.hidden)} hidden or system file(s) skipped")
         return listing
+
+    def contents(self, listing: Listing, names: Sequence[str]) -> Iterator[bytes]:
+        """The bytes of files by their names, empty if they cannot be read; an archive is opened once."""
+        by_name = {entry.name: entry.locator for entry in [*listing.hidden, *listing.entries]}
+        for payload in self.read([by_name[name] for name in names]):
+            yield payload.content
 
     def read(self, locators: Sequence[Mapping[str, int | str]]) -> Iterator[Payload]:
         """The bytes of listed files, in the order given; an archive is opened once."""

@@ -81,21 +81,15 @@ class FolderSource:
         listing = tree.listing()
         if not listing.entries:
             raise UsageError(f"source.path: {tree.root} contains no files")
-        by_name = {entry.name: entry for entry in [*listing.hidden, *listing.entries]}
-
-        def content(path: str) -> bytes:
-            [payload] = tree.read([by_name[path].locator])
-            return payload.content
-
         layout = layouts.understand(
             [entry.name for entry in listing.entries if entry.failure != DropReason.UNSAFE_PATH],
-            content,
+            lambda paths: tree.contents(listing, paths),
             f"source.path: {tree.root}",
             label_level=self.options.label_level,
             pattern=self.options.pattern,
             hidden=[entry.name for entry in listing.hidden],
         )
-        self.notes += [layout.summary, *listing.notes]
+        self.notes += [layout.summary, *listing.notes, *listing.passed_over(layout.sidecars)]
         self._note_similar(layout.classes)
         yield from self._items(layout, listing.entries, f"{layout.root}/" if tree.is_archive and layout.root else "")
 

@@ -15,6 +15,8 @@ from animesion.errors import UsageError
 from animesion.schemas import DropReason, Payload
 from animesion.sources.stored import Listed, StoredPlace, place
 
+_PIECE = 1 << 20
+
 
 class ImageRoot:
     """Images by their path below a root.
@@ -86,7 +88,10 @@ def read_file(path: Path, max_bytes: int) -> Payload:
     """The bytes of a local file, or the drop reason."""
     try:
         with path.open("rb") as file:
-            content = file.read(max_bytes + 1)
+            # by its size, as `read` reserves what it is asked for; then what has been added since
+            content = file.read(min(os.fstat(file.fileno()).st_size, max_bytes) + 1)
+            while len(content) <= max_bytes and (more := file.read(min(_PIECE, max_bytes + 1 - len(content)))):
+                content += more
     except FileNotFoundError:
         return Payload(reason=DropReason.MISSING_FILE)
     except OSError as error:

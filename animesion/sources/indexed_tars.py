@@ -283,7 +283,7 @@ def _from_sidecars(mirror: Mirror, tar: str, images: Sequence[_File], side: dict
         ]
         pieces = mirror.pieces(tar, [(file.offset, file.size) for file in wanted])
         contents = {file.name: payload.content for file, payload in zip(wanted, pieces, strict=True)}
-        found = sidecars.read_all({name: owners[name] for name in contents}, contents.__getitem__)
+        found = {owners[name]: sidecars.read(content) for name, content in contents.items()}
         for image in batch:
             sidecar = found.get(image.name)
             if sidecar is None:

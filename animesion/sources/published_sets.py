@@ -238,6 +238,7 @@ class PublishedFiles:
             self.notes.append(f"{repeated} path(s) occur in the archive more than once: the first of each was taken")
         # a folder without images is no empty class here
         self.notes += [note for note in listing.notes if not note.startswith("class folder")]
+        self.notes += listing.passed_over()
         return found
 
     def _tree(self) -> FileTree:

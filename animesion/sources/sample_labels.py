@@ -97,8 +97,8 @@ def label_of(members: Mapping[str, bytes], names: ClassNames, member: str, key: 
         key: key of the label in `.json`; empty to find it.
     """
     post = _json(members.get("json", b""))
-    found = sidecars.read_all({"x.json": "x"}, lambda path: members["json"]) if "json" in members else {}
-    fields = {name: clean_text(value, 2000) for name, value in found["x"].fields.items()} if found else {}
+    sidecar = sidecars.read(members["json"]) if "json" in members else None
+    fields = {name: clean_text(value, 2000) for name, value in sidecar.fields.items()} if sidecar else {}
     group = post.get("group")
     group = clean_text(group, 300) if isinstance(group, str) else ""
     wanted = ("cls", "json") if member == "auto" else (member,)
@@ -109,7 +109,7 @@ def label_of(members: Mapping[str, bytes], names: ClassNames, member: str, key: 
         if each == "json":
             # a post of a booru lists its characters among its tags
             value = (
-                _value(post, key) if key or _value(post, "") is not None else list(found["x"].labels) if found else None
+                _value(post, key) if key or _value(post, "") is not None else list(sidecar.labels) if sidecar else None
             )
         elif each in members:
             value = members[each].decode("utf-8", "replace").strip("\0 \r\n\t\ufeff")

@@ -126,7 +126,7 @@ class WebDatasetSource:
     def _samples(self, files: FileSet, shard: str, names: ClassNames, seen: _Seen) -> Iterator[_Sample]:
         tree = FileTree(files.path_of(shard), self.options.max_bytes)
         listing = tree.listing()
-        self.notes += [f"{shard}: {note}" for note in listing.notes]
+        self.notes += [f"{shard}: {note}" for note in [*listing.notes, *listing.passed_over()]]
         members: dict[str, dict[str, Entry]] = {}
         for entry in listing.entries:
             folder, slash, base = entry.name.rpartition("/")

@@ -28,7 +28,11 @@ def understood(files: Iterable[str] | Mapping[str, bytes], **options: Any) -> la
     contents = files if isinstance(files, Mapping) else dict.fromkeys(files, b"")
     hidden = [path for path in contents if path.rpartition("/")[2].startswith(".")]
     return layouts.understand(
-        [path for path in contents if path not in hidden], contents.__getitem__, "faces/", hidden=hidden, **options
+        [path for path in contents if path not in hidden],
+        lambda paths: [contents[path] for path in paths],
+        "faces/",
+        hidden=hidden,
+        **options,
     )
 
 
@@ -131,6 +135,21 @@ LAYOUTS: dict[str, tuple[Mapping[str, bytes] | list[str], dict[str, tuple[str, s
         ["a/day1/1.png", "a/day2/2.png", "b/day1/3.png", "b/day2/4.png"],
         {"a/day1/1.png": ("a", ""), "a/day2/2.png": ("a", ""), "b/day1/3.png": ("b", ""), "b/day2/4.png": ("b", "")},
         "2 classes, by folder",
+    ),
+    "class folders with boxes": (
+        {"miku/1.png": b"", "miku/1.txt": b"0 0.5 0.5 1 1\n", "rin/2.png": b"", "rin/2.txt": b""},
+        {"miku/1.png": ("miku", ""), "rin/2.png": ("rin", "")},
+        "the boxes in miku/1.txt and others (YOLO) are not read; 2 classes, by folder",
+    ),
+    "class folders with a COCO file": (
+        {"train/1_rosa/1.jpg": b"", "train/2_acer/2.jpg": b"", "train.json": b'{"images": [], "annotations": []}'},
+        {"train/1_rosa/1.jpg": ("1_rosa", "train"), "train/2_acer/2.jpg": ("2_acer", "train")},
+        "the boxes in train.json and others (COCO) are not read; 2 classes in splits train, by folder",
+    ),
+    "captions are no boxes": (
+        {"miku/1.png": b"", "miku/1.txt": b"1girl, solo\n", "miku/2.png": b"", "miku/2.txt": b"2 girls 3 4 hats\n"},
+        {"miku/1.png": ("miku", ""), "miku/2.png": ("miku", "")},
+        "1 class, by folder",
     ),
     "a class called test": (
         ["test/1.png", "miku/2.png"], {"test/1.png": ("test", ""), "miku/2.png": ("miku", "")}, "2 classes, by folder"
@@ -315,6 +334,51 @@ def test_similar_classes_and_hidden_ones_are_named(tmp_path: Path) -> None:
     said = notes(tmp_path)
     assert any("'Miku' and 'm i_k u' and 'miku'; label.rename joins them" in note for note in said), said
     assert any("hidden folders are skipped: '.hack'" in note for note in said), said
+
+
+def test_hidden_sidecars_that_are_read_are_not_called_skipped(tmp_path: Path) -> None:
+    post = json.dumps({"danbooru": {"id": 1, "rating": "q"}, "tags": {}}).encode()
+    for name, content in {
+        "miku/1.png": b"x", "miku/.1_meta.json": post, "rin/2.png": b"x", "rin/.2_meta.json": b"damaged",
+        "rin/.DS_Store": b"",
+    }.items():  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    source = sources.make(animesion.load_recipe("folder", [f"source.path={json.dumps(str(tmp_path))}"]))
+    assert [item.rating for item in source.items()] == ["q", ""]
+    assert [note for note in source.notes if "skipped" in note] == ["2 hidden or system file(s) skipped"]
+    (tmp_path / "rin" / ".DS_Store").unlink()
+    (tmp_path / "rin" / ".2_meta.json").write_bytes(post)
+    assert not [note for note in notes(tmp_path) if "skipped" in note]
+
+
+@pytest.mark.parametrize("options", [{"label_level": 1}, {"pattern": "(?P<class>[a-z]+)/.*"}])
+def test_sidecars_count_whatever_names_the_class(options: dict[str, Any]) -> None:
+    layout = understood({"miku/1.jpg": b"", "miku/1.jpg.json": b'{"rating": "q"}', "rin/2.jpg": b""}, **options)
+    assert layout.readings["miku/1.jpg"].fields == {"rating": "q"}
+    assert layout.sidecars == {"miku/1.jpg.json"}
+
+
+def test_side_files_are_read_in_place_too(tmp_path: Path) -> None:
+    for name, content in {"1.png": b"", "2.png": b"", "metadata.csv": TABLE}.items():
+        (tmp_path / name).write_bytes(content)
+    assert class_folders.read(tmp_path).splits == {"all": {"rin": ["1.png"], "miku": ["2.png"]}}
+
+
+def test_sidecars_in_an_archive_are_read_in_one_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {f"c{i % 2}/{i}.jpg": b"x" for i in range(50)}
+    files |= {f"{name}.json": b'{"rating": "s"}' for name in files}
+    path = packed(files, tmp_path)["zip"]
+    opened: list[Any] = []
+    original = zipfile.ZipFile.__init__
+
+    def counted(self: zipfile.ZipFile, *arguments: Any, **settings: Any) -> None:
+        opened.append(arguments)
+        original(self, *arguments, **settings)
+
+    monkeypatch.setattr(zipfile.ZipFile, "__init__", counted)
+    assert {item.rating for item in items(path)} == {"s"}
+    assert len(opened) < 10
 
 
 def test_a_backslash_in_a_tar_is_a_character(tmp_path: Path) -> None:

@@ -1,0 +1,150 @@
+"""Recognise datasets for detection: boxes in YOLO, COCO, Pascal VOC or LabelMe form beside the images.
+
+Their classes are those of boxes. Read as classes of images, their folders `images` or `train2017` would be the classes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+#: Reads files by their paths.
+Contents = Callable[[Sequence[str]], Iterable[bytes]]
+
+#: Files of each kind that are looked into.
+_LOOKED_INTO = 5
+_HEAD = 4096
+
+_NAMES = {
+    "_annotations.coco.json": "COCO",
+    "_annotations.createml.json": "CreateML",
+    "_annotations.csv": "a table of boxes",
+    "_annotations.txt": "a list of boxes",
+}
+_COCO_NAME = re.compile(
+    r"(?:.*[-_.])?(?:instances|annotations?|coco|train|val|valid|test|labels?|result)s?\d*(?:[-_.].*)?"
+)
+_COCO_KEY = re.compile(rb'\s*\{\s*"(?:info|licenses|images|annotations|categories|type)"\s*:')
+
+#: Folder of images -> folders with a file for each of them, in its place.
+_TWINS = {
+    "images": ("labels", "annotations", "annotations/xmls"),
+    "jpegimages": ("labels", "Annotations"),
+}
+_BOX = re.compile(rb"\s*\d+(?:\s+-?\d*\.?\d+(?:[eE][-+]?\d+)?){4,}\s*")
+
+#: Folders of segmentation masks, which are image files.
+_MASKS = frozenset({"masks", "mask", "labels", "annotations", "trimaps", "segmentation"})
+
+#: Names of folders that hold images of all classes.
+_CONTAINER = re.compile(
+    r"(?:images?|imgs?|jpe?gimages|pictures|photos|frames?|data|default|obj_\w+_data|labels|annotations|masks"
+    r"|(?:train|training|val|valid|validation|trainval|test|testing|unlabeled)[-_]?\d*)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class BoxFiles:
+    """Files of boxes.
+
+    Attributes:
+        kind: what they are, such as `YOLO`.
+        example: path of one of them.
+    """
+
+    kind: str
+    example: str
+
+    @property
+    def refusal(self) -> str:
+        """What the dataset is and what to do, to follow the place."""
+        return (
+            f"is a dataset for detection ({self.kind}, such as {self.example}): its boxes have classes, and its images "
+            "have none. Crop each box into a folder of its class, or add a metadata.csv with the columns file_name and "
+            "label, or set source.label_level if the folders are the classes"
+        )
+
+    @property
+    def note(self) -> str:
+        """That the boxes are not read."""
+        return f"the boxes in {self.example} and others ({self.kind}) are not read"
+
+
+def find(images: Sequence[str], paths: Iterable[str], contents: Contents) -> BoxFiles | None:
+    """Find files of boxes beside images or in a folder of their own; None if there are none."""
+    known = set(paths)
+    for path in sorted(known):
+        if kind := _NAMES.get(PurePosixPath(path).name.lower()):
+            return BoxFiles(kind, path)
+    stems = [path.rpartition(".")[0] or path for path in images]
+    own = {f"{stem}.json" for stem in stems} | {f"{path}.json" for path in images}
+    others = [path for path in sorted(known - own) if path.lower().endswith(".json")]
+    named = [path for path in others if _COCO_NAME.fullmatch(PurePosixPath(path).stem.lower())]
+    for path, content in _read(named, contents):
+        if _COCO_KEY.match(content):
+            return BoxFiles("COCO", path)
+    for suffix, is_kind, kind in (
+        (".txt", _is_yolo, "YOLO"),
+        (".xml", _is_voc, "Pascal VOC"),
+        (".json", _is_labelme, "LabelMe"),
+    ):
+        there = (f"{place}{suffix}" for stem in stems for place in (stem, *_twins(stem)) if f"{place}{suffix}" in known)
+        for path, content in _read(there, contents):
+            if is_kind(content):
+                return BoxFiles(kind, path)
+    return None
+
+
+def find_mask(images: Sequence[str]) -> str:
+    """Path of the mask of an image, such as `masks/1.png` of `images/1.jpg`; empty if there is none."""
+    stems = {path.rpartition(".")[0] for path in images}
+    for path in images:
+        parts = path.rpartition(".")[0].split("/")
+        for at, part in enumerate(parts[:-1]):
+            if part.lower() in _MASKS and any(
+                "/".join([*parts[:at], folder, *parts[at + 1 :]]) in stems
+                for folder in ("images", "image", "imgs", "img")
+            ):
+                return path
+    return ""
+
+
+def are_containers(classes: Sequence[str]) -> bool:
+    """Whether folders hold images of all classes, as far as their names tell: there is one, or any is named so."""
+    return len(classes) < 2 or any(_CONTAINER.fullmatch(name) for name in classes)
+
+
+def _read(paths: Iterable[str], contents: Contents) -> Iterator[tuple[str, bytes]]:
+    """The first paths with their contents."""
+    chosen = list(itertools.islice(paths, _LOOKED_INTO))
+    yield from zip(chosen, (content[:_HEAD] for content in contents(chosen)), strict=True)
+
+
+def _twins(stem: str) -> Iterator[str]:
+    """The same place below the folders of annotations: `labels/train/1` for `images/train/1`."""
+    parts = stem.split("/")
+    for at, part in enumerate(parts[:-1]):
+        for twin in _TWINS.get(part.lower(), ()):
+            yield "/".join([*parts[:at], twin, *parts[at + 1 :]])
+
+
+def _is_yolo(content: bytes) -> bool:
+    """Whether lines are a class and four or more numbers."""
+    lines = [line for line in content.splitlines()[:20] if line.strip()]
+    lines = lines[:-1] if len(content) == _HEAD else lines
+    return bool(lines) and all(_BOX.fullmatch(line) for line in lines)
+
+
+def _is_voc(content: bytes) -> bool:
+    return b"<annotation" in content
+
+
+def _is_labelme(content: bytes) -> bool:
+    return b'"shapes"' in content and (b'"imagePath"' in content or b'"flags"' in content)
+
+
+_KINDS = ((".txt", _is_yolo, "YOLO"), (".xml", _is_voc, "Pascal VOC"), (".json", _is_labelme, "LabelMe"))
