@@ -139,7 +139,7 @@ def label_file(name: str) -> tuple[str, str] | None:
     return (match[1], match[2] or "") if match else None
 
 
-def read_labels(path: Path) -> LabelTable:
+def read_labels(path: Path, encoding: str = "") -> LabelTable:
     """Read `class_id,path` rows, or those columns of a file with a header such as `class_id,dir` or `path,label`.
 
     Raises:
@@ -147,7 +147,7 @@ def read_labels(path: Path) -> LabelTable:
     """
     ids: list[int] = []
     paths: list[str] = []
-    for line, row in _pairs(path, "class_id,path", _PATH_COLUMNS):
+    for line, row in _pairs(path, "class_id,path", _PATH_COLUMNS, encoding):
         ids.append(_class_id(row[0], path, line))
         if not row[1].strip():
             raise UsageError(f"{path}, line {line}: the path is empty; fill it in or delete the row")
@@ -155,14 +155,14 @@ def read_labels(path: Path) -> LabelTable:
     return LabelTable(np.array(ids, dtype=np.int64), paths)
 
 
-def read_class_names(path: Path) -> dict[int, str]:
+def read_class_names(path: Path, encoding: str = "") -> dict[int, str]:
     """Read `class_id,name` rows, or those columns of a file with a header such as `class_id,class_name`, in file order.
 
     Raises:
         UsageError: the file is unreadable, has a wrong row, or lists a class twice.
     """
     names: dict[int, str] = {}
-    for line, row in _pairs(path, "class_id,name", _NAME_COLUMNS):
+    for line, row in _pairs(path, "class_id,name", _NAME_COLUMNS, encoding):
         class_id = _class_id(row[0], path, line)
         names[class_id] = _new_name(row[1], class_id, names, path, line)
     return names
@@ -352,13 +352,13 @@ def _box(text: str, name: str, line: int) -> Box:
     return Box(*numbers)
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, encoding: str = "") -> str:
     try:
         data = path.read_bytes()
     except OSError as e:
         raise UsageError(f"{path} cannot be read ({e.strerror}); give a readable file") from e
     try:
-        text = text_tables.text_of(data, str(path))
+        text = text_tables.text_of(data, str(path), encoding)
     except UsageError as e:
         return _fault_of(data, path, e)
     if "\0" in text:
@@ -381,7 +381,7 @@ def _fault_of(data: bytes, path: Path, error: UsageError) -> NoReturn:
     raise error
 
 
-def _pairs(path: Path, columns: str, second: Sequence[str]) -> Iterator[tuple[int, tuple[str, str]]]:
+def _pairs(path: Path, columns: str, second: Sequence[str], encoding: str) -> Iterator[tuple[int, tuple[str, str]]]:
     """Line number, class id and another cell of each row.
 
     The first row is a header if it names both columns and contains no class id. A first row with a mistyped id is an
@@ -391,10 +391,11 @@ def _pairs(path: Path, columns: str, second: Sequence[str]) -> Iterator[tuple[in
         path: the file.
         columns: the two columns, for error messages.
         second: names of the other column, the likeliest first.
+        encoding: as in `text_tables.text_of`.
     """
     header: list[str] = []
     first, last = 0, 1
-    for place, (line, row) in enumerate(_rows(path, columns)):
+    for place, (line, row) in enumerate(_rows(path, columns, encoding)):
         if place == 0 and not any(cell.strip().isdecimal() for cell in row):
             named = text_tables.column(row, _ID_COLUMNS)
             free = ["" if i == named else cell for i, cell in enumerate(row)]
@@ -409,9 +410,9 @@ def _pairs(path: Path, columns: str, second: Sequence[str]) -> Iterator[tuple[in
         yield line, (row[first], row[last])
 
 
-def _rows(path: Path, columns: str) -> Iterator[tuple[int, list[str]]]:
+def _rows(path: Path, columns: str, encoding: str = "") -> Iterator[tuple[int, list[str]]]:
     """Line number and cells of each row that is not blank; `columns` is for error messages."""
-    text = _text(path)
+    text = _text(path, encoding)
     separator = _FIRST_SEPARATOR.search(re.sub(r'"[^"]*"', "", text.lstrip("\r\n").partition("\n")[0]))
     delimiter = separator[0] if separator else ","
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)

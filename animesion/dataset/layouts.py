@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
-from animesion.dataset import box_files, sidecars
+from animesion.dataset import box_files, sidecars, text_tables
 from animesion.dataset.box_files import Contents
 from animesion.errors import UsageError
 from animesion.splits import SPLIT_NAMES
@@ -90,6 +90,7 @@ def understand(
     label_level: int = 0,
     pattern: str = "",
     hidden: Sequence[str] = (),
+    encoding: str = "",
 ) -> Layout:
     """Read a tree of files as classes and splits.
 
@@ -105,6 +106,7 @@ def understand(
             0 to find out.
         pattern: regular expression for whole paths with a group named `class`, and maybe `split` and `group`.
         hidden: paths of hidden files, among which sidecars may be.
+        encoding: legacy encoding of tables beside the images; empty to recognise it.
 
     Raises:
         UsageError: there are no images, no classes, or two readings that are equally good.
@@ -121,7 +123,7 @@ def understand(
     elif label_level:
         layout = _by_level(paths, side, label_level, where)
     elif tables:
-        layout = _by_tables(paths, images, side, tables, contents, where)
+        layout = _by_tables(paths, images, side, tables, contents, where, encoding)
     else:
         return _by_folder(paths, images, side, contents, where, box_files.find(images, paths, contents))
     return _with_fields(layout, side, contents)
@@ -383,14 +385,18 @@ def _by_tables(
     tables: Sequence[str],
     contents: Contents,
     where: str,
+    encoding: str,
 ) -> Layout:
     known = set(images)
     readings: dict[str, Reading] = {}
     missing: list[str] = []
-    for table in tables:
+    notes: list[str] = []
+    for table, content in zip(tables, contents(tables), strict=True):
         folder = PurePosixPath(table).parent
         folder_split = SPLIT_NAMES.get(folder.name.lower(), "")
-        for row in sidecars.read_table(table, next(iter(contents([table]))), where):
+        if not table.endswith(".parquet"):
+            notes += filter(None, [text_tables.encoding_note(content, table, encoding)])
+        for row in sidecars.read_table(table, content, where, encoding):
             path = str(folder / row.file_name)
             if path not in known:
                 missing.append(path)
@@ -408,7 +414,7 @@ def _by_tables(
     unlabelled = [path for path in images if path not in readings]
     readings |= dict.fromkeys(unlabelled, Reading())
     left_out = [path for path in paths if path not in readings and path not in side and path not in tables]
-    notes = [f"images in no row: {len(unlabelled):,}"] if unlabelled else []
+    notes += [f"images in no row: {len(unlabelled):,}"] if unlabelled else []
     notes += [f"rows of missing files: {len(missing):,}"] if missing else []
     name = PurePosixPath(tables[0]).name
     return _layout(name, readings, left_out, "", "; ".join([*notes, "source.label_level takes folders instead"]))

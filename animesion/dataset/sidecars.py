@@ -149,8 +149,8 @@ def _tags(value: Any) -> tuple[str, ...]:
 # -- tables ----------------------------------------------------------------------------------------------------------
 
 
-def read_table(path: str, content: bytes, place: str) -> Iterator[TableRow]:
-    """The rows of a table beside images.
+def read_table(path: str, content: bytes, place: str, encoding: str = "") -> Iterator[TableRow]:
+    """The rows of a table beside images; `encoding` as in `text_tables.text_of`.
 
     Raises:
         UsageError: it has no column for files or none for labels, or cannot be read.
@@ -158,14 +158,14 @@ def read_table(path: str, content: bytes, place: str) -> Iterator[TableRow]:
     where = f"{place}/{path}"
     name = PurePosixPath(path).name.lower()
     if name == "_classes.csv":
-        yield from _one_hot(content, where)
+        yield from _one_hot(content, where, encoding)
         return
     if name.endswith(".jsonl"):
-        records = list(_json_lines(content, where))
+        records = list(_json_lines(content, where, encoding))
     elif name.endswith(".parquet"):
         records = _parquet(content, where)
     else:
-        lines = text_tables.rows(text_tables.decoded(content, where), where)
+        lines = text_tables.rows(text_tables.decoded(content, where, encoding), where)
         header = next(lines, [])
         records = [dict(zip(header, cells, strict=False)) for cells in lines]
     header = list(dict.fromkeys(key for record in records for key in record))
@@ -203,9 +203,9 @@ def _relative(name: str) -> str:
     return name.replace("\\", "/").removeprefix("./")
 
 
-def _one_hot(content: bytes, where: str) -> Iterator[TableRow]:
+def _one_hot(content: bytes, where: str, encoding: str) -> Iterator[TableRow]:
     """Roboflow's table: a file name, and a column of zeros and ones for each class."""
-    lines = text_tables.rows(text_tables.decoded(content, where), where)
+    lines = text_tables.rows(text_tables.decoded(content, where, encoding), where)
     header = next(lines, [])
     file_at = text_tables.column(header, _FILE)
     if file_at is None:
@@ -216,8 +216,8 @@ def _one_hot(content: bytes, where: str) -> Iterator[TableRow]:
             yield TableRow(_relative(cells[file_at]), tuple(chosen), "", "", {})
 
 
-def _json_lines(content: bytes, where: str) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(text_tables.decoded(content, where).splitlines(), 1):
+def _json_lines(content: bytes, where: str, encoding: str) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(text_tables.decoded(content, where, encoding).splitlines(), 1):
         if not line.strip():
             continue
         try:

@@ -7,8 +7,16 @@ import io
 import itertools
 import unicodedata
 from collections.abc import Iterator, Sequence
+from typing import Annotated
+
+from pydantic import Field
 
 from animesion.errors import UsageError
+
+#: Option of a source that reads tables.
+Encoding = Annotated[
+    str, Field(description="legacy encoding of the tables, such as cp949; empty to recognise it (not needed for UTF-8)")
+]
 
 #: Separators that are recognised, the likeliest first.
 SEPARATORS = (",", "\t", ";", "|")
@@ -17,20 +25,25 @@ SEPARATORS = (",", "\t", ";", "|")
 _LONGEST_CELL = 1 << 20
 
 
-def decoded(content: bytes, where: str) -> str:
+def decoded(content: bytes, where: str, encoding: str = "") -> str:
     """Text of a file as `text_of` reads it, with composed characters (NFC).
 
     Raises:
         UsageError: it is no text, such as a workbook of a spreadsheet program.
     """
-    return unicodedata.normalize("NFC", text_of(content, where))
+    return unicodedata.normalize("NFC", text_of(content, where, encoding))
 
 
-def text_of(content: bytes, where: str) -> str:
+def text_of(content: bytes, where: str, encoding: str = "") -> str:
     """Text of a file in UTF-8 or UTF-16, with or without byte order mark, or in a legacy encoding.
 
+    Args:
+        content: of the file.
+        where: its place, for messages.
+        encoding: legacy encoding of text that is not UTF-16; empty to recognise it.
+
     Raises:
-        UsageError: it is no text, such as a workbook of a spreadsheet program.
+        UsageError: it is no text, such as a workbook of a spreadsheet program, or its encoding is unclear.
     """
     from animesion_scrapers.url_tables import encodings
 
@@ -39,17 +52,46 @@ def text_of(content: bytes, where: str) -> str:
     if utf16 := encodings.utf16_of(content[:4096]):
         return content.decode(utf16, "replace").removeprefix("\ufeff")
     try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        lines = content.split(b"\n")
-        # one damaged row must not change the encoding of the others
-        legacy = "" if encodings.is_mostly_utf8(lines) else encodings.guess_legacy(content)
-        if not legacy:
-            raise UsageError(f"{where} is not text: give a table in UTF-8") from None
-        text = content.decode(legacy)
+        text = content.decode(encoding or legacy_encoding(content, where) or "utf-8-sig")
+    except LookupError:
+        raise UsageError(f"source.encoding: there is no encoding {encoding[:40]!r}") from None
+    except UnicodeDecodeError as error:
+        if encoding:
+            line = content.count(b"\n", 0, error.start) + 1
+            raise UsageError(f"{where}, line {line}: the text is not {encoding}: correct source.encoding") from None
+        raise UsageError(f"{where} is not text: give a table in UTF-8") from None
     if "\0" in text[:4096]:
         raise UsageError(f"{where} is not text: give a table in UTF-8")
     return text
+
+
+def legacy_encoding(content: bytes, where: str) -> str:
+    """The legacy encoding of a text; empty if it is UTF-8 or UTF-16, or not recognised.
+
+    Raises:
+        UsageError: two encodings are about equally likely.
+    """
+    from animesion_scrapers.url_tables import encodings, legacy
+
+    if encodings.utf16_of(content[:4096]) or encodings.decodes(content, "utf-8"):
+        return ""
+    # one damaged row must not change the encoding of the others
+    if encodings.is_mostly_utf8(content.split(b"\n")):
+        return ""
+    found = legacy.guess(content)
+    if found.rival:
+        line = next(number for number, text in enumerate(content.split(b"\n"), 1) if not text.isascii())
+        raise UsageError(
+            f"{where}, line {line}: the text may be {found.encoding} or {found.rival}: save the file as UTF-8, or set "
+            "source.encoding"
+        )
+    return found.encoding
+
+
+def encoding_note(content: bytes, where: str, encoding: str = "") -> str:
+    """A sentence on the legacy encoding that was recognised in a table; empty if there is none, or it was given."""
+    found = "" if encoding else legacy_encoding(content, where)
+    return f"{where} is read as {found}, not UTF-8; source.encoding sets another encoding" if found else ""
 
 
 def separator(line: str) -> str:

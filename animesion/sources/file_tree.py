@@ -28,6 +28,9 @@ _TAR_BLOCK, _ZIP_BLOCK = 8 << 20, 256 << 10
 
 _SYSTEM = {"thumbs.db", "desktop.ini", "__macosx"}
 
+#: Encodings of names by programs that do not state it.
+_CODE_PAGES = frozenset({"cp932", "cp949", "gb18030", "cp950", "cp866", "cp437", "cp850", "cp852"})
+
 Locator = dict[str, int | str]
 
 
@@ -274,7 +277,7 @@ class FileTree:
         names = [name for name in names if not name.isascii()]
         if not names:
             return ""
-        encoding = self._encoding or _likely_encoding(names)
+        encoding = self._encoding or _likely_encoding(root, names)
         try:
             decoded = [name.decode(encoding) for name in names]
         except UnicodeDecodeError:
@@ -321,26 +324,28 @@ def _add(listing: Listing, entry: Entry) -> None:
             listing.hidden_folders.append(folder)
 
 
-def _likely_encoding(names: Sequence[bytes]) -> str:
-    """The encoding of names that are not ASCII.
+def _likely_encoding(root: Path | StoredPlace, names: Sequence[bytes]) -> str:
+    """The encoding of names that are not ASCII: UTF-8, or a code page of Windows, where such zips are made.
 
-    Every byte is a letter in cp437, so it comes last. In Japanese and Chinese two bytes make a letter and most second
-    ones are above 127 too, while the accents of European names stand alone. Chinese read as cp932 comes out as
-    half-width katakana.
+    Raises:
+        UsageError: two are about equally likely.
     """
-    whole = b"/".join(names)
-    for encoding in ("utf-8", "cp932", "gb18030"):
-        try:
-            text = whole.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        if encoding == "utf-8":
-            return encoding
-        letters = [letter for letter in text if not letter.isascii()]
-        half_width = sum("\uff61" <= letter <= "\uff9f" for letter in letters)
-        if re.search(rb"[\x80-\xff]{2}", whole) and 2 * half_width < len(letters):
-            return encoding
-    return "cp437"
+    from animesion_scrapers.url_tables import legacy
+
+    parts = dict.fromkeys(part for name in names for part in name.split(b"/"))  # a class is named in many paths
+    whole = b"\n".join(parts)
+    with contextlib.suppress(UnicodeDecodeError):
+        whole.decode("utf-8")
+        return "utf-8"
+    found = legacy.guess(whole, _CODE_PAGES)
+    if found.rival:
+        shown = max(parts, key=len)
+        read = (f"{shown.decode(each, 'replace')!r} as {each}" for each in (found.encoding, found.rival))
+        raise UsageError(
+            f"source.encoding: {root} does not state the encoding of its names, of which one may be "
+            f"{clean_text(' or '.join(read), 200)}: set it to the right one"
+        )
+    return found.encoding or "cp437"
 
 
 def _is_utf8(info: zipfile.ZipInfo) -> bool:

@@ -47,7 +47,9 @@ class FolderOptions(Section):
     )
     family: families.Family = "auto"
     encoding: str = Field(
-        "", description="of the names in a zip that does not state it, such as cp932; empty to find out"
+        "",
+        description="legacy encoding of the names in a zip that does not state it, and of tables beside the images, "
+        "such as cp932; empty to recognise it",
     )
     max_bytes: int = Field(64 * 1024 * 1024, ge=1, description="larger files are dropped unread")
 
@@ -88,6 +90,7 @@ class FolderSource:
             label_level=self.options.label_level,
             pattern=self.options.pattern,
             hidden=[entry.name for entry in listing.hidden],
+            encoding=self.options.encoding,
         )
         self.notes += [layout.summary, *listing.notes, *listing.passed_over(layout.sidecars)]
         self._note_similar(layout.classes)

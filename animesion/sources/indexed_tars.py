@@ -56,6 +56,7 @@ class IndexedTarOptions(Section):
     contact: str = Field("", description="e-mail address or URL for the User-Agent; required for https://")
     requests_per_second: float = Field(1.0, gt=0, le=10, strict=False, description="highest rate per host")
     allow_private: PrivateHosts = Field([])
+    encoding: text_tables.Encoding = ""
     family: families.Family = "auto"
     max_bytes: int = Field(64 * 1024 * 1024, ge=1, description="larger files are dropped unread")
 
@@ -108,7 +109,8 @@ class IndexedTarSource:
     def items(self) -> Iterator[Item]:
         """One item per image that the indexes list, by index and offset."""
         mirror = self._mirror or self._make_mirror()
-        table = _read_labels(Path(self.options.labels).expanduser()) if self.options.labels else None
+        path = Path(self.options.labels).expanduser() if self.options.labels else None
+        table = _read_labels(path, self.options.encoding, self.notes) if path else None
         files: list[_File] = []
         labels: list[_Label] = []
         notes: Counter[str] = Counter()
@@ -293,8 +295,13 @@ def _from_sidecars(mirror: Mirror, tar: str, images: Sequence[_File], side: dict
             yield _Label(tuple(text for label in sidecar.labels if (text := clean_text(label))), "", fields)
 
 
-def _read_labels(path: Path) -> dict[str, _Label]:
+def _read_labels(path: Path, encoding: str, notes: list[str]) -> dict[str, _Label]:
     """The rows of a table of labels by id or file; several rows of one image are several labels.
+
+    Args:
+        path: of the table.
+        encoding: as in `text_tables.text_of`.
+        notes: receives a sentence if a legacy encoding was recognised.
 
     Raises:
         UsageError: it cannot be read, or has no column of ids or labels.
@@ -307,7 +314,8 @@ def _read_labels(path: Path) -> dict[str, _Label]:
         raise UsageError(f"{where} cannot be read ({error.strerror})") from None
     if len(content) > _LARGEST_LABELS:
         raise UsageError(f"{where} has more than {_LARGEST_LABELS:,} bytes: give the rows of these tars only")
-    rows = text_tables.rows(text_tables.decoded(content, where), where)
+    rows = text_tables.rows(text_tables.decoded(content, where, encoding), where)
+    notes += filter(None, [text_tables.encoding_note(content, path.name, encoding)])
     header = next(rows, [])
     file_at, label_at = text_tables.column(header, _FILE), text_tables.column(header, _LABEL)
     split_at = text_tables.column(header, _SPLIT)

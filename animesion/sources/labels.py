@@ -12,7 +12,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from animesion.config.settings import Section
-from animesion.dataset import label_files
+from animesion.dataset import label_files, text_tables
 from animesion.errors import UsageError
 from animesion.schemas import Box, Item, Payload
 from animesion.sources import clean_text, faces, families, file_key
@@ -36,6 +36,7 @@ class LabelsOptions(Section):
         "https://danbooru.donmai.us/posts/{id}",
         description="page of an image whose path has DAF:re's form BBBB/ID.jpg; empty for none",
     )
+    encoding: text_tables.Encoding = ""
     family: families.Family = "auto"
     max_bytes: int = Field(64 * 1024 * 1024, ge=1, description="larger files are dropped unread")
 
@@ -64,7 +65,8 @@ class LabelsSource:
         seen: dict[str, int] = {}
         rows = []
         for split, path in files:
-            labels = label_files.read_labels(path)
+            labels = label_files.read_labels(path, self.options.encoding)
+            self._note_encoding(path)
             rows += [(split, *row) for row in zip(labels.class_ids.tolist(), labels.paths, strict=True)]
         stems = [PurePosixPath(name.replace("\\", "/")).stem for _, _, name in rows]
         known = families.tokens(stems, [str(class_id) for _, class_id, _ in rows], self.options.family)
@@ -103,8 +105,17 @@ class LabelsSource:
             )
         sibling = path.parent / label_files.NAMES_FILE if path.is_file() else None
         chosen = Path(self.options.names).expanduser() if self.options.names else names or sibling
-        known = label_files.read_class_names(chosen) if chosen and (self.options.names or chosen.exists()) else {}
+        known = self._class_names(chosen) if chosen and (self.options.names or chosen.exists()) else {}
         return files, known
+
+    def _class_names(self, path: Path) -> dict[int, str]:
+        names = label_files.read_class_names(path, self.options.encoding)
+        self._note_encoding(path)
+        return names
+
+    def _note_encoding(self, path: Path) -> None:
+        note = text_tables.encoding_note(path.read_bytes(), path.name, self.options.encoding)
+        self.notes += [note] if note else []
 
     def _check_names(self, names: dict[int, str]) -> None:
         """Check that no two published ids become one class."""

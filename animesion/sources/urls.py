@@ -139,7 +139,7 @@ class UrlsSource(CrawledSource):
         urls, keys = DigestSet(), DigestSet()
         summary = UrlSummary()
         position, yielded = -1, 0
-        for batch in tables.batches():
+        for batch in self._batches(tables):
             batch_keys = [self._key(row, place) for place, row in enumerate(batch, position + 1)]
             batch_urls = _url_hashes(batch, position + 1)
             fresh = self._fresh(batch_urls, batch_keys, urls, keys, summary)
@@ -225,7 +225,16 @@ class UrlsSource(CrawledSource):
 
     def _facts(self, tables: UrlTables) -> Iterator[list[UrlRow]]:
         """The rows with no more than their names and the columns that can differ between the rows of one URL."""
-        return tables.batches("url", "label", "group", "split", *(["key"] if self.options.key_column else ()))
+        return self._batches(tables, "url", "label", "group", "split", *(["key"] if self.options.key_column else ()))
+
+    def _batches(self, tables: UrlTables, *only: str) -> Iterator[list[UrlRow]]:
+        from animesion_scrapers import ScraperError
+
+        try:
+            yield from tables.batches(*only)
+        except ScraperError as error:
+            text = str(error).rstrip(".")
+            raise UsageError(f"source.path: {text.replace('set the encoding', 'set source.encoding')}") from None
 
     def _affixed(self, batch: Sequence[UrlRow]) -> Iterator[int]:
         """Hashes of the base names of images whose names have affixes."""

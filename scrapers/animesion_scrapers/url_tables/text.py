@@ -1,6 +1,6 @@
 """URL tables as text: CSV, TSV, lists of URLs, JSON lines and JSON arrays, plain or gzipped, read as a stream.
 
-Encodings are recognised in `encodings`; what the columns mean is decided in `columns`.
+Encodings are recognised in `encodings` and `legacy`; what the columns mean is decided in `columns`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, cast
 
-from animesion_scrapers.url_tables import encodings, json_arrays
+from animesion_scrapers.errors import ScraperError
+from animesion_scrapers.url_tables import encodings, json_arrays, legacy
 from animesion_scrapers.url_tables.columns import MOST_MAPPINGS, ColumnMapping, UnreadableError, UrlRow
 
 _LONGEST_LINE = 1 << 18
@@ -41,10 +42,12 @@ class _Lines:
     Args:
         lines: Lines as bytes.
         encoding: Encoding of the lines; empty to decide at the first line that is not ASCII.
+        name: Name of the file.
     """
 
-    def __init__(self, lines: Iterator[bytes], encoding: str = "") -> None:
+    def __init__(self, lines: Iterator[bytes], encoding: str, name: str) -> None:
         self._lines = lines
+        self._name = name
         self._encoding = encoding
         self._ahead: deque[bytes] = deque()
         self._number = 0
@@ -85,7 +88,11 @@ class _Lines:
         return self._encoding
 
     def _guess(self, line: bytes) -> str:
-        """The encoding of the table, from its first line that is not ASCII and those after it."""
+        """The encoding of the table, from its first line that is not ASCII and those after it.
+
+        Raises:
+            ScraperError: Two encodings are about equally likely.
+        """
         size = len(line)
         while size < _SAMPLE_BYTES and (data := next(self._lines, None)) is not None:
             self._ahead.append(data)
@@ -94,7 +101,13 @@ class _Lines:
         # one damaged row must not change the encoding of the others
         if encodings.is_mostly_utf8(sample):
             return "utf-8"
-        return encodings.guess_legacy(b"".join(sample)) or "utf-8"
+        found = legacy.guess(b"".join(sample))
+        if found.rival:
+            raise ScraperError(
+                f"{self._name}, line {self._number}: the text may be {found.encoding} or {found.rival}: save the file "
+                "as UTF-8, or set the encoding."
+            )
+        return found.encoding or "utf-8"
 
 
 @contextlib.contextmanager
@@ -131,7 +144,7 @@ def _text_lines(path: Path, mapping: ColumnMapping) -> Iterator[_Lines]:
     lines: _Lines | None = None
     try:
         with _text_file(path) as (file, encoding):
-            lines = _Lines(_raw_lines(file), encoding or mapping.encoding)
+            lines = _Lines(_raw_lines(file), encoding or mapping.encoding, mapping.file)
             try:
                 yield lines
             finally:
