@@ -165,6 +165,7 @@ def decide(
 
     if placed and strategy == "grouped":
         notes.append(_kept_splits_note(placed, [(keys[i], split_of[i]) for i in kept]))
+    notes += _straddling_notes(strategy, groups, split_of)
     notes += _variants_notes(rows, recipe, labels, split_of)
     if others:
         notes += _published_family_notes(rows, others, split_of)
@@ -388,6 +389,25 @@ def _kept_splits_note(placed: Mapping[str, str], assigned: Sequence[tuple[str, s
     moved = sum(before != after for before, after in before_after)
     moved_note = f"; {moved} moved to the split of a related image" if moved else ""
     return f"{len(before_after) - moved} of {len(placed)} published images kept their split{moved_note}"
+
+
+def _straddling_notes(strategy: str, groups: Sequence[str], split_of: Mapping[int, str]) -> list[str]:
+    """The note on kept images with a relative in an earlier split (train, val, test), where splits are published."""
+    if strategy not in ("published", "legacy-dafre"):
+        return []
+    there: dict[str, set[str]] = {}
+    for i, split in split_of.items():
+        there.setdefault(groups[i], set()).add(split)
+    order = splits.SPLITS
+    related = Counter(split for i, split in split_of.items() if there[groups[i]] & {*order[: order.index(split)]})
+    if not related:
+        return []
+    sizes = Counter(split_of.values())
+    counts = " and ".join(f"{related[split]:,} of {sizes[split]:,} in {split}" for split in order if related[split])
+    return [
+        f"images related to one of an earlier split, by family or as duplicates: {counts}; `animesion verify` names "
+        "them, and split.strategy=grouped makes splits without them"
+    ]
 
 
 def _variants_notes(rows: Rows, recipe: Recipe, labels: Sequence[str], split_of: Mapping[int, str]) -> list[str]:

@@ -335,3 +335,23 @@ def test_a_split_without_images_is_a_note() -> None:
                for note in facts["notes"]), facts["notes"]  # fmt: skip
     _, facts = run(columns, "split.strategy=single")
     assert not any("no images in split" in note for note in facts["notes"])
+
+
+def test_published_splits_with_relatives_are_noted() -> None:
+    columns = rows(
+        {"split": "train", "families": ["post:1"]},
+        {"split": "val", "families": ["post:1", "post:2"]},
+        {"split": "test", "families": ["post:2"]},
+        {"split": "test"},
+        {"split": "train", "families": ["post:3"]},
+        {"split": "train", "families": ["post:3"]},
+    )
+    said = "images related to one of an earlier split, by family or as duplicates: 1 of 1 in val and 1 of 2 in test"
+    _, facts = run(columns, "split.strategy=published")
+    assert any(note.startswith(said) for note in facts["notes"]), facts["notes"]
+    _, grouped = run(columns, "split.strategy=grouped")
+    assert not any("earlier split" in note for note in grouped["notes"])
+    del columns["families"]
+    columns["families"] = [[] for _ in columns["key"]]
+    _, apart = run(columns, "split.strategy=published")
+    assert not any("earlier split" in note for note in apart["notes"])
