@@ -127,10 +127,14 @@ def decide(
                 reason[i] = DropReason.NO_PUBLISHED_SPLIT
     notes += _apply_class_sizes(keys, labels, recipe, reason)
 
-    # Groups cover dropped images too: two kept images may be related only through one that was dropped.
+    # Groups cover dropped images too: two kept images may be related only through one that was dropped. Names are read
+    # again, as an update lists a variant after its image, and classes may have been renamed.
+    named = families.of_images(families.option_of(recipe), rows["source_id"], labels)
     tokens_of = [
-        (*tokens, f"id:{source}:{source_id}")
-        for tokens, source, source_id in zip(rows["families"], rows["source"], rows["source_id"], strict=True)
+        (*tokens, *more, f"id:{source}:{source_id}")
+        for tokens, more, source, source_id in zip(
+            rows["families"], named, rows["source"], rows["source_id"], strict=True
+        )
     ]
     group_ids = search.components(len(keys), [*duplicates.related, _family_pairs(tokens_of)])
     groups = _component_names(group_ids, keys)
@@ -166,7 +170,8 @@ def decide(
     if placed and strategy == "grouped":
         notes.append(_kept_splits_note(placed, [(keys[i], split_of[i]) for i in kept]))
     notes += _straddling_notes(strategy, groups, split_of)
-    notes += _variants_notes(rows, recipe, labels, split_of)
+    alone = [i for i in split_of if not rows["families"][i] and not named[i]]
+    notes += _variants_notes(rows, recipe, labels, split_of, alone)
     if others:
         notes += _published_family_notes(rows, others, split_of)
     if duplicates.conflicts:
@@ -410,12 +415,14 @@ def _straddling_notes(strategy: str, groups: Sequence[str], split_of: Mapping[in
     ]
 
 
-def _variants_notes(rows: Rows, recipe: Recipe, labels: Sequence[str], split_of: Mapping[int, str]) -> list[str]:
-    """The note on kept images whose names look like variants of one image, though no family covers them."""
+def _variants_notes(
+    rows: Rows, recipe: Recipe, labels: Sequence[str], split_of: Mapping[int, str], alone: Sequence[int]
+) -> list[str]:
+    """The note on kept images of no family (`alone`) whose names look like variants of one image."""
     if recipe.source.options.get("family") == "":
         return []
     # An image whose faces are samples has several rows of one name.
-    chosen = [i for i in split_of if not rows["families"][i] and rows["face"][i] in (0, 1)]
+    chosen = [i for i in alone if rows["face"][i] in (0, 1)]
     advice = ": set source.family to a regular expression, or empty to silence" if families.option_of(recipe) else ""
     note = variants.note(
         [rows["source_id"][i] for i in chosen],

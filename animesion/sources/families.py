@@ -1,4 +1,8 @@
-"""Which files come from one image or one post, by their names: copies, crops, pages of a work."""
+"""Which files come from one image or one post, by their names: copies, crops, pages of a work.
+
+Sources that list files pass tokens on with their items; `animesion.pipeline.curate` reads all names once more, and
+`animesion.verification` does to find leaks.
+"""
 
 from __future__ import annotations
 
@@ -120,11 +124,6 @@ def read(stem: str, scope: str) -> Name:
     return Name(token, f"name:{scope}/{base}", base != stem)
 
 
-def may_have_affix(text: str) -> bool:
-    """Whether a name or URL may have an affix; a quick check that is never False for one that has."""
-    return _HINT.search(text.casefold()) is not None or "%" in text
-
-
 def tokens(stems: Sequence[str], scopes: Sequence[str], family: str = "auto") -> list[tuple[str, ...]]:
     """The families of files by their stems; files that share a token come from one image or post.
 
@@ -138,9 +137,26 @@ def tokens(stems: Sequence[str], scopes: Sequence[str], family: str = "auto") ->
     """
     if family != "auto":
         return [matched(stem, family) for stem in stems]
-    names = list(map(read, stems, scopes))
-    affixed = {name.base for name in names if name.affixed and not name.token}
+    may_be = (read(stem, scope) for stem, scope in zip(stems, scopes, strict=True) if _HINT.search(stem.casefold()))
+    affixed = {name.base for name in may_be if name.affixed and not name.token}
+    names = map(read, stems, scopes)
     return [(name.token,) if name.token else (name.base,) if name.base in affixed else () for name in names]
+
+
+def of_images(family: str, source_ids: Sequence[str], labels: Sequence[str]) -> list[tuple[str, ...]]:
+    """The families of a data set's images by the ids of their source; none unless the option is `auto`.
+
+    A regular expression has been applied when the images were listed.
+
+    Args:
+        family: the option.
+        source_ids: paths or URLs, or other ids, which name no family.
+        labels: class of each image.
+    """
+    if family != "auto":
+        return [()] * len(source_ids)
+    places = list(map(named, source_ids, labels))
+    return tokens([stem for stem, _ in places], [scope for _, scope in places])
 
 
 def matched(stem: str, family: str) -> tuple[str, ...]:

@@ -135,7 +135,7 @@ class UrlsSource(CrawledSource):
         from animesion_scrapers.counts import DigestSet
 
         tables = self._tables()
-        merged, affixed = self._merged(tables)
+        merged = self._merged(tables)
         urls, keys = DigestSet(), DigestSet()
         summary = UrlSummary()
         position, yielded = -1, 0
@@ -143,19 +143,18 @@ class UrlsSource(CrawledSource):
             batch_keys = [self._key(row, place) for place, row in enumerate(batch, position + 1)]
             batch_urls = _url_hashes(batch, position + 1)
             fresh = self._fresh(batch_urls, batch_keys, urls, keys, summary)
-            same_urls = [merged.get(url) for url in batch_urls]
-            named = self._families(batch, same_urls, affixed)
-            for row, key, same_url, family, new in zip(batch, batch_keys, same_urls, named, fresh, strict=True):
+            for row, key, url, new in zip(batch, batch_keys, batch_urls, fresh, strict=True):
                 position += 1
                 if last is not None and position <= last.order:
                     if position == last.order and key != last.key:
                         raise self._changed(last)
                     continue
+                same_url = merged.get(url)
                 if not new:
                     # the item of this URL is in the earlier listing, with the labels that it had then
                     summary.late += last is not None and same_url is not None
                     continue
-                yield self._item(row, key, position, same_url, family, summary)
+                yield self._item(row, key, position, same_url, summary)
                 yielded += 1
                 if yielded == self.options.limit:
                     self._finish(tables, summary)
@@ -180,10 +179,9 @@ class UrlsSource(CrawledSource):
         named = [meaning for meaning in _MEANINGS if getattr(self.options, f"{meaning}_column")]
         self.notes += summary.sentences(tables, named)
 
-    def _merged(self, tables: UrlTables) -> tuple[dict[int, _SameUrl], DigestSet]:
-        """The labels, groups and splits of each URL whose rows differ in them, by the hash of the URL; and base names.
+    def _merged(self, tables: UrlTables) -> dict[int, _SameUrl]:
+        """The labels, groups and splits of each URL whose rows differ in them, by the hash of the URL.
 
-        A base name is that of an image with variants such as `<name>_rot90`; the set has the hashes of these.
         The tables are read once before the listing, and a second time if there are such URLs: an item cannot be changed
         once it is listed.
 
@@ -192,7 +190,7 @@ class UrlsSource(CrawledSource):
         """
         from animesion_scrapers.counts import DigestSet, as_digests
 
-        urls, facts, affixed = DigestSet(), DigestSet(), DigestSet()
+        urls, facts = DigestSet(), DigestSet()
         found: dict[int, _SameUrl] = {}
         position = 0
         for batch in self._facts(tables):
@@ -205,7 +203,6 @@ class UrlsSource(CrawledSource):
             differing = facts.add(by_fact) & ~urls.add(as_digests(hashes))
             for place in differing.nonzero()[0].tolist():
                 found.setdefault(hashes[place], _SameUrl())
-            affixed.add(as_digests(self._affixed(batch)))
             if len(found) > _MOST_MERGED:
                 raise UsageError(
                     f"source.path: more than {_MOST_MERGED:,} URLs of {self.options.path} have rows with other labels, "
@@ -221,11 +218,11 @@ class UrlsSource(CrawledSource):
             position += len(batch)
             if position >= stop:
                 break
-        return found, affixed
+        return found
 
     def _facts(self, tables: UrlTables) -> Iterator[list[UrlRow]]:
-        """The rows with no more than their names and the columns that can differ between the rows of one URL."""
-        return self._batches(tables, "url", "label", "group", "split", *(["key"] if self.options.key_column else ()))
+        """The rows with no more than the columns that can differ between the rows of one URL."""
+        return self._batches(tables, "url", "label", "group", "split")
 
     def _batches(self, tables: UrlTables, *only: str) -> Iterator[list[UrlRow]]:
         from animesion_scrapers import ScraperError
@@ -235,37 +232,6 @@ class UrlsSource(CrawledSource):
         except ScraperError as error:
             text = str(error).rstrip(".")
             raise UsageError(f"source.path: {text.replace('set the encoding', 'set source.encoding')}") from None
-
-    def _affixed(self, batch: Sequence[UrlRow]) -> Iterator[int]:
-        """Hashes of the base names of images whose names have affixes."""
-        if self.options.family != "auto":
-            return
-        for row in batch:
-            if not row.fault and families.may_have_affix(row.key or row.url):
-                name = families.read(*families.named(row.key or row.url, next(iter(self._labels(row)), "")))
-                if name.affixed and not name.token:
-                    yield hash(name.base) & _MASK
-
-    def _families(
-        self, batch: Sequence[UrlRow], merged: Sequence[_SameUrl | None], affixed: DigestSet
-    ) -> list[tuple[str, ...]]:
-        """Families of images by their names: their keys, or else their URLs."""
-        from animesion_scrapers.counts import as_digests
-
-        places = []
-        for row, same_url in zip(batch, merged, strict=True):
-            label = next(iter(same_url.labels if same_url else self._labels(row)), "")
-            places.append(families.named(row.key or row.url, label))
-        if self.options.family != "auto":
-            return [families.matched(stem, self.options.family) for stem, _ in places]
-        names = [families.read(stem, scope) for stem, scope in places]
-        if not len(affixed):
-            return [(name.token,) if name.token else () for name in names]
-        has_variants = affixed.has(as_digests(hash(name.base) & _MASK for name in names)).tolist()
-        return [
-            (name.token,) if name.token else (name.base,) if has else ()
-            for name, has in zip(names, has_variants, strict=True)
-        ]
 
     def _fresh(
         self,
@@ -318,7 +284,6 @@ class UrlsSource(CrawledSource):
         key: str,
         position: int,
         same_url: _SameUrl | None,
-        family: tuple[str, ...],
         summary: UrlSummary,
     ) -> Item:
         from animesion_scrapers.url_tables import normalise, refusal_reason
@@ -340,6 +305,9 @@ class UrlsSource(CrawledSource):
         summary.add_item(row, labels, refused)
         if same_url:
             summary.add_merged(url, same_url.labels, same_url.splits)
+        family = self.options.family
+        # `auto` reads the URL or key when all names are known: `animesion.pipeline.curate`
+        named = () if family == "auto" else families.matched(families.named(row.key or row.url, "")[0], family)
         where = {} if refused else {"url": normalise(row.url)} | ({"sha1": row.sha1} if row.sha1 else {})
         return Item(
             key=key,
@@ -349,7 +317,7 @@ class UrlsSource(CrawledSource):
             order=position,
             labels=labels,
             boxes=_boxes(row.box) if self.options.box_column else None,
-            families=(*(f"group:{clean_text(group, 300)}" for group in groups), *family),
+            families=(*(f"group:{clean_text(group, 300)}" for group in groups), *named),
             split=_split(row),
             md5=row.md5,
             bytes=row.bytes,

@@ -384,10 +384,7 @@ def _families(dataset: Dataset, named: Sequence[tuple[str, str]]) -> list[tuple[
         option = families.option_of(dataset.recipe)
     except UsageError:  # the recipe cannot be read, which is another fault
         option = ""
-    if option != "auto":
-        return []
-    stems, scopes = zip(*(families.named(*each) for each in named), strict=True) if named else ((), ())
-    return families.tokens(stems, scopes)
+    return families.of_images(option, [source_id for source_id, _ in named], [label for _, label in named])
 
 
 def _accounting(dataset: Dataset, curated: dict[str, list[Any]]) -> list[Fault]:

@@ -26,14 +26,6 @@ class DigestSet:
     def __len__(self) -> int:
         return sum(map(len, self._runs))
 
-    def has(self, digests: Digests) -> Mask:
-        """Whether each digest is a member, shape [n]."""
-        found = np.zeros(len(digests), np.bool_)
-        for run in self._runs:
-            place = np.minimum(np.searchsorted(run, digests), len(run) - 1)
-            found |= run[place] == digests
-        return found
-
     def add(self, digests: Digests) -> Mask:
         """Add digests.
 
@@ -43,10 +35,11 @@ class DigestSet:
         Returns:
             Whether each is new, shape [n]; of equal digests only the first is.
         """
-        fresh = ~self.has(digests)
-        first = np.zeros(len(digests), np.bool_)
-        first[np.unique(digests, return_index=True)[1]] = True
-        fresh &= first
+        fresh = np.zeros(len(digests), np.bool_)
+        fresh[np.unique(digests, return_index=True)[1]] = True
+        for run in self._runs:
+            place = np.minimum(np.searchsorted(run, digests), len(run) - 1)
+            fresh &= run[place] != digests
         if fresh.any():
             self._runs.append(np.sort(digests[fresh]))
         # each run stays at least twice as long as the next, so their number is logarithmic

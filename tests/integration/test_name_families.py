@@ -89,6 +89,11 @@ def test_pages_of_works_in_several_splits(
         main(["verify", str(tmp_path / "both")])
     said = capsys.readouterr().out
     assert "same family by name" in said
+    split = both.split.model_copy(update={"strategy": "grouped"})
+    animesion.build(both.model_copy(update={"split": split}), tmp_path / "grouped", workers=1)
+    with pytest.raises(SystemExit) as ended:
+        main(["verify", str(tmp_path / "grouped")])
+    assert ended.value.code == 0
     against = listing(tmp_path / "c", moved)
     duplicates = against.duplicates.model_copy(update={"against": [str(tmp_path / "first")]})
     against = against.model_copy(update={"duplicates": duplicates})

@@ -8,11 +8,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as limits
+from hypothesis import strategies as st
 
 import animesion
 from animesion import sources
@@ -21,6 +25,7 @@ from animesion.pipeline import preview, runner
 from tests.conftest import draw_folders
 from tests.integration import s3_server
 from tests.integration.s3_server import BUCKET, SECRET, Shelf
+from tests.unit.test_layouts import trees
 
 CLI = "from animesion.cli import main; main()"
 SMALL = ["pack.shard_samples=3", "split.train=70", "split.test=20"]
@@ -309,6 +314,23 @@ def test_layouts_in_a_bucket_are_those_of_the_folder(files: list[str], shelf: Sh
         listed.append([(item.key, item.labels, item.split, item.families) for item in items] + contents)
         assert any("2 classes" in note for note in source.notes)
     assert listed[0] == listed[1]
+
+
+@given(files=trees(), stray=st.sampled_from(["README.md", "LICENSE", ".DS_Store"]))
+@limits(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_layout_in_a_bucket_is_that_of_the_folder(files: dict[str, bytes], stray: str, shelf: Shelf) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in {**files, stray: b"stray"}.items():
+            Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
+            Path(folder, name).write_bytes(content)
+        prefix = f"{Path(folder).name}/"
+        shelf.put(prefix, Path(folder))
+        listed = [
+            [(item.key, item.labels, item.split, item.families) for item in sources.make(recipe(place)).items()]
+            for place in (folder, f"s3://{BUCKET}/{prefix}")
+        ]
+    assert listed[0] == listed[1]
+    assert all(labels for _, labels, _, _ in listed[0])
 
 
 @pytest.mark.parametrize("kind", ["tar", "zip"])

@@ -355,3 +355,17 @@ def test_published_splits_with_relatives_are_noted() -> None:
     columns["families"] = [[] for _ in columns["key"]]
     _, apart = run(columns, "split.strategy=published")
     assert not any("earlier split" in note for note in apart["notes"])
+
+
+def test_names_are_families_also_where_the_source_lists_none() -> None:
+    columns = rows(
+        {"source_id": "https://a.example/leaf.jpg"},
+        {"source_id": "https://a.example/leaf%20(1).jpg"},
+        {"source_id": "https://b.example/leaf.jpg"},
+        {"source_id": "x/9000001_p0.png", "label": "rin"},
+        {"source_id": "y/9000001_p1.png"},
+    )
+    found, _ = run(columns)
+    assert [found[f"k{i:04d}"]["group"] for i in range(5)] == ["k0000", "k0000", "k0002", "k0003", "k0003"]
+    found, _ = run(columns, "source.family=''")
+    assert len({row["group"] for row in found.values()}) == 5
