@@ -25,9 +25,11 @@ _NAMES = {
     "_annotations.txt": "a list of boxes",
 }
 _COCO_NAME = re.compile(
-    r"(?:.*[-_.])?(?:instances|annotations?|coco|train|val|valid|test|labels?|result)s?\d*(?:[-_.].*)?"
+    r"(?:.*[-_.])?(?:instances|annotations?|coco|train|val|valid|test|labels?|result)s?\d*(?:[-_.].*)?\.json"
 )
 _COCO_KEY = re.compile(rb'\s*\{\s*"(?:info|licenses|images|annotations|categories|type)"\s*:')
+
+_SUFFIXES = (".json", ".txt", ".xml", ".csv")
 
 #: Folder of images -> folders with a file for each of them, in its place.
 _TWINS = {
@@ -76,23 +78,22 @@ class BoxFiles:
 
 def find(images: Sequence[str], paths: Iterable[str], contents: Contents) -> BoxFiles | None:
     """Find files of boxes beside images or in a folder of their own; None if there are none."""
-    known = set(paths)
-    for path in sorted(known):
+    side = {path for path in paths if path.lower().endswith(_SUFFIXES)}
+    if not side:
+        return None
+    for path in sorted(side):
         if kind := _NAMES.get(PurePosixPath(path).name.lower()):
             return BoxFiles(kind, path)
-    stems = [path.rpartition(".")[0] or path for path in images]
-    own = {f"{stem}.json" for stem in stems} | {f"{path}.json" for path in images}
-    others = [path for path in sorted(known - own) if path.lower().endswith(".json")]
-    named = [path for path in others if _COCO_NAME.fullmatch(PurePosixPath(path).stem.lower())]
-    for path, content in _read(named, contents):
+    stems = dict.fromkeys(path.rpartition(".")[0] or path for path in images)
+    named = [path for path in side if _COCO_NAME.fullmatch(path.rpartition("/")[2].lower())]
+    sidecars = {*stems, *images}
+    for path, content in _read(sorted(path for path in named if path[: -len(".json")] not in sidecars), contents):
         if _COCO_KEY.match(content):
             return BoxFiles("COCO", path)
-    for suffix, is_kind, kind in (
-        (".txt", _is_yolo, "YOLO"),
-        (".xml", _is_voc, "Pascal VOC"),
-        (".json", _is_labelme, "LabelMe"),
-    ):
-        there = (f"{place}{suffix}" for stem in stems for place in (stem, *_twins(stem)) if f"{place}{suffix}" in known)
+    for suffix, is_kind, kind in _KINDS:
+        if not any(path.endswith(suffix) for path in side):
+            continue
+        there = (f"{place}{suffix}" for stem in stems for place in (stem, *_twins(stem)) if f"{place}{suffix}" in side)
         for path, content in _read(there, contents):
             if is_kind(content):
                 return BoxFiles(kind, path)
@@ -101,15 +102,25 @@ def find(images: Sequence[str], paths: Iterable[str], contents: Contents) -> Box
 
 def find_mask(images: Sequence[str]) -> str:
     """Path of the mask of an image, such as `masks/1.png` of `images/1.jpg`; empty if there is none."""
+    folders = {path.rpartition("/")[0] for path in images}
+    # folder of masks -> folders that may hold its images
+    twins = {
+        folder: [
+            "/".join([*parts[:at], other, *parts[at + 1 :]])
+            for parts in [folder.split("/")]
+            for at, part in enumerate(parts)
+            if part.lower() in _MASKS
+            for other in ("images", "image", "imgs", "img")
+        ]
+        for folder in folders
+    }
+    if not any(twins.values()):
+        return ""
     stems = {path.rpartition(".")[0] for path in images}
     for path in images:
-        parts = path.rpartition(".")[0].split("/")
-        for at, part in enumerate(parts[:-1]):
-            if part.lower() in _MASKS and any(
-                "/".join([*parts[:at], folder, *parts[at + 1 :]]) in stems
-                for folder in ("images", "image", "imgs", "img")
-            ):
-                return path
+        folder, _, name = path.rpartition(".")[0].rpartition("/")
+        if any(f"{twin}/{name}" in stems for twin in twins.get(folder, ())):
+            return path
     return ""
 
 

@@ -196,9 +196,12 @@ def test_what_was_recognised_is_noted(tmp_path: Path) -> None:
     assert found[0].labels == ("初音ミク",)
     assert len(notes) == 2
     (tmp_path / "t.csv").write_bytes(f"url,label\n{url(1)},роза\n".encode("cp1251"))
-    with pytest.raises(UsageError, match=r"not UTF-8 text in the column for label; save .* or set source.encoding\)$"):
+    with pytest.raises(UsageError, match=r"t\.csv, line 2: the text may be cp1251 or .* or set source\.encoding$"):
         items(tmp_path / "t.csv")
     assert [item.labels for item in items(tmp_path / "t.csv", "source.encoding=cp1251")[0]] == [("роза",)]
+    (tmp_path / "t.csv").write_bytes(f"url,label\n{url(1)},".encode() + b"\xff\xfe\x81\n")
+    with pytest.raises(UsageError, match=r"not UTF-8 text in the column for label; save .* or set source.encoding\)$"):
+        items(tmp_path / "t.csv")
     (tmp_path / "t.jsonl").write_text(json.dumps({"url": url(1), "label": {"a": 1}}))
     _, notes = items(tmp_path / "t.jsonl")
     assert notes[-1] == (
