@@ -16,7 +16,7 @@ from animesion.images.local_features import UNIT, Points
 
 #: Points in distinct places that agree on one transform, from which two images match. Of 1,500 pairs of different
 #: drawings of one character, none had more than 4; altered copies had 15 or more.
-INLIERS = 10
+INLIERS = 13
 
 #: Differing bits of two matching codes, and how many fewer than the second best.
 _MOST_BITS, _MARGIN = 12, 2

@@ -39,6 +39,12 @@ _ROUNDS, _STRETCH, _SHIFT = 30, 0.1, 16.0
 #: the standard deviation in pixels of the blur that takes away what is no detail.
 _ALIKE, _DETAIL = 0.5, 4.0
 
+#: The same, above which they are alternates, where too few local features agree.
+_SURELY_ALIKE = 0.9
+
+#: Share of an image that is drawn on in a full picture; with less, fewer changes are noise.
+_DRAWN = 0.25
+
 #: A sticker has this share of all changes, covers its outline by the second, and of the image one between the last two.
 _ALL, _SOLID = 0.95, 0.8
 _STICKER = (0.025, 0.3)
@@ -159,17 +165,31 @@ def _verdict(aligned: Aligned, size: tuple[int, int], match: Match) -> Compariso
         return Comparison(Verdict.PART if match.inliers else Verdict.DIFFERENT, 0.0, how)
     excess = beyond_noise(aligned)
     worst = float(excess.max())
-    if not match.inliers and _correlation(aligned) < _ALIKE:
+    alike = 1.0 if match.inliers else _correlation(aligned)
+    if alike < _ALIKE:
         return Comparison(Verdict.DIFFERENT, worst, how)
-    changed = excess > _LEVELS
-    regions = _without_lines(changed)
     if aligned.common < _COMMON:
         return Comparison(Verdict.PART, worst, how)
-    if largest_region(regions) <= _SPECK and regions.sum() <= _SPECKS * aligned.inside.sum():
+    changed = excess > _LEVELS
+    if _is_noise(aligned, changed):
         return Comparison(Verdict.COPY, worst, how)
+    if alike < _SURELY_ALIKE:
+        return Comparison(Verdict.DIFFERENT, worst, how)
     if _is_overlay(aligned, changed):
         return Comparison(Verdict.OVERLAY, worst, "; ".join(filter(None, [how, f"overlay {_box(changed)}"])))
     return Comparison(Verdict.ALTERNATE, worst, how)
+
+
+def _is_noise(aligned: Aligned, changed: Mask) -> bool:
+    """Whether changes are so small and few that the images are copies, measured by how much there is to see in them.
+
+    A letter on a plain ground may differ from another one in a few pixels.
+    """
+    drawn = int((aligned.inside & (_contrast(aligned) > _LEVELS / 2)).sum())
+    share = min(1.0, drawn / (_DRAWN * aligned.inside.sum()))
+    # a misplaced edge leaves lines of one pixel; so does another shape, where there is little else
+    regions = changed if share < 1 else _without_lines(changed)
+    return largest_region(regions) <= share * _SPECK and regions.sum() <= share * _SPECKS * aligned.inside.sum()
 
 
 def _finer(rough: Aligned, first: Image.Image, second: Image.Image, match: Match) -> Aligned | None:
@@ -286,16 +306,24 @@ def beyond_noise(aligned: Aligned) -> Pixels:
     Noise is a level that is the same everywhere plus a share of the local contrast; both are measured on the pair.
     """
     first, second, inside = aligned.first, aligned.second, aligned.inside
-    difference = np.abs(cv2.GaussianBlur(first - second, (0, 0), 1.0)).max(axis=2)
-    contrast = cv2.dilate(np.maximum(_gradient(first), _gradient(second)), np.ones((3, 3), np.uint8))
+    contrast = _contrast(aligned)
+    blurred: Pixels = cv2.GaussianBlur(first - second, (0, 0), 1.0)
+    difference: Pixels = np.abs(blurred).max(axis=2)
     border = np.percentile(contrast[inside], 60)
     flat, textured = inside & (contrast <= border), inside & (contrast > max(border, 4.0))
     level = float(np.median(difference[flat])) if flat.sum() > _BIN_PIXELS else 2.0
     share = float(np.percentile(difference[textured] / contrast[textured], 70)) if textured.sum() > _BIN_PIXELS else 0.2
     excess: Pixels = difference - 1.5 * np.clip(share, 0.15, 0.7) * contrast - 3 * np.clip(level, 1, 8)
-    excess = np.maximum(excess, 0)
+    np.maximum(excess, 0, out=excess)
     excess[~inside] = 0
     return excess
+
+
+def _contrast(aligned: Aligned) -> Pixels:
+    """The largest gradient near each pixel in either image, in levels per pixel, shape (h, w)."""
+    steepest = np.maximum(_gradient(aligned.first), _gradient(aligned.second))
+    nearby: Pixels = cv2.dilate(steepest, np.ones((3, 3), np.uint8))
+    return nearby
 
 
 def _gradient(image: Pixels) -> Pixels:
