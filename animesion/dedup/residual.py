@@ -186,10 +186,11 @@ def _is_noise(aligned: Aligned, changed: Mask) -> bool:
     A letter on a plain ground may differ from another one in a few pixels.
     """
     drawn = int((aligned.inside & (_contrast(aligned) > _LEVELS / 2)).sum())
-    share = min(1.0, drawn / (_DRAWN * aligned.inside.sum()))
+    share = min(1.0, drawn / (_DRAWN * int(aligned.inside.sum())))
     # a misplaced edge leaves lines of one pixel; so does another shape, where there is little else
     regions = changed if share < 1 else _without_lines(changed)
-    return largest_region(regions) <= share * _SPECK and regions.sum() <= share * _SPECKS * aligned.inside.sum()
+    few = int(regions.sum()) <= share * _SPECKS * int(aligned.inside.sum())
+    return few and largest_region(regions) <= share * _SPECK
 
 
 def _finer(rough: Aligned, first: Image.Image, second: Image.Image, match: Match) -> Aligned | None:
@@ -307,14 +308,14 @@ def beyond_noise(aligned: Aligned) -> Pixels:
     """
     first, second, inside = aligned.first, aligned.second, aligned.inside
     contrast = _contrast(aligned)
-    blurred: Pixels = cv2.GaussianBlur(first - second, (0, 0), 1.0)
-    difference: Pixels = np.abs(blurred).max(axis=2)
-    border = np.percentile(contrast[inside], 60)
+    blurred: Pixels = cv2.GaussianBlur(first - second, (0, 0), 1.0).astype(np.float32)
+    difference = np.abs(blurred).max(axis=2)
+    border = float(np.percentile(contrast[inside], 60))
     flat, textured = inside & (contrast <= border), inside & (contrast > max(border, 4.0))
     level = float(np.median(difference[flat])) if flat.sum() > _BIN_PIXELS else 2.0
     share = float(np.percentile(difference[textured] / contrast[textured], 70)) if textured.sum() > _BIN_PIXELS else 0.2
-    excess: Pixels = difference - 1.5 * np.clip(share, 0.15, 0.7) * contrast - 3 * np.clip(level, 1, 8)
-    np.maximum(excess, 0, out=excess)
+    noise = 1.5 * min(max(share, 0.15), 0.7) * contrast + 3 * min(max(level, 1.0), 8.0)
+    excess: Pixels = np.maximum(difference - noise, 0).astype(np.float32)
     excess[~inside] = 0
     return excess
 
