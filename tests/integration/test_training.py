@@ -69,6 +69,18 @@ def train_arguments(data: Path, out: Path, *more: str) -> list[str]:
     return ["train", "--data", str(data), "--out", str(out), *settings, "--device", "cpu"]
 
 
+def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command of docs/scaling.md: two processes, started by the module that `torchrun` runs."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return subprocess.run(
+        [*launcher, "-m", "animesion", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
 def run_on_cpu(*arguments: str) -> subprocess.CompletedProcess[str]:
     return run_here(*arguments, "--device", "cpu")
 
@@ -162,16 +174,7 @@ def test_two_processes_give_the_losses_of_one(coloured: Path, tmp_path: Path) ->
     # layer norm, as batch norm sees another batch in each process
     more = ("model.name=vit_tiny_patch16", "optimizer.lr=0.005", "schedule.epochs=2", "run.accumulate=2")
     assert run_here(*train_arguments(coloured, tmp_path / "one", *more)).returncode == 0
-    both = train_arguments(coloured, tmp_path / "two", *more)
-    script = tmp_path / "command.py"
-    script.write_text(f"import sys\nsys.argv[1:] = {both!r}\n{CLI}\n")
-    run = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    run = torchrun(*train_arguments(coloured, tmp_path / "two", *more))
     assert run.returncode == 0, run.stderr[-3000:]
     one, two = np.array(losses(tmp_path / "one")), np.array(losses(tmp_path / "two"))
     assert one.shape == two.shape

@@ -64,33 +64,51 @@ def distributed_context(device: str = "auto") -> Iterator[DistributedContext]:
     """Join the process group that `torchrun` started, or run as a single process.
 
     Args:
-        device: `auto` (a GPU when there is one), `cpu`, `cuda` or `cuda:N`.
+        device: `auto` (a GPU when there is one), `cpu`, `cuda` or `cuda:N`; with several processes, each takes the GPU
+            of its local rank, and `cuda:N` is refused.
 
     Raises:
-        UsageError: an unknown device, or no GPU that torch can use.
+        UsageError: an unknown device, no GPU that torch can use, or fewer GPUs than processes on this machine.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
-    chosen = _device(device, local_rank)
+    chosen = _device(device, local_rank, world_size)
     if world_size == 1:
         yield DistributedContext(0, 1, chosen)
         return
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        # with the device, NCCL connects here and not within the first step, and objects are sent from this GPU
+        dist.init_process_group("nccl", device_id=chosen)
+    else:
+        dist.init_process_group("gloo")
     try:
         yield DistributedContext(rank, world_size, chosen)
     finally:
         dist.destroy_process_group()
 
 
-def _device(name: str, local_rank: int) -> torch.device:
+def _device(name: str, local_rank: int, world_size: int) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
         raise UsageError(f"unknown device '{name}': give auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if device.type != "cuda":
+        return device
+    if device.index is not None and world_size > 1:
+        raise UsageError(
+            f"--device {name} would put all {world_size} processes on one GPU: give --device cuda, and choose GPUs "
+            "with CUDA_VISIBLE_DEVICES"
+        )
+    if not torch.cuda.is_available():
         raise UsageError("torch finds no usable GPU: omit --device or give cpu")
-    return torch.device("cuda", local_rank) if device.type == "cuda" and device.index is None else device
+    if device.index is not None:
+        return device
+    if local_rank >= torch.cuda.device_count():
+        raise UsageError(
+            f"this machine has {torch.cuda.device_count()} GPUs, and process {local_rank} (from 0) finds none left: "
+            "start one process per GPU"
+        )
+    return torch.device("cuda", local_rank)
