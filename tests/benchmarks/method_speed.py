@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from animesion_training.analysis.profile import count
-from animesion_training.engine import optim
+from animesion_training.engine import norms, optim
 from animesion_training.models import create_model
 from animesion_training.precision import autocast
 
@@ -52,7 +52,7 @@ def runs(
             model(images)
 
     def step() -> None:
-        optim.train_mode(model)
+        norms.train_mode(model)
         with autocast(precision, images.device):
             out = model(images, **losses)
         logits, more = out if losses else (out, {})

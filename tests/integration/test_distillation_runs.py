@@ -16,6 +16,8 @@ from PIL import Image
 import animesion
 from animesion.errors import UsageError
 from animesion_training.engine import checkpoint, loop, runs
+from animesion_training.engine.meter import DivergedError
+from animesion_training.engine.watcher import Watcher
 from animesion_training.models.cal import CALClassifier
 from animesion_training.recipe import TrainRecipe, load
 from animesion_training.weights import load_model, save_model
@@ -94,7 +96,7 @@ def test_views_teach_and_a_resumed_run_repeats_them(coloured: Path, teacher: Pat
     class StoppedError(Exception):
         pass
 
-    class StopsAt(loop.Watcher):
+    class StopsAt(Watcher):
         left = 2
 
         def stepped(self, loss: float, rate: float, speed: float) -> None:
@@ -114,7 +116,7 @@ def test_a_cal_run_resumes_with_its_feature_centers(coloured: Path, tmp_path: Pa
     recipe = load("cal-teacher", [*FAST, *settings])
     loop.train(recipe, coloured, tmp_path / "whole", device="cpu")
 
-    class StopsAfterOne(loop.Watcher):
+    class StopsAfterOne(Watcher):
         def ended(self, epoch: int, numbers: dict[str, float]) -> None:
             if epoch == 1:
                 raise InterruptedError
@@ -176,7 +178,7 @@ def test_a_teacher_that_gives_nan_stops_the_run_with_a_sentence(coloured: Path, 
     with torch.no_grad():
         next(model.parameters()).fill_(float("nan"))
     save_model(model, tmp_path / "bad.safetensors", card.classes)
-    with pytest.raises(loop.DivergedError, match="term distillation"):
+    with pytest.raises(DivergedError, match="term distillation"):
         loop.train(student(tmp_path / "bad.safetensors"), coloured, tmp_path / "run", device="cpu")
 
 

@@ -242,8 +242,13 @@ def test_a_broken_image_is_named(tmp_path: Path) -> None:
         list(Stream(data, "all", 2, 16, train=False))
     stream = Stream(data, "all", 6, 16, on_error="skip")
     assert [len(batch.labels) for batch in stream] == [4]
-    with pytest.raises(UsageError, match="none of the 1 samples"):
-        list(Stream(data, "all", 1, 16, on_error="skip"))
+    single = Stream(data, "all", 1, 16, on_error="skip")
+    batches = list(single)
+    assert sorted(len(batch.labels) for batch in batches) == [0, 0, 1, 1, 1, 1]
+    assert {batch.images.shape for batch in batches} == {(0, 3, 16, 16), (1, 3, 16, 16)}
+    assert single.skipped == len(single.failures) == 2
+    single.forget_failures()
+    assert single.skipped == len(single.failures) == 0
     evaluation = Stream(data, "all", 1, 16, on_error="skip", train=False)
     assert sum(1 for _ in evaluation) == 4
 
@@ -293,13 +298,22 @@ def test_the_cache_follows_the_schedule_of_the_stream(small_dataset: Path) -> No
     resident = cache_samples(data, "train", 24, notify=messages.append)
     assert resident.images.shape[1:] == (28, 28, 3)
     assert "images of 28 px take" in messages[0]
-    stream = Stream(data, "train", 5, 24, seed=2, sampling="square-root")
-    cached = CachedStream(resident, 5, 24, seed=2, sampling="square-root")
-    for _ in range(2):
+    # the last rank of four has no image of batches of three
+    for batch_size, rank, world_size in ((5, 0, 1), (5, 0, 1), (3, 3, 4), (9, 1, 2)):
+        ranks: dict[str, Any] = {
+            "rank": rank,
+            "world_size": world_size,
+            "pairs": batch_size == 9,
+            "sampling": "square-root",
+        }
+        stream = Stream(data, "train", batch_size, 24, seed=2, **ranks)
+        cached = CachedStream(resident, batch_size, 24, seed=2, **ranks)
         for ours, theirs in zip(stream, cached, strict=True):
             assert ours.indices.tolist() == theirs.indices.tolist()
             assert ours.labels.tolist() == theirs.labels.tolist()
             assert ours.seeds.tolist() == theirs.seeds.tolist()
+            assert ours.places.tolist() == theirs.places.tolist()
+            assert ours.total == theirs.total
             assert theirs.images.shape == ours.images.shape
             assert theirs.images.dtype == torch.uint8
 

@@ -21,6 +21,8 @@ import animesion
 from animesion.errors import UsageError
 from animesion.report import runs as report_runs
 from animesion_training.engine import checkpoint, loop, runs
+from animesion_training.engine.meter import DivergedError
+from animesion_training.engine.watcher import Watcher
 from animesion_training.recipe import TrainRecipe, load
 from animesion_training.weights import load_model
 from tests.running import run_here
@@ -127,7 +129,7 @@ def test_equal_runs_are_equal_and_a_resumed_one_too(coloured: Path, tmp_path: Pa
     class StoppedError(Exception):
         pass
 
-    class StopsAt(loop.Watcher):
+    class StopsAt(Watcher):
         def __init__(self, step: int) -> None:
             self.left = step
 
@@ -212,7 +214,7 @@ def test_mistakes_are_one_sentence(coloured: Path, tmp_path: Path, overrides: li
 
 
 def test_a_loss_that_explodes_stops_with_a_sentence(coloured: Path, tmp_path: Path) -> None:
-    with pytest.raises(loop.DivergedError, match=r"the loss is (nan|inf).*lower optimizer.lr"):
+    with pytest.raises(DivergedError, match=r"the loss is (nan|inf).*lower optimizer.lr"):
         loop.train(
             recipe("optimizer.lr=1e12", "schedule.warmup_steps=0", epochs=4), coloured, tmp_path / "run", device="cpu"
         )
@@ -265,7 +267,7 @@ def test_a_run_from_the_cache_learns_and_resumes(coloured: Path, tmp_path: Path,
     class StoppedError(Exception):
         pass
 
-    class StopsEarly(loop.Watcher):
+    class StopsEarly(Watcher):
         def ended(self, epoch: int, numbers: dict[str, float]) -> None:
             if epoch == 2:
                 raise StoppedError

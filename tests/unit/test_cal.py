@@ -1,15 +1,11 @@
 from __future__ import annotations
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import timm
 import torch
-import torch.distributed as dist
 from safetensors.torch import save_file
 from timm.optim._optim_factory import create_optimizer_v2
 from torch import Tensor, nn
@@ -18,6 +14,7 @@ from torch.nn import functional
 from animesion.errors import UsageError
 from animesion_training import from_reference, load_model, save_model
 from animesion_training.data import views
+from animesion_training.data.seeds import FAKE, tensor_uniforms
 from animesion_training.losses.cal import FeatureCenters, cal_loss, center_loss
 from animesion_training.models import create_model, head_parameters, load_weights
 from animesion_training.models.cal import CALClassifier, CALHead, CALOutput
@@ -338,18 +335,36 @@ def test_centers_are_read_before_they_move_and_the_last_of_a_class_counts() -> N
     start = random(3, 4)
     centers.load_state_dict({"centers": start})
     features, targets = random(4, 4, seed=1), torch.tensor([2, 0, 2, 2])
-    read = centers(features, targets)
-    torch.testing.assert_close(read, functional.normalize(start, dim=1)[targets])
+    torch.testing.assert_close(centers(targets), functional.normalize(start, dim=1)[targets])
+    assert torch.equal(centers.centers, start)
+    centers.move(features, targets)
     unit = functional.normalize(start, dim=1)
     torch.testing.assert_close(centers.centers[2], start[2] + 0.05 * (features[3] - unit[2]))
     torch.testing.assert_close(centers.centers[0], start[0] + 0.05 * (features[1] - unit[0]))
     assert torch.equal(centers.centers[1], start[1])
 
 
-def test_centers_start_at_0_and_rest_in_evaluation() -> None:
-    centers = FeatureCenters(3, 4).eval()
-    assert not centers(random(2, 4), torch.tensor([0, 2])).any()
-    assert not centers.centers.any()
+def test_centers_start_at_0_and_absent_rows_move_none() -> None:
+    centers = FeatureCenters(3, 4)
+    assert not centers(torch.tensor([0, 2])).any()
+    features, targets = random(5, 4), torch.tensor([-1, 2, 0, -1, -1])
+    centers.move(features, targets)
+    alone = FeatureCenters(3, 4)
+    alone.move(features[1:3], targets[1:3])
+    assert torch.equal(centers.centers, alone.centers)
+    assert not centers.centers[1].any()
+
+
+def test_the_fake_attention_of_an_image_follows_its_seed() -> None:
+    model, images, seeds = classifier().eval(), random(4, 3, 64, 64), torch.tensor([5, 6, 7, -8])
+    model.head.train().attentions.eval()  # batch norm would couple the images
+    whole = model(images, parts=True, seeds=seeds).effect
+    halves = [model(images[part], parts=True, seeds=seeds[part]).effect for part in (slice(0, 2), slice(2, 4))]
+    torch.testing.assert_close(whole, torch.cat(halves))
+    assert not torch.allclose(whole, model(images, parts=True, seeds=seeds + 1).effect)
+    fakes = tensor_uniforms(seeds, 1000, FAKE) * 2
+    assert 0 <= fakes.min() < 0.05
+    assert 1.95 < fakes.max() <= 2
 
 
 def test_the_loss_is_the_sum_of_its_terms_by_hand() -> None:
@@ -380,7 +395,7 @@ def test_the_loss_is_the_sum_of_its_terms_by_hand() -> None:
 
 def test_a_step_on_the_loss_makes_it_smaller() -> None:
     model, images, targets = classifier(), random(4, 3, 64, 64), torch.tensor([0, 1, 2, 3])
-    centers, fake, wide = FeatureCenters(5, 4 * 512).eval(), torch.ones(4, 4, 2, 2), torch.ones(8, 4, 2, 2)
+    centers, fake, wide = FeatureCenters(5, 4 * 512), torch.ones(4, 4, 2, 2), torch.ones(8, 4, 2, 2)
 
     def loss() -> Tensor:
         raw = model.forward_parts(images, fake)
@@ -408,30 +423,6 @@ def test_soft_labels_and_odd_numbers_of_views_are_refused() -> None:
     with pytest.raises(UsageError, match="rate"):
         FeatureCenters(3, 4, rate=-1)
     assert center_loss(random(0, 4), random(0, 4)) == 0
-
-
-def test_centers_are_those_of_one_process_on_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two threads act as processes, with a gloo group between them in place of the default one."""
-    here = threading.local()
-    monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
-    monkeypatch.setattr(dist, "all_gather", lambda parts, own: here.group.allgather([parts], [own]).wait())
-    features, targets = random(5, 4), torch.tensor([1, 0, 1, 2, 1])
-
-    def process(rank: int) -> tuple[list[Tensor], Tensor]:
-        here.group = dist.ProcessGroupGloo(dist.FileStore(str(tmp_path / "meet"), 2), rank, 2, timedelta(seconds=30))
-        mine = slice(0, 3) if rank == 0 else slice(3, 5)
-        centers = FeatureCenters(3, 4)
-        return [centers(features[mine], targets[mine]) for _ in range(2)], centers.centers
-
-    with ThreadPoolExecutor(2) as pool:
-        (first, left), (second, right) = pool.map(process, range(2))
-    monkeypatch.undo()
-    alone = FeatureCenters(3, 4)
-    for turn in range(2):
-        assert torch.equal(torch.cat((first[turn], second[turn])), alone(features, targets))
-    assert torch.equal(left, alone.centers)
-    assert torch.equal(right, alone.centers)
 
 
 # -- checkpoints of the original -------------------------------------------------------------------------------------

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch import Tensor
 
 from animesion.errors import UsageError
 from animesion_training.data import Batch, DataSplits, Samples, Stream
-from animesion_training.data.schedule import batch_ends, share, training_order
+from animesion_training.data.schedule import Last, batch_ends, share, training_order
 from animesion_training.data.seeds import IntArray
 
 
@@ -63,8 +64,8 @@ def drawn(shards: list[int], num_classes: int = 3) -> DataSplits:
     return DataSplits("drawn", tuple("abcdefgh"[:num_classes]), {"train": samples})
 
 
-SHARDS = st.lists(st.integers(0, 9), min_size=1, max_size=7).filter(lambda sizes: sum(sizes) >= 4)
-LAYOUT = st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(0, 5))  # batch size, ranks, workers
+SHARDS = st.lists(st.integers(0, 9), min_size=1, max_size=7).filter(lambda sizes: sum(sizes) >= 2)
+LAYOUT = st.tuples(st.integers(2, 17), st.integers(1, 5), st.integers(0, 5))  # batch size, ranks, workers
 WINDOW = st.integers(0, 3)
 
 
@@ -79,15 +80,21 @@ def ranks(data: DataSplits, layout: tuple[int, int, int], **settings: object) ->
 
 def seen(batches: list[list[Batch]]) -> list[int]:
     """The indices of all ranks in the global order, given each rank's batches."""
-    return [i for step in zip(*batches, strict=True) for batch in step for i in batch.indices.tolist()]
+    order: list[int] = []
+    for step in zip(*batches, strict=True):
+        by_place = {place: i for batch in step for place, i in zip(*map(Tensor.tolist, batch[4:1:-2]), strict=True)}
+        assert {batch.total for batch in step} == {len(by_place)}
+        assert sorted(by_place) == list(range(len(by_place)))
+        order += [by_place[place] for place in range(len(by_place))]
+    return order
 
 
 @settings(deadline=None, max_examples=60)
-@given(SHARDS, LAYOUT, WINDOW, st.integers(0, 3), st.integers(0, 2**40))
-def test_training_sees_each_sample_once_with_equal_batches(
-    shards: list[int], layout: tuple[int, int, int], window: int, epoch: int, seed: int
+@given(SHARDS, LAYOUT, WINDOW, st.integers(0, 3), st.integers(0, 2**40), st.booleans())
+def test_training_sees_each_sample_once_in_the_batches_of_one_process(
+    shards: list[int], layout: tuple[int, int, int], window: int, epoch: int, seed: int, pairs: bool
 ) -> None:
-    streams = ranks(drawn(shards), layout, window=window, seed=seed)
+    streams = ranks(drawn(shards), layout, window=window, seed=seed, pairs=pairs)
     for stream in streams:
         stream.set_epoch(epoch)
     expected = streams[0].order().tolist()
@@ -95,8 +102,10 @@ def test_training_sees_each_sample_once_with_equal_batches(
     assert seen(batches) == expected
     assert sorted(expected) == list(range(sum(shards)))
     assert {len(of_rank) for of_rank in batches} == {len(streams[0])}
-    assert all(len(batch.labels) for of_rank in batches for batch in of_rank)
     assert {stream.epoch for stream in streams} == {epoch + 1}
+    [alone] = ranks(drawn(shards), (layout[0], 1, layout[2]), window=window, seed=seed, pairs=pairs)
+    alone.set_epoch(epoch)
+    assert [batch.total for batch in alone] == [batch.total for batch in batches[0]]
 
 
 @settings(deadline=None, max_examples=60)
@@ -130,10 +139,7 @@ def test_a_run_resumes_exactly_with_another_layout(
         stream.load_state_dict(states[0])
     batches = [list(stream) for stream in resumed]
     rest = seen(batches)
-    # more ranks than before may find fewer samples left than there are ranks
-    left_out = len(order) - len(done) - len(rest)
-    assert left_out == 0 or (left_out < after[1] and not rest)
-    assert done + rest == order[: len(order) - left_out]
+    assert done + rest == order
     expected_epoch = 3
     assert {stream.epoch for stream in resumed} == {expected_epoch}
     following = seen([list(stream) for stream in resumed])
@@ -182,21 +188,36 @@ def test_no_more_than_a_window_of_shards_is_read_at_a_time() -> None:
     assert len(firsts) > 1
 
 
-@given(st.integers(1, 200), st.integers(1, 9), st.integers(1, 6), st.data())
-def test_batches_are_full_but_for_the_last(total: int, batch_size: int, world_size: int, data: st.DataObject) -> None:
+@given(st.integers(1, 200), st.integers(2, 40), st.sampled_from(["keep", "join", "drop"]), st.booleans(), st.data())
+def test_batches_are_full_but_for_the_last(
+    total: int, batch_size: int, last: Last, pairs: bool, data: st.DataObject
+) -> None:
     consumed = data.draw(st.integers(0, total))
-    ends = batch_ends(total, batch_size, world_size, consumed=consumed).tolist()
-    if total - consumed < world_size:
-        assert ends == []
-        return
-    assert ends[-1] == total
-    sizes = np.diff([consumed, *ends])
-    assert (sizes[:-1] == batch_size * world_size).all()
-    assert world_size <= sizes[-1] < (batch_size + 1) * world_size
-    slices = [share(ends[-1] - int(sizes[-1]), ends[-1], rank, world_size) for rank in range(world_size)]
-    lengths = [end - begin for begin, end in slices]
-    assert min(lengths) >= 1
-    assert max(lengths) - min(lengths) <= 1
+    ends = batch_ends(total, batch_size, consumed=consumed, last=last, pairs=pairs).tolist()
+    full, rest = divmod(total - consumed, batch_size)
+    if last == "drop" or rest == 0 or (pairs and rest == 1 and not full):
+        expected = [batch_size] * full
+    elif full and (last == "join" or (pairs and rest == 1)):
+        expected = [batch_size] * (full - 1) + [batch_size + rest]
+    else:
+        expected = [batch_size] * full + [rest]
+    assert np.diff([consumed, *ends]).tolist() == expected
+
+
+@given(st.integers(0, 99), st.integers(1, 60), st.integers(1, 9), st.booleans())
+def test_ranks_share_a_batch_evenly_and_mirror_images_stay_together(
+    start: int, size: int, world_size: int, pairs: bool
+) -> None:
+    size += pairs
+    shares = [share(start, start + size, rank, world_size, pairs=pairs).tolist() for rank in range(world_size)]
+    assert sorted(place for of_rank in shares for place in of_rank) == list(range(start, start + size))
+    assert all(of_rank == sorted(of_rank) for of_rank in shares)
+    lengths = [len(of_rank) for of_rank in shares]
+    assert lengths[0] > 0
+    assert max(lengths) - min(lengths) <= (3 if pairs else 1)
+    if pairs:
+        assert all(count != 1 for count in lengths)
+        assert all({2 * start + size - 1 - place for place in of_rank} == set(of_rank) for of_rank in shares)
 
 
 def test_a_new_seed_for_each_draw_of_a_sample() -> None:
@@ -223,8 +244,12 @@ def test_another_dataset_seed_or_sampling_is_refused() -> None:
 
 def test_impossible_requests_are_refused() -> None:
     data = drawn([3])
-    with pytest.raises(UsageError, match="too few for 4 processes"):
-        Stream(data, "train", 2, 8, world_size=4)
+    with pytest.raises(UsageError, match="3 samples, and batches of 4 need at least 4"):
+        Stream(data, "train", 4, 8, last="drop")
+    with pytest.raises(UsageError, match="batches of 1 need at least 2"):
+        Stream(data, "train", 1, 8, pairs=True)
+    with pytest.raises(UsageError, match="last must be one of keep, join, drop"):
+        Stream(data, "train", 2, 8, last="pad")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="unknown sampling 'balanced'"):
         Stream(data, "train", 2, 8, sampling="balanced")
     with pytest.raises(UsageError, match="batch size 0"):

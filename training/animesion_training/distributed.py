@@ -36,14 +36,11 @@ class DistributedContext:
         """Whether this process writes files and shows messages."""
         return self.rank == 0
 
-    def all_sum(self, *numbers: float) -> list[float]:
-        """Sum each number over all processes, in float64."""
-        if self.world_size == 1:
-            return list(numbers)
-        # MPS and some backends lack float64, gloo and NCCL have it
-        tensor = torch.tensor(numbers, dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor)
-        return [float(number) for number in tensor.tolist()]
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum a tensor over all processes, in place; on a GPU without waiting for the result."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
 
     def all_gather(self, value: Any) -> list[Any]:
         """Return the values of all processes by rank, in every process; they must be picklable."""

@@ -40,6 +40,11 @@ class DataSection(Section):
     on_error: Literal["raise", "skip"] = Field(
         "raise", description="for images that cannot be read: stop, or skip and count them"
     )
+    last: Literal["keep", "join", "drop"] = Field(
+        "keep",
+        description="for the images after the last full batch of an epoch: a smaller batch (a single image joins the "
+        "batch before where a step needs two), join them to the batch before, or drop them",
+    )
     workers: int = Field(-1, ge=-1, le=256, description="decoding threads; -1 for one per core, 0 for none")
 
 
@@ -143,7 +148,7 @@ class TeacherSection(Section):
         False, description="keep norms and stochastic depth of the teacher in training mode, as in the original"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="precision of the teacher; auto is bf16 on GPUs that support it, else fp32"
+        "auto", description="precision of the teacher; auto as for run.precision"
     )
     compile: bool = Field(False, description="torch.compile the teacher")
     antialias: bool = Field(True, description="antialias views that are shrunk for the student, unlike the original")
@@ -188,9 +193,13 @@ class RunSection(Section):
     """How the run is computed, saved and logged."""
 
     batch_size: int = Field(64, ge=1, description="images in one optimizer step, over all processes")
-    accumulate: int = Field(1, ge=1, description="number of pieces in which a process computes its share of the batch")
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="precision of the forward pass; weights stay fp32"
+    accumulate: int = Field(
+        1, ge=1, description="number of pieces in which a process computes its share of the batch; fewer if it is small"
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto",
+        description="precision of the forward pass; weights stay fp32; auto is bf16 on GPUs that compute in it, fp16 "
+        "on other GPUs, and fp32 on CPUs",
     )
     channels_last: bool = Field(True, description="channels-last memory format, faster for convolutions")
     compile: bool = Field(False, description="torch.compile the network")
@@ -205,8 +214,40 @@ class RunSection(Section):
         0.0, ge=0, strict=False, description="stop when the loss exceeds its running mean by this factor; 0 disables it"
     )
     log_steps: int = Field(20, ge=1, description="steps between logged metrics")
+    find_unused_parameters: bool = Field(
+        False, description="of DistributedDataParallel: for networks that leave parameters out of some passes"
+    )
+    gradient_as_bucket_view: bool = Field(
+        True, description="of DistributedDataParallel: gradients are views of what is reduced, to save memory"
+    )
+    static_graph: bool = Field(
+        False,
+        description="of DistributedDataParallel: the same parameters are used in every pass, and steps are not cut "
+        "into pieces",
+    )
     tensorboard: bool = Field(False, description="also log to TensorBoard")
     wandb: Literal["off", "online", "offline"] = Field("off", description="also log to Weights & Biases")
+
+
+#: Values that can change when a run is resumed; see `TrainRecipe.decisive`.
+_FREE: dict[str, Any] = {
+    "name": True,
+    "summary": True,
+    "data": {"cache", "workers"},
+    "teacher": {"compile"},
+    "schedule": {"epochs"},
+    "run": {
+        "checkpointing",
+        "compile",
+        "find_unused_parameters",
+        "gradient_as_bucket_view",
+        "log_steps",
+        "save_steps",
+        "static_graph",
+        "tensorboard",
+        "wandb",
+    },
+}
 
 
 class TrainRecipe(Section):
@@ -240,17 +281,25 @@ class TrainRecipe(Section):
             raise ValueError("augment.scale is a share of the area and must be at most 1")
         if self.model.pretrained and self.model.init:
             raise ValueError("model.pretrained and model.init are both set: give one")
-        if self.run.accumulate > self.run.batch_size:
-            raise ValueError("run.accumulate is larger than run.batch_size: a piece needs at least one image")
+        if self.run.static_graph and (self.run.accumulate > 1 or self.run.find_unused_parameters):
+            raise ValueError("run.static_graph needs run.accumulate = 1 and run.find_unused_parameters = false")
         return self
 
     def to_toml(self) -> str:
         """Serialise to TOML, as written into the folder of the run."""
         return tomli_w.dumps(self.model_dump(mode="json"))
 
+    def decisive(self) -> dict[str, Any]:
+        """Return the values that a resumed run must keep, by `section.key`: those that the result depends on.
+
+        The number of epochs is not among them, because a run can be extended.
+        """
+        values = self.model_dump(mode="json", exclude=_FREE)
+        return {f"{name}.{key}": value for name, section in values.items() for key, value in section.items()}
+
     def digest(self) -> str:
-        """Compute the SHA-256 over every value; equal digests mean equal recipes."""
-        return settings.params_digest(self.model_dump(mode="json"))
+        """Compute the SHA-256 over the values of `decisive`; recipes with equal digests give the same run."""
+        return settings.params_digest(self.decisive())
 
 
 def builtin_names() -> list[str]:

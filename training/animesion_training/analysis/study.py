@@ -27,6 +27,7 @@ from animesion.errors import UsageError
 from animesion.storage.workspace import write_atomic
 from animesion_training import recipe as recipes
 from animesion_training.engine import loop
+from animesion_training.engine.watcher import Watcher
 from animesion_training.recipe import Name, TrainRecipe
 
 _SEED, _VARIANT = "run.seed", "variant"
@@ -121,7 +122,7 @@ def run(
     *,
     device: str = "auto",
     notify: Callable[[str], None] = lambda message: None,
-    watcher: loop.Watcher | None = None,
+    watcher: Watcher | None = None,
 ) -> list[dict[str, Any]]:
     """Run the unfinished runs, and write `table.csv`, `table.json` and `accuracy-cost.png`.
 

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from animesion_training.engine import loop
+from animesion_training.engine.watcher import Watcher
 
 
-class Screen(loop.Watcher):
+class Screen(Watcher):
     """Shows the progress of each epoch, in the first process only."""
 
     def __init__(self, bars: Progress | None) -> None:

@@ -8,6 +8,8 @@ in `mixing`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,6 +26,7 @@ _FLIP, _COLOUR, _ERASE, _BOX = 101, 102, 103, 104
 
 # RGB to YIQ (FCC NTSC): luma of ITU-R BT.601, then the plane in which hue rotates
 _TO_YIQ = ((0.299, 0.587, 0.114), (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135))
+_FROM_YIQ = tuple(map(tuple, torch.linalg.inv(torch.tensor(_TO_YIQ)).tolist()))
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,12 @@ class ColorJitter:
         ]
         brightness, saturation, contrast = factors
         angle = (2 * u[:, 3] - 1) * (2 * torch.pi * self.hue)
-        to_yiq = torch.tensor(_TO_YIQ, device=u.device, dtype=torch.float32)
+        to_yiq, from_yiq = _constant(_TO_YIQ, u.device), _constant(_FROM_YIQ, u.device)
         cos, sin = saturation * angle.cos(), saturation * angle.sin()
         none, one = torch.zeros_like(angle), torch.ones_like(angle)
         # in YIQ: luma stays, the chroma plane is rotated and scaled, (B, 3, 3)
         turn = torch.stack((one, none, none, none, cos, -sin, none, sin, cos), 1).view(-1, 3, 3)
-        matrix = torch.linalg.inv(to_yiq) @ turn @ to_yiq * brightness[:, None, None]
+        matrix = from_yiq @ turn @ to_yiq * brightness[:, None, None]
         grey = images.mean((1, 2), dtype=torch.float32) @ to_yiq[0] * brightness  # (B,)
         matrix = matrix * contrast[:, None, None]
         shift = ((1 - contrast) * grey).to(images.dtype)[:, None, None]
@@ -186,9 +189,9 @@ class Augment:
         return result if self.channels_last else result.contiguous()
 
     def _scale_and_shift(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        scale = [1 / (255 * std) for std in self.std]
-        shift = [-mean / std for mean, std in zip(self.mean, self.std, strict=True)]
-        return torch.tensor(scale, device=device), torch.tensor(shift, device=device)
+        scale = tuple(1 / (255 * std) for std in self.std)
+        shift = tuple(-mean / std for mean, std in zip(self.mean, self.std, strict=True))
+        return _constant(scale, device), _constant(shift, device)
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         # one row per image row: rows of three values would not be vectorised
@@ -208,6 +211,13 @@ class Augment:
             np.multiply(rows, scale, out=target)
             target += shift
         return torch.from_numpy(result).to(self.dtype).view(batch, height, width, 3)
+
+
+@lru_cache(maxsize=64)
+def _constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
+    """Return small constants on the device, copied once: every copy from the host waits for the device."""
+    with torch.inference_mode(False):  # evaluation may ask first, and training use them later
+        return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 # -- crops of cached images ----------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from animesion_training.data.decode import (
 )
 from animesion_training.data.positions import Batch, Scheduled
 from animesion_training.data.samples import DataSplits, Samples
+from animesion_training.data.schedule import Last
 from animesion_training.data.stream import default_workers
 
 _OVERSIZE = 1.15
@@ -143,7 +144,7 @@ class CachedStream(Scheduled):
 
     Args:
         resident: the decoded split, from `cache_samples`.
-        batch_size: samples per batch and rank.
+        batch_size: samples of a batch, over all ranks.
         size: side of the images in pixels.
         device: the training device, where batches are made.
         train: whether to shuffle, sample and crop at random.
@@ -154,6 +155,8 @@ class CachedStream(Scheduled):
         rank: of this process.
         world_size: number of processes.
         window: window of the stream whose position is resumed, if it had one.
+        last: as for `Stream`.
+        pairs: as for `Stream`.
 
     Raises:
         UsageError: an argument is out of range, or an unknown sampling.
@@ -174,6 +177,8 @@ class CachedStream(Scheduled):
         rank: int = 0,
         world_size: int = 1,
         window: int = 0,
+        last: Last = "keep",
+        pairs: bool = False,
     ) -> None:
         super().__init__(
             resident.samples,
@@ -186,6 +191,8 @@ class CachedStream(Scheduled):
             rank=rank,
             world_size=world_size,
             window=window,
+            last=last,
+            pairs=pairs,
         )
         self.resident = resident
         self.device = torch.device(device)
@@ -207,8 +214,9 @@ class CachedStream(Scheduled):
             aspects = self.resident.aspects.index_select(0, rows).to(self.device, non_blocking=True)
             images = view_on_device(self.transform, stored, aspects, sample_seeds)
             labels = self.resident.labels.index_select(0, rows).to(self.device, non_blocking=True)
+            places = torch.from_numpy(share.places.copy()).to(self.device, non_blocking=True)
             self._consumed = share.end
-            yield Batch(images, labels, rows.to(self.device, non_blocking=True), sample_seeds)
+            yield Batch(images, labels, rows.to(self.device, non_blocking=True), sample_seeds, places, share.total)
 
 
 def view_on_device(transform: Transform, images: Tensor, aspects: Tensor, sample_seeds: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """MixUp and CutMix on the device: mix each image and its label with those of another image of the batch.
 
-MixUp: Zhang et al., ICLR 2018 (arXiv 1710.09412). CutMix: Yun et al., ICCV 2019 (arXiv 1905.04899). A random
-permutation of the batch gives each image its partner. `mix` is `draw_plan` followed by `apply_plan`. Losses for the
-soft labels are in `animesion_training.losses`.
+MixUp: Zhang et al., ICLR 2018 (arXiv 1710.09412). CutMix: Yun et al., ICCV 2019 (arXiv 1905.04899). The partner of an
+image is its mirror image in the batch, as in timm; batches are in random order, so this is as random as a permutation.
+Processes that hold pairs of a batch (`schedule.share`) mix it as one process would. `mix` is `draw_plan` followed by
+`apply_plan`. Losses for the soft labels are in `animesion_training.losses`.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class MixingPlan:
     """The drawn mixture of each sample of a batch.
 
     Attributes:
-        partners: (B,) index of its partner in the batch.
+        partners: (B,) index of its partner in the batch: the last for the first, and so on.
         blend: (B,) its own weight in MixUp; 1 without MixUp.
         boxes: (B, 4) box that is pasted from its partner: top, left, bottom, right in pixels, the ends exclusive; empty
             without CutMix.
@@ -105,12 +106,15 @@ def mix(images: Tensor, targets: Tensor, classes: int, mixing: Mixing, generator
 
 
 def draw_plan(shape: tuple[int, ...], mixing: Mixing, generator: torch.Generator) -> MixingPlan:
-    """Draw the mixtures for a batch of shape (B, channels, H, W), by one draw from the generator."""
+    """Draw the mixtures for a batch of shape (B, channels, H, W), by one draw from the generator.
+
+    What is drawn once per batch does not depend on B.
+    """
     batch, _, height, width = shape
     # torch cannot draw Beta variates from a generator: one draw seeds numpy's
     seed = torch.randint(2**63 - 1, (), generator=generator, device=generator.device).item()
     rng = np.random.default_rng(int(seed))
-    partners = rng.permutation(batch)
+    partners = np.arange(batch)[::-1]
     draws = batch if mixing.per == "sample" else 1  # D: arrays below are (D,) until they are broadcast
     cut_share = mixing.cutmix_share if mixing.mixup_alpha and mixing.cutmix_alpha else float(mixing.cutmix_alpha > 0)
     mixed = (rng.random(draws) < mixing.probability) & mixing.active

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from torch import Tensor
@@ -28,20 +28,41 @@ class Batch(NamedTuple):
         labels: class ids, shape (B,), int64.
         indices: positions in the split, shape (B,), int64.
         seeds: the random seed of each sample in this epoch, shape (B,), int64; augmentation draws from it.
+        places: ascending positions in the global batch, shape (B,), int64.
+        total: samples of the global batch, those that cannot be read included.
     """
 
     images: Tensor
     labels: Tensor
     indices: Tensor
     seeds: Tensor
+    places: Tensor
+    total: int
 
 
 class Share(NamedTuple):
-    """A rank's share of a global batch: samples (B,), their seeds (B,), and the batch's end in the global order."""
+    """A rank's share of a global batch.
+
+    Attributes:
+        indices: samples, shape (B,).
+        seeds: of the samples, shape (B,).
+        places: of the samples in the global batch, shape (B,).
+        total: samples of the global batch.
+        end: its end in the global order.
+    """
 
     indices: IntArray
     seeds: Hashes
+    places: IntArray
+    total: int
     end: int
+
+
+class Failure(NamedTuple):
+    """A skipped sample, and the reason."""
+
+    sample: int
+    message: str
 
 
 class Scheduled(ABC):
@@ -53,8 +74,9 @@ class Scheduled(ABC):
     Args:
         samples: samples of the split.
         num_classes: classes in the map.
-        batch_size: samples per batch and rank; the last batch of an epoch may have fewer, or up to one more.
-        train: whether to shuffle and sample, with the same number of batches on each rank. Otherwise samples keep the
+        batch_size: samples of a batch, over all ranks.
+        train: whether to shuffle and sample. Every rank then has the same number of batches, of which some may be
+            empty: those with too few samples for all ranks, or of samples that are skipped. Otherwise samples keep the
             order of the split, each once, and a rank may have one batch less.
         sampling: one of `animesion_training.data.sampling.SAMPLINGS`.
         epochs: length of the run, for progressive sampling.
@@ -62,9 +84,16 @@ class Scheduled(ABC):
         rank: of this process.
         world_size: number of processes.
         window: shards that are read at a time; 0 for all.
+        last: what becomes of the samples after the last full batch in training, see `schedule.batch_ends`.
+        pairs: in training, batches of two samples or more, and for every sample its mirror image in the global batch
+            on the same rank, see `schedule.share`.
+
+    Attributes:
+        skipped: samples of this rank that were skipped, since the last `forget_failures`.
+        failures: the first 100 of them.
 
     Raises:
-        UsageError: too few samples for the processes, or an argument is out of range.
+        UsageError: too few samples for one batch, or an argument is out of range.
     """
 
     def __init__(
@@ -80,15 +109,21 @@ class Scheduled(ABC):
         rank: int,
         world_size: int,
         window: int,
+        last: schedule.Last = "keep",
+        pairs: bool = False,
     ) -> None:
         if batch_size < 1 or not 0 <= rank < world_size or window < 0:
             raise UsageError(
                 f"batch size {batch_size}, rank {rank} of {world_size} and window {window} do not fit together; the "
                 "batch size is 1 or more, ranks count from 0"
             )
-        if train and len(samples) < world_size:
+        if last not in get_args(schedule.Last):
+            raise UsageError(f"last must be one of {', '.join(get_args(schedule.Last))}, not {last!r}")
+        needed = batch_size if last == "drop" else 2 if pairs else 1
+        if train and (len(samples) < needed or batch_size < 1 + pairs):
             raise UsageError(
-                f"the split '{samples.split}' has {len(samples)} samples, too few for {world_size} processes; use fewer"
+                f"the split '{samples.split}' has {len(samples)} samples, and batches of {batch_size} need at least "
+                f"{max(needed, 1 + pairs)} of them in one batch; use another batch size, or more data"
             )
         self.samples = samples
         self.num_classes = num_classes
@@ -100,6 +135,10 @@ class Scheduled(ABC):
         self.rank = rank
         self.world_size = world_size
         self.window = window if train else 0
+        self.last = last if train else "keep"
+        self.pairs = pairs and train
+        self.skipped = 0
+        self.failures: list[Failure] = []
         self._epoch = 0
         self._consumed = 0
         self._resumed = False
@@ -156,16 +195,25 @@ class Scheduled(ABC):
             identity["epochs"] = self.epochs
         return identity
 
+    def forget_failures(self) -> None:
+        """Count skipped samples from 0 again."""
+        self.skipped, self.failures = 0, []
+
     # -- batches -----------------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
         """Return the number of batches of this rank in a whole epoch."""
-        ends = schedule.batch_ends(len(self.samples), self.batch_size, self.world_size, train=self.train)
-        if not len(ends):
-            return 0
-        # only the last batch can be too small for all ranks
-        begin, end = schedule.share(([0, *ends])[-2], int(ends[-1]), self.rank, self.world_size)
-        return len(ends) - (begin == end)
+        ends = self._ends(0)
+        if self.train:
+            return len(ends)
+        sizes, counts = np.unique(np.diff(ends, prepend=0), return_counts=True)
+        has_some = [len(schedule.share(0, int(size), self.rank, self.world_size)) > 0 for size in sizes]
+        return int(counts[np.array(has_some, dtype=bool)].sum())
+
+    def _ends(self, consumed: int) -> IntArray:
+        return schedule.batch_ends(
+            len(self.samples), self.batch_size, consumed=consumed, last=self.last, pairs=self.pairs
+        )
 
     def __iter__(self) -> Iterator[Batch]:
         if not self.train and not self._resumed:
@@ -197,12 +245,11 @@ class Scheduled(ABC):
         return schedule.training_order(draws, self.samples.files, seed=self.seed, epoch=self._epoch, window=self.window)
 
     def _shares(self) -> Iterator[Share]:
-        """Yield this rank's shares of the rest of the epoch, without empty ones."""
+        """Yield this rank's shares of the rest of the epoch; in training also empty ones."""
         order, start, epoch = self.order(), self._consumed, self._epoch
-        ends = schedule.batch_ends(len(order), self.batch_size, self.world_size, consumed=start, train=self.train)
-        for end in ends.tolist():
-            begin, stop = schedule.share(start, end, self.rank, self.world_size)
-            if stop > begin:
-                places = np.arange(begin, stop, dtype=np.int64)
-                yield Share(order[begin:stop], seeds.hashes(self.seed, seeds.AUGMENT, epoch, places), end)
+        for end in self._ends(start).tolist():
+            positions = schedule.share(start, end, self.rank, self.world_size, pairs=self.pairs)
+            if len(positions) or self.train:
+                hashes = seeds.hashes(self.seed, seeds.AUGMENT, epoch, positions)
+                yield Share(order[positions], hashes, positions - start, end - start, end)
             start = end

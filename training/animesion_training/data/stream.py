@@ -12,7 +12,7 @@ import weakref
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -24,19 +24,12 @@ from animesion.executors import cores
 from animesion.images.codec import RejectedImageError
 from animesion_training.data import seeds
 from animesion_training.data.decode import Pixels, RandomResizedCrop, Resize, Transform, decode_into
-from animesion_training.data.positions import Batch, Scheduled, Share
+from animesion_training.data.positions import Batch, Failure, Scheduled, Share
 from animesion_training.data.samples import DataSplits, Samples
-from animesion_training.data.seeds import IntArray
+from animesion_training.data.schedule import Last
 
 _MOST_WORKERS = 16
 _MOST_FAILURES = 100
-
-
-class Failure(NamedTuple):
-    """A skipped sample, and the reason."""
-
-    sample: int
-    message: str
 
 
 class Stream(Scheduled):
@@ -47,7 +40,7 @@ class Stream(Scheduled):
     Args:
         data: the data, from `open_data`.
         split: name of the split.
-        batch_size: samples per batch and rank.
+        batch_size: samples of a batch, over all ranks.
         size: side of the images in pixels.
         train: whether to shuffle, sample and crop at random.
         transform: crop and size; by default `RandomResizedCrop` in training and `Resize` otherwise.
@@ -58,13 +51,14 @@ class Stream(Scheduled):
         world_size: number of processes.
         workers: decoding threads; 0 decodes in the calling thread; `auto` is `default_workers`.
         prefetch: batches decoded ahead.
-        on_error: `raise`, or `skip` samples that cannot be read, which makes their batches smaller, and count them.
+        on_error: `raise`, or `skip` samples that cannot be read, which makes their batches smaller or empty, and count
+            them.
         window: shards that are read at a time; by default all for local data, 8 for remote data.
         pin_memory: whether batches are in page-locked memory, for a faster copy to the GPU; by default with CUDA.
-
-    Attributes:
-        skipped: samples skipped so far.
-        failures: the first 100 of them.
+        last: in training, `keep` the samples after the last full batch as a smaller one, `join` them to the batch
+            before, or `drop` them.
+        pairs: in training, batches of two samples or more, and for every sample its mirror image in the global batch
+            on the same rank.
 
     Raises:
         UsageError: an unknown split or sampling, a missing or truncated shard, or an argument out of range; while
@@ -90,6 +84,8 @@ class Stream(Scheduled):
         on_error: Literal["raise", "skip"] = "raise",
         window: int | None = None,
         pin_memory: bool | None = None,
+        last: Last = "keep",
+        pairs: bool = False,
     ) -> None:
         samples = data.select(split)
         super().__init__(
@@ -103,6 +99,8 @@ class Stream(Scheduled):
             rank=rank,
             world_size=world_size,
             window=(8 if samples.remote else 0) if window is None else window,
+            last=last,
+            pairs=pairs,
         )
         self.transform = transform or (RandomResizedCrop(size) if train else Resize(size))
         if self.transform.size != size or size < 1:
@@ -117,8 +115,6 @@ class Stream(Scheduled):
         self.prefetch = prefetch
         self.on_error = on_error
         self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
-        self.skipped = 0
-        self.failures: list[Failure] = []
         self._pool: ThreadPoolExecutor | None = None
         if on_error == "raise":
             samples.check()
@@ -191,13 +187,9 @@ class Stream(Scheduled):
         self.skipped += len(failed)
         self.failures += failed[: _MOST_FAILURES - len(self.failures)]
         batch = pending.batch()
-        if not len(batch.labels) and self.train:
-            raise UsageError(
-                f"none of the {len(failed)} samples of a batch can be read; the first: {failed[0].message}"
-            )
         # before the yield, so that a checkpoint taken in the loop body counts this batch
         self._consumed = pending.share.end
-        if len(batch.labels):
+        if len(batch.labels) or self.train:  # in training every rank has every batch, even if it is empty
             yield batch
 
 
@@ -208,6 +200,7 @@ class _Pending:
         self.samples = samples
         self.transform = transform
         self.share = share
+        self.pin_memory = pin_memory
         # with `skip`, a shard may be cut while it is read, which only copies survive: see `Descriptor.view`
         self.checked = on_error == "raise"
         if self.checked:
@@ -242,18 +235,19 @@ class _Pending:
     def batch(self) -> Batch:
         """Return the batch without the failed rows."""
         images: Tensor = self.images
-        indices: IntArray = self.share.indices
+        indices, places = self.share.indices, self.share.places
         hashes = self.share.seeds.view(np.int64)
         if self.missing:
             kept = np.setdiff1d(np.arange(len(indices)), self.missing)
             images, indices, hashes = images[torch.from_numpy(kept)], indices[kept], hashes[kept]
-        labels = self.samples.labels[indices]
-        return Batch(
-            images.permute(0, 3, 1, 2),
-            torch.from_numpy(labels),
-            torch.from_numpy(indices.copy()),
-            torch.from_numpy(hashes.copy()),
+            places = places[kept]
+            images = images.pin_memory() if self.pin_memory else images
+        numbers = (torch.from_numpy(row.copy()) for row in (self.samples.labels[indices], indices, hashes, places))
+        # copies from memory that is not page-locked wait for the device
+        labels, kept_indices, kept_seeds, kept_places = (
+            each.pin_memory() if self.pin_memory else each for each in numbers
         )
+        return Batch(images.permute(0, 3, 1, 2), labels, kept_indices, kept_seeds, kept_places, self.share.total)
 
 
 def default_workers() -> int:

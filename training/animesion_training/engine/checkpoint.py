@@ -6,34 +6,42 @@ run code. Files of trained weights are read and written in `animesion_training.w
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
 import random
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from animesion.errors import UsageError
 from animesion.storage.workspace import write_atomic
 
-FORMAT = 1
+FORMAT = 2
 
 
-def save(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint atomically.
+def save(path: Path, content: dict[str, Any], *, previous: Path) -> None:
+    """Write a checkpoint atomically, and keep the one that it replaces.
 
     Args:
         path: file to write.
         content: tensors, numbers, strings, and lists and dicts of them.
+        previous: name that an earlier checkpoint gets.
 
     Raises:
         FullDiskError: the disk is full; an earlier checkpoint is kept.
     """
     out = io.BytesIO()  # serialised in memory, so that the write to disk is atomic
     torch.save({"format": FORMAT, **content}, out)
-    write_atomic(path, out.getbuffer())
+    fresh = path.with_suffix(".new")
+    write_atomic(fresh, out.getbuffer())
+    with contextlib.suppress(FileNotFoundError):
+        path.replace(previous)
+    fresh.replace(path)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -53,6 +61,24 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UsageError(f"{path} is not a checkpoint that this version reads: resume with the version that wrote it")
     return content
+
+
+def not_finite(state: Any, name: str = "") -> str:
+    """Return the name of a tensor in nested dicts and lists that has a NaN or infinite number; empty if none has."""
+    found = dict(_floating(state, name))
+    if not found:
+        return ""
+    good = torch.stack([tensor.isfinite().all() for tensor in found.values()]).tolist()  # read in one transfer
+    return next((each for each, fine in zip(found, good, strict=True) if not fine), "")
+
+
+def _floating(state: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(state, Tensor) and state.is_floating_point():
+        yield name, state.detach()
+    elif isinstance(state, Mapping | list | tuple):
+        parts = state.items() if isinstance(state, Mapping) else enumerate(state)
+        for key, part in parts:
+            yield from _floating(part, f"{name}.{key}" if name else str(key))
 
 
 def generator_state() -> dict[str, Any]:

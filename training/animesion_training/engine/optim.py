@@ -15,10 +15,7 @@ from torch import nn
 
 from animesion.errors import UsageError
 from animesion_training.models import head_parameters
-from animesion_training.models.create import bare
 from animesion_training.recipe import OptimizerSection, ScheduleSection
-
-_NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
@@ -60,15 +57,6 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
         if name in frozen:
             parameter.requires_grad_(False)
     return [name for name in names if name in frozen]
-
-
-def train_mode(model: nn.Module) -> None:
-    """Set training mode, except for batch norms with frozen parameters, whose running statistics must not change."""
-    model.train()
-    for module in bare(model).modules():
-        own = list(module.parameters(recurse=False))
-        if isinstance(module, _NORMS) and own and not any(parameter.requires_grad for parameter in own):
-            module.eval()
 
 
 def make_optimizer(model: nn.Module, settings: OptimizerSection) -> torch.optim.Optimizer:

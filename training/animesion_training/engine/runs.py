@@ -2,7 +2,8 @@
 
 - `recipe.toml`: the resolved recipe
 - `metrics.jsonl`: one line every few steps and at the end of each epoch; `epochs.csv`: the epochs as a table
-- `last.ckpt`: the checkpoint that the run resumes from (`animesion_training.engine.checkpoint`)
+- `last.ckpt`: the checkpoint that the run resumes from (`animesion_training.engine.checkpoint`); `previous.ckpt`: the
+  one before
 - `best.safetensors`: weights of the best epoch (`animesion_training.weights`); `last.safetensors`: those of the last
 - `report/`: the final evaluation
 """
@@ -13,23 +14,29 @@ import contextlib
 import csv
 import io
 import json
+import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from animesion.errors import BusyError, UsageError
+from animesion.errors import AnimesionError, BusyError, UsageError
 from animesion.storage.workspace import write_atomic
-from animesion_training.recipe import TrainRecipe
+from animesion_training.recipe import TrainRecipe, load
 
-LAST, BEST, FINAL = "last.ckpt", "best.safetensors", "last.safetensors"
+LAST, PREVIOUS, BEST, FINAL = "last.ckpt", "previous.ckpt", "best.safetensors", "last.safetensors"
 _METRICS, _EPOCHS, _RECIPE = "metrics.jsonl", "epochs.csv", "recipe.toml"
+#: Digest of what determines the result of the run, so that a resume with other settings is refused.
+_MARKER, _LOCK = ".digest", ".lock"
 
 
 @contextlib.contextmanager
 def lock_folder(out: Path, recipe: TrainRecipe, *, resume: bool) -> Iterator[None]:
-    """Lock the folder of a run, create it where needed, and write the recipe into it.
+    """Lock the folder of a run, and create it where needed.
+
+    A folder without a checkpoint has nothing to resume and is free for any recipe. Nothing of a run that fails before
+    `claim` is left behind.
 
     Raises:
         BusyError: another process has locked it.
@@ -37,26 +44,58 @@ def lock_folder(out: Path, recipe: TrainRecipe, *, resume: bool) -> Iterator[Non
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file: give a folder")
-    marker = out / ".digest"  # identifies the recipe, so that a resume with other settings is refused
-    if out.is_dir() and any(out.iterdir()):
-        if not marker.exists():
-            raise UsageError(f"the folder {out} is not empty and is not a run: give another --out")
-        if marker.read_text() != recipe.digest():
-            raise UsageError(f"{out} holds a run with other settings (see its recipe.toml): give another --out")
-        if (out / LAST).exists() and not resume:
-            raise UsageError(f"{out} already holds a run: add --resume to continue it, or give another --out")
+    marker, existed = out / _MARKER, out.is_dir()
+    if existed and not marker.exists() and any(path.name != _LOCK for path in out.iterdir()):
+        raise UsageError(f"the folder {out} is not empty and is not a run: give another --out")
     out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / ".lock")
+    lock = FileLock(out / _LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise BusyError(f"another process is training in {out}: wait for it, or give another --out") from None
     try:
-        write_atomic(out / _RECIPE, recipe.to_toml().encode())
-        write_atomic(marker, recipe.digest().encode())
+        if newest_checkpoint(out):
+            _check_same_run(out, recipe, resume=resume)
         yield
     finally:
         lock.release()
+        if not marker.exists():
+            (out / _LOCK).unlink(missing_ok=True)
+            if not existed:
+                with contextlib.suppress(OSError):  # not empty
+                    out.rmdir()
+
+
+def claim(out: Path, recipe: TrainRecipe) -> None:
+    """Write the recipe into the locked folder of a run, which then belongs to it."""
+    write_atomic(out / _RECIPE, recipe.to_toml().encode())
+    write_atomic(out / _MARKER, recipe.digest().encode())
+
+
+def newest_checkpoint(out: Path) -> Path | None:
+    """Return the newest checkpoint in the folder of a run; a kill between two renames leaves only the previous one."""
+    return next((path for path in (out / LAST, out / PREVIOUS) if path.exists()), None)
+
+
+def _check_same_run(out: Path, recipe: TrainRecipe, *, resume: bool) -> None:
+    if (out / _MARKER).read_text() != recipe.digest():
+        raise UsageError(f"{out} holds a run with other settings{_differences(out, recipe)}: give another --out")
+    if not resume:
+        raise UsageError(f"{out} already holds a run: add --resume to continue it, or give another --out")
+
+
+def _differences(out: Path, recipe: TrainRecipe) -> str:
+    """The first settings that differ from those of the run, in brackets."""
+    try:
+        theirs = load(str(out / _RECIPE)).decisive()
+    except (OSError, AnimesionError):  # of another version, or edited
+        return " (see its recipe.toml)"
+    ours = recipe.decisive()
+    changed = [
+        f"{key} was {theirs.get(key)!r} and is now {ours[key]!r}" for key in ours if ours[key] != theirs.get(key)
+    ]
+    more = f", and {len(changed) - 3} more" if len(changed) > 3 else ""
+    return f" ({', '.join(changed[:3])}{more})"
 
 
 class Log:
@@ -150,6 +189,15 @@ def _wandb(out: Path, recipe: TrainRecipe) -> Any:
         dir=out,
         mode="online" if recipe.run.wandb == "online" else "offline",
         config=recipe.model_dump(),
+        id=_tracked_id(out),
         resume="allow",
         settings=wandb.Settings(console="off", silent=True),
     )
+
+
+def _tracked_id(out: Path) -> str:
+    """The identity of the run at Weights & Biases, which a resumed run continues; it must be unique there."""
+    path = out / "wandb-id.txt"
+    if not path.exists():
+        write_atomic(path, secrets.token_hex(8).encode())
+    return path.read_text().strip()

@@ -28,12 +28,12 @@ from animesion_training.data import (
 )
 from animesion_training.data.mixing import Mixing
 from animesion_training.distributed import DistributedContext
-from animesion_training.engine import optim, steps
+from animesion_training.engine import norms, optim, steps
 from animesion_training.eval import evaluate
 from animesion_training.losses.objectives import create_objective, objective_options
 from animesion_training.models import create_model, input_config, load_weights
 from animesion_training.models.cal import CALClassifier
-from animesion_training.precision import autocast
+from animesion_training.precision import autocast, resolve
 from animesion_training.recipe import AugmentSection, TrainRecipe
 from animesion_training.weights import load_model
 
@@ -110,11 +110,16 @@ def open_stream(
     context: DistributedContext,
     *,
     teacher: Teacher | None,
+    pairs: bool,
     notify: Callable[[str], None],
 ) -> Stream | CachedStream:
     """Open the training split, streamed or from a cache in memory.
 
-    Images have the larger of the student's and the teacher's sizes; the step resizes them for the smaller one.
+    Images have the larger of the student's and the teacher's sizes; the step resizes them for the smaller one. With
+    `pairs`, see `needs_pairs`, batches have two images or more.
+
+    Raises:
+        UsageError: batches of one where two are needed, or a split that is too small.
     """
     augment, settings = recipe.augment, recipe.data
     size = max(recipe.model.img_size, teacher.size if teacher else 0)
@@ -125,14 +130,21 @@ def open_stream(
         if augment.crop == "random-resized"
         else ResizeRandomCrop(size, margin)
     )
+    if pairs and recipe.run.batch_size == 1:
+        raise UsageError(
+            f"run.batch_size is 1, and {recipe.model.name} normalises over the batch or mixes its images: give 2 or "
+            "more, or freeze the batch norms"
+        )
     common: dict[str, Any] = {
+        "last": settings.last,
+        "pairs": pairs,
         "sampling": settings.sampling,
         "epochs": recipe.schedule.epochs,
         "seed": recipe.run.seed,
         "rank": context.rank,
         "world_size": context.world_size,
     }
-    batch_size = recipe.run.batch_size // context.world_size
+    batch_size = recipe.run.batch_size
     if settings.cache != "none":
         resident = cache_samples(data, settings.train, size, where=settings.cache, device=context.device, notify=notify)
         return CachedStream(resident, batch_size, size, device=context.device, transform=transform, **common)
@@ -145,6 +157,16 @@ def open_stream(
         workers="auto" if settings.workers < 0 else settings.workers,
         on_error=settings.on_error,
         **common,
+    )
+
+
+def needs_pairs(model: nn.Module, teacher: Teacher | None, recipe: TrainRecipe, mixing: Mixing) -> bool:
+    """Whether every pass needs two images or more, and each image its partner: batch norm, MixUp or CutMix."""
+    taught = teacher is not None and recipe.teacher.train_mode
+    return (
+        mixing.active
+        or norms.normalises_over_batch(model)
+        or (teacher is not None and taught and norms.normalises_over_batch(teacher.network, frozen=True))
     )
 
 
@@ -198,6 +220,7 @@ def build_step(
     mixing: Mixing,
     teacher: Teacher | None,
     device: torch.device,
+    precision: str,
 ) -> steps.Step:
     """Wrap the network into the step that fits the run: distillation, counterfactual attention learning, or plain.
 
@@ -207,7 +230,7 @@ def build_step(
     network: nn.Module = torch.compile(model) if recipe.run.compile else model  # type: ignore[assignment]
 
     def model_autocast() -> contextlib.AbstractContextManager[None]:
-        return autocast(recipe.run.precision, device)
+        return autocast(precision, device)
 
     step: steps.Step
     if teacher is not None:
@@ -232,8 +255,7 @@ def _distillation_step(
     device: torch.device,
 ) -> steps.Step:
     settings = recipe.teacher
-    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    precision = ("bf16" if has_bf16 else "fp32") if settings.precision == "auto" else settings.precision
+    precision = resolve(settings.precision, device)
     teacher_network = teacher.network
     teacher_input = steps.NetworkInput(teacher.size, input_config(teacher_network))
     if settings.compile:

@@ -1,8 +1,8 @@
 """Compute the terms of the loss from a batch, for each kind of training.
 
 A step is a module around the network, so that DistributedDataParallel sees one forward pass even where the network runs
-twice. All randomness comes from the seeds of the samples. The loop is in `loop`, the losses are in
-`animesion_training.losses`.
+twice. All randomness comes from the seeds of the samples, except for that inside a network, such as dropout. Steps do
+not communicate: `update` sums what processes must share. The losses are in `animesion_training.losses`.
 """
 
 from __future__ import annotations
@@ -52,8 +52,17 @@ class Step(nn.Module):
             seeds: one per sample, (B,) int64.
 
         Returns:
-            Scalars by name; their sum is the loss, a mean over the batch.
+            Scalars by name; their sum is the loss, a mean over the batch. For an empty batch, the network does not run,
+            and one scalar gives every trained parameter a gradient of 0, so that a process without images takes part
+            in the reduction of the gradients.
         """
+        if not len(images):
+            sums = [parameter.sum().float() for parameter in self.parameters() if parameter.requires_grad]
+            return {"none": 0 * torch.stack(sums).sum()}
+        return self.terms(images, targets, seeds)
+
+    def terms(self, images: Tensor, targets: Tensor, seeds: Tensor) -> dict[str, Tensor]:
+        """Compute the terms for at least one image; see `forward`."""
         with self.autocast():
             logits, method_losses = self._run(images, targets)
         return {"label": self.objective(logits.float(), targets), **method_losses}
@@ -65,6 +74,21 @@ class Step(nn.Module):
         options = {"targets": targets} if self._needs_targets else {}
         logits, method_losses = self.model(images, with_losses=True, **options)
         return logits, method_losses
+
+    def collect(self, places: Tensor, total: int) -> Tensor | None:
+        """Return what this process adds to the state of the method, from the passes since the last call.
+
+        Args:
+            places: positions of its samples in the global batch, (B,) int64.
+            total: samples of the global batch.
+
+        Returns:
+            float32 of the same shape in every process, whose sum over all processes `absorb` takes; None for nothing.
+        """
+        return None
+
+    def absorb(self, collected: Tensor) -> None:
+        """Update the state of the method by the sum of what all processes have collected."""
 
     def method_state(self) -> Mapping[str, Tensor]:
         """State by name that a checkpoint must hold beyond that of the network."""
@@ -98,15 +122,31 @@ class CALStep(Step):
         self.settings = settings
         self.smoothing = smoothing
         self.centers = FeatureCenters(bare.num_classes, bare.head.num_maps * bare.head.in_features)
+        self._passed: list[tuple[Tensor, Tensor]] = []  # features and targets of the pieces of this step
 
-    def forward(self, images: Tensor, targets: Tensor, seeds: Tensor) -> dict[str, Tensor]:
-        """See `Step.forward`; targets are class ids (B,)."""
+    def terms(self, images: Tensor, targets: Tensor, seeds: Tensor) -> dict[str, Tensor]:
+        """See `Step.terms`; targets are class ids (B,)."""
         with self.autocast():
-            raw: CALOutput = self.model(images, parts=True)
+            raw: CALOutput = self.model(images, parts=True, seeds=seeds)
         view_images = _views(images, raw.attention.detach().float(), seeds, self.settings)  # (2B, 3, S, S)
         with self.autocast():
-            augmented: CALOutput = self.model(view_images, parts=True)
+            # other seeds for crops and drops: each has a fake attention of its own
+            augmented: CALOutput = self.model(view_images, parts=True, seeds=torch.cat((seeds + 1, seeds + 2)))
+        self._passed.append((raw.features.detach(), targets))
         return cal_loss(raw, augmented, targets, self.centers, label_smoothing=self.smoothing)
+
+    def collect(self, places: Tensor, total: int) -> Tensor:
+        """See `Step.collect`: features and 1 + class of each sample in its row of (total, width + 1); 0 elsewhere."""
+        rows = self.centers.centers.new_zeros(total, self.centers.centers.shape[1] + 1)
+        if self._passed:
+            features, targets = (torch.cat(parts) for parts in zip(*self._passed, strict=True))
+            rows[places] = torch.cat((features.float(), 1 + targets[:, None].float()), dim=1)
+            self._passed = []
+        return rows
+
+    def absorb(self, collected: Tensor) -> None:
+        """See `Step.absorb`."""
+        self.centers.move(collected[:, :-1], collected[:, -1].long() - 1)
 
     def method_state(self) -> Mapping[str, Tensor]:
         """See `Step.method_state`."""
@@ -144,6 +184,9 @@ class DistilStep(Step):
         teacher_input: input of the teacher.
     """
 
+    to_teacher: Tensor | None
+    to_student: Tensor | None
+
     def __init__(
         self,
         model: nn.Module,
@@ -160,13 +203,21 @@ class DistilStep(Step):
         super().__init__(model, objective, autocast, bare)
         self.settings, self.view_settings = settings, view_settings
         self.student_input, self.teacher_input = student_input, teacher_input
+        student, other = student_input.config, teacher_input.config
+        for name, (old, new) in {"to_teacher": (student, other), "to_student": (other, student)}.items():
+            # (x std + mean) is the pixel value: denormalise and normalise by one factor and one shift
+            factor = torch.tensor(old.std) / torch.tensor(new.std)
+            shift = (torch.tensor(old.mean) - torch.tensor(new.mean)) / torch.tensor(new.std)
+            same = (old.mean, old.std) == (new.mean, new.std)
+            change = None if same else torch.stack((factor, shift))[..., None, None]  # (2, 3, 1, 1)
+            self.register_buffer(name, change, persistent=False)
         # in a tuple, so that nn.Module does not register the teacher
         self._teacher = (teacher.train(settings.train_mode).requires_grad_(False), teacher_autocast)
         # batch norm must see images and views as two batches; without it, one pass over both is equal and faster
         self._one_pass = not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in bare.modules())
 
-    def forward(self, images: Tensor, targets: Tensor, seeds: Tensor) -> dict[str, Tensor]:
-        """See `Step.forward`; images are normalised for the student, at the larger of the two sizes."""
+    def terms(self, images: Tensor, targets: Tensor, seeds: Tensor) -> dict[str, Tensor]:
+        """See `Step.terms`; images are normalised for the student, at the larger of the two sizes."""
         teacher, teacher_autocast = self._teacher
         settings = self.settings
         view_images = None
@@ -205,7 +256,7 @@ class DistilStep(Step):
                 logits, method_losses = self._run(own, targets)
                 return logits.float(), logits, method_losses
             # views have the teacher's size and normalisation
-            own_views = self._renormalise(view_images, self.teacher_input.config, self.student_input.config)
+            own_views = _renormalise(view_images, self.to_student)
             own_views = self._resize(own_views, self.student_input.size)
             if self._one_pass and not self._has_losses:
                 both = self.model(torch.cat([own, own_views])).float()
@@ -217,19 +268,8 @@ class DistilStep(Step):
 
     def _for_teacher(self, images: Tensor) -> Tensor:
         """The images at the teacher's size and normalisation."""
-        images = self._renormalise(images, self.student_input.config, self.teacher_input.config)
+        images = _renormalise(images, self.to_teacher)
         return self._resize(images, self.teacher_input.size)
-
-    @staticmethod
-    def _renormalise(images: Tensor, old: InputConfig, new: InputConfig) -> Tensor:
-        if (old.mean, old.std) == (new.mean, new.std):
-            return images
-        old_mean, old_std, mean, std = (
-            torch.tensor(values, device=images.device)[:, None, None]
-            for values in (old.mean, old.std, new.mean, new.std)
-        )
-        # (x std + mean) is the pixel value: denormalise and normalise in one expression
-        return (images * old_std + (old_mean - mean)) / std
 
     def _resize(self, images: Tensor, size: int) -> Tensor:
         if images.shape[-2:] == (size, size):
@@ -237,6 +277,11 @@ class DistilStep(Step):
         return functional.interpolate(
             images, (size, size), mode="bicubic", align_corners=False, antialias=self.settings.antialias
         )
+
+
+def _renormalise(images: Tensor, change: Tensor | None) -> Tensor:
+    """Images by a factor and a shift per channel, (2, 3, 1, 1), if they change."""
+    return images if change is None else images * change[0] + change[1]
 
 
 def _views(images: Tensor, attention: Tensor, seeds: Tensor, settings: ViewsSection) -> Tensor:

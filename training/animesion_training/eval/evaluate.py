@@ -59,7 +59,7 @@ def score(
     stream = Stream(
         data,
         split,
-        batch_size,
+        batch_size * context.world_size,
         img_size,
         train=False,
         transform=Resize(img_size, crop_pct),

@@ -7,7 +7,6 @@ The network is `models.cal.CALClassifier`, its steps of training are in `engine.
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -20,10 +19,9 @@ from animesion_training.options import in_range
 class FeatureCenters(nn.Module):
     """A running center of the features of each class, which training pulls them to.
 
-    A call returns `c_y`, the center of each sample's class before the call, normalised to length 1. In training mode it
-    also moves the center by `rate * (f - c_y)`. If a class has several samples in the batch, only the last one counts,
-    as in the original; on any device, and over the batches of all processes in the order of ranks. Centers start at 0.
-    (arXiv 2507.12157; center loss: Wen et al., ECCV 2016.)
+    A call returns `c_y`, the center of each sample's class, normalised to length 1. `move` then moves the centers by
+    `rate * (f - c_y)`, once per optimizer step. If a class has several samples in the batch, only the last one counts,
+    as in the original. Centers start at 0. (arXiv 2507.12157; center loss: Wen et al., ECCV 2016.)
 
     Args:
         num_classes: number of classes.
@@ -31,7 +29,7 @@ class FeatureCenters(nn.Module):
         rate: share of the distance that a center moves, in [0, 1].
 
     Shape:
-        features (B, width) and class ids (B,) int64 to (B, width), float32, without a gradient.
+        class ids (B,) int64 to (B, width), float32, without a gradient.
     """
 
     centers: Tensor
@@ -42,30 +40,25 @@ class FeatureCenters(nn.Module):
         self.register_buffer("centers", torch.zeros(num_classes, width))
 
     @torch.no_grad()
-    def forward(self, features: Tensor, targets: Tensor) -> Tensor:
+    def forward(self, targets: Tensor) -> Tensor:
         """See the class."""
-        current = functional.normalize(self.centers[targets], dim=1)  # (B, width)
-        if self.training:
-            step, moved = self.rate * (features.to(current) - current), targets
-            if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-                step, moved = _gather_rows(step), _gather_rows(targets)
-            # whether a later sample has the same class, (B,)
-            later = (moved[:, None] == moved).triu(1).any(1)
-            # only one step per class is not 0, so the order of additions, which varies on GPUs, does not matter
-            self.centers.index_add_(0, moved, step.masked_fill(later[:, None], 0.0))
-        return current
+        return functional.normalize(self.centers[targets], dim=1)
 
+    @torch.no_grad()
+    def move(self, features: Tensor, targets: Tensor) -> None:
+        """Move the centers.
 
-def _gather_rows(rows: Tensor) -> Tensor:
-    """Gather rows (B, ...) of all processes, by rank; B may differ between processes."""
-    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(dist.get_world_size())]
-    dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
-    longest = int(torch.cat(counts).max())
-    padded = rows.new_zeros(longest, *rows.shape[1:])
-    padded[: len(rows)] = rows
-    gathered = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(gathered, padded)
-    return torch.cat([each[: int(count)] for each, count in zip(gathered, counts, strict=True)])
+        Args:
+            features: of the whole batch, in its order, (B, width).
+            targets: class ids (B,), int64; rows of -1 are ignored.
+        """
+        present = targets >= 0
+        classes = targets.clamp(min=0)
+        step = self.rate * (features.to(self.centers) - self(classes))
+        # whether a later sample has the same class, (B,)
+        later = (targets[:, None] == targets).triu(1).any(1)
+        # only one step per class is not 0, so the order of additions, which varies on GPUs, does not matter
+        self.centers.index_add_(0, classes, step.masked_fill((later | ~present)[:, None], 0.0))
 
 
 def center_loss(features: Tensor, centers: Tensor) -> Tensor:
@@ -85,7 +78,7 @@ def cal_loss(
         raw: output for B images.
         aug: output for 2 B views: crops, then drops.
         targets: class ids (B,), int64.
-        centers: a `FeatureCenters`, which is updated in training mode.
+        centers: a `FeatureCenters`; it is read only.
         label_smoothing: label smoothing of all three cross-entropies, in [0, 1].
 
     Returns:
@@ -109,5 +102,5 @@ def cal_loss(
         "label": cross_entropy(raw.logits, targets) / 3,
         "views": cross_entropy(aug.logits, repeated) * 2 / 3,
         "effect": cross_entropy(effects, torch.cat((targets, repeated))),
-        "center": center_loss(raw.features, centers(raw.features, targets)),
+        "center": center_loss(raw.features, centers(targets)),
     }

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from animesion.errors import UsageError
 from animesion_training.data import views as image_views
+from animesion_training.data.seeds import FAKE, tensor_uniforms
 from animesion_training.models.feature_maps import FeatureMapProbe, as_feature_map, remove_classifier
 from animesion_training.options import whole_number
 from animesion_training.tokens.autocast import without_autocast
@@ -96,15 +97,19 @@ class CALHead(nn.Module):
         logits: Tensor = self.fc(_SCALE * features)
         return logits
 
-    def forward(self, features: Tensor, fake: Tensor | None = None) -> CALOutput:
+    def forward(self, features: Tensor, fake: Tensor | None = None, seeds: Tensor | None = None) -> CALOutput:
         """Classify a feature map.
 
         Args:
             features: (B, C, h, w).
             fake: (B, M, h, w), the attention that the effect is measured against. If None, it is drawn from U(0, 2) in
-                training mode, with torch's generator of the device, and 1 everywhere in evaluation mode.
+                training mode, and 1 everywhere in evaluation mode.
+            seeds: one per image, (B,) int64, which `fake` is drawn from; None for torch's generator of the device.
         """
         attention = self.attentions(features)  # (B, M, h, w)
+        if fake is None and seeds is not None and self.training:
+            draws = tensor_uniforms(seeds, attention[0].numel(), FAKE)
+            fake = 2 * draws.view(attention.shape)
         if fake is None:
             # contiguous, so that the order of random numbers does not depend on the memory format
             fake = torch.ones(attention.shape, device=attention.device)
@@ -172,17 +177,17 @@ class CALClassifier(nn.Module):
         pooled = self.head.pool(x, self.head.attentions(x))
         return pooled if pre_logits else self.head.classify(pooled)
 
-    def forward(self, x: Tensor, parts: bool = False) -> Tensor | CALOutput:
+    def forward(self, x: Tensor, parts: bool = False, seeds: Tensor | None = None) -> Tensor | CALOutput:
         """Images (B, channels, H, W) to logits (B, num_classes), or with `parts` to the output of `forward_parts`."""
         if parts:
-            return self.forward_parts(x)
+            return self.forward_parts(x, seeds=seeds)
         if self.views == "full" and not self.training:
             return self._full(x)
         return self.forward_head(self.forward_features(x))
 
-    def forward_parts(self, x: Tensor, fake: Tensor | None = None) -> CALOutput:
-        """Images (B, channels, H, W) to all outputs of the head; for `fake` see `CALHead.forward`."""
-        output: CALOutput = self.head(self.forward_features(x), fake)
+    def forward_parts(self, x: Tensor, fake: Tensor | None = None, seeds: Tensor | None = None) -> CALOutput:
+        """Images (B, channels, H, W) to all outputs of the head; for `fake` and `seeds` see `CALHead.forward`."""
+        output: CALOutput = self.head(self.forward_features(x), fake, seeds)
         return output
 
     def _full(self, x: Tensor) -> Tensor:

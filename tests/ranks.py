@@ -1,0 +1,171 @@
+"""Processes that train together, kept alive for many examples: each would load torch again, for seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import multiprocessing
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from PIL import Image
+
+from animesion_training.data import DataSplits, Samples
+from animesion_training.data.seeds import IntArray
+from animesion_training.distributed import DistributedContext
+from animesion_training.engine.trainer import Trainer
+from animesion_training.engine.watcher import Watcher
+from animesion_training.recipe import load
+
+MOST = 4
+_PATIENCE = 60  # seconds
+
+
+@contextlib.contextmanager
+def pool() -> Iterator[Pool]:
+    """Start the processes; functions of this module run in them."""
+    # fork of a fresh server: the test process itself has threads, which do not survive a fork
+    method = multiprocessing.get_context("forkserver")
+    method.set_forkserver_preload(["tests.ranks"])
+    ends = [method.Pipe() for _ in range(MOST)]
+    workers = [method.Process(target=_serve, args=(theirs,), daemon=True) for _, theirs in ends]
+    for worker in workers:
+        worker.start()
+    try:
+        yield Pool([ours for ours, _ in ends])
+    finally:
+        for ours, _ in ends:
+            ours.close()
+        for worker in workers:
+            worker.join(5)
+            worker.kill()
+
+
+class Pool:
+    """Runs functions in 1 to 4 processes that form a gloo group."""
+
+    def __init__(self, ends: list[Connection]) -> None:
+        self._ends = ends
+
+    def __call__(self, function: Callable[..., Any], world_size: int, *arguments: Any) -> list[Any]:
+        """Call `function(context, *arguments)` in each process; return the results by rank.
+
+        Raises:
+            RuntimeError: a process failed; the message has its traceback.
+            TimeoutError: a process does not answer: it waits for a collective that others do not take part in.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            ends = self._ends[:world_size]
+            for rank, end in enumerate(ends):
+                end.send((function, rank, world_size, str(Path(folder) / "meet"), arguments))
+            answers = []
+            for rank, end in enumerate(ends):
+                if not end.poll(_PATIENCE):
+                    raise TimeoutError(f"process {rank} of {world_size} does not answer")
+                answers.append(end.recv())
+        problems = [problem for _, problem in answers if problem]
+        if problems:
+            raise RuntimeError("\n".join(problems))
+        return [result for result, _ in answers]
+
+
+def _serve(end: Connection) -> None:
+    torch.set_num_threads(1)
+    while True:
+        try:
+            function, rank, world_size, meeting, arguments = end.recv()
+        except EOFError:
+            return
+        try:
+            if world_size > 1:
+                dist.init_process_group(
+                    "gloo", f"file://{meeting}", timedelta(seconds=20), world_size=world_size, rank=rank
+                )
+            answer = function(DistributedContext(rank, world_size, torch.device("cpu")), *arguments), ""
+        except BaseException:  # told to the test
+            answer = None, traceback.format_exc()
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+        end.send(answer)
+
+
+class Drawn:
+    """A source of drawn images of 40 px, each different; some cannot be read."""
+
+    def __init__(self, count: int, broken: frozenset[int]) -> None:
+        rng = np.random.default_rng(1)
+        self._images = []
+        for i in range(count):
+            out = io.BytesIO()
+            noise = rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)
+            Image.fromarray(noise).resize((40, 40), Image.Resampling.BICUBIC).save(out, "PNG")
+            self._images.append(b"no image" if i in broken else out.getvalue())
+        self.sizes = np.array([len(image) for image in self._images])
+
+    def name(self, file: int) -> str:
+        return f"drawn-{file}"
+
+    def read(self, file: int, offset: int, size: int) -> bytes:
+        return self._images[file]
+
+    view = read
+
+    def check(self, files: IntArray) -> None:
+        pass
+
+    def prefetch(self, files: Sequence[int]) -> None:
+        pass
+
+
+def drawn(count: int, broken: frozenset[int] = frozenset()) -> DataSplits:
+    """A training split of `count` drawn images of three classes."""
+    source, numbers = Drawn(count, broken), np.arange(count)
+    keys = [f"k{i}" for i in range(count)]
+    samples = Samples("train", numbers**2 % 3, numbers, numbers * 0, source.sizes, keys, source)
+    return DataSplits("drawn", ("a", "b", "c"), {"train": samples})
+
+
+#: A small vision transformer without batch norm, and short runs of it.
+SMALL = (
+    "model.name=vit_tiny_patch16", "model.options.depth=1", "model.options.embed_dim=16", "model.options.num_heads=2",
+    "model.img_size=32", "data.workers=0", "data.val=", "data.test=", "schedule.epochs=1", "schedule.warmup_steps=0",
+    "schedule.kind=constant", "optimizer.lr=0.02", "optimizer.clip=5",
+)  # fmt: skip
+
+
+class Trained(NamedTuple):
+    """The end of a run in one process: number of steps, mean training loss, and every tensor by name."""
+
+    steps: int
+    loss: float
+    state: dict[str, npt.NDArray[Any]]
+
+
+def train(
+    context: DistributedContext, overrides: Sequence[str], count: int, broken: frozenset[int] = frozenset()
+) -> Trained:
+    """Train on `drawn(count, broken)`."""
+    recipe = load("scratch", [*SMALL, *overrides])
+    losses: list[float] = []
+
+    class Listener(Watcher):
+        def ended(self, epoch: int, numbers: dict[str, float]) -> None:
+            losses.append(numbers["train_loss"])
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(recipe, drawn(count, broken), Path(folder), context, Listener())
+        trainer.run()
+    parts = {"model": trainer.model.state_dict(), "method": trainer.update.step.method_state()}
+    parts |= {"ema": trainer.ema.module.state_dict()} if trainer.ema else {}
+    state = {f"{part}.{name}": value.numpy() for part, values in parts.items() for name, value in values.items()}
+    return Trained(trainer.step, losses[-1], state)

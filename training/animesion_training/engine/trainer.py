@@ -1,0 +1,392 @@
+"""The training loop: epochs, optimizer steps, validation, checkpoints and resuming.
+
+A run is a function of its recipe and data: all randomness comes from seeds, the batch is the same for any number of
+processes, and a run that was killed continues from its last checkpoint with the same losses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from timm.utils.model_ema import ModelEmaV3
+from torch import nn
+
+from animesion.errors import UsageError
+from animesion_training.data import Batch, DataSplits
+from animesion_training.data.mixing import apply_plan, draw_plan
+from animesion_training.distributed import DistributedContext
+from animesion_training.engine import checkpoint, norms, optim, runs, setup
+from animesion_training.engine.meter import DivergedError, Meter
+from animesion_training.engine.update import StepReport, Update
+from animesion_training.engine.watcher import Watcher
+from animesion_training.eval import evaluate
+from animesion_training.eval.metrics import Evaluation
+from animesion_training.models import input_config
+from animesion_training.models.create import bare
+from animesion_training.precision import resolve
+from animesion_training.recipe import TrainRecipe
+from animesion_training.weights import load_model, save_model
+
+
+class Trainer:
+    """The state of a run.
+
+    Args:
+        recipe: of the run.
+        data: the opened data.
+        out: folder of the run.
+        context: of this process.
+        watcher: receives progress events; in the first process only.
+
+    Attributes:
+        step: optimizer steps done.
+        model: the network.
+        ema: the average of its weights, if the recipe has one.
+        best_val: best top-1 accuracy on the validation split.
+        best_epoch: its epoch, from 1.
+    """
+
+    def __init__(
+        self, recipe: TrainRecipe, data: DataSplits, out: Path, context: DistributedContext, watcher: Watcher
+    ) -> None:
+        self.recipe, self.data, self.out, self.context, self.watcher = recipe, data, out, context, watcher
+        self.step = 0
+        self.best_val, self.best_epoch = -1.0, 0
+        self.stop_requested = False
+        self._resumed_at = 0
+        self._log: runs.Log | None = None
+        settings, device = recipe.run, context.device
+        if settings.deterministic:
+            torch.use_deterministic_algorithms(True)
+        self.precision = resolve(settings.precision, device)
+        checkpoint.seed_generators(settings.seed, 0)  # the same initial weights in every process
+        self.model = setup.build_model(recipe, data.num_classes, device)
+        checkpoint.seed_generators(settings.seed, context.rank)
+        self.train_counts = evaluate.train_counts(data, recipe.data.train)
+        teacher = setup.load_teacher(recipe, data, device)
+        self.mixing = setup.build_mixing(recipe)
+        # the same in every process: all draw the mixture of the whole batch
+        self.mix_generator = torch.Generator().manual_seed(settings.seed * 1000)
+        pairs = setup.needs_pairs(self.model, teacher, recipe, self.mixing)
+        self.stream = setup.open_stream(recipe, data, context, teacher=teacher, pairs=pairs, notify=watcher.message)
+        self.augment, self.normalise = setup.build_augmentation(recipe.augment, self.model)
+        self.objective = setup.build_objective(recipe, self.train_counts, self.mixing, device)
+        optimizer = optim.make_optimizer(self.model, recipe.optimizer)
+        self.schedule = optim.make_schedule(optimizer, recipe.schedule, len(self.stream))
+        self.ema = ModelEmaV3(self.model, decay=settings.ema) if settings.ema else None
+        step = setup.build_step(recipe, self.model, self.objective, self.mixing, teacher, device, self.precision)
+        self.update = Update(
+            recipe,
+            context,
+            self.model,
+            step,
+            optimizer,
+            precision=self.precision,
+            ema=self.ema,
+            smallest=2 if pairs else 1,
+        )
+        self.meter = Meter(settings.spike, settings.log_steps, self._advice)
+
+    # -- the run -----------------------------------------------------------------------------------------------------
+
+    def run(self) -> Evaluation | None:
+        """Train to the end, then evaluate the best weights on the test split."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._signals_deferred())
+            while self.stream.epoch < self.recipe.schedule.epochs:
+                self._epoch(stack)
+        if self.recipe.data.test and self.recipe.data.test in self.data.splits:
+            return self._test()
+        return None
+
+    def _open_log(self, stack: contextlib.ExitStack) -> None:
+        """Claim the folder and open the log in the first process, once the first step has gone well."""
+        if self.context.is_main and self._log is None:
+            runs.claim(self.out, self.recipe)
+            self._log = stack.enter_context(contextlib.closing(runs.Log(self.out, self.recipe, self._resumed_at)))
+
+    def _epoch(self, stack: contextlib.ExitStack) -> None:
+        epoch, epochs, length = self.stream.epoch + 1, self.recipe.schedule.epochs, len(self.stream)
+        self.watcher.started(epoch, epochs, length, self.step - (epoch - 1) * length)
+        self.objective.set_epoch(epoch - 1)  # type: ignore[operator]
+        norms.train_mode(self.update.parallel_step)
+        self.meter.restart_clock()
+        images, began = 0, time.perf_counter()
+        for batch in self.stream:
+            report = self._step(batch)
+            images += batch.total
+            interval = self.recipe.run.save_steps
+            # the end of the epoch writes a checkpoint anyway
+            due = interval > 0 and self.step % interval == 0 and self.step < epoch * length
+            # one process stops at once; several when they read that one of them was asked to
+            alone = self.stop_requested and self.context.world_size == 1
+            if self.meter.add(self.step, report) or due or alone:
+                self.meter.read()
+            self._open_log(stack)
+            rate = float(self.update.optimizer.param_groups[-1]["lr"])
+            speed = images / (time.perf_counter() - began)
+            last = self.meter.last
+            self.watcher.stepped(last.loss, rate, speed)
+            if self._log and self.step % self.recipe.run.log_steps == 0:
+                terms = {f"loss_{name}": value for name, value in last.terms.items()} if len(last.terms) > 1 else {}
+                self._log.write(
+                    "step", self.step, epoch, {"loss": last.loss, **terms, "lr": rate, "images_per_second": speed}
+                )
+            stop = alone or self.meter.stop
+            if stop or due:
+                self._settle()
+                self.save()
+            if stop:
+                raise KeyboardInterrupt
+        self._settle()
+        numbers = self._epoch_numbers(images / (time.perf_counter() - began))
+        if self.recipe.data.val and self.recipe.data.val in self.data.splits:
+            numbers |= self._validate(epoch)
+        if self.context.is_main:
+            self._save_weights(runs.FINAL, epoch, numbers)
+            if self._log:
+                self._log.write("epoch", self.step, epoch, numbers)
+        self.meter.start_epoch()
+        self.save()
+        self.watcher.ended(epoch, numbers)
+
+    def _step(self, batch: Batch) -> StepReport:
+        """Do one optimizer step."""
+        self.schedule.step_update(self.step)
+        device = self.context.device
+        labels, seeds, places = (
+            each.to(device, non_blocking=True) for each in (batch.labels, batch.seeds, batch.places)
+        )
+        images, targets = batch.images.to(device, non_blocking=True), labels
+        # drawn without images too: all processes draw the same
+        plan = draw_plan(images.shape, self.mixing, self.mix_generator) if self.mixing.active else None
+        if len(labels):
+            images = self.augment(images, seeds)
+            if plan is not None:
+                smoothing = self.mixing.label_smoothing
+                images, targets = apply_plan(images, labels, self.data.num_classes, plan, smoothing)
+            if not self.recipe.run.channels_last:
+                images = images.contiguous()
+        self.step += 1
+        return self.update(
+            images,
+            targets,
+            seeds,
+            places,
+            batch.total,
+            number=self.step,
+            stop=self.stop_requested,
+            pace=self.meter.pace,
+        )
+
+    def _epoch_numbers(self, speed: float) -> dict[str, float]:
+        """The metrics of an epoch without those of the validation.
+
+        Raises:
+            UsageError: nothing could be read.
+        """
+        failures = self.context.all_gather((self.stream.skipped, self.stream.failures[:1]))
+        skipped, first = sum(count for count, _ in failures), next((each[0] for _, each in failures if each), None)
+        self.stream.forget_failures()
+        if first:
+            note = f"{skipped:,} images could not be read and were skipped; the first: {first.message}"
+            if not self.meter.images:
+                raise UsageError(f"none of the images of this epoch can be read: {first.message}")
+            self.watcher.message(note)
+        numbers = {"train_loss": self.meter.loss_sum / max(1, self.meter.images), "images_per_second": speed}
+        return numbers | ({"skipped": skipped} if self.recipe.data.on_error == "skip" else {})
+
+    def _settle(self) -> None:
+        """Make sure that the state is worth keeping: read all losses, merge batch norms, check every number.
+
+        Raises:
+            DivergedError: a loss, weight or moment of the optimizer is not finite.
+        """
+        self.meter.read()
+        models = [self.model, *([self.ema.module] if self.ema else [])]
+        norms.reduce_statistics(models, self.context, self.update.take_passes())
+        state = dict(zip(("model", "ema"), (each.state_dict() for each in models), strict=False))
+        state["optimizer"] = self.update.optimizer.state_dict()["state"]
+        # all processes raise, or none
+        bad = next(filter(None, self.context.all_gather(checkpoint.not_finite(state))), "")
+        if bad:
+            raise DivergedError(
+                f"{bad} is not finite after step {self.step}: lower optimizer.lr or clip; {self._advice()}"
+            )
+
+    def _advice(self) -> str:
+        newest = runs.newest_checkpoint(self.out)
+        return f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
+
+    # -- evaluation --------------------------------------------------------------------------------------------------
+
+    @property
+    def _eval_model(self) -> nn.Module:
+        """The model that is evaluated and saved: the moving average of the weights when the recipe has one."""
+        return self.ema.module if self.ema else self.model
+
+    def _score(self, model: nn.Module, split: str) -> Any:
+        return evaluate.score(
+            model,
+            self.data,
+            split,
+            self.normalise,
+            self.context,
+            img_size=self.recipe.model.img_size,
+            crop_pct=self.recipe.augment.crop_pct,
+            batch_size=max(1, 2 * self.recipe.run.batch_size // self.context.world_size),
+            precision=self.precision,
+            channels_last=self.recipe.run.channels_last,
+            workers=None if self.recipe.data.workers < 0 else self.recipe.data.workers,
+            on_error=self.recipe.data.on_error,
+        )
+
+    def _validate(self, epoch: int) -> dict[str, float]:
+        split = self.recipe.data.val
+        scores = self._score(self._eval_model, split)
+        numbers: dict[str, float] = {}
+        if self.context.is_main:
+            complete = self.recipe.data.on_error == "raise"
+            evaluation = evaluate.compute_metrics(scores, self.data, split, self.train_counts, complete=complete)
+            numbers = {
+                "val_top_1": evaluation.top_1,
+                "val_top_5": evaluation.top_5,
+                "val_macro": evaluation.macro_accuracy,
+                "val_nll": evaluation.calibration.nll,
+            }
+        numbers = self.context.all_gather(numbers)[0]
+        if numbers["val_top_1"] > self.best_val:
+            self.best_val, self.best_epoch = numbers["val_top_1"], epoch
+            if self.context.is_main:
+                self._save_weights(runs.BEST, epoch, numbers)
+        return numbers
+
+    def _test(self) -> Evaluation | None:
+        split = self.recipe.data.test
+        chosen = self.out / (runs.BEST if self.best_epoch else runs.FINAL)
+        self.context.barrier()  # the first process may still be writing the weights
+        model, _ = load_model(chosen)
+        scores = self._score(model.to(self.context.device), split)
+        if not self.context.is_main:
+            return None
+        complete = self.recipe.data.on_error == "raise"
+        evaluation = evaluate.compute_metrics(scores, self.data, split, self.train_counts, complete=complete)
+        facts = {"data": self.data.path, "split": split, "weights": chosen.name, "epoch": self.best_epoch}
+        evaluate.write_report(self.out / "report", evaluation, facts, scores, self.data, split)
+        return evaluation
+
+    # -- weights and checkpoints -------------------------------------------------------------------------------------
+
+    def _save_weights(self, name: str, epoch: int, numbers: dict[str, float]) -> None:
+        facts = {"recipe": self.recipe.name, "data": Path(self.data.path).name, "epoch": epoch, **numbers}
+        if self.train_counts is not None:
+            facts["train_counts"] = self.train_counts.tolist()
+        inputs = input_config(self.model)
+        save_model(
+            self._eval_model,
+            self.out / name,
+            self.data.classes,
+            facts,
+            mean=inputs.mean,
+            std=inputs.std,
+            crop_pct=self.recipe.augment.crop_pct,
+        )
+
+    def save(self) -> None:
+        """Write the checkpoint that the run can resume from, and keep the one before."""
+        # each process has its own random generators
+        generators = self.context.all_gather(checkpoint.generator_state())
+        if not self.context.is_main:
+            return
+        content = {
+            "recipe": self.recipe.digest(),
+            "epochs": self.recipe.schedule.epochs,
+            "step": self.step,
+            "best": [self.best_val, self.best_epoch],
+            "losses": [self.meter.running_loss, self.meter.loss_sum, self.meter.images],
+            "stream": self.stream.state_dict(),
+            "model": bare(self.model).state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema else {},
+            "optimizer": self.update.optimizer.state_dict(),
+            "scaler": self.update.scaler.state_dict(),
+            "method": dict(self.update.step.method_state()),
+            "mixing": self.mix_generator.get_state(),
+            "generators": generators,
+        }
+        checkpoint.save(self.out / runs.LAST, content, previous=self.out / runs.PREVIOUS)
+
+    def resume(self) -> None:
+        """Continue from the newest checkpoint in the folder that can be read, if there is one.
+
+        Raises:
+            UsageError: no checkpoint can be read, or they are of another recipe or other data.
+        """
+        newest = runs.newest_checkpoint(self.out)
+        if newest is None:
+            return
+        try:
+            content = checkpoint.load(newest)
+        except UsageError as error:
+            previous = self.out / runs.PREVIOUS
+            if newest == previous or not previous.exists():
+                raise
+            content = checkpoint.load(previous)
+            self.watcher.message(f"{error}; continuing from the one before, {previous}")
+        self.restore(content)
+
+    def restore(self, content: dict[str, Any]) -> None:
+        """Set the state of the run to that of a checkpoint.
+
+        Raises:
+            UsageError: the checkpoint is of another recipe or other data.
+        """
+        if content["recipe"] != self.recipe.digest():
+            raise UsageError(f"{self.out / runs.LAST} is of a run with other settings: give the same recipe")
+        if self.recipe.schedule.epochs < content["epochs"]:
+            raise UsageError(
+                f"schedule.epochs: the run in {self.out} has {content['epochs']} epochs, and fewer would change the "
+                "steps that are done; more are possible"
+            )
+        self.step = self._resumed_at = content["step"]
+        self.best_val, self.best_epoch = content["best"]
+        self.meter.running_loss, loss_sum, images = content["losses"]
+        self.meter.start_epoch(loss_sum, images)
+        self.stream.load_state_dict(content["stream"])
+        bare(self.model).load_state_dict(content["model"])
+        if self.ema:
+            self.ema.module.load_state_dict(content["ema"])
+        self.update.optimizer.load_state_dict(content["optimizer"])
+        if content["scaler"]:  # empty in another precision
+            self.update.scaler.load_state_dict(content["scaler"])
+        self.update.step.load_method_state(content["method"])
+        self.mix_generator.set_state(content["mixing"])
+        if len(content["generators"]) == self.context.world_size:
+            checkpoint.restore_generators(content["generators"][self.context.rank])
+        else:  # another number of processes: same batches, but new draws for dropout
+            checkpoint.seed_generators(self.recipe.run.seed + self.step, self.context.rank)
+
+    @contextlib.contextmanager
+    def _signals_deferred(self) -> Iterator[None]:
+        """Defer SIGINT and SIGTERM to the end of the step, where a checkpoint is written."""
+
+        def request_stop(number: int, frame: FrameType | None) -> None:
+            if self.stop_requested:  # the second signal stops at once
+                raise KeyboardInterrupt
+            self.stop_requested = True
+
+        previous: dict[signal.Signals, Any] = {}
+        with contextlib.suppress(ValueError):  # handlers can be set in the main thread only
+            for number in (signal.SIGINT, signal.SIGTERM):
+                previous[number] = signal.signal(number, request_stop)
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
