@@ -7,6 +7,7 @@ import io
 import multiprocessing
 import tempfile
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from multiprocessing.connection import Connection
@@ -19,12 +20,14 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 
-from animesion_training.data import DataSplits, Samples
+from animesion_training.data import Augment, DataSplits, Samples
 from animesion_training.data.seeds import IntArray
 from animesion_training.distributed import DistributedContext
 from animesion_training.engine.trainer import Trainer
 from animesion_training.engine.watcher import Watcher
+from animesion_training.eval import evaluate
 from animesion_training.recipe import load
+from animesion_training.weights import load_model
 
 MOST = 4
 _PATIENCE = 60  # seconds
@@ -128,11 +131,14 @@ class Drawn:
 
 
 def drawn(count: int, broken: frozenset[int] = frozenset()) -> DataSplits:
-    """A training split of `count` drawn images of three classes."""
+    """A training split of `count` drawn images of three classes, and a split `val` of the same images."""
     source, numbers = Drawn(count, broken), np.arange(count)
     keys = [f"k{i}" for i in range(count)]
-    samples = Samples("train", numbers**2 % 3, numbers, numbers * 0, source.sizes, keys, source)
-    return DataSplits("drawn", ("a", "b", "c"), {"train": samples})
+
+    def split(name: str) -> Samples:
+        return Samples(name, numbers**2 % 3, numbers, numbers * 0, source.sizes, keys, source)
+
+    return DataSplits("drawn", ("a", "b", "c"), {name: split(name) for name in ("train", "val")})
 
 
 #: A small vision transformer without batch norm, and short runs of it.
@@ -144,28 +150,56 @@ SMALL = (
 
 
 class Trained(NamedTuple):
-    """The end of a run in one process: number of steps, mean training loss, and every tensor by name."""
+    """The end of a run in one process: number of steps, metrics of the last epoch, and every tensor by name."""
 
     steps: int
-    loss: float
+    numbers: dict[str, float]
     state: dict[str, npt.NDArray[Any]]
 
 
+class Listener(Watcher):
+    """Keeps the metrics of the last epoch."""
+
+    numbers: dict[str, float]
+
+    def ended(self, epoch: int, numbers: dict[str, float]) -> None:
+        self.numbers = numbers
+
+
 def train(
-    context: DistributedContext, overrides: Sequence[str], count: int, broken: frozenset[int] = frozenset()
+    context: DistributedContext,
+    overrides: Sequence[str],
+    count: int,
+    broken: frozenset[int] = frozenset(),
+    out: Path | None = None,
 ) -> Trained:
     """Train on `drawn(count, broken)`."""
-    recipe = load("scratch", [*SMALL, *overrides])
-    losses: list[float] = []
-
-    class Listener(Watcher):
-        def ended(self, epoch: int, numbers: dict[str, float]) -> None:
-            losses.append(numbers["train_loss"])
-
+    listener = Listener()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(recipe, drawn(count, broken), Path(folder), context, Listener())
+        recipe = load("scratch", [*SMALL, *overrides])
+        trainer = Trainer(recipe, drawn(count, broken), out or Path(folder), context, listener)
         trainer.run()
     parts = {"model": trainer.model.state_dict(), "method": trainer.update.step.method_state()}
     parts |= {"ema": trainer.ema.module.state_dict()} if trainer.ema else {}
     state = {f"{part}.{name}": value.numpy() for part, values in parts.items() for name, value in values.items()}
-    return Trained(trainer.step, losses[-1], state)
+    return Trained(trainer.step, listener.numbers, state)
+
+
+def collectives(context: DistributedContext, overrides: Sequence[str], count: int) -> list[Counter[str]]:
+    """Count the collectives of each training step on `drawn(count)`, by their names in a trace of torch's profiler."""
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(load("scratch", [*SMALL, *overrides]), drawn(count), Path(folder), context, Watcher())
+        for batch in trainer.stream:
+            with torch.profiler.profile() as trace:
+                trainer.train_batch(batch)
+            found.append(Counter(event.name for event in trace.events() if event.name.startswith("c10d::")))
+    return found
+
+
+def validate(context: DistributedContext, weights: Path, count: int) -> float:
+    """Return the negative log-likelihood of a weights file on the split `val` of `drawn(count)`."""
+    model, card = load_model(weights)
+    data, normalise = drawn(count), Augment.plain(evaluate.as_rgb(card.mean), evaluate.as_rgb(card.std))
+    scores = evaluate.score(model, data, "val", normalise, context, img_size=32, workers=0)
+    return float(evaluate.compute_metrics(scores, data, "val").calibration.nll)

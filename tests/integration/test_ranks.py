@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from animesion_training.models import create_model
-from animesion_training.weights import save_model
+from animesion_training.weights import read_card, save_model
 from tests import ranks
 
 _METHODS = {
@@ -44,7 +44,7 @@ def same(one: ranks.Trained, other: ranks.Trained, tolerance: float) -> None:
     assert one.state.keys() == other.state.keys()
     for name, value in one.state.items():
         np.testing.assert_allclose(value, other.state[name], rtol=tolerance, atol=tolerance / 100, err_msg=name)
-    assert one.loss == pytest.approx(other.loss, rel=tolerance)
+    assert one.numbers["train_loss"] == pytest.approx(other.numbers["train_loss"], rel=tolerance)
 
 
 @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
@@ -60,6 +60,12 @@ def same(one: ranks.Trained, other: ranks.Trained, tolerance: float) -> None:
     broken=st.sets(st.integers(0, 13), max_size=5),
     options=st.sets(st.sampled_from(["static_graph", "gradient_as_bucket_view", "find_unused_parameters"])),
 )
+# shares that cannot be cut into as many equal pieces, ranks without images, and a batch of which nothing can be read
+@example(2, 9, 14, 4, "keep", "plain", False, False, set(), set())
+@example(2, 6, 12, 4, "join", "plain", True, True, set(), set())
+@example(4, 1, 5, 2, "keep", "cal", False, True, set(), {"find_unused_parameters"})
+@example(4, 3, 7, 1, "keep", "tgda", True, False, set(), {"static_graph", "gradient_as_bucket_view"})
+@example(2, 2, 6, 1, "keep", "plain", False, False, {0, 1, 2, 3, 4}, set())
 def test_ranks_train_what_one_process_trains(
     pool: ranks.Pool,
     teacher: Path,
@@ -98,3 +104,48 @@ def test_ranks_train_what_one_process_trains(
     for each in together:
         same(each, together[0], 0.0)  # to the bit
     same(together[0], alone, 1e-4)
+
+
+@pytest.mark.parametrize(("world_size", "batch_size", "count"), [(2, 4, 9), (3, 2, 5), (4, 7, 15), (1, 4, 9)])
+def test_batch_norms_agree_and_the_file_is_what_was_validated(
+    pool: ranks.Pool, tmp_path: Path, world_size: int, batch_size: int, count: int
+) -> None:
+    """Also where a rest of one joins the batch before, and where only some ranks have images."""
+    overrides = ["model.selector=cal", "optimizer.lr=0.002", "schedule.epochs=2", "data.val=val", "run.ema=0.5"]
+    overrides += [f"run.batch_size={batch_size}", "run.accumulate=3"]
+    together = pool(ranks.train, world_size, overrides, count, frozenset(), tmp_path)
+    for each in together:
+        assert each.state.keys() == together[0].state.keys()
+        for name, value in each.state.items():
+            if not name.endswith("num_batches_tracked"):
+                np.testing.assert_array_equal(value, together[0].state[name], err_msg=name)
+    moved = together[0].state["model.head.attentions.bn.running_var"]
+    assert (moved != 1).all()
+    card = read_card(tmp_path / "best.safetensors")
+    [found] = pool(ranks.validate, 1, tmp_path / "best.safetensors", count)
+    assert found == pytest.approx(card.facts["val_nll"], rel=1e-6)
+
+
+def test_nothing_to_read_is_a_sentence_in_every_process(pool: ranks.Pool) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        pool(ranks.train, 3, ["data.on_error=skip", "run.batch_size=4"], 6, frozenset(range(6)))
+    sentence = "UsageError: none of the images of this epoch can be read: sample k"
+    assert str(caught.value).count(sentence) == 3
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("run.batch_size=3", "run.accumulate=2"),
+        ("model.selector=cal", "run.accumulate=3"),
+        ("augment.mixup=0.4", "run.ema=0.9", "optimizer.name=adamw"),
+    ],
+    ids=["plain", "rank-without-images", "cal-in-pieces", "mixing-ema"],
+)
+def test_a_step_reduces_the_gradients_and_one_vector(pool: ranks.Pool, overrides: tuple[str, ...]) -> None:
+    found = pool(ranks.collectives, 4, ["run.batch_size=8", *overrides], 24)
+    assert all(each == found[0] for each in found)
+    # the first step exchanges the names of the terms, the second the order in which gradients are reduced
+    assert found[0][2:] == [{"c10d::allreduce_": 2}] * (len(found[0]) - 2)
+    assert len(found[0]) > 2

@@ -120,7 +120,7 @@ class Trainer:
         self.meter.restart_clock()
         images, began = 0, time.perf_counter()
         for batch in self.stream:
-            report = self._step(batch)
+            report = self.train_batch(batch)
             images += batch.total
             interval = self.recipe.run.save_steps
             # the end of the epoch writes a checkpoint anyway
@@ -157,7 +157,7 @@ class Trainer:
         self.save()
         self.watcher.ended(epoch, numbers)
 
-    def _step(self, batch: Batch) -> StepReport:
+    def train_batch(self, batch: Batch) -> StepReport:
         """Do one optimizer step."""
         self.schedule.step_update(self.step)
         device = self.context.device
