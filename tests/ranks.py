@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import multiprocessing
+import os
+import signal
 import tempfile
 import traceback
 from collections import Counter
@@ -195,6 +197,23 @@ def collectives(context: DistributedContext, overrides: Sequence[str], count: in
                 trainer.train_batch(batch)
             found.append(Counter(event.name for event in trace.events() if event.name.startswith("c10d::")))
     return found
+
+
+def stop(context: DistributedContext, rank: int, step: int, out: Path) -> int:
+    """Train until one process gets SIGTERM in a step; return the number of steps that this process did."""
+
+    class Stops(Watcher):
+        steps = 0
+
+        def stepped(self, loss: float, rate: float, speed: float) -> None:
+            self.steps += 1
+            if context.rank == rank and self.steps == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer = Trainer(load("scratch", [*SMALL, "run.batch_size=4"]), drawn(120), out, context, Stops())
+    with contextlib.suppress(KeyboardInterrupt):
+        trainer.run()
+    return trainer.step
 
 
 def validate(context: DistributedContext, weights: Path, count: int) -> float:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
+from animesion_training.engine import checkpoint
 from animesion_training.models import create_model
 from animesion_training.weights import read_card, save_model
 from tests import ranks
@@ -149,3 +150,11 @@ def test_a_step_reduces_the_gradients_and_one_vector(pool: ranks.Pool, overrides
     # the first step exchanges the names of the terms, the second the order in which gradients are reduced
     assert found[0][2:] == [{"c10d::allreduce_": 2}] * (len(found[0]) - 2)
     assert len(found[0]) > 2
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_signal_to_one_process_stops_all_after_the_same_step(pool: ranks.Pool, tmp_path: Path, rank: int) -> None:
+    steps = pool(ranks.stop, 3, rank, 4, tmp_path)
+    assert steps == [steps[0]] * 3
+    assert 4 < steps[0] < 30  # noticed at one of the next readings, before the end of the epoch
+    assert checkpoint.load(tmp_path / "last.ckpt")["step"] == steps[0]

@@ -204,6 +204,8 @@ def test_freezing_trains_what_is_left(coloured: Path, tmp_path: Path) -> None:
         (["data.train=trian"], "has no split 'trian'"),
         (["optimizer.name=sgdd"], "sgdd"),
         (["run.batch_size=0"], "run.batch_size"),
+        (["run.batch_size=1"], "run.batch_size is 1, and resnet10t normalises over the batch"),
+        (["run.static_graph=true", "run.accumulate=2"], "run.static_graph needs run.accumulate = 1"),
         (["model.pretrained=true", "model.init=x"], "give one"),
         (["augment.scale=[0.9, 0.1]"], "0 < low <= high"),
     ],
@@ -312,8 +314,11 @@ def test_trackers_get_the_numbers_of_the_log(coloured: Path, tmp_path: Path) -> 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     out = tmp_path / "run"
-    loop.train(recipe("run.tensorboard=true", "run.wandb=offline", epochs=1), coloured, out, device="cpu")
+    trackers = ("run.tensorboard=true", "run.wandb=offline")
+    loop.train(recipe(*trackers, epochs=1), coloured, out, device="cpu")
     board = EventAccumulator(str(out / "tensorboard"))
     board.Reload()
     assert [round(event.value, 4) for event in board.Scalars("step/loss")] == [round(v, 4) for v in losses(out)]
-    assert list(out.glob("wandb/offline-run-*/*.wandb"))
+    loop.train(recipe("run.wandb=offline", epochs=2), coloured, out, device="cpu", resume=True)
+    names = {path.name for path in out.glob("wandb/offline-run-*/*.wandb")}
+    assert names == {f"run-{(out / 'wandb-id.txt').read_text()}.wandb"}  # one run for both

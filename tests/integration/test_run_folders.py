@@ -1,0 +1,186 @@
+"""The folder of a run: what it keeps, what it can be resumed from, and what a failed command leaves behind."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from animesion.errors import UsageError
+from animesion_training.distributed import DistributedContext
+from animesion_training.engine import checkpoint, loop, runs
+from animesion_training.engine.meter import DivergedError
+from animesion_training.engine.trainer import Trainer
+from animesion_training.engine.watcher import Watcher
+from animesion_training.recipe import TrainRecipe, load
+from tests import ranks
+
+ALONE = DistributedContext(0, 1, torch.device("cpu"))
+
+
+class StoppedError(Exception):
+    pass
+
+
+class Follower(Watcher):
+    """Keeps messages, calls a function after each step, and stops the run after one of them."""
+
+    def __init__(self, stop: int = 0) -> None:
+        self.messages: list[str] = []
+        self.steps, self.stop = 0, stop
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+    def stepped(self, loss: float, rate: float, speed: float) -> None:
+        self.steps += 1
+        self.after(self.steps)
+        if self.steps == self.stop:
+            raise StoppedError
+
+    def after(self, step: int) -> None:
+        """Called after each step."""
+
+
+def recipe(*overrides: str) -> TrainRecipe:
+    return load("scratch", [*ranks.SMALL, "run.batch_size=4", "schedule.epochs=3", "run.log_steps=1", *overrides])
+
+
+def train(out: Path, *overrides: str, watcher: Follower | None = None, resume: bool = False) -> Trainer:
+    """Train three epochs of three steps."""
+    with runs.lock_folder(out, recipe(*overrides), resume=resume):
+        trainer = Trainer(recipe(*overrides), ranks.drawn(11), out, ALONE, watcher or Follower())
+        if resume:
+            trainer.resume()
+        trainer.run()
+    return trainer
+
+
+def stop(out: Path, step: int, *overrides: str) -> None:
+    with pytest.raises(StoppedError):
+        train(out, *overrides, watcher=Follower(step))
+
+
+def weights(trainer: Trainer) -> list[torch.Tensor]:
+    return list(trainer.model.state_dict().values())
+
+
+def train_losses(out: Path) -> list[str]:
+    with (out / "epochs.csv").open(newline="") as lines:
+        return [line["train_loss"] for line in csv.DictReader(lines)]
+
+
+# -- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["weight", "momentum"])
+def test_what_is_not_finite_is_not_kept(tmp_path: Path, part: str) -> None:
+    watcher = Follower()
+    trainer = Trainer(recipe(), ranks.drawn(11), tmp_path, ALONE, watcher)
+
+    def poison(step: int) -> None:
+        if step == 9:  # after the last loss, which is finite
+            weight = trainer.model.get_parameter("blocks.0.mlp.fc1.weight")
+            broken = weight if part == "weight" else trainer.update.optimizer.state[weight]["momentum_buffer"]
+            with torch.no_grad():
+                broken[1, 2] = torch.inf
+
+    watcher.after = poison  # type: ignore[method-assign]
+    name = r"model\.blocks\.0\.mlp\.fc1\.weight" if part == "weight" else r"optimizer\.\d+\.momentum_buffer"
+    with pytest.raises(DivergedError, match=rf"{name} is not finite after step 9: .* is .*last\.ckpt"):
+        trainer.run()
+    assert [checkpoint.load(tmp_path / name)["step"] for name in (runs.LAST, runs.PREVIOUS)] == [6, 3]
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["kind"] == "step"
+
+
+@pytest.mark.parametrize("fault", ["cut", "missing"])
+def test_a_run_goes_on_from_the_checkpoint_before_a_bad_one(tmp_path: Path, fault: str) -> None:
+    whole = train(tmp_path / "whole")
+    out = tmp_path / "cut"
+    stop(out, 8, "run.save_steps=2")
+    if fault == "cut":
+        (out / runs.LAST).write_bytes((out / runs.LAST).read_bytes()[:-100])
+    else:  # killed between two renames
+        (out / runs.LAST).unlink()
+    watcher = Follower()
+    resumed = train(out, watcher=watcher, resume=True)
+    assert watcher.steps == 5  # from step 4; the newest was of step 6
+    assert ("previous.ckpt" in "".join(watcher.messages)) == (fault == "cut")
+    assert all(map(torch.equal, weights(resumed), weights(whole)))
+    for bad in (b"bad", b"", b"PK\x03\x04" + bytes(99), b"\x80\x02]"):
+        (out / runs.LAST).write_bytes(bad)
+        (out / runs.PREVIOUS).write_bytes(bad)
+        with pytest.raises(UsageError, match=r"previous\.ckpt is not a checkpoint of a run"):
+            train(out, resume=True)
+
+
+# -- resuming --------------------------------------------------------------------------------------------------------
+
+
+def test_a_resumed_run_may_change_what_cannot_change_the_result(tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole")
+    stop(tmp_path / "cut", 5, "run.save_steps=1")
+    free = ("data.workers=2", "run.save_steps=2", "run.log_steps=3", "run.checkpointing=true", "run.tensorboard=false")
+    resumed = train(tmp_path / "cut", *free, resume=True)
+    assert all(map(torch.equal, weights(resumed), weights(whole)))
+    # the loss of the interrupted epoch is that of all its images
+    assert train_losses(tmp_path / "cut") == train_losses(tmp_path / "whole")
+
+
+def test_a_resumed_run_may_not_change_the_result(tmp_path: Path) -> None:
+    stop(tmp_path, 4)
+    changed = r"optimizer\.lr was 0\.02 and is now 0\.1, run\.seed was 0 and is now 1"
+    with pytest.raises(UsageError, match=rf"holds a run with other settings \({changed}\)"):
+        train(tmp_path, "optimizer.lr=0.1", "run.seed=1", resume=True)
+    with pytest.raises(UsageError, match="add --resume"):
+        train(tmp_path)
+    with pytest.raises(UsageError, match="has 3 epochs, and fewer would change the steps that are done"):
+        train(tmp_path, "schedule.epochs=2", resume=True)
+
+
+def test_a_run_can_be_extended(tmp_path: Path) -> None:
+    kind = "schedule.kind=cosine"
+    train(tmp_path, kind)
+    longer = train(tmp_path, kind, "schedule.epochs=5", resume=True)
+    assert longer.step == 15
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rates = [line["lr"] for line in lines if line["kind"] == "step"]
+    # from the tenth step on, the rates are those of a run of five epochs
+    train(tmp_path / "five", kind, "schedule.epochs=5")
+    others = [json.loads(line) for line in (tmp_path / "five" / "metrics.jsonl").read_text().splitlines()]
+    assert rates[9:] == [line["lr"] for line in others if line["kind"] == "step"][9:]
+    assert rates[8] < rates[9]
+
+
+# -- failed commands -------------------------------------------------------------------------------------------------
+
+
+def test_a_command_that_fails_before_its_first_step_leaves_nothing(tmp_path: Path, class_folders: Path) -> None:
+    out = tmp_path / "run"
+    settings = [*ranks.SMALL, "data.train=all", "run.batch_size=16"]
+    for mistake in ("optimizer.name=sgdd", "model.head=cls", "teacher.views=true", "run.batch_size=99"):
+        failing = load("scratch", [*settings, mistake, "data.last=drop"])
+        with pytest.raises(UsageError):
+            loop.train(failing, class_folders, out, device="cpu")
+        assert not out.exists()
+    out.mkdir()
+    with pytest.raises(UsageError):
+        loop.train(load("scratch", [*settings, "optimizer.name=sgdd"]), class_folders, out, device="cpu")
+    assert not list(out.iterdir())
+    assert loop.train(load("scratch", settings), class_folders, out, device="cpu").steps == 3
+
+
+def test_a_run_without_a_checkpoint_leaves_its_folder_free(tmp_path: Path) -> None:
+    stop(tmp_path, 2)
+    assert (tmp_path / "recipe.toml").exists()
+    train(tmp_path, "optimizer.lr=0.01")
+    assert load(str(tmp_path / "recipe.toml")).optimizer.lr == 0.01
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "step"] == list(range(1, 10))
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "file").touch()
+    with pytest.raises(UsageError, match="is not empty and is not a run"):
+        train(tmp_path / "foreign")
