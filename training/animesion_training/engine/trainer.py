@@ -22,7 +22,7 @@ from animesion.errors import UsageError
 from animesion_training.data import Batch, DataSplits
 from animesion_training.data.mixing import apply_plan, draw_plan
 from animesion_training.distributed import DistributedContext
-from animesion_training.engine import checkpoint, norms, optim, runs, setup
+from animesion_training.engine import checkpoint, norms, optim, plan, runs, setup
 from animesion_training.engine.meter import DivergedError, Meter
 from animesion_training.engine.update import StepReport, Update
 from animesion_training.engine.watcher import Watcher
@@ -100,11 +100,26 @@ class Trainer:
         """Train to the end, then evaluate the best weights on the test split."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._signals_deferred())
+            for line in self._plan():
+                self.watcher.message(line)
             while self.stream.epoch < self.recipe.schedule.epochs:
                 self._epoch(stack)
         if self.recipe.data.test and self.recipe.data.test in self.data.splits:
             return self._test()
         return None
+
+    def _plan(self) -> list[str]:
+        return plan.describe(
+            self.recipe,
+            self.data,
+            self.model,
+            self.context,
+            self.out,
+            precision=self.precision,
+            steps=len(self.stream),
+            done=self.step,
+            pairs=self.stream.pairs,
+        )
 
     def _open_log(self, stack: contextlib.ExitStack) -> None:
         """Claim the folder and open the log in the first process, once the first step has gone well."""
@@ -166,12 +181,12 @@ class Trainer:
         )
         images, targets = batch.images.to(device, non_blocking=True), labels
         # drawn without images too: all processes draw the same
-        plan = draw_plan(images.shape, self.mixing, self.mix_generator) if self.mixing.active else None
+        mixture = draw_plan(images.shape, self.mixing, self.mix_generator) if self.mixing.active else None
         if len(labels):
             images = self.augment(images, seeds)
-            if plan is not None:
+            if mixture is not None:
                 smoothing = self.mixing.label_smoothing
-                images, targets = apply_plan(images, labels, self.data.num_classes, plan, smoothing)
+                images, targets = apply_plan(images, labels, self.data.num_classes, mixture, smoothing)
             if not self.recipe.run.channels_last:
                 images = images.contiguous()
         self.step += 1
@@ -233,6 +248,13 @@ class Trainer:
         return self.ema.module if self.ema else self.model
 
     def _score(self, model: nn.Module, split: str) -> Any:
+        done, total = 0, -(-len(self.data.select(split)) // self.context.world_size)
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            self.watcher.scored(split, min(done, total), total)
+
         return evaluate.score(
             model,
             self.data,
@@ -246,6 +268,7 @@ class Trainer:
             channels_last=self.recipe.run.channels_last,
             workers=None if self.recipe.data.workers < 0 else self.recipe.data.workers,
             on_error=self.recipe.data.on_error,
+            advance=advance,
         )
 
     def _validate(self, epoch: int) -> dict[str, float]:

@@ -1,0 +1,66 @@
+"""What a run will do, in sentences for the user, before its first step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from animesion_training.data import DataSplits
+from animesion_training.distributed import DistributedContext
+from animesion_training.precision import emulates_bf16
+from animesion_training.recipe import TrainRecipe
+
+
+def describe(
+    recipe: TrainRecipe,
+    data: DataSplits,
+    model: nn.Module,
+    context: DistributedContext,
+    out: Path,
+    *,
+    precision: str,
+    steps: int,
+    done: int,
+    pairs: bool,
+) -> list[str]:
+    """Return one line each about network and data, and about steps and place; and warnings.
+
+    Args:
+        recipe: of the run.
+        data: its data.
+        model: its network.
+        context: its processes.
+        out: its folder.
+        precision: of the forward pass.
+        steps: in an epoch.
+        done: steps done before, by a run that is resumed.
+        pairs: whether a process needs two images of a batch.
+    """
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    every = sum(parameter.numel() for parameter in model.parameters())
+    parameters = f"{every / 1e6:,.1f} M parameters" + (f", {trained / 1e6:,.1f} M trained" if trained < every else "")
+    used = dict.fromkeys(filter(None, (recipe.data.train, recipe.data.val, recipe.data.test)))
+    splits = ", ".join(f"{len(data.splits[name]):,} {name}" for name in used if name in data.splits)
+    settings, epochs = recipe.run, recipe.schedule.epochs
+    device = str(context.device)
+    if context.device.type == "cuda":
+        device = f"{torch.cuda.get_device_name(context.device)} ({device})"
+    processes = f", {context.world_size} processes" if context.world_size > 1 else ""
+    lines = [
+        f"{recipe.model.name} at {recipe.model.img_size} px ({parameters}) on {data.path}: {data.num_classes:,} "
+        f"classes, images: {splits}",
+        f"{epochs * steps:,} steps of {settings.batch_size:,} images, {steps:,} per epoch, in {precision} on {device}"
+        f"{processes}, "
+        f"into {out}" + (f"; continuing after step {done:,} of {epochs * steps:,}" if done else ""),
+    ]
+    if precision == "bf16" and emulates_bf16(context.device):
+        lines.append("this CPU has no instructions for bf16 and emulates it: run.precision = 'fp32' is faster")
+    busy = settings.batch_size // (2 if pairs else 1)
+    if busy < context.world_size:
+        lines.append(
+            f"{context.world_size - busy} of {context.world_size} processes have no images, because run.batch_size is "
+            f"{settings.batch_size}" + (" and a process needs two of them" if pairs else "") + ": give a larger batch"
+        )
+    return lines
