@@ -225,6 +225,11 @@ class RunSection(Section):
         description="of DistributedDataParallel: the same parameters are used in every pass, and steps are not cut "
         "into pieces",
     )
+    sync_bn: bool = Field(
+        False,
+        description="batch norms normalise the batch of all processes instead of their own share; on GPUs, with "
+        "data.last = 'drop'",
+    )
     tensorboard: bool = Field(False, description="also log to TensorBoard")
     wandb: Literal["off", "online", "offline"] = Field("off", description="also log to Weights & Biases")
 

@@ -1,20 +1,25 @@
 """Batch norms of a run: frozen ones stay still, and the statistics of all processes are merged before they are used.
 
 Each process normalises its own share of a batch, and keeps running statistics of it. Evaluation and files need the
-same statistics everywhere: `reduce_statistics` averages them.
+same statistics everywhere: `reduce_statistics` averages them. `synchronise` makes processes normalise the whole batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
+from timm.layers.norm_act import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 
+from animesion.errors import UsageError
 from animesion_training.distributed import DistributedContext
 from animesion_training.models.create import bare
+from animesion_training.recipe import TrainRecipe
 
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
+_PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def train_mode(model: nn.Module) -> None:
@@ -50,6 +55,40 @@ def reduce_statistics(models: Sequence[nn.Module], context: DistributedContext, 
         mean = torch.split(summed[:-1] / summed[-1], [buffer.numel() for buffer in statistics])
         for buffer, values in zip(statistics, mean, strict=True):
             buffer.copy_(values.view(buffer.shape))
+
+
+def synchronise(model: nn.Module, recipe: TrainRecipe, context: DistributedContext) -> None:
+    """Replace batch norms by those of torch that normalise over all processes, in place; with one process, keep them.
+
+    They communicate in each forward pass, so all processes must make the same passes, with as many images.
+
+    Raises:
+        UsageError: settings with which processes could differ, CPUs, or a batch norm of another kind.
+    """
+    unit = 2 * context.world_size  # images of a batch are shared in pairs
+    if context.world_size == 1:
+        return
+    if recipe.run.batch_size % unit or recipe.data.last != "drop" or recipe.data.on_error != "raise":
+        raise UsageError(
+            f"run.sync_bn needs as many images in every process: with {context.world_size} processes, a "
+            f"run.batch_size that is a multiple of {unit}, data.last = 'drop' and data.on_error = 'raise'"
+        )
+    if context.device.type != "cuda":
+        raise UsageError("run.sync_bn needs GPUs: torch synchronises no batch norms on CPUs")
+    replace_norms(model)
+
+
+def replace_norms(model: nn.Module) -> None:
+    """Replace batch norms by synchronised ones with the same parameters, in place.
+
+    Raises:
+        UsageError: a batch norm of another kind.
+    """
+    for name, module in bare(model).named_modules():
+        if isinstance(module, _NORMS) and not isinstance(module, BatchNormAct2d) and type(module) not in _PLAIN:
+            raise UsageError(f"run.sync_bn: {name} is a {type(module).__name__}, which cannot be synchronised")
+    convert: Any = convert_sync_batchnorm  # untyped
+    convert(model)
 
 
 def _frozen(model: nn.Module) -> Iterator[nn.Module]:

@@ -68,6 +68,8 @@ class Trainer:
         self.precision = resolve(settings.precision, device)
         checkpoint.seed_generators(settings.seed, 0)  # the same initial weights in every process
         self.model = setup.build_model(recipe, data.num_classes, device)
+        if settings.sync_bn:
+            norms.synchronise(self.model, recipe, context)
         checkpoint.seed_generators(settings.seed, context.rank)
         self.train_counts = evaluate.train_counts(data, recipe.data.train)
         teacher = setup.load_teacher(recipe, data, device)
