@@ -43,7 +43,7 @@ class DataSection(Section):
     last: Literal["keep", "join", "drop"] = Field(
         "keep",
         description="for the images after the last full batch of an epoch: a smaller batch (a single image joins the "
-        "batch before where a step needs two), join them to the batch before, or drop them",
+        "batch before where a step needs two), join them to the batch before, which can double it, or drop them",
     )
     workers: int = Field(-1, ge=-1, le=256, description="decoding threads; -1 for one per core, 0 for none")
 
