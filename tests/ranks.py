@@ -25,6 +25,7 @@ from PIL import Image
 from animesion_training.data import Augment, DataSplits, Samples
 from animesion_training.data.seeds import IntArray
 from animesion_training.distributed import DistributedContext
+from animesion_training.engine.feed import feed
 from animesion_training.engine.trainer import Trainer
 from animesion_training.engine.watcher import Watcher
 from animesion_training.eval import evaluate
@@ -192,7 +193,7 @@ def collectives(context: DistributedContext, overrides: Sequence[str], count: in
     found = []
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(load("scratch", [*SMALL, *overrides]), drawn(count), Path(folder), context, Watcher())
-        for batch in trainer.stream:
+        for batch, _ in feed(trainer.stream, context.device):
             with torch.profiler.profile() as trace:
                 trainer.train_batch(batch)
             found.append(Counter(event.name for event in trace.events() if event.name.startswith("c10d::")))

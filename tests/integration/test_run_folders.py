@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -127,6 +129,25 @@ def test_a_resumed_run_may_change_what_cannot_change_the_result(tmp_path: Path) 
     resumed = train(tmp_path / "cut", *free, resume=True)
     assert all(map(torch.equal, weights(resumed), weights(whole)))
     # the loss of the interrupted epoch is that of all its images
+    assert train_losses(tmp_path / "cut") == train_losses(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_a_run_that_was_stopped_by_a_signal_resumes(tmp_path: Path, step: int) -> None:
+    """In the middle of an epoch, and after its last step."""
+    whole = train(tmp_path / "whole")
+    watcher = Follower()
+
+    def kill(done: int) -> None:
+        if done == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    watcher.after = kill  # type: ignore[method-assign,assignment]
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", watcher=watcher)
+    assert checkpoint.load(tmp_path / "cut" / runs.LAST)["step"] == watcher.steps == step
+    resumed = train(tmp_path / "cut", resume=True)
+    assert all(map(torch.equal, weights(resumed), weights(whole)))
     assert train_losses(tmp_path / "cut") == train_losses(tmp_path / "whole")
 
 

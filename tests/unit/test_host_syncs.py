@@ -11,6 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from animesion_training.distributed import DistributedContext
+from animesion_training.engine.feed import feed
 from animesion_training.engine.trainer import Trainer
 from animesion_training.engine.watcher import Watcher
 from animesion_training.models import create_model
@@ -73,13 +74,15 @@ def test_a_step_reads_nothing_from_the_device(tmp_path: Path, overrides: tuple[s
     recipe = load("scratch", [*ranks.SMALL, "run.batch_size=4", *settings])
     trainer = Trainer(recipe, ranks.drawn(12), tmp_path, DistributedContext(0, 1, META), Watcher())
     copies = []
-    for batch in trainer.stream:
+    batches = feed(trainer.stream, META)
+    while True:
         with Copies() as counter:
-            report = trainer.train_batch(batch)
+            if (fed := next(batches, None)) is None:
+                break
+            report = trainer.train_batch(fed.batch)
         copies.append(counter.count)
     with pytest.raises(NotImplementedError, match="meta"):  # here it would have waited
         report.numbers.tolist()
-    # images, labels, seeds and places of the batch, and the plan of a mixture (partners, blend or boxes, shares); the
-    # first step also copies constants, once
-    on_device = "data.cache=device" in overrides
-    assert max(copies[1:]) <= (0 if on_device else 4) + (3 if "augment.mixup=0.4" in overrides else 0)
+    # images, labels, indices, seeds and places of the batch, and the plan of a mixture (partners, blend or boxes,
+    # shares); the first step also copies constants, once
+    assert max(copies[1:]) <= 5 + (3 if "augment.mixup=0.4" in overrides else 0)

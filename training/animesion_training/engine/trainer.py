@@ -23,6 +23,7 @@ from animesion_training.data import Batch, DataSplits
 from animesion_training.data.mixing import apply_plan, draw_plan
 from animesion_training.distributed import DistributedContext
 from animesion_training.engine import checkpoint, norms, optim, plan, runs, setup
+from animesion_training.engine.feed import feed
 from animesion_training.engine.meter import DivergedError, Meter
 from animesion_training.engine.update import StepReport, Update
 from animesion_training.engine.watcher import Watcher
@@ -61,6 +62,7 @@ class Trainer:
         self.best_val, self.best_epoch = -1.0, 0
         self.stop_requested = False
         self._resumed_at = 0
+        self._position: dict[str, Any] = {}
         self._log: runs.Log | None = None
         settings, device = recipe.run, context.device
         if settings.deterministic:
@@ -136,15 +138,14 @@ class Trainer:
         norms.train_mode(self.update.parallel_step)
         self.meter.restart_clock()
         images, began = 0, time.perf_counter()
-        for batch in self.stream:
+        for batch, position in feed(self.stream, self.context.device):
+            self._position = position
             report = self.train_batch(batch)
             images += batch.total
             interval = self.recipe.run.save_steps
             # the end of the epoch writes a checkpoint anyway
             due = interval > 0 and self.step % interval == 0 and self.step < epoch * length
-            # one process stops at once; several when they read that one of them was asked to
-            alone = self.stop_requested and self.context.world_size == 1
-            if self.meter.add(self.step, report) or due or alone:
+            if self.meter.add(self.step, report) or due:
                 self.meter.read()
             self._open_log(stack)
             rate = float(self.update.optimizer.param_groups[-1]["lr"])
@@ -156,13 +157,16 @@ class Trainer:
                 self._log.write(
                     "step", self.step, epoch, {"loss": last.loss, **terms, "lr": rate, "images_per_second": speed}
                 )
-            stop = alone or self.meter.stop
+            # one process stops at once; several when they read that one of them was asked to
+            stop = self.meter.stop or (self.stop_requested and self.context.world_size == 1)
             if stop or due:
                 self._settle()
                 self.save()
             if stop:
                 raise KeyboardInterrupt
+        self._position = self.stream.state_dict()
         self._settle()
+        self._open_log(stack)  # no step is left of an epoch that was stopped after its last one
         numbers = self._epoch_numbers(images / (time.perf_counter() - began))
         if self.recipe.data.val and self.recipe.data.val in self.data.splits:
             numbers |= self._validate(epoch)
@@ -175,17 +179,14 @@ class Trainer:
         self.watcher.ended(epoch, numbers)
 
     def train_batch(self, batch: Batch) -> StepReport:
-        """Do one optimizer step."""
+        """Do one optimizer step with a batch on the device."""
         self.schedule.step_update(self.step)
-        device = self.context.device
-        labels, seeds, places = (
-            each.to(device, non_blocking=True) for each in (batch.labels, batch.seeds, batch.places)
-        )
-        images, targets = batch.images.to(device, non_blocking=True), labels
+        images, labels = batch.images, batch.labels
+        targets = labels
         # drawn without images too: all processes draw the same
         mixture = draw_plan(images.shape, self.mixing, self.mix_generator) if self.mixing.active else None
         if len(labels):
-            images = self.augment(images, seeds)
+            images = self.augment(images, batch.seeds)
             if mixture is not None:
                 smoothing = self.mixing.label_smoothing
                 images, targets = apply_plan(images, labels, self.data.num_classes, mixture, smoothing)
@@ -195,8 +196,8 @@ class Trainer:
         return self.update(
             images,
             targets,
-            seeds,
-            places,
+            batch.seeds,
+            batch.places,
             batch.total,
             number=self.step,
             stop=self.stop_requested,
@@ -336,7 +337,7 @@ class Trainer:
             "step": self.step,
             "best": [self.best_val, self.best_epoch],
             "losses": [self.meter.running_loss, self.meter.loss_sum, self.meter.images],
-            "stream": self.stream.state_dict(),
+            "stream": self._position,
             "model": bare(self.model).state_dict(),
             "ema": self.ema.module.state_dict() if self.ema else {},
             "optimizer": self.update.optimizer.state_dict(),
