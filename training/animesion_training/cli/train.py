@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +98,10 @@ def train(
         with screen() as watcher:
             outcome = loop.train(chosen, data, out, images=images, resume=resume, device=device, watcher=watcher)
     except KeyboardInterrupt:
-        click.echo(f"stopped: run the same command with --resume to continue from the checkpoint in {out}", err=True)
+        if os.environ.get("RANK", "0") == "0":
+            click.echo(
+                f"stopped: run the same command with --resume to continue from the checkpoint in {out}", err=True
+            )
         raise SystemExit(130) from None
     if watcher.silent:
         return

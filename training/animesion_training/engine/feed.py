@@ -57,5 +57,9 @@ def _handed_over(fed: Fed, done: torch.cuda.Event, device: torch.device) -> Fed:
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:
-    tensors = {name: each for name, each in batch._asdict().items() if isinstance(each, torch.Tensor)}
-    return batch._replace(**{name: each.to(device, non_blocking=True) for name, each in tensors.items()})
+    moved: dict[str, Any] = {
+        name: each.to(device, non_blocking=True)
+        for name, each in batch._asdict().items()
+        if isinstance(each, torch.Tensor)
+    }
+    return batch._replace(**moved)
