@@ -18,8 +18,8 @@ from tests import ranks
 
 _METHODS = {
     "plain": (),
-    # a low rate: its logits are multiplied by 100, and so are differences of rounding
-    "cal": ("model.selector=cal", "model.freeze=['head.attentions.bn']", "optimizer.lr=0.0001"),
+    # a low rate: roots of features near 0 turn differences of rounding into different steps
+    "cal": ("model.selector=cal", "model.freeze=['head.attentions.bn']", "optimizer.lr=0.00001"),
     "kd": ("teacher.precision=fp32",),
     "tgda": ("teacher.precision=fp32", "teacher.views=true"),
 }
@@ -48,7 +48,7 @@ def same(one: ranks.Trained, other: ranks.Trained, tolerance: float) -> None:
     assert one.numbers["train_loss"] == pytest.approx(other.numbers["train_loss"], rel=tolerance)
 
 
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 @given(
     world_size=st.integers(2, ranks.MOST),
     batch_size=st.integers(1, 9),
