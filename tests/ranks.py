@@ -169,19 +169,43 @@ class Listener(Watcher):
         self.numbers = numbers
 
 
+class StoppedError(Exception):
+    """A run was stopped where the test wants it."""
+
+
 def train(
     context: DistributedContext,
     overrides: Sequence[str],
     count: int,
     broken: frozenset[int] = frozenset(),
     out: Path | None = None,
-) -> Trained:
-    """Train on `drawn(count, broken)`."""
-    listener = Listener()
+    stop: int = 0,
+) -> Trained | None:
+    """Train on `drawn(count, broken)`.
+
+    Args:
+        context: of this process.
+        overrides: of the recipe.
+        count: images.
+        broken: those that cannot be read.
+        out: folder of the run, which is resumed if it has a checkpoint.
+        stop: step after which the run dies, before that step is saved; 0 for none. The result is then None.
+    """
+
+    class Ends(Listener):
+        def stepped(self, loss: float, rate: float, speed: float) -> None:
+            if trainer.step == stop:
+                raise StoppedError
+
+    listener = Ends()
     with tempfile.TemporaryDirectory() as folder:
         recipe = load("scratch", [*SMALL, *overrides])
         trainer = Trainer(recipe, drawn(count, broken), out or Path(folder), context, listener)
-        trainer.run()
+        trainer.resume()
+        try:
+            trainer.run()
+        except StoppedError:
+            return None
     parts = {"model": trainer.model.state_dict(), "method": trainer.update.step.method_state()}
     parts |= {"ema": trainer.ema.module.state_dict()} if trainer.ema else {}
     state = {f"{part}.{name}": value.numpy() for part, values in parts.items() for name, value in values.items()}

@@ -107,6 +107,39 @@ def test_ranks_train_what_one_process_trains(
     same(together[0], alone, 1e-4)
 
 
+@settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    kills=st.lists(st.tuples(st.integers(1, ranks.MOST), st.integers(1, 10)), min_size=1, max_size=3),
+    world_size=st.integers(1, ranks.MOST),
+    batch_size=st.integers(2, 5),
+    method=st.sampled_from(["plain", "cal", "tgda"]),
+    mixing=st.booleans(),
+)
+def test_a_killed_run_goes_on_with_any_number_of_processes(
+    pool: ranks.Pool,
+    teacher: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    kills: list[tuple[int, int]],
+    world_size: int,
+    batch_size: int,
+    method: str,
+    mixing: bool,
+) -> None:
+    """Killed in the given steps of two epochs, each time with another number of processes."""
+    overrides = [*_METHODS[method], f"run.batch_size={batch_size}", "schedule.epochs=2", "run.ema=0.7"]
+    overrides += [f"teacher.weights={teacher}"] if method == "tgda" else []
+    overrides += ["augment.mixup=0.4", "augment.cutmix=1.0"] if mixing and method != "cal" else []
+    [alone] = pool(ranks.train, 1, overrides, 9)
+    out = tmp_path_factory.mktemp("killed")
+    nothing: frozenset[int] = frozenset()
+    for processes, step in sorted(kills, key=lambda kill: kill[1]):
+        if step < alone.steps:
+            ended = pool(ranks.train, processes, [*overrides, "run.save_steps=1"], 9, nothing, out, step)
+            assert ended == [None] * processes
+    for each in pool(ranks.train, world_size, overrides, 9, nothing, out):
+        same(each, alone, 1e-4)
+
+
 @pytest.mark.parametrize(("world_size", "batch_size", "count"), [(2, 4, 9), (3, 2, 5), (4, 7, 15), (1, 4, 9)])
 def test_batch_norms_agree_and_the_file_is_what_was_validated(
     pool: ranks.Pool, tmp_path: Path, world_size: int, batch_size: int, count: int

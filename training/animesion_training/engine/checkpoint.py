@@ -64,11 +64,14 @@ def load(path: Path) -> dict[str, Any]:
 
 def not_finite(state: Any, name: str = "") -> str:
     """Return the name of a tensor in nested dicts and lists that has a NaN or infinite number; empty if none has."""
-    found = dict(_floating(state, name))
-    if not found:
-        return ""
-    good = torch.stack([tensor.isfinite().all() for tensor in found.values()]).tolist()  # read in one transfer
-    return next((each for each, fine in zip(found, good, strict=True) if not fine), "")
+    by_device: dict[torch.device, dict[str, Tensor]] = {}  # optimizers keep step counts on the CPU
+    for each, tensor in _floating(state, name):
+        by_device.setdefault(tensor.device, {})[each] = tensor.isfinite().all()
+    for flags in by_device.values():
+        good = torch.stack(list(flags.values())).tolist()  # read in one transfer
+        if not all(good):
+            return next(each for each, fine in zip(flags, good, strict=True) if not fine)
+    return ""
 
 
 def _floating(state: Any, name: str) -> Iterator[tuple[str, Tensor]]:
