@@ -162,6 +162,27 @@ def test_a_resumed_run_may_not_change_the_result(tmp_path: Path) -> None:
         train(tmp_path, "schedule.epochs=2", resume=True)
 
 
+def test_a_checkpoint_of_another_shape_is_a_sentence(tmp_path: Path) -> None:
+    stop(tmp_path, 4)
+    (tmp_path / runs.PREVIOUS).unlink(missing_ok=True)
+    content = checkpoint.load(tmp_path / runs.LAST)
+    faults = [
+        {key: value for key, value in content.items() if key != "losses"},
+        {**content, "best": 3},
+        {**content, "model": {**content["model"], "cls_token": torch.zeros(3)}},
+        {**content, "generators": [{"torch": "x"}]},
+        {**content, "optimizer": {"state": {}, "param_groups": []}},
+    ]
+    for fault in faults:
+        torch.save(fault, tmp_path / runs.LAST)
+        with pytest.raises(UsageError, match=r"last\.ckpt is not of this run, or is damaged \("):
+            train(tmp_path, resume=True)
+    (tmp_path / "recipe.toml").write_bytes(b"\xff[")
+    (tmp_path / ".digest").write_bytes(b"\xff")
+    with pytest.raises(UsageError, match=r"holds a run with other settings \(see its recipe.toml\)"):
+        train(tmp_path, resume=True)
+
+
 def test_a_run_can_be_extended(tmp_path: Path) -> None:
     kind = "schedule.kind=cosine"
     train(tmp_path, kind)

@@ -78,7 +78,7 @@ def newest_checkpoint(out: Path) -> Path | None:
 
 
 def _check_same_run(out: Path, recipe: TrainRecipe, *, resume: bool) -> None:
-    if (out / _MARKER).read_text() != recipe.digest():
+    if (out / _MARKER).read_text(errors="replace") != recipe.digest():
         raise UsageError(f"{out} holds a run with other settings{_differences(out, recipe)}: give another --out")
     if not resume:
         raise UsageError(f"{out} already holds a run: add --resume to continue it, or give another --out")

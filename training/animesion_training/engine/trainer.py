@@ -363,9 +363,15 @@ class Trainer:
             previous = self.out / runs.PREVIOUS
             if newest == previous or not previous.exists():
                 raise
-            content = checkpoint.load(previous)
+            content, newest = checkpoint.load(previous), previous
             self.watcher.message(f"{error}; continuing from the one before, {previous}")
-        self.restore(content)
+        try:
+            self.restore(content)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UsageError(
+                f"{newest} is not of this run, or is damaged ({type(error).__name__}: {reason}): start a new one"
+            ) from None
 
     def restore(self, content: dict[str, Any]) -> None:
         """Set the state of the run to that of a checkpoint.
