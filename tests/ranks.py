@@ -33,7 +33,7 @@ from animesion_training.recipe import load
 from animesion_training.weights import load_model
 
 MOST = 4
-_PATIENCE = 60  # seconds
+_PATIENCE = 90  # seconds; longer than that of a collective
 
 
 @contextlib.contextmanager
@@ -94,7 +94,7 @@ def _serve(end: Connection) -> None:
         try:
             if world_size > 1:
                 dist.init_process_group(
-                    "gloo", f"file://{meeting}", timedelta(seconds=20), world_size=world_size, rank=rank
+                    "gloo", f"file://{meeting}", timedelta(seconds=40), world_size=world_size, rank=rank
                 )
             answer = function(DistributedContext(rank, world_size, torch.device("cpu")), *arguments), ""
         except BaseException:  # told to the test
