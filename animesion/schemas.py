@@ -231,7 +231,7 @@ FEATURES = pa.schema(
         ("windows", pa.binary()),  # pHashes of 91 windows of the sample; null unless copies need them
         ("whole_phash", pa.uint64()),  # of the whole image, where the sample is a crop, like the next two; else null
         ("whole_phash_flip", pa.uint64()),  # of its mirror image
-        ("whole_thumbnail", pa.binary(THUMBNAIL_SIDE * THUMBNAIL_SIDE * 3)),
+        ("whole_thumbnail", pa.binary(THUMBNAIL_SIDE * THUMBNAIL_SIDE * 3)),  # of the whole image
         ("jpeg_quality", pa.int32()),  # 1 to 100 from the quantisation table of the file; -1 if it is no JPEG
         ("sharpness", pa.float32()),  # of the sample, like all below: variance of the Laplacian of the reduced copy
         ("light", pa.int32()),  # grey level that 99% of the pixels do not exceed

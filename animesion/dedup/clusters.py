@@ -125,15 +125,17 @@ def judge(
     if compared is not None:
         relations = _relations(rows, alive, unit, compared)
         near, wide = _verified(relations, recipe)
+        alike = near[:0]
     else:
-        near, wide = _near(rows, representatives, recipe)
-        if settings.embedding.model:
-            similar = search.cosine_pairs(rows["embedding"][representatives], settings.embedding.threshold)
-            near = np.concatenate([near, representatives[similar]])
-        # a resemblance is no proof: it may keep images in one split, but must not cost both their place
-        same = np.array([labels[a] == labels[b] for a, b in near.tolist()], dtype=np.bool_)
-        unlike = int((~same).sum())
-        near, wide = near[same], np.concatenate([wide, near[~same]])
+        alike, wide = _near(rows, representatives, recipe)
+        near = alike[:0]
+    if settings.embedding.model:
+        similar = search.cosine_pairs(rows["embedding"][representatives], settings.embedding.threshold)
+        alike = np.concatenate([alike, representatives[similar]])
+    # a resemblance is no proof: it may keep images in one split, but must not cost both their place
+    same = np.array([labels[a] == labels[b] for a, b in alike.tolist()], dtype=np.bool_)
+    unlike = int((~same).sum())
+    near, wide = np.concatenate([near, alike[same]]), np.concatenate([wide, alike[~same]])
     decided = recipe.curate.decisions
     if decided:
         # images that a curator declared different still share a split, so `wide` keeps the pairs before the decisions

@@ -329,9 +329,9 @@ def _contrast(aligned: Aligned) -> Pixels:
 
 def _gradient(image: Pixels) -> Pixels:
     """The largest gradient of the three channels, in levels per pixel, shape (h, w)."""
-    smooth = cv2.GaussianBlur(image, (0, 0), 0.8)
+    smooth: Pixels = cv2.GaussianBlur(image, (0, 0), 0.8).astype(np.float32)
     across, down = (cv2.Sobel(smooth, cv2.CV_32F, *axes) / 8 for axes in ((1, 0), (0, 1)))
-    largest: Pixels = np.sqrt(across**2 + down**2).max(axis=2)
+    largest: Pixels = np.sqrt(across**2 + down**2).max(axis=2).astype(np.float32)
     return largest
 
 

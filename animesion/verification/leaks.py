@@ -94,7 +94,7 @@ def find(
         for earlier, later in _straddling(pixels.digests, splits):
             if sha256[earlier] != sha256[later]:
                 add(earlier, later, "equal pixels")
-        if settings.copies == "off":
+        if settings.copies not in ("local", "hash"):  # then `related` has the pairs
             for pair, distance in _near(pixels, splits, settings):
                 add(*pair, f"near duplicates (pHash distance {distance})")
     for a, b, why in related:

@@ -63,7 +63,7 @@ def test_published_images_are_dropped_with_their_twin_as_keeper(old: Path, new: 
     assert json.loads(done.stdout)["dropped"] == {"published duplicate": 3}
     theirs = {name: row["key"] for name, row in verdicts(old).items()}
     ours = verdicts(where)
-    for name, number, how in (("copied", 0, "equal bytes"), ("saved", 1, "equal pixels"), ("smaller", 2, "bits")):
+    for name, number, how in (("copied", 0, "equal bytes"), ("saved", 1, "equal pixels"), ("smaller", 2, "copy")):
         assert ours[name]["reason"] == "published duplicate"
         assert ours[name]["keeper"] == f"old:{theirs[str(number)]}"
         assert how in ours[name]["detail"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import pyarrow as pa
 import pytest
 from hypothesis import strategies as st
 
@@ -16,7 +17,7 @@ from animesion.config.decisions import Decisions
 from animesion.config.recipe import CurateSection
 from animesion.errors import UsageError
 from animesion.pipeline.curate import decide
-from animesion.schemas import CURATED, MEANINGS
+from animesion.schemas import CURATED, MEANINGS, PAIRS
 
 
 def rows(*images: dict[str, Any]) -> dict[str, list[Any]]:
@@ -39,8 +40,21 @@ def rows(*images: dict[str, Any]) -> dict[str, list[Any]]:
     return columns
 
 
-def run(columns: dict[str, list[Any]], *overrides: str) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    table, facts = decide(columns, animesion.load_recipe("folder", ["source.path=x", *overrides]), {})
+def pairs(*verdicts: tuple[str, str, str] | tuple[str, str, str, dict[str, Any]]) -> pa.Table:
+    """A table of verdicts: two keys, the verdict and, where it is given, other columns."""
+    ordinary = {"whole": False, "mirrored": False, "inliers": 40, "residual": 1.0, "how": ""}
+    listed = [
+        {**ordinary, "first": first, "second": second, "verdict": verdict, **(more[0] if more else {})}
+        for first, second, verdict, *more in verdicts
+    ]
+    return pa.Table.from_pylist(listed, schema=PAIRS)
+
+
+def run(
+    columns: dict[str, list[Any]], *overrides: str, compared: pa.Table | None = None
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    recipe = animesion.load_recipe("folder", ["source.path=x", *overrides])
+    table, facts = decide(columns, recipe, {}, compared=compared)
     assert table.schema == CURATED
     assert facts["seen"] == facts["kept"] + sum(facts["dropped"].values())
     assert set(facts["dropped"]) <= set(MEANINGS)
@@ -133,11 +147,50 @@ def test_mirrored_images_count_as_duplicates_when_requested() -> None:
 
 def test_a_conflict_drops_only_compared_images() -> None:
     # a ~ b under one label, b ~ c under another: a is not the same image as c
-    chain: list[dict[str, Any]] = [{"phash": 0b0}, {"phash": 0b111}, {"phash": 0b111111, "label": "rin"}]
-    found, facts = run(rows(*({**link, "thumbnail": bytes(768)} for link in chain), {}, {"label": "rin"}))
+    columns = rows({}, {}, {"label": "rin"}, {}, {"label": "rin"})
+    compared = pairs(("k0000", "k0001", "copy"), ("k0001", "k0002", "copy"))
+    found, facts = run(columns, compared=compared)
     assert [found[f"k000{i}"]["reason"] for i in range(3)] == ["", "label conflict", "label conflict"]
     assert found["k0001"]["detail"] == "also under rin as k0002"
     assert facts["conflicts"] == 1
+
+
+def test_a_resemblance_under_two_labels_is_reported_and_drops_nothing() -> None:
+    alike: list[dict[str, Any]] = [{"phash": 0b0}, {"phash": 0b1, "label": "rin"}]
+    found, facts = run(rows(*({**each, "thumbnail": bytes(768)} for each in alike), {}, {"label": "rin"}))
+    assert [found[f"k000{i}"]["reason"] for i in range(2)] == ["", ""]
+    assert found["k0000"]["group"] == found["k0001"]["group"]
+    assert any("1 pairs of images under two labels have close hashes" in note for note in facts["notes"])
+
+
+def test_verdicts_decide_what_is_dropped_and_what_shares_a_split() -> None:
+    columns = rows(*({"width": 100 - i} for i in range(7)))
+    table = pairs(
+        ("k0000", "k0001", "copy"),
+        ("k0000", "k0002", "copy with overlay"),
+        ("k0000", "k0003", "alternate"),
+        ("k0003", "k0004", "part"),
+        ("k0000", "k0005", "copy", {"mirrored": True, "how": "mirrored"}),
+    )
+    found, _ = run(columns, compared=table)
+    assert {key: row["keeper"] for key, row in found.items() if not row["kept"]} == dict.fromkeys(
+        ("k0001", "k0002"), "k0000"
+    )
+    assert len({found[f"k000{i}"]["group"] for i in range(6)}) == 1
+    assert found["k0006"]["group"] != found["k0000"]["group"]
+    assert (found["k0002"]["resembles"], found["k0002"]["verdict"]) == ("k0000", "copy with overlay")
+    assert (found["k0005"]["resembles"], found["k0005"]["how"]) == ("k0000", "mirrored")
+    assert (found["k0006"]["resembles"], found["k0006"]["verdict"]) == ("", "")
+    turned, _ = run(columns, "duplicates.flip=true", compared=table)
+    assert turned["k0005"]["reason"] == "near duplicate"
+
+
+def test_a_verdict_on_a_dropped_image_holds_for_one_with_equal_pixels() -> None:
+    # k0000 stood for its equals when pairs were compared, and is dropped for its rating
+    columns = rows({"pixels_blake3": "x", "reason": "rating"}, {"pixels_blake3": "x", "width": 50}, {}, {})
+    found, _ = run(columns, compared=pairs(("k0000", "k0002", "copy")))
+    assert found["k0000"]["reason"] == "rating"
+    assert (found["k0001"]["reason"], found["k0001"]["keeper"]) == ("near duplicate", "k0002")
 
 
 def test_images_that_cannot_be_encoded_are_dropped_before_packing() -> None:

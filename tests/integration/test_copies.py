@@ -1,0 +1,119 @@
+"""Copies in a build: dropped with their transform, kept in one split, and found by verify where a split cuts them apart."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+from PIL import Image, ImageDraw, ImageOps
+
+import animesion
+from animesion.cli import cli
+from tests.unit.test_copies import cut, jpeg, scene, turned
+
+
+def build(images: Path, out: Path, *overrides: str, workers: int = 1) -> dict[str, dict[str, Any]]:
+    recipe = animesion.load_recipe("folder", [f'source.path="{images}"', 'source.family=""', *overrides])
+    animesion.build(recipe, out, workers=workers)
+    return {Path(row["source_id"]).stem: row for row in pq.read_table(out / "curated.parquet").to_pylist()}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve scenes of two classes, three copies and an alternate of the first, and a copy under another label."""
+    root = tmp_path_factory.mktemp("images")
+    for name in ("miku", "rin"):
+        (root / name).mkdir()
+    for seed in range(12):
+        scene(seed).save(root / ("miku" if seed % 2 else "rin") / f"scene{seed}.png")
+    first = scene(0)
+    turned(90)(first).save(root / "rin" / "turned.png")
+    cut(0.1, 0.1, 1.0, 1.0)(first).save(root / "rin" / "cut.png")
+    ImageOps.mirror(first).save(root / "rin" / "mirrored.png")
+    other = first.copy()
+    ImageDraw.Draw(other).ellipse((60, 80, 76, 90), fill=(120, 20, 30))
+    other.save(root / "rin" / "other.png")
+    jpeg(70)(cut(0.0, 0.0, 0.9, 0.9)(scene(1))).save(root / "rin" / "mislabelled.png")
+    return root
+
+
+@pytest.mark.parametrize("copies", ["local", "hash"])
+def test_copies_are_dropped_and_relatives_share_a_split(images: Path, tmp_path: Path, copies: str) -> None:
+    rows = build(images, tmp_path / "out", f"duplicates.copies={copies}")
+    first = rows["scene0"]
+    cut_copy = rows["cut"]
+    assert (cut_copy["reason"], cut_copy["keeper"], cut_copy["verdict"]) == ("near duplicate", first["key"], "copy")
+    assert "0.10 0.10 1.00 1.00" in cut_copy["how"]
+    assert cut_copy["inliers"] >= 13
+    assert rows["other"]["kept"]
+    assert (rows["other"]["resembles"], rows["other"]["verdict"]) == (first["key"], "alternate")
+    assert rows["mislabelled"]["reason"] == rows["scene1"]["reason"] == "label conflict"
+    # the hashes of windows see no turned copy, and a mirrored one by the hash of the mirror image
+    related = ["cut", "mirrored", "other", *(["turned"] if copies == "local" else [])]
+    assert {rows[name]["group"] for name in related} == {first["group"]}
+    assert rows["mirrored"]["kept"]
+    if copies == "local":
+        assert (rows["turned"]["reason"], rows["turned"]["how"]) == ("near duplicate", "turned 90°")
+    assert len({row["group"] for name, row in rows.items() if name.startswith("scene")}) == 12
+    assert CliRunner().invoke(cli, ["verify", str(tmp_path / "out")]).exit_code == 0
+
+
+def test_verdicts_do_not_depend_on_the_workers(images: Path, tmp_path: Path) -> None:
+    for workers in (1, 2):
+        build(images, tmp_path / str(workers), workers=workers)
+    sums = [(tmp_path / str(workers) / "SHA256SUMS").read_text() for workers in (1, 2)]
+    assert sums[0] == sums[1]
+
+
+def test_a_published_split_that_cuts_copies_apart_is_refused(tmp_path: Path) -> None:
+    for seed in range(8):
+        folder = tmp_path / "in" / ("train" if seed < 6 else "test") / "miku"
+        folder.mkdir(parents=True, exist_ok=True)
+        scene(seed).save(folder / f"scene{seed}.png")
+    leaked = tmp_path / "in" / "test" / "miku"
+    turned(180)(scene(0)).save(leaked / "leaked.png")
+    cut(0.2, 0.0, 1.0, 0.85)(scene(1)).save(leaked / "part.png")
+    build(tmp_path / "in", tmp_path / "out", "duplicates.action=report")
+    done = CliRunner().invoke(cli, ["verify", str(tmp_path / "out"), "--json"])
+    assert done.exit_code == 1
+    faults = [fault["fault"] for fault in json.loads(done.stdout)["faults"]["leaks"]]
+    assert len(faults) == 2
+    assert any("copy (turned" in fault and "180°" in fault for fault in faults)
+    assert any("shows 0.20 0.00 1.00 0.85" in fault or "shown in 0.20 0.00 1.00 0.85" in fault for fault in faults)
+
+
+def test_two_crops_of_one_picture_posted_twice_are_one_sample(tmp_path: Path) -> None:
+    wide = scene(3, (420, 200))
+    (tmp_path / "in" / "miku").mkdir(parents=True)
+    wide.save(tmp_path / "in" / "miku" / "a.png")
+    jpeg(80)(wide).save(tmp_path / "in" / "miku" / "b.png")
+    for seed in range(20, 26):
+        scene(seed, (420, 200)).save(tmp_path / "in" / "miku" / f"scene{seed}.png")
+    boxes = tmp_path / "boxes.csv"
+    lines = [f"miku/scene{seed}.png,0.1,0.1,0.5,0.9,0.99" for seed in range(20, 26)]
+    boxes.write_text("\n".join(["miku/a.png,0.0,0.0,0.5,1.0,0.99", "miku/b.png,0.5,0.0,1.0,1.0,0.99", *lines]) + "\n")
+    rows = build(
+        tmp_path / "in", tmp_path / "out", "crop.detector=boxes", f'source.boxes="{boxes}"', "crop.min_score=0.5"
+    )
+    dropped = [name for name, row in rows.items() if not row["kept"]]
+    assert len(dropped) == 1
+    assert dropped[0] in ("a", "b")
+    assert rows[dropped[0]]["verdict"] == "copy"
+    assert rows["a"]["group"] == rows["b"]["group"]
+
+
+def test_pictures_without_features_are_compared_as_a_whole(tmp_path: Path) -> None:
+    (tmp_path / "in" / "miku").mkdir(parents=True)
+    for i, box in enumerate(((20, 20, 60, 90), (30, 50, 100, 70), (60, 20, 110, 110))):
+        image = Image.new("RGB", (128, 128), "white")
+        ImageDraw.Draw(image).ellipse(box, fill=(180, 40, 40))
+        image.save(tmp_path / "in" / "miku" / f"plain{i}.png")
+        jpeg(70)(image).save(tmp_path / "in" / "miku" / f"again{i}.png")
+    rows = build(tmp_path / "in", tmp_path / "out")
+    assert sorted(name for name, row in rows.items() if row["kept"]) == ["plain0", "plain1", "plain2"] or sorted(
+        name for name, row in rows.items() if row["kept"]
+    ) == ["again0", "again1", "again2"]
