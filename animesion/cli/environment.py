@@ -153,6 +153,16 @@ def _compiled_pass() -> CheckResult | str:
     return CheckResult(what, "missing", f"{why}, so inspecting takes about twice as long", mend)
 
 
+def _compiled_joins() -> CheckResult | str:
+    from animesion.dedup import joins
+
+    if joins.compiled is not None:
+        return "in use"
+    mend = "install a C compiler and the Python headers, then reinstall animesion"
+    why = "it was not compiled at installation, so copies take about ten times as long to find"
+    return CheckResult("compiled search for copies", "missing", why, mend)
+
+
 def _workers() -> CheckResult | str:
     from animesion.executors import cores
 
@@ -200,6 +210,7 @@ def _recipes() -> str:
 _CHECKS: dict[str, Callable[[], CheckResult | str]] = {
     "codecs": _codecs,
     "compiled pixel pass": _compiled_pass,
+    "compiled search for copies": _compiled_joins,
     "worker processes": _workers,
     "disk": _disk,
     "sources and detectors": _plugins,

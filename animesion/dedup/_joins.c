@@ -43,6 +43,19 @@ typedef struct {
     int16_t ratio; /* of sizes, 1/1024 octave */
 } Hit;
 
+/* A point, side by side what is asked of it. */
+typedef struct {
+    uint64_t code;
+    uint32_t image;
+    uint16_t angle; /* of 1/65536 turn */
+    int16_t log;    /* of the size */
+} Point;
+
+/* A point of an earlier image whose fold is like that of a point of the image at hand. */
+typedef struct {
+    uint32_t point, other;
+} Close;
+
 /* Entries of a bucket that a point is compared with. */
 typedef struct {
     uint32_t from, until;
@@ -54,6 +67,7 @@ typedef struct {
     const uint32_t *image; /* of each point, from 0 on without gaps */
     const uint16_t *size, *angle;
     const int16_t *logs;   /* of sizes */
+    Point *all;
     uint64_t mirror;
     uint32_t limit, votes;
     /* per table: the share of each byte of a code in the key, the start and the fill of each bucket, its entries */
@@ -62,8 +76,9 @@ typedef struct {
     Span *spans;           /* of the points of one image */
     uint32_t *counts;      /* of hits, per image */
     uint32_t *likely;      /* images with enough of them, and where their hits start */
+    Close *close;
     Hit *hits, *grouped;
-    size_t hit_count, hit_room, group_room;
+    size_t close_count, close_room, hit_count, hit_room, group_room;
     uint64_t *bins;
     size_t bin_room;
     uint32_t *found;       /* first image, second image, mirrored */
@@ -166,27 +181,32 @@ static int collected(Vote *vote, size_t first, size_t end, int mirrored) {
             span->from = crowded ? until - FOLLOWED : from, span->until = until;
             __builtin_prefetch(vote->folds[t] + span->from);
         }
+    vote->close_count = 0;
     span = vote->spans;
-    for (size_t q = first; q < end; q++) {
-        const uint64_t code = vote->codes[q] ^ mask;
-        const uint32_t angle = mirrored ? 32768u - vote->angle[q] : vote->angle[q];
-        const int32_t size = vote->logs[vote->size[q]];
+    for (size_t q = first; q < end; q++)
         for (int t = 0; t < TABLES; t++, span++) {
             uint32_t near[CROWDED + 1];
             const uint32_t count = near_folds(
-                vote->folds[t] + span->from, span->until - span->from, fold(code), (int)vote->limit, near
+                vote->folds[t] + span->from, span->until - span->from, fold(vote->codes[q] ^ mask), (int)vote->limit,
+                near
             );
+            if (vote->close_count + count > MOST_HITS) return 0;
+            if (!grown(&vote->close, &vote->close_room, vote->close_count + count, sizeof(Close))) return 0;
             for (uint32_t i = 0; i < count; i++) {
                 const uint32_t p = vote->entries[t][span->from + near[i]];
-                if ((uint32_t)__builtin_popcountll(vote->codes[p] ^ code) > vote->limit) continue;
-                if (vote->hit_count >= MOST_HITS) return 0;
-                if (!grown(&vote->hits, &vote->hit_room, vote->hit_count + 1, sizeof(Hit))) return 0;
-                vote->hits[vote->hit_count++] = (Hit){
-                    vote->image[p], p, (uint32_t)q, (uint16_t)(vote->angle[p] - angle),
-                    (int16_t)(vote->logs[vote->size[p]] - size)
-                };
+                __builtin_prefetch(vote->all + p);
+                vote->close[vote->close_count++] = (Close){p, (uint32_t)q};
             }
         }
+    if (!grown(&vote->hits, &vote->hit_room, vote->close_count, sizeof(Hit))) return 0;
+    for (size_t i = 0; i < vote->close_count; i++) {
+        const Close close = vote->close[i];
+        const Point *point = vote->all + close.point, *other = vote->all + close.other;
+        if ((uint32_t)__builtin_popcountll(point->code ^ other->code ^ mask) > vote->limit) continue;
+        const uint32_t angle = mirrored ? 32768u - other->angle : other->angle;
+        vote->hits[vote->hit_count++] = (Hit){
+            point->image, close.point, close.other, (uint16_t)(point->angle - angle), (int16_t)(point->log - other->log)
+        };
     }
     return 1;
 }
@@ -257,7 +277,10 @@ static int laid_out(Vote *vote, const uint8_t *bits) {
     vote->spans = calloc(longest + 1, TABLES * sizeof *vote->spans);
     vote->counts = calloc(vote->images + 1, sizeof *vote->counts);
     vote->likely = calloc(vote->images + 1, sizeof *vote->likely);
-    if (!vote->keys || !vote->spans || !vote->counts || !vote->likely) return 0;
+    vote->all = malloc(points * sizeof *vote->all);
+    if (!vote->all || !vote->keys || !vote->spans || !vote->counts || !vote->likely) return 0;
+    for (size_t p = 0; p < vote->points; p++)
+        vote->all[p] = (Point){vote->codes[p], vote->image[p], vote->angle[p], vote->logs[vote->size[p]]};
     for (int t = 0; t < TABLES; t++) {
         for (int byte = 0; byte < 8; byte++)
             for (uint32_t value = 0; value < 256; value++)
@@ -279,8 +302,8 @@ static int laid_out(Vote *vote, const uint8_t *bits) {
 static void released(Vote *vote) {
     for (int t = 0; t < TABLES; t++)
         free(vote->starts[t]), free(vote->filled[t]), free(vote->folds[t]), free(vote->entries[t]);
-    free(vote->keys), free(vote->spans), free(vote->counts), free(vote->likely);
-    free(vote->hits), free(vote->grouped), free(vote->bins), free(vote->found);
+    free(vote->all), free(vote->keys), free(vote->spans), free(vote->counts), free(vote->likely);
+    free(vote->close), free(vote->hits), free(vote->grouped), free(vote->bins), free(vote->found);
 }
 
 /* Whether the buffers belong together, and what the loops rely on holds. */

@@ -221,7 +221,7 @@ def vote_pairs(
     Where more than 1,000 points have one key, a point is compared with the last 64 of them in earlier images only.
 
     Time is linear in the number of points plus the pairs within buckets, which grow with the square of it. Memory of
-    the compiled code is 28 bytes per point beside the arrays, 25 MB, and 12 bytes per pair found; it raises MemoryError
+    the compiled code is 44 bytes per point beside the arrays, 25 MB, and 12 bytes per pair found; it raises MemoryError
     beyond what the machine has.
 
     Args:
