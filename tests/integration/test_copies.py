@@ -1,4 +1,4 @@
-"""Copies in a build: dropped with their transform, kept in one split, and found by verify where a split cuts them apart."""
+"""Copies in a build: dropped with their transform, kept in one split, and found by verify where splits part them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from PIL import Image, ImageDraw, ImageOps
 import animesion
 from animesion.cli import cli
 from tests.unit.test_copies import cut, jpeg, scene, turned
+
+PATHS = {"labels": "labels.csv", "images": "images", "faces": "faces.tsv"}
 
 
 def build(images: Path, out: Path, *overrides: str, workers: int = 1) -> dict[str, dict[str, Any]]:
@@ -80,7 +82,8 @@ def test_a_published_split_that_cuts_copies_apart_is_refused(tmp_path: Path) -> 
     build(tmp_path / "in", tmp_path / "out", "duplicates.action=report")
     done = CliRunner().invoke(cli, ["verify", str(tmp_path / "out"), "--json"])
     assert done.exit_code == 1
-    faults = [fault["fault"] for fault in json.loads(done.stdout)["faults"]["leaks"]]
+    checks = {check["check"]: check["faults"] for check in json.loads(done.stdout)["checks"]}
+    faults = [fault["fault"] for fault in checks["leaks"]]
     assert len(faults) == 2
     assert any("copy (turned" in fault and "180°" in fault for fault in faults)
     assert any("shows 0.20 0.00 1.00 0.85" in fault or "shown in 0.20 0.00 1.00 0.85" in fault for fault in faults)
@@ -88,22 +91,26 @@ def test_a_published_split_that_cuts_copies_apart_is_refused(tmp_path: Path) -> 
 
 def test_two_crops_of_one_picture_posted_twice_are_one_sample(tmp_path: Path) -> None:
     wide = scene(3, (420, 200))
-    (tmp_path / "in" / "miku").mkdir(parents=True)
-    wide.save(tmp_path / "in" / "miku" / "a.png")
-    jpeg(80)(wide).save(tmp_path / "in" / "miku" / "b.png")
-    for seed in range(20, 26):
-        scene(seed, (420, 200)).save(tmp_path / "in" / "miku" / f"scene{seed}.png")
-    boxes = tmp_path / "boxes.csv"
-    lines = [f"miku/scene{seed}.png,0.1,0.1,0.5,0.9,0.99" for seed in range(20, 26)]
-    boxes.write_text("\n".join(["miku/a.png,0.0,0.0,0.5,1.0,0.99", "miku/b.png,0.5,0.0,1.0,1.0,0.99", *lines]) + "\n")
-    rows = build(
-        tmp_path / "in", tmp_path / "out", "crop.detector=boxes", f'source.boxes="{boxes}"', "crop.min_score=0.5"
-    )
-    dropped = [name for name, row in rows.items() if not row["kept"]]
-    assert len(dropped) == 1
-    assert dropped[0] in ("a", "b")
-    assert rows[dropped[0]]["verdict"] == "copy"
-    assert rows["a"]["group"] == rows["b"]["group"]
+    images = {1: wide, 2: jpeg(80)(wide)} | {seed: scene(seed, (420, 200)) for seed in range(20, 26)}
+    (tmp_path / "images" / "0001").mkdir(parents=True)
+    for number, image in images.items():
+        image.save(tmp_path / "images" / "0001" / f"{number}.png")
+    (tmp_path / "labels.csv").write_text("".join(f"0,0001/{number}.png\n" for number in images))
+    # a detector took the left face of one and the right face of the other
+    sides = {1: (0.0, 0.5), 2: (0.5, 1.0)}
+    lines = [
+        f"0001/{number}.png\t7\t{left},0.0,{right},1.0,0.99"
+        for number, (left, right) in ((number, sides.get(number, (0.1, 0.6))) for number in images)
+    ]
+    (tmp_path / "faces.tsv").write_text("\n".join(lines) + "\n")
+    settings = [f"source.{name}={tmp_path / path}" for name, path in PATHS.items()]
+    recipe = animesion.load_recipe("folder", ["source={kind='labels'}", *settings, "crop.detector=boxes"])
+    animesion.build(recipe, tmp_path / "out", workers=1)
+    table = pq.read_table(tmp_path / "out" / "curated.parquet").to_pylist()
+    rows = {Path(row["source_id"]).stem: row for row in table}
+    assert [name for name, row in rows.items() if not row["kept"]] == ["2"]
+    assert (rows["2"]["keeper"], rows["2"]["verdict"]) == (rows["1"]["key"], "copy")
+    assert rows["1"]["group"] == rows["2"]["group"]
 
 
 def test_pictures_without_features_are_compared_as_a_whole(tmp_path: Path) -> None:
@@ -112,8 +119,8 @@ def test_pictures_without_features_are_compared_as_a_whole(tmp_path: Path) -> No
         image = Image.new("RGB", (128, 128), "white")
         ImageDraw.Draw(image).ellipse(box, fill=(180, 40, 40))
         image.save(tmp_path / "in" / "miku" / f"plain{i}.png")
-        jpeg(70)(image).save(tmp_path / "in" / "miku" / f"again{i}.png")
+        image.save(tmp_path / "in" / "miku" / f"again{i}.jpg", quality=70)
     rows = build(tmp_path / "in", tmp_path / "out")
-    assert sorted(name for name, row in rows.items() if row["kept"]) == ["plain0", "plain1", "plain2"] or sorted(
-        name for name, row in rows.items() if row["kept"]
-    ) == ["again0", "again1", "again2"]
+    assert {name: row["keeper"] for name, row in rows.items() if not row["kept"]} == {
+        f"again{i}": rows[f"plain{i}"]["key"] for i in range(3)
+    }
