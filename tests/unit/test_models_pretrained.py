@@ -118,7 +118,8 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path, monkeypat
     ("name", "content", "sentence"),
     [
         ("absent.pth", None, "weight file not found"),
-        ("model.npz", b"", "not from .npz"),
+        ("model.npz", b"", "not an intact NumPy archive"),
+        ("model.onnx", b"\x08", "neither a safetensors file, nor an archive"),
         ("model.safetensors", b"\xff" * 64, "not an intact safetensors"),
         ("model.pth", b"PK\x03\x04garbage", "not an intact PyTorch archive|could run code"),
         ("empty.pt", b"", "not an intact PyTorch archive"),

@@ -22,7 +22,7 @@ from animesion_training.models.heads import CosineHead, IFAHead, exclusion_loss
 from animesion_training.models.ifa import IFAVisionTransformer
 from animesion_training.models.lrnet import LRNet
 from animesion_training.models.methods import Methods
-from animesion_training.models.pretrained import load_weights, read_state_dict
+from animesion_training.models.pretrained import load_weights
 from animesion_training.models.vitfs import ViTFS
 
 __all__ = [
@@ -41,7 +41,6 @@ __all__ = [
     "head_parameters",
     "input_config",
     "load_weights",
-    "read_state_dict",
     "spec_of",
     "timm_name",
 ]

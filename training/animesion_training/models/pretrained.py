@@ -1,117 +1,67 @@
-"""Pretrained weights: load a local file into a model, and report failed downloads of timm and Hugging Face.
+"""Pretrained weights: fit those of a file to a model, and report failed downloads of timm and Hugging Face.
 
-Reading a file never runs code: it is safetensors, or a PyTorch archive read with `weights_only`. Model files of this
-package, with class names, are read by `animesion_training.weights`.
+Files are read by `animesion_training.checkpoints`. Models with their class names are loaded by
+`animesion_training.weights`.
 """
 
 from __future__ import annotations
 
 import logging
-import pickle
 import socket
 import sys
 import urllib.parse
 import urllib.request
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from torch import Tensor, nn
 
 from animesion.errors import AnimesionError, UsageError
+from animesion_training.checkpoints import cut_prefix, read_checkpoint
 from animesion_training.models.assemble import init_from_backbone
+from animesion_training.models.positions import match_positions
 
 _log = logging.getLogger("animesion_training")
 
-#: Prefixes of parameter names from wrappers of trainers.
-_PREFIXES = ("module.", "_orig_mod.", "model.")
-#: Keys of the weights in archives of trainers.
-_WEIGHT_KEYS = ("state_dict", "model")
-
-
-def read_state_dict(path: Path | str) -> dict[str, Tensor]:
-    """Read the tensors of a weight file, by name.
-
-    Args:
-        path: `.safetensors`, a `.pth` or `.pt` archive of tensors (also under "state_dict" or "model"), or a folder
-            with `model.safetensors`.
-
-    Raises:
-        UsageError: the file does not exist, has another format, is damaged, or contains more than tensors.
-    """
-    path = Path(path)
-    if path.is_dir():
-        path = path / "model.safetensors"
-    if not path.is_file():
-        raise UsageError(f"weight file not found: {path}")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    if path.suffix in {".pth", ".pt"}:
-        return _read_archive(path)
-    raise UsageError(
-        f"{path}: weights are read from .safetensors, .pth and .pt files, not from {path.suffix or 'this'}"
-    )
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, ValueError, KeyError, OSError) as error:
-        raise UsageError(f"{path} is not an intact safetensors file: {error}") from error
-
-
-def _read_archive(path: Path) -> dict[str, Tensor]:
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UsageError(
-            f"{path} contains Python objects besides tensors, which could run code when read: convert it to "
-            "safetensors if you trust it"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path} is not an intact PyTorch archive ({type(error).__name__})") from error
-    for key in _WEIGHT_KEYS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not content:
-        raise UsageError(f"{path} contains no weights by name")
-    for key, value in content.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise UsageError(f"{path}: {key!r} is not a tensor; weights are a mapping from names to tensors")
-    return dict(content)
+#: Ends of names of tensors that a network computes from its sizes, or that tools count in it.
+_DERIVED = ("attn_mask", "relative_position_index", "relative_coords_table", "n_averaged", "total_ops", "total_params")
+_COUNTER = "num_batches_tracked"
 
 
 def load_weights(model: nn.Module, path: Path | str, *, new_head: bool = False) -> str:
-    """Load a weight file into a model, with parameter names of timm or of this package.
+    """Load a weight file into a model, with parameter names of timm, of this package or of Google's `.npz` files.
 
-    timm's filter for the architecture resamples position embeddings and converts other layouts. The model keeps its
-    initial classifier if that of the file has another shape or kind. It also keeps the initial parameters of methods if
-    the file has those of the backbone alone.
+    Prefixes of wrappers are cut. Position embeddings are resampled, and timm's filter for the architecture converts
+    other layouts. The model keeps its initial classifier if that of the file has another shape or kind. It also keeps
+    the initial parameters of methods if the file has those of the backbone alone.
 
     Args:
         model: the model.
-        path: see `read_state_dict`.
+        path: see `checkpoints.read_checkpoint`.
         new_head: keep the initial classifier, even if the file has one that fits.
 
     Returns:
-        One sentence that states which classifier the model has.
+        One sentence that states which weights of the file the model has, what was cut, resampled and left out, and
+        which classifier the model has. It is logged, unless it says only that all weights were loaded.
 
     Raises:
         UsageError: unreadable file, or weights of another architecture; the message lists the first differing names.
     """
-    given = _without_prefixes(read_state_dict(path), model)
+    found = read_checkpoint(path)
     own = model.state_dict()
+    given, notes = cut_prefix(found.tensors, _known_names(own), found.path)
+    notes = [*found.notes, *notes]
+    given, note = match_positions(given, model, found.img_size, found.path)
+    notes += [note] if note else []
     head = head_names(model)
     trained_for = _trained_for(given, model)
     if not _fits(given, own, head):
-        given = _adapt(given, model)
+        adapted = _adapt(given, model)
+        notes += _resampled(given, adapted)
+        given = adapted
     # the classifier that the weights were trained with, under its name in the file and in the model
     known = head | {f"{name}.{part}" for name in _classifiers(model) for part in ("weight", "bias")}
     known |= {key for key in given if key not in own and key.startswith(("head.", "fc.", "head_dist."))}
@@ -122,17 +72,45 @@ def load_weights(model: nn.Module, path: Path | str, *, new_head: bool = False) 
     of_backbone = bool(added) and added.isdisjoint(given)
     if of_backbone:  # the parameters of methods keep their initial values
         usable |= {key: own[key] for key in added}
-    _check_names(usable, own, Path(path))
+    if counters := [key for key in own if key.endswith(_COUNTER) and key not in usable]:
+        usable |= {key: own[key] for key in counters}  # read with a momentum of None alone, which no network here has
+        notes.append(f"{len(counters)} counters of batch norms start at 0, the file has none")
+    if derived := [key for key in usable if key not in own and key.endswith(_DERIVED)]:
+        usable = {key: value for key, value in usable.items() if key not in derived}
+        notes.append(f"{len(derived)} tensors left out that the network computes itself ({derived[0]}, ...)")
+    _check_names(usable, own, found.path)
     model.load_state_dict(usable)
     if of_backbone:
         init_from_backbone(model)
-    if head_fits:
-        sentence = f"{path}: all weights loaded, with the classifier"
+    if not head:
+        pass
+    elif head_fits:
+        notes.append("all weights of the network loaded, with the classifier")
     else:
         left_out = f"its classifier of {trained_for} classes was left out" if trained_for else "it has no classifier"
-        sentence = f"{path}: {left_out}, a new one of {getattr(model, 'num_classes', 0)} classes starts from scratch"
+        notes.append(f"{left_out}, a new one of {getattr(model, 'num_classes', 0)} classes starts from scratch")
+    sentence = f"{path}: {'; '.join(notes) or 'all weights of the network loaded'}"
+    if len(notes) > 1 or not head_fits:
         _log.warning("%s", sentence)
     return sentence
+
+
+def _known_names(own: Mapping[str, Tensor]) -> set[str]:
+    """The names in a state dict, and those of the backbone in it."""
+    return {key.removeprefix(prefix) for key in own for prefix in ("", "encoder.", "encoder.backbone.", "backbone.")}
+
+
+def _resampled(given: Mapping[str, Tensor], adapted: Mapping[str, Tensor]) -> list[str]:
+    """One note on the tensors whose size a filter changed."""
+    changed = [
+        f"{key} from {tuple(given[key].shape)} to {tuple(adapted[key].shape)}"
+        for key in given
+        if key in adapted and given[key].shape != adapted[key].shape and given[key].numel() != adapted[key].numel()
+    ]
+    if not changed:
+        return []
+    more = f" and {len(changed) - 2} more" if len(changed) > 2 else ""
+    return [f"resampled {', '.join(changed[:2])}{more}"]
 
 
 def _method_names(own: Mapping[str, Tensor]) -> set[str]:
@@ -167,14 +145,6 @@ def _trained_for(given: Mapping[str, Tensor], model: nn.Module) -> int | None:
         if weight is not None and weight.ndim == 2:
             return int(weight.shape[0])
     return None
-
-
-def _without_prefixes(given: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    own = model.state_dict()
-    for prefix in (*_PREFIXES, *_PREFIXES):
-        if all(key.startswith(prefix) for key in given) and not any(key.startswith(prefix) for key in own):
-            given = {key.removeprefix(prefix): value for key, value in given.items()}
-    return given
 
 
 def _fits(given: Mapping[str, Tensor], own: Mapping[str, Tensor], head: set[str]) -> bool:

@@ -1,0 +1,10 @@
+"""Checkpoints of any trainer: read their bytes without running code, and find the weights and settings in them.
+
+Networks are not built here: `models.pretrained` fits weights to a network, `foreign` builds the network that a
+checkpoint describes.
+"""
+
+from animesion_training.checkpoints.contents import CARD_KEY, Checkpoint, read_checkpoint
+from animesion_training.checkpoints.names import cut_prefix
+
+__all__ = ["CARD_KEY", "Checkpoint", "cut_prefix", "read_checkpoint"]
