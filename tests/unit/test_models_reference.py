@@ -110,6 +110,7 @@ def test_special_families_are_asked_before_general_ones():
         "CLCA model",
         "CAL teacher",
         "animesion vision transformer",
+        "fine-tuned network",
     ]
 
 

@@ -160,18 +160,22 @@ def load_model(path: Path | str, device: str = "cpu") -> tuple[nn.Module, Weight
     """Load a model in evaluation mode, and its card, from a weights file.
 
     Args:
-        path: a file written by `save_model`.
+        path: a file written by `save_model`; a checkpoint of timm's trainer or of the originals, which describes its
+            network; or a folder in timm's hub layout. The card of the latter follows from their settings, and a
+            sentence on how they were understood is logged.
         device: device of the model.
 
     Raises:
-        UsageError: the file does not exist, is damaged or not a weights file of Animesion, or its weights do not fit
-            its card.
+        UsageError: the file does not exist, is damaged or does not describe its network, or its weights do not fit
+            the description.
     """
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = Path(path)
+    if _is_foreign(path):
+        return _load_foreign(path, device)
     card, shapes = _read_header(path)
     # first on the meta device: a card may describe a model that exceeds the memory
     with torch.device("meta"), suppress(_UnbuiltError):  # some architectures compute in their constructors
@@ -185,6 +189,48 @@ def load_model(path: Path | str, device: str = "cpu") -> tuple[nn.Module, Weight
     config = {**vars(model)["pretrained_cfg"], "mean": card.mean, "std": card.std}
     vars(model)["pretrained_cfg"] = vars(model)["default_cfg"] = config | {"interpolation": card.interpolation}
     return model.to(device).eval(), card
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a file exists, and has neither a card nor the form of a file with one."""
+    if path.is_dir():
+        return (path / "config.json").is_file()
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError:
+        return False
+    # the length of a safetensors header, which a brace follows, can begin like a zip archive or a pickle
+    return start.startswith((b"PK\x03\x04", b"\x80")) and start[8:] != b"{"
+
+
+def _load_foreign(path: Path, device: str) -> tuple[nn.Module, WeightsCard]:
+    from animesion_training.foreign import build_described
+    from animesion_training.models import ModelSpec, input_config
+
+    built = build_described(path)
+    inputs = input_config(built.network)
+    spec = getattr(built.network, "spec", None)
+    spec = spec if isinstance(spec, ModelSpec) else ModelSpec(built.name, built.num_classes, inputs.size)
+    height, width = inputs.size
+    card = WeightsCard(
+        name=spec.name,
+        num_classes=built.num_classes,
+        img_size=height if height == width else (height, width),
+        classes=built.classes,
+        mean=inputs.mean,
+        std=inputs.std,
+        interpolation=inputs.interpolation,
+        crop_pct=built.crop_pct,
+        head=spec.head,
+        head_options=dict(spec.head_options),
+        norm_eps=spec.norm_eps,
+        options=dict(spec.options),
+        methods=spec.methods.to_dict(),
+        facts=built.facts,
+    )
+    _check(card, str(path))
+    return built.network.to(device).eval(), card
 
 
 class _UnbuiltError(UsageError):

@@ -283,7 +283,7 @@ def _deviations(own: FloatArray, labels: IntArray) -> FloatArray:
 
 def _network(model: str) -> tuple[nn.Module, int, float, Augment]:
     """Load the network; return it with its input size, crop share and normalisation."""
-    if model.endswith(".safetensors"):
+    if Path(model).exists() or model.endswith(".safetensors"):
         network, card = load_model(model)
         size, mean, std, crop_pct = card.img_size, card.mean, card.std, card.crop_pct
     else:

@@ -84,7 +84,7 @@ def _measure(
     advance: Callable[[int], None],
 ) -> Candidate:
     model, card = load_model(path)
-    evaluate.check_classes(card.classes, data, str(path))
+    evaluate.check_classes(card, data, str(path))
     if not isinstance(card.img_size, int):
         raise UsageError(f"{path} takes images of {card.img_size}: only square inputs are supported")
     model = model.to(context.device)

@@ -4,7 +4,7 @@ Networks are not built here: `models.pretrained` fits weights to a network, `for
 checkpoint describes.
 """
 
-from animesion_training.checkpoints.contents import CARD_KEY, Checkpoint, read_checkpoint
+from animesion_training.checkpoints.contents import Checkpoint, read_checkpoint
 from animesion_training.checkpoints.names import cut_prefix
 
-__all__ = ["CARD_KEY", "Checkpoint", "cut_prefix", "read_checkpoint"]
+__all__ = ["Checkpoint", "cut_prefix", "read_checkpoint"]

@@ -127,12 +127,13 @@ def read_archive(path: Path) -> tuple[Any, dict[str, str]]:
         raise UsageError(f"cannot read the weight file {path}: {error.strerror or error}") from error
     if start.startswith(b"version https://git-lfs"):
         raise UsageError(f"{path} is a pointer of Git LFS and not the file itself: run `git lfs pull` where it is from")
+    # first, because the length of a header can begin like a pickle
+    if len(start) > 8 and start[8:9] == b"{" and struct.unpack("<Q", start[:8])[0] <= min(size - 8, _LARGEST_HEADER):
+        return _read_safetensors(path)
     if start.startswith(_ZIP):
         return _read_zip(path), {}
     if start.startswith(_PICKLE):
         return _read_pickled(path), {}
-    if len(start) > 8 and start[8:9] == b"{" and struct.unpack("<Q", start[:8])[0] <= min(size - 8, _LARGEST_HEADER):
-        return _read_safetensors(path)
     kind = _KINDS.get(path.suffix)
     raise UsageError(
         f"{path} is not an intact {kind}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -15,9 +16,6 @@ from torch import Tensor
 from animesion.errors import UsageError
 from animesion_training.checkpoints.archives import read_archive
 from animesion_training.checkpoints.google import from_google, is_google
-
-#: Key of the card of this package in the metadata of a safetensors file.
-CARD_KEY = "animesion"
 
 #: Entries with an average of the weights, then entries with the weights, in the order in which they are taken.
 _AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema_model", "ema")
@@ -43,7 +41,6 @@ class Checkpoint:
         facts: epoch and accuracy, if they are stored.
         img_size: (height, width) that the network was built for, in pixels; None if it is not stored.
         notes: how the file was understood.
-        own: whether the file has a card of this package.
     """
 
     path: Path
@@ -53,7 +50,6 @@ class Checkpoint:
     facts: dict[str, Any] = field(default_factory=dict)
     img_size: tuple[int, int] | None = None
     notes: tuple[str, ...] = ()
-    own: bool = False
 
 
 def read_checkpoint(path: Path | str) -> Checkpoint:
@@ -92,7 +88,6 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
         _facts(table),
         _img_size(settings, metadata),
         tuple(notes),
-        CARD_KEY in metadata,
     )
 
 
@@ -209,19 +204,12 @@ def _facts(table: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _img_size(settings: Mapping[str, Any], metadata: Mapping[str, str]) -> tuple[int, int] | None:
-    """(height, width) from the card of this package, or from the settings of a trainer."""
-    card: Any = None
-    if CARD_KEY in metadata:
-        try:
-            card = json.loads(metadata[CARD_KEY])
-        except (ValueError, RecursionError):
-            card = None
-    candidates = (
-        card.get("img_size") if isinstance(card, dict) else None,
-        settings.get("img_size"),
-        settings.get("input_size"),
-        settings.get("image_size"),
-    )
+    """(height, width) from a card in the metadata, as this package writes it, or from the settings of a trainer."""
+    candidates: list[Any] = [settings.get(name) for name in ("img_size", "input_size", "image_size")]
+    for text in metadata.values():
+        with contextlib.suppress(ValueError, RecursionError):
+            card = json.loads(text)
+            candidates.insert(0, card.get("img_size") if isinstance(card, dict) else None)
     for value in candidates:
         sides = value if isinstance(value, list | tuple) else [value, value]
         sides = sides[-2:]  # of (channels, height, width)

@@ -9,9 +9,7 @@ import click
 
 @click.command(epilog="Example: animesion audit datasets/faces --model runs/a/best.safetensors --out audit/")
 @click.argument("path")
-@click.option(
-    "--model", required=True, metavar="NAME", help="Weights (.safetensors) of a run, or the name of a timm model."
-)
+@click.option("--model", required=True, metavar="NAME", help="Weights, or the name of a timm model.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for audit.csv, .json and .html.")
 @click.option("--images", type=click.Path(path_type=Path), help="With label CSVs: root of their paths.")
 @click.option(
@@ -49,7 +47,7 @@ def audit(
     from animesion.errors import UsageError
     from animesion_training.cli.requirements import check_exists, torch_required
 
-    check_exists(path, *([model] if model.endswith(".safetensors") else []))
+    check_exists(path, *([model] if "/" in model or model.endswith(".safetensors") else []))
     if out is not None and out.is_dir() and (out / "dataset.json").exists():
         raise UsageError(f"{out} is a built dataset, which must not contain other files: give another --out")
     with torch_required():

@@ -12,7 +12,11 @@ import click
     epilog="Example: animesion eval --checkpoint runs/a/best.safetensors --data datasets/daf-re-sample --split test",
 )
 @click.option(
-    "--checkpoint", "weights", type=click.Path(path_type=Path), required=True, help="Weights (.safetensors) of a run."
+    "--checkpoint",
+    "weights",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Weights of a run, or a checkpoint that describes its network.",
 )
 @click.option("--data", required=True, help="A built dataset, class folders, or label CSVs.")
 @click.option("--images", type=click.Path(path_type=Path), help="With label CSVs: root of their paths.")
@@ -51,7 +55,7 @@ def eval_(
     if not isinstance(card.img_size, int):
         raise UsageError(f"{weights} takes images of {card.img_size}: only square inputs are supported")
     opened = open_data(data, images=images, classes=card.classes or None)
-    evaluate.check_classes(card.classes, opened, str(weights))
+    evaluate.check_classes(card, opened, str(weights))
     normalise = Augment.plain(evaluate.as_rgb(card.mean), evaluate.as_rgb(card.std))
     with distributed_context(device) as context:
         scores = evaluate.score(

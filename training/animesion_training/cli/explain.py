@@ -10,7 +10,11 @@ import click
 @click.command(epilog="Example: animesion explain --checkpoint runs/teacher/best.safetensors faces/ --out teacher.png")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "--checkpoint", "weights", type=click.Path(path_type=Path), required=True, help="Weights (.safetensors) of a run."
+    "--checkpoint",
+    "weights",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Weights of a run, or a checkpoint that describes its network.",
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Image to write, .png or .jpg.")
 @click.option(

@@ -9,7 +9,11 @@ import click
 
 @click.command(epilog="Example: animesion export --checkpoint runs/faces/best.safetensors --to onnx --out faces.onnx")
 @click.option(
-    "--checkpoint", "weights", type=click.Path(path_type=Path), required=True, help="Weights (.safetensors) of a run."
+    "--checkpoint",
+    "weights",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Weights of a run, or a checkpoint that describes its network.",
 )
 @click.option("--to", "kind", type=click.Choice(["onnx", "torchscript", "hf"]), required=True, help="Format.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write; a folder for hf.")

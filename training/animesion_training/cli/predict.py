@@ -11,7 +11,11 @@ import click
 @click.command(epilog="Example: animesion predict --checkpoint runs/a/best.safetensors image.jpg --json")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "--checkpoint", "weights", type=click.Path(path_type=Path), required=True, help="Weights (.safetensors) of a run."
+    "--checkpoint",
+    "weights",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Weights of a run, or a checkpoint that describes its network.",
 )
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Guesses per image.")
 @click.option("--detector", default="none", show_default=True, help="Crop the face first: see animesion detectors.")

@@ -87,7 +87,7 @@ def load_teacher(recipe: TrainRecipe, data: DataSplits, device: torch.device) ->
             raise UsageError("teacher.views needs a teacher: give its weights with --teacher")
         return None
     network, card = load_model(settings.weights)
-    evaluate.check_classes(card.classes, data, f"the teacher {settings.weights}")
+    evaluate.check_classes(card, data, f"the teacher {settings.weights}")
     if settings.views and not isinstance(network, CALClassifier):
         raise UsageError(
             f"teacher.views: {settings.weights} is {card.name} without attention maps; train a teacher with "

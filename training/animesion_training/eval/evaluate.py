@@ -21,6 +21,7 @@ from animesion_training.eval import report
 from animesion_training.eval.metrics import Evaluation, evaluate
 from animesion_training.eval.scores import Scores
 from animesion_training.precision import autocast
+from animesion_training.weights import WeightsCard
 
 
 def score(
@@ -121,17 +122,23 @@ def train_counts(data: DataSplits, split: str = "train") -> Any:
     return np.bincount(data.splits[split].labels, minlength=data.num_classes)
 
 
-def check_classes(expected: tuple[str, ...], data: DataSplits, what: str) -> None:
+def check_classes(card: WeightsCard, data: DataSplits, what: str) -> None:
     """Check that the data has the classes of the model, in the same order.
 
     Args:
-        expected: class names of the model by id; empty skips the check.
+        card: of the model; if it has no class names, only their number is compared.
         data: the data.
         what: the model, for the message.
 
     Raises:
         UsageError: the classes differ; the message names the first difference.
     """
+    expected = card.classes
+    if not expected and card.num_classes != data.num_classes:
+        raise UsageError(
+            f"{data.path} has {data.num_classes} classes, and {what} was trained for {card.num_classes}: use the data "
+            "that it was trained on"
+        )
     if not expected or tuple(data.classes) == tuple(expected):
         return
     if len(data.classes) != len(expected):

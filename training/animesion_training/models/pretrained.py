@@ -20,7 +20,7 @@ import timm
 from torch import Tensor, nn
 
 from animesion.errors import AnimesionError, UsageError
-from animesion_training.checkpoints import cut_prefix, read_checkpoint
+from animesion_training.checkpoints import Checkpoint, cut_prefix, read_checkpoint
 from animesion_training.models.assemble import init_from_backbone
 from animesion_training.models.positions import match_positions
 
@@ -31,7 +31,7 @@ _DERIVED = ("attn_mask", "relative_position_index", "relative_coords_table", "n_
 _COUNTER = "num_batches_tracked"
 
 
-def load_weights(model: nn.Module, path: Path | str, *, new_head: bool = False) -> str:
+def load_weights(model: nn.Module, path: Path | str | Checkpoint, *, new_head: bool = False) -> str:
     """Load a weight file into a model, with parameter names of timm, of this package or of Google's `.npz` files.
 
     Prefixes of wrappers are cut. Position embeddings are resampled, and timm's filter for the architecture converts
@@ -40,7 +40,7 @@ def load_weights(model: nn.Module, path: Path | str, *, new_head: bool = False) 
 
     Args:
         model: the model.
-        path: see `checkpoints.read_checkpoint`.
+        path: see `checkpoints.read_checkpoint`, or what it returned.
         new_head: keep the initial classifier, even if the file has one that fits.
 
     Returns:
@@ -50,7 +50,7 @@ def load_weights(model: nn.Module, path: Path | str, *, new_head: bool = False) 
     Raises:
         UsageError: unreadable file, or weights of another architecture; the message lists the first differing names.
     """
-    found = read_checkpoint(path)
+    found = path if isinstance(path, Checkpoint) else read_checkpoint(path)
     own = model.state_dict()
     given, notes = cut_prefix(found.tensors, _known_names(own), found.path)
     notes = [*found.notes, *notes]
@@ -59,7 +59,7 @@ def load_weights(model: nn.Module, path: Path | str, *, new_head: bool = False) 
     head = head_names(model)
     trained_for = _trained_for(given, model)
     if not _fits(given, own, head):
-        adapted = _adapt(given, model)
+        adapted = adapt_names(given, model)
         notes += _resampled(given, adapted)
         given = adapted
     # the classifier that the weights were trained with, under its name in the file and in the model
@@ -89,10 +89,16 @@ def load_weights(model: nn.Module, path: Path | str, *, new_head: bool = False) 
     else:
         left_out = f"its classifier of {trained_for} classes was left out" if trained_for else "it has no classifier"
         notes.append(f"{left_out}, a new one of {getattr(model, 'num_classes', 0)} classes starts from scratch")
-    sentence = f"{path}: {'; '.join(notes) or 'all weights of the network loaded'}"
+    sentence = f"{found.path}: {'; '.join(notes) or 'all weights of the network loaded'}"
     if len(notes) > 1 or not head_fits:
         _log.warning("%s", sentence)
     return sentence
+
+
+def classes_of(checkpoint: Checkpoint, model: nn.Module) -> int | None:
+    """The number of classes that the classifier of a file has, under its name in a model; None without one."""
+    given, _ = cut_prefix(checkpoint.tensors, _known_names(model.state_dict()), checkpoint.path)
+    return _trained_for(given, model)
 
 
 def _known_names(own: Mapping[str, Tensor]) -> set[str]:
@@ -142,7 +148,7 @@ def _trained_for(given: Mapping[str, Tensor], model: nn.Module) -> int | None:
     """The number of classes of the weights, None if no classifier is found."""
     for name in (*_classifiers(model), "head.fc", "head", "fc"):
         weight = given.get(f"{name}.weight")
-        if weight is not None and weight.ndim == 2:
+        if weight is not None and weight.ndim in (2, 4):  # of a linear layer, or of a convolution with kernel 1
             return int(weight.shape[0])
     return None
 
@@ -151,9 +157,14 @@ def _fits(given: Mapping[str, Tensor], own: Mapping[str, Tensor], head: set[str]
     return all(key in head or (key in given and given[key].shape == own[key].shape) for key in own)
 
 
-def _adapt(given: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Convert weights with the filter that timm (or our model) has for this architecture."""
+def adapt_names(given: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Convert weights with the filter that timm (or our model) has for this architecture.
+
+    Returns:
+        The converted weights; a copy of those given if there is no filter, or if it fails on them.
+    """
     adapt = getattr(model, "adapt_state_dict", None)
+    given = dict(given)
     if adapt is None:
         given = {key.removeprefix("backbone."): value for key, value in given.items()}
         adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)

@@ -14,7 +14,7 @@ from animesion.errors import UsageError
 from animesion_training.models.baselines import BASELINES
 from animesion_training.models.create import ModelSpec
 from animesion_training.models.ifa import IFAVisionTransformer
-from animesion_training.originals.base import Config, Converter, StateDict, load_all, register_converter
+from animesion_training.originals.base import Config, Converter, StateDict, load_all, register_converter, set_statistics
 
 #: Pattern of the original's name -> timm's; q, k and v are concatenated first.
 _VIT_NAMES = (
@@ -69,6 +69,8 @@ def _build_animesion_vit(config: Config, weights: StateDict, reference_compat: b
         model.set_input_size(img_size=(side, side))
     short = f"vit_{_SIZES.get((host.embed_dim, len(host.blocks)), '')}_patch{patch}"
     _describe_vit(model, short, side, num_classes, ifa)
+    if "custom_mean_std" in settings:  # FGIR-Backbones; the trainer of Animesion has 0.5 and no such setting
+        set_statistics(model, settings)
     built: nn.Module = model
     return built
 

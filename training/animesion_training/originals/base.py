@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import timm
 from torch import Tensor, nn
 
 from animesion.errors import UsageError
@@ -97,3 +98,11 @@ def load_all(model: nn.Module, weights: StateDict, family: str) -> None:
             f"these weights do not match the {family}: {', '.join(wrong[:3])} missing, unknown or of another shape"
         )
     model.load_state_dict(weights)
+
+
+def set_statistics(model: nn.Module, config: Config) -> None:
+    """Set mean and standard deviation of the originals: ImageNet's, or 0.5 with `custom_mean_std`, as on anime."""
+    custom = bool(config.get("custom_mean_std"))
+    described: dict[str, Any] = vars(model)["pretrained_cfg"]
+    described["mean"] = (0.5,) * 3 if custom else timm.data.IMAGENET_DEFAULT_MEAN
+    described["std"] = (0.5,) * 3 if custom else timm.data.IMAGENET_DEFAULT_STD
