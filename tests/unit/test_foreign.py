@@ -77,6 +77,7 @@ def test_timms_hub_layout_is_a_model_with_class_names(tmp_path):
     save_file(trained.state_dict(), tmp_path / "model.safetensors")
     inputs = {"input_size": [3, 64, 64], "mean": [0.1, 0.2, 0.3], "std": [1, 1, 1], "crop_pct": 1.0}
     config = {"architecture": "resnet18", "num_classes": 2, "pretrained_cfg": inputs, "label_names": ["rei", "asuka"]}
+    config["model_args"] = {"num_classes": 2, "drop_rate": 0.1}
     (tmp_path / "config.json").write_text(json.dumps(config))
     model, card = load_model(tmp_path)
     assert torch.equal(model(images(64)), trained(images(64)))

@@ -20,14 +20,14 @@ from torch import nn
 
 from animesion.errors import UsageError
 from animesion_training.checkpoints import Checkpoint, read_checkpoint
-from animesion_training.models import create_model, load_weights
-from animesion_training.models.pretrained import classes_of
+from animesion_training.models import create_model
+from animesion_training.models.pretrained import classes_of, fit_weights
 from animesion_training.originals import from_reference
 
 _log = logging.getLogger("animesion_training")
 _LARGEST_CONFIG = 16 << 20  # bytes
 #: Arguments of timm's data transforms.
-_TRANSFORM = ("img_size", "input_size", "mean", "std", "interpolation", "crop_pct")
+_TRANSFORM = ("img_size", "input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 #: Sides of images whose resized square is not `int(1.34 * side)` in the originals.
 _RESIZED = {32: 36, 64: 72}
 #: Datasets that the originals normalise with figures of their own if `custom_mean_std` is set.
@@ -107,13 +107,13 @@ def _from_timm(found: Checkpoint, name: str, settings: Mapping[str, Any]) -> Des
         raise UsageError(f"{found.path} describes a model that cannot be built: {error}") from error
     if classes is None:
         raise UsageError(f"{found.path} has no classifier: {_ADVICE}")
-    sentence = load_weights(model, found)
-    if "starts from scratch" in sentence:
-        raise UsageError(f"{sentence}: it cannot classify")
+    fitted, has_classifier = fit_weights(model, found)
+    if not has_classifier:
+        raise UsageError(f"{found.path}: {'; '.join(fitted)}: it cannot classify")
     config = model.pretrained_cfg
     config |= {key: inputs[key] for key in ("mean", "std", "interpolation")}
     crop_pct = min(1.0, float(inputs["crop_pct"]))
-    notes = [f"{name} of timm with {classes} classes at {size[0]}x{size[1]} pixels"]
+    notes = [*fitted, f"{name} of timm with {classes} classes at {size[0]}x{size[1]} pixels"]
     if inputs.get("crop_mode") != "squash" and crop_pct < 1:
         notes.append("images are resized to a square before the crop, and not by their shorter side as timm does")
     names = settings.get("label_names")
@@ -136,7 +136,11 @@ def _from_hub(found: Checkpoint, folder: Path) -> Described:
         raise UsageError(f"{path} is of the network {name!r}, which timm does not have")
     inputs = config.get("pretrained_cfg")
     options = config.get("model_args")
+    options = dict(options) if isinstance(options, dict) else {}
+    options.pop("num_classes", None)
     settings = {key: value for key, value in inputs.items() if key in _TRANSFORM} if isinstance(inputs, dict) else {}
+    if (side := options.pop("img_size", None)) is not None:
+        settings["img_size"] = side
     settings |= {"model_kwargs": options, "label_names": config.get("label_names")}
     return _from_timm(found, name, settings)
 
@@ -155,7 +159,7 @@ def _from_original(found: Checkpoint) -> Described:
     side = config["input_size"][-1]
     name = str(settings.get("model_name") or type(network).__name__)
     classes = int(getattr(network, "num_classes", 0))
-    notes = [f"{name} of the originals with {classes} classes at {side} pixels"]
+    notes = [*found.notes, f"{name} of the originals with {classes} classes at {side} pixels"]
     dataset = str(settings.get("dataset_name") or "").lower()
     if settings.get("custom_mean_std") and dataset.startswith(_OWN_FIGURES):
         notes.append(f"mean and deviation are 0.5, and not those of {dataset}, which the file does not have")
@@ -175,5 +179,5 @@ def _crop_pct(settings: Mapping[str, Any], side: int) -> float:
 def _say(found: Checkpoint, notes: list[str], built: Described) -> Described:
     if not built.classes:
         notes.append("it has no class names, so class i is taken for the i-th of the data")
-    _log.warning("%s", f"{found.path}: {'; '.join([*found.notes, *notes])}")
+    _log.warning("%s", f"{found.path}: {'; '.join(notes)}")
     return built

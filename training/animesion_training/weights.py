@@ -186,8 +186,9 @@ def load_model(path: Path | str, device: str = "cpu") -> tuple[nn.Module, Weight
         model.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError, OSError) as error:
         raise UsageError(f"{path}: the weights cannot be read: {str(error).splitlines()[0]}") from error
-    config = {**vars(model)["pretrained_cfg"], "mean": card.mean, "std": card.std}
-    vars(model)["pretrained_cfg"] = vars(model)["default_cfg"] = config | {"interpolation": card.interpolation}
+    config = {**vars(model)["pretrained_cfg"], "mean": card.mean, "std": card.std, "crop_pct": card.crop_pct}
+    config |= {"crop_mode": "squash", "interpolation": card.interpolation}  # to a square, whatever the aspect ratio
+    vars(model)["pretrained_cfg"] = vars(model)["default_cfg"] = config
     return model.to(device).eval(), card
 
 

@@ -51,6 +51,15 @@ def load_weights(model: nn.Module, path: Path | str | Checkpoint, *, new_head: b
         UsageError: unreadable file, or weights of another architecture; the message lists the first differing names.
     """
     found = path if isinstance(path, Checkpoint) else read_checkpoint(path)
+    notes, head_fits = fit_weights(model, found, new_head=new_head)
+    sentence = f"{found.path}: {'; '.join(notes)}"
+    if len(notes) > 1 or not head_fits:
+        _log.warning("%s", sentence)
+    return sentence
+
+
+def fit_weights(model: nn.Module, found: Checkpoint, *, new_head: bool = False) -> tuple[list[str], bool]:
+    """Do what `load_weights` does, and return its notes, and whether the model has the classifier of the file."""
     own = model.state_dict()
     given, notes = cut_prefix(found.tensors, _known_names(own), found.path)
     notes = [*found.notes, *notes]
@@ -82,17 +91,12 @@ def load_weights(model: nn.Module, path: Path | str | Checkpoint, *, new_head: b
     model.load_state_dict(usable)
     if of_backbone:
         init_from_backbone(model)
-    if not head:
-        pass
-    elif head_fits:
-        notes.append("all weights of the network loaded, with the classifier")
+    if head_fits:
+        notes.append(f"all weights of the network loaded{', with the classifier' if head else ''}")
     else:
         left_out = f"its classifier of {trained_for} classes was left out" if trained_for else "it has no classifier"
         notes.append(f"{left_out}, a new one of {getattr(model, 'num_classes', 0)} classes starts from scratch")
-    sentence = f"{found.path}: {'; '.join(notes) or 'all weights of the network loaded'}"
-    if len(notes) > 1 or not head_fits:
-        _log.warning("%s", sentence)
-    return sentence
+    return notes, head_fits
 
 
 def classes_of(checkpoint: Checkpoint, model: nn.Module) -> int | None:
