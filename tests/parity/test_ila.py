@@ -136,7 +136,7 @@ def test_covariance_pooling_equals_the_originals(ops):
     prefix = "mpncov.sd.conv_dr_block.1."
     weights |= {f"norm.{key.removeprefix(prefix)}": value for key, value in ops.items() if key.startswith(prefix)}
     head.load_state_dict(weights, strict=False)
-    pooled = head.pool(ops["mpncov.x"].flatten(2).transpose(1, 2))
+    pooled = head.features(ops["mpncov.x"].flatten(2).transpose(1, 2))
     assert torch.allclose(pooled, ops["mpncov.out"][..., 0], atol=1e-5)
 
 

@@ -127,7 +127,7 @@ def test_timms_networks_support_the_head(name: str) -> None:
     with torch.device("meta"):
         model = CALClassifier(timm.create_model(name, num_classes=9), 7, num_maps=4)
         output = model.forward_parts(torch.empty(2, 3, 224, 224))
-    assert model.num_features == BACKBONES[name]
+    assert model.head.in_features == BACKBONES[name]
     assert output.logits.shape == output.effect.shape == (2, 7)
     assert output.features.shape == (2, 4 * BACKBONES[name])
     rows, columns = output.attention.shape[2:]
@@ -151,7 +151,7 @@ def test_maps_have_the_layout_of_timm(name: str, options: dict[str, Any]) -> Non
     images = random(1, 3, side, side)
     with torch.no_grad():
         [expected] = backbone.forward_intermediates(images, indices=1, norm=normed, intermediates_only=True)
-        found = CALClassifier(backbone, 3).eval().forward_features(images)
+        found = CALClassifier(backbone, 3).eval().feature_map(images)
     torch.testing.assert_close(found, expected)
 
 
@@ -164,7 +164,7 @@ def test_images_need_not_be_square() -> None:
         cnn = CALClassifier(timm.create_model("resnet10t"), 3)
         assert cnn.forward_parts(torch.empty(2, 3, 64, 160)).attention.shape[2:] == (2, 5)
         windows = CALClassifier(timm.create_model("maxvit_rmlp_pico_rw_256", img_size=(192, 192)), 3)
-        assert windows.num_features == 256
+        assert windows.head.in_features == 256
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "vit_tiny_patch16_224", "mobilenetv3_small_050"])
@@ -182,13 +182,13 @@ def test_a_frozen_backbone_keeps_its_layers() -> None:
     images = random(2, 3, 64, 64)
     with torch.no_grad():
         expected = backbone.eval().forward_features(images)
-        assert torch.equal(CALClassifier(backbone, 5).eval().forward_features(images), expected)
+        assert torch.equal(CALClassifier(backbone, 5).eval().feature_map(images), expected)
 
 
 def test_the_norm_after_pooling_is_applied_to_each_patch() -> None:
     backbone = timm.create_model("vit_tiny_patch16_224", **SMALL, global_pool="avg", class_token=False)
     model = CALClassifier(backbone, 3)
-    features = model.eval().forward_features(random(2, 3, 32, 32))
+    features = model.eval().feature_map(random(2, 3, 32, 32))
     torch.testing.assert_close(features.mean(1), torch.zeros(2, 2, 2), rtol=0, atol=1e-5)
 
 
@@ -293,8 +293,8 @@ def test_weights_of_the_bare_backbone_have_no_head(tmp_path: Path) -> None:
         assert "3 classes" in sentence
         assert torch.equal(cast(Any, model.head).fc.weight, before)
         images = random(1, 3, 32, 32)
-        same = CALClassifier(host, 5).eval().forward_features(images)
-        assert torch.equal(model.eval().forward_features(images), same)
+        same = CALClassifier(host, 5).eval().feature_map(images)
+        assert torch.equal(model.eval().feature_map(images), same)
 
 
 def test_a_saved_model_is_the_same_after_loading(tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def test_a_models_spec_builds_it_again():
         (("resnet81", 5), {}, "did you mean resnet18"),
         (("resnet18.nothing", 5), {}, "no weights tagged 'nothing'"),
         (("hf-hub:timm/resnet18", 5), {}, "pretrained=PATH"),
-        (("resnet18", 0), {}, "num_classes"),
+        (("resnet18", -1), {}, "num_classes"),
         (("resnet18", 5, 0), {}, "img_size"),
         (("resnet18", 5, 32, "round"), {}, "linear, cosine, ifa"),
         (("resnet18", 5, 32, "ifa"), {}, "ResNet has no class token"),

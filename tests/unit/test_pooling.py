@@ -53,7 +53,7 @@ def test_the_head_reads_the_patches_after_the_final_norm(name, class_token):
         logits, tokens = model.trace(images())
         patches = model.backbone.forward_features(images())[:, 3 if class_token else 0 :]
         patches = model.backbone.fc_norm(patches)
-        assert torch.allclose(model.forward_features(images()), patches, atol=1e-6)
+        assert torch.allclose(model.pool(model.encode(images())), patches, atol=1e-6)
         assert torch.allclose(logits, model.head(patches), atol=1e-5)
     assert patches.shape == (4, 20, WIDTH)
     assert ("block0.cls" in tokens.trace) == class_token
@@ -86,7 +86,7 @@ def test_covariance_features_are_the_root_of_the_covariance():
     channels = head.act(head.norm(head.project(patches).flatten(0, 1))).view(2, 200, 6)
     root = torch.zeros(2, 6, 6)
     rows, columns = torch.triu_indices(6, 6)
-    root[:, rows, columns] = root[:, columns, rows] = head.pool(patches)
+    root[:, rows, columns] = root[:, columns, rows] = head.features(patches)
     covariance = torch.stack([each.T.cov(correction=0) for each in channels])
     assert torch.allclose(root @ root, covariance, atol=1e-4)
 

@@ -81,8 +81,16 @@ class CALHead(nn.Module):
         self.attentions.add_module("conv", nn.Conv2d(in_features, num_maps, 1, bias=False))
         self.attentions.add_module("bn", nn.BatchNorm2d(num_maps, eps=1e-3))
         self.attentions.add_module("act", nn.ReLU())
-        width = num_maps * in_features
-        self.fc: nn.Module = nn.Linear(width, num_classes, bias=False) if num_classes else nn.Identity()
+        self.fc: nn.Module = nn.Identity()
+        self.reset(num_classes)
+
+    def reset(self, num_classes: int) -> None:
+        """Replace the classifier by one for another number of classes, 0 for none. The attention is kept."""
+        self.num_classes = num_classes
+        like: Any = self.attentions.get_submodule("conv").weight
+        width = self.num_maps * self.in_features
+        layer = nn.Linear(width, num_classes, bias=False) if num_classes else nn.Identity()
+        self.fc = layer.to(like).train(self.training)
 
     def pool(self, features: Tensor, attention: Tensor) -> Tensor:
         """Pool a feature map (B, C, h, w) by attention (B, M, h, w) to features (B, M C) of length 1, float32."""
@@ -93,8 +101,11 @@ class CALHead(nn.Module):
             return functional.normalize(pooled.sign() * (pooled.abs() + _ROOT_EPS).sqrt(), dim=1)
 
     def classify(self, features: Tensor) -> Tensor:
-        """Features (B, M C) of `pool` to logits (B, num_classes)."""
-        logits: Tensor = self.fc(_SCALE * features)
+        """Features (B, M C) of `pool` to logits (B, num_classes), or unchanged without classes."""
+        if not self.num_classes:
+            return features
+        # the features are float32, and the weights may not be
+        logits: Tensor = self.fc((_SCALE * features).to(self.attentions[1].weight))  # type: ignore[arg-type]
         return logits
 
     def forward(self, features: Tensor, fake: Tensor | None = None, seeds: Tensor | None = None) -> CALOutput:
@@ -113,7 +124,7 @@ class CALHead(nn.Module):
         if fake is None:
             # contiguous, so that the order of random numbers does not depend on the memory format
             fake = torch.ones(attention.shape, device=attention.device)
-            fake = fake.uniform_(0, 2) if self.training else fake
+            fake = fake.uniform_(0.0, 2.0) if self.training else fake
         pooled = self.pool(features, attention)
         logits = self.classify(pooled)
         effect = logits - self.classify(self.pool(features, fake))
@@ -156,26 +167,28 @@ class CALClassifier(nn.Module):
         self._dropped = frozenset(before - set(backbone.state_dict()))
         self.backbone: Any = backbone
         self.views = views
-        self.num_features = self.head_hidden_size = probe.channels
+        self.num_features = self.head_hidden_size = num_maps * probe.channels
         self.in_chans = probe.in_chans
         self.pretrained_cfg = self.default_cfg = getattr(backbone, "pretrained_cfg", None) or {}
         self.feature_info = [
             dict(info, module=f"{_BACKBONE}{info['module']}") for info in getattr(backbone, "feature_info", ())
         ]
         self.num_classes = num_classes
-        self._num_maps = num_maps
-        self.head: CALHead
-        self.reset_classifier(num_classes)
+        self.head = CALHead(probe.channels, num_classes, num_maps)
 
-    def forward_features(self, x: Tensor) -> Tensor:
+    def feature_map(self, x: Tensor) -> Tensor:
         """Images (B, channels, H, W) to the last feature map (B, C, h, w)."""
         features = self.backbone.forward_features(x)
         return as_feature_map(self.backbone, features, (x.shape[2], x.shape[3]), nhwc=self._nhwc)
 
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images (B, channels, H, W) to the input of the classifier (B, M C), of length 1; float32."""
+        features = self.feature_map(x)
+        return self.head.pool(features, self.head.attentions(features))
+
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Feature map (B, C, h, w) to logits (B, num_classes), or to the input of the classifier (B, M C)."""
-        pooled = self.head.pool(x, self.head.attentions(x))
-        return pooled if pre_logits else self.head.classify(pooled)
+        """Features (B, M C) to logits (B, num_classes); with `pre_logits` they are returned unchanged."""
+        return x if pre_logits else self.head.classify(x)
 
     def forward(self, x: Tensor, parts: bool = False, seeds: Tensor | None = None) -> Tensor | CALOutput:
         """Images (B, channels, H, W) to logits (B, num_classes), or with `parts` to the output of `forward_parts`."""
@@ -185,15 +198,28 @@ class CALClassifier(nn.Module):
             return self._full(x)
         return self.forward_head(self.forward_features(x))
 
+    def forward_intermediates(
+        self, x: Tensor, output_fmt: str = "NCHW", intermediates_only: bool = False, **options: Any
+    ) -> Any:
+        """The backbone's `forward_intermediates`, see timm, and the output of `forward_features`.
+
+        Raises:
+            UsageError: the backbone returns no intermediate features.
+        """
+        if not hasattr(self.backbone, "forward_intermediates"):
+            raise UsageError(f"{type(self.backbone).__name__} has no intermediate features")
+        maps = self.backbone.forward_intermediates(x, output_fmt=output_fmt, intermediates_only=True, **options)
+        return maps if intermediates_only else (self.forward_features(x), maps)
+
     def forward_parts(self, x: Tensor, fake: Tensor | None = None, seeds: Tensor | None = None) -> CALOutput:
         """Images (B, channels, H, W) to all outputs of the head; for `fake` and `seeds` see `CALHead.forward`."""
-        output: CALOutput = self.head(self.forward_features(x), fake, seeds)
+        output: CALOutput = self.head(self.feature_map(x), fake, seeds)
         return output
 
     def _full(self, x: Tensor) -> Tensor:
         """Mean logits (B, num_classes) of 8 views: images, mirror images, and three crops of each."""
         both = torch.cat((x, x.flip(3)))  # (2 B, channels, H, W)
-        features = self.forward_features(both)
+        features = self.feature_map(both)
         attention = self.head.attentions(features)
         logits = self.head.classify(self.head.pool(features, attention))
         # the crops of images and of mirror images follow their own attention
@@ -265,8 +291,7 @@ class CALClassifier(nn.Module):
         if global_pool not in (None, ""):
             raise UsageError(f"a CAL classifier pools by attention, and cannot pool by {global_pool!r}")
         self.num_classes = num_classes
-        head = CALHead(self.num_features, num_classes, self._num_maps)
-        self.head = head.to(next(self.backbone.parameters()).device)
+        self.head.reset(num_classes)
 
     def set_input_size(self, img_size: tuple[int, int] | None = None, **options: Any) -> None:
         """Change the input size; convolutional backbones accept any, and transformers resample their positions."""

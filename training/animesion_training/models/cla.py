@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from animesion.errors import UsageError
 from animesion_training.options import whole_number
+from animesion_training.tokens.feature_head import FeatureHead
 
 
-class CLAHead(nn.Module):
+class CLAHead(FeatureHead):
     """Cross-layer aggregation head (CLCA, arXiv 2501.00243).
 
     BatchNorm over channels, depthwise convolution over the L class tokens, BatchNorm, GELU, 1x1 convolution to classes.
@@ -20,7 +21,7 @@ class CLAHead(nn.Module):
     Args:
         num_layers: L, number of gathered class tokens.
         width: D.
-        num_classes: number of classes.
+        num_classes: number of classes; 0 for features alone.
         groups: outputs per channel of the depthwise convolution.
 
     Shape:
@@ -37,14 +38,24 @@ class CLAHead(nn.Module):
         self.layers = nn.Conv1d(width, groups * width, num_layers, stride=num_layers, groups=width)
         self.norm = nn.BatchNorm1d(groups * width)
         self.act = nn.GELU()
-        self.fc = nn.Conv1d(groups * width, num_classes, 1)
+        self.num_features = groups * width
+        self.reset(num_classes)
 
-    def forward(self, class_tokens: Tensor) -> Tensor:
-        """Class tokens (B, D, L), first block first, to logits (B, num_classes)."""
-        if self.training and len(class_tokens) == 1:
+    def last_layer(self, num_classes: int) -> nn.Module:
+        """See `FeatureHead.last_layer`."""
+        return nn.Conv1d(self.num_features, num_classes, 1)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Class tokens (B, D, L), first block first, to the input of the last layer (B, groups * D)."""
+        if self.training and len(x) == 1:
             raise UsageError(
                 "head cla normalises over the batch and cannot be trained on a batch of one: drop that batch"
             )
-        aggregated = self.layers(self.norm_in(class_tokens))  # (B, D, L) to (B, groups * D, 1)
-        logits: Tensor = self.fc(self.act(self.norm(aggregated)))  # (B, num_classes, 1)
+        aggregated = self.layers(self.norm_in(x))  # (B, D, L) to (B, groups * D, 1)
+        features: Tensor = self.act(self.norm(aggregated))
+        return features.squeeze(-1)
+
+    def classify(self, features: Tensor) -> Tensor:
+        """See `FeatureHead.classify`."""
+        logits: Tensor = self.fc(features[:, :, None])  # (B, num_classes, 1)
         return logits.squeeze(-1)

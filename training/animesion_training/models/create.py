@@ -126,7 +126,7 @@ def create_model(
     Args:
         name: `resnet18` ... `vit_large_patch32`, one of `vit_*_ifa`, or any of timm's, with or without a weights tag.
             It may begin with words for methods, see `shorthand`.
-        num_classes: number of classes.
+        num_classes: number of classes; 0 for features in place of logits.
         img_size: side in pixels or (height, width); position embeddings are resampled by timm. None for the
             published size of the architecture. Convolutional networks accept any size; a vision transformer leaves out
             a border narrower than a patch.
@@ -225,8 +225,8 @@ def create_model(
 def _check(num_classes: int, img_size: int | tuple[int, int] | None, head: str, options: Mapping[str, Any]) -> None:
     if head not in {*HEADS, *TOKEN_HEADS}:
         raise UsageError(f"no head is called {head!r}: there are {', '.join(dict.fromkeys([*HEADS, *TOKEN_HEADS]))}")
-    if not 1 <= num_classes <= _LIMITS["num_classes"]:
-        raise UsageError(f"num_classes must be from 1 to {_LIMITS['num_classes']:,}, not {num_classes}")
+    if not 0 <= num_classes <= _LIMITS["num_classes"]:
+        raise UsageError(f"num_classes must be from 0 to {_LIMITS['num_classes']:,}, not {num_classes}")
     sides = () if img_size is None else (img_size,) if isinstance(img_size, int) else tuple(img_size)
     if len(sides) > 2 or any(not 1 <= side <= _LIMITS["img_size"] for side in sides):
         raise UsageError(f"img_size must be from 1 to {_LIMITS['img_size']:,} pixels per side, not {img_size}")

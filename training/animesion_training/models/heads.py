@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from animesion_training.tokens.feature_head import FeatureHead
+
 
 class CosineHead(nn.Module):
     """Logits are scaled cosines between the feature and the weight of each class, so norms cannot favour a class.
@@ -50,7 +52,7 @@ class CosineHead(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}"
 
 
-class IFAHead(nn.Module):
+class IFAHead(FeatureHead):
     """Intermediate-feature aggregation over the class tokens of all blocks (Animesion, ISCAS 2022).
 
     `Linear(L, 1)` shared over channels, ReLU, LayerNorm, `Linear(D, num_classes)`.
@@ -58,7 +60,7 @@ class IFAHead(nn.Module):
     Args:
         num_layers: L, number of blocks whose class tokens are gathered.
         width: D.
-        num_classes: number of classes.
+        num_classes: number of classes; 0 for features alone.
         eps: epsilon of the norm; CLCA's variant of the head has 1e-5.
 
     Shape:
@@ -70,13 +72,18 @@ class IFAHead(nn.Module):
         self.layers = nn.Linear(num_layers, 1)
         self.act = nn.ReLU()
         self.norm = nn.LayerNorm(width, eps=eps)
-        self.fc = nn.Linear(width, num_classes)
+        self.num_features = width
+        self.reset(num_classes)
 
-    def forward(self, class_tokens: Tensor) -> Tensor:
-        """Class tokens (B, D, L), first block first, to logits (B, num_classes)."""
-        aggregated = self.layers(class_tokens).squeeze(-1)  # (B, D, L) to (B, D)
-        logits: Tensor = self.fc(self.norm(self.act(aggregated)))
-        return logits
+    def last_layer(self, num_classes: int) -> nn.Module:
+        """See `FeatureHead.last_layer`."""
+        return nn.Linear(self.num_features, num_classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Class tokens (B, D, L), first block first, to the input of the last layer (B, D)."""
+        aggregated = self.layers(x).squeeze(-1)  # (B, D, L) to (B, D)
+        features: Tensor = self.norm(self.act(aggregated))
+        return features
 
 
 def exclusion_loss(class_tokens: Tensor, *, temperature: float = 1.0, distance: int = 2) -> Tensor:

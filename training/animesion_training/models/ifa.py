@@ -5,17 +5,18 @@ The backbone's `forward_intermediates` returns the class token of each block, so
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import timm
 import torch
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from animesion.errors import UsageError
 from animesion_training.models.baselines import BASELINES
+from animesion_training.models.factory import backbone_configs, build_on_backbone
 from animesion_training.models.heads import IFAHead
 
 _BACKBONE = "backbone."
@@ -52,35 +53,39 @@ class IFAVisionTransformer(nn.Module):
         backbone.fc_norm = nn.Identity()
         self.backbone = backbone
         self.num_classes = num_classes
+        self.grad_checkpointing = False
         self.embed_dim = self.num_features = self.head_hidden_size = backbone.embed_dim
         self.in_chans: int = backbone.in_chans
         self.feature_info = [dict(info, module=f"{_BACKBONE}{info['module']}") for info in backbone.feature_info]
-        self.head: nn.Module = nn.Identity()
-        self.reset_classifier(num_classes)
+        self.feature_dim = 1  # axis of the channels in the output of `forward_features`, as timm's networks state it
+        self.head = IFAHead(len(backbone.blocks), self.embed_dim, num_classes)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to the class tokens of all blocks (B, D, L), first block first."""
-        taps: Any = self.backbone.forward_intermediates(
-            x, return_prefix_tokens=True, norm=False, output_fmt="NLC", intermediates_only=True
-        )
-        # each tap is (patches, prefix), and the class token is the first of the prefix
-        return torch.stack([prefix[:, 0] for _, prefix in taps], dim=-1)
+        # the blocks are run here, because timm's `forward_intermediates` returns pairs, which TorchScript cannot list
+        host = self.backbone
+        x = host.norm_pre(host.patch_drop(host._pos_embed(host.patch_embed(x))))
+        class_tokens = []
+        for block in host.blocks:
+            if self.grad_checkpointing and not torch.jit.is_scripting():  # type: ignore[attr-defined]
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+            class_tokens.append(x[:, 0])
+        return torch.stack(class_tokens, dim=-1)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Class tokens (B, D, L) to logits (B, num_classes), or to the input of the last layer (B, D)."""
-        if isinstance(self.head, IFAHead) and pre_logits:
-            normed: Tensor = self.head.norm(self.head.act(self.head.layers(x).squeeze(-1)))
-            return normed
-        result: Tensor = self.head(x)
-        return result
+        return self.head.features(x) if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to logits (B, num_classes)."""
         return self.forward_head(self.forward_features(x))
 
-    def forward_intermediates(self, x: Tensor, **options: Any) -> Any:
-        """The backbone's `forward_intermediates`, see timm; features after the last block have no final norm."""
-        return self.backbone.forward_intermediates(x, **options)
+    def forward_intermediates(self, x: Tensor, intermediates_only: bool = False, **options: Any) -> Any:
+        """The maps of the backbone's `forward_intermediates`, see timm, and the output of `forward_features`."""
+        maps = self.backbone.forward_intermediates(x, intermediates_only=True, **options)
+        return maps if intermediates_only else (self.forward_features(x), maps)
 
     def adapt_state_dict(self, state_dict: dict[str, Tensor], model: nn.Module | None = None) -> dict[str, Tensor]:
         """Convert weights of ours or of the bare backbone, in any layout that timm reads, for this model.
@@ -114,7 +119,7 @@ class IFAVisionTransformer(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade time for memory in the blocks of the backbone."""
-        self.backbone.set_grad_checkpointing(enable)
+        self.grad_checkpointing = enable
 
     def get_classifier(self) -> nn.Module:
         """The IFA head."""
@@ -129,8 +134,7 @@ class IFAVisionTransformer(nn.Module):
         if global_pool not in (None, "", "token"):
             raise UsageError(f"head ifa gathers class tokens, and cannot pool by {global_pool!r}")
         self.num_classes = num_classes
-        head = IFAHead(len(self.backbone.blocks), self.embed_dim, num_classes) if num_classes else nn.Identity()
-        self.head = head.to(next(self.backbone.parameters()).device)
+        self.head.reset(num_classes, next(self.backbone.parameters()))
 
     def set_input_size(self, img_size: tuple[int, int] | None = None, **options: Any) -> None:
         """Change the input size; position embeddings are resampled."""
@@ -142,40 +146,22 @@ IFA_MODELS = {f"{short}_ifa": BASELINES[short] for short in BASELINES if short.s
 
 
 def _default_cfgs() -> dict[str, Any]:
-    cfgs: dict[str, Any] = {}
+    configs: dict[str, Any] = {}
     for name, host in IFA_MODELS.items():
-        default = timm.get_pretrained_cfg(host)
-        for full in timm.list_pretrained(f"{host}.*"):
-            cfg = timm.get_pretrained_cfg(full)
-            if cfg is None or not cfg.hf_hub_id:
-                continue
-            star = (
-                "*" if default is not None and cfg.tag == default.tag else ""
-            )  # a star marks the default, the same as the backbone's
-            cfgs[f"{name}.{cfg.tag}{star}"] = dataclasses.replace(
-                cfg,
-                architecture=name,
-                first_conv=f"{_BACKBONE}patch_embed.proj",
-                classifier="head.fc",
-                custom_load=False,
-            )
-    return dict(generate_default_cfgs(cfgs))
+        tags = [each.partition(".")[2] for each in timm.list_pretrained(f"{host}.*")]
+        configs |= backbone_configs(name, host, tags, prefix=_BACKBONE, classifier="head.fc")
+    return dict(generate_default_cfgs({key: config for key, config in configs.items() if config.hf_hub_id}))
 
 
 default_cfgs = _default_cfgs()
 
 
 def _create(name: str, pretrained: bool, **options: Any) -> Any:
-    def build(num_classes: int = 1000, **host_options: Any) -> IFAVisionTransformer:
+    def make(num_classes: int = 1000, **host_options: Any) -> IFAVisionTransformer:
         host = timm.create_model(IFA_MODELS[name], pretrained=False, num_classes=0, **host_options)
         return IFAVisionTransformer(host, num_classes)
 
-    # timm's weights have no IFA head, which keeps its initial values
-    def adapt(state_dict: dict[str, Tensor], model: IFAVisionTransformer) -> dict[str, Tensor]:
-        head = {f"head.{key}": value for key, value in model.head.state_dict().items()}
-        return head | model.adapt_state_dict(state_dict)
-
-    return build_model_with_cfg(build, name, pretrained, pretrained_filter_fn=adapt, **options)
+    return build_on_backbone(make, name, pretrained, **options)
 
 
 @register_model

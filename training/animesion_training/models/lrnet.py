@@ -16,13 +16,14 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers._fx import register_notrace_function
 from timm.layers.classifier import create_classifier
 from timm.layers.drop import DropPath
-from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models import checkpoint_seq, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from timm.models.resnet import BasicBlock, Bottleneck, downsample_avg, downsample_conv
 from torch import Tensor, nn
 from torch.nn import functional
 
 from animesion.errors import UsageError
+from animesion_training.models.factory import build_model
 
 #: Name of a block -> timm's class.
 BLOCKS: dict[str, type[BasicBlock] | type[Bottleneck]] = {"basic": BasicBlock, "bottleneck": Bottleneck}
@@ -241,7 +242,8 @@ class LRNet(nn.Module):
         pool = self.global_pool.pool_type if global_pool is None else global_pool
         self.global_pool, fc = create_classifier(self.num_features, num_classes, pool_type=pool)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        self.fc = fc.to(self.bn1.weight)
+        self.fc = fc.to(self.bn1.weight).train(self.training)
+        self.global_pool.train(self.training)
 
 
 def _stem(in_chans: int, inner: int, width: int) -> nn.Module:
@@ -321,7 +323,7 @@ default_cfgs = generate_default_cfgs(_cfgs)
 def _create(name: str, pretrained: bool, **options: Any) -> Any:
     block, layers = LRNETS[name.removesuffix("d")]
     settings: dict[str, Any] = {"block": block, "layers": layers, "resnet_d": name.endswith("d")}
-    return build_model_with_cfg(LRNet, name, pretrained, **settings | options)
+    return build_model(LRNet, name, pretrained, **settings | options)
 
 
 @register_model

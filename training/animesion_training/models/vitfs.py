@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from animesion.errors import UsageError
+from animesion_training.models.factory import build_model
 from animesion_training.models.vitfs_layers import (
     NORMS,
     PATCH,
@@ -311,7 +312,7 @@ class ViTFS(nn.Module):
         self.num_classes = num_classes
         if global_pool is not None:
             self.global_pool = global_pool
-        self.head = _classifier(self.embed_dim, num_classes).to(self.patch_embed.proj.weight)
+        self.head = _classifier(self.embed_dim, num_classes).to(self.patch_embed.proj.weight).train(self.training)
 
     def set_input_size(
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
@@ -364,7 +365,7 @@ def _create(size: str, pretrained: bool, **options: Any) -> Any:
     width, heads = SIZES[size]
     settings: dict[str, Any] = {"embed_dim": width, "num_heads": heads} | options
     out_indices = settings.pop("out_indices", 3)
-    return build_model_with_cfg(
+    return build_model(
         ViTFS,
         f"vitfs_{size}_patch16",
         pretrained,

@@ -50,8 +50,10 @@ def _build_cal(config: Config, weights: StateDict, reference_compat: bool) -> nn
         method_options={"selector": options} if options else None,
         **built,
     )
-    if model.num_features != channels:
-        raise UsageError(f"{name} has {model.num_features} channels, the backbone of this CAL teacher has {channels}")
+    if model.head.in_features != channels:
+        raise UsageError(
+            f"{name} has {model.head.in_features} channels, the backbone of this CAL teacher has {channels}"
+        )
     load_all(model, model.adapt_state_dict(encoder) | head, "CAL teacher")
     set_statistics(model, config)
     result: nn.Module = model

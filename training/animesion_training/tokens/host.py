@@ -8,17 +8,20 @@ same order, and its attention stays fused unless a plug-in requests all weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from timm.layers.attention import Attention
+from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from animesion.errors import UsageError
 from animesion_training.tokens.attention import Attended
+from animesion_training.tokens.feature_head import FeatureHead
+from animesion_training.tokens.patch_maps import PatchMaps
 from animesion_training.tokens.plugin import Plugin
 from animesion_training.tokens.state import Tokens
 
@@ -33,7 +36,8 @@ class TokenVisionTransformer(nn.Module):
             DINO, MAE; with registers or not). Its classifier is replaced.
         plugins: methods by name, in the order in which each hook calls them.
         num_classes: number of classes; 0 for features alone.
-        head: makes the classifier for a number of classes. It reads the pooled feature (B, D), or, with `gathers`, the
+        head: makes the classifier for a number of classes (0 for features), a `FeatureHead` if it has layers before the
+            last one. It reads the pooled feature (B, D), or, with `gathers`, the
             class tokens (B, D, L); None for one linear layer.
         gathers: blocks after which the class token is gathered for the head. The final norm is dropped then, as
             nothing passes through it.
@@ -73,12 +77,16 @@ class TokenVisionTransformer(nn.Module):
             raise UsageError(
                 "a head reads one of gathered class tokens, patches, or a plug-in's feature: leave out the others"
             )
-        self.num_features = self.head_hidden_size = widths[0] if widths else host.embed_dim
+        self.num_features = widths[0] if widths else host.embed_dim
         self.in_chans: int = host.in_chans
         self.feature_info = [dict(info, module=f"{_BACKBONE}{info['module']}") for info in host.feature_info]
         self.grad_checkpointing = False
         self._make_head = head or self._linear_head
-        self.head = self._make_head(num_classes) if num_classes else nn.Identity()
+        self.head: nn.Module = nn.Identity()
+        self.reset_classifier(num_classes)
+        if isinstance(self.head, FeatureHead):
+            self.num_features = self.head.num_features
+        self.head_hidden_size = self.num_features
         opened = {i for plugin in self._plugins() for i in plugin.opens}
         if opened and not 0 <= min(opened) <= max(opened) < len(host.blocks):
             raise UsageError(
@@ -92,6 +100,8 @@ class TokenVisionTransformer(nn.Module):
         return [plugin for plugin in self.plugins.values() if isinstance(plugin, Plugin)]
 
     def _linear_head(self, num_classes: int) -> nn.Module:
+        if not num_classes:
+            return nn.Identity()
         layer = nn.Linear(self.num_features, num_classes)
         nn.init.trunc_normal_(layer.weight, std=0.02)
         nn.init.zeros_(layer.bias)
@@ -106,6 +116,8 @@ class TokenVisionTransformer(nn.Module):
         trace: bool = False,
         embedded: Callable[[Tensor], Tensor] | None = None,
         targets: Tensor | None = None,
+        maps: Collection[int] = (),
+        last: int | None = None,
     ) -> Tokens:
         """Run embedding and all blocks.
 
@@ -115,6 +127,8 @@ class TokenVisionTransformer(nn.Module):
             embedded: function that replaces the embedded tokens (B, T, D) before the first block, for a pass with
                 another class token.
             targets: see `Tokens`.
+            maps: blocks after which `Tokens.maps` keeps the vectors of all patches.
+            last: the last block to run; None for all.
 
         Returns:
             The tokens after the last block, without the final norm.
@@ -130,6 +144,8 @@ class TokenVisionTransformer(nn.Module):
             targets=targets,
             trace={} if trace else None,
         )
+        if maps and tokens.grid is not None:
+            tokens.maps = PatchMaps(tokens.patches, tokens.grid, maps)
         plugins = self._plugins()
         for plugin in plugins:
             if (learned := plugin.extra_tokens()) is not None:
@@ -154,6 +170,10 @@ class TokenVisionTransformer(nn.Module):
                 plugin.after(i, tokens)
             if i in self.gathers:
                 tokens.gathered.append(tokens.class_token)
+            if tokens.maps is not None:
+                tokens.maps.after(i, tokens.x[:, tokens.prefix :])
+            if i == last:
+                break
         for plugin in plugins:
             plugin.finish(tokens)
         return tokens
@@ -220,14 +240,61 @@ class TokenVisionTransformer(nn.Module):
             normed = plugin.head_feature(normed, tokens)
         return normed
 
+    def features(self, pooled: Tensor) -> Tensor:
+        """The output of `pool` to the input of the last layer, (B, `num_features`)."""
+        return self.head.features(pooled) if isinstance(self.head, FeatureHead) else pooled
+
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) to the input of the head, see `pool`."""
-        return self.pool(self.encode(x))
+        """Images (B, C, H, W) to the input of the last layer, (B, `num_features`)."""
+        return self.features(self.pool(self.encode(x)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Input of the head to logits (B, num_classes); with `pre_logits` it is returned unchanged."""
-        result: Tensor = x if pre_logits else self.head(x)
+        """Features (B, `num_features`) to logits (B, num_classes); with `pre_logits` they are returned unchanged."""
+        if pre_logits:
+            return x
+        result: Tensor = self.head.classify(x) if isinstance(self.head, FeatureHead) else self.head(x)
         return result
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Return the patches after chosen blocks, and the output of `forward_features`.
+
+        A patch that was merged has the vector of its token, and one that was dropped keeps the last vector that it had.
+
+        Args:
+            x: images (B, C, H, W).
+            indices: the last n blocks, or these blocks (negative from the end); None for all.
+            return_prefix_tokens: not supported, as methods change the prefix.
+            norm: apply the final norm to each.
+            stop_early: with `intermediates_only`, compute no block after the last chosen one.
+            output_fmt: `NCHW` for (B, D, h, w), `NLC` for (B, h w, D).
+            intermediates_only: return no features.
+
+        Returns:
+            `(features, intermediates)`, or the intermediates alone.
+
+        Raises:
+            UsageError: another format, or the prefix is requested.
+        """
+        if output_fmt not in ("NCHW", "NLC") or return_prefix_tokens:
+            raise UsageError("token methods return the features of patches alone, as NCHW or NLC")
+        taken, last = feature_take_indices(len(self.backbone.blocks), indices)
+        tokens = self.encode(x, maps=taken, last=last if stop_early and intermediates_only else None)
+        if tokens.maps is None:
+            raise UsageError("the patches of these images form no grid, so there are no feature maps")
+        intermediates = [self.backbone.norm(each) if norm else each for _, each in sorted(tokens.maps.kept.items())]
+        if output_fmt == "NCHW":
+            grid = tokens.maps.grid
+            intermediates = [each.transpose(1, 2).unflatten(2, grid).contiguous() for each in intermediates]
+        return intermediates if intermediates_only else (self.features(self.pool(tokens)), intermediates)
 
     @property
     def has_losses(self) -> bool:
@@ -253,13 +320,13 @@ class TokenVisionTransformer(nn.Module):
         if with_losses and targets is None and self.needs_targets:
             raise UsageError("a loss of this network's methods compares images by their classes: pass targets")
         tokens = self.encode(x, targets=targets)
-        logits = self.forward_head(self.pool(tokens))
+        logits = self.head(self.pool(tokens))
         return (logits, tokens.losses) if with_losses else logits
 
     def trace(self, x: Tensor) -> tuple[Tensor, Tokens]:
         """Return the logits, and the tokens with a trace of the choices of plug-ins."""
         tokens = self.encode(x, trace=True)
-        return self.forward_head(self.pool(tokens)), tokens
+        return self.head(self.pool(tokens)), tokens
 
     def adapt_state_dict(self, state_dict: dict[str, Tensor], model: nn.Module | None = None) -> dict[str, Tensor]:
         """Convert weights of ours or of the bare backbone, in any layout that timm reads, for this model.
@@ -318,9 +385,11 @@ class TokenVisionTransformer(nn.Module):
                 f"this transformer pools by {self.backbone.global_pool!r}, and cannot pool by {global_pool!r}"
             )
         self.num_classes = num_classes
-        head = self._make_head(num_classes) if num_classes else nn.Identity()
-        # the head may be replaced after the model was moved to a device
-        self.head = head.to(next(self.backbone.parameters()).device)
+        like = next(self.backbone.parameters())  # the head may be replaced after the model was moved or converted
+        if isinstance(self.head, FeatureHead):
+            self.head.reset(num_classes, like)
+            return
+        self.head = self._make_head(num_classes).to(like).train(self.training)
 
 
 def check_backbone(backbone: nn.Module, methods: str, *, class_token: bool = True) -> Any:

@@ -58,6 +58,9 @@ class _PartSelector(Plugin):
 
     def _keep(self, parts: Tensor, tokens: Tokens) -> None:
         """Make prefix and parts (B, K, D) the input of the last block."""
+        if tokens.maps is not None:  # patches keep their vectors of the block before
+            rows = torch.zeros(len(parts), 0, dtype=torch.int64, device=parts.device)
+            tokens.maps.keep_rows(rows, tokens.x.shape[1] - tokens.prefix)
         tokens.x = torch.cat([tokens.x[:, : tokens.prefix], parts], dim=1)
         tokens.grid, tokens.extra = None, 0
 

@@ -17,6 +17,7 @@ from animesion.config.settings import nearest
 from animesion.errors import UsageError
 from animesion_training.options import whole_number
 from animesion_training.tokens.autocast import without_autocast
+from animesion_training.tokens.feature_head import FeatureHead
 
 #: Name -> description.
 PATCH_HEADS = {
@@ -33,7 +34,7 @@ _ROOT_EPS = 1e-10
 _TRACE_EPS = 1e-12
 
 
-class AveragePoolHead(nn.Module):
+class AveragePoolHead(FeatureHead):
     """A linear layer on the mean of the patches.
 
     Args:
@@ -46,15 +47,19 @@ class AveragePoolHead(nn.Module):
 
     def __init__(self, width: int, num_classes: int) -> None:
         super().__init__()
-        self.fc = _classifier(width, num_classes)
+        self.num_features = width
+        self.reset(num_classes)
 
-    def forward(self, patches: Tensor) -> Tensor:
-        """See the class."""
-        logits: Tensor = self.fc(patches.mean(dim=1))
-        return logits
+    def last_layer(self, num_classes: int) -> nn.Module:
+        """See `FeatureHead.last_layer`."""
+        return _classifier(self.num_features, num_classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Patches (B, N, D) to their mean (B, D)."""
+        return x.mean(dim=1)
 
 
-class BilinearHead(nn.Module):
+class BilinearHead(FeatureHead):
     """Bilinear pooling: products of all pairs of channels, averaged over patches, and a linear layer.
 
     The products are replaced by their signed square roots and normalised to length 1 (Lin et al., ICCV 2015). With
@@ -85,23 +90,26 @@ class BilinearHead(nn.Module):
         self.project = nn.Linear(width, whole_number("dim", dim)) if dim is not None else None
         self.matrix_root = matrix_root
         self.iterations = whole_number("iterations", iterations, 2)
-        self.fc = _classifier((width if dim is None else dim) ** 2, num_classes)
+        self.num_features = (width if dim is None else dim) ** 2
+        self.reset(num_classes)
 
-    def forward(self, patches: Tensor) -> Tensor:
-        """See the class."""
-        channels = patches if self.project is None else self.project(patches)
+    def last_layer(self, num_classes: int) -> nn.Module:
+        """See `FeatureHead.last_layer`."""
+        return _classifier(self.num_features, num_classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Patches (B, N, D) to d^2 or D^2 products, of length 1 together; float32 at least."""
+        channels = x if self.project is None else self.project(x)
         with without_autocast(channels):
             channels = channels.to(torch.promote_types(channels.dtype, torch.float32))
             products = channels.transpose(1, 2) @ channels / channels.shape[1]  # (B, d, d)
             if self.matrix_root:
                 products = matrix_root(products, self.iterations)
             flat = products.flatten(1)
-            flat = functional.normalize(flat.sign() * (flat.abs() + _ROOT_EPS).sqrt(), dim=1)
-        logits: Tensor = self.fc(flat)
-        return logits
+            return functional.normalize(flat.sign() * (flat.abs() + _ROOT_EPS).sqrt(), dim=1)
 
 
-class MPNCOVHead(nn.Module):
+class MPNCOVHead(FeatureHead):
     """Matrix power normalised covariance: projection, batch norm, ReLU; the covariance over patches, its square root.
 
     The upper triangle of the root is the input of a linear layer (iSQRT-COV, Li et al., arXiv 1712.01034). Computed in
@@ -128,11 +136,16 @@ class MPNCOVHead(nn.Module):
         self.norm = nn.BatchNorm1d(dim)
         self.act = nn.ReLU()
         self.iterations = whole_number("iterations", iterations, 2)
-        self.fc = _classifier(dim * (dim + 1) // 2, num_classes)
+        self.num_features = dim * (dim + 1) // 2
+        self.reset(num_classes)
 
-    def pool(self, patches: Tensor) -> Tensor:
+    def last_layer(self, num_classes: int) -> nn.Module:
+        """See `FeatureHead.last_layer`."""
+        return _classifier(self.num_features, num_classes)
+
+    def features(self, x: Tensor) -> Tensor:
         """Patches (B, N, D) to the upper triangle of the root, row by row, (B, d (d + 1) / 2), float32 at least."""
-        channels = self.project(patches)
+        channels = self.project(x)
         channels = self.act(self.norm(channels.flatten(0, 1))).view_as(channels)
         with without_autocast(channels):
             channels = channels.to(torch.promote_types(channels.dtype, torch.float32))
@@ -141,11 +154,6 @@ class MPNCOVHead(nn.Module):
             root = matrix_root(covariance, self.iterations)
             rows, columns = torch.triu_indices(root.shape[1], root.shape[2], device=root.device)
             return root[:, rows, columns]
-
-    def forward(self, patches: Tensor) -> Tensor:
-        """See the class."""
-        logits: Tensor = self.fc(self.pool(patches))
-        return logits
 
 
 def matrix_root(matrices: Tensor, iterations: int = 5) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from animesion_training.tokens.autocast import working_dtype
+from animesion_training.tokens.patch_maps import PatchMaps
 
 
 @dataclass(eq=False)
@@ -30,6 +31,8 @@ class Tokens:
         targets: class ids (B,) or soft labels (B, num_classes) for such terms, None if the caller passed none.
         trace: choices of plug-ins by `block{i}.<name>`, and per block the class token (`cls`) and the number of tokens
             in and out (`tokens`); None when no trace is recorded.
+        maps: the vectors of all patches; None where no feature maps were requested. A method that moves or drops
+            tokens calls its `move` or `keep_rows`.
         scratch: values that a plug-in passes from one hook to a later one, under a name of its own.
     """
 
@@ -44,6 +47,7 @@ class Tokens:
     losses: dict[str, Tensor] = field(default_factory=dict)
     targets: Tensor | None = None
     trace: dict[str, Tensor] | None = None
+    maps: PatchMaps | None = None
     scratch: dict[str, Any] = field(default_factory=dict)
 
     @property

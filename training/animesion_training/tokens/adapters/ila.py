@@ -304,8 +304,11 @@ class ILA(Plugin):
             raise UsageError(
                 "adapter ila needs tokens that are one patch each: leave out the token reduction before it"
             )
+        old = grid_of(tokens, "ila")
         tokens.x = module(tokens.x, tokens)  # reads the old grid
-        tokens.grid = module.output_grid(grid_of(tokens, "ila"))
+        tokens.grid = new = module.output_grid(old)
+        if tokens.maps is not None and new != old:
+            tokens.maps.shrink(old, new, tokens.extra)
         if tokens.trace is not None:
             tokens.trace[name] = tokens.x.detach()
 

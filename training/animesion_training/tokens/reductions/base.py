@@ -185,6 +185,8 @@ def keep_rows(tokens: Tokens, rows: Tensor) -> None:
         rows: (B, K), indices of the tokens to keep, counted from the end of the prefix.
     """
     prefix = tokens.prefix
+    if tokens.maps is not None:
+        tokens.maps.keep_rows(rows, tokens.x.shape[1] - prefix)
 
     def kept(values: Tensor) -> Tensor:
         return torch.cat([values[:, :prefix], take(values[:, prefix:], rows)], dim=1)

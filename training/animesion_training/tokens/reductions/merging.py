@@ -61,6 +61,10 @@ class ToMe(Reduction):
 
         matching = match_pairs(body(attended.k.mean(dim=1)), self.merges[block])
         tokens.record(block, "cluster_assign", (matching.assignment()[:, 1:] - 1).float())
+        if tokens.maps is not None:
+            places = matching.assignment()[:, 1:] - 1
+            ends = places.shape[1] - matching.merged.shape[1] + torch.arange(aside, device=places.device)
+            tokens.maps.move(torch.cat([places, ends.expand(len(places), -1)], dim=1))
         merged, merged_size = merge_pairs(body(tokens.x), body(size), matching)
         tokens.x = _restore_aside(tokens.x, merged, prefix, aside)
         tokens.size = _restore_aside(size, merged_size, prefix, aside)
@@ -210,6 +214,9 @@ class DPCKNN(Reduction):
         merged = merge_clusters(patches, assignment, weights, clusters)
         _record_cluster(tokens, stage, idx_centers=centers, idx_cluster=assignment, x=merged)
         extra = tokens.x[:, tokens.x.shape[1] - tokens.extra :]
+        if tokens.maps is not None:
+            ends = clusters + torch.arange(tokens.extra, device=assignment.device)
+            tokens.maps.move(torch.cat([assignment, ends.expand(len(assignment), -1)], dim=1))
         tokens.x = torch.cat([tokens.x[:, : tokens.prefix], merged, extra], dim=1)
         tokens.grid = None
 
@@ -297,6 +304,8 @@ class _SoftReduction(Reduction):
         values, weights = self.assignments[str(stage)](tokens.x[:, tokens.prefix :])
         sums = weights @ values  # (B, K, D)
         _record_cluster(tokens, stage, soft_assign=weights, x=sums)
+        if tokens.maps is not None:  # a patch is part of the sum in which it has the largest weight
+            tokens.maps.move(weights.argmax(dim=1))
         tokens.x = torch.cat([tokens.x[:, : tokens.prefix], sums], dim=1)
         tokens.grid, tokens.extra = None, 0
 

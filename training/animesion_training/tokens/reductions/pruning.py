@@ -124,6 +124,11 @@ class ATS(Reduction):
             bias = attended.bias.expand(len(rows), -1, -1, -1)
             attended.bias = bias.gather(2, index.expand(-1, bias.shape[1], -1, bias.shape[3]))
         attended.normed = take(attended.normed, rows)
+        if tokens.maps is not None:
+            places = torch.full(tokens.x.shape[:2], -1, device=rows.device)
+            # padding points at the class token, whose place is left out below
+            places = places.scatter(1, rows, torch.arange(rows.shape[1], device=rows.device).expand_as(rows))
+            tokens.maps.move((places[:, tokens.prefix :] - tokens.prefix).clamp(min=-1))
         tokens.x = take(tokens.x, rows)
         tokens.size = None if tokens.size is None else take(tokens.size, rows)
         tokens.policy = None if tokens.policy is None else take(tokens.policy, rows)

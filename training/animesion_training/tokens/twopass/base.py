@@ -127,6 +127,11 @@ class TwoPassTransformer(nn.Module):
         """Features (B, n, width) to logits (B, num_classes), or to one feature (B, width)."""
         raise NotImplementedError
 
+    def forward_intermediates(self, x: Tensor, intermediates_only: bool = False, **options: Any) -> Any:
+        """The feature maps of the first pass, see `TokenVisionTransformer`, and the output of `forward_features`."""
+        maps = self.encoder.forward_intermediates(x, intermediates_only=True, **options)
+        return maps if intermediates_only else (self.forward_features(x), maps)
+
     @property
     def has_losses(self) -> bool:
         """Whether a plug-in adds terms to the training loss."""

@@ -254,7 +254,7 @@ class GLSim(TwoPassTransformer):
         if num_classes:
             head = nn.Linear(self.num_features, num_classes)
             init_linear(head)
-        self.head = head.to(next(self.encoder.parameters()).device)
+        self.head = head.to(next(self.encoder.parameters())).train(self.training)
 
 
 def _patches(values: Tensor, tokens: Tokens) -> Tensor:

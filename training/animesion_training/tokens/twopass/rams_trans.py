@@ -138,10 +138,11 @@ class RAMSTrans(TwoPassTransformer):
         self._record(tokens, **chosen)
         of_image = self.encoder.pool(tokens)
         of_crop = self.encoder.pool(self._second(region.crops, tokens))
-        return torch.stack([of_image, of_crop], dim=1), tokens
+        features = self.encoder.features(torch.cat([of_image, of_crop]))  # both passes in one batch, (2 B, width)
+        return torch.stack(features.chunk(2), dim=1), tokens
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Features (B, 2, ...) of both passes to mean logits (B, num_classes), or to their mean."""
+        """Features (B, 2, width) of both passes to mean logits (B, num_classes), or to their mean."""
         if pre_logits:
             return x.mean(1)
         logits = self.encoder.forward_head(x.flatten(0, 1))  # both passes in one batch, (2 B, num_classes)
