@@ -53,6 +53,16 @@ class CALOutput(NamedTuple):
     attention: Tensor
 
 
+@torch.fx.wrap
+def _bilinear(features: Tensor, attention: Tensor) -> Tensor:
+    """Do what `CALHead.pool` does; fx does not trace into it, as the context depends on the device."""
+    # sums over the map overflow in float16, and small ones underflow
+    with without_autocast(features):
+        pooled = torch.einsum("bmhw,bchw->bmc", attention.float(), features.float())
+        pooled = (pooled / (features.shape[2] * features.shape[3])).flatten(1)
+        return functional.normalize(pooled.sign() * (pooled.abs() + _ROOT_EPS).sqrt(), dim=1)
+
+
 class CALHead(nn.Module):
     """Part attention, bilinear attention pooling and a linear classifier without bias.
 
@@ -94,11 +104,7 @@ class CALHead(nn.Module):
 
     def pool(self, features: Tensor, attention: Tensor) -> Tensor:
         """Pool a feature map (B, C, h, w) by attention (B, M, h, w) to features (B, M C) of length 1, float32."""
-        # sums over the map overflow in float16, and small ones underflow
-        with without_autocast(features):
-            pooled = torch.einsum("bmhw,bchw->bmc", attention.float(), features.float())  # sums over the map
-            pooled = (pooled / (features.shape[2] * features.shape[3])).flatten(1)
-            return functional.normalize(pooled.sign() * (pooled.abs() + _ROOT_EPS).sqrt(), dim=1)
+        return _bilinear(features, attention)
 
     def classify(self, features: Tensor) -> Tensor:
         """Features (B, M C) of `pool` to logits (B, num_classes), or unchanged without classes."""
@@ -192,7 +198,7 @@ class CALClassifier(nn.Module):
 
     def forward(self, x: Tensor, parts: bool = False, seeds: Tensor | None = None) -> Tensor | CALOutput:
         """Images (B, channels, H, W) to logits (B, num_classes), or with `parts` to the output of `forward_parts`."""
-        if parts:
+        if parts is True:  # by identity, because torch.fx passes a stand-in, which has no truth value
             return self.forward_parts(x, seeds=seeds)
         if self.views == "full" and not self.training:
             return self._full(x)

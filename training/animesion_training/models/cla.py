@@ -5,11 +5,19 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from animesion.errors import UsageError
 from animesion_training.options import whole_number
 from animesion_training.tokens.feature_head import FeatureHead
+
+
+@torch.fx.wrap
+def check_batch(x: Tensor) -> None:
+    """Raise `UsageError` for a batch of one, which has no batch statistics."""
+    if x.shape[0] == 1:
+        raise UsageError("head cla normalises over the batch and cannot be trained on a batch of one: drop that batch")
 
 
 class CLAHead(FeatureHead):
@@ -47,10 +55,8 @@ class CLAHead(FeatureHead):
 
     def features(self, x: Tensor) -> Tensor:
         """Class tokens (B, D, L), first block first, to the input of the last layer (B, groups * D)."""
-        if self.training and len(x) == 1:
-            raise UsageError(
-                "head cla normalises over the batch and cannot be trained on a batch of one: drop that batch"
-            )
+        if self.training:
+            check_batch(x)
         aggregated = self.layers(self.norm_in(x))  # (B, D, L) to (B, groups * D, 1)
         features: Tensor = self.act(self.norm(aggregated))
         return features.squeeze(-1)

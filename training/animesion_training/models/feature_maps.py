@@ -124,27 +124,28 @@ def as_feature_map(backbone: Any, features: Any, size: tuple[int, ...], *, nhwc:
     Raises:
         UsageError: another shape, or tokens that form no grid.
     """
+    embed: Any = getattr(backbone, "patch_embed", None)
+    grid = embed.dynamic_feat_size(size) if hasattr(embed, "dynamic_feat_size") else None
+    prefix = getattr(backbone, "num_prefix_tokens", 0) or 0
+    return _as_map(features, size, grid, prefix, nhwc, type(backbone).__name__)
+
+
+@torch.fx.wrap
+def _as_map(
+    features: Any, size: tuple[int, ...], grid: tuple[int, int] | None, prefix: int, nhwc: bool, name: str
+) -> Tensor:
+    """Do what `as_feature_map` does, from the grid and the prefix of the backbone; fx does not trace into it."""
     if isinstance(features, Tensor) and features.ndim == 4:
         return features.permute(0, 3, 1, 2) if nhwc else features
     if not isinstance(features, Tensor) or features.ndim != 3:
         shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-        raise UsageError(f"{type(backbone).__name__} has no feature map to attend to: its features are {shape}")
-    patches = features[:, getattr(backbone, "num_prefix_tokens", 0) or 0 :]
+        raise UsageError(f"{name} has no feature map to attend to: its features are {shape}")
+    patches = features[:, prefix:]
     batch, count, channels = patches.shape
-    return patches.transpose(1, 2).reshape(batch, channels, *_grid(backbone, count, size))
-
-
-def _grid(backbone: Any, count: int, size: tuple[int, ...]) -> tuple[int, int]:
-    """The grid (rows, columns) of `count` patches."""
-    embed: Any = getattr(backbone, "patch_embed", None)
-    if hasattr(embed, "dynamic_feat_size"):
-        height, width = embed.dynamic_feat_size(size)
-        if height * width == count:
-            return height, width
-    # the network reduces the grid, or has another patch embedding: the grid has the aspect ratio of the image
-    height = max(1, round((count * size[0] / size[1]) ** 0.5))
-    if count % height:
-        raise UsageError(
-            f"{type(backbone).__name__} returns {count} tokens for images of {size[0]}x{size[1]}, which form no grid"
-        )
-    return height, count // height
+    if grid is None or grid[0] * grid[1] != count:
+        # the network reduces the grid, or has another embedding: the grid has the aspect ratio of the image
+        height = max(1, round((count * size[0] / size[1]) ** 0.5))
+        if count % height:
+            raise UsageError(f"{name} returns {count} tokens for images of {size[0]}x{size[1]}, which form no grid")
+        grid = (height, count // height)
+    return patches.transpose(1, 2).reshape(batch, channels, *grid)

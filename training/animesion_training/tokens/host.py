@@ -140,7 +140,7 @@ class TokenVisionTransformer(nn.Module):
         tokens = Tokens(
             host.norm_pre(host.patch_drop(embedding)),
             host.num_prefix_tokens,
-            host.patch_embed.dynamic_feat_size(x.shape[-2:]),
+            self._grid(x),
             targets=targets,
             trace={} if trace else None,
         )
@@ -177,6 +177,12 @@ class TokenVisionTransformer(nn.Module):
         for plugin in plugins:
             plugin.finish(tokens)
         return tokens
+
+    def _grid(self, x: Tensor) -> tuple[int, int]:
+        """Rows and columns of the patches of images: constant where the transformer accepts one size alone."""
+        embed = self.backbone.patch_embed
+        grid: tuple[int, int] = embed.grid_size if embed.strict_img_size else embed.dynamic_feat_size(x.shape[-2:])
+        return grid
 
     def _run(self, block: Any, tokens: Tokens) -> None:
         """Run timm's block as it is."""
@@ -317,11 +323,12 @@ class TokenVisionTransformer(nn.Module):
         Raises:
             UsageError: `with_losses` without the targets that a term needs.
         """
-        if with_losses and targets is None and self.needs_targets:
+        # compared by identity, because torch.fx passes stand-ins of all arguments, which have no truth value
+        if with_losses is True and targets is None and self.needs_targets:
             raise UsageError("a loss of this network's methods compares images by their classes: pass targets")
         tokens = self.encode(x, targets=targets)
         logits = self.head(self.pool(tokens))
-        return (logits, tokens.losses) if with_losses else logits
+        return (logits, tokens.losses) if with_losses is True else logits
 
     def trace(self, x: Tensor) -> tuple[Tensor, Tokens]:
         """Return the logits, and the tokens with a trace of the choices of plug-ins."""

@@ -110,12 +110,8 @@ class TransFG(_PartSelector):
         if block != self.last:
             return
         self._check(tokens)
-        row = _class_row_of_product(tokens.scratch.pop(_PARTS))
+        row = _class_row_of_product(tokens.scratch.pop(_PARTS), tokens.x.shape[1])
         end = tokens.x.shape[1] - tokens.extra
-        if row.shape[-1] != tokens.x.shape[1]:
-            raise UsageError(
-                "part selection needs the same tokens in all blocks: leave out methods that change their number"
-            )
         parts = row[:, :, tokens.prefix : end].argmax(dim=-1)
         tokens.record(block - 1, "part_idx", parts)
         self._keep(take(tokens.x[:, tokens.prefix :], parts), tokens)
@@ -128,12 +124,20 @@ class TransFG(_PartSelector):
         return feature
 
 
+# fx does not trace into these functions, which compare shapes
+torch.fx.wrap("_class_row_of_product")
+torch.fx.wrap("_best_rows")
+torch.fx.wrap("take")
+torch.fx.wrap("_rows_of_output")
+
+
 @torch.no_grad()
-def _class_row_of_product(blocks: list[tuple[Tensor, Tensor, float, Tensor | None]]) -> Tensor:
+def _class_row_of_product(blocks: list[tuple[Tensor, Tensor, float, Tensor | None]], count: int) -> Tensor:
     """Row 0 of the product of attention matrices, that of the last block first: (B, heads, T).
 
     Args:
         blocks: queries and keys (B, heads, T, d), scale and bias of each block, first block first.
+        count: T, number of tokens after them.
 
     Raises:
         UsageError: the number of tokens changes between blocks.
@@ -145,15 +149,29 @@ def _class_row_of_product(blocks: list[tuple[Tensor, Tensor, float, Tensor | Non
             row = (scores if bias is None else scores + bias[:, :, :1]).softmax(dim=-1)
             continue
         if k.shape[2] != row.shape[-1] or q.shape[2] != row.shape[-1]:
-            raise UsageError(
-                "part selection needs the same tokens in all blocks: leave out methods that change their number"
-            )
+            raise UsageError(_TOKENS_CHANGED)
         scores = (q * scale) @ k.transpose(-2, -1)
         weights = (scores if bias is None else scores + bias).softmax(dim=-1)
         with without_autocast(q):  # rounding errors would add up over blocks
             row = row.float() @ weights.float()
     assert row is not None
+    if row.shape[-1] != count:
+        raise UsageError(_TOKENS_CHANGED)
     return row[:, :, 0]
+
+
+def _best_rows(scores: Tensor, count: int) -> Tensor:
+    """The `count` tokens with the best scores (B, T), best first."""
+    if scores.shape[1] < count:
+        raise UsageError(f"selector ffvt selects {count} patches per block, and there are {scores.shape[1]}")
+    return scores.topk(count, dim=1).indices
+
+
+def _rows_of_output(x: Tensor, rows: Tensor, count: int) -> Tensor:
+    """Rows (B, K) of the output (B, T, D) of a block, for which they were selected among `count` tokens."""
+    if x.shape[1] != count:
+        raise UsageError("selector ffvt selects from the outputs of a block: put it before other plug-ins")
+    return take(x, rows)
 
 
 class FFVT(_PartSelector):
@@ -193,9 +211,7 @@ class FFVT(_PartSelector):
         to_class_token = column[..., 0].softmax(dim=-1).mean(dim=1)  # (B, T)
         mutual = to_class_token * attended.class_row.detach().mean(dim=1)
         end = mutual.shape[1] - tokens.extra
-        if end - first < self.count:
-            raise UsageError(f"selector ffvt selects {self.count} patches per block, and there are {end - first}")
-        parts = mutual[:, first:end].topk(self.count, dim=1).indices
+        parts = _best_rows(mutual[:, first:end], self.count)
         tokens.record(block, "part_idx", parts)
         tokens.scratch[f"{_PARTS}.now"] = (parts + first, mutual.shape[1])
 
@@ -204,9 +220,7 @@ class FFVT(_PartSelector):
         if block == self.last:
             return
         parts, count = tokens.scratch.pop(f"{_PARTS}.now")
-        if count != tokens.x.shape[1]:
-            raise UsageError("selector ffvt selects from the outputs of a block: put it before other plug-ins")
-        tokens.scratch[_PARTS].append(take(tokens.x, parts))
+        tokens.scratch[_PARTS].append(_rows_of_output(tokens.x, parts, count))
 
     def before(self, block: int, tokens: Tokens) -> None:
         """See `Plugin.before`."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+from timm.layers._fx import register_notrace_module
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.nn import functional
@@ -30,6 +31,14 @@ _RESIDUALS = ("near-ones", "ones", "xavier", "conv", "avg-pool", "identity", "no
 _NEAR = 0.001
 
 
+@torch.fx.wrap
+def _check_values(hidden: Tensor) -> None:
+    """Raise `UsageError` if tokens (B, T, d) have one value per channel, which has no batch statistics."""
+    if hidden.shape[0] * hidden.shape[1] == 1:
+        raise UsageError("adapter ila normalises over the batch and cannot train on one image with one patch left")
+
+
+@register_notrace_module
 class BatchNormOfTokens(nn.BatchNorm1d):
     """Batch norm of channels over all tokens of the batch, (B, T, d) to (B, T, d)."""
 
@@ -166,8 +175,8 @@ class InterLayerAdapter(nn.Module):
     def _over_grid(self, features: Tensor) -> Tensor:
         """SDS between the first and the last norm, (B, d, h, w) to (B, h' w', d)."""
         hidden: Any = as_tokens(self.conv(features))  # (B, h' w', d * multiplier)
-        if self.training and isinstance(self.norm2, nn.BatchNorm1d) and hidden.shape[0] * hidden.shape[1] == 1:
-            raise UsageError("adapter ila normalises over the batch and cannot train on one image with one patch left")
+        if self.training and isinstance(self.norm2, nn.BatchNorm1d):
+            _check_values(hidden)
         out: Tensor = self.point(self.act(self.norm2(hidden)))
         return out
 

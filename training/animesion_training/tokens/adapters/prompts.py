@@ -71,7 +71,7 @@ class PromptTuning(Plugin):
         return {"prompts"}
 
     def _of(self, block: int, tokens: Tokens) -> Tensor:
-        prompts: Tensor = self.drop(self.prompts[block].expand(len(tokens.x), -1, -1))  # (B, count, D)
+        prompts: Tensor = self.drop(self.prompts[block].expand(tokens.x.shape[0], -1, -1))  # (B, count, D)
         return prompts.to(tokens.x.dtype)
 
 
@@ -118,15 +118,13 @@ class QueryTuning(Plugin):
 
     def before(self, block: int, tokens: Tokens) -> None:
         """See `Plugin.before`."""
-        queries: Tensor = self.drop(self.queries[block].expand(len(tokens.x), -1, -1))
+        queries: Tensor = self.drop(self.queries[block].expand(tokens.x.shape[0], -1, -1))
         _insert(tokens, queries.to(tokens.x.dtype))
 
     def attention(self, block: int, tokens: Tokens, attended: Attended) -> None:
         """See `Plugin.attention`."""
         # the keys of queries are masked rather than removed, so that the keys of other plug-ins keep their places
-        end = tokens.prefix
-        mask = attended.k.new_zeros(attended.k.shape[2])  # (Tk,)
-        mask[end - self.queries.shape[1] : end] = torch.finfo(mask.dtype).min
+        mask = _mask(attended.k, tokens.prefix - self.queries.shape[1], tokens.prefix)
         attended.bias = mask[None, None, None] if attended.bias is None else attended.bias + mask
 
     def after(self, block: int, tokens: Tokens) -> None:
@@ -144,6 +142,14 @@ class QueryTuning(Plugin):
     def no_weight_decay(self) -> set[str]:
         """See `Plugin.no_weight_decay`."""
         return {"queries"}
+
+
+@torch.fx.wrap
+def _mask(keys: Tensor, start: int, end: int) -> Tensor:
+    """The bias (Tk,) that hides the keys (B, heads, Tk, d) from `start` to `end`."""
+    mask = keys.new_zeros(keys.shape[2])
+    mask[start:end] = torch.finfo(mask.dtype).min
+    return mask
 
 
 def _start(blocks: int, count: int, width: int, patch_size: tuple[int, int]) -> nn.Parameter:

@@ -112,7 +112,7 @@ class TwoPassTransformer(nn.Module):
         if host.pos_embed is not None and not host.no_embed_class:
             token = token + host.pos_embed[:, :1]  # the position of the class token, as timm's embedding adds it
         # (1, 1, D) to (B, 1, D)
-        token = host.pos_drop(token.expand(len(embedding), -1, -1)).to(embedding.dtype)
+        token = host.pos_drop(token.expand(embedding.shape[0], -1, -1)).to(embedding.dtype)
         return torch.cat([token, embedding[:, 1:]], dim=1)
 
     def _record(self, first: Tokens, **found: Tensor) -> None:
@@ -156,7 +156,7 @@ class TwoPassTransformer(nn.Module):
         if self.test_flip and not self.training:
             # images are (B, C, H, W): axis 3 mirrors them
             logits = (logits + self.forward_head(self.forward_features(x.flip(3)))) / 2
-        return (logits, tokens.losses) if with_losses else logits
+        return (logits, tokens.losses) if with_losses is True else logits  # see `TokenVisionTransformer.forward`
 
     def trace(self, x: Tensor) -> tuple[Tensor, Tokens]:
         """Return the logits without `test_flip`, and the tokens of the first pass.

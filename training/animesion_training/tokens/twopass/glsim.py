@@ -36,6 +36,10 @@ Classifier = Literal["cls", "avg", "max"]
 _BARE_EPS = 1e-5
 
 
+# fx does not trace into functions that check shapes
+torch.fx.wrap("crop")
+
+
 class Selection(NamedTuple):
     """The selection of GLSim in a batch.
 

@@ -37,6 +37,26 @@ class Region(NamedTuple):
     crops: Tensor
 
 
+# fx does not trace into functions that compare shapes
+torch.fx.wrap("crop")
+torch.fx.wrap("_attention")
+
+
+def _attention(weights: list[Tensor], count: int) -> Tensor:
+    """The rollout of the class token over `count` tokens, (B, T).
+
+    Raises:
+        UsageError: the number of tokens changes between blocks.
+    """
+    attention = class_rollout(weights)
+    if attention.shape[1] != count:
+        raise UsageError(
+            f"RAMS-Trans needs the same tokens in all blocks, and of {attention.shape[1]} tokens {count} are left: "
+            "leave out methods that change their number"
+        )
+    return attention
+
+
 class RAMSTrans(TwoPassTransformer):
     """Crop to the region that the class token attends to through all blocks, and average the logits of both passes.
 
@@ -108,12 +128,7 @@ class RAMSTrans(TwoPassTransformer):
         with torch.no_grad():
             if tokens.grid is None:
                 raise UsageError("RAMS-Trans crops by the grid of patches, and the encoder leaves no grid")
-            attention = class_rollout(self._recorder.pop_weights())  # (B, T)
-            if attention.shape[1] != tokens.x.shape[1]:
-                raise UsageError(
-                    f"RAMS-Trans needs the same tokens in all blocks, and of {attention.shape[1]} tokens "
-                    f"{tokens.x.shape[1]} are left: leave out methods that change their number"
-                )
+            attention = _attention(self._recorder.pop_weights(), tokens.x.shape[1])  # (B, T)
             attention = attention[:, tokens.prefix : attention.shape[1] - tokens.extra]  # patches alone, (B, N)
             cells = attention.reshape(-1, *tokens.grid)  # (B, rows, columns)
             if self.pool > 1:
@@ -146,7 +161,7 @@ class RAMSTrans(TwoPassTransformer):
         if pre_logits:
             return x.mean(1)
         logits = self.encoder.forward_head(x.flatten(0, 1))  # both passes in one batch, (2 B, num_classes)
-        return logits.reshape(len(x), x.shape[1], -1).mean(1)
+        return logits.reshape(x.shape[0], x.shape[1], -1).mean(1)
 
     @torch.no_grad()
     def select_crops(self, x: Tensor) -> Region:
