@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from animesion_training.eval.tta import TTA
 
 
 @click.command(
@@ -24,6 +28,13 @@ import click
 @click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
 @click.option(
+    "--tta",
+    type=click.Choice(["none", "flip", "crops"]),
+    default="none",
+    show_default=True,
+    help="Average the predictions of views: mirror image, or five crops and their mirror images.",
+)
+@click.option(
     "--report", type=click.Path(path_type=Path), help="Write JSON, per-class and confusion CSVs into this folder."
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
@@ -35,6 +46,7 @@ def eval_(
     split: str,
     batch_size: int,
     precision: str,
+    tta: TTA,
     report: Path | None,
     device: str,
     as_json: bool,
@@ -68,13 +80,14 @@ def eval_(
             crop_pct=card.crop_pct,
             batch_size=batch_size,
             precision=precision,
+            tta=tta,
         )
         if not context.is_main:
             return
     # counts of the training data if the weights have them, else of the training split of this data
     counts = card.facts.get("train_counts") or evaluate.train_counts(opened)
     evaluation = evaluate.compute_metrics(scores, opened, split, counts)
-    facts = {"data": data, "split": split, "checkpoint": str(weights)}
+    facts = {"data": data, "split": split, "checkpoint": str(weights), "tta": tta}
     if report:
         evaluate.write_report(report, evaluation, facts, scores, opened, split)
     if as_json:

@@ -20,6 +20,7 @@ from animesion_training.distributed import DistributedContext
 from animesion_training.eval import report
 from animesion_training.eval.metrics import Evaluation, evaluate
 from animesion_training.eval.scores import Scores
+from animesion_training.eval.tta import TTA, decoded_size, predict
 from animesion_training.precision import autocast
 from animesion_training.weights import WeightsCard
 
@@ -38,6 +39,7 @@ def score(
     channels_last: bool = False,
     workers: int | None = None,
     on_error: str = "raise",
+    tta: TTA = "none",
     advance: Callable[[int], None] = lambda count: None,
 ) -> Scores:
     """Score every sample of a split; the scores are complete in the first process only.
@@ -55,15 +57,17 @@ def score(
         channels_last: memory format of the input.
         workers: decoding threads; None for one per core.
         on_error: `raise`, or `skip` samples that cannot be read.
+        tta: views of each image whose predictions are averaged, see `tta.predict`.
         advance: called with the number of samples of each batch.
     """
+    side, crop_pct = decoded_size(tta, img_size, crop_pct)
     stream = Stream(
         data,
         split,
         batch_size * context.world_size,
-        img_size,
+        side,
         train=False,
-        transform=Resize(img_size, crop_pct),
+        transform=Resize(side, crop_pct),
         rank=context.rank,
         world_size=context.world_size,
         workers="auto" if workers is None else workers,
@@ -77,8 +81,8 @@ def score(
             if not channels_last:
                 images = images.contiguous()
             with autocast(precision, context.device):
-                logits = model(images)
-            scores.add(logits.float(), batch.labels, batch.indices)
+                logits = predict(model, images, img_size, tta)
+            scores.add(logits, batch.labels, batch.indices)
             advance(len(batch.labels))
     if context.world_size > 1:
         scores_by_rank = context.all_gather(scores)
