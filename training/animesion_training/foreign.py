@@ -110,9 +110,8 @@ def _from_timm(found: Checkpoint, name: str, settings: Mapping[str, Any]) -> Des
     fitted, has_classifier = fit_weights(model, found)
     if not has_classifier:
         raise UsageError(f"{found.path}: {'; '.join(fitted)}: it cannot classify")
-    config = model.pretrained_cfg
-    config |= {key: inputs[key] for key in ("mean", "std", "interpolation")}
     crop_pct = min(1.0, float(inputs["crop_pct"]))
+    _describe(model, crop_pct, **{key: inputs[key] for key in ("mean", "std", "interpolation")})
     notes = [*fitted, f"{name} of timm with {classes} classes at {size[0]}x{size[1]} pixels"]
     if inputs.get("crop_mode") != "squash" and crop_pct < 1:
         notes.append("images are resized to a square before the crop, and not by their shorter side as timm does")
@@ -163,7 +162,15 @@ def _from_original(found: Checkpoint) -> Described:
     dataset = str(settings.get("dataset_name") or "").lower()
     if settings.get("custom_mean_std") and dataset.startswith(_OWN_FIGURES):
         notes.append(f"mean and deviation are 0.5, and not those of {dataset}, which the file does not have")
-    return _say(found, notes, Described(network, name, classes, (), _crop_pct(settings, side), found.facts))
+    crop_pct = _crop_pct(settings, side)
+    _describe(network, crop_pct)
+    return _say(found, notes, Described(network, name, classes, (), crop_pct, found.facts))
+
+
+def _describe(model: nn.Module, crop_pct: float, **inputs: Any) -> None:
+    """Set the inputs in the config of a model, which `export` writes; images are resized to a square here."""
+    config = vars(model)["pretrained_cfg"] | inputs | {"crop_pct": crop_pct, "crop_mode": "squash"}
+    vars(model)["pretrained_cfg"] = vars(model)["default_cfg"] = config
 
 
 def _crop_pct(settings: Mapping[str, Any], side: int) -> float:

@@ -10,6 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from animesion_training.engine.loop import Outcome
+    from animesion_training.engine.lr_range import RangeTest
 
 
 @click.command(epilog="Example: animesion train --data datasets/daf-re-sample --img-size 64 --epochs 8 --out runs/a")
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 @click.option("--init", help="Weights to start from; a head of another number of classes is replaced.")
 @click.option("--freeze", multiple=True, help="Parameters to freeze: `backbone`, a name, a shell pattern.")
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override one value of the recipe.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.")
+@click.option("--find-lr", is_flag=True, help="Do not train: test learning rates, and suggest one.")
 @click.option("--resume", is_flag=True, help="Continue from the last checkpoint in the folder.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -58,14 +60,16 @@ def train(
     init: str | None,
     freeze: tuple[str, ...],
     overrides: tuple[str, ...],
-    out: Path,
+    out: Path | None,
+    find_lr: bool,
     resume: bool,
     device: str,
     as_json: bool,
 ) -> None:
     """Train a classifier on DATA. Under torchrun, the processes share each batch.
 
-    The same command with --resume continues a run that was stopped or killed.
+    The same command with --resume continues a run that was stopped or killed. With --find-lr, the loss is measured
+    while the learning rate grows, and nothing is written.
     """
     from animesion_training.cli.requirements import check_exists, torch_required
     from animesion_training.recipe import load
@@ -88,12 +92,20 @@ def train(
         "optimizer.lr": lr,
         "data.cache": cache,
     }
+    if out is None and not find_lr:
+        raise click.UsageError("Missing option '--out'.")
     chosen = load(recipe, overrides, changes)
     check_exists(data, *filter(None, (chosen.model.init, chosen.teacher.weights)))
     with torch_required():
         from animesion_training.cli.progress import screen
         from animesion_training.engine import loop
 
+    if find_lr:
+        from animesion_training.engine import lr_range
+
+        _print_range(lr_range.find_lr(chosen, data, images=images, device=device), as_json)
+        return
+    assert out is not None
     try:
         with screen() as watcher:
             outcome = loop.train(chosen, data, out, images=images, resume=resume, device=device, watcher=watcher)
@@ -135,3 +147,21 @@ def _print(outcome: Outcome) -> None:
         )
     where = outcome.out
     click.echo(f"weights {where / 'best.safetensors'}, metrics {where / 'epochs.csv'}, report {where / 'report'}")
+
+
+def _print_range(test: RangeTest, as_json: bool) -> None:
+    if as_json:
+        import json
+        from dataclasses import asdict
+
+        click.echo(json.dumps(asdict(test)))
+        return
+    click.echo("learning rate   loss")
+    for i in range(0, len(test.rates), max(1, len(test.rates) // 20)):
+        click.echo(f"{test.rates[i]:13.2e}   {test.smoothed[i]:.4f}")
+    end = f"it diverges from {test.diverged:.2g}" if test.diverged else "it does not diverge"
+    click.echo(f"the loss is lowest at {test.lowest:.2g}, {end}")
+    if test.suggested is None:
+        click.echo("the loss does not fall: no learning rate is suggested")
+    else:
+        click.echo(f"it falls fastest at {test.suggested:.2g}: --lr {test.suggested:.2g}")

@@ -1,0 +1,160 @@
+"""Learning-rate range test: the loss while the learning rate grows, and the rate at which it falls fastest.
+
+Smith, "Cyclical Learning Rates for Training Neural Networks", WACV 2017, section 3.3, with a rate that grows
+exponentially. The steps are those of a training by the recipe, but for the schedule; no file is written.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from animesion.errors import UsageError
+from animesion_training.data import open_data
+from animesion_training.data.mixing import mix
+from animesion_training.distributed import distributed_context
+from animesion_training.engine import checkpoint, optim, setup, steps
+from animesion_training.eval import evaluate
+from animesion_training.recipe import TrainRecipe
+
+#: Range of learning rates; more than any optimizer of timm is used with.
+LOWEST, HIGHEST = 1e-6, 10.0
+_LEAST_STEPS = 20
+_SMOOTHING = 0.9
+#: The test ends when the smoothed loss is this many times its minimum.
+_DIVERGED = 4.0
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """The result of a range test.
+
+    Attributes:
+        rates: learning rate of each step, ascending.
+        losses: mean loss over the batch of each step.
+        smoothed: the losses, exponentially smoothed.
+        suggested: the rate at which the smoothed loss falls fastest; None if it never falls.
+        lowest: the rate at which the smoothed loss is lowest.
+        diverged: the rate at which it was several times its minimum or not finite; None if that did not happen.
+    """
+
+    rates: tuple[float, ...]
+    losses: tuple[float, ...]
+    smoothed: tuple[float, ...]
+    suggested: float | None
+    lowest: float
+    diverged: float | None
+
+
+def find_lr(
+    recipe: TrainRecipe,
+    data_path: Path | str,
+    *,
+    images: Path | str | None = None,
+    device: str = "auto",
+    count: int = 100,
+) -> RangeTest:
+    """Train with a growing learning rate, from `LOWEST` to `HIGHEST` or until the loss diverges.
+
+    Args:
+        recipe: the recipe; its learning rate and schedule are not used.
+        data_path: a built dataset, class folders or label files.
+        images: image root of label files.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        count: number of steps, as far as the recipe has them.
+
+    Raises:
+        UsageError: a recipe that does not fit the data, fewer than 20 steps, or several processes.
+    """
+    data = open_data(data_path, images=images)
+    with distributed_context(device) as context:
+        if context.world_size > 1:
+            raise UsageError("--find-lr runs in one process: start it without torchrun")
+        checkpoint.seed_generators(recipe.run.seed, 0)
+        model = setup.build_model(recipe, data.num_classes, context.device)
+        teacher = setup.load_teacher(recipe, data, context.device)
+        stream = setup.open_stream(recipe, data, context, teacher=teacher, notify=lambda text: None)
+        count = min(count, len(stream) * recipe.schedule.epochs)
+        if count < _LEAST_STEPS:
+            raise UsageError(
+                f"--find-lr needs {_LEAST_STEPS} steps, and the recipe has {count}: give more epochs or a smaller batch"
+            )
+        augment, _ = setup.build_augmentation(recipe.augment, model)
+        mixing = setup.build_mixing(recipe)
+        mix_generator = torch.Generator().manual_seed(recipe.run.seed * 1000)
+        counts = evaluate.train_counts(data, recipe.data.train)
+        objective = setup.build_objective(recipe, counts, mixing, context.device)
+        step = setup.build_step(recipe, model, objective, mixing, teacher, context.device)
+        optimizer = optim.make_optimizer(model, recipe.optimizer)
+        scaler = torch.amp.GradScaler(context.device.type, enabled=recipe.run.precision == "fp16")
+        optim.train_mode(step)
+        rates: list[float] = []
+        losses: list[float] = []
+        smoothed: list[float] = []
+        diverged: float | None = None
+        while len(rates) < count and diverged is None:
+            for batch in stream:  # one epoch
+                rate = LOWEST * (HIGHEST / LOWEST) ** (len(rates) / (count - 1))
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * group.get("lr_scale", 1.0)  # of layer decay
+                labels, seeds = batch.labels.to(context.device), batch.seeds.to(context.device)
+                pixels = augment(batch.images.to(context.device), seeds)
+                targets = labels
+                if mixing.active:
+                    pixels, targets = mix(pixels, labels, data.num_classes, mixing, mix_generator)
+                pixels = pixels if recipe.run.channels_last else pixels.contiguous()
+                loss = 0.0
+                pieces = min(recipe.run.accumulate, len(labels))
+                for piece in zip(pixels.chunk(pieces), targets.chunk(pieces), seeds.chunk(pieces), strict=True):
+                    term: Any = steps.sum_terms(step(*piece)) * (len(piece[0]) / len(labels))
+                    scaler.scale(term).backward()
+                    loss += float(term.detach())
+                rates.append(rate)
+                losses.append(loss)
+                smoothed = smooth(losses)
+                if not math.isfinite(loss) or (len(rates) > 10 and smoothed[-1] > _DIVERGED * min(smoothed)):
+                    diverged = rate
+                    break
+                scaler.unscale_(optimizer)
+                if recipe.optimizer.clip:
+                    nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.clip)
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad(set_to_none=True)
+                if len(rates) == count:
+                    break
+    finite = [value if math.isfinite(value) else math.inf for value in smoothed]
+    lowest = rates[finite.index(min(finite))]
+    return RangeTest(tuple(rates), tuple(losses), tuple(smoothed), steepest(rates, finite), lowest, diverged)
+
+
+def smooth(losses: Sequence[float]) -> list[float]:
+    """Smooth losses exponentially, without the bias towards 0 of the first ones."""
+    mean, result = 0.0, []
+    for number, loss in enumerate(losses, 1):
+        mean = _SMOOTHING * mean + (1 - _SMOOTHING) * loss
+        result.append(mean / (1 - _SMOOTHING**number))
+    return result
+
+
+def steepest(rates: Sequence[float], smoothed: Sequence[float]) -> float | None:
+    """The rate at which the smoothed loss falls fastest over the logarithm of the rate, before its minimum.
+
+    Args:
+        rates: ascending, equally spaced in their logarithm.
+        smoothed: the loss at each of them; infinite if it is not finite.
+
+    Returns:
+        None if the loss does not fall.
+    """
+    end = smoothed.index(min(smoothed))
+    # the first steps are noise: their mean has few losses
+    slopes = {i: smoothed[i + 1] - smoothed[i - 1] for i in range(3, end)}
+    best = min(slopes, key=slopes.__getitem__, default=None)
+    return None if best is None or slopes[best] >= 0 else rates[best]
