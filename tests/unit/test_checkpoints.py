@@ -16,6 +16,8 @@ np = pytest.importorskip("numpy")
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 
@@ -218,6 +220,46 @@ def test_a_safetensors_header_that_begins_like_a_pickle_is_no_pickle(tmp_path):
             break
     assert path.read_bytes()[0] == 0x80
     assert read_checkpoint(path).tensors["w"].shape == (1,)
+
+
+@pytest.fixture(scope="module")
+def small_files(tmp_path_factory) -> list[bytes]:
+    """One small intact file of each format."""
+    root = tmp_path_factory.mktemp("small")
+    weights = {"a.weight": torch.randn(4, 3), "a.bias": torch.zeros(4)}
+    content = {"state_dict": weights, "args": argparse.Namespace(a=1, b=Settings()), "acc": np.float64(2)}
+    torch.save(content, root / "zip.pth")
+    torch.save(content, root / "old.pth", _use_new_zipfile_serialization=False)
+    torch.save(torch.nn.Sequential(torch.nn.Linear(2, 2)), root / "whole.pth")
+    save_file(weights, root / "a.safetensors", {"animesion": '{"img_size": [3, 4]}'})
+    arrays = {"embedding/kernel": np.zeros((2, 2, 3, 4)), "Transformer/encoder_norm/scale": np.zeros(4)}
+    np.savez(root / "a.npz", **arrays)
+    return [path.read_bytes() for path in sorted(root.iterdir())]
+
+
+@given(st.data())
+@settings(max_examples=100, deadline=None)
+def test_damaged_files_are_read_or_refused_in_one_sentence(small_files, tmp_path_factory, data):
+    content = bytearray(data.draw(st.sampled_from(small_files)))
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, max(0, len(content) - 1)))
+        kind = data.draw(st.sampled_from(["change", "cut", "insert"]))
+        if kind == "change" and content:
+            content[place] = data.draw(st.integers(0, 255))
+        elif kind == "cut":
+            del content[place:]
+        else:
+            content[place:place] = data.draw(st.binary(max_size=8))
+    path = tmp_path_factory.getbasetemp() / "damaged"
+    path.write_bytes(content)
+    tensors, refusal = [], ""
+    try:
+        tensors = list(read_checkpoint(path).tensors.values())
+    except UsageError as error:
+        refusal = str(error).strip()
+    assert refusal or tensors
+    assert "\n" not in refusal
+    assert all(isinstance(value, torch.Tensor) for value in tensors)
 
 
 # -- positions -------------------------------------------------------------------------------------------------------

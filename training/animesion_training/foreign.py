@@ -22,6 +22,7 @@ from animesion.errors import UsageError
 from animesion_training.checkpoints import Checkpoint, read_checkpoint
 from animesion_training.models import create_model
 from animesion_training.models.pretrained import classes_of, fit_weights
+from animesion_training.options import reasonable
 from animesion_training.originals import from_reference
 
 _log = logging.getLogger("animesion_training")
@@ -96,8 +97,12 @@ def _from_timm(found: Checkpoint, name: str, settings: Mapping[str, Any]) -> Des
         given["img_size"] = given.pop("input_size")
     published: Any = timm.get_pretrained_cfg(name)
     resolve: Any = timm.data.resolve_data_config
+    if not reasonable(options):
+        raise UsageError(f"{found.path} describes a model of unreasonable size: its model_kwargs are {options}")
     try:
         inputs = resolve(given, pretrained_cfg=published.to_dict() if published else {})
+        inputs |= {key: tuple(map(float, inputs[key])) for key in ("mean", "std")}
+        crop_pct = min(1.0, float(inputs["crop_pct"]))
         size = tuple(inputs["input_size"][1:])
         side: Any = size[0] if size[0] == size[1] else size
         with torch.device("meta"):  # first without memory: settings may describe a model that exceeds it
@@ -110,7 +115,6 @@ def _from_timm(found: Checkpoint, name: str, settings: Mapping[str, Any]) -> Des
     fitted, has_classifier = fit_weights(model, found)
     if not has_classifier:
         raise UsageError(f"{found.path}: {'; '.join(fitted)}: it cannot classify")
-    crop_pct = min(1.0, float(inputs["crop_pct"]))
     _describe(model, crop_pct, **{key: inputs[key] for key in ("mean", "std", "interpolation")})
     notes = [*fitted, f"{name} of timm with {classes} classes at {size[0]}x{size[1]} pixels"]
     if inputs.get("crop_mode") != "squash" and crop_pct < 1:

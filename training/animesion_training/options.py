@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from animesion.errors import UsageError
+
+#: Largest number among the options of a model from a file.
+_LARGEST_OPTION = 16384
 
 
 def in_range(
@@ -52,3 +55,14 @@ def one_of(option: str, value: Any, known: Collection[Any]) -> None:
     """
     if value not in known:
         raise UsageError(f"{option} must be one of {', '.join(map(str, known))}, not {value!r}")
+
+
+def reasonable(value: Any) -> bool:
+    """Whether an option of a model from a file has no depth or width that makes building it very slow."""
+    if isinstance(value, Mapping):
+        return all(map(reasonable, value.values()))
+    if isinstance(value, list | tuple):
+        return len(value) <= 1000 and all(map(reasonable, value))
+    if value is None or isinstance(value, bool | str):
+        return True
+    return isinstance(value, int | float) and math.isfinite(value) and abs(value) <= _LARGEST_OPTION
