@@ -70,9 +70,7 @@ class EmbeddingSection(Section):
     """Duplicates by the embeddings of a model, in addition to those by hash."""
 
     model: str = Field("", description="any timm model, such as `resnet18`; empty switches embeddings off")
-    weights: str = Field(
-        "pretrained", description="`pretrained` for timm's weights, `random`, or a .safetensors or .pth file"
-    )
+    weights: str = Field("pretrained", description="`pretrained` for timm's weights, `random`, or a weight file")
     threshold: float = Field(0.98, gt=0, le=1, strict=False, description="minimum cosine similarity of duplicates")
 
 

@@ -6,6 +6,7 @@ as long as images, model and settings are the same. `animesion.dedup.clusters` d
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,6 +29,8 @@ from animesion.storage.workspace import Receipt, Workspace, sha256_file
 
 if TYPE_CHECKING:
     from torch import nn
+
+_log = logging.getLogger("animesion")
 
 #: Images per batch; fixed, because sums round differently in batches of another size.
 _BATCH = 32
@@ -92,21 +95,19 @@ class Embedder:
 
 def _load_weights(model: Any, path: Path) -> None:
     """Load weights from a file, without running code from it; weights of a classifier are ignored."""
-    import torch
+    from animesion.checkpoints import cut_prefix, read_checkpoint
 
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        missing = model.load_state_dict(state, strict=False).missing_keys
-    except Exception as error:  # the readers raise errors of many types for a damaged file
-        message = " ".join(str(error).split())[:120]
+        found = read_checkpoint(path)
+        weights, notes = cut_prefix(found.tensors, set(model.state_dict()), path)
+        missing = model.load_state_dict(weights, strict=False).missing_keys
+    except (UsageError, RuntimeError) as error:
+        message = " ".join(str(error).split())[:160]
         raise UsageError(f"duplicates.embedding.weights: {path} cannot be loaded into the model ({message})") from None
-    if missing:
+    if missing := [name for name in missing if not name.endswith("num_batches_tracked")]:
         raise UsageError(f"duplicates.embedding.weights: {path} has no weights for {missing[0]} of the model")
+    if notes := [*found.notes, *notes]:
+        _log.warning("%s", f"{path}: {'; '.join(notes)}")
 
 
 def run(workspace: Workspace, recipe: Recipe, parts: int, advance: Callable[[int], None]) -> list[Receipt]:

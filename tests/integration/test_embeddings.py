@@ -89,6 +89,23 @@ def test_weights_of_a_file_are_used(images: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / name).read_bytes() != (tmp_path / "random" / name).read_bytes()
 
 
+def test_weights_of_other_trainers_are_used_and_the_sentence_says_how(
+    images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import timm
+
+    weights = timm.create_model(MODEL, num_classes=3).state_dict()
+    torch.save(weights, tmp_path / "plain.pth")
+    wrapped = {f"model.{name}": value for name, value in weights.items() if "num_batches_tracked" not in name}
+    torch.save({"state_dict": wrapped, "epoch": 3}, tmp_path / "last.ckpt")
+    tables = []
+    for name in ("plain.pth", "last.ckpt"):
+        build(images, tmp_path / f"of-{name}", TINY[0], f'duplicates.embedding.weights="{tmp_path / name}"')
+        tables.append(pq.read_table(tmp_path / f"of-{name}" / "features/embeddings-part-00000.parquet"))
+    assert tables[0].equals(tables[1])
+    assert "last.ckpt: weights under 'state_dict'; prefix 'model.' cut" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

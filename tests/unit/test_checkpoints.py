@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 
+from animesion.checkpoints import read_checkpoint
 from animesion.errors import UsageError
 from animesion_training import create_model, save_model
-from animesion_training.checkpoints import read_checkpoint
 from animesion_training.models import load_weights
 
 SMALL: dict[str, Any] = {"depth": 4, "embed_dim": 48, "num_heads": 3}

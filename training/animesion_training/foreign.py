@@ -18,8 +18,8 @@ import timm
 import torch
 from torch import nn
 
+from animesion.checkpoints import Checkpoint, read_checkpoint
 from animesion.errors import UsageError
-from animesion_training.checkpoints import Checkpoint, read_checkpoint
 from animesion_training.models import create_model
 from animesion_training.models.pretrained import classes_of, fit_weights
 from animesion_training.options import reasonable

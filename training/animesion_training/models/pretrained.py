@@ -1,6 +1,6 @@
 """Pretrained weights: fit those of a file to a model, and report failed downloads of timm and Hugging Face.
 
-Files are read by `animesion_training.checkpoints`. Models with their class names are loaded by
+Files are read by `animesion.checkpoints`. Models with their class names are loaded by
 `animesion_training.weights`.
 """
 
@@ -19,8 +19,8 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
+from animesion.checkpoints import Checkpoint, cut_prefix, read_checkpoint
 from animesion.errors import AnimesionError, UsageError
-from animesion_training.checkpoints import Checkpoint, cut_prefix, read_checkpoint
 from animesion_training.models.assemble import init_from_backbone
 from animesion_training.models.positions import match_positions
 

@@ -4,7 +4,7 @@ Networks are not built here: `models.pretrained` fits weights to a network, `for
 checkpoint describes.
 """
 
-from animesion_training.checkpoints.contents import Checkpoint, read_checkpoint
-from animesion_training.checkpoints.names import cut_prefix
+from animesion.checkpoints.contents import Checkpoint, read_checkpoint
+from animesion.checkpoints.names import cut_prefix
 
 __all__ = ["Checkpoint", "cut_prefix", "read_checkpoint"]

@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
+from animesion.checkpoints.archives import read_archive
+from animesion.checkpoints.google import from_google, is_google
 from animesion.errors import UsageError
-from animesion_training.checkpoints.archives import read_archive
-from animesion_training.checkpoints.google import from_google, is_google
 
 #: Entries with an average of the weights, then entries with the weights, in the order in which they are taken.
 _AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema_model", "ema")
