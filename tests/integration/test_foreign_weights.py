@@ -96,17 +96,14 @@ def test_another_number_of_classes_is_refused(folders: Path, tmp_path: Path) -> 
 
 
 def test_find_lr_suggests_a_rate_and_writes_nothing(folders: Path, tmp_path: Path) -> None:
-    settings = [part for value in (*FAST, "schedule.epochs=6") for part in ("--set", value)]
+    settings = [part for value in (*FAST, "schedule.epochs=1") for part in ("--set", value)]
     command = ("train", "--data", str(folders), "--find-lr", "--device", "cpu", "--json", *settings)
     answer = run_here(*command, "--out", str(tmp_path / "run"))
     assert answer.returncode == 0, answer.stderr
     test = json.loads(answer.stdout)
-    assert 20 < len(test["rates"]) == len(test["losses"]) <= 36
+    assert 20 < len(test["rates"]) == len(test["losses"]) <= 100
     assert test["rates"] == sorted(test["rates"])
     assert 1e-6 < test["suggested"] < test["lowest"] < 10
     assert not (tmp_path / "run").exists()
     again = json.loads(run_here(*command).stdout)
     assert again == test
-    few = run_here("train", "--data", str(folders), "--find-lr", *settings, "--set", "schedule.epochs=1")
-    assert few.returncode == 2
-    assert "needs 20 steps, and the recipe has 6" in few.stderr

@@ -25,7 +25,6 @@ from animesion_training.recipe import TrainRecipe
 
 #: Range of learning rates; more than any optimizer of timm is used with.
 LOWEST, HIGHEST = 1e-6, 10.0
-_LEAST_STEPS = 20
 _SMOOTHING = 0.9
 #: The test ends when the smoothed loss is this many times its minimum.
 _DIVERGED = 4.0
@@ -63,14 +62,14 @@ def find_lr(
     """Train with a growing learning rate, from `LOWEST` to `HIGHEST` or until the loss diverges.
 
     Args:
-        recipe: the recipe; its learning rate and schedule are not used.
+        recipe: the recipe; its learning rate, schedule and number of epochs are not used.
         data_path: a built dataset, class folders or label files.
         images: image root of label files.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        count: number of steps, as far as the recipe has them.
+        count: number of steps.
 
     Raises:
-        UsageError: a recipe that does not fit the data, fewer than 20 steps, or several processes.
+        UsageError: a recipe that does not fit the data, or several processes.
     """
     data = open_data(data_path, images=images)
     with distributed_context(device) as context:
@@ -79,12 +78,9 @@ def find_lr(
         checkpoint.seed_generators(recipe.run.seed, 0)
         model = setup.build_model(recipe, data.num_classes, context.device)
         teacher = setup.load_teacher(recipe, data, context.device)
-        stream = setup.open_stream(recipe, data, context, teacher=teacher, notify=lambda text: None)
-        count = min(count, len(stream) * recipe.schedule.epochs)
-        if count < _LEAST_STEPS:
-            raise UsageError(
-                f"--find-lr needs {_LEAST_STEPS} steps, and the recipe has {count}: give more epochs or a smaller batch"
-            )
+        # as many epochs as the test may need, whatever the recipe says: each has a step or more
+        longer = recipe.model_copy(update={"schedule": recipe.schedule.model_copy(update={"epochs": count})})
+        stream = setup.open_stream(longer, data, context, teacher=teacher, notify=lambda text: None)
         augment, _ = setup.build_augmentation(recipe.augment, model)
         mixing = setup.build_mixing(recipe)
         mix_generator = torch.Generator().manual_seed(recipe.run.seed * 1000)
