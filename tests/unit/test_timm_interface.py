@@ -9,6 +9,8 @@ import pytest
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
 
+from timm.models import get_notrace_functions, get_notrace_modules
+
 import animesion_training.models  # noqa: F401  # registers the networks
 from animesion.errors import UsageError
 from animesion_training.models import create_model, shorthand
@@ -44,6 +46,7 @@ def test_without_classes_a_network_gives_its_features(name):
         model.reset_classifier(7)
         assert model(IMAGES).shape == (2, 7)
         assert build(name, num_classes=0)(IMAGES).shape == pooled.shape
+        assert model.to(torch.bfloat16)(IMAGES.to(torch.bfloat16)).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -55,13 +58,6 @@ def test_a_new_classifier_keeps_frozen_layers_devices_types_and_the_mode(name):
     model.reset_classifier(2)
     assert {(value.device.type, value.dtype) for value in model.parameters()} == {("meta", torch.float64)}
     assert not any(module.training for module in model.modules())
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_half_precision_gives_half_precision(name):
-    model = build(name, num_classes=3).to(torch.bfloat16)
-    with torch.no_grad():
-        assert model(IMAGES.to(torch.bfloat16)).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("name", [*NAMES, *timm.list_models(["lrnet*", "vitfs_*"])])
@@ -155,9 +151,28 @@ def test_maps_of_merged_tokens_have_the_vectors_of_tokens_only(name):
         assert torch.cdist(after.double(), tokens.x[:, 1:].double()).amin(dim=2).max() < 1e-5
 
 
-def test_what_has_no_choice_of_tokens_is_scripted_and_traced():
-    for name in ("vit_tiny_patch16_ifa",):
-        model = build(name, num_classes=3)
-        with torch.no_grad():
-            assert torch.allclose(torch.jit.script(model)(IMAGES), model(IMAGES), atol=1e-6)
-            assert torch.allclose(torch.export.export(model, (IMAGES,)).module()(IMAGES), model(IMAGES), atol=1e-6)
+@pytest.mark.parametrize(
+    "words", ["ats_clca", "ilapp", "vqt", "vptdeep", "lora", "transfg", "ffvt", "glsim", "rams", "cal"]
+)
+def test_fx_traces_the_methods(words):
+    extraction = pytest.importorskip("torchvision.models.feature_extraction")
+    model = build(f"{words}_vit_tiny_patch16", num_classes=3)
+    tracing = {
+        "leaf_modules": get_notrace_modules(),
+        "autowrap_functions": get_notrace_functions(),
+        "param_shapes_constant": True,
+    }
+    nodes = extraction.get_graph_node_names(model, tracer_kwargs=tracing)
+    traced = extraction.create_feature_extractor(
+        model, train_return_nodes=[nodes[0][-1]], eval_return_nodes=[nodes[1][-1]], tracer_kwargs=tracing
+    )
+    with torch.no_grad():
+        [logits] = traced(IMAGES).values()
+        assert torch.allclose(logits, model(IMAGES), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*jit:FutureWarning")
+def test_ifa_is_scripted():
+    model = build("vit_tiny_patch16_ifa", num_classes=3)
+    with torch.no_grad():
+        assert torch.allclose(torch.jit.script(model)(IMAGES), model(IMAGES), atol=1e-6)
