@@ -19,8 +19,9 @@ from animesion.errors import UsageError
 from animesion_training.data import open_data
 from animesion_training.data.mixing import mix
 from animesion_training.distributed import distributed_context
-from animesion_training.engine import checkpoint, optim, setup, steps
+from animesion_training.engine import checkpoint, norms, optim, setup, steps
 from animesion_training.eval import evaluate
+from animesion_training.precision import resolve
 from animesion_training.recipe import TrainRecipe
 
 #: Range of learning rates; more than any optimizer of timm is used with.
@@ -75,21 +76,23 @@ def find_lr(
     with distributed_context(device) as context:
         if context.world_size > 1:
             raise UsageError("--find-lr runs in one process: start it without torchrun")
+        precision = resolve(recipe.run.precision, context.device)
         checkpoint.seed_generators(recipe.run.seed, 0)
         model = setup.build_model(recipe, data.num_classes, context.device)
         teacher = setup.load_teacher(recipe, data, context.device)
-        # as many epochs as the test may need, whatever the recipe says: each has a step or more
-        longer = recipe.model_copy(update={"schedule": recipe.schedule.model_copy(update={"epochs": count})})
-        stream = setup.open_stream(longer, data, context, teacher=teacher, notify=lambda text: None)
-        augment, _ = setup.build_augmentation(recipe.augment, model)
         mixing = setup.build_mixing(recipe)
         mix_generator = torch.Generator().manual_seed(recipe.run.seed * 1000)
+        # as many epochs as the test may need, whatever the recipe says: each has a step or more
+        longer = recipe.model_copy(update={"schedule": recipe.schedule.model_copy(update={"epochs": count})})
+        pairs = setup.needs_pairs(model, teacher, recipe, mixing)
+        stream = setup.open_stream(longer, data, context, teacher=teacher, pairs=pairs, notify=lambda text: None)
+        augment, _ = setup.build_augmentation(recipe.augment, model)
         counts = evaluate.train_counts(data, recipe.data.train)
         objective = setup.build_objective(recipe, counts, mixing, context.device)
-        step = setup.build_step(recipe, model, objective, mixing, teacher, context.device)
+        step = setup.build_step(recipe, model, objective, mixing, teacher, context.device, precision)
         optimizer = optim.make_optimizer(model, recipe.optimizer)
-        scaler = torch.amp.GradScaler(context.device.type, enabled=recipe.run.precision == "fp16")
-        optim.train_mode(step)
+        scaler = torch.amp.GradScaler(context.device.type, enabled=precision == "fp16")
+        norms.train_mode(step)
         rates: list[float] = []
         losses: list[float] = []
         smoothed: list[float] = []
