@@ -16,7 +16,9 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
 from animesion_scrapers.errors import ScraperError, UnsafeAddressError
 
-_NAT64 = IPv6Network("64:ff9b::/96")
+#: Networks of IPv6 addresses whose last 32 bits are an IPv4 address: NAT64, and the deprecated "IPv4-compatible".
+_EMBEDDING = (IPv6Network("64:ff9b::/96"), IPv6Network("::/96"))
+_NUMBER = re.compile(r"\d+|0x[0-9a-f]*", re.IGNORECASE)
 _HOST = r"[^\s:/@?#\[\]]{1,253}|\[[0-9a-fA-F:.]+\]"
 _PRIVATE = re.compile(rf"(?P<host>{_HOST}):(?P<port>[0-9]{{1,5}})(?::(?P<to>{_HOST}):(?P<to_port>[0-9]{{1,5}}))?")
 
@@ -62,7 +64,8 @@ class Routes:
             port: Port of the URL; None for that of the scheme.
 
         Raises:
-            UnsafeAddressError: Not http or https, no host, or a literal address that is not public.
+            UnsafeAddressError: Not http or https, no host, a literal address that is not public, or one in a form that
+                clients read differently, such as `127.1`, `0x7f000001`, `127.0.0.1.` or `[fe80::1%eth0]`.
         """
         if scheme not in ("http", "https"):
             raise UnsafeAddressError(f"only http and https are fetched, not {scheme[:20] or 'a URL without a scheme'}")
@@ -70,6 +73,12 @@ class Routes:
             raise UnsafeAddressError("the URL names no host")
         if _literal(host):
             self.admit([host], host, port or (443 if scheme == "https" else 80))
+        elif _looks_numeric(host):
+            raise UnsafeAddressError("the host is neither a name nor an address in its usual form")
+
+    def is_allowed(self, address: str, port: int) -> bool:
+        """Whether a client may connect to a numeric address and port, whatever host it stands for."""
+        return self.allow_private is True or is_public(address) or (_canonical(address), port) in self._named
 
     def admit(self, addresses: Iterable[str], host: str, port: int) -> list[str]:
         """Filter the addresses of a host and port.
@@ -119,6 +128,8 @@ def parse_private(entry: str) -> tuple[tuple[str, int], tuple[str, int] | None]:
             f"allow_private accepts host:port, such as booru.lan:8080 or [::1]:8080, not {entry[:100]!r}."
         )
     host = _canonical(match["host"].strip("[]"))
+    if not _literal(host) and _looks_numeric(host):
+        raise ScraperError(f"allow_private accepts addresses in their usual form, such as 127.0.0.1, not {host}.")
     if len(ports) == 1:
         return (host, ports[0]), None
     if _literal(host):
@@ -133,7 +144,8 @@ def is_public(address: str) -> bool:
     except ValueError:
         return False
     if isinstance(ip, IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour or (IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else None)
+        embedded = any(ip in network for network in _EMBEDDING)
+        inner = ip.ipv4_mapped or ip.sixtofour or (IPv4Address(int(ip) & 0xFFFFFFFF) if embedded else None)
         if inner is not None:
             ip = inner
     return ip.is_global and not ip.is_multicast
@@ -141,11 +153,21 @@ def is_public(address: str) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _literal(host: str) -> bool:
+    """Whether a host is an address in its usual form: four decimal numbers, or IPv6 without a zone."""
     try:
         ip_address(host)
     except ValueError:
         return False
-    return True
+    return "%" not in host
+
+
+def _looks_numeric(host: str) -> bool:
+    """Whether a host could be read as an address; no public domain ends in a number.
+
+    Source: https://url.spec.whatwg.org/#ends-in-a-number-checker, which browsers follow. Other clients pass such a host
+    to the system, which reads `127.1`, `0177.0.0.1`, `2130706433` and `0` as addresses.
+    """
+    return ":" in host or "%" in host or _NUMBER.fullmatch(host.removesuffix(".").rpartition(".")[2]) is not None
 
 
 def _canonical(host: str) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from socket import AddressFamily
+import socket
+from typing import Any
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+from animesion_scrapers.errors import UnsafeAddressError
 from animesion_scrapers.http.addresses import Routes
 from animesion_scrapers.http.clients import tls_context
 
@@ -20,9 +22,11 @@ def open_session(user_agent: str, routes: Routes, *, connections: int, stall: fl
         connections: Most connections at once.
         stall: Seconds without progress after which a connection or a read fails.
     """
+    resolver = _RoutedResolver(routes)
     connector = aiohttp.TCPConnector(
         ssl=tls_context(),
-        resolver=_RoutedResolver(routes),
+        resolver=resolver,
+        socket_factory=resolver.open_socket,
         ttl_dns_cache=60,
         limit=connections,
     )
@@ -38,22 +42,43 @@ def open_session(user_agent: str, routes: Routes, *, connections: int, stall: fl
 
 
 class _RoutedResolver(AbstractResolver):
-    """Resolves names by the rules of the routes; aiohttp connects only to the addresses returned."""
+    """Resolves names by the rules of the routes; aiohttp connects only to the addresses returned.
+
+    A host that aiohttp takes for an address is not resolved, so the address is checked once more at the socket.
+    """
 
     def __init__(self, routes: Routes) -> None:
         self._routes = routes
         self._plain = aiohttp.ThreadedResolver()
+        self._returned: set[tuple[str, int]] = set()
 
     async def resolve(
-        self, host: str, port: int = 0, family: AddressFamily = AddressFamily.AF_INET
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         target = self._routes.target(host, port)
         if target:
             found = await self._plain.resolve(*target, family=family)
-            return [{**result, "hostname": host} for result in found]
-        found = await self._plain.resolve(host, port, family=family)
-        admitted = set(self._routes.admit((result["host"] for result in found), host, port))
-        return [result for result in found if result["host"] in admitted]
+            found = [{**result, "hostname": host} for result in found]
+        else:
+            found = await self._plain.resolve(host, port, family=family)
+            admitted = set(self._routes.admit((result["host"] for result in found), host, port))
+            found = [result for result in found if result["host"] in admitted]
+        # Public addresses need no entry, so that the set stays as small as the routes.
+        self._returned |= {
+            address for result in found if not self._routes.is_allowed(*(address := (result["host"], result["port"])))
+        }
+        return found
+
+    def open_socket(self, info: tuple[Any, ...]) -> socket.socket:
+        """Open the socket for an address, as returned by `getaddrinfo`.
+
+        Raises:
+            UnsafeAddressError: Neither the routes nor the resolver allow the address.
+        """
+        family, kind, protocol, _, address = info
+        if tuple(address[:2]) not in self._returned and not self._routes.is_allowed(*address[:2]):
+            raise UnsafeAddressError("the host is not on the public internet")
+        return socket.socket(family, kind, protocol)
 
     async def close(self) -> None:
         """Do nothing: the resolver holds no connections."""
