@@ -18,12 +18,11 @@ from animesion.errors import AnimesionError, UsageError
 from animesion.progress import Progress
 from animesion.publishing.base import LAST, SHARD, File
 from animesion.storage.workspace import sha256_file
+from animesion_scrapers.masking import mask
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _BATCH_FILES, _BATCH_BYTES = 50, 4 << 30
 """Most files and bytes per commit; a killed run loses at most the commit in progress."""
-
-_SECRET = re.compile(r"hf_[A-Za-z0-9]{4,}|(?<=Bearer )\S+|(?<=\?)\S+")
 
 
 class Hub:
@@ -165,7 +164,7 @@ class Hub:
                     f"the Hub denies write access to {self._repo} ({status}): log in with `hf auth login`, "
                     "or set HF_TOKEN to a token with write access"
                 ) from None
-            text = _SECRET.sub("...", " ".join(str(error).split()))[:200] or type(error).__name__
+            text = mask(" ".join(str(error).split()))[:200] or type(error).__name__
             raise AnimesionError(f"{self.url} failed ({text}): run the same command again, it resumes") from None
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from animesion.errors import AnimesionError, FullDiskError, UsageError
 from animesion.storage.workspace import full_disk_is_clear
+from animesion_scrapers.masking import mask
 
 SCHEMES = ("s3", "gs", "file")
 #: Schemes of the places that are read: `hf://datasets/owner/name`, too, which is published to by other means.
@@ -31,9 +32,8 @@ def is_url(text: Path | str) -> bool:
 
 
 def shown(text: str, limit: int = 120) -> str:
-    """An external address or name for a message: without keys before an '@', printable, and cut to `limit`."""
-    text = re.sub(r"//[^/@]*@", "//...@", text)
-    return "".join(c if c.isprintable() else "?" for c in text)[:limit]
+    """An external address or name for a message: without secrets, printable, and cut to `limit`."""
+    return "".join(c if c.isprintable() else "?" for c in mask(text))[:limit]
 
 
 def refuse_secrets(url: str) -> None:

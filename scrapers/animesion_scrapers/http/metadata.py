@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import json
 import math
-import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,13 +16,10 @@ from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
-from requests.adapters import HTTPAdapter
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
-from urllib3.util.connection import create_connection
+from urllib3.exceptions import NameResolutionError, NewConnectionError
 
 from animesion_scrapers.errors import HostDownError, ScraperError, StatusError, UnsafeAddressError
+from animesion_scrapers.http.adapters import Deadline, RoutedAdapter, Session
 from animesion_scrapers.http.addresses import Routes
 from animesion_scrapers.http.breakers import Breakers
 from animesion_scrapers.http.clients import certificates, check_user_agent
@@ -39,9 +35,15 @@ from animesion_scrapers.http.retries import (
     retry_after_seconds,
     status_text,
 )
+from animesion_scrapers.masking import Mask
 
 _CHUNK = 1 << 16
 _MESSAGE = 200
+_MOST_VALUES = 500_000
+"""Values of the largest accepted document: a page of 1,000 posts has some 50,000, and a value takes up to 250 bytes."""
+
+_HEADERS = 1 << 20
+"""Bytes of headers, interim responses and chunk sizes that may come with a body."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ class MetadataClient:
         credentials_for: str = "",
         credential_parameters: tuple[str, str] | None = None,
         timeout: float = 30.0,
-        max_bytes: int = 64 << 20,
+        max_bytes: int = 16 << 20,
         retries: Retries | None = None,
         breakers: Breakers | None = None,
     ) -> None:
@@ -93,8 +95,8 @@ class MetadataClient:
             credentials: User and password for HTTP Basic.
             credentials_for: A URL; the credentials are sent only to its scheme, host and port.
             credential_parameters: Names of the query parameters that carry the credentials instead of HTTP Basic.
-            timeout: Seconds to wait for a connection and for each piece of a response; a whole body may take four times
-                as long.
+            timeout: Seconds to wait for a connection and for each piece of a response; a whole exchange, from the
+                connection to the last byte, may take four times as long.
             max_bytes: Size of the largest accepted body, after decompression.
             retries: Number of attempts and the waits between them.
             breakers: Circuit breakers by host, shared with other clients of the same hosts.
@@ -104,7 +106,7 @@ class MetadataClient:
         """
         self._limiter = limiter
         self._routes = routes
-        self._credentials = credentials
+        self._mask = Mask(*(credentials or ()))
         basic = base64.b64encode(":".join(credentials).encode()).decode() if credentials else ""
         in_query = credentials is not None and credential_parameters is not None
         self._query = dict(zip(credential_parameters or (), credentials or (), strict=False)) if in_query else {}
@@ -114,12 +116,13 @@ class MetadataClient:
         self._max_bytes = max_bytes
         self._retries = retries or Retries()
         self._breakers = breakers or Breakers()
-        self._session = requests.Session()
+        self._deadline = Deadline(4 * timeout, timeout, max_bytes + _HEADERS)
+        self._session = Session()
         # The environment could otherwise add proxies and passwords from .netrc.
         self._session.trust_env = False
         self._session.verify = certificates()
         self._session.headers.update({"User-Agent": check_user_agent(user_agent), "Accept": "application/json"})
-        adapter = _RoutedAdapter(routes)
+        adapter = RoutedAdapter(routes, self._deadline)
         self._session.mount("http://", adapter)
         self._session.mount("https://", adapter)
 
@@ -154,8 +157,15 @@ class MetadataClient:
             StatusError: The site refused, or kept failing.
             UnsafeAddressError: The URL, or one it redirects to, must not be fetched.
             HostDownError: The host failed too often, or asked for a longer pause than a run waits.
-            ScraperError: No response, or one that is not JSON.
+            ScraperError: No response, or one that is not JSON or too large.
         """
+        try:
+            return self._get_json(url, params, is_busy)
+        except ScraperError as error:
+            error.args = (self._mask(str(error)),)  # the one way out for what a site sent
+            raise
+
+    def _get_json(self, url: str, params: Mapping[str, str] | None, is_busy: Callable[[object], bool]) -> object:
         for attempt in range(self._retries.attempts):
             last = attempt + 1 == self._retries.attempts
             try:
@@ -186,11 +196,18 @@ class MetadataClient:
             answer, location = self._ask(url, params)
             if not location:
                 return answer
-            if self._query and _origin(urljoin(url, location)) != self._credentials_for:
+            try:
+                target = urljoin(url, location)
+                elsewhere = _origin(target) != self._credentials_for
+            except ValueError:
+                raise UnsafeAddressError(
+                    f"Refused to follow a redirect from {answer.host} to a malformed URL."
+                ) from None
+            if self._query and elsewhere:
                 raise UnsafeAddressError(
                     f"Refused to follow a redirect from {answer.host} to another site with an API key."
                 )
-            url, params = urljoin(url, location), None
+            url, params = target, None
         raise ScraperError(f"{answer.host} redirected {answer.path} more than {MAX_REDIRECTS} times.")
 
     def _ask(self, url: str, params: Mapping[str, str] | None) -> tuple[_Answer, str]:
@@ -207,6 +224,7 @@ class MetadataClient:
             raise UnsafeAddressError("Refused to fetch a malformed URL.") from None
         self._wait_for_turn(host)
         healthy = False
+        self._deadline.start()
         try:
             response = self._session.get(
                 url,
@@ -227,6 +245,8 @@ class MetadataClient:
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             if isinstance(error, ValueError):
                 raise UnsafeAddressError("Refused to fetch a malformed URL.") from None
+            if self._deadline.passed:
+                raise _TransientError(f"{host} could not be read: the response took too long") from None
             raise _TransientError(f"{host} could not be read: {_fault(error)}") from None
         finally:
             self._breakers.report(host, healthy)
@@ -245,22 +265,22 @@ class MetadataClient:
         self._limiter.wait(host)
 
     def _body(self, response: requests.Response, host: str) -> bytes:
-        """Read the decoded body piece by piece, within the limits of size and time."""
-        end = time.monotonic() + 4 * self._timeout
+        """Read the decoded body piece by piece, within the limit of size; its socket keeps that of time."""
         pieces: list[bytes] = []
         size = 0
         while piece := response.raw.read1(_CHUNK, decode_content=True):
             size += len(piece)
             if size > self._max_bytes:
                 raise ScraperError(f"{host} sent a response of more than {self._max_bytes} bytes.")
-            if time.monotonic() > end:
-                raise _TransientError(f"{host} could not be read: the response took too long")
             pieces.append(piece)
         return b"".join(pieces)
 
     def _parse(self, answer: _Answer) -> object:
         if answer.is_html:
             raise StatusError(_html_message(answer), answer.status)
+        # An upper bound, as texts have commas too; counted before, as `[]` takes 30 times as much memory as bytes.
+        if sum(map(answer.body.count, (b",", b"[", b"{"))) > _MOST_VALUES:
+            raise ScraperError(f"{answer.host} answered {answer.path} with more than {_MOST_VALUES:,} values.")
         try:
             return json.loads(answer.body)
         except (ValueError, RecursionError):
@@ -270,14 +290,8 @@ class MetadataClient:
     def _status_error(self, answer: _Answer) -> StatusError:
         if answer.is_html:
             return StatusError(_html_message(answer), answer.status)
-        message = self._redact(_error_message(answer.body))
+        message = _error_message(answer.body, self._mask)
         return StatusError(f"{answer}: {message}" if message else f"{answer}.", answer.status)
-
-    def _redact(self, text: str) -> str:
-        for secret in self._credentials or ():
-            if secret:
-                text = text.replace(secret, "***")
-        return text
 
 
 def _html_message(answer: _Answer) -> str:
@@ -291,8 +305,10 @@ def _html_message(answer: _Answer) -> str:
     return f"{answer}."
 
 
-def _error_message(body: bytes) -> str:
-    """The message of a JSON error document, as one short sentence; empty if there is none."""
+def _error_message(body: bytes, mask: Mask) -> str:
+    """The message of a JSON error document, as one short sentence without secrets; empty if there is none."""
+    if len(body) > _CHUNK:
+        return ""
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
@@ -304,7 +320,7 @@ def _error_message(body: bytes) -> str:
     message = document.get("message") or nested.get("info") or nested.get("message") or error
     if not isinstance(message, str):
         return ""
-    words = " ".join(_printable(message).split())
+    words = " ".join(_printable(mask(message)).split())  # masked before it is cut
     words = words[:_MESSAGE] + "..." if len(words) > _MESSAGE else words
     return words if not words or words.endswith((".", "!", "?")) else f"{words}."
 
@@ -337,53 +353,3 @@ def _host_name(url: str) -> str:
 def _origin(url: str) -> tuple[str, str, int]:
     parts = urlsplit(url)
     return parts.scheme, parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-
-
-class _RoutedAdapter(HTTPAdapter):
-    """Connects by the rules of the routes; the URL, and so the Host header and the TLS name, does not change."""
-
-    def __init__(self, routes: Routes) -> None:
-        self._routes = routes
-        super().__init__(max_retries=0)
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = _pool_classes(self._routes)
-
-
-def _pool_classes(routes: Routes) -> dict[str, type[HTTPConnectionPool]]:
-    def connect(connection: HTTPConnection) -> socket.socket:
-        try:
-            targets = routes.resolve(connection.host, connection.port)
-        except socket.gaierror as error:
-            raise NameResolutionError(connection.host, connection, error) from error
-        fault: OSError | None = None
-        for target in targets:
-            try:
-                return create_connection(
-                    target,
-                    connection.timeout,
-                    source_address=connection.source_address,
-                    socket_options=connection.socket_options,
-                )
-            except OSError as error:
-                fault = error
-        if isinstance(fault, TimeoutError):
-            raise ConnectTimeoutError(connection, "timed out") from fault
-        raise NewConnectionError(connection, str(fault)) from fault
-
-    class RoutedHTTPConnection(HTTPConnection):
-        def _new_conn(self) -> socket.socket:
-            return connect(self)
-
-    class RoutedHTTPSConnection(HTTPSConnection):
-        def _new_conn(self) -> socket.socket:
-            return connect(self)
-
-    class RoutedHTTPPool(HTTPConnectionPool):
-        ConnectionCls = RoutedHTTPConnection
-
-    class RoutedHTTPSPool(HTTPSConnectionPool):
-        ConnectionCls = RoutedHTTPSConnection
-
-    return {"http": RoutedHTTPPool, "https": RoutedHTTPSPool}
