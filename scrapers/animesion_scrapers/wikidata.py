@@ -69,8 +69,8 @@ def known_cultivars(
         most: Most items to yield.
 
     Raises:
-        ScraperError: `parent` is not an item, or the service cannot be read; it times out on taxa with very many
-            cultivars.
+        ScraperError: `parent` is not an item, the service cannot be read, or it sends a full page without a new item,
+            as one that ignores `OFFSET` does for ever; it times out on taxa with very many cultivars.
     """
     if not _ITEM.fullmatch(parent):
         raise ScraperError(f"{parent[:40]!r} is not an item of Wikidata: use one such as Q34687 (Rosa).")
@@ -78,6 +78,7 @@ def known_cultivars(
     offset = 0
     while len(seen) < most:
         rows = _rows(client, base_url, _QUERY.format(parent=parent, limit=PAGE, offset=offset))
+        before = len(seen)
         for row in rows:
             item = _value(row, "item").rpartition("/")[2]
             if not _ITEM.fullmatch(item) or item in seen or len(seen) == most:
@@ -87,6 +88,9 @@ def known_cultivars(
             yield KnownCultivar(item, named, _value(row, "category"), _file(_value(row, "image")))
         if len(rows) < PAGE:
             return
+        if len(seen) == before:
+            host = urlsplit(base_url).hostname
+            raise ScraperError(f"{host} answered the page from row {offset} with what it had already sent.")
         offset += PAGE
 
 

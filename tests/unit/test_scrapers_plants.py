@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import count, repeat
 from typing import Any
 
 import pytest
@@ -413,10 +414,14 @@ def test_a_lagging_wiki_is_retried_and_other_errors_are_reported() -> None:
             list(site.posts("Plants"))
 
 
-def test_a_wiki_that_repeats_itself_is_an_error() -> None:
-    response = {"query": {}, "continue": {"cmcontinue": "7"}}
+@pytest.mark.parametrize("query", [{}, {"pages": [{"pageid": 1, "title": "File:A.jpg"}]}])
+@pytest.mark.parametrize("places", [repeat("7"), map(str, count())])
+def test_a_wiki_that_repeats_itself_is_an_error(query: dict[str, object], places: Iterator[str]) -> None:
+    def answer(request: web.Request) -> web.Response:
+        return web.json_response({"query": query, "continue": {"cmcontinue": next(places)}})
+
     with (
-        answering(lambda request: web.json_response(response)) as server,
+        answering(answer) as server,
         opened("commons", server) as site,
         pytest.raises(ScraperError, match="what it had already sent"),
     ):
@@ -461,6 +466,15 @@ def test_cultivars_of_wikidata(monkeypatch: pytest.MonkeyPatch) -> None:
             assert [post.tags["cultivar"] for post in site.posts_by_title(titles)] == [
                 ("Rosa gallica 'Namec'",), ("Rosa gallica 'Namef'",),
             ]  # fmt: skip
+
+
+def test_a_service_that_ignores_the_offset_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wikidata, "PAGE", 2)
+    items = [{"item": {"value": f"http://www.wikidata.org/entity/Q{number}"}} for number in (1, 2)]
+    with answering(lambda request: web.json_response({"results": {"bindings": items}})) as server:
+        assert len(asked_wikidata(server, "Q34687", most=2)) == 2
+        with pytest.raises(ScraperError, match="the page from row 2 with what it had already sent"):
+            asked_wikidata(server, "Q34687")
 
 
 def test_a_service_timeout_is_reported() -> None:

@@ -33,6 +33,9 @@ WIDTHS = (250, 330, 500, 960, 1280, 1920, 3840)
 
 _SUBCATEGORIES = 500
 _IDS_PER_QUERY = 50
+_IDLE_ANSWERS = 50
+"""Answers in a row without anything new, after which a walk ends."""
+
 _BUSY = frozenset({"maxlag", "ratelimited", "readonly"})
 _NOT_IN_TITLES = re.compile(r"[#<>\[\]{}|\x00-\x1f\x7f]")
 _LONGEST_TITLE = 255
@@ -255,6 +258,8 @@ class Commons(Site):
         basic = {"action": "query", "format": "json", "maxlag": "5"}
         place: dict[str, str] = {}
         places: set[str] = set()
+        answers: set[int] = set()
+        idle = 0
         while True:
             document = self._client.get_json(f"{self._base}/w/api.php", {**basic, **params, **place}, is_busy=_is_busy)
             if not isinstance(document, dict):
@@ -264,12 +269,17 @@ class Commons(Site):
                 message = " ".join(fields.text(error.get("info")).split())[:200]
                 code = fields.text(error.get("code"))[:40]
                 raise ScraperError(f"{self._host} refuses the request ({code}): {message}")
-            yield fields.mapping(document.get("query"))
+            query = fields.mapping(document.get("query"))
+            yield query
             more = fields.mapping(document.get("continue"))
             place = {name: str(value) for name, value in more.items() if isinstance(value, (str, int))}
             if not place:
                 return
-            if repr(place) in places:
+            # An empty answer with a new place is proper, as the wiki filters what it has read: so are a few in a row.
+            answer = hash(repr(query))
+            idle = idle + 1 if not query or answer in answers else 0
+            answers.add(answer)
+            if repr(place) in places or idle > _IDLE_ANSWERS:
                 raise ScraperError(f"{self._host} answered /w/api.php with what it had already sent.")
             places.add(repr(place))
 
