@@ -25,7 +25,7 @@ from animesion.config.settings import explain
 from animesion.dataset import shards
 from animesion.errors import UsageError
 from animesion.images import codec
-from animesion.storage import parquet
+from animesion.storage import names, parquet
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,8 +47,8 @@ _TABLES = {
     ),
 }
 
-_Count = Annotated[int, Field(ge=0)]
-_Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+_Count = Annotated[int, Field(ge=0, lt=2**63)]  # larger ones fit neither NumPy nor Arrow
+_Digest = Annotated[str, StringConstraints(pattern=rf"^{names.SHA256}$")]
 _SplitName = Literal["train", "val", "test"]
 
 
@@ -59,7 +59,7 @@ class _Facts(BaseModel):
 
 
 class _Shard(_Facts):
-    path: Annotated[str, StringConstraints(pattern=r"^data/[A-Za-z0-9_-]{1,100}\.tar$")]
+    path: Annotated[str, StringConstraints(pattern=rf"^{names.SHARD}$")]
     samples: _Count
     bytes: _Count
     sha256: _Digest
@@ -325,8 +325,10 @@ class Dataset:
             raise UsageError(f"cannot read {path} (no such file): {_REBUILD}")
         try:
             table = parquet.read(path, schema)
-        except (pa.ArrowException, KeyError, ValueError, OSError):
+        except parquet.DamagedTableError:
             raise UsageError(f"{path} is damaged or does not have a dataset's columns: {_REBUILD}") from None
+        if pc.count_distinct(table["key"]).as_py() != len(table):
+            raise UsageError(f"{path} is damaged (a key occurs twice): {_REBUILD}")
         for column in needed:
             if table[column].null_count:
                 raise UsageError(f"{path} is damaged (null in column {column}): {_REBUILD}")

@@ -13,7 +13,7 @@ from typing import Any
 
 from animesion.errors import UsageError
 from animesion.progress import Progress
-from animesion.storage import checksums, stores
+from animesion.storage import checksums, names, stores
 from animesion.storage.checksums import CHECKSUMS
 from animesion.storage.workspace import Workspace, atomic_file, write_atomic
 
@@ -21,7 +21,7 @@ CODE = "copy-1"
 _CHUNK = 8 << 20
 #: A line has about a hundred bytes, so this is far more than any dataset needs.
 _MAX_CHECKSUMS_BYTES = 64 << 20
-_SHARD = re.compile(r"data/[A-Za-z0-9_-]{1,100}\.tar")
+_SHARD = re.compile(names.SHARD)
 
 
 def local(place: Path | str, *, shards: bool = False, progress: Progress | None = None) -> Path:

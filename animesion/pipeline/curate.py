@@ -28,7 +28,8 @@ from animesion.pipeline.columns import load_columns
 from animesion.schemas import CURATED, MEANINGS, DropReason
 from animesion.sources import families
 from animesion.storage import checksums, parquet
-from animesion.storage.workspace import Receipt, Workspace
+from animesion.storage.receipts import Receipt
+from animesion.storage.workspace import Workspace
 
 CODE = "curate-4"
 

@@ -25,7 +25,8 @@ from animesion.errors import UsageError
 from animesion.images import codec
 from animesion.schemas import EMBEDDINGS, FEATURES, RAW
 from animesion.storage import parquet
-from animesion.storage.workspace import Receipt, Workspace, sha256_file
+from animesion.storage.receipts import Receipt
+from animesion.storage.workspace import Workspace, sha256_file
 
 if TYPE_CHECKING:
     from torch import nn

@@ -32,7 +32,8 @@ from animesion.report import page
 from animesion.schemas import CURATED, INDEX
 from animesion.stats import long_tail, plots
 from animesion.storage import checksums, parquet
-from animesion.storage.workspace import Receipt, Workspace, sha256_file, write_atomic
+from animesion.storage.receipts import Receipt
+from animesion.storage.workspace import Workspace, sha256_file, write_atomic
 
 CODE = "finalize-1"
 

@@ -26,7 +26,8 @@ from animesion.images.features import compute_features
 from animesion.images.windows import window_phashes
 from animesion.schemas import FEATURES, RAW, Box, DropReason
 from animesion.storage import parquet
-from animesion.storage.workspace import Receipt, Workspace
+from animesion.storage.receipts import Receipt
+from animesion.storage.workspace import Workspace
 
 #: Includes the versions of the decoders, as another version may decode to other pixels.
 CODE = f"inspect-6/pillow-{PIL.__version__}{formats.plugin_versions()}"

@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from animesion.errors import UsageError
+from animesion.storage import names
 
 CHECKSUMS = "SHA256SUMS"
 
 #: Files that mark a dataset as complete; readers check for them.
 SEALS = ("dataset.json", CHECKSUMS)
 
-#: A digest and the path of a file inside the folder: no absolute path, no `..`, no hidden name.
-_LINE = re.compile(r"([0-9a-f]{64})  ((?:[A-Za-z0-9_-][A-Za-z0-9._-]*/)*[A-Za-z0-9_-][A-Za-z0-9._-]*)")
+_LINE = re.compile(rf"({names.SHA256})  ({names.PATH})")
 
 
 def render(digests: Mapping[str, str]) -> str:

@@ -7,10 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from animesion.errors import UsageError
 from animesion.schemas import PLAN, Box, Item
+from animesion.storage import names
 from animesion.storage.workspace import atomic_file
+
+#: What columns with these names contain, in every table that stages exchange.
+_NAMES = {"key": names.KEY, "shard": names.SHARD, "extension": "[a-z0-9]{0,8}"}
+#: Columns of positions and sizes in bytes.
+_PLACES = {"part", "offset", "bytes", "size", "sample_offset", "sample_size", "image_offset", "image_size"}
+_AGAIN = "build again into another folder"
 
 
 def table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
@@ -26,12 +35,48 @@ def write(path: Path, content: pa.Table) -> str:
     return file.sha256
 
 
+class DamagedTableError(UsageError):
+    """A table that cannot be read, or whose names and numbers no stage writes."""
+
+
 def read(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a table with a known schema, or some of its columns, in the order given."""
+    """Read a table with a known schema, or some of its columns, in the order given.
+
+    Raises:
+        DamagedTableError: no Parquet file with these columns, or with a key, a name or a place that no stage writes.
+    """
     chosen = list(columns) if columns is not None else schema.names
-    # Without `partitioning`, pyarrow takes columns from parts of the path such as `a=b`.
-    content = pq.read_table(path, columns=chosen, partitioning=None)
-    return content.select(chosen).cast(pa.schema([schema.field(name) for name in chosen]))
+    try:
+        # Without `partitioning`, pyarrow takes columns from parts of the path such as `a=b`.
+        content = pq.read_table(path, columns=chosen, partitioning=None)
+        content = content.select(chosen).cast(pa.schema([schema.field(name) for name in chosen]))
+        faults = [name for name in chosen if not _is_proper(name, content[name]) or _lacks_values(name, content)]
+    except (pa.ArrowException, KeyError, ValueError, OSError) as error:
+        cause = error.strerror.lower() if isinstance(error, OSError) and error.strerror else "no such table"
+        raise DamagedTableError(f"{path} is damaged ({cause}): {_AGAIN}") from None
+    if faults:
+        raise DamagedTableError(f"{path} is damaged (column {faults[0]}): {_AGAIN}")
+    return content
+
+
+def _is_proper(name: str, column: pa.ChunkedArray) -> bool:
+    """Whether a column has no keys, names or places that lead out of its folder or its files."""
+    if name in _PLACES:
+        return not len(column) or (pc.min(column).as_py() or 0) >= 0
+    pattern = _NAMES.get(name)
+    if pattern is None:
+        return True
+    return bool(pc.all(pc.match_substring_regex(column, f"^(?:{pattern})$"), min_count=0).as_py())
+
+
+def _lacks_values(name: str, content: pa.Table) -> bool:
+    """Whether a column has a null in a row without a drop reason; `boxes` and `crop` have some by design."""
+    column = content[name]
+    if not column.null_count or (name in {"boxes", "crop"} and "kept" not in content.column_names):
+        return False
+    if name == "key" or "reason" not in content.column_names:
+        return name == "key" or "locator" in content.column_names
+    return bool(pc.any(pc.and_(pc.is_null(column), pc.equal(content["reason"], ""))).as_py())
 
 
 def read_many(paths: Iterable[Path], schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:

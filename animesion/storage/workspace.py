@@ -13,14 +13,17 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
 from animesion.errors import AnimesionError, BusyError, FullDiskError, UsageError
+from animesion.storage import names, receipts
+from animesion.storage.receipts import Receipt
 
 STAGES = ("fetch", "inspect", "curate", "pack", "finalize")
 
@@ -28,27 +31,6 @@ _BUFFER = 1 << 18
 _TEMPORARY = ".tmp-"
 _MARKER = ".receipts/recipe.json"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """Proof that a unit of work is done.
-
-    Attributes:
-        unit: name of the unit, such as `inspect/part-00000`.
-        code: version of the code that did the work.
-        params: digest of the parameters.
-        inputs: digest of each input by name.
-        outputs: path relative to the output folder -> `sha256`, `bytes` and `mtime_ns` of the file.
-        facts: small JSON-ready results for later stages or the summary.
-    """
-
-    unit: str
-    code: str
-    params: str
-    inputs: dict[str, str]
-    outputs: dict[str, dict[str, Any]]
-    facts: dict[str, Any]
 
 
 class Workspace:
@@ -71,10 +53,11 @@ class Workspace:
     # -- receipts ------------------------------------------------------------------------------------------------
 
     def receipt(self, unit: str) -> Receipt | None:
-        """The receipt of a unit, or None if it does not exist or cannot be read."""
+        """The receipt of a unit, or None if it does not exist, cannot be read or is not of the form of its stage."""
+        path = self._receipt_path(unit)
         try:
-            return Receipt(**json.loads(self._receipt_path(unit).read_bytes()))
-        except (OSError, ValueError, TypeError):
+            return receipts.parse(unit, path.read_bytes()) if path.is_file() else None
+        except OSError:
             return None
 
     def done(self, unit: str, code: str, params: str, inputs: Mapping[str, str]) -> Receipt | None:
@@ -89,13 +72,13 @@ class Workspace:
         for name, known in receipt.outputs.items():
             path = self.path(name)
             try:
-                stat = path.stat()
+                status = path.lstat()
             except OSError:
                 return False
-            if stat.st_size != known["bytes"]:
+            if not stat.S_ISREG(status.st_mode) or status.st_size != known["bytes"]:
                 return False
             # Equal size and time are trusted. A copied folder has other times, so its bytes are compared.
-            if stat.st_mtime_ns != known["mtime_ns"] and sha256_file(path) != known["sha256"]:
+            if status.st_mtime_ns != known["mtime_ns"] and sha256_file(path) != known["sha256"]:
                 return False
         return True
 
@@ -120,8 +103,8 @@ class Workspace:
         """
         described = {}
         for name, digest in sorted(outputs.items()):
-            stat = self.path(name).stat()
-            described[name] = {"sha256": digest, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+            status = self.path(name).stat()
+            described[name] = {"sha256": digest, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
         receipt = Receipt(unit, code, params, dict(inputs), described, dict(facts or {}))
         # Outputs are on disk by now; with the receipt as the last file, a crash never leaves a receipt without outputs.
         path = self._receipt_path(unit)
@@ -185,10 +168,12 @@ class Workspace:
         """Check that a build of this recipe may write here, without changing anything.
 
         Raises:
-            UsageError: the folder belongs to another recipe, or is not empty and not a build.
+            UsageError: the folder belongs to another recipe, is not empty and not a build, or has a link in it.
         """
         if self.root.exists() and not self.root.is_dir():
             raise UsageError(f"the output {self.root} is a file; give a folder with --out")
+        if self.root.is_dir():
+            names.refuse_links(self.root)
         receipts = self.path(".receipts")
         if self.root.is_dir() and not receipts.is_dir() and any(self.root.iterdir()):
             raise UsageError(f"the output folder {self.root} is not empty and is not a build: give another with --out")
@@ -196,7 +181,7 @@ class Workspace:
         begun = receipts.is_dir() and any(path != self.path(_MARKER) for path in receipts.rglob("*.json"))
         try:
             known = json.loads(self.path(_MARKER).read_bytes())["digest"]
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             known = ""
         if begun and known != digest and not replace:
             raise UsageError(
