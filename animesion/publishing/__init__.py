@@ -14,7 +14,7 @@ from animesion.dataset.dataset import Dataset
 from animesion.errors import AnimesionError, UsageError
 from animesion.progress import Progress
 from animesion.publishing.base import LAST, Destination, File, Publication
-from animesion.storage import checksums, stores
+from animesion.storage import checksums, names, stores
 from animesion.storage.stores import shown
 from animesion.storage.workspace import sha256_file
 from animesion.verification.checks import CHECKS, Report
@@ -55,9 +55,9 @@ def files_of(folder: Path) -> list[File]:
     """The files that a folder's `SHA256SUMS` lists, and that file, in the order in which they are sent.
 
     Raises:
-        UsageError: a file is missing, or a link leads out of the folder.
+        UsageError: a file is missing, or there is a link in the folder.
     """
-    root = folder.resolve()
+    names.refuse_links(folder)
     found = []
     for name in [*sorted(checksums.read(folder).keys() - set(LAST)), *LAST]:
         path = folder / name
@@ -65,8 +65,6 @@ def files_of(folder: Path) -> list[File]:
             if name in LAST and name == "dataset.json" and (folder / "urls").is_dir():
                 continue  # tables of URLs have no dataset.json
             raise UsageError(f"{path} is missing: run `animesion build` again")
-        if not path.resolve().is_relative_to(root):
-            raise UsageError(f"{path} is a link that leads out of the dataset: copy the file there instead")
         found.append(File(name, path, path.stat().st_size, sha256_file(path)))
     return found
 

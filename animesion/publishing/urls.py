@@ -19,7 +19,7 @@ from animesion.cards.facts import counted
 from animesion.config.recipe import Recipe
 from animesion.dataset.dataset import Dataset
 from animesion.errors import UsageError
-from animesion.storage import checksums, parquet
+from animesion.storage import checksums, names, parquet
 from animesion.storage.workspace import write_atomic
 
 #: Columns of `urls/<split>.parquet`.
@@ -57,8 +57,9 @@ def write(dataset: Dataset, folder: Path) -> int:
         Number of samples that are left out because they have no URL.
 
     Raises:
-        UsageError: no sample has a URL, or a table is missing or damaged.
+        UsageError: no sample has a URL, a table is missing or damaged, or there is a link in the dataset's folder.
     """
+    names.refuse_links(dataset.path)
     rows = [_row(row) for row in dataset.curated.filter(dataset.curated["kept"]).to_pylist()]
     linked = sorted((row for row in rows if row["url"]), key=lambda row: row["key"])
     if not linked:

@@ -15,8 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import animesion
+from animesion import publishing
 from animesion.config.recipe import Recipe
 from animesion.errors import UsageError
+from animesion.publishing import urls
 from animesion.schemas import FEATURES, INDEX, PLAN
 from animesion.storage import names, parquet, receipts
 from animesion.storage.workspace import Workspace
@@ -217,6 +219,20 @@ def test_repeated_keys_and_huge_numbers_are_refused(stranger: tuple[Path, Recipe
     (folder / "dataset.json").write_text(json.dumps(facts))
     with pytest.raises(UsageError, match=r"dataset\.json is damaged \(splits\.train\.samples"):
         animesion.open_dataset(folder)
+
+
+@pytest.mark.parametrize("name", ["classes.csv", "plots/lorenz.png", "data/train-00000.tar", "recipe.toml", "plots"])
+@pytest.mark.parametrize("inside", [True, False])
+def test_publish_follows_no_link(stranger: tuple[Path, Recipe], tmp_path: Path, name: str, inside: bool) -> None:
+    folder, _ = stranger
+    elsewhere = tmp_path / "out" / "copy" if inside else tmp_path / "copy"
+    (folder / name).rename(elsewhere)
+    (folder / name).symlink_to(elsewhere)
+    with pytest.raises(UsageError, match=rf"{name} is a link, and links are not followed"):
+        publishing.files_of(folder)
+    with pytest.raises(UsageError, match=rf"{name} is a link, and links are not followed"):
+        urls.write(animesion.open_dataset(folder), tmp_path / "home")
+    assert len(list((tmp_path / "home").iterdir())) == 1
 
 
 def test_names_that_lead_out_of_a_folder() -> None:
