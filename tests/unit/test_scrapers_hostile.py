@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import gzip
@@ -20,9 +21,19 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 
-from animesion_scrapers import RateLimiter, Retries, ScraperError, StatusError, UnsafeAddressError
+from animesion_scrapers import (
+    Download,
+    Downloaded,
+    RateLimiter,
+    Retries,
+    ScraperError,
+    StatusError,
+    UnsafeAddressError,
+)
 from animesion_scrapers.http.addresses import Routes
 from animesion_scrapers.http.metadata import MetadataClient
+from animesion_scrapers.http.robots import RobotsCache
+from animesion_scrapers.http.transfers import Transfers
 from animesion_scrapers.masking import Mask, mask
 
 HOST = "api.sample-booru.invalid"
@@ -213,6 +224,44 @@ def test_the_body_of_a_redirect_is_not_read(encoding: bytes) -> None:
 def test_redirects_to_malformed_urls(location: bytes, message: str) -> None:
     kind = ScraperError if message.startswith(HOST) else UnsafeAddressError
     assert error_of(sent(b"HTTP/1.1 302 Found\r\nLocation: " + location + b"\r\n\r\n"), kind).startswith(message)
+
+
+def test_a_hostile_robots_file_does_not_hold_up_other_hosts() -> None:
+    """The verdict on this path takes some tenths of a second, in which the event loop has to run."""
+    robots = RobotsCache("test")
+    lines = "".join(f"Allow: *{'a' * 20}{number}\n" for number in range(15_000))
+    body = f"User-agent: *\n{lines}Disallow: /\n".encode()
+    path = "/" + "a" * 8000
+
+    async def ticks_during(item: Download) -> tuple[Downloaded, int]:
+        transfers = Transfers(
+            user_agent="test/1.0 (me@example.org)",
+            limiter=RateLimiter(math.inf),
+            routes=Routes({HOST: ("127.0.0.1", 9)}),
+            connections=1,
+            per_host=1,
+            deadline=0.2,  # less than the verdict takes, which does not count
+            max_bytes=1,
+            retries=Retries(attempts=1),
+            robots=robots,
+        )
+        fetching = asyncio.create_task(transfers.fetch(item))
+        ticks = 0
+        while not fetching.done():
+            await asyncio.sleep(0.005)
+            ticks += 1
+        await transfers.close()
+        return fetching.result(), ticks
+
+    robots.learn(f"http://{HOST}", 200, body)
+    rules = robots.known(f"http://{HOST}")
+    assert rules is not None
+    assert not rules.is_quick(path)
+    assert rules.is_quick("/short")
+    result, ticks = asyncio.run(ticks_during(Download("k", f"http://{HOST}{path}")))
+    assert (result.status, result.detail) == ("refused", "disallowed by robots.txt")
+    assert ticks >= 5
+    assert rules.is_quick(path)  # the verdict is kept
 
 
 def test_documents_of_very_many_values_are_not_parsed() -> None:

@@ -199,15 +199,20 @@ class Transfers:
         """Apply the host's robots.txt, fetched when not known yet: slow its pace or raise a fault."""
         assert self._robots is not None
         origin = f"{url.scheme}://{url.host_port_subcomponent}"
-        rules = self._robots.known(origin)
-        if rules is None:
-            # Fetching robots.txt does not count towards the deadline of any of the items that wait for it.
+        rules = self._robots.at_hand(origin)
+        path = url.raw_path_qs
+        if rules is None or not rules.is_quick(path):
+            # Neither fetching robots.txt nor reading it counts towards the deadline of the items that wait for it. It
+            # is read in a thread, as other hosts share the event loop.
             with _pause_deadline(scope):
-                async with self._robots_locks[origin]:
-                    rules = self._robots.known(origin) or await self._fetch_robots(url, origin)
+                if rules is None:
+                    async with self._robots_locks[origin]:
+                        rules = await asyncio.to_thread(self._robots.known, origin)
+                        rules = rules or await self._fetch_robots(url, origin)
+                await asyncio.to_thread(rules.allows, path)
         if rules.delay:
             self._limiter.slow(url.raw_host or "", rules.delay)
-        if not rules.allows(url.raw_path_qs):
+        if not rules.allows(path):
             if rules is DISALLOW_ALL:
                 raise DownloadFault(FAILED, "robots.txt could not be read")
             raise DownloadFault(REFUSED, "disallowed by robots.txt", final=True)
@@ -224,7 +229,7 @@ class Transfers:
             if 0 < status < 500 and status != 429:
                 break
             await asyncio.sleep(self._retries.delay(attempt))
-        return self._robots.learn(origin, status, body)
+        return await asyncio.to_thread(self._robots.learn, origin, status, body)
 
     def _check_url(self, text: str, base: URL | None = None) -> URL:
         """Parse a URL, or a redirect's target relative to `base`.
