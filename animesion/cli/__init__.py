@@ -19,6 +19,10 @@ from animesion.errors import AnimesionError
 _ORDER = ["build", "recipes", "sources", "detectors", "stats", "verify", "diff", "audit", "card", "report", "browse"]
 _ORDER += ["publish", "train", "eval", "predict", "study", "profile", "export", "models", "doctor"]
 
+_NO_MEMORY = "error: this process is short of memory: free some or raise its limit, and run the same command again"
+#: What other exceptions say where memory is short: a library cannot be loaded, or a thread cannot be started.
+_MEMORY_FAULTS = ("failed to map segment", "cannot allocate memory", "Cannot allocate memory", "can't start new thread")
+
 
 class Commands(click.Group):
     """Commands of the entry-point group `animesion.commands`, loaded on first use."""
@@ -91,7 +95,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stderr.close()
         sys.exit(1)
     except OSError as error:
-        if debug or error.errno != errno.ENOSPC:
+        if debug or error.errno not in {errno.ENOSPC, errno.ENOMEM}:
             raise
-        sys.exit("error: no space left to write the output")
+        sys.exit(_NO_MEMORY if error.errno == errno.ENOMEM else "error: no space left to write the output")
+    except (MemoryError, ImportError, RuntimeError) as error:
+        if debug or not (isinstance(error, MemoryError) or any(text in str(error) for text in _MEMORY_FAULTS)):
+            raise
+        sys.exit(_NO_MEMORY)
     sys.exit(status if isinstance(status, int) else 0)

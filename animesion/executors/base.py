@@ -20,8 +20,8 @@ from animesion.errors import AnimesionError
 Answer = tuple[str, Any]
 """`("done", result)`, `("error", AnimesionError)`, `("fault", traceback)` or `("died", cause)`."""
 
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-"""Environment of workers: one process per core already uses every core."""
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ARROW_IO_THREADS"), "1")
+"""Environment of workers: one process per core already uses every core, and each thread reserves memory."""
 
 
 class Job(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from animesion.errors import AnimesionError, UsageError
-from animesion.executors import Executor, WorkerDiedError
+from animesion.executors import Executor, WorkerDiedError, local
 from animesion.executors.local import LocalExecutor
 
 
@@ -67,6 +68,8 @@ class Deadly:
             if key in self.poison and key not in self.given_up:
                 if self.how == "segfault":
                     os.kill(os.getpid(), signal.SIGSEGV)
+                if self.how == "stop":
+                    os.kill(os.getpid(), signal.SIGSTOP)  # as a decoder that never returns
                 if self.how == "memory":
                     raise MemoryError
                 os._exit(3)
@@ -134,3 +137,60 @@ def test_a_death_without_a_crashing_key_is_an_error() -> None:
 def test_a_job_that_cannot_be_narrowed_is_named() -> None:
     with LocalExecutor(1) as executor, pytest.raises(AnimesionError, match="worker for kamikaze died"):
         executor.run([Failing("kamikaze", MemoryError())])
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("_START", 0.3), ("_SILENCE", 1.0), ("_BEAT", 0.1)):
+        monkeypatch.setattr(local, name, seconds)
+
+
+@pytest.mark.parametrize(
+    ("program", "what"),
+    [
+        ("import time; time.sleep(60)", "did not answer for 0 s"),
+        ("raise SystemExit(3)", "ended with exit status 3"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "ended with SIGKILL"),
+    ],
+)
+@pytest.mark.usefixtures("impatient")
+def test_a_worker_that_does_not_start_is_an_error(monkeypatch: pytest.MonkeyPatch, program: str, what: str) -> None:
+    """It must not be put down to the images of its job."""
+    monkeypatch.setattr(local, "_WORKER", program)
+    job = Deadly("part", ("a", "b"), frozenset())
+    with LocalExecutor(1) as executor, pytest.raises(WorkerDiedError, match=f"{what} before its first job: it may be"):
+        executor.run([job])
+
+
+@dataclass(frozen=True)
+class Asleep:
+    """Waits without working, as in a lock that nobody opens."""
+
+    name: str
+    seconds: float
+    working: bool = False
+
+    def run(self) -> str:
+        end = time.monotonic() + self.seconds
+        while time.monotonic() < end:
+            if not self.working:
+                time.sleep(0.01 if self.seconds < 1 else 60)
+        return "done"
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_worker_that_does_nothing_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "_START", 60.0)
+    with LocalExecutor(2) as executor:
+        jobs = [Asleep("long", 2.0, working=True), Asleep("short", 0.3)]
+        assert collect(executor, jobs) == {"long": "done", "short": "done"}
+        with pytest.raises(WorkerDiedError, match="did nothing for 1 s and was stopped: it may be short of memory"):
+            executor.run([Asleep("for ever", 60.0)])
+
+
+@pytest.mark.usefixtures("impatient")
+def test_images_that_stop_their_worker_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "_START", 60.0)
+    with LocalExecutor(1) as executor:
+        results = collect(executor, [Deadly("part", ("a", "b", "c"), frozenset({"b"}), "stop")])
+    assert results["part"] == (3, ("b",))
