@@ -13,7 +13,15 @@ from types import TracebackType
 from typing import Any
 
 from animesion.errors import UsageError
-from animesion.executors.base import ONE_THREAD, Answer, Executor, Job, cores, run_job
+from animesion.executors.base import ONE_THREAD, Answer, Executor, Job, WorkerDiedError, cores, run_job
+
+_PATIENCE = 10.0
+"""Seconds without a finished job after which the cluster is checked."""
+
+_NO_NODE = (
+    "Ray has no machine left that runs jobs: see its logs, start it again if it is a cluster, and run the same command "
+    "again, it resumes"
+)
 
 
 class RayExecutor(Executor):
@@ -74,10 +82,22 @@ class RayExecutor(Executor):
         return handle
 
     def _ended(self, handles: Sequence[Any]) -> Iterator[tuple[Hashable, Answer]]:
-        ready, _ = self._ray.wait(list(handles), num_returns=1)
+        ready: list[Any] = []
+        while not ready:
+            ready, _ = self._ray.wait(list(handles), num_returns=1, timeout=_PATIENCE)
+            # A job that is submitted after the last node has died waits for another node for ever.
+            if not ready and not self._has_node():
+                raise WorkerDiedError(_NO_NODE)
         for handle in ready:
             self._running.discard(handle)
             yield handle, self._answer(handle)
+
+    def _has_node(self) -> bool:
+        """Whether a machine of the cluster is alive, for all that its head knows."""
+        try:
+            return any(node["Alive"] for node in self._ray.nodes())
+        except Exception:  # Ray's own errors, and gRPC's, where the head does not answer
+            return False
 
     def _answer(self, handle: Any) -> Answer:
         errors = self._ray.exceptions
@@ -85,6 +105,8 @@ class RayExecutor(Executor):
             answer: Answer = self._ray.get(handle)
         except (errors.WorkerCrashedError, errors.OutOfMemoryError, errors.NodeDiedError) as error:
             return "died", type(error).__name__
+        except errors.LocalRayletDiedError:
+            return "error", WorkerDiedError(_NO_NODE)
         except errors.RayError as error:  # a failure of Ray itself; jobs' own errors are in the answer
             return "fault", str(error)
         return answer

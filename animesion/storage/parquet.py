@@ -47,8 +47,8 @@ def read(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) ->
     """
     chosen = list(columns) if columns is not None else schema.names
     try:
-        # Without `partitioning`, pyarrow takes columns from parts of the path such as `a=b`. Its threads save no time on
-        # a local file, and may wait for each other for ever where memory is too short to start one.
+        # Without `partitioning`, pyarrow takes columns from parts of the path such as `a=b`. Its threads save no time
+        # on a local file, and may wait for each other for ever where memory is too short to start one.
         content = pq.read_table(path, columns=chosen, partitioning=None, use_threads=False, pre_buffer=False)
         content = content.select(chosen).cast(pa.schema([schema.field(name) for name in chosen]))
         faults = [name for name in chosen if not _is_proper(name, content[name]) or _lacks_values(name, content)]

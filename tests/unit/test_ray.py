@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,3 +75,36 @@ def test_the_same_bytes_locally_and_on_ray_with_workers_killed(
 def test_an_unknown_engine_is_refused() -> None:
     with pytest.raises(UsageError, match="there is no engine 'rays'"):
         make("rays")
+
+
+_RAYLET_DIES = """
+import os, signal, subprocess, sys, threading, time
+sys.path.insert(0, sys.argv[1])
+from test_executors import Asleep
+from animesion.errors import AnimesionError
+from animesion.executors import make
+
+def kill():
+    time.sleep(3)
+    lines = subprocess.run(["ps", "-eww", "-o", "pid=,ppid=,args="], capture_output=True, text=True).stdout.splitlines()
+    found = [line.split(None, 2) for line in lines]
+    raylets = [pid for pid, parent, command in found if int(parent) == os.getpid() and "raylet/raylet" in command]
+    for pid in raylets + [pid for pid, parent, _ in found if parent in raylets]:
+        os.kill(int(pid), signal.SIGKILL)
+
+with make("ray", 1) as executor:
+    threading.Thread(target=kill, daemon=True).start()
+    try:
+        executor.run([Asleep("job", 20.0, True)])
+    except AnimesionError as error:
+        print("refused:", error, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_dead_raylet_ends_the_run() -> None:
+    """In a process of its own, as the raylet serves all tests of this one."""
+    run = subprocess.run(
+        [sys.executable, "-c", _RAYLET_DIES, str(Path(__file__).parent)], capture_output=True, text=True, timeout=180
+    )
+    assert "refused: Ray has no machine left that runs jobs" in run.stdout, run.stderr[-2000:]
