@@ -6,11 +6,11 @@ stage applies them. The resolved recipe holds the decisions themselves, so the f
 
 from __future__ import annotations
 
-import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations, pairwise
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,8 @@ Keys = Annotated[list[Key], Field(min_length=2, max_length=1000)]
 
 #: Larger files are refused: neither an editor nor `animesion browse` writes one.
 MOST_BYTES = 50_000_000
+#: Most pairs of images that are declared the same, as each costs time and memory; a set of 1,000 has half a million.
+MOST_PAIRS = 1_000_000
 
 
 class Decisions(Section):
@@ -51,11 +53,21 @@ class Decisions(Section):
         if both:
             raise ValueError(f"{min(both)} is excluded and has a label: remove one of the two")
         first_of_set = representatives(self.same)
+        sizes = Counter(first_of_set.values())
+        pairs = sum(size * (size - 1) // 2 for size in sizes.values())
+        if pairs > MOST_PAIRS:
+            first, size = sizes.most_common(1)[0]
+            raise ValueError(
+                f"same: {pairs:,} pairs of images, of which {first} and {size - 1:,} others in one set, are more than "
+                f"{MOST_PAIRS:,}: name fewer images, or exclude them"
+            )
         for keys in self.different:
-            for one, other in combinations(sorted(set(keys)), 2):
-                if one in first_of_set and first_of_set[one] == first_of_set.get(other):
+            seen: dict[str, str] = {}
+            for key in sorted(set(keys) & first_of_set.keys()):
+                other = seen.setdefault(first_of_set[key], key)
+                if other != key:
                     raise ValueError(
-                        f"{one} and {other} are declared both the same and different: remove one of the two"
+                        f"{other} and {key} are declared both the same and different: remove one of the two"
                     )
         return self
 
@@ -87,13 +99,12 @@ def read(path: Path) -> Decisions:
     try:
         if path.stat().st_size > MOST_BYTES:
             raise UsageError(f"the decisions {path} are larger than {MOST_BYTES:,} bytes: give another file")
-        data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UsageError(f"cannot read the decisions {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UsageError(f"the decisions {path} are not UTF-8 text") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise UsageError(f"the decisions {path} are not valid TOML: {error}") from None
+    data = settings.parse_toml(text, f"the decisions file {path}")
     return settings.check(Decisions, data, f"decisions {path}")
 
 
@@ -130,23 +141,21 @@ def decided_pairs(
     Returns:
         The pairs without those decided different and with those decided the same; shape (pairs, 2), ascending.
     """
-    different = set(_row_pairs(decisions.different, row_of_key, unit))
+    # The sets of each row, as the pairs of a set of a thousand are half a million.
+    apart: dict[int, set[int]] = {}
+    for number, keys in enumerate(decisions.different):
+        for row in _rows(keys, row_of_key, unit):
+            apart.setdefault(row, set()).add(number)
     # All pairs of a merged set, so that it is not cut like a chain of near duplicates, in which only neighbours pair.
     merged: dict[str, list[str]] = {}
     for key, first in sorted(representatives(decisions.same).items()):
         merged.setdefault(first, []).append(key)
-    same = set(_row_pairs(merged.values(), row_of_key, unit))
-    found = {(min(a, b), max(a, b)) for a, b in near.tolist()}
-    return np.array(sorted((found - different) | same), dtype=np.int64).reshape(-1, 2)
+    same = (pair for keys in merged.values() for pair in combinations(_rows(keys, row_of_key, unit), 2))
+    nobody: set[int] = set()
+    found = {(min(a, b), max(a, b)) for a, b in near.tolist() if apart.get(a, nobody).isdisjoint(apart.get(b, nobody))}
+    return np.array(sorted(found.union(same)), dtype=np.int64).reshape(-1, 2)
 
 
-def _row_pairs(
-    sets: Iterable[Sequence[str]], row_of_key: Mapping[str, int], unit: Callable[[int], int]
-) -> Iterable[tuple[int, int]]:
-    """All pairs of rows within each set of keys; keys without a row, and rows of equal pixels, give none."""
-    for keys in sets:
-        for one, other in combinations(keys, 2):
-            if one in row_of_key and other in row_of_key:
-                a, b = sorted((unit(row_of_key[one]), unit(row_of_key[other])))
-                if a != b:
-                    yield a, b
+def _rows(keys: Iterable[str], row_of_key: Mapping[str, int], unit: Callable[[int], int]) -> list[int]:
+    """The rows of a set of keys, ascending: one for all rows of equal pixels, none for a key without a row."""
+    return sorted({unit(row_of_key[key]) for key in keys if key in row_of_key})

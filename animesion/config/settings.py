@@ -20,6 +20,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from animesion.errors import UsageError
 
+_KEY_PARTS = 64
+_PART = r"""(?:[A-Za-z0-9_-]{1,1000}|"[^"\n]{0,1000}"|'[^'\n]{0,1000}')[ \t]{0,100}"""
+_DEEP_KEY = re.compile(
+    rf"(?:^[ \t]{{0,100}}\[{{0,2}}|[{{,])[ \t]{{0,100}}{_PART}(?:\.[ \t]{{0,100}}{_PART}){{{_KEY_PARTS}}}", re.MULTILINE
+)
+
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
@@ -73,12 +79,28 @@ def read(package: str, name_or_path: str) -> tuple[dict[str, Any], str]:
         where = str(path)
     else:
         text, where = builtin_text(package, name_or_path), f"recipe {name_or_path}"
-    try:
-        data: dict[str, Any] = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{where} is not valid TOML: {error}") from None
+    data = parse_toml(text, where)
     data.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name_or_path).stem).strip("-._") or "unnamed")
     return data, where
+
+
+def parse_toml(text: str, where: str) -> dict[str, Any]:
+    """Parse TOML of a file.
+
+    Args:
+        text: of the file.
+        where: the file, for the message.
+
+    Raises:
+        UsageError: it is not TOML, or nested too deeply.
+    """
+    # `tomllib` takes quadratic time and memory for a key of many parts: 400 KB of them take more than 20 GB.
+    if _DEEP_KEY.search(text):
+        raise UsageError(f"{where} is not valid TOML: a key of more than {_KEY_PARTS} parts")
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a plain ValueError
+        raise UsageError(f"{where} is not valid TOML: {error}") from None
 
 
 def check(model: type[ModelT], data: Mapping[str, Any], where: str) -> ModelT:

@@ -153,7 +153,7 @@ class FileTree:
             )
         try:
             return self._tar_members(root)
-        except tarfile.ReadError:
+        except (tarfile.ReadError, RecursionError):
             raise UsageError(f"source.path: {root} is neither a folder nor a readable .tar or .zip") from None
 
     # -- folders and buckets -----------------------------------------------------------------------------------------
@@ -227,7 +227,8 @@ class FileTree:
                     _add(listing, _member_entry(member.name, locator, self._max_bytes, regular=regular))
                 try:
                     member = archive.next()
-                except (tarfile.TarError, ValueError, OverflowError) as error:
+                # tarfile reads headers of headers by recursion, and seeks to whatever size they state
+                except (tarfile.TarError, ValueError, OverflowError, RecursionError, OSError) as error:
                     last = listing.entries[-1].name if listing.entries else ""
                     raise UsageError(f"source.path: {root} is damaged after {last!r} ({error}); get it again") from None
             self._check_end(root, file, archive.offset, listing.notes)

@@ -229,7 +229,7 @@ def _shard(path: Path, names: dict[int, str]) -> tuple[Counter[int], int]:
             data.seek(end)
             if data.read(512) != bytes(512):
                 raise tarfile.ReadError("no end of archive")
-    except (tarfile.TarError, EOFError, OSError, ValueError, MemoryError, OverflowError) as e:
+    except (tarfile.TarError, EOFError, OSError, ValueError, MemoryError, OverflowError, RecursionError) as e:
         why = str(e) or "a member is larger than the file"
         raise UsageError(f"{path} is not a whole uncompressed tar ({why}); copy or build the shard again") from e
     return Counter(labels.values()), len(keys - labels.keys())

@@ -13,7 +13,6 @@ import io
 import itertools
 import json
 import statistics
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,11 +82,12 @@ def load(path: Path) -> Study:
         UsageError: the file cannot be read or is invalid.
     """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UsageError(f"cannot read the study {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise UsageError(f"the study {path} is not valid TOML: {error}") from None
+    data = settings.parse_toml(text, f"the study {path}")
     data.setdefault("name", path.stem)
     return settings.check(Study, data, str(path))
 
