@@ -84,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except AnimesionError as error:
         if debug:
             raise
-        click.echo(f"error: {error}", err=True)
+        # messages quote files and sites, whose control characters would act on the terminal
+        click.echo(f"error: {''.join(c if c.isprintable() or c == chr(10) else '?' for c in str(error))}", err=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         if debug:

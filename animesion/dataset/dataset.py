@@ -95,6 +95,8 @@ class _DatasetFacts(_Facts):
     def _agrees_with_itself(self) -> Self:
         if not len(self.class_names) == len(self.class_counts) == self.classes:
             raise ValueError("class_names and class_counts do not have as many entries as there are classes")
+        if not all(map(names.is_text, self.class_names)):
+            raise ValueError("a class name has control characters")
         if len(set(self.class_names)) != self.classes:
             raise ValueError("a class name occurs twice in class_names")
         paths = [shard.path for split in self.splits.values() for shard in split.shards]

@@ -190,7 +190,7 @@ def read_class_counts(path: Path) -> ClassCounts:
         if len(row) != len(head):
             raise _wrong_columns(path, line, row, ",".join(head))
         class_id = _class_id(row[0], path, line)
-        names[class_id] = _new_name(row[1], class_id, names, path, line)
+        names[class_id] = _new_name(text_tables.text_of_cell(row[1]), class_id, names, path, line)
         images = [
             _whole_number(cell, f"the {name} count", path, line) for name, cell in zip(head[2:], row[2:], strict=True)
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Annotated
@@ -23,6 +24,31 @@ SEPARATORS = (",", "\t", ";", "|")
 
 #: Longest cell in characters.
 _LONGEST_CELL = 1 << 20
+
+
+#: What a spreadsheet program takes for a formula, and with it any command of another program.
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+
+
+def cell_of(text: str) -> str:
+    """A text as a cell of a CSV that people open in a spreadsheet program: with `'` before what is a formula there.
+
+    Source: https://owasp.org/www-community/attacks/CSV_Injection. `text_of_cell` is the inverse.
+    """
+    return f"'{text}" if _FORMULA.match(text) and not _is_number(text) else text
+
+
+def text_of_cell(cell: str) -> str:
+    """The text of a cell that `cell_of` returned."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return text.isprintable()
 
 
 def decoded(content: bytes, where: str, encoding: str = "") -> str:

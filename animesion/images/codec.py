@@ -6,13 +6,19 @@ pipeline decides what happens to a bad image.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import io
+import logging
 import math
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import PIL
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from animesion.images import colour, damage
@@ -50,6 +56,23 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+def _silence_libtiff() -> None:
+    """Switch off libtiff's own messages on the terminal; Pillow raises errors of its own."""
+    package = Path(PIL.__file__).parent
+    bundled = [*package.parent.glob("pillow.libs/libtiff*"), *package.glob(".dylibs/libtiff*")]
+    for name in [str(path) for path in sorted(bundled)] or ["libtiff.so.6", "libtiff.so.5"]:
+        with contextlib.suppress(OSError, AttributeError):
+            # Pillow has loaded it: another copy would not be the one that prints.
+            library = ctypes.CDLL(name, mode=getattr(os, "RTLD_NOLOAD", 0) | ctypes.DEFAULT_MODE)
+            for function in (library.TIFFSetErrorHandler, library.TIFFSetWarningHandler):
+                function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_void_p
+                function(None)
+
+
+_silence_libtiff()
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # without any handler, errors would go to the terminal
 
 
 @dataclass(frozen=True)

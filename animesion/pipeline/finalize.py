@@ -25,6 +25,7 @@ from animesion.cards.croissant import croissant
 from animesion.cards.facts import counted
 from animesion.config.recipe import Recipe
 from animesion.config.settings import params_digest
+from animesion.dataset import text_tables
 from animesion.dataset.dataset import Dataset
 from animesion.images import codec
 from animesion.report import facts as shown
@@ -35,7 +36,7 @@ from animesion.storage import checksums, parquet
 from animesion.storage.receipts import Receipt
 from animesion.storage.workspace import Workspace, sha256_file, write_atomic
 
-CODE = "finalize-1"
+CODE = "finalize-2"
 
 
 def run(workspace: Workspace, recipe: Recipe, parts: int, notes: Sequence[str]) -> Receipt:
@@ -171,7 +172,7 @@ def _classes_csv(facts: dict[str, Any]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["class_id", "name", *facts["splits"], "total"])
     for i, (name, counts) in enumerate(zip(facts["class_names"], facts["class_counts"], strict=True)):
-        writer.writerow([i, name, *counts.values(), sum(counts.values())])
+        writer.writerow([i, text_tables.cell_of(name), *counts.values(), sum(counts.values())])
     return out.getvalue()
 
 

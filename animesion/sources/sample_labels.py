@@ -198,5 +198,5 @@ def _of_table(content: bytes, path: str) -> dict[int, str]:
     for row in rows[first:]:
         if len(row) <= max(id_at, name_at) or not row[id_at].isdecimal() or len(row[id_at]) > 9:
             raise UsageError(f"{path}: the row {','.join(row)[:80]!r} is no class id and name: correct it")
-        names[int(row[id_at])] = clean_text(row[name_at])
+        names[int(row[id_at])] = clean_text(text_tables.text_of_cell(row[name_at]))
     return names

@@ -21,6 +21,16 @@ SHARD = r"data/[A-Za-z0-9_-]{1,100}\.tar"
 SHA256 = r"[0-9a-f]{64}"
 
 
+#: Control characters, which move the cursor and colour the terminal, overrides of the direction of text, and lone
+#: surrogates, which no encoding has.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def is_text(name: str) -> bool:
+    """Whether a name, as of a class, can be printed without harm."""
+    return not _UNPRINTABLE.search(name)
+
+
 def is_path(name: str) -> bool:
     """Whether a name is a path inside the folder."""
     return re.fullmatch(PATH, name) is not None

@@ -15,6 +15,7 @@ from typing import Any
 
 from animesion import executors
 from animesion.config.recipe import DuplicatesSection
+from animesion.dataset import text_tables
 from animesion.dataset.dataset import Dataset
 from animesion.errors import UsageError
 from animesion.images import codec
@@ -304,7 +305,9 @@ def _class_table(dataset: Dataset) -> list[Fault]:
     """Differences between `classes.csv` and the class map of `dataset.json`."""
     expected = [["class_id", "name", *dataset.splits, "total"]]
     for info in dataset.classes:
-        expected.append([str(info.id), info.name, *(str(info.counts.get(name, 0)) for name in dataset.splits)])
+        expected.append(
+            [str(info.id), text_tables.cell_of(info.name), *(str(info.counts.get(name, 0)) for name in dataset.splits)]
+        )
         expected[-1].append(str(info.total))
     try:
         with (dataset.path / "classes.csv").open(encoding="utf-8", newline="") as file:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+import subprocess
+import sys
 import tarfile
 import time
 from pathlib import Path
@@ -9,12 +14,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tomli_w
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
 
 import animesion
 from animesion.config import decisions, settings
+from animesion.dataset import text_tables
 from animesion.errors import UsageError
 from animesion.stats import class_counts
+from animesion.verification.checks import verify
 from tests.conftest import draw
+from tests.running import run_here
 
 END = bytes(2 * tarfile.BLOCKSIZE)
 
@@ -90,3 +101,62 @@ def test_decisions_on_very_many_images_take_linear_time(tmp_path: Path) -> None:
     path.write_text(tomli_w.dumps({"same": [["a", "b"], ["b", "c"]], "different": [["x", "c", "a"]]}))
     with pytest.raises(UsageError, match="a and c are declared both the same and different"):
         decisions.read(path)
+
+
+@given(st.text(alphabet="'=+-@\t\r1.ea \u3042", max_size=6))
+def test_cells_of_spreadsheets_are_no_formulas_and_read_back(text: str) -> None:
+    cell = text_tables.cell_of(text)
+    assert text_tables.text_of_cell(cell) == text
+    assert not cell.startswith(("=", "@", "\t", "\r"))
+    if cell.startswith(("+", "-")):
+        float(cell)  # a number
+
+
+def test_class_names_that_are_formulas(tmp_path: Path) -> None:
+    evil = "=cmd|' -C calc'!A0"
+    for number in range(8):
+        path = tmp_path / "images" / (evil if number % 2 else "plain") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw(number).save(path)
+    recipe = animesion.load_recipe("folder", [f"source.path={tmp_path / 'images'}", "classes.minimum=1"])
+    animesion.build(recipe, tmp_path / "out", workers=1)
+    names = [info.name for info in animesion.open_dataset(tmp_path / "out").classes]
+    rows = list(csv.reader((tmp_path / "out" / "classes.csv").read_text(encoding="utf-8").splitlines()))[1:]
+    assert [row[1] for row in rows] == [f"'{name}" if name.startswith("=") else name for name in names]
+    assert any(name.startswith("=") for name in names)
+    assert [str(name) for name in class_counts.count(str(tmp_path / "out" / "classes.csv")).counts.names] == names
+    assert not any(verify(animesion.open_dataset(tmp_path / "out"), workers=1).faults.values())
+
+
+@pytest.mark.parametrize("name", ["\x1b[31mred\x07", "a\nb", "\x9b0m", "\u202eevil"])
+def test_class_names_that_act_on_a_terminal_are_refused(small_dataset: Path, tmp_path: Path, name: str) -> None:
+    facts = json.loads((small_dataset / "dataset.json").read_bytes())
+    facts["class_names"][0] = name
+    (tmp_path / "dataset.json").write_text(json.dumps(facts))
+    with pytest.raises(UsageError, match="a class name has control characters"):
+        animesion.open_dataset(tmp_path)
+
+
+def test_an_error_message_does_not_act_on_a_terminal() -> None:
+    done = run_here("verify", "nowhere\x1b]0;title\x07")
+    assert done.returncode == 2
+    assert "nowhere?]0;title?" in done.stderr
+    assert "\x1b" not in done.stderr
+
+
+def test_decoders_print_nothing(tmp_path: Path) -> None:
+    """In a process of its own, as C code prints past `sys.stderr`."""
+    out = io.BytesIO()
+    Image.linear_gradient("L").save(out, "TIFF", compression="tiff_lzw")
+    (tmp_path / "whole.tif").write_bytes(out.getvalue())
+    script = (
+        "import random, sys; from animesion.images import codec\n"
+        "random.seed(1); whole = open(sys.argv[1], 'rb').read()\n"
+        "for number in range(200):\n"
+        "    damaged = bytearray(whole)\n"
+        "    for _ in range(4): damaged[random.randrange(len(damaged))] = random.randrange(256)\n"
+        "    try: codec.decode(bytes(damaged), codec.Limits())\n"
+        "    except codec.RejectedImageError: pass\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "whole.tif")], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from animesion.errors import UsageError
+from animesion.storage import names
 from animesion.storage.workspace import write_atomic
 from animesion_training.options import reasonable
 
@@ -330,6 +331,17 @@ def _check(card: WeightsCard, where: str) -> None:
     def integer(value: Any, most: int) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
 
+    def class_name(value: Any) -> bool:
+        return isinstance(value, str) and names.is_text(value)
+
+    def reasonable(value: Any) -> bool:
+        """Whether no depth or width makes building the model very slow."""
+        if isinstance(value, Mapping):
+            return all(map(reasonable, value.values()))
+        if isinstance(value, list | tuple):
+            return len(value) <= 1000 and all(map(reasonable, value))
+        return value is None or isinstance(value, bool | str) or (number(value) and abs(value) <= _LARGEST_OPTION)
+
     sizes = card.img_size if isinstance(card.img_size, tuple) else (card.img_size,)
     invalid = [
         name
@@ -337,7 +349,7 @@ def _check(card: WeightsCard, where: str) -> None:
             ("name", isinstance(card.name, str) and 0 < len(card.name) < 200),
             ("num_classes", integer(card.num_classes, 1_000_000)),
             ("img_size", len(sizes) in (1, 2) and all(integer(side, 8192) for side in sizes)),
-            ("classes", isinstance(card.classes, tuple) and all(isinstance(each, str) for each in card.classes)),
+            ("classes", isinstance(card.classes, tuple) and all(map(class_name, card.classes))),
             ("mean", isinstance(card.mean, tuple) and len(card.mean) > 0 and all(map(number, card.mean))),
             ("std", isinstance(card.std, tuple) and len(card.std) > 0 and all(number(v) and v > 0 for v in card.std)),
             ("interpolation", isinstance(card.interpolation, str)),
@@ -352,6 +364,6 @@ def _check(card: WeightsCard, where: str) -> None:
         if not valid
     ]
     if invalid:
-        raise UsageError(f"{where}: the card's {invalid[0]} is invalid: {str(getattr(card, invalid[0]))[:80]!r}")
+        raise UsageError(f"{where}: the card's {invalid[0]} is invalid: {str(getattr(card, invalid[0]))[:80]!a}")
     if card.classes and len(card.classes) != card.num_classes:
         raise UsageError(f"{where}: {len(card.classes)} class names for a model of {card.num_classes} classes")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from animesion.dataset import text_tables
 from animesion_training.eval.metrics import BandAccuracy, ClassResult, Confusion, Evaluation, Interval
 from animesion_training.eval.scores import Scores
 
@@ -181,7 +182,7 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
-    writer.writerows(rows)
+    writer.writerows(map(text_tables.cell_of, row) for row in rows)
     return text.getvalue()
 
 
