@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import time
 from typing import Any
 
 import pytest
@@ -109,6 +111,49 @@ def test_wrong_cards_are_refused(tmp_path, good_card, change, sentence):
         load_model(write(tmp_path / "model.safetensors", good_card | change))
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vit_tiny_patch16", {"depth": 16384}),
+        ("vit_tiny_patch16", {"depth": 2000, "embed_dim": 16384, "num_heads": 16}),
+        ("vit_tiny_patch16", {"embed_dim": 16384, "num_heads": 16, "depth": 4}),
+        ("resnet50", {"layers": [16384] * 4}),
+        ("resnet50", {"layers": [3, 3, 3, 3], "channels": [16384] * 4}),
+        ("swin_tiny_patch4_window7_224", {"depths": [1000] * 8}),
+        ("convnext_tiny", {"depths": [16384] * 4, "dims": [16384] * 4}),
+    ],
+)
+def test_cards_of_models_larger_than_their_file_are_refused(tmp_path, good_card, name, options):
+    card = good_card | {"name": name, "img_size": 224, "options": options}
+    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UsageError, match="it has more weights than the file"):
+        load_model(write(tmp_path / "model.safetensors", card))
+    assert time.monotonic() - start < 20
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # KiB
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(tmp_path, good_card, value):
+    model = create_model("vit_tiny_patch16", 3, 32, **SMALL)
+    with torch.no_grad():
+        model.head.bias[1] = value
+    save_model(model, tmp_path / "model.safetensors")
+    with pytest.raises(UsageError, match=r"1 of its tensors have values that are not finite, such as head\.bias"):
+        load_model(tmp_path / "model.safetensors")
+
+
+def test_files_of_very_many_tensors_are_refused(tmp_path, good_card):
+    tensors = {f"t{number}": torch.zeros(0) for number in range(20_001)}
+    with pytest.raises(UsageError, match="it has 20,001 tensors, and no model has"):
+        load_model(write(tmp_path / "model.safetensors", good_card, tensors))
+
+
+def test_class_names_that_act_on_a_terminal_are_refused(tmp_path, good_card):
+    with pytest.raises(UsageError, match="card's classes is invalid") as caught:
+        load_model(write(tmp_path / "model.safetensors", good_card | {"classes": ["a", "b", "\x1b[31mc"]}))
+    assert "\x1b" not in str(caught.value)
+
+
 def test_a_card_is_needed_with_the_keys_that_build_a_model(tmp_path, good_card):
     (tmp_path / "bare.safetensors").write_bytes(save({"weight": torch.zeros(2)}))
     with pytest.raises(UsageError, match="without a card"):
@@ -136,7 +181,7 @@ def test_weights_must_be_those_of_the_card(tmp_path):
 
 def test_a_card_of_a_giant_is_refused_without_building_it(tmp_path):
     card = {"format": 1, "name": "vit_giant_patch14_224", "num_classes": 1_000_000, "img_size": 8190}
-    with pytest.raises(UsageError, match="no weights called weight"):
+    with pytest.raises(UsageError, match="it has more weights than the file"):
         load_model(write(tmp_path / "model.safetensors", card))
 
 

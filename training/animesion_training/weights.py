@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 _KEY = "animesion"
 _LARGEST_HEADER = 64 << 20  # bytes; 1,000,000 class names of 60 bytes
+_LARGEST_OPTION = 16384
+_MOST_TENSORS = 20_000
 #: Types of tensors that are accepted.
 _DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "U8", "BOOL"}
 
@@ -180,11 +182,17 @@ def load_model(path: Path | str, device: str = "cpu") -> tuple[nn.Module, Weight
     card, shapes = _read_header(path)
     # first on the meta device: a card may describe a model that exceeds the memory
     with torch.device("meta"), suppress(_UnbuiltError):  # some architectures compute in their constructors
-        _compare(shapes, _build(card, path), path)
-    model = _build(card, path)
+        _compare(shapes, _build(card, path, shapes), path)
+    model = _build(card, path, shapes)
     _compare(shapes, model, path)
     try:
-        model.load_state_dict(load_file(path))
+        weights = load_file(path)
+        if broken := sorted(key for key, value in weights.items() if not value.isfinite().all()):
+            raise UsageError(
+                f"{path}: {len(broken):,} of its tensors have values that are not finite, such as {broken[0]}: its "
+                "training diverged, or the file is damaged"
+            )
+        model.load_state_dict(weights)
     except (SafetensorError, RuntimeError, OSError) as error:
         raise UsageError(f"{path}: the weights cannot be read: {str(error).splitlines()[0]}") from error
     config = {**vars(model)["pretrained_cfg"], "mean": card.mean, "std": card.std, "crop_pct": card.crop_pct}
@@ -239,9 +247,37 @@ class _UnbuiltError(UsageError):
     """Building failed in timm or torch, not in validation."""
 
 
-def _build(card: WeightsCard, path: Path) -> nn.Module:
+@contextmanager
+def _no_larger_than(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[None]:
+    """Stop building a model that has far more weights than a file: its card may name any number of layers and widths.
+
+    Raises:
+        UsageError: the model is too large.
+    """
+    from torch.nn.modules.module import register_module_parameter_registration_hook
+
+    # Some layers are replaced while a model is built, and tied weights are in a file once.
+    tensors, values = 2 * len(shapes) + 200, 2 * sum(map(math.prod, shapes.values())) + 10_000_000
+    registered = [0, 0]
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None:
+            registered[0] += 1
+            registered[1] += parameter.numel()
+        if registered[0] > tensors or registered[1] > values:
+            raise UsageError("it has more weights than the file")
+
+    hook = register_module_parameter_registration_hook(count)
     try:
-        return card.spec.build()
+        yield
+    finally:
+        hook.remove()
+
+
+def _build(card: WeightsCard, path: Path, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
+    try:
+        with _no_larger_than(shapes):
+            return card.spec.build()
     except UsageError as error:
         raise UsageError(f"{path} describes a model that cannot be built: {error}") from error
     except Exception as error:  # timm can fail in any way on options from a file
@@ -287,6 +323,8 @@ def _read_header(path: Path) -> tuple[WeightsCard, dict[str, tuple[int, ...]]]:
 
 def _shapes(header: Mapping[str, Any], room: int, path: Path) -> dict[str, tuple[int, ...]]:
     shapes = {}
+    if len(header) > _MOST_TENSORS:
+        raise UsageError(f"{path} is damaged: it has {len(header):,} tensors, and no model has {_MOST_TENSORS:,}")
     for key, entry in header.items():
         shape = entry.get("shape") if isinstance(entry, dict) else None
         if (
@@ -297,6 +335,8 @@ def _shapes(header: Mapping[str, Any], room: int, path: Path) -> dict[str, tuple
         ):
             raise UsageError(f"{path} is damaged: the header's entry for {key!r} is not a tensor of this file")
         shapes[key] = tuple(shape)
+    if sum(map(math.prod, shapes.values())) > room:
+        raise UsageError(f"{path} is damaged: its header has more values than the file")
     return shapes
 
 
