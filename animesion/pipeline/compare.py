@@ -28,7 +28,8 @@ from animesion.pipeline import embed, published
 from animesion.pipeline.columns import load_columns
 from animesion.schemas import PAIRS
 from animesion.storage import parquet
-from animesion.storage.workspace import Receipt, Workspace
+from animesion.storage.receipts import Receipt
+from animesion.storage.workspace import Workspace
 
 #: Where the verdicts are, relative to the workspace.
 TABLE = "features/pairs.parquet"
