@@ -19,6 +19,8 @@ from animesion.storage.workspace import atomic_file
 _NAMES = {"key": names.KEY, "shard": names.SHARD, "extension": "[a-z0-9]{0,8}"}
 #: Columns of positions and sizes in bytes.
 _PLACES = {"part", "offset", "bytes", "size", "sample_offset", "sample_size", "image_offset", "image_size"}
+#: Columns that are null for some images, as `animesion.schemas` says; the crop of a kept image is not.
+_OPTIONAL = {"boxes", "crop", "points", "windows", "whole_phash", "whole_phash_flip", "whole_thumbnail"}
 _AGAIN = "build again into another folder"
 
 
@@ -71,9 +73,9 @@ def _is_proper(name: str, column: pa.ChunkedArray) -> bool:
 
 
 def _lacks_values(name: str, content: pa.Table) -> bool:
-    """Whether a column has a null in a row without a drop reason; `boxes` and `crop` have some by design."""
+    """Whether a column has a null in a row without a drop reason that is not null by design."""
     column = content[name]
-    if not column.null_count or (name in {"boxes", "crop"} and "kept" not in content.column_names):
+    if not column.null_count or (name in _OPTIONAL and "kept" not in content.column_names):
         return False
     if name == "key" or "reason" not in content.column_names:
         return name == "key" or "locator" in content.column_names

@@ -95,6 +95,10 @@ class _CurateFacts(_Checked):
     conflicts: _Count
 
 
+class _CompareFacts(_Checked):
+    pairs: _Count
+
+
 class _PackFacts(_Checked):
     samples: _Digest
 
@@ -113,6 +117,7 @@ _STAGES: dict[str, tuple[type[_Checked], str]] = {
     "fetch": (_FetchFacts, r"raw/\1\.parquet raw/\1\.tar "),
     "inspect": (_InspectFacts, r"features/\1\.parquet "),
     "embed": (_Checked, r"features/embeddings-\1\.parquet "),
+    "compare": (_CompareFacts, r"features/pairs\.parquet "),
     "curate": (_CurateFacts, r"curated\.parquet "),
     "pack": (_PackFacts, r"pack/\1\.parquet "),
     "shards": (_ShardFacts, r"data/\1\.tar "),
