@@ -323,7 +323,7 @@ def beyond_noise(aligned: Aligned) -> Pixels:
 def _contrast(aligned: Aligned) -> Pixels:
     """The largest gradient near each pixel in either image, in levels per pixel, shape (h, w)."""
     steepest = np.maximum(_gradient(aligned.first), _gradient(aligned.second))
-    nearby: Pixels = cv2.dilate(steepest, np.ones((3, 3), np.uint8))
+    nearby: Pixels = cv2.dilate(steepest, np.ones((3, 3), np.uint8)).astype(np.float32)
     return nearby
 
 

@@ -92,14 +92,14 @@ def test_a_published_split_that_cuts_copies_apart_is_refused(tmp_path: Path) -> 
 def test_two_crops_of_one_picture_posted_twice_are_one_sample(tmp_path: Path) -> None:
     wide = scene(3, (420, 200))
     images = {1: wide, 2: jpeg(80)(wide)} | {seed: scene(seed, (420, 200)) for seed in range(20, 26)}
-    (tmp_path / "images" / "0001").mkdir(parents=True)
     for number, image in images.items():
-        image.save(tmp_path / "images" / "0001" / f"{number}.png")
-    (tmp_path / "labels.csv").write_text("".join(f"0,0001/{number}.png\n" for number in images))
+        (tmp_path / "images" / f"{number:04}").mkdir(parents=True)
+        image.save(tmp_path / "images" / f"{number:04}" / f"{number}.png")
+    (tmp_path / "labels.csv").write_text("".join(f"0,{number:04}/{number}.png\n" for number in images))
     # a detector took the left face of one and the right face of the other
     sides = {1: (0.0, 0.5), 2: (0.5, 1.0)}
     lines = [
-        f"0001/{number}.png\t7\t{left},0.0,{right},1.0,0.99"
+        f"{number:04}/{number}.png\t7\t{left},0.0,{right},1.0,0.99"
         for number, (left, right) in ((number, sides.get(number, (0.1, 0.6))) for number in images)
     ]
     (tmp_path / "faces.tsv").write_text("\n".join(lines) + "\n")

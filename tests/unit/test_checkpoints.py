@@ -37,7 +37,7 @@ class Settings:
         self.folder, self.history = pathlib.PurePosixPath("/data"), collections.deque([1.0])
 
 
-class Table(dict):
+class Table(dict[str, object]):
     """A table with attributes, as several packages for settings have."""
 
 

@@ -15,6 +15,7 @@ import animesion_training.models  # noqa: F401  # registers the networks
 from animesion.errors import UsageError
 from animesion_training.models import create_model, shorthand
 from animesion_training.tokens.patch_maps import PatchMaps
+from animesion_training.tokens.reductions.factory import REDUCTIONS
 
 SMALL: dict[str, Any] = {"depth": 5, "embed_dim": 48, "num_heads": 3, "img_size": 128}
 TINY = [name for name in shorthand.NAMES if name.endswith("_vit_tiny_patch16")]
@@ -30,7 +31,7 @@ def build(name: str, **options: Any) -> Any:
 def keep(name: str) -> str:
     """The name with a keep rate, if it is of a reduction."""
     word, _, rest = name.partition("_")
-    return f"{word}50_{rest}" if word in shorthand.REDUCTIONS else name
+    return f"{word}50_{rest}" if word in REDUCTIONS else name
 
 
 @pytest.mark.parametrize("name", NAMES)
