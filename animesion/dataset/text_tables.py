@@ -26,8 +26,9 @@ SEPARATORS = (",", "\t", ";", "|")
 _LONGEST_CELL = 1 << 20
 
 
-#: What a spreadsheet program takes for a formula, and with it any command of another program.
-_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+#: What a spreadsheet program takes for a formula that calls something: a function, another program, another file. Plain
+#: names such as `=1+1` and `- dash` harm nobody, and readers of the file find them as they are.
+_FORMULA = re.compile(r"'*\s*[=+\-@\t\r].*[|(!\[]", re.DOTALL)
 
 
 def cell_of(text: str) -> str:
@@ -35,20 +36,12 @@ def cell_of(text: str) -> str:
 
     Source: https://owasp.org/www-community/attacks/CSV_Injection. `text_of_cell` is the inverse.
     """
-    return f"'{text}" if _FORMULA.match(text) and not _is_number(text) else text
+    return f"'{text}" if _FORMULA.match(text) else text
 
 
 def text_of_cell(cell: str) -> str:
     """The text of a cell that `cell_of` returned."""
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return text.isprintable()
 
 
 def decoded(content: bytes, where: str, encoding: str = "") -> str:

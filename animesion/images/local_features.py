@@ -113,7 +113,7 @@ def _detector() -> cv2.SIFT:
     import cv2
 
     # `enable_precise_upscale`: positions are otherwise off by a quarter of a pixel, to one side
-    return cv2.SIFT.create(_POINTS, 3, 0.04, 10, 1.6, True)
+    return cv2.SIFT.create(_POINTS, 3, 0.02, 10, 1.6, True)
 
 
 @functools.cache

@@ -104,7 +104,7 @@ def load(folder: Path) -> PublishedFeatures:
     )
     try:
         features = parquet.read_many(paths, FEATURES, _FEATURES)
-    except (pa.ArrowException, KeyError, ValueError, OSError):
+    except (UsageError, pa.ArrowException, KeyError, ValueError, OSError):
         raise damaged from None
     sample_keys = map(sample_key, features["key"].to_pylist(), features["face"].to_pylist())
     row_of_key = {key: i for i, key in enumerate(sample_keys)}

@@ -21,9 +21,8 @@ SHARD = r"data/[A-Za-z0-9_-]{1,100}\.tar"
 SHA256 = r"[0-9a-f]{64}"
 
 
-#: Control characters, which move the cursor and colour the terminal, overrides of the direction of text, and lone
-#: surrogates, which no encoding has.
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+#: Control characters, which move the cursor and colour the terminal, and lone surrogates, which no encoding has.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def is_text(name: str) -> bool:
