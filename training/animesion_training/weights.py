@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 FORMAT = 1
 _KEY = "animesion"
 _LARGEST_HEADER = 64 << 20  # bytes; 1,000,000 class names of 60 bytes
-_LARGEST_OPTION = 16384
 _MOST_TENSORS = 20_000
 #: Types of tensors that are accepted.
 _DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "U8", "BOOL"}
@@ -373,14 +372,6 @@ def _check(card: WeightsCard, where: str) -> None:
 
     def class_name(value: Any) -> bool:
         return isinstance(value, str) and names.is_text(value)
-
-    def reasonable(value: Any) -> bool:
-        """Whether no depth or width makes building the model very slow."""
-        if isinstance(value, Mapping):
-            return all(map(reasonable, value.values()))
-        if isinstance(value, list | tuple):
-            return len(value) <= 1000 and all(map(reasonable, value))
-        return value is None or isinstance(value, bool | str) or (number(value) and abs(value) <= _LARGEST_OPTION)
 
     sizes = card.img_size if isinstance(card.img_size, tuple) else (card.img_size,)
     invalid = [
