@@ -22,8 +22,9 @@ from animesion.schemas import THUMBNAIL_SIDE
 #: Bits beyond the radius, and mean absolute difference of thumbnails, within which images are compared.
 MORE_BITS, LOOSE_MEAN = 4, 24.0
 
-#: Differing bits of a hash and that of a window.
-_WINDOW_RADIUS = 8
+#: Differing bits of a hash and that of a window, and local features that agree; the second values are strict.
+_WINDOW_RADIUS, _STRICT_WINDOW_RADIUS = 8, 4
+_VOTES, _STRICT_VOTES = 3, 5
 
 
 Rows = npt.NDArray[np.int64]
@@ -87,26 +88,30 @@ class Candidates:
         return Candidates(self.pairs[chosen], self.plain[chosen], self.mirrored[chosen], self.whole[chosen])
 
 
-def find(signatures: Signatures, settings: DuplicatesSection, more: search.Pairs | None = None) -> Candidates:
+def find(
+    signatures: Signatures, settings: DuplicatesSection, more: search.Pairs | None = None, *, strict: bool = False
+) -> Candidates:
     """All candidates among some images.
 
     Args:
         signatures: of n images with different pixels.
         settings: the radius of hashes.
         more: pairs that another search found, shape (k, 2), or None.
+        strict: leave out what is close to the limits, which a search among slightly changed images could miss.
     """
     n = len(signatures.sample.phash)
-    plain, mirrored = _close(signatures.sample, settings)
+    radius = settings.radius if strict else settings.radius + MORE_BITS
+    plain, mirrored = _close(signatures.sample, radius)
     whole = np.empty((0, 2), dtype=np.int64)
     if signatures.whole is not None and signatures.cropped is not None:
-        whole = signatures.cropped[_close(signatures.whole, settings)[0]]
+        whole = signatures.cropped[_close(signatures.whole, radius)[0]]
     others = [np.empty((0, 2), dtype=np.int64) if more is None else np.sort(more, axis=1)]
     if signatures.points is not None:
-        others.append(_voted(signatures.points))
+        others.append(_voted(signatures.points, _STRICT_VOTES if strict else _VOTES))
     if signatures.windows is not None:
-        others.append(
-            np.sort(joins.window_pairs(signatures.sample.phash, signatures.windows, _WINDOW_RADIUS)[0], axis=1)
-        )
+        bits = _STRICT_WINDOW_RADIUS if strict else _WINDOW_RADIUS
+        inside, _ = joins.window_pairs(signatures.sample.phash, signatures.windows, bits)
+        others.append(np.sort(inside, axis=1))
     # a pair is one integer, i * n + j
     codes = [pairs[:, 0] * n + pairs[:, 1] for pairs in (plain, mirrored, whole, np.concatenate(others))]
     every = np.unique(np.concatenate(codes))
@@ -119,9 +124,9 @@ def find(signatures: Signatures, settings: DuplicatesSection, more: search.Pairs
     return Candidates(pairs, *flags)
 
 
-def _close(hashes: Hashes, settings: DuplicatesSection) -> tuple[search.Pairs, search.Pairs]:
+def _close(hashes: Hashes, radius: int) -> tuple[search.Pairs, search.Pairs]:
     """Pairs with close hashes and loosely similar thumbnails: plain ones and mirrored ones, each of shape (m, 2)."""
-    found, mirrored = search.found_pairs(hashes.phash, hashes.phash_flip, settings.radius + MORE_BITS)
+    found, mirrored = search.found_pairs(hashes.phash, hashes.phash_flip, radius)
     if not len(found):
         return found, found
     # only the thumbnails of images in a pair: `local` has the pairs as indices into them, shape (m, 2)
@@ -131,7 +136,7 @@ def _close(hashes: Hashes, settings: DuplicatesSection) -> tuple[search.Pairs, s
     return found[alike & ~mirrored], found[alike & mirrored]
 
 
-def _voted(points: Sequence[Points]) -> search.Pairs:
+def _voted(points: Sequence[Points], votes: int) -> search.Pairs:
     """Pairs of images with several similar local features in a similar arrangement, shape (m, 2)."""
     together = np.concatenate([np.empty(0, dtype=POINT), *points])
     image = np.repeat(np.arange(len(points)), [len(each) for each in points])
@@ -141,6 +146,7 @@ def _voted(points: Sequence[Points]) -> search.Pairs:
         np.ascontiguousarray(together["size"]),
         np.ascontiguousarray(together["angle"]),
         int(local_features.MIRRORED_BITS),
+        votes=votes,
     )
     return np.unique(np.sort(pairs, axis=1), axis=0).astype(np.int64)
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from animesion.progress import Progress
     from animesion.verification.scan import Contents
 
-#: Local features that must agree beyond those that a build asks for: packing changes images a little, and a pair that
-#: is just below the limit in one place may be just above it in the other.
+#: Local features that must agree beyond those that a build asks for, where splits come from the search of the build:
+#: packing changes images a little, and a pair just below a limit in one place may be just above it in the other.
 _MARGIN = 5
 
 
@@ -68,8 +68,9 @@ def find(
         windows = np.frombuffer(b"".join(result.windows[i] for i in chosen.tolist()), dtype=np.uint64).reshape(
             -1, COUNT
         )
+    strict = dataset.split_strategy == "grouped"
     hashes = candidates.Hashes(result.phash[chosen], result.phash_flip[chosen], result.thumbnails[chosen])
-    every = candidates.find(candidates.Signatures(hashes, points=points, windows=windows), settings)
+    every = candidates.find(candidates.Signatures(hashes, points=points, windows=windows), settings, strict=strict)
     split = np.unique(np.array(found.splits), return_inverse=True)[1][chosen]
     digests = [result.pixels[i] for i in chosen.tolist()]
     across = split[every.pairs[:, 0]] != split[every.pairs[:, 1]]
@@ -89,7 +90,9 @@ def find(
     compared = compare.compare(wanted, place, known, limits, executor, progress.advanced)
     progress.finished("copies")
     return [
-        Related(int(chosen[each.first]), int(chosen[each.second]), _why(each)) for each in compared if _is_sure(each)
+        Related(int(chosen[each.first]), int(chosen[each.second]), _why(each))
+        for each in compared
+        if not strict or _is_sure(each)
     ]
 
 
