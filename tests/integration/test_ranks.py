@@ -82,7 +82,8 @@ def test_ranks_train_what_one_process_trains(
     options: set[str],
 ) -> None:
     unread = frozenset(each for each in broken if each < count)
-    assume(len(unread) < count)
+    used = count - count % batch_size if last == "drop" else count
+    assume(len(unread) < used)  # an epoch of which nothing can be read is refused
     if "static_graph" in options:
         accumulate, options = 1, options - {"find_unused_parameters"}
     mixing = mixing and method != "cal" and not unread
