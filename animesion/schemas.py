@@ -155,7 +155,7 @@ class DropReason(StrEnum):
     LABEL_CONFLICT = "label conflict", "the same image has two labels"
     EXACT_DUPLICATE = "exact duplicate", "the same bytes as another image"
     PIXEL_DUPLICATE = "pixel duplicate", "the same decoded pixels as another image, from other bytes"
-    NEAR_DUPLICATE = "near duplicate", "the same image as another by perceptual hash and fine check"
+    NEAR_DUPLICATE = "near duplicate", "a copy of another image, such as one of another size, quality or crop"
     DUPLICATE_BY_DECISION = "duplicate by decision", "a curator decided that it is the same image (`curate.decisions`)"
     # classes and splits
     NO_PUBLISHED_SPLIT = "no published split", "the source publishes splits, but none for this image"

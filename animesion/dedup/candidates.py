@@ -1,4 +1,4 @@
-"""Candidates for copies among many images: by hash, by hashes of windows, by local features, by the whole picture.
+"""Candidates for copies among many images: by hash, by hashes of windows, by local features, by the whole image.
 
 A candidate is a pair that is worth comparing. `animesion.dedup.compare` reads the pixels of candidates and gives each a
 verdict.
@@ -32,7 +32,7 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Hashes:
-    """Hashes and thumbnails of n pictures.
+    """Hashes and thumbnails of n images.
 
     Attributes:
         phash: shape (n,), perceptual hashes.
@@ -51,7 +51,7 @@ class Signatures:
 
     Attributes:
         sample: hashes of the samples.
-        whole: hashes of the whole pictures of some samples that are crops; None if no sample is one.
+        whole: hashes of the whole images of some samples that are crops; None if no sample is one.
         cropped: rows of the samples in `whole`, ascending.
         points: local features of each sample; None if they are not searched.
         windows: shape (n, 91), hashes of windows; None if they are not searched.
@@ -75,7 +75,7 @@ class Candidates:
         pairs: shape (m, 2), rows `i < j`.
         plain: shape (m,), whether the hashes and thumbnails of the samples are close.
         mirrored: shape (m,), whether those of one and of the mirror image of the other are.
-        whole: shape (m,), whether those of the whole pictures are.
+        whole: shape (m,), whether those of the whole images are.
     """
 
     pairs: search.Pairs

@@ -317,7 +317,7 @@ def _verified(relations: Mapping[tuple[int, int], Relation], recipe: Recipe) -> 
         for pair, relation in relations.items()
         if relation.verdict in ("copy", "copy with overlay")
         and (recipe.duplicates.flip or not relation.mirrored)
-        # faces of one picture are samples of their own
+        # faces of one image are samples of their own
         and not (relation.whole and recipe.crop.faces == "each")
     ]
     return _as_pairs(copies), _as_pairs(relations)

@@ -18,6 +18,7 @@ from PIL import Image
 from animesion.dedup import geometry, residual
 from animesion.dedup.candidates import Candidates
 from animesion.dedup.residual import Verdict
+from animesion.errors import UsageError
 from animesion.images import codec, local_features
 from animesion.images.local_features import Points
 from animesion.schemas import PAIRS
@@ -62,7 +63,7 @@ class Pair(NamedTuple):
         second: row of the second image.
         plain: whether the hashes are close.
         mirrored: whether the hashes of one and of the mirror image of the other are close.
-        whole: whether the hashes of the whole pictures are close.
+        whole: whether the hashes of the whole images are close.
     """
 
     first: int
@@ -79,7 +80,7 @@ class Found(NamedTuple):
         first: row of the first image.
         second: row of the second image.
         verdict: the verdict.
-        whole: whether the whole pictures were compared, not the samples.
+        whole: whether the whole images were compared, not the samples.
         mirrored: whether the second image is mirrored.
         inliers: local features that agree; 0 if the pair was aligned as a whole.
         residual: see `residual.Comparison`.
@@ -119,12 +120,12 @@ class CompareJob:
 
     def run(self) -> list[Found]:
         """Compare the pairs; pairs of different images are left out."""
-        pictures = _Pictures(self.places, self.points, self.limits)
-        found = (_judge(pair, pictures) for pair in self.pairs)
+        loaded = _Loaded(self.places, self.points, self.limits)
+        found = (_judge(pair, loaded) for pair in self.pairs)
         return [each for each in found if each is not None]
 
 
-class _Pictures:
+class _Loaded:
     """Decoded images by row, reduced; the last `_KEPT` are kept."""
 
     def __init__(self, places: dict[int, Place], points: dict[int, Points], limits: codec.Limits) -> None:
@@ -133,16 +134,23 @@ class _Pictures:
         self._kept: OrderedDict[tuple[int, bool], Image.Image] = OrderedDict()
 
     def image(self, row: int, *, whole: bool = False) -> Image.Image:
-        """A copy of the sample of a row, or of the whole picture."""
+        """A copy of the sample of a row, or of the whole image."""
         key = (row, whole)
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
         place = self._places[row]
-        with place.path.open("rb") as file:
-            file.seek(place.offset)
-            content = file.read(place.size)
-        image = codec.decode(content, self._limits, known=True).image
+        try:
+            with place.path.open("rb") as file:
+                file.seek(place.offset)
+                content = file.read(place.size)
+            image = codec.decode(content, self._limits, known=True).image
+        except (OSError, ValueError, codec.RejectedImageError) as error:
+            # the images of a build are known to decode; those of a published dataset may be missing or damaged
+            raise UsageError(
+                f"{place.path}: the image at byte {place.offset} cannot be compared ({error}): check the file, or set "
+                'duplicates.copies to "off"'
+            ) from None
         if place.crop is not None and not whole:
             image = image.crop(place.crop)
         self._kept[key] = copy = residual.reduced(image, _KEPT_SIDE)
@@ -161,24 +169,24 @@ class _Pictures:
         return self._extracted[row], image.size
 
 
-def _judge(pair: Pair, pictures: _Pictures) -> Found | None:
+def _judge(pair: Pair, loaded: _Loaded) -> Found | None:
     """The verdict on a pair; None if the images are different."""
     first, second = pair.first, pair.second
-    (points, size), (others, other_size) = pictures.points(first), pictures.points(second)
+    (points, size), (others, other_size) = loaded.points(first), loaded.points(second)
     match = geometry.match(points, others, (size, other_size))
     compared: list[tuple[bool, int, residual.Comparison]] = []
     if match is not None:
-        outcome = residual.compare(pictures.image(first), pictures.image(second), match)
+        outcome = residual.compare(loaded.image(first), loaded.image(second), match)
         compared.append((match.mirrored, match.inliers, outcome))
     if not compared or compared[0][2].verdict is Verdict.ALTERNATE:
-        # aligned as a whole: pictures with few features, or whose features a template shares
+        # aligned as a whole: images with few features, or whose features a template shares
         for mirrored in [False] * pair.plain + [True] * pair.mirrored:
-            images = pictures.image(first), pictures.image(second)
+            images = loaded.image(first), loaded.image(second)
             known = geometry.stretched(images[0].size, images[1].size, mirrored=mirrored)
             compared.append((mirrored, 0, residual.compare(*images, known)))
     best = min(compared, key=lambda each: (each[2].verdict.rank, each[2].residual), default=None)
     if pair.whole and (best is None or best[2].verdict.rank > Verdict.OVERLAY.rank):
-        images = pictures.image(first, whole=True), pictures.image(second, whole=True)
+        images = loaded.image(first, whole=True), loaded.image(second, whole=True)
         outcome = residual.compare(*images, geometry.stretched(images[0].size, images[1].size, mirrored=False))
         if outcome.verdict in (Verdict.COPY, Verdict.OVERLAY):
             return Found(first, second, outcome.verdict, True, False, 0, outcome.residual, outcome.how)

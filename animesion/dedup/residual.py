@@ -25,7 +25,7 @@ _SIDE, _LONGEST = 128, 256
 #: Fewer pixels in common cannot be compared.
 _FEWEST = 256
 
-#: Share of the image that is covered more that both must have in common; below, they are two parts of one picture.
+#: Share of the image that is covered more that both must have in common; below, they are two parts of one image.
 _COMMON = 0.65
 
 #: Difference beyond the noise, in levels, that counts as a change; the largest connected change in pixels, and the
@@ -42,7 +42,7 @@ _ALIKE, _DETAIL = 0.5, 4.0
 #: The same, above which they are alternates, where too few local features agree.
 _SURELY_ALIKE = 0.9
 
-#: Share of an image that is drawn on in a full picture; with less, fewer changes are noise.
+#: Share of an image that is drawn on in a full image; with less, fewer changes are noise.
 _DRAWN = 0.25
 
 #: A sticker has this share of all changes, covers its outline by the second, and of the image one between the last two.
@@ -84,7 +84,7 @@ class Verdict(StrEnum):
 
     COPY = "copy", 0, "the same drawing, whatever was done to its size, tone, frame or encoding"
     OVERLAY = "copy with overlay", 1, "the same drawing, and one has a sticker, bubble, bar or watermark on it"
-    PART = "part", 2, "parts of one picture that overlap, such as two faces side by side"
+    PART = "part", 2, "parts of one image that overlap, such as two faces side by side"
     ALTERNATE = "alternate", 3, "a variant of the drawing: other expression, colours, clothes; or of one template"
     DIFFERENT = "different", 4, "two drawings"
 

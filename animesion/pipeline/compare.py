@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import PIL
 import pyarrow as pa
 
@@ -23,7 +22,6 @@ from animesion.errors import UsageError
 from animesion.executors import Executor
 from animesion.images import codec, local_features
 from animesion.images.local_features import Points
-from animesion.images.windows import COUNT as WINDOWS
 from animesion.pipeline import embed, published
 from animesion.pipeline.columns import load_columns
 from animesion.schemas import PAIRS
@@ -36,11 +34,6 @@ TABLE = "features/pairs.parquet"
 
 #: Columns of features that are read in addition to those of curate.
 _COLUMNS = ("points", "windows", "whole_phash", "whole_phash_flip", "whole_thumbnail")
-
-
-#: Stands for the hash of a window that was not computed: no hash of an image is near it, as one half of a hash's bits
-#: is above the median of the frequencies.
-_NO_HASH = np.uint64(0)
 
 
 def wanted(recipe: Recipe) -> bool:
@@ -113,6 +106,7 @@ def _compared(
     chosen = np.array(sorted(first_of.values()), dtype=np.int64)
     if not len(chosen):
         return PAIRS.empty_table()
+    _check(recipe, others)
     ours = len(chosen)
     local = recipe.duplicates.copies == "local"
 
@@ -129,8 +123,7 @@ def _compared(
     windows = None
     if recipe.duplicates.copies == "hash":
         taken = [rows["windows"].take(pa.array(chosen)), *(other.windows for other in others)]
-        # images of a dataset that was not built with windows are found by their whole hashes alone
-        windows = np.stack([_windows(each) for column_ in taken for each in column_.to_pylist()])
+        windows = np.stack([np.frombuffer(each, dtype="<u8") for column_ in taken for each in column_.to_pylist()])
     points = [_points(each) for each in rows["points"].take(pa.array(chosen)).to_pylist()]
     points += [_points(each) for other in others for each in other.points.to_pylist()]
     side = np.repeat(np.arange(len(others) + 1), [ours, *(len(other.keys) for other in others)])
@@ -158,15 +151,24 @@ def _compared(
     return compare.table(compare.compare(pairs, place, lambda row: points[row], limits, executor, advance), keys)
 
 
+def _check(recipe: Recipe, others: Sequence[published.PublishedFeatures]) -> None:
+    """Check that published datasets have the features of this search: without them, copies would go unnoticed.
+
+    Raises:
+        UsageError: one of them was built with another search.
+    """
+    copies = recipe.duplicates.copies
+    for other in others:
+        column = other.points if copies == "local" else other.windows
+        if column.null_count:
+            raise UsageError(
+                f'duplicates.against: {other.name} has no features for duplicates.copies = "{copies}": set '
+                'duplicates.copies to what it was built with ("off" compares hashes alone), or build it again'
+            )
+
+
 def _points(content: bytes | None) -> Points | None:
     return None if content is None else local_features.from_bytes(content)
-
-
-def _windows(content: bytes | None) -> npt.NDArray[np.uint64]:
-    """The hashes of an image's windows, shape (91,)."""
-    if content is None:
-        return np.full(WINDOWS, _NO_HASH, dtype=np.uint64)
-    return np.frombuffer(content, dtype="<u8")
 
 
 def _wholes(rows: dict[str, Any], chosen: candidates.Rows) -> candidates.Hashes:

@@ -114,6 +114,14 @@ def load(folder: Path) -> PublishedFeatures:
     features = features.take(pa.array(rows, pa.int64()))
     # SHA256SUMS covers curated.parquet but not features/; hashes that disagree mean features of another build.
     curated_phash, phash = (each["phash"].combine_chunks() for each in (kept, features))
+    # features of local points and of windows may be absent, but not of another size
+    odd = pc.or_(
+        pc.not_equal(pc.bit_wise_and(pc.binary_length(features["points"]), 15), 0),
+        pc.greater(pc.binary_length(features["points"]), 16 * 200),
+    )
+    odd_windows = pc.not_equal(pc.binary_length(features["windows"]), 8 * 91)
+    if pc.any(odd, min_count=0).as_py() or pc.any(odd_windows, min_count=0).as_py():
+        raise damaged
     has_length = pc.equal(pc.binary_length(features["thumbnail"]), 3 * THUMBNAIL_SIDE**2)
     complete = pc.all(has_length, min_count=0).as_py() and not any(features[name].null_count for name in _FEATURES[:-2])
     if not complete or not curated_phash.equals(phash):
@@ -228,7 +236,8 @@ def twins(
                 matches[i] = (kind, f"{other.name}:{other.keys[position]}")
         if compared is not None:
             for i in unmatched:
-                key, how = verified.get((other.name, rows["pixels_blake3"][i]), ("", ""))
+                sample = other.name, rows["pixels_blake3"][i], tuple(rows["crop"][i] or ())
+                key, how = verified.get(sample, ("", ""))
                 if key:
                     matches[i] = (how, key)
         elif recipe.duplicates.near and unmatched and other.keys:
@@ -236,19 +245,20 @@ def twins(
     return matches
 
 
-def _copies(rows: Rows, compared: pa.Table, recipe: Recipe) -> dict[tuple[str, str], tuple[str, str]]:
-    """Verified copies: dataset and digest of the pixels of ours -> `<dataset>:<key>` and what was done to it."""
+def _copies(rows: Rows, compared: pa.Table, recipe: Recipe) -> dict[tuple[str, str, tuple[int, ...]], tuple[str, str]]:
+    """Verified copies: dataset, digest of the pixels of ours and crop -> `<dataset>:<key>` and what was done to it."""
     row_of_key = {key: i for i, key in enumerate(rows["key"])}
-    found: dict[tuple[str, str], tuple[str, str]] = {}
+    found: dict[tuple[str, str, tuple[int, ...]], tuple[str, str]] = {}
     for pair in compared.to_pylist():
         first, second = sorted((pair["first"], pair["second"]), key=lambda key: ":" in key)
         copy = pair["verdict"] in ("copy", "copy with overlay") and (recipe.duplicates.flip or not pair["mirrored"])
         if not copy or ":" not in second or ":" in first:
             continue
-        pixels = rows["pixels_blake3"][row_of_key[first]]
+        row = row_of_key[first]
         how = f"{pair['verdict']}: {pair['how']}" if pair["how"] else pair["verdict"]
-        name = second.partition(":")[0]
-        found[name, pixels] = min(found.get((name, pixels), (second, how)), (second, how))
+        # one sample stood for all with equal pixels and the same crop when pairs were compared
+        sample = second.partition(":")[0], rows["pixels_blake3"][row], tuple(rows["crop"][row] or ())
+        found[sample] = min(found.get(sample, (second, how)), (second, how))
     return found
 
 

@@ -103,6 +103,6 @@ def _is_sure(found: Found) -> bool:
 
 
 def _why(found: Found) -> str:
-    names = {Verdict.PART: "parts of one picture", Verdict.ALTERNATE: "alternates of one drawing"}
+    names = {Verdict.PART: "parts of one image", Verdict.ALTERNATE: "alternates of one drawing"}
     what = names.get(found.verdict, found.verdict.value)
     return f"{what} ({found.how})" if found.how else what

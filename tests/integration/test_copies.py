@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 import animesion
 from animesion.cli import cli
+from animesion.errors import UsageError
 from tests.unit.test_copies import cut, jpeg, scene, turned
 
 PATHS = {"labels": "labels.csv", "images": "images", "faces": "faces.tsv"}
@@ -125,3 +126,20 @@ def test_pictures_without_features_are_compared_as_a_whole(tmp_path: Path) -> No
     assert {name: row["keeper"] for name, row in rows.items() if not row["kept"]} == {
         f"again{i}": rows[f"plain{i}"]["key"] for i in range(3)
     }
+
+
+def test_a_published_dataset_without_the_features_of_the_search_is_refused(images: Path, tmp_path: Path) -> None:
+    build(images, tmp_path / "old", "duplicates.copies=hash")
+    against = f'duplicates.against=["{tmp_path / "old"}"]'
+    with pytest.raises(UsageError, match=r"folder has no features for duplicates\.copies = .local"):
+        build(images, tmp_path / "new", against, "duplicates.copies=local")
+
+
+def test_a_damaged_image_of_a_published_dataset_is_one_sentence(images: Path, tmp_path: Path) -> None:
+    build(images, tmp_path / "old")
+    for shard in (tmp_path / "old" / "data").iterdir():
+        shard.write_bytes(bytes(shard.stat().st_size))
+    (tmp_path / "in" / "rin").mkdir(parents=True)
+    cut(0.1, 0.0, 1.0, 0.95)(scene(2)).save(tmp_path / "in" / "rin" / "cut.png")
+    with pytest.raises(UsageError, match=r"the image at byte \d+ cannot be compared"):
+        build(tmp_path / "in", tmp_path / "new", f'duplicates.against=["{tmp_path / "old"}"]')
