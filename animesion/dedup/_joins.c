@@ -22,7 +22,7 @@
 
 enum {
     TABLES = 3,       /* of the codes of points */
-    KEY = 20,         /* bits of the key of a table */
+    KEY = 19,         /* bits of the key of a table */
     BUCKETS = 1 << KEY,
     CROWDED = 1000,   /* in buckets of more entries a point is compared with the last ones only */
     FOLLOWED = 64,    /* as many of them */

@@ -29,11 +29,11 @@ try:
 except ImportError:
     compiled = None
 
-#: Bits of a code that are the key of a table, lowest first: three draws of 20 by `default_rng(1).choice`.
+#: Bits of a code that are the key of a table, lowest first: three draws of 19 by `default_rng(1).choice`.
 TABLES = (
-    (1, 5, 7, 13, 15, 16, 21, 23, 24, 34, 35, 39, 41, 45, 47, 48, 49, 55, 58, 63),
-    (0, 2, 5, 6, 10, 11, 13, 16, 17, 20, 24, 31, 35, 40, 41, 45, 50, 51, 52, 55),
-    (2, 3, 9, 10, 14, 16, 18, 21, 29, 30, 33, 37, 39, 42, 46, 47, 51, 52, 59, 60),
+    (1, 5, 7, 13, 15, 17, 21, 24, 34, 36, 39, 42, 46, 48, 50, 56, 58, 59, 60),
+    (0, 3, 5, 6, 9, 12, 14, 17, 23, 26, 33, 37, 42, 43, 53, 54, 55, 58, 63),
+    (3, 12, 15, 18, 20, 22, 23, 24, 32, 33, 36, 41, 43, 46, 51, 52, 53, 56, 57),
 )
 
 #: If a bucket of a table has more entries than the first number, a point is compared with the second number only.
