@@ -2,21 +2,78 @@
 
 Processes coordinate through the file system: the one that creates ``<id>.claim`` draws, the others wait for
 ``<id>.file``, which is moved into place. ``md5/<checksum>`` contains the id of the post with that checksum.
+
+Drawn files are kept in the user's cache, under a version that depends on everything that draws them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import shutil
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import PIL
+from PIL import features
+
+from animesion.storage.stores import cache_folder
 from animesion_sample.world import Claim, SamplePost, World
 
 _PATIENCE = 20.0
 """Seconds to wait for an image from another process, which is then assumed dead."""
+
+_MOST_KEPT = 3000
+"""Files of larger worlds are not kept: 30 KB each."""
+
+
+def version() -> str:
+    """The version of what draws and encodes the files: this package, Pillow, and its codecs."""
+    digest = hashlib.sha256(PIL.__version__.encode())
+    for codec in ("libjpeg_turbo", "jpg", "zlib", "webp"):
+        digest.update(f"{codec} {features.version(codec)}".encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+class KeptFiles:
+    """Drawn files in the user's cache; without a writable cache, none are kept."""
+
+    def __init__(self) -> None:
+        self.folder = cache_folder(version(), "sample")
+        with contextlib.suppress(OSError):
+            for other in self.folder.parent.iterdir():
+                if other != self.folder:  # drawn by another version
+                    shutil.rmtree(other, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+
+    def _path(self, post: SamplePost) -> Path:
+        return self.folder / hashlib.sha256(repr((post.drawing, post.coding)).encode()).hexdigest()[:32]
+
+    def read(self, post: SamplePost) -> bytes | None:
+        """The file of a post; None if it is not here or damaged."""
+        with contextlib.suppress(OSError):
+            content = self._path(post).read_bytes()
+            if hashlib.sha256(content[32:]).digest() == content[:32]:
+                return content[32:]
+        return None
+
+    def write(self, post: SamplePost, data: bytes) -> None:
+        """Keep the file of a post."""
+        with contextlib.suppress(OSError):
+            _write(self._path(post), hashlib.sha256(data).digest() + data)
+
+
+def _write(path: Path, data: bytes) -> None:
+    # readers never see a partly written file
+    part = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
+    part.write_bytes(data)
+    part.replace(path)
 
 
 @dataclass(frozen=True)
@@ -36,6 +93,7 @@ class DrawnFiles:
     def __init__(self, world: World, folder: Path) -> None:
         self.world, self.folder = world, folder
         self._claims: dict[int, Claim] = {}
+        self._kept = KeptFiles() if len(world.posts) <= _MOST_KEPT else None
         (folder / "md5").mkdir(exist_ok=True)
 
     def _names(self, post: SamplePost) -> _Names:
@@ -49,17 +107,15 @@ class DrawnFiles:
         return True
 
     def _draw(self, post: SamplePost) -> bytes:
-        data = self.world.file(post)
+        data = self._kept.read(post) if self._kept else None
+        if data is None:
+            data = self.world.file(post)
+            if self._kept:
+                self._kept.write(post, data)
         self._claims[post.id] = claim = self.world.claim(post, data)
-        self._write(self.folder / "md5" / claim.md5, str(post.id).encode())
-        self._write(self._names(post).file, data)
+        _write(self.folder / "md5" / claim.md5, str(post.id).encode())
+        _write(self._names(post).file, data)
         return data
-
-    def _write(self, path: Path, data: bytes) -> None:
-        # readers never see a partly written file
-        part = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
-        part.write_bytes(data)
-        part.replace(path)
 
     def draw_if_free(self, post: SamplePost) -> None:
         """Draw the file of a post unless a process has drawn or is drawing it."""
