@@ -19,6 +19,7 @@ from PIL import Image
 import animesion
 from animesion.executors import local
 from tests import workers
+from tests.sharing import made_once
 from tests.workers import KeptWorkers
 
 #: Class folder -> its images; names need quoting, escaping and more than ASCII.
@@ -69,8 +70,10 @@ def class_folders(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """37 drawn images of three classes, in several shards of train and one of val and of test."""
-    source = draw_folders(tmp_path_factory.mktemp("images") / "world")
-    out = tmp_path_factory.mktemp("built") / "small"
-    settings = [f'source.path="{source}"', "pack.shard_samples=10", "split.train=70", "split.test=20"]
-    animesion.build(animesion.load_recipe("folder", settings), out, workers=1)
-    return out
+
+    def make(folder: Path) -> None:
+        source = draw_folders(folder / "images" / "world")
+        settings = [f'source.path="{source}"', "pack.shard_samples=10", "split.train=70", "split.test=20"]
+        animesion.build(animesion.load_recipe("folder", settings), folder / "small", workers=1)
+
+    return made_once(tmp_path_factory, "small-dataset", make) / "small"

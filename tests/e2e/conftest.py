@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import animesion
+from tests.sharing import made_once
 
 #: The flagship recipe over a small world: 300 posts hold every trouble at least once.
 SMALL = ("source.posts=300", "classes.minimum=5")
@@ -16,9 +17,8 @@ SMALL = ("source.posts=300", "classes.minimum=5")
 @pytest.fixture(scope="session")
 def small_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`animesion build daf-re --sample` over the small world, undisturbed, two workers."""
-    out = tmp_path_factory.mktemp("sample") / "undisturbed"
-    animesion.build(animesion.load_recipe("daf-re", list(SMALL), sample=True), out, workers=2)
-    return out
+    recipe = animesion.load_recipe("daf-re", list(SMALL), sample=True)
+    return made_once(tmp_path_factory, "undisturbed", lambda out: animesion.build(recipe, out, workers=2))
 
 
 def shard_digests(out: Path) -> dict[str, str]:

@@ -32,6 +32,7 @@ from animesion_scrapers.sites import SiteInfo
 from animesion_scrapers.sites import load as load_site
 from tests.answering import answering
 from tests.cascades import BRIGHT
+from tests.sharing import made_once
 
 from .pages import Block, Step, blocks, pages, steps
 from .reader import Reader, Tables
@@ -134,10 +135,7 @@ def test_a_line_that_is_neither_run_nor_listed_is_a_fault(tmp_path: Path) -> Non
 @pytest.fixture(scope="module")
 def template(small_build: Path, small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What each page's reader begins with."""
-    world = tmp_path_factory.mktemp("template") / "world"
-    world.mkdir()
-    prepare(world, small_build, small_dataset)
-    return world
+    return made_once(tmp_path_factory, "template", lambda world: prepare(world, small_build, small_dataset))
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +200,10 @@ def at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     import datasets
 
     monkeypatch.setenv("ANIMESION_DETECTORS", str(tmp_path / "detectors"))
+    drawn = stores.cache_folder("", "sample").parent  # files of the sample world, the same for all
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "cache" / "animesion").mkdir(parents=True)
+    (tmp_path / "cache" / "animesion" / "sample").symlink_to(drawn)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets-cache")
     monkeypatch.chdir(tmp_path)
     before = set(sys.modules)

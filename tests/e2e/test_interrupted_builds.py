@@ -31,7 +31,7 @@ def test_shards_do_not_depend_on_the_number_of_workers(small_build: Path, tmp_pa
     assert shard_digests(tmp_path / "other") == shard_digests(small_build)
 
 
-@pytest.mark.parametrize("most", [6, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("most", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_builds_resume_to_the_same_bytes(small_build: Path, tmp_path: Path, most: int) -> None:
     out = tmp_path / "killed"
     rng = random.Random(most)
@@ -73,10 +73,12 @@ def test_workers_and_servers_end_with_a_killed_build(tmp_path: Path) -> None:
     assert not left
 
 
-def test_a_finished_build_does_nothing_again(small_build: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in small_build.rglob("*") if path.is_file()}
-    animesion.build(animesion.load_recipe("daf-re", list(SMALL), sample=True), small_build)
-    after = {path: path.stat().st_mtime_ns for path in small_build.rglob("*") if path.is_file()}
+def test_a_finished_build_does_nothing_again(small_build: Path, tmp_path: Path) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(small_build, out)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    animesion.build(animesion.load_recipe("daf-re", list(SMALL), sample=True), out)
+    after = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     changed = {path.name for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
     assert changed <= {"recipe.toml", "recipe.json", "lock"}
 
