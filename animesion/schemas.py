@@ -269,6 +269,17 @@ PAIRS = pa.schema(
         ("inliers", pa.int32()),
         ("residual", pa.float32()),
         ("how", pa.string()),
+        ("transform", pa.list_(pa.float32(), 6)),  # from shares of the second to shares of the first
+    ]
+)
+
+#: All pairs that were compared, in the order of their rows; those in a relation are the rows of `PAIRS`, in order.
+COMPARED = pa.schema(
+    [
+        ("first", pa.binary(16)),  # digest of the sample, see `animesion.pipeline.verdicts`
+        ("second", pa.binary(16)),
+        ("hashes", pa.uint8()),  # which hashes were close: 1 plain, 2 mirrored, 4 of the whole images
+        ("related", pa.bool_()),
     ]
 )
 

@@ -55,7 +55,7 @@ class Verdicts:
 
 
 class Relation(NamedTuple):
-    """What a comparison of two images found; the fields of `animesion.schemas.PAIRS` besides the keys."""
+    """What a comparison of two images found; the fields of `animesion.schemas.PAIRS` besides keys and transform."""
 
     verdict: str
     whole: bool

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import pyarrow as pa
 from PIL import Image
 
 from animesion.dedup import geometry, residual
@@ -21,7 +20,6 @@ from animesion.dedup.residual import Verdict
 from animesion.errors import UsageError
 from animesion.images import codec, local_features
 from animesion.images.local_features import Points
-from animesion.schemas import PAIRS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,6 +83,7 @@ class Found(NamedTuple):
         inliers: local features that agree; 0 if the pair was aligned as a whole.
         residual: see `residual.Comparison`.
         how: text, see `residual.Comparison`.
+        transform: see `residual.shares`.
     """
 
     first: int
@@ -95,6 +94,7 @@ class Found(NamedTuple):
     inliers: int
     residual: float
     how: str
+    transform: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -189,11 +189,16 @@ def _judge(pair: Pair, loaded: _Loaded) -> Found | None:
         images = loaded.image(first, whole=True), loaded.image(second, whole=True)
         outcome = residual.compare(*images, geometry.stretched(images[0].size, images[1].size, mirrored=False))
         if outcome.verdict in (Verdict.COPY, Verdict.OVERLAY):
-            return Found(first, second, outcome.verdict, True, False, 0, outcome.residual, outcome.how)
+            return _found(pair, (False, 0, outcome), whole=True)
     if best is None or best[2].verdict is Verdict.DIFFERENT:
         return None
-    mirrored, inliers, outcome = best
-    return Found(first, second, outcome.verdict, False, mirrored, inliers, outcome.residual, outcome.how)
+    return _found(pair, best, whole=False)
+
+
+def _found(pair: Pair, compared: tuple[bool, int, residual.Comparison], *, whole: bool) -> Found:
+    mirrored, inliers, outcome = compared
+    values = outcome.verdict, whole, mirrored, inliers, outcome.residual, outcome.how, outcome.transform
+    return Found(pair.first, pair.second, *values)
 
 
 def compare(
@@ -233,14 +238,3 @@ def compare(
 
     executor.run(jobs, finished)
     return sorted(found)
-
-
-def table(found: Sequence[Found], keys: Sequence[str]) -> pa.Table:
-    """The verdicts as a table of schema `PAIRS`.
-
-    Args:
-        found: the verdicts.
-        keys: key of each row.
-    """
-    rows = [each._asdict() | {"first": keys[each.first], "second": keys[each.second]} for each in found]
-    return pa.Table.from_pylist(rows, schema=PAIRS)

@@ -8,6 +8,7 @@ measured on the pair itself.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
@@ -30,7 +31,7 @@ _COMMON = 0.65
 
 #: Difference beyond the noise, in levels, that counts as a change; the largest connected change in pixels, and the
 #: largest share of all changes, that a copy may have.
-_LEVELS, _SPECK, _SPECKS = 12.0, 12, 0.004
+LEVELS, _SPECK, _SPECKS = 12.0, 12, 0.004
 
 #: Rounds of the finer alignment, the largest change of scale that it makes, and the largest shift in pixels.
 _ROUNDS, _STRETCH, _SHIFT = 30, 0.1, 16.0
@@ -58,6 +59,10 @@ _BIN, _BIN_PIXELS = 8, 30
 
 #: Share of the pixels by which two tone curves are compared, and levels from either end that count as clipped.
 _MOST, _CLIPPED = 0.7, 4
+
+#: From the position of a pixel in an image of one, whose centre is 0, to a share of its side, and back.
+_CENTRE = np.array([[1.0, 0.0, 0.5], [0.0, 1.0, 0.5], [0.0, 0.0, 1.0]])
+_FROM_CENTRE = np.array([[1.0, 0.0, -0.5], [0.0, 1.0, -0.5], [0.0, 0.0, 1.0]])
 
 Pixels = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -99,11 +104,13 @@ class Comparison:
         how: text: what was done to the second image, and where the difference is, such as
             `mirrored; turned 90°; shows 0.00 0.10 1.00 0.95; overlay 0.70 0.80 0.95 0.92`, boxes as shares of the first
             image (left, top, right, bottom).
+        transform: see `shares`.
     """
 
     verdict: Verdict
     residual: float
     how: str
+    transform: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -160,24 +167,54 @@ def compare(first: Image.Image, second: Image.Image, match: Match) -> Comparison
 
 
 def _verdict(aligned: Aligned, size: tuple[int, int], match: Match) -> Comparison:
-    how = _described(aligned, size, match)
+    how, transform = _described(aligned, size, match), shares(aligned, size)
     if aligned.inside.sum() < _FEWEST:
-        return Comparison(Verdict.PART if match.inliers else Verdict.DIFFERENT, 0.0, how)
+        return Comparison(Verdict.PART if match.inliers else Verdict.DIFFERENT, 0.0, how, transform)
     excess = beyond_noise(aligned)
     worst = float(excess.max())
     alike = 1.0 if match.inliers else _correlation(aligned)
     if alike < _ALIKE:
-        return Comparison(Verdict.DIFFERENT, worst, how)
+        return Comparison(Verdict.DIFFERENT, worst, how, transform)
     if aligned.common < _COMMON:
-        return Comparison(Verdict.PART, worst, how)
-    changed = excess > _LEVELS
+        return Comparison(Verdict.PART, worst, how, transform)
+    changed = excess > LEVELS
     if _is_noise(aligned, changed):
-        return Comparison(Verdict.COPY, worst, how)
+        return Comparison(Verdict.COPY, worst, how, transform)
     if alike < _SURELY_ALIKE:
-        return Comparison(Verdict.DIFFERENT, worst, how)
+        return Comparison(Verdict.DIFFERENT, worst, how, transform)
     if _is_overlay(aligned, changed):
-        return Comparison(Verdict.OVERLAY, worst, "; ".join(filter(None, [how, f"overlay {_box(changed)}"])))
-    return Comparison(Verdict.ALTERNATE, worst, how)
+        return Comparison(Verdict.OVERLAY, worst, "; ".join(filter(None, [how, f"overlay {_box(changed)}"])), transform)
+    return Comparison(Verdict.ALTERNATE, worst, how, transform)
+
+
+def shares(aligned: Aligned, size: tuple[int, int]) -> tuple[float, ...]:
+    """The transform of an alignment, whatever the size of the images.
+
+    Args:
+        aligned: the alignment.
+        size: width and height in pixels of the second image.
+
+    Returns:
+        a, b, c, d, e, f: what is at the shares (x, y) of the second image's width and height, mirrored first if it is,
+        is at (ax + by + c, dx + ey + f) of the first.
+    """
+    height, width = aligned.inside.shape
+    unit = _CENTRE @ _scaling((width, height), (1, 1)) @ aligned.transform @ _scaling((1, 1), size) @ _FROM_CENTRE
+    return tuple(unit[:2].ravel().tolist())
+
+
+def laid(first: Image.Image, second: Image.Image, transform: Sequence[float], *, mirrored: bool) -> Aligned:
+    """Two images in the first one's frame, by a known transform.
+
+    Args:
+        first: mode RGB.
+        second: mode RGB.
+        transform: see `shares`.
+        mirrored: whether the second image is mirrored first.
+    """
+    unit = np.vstack([np.reshape(np.array(transform, dtype=np.float64), (2, 3)), [0.0, 0.0, 1.0]])
+    in_frame = _scaling((1, 1), frame(first.size)) @ _FROM_CENTRE @ unit @ _CENTRE @ _scaling(second.size, (1, 1))
+    return _aligned(first, second, in_frame, mirrored=mirrored)
 
 
 def _is_noise(aligned: Aligned, changed: Mask) -> bool:
@@ -185,7 +222,7 @@ def _is_noise(aligned: Aligned, changed: Mask) -> bool:
 
     A letter on a plain ground may differ from another one in a few pixels.
     """
-    drawn = int((aligned.inside & (_contrast(aligned) > _LEVELS / 2)).sum())
+    drawn = int((aligned.inside & (_contrast(aligned) > LEVELS / 2)).sum())
     share = min(1.0, drawn / (_DRAWN * int(aligned.inside.sum())))
     # a misplaced edge leaves lines of one pixel; so does another shape, where there is little else
     regions = changed if share < 1 else _without_lines(changed)

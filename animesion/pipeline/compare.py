@@ -1,7 +1,8 @@
 """Find copies among the images of a build, and compare them with those of published datasets, before curate decides.
 
 Candidates come from the features; the pixels of candidates are compared in worker processes. The verdicts are written
-to `features/pairs.parquet`, and reused as long as features, published datasets and settings are the same.
+to `features/pairs.parquet`, and reused as long as features, published datasets and settings are the same. If those have
+changed, as in a build that grows, pairs of unchanged images keep their verdict (`animesion.pipeline.verdicts`).
 """
 
 from __future__ import annotations
@@ -22,15 +23,12 @@ from animesion.errors import UsageError
 from animesion.executors import Executor
 from animesion.images import codec, local_features
 from animesion.images.local_features import Points
-from animesion.pipeline import embed, published
+from animesion.pipeline import embed, published, verdicts
 from animesion.pipeline.columns import load_columns
-from animesion.schemas import PAIRS
+from animesion.schemas import COMPARED, PAIRS
 from animesion.storage import parquet
 from animesion.storage.receipts import Receipt
 from animesion.storage.workspace import Workspace
-
-#: Where the verdicts are, relative to the workspace.
-TABLE = "features/pairs.parquet"
 
 #: Columns of features that are read in addition to those of curate.
 _COLUMNS = ("points", "windows", "whole_phash", "whole_phash_flip", "whole_thumbnail")
@@ -63,16 +61,20 @@ def run(
             "limits": [recipe.filter.max_side, recipe.filter.max_pixels],
         }
     )
-    code = f"compare-1/pillow-{PIL.__version__}/{local_features.version()}"
+    code = f"compare-2/pillow-{PIL.__version__}/{local_features.version()}"
     receipt = workspace.done("compare", code, digest, inputs)
     if receipt:
         return receipt
     others = [published.load(Path(folder)) for folder in settings.against]
     rows = load_columns(workspace, parts, _COLUMNS)
     vectors = embed.read(workspace, parts, rows["key"]) if settings.embedding.model else None
-    found = _compared(workspace, recipe, executor, rows, others, vectors, advance)
-    outputs = {TABLE: parquet.write(workspace.path(TABLE), found)}
-    return workspace.commit("compare", code, digest, inputs, outputs, {"pairs": len(found)})
+    before = verdicts.earlier(workspace, code)
+    found, compared, new = _compared(workspace, recipe, executor, rows, others, vectors, before, advance)
+    outputs = {
+        verdicts.PAIRS_FILE: parquet.write(workspace.path(verdicts.PAIRS_FILE), found),
+        verdicts.COMPARED_FILE: parquet.write(workspace.path(verdicts.COMPARED_FILE), compared),
+    }
+    return workspace.commit("compare", code, digest, inputs, outputs, {"pairs": len(found), "compared": new})
 
 
 def _inputs(workspace: Workspace, recipe: Recipe, parts: int) -> dict[str, str]:
@@ -93,9 +95,10 @@ def _compared(
     rows: dict[str, Any],
     others: Sequence[published.PublishedFeatures],
     vectors: embed.Vectors | None,
+    before: verdicts.Earlier | None,
     advance: Callable[[int], None],
-) -> pa.Table:
-    """The verdicts on all candidates, as a table of schema `PAIRS`."""
+) -> tuple[pa.Table, pa.Table, int]:
+    """The verdicts on all candidates, as tables of schemas `PAIRS` and `COMPARED`, and how many had none before."""
     decoded = [
         i for i, (reason, seen) in enumerate(zip(rows["reason"], rows["seen_reason"], strict=True)) if not reason + seen
     ]
@@ -105,7 +108,7 @@ def _compared(
         first_of.setdefault((rows["pixels_blake3"][i], tuple(rows["crop"][i] or ())), i)
     chosen = np.array(sorted(first_of.values()), dtype=np.int64)
     if not len(chosen):
-        return PAIRS.empty_table()
+        return PAIRS.empty_table(), COMPARED.empty_table(), 0
     _check(recipe, others)
     ours = len(chosen)
     local = recipe.duplicates.copies == "local"
@@ -124,8 +127,9 @@ def _compared(
     if recipe.duplicates.copies == "hash":
         taken = [rows["windows"].take(pa.array(chosen)), *(other.windows for other in others)]
         windows = np.stack([np.frombuffer(each, dtype="<u8") for column_ in taken for each in column_.to_pylist()])
-    points = [_points(each) for each in rows["points"].take(pa.array(chosen)).to_pylist()]
-    points += [_points(each) for other in others for each in other.points.to_pylist()]
+    features = rows["points"].take(pa.array(chosen)).to_pylist()
+    features += [each for other in others for each in other.points.to_pylist()]
+    points = [_points(each) for each in features]
     side = np.repeat(np.arange(len(others) + 1), [ours, *(len(other.keys) for other in others)])
     cropped = np.flatnonzero(rows["whole_phash"].take(pa.array(chosen)).is_valid().to_numpy())
     signatures = candidates.Signatures(
@@ -147,8 +151,17 @@ def _compared(
     def place(row: int) -> Place:
         return _place(workspace, rows, int(chosen[row])) if row < ours else their_places[row - ours]
 
+    pixels = [rows["pixels_blake3"][i] for i in chosen.tolist()]
+    pixels += [f"packed {digest}" for other in others for digest in other.packed]
+    digests = []
+    for row, (of_pixels, content) in enumerate(zip(pixels, features, strict=True)):
+        where = place(row)
+        digests.append(verdicts.digest(of_pixels, where.crop, (where.width, where.height), content))
+    known, found = verdicts.reused(before, pairs, digests)
+    new = pairs.among(~known)
     limits = codec.Limits(recipe.filter.max_side, recipe.filter.max_pixels)
-    return compare.table(compare.compare(pairs, place, lambda row: points[row], limits, executor, advance), keys)
+    found += compare.compare(new, place, lambda row: points[row], limits, executor, advance)
+    return *verdicts.tables(pairs, sorted(found), digests, keys), len(new.pairs)
 
 
 def _check(recipe: Recipe, others: Sequence[published.PublishedFeatures]) -> None:
@@ -191,4 +204,4 @@ def read(workspace: Workspace) -> pa.Table:
     """
     if workspace.receipt("compare") is None:
         raise UsageError("images have not been compared: run the build again")
-    return parquet.read(workspace.path(TABLE), PAIRS)
+    return parquet.read(workspace.path(verdicts.PAIRS_FILE), PAIRS)

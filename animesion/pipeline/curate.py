@@ -23,7 +23,7 @@ from animesion.config.settings import params_digest
 from animesion.dedup import clusters, search
 from animesion.dedup.clusters import Rows
 from animesion.errors import UsageError
-from animesion.pipeline import compare, embed, published, reasons, rules, variants
+from animesion.pipeline import compare, embed, published, reasons, rules, variants, verdicts
 from animesion.pipeline.columns import load_columns
 from animesion.schemas import CURATED, MEANINGS, DropReason
 from animesion.sources import families
@@ -55,7 +55,7 @@ def run(workspace: Workspace, recipe: Recipe, parts: int, crashed: Mapping[str, 
         receipt = workspace.receipt("compare")
         if receipt is None:
             raise UsageError("images have not been compared: run the build again")
-        inputs[compare.TABLE] = receipt.outputs[compare.TABLE]["sha256"]
+        inputs["pairs"] = receipt.outputs[verdicts.PAIRS_FILE]["sha256"]
     if recipe.split.keep:
         inputs["keep"] = recipe.split.keep_digest()
     digest = params_digest({"params": _params(recipe), "crashed": dict(crashed)})

@@ -51,6 +51,7 @@ class PublishedFeatures:
         points: local features of each image, null if its build did not search by them.
         windows: hashes of windows of each image, likewise.
         places: where each packed image is.
+        packed: digest of each packed image's bytes, as hex.
     """
 
     name: str
@@ -65,6 +66,7 @@ class PublishedFeatures:
     points: pa.ChunkedArray
     windows: pa.ChunkedArray
     places: Sequence[Place]
+    packed: Sequence[str]
 
 
 def splits_of(folder: Path) -> dict[str, str]:
@@ -79,11 +81,16 @@ def splits_of(folder: Path) -> dict[str, str]:
 
 def _kept(folder: Path) -> tuple[Dataset, pa.Table]:
     dataset = Dataset(folder)
-    curated = dataset.read_table("curated.parquet")
-    if sha256_file(folder / "curated.parquet") != checksums.read(folder).get("curated.parquet"):
-        raise UsageError(f"{folder}: curated.parquet does not match its SHA256SUMS: run `animesion verify`")
+    curated = _listed(dataset, "curated.parquet")
     kept = curated.filter(curated["kept"])
     return dataset, kept.take(pc.sort_indices(kept, sort_keys=[("key", "ascending")]))
+
+
+def _listed(dataset: Dataset, name: str) -> pa.Table:
+    table = dataset.read_table(name)
+    if sha256_file(dataset.path / name) != checksums.read(dataset.path).get(name):
+        raise UsageError(f"{dataset.path}: {name} does not match its SHA256SUMS: run `animesion verify`")
+    return table
 
 
 def load(folder: Path) -> PublishedFeatures:
@@ -93,8 +100,8 @@ def load(folder: Path) -> PublishedFeatures:
         folder: output folder of a finished build, with its `features/`.
 
     Raises:
-        UsageError: there is no dataset, `curated.parquet` does not match its SHA256SUMS, or the features are missing,
-            damaged or of other images.
+        UsageError: there is no dataset, a table does not match its SHA256SUMS, or the features are missing, damaged or
+            of other images.
     """
     dataset, kept = _kept(folder)
     paths = sorted(path for path in (folder / "features").glob("part-*.parquet") if _PART.fullmatch(path.name))
@@ -138,23 +145,24 @@ def load(folder: Path) -> PublishedFeatures:
         features["thumbnail"],
         features["points"],
         features["windows"],
-        _places(dataset, kept),
+        *_places(dataset, kept),
     )
 
 
-def _places(dataset: Dataset, kept: pa.Table) -> list[Place]:
-    """Where the packed image of each kept row is, by the dataset's index."""
-    index = dataset.read_table("index.parquet")
+def _places(dataset: Dataset, kept: pa.Table) -> tuple[list[Place], list[str]]:
+    """Where the packed image of each kept row is, by the dataset's index, and the digest of its bytes."""
+    index = _listed(dataset, "index.parquet")
     at = {key: i for i, key in enumerate(index["key"].to_pylist())}
-    shards, offsets, sizes = (index[name].to_pylist() for name in ("shard", "offset", "size"))
-    places = []
+    shards, offsets, sizes, digests = (index[name].to_pylist() for name in ("shard", "offset", "size", "sha256"))
+    places, packed = [], []
     for key, crop in zip(kept["key"].to_pylist(), kept["crop"].to_pylist(), strict=True):
         i = at.get(key)
         if i is None:
             raise UsageError(f"{dataset.path}: index.parquet does not have {key}: run `animesion verify`")
         size = crop[2] - crop[0], crop[3] - crop[1]
         places.append(Place(dataset.path / shards[i], offsets[i], sizes[i], *size))
-    return places
+        packed.append(digests[i])
+    return places, packed
 
 
 def relatives(rows: Rows, split_of: Mapping[int, str], other: PublishedFeatures) -> dict[int, int]:

@@ -97,6 +97,7 @@ class _CurateFacts(_Checked):
 
 class _CompareFacts(_Checked):
     pairs: _Count
+    compared: _Count
 
 
 class _PackFacts(_Checked):
@@ -117,7 +118,7 @@ _STAGES: dict[str, tuple[type[_Checked], str]] = {
     "fetch": (_FetchFacts, r"raw/\1\.parquet raw/\1\.tar "),
     "inspect": (_InspectFacts, r"features/\1\.parquet "),
     "embed": (_Checked, r"features/embeddings-\1\.parquet "),
-    "compare": (_CompareFacts, r"features/pairs\.parquet "),
+    "compare": (_CompareFacts, r"features/compared\.parquet features/pairs\.parquet "),
     "curate": (_CurateFacts, r"curated\.parquet "),
     "pack": (_PackFacts, r"pack/\1\.parquet "),
     "shards": (_ShardFacts, r"data/\1\.tar "),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ PATHS = {"labels": "labels.csv", "images": "images", "faces": "faces.tsv"}
 
 def build(images: Path, out: Path, *overrides: str, workers: int = 1) -> dict[str, dict[str, Any]]:
     recipe = animesion.load_recipe("folder", [f'source.path="{images}"', 'source.family=""', *overrides])
-    animesion.build(recipe, out, workers=workers)
+    animesion.build(recipe, out, workers=workers, replace=True)
     return {Path(row["source_id"]).stem: row for row in pq.read_table(out / "curated.parquet").to_pylist()}
 
 
@@ -143,3 +144,34 @@ def test_a_damaged_image_of_a_published_dataset_is_one_sentence(images: Path, tm
     cut(0.1, 0.0, 1.0, 0.95)(scene(2)).save(tmp_path / "in" / "rin" / "cut.png")
     with pytest.raises(UsageError, match=r"the image at byte \d+ cannot be compared"):
         build(tmp_path / "in", tmp_path / "new", f'duplicates.against=["{tmp_path / "old"}"]')
+
+
+def test_a_build_that_grows_compares_its_new_images_only(images: Path, tmp_path: Path) -> None:
+    grown = shutil.copytree(images, tmp_path / "in")
+    build(grown, tmp_path / "out")
+    first = compared(tmp_path / "out")
+    assert first > 0
+    # one more image that comes first, and one that is gone
+    cut(0.0, 0.05, 0.95, 1.0)(scene(4)).save(grown / "miku" / "a cut.png")
+    (grown / "rin" / "mirrored.png").unlink()
+    build(grown, tmp_path / "out")
+    build(grown, tmp_path / "fresh")
+    assert 0 < compared(tmp_path / "out") < first
+    assert compared(tmp_path / "fresh") > compared(tmp_path / "out")
+    for name in ("SHA256SUMS", "features/pairs.parquet", "features/compared.parquet"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes(), name
+    # other settings that find fewer candidates keep the verdicts, too; files of another origin do not count
+    build(grown, tmp_path / "out", "duplicates.radius=2")
+    assert compared(tmp_path / "out") == 0
+    table = pq.read_table(tmp_path / "out" / "features/pairs.parquet")
+    pq.write_table(table, tmp_path / "out" / "features/pairs.parquet")
+    build(grown, tmp_path / "out")
+    assert compared(tmp_path / "out") == compared(tmp_path / "fresh")
+    assert pq.read_table(tmp_path / "out" / "features/pairs.parquet") == pq.read_table(
+        tmp_path / "fresh" / "features/pairs.parquet"
+    )
+
+
+def compared(out: Path) -> int:
+    """How many pairs the last build compared."""
+    return int(json.loads((out / ".receipts" / "compare.json").read_text())["facts"]["compared"])

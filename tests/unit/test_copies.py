@@ -206,3 +206,24 @@ def test_candidates_are_the_copies_and_never_two_published_images() -> None:
     kept = candidates.find(candidates.Signatures(hashes, points=points, side=side), DuplicatesSection())
     assert (2, 10) in [tuple(pair) for pair in kept.pairs.tolist()]
     assert all(2 in pair for pair in kept.pairs.tolist())
+
+
+@pytest.mark.parametrize("size", [(220, 180), (64, 200)])
+def test_images_are_laid_over_one_another_at_any_size_by_the_transform_that_was_found(size: tuple[int, int]) -> None:
+    first = scene(5, (220, 180))
+    second = ImageOps.mirror(cut(0.1, 0.0, 0.9, 0.8)(first))
+    points = local_features.extract(first), local_features.extract(second)
+    match = geometry.match(*points, (first.size, second.size))
+    assert match is not None
+    assert match.mirrored
+    outcome = residual.compare(first, second, match)
+    assert outcome.verdict is Verdict.COPY
+    # the second one is mirrored back: then it shows what was cut out
+    assert np.allclose(outcome.transform, [0.8, 0, 0.1, 0, 0.8, 0], atol=0.01)
+    misses = []
+    for transform in (outcome.transform, (1, 0, 0, 0, 1, 0)):
+        laid = residual.laid(first, second.resize(size), transform, mirrored=True)
+        misses.append(np.abs(laid.first - laid.second)[laid.inside].mean())
+    assert misses[0] < 0.5 * misses[1]
+    exact = residual.laid(first, second, outcome.transform, mirrored=True)
+    assert residual.beyond_noise(exact).max() == pytest.approx(outcome.residual, abs=0.5)

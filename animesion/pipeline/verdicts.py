@@ -1,0 +1,149 @@
+"""Verdicts of an earlier comparison, for pairs of which neither image nor anything else has changed since.
+
+A verdict depends on the two samples, on their order, on which of their hashes were close, and on the code. A sample is
+known by a digest of its pixels, its crop and the features that it was searched by, so that a build that grows compares
+its new images only, and has the verdicts of a build from nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from animesion.dedup.candidates import Candidates
+from animesion.dedup.compare import Found
+from animesion.dedup.residual import Verdict
+from animesion.schemas import COMPARED, PAIRS
+from animesion.storage import parquet
+from animesion.storage.parquet import DamagedTableError
+from animesion.storage.workspace import Workspace
+
+#: Where all verdicts on related pairs are, and which pairs were compared, relative to the workspace.
+PAIRS_FILE, COMPARED_FILE = "features/pairs.parquet", "features/compared.parquet"
+
+#: Bits of `hashes` in `COMPARED`.
+_PLAIN, _MIRRORED, _WHOLE = 1, 2, 4
+
+#: Verdicts of related pairs by their text.
+_RELATED = {verdict.value: verdict for verdict in Verdict if verdict is not Verdict.DIFFERENT}
+
+
+def digest(pixels: str, crop: Sequence[int] | None, size: tuple[int, int], points: bytes | None) -> bytes:
+    """What a sample is known by, 16 bytes.
+
+    Args:
+        pixels: digest of the decoded image, or of the file that it is decoded from.
+        crop: the part of it that is the sample; None for all.
+        size: width and height that its points were extracted at.
+        points: its local features; None if they are not known.
+    """
+    known = hashlib.blake2b(repr((pixels, tuple(crop or ()), size, points is None)).encode(), digest_size=16)
+    known.update(points or b"")
+    return known.digest()
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """An earlier comparison.
+
+    Attributes:
+        compared: a table of schema `COMPARED`.
+        related: the verdicts on its related pairs, a table of schema `PAIRS`.
+    """
+
+    compared: pa.Table
+    related: pa.Table
+
+
+def earlier(workspace: Workspace, code: str) -> Earlier | None:
+    """The last comparison in a folder; None if there is none, its files were changed, or other code made it."""
+    receipt = workspace.receipt("compare")
+    if receipt is None or receipt.code != code or not workspace.intact(receipt):
+        return None
+    try:
+        compared = parquet.read(workspace.path(COMPARED_FILE), COMPARED)
+        related = parquet.read(workspace.path(PAIRS_FILE), PAIRS)
+    except DamagedTableError:
+        return None
+    known = pa.array(list(_RELATED))
+    if any(column.null_count for column in (*compared.columns, *related.columns)):
+        return None
+    agree = (pc.sum(compared["related"]).as_py() or 0) == len(related)
+    proper = pc.all(pc.is_in(related["verdict"], value_set=known), min_count=0).as_py()
+    return Earlier(compared, related) if agree and proper else None
+
+
+def reused(
+    before: Earlier | None, candidates: Candidates, digests: Sequence[bytes]
+) -> tuple[npt.NDArray[np.bool_], list[Found]]:
+    """Verdicts that still hold.
+
+    Args:
+        before: the earlier comparison.
+        candidates: m pairs of rows.
+        digests: `digest` of each row.
+
+    Returns:
+        Which candidates have a verdict, shape (m,), and the verdicts on those of them that are related.
+    """
+    if before is None:
+        return np.zeros(len(candidates.pairs), dtype=np.bool_), []
+    rows = pa.array(digests, pa.binary(16))
+    first, second = (
+        pc.index_in(before.compared[name].combine_chunks(), value_set=rows) for name in ("first", "second")
+    )
+    there = pc.and_(first.is_valid(), second.is_valid()).to_numpy(zero_copy_only=False)
+    i, j = (column.fill_null(0).to_numpy().astype(np.int64) for column in (first, second))
+    old = _codes(i, j, before.compared["hashes"].to_numpy(), len(digests))
+    now = _codes(candidates.pairs[:, 0], candidates.pairs[:, 1], _hashes(candidates), len(digests))
+    known = np.isin(now, old[there])
+    # the row of `related` that each earlier pair has, and the pairs of it that are wanted
+    related = before.compared["related"].to_numpy()
+    chosen = related & there & np.isin(old, now)
+    places = np.cumsum(related)[chosen] - 1
+    values = before.related.take(pa.array(places)).to_pylist()
+    found = []
+    for value, a, b in zip(values, i[chosen].tolist(), j[chosen].tolist(), strict=True):
+        value |= {"verdict": _RELATED[value["verdict"]], "transform": tuple(value["transform"])}
+        found.append(Found(**{**value, "first": a, "second": b}))
+    return known, found
+
+
+def tables(
+    candidates: Candidates, found: Sequence[Found], digests: Sequence[bytes], keys: Sequence[str]
+) -> tuple[pa.Table, pa.Table]:
+    """The tables of schemas `PAIRS` and `COMPARED` of a comparison.
+
+    Args:
+        candidates: the pairs that were compared.
+        found: the verdicts on related pairs, by rows ascending.
+        digests: `digest` of each row.
+        keys: key of each row.
+    """
+    rows = [each._asdict() | {"first": keys[each.first], "second": keys[each.second]} for each in found]
+    n = len(digests)
+    codes = candidates.pairs[:, 0] * n + candidates.pairs[:, 1]
+    related = np.isin(codes, np.array([each.first * n + each.second for each in found], dtype=np.int64))
+    values = pa.array(digests, pa.binary(16))
+    sides = [values.take(pa.array(candidates.pairs[:, side])) for side in (0, 1)]
+    compared = pa.table([*sides, pa.array(_hashes(candidates)), pa.array(related)], schema=COMPARED)
+    return pa.Table.from_pylist(rows, schema=PAIRS), compared
+
+
+def _hashes(candidates: Candidates) -> npt.NDArray[np.uint8]:
+    close = _PLAIN * candidates.plain + _MIRRORED * candidates.mirrored + _WHOLE * candidates.whole
+    found: npt.NDArray[np.uint8] = close.astype(np.uint8)
+    return found
+
+
+def _codes(
+    first: npt.NDArray[np.int64], second: npt.NDArray[np.int64], hashes: npt.NDArray[np.uint8], n: int
+) -> npt.NDArray[np.int64]:
+    """One integer for a pair of rows and what was close, shape (m,)."""
+    return (first * n + second) * 8 + hashes
