@@ -263,13 +263,16 @@ PAIRS = pa.schema(
     [
         ("first", pa.string()),  # key of a sample
         ("second", pa.string()),  # key of a sample, or `dataset:key` of a published one
-        ("verdict", pa.string()),
-        ("whole", pa.bool_()),
-        ("mirrored", pa.bool_()),
-        ("inliers", pa.int32()),
-        ("residual", pa.float32()),
-        ("how", pa.string()),
-        ("transform", pa.list_(pa.float32(), 6)),  # from shares of the second to shares of the first
+        ("verdict", pa.string()),  # `copy`, `copy with overlay`, `part` or `alternate`
+        ("whole", pa.bool_()),  # whether whole images were compared, not the samples
+        ("mirrored", pa.bool_()),  # whether the second one is a mirror image
+        ("inliers", pa.int32()),  # local features that agree; 0 if the pair was aligned as a whole
+        ("residual", pa.float32()),  # largest difference beyond the noise, in levels
+        ("how", pa.string()),  # what was done to the second one
+        (
+            "transform",
+            pa.list_(pa.float32(), 6),
+        ),  # a to f: shares (x, y) of the second to ax + by + c, dx + ey + f of the first
     ]
 )
 
@@ -277,9 +280,9 @@ PAIRS = pa.schema(
 COMPARED = pa.schema(
     [
         ("first", pa.binary(16)),  # digest of the sample, see `animesion.pipeline.verdicts`
-        ("second", pa.binary(16)),
+        ("second", pa.binary(16)),  # likewise
         ("hashes", pa.uint8()),  # which hashes were close: 1 plain, 2 mirrored, 4 of the whole images
-        ("related", pa.bool_()),
+        ("related", pa.bool_()),  # whether the pair has a row in `features/pairs.parquet`
     ]
 )
 

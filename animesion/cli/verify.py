@@ -56,6 +56,7 @@ def _document(report: Report, path: str) -> dict[str, Any]:
         "decoded": report.decoded,
         "faults": sum(map(len, report.faults.values())),
         "leaking": report.leaking,
+        "reach": report.reach,
         "checks": [
             {
                 "check": name,
@@ -95,6 +96,7 @@ def _print(report: Report, path: str) -> None:
         if name == "leaks" and report.leaking:
             counts = " and ".join(f"{count:,} of {_printable(split)}" for split, count in report.leaking.items())
             console.print(f"  in all, {counts} are related to an image of an earlier split (train, val, test)")
+    console.print(f"leaks: {report.reach}")
     total = sum(map(len, report.faults.values()))
     verdict = f"{total:,} fault{'s' * (total != 1)}" if total else "no faults"
     console.print(

@@ -1,4 +1,4 @@
-"""A curator's decisions on single images: exclude, relabel, same image, different images.
+"""A curator's decisions: exclude, relabel, same image, different images, another verdict on a pair.
 
 `animesion browse` writes decisions to a small TOML file, a recipe refers to it as `curate.decisions`, and the curate
 stage applies them. The resolved recipe holds the decisions themselves, so the file's name and folder do not matter.
@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations, pairwise
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,8 @@ Key = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_-]+$", max_length=200)
 #: A label that a decision can give to an image: no line breaks or other control characters.
 LabelText = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=20_000)]
 Keys = Annotated[list[Key], Field(min_length=2, max_length=1000)]
+#: SHA-256 of an image's bytes; where each face is a sample, with its box, see `image_id`.
+ImageId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}(#-?[0-9]{1,9}(,-?[0-9]{1,9}){3})?$")]
 
 #: Larger files are refused: neither an editor nor `animesion browse` writes one.
 MOST_BYTES = 50_000_000
@@ -32,20 +34,40 @@ MOST_BYTES = 50_000_000
 MOST_PAIRS = 1_000_000
 
 
+class PairDecision(Section):
+    """What two images are to each other, in place of what the search found.
+
+    Attributes:
+        images: digests of both images, so that the decision holds whatever their keys are.
+        verdict: `copy`, `alternate` or `different`.
+    """
+
+    images: Annotated[list[ImageId], Field(min_length=2, max_length=2)]
+    verdict: Literal["copy", "alternate", "different"]
+
+    @model_validator(mode="after")
+    def _two(self) -> Self:
+        if self.images[0] == self.images[1]:
+            raise ValueError(f"{self.images[0][:12]}… is given twice: name two images")
+        return self
+
+
 class Decisions(Section):
-    """Decisions by key.
+    """Decisions by key, and on pairs by the digests of the images.
 
     Attributes:
         exclude: images to exclude.
         label: new label by key; replaces the label from the source.
         same: sets of keys that show the same image.
         different: sets of keys of which no two show the same image.
+        pairs: verdicts on pairs, which replace those that were found.
     """
 
     exclude: list[Key] = Field([])
     label: dict[Key, LabelText] = Field({})
     same: list[Keys] = Field([])
     different: list[Keys] = Field([])
+    pairs: list[PairDecision] = Field([])
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -69,10 +91,18 @@ class Decisions(Section):
                     raise ValueError(
                         f"{other} and {key} are declared both the same and different: remove one of the two"
                     )
+        verdicts: dict[tuple[str, ...], str] = {}
+        for each in self.pairs:
+            pair = tuple(sorted(each.images))
+            if verdicts.setdefault(pair, each.verdict) != each.verdict:
+                names = " and ".join(f"{image[:12]}…" for image in pair)
+                raise ValueError(
+                    f"{names} are declared both {verdicts[pair]} and {each.verdict}: remove one of the two"
+                )
         return self
 
     def __bool__(self) -> bool:
-        return bool(self.exclude or self.label or self.same or self.different)
+        return bool(self.exclude or self.label or self.same or self.different or self.pairs)
 
     def named(self) -> set[str]:
         """Every key that occurs in a decision."""
@@ -86,6 +116,10 @@ class Decisions(Section):
             "same": [list(each) for each in sorted({tuple(sorted(set(each))) for each in self.same})],
             "different": [list(each) for each in sorted({tuple(sorted(set(each))) for each in self.different})],
             "label": dict(sorted(self.label.items())),
+            "pairs": [
+                {"images": [*pair], "verdict": verdict}
+                for pair, verdict in sorted({(tuple(sorted(each.images)), each.verdict) for each in self.pairs})
+            ],
         }
         return tomli_w.dumps({name: value for name, value in content.items() if value})
 
@@ -106,6 +140,16 @@ def read(path: Path) -> Decisions:
         raise UsageError(f"the decisions {path} are not UTF-8 text") from None
     data = settings.parse_toml(text, f"the decisions file {path}")
     return settings.check(Decisions, data, f"decisions {path}")
+
+
+def image_id(sha256: str, crop: Sequence[int] | None) -> str:
+    """What a decision on a pair names a sample by.
+
+    Args:
+        sha256: digest of the image's bytes, as hex.
+        crop: left, top, right and bottom of the sample, where each face of an image is one; else None.
+    """
+    return sha256 if crop is None else f"{sha256}#{','.join(map(str, crop))}"
 
 
 def representatives(same: Iterable[Sequence[str]]) -> dict[str, str]:
@@ -154,6 +198,45 @@ def decided_pairs(
     nobody: set[int] = set()
     found = {(min(a, b), max(a, b)) for a, b in near.tolist() if apart.get(a, nobody).isdisjoint(apart.get(b, nobody))}
     return np.array(sorted(found.union(same)), dtype=np.int64).reshape(-1, 2)
+
+
+def decided_verdicts(
+    unit_of: Mapping[str, int], row_of_key: Mapping[str, int], unit: Callable[[int], int], decisions: Decisions
+) -> dict[tuple[int, int], str]:
+    """The verdicts on pairs that a curator decided, by rows `a < b`; none for images that are not there.
+
+    Args:
+        unit_of: by `image_id`, the row that represents all rows of equal pixels.
+        row_of_key: as in `decided_pairs`.
+        unit: as in `decided_pairs`.
+        decisions: the decisions.
+
+    Raises:
+        UsageError: a decision by keys states the opposite.
+    """
+    found: dict[tuple[int, int], str] = {}
+    for each in decisions.pairs:
+        a, b = sorted(unit_of.get(image, -1) for image in each.images)
+        if 0 <= a < b and found.setdefault((a, b), each.verdict) != each.verdict:
+            names = _names((a, b), row_of_key)
+            raise UsageError(f"decisions: {names} are declared both {found[a, b]} and {each.verdict}: remove one")
+    copies = np.array([pair for pair, verdict in found.items() if verdict == "copy"], dtype=np.int64).reshape(-1, 2)
+    apart = {tuple(pair) for pair in copies.tolist()}
+    apart -= {tuple(pair) for pair in decided_pairs(copies, row_of_key, unit, decisions).tolist()}
+    same = {tuple(pair) for pair in decided_pairs(copies[:0], row_of_key, unit, decisions).tolist()}
+    for pair, verdict in found.items():
+        if pair in (apart if verdict == "copy" else same):
+            other = "different" if pair in apart else "the same"
+            raise UsageError(
+                f"decisions: {_names(pair, row_of_key)} are declared {other} by their keys, and {verdict} as a pair: "
+                "remove one of the two"
+            )
+    return found
+
+
+def _names(pair: tuple[int, int], row_of_key: Mapping[str, int]) -> str:
+    key_of = {row: key for key, row in sorted(row_of_key.items(), reverse=True)}
+    return " and ".join(key_of[row] for row in pair)
 
 
 def _rows(keys: Iterable[str], row_of_key: Mapping[str, int], unit: Callable[[int], int]) -> list[int]:

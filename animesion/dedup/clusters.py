@@ -41,6 +41,10 @@ class Verdicts:
         unit: shape (n,), the smallest row with equal bytes or pixels.
         relations: pairs of units `a < b` -> the verdict on them.
         unlike: number of pairs that resemble one another under two labels, of which nobody compared the pixels.
+        near: number of pairs of units that are duplicates of one another.
+        equal: number of rows with the bytes, and number with the pixels but not the bytes, of an earlier one.
+        conflict: two rows of one cluster under two labels, as an example; None if there are none.
+        decided: verdicts on pairs of units `a < b` that a curator decided.
     """
 
     cluster: npt.NDArray[np.int64]
@@ -52,6 +56,10 @@ class Verdicts:
     unit: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     relations: dict[tuple[int, int], Relation] = field(default_factory=dict)
     unlike: int = 0
+    near: int = 0
+    equal: tuple[int, int] = (0, 0)
+    conflict: tuple[int, int] | None = None
+    decided: dict[tuple[int, int], str] = field(default_factory=dict)
 
 
 class Relation(NamedTuple):
@@ -142,9 +150,21 @@ def judge(
         wide = np.concatenate([wide, near])
         row_of_key = {rows["key"][i]: i for i in alive.tolist()}
         near = decisions.decided_pairs(near, row_of_key, lambda i: int(unit[i]), decided)
+    turned: dict[tuple[int, int], str] = {}
+    if decided.pairs:
+        unit_of = {sha[i]: int(unit[i]) for i in alive.tolist()}
+        turned = decisions.decided_verdicts(unit_of, row_of_key, lambda i: int(unit[i]), decided)
+        near, relations = _turned(near, relations, turned)
     component = search.components(len(sha), [exact, same_pixels, near])
     verdicts = Verdicts(
-        component.copy(), [exact, same_pixels, near, wide], unit=unit, relations=relations, unlike=unlike
+        component.copy(),
+        [exact, same_pixels, near, wide],
+        unit=unit,
+        relations=relations,
+        unlike=unlike,
+        near=len(near),
+        equal=(len(exact), len(same_pixels) - len(exact)),
+        decided=turned,
     )
     neighbours: dict[int, set[int]] = {}
     for a, b in near.tolist():
@@ -162,6 +182,8 @@ def judge(
         conflict = len({labels[i] for i in members}) > 1
         verdicts.conflicts += conflict
         if settings.action == "report":
+            if conflict and verdicts.conflict is None and (pairs := _conflicts(ranked, labels, links)):
+                verdicts.conflict = min(pairs.items())
             continue
         if conflict and settings.conflicts == "drop":
             others = _conflicts(ranked, labels, links)
@@ -321,6 +343,21 @@ def _verified(relations: Mapping[tuple[int, int], Relation], recipe: Recipe) -> 
         and not (relation.whole and recipe.crop.faces == "each")
     ]
     return _as_pairs(copies), _as_pairs(relations)
+
+
+def _turned(
+    near: search.Pairs, relations: Mapping[tuple[int, int], Relation], turned: Mapping[tuple[int, int], str]
+) -> tuple[search.Pairs, dict[tuple[int, int], Relation]]:
+    """Duplicates and relations with the verdicts that a curator decided."""
+    copies = {(a, b) for a, b in near.tolist() if turned.get((a, b), "copy") == "copy"}
+    copies |= {pair for pair, verdict in turned.items() if verdict == "copy"}
+    now = {pair: relation for pair, relation in relations.items() if turned.get(pair) != "different"}
+    for pair, verdict in turned.items():
+        if verdict != "different":
+            before = relations.get(pair, Relation(verdict, False, False, 0, 0.0, ""))
+            how = "; ".join(filter(None, ["by decision", before.how]))
+            now[pair] = before._replace(verdict=verdict, how=how)
+    return _as_pairs(sorted(copies)), now
 
 
 def _as_pairs(pairs: Iterable[tuple[int, int]]) -> search.Pairs:

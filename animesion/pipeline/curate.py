@@ -20,7 +20,7 @@ from animesion import splits
 from animesion.config import decisions
 from animesion.config.recipe import Recipe
 from animesion.config.settings import params_digest
-from animesion.dedup import clusters, search
+from animesion.dedup import clusters, reach, search
 from animesion.dedup.clusters import Rows
 from animesion.errors import UsageError
 from animesion.pipeline import compare, embed, published, reasons, rules, variants, verdicts
@@ -117,10 +117,21 @@ def decide(
         reason[i], detail[i], keeper[i] = verdict
     # Clusters treat pairs that a curator confirmed like near duplicates; their reason differs.
     first_of_set = decisions.representatives(recipe.curate.decisions.same)
+    row_of_key = {key: i for i, key in enumerate(keys)}
     for i in duplicates.dropped:
         confirmed = keys[i] in first_of_set and first_of_set[keys[i]] == first_of_set.get(keeper[i])
+        if duplicates.decided and keeper[i]:
+            pair = sorted((int(duplicates.unit[i]), int(duplicates.unit[row_of_key[keeper[i]]])))
+            confirmed |= duplicates.decided.get((pair[0], pair[1])) == "copy"
         if reason[i] == DropReason.NEAR_DUPLICATE and confirmed:
             reason[i] = DropReason.DUPLICATE_BY_DECISION
+    if unused := len(recipe.curate.decisions.pairs) - len(duplicates.decided):
+        notes.append(
+            f"decisions: {unused:,} verdicts on pairs have no effect: an image of the pair is not there or was dropped "
+            "for another reason, or both have equal pixels"
+        )
+    if recipe.duplicates.action == "report":
+        notes += _found_notes(duplicates, keys, labels, compared is not None)
 
     if recipe.split.strategy == "published":
         for i in _remaining(reason):
@@ -174,6 +185,8 @@ def decide(
     alone = [i for i in split_of if not rows["families"][i] and not named[i]]
     notes += _variants_notes(rows, recipe, labels, split_of, alone)
     if others:
+        copies = "off" if compared is None else recipe.duplicates.for_images(len(keys)).copies
+        notes.append(f"published datasets: {reach.sentence(copies)}")
         notes += _published_family_notes(rows, others, split_of)
     if duplicates.conflicts:
         notes.append(f"{duplicates.conflicts} of {duplicates.clusters} duplicate clusters have several labels")
@@ -209,6 +222,38 @@ def decide(
     return pa.table(columns, schema=CURATED), facts
 
 
+def _found_notes(
+    duplicates: clusters.Verdicts, keys: Sequence[str], labels: Sequence[str], compared: bool
+) -> list[str]:
+    """What the search found, where nothing is dropped: counts by verdict, and an example of each.
+
+    Args:
+        duplicates: the verdicts.
+        keys: key of each row.
+        labels: label of each row.
+        compared: whether pixels were compared.
+    """
+    kinds: dict[str, list[tuple[int, int]]] = {}
+    for pair, relation in sorted(duplicates.relations.items()):
+        kinds.setdefault(f"{'mirrored ' if relation.mirrored else ''}{relation.verdict}", []).append(pair)
+    counts = {"equal bytes": duplicates.equal[0], "equal pixels": duplicates.equal[1]}
+    counts |= {kind: len(pairs) for kind, pairs in sorted(kinds.items(), key=lambda each: -len(each[1]))}
+    if not compared:
+        counts["close hashes"] = duplicates.near
+    listed = ", ".join(f"{count:,} {kind}" for kind, count in counts.items() if count)
+    if not listed:
+        return ["no duplicates were found"]
+    notes = [f'duplicates were found and kept (duplicates.action = "report"), in pairs: {listed}']
+    examples = []
+    for kind, [(a, b), *_] in kinds.items():
+        how = duplicates.relations[a, b].how
+        examples.append(f"{kind}: {keys[a]} and {keys[b]}{f' ({how})' if how else ''}")
+    if duplicates.conflict:
+        a, b = duplicates.conflict
+        examples.append(f"two labels: {keys[a]} under {labels[a]} and {keys[b]} under {labels[b]}")
+    return [*notes, *([f"for example {'; '.join(examples)}"] if examples else [])]
+
+
 def _relatives(duplicates: clusters.Verdicts, keys: Sequence[str], keeper: Sequence[str]) -> dict[str, list[Any]]:
     """The columns on the image that each row resembles: the one that is kept instead, or its closest relative."""
     of_unit: dict[int, list[tuple[int, clusters.Relation]]] = {}
@@ -240,9 +285,9 @@ def _with_sample_digests(rows: Rows) -> Rows:
     """
     if not any(rows["face"]):
         return rows
-    suffixes = [f"#{crop}" if face else "" for face, crop in zip(rows["face"], rows["crop"], strict=True)]
+    crops = [crop if face else None for face, crop in zip(rows["face"], rows["crop"], strict=True)]
     digests = {
-        name: [digest + suffix for digest, suffix in zip(rows[name], suffixes, strict=True)]
+        name: [decisions.image_id(digest, crop) for digest, crop in zip(rows[name], crops, strict=True)]
         for name in ("sha256", "pixels_blake3")
     }
     return {**rows, **digests}
@@ -281,7 +326,8 @@ def _apply_decisions(keys: Sequence[str], labels: list[str], recipe: Recipe, rea
                 reason[i] = DropReason.EXCLUDED_LABEL
     notes = [
         f"decisions: {len(excluded):,} images to exclude, {len(decided.label):,} labels, "
-        f"{len(decided.same):,} sets of the same image, {len(decided.different):,} sets of different images"
+        f"{len(decided.same):,} sets of the same image, {len(decided.different):,} sets of different images, "
+        f"{len(decided.pairs):,} verdicts on pairs"
     ]
     unknown = len(decided.named().difference(keys))
     if unknown:

@@ -27,7 +27,7 @@ from animesion.config.recipe import Recipe
 from animesion.config.settings import params_digest
 from animesion.dataset import text_tables
 from animesion.dataset.dataset import Dataset
-from animesion.images import codec
+from animesion.images import codec, local_features
 from animesion.report import facts as shown
 from animesion.report import page
 from animesion.schemas import CURATED, INDEX
@@ -54,7 +54,9 @@ def run(workspace: Workspace, recipe: Recipe, parts: int, notes: Sequence[str]) 
     assert index_receipt is not None
     inputs = {"curated": curate.outputs["curated.parquet"]["sha256"]}
     inputs |= {"index": index_receipt.outputs["index.parquet"]["sha256"], **index_receipt.inputs}
-    digest = params_digest([recipe.model_dump(mode="json"), list(notes), version("animesion"), PIL.__version__])
+    digest = params_digest(
+        [recipe.model_dump(mode="json"), list(notes), version("animesion"), PIL.__version__, local_features.version()]
+    )
     receipt = workspace.done("finalize", CODE, digest, inputs)
     if receipt:
         return receipt

@@ -22,10 +22,11 @@ from animesion import schemas, splits
 from animesion.dataset.dataset import Dataset
 from animesion.errors import UsageError
 from animesion.report.images import Album, Images
+from animesion.report.pairs import KINDS, SIDE, Pair, Pairs
 from animesion.stats import long_tail
 
-#: Byte budgets of the thumbnails of classes, clusters and drops, before base64 makes them a third larger.
-SAMPLE_BYTES, CLUSTER_BYTES, DROP_BYTES = 6_000_000, 1_500_000, 500_000
+#: Byte budgets of the thumbnails of classes, clusters, pairs and drops, before base64 makes them a third larger.
+SAMPLE_BYTES, CLUSTER_BYTES, PAIR_BYTES, DROP_BYTES = 6_000_000, 750_000, 750_000, 500_000
 
 #: Most entries of each list on a page.
 CLASS_SAMPLES, CLUSTERS, MEMBERS, DROPS, DROP_IMAGES, FINDINGS = 12, 300, 12, 100, 24, 500
@@ -92,6 +93,7 @@ def of_dataset(dataset: Dataset, audit: Path | None = None) -> dict[str, Any]:
         each["members"] = [_without_row(member) for member in each["members"][:MEMBERS]]
         del each["rank"]
     found["clusters"]["items"] = shown
+    found["pairs"] = _shown_pairs(Pairs(images), album)
     until = album.used + DROP_BYTES
     for reason in found["drops"]:
         listed = dropped(images.rows, reason["reason"])
@@ -207,6 +209,26 @@ def clusters(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
+def pair(rows: Sequence[Mapping[str, Any]], each: Pair) -> dict[str, Any]:
+    """The entry of a pair in the page's lists; `image` is -1 until a strip is added."""
+    return {
+        "first": item(rows, each.first),
+        "second": item(rows, each.second),
+        "verdict": each.verdict,
+        "decided": each.decided,
+        "whole": each.whole,
+        "inliers": each.inliers,
+        "residual": round(each.residual, 1),
+        "how": clip(each.how),
+        "image": -1,
+    }
+
+
+def pair_totals(pairs: Pairs) -> dict[str, Any]:
+    """Number of pairs by kind, and of those with an image of a published dataset."""
+    return {"totals": {kind: len(places) for kind, places in pairs.of_kind.items()}, "published": pairs.published}
+
+
 def dropped(rows: Sequence[Mapping[str, Any]], reason: str) -> list[dict[str, Any]]:
     """Entries of all images that were dropped for a reason, by key."""
     return [item(rows, i) for i, row in enumerate(rows) if not row["kept"] and row["reason"] == reason]
@@ -273,6 +295,24 @@ def _samples(images: Images, album: Album) -> list[list[dict[str, Any]]]:
                 return chosen
             chosen[label].append({"key": row["key"], "split": row["split"], "image": place})
     return chosen
+
+
+def _shown_pairs(pairs: Pairs, album: Album) -> dict[str, Any]:
+    """The pairs of each kind that a file shows, within `PAIR_BYTES`: each kind has a share of it by its number."""
+    rows = pairs.images.rows
+    until = album.used
+    items: dict[str, list[dict[str, Any]]] = {}
+    for kind, most in KINDS.items():
+        until += PAIR_BYTES * most // sum(KINDS.values())
+        items[kind] = []
+        for place in pairs.of_kind[kind][:most]:
+            entry = pair(rows, pairs.every[place])
+            entry["image"] = album.add(pairs.strip(pairs.every[place], SIDE), until)
+            if entry["image"] == -2:
+                break
+            entry |= {name: _without_row(entry[name]) for name in ("first", "second")}
+            items[kind].append(entry)
+    return {**pair_totals(pairs), "items": items}
 
 
 def _without_row(item: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ SIDE = 96
 
 #: Columns of `curated.parquet` that the page shows or that locate an image.
 COLUMNS = ["key", "kept", "reason", "detail", "keeper", "label", "class_id", "split", "cluster", "crop", "width"]
-COLUMNS += ["height", "source_id", "page_url", "sha256", "part", "offset", "bytes", "extension"]
+COLUMNS += ["height", "source_id", "page_url", "sha256", "pixels_blake3", "part", "offset", "bytes", "extension"]
 
 _QUALITY = 60
 _MOST_BYTES = 200_000_000
@@ -89,7 +89,8 @@ class Images:
         except (KeyError, UsageError):  # `animesion verify` reports what is wrong with it
             return None
 
-    def _dropped(self, row: Mapping[str, Any]) -> Image.Image | None:
+    def original(self, row: Mapping[str, Any]) -> Image.Image | None:
+        """The upright image that the source gave, from `raw/`; None if it is not there or was not decoded before."""
         if row["width"] < 1 or row["reason"] == DropReason.CRASHED_DECODER or not 0 < row["bytes"] <= _MOST_BYTES:
             return None
         path = self.dataset.path / "raw" / f"part-{row['part']:05d}.tar"
@@ -104,8 +105,13 @@ class Images:
         if hashlib.sha256(content).hexdigest() != row["sha256"]:  # raw/ is from another build
             return None
         try:
-            image = codec.decode(content, codec.Limits()).image
+            return codec.decode(content, codec.Limits()).image
         except codec.RejectedImageError:
+            return None
+
+    def _dropped(self, row: Mapping[str, Any]) -> Image.Image | None:
+        image = self.original(row)
+        if image is None:
             return None
         left, top, right, bottom = row["crop"]
         box = max(0, left), max(0, top), min(image.width, right), min(image.height, bottom)

@@ -24,6 +24,7 @@ from animesion.dataset.dataset import Dataset
 from animesion.errors import AnimesionError
 from animesion.report import facts, page
 from animesion.report.images import Images
+from animesion.report.pairs import SERVED_SIDE, Pairs
 from animesion.storage.workspace import write_atomic
 
 #: Longest side of a served image, in pixels.
@@ -63,6 +64,8 @@ class Browser:
         self.file = file
         self.images = Images(dataset)
         self.overview = facts.overview(dataset, self.images.rows, audit)
+        self.pairs = Pairs(self.images)
+        self.overview["pairs"] = facts.pair_totals(self.pairs)
         if self.overview["audit"]:
             for each in self.overview["audit"]["items"]:
                 place = self.images.places.get(each["key"])
@@ -112,6 +115,12 @@ class Browser:
                 found.setdefault(row["reason"], []).append(i)
         return found
 
+    def pair(self, place: int) -> dict[str, Any]:
+        """The entry of a pair, see `animesion.report.facts.pair`, with its number and what a decision names it by."""
+        each = self.pairs.every[place]
+        ids = [self.pairs.ids(i) for i in (each.first, each.second)]
+        return {**facts.pair(self.images.rows, each), "number": place, "ids": ids}
+
     def items(self, rows: Sequence[int]) -> list[dict[str, Any]]:
         """Entries of images, see `animesion.report.facts.item`."""
         return [facts.item(self.images.rows, i) for i in rows]
@@ -159,6 +168,18 @@ def application(browser: Browser, token: str) -> web.Application:
     async def drops(request: web.Request) -> web.Response:
         return _listed(browser, request, browser.drops.get(request.query.get("reason", ""), []))
 
+    async def pairs(request: web.Request) -> web.Response:
+        places = browser.pairs.of_kind.get(request.query.get("kind", ""), [])
+        offset, limit = _span(request)
+        return _json({"total": len(places), "items": [browser.pair(i) for i in places[offset : offset + limit]]})
+
+    async def strip(request: web.Request) -> web.Response:
+        place = _integer(request.match_info["number"], len(browser.pairs.every) - 1)
+        content = await asyncio.to_thread(browser.pairs.strip, browser.pairs.every[place], SERVED_SIDE)
+        if content is None:
+            raise web.HTTPNotFound(text="image not found")
+        return web.Response(body=content, content_type="image/webp")
+
     async def image(request: web.Request) -> web.Response:
         place = browser.images.places.get(request.match_info["key"])
         row = None if place is None else browser.images.rows[place]
@@ -194,6 +215,8 @@ def application(browser: Browser, token: str) -> web.Application:
             web.get("/api/classes/{id}", a_class),
             web.get("/api/clusters", clusters),
             web.get("/api/drops", drops),
+            web.get("/api/pairs", pairs),
+            web.get("/api/pairs/{number}", strip),
             web.get("/api/image/{key}", image),
             web.put("/api/decisions", put_decisions),
         ]

@@ -17,6 +17,7 @@ from animesion import executors
 from animesion.config.recipe import DuplicatesSection
 from animesion.dataset import text_tables
 from animesion.dataset.dataset import Dataset
+from animesion.dedup import reach
 from animesion.errors import UsageError
 from animesion.images import codec
 from animesion.progress import Progress
@@ -63,6 +64,7 @@ class Report:
         decoded: whether images were decoded and compared by their pixels.
         faults: faults by name of the check; checks that did not run have no entry.
         leaking: number of samples by split that are related to a sample of an earlier split: train, val, test.
+        reach: what the search for copies can and cannot see, in one sentence.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Report:
     decoded: bool = True
     faults: dict[str, list[Fault]] = field(default_factory=dict)
     leaking: dict[str, int] = field(default_factory=dict)
+    reach: str = ""
 
     @property
     def clean(self) -> bool:
@@ -101,6 +104,9 @@ def verify(dataset: Dataset, *, workers: int = 0, decode: bool = True, progress:
     with executors.make(workers=workers) as engine:
         found = scan.read(dataset, engine, limits if decode else None, progress, settings.copies)
         related = copies.find(dataset, found, settings, limits, engine, progress) if decode else []
+    report.reach = reach.sentence(settings.copies, decoded=decode)
+    if decode and settings.copies != "off" and dataset.split_strategy == "grouped":
+        report.reach += "; limits are a little narrower than those of the build, whose split this is"
     report.samples, report.shards = len(found.keys), len(found.walks) - len(found.unread)
     index = _rows(dataset, "index.parquet", faults["keys"])
     curated = _rows(dataset, "curated.parquet", faults["accounting"])

@@ -92,7 +92,7 @@ def test_hostile_names_stay_text(chromium: Any, build: Path) -> None:
         assert "<script>window.ran=1</script>" in shown
         assert "[U+202E]gnp.drow[U+202C] &lt;b&gt; 🦊" in shown
         assert view.locator("img[src='x']").count() == 0
-        for tab in ("Clusters", "Dropped", "Overview"):
+        for tab in ("Clusters", "Copies", "Alternates", "Dropped", "Overview"):
             view.click(f".tabs >> text={tab}")
             assert view.locator("[role=alert]").count() == 0
 
@@ -127,6 +127,19 @@ def test_clusters_show_keeper_and_reason(chromium: Any, build: Path) -> None:
         playwright.expect(view.locator("[data-cluster]")).to_have_count(1)
 
 
+def test_pairs_show_both_images_and_both_labels(chromium: Any, build: Path) -> None:
+    with opened(chromium, (build / "report.html").as_uri() + "#copies") as view:
+        playwright.expect(view.locator(".pair")).to_have_count(1)  # the first kind that has pairs: label conflicts
+        text = view.inner_text(".pair")
+        assert "two labels" in text
+        assert "equal bytes" in text
+        assert view.locator(".pair .side strong").count() == 2
+        strip = view.locator(".pair .strip")
+        assert strip.evaluate("(each) => each.decode().then(() => each.naturalWidth > 2.5 * each.naturalHeight)")
+        view.evaluate("location.hash = 'copies/copy'")
+        view.wait_for_selector(".pair .verdict:has-text('copy')")
+
+
 def test_pages_of_clusters(chromium: Any, build: Path, tmp_path: Path) -> None:
     data = facts.of_dataset(animesion.open_dataset(build))
     model = data["clusters"]["items"][0]
@@ -151,7 +164,7 @@ def test_a_phone_has_no_sideways_scroll(chromium: Any, build: Path) -> None:
     size = {"width": 360, "height": 740}
     with opened(chromium, (build / "report.html").as_uri(), viewport=size, color_scheme="dark") as view:
         assert view.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 27)"
-        for tab in ("overview", "classes", "classes/0", "clusters", "dropped"):
+        for tab in ("overview", "classes", "classes/0", "clusters", "copies/copy", "alternates", "dropped"):
             view.evaluate(f"location.hash = '{tab}'")
             view.wait_for_timeout(50)
             assert view.evaluate("document.documentElement.scrollWidth") <= 360, tab
@@ -195,6 +208,9 @@ def test_what_is_decided_in_the_browser_is_what_the_next_build_does(chromium: An
             view.evaluate("location.hash = 'clusters'")
             view.click(f"[data-cluster='{near['cluster']}'] >> text=All different")
             view.wait_for_selector(f"[data-key='{near['key']}'] .badge:has-text('different')")
+            view.evaluate("location.hash = 'copies/copy'")
+            view.click(".pair .decide >> text=alternate")
+            view.wait_for_selector(".pair .tag.decided:has-text('by decision: alternate')")
             for key in (one, other):  # a choice stays from class to class
                 view.evaluate(f"location.hash = 'classes/{rows[key]['class_id']}'")
                 view.click(f"[data-key='{key}'] .frame")
@@ -202,7 +218,7 @@ def test_what_is_decided_in_the_browser_is_what_the_next_build_does(chromium: An
             view.keyboard.press("s")
             view.wait_for_selector(f"[data-key='{other}'] .badge:has-text('same')")
             view.evaluate("location.hash = 'decisions'")
-            playwright.expect(view.locator("tbody tr")).to_have_count(4)
+            playwright.expect(view.locator("tbody tr")).to_have_count(5)
         with opened(chromium, url) as view:  # without the token the page is read-only
             view.evaluate(f"location.hash = 'classes/{label}'")
             view.click(f"[data-key='{second}'] .frame")
@@ -212,6 +228,7 @@ def test_what_is_decided_in_the_browser_is_what_the_next_build_does(chromium: An
     again = {row["key"]: row for row in animesion.open_dataset(out).curated.to_pylist()}
     assert again[first]["reason"] == "excluded by decision"
     assert (again[second]["label"], again[second]["kept"]) == ("rin & <len>", True)
+    assert again[near["key"]]["verdict"] == "alternate"
     assert (again[near["key"]]["reason"], again[near["key"]]["group"]) == ("", again[near["keeper"]]["group"])
     assert sorted([again[one]["reason"], again[other]["reason"]]) == (
         ["", "duplicate by decision"] if rows[one]["label"] == rows[other]["label"] else ["label conflict"] * 2

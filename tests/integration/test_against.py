@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 import animesion
 from animesion.cli import cli
 from animesion.config.recipe import Recipe
+from animesion.dedup import reach
 from animesion.errors import UsageError
 from tests.conftest import draw
 
@@ -69,6 +70,8 @@ def test_published_images_are_dropped_with_their_twin_as_keeper(old: Path, new: 
         assert how in ours[name]["detail"]
     assert ours["mirrored"]["kept"]
     assert animesion.open_dataset(where).kept == OURS + 1
+    notes = json.loads((where / "dataset.json").read_text())["notes"]
+    assert f"published datasets: {reach.sentence('local')}" in notes
 
 
 def test_mirrored_images_are_dropped_when_requested(old: Path, new: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from PIL import Image
 import animesion
 from animesion.cli.verify import verify
 from animesion.dataset import shards
+from animesion.dedup import reach
 from animesion.errors import UsageError
 from animesion.schemas import CURATED, INDEX
 from animesion.storage import parquet
@@ -139,7 +141,10 @@ def test_a_built_dataset_has_no_fault(small_dataset: Path) -> None:
     assert [each["check"] for each in document["checks"]] == [
         "checksums", "archives", "keys", "labels", "decode", "leaks", "accounting",
     ]  # fmt: skip
+    assert document["reach"].startswith(reach.sentence("local"))
+    assert document["reach"].endswith("whose split this is")
     result = CliRunner().invoke(verify, [str(small_dataset), "--no-decode"])
+    assert f"leaks: {reach.sentence('local', decoded=False)}\n" in result.stdout
     assert result.exit_code == 0
     assert "no faults in 37 samples" in result.stdout
 
@@ -464,6 +469,12 @@ def test_copies_by_name_across_published_splits_are_named_and_counted(tmp_path: 
         assert fault["fault"].endswith("as the split strategy published allows")
     printed = CliRunner().invoke(verify, [str(tmp_path / "out"), "--workers", "1"]).stdout
     assert "in all, 12 of test are related to an image of an earlier split (train, val, test)" in printed
+    # the search that the recipe says, and only figures that the documentation has
+    assert f"leaks: {reach.sentence('off')}\n" in printed
+    page = (Path(__file__).parents[2] / "docs" / "duplicates.md").read_text()
+    for copies in ("local", "hash", "off"):
+        figures = set(re.findall(r"0\.\d{3}", reach.sentence(copies)))
+        assert all(figure in page for figure in figures)
 
 
 def test_leaks_of_a_published_split_are_faults_that_are_marked_as_expected(folder: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import strategies as st
 
 import animesion
-from animesion.config.decisions import Decisions
+from animesion.config.decisions import Decisions, PairDecision
 from animesion.config.recipe import CurateSection
 from animesion.errors import UsageError
 from animesion.pipeline.curate import decide
@@ -328,14 +328,91 @@ def test_images_that_differ_by_decision_stay_and_share_a_split() -> None:
     assert found["k0000"]["group"] == found["k0001"]["group"]
 
 
+def turned(*pairs: tuple[int, int, str]) -> str:
+    """Decisions on pairs of images by their numbers; image i has the digest `digest(i)`."""
+    listed = ", ".join(f'{{images = ["{digest(a)}", "{digest(b)}"], verdict = "{verdict}"}}' for a, b, verdict in pairs)
+    return decided(f"pairs = [{listed}]")
+
+
+def digest(i: int) -> str:
+    return f"{i:064x}"
+
+
+def test_a_turned_verdict_replaces_the_one_that_was_found() -> None:
+    columns = rows(*({"sha256": digest(i)} for i in range(5)))
+    found_pairs = pairs(("k0000", "k0001", "copy"), ("k0002", "k0003", "alternate", {"how": "mirrored"}))
+    assert run(columns, compared=found_pairs)[1]["dropped"] == {"near duplicate": 1}
+    found, facts = run(columns, turned((1, 0, "alternate"), (2, 3, "copy"), (3, 4, "copy")), compared=found_pairs)
+    assert facts["dropped"] == {"duplicate by decision": 1}
+    assert [found[f"k000{i}"]["kept"] for i in range(5)] == [True, True, True, False, True]
+    assert (found["k0001"]["verdict"], found["k0001"]["how"]) == ("alternate", "by decision")
+    assert (found["k0003"]["verdict"], found["k0003"]["how"]) == ("copy", "by decision; mirrored")
+    assert found["k0000"]["group"] == found["k0001"]["group"]
+    found, facts = run(columns, turned((0, 1, "different"), (0, 9, "copy")), compared=found_pairs)
+    assert facts["dropped"] == {}
+    # they still look alike to anyone who searches, so they share a split
+    assert found["k0000"]["group"] == found["k0001"]["group"]
+    assert (found["k0001"]["verdict"], found["k0001"]["resembles"]) == ("", "")
+    assert any("1 verdicts on pairs have no effect" in note for note in facts["notes"])
+
+
+def test_a_copy_by_decision_under_two_labels_is_a_conflict() -> None:
+    columns = rows(*({"sha256": digest(i), "label": "ab"[i]} for i in range(2)), {})
+    assert run(columns)[1]["dropped"] == {}
+    assert run(columns, turned((0, 1, "copy")))[1]["dropped"] == {"label conflict": 2}
+
+
+@pytest.mark.parametrize(
+    ("by_keys", "verdict", "message"),
+    [
+        (
+            'same = [["k0000", "k0001"]]',
+            "alternate",
+            "k0000 and k0001 are declared the same by their keys, and alternate",
+        ),
+        ('different = [["k0001", "k0000"]]', "copy", "k0000 and k0001 are declared different by their keys, and copy"),
+    ],
+)
+def test_decisions_that_contradict_one_another_are_refused(by_keys: str, verdict: str, message: str) -> None:
+    columns = rows(*({"sha256": digest(i)} for i in range(3)))
+    both = f'{by_keys}, pairs = [{{images = ["{digest(0)}", "{digest(1)}"], verdict = "{verdict}"}}]'
+    with pytest.raises(UsageError, match=message):
+        run(columns, decided(both))
+    twins = rows(*({"sha256": digest(i), "pixels_blake3": f"p{i // 2}"} for i in range(4)), {})
+    with pytest.raises(UsageError, match="k0000 and k0002 are declared both copy and different: remove one"):
+        run(twins, turned((0, 2, "copy"), (1, 3, "different")))
+
+
+def test_a_build_that_reports_says_what_it_found() -> None:
+    twin = {"sha256": "s", "pixels_blake3": "p"}
+    columns = rows({}, {}, {**twin}, {**twin, "label": "b"}, {}, {})
+    found_pairs = pairs(
+        ("k0000", "k0001", "copy", {"how": "turned 90°"}), ("k0004", "k0005", "copy", {"mirrored": True})
+    )
+    _, facts = run(columns, "duplicates.action=report", compared=found_pairs)
+    assert (
+        'duplicates were found and kept (duplicates.action = "report"), in pairs: '
+        "1 equal bytes, 1 copy, 1 mirrored copy" in facts["notes"]
+    )
+    label = columns["labels"][2][0]
+    assert (
+        "for example copy: k0000 and k0001 (turned 90°); mirrored copy: k0004 and k0005; "
+        f"two labels: k0002 under {label} and k0003 under b" in facts["notes"]
+    )
+    _, facts = run(rows({}, {}), "duplicates.action=report")
+    assert "no duplicates were found" in facts["notes"]
+
+
 @hypothesis.settings(max_examples=25, deadline=None)
 @hypothesis.given(st.randoms(use_true_random=False))
 def test_decisions_do_not_depend_on_their_order(rng: random.Random) -> None:
     columns = rows(*({"phash": 1, "thumbnail": bytes(768), "label": "ab"[i % 2]} for i in range(4)), {}, {})
     keys = columns["key"]
     sets = [rng.sample(keys, 2) for _ in range(3)]
-    first = Decisions(exclude=[keys[5]], same=sets)
-    second = Decisions(exclude=[keys[5]], same=[each[::-1] for each in sets[::-1]])
+    turns = [PairDecision(images=[digest(i), digest(i + 1)], verdict="copy") for i in range(3)]
+    other = [PairDecision(images=each.images[::-1], verdict="copy") for each in turns[::-1]]
+    first = Decisions(exclude=[keys[5]], same=sets, pairs=turns)
+    second = Decisions(exclude=[keys[5]], same=[each[::-1] for each in sets[::-1]], pairs=other)
     assert first.to_toml() == second.to_toml()
     recipe = animesion.load_recipe("folder", ["source.path=x"])
     tables = [
@@ -372,6 +449,16 @@ def test_the_recipe_holds_the_decisions_and_not_the_files_name(tmp_path: Path) -
         ("labels = {}\n", "did you mean 'label'"),
         ("exclude = [\n", "not valid TOML"),
         ('label = {a = "x\\u0000"}\n', "label"),
+        (f'[[pairs]]\nimages = ["{"0" * 64}", "{"0" * 64}"]\nverdict = "copy"\n', "is given twice: name two images"),
+        (f'[[pairs]]\nimages = ["../x", "{"0" * 64}"]\nverdict = "copy"\n', "images"),
+        (f'[[pairs]]\nimages = ["{"0" * 64}", "{"1" * 64}"]\nverdict = "part"\n', "verdict"),
+        (
+            "".join(
+                f'[[pairs]]\nimages = ["{"0" * 64}", "{"1" * 64}"]\nverdict = "{verdict}"\n'
+                for verdict in ("copy", "alternate")
+            ),
+            "are declared both copy and alternate",
+        ),
     ],
 )
 def test_wrong_decisions_are_refused_in_one_sentence(text: str, message: str, tmp_path: Path) -> None:

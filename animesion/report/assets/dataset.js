@@ -11,6 +11,8 @@ function storeOf(data) {
       source: (item) => (item.image >= 0 ? `data:image/webp;base64,${data.images[item.image]}` : ''),
       samples: (label, offset, limit) => some((data.classes.samples || [])[label] || [], offset, limit),
       clusters: (conflicts, offset, limit) => some(data.clusters.items.filter((each) => !conflicts || each.conflict), offset, limit),
+      pairs: (kind, offset, limit) => some(data.pairs.items[kind], offset, limit),
+      strip: (pair) => (pair.image >= 0 ? `data:image/webp;base64,${data.images[pair.image]}` : ''),
       drops: (reason, offset, limit) => some((data.drops.find((each) => each.reason === reason) || { items: [] }).items, offset, limit),
     };
   }
@@ -23,6 +25,8 @@ function storeOf(data) {
     source: (item) => `api/image/${encodeURIComponent(item.key)}`,
     samples: (label, offset, limit) => ask(`classes/${label}`, { offset, limit }),
     clusters: (conflicts, offset, limit) => ask('clusters', { conflicts: conflicts ? 1 : 0, offset, limit }),
+    pairs: (kind, offset, limit) => ask('pairs', { kind, offset, limit }),
+    strip: (pair) => `api/pairs/${pair.number}`,
     drops: (reason, offset, limit) => ask('drops', { reason, offset, limit }),
   };
 }
@@ -57,6 +61,7 @@ function decide(before, what, keys, label) {
     label: Object.fromEntries(Object.entries(before.label).filter(([key]) => !gone.has(key))),
     same: before.same,
     different: before.different,
+    pairs: before.pairs,
   };
   if (what === 'exclude') now.exclude = [...now.exclude, ...keys];
   if (what === 'label') Object.assign(now.label, Object.fromEntries(keys.map((key) => [key, label])));
@@ -109,6 +114,7 @@ function useDecisions(data) {
     }),
     clear: () => set((now) => ({ ...now, selected: new Set() })),
     act: (what, keys, label) => save(decide(state.decisions, what, keys, label)),
+    turn: (ids, verdict) => save(turn(state.decisions, ids, verdict)),
   };
 }
 
@@ -395,17 +401,19 @@ function Audit({ audit, store, editor, live }) {
 
 function Decided({ data, editor }) {
   const { decisions } = editor;
-  const empty = !decisions.exclude.length && !Object.keys(decisions.label).length && !decisions.same.length && !decisions.different.length;
+  const empty = !decisions.exclude.length && !Object.keys(decisions.label).length && !decisions.same.length && !decisions.different.length && !decisions.pairs.length;
   const Row = ({ what, keys, more }) => html`<tr><td>${what}</td><td>${keys.map((key) => html`<${Name} text=${key} /> `)}</td><td>${more ? html`<${Name} text=${more} />` : null}</td>
     <td><button disabled=${!editor.writable} onClick=${() => editor.act('forget', keys)}>Reset</button></td></tr>`;
   return html`<div><h2>Decisions</h2>
     <p>Saved in <${Name} text=${data.file} />. The next build applies them with <code>--set curate.decisions=FILE --replace</code>.</p>
-    ${empty ? html`<p class="quiet">No decisions yet: select images in Classes, Clusters or Dropped.</p>` : html`<div class="wide"><table>
+    ${empty ? html`<p class="quiet">No decisions yet: select images in Classes, Clusters or Dropped, or turn a verdict in Copies or Alternates.</p>` : html`<div class="wide"><table>
       <thead><tr><th scope="col">decision</th><th scope="col">images</th><th scope="col">label</th><th scope="col">reset</th></tr></thead><tbody>
       ${decisions.exclude.map((key) => html`<${Row} what="exclude" keys=${[key]} />`)}
       ${Object.entries(decisions.label).map(([key, label]) => html`<${Row} what="label" keys=${[key]} more=${label} />`)}
       ${decisions.same.map((keys) => html`<${Row} what="same" keys=${keys} />`)}
-      ${decisions.different.map((keys) => html`<${Row} what="different" keys=${keys} />`)}</tbody></table></div>`}
+      ${decisions.different.map((keys) => html`<${Row} what="different" keys=${keys} />`)}
+      ${decisions.pairs.map((each) => html`<tr><td>pair: ${each.verdict}</td><td>${each.images.map((id) => html`<code>${id.slice(0, 12)}…${id.slice(64)}</code> `)}</td><td></td>
+        <td><button disabled=${!editor.writable} onClick=${() => editor.turn(each.images, '')}>Reset</button></td></tr>`)}</tbody></table></div>`}
     <p role="status">${plain(editor.message)}</p>
   </div>`;
 }
@@ -418,6 +426,8 @@ function Dataset({ data, at }) {
   const view = {
     classes: () => html`<${Classes} ...${common} chosen=${at[1]} />`,
     clusters: () => html`<${Clusters} ...${common} />`,
+    copies: () => html`<${PairKinds} ...${common} kinds=${['conflict', 'copy']} chosen=${at[1]} title="Copies" />`,
+    alternates: () => html`<${PairKinds} ...${common} kinds=${['alternate', 'part']} chosen=${at[1]} title="Alternates and parts" />`,
     dropped: () => html`<${Dropped} ...${common} reason=${at[1]} />`,
     audit: () => data.audit && html`<${Audit} audit=${data.audit} store=${store} editor=${editor} live=${data.live} />`,
     decisions: () => editor && html`<${Decided} data=${data} editor=${editor} />`,
@@ -426,6 +436,6 @@ function Dataset({ data, at }) {
 }
 
 const datasetTabs = (data) => [
-  ['overview', 'Overview'], ['classes', `Classes`], ['clusters', 'Clusters'], ['dropped', 'Dropped'],
+  ['overview', 'Overview'], ['classes', `Classes`], ['clusters', 'Clusters'], ['copies', 'Copies'], ['alternates', 'Alternates'], ['dropped', 'Dropped'],
   ...(data.audit ? [['audit', 'Audit']] : []), ...(data.live ? [['decisions', 'Decisions']] : []),
 ];
