@@ -74,7 +74,7 @@ TABLES = {
     "FEATURES": "`features/part-*.parquet`: features from one decode, one row per fetched image, or per face.",
     "EMBEDDINGS": "`features/embeddings-part-*.parquet`: embeddings, if `duplicates.embedding.model` is set.",
     "PAIRS": "`features/pairs.parquet`: pairs of images in a relation, unless `duplicates.copies` is `off`.",
-    "COMPARED": "`features/compared.parquet`: pairs that were compared, for a build that grows to compare new ones only.",
+    "COMPARED": "`features/compared.parquet`: pairs that were compared; a build that grows compares new ones only.",
     "CURATED": "`curated.parquet`: every image seen, kept or dropped, and why.",
     "INDEX": "`index.parquet`: position of each sample in the shards, one row per sample.",
 }
