@@ -125,6 +125,25 @@ class CompareJob:
         return [each for each in found if each is not None]
 
 
+def decoded(place: Place, limits: codec.Limits) -> Image.Image:
+    """The whole image at a place, upright, mode RGB.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        with place.path.open("rb") as file:
+            file.seek(place.offset)
+            content = file.read(place.size)
+        return codec.decode(content, limits, known=True).image
+    except (OSError, ValueError, codec.RejectedImageError) as error:
+        # the images of a build are known to decode; those of a published dataset may be missing or damaged
+        raise UsageError(
+            f"{place.path}: the image at byte {place.offset} cannot be compared ({error}): check the file, or set "
+            'duplicates.copies to "off"'
+        ) from None
+
+
 class _Loaded:
     """Decoded images by row, reduced; the last `_KEPT` are kept."""
 
@@ -140,17 +159,7 @@ class _Loaded:
             self._kept.move_to_end(key)
             return self._kept[key]
         place = self._places[row]
-        try:
-            with place.path.open("rb") as file:
-                file.seek(place.offset)
-                content = file.read(place.size)
-            image = codec.decode(content, self._limits, known=True).image
-        except (OSError, ValueError, codec.RejectedImageError) as error:
-            # the images of a build are known to decode; those of a published dataset may be missing or damaged
-            raise UsageError(
-                f"{place.path}: the image at byte {place.offset} cannot be compared ({error}): check the file, or set "
-                'duplicates.copies to "off"'
-            ) from None
+        image = decoded(place, self._limits)
         if place.crop is not None and not whole:
             image = image.crop(place.crop)
         self._kept[key] = copy = residual.reduced(image, _KEPT_SIDE)

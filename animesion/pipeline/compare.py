@@ -8,7 +8,6 @@ changed, as in a build that grows, pairs of unchanged images keep their verdict 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,7 +64,12 @@ def run(
     receipt = workspace.done("compare", code, digest, inputs)
     if receipt:
         return receipt
-    others = [published.load(Path(folder)) for folder in settings.against]
+    limits = codec.Limits(recipe.filter.max_side, recipe.filter.max_pixels)
+    others, notes = [], []
+    for other in published.load_all(settings):
+        known, note = published.with_features(other, settings.copies, limits, executor, lambda images: None)
+        others.append(known)
+        notes += [note] if note else []
     rows = load_columns(workspace, parts, _COLUMNS)
     vectors = embed.read(workspace, parts, rows["key"]) if settings.embedding.model else None
     before = verdicts.earlier(workspace, code)
@@ -74,7 +78,9 @@ def run(
         verdicts.PAIRS_FILE: parquet.write(workspace.path(verdicts.PAIRS_FILE), found),
         verdicts.COMPARED_FILE: parquet.write(workspace.path(verdicts.COMPARED_FILE), compared),
     }
-    return workspace.commit("compare", code, digest, inputs, outputs, {"pairs": len(found), "compared": new})
+    return workspace.commit(
+        "compare", code, digest, inputs, outputs, {"pairs": len(found), "compared": new, "notes": notes}
+    )
 
 
 def _inputs(workspace: Workspace, recipe: Recipe, parts: int) -> dict[str, str]:
@@ -109,7 +115,6 @@ def _compared(
     chosen = np.array(sorted(first_of.values()), dtype=np.int64)
     if not len(chosen):
         return PAIRS.empty_table(), COMPARED.empty_table(), 0
-    _check(recipe, others)
     ours = len(chosen)
     local = recipe.duplicates.copies == "local"
 
@@ -162,22 +167,6 @@ def _compared(
     limits = codec.Limits(recipe.filter.max_side, recipe.filter.max_pixels)
     found += compare.compare(new, place, lambda row: points[row], limits, executor, advance)
     return *verdicts.tables(pairs, sorted(found), digests, keys), len(new.pairs)
-
-
-def _check(recipe: Recipe, others: Sequence[published.PublishedFeatures]) -> None:
-    """Check that published datasets have the features of this search: without them, copies would go unnoticed.
-
-    Raises:
-        UsageError: one of them was built with another search.
-    """
-    copies = recipe.duplicates.copies
-    for other in others:
-        column = other.points if copies == "local" else other.windows
-        if column.null_count:
-            raise UsageError(
-                f'duplicates.against: {other.name} has no features for duplicates.copies = "{copies}": set '
-                'duplicates.copies to what it was built with ("off" compares hashes alone), or build it again'
-            )
 
 
 def _points(content: bytes | None) -> Points | None:

@@ -51,25 +51,28 @@ def run(workspace: Workspace, recipe: Recipe, parts: int, crashed: Mapping[str, 
     against = recipe.duplicates.against_digests()
     stages = ("fetch", "inspect", "embed") if recipe.duplicates.embedding.model else ("fetch", "inspect")
     inputs = _inputs(workspace, parts, stages) | {f"against/{i}": digest for i, digest in enumerate(against)}
+    notes: list[str] = []
     if compare.wanted(recipe):
         receipt = workspace.receipt("compare")
         if receipt is None:
             raise UsageError("images have not been compared: run the build again")
         inputs["pairs"] = receipt.outputs[verdicts.PAIRS_FILE]["sha256"]
+        notes = receipt.facts["notes"]
     if recipe.split.keep:
         inputs["keep"] = recipe.split.keep_digest()
-    digest = params_digest({"params": _params(recipe), "crashed": dict(crashed)})
+    digest = params_digest({"params": _params(recipe), "crashed": dict(crashed), "notes": notes})
     receipt = workspace.done("curate", CODE, digest, inputs)
     if receipt:
         return receipt
     checksums.unseal(workspace.root)
-    others = [published.load(Path(folder)) for folder in recipe.duplicates.against]
+    others = published.load_all(recipe.duplicates)
     rows = load_columns(workspace, parts)
     if recipe.duplicates.embedding.model:
         rows["embedding"] = embed.read(workspace, parts, rows["key"])
     placed = published.splits_of(Path(recipe.split.keep)) if recipe.split.keep else {}
     compared = compare.read(workspace) if compare.wanted(recipe) else None
     curated, facts = decide(rows, recipe, crashed, others, placed, compared)
+    facts["notes"] = [*notes, *facts["notes"]]
     outputs = {"curated.parquet": parquet.write(workspace.path("curated.parquet"), curated)}
     return workspace.commit("curate", CODE, digest, inputs, outputs, facts)
 

@@ -27,6 +27,7 @@ from animesion.config.recipe import Recipe
 from animesion.config.settings import params_digest
 from animesion.dataset import text_tables
 from animesion.dataset.dataset import Dataset
+from animesion.dedup import extraction
 from animesion.images import codec, local_features
 from animesion.report import facts as shown
 from animesion.report import page
@@ -123,13 +124,18 @@ def _facts(
         }
     totals = np.sum(list(per_class.values()), axis=0)
     tail = long_tail.describe(totals)
+    copies = recipe.duplicates.for_images(curated["images"]).copies
     fetched = [workspace.receipt(f"fetch/part-{part:05d}") for part in range(parts)]
     return {
         "name": recipe.name,
         "summary": recipe.summary,
         "format": 1,
         "recipe": recipe.digest(),
-        "made_with": {"animesion": version("animesion"), "pillow": PIL.__version__},
+        "made_with": {
+            "animesion": version("animesion"),
+            "pillow": PIL.__version__,
+            **({"copies": extraction.version(copies)} if copies != "off" else {}),
+        },
         "images": curated["kept"],
         "classes": len(names),
         "image_field": recipe.pack.format,

@@ -6,31 +6,40 @@ the images of a build that are among them. The recipe lists the folders in `dupl
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from animesion.config.recipe import Recipe
+from animesion.config.recipe import DuplicatesSection, Recipe
 from animesion.dataset.dataset import Dataset
-from animesion.dedup import candidates, search
+from animesion.dedup import candidates, extraction, search
 from animesion.dedup.clusters import Rows
 from animesion.dedup.compare import Place
 from animesion.errors import UsageError
+from animesion.images import codec
 from animesion.schemas import FEATURES, THUMBNAIL_SIDE, sample_key
 from animesion.sources import families
 from animesion.storage import checksums, parquet
 from animesion.storage.workspace import sha256_file
 
+if TYPE_CHECKING:
+    from animesion.executors import Executor
+
 _FEATURES = ("key", "face", "phash", "phash_flip", "thumbnail", "points", "windows")
 _NAMES = ("source", "source_id", "md5")
 #: Sources whose ids are paths, which mean nothing in another dataset. Those of `urls` may be keys of a table.
 _LOCAL = frozenset({"folder", "labels", "parquet", "webdataset", "indexed-tar"})
+#: Overlap of two boxes in one image from which they are of one face.
+_SAME_FACE = 0.5
 _PART = re.compile(r"part-[0-9]{5}\.parquet")
 
 
@@ -39,7 +48,7 @@ class PublishedFeatures:
     """The images of one published dataset.
 
     Attributes:
-        name: name of the dataset, from its `dataset.json`.
+        name: name of the dataset, from its `dataset.json`; unlike that of any other, see `load_all`.
         keys: keys of the n kept images, ascending.
         sha256: digest of each original's bytes, as hex.
         pixels_blake3: digest of each original's pixels, as hex.
@@ -52,6 +61,8 @@ class PublishedFeatures:
         windows: hashes of windows of each image, likewise.
         places: where each packed image is.
         packed: digest of each packed image's bytes, as hex.
+        crops: crop of each sample in pixels of its original; None for the whole image.
+        made_with: version of `points` or `windows`, see `animesion.dedup.extraction.version`; empty if unknown.
     """
 
     name: str
@@ -67,6 +78,62 @@ class PublishedFeatures:
     windows: pa.ChunkedArray
     places: Sequence[Place]
     packed: Sequence[str]
+    crops: Sequence[tuple[int, ...] | None]
+    made_with: str
+
+
+def load_all(settings: DuplicatesSection) -> list[PublishedFeatures]:
+    """Load the datasets in `duplicates.against`, each once.
+
+    Where several have one name, the start of the digest of its SHA256SUMS follows the name: `faces@3c27fb76`.
+
+    Raises:
+        UsageError: as `load`.
+    """
+    folders = dict(zip(settings.against_digests(), map(Path, settings.against), strict=True))
+    loaded = {digest: load(folder) for digest, folder in folders.items()}
+    count = Counter(other.name for other in loaded.values())
+    return [
+        replace(other, name=f"{other.name}@{digest[:8]}") if count[other.name] > 1 else other
+        for digest, other in loaded.items()
+    ]
+
+
+def with_features(
+    other: PublishedFeatures,
+    copies: str,
+    limits: codec.Limits,
+    executor: Executor,
+    advance: Callable[[int], None],
+) -> tuple[PublishedFeatures, str]:
+    """A dataset with the features of a search, and a note if they had to be computed from its packed images.
+
+    Args:
+        other: the dataset.
+        copies: `local` or `hash`.
+        limits: limits of the decoder.
+        executor: runs the jobs.
+        advance: called with the number of images that are done.
+
+    Raises:
+        UsageError: an image cannot be read.
+    """
+    version = extraction.version(copies)
+    column = other.points if copies == "local" else other.windows
+    if other.made_with == version and not column.null_count:
+        return other, ""
+    found = extraction.extract(other.places, copies, limits, executor, advance)
+    content = pa.chunked_array([pa.array([each.content for each in found], pa.binary())])
+    places = [
+        place._replace(width=each.width, height=each.height) for place, each in zip(other.places, found, strict=True)
+    ]
+    name = "points" if copies == "local" else "windows"
+    why = f"are of {other.made_with or 'an unknown version'}" if not column.null_count else "are of another search"
+    note = (
+        f"published datasets: the features of {other.name} {why}, so those for {version} were computed from its packed "
+        "images"
+    )
+    return replace(other, places=places, made_with=version, **{name: content}), note
 
 
 def splits_of(folder: Path) -> dict[str, str]:
@@ -146,7 +213,29 @@ def load(folder: Path) -> PublishedFeatures:
         features["points"],
         features["windows"],
         *_places(dataset, kept),
+        _crops(kept),
+        _made_with(dataset),
     )
+
+
+def _crops(kept: pa.Table) -> list[tuple[int, ...] | None]:
+    columns = (kept[name].to_pylist() for name in ("crop", "width", "height"))
+    return [
+        None if tuple(crop) == (0, 0, width, height) else tuple(crop)
+        for crop, width, height in zip(*columns, strict=True)
+    ]
+
+
+def _made_with(dataset: Dataset) -> str:
+    """The version of the features in `dataset.json`; empty if it has none, or is not the file that SHA256SUMS lists."""
+    path = dataset.path / "dataset.json"
+    try:
+        if sha256_file(path) != checksums.read(dataset.path).get("dataset.json"):
+            return ""
+        version = json.loads(path.read_bytes())["made_with"]["copies"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return ""
+    return version if isinstance(version, str) and re.fullmatch(r"[a-z0-9./-]{1,80}", version) else ""
 
 
 def _places(dataset: Dataset, kept: pa.Table) -> tuple[list[Place], list[str]]:
@@ -217,7 +306,8 @@ def twins(
     """Find the rows whose image is in a published dataset.
 
     Args:
-        rows: columns `sha256 pixels_blake3 phash phash_flip thumbnail`.
+        rows: columns `sha256 pixels_blake3 phash phash_flip thumbnail face crop`. Where each face is a sample, equal
+            bytes or pixels are those of the whole image: the other dataset has a face if it has that part of the image.
         alive: rows that no other rule has dropped.
         others: published datasets; the first one that has an image counts.
         recipe: its `duplicates` section matters.
@@ -229,15 +319,17 @@ def twins(
     verified = {} if compared is None else _copies(rows, compared, recipe)
     matches: dict[int, tuple[str, str]] = {}
     for other in others:
-        by_sha256 = _first_positions(other.sha256)
-        by_pixels = _first_positions(other.pixels_blake3)
+        by_sha256 = _positions(other.sha256)
+        by_pixels = _positions(other.pixels_blake3)
         unmatched = []
         for i in alive.tolist():
             if i in matches:
                 continue
-            position, kind = by_sha256.get(rows["sha256"][i]), "equal bytes"
+            crop = rows["crop"][i] if rows["face"][i] else None
+            position, kind = _first_with(other, by_sha256.get(rows["sha256"][i], ()), crop), "equal bytes"
             if position is None:
-                position, kind = by_pixels.get(rows["pixels_blake3"][i]), "equal pixels"
+                position = _first_with(other, by_pixels.get(rows["pixels_blake3"][i], ()), crop)
+                kind = "equal pixels"
             if position is None:
                 unmatched.append(i)
             else:
@@ -270,13 +362,36 @@ def _copies(rows: Rows, compared: pa.Table, recipe: Recipe) -> dict[tuple[str, s
     return found
 
 
-def _first_positions(values: Sequence[str]) -> dict[str, int]:
-    """The first position of each value that is not empty."""
-    positions: dict[str, int] = {}
+def _positions(values: Sequence[str]) -> dict[str, list[int]]:
+    """The positions of each value that is not empty."""
+    positions: dict[str, list[int]] = {}
     for i, value in enumerate(values):
         if value:
-            positions.setdefault(value, i)
+            positions.setdefault(value, []).append(i)
     return positions
+
+
+def _first_with(other: PublishedFeatures, positions: Sequence[int], face: Sequence[int] | None) -> int | None:
+    """The first of some samples of one image that shows a face of it; None if none does.
+
+    Args:
+        other: the published dataset.
+        positions: of the samples.
+        face: left, top, right and bottom in pixels of the image; None for an image whose faces are not told apart.
+    """
+    if face is None:
+        return positions[0] if positions else None
+    return next((i for i in positions if (crop := other.crops[i]) is None or _overlap(crop, face) >= _SAME_FACE), None)
+
+
+def _overlap(first: Sequence[int], second: Sequence[int]) -> float:
+    """Area that two boxes share over the area that they cover together, 0 to 1."""
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (first, second))
+    return width * height / (areas - width * height)
 
 
 def _near_matches(

@@ -98,6 +98,7 @@ class _CurateFacts(_Checked):
 class _CompareFacts(_Checked):
     pairs: _Count
     compared: _Count
+    notes: list[str]
 
 
 class _PackFacts(_Checked):

@@ -16,6 +16,7 @@ from animesion.cli import cli
 from animesion.config.recipe import Recipe
 from animesion.dedup import reach
 from animesion.errors import UsageError
+from animesion.storage import checksums
 from tests.conftest import draw
 
 OURS = 6
@@ -104,6 +105,67 @@ def test_a_build_carries_on_when_the_published_dataset_moved(old: Path, new: Pat
     before = (out / ".receipts" / "curate.json").read_bytes()
     animesion.build(recipe(new, f'duplicates.against=["{copy}"]'), out, workers=1)
     assert (out / ".receipts" / "curate.json").read_bytes() == before
+
+
+def test_two_datasets_of_one_name_are_told_apart(old: Path, new: Path, tmp_path: Path) -> None:
+    (tmp_path / "images" / "miku").mkdir(parents=True)
+    ImageOps.mirror(draw(3, 96)).save(tmp_path / "images" / "miku" / "3.png")
+    draw(100, 96).resize((80, 80)).save(tmp_path / "images" / "miku" / "own0.jpg", quality=85)
+    draw(400, 96).save(tmp_path / "images" / "miku" / "else.png")
+    animesion.build(recipe(tmp_path / "images", "name=old"), tmp_path / "second", workers=1)
+    copy = shutil.copytree(old, tmp_path / "copy")  # one dataset in two places is one
+    folders = ", ".join(f'"{each}"' for each in (old, tmp_path / "second", copy))
+    animesion.build(recipe(new, f"duplicates.against=[{folders}]"), tmp_path / "out", workers=1)
+    names = [f"old@{checksums.digest(each, '')[:8]}" for each in (old, tmp_path / "second")]
+    ours = verdicts(tmp_path / "out")
+    for name, dataset in (("copied", 0), ("saved", 0), ("smaller", 0), ("mirrored", 1), ("own0", 1)):
+        assert ours[name]["keeper"].partition(":")[0] == names[dataset], name
+    theirs = {name: row["key"] for name, row in verdicts(tmp_path / "second").items()}
+    assert ours["own0"]["keeper"] == f"{names[1]}:{theirs['own0']}"
+
+
+def faces_of(root: Path, boxes: dict[str, list[tuple[float, float, float, float]]], images: Path) -> Recipe:
+    """A recipe of images whose faces are in a table, each face a sample."""
+    root.mkdir(exist_ok=True)
+    names = sorted(boxes)
+    (root / "labels.csv").write_text("".join(f"0,{name}\n" for name in names))
+    lines = [f"{name}\t7\t{','.join(map(str, box))},0.99" for name in names for box in boxes[name]]
+    (root / "faces.tsv").write_text("\n".join(lines) + "\n")
+    paths = {"labels": root / "labels.csv", "images": images, "faces": root / "faces.tsv"}
+    settings = [f"source.{name}={path}" for name, path in paths.items()]
+    return animesion.load_recipe(
+        "folder", ["source={kind='labels'}", *settings, "crop.detector=boxes", "crop.faces=each", f"name={root.name}"]
+    )
+
+
+@pytest.mark.parametrize("copies", ["local", "off"])
+def test_faces_of_one_image_are_told_apart_by_their_boxes(tmp_path: Path, copies: str) -> None:
+    names = [f"{i:04}/{i}.png" for i in range(1, 5)]
+    for i, name in enumerate(names):
+        wide = Image.new("RGB", (300, 100))
+        for at in range(3):
+            wide.paste(draw(700 + 10 * i + at, 96).resize((100, 100)), (100 * at, 0))
+        (tmp_path / "images" / name).parent.mkdir(parents=True)
+        wide.save(tmp_path / "images" / name)
+    left, middle, right = ((at / 3, 0.0, (at + 1) / 3, 1.0) for at in range(3))
+    first = faces_of(tmp_path / "old", {name: [left, middle] for name in names}, tmp_path / "images")
+    first = first.model_copy(update={"duplicates": first.duplicates.model_copy(update={"copies": copies})})
+    animesion.build(first, tmp_path / "first", workers=1)
+    moved = (0.02, 0.0, 0.34, 1.0)  # the left face, as another detector boxes it
+    second = faces_of(tmp_path / "new", {name: [moved, right] for name in names}, tmp_path / "images")
+    settings = second.duplicates.model_copy(update={"copies": copies, "against": [str(tmp_path / "first")]})
+    animesion.build(second.model_copy(update={"duplicates": settings}), tmp_path / "second", workers=1)
+    rows = pq.read_table(tmp_path / "second" / "curated.parquet").to_pylist()
+    assert len(rows) == 8
+    for row in rows:
+        is_right = row["crop"][0] >= 190
+        assert row["kept"] == is_right, row
+        if not is_right:
+            assert (row["reason"], row["detail"]) == ("published duplicate", "equal bytes")
+            theirs = {
+                each["key"]: each["crop"] for each in pq.read_table(tmp_path / "first" / "curated.parquet").to_pylist()
+            }
+            assert theirs[row["keeper"].partition(":")[2]] == [0, 0, 100, 100]
 
 
 def damage_features(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import shutil
@@ -19,6 +20,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 import animesion
 from animesion.cli import cli
+from animesion.dedup import extraction
 from animesion.errors import UsageError
 from animesion.report import facts, live, page
 from animesion.report.pairs import KINDS
@@ -139,11 +141,36 @@ def test_pictures_without_features_are_compared_as_a_whole(tmp_path: Path) -> No
     }
 
 
-def test_a_published_dataset_without_the_features_of_the_search_is_refused(images: Path, tmp_path: Path) -> None:
-    build(images, tmp_path / "old", "duplicates.copies=hash")
+def test_features_of_another_search_or_version_are_computed_again_and_noted(images: Path, tmp_path: Path) -> None:
+    build(images, tmp_path / "old", "duplicates.copies=hash", "name=old")
+    (tmp_path / "in" / "rin").mkdir(parents=True)
+    turned(90)(scene(2)).save(tmp_path / "in" / "rin" / "turned.png")
+    scene(60).save(tmp_path / "in" / "rin" / "other.png")
     against = f'duplicates.against=["{tmp_path / "old"}"]'
-    with pytest.raises(UsageError, match=r"folder has no features for duplicates\.copies = .local"):
-        build(images, tmp_path / "new", against, "duplicates.copies=local")
+    rows = build(tmp_path / "in", tmp_path / "new", against, "duplicates.copies=local")
+    assert (rows["turned"]["reason"], rows["other"]["kept"]) == ("published duplicate", True)
+    assert "turned" in rows["turned"]["detail"]
+    version = extraction.version("local")
+    note = f"the features of old are of another search, so those for {version} were computed from its packed images"
+    assert f"published datasets: {note}" in notes_of(tmp_path / "new")
+    # a dataset that another version of OpenCV made, as its dataset.json says
+    build(images, tmp_path / "older", "name=older")
+    made_with = json.loads((tmp_path / "older" / "dataset.json").read_text())["made_with"]
+    assert made_with["copies"] == version
+    text = (tmp_path / "older" / "dataset.json").read_text().replace(version, "local-1/opencv-4.0.0")
+    digest = hashlib.sha256((tmp_path / "older" / "dataset.json").read_bytes()).hexdigest()
+    (tmp_path / "older" / "dataset.json").write_text(text)
+    sums = (tmp_path / "older" / "SHA256SUMS").read_text()
+    (tmp_path / "older" / "SHA256SUMS").write_text(sums.replace(digest, hashlib.sha256(text.encode()).hexdigest()))
+    again = build(tmp_path / "in", tmp_path / "newer", f'duplicates.against=["{tmp_path / "older"}"]')
+    assert again["turned"]["reason"] == "published duplicate"
+    [note] = [note for note in notes_of(tmp_path / "newer") if "were computed" in note]
+    assert "the features of older are of local-1/opencv-4.0.0, so" in note
+
+
+def notes_of(out: Path) -> list[str]:
+    notes: list[str] = json.loads((out / "dataset.json").read_text())["notes"]
+    return notes
 
 
 def test_a_damaged_image_of_a_published_dataset_is_one_sentence(images: Path, tmp_path: Path) -> None:
