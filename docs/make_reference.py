@@ -61,7 +61,7 @@ SECTIONS = {
     "duplicates": "Detection of duplicates and what happens to them: see [Duplicates](duplicates.md).",
     "crop": "Part of an image that becomes the sample: see [Quality and crops](quality.md).",
     "quality": "Limits on quality measures of the sample; 0 disables a limit: see [Quality and crops](quality.md).",
-    "curate": "A curator's decisions about single images: see [Reports](report.md).",
+    "curate": "A curator's decisions about images and pairs of them: see [Reports](report.md).",
     "classes": "Least and most images of a class.",
     "split": "Split of the kept images: see [Splits](splits.md).",
     "pack": "Encoding and sharding of samples: see [Formats](formats.md).",

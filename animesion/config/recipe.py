@@ -193,7 +193,7 @@ class QualitySection(Section):
 
 
 class CurateSection(Section):
-    """A curator's decisions on single images."""
+    """A curator's decisions on images and on pairs of them."""
 
     decisions: Decisions = Field(
         Decisions(), description="file from `animesion browse`; the resolved recipe contains its decisions"

@@ -31,7 +31,7 @@ from animesion.storage import checksums, parquet
 from animesion.storage.receipts import Receipt
 from animesion.storage.workspace import Workspace
 
-CODE = "curate-4"
+CODE = "curate-5"
 
 
 def run(workspace: Workspace, recipe: Recipe, parts: int, crashed: Mapping[str, str]) -> Receipt:

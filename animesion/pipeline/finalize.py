@@ -37,7 +37,7 @@ from animesion.storage import checksums, parquet
 from animesion.storage.receipts import Receipt
 from animesion.storage.workspace import Workspace, sha256_file, write_atomic
 
-CODE = "finalize-2"
+CODE = "finalize-3"
 
 
 def run(workspace: Workspace, recipe: Recipe, parts: int, notes: Sequence[str]) -> Receipt:
