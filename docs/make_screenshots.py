@@ -24,6 +24,7 @@ SHOTS = {
     "report-overview.webp": ("overview", 1280, 1180, "light"),
     "report-desktop.webp": ("classes/3", 1280, 760, "light"),
     "report-clusters.webp": ("clusters", 1280, 760, "dark"),
+    "report-alternates.webp": ("alternates", 1280, 760, "light"),
     "report-phone.webp": ("overview", 390, 844, "light"),
 }
 

@@ -147,7 +147,7 @@ class Pairs:
         decided = self._decided.get(frozenset({self.ids(first), self.ids(second)}), "")
         now = decided if decided in ("copy", "alternate") else row["verdict"]
         kind = {"copy with overlay": "copy"}.get(now, now)
-        if kind not in KINDS or any(row[name] is None for name in row) or not _is_drawable(row["transform"]):
+        if kind not in KINDS or any(row[name] is None for name in row) or not _is_drawable(row):
             return None
         labels = {self.images.rows[i]["label"] for i in (first, second)}
         if kind == "copy" and len(labels) > 1:
@@ -218,10 +218,10 @@ def _equal_pairs(rows: Sequence[Mapping[str, Any]], *, faces: bool) -> Iterator[
             yield Pair(first, other, "conflict", "equal bytes" if same else "equal pixels", "")
 
 
-def _is_drawable(transform: Sequence[float]) -> bool:
-    """Whether a transform is one that a search may have found: `features/` is untrusted."""
-    values = np.array(transform, dtype=np.float64)
-    if not np.isfinite(values).all() or np.abs(values).max() > _LARGEST:
+def _is_drawable(row: Mapping[str, Any]) -> bool:
+    """Whether a transform and a difference are such as a search may have found: `features/` is untrusted."""
+    values = np.array(row["transform"], dtype=np.float64)
+    if not np.isfinite([*values, row["residual"]]).all() or np.abs(values).max() > _LARGEST:
         return False
     return bool(_SMALLEST**2 < abs(values[0] * values[4] - values[1] * values[3]) < _LARGEST**2)
 

@@ -276,6 +276,7 @@ def test_a_report_of_thousands_of_pairs_stays_small(local: Path, tmp_path: Path)
         {"transform": [float("nan")] * 6},
         {"transform": [1e30, 0, 0, 0, 1e30, 0]},
         {"transform": [0.0] * 6},
+        {"residual": float("inf")},
         {"verdict": "</script>"},
         {"first": "unknown"},
         {"how": None},
