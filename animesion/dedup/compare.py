@@ -192,7 +192,10 @@ def _judge(pair: Pair, loaded: _Loaded) -> Found | None:
         for mirrored in [False] * pair.plain + [True] * pair.mirrored:
             images = loaded.image(first), loaded.image(second)
             known = geometry.stretched(images[0].size, images[1].size, mirrored=mirrored)
-            compared.append((mirrored, 0, residual.compare(*images, known)))
+            outcome = residual.compare(*images, known)
+            # a worse alignment has more noise, in which a change would be lost
+            if match is None or outcome.alike >= compared[0][2].alike:
+                compared.append((mirrored, 0, outcome))
     best = min(compared, key=lambda each: (each[2].verdict.rank, each[2].residual), default=None)
     if pair.whole and (best is None or best[2].verdict.rank > Verdict.OVERLAY.rank):
         images = loaded.image(first, whole=True), loaded.image(second, whole=True)

@@ -105,12 +105,14 @@ class Comparison:
             `mirrored; turned 90°; shows 0.00 0.10 1.00 0.95; overlay 0.70 0.80 0.95 0.92`, boxes as shares of the first
             image (left, top, right, bottom).
         transform: see `shares`.
+        alike: correlation of the details of the aligned images, -1 to 1.
     """
 
     verdict: Verdict
     residual: float
     how: str
     transform: tuple[float, ...]
+    alike: float
 
 
 @dataclass(frozen=True)
@@ -167,24 +169,25 @@ def compare(first: Image.Image, second: Image.Image, match: Match) -> Comparison
 
 
 def _verdict(aligned: Aligned, size: tuple[int, int], match: Match) -> Comparison:
-    how, transform = _described(aligned, size, match), shares(aligned, size)
+    how, transform, alike = _described(aligned, size, match), shares(aligned, size), _correlation(aligned)
     if aligned.inside.sum() < _FEWEST:
-        return Comparison(Verdict.PART if match.inliers else Verdict.DIFFERENT, 0.0, how, transform)
+        return Comparison(Verdict.PART if match.inliers else Verdict.DIFFERENT, 0.0, how, transform, alike)
     excess = beyond_noise(aligned)
-    worst = float(excess.max())
-    alike = 1.0 if match.inliers else _correlation(aligned)
-    if alike < _ALIKE:
-        return Comparison(Verdict.DIFFERENT, worst, how, transform)
-    if aligned.common < _COMMON:
-        return Comparison(Verdict.PART, worst, how, transform)
     changed = excess > LEVELS
-    if _is_noise(aligned, changed):
-        return Comparison(Verdict.COPY, worst, how, transform)
-    if alike < _SURELY_ALIKE:
-        return Comparison(Verdict.DIFFERENT, worst, how, transform)
-    if _is_overlay(aligned, changed):
-        return Comparison(Verdict.OVERLAY, worst, "; ".join(filter(None, [how, f"overlay {_box(changed)}"])), transform)
-    return Comparison(Verdict.ALTERNATE, worst, how, transform)
+    if not match.inliers and alike < _ALIKE:
+        verdict = Verdict.DIFFERENT
+    elif aligned.common < _COMMON:
+        verdict = Verdict.PART
+    elif _is_noise(aligned, changed):
+        verdict = Verdict.COPY
+    elif not match.inliers and alike < _SURELY_ALIKE:
+        verdict = Verdict.DIFFERENT
+    elif _is_overlay(aligned, changed):
+        verdict = Verdict.OVERLAY
+        how = "; ".join(filter(None, [how, f"overlay {_box(changed)}"]))
+    else:
+        verdict = Verdict.ALTERNATE
+    return Comparison(verdict, float(excess.max()), how, transform, alike)
 
 
 def shares(aligned: Aligned, size: tuple[int, int]) -> tuple[float, ...]:

@@ -60,7 +60,7 @@ def run(
             "limits": [recipe.filter.max_side, recipe.filter.max_pixels],
         }
     )
-    code = f"compare-2/pillow-{PIL.__version__}/{local_features.version()}"
+    code = f"compare-3/pillow-{PIL.__version__}/{local_features.version()}"
     receipt = workspace.done("compare", code, digest, inputs)
     if receipt:
         return receipt

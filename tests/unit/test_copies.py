@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
 
 from animesion.config.recipe import DuplicatesSection
 from animesion.dedup import candidates, geometry, residual
+from animesion.dedup.compare import CompareJob, Pair, Place
 from animesion.dedup.residual import Comparison, Verdict
-from animesion.images import features, local_features
+from animesion.images import codec, features, local_features
 
 Change = Callable[[Image.Image], Image.Image]
 
@@ -133,6 +135,25 @@ def test_alternates_are_told_from_copies() -> None:
         outcome = compared(image, changed)
         assert outcome is not None
         assert outcome.verdict is Verdict.ALTERNATE
+
+
+def test_a_change_is_not_lost_in_the_noise_of_a_worse_alignment(tmp_path: Path) -> None:
+    image = scene(23)
+    changed = image.copy()
+    ImageDraw.Draw(changed).ellipse((60, 80, 72, 86), fill=(200, 120, 120))
+    other = changed.crop((2, 2, 218, 178)).resize(image.size, Image.Resampling.BICUBIC)
+    as_a_whole = residual.compare(image, other, geometry.stretched(image.size, other.size, mirrored=False))
+    assert as_a_whole.verdict is Verdict.COPY  # two pixels off: every edge differs
+    places, points = {}, {}
+    for row, each in enumerate((image, other)):
+        path = tmp_path / f"{row}.png"
+        each.save(path)
+        places[row] = Place(path, 0, path.stat().st_size, *each.size)
+        points[row] = local_features.extract(each)
+    pair = Pair(0, 1, plain=True, mirrored=False, whole=False)
+    [found] = CompareJob([pair], places, points, codec.Limits()).run()
+    assert found.verdict is Verdict.ALTERNATE
+    assert found.inliers
 
 
 def test_two_crops_of_one_picture_are_parts() -> None:
