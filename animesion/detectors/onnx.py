@@ -1,7 +1,7 @@
-"""Boxes by a trained network: any YOLO model in ONNX form whose output boxes are in pixels, run by onnxruntime.
+"""Boxes by a trained network in ONNX form, of the YOLO or DETR family, run by onnxruntime.
 
-Users bring the file (faces, heads, leaves). The image is letterboxed: scaled to the network's input with its aspect
-ratio kept and the rest filled with grey, as in YOLOv5 and YOLOv8. The layout of the output is inferred from its shape.
+Users bring the file (faces, heads, leaves). This module prepares the image and runs the network;
+`animesion.detectors.onnx_outputs` reads the boxes from what it returns.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from PIL import Image
 from pydantic import Field
 
 from animesion.config.settings import Section
-from animesion.detectors import model_files
+from animesion.detectors import model_files, onnx_outputs
 from animesion.errors import AnimesionError, UsageError
 from animesion.schemas import Box
 
@@ -33,10 +33,18 @@ _MOST_PIXELS = 4096 * 4096
 
 _LONGEST_METADATA = 1 << 20
 
-_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 
-_PYRAMIDS = ((8, 16, 32), (8, 16, 32, 64), (16, 32), (4, 8, 16, 32))
-"""Strides of the feature pyramids of known networks, in input pixels."""
+_SIZE_TYPES = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(float)": np.float32}
+
+_SIZES = "orig_target_sizes"
+"""Input of RT-DETR and D-FINE for the size of the original image, in which they give boxes."""
+
+_SCALE = 10_000
+"""Side of the square that such a network is told instead, so that it does not matter whether the width comes first."""
+
+_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet, for values from 0 to 1."""
 
 Array = NDArray[np.floating[Any]]
 
@@ -53,9 +61,23 @@ class OnnxOptions(Section):
     size: int = Field(
         640, ge=32, le=4096, description="longest side of the network's input in pixels, if the file leaves it open"
     )
-    layout: Literal["auto", "yolov5", "yolov8", "boxes"] = Field(
+    layout: onnx_outputs.Layout = Field(
+        "auto", description="what the outputs are, by default recognised: `yolov5`, `yolov8`, `boxes`, ..."
+    )
+    coordinates: onnx_outputs.Coordinates = Field(
+        "auto", description="unit of the boxes: `pixels` of the network's input, or `relative` to it"
+    )
+    activation: onnx_outputs.Activation = Field(
+        "auto", description="what turns class values into scores, if the network does not: `sigmoid` or `softmax`"
+    )
+    axes: Literal["auto", "nchw", "nhwc"] = Field("auto", description="order of the axes of the input")
+    values: Literal["auto", "0-1", "0-255", "imagenet"] = Field(
         "auto",
-        description="layout of the output, by default inferred from its shape: (1, N, 5+C), (1, 4+C, N), or (N, 6)",
+        description="values of the input: by default 0-1 for floats and 0-255 for bytes; `imagenet` subtracts its mean",
+    )
+    channels: Literal["rgb", "bgr"] = Field("rgb", description="order of the colours of the input")
+    resize: Literal["auto", "letterbox", "stretch"] = Field(
+        "auto", description="keep the aspect ratio and pad, or stretch as the DETR family does"
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="where the network runs")
 
@@ -73,36 +95,87 @@ class _Frame:
 
 
 class OnnxDetector:
-    """A network of the YOLO family.
+    """A network of the YOLO or DETR family.
 
     The score of a box is its class score, times objectness if the network has it. Non-maximum suppression ignores
     classes, as a crop is one sample whatever the class of its box.
     """
 
-    summary = "a YOLO network of your own in ONNX form (onnxruntime)"
+    summary = "a YOLO or DETR network of your own in ONNX form (onnxruntime)"
     Options = OnnxOptions
 
     def __init__(self, options: OnnxOptions | None = None) -> None:
         self._options = options = options or OnnxOptions()
         self._path = self.file(options)
         self._session = _session(self._path, options.device)
-        inputs = self._session.get_inputs()
-        shape = inputs[0].shape if inputs else []
-        if len(inputs) != 1 or len(shape) != 4 or shape[0] in range(2, 1 << 31) or not _open_or(shape[1], 3):
-            raise self._refusal("does not take one RGB image of shape (1, 3, height, width)")
-        if inputs[0].type not in _TYPES:
-            raise self._refusal(f"takes {inputs[0].type}, not floats")
-        self._input: str = inputs[0].name
-        self._type = _TYPES[inputs[0].type]
-        self._height, self._width = (side if isinstance(side, int) and side > 0 else 0 for side in shape[2:])
+        image, sizes = self._inputs()
+        self._input: str = image.name
+        self._type = _TYPES[image.type]
+        self._nhwc = self._is_nhwc(image.shape)
+        sides = image.shape[1:3] if self._nhwc else image.shape[2:]
+        self._height, self._width = (side if isinstance(side, int) and side > 0 else 0 for side in sides)
         if (self._height or options.size) * (self._width or options.size) > _MOST_PIXELS:
             raise self._refusal(f"takes images of {self._width}x{self._height} px, which is too large")
-        self._output: str = self._session.get_outputs()[0].name
+        self._constant = {} if sizes is None else {sizes.name: np.full((1, 2), _SCALE, _SIZE_TYPES[sizes.type])}
+        outputs = {output.name for output in self._session.get_outputs()}
+        detr = sizes is not None or {"labels", "boxes", "scores"} <= outputs or {"logits", "pred_boxes"} <= outputs
+        self._stretch = options.resize == "stretch" or (options.resize == "auto" and detr)
         metadata = self._session.get_modelmeta().custom_metadata_map
+        if metadata.get("task") == "obb":
+            raise self._refusal("returns rotated boxes (task 'obb'), of which crops cannot be cut: export another one")
         stride = _literal(metadata.get("stride", ""))
         self._stride = stride if isinstance(stride, int) and 1 <= stride <= 256 else 32
         self._names = _names(_literal(metadata.get("names", "")))
         self._wanted = frozenset(map(self._class_id, options.classes))  # empty: every class
+        self._reading = onnx_outputs.Reading(
+            options.layout,
+            options.coordinates,
+            options.activation,
+            len(self._names),
+            0 if sizes is None else _SCALE,
+            options.score,
+        )
+
+    def _inputs(self) -> tuple[Any, Any]:
+        """The input for the image, and the one for its size, None if there is none."""
+        inputs = self._session.get_inputs()
+        images = [each for each in inputs if len(each.shape) == 4]
+        sizes = [each for each in inputs if len(each.shape) == 2 and each.type in _SIZE_TYPES and each.name == _SIZES]
+        if len(images) != 1 or len(inputs) != 1 + len(sizes):
+            raise self._refusal(
+                f"takes {self._described(inputs)}; supported are one image of shape (1, 3, height, width) or "
+                f"(1, height, width, 3), and '{_SIZES}' of shape (1, 2) beside it: export it without others"
+            )
+        [image] = images
+        if image.type not in _TYPES:
+            raise self._refusal(f"takes {self._described(inputs)}, not floats or bytes: export it in float32 or uint8")
+        for each in (image, *sizes):
+            if isinstance(each.shape[0], int) and each.shape[0] > 1:
+                raise self._refusal(
+                    f"takes batches of {each.shape[0]} images: export it with batch size 1 or an open one"
+                )
+        return image, sizes[0] if sizes else None
+
+    def _is_nhwc(self, shape: Sequence[object]) -> bool:
+        """Whether the input has its channels last."""
+        first, last = (shape[at] == 3 or not isinstance(shape[at], int) for at in (1, 3))
+        if self._options.axes != "auto":
+            fits = last if self._options.axes == "nhwc" else first
+            if fits:
+                return self._options.axes == "nhwc"
+        elif shape[1] == 3 and shape[3] == 3:
+            raise self._refusal(f"takes an input of shape {_shape(shape)}: set the option 'axes' to nchw or nhwc")
+        elif shape[1] == 3 or shape[3] == 3:
+            return shape[3] == 3
+        elif first and last:  # a convolution fails on the wrong number of channels, so this is no guess
+            return False
+        raise self._refusal(
+            f"takes an input of shape {_shape(shape)}, which has not three channels where the option 'axes' "
+            f"({self._options.axes}) has them"
+        )
+
+    def _described(self, inputs: Sequence[Any]) -> str:
+        return ", ".join(f"{each.name} {_shape(each.shape)} of {each.type}" for each in inputs[:6]) or "nothing"
 
     @classmethod
     def file(cls, options: OnnxOptions | None = None) -> Path:
@@ -128,23 +201,47 @@ class OnnxDetector:
 
     def _boxes(self, image: Image.Image) -> list[Box]:
         frame = self._frame(*image.size)
+        given = {self._input: self._prepared(image, frame), **self._constant}
         try:
-            [output] = self._session.run([self._output], {self._input: _letterbox(image, frame, self._type)})
+            values = self._session.run(None, given)
         except Exception as error:  # onnxruntime's own classes, which differ by version
             raise AnimesionError(f"{self._path} fails on an image: {_first_line(error)}") from None
-        # corners (N, 4) in input pixels, scores (N,), classes (N,); boxes that are not finite are dropped below
-        with np.errstate(over="ignore", invalid="ignore"):
-            corners, scores, classes, suppressed = self._decode(output, frame)
+        outputs = {output.name: value for output, value in zip(self._session.get_outputs(), values, strict=True)}
+        try:
+            found = onnx_outputs.read(outputs, frame.width, frame.height, self._reading)
+        except UsageError as error:
+            raise UsageError(f"{self._path} {error}") from None
+        corners, scores = found.corners, found.scores
         good = np.isfinite(corners).all(1) & (scores >= self._options.score)
         if self._wanted:
-            good &= np.isin(classes, list(self._wanted))
+            good &= np.isin(found.classes, list(self._wanted))
         corners, scores = corners[good].astype(np.float64), scores[good]
         order = np.argsort(-scores, kind="stable")[:_MOST_CANDIDATES]
         corners, scores = corners[order], scores[order]
-        if not suppressed:
+        if not found.suppressed:
             kept = suppress(corners, self._options.iou, _MOST_BOXES)
             corners, scores = corners[kept], scores[kept]
         return list(_relative(corners[:_MOST_BOXES], scores, frame))
+
+    def _prepared(self, image: Image.Image, frame: _Frame) -> NDArray[Any]:
+        """The image in its frame as the network's input, a batch of one."""
+        pixels = np.asarray(_in_frame(image, frame))
+        if self._options.channels == "bgr":
+            pixels = pixels[..., ::-1]
+        values = self._options.values
+        if values == "auto":
+            values = "0-255" if self._type is np.uint8 else "0-1"
+        if values != "0-255":
+            pixels = pixels.astype(np.float32) / 255
+        if values == "imagenet":
+            mean, deviation = (
+                np.array(each[:: -1 if self._options.channels == "bgr" else 1], np.float32)
+                for each in (_MEAN, _DEVIATION)
+            )
+            pixels = (pixels - mean) / deviation
+        if not self._nhwc:
+            pixels = pixels.transpose(2, 0, 1)
+        return np.ascontiguousarray(pixels[None], dtype=self._type)
 
     def _frame(self, width: int, height: int) -> _Frame:
         """The input frame for an image: of the file's size if that is fixed, else the smallest multiple of the stride.
@@ -154,6 +251,9 @@ class OnnxDetector:
             height: of the image in pixels.
         """
         size = self._options.size
+        if self._stretch:
+            outer_width, outer_height = self._width or size, self._height or size
+            return _Frame(outer_width, outer_height, 0, 0, outer_width, outer_height)
         scale = min((self._width or size) / width, (self._height or size) / height)
         inner_width, inner_height = max(1, round(width * scale)), max(1, round(height * scale))
         # ceil to a multiple of the stride
@@ -161,62 +261,6 @@ class OnnxDetector:
         outer_height = self._height or -(-inner_height // self._stride) * self._stride
         left, top = (outer_width - inner_width) // 2, (outer_height - inner_height) // 2
         return _Frame(outer_width, outer_height, left, top, inner_width, inner_height)
-
-    def _decode(self, output: Any, frame: _Frame) -> tuple[Array, Array, NDArray[np.int64], bool]:
-        """Corners (N, 4) in input pixels, scores (N,), class ids (N,), and whether NMS was already applied."""
-        if not isinstance(output, np.ndarray) or not np.issubdtype(output.dtype, np.floating):
-            raise self._refusal(f"returns {getattr(output, 'dtype', type(output).__name__)}, not an array of floats")
-        layout = self._layout(output.shape, frame)
-        rows = output.reshape(output.shape[-2:]).astype(np.float32)
-        if layout == "boxes":
-            corners, scores, classes = rows[:, :4], rows[:, 4], np.nan_to_num(rows[:, 5], nan=-1).astype(np.int64)
-        else:
-            if layout == "yolov8":
-                rows = rows.T
-            first = 4 if layout == "yolov8" else 5
-            # columns after the classes are masks or key points
-            of_classes = rows[:, first : first + len(self._names) if self._names else None]
-            classes = of_classes.argmax(1).astype(np.int64) if len(of_classes) else np.zeros(0, np.int64)
-            scores = np.take_along_axis(of_classes, classes[:, None], 1)[:, 0]
-            if layout == "yolov5":
-                scores = scores * rows[:, 4]
-            half = rows[:, 2:4] / 2  # rows start with centre x, centre y, width, height
-            corners = np.concatenate([rows[:, :2] - half, rows[:, :2] + half], 1)
-        scores = np.nan_to_num(scores, nan=0.0)
-        if len(scores) and (scores.min() < -0.01 or scores.max() > 1.01):
-            raise self._refusal(
-                f"returns scores from {scores.min():.3g} to {scores.max():.3g} instead of 0 to 1, "
-                f"read as layout '{layout}': set the option 'layout' if that is wrong"
-            )
-        return corners, scores.clip(0, 1), classes, layout == "boxes"
-
-    def _layout(self, shape: tuple[int, ...], frame: _Frame) -> str:
-        """The layout of an output: `yolov5`, `yolov8` or `boxes`.
-
-        The number of predictions decides it: YOLOv8 has one per cell of its feature pyramid, YOLOv5 three (anchors).
-        """
-        batched = len(shape) == 3 and shape[0] == 1
-        if not batched and len(shape) != 2:
-            raise self._unknown(shape)
-        rows, columns = shape[-2:]
-        cells = {sum(-(-frame.width // s) * -(-frame.height // s) for s in strides) for strides in _PYRAMIDS}
-        layout = self._options.layout
-        if layout == "auto":
-            if not batched:
-                layout = "boxes"
-            elif columns in cells and rows > 4:
-                layout = "yolov8"
-            elif rows % 3 == 0 and rows // 3 in cells and columns > 5:
-                layout = "yolov5"
-            elif columns == 6:
-                layout = "boxes"
-            else:
-                layout = "yolov8" if rows < columns else "yolov5"
-        known = len(self._names)
-        fits = {"boxes": columns == 6, "yolov8": rows >= 4 + (known or 1), "yolov5": columns >= 5 + (known or 1)}
-        if not fits[layout]:
-            raise self._unknown(shape)
-        return layout
 
     def _class_id(self, wanted: int | str) -> int:
         named = {name: number for number, name in self._names.items()}
@@ -227,14 +271,8 @@ class OnnxDetector:
         has = ", ".join(f"{number} ({name})" for number, name in list(self._names.items())[:20])
         raise UsageError(f"the option 'classes' lists {wanted!r}, but {self._path} has {has or 'no class names'}")
 
-    def _unknown(self, shape: tuple[int, ...]) -> UsageError:
-        return self._refusal(
-            f"returns an output of shape {shape}; supported are (1, 4+C, N) of YOLOv8, (1, N, 5+C) of YOLOv5, "
-            "and (N, 6) or (1, N, 6) after suppression"
-        )
-
     def _refusal(self, what: str) -> UsageError:
-        return UsageError(f"{self._path} {what}; export the network with YOLO's own exporter")
+        return UsageError(f"{self._path} {what}")
 
 
 def suppress(corners: Array, iou: float, most: int) -> list[int]:
@@ -262,13 +300,14 @@ def suppress(corners: Array, iou: float, most: int) -> list[int]:
     return kept
 
 
-def _letterbox(image: Image.Image, frame: _Frame, dtype: Any) -> NDArray[Any]:
-    """The image in its frame as the network's input: (1, 3, height, width), 0 to 1."""
-    canvas = Image.new("RGB", (frame.width, frame.height), _GREY)
+def _in_frame(image: Image.Image, frame: _Frame) -> Image.Image:
+    """The image scaled and placed in its frame."""
     inner = image.resize((frame.inner_width, frame.inner_height), Image.Resampling.BILINEAR)
+    if inner.size == (frame.width, frame.height):
+        return inner
+    canvas = Image.new("RGB", (frame.width, frame.height), _GREY)
     canvas.paste(inner, (frame.left, frame.top))
-    pixels = np.asarray(canvas, dtype=np.float32).transpose(2, 0, 1)[None] / 255
-    return np.ascontiguousarray(pixels, dtype=dtype)
+    return canvas
 
 
 def _relative(corners: Array, scores: Array, frame: _Frame) -> Iterator[Box]:
@@ -310,9 +349,8 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)[:300]
 
 
-def _open_or(side: object, value: int) -> bool:
-    """Whether a dimension in the file is dynamic or equals a value."""
-    return side == value or not isinstance(side, int)
+def _shape(shape: Sequence[object]) -> str:
+    return f"({', '.join(str(side) if side is not None else '?' for side in shape)})"[:200]
 
 
 def _literal(text: str) -> object:

@@ -196,7 +196,7 @@ def test_an_open_input_is_padded_to_the_stride_of_the_file(tmp_path: Path) -> No
     """A network that scores by the sides of its input: 0.5 where they are 64 x 192."""
     from onnx import TensorProto, helper, numpy_helper
 
-    shares = numpy_helper.from_array(np.array([64 * 2, 192 * 2], np.float32), "sides")
+    shares = numpy_helper.from_array(np.array([64 * 2, 192], np.float32), "sides")  # for a score and a class
     fixed = numpy_helper.from_array(np.array([[0, 0, 32, 32]], np.float32), "box")
     nodes = [
         helper.make_node("Shape", ["images"], ["shape"], start=2),
@@ -259,8 +259,8 @@ def test_one_class_of_yolov5_is_told_from_suppressed_boxes(tmp_path: Path) -> No
         ({}, {"classes": [2]}, "lists 2, but"),
         ({"names": ()}, {"classes": ["face"]}, "has no class names"),
         ({}, {"file": "absent.onnx"}, "file not found: absent.onnx"),
-        ({}, {"layout": "boxes"}, r"shape \(1, 6, 1344\); supported are"),
-        ({"names": ("a", "b", "c")}, {}, r"shape \(1, 6, 1344\); supported are"),
+        ({}, {"layout": "boxes"}, r"returns output0 \(1, 6, 1344\) .*not recognised"),
+        ({"names": ("a", "b", "c")}, {}, r"returns output0 \(1, 6, 1344\) .*not recognised"),
         ({"scores": ((5.0, 7.0),), "shifts": (0,)}, {}, "returns scores from 0 to 7 instead of 0 to 1"),
         ({"sides": (9999, 9999)}, {}, "takes images of 9999x9999 px, which is too large"),
     ],
