@@ -16,6 +16,9 @@ from animesion.config import settings
 from animesion.errors import UsageError
 from animesion.schemas import Box
 
+#: Least intersection over union of boxes on which several detectors agree, unless it is set.
+AGREEMENT = 0.5
+
 
 class Detector(Protocol):
     """Finds boxes; created once per worker, and called by one thread at a time.
@@ -65,6 +68,16 @@ def names() -> list[str]:
     return sorted({point.name for point in entry_points(group="animesion.detectors")})
 
 
+def listed(detector: str | Sequence[str]) -> list[str]:
+    """The detectors that `crop.detector` names, as it names them: `lbp`, or `onnx:FILE` for one with a file."""
+    return [detector] if isinstance(detector, str) else list(detector)
+
+
+def name_of(spec: str) -> str:
+    """The detector's name in `NAME` or `NAME:FILE`."""
+    return spec.partition(":")[0]
+
+
 def summary(name: str) -> str:
     """One-line summary of a detector, from its class.
 
@@ -74,43 +87,94 @@ def summary(name: str) -> str:
     return str(_class(name).summary)
 
 
-def load(name: str, options: Mapping[str, Any] | None = None) -> Detector:
+def load(
+    detector: str | Sequence[str], options: Mapping[str, Any] | None = None, *, agreement: float = AGREEMENT
+) -> Detector:
     """Create a detector.
 
     Args:
-        name: name of its entry point.
-        options: its options, as in `crop.detector_options`.
+        detector: name of its entry point, or `NAME:FILE` for the option `file`; several are one detector, see
+            `animesion.detectors.agreement`.
+        options: its options, as in `crop.detector_options`; for several detectors, options by name.
+        agreement: least intersection over union of boxes of several detectors that are the same.
 
     Raises:
         UsageError: there is no detector of that name, an option is wrong, or a package or file is missing.
     """
-    found = _class(name)
-    detector: Detector = found(*_arguments(name, found, options))
-    return detector
+    if not isinstance(detector, str):
+        from animesion.detectors.agreement import Agreement
+
+        options_of = options_by_detector(detector, options)
+        return Agreement([load(spec, options_of[spec]) for spec in detector], agreement)
+    found = _class(detector)
+    made: Detector = found(*_arguments(detector, found, options))
+    return made
 
 
-def identity(name: str, options: Mapping[str, Any] | None = None) -> str:
+def identity(detector: str | Sequence[str], options: Mapping[str, Any] | None = None) -> str:
     """SHA-256 of the file that a detector's boxes depend on; empty if there is none. Does not create the detector.
+
+    For several detectors, theirs one after the other.
 
     Raises:
         UsageError: as for `load`.
     """
     from animesion.detectors import model_files
 
-    found = _class(name)
-    arguments = _arguments(name, found, options)
+    if not isinstance(detector, str):
+        options_of = options_by_detector(detector, options)
+        return ",".join(identity(spec, options_of[spec]) for spec in detector)
+    found = _class(detector)
+    arguments = _arguments(detector, found, options)
     return model_files.digest(found.file(*arguments)) if hasattr(found, "file") else ""
 
 
-def _class(name: str) -> Any:
+def options_by_detector(
+    detectors: Sequence[str], options: Mapping[str, Any] | None = None
+) -> dict[str, Mapping[str, Any]]:
+    """The options of each of several detectors.
+
+    Args:
+        detectors: as in `crop.detector`.
+        options: tables of options by the name of a detector, or by its entry in the list.
+
+    Raises:
+        UsageError: an option belongs to none of the detectors, or the list has fewer than two or repeats one.
+    """
+    if len(set(detectors)) != len(detectors) or len(detectors) < 2:
+        raise UsageError(f"a list of detectors needs two or more different ones, not {', '.join(detectors) or 'none'}")
+    for spec in detectors:
+        if name_of(spec) == "none":
+            raise UsageError("the detector 'none' finds nothing that others could agree on: remove it from the list")
+    given = dict(options or {})
+    allowed = {*detectors, *map(name_of, detectors)}
+    for key, value in given.items():
+        if key not in allowed or not isinstance(value, Mapping):
+            raise UsageError(
+                f"options of several detectors are tables by their names ({', '.join(sorted(allowed))}), such as "
+                f"{detectors[0]}.score=0.4, which '{key}' is not"
+            )
+    return {spec: {**given.get(name_of(spec), {}), **given.get(spec, {})} for spec in detectors}
+
+
+def _class(spec: str) -> Any:
+    name = name_of(spec)
     for point in entry_points(group="animesion.detectors", name=name):
         return point.load()
     raise UsageError(f"crop.detector: there is no detector '{name}'; installed are {', '.join(names())}")
 
 
-def _arguments(name: str, found: Any, options: Mapping[str, Any] | None) -> list[settings.Section]:
+def _arguments(spec: str, found: Any, options: Mapping[str, Any] | None) -> list[settings.Section]:
     """The constructor's arguments: the validated options, or nothing for a class without options."""
-    if model := getattr(found, "Options", None):
+    name, colon, file = spec.partition(":")
+    model = getattr(found, "Options", None)
+    if colon:
+        if model is None or "file" not in model.model_fields or not file:
+            raise UsageError(f"'{spec}': the detector '{name}' takes no file" if file else f"'{spec}' names no file")
+        if (options or {}).get("file", file) != file:
+            raise UsageError(f"'{spec}' and the option 'file' of the detector '{name}' differ: remove one of them")
+        options = {**(options or {}), "file": file}
+    if model:
         return [settings.check(model, options or {}, f"options of the detector '{name}'")]
     if options:
         raise UsageError(f"the detector '{name}' takes no options, so not '{next(iter(options))}' either")

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from animesion.errors import UsageError
+from animesion.images import files as image_files
 from animesion_training.data import Augment, Resize, views
 from animesion_training.distributed import DistributedContext
 from animesion_training.eval.evaluate import as_rgb
-from animesion_training.eval.predict import decode_file, files
+from animesion_training.eval.predict import decode_file
 from animesion_training.models.cal import CALClassifier
 from animesion_training.tokens.host import TokenVisionTransformer
 from animesion_training.tokens.rollout import record_attention, rollout
@@ -83,7 +84,7 @@ def explain(weights: Path, paths: Sequence[Path], context: DistributedContext) -
         raise UsageError(f"{weights} takes images of {card.img_size}: only square inputs are supported")
     normalise = Augment.plain(as_rgb(card.mean), as_rgb(card.std))
     names = card.classes or tuple(str(i) for i in range(card.num_classes))
-    for path in files(paths):
+    for path in image_files.files(paths):
         pixels = np.zeros((card.img_size, card.img_size, 3), dtype=np.uint8)
         if decode_file(path, pixels, Resize(card.img_size, card.crop_pct)):
             continue

@@ -14,13 +14,12 @@ import torch
 from animesion import detectors
 from animesion.errors import UsageError
 from animesion.images import codec
+from animesion.images import files as image_files
 from animesion_training.data import Augment, Resize
 from animesion_training.data.decode import Within, decode_into
 from animesion_training.distributed import DistributedContext
 from animesion_training.eval.evaluate import as_rgb
 from animesion_training.weights import load_model
-
-_LARGEST = 256 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def predict(
     transform = Resize(card.img_size, card.crop_pct)
     normalise = Augment.plain(as_rgb(card.mean), as_rgb(card.std))
     names = card.classes or tuple(str(i) for i in range(card.num_classes))
-    pieces = (piece for path in files(paths) for piece in _pieces(path, detector, faces))
+    pieces = (piece for path in image_files.files(paths) for piece in _pieces(path, detector, faces))
     while chosen := list(itertools.islice(pieces, batch_size)):
         pixels = np.zeros((len(chosen), card.img_size, card.img_size, 3), dtype=np.uint8)
         problems = [piece.into(pixels[i], transform) for i, piece in enumerate(chosen)]
@@ -110,21 +109,6 @@ def predict(
         ):
             guesses = tuple((names[i], value) for i, value in zip(ids, values, strict=True))
             yield Prediction(piece.path, () if problem else guesses, problem, piece.box, piece.score)
-
-
-def files(paths: Sequence[Path]) -> Iterator[Path]:
-    """Find the images of paths: files as given, files in folders sorted and without hidden ones.
-
-    Raises:
-        UsageError: a path that does not exist.
-    """
-    for path in paths:
-        if path.is_dir():
-            yield from sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-        elif path.exists():
-            yield path
-        else:
-            raise UsageError(f"image or folder {path} not found")
 
 
 def decode_file(path: Path, out: np.ndarray, transform: Resize) -> str:
@@ -155,13 +139,9 @@ class _Piece:
 
 def _pieces(path: Path, detector: detectors.Detector | None, faces: FaceCrop | None) -> Iterator[_Piece]:
     """Yield the image, or the faces found in it."""
-    try:
-        if path.stat().st_size > _LARGEST:
-            yield _Piece(path, problem="too many bytes")
-            return
-        content = path.read_bytes()
-    except OSError as error:
-        yield _Piece(path, problem=(error.strerror or "cannot be read").lower())
+    content, problem = image_files.read(path)
+    if problem:
+        yield _Piece(path, problem=problem)
         return
     if detector is None or faces is None:
         yield _Piece(path, content)
