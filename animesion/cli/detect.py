@@ -209,7 +209,7 @@ def _sheet(path: Path, seen: Sequence[Scanned], names: Sequence[str], iou: float
             for box in each.boxes[name]
         )
         counts = ", ".join(str(len(each.boxes[name])) for name in names)
-        cells.append(sheets.Cell(each.path, f"{each.name}\n{counts} boxes", marks))
+        cells.append(sheets.Cell(each.path, f"{each.name}\n{counts} {'box' if counts == '1' else 'boxes'}", marks))
     legend = [(sheets.COLOURS[i % len(sheets.COLOURS)], name) for i, name in enumerate(names)]
     sheets.write(path, cells, legend)
     click.echo(f"{path} shows {len(cells):,} of {len(seen):,} images", err=True)

@@ -104,18 +104,22 @@ class Labels:
         images: as `animesion.dataset.box_tables.read` returns them.
 
     Raises:
-        UsageError: two entries are about one image.
+        UsageError: equal bytes have different boxes.
     """
 
     def __init__(self, images: Iterable[ImageBoxes]) -> None:
         self.images = list(images)
-        self._by_digest: dict[str, ImageBoxes] = {}
+        self._by_digest: dict[str, list[ImageBoxes]] = {}
         self._by_name: dict[str, list[ImageBoxes]] = {}
         for image in self.images:
             if image.sha256:
-                if image.sha256 in self._by_digest:
-                    raise UsageError(f"the boxes list the image {image.file or image.sha256} twice: remove one of them")
-                self._by_digest[image.sha256] = image
+                equal = self._by_digest.setdefault(image.sha256, [])
+                if equal and equal[0].boxes != image.boxes:
+                    raise UsageError(
+                        f"{equal[0].file or image.sha256} and {image.file or 'another entry'} are the same bytes with "
+                        "different boxes: correct one of them"
+                    )
+                equal.append(image)
             else:
                 for key in {_last(image.file), _last(_stem(image.file))}:
                     self._by_name.setdefault(key, []).append(image)
@@ -126,8 +130,8 @@ class Labels:
         Raises:
             UsageError: several entries without a digest fit its path.
         """
-        if sha256 in self._by_digest:
-            return self._by_digest[sha256]
+        if equal := self._by_digest.get(sha256):
+            return next((image for image in equal if _ends(name, image.file)), equal[0])
         fitting = []
         for image in self._by_name.get(_last(name), []) or self._by_name.get(_last(_stem(name)), []):
             if _ends(name, image.file) or _ends(_stem(name), image.file):

@@ -18,6 +18,7 @@ from animesion import detectors
 from animesion.cli import cli
 from animesion.config.recipe import load
 from animesion.detectors import model_files
+from animesion.detectors.matching import overlap
 from animesion.errors import UsageError
 from animesion.pipeline import inspect
 from animesion.schemas import Box
@@ -59,14 +60,6 @@ def square(width: int, height: int, left: int, top: int, side: int) -> Image.Ima
     image = Image.new("RGB", (width, height), (20, 20, 20))
     ImageDraw.Draw(image).rectangle((left, top, left + side - 1, top + side - 1), fill=(230, 230, 230))
     return image
-
-
-def overlap(a: Box, b: Box) -> float:
-    """Intersection over union."""
-    wide = max(0.0, min(a.right, b.right) - max(a.left, b.left))
-    tall = max(0.0, min(a.bottom, b.bottom) - max(a.top, b.top))
-    areas = [(box.right - box.left) * (box.bottom - box.top) for box in (a, b)]
-    return wide * tall / (sum(areas) - wide * tall)
 
 
 @pytest.mark.parametrize("scale", [1, 3, 9], ids=["small", "middle", "above the bound"])
