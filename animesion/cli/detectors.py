@@ -106,7 +106,7 @@ def evaluate(
     seconds = 0.0
     for each in scan.scan(paths or (file if file.is_dir() else file.parent,), made, wanted=labels):
         if each.problem:
-            without += each.problem == scan.NO_LABELS
+            without += each.problem == scan.NO_LABELS and not each.no_image
             if each.problem != scan.NO_LABELS and not each.no_image:
                 unread += 1
                 click.echo(f"{each.path}: {each.problem}", err=True)

@@ -68,7 +68,7 @@ def scan(
             continue
         sha256 = hashlib.sha256(content).hexdigest()
         if wanted is not None and wanted.of(name, sha256) is None:
-            yield Scanned(path, name, sha256, problem=NO_LABELS)
+            yield Scanned(path, name, sha256, problem=NO_LABELS, no_image=not codec.sniff(content))
             continue
         try:
             image = codec.decode(content, codec.Limits()).image

@@ -33,7 +33,10 @@ class Graph:
     def __init__(self, *, batch: int | str = "batch", kind: str = "float", nhwc: bool = False, side: int | str = SIDE):
         from onnx import TensorProto, helper
 
-        self.helper, self.nodes, self.constants, self.outputs = helper, [], [], []
+        self.helper = helper
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+        self.outputs: list[Any] = []
         code = {"float": TensorProto.FLOAT, "half": TensorProto.FLOAT16, "bytes": TensorProto.UINT8}[kind]
         shape = [batch, side, side, 3] if nhwc else [batch, 3, side, side]
         self.inputs = [helper.make_tensor_value_info("images", code, shape)]
