@@ -1,4 +1,4 @@
-"""A curator's decisions: exclude, relabel, same image, different images, another verdict on a pair.
+"""A curator's decisions on single images: exclude, relabel, same image, different images, the box of the face.
 
 `animesion browse` writes decisions to a small TOML file, a recipe refers to it as `curate.decisions`, and the curate
 stage applies them. The resolved recipe holds the decisions themselves, so the file's name and folder do not matter.
@@ -25,8 +25,9 @@ Key = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_-]+$", max_length=200)
 #: A label that a decision can give to an image: no line breaks or other control characters.
 LabelText = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=20_000)]
 Keys = Annotated[list[Key], Field(min_length=2, max_length=1000)]
-#: SHA-256 of an image's bytes; where each face is a sample, with its box, see `image_id`.
-ImageId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}(#-?[0-9]{1,9}(,-?[0-9]{1,9}){3})?$")]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=False)]
+#: Left, top, right and bottom of a box relative to the upright image, 0 to 1.
+Corners = Annotated[list[Share], Field(min_length=4, max_length=4)]
 
 #: Larger files are refused: neither an editor nor `animesion browse` writes one.
 MOST_BYTES = 50_000_000
@@ -60,20 +61,32 @@ class Decisions(Section):
         label: new label by key; replaces the label from the source.
         same: sets of keys that show the same image.
         different: sets of keys of which no two show the same image.
-        pairs: verdicts on pairs, which replace those that were found.
+        box: box of the face by key; replaces what the detector found. Keys are those of images, also where each face
+            is a sample.
+        several: images that show several characters, whatever the detector found.
     """
 
     exclude: list[Key] = Field([])
     label: dict[Key, LabelText] = Field({})
     same: list[Keys] = Field([])
     different: list[Keys] = Field([])
-    pairs: list[PairDecision] = Field([])
+    box: dict[Key, Corners] = Field({})
+    several: list[Key] = Field([])
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
         both = set(self.exclude) & set(self.label)
         if both:
             raise ValueError(f"{min(both)} is excluded and has a label: remove one of the two")
+        both = set(self.several) & (set(self.box) | set(self.exclude) | set(self.label))
+        if both:
+            raise ValueError(f"{min(both)} shows several characters and has another decision: remove one of the two")
+        both = set(self.exclude) & set(self.box)
+        if both:
+            raise ValueError(f"{min(both)} is excluded and has a box: remove one of the two")
+        for key, (left, top, right, bottom) in sorted(self.box.items()):
+            if right <= left or bottom <= top:
+                raise ValueError(f"box: {key} has a box that ends before it starts: left, top, right, bottom")
         first_of_set = representatives(self.same)
         sizes = Counter(first_of_set.values())
         pairs = sum(size * (size - 1) // 2 for size in sizes.values())
@@ -102,24 +115,22 @@ class Decisions(Section):
         return self
 
     def __bool__(self) -> bool:
-        return bool(self.exclude or self.label or self.same or self.different or self.pairs)
+        return bool(self.exclude or self.label or self.same or self.different or self.box or self.several)
 
     def named(self) -> set[str]:
         """Every key that occurs in a decision."""
         in_sets = (key for keys in (*self.same, *self.different) for key in keys)
-        return {*self.exclude, *self.label, *in_sets}
+        return {*self.exclude, *self.label, *self.box, *self.several, *in_sets}
 
     def to_toml(self) -> str:
         """The file's text; it does not depend on the order in which decisions were made."""
         content = {
             "exclude": sorted(set(self.exclude)),
+            "several": sorted(set(self.several)),
             "same": [list(each) for each in sorted({tuple(sorted(set(each))) for each in self.same})],
             "different": [list(each) for each in sorted({tuple(sorted(set(each))) for each in self.different})],
             "label": dict(sorted(self.label.items())),
-            "pairs": [
-                {"images": [*pair], "verdict": verdict}
-                for pair, verdict in sorted({(tuple(sorted(each.images)), each.verdict) for each in self.pairs})
-            ],
+            "box": dict(sorted(self.box.items())),
         }
         return tomli_w.dumps({name: value for name, value in content.items() if value})
 

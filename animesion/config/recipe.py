@@ -142,11 +142,33 @@ class DuplicatesSection(Section):
 class CropSection(Section):
     """Which part of an image is the sample."""
 
-    detector: str = Field(
-        "none", description="`none` for the whole image, `boxes` for the source's table, or a detector"
+    detector: str | list[str] = Field(
+        "none",
+        description="`none` for the whole image, `boxes` for the source's table, or a detector; a list of detectors "
+        "for boxes that they agree on",
     )
-    detector_options: dict[str, Any] = Field({}, description="options of the detector, such as `score` of `onnx`")
+    detector_options: dict[str, Any] = Field(
+        {}, description="options of the detector, such as `score` of `onnx`; of a list, tables by name"
+    )
+    agreement: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        strict=False,
+        description="minimum intersection over union of boxes on which detectors of a list agree",
+    )
     min_score: float = Field(0.85, ge=0, le=1, strict=False, description="minimum score of the box")
+    unsure_score: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        strict=False,
+        description="boxes from this score to `min_score` are perhaps faces; boxes below it do not count",
+    )
+    unsure: Literal["drop", "report"] = Field(
+        "drop",
+        description="for `one-only`, images with one face and further ones perhaps: drop them, or keep them and say so",
+    )
     margin: float = Field(
         0.0, ge=0, le=4, strict=False, description="margin on each side, as a share of the box's side"
     )
@@ -163,6 +185,19 @@ class CropSection(Section):
         "shift",
         description="for crops that extend beyond the image: shift and clip, pad with black, or drop the image",
     )
+
+    @property
+    def detectors(self) -> list[str]:
+        """The detectors, one or several."""
+        return [self.detector] if isinstance(self.detector, str) else self.detector
+
+    @model_validator(mode="after")
+    def _limits_in_order(self) -> Self:
+        if self.unsure_score > self.min_score:
+            raise ValueError(f"unsure_score ({self.unsure_score:g}) is above min_score ({self.min_score:g})")
+        if isinstance(self.detector, list) and (len(set(self.detector)) < 2 or "none" in self.detector):
+            raise ValueError("a list of detectors needs two or more different ones, and 'none' is not one of them")
+        return self
 
 
 class QualitySection(Section):

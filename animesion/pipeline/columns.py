@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from animesion.schemas import FEATURES, RAW, sample_key
 from animesion.storage import parquet
 from animesion.storage.workspace import Workspace
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
 
 #: Features of an image that was not fetched or does not decode.
 _NO_FEATURES: dict[str, Any] = {
@@ -37,6 +42,7 @@ _ON_REQUEST = {"points", "windows", "whole_phash", "whole_phash_flip", "whole_th
 def load_columns(workspace: Workspace, parts: int, more: Sequence[str] = ()) -> dict[str, Any]:
     """Raw and feature tables of all parts, joined on the key and sorted by it, as columns by name.
 
+    `box_count`, `best_score` and `second_score` are about the image's boxes, of the detector or of the source's table.
     Columns that rules read are plain lists. The others, and thumbnails, stay Arrow arrays: as lists they take gigabytes
     at a million images.
 
@@ -86,7 +92,25 @@ def load_columns(workspace: Workspace, parts: int, more: Sequence[str] = ()) -> 
             columns[target] = values.to_numpy()
         else:
             columns[target] = values if name in _PASSED_THROUGH | _ON_REQUEST else values.to_pylist()
+    # the detector's boxes, or those of the table that decided before the image was fetched
+    detected, listed = _best_scores(right["boxes"]), _best_scores(left["boxes"])
+    missing = right["boxes"].is_null().to_numpy()
+    for name, values, others in zip(("box_count", "best_score", "second_score"), detected, listed, strict=True):
+        columns[name] = np.where(missing, others, values).tolist()
     return columns
+
+
+def _best_scores(boxes: pa.ChunkedArray) -> tuple[IntArray, FloatArray, FloatArray]:
+    """The number of each row's boxes, and the best and the second-best of their scores; 0 where there is none."""
+    column = boxes.combine_chunks()
+    scores = column.flatten().field("score").to_numpy(zero_copy_only=False)
+    counts = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    best, second = np.zeros(len(column)), np.zeros(len(column))
+    ends = np.cumsum(counts)
+    for i in np.flatnonzero(counts).tolist():
+        ranked = np.sort(scores[ends[i] - counts[i] : ends[i]])[::-1]
+        best[i], second[i] = ranked[0], ranked[1] if counts[i] > 1 else 0.0
+    return counts, best, second
 
 
 def _face_key(key: str, face: int | None, taken: set[str]) -> str:

@@ -105,7 +105,8 @@ def decide(
     # `reason`, `detail`, `keeper` and `labels` are changed in place by each rule; an empty reason means kept so far.
     reason, detail = reasons.single_image_reasons(rows, recipe, crashed)
     keeper = [""] * len(keys)
-    notes = _apply_decisions(keys, labels, recipe, reason)
+    notes = _unsure_notes(rows, reason, detail, recipe)
+    notes += _apply_decisions(keys, rows["face"], labels, recipe, reason, detail)
 
     # Before duplicates within the build, so that the keeper of a cluster is never dropped as already published.
     published_twins = published.twins(rows, _remaining(reason), others, recipe, compared)
@@ -308,18 +309,58 @@ def _remaining(reason: Sequence[str]) -> npt.NDArray[np.int64]:
 # -- decisions -------------------------------------------------------------------------------------------------------
 
 
-def _apply_decisions(keys: Sequence[str], labels: list[str], recipe: Recipe, reason: list[str]) -> list[str]:
-    """Exclude and relabel images as the curator decided, in place; returns notes.
+def _unsure_notes(rows: Rows, reason: Sequence[str], detail: list[str], recipe: Recipe) -> list[str]:
+    """Notes on images with one face and perhaps another; those that are kept get a detail, in place."""
+    if recipe.crop.faces != "one-only" or recipe.crop.detector == "none":
+        return []
+    perhaps = [
+        i
+        for i, boxes in enumerate(zip(rows["box_count"], rows["best_score"], rows["second_score"], strict=True))
+        # one face by decision, whatever the detector found
+        if rows["faces"][i] != 1 and rules.is_perhaps(*boxes, recipe)
+    ]
+    dropped = sum(reason[i] == DropReason.SEVERAL_FACES for i in perhaps)
+    kept = [i for i in perhaps if not reason[i]]
+    for i in kept:
+        detail[i] = f"perhaps a second face, score {rows['second_score'][i]:.2f}"
+    notes = []
+    if dropped:
+        notes.append(
+            f"{dropped:,} images were dropped as '{DropReason.SEVERAL_FACES}' although only one face is sure: the "
+            "second one's score is below crop.min_score; crop.unsure=report keeps them"
+        )
+    if kept:
+        notes.append(
+            f"{len(kept):,} images that passed the limits perhaps have a second face: `detail` in curated.parquet has "
+            "its score; crop.unsure=drop drops them"
+        )
+    return notes
 
-    Decisions on pairs (`same`, `different`) are applied in `animesion.dedup.clusters`.
+
+def _apply_decisions(
+    keys: Sequence[str],
+    faces: Sequence[int],
+    labels: list[str],
+    recipe: Recipe,
+    reason: list[str],
+    detail: list[str],
+) -> list[str]:
+    """Exclude and relabel images as the curator decided, and drop those of several characters, in place; returns notes.
+
+    Decisions on pairs (`same`, `different`) are applied in `animesion.dedup.clusters`, those on boxes in
+    `animesion.pipeline.inspect`.
     """
     decided = recipe.curate.decisions
     if not decided:
         return []
-    excluded = set(decided.exclude)
+    excluded, several = set(decided.exclude), set(decided.several)
     without_effect = 0
+    images = [key.removesuffix(f"-face{face}") if face else key for key, face in zip(keys, faces, strict=True)]
     for i, key in enumerate(keys):
-        if key in excluded:
+        if images[i] in several or key in several:
+            if not reason[i] or reason[i] in rules.FACE_REASONS:
+                reason[i], detail[i] = DropReason.SEVERAL_FACES, "by decision"
+        elif key in excluded:
             reason[i] = reason[i] or DropReason.EXCLUDED_BY_DECISION
         elif key in decided.label:
             labels[i] = decided.label[key]
@@ -329,10 +370,13 @@ def _apply_decisions(keys: Sequence[str], labels: list[str], recipe: Recipe, rea
                 reason[i] = DropReason.EXCLUDED_LABEL
     notes = [
         f"decisions: {len(excluded):,} images to exclude, {len(decided.label):,} labels, "
-        f"{len(decided.same):,} sets of the same image, {len(decided.different):,} sets of different images, "
-        f"{len(decided.pairs):,} verdicts on pairs"
+        f"{len(decided.same):,} sets of the same image, {len(decided.different):,} sets of different images"
+        + (f", {len(decided.box):,} boxes" if decided.box else "")
+        + (f", {len(decided.several):,} images of several characters" if decided.several else "")
     ]
-    unknown = len(decided.named().difference(keys))
+    if decided.box and recipe.crop.detector == "none":
+        notes.append("decisions: boxes have no effect where the whole image is the sample (crop.detector is 'none')")
+    unknown = len(decided.named().difference(keys, images))
     if unknown:
         notes.append(f"decisions: {unknown:,} keys match no image of this source")
     if without_effect:
@@ -524,6 +568,6 @@ def _params(recipe: Recipe) -> dict[str, Any]:
     del values["split"]["keep"]
     del values["duplicates"]["against"]
     # Margin, square and detector options change features, whose digests are inputs already.
-    crop_names = ("detector", "min_score", "min_side", "min_share", "faces", "outside")
+    crop_names = ("detector", "min_score", "unsure_score", "unsure", "min_side", "min_share", "faces", "outside")
     values["crop"] = {name: values["crop"][name] for name in crop_names}
     return {**values, "pack": {name: values["pack"][name] for name in ("size", "fit", "format")}}

@@ -102,7 +102,8 @@ class FetchJob:
         crawled = source if isinstance(source, sources.Crawled) else None
         if crawled:
             facts |= crawled.counts(items)._asdict()
-        self.workspace.commit(self.name, CODE, params(self.recipe), {"plan": self.plan_digest}, outputs, facts)
+        digest = params(self.recipe, (item.key for item in items))
+        self.workspace.commit(self.name, CODE, digest, {"plan": self.plan_digest}, outputs, facts)
         if crawled:  # only now that the tar is committed may the crawl delete its own copies
             crawled.release(items)
         return facts
@@ -116,10 +117,14 @@ def known_reason(item: Item, recipe: Recipe) -> str:
     return rules.metadata_reason(item, recipe) or item.failure
 
 
-def params(recipe: Recipe) -> str:
-    """Digest of the recipe's values that this stage depends on."""
+def params(recipe: Recipe, keys: Iterable[str]) -> str:
+    """Digest of the recipe's values that the fetch of some keys depends on."""
     values = recipe.model_dump(mode="json", include={"source", "label", "filter", "crop"})
-    return params_digest({**values, "crop": {k: values["crop"][k] for k in ("detector", "min_score")}})
+    # Only the boxes of a table decide before an image is fetched, and a curator's decision on a box overrides them.
+    names = ("detector", "min_score", "unsure_score", "unsure", "faces") if recipe.crop.detector == "boxes" else ()
+    decided = recipe.curate.decisions.box if names else {}
+    crop = {name: values["crop"][name] for name in names}
+    return params_digest({**values, "crop": crop, "decided": sorted(key for key in keys if key in decided)})
 
 
 def plan_name(part: int) -> str:
@@ -212,9 +217,9 @@ def make_plan(
         # A local source is listed every time, as its files may have changed.
         items = source.items()
     for chunk in _chunks(iter(items)):
-        if recipe.crop.detector == "boxes" and any(item.boxes is None for item in chunk):
+        if "boxes" in recipe.crop.detectors and any(item.boxes is None for item in chunk):
             raise UsageError(
-                f"crop.detector is 'boxes' but source '{recipe.source.kind}' was given no table of boxes: "
+                f"crop.detector has 'boxes' but source '{recipe.source.kind}' was given no table of boxes: "
                 "set source.faces where the source takes it, or crop.detector=none"
             )
         repeated = keys.add_chunk(chunk)
@@ -259,7 +264,8 @@ def run(
     jobs = []
     for part, digest in enumerate(plan.parts):
         job = FetchJob(workspace, recipe, part, digest)
-        receipt = workspace.done(job.name, CODE, params(recipe), {"plan": digest})
+        keys = _plan_keys(workspace, part) if recipe.curate.decisions.box else []
+        receipt = workspace.done(job.name, CODE, params(recipe, keys), {"plan": digest})
         if receipt and not _may_retry(receipt.facts, retry_failed):
             progress.part_done(receipt.facts["items"])
         else:
@@ -274,6 +280,11 @@ def run(
         return []
     source.release()
     return _crawl_summary(source.errors())
+
+
+def _plan_keys(workspace: Workspace, part: int) -> list[str]:
+    keys: list[str] = parquet.read(workspace.path(plan_name(part)), PLAN, ("key",))["key"].to_pylist()
+    return keys
 
 
 def _may_retry(facts: Mapping[str, Any], retry_failed: bool) -> bool:

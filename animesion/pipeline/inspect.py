@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -100,13 +100,19 @@ class InspectJob:
                     detector = detector or _detector(self.recipe)
                     [raw_boxes] = detector([image.image], [boxes])
                     detected = as_stored(raw_boxes)
-                rows += ({"key": key, **sample} for sample in features(image, detected, self.recipe))
+                decided = self._decided.get(key)
+                rows += ({"key": key, **sample} for sample in features(image, detected, self.recipe, decided))
         if self.only is None:
             name = f"features/part-{self.part:05d}.parquet"
             outputs = {name: parquet.write(self.workspace.path(name), parquet.table(rows, FEATURES))}
             facts = {"crashed": list(self.crashed), "detections": detections(self.recipe, self.inputs)}
-            self.workspace.commit(self.name, CODE, params(self.recipe), self.inputs, outputs, facts)
+            digest = params(self.recipe, self._decided)
+            self.workspace.commit(self.name, CODE, digest, self.inputs, outputs, facts)
         return {"items": len(raw)}
+
+    @property
+    def _decided(self) -> dict[str, list[float]]:
+        return decided_boxes(self.recipe, self.keys)
 
     def _known_boxes(self) -> dict[str, list[Box]]:
         """Boxes by key from the part's existing features."""
@@ -120,15 +126,16 @@ class InspectJob:
 
 def _detector(recipe: Recipe) -> detectors.Detector:
     """The recipe's detector, loaded once per process."""
-    name, options = recipe.crop.detector, recipe.crop.detector_options
-    identity = detectors.identity(name, options)
-    return _load_detector(name, json.dumps(options, sort_keys=True), identity)
+    crop = recipe.crop
+    identity = detectors.identity(crop.detector, crop.detector_options)
+    return _load_detector(json.dumps([crop.detector, crop.detector_options, crop.agreement], sort_keys=True), identity)
 
 
 @functools.lru_cache(maxsize=1)
-def _load_detector(name: str, options: str, identity: str) -> detectors.Detector:
+def _load_detector(settings: str, identity: str) -> detectors.Detector:
     """Cached loading; `identity` distinguishes model files that share a name."""
-    return detectors.load(name, json.loads(options))
+    detector, options, agreement = json.loads(settings)
+    return detectors.load(detector, options, agreement=agreement)
 
 
 def as_stored(boxes: Sequence[Box]) -> list[Box]:
@@ -140,13 +147,22 @@ def as_stored(boxes: Sequence[Box]) -> list[Box]:
     return sorted(rounded, key=lambda box: -box.score)
 
 
-def features(decoded: codec.DecodedImage, boxes: Sequence[Box] | None, recipe: Recipe) -> list[dict[str, Any]]:
+def decided_boxes(recipe: Recipe, keys: Iterable[str]) -> dict[str, list[float]]:
+    """The boxes that a curator decided on for some keys; none where the whole image is the sample."""
+    boxes = recipe.curate.decisions.box if recipe.crop.detector != "none" else {}
+    return {key: boxes[key] for key in keys if key in boxes} if boxes else {}
+
+
+def features(
+    decoded: codec.DecodedImage, boxes: Sequence[Box] | None, recipe: Recipe, decided: Sequence[float] | None = None
+) -> list[dict[str, Any]]:
     """All features of an image: one row per sample, which is the image or, with `crop.faces = "each"`, each box.
 
     Args:
         decoded: the decoded image.
         boxes: boxes of the detector as `as_stored` returns them; None if no detector ran.
         recipe: its `crop` and `quality` sections matter.
+        decided: left, top, right and bottom of the box that a curator decided on, relative; None for the detector's.
 
     Returns:
         Fields of `animesion.schemas.FEATURES` besides the key.
@@ -166,7 +182,10 @@ def features(decoded: codec.DecodedImage, boxes: Sequence[Box] | None, recipe: R
     if boxes is None:
         crop = quality.trimmed(image) if recipe.quality.trim else None
         return [{**common, "faces": -1, "face": 0, "face_score": 0.0, **_sample_features(image, crop, recipe)}]
-    all_boxes = [box._asdict() for box in boxes]
+    all_boxes = [box._asdict() for box in boxes]  # the detector's, also where a curator decided
+    if decided is not None:
+        left, top, right, bottom = decided
+        boxes = [Box(left, top, right, bottom, 1.0)]
     rows: list[dict[str, Any]] = []
     # A box outside the image has no crop; without any other box the image counts as one without faces.
     inside = [(box, crop) for box in boxes if (crop := _crop(box, *image.size, recipe)) is not None]
@@ -226,21 +245,31 @@ def detections(recipe: Recipe, inputs: Mapping[str, str]) -> str:
     """Digest of what boxes depend on: images, decoder and detector, but not margins and minimums."""
     crop = recipe.crop
     identity = detectors.identity(crop.detector, crop.detector_options)
-    return params_digest([CODE, _limits(recipe), dict(inputs), crop.detector, crop.detector_options, identity])
+    values = [CODE, _limits(recipe), dict(inputs), crop.detector, crop.detector_options, identity]
+    return params_digest([*values, crop.agreement] if isinstance(crop.detector, list) else values)
 
 
 def _limits(recipe: Recipe) -> dict[str, int]:
     return {"max_side": recipe.filter.max_side, "max_pixels": recipe.filter.max_pixels}
 
 
-def params(recipe: Recipe) -> str:
-    """Digest of the recipe's values that this stage depends on."""
-    crop = recipe.crop.model_dump(mode="json", exclude={"min_score", "min_side", "min_share"})
+def params(recipe: Recipe, decided: Mapping[str, Sequence[float]]) -> str:
+    """Digest of the values that this stage depends on: the recipe's, and a curator's boxes of the part's images."""
+    rules = {"min_score", "unsure_score", "unsure", "min_side", "min_share"}
+    crop = recipe.crop.model_dump(mode="json", exclude=rules)
     identity = detectors.identity(recipe.crop.detector, recipe.crop.detector_options)
     values = {"limits": _limits(recipe), "crop": crop, "trim": recipe.quality.trim, "detector": identity}
+    if decided:
+        values["decided"] = {key: list(box) for key, box in decided.items()}
     if recipe.duplicates.near and recipe.duplicates.copies != "off":
         values |= {"copies": recipe.duplicates.copies, "points": local_features.version()}
     return params_digest(values)
+
+
+def _keys(workspace: Workspace, part: int) -> tuple[str, ...]:
+    """Keys of the part's images that have bytes."""
+    raw = parquet.read(workspace.path(f"raw/part-{part:05d}.parquet"), RAW, ("key", "reason"))
+    return tuple(raw.filter(pc.equal(raw["reason"], ""))["key"].to_pylist())
 
 
 def run(
@@ -253,12 +282,12 @@ def run(
         fetched = workspace.receipt(f"fetch/part-{part:05d}")
         assert fetched is not None
         inputs = {name: known["sha256"] for name, known in fetched.outputs.items()}
-        if workspace.done(unit, CODE, params(recipe), inputs):
+        of_part = decided_boxes(recipe, _keys(workspace, part)) if recipe.curate.decisions.box else {}
+        if workspace.done(unit, CODE, params(recipe, of_part), inputs):
             advance(fetched.facts["items"])
         else:
             earlier = workspace.receipt(unit)
-            raw = parquet.read(workspace.path(f"raw/part-{part:05d}.parquet"), RAW, ("key", "reason"))
-            keys = tuple(raw.filter(pc.equal(raw["reason"], ""))["key"].to_pylist())
+            keys = _keys(workspace, part)
             # A change of margins or minimums invalidates the features but not the boxes among them.
             known = (
                 earlier is not None

@@ -61,9 +61,11 @@ def _quality_reason(rows: Rows, i: int, recipe: Recipe) -> tuple[str, str]:
 
 def _face_reason(rows: Rows, i: int, recipe: Recipe) -> tuple[str, str]:
     width, height = rows["width"][i], rows["height"][i]
-    reason = rules.face_reason(rows["faces"][i], rows["face_score"][i], recipe)
+    faces, best, second = rows["faces"][i], rows["face_score"][i], rows["second_score"][i]
+    reason = rules.face_reason(faces, best, second, recipe)
     if reason:
-        return reason, f"{rows['faces'][i]} boxes, best score {rows['face_score'][i]:.2f}"
+        doubt = f", second {second:.2f} is unsure" if rules.is_perhaps(faces, best, second, recipe) else ""
+        return reason, f"{faces} boxes, best score {best:.2f}{doubt}"
     left, top, right, bottom = rows["crop"][i]
     if min(right - left, bottom - top) < recipe.crop.min_side:
         return DropReason.SMALL_FACE, f"{right - left}x{bottom - top}"

@@ -32,8 +32,10 @@ def metadata_reason(item: Item, recipe: Recipe) -> str:
         return DropReason.RATING
     if rules.licences and not is_allowed(item.licence, rules.licences):
         return DropReason.LICENCE
-    if recipe.crop.detector == "boxes" and item.boxes is not None:
-        return face_reason(len(item.boxes), max((box.score for box in item.boxes), default=0.0), recipe)
+    if recipe.crop.detector == "boxes" and item.boxes is not None and item.key not in recipe.curate.decisions.box:
+        scores = sorted((box.score for box in item.boxes), reverse=True)
+        best, second = [*scores, 0.0, 0.0][:2]
+        return face_reason(len(scores), best, second, recipe)
     return ""
 
 
@@ -43,20 +45,47 @@ def is_allowed(licence: str, allowed: Sequence[str]) -> bool:
     return not names.isdisjoint({licence.lower(), _VERSION.sub("", licence.lower())})
 
 
-def face_reason(faces: int, best_score: float, recipe: Recipe) -> str:
+#: Drop reasons that follow from the boxes of an image.
+FACE_REASONS = frozenset(
+    {
+        DropReason.NO_FACE,
+        DropReason.SEVERAL_FACES,
+        DropReason.UNSURE_FACE,
+        DropReason.SMALL_FACE,
+        DropReason.CUT_FACE,
+    }
+)
+
+# Tables store float32, so a score of 0.85 is read back as slightly less and must still pass a minimum of 0.85.
+_SLACK = 1e-6
+
+
+def face_reason(faces: int, best_score: float, second_score: float, recipe: Recipe) -> str:
     """The drop reason that follows from the boxes, or an empty string.
 
     Args:
         faces: number of boxes in the image.
         best_score: score of the sample's box, which is the best one unless each face is a sample.
+        second_score: score of the image's second box; any number where there is none.
         recipe: its `crop` section matters.
     """
-    if faces == 0:
+    crop = recipe.crop
+    if faces == 0 or (crop.faces != "each" and best_score < crop.unsure_score - _SLACK):
         return DropReason.NO_FACE
-    if faces > 1 and recipe.crop.faces == "one-only":
+    least = crop.unsure_score if crop.unsure == "drop" else crop.min_score
+    if faces > 1 and crop.faces == "one-only" and second_score >= least - _SLACK:
         return DropReason.SEVERAL_FACES
-    # Tables store float32, so a score of 0.85 is read back as slightly less and must still pass a minimum of 0.85.
-    return DropReason.UNSURE_FACE if best_score < recipe.crop.min_score - 1e-6 else ""
+    return DropReason.UNSURE_FACE if best_score < crop.min_score - _SLACK else ""
+
+
+def is_perhaps(faces: int, best_score: float, second_score: float, recipe: Recipe) -> bool:
+    """Whether an image has one sure face and perhaps another, see `face_reason`."""
+    crop = recipe.crop
+    return (
+        faces > 1
+        and best_score >= crop.min_score - _SLACK
+        and crop.unsure_score - _SLACK <= second_score < crop.min_score - _SLACK
+    )
 
 
 def _flag_reason(flags: Sequence[str], rules: FilterSection) -> str:
