@@ -167,6 +167,17 @@ class DropReason(StrEnum):
 MEANINGS: dict[str, str] = {reason.value: reason.meaning for reason in DropReason}
 
 
+#: Drop reasons that follow from the boxes of an image.
+FACE_REASONS = frozenset(
+    {
+        DropReason.NO_FACE,
+        DropReason.SEVERAL_FACES,
+        DropReason.UNSURE_FACE,
+        DropReason.SMALL_FACE,
+        DropReason.CUT_FACE,
+    }
+)
+
 _BOX = pa.struct([(name, pa.float32()) for name in Box._fields])
 
 _LISTED = [

@@ -25,7 +25,7 @@ from animesion.dedup.clusters import Rows
 from animesion.errors import UsageError
 from animesion.pipeline import compare, embed, published, reasons, rules, variants, verdicts
 from animesion.pipeline.columns import load_columns
-from animesion.schemas import CURATED, MEANINGS, DropReason
+from animesion.schemas import CURATED, FACE_REASONS, MEANINGS, DropReason
 from animesion.sources import families
 from animesion.storage import checksums, parquet
 from animesion.storage.receipts import Receipt
@@ -358,7 +358,7 @@ def _apply_decisions(
     images = [key.removesuffix(f"-face{face}") if face else key for key, face in zip(keys, faces, strict=True)]
     for i, key in enumerate(keys):
         if images[i] in several or key in several:
-            if not reason[i] or reason[i] in rules.FACE_REASONS:
+            if not reason[i] or reason[i] in FACE_REASONS:
                 reason[i], detail[i] = DropReason.SEVERAL_FACES, "by decision"
         elif key in excluded:
             reason[i] = reason[i] or DropReason.EXCLUDED_BY_DECISION

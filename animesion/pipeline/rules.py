@@ -45,17 +45,6 @@ def is_allowed(licence: str, allowed: Sequence[str]) -> bool:
     return not names.isdisjoint({licence.lower(), _VERSION.sub("", licence.lower())})
 
 
-#: Drop reasons that follow from the boxes of an image.
-FACE_REASONS = frozenset(
-    {
-        DropReason.NO_FACE,
-        DropReason.SEVERAL_FACES,
-        DropReason.UNSURE_FACE,
-        DropReason.SMALL_FACE,
-        DropReason.CUT_FACE,
-    }
-)
-
 # Tables store float32, so a score of 0.85 is read back as slightly less and must still pass a minimum of 0.85.
 _SLACK = 1e-6
 

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from animesion import schemas, splits
 from animesion.dataset.dataset import Dataset
 from animesion.errors import UsageError
+from animesion.report.boxes import Boxes
 from animesion.report.images import Album, Images
 from animesion.report.pairs import KINDS, SIDE, Pair, Pairs
 from animesion.stats import long_tail
@@ -82,6 +83,7 @@ def of_dataset(dataset: Dataset, audit: Path | None = None) -> dict[str, Any]:
         UsageError: a table or the audit is missing or damaged.
     """
     images, album = Images(dataset), Album()
+    boxes = Boxes(images)
     found = overview(dataset, images.rows, audit)
     found["classes"]["samples"] = _samples(images, album)
     shown = sorted(clusters(images.rows), key=lambda each: each["rank"])[:CLUSTERS]
@@ -98,6 +100,7 @@ def of_dataset(dataset: Dataset, audit: Path | None = None) -> dict[str, Any]:
     for reason in found["drops"]:
         listed = dropped(images.rows, reason["reason"])
         listed.sort(key=lambda item: splits.hashed_order(0, item["key"]))
+        boxes.add(listed[:DROPS])
         for item in listed[:DROP_IMAGES]:
             item["image"] = album.add(images.thumbnail(images.rows[item["row"]]), until)
         reason["items"] = [_without_row(item) for item in listed[:DROPS]]

@@ -18,7 +18,7 @@ from PIL import Image
 from animesion.dataset.dataset import Dataset
 from animesion.errors import UsageError
 from animesion.images import codec
-from animesion.schemas import CURATED, DropReason
+from animesion.schemas import CURATED, FACE_REASONS, DropReason
 from animesion.storage import parquet
 
 #: Longest side of a thumbnail on the page, in pixels.
@@ -111,8 +111,8 @@ class Images:
 
     def _dropped(self, row: Mapping[str, Any]) -> Image.Image | None:
         image = self.original(row)
-        if image is None:
-            return None
+        if image is None or row["reason"] in FACE_REASONS:  # which face it is about shows only in the whole image
+            return image
         left, top, right, bottom = row["crop"]
         box = max(0, left), max(0, top), min(image.width, right), min(image.height, bottom)
         return image.crop(box) if box[0] < box[2] and box[1] < box[3] else image

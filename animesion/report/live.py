@@ -23,6 +23,7 @@ from animesion.config.decisions import read as read_decisions
 from animesion.dataset.dataset import Dataset
 from animesion.errors import AnimesionError
 from animesion.report import facts, page
+from animesion.report.boxes import Boxes
 from animesion.report.images import Images
 from animesion.report.pairs import SERVED_SIDE, Pairs
 from animesion.storage.workspace import write_atomic
@@ -63,9 +64,8 @@ class Browser:
         self.dataset = dataset
         self.file = file
         self.images = Images(dataset)
-        self.overview = facts.overview(dataset, self.images.rows, audit)
-        self.pairs = Pairs(self.images)
-        self.overview["pairs"] = facts.pair_totals(self.pairs)
+        self.boxes = Boxes(self.images)
+        self.overview = facts.overview(dataset, self.images.rows, audit) | {"decidable": self.boxes.decidable}
         if self.overview["audit"]:
             for each in self.overview["audit"]["items"]:
                 place = self.images.places.get(each["key"])
@@ -123,7 +123,9 @@ class Browser:
 
     def items(self, rows: Sequence[int]) -> list[dict[str, Any]]:
         """Entries of images, see `animesion.report.facts.item`."""
-        return [facts.item(self.images.rows, i) for i in rows]
+        items = [facts.item(self.images.rows, i) for i in rows]
+        self.boxes.add(items)
+        return items
 
     def conflict(self, rows: Sequence[int]) -> bool:
         """Whether images have different labels."""
@@ -188,6 +190,21 @@ def application(browser: Browser, token: str) -> web.Application:
             raise web.HTTPNotFound(text="image not found")
         return web.Response(body=content, content_type="image/webp")
 
+    async def boxes(request: web.Request) -> web.Response:
+        return _json({"boxes": browser.boxes.of(a_row(request))})
+
+    async def whole(request: web.Request) -> web.Response:
+        content = await asyncio.to_thread(browser.boxes.whole, a_row(request))
+        if content is None:
+            raise web.HTTPNotFound(text="the whole image is not in raw/")
+        return web.Response(body=content, content_type="image/webp")
+
+    def a_row(request: web.Request) -> dict[str, Any]:
+        place = browser.images.places.get(request.match_info["key"])
+        if place is None or not browser.boxes.decidable:
+            raise web.HTTPNotFound(text="image not found")
+        return browser.images.rows[place]
+
     async def put_decisions(request: web.Request) -> web.Response:
         given = request.headers.get(TOKEN_HEADER, "")
         if not hmac.compare_digest(given.encode("utf-8", "replace"), token.encode()):
@@ -218,6 +235,8 @@ def application(browser: Browser, token: str) -> web.Application:
             web.get("/api/pairs", pairs),
             web.get("/api/pairs/{number}", strip),
             web.get("/api/image/{key}", image),
+            web.get("/api/boxes/{key}", boxes),
+            web.get("/api/whole/{key}", whole),
             web.put("/api/decisions", put_decisions),
         ]
     )

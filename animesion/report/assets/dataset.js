@@ -61,12 +61,15 @@ function decide(before, what, keys, label) {
     label: Object.fromEntries(Object.entries(before.label).filter(([key]) => !gone.has(key))),
     same: before.same,
     different: before.different,
-    pairs: before.pairs,
+    box: before.box,
+    several: before.several.filter((key) => !gone.has(key)),
   };
+  const boxless = Object.fromEntries(Object.entries(before.box).filter(([key]) => !gone.has(key)));
+  if (what === 'exclude' || what === 'forget') now.box = boxless;
   if (what === 'exclude') now.exclude = [...now.exclude, ...keys];
   if (what === 'label') Object.assign(now.label, Object.fromEntries(keys.map((key) => [key, label])));
   if (what === 'same' || what === 'different') {
-    Object.assign(now, { exclude: before.exclude, label: before.label });
+    Object.assign(now, { exclude: before.exclude, label: before.label, several: before.several });
     const split = (each) => [each.filter((key) => gone.has(key)), each.filter((key) => !gone.has(key))];
     // the new decision wins; older sets keep what they state about their other images
     if (what === 'same') {
@@ -85,7 +88,7 @@ function decide(before, what, keys, label) {
 }
 
 function useDecisions(data) {
-  const [state, set] = useState({ decisions: data.decisions, revision: data.revision, message: '', selected: new Set() });
+  const [state, set] = useState({ decisions: data.decisions, revision: data.revision, message: '', selected: new Set(), boxing: '' });
   if (!data.live) return null;
   const token = data.token;
   const save = async (decisions) => {
@@ -99,7 +102,7 @@ function useDecisions(data) {
       const text = await answer.text();
       if (!answer.ok) throw new Error(text || answer.statusText);
       const { revision } = JSON.parse(text);
-      set((now) => ({ ...now, decisions, revision, message: `Saved to ${data.file}`, selected: new Set() }));
+      set((now) => ({ ...now, decisions, revision, message: `Saved to ${data.file}`, selected: new Set(), boxing: '' }));
     } catch (error) {
       set((now) => ({ ...now, message: `Not saved: ${error.message}` }));
     }
@@ -114,7 +117,9 @@ function useDecisions(data) {
     }),
     clear: () => set((now) => ({ ...now, selected: new Set() })),
     act: (what, keys, label) => save(decide(state.decisions, what, keys, label)),
-    turn: (ids, verdict) => save(turn(state.decisions, ids, verdict)),
+    box: (key) => set((now) => ({ ...now, boxing: key })),
+    decideBox: (key, box) => save(decideBox(state.decisions, key, box)),
+    decideSeveral: (keys) => save(decideSeveral(state.decisions, keys)),
   };
 }
 
@@ -122,12 +127,14 @@ function useDecisions(data) {
 function verdict(decisions, key) {
   if (!decisions) return '';
   if (decisions.exclude.includes(key)) return 'excluded';
+  if (decisions.several.includes(key)) return 'two characters';
+  if (Object.hasOwn(decisions.box, key)) return 'box';
   if (Object.hasOwn(decisions.label, key)) return `→ ${decisions.label[key]}`;
   if (decisions.same.some((each) => each.includes(key))) return 'same';
   return decisions.different.some((each) => each.includes(key)) ? 'different' : '';
 }
 
-function Actions({ editor, names }) {
+function Actions({ editor, names, decidable }) {
   const [label, setLabel] = useState('');
   const keys = [...editor.selected];
   const several = keys.length > 1;
@@ -153,6 +160,8 @@ function Actions({ editor, names }) {
     <button disabled=${!label.trim()}>Label</button></form>
     <button disabled=${!several} onClick=${() => editor.act('same', keys)} title="s">Same image</button>
     <button disabled=${!several} onClick=${() => editor.act('different', keys)} title="d">Different</button>
+    ${decidable ? html`<button disabled=${several} onClick=${() => editor.box(keys[0])}>Box…</button>
+    <button onClick=${() => editor.decideSeveral(keys)}>Two characters</button>` : null}
     <button onClick=${() => editor.act('forget', keys)} title="u">Reset</button>
     <button onClick=${editor.clear} title="Esc">Deselect</button>
     <span role="status">${plain(editor.message)}</span>
@@ -169,13 +178,15 @@ function Card({ item, store, editor, lines }) {
   const image = source && !broken
     ? html`<img src=${source} alt=${plain(item.key)} loading="lazy" decoding="async" onError=${() => setBroken(true)} />`
     : html`<span class="none">no image</span>`;
+  const boxed = item.boxes && source && !broken ? html`<${Boxed} boxes=${item.boxes} decided=${editor && editor.decisions.box[item.key]}>${image}<//>` : image;
   const frame = editor
-    ? html`<button class="frame" aria-pressed=${editor.selected.has(item.key)} aria-label=${`Select ${plain(item.key)}`} onClick=${() => editor.select(item.key)}>${image}</button>`
-    : html`<span class="frame">${image}</span>`;
+    ? html`<button class="frame" aria-pressed=${editor.selected.has(item.key)} aria-label=${`Select ${plain(item.key)}`} onClick=${() => editor.select(item.key)}>${boxed}</button>`
+    : html`<span class="frame">${boxed}</span>`;
   return html`<li class=${`card${item.kept ? ' kept' : ''}${item.kept === false ? ' dropped' : ''}`} data-key=${item.key}>
     ${frame}
     ${decided ? html`<span class="badge"><${Name} text=${decided} /></span>` : null}
     <span class="lines">${lines(item)}</span>
+    ${item.boxes && editor && editor.writable ? html`<button class="box" onClick=${() => editor.box(item.key)}>Box…</button>` : null}
   </li>`;
 }
 
@@ -401,7 +412,7 @@ function Audit({ audit, store, editor, live }) {
 
 function Decided({ data, editor }) {
   const { decisions } = editor;
-  const empty = !decisions.exclude.length && !Object.keys(decisions.label).length && !decisions.same.length && !decisions.different.length && !decisions.pairs.length;
+  const empty = !decisions.exclude.length && !Object.keys(decisions.label).length && !decisions.same.length && !decisions.different.length && !decisions.several.length && !Object.keys(decisions.box).length;
   const Row = ({ what, keys, more }) => html`<tr><td>${what}</td><td>${keys.map((key) => html`<${Name} text=${key} /> `)}</td><td>${more ? html`<${Name} text=${more} />` : null}</td>
     <td><button disabled=${!editor.writable} onClick=${() => editor.act('forget', keys)}>Reset</button></td></tr>`;
   return html`<div><h2>Decisions</h2>
@@ -411,9 +422,9 @@ function Decided({ data, editor }) {
       ${decisions.exclude.map((key) => html`<${Row} what="exclude" keys=${[key]} />`)}
       ${Object.entries(decisions.label).map(([key, label]) => html`<${Row} what="label" keys=${[key]} more=${label} />`)}
       ${decisions.same.map((keys) => html`<${Row} what="same" keys=${keys} />`)}
-      ${decisions.different.map((keys) => html`<${Row} what="different" keys=${keys} />`)}
-      ${decisions.pairs.map((each) => html`<tr><td>pair: ${each.verdict}</td><td>${each.images.map((id) => html`<code>${id.slice(0, 12)}…${id.slice(64)}</code> `)}</td><td></td>
-        <td><button disabled=${!editor.writable} onClick=${() => editor.turn(each.images, '')}>Reset</button></td></tr>`)}</tbody></table></div>`}
+      ${decisions.several.map((key) => html`<${Row} what="two characters" keys=${[key]} />`)}
+      ${Object.entries(decisions.box).map(([key, box]) => html`<${Row} what="box" keys=${[key]} more=${box.map((value) => `${(100 * value).toFixed(1)}%`).join(', ')} />`)}
+      ${decisions.different.map((keys) => html`<${Row} what="different" keys=${keys} />`)}</tbody></table></div>`}
     <p role="status">${plain(editor.message)}</p>
   </div>`;
 }
@@ -432,7 +443,8 @@ function Dataset({ data, at }) {
     audit: () => data.audit && html`<${Audit} audit=${data.audit} store=${store} editor=${editor} live=${data.live} />`,
     decisions: () => editor && html`<${Decided} data=${data} editor=${editor} />`,
   }[at[0]];
-  return html`<${Guard} key=${at[0]}>${(view && view()) || html`<${Overview} ...${common} />`}<//>${editor ? html`<${Actions} editor=${editor} names=${data.classes.names} />` : null}`;
+  return html`<${Guard} key=${at[0]}>${(view && view()) || html`<${Overview} ...${common} />`}<//>${editor ? html`<${Actions} editor=${editor} names=${data.classes.names} decidable=${data.decidable} />` : null}
+    ${editor && editor.boxing ? html`<${BoxDialog} key=${editor.boxing} editor=${editor} />` : null}`;
 }
 
 const datasetTabs = (data) => [
