@@ -13,7 +13,8 @@ import pytest
 from hypothesis import strategies as st
 
 import animesion
-from animesion.config.decisions import Decisions, PairDecision
+from animesion.config.decisions import Decisions
+from animesion.config.decisions import read as read_decisions
 from animesion.config.recipe import CurateSection
 from animesion.errors import UsageError
 from animesion.pipeline.curate import decide
@@ -32,8 +33,8 @@ def rows(*images: dict[str, Any]) -> dict[str, list[Any]]:
             "licence": "", "author": "", "md5": f"{i:032x}", "bytes": 100, "sha256": f"{i:064x}", "extension": "jpg",
             "offset": 0, "reason": "", "detail": "", "part": 0, "seen_reason": "", "seen_detail": "", "format": "jpg",
             "mode": "RGB", "face": 0, "width": 100, "height": 80, "plain": True, "pixels_blake3": f"p{i}", "faces": -1,
-            "face_score": 0.0, "crop": None, "phash": rng.getrandbits(64),
-            "phash_flip": rng.getrandbits(64), "thumbnail": rng.randbytes(768),
+            "face_score": 0.0, "box_count": 0, "best_score": 0.0, "second_score": 0.0, "crop": None,
+            "phash": rng.getrandbits(64), "phash_flip": rng.getrandbits(64), "thumbnail": rng.randbytes(768),
         }  # fmt: skip
         for name, value in {**ordinary, **given}.items():
             columns.setdefault(name, []).append(value)
@@ -509,3 +510,105 @@ def test_names_are_families_also_where_the_source_lists_none() -> None:
     assert [found[f"k{i:04d}"]["group"] for i in range(5)] == ["k0000", "k0000", "k0002", "k0003", "k0003"]
     found, _ = run(columns, "source.family=''")
     assert len({row["group"] for row in found.values()}) == 5
+
+
+# -- faces -------------------------------------------------------------------------------------------------------------
+
+
+def faces(*scores: float, **more: Any) -> dict[str, Any]:
+    """An image in which a detector found boxes of these scores, best first."""
+    best, second = [*scores, 0.0, 0.0][:2]
+    crop = {"crop": [10, 10, 60, 60]} if scores else {}
+    boxes = {"box_count": len(scores), "best_score": best, "second_score": second}
+    return {"faces": len(scores), "face_score": best, **boxes, **crop, **more}
+
+
+SCORES = [(0.9,), (0.9, 0.8), (0.9, 0.4), (0.9, 0.1), (0.9, 0.4, 0.2), (0.4,), (0.4, 0.3), (0.1,), ()]
+
+
+@pytest.mark.parametrize(
+    ("settings", "reasons"),
+    [
+        # as before there were unsure boxes: every box counts
+        ((), ["", "s", "s", "s", "s", "u", "s", "u", "n"]),
+        (("crop.unsure=report",), ["", "s", "", "", "", "u", "u", "u", "n"]),
+        (("crop.unsure_score=0.2",), ["", "s", "s", "", "s", "u", "s", "n", "n"]),
+        (("crop.unsure_score=0.2", "crop.unsure=report"), ["", "s", "", "", "", "u", "u", "n", "n"]),
+        (("crop.unsure_score=0.6",), ["", "s", "", "", "", "n", "n", "n", "n"]),
+        (("crop.faces=best", "crop.unsure_score=0.2"), ["", "", "", "", "", "u", "u", "n", "n"]),
+    ],
+)
+def test_a_second_box_that_is_unsure_counts_as_the_recipe_says(settings: tuple[str, ...], reasons: list[str]) -> None:
+    names = {"": "", "s": "several faces", "u": "unsure face", "n": "no face"}
+    overrides = ("crop.detector=lbp", "crop.min_score=0.6", *settings)
+    found, facts = run(rows(*(faces(*each) for each in SCORES)), *overrides)
+    assert [row["reason"] for row in found.values()] == [names[each] for each in reasons]
+    unsure = [i for i, row in enumerate(found.values()) if row["detail"].startswith("perhaps a second face")]
+    notes = " ".join(facts["notes"])
+    if "crop.unsure=report" in settings:
+        assert unsure == ([2, 4] if "crop.unsure_score=0.2" in settings else [2, 3, 4])
+        assert f"{len(unsure)} images that passed the limits perhaps have a second face" in notes
+    else:
+        assert unsure == []
+        dropped = {"crop.unsure_score=0.2": 2, "crop.unsure_score=0.6": 0}.get(" ".join(settings[-1:]), 3)
+        dropped = 0 if "crop.faces=best" in settings else dropped
+        assert (f"{dropped} images were dropped as 'several faces' although" in notes) == (dropped > 0)
+
+
+def test_two_characters_are_several_faces_whatever_was_found() -> None:
+    images = rows(faces(0.9), faces(), faces(0.9), {**faces(0.9), "width": 3, "height": 3})
+    recipe = animesion.load_recipe("folder", ["source.path=x", "crop.detector=lbp", "filter.min_side=10"])
+    decisions = Decisions(several=["k0000", "k0001", "k0003", "absent"])
+    table, facts = decide(images, recipe.model_copy(update={"curate": CurateSection(decisions=decisions)}), {})
+    assert table["reason"].to_pylist() == ["several faces", "several faces", "", "too small"]
+    assert table["detail"].to_pylist()[:2] == ["by decision"] * 2
+    assert any("4 images of several characters" in note for note in facts["notes"])
+    assert "decisions: 1 keys match no image of this source" in facts["notes"]
+
+
+def test_a_box_by_decision_is_the_one_face() -> None:
+    images = rows({**faces(0.9, 0.4), "faces": 1, "face_score": 1.0}, faces(0.9))
+    recipe = animesion.load_recipe("folder", ["source.path=x", "crop.detector=lbp", "crop.unsure=report"])
+    decisions = Decisions(box={"k0000": [0.1, 0.1, 0.5, 0.5]})
+    table, facts = decide(images, recipe.model_copy(update={"curate": CurateSection(decisions=decisions)}), {})
+    assert table["reason"].to_pylist() == ["", ""]
+    assert any("1 boxes" in note for note in facts["notes"])
+    assert not any("perhaps" in note for note in facts["notes"])
+
+
+@pytest.mark.parametrize(
+    ("decisions", "message"),
+    [
+        ({"box": {"a": [0.1, 0.1, 0.1, 0.5]}}, "a has a box that ends before it starts"),
+        ({"box": {"a": [0.1, 0.1, 1.5, 0.5]}}, "less than or equal to 1"),
+        ({"box": {"a": [0.1, 0.1, 0.5]}}, "at least 4 items"),
+        ({"box": {"a": [0.1, 0.1, float("nan"), 0.5]}}, "finite number|greater than or equal"),
+        ({"box": {"a": [0.1, 0.1, 0.4, 0.5]}, "exclude": ["a"]}, "a is excluded and has a box"),
+        ({"box": {"a": [0.1, 0.1, 0.4, 0.5]}, "several": ["a"]}, "shows several characters and has another decision"),
+    ],
+)
+def test_decisions_on_boxes_that_make_no_sense_are_refused(decisions: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Decisions.model_validate(decisions)
+
+
+def test_decisions_on_boxes_are_read_back(tmp_path: Path) -> None:
+    made = Decisions(box={"b": [0.1, 0.25, 1, 1], "a": [0, 0, 0.5, 0.5]}, several=["d", "c", "c"])
+    (tmp_path / "d.toml").write_text(made.to_toml())
+    again = read_decisions(tmp_path / "d.toml")
+    assert again.box == made.box
+    assert again.several == ["c", "d"]
+    assert again.to_toml() == made.to_toml()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["crop.unsure_score=0.9", "crop.min_score=0.8"], r"unsure_score \(0.9\) is above min_score \(0.8\)"),
+        (["crop.detector=['lbp']"], "a list of detectors needs two or more"),
+        (["crop.detector=['lbp', 'none']"], "a list of detectors needs two or more"),
+    ],
+)
+def test_limits_on_boxes_that_contradict_are_refused(settings: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        animesion.load_recipe("folder", ["source.path=x", *settings])

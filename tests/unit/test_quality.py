@@ -329,3 +329,31 @@ def test_trimmed_bars_are_not_packed(tmp_path: Path) -> None:
     rows = built(tmp_path / "images", tmp_path / "out", "quality.trim=true")
     assert {tuple(row["crop"]) for row in rows} == {(0, 24, 320, 216)}
     assert {image.size for image, _ in samples(tmp_path / "out")} == {(320, 192)}
+
+
+def test_a_decided_box_replaces_those_of_the_detector_and_asks_it_nothing(
+    corners: Path, folder: Path, tmp_path: Path
+) -> None:
+    """Two boxes everywhere: only images with a decision are kept; taking it back drops them again."""
+    out, decisions = tmp_path / "out", tmp_path / "decisions.toml"
+    settings = ("crop.detector=corners", "crop.margin=0.1", "split.strategy=single", f"curate.decisions='{decisions}'")
+    decisions.write_text("")
+    with pytest.raises(AnimesionError, match="no image is left"):
+        built(folder, out, *settings)
+    asked = len(corners.read_text())
+    keys = pq.read_table(out / "curated.parquet")["key"].to_pylist()
+    decisions.write_text(
+        f"several = ['{keys[2]}']\n[box]\n{keys[0]} = [0.5, 0.25, 0.75, 0.5]\n{keys[1]} = [0, 0, 1, 1]\n"
+    )
+    rows = {row["key"]: row for row in built(folder, out, *settings)}
+    assert [key for key, row in rows.items() if row["kept"]] == keys[:2]
+    assert rows[keys[0]]["crop"] == [152, 54, 248, 126]
+    assert rows[keys[1]]["crop"] == [0, 0, 320, 240]
+    assert rows[keys[2]]["detail"] == "by decision"
+    assert len(corners.read_text()) == asked
+    boxes = pq.read_table(out / "features" / "part-00000.parquet", columns=["key", "boxes"]).to_pylist()
+    assert {len(row["boxes"]) for row in boxes} == {2}  # the detector's, for the report and for the next decision
+    fresh = {row["key"]: row for row in built(folder, tmp_path / "fresh", *settings)}
+    assert fresh == rows
+    decisions.write_text(f"[box]\n{keys[1]} = [0, 0, 1, 1]\n")
+    assert [row["key"] for row in built(folder, out, *settings) if row["kept"]] == [keys[1]]
