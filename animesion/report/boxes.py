@@ -18,6 +18,9 @@ from PIL import Image
 from animesion.report.images import Images
 from animesion.schemas import FACE_REASONS
 
+#: Longest side of a thumbnail with boxes in a file, in pixels.
+BOXED_SIDE = 144
+
 #: Longest side of the whole image in which a curator draws, in pixels.
 SIDE = 900
 

@@ -21,9 +21,8 @@ import pyarrow.parquet as pq
 from animesion import schemas, splits
 from animesion.dataset.dataset import Dataset
 from animesion.errors import UsageError
-from animesion.report.boxes import Boxes
-from animesion.report.images import Album, Images
-from animesion.report.pairs import KINDS, SIDE, Pair, Pairs
+from animesion.report.boxes import BOXED_SIDE, Boxes
+from animesion.report.images import SIDE, Album, Images
 from animesion.stats import long_tail
 
 #: Byte budgets of the thumbnails of classes, clusters, pairs and drops, before base64 makes them a third larger.
@@ -102,7 +101,8 @@ def of_dataset(dataset: Dataset, audit: Path | None = None) -> dict[str, Any]:
         listed.sort(key=lambda item: splits.hashed_order(0, item["key"]))
         boxes.add(listed[:DROPS])
         for item in listed[:DROP_IMAGES]:
-            item["image"] = album.add(images.thumbnail(images.rows[item["row"]]), until)
+            side = BOXED_SIDE if "boxes" in item else SIDE
+            item["image"] = album.add(images.thumbnail(images.rows[item["row"]], side), until)
         reason["items"] = [_without_row(item) for item in listed[:DROPS]]
     found["images"] = album.images
     return found

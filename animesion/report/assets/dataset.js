@@ -190,7 +190,7 @@ function Card({ item, store, editor, lines }) {
   </li>`;
 }
 
-const Cards = ({ items, ...rest }) => html`<ul class="cards">${items.map((item) => html`<${Card} key=${item.key} item=${item} ...${rest} />`)}</ul>`;
+const Cards = ({ items, ...rest }) => html`<ul class=${items.some((item) => item.boxes) ? 'cards large' : 'cards'}>${items.map((item) => html`<${Card} key=${item.key} item=${item} ...${rest} />`)}</ul>`;
 
 const Key = ({ item }) => (item.url
   ? html`<a class="key" href=${item.url} target="_blank" rel="noopener noreferrer"><${Name} text=${item.key} /></a>`
