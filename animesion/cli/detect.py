@@ -30,7 +30,7 @@ _SHOWN = 120
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Option of the detector, or of NAME.KEY.")
 @click.option("--min-score", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Lowest score of a box.")
 @click.option(
-    "--iou", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Overlap of boxes that are the same."
+    "--iou", type=click.FloatRange(0, 1), default=0.3, show_default=True, help="Overlap of boxes that are the same."
 )
 @click.option(
     "--format",

@@ -151,7 +151,7 @@ class CropSection(Section):
         {}, description="options of the detector, such as `score` of `onnx`; of a list, tables by name"
     )
     agreement: float = Field(
-        0.5,
+        0.3,
         gt=0,
         le=1,
         strict=False,

@@ -16,8 +16,9 @@ from animesion.config import settings
 from animesion.errors import UsageError
 from animesion.schemas import Box
 
-#: Least intersection over union of boxes on which several detectors agree, unless it is set.
-AGREEMENT = 0.5
+#: Least intersection over union of boxes on which several detectors agree, unless it is set: boxes around a face with
+#: its hair and without share a third of their area (docs/detectors.md).
+AGREEMENT = 0.3
 
 
 class Detector(Protocol):
