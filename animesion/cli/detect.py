@@ -88,7 +88,7 @@ def detect(
     for each in scan.scan(paths, made, min_score):
         if each.problem:
             if not each.no_image:
-                click.echo(f"{each.path}: {each.problem}", err=True)
+                click.echo(printable(f"{each.name}: {each.problem}"), err=True)
         elif stream:
             click.echo(box_tables.line(_image_boxes(each, kind)))
         seen.append(each)
@@ -123,6 +123,11 @@ def detect(
         _sheet(sheet, good, list(made), iou, sheet_images)
     if any(each.problem and not each.no_image for each in seen):
         ctx.exit(1)
+
+
+def printable(text: str) -> str:
+    """Replace control characters: names are untrusted and may hold escape sequences of the terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def load(names: Sequence[str], settings: Sequence[str], iou: float, *, together: bool) -> Mapping[str, Any]:

@@ -88,7 +88,7 @@ def evaluate(
     PATHS are the images, or folders of images; by default the folder of the labels. Images are found by the digest of
     their bytes if the labels have digests, else by their path. Images without labels are passed over.
     """
-    from animesion.cli.detect import load
+    from animesion.cli.detect import load, printable
     from animesion.dataset import box_tables
     from animesion.detectors import evaluation, scan, sheets
 
@@ -109,7 +109,7 @@ def evaluate(
             without += each.problem == scan.NO_LABELS and not each.no_image
             if each.problem != scan.NO_LABELS and not each.no_image:
                 unread += 1
-                click.echo(f"{each.path}: {each.problem}", err=True)
+                click.echo(printable(f"{each.name}: {each.problem}"), err=True)
             continue
         of = labels.of(each.name, each.sha256)
         assert of is not None
@@ -142,6 +142,7 @@ def evaluate(
 def _print_evaluation(
     images: Sequence[Judged], detector: str, min_score: float, iou: float, milliseconds: float, *, as_json: bool
 ) -> None:
+    from animesion.cli.detect import printable
     from animesion.detectors import evaluation, matching
 
     rows = evaluation.rows(images, min_score)
@@ -176,8 +177,7 @@ def _print_evaluation(
         average = "-" if row.average is None else f"{100 * row.average:.1f}"
         click.echo(f"{row.name:<10}  {row.truth:>6,}  {recall:<22}  {precision:<22}  {average:>5}")
     for name, (found, all_of) in recalls.items():
-        shown = "".join(c if c.isprintable() else "?" for c in name[:40])
-        click.echo(f"{shown:<10}  {all_of:>6,}  {matching.percent(found, all_of):<22}")
+        click.echo(f"{printable(name[:40]):<10}  {all_of:>6,}  {matching.percent(found, all_of):<22}")
     for least, (score, found, right, boxes) in points.items():
         click.echo(
             f"precision of at least {100 * least:.0f}%: recall {matching.percent(found, truth)} at score {score:.3f} "

@@ -191,6 +191,12 @@ class CropSection(Section):
         """The detectors, one or several."""
         return [self.detector] if isinstance(self.detector, str) else self.detector
 
+    @property
+    def described(self) -> str:
+        """The detectors for a sentence, without the paths of their files."""
+        names = [f"`{each.partition(':')[0]}`" for each in self.detectors]
+        return f"the detector {names[0]}" if len(names) == 1 else f"the detectors {' and '.join(names)}, which agree"
+
     @model_validator(mode="after")
     def _limits_in_order(self) -> Self:
         if self.unsure_score > self.min_score:

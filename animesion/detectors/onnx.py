@@ -111,6 +111,8 @@ class OnnxDetector:
         image, sizes = self._inputs()
         self._input: str = image.name
         self._type = _TYPES[image.type]
+        if self._type is np.uint8 and options.values not in ("auto", "0-255"):
+            raise self._refusal(f"takes bytes, which have no values of the option 'values' ({options.values})")
         self._nhwc = self._is_nhwc(image.shape)
         sides = image.shape[1:3] if self._nhwc else image.shape[2:]
         self._height, self._width = (side if isinstance(side, int) and side > 0 else 0 for side in sides)
@@ -175,7 +177,7 @@ class OnnxDetector:
         )
 
     def _described(self, inputs: Sequence[Any]) -> str:
-        return ", ".join(f"{each.name} {_shape(each.shape)} of {each.type}" for each in inputs[:6]) or "nothing"
+        return ", ".join(f"{each.name[:60]} {_shape(each.shape)} of {each.type}" for each in inputs[:6]) or "nothing"
 
     @classmethod
     def file(cls, options: OnnxOptions | None = None) -> Path:

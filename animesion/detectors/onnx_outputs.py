@@ -108,7 +108,7 @@ def read(outputs: Mapping[str, Any], width: int, height: int, reading: Reading) 
 
 def shapes(outputs: Mapping[str, Any]) -> str:
     """Names and shapes of outputs, for messages."""
-    named = [f"{name} {tuple(getattr(value, 'shape', ()))}" for name, value in list(outputs.items())[:6]]
+    named = [f"{name[:60]} {tuple(getattr(value, 'shape', ()))}" for name, value in list(outputs.items())[:6]]
     return ", ".join(named) or "nothing"
 
 

@@ -92,7 +92,8 @@ def listed(paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
     for path in paths:
         for file in files.files([path]):
             below = file.relative_to(path) if path.is_dir() and len(paths) == 1 else file
-            yield file, below.as_posix()
+            # bytes that are no UTF-8 are lone surrogates in Python's names, which no file of boxes can hold
+            yield file, below.as_posix().encode("utf-8", "backslashreplace").decode()
 
 
 class Labels:

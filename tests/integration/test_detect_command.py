@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -164,3 +165,17 @@ def test_wrong_requests_are_one_sentence(world: Path, arguments: list[str], mess
     done = run(world, *arguments)
     assert done.exit_code != 0
     assert message in str(done.exception) + done.stderr
+
+
+def test_names_that_are_no_text_or_act_on_the_terminal(world: Path, tmp_path: Path) -> None:
+    os.rename(os.fsencode(world / "one.png"), os.fsencode(world) + b"/\xff\x1b[31m.png")
+    (world / "bad\x1b[31m.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
+    for form in ("csv", "coco"):
+        done = run(
+            world, "--detector", "lbp", "--format", form, "--out", tmp_path / "b", "--sheet", tmp_path / "s.html"
+        )
+        assert done.exit_code == 1
+        assert "\x1b" not in done.stderr
+        assert "bad?[31m.png" in done.stderr
+        judged = evaluate(world, "--boxes", tmp_path / "b", "--detector", "lbp", "--json")
+        assert json.loads(judged.stdout)["rows"][0]["found"] == 3

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 from PIL import Image
 
 from animesion.detectors import onnx_outputs
@@ -271,6 +273,7 @@ def test_colours_and_their_values_are_as_the_options_say(tmp_path: Path) -> None
         ({}, yolov8, {"task": "obb"}, {}, "returns rotated boxes"),
         ({}, yolov8, {}, {"axes": "nhwc"}, r"shape \(batch, 3, 128, 128\), which has not three channels"),
         ({"side": 3}, yolov8, {}, {}, "set the option 'axes'"),
+        ({"kind": "bytes"}, yolov8, {}, {"values": "imagenet"}, "takes bytes"),
         ({}, ultralytics_rtdetr, TWO, {}, "where layout 'boxes' has class ids below 2: set the option 'layout'"),
         ({}, turned, {}, {}, r"output0 \(1, 336, 6\) and has no class names, which are not recognised"),
         ({}, queries, {}, {}, "set the option 'activation' to sigmoid"),
@@ -372,3 +375,45 @@ def test_nothing_found_is_no_box() -> None:
     ):
         found = onnx_outputs.read(outputs, 640, 640, reading())
         assert not (found.scores >= 0.25).any()
+
+
+SHAPES: list[tuple[int, ...]] = [
+    *[(1, 300, 6), (1, 6, 300), (1, 300, 4), (1, 300), (300,), (1,), (1, 1), (300, 7), (0, 6), (1, 0, 6)],
+    *[(1, 5, 8400), (1, 8400, 6), (2, 300, 6), (1, 4, 300), (1, 32, 9, 9), (1, 300, 80), (300, 4), (), (1, 3, 3)],
+]
+
+
+@hypothesis.given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["boxes", "scores", "labels", "logits", "pred_boxes", "num_dets", "output0", "x"]),
+            st.sampled_from(SHAPES),
+            st.sampled_from(["float32", "float16", "int64"]),
+            st.sampled_from(["zero", "unit", "wide", "wild"]),
+        ),
+        max_size=4,
+        unique_by=lambda each: each[0],
+    ),
+    st.sampled_from(["auto", "yolov5", "yolov8", "boxes", "yolov7", "rtdetr", "queries"]),
+    st.sampled_from(["auto", "sigmoid", "softmax"]),
+    st.integers(0, 3),
+)
+@hypothesis.settings(deadline=None, max_examples=60)
+def test_any_output_is_read_or_refused(outputs: list[Any], layout: Any, activation: Any, classes: int) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for name, shape, kind, values in outputs:
+        value = {"zero": np.zeros(shape), "unit": rng.uniform(0, 1, shape), "wide": rng.uniform(0, 640, shape)}.get(
+            values
+        )
+        if value is None:
+            value = rng.choice([np.nan, np.inf, -np.inf, -1e38, 3e38, 0.5, 0], shape)
+        with np.errstate(all="ignore"):
+            arrays[name] = np.asarray(np.nan_to_num(value) if kind == "int64" else value).astype(kind)
+    how = onnx_outputs.Reading(layout=layout, activation=activation, classes=classes)
+    try:
+        found = onnx_outputs.read(arrays, 640, 640, how)
+    except UsageError:
+        return
+    assert found.corners.shape == (len(found.scores), 4) == (len(found.classes), 4)
+    assert ((found.scores >= 0) & (found.scores <= 1)).all()
