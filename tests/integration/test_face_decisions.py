@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,13 +54,20 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
         ]
 
 
+@pytest.fixture(scope="module")
+def built(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A build by that recipe; tests that change it work on a copy."""
+    out = tmp_path_factory.mktemp("built") / "out"
+    animesion.build(animesion.load_recipe("folder", settings), out, workers=1)
+    return out
+
+
 def rows(out: Path) -> dict[str, dict[str, Any]]:
     return {Path(row["source_id"]).stem: row for row in pq.read_table(out / "curated.parquet").to_pylist()}
 
 
-def test_what_a_curator_chooses_is_what_the_next_build_crops(settings: list[str], tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    animesion.build(animesion.load_recipe("folder", settings), out, workers=1)
+def test_what_a_curator_chooses_is_what_the_next_build_crops(settings: list[str], built: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(built, tmp_path / "out"))
     before = rows(out)
     assert {name: row["reason"] for name, row in before.items()} == {
         "one": "", "other": "", "two": "several faces", "none": "no face",
@@ -105,8 +113,8 @@ def test_what_a_curator_chooses_is_what_the_next_build_crops(settings: list[str]
     assert after["one"] == before["one"] | {"class_id": after["one"]["class_id"], "group": after["one"]["group"]}
 
 
-def test_the_report_shows_the_whole_image_with_its_boxes(settings: list[str], tmp_path: Path) -> None:
-    animesion.build(animesion.load_recipe("folder", settings), tmp_path / "out", workers=1)
+def test_the_report_shows_the_whole_image_with_its_boxes(built: Path, tmp_path: Path) -> None:
+    shutil.copytree(built, tmp_path / "out")
     found = facts.of_dataset(animesion.open_dataset(tmp_path / "out"))
     drops = {each["reason"]: each["items"] for each in found["drops"]}
     [several], [none] = drops["several faces"], drops["no face"]
