@@ -22,7 +22,7 @@ from animesion import schemas, splits
 from animesion.dataset.dataset import Dataset
 from animesion.errors import UsageError
 from animesion.report.boxes import BOXED_SIDE, Boxes
-from animesion.report.images import SIDE, Album, Images
+from animesion.report.images import Album, Images
 from animesion.stats import long_tail
 
 #: Byte budgets of the thumbnails of classes, clusters, pairs and drops, before base64 makes them a third larger.
@@ -101,8 +101,8 @@ def of_dataset(dataset: Dataset, audit: Path | None = None) -> dict[str, Any]:
         listed.sort(key=lambda item: splits.hashed_order(0, item["key"]))
         boxes.add(listed[:DROPS])
         for item in listed[:DROP_IMAGES]:
-            side = BOXED_SIDE if "boxes" in item else SIDE
-            item["image"] = album.add(images.thumbnail(images.rows[item["row"]], side), until)
+            size = (BOXED_SIDE,) if "boxes" in item else ()
+            item["image"] = album.add(images.thumbnail(images.rows[item["row"]], *size), until)
         reason["items"] = [_without_row(item) for item in listed[:DROPS]]
     found["images"] = album.images
     return found
