@@ -117,7 +117,7 @@ def test_a_worker_that_is_killed_once_is_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("how", "count", "numbers"),
-    [("segfault", 100, (0, 42, 43, 99)), ("memory", 6, (0, 3)), ("exit", 6, (2, 5))],
+    [("segfault", 24, (0, 10, 11, 23)), ("memory", 6, (0, 3)), ("exit", 6, (2, 5))],
 )
 def test_poison_is_bisected_and_given_up(how: str, count: int, numbers: tuple[int, ...]) -> None:
     keys = tuple(f"key-{i:03d}" for i in range(count))

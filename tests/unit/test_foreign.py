@@ -153,7 +153,9 @@ CAL: dict[str, tuple[dict[str, Any], int, str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", CAL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "vgg19_bn" else name for name in CAL]
+)
 def test_cal_releases_are_loaded_as_they_are(tmp_path, monkeypatch, name, caplog):
     options, side, encoder, rename = CAL[name]
     architecture = BACKBONES[name].partition(".")[0]
