@@ -129,7 +129,8 @@ def decide(
             confirmed |= duplicates.decided.get((pair[0], pair[1])) == "copy"
         if reason[i] == DropReason.NEAR_DUPLICATE and confirmed:
             reason[i] = DropReason.DUPLICATE_BY_DECISION
-    if unused := len(recipe.curate.decisions.pairs) - len(duplicates.decided):
+    pairs_decided = {frozenset(each.images) for each in recipe.curate.decisions.pairs}
+    if unused := len(pairs_decided) - len(duplicates.decided):
         notes.append(
             f"decisions: {unused:,} verdicts on pairs have no effect: an image of the pair is not there or was dropped "
             "for another reason, or both have equal pixels"
