@@ -197,6 +197,25 @@ def test_a_run_can_be_extended(tmp_path: Path) -> None:
     assert rates[8] < rates[9]
 
 
+def test_a_run_ends_when_validation_stops_improving(tmp_path: Path) -> None:
+    still = ("data.val=val", "optimizer.lr=1e-12", "schedule.epochs=5")  # the accuracy stays that of the first epoch
+    watcher = Follower()
+    ended = train(tmp_path, *still, "schedule.patience=2", watcher=watcher)
+    assert (ended.step, ended.best_epoch) == (9, 1)
+    assert watcher.messages[-1] == (
+        "the run ends after epoch 3: no validation was better than that of epoch 1 (schedule.patience = 2)"
+    )
+    assert train(tmp_path, *still, "schedule.patience=2", resume=True).step == 9
+    longer = train(tmp_path, *still, "schedule.patience=3", resume=True)
+    assert longer.step == 12
+    for mine, theirs in zip(
+        weights(longer), weights(train(tmp_path / "b", *still[:2], "schedule.epochs=4")), strict=True
+    ):
+        assert torch.equal(mine, theirs)
+    with pytest.raises(UsageError, match="compares validation accuracies"):
+        train(tmp_path / "c", "schedule.patience=2")
+
+
 # -- failed commands -------------------------------------------------------------------------------------------------
 
 

@@ -175,6 +175,9 @@ class ScheduleSection(Section):
     """Length of the run, and the learning rate by optimizer step."""
 
     epochs: int = Field(30, ge=1, description="passes over the training split")
+    patience: int = Field(
+        0, ge=0, description="end the run after this many epochs without a better validation accuracy; 0 for never"
+    )
     kind: Literal["cosine", "cosine-late", "step", "constant"] = Field(
         "cosine",
         description="schedule after the warm-up; cosine-late is that of fine-grained papers: cosine over all steps, "
@@ -205,6 +208,13 @@ class RunSection(Section):
     compile: bool = Field(False, description="torch.compile the network")
     checkpointing: bool = Field(False, description="recompute activations to save memory, if the model supports it")
     ema: float = Field(0.0, ge=0, lt=1, strict=False, description="decay of the averaged weights; 0 for none")
+    ema_warmup: float = Field(
+        0.75,
+        ge=0,
+        le=1,
+        strict=False,
+        description="power of the warm-up of that decay: in step n it is at most 1 - n ** -power; 0 for no warm-up",
+    )
     seed: int = Field(0, ge=0, description="seed of all randomness: weights, order, augmentation")
     deterministic: bool = Field(False, description="use bit-reproducible algorithms only; slower on GPUs")
     save_steps: int = Field(
@@ -240,7 +250,7 @@ _FREE: dict[str, Any] = {
     "summary": True,
     "data": {"cache", "workers"},
     "teacher": {"compile"},
-    "schedule": {"epochs"},
+    "schedule": {"epochs", "patience"},
     "run": {
         "checkpointing",
         "compile",
@@ -297,7 +307,7 @@ class TrainRecipe(Section):
     def decisive(self) -> dict[str, Any]:
         """Return the values that a resumed run must keep, by `section.key`: those that the result depends on.
 
-        The number of epochs is not among them, because a run can be extended.
+        The numbers of epochs, and of those without a better accuracy, are not among them: a run can be extended.
         """
         values = self.model_dump(mode="json", exclude=_FREE)
         return {f"{name}.{key}": value for name, section in values.items() for key, value in section.items()}

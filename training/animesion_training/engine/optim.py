@@ -1,4 +1,4 @@
-"""Frozen parameters, optimizer and learning-rate schedule: timm's, configured by a recipe."""
+"""Frozen parameters, optimizer, average of the weights and learning-rate schedule: timm's, configured by a recipe."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from timm.optim._optim_factory import create_optimizer_v2
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from timm.scheduler.step_lr import StepLRScheduler
+from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
 from animesion.errors import UsageError
 from animesion_training.models import head_parameters
-from animesion_training.recipe import OptimizerSection, ScheduleSection
+from animesion_training.recipe import OptimizerSection, RunSection, ScheduleSection
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
@@ -77,6 +78,16 @@ def make_optimizer(model: nn.Module, settings: OptimizerSection) -> torch.optim.
         )
     except (ValueError, AssertionError) as error:
         raise UsageError(f"optimizer.name '{settings.name}' cannot be created: {error}") from None
+
+
+def make_average(model: nn.Module, settings: RunSection) -> ModelEmaV3:
+    """Create the exponential moving average of the weights.
+
+    Its decay warms up (D. Crowson's rule in timm), so that a short run does not average over its initial weights: with
+    a power of 0.75 the decay reaches 0.99 in step 465 and 0.999 in step 10,000.
+    """
+    power = settings.ema_warmup
+    return ModelEmaV3(model, decay=settings.ema, use_warmup=power > 0, warmup_power=power)
 
 
 class _LateCosine(CosineLRScheduler):

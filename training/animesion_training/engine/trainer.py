@@ -15,7 +15,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
 from animesion.errors import UsageError
@@ -65,6 +64,8 @@ class Trainer:
         self._position: dict[str, Any] = {}
         self._log: runs.Log | None = None
         settings, device = recipe.run, context.device
+        if recipe.schedule.patience and (not recipe.data.val or recipe.data.val not in data.splits):
+            raise UsageError("schedule.patience compares validation accuracies: name a validation split in data.val")
         if settings.deterministic:
             torch.use_deterministic_algorithms(True)
         self.precision = resolve(settings.precision, device)
@@ -84,7 +85,7 @@ class Trainer:
         self.objective = setup.build_objective(recipe, self.train_counts, self.mixing, device)
         optimizer = optim.make_optimizer(self.model, recipe.optimizer)
         self.schedule = optim.make_schedule(optimizer, recipe.schedule, len(self.stream))
-        self.ema = ModelEmaV3(self.model, decay=settings.ema) if settings.ema else None
+        self.ema = optim.make_average(self.model, settings) if settings.ema else None
         step = setup.build_step(recipe, self.model, self.objective, self.mixing, teacher, device, self.precision)
         self.update = Update(
             recipe,
@@ -106,11 +107,22 @@ class Trainer:
             stack.enter_context(self._signals_deferred())
             for line in self._plan():
                 self.watcher.message(line)
-            while self.stream.epoch < self.recipe.schedule.epochs:
+            while self.stream.epoch < self.recipe.schedule.epochs and not self._stalled():
                 self._epoch(stack)
         if self.recipe.data.test and self.recipe.data.test in self.data.splits:
             return self._test()
         return None
+
+    def _stalled(self) -> bool:
+        """Whether `schedule.patience` ends the run; it depends on the checkpointed state alone."""
+        patience, done = self.recipe.schedule.patience, self.stream.epoch
+        if not patience or not self.best_epoch or done - self.best_epoch < patience:
+            return False
+        self.watcher.message(
+            f"the run ends after epoch {done}: no validation was better than that of epoch {self.best_epoch} "
+            f"(schedule.patience = {patience})"
+        )
+        return True
 
     def _plan(self) -> list[str]:
         return plan.describe(
