@@ -9,6 +9,7 @@ import os
 import signal
 import tempfile
 import traceback
+import unittest.mock
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -25,6 +26,7 @@ from PIL import Image
 from animesion_training.data import Augment, DataSplits, Samples
 from animesion_training.data.seeds import IntArray
 from animesion_training.distributed import DistributedContext
+from animesion_training.engine import batch_size
 from animesion_training.engine.feed import feed
 from animesion_training.engine.trainer import Trainer
 from animesion_training.engine.watcher import Watcher
@@ -222,6 +224,15 @@ def collectives(context: DistributedContext, overrides: Sequence[str], count: in
                 trainer.train_batch(batch)
             found.append(Counter(event.name for event in trace.events() if event.name.startswith("c10d::")))
     return found
+
+
+def fitting_batch(context: DistributedContext, free: Sequence[float], count: int) -> tuple[int, list[str]]:
+    """Return the batch size for `run.batch_size = 0` and the messages, where processes have these bytes of memory."""
+    told: list[str] = []
+    recipe = load("scratch", [*SMALL, "run.batch_size=0"])
+    with unittest.mock.patch.object(batch_size, "free_bytes", return_value=int(free[context.rank])):
+        found = batch_size.settle(recipe, drawn(count), context, notify=told.append)
+    return found.run.batch_size, told
 
 
 def stop(context: DistributedContext, rank: int, step: int, out: Path) -> int:

@@ -186,6 +186,16 @@ def test_a_step_reduces_the_gradients_and_one_vector(pool: ranks.Pool, overrides
     assert len(found[0]) > 2
 
 
+def test_processes_agree_on_the_batch_that_fits_the_least_memory(pool: ranks.Pool) -> None:
+    answers = pool(ranks.fitting_batch, 3, [1e12, 5e5, 1e12], 200)
+    size = answers[0][0]
+    assert [found for found, _ in answers] == [size] * 3
+    assert size < pool(ranks.fitting_batch, 3, [1e12] * 3, 200)[0][0] == 3 * 4  # sixteen steps of 200 images
+    assert f"{size // 3} for each of 3 processes" in answers[1][1][0]
+    with pytest.raises(RuntimeError, match="not even 2 images fit"):
+        pool(ranks.fitting_batch, 2, [1e12, 0], 40)
+
+
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_signal_to_one_process_stops_all_after_the_same_step(pool: ranks.Pool, tmp_path: Path, rank: int) -> None:
     steps = pool(ranks.stop, 3, rank, 4, tmp_path)

@@ -195,7 +195,12 @@ class ScheduleSection(Section):
 class RunSection(Section):
     """How the run is computed, saved and logged."""
 
-    batch_size: int = Field(64, ge=1, description="images in one optimizer step, over all processes")
+    batch_size: int = Field(
+        64,
+        ge=0,
+        description="images in one optimizer step, over all processes; 0 for the largest that fits, which the run then "
+        "keeps",
+    )
     accumulate: int = Field(
         1, ge=1, description="number of pieces in which a process computes its share of the batch; fewer if it is small"
     )

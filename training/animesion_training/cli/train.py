@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--model", help="Network; `animesion models` lists them.")
 @click.option("--img-size", type=int, help="Side of the input in pixels.")
 @click.option("--epochs", type=int, help="Passes over the data.")
-@click.option("--batch-size", type=int, help="Images per step, over all processes.")
+@click.option("--batch-size", help="Images per step, over all processes, or `auto` for the largest that fits.")
 @click.option("--lr", type=float, help="Learning rate.")
 @click.option("--cache", type=click.Choice(["none", "ram", "device"]), help="Decode once, into this memory.")
 @click.option("--head", help="Classifier: linear, cosine, ifa, cla, ...")
@@ -46,7 +46,7 @@ def train(
     model: str | None,
     img_size: int | None,
     epochs: int | None,
-    batch_size: int | None,
+    batch_size: str | None,
     lr: float | None,
     cache: str | None,
     head: str | None,
@@ -88,7 +88,7 @@ def train(
         "model.init": init,
         "model.freeze": list(freeze) or None,
         "schedule.epochs": epochs,
-        "run.batch_size": batch_size,
+        "run.batch_size": _batch_size(batch_size),
         "optimizer.lr": lr,
         "data.cache": cache,
     }
@@ -103,7 +103,10 @@ def train(
     if find_lr:
         from animesion_training.engine import lr_range
 
-        _print_range(lr_range.find_lr(chosen, data, images=images, device=device), as_json)
+        def notify(text: str) -> None:
+            click.echo(text, err=True)
+
+        _print_range(lr_range.find_lr(chosen, data, images=images, device=device, notify=notify), as_json)
         return
     assert out is not None
     try:
@@ -123,6 +126,17 @@ def train(
         click.echo(json.dumps(_facts(outcome)))
     else:
         _print(outcome)
+
+
+def _batch_size(given: str | None) -> int | None:
+    """The value of --batch-size for a recipe, where 0 stands for `auto`."""
+    if given is None:
+        return None
+    if given == "auto":
+        return 0
+    if not given.isascii() or not given.isdecimal() or not int(given):
+        raise click.UsageError(f"Invalid value for '--batch-size': '{given}' is neither a number from 1 nor auto.")
+    return int(given)
 
 
 def _facts(outcome: Outcome) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from animesion.errors import AnimesionError
 from animesion_training.data import open_data
 from animesion_training.distributed import DistributedContext, distributed_context
-from animesion_training.engine import runs
+from animesion_training.engine import batch_size, runs
 from animesion_training.engine.trainer import Trainer
 from animesion_training.engine.watcher import Watcher
 from animesion_training.eval.metrics import Evaluation
@@ -71,8 +71,12 @@ def train(
     """
     start = time.perf_counter()
     data = open_data(data_path, images=images)
-    with distributed_context(device) as context, _lock_folder(out, recipe, context, resume=resume):
-        trainer = Trainer(recipe, data, out, context, (watcher or Watcher()) if context.is_main else Watcher())
+    with contextlib.ExitStack() as stack:
+        context = stack.enter_context(distributed_context(device))
+        watcher = (watcher or Watcher()) if context.is_main else Watcher()
+        recipe = batch_size.settle(recipe, data, context, out=out, notify=watcher.message)
+        stack.enter_context(_lock_folder(out, recipe, context, resume=resume))
+        trainer = Trainer(recipe, data, out, context, watcher)
         if resume:
             trainer.resume()
         test = trainer.run()

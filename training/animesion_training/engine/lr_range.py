@@ -7,7 +7,7 @@ exponentially. The steps are those of a training by the recipe, but for the sche
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from torch import nn
 
 from animesion.errors import UsageError
 from animesion_training.data import open_data
-from animesion_training.data.mixing import mix
 from animesion_training.distributed import distributed_context
-from animesion_training.engine import checkpoint, norms, optim, setup, steps
+from animesion_training.engine import batch_size, checkpoint, norms, optim, setup, steps
+from animesion_training.engine.feed import feed
+from animesion_training.engine.inputs import Inputs
 from animesion_training.eval import evaluate
 from animesion_training.precision import resolve
 from animesion_training.recipe import TrainRecipe
@@ -59,6 +60,7 @@ def find_lr(
     images: Path | str | None = None,
     device: str = "auto",
     count: int = 100,
+    notify: Callable[[str], None] = lambda text: None,
 ) -> RangeTest:
     """Train with a growing learning rate, from `LOWEST` to `HIGHEST` or until the loss diverges.
 
@@ -68,6 +70,7 @@ def find_lr(
         images: image root of label files.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         count: number of steps.
+        notify: receives sentences for the user.
 
     Raises:
         UsageError: a recipe that does not fit the data, or several processes.
@@ -76,6 +79,7 @@ def find_lr(
     with distributed_context(device) as context:
         if context.world_size > 1:
             raise UsageError("--find-lr runs in one process: start it without torchrun")
+        recipe = batch_size.settle(recipe, data, context, notify=notify)
         precision = resolve(recipe.run.precision, context.device)
         checkpoint.seed_generators(recipe.run.seed, 0)
         model = setup.build_model(recipe, data.num_classes, context.device)
@@ -87,6 +91,7 @@ def find_lr(
         pairs = setup.needs_pairs(model, teacher, recipe, mixing)
         stream = setup.open_stream(longer, data, context, teacher=teacher, pairs=pairs, notify=lambda text: None)
         augment, _ = setup.build_augmentation(recipe.augment, model)
+        inputs = Inputs(augment, mixing, data.num_classes, channels_last=recipe.run.channels_last)
         counts = evaluate.train_counts(data, recipe.data.train)
         objective = setup.build_objective(recipe, counts, mixing, context.device)
         step = setup.build_step(recipe, model, objective, mixing, teacher, context.device, precision)
@@ -98,20 +103,15 @@ def find_lr(
         smoothed: list[float] = []
         diverged: float | None = None
         while len(rates) < count and diverged is None:
-            for batch in stream:  # one epoch
+            for batch, _ in feed(stream, context.device):  # one epoch
                 rate = LOWEST * (HIGHEST / LOWEST) ** (len(rates) / (count - 1))
                 for group in optimizer.param_groups:
                     group["lr"] = rate * group.get("lr_scale", 1.0)  # of layer decay
-                labels, seeds = batch.labels.to(context.device), batch.seeds.to(context.device)
-                pixels = augment(batch.images.to(context.device), seeds)
-                targets = labels
-                if mixing.active:
-                    pixels, targets = mix(pixels, labels, data.num_classes, mixing, mix_generator)
-                pixels = pixels if recipe.run.channels_last else pixels.contiguous()
+                pixels, targets = inputs(batch, mix_generator)
                 loss = 0.0
-                pieces = min(recipe.run.accumulate, len(labels))
-                for piece in zip(pixels.chunk(pieces), targets.chunk(pieces), seeds.chunk(pieces), strict=True):
-                    term: Any = steps.sum_terms(step(*piece)) * (len(piece[0]) / len(labels))
+                pieces = min(recipe.run.accumulate, len(targets))
+                for piece in zip(pixels.chunk(pieces), targets.chunk(pieces), batch.seeds.chunk(pieces), strict=True):
+                    term: Any = steps.sum_terms(step(*piece)) * (len(piece[0]) / len(targets))
                     scaler.scale(term).backward()
                     loss += float(term.detach())
                 rates.append(rate)

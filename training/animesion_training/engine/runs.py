@@ -26,7 +26,8 @@ from animesion.storage.workspace import write_atomic
 from animesion_training.recipe import TrainRecipe, load
 
 LAST, PREVIOUS, BEST, FINAL = "last.ckpt", "previous.ckpt", "best.safetensors", "last.safetensors"
-_METRICS, _EPOCHS, _RECIPE = "metrics.jsonl", "epochs.csv", "recipe.toml"
+RECIPE = "recipe.toml"
+_METRICS, _EPOCHS = "metrics.jsonl", "epochs.csv"
 #: Digest of what determines the result of the run, so that a resume with other settings is refused.
 _MARKER, _LOCK = ".digest", ".lock"
 
@@ -68,7 +69,7 @@ def lock_folder(out: Path, recipe: TrainRecipe, *, resume: bool) -> Iterator[Non
 
 def claim(out: Path, recipe: TrainRecipe) -> None:
     """Write the recipe into the locked folder of a run, which then belongs to it."""
-    write_atomic(out / _RECIPE, recipe.to_toml().encode())
+    write_atomic(out / RECIPE, recipe.to_toml().encode())
     write_atomic(out / _MARKER, recipe.digest().encode())
 
 
@@ -87,7 +88,7 @@ def _check_same_run(out: Path, recipe: TrainRecipe, *, resume: bool) -> None:
 def _differences(out: Path, recipe: TrainRecipe) -> str:
     """The first settings that differ from those of the run, in brackets."""
     try:
-        theirs = load(str(out / _RECIPE)).decisive()
+        theirs = load(str(out / RECIPE)).decisive()
     except (OSError, AnimesionError):  # of another version, or edited
         return " (see its recipe.toml)"
     ours = recipe.decisive()

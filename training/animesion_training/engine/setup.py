@@ -122,7 +122,7 @@ def open_stream(
         UsageError: batches of one where two are needed, or a split that is too small.
     """
     augment, settings = recipe.augment, recipe.data
-    size = max(recipe.model.img_size, teacher.size if teacher else 0)
+    size = image_size(recipe, teacher)
     # a margin below 1 is a share of the side
     margin = int((1 + augment.margin) * size) - size if augment.margin < 1 else int(augment.margin)
     transform = (
@@ -158,6 +158,11 @@ def open_stream(
         on_error=settings.on_error,
         **common,
     )
+
+
+def image_size(recipe: TrainRecipe, teacher: Teacher | None) -> int:
+    """Side of the images of a batch in pixels: the larger of the student's and the teacher's."""
+    return max(recipe.model.img_size, teacher.size if teacher else 0)
 
 
 def needs_pairs(model: nn.Module, teacher: Teacher | None, recipe: TrainRecipe, mixing: Mixing) -> bool:

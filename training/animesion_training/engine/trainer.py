@@ -19,10 +19,10 @@ from torch import nn
 
 from animesion.errors import UsageError
 from animesion_training.data import Batch, DataSplits
-from animesion_training.data.mixing import apply_plan, draw_plan
 from animesion_training.distributed import DistributedContext
 from animesion_training.engine import checkpoint, norms, optim, plan, runs, setup
 from animesion_training.engine.feed import feed
+from animesion_training.engine.inputs import Inputs
 from animesion_training.engine.meter import DivergedError, Meter
 from animesion_training.engine.update import StepReport, Update
 from animesion_training.engine.watcher import Watcher
@@ -76,17 +76,18 @@ class Trainer:
         checkpoint.seed_generators(settings.seed, context.rank)
         self.train_counts = evaluate.train_counts(data, recipe.data.train)
         teacher = setup.load_teacher(recipe, data, device)
-        self.mixing = setup.build_mixing(recipe)
+        mixing = setup.build_mixing(recipe)
         # the same in every process: all draw the mixture of the whole batch
         self.mix_generator = torch.Generator().manual_seed(settings.seed * 1000)
-        pairs = setup.needs_pairs(self.model, teacher, recipe, self.mixing)
+        pairs = setup.needs_pairs(self.model, teacher, recipe, mixing)
         self.stream = setup.open_stream(recipe, data, context, teacher=teacher, pairs=pairs, notify=watcher.message)
-        self.augment, self.normalise = setup.build_augmentation(recipe.augment, self.model)
-        self.objective = setup.build_objective(recipe, self.train_counts, self.mixing, device)
+        augment, self.normalise = setup.build_augmentation(recipe.augment, self.model)
+        self.inputs = Inputs(augment, mixing, data.num_classes, channels_last=settings.channels_last)
+        self.objective = setup.build_objective(recipe, self.train_counts, mixing, device)
         optimizer = optim.make_optimizer(self.model, recipe.optimizer)
         self.schedule = optim.make_schedule(optimizer, recipe.schedule, len(self.stream))
         self.ema = optim.make_average(self.model, settings) if settings.ema else None
-        step = setup.build_step(recipe, self.model, self.objective, self.mixing, teacher, device, self.precision)
+        step = setup.build_step(recipe, self.model, self.objective, mixing, teacher, device, self.precision)
         self.update = Update(
             recipe,
             context,
@@ -193,17 +194,7 @@ class Trainer:
     def train_batch(self, batch: Batch) -> StepReport:
         """Do one optimizer step with a batch on the device."""
         self.schedule.step_update(self.step)
-        images, labels = batch.images, batch.labels
-        targets = labels
-        # drawn without images too: all processes draw the same
-        mixture = draw_plan(images.shape, self.mixing, self.mix_generator) if self.mixing.active else None
-        if len(labels):
-            images = self.augment(images, batch.seeds)
-            if mixture is not None:
-                smoothing = self.mixing.label_smoothing
-                images, targets = apply_plan(images, labels, self.data.num_classes, mixture, smoothing)
-            if not self.recipe.run.channels_last:
-                images = images.contiguous()
+        images, targets = self.inputs(batch, self.mix_generator)
         self.step += 1
         return self.update(
             images,
