@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from animesion_training.cli.progress import Screen
 from animesion_training.distributed import DistributedContext
 from animesion_training.engine.plan import describe
 from animesion_training.models import create_model
-from animesion_training.recipe import load
+from animesion_training.recipe import builtin_names, load
 from tests import ranks
 
 
@@ -102,6 +104,34 @@ def test_the_plan_of_a_run(
         recipe, ranks.drawn(9), model, context, Path("runs/a"), precision="bf16", steps=3, done=done, pairs=True
     )
     assert found == lines
+
+
+def test_built_in_recipes_leave_the_precision_to_the_device() -> None:
+    for name in builtin_names():
+        recipe = load(name)
+        assert (recipe.run.precision, recipe.teacher.precision, recipe.run.tf32) == ("auto", "auto", True)
+
+
+def test_numerics_are_set_for_a_run_and_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+
+    def now() -> tuple[object, ...]:
+        cudnn = torch.backends.cudnn
+        products = torch.get_float32_matmul_precision()
+        exact = torch.are_deterministic_algorithms_enabled()
+        return cudnn.benchmark, cudnn.allow_tf32, products, exact, os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+
+    before, gpu, cpu = now(), torch.device("cuda", 0), torch.device("cpu")
+    with precision.numerics(gpu, deterministic=False, tf32=True):
+        assert now() == (True, True, "high", False, None)
+    with precision.numerics(gpu, deterministic=False, tf32=False):
+        assert now() == (True, False, "highest", False, None)
+    with precision.numerics(cpu, deterministic=False, tf32=True):
+        assert now() == before
+    with contextlib.suppress(KeyError), precision.numerics(gpu, deterministic=True, tf32=True):
+        assert now() == (False, True, "high", True, ":4096:8")
+        raise KeyError
+    assert now() == before
 
 
 def test_precision_auto_fits_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

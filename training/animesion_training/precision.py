@@ -1,9 +1,11 @@
-"""Autocast by the names of precision that recipes and commands use."""
+"""Autocast by the names of precision that recipes and commands use, and how torch computes in general."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 
@@ -31,6 +33,38 @@ def emulates_bf16(device: torch.device) -> bool:
     """Whether the device is a CPU without instructions for bfloat16; False where torch does not tell."""
     capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return device.type == "cpu" and bool(capabilities) and not any(map(capabilities.get, _CPU_BF16))
+
+
+@contextlib.contextmanager
+def numerics(device: torch.device, *, deterministic: bool, tf32: bool) -> Iterator[None]:
+    """Set how torch computes, and restore it after the block; must be entered before the first computation on a GPU.
+
+    Args:
+        device: that computes; without `deterministic`, nothing is set for a CPU.
+        deterministic: use bit-reproducible algorithms alone. Otherwise cuDNN times its algorithms for each size of a
+            batch, and takes the fastest.
+        tf32: compute products of fp32 in TF32 on GPUs that have it, with 10 bits of mantissa.
+    """
+    cudnn: Any = torch.backends.cudnn
+    flags = (cudnn.benchmark, cudnn.allow_tf32, torch.get_float32_matmul_precision())
+    was_deterministic = torch.are_deterministic_algorithms_enabled()
+    only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+    try:
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch refuses matrix products without it
+            torch.use_deterministic_algorithms(True)
+        if device.type == "cuda":
+            cudnn.benchmark = not deterministic
+            cudnn.allow_tf32 = tf32
+            torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        yield
+    finally:
+        cudnn.benchmark, cudnn.allow_tf32 = flags[:2]
+        torch.set_float32_matmul_precision(flags[2])
+        torch.use_deterministic_algorithms(was_deterministic, warn_only=only_warned)
+        if workspace is None:
+            os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
 
 
 @contextlib.contextmanager

@@ -168,6 +168,9 @@ class OptimizerSection(Section):
     layer_decay: float = Field(
         1.0, gt=0, le=1, strict=False, description="factor of the learning rate per layer, from the last to the first"
     )
+    options: dict[str, Scalar | list[float]] = Field(
+        {}, description="passed to the optimizer, such as betas, eps, nesterov or fused"
+    )
     clip: float = Field(0.0, ge=0, strict=False, description="maximum norm of the gradient; 0 disables clipping")
 
 
@@ -209,6 +212,9 @@ class RunSection(Section):
         description="precision of the forward pass; weights stay fp32; auto is bf16 on GPUs that compute in it, fp16 "
         "on other GPUs, and fp32 on CPUs",
     )
+    tf32: bool = Field(
+        True, description="on GPUs that have it, products of fp32 are computed in TF32, with 10 bits of mantissa"
+    )
     channels_last: bool = Field(True, description="channels-last memory format, faster for convolutions")
     compile: bool = Field(False, description="torch.compile the network")
     checkpointing: bool = Field(False, description="recompute activations to save memory, if the model supports it")
@@ -221,7 +227,7 @@ class RunSection(Section):
         description="power of the warm-up of that decay: in step n it is at most 1 - n ** -power; 0 for no warm-up",
     )
     seed: int = Field(0, ge=0, description="seed of all randomness: weights, order, augmentation")
-    deterministic: bool = Field(False, description="use bit-reproducible algorithms only; slower on GPUs")
+    deterministic: bool = Field(False, description="use bit-reproducible algorithms only, on GPUs too; slower there")
     save_steps: int = Field(
         0, ge=0, description="steps between checkpoints within an epoch; 0 for checkpoints at epoch ends only"
     )

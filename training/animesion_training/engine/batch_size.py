@@ -142,7 +142,7 @@ class _Trial:
             alone,
             model,
             setup.build_step(recipe, model, objective, mixing, teacher, device, precision),
-            optim.make_optimizer(model, recipe.optimizer),
+            optim.make_optimizer(model, recipe.optimizer, device),
             precision=precision,
             ema=optim.make_average(model, recipe.run) if recipe.run.ema else None,
             smallest=2 if self.pairs else 1,

@@ -19,6 +19,7 @@ from animesion_training.engine import batch_size, runs
 from animesion_training.engine.trainer import Trainer
 from animesion_training.engine.watcher import Watcher
 from animesion_training.eval.metrics import Evaluation
+from animesion_training.precision import numerics
 from animesion_training.recipe import TrainRecipe
 
 
@@ -73,6 +74,8 @@ def train(
     data = open_data(data_path, images=images)
     with contextlib.ExitStack() as stack:
         context = stack.enter_context(distributed_context(device))
+        settings = recipe.run
+        stack.enter_context(numerics(context.device, deterministic=settings.deterministic, tf32=settings.tf32))
         watcher = (watcher or Watcher()) if context.is_main else Watcher()
         recipe = batch_size.settle(recipe, data, context, out=out, notify=watcher.message)
         stack.enter_context(_lock_folder(out, recipe, context, resume=resume))

@@ -6,6 +6,7 @@ exponentially. The steps are those of a training by the recipe, but for the sche
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from animesion_training.engine import batch_size, checkpoint, norms, optim, setu
 from animesion_training.engine.feed import feed
 from animesion_training.engine.inputs import Inputs
 from animesion_training.eval import evaluate
-from animesion_training.precision import resolve
+from animesion_training.precision import numerics, resolve
 from animesion_training.recipe import TrainRecipe
 
 #: Range of learning rates; more than any optimizer of timm is used with.
@@ -76,7 +77,10 @@ def find_lr(
         UsageError: a recipe that does not fit the data, or several processes.
     """
     data = open_data(data_path, images=images)
-    with distributed_context(device) as context:
+    with contextlib.ExitStack() as stack:
+        context = stack.enter_context(distributed_context(device))
+        settings = recipe.run
+        stack.enter_context(numerics(context.device, deterministic=settings.deterministic, tf32=settings.tf32))
         if context.world_size > 1:
             raise UsageError("--find-lr runs in one process: start it without torchrun")
         recipe = batch_size.settle(recipe, data, context, notify=notify)
@@ -95,7 +99,7 @@ def find_lr(
         counts = evaluate.train_counts(data, recipe.data.train)
         objective = setup.build_objective(recipe, counts, mixing, context.device)
         step = setup.build_step(recipe, model, objective, mixing, teacher, context.device, precision)
-        optimizer = optim.make_optimizer(model, recipe.optimizer)
+        optimizer = optim.make_optimizer(model, recipe.optimizer, context.device)
         scaler = torch.amp.GradScaler(context.device.type, enabled=precision == "fp16")
         norms.train_mode(step)
         rates: list[float] = []

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import fnmatch
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.optim._optim_factory import create_optimizer_v2
+from timm.optim._optim_factory import create_optimizer_v2, get_optimizer_info
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from timm.scheduler.step_lr import StepLRScheduler
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
+from animesion.config.settings import nearest
 from animesion.errors import UsageError
 from animesion_training.models import head_parameters
 from animesion_training.recipe import OptimizerSection, RunSection, ScheduleSection
+
+#: Optimizers of torch with fused kernels for CPUs and NVIDIA GPUs: one pass over the weights per step.
+_FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+#: Settings of their own.
+_OWN = {"lr", "momentum", "weight_decay", "layer_decay"}
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
@@ -60,13 +67,40 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     return [name for name in names if name in frozen]
 
 
-def make_optimizer(model: nn.Module, settings: OptimizerSection) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, settings: OptimizerSection, device: torch.device) -> torch.optim.Optimizer:
     """Create the optimizer over all trainable parameters, with layer decay if it is below 1.
 
+    Optimizers of torch with a fused kernel for the device use it, unless an option says otherwise.
+
+    Args:
+        model: on the device.
+        settings: of the recipe.
+        device: that computes.
+
     Raises:
-        UsageError: timm has no optimizer of this name.
+        UsageError: timm has no optimizer of this name, or it rejects an option.
     """
-    options: dict[str, Any] = {"layer_decay": settings.layer_decay} if settings.layer_decay < 1 else {}
+    try:
+        info = get_optimizer_info(settings.name.lower().rpartition("_")[2])
+        known = set(inspect.signature(info.opt_class).parameters) if inspect.isclass(info.opt_class) else None
+    except (ValueError, AssertionError) as error:
+        raise UsageError(f"optimizer.name '{settings.name}' cannot be created: {error}") from None
+    options: dict[str, Any] = dict(settings.options)
+    if known is not None and "kwargs" not in known:
+        known -= {*_OWN, "params"}
+        # timm leaves these out without a word
+        known -= {name for name, taken in (("eps", info.has_eps), ("betas", info.has_betas)) if not taken}
+        if unknown := sorted(options.keys() - known):
+            near = nearest(unknown[0], known) or f"; there are {', '.join(sorted(known))}"
+            raise UsageError(f"optimizer.options: {settings.name} has no option '{unknown[0]}'{near}")
+    if taken := sorted(options.keys() & _OWN):
+        raise UsageError(f"optimizer.options cannot contain {taken[0]}: set optimizer.{taken[0]}")
+    options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    fused = info.opt_class in _FUSED and device.type in ("cpu", "cuda")
+    if fused and options.keys().isdisjoint({"fused", "foreach", "differentiable"}):
+        options["fused"] = True
+    if settings.layer_decay < 1:
+        options["layer_decay"] = settings.layer_decay
     try:
         return create_optimizer_v2(
             model,
@@ -76,7 +110,7 @@ def make_optimizer(model: nn.Module, settings: OptimizerSection) -> torch.optim.
             momentum=settings.momentum,
             **options,
         )
-    except (ValueError, AssertionError) as error:
+    except (ValueError, AssertionError, TypeError, RuntimeError) as error:
         raise UsageError(f"optimizer.name '{settings.name}' cannot be created: {error}") from None
 
 

@@ -66,8 +66,6 @@ class Trainer:
         settings, device = recipe.run, context.device
         if recipe.schedule.patience and (not recipe.data.val or recipe.data.val not in data.splits):
             raise UsageError("schedule.patience compares validation accuracies: name a validation split in data.val")
-        if settings.deterministic:
-            torch.use_deterministic_algorithms(True)
         self.precision = resolve(settings.precision, device)
         checkpoint.seed_generators(settings.seed, 0)  # the same initial weights in every process
         self.model = setup.build_model(recipe, data.num_classes, device)
@@ -84,7 +82,7 @@ class Trainer:
         augment, self.normalise = setup.build_augmentation(recipe.augment, self.model)
         self.inputs = Inputs(augment, mixing, data.num_classes, channels_last=settings.channels_last)
         self.objective = setup.build_objective(recipe, self.train_counts, mixing, device)
-        optimizer = optim.make_optimizer(self.model, recipe.optimizer)
+        optimizer = optim.make_optimizer(self.model, recipe.optimizer, device)
         self.schedule = optim.make_schedule(optimizer, recipe.schedule, len(self.stream))
         self.ema = optim.make_average(self.model, settings) if settings.ema else None
         step = setup.build_step(recipe, self.model, self.objective, mixing, teacher, device, self.precision)
