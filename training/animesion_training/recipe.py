@@ -217,6 +217,11 @@ class RunSection(Section):
     )
     channels_last: bool = Field(True, description="channels-last memory format, faster for convolutions")
     compile: bool = Field(False, description="torch.compile the network")
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = Field(
+        "default",
+        description="of torch.compile: the last two record CUDA graphs, one for each size of a batch, so they need "
+        "data.last = 'drop'",
+    )
     checkpointing: bool = Field(False, description="recompute activations to save memory, if the model supports it")
     ema: float = Field(0.0, ge=0, lt=1, strict=False, description="decay of the averaged weights; 0 for none")
     ema_warmup: float = Field(
@@ -265,6 +270,7 @@ _FREE: dict[str, Any] = {
     "run": {
         "checkpointing",
         "compile",
+        "compile_mode",
         "find_unused_parameters",
         "gradient_as_bucket_view",
         "log_steps",
@@ -307,6 +313,8 @@ class TrainRecipe(Section):
             raise ValueError("augment.scale is a share of the area and must be at most 1")
         if self.model.pretrained and self.model.init:
             raise ValueError("model.pretrained and model.init are both set: give one")
+        if self.run.compile and self.run.compile_mode != "default" and self.data.last != "drop":
+            raise ValueError(f"run.compile_mode = '{self.run.compile_mode}' needs data.last = 'drop'")
         if self.run.static_graph and (self.run.accumulate > 1 or self.run.find_unused_parameters):
             raise ValueError("run.static_graph needs run.accumulate = 1 and run.find_unused_parameters = false")
         return self

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
+import torch._dynamo
 from torch import nn
 
 from animesion.errors import UsageError
@@ -232,7 +233,8 @@ def build_step(
     Raises:
         UsageError: MixUp or CutMix with a CAL network, or an unknown auxiliary loss.
     """
-    network: nn.Module = torch.compile(model) if recipe.run.compile else model  # type: ignore[assignment]
+    mode = recipe.run.compile_mode
+    network = compiled(model, mode) if recipe.run.compile else model
 
     def model_autocast() -> contextlib.AbstractContextManager[None]:
         return autocast(precision, device)
@@ -247,7 +249,23 @@ def build_step(
         step = steps.CALStep(network, model_autocast, model, recipe.views, smoothing=smoothing)
     else:
         step = steps.Step(network, objective, model_autocast, model)
+    step.records_graphs = recipe.run.compile and mode != "default"
     return step.to(device)
+
+
+def compiled(network: nn.Module, mode: str) -> nn.Module:
+    """Compile a network, once for all sizes of a batch; modes that record CUDA graphs do so for each size."""
+    wrapper: Any = torch.compile(network, mode=None if mode == "default" else mode)
+    if mode == "default":
+        wrapper.register_forward_pre_hook(_mark_batch, with_kwargs=True)
+    return cast("nn.Module", wrapper)
+
+
+def _mark_batch(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Tell torch.compile before the first call that the number of images varies: it would compile again for a rest."""
+    for each in (*args, *kwargs.values()):
+        if isinstance(each, torch.Tensor):
+            torch._dynamo.maybe_mark_dynamic(each, 0)
 
 
 def _distillation_step(
@@ -264,7 +282,7 @@ def _distillation_step(
     teacher_network = teacher.network
     teacher_input = steps.NetworkInput(teacher.size, input_config(teacher_network))
     if settings.compile:
-        teacher_network = torch.compile(teacher_network)  # type: ignore[assignment]
+        teacher_network = compiled(teacher_network, "default")
 
     def teacher_autocast() -> contextlib.AbstractContextManager[None]:
         return autocast(precision, device)

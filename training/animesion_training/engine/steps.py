@@ -42,6 +42,8 @@ class Step(nn.Module):
         self.autocast = autocast
         self._has_losses = getattr(bare, "has_losses", False)
         self._needs_targets = getattr(bare, "needs_targets", False)
+        #: Whether the network is recorded as a CUDA graph, whose outputs the next step overwrites.
+        self.records_graphs = False
 
     def forward(self, images: Tensor, targets: Tensor, seeds: Tensor) -> dict[str, Tensor]:
         """Compute the terms of the loss.
@@ -59,6 +61,8 @@ class Step(nn.Module):
         if not len(images):
             sums = [parameter.sum().float() for parameter in self.parameters() if parameter.requires_grad]
             return {"none": 0 * torch.stack(sums).sum()}
+        if self.records_graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         return self.terms(images, targets, seeds)
 
     def terms(self, images: Tensor, targets: Tensor, seeds: Tensor) -> dict[str, Tensor]:
@@ -132,7 +136,8 @@ class CALStep(Step):
         with self.autocast():
             # other seeds for crops and drops: each has a fake attention of its own
             augmented: CALOutput = self.model(view_images, parts=True, seeds=torch.cat((seeds + 1, seeds + 2)))
-        self._passed.append((raw.features.detach(), targets))
+        features = raw.features.detach()
+        self._passed.append((features.clone() if self.records_graphs else features, targets))
         return cal_loss(raw, augmented, targets, self.centers, label_smoothing=self.smoothing)
 
     def collect(self, places: Tensor, total: int) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -36,6 +35,9 @@ class Attended:
         self.normed = normed
         self.bias = bias
         self.mixing: Callable[[Tensor], Tensor] | None = None
+        # not `cached_property`, whose lock (Python 3.11) torch.compile cannot trace
+        self._weights: Tensor | None = None
+        self._class_row: Tensor | None = None
 
     def scores(self, rows: slice = slice(None)) -> Tensor:
         """Scaled dot products of the queries in `rows` with all keys, plus the bias: (B, heads, rows, Tk)."""
@@ -45,26 +47,36 @@ class Attended:
         same_for_all_queries = self.bias.shape[-2] == 1
         return scores + (self.bias if same_for_all_queries else self.bias[:, :, rows])
 
-    @cached_property
+    @property
     def class_row(self) -> Tensor:
         """Attention weights of the class token, (B, heads, Tk).
 
         This one row is computed in addition to the fused attention, which stays in use.
         """
-        if "weights" in vars(self):  # already computed and cached
-            return self.weights[:, :, 0]
-        return self.scores(slice(0, 1)).softmax(dim=-1)[:, :, 0]
+        if self._class_row is None:
+            if self._weights is None:
+                self._class_row = self.scores(slice(0, 1)).softmax(dim=-1)[:, :, 0]
+            else:
+                self._class_row = self._weights[:, :, 0]
+        return self._class_row
 
-    @cached_property
+    @property
+    def has_weights(self) -> bool:
+        """Whether a plug-in has read all weights of this block."""
+        return self._weights is not None
+
+    @property
     def weights(self) -> Tensor:
         """All attention weights, (B, heads, Tq, Tk), before dropout. Reading them disables the fused attention."""
-        scores = self.scores()
-        return self.mixing(scores) if self.mixing else scores.softmax(dim=-1)
+        if self._weights is None:
+            scores = self.scores()
+            self._weights = self.mixing(scores) if self.mixing else scores.softmax(dim=-1)
+        return self._weights
 
     def output(self) -> Tensor:
         """The module's output, (B, Tq, D)."""
         module = self.attention
-        if self.mixing or "weights" in vars(self):
+        if self.mixing or self._weights is not None:
             mixed = module.attn_drop(self.weights) @ self.v
         else:
             mixed = functional.scaled_dot_product_attention(

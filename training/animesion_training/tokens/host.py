@@ -159,7 +159,7 @@ class TokenVisionTransformer(nn.Module):
             # a block that no plug-in works inside of runs as timm's own, fused and checkpointed
             inside = [plugin for plugin in plugins if i in plugin.opens]
             if inside:
-                self._open(i, block, tokens, inside)
+                self._run_open(i, block, tokens, inside)
             else:
                 self._run(block, tokens)
             if trace:
@@ -192,6 +192,27 @@ class TokenVisionTransformer(nn.Module):
             tokens.x = checkpoint(block, tokens.x, use_reentrant=False, **options)
         else:
             tokens.x = block(tokens.x, **options)
+
+    def _run_open(self, i: int, block: Any, tokens: Tokens, plugins: Sequence[Plugin]) -> None:
+        """Run an opened block, and recompute its activations in the backward pass if that is switched on.
+
+        A recomputation works on a copy of the state in front of the block, so that the hooks act once.
+        """
+        if not (self.grad_checkpointing and self.training and torch.is_grad_enabled()):
+            self._open(i, block, tokens, plugins)
+            return
+        before, result = tokens.copy(), [tokens]
+
+        def run(x: Tensor) -> Tensor:
+            state = before.copy()
+            state.x = x
+            self._open(i, block, state, plugins)
+            if result:  # not in a recomputation, which would keep its tensors alive
+                result[0] = state
+            return state.x
+
+        checkpoint(run, tokens.x, use_reentrant=False)
+        tokens.become(result.pop())
 
     @staticmethod
     def _open(i: int, block: Any, tokens: Tokens, plugins: Sequence[Plugin]) -> None:
@@ -374,7 +395,7 @@ class TokenVisionTransformer(nn.Module):
         return {f"{_BACKBONE}{name}" for name, _ in self.backbone.named_parameters() if name not in trained}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory in the blocks that no plug-in opens."""
+        """Trade time for memory in all blocks."""
         self.grad_checkpointing = enable
 
     def get_classifier(self) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection
 
 import torch
@@ -32,6 +33,12 @@ class PatchMaps:
         # the token of each patch, counted from the end of the prefix; -1 for none
         self._count, self._moved = patches.shape[1], False
         self._places = torch.arange(patches.shape[1], device=patches.device).expand(patches.shape[:2])
+
+    def copy(self) -> PatchMaps:
+        """A copy that is changed apart from this one."""
+        other = copy.copy(self)
+        other.kept = dict(self.kept)
+        return other
 
     def move(self, places: Tensor) -> None:
         """Follow a reduction, which gives each of the n tokens after the prefix a new place: (B, n), -1 for dropped."""

@@ -18,6 +18,8 @@ from animesion_training.tokens.host import TokenVisionTransformer
 from animesion_training.tokens.plugin import Plugin
 from animesion_training.tokens.state import Tokens
 
+_RECORDED = "rollout.weights"
+
 
 class AttentionRecorder(Plugin):
     """Records the attention weights of all blocks while it is switched on; the output of the network does not change.
@@ -54,17 +56,22 @@ class AttentionRecorder(Plugin):
     def begin(self, tokens: Tokens) -> None:
         """See `Plugin.begin`."""
         if self.opens:
-            self._weights = []
+            tokens.scratch[_RECORDED] = []
 
     def between(self, block: int, tokens: Tokens, attended: Attended) -> None:
         """See `Plugin.between`."""
         with torch.no_grad():
-            if "weights" in vars(attended):
+            if attended.has_weights:
                 weights = attended.weights
             else:  # not the property, which would cache weights without a gradient for other plug-ins
                 scores = attended.scores()
                 weights = attended.mixing(scores) if attended.mixing else scores.softmax(dim=-1)
-            self._weights.append(weights.float().mean(1) if self.average else weights.float())
+            tokens.scratch[_RECORDED].append(weights.float().mean(1) if self.average else weights.float())
+
+    def finish(self, tokens: Tokens) -> None:
+        """See `Plugin.finish`."""
+        if self.opens:
+            self._weights = tokens.scratch.pop(_RECORDED)
 
 
 @contextmanager

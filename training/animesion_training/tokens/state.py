@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -33,7 +33,8 @@ class Tokens:
             in and out (`tokens`); None when no trace is recorded.
         maps: the vectors of all patches; None where no feature maps were requested. A method that moves or drops
             tokens calls its `move` or `keep_rows`.
-        scratch: values that a plug-in passes from one hook to a later one, under a name of its own.
+        scratch: values that a plug-in passes from one hook to a later one, under a name of its own. They are here and
+            not in the plug-in, because an opened block runs twice where activations are recomputed.
     """
 
     x: Tensor
@@ -49,6 +50,22 @@ class Tokens:
     trace: dict[str, Tensor] | None = None
     maps: PatchMaps | None = None
     scratch: dict[str, Any] = field(default_factory=dict)
+
+    def copy(self) -> Tokens:
+        """A copy that plug-ins can change without changing this one; tensors, which they replace, are shared."""
+        return replace(
+            self,
+            gathered=list(self.gathered),
+            losses=dict(self.losses),
+            trace=None if self.trace is None else dict(self.trace),
+            maps=None if self.maps is None else self.maps.copy(),
+            scratch={name: list(each) if isinstance(each, list) else each for name, each in self.scratch.items()},
+        )
+
+    def become(self, other: Tokens) -> None:
+        """Take the values of another one."""
+        for each in fields(self):
+            setattr(self, each.name, getattr(other, each.name))
 
     @property
     def class_token(self) -> Tensor:
