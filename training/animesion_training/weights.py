@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from animesion.errors import UsageError
 from animesion.storage import names
-from animesion.storage.workspace import write_atomic
+from animesion.storage.workspace import atomic_file
 from animesion_training.options import reasonable
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from animesion_training.models import ModelSpec
 
@@ -28,8 +28,17 @@ FORMAT = 1
 _KEY = "animesion"
 _LARGEST_HEADER = 64 << 20  # bytes; 1,000,000 class names of 60 bytes
 _MOST_TENSORS = 20_000
-#: Types of tensors that are accepted.
-_DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "U8", "BOOL"}
+#: Types of tensors that are accepted, by torch's names.
+_DTYPES = {
+    "torch.float64": "F64",
+    "torch.float32": "F32",
+    "torch.float16": "F16",
+    "torch.bfloat16": "BF16",
+    "torch.int64": "I64",
+    "torch.int32": "I32",
+    "torch.uint8": "U8",
+    "torch.bool": "BOOL",
+}
 
 
 @dataclass(frozen=True)
@@ -102,7 +111,7 @@ def save_model(
     std: Sequence[float] | None = None,
     crop_pct: float = 1.0,
 ) -> WeightsCard:
-    """Write the weights file of a model, atomically.
+    """Write the weights file of a model, atomically and without a copy of it in memory.
 
     Args:
         model: a model of `create_model`, also compiled or in DistributedDataParallel.
@@ -116,10 +125,24 @@ def save_model(
     Raises:
         UsageError: not a model of `create_model`, or another number of class names.
     """
-    from safetensors.torch import save
-
-    from animesion_training.models import input_config, spec_of
     from animesion_training.models.create import bare
+
+    card = card_of(model, classes, facts, mean=mean, std=std, crop_pct=crop_pct)
+    write_weights(path, card, bare(model).state_dict())
+    return card
+
+
+def card_of(
+    model: nn.Module,
+    classes: Sequence[str] = (),
+    facts: Mapping[str, Any] | None = None,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    crop_pct: float = 1.0,
+) -> WeightsCard:
+    """Return the card of a model; arguments and errors are those of `save_model`."""
+    from animesion_training.models import input_config, spec_of
 
     spec, inputs = spec_of(model), input_config(model)
     card = WeightsCard(
@@ -139,14 +162,43 @@ def save_model(
         facts=dict(facts or {}),
     )
     try:
-        _check(card, str(path))
-        text = card.to_json()
+        _check(card, "the model")
+        card.to_json()
     except TypeError as error:
         raise UsageError(f"the model cannot be described in a file: {error}") from error
-    # clones, because safetensors rejects tensors that share memory, such as tied weights
-    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in bare(model).state_dict().items()}
-    write_atomic(Path(path), save(tensors, {_KEY: text}))
     return card
+
+
+def write_weights(path: Path | str, card: WeightsCard, tensors: Mapping[str, Tensor]) -> None:
+    """Write a weights file, atomically, one tensor after the other.
+
+    Args:
+        path: file to write.
+        card: of the model.
+        tensors: its state dict, on any device.
+    """
+    # those of the largest numbers first, so that all are aligned
+    order = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
+    header: dict[str, Any] = {"__metadata__": {_KEY: card.to_json()}}
+    end = 0
+    for name in order:
+        start, end = end, end + tensors[name].nbytes
+        kind = _DTYPES[str(tensors[name].dtype)]
+        header[name] = {"dtype": kind, "shape": list(tensors[name].shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic_file(Path(path)) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            file.write(_bytes_of(tensors[name]))
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor in the order of its indices; of a contiguous one on a CPU without a copy."""
+    import torch
+
+    numbers: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(numbers)
 
 
 def read_card(path: Path | str) -> WeightsCard:
@@ -328,7 +380,7 @@ def _shapes(header: Mapping[str, Any], room: int, path: Path) -> dict[str, tuple
         shape = entry.get("shape") if isinstance(entry, dict) else None
         if (
             not isinstance(shape, list)
-            or entry.get("dtype") not in _DTYPES
+            or entry.get("dtype") not in _DTYPES.values()
             or not all(isinstance(side, int) and not isinstance(side, bool) and side >= 0 for side in shape)
             or math.prod(shape) > room
         ):

@@ -7,7 +7,6 @@ run code. Files of trained weights are read and written in `animesion_training.w
 from __future__ import annotations
 
 import contextlib
-import io
 import random
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,7 +17,8 @@ import torch
 from torch import Tensor
 
 from animesion.errors import UsageError
-from animesion.storage.workspace import write_atomic
+from animesion.storage.workspace import atomic_file
+from animesion_training.engine.writer import on_cpu
 
 FORMAT = 2
 
@@ -34,10 +34,10 @@ def save(path: Path, content: dict[str, Any], *, previous: Path) -> None:
     Raises:
         FullDiskError: the disk is full; an earlier checkpoint is kept.
     """
-    out = io.BytesIO()  # serialised in memory, so that the write to disk is atomic
-    torch.save({"format": FORMAT, **content}, out)
     fresh = path.with_suffix(".new")
-    write_atomic(fresh, out.getbuffer())
+    with atomic_file(fresh) as file:
+        sink: Any = file  # torch needs its `write` alone, and makes no copy of the whole in memory
+        torch.save({"format": FORMAT, **content}, sink)
     with contextlib.suppress(FileNotFoundError):
         path.replace(previous)
     fresh.replace(path)
@@ -59,6 +59,17 @@ def load(path: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UsageError(f"{path} is not a checkpoint that this version reads: resume with the version that wrote it")
+    return content
+
+
+def to_host(content: Any) -> Any:
+    """Copy the tensors of nested dicts and lists that are on a GPU to the CPU."""
+    if isinstance(content, Tensor):
+        return content if content.device.type == "cpu" else on_cpu(content)
+    if isinstance(content, Mapping):
+        return {key: to_host(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return type(content)(to_host(value) for value in content)
     return content
 
 

@@ -10,6 +10,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,13 +27,14 @@ from animesion_training.engine.inputs import Inputs
 from animesion_training.engine.meter import DivergedError, Meter
 from animesion_training.engine.update import StepReport, Update
 from animesion_training.engine.watcher import Watcher
+from animesion_training.engine.writer import Writer, kept_state
 from animesion_training.eval import evaluate
 from animesion_training.eval.metrics import Evaluation
 from animesion_training.models import input_config
 from animesion_training.models.create import bare
 from animesion_training.precision import resolve
 from animesion_training.recipe import TrainRecipe
-from animesion_training.weights import load_model, save_model
+from animesion_training.weights import card_of, load_model, write_weights
 
 
 class Trainer:
@@ -96,6 +98,9 @@ class Trainer:
             ema=self.ema,
             smallest=2 if pairs else 1,
         )
+        self.writer = Writer()
+        if device.type != "cuda":  # what is written is not a copy
+            self.update.before_change = self.writer.wait
         self.meter = Meter(settings.spike, settings.log_steps, self._advice)
 
     # -- the run -----------------------------------------------------------------------------------------------------
@@ -104,6 +109,7 @@ class Trainer:
         """Train to the end, then evaluate the best weights on the test split."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._signals_deferred())
+            stack.enter_context(contextlib.closing(self.writer))
             for line in self._plan():
                 self.watcher.message(line)
             while self.stream.epoch < self.recipe.schedule.epochs and not self._stalled():
@@ -228,6 +234,7 @@ class Trainer:
         Raises:
             DivergedError: a loss, weight or moment of the optimizer is not finite.
         """
+        self.writer.wait()
         self.meter.read()
         models = [self.model, *([self.ema.module] if self.ema else [])]
         norms.reduce_statistics(models, self.context, self.update.take_passes())
@@ -241,6 +248,7 @@ class Trainer:
             )
 
     def _advice(self) -> str:
+        self.writer.wait()
         newest = runs.newest_checkpoint(self.out)
         return f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
 
@@ -298,6 +306,7 @@ class Trainer:
     def _test(self) -> Evaluation | None:
         split = self.recipe.data.test
         chosen = self.out / (runs.BEST if self.best_epoch else runs.FINAL)
+        self.writer.wait()
         self.context.barrier()  # the first process may still be writing the weights
         model, _ = load_model(chosen)
         scores = self._score(model.to(self.context.device), split)
@@ -316,18 +325,16 @@ class Trainer:
         if self.train_counts is not None:
             facts["train_counts"] = self.train_counts.tolist()
         inputs = input_config(self.model)
-        save_model(
-            self._eval_model,
-            self.out / name,
-            self.data.classes,
-            facts,
-            mean=inputs.mean,
-            std=inputs.std,
-            crop_pct=self.recipe.augment.crop_pct,
-        )
+        model, crop_pct = self._eval_model, self.recipe.augment.crop_pct
+        card = card_of(model, self.data.classes, facts, mean=inputs.mean, std=inputs.std, crop_pct=crop_pct)
+        self.writer.submit(partial(write_weights, self.out / name, card, kept_state(bare(model))))
 
     def save(self) -> None:
-        """Write the checkpoint that the run can resume from, and keep the one before."""
+        """Write the checkpoint that the run can resume from, and keep the one before.
+
+        The first process writes it in a thread. On a CPU, no copy is made, and the next update waits for it; a GPU's
+        state is copied to the CPU.
+        """
         # each process has its own random generators
         generators = self.context.all_gather(checkpoint.generator_state())
         if not self.context.is_main:
@@ -339,15 +346,16 @@ class Trainer:
             "best": [self.best_val, self.best_epoch],
             "losses": [self.meter.running_loss, self.meter.loss_sum, self.meter.images],
             "stream": self._position,
-            "model": bare(self.model).state_dict(),
-            "ema": self.ema.module.state_dict() if self.ema else {},
+            "model": kept_state(bare(self.model)),
+            "ema": kept_state(self.ema.module) if self.ema else {},
             "optimizer": self.update.optimizer.state_dict(),
             "scaler": self.update.scaler.state_dict(),
             "method": dict(self.update.step.method_state()),
             "mixing": self.mix_generator.get_state(),
             "generators": generators,
         }
-        checkpoint.save(self.out / runs.LAST, content, previous=self.out / runs.PREVIOUS)
+        last, previous = self.out / runs.LAST, self.out / runs.PREVIOUS
+        self.writer.submit(partial(checkpoint.save, last, checkpoint.to_host(content), previous=previous))
 
     def resume(self) -> None:
         """Continue from the newest checkpoint in the folder that can be read, if there is one.

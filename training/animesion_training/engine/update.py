@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +52,10 @@ class Update:
         precision: of the forward pass; with `fp16`, gradients are scaled.
         ema: average of the weights, if there is one.
         smallest: images that a piece needs; the share of a process has none or at least as many.
+
+    Attributes:
+        before_change: called after the backward pass of each step, before weights, their average, the optimizer and the
+            state of the method change.
     """
 
     def __init__(
@@ -69,6 +74,7 @@ class Update:
         self.skips = recipe.data.on_error == "skip"
         self.context, self.model, self.step, self.optimizer, self.ema = context, model, step, optimizer, ema
         self.smallest = smallest
+        self.before_change: Callable[[], None] = lambda: None
         self.scaler = torch.amp.GradScaler(context.device.type, enabled=precision == "fp16")
         self.parallel_step: nn.Module = step
         self._names: tuple[str, ...] = ()
@@ -112,6 +118,7 @@ class Update:
             pace: seconds per step; that of the first process is reported.
         """
         terms = self._accumulate(images, targets, seeds, total)
+        self.before_change()
         report = self._reduce(terms, len(images), places, total, stop=stop, pace=pace)
         if self.skips:
             found = int(report.numbers[0])
