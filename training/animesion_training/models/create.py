@@ -18,6 +18,7 @@ import timm
 from torch import nn
 
 from animesion.errors import UsageError
+from animesion_training.models import packages
 from animesion_training.models.assemble import TOKEN_HEADS, assemble, init_from_backbone
 from animesion_training.models.baselines import timm_name
 from animesion_training.models.heads import CosineHead
@@ -131,8 +132,9 @@ def create_model(
             published size of the architecture. Convolutional networks accept any size; a vision transformer leaves out
             a border narrower than a patch.
         head: `linear` (timm's own), `cosine`, or one of `assemble.TOKEN_HEADS`: `cls`, `ifa`, `cla`, ...
-        pretrained: True for the weights that timm publishes (over the network or from its cache), or a weight file.
-            A classifier for another number of classes is replaced.
+        pretrained: True for the weights that timm publishes (over the network or from its cache), a weight file, or
+            `package:NAME` for the file in an installed Python package, see `packages`. A classifier for another number
+            of classes is replaced.
         reduction: token reduction, one of `tokens.reductions.REDUCTIONS`.
         keep_rate: share of tokens that each reduction keeps, in (0, 1]; one for all of them or one per reduction.
         reduction_layers: blocks that reduce, from 0; None for the reduction's own.
@@ -215,7 +217,9 @@ def create_model(
     height, width = input_config(model).size  # the actual size, also if img_size is None
     side = height if height == width else (height, width)
     vars(model)["spec"] = ModelSpec(name, num_classes, side, head, head_options, norm_eps, dict(options), methods)
-    if pretrained is not True and pretrained is not False:
+    if isinstance(pretrained, str) and pretrained.startswith(packages.PREFIX):
+        load_weights(model, packages.package_weights(pretrained, architecture))
+    elif pretrained is not True and pretrained is not False:
         load_weights(model, pretrained)
     else:
         init_from_backbone(model)  # `load_weights` does this itself
