@@ -10,7 +10,7 @@ from dataclasses import replace as replaced
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from animesion import executors, sources
+from animesion import detectors, executors, sources
 from animesion.config.recipe import Recipe
 from animesion.errors import AnimesionError, UsageError
 from animesion.pipeline import curate, fetch, finalize, inspect, pack
@@ -114,7 +114,8 @@ def run(
         to: URL that finished files are sent to, such as `s3://bucket/prefix`; then `out` is the folder to work in.
 
     Raises:
-        UsageError: wrong options of the source, or a folder or URL that belongs to another recipe.
+        UsageError: wrong options of the source, a detector that is not ready, or a folder or URL that belongs to
+            another recipe.
         BusyError: another build uses the folder.
         AnimesionError: no image is left, the disk is full, or a job fails.
     """
@@ -126,6 +127,8 @@ def run(
             raise UsageError(
                 f"duplicates.against: {folder} is the output folder itself: give another output with --out"
             )
+    if until != "fetch":  # a detector that is not ready is found before hours of fetching
+        detectors.identity(recipe.crop.detector, recipe.crop.detector_options)
     source = sources.make(recipe)
     workspace = Workspace(out)
     upload = open_upload(to, workspace, recipe, replace=replace)

@@ -14,6 +14,7 @@ from aiohttp import web
 from click.testing import CliRunner, Result
 from PIL import Image, ImageDraw
 
+import animesion
 from animesion import detectors
 from animesion.cli import cli
 from animesion.config.recipe import load
@@ -232,3 +233,22 @@ def test_the_real_cascade_finds_real_faces_on_drawn_grounds(folder: Path) -> Non
             wrong += len(boxes) - hits
     assert found >= 18
     assert wrong <= 4
+
+
+@pytest.mark.parametrize(
+    ("detector", "message"),
+    [
+        ("lpb", "there is no detector 'lpb'"),
+        ("lbp", "which is not installed"),
+        ("['center', 'lbp']", "which is not installed"),
+        ("onnx:absent.onnx", "file not found: absent.onnx"),
+    ],
+)
+def test_a_detector_that_is_not_ready_is_found_before_anything_is_fetched(
+    folder: Path, tmp_path: Path, detector: str, message: str
+) -> None:
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    recipe = load("folder", [f"source.path='{tmp_path / 'images'}'", f"crop.detector={detector}"])
+    with pytest.raises(UsageError, match=message):
+        animesion.build(recipe, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
