@@ -6,7 +6,7 @@ from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -44,6 +44,7 @@ def test_a_true_box_is_found_once_by_the_best_box() -> None:
     assert matching.matches(boxes, truth, 0.5) == [-1, 0, 1, -1]
 
 
+@settings(deadline=None)
 @given(st.lists(BOX, max_size=8), st.lists(BOX, max_size=8))
 def test_matches_are_one_to_one_and_overlap(boxes: list[Box], truth: list[Box]) -> None:
     found = matching.matches(boxes, truth, 0.5)
@@ -128,6 +129,7 @@ def test_boxes_of_two_detectors_are_sure_and_those_of_one_are_not() -> None:
     assert [box.score for box in joined([[first], [second]], 0.95)] == pytest.approx([0.294, 0.196])
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(BOX, max_size=5), min_size=2, max_size=4), st.sampled_from([0.3, 0.5, 0.9]))
 def test_every_box_is_in_one_group_with_at_most_one_of_each_detector(found: list[list[Box]], iou: float) -> None:
     together = joined(found, iou)

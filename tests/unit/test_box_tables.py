@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from animesion.dataset import box_files, box_tables
@@ -57,6 +57,7 @@ def equal(found: list[ImageBoxes], expected: list[ImageBoxes], *, size: bool = T
 
 
 @pytest.mark.parametrize("form", ["json", "csv", "coco"])
+@settings(deadline=None, max_examples=40)
 @given(boxes=st.lists(BOXES, min_size=1, max_size=3))
 def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, form: str, boxes: Any) -> None:
     path = tmp_path_factory.mktemp("t") / ("boxes.csv" if form == "csv" else "boxes.json")
