@@ -240,9 +240,14 @@ FEATURES = pa.schema(
         ("thumbnail", pa.binary(THUMBNAIL_SIDE * THUMBNAIL_SIDE * 3)),
         ("points", pa.binary()),  # of the sample, see `animesion.images.local_features`; null unless copies need them
         ("windows", pa.binary()),  # pHashes of 91 windows of the sample; null unless copies need them
+        ("hash_kind", pa.string()),  # `duplicates.hash` if it is not pHash; else null
+        ("hash", pa.binary()),  # by it, of the sample, see `animesion.images.other_hashes`
+        ("hash_flip", pa.binary()),  # of its mirror image
         ("whole_phash", pa.uint64()),  # of the whole image, where the sample is a crop, like the next two; else null
         ("whole_phash_flip", pa.uint64()),  # of its mirror image
         ("whole_thumbnail", pa.binary(THUMBNAIL_SIDE * THUMBNAIL_SIDE * 3)),  # of the whole image
+        ("whole_hash", pa.binary()),  # as `hash`, of the whole image
+        ("whole_hash_flip", pa.binary()),  # of its mirror image
         ("jpeg_quality", pa.int32()),  # 1 to 100 from the quantisation table of the file; -1 if it is no JPEG
         ("sharpness", pa.float32()),  # of the sample, like all below: variance of the Laplacian of the reduced copy
         ("light", pa.int32()),  # grey level that 99% of the pixels do not exceed

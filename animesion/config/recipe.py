@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import tomli_w
 from pydantic import (
@@ -74,6 +74,32 @@ class EmbeddingSection(Section):
     threshold: float = Field(0.98, gt=0, le=1, strict=False, description="minimum cosine similarity of duplicates")
 
 
+class HashKind(NamedTuple):
+    """Limits of a perceptual hash, in bits.
+
+    Attributes:
+        bits: bits of a hash.
+        radius: default of `duplicates.radius`.
+        wider: bits beyond the radius within which images are compared, or share a split.
+        most: largest radius.
+    """
+
+    bits: int
+    radius: int
+    wider: int
+    most: int
+
+
+#: The values of `duplicates.hash`.
+HASHES = {
+    "phash": HashKind(64, 4, 4, 16),
+    "dhash": HashKind(64, 4, 4, 16),
+    "whash": HashKind(64, 4, 4, 16),
+    "colorhash": HashKind(42, 1, 1, 8),
+    "crop-resistant": HashKind(64, 4, 4, 16),
+    "pdq": HashKind(256, 31, 16, 64),
+}
+
 #: Images up to which `duplicates.copies = "auto"` means local features, whose search grows with the square.
 LOCAL_LIMIT = 200_000
 
@@ -91,12 +117,21 @@ class DuplicatesSection(Section):
         "or by the hash of the whole image, without a comparison of pixels (`off`); `auto` is `local` up to "
         f"{LOCAL_LIMIT:,} images and `hash` beyond",
     )
-    radius: int = Field(4, ge=0, le=16, description="maximum number of differing bits of two 64-bit pHashes")
+    hash: Literal["phash", "dhash", "whash", "colorhash", "crop-resistant", "pdq"] = Field(
+        "phash", description="the perceptual hash of the whole image; `pdq` needs pdqhash"
+    )
+    radius: int = Field(
+        4,
+        ge=0,
+        le=64,
+        description="maximum number of differing bits of two hashes; by default "
+        + ", ".join(f"{kind.radius} of {kind.bits} for `{name}`" for name, kind in HASHES.items()),
+    )
     flip: bool = Field(False, description="treat an image and its mirror image as duplicates")
     diameter: int = Field(
         0,
         ge=0,
-        le=64,
+        le=256,
         description="maximum number of bits between the best image of a cluster and its other members, longer chains "
         "are cut; 0 for twice the radius",
     )
@@ -121,6 +156,35 @@ class DuplicatesSection(Section):
         EmbeddingSection(),
         description="keys `model`, `weights`, `threshold`: duplicates by a timm model's embeddings; off by default",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _radius_of_the_hash(cls, data: Any) -> Any:
+        """A radius counts the bits of one hash: each has its own default, which a resolved recipe states."""
+        if isinstance(data, dict) and "radius" not in data and str(data.get("hash")) in HASHES:
+            return {**data, "radius": HASHES[str(data["hash"])].radius}
+        return data
+
+    @model_validator(mode="after")
+    def _hash_fits(self) -> Self:
+        if self.radius > HASHES[self.hash].most:
+            raise ValueError(f"radius is at most {HASHES[self.hash].most} bits for hash '{self.hash}'")
+        if self.hash == "crop-resistant" and self.near and self.copies == "off":
+            raise ValueError(
+                "hash 'crop-resistant' finds images with one part in common, which only a comparison of their pixels "
+                "confirms: set copies to 'local' or 'hash', or choose another hash"
+            )
+        return self
+
+    @property
+    def other_hash(self) -> str:
+        """The hash that is computed in addition to pHash; empty if there is none."""
+        return "" if self.hash == "phash" else self.hash
+
+    @property
+    def wide_radius(self) -> int:
+        """Bits within which images are compared, or share a split."""
+        return self.radius + HASHES[self.hash].wider
 
     def for_images(self, count: int) -> Self:
         """The section with `copies` decided for a number of images."""

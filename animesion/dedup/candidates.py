@@ -15,12 +15,13 @@ import pyarrow as pa
 
 from animesion.config.recipe import DuplicatesSection
 from animesion.dedup import joins, search
+from animesion.dedup.hashes import ImageHashes
 from animesion.images import local_features
 from animesion.images.local_features import POINT, Points
 from animesion.schemas import THUMBNAIL_SIDE
 
-#: Bits beyond the radius, and mean absolute difference of thumbnails, within which images are compared.
-MORE_BITS, LOOSE_MEAN = 4, 24.0
+#: Mean absolute difference of thumbnails within which images are compared.
+LOOSE_MEAN = 24.0
 
 #: Differing bits of a hash and that of a window, and local features that agree; the second values are strict.
 _WINDOW_RADIUS, _STRICT_WINDOW_RADIUS = 8, 4
@@ -38,11 +39,13 @@ class Hashes:
         phash: shape (n,), perceptual hashes.
         phash_flip: shape (n,), of the mirror images.
         thumbnails: n times 768 bytes.
+        other: hashes by another algorithm, which are searched instead; None for pHashes.
     """
 
     phash: npt.NDArray[np.uint64]
     phash_flip: npt.NDArray[np.uint64]
     thumbnails: Sequence[bytes] | pa.ChunkedArray | npt.NDArray[np.uint8]
+    other: ImageHashes | None = None
 
 
 @dataclass(frozen=True)
@@ -95,17 +98,19 @@ def find(
 
     Args:
         signatures: of n images with different pixels.
-        settings: the radius of hashes.
+        settings: the hash and its radius.
         more: pairs that another search found, shape (k, 2), or None.
         strict: leave out what is close to the limits, which a search among slightly changed images could miss.
     """
     n = len(signatures.sample.phash)
-    radius = settings.radius if strict else settings.radius + MORE_BITS
-    plain, mirrored = _close(signatures.sample, radius)
+    radius = settings.radius if strict else settings.wide_radius
+    plain, mirrored, unlike = _close(signatures.sample, radius)
     whole = np.empty((0, 2), dtype=np.int64)
     if signatures.whole is not None and signatures.cropped is not None:
         whole = signatures.cropped[_close(signatures.whole, radius)[0]]
     others = [np.empty((0, 2), dtype=np.int64) if more is None else np.sort(more, axis=1)]
+    if settings.hash == "crop-resistant":
+        others.append(unlike)
     if signatures.points is not None:
         others.append(_voted(signatures.points, _STRICT_VOTES if strict else _VOTES))
     if signatures.windows is not None:
@@ -124,16 +129,17 @@ def find(
     return Candidates(pairs, *flags)
 
 
-def _close(hashes: Hashes, radius: int) -> tuple[search.Pairs, search.Pairs]:
-    """Pairs with close hashes and loosely similar thumbnails: plain ones and mirrored ones, each of shape (m, 2)."""
-    found, mirrored = search.found_pairs(hashes.phash, hashes.phash_flip, radius)
+def _close(hashes: Hashes, radius: int) -> tuple[search.Pairs, search.Pairs, search.Pairs]:
+    """Pairs with close hashes, each of shape (m, 2): plain ones and mirrored ones with similar thumbnails, others."""
+    given = hashes.other or ImageHashes.phashes(hashes.phash, hashes.phash_flip)
+    found, mirrored = given.pairs(radius, flip=True)
     if not len(found):
-        return found, found
+        return found, found, found
     # only the thumbnails of images in a pair: `local` has the pairs as indices into them, shape (m, 2)
     involved, local = np.unique(found, return_inverse=True)
     images = thumbnails(hashes.thumbnails, involved)
     alike = search.same_thumbnail(images, local.reshape(-1, 2), LOOSE_MEAN, 255, mirrored)
-    return found[alike & ~mirrored], found[alike & mirrored]
+    return found[alike & ~mirrored], found[alike & mirrored], found[~alike]
 
 
 def _voted(points: Sequence[Points], votes: int) -> search.Pairs:

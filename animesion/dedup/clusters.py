@@ -17,6 +17,7 @@ import pyarrow as pa
 from animesion.config import decisions
 from animesion.config.recipe import Recipe
 from animesion.dedup import candidates, search
+from animesion.dedup.hashes import ImageHashes
 from animesion.schemas import DropReason
 
 Rows = Mapping[str, Any]
@@ -80,22 +81,21 @@ class _Near:
     Attributes:
         unit: shape (n,), the unit of each row.
         neighbours: unit -> units that it is paired with; only units that have any.
-        phash: perceptual hash of each row; only the rows that name a unit are read.
-        phash_flip: the same of the mirror images; None if mirror images are not duplicates.
+        hashes: hashes of each unit, ascending.
+        place: unit -> its place among the hashes.
+        flip: whether mirror images are duplicates.
     """
 
     unit: npt.NDArray[np.int64]
     neighbours: Mapping[int, set[int]]
-    phash: Sequence[int]
-    phash_flip: Sequence[int] | None
+    hashes: ImageHashes
+    place: Mapping[int, int]
+    flip: bool
 
     def distance(self, a: int, b: int) -> int:
         """Number of differing bits between two units, the smaller of plain and mirrored."""
-        plain = (int(self.phash[a]) ^ int(self.phash[b])).bit_count()
-        if self.phash_flip is None:
-            return plain
-        crossed = (int(self.phash[a]) ^ int(self.phash_flip[b])), (int(self.phash_flip[a]) ^ int(self.phash[b]))
-        return min(plain, *(each.bit_count() for each in crossed))
+        pair = np.array([[self.place[a], self.place[b]]])
+        return min(int(self.hashes.distances(pair, np.array([way]))[0]) for way in [False, True][: 1 + self.flip])
 
 
 def judge(
@@ -113,7 +113,8 @@ def judge(
 
     Args:
         rows: columns `key sha256 pixels_blake3 phash phash_flip thumbnail width height extension bytes order`, each
-            with n entries, and `embedding` (array of shape (n, d)) if the recipe names a model for it.
+            with n entries, `hash hash_flip` if the recipe names another hash, and `embedding` (array of shape (n, d))
+            if it names a model for it.
         alive: shape (a,), rows that no other rule has dropped, ascending.
         labels: label of each of the n rows.
         recipe: supplies the `duplicates` section and the decisions of `curate`.
@@ -128,6 +129,7 @@ def judge(
     # only one row per unit is compared: a thousand blank images would otherwise make half a million pairs
     unit = search.components(len(sha), [exact, same_pixels])
     representatives = alive[unit[alive] == alive]
+    hashes = hashes_of(rows, representatives, recipe)
     relations: dict[tuple[int, int], Relation] = {}
     unlike = 0
     if compared is not None:
@@ -135,7 +137,7 @@ def judge(
         near, wide = _verified(relations, recipe)
         alike = near[:0]
     else:
-        alike, wide = _near(rows, representatives, recipe)
+        alike, wide = _near(rows, representatives, hashes, recipe)
         near = alike[:0]
     if settings.embedding.model:
         similar = search.cosine_pairs(rows["embedding"][representatives], settings.embedding.threshold)
@@ -170,7 +172,8 @@ def judge(
     for a, b in near.tolist():
         neighbours.setdefault(a, set()).add(b)
         neighbours.setdefault(b, set()).add(a)
-    links = _Near(unit, neighbours, rows["phash"], rows["phash_flip"] if settings.flip else None)
+    place = {row: i for i, row in enumerate(representatives.tolist()) if row in neighbours}
+    links = _Near(unit, neighbours, hashes, place, settings.flip)
     for members in _multiple(component, alive):
         ranked = sorted(members, key=lambda i: _rank(rows, i))
         parts = _cut(ranked, links, settings.diameter or 2 * settings.radius)
@@ -364,12 +367,15 @@ def _as_pairs(pairs: Iterable[tuple[int, int]]) -> search.Pairs:
     return np.array(list(pairs), dtype=np.int64).reshape(-1, 2)
 
 
-def _near(rows: Rows, representatives: npt.NDArray[np.int64], recipe: Recipe) -> tuple[search.Pairs, search.Pairs]:
+def _near(
+    rows: Rows, representatives: npt.NDArray[np.int64], hashes: ImageHashes, recipe: Recipe
+) -> tuple[search.Pairs, search.Pairs]:
     """Near duplicates by hash and thumbnail.
 
     Args:
         rows: the columns.
         representatives: shape (u,), one row per unit.
+        hashes: their hashes.
         recipe: its `duplicates` section.
 
     Returns:
@@ -380,12 +386,10 @@ def _near(rows: Rows, representatives: npt.NDArray[np.int64], recipe: Recipe) ->
     none = np.empty((0, 2), dtype=np.int64)
     if not settings.near or len(representatives) < 2:
         return none, none
-    hashes = _column(rows["phash"], representatives)
-    flipped = _column(rows["phash_flip"], representatives) if settings.flip else None
-    pairs, mirrored = search.found_pairs(hashes, flipped, settings.radius + candidates.MORE_BITS)
+    pairs, mirrored = hashes.pairs(settings.wide_radius, flip=settings.flip)
     if not len(pairs):
         return none, none
-    distance = search.distances(hashes, hashes if flipped is None else flipped, pairs, mirrored)
+    distance = hashes.distances(pairs, mirrored)
     # load the thumbnails of images in a pair only: `local` has the pairs as indices into them, shape (m, 2)
     involved, local = np.unique(pairs, return_inverse=True)
     local = local.reshape(-1, 2)
@@ -397,9 +401,12 @@ def _near(rows: Rows, representatives: npt.NDArray[np.int64], recipe: Recipe) ->
     return representatives[pairs[strict]], representatives[pairs[loose]]
 
 
-def _column(values: Sequence[int], chosen: npt.NDArray[np.int64]) -> search.HashArray:
-    """The chosen hashes of a column, shape (len(chosen),)."""
-    return np.asarray(values, dtype=np.uint64)[chosen]
+def hashes_of(rows: Rows, chosen: npt.NDArray[np.int64], recipe: Recipe) -> ImageHashes:
+    """The hashes that the recipe compares, of some rows."""
+    if kind := recipe.duplicates.other_hash:
+        taken = (rows[name].take(pa.array(chosen)).to_pylist() for name in ("hash", "hash_flip"))
+        return ImageHashes.of_kind(kind, *taken)
+    return ImageHashes.phashes(*(np.asarray(rows[name], dtype=np.uint64)[chosen] for name in ("phash", "phash_flip")))
 
 
 def _rank(rows: Rows, i: int) -> tuple[Any, ...]:

@@ -36,7 +36,10 @@ _NO_FEATURES: dict[str, Any] = {
 #: Columns that pass through as Arrow arrays, and columns that are not loaded.
 _PASSED_THROUGH = {"page_url", "file_url", "licence", "author", "rating", "md5", "plain", "part", "offset", "thumbnail"}
 _NOT_LOADED = {"boxes", "flags", "format", "mode"}
-_ON_REQUEST = {"points", "windows", "whole_phash", "whole_phash_flip", "whole_thumbnail"}
+_ON_REQUEST = {
+    *("points", "windows", "whole_phash", "whole_phash_flip", "whole_thumbnail"),
+    *("hash_kind", "hash", "hash_flip", "whole_hash", "whole_hash_flip"),
+}
 
 
 def load_columns(workspace: Workspace, parts: int, more: Sequence[str] = ()) -> dict[str, Any]:

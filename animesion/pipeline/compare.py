@@ -7,6 +7,8 @@ changed, as in a build that grows, pairs of unchanged images keep their verdict 
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,8 +18,9 @@ import pyarrow as pa
 
 from animesion.config.recipe import Recipe
 from animesion.config.settings import params_digest
-from animesion.dedup import candidates, compare, search
+from animesion.dedup import candidates, clusters, compare, search
 from animesion.dedup.compare import Place
+from animesion.dedup.hashes import ImageHashes
 from animesion.errors import UsageError
 from animesion.executors import Executor
 from animesion.images import codec, local_features
@@ -31,6 +34,7 @@ from animesion.storage.workspace import Workspace
 
 #: Columns of features that are read in addition to those of curate.
 _COLUMNS = ("points", "windows", "whole_phash", "whole_phash_flip", "whole_thumbnail")
+_OTHER_HASH = ("hash", "hash_flip", "whole_hash", "whole_hash_flip")
 
 
 def wanted(recipe: Recipe) -> bool:
@@ -55,22 +59,18 @@ def run(
     digest = params_digest(
         {
             "copies": settings.copies,
+            "hash": settings.hash,
             "radius": settings.radius,
             "embedding": settings.embedding.threshold if settings.embedding.model else 0,
             "limits": [recipe.filter.max_side, recipe.filter.max_pixels],
         }
     )
-    code = f"compare-3/pillow-{PIL.__version__}/{local_features.version()}"
+    code = f"compare-2/pillow-{PIL.__version__}/{local_features.version()}"
     receipt = workspace.done("compare", code, digest, inputs)
     if receipt:
         return receipt
-    limits = codec.Limits(recipe.filter.max_side, recipe.filter.max_pixels)
-    others, notes = [], []
-    for other in published.load_all(settings):
-        known, note = published.with_features(other, settings.copies, limits, executor, lambda images: None)
-        others.append(known)
-        notes += [note] if note else []
-    rows = load_columns(workspace, parts, _COLUMNS)
+    others = [published.load(Path(folder)) for folder in settings.against]
+    rows = load_columns(workspace, parts, (*_COLUMNS, *(_OTHER_HASH if settings.other_hash else ())))
     vectors = embed.read(workspace, parts, rows["key"]) if settings.embedding.model else None
     before = verdicts.earlier(workspace, code)
     found, compared, new = _compared(workspace, recipe, executor, rows, others, vectors, before, advance)
@@ -137,9 +137,13 @@ def _compared(
     points = [_points(each) for each in features]
     side = np.repeat(np.arange(len(others) + 1), [ours, *(len(other.keys) for other in others)])
     cropped = np.flatnonzero(rows["whole_phash"].take(pa.array(chosen)).is_valid().to_numpy())
+    kind = recipe.duplicates.other_hash
+    other_hashes = [clusters.hashes_of(rows, chosen, recipe), *(other.hashes(kind) for other in others)]
     signatures = candidates.Signatures(
-        candidates.Hashes(column("phash"), column("phash_flip"), thumbnails),
-        _wholes(rows, chosen[cropped]) if len(cropped) else None,
+        candidates.Hashes(
+            column("phash"), column("phash_flip"), thumbnails, functools.reduce(operator.add, other_hashes)
+        ),
+        _wholes(rows, chosen[cropped], kind) if len(cropped) else None,
         cropped,
         [np.empty(0, local_features.POINT) if each is None else each for each in points] if local else None,
         windows=windows,
@@ -173,9 +177,13 @@ def _points(content: bytes | None) -> Points | None:
     return None if content is None else local_features.from_bytes(content)
 
 
-def _wholes(rows: dict[str, Any], chosen: candidates.Rows) -> candidates.Hashes:
+def _wholes(rows: dict[str, Any], chosen: candidates.Rows, kind: str) -> candidates.Hashes:
     taken = {name: rows[f"whole_{name}"].take(pa.array(chosen)) for name in ("phash", "phash_flip", "thumbnail")}
-    return candidates.Hashes(taken["phash"].to_numpy(), taken["phash_flip"].to_numpy(), taken["thumbnail"])
+    other = None
+    if kind:
+        values = (rows[name].take(pa.array(chosen)).to_pylist() for name in ("whole_hash", "whole_hash_flip"))
+        other = ImageHashes.of_kind(kind, *values)
+    return candidates.Hashes(taken["phash"].to_numpy(), taken["phash_flip"].to_numpy(), taken["thumbnail"], other)
 
 
 def _place(workspace: Workspace, rows: dict[str, Any], i: int) -> Place:

@@ -65,8 +65,8 @@ def run(workspace: Workspace, recipe: Recipe, parts: int, crashed: Mapping[str, 
     if receipt:
         return receipt
     checksums.unseal(workspace.root)
-    others = published.load_all(recipe.duplicates)
-    rows = load_columns(workspace, parts)
+    others = [published.load(Path(folder)) for folder in recipe.duplicates.against]
+    rows = load_columns(workspace, parts, ("hash", "hash_flip") if recipe.duplicates.other_hash else ())
     if recipe.duplicates.embedding.model:
         rows["embedding"] = embed.read(workspace, parts, rows["key"])
     placed = published.splits_of(Path(recipe.split.keep)) if recipe.split.keep else {}

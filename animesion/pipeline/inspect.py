@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import PIL
 import pyarrow.compute as pc
-from PIL import Image
+from PIL import Image, ImageOps
 
 from animesion import detectors
 from animesion.config.recipe import Recipe
 from animesion.config.settings import params_digest
 from animesion.executors import Executor
-from animesion.images import codec, formats, hashing, local_features, quality
+from animesion.images import codec, formats, hashing, local_features, other_hashes, quality
 from animesion.images.features import compute_features
 from animesion.images.windows import window_phashes
 from animesion.schemas import FEATURES, RAW, Box, DropReason
@@ -30,7 +30,7 @@ from animesion.storage.receipts import Receipt
 from animesion.storage.workspace import Workspace
 
 #: Includes the versions of the decoders, as another version may decode to other pixels.
-CODE = f"inspect-6/pillow-{PIL.__version__}{formats.plugin_versions()}"
+CODE = f"inspect-7/pillow-{PIL.__version__}{formats.plugin_versions()}"
 
 _COLUMNS = ("key", "reason", "offset", "bytes", "boxes")
 
@@ -213,18 +213,31 @@ def _sample_features(image: Image.Image, crop: tuple[int, int, int, int] | None,
     computed = compute_features(sample)
     copies = recipe.duplicates.copies if recipe.duplicates.near else "off"
     whole = compute_features(image) if copies != "off" and crop is not None else None
+    kind = recipe.duplicates.other_hash
+    hashes = _hashes(kind, sample) if kind else (None, None)
+    whole_hashes = _hashes(kind, image) if kind and whole else (None, None)
     return {
         "points": local_features.extract(sample).tobytes() if copies == "local" else None,
         "windows": window_phashes(sample.convert("L")).astype("<u8").tobytes() if copies == "hash" else None,
         "whole_phash": whole and whole.phash,
         "whole_phash_flip": whole and whole.phash_flip,
         "whole_thumbnail": whole and whole.thumbnail,
+        "hash_kind": kind or None,
+        "hash": hashes[0],
+        "hash_flip": hashes[1],
+        "whole_hash": whole_hashes[0],
+        "whole_hash_flip": whole_hashes[1],
         "crop": None if crop is None else list(crop),
         "phash": computed.phash,
         "phash_flip": computed.phash_flip,
         "thumbnail": computed.thumbnail,
         **computed.figures._asdict(),
     }
+
+
+def _hashes(kind: str, image: Image.Image) -> tuple[bytes, bytes]:
+    """The hashes of an image and of its mirror image by another algorithm than pHash."""
+    return other_hashes.compute(kind, image), other_hashes.compute(kind, ImageOps.mirror(image))
 
 
 def _visible_crop(
@@ -263,6 +276,8 @@ def params(recipe: Recipe, decided: Mapping[str, Sequence[float]]) -> str:
         values["decided"] = {key: list(box) for key, box in decided.items()}
     if recipe.duplicates.near and recipe.duplicates.copies != "off":
         values |= {"copies": recipe.duplicates.copies, "points": local_features.version()}
+    if kind := recipe.duplicates.other_hash:
+        values |= {"hash": kind, "library": other_hashes.library(kind)}
     return params_digest(values)
 
 

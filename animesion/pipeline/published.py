@@ -21,20 +21,20 @@ import pyarrow.compute as pc
 
 from animesion.config.recipe import DuplicatesSection, Recipe
 from animesion.dataset.dataset import Dataset
-from animesion.dedup import candidates, extraction, search
-from animesion.dedup.clusters import Rows
+from animesion.dedup import candidates, search
+from animesion.dedup.clusters import Rows, hashes_of
 from animesion.dedup.compare import Place
+from animesion.dedup.hashes import ImageHashes, are_valid
 from animesion.errors import UsageError
-from animesion.images import codec
+from animesion.images.other_hashes import WIDTHS
 from animesion.schemas import FEATURES, THUMBNAIL_SIDE, sample_key
 from animesion.sources import families
 from animesion.storage import checksums, parquet
 from animesion.storage.workspace import sha256_file
 
-if TYPE_CHECKING:
-    from animesion.executors import Executor
-
-_FEATURES = ("key", "face", "phash", "phash_flip", "thumbnail", "points", "windows")
+_FEATURES = ("key", "face", "phash", "phash_flip", "thumbnail", "points", "windows", "hash_kind", "hash", "hash_flip")
+#: Features that the recipe of a build may leave out.
+_OPTIONAL = frozenset({"points", "windows", "hash_kind", "hash", "hash_flip"})
 _NAMES = ("source", "source_id", "md5")
 #: Sources whose ids are paths, which mean nothing in another dataset. Those of `urls` may be keys of a table.
 _LOCAL = frozenset({"folder", "labels", "parquet", "webdataset", "indexed-tar"})
@@ -59,6 +59,8 @@ class PublishedFeatures:
         thumbnails: 16x16 RGB thumbnail of each packed image, n times 768 bytes.
         points: local features of each image, null if its build did not search by them.
         windows: hashes of windows of each image, likewise.
+        hash_kind: the `duplicates.hash` of its build, if that is not pHash; else empty.
+        hash: hashes by it of each packed image, and of its mirror image; None without one.
         places: where each packed image is.
         packed: digest of each packed image's bytes, as hex.
         crops: crop of each sample in pixels of its original; None for the whole image.
@@ -76,6 +78,8 @@ class PublishedFeatures:
     thumbnails: pa.ChunkedArray
     points: pa.ChunkedArray
     windows: pa.ChunkedArray
+    hash_kind: str
+    hash: ImageHashes | None
     places: Sequence[Place]
     packed: Sequence[str]
     crops: Sequence[tuple[int, ...] | None]
@@ -134,6 +138,25 @@ def with_features(
         "images"
     )
     return replace(other, places=places, made_with=version, **{name: content}), note
+
+    def hashes(self, kind: str) -> ImageHashes:
+        """The hashes that a recipe compares.
+
+        Args:
+            kind: its `duplicates.hash`; empty for pHash.
+
+        Raises:
+            UsageError: the dataset was built with another one.
+        """
+        if not kind:
+            return ImageHashes.phashes(self.phash, self.phash_flip)
+        if self.hash is None or self.hash_kind != kind:
+            built = self.hash_kind or "phash"
+            raise UsageError(
+                f'duplicates.against: {self.name} was built with duplicates.hash = "{built}", which cannot be compared '
+                f'with "{kind}": set duplicates.hash to "phash", which every dataset has, or build it again'
+            )
+        return self.hash
 
 
 def splits_of(folder: Path) -> dict[str, str]:
@@ -197,7 +220,9 @@ def load(folder: Path) -> PublishedFeatures:
     if pc.any(odd, min_count=0).as_py() or pc.any(odd_windows, min_count=0).as_py():
         raise damaged
     has_length = pc.equal(pc.binary_length(features["thumbnail"]), 3 * THUMBNAIL_SIDE**2)
-    complete = pc.all(has_length, min_count=0).as_py() and not any(features[name].null_count for name in _FEATURES[:-2])
+    needed = [name for name in _FEATURES if name not in _OPTIONAL]
+    complete = pc.all(has_length, min_count=0).as_py() and not any(features[name].null_count for name in needed)
+    kind, other = _other_hashes(features, damaged)
     if not complete or not curated_phash.equals(phash):
         raise damaged
     return PublishedFeatures(
@@ -212,35 +237,27 @@ def load(folder: Path) -> PublishedFeatures:
         features["thumbnail"],
         features["points"],
         features["windows"],
-        *_places(dataset, kept),
-        _crops(kept),
-        _made_with(dataset),
+        kind,
+        other,
+        _places(dataset, kept),
     )
 
 
-def _crops(kept: pa.Table) -> list[tuple[int, ...] | None]:
-    columns = (kept[name].to_pylist() for name in ("crop", "width", "height"))
-    return [
-        None if tuple(crop) == (0, 0, width, height) else tuple(crop)
-        for crop, width, height in zip(*columns, strict=True)
-    ]
+def _other_hashes(features: pa.Table, damaged: UsageError) -> tuple[str, ImageHashes | None]:
+    """The hash in addition to pHash, and its values; they are hostile, so their lengths are checked."""
+    kinds = set(features["hash_kind"].to_pylist())
+    if kinds <= {None}:
+        return "", None
+    [kind, *others] = kinds
+    values = [features[name].to_pylist() for name in ("hash", "hash_flip")]
+    if others or kind not in WIDTHS or not all(are_valid(kind, each) for each in values):
+        raise damaged
+    return kind, ImageHashes.of_kind(kind, *values)
 
 
-def _made_with(dataset: Dataset) -> str:
-    """The version of the features in `dataset.json`; empty if it has none, or is not the file that SHA256SUMS lists."""
-    path = dataset.path / "dataset.json"
-    try:
-        if sha256_file(path) != checksums.read(dataset.path).get("dataset.json"):
-            return ""
-        version = json.loads(path.read_bytes())["made_with"]["copies"]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return ""
-    return version if isinstance(version, str) and re.fullmatch(r"[a-z0-9./-]{1,80}", version) else ""
-
-
-def _places(dataset: Dataset, kept: pa.Table) -> tuple[list[Place], list[str]]:
-    """Where the packed image of each kept row is, by the dataset's index, and the digest of its bytes."""
-    index = _listed(dataset, "index.parquet")
+def _places(dataset: Dataset, kept: pa.Table) -> list[Place]:
+    """Where the packed image of each kept row is, by the dataset's index."""
+    index = dataset.read_table("index.parquet")
     at = {key: i for i, key in enumerate(index["key"].to_pylist())}
     shards, offsets, sizes, digests = (index[name].to_pylist() for name in ("shard", "offset", "size", "sha256"))
     places, packed = [], []
@@ -399,37 +416,29 @@ def _near_matches(
 ) -> dict[int, tuple[str, str]]:
     """The chosen rows that are near duplicates of a published image; of several, the nearest and then the first key."""
     settings = recipe.duplicates
-    hashes, flipped = (np.asarray(rows[name], dtype=np.uint64)[chosen] for name in ("phash", "phash_flip"))
-    # Candidate pairs, shape (pairs, 2), of positions in `chosen` and in `other`: upright ones, then mirrored ones.
-    found = [search.cross_pairs(hashes, other.phash, settings.radius)]
-    if settings.flip:
-        crossed = [(hashes, other.phash_flip), (flipped, other.phash)]
-        mirrored_pairs = [search.cross_pairs(ours, theirs, settings.radius) for ours, theirs in crossed]
-        found.append(np.unique(np.concatenate(mirrored_pairs), axis=0))
+    n = len(chosen)
+    hashes = hashes_of(rows, chosen, recipe) + other.hashes(settings.other_hash)
+    pairs, mirrored = hashes.pairs(settings.radius, flip=settings.flip)
+    across = (pairs[:, 0] < n) & (pairs[:, 1] >= n)
+    pairs, mirrored = pairs[across], mirrored[across]
+    # The fine check takes one list of thumbnails, so each image is loaded once and theirs follow ours.
+    ours, our_place = np.unique(pairs[:, 0], return_inverse=True)
+    theirs, their_place = np.unique(pairs[:, 1] - n, return_inverse=True)
+    thumbnails = np.concatenate(
+        [candidates.thumbnails(rows["thumbnail"], chosen[ours]), candidates.thumbnails(other.thumbnails, theirs)]
+    )
+    confirmed = search.same_thumbnail(
+        thumbnails,
+        np.stack([our_place, their_place + len(ours)], axis=1),
+        settings.mean_difference,
+        settings.max_difference,
+        mirrored,
+        settings.tone,
+    )
+    pairs, mirrored = pairs[confirmed], mirrored[confirmed]
     best: dict[int, tuple[int, int]] = {}  # position in `chosen` -> (bits that differ, position in `other`)
-    for mirrored, pairs in enumerate(found):
-        # The fine check takes one list of thumbnails, so each image is loaded once and theirs follow ours.
-        ours, our_place = np.unique(pairs[:, 0], return_inverse=True)
-        theirs, their_place = np.unique(pairs[:, 1], return_inverse=True)
-        thumbnails = np.concatenate(
-            [candidates.thumbnails(rows["thumbnail"], chosen[ours]), candidates.thumbnails(other.thumbnails, theirs)]
-        )
-        confirmed = search.same_thumbnail(
-            thumbnails,
-            np.stack([our_place, their_place + len(ours)], axis=1),
-            settings.mean_difference,
-            settings.max_difference,
-            np.full(len(pairs), bool(mirrored)),
-            settings.tone,
-        )
-        pairs = pairs[confirmed]
-        a, b = pairs[:, 0], pairs[:, 1]
-        their_hashes = other.phash_flip if mirrored else other.phash
-        bits = np.bitwise_count(hashes[a] ^ their_hashes[b])
-        if mirrored:  # flipping ours or theirs gives slightly different distances; the smaller one counts
-            bits = np.minimum(bits, np.bitwise_count(flipped[a] ^ other.phash[b]))
-        for i, j, distance in zip(a.tolist(), b.tolist(), bits.tolist(), strict=True):
-            best[i] = min(best.get(i, (distance, j)), (distance, j))
+    for (i, j), distance in zip(pairs.tolist(), hashes.distances(pairs, mirrored).tolist(), strict=True):
+        best[i] = min(best.get(i, (distance, j - n)), (distance, j - n))
     return {
         int(chosen[i]): (f"{distance} bits differ", f"{other.name}:{other.keys[j]}")
         for i, (distance, j) in sorted(best.items())

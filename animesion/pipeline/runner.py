@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from animesion import detectors, executors, sources
 from animesion.config.recipe import Recipe
 from animesion.errors import AnimesionError, UsageError
+from animesion.images import other_hashes
 from animesion.pipeline import curate, fetch, finalize, inspect, pack
 from animesion.progress import Progress
 from animesion.storage import stores
@@ -127,8 +128,8 @@ def run(
             raise UsageError(
                 f"duplicates.against: {folder} is the output folder itself: give another output with --out"
             )
-    if until != "fetch":  # a detector that is not ready is found before hours of fetching
-        detectors.identity(recipe.crop.detector, recipe.crop.detector_options)
+    if recipe.duplicates.other_hash:
+        other_hashes.require(recipe.duplicates.other_hash)
     source = sources.make(recipe)
     workspace = Workspace(out)
     upload = open_upload(to, workspace, recipe, replace=replace)

@@ -20,7 +20,10 @@ _NAMES = {"key": names.KEY, "shard": names.SHARD, "extension": "[a-z0-9]{0,8}"}
 #: Columns of positions and sizes in bytes.
 _PLACES = {"part", "offset", "bytes", "size", "sample_offset", "sample_size", "image_offset", "image_size"}
 #: Columns that are null for some images, as `animesion.schemas` says; the crop of a kept image is not.
-_OPTIONAL = {"boxes", "crop", "points", "windows", "whole_phash", "whole_phash_flip", "whole_thumbnail"}
+_OPTIONAL = {
+    *("boxes", "crop", "points", "windows", "whole_phash", "whole_phash_flip", "whole_thumbnail"),
+    *("hash_kind", "hash", "hash_flip", "whole_hash", "whole_hash_flip"),
+}
 _AGAIN = "build again into another folder"
 
 

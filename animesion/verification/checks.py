@@ -19,7 +19,7 @@ from animesion.dataset import text_tables
 from animesion.dataset.dataset import Dataset
 from animesion.dedup import reach
 from animesion.errors import UsageError
-from animesion.images import codec
+from animesion.images import codec, other_hashes
 from animesion.progress import Progress
 from animesion.schemas import MEANINGS
 from animesion.sources import families
@@ -101,8 +101,10 @@ def verify(dataset: Dataset, *, workers: int = 0, decode: bool = True, progress:
         limits = codec.Limits(recipe.filter.max_side, recipe.filter.max_pixels)
     except UsageError as error:
         faults["accounting"].append(Fault(str(error)))
+    if decode and settings.other_hash:
+        other_hashes.require(settings.other_hash)
     with executors.make(workers=workers) as engine:
-        found = scan.read(dataset, engine, limits if decode else None, progress, settings.copies)
+        found = scan.read(dataset, engine, limits if decode else None, progress, settings.copies, settings.other_hash)
         related = copies.find(dataset, found, settings, limits, engine, progress) if decode else []
     report.reach = reach.sentence(settings.copies, decoded=decode)
     if decode and settings.copies != "off" and dataset.split_strategy == "grouped":
@@ -361,7 +363,7 @@ def _leaks(
         )
     result = found.result
     pixels = (
-        leaks.PixelColumns(result.decoded, result.pixels, result.phash, result.phash_flip, result.thumbnails)
+        leaks.PixelColumns(result.decoded, result.pixels, result.image_hashes(settings.other_hash), result.thumbnails)
         if decode
         else None
     )

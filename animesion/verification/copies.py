@@ -69,7 +69,12 @@ def find(
             -1, COUNT
         )
     strict = dataset.split_strategy == "grouped"
-    hashes = candidates.Hashes(result.phash[chosen], result.phash_flip[chosen], result.thumbnails[chosen])
+    hashes = candidates.Hashes(
+        result.phash[chosen],
+        result.phash_flip[chosen],
+        result.thumbnails[chosen],
+        result.image_hashes(settings.other_hash).take(chosen),
+    )
     every = candidates.find(candidates.Signatures(hashes, points=points, windows=windows), settings, strict=strict)
     split = np.unique(np.array(found.splits), return_inverse=True)[1][chosen]
     digests = [result.pixels[i] for i in chosen.tolist()]

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from animesion import splits as split_names
 from animesion.config.recipe import DuplicatesSection
 from animesion.dedup import search
+from animesion.dedup.hashes import ImageHashes
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,13 @@ class PixelColumns:
     Attributes:
         decoded: shape (n,), whether the image decoded.
         digests: n digests of the pixels.
-        phash: shape (n,), perceptual hashes.
-        phash_flip: shape (n,), perceptual hashes of the mirror images.
+        hashes: perceptual hashes of the images and of the mirror images.
         thumbnails: shape (n, 768).
     """
 
     decoded: npt.NDArray[np.bool_]
     digests: Sequence[bytes]
-    phash: npt.NDArray[np.uint64]
-    phash_flip: npt.NDArray[np.uint64]
+    hashes: ImageHashes
     thumbnails: npt.NDArray[np.uint8]
 
 
@@ -95,8 +94,9 @@ def find(
             if sha256[earlier] != sha256[later]:
                 add(earlier, later, "equal pixels")
         if settings.copies not in ("local", "hash"):  # then `related` has the pairs
+            name = settings.other_hash or "pHash"
             for pair, distance in _near(pixels, splits, settings):
-                add(*pair, f"near duplicates (pHash distance {distance})")
+                add(*pair, f"near duplicates ({name} distance {distance})")
     for a, b, why in related:
         if splits[a] != splits[b]:
             add(a, b, why)
@@ -155,9 +155,7 @@ def _near(
     rows = np.array(list(representatives.values()), dtype=np.int64)
     if len(rows) < 2:
         return []
-    pairs, mirrored = search.found_pairs(
-        pixels.phash[rows], pixels.phash_flip[rows] if settings.flip else None, settings.radius
-    )
+    pairs, mirrored = pixels.hashes.take(rows).pairs(settings.radius, flip=settings.flip)
     pairs = rows[pairs]  # positions of samples, shape (m, 2)
     split_of = np.unique(np.array(splits), return_inverse=True)[1]
     across = split_of[pairs[:, 0]] != split_of[pairs[:, 1]]
@@ -168,7 +166,7 @@ def _near(
         pixels.thumbnails, pairs, settings.mean_difference, settings.max_difference, mirrored, settings.tone
     )
     pairs = pairs[same]
-    distances = search.distances(pixels.phash, pixels.phash_flip, pairs, mirrored[same])
+    distances = pixels.hashes.distances(pairs, mirrored[same])
     nearest: dict[tuple[int, int], int] = {}  # a pair may be close both plain and mirrored
     for (a, b), distance in zip(pairs.tolist(), distances.tolist(), strict=True):
         pair = (min(a, b), max(a, b))

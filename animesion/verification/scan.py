@@ -15,9 +15,11 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import ImageOps
 
 from animesion.dataset import shards
-from animesion.images import codec, hashing, local_features
+from animesion.dedup.hashes import ImageHashes
+from animesion.images import codec, hashing, local_features, other_hashes
 from animesion.images.features import compute_features
 from animesion.images.windows import window_phashes
 from animesion.schemas import THUMBNAIL_SIDE
@@ -124,6 +126,7 @@ class ScanResult:
         thumbnails: shape (n, 768).
         points: local features as bytes, see `animesion.images.local_features`; empty if they are not searched.
         windows: hashes of windows as bytes, likewise.
+        hashes: hash of each image and of its mirror image by another algorithm than pHash; empty if none is searched.
         sizes: shape (n, 2), width and height of the images.
         faults: position of the sample, name of the check and message of each fault.
     """
@@ -141,6 +144,7 @@ class ScanResult:
     thumbnails: npt.NDArray[np.uint8]
     points: list[bytes]
     windows: list[bytes]
+    hashes: list[tuple[bytes, bytes]]
     sizes: npt.NDArray[np.int64]
     faults: list[tuple[int, str, str]]
 
@@ -161,9 +165,16 @@ class ScanResult:
             thumbnails=np.zeros((n, _THUMBNAIL_BYTES), dtype=np.uint8),
             points=[b""] * n,
             windows=[b""] * n,
+            hashes=[(b"", b"")] * n,
             sizes=np.zeros((n, 2), dtype=np.int64),
             faults=[],
         )
+
+    def image_hashes(self, kind: str) -> ImageHashes:
+        """Hashes of all samples, by pHash if `kind` is empty; other kinds have none of an image that did not decode."""
+        if not kind:
+            return ImageHashes.phashes(self.phash, self.phash_flip)
+        return ImageHashes.of_kind(kind, *([pair[side] for pair in self.hashes] for side in (0, 1)))
 
     @classmethod
     def concatenate(cls, results: Sequence[ScanResult]) -> ScanResult:
@@ -194,6 +205,7 @@ class ScanJob:
         places: shape (n, 4, 2), as in `Walk`.
         limits: limits of the decoder; None skips decoding.
         copies: how copies are searched: `local`, `hash` or `off`.
+        hash_kind: another hash than pHash; empty for none.
         only: scan just these keys; None for all.
         crashed: keys whose image is known to crash the decoder.
     """
@@ -204,6 +216,7 @@ class ScanJob:
     places: npt.NDArray[np.int64]
     limits: codec.Limits | None
     copies: str = "off"
+    hash_kind: str = ""
     only: tuple[str, ...] | None = None
     crashed: tuple[str, ...] = ()
 
@@ -274,6 +287,8 @@ class ScanJob:
             result.points[i] = local_features.extract(image).tobytes()
         elif self.copies == "hash":
             result.windows[i] = window_phashes(image.convert("L")).tobytes()
+        if kind := self.hash_kind:
+            result.hashes[i] = other_hashes.compute(kind, image), other_hashes.compute(kind, ImageOps.mirror(image))
 
 
 def _read(file: IO[bytes], place: list[int], kind: str) -> bytes | None:
@@ -322,7 +337,12 @@ class Contents:
 
 
 def read(
-    dataset: Dataset, engine: Executor, limits: codec.Limits | None, progress: Progress, copies: str = "off"
+    dataset: Dataset,
+    engine: Executor,
+    limits: codec.Limits | None,
+    progress: Progress,
+    copies: str = "off",
+    hash_kind: str = "",
 ) -> Contents:
     """Walk every shard that `dataset.json` lists, then scan every sample.
 
@@ -332,6 +352,7 @@ def read(
         limits: limits of the decoder; None skips decoding.
         progress: receives progress events.
         copies: how copies are searched: `local`, `hash` or `off`.
+        hash_kind: another hash than pHash; empty for none.
     """
     split_of = {shard.path: split.name for split in dataset.splits.values() for shard in split.shards}
     found: dict[str, Walk] = {}
@@ -344,7 +365,7 @@ def read(
     walks = {shard: found[shard] for shard in split_of}
     # jobs finish in any order: results are stored by the job's name and concatenated in the order of the jobs
     jobs = [
-        ScanJob(dataset.path, shard, walk.keys[start:end], walk.places[start:end], limits, copies)
+        ScanJob(dataset.path, shard, walk.keys[start:end], walk.places[start:end], limits, copies, hash_kind)
         for shard, walk in walks.items()
         for start in range(0, len(walk.keys), RANGE_SAMPLES)
         for end in [start + RANGE_SAMPLES]

@@ -15,6 +15,7 @@ from PIL import Image
 
 from animesion.config.recipe import DuplicatesSection
 from animesion.dedup import search
+from animesion.dedup.hashes import ImageHashes
 from animesion.images import hashing, quality
 from animesion.verification import leaks
 
@@ -133,8 +134,7 @@ def test_a_mirrored_image_in_another_split_is_a_leak_when_the_recipe_says_so(fli
     pixels = leaks.PixelColumns(
         np.ones(3, dtype=np.bool_),
         [hashing.of_pixels(each) for each in images],
-        both[:, 0],
-        both[:, 1],
+        ImageHashes.phashes(both[:, 0], both[:, 1]),
         np.stack([np.frombuffer(hashing.thumbnail(each), dtype=np.uint8) for each in images]),
     )
     none = ["", "", ""]
