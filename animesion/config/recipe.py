@@ -69,9 +69,38 @@ class FilterSection(Section):
 class EmbeddingSection(Section):
     """Duplicates by the embeddings of a model, in addition to those by hash."""
 
-    model: str = Field("", description="any timm model, such as `resnet18`; empty switches embeddings off")
-    weights: str = Field("pretrained", description="`pretrained` for timm's weights, `random`, or a weight file")
-    threshold: float = Field(0.98, gt=0, le=1, strict=False, description="minimum cosine similarity of duplicates")
+    model: str = Field("", description="any timm model, such as `resnet18`, or `sscd`; empty switches embeddings off")
+    weights: str = Field(
+        "pretrained",
+        description="`pretrained` for timm's weights or the installed SSCD, `random`, or a weight file",
+    )
+    threshold: float = Field(
+        0.98, gt=0, le=1, strict=False, description="minimum cosine similarity; by default 0.5 for `sscd`"
+    )
+    verify: bool = Field(
+        False,
+        description="similar images are candidates, which their pixels make duplicates or not, instead of duplicates; "
+        "by default true for `sscd`",
+    )
+
+    @property
+    def decides(self) -> bool:
+        """Whether similar images are duplicates, whatever their pixels say."""
+        return bool(self.model) and not self.verify
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_model(cls, data: Any) -> Any:
+        """SSCD tells copies from other images, but not from alternates: it finds, and pixels decide."""
+        if isinstance(data, dict) and data.get("model") == "sscd":
+            return {"threshold": 0.5, "verify": True, **data}
+        return data
+
+    @model_validator(mode="after")
+    def _has_weights(self) -> Self:
+        if self.model == "sscd" and self.weights == "random":
+            raise ValueError("weights 'random' are for timm models: leave weights out, or give the file of SSCD")
+        return self
 
 
 class HashKind(NamedTuple):
@@ -154,7 +183,7 @@ class DuplicatesSection(Section):
     )
     embedding: EmbeddingSection = Field(
         EmbeddingSection(),
-        description="keys `model`, `weights`, `threshold`: duplicates by a timm model's embeddings; off by default",
+        description="keys `model`, `weights`, `threshold`, `verify`: duplicates by embeddings; off by default",
     )
 
     @model_validator(mode="before")
@@ -173,6 +202,15 @@ class DuplicatesSection(Section):
             raise ValueError(
                 "hash 'crop-resistant' finds images with one part in common, which only a comparison of their pixels "
                 "confirms: set copies to 'local' or 'hash', or choose another hash"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _embeddings_can_be_verified(self) -> Self:
+        if self.embedding.model and self.embedding.verify and (self.copies == "off" or not self.near):
+            raise ValueError(
+                "embedding.verify needs a comparison of pixels: set copies to 'local' or 'hash', or set "
+                "embedding.verify to false and embedding.threshold to 0.75 or more"
             )
         return self
 

@@ -114,7 +114,7 @@ def judge(
     Args:
         rows: columns `key sha256 pixels_blake3 phash phash_flip thumbnail width height extension bytes order`, each
             with n entries, `hash hash_flip` if the recipe names another hash, and `embedding` (array of shape (n, d))
-            if it names a model for it.
+            if it names a model whose similarity decides.
         alive: shape (a,), rows that no other rule has dropped, ascending.
         labels: label of each of the n rows.
         recipe: supplies the `duplicates` section and the decisions of `curate`.
@@ -139,7 +139,7 @@ def judge(
     else:
         alike, wide = _near(rows, representatives, hashes, recipe)
         near = alike[:0]
-    if settings.embedding.model:
+    if settings.embedding.decides:
         similar = search.cosine_pairs(rows["embedding"][representatives], settings.embedding.threshold)
         alike = np.concatenate([alike, representatives[similar]])
     # a resemblance is no proof: it may keep images in one split, but must not cost both their place

@@ -120,7 +120,7 @@ def identity(detector: str | Sequence[str], options: Mapping[str, Any] | None = 
     Raises:
         UsageError: as for `load`.
     """
-    from animesion.detectors import model_files
+    from animesion import model_files
 
     if not isinstance(detector, str):
         options_of = options_by_detector(detector, options)

@@ -11,8 +11,8 @@ from typing import Any, Literal
 from PIL import Image
 from pydantic import Field
 
+from animesion import model_files
 from animesion.config.settings import Section
-from animesion.detectors import model_files
 from animesion.errors import AnimesionError, UsageError
 from animesion.schemas import Box
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from animesion.detectors import model_files
+from animesion import model_files
 from animesion.errors import UsageError
 from animesion.schemas import Box
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
 
+from animesion import model_files
 from animesion.config.settings import Section
-from animesion.detectors import model_files, onnx_outputs
 from animesion.errors import AnimesionError, UsageError
 from animesion.schemas import Box
 
@@ -107,15 +107,16 @@ class OnnxDetector:
     def __init__(self, options: OnnxOptions | None = None) -> None:
         self._options = options = options or OnnxOptions()
         self._path = self.file(options)
-        self._session = _session(self._path, options.device)
-        image, sizes = self._inputs()
-        self._input: str = image.name
-        self._type = _TYPES[image.type]
-        if self._type is np.uint8 and options.values not in ("auto", "0-255"):
-            raise self._refusal(f"takes bytes, which have no values of the option 'values' ({options.values})")
-        self._nhwc = self._is_nhwc(image.shape)
-        sides = image.shape[1:3] if self._nhwc else image.shape[2:]
-        self._height, self._width = (side if isinstance(side, int) and side > 0 else 0 for side in sides)
+        self._session = model_files.onnx_session(self._path, "the detector 'onnx'", options.device)
+        inputs = self._session.get_inputs()
+        shape = inputs[0].shape if inputs else []
+        if len(inputs) != 1 or len(shape) != 4 or shape[0] in range(2, 1 << 31) or not _open_or(shape[1], 3):
+            raise self._refusal("does not take one RGB image of shape (1, 3, height, width)")
+        if inputs[0].type not in _TYPES:
+            raise self._refusal(f"takes {inputs[0].type}, not floats")
+        self._input: str = inputs[0].name
+        self._type = _TYPES[inputs[0].type]
+        self._height, self._width = (side if isinstance(side, int) and side > 0 else 0 for side in shape[2:])
         if (self._height or options.size) * (self._width or options.size) > _MOST_PIXELS:
             raise self._refusal(f"takes images of {self._width}x{self._height} px, which is too large")
         self._constant = {} if sizes is None else {sizes.name: np.full((1, 2), _SCALE, _SIZE_TYPES[sizes.type])}
@@ -207,13 +208,10 @@ class OnnxDetector:
         try:
             values = self._session.run(None, given)
         except Exception as error:  # onnxruntime's own classes, which differ by version
-            raise AnimesionError(f"{self._path} fails on an image: {_first_line(error)}") from None
-        outputs = {output.name: value for output, value in zip(self._session.get_outputs(), values, strict=True)}
-        try:
-            found = onnx_outputs.read(outputs, frame.width, frame.height, self._reading)
-        except UsageError as error:
-            raise UsageError(f"{self._path} {error}") from None
-        corners, scores = found.corners, found.scores
+            raise AnimesionError(f"{self._path} fails on an image: {model_files.first_line(error)}") from None
+        # corners (N, 4) in input pixels, scores (N,), classes (N,); boxes that are not finite are dropped below
+        with np.errstate(over="ignore", invalid="ignore"):
+            corners, scores, classes, suppressed = self._decode(output, frame)
         good = np.isfinite(corners).all(1) & (scores >= self._options.score)
         if self._wanted:
             good &= np.isin(found.classes, list(self._wanted))
@@ -323,36 +321,9 @@ def _relative(corners: Array, scores: Array, frame: _Frame) -> Iterator[Box]:
             yield Box(left, top, right, bottom, score)
 
 
-def _session(path: Path, device: str) -> Any:
-    try:
-        import onnxruntime
-    except ImportError:
-        raise UsageError(
-            "the detector 'onnx' needs onnxruntime, which is not installed; "
-            "install it with: pip install 'animesion[detect]'"
-        ) from None
-    provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = settings.inter_op_num_threads = 1  # worker processes already use every core
-    settings.log_severity_level = 4
-    try:
-        if provider in onnxruntime.get_available_providers():
-            session = onnxruntime.InferenceSession(str(path), settings, providers=[provider])
-            if provider in session.get_providers():  # without the CUDA libraries it silently falls back to the CPU
-                return session
-    except Exception as error:  # onnxruntime's own classes, which differ by version
-        raise UsageError(f"{path} is not a network that onnxruntime can load: {_first_line(error)}") from None
-    raise UsageError(
-        "device 'cuda' of the detector 'onnx' needs a GPU and onnxruntime-gpu; leave the option out to use the CPU"
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:300]
-
-
-def _shape(shape: Sequence[object]) -> str:
-    return f"({', '.join(str(side) if side is not None else '?' for side in shape)})"[:200]
+def _open_or(side: object, value: int) -> bool:
+    """Whether a dimension in the file is dynamic or equals a value."""
+    return side == value or not isinstance(side, int)
 
 
 def _literal(text: str) -> object:

@@ -67,7 +67,7 @@ def run(workspace: Workspace, recipe: Recipe, parts: int, crashed: Mapping[str, 
     checksums.unseal(workspace.root)
     others = [published.load(Path(folder)) for folder in recipe.duplicates.against]
     rows = load_columns(workspace, parts, ("hash", "hash_flip") if recipe.duplicates.other_hash else ())
-    if recipe.duplicates.embedding.model:
+    if recipe.duplicates.embedding.decides:
         rows["embedding"] = embed.read(workspace, parts, rows["key"])
     placed = published.splits_of(Path(recipe.split.keep)) if recipe.split.keep else {}
     compared = compare.read(workspace) if compare.wanted(recipe) else None
@@ -564,7 +564,7 @@ def _params(recipe: Recipe) -> dict[str, Any]:
     values = recipe.model_dump(
         mode="json", include={"label", "filter", "duplicates", "crop", "quality", "curate", "classes", "split", "pack"}
     )
-    values["duplicates"]["embedding"] = recipe.duplicates.embedding.model_dump(include={"model", "threshold"})
+    values["duplicates"]["embedding"] = recipe.duplicates.embedding.model_dump(include={"model", "threshold", "verify"})
     # The content of these datasets is among the inputs; where they are stored does not matter.
     del values["split"]["keep"]
     del values["duplicates"]["against"]

@@ -1,4 +1,4 @@
-"""Embed images with a timm model, to find duplicates that a perceptual hash misses (crops, borders).
+"""Embed images with a timm model or SSCD, to find duplicates that a perceptual hash misses (crops, borders).
 
 `duplicates.embedding.model` switches it on. Embeddings are written to `features/embeddings-part-*.parquet` and reused
 as long as images, model and settings are the same. `animesion.dedup.clusters` decides which pairs are duplicates.
@@ -6,11 +6,12 @@ as long as images, model and settings are the same. `animesion.dedup.clusters` d
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +20,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
+from animesion import model_files
 from animesion.config.recipe import EmbeddingSection, Recipe
 from animesion.config.settings import params_digest
 from animesion.errors import UsageError
 from animesion.images import codec
+from animesion.pipeline.sscd import BATCH, Sscd
 from animesion.schemas import EMBEDDINGS, FEATURES, RAW
 from animesion.storage import parquet
 from animesion.storage.receipts import Receipt
@@ -33,13 +36,28 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("animesion")
 
-#: Images per batch; fixed, because sums round differently in batches of another size.
-_BATCH = 32
-
 Vectors = npt.NDArray[np.float32]
 
 
-class Embedder:
+class Embedder(Protocol):
+    """Turns images into vectors; created once, in the process of the build."""
+
+    def __call__(self, images: Sequence[Image.Image]) -> Vectors:
+        """Embeddings of unit length, shape (n, d), of n RGB images of any size."""
+
+
+def load(settings: EmbeddingSection) -> Embedder:
+    """The embedder of a recipe.
+
+    Raises:
+        UsageError: it cannot be loaded.
+    """
+    if settings.model == "sscd":
+        return Sscd(None if settings.weights == "pretrained" else Path(settings.weights))
+    return TimmEmbedder(settings)
+
+
+class TimmEmbedder:
     """A timm model without its classifier.
 
     Args:
@@ -80,10 +98,10 @@ class Embedder:
         import torch
 
         batches = []
-        for start in range(0, len(images), _BATCH):
+        for start in range(0, len(images), BATCH):
             pixels = [
                 np.asarray(each.resize(self._size, Image.Resampling.BICUBIC, reducing_gap=3.0), dtype=np.float32)
-                for each in images[start : start + _BATCH]
+                for each in images[start : start + BATCH]
             ]
             batch = (np.stack(pixels) / 255 - self._mean) / self._std
             with torch.inference_mode():
@@ -126,12 +144,12 @@ def run(workspace: Workspace, recipe: Recipe, parts: int, advance: Callable[[int
         assert inspected is not None
         inputs = inspected.inputs | {name: known["sha256"] for name, known in inspected.outputs.items()}
         digest = _params(recipe)
-        receipt = workspace.done(unit, _code(), digest, inputs)
+        receipt = workspace.done(unit, _code(recipe), digest, inputs)
         features = parquet.read(
             workspace.path(f"features/part-{part:05d}.parquet"), FEATURES, ("key", "reason", "crop", "width")
         )
         if receipt is None:
-            embedder = embedder or Embedder(recipe.duplicates.embedding)
+            embedder = embedder or load(recipe.duplicates.embedding)
             keys, vectors = _embed_part(workspace, recipe, part, features, embedder)
             # A list column from one flat array and n + 1 offsets, as a list of lists would copy every number.
             flat = pa.array(vectors.reshape(-1), pa.float32())
@@ -141,7 +159,7 @@ def run(workspace: Workspace, recipe: Recipe, parts: int, advance: Callable[[int
             written = parquet.write(
                 workspace.path(name), pa.table([pa.array(keys, pa.string()), column], schema=EMBEDDINGS)
             )
-            receipt = workspace.commit(unit, _code(), digest, inputs, {name: written})
+            receipt = workspace.commit(unit, _code(recipe), digest, inputs, {name: written})
         receipts.append(receipt)
         advance(len(features))
     return receipts
@@ -166,7 +184,7 @@ def _embed_part(
             crop = crops[row["key"]]
             batch.append(image if crop is None else image.crop(tuple(crop)))
             keys.append(row["key"])
-            if len(batch) == _BATCH:
+            if len(batch) == BATCH:
                 vectors.append(embedder(batch))
                 batch = []
     if batch:
@@ -188,19 +206,21 @@ def read(workspace: Workspace, parts: int, keys: Sequence[str]) -> Vectors:
     return embeddings
 
 
-def _code() -> str:
+def _code(recipe: Recipe) -> str:
     """Versions of the code that embeddings depend on."""
-    try:
-        used = [f"{name}-{version(name)}" for name in ("timm", "torch")]
-    except PackageNotFoundError:
-        used = []
+    used = []
+    for name in ("torch", "onnxruntime") if recipe.duplicates.embedding.model == "sscd" else ("timm", "torch"):
+        with contextlib.suppress(PackageNotFoundError):
+            used.append(f"{name}-{version(name)}")
     return "/".join(["embed-1", f"pillow-{PIL.__version__}", *used])
 
 
 def _params(recipe: Recipe) -> str:
     settings = recipe.duplicates.embedding
     weights = settings.weights
-    if weights not in ("pretrained", "random"):
+    if settings.model == "sscd" and weights == "pretrained":
+        weights = model_files.digest(model_files.path_of("sscd"))
+    elif weights not in ("pretrained", "random"):
         try:
             weights = sha256_file(Path(weights))
         except OSError as error:

@@ -10,7 +10,7 @@ from dataclasses import replace as replaced
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from animesion import detectors, executors, sources
+from animesion import executors, model_files, sources
 from animesion.config.recipe import Recipe
 from animesion.errors import AnimesionError, UsageError
 from animesion.images import other_hashes
@@ -130,6 +130,8 @@ def run(
             )
     if recipe.duplicates.other_hash:
         other_hashes.require(recipe.duplicates.other_hash)
+    if (embedding := recipe.duplicates.embedding).model == "sscd" and embedding.weights == "pretrained":
+        model_files.path_of("sscd")
     source = sources.make(recipe)
     workspace = Workspace(out)
     upload = open_upload(to, workspace, recipe, replace=replace)

@@ -14,12 +14,9 @@ from aiohttp import web
 from click.testing import CliRunner, Result
 from PIL import Image, ImageDraw
 
-import animesion
-from animesion import detectors
+from animesion import detectors, model_files
 from animesion.cli import cli
 from animesion.config.recipe import load
-from animesion.detectors import model_files
-from animesion.detectors.matching import overlap
 from animesion.errors import UsageError
 from animesion.pipeline import inspect
 from animesion.schemas import Box

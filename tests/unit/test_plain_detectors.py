@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFilter
 
-from animesion import detectors
-from animesion.detectors import model_files
+from animesion import detectors, model_files
 from animesion.errors import AnimesionError, UsageError
 from animesion.images import codec
 from animesion.schemas import Box

@@ -1,6 +1,7 @@
-"""Model files that detectors need and the package does not include: where they are stored and how to install one.
+"""Model files that detectors and embedders need and the package does not include: where they are, how to install one.
 
-They are stored in `ANIMESION_DETECTORS`, or else in `animesion/detectors` in the user's data folder (`XDG_DATA_HOME`).
+Those of detectors are stored in `ANIMESION_DETECTORS`, or else in `animesion/detectors` in the user's data folder
+(`XDG_DATA_HOME`); those of embedders in `ANIMESION_EMBEDDERS`, or else in `animesion/embedders`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from functools import lru_cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from xml.parsers import expat
 
@@ -25,32 +27,40 @@ from animesion.storage.workspace import sha256_file, write_atomic
 
 @dataclass(frozen=True)
 class NeededFile:
-    """A file that a detector needs.
+    """A file that a detector or an embedder needs.
 
     Attributes:
         name: its name in the folder.
         largest: its maximum size in bytes.
-        module: the module that reads it.
-        detector: the class that is tested with it, `module:class`.
+        modules: the modules that read it; one is enough.
+        extra: the extra of this package that installs them.
+        reader: the class that is tested with it, `module:class`.
         sha256: digest of the known version; empty if users bring their own file.
+        kind: what needs it, `detector` or `embedder`.
     """
 
     name: str
     largest: int
-    module: str
-    detector: str
+    modules: tuple[str, ...]
+    extra: str
+    reader: str
     sha256: str = ""
+    kind: str = "detector"
 
 
 NEEDED = {
     "lbp": NeededFile(
         "lbpcascade_animeface.xml",
         8 << 20,
-        "cv2",
+        ("cv2",),
+        "detect",
         "animesion.detectors.lbp:LbpCascade",
         "9376d30ac38db6bda2a68b88b3b76bbd7e6aa33af47f7f5c76bc88ca75f1ce30",
     ),
-    "onnx": NeededFile("detector.onnx", 512 << 20, "onnxruntime", "animesion.detectors.onnx:OnnxDetector"),
+    "onnx": NeededFile("detector.onnx", 512 << 20, ("onnxruntime",), "detect", "animesion.detectors.onnx:OnnxDetector"),
+    "sscd": NeededFile(
+        "sscd.model", 512 << 20, ("torch", "onnxruntime"), "train", "animesion.pipeline.sscd:Sscd", kind="embedder"
+    ),
 }
 
 #: Command that installs dghs-imgutils; `--no-deps` because it requires NumPy 1, although it runs with NumPy 2.
@@ -65,31 +75,37 @@ from PIL import Image
 from animesion.errors import AnimesionError
 module, _, name = sys.argv[1].partition(":")
 try:
-    detector = getattr(importlib.import_module(module), name)()
-    detector([Image.effect_noise((160, 120), 90).convert("RGB")], [None])
+    reader = getattr(importlib.import_module(module), name)()
+    images = [Image.effect_noise((160, 120), 90).convert("RGB")]
+    reader(images, [None]) if sys.argv[3] == "detector" else reader(images)
 except AnimesionError as error:
     print(error)
     sys.exit(3)
 """
 
 
-def folder() -> Path:
-    """The folder of the files."""
-    if given := os.environ.get("ANIMESION_DETECTORS"):
+def folder(kind: str) -> Path:
+    """The folder of the files of a kind, `detector` or `embedder`."""
+    if given := os.environ.get(_variable(kind)):
         return Path(given).expanduser()
     data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Path(data).expanduser() / "animesion" / "detectors"
+    return Path(data).expanduser() / "animesion" / f"{kind}s"
+
+
+def _variable(kind: str) -> str:
+    return f"ANIMESION_{kind.upper()}S"
 
 
 def setup_hint(name: str) -> str:
-    """What to install before a detector can run, one sentence; empty if nothing is missing."""
+    """What to install before a detector or an embedder can run, one sentence; empty if nothing is missing."""
     if name == "imgutils" and not _importable("imgutils"):
         return f"install dghs-imgutils with: {IMGUTILS}"
     if name not in NEEDED:
         return ""
-    if not _importable(NEEDED[name].module):
-        return f"install {NEEDED[name].module} with: pip install 'animesion[detect]'"
-    return "" if (folder() / NEEDED[name].name).is_file() else install_hint(name)
+    needed = NEEDED[name]
+    if not any(map(_importable, needed.modules)):
+        return f"install {' or '.join(needed.modules)} with: pip install 'animesion[{needed.extra}]'"
+    return "" if (folder(needed.kind) / needed.name).is_file() else install_hint(name)
 
 
 def _importable(module: str) -> bool:
@@ -101,19 +117,21 @@ def _importable(module: str) -> bool:
 
 def install_hint(name: str) -> str:
     """How to replace a missing or damaged file, one sentence."""
-    return f"install it with: animesion detectors install {name} --from FILE|URL"
+    return f"install it with: animesion {NEEDED[name].kind}s install {name} --from FILE|URL"
 
 
 def path_of(name: str) -> Path:
-    """Path of a detector's file.
+    """Path of the file of a detector or an embedder.
 
     Raises:
         UsageError: it is not installed.
     """
-    path = folder() / NEEDED[name].name
+    needed = NEEDED[name]
+    path = folder(needed.kind) / needed.name
     if not path.is_file():
-        needed = NEEDED[name].name
-        raise UsageError(f"the detector '{name}' needs the file {needed}, which is not installed; {install_hint(name)}")
+        raise UsageError(
+            f"the {needed.kind} '{name}' needs the file {needed.name}, which is not installed; {install_hint(name)}"
+        )
     return path
 
 
@@ -135,13 +153,22 @@ def _digest(path: Path, size: int, changed: int) -> str:
     return sha256_file(path)
 
 
-def install(name: str, source: str, sha256: str = "", *, contact: str = "", allow_private: bool = False) -> Path:
-    """Check a file, test the detector with it in a subprocess, and copy it to the folder of the files.
+def install(
+    name: str,
+    source: str,
+    sha256: str = "",
+    *,
+    kind: str = "detector",
+    contact: str = "",
+    allow_private: bool = False,
+) -> Path:
+    """Check a file, test what needs it in a subprocess, and copy it to the folder of the files.
 
     Args:
-        name: the detector.
+        name: the detector or embedder.
         source: a path or an https URL.
         sha256: expected digest, instead of the known one; required for a URL if no digest is known.
+        kind: `detector` or `embedder`.
         contact: e-mail or URL for the User-Agent; required for a URL.
         allow_private: whether the URL may point to this machine or its network, also over plain http.
 
@@ -149,11 +176,12 @@ def install(name: str, source: str, sha256: str = "", *, contact: str = "", allo
         Path of the installed file.
 
     Raises:
-        UsageError: the detector needs no file, or the source cannot be read or is not the needed file.
+        UsageError: none of that name needs a file, or the source cannot be read or is not the needed file.
         AnimesionError: the file cannot be written.
     """
-    if name not in NEEDED:
-        raise UsageError(f"the detector '{name}' needs no file; those that do: {', '.join(sorted(NEEDED))}")
+    names = sorted(each for each, needed in NEEDED.items() if needed.kind == kind)
+    if name not in names:
+        raise UsageError(f"the {kind} '{name}' needs no file; those that do: {', '.join(names)}")
     needed = NEEDED[name]
     if sha256 and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
         raise UsageError(f"--sha256 takes the 64 hexadecimal digits of a SHA-256, not '{sha256:.80}'")
@@ -170,7 +198,7 @@ def install(name: str, source: str, sha256: str = "", *, contact: str = "", allo
     if needed.name.endswith(".xml"):
         _check_xml(content, source)
     _test_run(needed, content, source)
-    path = folder() / needed.name
+    path = folder(needed.kind) / needed.name
     write_atomic(path, content)
     return path
 
@@ -236,14 +264,14 @@ def _refuse_doctype(*_: object) -> None:
 
 
 def _test_run(needed: NeededFile, content: bytes, source: str) -> None:
-    """Run the detector on one image in a subprocess, as a damaged file may crash a native reader."""
+    """Run the detector or embedder on one image in a subprocess, as a damaged file may crash a native reader."""
     with tempfile.TemporaryDirectory(prefix="animesion-") as trial:
         path = Path(trial) / needed.name
         write_atomic(path, content)
         try:
             done = subprocess.run(
-                [sys.executable, "-c", _TRIAL, needed.detector, str(_TRIAL_BYTES)],
-                env=os.environ | {"ANIMESION_DETECTORS": trial},
+                [sys.executable, "-c", _TRIAL, needed.reader, str(_TRIAL_BYTES), needed.kind],
+                env=os.environ | {_variable(needed.kind): trial},
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 timeout=_TRIAL_SECONDS,
@@ -256,4 +284,41 @@ def _test_run(needed: NeededFile, content: bytes, source: str) -> None:
         message = done.stdout.decode(errors="replace").strip()
         raise UsageError(message.replace(str(path), source))
     if done.returncode:
-        raise UsageError(f"{source} cannot be used: {needed.module} failed on it (exit status {done.returncode})")
+        reader = " or ".join(needed.modules)
+        raise UsageError(f"{source} cannot be used: {reader} failed on it (exit status {done.returncode})")
+
+
+def onnx_session(path: Path, user: str, device: str = "cpu") -> Any:
+    """Load a network in ONNX form.
+
+    Args:
+        path: the file.
+        user: what needs it, such as `the detector 'onnx'`.
+        device: `cpu` or `cuda`.
+
+    Raises:
+        UsageError: onnxruntime is missing, the file is not a network, or there is no GPU.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise UsageError(
+            f"{user} needs onnxruntime, which is not installed; install it with: pip install 'animesion[detect]'"
+        ) from None
+    provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = settings.inter_op_num_threads = 1  # worker processes already use every core
+    settings.log_severity_level = 4
+    try:
+        if provider in onnxruntime.get_available_providers():
+            session = onnxruntime.InferenceSession(str(path), settings, providers=[provider])
+            if provider in session.get_providers():  # without the CUDA libraries it silently falls back to the CPU
+                return session
+    except Exception as error:  # onnxruntime's own classes, which differ by version
+        raise UsageError(f"{path} is not a network that onnxruntime can load: {first_line(error)}") from None
+    raise UsageError(f"device 'cuda' of {user} needs a GPU and onnxruntime-gpu; leave the option out to use the CPU")
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error of another library, at most 300 characters."""
+    return next(iter(str(error).splitlines()), type(error).__name__)[:300]
