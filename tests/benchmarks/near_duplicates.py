@@ -1,169 +1,50 @@
-"""Precision and recall of the near-duplicate search on altered images.
+"""Altered copies of images that each method finds: recall, wrong pairs and time, in one table.
 
-    python tests/benchmarks/near_duplicates.py --faces FACES.tar [--images 1000] [--sweep] [--peers]
-        [--embedding resnet18 --weights FILE]
+    python tests/benchmarks/near_duplicates.py --faces FACES.tar [--images 1000] [--workers 2]
+        [--hashes dhash whash ...] [--embedding resnet18 --weights FILE --thresholds 0.98 0.99]
 
-FACES.tar contains `<class>/<name>` images. Every transform makes a copy of each chosen image, and copies and images are
-searched together. Recall is the share of copies that are paired with their original. A pair of two different images
-counts as wrong, unless the two originals are near duplicates already: a real set has some, and they are not labelled.
-Precision therefore describes the pairs that a transform adds. The first line lists the pairs among the originals.
+FACES.tar contains `<class>/<name>` images. Every alteration of `alterations.py` makes a copy of each chosen image, and
+each method searches originals and copies together. Recall is the share of copies that are paired with their original. A
+wrong pair is an original with the copy of another, unless the two originals are related already (by a pHash within 12
+bits, or by `duplicates.copies = "local"`): a real set has near duplicates, and they are not labelled.
 
-`--sweep` prints recall and wrong pairs for a grid of thresholds. `--peers` compares with imagededup's PHash and CNN in
-a separate virtual environment, which this script creates; if the installation fails, it prints the reason.
+The methods are the searches of a build, `local` and `hash` (found: in any relation; copy: dropped), pHash with its
+check of thumbnails (`off`), each hash by itself at the default radius of `duplicates.hash` and beyond, and, where they
+are installed, imagededup's PHash and CNN. `--embedding sscd` measures an installed SSCD, by itself and verified.
+`crop-resistant` takes 300 ms an image: it is measured on the first 20.
+
+`copies.py` compares verdicts with what people say, and with names.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import itertools
-import json
+import logging
+import multiprocessing
 import random
-import subprocess
 import sys
 import tarfile
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageEnhance, ImageOps
+from alterations import ALTERATIONS
+from PIL import Image
 
-from animesion.config.recipe import DuplicatesSection, EmbeddingSection
-from animesion.dedup import search
-from animesion.images import hashing
-from animesion.pipeline import embed
+from animesion.config.recipe import HASHES, DuplicatesSection, EmbeddingSection
+from animesion.dedup import candidates, geometry, residual, search
+from animesion.dedup.hashes import ImageHashes
+from animesion.dedup.residual import Verdict
+from animesion.errors import UsageError
+from animesion.images import features, hashing, local_features, other_hashes, windows
 
-PEER_LINES = """
-import json, sys
-from imagededup.methods import CNN, PHash
-folder, method, threshold, out = sys.argv[1:]
-if method == "phash":
-    found = PHash().find_duplicates(image_dir=folder, max_distance_threshold=int(threshold))
-else:
-    found = CNN().find_duplicates(image_dir=folder, min_similarity_threshold=float(threshold))
-pairs = sorted({tuple(sorted((a, b))) for a, others in found.items() for b in others})
-json.dump(pairs, open(out, "w"))
-"""
-
-
-def encoded(image: Image.Image, extension: str, quality: int) -> Image.Image:
-    """The image, encoded and decoded again."""
-    out = io.BytesIO()
-    image.save(out, extension, quality=quality)
-    return Image.open(out).convert("RGB")
-
-
-def cropped(share: float) -> Callable[[Image.Image, random.Random], Image.Image]:
-    """Cut away a share of each side, divided randomly between both ends."""
-
-    def cut(image: Image.Image, rng: random.Random) -> Image.Image:
-        width, height = image.size
-        off = [round(share * side) for side in (width, height)]
-        left, top = rng.randint(0, off[0]), rng.randint(0, off[1])
-        return image.crop((left, top, left + width - off[0], top + height - off[1]))
-
-    return cut
-
-
-def marked(image: Image.Image, rng: random.Random) -> Image.Image:
-    """The image with semi-transparent text in a corner."""
-    layer = Image.new("RGBA", image.size)
-    at = (0.45 * image.width, 0.85 * image.height)
-    ImageDraw.Draw(layer).text(at, "example.art", fill=(255, 255, 255, 150), font_size=max(9, image.height // 12))
-    return Image.alpha_composite(image.convert("RGBA"), layer).convert("RGB")
-
-
-def resized(scale: float) -> Callable[[Image.Image, random.Random], Image.Image]:
-    """Scale both sides, with a filter that no hash uses."""
-
-    def scaled(image: Image.Image, _: random.Random) -> Image.Image:
-        size = (max(8, round(scale * image.width)), max(8, round(scale * image.height)))
-        return image.resize(size, Image.Resampling.BICUBIC)
-
-    return scaled
-
-
-def recoded(kind: str, quality: int) -> Callable[[Image.Image, random.Random], Image.Image]:
-    return lambda image, _: encoded(image, kind, quality)
-
-
-TRANSFORMS: dict[str, Callable[[Image.Image, random.Random], Image.Image]] = {
-    "resize 0.5": resized(0.5),
-    "resize 0.75": resized(0.75),
-    "resize 2": resized(2.0),
-    **{f"JPEG {q}": recoded("JPEG", q) for q in (90, 70, 50, 30)},
-    "PNG": lambda image, _: encoded(image, "PNG", 0),
-    "WebP 80": lambda image, _: encoded(image, "WEBP", 80),
-    "crop 2%": cropped(0.02),
-    "crop 5%": cropped(0.05),
-    "crop 10%": cropped(0.10),
-    "flip": lambda image, _: ImageOps.mirror(image),
-    "brightness +10%": lambda image, _: ImageEnhance.Brightness(image).enhance(1.1),
-    "brightness -10%": lambda image, _: ImageEnhance.Brightness(image).enhance(0.9),
-    "brightness +25%": lambda image, _: ImageEnhance.Brightness(image).enhance(1.25),
-    "contrast +15%": lambda image, _: ImageEnhance.Contrast(image).enhance(1.15),
-    "contrast -15%": lambda image, _: ImageEnhance.Contrast(image).enhance(0.85),
-    "watermark": marked,
-    "border 2%": lambda image, _: ImageOps.expand(image, max(1, round(0.02 * image.width)), (0, 0, 0)),
-    "border 5%": lambda image, _: ImageOps.expand(image, max(1, round(0.05 * image.width)), (255, 255, 255)),
-    "resize 0.5, JPEG 50": lambda image, rng: encoded(resized(0.5)(image, rng), "JPEG", 50),
-}
-
-
-#: Transforms that a pHash of the whole image cannot detect at any radius that keeps different images apart.
-UNSEEN = ("crop 2%", "crop 5%", "crop 10%", "flip", "brightness +25%", "border 2%", "border 5%")
-
-
-class Features:
-    """Hashes and thumbnails of a list of images."""
-
-    def __init__(self, images: Sequence[Image.Image]) -> None:
-        both = np.array([hashing.phashes(image) for image in images], dtype=np.uint64)
-        self.hashes, self.flipped = both[:, 0].copy(), both[:, 1].copy()
-        self.thumbnails = np.stack([np.frombuffer(hashing.thumbnail(image), dtype=np.uint8) for image in images])
-
-    def joined(self, other: Features) -> Features:
-        """The features of both lists, concatenated."""
-        both = Features.__new__(Features)
-        for name in ("hashes", "flipped", "thumbnails"):
-            setattr(both, name, np.concatenate([getattr(self, name), getattr(other, name)]))
-        return both
-
-    def pairs(self, settings: DuplicatesSection) -> set[tuple[int, int]]:
-        """Pairs that are near duplicates under these settings."""
-        found, mirrored = search.found_pairs(self.hashes, self.flipped if settings.flip else None, settings.radius)
-        same = search.same_thumbnail(
-            self.thumbnails, found, settings.mean_difference, settings.max_difference, mirrored, settings.tone
-        )
-        return {(a, b) for a, b in found[same].tolist()}
-
-
-class Embeddings(Features):
-    """Features and the embeddings of a timm model."""
-
-    def __init__(self, images: Sequence[Image.Image], settings: EmbeddingSection) -> None:
-        super().__init__(images)
-        self.vectors = embed.Embedder(settings)(images)
-
-    def alike(self, other: Embeddings, threshold: float) -> set[tuple[int, int]]:
-        """Pairs by cosine similarity over both lists, concatenated."""
-        both = np.concatenate([self.vectors, other.vectors])
-        return {(a, b) for a, b in search.cosine_pairs(both, threshold).tolist()}
-
-
-def judged(pairs: set[tuple[int, int]], n: int, known: set[tuple[int, int]]) -> tuple[float, int]:
-    """Recall of copies (the copy of image i is n + i), and the number of wrong pairs between images and copies."""
-    crossed = {(a, b - n) for a, b in pairs if a < n <= b}
-    wrong = {(a, b) for a, b in crossed if a != b and (min(a, b), max(a, b)) not in known}
-    return sum(a == b for a, b in crossed) / n, len(wrong)
-
-
-def precision(recall: float, wrong: int, n: int) -> str:
-    """Share of correct pairs, as text; a dash if there are no pairs."""
-    right = round(recall * n)
-    return f"{right / (right + wrong):.3f}" if right + wrong else "-"
+SAME = (Verdict.COPY, Verdict.OVERLAY)
+Crossed = set[tuple[int, int]]
 
 
 def faces(path: Path, count: int) -> list[Image.Image]:
@@ -183,101 +64,310 @@ def faces(path: Path, count: int) -> list[Image.Image]:
     return chosen
 
 
-def peers(images: Sequence[Image.Image], copies: dict[str, list[Image.Image]], known: set[tuple[int, int]]) -> None:
-    """Print recall and wrong pairs of imagededup on the same images."""
-    venv, folder = Path(tempfile.gettempdir()) / "animesion-peers", Path(tempfile.mkdtemp(prefix="near-duplicates-"))
-    python = venv / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", venv], check=True)
-    command: list[str | Path] = [python, "-m", "pip", "install", "-q", "imagededup"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
-    if done.returncode:
-        print(f"imagededup left out, its installation failed: {(done.stderr.strip().splitlines() or ['?'])[-1][:200]}")
+class Searched:
+    """Images with what a build searches them by."""
+
+    def __init__(self, images: Sequence[Image.Image], copies: Sequence[str] = ("local",)) -> None:
+        self.images = list(images)
+        computed = [features.compute_features(image) for image in images]
+        self.phash = np.array([[each.phash, each.phash_flip] for each in computed], dtype=np.uint64).reshape(-1, 2)
+        self.thumbnails = [each.thumbnail for each in computed]
+        # the hashes of windows are verified by local features too, which a build extracts of candidates alone
+        self.points = [local_features.extract(image) for image in images]
+        self.windows = [windows.window_phashes(image.convert("L")) for image in images] if "hash" in copies else []
+
+    def __add__(self, other: Searched) -> Searched:
+        both = Searched([])
+        both.images, both.points = self.images + other.images, self.points + other.points
+        both.thumbnails, both.windows = self.thumbnails + other.thumbnails, self.windows + other.windows
+        both.phash = np.concatenate([self.phash, other.phash])
+        return both
+
+    def hashes(self) -> candidates.Hashes:
+        first, second = (np.ascontiguousarray(self.phash[:, side]) for side in (0, 1))
+        return candidates.Hashes(first, second, self.thumbnails)
+
+    def pairs(self, copies: str = "local", more: search.Pairs | None = None) -> search.Pairs:
+        """Candidates, shape (m, 2)."""
+        if copies == "hash":
+            signatures = candidates.Signatures(self.hashes(), windows=np.stack(self.windows))
+        else:
+            signatures = candidates.Signatures(self.hashes(), points=self.points if copies == "local" else None)
+        return candidates.find(signatures, DuplicatesSection(), more).pairs
+
+    def alone(self, settings: DuplicatesSection) -> search.Pairs:
+        """Near duplicates by hash and thumbnail, shape (m, 2)."""
+        hashes = self.hashes()
+        found, mirrored = search.found_pairs(
+            hashes.phash, hashes.phash_flip if settings.flip else None, settings.radius
+        )
+        limits = settings.mean_difference, settings.max_difference, mirrored, settings.tone
+        thumbnails = candidates.thumbnails(self.thumbnails, np.arange(len(self.images)))
+        return found[search.same_thumbnail(thumbnails, found, *limits)]
+
+    def verdict(self, a: int, b: int) -> Verdict:
+        """The verdict on a pair by its local features."""
+        sizes = self.images[a].size, self.images[b].size
+        match = geometry.match(self.points[a], self.points[b], sizes)
+        return Verdict.DIFFERENT if match is None else residual.compare(self.images[a], self.images[b], match).verdict
+
+    def related(self) -> dict[tuple[int, int], Verdict]:
+        """Verdicts on all candidates that are not different."""
+        every = {(a, b): self.verdict(a, b) for a, b in self.pairs().tolist()}
+        return {pair: verdict for pair, verdict in every.items() if verdict is not Verdict.DIFFERENT}
+
+
+# A method takes features of images and returns pairs of an original and a copy, by columns of the table. Features of
+# the originals are computed once.
+
+
+class Builds:
+    """The searches of a build, and pHash with thumbnails."""
+
+    def __init__(self, embedding: EmbeddingSection | None) -> None:
+        self._vectors = Embedded(embedding) if embedding and embedding.model == "sscd" else None
+
+    def features(self, images: Sequence[Image.Image]) -> Any:
+        vectors = self._vectors.features(images) if self._vectors else None
+        return Searched(images, ("local", "hash")), vectors
+
+    def found(self, originals: Any, copies: Any) -> dict[str, Crossed]:
+        both, n = originals[0] + copies[0], len(originals[0].images)
+        verdicts: dict[tuple[int, int], Verdict] = {}
+
+        def judged(pairs: search.Pairs, wanted: Sequence[Verdict]) -> Crossed:
+            for a, b in across(pairs, n):
+                verdicts.setdefault((a, b), both.verdict(a, n + b))
+            return {pair for pair in across(pairs, n) if verdicts[pair] in wanted}
+
+        columns = {}
+        related = [verdict for verdict in Verdict if verdict is not Verdict.DIFFERENT]
+        for copies_by in ("local", "hash"):
+            pairs = both.pairs(copies_by)
+            columns[f"{copies_by}: found"] = judged(pairs, related)
+            columns[f"{copies_by}: copy"] = judged(pairs, SAME)
+        columns["off"] = across(both.alone(DuplicatesSection()), n)
+        columns["off, flip"] = across(both.alone(DuplicatesSection(flip=True)), n)
+        if self._vectors:
+            pairs = search.cosine_pairs(np.concatenate([originals[1], copies[1]]), 0.5)
+            columns["SSCD 0.5, verified"] = judged(pairs, related)
+        return columns
+
+
+class Hash:
+    """A hash by itself, at its default radius and at the radius within which a build compares images."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        if kind != "phash":
+            other_hashes.require(kind)
+
+    def features(self, images: Sequence[Image.Image]) -> ImageHashes:
+        if self.kind == "phash":
+            both = np.array([hashing.phashes(image) for image in images], dtype=np.uint64)
+            return ImageHashes.phashes(both[:, 0].copy(), both[:, 1].copy())
+        found = [other_hashes.compute(self.kind, image) for image in images]
+        return ImageHashes.of_kind(self.kind, found, found)  # mirror images are not searched here
+
+    def found(self, originals: ImageHashes, copies: ImageHashes) -> dict[str, Crossed]:
+        both, n = originals + copies, len(originals.plain.starts) - 1
+        default = DuplicatesSection.model_validate({"hash": self.kind})
+        return {
+            f"{self.kind} {radius}": across(both.pairs(radius, flip=False)[0], n)
+            for radius in (default.radius, default.wide_radius)
+        }
+
+
+class ImagededupHash:
+    """imagededup's PHash."""
+
+    def __init__(self) -> None:
+        from imagededup.methods import PHash
+
+        logging.disable(logging.INFO)
+        warnings.filterwarnings("ignore", "Parameter num_enc_workers", RuntimeWarning)
+        self._method = PHash(verbose=False)
+
+    def features(self, images: Sequence[Image.Image]) -> list[str]:
+        return [self._method.encode_image(image_array=np.asarray(image)) for image in images]
+
+    def found(self, originals: list[str], copies: list[str]) -> dict[str, Crossed]:
+        named = {f"{i:06}": code for i, code in enumerate([*originals, *copies])}
+        columns = {}
+        for bits in (4, 10):
+            pairs = self._method.find_duplicates(encoding_map=named, max_distance_threshold=bits, num_dist_workers=0)
+            columns[f"imagededup PHash {bits}"] = across(as_pairs(pairs), len(originals))
+        return columns
+
+
+class ImagededupCnn:
+    """imagededup's CNN (MobileNetV3), by cosine similarity; its weights come from torchvision's host."""
+
+    def __init__(self) -> None:
+        from imagededup.methods import CNN
+
+        self._method = CNN(verbose=False)
+
+    def features(self, images: Sequence[Image.Image]) -> list[np.ndarray]:
+        return [self._method.encode_image(image_array=np.asarray(image))[0] for image in images]
+
+    def found(self, originals: list[np.ndarray], copies: list[np.ndarray]) -> dict[str, Crossed]:
+        named = {f"{i:06}": code for i, code in enumerate([*originals, *copies])}
+        pairs = self._method.find_duplicates(encoding_map=named, min_similarity_threshold=0.9, num_sim_workers=0)
+        return {"imagededup CNN 0.9": across(as_pairs(pairs), len(originals))}
+
+
+class Embedded:
+    """A model of `duplicates.embedding` by cosine similarity alone."""
+
+    def __init__(self, settings: EmbeddingSection, thresholds: Sequence[float] = ()) -> None:
+        from animesion.pipeline import embed
+
+        self._embed, self._thresholds = embed.load(settings), thresholds
+
+    def features(self, images: Sequence[Image.Image]) -> np.ndarray:
+        return self._embed(images)
+
+    def found(self, originals: np.ndarray, copies: np.ndarray) -> dict[str, Crossed]:
+        both = np.concatenate([originals, copies])
+        return {
+            f"cosine {threshold}": across(search.cosine_pairs(both, threshold), len(originals))
+            for threshold in self._thresholds
+        }
+
+
+def across(pairs: search.Pairs, n: int) -> Crossed:
+    """Pairs of an original and a copy; the copy of image i is row n + i."""
+    return {(a, b - n) for a, b in np.asarray(pairs).reshape(-1, 2).tolist() if a < n <= b}
+
+
+def as_pairs(found: dict[str, list[str]]) -> search.Pairs:
+    """imagededup's answer as rows, shape (m, 2)."""
+    pairs = {tuple(sorted((int(a), int(b)))) for a, others in found.items() for b in others}
+    return np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2)
+
+
+class Method(NamedTuple):
+    """A method, the features of the originals by it, and the number of originals that it is measured on."""
+
+    finder: Any
+    originals: Any
+    images: int
+
+
+class Cell(NamedTuple):
+    """Recall, and wrong pairs among `images` originals and their copies."""
+
+    recall: float
+    wrong: int
+    images: int
+
+
+class Measured(NamedTuple):
+    """Cells by column, and CPU-seconds of the features of a copy by method, of one alteration."""
+
+    name: str
+    cells: dict[str, Cell]
+    spent: dict[str, float]
+    notes: list[str]
+
+
+def measured(name: str) -> Measured:
+    """Measure every method on one alteration."""
+    rng = random.Random(name)
+    copies = [ALTERATIONS[name](image, rng) for image in IMAGES]
+    cells: dict[str, Cell] = {}
+    spent = {}
+    for label, method in METHODS.items():
+        start = time.process_time()
+        computed = method.finder.features(copies[: method.images])
+        spent[label] = (time.process_time() - start) / method.images
+        for column, pairs in method.finder.found(method.originals, computed).items():
+            wrong = [pair for pair in pairs if pair[0] != pair[1] and (min(pair), max(pair)) not in KNOWN]
+            own = sum(a == b for a, b in pairs)
+            cells[column] = Cell(own / method.images, len(wrong), method.images)
+    print(
+        f"{name}: " + ", ".join(f"{c} {cell.recall:.3f} ({cell.wrong})" for c, cell in cells.items()), file=sys.stderr
+    )
+    return Measured(name, cells, spent, NOTES)
+
+
+# of this process, by `prepare`
+IMAGES: list[Image.Image] = []
+METHODS: dict[str, Method] = {}
+KNOWN: set[tuple[int, int]] = set()
+NOTES: list[str] = []
+
+
+def prepare(arguments: argparse.Namespace) -> None:
+    """Load the images and create the methods that can run here."""
+    IMAGES.extend(faces(arguments.faces, arguments.images))
+    model = EmbeddingSection(model=arguments.embedding, weights=arguments.weights) if arguments.embedding else None
+    wanted: dict[str, Callable[[], Any]] = {"build": lambda: Builds(model)}
+    wanted |= {kind: lambda kind=kind: Hash(kind) for kind in arguments.hashes}
+    wanted |= {"imagededup PHash": ImagededupHash, "imagededup CNN": ImagededupCnn}
+    if model:
+        wanted[f"embedding {model.model}"] = lambda: Embedded(model, arguments.thresholds)
+    for label, create in wanted.items():
+        try:
+            finder = create()
+        except (ImportError, OSError, UsageError) as error:
+            NOTES.append(f"{label} left out: {' '.join(str(error).split())[:160]}")
+            continue
+        count = min(len(IMAGES), 20 if label == "crop-resistant" else len(IMAGES))
+        METHODS[label] = Method(finder, finder.features(IMAGES[:count]), count)
+    originals: Searched = METHODS["build"].originals[0]
+    KNOWN.update(originals.related())
+    # related in a way that no alteration has made: near duplicates and alternates, by the loosest settings
+    loose = DuplicatesSection(radius=12, mean_difference=24.0, max_difference=255, flip=True)
+    KNOWN.update((a, b) for a, b in originals.alone(loose).tolist())
+    NOTES.append(f"{len(IMAGES):,} images; {len(KNOWN):,} pairs of originals are related")
+
+
+def results(arguments: argparse.Namespace) -> Iterator[Measured]:
+    if arguments.workers == 1:
+        prepare(arguments)
+        yield from map(measured, arguments.only)
         return
-    n = len(images)
-    for method, threshold in (("phash", "4"), ("phash", "10"), ("cnn", "0.9")):
-        start, results = time.perf_counter(), []
-        for name, altered in copies.items():
-            directory = folder / "images"
-            directory.mkdir(exist_ok=True)
-            for i, image in enumerate([*images, *altered]):
-                image.save(directory / f"{i:06d}.png")
-            out = folder / "pairs.json"
-            command = [python, "-c", PEER_LINES, directory, method, threshold, out]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                print(f"imagededup {method} left out: {(done.stderr.strip().splitlines() or ['?'])[-1][:200]}")
-                break
-            pairs = {(int(a[:6]), int(b[:6])) for a, b in json.loads(out.read_text())}
-            results.append((name, *judged({(min(p), max(p)) for p in pairs}, n, known)))
-        for name, recall, wrong in results:
-            print(f"imagededup {method} {threshold:<4} {name:<22} {recall:8.3f} {wrong:8,}")
-        print(f"imagededup {method} {threshold}: {time.perf_counter() - start:.1f} s")
+    # each worker computes the features of the originals: libraries that have started threads do not survive a fork
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(arguments.workers, context, initializer=prepare, initargs=(arguments,)) as pool:
+        yield from pool.map(measured, arguments.only)
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Measure and print a table in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faces", type=Path, required=True, help="tar of images")
     parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--sweep", action="store_true", help="print recall and wrong pairs over thresholds")
-    parser.add_argument("--peers", action="store_true", help="compare with imagededup in a separate environment")
-    parser.add_argument("--embedding", metavar="MODEL", help="timm model for pairs by cosine similarity")
+    parser.add_argument("--workers", type=int, default=1, help="number of processes")
+    parser.add_argument("--hashes", nargs="*", choices=list(HASHES), default=list(HASHES))
+    parser.add_argument("--embedding", metavar="MODEL", help="timm model, or sscd, for pairs by cosine similarity")
     parser.add_argument("--weights", default="pretrained", help="as duplicates.embedding.weights")
     parser.add_argument("--thresholds", type=float, nargs="+", default=[0.9, 0.95, 0.98, 0.99])
-    parser.add_argument("--only", nargs="+", default=list(TRANSFORMS), help="transforms to measure")
+    parser.add_argument("--only", nargs="+", choices=list(ALTERATIONS), default=list(ALTERATIONS))
     arguments = parser.parse_args()
-    rng = random.Random(1)
-    images = faces(arguments.faces, arguments.images)
-    n = len(images)
-    copies = {name: [TRANSFORMS[name](image, rng) for image in images] for name in arguments.only}
-    base = Features(images)
-    features = {name: base.joined(Features(altered)) for name, altered in copies.items()}
-    default = DuplicatesSection()
-    # pairs of originals under the loosest settings are near duplicates or alternates: they do not count as wrong
-    known = base.pairs(DuplicatesSection(radius=12, mean_difference=24.0, max_difference=255, flip=True))
-    print(f"{n:,} images; pairs among the originals: default {len(base.pairs(default)):,}, "
-          f"with flip {len(base.pairs(DuplicatesSection(flip=True))):,}, loosest {len(known):,}")  # fmt: skip
-    if arguments.sweep:
-        sweep(features, n, known)
-    rows = {"default": default, "flip": DuplicatesSection(flip=True)}
-    print(f"{'':<22} " + " ".join(f"{name + ' recall':>16} precision" for name in rows) + f" {'bits 98%':>9}")
-    recalls = []
-    for name, both in features.items():
-        cells = [judged(both.pairs(settings), n, known) for settings in rows.values()]
-        bits = np.sort(np.bitwise_count(both.hashes[:n] ^ both.hashes[n:]))[int(0.98 * (n - 1))]
-        columns = " ".join(f"{recall:16.3f} {precision(recall, wrong, n):>9}" for recall, wrong in cells)
-        print(f"{name:<22} {columns} {bits:9}")
-        if name not in UNSEEN:
-            recalls.append(cells[0][0])
-    if recalls:
-        print(f"{'mean of detectable':<22} {sum(recalls) / len(recalls):16.4f}")
-    if arguments.embedding:
-        model = EmbeddingSection(model=arguments.embedding, weights=arguments.weights)
-        first = Embeddings(images, model)
-        print(f"{'':<22} " + " ".join(f"{f'cosine {t}':>13} {'wrong':>6}" for t in arguments.thresholds))
-        for name, altered in copies.items():
-            second = Embeddings(altered, model)
-            cells = [judged(first.alike(second, threshold), n, known) for threshold in arguments.thresholds]
-            print(f"{name:<22} " + " ".join(f"{r:13.3f} {w:6,}" for r, w in cells), flush=True)
-    if arguments.peers:
-        peers(images, copies, known)
+    rows: dict[str, dict[str, Cell]] = {}
+    times: dict[str, list[float]] = {}
+    notes: list[str] = []
+    for each in results(arguments):
+        rows[each.name], notes = each.cells, each.notes
+        for label, seconds in each.spent.items():
+            times.setdefault(label, []).append(seconds)
+    print("\n".join(notes))
+    columns = list(next(iter(rows.values())))
+    print(f"\n| recall (wrong pairs) | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
+    for name, cells in rows.items():
+        shown = (cells[column] for column in columns)
+        print(f"| {name} | {' | '.join(f'{c.recall:.3f}' + (f' ({c.wrong:,})' if c.wrong else '') for c in shown)} |")
+    print(f"| wrong pairs, all rows | {' | '.join(f'{sum(c[k].wrong for c in rows.values()):,}' for k in columns)} |")
+    print(f"| pairs of two images, all rows | {' | '.join(pairs_of(rows, column) for column in columns)} |")
+    print("\nfeatures, CPU-ms an image: " + ", ".join(f"{k} {1000 * np.mean(v):.1f}" for k, v in times.items()))
 
 
-def sweep(features: dict[str, Features], n: int, known: set[tuple[int, int]]) -> None:
-    """Mean and worst recall over the transforms that pHash can detect, and wrong pairs, for a grid of thresholds."""
-    seen = {name: both for name, both in features.items() if name not in UNSEEN}
-    print(
-        f"{'tone':>5} {'radius':>6} {'mean':>6} {'max':>4} {'recall':>8} {'worst':>8} {'':<20} {'wrong':>7} {'own':>6}"
-    )
-    for tone, radius, mean, most in itertools.product((0.0, 0.2, 0.3), (4, 6, 8), (6.0, 8.0, 12.0), (48, 64, 96)):
-        settings = DuplicatesSection(tone=tone, radius=radius, mean_difference=mean, max_difference=most)
-        cells = {name: judged(both.pairs(settings), n, known) for name, both in seen.items()}
-        worst = min(cells, key=lambda name: cells[name][0])
-        own = len({pair for pair in next(iter(seen.values())).pairs(settings) if max(pair) < n})
-        recall = sum(r for r, _ in cells.values()) / len(cells)
-        print(f"{tone:>5} {radius:>6} {mean:>6} {most:>4} {recall:8.4f} {cells[worst][0]:8.3f} {worst:<20} "
-                      f"{sum(w for _, w in cells.values()):>7,} {own:>6,}")  # fmt: skip
+def pairs_of(rows: dict[str, dict[str, Cell]], column: str) -> str:
+    count = sum(cells[column].images * (cells[column].images - 1) for cells in rows.values())
+    return f"{count / 1e6:.1f} million"
 
 
 if __name__ == "__main__":
