@@ -14,6 +14,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from animesion.config.recipe import HASHES
 from animesion.dedup import search
 from animesion.dedup.search import HashArray, Pairs
 from animesion.images.other_hashes import MOST_SEGMENTS, WIDTHS
@@ -91,10 +92,12 @@ class ImageHashes:
     Attributes:
         plain: hashes of the images.
         flipped: hashes of the mirror images.
+        kind: the algorithm, a value of `duplicates.hash`.
     """
 
     plain: Words
     flipped: Words
+    kind: str = "phash"
 
     @classmethod
     def phashes(cls, phash: HashArray, phash_flip: HashArray) -> Self:
@@ -105,14 +108,16 @@ class ImageHashes:
     def of_kind(cls, kind: str, plain: Sequence[bytes], flipped: Sequence[bytes]) -> Self:
         """Hashes as `animesion.images.other_hashes.compute` returns them."""
         width = WIDTHS[kind]
-        return cls(Words.of_bytes(plain, width), Words.of_bytes(flipped, width))
+        return cls(Words.of_bytes(plain, width), Words.of_bytes(flipped, width), kind)
 
     def take(self, rows: Rows) -> Self:
         """The hashes of some images, in that order."""
-        return type(self)(self.plain.take(rows), self.flipped.take(rows))
+        return type(self)(self.plain.take(rows), self.flipped.take(rows), self.kind)
 
     def __add__(self, other: Self) -> Self:
-        return type(self)(self.plain + other.plain, self.flipped + other.flipped)
+        if self.kind != other.kind:
+            raise ValueError(f"hashes by {self.kind} and by {other.kind} cannot be compared")
+        return type(self)(self.plain + other.plain, self.flipped + other.flipped, self.kind)
 
     def pairs(self, radius: int, *, flip: bool) -> tuple[Pairs, npt.NDArray[np.bool_]]:
         """Pairs of images whose hashes differ in at most `radius` bits; crowds as in `search.candidate_pairs`.
@@ -124,7 +129,11 @@ class ImageHashes:
         Returns:
             Pairs, shape (m, 2), rows `i < j`, and whether each is a mirrored one, shape (m,). A pair that is close both
             ways occurs twice.
+
+        Raises:
+            UsageError: there are too many images for this algorithm.
         """
+        HASHES[self.kind].check(len(self.plain.starts) - 1)
         if self.plain.words.shape[1] == 1 and self.plain.is_single:
             hashes, flipped = self.plain.words[:, 0], self.flipped.words[:, 0]
             return search.found_pairs(hashes, flipped if flip else None, radius)

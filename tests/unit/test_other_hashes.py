@@ -162,6 +162,22 @@ def test_a_hash_that_does_not_fit_is_refused(overrides: list[str], sentence: str
         recipe.load("folder", ["source.path=x", *overrides])
 
 
+def test_a_search_that_would_find_a_share_of_all_pairs_is_refused() -> None:
+    settings = DuplicatesSection(hash="colorhash")
+    assert settings.for_images(10_000).hash == "colorhash"
+    with pytest.raises(UsageError, match=r"it is for 10,000 images at most, not for 10,001: choose another hash"):
+        settings.for_images(10_001)
+    hashes = ImageHashes.of_kind("colorhash", [bytes(8)] * 10_001, [bytes(8)] * 10_001)
+    with pytest.raises(UsageError, match="not for 10,001"):
+        hashes.pairs(1, flip=False)
+
+
+def test_hashes_of_two_kinds_are_not_joined() -> None:
+    hashes = [ImageHashes.of_kind(kind, [bytes(8)], [bytes(8)]) for kind in ("dhash", "whash")]
+    with pytest.raises(ValueError, match="by dhash and by whash cannot be compared"):
+        hashes[0] + hashes[1]
+
+
 def signatures(images: list[Image.Image], kind: str) -> candidates.Signatures:
     both = np.array([hashing.phashes(image) for image in images], dtype=np.uint64)
     turned = [ImageOps.mirror(image) for image in images]
