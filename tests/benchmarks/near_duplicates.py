@@ -1,7 +1,7 @@
 """Altered copies of images that each method finds: recall, wrong pairs and time, in one table.
 
     python tests/benchmarks/near_duplicates.py --faces FACES.tar [--images 1000] [--workers 2]
-        [--hashes dhash whash ...] [--embedding resnet18 --weights FILE --thresholds 0.98 0.99]
+        [--copies local ...] [--hashes dhash whash ...] [--embedding resnet18 --weights FILE --thresholds 0.98 0.99]
 
 FACES.tar contains `<class>/<name>` images. Every alteration of `alterations.py` makes a copy of each chosen image, and
 each method searches originals and copies together. Recall is the share of copies that are paired with their original. A
@@ -11,7 +11,8 @@ bits, or by `duplicates.copies = "local"`): a real set has near duplicates, and 
 The methods are the searches of a build, `local` and `hash` (found: in any relation; copy: dropped), pHash with its
 check of thumbnails (`off`), each hash by itself at the default radius of `duplicates.hash` and beyond, and, where they
 are installed, imagededup's PHash and CNN. `--embedding sscd` measures an installed SSCD, by itself and verified.
-`crop-resistant` takes 300 ms an image: it is measured on the first 20.
+`--copies` without a value leaves the slow searches by pixels out. `crop-resistant` takes 300 ms an image, so it is
+measured on the first 20.
 
 `copies.py` compares verdicts with what people say, and with names.
 """
@@ -20,13 +21,11 @@ from __future__ import annotations
 
 import argparse
 import io
-import logging
 import multiprocessing
 import random
 import sys
 import tarfile
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -73,7 +72,7 @@ class Searched:
         self.phash = np.array([[each.phash, each.phash_flip] for each in computed], dtype=np.uint64).reshape(-1, 2)
         self.thumbnails = [each.thumbnail for each in computed]
         # the hashes of windows are verified by local features too, which a build extracts of candidates alone
-        self.points = [local_features.extract(image) for image in images]
+        self.points = [local_features.extract(image) for image in images] if copies else []
         self.windows = [windows.window_phashes(image.convert("L")) for image in images] if "hash" in copies else []
 
     def __add__(self, other: Searched) -> Searched:
@@ -124,12 +123,13 @@ class Searched:
 class Builds:
     """The searches of a build, and pHash with thumbnails."""
 
-    def __init__(self, embedding: EmbeddingSection | None) -> None:
-        self._vectors = Embedded(embedding) if embedding and embedding.model == "sscd" else None
+    def __init__(self, copies: Sequence[str], embedding: EmbeddingSection | None) -> None:
+        self._copies = copies
+        self._vectors = Embedded(embedding) if copies and embedding and embedding.model == "sscd" else None
 
     def features(self, images: Sequence[Image.Image]) -> Any:
         vectors = self._vectors.features(images) if self._vectors else None
-        return Searched(images, ("local", "hash")), vectors
+        return Searched(images, self._copies), vectors
 
     def found(self, originals: Any, copies: Any) -> dict[str, Crossed]:
         both, n = originals[0] + copies[0], len(originals[0].images)
@@ -142,7 +142,7 @@ class Builds:
 
         columns = {}
         related = [verdict for verdict in Verdict if verdict is not Verdict.DIFFERENT]
-        for copies_by in ("local", "hash"):
+        for copies_by in self._copies:
             pairs = both.pairs(copies_by)
             columns[f"{copies_by}: found"] = judged(pairs, related)
             columns[f"{copies_by}: copy"] = judged(pairs, SAME)
@@ -179,42 +179,38 @@ class Hash:
 
 
 class ImagededupHash:
-    """imagededup's PHash."""
+    """imagededup's PHash: all pairs of its hashes within 4 and 10 bits, as `find_duplicates` returns them."""
 
     def __init__(self) -> None:
         from imagededup.methods import PHash
 
-        logging.disable(logging.INFO)
-        warnings.filterwarnings("ignore", "Parameter num_enc_workers", RuntimeWarning)
         self._method = PHash(verbose=False)
 
-    def features(self, images: Sequence[Image.Image]) -> list[str]:
-        return [self._method.encode_image(image_array=np.asarray(image)) for image in images]
+    def features(self, images: Sequence[Image.Image]) -> np.ndarray:
+        codes = [self._method.encode_image(image_array=np.asarray(image)) for image in images]
+        return np.array([int(code, 16) for code in codes], dtype=np.uint64)
 
-    def found(self, originals: list[str], copies: list[str]) -> dict[str, Crossed]:
-        named = {f"{i:06}": code for i, code in enumerate([*originals, *copies])}
-        columns = {}
-        for bits in (4, 10):
-            pairs = self._method.find_duplicates(encoding_map=named, max_distance_threshold=bits, num_dist_workers=0)
-            columns[f"imagededup PHash {bits}"] = across(as_pairs(pairs), len(originals))
-        return columns
+    def found(self, originals: np.ndarray, copies: np.ndarray) -> dict[str, Crossed]:
+        both = np.concatenate([originals, copies])
+        pairs = {bits: search.candidate_pairs(both, bits) for bits in (4, 10)}
+        return {f"imagededup PHash {bits}": across(pairs[bits], len(originals)) for bits in pairs}
 
 
 class ImagededupCnn:
-    """imagededup's CNN (MobileNetV3), by cosine similarity; its weights come from torchvision's host."""
+    """imagededup's CNN (MobileNetV3): all pairs from a cosine of 0.9; its weights come from torchvision's host."""
 
     def __init__(self) -> None:
         from imagededup.methods import CNN
 
         self._method = CNN(verbose=False)
 
-    def features(self, images: Sequence[Image.Image]) -> list[np.ndarray]:
-        return [self._method.encode_image(image_array=np.asarray(image))[0] for image in images]
+    def features(self, images: Sequence[Image.Image]) -> np.ndarray:
+        found = np.concatenate([self._method.encode_image(image_array=np.asarray(image)) for image in images])
+        return found / np.linalg.norm(found, axis=1, keepdims=True)
 
-    def found(self, originals: list[np.ndarray], copies: list[np.ndarray]) -> dict[str, Crossed]:
-        named = {f"{i:06}": code for i, code in enumerate([*originals, *copies])}
-        pairs = self._method.find_duplicates(encoding_map=named, min_similarity_threshold=0.9, num_sim_workers=0)
-        return {"imagededup CNN 0.9": across(as_pairs(pairs), len(originals))}
+    def found(self, originals: np.ndarray, copies: np.ndarray) -> dict[str, Crossed]:
+        pairs = search.cosine_pairs(np.concatenate([originals, copies]).astype(np.float32), 0.9)
+        return {"imagededup CNN 0.9": across(pairs, len(originals))}
 
 
 class Embedded:
@@ -239,12 +235,6 @@ class Embedded:
 def across(pairs: search.Pairs, n: int) -> Crossed:
     """Pairs of an original and a copy; the copy of image i is row n + i."""
     return {(a, b - n) for a, b in np.asarray(pairs).reshape(-1, 2).tolist() if a < n <= b}
-
-
-def as_pairs(found: dict[str, list[str]]) -> search.Pairs:
-    """imagededup's answer as rows, shape (m, 2)."""
-    pairs = {tuple(sorted((int(a), int(b)))) for a, others in found.items() for b in others}
-    return np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2)
 
 
 class Method(NamedTuple):
@@ -303,7 +293,7 @@ def prepare(arguments: argparse.Namespace) -> None:
     """Load the images and create the methods that can run here."""
     IMAGES.extend(faces(arguments.faces, arguments.images))
     model = EmbeddingSection(model=arguments.embedding, weights=arguments.weights) if arguments.embedding else None
-    wanted: dict[str, Callable[[], Any]] = {"build": lambda: Builds(model)}
+    wanted: dict[str, Callable[[], Any]] = {"build": lambda: Builds(arguments.copies, model)}
     wanted |= {kind: lambda kind=kind: Hash(kind) for kind in arguments.hashes}
     wanted |= {"imagededup PHash": ImagededupHash, "imagededup CNN": ImagededupCnn}
     if model:
@@ -317,7 +307,8 @@ def prepare(arguments: argparse.Namespace) -> None:
         count = min(len(IMAGES), 20 if label == "crop-resistant" else len(IMAGES))
         METHODS[label] = Method(finder, finder.features(IMAGES[:count]), count)
     originals: Searched = METHODS["build"].originals[0]
-    KNOWN.update(originals.related())
+    if arguments.copies:
+        KNOWN.update(originals.related())
     # related in a way that no alteration has made: near duplicates and alternates, by the loosest settings
     loose = DuplicatesSection(radius=12, mean_difference=24.0, max_difference=255, flip=True)
     KNOWN.update((a, b) for a, b in originals.alone(loose).tolist())
@@ -341,6 +332,7 @@ def main() -> None:
     parser.add_argument("--faces", type=Path, required=True, help="tar of images")
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=1, help="number of processes")
+    parser.add_argument("--copies", nargs="*", choices=("local", "hash"), default=["local", "hash"])
     parser.add_argument("--hashes", nargs="*", choices=list(HASHES), default=list(HASHES))
     parser.add_argument("--embedding", metavar="MODEL", help="timm model, or sscd, for pairs by cosine similarity")
     parser.add_argument("--weights", default="pretrained", help="as duplicates.embedding.weights")
