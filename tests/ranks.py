@@ -131,8 +131,11 @@ class Drawn:
     def check(self, files: IntArray) -> None:
         pass
 
-    def prefetch(self, files: Sequence[int]) -> None:
+    def prefetch(self, blocks: Sequence[int]) -> None:
         pass
+
+    def discard(self, file: int, offset: int) -> bool:
+        return False
 
 
 def drawn(count: int, broken: frozenset[int] = frozenset()) -> DataSplits:

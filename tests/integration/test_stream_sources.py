@@ -18,10 +18,10 @@ import torch
 from PIL import Image
 
 import animesion
-from animesion.dataset.dataset import ShardInfo
 from animesion.errors import UsageError
 from animesion_training.data import (
     CachedStream,
+    DataSplits,
     RandomResizedCrop,
     Resize,
     ResizeCenterCrop,
@@ -31,7 +31,6 @@ from animesion_training.data import (
     divide_split,
     open_data,
 )
-from animesion_training.data.files import Descriptor
 from animesion_training.data.remote import RemoteFiles
 
 
@@ -365,54 +364,128 @@ def address(small_dataset: Path) -> Iterator[str]:
     memory.rm("/world", recursive=True)
 
 
-def test_a_remote_dataset_streams_like_the_local_one(address: str, small_dataset: Path, tmp_path: Path) -> None:
+def small_blocks(monkeypatch: pytest.MonkeyPatch, size: int = 2**12) -> None:
+    """Cut small datasets into several blocks."""
+    monkeypatch.setattr("animesion_training.data.sources.block_bytes", lambda total: size)
+
+
+def remote_files(data: DataSplits) -> RemoteFiles:
+    files = data.select("train").source
+    assert isinstance(files, RemoteFiles)
+    return files
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_a_remote_dataset_streams_like_the_local_one(
+    address: str, small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    small_blocks(monkeypatch)
     facts = {"seed": 4, "window": 2}
     local = pixels(Stream(open_data(small_dataset), "train", 5, 16, **facts))  # type: ignore[arg-type]
     data = open_data(address, cache=tmp_path / "cache")
-    assert pixels(Stream(data, "train", 5, 16, workers=3, **facts)) == local  # type: ignore[arg-type]
-    shards = list((tmp_path / "cache").glob("*.tar"))
-    assert len(shards) == len({int(file) for file in data.select("train").files})
+    assert pixels(Stream(data, "train", 5, 16, workers=workers, **facts)) == local  # type: ignore[arg-type]
+    blocks = set(data.select("train").blocks.tolist())
+    assert len(blocks) > 5
+    assert len(list((tmp_path / "cache").glob("*.block"))) == remote_files(data).fetched == len(blocks)
     again = open_data(address, cache=tmp_path / "cache")
     assert pixels(Stream(again, "train", 5, 16, **facts)) == local  # type: ignore[arg-type]
-    source: Any = again.select("train").source
-    assert source.fetched == 0
+    assert remote_files(again).fetched == 0
 
 
-def test_shards_that_come_together_do_not_stay_together(
+def test_the_blocks_of_the_next_epoch_are_downloaded_in_this_one(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = open_data(address, cache=tmp_path / "cache").select("train").source
-    assert isinstance(files, RemoteFiles)
-    assert len(files.shards) >= 3
-    files.most_bytes = 2 * max(shard.bytes for shard in files.shards)
-    together, fetch = threading.Barrier(3), files._download
+    small_blocks(monkeypatch)
+    data = open_data(address, cache=tmp_path / "cache")
+    asked: list[int] = []
+    monkeypatch.setattr(remote_files(data), "prefetch", asked.extend)
+    stream = Stream(data, "train", 5, 16, workers=1, epochs=2)
+    used = set(data.select("train").blocks.tolist())
+    list(stream)
+    assert set(asked) == used
+    assert len(asked) == 2 * len(used)
+    asked.clear()
+    list(stream)
+    assert sorted(asked) == sorted(used)
 
-    def meeting(shard: ShardInfo, path: Path) -> Descriptor:
-        together.wait(20)
-        descriptor = fetch(shard, path)
-        together.wait(20)
-        return descriptor
 
-    monkeypatch.setattr(files, "_download", meeting)
-    threads = [threading.Thread(target=files.read, args=(file, 0, 10)) for file in range(3)]
+def test_a_server_that_knows_no_ranges_sends_each_shard_once(
+    address: str, small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_blocks(monkeypatch)
+    data = open_data(address, cache=tmp_path / "cache")
+    files, ranged = remote_files(data), remote_files(data).system.cat_file
+    monkeypatch.setattr(files.system, "cat_file", lambda path, start=None, end=None: ranged(path))
+    local = pixels(Stream(open_data(small_dataset), "train", 5, 16))
+    assert pixels(Stream(data, "train", 5, 16, workers=1, window=0)) == local
+    # those that were on their way when the first answer came are the exception
+    assert files.fetched <= len(set(data.select("train").files.tolist())) + 16
+
+
+def test_blocks_that_come_together_do_not_stay_together(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_blocks(monkeypatch)
+    data = open_data(address, cache=tmp_path / "cache")
+    files = remote_files(data)
+    files.most_bytes = 2 * int((files.blocks.ends - files.blocks.starts).max())
+    together, ranged = threading.Barrier(3), files.system.cat_file
+
+    def meeting(path: str, start: int, end: int) -> bytes:
+        together.wait(20)
+        content: bytes = ranged(path, start=start, end=end)
+        return content
+
+    monkeypatch.setattr(files.system, "cat_file", meeting)
+    places = [(int(files.blocks.files[block]), int(files.blocks.starts[block])) for block in range(3)]
+    threads = [threading.Thread(target=files.read, args=(*place, 10)) for place in places]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    left = [path.stat().st_size for path in (tmp_path / "cache").glob("*.tar")]
+    left = [path.stat().st_size for path in (tmp_path / "cache").glob("*.block")]
     assert files.fetched == 3
     assert left
     assert sum(left) <= files.most_bytes
 
 
-def test_the_local_cache_of_shards_is_bounded(address: str, tmp_path: Path) -> None:
-    largest = max(
-        s.bytes for split in animesion.open_dataset(_local(address, tmp_path)).splits.values() for s in split.shards
-    )
-    data = open_data(address, cache=tmp_path / "cache", cache_bytes=2 * largest)
+def test_the_local_cache_of_blocks_is_bounded(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_blocks(monkeypatch)
+    data = open_data(address, cache=tmp_path / "cache", cache_bytes=2**15)
     stream = Stream(data, "train", 3, 16, window=1, workers=2)
     assert len(pixels(stream)) == len(data.select("train"))
-    assert sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.tar")) <= 2 * largest
+    assert sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.block")) <= 2**15
+    assert remote_files(data).fetched_bytes > 2**15
+
+
+def test_a_damaged_block_in_the_cache_is_downloaded_again(
+    address: str, small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_blocks(monkeypatch)
+    local = pixels(Stream(open_data(small_dataset), "train", 5, 16))
+    assert pixels(Stream(open_data(address, cache=tmp_path / "cache"), "train", 5, 16, window=0)) == local
+    changed, cut, *_ = sorted((tmp_path / "cache").glob("*.block"))
+    changed.write_bytes(bytes(changed.stat().st_size))
+    cut.write_bytes(cut.read_bytes()[:-1])
+    again = open_data(address, cache=tmp_path / "cache")
+    assert pixels(Stream(again, "train", 5, 16, window=0)) == local
+    assert remote_files(again).fetched == 2
+
+
+def test_each_rank_downloads_its_part(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_blocks(monkeypatch, 2**9)
+    for train in (True, False):
+        alone = open_data(address, cache=tmp_path / f"{train}-alone")
+        whole = pixels(Stream(alone, "train", 16, 16, train=train))
+        parts: dict[int, bytes] = {}
+        for rank in range(2):
+            data = open_data(address, cache=tmp_path / f"{train}-{rank}")
+            part = pixels(Stream(data, "train", 16, 16, train=train, rank=rank, world_size=2))
+            assert remote_files(data).fetched_bytes <= 1.1 * remote_files(alone).fetched_bytes / 2
+            parts |= part
+        assert len(parts) == len(whole)
+        if train:  # in evaluation, seeds follow the order, which depends on the number of ranks
+            assert parts == whole
 
 
 def _local(address: str, tmp_path: Path) -> Path:
@@ -429,8 +502,12 @@ def test_a_damaged_or_missing_remote_shard_is_named(address: str, tmp_path: Path
     memory = fsspec.filesystem("memory")
     path = sorted(memory.glob("/world/data/train-*.tar"))[0]
     content = memory.cat_file(path)
-    memory.pipe_file(path, content[:-1])
+    memory.pipe_file(path, content[: len(content) // 2])
     with pytest.raises(UsageError, match=r"train-00000\.tar is not the shard that dataset\.json lists"):
+        list(Stream(open_data(address, cache=tmp_path / "cache"), "train", 5, 16))
+    image = content.index(b"\xff\xd8\xff")
+    memory.pipe_file(path, content[: image + 99] + bytes([content[image + 99] ^ 1]) + content[image + 100 :])
+    with pytest.raises(UsageError, match=r"train-00000\.tar differs from its digest in the index"):
         list(Stream(open_data(address, cache=tmp_path / "cache"), "train", 5, 16))
     memory.rm_file(path)
     with pytest.raises(UsageError, match=r"train-00000\.tar cannot be downloaded"):

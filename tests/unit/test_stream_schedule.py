@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 from collections import Counter
 from collections.abc import Sequence
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from animesion.errors import UsageError
 from animesion_training.data import Batch, DataSplits, Samples, Stream
-from animesion_training.data.schedule import Last, batch_ends, share, training_order
+from animesion_training.data.schedule import Last, batch_ends, share, spread, training_order
 from animesion_training.data.seeds import IntArray
 
 
@@ -43,8 +44,11 @@ class Memory:
     def check(self, files: IntArray) -> None:
         pass
 
-    def prefetch(self, files: Sequence[int]) -> None:
+    def prefetch(self, blocks: Sequence[int]) -> None:
         pass
+
+    def discard(self, file: int, offset: int) -> bool:
+        return False
 
 
 def drawn(shards: list[int], num_classes: int = 3) -> DataSplits:
@@ -127,6 +131,8 @@ def test_a_run_resumes_exactly_with_another_layout(
 ) -> None:
     data = drawn(shards)
     facts = {"window": window, "sampling": sampling, "seed": 5, "epochs": 4}
+    if window:  # the order depends on the size of the batches
+        after = (before[0], *after[1:])
     streams = ranks(data, before, **facts)
     for stream in streams:
         stream.set_epoch(2)
@@ -143,7 +149,7 @@ def test_a_run_resumes_exactly_with_another_layout(
     expected_epoch = 3
     assert {stream.epoch for stream in resumed} == {expected_epoch}
     following = seen([list(stream) for stream in resumed])
-    undisturbed = ranks(data, (3, 1, 0), **facts)[0]
+    undisturbed = ranks(data, (after[0], 1, 0), **facts)[0]
     undisturbed.set_epoch(3)
     assert following == undisturbed.order().tolist()
 
@@ -176,16 +182,120 @@ def test_epochs_differ_and_seeds_repeat() -> None:
         assert len({tuple(order(seed, epoch, window)) for seed in range(3) for epoch in range(4)}) == 12
 
 
-def test_no_more_than_a_window_of_shards_is_read_at_a_time() -> None:
-    shards = np.repeat(np.arange(10), 30)
+def test_a_column_holds_one_window_after_the_other() -> None:
+    blocks = np.repeat(np.arange(10), 30)
+    ends = batch_ends(300, 3)
     firsts = set()
     for epoch in range(6):
-        order = training_order(np.arange(300), shards, seed=0, epoch=epoch, window=3)
-        windows = [set(shards[order[i : i + 90]].tolist()) for i in range(0, 300, 90)]
+        order = training_order(np.arange(300), blocks, ends, seed=0, epoch=epoch, window=3)
+        # three columns of 100 samples, which one after the other are windows of 90 samples
+        columns = order.reshape(100, 3).T.ravel()
+        windows = [set(blocks[columns[i : i + 90]].tolist()) for i in range(0, 300, 90)]
         assert [len(window) for window in windows] == [3, 3, 3, 1]
         assert set.union(*windows) == set(range(10))
         firsts.add(frozenset(windows[0]))
     assert len(firsts) > 1
+
+
+@given(
+    st.integers(1, 300),
+    st.integers(1, 40),
+    st.integers(1, 9),
+    st.sampled_from(["keep", "join", "drop"]),
+    st.booleans(),
+)
+def test_a_rank_has_ranges_of_what_is_spread(
+    total: int, batch_size: int, world_size: int, last: Last, pairs: bool
+) -> None:
+    batch_size += pairs
+    ends = batch_ends(total, batch_size, last=last, pairs=pairs)
+    order = spread(np.arange(total), ends)
+    assert sorted(order.tolist()) == list(range(total))
+    starts = [0, *ends.tolist()]
+    for rank in range(world_size):
+        places = [
+            share(start, end, rank, world_size, pairs=pairs) for start, end in zip(starts, ends.tolist(), strict=False)
+        ]
+        mine = np.sort(order[np.concatenate(places)]) if places else np.zeros(0)
+        # one range, or two with pairs; a column that two ranks share in batches of different sizes is cut
+        assert int((np.diff(mine) > 1).sum()) <= (1 if pairs else 0) + (4 if len(set(np.diff(starts))) > 1 else 0)
+    # in evaluation, one range each, whatever the sizes
+    order = spread(np.arange(total), batch_ends(total, batch_size), world_size)
+    starts = [0, *batch_ends(total, batch_size).tolist()]
+    ranges = [
+        [order[share(start, end, rank, world_size)] for start, end in pairwise(starts)] for rank in range(world_size)
+    ]
+    assert np.concatenate([part for of_rank in ranges for part in of_rank]).tolist() == list(range(total))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.sampled_from([16, 64, 100]), st.sampled_from([1, 2, 3, 4, 8]), st.booleans(), st.integers(0, 2**40))
+def test_each_rank_reads_its_part_of_the_blocks(batch_size: int, world_size: int, pairs: bool, seed: int) -> None:
+    sizes = np.random.default_rng(seed).integers(5, 30, 200)
+    total, blocks = int(sizes.sum()), np.repeat(np.arange(200), sizes)
+    ends = batch_ends(total, batch_size, pairs=pairs)
+    order = training_order(np.arange(total), blocks, ends, seed=seed, epoch=3, window=1)
+    read = 0
+    for rank in range(world_size):
+        places = [share(start, end, rank, world_size, pairs=pairs) for start, end in pairwise([0, *ends.tolist()])]
+        mine = order[np.concatenate(places)]
+        part = sizes[np.unique(blocks[mine])].sum()
+        # parts of blocks at both ends of a range, of two with pairs, and where the last batch is divided otherwise
+        assert part <= len(mine) + (4 if pairs else 2) * 1.5 * sizes.max()
+        read += part
+    assert read <= total + (world_size - 1) * (4 if pairs else 2) * sizes.max()
+
+
+def test_a_hundred_kills_lose_and_repeat_nothing() -> None:
+    """A run is killed 100 times and goes on with other ranks and workers from its last checkpoint."""
+    rng = np.random.default_rng(0)
+    data = drawn([7, 31, 2, 16, 40, 9, 23, 5, 28, 3, 17, 36])
+    for window, sampling, pairs in ((1, "instance", True), (2, "progressive", False), (0, "square-root", False)):
+        facts = {"window": window, "sampling": sampling, "pairs": pairs, "seed": 11, "epochs": 14}
+        [alone] = ranks(data, (12, 1, 0), **facts)
+        expected = [
+            (epoch, *row)
+            for epoch in range(14)
+            for batch in alone
+            for row in zip(batch.indices.tolist(), batch.seeds.tolist(), strict=True)
+        ]
+        kept: list[tuple[int, int, int]] = []  # what went into the weights of the newest checkpoint
+        checkpoint = json.dumps(alone.state_dict() | {"epoch": 0})
+        kills = 0
+        while len(kept) < len(expected):
+            layout = (12, int(rng.choice([1, 2, 4, 8])), int(rng.integers(0, 4)))
+            streams = ranks(data, layout, prefetch=int(rng.integers(0, 3)), **facts)
+            for stream in streams:
+                stream.load_state_dict(json.loads(checkpoint))
+            steps = int(rng.integers(1, 5)) if kills < 100 else 10**6
+            since = list(kept)
+            while steps > 0 and streams[0].epoch < 14:
+                epoch, sources = streams[0].epoch, [iter(stream) for stream in streams]
+                for parts in zip(*sources, strict=True):
+                    rows = sorted(
+                        (place, i, seed)
+                        for batch in parts
+                        for place, i, seed in zip(
+                            batch.places.tolist(), batch.indices.tolist(), batch.seeds.tolist(), strict=True
+                        )
+                    )
+                    since += [(epoch, i, seed) for _, i, seed in rows]
+                    steps -= 1
+                    states = [json.dumps(stream.state_dict()) for stream in streams]
+                    assert len(set(states)) == 1
+                    if rng.random() < 0.4:  # otherwise the kill comes before the checkpoint
+                        kept, checkpoint = list(since), states[0]
+                    if steps == 0:
+                        break
+                else:
+                    # at the end of an epoch, every process writes a checkpoint
+                    kept, checkpoint = list(since), json.dumps(streams[0].state_dict())
+                    continue
+                for source in sources:
+                    source.close()  # type: ignore[attr-defined]
+            kills += steps == 0
+        assert kept == expected
+        assert kills == 100
 
 
 @given(st.integers(1, 200), st.integers(2, 40), st.sampled_from(["keep", "join", "drop"]), st.booleans(), st.data())
@@ -240,6 +350,21 @@ def test_another_dataset_seed_or_sampling_is_refused() -> None:
             other.load_state_dict(state)
     with pytest.raises(UsageError, match="damaged"):
         Stream(drawn([5, 5]), "train", 2, 8).load_state_dict({**state, "consumed": 11})
+
+
+def test_another_batch_size_is_refused_where_the_order_depends_on_it() -> None:
+    stream = Stream(drawn([5, 5]), "train", 2, 8, window=1)
+    at_start = stream.state_dict()
+    next(iter(stream))
+    within = stream.state_dict()
+    other = Stream(drawn([5, 5]), "train", 3, 8, window=1)
+    other.load_state_dict(at_start)
+    with pytest.raises(UsageError, match="its batch size was 2 and is now 3"):
+        other.load_state_dict(within)
+    scoring = Stream(drawn([5, 5]), "train", 2, 8, train=False)
+    next(iter(scoring))
+    with pytest.raises(UsageError, match="its number of ranks was 1 and is now 2"):
+        Stream(drawn([5, 5]), "train", 2, 8, train=False, rank=1, world_size=2).load_state_dict(scoring.state_dict())
 
 
 def test_impossible_requests_are_refused() -> None:

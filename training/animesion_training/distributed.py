@@ -56,6 +56,12 @@ class DistributedContext:
             dist.barrier()
 
 
+def local_processes() -> int:
+    """Return the number of processes that `torchrun` started on this machine; 1 without it."""
+    local = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(1, int(local)) if local.isdecimal() else 1
+
+
 @contextlib.contextmanager
 def distributed_context(device: str = "auto") -> Iterator[DistributedContext]:
     """Join the process group that `torchrun` started, or run as a single process.

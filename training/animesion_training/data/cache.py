@@ -154,7 +154,7 @@ class CachedStream(Scheduled):
         seed: of order and augmentation.
         rank: of this process.
         world_size: number of processes.
-        window: window of the stream whose position is resumed, if it had one.
+        window: as for `Stream`.
         last: as for `Stream`.
         pairs: as for `Stream`.
 
@@ -176,7 +176,7 @@ class CachedStream(Scheduled):
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
-        window: int = 0,
+        window: int | None = None,
         last: Last = "keep",
         pairs: bool = False,
     ) -> None:

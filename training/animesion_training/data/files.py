@@ -50,8 +50,11 @@ class Files(Protocol):
             UsageError: a file is missing or has another length.
         """
 
-    def prefetch(self, files: Sequence[int]) -> None:
-        """Prepare files that are needed next."""
+    def prefetch(self, blocks: Sequence[int]) -> None:
+        """Prepare blocks that are needed next."""
+
+    def discard(self, file: int, offset: int) -> bool:
+        """Forget a local copy of these bytes, because it is damaged; whether there was one."""
 
 
 class Descriptor:
@@ -136,8 +139,12 @@ class LocalFiles:
                     "changed; copy the shard again or rebuild the dataset"
                 )
 
-    def prefetch(self, files: Sequence[int]) -> None:
+    def prefetch(self, blocks: Sequence[int]) -> None:
         """See `Files.prefetch`; local files need no preparation."""
+
+    def discard(self, file: int, offset: int) -> bool:
+        """See `Files.discard`; there are no copies of local files."""
+        return False
 
     def _descriptor(self, file: int) -> Descriptor:
         descriptor = self._open.get(file)  # no lock on the common path

@@ -83,7 +83,7 @@ class Scheduled(ABC):
         seed: of order and augmentation.
         rank: of this process.
         world_size: number of processes.
-        window: shards that are read at a time; 0 for all.
+        window: in training, blocks that are shuffled together; 0 for all; None for 1 where data is remote, else 0.
         last: what becomes of the samples after the last full batch in training, see `schedule.batch_ends`.
         pairs: in training, batches of two samples or more, and for every sample its mirror image in the global batch
             on the same rank, see `schedule.share`.
@@ -108,11 +108,11 @@ class Scheduled(ABC):
         seed: int,
         rank: int,
         world_size: int,
-        window: int,
+        window: int | None,
         last: schedule.Last = "keep",
         pairs: bool = False,
     ) -> None:
-        if batch_size < 1 or not 0 <= rank < world_size or window < 0:
+        if batch_size < 1 or not 0 <= rank < world_size or (window or 0) < 0:
             raise UsageError(
                 f"batch size {batch_size}, rank {rank} of {world_size} and window {window} do not fit together; the "
                 "batch size is 1 or more, ranks count from 0"
@@ -134,7 +134,7 @@ class Scheduled(ABC):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self.window = window if train else 0
+        self.window = (int(samples.remote) if window is None else window) if train else 0
         self.last = last if train else "keep"
         self.pairs = pairs and train
         self.skipped = 0
@@ -165,15 +165,20 @@ class Scheduled(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position after the last batch, and the identity of data and settings; the same on every rank."""
-        return {"epoch": self._epoch, "consumed": self._consumed, **self._identity()}
+        position = {"epoch": self._epoch, "consumed": self._consumed}
+        return position | self._identity() | self._layout()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a position; the number of ranks or workers and the batch size may differ.
+        """Continue from a position in training, with any number of ranks and workers.
+
+        The batch size may differ where the order does not depend on it: between epochs, and without a window. In
+        evaluation, the number of ranks must be the same, too.
 
         Raises:
-            UsageError: the position is of other data, another seed or another sampling.
+            UsageError: the position is of other data, another seed, sampling or order.
         """
-        for name, expected in self._identity().items():
+        started = bool(state.get("consumed"))
+        for name, expected in (self._identity() | (self._layout() if started else {})).items():
             if state.get(name) != expected:
                 raise UsageError(
                     f"cannot resume the split '{self.samples.split}': its {name} was {state.get(name)!r} and is now "
@@ -194,6 +199,14 @@ class Scheduled(ABC):
         if self.sampling == "progressive":
             identity["epochs"] = self.epochs
         return identity
+
+    def _layout(self) -> dict[str, Any]:
+        """What the order within an epoch depends on besides the identity."""
+        if not self.train:
+            return {"batch size": self.batch_size, "number of ranks": self.world_size}
+        if self.window == 0:
+            return {}
+        return {"batch size": self.batch_size, "last batch": self.last, "pairs": self.pairs}
 
     def forget_failures(self) -> None:
         """Count skipped samples from 0 again."""
@@ -230,23 +243,24 @@ class Scheduled(ABC):
     def _batches(self) -> Any:
         """Yield the batches of `_shares`, setting `_consumed` to a share's end before yielding its batch."""
 
-    def order(self) -> IntArray:
-        """Return the global order of the current epoch: positions in the split, shape (N,)."""
+    def order(self, epoch: int | None = None) -> IntArray:
+        """Return the global order of an epoch, by default the current one: positions in the split, shape (N,)."""
+        epoch = self._epoch if epoch is None else epoch
         if not self.train:
-            return np.arange(len(self.samples), dtype=np.int64)
+            # each rank scores a range of the split
+            whole = np.arange(len(self.samples), dtype=np.int64)
+            return schedule.spread(whole, self._ends(0), self.world_size)
         draws = epoch_draws(
-            self.samples.labels,
-            self.num_classes,
-            self.sampling,
-            seed=self.seed,
-            epoch=self._epoch,
-            epochs=self.epochs,
+            self.samples.labels, self.num_classes, self.sampling, seed=self.seed, epoch=epoch, epochs=self.epochs
         )
-        return schedule.training_order(draws, self.samples.files, seed=self.seed, epoch=self._epoch, window=self.window)
+        return schedule.training_order(
+            draws, self.samples.blocks, self._ends(0), seed=self.seed, epoch=epoch, window=self.window
+        )
 
     def _shares(self) -> Iterator[Share]:
         """Yield this rank's shares of the rest of the epoch; in training also empty ones."""
-        order, start, epoch = self.order(), self._consumed, self._epoch
+        start, epoch = self._consumed, self._epoch
+        order = self.order()
         for end in self._ends(start).tolist():
             positions = schedule.share(start, end, self.rank, self.world_size, pairs=self.pairs)
             if len(positions) or self.train:

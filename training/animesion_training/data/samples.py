@@ -32,6 +32,7 @@ class Samples:
         source: the files.
         digests: SHA-256 of each, shape (N, 32), uint8; None when unknown. A sample is verified when first read.
         remote: whether files are downloaded before they are read.
+        blocks: the block of each sample, shape (N,), int64, see `animesion_training.data.blocks`; by default a file.
     """
 
     split: str
@@ -43,10 +44,13 @@ class Samples:
     source: Files
     digests: npt.NDArray[np.uint8] | None = None
     remote: bool = False
+    blocks: IntArray = None  # type: ignore[assignment]
     _verified: bytearray = field(default_factory=bytearray, repr=False)
 
     def __post_init__(self) -> None:
         self._verified.extend(bytes(len(self.labels)))
+        if self.blocks is None:
+            object.__setattr__(self, "blocks", self.files)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -71,12 +75,21 @@ class Samples:
         if size >= 0 and len(content) != size:
             raise UsageError(f"{self.place(i)} is truncated: copy the file again or rebuild the dataset")
         if self.digests is not None and not self._verified[i]:
-            if hashlib.sha256(content).digest() != self.digests[i].tobytes():
-                raise UsageError(
-                    f"{self.place(i)} differs from its digest in the index: copy the file again or rebuild the dataset"
-                )
+            if not self._intact(i, content):
+                if self.source.discard(file, offset):  # a damaged copy in a cache
+                    content = self.source.read(file, offset, size)
+                if not self._intact(i, content):
+                    raise UsageError(
+                        f"{self.place(i)} differs from its digest in the index: copy the file again or rebuild the "
+                        "dataset"
+                    )
             self._verified[i] = 1
         return content
+
+    def _intact(self, i: int, content: bytes | memoryview) -> bool:
+        assert self.digests is not None
+        expected: bytes = self.digests[i].tobytes()
+        return hashlib.sha256(content).digest() == expected
 
     def place(self, i: int) -> str:
         """Return the key and file of a sample, for messages."""
@@ -180,4 +193,5 @@ def _take(samples: Samples, split: str, rows: IntArray) -> Samples:
         samples.source,
         None if samples.digests is None else samples.digests[rows],
         samples.remote,
+        samples.blocks[rows],
     )

@@ -1,8 +1,11 @@
 """The order of an epoch, its batches, and each rank's share of them, as pure functions.
 
-All ranks share one order, a function of (seed, epoch, samples drawn, shards). A global batch is a slice of it, the same
+All ranks share one order, a function of (seed, epoch, samples drawn, blocks). A global batch is a slice of it, the same
 for any number of ranks, and a rank's batch is a part of that. A position in the order is therefore valid for any number
-of ranks or workers and any batch size. `sampling` draws the samples, `sources` opens them.
+of ranks or workers. `sampling` draws the samples, `sources` opens them, `blocks` says which lie together.
+
+With a window, samples of a block follow each other at the same place of successive batches (`spread`). A rank has a
+range of places, so it reads a part of the blocks, for any number of ranks. That order also depends on the batch size.
 """
 
 from __future__ import annotations
@@ -18,18 +21,21 @@ from animesion_training.data.seeds import IntArray
 Last = Literal["keep", "join", "drop"]
 
 
-def training_order(draws: IntArray, shards: IntArray, *, seed: int, epoch: int, window: int = 0) -> IntArray:
+def training_order(
+    draws: IntArray, blocks: IntArray, ends: IntArray, *, seed: int, epoch: int, window: int = 0
+) -> IntArray:
     """Shuffle the samples of an epoch.
 
-    Shards are shuffled and divided into windows; the samples of a window are shuffled together. Only the shards of one
-    window are read at a time.
+    Without a window, this is a permutation of all samples. Otherwise blocks are shuffled and divided into windows, the
+    samples of a window are shuffled together, and the result is spread over the batches.
 
     Args:
         draws: the samples of the epoch, shape (D,); one may occur several times.
-        shards: the shard of every sample of the split, shape (N,).
+        blocks: the block of every sample of the split, shape (N,).
+        ends: of the global batches, from `batch_ends`; only the order with a window depends on them.
         seed: of the run.
         epoch: from 0.
-        window: shards in a window; 0 for a full shuffle of all shards.
+        window: blocks that are shuffled together; 0 for all.
 
     Returns:
         `draws` in the epoch's order, shape (D,).
@@ -37,11 +43,37 @@ def training_order(draws: IntArray, shards: IntArray, *, seed: int, epoch: int, 
     keys = seeds.hashes(seed, seeds.ORDER, epoch, np.arange(len(draws), dtype=np.int64))
     if window == 0:
         return draws[np.argsort(keys, kind="stable")]
-    numbers, place = np.unique(shards[draws], return_inverse=True)
-    # turn of each shard in the shuffled order of shards
+    numbers, place = np.unique(blocks[draws], return_inverse=True)
+    # turn of each block in the shuffled order of blocks
     turn = np.empty(len(numbers), dtype=np.int64)
     turn[np.argsort(seeds.hashes(seed, seeds.SHARDS, epoch, numbers), kind="stable")] = np.arange(len(numbers))
-    return draws[np.lexsort((keys, turn[place] // window))]
+    return spread(draws[np.lexsort((keys, turn[place] // window))], ends)
+
+
+def spread(samples: IntArray, ends: IntArray, columns: int = 0) -> IntArray:
+    """Arrange samples so that neighbours get the same place in successive batches.
+
+    Written as rows of a table, one per global batch, the result has the samples column by column. `share` gives a rank
+    a range of columns: a range of the samples, or two of them with pairs.
+
+    Args:
+        samples: shape (N,).
+        ends: ascending ends of the global batches; samples behind the last one keep their place.
+        columns: how many columns the places of a batch form; 0 for one column per place.
+
+    Returns:
+        The samples in the order of the batches, shape (N,).
+    """
+    if len(ends) == 0:
+        return samples
+    sizes = np.diff(ends, prepend=0)
+    batch = np.repeat(np.arange(len(sizes)), sizes)
+    place = np.arange(len(batch)) - (ends - sizes)[batch]
+    # relative to the size of the batch: a rank has the same share of the last one, which may have another size
+    column = place * columns // sizes[batch] if columns else (place + 0.5) / sizes[batch]
+    order = samples.copy()
+    order[np.lexsort((place, batch, column))] = samples[: len(batch)]
+    return order
 
 
 def batch_ends(total: int, batch_size: int, *, consumed: int = 0, last: Last = "keep", pairs: bool = False) -> IntArray:

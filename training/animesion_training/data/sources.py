@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -17,9 +17,10 @@ import pyarrow.compute as pc
 
 import animesion
 from animesion.dataset import label_files
-from animesion.dataset.dataset import Dataset
+from animesion.dataset.dataset import Dataset, ShardInfo
 from animesion.errors import UsageError
 from animesion.sources import class_folders
+from animesion_training.data.blocks import Blocks, block_bytes, cut_blocks
 from animesion_training.data.files import Files, LocalFiles
 from animesion_training.data.samples import DataSplits, Samples
 from animesion_training.data.seeds import IntArray
@@ -41,17 +42,21 @@ def open_data(
             A `classid_classname.csv` next to label CSVs names the classes.
         images: root of the paths in a label CSV; its own folder by default.
         classes: class map to use for class folders, names by id, such as that of trained weights.
-        cache: folder for shards of a URL; by default in the user's cache.
-        cache_bytes: upper limit of the size of cached shards.
+        cache: folder for blocks of the shards of a URL; by default in the user's cache.
+        cache_bytes: upper limit of the size of cached blocks.
 
     Raises:
         UsageError: no labelled images found, or they are damaged.
     """
     if "://" in str(path):
-        from animesion_training.data.remote import open_remote
+        from animesion_training.data.remote import RemoteFiles, open_remote
 
-        dataset, source = open_remote(str(path), cache, cache_bytes)
-        return _from_dataset(str(path), dataset, source)
+        dataset, system, root, cached = open_remote(str(path), cache)
+
+        def remote(shards: Sequence[ShardInfo], blocks: Blocks) -> Files:
+            return RemoteFiles(system, root, shards, blocks, cached, cache_bytes)
+
+        return _from_dataset(str(path), dataset, remote)
     folder = Path(path)
     if folder.suffix == ".csv" and folder.is_file():
         return _from_label_files(folder, {folder.stem: folder}, Path(images or folder.parent))
@@ -67,23 +72,48 @@ def open_data(
 # -- built datasets --------------------------------------------------------------------------------------------------
 
 
-def _from_dataset(path: str, dataset: Dataset, source: Files | None) -> DataSplits:
+def _from_dataset(
+    path: str, dataset: Dataset, remote: Callable[[Sequence[ShardInfo], Blocks], Files] | None
+) -> DataSplits:
     table = dataset.index
     shards = [shard for split in dataset.splits.values() for shard in split.shards]
-    files = source or LocalFiles(dataset.path, [shard.path for shard in shards], [shard.bytes for shard in shards])
+    numbers = pc.index_in(table["shard"], value_set=pa.array([shard.path for shard in shards], pa.string()))
+    labels, files, offsets, sizes = (
+        np.array(column.fill_null(-1).to_numpy(), dtype=np.int64)
+        for column in (table["label"], numbers, table["offset"], table["size"])
+    )
     names = tuple(entry.name for entry in dataset.classes)
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
+        raise UsageError(f"{path} has labels outside its {len(names)} classes: rebuild the dataset")
+    lengths = np.array([shard.bytes for shard in shards], dtype=np.int64)
+    if len(files) and (
+        min(files.min(), offsets.min(), sizes.min()) < 0
+        or (offsets > lengths[files]).any()
+        or (sizes > lengths[files] - offsets).any()
+    ):
+        raise UsageError(f"{path}/index.parquet places samples outside of the shards: rebuild the dataset")
+    blocks, ranges = cut_blocks(files, offsets, sizes, block_bytes(int(lengths.sum())))
+    source = (
+        LocalFiles(dataset.path, [shard.path for shard in shards], lengths.tolist())
+        if remote is None
+        else remote(shards, ranges)
+    )
+    digests = _digests(table["sha256"], path)
     splits = {}
     for split in dataset.splits:
-        rows = table.filter(pc.equal(table["split"], split)).combine_chunks()
-        numbers = pc.index_in(rows["shard"], value_set=pa.array([shard.path for shard in shards], pa.string()))
-        labels, places, offsets, sizes = (
-            np.array(column.to_numpy(), dtype=np.int64)
-            for column in (rows["label"], numbers, rows["offset"], rows["size"])
+        rows = np.flatnonzero(pc.equal(table["split"], split).to_numpy())
+        splits[split] = Samples(
+            split,
+            labels[rows],
+            files[rows],
+            offsets[rows],
+            sizes[rows],
+            table["key"].take(pa.array(rows)).to_pylist(),
+            source,
+            digests[rows],
+            remote is not None,
+            blocks[rows],
         )
-        if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
-            raise UsageError(f"{path} has labels outside its {len(names)} classes: rebuild the dataset")
-        digests, keys = _digests(rows["sha256"], path), rows["key"].to_pylist()
-        splits[split] = Samples(split, labels, places, offsets, sizes, keys, files, digests, source is not None)
     return DataSplits(path, names, splits)
 
 

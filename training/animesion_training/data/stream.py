@@ -7,7 +7,6 @@ without a copy. Worker processes with the same decoder need more CPU time per im
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
@@ -22,14 +21,18 @@ from torch import Tensor
 from animesion.errors import UsageError
 from animesion.executors import cores
 from animesion.images.codec import RejectedImageError
-from animesion_training.data import seeds
+from animesion_training.data import schedule, seeds
 from animesion_training.data.decode import Pixels, RandomResizedCrop, Resize, Transform, decode_into
 from animesion_training.data.positions import Batch, Failure, Scheduled, Share
 from animesion_training.data.samples import DataSplits, Samples
 from animesion_training.data.schedule import Last
+from animesion_training.data.seeds import IntArray
+from animesion_training.distributed import local_processes
 
 _MOST_WORKERS = 16
 _MOST_FAILURES = 100
+#: Blocks that are downloaded before they are used, at least.
+_LEAST_AHEAD = 64
 
 
 class Stream(Scheduled):
@@ -53,7 +56,8 @@ class Stream(Scheduled):
         prefetch: batches decoded ahead.
         on_error: `raise`, or `skip` samples that cannot be read, which makes their batches smaller or empty, and count
             them.
-        window: shards that are read at a time; by default all for local data, 8 for remote data.
+        window: blocks that are shuffled together, 0 for all; by default 0 for local data and 1 for remote data, where
+            each rank then downloads its part of the blocks.
         pin_memory: whether batches are in page-locked memory, for a faster copy to the GPU; by default with CUDA.
         last: in training, `keep` the samples after the last full batch as a smaller one, `join` them to the batch
             before, or `drop` them.
@@ -98,7 +102,7 @@ class Stream(Scheduled):
             seed=seed,
             rank=rank,
             world_size=world_size,
-            window=(8 if samples.remote else 0) if window is None else window,
+            window=window,
             last=last,
             pairs=pairs,
         )
@@ -122,24 +126,30 @@ class Stream(Scheduled):
     def _batches(self) -> Generator[Batch]:
         # OpenCV's own threads would compete with the workers
         cv2.setNumThreads(1)
-        if self.workers == 0:
+        fetches = self._fetches()
+        fetch = next(fetches, None)
+
+        def pending_batches() -> Iterator[_Pending]:
+            nonlocal fetch
             for share in self._shares():
-                pending = _Pending(self.samples, self.transform, share, self.pin_memory, self.on_error)
+                # blocks that are due by the end of this batch
+                while fetch is not None and fetch[0] < share.end:
+                    self.samples.source.prefetch([fetch[1]])
+                    fetch = next(fetches, None)
+                yield _Pending(self.samples, self.transform, share, self.pin_memory, self.on_error)
+
+        if self.workers == 0:
+            for pending in pending_batches():
                 yield from self._finish(pending, [pending.decode(0, len(pending.pixels))])
             return
         ahead: deque[tuple[_Pending, list[Future[list[Failure]]]]] = deque()
-        shares, fetches = self._shares(), self._fetches()
-        fetch = next(fetches, None)
+        following = pending_batches()
         pool = self._running_pool()
         try:
             while True:
-                # fill the queue: submit the next batches, and prefetch the shards that are due by then
-                while len(ahead) <= self.prefetch and (following := next(shares, None)) is not None:
-                    pending = _Pending(self.samples, self.transform, following, self.pin_memory, self.on_error)
-                    while fetch is not None and fetch[0] < following.end:
-                        self.samples.source.prefetch([fetch[1]])
-                        fetch = next(fetches, None)
-                    ahead.append((pending, [pool.submit(pending.decode, *part) for part in self._parts(following)]))
+                while len(ahead) <= self.prefetch and (pending := next(following, None)) is not None:  # type: ignore[assignment]
+                    parts = self._parts(pending.share)
+                    ahead.append((pending, [pool.submit(pending.decode, *part) for part in parts]))
                 if not ahead:
                     break
                 pending, futures = ahead.popleft()
@@ -162,17 +172,33 @@ class Stream(Scheduled):
             self._pool = None
 
     def _fetches(self) -> Iterator[tuple[int, int]]:
-        """Yield (position in the epoch at which its download starts, shard) for remote shards, in the order of use."""
+        """Yield (position in the epoch at which its download starts, block) for remote data, in the order of use.
+
+        The blocks of the next epoch's first batches follow, if there is one.
+        """
         if not self.samples.remote:
             return
-        # shards of the rest of the epoch, and the position of the first sample in each
-        files, first = np.unique(self.samples.files[self.order()[self._consumed :]], return_index=True)
+        blocks, needed = self._first_uses(self._epoch, self._consumed)
+        # as many as a batch uses at a time: all of them can end together
+        ahead = max(_LEAST_AHEAD, int(np.searchsorted(needed, self._consumed + self.batch_size)))
+        if self.train and self._epoch + 1 < self.epochs:
+            more, then = self._first_uses(self._epoch + 1, 0)
+            blocks = np.concatenate((blocks, more[:ahead]))
+            needed = np.concatenate((needed, then[:ahead] + len(self.samples)))
+        due = np.concatenate((np.zeros(min(ahead, len(needed)), dtype=np.int64), needed[:-ahead]))
+        yield from zip(due.tolist(), blocks.tolist(), strict=True)
+
+    def _first_uses(self, epoch: int, consumed: int) -> tuple[IntArray, IntArray]:
+        """Return this rank's blocks of the rest of an epoch, (M,), and the position of the first use of each, (M,)."""
+        ends = self._ends(consumed)
+        places = [
+            schedule.share(start, end, self.rank, self.world_size, pairs=self.pairs)
+            for start, end in zip([consumed, *ends.tolist()], ends.tolist(), strict=False)
+        ]
+        positions = np.concatenate(places) if places else np.zeros(0, dtype=np.int64)
+        blocks, first = np.unique(self.samples.blocks[self.order(epoch)[positions]], return_index=True)
         turns = np.argsort(first)
-        needed = (first[turns] + self._consumed).tolist()
-        ahead = max(2, self.window)
-        # a download starts when the shard `ahead` places before it is first used
-        for turn, file in enumerate(files[turns].tolist()):
-            yield (needed[turn - ahead] if turn >= ahead else 0), file
+        return blocks[turns], positions[first[turns]]
 
     def _parts(self, share: Share) -> list[tuple[int, int]]:
         """Divide a batch into slices for the threads, small enough that all threads finish at about the same time."""
@@ -252,5 +278,4 @@ class _Pending:
 
 def default_workers() -> int:
     """Return one thread per core that this process may use, shared with the other local ranks; at most 16."""
-    local = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    return max(1, min(_MOST_WORKERS, cores() // max(1, int(local) if local.isdecimal() else 1)))
+    return max(1, min(_MOST_WORKERS, cores() // local_processes()))
