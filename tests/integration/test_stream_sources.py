@@ -91,6 +91,15 @@ def test_pixels_do_not_depend_on_workers_ranks_or_batch_size(small_dataset: Path
     assert pixels(Stream(data, "train", 5, 24, workers=0, seed=8)).keys().isdisjoint(one)
 
 
+def test_headers_that_are_remembered_change_no_pixel(small_dataset: Path) -> None:
+    warm, cold = (Stream(open_data(small_dataset), "train", 5, 24, workers=1, seed=9) for _ in range(2))
+    assert not warm.samples.plain.any()
+    list(warm)
+    assert warm.samples.plain.all()
+    cold.set_epoch(1)
+    assert pixels(warm) == pixels(cold)
+
+
 def world(root: Path, images: dict[str, int]) -> Path:
     for name, count in images.items():
         (root / name).mkdir(parents=True)

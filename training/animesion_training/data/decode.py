@@ -213,7 +213,13 @@ class Within:
         return view._replace(left=view.left + left, top=view.top + top)
 
 
-def decode_into(out: Pixels, content: Content, transform: Transform, u: Sequence[float]) -> tuple[int, int]:
+def decode_into(
+    out: Pixels,
+    content: Content,
+    transform: Transform,
+    u: Sequence[float],
+    plain: tuple[int, int] | None = None,
+) -> tuple[int, int]:
     """Decode an image and write the view that the transform chooses.
 
     Args:
@@ -221,6 +227,7 @@ def decode_into(out: Pixels, content: Content, transform: Transform, u: Sequence
         content: content of the file.
         transform: chooses crop and size.
         u: random numbers for the transform.
+        plain: what `plain_jpeg` returns for the content, if it is known.
 
     Returns:
         Width and height of the whole upright image in pixels.
@@ -228,9 +235,9 @@ def decode_into(out: Pixels, content: Content, transform: Transform, u: Sequence
     Raises:
         animesion.images.codec.RejectedImageError: the bytes are not a usable image.
     """
-    header = _plain_jpeg(content)  # from the header alone, without decoding
-    if header is not None:
-        width, height = header
+    plain = plain or plain_jpeg(content)
+    if plain is not None:
+        width, height = plain
         view = transform.view(width, height, u)
         try:
             pixels: Pixels = simplejpeg.decode_jpeg(
@@ -272,8 +279,11 @@ def _resize(out: Pixels, pixels: Pixels, view: View, width: int, height: int, sm
         out[...] = whole[view.y : view.y + size, view.x : view.x + size]
 
 
-def _plain_jpeg(content: Content) -> tuple[int, int] | None:
-    """Width and height of a JPEG that is RGB or grey, not rotated and within limits; None for anything else."""
+def plain_jpeg(content: Content) -> tuple[int, int] | None:
+    """Return width and height of a JPEG that is RGB or grey, not rotated and within limits; None for anything else.
+
+    Only the header is read.
+    """
     if content[:3] != b"\xff\xd8\xff" or _has_exif(content):
         return None
     try:

@@ -46,8 +46,11 @@ class Samples:
     remote: bool = False
     blocks: IntArray = None  # type: ignore[assignment]
     _verified: bytearray = field(default_factory=bytearray, repr=False)
+    #: Width and height of verified plain JPEGs, (N, 2), 0 while unknown: their headers are read once.
+    plain: npt.NDArray[np.int32] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "plain", np.zeros((len(self.labels), 2), dtype=np.int32))
         self._verified.extend(bytes(len(self.labels)))
         if self.blocks is None:
             object.__setattr__(self, "blocks", self.files)
@@ -65,7 +68,10 @@ class Samples:
         Raises:
             UsageError: the file cannot be read, is too short, or its content differs from the index.
         """
-        file, offset, size = int(self.files[i]), int(self.offsets[i]), int(self.sizes[i])
+        return self.read_at(i, int(self.files[i]), int(self.offsets[i]), int(self.sizes[i]), checked=checked)
+
+    def read_at(self, i: int, file: int, offset: int, size: int, *, checked: bool) -> bytes | memoryview:
+        """See `read`, for a sample whose `files`, `offsets` and `sizes` are known: single ones are slow to look up."""
         read = self.source.view if checked and self._verified[i] else self.source.read
         try:
             content = read(file, offset, size)

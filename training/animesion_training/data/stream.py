@@ -22,7 +22,7 @@ from animesion.errors import UsageError
 from animesion.executors import cores
 from animesion.images.codec import RejectedImageError
 from animesion_training.data import schedule, seeds
-from animesion_training.data.decode import Pixels, RandomResizedCrop, Resize, Transform, decode_into
+from animesion_training.data.decode import Pixels, RandomResizedCrop, Resize, Transform, decode_into, plain_jpeg
 from animesion_training.data.positions import Batch, Failure, Scheduled, Share
 from animesion_training.data.samples import DataSplits, Samples
 from animesion_training.data.schedule import Last
@@ -243,17 +243,25 @@ class _Pending:
 
     def decode(self, start: int, end: int) -> list[Failure]:
         """Decode rows from start to end; return the failures."""
-        failures = []
+        samples, transform, checked, failures = self.samples, self.transform, self.checked, []
+        part = self.share.indices[start:end]
+        # lists, because what Python does for an image is slow: its data were driven out of the caches by the one before
+        columns = [each[part].tolist() for each in (samples.files, samples.offsets, samples.sizes, samples.plain)]
         numbers = self.numbers[start:end].tolist()
-        for row, index, u in zip(range(start, end), self.share.indices[start:end].tolist(), numbers, strict=True):
+        rows = zip(self.pixels[start:end], part.tolist(), *columns, numbers, strict=True)
+        for row, (out, index, file, offset, size, (width, height), u) in enumerate(rows, start):
             try:
-                decode_into(self.pixels[row], self.samples.read(index, checked=self.checked), self.transform, u)
+                content = samples.read_at(index, file, offset, size, checked=checked)
+                plain = (width, height) if width else plain_jpeg(content)
+                decode_into(out, content, transform, u, plain)
             except UsageError as error:
                 failures.append(Failure(index, str(error)))
             except RejectedImageError as error:
-                message = f"{self.samples.place(index)} does not decode ({error}): delete or replace the file"
+                message = f"{samples.place(index)} does not decode ({error}): delete or replace the file"
                 failures.append(Failure(index, message))
             else:
+                if not width and plain is not None and samples.digests is not None:
+                    samples.plain[index] = plain
                 continue
             self.missing.append(row)
         return failures
