@@ -30,8 +30,10 @@ from animesion_training.data import (
     cache_samples,
     divide_split,
     open_data,
+    stages,
 )
 from animesion_training.data.remote import RemoteFiles
+from tests.running import run_here
 
 
 def decoding_threads() -> int:
@@ -295,6 +297,35 @@ def test_threads_are_kept_between_epochs_until_closed(small_dataset: Path) -> No
     assert decoding_threads() == 0
     assert len(list(stream)) == len(stream)
     stream.close()
+
+
+def test_profile_data_times_each_stage_and_writes_nothing(
+    small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stages.measure_stages, "__kwdefaults__", {"images": 20, "seconds": 0.05})
+    command = ("train", "--data", str(small_dataset), "--profile-data", "--img-size", "24", "--batch-size", "8")
+    done = run_here(*command, "--set", "data.workers=2", "--device", "cpu", "--json")
+    assert done.returncode == 0, done.stderr
+    times = json.loads(done.stdout)
+    assert (times["workers"], times["images"]) == (2, 20)
+    assert {stage["name"]: stage["where"] for stage in times["stages"]} == {
+        "order of an epoch": "main",
+        "random numbers": "main",
+        "read and compare with the digest": "first",
+        "parse the header": "first",
+        "read again": "threads",
+        "decode": "threads",
+        "crop and resize": "threads",
+        "augment": "main",
+    }
+    assert min(stage["seconds"] for stage in times["stages"]) > 0
+    assert min(times["stream"], times["decoding"]) > 0
+    assert "threads that only decode" in run_here(*command, "--device", "cpu").stdout
+    assert not list(tmp_path.iterdir())
+    done = run_here(*command, "--cache", "ram")
+    assert done.returncode == 2
+    assert "profile without --cache" in done.stderr
 
 
 # -- the cache -------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from animesion_training.data.stages import StageTimes
     from animesion_training.engine.loop import Outcome
     from animesion_training.engine.lr_range import RangeTest
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override one value of the recipe.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.")
 @click.option("--find-lr", is_flag=True, help="Do not train: test learning rates, and suggest one.")
+@click.option("--profile-data", is_flag=True, help="Do not train: show where the loader spends its time.")
 @click.option("--resume", is_flag=True, help="Continue from the last checkpoint in the folder.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -62,6 +64,7 @@ def train(
     overrides: tuple[str, ...],
     out: Path | None,
     find_lr: bool,
+    profile_data: bool,
     resume: bool,
     device: str,
     as_json: bool,
@@ -69,7 +72,7 @@ def train(
     """Train a classifier on DATA. Under torchrun, the processes share each batch.
 
     The same command with --resume continues a run that was stopped or killed. With --find-lr, the loss is measured
-    while the learning rate grows, and nothing is written.
+    while the learning rate grows, and nothing is written. With --profile-data, each stage of the loader is measured.
     """
     from animesion_training.cli.requirements import check_exists, torch_required
     from animesion_training.recipe import load
@@ -92,7 +95,7 @@ def train(
         "optimizer.lr": lr,
         "data.cache": cache,
     }
-    if out is None and not find_lr:
+    if out is None and not (find_lr or profile_data):
         raise click.UsageError("Missing option '--out'.")
     chosen = load(recipe, overrides, changes)
     check_exists(data, *filter(None, (chosen.model.init, chosen.teacher.weights)))
@@ -107,6 +110,11 @@ def train(
             click.echo(text, err=True)
 
         _print_range(lr_range.find_lr(chosen, data, images=images, device=device, notify=notify), as_json)
+        return
+    if profile_data:
+        from animesion_training.engine import data_profile
+
+        _print_stages(data_profile.profile_data(chosen, data, images=images, device=device), as_json)
         return
     assert out is not None
     try:
@@ -179,3 +187,31 @@ def _print_range(test: RangeTest, as_json: bool) -> None:
         click.echo("the loss does not fall: no learning rate is suggested")
     else:
         click.echo(f"it falls fastest at {test.suggested:.2g}: --lr {test.suggested:.2g}")
+
+
+#: Headings of the stages by where they run.
+_PLACES = {
+    "threads": "in the threads",
+    "first": "in the threads, in the first epoch only",
+    "main": "in the loop over batches",
+}
+
+
+def _print_stages(times: StageTimes, as_json: bool) -> None:
+    if as_json:
+        import json
+        from dataclasses import asdict
+
+        click.echo(json.dumps(asdict(times)))
+        return
+    for where, heading in _PLACES.items():
+        stages = [stage for stage in times.stages if stage.where == where]
+        total = sum(stage.seconds for stage in stages)
+        click.echo(f"{heading:<40} us per image   share")
+        for stage in stages:
+            click.echo(f"  {stage.name:<38} {1e6 * stage.seconds:12.1f}   {stage.seconds / total:5.0%}")
+    click.echo(f"measured on {times.images:,} images, one stage at a time, in one thread")
+    click.echo(
+        f"stream and augmentation with {times.workers} threads: {times.stream:,.0f} images/s; "
+        f"threads that only decode: {times.decoding:,.0f} images/s"
+    )

@@ -9,6 +9,7 @@ jitters and normalises whole batches.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -235,11 +236,24 @@ def decode_into(
     Raises:
         animesion.images.codec.RejectedImageError: the bytes are not a usable image.
     """
+    pixels, view, width, height = decode_view(content, transform, u, plain)
+    resize_view(out, pixels, view, width, height, transform.smooth)
+    return width, height
+
+
+def decode_view(
+    content: Content, transform: Transform, u: Sequence[float], plain: tuple[int, int] | None = None
+) -> tuple[Pixels, View, int, int]:
+    """Decode an image as large as its view needs; arguments and errors are those of `decode_into`.
+
+    Returns:
+        Pixels of the upright image, whole or at a fraction of its size; the view; width and height of the whole image.
+    """
     plain = plain or plain_jpeg(content)
     if plain is not None:
         width, height = plain
         view = transform.view(width, height, u)
-        try:
+        with contextlib.suppress(ValueError):  # then the general decoder decides
             pixels: Pixels = simplejpeg.decode_jpeg(
                 content,
                 "rgb",
@@ -248,18 +262,13 @@ def decode_into(
                 min_width=min(width, -(-width * view.to_width // view.width)),
                 min_factor=2,
             )
-        except ValueError:
-            pass  # the general decoder decides
-        else:
-            _resize(out, pixels, view, width, height, transform.smooth)
-            return width, height
+            return pixels, view, width, height
     pixels = np.asarray(codec.decode(bytes(content), _LIMITS).image)
     height, width = pixels.shape[:2]
-    _resize(out, pixels, transform.view(width, height, u), width, height, transform.smooth)
-    return width, height
+    return pixels, transform.view(width, height, u), width, height
 
 
-def _resize(out: Pixels, pixels: Pixels, view: View, width: int, height: int, smooth: bool) -> None:
+def resize_view(out: Pixels, pixels: Pixels, view: View, width: int, height: int, smooth: bool) -> None:
     """Write the view of an image that may have been decoded at a fraction of its `width` x `height`."""
     left, top, right, bottom = view.left, view.top, view.left + view.width, view.top + view.height
     rows, columns = pixels.shape[:2]

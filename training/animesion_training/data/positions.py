@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
 
 from animesion.errors import UsageError
 from animesion_training.data import schedule, seeds
@@ -65,11 +66,15 @@ class Failure(NamedTuple):
     message: str
 
 
-class Scheduled(ABC):
+class Scheduled(IterableDataset[Batch], ABC):
     """An iterable over one epoch at a time that can resume at every batch.
 
     Iterating runs from the position to the end of the epoch and moves the position to the start of the next epoch. In
     training, the next iteration continues an interrupted epoch; in evaluation it starts over.
+
+    torch's `DataLoader` and torchdata's `StatefulDataLoader` accept it as a dataset, with `batch_size=None`. Each of
+    their worker processes decodes every n-th batch, and its position is that of its own batches. The object in the
+    main process does not move then: call `set_epoch` before each epoch.
 
     Args:
         samples: samples of the split.
@@ -261,7 +266,13 @@ class Scheduled(ABC):
         """Yield this rank's shares of the rest of the epoch; in training also empty ones."""
         start, epoch = self._consumed, self._epoch
         order = self.order()
+        process = get_worker_info()
+        number, worker, workers = start // self.batch_size, *((process.id, process.num_workers) if process else (0, 1))
         for end in self._ends(start).tolist():
+            number += 1
+            if (number - 1) % workers != worker:
+                start = end
+                continue
             positions = schedule.share(start, end, self.rank, self.world_size, pairs=self.pairs)
             if len(positions) or self.train:
                 hashes = seeds.hashes(self.seed, seeds.AUGMENT, epoch, positions)

@@ -7,16 +7,18 @@ without a copy. Worker processes with the same decoder need more CPU time per im
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from animesion.errors import UsageError
 from animesion.executors import cores
@@ -120,12 +122,15 @@ class Stream(Scheduled):
         self.on_error = on_error
         self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
         self._pool: ThreadPoolExecutor | None = None
+        self._pool_owner = 0
         if on_error == "raise":
             samples.check()
 
     def _batches(self) -> Generator[Batch]:
         # OpenCV's own threads would compete with the workers
         cv2.setNumThreads(1)
+        # worker processes of a DataLoader cannot use the GPU; the loader pins what they send
+        pin_memory = self.pin_memory and get_worker_info() is None
         fetches = self._fetches()
         fetch = next(fetches, None)
 
@@ -136,7 +141,7 @@ class Stream(Scheduled):
                 while fetch is not None and fetch[0] < share.end:
                     self.samples.source.prefetch([fetch[1]])
                     fetch = next(fetches, None)
-                yield _Pending(self.samples, self.transform, share, self.pin_memory, self.on_error)
+                yield _Pending(self.samples, self.transform, share, pin_memory, self.on_error)
 
         if self.workers == 0:
             for pending in pending_batches():
@@ -160,16 +165,20 @@ class Stream(Scheduled):
 
     def _running_pool(self) -> ThreadPoolExecutor:
         # kept over epochs: new threads start with cold memory, which costs 6% of a short epoch
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self.workers, "animesion-decode")
+        # threads do not survive the fork of a worker process
+        if self._pool is None or self._pool_owner != os.getpid():
+            self._pool, self._pool_owner = ThreadPoolExecutor(self.workers, "animesion-decode"), os.getpid()
             self._end_pool = weakref.finalize(self, self._pool.shutdown, wait=True, cancel_futures=True)
         return self._pool
 
     def close(self) -> None:
         """Stop the threads; iterating starts new ones. Interrupted epochs and garbage collection do this too."""
-        if self._pool is not None:
+        if self._pool is not None and self._pool_owner == os.getpid():
             self._end_pool()
-            self._pool = None
+        self._pool = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_end_pool"} | {"_pool": None}
 
     def _fetches(self) -> Iterator[tuple[int, int]]:
         """Yield (position in the epoch at which its download starts, block) for remote data, in the order of use.

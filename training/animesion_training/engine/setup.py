@@ -180,8 +180,15 @@ def build_augmentation(settings: AugmentSection, model: nn.Module) -> tuple[Augm
     """Augmentation for training and plain normalisation for evaluation, with the model's mean and deviation."""
     inputs = input_config(model)
     mean, std = evaluate.as_rgb(inputs.mean), evaluate.as_rgb(inputs.std)
+    return training_augment(settings, mean, std), Augment.plain(mean, std)
+
+
+def training_augment(
+    settings: AugmentSection, mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> Augment:
+    """Augmentation for training, with this mean and deviation."""
     jitter = settings.color_jitter
-    training = Augment(
+    return Augment(
         mean=mean,
         std=std,
         flip=settings.flip,
@@ -189,7 +196,6 @@ def build_augmentation(settings: AugmentSection, model: nn.Module) -> tuple[Augm
         erasing=RandomErasing(settings.erasing) if settings.erasing else None,
         trivial=TrivialAugmentWide() if settings.trivial else None,
     )
-    return training, Augment.plain(mean, std)
 
 
 def build_mixing(recipe: TrainRecipe) -> Mixing:
