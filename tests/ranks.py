@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 
+from animesion.errors import AnimesionError, UsageError
 from animesion_training.data import Augment, DataSplits, Samples
 from animesion_training.data.seeds import IntArray
 from animesion_training.distributed import DistributedContext
@@ -31,6 +32,7 @@ from animesion_training.engine.feed import feed
 from animesion_training.engine.trainer import Trainer
 from animesion_training.engine.watcher import Watcher
 from animesion_training.eval import evaluate
+from animesion_training.models import create_model
 from animesion_training.recipe import load
 from animesion_training.weights import load_model
 
@@ -261,3 +263,66 @@ def validate(context: DistributedContext, weights: Path, count: int) -> float:
     data, normalise = drawn(count), Augment.plain(evaluate.as_rgb(card.mean), evaluate.as_rgb(card.std))
     scores = evaluate.score(model, data, "val", normalise, context, img_size=32, workers=0)
     return float(evaluate.compute_metrics(scores, data, "val").calibration.nll)
+
+
+@contextlib.contextmanager
+def on_machines_of(processes: int, context: DistributedContext) -> Iterator[None]:
+    """The environment of torchrun, as if a machine had this number of processes."""
+    facts = {"LOCAL_RANK": str(context.rank % processes), "LOCAL_WORLD_SIZE": str(processes)}
+    os.environ.update(facts)
+    try:
+        yield
+    finally:
+        for name in facts:
+            del os.environ[name]
+
+
+class Cached(NamedTuple):
+    """The cache of a process, and what it took to fill it."""
+
+    images: npt.NDArray[np.uint8]
+    aspects: npt.NDArray[np.float32]
+    seen: bytes
+    decoded: int
+
+
+def cache(
+    context: DistributedContext, count: int, processes: int, broken: frozenset[int] = frozenset()
+) -> Cached | str:
+    """Cache the split `train` of `drawn(count, broken)` with some processes per machine; return an error as text."""
+    from animesion_training.data import cache as module
+
+    decoded, plain = 0, module._decode
+
+    def counting(samples: Samples, i: int, *arguments: Any) -> tuple[int, int]:
+        nonlocal decoded
+        decoded += 1
+        return plain(samples, i, *arguments)
+
+    with on_machines_of(processes, context):
+        module._decode = counting  # type: ignore[assignment]
+        try:
+            resident = module.cache_samples(
+                drawn(count, broken), "train", 24, side=32, workers=1, notify=lambda _: None, context=context
+            )
+        except UsageError as error:
+            return str(error)
+        finally:
+            module._decode = plain
+    images, aspects = resident.images.numpy().copy(), resident.aspects.numpy().copy()
+    context.barrier()
+    # written by the first process of each machine, and read by all of that machine
+    if context.rank % processes == 0:
+        resident.images[0] = context.rank + 1
+    context.barrier()
+    return Cached(images, aspects, resident.images[0, 0, 0].numpy().tobytes(), decoded)
+
+
+def score(context: DistributedContext, count: int, broken: frozenset[int]) -> str:
+    """Score the split `val` of `drawn(count, broken)`; return the error as text."""
+    model, normalise = create_model("vit_tiny_patch16", 3, 32, depth=1, embed_dim=16, num_heads=2), Augment.plain()
+    try:
+        evaluate.score(model, drawn(count, broken), "val", normalise, context, img_size=32, workers=0)
+    except AnimesionError as error:
+        return str(error)
+    return ""

@@ -202,3 +202,25 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(pool: ranks.Pool,
     assert steps == [steps[0]] * 3
     assert 4 < steps[0] < 30  # noticed at one of the next readings, before the end of the epoch
     assert checkpoint.load(tmp_path / "last.ckpt")["step"] == steps[0]
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_the_processes_of_a_machine_share_one_cache(pool: ranks.Pool, processes: int) -> None:
+    """Four processes on one machine, or on two."""
+    [alone] = pool(ranks.cache, 1, 11, 1)
+    together = pool(ranks.cache, 4, 11, processes)
+    for rank, each in enumerate(together):
+        np.testing.assert_array_equal(each.images, alone.images)
+        np.testing.assert_array_equal(each.aspects, alone.aspects)
+        assert each.seen == bytes([rank // processes * processes + 1] * 3)
+        assert each.decoded <= -(-11 // processes)
+    assert sum(each.decoded for each in together) == 11 * 4 // processes
+
+
+def test_an_image_that_one_process_cannot_read_ends_all(pool: ranks.Pool) -> None:
+    [sentence, *others] = pool(ranks.cache, 3, 9, 3, frozenset({7}))
+    assert "drawn-7" in sentence
+    assert others == [sentence] * 2
+    [sentence, *others] = pool(ranks.score, 3, 9, frozenset({7}))
+    assert "drawn-7" in sentence
+    assert others == [sentence] * 2

@@ -14,6 +14,7 @@ from animesion_training.distributed import DistributedContext
 from animesion_training.engine.feed import feed
 from animesion_training.engine.trainer import Trainer
 from animesion_training.engine.watcher import Watcher
+from animesion_training.eval.scores import Scores
 from animesion_training.models import create_model
 from animesion_training.recipe import load
 from animesion_training.weights import save_model
@@ -86,3 +87,13 @@ def test_a_step_reads_nothing_from_the_device(tmp_path: Path, overrides: tuple[s
     # images, labels, indices, seeds and places of the batch, and the plan of a mixture (partners, blend or boxes,
     # shares); the first step also copies constants, once
     assert max(copies[1:]) <= 5 + (3 if "augment.mixup=0.4" in overrides else 0)
+
+
+def test_evaluation_reads_nothing_before_its_end() -> None:
+    scores = Scores(5)
+    with Copies() as copies:
+        for start in (0, 4):
+            outputs = torch.empty((4, 5), device=META)
+            scores.add(outputs, torch.arange(4), torch.arange(start, start + 4))
+    assert len(scores) == 8
+    assert copies.count == 2 * 2  # targets and indices of each batch to the device, nothing back

@@ -62,6 +62,11 @@ def local_processes() -> int:
     return max(1, int(local)) if local.isdecimal() else 1
 
 
+def local_rank() -> int:
+    """Return the number of this process on its machine, from 0."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
 @contextlib.contextmanager
 def distributed_context(device: str = "auto") -> Iterator[DistributedContext]:
     """Join the process group that `torchrun` started, or run as a single process.
@@ -74,8 +79,8 @@ def distributed_context(device: str = "auto") -> Iterator[DistributedContext]:
         UsageError: an unknown device, no GPU that torch can use, or fewer GPUs than processes on this machine.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
-    chosen = _device(device, local_rank, world_size)
+    rank = int(os.environ.get("RANK", "0"))
+    chosen = _device(device, local_rank(), world_size)
     if world_size == 1:
         yield DistributedContext(0, 1, chosen)
         return
@@ -91,7 +96,7 @@ def distributed_context(device: str = "auto") -> Iterator[DistributedContext]:
         dist.destroy_process_group()
 
 
-def _device(name: str, local_rank: int, world_size: int) -> torch.device:
+def _device(name: str, number: int, world_size: int) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -109,9 +114,9 @@ def _device(name: str, local_rank: int, world_size: int) -> torch.device:
         raise UsageError("torch finds no usable GPU: omit --device or give cpu")
     if device.index is not None:
         return device
-    if local_rank >= torch.cuda.device_count():
+    if number >= torch.cuda.device_count():
         raise UsageError(
-            f"this machine has {torch.cuda.device_count()} GPUs, and process {local_rank} (from 0) finds none left: "
+            f"this machine has {torch.cuda.device_count()} GPUs, and process {number} (from 0) finds none left: "
             "start one process per GPU"
         )
-    return torch.device("cuda", local_rank)
+    return torch.device("cuda", number)

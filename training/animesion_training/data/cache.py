@@ -7,8 +7,9 @@ crop of the whole image loses nothing, a small crop is slightly softer than one 
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from animesion.errors import UsageError
 from animesion.images.codec import RejectedImageError
-from animesion_training.data import seeds
+from animesion_training.data import seeds, shared_memory
 from animesion_training.data.augment import random_boxes, resample_boxes
 from animesion_training.data.decode import (
     Pixels,
@@ -35,6 +36,7 @@ from animesion_training.data.positions import Batch, Scheduled
 from animesion_training.data.samples import DataSplits, Samples
 from animesion_training.data.schedule import Last
 from animesion_training.data.stream import default_workers
+from animesion_training.distributed import DistributedContext, local_processes
 
 _OVERSIZE = 1.15
 _PROBED = 256
@@ -87,8 +89,11 @@ def cache_samples(
     most_bytes: int | None = None,
     workers: int | Literal["auto"] = "auto",
     notify: Callable[[str], None] = print,
+    context: DistributedContext | None = None,
 ) -> Resident:
     """Decode a split into memory.
+
+    In RAM, the processes of a machine share one copy, and each decodes a part of it.
 
     Args:
         data: the data, from `open_data`.
@@ -100,43 +105,76 @@ def cache_samples(
         most_bytes: upper limit; by default half of the free memory.
         workers: decoding threads.
         notify: called with a message that states the size, before memory is allocated.
+        context: of this process, where several train together; all of them must call this function.
 
     Raises:
         UsageError: the split does not fit, or an image cannot be read.
     """
     samples = data.select(split)
-    samples.check()
-    side = side or stored_side(samples, size)
     target = torch.device(device) if where == "device" else torch.device("cpu")
-    memory = "RAM" if target.type == "cpu" else str(target)
-    needed = len(samples) * side * side * 3
-    bound = _free_bytes(target) // 2 if most_bytes is None else most_bytes
-    facts = f"{len(samples):,} images of {side} px take {needed / 1e9:.2f} GB"
-    if needed > bound:
-        raise UsageError(
-            f"cannot cache the split '{split}': {facts} of {memory} and {bound / 1e9:.2f} GB "
-            "are allowed; stream it (without --cache), or raise the limit"
-        )
-    notify(f"caching the split '{split}': {facts} of {memory}")
-    images = torch.empty((len(samples), side, side, 3), dtype=torch.uint8, device=target)
-    aspects = torch.empty(len(samples), dtype=torch.float32)
+    sharing = context if where == "ram" and context and min(context.world_size, local_processes()) > 1 else None
+    with _failing_together(sharing):
+        samples.check()
+        side = side or stored_side(samples, size)
+        memory = "RAM" if target.type == "cpu" else str(target)
+        needed = len(samples) * side * side * 3
+        bound = _free_bytes(target) // 2 if most_bytes is None else most_bytes
+        facts = f"{len(samples):,} images of {side} px take {needed / 1e9:.2f} GB"
+        if needed > bound:
+            raise UsageError(
+                f"cannot cache the split '{split}': {facts} of {memory} and {bound / 1e9:.2f} GB "
+                "are allowed; stream it (without --cache), or raise the limit"
+            )
+        once = f", once for the {local_processes()} processes of a machine" if sharing else ""
+        notify(f"caching the split '{split}': {facts} of {memory}{once}")
+    shape = (len(samples), side, side, 3)
+    if sharing is None:
+        images = torch.empty(shape, dtype=torch.uint8, device=target)
+        aspects = torch.empty(len(samples), dtype=torch.float32)
+        rows = range(len(samples))
+    else:
+        images, aspects = shared_memory.tensors(sharing, (shape, torch.uint8), (shape[:1], torch.float32))
+        # all have mapped the memory when they leave the block, and have filled it when they leave the next one
+        rows = shared_memory.part(len(samples))
+    with _failing_together(sharing):
+        _fill(images, aspects, samples, rows, default_workers() if workers == "auto" else workers)
+    labels = torch.from_numpy(samples.labels.copy())
+    return Resident(images, aspects.to(target), labels.to(target), samples, data.num_classes)
+
+
+def _fill(images: Tensor, aspects: Tensor, samples: Samples, rows: range, workers: int) -> None:
+    """Decode some rows of a split."""
+    side, step = images.shape[1], 512
     cv2.setNumThreads(1)
-    with ThreadPoolExecutor(max(1, default_workers() if workers == "auto" else workers), "animesion-decode") as pool:
-        step = 512
-        for start in range(0, len(samples), step):
+    with ThreadPoolExecutor(max(1, workers), "animesion-decode") as pool:
+        for start in range(rows.start, rows.stop, step):
             # a device is filled from a small buffer: the whole split need not fit into RAM
-            part = images[start : start + step]
-            buffer = part if target.type == "cpu" else torch.empty(part.shape, dtype=torch.uint8)
+            end = min(start + step, rows.stop)
+            part = images[start:end]
+            buffer = part if part.device.type == "cpu" else torch.empty(part.shape, dtype=torch.uint8)
             pixels: Pixels = buffer.numpy()
             sizes = pool.map(
                 lambda row, pixels=pixels, start=start: _decode(samples, start + row, pixels[row], Resize(side)),
                 range(len(part)),
             )
-            aspects[start : start + step] = torch.tensor([width / height for width, height in sizes])
+            aspects[start:end] = torch.tensor([width / height for width, height in sizes])
             if buffer is not part:
                 part.copy_(buffer)
-    labels = torch.from_numpy(samples.labels.copy())
-    return Resident(images, aspects.to(target), labels.to(target), samples, data.num_classes)
+
+
+@contextlib.contextmanager
+def _failing_together(context: DistributedContext | None) -> Iterator[None]:
+    """Let all processes raise what one of them raises: otherwise the others wait for it forever."""
+    if context is None:
+        yield
+        return
+    problem = None
+    try:
+        yield
+    except UsageError as error:
+        problem = str(error)
+    if problem := next(filter(None, context.all_gather(problem)), None):
+        raise UsageError(problem)
 
 
 class CachedStream(Scheduled):

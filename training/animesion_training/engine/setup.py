@@ -147,7 +147,9 @@ def open_stream(
     }
     batch_size = recipe.run.batch_size
     if settings.cache != "none":
-        resident = cache_samples(data, settings.train, size, where=settings.cache, device=context.device, notify=notify)
+        resident = cache_samples(
+            data, settings.train, size, where=settings.cache, device=context.device, notify=notify, context=context
+        )
         return CachedStream(resident, batch_size, size, device=context.device, transform=transform, **common)
     return Stream(
         data,

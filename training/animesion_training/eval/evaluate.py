@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from animesion.errors import UsageError
+from animesion.errors import AnimesionError, UsageError
 from animesion.storage.workspace import write_atomic
 from animesion_training.data import Augment, DataSplits, Resize, Stream
 from animesion_training.distributed import DistributedContext
@@ -59,6 +59,9 @@ def score(
         on_error: `raise`, or `skip` samples that cannot be read.
         tta: views of each image whose predictions are averaged, see `tta.predict`.
         advance: called with the number of samples of each batch.
+
+    Raises:
+        AnimesionError: an image cannot be read, or outputs are not finite; all processes raise it.
     """
     side, crop_pct = decoded_size(tta, img_size, crop_pct)
     stream = Stream(
@@ -74,21 +77,33 @@ def score(
         on_error="skip" if on_error == "skip" else "raise",
     )
     model.eval()
-    scores = Scores(data.num_classes)
-    with torch.inference_mode():
-        for batch in stream:
-            images = normalise(batch.images.to(context.device, non_blocking=True), batch.seeds.to(context.device))
-            if not channels_last:
-                images = images.contiguous()
-            with autocast(precision, context.device):
-                logits = predict(model, images, img_size, tta)
-            scores.add(logits, batch.labels, batch.indices)
-            advance(len(batch.labels))
-    if context.world_size > 1:
-        scores_by_rank = context.all_gather(scores)
-        if context.is_main:  # the other processes keep their own part
-            scores = Scores(data.num_classes)
-            scores.extend(scores_by_rank)
+    scores, problem = Scores(data.num_classes), ""
+    try:
+        with torch.inference_mode():
+            for batch in stream:
+                images = normalise(
+                    batch.images.to(context.device, non_blocking=True),
+                    batch.seeds.to(context.device, non_blocking=True),
+                )
+                if not channels_last:
+                    images = images.contiguous()
+                with autocast(precision, context.device):
+                    logits = predict(model, images, img_size, tta)
+                scores.add(logits, batch.labels, batch.indices)
+                advance(len(batch.labels))
+        scores.collect()
+    except AnimesionError as error:
+        if context.world_size == 1:
+            raise
+        problem = str(error)  # told to the others, which would wait for this process
+    if context.world_size == 1:
+        return scores
+    parts = context.all_gather((None if problem else scores, problem))
+    if problem := next((each for _, each in parts if each), ""):
+        raise AnimesionError(problem)
+    if context.is_main:  # the other processes keep their own part
+        scores = Scores(data.num_classes)
+        scores.extend(part for part, _ in parts)
     return scores
 
 

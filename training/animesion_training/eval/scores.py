@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -66,6 +67,8 @@ _ROW = np.dtype(
 class Scores:
     """Accumulated scores of a split.
 
+    What is computed on a GPU stays there until it is asked for, and is then copied at once: adding waits for nothing.
+
     Attributes:
         classes: C, number of classes of the model.
     """
@@ -75,6 +78,7 @@ class Scores:
         # one table that doubles: many small arrays between the logits would fragment the heap
         self._table = np.empty(4096, dtype=_ROW)
         self._used = 0
+        self._waiting: list[Tensor] = []  # (8, B) of each batch, see `_take`
 
     @property
     def k(self) -> int:
@@ -82,7 +86,11 @@ class Scores:
         return min(TOP, self.classes)
 
     def __len__(self) -> int:
-        return self._used
+        return self._used + sum(rows.shape[1] for rows in self._waiting)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._take()
+        return vars(self)
 
     @torch.no_grad()
     def add(self, outputs: Tensor, targets: Tensor, indices: Tensor, *, probabilities: bool = False) -> None:
@@ -97,16 +105,11 @@ class Scores:
 
         Raises:
             ValueError: shapes or values other than these.
-            AnimesionError: outputs that are not finite.
+            AnimesionError: outputs that are not finite; of a GPU, when the scores are collected.
         """
         self._check(outputs, targets, indices)
-        outputs, targets = outputs.float(), targets.to(outputs.device, torch.int64)
-        if not torch.isfinite(outputs).all():
-            worst = int((~torch.isfinite(outputs).all(1)).nonzero()[0])
-            raise AnimesionError(
-                f"the model's outputs are not finite for sample {int(indices[worst])}: "
-                "evaluate earlier weights, or use --precision fp32"
-            )
+        outputs, targets = outputs.float(), targets.to(outputs.device, torch.int64, non_blocking=True)
+        finite = torch.isfinite(outputs).all(1)
         if probabilities:
             if (outputs < 0).any() or ((outputs.sum(1) - 1).abs() > 1e-3).any():
                 raise ValueError("probabilities must be 0..1 and sum to 1")
@@ -124,20 +127,38 @@ class Scores:
         own_share = shares.gather(1, columns).squeeze(1)
         # sum of (p - q)^2 with q one-hot
         brier = shares.square().sum(1) - 2 * own_share + 1
-        self.add_scored(
-            Scored(
-                indices=indices.cpu().numpy().astype(np.int64),
-                targets=targets.cpu().numpy(),
-                predictions=predictions.cpu().numpy(),
-                in_top=(ranks < self.k).cpu().numpy(),
-                confidences=confidence.clamp(0, 1).cpu().numpy(),
-                nlls=-logs.gather(1, columns).squeeze(1).clamp_min(torch.finfo(torch.float32).min).cpu().numpy(),
-                briers=brier.clamp(0, 2).cpu().numpy(),
+        integers = (indices.to(outputs.device, non_blocking=True), targets, predictions, ranks < self.k, finite)
+        floats = torch.stack(
+            (
+                confidence.clamp(0, 1),
+                -logs.gather(1, columns).squeeze(1).clamp_min(torch.finfo(torch.float32).min),
+                brier.clamp(0, 2),
             )
         )
+        # the bits of floats as integers: one table, and one copy
+        self._waiting.append(
+            torch.cat((torch.stack([row.long() for row in integers]), floats.view(torch.int32).long()))
+        )
+        if outputs.device.type == "cpu":
+            self._take()
+
+    def _take(self) -> None:
+        """Copy what waits on the device into the table."""
+        if not self._waiting:
+            return
+        rows, self._waiting = torch.cat(self._waiting, 1).cpu().numpy(), []
+        indices, targets, predictions, in_top, finite = rows[:5]
+        if not finite.all():
+            raise AnimesionError(
+                f"the model's outputs are not finite for sample {indices[int(finite.argmin())]}: "
+                "evaluate earlier weights, or use --precision fp32"
+            )
+        confidences, nlls, briers = rows[5:].astype(np.int32).view(np.float32)
+        self.add_scored(Scored(indices, targets, predictions, in_top.astype(np.bool_), confidences, nlls, briers))
 
     def add_scored(self, rows: Scored) -> None:
         """Add scored samples."""
+        self._take()
         end = self._used + len(rows)
         if end > len(self._table):
             grown = np.empty(max(end, 2 * len(self._table)), dtype=_ROW)
@@ -159,7 +180,12 @@ class Scores:
             self.add_scored(other.collect())
 
     def collect(self) -> Scored:
-        """Return all samples so far, sorted by index."""
+        """Return all samples so far, sorted by index.
+
+        Raises:
+            AnimesionError: outputs of a batch were not finite.
+        """
+        self._take()
         rows = self._table[: self._used]
         rows = rows[np.argsort(rows["indices"], kind="stable")]
         return Scored(**{name: np.ascontiguousarray(rows[name]) for name in _ROW.names or ()})
