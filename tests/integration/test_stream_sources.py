@@ -81,6 +81,17 @@ def test_a_built_dataset_streams_every_sample_with_its_label(small_dataset: Path
     assert {batch.images.dtype for batch in batches} == {torch.uint8}
 
 
+def test_a_built_dataset_takes_over_the_classes_of_a_blend(small_dataset: Path) -> None:
+    own = open_data(small_dataset)
+    joined = ("another", *reversed(own.classes))
+    data = open_data(small_dataset, classes=joined)
+    assert data.classes == joined
+    named = [own.classes[label] for label in own.select("train").labels]
+    assert [joined[label] for label in data.select("train").labels] == named
+    # a reordered list is no blend, and the difference is told elsewhere
+    assert open_data(small_dataset, classes=tuple(reversed(own.classes))).classes == own.classes
+
+
 def test_pixels_do_not_depend_on_workers_ranks_or_batch_size(small_dataset: Path) -> None:
     data = open_data(small_dataset)
     one = pixels(Stream(data, "train", 5, 24, workers=0, seed=9))

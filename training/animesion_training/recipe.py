@@ -29,6 +29,11 @@ class DataSection(Section):
     train: str = Field("train", description="split to train on")
     val: str = Field("val", description="split to evaluate after each epoch; empty for none")
     test: str = Field("test", description="split to evaluate at the end; empty for none")
+    blend: dict[str, Number] = Field(
+        {},
+        description="further datasets to train on, path or URL, and the weight of each: passes over it during one pass "
+        "over --data; classes are joined by name",
+    )
     sampling: Literal["instance", "class-balanced", "square-root", "progressive"] = Field(
         "instance",
         description="classes by frequency, uniform, by the square root of the frequency, or moving from the first "

@@ -14,6 +14,7 @@ package.
 from __future__ import annotations
 
 from animesion_training.data.augment import Augment, ColorJitter, RandomErasing
+from animesion_training.data.blend import blend
 from animesion_training.data.cache import CachedStream, cache_samples
 from animesion_training.data.decode import (
     RandomResizedCrop,
@@ -45,6 +46,7 @@ __all__ = [
     "Stream",
     "Transform",
     "TrivialAugmentWide",
+    "blend",
     "cache_samples",
     "divide_split",
     "open_data",

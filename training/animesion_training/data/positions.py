@@ -17,7 +17,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from animesion.errors import UsageError
 from animesion_training.data import schedule, seeds
 from animesion_training.data.samples import Samples
-from animesion_training.data.sampling import check_sampling, epoch_draws
+from animesion_training.data.sampling import blend_draws, check_sampling, epoch_draws
 from animesion_training.data.seeds import Hashes, IntArray
 
 
@@ -94,6 +94,7 @@ class Scheduled(IterableDataset[Batch], ABC):
             on the same rank, see `schedule.share`.
 
     Attributes:
+        draws: samples of an epoch.
         skipped: samples of this rank that were skipped, since the last `forget_failures`.
         failures: the first 100 of them.
 
@@ -125,12 +126,19 @@ class Scheduled(IterableDataset[Batch], ABC):
         if last not in get_args(schedule.Last):
             raise UsageError(f"last must be one of {', '.join(get_args(schedule.Last))}, not {last!r}")
         needed = batch_size if last == "drop" else 2 if pairs else 1
-        if train and (len(samples) < needed or batch_size < 1 + pairs):
+        draws = samples.draws if train else len(samples)
+        if train and (draws < needed or batch_size < 1 + pairs):
             raise UsageError(
-                f"the split '{samples.split}' has {len(samples)} samples, and batches of {batch_size} need at least "
+                f"the split '{samples.split}' has {draws} samples, and batches of {batch_size} need at least "
                 f"{max(needed, 1 + pairs)} of them in one batch; use another batch size, or more data"
             )
+        if train and samples.parts and sampling != "instance":
+            raise UsageError(
+                f"data.sampling is {sampling!r}, and data.blend gives datasets weights: the two contradict each other, "
+                "use one of them"
+            )
         self.samples = samples
+        self.draws = draws
         self.num_classes = num_classes
         self.batch_size = batch_size
         self.train = train
@@ -190,7 +198,7 @@ class Scheduled(IterableDataset[Batch], ABC):
                     f"{expected!r}; use the data and settings that the run was started with"
                 )
         epoch, consumed = state.get("epoch"), state.get("consumed")
-        if not isinstance(epoch, int) or not isinstance(consumed, int) or not 0 <= consumed <= len(self.samples):
+        if not isinstance(epoch, int) or not isinstance(consumed, int) or not 0 <= consumed <= self.draws:
             raise UsageError(
                 "the stream position in the checkpoint is damaged: restore the checkpoint or start a new run"
             )
@@ -201,6 +209,8 @@ class Scheduled(IterableDataset[Batch], ABC):
         self._fingerprint = self._fingerprint or self.samples.fingerprint()
         identity = {"samples": len(self.samples), "fingerprint": self._fingerprint, "seed": self.seed}
         identity |= {"sampling": self.sampling, "window": self.window}
+        if self.train and self.samples.parts:
+            identity["draws"] = [part.draws for part in self.samples.parts]
         if self.sampling == "progressive":
             identity["epochs"] = self.epochs
         return identity
@@ -229,9 +239,7 @@ class Scheduled(IterableDataset[Batch], ABC):
         return int(counts[np.array(has_some, dtype=bool)].sum())
 
     def _ends(self, consumed: int) -> IntArray:
-        return schedule.batch_ends(
-            len(self.samples), self.batch_size, consumed=consumed, last=self.last, pairs=self.pairs
-        )
+        return schedule.batch_ends(self.draws, self.batch_size, consumed=consumed, last=self.last, pairs=self.pairs)
 
     def __iter__(self) -> Iterator[Batch]:
         if not self.train and not self._resumed:
@@ -255,9 +263,12 @@ class Scheduled(IterableDataset[Batch], ABC):
             # each rank scores a range of the split
             whole = np.arange(len(self.samples), dtype=np.int64)
             return schedule.spread(whole, self._ends(0), self.world_size)
-        draws = epoch_draws(
-            self.samples.labels, self.num_classes, self.sampling, seed=self.seed, epoch=epoch, epochs=self.epochs
-        )
+        if self.samples.parts:
+            draws = blend_draws(self.samples.parts, seed=self.seed, epoch=epoch)
+        else:
+            draws = epoch_draws(
+                self.samples.labels, self.num_classes, self.sampling, seed=self.seed, epoch=epoch, epochs=self.epochs
+            )
         return schedule.training_order(
             draws, self.samples.blocks, self._ends(0), seed=self.seed, epoch=epoch, window=self.window
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,13 @@ from animesion.errors import UsageError
 from animesion_training.data import seeds
 from animesion_training.data.files import Files
 from animesion_training.data.seeds import IntArray
+
+
+class Part(NamedTuple):
+    """Number of samples of one dataset in a blend, and how many an epoch draws; see `animesion_training.data.blend`."""
+
+    samples: int
+    draws: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +41,7 @@ class Samples:
         digests: SHA-256 of each, shape (N, 32), uint8; None when unknown. A sample is verified when first read.
         remote: whether files are downloaded before they are read.
         blocks: the block of each sample, shape (N,), int64, see `animesion_training.data.blocks`; by default a file.
+        parts: of the datasets that are blended, in the order of the samples; none for one dataset.
     """
 
     split: str
@@ -45,6 +54,7 @@ class Samples:
     digests: npt.NDArray[np.uint8] | None = None
     remote: bool = False
     blocks: IntArray = None  # type: ignore[assignment]
+    parts: tuple[Part, ...] = ()
     _verified: bytearray = field(default_factory=bytearray, repr=False)
     #: Width and height of verified plain JPEGs, (N, 2), 0 while unknown: their headers are read once.
     plain: npt.NDArray[np.int32] = field(init=False, repr=False)
@@ -57,6 +67,11 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def draws(self) -> int:
+        """Number of samples in an epoch of training."""
+        return sum(part.draws for part in self.parts) or len(self)
 
     def read(self, i: int, *, checked: bool = False) -> bytes | memoryview:
         """Read the image file of a sample. Thread-safe.
@@ -184,14 +199,15 @@ def divide_split(data: DataSplits, split: str, parts: Mapping[str, float], *, se
     return DataSplits(
         data.path,
         data.classes,
-        {name: _take(whole, name, np.flatnonzero(part_of == i)) for i, name in enumerate(parts)},
+        {name: take(whole, name, np.flatnonzero(part_of == i)) for i, name in enumerate(parts)},
     )
 
 
-def _take(samples: Samples, split: str, rows: IntArray) -> Samples:
+def take(samples: Samples, split: str, rows: IntArray, labels: IntArray | None = None) -> Samples:
+    """Return some samples of a split as a split of their own, without `parts`; `labels`, (N,), replaces all labels."""
     return Samples(
         split,
-        samples.labels[rows],
+        (samples.labels if labels is None else labels)[rows],
         samples.files[rows],
         samples.offsets[rows],
         samples.sizes[rows],

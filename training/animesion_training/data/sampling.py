@@ -8,6 +8,8 @@ samples. `schedule` orders them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -104,6 +106,22 @@ def epoch_draws(
     else:
         first = epoch * quotas
     return _deal(labels, counts, first, quotas, seed)
+
+
+def blend_draws(parts: Sequence[tuple[int, int]], *, seed: int, epoch: int) -> IntArray:
+    """Draw the samples of an epoch of blended datasets, in no particular order.
+
+    Args:
+        parts: samples of each dataset, and its draws in an epoch.
+        seed: of the run.
+        epoch: from 0.
+
+    Returns:
+        Shape (D,), D draws in total. No sample of a dataset is repeated before all of its samples were drawn, counted
+        over the whole run.
+    """
+    counts, quotas = (np.array(column, dtype=np.int64) for column in zip(*parts, strict=True))
+    return _deal(np.repeat(np.arange(len(counts)), counts), counts, epoch * quotas, quotas, seed)
 
 
 def _deal(labels: IntArray, counts: IntArray, first: IntArray, quotas: IntArray, seed: int) -> IntArray:

@@ -41,7 +41,8 @@ def open_data(
             class folders in them; a label CSV (`class_id,path`), or a folder of `train.csv`, `val.csv`, `test.csv`.
             A `classid_classname.csv` next to label CSVs names the classes.
         images: root of the paths in a label CSV; its own folder by default.
-        classes: class map to use for class folders, names by id, such as that of trained weights.
+        classes: class map to use for class folders, names by id, such as that of trained weights. A built dataset takes
+            it over if it has some of these classes and no others, as one of several that were blended does.
         cache: folder for blocks of the shards of a URL; by default in the user's cache.
         cache_bytes: upper limit of the size of cached blocks.
 
@@ -56,12 +57,12 @@ def open_data(
         def remote(shards: Sequence[ShardInfo], blocks: Blocks) -> Files:
             return RemoteFiles(system, root, shards, blocks, cached, cache_bytes)
 
-        return _from_dataset(str(path), dataset, remote)
+        return _from_dataset(str(path), dataset, remote, classes)
     folder = Path(path)
     if folder.suffix == ".csv" and folder.is_file():
         return _from_label_files(folder, {folder.stem: folder}, Path(images or folder.parent))
     if (folder / "dataset.json").is_file():
-        return _from_dataset(str(folder), animesion.open_dataset(folder), None)
+        return _from_dataset(str(folder), animesion.open_dataset(folder), None, classes)
     if not folder.is_dir():
         raise UsageError(f"folder or label CSV {folder} not found: give a built dataset, class folders or a label CSV")
     if labels := label_files.find_label_files(folder).labels:
@@ -73,7 +74,10 @@ def open_data(
 
 
 def _from_dataset(
-    path: str, dataset: Dataset, remote: Callable[[Sequence[ShardInfo], Blocks], Files] | None
+    path: str,
+    dataset: Dataset,
+    remote: Callable[[Sequence[ShardInfo], Blocks], Files] | None,
+    classes: Sequence[str] | None,
 ) -> DataSplits:
     table = dataset.index
     shards = [shard for split in dataset.splits.values() for shard in split.shards]
@@ -85,6 +89,10 @@ def _from_dataset(
     names = tuple(entry.name for entry in dataset.classes)
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
         raise UsageError(f"{path} has labels outside its {len(names)} classes: rebuild the dataset")
+    if classes is not None and set(names) < set(classes):
+        ids = {name: i for i, name in enumerate(classes)}
+        labels = np.array([ids[name] for name in names], dtype=np.int64)[labels]
+        names = tuple(classes)
     lengths = np.array([shard.bytes for shard in shards], dtype=np.int64)
     if len(files) and (
         min(files.min(), offsets.min(), sizes.min()) < 0

@@ -88,7 +88,7 @@ def measure_stages(
             torch.cuda.synchronize(device)
         stages.append(Stage(name, where, (time.perf_counter() - began) / count))
 
-    with timed("order of an epoch", "main", len(samples)):
+    with timed("order of an epoch", "main", stream.draws):
         order = stream.order()
     rows = order[:images].tolist()
     count = len(rows)

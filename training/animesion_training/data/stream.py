@@ -193,7 +193,7 @@ class Stream(Scheduled):
         if self.train and self._epoch + 1 < self.epochs:
             more, then = self._first_uses(self._epoch + 1, 0)
             blocks = np.concatenate((blocks, more[:ahead]))
-            needed = np.concatenate((needed, then[:ahead] + len(self.samples)))
+            needed = np.concatenate((needed, then[:ahead] + self.draws))
         due = np.concatenate((np.zeros(min(ahead, len(needed)), dtype=np.int64), needed[:-ahead]))
         yield from zip(due.tolist(), blocks.tolist(), strict=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from animesion.errors import UsageError
-from animesion_training.data import Stream, open_data
+from animesion_training.data import Stream
 from animesion_training.data.stages import StageTimes, measure_stages
 from animesion_training.distributed import distributed_context
 from animesion_training.engine import setup
@@ -29,7 +29,7 @@ def profile_data(
     Raises:
         UsageError: a recipe that does not fit the data, a cache, or several processes.
     """
-    data = open_data(data_path, images=images)
+    data, _ = setup.open_datasets(recipe, data_path, images)
     with distributed_context(device) as context:
         if context.world_size > 1:
             raise UsageError("--profile-data runs in one process: start it without torchrun")

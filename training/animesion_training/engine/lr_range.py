@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from animesion.errors import UsageError
-from animesion_training.data import open_data
+from animesion_training.data.mixing import mix
 from animesion_training.distributed import distributed_context
 from animesion_training.engine import batch_size, checkpoint, norms, optim, setup, steps
 from animesion_training.engine.feed import feed
@@ -76,11 +76,8 @@ def find_lr(
     Raises:
         UsageError: a recipe that does not fit the data, or several processes.
     """
-    data = open_data(data_path, images=images)
-    with contextlib.ExitStack() as stack:
-        context = stack.enter_context(distributed_context(device))
-        settings = recipe.run
-        stack.enter_context(numerics(context.device, deterministic=settings.deterministic, tf32=settings.tf32))
+    data, _ = setup.open_datasets(recipe, data_path, images)
+    with distributed_context(device) as context:
         if context.world_size > 1:
             raise UsageError("--find-lr runs in one process: start it without torchrun")
         recipe = batch_size.settle(recipe, data, context, notify=notify)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torch._dynamo
@@ -25,7 +26,9 @@ from animesion_training.data import (
     ResizeRandomCrop,
     Stream,
     TrivialAugmentWide,
+    blend,
     cache_samples,
+    open_data,
 )
 from animesion_training.data.mixing import Mixing
 from animesion_training.distributed import DistributedContext
@@ -44,6 +47,29 @@ class Teacher(NamedTuple):
 
     network: nn.Module
     size: int
+
+
+def open_datasets(
+    recipe: TrainRecipe, path: Path | str, images: Path | str | None = None
+) -> tuple[DataSplits, list[str]]:
+    """Open the data of a run, blended with the further datasets of its recipe.
+
+    Args:
+        recipe: names further datasets.
+        path: a built dataset, class folders or label files.
+        images: image root of label files.
+
+    Returns:
+        The data, and a sentence on each further dataset.
+
+    Raises:
+        UsageError: one of them cannot be read or does not fit.
+    """
+    data = open_data(path, images=images)
+    if not recipe.data.blend:
+        return data, []
+    others = {name: (open_data(name), weight) for name, weight in recipe.data.blend.items()}
+    return blend(data, recipe.data.train, others)
 
 
 def build_model(recipe: TrainRecipe, num_classes: int, device: torch.device) -> nn.Module:
