@@ -42,6 +42,9 @@ class DataSection(Section):
     cache: Literal["none", "ram", "device"] = Field(
         "none", description="decode once, into RAM or the memory of the device"
     )
+    decoder: Literal["cpu", "gpu"] = Field(
+        "cpu", description="what decodes JPEGs: threads, or the GPU with nvJPEG, whose pixels differ slightly"
+    )
     on_error: Literal["raise", "skip"] = Field(
         "raise", description="for images that cannot be read: stop, or skip and count them"
     )
@@ -273,7 +276,7 @@ class RunSection(Section):
 _FREE: dict[str, Any] = {
     "name": True,
     "summary": True,
-    "data": {"cache", "workers"},
+    "data": {"cache", "decoder", "workers"},
     "teacher": {"compile"},
     "schedule": {"epochs", "patience"},
     "run": {

@@ -24,7 +24,16 @@ from animesion.errors import UsageError
 from animesion.executors import cores
 from animesion.images.codec import RejectedImageError
 from animesion_training.data import schedule, seeds
-from animesion_training.data.decode import Pixels, RandomResizedCrop, Resize, Transform, decode_into, plain_jpeg
+from animesion_training.data.decode import (
+    Content,
+    Pixels,
+    RandomResizedCrop,
+    Resize,
+    Transform,
+    decode_into,
+    plain_jpeg,
+)
+from animesion_training.data.device_decode import check_decoder, decode_on_device
 from animesion_training.data.positions import Batch, Failure, Scheduled, Share
 from animesion_training.data.samples import DataSplits, Samples
 from animesion_training.data.schedule import Last
@@ -63,6 +72,7 @@ class Stream(Scheduled):
         pin_memory: whether batches are in page-locked memory, for a faster copy to the GPU; by default with CUDA.
         last: in training, `keep` the samples after the last full batch as a smaller one, `join` them to the batch
             before, or `drop` them.
+        decoder: the GPU that decodes JPEGs, with slightly other pixels; None for the threads. Batches are then there.
         pairs: in training, batches of two samples or more, and for every sample its mirror image in the global batch
             on the same rank.
 
@@ -92,6 +102,7 @@ class Stream(Scheduled):
         pin_memory: bool | None = None,
         last: Last = "keep",
         pairs: bool = False,
+        decoder: torch.device | None = None,
     ) -> None:
         samples = data.select(split)
         super().__init__(
@@ -120,6 +131,9 @@ class Stream(Scheduled):
             raise UsageError(f"workers ({workers}) and prefetch ({prefetch}) must be 0 or more")
         self.prefetch = prefetch
         self.on_error = on_error
+        self.decoder = decoder
+        if decoder is not None:
+            check_decoder(decoder)
         self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
         self._pool: ThreadPoolExecutor | None = None
         self._pool_owner = 0
@@ -141,7 +155,7 @@ class Stream(Scheduled):
                 while fetch is not None and fetch[0] < share.end:
                     self.samples.source.prefetch([fetch[1]])
                     fetch = next(fetches, None)
-                yield _Pending(self.samples, self.transform, share, pin_memory, self.on_error)
+                yield _Pending(self.samples, self.transform, share, pin_memory, self.on_error, self.decoder)
 
         if self.workers == 0:
             for pending in pending_batches():
@@ -216,7 +230,7 @@ class Stream(Scheduled):
         return [(start, min(start + step, count)) for start in range(0, count, step)]
 
     def _finish(self, pending: _Pending, results: Sequence[list[Failure]]) -> Generator[Batch]:
-        failed = [failure for result in results for failure in result]
+        failed = [failure for result in results for failure in result] + pending.decode_waiting()
         if failed and self.on_error == "raise":
             raise UsageError(failed[0].message)
         self.skipped += len(failed)
@@ -231,7 +245,15 @@ class Stream(Scheduled):
 class _Pending:
     """A batch that is being decoded in place; each thread writes its own rows."""
 
-    def __init__(self, samples: Samples, transform: Transform, share: Share, pin_memory: bool, on_error: str) -> None:
+    def __init__(
+        self,
+        samples: Samples,
+        transform: Transform,
+        share: Share,
+        pin_memory: bool,
+        on_error: str,
+        decoder: torch.device | None = None,
+    ) -> None:
         self.samples = samples
         self.transform = transform
         self.share = share
@@ -249,6 +271,9 @@ class _Pending:
             self.images = torch.from_numpy(self.pixels)
         self.numbers = seeds.uniforms(share.seeds, transform.numbers, seeds.CROP)
         self.missing: list[int] = []
+        self.decoder = decoder
+        #: Row, sample, content and size of the JPEGs that are decoded on the device.
+        self.waiting: list[tuple[int, int, Content, tuple[int, int]]] = []
 
     def decode(self, start: int, end: int) -> list[Failure]:
         """Decode rows from start to end; return the failures."""
@@ -262,17 +287,41 @@ class _Pending:
             try:
                 content = samples.read_at(index, file, offset, size, checked=checked)
                 plain = (width, height) if width else plain_jpeg(content)
-                decode_into(out, content, transform, u, plain)
+                if plain is not None and self.decoder is not None:
+                    self.waiting.append((row, index, content, plain))
+                else:
+                    decode_into(out, content, transform, u, plain)
             except UsageError as error:
                 failures.append(Failure(index, str(error)))
             except RejectedImageError as error:
-                message = f"{samples.place(index)} does not decode ({error}): delete or replace the file"
-                failures.append(Failure(index, message))
+                failures.append(_undecodable(samples, index, error))
             else:
                 if not width and plain is not None and samples.digests is not None:
                     samples.plain[index] = plain
                 continue
             self.missing.append(row)
+        return failures
+
+    def decode_waiting(self) -> list[Failure]:
+        """Decode the rows that the threads have only read on the device; return the failures."""
+        if self.decoder is None:
+            return []
+        failures: list[Failure] = []
+        rows = [row for row, *_ in self.waiting]
+        views = [self.transform.view(*size, self.numbers[row].tolist()) for row, _, _, size in self.waiting]
+        try:
+            decoded = decode_on_device([each[2] for each in self.waiting], views, self.transform.size, self.decoder)
+        except RuntimeError:  # it does not say which file is at fault, and is less tolerant than the general decoder
+            for row, index, content, size in self.waiting:
+                try:
+                    decode_into(self.pixels[row], content, self.transform, self.numbers[row].tolist(), size)
+                except RejectedImageError as error:
+                    failures.append(_undecodable(self.samples, index, error))
+                    self.missing.append(row)
+            self.images = self.images.to(self.decoder, non_blocking=True)
+            return failures
+        self.images = self.images.to(self.decoder, non_blocking=True)
+        self.images[torch.tensor(rows, dtype=torch.int64, device=self.decoder)] = decoded
         return failures
 
     def batch(self) -> Batch:
@@ -282,15 +331,20 @@ class _Pending:
         hashes = self.share.seeds.view(np.int64)
         if self.missing:
             kept = np.setdiff1d(np.arange(len(indices)), self.missing)
-            images, indices, hashes = images[torch.from_numpy(kept)], indices[kept], hashes[kept]
+            rows = torch.from_numpy(kept).to(images.device)
+            images, indices, hashes = images[rows], indices[kept], hashes[kept]
             places = places[kept]
-            images = images.pin_memory() if self.pin_memory else images
+            images = images.pin_memory() if self.pin_memory and images.device.type == "cpu" else images
         numbers = (torch.from_numpy(row.copy()) for row in (self.samples.labels[indices], indices, hashes, places))
         # copies from memory that is not page-locked wait for the device
         labels, kept_indices, kept_seeds, kept_places = (
             each.pin_memory() if self.pin_memory else each for each in numbers
         )
         return Batch(images.permute(0, 3, 1, 2), labels, kept_indices, kept_seeds, kept_places, self.share.total)
+
+
+def _undecodable(samples: Samples, index: int, error: RejectedImageError) -> Failure:
+    return Failure(index, f"{samples.place(index)} does not decode ({error}): delete or replace the file")
 
 
 def default_workers() -> int:

@@ -39,6 +39,8 @@ def profile_data(
                 f"data.cache is {recipe.data.cache!r}: a run decodes images before it starts and reads none later; "
                 "profile without --cache"
             )
+        if recipe.data.decoder == "gpu":
+            raise UsageError("data.decoder is 'gpu', whose stages are not measured: profile with 'cpu'")
         stream = setup.open_stream(recipe, data, context, teacher=teacher, pairs=False, notify=lambda _: None)
         assert isinstance(stream, Stream)
         augment = setup.training_augment(recipe.augment, _MEAN, _STD)

@@ -172,6 +172,8 @@ def open_stream(
         "world_size": context.world_size,
     }
     batch_size = recipe.run.batch_size
+    if settings.decoder == "gpu" and context.device.type != "cuda":
+        raise UsageError(f"data.decoder is 'gpu', and the run is on the {context.device.type}: use 'cpu'")
     if settings.cache != "none":
         resident = cache_samples(
             data, settings.train, size, where=settings.cache, device=context.device, notify=notify, context=context
@@ -185,6 +187,7 @@ def open_stream(
         transform=transform,
         workers="auto" if settings.workers < 0 else settings.workers,
         on_error=settings.on_error,
+        decoder=context.device if settings.decoder == "gpu" else None,
         **common,
     )
 
