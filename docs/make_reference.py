@@ -307,7 +307,11 @@ def _word(annotation: Any) -> str:
         inner = [_word(each) for each in get_args(annotation)]
         if get_origin(annotation) is tuple:
             return f"{len(inner)} {inner[0]}s"
-        return f"list of {inner[0]}s" if get_origin(annotation) is list else "table of text to text"
+        if get_origin(annotation) is list:
+            return f"list of {inner[0]}s"
+        value = get_args(annotation)[1]
+        number = value is float or getattr(value, "__origin__", None) is float  # also with metadata
+        return f"table of text to {'number' if number else 'text'}"
     return "section"
 
 

@@ -26,7 +26,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import loader_throughput
+import loader_throughput  # type: ignore[import-not-found]  # beside this script
 import pyarrow as pa
 import pyarrow.parquet as pq
 
