@@ -1,0 +1,1 @@
+"""Train the face detector of `animesion.detectors.anime` on composed scenes and labelled illustrations."""
