@@ -1,7 +1,7 @@
 """Anime faces by a small network that comes with the package; trained with `animesion train-detector`.
 
-It needs no other file. onnxruntime runs it if it is installed, and otherwise OpenCV, which gives the same boxes in three
-times the time.
+It needs no other file. onnxruntime runs it if it is installed, and otherwise OpenCV, which finds the same boxes in
+three times the time.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ class AnimeDetector:
             return Path(str(resources.files("animesion.detectors"))) / "anime.onnx"
         path = Path(options.file).expanduser()
         if not path.is_file():
-            raise UsageError(f"file not found: {path}; the option 'file' of the detector 'anime' takes a network's path")
+            raise UsageError(
+                f"file not found: {path}; the option 'file' of the detector 'anime' takes a network's path"
+            )
         return path
 
     def __call__(self, images: Sequence[Image.Image], given: Sequence[Sequence[Box] | None]) -> list[list[Box]]:

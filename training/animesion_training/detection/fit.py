@@ -53,17 +53,48 @@ def backbone_weights(path: Path, module: network.FaceNetwork) -> None:
     Raises:
         UsageError: the file holds no state dict, or its tensors do not fit.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        given = [value for value in state.values() if isinstance(value, Tensor)]
-    except Exception as error:  # torch's own classes, which differ by version
-        raise UsageError(f"{path} is not a state dict that torch can load: {str(error).splitlines()[0][:200]}") from None
+    state = _loaded(path)
+    given = [value for value in state.values() if isinstance(value, Tensor)]
     parts = [*module.low, *module.eight, *module.sixteen]
     own = [value for part in parts for value in part.state_dict().values()]
     if len(given) < len(own) or any(a.shape != b.shape for a, b in zip(given, own, strict=False)):
         raise UsageError(f"{path} does not fit the backbone: its tensors have other shapes or another order")
     for mine, theirs in zip(own, given, strict=False):
         mine.copy_(theirs)
+
+
+def load(path: Path, module: network.FaceNetwork) -> dict[str, Any]:
+    """Read a checkpoint, and put its weights into the network.
+
+    Raises:
+        UsageError: there is none, or it is of another network.
+    """
+    state = _loaded(path)
+    shapes = {name: value.shape for name, value in module.state_dict().items()}
+    for part in ("weights", "average"):
+        found = state.get(part)
+        if (
+            not isinstance(found, dict)
+            or {name: value.shape for name, value in found.items() if isinstance(value, Tensor)} != shapes
+        ):
+            raise UsageError(f"{path} is not a checkpoint of this detector: its weights have other names or shapes")
+    if any(not isinstance(state.get(name), int) for name in ("count", "step")) or "optimiser" not in state:
+        raise UsageError(f"{path} is not a checkpoint of a detector's training")
+    module.load_state_dict(state["weights"])
+    return state
+
+
+def _loaded(path: Path) -> dict[str, Any]:
+    """A file of torch that holds nothing but tensors and plain values."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's own classes, which differ by version
+        raise UsageError(
+            f"{path} cannot be read as weights of torch: {next(iter(str(error).splitlines()), '')[:200]}"
+        ) from None
+    if not isinstance(state, dict):
+        raise UsageError(f"{path} holds no state dict")
+    return state
 
 
 class Average:
@@ -84,15 +115,17 @@ class Average:
                 self.state[name].copy_(value)
 
 
-def batch(material: Material, side: int, count: int, rng: Random) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+def batch(
+    material: Material, side: int, count: int, rng: Random, device: torch.device
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Scenes as the network takes them: images (B, 3, side, side) from -1 to 1, faces, and areas that do not count."""
     made = [scenes.compose(material, side, rng) for _ in range(count)]
-    pixels = torch.from_numpy(np.stack([each.pixels for each in made])).permute(0, 3, 1, 2)
+    pixels = torch.from_numpy(np.stack([each.pixels for each in made])).to(device).permute(0, 3, 1, 2)
     images = pixels.to(torch.float32).div_(127.5).sub_(1).contiguous(memory_format=torch.channels_last)
     return (
         images,
-        [torch.tensor(each.faces, dtype=torch.float32).reshape(-1, 4) for each in made],
-        [torch.tensor(each.ignored, dtype=torch.float32).reshape(-1, 4) for each in made],
+        [torch.tensor(each.faces, dtype=torch.float32, device=device).reshape(-1, 4) for each in made],
+        [torch.tensor(each.ignored, dtype=torch.float32, device=device).reshape(-1, 4) for each in made],
     )
 
 
@@ -102,6 +135,7 @@ def fit(
     settings: Settings,
     out: Path,
     *,
+    device: str = "cpu",
     resume: Mapping[str, Any] | None = None,
     report: Callable[[str], None] = print,
 ) -> Average:
@@ -112,6 +146,7 @@ def fit(
         material: of the scenes.
         settings: how to train.
         out: checkpoint to write.
+        device: where to train.
         resume: a checkpoint's content to go on from, with its optimiser and step.
         report: takes a line now and then.
 
@@ -119,7 +154,11 @@ def fit(
         The averaged weights.
     """
     cv2.setNumThreads(1)
-    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    try:
+        place = torch.device(device)
+        module.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {device} cannot be used: {str(error).splitlines()[0][:200]}") from None
     low = [*module.eight.parameters(), *module.sixteen.parameters()]
     module.freeze()
     high = [
@@ -136,7 +175,8 @@ def fit(
     start = 0
     if resume is not None:
         optimiser.load_state_dict(resume["optimiser"])
-        average.state, average.count = dict(resume["average"]), resume["count"]
+        average.state = {name: value.to(place) for name, value in resume["average"].items()}
+        average.count = resume["count"]
         start = resume["step"]
     began, seen, sums = time.monotonic(), 0, np.zeros(2)
     for step in range(start, settings.steps):
@@ -144,7 +184,7 @@ def fit(
         rng = Random(f"{settings.seed}/{step}")
         side = rng.choice(settings.sides)
         count = max(2, round(settings.batch * (256 / side) ** 2))
-        images, faces, ignored = batch(material, side, count, rng)
+        images, faces, ignored = batch(material, side, count, rng, place)
         share = min(1.0, (step + 1) / 50, (settings.steps - step) / max(1.0, settings.decay * settings.steps))
         for group in optimiser.param_groups:
             group["lr"] = settings.rate * group["share"] * share
@@ -169,7 +209,9 @@ def fit(
     return average
 
 
-def save(path: Path, module: network.FaceNetwork, average: Average, optimiser: torch.optim.Optimizer, step: int) -> None:
+def save(
+    path: Path, module: network.FaceNetwork, average: Average, optimiser: torch.optim.Optimizer, step: int
+) -> None:
     """Write a checkpoint; a reader sees the old one or the new one, never a part."""
     fresh = path.with_suffix(".part")
     torch.save(

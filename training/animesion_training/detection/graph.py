@@ -6,6 +6,7 @@ them, and height and width stay open.
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,9 @@ class _Writer:
         return self.six(self.conv(self.conv(given, first, norm), second, after))
 
 
-def write(module: network.FaceNetwork, path: Path, *, half: bool = True, metadata: dict[str, str] | None = None) -> None:
+def write(
+    module: network.FaceNetwork, path: Path, *, half: bool = True, gain: float = 1.0, offset: float = 0.0
+) -> None:
     """Write the graph.
 
     The input `image` has shape (1, 3, height, width), RGB from -1 to 1, sides multiples of 32. The outputs `stride8`,
@@ -105,7 +108,8 @@ def write(module: network.FaceNetwork, path: Path, *, half: bool = True, metadat
         module: the network; its statistics are used as in evaluation.
         path: file to write.
         half: store kernels with 16 bits; they are widened when the file is loaded.
-        metadata: facts to store in the file.
+        gain: factor of the scores' logits, see `check.calibration`.
+        offset: added to them after that.
     """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
@@ -147,14 +151,16 @@ def write(module: network.FaceNetwork, path: Path, *, half: bool = True, metadat
             made = graph.separable(made, block)
         out = module.out[number]
         assert isinstance(out, nn.Conv2d)
+        out = copy.deepcopy(out)
+        assert out.bias is not None
+        with torch.no_grad():
+            out.weight[0] *= gain
+            out.bias[0] = out.bias[0] * gain + offset
         name = graph.conv(made, out, None, name=f"stride{network.STRIDES[number]}")
         outputs.insert(0, helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 5, f"h{number}", f"w{number}"]))
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, "height", "width"])
     whole = helper.make_graph(graph.nodes, "faces", [image], outputs, graph.weights)
     model = helper.make_model(whole, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="animesion")
     model.ir_version = 8
-    for key, value in sorted((metadata or {}).items()):
-        entry = model.metadata_props.add()
-        entry.key, entry.value = key, value
     onnx.checker.check_model(model)
     path.write_bytes(model.SerializeToString())

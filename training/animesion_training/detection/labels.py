@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import math
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from animesion.dataset import box_tables
+from animesion.dataset.box_tables import ImageBoxes
 from animesion.errors import UsageError
 
 FACES = frozenset({"face", "chibi", "profile", "covered"})
 """Kinds of a label that are faces; boxes of any other kind are neither right nor wrong."""
-
-EMPTY = "none"
-"""Kind of a row without a box: the image shows no face."""
-
-COLUMNS = ("sha256", "width", "height", "left", "top", "right", "bottom", "kind")
-"""Columns that a table of labels must have; boxes in pixels of the upright image."""
 
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 
@@ -60,44 +53,17 @@ class Material:
     share: float = 0.5
 
 
-@dataclass(frozen=True)
-class Label:
-    """One row of a table of labels."""
-
-    box: Box
-    kind: str
-    size: tuple[int, int]
-
-
-def read_labels(path: Path) -> dict[str, list[Label]]:
-    """Labels by the SHA-256 of their image's bytes; an image without faces has an empty list.
+def read_labels(path: Path) -> dict[str, ImageBoxes]:
+    """Labelled boxes by the SHA-256 of their image's bytes.
 
     Raises:
-        UsageError: the table cannot be read, lacks a column, or has a row that is none.
+        UsageError: the file cannot be read, or an image has no digest.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read as a table of labels: {error}") from None
-    rows = csv.DictReader(io.StringIO(text, newline=""))
-    if missing := [name for name in COLUMNS if name not in (rows.fieldnames or ())]:
-        raise UsageError(f"{path} has no column '{missing[0]}'; a table of labels has {', '.join(COLUMNS)}")
-    found: dict[str, list[Label]] = {}
-    for number, row in enumerate(rows, 2):
-        digest = (row["sha256"] or "").strip().lower()
-        if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
-            raise UsageError(f"{path}, line {number}: '{digest[:80]}' is no SHA-256")
-        labels = found.setdefault(digest, [])
-        if (row["kind"] or "").strip() == EMPTY:
-            continue
-        try:
-            left, top, right, bottom = (float(row[name]) for name in ("left", "top", "right", "bottom"))
-            size = int(row["width"]), int(row["height"])
-        except (TypeError, ValueError):
-            raise UsageError(f"{path}, line {number}: the box or the size is not made of numbers") from None
-        if not all(map(math.isfinite, (left, top, right, bottom))) or right <= left or bottom <= top or min(size) < 1:
-            raise UsageError(f"{path}, line {number}: the box has no area")
-        labels.append(Label((left, top, right, bottom), (row["kind"] or "").strip(), size))
+    found = {}
+    for image in box_tables.read(path):
+        if not image.sha256:
+            raise UsageError(f"{path}: {image.file} has no SHA-256, by which labels and images are joined")
+        found[image.sha256] = image
     return found
 
 
@@ -123,12 +89,42 @@ def images(path: Path) -> Iterator[tuple[str, bytes]]:
         raise UsageError(f"{path} is neither a folder nor a tar file of images: {error}") from None
 
 
-def illustrations(labels: Mapping[str, Sequence[Label]], path: Path) -> dict[str, Labelled]:
-    """The images of a folder or tar file that the labels are about, by digest."""
-    found = {}
-    for _, content in images(path):
-        digest = hashlib.sha256(content).hexdigest()
-        if digest in labels and digest not in found:
-            boxes = tuple((label.box, label.kind in FACES) for label in labels[digest])
-            found[digest] = Labelled(content, boxes)
+def illustrations(labels: Mapping[str, ImageBoxes], paths: Sequence[Path]) -> dict[str, Labelled]:
+    """The images of folders or tar files that the labels are about, by digest."""
+    found: dict[str, Labelled] = {}
+    for path in paths:
+        for _, content in images(path):
+            digest = hashlib.sha256(content).hexdigest()
+            if digest not in labels or digest in found:
+                continue
+            of = labels[digest]
+            sides = (of.width, of.height, of.width, of.height)
+            boxes = []
+            for each in of.boxes:
+                left, top, right, bottom = (share * side for share, side in zip(each.box[:4], sides, strict=True))
+                boxes.append(((left, top, right, bottom), each.kind in FACES))
+            found[digest] = Labelled(content, tuple(boxes))
     return found
+
+
+def face_crops(paths: Sequence[Path], left_out: Collection[str] = ()) -> tuple[list[bytes], list[bytes]]:
+    """Face crops to learn from, and those to be tested on.
+
+    Args:
+        paths: folders or tar files whose crops are `<character>/<post>-<number>.<suffix>`, or have other names.
+        left_out: characters to be tested on. Crops from a post of theirs are in neither list, whoever they show.
+
+    Raises:
+        UsageError: a character that is left out has no crop.
+    """
+    named = [(Path(name), content) for path in paths for name, content in images(path)]
+    if missing := sorted(set(left_out) - {name.parent.name for name, _ in named}):
+        raise UsageError(f"no face crops of '{missing[0]}' are there to be left out")
+    tested = [(name, content) for name, content in named if name.parent.name in left_out]
+    posts = {name.stem.rpartition("-")[0] or name.stem for name, _ in tested}
+    learned = [
+        content
+        for name, content in named
+        if name.parent.name not in left_out and (name.stem.rpartition("-")[0] or name.stem) not in posts
+    ]
+    return learned, [content for _, content in tested]

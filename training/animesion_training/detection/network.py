@@ -169,7 +169,8 @@ def decode(outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Logits and boxes of all cells.
 
     Returns:
-        Logits (B, N); boxes (B, N, 4) as left, top, right, bottom in pixels; the cells' centres (N, 2) and strides (N,).
+        Logits (B, N); boxes (B, N, 4) as left, top, right, bottom in pixels; the cells' centres (N, 2) and strides
+        (N,).
     """
     flat = torch.cat([each.flatten(2) for each in outputs], 2).float()  # (B, 5, N)
     centres, strides = cells([(each.shape[2], each.shape[3]) for each in outputs], flat.device)

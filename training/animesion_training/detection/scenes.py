@@ -64,10 +64,7 @@ def compose(material: Material, side: int, rng: Random) -> Scene:
         side: of the scene, in pixels.
         rng: source of all that is random.
     """
-    if rng.random() < 0.15:
-        scene = _page(material, side, side, rng)
-    else:
-        scene = _one(material, side, side, rng)
+    scene = (_page if rng.random() < 0.15 else _one)(material, side, side, rng)
     if rng.random() < 0.5:
         scene = _mirrored(scene)
     scene.pixels = _recoloured(scene.pixels, rng)
@@ -76,7 +73,7 @@ def compose(material: Material, side: int, rng: Random) -> Scene:
 
 def _one(material: Material, width: int, height: int, rng: Random) -> Scene:
     """A scene of one kind."""
-    if material.illustrations and rng.random() < material.share or not material.faces:
+    if (material.illustrations and rng.random() < material.share) or not material.faces:
         return _window(rng.choice(material.illustrations), width, height, rng)
     return _pasted(material, width, height, rng)
 
