@@ -265,8 +265,8 @@ class CropSection(Section):
 
     detector: str | list[str] = Field(
         "none",
-        description="`none` for the whole image, `boxes` for the source's table, or a detector; a list of detectors "
-        "for boxes that they agree on",
+        description="`none` for the whole image, `boxes` for the source's table, `auto` for that or else `anime`, or a "
+        "detector; a list of detectors for boxes that they agree on",
     )
     detector_options: dict[str, Any] = Field(
         {}, description="options of the detector, such as `score` of `onnx`; of a list, tables by name"
@@ -311,6 +311,11 @@ class CropSection(Section):
     def detectors(self) -> list[str]:
         """The detectors, one or several."""
         return [self.detector] if isinstance(self.detector, str) else self.detector
+
+    @property
+    def table_decides(self) -> bool:
+        """Whether the boxes of the source's table, where there is one, decide before an image is fetched."""
+        return self.detector in ("boxes", "auto")
 
     @property
     def described(self) -> str:

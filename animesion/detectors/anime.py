@@ -92,6 +92,35 @@ class AnimeDetector:
         ]
 
 
+class TableOrAnime:
+    """The boxes of the source's table where it has one, and otherwise those of `AnimeDetector`.
+
+    An image that the table does not list has no face. The network is loaded with the first image without a table.
+    """
+
+    summary = "boxes from the source's own table, or faces by 'anime' if it has none"
+    Options = AnimeOptions
+
+    def __init__(self, options: AnimeOptions | None = None) -> None:
+        self._options = options
+        self._detector: AnimeDetector | None = None
+
+    @classmethod
+    def file(cls, options: AnimeOptions | None = None) -> Path:
+        """Path of the network; see `AnimeDetector.file`."""
+        return AnimeDetector.file(options)
+
+    def __call__(self, images: Sequence[Image.Image], given: Sequence[Sequence[Box] | None]) -> list[list[Box]]:
+        """Boxes of each image."""
+        found = []
+        for image, boxes in zip(images, given, strict=True):
+            if boxes is None:
+                self._detector = self._detector or AnimeDetector(self._options)
+                [boxes] = self._detector([image], [None])
+            found.append(list(boxes))
+        return found
+
+
 def prepare(image: Image.Image, size: int) -> tuple[Array, tuple[float, float]]:
     """The network's input.
 

@@ -45,9 +45,9 @@ _ON_REQUEST = {
 def load_columns(workspace: Workspace, parts: int, more: Sequence[str] = ()) -> dict[str, Any]:
     """Raw and feature tables of all parts, joined on the key and sorted by it, as columns by name.
 
-    `box_count`, `best_score` and `second_score` are about the image's boxes, of the detector or of the source's table.
-    Columns that rules read are plain lists. The others, and thumbnails, stay Arrow arrays: as lists they take gigabytes
-    at a million images.
+    `box_count`, `best_score` and `second_score` are about the image's boxes, of the detector or of the source's table;
+    `has_table` tells whether the source has one. Columns that rules read are plain lists. The others, and thumbnails,
+    stay Arrow arrays: as lists they take gigabytes at a million images.
 
     Args:
         workspace: output folder whose inspect stage is done.
@@ -95,6 +95,7 @@ def load_columns(workspace: Workspace, parts: int, more: Sequence[str] = ()) -> 
             columns[target] = values.to_numpy()
         else:
             columns[target] = values if name in _PASSED_THROUGH | _ON_REQUEST else values.to_pylist()
+    columns["has_table"] = left["boxes"].is_valid().to_pylist()
     # the detector's boxes, or those of the table that decided before the image was fetched
     detected, listed = _best_scores(right["boxes"]), _best_scores(left["boxes"])
     missing = right["boxes"].is_null().to_numpy()

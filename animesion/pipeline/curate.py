@@ -106,6 +106,8 @@ def decide(
     reason, detail = reasons.single_image_reasons(rows, recipe, crashed)
     keeper = [""] * len(keys)
     notes = _unsure_notes(rows, reason, detail, recipe)
+    if recipe.crop.detector == "auto" and (without := sum(not table for table in rows["has_table"])):
+        notes.append(f"the source has no table of boxes for {without:,} images: the detector 'anime' looked for faces")
     notes += _apply_decisions(keys, rows["face"], labels, recipe, reason, detail)
 
     # Before duplicates within the build, so that the keeper of a cluster is never dropped as already published.

@@ -121,7 +121,7 @@ def params(recipe: Recipe, keys: Iterable[str]) -> str:
     """Digest of the recipe's values that the fetch of some keys depends on."""
     values = recipe.model_dump(mode="json", include={"source", "label", "filter", "crop"})
     # Only the boxes of a table decide before an image is fetched, and a curator's decision on a box overrides them.
-    names = ("detector", "min_score", "unsure_score", "unsure", "faces") if recipe.crop.detector == "boxes" else ()
+    names = ("detector", "min_score", "unsure_score", "unsure", "faces") if recipe.crop.table_decides else ()
     decided = recipe.curate.decisions.box if names else {}
     crop = {name: values["crop"][name] for name in names}
     return params_digest({**values, "crop": crop, "decided": sorted(key for key in keys if key in decided)})

@@ -32,7 +32,7 @@ def metadata_reason(item: Item, recipe: Recipe) -> str:
         return DropReason.RATING
     if rules.licences and not is_allowed(item.licence, rules.licences):
         return DropReason.LICENCE
-    if recipe.crop.detector == "boxes" and item.boxes is not None and item.key not in recipe.curate.decisions.box:
+    if recipe.crop.table_decides and item.boxes is not None and item.key not in recipe.curate.decisions.box:
         scores = sorted((box.score for box in item.boxes), reverse=True)
         best, second = [*scores, 0.0, 0.0][:2]
         return face_reason(len(scores), best, second, recipe)
