@@ -40,7 +40,7 @@ Array = NDArray[np.float32]
 class AnimeOptions(Section):
     """Options of the detector `anime`."""
 
-    score: float = Field(0.1, ge=0.01, le=1, strict=False, description="least score of a box")
+    score: float = Field(0.2, ge=0.01, le=1, strict=False, description="least score of a box")
     iou: float = Field(0.4, ge=0, le=1, strict=False, description="boxes that overlap a better one by more are dropped")
     size: int = Field(576, ge=64, le=2048, description="longest side in pixels to which a larger image is shrunk")
     file: str = Field("", description="a network of `animesion train-detector`; empty for the one of the package")
@@ -84,12 +84,14 @@ class AnimeDetector:
         columns, rows = image.size
         pixels, scale = prepare(image, self._options.size)
         corners, scores = boxes_of(self._run(pixels), self._options.score)
-        corners = corners / np.float32([columns * scale[0], rows * scale[1]] * 2)
-        return [
-            Box(*corners[index].clip(0, 1).round(_DIGITS).astype(float).tolist(), round(float(scores[index]), _DIGITS))
-            for index in suppress(corners, self._options.iou, _MOST)
-            if (np.minimum(corners[index, 2:], 1) - np.maximum(corners[index, :2], 0) > 10.0**-_DIGITS).all()
-        ]
+        corners /= np.array([columns * scale[0], rows * scale[1]] * 2, np.float32)
+        kept = suppress(corners, self._options.iou, _MOST)
+        boxes = []
+        for sides, score in zip(corners[kept].clip(0, 1).tolist(), scores[kept].tolist(), strict=True):
+            left, top, right, bottom = (round(side, _DIGITS) for side in sides)
+            if right > left and bottom > top:
+                boxes.append(Box(left, top, right, bottom, round(score, _DIGITS)))
+        return boxes
 
 
 class TableOrAnime:

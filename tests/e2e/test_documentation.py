@@ -60,8 +60,9 @@ TABLES = Tables(
         r"torchrun ": "starts processes that load torch, which takes long; tests/integration/test_training.py does it",
         r"animesion build .*https://example.org/mirror": "a web server; tests/unit/test_indexed_tar_source.py has one",
         r"animesion build .*--engine ray": "needs Ray; tests/unit/test_ray.py does it where it is installed",
-        r"animesion embedders install sscd": "needs the file of SSCD; tests/unit/test_sscd.py installs small ones",
-        r"animesion build .*embedding\.model=sscd": "needs the file of SSCD; tests/unit/test_sscd.py builds with one",
+        r"animesion train-detector ": "trains for minutes; tests/unit/test_detector_training.py runs the command",
+        r"animesion build .*runs/detector": "needs the network of that training",
+        r"python -m animesion_sample\.illustrations": "draws for minutes",
         r"animesion build .*detector=imgutils": "needs dghs-imgutils and the Hugging Face hub",
     },
     shorter=[

@@ -57,11 +57,11 @@ def train_detector(
     from animesion_training.cli.requirements import torch_required
 
     with torch_required():
-        from animesion_training.detection import run
+        from animesion_training.detection import fit, run
 
         run.run(
             run.Given(faces, leave_out, labels, drawn, images, grounds, share, holdout, init),
-            run.Settings(steps=steps, decay=decay, batch=batch, rate=lr, seed=seed),
+            fit.Settings(steps=steps, decay=decay, batch=batch, rate=lr, seed=seed),
             out,
             device=device,
             resume=resume,

@@ -116,15 +116,16 @@ def write(
 
     graph = _Writer(half)
     graph.weights += [
-        numpy_helper.from_array(np.float32(0), "zero"),
-        numpy_helper.from_array(np.float32(6), "six"),
+        numpy_helper.from_array(np.array(0, np.float32), "zero"),
+        numpy_helper.from_array(np.array(6, np.float32), "six"),
         numpy_helper.from_array(np.array([], np.float32), "roi"),
         numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "twice"),
     ]
     low: Any = module.low
     made = graph.normed("image", low[0], low[1])
     levels = []
-    for stages in ([low[2], low[3]], list(module.eight), list(module.sixteen)):
+    whole: tuple[Any, ...] = ([low[2], low[3]], module.eight, module.sixteen)
+    for stages in whole:
         for stage in stages:
             for block in stage:
                 made = graph.block(made, block)
@@ -134,7 +135,7 @@ def write(
         deep = graph.separable(deep, block)
     levels = [*levels[1:], deep]
     above = ""
-    outputs = []
+    outputs: list[Any] = []
     for number in (2, 1, 0):
         lateral: Any = module.lateral[number]
         here = graph.conv(levels[number], lateral[0], lateral[1])
@@ -159,8 +160,8 @@ def write(
         name = graph.conv(made, out, None, name=f"stride{network.STRIDES[number]}")
         outputs.insert(0, helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 5, f"h{number}", f"w{number}"]))
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, "height", "width"])
-    whole = helper.make_graph(graph.nodes, "faces", [image], outputs, graph.weights)
-    model = helper.make_model(whole, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="animesion")
+    made_graph = helper.make_graph(graph.nodes, "faces", [image], outputs, graph.weights)
+    model = helper.make_model(made_graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="animesion")
     model.ir_version = 8
     onnx.checker.check_model(model)
     path.write_bytes(model.SerializeToString())

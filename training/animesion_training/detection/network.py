@@ -54,7 +54,7 @@ class FaceNetwork(nn.Module):
 
     def __init__(self, width: int = 64, backbone: str = "tf_efficientnet_lite0") -> None:
         super().__init__()
-        whole = timm.create_model(backbone, pretrained=False)
+        whole: Any = timm.create_model(backbone, pretrained=False)
         stages = list(whole.blocks)[:5]
         channels = [stage[-1].bn3.num_features for stage in (stages[2], stages[4])]
         self.low = nn.Sequential(whole.conv_stem, whole.bn1, stages[0], stages[1])

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from animesion_training.detection.labels import Labelled, Material
 
-Pixels = NDArray[np.uint8]
-Boxes = NDArray[np.float32]
+Pixels = NDArray[Any]
+"""RGB of 8 bits, shape (height, width, 3)."""
 
 CROP_SHARE = 0.87
 """Side of a box as a share of the face crop's, which shows some hair and ground around the face."""
@@ -226,7 +226,7 @@ def _paste(scene: Scene, face: Pixels, x: float, y: float, side: float, kind: st
         small = max(2, round(side))
         face = cv2.resize(face, (small, small), interpolation=cv2.INTER_AREA)
         extent, scale = small, side / small
-    mask = np.full((extent, extent), 255, np.uint8)
+    mask: Pixels = np.full((extent, extent), 255, np.uint8)
     if kind == "soft" or (kind == "turned" and rng.random() < 0.7):
         mask[:] = 0
         axes = (max(1, int(extent * rng.uniform(0.42, 0.52))), max(1, int(extent * rng.uniform(0.42, 0.52))))
@@ -452,5 +452,5 @@ def _recoloured(pixels: Pixels, rng: Random, *, slight: bool = False) -> Pixels:
         pixels = (pixels + noise).clip(0, 255).astype(np.uint8)
     elif kind < 0.24:
         _, packed = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, rng.randint(20, 70)])
-        pixels = cv2.imdecode(packed, cv2.IMREAD_COLOR)
+        pixels = np.asarray(cv2.imdecode(packed, cv2.IMREAD_COLOR))
     return np.ascontiguousarray(pixels)
