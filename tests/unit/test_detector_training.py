@@ -93,6 +93,17 @@ def test_scenes_have_faces_of_all_sizes_and_none() -> None:
     np.testing.assert_array_equal(again.pixels, scenes.compose(material, 160, Random(7)).pixels)
 
 
+def test_parts_of_illustrations_that_are_grounds_show_no_face() -> None:
+    image = Image.effect_noise((240, 180), 80).convert("RGB")
+    ImageDraw.Draw(image).rectangle((60, 40, 109, 89), fill=RED)
+    labelled = labels.Labelled(encoded(image), (((60, 40, 110, 90), True),))
+    parts = [part for seed in range(40) if (part := scenes._bare(labelled, Random(seed))) is not None]
+    assert len(parts) > 20
+    for part in parts:
+        assert min(part.shape[:2]) >= 32
+        assert not ((part[:, :, 0] > 240) & (part[:, :, 1] < 30)).any()
+
+
 def test_each_size_of_a_face_is_learnt_on_its_grid() -> None:
     centres, strides = network.cells([(32, 32), (16, 16), (8, 8)], torch.device("cpu"))
     for side, expected in ((16, {8.0}), (50, {8.0, 16.0}), (80, {16.0}), (120, {16.0, 32.0}), (240, {32.0})):

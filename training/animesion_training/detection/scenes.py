@@ -286,7 +286,11 @@ def _cover(pixels: Pixels, x: float, y: float, side: float, rng: Random) -> None
 
 
 def _ground(material: Material, width: int, height: int, rng: Random) -> Pixels:
-    """A ground: one of the material's, or a plain or shaded one, or noise."""
+    """A ground: one of the material's, a part of an illustration without faces, a plain or shaded one, or noise."""
+    if material.illustrations and rng.random() < 0.4:
+        bare = _bare(rng.choice(material.illustrations), rng)
+        if bare is not None:
+            return np.ascontiguousarray(cv2.resize(bare, (width, height), interpolation=cv2.INTER_AREA))
     if material.grounds and rng.random() < 0.8:
         image = decoded(rng.choice(material.grounds))
         if image is not None:
@@ -307,6 +311,27 @@ def _ground(material: Material, width: int, height: int, rng: Random) -> Pixels:
         noise = np.random.default_rng(rng.getrandbits(64)).integers(0, 256, (coarse, coarse, 3), dtype=np.uint8)
         ground = cv2.addWeighted(ground, 0.6, cv2.resize(noise, (width, height)), 0.4, 0)
     return np.ascontiguousarray(ground)
+
+
+def _bare(labelled: Labelled, rng: Random) -> Pixels | None:
+    """A part of an illustration that no box comes near; None if a few attempts find none."""
+    image = decoded(labelled.content)
+    if image is None:
+        return None
+    rows, columns = image.shape[:2]
+    for _ in range(8):
+        wide, high = (rng.randint(side // 5, side) for side in (columns, rows))
+        x, y = rng.randint(0, columns - wide), rng.randint(0, rows - high)
+        part = image[y : y + high, x : x + wide]
+        if min(wide, high) < 32 or part.std() < 16:  # nothing to learn from a plain ground
+            continue
+        if not any(
+            x < 1.4 * right - 0.4 * left and x + wide > 1.4 * left - 0.4 * right
+            and y < 1.4 * bottom - 0.4 * top and y + high > 1.4 * top - 0.4 * bottom
+            for (left, top, right, bottom), _ in labelled.boxes
+        ):  # fmt: skip
+            return part
+    return None
 
 
 def _polygon(pixels: Pixels, corners: Sequence[tuple[float, float]], colour: Any) -> None:
