@@ -178,7 +178,7 @@ def fit(
         average.state = {name: value.to(place) for name, value in resume["average"].items()}
         average.count = resume["count"]
         start = resume["step"]
-    began, seen, sums = time.monotonic(), 0, np.zeros(2)
+    began, seen, sums, summed = time.monotonic(), 0, np.zeros(2), 0
     for step in range(start, settings.steps):
         module.train()
         rng = Random(f"{settings.seed}/{step}")
@@ -200,11 +200,12 @@ def fit(
         average.update(module)
         seen += count
         sums += [float(each.detach()) for each in losses]
+        summed += 1
         if (step + 1) % settings.every == 0 or step + 1 == settings.steps:
             rate = seen / (time.monotonic() - began)
-            mean = sums / ((step - start) % settings.every + 1 if step - start < settings.every else settings.every)
+            mean = sums / max(1, summed)
             report(f"step {step + 1}/{settings.steps}  score {mean[0]:.3f}  box {mean[1]:.3f}  {rate:.1f} scenes/s")
-            sums[:] = 0
+            sums[:], summed = 0, 0
             save(out, module, average, optimiser, step + 1)
     return average
 
