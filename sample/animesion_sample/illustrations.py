@@ -21,7 +21,7 @@ from animesion_sample.characters import CAST
 from animesion_sample.drawing import Drawing, heads, render, scene
 from animesion_sample.scenes import SCENES, foreground, still_life
 
-HEAD_SHARE = 0.82
+HEAD_SHARE = 0.87
 """Side of a labelled face as a share of the head's box, which includes the hair."""
 
 _SIZES = ((360, 280), (320, 320), (280, 380), (480, 360))

@@ -38,7 +38,7 @@ class Settings:
 
     steps: int = 2000
     batch: int = 16
-    sides: tuple[int, ...] = (192, 256, 256, 320, 448)
+    sides: tuple[int, ...] = (192, 256, 320, 448, 576)
     rate: float = 2e-3
     low_rate: float = 0.3
     decay: float = 0.4
