@@ -57,7 +57,9 @@ class DumpOptions(Section):
     images: PathOrUrl = Field(
         description="folder of BBBB/ID.ext buckets, such as original/ or 512px/; may be s3:// or gs://"
     )
-    faces: str = Field("", description="faces.tsv with the head boxes; without it, set crop.detector to `auto` or another detector")
+    faces: str = Field(
+        "", description="faces.tsv with the head boxes; without it, set crop.detector to `auto` or another detector"
+    )
     tag_ids: str = Field("", description="tagIds.tsv; orders classes by the published tag id instead of by name")
     family: by_name.Family = "auto"
     max_bytes: int = Field(64 * 1024 * 1024, ge=1, description="larger files are dropped unread")

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import timm
 import torch
@@ -43,9 +44,10 @@ def package_weights(given: str, architecture: str) -> Checkpoint:
     if not path.name.endswith(_ORDERED):
         return found
     classifier = _classes(found.tensors)
+    options: dict[str, Any] = {"num_classes": classifier} if classifier else {}
     try:
         with torch.device("meta"):
-            network = timm.create_model(architecture, **({"num_classes": classifier} if classifier else {}))
+            network = timm.create_model(architecture, **options)
     except (TypeError, AssertionError, ValueError, RuntimeError, NotImplementedError):
         return found  # loading names the differences
     renamed = names_in_order(found.tensors, network.state_dict())
