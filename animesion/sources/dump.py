@@ -58,7 +58,7 @@ class DumpOptions(Section):
         description="folder of BBBB/ID.ext buckets, such as original/ or 512px/; may be s3:// or gs://"
     )
     faces: str = Field(
-        "", description="faces.tsv with the head boxes; without it, set crop.detector to `auto` or another detector"
+        "", description="faces.tsv with the head boxes; without it, set crop.detector to `auto` or to a detector"
     )
     tag_ids: str = Field("", description="tagIds.tsv; orders classes by the published tag id instead of by name")
     family: by_name.Family = "auto"
