@@ -61,7 +61,6 @@ TABLES = Tables(
         r"animesion build .*https://example.org/mirror": "a web server; tests/unit/test_indexed_tar_source.py has one",
         r"animesion build .*--engine ray": "needs Ray; tests/unit/test_ray.py does it where it is installed",
         r"animesion train-detector ": "trains for minutes; tests/unit/test_detector_training.py runs the command",
-        r"animesion detectors eval illustrations ": "needs illustrations that are not in the repository",
         r"animesion build .*runs/detector": "needs the network of that training",
         r"python -m animesion_sample\.illustrations": "draws for minutes",
         r"animesion build .*detector=imgutils": "needs dghs-imgutils and the Hugging Face hub",

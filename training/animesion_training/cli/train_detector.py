@@ -6,22 +6,22 @@ from pathlib import Path
 
 import click
 
-_EXISTING = click.Path(path_type=Path, exists=True)
+_PATH = click.Path(path_type=Path)
 
 
 @click.command(
     epilog="Example: animesion train-detector --faces faces/ --labels boxes.csv --images images/ --init lite0.pth "
     "--out runs/detector"
 )
-@click.option("--faces", multiple=True, type=_EXISTING, help="Folder or tar of square face crops; may be repeated.")
+@click.option("--faces", multiple=True, type=_PATH, help="Folder or tar of square face crops; may be repeated.")
 @click.option("--leave-out", multiple=True, metavar="NAME", help="Folder of face crops that are not learnt from.")
-@click.option("--labels", multiple=True, type=_EXISTING, help="Labelled boxes with digests; may be repeated.")
-@click.option("--drawn", multiple=True, type=_EXISTING, help="As --labels, but shown half as often in all.")
-@click.option("--images", multiple=True, type=_EXISTING, help="Folder or tar of the labelled images; may be repeated.")
-@click.option("--grounds", multiple=True, type=_EXISTING, help="Folder or tar of images without faces.")
+@click.option("--labels", multiple=True, type=_PATH, help="Labelled boxes with digests; may be repeated.")
+@click.option("--drawn", multiple=True, type=_PATH, help="As --labels, but shown half as often in all.")
+@click.option("--images", multiple=True, type=_PATH, help="Folder or tar of the labelled images; may be repeated.")
+@click.option("--grounds", multiple=True, type=_PATH, help="Folder or tar of images without faces.")
 @click.option("--share", type=click.FloatRange(0, 1), default=0.7, show_default=True, help="Scenes from illustrations.")
-@click.option("--holdout", type=_EXISTING, help="Labelled boxes to test and calibrate on; never learnt from.")
-@click.option("--init", type=_EXISTING, help="State dict of EfficientNet-lite0 to start from.")
+@click.option("--holdout", type=_PATH, help="Labelled boxes to test and calibrate on; never learnt from.")
+@click.option("--init", type=_PATH, help="State dict of EfficientNet-lite0 to start from.")
 @click.option("--steps", type=click.IntRange(1), default=2000, show_default=True, help="Batches in all.")
 @click.option("--decay", type=click.FloatRange(0, 1), default=0.4, show_default=True, help="Share with a falling rate.")
 @click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Scenes of 256 px in a batch.")
@@ -54,8 +54,9 @@ def train_detector(
     It learns from scenes that are composed as it goes: face crops pasted on grounds, and windows of labelled images.
     A build uses the network with `crop.detector = "anime"` and the option `file`.
     """
-    from animesion_training.cli.requirements import torch_required
+    from animesion_training.cli.requirements import check_exists, torch_required
 
+    check_exists(*faces, *labels, *drawn, *images, *grounds, *filter(None, (holdout, init)))
     with torch_required():
         from animesion_training.detection import fit, run
 
