@@ -203,7 +203,7 @@ def test_freezing_trains_what_is_left(coloured: Path, tmp_path: Path) -> None:
         (["objective.name=focl"], "did you mean 'focal'"),
         (["data.train=trian"], "has no split 'trian'"),
         (["optimizer.name=sgdd"], "sgdd"),
-        (["run.batch_size=0"], "run.batch_size"),
+        (["run.batch_size=-1"], "run.batch_size"),
         (["run.batch_size=1"], "run.batch_size is 1, and resnet10t normalises over the batch"),
         (["run.static_graph=true", "run.accumulate=2"], "run.static_graph needs run.accumulate = 1"),
         (["model.pretrained=true", "model.init=x"], "give one"),
