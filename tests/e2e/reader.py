@@ -201,6 +201,11 @@ class Reader:
             from animesion_training.analysis import study
 
             assert study.load(path).name == document["name"]
+        elif "data" in document:
+            from animesion_training import recipe
+
+            path.write_text('name = "part"\n' + text, encoding="utf-8")
+            recipe.load(str(path))
         elif "same" in document:
             assert decisions.read(path)
         else:
