@@ -60,6 +60,9 @@ class FilterSection(Section):
         [], description="allowed licences, such as CC0-1.0 and CC-BY (any version of it); empty allows all"
     )
     deleted: bool = Field(False, description="keep posts that the source marks as deleted, banned or pending")
+    opt_outs: bool = Field(
+        True, description="drop images whose host, page or file reserves data mining or AI training, see crawling"
+    )
     min_side: int = Field(0, ge=0, description="minimum of the shorter side in pixels")
     max_aspect: float = Field(0.0, ge=0, strict=False, description="maximum ratio of long side to short side")
     max_side: int = Field(32_768, ge=1, le=65_500, description="maximum of the longer side that is decoded, in pixels")

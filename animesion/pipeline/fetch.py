@@ -20,7 +20,7 @@ from animesion.config.settings import params_digest
 from animesion.dataset import shards
 from animesion.errors import UsageError
 from animesion.executors import Executor
-from animesion.images import codec, hashing
+from animesion.images import codec, hashing, opt_outs
 from animesion.pipeline import rules
 from animesion.schemas import PLAN, RAW, DropReason, Item, Payload
 from animesion.storage import parquet
@@ -85,7 +85,9 @@ class FetchJob:
                 if not row["reason"]:
                     payload = earlier[item.key] if item.key in earlier else next(payloads)
                     row |= {"reason": payload.reason, "detail": payload.detail}
-                    if not payload.reason:
+                    if not payload.reason and self.recipe.filter.opt_outs:
+                        row["reason"], row["detail"] = opt_outs.find(payload.content, codec.sniff(payload.content))
+                    if not row["reason"]:
                         row |= {**_content_facts(payload), "offset": tar.position + shards.BLOCK}
                         tar.write(shards.member(f"{item.key}.{row['extension']}", payload.content))
                 rows.append(row)
@@ -98,6 +100,7 @@ class FetchJob:
             "items": len(rows),
             "fetched": sum(not row["reason"] for row in rows),
             "bytes": sum(row["bytes"] for row in rows if not row["reason"]),
+            "opt_outs": self.recipe.filter.opt_outs,
         }
         crawled = source if isinstance(source, sources.Crawled) else None
         if crawled:
@@ -124,6 +127,7 @@ def params(recipe: Recipe, keys: Iterable[str]) -> str:
     names = ("detector", "min_score", "unsure_score", "unsure", "faces") if recipe.crop.table_decides else ()
     decided = recipe.curate.decisions.box if names else {}
     crop = {name: values["crop"][name] for name in names}
+    values |= {"opt_outs": opt_outs.version()} if recipe.filter.opt_outs else {}
     return params_digest({**values, "crop": crop, "decided": sorted(key for key in keys if key in decided)})
 
 
@@ -363,14 +367,18 @@ class _Keys:
 
 
 class _EarlierFetch(Mapping[str, Payload]):
-    """Bytes by key that a fetch of the same listing under another recipe stored, so that no site is asked twice."""
+    """Bytes by key that a fetch of the same listing under another recipe stored, so that no site is asked twice.
+
+    Those of a fetch that ignored opt-outs are not used by one that obeys them, as it did not ask what the hosts say.
+    """
 
     def __init__(self, job: FetchJob) -> None:
         self._path = job.workspace.path(f"raw/part-{job.part:05d}.tar")
         self._locations: dict[str, tuple[int, int]] = {}
         self._tar: IO[bytes] | None = None
         receipt = job.workspace.receipt(job.name)
-        if receipt and receipt.inputs == {"plan": job.plan_digest} and job.workspace.intact(receipt):
+        obeyed = receipt is not None and (receipt.facts.get("opt_outs") or not job.recipe.filter.opt_outs)
+        if receipt and obeyed and receipt.inputs == {"plan": job.plan_digest} and job.workspace.intact(receipt):
             raw = parquet.read(
                 self._path.with_suffix(".parquet"), RAW, ("key", "reason", "offset", "bytes")
             ).to_pylist()

@@ -66,7 +66,13 @@ class CrawlCounts(NamedTuple):
 
 @runtime_checkable
 class Crawled(Source, Protocol):
-    """A remote source with a ledger: it resumes within a part, retries failed items and lists new ones."""
+    """A remote source with a ledger: it resumes within a part, retries failed items and lists new ones.
+
+    Attributes:
+        opt_outs: whether the opt-outs of hosts and pages are obeyed, from `filter.opt_outs`.
+    """
+
+    opt_outs: bool
 
     def crawl_in(
         self, folder: Path, *, retry_refused: bool = False, watch: Callable[[CrawlStatus], None] | None = None
@@ -125,7 +131,10 @@ def make(recipe: Recipe) -> Source:
             f"recipe {recipe.name}: {explain(error, found.Options, 'source')} "
             f"(source '{kind}': set it with --set source.NAME=VALUE{hint})"
         ) from None
-    return found(options)  # type: ignore[call-arg]
+    source: Source = found(options)  # type: ignore[call-arg]
+    if isinstance(source, Crawled):
+        source.opt_outs = recipe.filter.opt_outs
+    return source
 
 
 def clean_text(text: str, limit: int = 500) -> str:

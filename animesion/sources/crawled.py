@@ -67,7 +67,10 @@ class CrawlOptions(Section):
         20.0, gt=0, strict=False, description="seconds without progress after which a connection is replaced"
     )
     allow_private: PrivateHosts = Field([])
-    robots: bool = Field(True, description="obey robots.txt and X-Robots-Tag (noai, noindex) of the hosts of the files")
+    robots: bool = Field(True, description="obey robots.txt of the hosts of the files")
+    pages: bool = Field(
+        False, description="request the page of each file first and obey its opt-outs: one more request for each file"
+    )
 
 
 class CrawledSource:
@@ -82,6 +85,7 @@ class CrawledSource:
     def __init__(self, options: Any) -> None:
         self.options = options
         self.notes: list[str] = []
+        self.opt_outs = True
         self.connect_to: Mapping[str, tuple[str, int]] = {}
         self._folder: Path | None = None
         self._retry_refused = False
@@ -212,9 +216,11 @@ class CrawledSource:
             urls: Number of files by host.
         """
         limiter = self.make_limiter(Path())  # the session's would store every host
-        robots = bool(self.options.robots)
-        seconds = [(files + robots) * limiter.interval(host) for host, files in urls.items()]
-        return sum(urls.values()) + robots * len(urls), max(seconds, default=0.0)
+        rules = bool(self.options.robots) + self.opt_outs  # robots.txt and tdmrep.json
+        # Pages are counted at the hosts of the files, as most sites have both on one domain.
+        each = 2 if self.opt_outs and self.options.pages else 1
+        seconds = [(files * each + rules) * limiter.interval(host) for host, files in urls.items()]
+        return sum(urls.values()) * each + rules * len(urls), max(seconds, default=0.0)
 
     def file_host(self, item: Item) -> str:
         """The host of an item's file."""
@@ -268,7 +274,8 @@ class CrawledSource:
         from animesion_scrapers import Download
 
         where = json.loads(item.locator)
-        return Download(item.key, where["url"], item.md5, item.bytes, where.get("sha1", ""), image=True)
+        page = item.page_url if self.opt_outs and self.options.pages else ""
+        return Download(item.key, where["url"], item.md5, item.bytes, where.get("sha1", ""), image=True, page=page)
 
     def _info(self) -> SiteInfo:
         return self.site_class().info
@@ -305,6 +312,7 @@ class CrawledSource:
                     limiter=self._limiter or RateLimiter(self.options.requests_per_second),
                     breakers=self._breakers,
                     robots=self._folder / "robots.sqlite" if self.options.robots else False,
+                    opt_outs=self._folder / "robots.sqlite" if self.opt_outs else False,
                     connect_to=self.connect_to,
                     allow_private=self.options.allow_private,
                     host_connections=self._info().connections(),

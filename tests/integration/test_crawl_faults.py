@@ -34,7 +34,7 @@ EXPECTED = {
     "private redirect": ("unsafe address", REFUSED, "the host is not on the public internet"),
     "file redirect": ("unsafe address", REFUSED, "only http and https are fetched, not file"),
     "compressed": ("too many bytes", REFUSED, "more than 200000 bytes"),
-    "noai": ("refused", REFUSED, "X-Robots-Tag: noai"),
+    "noai": ("robots opt-out", REFUSED, "X-Robots-Tag: noai"),
     "429": ("fetch failed", FAILED, "HTTP 429 Too Many Requests"),
     "429 wait": ("fetch failed", FAILED, "HTTP 429 Too Many Requests"),
     "500": ("fetch failed", FAILED, "HTTP 500 Internal Server Error"),

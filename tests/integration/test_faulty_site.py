@@ -18,6 +18,7 @@ from .crawling import AGENT, HOST, QUICK, raw
 FETCHED = {
     "not found",
     "refused",
+    "robots opt-out",
     "checksum mismatch",
     "too many bytes",
     "unsafe address",

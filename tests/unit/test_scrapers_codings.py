@@ -133,7 +133,7 @@ def test_a_compressed_robots_file_is_obeyed(tmp_path: Path) -> None:
         ) as crawler:
             entries = crawler.fetch("spool", wanted)
         assert ledger.content(entries["gzip"]) == BODY
-    assert (entries["deflate"].error, entries["deflate"].detail) == ("refused", "disallowed by robots.txt")
+    assert (entries["deflate"].error, entries["deflate"].detail) == ("robots opt-out", "disallowed by robots.txt")
 
 
 @given(

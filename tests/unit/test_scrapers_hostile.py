@@ -259,7 +259,7 @@ def test_a_hostile_robots_file_does_not_hold_up_other_hosts() -> None:
     assert not rules.is_quick(path)
     assert rules.is_quick("/short")
     result, ticks = asyncio.run(ticks_during(Download("k", f"http://{HOST}{path}")))
-    assert (result.status, result.detail) == ("refused", "disallowed by robots.txt")
+    assert (result.status, result.detail) == ("robots opt-out", "disallowed by robots.txt")
     assert ticks >= 5
     assert rules.is_quick(path)  # the verdict is kept
 

@@ -17,7 +17,8 @@ from animesion_scrapers.crawl.ledger import DONE, FAILED, REFUSED
 from animesion_scrapers.credentials import Credentials, CredentialSpec, find
 from animesion_scrapers.http.host_memory import HostMemory
 from animesion_scrapers.http.media import document_kind, is_challenge
-from animesion_scrapers.http.robots import MAX_BYTES, RobotsCache, opt_out, parse, product_token
+from animesion_scrapers.http.opt_outs import robots_directive
+from animesion_scrapers.http.robots import MAX_BYTES, RobotsCache, parse, product_token
 
 # -- robots ----------------------------------------------------------------------------------------------------------
 
@@ -128,7 +129,7 @@ def test_rules_by_robots_status_and_which_are_cached(tmp_path: Path, status: int
     ],
 )
 def test_opt_out_headers(headers: list[str], found: str) -> None:
-    assert opt_out(headers, "animesion") == found
+    assert robots_directive(headers, "animesion") == found
 
 
 def test_product_tokens() -> None:

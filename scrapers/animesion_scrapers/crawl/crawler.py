@@ -25,7 +25,7 @@ from animesion_scrapers.http.faults import FAILED
 from animesion_scrapers.http.limits import RateLimiter
 from animesion_scrapers.http.records import OK, Download, Downloaded
 from animesion_scrapers.http.retries import Retries
-from animesion_scrapers.http.robots import RobotsCache, product_token
+from animesion_scrapers.http.robots import RobotsCache, TdmCache, product_token
 from animesion_scrapers.http.transfers import Transfers
 
 _TICK = 0.5
@@ -72,6 +72,7 @@ class Crawler:
         limiter: RateLimiter,
         breakers: Breakers | None = None,
         robots: Path | bool = True,
+        opt_outs: Path | bool = True,
         connect_to: Mapping[str, tuple[str, int]] | None = None,
         allow_private: bool | Sequence[str] = False,
         concurrency: int = 16,
@@ -90,7 +91,9 @@ class Crawler:
             user_agent: Name of the crawler with a contact, such as `my-crawler/1.0 (me@example.org)`.
             limiter: Pacing by host, shared with other clients of the same hosts.
             breakers: Circuit breakers by host, shared likewise.
-            robots: Whether robots.txt and `X-Robots-Tag` are obeyed; a path caches robots.txt in that file.
+            robots: Whether robots.txt is obeyed; a path caches it in that file.
+            opt_outs: Whether the opt-outs of `http.opt_outs` are obeyed, those in robots.txt if it is read; a path
+                caches `/.well-known/tdmrep.json` in that file, which may be that of robots.txt.
             connect_to: Address and port to connect to instead of a host, as curl's `--connect-to`.
             allow_private: Whether hosts may be on loopback, private or link-local addresses; or those that may, each as
                 `host:port`.
@@ -112,9 +115,12 @@ class Crawler:
         self._watch = watch
         self._concurrency = concurrency
         self._robots: RobotsCache | None = None
+        self._tdm: TdmCache | None = None
+        product = product_token(check_user_agent(user_agent))
         if robots is not False:
-            product = product_token(check_user_agent(user_agent))
             self._robots = RobotsCache(product, robots if isinstance(robots, Path) else None)
+        if opt_outs is not False:
+            self._tdm = TdmCache(product, opt_outs if isinstance(opt_outs, Path) else None)
         self._transfers = Transfers(
             user_agent=user_agent,
             limiter=limiter,
@@ -128,6 +134,7 @@ class Crawler:
             retries=retries or Retries(),
             breakers=self._breakers,
             robots=self._robots,
+            tdm=self._tdm,
         )
         self._background: Background | None = None
         self._finished = self._bytes = self._left = 0
@@ -147,8 +154,9 @@ class Crawler:
             self._background.run(self._transfers.close())
             self._background.close()
             self._background = None
-        if self._robots is not None:
-            self._robots.close()
+        for cache in (self._robots, self._tdm):
+            if cache is not None:
+                cache.close()
 
     def fetch(self, spool: str, requests: Sequence[Download], *, retry_refused: bool = False) -> dict[str, LedgerEntry]:
         """Fetch the files that the ledger lacks, in any order.
@@ -164,7 +172,7 @@ class Crawler:
         Raises:
             OSError: The disk is full. Files downloaded so far are kept.
         """
-        entries = self._ledger.plan({request.key: _describe(request) for request in requests})
+        entries = self._ledger.plan({request.key: self._describe(request) for request in requests})
         missing = [request for request in requests if self._wanted(entries[request.key], retry_refused)]
         if missing:
             self._run(self._fetch_all(spool, missing, entries))
@@ -188,6 +196,13 @@ class Crawler:
             hosts={host: state for host, state in hosts.items() if state},
             circuits_opened=self._breakers.opened(),
         )
+
+    def _describe(self, request: Download) -> str:
+        """The request as one line of JSON, by which the ledger notices changes: of the file, or of what is obeyed."""
+        file = [request.url, request.md5, request.sha1, request.bytes]
+        if self._tdm is None:
+            return json.dumps([*file, "without opt-outs"])
+        return json.dumps([*file, request.page] if request.page else file)
 
     def _wanted(self, entry: LedgerEntry, retry_refused: bool) -> bool:
         """Whether an item must be requested; one whose spooled bytes are damaged must."""
@@ -301,8 +316,3 @@ class _HostQueue:
     def finished(self, host: str) -> None:
         self._active[host] -= 1
         self._changed.set()
-
-
-def _describe(request: Download) -> str:
-    """The request as one line of JSON, by which the ledger notices changes."""
-    return json.dumps([request.url, request.md5, request.sha1, request.bytes])

@@ -6,11 +6,13 @@ Reasons and details contain no times, ports or object ids, so that two runs with
 from __future__ import annotations
 
 import ssl
+from collections.abc import Sequence
 
 import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
 
 from animesion_scrapers.http.media import document_kind, is_challenge
+from animesion_scrapers.http.opt_outs import ROBOTS, TDM, USAGE, OptOut
 
 NOT_FOUND = "not found"
 REFUSED = "refused"
@@ -22,7 +24,7 @@ TIMED_OUT = "timed out"
 UNSAFE = "unsafe address"
 FAILED = "fetch failed"
 
-REASONS = (NOT_FOUND, REFUSED, CHECKSUM, TOO_BIG, TIMED_OUT, UNSAFE, FAILED, EMPTY, NOT_AN_IMAGE)
+REASONS = (NOT_FOUND, REFUSED, CHECKSUM, TOO_BIG, TIMED_OUT, UNSAFE, FAILED, EMPTY, NOT_AN_IMAGE, ROBOTS, USAGE, TDM)
 """All values of `Downloaded.status` except `ok`."""
 
 
@@ -61,6 +63,13 @@ class DownloadFault(Exception):  # noqa: N818 (carries a result, never leaves th
         self.host_failed = host_failed
         self.back_off = back_off
         self.retry_after = retry_after
+
+
+def opt_out_fault(found: Sequence[OptOut]) -> DownloadFault | None:
+    """The fault of a file with reservations: the first one's reason, and the evidence of all; None without any."""
+    if not found:
+        return None
+    return DownloadFault(found[0].reason, "; ".join(each.evidence for each in found), final=True)
 
 
 def challenge_fault(content: bytes, response: aiohttp.ClientResponse) -> DownloadFault | None:

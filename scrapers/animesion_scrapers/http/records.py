@@ -20,6 +20,7 @@ class Download:
         image: Whether the file is an image, so that a web page, XML or JSON document in its place is a fault.
         span: First byte and number of bytes of a piece of a larger file, fetched with a Range request; None for all of
             it. Digests and size are those of the piece.
+        page: URL of the page that shows the file, requested first where opt-outs are obeyed; empty for none.
     """
 
     key: str
@@ -29,6 +30,7 @@ class Download:
     sha1: str = ""
     image: bool = False
     span: tuple[int, int] | None = None
+    page: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,13 +23,14 @@ from animesion_scrapers.http.faults import (
     DownloadFault,
     challenge_fault,
     document_fault,
+    opt_out_fault,
 )
 from animesion_scrapers.http.limits import RateLimiter
 from animesion_scrapers.http.media import document_kind, is_challenge
+from animesion_scrapers.http.opt_outs import PAGE_BYTES, OptOut, header_opt_outs, page_opt_outs
 from animesion_scrapers.http.records import Download
 from animesion_scrapers.http.retries import BACK_OFF, RETRIED, Retries, is_temporary, retry_after_seconds, status_text
 from animesion_scrapers.http.robots import MAX_BYTES as ROBOTS_BYTES
-from animesion_scrapers.http.robots import opt_out
 
 _STATUS_REASONS = {401: REFUSED, 402: REFUSED, 403: REFUSED, 404: NOT_FOUND, 410: NOT_FOUND, 451: NOT_FOUND}
 _HTML_BYTES = 1 << 14
@@ -48,7 +49,7 @@ class ResponseReader:
             limiter: Pauses a host that asks for a longer pause than a run waits.
             retries: Defines the longest wait.
             max_bytes: Size of the largest accepted file.
-            product: The crawler's product token for `X-Robots-Tag`; None ignores that header.
+            product: The crawler's product token for opt-outs; None ignores them.
         """
         self._limiter = limiter
         self._retries = retries
@@ -70,7 +71,7 @@ class ResponseReader:
             _check_piece(item.span, response)
         # A page in place of a known file may be a firewall's, whose headers do not speak for the site.
         instead = bool(item.md5 or item.sha1) and "html" in response.headers.get("Content-Type", "")
-        refusal = self._opt_out(response)
+        refusal = opt_out_fault(self._header_opt_outs(response))
         if refusal and not instead:
             raise refusal
         if (response.content_length or 0) > self._max_bytes:
@@ -90,20 +91,41 @@ class ResponseReader:
         if refusal:
             raise refusal
         if mismatch and item.image and document_kind(content):
-            raise document_fault(content, response)
+            raise self._document_fault(content, response)
         if mismatch:
             raise DownloadFault(CHECKSUM, mismatch, wrong=True)
         # A matching digest proves the file, even if its content looks like a document.
         if item.image and not (item.md5 or item.sha1) and document_kind(content):
-            raise document_fault(content, response)
+            raise self._document_fault(content, response)
         return content
 
-    def _opt_out(self, response: aiohttp.ClientResponse) -> DownloadFault | None:
-        """The refusal by an `X-Robots-Tag` header, if there is one and it is obeyed."""
-        if self._product is None:
-            return None
-        directive = opt_out(response.headers.getall("X-Robots-Tag", ()), self._product)
-        return DownloadFault(REFUSED, f"X-Robots-Tag: {directive}", final=True) if directive else None
+    async def read_page(self, response: aiohttp.ClientResponse) -> None:
+        """Read the page that shows a file, for its opt-outs; one that does not exist says nothing.
+
+        Raises:
+            DownloadFault: The page opts out, or cannot be read.
+        """
+        assert self._product is not None
+        if response.status in (404, 410):
+            return
+        if response.status != 200:
+            raise await self._status_fault(response)
+        try:
+            page = await _read_up_to(response, PAGE_BYTES)
+        except CodingError as error:
+            raise DownloadFault(FAILED, str(error)) from None
+        if fault := opt_out_fault([*self._header_opt_outs(response), *page_opt_outs(page, self._product)]):
+            raise fault
+
+    def _header_opt_outs(self, response: aiohttp.ClientResponse) -> list[OptOut]:
+        return [] if self._product is None else header_opt_outs(response.headers, self._product)
+
+    def _document_fault(self, content: bytes, response: aiohttp.ClientResponse) -> DownloadFault:
+        """The fault of a document in place of an image, which is its opt-out if a page has one that no firewall sent."""
+        fault = document_fault(content, response)
+        if self._product is None or fault.reason == REFUSED:
+            return fault
+        return opt_out_fault(page_opt_outs(content, self._product)) or fault
 
     async def _read_body(self, item: Download, response: aiohttp.ClientResponse) -> bytes:
         decoder = Decoder(response.headers.getall("Content-Encoding", ()))

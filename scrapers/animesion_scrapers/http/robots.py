@@ -1,7 +1,7 @@
-"""The Robots Exclusion Protocol (RFC 9309) and `X-Robots-Tag` opt-outs.
+"""What a host says about its paths: robots.txt (RFC 9309), with `Content-Usage`, and `/.well-known/tdmrep.json`.
 
 Rules are parsed and cached here; `transfers` fetches the files. The robots.txt of an API is not read: it has terms of
-its own.
+its own. Opt-outs in responses are read in `opt_outs`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote, unquote_to_bytes
 
 from animesion_scrapers.http.host_memory import HostMemory
+from animesion_scrapers.http.opt_outs import tdmrep_rules, usage_reservation
 
 MAX_BYTES = 500 * 1024
 """Bytes of a robots.txt that are read; RFC 9309, 2.5 requires at least 500 KiB."""
@@ -40,8 +41,10 @@ _LONGEST_DELAY = 60.0
 
 _UNRESERVED = "-._~"
 _TOKEN = re.compile(r"[A-Za-z_-]+")
-OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
-"""Directives of `X-Robots-Tag` that keep a file out of a dataset."""
+_USAGES = ("content-usage", "content-signal")
+"""Rules about the use of what was fetched: AIPREF's, and the one that Cloudflare's robots.txt files have."""
+
+_PREFERENCES = re.compile(r"(?:(/\S*|\*\S*)\s+)?(.*)")
 
 
 class Rules:
@@ -49,39 +52,61 @@ class Rules:
 
     Attributes:
         delay: Seconds between requests from `Crawl-delay` (not part of the RFC), at most 60.
+        usage: Rules about the use of the files, as opposed to access to them; None if there are none.
     """
 
-    __slots__ = ("_lengths", "_prefixes", "_verdicts", "_wildcards", "delay")
+    __slots__ = ("_evidence", "_lengths", "_prefixes", "_verdicts", "_wildcards", "delay", "usage")
 
-    def __init__(self, patterns: Mapping[str, bool] | None = None, delay: float = 0.0) -> None:
+    def __init__(
+        self,
+        patterns: Mapping[str, bool] | None = None,
+        delay: float = 0.0,
+        *,
+        evidence: Mapping[str, str] | None = None,
+        usage: Rules | None = None,
+    ) -> None:
         """Index the patterns, so that a path is compared with few of them.
 
         Args:
             patterns: Whether each normalised path pattern allows.
             delay: Seconds between requests.
+            evidence: What the file says about a pattern.
+            usage: Rules about use.
         """
         self.delay = delay
+        self.usage = usage
+        self._evidence = evidence or {}
         self._prefixes: dict[str, bool] = {}
-        self._wildcards: list[tuple[int, bool, str, list[str], bool]] = []
+        self._wildcards: list[tuple[int, bool, str, str, list[str], bool]] = []
         for pattern, allow in (patterns or {}).items():
             anchored = pattern.endswith("$")
             first, *rest = (pattern[:-1] if anchored else pattern).split("*")
             if rest or anchored:
-                self._wildcards.append((len(pattern), allow, first, rest, anchored))
+                self._wildcards.append((len(pattern), allow, pattern, first, rest, anchored))
             else:
                 self._prefixes[pattern] = allow
         self._lengths = sorted({len(prefix) for prefix in self._prefixes}, reverse=True)
         self._wildcards.sort(key=lambda each: each[:2], reverse=True)
-        self._verdicts: dict[str, bool] = {}
+        self._verdicts: dict[str, tuple[bool, str]] = {}
 
     def is_quick(self, path: str) -> bool:
         """Whether `allows` takes about a millisecond at most; a hostile file makes it take some tenths of a second."""
-        return path in self._verdicts or len(self._wildcards) * len(path) + 20 * len(path) < _QUICK
+        quick = path in self._verdicts or len(self._wildcards) * len(path) + 20 * len(path) < _QUICK
+        return quick and (self.usage is None or self.usage.is_quick(path))
 
     def allows(self, path: str) -> bool:
         """Whether a path with its query may be fetched: the longest match decides, and `Allow` among equals."""
+        return self._verdict(path)[0]
+
+    def evidence(self, path: str) -> str:
+        """What the file says about a path that it does not allow; empty for a file that says nothing more."""
+        allowed, pattern = self._verdict(path)
+        return "" if allowed else self._evidence.get(pattern, "")
+
+    def _verdict(self, path: str) -> tuple[bool, str]:
+        """Whether a path is allowed, and the pattern that decides."""
         if not self._prefixes and not self._wildcards:
-            return True
+            return True, ""
         if (known := self._verdicts.get(path)) is not None:
             return known
         if len(self._verdicts) >= _MOST_VERDICTS:
@@ -89,20 +114,28 @@ class Rules:
         verdict = self._verdicts[path] = self._decide(_normalise(path or "/"))
         return verdict
 
-    def _decide(self, path: str) -> bool:
+    def _decide(self, path: str) -> tuple[bool, str]:
         if path == "/robots.txt":
-            return True
+            return True, ""
         longest, verdict = 0, True
         for length in self._lengths:
             if (allow := self._prefixes.get(path[:length])) is not None and length <= len(path):
                 longest, verdict = length, allow
                 break
-        for length, allow, first, rest, anchored in self._wildcards:  # longest first, and `Allow` before `Disallow`
+        decisive = path[:longest]
+        for (
+            length,
+            allow,
+            pattern,
+            first,
+            rest,
+            anchored,
+        ) in self._wildcards:  # longest first, and `Allow` before `Disallow`
             if length < longest or (length == longest and verdict):
                 break
             if _matches(path, first, rest, anchored):
-                return allow or (length == longest and verdict)
-        return verdict
+                return allow or (length == longest and verdict), pattern
+        return verdict, decisive
 
 
 ALLOW_ALL = Rules()
@@ -143,7 +176,7 @@ def _parse_text(text: str, product: str) -> Rules:
             group_is_own = group_is_own or agent == product
             group_is_default = group_is_default or agent == "*"
             has_own_group = has_own_group or group_is_own
-        elif key in ("allow", "disallow", "crawl-delay"):
+        elif key in ("allow", "disallow", "crawl-delay", *_USAGES):
             in_rules = True
             if group_is_own:
                 own.append((key, value))
@@ -158,27 +191,15 @@ def product_token(user_agent: str) -> str:
     return match[0].lower() if match else "*"
 
 
-def opt_out(headers: Iterable[str], product: str) -> str:
-    """The directive of the `X-Robots-Tag` headers that keeps a file out of datasets; empty when there is none.
-
-    Args:
-        headers: Values of the headers; one that starts with a crawler's name applies to that crawler only.
-        product: This crawler's product token.
-    """
-    for header in headers:
-        agent, colon, rest = header.partition(":")
-        if colon and "," not in agent:
-            if agent.strip().lower() not in (product.lower(), "*"):
-                continue
-            header = rest
-        for directive in header.lower().split(","):
-            if directive.strip() in OPT_OUTS:
-                return directive.strip()
-    return ""
-
-
 class RobotsCache:
-    """The rules of hosts, cached for a day, and on disk if there is a file for them; thread-safe."""
+    """The rules of hosts, cached for a day, and on disk if there is a file for them; thread-safe.
+
+    Attributes:
+        path: Of the file that has the rules.
+    """
+
+    path = "/robots.txt"
+    _suffix = ""
 
     def __init__(self, product: str, memory: Path | None = None) -> None:
         """Start with the rules that an earlier process stored.
@@ -203,9 +224,9 @@ class RobotsCache:
 
     def known(self, origin: str) -> Rules | None:
         """The rules of an origin (scheme, host and port), or None if its robots.txt must be fetched."""
-        if origin not in self._known and (stored := self._memory.recall(origin)):
+        if origin not in self._known and (stored := self._memory.recall(origin + self._suffix)):
             until, text = stored
-            self._add(origin, min(until, time.time() + _KEPT), _parse_text(text, self.product))
+            self._add(origin, min(until, time.time() + _KEPT), self._parse(text))
         return self.at_hand(origin)
 
     def learn(self, origin: str, status: int, body: bytes) -> Rules:
@@ -224,10 +245,13 @@ class RobotsCache:
             self._add(origin, now + _UNREACHABLE, DISALLOW_ALL)
             return DISALLOW_ALL
         text = _text(body) if status < 300 else ""
-        rules = _parse_text(text, self.product)
+        rules = self._parse(text)
         self._add(origin, now + _KEPT, rules)
-        self._memory.keep(origin, now + _KEPT, text)
+        self._memory.keep(origin + self._suffix, now + _KEPT, text)
         return rules
+
+    def _parse(self, text: str) -> Rules:
+        return _parse_text(text, self.product)
 
     def _add(self, origin: str, until: float, rules: Rules) -> None:
         with self._lock:
@@ -237,18 +261,43 @@ class RobotsCache:
                 self._known.popitem(last=False)
 
 
+class TdmCache(RobotsCache):
+    """The reserved paths of hosts by the TDM Reservation Protocol, cached like robots.txt, in the same file on disk.
+
+    Every location that matches a path counts, so a 0 for a file does not lift the 1 of its folder.
+    """
+
+    path = "/.well-known/tdmrep.json"
+    _suffix = path
+
+    def _parse(self, text: str) -> Rules:
+        evidence = {_normalise(pattern): told for pattern, told in tdmrep_rules(text).items()}
+        return Rules(dict.fromkeys(evidence, False), evidence=evidence)
+
+
 def _make_rules(lines: list[tuple[str, str]]) -> Rules:
     patterns: dict[str, bool] = {}
+    usages: dict[str, bool] = {}
+    evidence: dict[str, str] = {}
     delay = 0.0
     for key, value in lines:
         if key == "crawl-delay":
             with contextlib.suppress(ValueError):
                 seconds = float(value)
                 delay = max(delay, min(seconds, _LONGEST_DELAY)) if seconds > 0 else delay
+        elif key in _USAGES:
+            if stated := _PREFERENCES.fullmatch(value):
+                pattern = _normalise(stated[1] or "/")
+                member = usage_reservation(stated[2])
+                usages[pattern] = usages.get(pattern, True) and not member
+                if member:
+                    evidence.setdefault(
+                        pattern, f"robots.txt: {key.title()}: {stated[1] or ''} {member}".replace("  ", " ")
+                    )
         elif value:
             pattern = _normalise(value)
             patterns[pattern] = patterns.get(pattern, False) or key == "allow"
-    return Rules(patterns, delay)
+    return Rules(patterns, delay, usage=Rules(usages, evidence=evidence) if evidence else None)
 
 
 def _matches(path: str, first: str, rest: list[str], anchored: bool) -> bool:

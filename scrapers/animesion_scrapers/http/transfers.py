@@ -21,12 +21,13 @@ from animesion_scrapers.errors import HostDownError, UnsafeAddressError
 from animesion_scrapers.http.addresses import Routes
 from animesion_scrapers.http.breakers import Breakers
 from animesion_scrapers.http.clients import check_user_agent
-from animesion_scrapers.http.faults import FAILED, REFUSED, TIMED_OUT, UNSAFE, DownloadFault, transport_fault
+from animesion_scrapers.http.faults import FAILED, TIMED_OUT, UNSAFE, DownloadFault, transport_fault
 from animesion_scrapers.http.limits import RateLimiter
+from animesion_scrapers.http.opt_outs import ROBOTS, TDM, USAGE
 from animesion_scrapers.http.records import OK, Download, Downloaded
 from animesion_scrapers.http.responses import ResponseReader, read_robots
 from animesion_scrapers.http.retries import MAX_REDIRECTS, REDIRECTS, Retries
-from animesion_scrapers.http.robots import DISALLOW_ALL, RobotsCache, Rules
+from animesion_scrapers.http.robots import DISALLOW_ALL, RobotsCache, Rules, TdmCache
 from animesion_scrapers.http.sessions import open_session
 
 _ResultT = TypeVar("_ResultT")
@@ -49,9 +50,13 @@ class Transfers:
         host_connections: Mapping[str, int] | None = None,
         breakers: Breakers | None = None,
         robots: RobotsCache | None = None,
+        tdm: TdmCache | None = None,
         stall: float = 20.0,
     ) -> None:
-        """Check and keep the settings, which `crawl.Crawler` documents; connections open with the first fetch."""
+        """Check and keep the settings, which `crawl.Crawler` documents; connections open with the first fetch.
+
+        Without `tdm` no opt-out is obeyed but what `robots` disallows.
+        """
         if min(connections, per_host, max_bytes, retries.attempts) < 1 or not min(deadline, stall) > 0:
             raise ValueError("Concurrency, connections per host, deadline, byte cap and attempts must be above zero.")
         self._user_agent = check_user_agent(user_agent)
@@ -64,13 +69,14 @@ class Transfers:
         self._retries = retries
         self._breakers = breakers or Breakers()
         self._robots = robots
+        self._tdm = tdm
         self._responses = ResponseReader(
-            limiter=limiter, retries=retries, max_bytes=max_bytes, product=robots.product if robots else None
+            limiter=limiter, retries=retries, max_bytes=max_bytes, product=tdm.product if tdm else None
         )
         self._stall = stall
         self._session: aiohttp.ClientSession | None = None
         self._hosts: dict[str, asyncio.Semaphore] = {}
-        self._robots_locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._rules_locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def host_of(self, url: str) -> str:
         """The host of a URL, before redirects; empty for a malformed URL."""
@@ -107,12 +113,16 @@ class Transfers:
     async def _fetch_within_deadline(self, item: Download, url: URL, attempts: list[int]) -> bytes:
         """Retry until success, a permanent fault or the deadline; `attempts[0]` counts the requests."""
         read = functools.partial(self._responses.read, item)
+        page = self._check_url(item.page) if item.page and self._tdm is not None else None
         wrong_bodies = 0
         try:
             async with asyncio.timeout(self._deadline) as scope:
                 while True:
                     attempts[0] += 1
                     try:
+                        if page is not None:
+                            await self._read_page(page, scope)
+                            page = None
                         return await self._request(url, scope, read, with_robots=True, headers=_range(item))
                     except DownloadFault as fault:
                         wrong_bodies += fault.wrong
@@ -133,6 +143,14 @@ class Transfers:
             pass
         raise DownloadFault(TIMED_OUT, "no complete answer within the deadline")
 
+    async def _read_page(self, page: URL, scope: asyncio.Timeout) -> None:
+        """Request the page that shows a file, and raise the fault that it is."""
+        try:
+            await self._request(page, scope, self._responses.read_page, with_robots=True)
+        except DownloadFault as fault:
+            fault.detail = f"its page: {fault.detail}"
+            raise
+
     async def _request(
         self,
         url: URL,
@@ -147,8 +165,8 @@ class Transfers:
         Each hop is checked, paced and reported to the circuit breaker of its host.
         """
         for _ in range(MAX_REDIRECTS + 1):
-            if with_robots and self._robots is not None:
-                await self._obey_robots(url, scope)
+            if with_robots:
+                await self._obey_rules(url, scope)
             host = url.raw_host or ""
             await self._wait_for_turn(host, scope)
             healthy = False
@@ -195,32 +213,45 @@ class Transfers:
                 self._breakers.report(host, False)
                 raise
 
-    async def _obey_robots(self, url: URL, scope: asyncio.Timeout) -> None:
-        """Apply the host's robots.txt, fetched when not known yet: slow its pace or raise a fault."""
-        assert self._robots is not None
+    async def _obey_rules(self, url: URL, scope: asyncio.Timeout) -> None:
+        """Apply what the host says about its paths: slow its pace or raise a fault."""
+        path = url.raw_path_qs
+        if self._robots is not None:
+            rules = await self._rules(self._robots, url, scope)
+            if rules.delay:
+                self._limiter.slow(url.raw_host or "", rules.delay)
+            if not rules.allows(path):
+                if rules is DISALLOW_ALL:
+                    raise DownloadFault(FAILED, "robots.txt could not be read")
+                raise DownloadFault(ROBOTS, "disallowed by robots.txt", final=True)
+            if self._tdm is not None and rules.usage is not None and not rules.usage.allows(path):
+                raise DownloadFault(USAGE, rules.usage.evidence(path), final=True)
+        if self._tdm is not None:
+            reserved = await self._rules(self._tdm, url, scope)
+            if reserved is DISALLOW_ALL:
+                raise DownloadFault(FAILED, "tdmrep.json could not be read")
+            if not reserved.allows(path):
+                raise DownloadFault(TDM, reserved.evidence(path), final=True)
+
+    async def _rules(self, cache: RobotsCache, url: URL, scope: asyncio.Timeout) -> Rules:
+        """A host's rules, fetched when not known yet, with the verdict on the URL's path at hand."""
         origin = f"{url.scheme}://{url.host_port_subcomponent}"
-        rules = self._robots.at_hand(origin)
+        rules = cache.at_hand(origin)
         path = url.raw_path_qs
         if rules is None or not rules.is_quick(path):
-            # Neither fetching robots.txt nor reading it counts towards the deadline of the items that wait for it. It
-            # is read in a thread, as other hosts share the event loop.
+            # Neither fetching the file nor reading it counts towards the deadline of the items that wait for it. It is
+            # read in a thread, as other hosts share the event loop.
             with _pause_deadline(scope):
                 if rules is None:
-                    async with self._robots_locks[origin]:
-                        rules = await asyncio.to_thread(self._robots.known, origin)
-                        rules = rules or await self._fetch_robots(url, origin)
-                await asyncio.to_thread(rules.allows, path)
-        if rules.delay:
-            self._limiter.slow(url.raw_host or "", rules.delay)
-        if not rules.allows(path):
-            if rules is DISALLOW_ALL:
-                raise DownloadFault(FAILED, "robots.txt could not be read")
-            raise DownloadFault(REFUSED, "disallowed by robots.txt", final=True)
+                    async with self._rules_locks[origin + cache.path]:
+                        rules = await asyncio.to_thread(cache.known, origin)
+                        rules = rules or await self._fetch_rules(cache, url, origin)
+                await asyncio.to_thread(_decide, rules, path)
+        return rules
 
-    async def _fetch_robots(self, url: URL, origin: str) -> Rules:
-        """Request a host's robots.txt, with as many attempts as for a file."""
-        assert self._robots is not None
-        target = url.origin() / "robots.txt"
+    async def _fetch_rules(self, cache: RobotsCache, url: URL, origin: str) -> Rules:
+        """Request a host's rules, with as many attempts as for a file."""
+        target = url.origin().with_path(cache.path)
         for attempt in range(self._retries.attempts):
             status, body = 0, b""
             with contextlib.suppress(DownloadFault, TimeoutError):
@@ -229,7 +260,7 @@ class Transfers:
             if 0 < status < 500 and status != 429:
                 break
             await asyncio.sleep(self._retries.delay(attempt))
-        return await asyncio.to_thread(self._robots.learn, origin, status, body)
+        return await asyncio.to_thread(cache.learn, origin, status, body)
 
     def _check_url(self, text: str, base: URL | None = None) -> URL:
         """Parse a URL, or a redirect's target relative to `base`.
@@ -266,6 +297,13 @@ def _pause_deadline(scope: asyncio.Timeout) -> Iterator[None]:
         yield
     finally:
         scope.reschedule(loop.time() + left)
+
+
+def _decide(rules: Rules, path: str) -> None:
+    """Compute the verdicts on a path, which the rules keep."""
+    rules.allows(path)
+    if rules.usage is not None:
+        rules.usage.allows(path)
 
 
 def _range(item: Download) -> dict[str, str]:
