@@ -46,6 +46,9 @@ _ASSERTION = re.compile(rb"((?:c2pa|cawg)\.training-mining(?:__\d{1,9})?)\0")
 _COMPRESSED_MANIFEST = b"c2cm\0\x11\0\x10\x80\0\0\xaa\0\x38\x9b\x71"
 """Type of the box of a manifest that is compressed by Brotli, so that its labels cannot be seen (C2PA 2.1)."""
 
+_LIBRARY = "c2pa"
+"""The module of the extra `c2pa`, imported where a file has such an assertion."""
+
 _MIME = {"jpg": "image/jpeg", "tif": "image/tiff"}
 
 
@@ -164,7 +167,7 @@ def _read_packet(packet: bytes) -> str:
         # A value may be an element inside the property, as in a bag or with `rdf:value`.
         value = "".join(texts.pop())
         if value.strip():
-            for outer in path:
+            for outer in reversed(path):
                 judge(outer, value)
         path.pop()
 
@@ -250,7 +253,7 @@ def _in_c2pa(content: bytes, extension: str) -> str:
         return ""
     name = label[1].decode() if label else "a compressed manifest"
     try:
-        library = importlib.import_module("c2pa")
+        library = importlib.import_module(_LIBRARY)
     except (ImportError, OSError):
         return f"C2PA: {name}, which is not read without the extra: pip install 'animesion[c2pa]'"
     try:

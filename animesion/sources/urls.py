@@ -10,10 +10,10 @@ import functools
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, ClassVar, Literal, Self, cast
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from animesion.config.settings import Section
 from animesion.errors import UsageError
@@ -40,6 +40,12 @@ _MEANINGS = ("url", "label", "key", "md5", "sha1", "bytes", "licence", "author",
 
 class UrlsOptions(CrawlOptions):
     """Options of the `urls` source."""
+
+    @model_validator(mode="after")
+    def _names_no_pages(self) -> Self:
+        if self.pages:
+            raise ValueError("pages: URL tables name no pages of their images, so source.pages must stay false")
+        return self
 
     path: str = Field(description="a table, a folder of tables, or a pattern such as urls/part-*.parquet")
     format: Literal["auto", "csv", "tsv", "txt", "json", "jsonl", "parquet"] = Field(

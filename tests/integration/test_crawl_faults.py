@@ -168,7 +168,7 @@ def test_https_with_a_trusted_certificate_and_not_with_another(
         monkeypatch.delenv("SSL_CERT_FILE")
         tls_context.cache_clear()
         breakers = Breakers(failures=100)
-        refused = crawl(server, tmp_path / "b", requests, breakers=breakers, robots=False)
+        refused = crawl(server, tmp_path / "b", requests, breakers=breakers, robots=False, opt_outs=False)
     assert {(entry.state, entry.detail) for entry in refused.values()} == {
         (FAILED, "the TLS connection was not accepted")
     }

@@ -32,7 +32,7 @@ def server() -> Iterator[LocalServer]:
 def test_the_rate_holds_in_every_second_as_the_server_counts(server: LocalServer, tmp_path: Path) -> None:
     crawl(server, tmp_path, wanted(45), limiter=RateLimiter(20))
     assert server.journal.paths["/robots.txt"] == 1
-    assert sum(server.journal.paths.values()) == 46
+    assert sum(server.journal.paths.values()) == 47  # with robots.txt and tdmrep.json
     assert 1 < server.journal.busiest_second(HOST) <= 20
 
 
@@ -95,9 +95,11 @@ def test_a_host_that_wants_a_long_pause_is_left_alone_and_a_restart_knows(tmp_pa
 
     with local_server(closed) as server:
         memory = tmp_path / "hosts.sqlite"
-        first = crawl(server, tmp_path, wanted(50), limiter=RateLimiter(1000, memory=memory), per_host=1)
+        settings = {"limiter": RateLimiter(1000, memory=memory), "per_host": 1, "opt_outs": False}
+        first = crawl(server, tmp_path, wanted(50), **settings)
         asked = sum(server.journal.paths.values())
-        second = crawl(server, tmp_path, wanted(50), limiter=RateLimiter(1000, memory=memory), per_host=1)
+        settings["limiter"] = RateLimiter(1000, memory=memory)
+        second = crawl(server, tmp_path, wanted(50), **settings)
         assert sum(server.journal.paths.values()) == asked == 2  # robots.txt and one file
     assert {entry.state for entry in {**first, **second}.values()} == {FAILED}
     details = {entry.detail for entry in first.values()}
@@ -110,7 +112,8 @@ def test_a_host_that_wants_a_long_pause_is_left_alone_and_a_restart_knows(tmp_pa
 def test_the_pace_survives_a_restart(server: LocalServer, tmp_path: Path) -> None:
     memory = tmp_path / "hosts.sqlite"
     for run in range(4):
-        crawl(server, tmp_path / f"run-{run}", wanted(3), limiter=RateLimiter(4, memory=memory), robots=False)
+        limiter = RateLimiter(4, memory=memory)
+        crawl(server, tmp_path / f"run-{run}", wanted(3), limiter=limiter, robots=False, opt_outs=False)
     assert len(server.journal.times[HOST]) == 12
     assert server.journal.busiest_second(HOST) <= 4
 
@@ -226,7 +229,7 @@ def test_a_spool_that_was_cut_is_noticed_and_fetched_again(server: LocalServer, 
     os.truncate(spool, spool.stat().st_size - 10)
     entries = crawl(server, tmp_path, wanted(5))
     assert {entry.state for entry in entries.values()} == {DONE}
-    assert sorted(server.journal.paths.values()) == [1, 1, 1, 1, 2, 2]  # robots.txt twice: it was not kept
+    assert sorted(server.journal.paths.values()) == [1, 1, 1, 1, 2, 2, 2]  # robots.txt and tdmrep.json twice: not kept
 
 
 def test_an_interrupt_keeps_downloaded_files(server: LocalServer, tmp_path: Path) -> None:
@@ -259,4 +262,4 @@ def test_a_full_disk_ends_a_crawl_and_the_next_one_gets_the_rest(server: LocalSe
     asked = sum(server.journal.paths.values())
     entries = crawl(server, tmp_path, wanted(100))
     assert {entry.state for entry in entries.values()} == {DONE}
-    assert sum(server.journal.paths.values()) - asked == 100 - had + 1  # robots.txt was not kept
+    assert sum(server.journal.paths.values()) - asked == 100 - had + 2  # robots.txt and tdmrep.json were not kept

@@ -55,6 +55,8 @@ def application(robots: bytes = b"") -> web.Application:
     async def answer(request: web.Request) -> web.Response:
         if request.path == "/robots.txt":
             return web.Response(body=robots, headers={"Content-Encoding": "gzip"})
+        if request.match_info["name"] not in BODIES:
+            return web.Response(status=404)
         encoding, body = BODIES[request.match_info["name"]]
         kind = "text/html" if request.match_info["name"] == "page" else "image/jpeg"
         status = 206 if "Range" in request.headers else 200

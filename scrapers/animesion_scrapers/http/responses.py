@@ -121,7 +121,7 @@ class ResponseReader:
         return [] if self._product is None else header_opt_outs(response.headers, self._product)
 
     def _document_fault(self, content: bytes, response: aiohttp.ClientResponse) -> DownloadFault:
-        """The fault of a document in place of an image, which is its opt-out if a page has one that no firewall sent."""
+        """The fault of a document in place of an image, or of the opt-out in a page that no firewall sent."""
         fault = document_fault(content, response)
         if self._product is None or fault.reason == REFUSED:
             return fault
