@@ -20,6 +20,8 @@ from xml.parsers import expat
 
 from animesion.schemas import DropReason
 
+_FILL = re.compile(rb"\xff{2,}+")
+
 _LARGEST_PACKET = 4 << 20
 """Bytes of an XMP packet that are parsed, and of a compressed one after decompression."""
 
@@ -30,6 +32,7 @@ _MOST_BLOCKS = 100_000
 _DEEPEST = 100
 _LONGEST = 200
 
+_EXTENDED = b"http://ns.adobe.com/xmp/extension/\0"
 _RDF = b"22-rdf-syntax-ns#"
 _META = re.compile(rb"<[A-Za-z_][\w.-]{0,60}:x[am]pmeta\b")
 _NAME = re.compile(rb"<([A-Za-z_][\w.:-]{0,60})")
@@ -42,7 +45,7 @@ _RESOURCE = "http://www.w3.org/1999/02/22-rdf-syntax-ns# resource"
 _PERMISSIVE = frozenset({"", "DMI-ALLOWED", "DMI-UNSPECIFIED"})
 """Values of PLUS's vocabulary that reserve nothing; any other one, known or not, does."""
 
-_ASSERTION = re.compile(rb"((?:c2pa|cawg)\.training-mining(?:__\d{1,9})?)\0")
+_ASSERTION = re.compile(rb"(?:c2pa|cawg)\.training-mining(?:__\d{1,9})?")
 _COMPRESSED_MANIFEST = b"c2cm\0\x11\0\x10\x80\0\0\xaa\0\x38\x9b\x71"
 """Type of the box of a manifest that is compressed by Brotli, so that its labels cannot be seen (C2PA 2.1)."""
 
@@ -97,7 +100,7 @@ def _in_xmp(content: bytes, extension: str) -> str:
 def _packets(content: bytes, extension: str) -> Iterator[bytes]:
     """XMP packets, or what is left of them."""
     yield from _find_packets(content)
-    if extension == "jpg":
+    if extension == "jpg" and _EXTENDED in content:
         yield from _find_packets(_extended_xmp(content))
     elif extension == "png":
         for text in _compressed_texts(content):
@@ -206,14 +209,13 @@ def _extended_xmp(content: bytes) -> bytes:
     """The part of a JPEG's XMP that did not fit into one segment, put together."""
     pieces: dict[int, bytes] = {}
     size = 0
-    marker = b"http://ns.adobe.com/xmp/extension/\0"
     for kind, payload in _jpeg_segments(content):
-        if kind == 0xE1 and payload.startswith(marker):
-            piece = payload[len(marker) + 40 :]
+        if kind == 0xE1 and payload.startswith(_EXTENDED):
+            piece = payload[len(_EXTENDED) + 40 :]
             size += len(piece)
             if size > 2 * _LARGEST_PACKET:
                 break
-            pieces[int.from_bytes(payload[len(marker) + 36 : len(marker) + 40], "big")] = piece
+            pieces[int.from_bytes(payload[len(_EXTENDED) + 36 : len(_EXTENDED) + 40], "big")] = piece
     return b"".join(pieces[offset] for offset in sorted(pieces))
 
 
@@ -245,22 +247,26 @@ def _inflate(data: bytes) -> bytes:
 
 
 def _in_c2pa(content: bytes, extension: str) -> str:
+    if b"jumb" not in content:
+        return ""
     boxes = _manifest_bytes(content, extension)
     if b".training-mining" not in boxes and _COMPRESSED_MANIFEST not in boxes:
         return ""
     label = _ASSERTION.search(boxes)
     if label is None and _COMPRESSED_MANIFEST not in boxes:
         return ""
-    name = label[1].decode() if label else "a compressed manifest"
+    name = label[0].decode() if label else "a compressed manifest"
     try:
         library = importlib.import_module(_LIBRARY)
     except (ImportError, OSError):
         return f"C2PA: {name}, which is not read without the extra: pip install 'animesion[c2pa]'"
     try:
         document = _read_manifests(library, content, _MIME.get(extension, f"image/{extension}"))
-        return _reserved_use(document)
+        found, use = _reserved_use(document)
     except (library.C2paError, ValueError, LookupError, RecursionError, TypeError, AttributeError) as error:
         return f"C2PA: {name}, which cannot be read: {_line(str(error))}"
+    # The label may be all that is left of an assertion, as in a claim whose assertion is damaged or was redacted.
+    return f"C2PA: {name}, which is not among the assertions of its manifests" if label and not found else use
 
 
 def _read_manifests(library: Any, content: bytes, mime: str) -> Any:
@@ -273,18 +279,20 @@ def _read_manifests(library: Any, content: bytes, mime: str) -> Any:
         return json.loads(reader.json())
 
 
-def _reserved_use(document: Any) -> str:
-    """The first use that an assertion of any manifest does not allow; those of ingredients count too."""
+def _reserved_use(document: Any) -> tuple[bool, str]:
+    """Whether any manifest has such an assertion, and the first use that one does not allow; ingredients count too."""
+    found = False
     for manifest in document["manifests"].values():
         for assertion in manifest.get("assertions", ()):
             label = str(assertion.get("label", ""))
-            if not _ASSERTION.fullmatch(label.encode() + b"\0"):
+            if not _ASSERTION.fullmatch(label.encode()):
                 continue
+            found = True
             for use, entry in assertion["data"]["entries"].items():
                 allowed = entry.get("use") if isinstance(entry, dict) else entry
                 if allowed != "allowed":
-                    return f"C2PA: {label}: {_line(f'{use}: {allowed}')}"
-    return ""
+                    return True, f"C2PA: {label}: {_line(f'{use}: {allowed}')}"
+    return found, ""
 
 
 def _manifest_bytes(content: bytes, extension: str) -> bytes:
@@ -315,8 +323,8 @@ def _jpeg_segments(content: bytes) -> Iterator[tuple[int, bytes]]:
     """Marker and payload of the segments before the first scan."""
     at = 2
     for _ in range(_MOST_BLOCKS):
-        while content[at : at + 2] == b"\xff\xff":  # fill bytes
-            at += 1
+        if fill := _FILL.match(content, at):
+            at = fill.end() - 1
         if at + 4 > len(content) or content[at] != 0xFF or content[at + 1] in (0xD9, 0xDA):
             return
         size = int.from_bytes(content[at + 2 : at + 4], "big")
