@@ -148,6 +148,9 @@ def run(
         with fetch.opened(source, workspace, crawling, retry_failed=retry_failed):
             with _stage(progress, "list"):
                 plan = fetch.make_plan(workspace, recipe, source, progress.advanced, update=update)
+            if not recipe.filter.opt_outs:
+                ignored = "filter.opt_outs is false: opt-outs of hosts, pages and files were not looked for"
+                plan = replaced(plan, notes=[*plan.notes, ignored])
             for note in plan.notes:
                 progress.noted(note)
             with _stage(progress, "fetch", plan.items):

@@ -365,8 +365,9 @@ def test_an_opt_out_on_a_loopback_site(rows: dict[str, dict[str, Any]], name: st
 def test_the_switch_turns_every_opt_out_off_and_on_again(
     site: LocalServer, rows: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:
-    ignored, _ = build(site, tmp_path, "filter.opt_outs=false")
+    ignored, result = build(site, tmp_path, "filter.opt_outs=false")
     assert {name for name, row in ignored.items() if row["reason"]} == {"robots-disallow", "page-as-file"}
+    assert result.notes[-1].startswith("filter.opt_outs is false")
     assert ignored["page-as-file"]["reason"] == "not an image"
     # What was fetched without asking is not taken over: the hosts are asked now.
     obeyed, _ = build(site, tmp_path, "source.robots=false")
