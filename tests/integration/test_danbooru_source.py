@@ -180,7 +180,7 @@ def test_a_dry_run_reports_requests_bytes_and_time_and_writes_nothing(
         assert not server.journal.paths["/data/1.jpg"]
     output = capsys.readouterr().out
     assert "30 to fetch, 0.0 MB announced, 1 of unknown size" in output
-    assert "crawl: 31 file requests, 0:01:05 at the site's rate limit" in output
+    assert "crawl: 32 file requests, 0:01:07 at the site's rate limit" in output
     assert (facts["listed"], facts["to_fetch"], facts["bytes_to_fetch"], facts["bytes_unknown"]) == (30, 30, 29_000, 1)
     assert facts["requests"] == 32  # with robots.txt and tdmrep.json
     assert 62 <= facts["seconds"] < 70
