@@ -17,7 +17,7 @@ from animesion_scrapers.crawl.ledger import DONE, FAILED, REFUSED
 from animesion_scrapers.credentials import Credentials, CredentialSpec, find
 from animesion_scrapers.http.host_memory import HostMemory
 from animesion_scrapers.http.media import document_kind, is_challenge
-from animesion_scrapers.http.opt_outs import robots_directive
+from animesion_scrapers.http.opt_outs import page_opt_outs, robots_directive, tdmrep_rules
 from animesion_scrapers.http.robots import MAX_BYTES, RobotsCache, parse, product_token
 
 # -- robots ----------------------------------------------------------------------------------------------------------
@@ -130,6 +130,26 @@ def test_rules_by_robots_status_and_which_are_cached(tmp_path: Path, status: int
 )
 def test_opt_out_headers(headers: list[str], found: str) -> None:
     assert robots_directive(headers, "animesion") == found
+
+
+def test_hostile_statements_are_read_in_linear_time() -> None:
+    start = time.monotonic()
+    spaces = " " * 400_000
+    for line in (f"a{spaces}b", "a=" * 200_000, f"/{spaces}train-ai=n", "a " * 200_000, '"' * 400_000, "/a*" * 100_000):
+        usage = parse(f"User-agent: *\nContent-Usage: {line}\n".encode(), "animesion").usage
+        assert (usage is not None) is ("train-ai" in line)
+    rules = "".join(f"Content-Usage: /*{i}*z train-ai=n\n" for i in range(12_000))
+    usage = parse(f"User-agent: *\n{rules}".encode(), "animesion").usage
+    assert usage is not None
+    assert usage.allows("/" + "a1" * 3000)
+    for page in (b"<meta" * 60_000, b"<meta " + b"a='" * 90_000, b"<!--" * 70_000, b"<meta a=" + b" " * 250_000):
+        assert page_opt_outs(page, "animesion") == []
+    for depth in range(100, 1000, 50):
+        deep = "[" * depth + "]" * depth
+        assert tdmrep_rules(f'[{{"location": "/a", "tdm-reservation": {deep}}}]').keys() <= {"/a", "/"}
+    assert tdmrep_rules("[" + "[]," * 100_000 + "[]]").keys() == {"/"}
+    assert tdmrep_rules('[{"location": "/a", "tdm-reservation": ' + "9" * 200_000 + "}]").keys() <= {"/", "/a"}
+    assert time.monotonic() - start < 6
 
 
 def test_product_tokens() -> None:

@@ -34,9 +34,9 @@ _BROADER = frozenset({"ai", "tdm", "bots", "all"})
 """Categories that include training, and decide where none of `_TRAINING` is stated."""
 
 _NO = frozenset({"n", "no", "?0"})
-_MEMBER = re.compile(r'\s*([A-Za-z*][A-Za-z0-9_.*-]{0,63})\s*=\s*("[^"]{0,64}"|[^,;\s"]{1,64})')
+_MEMBER = re.compile(r'([A-Za-z*][A-Za-z0-9_.*-]{0,63})\s{0,9}=\s{0,9}("[^"]{0,64}"|[^,;\s"]{1,64})')
 _LONGEST = 200
-_META = re.compile(rb"<meta\b([^>]{1,4096})>", re.IGNORECASE)
+_META = re.compile(rb"<meta\b([^<>]{1,4096}+)>", re.IGNORECASE)
 _ATTRIBUTE = re.compile(r"""([A-Za-z-]{1,40})\s*=\s*("[^"]*"|'[^']*'|[^\s"'>]+)""")
 
 
@@ -168,10 +168,13 @@ def tdmrep_rules(text: str) -> Mapping[str, str]:
         location = entry.get("location") if isinstance(entry, dict) else None
         if not isinstance(entry, dict) or not isinstance(location, str) or "tdm-reservation" not in entry:
             return {"/": "tdmrep.json: an entry without location and tdm-reservation, so everything counts as reserved"}
-        if is_reserved(entry["tdm-reservation"]):
+        value = entry["tdm-reservation"]
+        if isinstance(value, (list, dict)):  # deep ones cannot even be printed
+            value = "no number"
+        if is_reserved(value):
             pattern = location if location.startswith(("/", "*")) else f"/{location}"
             where = f"tdmrep.json: {_line(location, 80)}: tdm-reservation"
-            rules.setdefault(pattern, tdm_evidence(where, entry["tdm-reservation"], entry.get("tdm-policy")))
+            rules.setdefault(pattern, tdm_evidence(where, value, entry.get("tdm-policy")))
     return rules
 
 

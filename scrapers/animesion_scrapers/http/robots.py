@@ -292,7 +292,7 @@ def _make_rules(lines: list[tuple[str, str]]) -> Rules:
                 usages[pattern] = usages.get(pattern, True) and not member
                 if member:
                     evidence.setdefault(
-                        pattern, f"robots.txt: {key.title()}: {stated[1] or ''} {member}".replace("  ", " ")
+                        pattern, f"robots.txt: {key.title()}: {(stated[1] or '')[:80]} {member}".replace("  ", " ")
                     )
         elif value:
             pattern = _normalise(value)
