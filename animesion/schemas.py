@@ -102,6 +102,7 @@ class DropReason(StrEnum):
 
     BAD_RECORD = "bad record", "the source's record of the image cannot be read"
     NOT_VISIBLE = "not visible", "the source shows the post but not its file"
+    REMOVED = "removed", "the image was removed from a dataset on request (`removed.csv`)"
     # metadata of the source, checked before an image is fetched
     DELETED = "deleted", "the source marks the post as deleted, banned or pending"
     NO_LABEL = "no label", "no candidate label"

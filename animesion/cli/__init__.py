@@ -17,7 +17,7 @@ import click
 from animesion.errors import AnimesionError
 
 _ORDER = ["build", "recipes", "sources", "detectors", "detect", "stats", "verify", "diff", "audit", "card", "report"]
-_ORDER += ["browse", "publish", "train", "eval", "predict", "study", "profile", "export", "models", "doctor"]
+_ORDER += ["browse", "remove", "publish", "train", "eval", "predict", "study", "profile", "export", "models", "doctor"]
 
 _NO_MEMORY = "error: this process is short of memory: free some or raise its limit, and run the same command again"
 #: What other exceptions say where memory is short: a library cannot be loaded, or a thread cannot be started.

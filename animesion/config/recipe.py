@@ -25,7 +25,7 @@ from animesion.config import decisions, settings
 from animesion.config.decisions import Decisions
 from animesion.config.settings import Section, params_digest
 from animesion.errors import UsageError
-from animesion.storage import checksums
+from animesion.storage import checksums, removed
 
 Percent = Annotated[int, Field(ge=0, le=100)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -368,6 +368,11 @@ class CurateSection(Section):
     decisions: Decisions = Field(
         Decisions(), description="file from `animesion browse`; the resolved recipe contains its decisions"
     )
+    removed: list[str] = Field(
+        [],
+        description="`removed.csv` files or folders of datasets; images that were removed from them are dropped as "
+        "`removed`, like those of the output folder and of `duplicates.against`",
+    )
 
 
 class ClassesSection(Section):
@@ -507,14 +512,15 @@ class Recipe(Section):
         """SHA-256 over every value, as hex; equal digests mean equal recipes.
 
         The datasets in `duplicates.against` and `split.keep` enter with their content (their SHA256SUMS) and not with
-        their paths.
+        their paths; so do the lists in `curate.removed`.
 
         Raises:
-            UsageError: one of these folders is no finished dataset.
+            UsageError: one of these folders is no finished dataset, or a list cannot be read.
         """
         values = self.model_dump(mode="json")
         values["duplicates"]["against"] = self.duplicates.against_digests()
         values["split"]["keep"] = self.split.keep_digest()
+        values["curate"]["removed"] = removed.combined(map(Path, self.curate.removed)).digest()
         return params_digest(values)
 
 

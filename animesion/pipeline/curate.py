@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from animesion import splits
 from animesion.config import decisions
@@ -23,11 +24,12 @@ from animesion.config.settings import params_digest
 from animesion.dedup import clusters, reach, search
 from animesion.dedup.clusters import Rows
 from animesion.errors import UsageError
-from animesion.pipeline import compare, embed, published, reasons, rules, variants, verdicts
+from animesion.pipeline import compare, embed, fetch, published, reasons, rules, variants, verdicts
 from animesion.pipeline.columns import load_columns
 from animesion.schemas import CURATED, FACE_REASONS, MEANINGS, DropReason
 from animesion.sources import families
 from animesion.storage import checksums, parquet
+from animesion.storage.removed import Removed
 from animesion.storage.receipts import Receipt
 from animesion.storage.workspace import Workspace
 
@@ -60,7 +62,9 @@ def run(workspace: Workspace, recipe: Recipe, parts: int, crashed: Mapping[str, 
         notes = receipt.facts["notes"]
     if recipe.split.keep:
         inputs["keep"] = recipe.split.keep_digest()
-    digest = params_digest({"params": _params(recipe), "crashed": dict(crashed), "notes": notes})
+    refused = fetch.removed_images(workspace, recipe)
+    values = {"params": _params(recipe), "crashed": dict(crashed), "notes": notes}
+    digest = params_digest({**values, "removed": refused.digest()} if refused else values)
     receipt = workspace.done("curate", CODE, digest, inputs)
     if receipt:
         return receipt
@@ -71,7 +75,7 @@ def run(workspace: Workspace, recipe: Recipe, parts: int, crashed: Mapping[str, 
         rows["embedding"] = embed.read(workspace, parts, rows["key"])
     placed = published.splits_of(Path(recipe.split.keep)) if recipe.split.keep else {}
     compared = compare.read(workspace) if compare.wanted(recipe) else None
-    curated, facts = decide(rows, recipe, crashed, others, placed, compared)
+    curated, facts = decide(rows, recipe, crashed, others, placed, compared, refused)
     facts["notes"] = [*notes, *facts["notes"]]
     outputs = {"curated.parquet": parquet.write(workspace.path("curated.parquet"), curated)}
     return workspace.commit("curate", CODE, digest, inputs, outputs, facts)
@@ -84,6 +88,7 @@ def decide(
     others: Sequence[published.PublishedFeatures] = (),
     placed: Mapping[str, str] | None = None,
     compared: pa.Table | None = None,
+    refused: Removed | None = None,
 ) -> tuple[pa.Table, dict[str, Any]]:
     """Decide on every row, without reading or writing files.
 
@@ -95,6 +100,7 @@ def decide(
         others: published datasets whose images are not published again.
         placed: split by key of images that were published before and keep their split.
         compared: verdicts on pairs, of schema `PAIRS`; None if no pixels were compared.
+        refused: images that were removed on request.
 
     Returns:
         A table of schema `CURATED` in the order of the rows, and the stage's facts.
@@ -105,6 +111,11 @@ def decide(
     # `reason`, `detail`, `keeper` and `labels` are changed in place by each rule; an empty reason means kept so far.
     reason, detail = reasons.single_image_reasons(rows, recipe, crashed)
     keeper = [""] * len(keys)
+    if refused:
+        known = zip(*(rows[name] for name in ("sha256", "pixels_blake3", "source", "source_id")), strict=True)
+        for i, each in enumerate(known):
+            if refused.has(*each):
+                reason[i], detail[i] = DropReason.REMOVED, ""
     notes = _unsure_notes(rows, reason, detail, recipe)
     if recipe.crop.detector == "auto" and (without := sum(not table for table in rows["has_table"])):
         notes.append(f"the source has no table of boxes for {without:,} images: the detector 'anime' looked for faces")
@@ -150,9 +161,10 @@ def decide(
     # again, as an update lists a variant after its image, and classes may have been renamed.
     named = families.of_images(families.option_of(recipe), rows["source_id"], labels)
     tokens_of = [
-        (*tokens, *more, f"id:{source}:{source_id}")
-        for tokens, more, source, source_id in zip(
-            rows["families"], named, rows["source"], rows["source_id"], strict=True
+        # a removed image names no group
+        () if why == DropReason.REMOVED else (*tokens, *more, f"id:{source}:{source_id}")
+        for tokens, more, source, source_id, why in zip(
+            rows["families"], named, rows["source"], rows["source_id"], reason, strict=True
         )
     ]
     group_ids = search.components(len(keys), [*duplicates.related, _family_pairs(tokens_of)])
@@ -226,7 +238,30 @@ def decide(
         "chains": duplicates.chains,
         "notes": notes,
     }
-    return pa.table(columns, schema=CURATED), facts
+    return _without_removed(pa.table(columns, schema=CURATED), keys), facts
+
+
+def _without_removed(curated: pa.Table, keys: Sequence[str]) -> pa.Table:
+    """The table with nothing about removed images but that they were dropped, and from which source."""
+    gone = pc.equal(curated["reason"], DropReason.REMOVED.value)
+    rows = np.flatnonzero(gone.to_numpy())
+    if not len(rows):
+        return curated
+    taken, number, named = set(keys), 0, {}
+    for i in rows.tolist():
+        while (name := f"removed-{number:05d}") in taken:
+            number += 1
+        taken.add(name)
+        named[i] = name
+    for place, column in enumerate(CURATED):
+        if column.name in ("kept", "reason", "class_id", "source", "part"):
+            continue
+        values = curated[column.name].to_pylist()
+        for i in rows.tolist():
+            blank: Any = "" if column.type == pa.string() else [0, 0, 0, 0] if column.name == "crop" else 0
+            values[i] = named[i] if column.name in ("key", "group") else False if column.type == pa.bool_() else blank
+        curated = curated.set_column(place, column, pa.array(values, column.type))
+    return curated
 
 
 def _found_notes(
@@ -570,6 +605,7 @@ def _params(recipe: Recipe) -> dict[str, Any]:
     # The content of these datasets is among the inputs; where they are stored does not matter.
     del values["split"]["keep"]
     del values["duplicates"]["against"]
+    del values["curate"]["removed"]
     # Margin, square and detector options change features, whose digests are inputs already.
     crop_names = ("detector", "min_score", "unsure_score", "unsure", "min_side", "min_share", "faces", "outside")
     values["crop"] = {name: values["crop"][name] for name in crop_names}

@@ -12,6 +12,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self, cast
 
 from animesion import sources
@@ -23,7 +24,7 @@ from animesion.executors import Executor
 from animesion.images import codec, hashing, opt_outs
 from animesion.pipeline import rules
 from animesion.schemas import PLAN, RAW, DropReason, Item, Payload
-from animesion.storage import parquet
+from animesion.storage import parquet, removed
 from animesion.storage.workspace import Workspace, atomic_file
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ class FetchJob:
         """Fetch from a source whose session is open; returns the receipt's facts."""
         items = parquet.plan_items(parquet.read(self.workspace.path(plan_name(self.part)), PLAN))
         tar_name, table_name = f"raw/part-{self.part:05d}.tar", f"raw/part-{self.part:05d}.parquet"
-        reasons = {item.key: known_reason(item, self.recipe) for item in items}
+        refused = removed_images(self.workspace, self.recipe)
+        reasons = {item.key: known_reason(item, self.recipe, refused) for item in items}
         rows: list[dict[str, Any]] = []
         with contextlib.ExitStack() as stack:
             earlier = stack.enter_context(_EarlierFetch(self)) if source.remote else {}
@@ -85,12 +87,13 @@ class FetchJob:
                 if not row["reason"]:
                     payload = earlier[item.key] if item.key in earlier else next(payloads)
                     row |= {"reason": payload.reason, "detail": payload.detail}
-                    if not payload.reason and self.recipe.filter.opt_outs:
-                        row["reason"], row["detail"] = opt_outs.find(payload.content, codec.sniff(payload.content))
-                    if not row["reason"]:
-                        row |= {**_content_facts(payload), "offset": tar.position + shards.BLOCK}
+                    content_facts = {} if payload.reason else _content_facts(payload)
+                    if content_facts and content_facts["sha256"] in refused.bytes_:
+                        row["reason"] = DropReason.REMOVED
+                    elif content_facts:
+                        row |= {**content_facts, "offset": tar.position + shards.BLOCK}
                         tar.write(shards.member(f"{item.key}.{row['extension']}", payload.content))
-                rows.append(row)
+                rows.append(_anonymous(row) if row["reason"] == DropReason.REMOVED else row)
             tar.write(shards.END)
         outputs = {
             tar_name: tar.sha256,
@@ -105,30 +108,48 @@ class FetchJob:
         crawled = source if isinstance(source, sources.Crawled) else None
         if crawled:
             facts |= crawled.counts(items)._asdict()
-        digest = params(self.recipe, (item.key for item in items))
+        digest = params(self.recipe, (item.key for item in items), refused)
         self.workspace.commit(self.name, CODE, digest, {"plan": self.plan_digest}, outputs, facts)
         if crawled:  # only now that the tar is committed may the crawl delete its own copies
             crawled.release(items)
         return facts
 
 
-def known_reason(item: Item, recipe: Recipe) -> str:
+def removed_images(workspace: Workspace, recipe: Recipe) -> removed.Removed:
+    """The images that were removed on request: from the output itself, or from what the recipe lists.
+
+    Raises:
+        UsageError: a list cannot be read.
+    """
+    others = (*recipe.curate.removed, *recipe.duplicates.against)
+    return removed.combined([place for place in (workspace.root, *map(Path, others)) if place.exists()])
+
+
+def known_reason(item: Item, recipe: Recipe, refused: removed.Removed | None = None) -> str:
     """The drop reason known before fetching, or an empty string; metadata rules come before the item's own failure."""
+    if refused and refused.has(source=item.source, source_id=item.source_id):
+        return DropReason.REMOVED
     # The other metadata of such an item is incomplete, so rules on it would report a misleading reason.
     if item.failure in {DropReason.BAD_RECORD, DropReason.NOT_VISIBLE}:
         return item.failure
     return rules.metadata_reason(item, recipe) or item.failure
 
 
-def params(recipe: Recipe, keys: Iterable[str]) -> str:
-    """Digest of the recipe's values that the fetch of some keys depends on."""
+def _anonymous(row: dict[str, Any]) -> dict[str, Any]:
+    """The row of a removed image, without whatever tells what it was."""
+    empty = {"source_id": "", "page_url": "", "file_url": "", "licence": "", "author": "", "md5": "", "bytes": 0}
+    return {**row, **empty, "labels": [], "families": [], "boxes": None, "detail": "", "flags": [], "rating": ""}
+
+
+def params(recipe: Recipe, keys: Iterable[str], refused: removed.Removed | None = None) -> str:
+    """Digest of what the fetch of some keys depends on: values of the recipe, and the images that are refused."""
     values = recipe.model_dump(mode="json", include={"source", "label", "filter", "crop"})
     # Only the boxes of a table decide before an image is fetched, and a curator's decision on a box overrides them.
     names = ("detector", "min_score", "unsure_score", "unsure", "faces") if recipe.crop.table_decides else ()
     decided = recipe.curate.decisions.box if names else {}
     crop = {name: values["crop"][name] for name in names}
-    values |= {"opt_outs": opt_outs.version()} if recipe.filter.opt_outs else {}
-    return params_digest({**values, "crop": crop, "decided": sorted(key for key in keys if key in decided)})
+    values |= {"crop": crop, "decided": sorted(key for key in keys if key in decided)}
+    return params_digest({**values, "removed": refused.digest()} if refused else values)
 
 
 def plan_name(part: int) -> str:
@@ -266,10 +287,11 @@ def run(
         Sentences about images that a crawl did not get. They differ from run to run, so no output contains them.
     """
     jobs = []
+    refused = removed_images(workspace, recipe)
     for part, digest in enumerate(plan.parts):
         job = FetchJob(workspace, recipe, part, digest)
         keys = _plan_keys(workspace, part) if recipe.curate.decisions.box else []
-        receipt = workspace.done(job.name, CODE, params(recipe, keys), {"plan": digest})
+        receipt = workspace.done(job.name, CODE, params(recipe, keys, refused), {"plan": digest})
         if receipt and not _may_retry(receipt.facts, retry_failed):
             progress.part_done(receipt.facts["items"])
         else:

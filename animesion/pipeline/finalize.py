@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
@@ -34,7 +34,9 @@ from animesion.report import page
 from animesion.schemas import CURATED, INDEX
 from animesion.stats import long_tail, plots
 from animesion.storage import checksums, parquet
+from animesion.storage import removed
 from animesion.storage.receipts import Receipt
+from animesion.storage.removed import REMOVED
 from animesion.storage.workspace import Workspace, sha256_file, write_atomic
 
 CODE = "finalize-3"
@@ -58,13 +60,36 @@ def run(workspace: Workspace, recipe: Recipe, parts: int, notes: Sequence[str]) 
     digest = params_digest(
         [recipe.model_dump(mode="json"), list(notes), version("animesion"), PIL.__version__, local_features.version()]
     )
+    if workspace.path(REMOVED).is_file():
+        inputs["removed"] = sha256_file(workspace.path(REMOVED))
     receipt = workspace.done("finalize", CODE, digest, inputs)
     if receipt:
         return receipt
     index = parquet.read(workspace.path("index.parquet"), INDEX)
     curated = parquet.read(workspace.path("curated.parquet"), CURATED)
-    facts = _facts(workspace, recipe, {**curate.facts, "notes": list(notes)}, index, parts) | counted(curated)
+    facts = _facts(workspace, recipe, {**curate.facts, "notes": list(notes)}, index, parts)
+    outputs = describe(workspace, recipe, facts, index, curated)
+    return workspace.commit("finalize", CODE, digest, inputs, outputs)
+
+
+def describe(
+    workspace: Workspace, recipe: Recipe, facts: dict[str, Any], index: pa.Table, curated: pa.Table
+) -> dict[str, str]:
+    """Write every file that describes the shards, `SHA256SUMS` last.
+
+    Args:
+        workspace: the folder, with its shards, `index.parquet`, `curated.parquet` and `recipe.toml`.
+        recipe: the recipe.
+        facts: content of `dataset.json`, without what is counted here.
+        index: the content of `index.parquet`.
+        curated: the content of `curated.parquet`.
+
+    Returns:
+        SHA-256 by name of the files that were written, without `SHA256SUMS` itself.
+    """
+    facts = facts | counted(curated)
     outputs: dict[str, str] = {}
+    tables = {name: sha256_file(workspace.path(name)) for name in ("index.parquet", "curated.parquet")}
 
     def write(name: str, text: str) -> None:
         outputs[name] = write_atomic(workspace.path(name), text.encode())
@@ -83,47 +108,33 @@ def run(workspace: Workspace, recipe: Recipe, parts: int, notes: Sequence[str]) 
         )
     facts["grid"] = list(rows)
     write("dataset.json", _json(facts))
-    table_digests = {"index.parquet": inputs["index"], "classes.csv": outputs["classes.csv"]}
+    table_digests = {"index.parquet": tables["index.parquet"], "classes.csv": outputs["classes.csv"]}
     write("croissant.json", croissant(facts, recipe, table_digests))
     write("README.md", cards.dataset_card(facts, recipe))
     # The report reads the dataset as any user does, so dataset.json has to be written by now.
     write("report.html", page.render(shown.of_dataset(Dataset(workspace.root))))
-    listed = {**outputs, **{s["path"]: s["sha256"] for s in _shards(facts)}}
-    listed["index.parquet"] = inputs["index"]
-    listed["curated.parquet"] = inputs["curated"]
-    listed["recipe.toml"] = sha256_file(workspace.path("recipe.toml"))
+    listed = {**outputs, **tables, **{s["path"]: s["sha256"] for s in _shards(facts)}}
+    for name in ("recipe.toml", REMOVED):
+        if workspace.path(name).is_file():
+            listed[name] = sha256_file(workspace.path(name))
     # Last: a folder with this file is a complete dataset.
-    write(checksums.CHECKSUMS, checksums.render(listed))
-    return workspace.commit("finalize", CODE, digest, inputs, outputs)
+    write_atomic(workspace.path(checksums.CHECKSUMS), checksums.render(listed).encode())
+    return outputs
 
 
 def _facts(
     workspace: Workspace, recipe: Recipe, curated: dict[str, Any], index: pa.Table, parts: int
 ) -> dict[str, Any]:
     """The content of `dataset.json`."""
-    columns = {name: np.array(index[name].to_pylist()) for name in ("split", "shard", "label")}
     names: list[str] = curated["classes"]
-    split_facts: dict[str, Any] = {}
-    per_class = {}
-    for split in curated["splits"]:
-        chosen = columns["split"] == split
-        per_class[split] = np.bincount(columns["label"][chosen], minlength=len(names))
-        shard_facts = []
-        for shard in sorted(set(columns["shard"][chosen].tolist())):
-            receipt = workspace.receipt(f"shards/{shard.removeprefix('data/').removesuffix('.tar')}")
-            assert receipt is not None
-            output = receipt.outputs[shard]
-            samples = receipt.facts["samples"]
-            shard_facts.append(
-                {"path": shard, "samples": samples, "bytes": output["bytes"], "sha256": output["sha256"]}
-            )
-        split_facts[split] = {
-            "samples": int(chosen.sum()),
-            "bytes": sum(shard["bytes"] for shard in shard_facts),
-            "shards": shard_facts,
-        }
-    totals = np.sum(list(per_class.values()), axis=0)
-    tail = long_tail.describe(totals)
+    shard_facts = {}
+    for shard in pc.unique(index["shard"]).to_pylist():
+        receipt = workspace.receipt(f"shards/{shard.removeprefix('data/').removesuffix('.tar')}")
+        assert receipt is not None
+        output = receipt.outputs[shard]
+        samples = receipt.facts["samples"]
+        shard_facts[shard] = {"path": shard, "samples": samples, "bytes": output["bytes"], "sha256": output["sha256"]}
+    counts = tallied(index, len(names), list(curated["splits"]), shard_facts)
     copies = recipe.duplicates.for_images(curated["images"]).copies
     fetched = [workspace.receipt(f"fetch/part-{part:05d}") for part in range(parts)]
     return {
@@ -140,7 +151,7 @@ def _facts(
         "classes": len(names),
         "image_field": recipe.pack.format,
         "fields": sorted([recipe.pack.format, "cls", "json", *(["txt"] if recipe.pack.caption else [])]),
-        "splits": split_facts,
+        "splits": counts["splits"],
         "split_strategy": curated["strategy"],
         "funnel": {
             "seen": curated["seen"],
@@ -151,12 +162,50 @@ def _facts(
         },
         "duplicate_clusters": curated["clusters"],
         "label_conflicts": curated["conflicts"],
-        "long_tail": tail.to_dict(),
-        "bands": asdict(long_tail.bands(per_class["train"])) if "train" in per_class else {},
+        "long_tail": counts["long_tail"],
+        "bands": counts["bands"],
         "class_names": names,
-        "class_counts": [{split: int(per_class[split][i]) for split in per_class} for i in range(len(names))],
+        "class_counts": counts["class_counts"],
         "notes": curated["notes"],
+        **_removed(workspace),
     }
+
+
+def tallied(
+    index: pa.Table, classes: int, splits: Sequence[str], shards: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The parts of `dataset.json` that are counted from the index: splits, class counts, long tail and bands.
+
+    Args:
+        index: table with schema `animesion.schemas.INDEX`.
+        classes: number of classes.
+        splits: the splits, in order.
+        shards: by path, the facts of each shard: `path samples bytes sha256`.
+    """
+    columns = {name: np.array(index[name].to_pylist()) for name in ("split", "shard", "label")}
+    split_facts: dict[str, Any] = {}
+    per_class = {}
+    for split in splits:
+        chosen = columns["split"] == split
+        per_class[split] = np.bincount(columns["label"][chosen], minlength=classes)
+        listed = [dict(shards[shard]) for shard in sorted(set(columns["shard"][chosen].tolist()))]
+        split_facts[split] = {
+            "samples": int(chosen.sum()),
+            "bytes": sum(shard["bytes"] for shard in listed),
+            "shards": listed,
+        }
+    return {
+        "splits": split_facts,
+        "long_tail": long_tail.describe(np.sum(list(per_class.values()), axis=0)).to_dict(),
+        "bands": asdict(long_tail.bands(per_class["train"])) if "train" in per_class else {},
+        "class_counts": [{split: int(per_class[split][i]) for split in per_class} for i in range(classes)],
+    }
+
+
+def _removed(workspace: Workspace) -> dict[str, Any]:
+    """The number of digests in the dataset's list of removed images, if it has one."""
+    listed = removed.read(workspace.root)
+    return {"removed_digests": len(listed)} if listed else {}
 
 
 def _grid(index: pa.Table, curated: pa.Table) -> dict[str, list[tuple[str, int, int]]]:

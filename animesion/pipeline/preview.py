@@ -58,10 +58,11 @@ def preview(
     host_counts = HostCounts()
     crawled = source if isinstance(source, sources.Crawled) else None
     try:
+        refused = fetch.removed_images(Workspace(out), recipe)
         with source.session():
             for item in source.items():
                 listed += 1
-                reason = fetch.known_reason(item, recipe)
+                reason = fetch.known_reason(item, recipe, refused)
                 if reason:
                     not_fetched[reason] = not_fetched.get(reason, 0) + 1
                 else:
