@@ -27,9 +27,7 @@ Examples:
 @click.option("--note", default="", metavar="TEXT", help="A line for the log, such as the number of the request.")
 @click.option("--dry-run", is_flag=True, help="List what would be removed; change nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was removed as JSON.")
-def remove(
-    path: str, what: tuple[str, ...], authors: tuple[str, ...], note: str, dry_run: bool, as_json: bool
-) -> None:
+def remove(path: str, what: tuple[str, ...], authors: tuple[str, ...], note: str, dry_run: bool, as_json: bool) -> None:
     """Remove images and their copies from DATASET, the output folder of a build.
 
     An image is named by its key or its number at the source, by the URL of its page or file, or by a digest (MD5,

@@ -440,6 +440,8 @@ def _read_facts(folder: Path) -> _DatasetFacts:
     try:
         text = path.read_bytes()
     except FileNotFoundError:
+        if (folder / ".removal/moves.json").exists():
+            raise UsageError(f"{folder} has an interrupted removal: run its `animesion remove` again") from None
         raise UsageError(f"{folder} is not a built dataset: dataset.json not found; finish the build first") from None
     except OSError as error:
         raise UsageError(f"cannot read {path} ({(error.strerror or 'read error').lower()}): {_REBUILD}") from None

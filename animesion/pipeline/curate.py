@@ -29,8 +29,8 @@ from animesion.pipeline.columns import load_columns
 from animesion.schemas import CURATED, FACE_REASONS, MEANINGS, DropReason
 from animesion.sources import families
 from animesion.storage import checksums, parquet
-from animesion.storage.removed import Removed
 from animesion.storage.receipts import Receipt
+from animesion.storage.removed import Removed
 from animesion.storage.workspace import Workspace
 
 CODE = "curate-5"

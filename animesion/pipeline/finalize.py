@@ -33,8 +33,7 @@ from animesion.report import facts as shown
 from animesion.report import page
 from animesion.schemas import CURATED, INDEX
 from animesion.stats import long_tail, plots
-from animesion.storage import checksums, parquet
-from animesion.storage import removed
+from animesion.storage import checksums, parquet, removed
 from animesion.storage.receipts import Receipt
 from animesion.storage.removed import REMOVED
 from animesion.storage.workspace import Workspace, sha256_file, write_atomic

@@ -1,7 +1,7 @@
 """Remove images from a built dataset on request: from its shards, its tables, and the files that describe it.
 
 An image goes with its copies: equal bytes, equal pixels and verified duplicates, which a later build would otherwise
-keep in its place. Only shards that have a removed sample, or a sample whose group is named after one, are written again.
+keep in its place. Only shards that have a removed sample, or one whose group is named after it, are written again.
 
 Everything is first written into a hidden folder inside the dataset, in which the files that stay are hard links. Then a
 plan of the moves is written, and carried out. So a process that is killed leaves the old dataset, or one without
@@ -46,8 +46,9 @@ _NEW, _MOVES = f"{STAGE}/new", f"{STAGE}/moves.json"
 _TAGGED = frozenset({"danbooru", "dump", "gelbooru", "moebooru", "safebooru", "sample"})
 #: What a build or a removal writes into a dataset's folder; anything else may have more about an image.
 _KNOWN = frozenset(
-    {"README.md", "SHA256SUMS", "_info.json", "classes.csv", "croissant.json", "curated.parquet", "data", "dataset.json",
-     "features", "index.parquet", "pack", "plots", "raw", "recipe.toml", REMOVED, "report.html", ".receipts", STAGE}
+    {"README.md", "SHA256SUMS", "_info.json", "classes.csv", "croissant.json", "curated.parquet", "data",
+     "dataset.json", "features", "index.parquet", "pack", "plots", "raw", "recipe.toml", REMOVED,
+     "report.html", ".receipts", STAGE}
 )  # fmt: skip
 _RECEIPT = re.compile(r"\.receipts/[a-z]+(?:/[A-Za-z0-9._-]+)?\.json")
 _NOTE = 300
@@ -243,8 +244,8 @@ class _Request:
             raise UsageError(
                 f"{wanted!r} was removed from {self.dataset.path} before: its {REMOVED} has it"
                 if there
-                else f"{self.dataset.path} has no image {wanted!r}: give a key or source_id of its curated.parquet, the "
-                "URL of a page or file, or a digest"
+                else f"{self.dataset.path} has no image {wanted!r}: give a key or source_id of its curated.parquet, "
+                "the URL of a page or file, or a digest"
             )
         if not found <= self._same.closure({min(found)}):
             keys = sorted(columns["key"][row] for row in found)
@@ -320,15 +321,15 @@ class _Request:
             notes.append(f"{unknown:,} images have no digest, so a later build cannot know them")
         elif unknown:
             notes.append(
-                f"{unknown:,} images were never read and have no digest, so a later build cannot know them: delete their "
-                "files or rows at the source"
+                f"{unknown:,} images were never read and have no digest, so a later build cannot know them: delete "
+                "their files or rows at the source"
             )
         images = {columns["source"][row] for row in self.rows}
         if any(not removed.post_digest(source, "1") and not source.startswith("sample") for source in images):
             notes.append("the files of the source are not changed: delete them there")
         notes.append(
-            "copies elsewhere keep the images until they are replaced: published versions, tags and the history of a Hub "
-            "repository, caches, and the work folders of other builds"
+            "copies elsewhere keep the images until they are replaced: published versions, tags and the history of a "
+            "Hub repository, caches, and the work folders of other builds"
         )
         return notes
 
@@ -351,7 +352,7 @@ class _Same:
         names_ = ("key", "keeper", "sha256", "pixels_blake3", "cluster", "source", "source_id")
         for row, values in enumerate(zip(*(columns[name] for name in names_), strict=True)):
             key, keeper, sha256, pixels, cluster, source, source_id = values
-            tokens = [("key", key), *([("key", keeper)] if keeper in keys else [])]
+            tokens: list[tuple[str, ...]] = [("key", key), *([("key", keeper)] if keeper in keys else [])]
             tokens += [(name, value) for name, value in (("b", sha256), ("p", pixels), ("c", cluster)) if value]
             tokens += [("id", source, source_id)] if source_id else []
             self._tokens.append(tokens)
@@ -509,7 +510,18 @@ def _curated(request: _Request, offsets: Mapping[int, Mapping[int, int]]) -> pa.
     table = request.curated.take(pa.array(left, pa.int64()))
     values = {
         name: table[name].to_pylist()
-        for name in ("group", "keeper", "resembles", "verdict", "how", "inliers", "residual", "detail", "part", "offset")
+        for name in (
+            "group",
+            "keeper",
+            "resembles",
+            "verdict",
+            "how",
+            "inliers",
+            "residual",
+            "detail",
+            "part",
+            "offset",
+        )
     }
     word = _mentions(request)
     for i in range(len(table)):
@@ -551,7 +563,8 @@ class _Parts:
         self.offsets: dict[int, dict[int, int]] = {}
         self.deleted = {"features/compared.parquet"}
         columns = request.columns
-        self._gone = {(columns["source"][row], columns["source_id"][row]) for row in request.rows}
+        ids = ((columns["source"][row], columns["source_id"][row]) for row in request.rows)
+        self._gone = {(source, source_id) for source, source_id in ids if source_id}
         self._bytes = {columns["sha256"][row] for row in request.rows} - {""}
         for path in sorted(old.path("raw").glob("part-*.parquet")):
             if match := re.fullmatch(r"part-([0-9]{5,})\.parquet", path.name):
@@ -564,10 +577,7 @@ class _Parts:
         name = f"part-{part:05d}"
         raw = parquet.read(self._old.path(f"raw/{name}.parquet"), RAW)
         rows = raw.to_pylist()
-        gone = [
-            (row["source"], row["source_id"]) in self._gone and bool(row["source_id"]) or row["sha256"] in self._bytes
-            for row in rows
-        ]
+        gone = [(row["source"], row["source_id"]) in self._gone or row["sha256"] in self._bytes for row in rows]
         keys = {row["key"] for row, is_gone in zip(rows, gone, strict=True) if is_gone}
         if not keys:
             return
@@ -639,7 +649,9 @@ def _facts(request: _Request, plan: Plan, recipe: Recipe, index: pa.Table, new: 
     listed = removed.read(new.root)
     try:
         funnel = facts["funnel"]
-        facts |= finalize.tallied(index, len(dataset.classes), [name for name in facts["splits"] if name in there], shard_facts)
+        facts |= finalize.tallied(
+            index, len(dataset.classes), [name for name in facts["splits"] if name in there], shard_facts
+        )
         facts |= {
             "recipe": recipe.digest() if recipe != request.recipe else facts["recipe"],
             "images": len(index),
@@ -742,8 +754,8 @@ def _write_receipts(
 def _link_others(root: Path, new: Path, without: set[str]) -> set[str]:
     """Link every file of the tables, shards and originals that stays; returns their names."""
     linked = set()
-    for folder in ("data", "raw", "features"):
-        for path in sorted((root / folder).rglob("*")):
+    for pattern in ("data/*.tar", "raw/*.tar", "raw/*.parquet", "features/*.parquet"):
+        for path in sorted(root.glob(pattern)):
             name = path.relative_to(root).as_posix()
             if path.is_file() and name not in without and not (new / name).exists():
                 _link(path, new / name)

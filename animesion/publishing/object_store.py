@@ -7,6 +7,7 @@ not trusted.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -57,15 +58,19 @@ class ObjectStore:
     def stale(self, files: Sequence[File]) -> list[str]:
         """Shards of another dataset. Nothing is removed without `replace`, as a store keeps no history.
 
+        Shards that `animesion remove` emptied are removed in any case.
+
         Raises:
             UsageError: there are such shards, and `replace` is not set.
         """
         names = {file.name for file in files}
         others = [name for name in self._shards() if name not in names]
-        if others and not self._replace:
+        emptied = _emptied(files)
+        unknown = [name for name in others if name not in emptied]
+        if unknown and not self._replace:
             raise UsageError(
-                f"{self.url} holds {others[0]}{f' and {len(others) - 1:,} more shards' * (len(others) > 1)} of another "
-                "dataset, which readers would load: choose an empty destination, or remove them"
+                f"{self.url} holds {unknown[0]}{f' and {len(unknown) - 1:,} more shards' * (len(unknown) > 1)} of "
+                "another dataset, which readers would load: choose an empty destination, or remove them"
             )
         return others
 
@@ -171,3 +176,14 @@ class ObjectStore:
 
     def _shards(self) -> list[str]:
         return [name for each in self.names("data") if SHARD.fullmatch(name := f"data/{each}")]
+
+
+def _emptied(files: Sequence[File]) -> set[str]:
+    """The shards that removals have emptied, as the `dataset.json` among the files says."""
+    for file in files:
+        if file.name == "dataset.json":
+            try:
+                return {str(name) for name in json.loads(file.path.read_bytes()).get("emptied_shards", ())}
+            except (OSError, ValueError, AttributeError, TypeError, RecursionError):
+                return set()
+    return set()

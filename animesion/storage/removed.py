@@ -1,8 +1,8 @@
 """Read and write `removed.csv`, the digests of images that were removed from a dataset on request.
 
 It is all that a dataset keeps of them. A build refuses the images that its folder, `curate.removed` or
-`duplicates.against` list. An image is known by the bytes of its file and by its decoded pixels, and the images of a site
-by their number there too, so that they are not downloaded again.
+`duplicates.against` list. An image is known by the bytes of its file and by its decoded pixels, and one of a site by
+its number there too, so that it is not downloaded again.
 """
 
 from __future__ import annotations

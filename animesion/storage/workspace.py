@@ -174,6 +174,8 @@ class Workspace:
             raise UsageError(f"the output {self.root} is a file; give a folder with --out")
         if self.root.is_dir():
             names.refuse_links(self.root)
+        if self.path(".removal/moves.json").exists():
+            raise UsageError(f"{self.root} has an interrupted removal: run its `animesion remove` again")
         receipts = self.path(".receipts")
         if self.root.is_dir() and not receipts.is_dir() and any(self.root.iterdir()):
             raise UsageError(f"the output folder {self.root} is not empty and is not a build: give another with --out")
