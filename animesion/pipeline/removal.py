@@ -715,7 +715,7 @@ def _write_receipts(
             continue
         raw = parquet.read(new.path(f"raw/{name}.parquet"), RAW, ("reason", "bytes"))
         got = raw.filter(pc.equal(raw["reason"], ""))
-        facts = {"items": len(raw), "fetched": len(got), "bytes": pc.sum(got["bytes"]).as_py() or 0}
+        facts: dict[str, Any] = {"items": len(raw), "fetched": len(got), "bytes": pc.sum(got["bytes"]).as_py() or 0}
         params = fetched.params
         if params == fetch.params(request.recipe, old_keys, before):
             params = fetch.params(recipe, keys, after)

@@ -218,3 +218,21 @@ def test_posts_are_known_by_their_number_and_files_are_not() -> None:
     assert not listed.has(source="danbooru", source_id="")
     assert not removed.post_digest("folder", "a/1.jpg")
     assert removed.Removed().digest() == "" != listed.digest()
+
+
+def test_the_summary_for_the_eu_counts_what_is_known_and_names_what_is_not(small_dataset: Path) -> None:
+    from animesion_training.cli.card import card
+
+    printed = CliRunner().invoke(card, [str(small_dataset), "--eu-summary", "--json"])
+    found = json.loads(printed.output)
+    kept = [row for row in animesion.open_dataset(small_dataset).curated.to_pylist() if row["kept"]]
+    assert found["general"]["images"] == len(kept)
+    assert found["general"]["bytes"] == sum(row["bytes"] for row in kept)
+    assert found["general"]["latest_date"] is None
+    assert found["sources"]["unassigned"] == [
+        {"source": "folder", "images": len(kept), "bytes": found["general"]["bytes"]}
+    ]
+    assert found["sources"]["crawled"] == found["sources"]["domains"] == []
+    text = CliRunner().invoke(card, [str(small_dataset), "--eu-summary"]).output
+    assert f"{len(kept):,} images (less than 1 million images)" in text
+    assert "Latest date of collection: **Missing**" in text
