@@ -555,7 +555,6 @@ class _Parts:
     Attributes:
         offsets: by part, the new offset in the tar of each old one.
         deleted: files that name removed images and are made again by a later build.
-        plans: by part, the keys that are left, for parts that have a plan.
     """
 
     def __init__(self, request: _Request, old: Workspace, new: Workspace) -> None:
@@ -601,9 +600,18 @@ class _Parts:
         self._filter(f"features/embeddings-{name}.parquet", EMBEDDINGS, keys)
 
     def _filter(self, name: str, schema: pa.Schema, keys: Iterable[str]) -> None:
-        """Write a table without the rows of some keys, if it is there and has any."""
+        """Write a table without the rows of some keys, if it is there and has any.
+
+        Features that another version wrote are deleted, as a build of this version computes them again.
+        """
         if self._old.path(name).is_file():
-            table = parquet.read(self._old.path(name), schema)
+            try:
+                table = parquet.read(self._old.path(name), schema)
+            except parquet.DamagedTableError:
+                if not name.startswith("features/"):
+                    raise
+                self.deleted.add(name)
+                return
             gone = pc.is_in(table["key"], value_set=pa.array(sorted(keys), pa.string()))
             if pc.any(gone).as_py():
                 parquet.write(self._new.path(name), table.filter(pc.invert(gone)))
@@ -612,7 +620,11 @@ class _Parts:
         """Write the verdicts on pairs without those of removed images."""
         path = self._old.path("features/pairs.parquet")
         if path.is_file():
-            table = parquet.read(path, PAIRS)
+            try:
+                table = parquet.read(path, PAIRS)
+            except parquet.DamagedTableError:
+                self.deleted.add("features/pairs.parquet")
+                return
             keys = pa.array(sorted(self._request.keys), pa.string())
             gone = pc.or_(*(pc.is_in(table[name], value_set=keys) for name in ("first", "second")))
             if pc.any(gone, min_count=0).as_py():
@@ -723,7 +735,7 @@ def _write_receipts(
         new.commit(fetched.unit, fetched.code, params, {"plan": digests[-1]}, outputs, {**fetched.facts, **facts})
         for unit in (f"inspect/{name}", f"embed/{name}"):
             receipt = old.receipt(unit)
-            if receipt is None or not old.intact(receipt):
+            if receipt is None or not old.intact(receipt) or parts.deleted.intersection(receipt.outputs):
                 continue
             inputs = {path: outputs.get(path, digest) for path, digest in receipt.inputs.items()}
             made = {path: sha256_file(new.path(path)) for path in receipt.outputs}

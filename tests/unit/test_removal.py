@@ -236,3 +236,11 @@ def test_the_summary_for_the_eu_counts_what_is_known_and_names_what_is_not(small
     text = CliRunner().invoke(card, [str(small_dataset), "--eu-summary"]).output
     assert f"{len(kept):,} images (less than 1 million images)" in text
     assert "Latest date of collection: **Missing**" in text
+
+
+def test_features_of_another_version_are_deleted(dataset: Path) -> None:
+    path = dataset / "features/part-00000.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["phash"]), path)
+    removal.remove(dataset, [a_sample(dataset)])
+    assert not path.exists()
+    assert checks.verify(animesion.open_dataset(dataset), workers=1, decode=False).clean
