@@ -404,6 +404,7 @@ print(facts["listed"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 WITHOUT_PARENT = "import subprocess, sys; sys.exit(subprocess.run(sys.argv[1:]).returncode)"
 
 
+@pytest.mark.slow
 def test_memory_hardly_grows_with_the_table(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
