@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from animesion.executors import Executor
 
-#: Pairs per job: a second or two of work.
-_JOB_PAIRS = 256
+#: Pairs per job: about a second of work.
+_JOB_PAIRS = 64
 
 #: Images that a worker keeps while it works on a job, reduced to the area of a square of the second number.
 _KEPT, _KEPT_SIDE = 256, 320
