@@ -25,7 +25,7 @@ _SHOWN = 120
 
 @click.command(epilog=_EXAMPLES)
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--detector", default="", help="NAME or NAME:FILE; several with commas: boxes that they agree on.")
+@click.option("--detector", help="NAME or NAME:FILE; several with commas: boxes that they agree on. [default: anime]")
 @click.option("--compare", default="", metavar="NAME,NAME...", help="Compare these detectors instead.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Option of the detector, or of NAME.KEY.")
 @click.option("--min-score", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Lowest score of a box.")
@@ -50,7 +50,7 @@ _SHOWN = 120
 def detect(
     ctx: click.Context,
     paths: tuple[Path, ...],
-    detector: str,
+    detector: str | None,
     compare: str,
     settings: tuple[str, ...],
     min_score: float,
@@ -70,9 +70,12 @@ def detect(
     from animesion.dataset import box_tables
     from animesion.detectors import scan, sheets
 
-    names = [name.strip() for name in (compare or detector).split(",") if name.strip()]
-    if not names or (compare and detector):
-        raise click.UsageError(f"give --detector or --compare, one of them; detectors: {', '.join(detectors.names())}")
+    if compare and detector:
+        raise click.UsageError("give --detector or --compare, one of them")
+    chosen = compare or ("anime" if detector is None else detector)
+    names = [name.strip() for name in chosen.split(",") if name.strip()]
+    if not names:
+        raise click.UsageError(f"--detector names none; there are {', '.join(detectors.names())}")
     if compare and (out or form not in (None, "json") or len(names) < 2):
         raise click.UsageError(
             "--compare takes two or more detectors, prints a table or --format json, and has no --out"

@@ -44,7 +44,12 @@ detectors.add_command(install_command("detector", "lbp --from lbpcascade_animefa
     type=click.Path(path_type=Path),
     help="Labelled boxes: a table, JSON, COCO's JSON, or a folder of YOLO's.",
 )
-@click.option("--detector", required=True, help="NAME or NAME:FILE; several with commas: boxes that they agree on.")
+@click.option(
+    "--detector",
+    default="anime",
+    show_default=True,
+    help="NAME or NAME:FILE; several with commas: boxes that they agree on.",
+)
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Option of the detector, or of NAME.KEY.")
 @click.option("--min-score", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Lowest score of a box.")
 @click.option(

@@ -150,7 +150,7 @@ def test_labels_of_an_image_that_was_turned_are_refused(world: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give --detector or --compare"),
+        (["--detector", ""], "--detector names none; there are anime, "),
         (["--detector", "lbp", "--compare", "lbp,center"], "give --detector or --compare"),
         (["--compare", "lbp"], "takes two or more detectors"),
         (["--compare", "lbp,center", "--out", "x"], "takes two or more detectors"),
