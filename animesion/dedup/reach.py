@@ -16,8 +16,8 @@ _SEEN = {
     "hash": (
         "copies are searched by hashes of windows and compared by their pixels; recall measured on 1,000 faces: 0.98 "
         "to 1.000 for another size, encoding or tone, a mirror image, a border and crops of up to 20 % of the sides, "
-        f"0.87 for 10 % off one side, 0.3 to 0.6 under stickers and caption bars ({_WHERE}); not seen are turned copies, "
-        'smaller crops, photographs of one subject and tracings; duplicates.copies = "local" sees more'
+        f"0.87 for 10 % off one side, 0.3 to 0.6 under stickers and caption bars ({_WHERE}); not seen are turned "
+        'copies, smaller crops, photographs of one subject and tracings; duplicates.copies = "local" sees more'
     ),
     "off": (
         "copies are searched by hashes of whole images, and no pixels are compared; recall measured on 1,000 faces: "
