@@ -24,7 +24,15 @@ TOP_DOMAINS = 0.1
 #: Most domains that the Markdown lists; JSON has all of the share.
 _LISTED = 50
 #: Reasons that are a site's or an author's refusal.
-_REFUSALS = (DropReason.REFUSED, DropReason.REMOVED)
+_REFUSALS = (
+    DropReason.REFUSED,
+    DropReason.ROBOTS_OPT_OUT,
+    DropReason.USAGE_OPT_OUT,
+    DropReason.TDM_OPT_OUT,
+    DropReason.METADATA_OPT_OUT,
+    DropReason.C2PA_OPT_OUT,
+    DropReason.REMOVED,
+)
 _MISSING = "**Missing**: neither the tables nor the recipe of the dataset say."
 
 

@@ -10,6 +10,11 @@ from typing import TYPE_CHECKING
 import click
 
 from animesion.cli.installing import install_command
+from animesion.errors import UsageError
+
+if TYPE_CHECKING:
+    from animesion.detectors.evaluation import Judged
+    from animesion.detectors.scan import Scanned
 
 
 @click.group(invoke_without_command=True, epilog="Example: animesion detectors")

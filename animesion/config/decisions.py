@@ -1,4 +1,4 @@
-"""A curator's decisions on single images: exclude, relabel, same image, different images, the box of the face.
+"""A curator's decisions: exclude, relabel, same image, different images, the verdict on a pair, the box of the face.
 
 `animesion browse` writes decisions to a small TOML file, a recipe refers to it as `curate.decisions`, and the curate
 stage applies them. The resolved recipe holds the decisions themselves, so the file's name and folder do not matter.
@@ -25,6 +25,8 @@ Key = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_-]+$", max_length=200)
 #: A label that a decision can give to an image: no line breaks or other control characters.
 LabelText = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=20_000)]
 Keys = Annotated[list[Key], Field(min_length=2, max_length=1000)]
+#: SHA-256 of an image's bytes; where each face is a sample, with its box, see `image_id`.
+ImageId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}(#-?[0-9]{1,9}(,-?[0-9]{1,9}){3})?$")]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=False)]
 #: Left, top, right and bottom of a box relative to the upright image, 0 to 1.
 Corners = Annotated[list[Share], Field(min_length=4, max_length=4)]
@@ -61,6 +63,7 @@ class Decisions(Section):
         label: new label by key; replaces the label from the source.
         same: sets of keys that show the same image.
         different: sets of keys of which no two show the same image.
+        pairs: verdicts on pairs, which replace those that were found.
         box: box of the face by key; replaces what the detector found. Keys are those of images, also where each face
             is a sample.
         several: images that show several characters, whatever the detector found.
@@ -70,6 +73,7 @@ class Decisions(Section):
     label: dict[Key, LabelText] = Field({})
     same: list[Keys] = Field([])
     different: list[Keys] = Field([])
+    pairs: list[PairDecision] = Field([])
     box: dict[Key, Corners] = Field({})
     several: list[Key] = Field([])
 
@@ -115,7 +119,8 @@ class Decisions(Section):
         return self
 
     def __bool__(self) -> bool:
-        return bool(self.exclude or self.label or self.same or self.different or self.box or self.several)
+        on_images = self.exclude or self.label or self.box or self.several
+        return bool(on_images or self.same or self.different or self.pairs)
 
     def named(self) -> set[str]:
         """Every key that occurs in a decision."""
@@ -131,6 +136,10 @@ class Decisions(Section):
             "different": [list(each) for each in sorted({tuple(sorted(set(each))) for each in self.different})],
             "label": dict(sorted(self.label.items())),
             "box": dict(sorted(self.box.items())),
+            "pairs": [
+                {"images": [*pair], "verdict": verdict}
+                for pair, verdict in sorted({(tuple(sorted(each.images)), each.verdict) for each in self.pairs})
+            ],
         }
         return tomli_w.dumps({name: value for name, value in content.items() if value})
 

@@ -19,6 +19,7 @@ from pydantic import Field
 
 from animesion import model_files
 from animesion.config.settings import Section
+from animesion.detectors import onnx_outputs
 from animesion.errors import AnimesionError, UsageError
 from animesion.schemas import Box
 
@@ -108,15 +109,14 @@ class OnnxDetector:
         self._options = options = options or OnnxOptions()
         self._path = self.file(options)
         self._session = model_files.onnx_session(self._path, "the detector 'onnx'", options.device)
-        inputs = self._session.get_inputs()
-        shape = inputs[0].shape if inputs else []
-        if len(inputs) != 1 or len(shape) != 4 or shape[0] in range(2, 1 << 31) or not _open_or(shape[1], 3):
-            raise self._refusal("does not take one RGB image of shape (1, 3, height, width)")
-        if inputs[0].type not in _TYPES:
-            raise self._refusal(f"takes {inputs[0].type}, not floats")
-        self._input: str = inputs[0].name
-        self._type = _TYPES[inputs[0].type]
-        self._height, self._width = (side if isinstance(side, int) and side > 0 else 0 for side in shape[2:])
+        image, sizes = self._inputs()
+        self._input: str = image.name
+        self._type = _TYPES[image.type]
+        if self._type is np.uint8 and options.values not in ("auto", "0-255"):
+            raise self._refusal(f"takes bytes, which have no values of the option 'values' ({options.values})")
+        self._nhwc = self._is_nhwc(image.shape)
+        sides = image.shape[1:3] if self._nhwc else image.shape[2:]
+        self._height, self._width = (side if isinstance(side, int) and side > 0 else 0 for side in sides)
         if (self._height or options.size) * (self._width or options.size) > _MOST_PIXELS:
             raise self._refusal(f"takes images of {self._width}x{self._height} px, which is too large")
         self._constant = {} if sizes is None else {sizes.name: np.full((1, 2), _SCALE, _SIZE_TYPES[sizes.type])}
@@ -209,9 +209,12 @@ class OnnxDetector:
             values = self._session.run(None, given)
         except Exception as error:  # onnxruntime's own classes, which differ by version
             raise AnimesionError(f"{self._path} fails on an image: {model_files.first_line(error)}") from None
-        # corners (N, 4) in input pixels, scores (N,), classes (N,); boxes that are not finite are dropped below
-        with np.errstate(over="ignore", invalid="ignore"):
-            corners, scores, classes, suppressed = self._decode(output, frame)
+        outputs = {output.name: value for output, value in zip(self._session.get_outputs(), values, strict=True)}
+        try:
+            found = onnx_outputs.read(outputs, frame.width, frame.height, self._reading)
+        except UsageError as error:
+            raise UsageError(f"{self._path} {error}") from None
+        corners, scores = found.corners, found.scores
         good = np.isfinite(corners).all(1) & (scores >= self._options.score)
         if self._wanted:
             good &= np.isin(found.classes, list(self._wanted))
@@ -321,9 +324,8 @@ def _relative(corners: Array, scores: Array, frame: _Frame) -> Iterator[Box]:
             yield Box(left, top, right, bottom, score)
 
 
-def _open_or(side: object, value: int) -> bool:
-    """Whether a dimension in the file is dynamic or equals a value."""
-    return side == value or not isinstance(side, int)
+def _shape(shape: Sequence[object]) -> str:
+    return f"({', '.join(str(side) if side is not None else '?' for side in shape)})"[:200]
 
 
 def _literal(text: str) -> object:

@@ -65,11 +65,16 @@ def run(
             "limits": [recipe.filter.max_side, recipe.filter.max_pixels],
         }
     )
-    code = f"compare-2/pillow-{PIL.__version__}/{local_features.version()}"
+    code = f"compare-4/pillow-{PIL.__version__}/{local_features.version()}"
     receipt = workspace.done("compare", code, digest, inputs)
     if receipt:
         return receipt
-    others = [published.load(Path(folder)) for folder in settings.against]
+    limits = codec.Limits(recipe.filter.max_side, recipe.filter.max_pixels)
+    others, notes = [], []
+    for other in published.load_all(settings):
+        known, note = published.with_features(other, settings.copies, limits, executor, lambda images: None)
+        others.append(known)
+        notes += [note] if note else []
     rows = load_columns(workspace, parts, (*_COLUMNS, *(_OTHER_HASH if settings.other_hash else ())))
     vectors = embed.read(workspace, parts, rows["key"]) if settings.embedding.model else None
     before = verdicts.earlier(workspace, code)

@@ -69,7 +69,7 @@ def run(workspace: Workspace, recipe: Recipe, parts: int, crashed: Mapping[str, 
     if receipt:
         return receipt
     checksums.unseal(workspace.root)
-    others = [published.load(Path(folder)) for folder in recipe.duplicates.against]
+    others = published.load_all(recipe.duplicates)
     rows = load_columns(workspace, parts, ("hash", "hash_flip") if recipe.duplicates.other_hash else ())
     if recipe.duplicates.embedding.decides:
         rows["embedding"] = embed.read(workspace, parts, rows["key"])
@@ -205,7 +205,7 @@ def decide(
     notes += _variants_notes(rows, recipe, labels, split_of, alone)
     if others:
         copies = "off" if compared is None else recipe.duplicates.for_images(len(keys)).copies
-        notes.append(f"published datasets: {reach.sentence(copies)}")
+        notes.append(f"published datasets: {reach.sentence(copies, other_hash=recipe.duplicates.other_hash)}")
         notes += _published_family_notes(rows, others, split_of)
     if duplicates.conflicts:
         notes.append(f"{duplicates.conflicts} of {duplicates.clusters} duplicate clusters have several labels")
@@ -408,7 +408,8 @@ def _apply_decisions(
                 reason[i] = DropReason.EXCLUDED_LABEL
     notes = [
         f"decisions: {len(excluded):,} images to exclude, {len(decided.label):,} labels, "
-        f"{len(decided.same):,} sets of the same image, {len(decided.different):,} sets of different images"
+        f"{len(decided.same):,} sets of the same image, {len(decided.different):,} sets of different images, "
+        f"{len(decided.pairs):,} verdicts on pairs"
         + (f", {len(decided.box):,} boxes" if decided.box else "")
         + (f", {len(decided.several):,} images of several characters" if decided.several else "")
     ]

@@ -90,7 +90,9 @@ class FetchJob:
                     content_facts = {} if payload.reason else _content_facts(payload)
                     if content_facts and content_facts["sha256"] in refused.bytes_:
                         row["reason"] = DropReason.REMOVED
-                    elif content_facts:
+                    elif content_facts and self.recipe.filter.opt_outs:
+                        row["reason"], row["detail"] = opt_outs.find(payload.content, codec.sniff(payload.content))
+                    if not row["reason"]:
                         row |= {**content_facts, "offset": tar.position + shards.BLOCK}
                         tar.write(shards.member(f"{item.key}.{row['extension']}", payload.content))
                 rows.append(_anonymous(row) if row["reason"] == DropReason.REMOVED else row)
@@ -149,6 +151,7 @@ def params(recipe: Recipe, keys: Iterable[str], refused: removed.Removed | None 
     decided = recipe.curate.decisions.box if names else {}
     crop = {name: values["crop"][name] for name in names}
     values |= {"crop": crop, "decided": sorted(key for key in keys if key in decided)}
+    values |= {"opt_outs": opt_outs.version()} if recipe.filter.opt_outs else {}
     return params_digest({**values, "removed": refused.digest()} if refused else values)
 
 

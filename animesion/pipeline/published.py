@@ -21,16 +21,20 @@ import pyarrow.compute as pc
 
 from animesion.config.recipe import DuplicatesSection, Recipe
 from animesion.dataset.dataset import Dataset
-from animesion.dedup import candidates, search
+from animesion.dedup import candidates, extraction, search
 from animesion.dedup.clusters import Rows, hashes_of
 from animesion.dedup.compare import Place
 from animesion.dedup.hashes import ImageHashes, are_valid
 from animesion.errors import UsageError
+from animesion.images import codec
 from animesion.images.other_hashes import WIDTHS
 from animesion.schemas import FEATURES, THUMBNAIL_SIDE, sample_key
 from animesion.sources import families
 from animesion.storage import checksums, parquet
 from animesion.storage.workspace import sha256_file
+
+if TYPE_CHECKING:
+    from animesion.executors import Executor
 
 _FEATURES = ("key", "face", "phash", "phash_flip", "thumbnail", "points", "windows", "hash_kind", "hash", "hash_flip")
 #: Features that the recipe of a build may leave out.
@@ -85,6 +89,25 @@ class PublishedFeatures:
     crops: Sequence[tuple[int, ...] | None]
     made_with: str
 
+    def hashes(self, kind: str) -> ImageHashes:
+        """The hashes that a recipe compares.
+
+        Args:
+            kind: its `duplicates.hash`; empty for pHash.
+
+        Raises:
+            UsageError: the dataset was built with another one.
+        """
+        if not kind:
+            return ImageHashes.phashes(self.phash, self.phash_flip)
+        if self.hash is None or self.hash_kind != kind:
+            built = self.hash_kind or "phash"
+            raise UsageError(
+                f'duplicates.against: {self.name} was built with duplicates.hash = "{built}", which cannot be compared '
+                f'with "{kind}": set duplicates.hash to "phash", which every dataset has, or build it again'
+            )
+        return self.hash
+
 
 def load_all(settings: DuplicatesSection) -> list[PublishedFeatures]:
     """Load the datasets in `duplicates.against`, each once.
@@ -138,25 +161,6 @@ def with_features(
         "images"
     )
     return replace(other, places=places, made_with=version, **{name: content}), note
-
-    def hashes(self, kind: str) -> ImageHashes:
-        """The hashes that a recipe compares.
-
-        Args:
-            kind: its `duplicates.hash`; empty for pHash.
-
-        Raises:
-            UsageError: the dataset was built with another one.
-        """
-        if not kind:
-            return ImageHashes.phashes(self.phash, self.phash_flip)
-        if self.hash is None or self.hash_kind != kind:
-            built = self.hash_kind or "phash"
-            raise UsageError(
-                f'duplicates.against: {self.name} was built with duplicates.hash = "{built}", which cannot be compared '
-                f'with "{kind}": set duplicates.hash to "phash", which every dataset has, or build it again'
-            )
-        return self.hash
 
 
 def splits_of(folder: Path) -> dict[str, str]:
@@ -239,7 +243,9 @@ def load(folder: Path) -> PublishedFeatures:
         features["windows"],
         kind,
         other,
-        _places(dataset, kept),
+        *_places(dataset, kept),
+        _crops(kept),
+        _made_with(dataset),
     )
 
 
@@ -255,9 +261,29 @@ def _other_hashes(features: pa.Table, damaged: UsageError) -> tuple[str, ImageHa
     return kind, ImageHashes.of_kind(kind, *values)
 
 
-def _places(dataset: Dataset, kept: pa.Table) -> list[Place]:
-    """Where the packed image of each kept row is, by the dataset's index."""
-    index = dataset.read_table("index.parquet")
+def _crops(kept: pa.Table) -> list[tuple[int, ...] | None]:
+    columns = (kept[name].to_pylist() for name in ("crop", "width", "height"))
+    return [
+        None if tuple(crop) == (0, 0, width, height) else tuple(crop)
+        for crop, width, height in zip(*columns, strict=True)
+    ]
+
+
+def _made_with(dataset: Dataset) -> str:
+    """The version of the features in `dataset.json`; empty if it has none, or is not the file that SHA256SUMS lists."""
+    path = dataset.path / "dataset.json"
+    try:
+        if sha256_file(path) != checksums.read(dataset.path).get("dataset.json"):
+            return ""
+        version = json.loads(path.read_bytes())["made_with"]["copies"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return ""
+    return version if isinstance(version, str) and re.fullmatch(r"[a-z0-9./-]{1,80}", version) else ""
+
+
+def _places(dataset: Dataset, kept: pa.Table) -> tuple[list[Place], list[str]]:
+    """Where the packed image of each kept row is, by the dataset's index, and the digest of its bytes."""
+    index = _listed(dataset, "index.parquet")
     at = {key: i for i, key in enumerate(index["key"].to_pylist())}
     shards, offsets, sizes, digests = (index[name].to_pylist() for name in ("shard", "offset", "size", "sha256"))
     places, packed = [], []

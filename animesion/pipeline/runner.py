@@ -10,7 +10,7 @@ from dataclasses import replace as replaced
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from animesion import executors, model_files, sources
+from animesion import detectors, executors, model_files, sources
 from animesion.config.recipe import Recipe
 from animesion.errors import AnimesionError, UsageError
 from animesion.images import other_hashes
@@ -128,6 +128,8 @@ def run(
             raise UsageError(
                 f"duplicates.against: {folder} is the output folder itself: give another output with --out"
             )
+    if until != "fetch":  # a detector that is not ready is found before hours of fetching
+        detectors.identity(recipe.crop.detector, recipe.crop.detector_options)
     if recipe.duplicates.other_hash:
         other_hashes.require(recipe.duplicates.other_hash)
     if (embedding := recipe.duplicates.embedding).model == "sscd" and embedding.weights == "pretrained":

@@ -23,6 +23,7 @@ from animesion.dataset.dataset import Dataset
 from animesion.errors import UsageError
 from animesion.report.boxes import BOXED_SIDE, Boxes
 from animesion.report.images import Album, Images
+from animesion.report.pairs import KINDS, SIDE, Pair, Pairs
 from animesion.stats import long_tail
 
 #: Byte budgets of the thumbnails of classes, clusters, pairs and drops, before base64 makes them a third larger.

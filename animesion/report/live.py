@@ -64,8 +64,11 @@ class Browser:
         self.dataset = dataset
         self.file = file
         self.images = Images(dataset)
-        self.boxes = Boxes(self.images)
-        self.overview = facts.overview(dataset, self.images.rows, audit) | {"decidable": self.boxes.decidable}
+        self.pairs, self.boxes = Pairs(self.images), Boxes(self.images)
+        self.overview = facts.overview(dataset, self.images.rows, audit) | {
+            "pairs": facts.pair_totals(self.pairs),
+            "decidable": self.boxes.decidable,
+        }
         if self.overview["audit"]:
             for each in self.overview["audit"]["items"]:
                 place = self.images.places.get(each["key"])

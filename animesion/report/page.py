@@ -18,7 +18,7 @@ import jinja2
 from markupsafe import Markup
 
 _VENDORED = ("preact.min.js", "preact-hooks.min.js", "htm.min.js", "uplot.min.js")
-_OURS = ("core.js", "plots.js", "dataset.js", "boxes.js", "run.js", "main.js")
+_OURS = ("core.js", "plots.js", "dataset.js", "pairs.js", "boxes.js", "run.js", "main.js")
 _STYLES = ("uplot.min.css", "style.css", "boxes.css")
 
 _ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}

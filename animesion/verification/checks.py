@@ -106,7 +106,7 @@ def verify(dataset: Dataset, *, workers: int = 0, decode: bool = True, progress:
     with executors.make(workers=workers) as engine:
         found = scan.read(dataset, engine, limits if decode else None, progress, settings.copies, settings.other_hash)
         related = copies.find(dataset, found, settings, limits, engine, progress) if decode else []
-    report.reach = reach.sentence(settings.copies, decoded=decode)
+    report.reach = reach.sentence(settings.copies, other_hash=settings.other_hash, decoded=decode)
     if decode and settings.copies != "off" and dataset.split_strategy == "grouped":
         report.reach += "; limits are a little narrower than those of the build, whose split this is"
     report.samples, report.shards = len(found.keys), len(found.walks) - len(found.unread)

@@ -141,6 +141,7 @@ ALTERATIONS: dict[str, Alteration] = {
     "crop 10%, half, JPEG 50": both(both(cropped(0.1), resized(0.5)), recoded("JPEG", 50)),
     "half, JPEG 50": both(resized(0.5), recoded("JPEG", 50)),
     "JPEG 30": recoded("JPEG", 30),
+    "resize 0.5": resized(0.5),
     "resize 2": resized(2.0),
     "watermark": marked,
     "turn 15": turned(15),

@@ -23,6 +23,11 @@ from animesion.cli import cli
 from animesion.dedup import extraction
 from animesion.errors import UsageError
 from animesion.images import other_hashes
+from animesion.report import facts, live, page
+from animesion.report.pairs import KINDS
+from animesion.schemas import PAIRS
+from animesion.storage import parquet
+from tests.serving import served
 from tests.unit.test_copies import cut, jpeg, scene, turned
 
 PATHS = {"labels": "labels.csv", "images": "images", "faces": "faces.tsv"}
@@ -190,6 +195,7 @@ def test_hashes_of_two_kinds_are_never_compared(tmp_path: Path) -> None:
     build(tmp_path / "old", old, "name=old", off, "duplicates.hash=dhash")
     verified = CliRunner().invoke(cli, ["verify", str(old)])
     assert verified.exit_code == 0, verified.output
+    assert "copies are searched by the dhash of whole images" in " ".join(verified.output.split())
     against = f'duplicates.against=["{old}"]'
     with pytest.raises(UsageError, match=r'old was built with duplicates.hash = "dhash", which cannot be compared'):
         build(tmp_path / "new", tmp_path / "whash", off, against, "duplicates.hash=whash")
@@ -212,3 +218,193 @@ def test_another_hash_adds_candidates_that_are_verified(images: Path, tmp_path: 
     features = pq.read_table(tmp_path / "out" / "features" / "part-00000.parquet", columns=["hash_kind", "hash"])
     assert set(features["hash_kind"].to_pylist()) == {"dhash"}
     assert CliRunner().invoke(cli, ["verify", str(tmp_path / "out")]).exit_code == 0
+
+
+def test_a_build_that_grows_compares_its_new_images_only(images: Path, tmp_path: Path) -> None:
+    grown = shutil.copytree(images, tmp_path / "in")
+    build(grown, tmp_path / "out")
+    first = compared(tmp_path / "out")
+    assert first > 0
+    # one more image that comes first, and one that is gone
+    cut(0.0, 0.05, 0.95, 1.0)(scene(4)).save(grown / "miku" / "a cut.png")
+    (grown / "rin" / "mirrored.png").unlink()
+    build(grown, tmp_path / "out")
+    build(grown, tmp_path / "fresh")
+    assert 0 < compared(tmp_path / "out") < first
+    assert compared(tmp_path / "fresh") > compared(tmp_path / "out")
+    for name in ("SHA256SUMS", "features/pairs.parquet", "features/compared.parquet"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes(), name
+    # other settings that find fewer candidates keep the verdicts, too; files of another origin do not count
+    build(grown, tmp_path / "out", "duplicates.radius=2")
+    assert compared(tmp_path / "out") == 0
+    table = pq.read_table(tmp_path / "out" / "features/pairs.parquet")
+    pq.write_table(table, tmp_path / "out" / "features/pairs.parquet")
+    build(grown, tmp_path / "out")
+    assert compared(tmp_path / "out") == compared(tmp_path / "fresh")
+    assert pq.read_table(tmp_path / "out" / "features/pairs.parquet") == pq.read_table(
+        tmp_path / "fresh" / "features/pairs.parquet"
+    )
+
+
+def compared(out: Path) -> int:
+    """How many pairs the last build compared."""
+    return int(json.loads((out / ".receipts" / "compare.json").read_text())["facts"]["compared"])
+
+
+@pytest.fixture(scope="module")
+def local(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("local") / "out"
+    build(images, out)
+    return out
+
+
+def stems(dataset: Path, pairs: list[dict[str, Any]]) -> list[set[str]]:
+    rows = {row["key"]: Path(row["source_id"]).stem for row in pq.read_table(dataset / "curated.parquet").to_pylist()}
+    return [{rows[pair[side]["key"]] for side in ("first", "second")} for pair in pairs]
+
+
+def test_the_report_shows_pairs_in_one_frame_with_the_difference_lit(local: Path) -> None:
+    shown = facts.of_dataset(animesion.open_dataset(local))
+    pairs = shown["pairs"]
+    assert stems(local, pairs["items"]["conflict"]) == [{"scene1", "mislabelled"}]
+    assert {pairs["items"]["conflict"][0][side]["label"] for side in ("first", "second")} == {"miku", "rin"}
+    [alternate] = [pair for pair in pairs["items"]["alternate"] if {"scene0", "other"} == stems(local, [pair])[0]]
+    strip = Image.open(io.BytesIO(base64.b64decode(shown["images"][alternate["image"]]))).convert("RGB")
+    side = (strip.width - 2 * 4) // 3
+    first, second, lit = (np.asarray(strip)[:, i * (side + 4) : i * (side + 4) + side].astype(int) for i in range(3))
+    # the ellipse of the alternate is at (60..76, 80..90) of 220 x 180
+    height = strip.height
+    inside = np.s_[int(height * 82 / 180) : int(height * 88 / 180), int(side * 63 / 220) : int(side * 73 / 220)]
+    orange = lit[..., 0] - lit[..., 2]
+    assert orange[inside].mean() > 100
+    assert orange.mean() < 15
+    assert np.abs(first - second)[inside].mean() > 3 * np.abs(first - second).mean()
+    copies = {
+        frozenset(names): pair
+        for names, pair in zip(stems(local, pairs["items"]["copy"]), pairs["items"]["copy"], strict=True)
+    }
+    turned_copy = copies[frozenset({"scene0", "turned"})]
+    assert "turned" in turned_copy["how"]
+    strip = Image.open(io.BytesIO(base64.b64decode(shown["images"][turned_copy["image"]]))).convert("RGB")
+    side = (strip.width - 8) // 3
+    panels = [np.asarray(strip)[:, i * (side + 4) : i * (side + 4) + side].astype(int) for i in range(3)]
+    assert np.abs(panels[0] - panels[1])[4:-4, 4:-4].mean() < 12
+    assert pairs["totals"] == {kind: len(items) for kind, items in pairs["items"].items()}
+
+
+def test_a_report_of_thousands_of_pairs_stays_small(local: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(local, tmp_path / "out")
+    rows = pq.read_table(out / "features/pairs.parquet").to_pylist()
+    before = len(page.render(facts.of_dataset(animesion.open_dataset(out))))
+    many = [{**row, "residual": float(i)} for i in range(300) for row in rows]
+    parquet.write(out / "features/pairs.parquet", pa.Table.from_pylist(many, schema=PAIRS))
+    found = facts.of_dataset(animesion.open_dataset(out))
+    assert sum(found["pairs"]["totals"].values()) == len(many)
+    items = found["pairs"]["items"]
+    assert all(len(items[kind]) <= most for kind, most in KINDS.items())
+    assert items["copy"][0]["residual"] == 299.0  # the doubtful ones
+    assert items["alternate"][0]["residual"] == 0.0
+    assert len(page.render(found)) < before + 4 / 3 * facts.PAIR_BYTES + 1000 * sum(KINDS.values())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"transform": [float("nan")] * 6},
+        {"transform": [1e30, 0, 0, 0, 1e30, 0]},
+        {"transform": [0.0] * 6},
+        {"residual": float("inf")},
+        {"verdict": "</script>"},
+        {"first": "unknown"},
+        {"how": None},
+    ],
+)
+def test_pairs_that_no_search_writes_are_not_drawn(local: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    out = shutil.copytree(local, tmp_path / "out")
+    rows = pq.read_table(out / "features/pairs.parquet").to_pylist()
+    harmed = [{**rows[0], "how": "</script><img src=x>" + "x" * 9999}, *({**row, **change} for row in rows[1:])]
+    parquet.write(out / "features/pairs.parquet", pa.Table.from_pylist(harmed, schema=PAIRS))
+    found = facts.of_dataset(animesion.open_dataset(out))
+    [shown] = [pair for pairs in found["pairs"]["items"].values() for pair in pairs]
+    assert len(shown["how"]) == facts.MOST_TEXT
+    assert "</script><img" not in page.render(found)
+    (out / "features/pairs.parquet").write_bytes(b"PAR1 nothing PAR1")
+    with pytest.raises(UsageError, match="is damaged: delete it, or run"):
+        facts.of_dataset(animesion.open_dataset(out))
+    (out / "features/pairs.parquet").unlink()
+    assert facts.of_dataset(animesion.open_dataset(out))["pairs"]["totals"]["alternate"] == 0
+
+
+def test_a_curator_turns_verdicts_and_the_next_build_applies_them(images: Path, local: Path, tmp_path: Path) -> None:
+    browser = live.Browser(animesion.open_dataset(local), tmp_path / "decisions.toml")
+    before = {Path(row["source_id"]).stem: row for row in pq.read_table(local / "curated.parquet").to_pylist()}
+    with served(live.application(browser, "token")) as port:
+        site = f"http://127.0.0.1:{port}"
+        asked = {kind: requests.get(f"{site}/api/pairs?kind={kind}", timeout=10).json() for kind in KINDS}
+        pairs = {
+            frozenset(names): pair
+            for answer in asked.values()
+            for names, pair in zip(stems(local, answer["items"]), answer["items"], strict=True)
+        }
+        wanted = {("scene0", "cut"): "alternate", ("scene0", "other"): "copy", ("scene1", "mislabelled"): "different"}
+        turned_pairs = [
+            {"images": pairs[frozenset(names)]["ids"], "verdict": verdict} for names, verdict in wanted.items()
+        ]
+        answer = requests.get(f"{site}/api/pairs/{pairs[frozenset({'scene0', 'cut'})]['number']}", timeout=10)
+        assert Image.open(io.BytesIO(answer.content)).width > 3 * 200
+        for wrong in ("x", "-1", "9999", "../image/x"):
+            assert requests.get(f"{site}/api/pairs/{wrong}", timeout=10).status_code in (400, 404)
+        headers = {live.TOKEN_HEADER: "token"}
+        body = {"decisions": {"pairs": turned_pairs}, "revision": ""}
+        assert requests.put(f"{site}/api/decisions", json=body, headers=headers, timeout=10).status_code == 200
+    text = (tmp_path / "decisions.toml").read_text()
+    assert before["cut"]["sha256"] in text
+    # digests and not keys: the decisions hold where files have other names
+    renamed = shutil.copytree(images, tmp_path / "in")
+    (renamed / "rin" / "cut.png").rename(renamed / "rin" / "another name.png")
+    decided = f'curate.decisions="{tmp_path / "decisions.toml"}"'
+    after = build(renamed, tmp_path / "out", decided)
+    assert after["another name"]["kept"]
+    assert after["another name"]["group"] == after["scene0"]["group"]
+    assert (after["other"]["reason"], after["other"]["keeper"]) == ("duplicate by decision", after["scene0"]["key"])
+    assert (after["other"]["verdict"], after["other"]["how"].partition(";")[0]) == ("copy", "by decision")
+    assert after["scene1"]["kept"]
+    assert after["mislabelled"]["kept"]
+    assert before["mislabelled"]["reason"] == "label conflict"
+    shown = facts.of_dataset(animesion.open_dataset(tmp_path / "out"))["pairs"]
+    assert {
+        frozenset(names): pair["decided"]
+        for kind in KINDS
+        for names, pair in zip(stems(tmp_path / "out", shown["items"][kind]), shown["items"][kind], strict=True)
+        if pair["decided"]
+    } == {
+        frozenset({"scene0", "another name"}): "alternate",
+        frozenset({"scene0", "other"}): "copy",
+        frozenset({"scene1", "mislabelled"}): "different",
+    }
+    assert CliRunner().invoke(cli, ["verify", str(tmp_path / "out")]).exit_code == 0
+
+
+def test_a_build_that_only_reports_prints_what_it_found(images: Path, tmp_path: Path) -> None:
+    command = [
+        "build",
+        "folder",
+        "--set",
+        f"source.path={images}",
+        "--set",
+        "duplicates.action=report",
+        "--workers",
+        "1",
+    ]
+    done = CliRunner().invoke(cli, [*command, "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    [note] = [line for line in done.stdout.splitlines() if "duplicates were found and kept" in line]
+    pairs = pq.read_table(tmp_path / "out" / "features/pairs.parquet").to_pylist()
+    plain = [row["verdict"] for row in pairs if not row["mirrored"]]
+    assert f"{plain.count('copy')} copy" in note
+    assert f"{sum(row['mirrored'] and row['verdict'] == 'copy' for row in pairs)} mirrored copy" in note
+    [examples] = [line for line in done.stdout.splitlines() if line.startswith("note: for example ")]
+    assert "two labels: folder-" in examples
+    assert " under miku" in examples
+    assert " under rin" in examples
+    assert "alternate: folder-" in examples

@@ -95,7 +95,7 @@ def test_a_host_that_wants_a_long_pause_is_left_alone_and_a_restart_knows(tmp_pa
 
     with local_server(closed) as server:
         memory = tmp_path / "hosts.sqlite"
-        settings = {"limiter": RateLimiter(1000, memory=memory), "per_host": 1, "opt_outs": False}
+        settings: dict[str, Any] = {"limiter": RateLimiter(1000, memory=memory), "per_host": 1, "opt_outs": False}
         first = crawl(server, tmp_path, wanted(50), **settings)
         asked = sum(server.journal.paths.values())
         settings["limiter"] = RateLimiter(1000, memory=memory)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import strategies as st
 
 import animesion
-from animesion.config.decisions import Decisions
+from animesion.config.decisions import Decisions, PairDecision
 from animesion.config.decisions import read as read_decisions
 from animesion.config.recipe import CurateSection
 from animesion.errors import UsageError

@@ -14,9 +14,11 @@ from aiohttp import web
 from click.testing import CliRunner, Result
 from PIL import Image, ImageDraw
 
+import animesion
 from animesion import detectors, model_files
 from animesion.cli import cli
 from animesion.config.recipe import load
+from animesion.detectors.matching import overlap
 from animesion.errors import UsageError
 from animesion.pipeline import inspect
 from animesion.schemas import Box

@@ -61,6 +61,7 @@ function decide(before, what, keys, label) {
     label: Object.fromEntries(Object.entries(before.label).filter(([key]) => !gone.has(key))),
     same: before.same,
     different: before.different,
+    pairs: before.pairs,
     box: before.box,
     several: before.several.filter((key) => !gone.has(key)),
   };
@@ -117,6 +118,7 @@ function useDecisions(data) {
     }),
     clear: () => set((now) => ({ ...now, selected: new Set() })),
     act: (what, keys, label) => save(decide(state.decisions, what, keys, label)),
+    turn: (ids, verdict) => save(turn(state.decisions, ids, verdict)),
     box: (key) => set((now) => ({ ...now, boxing: key })),
     decideBox: (key, box) => save(decideBox(state.decisions, key, box)),
     decideSeveral: (keys) => save(decideSeveral(state.decisions, keys)),
@@ -412,7 +414,8 @@ function Audit({ audit, store, editor, live }) {
 
 function Decided({ data, editor }) {
   const { decisions } = editor;
-  const empty = !decisions.exclude.length && !Object.keys(decisions.label).length && !decisions.same.length && !decisions.different.length && !decisions.several.length && !Object.keys(decisions.box).length;
+  const lists = [decisions.exclude, Object.keys(decisions.label), decisions.same, decisions.different, decisions.pairs, decisions.several, Object.keys(decisions.box)];
+  const empty = lists.every((each) => !each.length);
   const Row = ({ what, keys, more }) => html`<tr><td>${what}</td><td>${keys.map((key) => html`<${Name} text=${key} /> `)}</td><td>${more ? html`<${Name} text=${more} />` : null}</td>
     <td><button disabled=${!editor.writable} onClick=${() => editor.act('forget', keys)}>Reset</button></td></tr>`;
   return html`<div><h2>Decisions</h2>
@@ -424,7 +427,9 @@ function Decided({ data, editor }) {
       ${decisions.same.map((keys) => html`<${Row} what="same" keys=${keys} />`)}
       ${decisions.several.map((key) => html`<${Row} what="two characters" keys=${[key]} />`)}
       ${Object.entries(decisions.box).map(([key, box]) => html`<${Row} what="box" keys=${[key]} more=${box.map((value) => `${(100 * value).toFixed(1)}%`).join(', ')} />`)}
-      ${decisions.different.map((keys) => html`<${Row} what="different" keys=${keys} />`)}</tbody></table></div>`}
+      ${decisions.different.map((keys) => html`<${Row} what="different" keys=${keys} />`)}
+      ${decisions.pairs.map((each) => html`<tr><td>pair: ${each.verdict}</td><td>${each.images.map((id) => html`<code>${id.slice(0, 12)}…${id.slice(64)}</code> `)}</td><td></td>
+        <td><button disabled=${!editor.writable} onClick=${() => editor.turn(each.images, '')}>Reset</button></td></tr>`)}</tbody></table></div>`}
     <p role="status">${plain(editor.message)}</p>
   </div>`;
 }

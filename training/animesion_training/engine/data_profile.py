@@ -8,7 +8,7 @@ from animesion.errors import UsageError
 from animesion_training.data import Stream
 from animesion_training.data.stages import StageTimes, measure_stages
 from animesion_training.distributed import distributed_context
-from animesion_training.engine import setup
+from animesion_training.engine import batch_size, setup
 from animesion_training.recipe import TrainRecipe
 
 #: Any mean and deviation take the same time.
@@ -33,6 +33,7 @@ def profile_data(
     with distributed_context(device) as context:
         if context.world_size > 1:
             raise UsageError("--profile-data runs in one process: start it without torchrun")
+        recipe = batch_size.settle(recipe, data, context, notify=lambda _: None)
         teacher = setup.load_teacher(recipe, data, context.device)
         if recipe.data.cache != "none":
             raise UsageError(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from animesion.errors import AnimesionError
 from animesion_training.distributed import DistributedContext, distributed_context
-from animesion_training.engine import runs, setup
+from animesion_training.engine import batch_size, runs, setup
 from animesion_training.engine.trainer import Trainer
 from animesion_training.engine.watcher import Watcher
 from animesion_training.eval.metrics import Evaluation
@@ -71,11 +71,16 @@ def train(
     """
     start = time.perf_counter()
     data, notes = setup.open_datasets(recipe, data_path, images)
-    with distributed_context(device) as context, _lock_folder(out, recipe, context, resume=resume):
-        chosen = (watcher or Watcher()) if context.is_main else Watcher()
+    with contextlib.ExitStack() as stack:
+        context = stack.enter_context(distributed_context(device))
+        settings = recipe.run
+        stack.enter_context(numerics(context.device, deterministic=settings.deterministic, tf32=settings.tf32))
+        watcher = (watcher or Watcher()) if context.is_main else Watcher()
         for note in notes:
-            chosen.message(note)
-        trainer = Trainer(recipe, data, out, context, chosen)
+            watcher.message(note)
+        recipe = batch_size.settle(recipe, data, context, out=out, notify=watcher.message)
+        stack.enter_context(_lock_folder(out, recipe, context, resume=resume))
+        trainer = Trainer(recipe, data, out, context, watcher)
         if resume:
             trainer.resume()
         test = trainer.run()

@@ -17,7 +17,6 @@ import torch
 from torch import nn
 
 from animesion.errors import UsageError
-from animesion_training.data.mixing import mix
 from animesion_training.distributed import distributed_context
 from animesion_training.engine import batch_size, checkpoint, norms, optim, setup, steps
 from animesion_training.engine.feed import feed
@@ -77,7 +76,10 @@ def find_lr(
         UsageError: a recipe that does not fit the data, or several processes.
     """
     data, _ = setup.open_datasets(recipe, data_path, images)
-    with distributed_context(device) as context:
+    with contextlib.ExitStack() as stack:
+        context = stack.enter_context(distributed_context(device))
+        settings = recipe.run
+        stack.enter_context(numerics(context.device, deterministic=settings.deterministic, tf32=settings.tf32))
         if context.world_size > 1:
             raise UsageError("--find-lr runs in one process: start it without torchrun")
         recipe = batch_size.settle(recipe, data, context, notify=notify)
