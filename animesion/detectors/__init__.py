@@ -113,9 +113,9 @@ def load(
 
 
 def identity(detector: str | Sequence[str], options: Mapping[str, Any] | None = None) -> str:
-    """SHA-256 of the file that a detector's boxes depend on; empty if there is none. Does not create the detector.
+    """What a detector's boxes depend on: SHA-256 of its file, and the library that runs it; empty if there is none.
 
-    For several detectors, theirs one after the other.
+    Does not create the detector. For several detectors, theirs one after the other.
 
     Raises:
         UsageError: as for `load`.
@@ -127,7 +127,8 @@ def identity(detector: str | Sequence[str], options: Mapping[str, Any] | None = 
         return ",".join(identity(spec, options_of[spec]) for spec in detector)
     found = _class(detector)
     arguments = _arguments(detector, found, options)
-    return model_files.digest(found.file(*arguments)) if hasattr(found, "file") else ""
+    parts = [model_files.digest(found.file(*arguments))] if hasattr(found, "file") else []
+    return "/".join([*parts, found.runtime()] if hasattr(found, "runtime") else parts)
 
 
 def options_by_detector(

@@ -42,7 +42,7 @@ _SIZES = "orig_target_sizes"
 """Input of RT-DETR and D-FINE for the size of the original image, in which they give boxes."""
 
 _SCALE = 10_000
-"""Side of the square that such a network is told instead, so that it does not matter whether the width comes first."""
+"""Side of the square that such a network is given instead, so that it does not matter whether the width comes first."""
 
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet, for values from 0 to 1."""

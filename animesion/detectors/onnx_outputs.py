@@ -46,7 +46,7 @@ class Reading:
         coordinates: whether boxes are in pixels of the network's input or relative to it, 0 to 1.
         activation: what turns the network's class values into scores.
         classes: number of class names in the file; 0 if it has none.
-        scale: boxes are in units of `1 / scale` of the input, as the network was told so; 0 if it was not.
+        scale: boxes are in units of `1 / scale` of the input, which the network was given as its size; 0 if it was not.
         score: least score of a box that is used; worse rows may hold anything.
     """
 

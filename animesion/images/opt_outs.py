@@ -130,7 +130,7 @@ def _find_packets(content: bytes) -> Iterator[bytes]:
             return
         yield content[start : close + 1]
         at = close + 1
-    # what follows so many packets is not told apart any more
+    # what follows so many packets is not read any more
     yield content[at : at + _LARGEST_PACKET]
 
 

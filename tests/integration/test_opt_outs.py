@@ -234,7 +234,7 @@ CASES = {
         C2PA, "C2PA: a compressed manifest, which", body=png_chunk(b"caBX", manifest(b"?", b"c2cm"))
     ),
     "c2pa-other": Case(KEPT, body=png_chunk(b"caBX", manifest(b"c2pa.actions"))),
-    # the most restrictive wins, and all that the response says is told
+    # the most restrictive wins, and everything that the response says is reported
     "order-headers": Case(
         USAGE,
         "Content-Usage: train-ai=n; tdm-reservation: 1",
@@ -311,7 +311,7 @@ def build(server: LocalServer, folder: Path, *settings: str) -> tuple[dict[str, 
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sources, "make", with_hosts)
-        # What is told without the extra; with it, see the unit tests.
+        # What is reported without the extra; with it, see the unit tests.
         patch.setattr(opt_outs, "_LIBRARY", "no_such_module")
         result = runner.run(recipe, folder / "out", workers=1, until="fetch", replace=True)
     rows = raw(folder / "out").values()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from animesion import detectors
 from animesion.detectors import anime, matching
 from animesion.detectors.anime import AnimeDetector, AnimeOptions, TableOrAnime
 from animesion.errors import UsageError
@@ -44,7 +45,11 @@ def test_grounds_have_no_faces(detector: AnimeDetector) -> None:
 def test_both_runtimes_give_the_same_boxes(detector: AnimeDetector, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
     images = [render(Drawing(f"anime/{n}", (CAST[n].name,), *size)) for n, size in ((0, (480, 400)), (3, (300, 500)))]
+    before = detectors.identity("anime"), detectors.identity("auto")
+    assert before[0] == before[1] != ""
     monkeypatch.setattr(anime, "_installed", lambda module: False)
+    # boxes that the other library found are not used
+    assert {detectors.identity("anime"), detectors.identity("auto")}.isdisjoint(before)
     for ours, theirs in zip(detector(images, [None] * 2), AnimeDetector()(images, [None] * 2), strict=True):
         assert len(ours) == len(theirs)
         np.testing.assert_allclose(ours, theirs, atol=2e-3)

@@ -98,7 +98,7 @@ def _page(material: Material, width: int, height: int, rng: Random) -> Scene:
 
 
 def _window(labelled: Labelled, width: int, height: int, rng: Random) -> Scene:
-    """A window of an illustration: all of it, or around a face, or anywhere; turned a little, now and then a lot."""
+    """A window of an illustration: all of it, or around a face, or anywhere; turned, mostly a little."""
     image = decoded(labelled.content)
     if image is None:
         return Scene(np.full((height, width, 3), 128, np.uint8))

@@ -190,7 +190,7 @@ class _Trial:
         return bool(peak <= _SHARES["cuda"] * free)
 
     def fits_on_cpu(self) -> Callable[[int], bool]:
-        """Measure the memory of a step; return a function that tells whether a batch fits.
+        """Measure the memory of a step; return a function that states whether a batch fits.
 
         Raises:
             UsageError: the free memory is unknown.
