@@ -8,13 +8,23 @@ groups, and handles the trivial strategies `published` and `single`. Nothing her
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 SPLITS = ("train", "val", "test")
+
+#: Class ids, or other numbers, of images.
+Classes = Sequence[int] | npt.NDArray[np.int64]
+
+#: Names that are hashed at once.
+_BATCH = 65_536
 
 #: Name of a split as folders and tables have it, in lower case -> the split.
 SPLIT_NAMES = {
@@ -34,13 +44,18 @@ class Assignment:
     """The result of a split.
 
     Attributes:
-        splits: one of `SPLITS` for each image, in the order of the images.
+        choices: place in `SPLITS` of the split of each image, in the order of the images, shape (n,).
         notes: class id and one sentence, which starts with `class <id>:`, for each class whose groups do not allow the
             requested shares.
     """
 
-    splits: list[str]
+    choices: npt.NDArray[np.int8]
     notes: list[tuple[int, str]]
+
+    @property
+    def splits(self) -> list[str]:
+        """The split of each image."""
+        return [SPLITS[choice] for choice in self.choices.tolist()]
 
 
 def legacy_dafre_sizes(n: int) -> tuple[int, int, int]:
@@ -82,25 +97,25 @@ def hashed_order(seed: int, text: str) -> bytes:
     return hashlib.sha256(f"{seed}\0{text}".encode()).digest()[:16]
 
 
-def legacy_dafre(classes: Sequence[int], order: Sequence[int]) -> Assignment:
+def legacy_dafre(classes: Classes, order: Classes) -> Assignment:
     """Split in file order: the head of each class to train, the middle to val, the tail to test; ignores groups.
 
     Args:
         classes: class id of each image.
         order: position of each image in the source's own order.
     """
-    splits = [""] * len(classes)
-    for members in _by_class(classes).values():
-        members.sort(key=lambda i: order[i])
-        train, val, _ = legacy_dafre_sizes(len(members))
-        for rank, i in enumerate(members):
-            splits[i] = "train" if rank < train else "val" if rank < train + val else "test"
-    return Assignment(splits, [])
+    of_image = np.asarray(classes, dtype=np.int64)
+    queue = np.lexsort((np.asarray(order, dtype=np.int64), of_image))
+    _, firsts, totals = np.unique(of_image[queue], return_index=True, return_counts=True)
+    choices = np.empty(len(queue), dtype=np.int8)
+    for first, total in zip(firsts.tolist(), totals.tolist(), strict=True):
+        choices[queue[first : first + total]] = np.repeat(np.arange(3, dtype=np.int8), legacy_dafre_sizes(total))
+    return Assignment(choices, [])
 
 
 def grouped(
-    classes: Sequence[int],
-    groups: Sequence[str],
+    classes: Classes,
+    groups: Sequence[str] | pa.DictionaryArray,
     percents: tuple[int, int, int],
     seed: int = 0,
     fixed: Mapping[str, str] | None = None,
@@ -111,112 +126,167 @@ def grouped(
     their name. Each group goes to the split where the classes of its images are furthest below their target. Groups of
     one image come last and fill the remaining quotas exactly.
 
+    Memory is about 150 bytes per image.
+
     Args:
-        classes: class id of each image.
+        classes: class id of each image, at least 0.
         groups: name of the group each image belongs to; a group may span classes.
         percents: integer shares of train, val and test; they add up to 100.
         seed: seed of the hashes; another seed gives another split.
         fixed: split by name of groups that are already placed; the other groups fill the rest of the shares.
     """
-    fixed = fixed or {}
-    members: dict[str, list[int]] = {}
-    for i, group in enumerate(groups):
-        members.setdefault(group, []).append(i)
-    totals = {c: len(ids) for c, ids in _by_class(classes).items()}
-    # Shape (3,) for each class: images still missing in each split, and images wanted in total.
-    need = {c: np.array(grouped_sizes(n, percents), dtype=np.int64) for c, n in totals.items()}
-    targets = {c: sizes.copy() for c, sizes in need.items()}
-    spans = {name: len({classes[i] for i in ids}) for name, ids in members.items()}
-    # Groups that span classes or are large have the fewest splits that fit them, so they choose first.
-    queue = sorted(
-        members, key=lambda name: (name not in fixed, -spans[name], -len(members[name]), hashed_order(seed, name))
-    )
-    splits = [""] * len(classes)
-    placed = {c: np.zeros(3, dtype=np.int64) for c in totals}
-    for name in queue:
-        ids = members[name]
-        choice = SPLITS.index(fixed[name]) if name in fixed else _best_split([classes[i] for i in ids], need, targets)
-        for i in ids:
-            splits[i] = SPLITS[choice]
-            need[classes[i]][choice] -= 1
-            placed[classes[i]][choice] += 1
-    free = {name: ids for name, ids in members.items() if name not in fixed}
-    _represent_every_class(classes, free, splits, targets, placed, seed)
-    return Assignment(splits, _notes(targets, placed))
+    of_image = np.asarray(classes, dtype=np.int64)
+    encoded = groups if isinstance(groups, pa.DictionaryArray) else pa.array(groups, pa.string()).dictionary_encode()
+    work = _Groups(of_image, encoded, percents, seed, fixed or {})
+    work.place()
+    work.represent_every_class()
+    return Assignment(work.choices, _notes(work.targets, work.placed))
 
 
-def _by_class(classes: Sequence[int]) -> dict[int, list[int]]:
-    members: dict[int, list[int]] = {}
-    for i, c in enumerate(classes):
-        members.setdefault(c, []).append(i)
-    return members
+class _Groups:
+    """Images by class and by group, and the splits that they are placed in.
+
+    Attributes:
+        choices: shape (n,), place in `SPLITS` of each image.
+        need: by class, images that are still missing in each split; negative if a target is exceeded.
+        targets: by class, images that are wanted in each split.
+        placed: by class, images in each split.
+    """
+
+    def __init__(
+        self,
+        classes: npt.NDArray[np.int64],
+        groups: pa.DictionaryArray,
+        percents: tuple[int, int, int],
+        seed: int,
+        fixed: Mapping[str, str],
+    ) -> None:
+        self.classes = classes
+        self.group = groups.indices.to_numpy().astype(np.int64)
+        names = groups.dictionary
+        self.size = np.bincount(self.group, minlength=len(names))
+        # the images of group g are `members[starts[g] : starts[g + 1]]`, ascending
+        self.members = np.argsort(self.group, kind="stable")
+        self.starts = np.concatenate([[0], np.cumsum(self.size)])
+        self.choices = np.full(len(classes), -1, dtype=np.int8)
+        numbers, totals = np.unique(classes, return_counts=True)
+        self.targets = {
+            c: [*grouped_sizes(n, percents)] for c, n in zip(numbers.tolist(), totals.tolist(), strict=True)
+        }
+        self.need = {c: [*sizes] for c, sizes in self.targets.items()}
+        self.placed = {c: [0, 0, 0] for c in self.targets}
+        self.fixed = {i: SPLITS.index(fixed[name]) for i, name in _places(names, fixed)}
+        self.hashes = np.empty((len(names), 2), dtype=np.uint64)
+        for start in range(0, len(names), _BATCH):
+            some = b"".join(hashed_order(seed, name) for name in names.slice(start, _BATCH).to_pylist())
+            # first byte highest, so that the numbers are in the order of the hashes
+            self.hashes[start : start + _BATCH] = np.frombuffer(some, dtype=">u8").reshape(-1, 2)
+
+    def images(self, group: int) -> npt.NDArray[np.int64]:
+        """The images of a group, ascending."""
+        return self.members[self.starts[group] : self.starts[group + 1]]
+
+    def place(self) -> None:
+        """Place every group."""
+        is_fixed = np.zeros(len(self.size), dtype=np.bool_)
+        is_fixed[list(self.fixed)] = True
+        is_several = (self.size > 1) | (is_fixed & (self.size > 0))
+        several = np.flatnonzero(is_several)
+        # number of different classes in each group
+        images = np.flatnonzero(is_several[self.group])
+        classes = int(self.classes.max(initial=0)) + 1
+        span = np.bincount(
+            np.unique(self.group[images] * classes + self.classes[images]) // classes, minlength=len(self.size)
+        )
+        # Groups that span classes or are large have the fewest splits that fit them, so they choose first.
+        queue = np.lexsort((*self.hashes[several].T[::-1], -self.size[several], -span[several], ~is_fixed[several]))
+        for group in several[queue].tolist():
+            counts = Counter(self.classes[self.images(group)].tolist())
+            self._put(
+                group,
+                self.fixed[group] if group in self.fixed else _best_split(counts, self.need, self.targets),
+                counts,
+            )
+        # Single images follow, and those of one class do not depend on those of another.
+        single = np.flatnonzero((self.size == 1) & ~is_fixed)
+        alone = self.members[self.starts[single]]
+        queue = np.lexsort((*self.hashes[single].T[::-1], self.classes[alone]))
+        alone = alone[queue]
+        firsts = np.flatnonzero(np.diff(self.classes[alone], prepend=-1))
+        for first, last in itertools.pairwise([*firsts.tolist(), len(alone)]):
+            c = int(self.classes[alone[first]])
+            need, targets = self.need[c], self.targets[c]
+            chosen = np.empty(last - first, dtype=np.int8)
+            for i in range(last - first):
+                chosen[i] = s = _best_split({c: 1}, {c: need}, {c: targets})
+                need[s] -= 1
+            self.choices[alone[first:last]] = chosen
+            for s, count in enumerate(np.bincount(chosen, minlength=3).tolist()):
+                self.placed[c][s] += count
+
+    def _put(self, group: int, split: int, counts: Mapping[int, int]) -> None:
+        self.choices[self.images(group)] = split
+        for c, count in counts.items():
+            self.need[c][split] -= count
+            self.placed[c][split] += count
+
+    def represent_every_class(self) -> None:
+        """Move the smallest suitable group into each split that has a target but no image of a class."""
+        for c in sorted(self.targets):
+            for s in (0, 1, 2):
+                if self.targets[c][s] == 0 or self.placed[c][s] > 0:
+                    continue
+                candidates = np.unique(self.group[self.classes == c])
+                candidates = candidates[[group not in self.fixed for group in candidates.tolist()]]
+                # The smallest group first, as moving it changes the shares least.
+                queue = np.lexsort((*self.hashes[candidates].T[::-1], self.size[candidates]))
+                for group in candidates[queue].tolist():
+                    images = self.images(group)
+                    source = int(self.choices[images[0]])
+                    moved = Counter(self.classes[images].tolist())
+                    # The move must not empty the split that the group leaves, for any class of the group.
+                    if source != s and all(
+                        self.placed[k][source] > n or self.targets[k][source] == 0 for k, n in moved.items()
+                    ):
+                        self.choices[images] = s
+                        for k, n in moved.items():
+                            self.placed[k][source] -= n
+                            self.placed[k][s] += n
+                        break
+
+
+def _places(names: pa.Array, wanted: Iterable[str]) -> list[tuple[int, str]]:
+    """The places of some texts in an array, with the texts."""
+    found = pc.is_in(names, value_set=pa.array(list(wanted), names.type)).to_numpy(zero_copy_only=False)
+    places = np.flatnonzero(found)
+    return list(zip(places.tolist(), names.take(pa.array(places)).to_pylist(), strict=True))
 
 
 def _best_split(
-    of_class: Sequence[int],
-    need: Mapping[int, npt.NDArray[np.int64]],
-    targets: Mapping[int, npt.NDArray[np.int64]],
+    counts: Mapping[int, int], need: Mapping[int, Sequence[int]], targets: Mapping[int, Sequence[int]]
 ) -> int:
     """Index of the split with the most room for a group, or of the split whose targets it exceeds least.
 
     Args:
-        of_class: class id of each image of the group.
-        need: images still missing by class, shape (3,) each; negative if a target is exceeded.
-        targets: wanted images by class, shape (3,) each.
+        counts: number of images of the group by class.
+        need: images still missing by class, for each split; negative if a target is exceeded.
+        targets: wanted images by class, for each split.
     """
-    counts: dict[int, int] = {}
-    for c in of_class:
-        counts[c] = counts.get(c, 0) + 1
     best, best_score = 0, (float("-inf"), float("-inf"))
     for s in range(3):
         # First by the number of images over the targets (0 if the group fits), then by the share that is still empty.
-        excess = sum(max(0, n - int(need[c][s])) for c, n in counts.items())
-        room = sum(n * int(need[c][s]) / max(1, int(targets[c][s])) for c, n in counts.items())
+        excess = sum(max(0, n - need[c][s]) for c, n in counts.items())
+        room = sum(n * need[c][s] / max(1, targets[c][s]) for c, n in counts.items())
         score = (-float(excess), room)
         if score > best_score:
             best, best_score = s, score
     return best
 
 
-def _represent_every_class(
-    classes: Sequence[int],
-    members: Mapping[str, list[int]],
-    splits: list[str],
-    targets: Mapping[int, npt.NDArray[np.int64]],
-    placed: Mapping[int, npt.NDArray[np.int64]],
-    seed: int,
-) -> None:
-    """Move the smallest suitable group into each split that has a target but no image of a class, in place."""
-    of_class: dict[int, list[str]] = {}
-    for name, ids in members.items():
-        for c in {classes[i] for i in ids}:
-            of_class.setdefault(c, []).append(name)
-    for c in sorted(targets):
-        for s in (0, 1, 2):
-            if targets[c][s] == 0 or placed[c][s] > 0:
-                continue
-            # The smallest group first, as moving it changes the shares least.
-            candidates = sorted(of_class.get(c, ()), key=lambda name: (len(members[name]), hashed_order(seed, name)))
-            for name in candidates:
-                ids = members[name]
-                source = SPLITS.index(splits[ids[0]])
-                moved = {k: sum(1 for i in ids if classes[i] == k) for k in {classes[i] for i in ids}}
-                # The move must not empty the split that the group leaves, for any class of the group.
-                if source != s and all(placed[k][source] > n or targets[k][source] == 0 for k, n in moved.items()):
-                    for i in ids:
-                        splits[i] = SPLITS[s]
-                        placed[classes[i]][source] -= 1
-                        placed[classes[i]][s] += 1
-                    break
-
-
-def _notes(
-    targets: Mapping[int, npt.NDArray[np.int64]], placed: Mapping[int, npt.NDArray[np.int64]]
-) -> list[tuple[int, str]]:
+def _notes(targets: Mapping[int, Sequence[int]], placed: Mapping[int, Sequence[int]]) -> list[tuple[int, str]]:
     notes = []
     for c in sorted(targets):
-        off = placed[c] - targets[c]
-        if np.abs(off).max() > 1:
+        if max(abs(got - wanted) for got, wanted in zip(placed[c], targets[c], strict=True)) > 1:
             wanted, got = "/".join(map(str, targets[c])), "/".join(map(str, placed[c]))
             notes.append((c, f"class {c}: train/val/test is {got} instead of {wanted}, as its groups cannot be cut"))
     return notes

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -44,7 +45,7 @@ class Hashes:
 
     phash: npt.NDArray[np.uint64]
     phash_flip: npt.NDArray[np.uint64]
-    thumbnails: Sequence[bytes] | pa.ChunkedArray | npt.NDArray[np.uint8]
+    thumbnails: Sequence[bytes] | pa.Array | pa.ChunkedArray | npt.NDArray[np.uint8]
     other: ImageHashes | None = None
 
 
@@ -157,18 +158,28 @@ def _voted(points: Sequence[Points], votes: int) -> search.Pairs:
     return np.unique(np.sort(pairs, axis=1), axis=0).astype(np.int64)
 
 
+class Stored(Protocol):
+    """Thumbnails that are not in memory."""
+
+    def read(self, rows: npt.NDArray[np.int64], /) -> npt.NDArray[np.uint8]:
+        """The thumbnails of some rows, shape (len(rows), 768)."""
+
+
 def thumbnails(
-    values: Sequence[bytes] | pa.ChunkedArray | npt.NDArray[np.uint8], chosen: npt.NDArray[np.int64]
+    values: Sequence[bytes] | pa.Array | pa.ChunkedArray | npt.NDArray[np.uint8] | Stored,
+    chosen: npt.NDArray[np.int64],
 ) -> npt.NDArray[np.uint8]:
     """The chosen thumbnails, shape (len(chosen), 768).
 
     Args:
-        values: bytes per row, an array of shape (n, 768), or an Arrow column, which takes less memory.
+        values: bytes per row, an array of shape (n, 768), an Arrow column, which takes less memory, or what reads them.
         chosen: rows.
     """
     if isinstance(values, np.ndarray):
         return values[chosen]
-    if isinstance(values, pa.ChunkedArray):
+    if not isinstance(values, (Sequence, pa.Array, pa.ChunkedArray)):
+        return values.read(chosen)
+    if isinstance(values, (pa.Array, pa.ChunkedArray)):
         picked = values.take(pa.array(chosen)).to_pylist()
     else:
         picked = [values[i] for i in chosen.tolist()]

@@ -1,14 +1,15 @@
 """Duplicate clusters, the image kept of each cluster, and the images that must share a split.
 
-`animesion.dedup.search` finds pairs; this module applies the recipe's rules to them. Rows are columns of plain lists,
-as `animesion.pipeline.curate` loads them.
+`animesion.dedup.search` finds pairs; this module applies the recipe's rules to them. Rows are columns, as
+`animesion.pipeline.columns` loads them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,20 @@ from animesion.dedup.hashes import ImageHashes
 from animesion.schemas import DropReason
 
 Rows = Mapping[str, Any]
+
+
+class Labels(Protocol):
+    """A label for each of n rows.
+
+    Attributes:
+        codes: shape (n,); equal labels have equal codes.
+    """
+
+    codes: npt.NDArray[np.int32]
+
+    def __getitem__(self, row: int, /) -> str:
+        """The label of a row."""
+
 
 _LOSSLESS = ("png", "bmp", "tif")
 
@@ -35,7 +50,7 @@ class Verdicts:
     Attributes:
         cluster: shape (n,), for each row the smallest row of its cluster of confirmed duplicates.
         related: sets of pairs of rows that must share a split, each of shape (m, 2).
-        dropped: row -> reason, detail and the key of the image that is kept instead (empty for conflicts).
+        dropped: row -> reason, detail and the row that is kept instead (-1 for conflicts).
         clusters: number of clusters of two or more rows.
         conflicts: number of sets of connected duplicates with several labels.
         chains: number of sets of connected duplicates that were cut because their ends are too far apart.
@@ -50,7 +65,7 @@ class Verdicts:
 
     cluster: npt.NDArray[np.int64]
     related: list[search.Pairs]
-    dropped: dict[int, tuple[str, str, str]] = field(default_factory=dict)
+    dropped: dict[int, tuple[str, str, int]] = field(default_factory=dict)
     clusters: int = 0
     conflicts: int = 0
     chains: int = 0
@@ -76,32 +91,32 @@ class Relation(NamedTuple):
 
 @dataclass(frozen=True)
 class _Near:
-    """Near duplicates among units: a unit is all rows with equal bytes or pixels, named by its smallest row.
+    """Near duplicates in a component: a unit is all rows with equal bytes or pixels, named by its smallest row.
 
     Attributes:
-        unit: shape (n,), the unit of each row.
+        unit: row -> its unit.
         neighbours: unit -> units that it is paired with; only units that have any.
-        hashes: hashes of each unit, ascending.
-        place: unit -> its place among the hashes.
+        units: all units, ascending.
+        hashes: their hashes.
         flip: whether mirror images are duplicates.
     """
 
-    unit: npt.NDArray[np.int64]
+    unit: Mapping[int, int]
     neighbours: Mapping[int, set[int]]
+    units: npt.NDArray[np.int64]
     hashes: ImageHashes
-    place: Mapping[int, int]
     flip: bool
 
     def distance(self, a: int, b: int) -> int:
         """Number of differing bits between two units, the smaller of plain and mirrored."""
-        pair = np.array([[self.place[a], self.place[b]]])
+        pair = np.searchsorted(self.units, [[a, b]])
         return min(int(self.hashes.distances(pair, np.array([way]))[0]) for way in [False, True][: 1 + self.flip])
 
 
 def judge(
     rows: Rows,
     alive: npt.NDArray[np.int64],
-    labels: Sequence[str],
+    labels: Labels,
     recipe: Recipe,
     compared: pa.Table | None = None,
 ) -> Verdicts:
@@ -116,16 +131,14 @@ def judge(
             with n entries, `hash hash_flip` if the recipe names another hash, and `embedding` (array of shape (n, d))
             if it names a model whose similarity decides.
         alive: shape (a,), rows that no other rule has dropped, ascending.
-        labels: label of each of the n rows.
+        labels: label of each of the n rows, and its code.
         recipe: supplies the `duplicates` section and the decisions of `curate`.
         compared: verdicts on pairs, of schema `PAIRS`; None if no pixels were compared: hashes and thumbnails then
             decide, but never against a label.
     """
     settings = recipe.duplicates
     sha, pixels = rows["sha256"], rows["pixels_blake3"]
-    # the search returns positions within `alive`; indexing with them gives pairs of rows, shape (m, 2)
-    exact = alive[search.equal_pairs([sha[i] for i in alive.tolist()])]
-    same_pixels = alive[search.equal_pairs([pixels[i] for i in alive.tolist()])]
+    exact, same_pixels = search.equal_pairs(sha, alive), search.equal_pairs(pixels, alive)
     # only one row per unit is compared: a thousand blank images would otherwise make half a million pairs
     unit = search.components(len(sha), [exact, same_pixels])
     representatives = alive[unit[alive] == alive]
@@ -143,18 +156,22 @@ def judge(
         similar = search.cosine_pairs(rows["embedding"][representatives], settings.embedding.threshold)
         alike = np.concatenate([alike, representatives[similar]])
     # a resemblance is no proof: it may keep images in one split, but must not cost both their place
-    same = np.array([labels[a] == labels[b] for a, b in alike.tolist()], dtype=np.bool_)
+    same = labels.codes[alike[:, 0]] == labels.codes[alike[:, 1]]
     unlike = int((~same).sum())
     near, wide = np.concatenate([near, alike[same]]), np.concatenate([wide, alike[~same]])
     decided = recipe.curate.decisions
     if decided:
         # images that a curator declared different still share a split, so `wide` keeps the pairs before the decisions
         wide = np.concatenate([wide, near])
-        row_of_key = {rows["key"][i]: i for i in alive.tolist()}
+        is_alive = np.zeros(len(sha), dtype=np.bool_)
+        is_alive[alive] = True
+        row_of_key = search.rows_of(rows["key"], decided.named(), is_alive)
         near = decisions.decided_pairs(near, row_of_key, lambda i: int(unit[i]), decided)
     turned: dict[tuple[int, int], str] = {}
     if decided.pairs:
-        unit_of = {sha[i]: int(unit[i]) for i in alive.tolist()}
+        named = search.rows_of(sha, (image for each in decided.pairs for image in each.images), is_alive)
+        unit_of = {image: int(unit[i]) for image, i in named.items()}
+        row_of_key |= {rows["key"][i].as_py(): i for i in unit_of.values()}
         turned = decisions.decided_verdicts(unit_of, row_of_key, lambda i: int(unit[i]), decided)
         near, relations = _turned(near, relations, turned)
     component = search.components(len(sha), [exact, same_pixels, near])
@@ -168,13 +185,13 @@ def judge(
         equal=(len(exact), len(same_pixels) - len(exact)),
         decided=turned,
     )
-    neighbours: dict[int, set[int]] = {}
-    for a, b in near.tolist():
-        neighbours.setdefault(a, set()).add(b)
-        neighbours.setdefault(b, set()).add(a)
-    place = {row: i for i, row in enumerate(representatives.tolist()) if row in neighbours}
-    links = _Near(unit, neighbours, hashes, place, settings.flip)
-    for members in _multiple(component, alive):
+    for members, pairs in _multiple(component, alive, near):
+        neighbours: dict[int, set[int]] = {}
+        for a, b in pairs:
+            neighbours.setdefault(a, set()).add(b)
+            neighbours.setdefault(b, set()).add(a)
+        of_row = {i: int(unit[i]) for i in members}
+        links = _Near(of_row, neighbours, representatives, hashes, settings.flip)
         ranked = sorted(members, key=lambda i: _rank(rows, i))
         parts = _cut(ranked, links, settings.diameter or 2 * settings.radius)
         if len(parts) > 1:
@@ -185,8 +202,8 @@ def judge(
         conflict = len({labels[i] for i in members}) > 1
         verdicts.conflicts += conflict
         if settings.action == "report":
-            if conflict and verdicts.conflict is None and (pairs := _conflicts(ranked, labels, links)):
-                verdicts.conflict = min(pairs.items())
+            if conflict and verdicts.conflict is None and (found := _conflicts(ranked, labels, links)):
+                verdicts.conflict = min(found.items())
             continue
         if conflict and settings.conflicts == "drop":
             others = _conflicts(ranked, labels, links)
@@ -194,28 +211,36 @@ def judge(
                 verdicts.dropped[i] = (
                     DropReason.LABEL_CONFLICT,
                     f"also under {labels[other]} as {rows['key'][other]}",
-                    "",
+                    -1,
                 )
             ranked = [i for i in ranked if i not in others]
         # compared with kept images only: along a chain, an image that resembles no kept image stays
         for i, (reason, twin) in _twins(ranked, sha, pixels, links).items():
-            verdicts.dropped[i] = (reason, "", rows["key"][twin])
+            verdicts.dropped[i] = (reason, "", twin)
     return verdicts
 
 
-def _multiple(component: npt.NDArray[np.int64], alive: npt.NDArray[np.int64]) -> list[list[int]]:
-    """The rows of each component of two or more rows, ascending.
+def _multiple(
+    component: npt.NDArray[np.int64], alive: npt.NDArray[np.int64], near: search.Pairs
+) -> Iterator[tuple[list[int], list[list[int]]]]:
+    """The rows of each component of two or more rows, ascending, and its pairs.
 
     Args:
         component: shape (n,), the smallest row of each row's component.
         alive: shape (a,), the rows to consider.
+        near: pairs of rows, shape (m, 2).
     """
     sizes = np.bincount(component[alive], minlength=len(component))
     rows = alive[sizes[component[alive]] > 1]
     rows = rows[np.argsort(component[rows], kind="stable")]
-    # rows of one component are now adjacent: split wherever the component changes
-    starts = np.flatnonzero(np.diff(component[rows])) + 1
-    return [each.tolist() for each in np.split(rows, starts)] if len(rows) else []
+    near = near[np.argsort(component[near[:, 0]], kind="stable")]
+    # rows of one component are now adjacent: cut wherever the component changes
+    starts = np.flatnonzero(np.diff(component[rows], prepend=-1))
+    of_pairs, names = component[near[:, 0]], component[rows[starts]]
+    firsts, lasts = np.searchsorted(of_pairs, names), np.searchsorted(of_pairs, names, side="right")
+    spans = zip(itertools.pairwise([*starts.tolist(), len(rows)]), firsts.tolist(), lasts.tolist(), strict=True)
+    for (start, stop), first, last in spans:
+        yield rows[start:stop].tolist(), near[first:last].tolist()
 
 
 def _cut(ranked: Sequence[int], links: _Near, diameter: int) -> list[list[int]]:
@@ -235,7 +260,7 @@ def _cut(ranked: Sequence[int], links: _Near, diameter: int) -> list[list[int]]:
     """
     by_unit: dict[int, list[int]] = {}
     for i in ranked:
-        by_unit.setdefault(int(links.unit[i]), []).append(i)
+        by_unit.setdefault(links.unit[i], []).append(i)
     left = dict.fromkeys(by_unit)  # units without a cluster, ordered by rank
     parts = []
     for head in by_unit:
@@ -253,17 +278,17 @@ def _cut(ranked: Sequence[int], links: _Near, diameter: int) -> list[list[int]]:
     return parts
 
 
-def _conflicts(ranked: Sequence[int], labels: Sequence[str], links: _Near) -> dict[int, int]:
+def _conflicts(ranked: Sequence[int], labels: Labels, links: _Near) -> dict[int, int]:
     """Rows that duplicate a row with another label -> the best such row.
 
     Only direct pairs count: rows that are connected through a chain of others do not conflict.
     """
     by_label: dict[int, dict[str, int]] = {}  # unit -> label -> best row of the unit with that label
     for i in ranked:
-        by_label.setdefault(int(links.unit[i]), {}).setdefault(labels[i], i)
+        by_label.setdefault(links.unit[i], {}).setdefault(labels[i], i)
     found = {}
     for i in ranked:
-        unit = int(links.unit[i])
+        unit = links.unit[i]
         for same in (unit, *sorted(links.neighbours.get(unit, ()))):
             other = next((j for label, j in by_label.get(same, {}).items() if label != labels[i]), None)
             if other is not None:
@@ -272,9 +297,7 @@ def _conflicts(ranked: Sequence[int], labels: Sequence[str], links: _Near) -> di
     return found
 
 
-def _twins(
-    ranked: Sequence[int], sha: Sequence[str], pixels: Sequence[str], links: _Near
-) -> dict[int, tuple[str, int]]:
+def _twins(ranked: Sequence[int], sha: pa.Array, pixels: pa.Array, links: _Near) -> dict[int, tuple[str, int]]:
     """Dropped rows -> the reason and the kept row that each duplicates.
 
     Rows are visited best first. A row that duplicates no kept row is kept itself, and is not in the result.
@@ -285,17 +308,18 @@ def _twins(
     by_unit: dict[int, tuple[int, int]] = {}  # unit -> rank and row of its best kept row
     found: dict[int, tuple[str, int]] = {}
     for rank, i in enumerate(ranked):
-        near = [by_unit[unit] for unit in links.neighbours.get(int(links.unit[i]), ()) if unit in by_unit]
-        if sha[i] in by_sha:
-            found[i] = (DropReason.EXACT_DUPLICATE, by_sha[sha[i]])
-        elif pixels[i] in by_pixels:
-            found[i] = (DropReason.PIXEL_DUPLICATE, by_pixels[pixels[i]])
+        near = [by_unit[unit] for unit in links.neighbours.get(links.unit[i], ()) if unit in by_unit]
+        its_sha, its_pixels = sha[i].as_py(), pixels[i].as_py()
+        if its_sha in by_sha:
+            found[i] = (DropReason.EXACT_DUPLICATE, by_sha[its_sha])
+        elif its_pixels in by_pixels:
+            found[i] = (DropReason.PIXEL_DUPLICATE, by_pixels[its_pixels])
         elif near:
             found[i] = (DropReason.NEAR_DUPLICATE, min(near)[1])
         else:
-            by_sha.setdefault(sha[i], i)
-            by_pixels.setdefault(pixels[i], i)
-            by_unit.setdefault(int(links.unit[i]), (rank, i))
+            by_sha.setdefault(its_sha, i)
+            by_pixels.setdefault(its_pixels, i)
+            by_unit.setdefault(links.unit[i], (rank, i))
     return found
 
 
@@ -307,18 +331,23 @@ def _relations(
     One image stood for all with equal pixels when pairs were compared. Another rule may have dropped that one: its
     verdicts hold for the first of the others.
     """
-    alive_by_pixels: dict[str, int] = {}
-    for i in alive.tolist():
-        alive_by_pixels.setdefault(rows["pixels_blake3"][i], int(unit[i]))
     is_alive = np.zeros(len(unit), dtype=np.bool_)
     is_alive[alive] = True
+    keys = {key for name in ("first", "second") for key in compared[name].unique().to_pylist()}
+    row_of_key = search.rows_of(rows["key"], keys)
+    pixels = {row: rows["pixels_blake3"][row].as_py() for row in row_of_key.values() if not is_alive[row]}
+    # the first of the alive rows: `rows_of` finds the last
+    backwards = rows["pixels_blake3"].take(pa.array(alive[::-1]))
+    alive_by_pixels = {
+        text: int(unit[alive[len(alive) - 1 - place]])
+        for text, place in search.rows_of(backwards, pixels.values()).items()
+    }
 
     def unit_of(row: int | None) -> int:
         if row is None:  # an image of a published dataset
             return -1
-        return int(unit[row]) if is_alive[row] else alive_by_pixels.get(rows["pixels_blake3"][row], -1)
+        return int(unit[row]) if is_alive[row] else alive_by_pixels.get(pixels[row], -1)
 
-    row_of_key = {key: i for i, key in enumerate(rows["key"])}
     names = list(Relation._fields)
     found: dict[tuple[int, int], Relation] = {}
     columns = (compared[name].to_pylist() for name in ("first", "second", *names))
@@ -412,4 +441,5 @@ def hashes_of(rows: Rows, chosen: npt.NDArray[np.int64], recipe: Recipe) -> Imag
 def _rank(rows: Rows, i: int) -> tuple[Any, ...]:
     """Sort key, best first: most pixels, lossless before lossy, largest file, first in the source's order."""
     lossy = rows["extension"][i] not in _LOSSLESS
-    return (-rows["width"][i] * rows["height"][i], lossy, -rows["bytes"][i], rows["order"][i], rows["key"][i])
+    width, height, size, order = (rows[name][i].item() for name in ("width", "height", "bytes", "order"))
+    return (-width * height, lossy, -size, order, rows["key"][i].as_py())

@@ -221,25 +221,49 @@ def reason(figures: Mapping[str, Any], limits: QualitySection) -> tuple[str, str
         figures: columns of `animesion.schemas.FEATURES`; a figure that is None was not measured and drops nothing.
         limits: limits of the recipe; 0 switches a limit off.
     """
-    checks = (
-        (DropReason.TOO_DARK, "light", limits.min_light, -1),
-        (DropReason.TOO_BRIGHT, "dark", limits.max_dark, 1),
-        (DropReason.BLANK, "contrast", limits.min_contrast, -1),
-        (DropReason.BLURRED, "sharpness", limits.min_sharpness, -1),
-        (DropReason.GREYSCALE, "chroma", limits.min_chroma, -1),
-        (DropReason.HEAVY_COMPRESSION, "jpeg_quality", limits.min_jpeg_quality, -1),
-        (DropReason.BORDERS, "border", limits.max_border, 1),
-        (DropReason.COMIC_PAGE, "panels", limits.max_panels, 1),
-        (DropReason.TEXT_PAGE, "lines", limits.max_lines, 1),
-    )
-    for name, column, limit, sign in checks:
-        value = figures.get(column)
-        if not limit or value is None or (column == "jpeg_quality" and value < 0):
-            continue
-        # tables hold float32: a figure that equals its limit must pass
-        if sign * (value - limit) > 1e-6 * max(1.0, abs(limit)):
-            return name, f"{column} {value:.4g}"
+    for check in checks(limits):
+        value = figures.get(check.column)
+        if value is not None and check.beyond(value):
+            return check.reason, f"{check.column} {value:.4g}"
     return "", ""
+
+
+class Check(NamedTuple):
+    """A limit on a figure.
+
+    Attributes:
+        reason: drop reason of an image beyond the limit.
+        column: the figure.
+        limit: the limit, not 0.
+        sign: 1 for a largest figure, -1 for a smallest one.
+    """
+
+    reason: DropReason
+    column: str
+    limit: float
+    sign: int
+
+    def beyond(self, value: Any) -> Any:
+        """Whether a figure, or each of an array of them in double precision, is beyond the limit."""
+        # tables hold float32: a figure that equals its limit must pass
+        beyond = self.sign * (value - self.limit) > 1e-6 * max(1.0, abs(self.limit))
+        return beyond & (value >= 0) if self.column == "jpeg_quality" else beyond
+
+
+def checks(limits: QualitySection) -> list[Check]:
+    """The limits of a recipe, in the order in which they are checked; without those that are switched off."""
+    every = (
+        Check(DropReason.TOO_DARK, "light", limits.min_light, -1),
+        Check(DropReason.TOO_BRIGHT, "dark", limits.max_dark, 1),
+        Check(DropReason.BLANK, "contrast", limits.min_contrast, -1),
+        Check(DropReason.BLURRED, "sharpness", limits.min_sharpness, -1),
+        Check(DropReason.GREYSCALE, "chroma", limits.min_chroma, -1),
+        Check(DropReason.HEAVY_COMPRESSION, "jpeg_quality", limits.min_jpeg_quality, -1),
+        Check(DropReason.BORDERS, "border", limits.max_border, 1),
+        Check(DropReason.COMIC_PAGE, "panels", limits.max_panels, 1),
+        Check(DropReason.TEXT_PAGE, "lines", limits.max_lines, 1),
+    )
+    return [check for check in every if check.limit]
 
 
 def variance(n: int, total: int, squares: int) -> float:

@@ -26,14 +26,14 @@ from animesion.executors import Executor
 from animesion.images import codec, local_features
 from animesion.images.local_features import Points
 from animesion.pipeline import embed, published, verdicts
-from animesion.pipeline.columns import load_columns
+from animesion.pipeline.columns import Columns, crop_of, load_columns
 from animesion.schemas import COMPARED, PAIRS
 from animesion.storage import parquet
 from animesion.storage.receipts import Receipt
 from animesion.storage.workspace import Workspace
 
 #: Columns of features that are read in addition to those of curate.
-_COLUMNS = ("points", "windows", "whole_phash", "whole_phash_flip", "whole_thumbnail")
+_COLUMNS = ("points", "windows", "whole_phash", "whole_phash_flip", "whole_thumbnail", "thumbnail", "offset")
 _OTHER_HASH = ("hash", "hash_flip", "whole_hash", "whole_hash_flip")
 
 
@@ -103,21 +103,23 @@ def _compared(
     workspace: Workspace,
     recipe: Recipe,
     executor: Executor,
-    rows: dict[str, Any],
+    rows: Columns,
     others: Sequence[published.PublishedFeatures],
     vectors: embed.Vectors | None,
     before: verdicts.Earlier | None,
     advance: Callable[[int], None],
 ) -> tuple[pa.Table, pa.Table, int]:
     """The verdicts on all candidates, as tables of schemas `PAIRS` and `COMPARED`, and how many had none before."""
-    decoded = [
-        i for i, (reason, seen) in enumerate(zip(rows["reason"], rows["seen_reason"], strict=True)) if not reason + seen
-    ]
+    decoded = np.flatnonzero(rows["reason"].has("") & rows["seen_reason"].has(""))
     # Images with equal pixels are one: a thousand blank images would otherwise make half a million pairs.
-    first_of: dict[tuple[str, tuple[int, ...]], int] = {}
-    for i in decoded:
-        first_of.setdefault((rows["pixels_blake3"][i], tuple(rows["crop"][i] or ())), i)
-    chosen = np.array(sorted(first_of.values()), dtype=np.int64)
+    seen: dict[tuple[str, tuple[int, ...]], None] = {}
+    first = np.ones(len(decoded), dtype=np.bool_)
+    linked = search.equal_pairs(rows["pixels_blake3"], decoded)
+    for i in np.unique(linked).tolist():
+        sample = rows["pixels_blake3"][i].as_py(), crop_of(rows, i) or ()
+        first[np.searchsorted(decoded, i)] = sample not in seen
+        seen[sample] = None
+    chosen = decoded[first]
     if not len(chosen):
         return PAIRS.empty_table(), COMPARED.empty_table(), 0
     ours = len(chosen)
@@ -129,7 +131,10 @@ def _compared(
     thumbnails = pa.chunked_array(
         [
             chunk
-            for each in (rows["thumbnail"].take(pa.array(chosen)), *(other.thumbnails for other in others))
+            for each in (
+                pa.chunked_array([rows["thumbnail"].take(pa.array(chosen))]),
+                *(other.thumbnails for other in others),
+            )
             for chunk in each.chunks
         ]
     )
@@ -141,7 +146,7 @@ def _compared(
     features += [each for other in others for each in other.points.to_pylist()]
     points = [_points(each) for each in features]
     side = np.repeat(np.arange(len(others) + 1), [ours, *(len(other.keys) for other in others)])
-    cropped = np.flatnonzero(rows["whole_phash"].take(pa.array(chosen)).is_valid().to_numpy())
+    cropped = np.flatnonzero(rows["whole_phash"].take(pa.array(chosen)).is_valid().to_numpy(zero_copy_only=False))
     kind = recipe.duplicates.other_hash
     other_hashes = [clusters.hashes_of(rows, chosen, recipe), *(other.hashes(kind) for other in others)]
     signatures = candidates.Signatures(
@@ -158,14 +163,14 @@ def _compared(
     if vectors is not None:
         more = search.cosine_pairs(vectors[chosen], recipe.duplicates.embedding.threshold)
     pairs = candidates.find(signatures, recipe.duplicates, more)
-    keys = [rows["key"][i] for i in chosen.tolist()]
+    keys = rows["key"].take(pa.array(chosen)).to_pylist()
     keys += [f"{other.name}:{key}" for other in others for key in other.keys]
     their_places = [place for other in others for place in other.places]
 
     def place(row: int) -> Place:
         return _place(workspace, rows, int(chosen[row])) if row < ours else their_places[row - ours]
 
-    pixels = [rows["pixels_blake3"][i] for i in chosen.tolist()]
+    pixels = rows["pixels_blake3"].take(pa.array(chosen)).to_pylist()
     pixels += [f"packed {digest}" for other in others for digest in other.packed]
     digests = []
     for row, (of_pixels, content) in enumerate(zip(pixels, features, strict=True)):
@@ -182,20 +187,21 @@ def _points(content: bytes | None) -> Points | None:
     return None if content is None else local_features.from_bytes(content)
 
 
-def _wholes(rows: dict[str, Any], chosen: candidates.Rows, kind: str) -> candidates.Hashes:
+def _wholes(rows: Columns, chosen: candidates.Rows, kind: str) -> candidates.Hashes:
     taken = {name: rows[f"whole_{name}"].take(pa.array(chosen)) for name in ("phash", "phash_flip", "thumbnail")}
     other = None
     if kind:
         values = (rows[name].take(pa.array(chosen)).to_pylist() for name in ("whole_hash", "whole_hash_flip"))
         other = ImageHashes.of_kind(kind, *values)
-    return candidates.Hashes(taken["phash"].to_numpy(), taken["phash_flip"].to_numpy(), taken["thumbnail"], other)
+    hashes = (taken[name].to_numpy(zero_copy_only=False) for name in ("phash", "phash_flip"))
+    return candidates.Hashes(*hashes, taken["thumbnail"], other)
 
 
-def _place(workspace: Workspace, rows: dict[str, Any], i: int) -> Place:
-    crop = rows["crop"][i]
-    width, height = (crop[2] - crop[0], crop[3] - crop[1]) if crop else (rows["width"][i], rows["height"][i])
-    path = workspace.path(f"raw/part-{rows['part'][i].as_py():05d}.tar")
-    return Place(path, rows["offset"][i].as_py(), rows["bytes"][i], width, height, tuple(crop) if crop else None)
+def _place(workspace: Workspace, rows: Columns, i: int) -> Place:
+    left, top, right, bottom = rows["crop"][i].tolist()  # the whole image where it is not cropped
+    path = workspace.path(f"raw/part-{rows['part'][i]:05d}.tar")
+    offset, size = rows["offset"][i].item(), rows["bytes"][i].item()
+    return Place(path, offset, size, right - left, bottom - top, crop_of(rows, i))
 
 
 def read(workspace: Workspace) -> pa.Table:

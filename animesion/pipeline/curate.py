@@ -7,8 +7,10 @@ reason that applies. Nothing here reads a pixel.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import functools
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,9 @@ from animesion.config.settings import params_digest
 from animesion.dedup import clusters, reach, search
 from animesion.dedup.clusters import Rows
 from animesion.errors import UsageError
+from animesion.images import quality
 from animesion.pipeline import compare, embed, fetch, published, reasons, rules, variants, verdicts
-from animesion.pipeline.columns import load_columns
+from animesion.pipeline.columns import PASSED, Coded, CodedLists, Columns, Texts, batches, load_columns
 from animesion.schemas import CURATED, FACE_REASONS, MEANINGS, DropReason
 from animesion.sources import families
 from animesion.storage import checksums, parquet
@@ -70,31 +73,129 @@ def run(workspace: Workspace, recipe: Recipe, parts: int, crashed: Mapping[str, 
         return receipt
     checksums.unseal(workspace.root)
     others = published.load_all(recipe.duplicates)
-    rows = load_columns(workspace, parts, ("hash", "hash_flip") if recipe.duplicates.other_hash else ())
+    rows = load_columns(workspace, parts, _more_columns(recipe))
     if recipe.duplicates.embedding.decides:
         rows["embedding"] = embed.read(workspace, parts, rows["key"])
     placed = published.splits_of(Path(recipe.split.keep)) if recipe.split.keep else {}
     compared = compare.read(workspace) if compare.wanted(recipe) else None
     curated, facts = decide(rows, recipe, crashed, others, placed, compared, refused)
     facts["notes"] = [*notes, *facts["notes"]]
-    outputs = {"curated.parquet": parquet.write(workspace.path("curated.parquet"), curated)}
+    groups = (curated.table(some) for some in curated.groups())
+    outputs = {"curated.parquet": parquet.write_groups(workspace.path("curated.parquet"), CURATED, groups)}
     return workspace.commit("curate", CODE, digest, inputs, outputs, facts)
 
 
+def _more_columns(recipe: Recipe) -> list[str]:
+    """Columns that only some recipes need."""
+    more = [check.column for check in quality.checks(recipe.quality)]
+    more += ["hash", "hash_flip"] if recipe.duplicates.other_hash else []
+    return more + (["md5"] if recipe.duplicates.against else [])
+
+
+@dataclass
+class Decided:
+    """The table `curated.parquet`, of which parts are made when they are asked for.
+
+    Attributes:
+        rows: what was decided on.
+        reason: drop reason of each row; empty if it is kept.
+        detail: detail of the reason.
+        keeper: key of the image that is kept instead.
+        label: label of each row.
+        class_ids: class id by label.
+        split: shape (n,), place in `SPLITS` of each row's split, -1 for a dropped one.
+        group: shape (n,), the row whose key is the name of each row's group.
+        cluster: shape (n,), likewise of its cluster, -1 for none.
+        relatives: the columns on the image that each row resembles.
+        removed: row of each removed image -> the name that it has instead of its key.
+    """
+
+    rows: Columns
+    reason: Coded
+    detail: Texts
+    keeper: Texts
+    label: Coded
+    class_ids: Mapping[str, int]
+    split: npt.NDArray[np.int8]
+    group: npt.NDArray[np.int64]
+    cluster: npt.NDArray[np.int64]
+    relatives: _Relatives
+    removed: Mapping[int, str]
+
+    def groups(self) -> Iterator[slice]:
+        """Ranges of rows that are a row group of the file each."""
+        n = len(self.reason)
+        return (slice(start, min(start + parquet.ROW_GROUP, n)) for start in range(0, max(n, 1), parquet.ROW_GROUP))
+
+    def table(self, some: slice) -> pa.Table:
+        """A range of rows, of schema `CURATED`."""
+        rows, keys = self.rows, self.rows["key"]
+        start, stop = some.start, some.stop
+        kept = self.split[some] >= 0
+        ids = np.array([self.class_ids.get(name, -1) for name in self.label.names], dtype=np.int64)
+        shown = pa.array([*splits.SPLITS, ""]).take(pa.array(np.where(kept, self.split[some], len(splits.SPLITS))))
+        columns: dict[str, Any] = {
+            "kept": self.reason.has("")[some],
+            "reason": self.reason.texts(some),
+            "detail": self.detail.texts(start, stop),
+            "keeper": self.keeper.texts(start, stop),
+            "label": self.label.texts(some),
+            "class_id": np.where(kept, ids[self.label.codes[some]], -1),
+            "split": shown,
+            "group": keys.take(pa.array(self.group[some])),
+            "cluster": keys.take(pa.array(self.cluster[some], mask=self.cluster[some] < 0)).fill_null(""),
+            **self.relatives.columns(start, stop),
+            "crop": pa.FixedSizeListArray.from_arrays(pa.array(rows["crop"][some].ravel()), 4),
+        }
+        for name in CURATED.names:
+            if name in PASSED:
+                columns[name] = rows.passed.column(name, start, stop)
+            elif name not in columns:
+                values = rows[name]
+                columns[name] = values.texts(some) if isinstance(values, Coded) else values[some]
+        arrays = [_as_arrow(columns[field.name], field.type) for field in CURATED]
+        return self._without_removed(pa.table(arrays, schema=CURATED), start)
+
+    def _without_removed(self, table: pa.Table, start: int) -> pa.Table:
+        """The table with nothing about removed images but that they were dropped, and from which source."""
+        names = {row - start: name for row, name in self.removed.items() if 0 <= row - start < len(table)}
+        if not names:
+            return table
+        mask = np.zeros(len(table), dtype=np.bool_)
+        mask[list(names)] = True
+        for place, column in enumerate(CURATED):
+            if column.name in ("kept", "reason", "class_id", "source", "part"):
+                continue
+            blank: Any = "" if column.type == pa.string() else 0
+            blanks = [names[row] if column.name in ("key", "group") else blank for row in sorted(names)]
+            if column.name == "crop":
+                corners = np.array(table["crop"].combine_chunks().flatten()).reshape(-1, 4)
+                values: Any = pa.FixedSizeListArray.from_arrays(
+                    pa.array(np.where(mask[:, None], 0, corners).ravel()), 4
+                )
+            else:
+                values = pc.replace_with_mask(
+                    table[column.name].combine_chunks(), mask, pa.array(blanks).cast(column.type)
+                )
+            table = table.set_column(place, column, values.cast(column.type))
+        return table
+
+
 def decide(
-    rows: Rows,
+    rows: Columns,
     recipe: Recipe,
     crashed: Mapping[str, str],
     others: Sequence[published.PublishedFeatures] = (),
     placed: Mapping[str, str] | None = None,
     compared: pa.Table | None = None,
     refused: Removed | None = None,
-) -> tuple[pa.Table, dict[str, Any]]:
-    """Decide on every row, without reading or writing files.
+) -> tuple[Decided, dict[str, Any]]:
+    """Decide on every row, without reading or writing files other than thumbnails of candidates.
+
+    Memory is about 400 bytes per row at its peak, and several times that per row with a duplicate.
 
     Args:
-        rows: one entry per image, sorted by key: the columns of `RAW`, of `FEATURES` (its reason and detail as
-            `seen_reason` and `seen_detail`) and `part`. Thumbnails and columns that no rule reads may be Arrow arrays.
+        rows: one entry per image, as `animesion.pipeline.columns.load_columns` returns them.
         recipe: the recipe.
         crashed: keys to drop as `crashed decoder`, with a detail.
         others: published datasets whose images are not published again.
@@ -103,21 +204,23 @@ def decide(
         refused: images that were removed on request.
 
     Returns:
-        A table of schema `CURATED` in the order of the rows, and the stage's facts.
+        A table in the order of the rows, and the stage's facts.
     """
     placed = placed or {}
-    keys: Sequence[str] = rows["key"]
-    labels = ["|".join(rules.labels_left(candidates, recipe.label)) for candidates in rows["labels"]]
+    keys: pa.Array = rows["key"]
+    n = len(keys)
+    labels = _labels(rows["labels"], recipe)
     # `reason`, `detail`, `keeper` and `labels` are changed in place by each rule; an empty reason means kept so far.
     reason, detail = reasons.single_image_reasons(rows, recipe, crashed)
-    keeper = [""] * len(keys)
+    keeper = Texts(n)
     if refused:
-        known = zip(*(rows[name] for name in ("sha256", "pixels_blake3", "source", "source_id")), strict=True)
-        for i, each in enumerate(known):
-            if refused.has(*each):
-                reason[i], detail[i] = DropReason.REMOVED, ""
+        for some in batches(n):
+            texts = (rows[name][some].to_pylist() for name in ("sha256", "pixels_blake3", "source_id"))
+            for i, sha256, pixels, source_id in zip(range(some.start, some.stop), *texts, strict=True):
+                if refused.has(sha256, pixels, rows["source"][i], source_id):
+                    reason[i], detail[i] = DropReason.REMOVED, ""
     notes = _unsure_notes(rows, reason, detail, recipe)
-    if recipe.crop.detector == "auto" and (without := sum(not table for table in rows["has_table"])):
+    if recipe.crop.detector == "auto" and (without := int((~rows["has_table"]).sum())):
         notes.append(f"the source has no table of boxes for {without:,} images: the detector 'anime' looked for faces")
     notes += _apply_decisions(keys, rows["face"], labels, recipe, reason, detail)
 
@@ -130,15 +233,18 @@ def decide(
         notes.append(f"{len(published_twins)} images are already in a published dataset")
 
     duplicates = clusters.judge(_with_sample_digests(rows), _remaining(reason), labels, recipe, compared)
-    for i, verdict in duplicates.dropped.items():
-        reason[i], detail[i], keeper[i] = verdict
+    kept_instead: dict[int, int] = {}
+    for i, (why, how, twin) in duplicates.dropped.items():
+        reason[i], detail[i] = why, how
+        if twin >= 0:
+            keeper[i], kept_instead[i] = keys[twin].as_py(), twin
     # Clusters treat pairs that a curator confirmed like near duplicates; their reason differs.
     first_of_set = decisions.representatives(recipe.curate.decisions.same)
-    row_of_key = {key: i for i, key in enumerate(keys)}
-    for i in duplicates.dropped:
-        confirmed = keys[i] in first_of_set and first_of_set[keys[i]] == first_of_set.get(keeper[i])
-        if duplicates.decided and keeper[i]:
-            pair = sorted((int(duplicates.unit[i]), int(duplicates.unit[row_of_key[keeper[i]]])))
+    for i, twin in kept_instead.items() if first_of_set or duplicates.decided else ():
+        key = keys[i].as_py()
+        confirmed = key in first_of_set and first_of_set[key] == first_of_set.get(keeper[i])
+        if duplicates.decided:
+            pair = sorted((int(duplicates.unit[i]), int(duplicates.unit[twin])))
             confirmed |= duplicates.decided.get((pair[0], pair[1])) == "copy"
         if reason[i] == DropReason.NEAR_DUPLICATE and confirmed:
             reason[i] = DropReason.DUPLICATE_BY_DECISION
@@ -151,60 +257,39 @@ def decide(
     if recipe.duplicates.action == "report":
         notes += _found_notes(duplicates, keys, labels, compared is not None)
 
+    published_split = _split_codes(rows["split"])
     if recipe.split.strategy == "published":
-        for i in _remaining(reason):
-            if rows["split"][i] not in splits.SPLITS:
-                reason[i] = DropReason.NO_PUBLISHED_SPLIT
+        reason[reason.has("") & (published_split < 0)] = DropReason.NO_PUBLISHED_SPLIT
     notes += _apply_class_sizes(keys, labels, recipe, reason)
 
-    # Groups cover dropped images too: two kept images may be related only through one that was dropped. Names are read
-    # again, as an update lists a variant after its image, and classes may have been renamed.
-    named = families.of_images(families.option_of(recipe), rows["source_id"], labels)
-    tokens_of = [
-        # a removed image names no group
-        () if why == DropReason.REMOVED else (*tokens, *more, f"id:{source}:{source_id}")
-        for tokens, more, source, source_id, why in zip(
-            rows["families"], named, rows["source"], rows["source_id"], reason, strict=True
-        )
-    ]
-    group_ids = search.components(len(keys), [*duplicates.related, _family_pairs(tokens_of)])
+    # Groups cover dropped images too: two kept images may be related only through one that was dropped.
+    tokens = _family_tokens(rows, labels, recipe)
+    in_family = np.zeros(n, dtype=np.bool_)
+    in_family[np.concatenate([owner for _, owner in tokens])] = True
+    group_ids = search.components(n, [*duplicates.related, _family_pairs(rows, tokens, reason)])
+    del tokens
     groups = _component_names(group_ids, keys)
+    del group_ids
 
-    kept = _remaining(reason).tolist()
-    # A published id belongs to the source's label, not to a label that a decision gives.
-    published_ids = [
-        -1 if key in recipe.curate.decisions.label else class_id
-        for key, class_id in zip(keys, rows["class_order"], strict=True)
-    ]
-    class_ids = _class_map(published_ids, labels, kept)
-    strategy, assignment = _split(rows, recipe, kept, [class_ids[labels[i]] for i in kept], groups, placed)
-    split_of = dict(zip(kept, assignment.splits, strict=True))
+    kept = _remaining(reason)
+    class_ids = _class_map(_published_ids(rows, recipe), labels, kept)
+    of_label = np.array([class_ids.get(name, -1) for name in labels.names], dtype=np.int64)
+    strategy, assignment = _split(rows, recipe, kept, of_label[labels.codes[kept]], groups, placed)
+    split_of = np.full(n, -1, dtype=np.int8)
+    split_of[kept] = assignment.choices
 
-    decided = {
-        "kept": [not each for each in reason],
-        "reason": reason,
-        "detail": detail,
-        "keeper": keeper,
-        "label": labels,
-        "class_id": [class_ids[label] if i in split_of else -1 for i, label in enumerate(labels)],
-        "split": [split_of.get(i, "") for i in range(len(keys))],
-        "group": groups,
-        "cluster": _component_names(duplicates.cluster, keys, singles=False),
-        **_relatives(duplicates, keys, keeper),
-        "crop": [
-            crop or [0, 0, width, height]
-            for crop, width, height in zip(rows["crop"], rows["width"], rows["height"], strict=True)
-        ],
-    }
-    columns = [_as_arrow(decided.get(field.name, rows.get(field.name)), field.type) for field in CURATED]
+    cluster = _component_names(duplicates.cluster, keys)
+    cluster[np.bincount(duplicates.cluster, minlength=n)[duplicates.cluster] < 2] = -1
+    relatives = _Relatives(duplicates, keys, keeper, kept_instead, n)
+    removed = _removed_names(reason, keys)
+    curated = Decided(rows, reason, detail, keeper, labels, class_ids, split_of, groups, cluster, relatives, removed)
 
     if placed and strategy == "grouped":
-        notes.append(_kept_splits_note(placed, [(keys[i], split_of[i]) for i in kept]))
+        notes.append(_kept_splits_note(placed, keys, split_of))
     notes += _straddling_notes(strategy, groups, split_of)
-    alone = [i for i in split_of if not rows["families"][i] and not named[i]]
-    notes += _variants_notes(rows, recipe, labels, split_of, alone)
+    notes += _variants_notes(rows, recipe, labels, split_of, in_family)
     if others:
-        copies = "off" if compared is None else recipe.duplicates.for_images(len(keys)).copies
+        copies = "off" if compared is None else recipe.duplicates.for_images(n).copies
         notes.append(f"published datasets: {reach.sentence(copies, other_hash=recipe.duplicates.other_hash)}")
         notes += _published_family_notes(rows, others, split_of)
     if duplicates.conflicts:
@@ -219,54 +304,55 @@ def decide(
             f"{duplicates.chains} chains of near duplicates were cut: their ends differ by more than {diameter} bits"
         )
     class_names = list(class_ids)
-    notes += _empty_splits(strategy, recipe, assignment.splits)
+    sizes = dict(zip(splits.SPLITS, np.bincount(assignment.choices, minlength=3).tolist(), strict=True))
+    notes += _empty_splits(strategy, recipe, sizes)
     # Splits are assigned by class id; readers of the notes know classes by name.
     notes += [note.replace(f"class {c}:", f"class {class_names[c]}:", 1) for c, note in assignment.notes]
 
-    counts = Counter(reason)
+    counts = reason.counts()
     facts = {
         # An image whose faces are samples has several rows; the first of them counts the image.
-        "images": sum(face in (0, 1) for face in rows["face"]),
-        "seen": len(keys),
+        "images": int(np.isin(rows["face"], (0, 1)).sum()),
+        "seen": n,
         "kept": len(kept),
-        "dropped": {name: counts[name] for name in MEANINGS if counts[name]},
+        "dropped": {name: counts[name] for name in MEANINGS if counts.get(name)},
         "classes": class_names,
         "strategy": strategy,
-        "splits": {name: assignment.splits.count(name) for name in splits.SPLITS if name in assignment.splits},
+        "splits": {name: size for name, size in sizes.items() if size},
         "clusters": duplicates.clusters,
         "conflicts": duplicates.conflicts,
         "chains": duplicates.chains,
         "notes": notes,
     }
-    return _without_removed(pa.table(columns, schema=CURATED), keys), facts
+    return curated, facts
 
 
-def _without_removed(curated: pa.Table, keys: Sequence[str]) -> pa.Table:
-    """The table with nothing about removed images but that they were dropped, and from which source."""
-    gone = pc.equal(curated["reason"], DropReason.REMOVED.value)
-    rows = np.flatnonzero(gone.to_numpy())
+def _labels(lists: CodedLists, recipe: Recipe) -> Coded:
+    """The label of each row: its candidates without those that the recipe ignores, as one text."""
+    labels = Coded.empty(len(lists))
+    counts = lists.counts()
+    code_of = functools.cache(
+        lambda codes: labels.code("|".join(rules.labels_left([lists.names[code] for code in codes], recipe.label)))
+    )
+    alone = np.array([code_of((code,)) for code in range(len(lists.names))], dtype=np.int32)
+    single = counts == 1
+    labels.codes[single] = alone[lists.codes[lists.ends[single] - 1]]
+    for i in np.flatnonzero(~single).tolist():
+        labels.codes[i] = code_of(lists.of(i))
+    return labels
+
+
+def _removed_names(reason: Coded, keys: pa.Array) -> dict[int, str]:
+    """Row of each removed image -> its name, which no image has as its key."""
+    rows = np.flatnonzero(reason.has(DropReason.REMOVED))
     if not len(rows):
-        return curated
-    taken, number, named = set(keys), 0, {}
-    for i in rows.tolist():
-        while (name := f"removed-{number:05d}") in taken:
-            number += 1
-        taken.add(name)
-        named[i] = name
-    for place, column in enumerate(CURATED):
-        if column.name in ("kept", "reason", "class_id", "source", "part"):
-            continue
-        values = curated[column.name].to_pylist()
-        for i in rows.tolist():
-            blank: Any = "" if column.type == pa.string() else [0, 0, 0, 0] if column.name == "crop" else 0
-            values[i] = named[i] if column.name in ("key", "group") else False if column.type == pa.bool_() else blank
-        curated = curated.set_column(place, column, pa.array(values, column.type))
-    return curated
+        return {}
+    taken = set(keys.filter(pc.starts_with(keys, "removed-")).to_pylist())
+    free = (name for number in itertools.count() if (name := f"removed-{number:05d}") not in taken)
+    return dict(zip(rows.tolist(), free, strict=False))
 
 
-def _found_notes(
-    duplicates: clusters.Verdicts, keys: Sequence[str], labels: Sequence[str], compared: bool
-) -> list[str]:
+def _found_notes(duplicates: clusters.Verdicts, keys: pa.Array, labels: Coded, compared: bool) -> list[str]:
     """What the search found, where nothing is dropped: counts by verdict, and an example of each.
 
     Args:
@@ -296,67 +382,92 @@ def _found_notes(
     return [*notes, *([f"for example {'; '.join(examples)}"] if examples else [])]
 
 
-def _relatives(duplicates: clusters.Verdicts, keys: Sequence[str], keeper: Sequence[str]) -> dict[str, list[Any]]:
-    """The columns on the image that each row resembles: the one that is kept instead, or its closest relative."""
-    of_unit: dict[int, list[tuple[int, clusters.Relation]]] = {}
-    for (a, b), relation in duplicates.relations.items():
-        of_unit.setdefault(a, []).append((b, relation))
-        of_unit.setdefault(b, []).append((a, relation))
-    row_of_key = {key: i for i, key in enumerate(keys)}
-    columns: dict[str, list[Any]] = {name: [] for name in ("resembles", "verdict", "how", "inliers", "residual")}
-    for i, kept_key in enumerate(keeper):
-        related = of_unit.get(int(duplicates.unit[i]), []) if len(duplicates.unit) else []
-        kept = row_of_key.get(kept_key)
-        if kept is not None:
-            related = [each for each in related if each[0] == int(duplicates.unit[kept])]
-        if related:
-            other, relation = min(related, key=lambda each: (*clusters.closeness(each[1]), each[0]))
-            name = kept_key if kept is not None else keys[other]
-            values = [name, relation.verdict, relation.how, relation.inliers, relation.residual]
-        else:  # equal bytes or pixels need no comparison
-            values = [kept_key, "copy" if kept_key else "", "", 0, 0.0]
-        for column, value in zip(columns.values(), values, strict=True):
-            column.append(value)
-    return columns
+class _Relatives:
+    """The columns on the image that each row resembles: the one that is kept instead, or its closest relative.
+
+    Args:
+        duplicates: the verdicts.
+        keys: key of each row.
+        keeper: key of the image that is kept instead of each row.
+        kept_instead: row of that image, where it is one of the build.
+        n: number of rows.
+    """
+
+    def __init__(
+        self,
+        duplicates: clusters.Verdicts,
+        keys: pa.Array,
+        keeper: Texts,
+        kept_instead: Mapping[int, int],
+        n: int,
+    ) -> None:
+        self._texts = {name: Texts(n) for name in ("resembles", "verdict", "how")}
+        self._inliers = np.zeros(n, dtype=np.int32)
+        self._residual = np.zeros(n, dtype=np.float32)
+        of_unit: dict[int, list[tuple[int, clusters.Relation]]] = {}
+        for (a, b), relation in duplicates.relations.items():
+            of_unit.setdefault(a, []).append((b, relation))
+            of_unit.setdefault(b, []).append((a, relation))
+        for i in keeper.changed():
+            # equal bytes or pixels need no comparison
+            self._texts["resembles"][i], self._texts["verdict"][i] = keeper[i], "copy"
+        units = np.fromiter(of_unit, dtype=np.int64, count=len(of_unit))
+        for i in np.flatnonzero(np.isin(duplicates.unit, units)).tolist():
+            related = of_unit[int(duplicates.unit[i])]
+            kept = kept_instead.get(i)
+            if kept is not None:
+                related = [each for each in related if each[0] == int(duplicates.unit[kept])]
+            if related:
+                other, relation = min(related, key=lambda each: (*clusters.closeness(each[1]), each[0]))
+                self._texts["resembles"][i] = keys[other if kept is None else kept].as_py()
+                self._texts["verdict"][i], self._texts["how"][i] = relation.verdict, relation.how
+                self._inliers[i], self._residual[i] = relation.inliers, relation.residual
+
+    def columns(self, start: int, stop: int) -> dict[str, Any]:
+        """The columns of a range of rows."""
+        texts = {name: texts.texts(start, stop) for name, texts in self._texts.items()}
+        return {**texts, "inliers": self._inliers[start:stop], "residual": self._residual[start:stop]}
 
 
 def _with_sample_digests(rows: Rows) -> Rows:
-    """The rows with the crop appended to each digest where faces are samples.
+    """The rows with the crop appended to each digest where faces are samples, as `decisions.image_id` does.
 
     All faces of an image share its bytes and pixels; without this they would be exact duplicates of one another.
     """
-    if not any(rows["face"]):
+    is_face = (rows["face"] > 0) & rows["cropped"]
+    if not is_face.any():
         return rows
-    crops = [crop if face else None for face, crop in zip(rows["face"], rows["crop"], strict=True)]
+    corners = [pa.array(corner).cast(pa.string()) for corner in rows["crop"].T]
+    crop = pc.binary_join_element_wise(*corners, ",")
     digests = {
-        name: [decisions.image_id(digest, crop) for digest, crop in zip(rows[name], crops, strict=True)]
+        name: pc.if_else(is_face, pc.binary_join_element_wise(rows[name], crop, "#"), rows[name])
         for name in ("sha256", "pixels_blake3")
     }
     return {**rows, **digests}
 
 
 def _as_arrow(values: Any, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
-    return values.cast(kind) if isinstance(values, pa.ChunkedArray) else pa.array(values, kind)
+    return values.cast(kind) if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(values, kind)
 
 
-def _remaining(reason: Sequence[str]) -> npt.NDArray[np.int64]:
+def _remaining(reason: Coded) -> npt.NDArray[np.int64]:
     """Rows without a drop reason, ascending."""
-    return np.flatnonzero([not r for r in reason])
+    return np.flatnonzero(reason.has(""))
 
 
 # -- decisions -------------------------------------------------------------------------------------------------------
 
 
-def _unsure_notes(rows: Rows, reason: Sequence[str], detail: list[str], recipe: Recipe) -> list[str]:
+def _unsure_notes(rows: Rows, reason: Coded, detail: Texts, recipe: Recipe) -> list[str]:
     """Notes on images with one face and perhaps another; those that are kept get a detail, in place."""
     if recipe.crop.faces != "one-only" or recipe.crop.detector == "none":
         return []
-    perhaps = [
-        i
-        for i, boxes in enumerate(zip(rows["box_count"], rows["best_score"], rows["second_score"], strict=True))
-        # one face by decision, whatever the detector found
-        if rows["faces"][i] != 1 and rules.is_perhaps(*boxes, recipe)
-    ]
+    # one face by decision, whatever the detector found, is sure
+    may_be = np.flatnonzero(
+        (rows["box_count"] > 1) & (rows["faces"] != 1) & (rows["second_score"] < recipe.crop.min_score)
+    )
+    boxes = (rows[name][may_be].tolist() for name in ("box_count", "best_score", "second_score"))
+    perhaps = [i for i, *each in zip(may_be.tolist(), *boxes, strict=True) if rules.is_perhaps(*each, recipe)]
     dropped = sum(reason[i] == DropReason.SEVERAL_FACES for i in perhaps)
     kept = [i for i in perhaps if not reason[i]]
     for i in kept:
@@ -376,12 +487,12 @@ def _unsure_notes(rows: Rows, reason: Sequence[str], detail: list[str], recipe: 
 
 
 def _apply_decisions(
-    keys: Sequence[str],
-    faces: Sequence[int],
-    labels: list[str],
+    keys: pa.Array,
+    faces: npt.NDArray[np.int32],
+    labels: Coded,
     recipe: Recipe,
-    reason: list[str],
-    detail: list[str],
+    reason: Coded,
+    detail: Texts,
 ) -> list[str]:
     """Exclude and relabel images as the curator decided, and drop those of several characters, in place; returns notes.
 
@@ -393,19 +504,24 @@ def _apply_decisions(
         return []
     excluded, several = set(decided.exclude), set(decided.several)
     without_effect = 0
-    images = [key.removesuffix(f"-face{face}") if face else key for key, face in zip(keys, faces, strict=True)]
-    for i, key in enumerate(keys):
-        if images[i] in several or key in several:
-            if not reason[i] or reason[i] in FACE_REASONS:
-                reason[i], detail[i] = DropReason.SEVERAL_FACES, "by decision"
-        elif key in excluded:
-            reason[i] = reason[i] or DropReason.EXCLUDED_BY_DECISION
-        elif key in decided.label:
-            labels[i] = decided.label[key]
-            without_effect += bool(reason[i])
-            # The rule on excluded labels ran on the label that the source gave.
-            if not reason[i] and labels[i] in recipe.label.exclude:
-                reason[i] = DropReason.EXCLUDED_LABEL
+    unknown = decided.named()
+    for some in batches(len(keys)):
+        for i, key, face in zip(
+            range(some.start, some.stop), keys[some].to_pylist(), faces[some].tolist(), strict=True
+        ):
+            image = key.removesuffix(f"-face{face}") if face else key
+            unknown -= {key, image}
+            if image in several or key in several:
+                if not reason[i] or reason[i] in FACE_REASONS:
+                    reason[i], detail[i] = DropReason.SEVERAL_FACES, "by decision"
+            elif key in excluded:
+                reason[i] = reason[i] or DropReason.EXCLUDED_BY_DECISION
+            elif key in decided.label:
+                labels[i] = decided.label[key]
+                without_effect += bool(reason[i])
+                # The rule on excluded labels ran on the label that the source gave.
+                if not reason[i] and labels[i] in recipe.label.exclude:
+                    reason[i] = DropReason.EXCLUDED_LABEL
     notes = [
         f"decisions: {len(excluded):,} images to exclude, {len(decided.label):,} labels, "
         f"{len(decided.same):,} sets of the same image, {len(decided.different):,} sets of different images, "
@@ -415,9 +531,8 @@ def _apply_decisions(
     ]
     if decided.box and recipe.crop.detector == "none":
         notes.append("decisions: boxes have no effect where the whole image is the sample (crop.detector is 'none')")
-    unknown = len(decided.named().difference(keys, images))
     if unknown:
-        notes.append(f"decisions: {unknown:,} keys match no image of this source")
+        notes.append(f"decisions: {len(unknown):,} keys match no image of this source")
     if without_effect:
         notes.append(f"decisions: {without_effect:,} labels belong to images that other rules dropped")
     return notes
@@ -426,122 +541,190 @@ def _apply_decisions(
 # -- classes, groups, splits -----------------------------------------------------------------------------------------
 
 
-def _apply_class_sizes(keys: Sequence[str], labels: Sequence[str], recipe: Recipe, reason: list[str]) -> list[str]:
+def _apply_class_sizes(keys: pa.Array, labels: Coded, recipe: Recipe, reason: Coded) -> list[str]:
     """Drop rare classes and images over the cap, in place; returns notes."""
-    of_label: dict[str, list[int]] = {}
-    for i in _remaining(reason).tolist():
-        of_label.setdefault(labels[i], []).append(i)
-    rare = 0
-    for members in of_label.values():
-        if len(members) < recipe.classes.minimum:
-            rare += 1
-            for i in members:
-                reason[i] = DropReason.RARE_CLASS
-        elif recipe.classes.cap:
+    left = _remaining(reason)
+    codes = labels.codes[left]
+    sizes = np.bincount(codes, minlength=len(labels.names))
+    is_rare = (sizes > 0) & (sizes < recipe.classes.minimum)
+    reason[left[is_rare[codes]]] = DropReason.RARE_CLASS
+    if cap := recipe.classes.cap:
+        by_class = left[np.argsort(codes, kind="stable")]
+        ends = np.cumsum(sizes)
+        for code in np.flatnonzero((sizes > cap) & ~is_rare).tolist():
+            members = by_class[ends[code] - sizes[code] : ends[code]]
             # By hash, so that a new image displaces few of the images that were under the cap before.
-            members.sort(key=lambda i: splits.hashed_order(recipe.split.seed, keys[i]))
-            for i in members[recipe.classes.cap :]:
-                reason[i] = DropReason.OVER_CLASS_CAP
-    return [f"{rare} of {len(of_label)} classes have fewer than {recipe.classes.minimum} images"] if rare else []
+            hashes = [splits.hashed_order(recipe.split.seed, key) for key in keys.take(pa.array(members)).to_pylist()]
+            queue = sorted(range(len(members)), key=hashes.__getitem__)
+            reason[members[queue[cap:]]] = DropReason.OVER_CLASS_CAP
+    rare = int(is_rare.sum())
+    total = int((sizes > 0).sum())
+    return [f"{rare} of {total} classes have fewer than {recipe.classes.minimum} images"] if rare else []
 
 
-def _family_pairs(tokens_of: Sequence[Sequence[str]]) -> search.Pairs:
-    """Pairs of rows that share a token, shape (pairs, 2); each row is paired with the last one of the same token."""
-    last: dict[str, int] = {}
-    pairs = []
-    for i, tokens in enumerate(tokens_of):
-        for token in tokens:
-            if token in last:
-                pairs.append((last[token], i))
-            last[token] = i
-    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+#: Texts that name the family of an image, and the row of each.
+_Tokens = tuple[pa.Array, npt.NDArray[np.int64]]
 
 
-def _component_names(component: npt.NDArray[np.int64], keys: Sequence[str], *, singles: bool = True) -> list[str]:
-    """The name of each row's component: its smallest key, which does not depend on the order of rows.
+def _family_tokens(rows: Rows, labels: Coded, recipe: Recipe) -> list[_Tokens]:
+    """The families of images, as the source lists them and by their names.
+
+    Names are read again, as an update lists a variant after its image, and classes may have been renamed.
+    """
+    listed: pa.ListArray = rows["families"]
+    counts = listed.value_lengths().to_numpy()
+    tokens = [(listed.flatten(), np.repeat(np.arange(len(listed)), counts))]
+    if families.option_of(recipe) != "auto":
+        return tokens
+
+    def ids_and_labels() -> Iterator[tuple[list[str], list[str]]]:
+        for some in batches(len(labels)):
+            yield rows["source_id"][some].to_pylist(), [labels.names[code] for code in labels.codes[some].tolist()]
+
+    for some, found in zip(batches(len(labels)), families.in_batches(ids_and_labels), strict=True):
+        owners = [i for i, names in zip(range(some.start, some.stop), found, strict=True) for _ in names]
+        if owners:
+            texts = pa.array([name for names in found for name in names], tokens[0][0].type)
+            tokens.append((texts, np.array(owners, dtype=np.int64)))
+    return tokens
+
+
+def _family_pairs(rows: Rows, tokens: Sequence[_Tokens], reason: Coded) -> search.Pairs:
+    """Pairs of rows that share a token or an id of a source, shape (m, 2); a removed image shares none."""
+    named = np.flatnonzero(~reason.has(DropReason.REMOVED))
+    kind = tokens[0][0].type
+    sources = pa.array([f"id:{name}" for name in rows["source"].names], kind)
+    sources = sources.take(pa.array(rows["source"].codes[named]))
+    ids = rows["source_id"].take(pa.array(named)).cast(kind)
+    texts = [pc.binary_join_element_wise(sources, ids, pa.scalar(":", kind))]
+    owners = [named]
+    for values, owner in tokens:
+        shared = ~reason.has(DropReason.REMOVED)[owner]
+        texts.append(values.filter(pa.array(shared)))
+        owners.append(owner[shared])
+    pairs = search.equal_pairs(pa.concat_arrays(texts))
+    found: search.Pairs = np.concatenate(owners)[pairs]
+    return found
+
+
+def _component_names(component: npt.NDArray[np.int64], keys: pa.Array) -> npt.NDArray[np.int64]:
+    """The row of each component's smallest key, which does not depend on the order of rows.
 
     Args:
-        component: component number of each row, shape (rows,).
+        component: a row of its component for each row, shape (n,).
         keys: key of each row.
-        singles: whether a component of one row has a name; otherwise its name is empty.
     """
-    numbers = component.tolist()
-    smallest: dict[int, str] = {}
-    for number, key in zip(numbers, keys, strict=True):
-        smallest[number] = min(smallest.get(number, key), key)
-    size = Counter(numbers)
-    return [smallest[number] if singles or size[number] > 1 else "" for number in numbers]
+    n = len(keys)
+    if n < 2 or pc.all(pc.less(keys[:-1], keys[1:])).as_py():
+        smallest = np.full(n, n, dtype=np.int64)
+        np.minimum.at(smallest, component, np.arange(n))
+        return smallest[component]
+    order = pc.sort_indices(keys).to_numpy().astype(np.int64)
+    rank = np.empty(n, dtype=np.int64)
+    rank[order] = np.arange(n)
+    smallest = np.full(n, n, dtype=np.int64)
+    np.minimum.at(smallest, component, rank)
+    return order[smallest[component]]
 
 
-def _class_map(published_ids: Sequence[int], labels: Sequence[str], kept: Sequence[int]) -> dict[str, int]:
+def _published_ids(rows: Rows, recipe: Recipe) -> npt.NDArray[np.int64]:
+    """The published class id of each row, -1 for none."""
+    ids: npt.NDArray[np.int64] = rows["class_order"]
+    # A published id belongs to the source's label, not to a label that a decision gives.
+    relabelled = [*search.rows_of(rows["key"], recipe.curate.decisions.label).values()]
+    if relabelled:
+        ids = ids.copy()
+        ids[relabelled] = -1
+    return ids
+
+
+def _class_map(published_ids: npt.NDArray[np.int64], labels: Coded, kept: npt.NDArray[np.int64]) -> dict[str, int]:
     """Class ids: in the order of the published ids where there are any, then by name."""
-    order: dict[str, float] = {}
-    for i in kept:
-        rank = published_ids[i] if published_ids[i] >= 0 else float("inf")
-        order[labels[i]] = min(order.get(labels[i], rank), rank)
-    return {label: i for i, label in enumerate(sorted(order, key=lambda label: (order[label], label)))}
+    none = np.iinfo(np.int64).max
+    ids = published_ids[kept]
+    least = np.full(len(labels.names), none, dtype=np.int64)
+    np.minimum.at(least, labels.codes[kept], np.where(ids >= 0, ids, none))
+    names = [(least[code].item(), labels.names[code]) for code in np.unique(labels.codes[kept]).tolist()]
+    return {label: i for i, (_, label) in enumerate(sorted(names))}
+
+
+def _split_codes(published_splits: Coded) -> npt.NDArray[np.int8]:
+    """The place in `SPLITS` of each row's published split, -1 for none, shape (n,)."""
+    places = {name: place for place, name in enumerate(splits.SPLITS)}
+    codes = np.array([places.get(name, -1) for name in published_splits.names], dtype=np.int8)
+    found: npt.NDArray[np.int8] = codes[published_splits.codes]
+    return found
 
 
 def _split(
     rows: Rows,
     recipe: Recipe,
-    kept: Sequence[int],
-    classes: Sequence[int],
-    groups: Sequence[str],
+    kept: npt.NDArray[np.int64],
+    classes: npt.NDArray[np.int64],
+    groups: npt.NDArray[np.int64],
     placed: Mapping[str, str],
 ) -> tuple[str, splits.Assignment]:
     """The strategy that was used, and the splits that it assigns to the kept rows."""
-    published_splits = [rows["split"][i] for i in kept]
+    published_splits = _split_codes(rows["split"])[kept]
     strategy: str = recipe.split.strategy
     if strategy == "auto":
-        complete = bool(published_splits) and all(name in splits.SPLITS for name in published_splits)
-        strategy = "published" if complete else "grouped"
+        strategy = "published" if len(kept) and (published_splits >= 0).all() else "grouped"
     if strategy == "published":
         return strategy, splits.Assignment(published_splits, [])
     if strategy == "legacy-dafre":
-        return strategy, splits.legacy_dafre(classes, [rows["order"][i] for i in kept])
+        return strategy, splits.legacy_dafre(classes, rows["order"][kept])
     if strategy == "single":
-        return strategy, splits.Assignment(["train"] * len(kept), [])
+        return strategy, splits.Assignment(np.zeros(len(kept), dtype=np.int8), [])
     percents = (recipe.split.train, recipe.split.val, recipe.split.test)
     fixed: dict[str, str] = {}
+    keys = rows["key"]
     # Dropped rows count too: a better copy may have replaced a published image and takes over its split.
-    for key, group in zip(rows["key"], groups, strict=True):
-        if (split := placed.get(key, "")) in splits.SPLITS:
+    for key, row in search.rows_of(keys, placed).items():
+        if (split := placed[key]) in splits.SPLITS:
+            group = keys[int(groups[row])].as_py()
             # Train wins within a group: an image that was trained on must not become a test image later.
             fixed[group] = min(split, fixed.get(group, split), key=splits.SPLITS.index)
-    return strategy, splits.grouped(classes, [groups[i] for i in kept], percents, recipe.split.seed, fixed)
+    names, codes = np.unique(groups[kept], return_inverse=True)
+    encoded = pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32)), keys.take(pa.array(names)))
+    return strategy, splits.grouped(classes, encoded, percents, recipe.split.seed, fixed)
 
 
-def _empty_splits(strategy: str, recipe: Recipe, assigned: Sequence[str]) -> list[str]:
+def _empty_splits(strategy: str, recipe: Recipe, sizes: Mapping[str, int]) -> list[str]:
     """A note if a split that the recipe wants has no images."""
     wanted = {"train": recipe.split.train, "val": recipe.split.val, "test": recipe.split.test}
-    empty = [name for name, percent in wanted.items() if percent and name not in assigned]
-    if strategy != "grouped" or not assigned or not empty:
+    empty = [name for name, percent in wanted.items() if percent and not sizes[name]]
+    if strategy != "grouped" or not any(sizes.values()) or not empty:
         return []
     return [f"no images in split {' and '.join(empty)}: the classes are too small for the shares of the recipe"]
 
 
-def _kept_splits_note(placed: Mapping[str, str], assigned: Sequence[tuple[str, str]]) -> str:
-    """How many published images kept their split; `assigned` has the key and split of each kept image."""
-    before_after = [(placed[key], split) for key, split in assigned if key in placed]
-    moved = sum(before != after for before, after in before_after)
+def _kept_splits_note(placed: Mapping[str, str], keys: pa.Array, split_of: npt.NDArray[np.int8]) -> str:
+    """How many published images kept their split."""
+    rows = {key: row for key, row in search.rows_of(keys, placed).items() if split_of[row] >= 0}
+    moved = sum(placed[key] != splits.SPLITS[split_of[row]] for key, row in rows.items())
     moved_note = f"; {moved} moved to the split of a related image" if moved else ""
-    return f"{len(before_after) - moved} of {len(placed)} published images kept their split{moved_note}"
+    return f"{len(rows) - moved} of {len(placed)} published images kept their split{moved_note}"
 
 
-def _straddling_notes(strategy: str, groups: Sequence[str], split_of: Mapping[int, str]) -> list[str]:
+def _straddling_notes(strategy: str, groups: npt.NDArray[np.int64], split_of: npt.NDArray[np.int8]) -> list[str]:
     """The note on kept images with a relative in an earlier split (train, val, test), where splits are published."""
     if strategy not in ("published", "legacy-dafre"):
         return []
-    there: dict[str, set[str]] = {}
-    for i, split in split_of.items():
-        there.setdefault(groups[i], set()).add(split)
     order = splits.SPLITS
-    related = Counter(split for i, split in split_of.items() if there[groups[i]] & {*order[: order.index(split)]})
-    if not related:
+    there = np.zeros((len(groups), len(order)), dtype=np.bool_)
+    kept = np.flatnonzero(split_of >= 0)
+    there[groups[kept], split_of[kept]] = True
+    # whether the group of each row is in an earlier split
+    earlier = np.zeros(len(groups), dtype=np.bool_)
+    for place in range(1, len(order)):
+        of_split = kept[split_of[kept] == place]
+        earlier[of_split] = there[groups[of_split], :place].any(axis=1)
+    sizes = np.bincount(split_of[kept], minlength=len(order)).tolist()
+    related = np.bincount(split_of[earlier], minlength=len(order)).tolist()
+    if not any(related):
         return []
-    sizes = Counter(split_of.values())
-    counts = " and ".join(f"{related[split]:,} of {sizes[split]:,} in {split}" for split in order if related[split])
+    listed = zip(order, related, sizes, strict=True)
+    counts = " and ".join(f"{count:,} of {size:,} in {split}" for split, count, size in listed if count)
     return [
         f"images related to one of an earlier split, by family or as duplicates: {counts}; `animesion verify` names "
         "them, and split.strategy=grouped makes splits without them"
@@ -549,26 +732,26 @@ def _straddling_notes(strategy: str, groups: Sequence[str], split_of: Mapping[in
 
 
 def _variants_notes(
-    rows: Rows, recipe: Recipe, labels: Sequence[str], split_of: Mapping[int, str], alone: Sequence[int]
+    rows: Rows, recipe: Recipe, labels: Coded, split_of: npt.NDArray[np.int8], in_family: npt.NDArray[np.bool_]
 ) -> list[str]:
-    """The note on kept images of no family (`alone`) whose names look like variants of one image."""
+    """The note on kept images of no family whose names look like variants of one image."""
     if recipe.source.options.get("family") == "":
         return []
     # An image whose faces are samples has several rows of one name.
-    chosen = [i for i in alone if rows["face"][i] in (0, 1)]
+    chosen = np.flatnonzero((split_of >= 0) & ~in_family & np.isin(rows["face"], (0, 1)))
     advice = ": set source.family to a regular expression, or empty to silence" if families.option_of(recipe) else ""
     note = variants.note(
-        [rows["source_id"][i] for i in chosen],
-        [labels[i] for i in chosen],
-        [split_of[i] for i in chosen],
-        len(split_of),
+        rows["source_id"].take(pa.array(chosen)),
+        labels.codes[chosen],
+        split_of[chosen],
+        int((split_of >= 0).sum()),
         advice,
     )
     return [note] if note else []
 
 
 def _published_family_notes(
-    rows: Rows, others: Sequence[published.PublishedFeatures], split_of: Mapping[int, str]
+    rows: Rows, others: Sequence[published.PublishedFeatures], split_of: npt.NDArray[np.int8]
 ) -> list[str]:
     """Notes on kept images whose family a published dataset has in another split, one for each dataset."""
     notes = []
@@ -576,7 +759,7 @@ def _published_family_notes(
         relatives = published.relatives(rows, split_of, other)
         if relatives:
             i, place = next(iter(relatives.items()))
-            example = f"{rows['key'][i]} in {split_of[i]} and {other.name}:{other.keys[place]} in {other.splits[place]}"
+            example = f"{rows['key'][i]} in {splits.SPLITS[split_of[i]]} and {other.name}:{other.keys[place]} in {other.splits[place]}"
             notes.append(
                 f"{len(relatives):,} images are from posts, works or files that {other.name} has in another split, "
                 f"such as {example}"

@@ -192,17 +192,16 @@ def _embed_part(
     return keys, np.concatenate(vectors) if keys else np.empty((0, 0), dtype=np.float32)
 
 
-def read(workspace: Workspace, parts: int, keys: Sequence[str]) -> Vectors:
+def read(workspace: Workspace, parts: int, keys: pa.Array) -> Vectors:
     """Embeddings of n images by key, shape (n, d); a row of zeros for an image without one."""
     paths = [workspace.path(f"features/embeddings-part-{part:05d}.parquet") for part in range(parts)]
     table = parquet.read_many(paths, EMBEDDINGS)
     flat = pc.list_flatten(table["embedding"]).to_numpy()
     vectors = flat.reshape(len(table), -1) if len(table) else np.empty((0, 1), dtype=np.float32)
-    row_of_key = {key: i for i, key in enumerate(table["key"].to_pylist())}
-    rows = np.array([row_of_key.get(key, -1) for key in keys], dtype=np.int64)
-    has_embedding = rows >= 0
+    rows = pc.index_in(keys, value_set=table["key"].combine_chunks().cast(keys.type))
+    has_embedding = rows.is_valid().to_numpy(zero_copy_only=False)
     embeddings = np.zeros((len(keys), vectors.shape[1]), dtype=np.float32)
-    embeddings[has_embedding] = vectors[rows[has_embedding]]
+    embeddings[has_embedding] = vectors[rows.drop_null().to_numpy()]
     return embeddings
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from animesion import splits
 from animesion.config.recipe import DuplicatesSection, Recipe
 from animesion.dataset.dataset import Dataset
 from animesion.dedup import candidates, extraction, search
@@ -28,6 +29,7 @@ from animesion.dedup.hashes import ImageHashes, are_valid
 from animesion.errors import UsageError
 from animesion.images import codec
 from animesion.images.other_hashes import WIDTHS
+from animesion.pipeline.columns import batches, crop_of
 from animesion.schemas import FEATURES, THUMBNAIL_SIDE, sample_key
 from animesion.sources import families
 from animesion.storage import checksums, parquet
@@ -297,12 +299,12 @@ def _places(dataset: Dataset, kept: pa.Table) -> tuple[list[Place], list[str]]:
     return places, packed
 
 
-def relatives(rows: Rows, split_of: Mapping[int, str], other: PublishedFeatures) -> dict[int, int]:
+def relatives(rows: Rows, split_of: npt.NDArray[np.int8], other: PublishedFeatures) -> dict[int, int]:
     """Find the rows whose file, post or work a published dataset has in another split.
 
     Args:
         rows: columns `source source_id md5 families`.
-        split_of: split of each kept row.
+        split_of: place in `SPLITS` of the split of each row, -1 for a dropped one, shape (n,).
         other: the published dataset.
 
     Returns:
@@ -313,16 +315,18 @@ def relatives(rows: Rows, split_of: Mapping[int, str], other: PublishedFeatures)
         for token in tokens:
             firsts.setdefault(token, {}).setdefault(split, place)
     found: dict[int, int] = {}
-    for i, split in split_of.items():
-        source = rows["source"][i]
-        tokens = [*_tokens(source, rows["source_id"][i], rows["md5"][i]), *rows["families"][i]]
-        # a post's own number counts within its site; that of its parent is a token of the row
-        tokens += [f"id:{source}:{token[5:]}" for token in rows["families"][i] if re.fullmatch("post:[0-9]+", token)]
-        places = [
-            place for token in tokens for theirs, place in firsts.get(token, {}).items() if split and theirs != split
-        ]
-        if places:
-            found[i] = min(places)
+    for some in batches(len(rows["key"])):
+        texts = [rows[name][some].to_pylist() for name in ("source_id", "md5", "families")]
+        for i, source_id, md5, related in zip(range(some.start, some.stop), *texts, strict=True):
+            if split_of[i] < 0:
+                continue
+            source, split = rows["source"][i], splits.SPLITS[split_of[i]]
+            tokens = [*_tokens(source, source_id, md5), *related]
+            # a post's own number counts within its site; that of its parent is a token of the row
+            tokens += [f"id:{source}:{token[5:]}" for token in related if re.fullmatch("post:[0-9]+", token)]
+            places = [place for token in tokens for theirs, place in firsts.get(token, {}).items() if theirs != split]
+            if places:
+                found[i] = min(places)
     return found
 
 
@@ -361,46 +365,57 @@ def twins(
     """
     verified = {} if compared is None else _copies(rows, compared, recipe)
     matches: dict[int, tuple[str, str]] = {}
+    left = alive  # rows without a match
     for other in others:
         by_sha256 = _positions(other.sha256)
         by_pixels = _positions(other.pixels_blake3)
-        unmatched = []
-        for i in alive.tolist():
-            if i in matches:
-                continue
-            crop = rows["crop"][i] if rows["face"][i] else None
-            position, kind = _first_with(other, by_sha256.get(rows["sha256"][i], ()), crop), "equal bytes"
+        for i in left[
+            _among(rows["sha256"], left, by_sha256) | _among(rows["pixels_blake3"], left, by_pixels)
+        ].tolist():
+            crop = crop_of(rows, i) if rows["face"][i] else None
+            position, kind = _first_with(other, by_sha256.get(rows["sha256"][i].as_py(), ()), crop), "equal bytes"
             if position is None:
-                position = _first_with(other, by_pixels.get(rows["pixels_blake3"][i], ()), crop)
+                position = _first_with(other, by_pixels.get(rows["pixels_blake3"][i].as_py(), ()), crop)
                 kind = "equal pixels"
-            if position is None:
-                unmatched.append(i)
-            else:
+            if position is not None:
                 matches[i] = (kind, f"{other.name}:{other.keys[position]}")
+        left = np.setdiff1d(left, [*matches], assume_unique=True)
         if compared is not None:
-            for i in unmatched:
-                sample = other.name, rows["pixels_blake3"][i], tuple(rows["crop"][i] or ())
+            pixels = [digest for name, digest, _ in verified if name == other.name]
+            for i in left[_among(rows["pixels_blake3"], left, pixels)].tolist():
+                sample = other.name, rows["pixels_blake3"][i].as_py(), crop_of(rows, i) or ()
                 key, how = verified.get(sample, ("", ""))
                 if key:
                     matches[i] = (how, key)
-        elif recipe.duplicates.near and unmatched and other.keys:
-            matches |= _near_matches(rows, np.array(unmatched, dtype=np.int64), other, recipe)
+        elif recipe.duplicates.near and len(left) and other.keys:
+            matches |= _near_matches(rows, left, other, recipe)
+        left = np.setdiff1d(left, [*matches], assume_unique=True)
     return matches
+
+
+def _among(values: pa.Array, chosen: npt.NDArray[np.int64], wanted: Iterable[str]) -> npt.NDArray[np.bool_]:
+    """Which of the chosen texts are among the wanted ones, shape of `chosen`."""
+    texts = pa.array(list(wanted), values.type)
+    found: npt.NDArray[np.bool_] = pc.is_in(values, value_set=texts).to_numpy(zero_copy_only=False)[chosen]
+    return found
 
 
 def _copies(rows: Rows, compared: pa.Table, recipe: Recipe) -> dict[tuple[str, str, tuple[int, ...]], tuple[str, str]]:
     """Verified copies: dataset, digest of the pixels of ours and crop -> `<dataset>:<key>` and what was done to it."""
-    row_of_key = {key: i for i, key in enumerate(rows["key"])}
+    across = pc.or_(pc.match_substring(compared["first"], ":"), pc.match_substring(compared["second"], ":"))
+    compared = compared.filter(across)
+    keys = (key for name in ("first", "second") for key in compared[name].to_pylist())
+    row_of_key = search.rows_of(rows["key"], keys)
     found: dict[tuple[str, str, tuple[int, ...]], tuple[str, str]] = {}
     for pair in compared.to_pylist():
         first, second = sorted((pair["first"], pair["second"]), key=lambda key: ":" in key)
         copy = pair["verdict"] in ("copy", "copy with overlay") and (recipe.duplicates.flip or not pair["mirrored"])
-        if not copy or ":" not in second or ":" in first:
+        if not copy or ":" in first:
             continue
         row = row_of_key[first]
         how = f"{pair['verdict']}: {pair['how']}" if pair["how"] else pair["verdict"]
         # one sample stood for all with equal pixels and the same crop when pairs were compared
-        sample = second.partition(":")[0], rows["pixels_blake3"][row], tuple(rows["crop"][row] or ())
+        sample = second.partition(":")[0], rows["pixels_blake3"][row].as_py(), crop_of(rows, row) or ()
         found[sample] = min(found.get(sample, (second, how)), (second, how))
     return found
 

@@ -46,7 +46,7 @@ def is_allowed(licence: str, allowed: Sequence[str]) -> bool:
 
 
 # Tables store float32, so a score of 0.85 is read back as slightly less and must still pass a minimum of 0.85.
-_SLACK = 1e-6
+SLACK = 1e-6
 
 
 def face_reason(faces: int, best_score: float, second_score: float, recipe: Recipe) -> str:
@@ -59,12 +59,12 @@ def face_reason(faces: int, best_score: float, second_score: float, recipe: Reci
         recipe: its `crop` section matters.
     """
     crop = recipe.crop
-    if faces == 0 or (crop.faces != "each" and best_score < crop.unsure_score - _SLACK):
+    if faces == 0 or (crop.faces != "each" and best_score < crop.unsure_score - SLACK):
         return DropReason.NO_FACE
     least = crop.unsure_score if crop.unsure == "drop" else crop.min_score
-    if faces > 1 and crop.faces == "one-only" and second_score >= least - _SLACK:
+    if faces > 1 and crop.faces == "one-only" and second_score >= least - SLACK:
         return DropReason.SEVERAL_FACES
-    return DropReason.UNSURE_FACE if best_score < crop.min_score - _SLACK else ""
+    return DropReason.UNSURE_FACE if best_score < crop.min_score - SLACK else ""
 
 
 def is_perhaps(faces: int, best_score: float, second_score: float, recipe: Recipe) -> bool:
@@ -72,8 +72,8 @@ def is_perhaps(faces: int, best_score: float, second_score: float, recipe: Recip
     crop = recipe.crop
     return (
         faces > 1
-        and best_score >= crop.min_score - _SLACK
-        and crop.unsure_score - _SLACK <= second_score < crop.min_score - _SLACK
+        and best_score >= crop.min_score - SLACK
+        and crop.unsure_score - SLACK <= second_score < crop.min_score - SLACK
     )
 
 

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
 #: How a name may be divided into base and affix.
 _FORMS = tuple(
@@ -56,12 +60,12 @@ class Variants:
 
     groups: list[list[int]]
 
-    def straddling(self, splits: Sequence[str]) -> int:
+    def straddling(self, splits: Sequence[str] | npt.NDArray[np.int8]) -> int:
         """Number of groups with images of several splits."""
         return sum(len({splits[i] for i in group}) > 1 for group in self.groups)
 
 
-def find(source_ids: Sequence[str], labels: Sequence[str]) -> Variants:
+def find(source_ids: Sequence[str] | pa.Array, labels: Sequence[str] | npt.NDArray[np.int32]) -> Variants:
     """Find the groups, in time that grows linearly with the number of names.
 
     A class counts if several names (bases) have two or more variants each, and the affixes are shared: `leaf7_a`,
@@ -69,42 +73,51 @@ def find(source_ids: Sequence[str], labels: Sequence[str]) -> Variants:
     `20250523_161731` differs in every name.
 
     Args:
-        source_ids: the source's id of each image, such as its path.
-        labels: label of each image; names are compared within a label.
+        source_ids: the source's id of each image, such as its path; of an Arrow array, the names of one class at a time
+            become Python objects.
+        labels: label of each image, or its code; names are compared within a label.
     """
-    of_label: dict[str, list[int]] = defaultdict(list)
-    for i, label in enumerate(labels):
-        of_label[label].append(i)
-    # `train_1` and `test_1` are numbered twice
-    stems = []
-    for source_id in source_ids:
-        stem = _stem(source_id)
-        prefix = _SPLIT.match(stem)
-        stem = stem[prefix.end() :] if prefix else stem
-        stems.append(stem if len(stem) <= _LONGEST else "")
-    found: dict[str, list[list[int]]] = {}
-    for label, members in of_label.items():
+    ids = source_ids if isinstance(source_ids, pa.Array) else pa.array(source_ids, pa.string())
+    _, codes, sizes = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
+    by_label = np.argsort(codes, kind="stable")
+    found: list[tuple[int, list[list[int]]]] = []
+    for last, size in zip(np.cumsum(sizes).tolist(), sizes.tolist(), strict=True):
+        members = by_label[last - size : last]
+        stems = {}
+        for i, source_id in zip(members.tolist(), ids.take(pa.array(members)).to_pylist(), strict=True):
+            stem = _stem(source_id)
+            # `train_1` and `test_1` are numbered twice
+            prefix = _SPLIT.match(stem)
+            stem = stem[prefix.end() :] if prefix else stem
+            stems[i] = stem if len(stem) <= _LONGEST else ""
         # Where names form a grid, such as dates and times, the more numerous part identifies the image.
-        found[label] = max(
-            (_groups(members, stems, form) for form in _FORMS), key=lambda each: (len(each), _size(each))
+        groups = max((_groups(stems, form) for form in _FORMS), key=lambda each: (len(each), _size(each)))
+        if groups:
+            found.append((size, groups))
+    total = sum(_size(groups) for _, groups in found)
+    return Variants(
+        sorted(
+            group
+            for size, groups in found
+            if total >= _LEAST_IMAGES or _size(groups) >= _LEAST_SHARE * size
+            for group in groups
         )
-    total = sum(map(_size, found.values()))
-    groups = [
-        group
-        for label, each in found.items()
-        if each and (total >= _LEAST_IMAGES or _size(each) >= _LEAST_SHARE * len(of_label[label]))
-        for group in each
-    ]
-    return Variants(sorted(groups))
+    )
 
 
-def note(source_ids: Sequence[str], labels: Sequence[str], splits: Sequence[str], total: int, advice: str) -> str:
+def note(
+    source_ids: Sequence[str] | pa.Array,
+    labels: Sequence[str] | npt.NDArray[np.int32],
+    splits: Sequence[str] | npt.NDArray[np.int8],
+    total: int,
+    advice: str,
+) -> str:
     """The note on such groups that straddle splits; empty if none do.
 
     Args:
         source_ids: the source's id of each image that no family covers.
-        labels: label of each.
-        splits: split of each.
+        labels: label of each, or its code.
+        splits: split of each, or its number.
         total: number of all kept images.
         advice: what to do, as the end of the sentence.
     """
@@ -115,7 +128,7 @@ def note(source_ids: Sequence[str], labels: Sequence[str], splits: Sequence[str]
     example = next(group for group in variants.groups if len({splits[i] for i in group}) > 1)
     first = example[0]
     second = next(i for i in example if splits[i] != splits[first])
-    names = " and ".join(f"'{_stem(source_ids[i])}'" for i in (first, second))
+    names = " and ".join(f"'{_stem(str(source_ids[i]))}'" for i in (first, second))
     return (
         f"{_size(variants.groups):,} of {total:,} images have names that differ in a counter or affix only, such "
         f"as {names}; {straddling:,} of {len(variants.groups):,} such groups straddle splits{advice}"
@@ -131,24 +144,23 @@ def _size(groups: Iterable[Sequence[int]]) -> int:
     return sum(map(len, groups))
 
 
-def _groups(members: Sequence[int], stems: Sequence[str], form: re.Pattern[str]) -> list[list[int]]:
+def _groups(stems: Mapping[int, str], form: re.Pattern[str]) -> list[list[int]]:
     """The groups of one class by one kind of affix; empty if the names are ordinary ones.
 
     Args:
-        members: positions of the images of the class.
-        stems: stem of each image of the data set.
+        stems: stem of each image of the class, by its position.
         form: how names are divided into base and affix.
     """
     by_base: dict[str, list[tuple[int, str]]] = defaultdict(list)
-    for i in members:
-        match = form.fullmatch(stems[i])
+    for i, stem in stems.items():
+        match = None if stem.isdecimal() else form.fullmatch(stem)
         if match and not _is_counter(match["base"]):
             affix = "#" if _RANDOM.fullmatch(match["affix"]) else match["affix"].casefold()
             by_base[match["base"].casefold()].append((i, affix))
     # the image itself may have no affix
-    for i in members:
-        if stems[i].casefold() in by_base:
-            by_base[stems[i].casefold()].append((i, ""))
+    for i, stem in stems.items() if by_base else ():
+        if stem.casefold() in by_base:
+            by_base[stem.casefold()].append((i, ""))
     # Equal names in several folders are no variants.
     variants = {
         base: named

@@ -7,7 +7,7 @@ Sources that list files pass tokens on with their items; `animesion.pipeline.cur
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, NamedTuple
 from urllib.parse import unquote
 
@@ -155,8 +155,42 @@ def of_images(family: str, source_ids: Sequence[str], labels: Sequence[str]) -> 
     """
     if family != "auto":
         return [()] * len(source_ids)
-    places = list(map(named, source_ids, labels))
-    return tokens([stem for stem, _ in places], [scope for _, scope in places])
+    [found] = in_batches(lambda: iter([(source_ids, labels)]))
+    return found
+
+
+def in_batches(
+    batches: Callable[[], Iterator[tuple[Sequence[str], Sequence[str]]]],
+) -> Iterator[list[tuple[str, ...]]]:
+    """The families of a data set's images as `of_images` finds them with `auto`, some of the images at a time.
+
+    Args:
+        batches: starts to return the ids and labels of some images at a time; called twice.
+    """
+    affixed = set()
+    for source_ids, labels in batches():
+        for source_id, label in zip(source_ids, labels, strict=True):
+            if _is_number(source_id):
+                continue
+            stem, scope = named(source_id, label)
+            if _HINT.search(stem.casefold()):
+                name = read(stem, scope)
+                if name.affixed and not name.token:
+                    affixed.add(name.base)
+    for source_ids, labels in batches():
+        found: list[tuple[str, ...]] = []
+        for source_id, label in zip(source_ids, labels, strict=True):
+            if not affixed and _is_number(source_id):
+                found.append(())
+                continue
+            name = read(*named(source_id, label))
+            found.append((name.token,) if name.token else (name.base,) if name.base in affixed else ())
+        yield found
+
+
+def _is_number(source_id: str) -> bool:
+    """Whether an id is a number, which has no affix, and too short to be a digest."""
+    return len(source_id) < 32 and source_id.isascii() and source_id.isdigit()
 
 
 def matched(stem: str, family: str) -> tuple[str, ...]:

@@ -32,11 +32,31 @@ def table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=schema)
 
 
+#: Rows of a row group, pyarrow's default.
+ROW_GROUP = 1 << 20
+
+
 def write(path: Path, content: pa.Table) -> str:
     """Write a table atomically; returns the SHA-256 of the file as hex."""
+    return write_groups(path, content.schema, [content])
+
+
+def write_groups(path: Path, schema: pa.Schema, groups: Iterable[pa.Table]) -> str:
+    """Write a table that does not exist as a whole, atomically; returns the SHA-256 of the file as hex.
+
+    Args:
+        path: the file.
+        schema: of the table.
+        groups: its rows, `ROW_GROUP` in each table but the last; then the bytes are those that `write` gives.
+    """
     # `store_schema` would add Arrow's serialised schema, which differs between versions of pyarrow.
-    with atomic_file(path) as file:
-        pq.write_table(content, pa.PythonFile(file, mode="w"), compression="zstd", version="2.6", store_schema=False)
+    options = {"compression": "zstd", "version": "2.6", "store_schema": False}
+    with (
+        atomic_file(path) as file,
+        pq.ParquetWriter(pa.PythonFile(file, mode="w"), schema, **options) as writer,
+    ):
+        for group in groups:
+            writer.write_table(group, row_group_size=ROW_GROUP)
     return file.sha256
 
 
@@ -61,8 +81,13 @@ def read(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) ->
         cause = error.strerror.lower() if isinstance(error, OSError) and error.strerror else "no such table"
         raise DamagedTableError(f"{path} is damaged ({cause}): {_AGAIN}") from None
     if faults:
-        raise DamagedTableError(f"{path} is damaged (column {faults[0]}): {_AGAIN}")
+        raise damaged(path, faults[0])
     return content
+
+
+def damaged(path: Path, column: str) -> DamagedTableError:
+    """The error for a table with a value that no stage writes."""
+    return DamagedTableError(f"{path} is damaged (column {column}): {_AGAIN}")
 
 
 def _is_proper(name: str, column: pa.ChunkedArray) -> bool:

@@ -1,97 +1,180 @@
-"""Time and peak memory of `curate.decide` on very many images.
+"""CPU time and peak memory of the stage curate on very many images, from the tables of a build to `curated.parquet`.
 
-    python tests/benchmarks/curate_scale.py [--images 1000000] [--flip]
+    python tests/benchmarks/curate_scale.py [--images 1000000] [--folder DIR] [--flip] [--profile]
 
-The rows are synthetic: 3,000 classes of uneven sizes, a tenth of the images near duplicates of another one, two in a
-hundred with equal bytes, posts in families. They have the form that the stage loads, with the columns that decisions do
-not need in Arrow. `rows` is their memory, `peak` the peak of the whole process.
+Writes the tables and receipts that the stages fetch and inspect leave, in parts of 500 images, and runs the stage in a
+process of its own. The images are synthetic: 3,000 classes of uneven sizes, a tenth of the images near duplicates of
+another one, two in a hundred with equal bytes, posts in families, with URLs and authors as a booru has them. `--folder`
+keeps the tables (1.1 GB per million images), and uses those that it has.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import cProfile
+import hashlib
+import multiprocessing
+import os
 import pstats
 import resource
+import tempfile
 import time
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
 import animesion
-from animesion.pipeline.curate import decide
-from animesion.schemas import RAW
+from animesion.pipeline import curate
+from animesion.pipeline.fetch import PART_ITEMS
+from animesion.schemas import FEATURES, RAW, THUMBNAIL_SIDE
+from animesion.storage import parquet
+from animesion.storage.workspace import Workspace, write_atomic
+
+_SEED = 1
 
 
-def rows(n: int) -> dict[str, Any]:
-    """Columns of `n` images, the same in every run."""
-    rng = np.random.default_rng(1)
+def write(folder: Path, n: int) -> None:
+    """Write the raw and feature tables of `n` images, the same in every run."""
+    rng = np.random.default_rng(_SEED)
     hashes, flipped = rng.integers(0, 2**64, n, dtype=np.uint64), rng.integers(0, 2**64, n, dtype=np.uint64)
-    thumbnails = rng.integers(0, 256, (n, 768), dtype=np.uint8)
     copies, of = rng.choice(n, n // 10, replace=False), rng.integers(0, n, n // 10)
     hashes[copies] = hashes[of] ^ (np.uint64(1) << rng.integers(0, 64, len(of), dtype=np.uint64))
-    thumbnails[copies] = thumbnails[of]
-    digests = np.arange(n)
+    drawn, digests = np.arange(n), np.arange(n)  # seed of the thumbnail, and of the bytes
+    drawn[copies] = of
     equal = copies[: n // 50]
     digests[equal], hashes[equal] = of[: n // 50], hashes[of[: n // 50]]
     classes = np.minimum(2999, rng.zipf(1.3, n) - 1)
-    offsets = pa.py_buffer((np.arange(n + 1) * 768).astype(np.int64))
-    images = pa.Array.from_buffers(pa.large_binary(), n, [None, offsets, pa.py_buffer(thumbnails)])
-    text = pa.chunked_array([pa.array([""] * n)])
-    columns: dict[str, Any] = {
-        "key": [f"danbooru-{i:09d}" for i in range(n)],
-        "labels": [[f"character_{c}"] for c in classes.tolist()],
-        "families": [[f"post:{i // 3}"] for i in range(n)],
-        "source": ["danbooru"] * n,
-        "source_id": [str(i) for i in range(n)],
-        "order": list(range(n)),
-        "class_order": [-1] * n,
-        "sha256": [f"{d:064x}" for d in digests.tolist()],
-        "pixels_blake3": [f"{d:064x}" for d in digests.tolist()],
-        "extension": ["jpg"] * n,
-        "width": rng.integers(200, 2000, n).tolist(),
-        "height": rng.integers(200, 2000, n).tolist(),
-        "bytes": rng.integers(20_000, 2_000_000, n).tolist(),
-        "crop": [None] * n,
-        "faces": [-1] * n,
-        "face": [0] * n,
-        "face_score": [0.0] * n,
-        "phash": hashes,
-        "phash_flip": flipped,
-        "thumbnail": pa.chunked_array([images]),
-        "plain": pa.chunked_array([pa.array([True] * n)]),
-        "part": pa.chunked_array([pa.array([0] * n, pa.int32())]),
-        "offset": pa.chunked_array([pa.array([0] * n, pa.int64())]),
-    }
-    for name in ("reason", "detail", "seen_reason", "seen_detail", "split"):
-        columns[name] = [""] * n
-    return columns | {name: text for name in RAW.names if name not in columns}
+    sizes, lengths = rng.integers(200, 2000, (n, 2)), rng.integers(20_000, 2_000_000, n)
+    workspace = Workspace(folder)
+    os.fsync = lambda _: None  # no power failure matters here, and five of them per part take longer than all else
+    for part, start in enumerate(range(0, n, PART_ITEMS)):
+        chosen = range(start, min(start + PART_ITEMS, n))
+        raw, features = [], []
+        for i in chosen:
+            digest = hashlib.sha256(f"{digests[i]}".encode()).hexdigest()
+            md5 = digest[:32]
+            raw.append(
+                {
+                    **dict.fromkeys(RAW.names, ""),
+                    "key": f"danbooru-{1000 + 7 * i}",
+                    "source": "danbooru",
+                    "source_id": f"{1000 + 7 * i}",
+                    "order": i,
+                    "class_order": -1,
+                    "boxes": None,
+                    "flags": [],
+                    "rating": "gsqe"[i % 4],
+                    "labels": [f"character_{classes[i]} (series_{classes[i] % 400})"],
+                    "families": [f"post:{i // 3}"],
+                    "page_url": f"https://danbooru.donmai.us/posts/{1000 + 7 * i}",
+                    "file_url": f"https://cdn.donmai.us/original/{md5[:2]}/{md5[2:4]}/{md5}.jpg",
+                    "author": f"artist_{i * 7919 % 50_000}",
+                    "md5": md5,
+                    "sha256": digest,
+                    "bytes": int(lengths[i]),
+                    "extension": "jpg",
+                    "offset": 512,
+                }
+            )
+            features.append(
+                {
+                    "key": raw[-1]["key"],
+                    "reason": "",
+                    "detail": "",
+                    "format": "jpg",
+                    "mode": "RGB",
+                    "width": int(sizes[i, 0]),
+                    "height": int(sizes[i, 1]),
+                    "plain": True,
+                    "pixels_blake3": digest,
+                    "faces": -1,
+                    "face": 0,
+                    "face_score": 0.0,
+                    "phash": int(hashes[i]),
+                    "phash_flip": int(flipped[i]),
+                    "thumbnail": np.random.default_rng(drawn[i]).bytes(3 * THUMBNAIL_SIDE**2),
+                    "jpeg_quality": 85 + i % 15,
+                    "sharpness": 50 + i % 97,
+                    "light": 250,
+                    "dark": 7,
+                    "contrast": 60.0 + i % 13,
+                    "chroma": 20.0 + i % 11,
+                    "border": 0.0,
+                    "panels": 1,
+                    "lines": 0,
+                }
+            )
+        outputs = {}
+        for name, table in (("raw", parquet.table(raw, RAW)), ("features", parquet.table(features, FEATURES))):
+            path = f"{name}/part-{part:05d}.parquet"
+            outputs[name] = {path: parquet.write(workspace.path(path), table)}
+        tar = f"raw/part-{part:05d}.tar"  # no pixel is read
+        outputs["raw"][tar] = write_atomic(workspace.path(tar), b"")
+        facts = {"items": len(raw), "fetched": len(raw), "bytes": sum(row["bytes"] for row in raw)}
+        workspace.commit(f"fetch/part-{part:05d}", "benchmark", "", {}, outputs["raw"], facts)
+        facts = {"crashed": [], "detections": ""}
+        workspace.commit(f"inspect/part-{part:05d}", "benchmark", "", {}, outputs["features"], facts)
+
+
+def stage(folder: Path, images: int, *, flip: bool, profiled: bool) -> None:
+    """Run the stage and print what it took."""
+    settings = ["source.path=x", f"duplicates.flip={str(flip).lower()}", "duplicates.copies=off", "classes.minimum=5"]
+    recipe = animesion.load_recipe("folder", settings)
+    workspace = Workspace(folder)
+    workspace.path(".receipts/curate.json").unlink(missing_ok=True)
+    before = _peak()
+    profile = cProfile.Profile()
+    start, used = time.perf_counter(), time.process_time()
+    with profile if profiled else contextlib.nullcontext():
+        receipt = curate.run(workspace, recipe, -(-images // PART_ITEMS), {})
+    wall, used = time.perf_counter() - start, time.process_time() - used
+    peak, facts = _peak(), receipt.facts
+    print(
+        f"{images:,} images: {wall:.1f} s, {used:.1f} CPU-seconds; peak {peak / 1e6:,.0f} MB, of which "
+        f"{(peak - before) / images:,.0f} bytes per image above {before / 1e6:,.0f} MB"
+    )
+    print(f"kept {facts['kept']:,} of {facts['seen']:,}, clusters {facts['clusters']:,}, dropped {facts['dropped']}")
+    print(f"curated.parquet {receipt.outputs['curated.parquet']['sha256']}")
+    if profiled:
+        pstats.Stats(profile).sort_stats("cumulative").print_stats(45)
+
+
+def _peak() -> int:
+    """Largest resident size of this process so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@contextlib.contextmanager
+def _tables(folder: Path | None, images: int) -> Iterator[Path]:
+    """A folder with the tables."""
+    with contextlib.ExitStack() as stack:
+        place = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        done = place / f"images-{images}"
+        if not done.exists():
+            write(place, images)
+            done.touch()
+        yield place
 
 
 def main() -> None:
-    """Measure and print."""
+    """Write the tables, run the stage in a new process, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=1_000_000)
+    parser.add_argument("--folder", type=Path, help="keep the tables here, and use those of an earlier run")
     parser.add_argument("--flip", action="store_true")
     parser.add_argument("--profile", action="store_true", help="print the functions that take the most time")
     arguments = parser.parse_args()
-    settings = ["source.path=x", f"duplicates.flip={str(arguments.flip).lower()}", "classes.minimum=5"]
-    recipe = animesion.load_recipe("folder", settings)
-    columns = rows(arguments.images)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    profile = cProfile.Profile()
-    start = time.perf_counter()
-    if arguments.profile:
-        profile.enable()
-    table, facts = decide(columns, recipe, {})
-    profile.disable()
-    seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{arguments.images:,} images: {seconds:.1f} s; rows {before:,.0f} MB, peak {peak:,.0f} MB")
-    print(f"kept {facts['kept']:,} of {len(table):,}, clusters {facts['clusters']:,}, dropped {facts['dropped']}")
-    if arguments.profile:
-        pstats.Stats(profile).sort_stats("cumulative").print_stats(25)
+    with _tables(arguments.folder, arguments.images) as folder:
+        options = {"flip": arguments.flip, "profiled": arguments.profile}
+        process = multiprocessing.get_context("spawn").Process(
+            target=stage, args=(folder, arguments.images), kwargs=options
+        )
+        process.start()
+        process.join()
+        if process.exitcode:
+            parser.exit(1)
 
 
 if __name__ == "__main__":

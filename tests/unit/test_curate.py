@@ -17,8 +17,9 @@ from animesion.config.decisions import Decisions, PairDecision
 from animesion.config.decisions import read as read_decisions
 from animesion.config.recipe import CurateSection
 from animesion.errors import UsageError
+from animesion.pipeline.columns import Columns
 from animesion.pipeline.curate import decide
-from animesion.schemas import CURATED, MEANINGS, PAIRS
+from animesion.schemas import CURATED, FEATURES, MEANINGS, PAIRS, RAW
 
 
 def rows(*images: dict[str, Any]) -> dict[str, list[Any]]:
@@ -51,11 +52,24 @@ def pairs(*verdicts: tuple[str, str, str] | tuple[str, str, str, dict[str, Any]]
     return pa.Table.from_pylist(listed, schema=PAIRS)
 
 
+def decided_table(columns: dict[str, list[Any]], *arguments: Any, **options: Any) -> tuple[pa.Table, dict[str, Any]]:
+    """The table and the facts of `decide`."""
+    fields = {field.name: field.type for schema in (FEATURES, RAW) for field in schema}
+    fields |= {"seen_reason": pa.string(), "seen_detail": pa.string(), "part": pa.int32(), "box_count": pa.int64()}
+    fields |= {"best_score": pa.float32(), "second_score": pa.float32()}
+    joined = {
+        name: pa.array(values, fields[name]) for name, values in columns.items() if name not in ("boxes", "flags")
+    }
+    found, facts = decide(Columns.of([pa.table(joined)]), *arguments, **options)
+    [rows] = found.groups()
+    return found.table(rows), facts
+
+
 def run(
     columns: dict[str, list[Any]], *overrides: str, compared: pa.Table | None = None
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     recipe = animesion.load_recipe("folder", ["source.path=x", *overrides])
-    table, facts = decide(columns, recipe, {}, compared=compared)
+    table, facts = decided_table(columns, recipe, {}, compared=compared)
     assert table.schema == CURATED
     assert facts["seen"] == facts["kept"] + sum(facts["dropped"].values())
     assert set(facts["dropped"]) <= set(MEANINGS)
@@ -275,7 +289,7 @@ def test_labels_are_renamed() -> None:
 def test_a_known_crash_is_dropped() -> None:
     columns = rows({}, {}, {})
     recipe = animesion.load_recipe("folder", ["source.path=x"])
-    table, facts = decide(columns, recipe, {"k0001": "the worker died"})
+    table, facts = decided_table(columns, recipe, {"k0001": "the worker died"})
     assert facts["dropped"] == {"crashed decoder": 1}
     assert table["detail"].to_pylist()[1] == "the worker died"
 
@@ -417,7 +431,7 @@ def test_decisions_do_not_depend_on_their_order(rng: random.Random) -> None:
     assert first.to_toml() == second.to_toml()
     recipe = animesion.load_recipe("folder", ["source.path=x"])
     tables = [
-        decide(columns, recipe.model_copy(update={"curate": CurateSection(decisions=each)}), {})[0]
+        decided_table(columns, recipe.model_copy(update={"curate": CurateSection(decisions=each)}), {})[0]
         for each in (first, second)
     ]
     assert tables[0].equals(tables[1])
@@ -559,7 +573,7 @@ def test_two_characters_are_several_faces_whatever_was_found() -> None:
     images = rows(faces(0.9), faces(), faces(0.9), {**faces(0.9), "width": 3, "height": 3})
     recipe = animesion.load_recipe("folder", ["source.path=x", "crop.detector=lbp", "filter.min_side=10"])
     decisions = Decisions(several=["k0000", "k0001", "k0003", "absent"])
-    table, facts = decide(images, recipe.model_copy(update={"curate": CurateSection(decisions=decisions)}), {})
+    table, facts = decided_table(images, recipe.model_copy(update={"curate": CurateSection(decisions=decisions)}), {})
     assert table["reason"].to_pylist() == ["several faces", "several faces", "", "too small"]
     assert table["detail"].to_pylist()[:2] == ["by decision"] * 2
     assert any("4 images of several characters" in note for note in facts["notes"])
@@ -570,7 +584,7 @@ def test_a_box_by_decision_is_the_one_face() -> None:
     images = rows({**faces(0.9, 0.4), "faces": 1, "face_score": 1.0}, faces(0.9))
     recipe = animesion.load_recipe("folder", ["source.path=x", "crop.detector=lbp", "crop.unsure=report"])
     decisions = Decisions(box={"k0000": [0.1, 0.1, 0.5, 0.5]})
-    table, facts = decide(images, recipe.model_copy(update={"curate": CurateSection(decisions=decisions)}), {})
+    table, facts = decided_table(images, recipe.model_copy(update={"curate": CurateSection(decisions=decisions)}), {})
     assert table["reason"].to_pylist() == ["", ""]
     assert any("1 boxes" in note for note in facts["notes"])
     assert not any("perhaps" in note for note in facts["notes"])
