@@ -23,6 +23,7 @@ from animesion import schemas
 from animesion.config.recipe import Name, Recipe, read_back
 from animesion.config.settings import explain
 from animesion.dataset import shards
+from animesion.dataset.places import Places
 from animesion.errors import UsageError
 from animesion.images import codec
 from animesion.storage import names, parquet
@@ -386,8 +387,8 @@ class Dataset:
                 raise self._unreadable(shard.path, error) from None
 
     @functools.cached_property
-    def _positions(self) -> dict[str, int]:
-        return {key: i for i, key in enumerate(self.index["key"].to_pylist())}
+    def _positions(self) -> Places:
+        return Places(self._columns["key"])
 
     # An Arrow array gives one value in constant time; a chunked array first has to find the chunk.
     @functools.cached_property

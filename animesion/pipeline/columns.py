@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from animesion.storage import parquet
 from animesion.storage.workspace import Workspace
 
 IntArray = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.float32]
 
 #: Features of an image that was not fetched or does not decode.
 _NO_FEATURES: dict[str, Any] = {
@@ -89,7 +88,8 @@ class Coded:
         return len(self.codes)
 
     def __getitem__(self, row: int) -> str:
-        return self.names[self.codes[row]]
+        name: str = self.names[self.codes[row]]
+        return name
 
     def __setitem__(self, rows: int | IntArray | npt.NDArray[np.bool_], text: str) -> None:
         self.codes[rows] = self.code(text)
@@ -345,10 +345,9 @@ def _part(workspace: Workspace, part: int, more: Sequence[str]) -> pa.Table:
     columns["place"] = places.fill_null(-1)
     columns["has_table"] = left["boxes"].is_valid()
     # the detector's boxes, or those of the table that decided before the image was fetched
-    detected, listed = _best_scores(right["boxes"]), _best_scores(left["boxes"])
-    missing = right["boxes"].is_null().to_numpy()
-    for name, values, others in zip(("box_count", "best_score", "second_score"), detected, listed, strict=True):
-        columns[name] = pa.array(np.where(missing, others, values))
+    boxes = pc.if_else(right["boxes"].is_null(), left["boxes"], right["boxes"])
+    for name, values in _best_scores(boxes).items():
+        columns[name] = pa.array(values)
     return pa.table(columns)
 
 
@@ -392,7 +391,7 @@ class _Blocks:
         found: npt.NDArray[np.int32] = np.array(codes, dtype=np.int32)[encoded.indices.to_numpy()]
         return found
 
-    def joined(self, rename: Any) -> Columns:
+    def joined(self, rename: Callable[[pa.Array, npt.NDArray[np.int32]], pa.Array] | None) -> Columns:
         """All rows, sorted by the key if keys have to be renamed."""
         columns = Columns()
         pieces = self._pieces
@@ -439,7 +438,7 @@ def _concatenated(blocks: list[pa.Array]) -> pa.Array:
     return pa.concat_arrays(blocks)
 
 
-def _best_scores(boxes: pa.ChunkedArray) -> tuple[IntArray, FloatArray, FloatArray]:
+def _best_scores(boxes: pa.ChunkedArray) -> dict[str, npt.NDArray[Any]]:
     """The number of each row's boxes, and the best and the second-best of their scores; 0 where there is none."""
     column = boxes.combine_chunks()
     scores = column.flatten().field("score").to_numpy(zero_copy_only=False)
@@ -449,7 +448,7 @@ def _best_scores(boxes: pa.ChunkedArray) -> tuple[IntArray, FloatArray, FloatArr
     best, second = np.zeros(len(column), dtype=np.float32), np.zeros(len(column), dtype=np.float32)
     best[counts > 0] = ranked[ends[counts > 0] - 1]
     second[counts > 1] = ranked[ends[counts > 1] - 2]
-    return counts, best, second
+    return {"box_count": counts, "best_score": best, "second_score": second}
 
 
 def _face_keys(keys: pa.Array, faces: npt.NDArray[np.int32]) -> pa.Array:
@@ -476,6 +475,7 @@ def batches(n: int) -> Iterator[slice]:
     return (slice(start, min(start + BATCH, n)) for start in range(0, n, BATCH))
 
 
-def crop_of(rows: Any, row: int) -> tuple[int, ...] | None:
+def crop_of(rows: Mapping[str, Any], row: int) -> tuple[int, int, int, int] | None:
     """The crop of a row; None for the whole image."""
-    return tuple(rows["crop"][row].tolist()) if rows["cropped"][row] else None
+    left, top, right, bottom = rows["crop"][row].tolist()
+    return (left, top, right, bottom) if rows["cropped"][row] else None

@@ -193,8 +193,8 @@ def _wholes(rows: Columns, chosen: candidates.Rows, kind: str) -> candidates.Has
     if kind:
         values = (rows[name].take(pa.array(chosen)).to_pylist() for name in ("whole_hash", "whole_hash_flip"))
         other = ImageHashes.of_kind(kind, *values)
-    hashes = (taken[name].to_numpy(zero_copy_only=False) for name in ("phash", "phash_flip"))
-    return candidates.Hashes(*hashes, taken["thumbnail"], other)
+    plain, flipped = (taken[name].to_numpy(zero_copy_only=False) for name in ("phash", "phash_flip"))
+    return candidates.Hashes(plain, flipped, taken["thumbnail"], other)
 
 
 def _place(workspace: Workspace, rows: Columns, i: int) -> Place:

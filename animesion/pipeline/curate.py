@@ -227,8 +227,8 @@ def decide(
     # Before duplicates within the build, so that the keeper of a cluster is never dropped as already published.
     published_twins = published.twins(rows, _remaining(reason), others, recipe, compared)
     if recipe.duplicates.action == "drop":
-        for i, (how, twin) in published_twins.items():
-            reason[i], detail[i], keeper[i] = DropReason.PUBLISHED_DUPLICATE, how, twin
+        for i, (how, their_key) in published_twins.items():
+            reason[i], detail[i], keeper[i] = DropReason.PUBLISHED_DUPLICATE, how, their_key
     elif published_twins:
         notes.append(f"{len(published_twins)} images are already in a published dataset")
 
@@ -466,8 +466,9 @@ def _unsure_notes(rows: Rows, reason: Coded, detail: Texts, recipe: Recipe) -> l
     may_be = np.flatnonzero(
         (rows["box_count"] > 1) & (rows["faces"] != 1) & (rows["second_score"] < recipe.crop.min_score)
     )
-    boxes = (rows[name][may_be].tolist() for name in ("box_count", "best_score", "second_score"))
-    perhaps = [i for i, *each in zip(may_be.tolist(), *boxes, strict=True) if rules.is_perhaps(*each, recipe)]
+    count, best, second = (rows[name][may_be].tolist() for name in ("box_count", "best_score", "second_score"))
+    boxes = zip(may_be.tolist(), count, best, second, strict=True)
+    perhaps = [i for i, *each in boxes if rules.is_perhaps(each[0], each[1], each[2], recipe)]
     dropped = sum(reason[i] == DropReason.SEVERAL_FACES for i in perhaps)
     kept = [i for i in perhaps if not reason[i]]
     for i in kept:
@@ -624,7 +625,8 @@ def _component_names(component: npt.NDArray[np.int64], keys: pa.Array) -> npt.ND
     rank[order] = np.arange(n)
     smallest = np.full(n, n, dtype=np.int64)
     np.minimum.at(smallest, component, rank)
-    return order[smallest[component]]
+    named: npt.NDArray[np.int64] = order[smallest[component]]
+    return named
 
 
 def _published_ids(rows: Rows, recipe: Recipe) -> npt.NDArray[np.int64]:
@@ -759,7 +761,8 @@ def _published_family_notes(
         relatives = published.relatives(rows, split_of, other)
         if relatives:
             i, place = next(iter(relatives.items()))
-            example = f"{rows['key'][i]} in {splits.SPLITS[split_of[i]]} and {other.name}:{other.keys[place]} in {other.splits[place]}"
+            theirs = f"{other.name}:{other.keys[place]} in {other.splits[place]}"
+            example = f"{rows['key'][i]} in {splits.SPLITS[split_of[i]]} and {theirs}"
             notes.append(
                 f"{len(relatives):,} images are from posts, works or files that {other.name} has in another split, "
                 f"such as {example}"

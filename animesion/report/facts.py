@@ -7,22 +7,23 @@ page small, and `animesion browse` serves the rest.
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from animesion import schemas, splits
 from animesion.dataset.dataset import Dataset
 from animesion.errors import UsageError
 from animesion.report.boxes import BOXED_SIDE, Boxes
-from animesion.report.images import Album, Images
+from animesion.report.images import SIDE as SAMPLE_SIDE
+from animesion.report.images import Album, Images, Rows, encoded
 from animesion.report.pairs import KINDS, SIDE, Pair, Pairs
 from animesion.stats import long_tail
 
@@ -36,6 +37,13 @@ CLASS_SAMPLES, CLUSTERS, MEMBERS, DROPS, DROP_IMAGES, FINDINGS = 12, 300, 12, 10
 MOST_TEXT = 500
 
 _BINS = 32
+
+#: Longest sides of a class's images, and images by which one of them is chosen.
+_SIDES, _PROBES = (SAMPLE_SIDE, 80, 64, 48, 32, 24, 16), 64
+
+#: Keys that are hashed at once.
+_BATCH = 65_536
+
 _MOST_AUDIT = 200_000_000
 
 
@@ -86,30 +94,31 @@ def of_dataset(dataset: Dataset, audit: Path | None = None) -> dict[str, Any]:
     boxes = Boxes(images)
     found = overview(dataset, images.rows, audit)
     found["classes"]["samples"] = _samples(images, album)
-    shown = sorted(clusters(images.rows), key=lambda each: each["rank"])[:CLUSTERS]
+    shown = []
     until = album.used + CLUSTER_BYTES
-    for each in shown:
-        for member in each["members"][:MEMBERS]:
+    for cluster in clusters(images.rows)[:CLUSTERS]:
+        listed = [item(images.rows, i) for i in cluster.rows[:MEMBERS]]
+        for member in listed:
             member["image"] = album.add(images.thumbnail(images.rows[member["row"]]), until)
-        each["more"] = max(0, len(each["members"]) - MEMBERS)
-        each["members"] = [_without_row(member) for member in each["members"][:MEMBERS]]
-        del each["rank"]
+        more = max(0, len(cluster.rows) - MEMBERS)
+        together = {"members": [_without_row(member) for member in listed], "more": more}
+        shown.append({"name": cluster.name, "conflict": cluster.conflict, **together})
     found["clusters"]["items"] = shown
     found["pairs"] = _shown_pairs(Pairs(images), album)
     until = album.used + DROP_BYTES
     for reason in found["drops"]:
-        listed = dropped(images.rows, reason["reason"])
-        listed.sort(key=lambda item: splits.hashed_order(0, item["key"]))
-        boxes.add(listed[:DROPS])
-        for item in listed[:DROP_IMAGES]:
-            size = (BOXED_SIDE,) if "boxes" in item else ()
-            item["image"] = album.add(images.thumbnail(images.rows[item["row"]], *size), until)
-        reason["items"] = [_without_row(item) for item in listed[:DROPS]]
+        every = dropped(images.rows, reason["reason"])
+        listed = [item(images.rows, i) for i in every[_hashed(images.rows, every)[:DROPS]].tolist()]
+        boxes.add(listed)
+        for entry in listed[:DROP_IMAGES]:
+            size = (BOXED_SIDE,) if "boxes" in entry else ()
+            entry["image"] = album.add(images.thumbnail(images.rows[entry["row"]], *size), until)
+        reason["items"] = [_without_row(entry) for entry in listed]
     found["images"] = album.images
     return found
 
 
-def overview(dataset: Dataset, rows: Sequence[Mapping[str, Any]], audit: Path | None = None) -> dict[str, Any]:
+def overview(dataset: Dataset, rows: Rows, audit: Path | None = None) -> dict[str, Any]:
     """Collect the data of the report, without images and without the lists of clusters and drops.
 
     Args:
@@ -128,7 +137,8 @@ def overview(dataset: Dataset, rows: Sequence[Mapping[str, Any]], audit: Path | 
         {"reason": clip(name), "count": count, "meaning": clip(schemas.MEANINGS.get(name, ""))}
         for name, count in dataset.dropped.items()
     ]
-    cluster_sizes = Counter(row["cluster"] for row in rows if row["cluster"])
+    named = rows.column("cluster").filter(pc.not_equal(rows.column("cluster"), ""))
+    cluster_sizes = named.value_counts().field("counts").to_numpy()
     return {
         "kind": "dataset",
         "name": dataset.name,
@@ -150,13 +160,13 @@ def overview(dataset: Dataset, rows: Sequence[Mapping[str, Any]], audit: Path | 
         "tail": long_tail.describe(totals, shown=1).to_dict() if totals else None,
         "train_bands": _bands(counts.get("train", [])),
         "classes": {"names": [clip(info.name) for info in dataset.classes], "counts": counts},
-        "clusters": {"total": sum(size > 1 for size in cluster_sizes.values()), "conflicts": metadata["conflicts"]},
+        "clusters": {"total": int((cluster_sizes > 1).sum()), "conflicts": metadata["conflicts"]},
         "histograms": histograms(dataset, rows),
         "audit": _audit(audit),
     }
 
 
-def item(rows: Sequence[Mapping[str, Any]], i: int) -> dict[str, Any]:
+def item(rows: Rows, i: int) -> dict[str, Any]:
     """The entry of an image in the page's lists.
 
     Args:
@@ -187,33 +197,43 @@ def item(rows: Sequence[Mapping[str, Any]], i: int) -> dict[str, Any]:
     }
 
 
-def clusters(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Every cluster of at least two duplicates.
+class Cluster(NamedTuple):
+    """A cluster of at least two duplicates.
+
+    Attributes:
+        name: the smallest key.
+        rows: index of each member's row, kept images first.
+        conflict: whether the members have several labels.
+    """
+
+    name: str
+    rows: list[int]
+    conflict: bool
+
+
+def clusters(rows: Rows) -> list[Cluster]:
+    """Every cluster of at least two duplicates: those with several labels first, then larger ones.
 
     Args:
         rows: `Images.rows` of the build.
-
-    Returns:
-        For each cluster `name`, `conflict`, `members` (kept images first) and `rank`, a sort key: clusters with several
-        labels come first, then larger ones.
     """
+    column = rows.column("cluster")
+    chosen = np.flatnonzero(pc.not_equal(column, "").to_numpy(zero_copy_only=False))
+    names = column.take(pa.array(chosen)).to_pylist()
+    kept = rows.numbers("kept")
+    labels = rows.column("label").indices.to_numpy()
     members: dict[str, list[int]] = {}
-    for i, row in enumerate(rows):
-        if row["cluster"]:
-            members.setdefault(row["cluster"], []).append(i)
+    for i, name in zip(chosen.tolist(), names, strict=True):
+        members.setdefault(name, []).append(i)
     found = []
     for name, together in members.items():
-        if len(together) < 2:
-            continue
-        together.sort(key=lambda i: (not rows[i]["kept"], rows[i]["key"]))
-        conflict = len({rows[i]["label"] for i in together}) > 1
-        listed = [item(rows, i) for i in together]
-        rank = [not conflict, -len(together), name]
-        found.append({"name": name, "conflict": conflict, "members": listed, "rank": rank})
-    return found
+        if len(together) > 1:
+            together.sort(key=lambda i: (not kept[i], rows.value("key", i)))
+            found.append(Cluster(name, together, len({labels[i] for i in together}) > 1))
+    return sorted(found, key=lambda each: (not each.conflict, -len(each.rows), each.name))
 
 
-def pair(rows: Sequence[Mapping[str, Any]], each: Pair) -> dict[str, Any]:
+def pair(rows: Rows, each: Pair) -> dict[str, Any]:
     """The entry of a pair in the page's lists; `image` is -1 until a strip is added."""
     return {
         "first": item(rows, each.first),
@@ -233,20 +253,44 @@ def pair_totals(pairs: Pairs) -> dict[str, Any]:
     return {"totals": {kind: len(places) for kind, places in pairs.of_kind.items()}, "published": pairs.published}
 
 
-def dropped(rows: Sequence[Mapping[str, Any]], reason: str) -> list[dict[str, Any]]:
-    """Entries of all images that were dropped for a reason, by key."""
-    return [item(rows, i) for i, row in enumerate(rows) if not row["kept"] and row["reason"] == reason]
+def dropped(rows: Rows, reason: str) -> npt.NDArray[np.int64]:
+    """Row indices of all images that were dropped for a reason, ascending."""
+    return np.flatnonzero(~rows.numbers("kept") & rows.equal("reason", reason))
 
 
-def members(rows: Sequence[Mapping[str, Any]], classes: int) -> list[list[int]]:
-    """Row indices of the kept images of each class, in hash order, so that the first few are a random sample."""
-    of_class: list[list[int]] = [[] for _ in range(classes)]
-    for i, row in enumerate(rows):
-        if row["kept"] and 0 <= row["class_id"] < classes:
-            of_class[row["class_id"]].append(i)
-    for together in of_class:
-        together.sort(key=lambda i: splits.hashed_order(0, rows[i]["key"]))
-    return of_class
+class Members:
+    """Row indices of the kept images of each class, in hash order, so that the first few are a random sample.
+
+    Args:
+        rows: `Images.rows` of the build.
+        classes: number of classes.
+    """
+
+    def __init__(self, rows: Rows, classes: int) -> None:
+        ids = rows.numbers("class_id")
+        kept = np.flatnonzero(rows.numbers("kept") & (ids >= 0) & (ids < classes))
+        kept = kept[_hashed(rows, kept)]
+        self._rows = kept[np.argsort(ids[kept], kind="stable")]
+        self._ends = np.cumsum(np.bincount(ids[kept], minlength=classes))
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, label: int) -> npt.NDArray[np.int64]:
+        if not 0 <= label < len(self):
+            raise IndexError(label)
+        return self._rows[self._ends[label - 1] if label else 0 : self._ends[label]]
+
+
+def _hashed(rows: Rows, chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The positions of some rows in `chosen`, in the order of the hashes of their keys."""
+    keys = rows.column("key")
+    hashes = np.empty((len(chosen), 2), dtype=np.uint64)
+    for start in range(0, len(chosen), _BATCH):
+        some = keys.take(pa.array(chosen[start : start + _BATCH])).to_pylist()
+        content = b"".join(splits.hashed_order(0, key) for key in some)
+        hashes[start : start + _BATCH] = np.frombuffer(content, dtype=">u8").reshape(-1, 2)
+    return np.lexsort((hashes[:, 1], hashes[:, 0]))
 
 
 def clip(text: str) -> str:
@@ -254,12 +298,11 @@ def clip(text: str) -> str:
     return text if len(text) <= MOST_TEXT else text[: MOST_TEXT - 1] + "…"
 
 
-def histograms(dataset: Dataset, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def histograms(dataset: Dataset, rows: Rows) -> list[dict[str, Any]]:
     """Histograms of image sizes and of the columns of `MEASURES`, for kept and for dropped images."""
-    seen = [row for row in rows if row["width"] > 0 and row["height"] > 0]
-    kept = np.array([row["kept"] for row in seen], dtype=bool)
-    width, height = (np.array([row[name] for row in seen], dtype=np.float64) for name in ("width", "height"))
-    bytes_ = np.array([row["bytes"] for row in seen], dtype=np.float64)
+    seen = (rows.numbers("width") > 0) & (rows.numbers("height") > 0)
+    kept = rows.numbers("kept")[seen]
+    width, height, bytes_ = (rows.numbers(name)[seen].astype(np.float64) for name in ("width", "height", "bytes"))
     found = [
         _histogram("short side in pixels", np.minimum(width, height), kept, log=True),
         _histogram(
@@ -267,11 +310,11 @@ def histograms(dataset: Dataset, rows: Sequence[Mapping[str, Any]]) -> list[dict
         ),
         _histogram("file size in bytes", bytes_, kept, log=True),
     ]
-    verdict = {row["key"]: row["kept"] for row in rows}
+    of_kept = rows.column("key").filter(pa.array(rows.numbers("kept")))
     for name, (keys, values) in _measured(dataset.path / "features").items():
         measure = MEASURES[name]
         chosen = values >= measure.least
-        of = np.array([verdict.get(key, False) for key in keys], dtype=bool)
+        of = pc.is_in(keys, value_set=of_kept).to_numpy(zero_copy_only=False)
         found.append(_histogram(measure.title, values[chosen], of[chosen], log=measure.log))
     return [each for each in found if each]
 
@@ -285,20 +328,47 @@ def audit_of(path: Path) -> Path | None:
 def _samples(images: Images, album: Album) -> list[list[dict[str, Any]]]:
     """Up to `CLASS_SAMPLES` images per class, within `SAMPLE_BYTES`.
 
-    Round robin: every class gets its first image before any class gets its second.
+    Round robin: every class gets its first image before any class gets its second. Where there are so many classes that
+    the first ones would exceed the budget, thumbnails are smaller.
     """
-    of_class = members(images.rows, len(images.dataset.classes))
-    chosen: list[list[dict[str, Any]]] = [[] for _ in of_class]
-    for turn in range(CLASS_SAMPLES):
-        for label, together in enumerate(of_class):
-            if turn >= len(together):
+    of_class = Members(images.rows, len(images.dataset.classes))
+    chosen: list[list[dict[str, Any]]] = [[] for _ in range(len(of_class))]
+    classes = [label for label in range(len(of_class)) if len(of_class[label])]
+    side = _sample_side(images, [int(of_class[label][0]) for label in classes])
+    for done, label in enumerate(classes, 1):
+        row = images.rows[int(of_class[label][0])]
+        image = images.image(row)
+        place = -1
+        if image is not None:
+            # what classes before did not use is left for those after them
+            until = SAMPLE_BYTES * done // len(classes)
+            for smaller in (side, *(each for each in _SIDES if each < side)):
+                content = encoded(image, smaller)
+                if album.fits(content, until):
+                    break
+            # of a hundred thousand classes, even the smallest exceed the budget: each class has an image even so
+            place = album.add(content, max(until, album.used + len(content)))
+        chosen[label].append({"key": row["key"], "split": row["split"], "image": place})
+    for turn in range(1, CLASS_SAMPLES):
+        for label in classes:
+            if turn >= len(of_class[label]):
                 continue
-            row = images.rows[together[turn]]
-            place = album.add(images.thumbnail(row), SAMPLE_BYTES)
+            row = images.rows[int(of_class[label][turn])]
+            place = album.add(images.thumbnail(row, side), SAMPLE_BYTES)
             if place == -2:
                 return chosen
             chosen[label].append({"key": row["key"], "split": row["split"], "image": place})
     return chosen
+
+
+def _sample_side(images: Images, firsts: Sequence[int]) -> int:
+    """The side of `_SIDES` at which the first images of all classes are within `SAMPLE_BYTES`, by some of them."""
+    probes = [images.image(images.rows[i]) for i in firsts[:: -(-len(firsts) // _PROBES) or 1]]
+    shown = [each for each in probes if each is not None]
+    for side in _SIDES:
+        if sum(len(encoded(each, side)) for each in shown) * len(firsts) <= SAMPLE_BYTES * max(1, len(shown)):
+            return side
+    return _SIDES[-1]
 
 
 def _shown_pairs(pairs: Pairs, album: Album) -> dict[str, Any]:
@@ -349,7 +419,7 @@ def _bands(counts: Sequence[int]) -> dict[str, dict[str, int]]:
     }
 
 
-def _measured(folder: Path) -> dict[str, tuple[list[str], npt.NDArray[np.float64]]]:
+def _measured(folder: Path) -> dict[str, tuple[pa.Array, npt.NDArray[np.float64]]]:
     """Keys and finite values of the columns of `MEASURES` that all parts have; empty without `features/`."""
     paths = sorted(folder.glob("part-*.parquet"))
     try:
@@ -358,13 +428,15 @@ def _measured(folder: Path) -> dict[str, tuple[list[str], npt.NDArray[np.float64
         if not names:
             return {}
         table = pa.concat_tables([pq.read_table(path, columns=["key", "face", *names]) for path in paths])
+        keys, faces = (table[name].combine_chunks() for name in ("key", "face"))
+        several = pc.greater(faces, 0).fill_null(False)
+        of_faces = map(schemas.sample_key, keys.filter(several).to_pylist(), faces.filter(several).to_pylist())
+        keys = pc.replace_with_mask(keys, several, pa.array([*of_faces], keys.type))
         found = {}
         for name in names:
-            rows = table.filter(table[name].is_valid())
-            values = rows[name].cast(pa.float64()).to_numpy()
+            values = table[name].combine_chunks().cast(pa.float64()).fill_null(np.nan).to_numpy(zero_copy_only=False)
             finite = np.isfinite(values)
-            keys = map(schemas.sample_key, rows["key"].to_pylist(), rows["face"].to_pylist())
-            found[name] = ([key for key, good in zip(keys, finite, strict=True) if good], values[finite])
+            found[name] = (keys.filter(pa.array(finite)), values[finite])
         return found
     except (pa.ArrowException, OSError, KeyError, ValueError):
         raise UsageError(f"{folder} is damaged: delete it, or run `animesion build` again") from None
@@ -379,7 +451,7 @@ def _histogram(
     low, high = float(values.min()), float(values.max())
     if log:
         # the axis starts at the smallest positive value; `np.clip` below moves zeros into the first bin
-        low = max(low, min((float(v) for v in values[values > 0]), default=1.0))
+        low = max(low, float(values[values > 0].min(initial=np.inf)) if (values > 0).any() else 1.0)
         high = max(high, low)
     if low == high:  # a single value gets one bin
         edges = np.array([low, low + 1.0])

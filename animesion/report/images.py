@@ -10,12 +10,17 @@ import functools
 import hashlib
 import io
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, overload
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from animesion.dataset.dataset import Dataset
+from animesion.dataset.places import Places
 from animesion.errors import UsageError
 from animesion.images import codec
 from animesion.schemas import CURATED, FACE_REASONS, DropReason
@@ -32,6 +37,62 @@ _QUALITY = 60
 _MOST_BYTES = 200_000_000
 
 
+class Rows(Sequence[dict[str, Any]]):
+    """Rows of a table as dictionaries, which are made when they are asked for.
+
+    A value that is null in the table is an empty one of the column's type.
+
+    Args:
+        table: with columns of `CURATED`.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        self._columns: dict[str, pa.Array] = {}
+        for name in table.column_names:
+            column = table[name].combine_chunks()
+            if column.null_count:
+                column = column.fill_null(_EMPTY[name]) if name in _EMPTY else _without_nulls(column)
+            self._columns[name] = column.dictionary_encode() if name in _REPEATED else column
+        self._length = len(table)
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, i: int) -> dict[str, Any]: ...
+
+    @overload
+    def __getitem__(self, i: slice) -> Sequence[dict[str, Any]]: ...
+
+    def __getitem__(self, i: int | slice) -> dict[str, Any] | Sequence[dict[str, Any]]:
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        return {name: column[i].as_py() for name, column in self._columns.items()}
+
+    def value(self, name: str, i: int) -> Any:
+        """One value of a row."""
+        return self._columns[name][i].as_py()
+
+    def column(self, name: str) -> pa.Array:
+        """A column as an Arrow array; of texts that are few, as a dictionary array."""
+        return self._columns[name]
+
+    def numbers(self, name: str) -> npt.NDArray[Any]:
+        """A column of numbers or truth values as an array."""
+        found: npt.NDArray[Any] = self._columns[name].to_numpy(zero_copy_only=False)
+        return found
+
+    def equal(self, name: str, text: str) -> npt.NDArray[np.bool_]:
+        """Which rows have a text."""
+        column = self._columns[name]
+        if isinstance(column, pa.DictionaryArray):
+            codes = column.indices.to_numpy()
+            found: npt.NDArray[np.bool_] = codes == column.dictionary.index(text).as_py()
+            return found
+        same: npt.NDArray[np.bool_] = pc.equal(column, text).to_numpy(zero_copy_only=False)
+        return same
+
+
 class Images:
     """Thumbnails of a built dataset; keeps no file open.
 
@@ -43,14 +104,14 @@ class Images:
         self.dataset = dataset
 
     @functools.cached_property
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> Rows:
         """Every image that the build has seen, by key, with the columns of `COLUMNS`.
 
         Raises:
             UsageError: `curated.parquet` is missing, damaged or of another version.
         """
         try:
-            table = parquet.read(self.dataset.path / "curated.parquet", CURATED, COLUMNS)
+            return Rows(parquet.read(self.dataset.path / "curated.parquet", CURATED, COLUMNS))
         except OSError as error:
             raise UsageError(
                 f"cannot read {self.dataset.path / 'curated.parquet'} ({error.strerror or 'damaged'}): "
@@ -60,13 +121,11 @@ class Images:
             raise UsageError(
                 f"{self.dataset.path / 'curated.parquet'} is damaged or of another version: run `animesion build` again"
             ) from None
-        rows: list[dict[str, Any]] = table.to_pylist()
-        return [{name: _plain(name, value) for name, value in row.items()} for row in rows]
 
     @functools.cached_property
-    def places(self) -> dict[str, int]:
+    def places(self) -> Places:
         """Index in `rows` of each key."""
-        return {row["key"]: i for i, row in enumerate(self.rows)}
+        return Places(self.rows.column("key"))
 
     def thumbnail(self, row: Mapping[str, Any], side: int = SIDE) -> bytes | None:
         """An image as WebP; None if it cannot be read.
@@ -75,13 +134,12 @@ class Images:
             row: an element of `rows`.
             side: longest side in pixels; a smaller image keeps its size.
         """
-        found = self._kept(row) if row["kept"] else self._dropped(row)
-        if found is None:
-            return None
-        found.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
-        out = io.BytesIO()
-        found.save(out, "WEBP", quality=_QUALITY, method=4)
-        return out.getvalue()
+        found = self.image(row)
+        return None if found is None else encoded(found, side)
+
+    def image(self, row: Mapping[str, Any]) -> Image.Image | None:
+        """The image of a row; None if it cannot be read."""
+        return self._kept(row) if row["kept"] else self._dropped(row)
 
     def _kept(self, row: Mapping[str, Any]) -> Image.Image | None:
         try:
@@ -131,6 +189,10 @@ class Album:
         self.used = 0
         self._known: dict[bytes, int] = {}
 
+    def fits(self, content: bytes, until: int) -> bool:
+        """Whether a thumbnail can be added within a budget, see `add`."""
+        return content in self._known or self.used + len(content) <= until
+
     def add(self, content: bytes | None, until: int) -> int:
         """Add a thumbnail.
 
@@ -145,7 +207,7 @@ class Album:
             return -1
         if content in self._known:
             return self._known[content]
-        if self.used + len(content) > until:
+        if not self.fits(content, until):
             return -2
         self.used += len(content)
         self._known[content] = len(self.images)
@@ -153,11 +215,29 @@ class Album:
         return self._known[content]
 
 
-def _plain(name: str, value: Any) -> Any:
-    """The value, or an empty value of the column's type if it is null."""
-    if value is not None:
-        return value
-    return {"crop": [0, 0, 0, 0], "kept": False}.get(name, 0 if CURATED.field(name).type in _NUMBERS else "")
+def encoded(image: Image.Image, side: int) -> bytes:
+    """An image as WebP, with a longest side in pixels; a smaller image keeps its size."""
+    small = image.copy()
+    small.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    out = io.BytesIO()
+    small.save(out, "WEBP", quality=_QUALITY, method=4)
+    return out.getvalue()
 
 
-_NUMBERS = {CURATED.field(name).type for name in ("class_id", "width")}
+#: Columns with few different texts.
+_REPEATED = ("reason", "label", "split", "extension")
+
+#: What stands for a null of a column.
+_EMPTY: dict[str, Any] = {
+    name: "" if CURATED.field(name).type == pa.string() else False if name == "kept" else 0
+    for name in COLUMNS
+    if name != "crop"
+}
+
+
+def _without_nulls(crops: pa.Array) -> pa.Array:
+    """Crops with four zeros for a null."""
+    corners = np.zeros((len(crops), 4), dtype=np.int32)
+    valid = crops.is_valid().to_numpy(zero_copy_only=False)
+    corners[valid] = crops.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, 4)
+    return pa.FixedSizeListArray.from_arrays(pa.array(corners.ravel()), 4)

@@ -72,7 +72,7 @@ class Browser:
         if self.overview["audit"]:
             for each in self.overview["audit"]["items"]:
                 place = self.images.places.get(each["key"])
-                each["kept"] = place is not None and self.images.rows[place]["kept"]
+                each["kept"] = place is not None and self.images.rows.value("kept", place)
         # without a file, start from the decisions that the build applied
         self.first = dataset.recipe.curate.decisions
         self.decisions()  # a damaged file is reported now rather than on the first request
@@ -99,24 +99,24 @@ class Browser:
         return page.render({**self.overview, **state}, live=True)
 
     @functools.cached_property
-    def classes(self) -> list[list[int]]:
+    def classes(self) -> facts.Members:
         """Row indices of each class."""
-        return facts.members(self.images.rows, len(self.dataset.classes))
+        return facts.Members(self.images.rows, len(self.dataset.classes))
 
     @functools.cached_property
-    def clusters(self) -> list[list[int]]:
-        """Row indices of each cluster, ordered by the rank of `animesion.report.facts.clusters`."""
-        found = sorted(facts.clusters(self.images.rows), key=lambda each: each["rank"])
-        return [[member["row"] for member in each["members"]] for each in found]
+    def clusters(self) -> list[facts.Cluster]:
+        """Every cluster."""
+        return facts.clusters(self.images.rows)
 
     @functools.cached_property
-    def drops(self) -> dict[str, list[int]]:
-        """Row indices of each drop reason."""
-        found: dict[str, list[int]] = {}
-        for i, row in enumerate(self.images.rows):
-            if not row["kept"]:
-                found.setdefault(row["reason"], []).append(i)
-        return found
+    def conflicts(self) -> list[facts.Cluster]:
+        """Clusters with several labels."""
+        return [each for each in self.clusters if each.conflict]
+
+    def drops(self, reason: str) -> Sequence[int]:
+        """Row indices of a drop reason."""
+        rows: Sequence[int] = facts.dropped(self.images.rows, reason).tolist()
+        return rows
 
     def pair(self, place: int) -> dict[str, Any]:
         """The entry of a pair, see `animesion.report.facts.pair`, with its number and what a decision names it by."""
@@ -129,10 +129,6 @@ class Browser:
         items = [facts.item(self.images.rows, i) for i in rows]
         self.boxes.add(items)
         return items
-
-    def conflict(self, rows: Sequence[int]) -> bool:
-        """Whether images have different labels."""
-        return len({self.images.rows[i]["label"] for i in rows}) > 1
 
 
 def application(browser: Browser, token: str) -> web.Application:
@@ -152,26 +148,24 @@ def application(browser: Browser, token: str) -> web.Application:
 
     async def a_class(request: web.Request) -> web.Response:
         label = _integer(request.match_info["id"], len(browser.classes) - 1)
-        return _listed(browser, request, browser.classes[label])
+        return _listed(browser, request, browser.classes[label].tolist())
 
     async def clusters(request: web.Request) -> web.Response:
-        found = browser.clusters
-        if request.query.get("conflicts") == "1":
-            found = [rows for rows in found if browser.conflict(rows)]
+        found = browser.conflicts if request.query.get("conflicts") == "1" else browser.clusters
         offset, limit = _span(request)
         shown = [
             {
-                "name": browser.images.rows[rows[0]]["cluster"],
-                "conflict": browser.conflict(rows),
-                "members": browser.items(rows[:MOST_ITEMS]),
-                "more": max(0, len(rows) - MOST_ITEMS),
+                "name": cluster.name,
+                "conflict": cluster.conflict,
+                "members": browser.items(cluster.rows[:MOST_ITEMS]),
+                "more": max(0, len(cluster.rows) - MOST_ITEMS),
             }
-            for rows in found[offset : offset + limit]
+            for cluster in found[offset : offset + limit]
         ]
         return _json({"total": len(found), "items": shown})
 
     async def drops(request: web.Request) -> web.Response:
-        return _listed(browser, request, browser.drops.get(request.query.get("reason", ""), []))
+        return _listed(browser, request, browser.drops(request.query.get("reason", "")))
 
     async def pairs(request: web.Request) -> web.Response:
         places = browser.pairs.of_kind.get(request.query.get("kind", ""), [])

@@ -17,6 +17,7 @@ from PIL import Image
 
 from animesion.config.decisions import image_id
 from animesion.dataset.dataset import Dataset
+from animesion.dedup import search
 from animesion.errors import UsageError
 from animesion.images import codec
 from animesion.schemas import PAIRS, DropReason
@@ -24,7 +25,7 @@ from animesion.storage import parquet
 
 if TYPE_CHECKING:
     from animesion.dedup.residual import Aligned
-    from animesion.report.images import Images
+    from animesion.report.images import Images, Rows
 
 #: Kinds of pairs in the order of the page, and how many of each a file shows; `animesion browse` shows all.
 KINDS = {"conflict": 30, "copy": 40, "alternate": 40, "part": 10}
@@ -113,8 +114,8 @@ class Pairs:
 
     def ids(self, i: int) -> str:
         """What a decision names the image of a row by."""
-        row = self.images.rows[i]
-        return image_id(row["sha256"], row["crop"] if self._faces else None)
+        rows = self.images.rows
+        return image_id(rows.value("sha256", i), rows.value("crop", i) if self._faces else None)
 
     @functools.cached_property
     def of_kind(self) -> dict[str, list[int]]:
@@ -149,7 +150,7 @@ class Pairs:
         kind = {"copy with overlay": "copy"}.get(now, now)
         if kind not in KINDS or any(row[name] is None for name in row) or not _is_drawable(row):
             return None
-        labels = {self.images.rows[i]["label"] for i in (first, second)}
+        labels = {self.images.rows.value("label", i) for i in (first, second)}
         if kind == "copy" and len(labels) > 1:
             kind = "conflict"
         values = {name: row[name] for name in ("whole", "mirrored", "inliers", "residual", "how", "transform")}
@@ -199,22 +200,25 @@ class Pairs:
         return packed if abs(packed.width * height - packed.height * width) <= 0.02 * packed.width * height else None
 
 
-def _equal_pairs(rows: Sequence[Mapping[str, Any]], *, faces: bool) -> Iterator[Pair]:
+def _equal_pairs(rows: Rows, *, faces: bool) -> Iterator[Pair]:
     """Pairs with equal bytes or pixels under two labels; of each label, the first image.
 
     Args:
         rows: `Images.rows`.
         faces: whether each face of an image is a sample.
     """
+    chosen = rows.numbers("kept").copy()
+    for reason in _DUPLICATES:
+        chosen |= rows.equal("reason", reason)
+    repeated = np.unique(search.equal_pairs(rows.column("pixels_blake3"), np.flatnonzero(chosen)))
     firsts: dict[str, dict[str, int]] = {}
-    for i, row in enumerate(rows):
-        if row["pixels_blake3"] and (row["kept"] or row["reason"] in _DUPLICATES):
-            sample = image_id(row["pixels_blake3"], row["crop"] if faces else None)
-            firsts.setdefault(sample, {}).setdefault(row["label"], i)
+    for i in repeated.tolist():
+        sample = image_id(rows.value("pixels_blake3", i), rows.value("crop", i) if faces else None)
+        firsts.setdefault(sample, {}).setdefault(rows.value("label", i), i)
     for of_label in firsts.values():
         first, *others = of_label.values()
         for other in others:
-            same = rows[first]["sha256"] == rows[other]["sha256"]
+            same = rows.value("sha256", first) == rows.value("sha256", other)
             yield Pair(first, other, "conflict", "equal bytes" if same else "equal pixels", "")
 
 
