@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -38,10 +38,10 @@ class Places:
         return None
 
     @functools.cached_property
-    def _order(self) -> Sequence[int] | None:
+    def _order(self) -> npt.NDArray[np.uint64] | None:
         """Rows in the order of their keys; None if they are in it already."""
         # Arrow compares bytes of UTF-8, which is the order of code points and thus Python's
         if len(self._keys) < 2 or pc.all(pc.less(self._keys[:-1], self._keys[1:])).as_py():
             return None
-        order: Sequence[int] = np.asarray(pc.sort_indices(self._keys))
+        order: npt.NDArray[np.uint64] = pc.sort_indices(self._keys).to_numpy()
         return order

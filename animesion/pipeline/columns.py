@@ -363,6 +363,7 @@ class _Blocks:
 
     def add(self, table: pa.Table) -> None:
         """Add rows."""
+        pa.default_memory_pool().release_unused()  # of the tables that were joined: hundreds of megabytes
         self._rows += len(table)
         self._passed.add(table.select(PASSED))
         for name in table.column_names:
@@ -418,6 +419,8 @@ class _Blocks:
                 columns[name] = _ordered(np.concatenate(blocks), order)
             else:
                 columns[name] = _ordered(_concatenated(blocks), order)
+            del blocks
+            pa.default_memory_pool().release_unused()
         self._passed.order = np.arange(self._rows) if order is None else order
         columns.passed = self._passed
         return columns

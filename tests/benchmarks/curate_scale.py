@@ -13,14 +13,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import cProfile
+import functools
 import hashlib
 import multiprocessing
 import os
 import pstats
 import resource
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -146,35 +148,30 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-@contextlib.contextmanager
-def _tables(folder: Path | None, images: int) -> Iterator[Path]:
-    """A folder with the tables."""
-    with contextlib.ExitStack() as stack:
-        place = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        done = place / f"images-{images}"
-        if not done.exists():
-            write(place, images)
-            done.touch()
-        yield place
+def _apart(step: Callable[[], None]) -> None:
+    """Run a step in a process of its own, as the largest size of a process is that of its parent at least."""
+    process = multiprocessing.get_context("spawn").Process(target=step)
+    process.start()
+    process.join()
+    if process.exitcode:
+        sys.exit(1)
 
 
 def main() -> None:
-    """Write the tables, run the stage in a new process, print."""
+    """Write the tables, run the stage, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=1_000_000)
     parser.add_argument("--folder", type=Path, help="keep the tables here, and use those of an earlier run")
     parser.add_argument("--flip", action="store_true")
     parser.add_argument("--profile", action="store_true", help="print the functions that take the most time")
     arguments = parser.parse_args()
-    with _tables(arguments.folder, arguments.images) as folder:
-        options = {"flip": arguments.flip, "profiled": arguments.profile}
-        process = multiprocessing.get_context("spawn").Process(
-            target=stage, args=(folder, arguments.images), kwargs=options
-        )
-        process.start()
-        process.join()
-        if process.exitcode:
-            parser.exit(1)
+    with contextlib.ExitStack() as stack:
+        folder = arguments.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        done = folder / f"images-{arguments.images}"
+        if not done.exists():
+            _apart(functools.partial(write, folder, arguments.images))
+            done.touch()
+        _apart(functools.partial(stage, folder, arguments.images, flip=arguments.flip, profiled=arguments.profile))
 
 
 if __name__ == "__main__":

@@ -23,11 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
 import animesion
 from animesion.report import facts, page
-from animesion.report.images import COLUMNS
+from animesion.report.images import COLUMNS, Rows
+from animesion.schemas import CURATED
 
 SIDE = 96
 
@@ -104,17 +106,34 @@ def collected(dataset: Any, rows: int, classes: int) -> None:
     rng = np.random.default_rng(1)
     shares = 1 / np.arange(20, 20 + classes)
     labels = np.sort(rng.choice(classes, rows, p=shares / shares.sum()))
-    plain = dict.fromkeys(COLUMNS, "")
-    table = [
-        {**plain, "key": f"danbooru-{i}", "kept": i % 8 > 0, "class_id": int(label), "crop": [0, 0, 96, 96], "part": 0}
-        | {"width": 300 + i % 500, "height": 300 + i % 700, "bytes": 50_000 + i, "offset": 0, "label": f"c{label}"}
-        | {"reason": "" if i % 8 else "near duplicate", "cluster": f"danbooru-{i - i % 16}" if i % 16 < 2 else ""}
-        for i, label in enumerate(labels)
+    numbers = np.arange(rows)
+    kept = numbers % 8 > 0
+    columns: dict[str, Any] = {
+        "key": [f"danbooru-{i}" for i in range(rows)],
+        "kept": kept,
+        "class_id": labels,
+        "part": 0,
+        "offset": 0,
+        "width": 300 + numbers % 500,
+        "height": 300 + numbers % 700,
+        "bytes": 50_000 + numbers,
+        "label": [f"c{label}" for label in labels],
+        "reason": np.where(kept, "", "near duplicate"),
+        "cluster": [f"danbooru-{i - i % 16}" if i % 16 < 2 else "" for i in range(rows)],
+        "crop": pa.FixedSizeListArray.from_arrays(pa.array(np.tile([0, 0, 96, 96], rows), pa.int32()), 4),
+    }
+    blank = {name: columns.get(name, "") for name in COLUMNS}
+    arrays = [
+        values
+        if isinstance(values, pa.Array)
+        else pa.array(np.broadcast_to(values, rows)).cast(CURATED.field(name).type)
+        for name, values in blank.items()
     ]
+    table = Rows(pa.table(arrays, names=COLUMNS))
     start = time.perf_counter()
     facts.overview(dataset, table)
     facts.clusters(table)
-    facts.members(table, classes)
+    facts.Members(table, classes)
     facts.dropped(table, "near duplicate")
     took = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
@@ -141,7 +160,8 @@ def main() -> None:
         images = sum(len(samples) for samples in data["classes"]["samples"])
         megabytes = (folder / "report.html").stat().st_size / 1e6
         classes = len(data["classes"]["names"])
-        print(f"written: {took:.1f} s, {megabytes:.1f} MB, {images:,} images of {classes:,} classes")
+        without = sum(not any(each["image"] >= 0 for each in samples) for samples in data["classes"]["samples"])
+        print(f"written: {took:.1f} s, {megabytes:.1f} MB, {images:,} images of {classes:,} classes, {without} without")
         collected(dataset, arguments.rows, arguments.classes)
         (folder / "blank.html").write_text("<!doctype html><title>blank</title>")
         opened(folder / "report.html", folder / "blank.html", arguments.repeats)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import io
 import json
 import re
 import shutil
@@ -12,15 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import strategies as st
+from PIL import Image
 
 import animesion
 from animesion.cli import main
+from animesion.dataset.places import Places
 from animesion.errors import UsageError
 from animesion.report import facts, page, runs
-from animesion.report.images import Album, Images
+from animesion.report.images import COLUMNS, Album, Images, Rows
+from animesion.schemas import CURATED
 from tests.conftest import draw_folders
 
 
@@ -113,6 +118,45 @@ def test_two_builds_with_other_workers_have_the_same_report(tmp_path: Path) -> N
     kept = [member["kept"] for member in cluster["members"]]
     assert kept == sorted(kept, reverse=True)
     assert all(member["image"] >= 0 for member in cluster["members"])  # the dropped one is shown from raw/
+
+
+@pytest.mark.parametrize("budget", [20_000, 9_000, 300, 10])
+def test_every_class_has_an_image_however_small_the_budget(
+    small_dataset: Path, budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(facts, "SAMPLE_BYTES", budget)
+    found = facts.of_dataset(animesion.open_dataset(small_dataset))
+    images, samples = found["images"], found["classes"]["samples"]
+    shown = [[base64.b64decode(images[item["image"]]) for item in each] for each in samples]
+    assert all(shown)
+    used = sum(len(image) for each in shown for image in each)
+    least = len(shown) * 200  # an image of 16 px, which a class has in any case
+    assert used <= max(budget, least)
+    sides = {max(Image.open(io.BytesIO(image)).size) for each in shown for image in each}
+    assert max(sides) == 16 if budget <= 300 else max(sides) > 24
+
+
+def test_rows_are_found_by_their_key_in_any_order(small_dataset: Path) -> None:
+    images = Images(animesion.open_dataset(small_dataset))
+    keys = [row["key"] for row in images.rows]
+    assert [images.places.get(key) for key in keys] == list(range(len(keys)))
+    shuffled = Places(pa.array(keys[::-1]))
+    assert [shuffled[key] for key in keys] == list(range(len(keys)))[::-1]
+    for absent in ("", "a", keys[0] + "0", "zzz", "\U0010ffff"):
+        assert images.places.get(absent) is None
+        assert shuffled.get(absent) is None
+
+
+def test_nulls_of_a_table_are_empty_values() -> None:
+    columns = {name: pa.nulls(2, CURATED.field(name).type) for name in COLUMNS}
+    rows = Rows(pa.table(columns))
+    assert len(rows) == 2
+    assert rows[1] == {
+        name: [0, 0, 0, 0] if name == "crop" else False if name == "kept" else "" if kind == pa.string() else 0
+        for name, kind in ((name, CURATED.field(name).type) for name in COLUMNS)
+    }
+    assert not rows.equal("reason", "near duplicate").any()
+    assert rows.equal("reason", "").all()
 
 
 def test_a_dataset_without_its_originals_still_has_a_report(small_dataset: Path, tmp_path: Path) -> None:
