@@ -22,10 +22,12 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 import animesion
 from animesion.pipeline import curate
@@ -35,6 +37,7 @@ from animesion.storage import parquet
 from animesion.storage.workspace import Workspace, write_atomic
 
 _SEED = 1
+_THUMBNAIL = 3 * THUMBNAIL_SIDE**2
 
 
 def write(folder: Path, n: int) -> None:
@@ -49,75 +52,82 @@ def write(folder: Path, n: int) -> None:
     digests[equal], hashes[equal] = of[: n // 50], hashes[of[: n // 50]]
     classes = np.minimum(2999, rng.zipf(1.3, n) - 1)
     sizes, lengths = rng.integers(200, 2000, (n, 2)), rng.integers(20_000, 2_000_000, n)
+    noise = rng.bytes(1 << 24)
     workspace = Workspace(folder)
     os.fsync = lambda _: None  # no power failure matters here, and five of them per part take longer than all else
     for part, start in enumerate(range(0, n, PART_ITEMS)):
-        chosen = range(start, min(start + PART_ITEMS, n))
-        raw, features = [], []
-        for i in chosen:
-            digest = hashlib.sha256(f"{digests[i]}".encode()).hexdigest()
-            md5 = digest[:32]
-            raw.append(
-                {
-                    **dict.fromkeys(RAW.names, ""),
-                    "key": f"danbooru-{1000 + 7 * i}",
-                    "source": "danbooru",
-                    "source_id": f"{1000 + 7 * i}",
-                    "order": i,
-                    "class_order": -1,
-                    "boxes": None,
-                    "flags": [],
-                    "rating": "gsqe"[i % 4],
-                    "labels": [f"character_{classes[i]} (series_{classes[i] % 400})"],
-                    "families": [f"post:{i // 3}"],
-                    "page_url": f"https://danbooru.donmai.us/posts/{1000 + 7 * i}",
-                    "file_url": f"https://cdn.donmai.us/original/{md5[:2]}/{md5[2:4]}/{md5}.jpg",
-                    "author": f"artist_{i * 7919 % 50_000}",
-                    "md5": md5,
-                    "sha256": digest,
-                    "bytes": int(lengths[i]),
-                    "extension": "jpg",
-                    "offset": 512,
-                }
-            )
-            features.append(
-                {
-                    "key": raw[-1]["key"],
-                    "reason": "",
-                    "detail": "",
-                    "format": "jpg",
-                    "mode": "RGB",
-                    "width": int(sizes[i, 0]),
-                    "height": int(sizes[i, 1]),
-                    "plain": True,
-                    "pixels_blake3": digest,
-                    "faces": -1,
-                    "face": 0,
-                    "face_score": 0.0,
-                    "phash": int(hashes[i]),
-                    "phash_flip": int(flipped[i]),
-                    "thumbnail": np.random.default_rng(drawn[i]).bytes(3 * THUMBNAIL_SIDE**2),
-                    "jpeg_quality": 85 + i % 15,
-                    "sharpness": 50 + i % 97,
-                    "light": 250,
-                    "dark": 7,
-                    "contrast": 60.0 + i % 13,
-                    "chroma": 20.0 + i % 11,
-                    "border": 0.0,
-                    "panels": 1,
-                    "lines": 0,
-                }
-            )
+        rows = np.arange(start, min(start + PART_ITEMS, n))
+        count, chosen = len(rows), rows.tolist()
+        sha256 = [hashlib.sha256(f"{digest}".encode()).hexdigest() for digest in digests[rows].tolist()]
+        ids = [f"{1000 + 7 * i}" for i in chosen]
+        keys = [f"danbooru-{number}" for number in ids]
+        raw = {
+            "key": keys,
+            "source": ["danbooru"] * count,
+            "source_id": ids,
+            "order": rows,
+            "labels": [[f"character_{c} (series_{c % 400})"] for c in classes[rows].tolist()],
+            "families": [[f"post:{i // 3}"] for i in chosen],
+            "class_order": np.full(count, -1),
+            "flags": [[]] * count,
+            "rating": ["gsqe"[i % 4] for i in chosen],
+            "page_url": [f"https://danbooru.donmai.us/posts/{number}" for number in ids],
+            "file_url": [f"https://cdn.donmai.us/original/{d[:2]}/{d[2:4]}/{d[:32]}.jpg" for d in sha256],
+            "author": [f"artist_{i * 7919 % 50_000}" for i in chosen],
+            "md5": [d[:32] for d in sha256],
+            "bytes": lengths[rows],
+            "sha256": sha256,
+            "extension": ["jpg"] * count,
+            "offset": np.full(count, 512),
+            "boxes": [None] * count,
+        }
+        at = drawn[rows] * 7919 % (len(noise) - _THUMBNAIL)
+        features = {
+            "key": keys,
+            "format": ["jpg"] * count,
+            "mode": ["RGB"] * count,
+            "plain": [True] * count,
+            "width": sizes[rows, 0],
+            "height": sizes[rows, 1],
+            "pixels_blake3": sha256,
+            "faces": np.full(count, -1),
+            "face": np.zeros(count),
+            "face_score": np.zeros(count),
+            "phash": hashes[rows],
+            "phash_flip": flipped[rows],
+            "thumbnail": [noise[each : each + _THUMBNAIL] for each in at.tolist()],
+            "jpeg_quality": 85 + rows % 15,
+            "sharpness": 50.0 + rows % 97,
+            "light": np.full(count, 250),
+            "dark": np.full(count, 7),
+            "contrast": 60.0 + rows % 13,
+            "chroma": 20.0 + rows % 11,
+            "border": np.zeros(count),
+            "panels": np.ones(count),
+            "lines": np.zeros(count),
+        }
+        empty = {name: [""] * count for name in ("split", "licence", "reason", "detail")}
         outputs = {}
-        for name, table in (("raw", parquet.table(raw, RAW)), ("features", parquet.table(features, FEATURES))):
+        for name, schema, columns in (("raw", RAW, empty | raw), ("features", FEATURES, empty | features)):
             path = f"{name}/part-{part:05d}.parquet"
-            outputs[name] = {path: parquet.write(workspace.path(path), table)}
+            outputs[name] = {path: parquet.write(workspace.path(path), _table(columns, schema, count))}
         tar = f"raw/part-{part:05d}.tar"  # no pixel is read
         outputs["raw"][tar] = write_atomic(workspace.path(tar), b"")
-        facts = {"items": len(raw), "fetched": len(raw), "bytes": sum(row["bytes"] for row in raw)}
+        facts = {"items": count, "fetched": count, "bytes": int(lengths[rows].sum())}
         workspace.commit(f"fetch/part-{part:05d}", "benchmark", "", {}, outputs["raw"], facts)
         facts = {"crashed": [], "detections": ""}
         workspace.commit(f"inspect/part-{part:05d}", "benchmark", "", {}, outputs["features"], facts)
+
+
+def _table(columns: Mapping[str, Any], schema: pa.Schema, rows: int) -> pa.Table:
+    """A table; a column that is not given is null."""
+    arrays = []
+    for field in schema:
+        values = columns.get(field.name)
+        of_numpy = isinstance(values, np.ndarray)
+        array = pa.nulls(rows) if values is None else pa.array(values) if of_numpy else pa.array(values, field.type)
+        arrays.append(array.cast(field.type))
+    return pa.table(arrays, schema=schema)
 
 
 def stage(folder: Path, images: int, *, flip: bool, profiled: bool) -> None:
