@@ -269,9 +269,10 @@ class Members:
     def __init__(self, rows: Rows, classes: int) -> None:
         ids = rows.numbers("class_id")
         kept = np.flatnonzero(rows.numbers("kept") & (ids >= 0) & (ids < classes))
-        kept = kept[_hashed(rows, kept)]
+        self._table = rows
         self._rows = kept[np.argsort(ids[kept], kind="stable")]
         self._ends = np.cumsum(np.bincount(ids[kept], minlength=classes))
+        self._hashed: dict[int, npt.NDArray[np.int64]] = {}
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -279,7 +280,10 @@ class Members:
     def __getitem__(self, label: int) -> npt.NDArray[np.int64]:
         if not 0 <= label < len(self):
             raise IndexError(label)
-        return self._rows[self._ends[label - 1] if label else 0 : self._ends[label]]
+        if label not in self._hashed:
+            found = self._rows[self._ends[label - 1] if label else 0 : self._ends[label]]
+            self._hashed[label] = found[_hashed(self._table, found)]
+        return self._hashed[label]
 
 
 def _hashed(rows: Rows, chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

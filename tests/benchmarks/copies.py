@@ -22,6 +22,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from near_duplicates import SAME, Searched
 from PIL import Image
 
@@ -60,7 +61,7 @@ def on_leaves(tar: Path) -> None:
                 images.append(Image.open(io.BytesIO(file.read())).convert("RGB"))
     digests = [hashing.of_pixels(image) for image in images]
     related = Searched(images).related()
-    equal = search.equal_pairs([digest.hex() for digest in digests])
+    equal = search.equal_pairs(pa.array([digest.hex() for digest in digests]))
     group = search.components(len(images), [equal, np.array(list(related), dtype=np.int64).reshape(-1, 2)])
     by_leaf: dict[tuple[str, str], list[int]] = {}
     for i, leaf_name in enumerate(names):

@@ -54,7 +54,7 @@ def write(folder: Path, n: int) -> None:
     sizes, lengths = rng.integers(200, 2000, (n, 2)), rng.integers(20_000, 2_000_000, n)
     noise = rng.bytes(1 << 24)
     workspace = Workspace(folder)
-    os.fsync = lambda _: None  # no power failure matters here, and five of them per part take longer than all else
+    os.fsync = lambda fd: None  # no power failure matters here, and five of them per part take longer than all else
     for part, start in enumerate(range(0, n, PART_ITEMS)):
         rows = np.arange(start, min(start + PART_ITEMS, n))
         count, chosen = len(rows), rows.tolist()
@@ -115,8 +115,8 @@ def write(folder: Path, n: int) -> None:
         outputs["raw"][tar] = write_atomic(workspace.path(tar), b"")
         facts = {"items": count, "fetched": count, "bytes": int(lengths[rows].sum())}
         workspace.commit(f"fetch/part-{part:05d}", "benchmark", "", {}, outputs["raw"], facts)
-        facts = {"crashed": [], "detections": ""}
-        workspace.commit(f"inspect/part-{part:05d}", "benchmark", "", {}, outputs["features"], facts)
+        seen = {"crashed": [], "detections": ""}
+        workspace.commit(f"inspect/part-{part:05d}", "benchmark", "", {}, outputs["features"], seen)
 
 
 def _table(columns: Mapping[str, Any], schema: pa.Schema, rows: int) -> pa.Table:

@@ -8,6 +8,7 @@ import sys
 
 import imagehash
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -189,7 +190,35 @@ def test_components_are_named_by_their_smallest_node() -> None:
 
 
 def test_equal_values_are_chained_and_empty_ones_are_not() -> None:
-    assert search.equal_pairs(["a", "", "b", "a", "", "a"]).tolist() == [[0, 3], [3, 5]]
+    values = pa.array(["a", "", "b", "a", None, "a", "aa", "b"])
+    assert search.equal_pairs(values).tolist() == [[0, 3], [3, 5], [2, 7]]
+    assert search.equal_pairs(values[1:]).tolist() == [[1, 6], [2, 4]]
+    assert search.equal_pairs(values, np.array([0, 2, 5, 6])).tolist() == [[0, 5]]
+    assert search.equal_pairs(pa.array(["", None], pa.string())).tolist() == []
+
+
+@settings(deadline=None)
+@given(st.lists(st.text("ab\0", max_size=3), max_size=40))
+def test_equal_values_are_found_whatever_they_are(values: list[str]) -> None:
+    group = search.components(len(values), [search.equal_pairs(pa.array(values, pa.string()))])
+    for i, value in enumerate(values):
+        assert group[i] == (values.index(value) if value else i)
+
+
+def test_values_with_one_sum_are_not_equal() -> None:
+    # the sum is a polynomial modulo 2^64, whose Thue-Morse words of 2^11 letters are known to collide
+    word = "a"
+    for _ in range(11):
+        word += word.translate({97: 98, 98: 97})
+    other = word.translate({97: 98, 98: 97})
+    assert search.equal_pairs(pa.array([word, other, word, other])).tolist() == [[0, 2], [1, 3]]
+
+
+def test_rows_of_wanted_values() -> None:
+    values = pa.array(["a", "b", "a", None])
+    assert search.rows_of(values, ["a", "b", "c"]) == {"a": 2, "b": 1}
+    assert search.rows_of(values, ["a", "b"], np.array([True, False, False, True])) == {"a": 0}
+    assert search.rows_of(values, []) == {}
 
 
 def test_many_images_under_one_hash_do_not_pair_n_by_n() -> None:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from animesion.pipeline import variants
@@ -23,6 +23,7 @@ def one_label(names: list[str]) -> list[list[str]]:
     return [[names[i] for i in group] for group in variants.find(names, ["a"] * len(names)).groups]
 
 
+@settings(deadline=None)
 @given(
     bases=st.lists(st.builds("{}{}".format, WORDS, st.integers(0, 9999)), min_size=12, max_size=30, unique=True),
     affixes=st.lists(st.sampled_from(["a", "b", "dark", "rot", "flip", "2", "3", "x1"]), min_size=2, unique=True),
@@ -42,6 +43,7 @@ def test_variants_are_found_whatever_their_form_and_order(
     assert len(groups) == len(bases)
 
 
+@settings(deadline=None)
 @given(
     prefix=st.sampled_from(["img_", "IMG_", "DSC_", "", "photo (", "cat.", "plant ", "IMG-20240101-WA", "Screenshot-"]),
     width=st.integers(1, 6),
@@ -55,6 +57,7 @@ def test_ordinary_numbering_is_not(prefix: str, width: int, count: int, first: i
     assert one_label([f"{split}/{split}_{name}" for split in ("train", "val", "test") for name in names[:30]]) == []
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32), st.integers(50, 400))
 def test_random_names_times_and_cameras_are_not(seed: int, count: int) -> None:
     rng = random.Random(seed)
