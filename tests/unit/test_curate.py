@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import strategies as st
 
@@ -17,9 +19,11 @@ from animesion.config.decisions import Decisions, PairDecision
 from animesion.config.decisions import read as read_decisions
 from animesion.config.recipe import CurateSection
 from animesion.errors import UsageError
+from animesion.pipeline import reasons
 from animesion.pipeline.columns import Columns
 from animesion.pipeline.curate import decide
 from animesion.schemas import CURATED, FEATURES, MEANINGS, PAIRS, RAW
+from animesion.storage import parquet
 
 
 def rows(*images: dict[str, Any]) -> dict[str, list[Any]]:
@@ -52,15 +56,18 @@ def pairs(*verdicts: tuple[str, str, str] | tuple[str, str, str, dict[str, Any]]
     return pa.Table.from_pylist(listed, schema=PAIRS)
 
 
-def decided_table(columns: dict[str, list[Any]], *arguments: Any, **options: Any) -> tuple[pa.Table, dict[str, Any]]:
-    """The table and the facts of `decide`."""
+def columns_of(columns: dict[str, list[Any]]) -> Columns:
+    """Columns as curate takes them."""
     fields = {field.name: field.type for schema in (FEATURES, RAW) for field in schema}
     fields |= {"seen_reason": pa.string(), "seen_detail": pa.string(), "part": pa.int32(), "box_count": pa.int64()}
     fields |= {"best_score": pa.float32(), "second_score": pa.float32()}
-    joined = {
-        name: pa.array(values, fields[name]) for name, values in columns.items() if name not in ("boxes", "flags")
-    }
-    found, facts = decide(Columns.of([pa.table(joined)]), *arguments, **options)
+    given = {name: values for name, values in columns.items() if name not in ("boxes", "flags")}
+    return Columns.of([pa.table({name: pa.array(values, fields[name]) for name, values in given.items()})])
+
+
+def decided_table(columns: dict[str, list[Any]], *arguments: Any, **options: Any) -> tuple[pa.Table, dict[str, Any]]:
+    """The table and the facts of `decide`."""
+    found, facts = decide(columns_of(columns), *arguments, **options)
     [rows] = found.groups()
     return found.table(rows), facts
 
@@ -284,6 +291,47 @@ def test_labels_are_renamed() -> None:
     found, facts = run(rows({"label": "hatsune"}, {"label": "miku"}), "label.rename.hatsune=miku")
     assert facts["classes"] == ["miku"]
     assert {row["label"] for row in found.values()} == {"miku"}
+
+
+def test_row_groups_are_parts_of_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = rows(*({"label": f"c{i % 3}", "sha256": f"s{i // 2}", "detail": "x" * (i % 2)} for i in range(40)))
+    whole, _ = decided_table(columns, animesion.load_recipe("folder", ["source.path=x"]), {})
+    monkeypatch.setattr(parquet, "ROW_GROUP", 16)
+    found, _ = decide(columns_of(columns), animesion.load_recipe("folder", ["source.path=x"]), {})
+    groups = [found.table(some) for some in found.groups()]
+    assert [len(group) for group in groups] == [16, 16, 8]
+    assert pa.concat_tables(groups).equals(whole)
+    together = parquet.write_groups(tmp_path / "groups.parquet", CURATED, groups)
+    assert together == parquet.write(tmp_path / "whole.parquet", whole)
+
+
+def test_limits_are_those_of_the_rules_on_single_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(11)
+    images = []
+    for _ in range(600):
+        width, height = rng.choice([(100, 80), (30, 100), (99, 33), (5000, 20), (20, 20)])
+        left, top = rng.randrange(-3, 5), rng.randrange(-3, 5)
+        crop = [left, top, left + rng.randrange(1, width + 3), top + rng.randrange(1, height + 3)]
+        scores = [round(rng.random(), 2) for _ in range(rng.randrange(4))]
+        images.append(
+            {"width": width, "height": height, "crop": rng.choice([None, crop]), **faces(*scores)}
+            | {"sharpness": rng.choice([None, 49.9, 50.0, 80.0]), "jpeg_quality": rng.choice([None, -1, 79, 80])}
+            | {"lines": rng.choice([None, 3, 4])}
+        )
+    columns = rows(*images)
+    for settings in (
+        ["filter.min_side=25", "filter.max_aspect=3", "pack.size=64", "filter.max_pixels=8000"],
+        ["crop.detector=lbp", "crop.min_score=0.5", "crop.unsure_score=0.3", "crop.min_side=20", "crop.outside=drop"],
+        ["crop.detector=lbp", "crop.min_share=0.3", "crop.faces=best", "pack.size=300", "filter.max_side=4000"],
+        ["quality.min_sharpness=50", "quality.min_jpeg_quality=80", "quality.max_lines=3", "pack.fit=stretch"],
+    ):
+        recipe = animesion.load_recipe("folder", ["source.path=x", *settings])
+        with monkeypatch.context() as patched:
+            found, _ = decided_table(columns, recipe, {})
+            patched.setattr(reasons, "_may_exceed", lambda rows, chosen, recipe: np.ones(len(chosen), dtype=np.bool_))
+            one_by_one, _ = decided_table(columns, recipe, {})
+        assert found.equals(one_by_one)
+        assert pc.count_distinct(found["reason"]).as_py() > 2
 
 
 def test_a_known_crash_is_dropped() -> None:
