@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from animesion.pipeline.removal import Plan
+    from animesion.pipeline.removal_plan import Plan
 
 _SHOWN = 20
 

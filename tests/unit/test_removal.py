@@ -18,7 +18,7 @@ from animesion import publishing
 from animesion.cli.remove import remove as command
 from animesion.errors import UsageError
 from animesion.images import codec
-from animesion.pipeline import removal
+from animesion.pipeline import removal, removal_plan
 from animesion.storage import removed
 from animesion.verification import checks
 from tests.conftest import draw_folders
@@ -72,7 +72,7 @@ def test_only_the_shards_concerned_are_written_again(dataset: Path) -> None:
     assert_gone(dataset, row)
     assert removed.Removal(row["sha256"], row["pixels_blake3"], "", "request 12") in removed.read(dataset)
     assert checks.verify(left, workers=1).faults == {name: [] for name in checks.CHECKS}
-    assert not (dataset / removal.STAGE).exists()
+    assert not (dataset / removal_plan.STAGE).exists()
     assert f"  {removed.REMOVED}\n" in (dataset / "SHA256SUMS").read_text()
 
 
