@@ -12,8 +12,8 @@ import re
 import tokenize
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from types import GenericAlias
-from typing import Any, Literal, get_args, get_origin
+from types import GenericAlias, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel
@@ -303,12 +303,18 @@ def _word(annotation: Any) -> str:
     words: dict[Any, str] = {int: "whole number", float: "number", str: "text", bool: "true or false"}
     if annotation in words:
         return words[annotation]
+    if get_origin(annotation) is Annotated:
+        return _word(get_args(annotation)[0])
+    if get_origin(annotation) in (UnionType, Union):
+        return " or ".join(word for each in get_args(annotation) if (word := _word(each)))
+    if get_origin(annotation) is Literal:
+        return ", ".join(f"`{value}`" for value in get_args(annotation) if value)
     if isinstance(annotation, GenericAlias):
         inner = [_word(each) for each in get_args(annotation)]
         if get_origin(annotation) is tuple:
             return f"{len(inner)} {inner[0]}s"
         if get_origin(annotation) is list:
-            return f"list of {inner[0]}s"
+            return f"list of {inner[0]}" + ("" if "`" in inner[0] else "s")
         value = get_args(annotation)[1]
         number = value is float or getattr(value, "__origin__", None) is float  # also with metadata
         return f"table of text to {'number' if number else 'text'}"

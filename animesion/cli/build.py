@@ -111,7 +111,8 @@ def build(
         import json
 
         fields = {
-            name: getattr(result, name) for name in ("until", "seen", "kept", "dropped", "splits", "notes", "crawl")
+            name: getattr(result, name)
+            for name in ("until", "seen", "kept", "dropped", "splits", "notes", "crawl", "unanswered")
         }
         if to:
             fields |= {"url": result.url, "sent": result.sent}
@@ -151,6 +152,9 @@ def _print_funnel(recipe: Recipe, result: BuildResult, seconds: float) -> None:
     shown = result.notes[:_NOTES] if whole else result.notes
     for note in shown:
         console.print(f"note: {escape(note)}", soft_wrap=True)
+    if result.unanswered:
+        keys = f"card.{', '.join(result.unanswered)}"
+        console.print(f'note: the recipe leaves open {keys}; "none known" is an answer too', soft_wrap=True)
     for sentence in result.crawl:
         console.print(f"crawl: {escape(sentence)}", soft_wrap=True)
     where = escape(str(result.out))

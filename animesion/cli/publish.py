@@ -57,7 +57,7 @@ def publish(
     from animesion.verification import checks
 
     dataset = open_dataset(path)
-    target = publishing.destination(to, private=private)
+    target = publishing.destination(to, private=private, gate=dataset.recipe.card.gate.access)
     with for_terminal() as progress, tempfile.TemporaryDirectory() as staging:
         report = checks.verify(dataset, workers=workers or 0, progress=progress)
         forced = publishing.judge(report, force)

@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from animesion.config import decisions, settings
+from animesion.config.card import CardSection
 from animesion.config.decisions import Decisions
 from animesion.config.settings import Section, params_digest
 from animesion.errors import UsageError
@@ -441,24 +442,6 @@ class PackSection(Section):
         return value
 
 
-class CardSection(Section):
-    """Text of the dataset card that a program cannot know."""
-
-    title: str = ""
-    summary: str = ""
-    licence: str = Field("other", description="licence identifier as the Hugging Face hub spells it")
-    homepage: str = ""
-    contact: str = ""
-    citation: str = ""
-    tags: list[str] = Field([], description="additional tags for the hub")
-    purpose: str = Field("", description="intended use of the dataset, and uses to avoid")
-    terms: str = Field("", description="terms under which the sources allow use of their images")
-    privacy: str = Field("", description="people who are shown or named, and whether they consented")
-    biases: str = Field("", description="what is over- and under-represented")
-    limits: str = Field("", description="limitations beyond those that the card counts")
-    takedown: str = Field("", description="where to request removal of an image, if not from the contact")
-
-
 class Recipe(Section):
     """A resolved recipe: every default is filled in."""
 
@@ -524,6 +507,24 @@ class Recipe(Section):
         return params_digest(values)
 
 
+#: Answers of the card of a drawn sample.
+_SAMPLE_CARD: dict[str, Any] = {
+    "summary": "Every image was drawn by a program to try out a recipe; nothing here is real data.",
+    "licence": "apache-2.0",
+    "tags": ["synthetic"],
+    **dict.fromkeys(("version", "published", "homepage", "citation", "publisher"), "none"),
+    "purpose": "To try out a recipe and its commands; not to train or to compare recognisers.",
+    "terms": "Drawn by a program of Animesion, under its licence.",
+    "privacy": "No people: every image is drawn.",
+    "biases": "None known: a random generator draws classes and styles.",
+    "limits": "Drawn shapes; results on them say nothing about real images.",
+    "impact": "None known.",
+    "synthetic": 1.0,
+    "annotations_creators": ["machine-generated"],
+    "source_datasets": ["original"],
+}
+
+
 def builtin_names() -> list[str]:
     """Names of the built-in recipes."""
     return settings.builtin_names("animesion")
@@ -556,12 +557,7 @@ def load(name_or_path: str, overrides: Iterable[str] = (), *, sample: bool = Fal
         (data.get("filter") or {}).pop("licences", None)  # drawn images have no licence
         data["name"] = f"{data['name']}-sample"
         # Drawn images must not be mistaken for the dataset whose recipe they test.
-        data["card"] = {
-            "title": f"{title}: drawn sample, not real data",
-            "summary": "Every image was drawn by a program to try out a recipe; nothing here is real data.",
-            "licence": "apache-2.0",
-            "tags": ["synthetic"],
-        }
+        data["card"] = {"title": f"{title}: drawn sample, not real data", **_SAMPLE_CARD}
     for override in overrides:
         settings.apply(data, override)
     decisions_path = _get(data, "curate", "decisions")

@@ -38,7 +38,7 @@ from animesion.storage.receipts import Receipt
 from animesion.storage.removed import REMOVED
 from animesion.storage.workspace import Workspace, sha256_file, write_atomic
 
-CODE = "finalize-3"
+CODE = "finalize-4"
 
 
 def run(workspace: Workspace, recipe: Recipe, parts: int, notes: Sequence[str]) -> Receipt:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from animesion import detectors, executors, model_files, sources
+from animesion.cards.statements import open_questions
 from animesion.config.recipe import Recipe
 from animesion.errors import AnimesionError, UsageError
 from animesion.images import other_hashes
@@ -42,6 +43,7 @@ class BuildResult:
         crawl: sentences about images that a crawl did not get in this run; no output contains them.
         url: URL that the dataset was sent to; empty if the output is a folder.
         sent: files that were sent in this run.
+        unanswered: keys of the recipe's `[card]` that are left open, so the card states them as unknown.
     """
 
     out: Path
@@ -55,6 +57,7 @@ class BuildResult:
     crawl: list[str] = field(default_factory=list)
     url: str = ""
     sent: list[str] = field(default_factory=list)
+    unanswered: list[str] = field(default_factory=list)
 
 
 def places(out: Path | str, work: Path | str | None = None) -> tuple[Path, str]:
@@ -190,6 +193,7 @@ def run(
         if until == "finalize":
             with _stage(progress, "finalize"):
                 finalize.run(workspace, recipe, parts, result.notes)
+            result = replaced(result, unanswered=open_questions(recipe))
 
         if upload:
             with _stage(progress, "send"):

@@ -13,7 +13,7 @@ from pathlib import Path
 from animesion.dataset.dataset import Dataset
 from animesion.errors import AnimesionError, UsageError
 from animesion.progress import Progress
-from animesion.publishing.base import LAST, Destination, File, Publication
+from animesion.publishing.base import LAST, Destination, File, Gate, Publication
 from animesion.storage import checksums, names, stores
 from animesion.storage.stores import shown
 from animesion.storage.workspace import sha256_file
@@ -24,12 +24,13 @@ __all__ = ["Destination", "File", "Publication", "destination", "files_of", "jud
 TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-def destination(url: str, *, private: bool = False) -> Destination:
+def destination(url: str, *, private: bool = False, gate: Gate = "off") -> Destination:
     """Create the destination for a URL.
 
     Args:
         url: `hf://user/name`, `s3://bucket/prefix`, `gs://bucket/prefix` or `file:///folder`.
         private: whether the Hub repository must be private.
+        gate: `card.gate.access` of the recipe, for the Hub repository.
 
     Raises:
         UsageError: the URL is not supported, or a package that it needs is not installed.
@@ -43,7 +44,7 @@ def destination(url: str, *, private: bool = False) -> Destination:
     if scheme == "hf":
         from animesion.publishing.hub import Hub
 
-        return Hub(rest, private=private)
+        return Hub(rest, private=private, gate=gate)
     if private:
         raise UsageError(f"--private is for hf:// destinations: set the access to {shown(url)} in its own settings")
     from animesion.publishing.object_store import ObjectStore

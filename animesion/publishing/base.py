@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from animesion.progress import Progress
 from animesion.storage.checksums import CHECKSUMS
@@ -16,6 +16,10 @@ LAST = ("README.md", "dataset.json", CHECKSUMS)
 
 #: Shard names as builds write them; readers glob them with patterns such as `data/train-*.tar`.
 SHARD = re.compile(r"data/(?:train|val|test)-\d{5}\.tar")
+
+
+#: Whom a Hub repository admits: `card.gate.access` of a recipe.
+Gate = Literal["off", "auto", "manual"]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 from animesion.errors import AnimesionError, UsageError
 from animesion.progress import Progress
-from animesion.publishing.base import LAST, SHARD, File
+from animesion.publishing.base import LAST, SHARD, File, Gate
 from animesion.storage.workspace import sha256_file
 from animesion_scrapers.masking import mask
 
@@ -31,18 +31,21 @@ class Hub:
     Args:
         path: `user/name`, or `datasets/user/name`.
         private: whether the repository must be private.
+        gate: `auto` or `manual` to close the repository to those who have not accepted its conditions, or whose request
+            was not granted; any other text leaves its setting as it is.
 
     Raises:
         UsageError: the name is not valid, or the client is not installed.
     """
 
-    def __init__(self, path: str, *, private: bool = False) -> None:
+    def __init__(self, path: str, *, private: bool = False, gate: Gate = "off") -> None:
         self._repo = path.removeprefix("datasets/").rstrip("/")
         self.url = f"hf://datasets/{self._repo}"
         parts = self._repo.split("/")
         if len(parts) != 2 or not all(map(_NAME.fullmatch, parts)):
             raise UsageError(f"--to hf://{path[:120]} is not a repository: give hf://user/name")
         self._private = private
+        self._gate = gate
         self._commit = ""
         try:
             from huggingface_hub import HfApi
@@ -67,10 +70,14 @@ class Hub:
         return ""
 
     def prepare(self) -> None:
-        """Create the repository if it does not exist."""
-        if self._info() is None:
+        """Create the repository if it does not exist, and close it before it has any file."""
+        found = self._info()
+        if found is None:
             with self._clear():
                 self._api.create_repo(self._repo, private=self._private or None, exist_ok=True, **_DATASET)
+        if self._gate != "off" and (found is None or found.gated != self._gate):
+            with self._clear():
+                self._api.update_repo_settings(self._repo, gated=self._gate, **_DATASET)
 
     def present(self, files: Sequence[File]) -> set[str]:
         """Compares the Hub's digests: SHA-256 of large files, git blob ids of small ones."""

@@ -27,6 +27,7 @@ LFS_SUFFIXES = (".tar", ".parquet", ".png", ".jpg")
 @dataclass
 class Repo:
     private: bool
+    gated: str | bool = False
     commits: list[dict[str, Any]] = field(default_factory=list)  # id, message, files
     tags: dict[str, str] = field(default_factory=dict)
 
@@ -95,9 +96,16 @@ def application(hub: Hub) -> web.Application:
         return web.json_response(
             {
                 "_id": "1", "id": name, "sha": head["id"], "private": repo.private, "tags": [], "downloads": 0,
-                "likes": 0, "gated": False, "disabled": False, "siblings": [{"rfilename": n} for n in head["files"]],
+                "likes": 0, "gated": repo.gated, "disabled": False,
+                "siblings": [{"rfilename": n} for n in head["files"]],
             }
         )  # fmt: skip
+
+    @routes.put("/api/datasets/{user}/{name}/settings")
+    async def settings(request: web.Request) -> web.Response:
+        repo = repo_of(request)
+        repo.gated = (await request.json())["gated"]
+        return web.json_response({"gated": repo.gated})
 
     @routes.get("/api/datasets/{user}/{name}/refs")
     async def refs(request: web.Request) -> web.Response:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 
 import animesion
+from animesion import cards
+from animesion.config.recipe import Recipe
 from animesion_training.cli.card import card
 from tests.conftest import draw_folders
 
 HEADINGS = (
     "Motivation", "How it was built", "Sources and their terms", "Where every image went", "Long tail",
-    "Splits", "Leak check", "Label noise", "Loading", "Known limits", "Biases", "Privacy, consent and removal",
+    "Splits", "Leak check", "Label noise", "Loading", "Known limits", "Biases", "Social impact",
+    "Privacy, consent and removal",
     "Licence and contact", "Changes", "Checksums", "Citation", "Recipe",
 )  # fmt: skip
 
@@ -50,11 +54,43 @@ def test_the_hub_reads_the_header(small_dataset: Path) -> None:
     assert again.data.to_dict() == data
 
 
+def test_the_header_has_the_answers_in_values_of_the_hub(small_dataset: Path) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    facts = json.loads((small_dataset / "dataset.json").read_bytes())
+    recipe = animesion.open_dataset(small_dataset).recipe
+    answers: dict[str, Any] = {
+        "licence": "My Own", "licence_url": "https://example.org/licence", "languages": ["ja"], "tags": ["anime"] * 2,
+        "annotations_creators": ["crowdsourced"], "source_datasets": ["original"],
+        "gate": {"access": "manual", "prompt": "No \u202eredistribution: # yes\n---", "heading": "Ask",
+                 "fields": {"Affiliation": "text", "Purpose": ["research", "teaching"], "I agree: all": "checkbox"}},
+    }  # fmt: skip
+    values = recipe.model_dump(mode="json")
+    recipe = Recipe.model_validate({**values, "card": values["card"] | answers})
+    for images, size in ((37, "n<1K"), (1_000, "1K<n<10K"), (2_500_000, "1M<n<10M"), (10**9, "1B<n<10B")):
+        data = hub.DatasetCard(cards.dataset_card({**facts, "images": images}, recipe)).data
+        assert data.size_categories == [size]
+    # as the options of huggingface_hub.DatasetCardData
+    assert data.license == "other"
+    assert (data.license_name, data.license_link) == ("my-own", "https://example.org/licence")
+    assert (data.language, data.annotations_creators, data.source_datasets) == (["ja"], ["crowdsourced"], ["original"])
+    assert data.tags == ["webdataset", "fine-grained", "long-tail", "anime"]
+    assert data.extra_gated_prompt == answers["gate"]["prompt"]
+    assert data.extra_gated_fields == {
+        "Affiliation": "text",
+        "Purpose": {"type": "select", "options": ["research", "teaching"]},
+        "I agree: all": "checkbox",
+    }
+    for name, source in (("cotton80", ["extended"]), ("booru", ["original"]), ("folder", None)):
+        other = animesion.load_recipe(name, ["source.path=x"] if name != "booru" else ["source.contact=a@example.org"])
+        assert hub.DatasetCard(cards.dataset_card(facts, other)).data.source_datasets == source
+
+
 def test_every_question_has_an_answer_or_is_stated_as_unknown(small_dataset: Path) -> None:
     text = render_card(small_dataset)
     found = re.findall(r"^## (.+)$", text, re.MULTILINE)
     assert [each for each in found if each in HEADINGS] == list(HEADINGS)
-    assert text.count("Not stated in the recipe (`card.") == 6
+    assert text.count("Not stated in the recipe (`card.") == 8
+    assert "not stated in the recipe (`card.synthetic`)" in text
     assert "error rate is not known" in text
     assert "no address is stated" in text
 
@@ -70,7 +106,7 @@ def test_texts_of_the_recipe_are_in_the_card(tmp_path: Path) -> None:
     assert "drawn images" in text
     assert "To have an image removed: takedown@example.org." in text
     document = json.loads((folder / "croissant.json").read_text(encoding="utf-8"))
-    assert document["rai:dataUseCases"] == "to test <b>cards</b>"
+    assert document["rai:dataUseCases"] == ["to test <b>cards</b>"]
 
 
 def test_counts_are_those_of_the_tables(small_dataset: Path) -> None:

@@ -11,10 +11,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import animesion
+from animesion.cards.croissant import croissant
+from animesion.config.recipe import Recipe
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("mlcroissant") is None, reason="mlcroissant is not installed"),
@@ -54,6 +57,92 @@ def test_it_is_valid_and_complete(small_dataset: Path, caplog: pytest.LogCapture
     assert listed.keys() == shards | {"index.parquet", "classes.csv"}
     for name, digest in listed.items():
         assert hashlib.sha256((small_dataset / name).read_bytes()).hexdigest() == digest
+
+
+#: One answer for every question of `[card]`.
+ANSWERS = {
+    "licence": "cc-by-nc-4.0", "version": "1.2.0", "creators": ["Ann Author", "Bo <b>Writer</b>"], "publisher": "A Lab",
+    "published": "2026-01-31", "created": "2026-01-30", "collected": ["2025-03-01", "2025-04-10"],
+    "homepage": "https://example.org/set", "citation": "@misc{set, title={A set}}", "languages": ["ja", "en"],
+    "purpose": "to test", "terms": "each its own",
+    "use": ["research", "non-commercial", "attribution", "no-redistribution"],
+    "collection": "drawn", "privacy": "none known", "biases": "none known", "limits": "drawn", "impact": "none known",
+    "synthetic": 0.25, "maintenance": "none", "takedown": "takedown@example.org", "source_datasets": ["user/older"],
+}  # fmt: skip
+
+
+def rendered(dataset: Path, to: Path, **answers: object) -> dict[str, Any]:
+    """The Croissant file of a dataset whose recipe had these answers; it is also written."""
+    facts = json.loads((dataset / "dataset.json").read_bytes())
+    values = animesion.open_dataset(dataset).recipe.model_dump(mode="json")
+    recipe = Recipe.model_validate({**values, "card": values["card"] | answers})
+    digests = {
+        name: hashlib.sha256((dataset / name).read_bytes()).hexdigest() for name in ("index.parquet", "classes.csv")
+    }
+    to.write_text(croissant(facts, recipe, digests), encoding="utf-8")
+    found: dict[str, Any] = json.loads(to.read_bytes())
+    return found
+
+
+@pytest.mark.parametrize("sample", [False, True])
+def test_the_validator_prints_nothing_when_all_is_answered(
+    small_dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, sample: bool
+) -> None:
+    import mlcroissant as mlc
+
+    drawn = animesion.load_recipe("daf-re", sample=True).card.model_dump(mode="json")
+    answers = {**drawn, **{name: ANSWERS[name] for name in ("version", "published", "citation")}} if sample else ANSWERS
+    rendered(small_dataset, tmp_path / "croissant.json", **answers)
+    with caplog.at_level(logging.WARNING):
+        loaded = mlc.Dataset(jsonld=str(tmp_path / "croissant.json"))
+    assert loaded.metadata.ctx.issues.report() == ""
+    assert caplog.text == ""
+    assert loaded.metadata.version == "1.2.0"
+    if not sample:
+        assert [person.name for person in loaded.metadata.creators] == ["Ann Author", "Bo <b>Writer</b>"]
+        assert loaded.metadata.data_social_impact == "none known"
+
+
+def test_answers_and_counts_are_stated(small_dataset: Path, tmp_path: Path) -> None:
+    found = rendered(small_dataset, tmp_path / "croissant.json", **ANSWERS)
+    assert found["license"] == "https://spdx.org/licenses/CC-BY-NC-4.0.html"
+    assert (found["datePublished"], found["dateCreated"]) == ("2026-01-31", "2026-01-30")
+    assert found["rai:hasSyntheticData"] is True
+    assert "25% of the images are synthetic" in found["rai:dataCollection"]
+    assert found["rai:dataLimitations"] == [
+        "drawn", "The smallest class has 11 images: metrics of individual tail classes are uncertain."
+    ]  # fmt: skip
+    permission = found["usageInfo"]["odrl:permission"]
+    assert [each["@id"] for each in permission["odrl:action"]] == ["duo:0000042"]
+    assert [each["odrl:rightOperand"]["@id"] for each in permission["odrl:constraint"]] == ["duo:0000046"]
+    assert found["usageInfo"]["odrl:prohibition"][0]["odrl:action"] == {"@id": "odrl:distribute"}
+    activities = found["prov:wasGeneratedBy"]
+    assert [each["prov:label"] for each in activities] == ["list", "fetch", "inspect", "curate", "pack"]
+    assert [each.get("prov:wasInformedBy", {}).get("@id") for each in activities] == [
+        None, "stages/list", "stages/fetch", "stages/inspect", "stages/curate",
+    ]  # fmt: skip
+    assert "37 of 37 images were kept" in activities[3]["description"]
+    used = {each["@id"] for each in activities[0]["prov:used"]}
+    assert used == {each["@id"] for each in found["prov:wasDerivedFrom"]}
+    assert used == {"sources/folder", "https://huggingface.co/datasets/user/older"}
+
+
+def test_what_is_not_answered_is_left_out(small_dataset: Path, tmp_path: Path) -> None:
+    """ "none" is an answer for people, and no URL, date or version for a program."""
+    nothing = dict.fromkeys(("homepage", "version", "published", "citation", "publisher"), "none")
+    for answers in ({}, nothing):
+        found = rendered(small_dataset, tmp_path / "croissant.json", **answers)
+        absent = {
+            "url",
+            "version",
+            "datePublished",
+            "citeAs",
+            "creator",
+            "publisher",
+            "rai:hasSyntheticData",
+            "usageInfo",
+        }
+        assert not absent & found.keys()
 
 
 def test_records_are_the_samples(small_dataset: Path, tmp_path: Path) -> None:

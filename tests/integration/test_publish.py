@@ -240,6 +240,16 @@ def test_a_public_repository_is_not_private(small_dataset: Path, tmp_path: Path,
     assert "is public" in refused.stderr
 
 
+def test_a_gate_is_closed_before_anything_is_sent(tmp_path: Path, hub: Hub) -> None:
+    for gate in ("manual", "off"):  # the second leaves what the first has set
+        script = f"from animesion import publishing; publishing.destination('hf://user/small', gate='{gate}').prepare()"
+        env = environment(tmp_path, hub)
+        done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert hub.repos["user/small"].gated == "manual"
+        assert len(hub.repos["user/small"].commits) == 1
+
+
 def test_a_wrong_token_is_not_repeated(small_dataset: Path, tmp_path: Path, hub: Hub) -> None:
     wrong = "hf_" + "wrongSecret987654321"
     for options in ((), ("--debug",)):
