@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from animesion.cards import escape_markdown
+from animesion.config.card import given
 from animesion.config.recipe import Recipe
 from animesion.schemas import DropReason
 
@@ -83,9 +84,9 @@ def summary(facts: Mapping[str, Any], recipe: Recipe, curated: pa.Table) -> dict
             "size_range": _size_range(len(kept)),
             "content": stated(card.summary or facts["summary"]),
             "classes": facts["classes"],
-            "latest_date": None,
+            "latest_date": stated(given(card.collected[-1])) if card.collected else None,
             "still_collected": None,
-            "languages": None,
+            "languages": list(card.languages) or None,
         },
         "sources": {
             # whether a folder or a table is a public dataset, only its owner knows
@@ -95,7 +96,7 @@ def summary(facts: Mapping[str, Any], recipe: Recipe, curated: pa.Table) -> dict
             "crawled": listed([*online, *by_url]),
             "crawler": "animesion" if online or by_url else None,
             "crawler_contact": stated(str(recipe.source.options.get("contact", ""))),
-            "period": None,
+            "period": " to ".join(card.collected) or None if online or by_url else None,
             "domains": _domains(kept.filter(of_web)),
             "top_domains_share": TOP_DOMAINS,
             "user_data": None,
@@ -137,7 +138,7 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"- Type of content, {general['classes']:,} classes: {_text(general['content'])}"
     yield f"- Latest date of collection: {_text(general['latest_date'])}"
     yield f"- Whether data are still collected: {_text(general['still_collected'])}"
-    yield f"- Languages and regions: {_text(general['languages'])}"
+    yield f"- Languages and regions: {_text(', '.join(general['languages'] or ()) or None)}"
     yield "\n## 2. Data sources\n"
     yield f"- 2.1 Publicly available datasets: {_rows(sources['public_datasets'])}"
     yield f"- 2.2 Private datasets of third parties: {_rows(sources['private_datasets'])}"

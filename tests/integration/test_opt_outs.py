@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
 from collections import Counter
@@ -360,6 +361,14 @@ def test_an_opt_out_on_a_loopback_site(rows: dict[str, dict[str, Any]], name: st
     assert row["reason"] == case.reason, row["detail"]
     assert row["detail"].startswith(case.evidence)
     assert bool(row["sha256"]) is (case.reason == KEPT)
+
+
+def test_the_page_lists_every_case() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "crawling.md").read_text(encoding="utf-8")
+    rows = [line.split("|") for line in text.splitlines() if line.count("|") == 4]
+    listed = {name: index for row in rows for index in (2, 3) for name in re.findall(r"`([a-z0-9-]+)`", row[index])}
+    assert {name: listed.get(name) for name in CASES} == {n: 2 if case.reason else 3 for n, case in CASES.items()}
+    assert f"each of these {len(CASES)} cases" in text
 
 
 def test_the_switch_turns_every_opt_out_off_and_on_again(

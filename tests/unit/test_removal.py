@@ -194,6 +194,7 @@ def test_a_list_that_no_removal_wrote_is_refused(tmp_path: Path) -> None:
 def test_the_difference_is_published(dataset: Path, tmp_path: Path) -> None:
     to = publishing.destination(f"file://{tmp_path / 'published'}")
     publishing.publish(animesion.open_dataset(dataset), publishing.files_of(dataset), to)
+    before = contents(tmp_path / "published")
     opened = animesion.open_dataset(dataset)
     # everything of one shard, so that it goes as a whole, but not of its split
     shard = opened.splits["train"].shards[-1].path
@@ -204,9 +205,18 @@ def test_the_difference_is_published(dataset: Path, tmp_path: Path) -> None:
     assert checks.verify(animesion.open_dataset(dataset), workers=1).clean
     done = publishing.publish(animesion.open_dataset(dataset), publishing.files_of(dataset), to)
     assert done.stale == [shard]
-    sent = {file.name for file in done.sent if file.name.endswith(".tar")}
-    assert sent == set(plan.rewritten)
+    sent = {file.name for file in done.sent}
+    assert {name for name in sent if name.endswith(".tar")} == set(plan.rewritten)
+    described = {
+        "README.md", "SHA256SUMS", "_info.json", "classes.csv", "croissant.json", "curated.parquet", "data/sizes.json",
+        "dataset.json", "index.parquet", "removed.csv", "report.html",
+    }  # fmt: skip
+    assert described <= sent
+    assert {name.partition("/")[0] for name in sent - described - set(plan.rewritten)} <= {"plots"}
     published = contents(tmp_path / "published")
+    untouched = {name for name in before if name.endswith(".tar")} - {*plan.rewritten, *plan.emptied}
+    assert len(untouched) == plan.untouched > 0
+    assert {name: published[name] for name in untouched} == {name: before[name] for name in untouched}
     assert published == {file.name: file.path.read_bytes() for file in done.files}
     assert json.loads(published["dataset.json"])["emptied_shards"] == [shard]
 
