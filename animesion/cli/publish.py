@@ -50,24 +50,23 @@ def publish(
     `animesion verify`) is refused. Run the same command again to resume. Exit status: 1 if the dataset is refused or a
     file does not arrive intact.
     """
-    import tempfile
-
-    from animesion import open_dataset, publishing
+    import animesion
     from animesion.cli.progress import for_terminal
-    from animesion.verification import checks
 
-    dataset = open_dataset(path)
-    target = publishing.destination(to, private=private, gate=dataset.recipe.card.gate.access)
-    with for_terminal() as progress, tempfile.TemporaryDirectory() as staging:
-        report = checks.verify(dataset, workers=workers or 0, progress=progress)
-        forced = publishing.judge(report, force)
-        if urls_only:
-            from animesion.publishing import urls
-
-            if missing := urls.write(dataset, Path(staging)):
-                click.echo(f"{missing:,} samples have no URL and are left out", err=True)
-        files = publishing.files_of(Path(staging) if urls_only else path)
-        done = publishing.publish(dataset, files, target, forced=forced, tag=tag, dry_run=dry_run, progress=progress)
+    with for_terminal() as progress:
+        done = animesion.publish(
+            path,
+            to,
+            private=private,
+            urls_only=urls_only,
+            tag=tag,
+            force=force,
+            dry_run=dry_run,
+            workers=workers or 0,
+            progress=progress,
+        )
+    if done.omitted:
+        click.echo(f"{done.omitted:,} samples have no URL and are left out", err=True)
     if as_json:
         _print_json(done, dry_run)
     else:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import json
+import operator
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,8 +23,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from animesion import schemas
 from animesion.config.recipe import Name, Recipe, read_back
 from animesion.config.settings import explain
-from animesion.dataset import shards
-from animesion.dataset.places import Places
+from animesion.dataset import notebook, shards
+from animesion.dataset.tensors import Tensors
 from animesion.errors import UsageError
 from animesion.images import codec
 from animesion.storage import names, parquet
@@ -136,7 +137,7 @@ class SplitInfo:
     shards: tuple[ShardInfo, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Sample:
     """One sample.
 
@@ -155,6 +156,12 @@ class Sample:
     name: str
     image: bytes
     meta: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"<Sample {self.key}: {self.name!r} ({self.label}), {self.split}, {len(self.image):,} bytes>"
+
+    def _repr_html_(self) -> str:
+        return notebook.sample_html(self)
 
     def decode(self) -> Image.Image:
         """The decoded image, mode RGB.
@@ -184,6 +191,9 @@ class Dataset:
 
     def __repr__(self) -> str:
         return f"<Dataset {self.name}: {len(self):,} samples of {len(self.classes):,} classes in {self.path}>"
+
+    def _repr_html_(self) -> str:
+        return notebook.dataset_html(self)
 
     def __reduce__(self) -> tuple[type[Dataset], tuple[Path]]:
         return Dataset, (self.path,)
@@ -342,20 +352,22 @@ class Dataset:
     def __len__(self) -> int:
         return sum(split.samples for split in self._facts.splits.values())
 
-    def __getitem__(self, position: int) -> Sample:
+    def __getitem__(self, place: int | str) -> Sample:
+        """The sample at a position, or with a key.
+
+        Raises:
+            IndexError: no sample is at the position.
+            KeyError: no sample has the key.
+            UsageError: the sample's shard is missing or damaged.
+        """
+        position = self._positions[place] if isinstance(place, str) else operator.index(place)
         if not -len(self.index) <= position < len(self.index):
             raise IndexError(f"position {position} of a dataset of {len(self.index)} samples")
         row = self._row(position % len(self.index))
         return self._parsed(row, self._pread(row))
 
-    def sample(self, key: str) -> Sample:
-        """The sample with a key.
-
-        Raises:
-            KeyError: no sample has the key.
-            UsageError: the sample's shard is missing or damaged.
-        """
-        return self[self._positions[key]]
+    def __contains__(self, key: object) -> bool:
+        return key in self._positions
 
     def _check_split(self, split: str | None) -> None:
         if split is not None and split not in self.splits:
@@ -385,6 +397,53 @@ class Dataset:
                             yield self._parsed(row, file.read(row["sample_size"]))
             except OSError as error:
                 raise self._unreadable(shard.path, error) from None
+
+    # -- other libraries ---------------------------------------------------------------------------------------------
+
+    def torch(
+        self, split: str | None, size: int = 224, transform: Callable[[Image.Image], Any] | None = None
+    ) -> Tensors:
+        """The samples of a split for PyTorch's `DataLoader`: `(image, class id)`, in the order of the index.
+
+        Images are float32 of shape (3, size, size), RGB, 0 to 1, not normalised. `animesion_training.data.Stream` is
+        faster, augments and resumes.
+
+        Args:
+            split: the split; None for all.
+            size: the shorter side is resized to it with Lanczos, and the centre square is cropped; in pixels.
+            transform: makes something else of an RGB image, such as a transform of torchvision or timm; `size` is then
+                unused.
+
+        Raises:
+            UsageError: unknown split, or torch is not installed.
+        """
+        self._check_split(split)
+        if size < 1:
+            raise UsageError(f"size {size} is no number of pixels: give 1 or more")
+        if transform is None and find_spec("torch") is None:
+            raise UsageError("tensors need PyTorch: pip install 'animesion[train]'")
+        return Tensors(self, split, size, transform)
+
+    def to_hf(self, split: str | None = None, *, streaming: bool = False) -> Any:
+        """The samples as Hugging Face datasets read them: rows with `__key__`, the image, `cls` and `json`.
+
+        Args:
+            split: only this split; None for a dictionary of all.
+            streaming: read the shards as they are, without a conversion to Arrow in the cache.
+
+        Returns:
+            `datasets.Dataset`, or its dictionary or streaming variants.
+
+        Raises:
+            UsageError: unknown split, or `datasets` is not installed.
+        """
+        self._check_split(split)
+        if find_spec("datasets") is None:
+            raise UsageError("Hugging Face datasets are not installed: pip install datasets")
+        from datasets import load_dataset
+
+        # absolute, as a relative path may be the name of a repository
+        return load_dataset(str(self.path.resolve()), split=split, streaming=streaming)
 
     @functools.cached_property
     def _positions(self) -> Places:

@@ -85,7 +85,7 @@ def _log(request: Request, note: str) -> list[Removal]:
         entry = Removal(columns["sha256"][row], columns["pixels_blake3"][row], post, note)
         found += [entry] if any(entry[:3]) else []
         if columns["kept"][row]:
-            sample = request.dataset.sample(columns["key"][row])
+            sample = request.dataset[columns["key"][row]]
             pixels = hashing.of_pixels(sample.decode()).hex()
             found.append(Removal(hashlib.sha256(sample.image).hexdigest(), pixels, "", note))
     return found

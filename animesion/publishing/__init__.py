@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from animesion.config.settings import nearest
 from animesion.dataset.dataset import Dataset
 from animesion.errors import AnimesionError, UsageError
 from animesion.progress import Progress
@@ -68,6 +69,18 @@ def files_of(folder: Path) -> list[File]:
             raise UsageError(f"{path} is missing: run `animesion build` again")
         found.append(File(name, path, path.stat().st_size, sha256_file(path)))
     return found
+
+
+def check_names(force: Collection[str]) -> None:
+    """Refuse names of checks that do not exist.
+
+    Raises:
+        UsageError: there is such a name.
+    """
+    for name in force:
+        if name not in CHECKS:
+            known = f"; checks are {', '.join(CHECKS)}"
+            raise UsageError(f"there is no check '{shown(name)}'{nearest(name, CHECKS) or known}")
 
 
 def judge(report: Report, force: Collection[str]) -> dict[str, int]:

@@ -90,6 +90,7 @@ class Publication:
         stale: names of old shards that are removed.
         forced: number of ignored faults, by check.
         tag: tag of the revision, empty for none.
+        omitted: number of samples without a URL, where URLs are published.
     """
 
     url: str
@@ -98,6 +99,7 @@ class Publication:
     stale: list[str]
     forced: dict[str, int] = field(default_factory=dict)
     tag: str = ""
+    omitted: int = 0
 
     @property
     def sent(self) -> list[File]:

@@ -143,7 +143,7 @@ class Images:
 
     def _kept(self, row: Mapping[str, Any]) -> Image.Image | None:
         try:
-            return self.dataset.sample(row["key"]).decode()
+            return self.dataset[row["key"]].decode()
         except (KeyError, UsageError):  # `animesion verify` reports what is wrong with it
             return None
 

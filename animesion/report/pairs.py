@@ -193,7 +193,7 @@ class Pairs:
         if whole or not row["kept"]:
             return None
         try:
-            packed = self.images.dataset.sample(row["key"]).decode()
+            packed = self.images.dataset[row["key"]].decode()
         except (KeyError, UsageError):
             return None
         # an image that was padded has no place for a transform in shares of the sample

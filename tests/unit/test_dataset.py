@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import base64
+import dataclasses
 import io
 import json
 import pickle
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -78,7 +82,7 @@ def test_samples_in_order_by_position_and_by_key_are_the_same(small_dataset: Pat
     assert [dataset[i] for i in range(len(dataset))] == streamed
     assert dataset[-1] == streamed[-1]
     for sample in streamed:
-        assert dataset.sample(sample.key) == sample
+        assert dataset[sample.key] == sample
         assert sample.name == dataset.classes[sample.label].name == sample.meta["name"]
         assert sample.split == sample.meta["split"]
         with Image.open(io.BytesIO(sample.image)) as image:
@@ -99,9 +103,118 @@ def test_unknown_positions_keys_and_splits(small_dataset: Path) -> None:
         with pytest.raises(IndexError):
             dataset[position]
     with pytest.raises(KeyError):
-        dataset.sample("none")
+        dataset["none"]
+    wrong: Any
+    for wrong in (1.0, slice(2), None):
+        with pytest.raises(TypeError):
+            dataset[wrong]
     with pytest.raises(UsageError, match="no split 'dev'; it has train, val, test"):
         dataset.samples("dev")
+    assert dataset[np.int64(3)] == dataset[3]
+    assert dataset[3].key in dataset
+    assert "none" not in dataset
+    assert 3 not in dataset
+
+
+def test_a_sample_and_a_dataset_are_shown_briefly(small_dataset: Path) -> None:
+    dataset = animesion.open_dataset(small_dataset)
+    sample = next(each for each in dataset.samples() if each.name == "plain (blue) & co")
+    assert repr(sample) == f"<Sample {sample.key}: 'plain (blue) & co' (1), train, {len(sample.image):,} bytes>"
+    assert repr(dataset) == f"<Dataset folder: 37 samples of 3 classes in {small_dataset}>"
+    html = dataset._repr_html_()
+    assert "<td>plain (blue) &amp; co</td><td>11</td>" in html
+    assert "<tr><td>train</td><td>28</td><td>3</td>" in html
+    html = sample._repr_html_()
+    assert f"<td>{sample.meta['source_id'].replace('&', '&amp;')}</td>" in html
+    shown = Image.open(io.BytesIO(base64.b64decode(html.partition("base64,")[2].partition('"')[0])))
+    assert shown.tobytes() == sample.decode().tobytes()
+
+
+def test_hostile_text_is_escaped_in_a_notebook(small_dataset: Path) -> None:
+    sample = animesion.open_dataset(small_dataset)[0]
+    deep: Any = "<b>"
+    for _ in range(5_000):
+        deep = [deep]
+    meta = {"<script>": '"><img src=x onerror=alert(1)>', "deep": deep, "page_url": "javascript:alert(1)", "none": None}
+    hostile = dataclasses.replace(sample, name="<i>name</i>", image=b"no image", meta=meta)
+    html = hostile._repr_html_()
+    assert "does not decode" in html
+    assert set(re.findall(r"</?([a-z]+)", html)) == {"div", "p", "table", "tbody", "tr", "td"}
+    assert "href" not in html
+    classes = {f"<{i}>": {"train": 1} for i in range(30)}
+    dataset = animesion.open_dataset(small_dataset)
+    dataset.classes = [ClassInfo(i, name, counts, 1) for i, (name, counts) in enumerate(classes.items())]
+    assert "<td>20 more</td>" in dataset._repr_html_()
+    assert "&lt;29&gt;" in dataset._repr_html_()
+
+
+def test_tensors_for_a_loader(small_dataset: Path) -> None:
+    torch = pytest.importorskip("torch")
+    dataset = animesion.open_dataset(small_dataset)
+    tensors = dataset.torch("val", 32)
+    assert len(tensors) == dataset.splits["val"].samples == 3
+    assert repr(tensors) == "<Tensors of folder, val: 3 samples, 32 px>"
+    images, labels = next(iter(torch.utils.data.DataLoader(tensors, batch_size=3)))
+    assert (images.shape, images.dtype, labels.dtype) == ((3, 3, 32, 32), torch.float32, torch.int64)
+    for sample, image, label in zip(dataset.samples("val"), images, labels, strict=True):
+        assert label == sample.label
+        small = sample.decode()
+        width, height = small.size
+        small = small.resize((32, (2 * height * 32 + width) // (2 * width)), Image.Resampling.LANCZOS, reducing_gap=3.0)
+        top = (small.height - 32) // 2
+        expected = np.asarray(small.crop((0, top, 32, top + 32)), np.float32) / 255
+        np.testing.assert_allclose(image.permute(1, 2, 0).numpy(), expected, atol=1e-6)
+    again = pickle.loads(pickle.dumps(tensors))
+    assert torch.equal(again[2][0], images[2])
+    assert tensors[-1][1] == labels[2]
+    with pytest.raises(IndexError):
+        tensors[3]
+    sizes = dataset.torch("test", transform=lambda image: image.size)
+    assert [sizes[i][0] for i in range(len(sizes))] == [each.decode().size for each in dataset.samples("test")]
+    assert len(dataset.torch(None)) == 37
+    with pytest.raises(UsageError, match="no split 'dev'"):
+        dataset.torch("dev")
+    with pytest.raises(UsageError, match="size 0"):
+        dataset.torch("val", 0)
+
+
+def test_hugging_face_rows_are_the_samples(
+    small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(small_dataset.parent)
+    dataset = animesion.open_dataset(small_dataset.name)  # a relative path, which the Hub could have too
+    rows = dataset.to_hf("val")
+    assert rows.features["cls"].names == [info.name for info in dataset.classes]
+    assert [(row["__key__"], row["cls"]) for row in rows] == [(s.key, s.label) for s in dataset.samples("val")]
+    assert set(dataset.to_hf(streaming=True)) == {"train", "val", "test"}
+    with pytest.raises(UsageError, match="no split 'dev'"):
+        dataset.to_hf("dev")
+
+
+def test_what_is_not_installed_is_named(small_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from animesion.dataset import dataset as module
+
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    dataset = animesion.open_dataset(small_dataset)
+    with pytest.raises(UsageError, match=r"animesion\[train\]"):
+        dataset.torch("val")
+    with pytest.raises(UsageError, match="pip install datasets"):
+        dataset.to_hf()
+
+
+def test_verify_and_publish_are_functions(small_dataset: Path, tmp_path: Path) -> None:
+    dataset = animesion.open_dataset(small_dataset)
+    assert animesion.verify(small_dataset, workers=1, decode=False).clean
+    to = f"file://{tmp_path / 'out'}"
+    planned = animesion.publish(dataset, to, dry_run=True, workers=1)
+    assert not (tmp_path / "out").exists()
+    done = animesion.publish(str(small_dataset), to, workers=1)
+    assert [file.name for file in done.sent] == [file.name for file in planned.sent]
+    assert (tmp_path / "out" / "SHA256SUMS").read_bytes() == (small_dataset / "SHA256SUMS").read_bytes()
+    with pytest.raises(UsageError, match="there is no check 'leak'; did you mean 'leaks'"):
+        animesion.publish(dataset, to, force=["leak"])
 
 
 def test_no_dataset(tmp_path: Path) -> None:
