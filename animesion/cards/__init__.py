@@ -13,6 +13,7 @@ import jinja2
 import yaml
 
 from animesion.cards import hub, statements
+from animesion.config.card import given
 from animesion.config.recipe import Recipe
 from animesion.errors import UsageError
 from animesion.schemas import MEANINGS
@@ -80,6 +81,7 @@ def environment() -> jinja2.Environment:
         autoescape=False,
     )
     templates.filters["md"] = escape_markdown
+    templates.filters["given"] = given
     templates.filters["thousands"] = lambda number: f"{number:,}"
     templates.filters["code"] = lambda text: f"`{text}`"
     return templates
