@@ -5,6 +5,7 @@ Cards state what is not known instead of leaving it out. All untrusted text is e
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -70,6 +71,7 @@ def dataset_card(
     )
 
 
+@functools.cache  # so that a template is compiled once
 def environment() -> jinja2.Environment:
     """The Jinja environment of this package's templates; untrusted values go through its filter `md`."""
     templates = jinja2.Environment(

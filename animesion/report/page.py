@@ -75,6 +75,7 @@ def _asset(name: str) -> str:
     return text
 
 
+@functools.cache
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("animesion.report", "assets"), undefined=jinja2.StrictUndefined, autoescape=True

@@ -28,6 +28,10 @@ _INK, _SOFT_INK, _GRID, _LINE = "#24292f", "#57606a", "#e6e8eb", "#2f6fb3"
 _BAND_SHADES = {"many": "#dceaf7", "medium": "#eef4e4", "few": "#fbead9"}
 _DPI = 150
 
+# inches: one panel, and the margins around its axes
+_WIDTH, _HEIGHT = 6.4, 4.8
+_LEFT, _RIGHT, _BOTTOM, _TOP = 0.85, 0.25, 0.6, 0.5
+
 
 def long_tail_figure(counts: npt.ArrayLike, title: str, panels: Sequence[str] = PANELS) -> Figure:
     """Draw a class distribution.
@@ -46,7 +50,7 @@ def long_tail_figure(counts: npt.ArrayLike, title: str, panels: Sequence[str] = 
 
     # the user's matplotlibrc must not change the plot
     with style.context("default", after_reset=True):
-        figure = Figure(figsize=(6.4 * len(panels), 4.8), dpi=_DPI, layout="constrained", facecolor="white")
+        figure = Figure(figsize=(_WIDTH * len(panels), _HEIGHT), dpi=_DPI, facecolor="white")
         FigureCanvasAgg(figure)
         # a dollar sign in a folder's name is not a formula
         figure.suptitle(_printable(title), fontsize=12, fontweight="bold", color=_INK, parse_math=False)
@@ -55,6 +59,14 @@ def long_tail_figure(counts: npt.ArrayLike, title: str, panels: Sequence[str] = 
             axes = figure.add_subplot(1, len(panels), position)
             _plain_axes(axes)
             draw[panel](axes, np.asarray(counts))
+        # margins of a fixed size: measuring every label for a layout takes longer than drawing
+        figure.subplots_adjust(
+            left=_LEFT / (_WIDTH * len(panels)),
+            right=1 - _RIGHT / (_WIDTH * len(panels)),
+            bottom=_BOTTOM / _HEIGHT,
+            top=1 - _TOP / _HEIGHT,
+            wspace=(_LEFT + _RIGHT) / (_WIDTH - _LEFT - _RIGHT),
+        )
     return figure
 
 

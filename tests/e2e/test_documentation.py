@@ -41,6 +41,21 @@ from .reader_world import Sites, prepare, sites, state_dict
 #: The libraries that read datasets leave files to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 
+#: Pages with many builds or trainings; their tests are marked `slow`.
+LONG = (
+    "CONTRIBUTING.md",
+    "docs/cultivars.md",
+    "docs/daf-re.md",
+    "docs/duplicates.md",
+    "docs/publishing.md",
+    "docs/recipes.md",
+    "docs/scaling.md",
+    "docs/sources.md",
+    "docs/study.md",
+    "docs/tgda.md",
+    "docs/token-methods.md",
+)
+
 INSTALLS = "installs packages; .ci/run does it"
 CHECKS = "a check of the repository; .ci/run does it"
 BENCHMARK = "a benchmark, minutes long and with peers that are not installed"
@@ -223,7 +238,14 @@ def at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("reached", "at_home")
-@pytest.mark.parametrize("page", [page for page in pages() if any(b.language != "text" for b in blocks(page))])
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.slow] if page in LONG else [])
+        for page in pages()
+        if any(block.language != "text" for block in blocks(page))
+    ],
+)
 def test_the_code_of_a_page_runs(
     page: str, template: Path, internet: Sites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,6 +59,7 @@ def test_poison_images_are_found_and_dropped(tmp_path: Path) -> None:
     assert result.kept == 20
 
 
+@pytest.mark.slow
 def test_an_image_that_kills_the_worker_in_pack_is_dropped_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # packing opens the encoder: a native crash there is planted through Pillow's own start-up hook
     root = class_folders(tmp_path / "set", 10)

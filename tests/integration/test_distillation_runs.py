@@ -212,6 +212,7 @@ def test_teachers_are_ranked_and_looked_at(coloured: Path, teacher: Path, tmp_pa
     assert "there is nothing to show" in plain.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_teach_as_one(coloured: Path, teacher: Path, tmp_path: Path) -> None:
     settings = (
         "model.name=vit_tiny_patch16", "model.options.depth=2", "optimizer.lr=0.002", "data.val=",

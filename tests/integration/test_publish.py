@@ -290,6 +290,7 @@ def test_a_bucket(small_dataset: Path, tmp_path: Path, shelf: s3_server.Shelf) -
     assert "Secret" not in missing.stderr + done.stderr
 
 
+@pytest.mark.slow
 def test_a_publication_to_a_bucket_that_was_killed_goes_on(small_dataset: Path, shelf: s3_server.Shelf) -> None:
     due = {name: (small_dataset / name).read_bytes() for name in names(small_dataset)}
     to = "s3://shelf/killed/small"

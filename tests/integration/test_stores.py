@@ -166,6 +166,7 @@ def killed_builds(world: Path, local: Path, shelf: Shelf, tmp_path: Path, seed: 
     assert not list((tmp_path / "work").rglob(".tmp-*"))
 
 
+@pytest.mark.slow
 def test_a_build_that_was_killed_while_sending_goes_on(world: Path, local: Path, shelf: Shelf, tmp_path: Path) -> None:
     killed_builds(world, local, shelf, tmp_path, seed=3, kills=1)
 

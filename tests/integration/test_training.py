@@ -153,6 +153,7 @@ def test_equal_runs_are_equal_and_a_resumed_one_too(coloured: Path, tmp_path: Pa
     assert one["stream"] == other["stream"]
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_with_the_same_losses(coloured: Path, tmp_path: Path) -> None:
     more = ("schedule.epochs=4", "run.save_steps=2")
     assert run_here(*train_arguments(coloured, tmp_path / "whole", *more)).returncode == 0
@@ -172,6 +173,7 @@ def test_a_killed_run_resumes_with_the_same_losses(coloured: Path, tmp_path: Pat
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_losses_of_one(coloured: Path, tmp_path: Path) -> None:
     # layer norm, as batch norm sees another batch in each process
     more = ("model.name=vit_tiny_patch16", "optimizer.lr=0.005", "schedule.epochs=2", "run.accumulate=2")
@@ -259,7 +261,7 @@ def test_a_study_is_one_table_and_carries_on(coloured: Path, tmp_path: Path) -> 
     assert "did you mean 'model.name'" in wrong.stderr
 
 
-@pytest.mark.parametrize("cache", ["ram", "device"])
+@pytest.mark.parametrize("cache", ["ram", pytest.param("device", marks=pytest.mark.slow)])
 def test_a_run_from_the_cache_learns_and_resumes(coloured: Path, tmp_path: Path, cache: str) -> None:
     settings = (f"data.cache={cache}", "run.save_steps=3")
     outcome = loop.train(recipe(*settings, epochs=6), coloured, tmp_path / "run", device="cpu")
