@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from animesion import schemas
 from animesion.config.recipe import Name, Recipe, read_back
 from animesion.config.settings import explain
-from animesion.dataset import notebook, shards
+from animesion.dataset import fiftyone_samples, notebook, shards
 from animesion.dataset.tensors import Tensors
 from animesion.errors import UsageError
 from animesion.images import codec
@@ -444,6 +444,33 @@ class Dataset:
 
         # absolute, as a relative path may be the name of a repository
         return load_dataset(str(self.path.resolve()), split=split, streaming=streaming)
+
+    def to_fiftyone(self, images: Path | str, split: str | None = None, *, name: str = "") -> Any:
+        """The samples as a dataset of FiftyOne, with the class as `ground_truth`, the split as tag, and provenance.
+
+        Args:
+            images: folder for the image files, which FiftyOne shows; those of an earlier call are replaced.
+            split: only this split; None for all.
+            name: name of FiftyOne's dataset; empty for the dataset's own.
+
+        Returns:
+            `fiftyone.Dataset`; FiftyOne forgets it at the end of the session unless it is made persistent.
+
+        Raises:
+            UsageError: unknown split, FiftyOne is not installed, or it has a dataset of this name.
+        """
+        self._check_split(split)
+        if find_spec("fiftyone") is None:
+            raise UsageError("FiftyOne is not installed: pip install fiftyone")
+        import fiftyone
+
+        name = name or self.name
+        if fiftyone.dataset_exists(name):
+            raise UsageError(f"FiftyOne has a dataset '{name}' already: give another name")
+        made = fiftyone.Dataset(name)
+        made.default_classes = [info.name for info in self.classes]
+        made.add_samples(fiftyone_samples.samples(self, split, Path(images)))
+        return made
 
     @functools.cached_property
     def _positions(self) -> Places:

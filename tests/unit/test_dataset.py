@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import animesion
-from animesion.dataset import shards
+from animesion.dataset import fiftyone_samples, shards
 from animesion.dataset.dataset import ClassInfo, Dataset
 from animesion.dataset.shards import sample_members
 from animesion.errors import UsageError
@@ -193,6 +193,18 @@ def test_hugging_face_rows_are_the_samples(
         dataset.to_hf("dev")
 
 
+def test_fiftyone_samples_show_the_files(small_dataset: Path, tmp_path: Path) -> None:
+    """Without FiftyOne's database, which needs MongoDB."""
+    fiftyone = pytest.importorskip("fiftyone")
+    dataset = animesion.open_dataset(small_dataset)
+    made = list(fiftyone_samples.samples(dataset, "val", tmp_path / "images"))
+    for sample, shown in zip(dataset.samples("val"), made, strict=True):
+        assert isinstance(shown, fiftyone.Sample)
+        assert Path(shown.filepath).read_bytes() == sample.image
+        assert (shown.ground_truth.label, shown.tags, shown["key"]) == (sample.name, ["val"], sample.key)
+        assert shown["source"] == "folder"
+
+
 def test_what_is_not_installed_is_named(small_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from animesion.dataset import dataset as module
 
@@ -202,6 +214,8 @@ def test_what_is_not_installed_is_named(small_dataset: Path, monkeypatch: pytest
         dataset.torch("val")
     with pytest.raises(UsageError, match="pip install datasets"):
         dataset.to_hf()
+    with pytest.raises(UsageError, match="pip install fiftyone"):
+        dataset.to_fiftyone("images")
 
 
 def test_verify_and_publish_are_functions(small_dataset: Path, tmp_path: Path) -> None:
