@@ -192,7 +192,7 @@ def decide(
 ) -> tuple[Decided, dict[str, Any]]:
     """Decide on every row, without reading or writing files other than thumbnails of candidates.
 
-    Memory is about 400 bytes per row at its peak, and several times that per row with a duplicate.
+    Columns and what is decided take about 400 bytes per row, and a pair of duplicates a few hundred more.
 
     Args:
         rows: one entry per image, as `animesion.pipeline.columns.load_columns` returns them.
