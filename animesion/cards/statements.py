@@ -143,7 +143,7 @@ def _collected(facts: Mapping[str, Any], recipe: Recipe) -> list[str]:
     sentences = [f"Kept images by source: {sources}."]
     share = synthetic_share(recipe)
     if share is not None:
-        sentences.append(f"{share:.0%} of the images are synthetic, made by a program or a model.")
+        sentences.append(f"{100 * share:.3g}% of the images are synthetic, made by a program or a model.")
     if published := derived_from(recipe):
         sentences.append(f"They are those of {published.title}, which others have published.")
     return sentences
