@@ -167,6 +167,7 @@ class DropReason(StrEnum):
     NO_PUBLISHED_SPLIT = "no published split", "the source publishes splits, but none for this image"
     RARE_CLASS = "rare class", "the class has fewer images than the recipe's minimum"
     OVER_CLASS_CAP = "over class cap", "the class has more images than the recipe's cap"
+    CLASS_APART = "class apart", "most of its group, such as the images of one post, is of classes in another split"
 
 
 #: Meaning by reason, for reasons that are read from tables.

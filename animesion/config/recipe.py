@@ -386,8 +386,10 @@ class ClassesSection(Section):
 class SplitSection(Section):
     """How kept images are divided into train, val and test."""
 
-    strategy: Literal["auto", "grouped", "published", "legacy-dafre", "single"] = Field(
-        "grouped", description="`auto` is `published` where the source publishes splits, else `grouped`"
+    strategy: Literal["auto", "grouped", "by-class", "published", "legacy-dafre", "single"] = Field(
+        "grouped",
+        description="`auto` is `published` where the source publishes splits, else `grouped`; `by-class` tests on "
+        "classes that are not in train, and its shares are of classes",
     )
     train: Percent = 80
     val: Percent = 10
@@ -409,8 +411,8 @@ class SplitSection(Section):
             raise ValueError(f"train, val and test add up to {self.train + self.val + self.test} instead of 100")
         if self.train == 0:
             raise ValueError("train needs a share above 0")
-        if self.keep and self.strategy not in ("grouped", "auto"):
-            raise ValueError(f"keep requires strategy 'grouped' or 'auto', not '{self.strategy}'")
+        if self.keep and self.strategy not in ("grouped", "by-class", "auto"):
+            raise ValueError(f"keep requires strategy 'grouped', 'by-class' or 'auto', not '{self.strategy}'")
         return self
 
 

@@ -271,12 +271,24 @@ def decide(
     groups = _component_names(group_ids, keys)
     del group_ids
 
-    kept = _remaining(reason)
-    class_ids = _class_map(_published_ids(rows, recipe), labels, kept)
-    of_label = np.array([class_ids.get(name, -1) for name in labels.names], dtype=np.int64)
-    strategy, assignment = _split(rows, recipe, kept, of_label[labels.codes[kept]], groups, placed)
-    split_of = np.full(n, -1, dtype=np.int8)
-    split_of[kept] = assignment.choices
+    kept = _remaining(reason).tolist()
+    # A published id belongs to the source's label, not to a label that a decision gives.
+    published_ids = [
+        -1 if key in recipe.curate.decisions.label else class_id
+        for key, class_id in zip(keys, rows["class_order"], strict=True)
+    ]
+    class_ids = _class_map(published_ids, labels, kept)
+    strategy, assignment = _split(rows, recipe, kept, labels, class_ids, groups, placed)
+    split_of = {i: split for i, split in zip(kept, assignment.splits, strict=True) if split}
+    if apart := [i for i in kept if i not in split_of]:  # only with `by-class`
+        for i in apart:
+            reason[i] = DropReason.CLASS_APART
+        notes.append(
+            f"{len(apart):,} images were dropped because most of their group is of classes in another split: a class "
+            "and a group each stay in one split"
+        )
+        kept = list(split_of)
+        class_ids = _class_map(published_ids, labels, kept)
 
     cluster = _component_names(duplicates.cluster, keys)
     cluster[np.bincount(duplicates.cluster, minlength=n)[duplicates.cluster] < 2] = -1
@@ -284,8 +296,8 @@ def decide(
     removed = _removed_names(reason, keys)
     curated = Decided(rows, reason, detail, keeper, labels, class_ids, split_of, groups, cluster, relatives, removed)
 
-    if placed and strategy == "grouped":
-        notes.append(_kept_splits_note(placed, keys, split_of))
+    if placed and strategy in ("grouped", "by-class"):
+        notes.append(_kept_splits_note(placed, [(keys[i], split_of[i]) for i in kept]))
     notes += _straddling_notes(strategy, groups, split_of)
     notes += _variants_notes(rows, recipe, labels, split_of, in_family)
     if others:
@@ -661,13 +673,15 @@ def _split_codes(published_splits: Coded) -> npt.NDArray[np.int8]:
 def _split(
     rows: Rows,
     recipe: Recipe,
-    kept: npt.NDArray[np.int64],
-    classes: npt.NDArray[np.int64],
-    groups: npt.NDArray[np.int64],
+    kept: Sequence[int],
+    labels: Sequence[str],
+    class_ids: Mapping[str, int],
+    groups: Sequence[str],
     placed: Mapping[str, str],
 ) -> tuple[str, splits.Assignment]:
-    """The strategy that was used, and the splits that it assigns to the kept rows."""
-    published_splits = _split_codes(rows["split"])[kept]
+    """The strategy that was used, and the splits that it assigns to the kept rows; empty for those it leaves out."""
+    classes = [class_ids[labels[i]] for i in kept]
+    published_splits = [rows["split"][i] for i in kept]
     strategy: str = recipe.split.strategy
     if strategy == "auto":
         strategy = "published" if len(kept) and (published_splits >= 0).all() else "grouped"
@@ -679,7 +693,13 @@ def _split(
         return strategy, splits.Assignment(np.zeros(len(kept), dtype=np.int8), [])
     percents = (recipe.split.train, recipe.split.val, recipe.split.test)
     fixed: dict[str, str] = {}
-    keys = rows["key"]
+    if strategy == "by-class":
+        for key, label in zip(rows["key"], labels, strict=True):
+            if (split := placed.get(key, "")) in splits.SPLITS:
+                fixed[label] = min(split, fixed.get(label, split), key=splits.SPLITS.index)
+        names = [labels[i] for i in kept]
+        assigned = splits.by_class(names, [groups[i] for i in kept], percents, recipe.split.seed, fixed)
+        return strategy, splits.Assignment(assigned, [])
     # Dropped rows count too: a better copy may have replaced a published image and takes over its split.
     for key, row in search.rows_of(keys, placed).items():
         if (split := placed[key]) in splits.SPLITS:
@@ -694,10 +714,11 @@ def _split(
 def _empty_splits(strategy: str, recipe: Recipe, sizes: Mapping[str, int]) -> list[str]:
     """A note if a split that the recipe wants has no images."""
     wanted = {"train": recipe.split.train, "val": recipe.split.val, "test": recipe.split.test}
-    empty = [name for name, percent in wanted.items() if percent and not sizes[name]]
-    if strategy != "grouped" or not any(sizes.values()) or not empty:
+    empty = [name for name, percent in wanted.items() if percent and name not in assigned]
+    if strategy not in ("grouped", "by-class") or not assigned or not empty:
         return []
-    return [f"no images in split {' and '.join(empty)}: the classes are too small for the shares of the recipe"]
+    why = "there are too few classes" if strategy == "by-class" else "the classes are too small"
+    return [f"no images in split {' and '.join(empty)}: {why} for the shares of the recipe"]
 
 
 def _kept_splits_note(placed: Mapping[str, str], keys: pa.Array, split_of: npt.NDArray[np.int8]) -> str:

@@ -107,7 +107,7 @@ def verify(dataset: Dataset, *, workers: int = 0, decode: bool = True, progress:
         found = scan.read(dataset, engine, limits if decode else None, progress, settings.copies, settings.other_hash)
         related = copies.find(dataset, found, settings, limits, engine, progress) if decode else []
     report.reach = reach.sentence(settings.copies, other_hash=settings.other_hash, decoded=decode)
-    if decode and settings.copies != "off" and dataset.split_strategy == "grouped":
+    if decode and settings.copies != "off" and dataset.split_strategy in ("grouped", "by-class"):
         report.reach += "; limits are a little narrower than those of the build, whose split this is"
     report.samples, report.shards = len(found.keys), len(found.walks) - len(found.unread)
     index = _rows(dataset, "index.parquet", faults["keys"])

@@ -68,7 +68,7 @@ def find(
         windows = np.frombuffer(b"".join(result.windows[i] for i in chosen.tolist()), dtype=np.uint64).reshape(
             -1, COUNT
         )
-    strict = dataset.split_strategy == "grouped"
+    strict = dataset.split_strategy in ("grouped", "by-class")
     hashes = candidates.Hashes(
         result.phash[chosen],
         result.phash_flip[chosen],

@@ -34,10 +34,12 @@ class Objective(nn.Module):
     Attributes:
         needs_teacher: whether the call takes the teacher's logits as its third argument.
         takes_soft: whether soft labels (B, C) are accepted, as MixUp and CutMix make them.
+        needs_cosines: whether the logits must be cosines, of the head `cosine` with a fixed scale of 1.
     """
 
     needs_teacher: ClassVar[bool] = False
     takes_soft: ClassVar[bool] = True
+    needs_cosines: ClassVar[bool] = False
 
     def __init__(self, reduction: LossReduction = "mean") -> None:
         """Create an objective.

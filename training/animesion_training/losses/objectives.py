@@ -28,6 +28,7 @@ from animesion_training.losses.classification import (
     class_balanced_weights,
     log_prior,
 )
+from animesion_training.losses.metric import ArcFace, CosFace, ProxyAnchor, SupCon
 from animesion_training.options import in_range
 
 GROUP = "animesion.objectives"
@@ -172,6 +173,32 @@ def ldam_drw(
     elif epochs is not None and drw_epoch >= epochs:
         raise UsageError(f"drw_epoch {drw_epoch} is never reached in {epochs} epochs; the first epoch is 0")
     return LDAM(counts, max_m=max_m, scale=scale, drw_epoch=drw_epoch, beta=beta, reduction=reduction)
+
+
+@register_objective("arcface")
+def arcface(margin: float = 0.5, scale: float = 64.0, reduction: LossReduction = "mean") -> Objective:
+    """`ArcFace`; a margin of 0 is a softmax over scaled cosines."""
+    return ArcFace(margin=margin, scale=scale, reduction=reduction)
+
+
+@register_objective("cosface")
+def cosface(margin: float = 0.35, scale: float = 64.0, reduction: LossReduction = "mean") -> Objective:
+    """`CosFace`."""
+    return CosFace(margin=margin, scale=scale, reduction=reduction)
+
+
+@register_objective("proxy-anchor")
+def proxy_anchor(
+    counts: npt.ArrayLike, alpha: float = 32.0, delta: float = 0.1, reduction: LossReduction = "mean"
+) -> Objective:
+    """`ProxyAnchor`, with a proxy for each class that has training images."""
+    return ProxyAnchor(alpha=alpha, delta=delta, counts=counts, reduction=reduction)
+
+
+@register_objective("supcon")
+def supcon(temperature: float = 0.1, reduction: LossReduction = "mean") -> Objective:
+    """`SupCon`."""
+    return SupCon(temperature=temperature, reduction=reduction)
 
 
 def _factory(name: str) -> Callable[..., Objective]:
