@@ -39,6 +39,12 @@ class DataSection(Section):
         description="classes by frequency, uniform, by the square root of the frequency, or moving from the first "
         "to the second",
     )
+    images_per_class: int = Field(
+        1,
+        ge=1,
+        description="images of a class that are together in a batch, as objectives need that compare images; "
+        "run.batch_size is a multiple of it",
+    )
     cache: Literal["none", "ram", "device"] = Field(
         "none", description="decode once, into RAM or the memory of the device"
     )

@@ -195,6 +195,7 @@ class CachedStream(Scheduled):
         window: as for `Stream`.
         last: as for `Stream`.
         pairs: as for `Stream`.
+        together: as for `Stream`.
 
     Raises:
         UsageError: an argument is out of range, or an unknown sampling.
@@ -217,6 +218,7 @@ class CachedStream(Scheduled):
         window: int | None = None,
         last: Last = "keep",
         pairs: bool = False,
+        together: int = 1,
     ) -> None:
         super().__init__(
             resident.samples,
@@ -231,6 +233,7 @@ class CachedStream(Scheduled):
             window=window,
             last=last,
             pairs=pairs,
+            together=together,
         )
         self.resident = resident
         self.device = torch.device(device)

@@ -92,6 +92,8 @@ class Scheduled(IterableDataset[Batch], ABC):
         last: what becomes of the samples after the last full batch in training, see `schedule.batch_ends`.
         pairs: in training, batches of two samples or more, and for every sample its mirror image in the global batch
             on the same rank, see `schedule.share`.
+        together: in training, samples of a class that follow each other, see `schedule.class_runs`; it divides the
+            batch size, and with more than 1 blocks are not kept together: the window is 0.
 
     Attributes:
         draws: samples of an epoch.
@@ -117,6 +119,7 @@ class Scheduled(IterableDataset[Batch], ABC):
         window: int | None,
         last: schedule.Last = "keep",
         pairs: bool = False,
+        together: int = 1,
     ) -> None:
         if batch_size < 1 or not 0 <= rank < world_size or (window or 0) < 0:
             raise UsageError(
@@ -125,6 +128,11 @@ class Scheduled(IterableDataset[Batch], ABC):
             )
         if last not in get_args(schedule.Last):
             raise UsageError(f"last must be one of {', '.join(get_args(schedule.Last))}, not {last!r}")
+        if train and (together < 1 or batch_size % together or (together > 1 and window)):
+            raise UsageError(
+                f"batches of {batch_size} are no multiple of {together} images per class, or there is a window, which "
+                "keeps blocks together: set run.batch_size to a multiple of data.images_per_class, and window to 0"
+            )
         needed = batch_size if last == "drop" else 2 if pairs else 1
         draws = samples.draws if train else len(samples)
         if train and (draws < needed or batch_size < 1 + pairs):
@@ -147,7 +155,8 @@ class Scheduled(IterableDataset[Batch], ABC):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self.window = (int(samples.remote) if window is None else window) if train else 0
+        self.together = together if train else 1
+        self.window = (int(samples.remote) if window is None and together == 1 else window or 0) if train else 0
         self.last = last if train else "keep"
         self.pairs = pairs and train
         self.skipped = 0
@@ -211,6 +220,8 @@ class Scheduled(IterableDataset[Batch], ABC):
         identity |= {"sampling": self.sampling, "window": self.window}
         if self.train and self.samples.parts:
             identity["draws"] = [part.draws for part in self.samples.parts]
+        if self.together > 1:
+            identity["images per class"] = self.together
         if self.sampling == "progressive":
             identity["epochs"] = self.epochs
         return identity
@@ -269,9 +280,10 @@ class Scheduled(IterableDataset[Batch], ABC):
             draws = epoch_draws(
                 self.samples.labels, self.num_classes, self.sampling, seed=self.seed, epoch=epoch, epochs=self.epochs
             )
-        return schedule.training_order(
+        order = schedule.training_order(
             draws, self.samples.blocks, self._ends(0), seed=self.seed, epoch=epoch, window=self.window
         )
+        return schedule.class_runs(order, self.samples.labels, self.together)
 
     def _shares(self) -> Iterator[Share]:
         """Yield this rank's shares of the rest of the epoch; in training also empty ones."""

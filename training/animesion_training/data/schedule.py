@@ -76,6 +76,34 @@ def spread(samples: IntArray, ends: IntArray, columns: int = 0) -> IntArray:
     return order
 
 
+def class_runs(order: IntArray, labels: IntArray, together: int) -> IntArray:
+    """Bring several samples of a class together, so that batches have positives: P x K sampling with K = `together`.
+
+    The samples of each class, in their order, form runs of K, which take the place of their first sample. What fills no
+    run follows at the end. A batch whose size is a multiple of K therefore has whole runs, except at the end of an
+    epoch. (Hermans et al., "In Defense of the Triplet Loss for Person Re-Identification", arXiv 1703.07737.)
+
+    Args:
+        order: samples in the order of an epoch, shape (D,).
+        labels: class id of every sample of the split, shape (N,).
+        together: K, at least 1.
+
+    Returns:
+        The samples of `order`, shape (D,).
+    """
+    if together == 1:
+        return order
+    of_class = labels[order]
+    by_class = np.argsort(of_class, kind="stable")  # places in the order, by class
+    counts = np.bincount(of_class)
+    starts = (np.cumsum(counts) - counts)[of_class[by_class]]
+    rank = np.arange(len(order)) - starts  # of each sample within its class
+    run = rank // together
+    whole = run < counts[of_class[by_class]] // together
+    first = by_class[starts + run * together]
+    return order[by_class[np.lexsort((rank, first, ~whole))]]
+
+
 def batch_ends(total: int, batch_size: int, *, consumed: int = 0, last: Last = "keep", pairs: bool = False) -> IntArray:
     """Compute where the global batches of an epoch end; the number of ranks plays no part.
 

@@ -75,6 +75,7 @@ class Stream(Scheduled):
         decoder: the GPU that decodes JPEGs, with slightly other pixels; None for the threads. Batches are then there.
         pairs: in training, batches of two samples or more, and for every sample its mirror image in the global batch
             on the same rank.
+        together: in training, samples of a class that are together in a batch, see `schedule.class_runs`.
 
     Raises:
         UsageError: an unknown split or sampling, a missing or truncated shard, or an argument out of range; while
@@ -102,6 +103,7 @@ class Stream(Scheduled):
         pin_memory: bool | None = None,
         last: Last = "keep",
         pairs: bool = False,
+        together: int = 1,
         decoder: torch.device | None = None,
     ) -> None:
         samples = data.select(split)
@@ -118,6 +120,7 @@ class Stream(Scheduled):
             window=window,
             last=last,
             pairs=pairs,
+            together=together,
         )
         self.transform = transform or (RandomResizedCrop(size) if train else Resize(size))
         if self.transform.size != size or size < 1:

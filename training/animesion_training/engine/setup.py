@@ -34,9 +34,11 @@ from animesion_training.data.mixing import Mixing
 from animesion_training.distributed import DistributedContext
 from animesion_training.engine import norms, optim, steps
 from animesion_training.eval import evaluate
+from animesion_training.losses.metric import ComparingObjective
 from animesion_training.losses.objectives import create_objective, objective_options
 from animesion_training.models import create_model, input_config, load_weights
 from animesion_training.models.cal import CALClassifier
+from animesion_training.models.heads import CosineHead
 from animesion_training.precision import autocast, resolve
 from animesion_training.recipe import AugmentSection, TrainRecipe
 from animesion_training.weights import load_model
@@ -166,6 +168,7 @@ def open_stream(
         "last": settings.last,
         "pairs": pairs,
         "sampling": settings.sampling,
+        "together": settings.images_per_class,
         "epochs": recipe.schedule.epochs,
         "seed": recipe.run.seed,
         "rank": context.rank,
@@ -268,8 +271,10 @@ def build_step(
     """Wrap the network into the step that fits the run: distillation, counterfactual attention learning, or plain.
 
     Raises:
-        UsageError: MixUp or CutMix with a CAL network, or an unknown auxiliary loss.
+        UsageError: MixUp or CutMix with a CAL network, an unknown auxiliary loss, or an objective that the network or
+            the settings of the run do not allow.
     """
+    _check_objective(recipe, model, objective, teacher)
     mode = recipe.run.compile_mode
     network = compiled(model, mode) if recipe.run.compile else model
 
@@ -284,10 +289,38 @@ def build_step(
             raise UsageError("a CAL teacher needs one class per image: switch augment.mixup and augment.cutmix off")
         smoothing = recipe.objective.smoothing
         step = steps.CALStep(network, model_autocast, model, recipe.views, smoothing=smoothing)
+    elif isinstance(objective, ComparingObjective):
+        complete = recipe.data.on_error == "raise"
+        step = steps.ComparingStep(network, objective, model_autocast, model, complete=complete)
     else:
         step = steps.Step(network, objective, model_autocast, model)
     step.records_graphs = recipe.run.compile and mode != "default"
     return step.to(device)
+
+
+def _check_objective(recipe: TrainRecipe, model: nn.Module, objective: nn.Module, teacher: Teacher | None) -> None:
+    """Raise `UsageError` if the objective cannot train this network in this run."""
+    name = recipe.objective.name
+    heads = [module for module in model.modules() if isinstance(module, CosineHead)]
+    plain = len(heads) == 1 and not isinstance(heads[0].scale, nn.Parameter) and float(heads[0].scale) == 1
+    if getattr(objective, "needs_cosines", False) and not plain:
+        raise UsageError(
+            f"objective.name: '{name}' reads cosines: set model.head = 'cosine' and model.method_options.head = "
+            "{ scale = 1.0, learn_scale = false }"
+        )
+    if not isinstance(objective, ComparingObjective):
+        return
+    if teacher is not None or isinstance(model, CALClassifier):
+        raise UsageError(f"objective.name: '{name}' trains a network of its own: leave teacher and selector cal out")
+    if recipe.run.accumulate > 1:
+        raise UsageError(
+            f"objective.name: '{name}' compares all images of a batch, which run.accumulate = {recipe.run.accumulate} "
+            "would cut: set it to 1"
+        )
+    if recipe.run.compile and objective.reads == "features":
+        raise UsageError(
+            f"objective.name: '{name}' reads the features within the network, which run.compile hides: set it to false"
+        )
 
 
 def compiled(network: nn.Module, mode: str) -> nn.Module:

@@ -1,25 +1,30 @@
 """Compute the terms of the loss from a batch, for each kind of training.
 
 A step is a module around the network, so that DistributedDataParallel sees one forward pass even where the network runs
-twice. All randomness comes from the seeds of the samples, except for that inside a network, such as dropout. Steps do
-not communicate: `update` sums what processes must share. The losses are in `animesion_training.losses`.
+twice. All randomness comes from the seeds of the samples, except for that inside a network, such as dropout. Only
+`ComparingStep` communicates, within its forward pass: `update` sums what processes share otherwise. The losses are in
+`animesion_training.losses`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from animesion.errors import UsageError
 from animesion_training.data import views
+from animesion_training.distributed import DistributedContext
 from animesion_training.losses.cal import FeatureCenters, cal_loss
 from animesion_training.losses.distillation import auxiliary_loss, distillation_term
+from animesion_training.losses.metric import ComparingObjective
 from animesion_training.models.cal import CALClassifier, CALOutput
 from animesion_training.models.create import InputConfig
+from animesion_training.models.embedding import FeatureTap, last_layer
 from animesion_training.recipe import TeacherSection, ViewsSection
 
 Autocast = Callable[[], AbstractContextManager[Any]]
@@ -44,6 +49,7 @@ class Step(nn.Module):
         self._needs_targets = getattr(bare, "needs_targets", False)
         #: Whether the network is recorded as a CUDA graph, whose outputs the next step overwrites.
         self.records_graphs = False
+        self._batch: tuple[DistributedContext | None, Tensor, int] = (None, torch.zeros(0, dtype=torch.int64), 0)
 
     def forward(self, images: Tensor, targets: Tensor, seeds: Tensor) -> dict[str, Tensor]:
         """Compute the terms of the loss.
@@ -79,6 +85,16 @@ class Step(nn.Module):
         logits, method_losses = self.model(images, with_losses=True, **options)
         return logits, method_losses
 
+    def begin(self, context: DistributedContext, places: Tensor, total: int) -> None:
+        """Notify the step of a batch before its pieces.
+
+        Args:
+            context: of this process.
+            places: positions of its samples in the global batch, (B,) int64.
+            total: samples of the global batch.
+        """
+        self._batch = (context, places, total)
+
     def collect(self, places: Tensor, total: int) -> Tensor | None:
         """Return what this process adds to the state of the method, from the passes since the last call.
 
@@ -100,6 +116,76 @@ class Step(nn.Module):
 
     def load_method_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore the state that `method_state` returned."""
+
+
+class ComparingStep(Step):
+    """A step for objectives that compare the images of the batch with each other, see `losses.metric`.
+
+    What the objective reads of this process's images is put beside that of all others, which is constant here. Each
+    process computes the loss of the whole batch. Its gradients are those through its own images, so that their sum over
+    the processes is the gradient of the batch, as `update` expects it.
+
+    If the objective reads features, the last layer learns to classify them by cross-entropy, without an influence on
+    the features: the network can be evaluated as a classifier of its training classes, too.
+
+    Args:
+        complete: whether every image of a batch is read, so that none is missing beside the own ones.
+    """
+
+    objective: ComparingObjective
+
+    def __init__(
+        self, model: nn.Module, objective: ComparingObjective, autocast: Autocast, bare: nn.Module, *, complete: bool
+    ) -> None:
+        super().__init__(model, objective, autocast, bare)
+        self._complete = complete
+        # in a tuple, so that nn.Module does not register the layer twice
+        self._last = (last_layer(bare), FeatureTap(bare)) if objective.reads == "features" else None
+        self._width = _width(self._last[0]) if self._last else int(getattr(bare, "num_classes", 0))
+
+    def forward(self, images: Tensor, targets: Tensor, seeds: Tensor) -> dict[str, Tensor]:
+        """See `Step.forward`; a process without images takes part in the collection."""
+        if not len(images):
+            self._whole(images.new_zeros(0, self._width, dtype=torch.float32), targets)
+        return super().forward(images, targets, seeds)
+
+    def terms(self, images: Tensor, targets: Tensor, seeds: Tensor) -> dict[str, Tensor]:
+        """See `Step.terms`; targets are class ids (B,)."""
+        with self.autocast(), self._last[1] if self._last else nullcontext():
+            logits, terms = self._run(images, targets)
+        read = logits.float()
+        if self._last:
+            layer, tap = self._last
+            read = tap.take().float()
+            with self.autocast():
+                logits = layer(read.detach())
+        rows, labels = self._whole(read, targets)
+        loss = self.objective(rows, labels)
+        # `update` weights by the share of this process, but the gradient is that of the whole batch
+        loss = loss.detach() + (loss - loss.detach()) * (len(rows) / len(images))
+        if self._last:
+            terms = {"classifier": functional.cross_entropy(logits.float(), targets), **terms}
+        return {"label": loss, **terms}
+
+    def _whole(self, read: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """What the objective reads of the whole batch, (N, D), and its classes (N,)."""
+        context, places, total = self._batch
+        if context is None or context.world_size == 1:
+            return read, targets
+        rows = read.new_zeros(total, read.shape[1] + 1)  # the last column is 1 + class
+        rows[places] = torch.cat((read.detach(), 1 + targets[:, None].float()), dim=1)
+        context.sum_(rows)
+        labels = rows[:, -1].round().long() - 1
+        inputs = rows[:, :-1].index_copy(0, places, read)
+        return (inputs, labels) if self._complete else (inputs[labels >= 0], labels[labels >= 0])
+
+
+def _width(layer: nn.Module) -> int:
+    """Number of features that a last layer reads."""
+    width = getattr(layer, "in_features", None) or getattr(layer, "in_channels", None)
+    if not isinstance(width, int):
+        raise UsageError(f"the last layer {type(layer).__name__} does not say how many features it reads")
+    return width
 
 
 def sum_terms(terms: Mapping[str, Tensor]) -> Tensor:

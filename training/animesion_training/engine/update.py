@@ -117,6 +117,7 @@ class Update:
             stop: whether this process is asked to stop.
             pace: seconds per step; that of the first process is reported.
         """
+        self.step.begin(self.context, places, total)
         terms = self._accumulate(images, targets, seeds, total)
         self.before_change()
         report = self._reduce(terms, len(images), places, total, stop=stop, pace=pace)
