@@ -149,7 +149,8 @@ def run(
         loop.train(cell.recipe, data, folder, resume=True, device=device, watcher=watcher)
         if _result(folder) is None:
             raise UsageError(
-                f"the data {data} has no split '{cell.recipe.data.test}' to evaluate runs on: change data.test"
+                f"the data {data} has no split '{cell.recipe.data.test}' of classes in training to evaluate runs on: "
+                "change data.test"
             )
     rows = table(todo, out)
     write_atomic(out / "table.json", (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode())

@@ -149,17 +149,22 @@ def _batch_size(given: str | None) -> int | None:
 
 def _facts(outcome: Outcome) -> dict[str, Any]:
     facts = {"out": str(outcome.out), "steps": outcome.steps, "seconds": round(outcome.seconds, 1)}
-    facts |= {"best_epoch": outcome.best_epoch, "val_top_1": outcome.best_val if outcome.best_epoch else None}
+    facts |= {"best_epoch": outcome.best_epoch, outcome.best_metric: outcome.best_val if outcome.best_epoch else None}
     if outcome.test:
         facts |= {"test_top_1": outcome.test.top_1, "test_top_5": outcome.test.top_5}
         facts["test_macro"] = outcome.test.macro_accuracy
+    if outcome.similarity:
+        from animesion_training.eval.similarity_report import as_json
+
+        facts["test_similarity"] = as_json(outcome.similarity)
     return facts
 
 
 def _print(outcome: Outcome) -> None:
     click.echo(f"{outcome.steps:,} steps in {outcome.seconds:.1f} s")
     if outcome.best_epoch:
-        click.echo(f"best validation top-1 {100 * outcome.best_val:.2f}% after epoch {outcome.best_epoch}")
+        metric = {"val_map_at_r": "mAP@R"}.get(outcome.best_metric, "top-1")
+        click.echo(f"best validation {metric} {100 * outcome.best_val:.2f}% after epoch {outcome.best_epoch}")
     if outcome.test:
         test = outcome.test
         low, high = 100 * test.top_1_interval.low, 100 * test.top_1_interval.high
@@ -167,6 +172,14 @@ def _print(outcome: Outcome) -> None:
             f"test top-1 {100 * test.top_1:.2f}% [{low:.2f}, {high:.2f}], top-5 {100 * test.top_5:.2f}%, "
             f"macro {100 * test.macro_accuracy:.2f}% over {test.samples:,} images"
         )
+    if outcome.similarity and (found := outcome.similarity.retrieval):
+        shots = "".join(f", {few.shots}-shot R@1 {100 * few.r_at_1:.2f}%" for few in found.few_shot)
+        click.echo(
+            f"test, {outcome.similarity.classes} classes that were not trained on: R@1 {100 * found.r_at_1:.2f}%, "
+            f"mAP@R {100 * found.map_at_r:.2f}%{shots}"
+        )
+    if outcome.similarity and (pairs := outcome.similarity.verification):
+        click.echo(f"pairs: equal error rate {100 * pairs.eer:.2f}%, F1 {100 * pairs.balanced.f1:.2f}%")
     where = outcome.out
     click.echo(f"weights {where / 'best.safetensors'}, metrics {where / 'epochs.csv'}, report {where / 'report'}")
 

@@ -18,6 +18,7 @@ from animesion_training.engine import batch_size, runs, setup
 from animesion_training.engine.trainer import Trainer
 from animesion_training.engine.watcher import Watcher
 from animesion_training.eval.metrics import Evaluation
+from animesion_training.eval.similarity_report import Similarity
 from animesion_training.precision import numerics
 from animesion_training.recipe import TrainRecipe
 
@@ -30,8 +31,11 @@ class Outcome:
         out: the run's folder.
         steps: optimizer steps done.
         best_epoch: epoch (from 1) with the best validation accuracy; 0 without validation.
-        best_val: its top-1 accuracy, 0 to 1.
-        test: evaluation of the best weights on the test split, if there is one.
+        best_val: its accuracy, 0 to 1.
+        best_metric: what that is: `val_top_1`, or `val_map_at_r` if the classes of the validation split are not trained
+            on.
+        test: evaluation of the best weights on the test split, if there is one with classes that are trained on.
+        similarity: the same for a test split of classes that are not trained on.
         seconds: wall seconds of this call.
     """
 
@@ -39,7 +43,9 @@ class Outcome:
     steps: int
     best_epoch: int
     best_val: float
+    best_metric: str
     test: Evaluation | None
+    similarity: Similarity | None
     seconds: float
 
 
@@ -84,7 +90,16 @@ def train(
         if resume:
             trainer.resume()
         test = trainer.run()
-    return Outcome(out, trainer.step, trainer.best_epoch, trainer.best_val, test, time.perf_counter() - start)
+    return Outcome(
+        out,
+        trainer.step,
+        trainer.best_epoch,
+        trainer.best_val,
+        trainer.best_metric,
+        test,
+        trainer.similarity,
+        time.perf_counter() - start,
+    )
 
 
 @contextlib.contextmanager

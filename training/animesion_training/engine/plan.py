@@ -9,6 +9,7 @@ from torch import nn
 
 from animesion_training.data import DataSplits
 from animesion_training.distributed import DistributedContext
+from animesion_training.eval import evaluate
 from animesion_training.precision import emulates_bf16
 from animesion_training.recipe import TrainRecipe
 
@@ -57,10 +58,33 @@ def describe(
     ]
     if precision == "bf16" and emulates_bf16(context.device):
         lines.append("this CPU has no instructions for bf16 and emulates it: run.precision = 'fp32' is faster")
+    lines += _untrained(recipe, data)
+    if recipe.objective.name == "supcon" and recipe.data.images_per_class == 1:
+        lines.append(
+            "supcon compares images of a class within a batch: data.images_per_class = 4 makes sure that there are some"
+        )
     busy = settings.batch_size // (2 if pairs else 1)
     if busy < context.world_size:
         lines.append(
             f"{context.world_size - busy} of {context.world_size} processes have no images, because run.batch_size is "
             f"{settings.batch_size}" + (" and a process needs two of them" if pairs else "") + ": give a larger batch"
         )
+    return lines
+
+
+def _untrained(recipe: TrainRecipe, data: DataSplits) -> list[str]:
+    """Notes on splits whose classes have no training images."""
+    counts = evaluate.train_counts(data, recipe.data.train)
+    lines = []
+    for split in dict.fromkeys(filter(None, (recipe.data.val, recipe.data.test))):
+        share = evaluate.untrained(counts, data, split) if len(data.splits.get(split, ())) else None
+        if share == 1:
+            lines.append(
+                f"no class of the split '{split}' is trained on: it is evaluated by retrieval, with embeddings"
+            )
+        elif share:
+            lines.append(
+                f"{share:.1%} of the images in the split '{split}' are of classes without training images, and count as "
+                "wrong"
+            )
     return lines

@@ -28,8 +28,12 @@ from animesion_training.engine.meter import DivergedError, Meter
 from animesion_training.engine.update import StepReport, Update
 from animesion_training.engine.watcher import Watcher
 from animesion_training.engine.writer import Writer, kept_state
-from animesion_training.eval import evaluate
+from animesion_training.eval import evaluate, similarity_report
+from animesion_training.eval.embed import embed_split
 from animesion_training.eval.metrics import Evaluation
+from animesion_training.eval.scores import Scores
+from animesion_training.eval.similarity import Embedded, retrieval
+from animesion_training.eval.similarity_report import Settings, Similarity, measure
 from animesion_training.models import input_config
 from animesion_training.models.create import bare
 from animesion_training.precision import resolve
@@ -51,8 +55,9 @@ class Trainer:
         step: optimizer steps done.
         model: the network.
         ema: the average of its weights, if the recipe has one.
-        best_val: best top-1 accuracy on the validation split.
+        best_val: best top-1 accuracy on the validation split; best mAP@R where its classes are not trained on.
         best_epoch: its epoch, from 1.
+        similarity: results on the test split, if its classes are not trained on.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class Trainer:
         self.step = 0
         self.best_val, self.best_epoch = -1.0, 0
         self.stop_requested = False
+        self.similarity: Similarity | None = None
         self._resumed_at = 0
         self._position: dict[str, Any] = {}
         self._log: runs.Log | None = None
@@ -259,7 +265,12 @@ class Trainer:
         """The model that is evaluated and saved: the moving average of the weights when the recipe has one."""
         return self.ema.module if self.ema else self.model
 
-    def _score(self, model: nn.Module, split: str) -> Any:
+    def _score(self, model: nn.Module, split: str) -> Scores:
+        """Scores of a split, in the first process."""
+        return evaluate.score(model, self.data, split, self.normalise, self.context, **self._reading(split))
+
+    def _reading(self, split: str) -> dict[str, Any]:
+        """How a split is read and passed through the network."""
         done, total = 0, -(-len(self.data.select(split)) // self.context.world_size)
 
         def advance(count: int) -> None:
@@ -267,26 +278,35 @@ class Trainer:
             done += count
             self.watcher.scored(split, min(done, total), total)
 
-        return evaluate.score(
-            model,
-            self.data,
-            split,
-            self.normalise,
-            self.context,
-            img_size=self.recipe.model.img_size,
-            crop_pct=self.recipe.augment.crop_pct,
-            batch_size=max(1, 2 * self.recipe.run.batch_size // self.context.world_size),
-            precision=self.precision,
-            channels_last=self.recipe.run.channels_last,
-            workers=None if self.recipe.data.workers < 0 else self.recipe.data.workers,
-            on_error=self.recipe.data.on_error,
-            advance=advance,
-        )
+        return {
+            "img_size": self.recipe.model.img_size,
+            "crop_pct": self.recipe.augment.crop_pct,
+            "batch_size": max(1, 2 * self.recipe.run.batch_size // self.context.world_size),
+            "precision": self.precision,
+            "channels_last": self.recipe.run.channels_last,
+            "workers": None if self.recipe.data.workers < 0 else self.recipe.data.workers,
+            "on_error": self.recipe.data.on_error,
+            "advance": advance,
+        }
+
+    def _embed(self, model: nn.Module, split: str) -> Embedded:
+        """Embeddings of a split, in the first process."""
+        return embed_split(model, self.data, split, self.normalise, self.context, **self._reading(split))
+
+    def _unseen(self, split: str) -> bool:
+        """Whether no class of a split has training images, so that only embeddings can be evaluated."""
+        return evaluate.untrained(self.train_counts, self.data, split) == 1
 
     def _validate(self, epoch: int) -> dict[str, float]:
         split = self.recipe.data.val
-        scores = self._score(self._eval_model, split)
         numbers: dict[str, float] = {}
+        if self._unseen(split):
+            embedded = self._embed(self._eval_model, split)
+            if self.context.is_main:
+                found = retrieval(embedded, shots=())
+                numbers = {"val_r_at_1": found.r_at_1, "val_map_at_r": found.map_at_r}
+            return self._keep_best(epoch, numbers)
+        scores = self._score(self._eval_model, split)
         if self.context.is_main:
             complete = self.recipe.data.on_error == "raise"
             evaluation = evaluate.compute_metrics(scores, self.data, split, self.train_counts, complete=complete)
@@ -296,9 +316,19 @@ class Trainer:
                 "val_macro": evaluation.macro_accuracy,
                 "val_nll": evaluation.calibration.nll,
             }
+        return self._keep_best(epoch, numbers)
+
+    @property
+    def best_metric(self) -> str:
+        """The metric of the validation split that chooses the best weights."""
+        val = self.recipe.data.val
+        return "val_map_at_r" if val in self.data.splits and self._unseen(val) else "val_top_1"
+
+    def _keep_best(self, epoch: int, numbers: dict[str, float]) -> dict[str, float]:
+        """Share the metrics of the first process, and keep the weights if they are the best so far."""
         numbers = self.context.all_gather(numbers)[0]
-        if numbers["val_top_1"] > self.best_val:
-            self.best_val, self.best_epoch = numbers["val_top_1"], epoch
+        if numbers[self.best_metric] > self.best_val:
+            self.best_val, self.best_epoch = numbers[self.best_metric], epoch
             if self.context.is_main:
                 self._save_weights(runs.BEST, epoch, numbers)
         return numbers
@@ -309,7 +339,11 @@ class Trainer:
         self.writer.wait()
         self.context.barrier()  # the first process may still be writing the weights
         model, _ = load_model(chosen)
-        scores = self._score(model.to(self.context.device), split)
+        model = model.to(self.context.device)
+        if self._unseen(split):
+            self._test_embeddings(model, split, chosen)
+            return None
+        scores = self._score(model, split)
         if not self.context.is_main:
             return None
         complete = self.recipe.data.on_error == "raise"
@@ -317,6 +351,18 @@ class Trainer:
         facts = {"data": self.data.path, "split": split, "weights": chosen.name, "epoch": self.best_epoch}
         evaluate.write_report(self.out / "report", evaluation, facts, scores, self.data, split)
         return evaluation
+
+    def _test_embeddings(self, model: nn.Module, split: str, chosen: Path) -> None:
+        """Evaluate embeddings of classes that are not trained on, with a threshold from such a validation split."""
+        val = self.recipe.data.val
+        fits = val in self.data.splits and len(self.data.splits[val]) > 0 and self._unseen(val)
+        found = [self._embed(model, each) for each in ((split, val) if fits else (split,))]
+        if not self.context.is_main:
+            return
+        tasks = ["retrieval", *(["verification"] if fits else [])]
+        self.similarity = measure(found[0], tasks, Settings(), *((found[1], val) if fits else ()))
+        facts = {"data": self.data.path, "split": split, "weights": chosen.name, "epoch": self.best_epoch}
+        similarity_report.write(self.out / "report", self.similarity, facts)
 
     # -- weights and checkpoints -------------------------------------------------------------------------------------
 

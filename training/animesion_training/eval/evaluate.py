@@ -5,11 +5,12 @@ Each sample is scored once over all processes. The metrics are defined in `metri
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -168,6 +169,67 @@ def check_classes(card: WeightsCard, data: DataSplits, what: str) -> None:
         i = next(i for i, (one, other) in enumerate(zip(expected, data.classes, strict=True)) if one != other)
         difference = f"'{data.classes[i]}' as class {i} and not '{expected[i]}'"
     raise UsageError(f"the classes of {data.path} are not those of {what}: it has {difference}")
+
+
+def untrained(train_counts: Sequence[int] | npt.NDArray[np.int64] | None, data: DataSplits, split: str) -> float | None:
+    """Compute the share of the images of a split whose classes have no training images.
+
+    Args:
+        train_counts: training images of each class, (C,); None if unknown.
+        data: the data, with the same classes.
+        split: its name.
+
+    Returns:
+        0..1; None if the counts are unknown or of other classes.
+    """
+    labels = data.select(split).labels
+    if train_counts is None or len(train_counts) != data.num_classes:
+        return None
+    return float((np.asarray(train_counts)[labels] == 0).mean())
+
+
+def check_trained(card: WeightsCard, data: DataSplits, split: str) -> None:
+    """Check that a classifier knows at least one class of a split.
+
+    Raises:
+        UsageError: no class of the split has training images.
+    """
+    if untrained(_counts(card), data, split) == 1:
+        raise UsageError(
+            f"none of the classes in the split '{split}' of {data.path} were trained on, so the classifier names none "
+            "of them: compare embeddings with --task retrieval, verification or open-set"
+        )
+
+
+def trained_notes(card: WeightsCard, data: DataSplits, split: str, fit_split: str) -> list[str]:
+    """Return notes on embeddings of classes that the network was trained on, which are further apart than others.
+
+    Args:
+        card: of the weights.
+        data: the data.
+        split: that is evaluated.
+        fit_split: that a threshold is fitted on; empty for none.
+    """
+    names = {name for name, n in zip(card.classes, _counts(card) or (), strict=False) if n > 0}
+    if not names:
+        return []
+    seen = np.array([name in names for name in data.classes], dtype=np.bool_)
+    shares = {each: float(seen[data.select(each).labels].mean()) for each in filter(None, (split, fit_split))}
+    notes = []
+    if shares[split] > 0:
+        notes.append(f"{shares[split]:.0%} of the images in {split} are of classes that the network was trained on")
+    if fit_split and shares[fit_split] > 0 and shares[split] == 0:
+        notes.append(
+            f"the threshold is fitted on {fit_split}, where {shares[fit_split]:.0%} of the images are of classes that "
+            f"the network was trained on, and those of {split} are not: it does not fit them well"
+        )
+    return notes
+
+
+def _counts(card: WeightsCard) -> list[int] | None:
+    """Training images of each class, if the card, which is untrusted, has them."""
+    counts = card.facts.get("train_counts")
+    return counts if isinstance(counts, list) and all(type(n) is int for n in counts) else None
 
 
 def write_report(

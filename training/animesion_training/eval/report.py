@@ -29,10 +29,10 @@ def as_json(evaluation: Evaluation, *, per_class: bool = False) -> dict[str, Any
         evaluation: evaluation of a split.
         per_class: whether to include every class, as `per_class_csv` does.
     """
-    plain: dict[str, Any] = _plain(asdict(evaluation))
+    values: dict[str, Any] = plain(asdict(evaluation))
     if not per_class:
-        del plain["per_class"]
-    return plain
+        del values["per_class"]
+    return values
 
 
 def per_class_csv(evaluation: Evaluation) -> str:
@@ -98,20 +98,20 @@ def tables(evaluation: Evaluation, *, shown: int = 10) -> list[RenderableType]:
 
 def _summary(evaluation: Evaluation) -> Table:
     calibration = evaluation.calibration
-    table = _table(f"{evaluation.samples:,} images, {evaluation.classes:,} classes", "", "", "95% interval")
-    table.add_row("top-1", _percent(evaluation.top_1), _interval(evaluation.top_1_interval))
-    table.add_row(f"top-{evaluation.k}", _percent(evaluation.top_5), "")
-    table.add_row("macro accuracy", _percent(evaluation.macro_accuracy), _interval(evaluation.macro_accuracy_interval))
-    table.add_row("macro F1", _percent(evaluation.macro_f1), "")
-    table.add_row("calibration error", _percent(calibration.error), "")
-    table.add_row("mean confidence", _percent(calibration.mean_confidence), "")
+    table = text_table(f"{evaluation.samples:,} images, {evaluation.classes:,} classes", "", "", "95% interval")
+    table.add_row("top-1", percent(evaluation.top_1), _interval(evaluation.top_1_interval))
+    table.add_row(f"top-{evaluation.k}", percent(evaluation.top_5), "")
+    table.add_row("macro accuracy", percent(evaluation.macro_accuracy), _interval(evaluation.macro_accuracy_interval))
+    table.add_row("macro F1", percent(evaluation.macro_f1), "")
+    table.add_row("calibration error", percent(calibration.error), "")
+    table.add_row("mean confidence", percent(calibration.mean_confidence), "")
     table.add_row("negative log-likelihood", f"{calibration.nll:.4f}", "")
     table.add_row("Brier score", f"{calibration.brier:.4f}", "")
     return table
 
 
 def _bands(evaluation: Evaluation) -> Table:
-    table = _table("By training images", "band", "classes", "tested", "images", "top-1", "macro")
+    table = text_table("By training images", "band", "classes", "tested", "images", "top-1", "macro")
     bands = evaluation.bands
     assert bands is not None
     named = (("many (> 100)", bands.many), ("medium (20..100)", bands.medium), ("few (< 20)", bands.few))
@@ -122,31 +122,32 @@ def _bands(evaluation: Evaluation) -> Table:
 
 def _band(band: BandAccuracy) -> tuple[str, ...]:
     sizes = (f"{band.classes:,}", f"{band.tested:,}", f"{band.samples:,}")
-    return *sizes, _percent(band.top_1), _percent(band.macro_accuracy)
+    return *sizes, percent(band.top_1), percent(band.macro_accuracy)
 
 
 def _worst(evaluation: Evaluation, shown: int) -> Table:
     names = [each.name for each in evaluation.per_class]
     tested = [(each.accuracy, -each.test_images, each) for each in evaluation.per_class if each.accuracy is not None]
-    table = _table("Worst classes", "class", "train", "test", "accuracy", "most confused with", "")
+    table = text_table("Worst classes", "class", "train", "test", "accuracy", "most confused with", "")
     for accuracy, _, each in sorted(tested, key=lambda row: row[:2])[:shown]:
         train = "" if each.train_images is None else f"{each.train_images:,}"
         other = "" if each.confused_with is None else names[each.confused_with]
         confusions = f"{each.confusions:,}" if each.confusions else ""
-        cells = (_text(each.name), train, f"{each.test_images:,}", _percent(accuracy), _text(other), confusions)
+        cells = (_text(each.name), train, f"{each.test_images:,}", percent(accuracy), _text(other), confusions)
         table.add_row(*cells)
     return table
 
 
 def _pairs(evaluation: Evaluation, shown: int) -> Table:
-    table = _table("Largest confusions", "class", "predicted as", "images", "of the class", "of all errors")
+    table = text_table("Largest confusions", "class", "predicted as", "images", "of the class", "of all errors")
     for pair in evaluation.confusions[:shown]:
-        shares = _percent(pair.share_of_class), _percent(pair.share_of_errors)
+        shares = percent(pair.share_of_class), percent(pair.share_of_errors)
         table.add_row(_text(pair.true_name), _text(pair.predicted_name), f"{pair.images:,}", *shares)
     return table
 
 
-def _table(title: str, *columns: str) -> Table:
+def text_table(title: str, *columns: str) -> Table:
+    """Build a table in the style of this package, to be filled with rows."""
     from rich import box
     from rich.table import Table
 
@@ -166,7 +167,8 @@ def _text(text: str) -> RenderableType:
     return Text("".join(c if c.isprintable() else "?" for c in text))
 
 
-def _percent(share: float | None) -> str:
+def percent(share: float | None) -> str:
+    """Format a share, `-` for none."""
     return "-" if share is None else f"{share:.2%}"
 
 
@@ -186,9 +188,10 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return text.getvalue()
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Convert nested dicts, lists and tuples for JSON, with floats rounded to six places."""
     if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
+        return {name: plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return round(value, 6) if isinstance(value, float) else value

@@ -44,11 +44,12 @@ def predict(model: Callable[[Tensor], Tensor], images: Tensor, size: int, tta: T
     """
     if tta == "none":
         return model(images).float()
-    views = [model(view).float().log_softmax(dim=1) for view in _views(images, size, tta)]
-    return torch.stack(views).logsumexp(dim=0) - math.log(len(views))
+    found = [model(view).float().log_softmax(dim=1) for view in views(images, size, tta)]
+    return torch.stack(found).logsumexp(dim=0) - math.log(len(found))
 
 
-def _views(images: Tensor, size: int, tta: TTA) -> Iterator[Tensor]:
+def views(images: Tensor, size: int, tta: TTA) -> Iterator[Tensor]:
+    """Yield the views of a batch, each (B, 3, size, size); see `predict`, for kinds other than `none`."""
     last = images.shape[-1] - size
     middle = last // 2
     corners = [(middle, middle)] if tta == "flip" else [(0, 0), (0, last), (last, 0), (last, last), (middle, middle)]

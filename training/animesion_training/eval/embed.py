@@ -1,0 +1,125 @@
+"""Compute the embeddings of a split or of single images. `similarity` computes metrics of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import animesion
+from animesion.errors import AnimesionError
+from animesion_training.data import Augment, DataSplits, Resize, Samples, Stream
+from animesion_training.distributed import DistributedContext
+from animesion_training.eval import tta
+from animesion_training.eval.similarity import Embedded, FloatArray, IntArray
+from animesion_training.models.create import bare
+from animesion_training.models.embedding import Embedder
+from animesion_training.precision import autocast
+
+
+def embed_split(
+    model: nn.Module,
+    data: DataSplits,
+    split: str,
+    normalise: Augment,
+    context: DistributedContext,
+    *,
+    img_size: int,
+    crop_pct: float = 1.0,
+    batch_size: int = 128,
+    precision: str = "fp32",
+    channels_last: bool = False,
+    workers: int | None = None,
+    on_error: str = "raise",
+    views: tta.TTA = "none",
+    advance: Callable[[int], None] = lambda count: None,
+) -> Embedded:
+    """Compute the embedding of every sample of a split; all of them in the first process only.
+
+    Arguments and errors are those of `evaluate.score`; the embeddings of several `views` are averaged.
+    """
+    side, crop_pct = tta.decoded_size(views, img_size, crop_pct)
+    stream = Stream(
+        data,
+        split,
+        batch_size * context.world_size,
+        side,
+        train=False,
+        transform=Resize(side, crop_pct),
+        rank=context.rank,
+        world_size=context.world_size,
+        workers="auto" if workers is None else workers,
+        on_error="skip" if on_error == "skip" else "raise",
+    )
+    embedder = Embedder(model).eval()
+    vectors: list[FloatArray] = []
+    indices: list[IntArray] = []
+    problem = ""
+    try:
+        with torch.inference_mode():
+            for batch in stream:
+                images = normalise(
+                    batch.images.to(context.device, non_blocking=True),
+                    batch.seeds.to(context.device, non_blocking=True),
+                )
+                if not channels_last:
+                    images = images.contiguous()
+                with autocast(precision, context.device):
+                    vectors.append(embed(embedder, images, img_size, views).cpu().numpy())
+                indices.append(batch.indices.cpu().numpy())
+                advance(len(batch.labels))
+        _check_finite(vectors)
+    except AnimesionError as error:
+        if context.world_size == 1:
+            raise
+        problem = str(error)  # told to the others, which would wait for this process
+    parts = context.all_gather((vectors, indices, problem))
+    if problem := next((each[2] for each in parts if each[2]), ""):
+        raise AnimesionError(problem)
+    rows = np.concatenate([each for part in parts for each in part[1]] or [np.zeros(0, dtype=np.int64)])
+    found = np.concatenate([each for part in parts for each in part[0]] or [np.zeros((0, 1), dtype=np.float32)])
+    order = np.argsort(rows, kind="stable")
+    samples = data.select(split)
+    chosen = rows[order]
+    keys = [samples.keys[i] for i in chosen.tolist()]
+    return Embedded(found[order], samples.labels[chosen], _groups(data, samples)[chosen], keys, data.classes)
+
+
+def embed(embedder: Embedder, images: Tensor, size: int, views: tta.TTA = "none") -> Tensor:
+    """Compute embeddings (B, D) of images (B, 3, L, L) as the mean over views, of length 1; see `tta.predict`."""
+    if views == "none":
+        return embedder(images)  # type: ignore[no-any-return]
+    total = torch.stack([embedder(view) for view in tta.views(images, size, views)]).sum(0)
+    return functional.normalize(total, dim=1)
+
+
+def _check_finite(vectors: list[FloatArray]) -> None:
+    if not all(np.isfinite(each).all() for each in vectors):
+        raise AnimesionError("embeddings are not finite: use earlier weights, or --precision fp32")
+
+
+def _groups(data: DataSplits, samples: Samples) -> IntArray:
+    """Number of the group of each sample, (N,): that of a built dataset; otherwise each sample is one of its own."""
+    folder = Path(data.path)
+    if not (folder / "dataset.json").is_file():
+        return np.arange(len(samples), dtype=np.int64)
+    curated = animesion.open_dataset(folder).curated
+    group_of = dict(zip(curated["key"].to_pylist(), curated["group"].to_pylist(), strict=True))
+    numbers: dict[str, int] = {}
+    names = [group_of.get(key) or f" {key}" for key in samples.keys]
+    return np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.int64)
+
+
+def network_digest(model: nn.Module) -> str:
+    """Compute the SHA-256 of the weights of a network, by name, whatever file they are from."""
+    digest = hashlib.sha256()
+    for name, value in sorted(bare(model).state_dict().items()):
+        content = value.detach().cpu().contiguous()
+        digest.update(f"{name} {content.dtype} {tuple(content.shape)}\n".encode())
+        digest.update(content.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
