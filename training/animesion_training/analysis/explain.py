@@ -23,7 +23,7 @@ from animesion.images import files as image_files
 from animesion_training.data import Augment, Resize, views
 from animesion_training.distributed import DistributedContext
 from animesion_training.eval.evaluate import as_rgb
-from animesion_training.eval.predict import decode_file
+from animesion_training.eval.pieces import decode_file
 from animesion_training.models.cal import CALClassifier
 from animesion_training.tokens.host import TokenVisionTransformer
 from animesion_training.tokens.rollout import record_attention, rollout

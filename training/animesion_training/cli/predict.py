@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from animesion_training.cli.images import face_crop, face_options
+
 
 @click.command(epilog="Example: animesion predict --checkpoint runs/a/best.safetensors image.jpg --json")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -18,20 +20,7 @@ import click
     help="Weights of a run, or a checkpoint that describes its network.",
 )
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Guesses per image.")
-@click.option("--detector", default="none", show_default=True, help="Crop the face first: see animesion detectors.")
-@click.option(
-    "--margin",
-    type=click.FloatRange(0, 4),
-    default=0.0,
-    show_default=True,
-    help="Added around a face, as a share of its side.",
-)
-@click.option(
-    "--min-score", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Lowest score of a face."
-)
-@click.option("--all-faces", is_flag=True, help="Use every face, not only the one with the highest score.")
-@click.option("--or-whole", is_flag=True, help="Use the whole image where no face is found.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Option of the detector; may be repeated.")
+@face_options
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per image or face.")
 @click.pass_context
@@ -56,22 +45,14 @@ def predict(
     """
     import json
 
-    from animesion.config.settings import apply
-
-    options: dict[str, Any] = {}
-    for setting in settings:
-        apply(options, setting)
-    if detector == "none" and (all_faces or or_whole or options or margin or min_score):
-        raise click.UsageError("--margin, --min-score, --all-faces, --or-whole and --set need a --detector")
     from animesion_training.cli.requirements import check_exists, torch_required
 
     check_exists(weights, *paths)
+    faces = face_crop(detector, margin, min_score, all_faces, or_whole, settings)
     with torch_required():
         from animesion_training.distributed import distributed_context
-        from animesion_training.eval.predict import FaceCrop
         from animesion_training.eval.predict import predict as predictions
 
-    faces = None if detector == "none" else FaceCrop(detector, margin, all_faces, min_score, or_whole, options)
     unread = 0
     with distributed_context(device) as context:
         for each in predictions(weights, paths, context, top=top, faces=faces):

@@ -84,7 +84,7 @@ def _untrained(recipe: TrainRecipe, data: DataSplits) -> list[str]:
             )
         elif share:
             lines.append(
-                f"{share:.1%} of the images in the split '{split}' are of classes without training images, and count as "
-                "wrong"
+                f"{share:.1%} of the images in the split '{split}' are of classes without training images, which count "
+                "as wrong"
             )
     return lines

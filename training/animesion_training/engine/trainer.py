@@ -295,6 +295,8 @@ class Trainer:
 
     def _unseen(self, split: str) -> bool:
         """Whether no class of a split has training images, so that only embeddings can be evaluated."""
+        if not len(self.data.splits.get(split, ())):
+            return False
         return evaluate.untrained(self.train_counts, self.data, split) == 1
 
     def _validate(self, epoch: int) -> dict[str, float]:
@@ -322,7 +324,7 @@ class Trainer:
     def best_metric(self) -> str:
         """The metric of the validation split that chooses the best weights."""
         val = self.recipe.data.val
-        return "val_map_at_r" if val in self.data.splits and self._unseen(val) else "val_top_1"
+        return "val_map_at_r" if self._unseen(val) else "val_top_1"
 
     def _keep_best(self, epoch: int, numbers: dict[str, float]) -> dict[str, float]:
         """Share the metrics of the first process, and keep the weights if they are the best so far."""
@@ -355,7 +357,7 @@ class Trainer:
     def _test_embeddings(self, model: nn.Module, split: str, chosen: Path) -> None:
         """Evaluate embeddings of classes that are not trained on, with a threshold from such a validation split."""
         val = self.recipe.data.val
-        fits = val in self.data.splits and len(self.data.splits[val]) > 0 and self._unseen(val)
+        fits = self._unseen(val)
         found = [self._embed(model, each) for each in ((split, val) if fits else (split,))]
         if not self.context.is_main:
             return
