@@ -224,3 +224,33 @@ def test_an_image_that_one_process_cannot_read_ends_all(pool: ranks.Pool) -> Non
     [sentence, *others] = pool(ranks.score, 3, 9, frozenset({7}))
     assert "drawn-7" in sentence
     assert others == [sentence] * 2
+
+
+_COSINES = ("model.head=cosine", "model.method_options.head={scale = 1.0, learn_scale = false}")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "world_size", "batch_size", "count", "broken"),
+    [
+        (("objective.name=arcface", *_COSINES, "run.accumulate=2"), 2, 6, 12, ()),
+        (("objective.name=proxy-anchor", *_COSINES), 3, 7, 12, ()),
+        (("objective.name=proxy-anchor", *_COSINES), 2, 4, 9, (2, 5)),
+        # a rest of one image, for which other processes have none
+        (("objective.name=supcon",), 4, 6, 13, ()),
+        (("objective.name=supcon", "data.images_per_class=2", "run.ema=0.5"), 2, 4, 12, (0, 3, 7)),
+    ],
+)
+def test_ranks_compare_the_images_of_the_whole_batch(
+    pool: ranks.Pool,
+    overrides: tuple[str, ...],
+    world_size: int,
+    batch_size: int,
+    count: int,
+    broken: tuple[int, ...],
+) -> None:
+    given = [*overrides, f"run.batch_size={batch_size}", f"data.on_error={'skip' if broken else 'raise'}"]
+    [alone] = pool(ranks.train, 1, given, count, frozenset(broken))
+    together = pool(ranks.train, world_size, given, count, frozenset(broken))
+    for each in together:
+        same(each, together[0], 0.0)  # to the bit
+    same(together[0], alone, 1e-4)

@@ -540,6 +540,30 @@ def test_a_split_without_images_is_a_note() -> None:
     assert not any("no images in split" in note for note in facts["notes"])
 
 
+def test_classes_are_split_without_a_common_group() -> None:
+    labels = [f"c{i}" for i in range(8)]
+    images = [{"label": label} for label in labels for _ in range(3)]
+    # each class shares a post with the next one, and one has no image of its own
+    shared = [{"label": label, "families": [f"post:{i}"]} for i, label in enumerate(labels)]
+    shared += [{"label": labels[(i + 1) % 8], "families": [f"post:{i}"]} for i in range(8)]
+    lost = [{"label": "lost", "families": ["post:big"]}, *({"label": "c0", "families": ["post:big"]} for _ in range(9))]
+    columns = rows(*images, *shared, *lost)
+    settings = ["split.strategy=by-class", "split.train=50", "split.val=10", "split.test=40", "split.seed=3"]
+    found, facts = run(columns, *settings)
+    kept = [row for row in found.values() if row["kept"]]
+    assert {len({row["split"] for row in kept if row[name] == each}) for name in ("label", "group") for each in
+            {row[name] for row in kept}} == {1}  # fmt: skip
+    assert set(facts["dropped"]) == {"class apart"}
+    apart = facts["dropped"]["class apart"]
+    assert any(note.startswith(f"{apart} images were dropped because most of their group") for note in facts["notes"])
+    # ids are without gaps, also if a class has lost all of its images
+    assert {row["label"]: row["class_id"] for row in kept} == {name: i for i, name in enumerate(facts["classes"])}
+    again, _ = run({name: values[::-1] for name, values in columns.items()}, *settings)
+    assert {key: row["split"] for key, row in again.items()} == {key: row["split"] for key, row in found.items()}
+    _, few = run(rows({"label": "a"}, {"label": "b"}), *settings)
+    assert few["notes"][-1] == "no images in split test: there are too few classes for the shares of the recipe"
+
+
 def test_published_splits_with_relatives_are_noted() -> None:
     columns = rows(
         {"split": "train", "families": ["post:1"]},

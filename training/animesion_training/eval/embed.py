@@ -71,9 +71,9 @@ def embed_split(
                     images = images.contiguous()
                 with autocast(precision, context.device):
                     vectors.append(embed(embedder, images, img_size, views).cpu().numpy())
+                check_lengths(vectors[-1])
                 indices.append(batch.indices.cpu().numpy())
                 advance(len(batch.labels))
-        _check_finite(vectors)
     except AnimesionError as error:
         if context.world_size == 1:
             raise
@@ -98,9 +98,16 @@ def embed(embedder: Embedder, images: Tensor, size: int, views: tta.TTA = "none"
     return functional.normalize(total, dim=1)
 
 
-def _check_finite(vectors: list[FloatArray]) -> None:
-    if not all(np.isfinite(each).all() for each in vectors):
-        raise AnimesionError("embeddings are not finite: use earlier weights, or --precision fp32")
+def check_lengths(vectors: FloatArray) -> None:
+    """Check that embeddings (B, D) have length 1.
+
+    Raises:
+        AnimesionError: they are not finite, or 0, as those of a network whose activations have died out.
+    """
+    lengths = np.linalg.norm(vectors, axis=1)
+    if not (np.abs(lengths - 1) < 1e-3).all():
+        what = "0" if np.isfinite(lengths).all() else "not finite"
+        raise AnimesionError(f"the network gives an image an embedding that is {what}: use other weights")
 
 
 def _groups(data: DataSplits, samples: Samples) -> IntArray:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from animesion.errors import AnimesionError, UsageError
+from animesion.errors import UsageError
 from animesion_training.data import Augment, DataSplits, Resize
 from animesion_training.distributed import DistributedContext
 from animesion_training.eval import embed, tta
@@ -65,7 +65,7 @@ class ImageEmbedder:
         """Embed images or faces, in their order.
 
         Raises:
-            AnimesionError: embeddings are not finite.
+            AnimesionError: see `embed.check_lengths`.
         """
         side, crop_pct = tta.decoded_size(self.views, self.size, self.card.crop_pct)
         transform, pending = Resize(side, crop_pct), iter(given)
@@ -76,9 +76,8 @@ class ImageEmbedder:
                 batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.context.device)
                 images = self.normalise(batch, torch.zeros(len(chosen), dtype=torch.int64, device=self.context.device))
                 vectors = embed.embed(self._embedder, images, self.size, self.views).cpu().numpy()
+            embed.check_lengths(vectors[[not problem for problem in problems]])
             for piece, problem, vector in zip(chosen, problems, vectors, strict=True):
-                if not problem and not np.isfinite(vector).all():
-                    raise AnimesionError(f"the embedding of {piece.name} is not finite: use other weights")
                 yield EmbeddedPiece(piece, None if problem else vector, problem)
 
     def split(self, data: DataSplits, split: str) -> Embedded:
