@@ -129,7 +129,7 @@ def test_soft_labels_are_refused(name: str) -> None:
         ("proxy-anchor", {"alpha": 0}), ("supcon", {"temperature": 0}),
     ],
 )  # fmt: skip
-def test_options_out_of_range_are_refused(name: str, options: dict[str, float]) -> None:
+def test_options_out_of_range_are_refused(name: str, options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(options))):
         create_objective(name, COUNTS, **options)
 

@@ -125,14 +125,14 @@ def test_pairs_by_the_band_of_the_smaller_class() -> None:
 
 def test_few_images_identify_classes_that_are_apart() -> None:
     clear, mixed = drawn(spread=0.05), drawn(spread=3.0)
-    assert similarity.few_shot(clear, 5).r_at_1 == 1  # type: ignore[union-attr]
+    assert similarity.few_shot(clear, 5).r_at_1 == 1
     blurred = similarity.few_shot(mixed, 5, draws=10)
     assert blurred is not None
     assert 0.1 < blurred.r_at_1 < 0.6
     assert blurred.lowest < blurred.r_at_1
     assert blurred == similarity.few_shot(mixed.rows(np.arange(len(mixed))), 5, draws=10)
     backwards = mixed.rows(np.arange(len(mixed))[::-1])
-    assert similarity.few_shot(backwards, 5, draws=10).r_at_1 == pytest.approx(blurred.r_at_1)  # type: ignore[union-attr]
+    assert similarity.few_shot(backwards, 5, draws=10).r_at_1 == pytest.approx(blurred.r_at_1)
     assert similarity.few_shot(clear, 12) is None
 
 

@@ -520,11 +520,17 @@ def fit_open_set(
 
 
 def quantile_above(scores: npt.NDArray[np.floating], share: float) -> float:
-    """Return the lowest value that at most a share of the scores reach; scores (N,), N > 0."""
+    """Return a value that at most a share of the scores reach: halfway between two of them; scores (N,), N > 0."""
     ordered = np.sort(scores.astype(np.float64))[::-1]
     allowed = int(share * len(ordered))
-    # just above the first score that must not be accepted
-    return float(np.nextafter(np.float32(ordered[allowed]), np.float32(2))) if allowed < len(ordered) else -1.0
+    if allowed == len(ordered):
+        return -1.0
+    # not at a score itself: rounding differs between ways to compute it
+    above = ordered[allowed - 1] if allowed else 1.0
+    if above > ordered[allowed]:
+        return float((above + ordered[allowed]) / 2)
+    higher = ordered[ordered > ordered[allowed]]
+    return float(((higher[-1] if len(higher) else 1.0) + ordered[allowed]) / 2)
 
 
 @dataclass(frozen=True)
