@@ -19,10 +19,10 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from animesion.errors import UsageError
-from animesion_training import gallery as galleries
 from animesion_training.cli.eval import eval_
 from animesion_training.cli.gallery import gallery
 from animesion_training.cli.identify import identify
+from animesion_training.eval import gallery as galleries
 from animesion_training.models import create_model
 from animesion_training.weights import save_model
 from tests.conftest import draw

@@ -10,9 +10,9 @@ import click
 from animesion_training.cli.images import face_crop, face_options
 
 if TYPE_CHECKING:
+    from animesion_training.eval.gallery import Fit, Gallery
     from animesion_training.eval.identify import ImageEmbedder
     from animesion_training.eval.tta import TTA
-    from animesion_training.gallery import Fit, Gallery
 
 
 @click.group()
@@ -87,9 +87,9 @@ def build(
         raise click.UsageError("--threshold is given, so nothing is fitted: leave --fit-data and --fit-split out")
     faces = face_crop(detector, margin, min_score, all_faces, or_whole, settings)
     with torch_required():
-        from animesion_training import gallery as galleries
         from animesion_training.data import open_data
         from animesion_training.distributed import distributed_context
+        from animesion_training.eval import gallery as galleries
         from animesion_training.eval.identify import ImageEmbedder
 
     opened = open_data(data, images=images)
@@ -187,8 +187,8 @@ def add(
     if all_faces:
         raise click.UsageError("--all-faces would add other characters under this name: leave it out")
     with torch_required():
-        from animesion_training import gallery as galleries
         from animesion_training.distributed import distributed_context
+        from animesion_training.eval import gallery as galleries
         from animesion_training.eval.identify import embedder_of
         from animesion_training.eval.pieces import files_given, load_detector, pieces
 
@@ -233,7 +233,7 @@ def show(file: Path, as_json: bool) -> None:
     from animesion_training.cli.requirements import torch_required
 
     with torch_required():
-        from animesion_training import gallery as galleries
+        from animesion_training.eval import gallery as galleries
 
     found = galleries.load(file)
     if as_json:

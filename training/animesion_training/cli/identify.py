@@ -54,8 +54,8 @@ def identify(
     check_exists(file, *(place for place in places if place != "-"))
     faces = face_crop(detector, margin, min_score, all_faces, or_whole, settings)
     with torch_required():
-        from animesion_training import gallery as galleries
         from animesion_training.distributed import distributed_context
+        from animesion_training.eval import gallery as galleries
         from animesion_training.eval.identify import embedder_of
         from animesion_training.eval.identify import identify as identities
         from animesion_training.eval.pieces import read_given

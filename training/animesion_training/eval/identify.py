@@ -20,9 +20,9 @@ from animesion_training.data import Augment, DataSplits, Resize
 from animesion_training.distributed import DistributedContext
 from animesion_training.eval import embed, tta
 from animesion_training.eval.evaluate import as_rgb
-from animesion_training.eval.pieces import FaceCrop, Given, Piece, load_detector, pieces
+from animesion_training.eval.gallery import Gallery, Match, matches, mismatch
+from animesion_training.eval.pieces import FaceCrop, Piece, load_detector, pieces
 from animesion_training.eval.similarity import Embedded, FloatArray
-from animesion_training.gallery import Gallery, Match, matches, mismatch
 from animesion_training.models.embedding import Embedder
 from animesion_training.weights import WeightsCard, load_model
 
