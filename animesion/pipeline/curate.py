@@ -694,12 +694,11 @@ def _split(
     percents = (recipe.split.train, recipe.split.val, recipe.split.test)
     fixed: dict[str, str] = {}
     if strategy == "by-class":
-        for key, label in zip(rows["key"], labels, strict=True):
-            if (split := placed.get(key, "")) in splits.SPLITS:
-                fixed[label] = min(split, fixed.get(label, split), key=splits.SPLITS.index)
-        names = [labels[i] for i in kept]
-        assigned = splits.by_class(names, [groups[i] for i in kept], percents, recipe.split.seed, fixed)
-        return strategy, splits.Assignment(assigned, [])
+        for key, row in search.rows_of(keys, placed).items():
+            if (split := placed[key]) in splits.SPLITS:
+                fixed[labels[row]] = min(split, fixed.get(labels[row], split), key=splits.SPLITS.index)
+        codes = labels.codes[kept].astype(np.int64)
+        return strategy, splits.by_class(codes, labels.names, groups[kept], percents, recipe.split.seed, fixed)
     # Dropped rows count too: a better copy may have replaced a published image and takes over its split.
     for key, row in search.rows_of(keys, placed).items():
         if (split := placed[key]) in splits.SPLITS:
