@@ -95,7 +95,7 @@ def train(
         trainer.step,
         trainer.best_epoch,
         trainer.best_val,
-        trainer.best_metric,
+        trainer.evaluator.best_metric,
         test,
         trainer.similarity,
         time.perf_counter() - start,

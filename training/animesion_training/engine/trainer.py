@@ -26,14 +26,12 @@ from animesion_training.engine.feed import feed
 from animesion_training.engine.inputs import Inputs
 from animesion_training.engine.meter import DivergedError, Meter
 from animesion_training.engine.update import StepReport, Update
+from animesion_training.engine.validation import Evaluator
 from animesion_training.engine.watcher import Watcher
 from animesion_training.engine.writer import Writer, kept_state
-from animesion_training.eval import evaluate, similarity_report
-from animesion_training.eval.embed import embed_split
+from animesion_training.eval import evaluate
 from animesion_training.eval.metrics import Evaluation
-from animesion_training.eval.scores import Scores
-from animesion_training.eval.similarity import Embedded, retrieval
-from animesion_training.eval.similarity_report import Settings, Similarity, measure
+from animesion_training.eval.similarity_report import Similarity
 from animesion_training.models import input_config
 from animesion_training.models.create import bare
 from animesion_training.precision import resolve
@@ -87,7 +85,8 @@ class Trainer:
         self.mix_generator = torch.Generator().manual_seed(settings.seed * 1000)
         pairs = setup.needs_pairs(self.model, teacher, recipe, mixing)
         self.stream = setup.open_stream(recipe, data, context, teacher=teacher, pairs=pairs, notify=watcher.message)
-        augment, self.normalise = setup.build_augmentation(recipe.augment, self.model)
+        augment, normalise = setup.build_augmentation(recipe.augment, self.model)
+        self.evaluator = Evaluator(recipe, data, context, watcher, normalise, self.precision, self.train_counts)
         self.inputs = Inputs(augment, mixing, data.num_classes, channels_last=settings.channels_last)
         self.objective = setup.build_objective(recipe, self.train_counts, mixing, device)
         optimizer = optim.make_optimizer(self.model, recipe.optimizer, device)
@@ -265,106 +264,24 @@ class Trainer:
         """The model that is evaluated and saved: the moving average of the weights when the recipe has one."""
         return self.ema.module if self.ema else self.model
 
-    def _score(self, model: nn.Module, split: str) -> Scores:
-        """Scores of a split, in the first process."""
-        return evaluate.score(model, self.data, split, self.normalise, self.context, **self._reading(split))
-
-    def _reading(self, split: str) -> dict[str, Any]:
-        """How a split is read and passed through the network."""
-        done, total = 0, -(-len(self.data.select(split)) // self.context.world_size)
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            self.watcher.scored(split, min(done, total), total)
-
-        return {
-            "img_size": self.recipe.model.img_size,
-            "crop_pct": self.recipe.augment.crop_pct,
-            "batch_size": max(1, 2 * self.recipe.run.batch_size // self.context.world_size),
-            "precision": self.precision,
-            "channels_last": self.recipe.run.channels_last,
-            "workers": None if self.recipe.data.workers < 0 else self.recipe.data.workers,
-            "on_error": self.recipe.data.on_error,
-            "advance": advance,
-        }
-
-    def _embed(self, model: nn.Module, split: str) -> Embedded:
-        """Embeddings of a split, in the first process."""
-        return embed_split(model, self.data, split, self.normalise, self.context, **self._reading(split))
-
-    def _unseen(self, split: str) -> bool:
-        """Whether no class of a split has training images, so that only embeddings can be evaluated."""
-        if not len(self.data.splits.get(split, ())):
-            return False
-        return evaluate.untrained(self.train_counts, self.data, split) == 1
-
     def _validate(self, epoch: int) -> dict[str, float]:
-        split = self.recipe.data.val
-        numbers: dict[str, float] = {}
-        if self._unseen(split):
-            embedded = self._embed(self._eval_model, split)
-            if self.context.is_main:
-                found = retrieval(embedded, shots=())
-                numbers = {"val_r_at_1": found.r_at_1, "val_map_at_r": found.map_at_r}
-            return self._keep_best(epoch, numbers)
-        scores = self._score(self._eval_model, split)
-        if self.context.is_main:
-            complete = self.recipe.data.on_error == "raise"
-            evaluation = evaluate.compute_metrics(scores, self.data, split, self.train_counts, complete=complete)
-            numbers = {
-                "val_top_1": evaluation.top_1,
-                "val_top_5": evaluation.top_5,
-                "val_macro": evaluation.macro_accuracy,
-                "val_nll": evaluation.calibration.nll,
-            }
-        return self._keep_best(epoch, numbers)
-
-    @property
-    def best_metric(self) -> str:
-        """The metric of the validation split that chooses the best weights."""
-        val = self.recipe.data.val
-        return "val_map_at_r" if self._unseen(val) else "val_top_1"
-
-    def _keep_best(self, epoch: int, numbers: dict[str, float]) -> dict[str, float]:
-        """Share the metrics of the first process, and keep the weights if they are the best so far."""
-        numbers = self.context.all_gather(numbers)[0]
-        if numbers[self.best_metric] > self.best_val:
-            self.best_val, self.best_epoch = numbers[self.best_metric], epoch
+        """Evaluate the validation split, and keep the weights if they are the best so far."""
+        numbers = self.evaluator.validate(self._eval_model)
+        value = numbers[self.evaluator.best_metric]
+        if value > self.best_val:
+            self.best_val, self.best_epoch = value, epoch
             if self.context.is_main:
                 self._save_weights(runs.BEST, epoch, numbers)
         return numbers
 
     def _test(self) -> Evaluation | None:
-        split = self.recipe.data.test
         chosen = self.out / (runs.BEST if self.best_epoch else runs.FINAL)
         self.writer.wait()
         self.context.barrier()  # the first process may still be writing the weights
         model, _ = load_model(chosen)
-        model = model.to(self.context.device)
-        if self._unseen(split):
-            self._test_embeddings(model, split, chosen)
-            return None
-        scores = self._score(model, split)
-        if not self.context.is_main:
-            return None
-        complete = self.recipe.data.on_error == "raise"
-        evaluation = evaluate.compute_metrics(scores, self.data, split, self.train_counts, complete=complete)
-        facts = {"data": self.data.path, "split": split, "weights": chosen.name, "epoch": self.best_epoch}
-        evaluate.write_report(self.out / "report", evaluation, facts, scores, self.data, split)
+        facts = {"weights": chosen.name, "epoch": self.best_epoch}
+        evaluation, self.similarity = self.evaluator.test(model.to(self.context.device), self.out / "report", facts)
         return evaluation
-
-    def _test_embeddings(self, model: nn.Module, split: str, chosen: Path) -> None:
-        """Evaluate embeddings of classes that are not trained on, with a threshold from such a validation split."""
-        val = self.recipe.data.val
-        fits = self._unseen(val)
-        found = [self._embed(model, each) for each in ((split, val) if fits else (split,))]
-        if not self.context.is_main:
-            return
-        tasks = ["retrieval", *(["verification"] if fits else [])]
-        self.similarity = measure(found[0], tasks, Settings(), *((found[1], val) if fits else ()))
-        facts = {"data": self.data.path, "split": split, "weights": chosen.name, "epoch": self.best_epoch}
-        similarity_report.write(self.out / "report", self.similarity, facts)
 
     # -- weights and checkpoints -------------------------------------------------------------------------------------
 

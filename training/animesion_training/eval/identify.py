@@ -186,7 +186,8 @@ def embedder_of(gallery: Gallery, path: Path, weights: Path | None, context: Dis
         UsageError: the weights are not found, or are not those of the gallery.
     """
     chosen = weights or path.parent / gallery.card.weights
-    if not chosen.exists():
+    # the path is from the gallery, which may name a pipe that never ends
+    if not (chosen.is_file() or chosen.is_dir()):
         raise UsageError(f"{path} was made with the weights {chosen}, which are not there: give them with --checkpoint")
     views: tta.TTA = gallery.card.views  # type: ignore[assignment]  # checked when it was read
     embedder = ImageEmbedder(chosen, context, views)
