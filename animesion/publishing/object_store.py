@@ -14,6 +14,7 @@ from typing import Any
 
 from animesion.errors import AnimesionError, UsageError
 from animesion.progress import Progress
+from animesion.publishing import lease
 from animesion.publishing.base import SHARD, File
 from animesion.storage import stores
 from animesion.storage.checksums import SEALS
@@ -27,6 +28,10 @@ _PART = ".sending"
 class ObjectStore:
     """A folder or a prefix of a bucket.
 
+    Attributes:
+        url: the address.
+        lease: the lease that keeps other writers out; whoever changes files takes it first.
+
     Args:
         url: `file:///folder`, `s3://bucket/prefix` or `gs://bucket/prefix`.
         replace: whether to remove shards of another dataset instead of refusing.
@@ -39,6 +44,7 @@ class ObjectStore:
         self.url = url.rstrip("/")
         self._fs, self._root = stores.connect(url)
         self._local = url.startswith("file://")
+        self.lease = lease.Lease(self._fs, self._root, self.url)
         self._replace = replace
 
     def refusal(self, tag: str, changes: bool) -> str:
@@ -75,12 +81,17 @@ class ObjectStore:
         return others
 
     def send(self, files: Sequence[File], stale: Sequence[str], message: str, progress: Progress) -> None:
-        """Send files one by one; the files of `SEALS` are removed first."""
-        self.unseal()
-        self.remove(stale)
-        for file in files:
-            progress.status(file.name)
-            self.put(file)
+        """Send files one by one; the files of `SEALS` are removed first.
+
+        Raises:
+            BusyError: another process writes to the same place.
+        """
+        with self.lease:
+            self.unseal()
+            self.remove(stale)
+            for file in files:
+                progress.status(file.name)
+                self.put(file)
 
     def faults(self, files: Sequence[File]) -> list[str]:
         """Reads every file back."""
@@ -112,7 +123,9 @@ class ObjectStore:
 
         Raises:
             AnimesionError: the bucket does not exist, denies access or cannot be reached.
+            BusyError: another process has taken the lease.
         """
+        self.lease.check()
         try:
             with stores.clear_errors(self.url):
                 if self._local:
@@ -162,14 +175,14 @@ class ObjectStore:
                 return None
 
     def names(self, folder: str = "") -> list[str]:
-        """Names of the entries of a folder, without partial files of killed runs."""
+        """Names of the entries of a folder, without partial files of killed runs and the lease."""
         with stores.clear_errors(self.url):
             try:
                 listed: list[Any] = self._fs.ls(self._at(folder) if folder else self._root, detail=False)
             except FileNotFoundError:
                 return []
         found = [str(path).rstrip("/").rpartition("/")[2] for path in listed]
-        return sorted(name for name in found if not name.endswith(_PART))
+        return sorted(name for name in found if not name.endswith(_PART) and (folder or name != lease.NAME))
 
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}"

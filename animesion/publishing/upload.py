@@ -2,7 +2,8 @@
 
 `recipe.toml` is sent first and claims the destination. Each shard is sent when it is packed, and then read back; a
 receipt in the work folder records the verification, so that a resumed build reads no file twice. `dataset.json` and
-`SHA256SUMS` are removed before anything changes and sent last, so that a copy with them is complete.
+`SHA256SUMS` are removed before anything changes and sent last, so that a copy with them is complete. From the first
+change to the end, the process has the lease of the destination.
 """
 
 from __future__ import annotations
@@ -76,8 +77,9 @@ class Upload:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Wait for the uploads in progress and cancel the others."""
+        """Wait for the uploads in progress and cancel the others; then release the lease."""
         self._pool.shutdown(cancel_futures=True)
+        self._store.lease.release()
 
     @property
     def url(self) -> str:
@@ -85,7 +87,12 @@ class Upload:
         return self._store.url
 
     def claim(self) -> None:
-        """Send the recipe to an empty destination, which shows early whether it accepts files."""
+        """Send the recipe to an empty destination, which shows early whether it accepts files.
+
+        Raises:
+            BusyError: another process writes to the same place.
+        """
+        self._store.lease.refuse_others()
         if not self._ours and not self._store.names():
             self._make_ready()
 
@@ -167,10 +174,11 @@ class Upload:
         return False
 
     def _make_ready(self) -> None:
-        """Before the first change: remove the files of `SEALS` and send the recipe."""
+        """Before the first change: take the lease, remove the files of `SEALS` and send the recipe."""
         with self._opening:
             if self._open:
                 return
+            self._store.lease.take()
             self._store.unseal()
             path = self._workspace.path(_RECIPE)
             recipe = File(_RECIPE, path, path.stat().st_size, sha256_file(path))

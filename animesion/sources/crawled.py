@@ -24,6 +24,7 @@ from animesion.errors import AnimesionError
 from animesion.schemas import DropReason, Item, Payload
 from animesion.sources import CrawlCounts, clean_text
 from animesion.sources.posts import NOT_IMAGES, families
+from animesion.storage.workspace import full_disk_is_clear
 
 if TYPE_CHECKING:
     from animesion_scrapers import Breakers, Crawler, CrawlStatus, Ledger, Post, RateLimiter, Site, SiteInfo
@@ -146,7 +147,7 @@ class CrawledSource:
         from animesion_scrapers import Breakers
 
         given = self._folder
-        with self._open:
+        with full_disk_is_clear(given or Path(tempfile.gettempdir())), self._open:  # closing the ledger writes to it
             if self._folder is None:
                 self._folder = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="animesion-crawl-")))
             self._limiter = self.make_limiter(_make_folder(self._folder) / "hosts.sqlite")

@@ -1,7 +1,8 @@
 """Fuzzing: hypothesis damages whole files, and readers have to refuse them in their own words.
 
 With `pytest` each harness runs for about a second on the same examples every time. `FUZZ_SECONDS=60 pytest tests/fuzz`
-runs each for a minute on new ones, as a nightly job does; `FUZZ_SEED` repeats its run. An input that fails is written
+runs each for a minute on new ones, as a nightly job does; `FUZZ_SEED` repeats its run, and `-rP` prints how many inputs
+each harness has tried. An input that fails is written
 to `FUZZ_FOUND` (by default `.fuzz/`); put it into `tests/fuzz/seeds/<harness>/` with the mend, where every run begins.
 """
 
@@ -127,7 +128,9 @@ def fuzz(name: str, inputs: st.SearchStrategy[ValueT], check: Callable[[ValueT],
         check: raises an error for an input that is handled wrongly.
         examples: number of inputs of a short run.
     """
+    tried = 0
     for path in sorted((SEEDS / name).glob("*")):
+        tried += 1
         check(path.read_bytes())  # type: ignore[arg-type]
     seconds = float(os.environ.get("FUZZ_SECONDS", "0"))
     end = time.monotonic() + seconds
@@ -152,6 +155,8 @@ def fuzz(name: str, inputs: st.SearchStrategy[ValueT], check: Callable[[ValueT],
         def run(value: ValueT) -> None:
             if seconds and time.monotonic() > end:
                 return
+            nonlocal tried
+            tried += 1
             try:
                 check(value)
             except Exception as error:
@@ -161,6 +166,7 @@ def fuzz(name: str, inputs: st.SearchStrategy[ValueT], check: Callable[[ValueT],
 
         run()
         if time.monotonic() >= end:
+            print(f"{name}: {tried:,} inputs")
             return
 
 

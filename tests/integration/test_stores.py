@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -11,8 +12,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import fsspec
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as limits
@@ -20,8 +23,10 @@ from hypothesis import strategies as st
 
 import animesion
 from animesion import sources
-from animesion.errors import AnimesionError, UsageError
+from animesion.errors import AnimesionError, BusyError, UsageError
 from animesion.pipeline import preview, runner
+from animesion.publishing.lease import Lease
+from animesion.storage import stores
 from tests.conftest import draw_folders
 from tests.integration import s3_server
 from tests.integration.s3_server import BUCKET, SECRET, Shelf
@@ -155,6 +160,7 @@ def killed_builds(world: Path, local: Path, shelf: Shelf, tmp_path: Path, seed: 
         process.send_signal(signal.SIGKILL)
         process.wait()
         objects = shelf.objects(prefix)
+        objects.pop("lease.json", None)
         if "SHA256SUMS" in objects:  # then the dataset is complete
             assert objects == due
         assert objects.items() <= due.items()
@@ -169,6 +175,84 @@ def killed_builds(world: Path, local: Path, shelf: Shelf, tmp_path: Path, seed: 
 @pytest.mark.slow
 def test_a_build_that_was_killed_while_sending_goes_on(world: Path, local: Path, shelf: Shelf, tmp_path: Path) -> None:
     killed_builds(world, local, shelf, tmp_path, seed=3, kills=1)
+
+
+# -- two writers -----------------------------------------------------------------------------------------------------
+
+
+def lease_at(url: str) -> Lease:
+    return Lease(*stores.connect(url), url)
+
+
+@pytest.mark.parametrize("place", ["bucket", "folder"])
+def test_one_process_at_a_time_writes_to_a_place(
+    world: Path, local: Path, shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    url = f"s3://{BUCKET}/leased" if place == "bucket" else f"file://{tmp_path}/leased"
+    system, root = stores.connect(url)
+    busy = rf"{url} is being written by .+, process {os.getpid()}, seen 0 minutes ago: wait for it"
+    with lease_at(url) as first:
+        with pytest.raises(BusyError, match=busy):
+            animesion.build(recipe(world), url, work=tmp_path / "work", workers=1)
+        with pytest.raises(BusyError, match=busy), lease_at(url):
+            pass
+        assert [name.rpartition("/")[2] for name in system.ls(root, detail=False)] == ["lease.json"]
+        first.check()
+        # one whose owner was not seen for long is taken, and the owner notices before its next file
+        monkeypatch.setattr("animesion.publishing.lease._STALE", -60.0)
+        monkeypatch.setattr("animesion.publishing.lease._SETTLED", 0.01)
+        with lease_at(url) as second:
+            second.check()
+            with pytest.raises(BusyError, match="so this process stops: run the same command again later"):
+                first.check()
+    monkeypatch.undo()
+    for name, value in shelf.env.items():
+        monkeypatch.setenv(name, value)
+    done = animesion.build(recipe(world), url, work=tmp_path / "work", workers=1)
+    assert done.sent
+    assert not system.exists(f"{root}/lease.json")
+
+
+def test_what_a_killed_process_leaves_holds_nobody_up(shelf: Shelf) -> None:
+    url = f"s3://{BUCKET}/orphan"
+    script = (
+        "import os, signal; from animesion.publishing.lease import Lease; from animesion.storage import stores\n"
+        f"Lease(*stores.connect({url!r}), {url!r}).take(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], env=shelf.env).returncode == -signal.SIGKILL
+    assert shelf.objects("orphan/").keys() == {"lease.json"}
+    with lease_at(url):
+        pass
+    assert not shelf.objects("orphan/")
+    for content in (b"", b"[]", b"{" * 5000, b'{"id": 1, "owner": "\x1b[31m", "place": "", "process": 1e400}'):
+        shelf.client.put_object(Bucket=BUCKET, Key="orphan/lease.json", Body=content)
+        with pytest.raises(BusyError, match="is being written by an unknown process"), lease_at(url):
+            pass
+
+
+@pytest.mark.parametrize("scheme", ["s3", "file", "memory"])
+def test_of_many_that_want_a_lease_one_gets_it(
+    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    """S3 and folders check conditions; the file system in memory is as a store that checks none."""
+    url = {"s3": f"s3://{BUCKET}/race", "file": f"file://{tmp_path}/race", "memory": "memory://race"}[scheme]
+    system, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    monkeypatch.setattr("animesion.publishing.lease._SETTLED", 0.3)
+    leases = [Lease(system, root, url) for _ in range(6)]
+
+    def take(lease: Lease) -> bool:
+        try:
+            lease.take()
+        except BusyError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(len(leases)) as pool:
+        taken = list(pool.map(take, leases))
+    assert taken.count(True) == 1
+    for lease in leases:
+        lease.release()
+    assert not system.exists(f"{root}/lease.json")
 
 
 @pytest.mark.slow

@@ -42,10 +42,12 @@ Answer = Callable[[socket.socket], None]
 
 
 @contextlib.contextmanager
-def raw_server(answer: Answer, tls: ssl.SSLContext | None = None) -> Iterator[tuple[int, list[bytes]]]:
+def raw_server(
+    answer: Answer, tls: ssl.SSLContext | None = None, at: tuple[str, int] = ("127.0.0.1", 0)
+) -> Iterator[tuple[int, list[bytes]]]:
     """A server that calls a function for each connection; yields the port and the requests."""
     requests: list[bytes] = []
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+    with socket.create_server(at) as listening:
 
         def serve_one(connection: socket.socket) -> None:
             with connection, contextlib.suppress(OSError):

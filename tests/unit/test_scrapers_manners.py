@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import resource
 import sqlite3
@@ -18,6 +19,7 @@ from animesion_scrapers.credentials import Credentials, CredentialSpec, find
 from animesion_scrapers.http.host_memory import HostMemory
 from animesion_scrapers.http.media import document_kind, is_challenge
 from animesion_scrapers.http.opt_outs import page_opt_outs, robots_directive, tdmrep_rules
+from animesion_scrapers.http.retries import asked_pause
 from animesion_scrapers.http.robots import MAX_BYTES, RobotsCache, parse, product_token
 
 # -- robots ----------------------------------------------------------------------------------------------------------
@@ -106,7 +108,7 @@ def test_rules_by_robots_status_and_which_are_cached(tmp_path: Path, status: int
     assert (again is not None) is kept
     if again:
         assert again.allows("/a") is allowed
-        HostMemory(memory).keep("https://example.org", time.time() - 1, "")
+        HostMemory(memory).keep("https://example.org", 0.0, "")
         assert RobotsCache("animesion", memory).known("https://example.org") is None
     cache.close()
     memory.write_text("{ damaged")
@@ -316,11 +318,11 @@ def test_a_host_whose_probes_fail_is_given_up() -> None:
 def test_a_pause_is_remembered_and_a_fast_pace_is_not_written_for_every_turn(tmp_path: Path) -> None:
     memory = tmp_path / "hosts.sqlite"
     limiter = RateLimiter(1000, memory=memory)
-    writes, written = set(), HostMemory(memory)
+    writes = set()
     for _ in range(50):
         limiter.wait("a.example")
-        writes.add(written.recall("a.example"))
-    written.close()
+        with contextlib.closing(sqlite3.connect(memory)) as database:
+            writes |= set(database.execute("SELECT * FROM rows"))
     assert len(writes) <= 2
     limiter.pause("b.example", 500)
     after = RateLimiter(1000, memory=memory)
@@ -344,6 +346,37 @@ def test_no_host_is_held_for_more_than_a_day(tmp_path: Path) -> None:
     memory = tmp_path / "hosts.sqlite"
     HostMemory(memory).keep("a.example", 99_999_999_999.0)
     assert RateLimiter(1000, memory=memory).held("a.example") <= 86_400
+
+
+@pytest.mark.parametrize(
+    ("shift", "left"),
+    [(-86_400.0 * 365, 300.0), (-3600.0, 300.0), (100.0, 200.0), (3600.0, 0.0), (86_400.0 * 365, 0.0)],
+)
+def test_a_clock_that_is_set_prolongs_no_pause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shift: float, left: float
+) -> None:
+    memory, clock = tmp_path / "hosts.sqlite", time.time
+    limiter, cache = RateLimiter(1000, memory=memory), RobotsCache("animesion", memory)
+    limiter.pause("a.example", 300)
+    cache.learn("https://a.example", 200, b"User-agent: *\nDisallow: /a")
+    monkeypatch.setattr("time.time", lambda: clock() + shift)
+    # the process that runs goes on as before
+    assert 299 < limiter.held("a.example") <= 300
+    assert cache.at_hand("https://a.example") is not None
+    limiter.pause("b.example", 100)
+    # the next one may wait the whole pause again, but no longer
+    after = RateLimiter(1000, memory=memory)
+    assert after.held("a.example") == pytest.approx(left, abs=1)
+    assert after.held("b.example") == pytest.approx(100, abs=1)
+    known = RobotsCache("animesion", memory).known("https://a.example")
+    assert (known is None) is (shift > 86_400)
+
+
+def test_a_pause_until_a_date_is_counted_from_the_date_of_the_host() -> None:
+    until = {"Retry-After": "Mon, 01 Jan 2001 00:02:00 GMT"}
+    assert asked_pause(until | {"Date": "Mon, 01 Jan 2001 00:00:00 GMT"}) == 120
+    assert asked_pause(until | {"Date": "Mon, 01 Jan 2001 00:03:00 GMT"}) == 0
+    assert asked_pause(until | {"Date": "yesterday"}) == asked_pause(until) == 0  # long past by the clock here
 
 
 def test_hosts_in_any_number_are_remembered_and_few_are_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,13 +7,16 @@ afterwards. A killed process therefore loses at most the items in flight and the
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
+import shutil
 import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from animesion_scrapers.crawl.spool import Spool
 from animesion_scrapers.errors import LedgerError
@@ -46,6 +49,9 @@ _BATCH_ROWS = 64
 _BATCH_BYTES = 8 << 20
 _BATCH_SECONDS = 0.05
 _QUERY_KEYS = 500
+
+_SMALL = 1 << 20
+"""Free bytes of a disk below which an error of reading or writing is that of a full disk."""
 
 
 class LedgerEntry(NamedTuple):
@@ -92,6 +98,7 @@ class Ledger:
 
         Raises:
             LedgerError: It is damaged, or was written by a later version.
+            OSError: The disk is full or fails.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
@@ -102,7 +109,9 @@ class Ledger:
         self._fresh: set[str] = set()
         self._spools: dict[str, Spool] = {}
         # Used by one thread at a time: the caller's, or the event loop's while the caller waits for it.
-        self._database = sqlite3.connect(folder / "ledger.sqlite", check_same_thread=False, isolation_level=None)
+        self._database = sqlite3.connect(
+            folder / "ledger.sqlite", check_same_thread=False, isolation_level=None, factory=_Database
+        )
         try:
             self._database.execute("PRAGMA journal_mode = WAL")
             # Safe against kills; after a power cut, digests show which spooled bytes are intact.
@@ -113,9 +122,9 @@ class Ledger:
             self._database.execute(_SCHEMA)
             self._database.execute(f"PRAGMA user_version = {_VERSION}")
             self._database.execute("UPDATE items SET state = 'planned' WHERE state = 'in flight'")
-        except (sqlite3.DatabaseError, LedgerError) as error:
+        except (sqlite3.DatabaseError, LedgerError, OSError) as error:
             self._database.close()
-            if isinstance(error, LedgerError):
+            if not isinstance(error, sqlite3.DatabaseError):
                 raise
             raise LedgerError(
                 f"The ledger in {folder} cannot be read ({error}): remove that folder to start the crawl again."
@@ -310,6 +319,38 @@ class Ledger:
         return spool
 
 
+class _Database(sqlite3.Connection):
+    """A connection whose errors of a full or failing disk are those of files, as of the spools."""
+
+    def __init__(self, path: Path, **options: Any) -> None:
+        super().__init__(path, **options)
+        self._file = path
+
+    def execute(self, *arguments: Any) -> sqlite3.Cursor:
+        try:
+            return super().execute(*arguments)
+        except sqlite3.OperationalError as error:
+            raise self._fault(error) from None
+
+    def executemany(self, *arguments: Any) -> sqlite3.Cursor:
+        try:
+            return super().executemany(*arguments)
+        except sqlite3.OperationalError as error:
+            raise self._fault(error) from None
+
+    def _fault(self, error: sqlite3.OperationalError) -> Exception:
+        code = error.sqlite_errorcode & 0xFF  # without the detail, such as IOERR_SHMSIZE on a full disk
+        if code not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY):
+            return error
+        if code == sqlite3.SQLITE_READONLY:
+            number = errno.EROFS
+        elif code == sqlite3.SQLITE_FULL or shutil.disk_usage(self._file.parent).free < _SMALL:
+            number = errno.ENOSPC
+        else:
+            number = errno.EIO
+        return OSError(number, os.strerror(number), str(self._file))
+
+
 class _transaction:  # noqa: N801 (reads as a keyword)
     """A transaction as a context manager; `contextlib.contextmanager` would cost more than the transaction."""
 
@@ -320,4 +361,7 @@ class _transaction:  # noqa: N801 (reads as a keyword)
         self._database.execute("BEGIN")
 
     def __exit__(self, kind: object, *exception: object) -> None:
-        self._database.execute("ROLLBACK" if kind else "COMMIT")
+        if not kind:
+            self._database.execute("COMMIT")
+        elif self._database.in_transaction:  # SQLite ends it itself when the disk is full
+            self._database.execute("ROLLBACK")

@@ -13,6 +13,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from animesion_scrapers.http.media import document_kind, is_challenge
 from animesion_scrapers.http.opt_outs import ROBOTS, TDM, USAGE, OptOut
+from animesion_scrapers.http.retries import asked_pause
 
 NOT_FOUND = "not found"
 REFUSED = "refused"
@@ -39,7 +40,7 @@ class DownloadFault(Exception):  # noqa: N818 (carries a result, never leaves th
         wrong: Whether the server sent the wrong bytes; final after the second time.
         host_failed: Whether the host failed rather than the item, which its circuit breaker counts.
         back_off: The overloaded host, whose requests pause; empty if none is.
-        retry_after: The `Retry-After` header of the response.
+        pause: Seconds that the host asked to wait.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class DownloadFault(Exception):  # noqa: N818 (carries a result, never leaves th
         wrong: bool = False,
         host_failed: bool = False,
         back_off: str = "",
-        retry_after: str = "",
+        pause: float = 0.0,
     ) -> None:
         super().__init__(detail)
         self.reason = reason
@@ -62,7 +63,7 @@ class DownloadFault(Exception):  # noqa: N818 (carries a result, never leaves th
         self.wrong = wrong
         self.host_failed = host_failed
         self.back_off = back_off
-        self.retry_after = retry_after
+        self.pause = pause
 
 
 def opt_out_fault(found: Sequence[OptOut]) -> DownloadFault | None:
@@ -86,7 +87,7 @@ def challenge_fault(content: bytes, response: aiohttp.ClientResponse) -> Downloa
         retry=True,
         host_failed=True,
         back_off=response.url.raw_host or "",
-        retry_after=response.headers.get("Retry-After", ""),
+        pause=asked_pause(response.headers),
     )
 
 

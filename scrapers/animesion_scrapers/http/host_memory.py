@@ -2,6 +2,9 @@
 
 Rows are written one at a time, so that neither time nor memory grows with the number of hosts. Written rows survive a
 kill; an unreadable file is replaced by an empty one. `limits` and `robots` define what the rows mean.
+
+Only what is on disk follows the clock of the machine, which may be set at any time. A row also has the time at which it
+was written, so that a clock that was set back prolongs no row beyond its length; one that was set ahead ends it early.
 """
 
 from __future__ import annotations
@@ -9,14 +12,16 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
+import time
 from pathlib import Path
 
 _LAYOUT = """\
-CREATE TABLE IF NOT EXISTS hosts (host TEXT PRIMARY KEY, until REAL NOT NULL, text TEXT NOT NULL) WITHOUT ROWID"""
+CREATE TABLE IF NOT EXISTS rows (host TEXT PRIMARY KEY, since REAL NOT NULL, seconds REAL NOT NULL, text TEXT NOT NULL)
+WITHOUT ROWID"""
 
 
 class HostMemory:
-    """Stores a time and a text per host; thread-safe."""
+    """Stores a text per host for some time; thread-safe."""
 
     def __init__(self, path: Path | None) -> None:
         """Open or create the file when first needed.
@@ -34,20 +39,25 @@ class HostMemory:
         return self._path is not None
 
     def recall(self, host: str) -> tuple[float, str] | None:
-        """Time and text of a host, or None."""
+        """The seconds that are left of a host's row, and its text; None if there are none."""
         if self._path is None or (self._connection is None and not self._path.is_file()):
             return None
         with self._lock, contextlib.suppress(sqlite3.Error, ValueError):
-            row = self._connect().execute("SELECT until, text FROM hosts WHERE host = ?", (host,)).fetchone()
-            return (float(row[0]), str(row[1])) if row else None
+            row = self._connect().execute("SELECT since, seconds, text FROM rows WHERE host = ?", (host,)).fetchone()
+            passed = max(0.0, time.time() - float(row[0])) if row else 0.0
+            return (float(row[1]) - passed, str(row[2])) if row and row[1] > passed else None
         return None
 
-    def keep(self, host: str, until: float, text: str = "") -> None:
-        """Write a host's row; a full disk or a missing folder is ignored here, as the ledger reports it."""
+    def keep(self, host: str, seconds: float, text: str = "") -> None:
+        """Write a host's row, which lasts for `seconds`.
+
+        A full disk or a missing folder is ignored here, as the ledger reports it.
+        """
         if self._path is None:
             return
         with self._lock, contextlib.suppress(sqlite3.Error):
-            self._connect().execute("INSERT OR REPLACE INTO hosts VALUES (?, ?, ?)", (host, until, text))
+            row = (host, time.time(), seconds, text)
+            self._connect().execute("INSERT OR REPLACE INTO rows VALUES (?, ?, ?, ?)", row)
 
     def close(self) -> None:
         """Close the file; it opens again when needed."""
@@ -75,7 +85,7 @@ def _open(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = OFF")  # safe against kills; a power cut may lose a pause
         connection.execute(_LAYOUT)
-        connection.execute("SELECT host, until, text FROM hosts LIMIT 1").fetchone()
+        connection.execute("SELECT host, since, seconds, text FROM rows LIMIT 1").fetchone()
     except sqlite3.Error:
         connection.close()
         raise

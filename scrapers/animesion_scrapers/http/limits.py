@@ -28,7 +28,7 @@ _MOST_HOSTS = 10_000
 
 _IDLE = 60.0
 _LONGEST_HOLD = 86_400.0
-"""Longest stored pause in seconds: the clock may have been wrong when it was written."""
+"""Longest stored pause in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class HostLimit:
 
 @dataclass(slots=True)
 class _Bucket:
-    """A bucket of one token, so that requests never burst. Times are monotonic, except `kept_until`."""
+    """A bucket of one token, so that requests never burst. Times are monotonic."""
 
     interval: float
     due: float = 0.0
@@ -151,11 +151,10 @@ class RateLimiter:
                     self._forget()
                 rate = self._rates.get(host, self._default)
                 bucket = self._buckets[host] = _Bucket(0.0 if rate == inf else HEADROOM / rate)
-                bucket.kept_until, _ = self._memory.recall(host) or (0.0, "")
-                left = min(bucket.kept_until - time.time(), _LONGEST_HOLD)
-                if left > 0:
+                if stored := self._memory.recall(host):
+                    left = min(stored[0], _LONGEST_HOLD)
                     # a stored time further ahead than one turn and its lease was a pause
-                    bucket.due = time.monotonic() + left
+                    bucket.due = bucket.kept_until = time.monotonic() + left
                     bucket.held_until = bucket.due if left > bucket.interval + _LEASE else 0.0
             return bucket
 
@@ -173,10 +172,10 @@ class RateLimiter:
 
     def _keep(self, host: str, bucket: _Bucket, seconds: float, ahead: float = 0.0) -> None:
         """Store that `host` has no turn for `seconds`, unless a later time is stored already."""
-        until = time.time() + seconds
+        until = time.monotonic() + seconds
         if self._memory.lasting and until > bucket.kept_until:
             bucket.kept_until = until + ahead
-            self._memory.keep(host.lower(), bucket.kept_until)
+            self._memory.keep(host.lower(), seconds + ahead)
 
     def _forget(self) -> None:
         """Drop idle hosts from memory."""

@@ -23,6 +23,7 @@ from animesion_scrapers.http.adapters import Deadline, RoutedAdapter, Session
 from animesion_scrapers.http.addresses import Routes
 from animesion_scrapers.http.breakers import Breakers
 from animesion_scrapers.http.clients import certificates, check_user_agent
+from animesion_scrapers.http.codings import CodingError, Decoder
 from animesion_scrapers.http.limits import RateLimiter
 from animesion_scrapers.http.media import document_kind
 from animesion_scrapers.http.retries import (
@@ -31,8 +32,8 @@ from animesion_scrapers.http.retries import (
     REDIRECTS,
     RETRIED,
     Retries,
+    asked_pause,
     is_temporary,
-    retry_after_seconds,
     status_text,
 )
 from animesion_scrapers.masking import Mask
@@ -121,7 +122,13 @@ class MetadataClient:
         # The environment could otherwise add proxies and passwords from .netrc.
         self._session.trust_env = False
         self._session.verify = certificates()
-        self._session.headers.update({"User-Agent": check_user_agent(user_agent), "Accept": "application/json"})
+        self._session.headers.update(
+            {
+                "User-Agent": check_user_agent(user_agent),
+                "Accept": "application/json",
+                "Accept-Encoding": "gzip, deflate",  # what `codings` decodes
+            }
+        )
         adapter = RoutedAdapter(routes, self._deadline)
         self._session.mount("http://", adapter)
         self._session.mount("https://", adapter)
@@ -179,14 +186,14 @@ class MetadataClient:
                     raise ScraperError(f"{fault}.") from None
                 time.sleep(self._retries.delay(attempt))
                 continue
-            retry_after = answer.headers.get("Retry-After", "")
+            asked = asked_pause(answer.headers)
             permanent = answer.status != 200 and answer.status not in RETRIED
-            delay = self._retries.delay(attempt, retry_after)
+            delay = self._retries.delay(attempt, asked)
             if answer.status == 200 or answer.status in BACK_OFF:
-                self._limiter.pause(answer.host, max(delay, retry_after_seconds(retry_after)))
+                self._limiter.pause(answer.host, max(delay, asked))
             elif not (permanent or last):
                 time.sleep(delay)
-            if permanent or last or self._retries.too_long(retry_after):
+            if permanent or last or self._retries.too_long(asked):
                 raise self._status_error(answer)
         raise ScraperError("No attempt was allowed.")
 
@@ -203,6 +210,8 @@ class MetadataClient:
                 raise UnsafeAddressError(
                     f"Refused to follow a redirect from {answer.host} to a malformed URL."
                 ) from None
+            if urlsplit(url).scheme == "https" and urlsplit(target).scheme == "http":
+                raise UnsafeAddressError(f"Refused to follow a redirect from {answer.host} from https to http.")
             if self._query and elsewhere:
                 raise UnsafeAddressError(
                     f"Refused to follow a redirect from {answer.host} to another site with an API key."
@@ -265,14 +274,24 @@ class MetadataClient:
         self._limiter.wait(host)
 
     def _body(self, response: requests.Response, host: str) -> bytes:
-        """Read the decoded body piece by piece, within the limit of size; its socket keeps that of time."""
+        """Read the decoded body piece by piece, within the limit of size; its socket keeps that of time.
+
+        urllib3 would decode as much as a piece holds, which is gigabytes in some codings, and the codings that it knows
+        depend on what else is installed.
+        """
         pieces: list[bytes] = []
         size = 0
-        while piece := response.raw.read1(_CHUNK, decode_content=True):
-            size += len(piece)
-            if size > self._max_bytes:
-                raise ScraperError(f"{host} sent a response of more than {self._max_bytes} bytes.")
-            pieces.append(piece)
+        try:
+            decoder = Decoder(response.raw.headers.getlist("Content-Encoding"))
+            while piece := response.raw.read1(_CHUNK, decode_content=False):
+                pieces.append(decoder.decode(piece, self._max_bytes - size))
+                size += len(pieces[-1])
+                if size > self._max_bytes:
+                    raise ScraperError(f"{host} sent a response of more than {self._max_bytes} bytes.")
+        except CodingError as error:
+            raise _TransientError(f"{host} could not be read: {error}") from None
+        if pieces and not decoder.is_complete:
+            raise _TransientError(f"{host} could not be read: the compressed body ends early")
         return b"".join(pieces)
 
     def _parse(self, answer: _Answer) -> object:

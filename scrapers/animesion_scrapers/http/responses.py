@@ -29,7 +29,7 @@ from animesion_scrapers.http.limits import RateLimiter
 from animesion_scrapers.http.media import document_kind, is_challenge
 from animesion_scrapers.http.opt_outs import PAGE_BYTES, OptOut, header_opt_outs, page_opt_outs
 from animesion_scrapers.http.records import Download
-from animesion_scrapers.http.retries import BACK_OFF, RETRIED, Retries, is_temporary, retry_after_seconds, status_text
+from animesion_scrapers.http.retries import BACK_OFF, RETRIED, Retries, asked_pause, is_temporary, status_text
 from animesion_scrapers.http.robots import MAX_BYTES as ROBOTS_BYTES
 
 _STATUS_REASONS = {401: REFUSED, 402: REFUSED, 403: REFUSED, 404: NOT_FOUND, 410: NOT_FOUND, 451: NOT_FOUND}
@@ -84,8 +84,8 @@ class ResponseReader:
             raise DownloadFault(EMPTY, "the body has 0 bytes", wrong=True)
         mismatch = _mismatch(item, content)
         if mismatch and (item.md5 or item.sha1) and (challenge := challenge_fault(content, response)):
-            if self._retries.too_long(challenge.retry_after):
-                self._limiter.pause(challenge.back_off, retry_after_seconds(challenge.retry_after))
+            if self._retries.too_long(challenge.pause):
+                self._limiter.pause(challenge.back_off, challenge.pause)
                 challenge.retry = False
             raise challenge
         if refusal:
@@ -154,7 +154,7 @@ class ResponseReader:
 
     async def _status_fault(self, response: aiohttp.ClientResponse) -> DownloadFault:
         status = response.status
-        retry_after = response.headers.get("Retry-After", "")
+        pause = asked_pause(response.headers)
         host = response.url.raw_host or ""
         detail = f"HTTP {status_text(status)}"
         if "html" in response.headers.get("Content-Type", ""):
@@ -163,8 +163,8 @@ class ResponseReader:
                 page = await _read_up_to(response, _HTML_BYTES)
             if is_challenge(page, response.headers.get("cf-mitigated", "")):
                 detail += " with an HTML challenge page"
-        if status in BACK_OFF and self._retries.too_long(retry_after):
-            self._limiter.pause(host, retry_after_seconds(retry_after))
+        if status in BACK_OFF and self._retries.too_long(pause):
+            self._limiter.pause(host, pause)
             return DownloadFault(FAILED, detail)
         return DownloadFault(
             _STATUS_REASONS.get(status, FAILED),
@@ -173,7 +173,7 @@ class ResponseReader:
             final=not is_temporary(status),
             host_failed=is_temporary(status),
             back_off=host if status in BACK_OFF else "",
-            retry_after=retry_after,
+            pause=pause,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -34,33 +35,41 @@ class Retries:
     base: float = 1.0
     cap: float = 60.0
 
-    def delay(self, attempt: int, retry_after: str = "") -> float:
+    def delay(self, attempt: int, asked: float = 0.0) -> float:
         """Seconds to wait after failed attempt number `attempt` (from 0).
 
         Args:
             attempt: The attempt that failed.
-            retry_after: The `Retry-After` header of the response, if any: the least wait, up to the cap.
+            asked: Seconds that the host asked for, see `asked_pause`: the least wait, up to the cap.
         """
         backoff = random.uniform(0.0, self.base * 2.0 ** min(attempt, 30))
-        return min(self.cap, max(backoff, retry_after_seconds(retry_after)))
+        return min(self.cap, max(backoff, asked))
 
-    def too_long(self, retry_after: str) -> bool:
-        """Whether a `Retry-After` header asks for a longer wait than the cap."""
-        return retry_after_seconds(retry_after) > self.cap
+    def too_long(self, asked: float) -> bool:
+        """Whether a host asks for a longer wait than the cap."""
+        return asked > self.cap
 
 
-def retry_after_seconds(retry_after: str) -> float:
-    """Seconds to wait by a `Retry-After` header (seconds or an HTTP date); 0 when absent, past or malformed."""
-    text = retry_after.strip()
+def asked_pause(headers: Mapping[str, str]) -> float:
+    """Seconds to wait by the `Retry-After` header of a response; 0 when absent, past or malformed.
+
+    The header is a number of seconds or a date. A date is compared with the `Date` of the same response, which has the
+    clock of the host: that of this machine may be hours off, or be set while it waits.
+    """
+    text = headers.get("Retry-After", "").strip()
     if text.isascii() and text.isdigit():
         return float(text[:9])
+    until = _http_date(text)
+    now = _http_date(headers.get("Date", "")) or datetime.now(UTC)
+    return max(0.0, (until - now).total_seconds()) if until else 0.0
+
+
+def _http_date(text: str) -> datetime | None:
     try:
         date = parsedate_to_datetime(text)
     except ValueError:
-        return 0.0
-    if date.tzinfo is None:
-        date = date.replace(tzinfo=UTC)
-    return max(0.0, (date - datetime.now(UTC)).total_seconds())
+        return None
+    return date.replace(tzinfo=UTC) if date.tzinfo is None else date
 
 
 def is_temporary(status: int) -> bool:

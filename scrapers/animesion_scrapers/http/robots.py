@@ -220,13 +220,13 @@ class RobotsCache:
     def at_hand(self, origin: str) -> Rules | None:
         """The rules of an origin, if they are in memory; never blocks."""
         until, rules = self._known.get(origin, (0.0, None))
-        return rules if time.time() < until else None
+        return rules if time.monotonic() < until else None
 
     def known(self, origin: str) -> Rules | None:
         """The rules of an origin (scheme, host and port), or None if its robots.txt must be fetched."""
         if origin not in self._known and (stored := self._memory.recall(origin + self._suffix)):
-            until, text = stored
-            self._add(origin, min(until, time.time() + _KEPT), self._parse(text))
+            left, text = stored
+            self._add(origin, min(left, _KEPT), self._parse(text))
         return self.at_hand(origin)
 
     def learn(self, origin: str, status: int, body: bytes) -> Rules:
@@ -240,22 +240,21 @@ class RobotsCache:
         Returns:
             The file's rules. A status of 400 to 499 allows everything, and a failed host nothing.
         """
-        now = time.time()
         if not 200 <= status < 500:
-            self._add(origin, now + _UNREACHABLE, DISALLOW_ALL)
+            self._add(origin, _UNREACHABLE, DISALLOW_ALL)
             return DISALLOW_ALL
         text = _text(body) if status < 300 else ""
         rules = self._parse(text)
-        self._add(origin, now + _KEPT, rules)
-        self._memory.keep(origin + self._suffix, now + _KEPT, text)
+        self._add(origin, _KEPT, rules)
+        self._memory.keep(origin + self._suffix, _KEPT, text)
         return rules
 
     def _parse(self, text: str) -> Rules:
         return _parse_text(text, self.product)
 
-    def _add(self, origin: str, until: float, rules: Rules) -> None:
+    def _add(self, origin: str, seconds: float, rules: Rules) -> None:
         with self._lock:
-            self._known[origin] = (until, rules)
+            self._known[origin] = (time.monotonic() + seconds, rules)
             self._known.move_to_end(origin)
             if len(self._known) > _MOST_HOSTS:
                 self._known.popitem(last=False)

@@ -123,7 +123,15 @@ class Transfers:
                         if page is not None:
                             await self._read_page(page, scope)
                             page = None
-                        return await self._request(url, scope, read, with_robots=True, headers=_range(item))
+                        return await self._request(
+                            url,
+                            scope,
+                            read,
+                            with_robots=True,
+                            headers=_range(item),
+                            # a digest proves the file, whatever way it takes
+                            tls_only=not (item.md5 or item.sha1),
+                        )
                     except DownloadFault as fault:
                         wrong_bodies += fault.wrong
                         fault.final = fault.final or wrong_bodies > 1
@@ -131,7 +139,7 @@ class Transfers:
                             raise
                         if fault.wrong:  # the host is healthy, so there is no reason to wait
                             continue
-                        delay = self._retries.delay(attempts[0] - 1, fault.retry_after)
+                        delay = self._retries.delay(attempts[0] - 1, fault.pause)
                         if fault.back_off:
                             # `_wait_for_turn` waits out the pause, and waits for turns do not count against the item.
                             self._limiter.pause(fault.back_off, delay)
@@ -159,10 +167,12 @@ class Transfers:
         *,
         with_robots: bool,
         headers: Mapping[str, str] | None = None,
+        tls_only: bool = False,
     ) -> _ResultT:
         """Follow redirects and return `read(response)` for the last response.
 
-        Each hop is checked, paced and reported to the circuit breaker of its host.
+        Each hop is checked, paced and reported to the circuit breaker of its host. With `tls_only`, no redirect leads
+        from https to http, where anybody on the way could send another file.
         """
         for _ in range(MAX_REDIRECTS + 1):
             if with_robots:
@@ -192,7 +202,10 @@ class Transfers:
                 raise transport from None
             finally:
                 self._breakers.report(host, healthy)
-            url = self._check_url(location, url)
+            target = self._check_url(location, url)
+            if tls_only and url.scheme == "https" and target.scheme == "http":
+                raise DownloadFault(UNSAFE, "redirected from https to http", final=True)
+            url = target
         raise DownloadFault(FAILED, f"redirected more than {MAX_REDIRECTS} times", final=True)
 
     async def _wait_for_turn(self, host: str, scope: asyncio.Timeout) -> None:
