@@ -69,14 +69,14 @@ def test_robots_rules(rules: str, path: str, allowed: bool) -> None:
 def test_robots_files_may_be_large_hostile_or_binary() -> None:
     late = b"User-agent: *\n" + b"#" * MAX_BYTES + b"\nDisallow: /"
     assert parse(late, "animesion").allows("/a")
-    start = time.monotonic()
+    start = time.process_time()
     hostile = f"User-agent: *\nDisallow: /{'a*' * 5000}b".encode()
     assert parse(hostile, "animesion").allows("/" + "a" * 50_000)
     groups = "".join(f"User-agent:a{i}\n" for i in range(18_000)) + "".join(f"Disallow:/{i}\n" for i in range(18_000))
     assert parse(groups.encode(), "animesion").allows("/a")
     wildcards = "User-agent: *\n" + "".join(f"Allow:/*{i}*z\n" for i in range(30_000))
     assert parse(wildcards.encode(), "animesion").allows("/" + "a1" * 3000)
-    assert time.monotonic() - start < 4
+    assert time.process_time() - start < 4
     assert parse(bytes(range(256)) * 10, "animesion").allows("/a")
 
 

@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 
 from animesion_scrapers import ScraperError
 from animesion_scrapers.counts import DigestSet, HostCounts
-from animesion_scrapers.url_tables import UrlColumns, UrlRow, UrlTables, normalise, refusal_reason
+from animesion_scrapers.url_tables import UrlColumns, UrlRow, UrlTables, normalise, parquet, refusal_reason
+from animesion_scrapers.url_tables.parquet_pages import pages
 
 MD5 = "0123456789abcdef0123456789abcdef"
 RECORDS = [
@@ -374,6 +375,59 @@ def test_a_value_that_a_dictionary_repeats_does_not_fill_memory(tmp_path: Path) 
         if count > 2000:
             break
     assert peak < 100_000_000  # all at once are 20 GB
+
+
+def test_large_cells_of_parquet_do_not_fill_memory(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    urls = [f"https://a.example/{number}.jpg" for number in range(300)]
+    plain: dict[str, Any] = {"compression": "zstd", "store_schema": False, "write_statistics": False}
+    for use_dictionary in (False, True):
+        cells = ["x" * 80_000_000, "b"]
+        pq.write_table(pa.table({"url": urls[:2], "label": cells}), path, use_dictionary=use_dictionary, **plain)
+        assert path.stat().st_size < 100_000
+        before = pa.total_allocated_bytes()
+        [row] = read(path)
+        assert "the column 'label' has a page of 80,0" in row.fault
+        assert pa.total_allocated_bytes() - before < 10_000_000
+        assert [row.fault for row in read(path, UrlColumns(url="url", label="url"))] == ["", ""]
+    # 300 MB in cells of one MiB, plain or each as the one before it and three letters more
+    cells = ["y" * 1_000_000 + str(number) for number in range(300)]
+    for encoding in ("PLAIN", "DELTA_BYTE_ARRAY"):
+        table = pa.table({"url": urls, "label": cells})
+        chosen: dict[str, Any] = {"use_dictionary": False, "column_encoding": {"label": encoding}}
+        pq.write_table(table, path, write_batch_size=32, **chosen, **plain)
+        del table
+        before, found = pa.total_allocated_bytes(), 0
+        most, _ = parquet._page_rows(path, pq.ParquetFile(path).metadata, 0, ["label"])
+        assert most <= 64
+        for batch in parquet.read_parquet(path, UrlTables(path)._mapping("t", ())):
+            found += len(batch)
+            assert {(row.fault, row.labels[0]) for row in batch} == {("", "y" * 8001)}
+            assert pa.total_allocated_bytes() - before < 200_000_000
+        assert found == 300
+
+
+def test_headers_of_pages_are_read_as_pyarrow_writes_them(tmp_path: Path) -> None:
+    rows = 50_000
+    table = pa.table(
+        {"url": [f"https://a.example/{n}" for n in range(rows)], "n": range(rows), "l": [["a", "b"]] * rows}
+    )
+    for options in ({"data_page_version": "1.0"}, {"data_page_version": "2.0"}, {"use_dictionary": False}):
+        pq.write_table(table, tmp_path / "t.parquet", write_page_index=True, **options)
+        group = pq.ParquetFile(tmp_path / "t.parquet").metadata.row_group(0)
+        with (tmp_path / "t.parquet").open("rb") as file:
+            for i in range(group.num_columns):
+                chunk = group.column(i)
+                start = chunk.dictionary_page_offset or chunk.data_page_offset
+                found = list(pages(file, start, start + chunk.total_compressed_size))
+                assert sum(page.values for page in found) == chunk.num_values
+                assert 0 < sum(page.size for page in found) <= chunk.total_uncompressed_size
+
+
+@given(data=st.binary(max_size=200))
+def test_hostile_page_headers_end(data: bytes) -> None:
+    with contextlib.suppress(ValueError):
+        list(pages(io.BytesIO(data), 0, len(data)))
 
 
 def test_a_truncated_gzip_gives_the_rows_before_its_end(tmp_path: Path) -> None:

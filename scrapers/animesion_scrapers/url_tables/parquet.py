@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import json
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from animesion_scrapers.url_tables.columns import BATCH_ROWS, ColumnMapping, UnreadableError, UrlRow
+from animesion_scrapers.url_tables.parquet_pages import DELTA_BYTE_ARRAY, DICTIONARY, Page, pages
 
 _LONGEST_LIST = 1000
 
 _BATCH_BYTES = 1 << 24
+
+_LARGEST_PAGE = 1 << 26
+"""Bytes of the largest page after decompression; writers make pages of one MiB."""
 
 _BYTES = "BYTE_ARRAY"
 
@@ -46,7 +51,9 @@ def read_parquet(path: Path, mapping: ColumnMapping) -> Iterator[list[UrlRow]]:
             with pq.ParquetFile(path, metadata=metadata, read_dictionary=texts, **_STREAMED) as dictionaries:
                 # group by group, as each has its own dictionaries and safe batch size
                 for group in range(file.num_row_groups):
-                    size = _batch_rows(dictionaries, metadata, group, columns, texts)
+                    limit, repeating = _page_rows(path, metadata, group, columns)
+                    repeated = [text for text in texts if text in repeating]
+                    size = min(limit, _batch_rows(dictionaries, metadata, group, columns, repeated))
                     for batch in file.iter_batches(size, row_groups=[group], columns=columns, use_threads=False):
                         values = [_values(batch.column(name), names.get(name, ())) for name in found.values()]
                         yield [
@@ -130,6 +137,49 @@ def _batch_rows(dictionaries: Any, metadata: Any, group: int, columns: Sequence[
         longest = (pc.max(lengths).as_py() or 0) if lengths is not None else 0
         most = min(most, max(1, _BATCH_BYTES // max(longest, 1)))
     return most
+
+
+def _page_rows(path: Path, metadata: Any, group: int, columns: Sequence[str]) -> tuple[int, set[str]]:
+    """Number of rows of a row group whose pages fit into memory at once, and the columns that have a dictionary.
+
+    Raises:
+        UnreadableError: A page does not fit.
+        ValueError: The header of a page is damaged.
+    """
+    most = BATCH_ROWS
+    repeating: set[str] = set()
+    described = metadata.row_group(group)
+    with path.open("rb") as file:
+        for i in range(described.num_columns):
+            chunk = described.column(i)
+            if chunk.path_in_schema.partition(".")[0] not in columns:
+                continue
+            offsets = [offset for offset in (chunk.dictionary_page_offset, chunk.data_page_offset) if offset]
+            start = min(offsets, default=0)
+            rows = described.num_rows / max(chunk.num_values, 1)  # of each value; lists have several
+            window: deque[Page] = deque()
+            encodings: set[int] = set()
+            size = values = largest = 0
+            for page in pages(file, start, start + chunk.total_compressed_size):
+                if page.size > _LARGEST_PAGE:
+                    raise UnreadableError(
+                        f"the column {chunk.path_in_schema[:60]!r} has a page of {page.size:,} bytes in row group "
+                        f"{group + 1}; at most {_LARGEST_PAGE:,} are read"
+                    )
+                largest = max(largest, page.size)
+                encodings.add(page.encoding)
+                window.append(page)
+                size, values = size + page.size, values + page.values
+                while size > _LARGEST_PAGE and len(window) > 1:
+                    # as many rows as lie between the first and the last page touch no more than these
+                    most = min(most, max(1, int((values - window[0].values - page.values) * rows)))
+                    first = window.popleft()
+                    size, values = size - first.size, values - first.values
+            if DELTA_BYTE_ARRAY in encodings:  # a value may repeat all of the one before it
+                most = min(most, max(1, _BATCH_BYTES // max(largest, 1)))
+            elif DICTIONARY in encodings:
+                repeating.add(chunk.path_in_schema)
+    return most, repeating
 
 
 def _stored_type(kind: Any) -> Any:
