@@ -122,7 +122,10 @@ class DropReason(StrEnum):
     ROBOTS_OPT_OUT = "robots opt-out", "robots.txt disallows the file, or X-Robots-Tag or a page's robots meta opts out"
     USAGE_OPT_OUT = "usage opt-out", "Content-Usage (AIPREF), in a header or in robots.txt, reserves AI training"
     TDM_OPT_OUT = "tdm opt-out", "the TDM Reservation Protocol reserves text and data mining"
-    METADATA_OPT_OUT = "metadata opt-out", "XMP inside the file, such as plus:DataMining, reserves data mining"
+    METADATA_OPT_OUT = (
+        "metadata opt-out",
+        "XMP or IPTC-IIM in the file, such as plus:DataMining, reserves data mining",
+    )
     C2PA_OPT_OUT = "c2pa opt-out", "a C2PA training-mining assertion inside the file does not allow it"
     CHECKSUM_MISMATCH = "checksum mismatch", "the bytes do not match the source's checksum"
     TOO_MANY_BYTES = "too many bytes", "larger than the byte limit"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
@@ -19,6 +20,8 @@ from animesion.errors import AnimesionError
 _ORDER = ["build", "recipes", "sources", "detectors", "detect", "stats", "verify", "diff", "audit", "card", "report"]
 _ORDER += ["browse", "remove", "publish", "train", "eval", "predict", "study", "profile", "export", "models", "doctor"]
 
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NO_MEMORY = "error: this process is short of memory: free some or raise its limit, and run the same command again"
 #: What other exceptions say where memory is short: a library cannot be loaded, or a thread cannot be started.
 _MEMORY_FAULTS = ("failed to map segment", "cannot allocate memory", "Cannot allocate memory", "can't start new thread")
@@ -96,9 +99,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stderr.close()
         sys.exit(1)
     except OSError as error:
-        if debug or error.errno not in {errno.ENOSPC, errno.ENOMEM}:
+        if debug or error.errno not in {*_FULL, *_DENIED, errno.ENOMEM}:
             raise
-        sys.exit(_NO_MEMORY if error.errno == errno.ENOMEM else "error: no space left to write the output")
+        if error.errno == errno.ENOMEM:
+            sys.exit(_NO_MEMORY)
+        place = "".join(c if c.isprintable() else "?" for c in str(error.filename or "the output"))
+        if error.errno in _DENIED:
+            sys.exit(f"error: {place} cannot be read or written: {os.strerror(error.errno or 0).lower()}")
+        sys.exit(f"error: no space left to write {place}: free some space and run the same command again")
     except (MemoryError, ImportError, RuntimeError) as error:
         if debug or not (isinstance(error, MemoryError) or any(text in str(error) for text in _MEMORY_FAULTS)):
             raise

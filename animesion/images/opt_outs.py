@@ -1,8 +1,8 @@
-"""Opt-outs inside image files: the IPTC/PLUS data-mining property and its like in XMP, and C2PA assertions.
+"""Opt-outs inside image files: the IPTC/PLUS data-mining property and its like in XMP, IIM keywords, C2PA assertions.
 
-Files are searched, not decoded: XMP packets stand in clear in every format, except where a PNG compresses them or a
-JPEG cuts them into pieces. C2PA manifests are read by the extra `c2pa`. Without it, a training-mining assertion is
-recognised by its label, but what it says is not known, so it counts as a reservation.
+Files are searched, not decoded: XMP packets and IIM datasets stand in clear in every format, except where a PNG
+compresses them or a JPEG cuts them into pieces. C2PA manifests are read by the extra `c2pa`. Without it, a
+training-mining assertion is recognised by its label, but what it says is not known, so it counts as a reservation.
 """
 
 from __future__ import annotations
@@ -38,6 +38,12 @@ _META = re.compile(rb"<[A-Za-z_][\w.-]{0,60}:x[am]pmeta\b")
 _NAME = re.compile(rb"<([A-Za-z_][\w.:-]{0,60})")
 _MENTIONS = re.compile(rb"DataMining|DMI-PROHIBITED|noai|noimageai|/ns/tdmrep", re.IGNORECASE)
 
+_RAW_PROFILES = {b"raw profile type xmp", b"raw profile type iptc", b"raw profile type 8bim"}
+_WORDS = re.compile(rb"noai|noimageai", re.IGNORECASE)
+_MOST_WORDS = 10_000
+_IIM = b"\x1c\x02"
+"""Start of a dataset of IIM's application record: this, its number, and its size in two bytes."""
+
 _PLUS = "http://ns.useplus.org/ldf/xmp/1.0/ DataMining"
 _SOURCE_TYPE = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/ DigitalSourceType"
 _TDM = re.compile(r"https?://www\.w3\.org/ns/tdmrep[/#]? reservation")
@@ -69,7 +75,7 @@ def find(content: bytes, extension: str) -> tuple[str, str]:
     Returns:
         The drop reason and the evidence; both are empty if there is none.
     """
-    if evidence := _in_xmp(content, extension):
+    if evidence := _in_xmp(content, extension) or _in_iim(content, extension):
         return DropReason.METADATA_OPT_OUT, evidence
     if evidence := _in_c2pa(content, extension):
         return DropReason.C2PA_OPT_OUT, evidence
@@ -78,7 +84,7 @@ def find(content: bytes, extension: str) -> tuple[str, str]:
 
 def version() -> str:
     """The version of what `find` depends on, with that of the extra `c2pa` if it is installed."""
-    return f"1/c2pa-{metadata.version('c2pa-python')}" if util.find_spec("c2pa") else "1"
+    return f"2/c2pa-{metadata.version('c2pa-python')}" if util.find_spec("c2pa") else "2"
 
 
 # -- XMP -------------------------------------------------------------------------------------------------------------
@@ -200,9 +206,14 @@ def _judge(name: str, value: str) -> str:
         return f"XMP: Iptc4xmpExt:DigitalSourceType: {_line(value)}"
     if _TDM.fullmatch(name) and value not in {"", "0"}:
         return f"XMP: tdm:reservation: {_line(value)}"
-    if len(value) < 1000 and (words := {"noai", "noimageai"} & {word.strip() for word in value.lower().split(",")}):
-        return f"XMP: {_line(name.rpartition(' ')[2])}: {', '.join(sorted(words))}"
+    if len(value) < 1000 and (words := _refusals(value)):
+        return f"XMP: {_line(name.rpartition(' ')[2])}: {words}"
     return ""
+
+
+def _refusals(value: str) -> str:
+    """The words of a list with commas that refuse AI."""
+    return ", ".join(sorted({"noai", "noimageai"} & {word.strip() for word in value.lower().split(",")}))
 
 
 def _extended_xmp(content: bytes) -> bytes:
@@ -220,7 +231,7 @@ def _extended_xmp(content: bytes) -> bytes:
 
 
 def _compressed_texts(content: bytes) -> Iterator[bytes]:
-    """XMP in compressed text chunks of a PNG, as the standard has it and as ImageMagick writes it."""
+    """XMP and IIM in compressed text chunks of a PNG, as the standard has it and as ImageMagick writes them."""
     for kind, payload in _png_chunks(content):
         keyword, _, rest = payload[:2048].partition(b"\0")
         start = len(keyword) + 1
@@ -228,7 +239,7 @@ def _compressed_texts(content: bytes) -> Iterator[bytes]:
             language = payload.find(b"\0", start + 2)
             keyword_end = payload.find(b"\0", language + 1)  # of the translated keyword
             yield _inflate(payload[keyword_end + 1 :])
-        elif kind == b"zTXt" and keyword.lower() == b"raw profile type xmp":
+        elif kind == b"zTXt" and keyword.lower() in _RAW_PROFILES:
             lines = _inflate(payload[start + 1 :]).split(b"\n", 3)
             try:
                 yield binascii.unhexlify(lines[-1].translate(None, b" \r\n"))
@@ -241,6 +252,24 @@ def _inflate(data: bytes) -> bytes:
         return zlib.decompressobj().decompress(data, _LARGEST_PACKET)
     except zlib.error:
         return b""
+
+
+# -- IIM -------------------------------------------------------------------------------------------------------------
+
+
+def _in_iim(content: bytes, extension: str) -> str:
+    """The evidence in IPTC-IIM: a keyword, or another text, that refuses AI."""
+    for data in (content, *(_compressed_texts(content) if extension == "png" else ())):
+        for number, word in enumerate(_WORDS.finditer(data)):
+            if number >= _MOST_WORDS:
+                break
+            at = data.rfind(_IIM, max(0, word.start() - 1000), word.start())
+            size = int.from_bytes(data[at + 3 : at + 5], "big")
+            if at < 0 or not at + 5 <= word.start() or word.end() > at + 5 + size or size > 1000:
+                continue
+            if words := _refusals(data[at + 5 : at + 5 + size].decode("utf-8", "replace")):
+                return f"IPTC-IIM: 2:{data[at + 2]:02d}: {words}"
+    return ""
 
 
 # -- C2PA ------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from animesion.errors import AnimesionError, FullDiskError, UsageError
+from animesion.errors import AnimesionError, UsageError
 from animesion.storage.workspace import full_disk_is_clear
 from animesion_scrapers.masking import mask
 
@@ -87,9 +87,9 @@ def clear_errors(url: str) -> Iterator[None]:
         AnimesionError: access is denied, or the store cannot be reached or refuses.
     """
     try:
-        with full_disk_is_clear(Path(url)):
+        with full_disk_is_clear(url):
             yield
-    except (ImportError, FileNotFoundError, FullDiskError, AnimesionError):
+    except (ImportError, FileNotFoundError, AnimesionError):
         raise
     except Exception as error:  # each store's client has its own errors
         name = type(error).__name__

@@ -148,7 +148,8 @@ class Workspace:
             self.path(".receipts").mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path(".receipts", "lock"))
         try:
-            lock.acquire(timeout=0)
+            with full_disk_is_clear(self.root):
+                lock.acquire(timeout=0)
         except Timeout:
             raise BusyError(
                 f"the output folder {self.root} is in use by another build: wait for it, or give another with --out"
@@ -273,12 +274,12 @@ def write_atomic(path: Path, content: bytes | memoryview) -> str:
 
 
 @contextlib.contextmanager
-def full_disk_is_clear(path: Path) -> Iterator[None]:
-    """Turn the errors of a full disk and of a read-only folder into one sentence.
+def full_disk_is_clear(path: Path | str) -> Iterator[None]:
+    """Turn the errors of a full disk, of a read-only folder and of a file in place of one into one sentence.
 
     Raises:
         FullDiskError: no space, quota or file-size limit.
-        AnimesionError: no permission to write.
+        AnimesionError: no permission to write, or a part of the path is a file.
     """
     try:
         yield
@@ -290,7 +291,18 @@ def full_disk_is_clear(path: Path) -> Iterator[None]:
             ) from None
         if error.errno in {errno.EACCES, errno.EROFS, errno.EPERM}:
             raise AnimesionError(f"cannot write {path}: {os.strerror(error.errno or 0).lower()}") from None
+        if error.errno in {errno.ENOTDIR, errno.EEXIST, errno.EISDIR}:
+            raise UsageError(f"cannot write {path}: {_in_the_way(error)}: remove it, or choose another place") from None
         raise
+
+
+def _in_the_way(error: OSError) -> str:
+    """What is where a folder, or a file, has to be."""
+    if error.errno == errno.EISDIR:
+        return "a folder is there"
+    place = Path(os.fsdecode(error.filename)) if error.filename else Path()
+    files = [part for part in (place, *place.parents) if part.is_file()]
+    return f"{files[0]} is a file" if files else "a part of the path is a file"
 
 
 def sha256_file(path: Path) -> str:

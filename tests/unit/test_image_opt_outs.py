@@ -71,6 +71,32 @@ def test_a_property_with_another_prefix_or_in_a_bag_is_found_and_one_of_another_
     assert opt_outs.find(packet("urn:mine", "DMI-PROHIBITED"), "gif") == ("", "")
 
 
+def test_a_keyword_of_iim_refuses_in_every_format() -> None:
+    def iim(*values: bytes) -> bytes:
+        return b"".join(b"\x1c\x02\x19" + struct.pack(">H", len(value)) + value for value in values)
+
+    def jpeg(data: bytes) -> bytes:
+        block = b"Photoshop 3.0\0" + b"8BIM\x04\x04\0\0" + struct.pack(">I", len(data)) + data
+        image = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(image, "JPEG")
+        return image.getvalue()[:2] + b"\xff\xed" + struct.pack(">H", len(block) + 2) + block + image.getvalue()[2:]
+
+    found = (DropReason.METADATA_OPT_OUT, "IPTC-IIM: 2:25: noai")
+    assert opt_outs.find(jpeg(iim(b"rose", b"NoAI")), "jpg") == found
+    assert opt_outs.find(jpeg(iim(b"rose", b"noaiming", b"casino ai")), "jpg") == ("", "")
+    assert opt_outs.find(jpeg(iim(b"rose") + b"noai"), "jpg") == ("", "")  # after the dataset, so not part of it
+    image = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(image, "TIFF", tiffinfo={33723: iim(b"art, noimageai")})
+    assert opt_outs.find(image.getvalue(), "tif")[1] == "IPTC-IIM: 2:25: noimageai"
+    profile = zlib.compress(b"\niptc\n      9\n" + iim(b"noai").hex().encode() + b"\n")
+    chunk = b"zTXtRaw profile type iptc\0\0" + profile
+    png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", len(chunk) - 4) + chunk + b"crc "
+    assert opt_outs.find(png, "png") == found
+    start = time.process_time()
+    assert opt_outs.find(b"\xff\xd8" + (b"\x1c\x02\x19\x00\x04xnoai") * 400_000, "jpg") == ("", "")
+    assert time.process_time() - start < 2
+
+
 # -- C2PA ------------------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 import threading
 from pathlib import Path
 
@@ -93,8 +94,24 @@ def test_a_writer_calls_in_order_and_reports_the_first_error() -> None:
         raise FullDiskError("no space")
 
     writer.submit(full)
+    writer.submit(lambda: done.append(2))  # as a checkpoint whose weights were not written
     with pytest.raises(FullDiskError, match="no space"):
         writer.close()
+    assert done == [1]
+
+
+def test_a_checkpoint_on_a_full_disk_is_one_sentence_and_leaves_the_one_before(tmp_path: Path) -> None:
+    path, previous = tmp_path / "last.ckpt", tmp_path / "previous.ckpt"
+    checkpoint.save(path, {"step": 1}, previous=previous)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))
+    try:
+        with pytest.raises(FullDiskError, match=r"no space to write .*last.new"):
+            checkpoint.save(path, {"step": 2, "model": [torch.zeros(5000) for _ in range(9)]}, previous=previous)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert checkpoint.load(path)["step"] == 1
+    assert [each.name for each in tmp_path.iterdir()] == ["last.ckpt"]
 
 
 def test_a_step_computes_while_a_checkpoint_is_written_and_changes_nothing_before(

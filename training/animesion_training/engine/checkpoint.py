@@ -36,11 +36,33 @@ def save(path: Path, content: dict[str, Any], *, previous: Path) -> None:
     """
     fresh = path.with_suffix(".new")
     with atomic_file(fresh) as file:
-        sink: Any = file  # torch needs its `write` alone, and makes no copy of the whole in memory
-        torch.save({"format": FORMAT, **content}, sink)
+        sink: Any = _Sink(file)
+        try:
+            torch.save({"format": FORMAT, **content}, sink)
+        except RuntimeError as error:
+            # torch ends its archive even then, and what that raises hides the error of the file
+            raise sink.fault or error from None
     with contextlib.suppress(FileNotFoundError):
         path.replace(previous)
     fresh.replace(path)
+
+
+class _Sink:
+    """What torch needs of a file: its `write`, so that it makes no copy of the whole in memory."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.fault: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return int(self._file.write(data))
+        except OSError as error:
+            self.fault = error
+            raise
+
+    def flush(self) -> None:
+        """Does nothing: the file is flushed at its end."""
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from animesion.errors import AnimesionError, BusyError, UsageError
-from animesion.storage.workspace import write_atomic
+from animesion.storage.workspace import full_disk_is_clear, write_atomic
 from animesion_training.recipe import TrainRecipe, load
 
 LAST, PREVIOUS, BEST, FINAL = "last.ckpt", "previous.ckpt", "best.safetensors", "last.safetensors"
@@ -48,10 +48,11 @@ def lock_folder(out: Path, recipe: TrainRecipe, *, resume: bool) -> Iterator[Non
     marker, existed = out / _MARKER, out.is_dir()
     if existed and not marker.exists() and any(path.name != _LOCK for path in out.iterdir()):
         raise UsageError(f"the folder {out} is not empty and is not a run: give another --out")
-    out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / _LOCK)
     try:
-        lock.acquire(timeout=0)
+        with full_disk_is_clear(out):
+            out.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
     except Timeout:
         raise BusyError(f"another process is training in {out}: wait for it, or give another --out") from None
     try:
@@ -131,8 +132,9 @@ class Log:
         """
         line = {"kind": kind, "step": step, "epoch": epoch, **numbers}
         self._lines.append(line)
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        with full_disk_is_clear(self._out / _METRICS):
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
         if kind == "epoch":  # rewritten as a whole: validation adds columns
             self._write_csv()
         if self._board:

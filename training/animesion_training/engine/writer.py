@@ -10,15 +10,25 @@ from torch import Tensor, nn
 
 
 class Writer:
-    """Calls functions in one thread, one after the other."""
+    """Calls functions in one thread, one after the other; none after one that failed.
+
+    Otherwise a checkpoint could say that the weights of its step were written, although the disk was full just then.
+    """
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, "animesion-writer")
         self._jobs: list[Future[None]] = []
+        self._failed = False
 
     def submit(self, job: Callable[[], None]) -> None:
         """Call a function after those that were submitted before."""
-        self._jobs.append(self._pool.submit(job))
+        self._jobs.append(self._pool.submit(self._call, job))
+
+    def _call(self, job: Callable[[], None]) -> None:
+        if not self._failed:
+            self._failed = True
+            job()
+            self._failed = False
 
     def wait(self) -> None:
         """Wait until all have returned; raise the first error of one of them."""
