@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import resource
 import sys
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
@@ -16,10 +17,13 @@ from importlib.metadata import EntryPoint, entry_points
 import click
 
 from animesion.errors import AnimesionError
+from animesion.executors.base import ONE_THREAD
 
 _ORDER = ["build", "recipes", "sources", "detectors", "detect", "stats", "verify", "diff", "audit", "card", "report"]
 _ORDER += ["browse", "remove", "publish", "train", "eval", "predict", "study", "profile", "export", "models", "doctor"]
 
+#: Bytes of address space under which libraries crash, and under which they get one thread each.
+_LEAST, _AMPLE = 1_000_000_000, 4_000_000_000
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NO_MEMORY = "error: this process is short of memory: free some or raise its limit, and run the same command again"
@@ -63,7 +67,29 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 @click.pass_context
 def cli(ctx: click.Context, debug: bool, version: bool) -> None:
     """Build and check datasets for fine-grained recognition, and train on them."""
+    _fit_into_memory()
     ctx.obj = {"debug": debug}
+
+
+def _fit_into_memory() -> None:
+    """Prepare for a low limit of address space (`ulimit -v`), before a command loads NumPy.
+
+    OpenBLAS reserves memory for each of its threads when it is loaded. Where that fails it tries again for ever, or the
+    process crashes.
+
+    Raises:
+        AnimesionError: the limit is too low for the libraries.
+    """
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY or limit >= _AMPLE:
+        return
+    if limit < _LEAST:
+        raise AnimesionError(
+            f"this process may use {limit / 1e9:.1f} GB of address space and needs {_LEAST / 1e9:.1f} GB: "
+            "raise the limit (ulimit -v)"
+        )
+    for name, value in ONE_THREAD.items():
+        os.environ.setdefault(name, value)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

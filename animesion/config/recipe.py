@@ -428,7 +428,7 @@ class PackSection(Section):
     quality: int = Field(95, ge=1, le=100, description="quality of JPEG and WebP; 100 makes WebP lossless")
     keep_original: Literal["auto", "never"] = Field(
         "auto",
-        description="`auto` copies files that already have the requested format and size, including their metadata; "
+        description="`auto` copies images that already have the requested format and size, including their metadata; "
         "`never` encodes every image, which removes metadata such as EXIF",
     )
     shard_samples: int = Field(10_000, ge=1)

@@ -23,12 +23,12 @@ from animesion.config.settings import params_digest
 from animesion.dataset import shards
 from animesion.errors import AnimesionError
 from animesion.executors import Executor
-from animesion.images import codec, formats
+from animesion.images import codec, ends, formats
 from animesion.schemas import CURATED, INDEX
 from animesion.storage import checksums, parquet
 from animesion.storage.workspace import Workspace, atomic_file
 
-CODE = f"pack-2/pillow-{PIL.__version__}{formats.plugin_versions()}"
+CODE = f"pack-3/pillow-{PIL.__version__}{formats.plugin_versions()}"
 CHUNK_SAMPLES = 256
 
 _CHUNK = pa.schema(
@@ -174,8 +174,8 @@ def packed_image(content: bytes, row: dict[str, Any], recipe: Recipe) -> bytes:
     crop = tuple(row["crop"])
     # `plain` also rules out rotation, palettes and alpha, which readers without our decoder would show differently.
     is_final = crop == whole and row["plain"] and row["extension"] == settings.format and _has_size(row, recipe)
-    if is_final and settings.keep_original == "auto":
-        return content
+    if is_final and settings.keep_original == "auto" and (end := ends.end_of(content, row["extension"])):
+        return content[:end]  # what follows the image was not decoded, so it is not published
     decoded = codec.decode(content, codec.Limits(recipe.filter.max_side, recipe.filter.max_pixels), known=True)
     image = codec.resized(decoded.image, None if crop == whole else crop, settings.size, settings.fit)
     return codec.encode(image, settings.format, settings.quality)

@@ -117,6 +117,31 @@ def test_nothing_left_is_one_sentence_with_the_table_written(tmp_path: Path) -> 
     assert rows(tmp_path / "out")["a/1.jpg"]["reason"] == "not an image"
 
 
+def test_too_little_address_space_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (600_000_000, resource.RLIM_INFINITY))
+    refused = run_here("stats", str(tmp_path))
+    assert refused.returncode == 1
+    assert refused.stderr == (
+        "error: this process may use 0.6 GB of address space and needs 1.0 GB: raise the limit (ulimit -v)\n"
+    )
+    assert run_here("--help").returncode == 0
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (2_000_000_000, resource.RLIM_INFINITY))
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "")
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS")
+    assert run_here("stats", str(tmp_path)).returncode == 2
+    assert os.environ["OPENBLAS_NUM_THREADS"] == "1"
+
+
+@pytest.mark.parametrize("place", ["file", "file/out"])
+def test_a_file_where_a_folder_belongs_is_one_sentence(tmp_path: Path, place: str) -> None:
+    root = class_folders(tmp_path / "set")
+    (tmp_path / "file").write_text("mine")
+    refused = run_here("build", "folder", "--set", f"source.path={root}", "--out", str(tmp_path / place))
+    assert refused.returncode == 2
+    assert f"{tmp_path / 'file'} is a file" in refused.stderr
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 @pytest.mark.parametrize("limit", [3_000, 20_000, 60_000])
 def test_a_full_disk_leaves_nothing_half_written_and_resumes(tmp_path: Path, limit: int) -> None:
     root = class_folders(tmp_path / "set", 30)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 import animesion
+from animesion.images import ends
 from animesion.schemas import DropReason
 from tests.conftest import draw
 
@@ -40,10 +42,9 @@ def archive(kind: str) -> bytes:
 def polyglots() -> dict[str, bytes]:
     """Name -> bytes; names end in what a browser, a shell or a reader of archives would take them for."""
     jpeg, png, gif, webp = (encoded(seed, kind) for seed, kind in enumerate(("JPEG", "PNG", "GIF", "WEBP"), 50))
-    comment = b"\xff\xfe" + (len(SCRIPT) + 2).to_bytes(2, "big") + SCRIPT
     script = b"GIF89a" + gif[6:] + b"*/=1;alert('PLANTED')//"
     return {
-        "jpeg-html.jpg": jpeg[:2] + comment + jpeg[2:] + SCRIPT,
+        "jpeg-html.jpg": jpeg + SCRIPT,
         "jpeg-html.html.jpg": encoded(60, "JPEG") + SCRIPT,
         "gif-js.gif": script,
         "png-zip.png": png + archive("zip"),
@@ -52,6 +53,24 @@ def polyglots() -> dict[str, bytes]:
         "jpeg-tar.jpg": encoded(62, "JPEG") + archive("tar"),
         "png-in-jpg.jpg": encoded(63, "PNG") + encoded(64, "JPEG"),
     }
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_the_end_of_an_image_is_found(kind: str) -> None:
+    extension = {"JPEG": "jpg"}.get(kind, kind.lower())
+    for seed, options in enumerate(({}, {"progressive": True}, {"quality": 5}, {"optimize": True}, {"restart": 1})):
+        out = io.BytesIO()
+        options = {"restart_marker_rows" if key == "restart" else key: value for key, value in options.items()}
+        draw(seed, 200).save(out, kind, **options)  # type: ignore[arg-type]
+        whole = out.getvalue()
+        for after in (b"", b"\xff\xd9", SCRIPT, archive("zip"), whole, b"\0" * 99):
+            assert ends.end_of(whole + after, extension) == len(whole)
+        for cut in (1, 2, 9, len(whole) // 2, len(whole) - 3):
+            assert ends.end_of(whole[:-cut], extension) == 0
+    start = time.process_time()
+    for piece in (b"\xff", b"\xff\xda\0\2", b"\xff\xe0\0\2", b"\0\0\0\0IDAT\0\0\0\0"):
+        assert ends.end_of(whole[:8] + piece * 300_000, extension) == 0
+    assert time.process_time() - start < 3
 
 
 REFUSED = {"picture.svg": SVG, "svg-as-png.png": SVG, "script.jpg": b"#!/bin/sh\nPLANTED\n", "page.gif": SCRIPT}
