@@ -187,5 +187,5 @@ def test_results_as_json_and_as_tables() -> None:
     assert set(values) == {"images", "classes", "retrieval", "verification", "open_set"}
     assert values["verification"]["threshold"]["split"] == "val"
     assert [few["shots"] for few in values["retrieval"]["few_shot"]] == [1, 5]
-    assert len(tables(result)) == 5
+    assert len(tables(result)) == 7
     assert set(as_json(measure(drawn(), ["retrieval"], Settings(draws=1)))) == {"images", "classes", "retrieval"}

@@ -29,7 +29,6 @@ from animesion_training.eval.similarity import (
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.table import Table
 
 #: Tasks on embeddings, by name.
 TASKS = ("retrieval", "verification", "open-set")
@@ -141,7 +140,7 @@ def tables(result: Similarity) -> list[RenderableType]:
     if result.verification:
         found += _verification(result.verification)
     if result.open_set:
-        found.append(_open_set(result.open_set))
+        found += _open_set(result.open_set)
     return found
 
 
@@ -165,28 +164,26 @@ def _verification(each: Verification) -> list[RenderableType]:
     table.add_row("equal error rate", percent(each.eer), "")
     table.add_row("AUROC", percent(each.auroc), "")
     table.add_row("accepted at 1% false accepts", percent(each.accepted_at_1), "")
-    where = _where(each.threshold)
     for name, scores in (("F1, both kinds equal", each.balanced), ("F1, all pairs", each.natural)):
         numbers = f"precision {percent(scores.precision)}, recall {percent(scores.recall)}"
-        table.add_row(name, percent(scores.f1), f"{numbers} {where}")
+        table.add_row(name, percent(scores.f1), numbers)
     table.add_row("F1 at this split's own best", percent(each.best_f1), "an upper limit")
     bands = text_table("By images of the smaller class", "band", "same", "different", "F1")
     for band in each.bands:
         bands.add_row(band.band, f"{band.same:,}", f"{band.different:,}", percent(band.f1))
-    return [table, bands]
+    return [table, _limit(each.threshold), bands]
 
 
-def _open_set(each: OpenSet) -> Table:
+def _open_set(each: OpenSet) -> list[RenderableType]:
     title = f"Open set: {each.known} known classes from {each.shots} images each, {each.unknown} unknown"
     table = text_table(title, "", "", "")
     table.add_row("AUROC of unknown", percent(each.auroc), f"mean over {each.draws} choices")
-    where = _where(each.threshold)
-    table.add_row("unknown that get a name", percent(each.accepted_unknown), where)
-    table.add_row("known that get their name", percent(each.named), where)
-    table.add_row("known that get a wrong name", percent(each.misnamed), where)
-    return table
+    table.add_row("unknown that get a name", percent(each.accepted_unknown), "")
+    table.add_row("known that get their name", percent(each.named), "")
+    table.add_row("known that get a wrong name", percent(each.misnamed), "")
+    return [table, _limit(each.threshold)]
 
 
-def _where(threshold: Threshold) -> str:
+def _limit(threshold: Threshold) -> str:
     fitted = f", fitted on {threshold.split}" if threshold.split else ""
-    return f"at {threshold.value:.4f} ({threshold.rule}{fitted})"
+    return f"Threshold {threshold.value:.4f}: {threshold.rule}{fitted}\n"
