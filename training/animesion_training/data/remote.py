@@ -25,12 +25,13 @@ from animesion.dataset.dataset import Dataset, ShardInfo
 from animesion.errors import UsageError
 from animesion.storage import stores
 from animesion_training.data.blocks import Blocks
+from animesion_training.data.ranges import http_ranges
 from animesion_training.data.seeds import IntArray
 from animesion_training.distributed import local_processes
 
 _TABLES = ("dataset.json", "index.parquet")
-#: Downloads at a time: a block of 256 KiB each, with 20 ms to the first byte, are 200 MB/s.
-_CONNECTIONS = 16
+#: Downloads at a time: a block of 256 KiB each, with 20 ms to the first byte, are 400 MB/s.
+_CONNECTIONS = 32
 #: Blocks that stay mapped into memory.
 _MOST_MAPPED = 4096
 
@@ -98,6 +99,7 @@ class RemoteFiles:
         self._ranges = True
         self._shard_locks = [threading.Lock() for _ in shards]
         self._pool: ThreadPoolExecutor | None = None
+        self._direct = http_ranges(system, root)
 
     def __reduce__(self) -> tuple[type[RemoteFiles], tuple[Any, ...]]:
         return RemoteFiles, (self.system, self.root, self.shards, self.blocks, self.folder, self.most_bytes)
@@ -192,13 +194,17 @@ class RemoteFiles:
                 return self._keep(block, mapped)
             return self._store_all(block, self._fetch(file, 0, self.shards[file].bytes))
 
-    def _fetch(self, file: int, start: int, end: int) -> bytes:
-        """Download a range of a shard, or the shard if the server knows no ranges."""
+    def _fetch(self, file: int, start: int, end: int) -> bytes | memoryview:
+        """Download a range of a shard, or the shard if the server knows no ranges; valid until the thread's next."""
         source, whole = f"{self.root}/{self.shards[file].path}", self.shards[file].bytes
-        try:
-            content: bytes = self.system.cat_file(source, start=start, end=end)
-        except Exception as error:
-            raise UsageError(f"{source} cannot be downloaded ({_reason(error)}); try again") from None
+        content: bytes | memoryview | None = None
+        if self._direct is not None:
+            content = self._direct.read(source, whole, start, end)
+        if content is None:
+            try:
+                content = self.system.cat_file(source, start=start, end=end)
+            except Exception as error:
+                raise UsageError(f"{source} cannot be downloaded ({_reason(error)}); try again") from None
         with self._lock:
             self.fetched += 1
             self.fetched_bytes += len(content)
@@ -209,7 +215,7 @@ class RemoteFiles:
             )
         return content
 
-    def _store_all(self, wanted: int, content: bytes) -> memoryview:
+    def _store_all(self, wanted: int, content: bytes | memoryview) -> memoryview:
         """Store all blocks of a shard; return one of them."""
         file = self._starts[wanted][0]
         first, behind = bisect_right(self._starts, (file, -1)), bisect_right(self._starts, (file + 1, -1))
@@ -219,26 +225,30 @@ class RemoteFiles:
         }
         return stored[wanted]
 
-    def _store(self, block: int, content: bytes) -> memoryview:
+    def _store(self, block: int, content: bytes | memoryview) -> memoryview:
         with self._lock:
             self._incoming += len(content)
             self._room -= len(content)
             if self._room < 0:
                 self._make_room()
-        with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as part:
-            try:
-                part.write(content)
-                part.flush()
-                # mapped before others can see the file and delete it to make room
-                mapped = _map(Path(part.name), len(content))
-                os.replace(part.name, self._path(block))
-            except BaseException:
+        part = None
+        try:
+            number, part = tempfile.mkstemp(".part", dir=self.folder)
+            with open(number, "wb", buffering=0) as file:
+                left = memoryview(content)
+                while left:
+                    left = left[file.write(left) :]
+            # mapped before others can see the file and delete it to make room
+            mapped = _map(Path(part), len(content))
+            os.replace(part, self._path(block))
+        except BaseException:
+            if part is not None:
                 with contextlib.suppress(FileNotFoundError):
-                    os.unlink(part.name)
-                raise
-            finally:
-                with self._lock:
-                    self._incoming -= len(content)
+                    os.unlink(part)
+            raise
+        finally:
+            with self._lock:
+                self._incoming -= len(content)
         assert mapped is not None
         return self._keep(block, mapped)
 
