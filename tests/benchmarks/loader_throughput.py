@@ -5,7 +5,8 @@
 The baseline is a pool of threads that runs the same decoder over bytes in memory without any guarantee. Every row runs
 in a separate process: two epochs to warm up, then three measured ones; rows alternate. CPU time includes worker
 processes. The first epoch of the stream, in which it verifies the digest of every sample, is printed separately.
-`--peers` installs litdata and mosaicml-streaming into separate virtual environments in DIR and reuses them.
+`--peers` installs litdata, mosaicml-streaming and SPDL into separate virtual environments in DIR and reuses them. SPDL
+decodes with PIL, as in its examples of torchvision's transforms: its own decoder needs the libraries of FFmpeg.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from typing import Any
 FACES = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "holo-faces" / "faces-train-128.tar"
 BATCH = 256
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-PEERS = {"litdata": "litdata", "mosaicml-streaming": "mosaicml-streaming"}
+PEERS = {"litdata": "litdata", "mosaicml-streaming": "mosaicml-streaming", "SPDL": "spdl-core"}
 
 
 # -- one row, in its own process -------------------------------------------------------------------------------------
@@ -189,6 +190,34 @@ def mosaic(folder: Path, size: int, workers: int) -> Callable[[], Iterator[Any]]
     return lambda: (images for images, _ in loader)
 
 
+def spdl(folder: Path, size: int, workers: int) -> Callable[[], Iterator[Any]]:
+    """SPDL's pipeline: threads decode files, and another one stacks them to batches."""
+    import random
+
+    import torch
+    from PIL import Image
+    from spdl.pipeline import PipelineBuilder
+
+    transform = _pil_transform(size)
+    paths = [(str(path), int(path.parent.name)) for path in sorted((folder / "folders").rglob("*.jpg"))]
+
+    def load(sample: tuple[str, int]) -> tuple[Any, int]:
+        with Image.open(sample[0]) as image:
+            return transform(image.convert("RGB")), sample[1]
+
+    def stack(samples: list[tuple[Any, int]]) -> tuple[Any, Any]:
+        return torch.stack([image for image, _ in samples]), torch.tensor([label for _, label in samples])
+
+    def epoch() -> Iterator[Any]:
+        builder = PipelineBuilder().add_source(random.sample(paths, len(paths)))
+        builder = builder.pipe(load, concurrency=workers).aggregate(BATCH).pipe(stack).add_sink(3)
+        pipeline = builder.build(num_threads=workers + 1)
+        with pipeline.auto_stop():
+            yield from (images for images, _ in pipeline)
+
+    return epoch
+
+
 def _pil_transform(size: int) -> Callable[[Any], Any]:
     from torchvision import transforms as t
 
@@ -228,6 +257,7 @@ ROWS: dict[str, Callable[[Path, int, int], Callable[[], Iterator[Any]]]] = {
     "webdataset": webdataset,
     "litdata": litdata,
     "mosaicml-streaming": mosaic,
+    "SPDL": spdl,
 }
 
 
@@ -346,6 +376,8 @@ def peer(name: str, home: Path, folder: Path) -> Path | str:
         if (done := subprocess.run(command, capture_output=True, text=True)).returncode:
             return f"not installed: {done.stderr.strip().splitlines()[-1]}"
         (home / name / "ready").touch()
+    if name == "SPDL":
+        return python  # it reads the class folders
     script, out = (WRITE_LITDATA, "litdata") if name == "litdata" else (WRITE_MOSAIC, "mosaic")
     (folder / f"write_{out}.py").write_text(script)
     done = subprocess.run(
@@ -409,7 +441,7 @@ def main() -> None:
     parser.add_argument("--upsample", type=int, help="re-encode the images at this side in pixels first")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--peers", type=Path, metavar="DIR", help="also measure litdata and mosaicml-streaming")
+    parser.add_argument("--peers", type=Path, metavar="DIR", help="also measure litdata, mosaicml-streaming and SPDL")
     parser.add_argument("--row", choices=list(ROWS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
