@@ -173,6 +173,22 @@ def test_fx_traces_the_methods(words):
 
 
 @pytest.mark.filterwarnings("ignore:.*jit:FutureWarning")
+@pytest.mark.parametrize("name", ["lrnet14", "vitfs_nano_patch16", "vit_tiny_patch16_ifa", "lora_vit_tiny_patch16"])
+def test_a_trace_is_scripted(name):
+    """TorchScript compiles the annotations that torch.fx copies from the network."""
+    options = {} if name in ("lrnet14", "vitfs_nano_patch16") else SMALL
+    model = create_model(name, 3, **options).eval()
+    tracer = torch.fx.Tracer(autowrap_functions=tuple(get_notrace_functions()), param_shapes_constant=True)
+    leaves = tuple(get_notrace_modules())
+    tracer.is_leaf_module = lambda module, path: (
+        isinstance(module, leaves) or torch.fx.Tracer.is_leaf_module(tracer, module, path)
+    )
+    scripted = torch.jit.script(torch.fx.GraphModule(model, tracer.trace(model)))
+    with torch.no_grad():
+        assert torch.allclose(scripted(IMAGES), model(IMAGES), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*jit:FutureWarning")
 def test_ifa_is_scripted():
     model = build("vit_tiny_patch16_ifa", num_classes=3)
     with torch.no_grad():

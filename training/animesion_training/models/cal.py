@@ -20,6 +20,7 @@ from animesion_training.data import views as image_views
 from animesion_training.data.seeds import FAKE, tensor_uniforms
 from animesion_training.models.feature_maps import FeatureMapProbe, as_feature_map, remove_classifier
 from animesion_training.options import whole_number
+from animesion_training.tokens.annotations import with_types
 from animesion_training.tokens.autocast import without_autocast
 
 _BACKBONE = "backbone."
@@ -196,6 +197,7 @@ class CALClassifier(nn.Module):
         """Features (B, M C) to logits (B, num_classes); with `pre_logits` they are returned unchanged."""
         return x if pre_logits else self.head.classify(x)
 
+    @with_types
     def forward(self, x: Tensor, parts: bool = False, seeds: Tensor | None = None) -> Tensor | CALOutput:
         """Images (B, channels, H, W) to logits (B, num_classes), or with `parts` to the output of `forward_parts`."""
         if parts is True:  # by identity, because torch.fx passes a stand-in, which has no truth value

@@ -18,6 +18,7 @@ from animesion.errors import UsageError
 from animesion_training.models.baselines import BASELINES
 from animesion_training.models.factory import backbone_configs, build_on_backbone
 from animesion_training.models.heads import IFAHead
+from animesion_training.tokens.annotations import with_types
 
 _BACKBONE = "backbone."
 
@@ -78,6 +79,7 @@ class IFAVisionTransformer(nn.Module):
         """Class tokens (B, D, L) to logits (B, num_classes), or to the input of the last layer (B, D)."""
         return self.head.features(x) if pre_logits else self.head(x)
 
+    @with_types
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to logits (B, num_classes)."""
         return self.forward_head(self.forward_features(x))

@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from animesion.errors import UsageError
 from animesion_training.models.factory import build_model
+from animesion_training.tokens.annotations import with_types
 
 #: Name of a block -> timm's class.
 BLOCKS: dict[str, type[BasicBlock] | type[Bottleneck]] = {"basic": BasicBlock, "bottleneck": Bottleneck}
@@ -166,6 +167,7 @@ class LRNet(nn.Module):
         x = functional.dropout(x, p=self.drop_rate, training=self.training)
         return x if pre_logits else self.fc(x)
 
+    @with_types
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W), H and W >= 32, to logits (B, num_classes)."""
         return self.forward_head(self.forward_features(x))

@@ -27,6 +27,7 @@ from animesion_training.models.vitfs_layers import (
     mean_of_tokens,
     sincos_positions,
 )
+from animesion_training.tokens.annotations import with_types
 
 # fx does not trace into a function in the modules that wrap its name
 torch.fx.wrap("mean_of_tokens")
@@ -220,6 +221,7 @@ class ViTFS(nn.Module):
         x = self.head_drop(self.pool(x))
         return x if pre_logits else self.head(x)
 
+    @with_types
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W), H and W multiples of 16, to logits (B, num_classes)."""
         return self.forward_head(self.forward_features(x))

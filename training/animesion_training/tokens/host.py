@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from animesion.errors import UsageError
+from animesion_training.tokens.annotations import with_types
 from animesion_training.tokens.attention import Attended
 from animesion_training.tokens.feature_head import FeatureHead
 from animesion_training.tokens.patch_maps import PatchMaps
@@ -333,6 +334,7 @@ class TokenVisionTransformer(nn.Module):
         """Whether such a term needs targets."""
         return any(plugin.needs_targets for plugin in self._plugins())
 
+    @with_types
     def forward(self, x: Tensor, with_losses: bool = False, targets: Tensor | None = None) -> Any:
         """Images (B, C, H, W) to logits (B, num_classes).
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from animesion.errors import UsageError
+from animesion_training.tokens.annotations import with_types
 from animesion_training.tokens.host import TokenVisionTransformer
 from animesion_training.tokens.plugin import Plugin
 from animesion_training.tokens.state import Tokens
@@ -142,6 +143,7 @@ class TwoPassTransformer(nn.Module):
         """Whether such a term needs targets."""
         return self.encoder.needs_targets
 
+    @with_types
     def forward(self, x: Tensor, with_losses: bool = False, targets: Tensor | None = None) -> Any:
         """Images (B, C, H, W) to logits (B, num_classes).
 
