@@ -7,6 +7,7 @@ import tarfile
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -58,10 +59,10 @@ def polyglots() -> dict[str, bytes]:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_the_end_of_an_image_is_found(kind: str) -> None:
     extension = {"JPEG": "jpg"}.get(kind, kind.lower())
-    for seed, options in enumerate(({}, {"progressive": True}, {"quality": 5}, {"optimize": True}, {"restart": 1})):
+    choices: list[dict[str, Any]] = [{}, {"progressive": True}, {"quality": 5}, {"restart_marker_rows": 1}]
+    for seed, options in enumerate(choices):
         out = io.BytesIO()
-        options = {"restart_marker_rows" if key == "restart" else key: value for key, value in options.items()}
-        draw(seed, 200).save(out, kind, **options)  # type: ignore[arg-type]
+        draw(seed, 200).save(out, kind, **options)
         whole = out.getvalue()
         for after in (b"", b"\xff\xd9", SCRIPT, archive("zip"), whole, b"\0" * 99):
             assert ends.end_of(whole + after, extension) == len(whole)
@@ -69,7 +70,8 @@ def test_the_end_of_an_image_is_found(kind: str) -> None:
             assert ends.end_of(whole[:-cut], extension) == 0
     start = time.process_time()
     for piece in (b"\xff", b"\xff\xda\0\2", b"\xff\xe0\0\2", b"\0\0\0\0IDAT\0\0\0\0"):
-        assert ends.end_of(whole[:8] + piece * 300_000, extension) == 0
+        start_of = b"RIFF\xff\xff\xff\x7f" if kind == "WEBP" else whole[:8]
+        assert ends.end_of(start_of + piece * 300_000, extension) == 0
     assert time.process_time() - start < 3
 
 
@@ -97,7 +99,7 @@ def test_what_is_published_is_what_was_decoded(built: Path) -> None:
     for path in (built / "data").glob("*.tar"):
         with tarfile.open(path) as tar:
             for member in tar:
-                content = tar.extractfile(member).read()  # type: ignore[union-attr]
+                content = tar.extractfile(member).read()
                 assert b"PLANTED" not in content, member.name
                 assert member.name.rpartition(".")[2] in {"jpg", "png", "webp", "cls", "txt", "json"}
     for path in built.rglob("*"):
