@@ -31,9 +31,11 @@ from animesion.sources.stored import PathOrUrl
 
 _CHARACTER = "4"
 _ARTIST = "1"
-_FLAGS = ("deleted", "banned", "pending", "flagged")
+_FLAGS = {flag: f"is_{flag}" for flag in ("deleted", "banned", "pending", "flagged")}
 _LONGEST_LINE = 16 * 1024 * 1024
 _LONGEST_MEMBER = 1024 * 1024
+#: Categories of tags that are read, as dumps and as the site write them.
+_CATEGORIES: dict[Any, str] = {_CHARACTER: _CHARACTER, 4: _CHARACTER, _ARTIST: _ARTIST, 1: _ARTIST}
 #: Category of tags -> fields that list their names in exports without `tags`.
 _TAG_FIELDS = {
     _CHARACTER: ("tag_string_character", "tags_character"),
@@ -161,12 +163,13 @@ class DumpSource:
             labels=tuple(characters),
             families=(
                 *families(str(number), _text(record, "parent_id"), _text(record, "pixiv_id"), _text(record, "source")),
-                *by_name.tokens([str(number)], [""], self.options.family)[0],
+                # a number alone says nothing to `auto`
+                *(by_name.matched(str(number), self.options.family) if self.options.family != "auto" else ()),
             ),
             boxes=None if table is None else table.boxes.get(number, ()),
             class_order=tag_ids.get(characters[0], -1) if len(characters) == 1 else -1,
             rating=_RATINGS.get(_text(record, "rating").strip().lower(), _UNKNOWN_RATING),
-            flags=tuple(flag for flag in _FLAGS if str(record.get(f"is_{flag}")).strip().lower() in _TRUE),
+            flags=tuple(flag for flag, field in _FLAGS.items() if (value := record.get(field)) and _is_true(value)),
             page_url=f"https://danbooru.donmai.us/posts/{number}",
             author=clean_text(" ".join(tags.get(_ARTIST, [])), 300),
             failure=failure,
@@ -248,18 +251,27 @@ def _unreadable(file: Path, line: int, position: int) -> Item:
 
 
 def _tags(record: dict[str, Any]) -> dict[str, list[str]]:
-    """Distinct tag names by category: those of `tags`, or of the `tag_string_*` fields if it lists none."""
+    """Distinct names of characters and artists: those of `tags`, or of the `tag_string_*` fields if it lists none."""
     found: dict[str, dict[str, None]] = {}
-    listed = record.get("tags")
-    for tag in listed if isinstance(listed, list) else ():
-        if isinstance(tag, dict) and isinstance(tag.get("name"), str):
-            found.setdefault(str(tag.get("category")), {})[clean_text(tag["name"])] = None
-    if not found:
+    value = record.get("tags")
+    listed = value if isinstance(value, list) else []
+    for tag in listed:
+        # most tags are of other categories: cleaning them too would cost more than parsing the record
+        if not isinstance(tag, dict) or (category := tag.get("category")) == "0":
+            continue
+        # exact types, as `True` equals 1
+        if type(category) in (str, int) and (known := _CATEGORIES.get(category)) and isinstance(tag.get("name"), str):
+            found.setdefault(known, {})[clean_text(tag["name"])] = None
+    if not found and not any(isinstance(tag, dict) and isinstance(tag.get("name"), str) for tag in listed):
         for category, fields in _TAG_FIELDS.items():
             value = next((record[field] for field in fields if record.get(field)), ())
             names = value.split() if isinstance(value, str) else value if isinstance(value, list) else ()
             found[category] = dict.fromkeys(clean_text(name) for name in names if isinstance(name, str))
     return {category: list(names) for category, names in found.items()}
+
+
+def _is_true(value: Any) -> bool:
+    return isinstance(value, (str, int, float)) and str(value).strip().lower() in _TRUE
 
 
 def _text(record: dict[str, Any], name: str) -> str:

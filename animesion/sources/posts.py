@@ -44,10 +44,10 @@ def families(post: str, parent: str, pixiv: str, source: str) -> tuple[str, ...]
     tokens = [f"post:{post}"]
     if parent not in {"", "0"}:
         tokens.append(f"post:{parent}")
-    if pixiv in {"", "0"}:
+    if pixiv in {"", "0"} and source:
         match = _PIXIV_WORK.search(source) or ("pximg" in source and _PIXIV_FILE.search(source)) or None
         pixiv = match[1] if match else ""
-    if pixiv:
+    if pixiv not in {"", "0"}:
         tokens.append(f"pixiv:{pixiv}")
     elif url := _work_url(source):
         tokens.append(f"url:{url}")
@@ -56,6 +56,8 @@ def families(post: str, parent: str, pixiv: str, source: str) -> tuple[str, ...]
 
 def _work_url(source: str) -> str:
     """The source URL reduced to the part that identifies a work; empty for a bare site or free text."""
+    if "/" not in source:
+        return ""
     try:
         parts = urlsplit(source.strip())
     except ValueError:

