@@ -67,6 +67,7 @@ def detect(
     the sheet then shows the images where they differ most. The exit status is 1 when an image cannot be read.
     """
     from animesion import detectors
+    from animesion.cli.progress import counted
     from animesion.dataset import box_tables
     from animesion.detectors import scan, sheets
 
@@ -88,7 +89,7 @@ def detect(
     made = load(names, settings, iou, together=not compare)
     seen: list[Scanned] = []
     stream = form == "json" and not out and not compare
-    for each in scan.scan(paths, made, min_score):
+    for each in counted(scan.scan(paths, made, min_score), "detect", prints=stream):
         if each.problem:
             if not each.no_image:
                 click.echo(printable(f"{each.name}: {each.problem}"), err=True)

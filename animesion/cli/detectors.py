@@ -84,6 +84,7 @@ def evaluate(
     their bytes if the labels have digests, else by their path. Images without labels are passed over.
     """
     from animesion.cli.detect import load, printable
+    from animesion.cli.progress import counted
     from animesion.dataset import box_tables
     from animesion.detectors import evaluation, scan, sheets
 
@@ -99,7 +100,8 @@ def evaluate(
     used: set[int] = set()
     without = unread = copies = 0
     seconds = 0.0
-    for each in scan.scan(paths or (file if file.is_dir() else file.parent,), made, wanted=labels):
+    scanned = scan.scan(paths or (file if file.is_dir() else file.parent,), made, wanted=labels)
+    for each in counted(scanned, "eval"):
         if each.problem:
             without += each.problem == scan.NO_LABELS and not each.no_image
             if each.problem != scan.NO_LABELS and not each.no_image:

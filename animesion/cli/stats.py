@@ -7,7 +7,6 @@ intact and samples decode.
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,11 +100,9 @@ def stats(path: str, as_json: bool, plot_folder: Path | None, strategy: str | No
 
 
 def _track(paths: list[Path]) -> Iterable[Path]:
-    from rich.console import Console
-    from rich.progress import track
+    from animesion.cli.progress import counted
 
-    quiet = not sys.stderr.isatty()
-    return track(paths, "reading shards", console=Console(stderr=True), disable=quiet, transient=True)
+    return counted(paths, "shards", len(paths))
 
 
 def _describe(counts: ClassCounts, images: IntArray) -> LongTail:

@@ -45,6 +45,14 @@ def predict(
     """
     import json
 
+    from animesion.config.settings import apply
+
+    options: dict[str, Any] = {}
+    for setting in settings:
+        apply(options, setting)
+    if detector == "none" and (all_faces or or_whole or options or margin or min_score):
+        raise click.UsageError("--margin, --min-score, --all-faces, --or-whole and --set need a --detector")
+    from animesion.cli.progress import counted
     from animesion_training.cli.requirements import check_exists, torch_required
 
     check_exists(weights, *paths)
@@ -55,7 +63,7 @@ def predict(
 
     unread = 0
     with distributed_context(device) as context:
-        for each in predictions(weights, paths, context, top=top, faces=faces):
+        for each in counted(predictions(weights, paths, context, top=top, faces=faces), "predict", prints=True):
             unread += bool(each.problem)
             if as_json:
                 guesses = [{"name": name, "probability": round(value, 6)} for name, value in each.guesses]
