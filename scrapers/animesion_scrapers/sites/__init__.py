@@ -6,6 +6,7 @@ This module defines their base classes and the lookup by name. Other packages ad
 
 from __future__ import annotations
 
+import functools
 import inspect
 import pkgutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -178,6 +179,7 @@ def names() -> list[str]:
     return sorted({*_own(), *(point.name for point in entry_points(group=_GROUP))})
 
 
+@functools.cache  # sources ask once per post
 def load(name: str) -> type[Site]:
     """The class of a site.
 
