@@ -6,6 +6,7 @@ entry points of the group `animesion.detectors`. Recipes decide which boxes coun
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any, Protocol
@@ -159,6 +160,7 @@ def options_by_detector(
     return {spec: {**given.get(name_of(spec), {}), **given.get(spec, {})} for spec in detectors}
 
 
+@functools.cache  # finding entry points reads the files of all installed packages
 def _class(spec: str) -> Any:
     name = name_of(spec)
     for point in entry_points(group="animesion.detectors", name=name):
