@@ -52,6 +52,7 @@ def diff(before: str, after: str, as_json: bool) -> None:
     differ, 2 if one of them is not a dataset.
     """
     from animesion import open_dataset
+    from animesion.cli.progress import one_task
     from animesion.dataset import remote
     from animesion.verification import label_diff
     from animesion.verification.diff import compare
@@ -63,7 +64,8 @@ def diff(before: str, after: str, as_json: bool) -> None:
         found = label_diff.compare(label_diff.read(labels), open_dataset(remote.local(after)))
         headings = _LABEL_HEADINGS
     else:
-        found = compare(open_dataset(remote.local(before)), open_dataset(remote.local(after)))
+        with one_task("diff"):
+            found = compare(open_dataset(remote.local(before)), open_dataset(remote.local(after)))
     if as_json:
         import json
 

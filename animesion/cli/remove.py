@@ -35,6 +35,7 @@ def remove(path: str, what: tuple[str, ...], authors: tuple[str, ...], note: str
     `removed.csv` keeps the digests, and later builds refuse these images. After an interruption, run the same command
     again.
     """
+    from animesion.cli.progress import one_task
     from animesion.errors import UsageError
     from animesion.pipeline import removal
     from animesion.storage import stores
@@ -44,12 +45,12 @@ def remove(path: str, what: tuple[str, ...], authors: tuple[str, ...], note: str
             f"{stores.shown(path)} is a URL: remove the images from its local folder, and run `animesion publish` again"
         )
     folder = Path(path)
-    done = removal.finished(folder, what, authors)
-    if done is None or done.repeated:
+    with one_task("remove"):
+        done = removal.finished(folder, what, authors)
+        if done is not None and not done.repeated:
+            click.echo("an interrupted removal was finished first", err=True)
+            done = None
         plan = done.plan if done else removal.remove(folder, what, authors, note=note, dry_run=dry_run)
-    else:
-        click.echo("an interrupted removal was finished first", err=True)
-        plan = removal.remove(folder, what, authors, note=note, dry_run=dry_run)
     if as_json:
         import json
 

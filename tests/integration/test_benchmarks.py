@@ -34,6 +34,7 @@ def test_a_benchmark_loads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("command", "printed"),
     [
+        (("dump_listing.py", "--rows", "600", "--rounds", "1"), r"sha256 of the 2 plans: [0-9a-f]{64}"),
         (("curate_scale.py", "--images", "3000"), r"kept [\d,]+ of 3,000, clusters [1-9]"),
         (
             ("inspect_throughput.py", "--large", "1", "--rounds", "1", "--faces", "no-such.tar"),

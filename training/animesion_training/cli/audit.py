@@ -45,6 +45,7 @@ def audit(
     from dataclasses import asdict
 
     from animesion.errors import UsageError
+    from animesion.cli.progress import one_task
     from animesion_training.cli.requirements import check_exists, torch_required
 
     check_exists(path, *([model] if "/" in model or model.endswith(".safetensors") else []))
@@ -59,7 +60,10 @@ def audit(
     with distributed_context(device) as context:
         if context.world_size > 1:
             raise UsageError("an audit runs in one process: start it without torchrun")
-        outcome = audit.audit(opened, model, context, neighbours=neighbours, batch_size=batch_size, precision=precision)
+        with one_task("audit"):
+            outcome = audit.audit(
+                opened, model, context, neighbours=neighbours, batch_size=batch_size, precision=precision
+            )
     written = audit.write(out, outcome, opened, model=model, limit=limit) if out else []
     if as_json:
         click.echo(json.dumps([asdict(each) for each in outcome.findings], ensure_ascii=False))

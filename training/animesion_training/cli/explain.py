@@ -29,6 +29,7 @@ def explain(paths: tuple[Path, ...], weights: Path, out: Path, side: int, limit:
 
     from animesion.errors import UsageError
     from animesion.storage.workspace import write_atomic
+    from animesion.cli.progress import counted
     from animesion_training.cli.requirements import check_exists, torch_required
 
     check_exists(weights, *paths)
@@ -38,7 +39,7 @@ def explain(paths: tuple[Path, ...], weights: Path, out: Path, side: int, limit:
         from animesion_training.analysis import explain
         from animesion_training.distributed import distributed_context
     with distributed_context(device) as context:
-        rows = list(islice(explain.explain(weights, paths, context), limit))
+        rows = list(counted(islice(explain.explain(weights, paths, context), limit), "explain"))
     if not rows:
         raise UsageError("none of the paths is a readable image")
     content = io.BytesIO()

@@ -179,6 +179,7 @@ def add(
     """
     import numpy as np
 
+    from animesion.cli.progress import counted
     from animesion.errors import UsageError
     from animesion_training.cli.requirements import check_exists, torch_required
 
@@ -203,7 +204,8 @@ def add(
     with distributed_context(device) as context:
         embedder = embedder_of(known, file, weights, context)
         loaded = load_detector(faces)
-        for each in embedder(piece for given in files_given([folder]) for piece in pieces(given, loaded, faces)):
+        cut = (piece for image in given.from_files([folder]) for piece in pieces(image, loaded, faces))
+        for each in counted(embedder(cut), "add"):
             if each.vector is None:
                 click.echo(_printable(f"{each.piece.name}: not added ({each.problem})"), err=True)
             found.append(each)

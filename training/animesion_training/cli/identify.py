@@ -49,6 +49,8 @@ def identify(
     """
     import json
 
+    from animesion.cli.progress import counted
+    from animesion.images import given
     from animesion_training.cli.requirements import check_exists, torch_required
 
     check_exists(file, *(place for place in places if place != "-"))
@@ -65,8 +67,9 @@ def identify(
     unread = 0
     with distributed_context(device) as context:
         embedder = embedder_of(known, file, weights, context)
-        given = read_given(places, contact=contact, allow_private=allow_private)
-        for each in identities(embedder, known, given, top=top, threshold=limit, faces=faces):
+        images = given.read(places, contact=contact, allow_private=allow_private)
+        found = identities(embedder, known, images, top=top, threshold=limit, faces=faces)
+        for each in counted(found, "identify", prints=True):
             unread += bool(each.problem)
             if as_json:
                 click.echo(json.dumps(_line(each, limit), ensure_ascii=False))

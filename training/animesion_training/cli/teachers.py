@@ -24,6 +24,7 @@ def teachers(weights: tuple[Path, ...], data: str, images: Path | None, split: s
     """
     import json
 
+    from animesion.cli.progress import one_task
     from animesion_training.cli.requirements import check_exists, torch_required
 
     check_exists(data, *weights)
@@ -33,7 +34,7 @@ def teachers(weights: tuple[Path, ...], data: str, images: Path | None, split: s
         from animesion_training.distributed import distributed_context
 
     opened = open_data(data, images=images)
-    with distributed_context(device) as context:
+    with distributed_context(device) as context, one_task("teachers"):
         ranked = teachers.rank(weights, opened, split, context)
     if as_json:
         rows = [

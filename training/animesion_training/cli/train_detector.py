@@ -54,17 +54,19 @@ def train_detector(
     It learns from scenes that are composed as it goes: face crops pasted on grounds, and windows of labelled images.
     A build uses the network with `crop.detector = "anime"` and the option `file`.
     """
+    from animesion.cli.progress import one_task
     from animesion_training.cli.requirements import check_exists, torch_required
 
     check_exists(*faces, *labels, *drawn, *images, *grounds, *filter(None, (holdout, init)))
     with torch_required():
         from animesion_training.detection import fit, run
 
-        run.run(
-            run.Given(faces, leave_out, labels, drawn, images, grounds, share, holdout, init),
-            fit.Settings(steps=steps, decay=decay, batch=batch, rate=lr, seed=seed),
-            out,
-            device=device,
-            resume=resume,
-            report=click.echo,
-        )
+        with one_task("train-detector", prints=True):
+            run.run(
+                run.Given(faces, leave_out, labels, drawn, images, grounds, share, holdout, init),
+                fit.Settings(steps=steps, decay=decay, batch=batch, rate=lr, seed=seed),
+                out,
+                device=device,
+                resume=resume,
+                report=click.echo,
+            )
