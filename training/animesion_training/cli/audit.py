@@ -44,8 +44,8 @@ def audit(
     import json
     from dataclasses import asdict
 
-    from animesion.errors import UsageError
     from animesion.cli.progress import one_task
+    from animesion.errors import UsageError
     from animesion_training.cli.requirements import check_exists, torch_required
 
     check_exists(path, *([model] if "/" in model or model.endswith(".safetensors") else []))

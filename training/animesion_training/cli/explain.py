@@ -27,9 +27,9 @@ def explain(paths: tuple[Path, ...], weights: Path, out: Path, side: int, limit:
     import io
     from itertools import islice
 
+    from animesion.cli.progress import counted
     from animesion.errors import UsageError
     from animesion.storage.workspace import write_atomic
-    from animesion.cli.progress import counted
     from animesion_training.cli.requirements import check_exists, torch_required
 
     check_exists(weights, *paths)
