@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -47,13 +48,23 @@ class Rows(Sequence[dict[str, Any]]):
     """
 
     def __init__(self, table: pa.Table) -> None:
-        self._columns: dict[str, pa.Array] = {}
-        for name in table.column_names:
-            column = table[name].combine_chunks()
-            if column.null_count:
-                column = column.fill_null(_EMPTY[name]) if name in _EMPTY else _without_nulls(column)
-            self._columns[name] = column.dictionary_encode() if name in _REPEATED else column
+        self._columns = {name: _filled(name, table[name]) for name in table.column_names}
         self._length = len(table)
+
+    @classmethod
+    def read(cls, path: Path) -> Rows:
+        """The columns of `COLUMNS` of a `curated.parquet`, read one after another to save memory.
+
+        Raises:
+            OSError, KeyError, ValueError, UsageError: the table is missing, damaged or of another version.
+        """
+        rows = cls(pa.table({}))
+        for name in COLUMNS:
+            # nulls are allowed in some rows, which these columns tell
+            wanted = list(dict.fromkeys([name, "kept", "reason"]))
+            column = parquet.read(path, CURATED, wanted)[name]
+            rows._columns[name], rows._length = _filled(name, column), len(column)
+        return rows
 
     def __len__(self) -> int:
         return self._length
@@ -111,7 +122,7 @@ class Images:
             UsageError: `curated.parquet` is missing, damaged or of another version.
         """
         try:
-            return Rows(parquet.read(self.dataset.path / "curated.parquet", CURATED, COLUMNS))
+            return Rows.read(self.dataset.path / "curated.parquet")
         except OSError as error:
             raise UsageError(
                 f"cannot read {self.dataset.path / 'curated.parquet'} ({error.strerror or 'damaged'}): "
@@ -233,6 +244,14 @@ _EMPTY: dict[str, Any] = {
     for name in COLUMNS
     if name != "crop"
 }
+
+
+def _filled(name: str, values: pa.ChunkedArray) -> pa.Array:
+    """A column without nulls as one array."""
+    column = values.combine_chunks()
+    if column.null_count:
+        column = column.fill_null(_EMPTY[name]) if name in _EMPTY else _without_nulls(column)
+    return column.dictionary_encode() if name in _REPEATED else column
 
 
 def _without_nulls(crops: pa.Array) -> pa.Array:
