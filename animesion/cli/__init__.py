@@ -23,7 +23,7 @@ _ORDER = ["build", "recipes", "sources", "detectors", "detect", "stats", "verify
 _ORDER += ["browse", "remove", "publish", "train", "eval", "predict", "study", "profile", "export", "models", "doctor"]
 
 #: Bytes of address space under which libraries crash, and under which they get one thread each.
-_LEAST, _AMPLE = 1_000_000_000, 4_000_000_000
+_LEAST, _AMPLE = 3_000_000_000, 8_000_000_000
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NO_MEMORY = "error: this process is short of memory: free some or raise its limit, and run the same command again"

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -38,7 +39,7 @@ def write(folder: Path) -> None:
     row = f"{URL},b\n"
     filled(folder / "cell.csv", f"url,label\n{URL},", "a", f"\n{row}")
     filled(folder / "quoted.csv", f'url,label\n{URL},"', "a", f'"\n{row}')
-    filled(folder / "quoted-lines.csv", f'url,label\n{URL},"', "aaaaaaaaaaaaaaa\n", f'"\n{row}')
+    filled(folder / "quoted-lines.csv", f'url,label\n{URL},"', "a" * 99_999 + "\n", f'"\n{row}')
     filled(folder / "header.csv", "", "a", f"url,label\n{row}")
     filled(folder / "cell.txt", "https://example.org/", "a", f"\n{URL}\n")
     filled(folder / "cell.json", f'[{{"url":"{URL}","label":"', "a", f'"}},{{"url":"{URL}"}}]')
@@ -67,10 +68,13 @@ def read(path: Path) -> None:
     from animesion_scrapers.url_tables import UrlTables
 
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-    rows = [row for batch in UrlTables(path).batches() for row in batch]
+    good, faults = 0, Counter[str]()
+    for batch in UrlTables(path).batches():
+        good += sum(not row.fault for row in batch)
+        faults.update(row.fault for row in batch if row.fault)
     taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    faults = [row.fault for row in rows if row.fault]
-    print(json.dumps([path.name, taken >> 10, round(time.process_time() - start, 1), len(rows) - len(faults), faults]))
+    told = [f"{count:,} x {fault}" for fault, count in faults.most_common(3)]
+    print(json.dumps([path.name, taken >> 10, round(time.process_time() - start, 1), good, told]))
 
 
 def main() -> None:

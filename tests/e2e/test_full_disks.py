@@ -133,7 +133,9 @@ def test_a_crawl_on_a_disk_that_grows(disk: Disk, tmp_path: Path) -> None:
 
 def test_a_training_on_a_disk_that_grows(world: Path, disk: Disk, tmp_path: Path) -> None:
     load_file = pytest.importorskip("safetensors.numpy").load_file
-    recipe = animesion.load_recipe("folder", [f"source.path={world}", "split.train=60", "split.val=20"])
+    recipe = animesion.load_recipe(
+        "folder", [f"source.path={world}", "split.train=60", "split.val=20", "split.test=20"]
+    )
     animesion.build(recipe, tmp_path / "data", workers=1)
 
     def train(out: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -19,6 +20,7 @@ torch_only = pytest.importorskip("safetensors.numpy")
 pytestmark = pytest.mark.slow
 
 CLI = "from animesion.cli import main; main()"
+KILLS = int(os.environ.get("KILLS", "6"))
 SETTINGS = {
     "model.name": "resnet10t", "model.img_size": 32, "run.batch_size": 8, "run.save_steps": 2, "run.log_steps": 1,
     "schedule.epochs": 3, "data.workers": 0,
@@ -29,30 +31,31 @@ SETTINGS = {
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("killed")
     recipe = animesion.load_recipe(
-        "folder", [f"source.path={draw_folders(folder / 'set')}", "split.train=60", "split.val=20"]
+        "folder", [f"source.path={draw_folders(folder / 'set')}", "split.train=60", "split.val=20", "split.test=20"]
     )
     animesion.build(recipe, folder / "built", workers=1)
     return folder / "built"
 
 
-def killed(command: list[str], kills: int, seed: int) -> None:
-    """Kill a command at random times, and let it finish."""
-    rng, start, count = random.Random(seed), time.monotonic(), 0
+def killed(whole: list[str], command: list[str], seed: int) -> None:
+    """Run a command undisturbed; kill the other one at random times, and let it finish."""
+    rng, start = random.Random(seed), time.monotonic()
+    subprocess.run([sys.executable, "-c", CLI, *whole], check=True, capture_output=True)
+    duration, kills = time.monotonic() - start, 0
     line = [sys.executable, "-c", CLI, *command]
-    for number in range(kills):
+    while kills < KILLS:
         process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            # the first seconds load torch
-            process.wait(timeout=rng.uniform(5, 15 + 2 * number))
+            process.wait(timeout=rng.uniform(0.3, 1) * duration)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-            count += 1
+            kills += 1
         else:
             break
     done = subprocess.run(line, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    print(f"{count} kills in {time.monotonic() - start:.0f} s")
+    print(f"{kills} kills in {time.monotonic() - start:.0f} s")
 
 
 def weights(run: Path) -> dict[str, bytes]:
@@ -74,8 +77,7 @@ def test_a_killed_training_ends_with_the_same_weights(data: Path, tmp_path: Path
         chosen = [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}")]
         return ["train", "--data", str(data), "--out", str(out), *chosen, "--device", "cpu", "--resume"]
 
-    subprocess.run([sys.executable, "-c", CLI, *command(tmp_path / "whole")], check=True, capture_output=True)
-    killed(command(tmp_path / "run"), 6, seed)
+    killed(command(tmp_path / "whole"), command(tmp_path / "run"), seed)
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
     assert not list((tmp_path / "run").rglob(".tmp-*"))
@@ -89,8 +91,7 @@ def test_a_killed_study_ends_with_the_same_table(data: Path, tmp_path: Path) -> 
     def command(out: Path) -> list[str]:
         return ["study", str(study), "--data", str(data), "--out", str(out), "--device", "cpu"]
 
-    subprocess.run([sys.executable, "-c", CLI, *command(tmp_path / "whole")], check=True, capture_output=True)
-    killed(command(tmp_path / "run"), 6, 7)
+    killed(command(tmp_path / "whole"), command(tmp_path / "run"), 7)
     for name in ("table.csv", "table.json"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     for run in (path for path in (tmp_path / "whole").iterdir() if path.is_dir()):

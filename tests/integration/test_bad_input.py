@@ -122,10 +122,10 @@ def test_too_little_address_space_is_one_sentence(tmp_path: Path, monkeypatch: p
     refused = run_here("stats", str(tmp_path))
     assert refused.returncode == 1
     assert refused.stderr == (
-        "error: this process may use 0.6 GB of address space and needs 1.0 GB: raise the limit (ulimit -v)\n"
+        "error: this process may use 0.6 GB of address space and needs 3.0 GB: raise the limit (ulimit -v)\n"
     )
     assert run_here("--help").returncode == 0
-    monkeypatch.setattr(resource, "getrlimit", lambda kind: (2_000_000_000, resource.RLIM_INFINITY))
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (4_000_000_000, resource.RLIM_INFINITY))
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "")
     monkeypatch.delenv("OPENBLAS_NUM_THREADS")
     assert run_here("stats", str(tmp_path)).returncode == 2
