@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -37,7 +38,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "built"
 
 
-def killed(whole: list[str], command: list[str], seed: int) -> None:
+def killed(whole: list[str], command: list[str], out: Path, seed: int) -> None:
     """Run a command undisturbed; kill the other one at random times, and let it finish."""
     rng, start = random.Random(seed), time.monotonic()
     subprocess.run([sys.executable, "-c", CLI, *whole], check=True, capture_output=True)
@@ -46,13 +47,15 @@ def killed(whole: list[str], command: list[str], seed: int) -> None:
     while kills < KILLS:
         process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            process.wait(timeout=rng.uniform(0.3, 1) * duration)
+            process.wait(timeout=rng.uniform(0.2, 0.9) * duration)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
             kills += 1
         else:
-            break
+            if kills:
+                break
+            shutil.rmtree(out)  # too late for a kill
     done = subprocess.run(line, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     print(f"{kills} kills in {time.monotonic() - start:.0f} s")
@@ -77,7 +80,7 @@ def test_a_killed_training_ends_with_the_same_weights(data: Path, tmp_path: Path
         chosen = [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}")]
         return ["train", "--data", str(data), "--out", str(out), *chosen, "--device", "cpu", "--resume"]
 
-    killed(command(tmp_path / "whole"), command(tmp_path / "run"), seed)
+    killed(command(tmp_path / "whole"), command(tmp_path / "run"), tmp_path / "run", seed)
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
     assert not list((tmp_path / "run").rglob(".tmp-*"))
@@ -91,7 +94,7 @@ def test_a_killed_study_ends_with_the_same_table(data: Path, tmp_path: Path) -> 
     def command(out: Path) -> list[str]:
         return ["study", str(study), "--data", str(data), "--out", str(out), "--device", "cpu"]
 
-    killed(command(tmp_path / "whole"), command(tmp_path / "run"), 7)
+    killed(command(tmp_path / "whole"), command(tmp_path / "run"), tmp_path / "run", 7)
     for name in ("table.csv", "table.json"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     for run in (path for path in (tmp_path / "whole").iterdir() if path.is_dir()):
