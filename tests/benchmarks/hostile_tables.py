@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -63,16 +62,22 @@ def write(folder: Path) -> None:
     pq.write_table(wide, folder / "columns.parquet", use_dictionary=False, **small)
 
 
+def peak() -> int:
+    """The largest resident memory of this process in kilobytes; `ru_maxrss` begins with that of the parent."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+
+
 def read(path: Path) -> None:
     """Read a table and print what it took, above what the libraries take."""
     from animesion_scrapers.url_tables import UrlTables
 
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    before, start = peak(), time.process_time()
     good, faults = 0, Counter[str]()
     for batch in UrlTables(path).batches():
         good += sum(not row.fault for row in batch)
         faults.update(row.fault for row in batch if row.fault)
-    taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    taken = peak() - before
     told = [f"{count:,} x {fault}" for fault, count in faults.most_common(3)]
     print(json.dumps([path.name, taken >> 10, round(time.process_time() - start, 1), good, told]))
 
