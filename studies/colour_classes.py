@@ -33,7 +33,9 @@ def main(dataset: Path, out: Path, each: int) -> None:
             name = sample.name if order == orders[0] else f"{sample.name} {''.join('rgb'[k] for k in order)}"
             folder = out / "train" / name
             folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.ascontiguousarray(pixels[..., list(order)])).save(folder / f"{sample.key}.jpg", quality=95)
+            Image.fromarray(np.ascontiguousarray(pixels[..., list(order)])).save(
+                folder / f"{sample.key}.jpg", quality=95
+            )
     print(f"{each * sum(seen.values()) + each * len(seen):,} images of {6 * len(seen)} classes in {out}")
 
 
