@@ -65,10 +65,12 @@ class Executor(ABC):
 
     Attributes:
         workers: number of jobs that run at once.
+        has_run: whether any job has been run.
     """
 
     def __init__(self, workers: int) -> None:
         self.workers = max(1, workers)
+        self.has_run = False
 
     def __enter__(self) -> Self:
         return self
@@ -103,6 +105,7 @@ class Executor(ABC):
         running: dict[Hashable, tuple[Job, int]] = {}
         while queue or running:
             while queue and len(running) < self.workers:
+                self.has_run = True
                 job, attempt = queue.popleft()
                 running[self._submit(job)] = job, attempt
             for handle, (kind, value) in self._ended(list(running)):

@@ -25,7 +25,7 @@ from animesion.images import codec, hashing, opt_outs
 from animesion.pipeline import rules
 from animesion.schemas import PLAN, RAW, DropReason, Item, Payload
 from animesion.storage import parquet, removed
-from animesion.storage.workspace import Workspace, atomic_file
+from animesion.storage.workspace import Workspace, atomic_file, write_atomic
 
 if TYPE_CHECKING:
     from animesion_scrapers import CrawlStatus
@@ -223,12 +223,16 @@ def make_plan(
         UsageError: no images, an image listed twice, boxes requested but not given, or a source that cannot update.
     """
     options = params_digest(recipe.source.model_dump(mode="json"))
-    known = workspace.done("plan", CODE, options, {})
+    stamp = source.stamp() if isinstance(source, sources.Stamped) else ""
+    inputs = {"stamp": stamp} if stamp else {}
+    known = workspace.done("plan", CODE, options, inputs)
     outputs: dict[str, str] = {}
+    before = workspace.receipt("plan")
+    written = before.outputs if before and before.code == CODE else {}
     keys = _Keys(workspace)
     count = 0
     items: Iterable[Item]
-    if known is not None and source.remote:
+    if known is not None and (source.remote or stamp):
         plan = FetchPlan(known.facts["parts"], known.facts["items"], known.facts["notes"])
         if not update:
             return plan
@@ -242,7 +246,7 @@ def make_plan(
         # New images start a new part even if the last one is short, so that fetched parts keep their digests.
         items = source.items_after(last[-1])
     else:
-        # A local source is listed every time, as its files may have changed.
+        # A local source is listed again unless its stamp tells that no file has changed.
         items = source.items()
     for chunk in _chunks(iter(items)):
         if "boxes" in recipe.crop.detectors and any(item.boxes is None for item in chunk):
@@ -254,15 +258,34 @@ def make_plan(
         if repeated:
             raise UsageError(f"the source lists {repeated.source_id!r} twice; list every image once")
         name = plan_name(len(outputs))
-        outputs[name] = parquet.write(workspace.path(name), parquet.plan_table(chunk))
+        outputs[name] = _write_plan(workspace, name, chunk, written)
         count += len(chunk)
         advance(len(chunk))
     if not count:
         raise UsageError(f"the source of recipe {recipe.name} lists no images: check its [source] options")
     digests_in_order = [outputs[plan_name(part)] for part in range(len(outputs))]
     facts = {"parts": digests_in_order, "items": count, "notes": source.notes}
-    workspace.commit("plan", CODE, options, {}, outputs, facts)
+    workspace.commit("plan", CODE, options, inputs, outputs, facts)
     return FetchPlan(digests_in_order, count, list(source.notes))
+
+
+def _write_plan(
+    workspace: Workspace, name: str, chunk: Sequence[Item], written: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """Write the plan of a part, unless the file has it already; returns its digest.
+
+    Args:
+        workspace: the output folder.
+        name: path of the plan.
+        chunk: the items of the part.
+        written: outputs of the receipt of the listing before.
+    """
+    content = parquet.content(parquet.plan_table(chunk))
+    digest = hashlib.sha256(content).hexdigest()
+    known = written.get(name, {})
+    if known.get("sha256") == digest and workspace.has(name, known):
+        return digest
+    return write_atomic(workspace.path(name), content)
 
 
 def run(

@@ -55,7 +55,7 @@ def run(workspace: Workspace, recipe: Recipe, parts: int, notes: Sequence[str]) 
     assert curate is not None
     assert index_receipt is not None
     inputs = {"curated": curate.outputs["curated.parquet"]["sha256"]}
-    inputs |= {"index": index_receipt.outputs["index.parquet"]["sha256"], **index_receipt.inputs}
+    inputs |= {"index": index_receipt.outputs["index.parquet"]["sha256"], **index_receipt.facts["shards"]}
     digest = params_digest(
         [recipe.model_dump(mode="json"), list(notes), version("animesion"), PIL.__version__, local_features.version()]
     )

@@ -1,8 +1,11 @@
 """Stage 4: crop, resize and encode the kept images into shards, and write `index.parquet`.
 
-Chunks of samples are encoded in parallel into intermediate files. When all sizes are known, samples are assigned to
-shards and copied there. The assignment depends on keys and sizes only. An image that already has the requested format
-and size is copied without encoding.
+An image that already has the requested format and size is copied without encoding. The others are encoded in parallel,
+part by part, into intermediate files; what an earlier build encoded is read back from its shards, where it is known by
+the digest of the original, the crop and the settings (`pack/encoded.parquet`). When all sizes are known, samples are
+assigned to shards, by keys and sizes only, and the shards are written in parallel.
+
+Rows stay columns of Arrow; a job makes Python objects of a few hundred at a time.
 """
 
 from __future__ import annotations
@@ -10,38 +13,55 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import IO, Any
 
+import numpy as np
+import numpy.typing as npt
 import PIL
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from animesion import splits
 from animesion.config.recipe import Recipe
 from animesion.config.settings import params_digest
 from animesion.dataset import shards
-from animesion.errors import AnimesionError
+from animesion.errors import AnimesionError, UsageError
 from animesion.executors import Executor
 from animesion.images import codec, ends, formats
 from animesion.schemas import CURATED, INDEX
-from animesion.storage import checksums, parquet
+from animesion.storage import checksums, names, parquet
 from animesion.storage.workspace import Workspace, atomic_file
 
 CODE = f"pack-3/pillow-{PIL.__version__}{formats.plugin_versions()}"
-CHUNK_SAMPLES = 256
 
-_CHUNK = pa.schema(
+#: Rows that are Python objects at once.
+_BATCH = 256
+
+IntArray = npt.NDArray[np.int64]
+
+#: Columns of `CURATED` that a sample shows, and those that tell where its original is and how it was decoded.
+_SHOWN = ("key", "label", "class_id", "split", "group", "crop", "width", "height", "source", "source_id")
+_SHOWN += ("page_url", "file_url", "licence", "author", "rating", "md5")  # type: ignore[assignment]
+_ORIGINAL = ("sha256", "plain", "part", "offset", "bytes", "extension")
+
+#: Encoded images in the intermediate file of a part.
+_ENCODED = pa.schema([("id", pa.binary(16)), ("offset", pa.int64()), ("size", pa.int64()), ("sha256", pa.string())])
+
+#: Encoded images in shards: what identifies an encode, the SHA-256 of the shard, and where in it the image is.
+_KNOWN = pa.schema(
     [
-        ("key", pa.string()),
-        ("label", pa.int64()),
-        ("offset", pa.int64()),  # of the sample in the chunk file
+        ("id", pa.binary(16)),
+        ("container", pa.string()),
+        ("offset", pa.int64()),
         ("size", pa.int64()),
-        ("image_offset", pa.int64()),  # of the image's bytes inside the sample
-        ("image_size", pa.int64()),
         ("sha256", pa.string()),
     ]
 )
+_KNOWN_NAME = "pack/encoded.parquet"
 
 
 class _CrashedImagesError(AnimesionError):
@@ -55,137 +75,201 @@ class _CrashedImagesError(AnimesionError):
         return _CrashedImagesError, (self.keys,)
 
 
+class _DamagedShardError(AnimesionError):
+    """A shard of an earlier build does not have the bytes that `pack/encoded.parquet` states."""
+
+
+class Rows:
+    """Some rows of a table; another process gets these rows and not the whole table.
+
+    Args:
+        table: the table.
+        places: the rows, in order.
+    """
+
+    def __init__(self, table: pa.Table, places: IntArray) -> None:
+        self._table, self._places = table, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Rows, (self.taken(), np.arange(len(self), dtype=np.int64))
+
+    def taken(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows as a table of their own."""
+        table = self._table if columns is None else self._table.select(list(columns))
+        return table.take(pa.array(self._places))
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for start in range(0, len(self), _BATCH):
+            yield from self._table.take(pa.array(self._places[start : start + _BATCH])).to_pylist()
+
+
 @dataclass(frozen=True)
-class ChunkJob:
-    """Encode the samples of one chunk into an intermediate file.
+class EncodeJob:
+    """Encode images of one part into an intermediate file.
 
     Attributes:
-        chunk: name of the chunk, such as `train-00000`.
-        rows: fields of `CURATED`, in the order of the chunk.
+        rows: columns `key id crop width height offset bytes`.
         only: if not None, encode just these keys and write nothing.
         crashed: keys that killed their worker; if there are any, the job only reports them.
     """
 
     workspace: Workspace
     recipe: Recipe
-    chunk: str
-    rows: list[dict[str, Any]]
-    inputs: dict[str, str]
+    part: int
+    rows: Rows
     only: tuple[str, ...] | None = None
     crashed: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """Unit of the receipt."""
-        return f"pack/{self.chunk}"
+        return f"pack/part-{self.part:05d}"
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Inputs of the receipt. An id has the digest of its image, so the raw tar need not be one."""
+        return {"images": hashlib.sha256(b"".join(self.rows.taken(["id"])["id"].to_pylist())).hexdigest()}
 
     @property
     def keys(self) -> Sequence[str]:
-        """Keys of the samples."""
-        return [row["key"] for row in self.rows]
+        """Keys of the images."""
+        keys: list[str] = self.rows.taken(["key"])["key"].to_pylist()
+        return keys
 
-    def probe(self, keys: Sequence[str]) -> ChunkJob:
+    def probe(self, keys: Sequence[str]) -> EncodeJob:
         """The same encodes for some keys; nothing is written."""
         return replace(self, only=tuple(keys))
 
-    def without(self, keys: Sequence[str]) -> ChunkJob:
+    def without(self, keys: Sequence[str]) -> EncodeJob:
         """A job that reports the keys instead of packing, as only curate can drop an image."""
         return replace(self, crashed=tuple(keys))
 
     def run(self) -> int:
-        """Encode, write and commit; returns the number of samples."""
+        """Encode, write and commit; returns the number of images."""
         if self.crashed:
             raise _CrashedImagesError(self.crashed)
-        if self.only is not None:
-            for row in self.rows:
-                if row["key"] in self.only:
-                    packed_image(_original(self.workspace, row), row, self.recipe)
-            return 0
-        index = []
-        with atomic_file(self.workspace.path(samples_name(self.chunk))) as out:
-            for row in self.rows:
-                content = packed_image(_original(self.workspace, row), row, self.recipe)
-                fields = sample_fields(row, content, self.recipe)
-                block = shards.sample(row["key"], fields)
-                # The image is one of several members; its header is unique in the sample.
-                header = shards.header(f"{row['key']}.{self.recipe.pack.format}", len(content))
-                image_start = block.index(header) + shards.BLOCK
-                entry = {"key": row["key"], "label": row["class_id"], "offset": out.position, "size": len(block)}
-                entry |= {"image_offset": image_start, "image_size": len(content)}
-                index.append({**entry, "sha256": hashlib.sha256(content).hexdigest()})
-                out.write(block)
-        name = f"pack/{self.chunk}.parquet"
-        outputs = {name: parquet.write(self.workspace.path(name), parquet.table(index, _CHUNK))}
-        self.workspace.commit(self.name, CODE, params(self.recipe), self.inputs, outputs, {"samples": out.sha256})
+        with self.workspace.path(f"raw/part-{self.part:05d}.tar").open("rb") as tar:
+
+            def encoded(row: dict[str, Any]) -> bytes:
+                tar.seek(row["offset"])
+                return packed_image(tar.read(row["bytes"]), row, self.recipe)
+
+            if self.only is not None:
+                chosen = set(self.only)
+                for row in self.rows:
+                    if row["key"] in chosen:
+                        encoded(row)
+                return 0
+            index = []
+            name = images_name(self.part)
+            with atomic_file(self.workspace.path(name)) as out:
+                for row in self.rows:
+                    content = encoded(row)
+                    digest = hashlib.sha256(content).hexdigest()
+                    index.append({"id": row["id"], "offset": out.position, "size": len(content), "sha256": digest})
+                    out.write(content)
+        table = f"{self.name}.parquet"
+        outputs = {name: out.sha256}
+        outputs[table] = parquet.write(self.workspace.path(table), parquet.table(index, _ENCODED))
+        self.workspace.commit(self.name, CODE, params(self.recipe), self.inputs, outputs)
         return len(self.rows)
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """Copy samples from their chunks into one shard.
+    """Write one shard.
 
     Attributes:
         shard: path relative to the output folder.
-        pieces: chunk, offset and size of each sample, sorted by key.
+        rows: the samples in the order of the shard: columns of `_SHOWN`, and `file place size packed sample_size`, the
+            place, size and SHA-256 of the encoded image, and the size of the sample in the shard.
+        files: paths that `file` counts, relative to the output folder.
     """
 
     workspace: Workspace
+    recipe: Recipe
     shard: str
-    pieces: list[tuple[str, int, int]]
+    rows: Rows
+    files: tuple[str, ...]
     inputs: dict[str, str]
 
     @property
     def name(self) -> str:
         """Unit of the receipt."""
-        return f"shards/{self.shard.removeprefix('data/').removesuffix('.tar')}"
+        return _unit(self.shard)
 
     def run(self) -> int:
-        """Copy, write and commit; returns the number of samples."""
+        """Write and commit; returns the number of samples."""
         with contextlib.ExitStack() as stack:
-            files = {
-                chunk: stack.enter_context(self.workspace.path(samples_name(chunk)).open("rb"))
-                for chunk in sorted({chunk for chunk, _, _ in self.pieces})
-            }
+            opened: dict[int, IO[bytes]] = {}
             with atomic_file(self.workspace.path(self.shard)) as out:
-                for chunk, offset, size in self.pieces:
-                    files[chunk].seek(offset)
-                    out.write(files[chunk].read(size))
+                for row in self.rows:
+                    block = shards.sample(row["key"], sample_fields(row, self._image(row, opened, stack), self.recipe))
+                    if len(block) != row["sample_size"]:
+                        raise RuntimeError(f"{row['key']} has {len(block)} bytes instead of {row['sample_size']}")
+                    out.write(block)
                 out.write(shards.END)
-        facts = {"samples": len(self.pieces)}
+        facts = {"samples": len(self.rows)}
         self.workspace.commit(self.name, CODE, "", self.inputs, {self.shard: out.sha256}, facts)
-        return len(self.pieces)
+        return len(self.rows)
+
+    def _image(self, row: dict[str, Any], opened: dict[int, IO[bytes]], stack: contextlib.ExitStack) -> bytes:
+        """The bytes of an encoded image, which are compared with their digest.
+
+        Raises:
+            UsageError: an original was changed since it was fetched.
+        """
+        name = self.files[row["file"]]
+        if row["file"] not in opened:
+            if len(opened) == _MOST_OPEN:
+                opened.pop(next(iter(opened))).close()
+            opened[row["file"]] = stack.enter_context(self.workspace.path(name).open("rb"))
+        file = opened[row["file"]]
+        file.seek(row["place"])
+        content = file.read(row["size"])
+        if hashlib.sha256(content).hexdigest() != row["packed"]:
+            if name.startswith("raw/"):
+                raise UsageError(
+                    f"{self.workspace.path(name)} was changed after it was fetched: delete it, and run the same "
+                    "command again"
+                )
+            raise _DamagedShardError(f"{self.workspace.path(name)} was changed after it was written")
+        return content
 
 
-def samples_name(chunk: str) -> str:
-    """Path of a chunk's encoded samples, which exists until the shards are written."""
-    return f"pack/{chunk}.samples"
+#: Files that a job keeps open; a shard has images of every part.
+_MOST_OPEN = 500
 
 
-def packed_image(content: bytes, row: dict[str, Any], recipe: Recipe) -> bytes:
-    """The bytes of the image as it goes into the shard.
+def images_name(part: int) -> str:
+    """Path of a part's encoded images, which exist until the shards are written."""
+    return f"pack/part-{part:05d}.images"
+
+
+def packed_image(content: bytes, row: Mapping[str, Any], recipe: Recipe) -> bytes:
+    """The bytes of an image that cannot be copied, as it goes into the shard.
 
     Args:
         content: bytes of the original.
-        row: fields of `CURATED`.
+        row: `crop`, `width` and `height` of `CURATED`.
         recipe: its `pack` and `filter` sections matter.
     """
     settings = recipe.pack
-    whole = (0, 0, row["width"], row["height"])
     crop = tuple(row["crop"])
-    # `plain` also rules out rotation, palettes and alpha, which readers without our decoder would show differently.
-    is_final = crop == whole and row["plain"] and row["extension"] == settings.format and _has_size(row, recipe)
-    if is_final and settings.keep_original == "auto" and (end := ends.end_of(content, row["extension"])):
-        return content[:end]  # what follows the image was not decoded, so it is not published
+    whole = (0, 0, row["width"], row["height"])
     decoded = codec.decode(content, codec.Limits(recipe.filter.max_side, recipe.filter.max_pixels), known=True)
     image = codec.resized(decoded.image, None if crop == whole else crop, settings.size, settings.fit)
     return codec.encode(image, settings.format, settings.quality)
 
 
-def sample_fields(row: dict[str, Any], content: bytes, recipe: Recipe) -> dict[str, bytes]:
+def sample_fields(row: Mapping[str, Any], content: bytes, recipe: Recipe) -> dict[str, bytes]:
     """The members of a sample: image, `cls`, `json` and, unless switched off, the caption `txt`.
 
     The JSON has the same fields with the same types in every sample, without nulls and empty lists, because readers
-    infer types from single samples.
+    infer types from single samples. `_sample_sizes` computes the size of the members without making them.
     """
     provenance = {
         "label": row["class_id"],
@@ -210,8 +294,12 @@ def sample_fields(row: dict[str, Any], content: bytes, recipe: Recipe) -> dict[s
         "json": json.dumps(provenance, ensure_ascii=False, separators=(",", ":")).encode(),
     }
     if recipe.pack.caption:
-        fields["txt"] = recipe.pack.caption.replace("{name}", row["label"].replace("_", " ")).encode()
+        fields["txt"] = _caption(row["label"], recipe)
     return fields
+
+
+def _caption(label: str, recipe: Recipe) -> bytes:
+    return recipe.pack.caption.replace("{name}", label.replace("_", " ")).encode()
 
 
 def params(recipe: Recipe) -> str:
@@ -233,18 +321,48 @@ def run(
     Args:
         workspace: the output folder, curated.
         recipe: the recipe.
-        executor: runs the chunks and shards.
-        advance: called with the number of images encoded since the last call.
+        executor: runs the encodes and shards.
+        advance: called with the number of images packed since the last call.
         finished: called with the path of each finished shard, in no fixed order, including shards of an earlier run.
 
     Returns:
         Keys of images that killed their worker. If there are any, no shard is finished and curate has to drop them.
     """
     try:
-        _run(workspace, recipe, executor, advance, finished)
+        if not _is_packed(workspace, recipe, advance, finished):
+            try:
+                _run(workspace, recipe, executor, advance, finished)
+            except _DamagedShardError:  # what it had is encoded again
+                workspace.path(_KNOWN_NAME).unlink(missing_ok=True)
+                _run(workspace, recipe, executor, lambda count: None, finished)
     except _CrashedImagesError as error:
         return error.keys
     return ()
+
+
+def _inputs(workspace: Workspace) -> dict[str, str]:
+    curate = workspace.receipt("curate")
+    assert curate is not None
+    return {"curated": curate.outputs["curated.parquet"]["sha256"]}
+
+
+def _is_packed(
+    workspace: Workspace, recipe: Recipe, advance: Callable[[int], None], finished: Callable[[str], None]
+) -> bool:
+    """Whether all shards and the index are there, by their receipts alone."""
+    index = workspace.done("index", CODE, params(recipe), _inputs(workspace))
+    if index is None:
+        return False
+    found = {shard: workspace.receipt(_unit(shard)) for shard in index.facts["shards"]}
+    for shard, digest in index.facts["shards"].items():
+        receipt = found[shard]
+        if receipt is None or receipt.outputs[shard]["sha256"] != digest or not workspace.intact(receipt):
+            return False
+    _clean(workspace)
+    for shard, receipt in found.items():
+        finished(shard)
+        advance(receipt.facts["samples"] if receipt else 0)
+    return True
 
 
 def _run(
@@ -254,124 +372,376 @@ def _run(
     advance: Callable[[int], None],
     finished: Callable[[str], None],
 ) -> None:
-    curated = parquet.read(workspace.path("curated.parquet"), CURATED)
-    kept = curated.filter(curated["kept"]).to_pylist()
-    chunks = _chunks(kept, recipe)
-    jobs = {name: _chunk_job(workspace, recipe, name, rows) for name, rows in chunks.items()}
-    encoded = {name: job for name, job in jobs.items() if workspace.done(job.name, CODE, params(recipe), job.inputs)}
-    workspace.forget("pack", {job.name for job in jobs.values()})
-    executor.run([job for name, job in jobs.items() if name not in encoded], lambda job, count: advance(count))
-    advance(sum(len(job.rows) for job in encoded.values()))
+    kept = _kept(workspace)
+    images = _Images(workspace, recipe, kept)
+    jobs = images.jobs()
+    encoded = [job for job in jobs if workspace.done(job.name, CODE, params(recipe), job.inputs)]
+    workspace.forget("pack", {job.name for job in jobs})
+    names_of_encoded = {job.name for job in encoded}
+    executor.run([job for job in jobs if job.name not in names_of_encoded], lambda job, count: advance(count))
+    advance(sum(len(job.rows) for job in encoded))
+    images.place()
 
-    shard_jobs, index = _assign_to_shards(workspace, recipe, jobs)
+    shard_jobs, index = _assign_to_shards(workspace, recipe, kept, images)
     pending = [job for job in shard_jobs if not workspace.done(job.name, CODE, "", job.inputs)]
+    waiting = {job.shard for job in pending}
     if pending:
         checksums.unseal(workspace.root)
-    # A finished build deletes its intermediate files; chunks of shards that are written again are encoded again.
-    pending_chunks = {chunk for job in pending for chunk, _, _ in job.pieces}
-    deleted = {chunk for chunk in pending_chunks if not workspace.path(samples_name(chunk)).exists()}
-    executor.run([jobs[chunk] for chunk in sorted(deleted)])
+        images.move(waiting, {job.shard for job in shard_jobs})
+        pending = [replace(job, files=tuple(images.files)) for job in pending]
     # Shards of an earlier split or order that no longer exist; readers that list the folder would load them.
     workspace.forget("shards", {job.name for job in shard_jobs})
-    shard_of = {job.name: job.shard for job in shard_jobs}
+    fresh = {job.shard: images.is_fresh(job.rows) for job in shard_jobs}
+
+    def done(shard: str, samples: int) -> None:
+        finished(shard)
+        advance(samples - fresh[shard])
+
     # Finished shards are reported first, so that an upload starts while the others are written.
-    for name in shard_of.keys() - {job.name for job in pending}:
-        finished(shard_of[name])
-    executor.run(pending, lambda job, _: finished(shard_of[job.name]))
-    inputs = {job.shard: params_digest(job.inputs) for job in shard_jobs}
-    if not workspace.done("index", CODE, "", inputs):
-        outputs = {"index.parquet": parquet.write(workspace.path("index.parquet"), parquet.table(index, INDEX))}
-        workspace.commit("index", CODE, "", inputs, outputs)
-    for chunk in jobs:
-        workspace.path(samples_name(chunk)).unlink(missing_ok=True)
+    for job in shard_jobs:
+        if job.shard not in waiting:
+            done(job.shard, len(job.rows))
+    shard_of = {job.name: job.shard for job in pending}
+    executor.run(pending, lambda job, samples: done(shard_of[job.name], samples))
+    digests = {}
+    for job in shard_jobs:
+        receipt = workspace.receipt(job.name)
+        assert receipt is not None
+        digests[job.shard] = receipt.outputs[job.shard]["sha256"]
+    outputs = {
+        "index.parquet": parquet.write(workspace.path("index.parquet"), index),
+        _KNOWN_NAME: parquet.write(workspace.path(_KNOWN_NAME), images.known(index, digests)),
+    }
+    workspace.commit("index", CODE, params(recipe), _inputs(workspace), outputs, {"shards": digests})
+    _clean(workspace)
 
 
-def _chunks(kept: Sequence[dict[str, Any]], recipe: Recipe) -> dict[str, list[dict[str, Any]]]:
-    """Rows of each split in hashed order, cut into chunks, by the chunk's name.
+def _clean(workspace: Workspace) -> None:
+    """Remove the intermediate files of a finished stage."""
+    workspace.forget("pack", set())
+    folder = workspace.path("pack")
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.name != _KNOWN_NAME.rpartition("/")[2]:
+            path.unlink()
 
-    The hash decides which shard a sample is in, so that every shard has a mix of classes.
+
+def _kept(workspace: Workspace) -> pa.Table:
+    """The kept rows, by key."""
+    columns = ["kept", "reason", *_SHOWN, *_ORIGINAL]
+    curated = parquet.read(workspace.path("curated.parquet"), CURATED, columns)
+    return curated.filter(curated["kept"]).drop_columns(["kept", "reason"]).combine_chunks()
+
+
+def _unit(shard: str) -> str:
+    return f"shards/{shard.removeprefix('data/').removesuffix('.tar')}"
+
+
+def _ints(column: pa.ChunkedArray) -> IntArray:
+    found: IntArray = column.to_numpy().astype(np.int64)
+    return found
+
+
+class _Images:
+    """Where the bytes of each kept image are, in the form that it goes into a shard.
+
+    Args:
+        workspace: the output folder.
+        recipe: the recipe.
+        kept: the kept rows.
+
+    Attributes:
+        files: paths relative to the output folder.
+        file: number of each image's file in `files`, shape (n,); -1 until it is encoded.
+        place: offset in the file in bytes, shape (n,).
+        size: size in bytes, shape (n,).
+        sha256: SHA-256 as hex, a string column of n rows.
     """
-    chunks = {}
-    for split in splits.SPLITS:
-        rows = [row for row in kept if row["split"] == split]
-        rows.sort(key=lambda row: splits.hashed_order(recipe.pack.seed, row["key"]))
-        for start in range(0, len(rows), CHUNK_SAMPLES):
-            chunks[f"{split}-{start // CHUNK_SAMPLES:05d}"] = rows[start : start + CHUNK_SAMPLES]
-    return chunks
+
+    def __init__(self, workspace: Workspace, recipe: Recipe, kept: pa.Table) -> None:
+        self._workspace, self._recipe, self._kept = workspace, recipe, kept
+        n = len(kept)
+        self._crop = np.asarray(kept["crop"].combine_chunks().flatten(), dtype=np.int64).reshape(-1, 4)
+        self._part = _ints(kept["part"])
+        copied = self._copied()
+        parts = np.unique(self._part)
+        self.files = [f"raw/part-{part:05d}.tar" for part in parts.tolist()]
+        self._containers: dict[str, int] = {}  # SHA-256 of a shard of an earlier build -> number of its file
+        self.file = np.where(copied, np.searchsorted(parts, self._part), -1)
+        self.offset = np.where(copied, _ints(kept["offset"]), 0)
+        self.size = np.where(copied, _ints(kept["bytes"]), 0)
+        self.sha256 = kept["sha256"].combine_chunks()
+        self._encoded = np.flatnonzero(~copied)
+        self._ids = self._make_ids()
+        self._fresh = np.zeros(n, dtype=np.bool_)
+        self._find_known()
+        self._jobs: list[tuple[EncodeJob, IntArray]] = []
+
+    def _copied(self) -> npt.NDArray[np.bool_]:
+        """Which originals go into a shard as they are, shape (n,)."""
+        settings = self._recipe.pack
+        width, height = _ints(self._kept["width"]), _ints(self._kept["height"])
+        if settings.keep_original != "auto":
+            return np.zeros(len(width), dtype=np.bool_)
+        whole = np.stack([np.zeros_like(width), np.zeros_like(width), width, height], axis=1)
+        same = (self._crop == whole).all(axis=1)
+        # `plain` also rules out rotation, palettes and alpha, which readers without our decoder would show differently.
+        same &= self._kept["plain"].to_numpy()
+        same &= pc.equal(self._kept["extension"], settings.format).to_numpy()
+        if settings.size == 0:
+            return same
+        if settings.fit == "stretch":
+            return same & (width == settings.size) & (height == settings.size)
+        side = np.minimum(width, height) if settings.fit == "short-side" else np.maximum(width, height)
+        return same & (side == settings.size)
+
+    def _make_ids(self) -> pa.Array:
+        """What identifies the encode of each image that is not copied, 16 bytes each."""
+        values = self._recipe.model_dump(mode="json", include={"pack", "filter"})
+        settings = {name: values["pack"][name] for name in ("size", "fit", "format", "quality")}
+        settings |= {name: values["filter"][name] for name in ("max_side", "max_pixels")}
+        start = hashlib.blake2b(f"{CODE} {params_digest(settings)}".encode(), digest_size=16)
+        ids = []
+        for begin in range(0, len(self._encoded), _BATCH):
+            rows = self._encoded[begin : begin + _BATCH]
+            digests = self._kept["sha256"].take(pa.array(rows)).to_pylist()
+            for digest, crop in zip(digests, self._crop[rows].tolist(), strict=True):
+                one = start.copy()
+                one.update(f"{digest} {crop}".encode())
+                ids.append(one.digest())
+        return pa.array(ids, pa.binary(16))
+
+    def _find_known(self) -> None:
+        """Place the images that the shards of an earlier build have."""
+        index = self._workspace.receipt("index")
+        output = index.outputs.get(_KNOWN_NAME) if index else None
+        if output is None or not self._workspace.has(_KNOWN_NAME, output):
+            return
+        known = parquet.read(self._workspace.path(_KNOWN_NAME), _KNOWN)
+        if any(column.null_count for column in known.columns):
+            return
+        found = pc.index_in(self._ids, value_set=known["id"].combine_chunks())
+        there = {digest: name for digest in pc.unique(known["container"]).to_pylist() if (name := self._shard(digest))}
+        for digest, name in sorted(there.items()):
+            self._containers[digest] = len(self.files)
+            self.files.append(name)
+        numbers = pc.index_in(known["container"], value_set=pa.array(list(self._containers), pa.string()))
+        first = len(self.files) - len(self._containers)
+        container = numbers.fill_null(-1).to_numpy().astype(np.int64)
+        rows = np.flatnonzero(found.is_valid().to_numpy(zero_copy_only=False))
+        places = found.take(pa.array(rows)).to_numpy(zero_copy_only=False).astype(np.int64)
+        rows, places = rows[container[places] >= 0], places[container[places] >= 0]
+        self._set(self._encoded[rows], first + container[places], known.take(pa.array(places)))
+
+    def _shard(self, digest: str) -> str:
+        """Path of the shard with a digest, in its place or moved aside; empty if it is not there."""
+        if not re.fullmatch(names.SHA256, digest):
+            return ""
+        moved = f"pack/{digest}.tar"
+        if self._workspace.path(moved).is_file():
+            return moved
+        return self._shards.get(digest, "")
+
+    @property
+    def _shards(self) -> dict[str, str]:
+        """The shards in their places, by digest."""
+        found = {}
+        folder = self._workspace.path(".receipts/shards")
+        for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
+            receipt = self._workspace.receipt(f"shards/{path.stem}")
+            if receipt and self._workspace.intact(receipt):
+                found.update({known["sha256"]: name for name, known in receipt.outputs.items()})
+        return found
+
+    def _set(self, rows: IntArray, file: IntArray | int, at: pa.Table) -> None:
+        """Set where some images are: in which file, and columns `offset size sha256`."""
+        self.file[rows] = file
+        self.offset[rows], self.size[rows] = _ints(at["offset"]), _ints(at["size"])
+        mask = np.zeros(len(self.file), dtype=np.bool_)
+        mask[rows] = True
+        order = np.argsort(rows, kind="stable")
+        digests = at["sha256"].take(pa.array(order)).combine_chunks()
+        self.sha256 = pc.replace_with_mask(self.sha256, pa.array(mask), digests)
+
+    def jobs(self) -> list[EncodeJob]:
+        """Jobs that encode what is not known, one per part."""
+        ids = pa.nulls(len(self.file), pa.binary(16))
+        mask = np.zeros(len(self.file), dtype=np.bool_)
+        mask[self._encoded] = True
+        table = self._kept.select(["key", "crop", "width", "height", "offset", "bytes"])
+        table = table.append_column("id", pc.replace_with_mask(ids, pa.array(mask), self._ids))
+        rows = np.flatnonzero(self.file < 0)
+        rows = rows[np.lexsort((_ints(self._kept["offset"])[rows], self._part[rows]))]  # as the tar is read
+        self._fresh[rows] = True
+        for part in np.unique(self._part[rows]).tolist():
+            chosen = rows[self._part[rows] == part]
+            self._jobs.append((EncodeJob(self._workspace, self._recipe, part, Rows(table, chosen)), chosen))
+        return [job for job, _ in self._jobs]
+
+    def place(self) -> None:
+        """Place the images that the jobs have encoded."""
+        for job, rows in self._jobs:
+            made = parquet.read(self._workspace.path(f"{job.name}.parquet"), _ENCODED)
+            if len(made) != len(rows):
+                raise UsageError(f"{self._workspace.path(job.name)}.parquet is damaged: delete it and build again")
+            self._set(rows, len(self.files), made)
+            self.files.append(images_name(job.part))
+
+    def move(self, pending: set[str], all_: set[str]) -> None:
+        """Move the shards aside that are written again or go, and have images that are wanted.
+
+        A build that is killed finds them by their digest.
+        """
+        for digest, number in self._containers.items():
+            name = self.files[number]
+            if name.startswith("data/") and (name in pending or name not in all_):
+                moved = f"pack/{digest}.tar"
+                self._workspace.path("pack").mkdir(exist_ok=True)
+                os.replace(self._workspace.path(name), self._workspace.path(moved))
+                self.files[number] = moved
+
+    def is_fresh(self, rows: Rows) -> int:
+        """How many of some rows were encoded in this build."""
+        return int(self._fresh[rows._places].sum())
+
+    def known(self, index: pa.Table, digests: Mapping[str, str]) -> pa.Table:
+        """The table of schema `_KNOWN` of the finished shards.
+
+        Args:
+            index: table of schema `INDEX`.
+            digests: SHA-256 by shard.
+        """
+        rows = pc.index_in(self._kept["key"].take(pa.array(self._encoded)), value_set=index["key"].combine_chunks())
+        taken = index.take(rows)
+        shard = taken["shard"].combine_chunks().dictionary_encode()
+        container = pa.DictionaryArray.from_arrays(
+            shard.indices, pa.array([digests[name] for name in shard.dictionary.to_pylist()], pa.string())
+        ).cast(pa.string())
+        return pa.table([self._ids, container, taken["offset"], taken["size"], taken["sha256"]], schema=_KNOWN)
 
 
-def _chunk_job(workspace: Workspace, recipe: Recipe, chunk: str, rows: list[dict[str, Any]]) -> ChunkJob:
-    # A row has the sha256 of its image, so the raw tars need not be inputs.
-    return ChunkJob(workspace, recipe, chunk, rows, {"rows": params_digest(rows)})
+def _sample_sizes(kept: pa.Table, image: IntArray, recipe: Recipe) -> tuple[IntArray, IntArray]:
+    """Bytes of each sample in its shard, and offset in it of the image's bytes; shape (n,) each."""
+    empty = dict.fromkeys(_SHOWN, "") | dict.fromkeys(("class_id", "width", "height"), 0) | {"crop": [0, 0, 0, 0]}
+    fixed = len(sample_fields(empty, b"", recipe)["json"]) - 7  # without the digits of the seven integers
+    text = np.full(len(kept), fixed, dtype=np.int64)
+    for name in _SHOWN:
+        if kept[name].type == pa.string() and name != "key":
+            text += _json_lengths(kept[name])
+    for values in (kept["class_id"], kept["width"], kept["height"], kept["crop"].combine_chunks().flatten()):
+        digits = _ints(pc.binary_length(pc.cast(values, pa.string())))
+        text += digits.reshape(len(kept), -1).sum(axis=1)
+    lengths = {
+        recipe.pack.format: image,
+        "cls": _ints(pc.binary_length(pc.cast(kept["class_id"], pa.string()))),
+        "json": text,
+    }
+    if recipe.pack.caption:
+        label = kept["label"].combine_chunks().dictionary_encode()
+        captions = np.array([len(_caption(name, recipe)) for name in label.dictionary.to_pylist()], dtype=np.int64)
+        lengths["txt"] = captions[label.indices.to_numpy()]
+    total = np.zeros(len(kept), dtype=np.int64)
+    start = total
+    for field in sorted(lengths):
+        if field == recipe.pack.format:
+            start = total + shards.BLOCK
+        total = total + shards.BLOCK + -(-lengths[field] // shards.BLOCK) * shards.BLOCK
+    return total, start
+
+
+#: Bytes that JSON adds to a byte of a text: a backslash, or `\u00` and two digits less the byte.
+_ESCAPES = np.zeros(256, dtype=np.int64)
+_ESCAPES[:32] = 5
+_ESCAPES[list(b'"\\\b\f\n\r\t')] = 1
+
+
+def _json_lengths(column: pa.ChunkedArray) -> IntArray:
+    """Bytes of each text inside the quotes of JSON, as UTF-8."""
+    lengths = _ints(pc.binary_length(column))
+    start = 0
+    for chunk in column.chunks:
+        _, offsets, content = chunk.buffers()
+        if content is not None and len(chunk):
+            bounds = np.frombuffer(offsets, dtype=np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
+            letters = np.frombuffer(content, dtype=np.uint8)[bounds[0] : bounds[-1]]
+            escaped = np.flatnonzero((letters < 32) | (letters == ord('"')) | (letters == ord("\\")))
+            rows = np.searchsorted(bounds - bounds[0], escaped, side="right") - 1
+            np.add.at(lengths, start + rows, _ESCAPES[letters[escaped]])
+        start += len(chunk)
+    return lengths
 
 
 def _assign_to_shards(
-    workspace: Workspace, recipe: Recipe, jobs: dict[str, ChunkJob]
-) -> tuple[list[ShardJob], list[dict[str, Any]]]:
-    """Fill shards in the order of chunks up to the recipe's limits; returns shard jobs and the rows of `INDEX`."""
-    shard_jobs: list[ShardJob] = []
-    index: list[dict[str, Any]] = []
+    workspace: Workspace, recipe: Recipe, kept: pa.Table, images: _Images
+) -> tuple[list[ShardJob], pa.Table]:
+    """Fill shards in hashed order up to the recipe's limits; returns shard jobs and a table of schema `INDEX`.
+
+    The hash decides which shard a sample is in, so that every shard has a mix of classes.
+    """
+    sizes, starts = _sample_sizes(kept, images.size, recipe)
+    order = _hashed_order(recipe.pack.seed, kept["key"])
+    table = kept.select(_SHOWN)
+    table = table.append_column("packed", images.sha256)
+    shown = table.column_names
+    for name, values in (("file", images.file), ("place", images.offset), ("size", images.size)):
+        table = table.append_column(name, pa.array(values))
+    table = table.append_column("sample_size", pa.array(sizes))
+    code = params_digest([recipe.pack.format, recipe.pack.caption])
+    jobs: list[ShardJob] = []
+    pieces = []
     for split in splits.SPLITS:
-        entries = []
-        digests = {}
-        for chunk in sorted(name for name in jobs if name.rpartition("-")[0] == split):
-            receipt = workspace.receipt(f"pack/{chunk}")
-            assert receipt is not None
-            digests[chunk] = receipt.facts["samples"]
-            rows = parquet.read(workspace.path(f"pack/{chunk}.parquet"), _CHUNK).to_pylist()
-            entries += [{**row, "chunk": chunk} for row in rows]
-
-        # The end marker counts towards the limit on bytes; a sample over the limit gets a shard of its own.
-        contents: list[list[dict[str, Any]]] = []
-        current: list[dict[str, Any]] = []
-        total = len(shards.END)
-        for entry in entries:
-            is_full = len(current) == recipe.pack.shard_samples or total + entry["size"] > recipe.pack.shard_bytes
-            if current and is_full:
-                contents.append(current)
-                current, total = [], len(shards.END)
-            current.append(entry)
-            total += entry["size"]
-        if current:
-            contents.append(current)
-
-        for number, members in enumerate(contents):
+        chosen = pc.equal(kept["split"], split).to_numpy()
+        for number, members in enumerate(_filled(order[chosen[order]], sizes, recipe)):
             shard = f"data/{split}-{number:05d}.tar"
+            keys = kept["key"].take(pa.array(members)).to_pylist()
             # By key plus dot, which is the order of the member names: "-" sorts before ".", and "0" after it.
-            members.sort(key=lambda entry: entry["key"] + ".")
-            pieces = [(entry["chunk"], entry["offset"], entry["size"]) for entry in members]
-            inputs = {chunk: digests[chunk] for chunk in sorted({piece[0] for piece in pieces})}
-            inputs["pieces"] = params_digest(pieces)
-            shard_jobs.append(ShardJob(workspace, shard, pieces, inputs))
-            position = 0
-            for entry in members:
-                index.append(
-                    {
-                        "key": entry["key"],
-                        "split": split,
-                        "shard": shard,
-                        "offset": position + entry["image_offset"],
-                        "size": entry["image_size"],
-                        "label": entry["label"],
-                        "sample_offset": position,
-                        "sample_size": entry["size"],
-                        "sha256": entry["sha256"],
-                    }
-                )
-                position += entry["size"]
-    return shard_jobs, index
+            places = members[sorted(range(len(members)), key=lambda i: keys[i] + ".")]
+            rows = Rows(table, places)
+            inputs = {"samples": _table_digest(rows.taken(shown)), "settings": code}
+            jobs.append(ShardJob(workspace, recipe, shard, rows, tuple(images.files), inputs))
+            at = np.cumsum(sizes[places]) - sizes[places]
+            taken = rows.taken(["key", "split", "class_id", "packed"])
+            columns = {
+                "key": taken["key"],
+                "split": taken["split"],
+                "shard": pa.repeat(pa.scalar(shard), len(places)),
+                "offset": pa.array(at + starts[places]),
+                "size": pa.array(images.size[places]),
+                "label": taken["class_id"],
+                "sample_offset": pa.array(at),
+                "sample_size": pa.array(sizes[places]),
+                "sha256": taken["packed"],
+            }
+            pieces.append(pa.table(list(columns.values()), schema=INDEX))
+    return jobs, pa.concat_tables(pieces).combine_chunks()
 
 
-def _has_size(row: dict[str, Any], recipe: Recipe) -> bool:
-    """Whether the original already has the size that `pack.size` and `pack.fit` request."""
-    size, width, height = recipe.pack.size, row["width"], row["height"]
-    if size == 0:
-        return True
-    if recipe.pack.fit == "stretch":
-        return bool(width == height == size)
-    fitted_side = min(width, height) if recipe.pack.fit == "short-side" else max(width, height)
-    return bool(fitted_side == size)
+def _hashed_order(seed: int, keys: pa.ChunkedArray) -> IntArray:
+    """The rows in the order of `animesion.splits.hashed_order`."""
+    digests = bytearray()
+    for start in range(0, len(keys), _BATCH):
+        digests += b"".join(splits.hashed_order(seed, key) for key in keys.slice(start, _BATCH).to_pylist())
+    halves = np.frombuffer(bytes(digests), dtype=">u8").reshape(-1, 2)
+    return np.lexsort((halves[:, 1], halves[:, 0])).astype(np.int64)
 
 
-def _original(workspace: Workspace, row: dict[str, Any]) -> bytes:
-    return shards.read(workspace.path(f"raw/part-{row['part']:05d}.tar"), row["offset"], row["bytes"])
+def _filled(order: IntArray, sizes: IntArray, recipe: Recipe) -> list[IntArray]:
+    """The rows of each shard: as many as fit, in their order.
+
+    The end marker counts towards the limit on bytes; a sample over the limit gets a shard of its own.
+    """
+    ends = []
+    count, total = 0, len(shards.END)
+    for position, size in enumerate(sizes[order].tolist()):
+        if count and (count == recipe.pack.shard_samples or total + size > recipe.pack.shard_bytes):
+            ends.append(position)
+            count, total = 0, len(shards.END)
+        count, total = count + 1, total + size
+    return np.split(order, ends) if len(order) else []
+
+
+def _table_digest(table: pa.Table) -> str:
+    """A digest of the values of a table."""
+    out = pa.BufferOutputStream()
+    with pa.ipc.new_stream(out, table.schema) as stream:
+        stream.write_table(table.combine_chunks())
+    return hashlib.sha256(out.getvalue()).hexdigest()

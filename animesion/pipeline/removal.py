@@ -112,6 +112,618 @@ def remove(
     return plan
 
 
+# -- what goes -------------------------------------------------------------------------------------------------------
+
+
+class _Request:
+    """The rows of a dataset that are asked for, and what follows from that.
+
+    Args:
+        dataset: the dataset.
+        what: see `remove`.
+        authors: see `remove`.
+    """
+
+    def __init__(self, dataset: Dataset, what: Sequence[str], authors: Sequence[str]) -> None:
+        self.dataset = dataset
+        self.recipe = dataset.recipe
+        listed = checksums.read(dataset.path)
+        for name in ("curated.parquet", "index.parquet", "dataset.json", "recipe.toml"):
+            if sha256_file(dataset.path / name) != listed.get(name):
+                raise UsageError(f"{dataset.path}: {name} does not match its SHA256SUMS: run `animesion verify`")
+        self.curated = dataset.curated
+        self.index = dataset.index
+        columns = ("key", "kept", "reason", "source", "source_id", "page_url", "file_url", "author", "md5", "sha256")
+        columns += ("pixels_blake3", "cluster", "keeper", "group", "label", "split")  # type: ignore[assignment]
+        self.columns: dict[str, list[Any]] = {name: self.curated[name].to_pylist() for name in columns}
+        self._same = _Same(self.columns)
+        self.asked = {row for text in what for row in self._named(text)}
+        self.asked |= {row for author in authors for row in self._by(author)}
+        self.rows = self._same.closure(self.asked)
+        self.keys = {self.columns["key"][row] for row in self.rows}
+        kept = [row for row, keep in enumerate(self.columns["kept"]) if keep]
+        if self.rows.issuperset(kept):
+            raise UsageError(f"nothing would be left of {dataset.path}: delete the folder instead")
+        self.groups = self._renamed_groups()
+        self.concerned = self._concerned()
+
+    def _named(self, text: str) -> set[int]:
+        """The rows of the image that a text names.
+
+        Raises:
+            UsageError: it names no image, or several.
+        """
+        columns = self.columns
+        wanted, lower = text.strip(), text.strip().lower()
+        found: set[int] = set()
+        if "://" in wanted:
+            url = _url(wanted)
+            for name in ("page_url", "file_url"):
+                found |= {row for row, value in enumerate(columns[name]) if value and _url(value) == url}
+        else:
+            if re.fullmatch("[0-9a-f]{32}|[0-9a-f]{64}", lower):
+                packed = self.index["key"].filter(pc.equal(self.index["sha256"], lower)).to_pylist()
+                for name in ("md5", "sha256", "pixels_blake3"):
+                    found |= {row for row, value in enumerate(columns[name]) if value == lower}
+                found |= {row for row, key in enumerate(columns["key"]) if key in packed}
+            ids = zip(columns["key"], columns["source"], columns["source_id"], strict=True)
+            for row, (key, source, source_id) in enumerate(ids):
+                # an image whose faces are samples has several rows: its key, `-face` and a number
+                whole = re.sub(r"-face[0-9]+_*$", "", key)
+                if wanted and wanted in (key, whole, source_id, f"{source}:{source_id}"):
+                    found.add(row)
+        found = {row for row in found if columns["reason"][row] != DropReason.REMOVED}
+        if not found:
+            gone = {digest for each in removed.read(self.dataset.path) for digest in each[:3]}
+            there = lower in gone
+            raise UsageError(
+                f"{wanted!r} was removed from {self.dataset.path} before: its {REMOVED} has it"
+                if there
+                else f"{self.dataset.path} has no image {wanted!r}: give a key or source_id of its curated.parquet, "
+                "the URL of a page or file, or a digest"
+            )
+        if not found <= self._same.closure({min(found)}):
+            keys = sorted(columns["key"][row] for row in found)
+            more = f" and {len(keys) - 3:,} more" if len(keys) > 3 else ""
+            raise UsageError(f"{wanted!r} names several images: name each by its key, {', '.join(keys[:3])}{more}")
+        return found
+
+    def _by(self, author: str) -> set[int]:
+        """The rows of an author.
+
+        Raises:
+            UsageError: nothing is by this author.
+        """
+        wanted = author.strip().casefold()
+        found = set()
+        for row, (value, source) in enumerate(zip(self.columns["author"], self.columns["source"], strict=True)):
+            value = (value or "").strip().casefold()
+            # a tag has no spaces, and a person's name has
+            if wanted and (value == wanted or (source in _TAGGED and wanted in value.split())):
+                found.add(row)
+        if not found:
+            raise UsageError(
+                f"{self.dataset.path} has nothing by the author {author!r}: the column `author` of its curated.parquet "
+                "has the names"
+            )
+        return found
+
+    def _renamed_groups(self) -> dict[str, str]:
+        """New names of groups that are named after a removed image: the smallest key that is left, as in a build."""
+        left: dict[str, str] = {}
+        for row, (key, group) in enumerate(zip(self.columns["key"], self.columns["group"], strict=True)):
+            if group in self.keys and row not in self.rows:
+                left[group] = min(key, left.get(group, key))
+        return left
+
+    def _concerned(self) -> set[str]:
+        """The shards with a removed sample, or with one whose group has another name now."""
+        groups = zip(self.columns["key"], self.columns["group"], strict=True)
+        keys = self.keys | {key for key, group in groups if group in self.groups}
+        chosen = self.index["shard"].filter(pc.is_in(self.index["key"], value_set=pa.array(sorted(keys), pa.string())))
+        return set(chosen.to_pylist())
+
+    def plan(self) -> Plan:
+        """What will change."""
+        columns = self.columns
+        images = [
+            Image(
+                columns["key"][row],
+                row in self.asked,
+                columns["split"][row] if columns["kept"][row] else "",
+                columns["label"][row],
+                columns["reason"][row],
+            )
+            for row in sorted(self.rows, key=lambda row: columns["key"][row])
+        ]
+        gone = self.index["key"].to_pylist(), self.index["shard"].to_pylist()
+        left = {shard for key, shard in zip(*gone, strict=True) if key not in self.keys}
+        emptied = sorted(self.concerned - left)
+        count = Counter(image.split for image in images if image.split)
+        samples = {split: count[split] for split in self.dataset.splits if count[split]}
+        untouched = sum(len(split.shards) for split in self.dataset.splits.values()) - len(self.concerned)
+        return Plan(images, samples, sorted(self.concerned & left), emptied, untouched, self._notes())
+
+    def _notes(self) -> list[str]:
+        """Sentences on what has to be done by hand."""
+        notes = []
+        root = self.dataset.path
+        columns = self.columns
+        others = sorted(path.name for path in root.iterdir() if path.name not in _KNOWN and path.name[:5] != ".tmp-")
+        if others:
+            notes.append(f"{root} has {', '.join(others[:5])}, which may name or show the images: delete what does")
+        if (unknown := self._unread()) and not (root / "raw").is_dir():
+            notes.append(f"{unknown:,} images have no digest, so a later build cannot know them")
+        elif unknown:
+            notes.append(
+                f"{unknown:,} images were never read and have no digest, so a later build cannot know them: delete "
+                "their files or rows at the source"
+            )
+        images = {columns["source"][row] for row in self.rows}
+        if any(not removed.post_digest(source, "1") and not source.startswith("sample") for source in images):
+            notes.append("the files of the source are not changed: delete them there")
+        notes.append(
+            "copies elsewhere keep the images until they are replaced: published versions, tags and the history of a "
+            "Hub repository, caches, and the work folders of other builds"
+        )
+        return notes
+
+    def _unread(self) -> int:
+        columns = ("sha256", "pixels_blake3", "source", "source_id")
+        rows = zip(*(self.columns[name] for name in columns), strict=True)
+        return sum(
+            row in self.rows and not (sha256 or pixels or removed.post_digest(*post))
+            for row, (sha256, pixels, *post) in enumerate(rows)
+        )
+
+
+class _Same:
+    """Which rows show one image: equal bytes, equal pixels, one entry of the source, or verified copies."""
+
+    def __init__(self, columns: Mapping[str, Sequence[Any]]) -> None:
+        keys = {key: row for row, key in enumerate(columns["key"])}
+        self._tokens: list[list[tuple[str, ...]]] = []
+        self._rows: dict[tuple[str, ...], list[int]] = {}
+        names_ = ("key", "keeper", "sha256", "pixels_blake3", "cluster", "source", "source_id")
+        for row, values in enumerate(zip(*(columns[name] for name in names_), strict=True)):
+            key, keeper, sha256, pixels, cluster, source, source_id = values
+            tokens: list[tuple[str, ...]] = [("key", key), *([("key", keeper)] if keeper in keys else [])]
+            tokens += [(name, value) for name, value in (("b", sha256), ("p", pixels), ("c", cluster)) if value]
+            tokens += [("id", source, source_id)] if source_id else []
+            self._tokens.append(tokens)
+            for token in tokens:
+                self._rows.setdefault(token, []).append(row)
+
+    def closure(self, rows: Iterable[int]) -> set[int]:
+        """The rows and all that show the same images."""
+        found, waiting, done = set(rows), list(rows), set()
+        while waiting:
+            for token in self._tokens[waiting.pop()]:
+                if token not in done:
+                    done.add(token)
+                    new = [row for row in self._rows[token] if row not in found]
+                    found.update(new)
+                    waiting += new
+        return found
+
+
+def _url(text: str) -> str:
+    """A URL for comparison: without its scheme, a fragment, and a slash at its end."""
+    return text.strip().partition("#")[0].partition("://")[2].rstrip("/")
+
+
+# -- the new files ---------------------------------------------------------------------------------------------------
+
+
+def _stage(request: _Request, plan: Plan, note: str) -> dict[str, Any]:
+    """Write all new files into the hidden folder; returns what is to be moved and deleted."""
+    root = request.dataset.path
+    shutil.rmtree(root / STAGE, ignore_errors=True)
+    old, new = Workspace(root), Workspace(root / _NEW)
+    new.root.mkdir(parents=True)
+    log = _log(request, note)
+    write_atomic(new.path(REMOVED), removed.render([*removed.read(root), *log]).encode())
+    recipe = _without_decisions(request.recipe, request)
+    write_atomic(new.path("recipe.toml"), recipe.to_toml().encode())
+    if recipe == request.recipe:
+        _link(old.path("recipe.toml"), new.path("recipe.toml"))
+
+    index = _write_shards(request, plan, new)
+    parquet.write(new.path("index.parquet"), index)
+    parts = _Parts(request, old, new)
+    curated = _curated(request, parts.offsets)
+    parquet.write(new.path("curated.parquet"), curated)
+    parts.write_pairs()
+    linked = _link_others(root, new.root, set(plan.emptied) | parts.deleted)
+    facts = _facts(request, plan, recipe, index, new)
+    outputs = finalize.describe(new, recipe, facts, index, curated)
+    _check(new.root, plan)
+    _write_receipts(request, plan, recipe, parts, new, {**outputs, "index.parquet": ""}.keys())
+    linked |= {"recipe.toml"} if recipe == request.recipe else set()
+    written = {path.relative_to(new.root).as_posix() for path in new.root.rglob("*") if path.is_file()}
+    replace = sorted(written - linked)
+    stale = {"plots/samples.jpg"} - written
+    receipts = {
+        path.relative_to(root).as_posix()
+        for name in ("curate.json", "compare.json", "index.json", "finalize.json", "pack", "shards")
+        for path in ([root / ".receipts" / name] if name.endswith(".json") else (root / ".receipts" / name).glob("*"))
+        if path.is_file()
+    }
+    packed = {path.relative_to(root).as_posix() for path in (root / "pack").glob("*") if path.is_file()}
+    delete = sorted((set(plan.emptied) | parts.deleted | stale | receipts | packed) - set(replace))
+    return {"plan": plan.to_dict(), "replace": replace, "delete": [name for name in delete if (root / name).exists()]}
+
+
+def _log(request: _Request, note: str) -> list[Removal]:
+    """The digests of each image: of its file and pixels, of its post, and of what was packed."""
+    columns = request.columns
+    found = []
+    for row in sorted(request.rows):
+        post = removed.post_digest(columns["source"][row], columns["source_id"][row])
+        entry = Removal(columns["sha256"][row], columns["pixels_blake3"][row], post, note)
+        found += [entry] if any(entry[:3]) else []
+        if columns["kept"][row]:
+            sample = request.dataset.sample(columns["key"][row])
+            pixels = hashing.of_pixels(sample.decode()).hex()
+            found.append(Removal(hashlib.sha256(sample.image).hexdigest(), pixels, "", note))
+    return found
+
+
+def _without_decisions(recipe: Recipe, request: _Request) -> Recipe:
+    """The recipe without a curator's decisions on removed images."""
+    decided = recipe.curate.decisions
+    gone = request.keys | {re.sub(r"-face[0-9]+_*$", "", key) for key in request.keys}
+    digests = {request.columns["sha256"][row] for row in request.rows}
+
+    def sets(listed: Sequence[Sequence[str]]) -> list[list[str]]:
+        left = ([key for key in keys if key not in gone] for keys in listed)
+        return [keys for keys in left if len(keys) > 1]
+
+    left = Decisions(
+        exclude=[key for key in decided.exclude if key not in gone],
+        label={key: label for key, label in decided.label.items() if key not in gone},
+        same=sets(decided.same),
+        different=sets(decided.different),
+        pairs=[each for each in decided.pairs if not any(image[:64] in digests for image in each.images)],
+        box={key: box for key, box in decided.box.items() if key not in gone},
+        several=[key for key in decided.several if key not in gone],
+    )
+    if left == decided:
+        return recipe
+    return recipe.model_copy(update={"curate": recipe.curate.model_copy(update={"decisions": left})})
+
+
+def _write_shards(request: _Request, plan: Plan, new: Workspace) -> pa.Table:
+    """Write the concerned shards without the removed samples; returns the new index."""
+    dataset = request.dataset
+    known = {shard.path: shard for split in dataset.splits.values() for shard in split.shards}
+    group_of = dict(zip(request.columns["key"], request.columns["group"], strict=True))
+    values = request.index.to_pydict()
+    rows_of: dict[str, list[int]] = {}
+    for row, shard in enumerate(values["shard"]):
+        rows_of.setdefault(shard, []).append(row)
+    for shard in (*plan.rewritten, *plan.emptied):
+        path = dataset.path / shard
+        if sha256_file(path) != known[shard].sha256:
+            raise UsageError(f"{path} does not have the SHA-256 in dataset.json: run `animesion verify`")
+    for shard in plan.rewritten:
+        rows = sorted(rows_of[shard], key=lambda row: values["sample_offset"][row])
+        with (dataset.path / shard).open("rb") as source, atomic_file(new.path(shard)) as out:
+            for row in rows:
+                key = values["key"][row]
+                if key in request.keys:
+                    continue
+                source.seek(values["sample_offset"][row])
+                block = source.read(values["sample_size"][row])
+                if renamed := request.groups.get(group_of.get(key, "")):
+                    block = _regrouped(key, block, renamed)
+                header = shards.header(f"{key}.{dataset.image_field}", values["size"][row])
+                values["offset"][row] = out.position + block.index(header) + shards.BLOCK
+                values["sample_offset"][row], values["sample_size"][row] = out.position, len(block)
+                out.write(block)
+            out.write(shards.END)
+    left = [key not in request.keys for key in values["key"]]
+    return pa.table(values, schema=INDEX).filter(pa.array(left))
+
+
+def _regrouped(key: str, block: bytes, group: str) -> bytes:
+    """A sample whose JSON member names another group."""
+    fields = shards.sample_members(key, block)
+    described = json.loads(fields["json"]) | {"group": group}
+    fields["json"] = json.dumps(described, ensure_ascii=False, separators=(",", ":")).encode()
+    return shards.sample(key, fields)
+
+
+def _curated(request: _Request, offsets: Mapping[int, Mapping[int, int]]) -> pa.Table:
+    """`curated.parquet` without the rows that go, and without their keys in other rows.
+
+    Args:
+        request: the removal.
+        offsets: by part, the new offset in the tar of each old one.
+    """
+    left = [row for row in range(len(request.curated)) if row not in request.rows]
+    table = request.curated.take(pa.array(left, pa.int64()))
+    values = {
+        name: table[name].to_pylist()
+        for name in (
+            "group",
+            "keeper",
+            "resembles",
+            "verdict",
+            "how",
+            "inliers",
+            "residual",
+            "detail",
+            "part",
+            "offset",
+        )
+    }
+    word = _mentions(request)
+    for i in range(len(table)):
+        values["group"][i] = request.groups.get(values["group"][i], values["group"][i])
+        if values["resembles"][i] in request.keys:
+            for name, empty in (("resembles", ""), ("verdict", ""), ("how", ""), ("inliers", 0), ("residual", 0.0)):
+                values[name][i] = empty
+        if values["keeper"][i] in request.keys:
+            values["keeper"][i] = ""
+        if values["detail"][i] and word.search(values["detail"][i]):
+            values["detail"][i] = ""
+        values["offset"][i] = offsets.get(values["part"][i], {}).get(values["offset"][i], values["offset"][i])
+    for name, column in values.items():
+        table = table.set_column(CURATED.names.index(name), name, pa.array(column, CURATED.field(name).type))
+    return table
+
+
+def _mentions(request: _Request) -> re.Pattern[str]:
+    """Matches a text that names a removed image by its key, path, URL or digest."""
+    columns = request.columns
+    named = set(request.keys)
+    for row in request.rows:
+        texts = [columns[name][row] for name in ("source_id", "page_url", "file_url", "md5", "sha256", "pixels_blake3")]
+        named.update(text for text in texts if text and not text.isdigit())
+    return re.compile(rf"(?<![\w-])(?:{'|'.join(map(re.escape, sorted(named)))})(?![\w-])")
+
+
+class _Parts:
+    """The originals and features of a build folder without the removed images; nothing where there are none.
+
+    Attributes:
+        offsets: by part, the new offset in the tar of each old one.
+        deleted: files that name removed images and are made again by a later build.
+    """
+
+    def __init__(self, request: _Request, old: Workspace, new: Workspace) -> None:
+        self._old, self._new, self._request = old, new, request
+        self.offsets: dict[int, dict[int, int]] = {}
+        self.deleted = {"features/compared.parquet"}
+        columns = request.columns
+        ids = ((columns["source"][row], columns["source_id"][row]) for row in request.rows)
+        self._gone = {(source, source_id) for source, source_id in ids if source_id}
+        self._bytes = {columns["sha256"][row] for row in request.rows} - {""}
+        for path in sorted(old.path("raw").glob("part-*.parquet")):
+            if match := re.fullmatch(r"part-([0-9]{5,})\.parquet", path.name):
+                self._write(int(match[1]))
+        for path in sorted(old.path("features").glob("part-*.parquet")):  # a copy of a dataset has no raw/
+            if not old.path("raw", path.name).exists():
+                self._filter(f"features/{path.name}", FEATURES, request.keys)
+
+    def _write(self, part: int) -> None:
+        name = f"part-{part:05d}"
+        raw = parquet.read(self._old.path(f"raw/{name}.parquet"), RAW)
+        rows = raw.to_pylist()
+        gone = [(row["source"], row["source_id"]) in self._gone or row["sha256"] in self._bytes for row in rows]
+        keys = {row["key"] for row, is_gone in zip(rows, gone, strict=True) if is_gone}
+        if not keys:
+            return
+        moved: dict[int, int] = {}
+        tar = self._old.path(f"raw/{name}.tar")
+        if tar.is_file():
+            with atomic_file(self._new.path(f"raw/{name}.tar")) as out:
+                for row, is_gone in zip(rows, gone, strict=True):
+                    if row["reason"] or is_gone:
+                        continue
+                    place = out.position + shards.BLOCK
+                    content = shards.read(tar, row["offset"], row["bytes"])
+                    out.write(shards.member(f"{row['key']}.{row['extension']}", content))
+                    moved[row["offset"]] = row["offset"] = place
+                out.write(shards.END)
+        left = [row for row, is_gone in zip(rows, gone, strict=True) if not is_gone]
+        parquet.write(self._new.path(f"raw/{name}.parquet"), parquet.table(left, RAW))
+        self.offsets[part] = moved
+        self._filter(f"raw/{name}.plan.parquet", PLAN, keys)
+        self._filter(f"features/{name}.parquet", FEATURES, keys)
+        self._filter(f"features/embeddings-{name}.parquet", EMBEDDINGS, keys)
+
+    def _filter(self, name: str, schema: pa.Schema, keys: Iterable[str]) -> None:
+        """Write a table without the rows of some keys, if it is there and has any.
+
+        Features that another version wrote are deleted, as a build of this version computes them again.
+        """
+        if self._old.path(name).is_file():
+            try:
+                table = parquet.read(self._old.path(name), schema)
+            except parquet.DamagedTableError:
+                if not name.startswith("features/"):
+                    raise
+                self.deleted.add(name)
+                return
+            gone = pc.is_in(table["key"], value_set=pa.array(sorted(keys), pa.string()))
+            if pc.any(gone).as_py():
+                parquet.write(self._new.path(name), table.filter(pc.invert(gone)))
+
+    def write_pairs(self) -> None:
+        """Write the verdicts on pairs without those of removed images."""
+        path = self._old.path("features/pairs.parquet")
+        if path.is_file():
+            try:
+                table = parquet.read(path, PAIRS)
+            except parquet.DamagedTableError:
+                self.deleted.add("features/pairs.parquet")
+                return
+            keys = pa.array(sorted(self._request.keys), pa.string())
+            gone = pc.or_(*(pc.is_in(table[name], value_set=keys) for name in ("first", "second")))
+            if pc.any(gone, min_count=0).as_py():
+                parquet.write(self._new.path("features/pairs.parquet"), table.filter(pc.invert(gone)))
+
+
+def _facts(request: _Request, plan: Plan, recipe: Recipe, index: pa.Table, new: Workspace) -> dict[str, Any]:
+    """The content of the new `dataset.json`."""
+    dataset, columns = request.dataset, request.columns
+    facts = json.loads((dataset.path / "dataset.json").read_bytes())
+    shard_facts = {
+        shard.path: asdict(shard)
+        for split in dataset.splits.values()
+        for shard in split.shards
+        if shard.path not in plan.emptied
+    }
+    for shard in plan.rewritten:
+        path = new.path(shard)
+        samples = pc.sum(pc.equal(index["shard"], shard)).as_py()
+        shard_facts[shard] |= {"samples": samples, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    there = set(pc.unique(index["split"]).to_pylist())
+    dropped = Counter(columns["reason"][row] for row in request.rows if not columns["kept"][row])
+    of_cluster: dict[str, set[str]] = {}
+    for row in request.rows:
+        if columns["cluster"][row]:
+            of_cluster.setdefault(columns["cluster"][row], set()).add(columns["label"][row])
+    # an image with several rows was fetched once
+    files = {
+        (columns["source"][row], columns["source_id"][row]): request.curated["bytes"][row].as_py()
+        for row in request.rows
+        if columns["sha256"][row]
+    }
+    word = _mentions(request)
+    listed = removed.read(new.root)
+    try:
+        funnel = facts["funnel"]
+        facts |= finalize.tallied(
+            index, len(dataset.classes), [name for name in facts["splits"] if name in there], shard_facts
+        )
+        facts |= {
+            "recipe": recipe.digest() if recipe != request.recipe else facts["recipe"],
+            "images": len(index),
+            "funnel": {
+                **funnel,
+                "seen": funnel["seen"] - len(request.rows),
+                "kept": len(index),
+                "fetched": max(0, funnel["fetched"] - len(files)),
+                "fetched_bytes": max(0, funnel["fetched_bytes"] - sum(files.values())),
+                "dropped": {
+                    reason: count - dropped[reason]
+                    for reason, count in funnel["dropped"].items()
+                    if count > dropped[reason]
+                },
+            },
+            "duplicate_clusters": max(0, facts["duplicate_clusters"] - len(of_cluster)),
+            "label_conflicts": max(0, facts["label_conflicts"] - sum(len(each) > 1 for each in of_cluster.values())),
+            "notes": [note for note in facts["notes"] if not word.search(note)],
+            "removed_digests": len(listed),
+            "emptied_shards": sorted({*facts.get("emptied_shards", ()), *plan.emptied}),
+        }
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UsageError(
+            f"{dataset.path / 'dataset.json'} lacks facts of a build ({error}): run `animesion build` again"
+        ) from None
+    return dict(facts)
+
+
+def _check(root: Path, plan: Plan) -> None:
+    """Check that the new files are a dataset, and that every new shard can be read to its end."""
+    dataset = Dataset(root)
+    index = dataset.index
+    for shard in plan.rewritten:
+        count = sum(member.name.endswith(".cls") for member in shards.members(root / shard))
+        if count != pc.sum(pc.equal(index["shard"], shard)).as_py():
+            raise RuntimeError(f"{shard} was not written as its index says")
+
+
+def _write_receipts(
+    request: _Request, plan: Plan, recipe: Recipe, parts: _Parts, new: Workspace, written: Iterable[str]
+) -> None:
+    """Receipts of the originals and features that are left, so that a later build asks no site again.
+
+    Shards get receipts that no build takes for its own, but deletes with the shard where it makes fewer of them.
+    """
+    old = Workspace(request.dataset.path)
+    if not old.path(".receipts").is_dir():
+        return
+    before, after = fetch.removed_images(old, request.recipe), fetch.removed_images(new, recipe)
+    plan_receipt = old.receipt("plan")
+    digests: list[str] = []
+    items = 0
+    for part in range(len(plan_receipt.facts["parts"]) if plan_receipt else 0):
+        name = f"part-{part:05d}"
+        keys = parquet.read(new.path(fetch.plan_name(part)), PLAN, ("key",))["key"].to_pylist()
+        old_keys = parquet.read(old.path(fetch.plan_name(part)), PLAN, ("key",))["key"].to_pylist()
+        items += len(keys)
+        digests.append(sha256_file(new.path(fetch.plan_name(part))))
+        fetched = old.receipt(f"fetch/{name}")
+        if fetched is None or not old.intact(fetched):
+            continue
+        raw = parquet.read(new.path(f"raw/{name}.parquet"), RAW, ("reason", "bytes"))
+        got = raw.filter(pc.equal(raw["reason"], ""))
+        facts: dict[str, Any] = {"items": len(raw), "fetched": len(got), "bytes": pc.sum(got["bytes"]).as_py() or 0}
+        params = fetched.params
+        if params == fetch.params(request.recipe, old_keys, before):
+            params = fetch.params(recipe, keys, after)
+        outputs = {path: sha256_file(new.path(path)) for path in fetched.outputs}
+        new.commit(fetched.unit, fetched.code, params, {"plan": digests[-1]}, outputs, {**fetched.facts, **facts})
+        for unit in (f"inspect/{name}", f"embed/{name}"):
+            receipt = old.receipt(unit)
+            if receipt is None or not old.intact(receipt) or parts.deleted.intersection(receipt.outputs):
+                continue
+            inputs = {path: outputs.get(path, digest) for path, digest in receipt.inputs.items()}
+            made = {path: sha256_file(new.path(path)) for path in receipt.outputs}
+            facts = dict(receipt.facts)
+            if "crashed" in facts:
+                facts["crashed"] = [key for key in facts["crashed"] if key in set(keys)]
+            new.commit(unit, receipt.code, receipt.params, inputs, made, facts)
+    if plan_receipt and plan_receipt.facts["parts"]:
+        word = _mentions(request)
+        notes = [note for note in plan_receipt.facts["notes"] if not word.search(note)]
+        outputs = {fetch.plan_name(part): digest for part, digest in enumerate(digests)}
+        facts = {"parts": digests, "items": items, "notes": notes}
+        # without the stamp of a local source, as it is listed again: what it still has is then dropped as removed
+        new.commit("plan", plan_receipt.code, plan_receipt.params, {}, outputs, facts)
+    for split in Dataset(new.root).splits.values():
+        for shard in split.shards:
+            unit = f"shards/{shard.path.removeprefix('data/').removesuffix('.tar')}"
+            outputs = {shard.path: shard.sha256}
+            new.commit(unit, pack.CODE, "removal", {}, outputs, {"samples": shard.samples})
+    if recipe != request.recipe:
+        write_atomic(new.path(".receipts/recipe.json"), json.dumps({"digest": recipe.digest()}).encode())
+    crashed = old.path(".receipts/crashed.json")
+    if crashed.is_file():
+        with contextlib.suppress(ValueError, AttributeError):
+            left = {key: text for key, text in json.loads(crashed.read_bytes()).items() if key not in request.keys}
+            write_atomic(new.path(".receipts/crashed.json"), json.dumps(left, sort_keys=True).encode())
+
+
+def _link_others(root: Path, new: Path, without: set[str]) -> set[str]:
+    """Link every file of the tables, shards and originals that stays; returns their names."""
+    linked = set()
+    for pattern in ("data/*.tar", "raw/*.tar", "raw/*.parquet", "features/*.parquet"):
+        for path in sorted(root.glob(pattern)):
+            name = path.relative_to(root).as_posix()
+            if path.is_file() and name not in without and not (new / name).exists():
+                _link(path, new / name)
+                linked.add(name)
+    return linked
+
+
+def _link(path: Path, to: Path) -> None:
+    """A hard link, or a copy where the file system has none."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    to.unlink(missing_ok=True)
+    try:
+        os.link(path, to)
+    except OSError:
+        shutil.copy2(path, to)
+
+
+# -- the moves -------------------------------------------------------------------------------------------------------
+
+
 def _move(root: Path, moves: Mapping[str, Any]) -> None:
     """Carry out the moves, or what is left of them: `dataset.json` and `SHA256SUMS` go first and come last."""
     for name in checksums.SEALS:

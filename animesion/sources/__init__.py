@@ -98,6 +98,14 @@ class Crawled(Source, Protocol):
         """Number of requests, and seconds at the polite rate, for fetching these numbers of files by host."""
 
 
+@runtime_checkable
+class Stamped(Source, Protocol):
+    """A local source that can tell whether its listing may have changed, for less than listing costs."""
+
+    def stamp(self) -> str:
+        """A digest that differs if the listing may differ; empty if that cannot be told."""
+
+
 def names() -> list[str]:
     """Names of the installed sources."""
     return sorted({point.name for point in entry_points(group="animesion.sources")})

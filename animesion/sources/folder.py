@@ -21,7 +21,7 @@ from animesion.config.settings import Section
 from animesion.dataset import layouts
 from animesion.errors import UsageError
 from animesion.schemas import DropReason, Item, Payload
-from animesion.sources import clean_text, families, file_key
+from animesion.sources import clean_text, families, file_key, stamps
 from animesion.sources.file_tree import Entry, FileTree
 from animesion.sources.stored import PathOrUrl
 
@@ -99,6 +99,10 @@ class FolderSource:
     def read(self, items: Sequence[Item]) -> Iterator[Payload]:
         """Read files, or the members of an archive that is opened once."""
         yield from self._tree().read([json.loads(item.locator) for item in items])
+
+    def stamp(self) -> str:
+        """A digest of the names, sizes and times of all files."""
+        return stamps.of([self.options.path])
 
     def _tree(self) -> FileTree:
         return FileTree(self.options.path, self.options.max_bytes, self.options.encoding)

@@ -15,7 +15,7 @@ from animesion.config.settings import Section
 from animesion.dataset import label_files, text_tables
 from animesion.errors import UsageError
 from animesion.schemas import Box, Item, Payload
-from animesion.sources import clean_text, faces, families, file_key
+from animesion.sources import clean_text, faces, families, file_key, stamps
 from animesion.sources.image_root import ImageRoot
 from animesion.sources.stored import PathOrUrl
 
@@ -81,6 +81,15 @@ class LabelsSource:
         """Read files below the image root."""
         places = [json.loads(item.locator) for item in items]
         return ImageRoot(self.options.images, "source.images").read(places, self.options.max_bytes)
+
+    def stamp(self) -> str:
+        """A digest of the names, sizes and times of the label files and of all images."""
+        options = self.options
+        labels = Path(options.labels).expanduser()
+        files = [options.labels, options.names, options.faces]
+        if labels.is_file():
+            files.append(str(labels.parent / label_files.NAMES_FILE))
+        return stamps.of([options.images], [file for file in files if file and Path(file).expanduser().exists()])
 
     def _files(self) -> tuple[list[tuple[str, Path]], dict[int, str]]:
         path = Path(self.options.labels).expanduser()

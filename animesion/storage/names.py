@@ -6,6 +6,7 @@ caller can be led out of the folder.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -41,10 +42,13 @@ def refuse_links(folder: Path) -> None:
     Raises:
         UsageError: there is a link.
     """
-    waiting = [folder]
+    waiting = [str(folder)]
     while waiting:
-        for path in waiting.pop().iterdir():
-            if path.is_symlink():
-                raise UsageError(f"{path} is a link, and links are not followed: put the file or folder itself there")
-            if path.is_dir():
-                waiting.append(path)
+        with os.scandir(waiting.pop()) as entries:  # knows the kinds without asking for each
+            for entry in entries:
+                if entry.is_symlink():
+                    raise UsageError(
+                        f"{entry.path} is a link, and links are not followed: put the file or folder itself there"
+                    )
+                if entry.is_dir():
+                    waiting.append(entry.path)

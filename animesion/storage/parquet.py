@@ -60,6 +60,13 @@ def write_groups(path: Path, schema: pa.Schema, groups: Iterable[pa.Table]) -> s
     return file.sha256
 
 
+def content(of: pa.Table) -> memoryview:
+    """The bytes of the file that `write` writes."""
+    out = pa.BufferOutputStream()
+    pq.write_table(of, out, compression="zstd", version="2.6", store_schema=False)
+    return memoryview(out.getvalue())
+
+
 class DamagedTableError(UsageError):
     """A table that cannot be read, or whose names and numbers no stage writes."""
 

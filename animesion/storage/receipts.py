@@ -101,12 +101,12 @@ class _CompareFacts(_Checked):
     notes: list[str]
 
 
-class _PackFacts(_Checked):
-    samples: _Digest
-
-
 class _ShardFacts(_Checked):
     samples: _Count
+
+
+class _IndexFacts(_Checked):
+    shards: dict[Annotated[str, StringConstraints(pattern=rf"^{names.SHARD}$")], _Digest]
 
 
 class _SentFacts(_Checked):
@@ -121,9 +121,9 @@ _STAGES: dict[str, tuple[type[_Checked], str]] = {
     "embed": (_Checked, r"features/embeddings-\1\.parquet "),
     "compare": (_CompareFacts, r"features/compared\.parquet features/pairs\.parquet "),
     "curate": (_CurateFacts, r"curated\.parquet "),
-    "pack": (_PackFacts, r"pack/\1\.parquet "),
+    "pack": (_Checked, r"pack/\1\.images pack/\1\.parquet "),
     "shards": (_ShardFacts, r"data/\1\.tar "),
-    "index": (_Checked, r"index\.parquet "),
+    "index": (_IndexFacts, r"index\.parquet pack/encoded\.parquet "),
     "finalize": (_Checked, r"(?:\S+ )*dataset\.json (?:\S+ )*"),
     "sent": (_SentFacts, ""),
     "copies": (_Checked, r"\1 "),

@@ -42,6 +42,9 @@ class Workspace:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        #: whether this object has committed a unit; worker processes have objects of their own
+        self.changed = False
+        self._receipts: dict[str, tuple[tuple[int, int, int], Receipt | None]] = {}
 
     def __reduce__(self) -> tuple[type[Workspace], tuple[Path]]:
         return Workspace, (self.root,)
@@ -56,7 +59,14 @@ class Workspace:
         """The receipt of a unit, or None if it does not exist, cannot be read or is not of the form of its stage."""
         path = self._receipt_path(unit)
         try:
-            return receipts.parse(unit, path.read_bytes()) if path.is_file() else None
+            status = os.stat(path)
+            # Stages ask for the receipts of earlier ones several times; a file is replaced and never changed.
+            state = (status.st_ino, status.st_mtime_ns, status.st_size)
+            known = self._receipts.get(unit)
+            if known is None or known[0] != state:
+                known = state, receipts.parse(unit, path.read_bytes()) if stat.S_ISREG(status.st_mode) else None
+                self._receipts[unit] = known
+            return known[1]
         except OSError:
             return None
 
@@ -69,18 +79,19 @@ class Workspace:
 
     def intact(self, receipt: Receipt) -> bool:
         """Whether every output of a receipt exists with the recorded digest."""
-        for name, known in receipt.outputs.items():
-            path = self.path(name)
-            try:
-                status = path.lstat()
-            except OSError:
-                return False
-            if not stat.S_ISREG(status.st_mode) or status.st_size != known["bytes"]:
-                return False
-            # Equal size and time are trusted. A copied folder has other times, so its bytes are compared.
-            if status.st_mtime_ns != known["mtime_ns"] and sha256_file(path) != known["sha256"]:
-                return False
-        return True
+        return all(self.has(name, known) for name, known in receipt.outputs.items())
+
+    def has(self, name: str, known: Mapping[str, Any]) -> bool:
+        """Whether a file exists with the digest that a receipt records among its outputs."""
+        path = os.path.join(self.root, name)
+        try:
+            status = os.lstat(path)
+        except OSError:
+            return False
+        if not stat.S_ISREG(status.st_mode) or status.st_size != known["bytes"]:
+            return False
+        # Equal size and time are trusted. A copied folder has other times, so its bytes are compared.
+        return bool(status.st_mtime_ns == known["mtime_ns"] or sha256_file(Path(path)) == known["sha256"])
 
     def commit(
         self,
@@ -110,6 +121,7 @@ class Workspace:
         path = self._receipt_path(unit)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json.dumps(asdict(receipt), indent=1).encode())
+        self.changed = True
         return receipt
 
     def forget(self, prefix: str, keep: set[str]) -> None:
@@ -158,8 +170,8 @@ class Workspace:
             self.check(digest, replace=replace)  # again: another build may have written since, before the lock
             with full_disk_is_clear(self.root):
                 self.sweep()
-                write_atomic(self.path("recipe.toml"), recipe_toml.encode())
-                write_atomic(self.path(_MARKER), json.dumps({"digest": digest}).encode())
+                _write_new(self.path("recipe.toml"), recipe_toml.encode())
+                _write_new(self.path(_MARKER), json.dumps({"digest": digest}).encode())
             yield
         finally:
             self.sweep()  # a stopped worker leaves its temporary file
@@ -194,11 +206,13 @@ class Workspace:
 
     def sweep(self) -> None:
         """Remove temporary files of a killed build."""
-        for path in sorted(self.root.rglob(f"{_TEMPORARY}*")):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+        for folder, folders, files in os.walk(self.root):
+            for name in [name for name in folders if name.startswith(_TEMPORARY)]:
+                shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+                folders.remove(name)
+            for name in files:
+                if name.startswith(_TEMPORARY):
+                    Path(folder, name).unlink(missing_ok=True)
 
 
 class _Hashing:
@@ -264,6 +278,14 @@ def atomic_file(path: Path) -> Iterator[_Hashing]:
             temporary.unlink(missing_ok=True)
             raise
         _sync_folder(path.parent)
+
+
+def _write_new(path: Path, content: bytes) -> None:
+    """Write a file atomically, unless it has this content."""
+    with contextlib.suppress(OSError):
+        if path.read_bytes() == content:
+            return
+    write_atomic(path, content)
 
 
 def write_atomic(path: Path, content: bytes | memoryview) -> str:
