@@ -112,7 +112,7 @@ def build(
 
         fields = {
             name: getattr(result, name)
-            for name in ("until", "seen", "kept", "dropped", "splits", "notes", "crawl", "unanswered")
+            for name in ("until", "seen", "kept", "dropped", "splits", "notes", "crawl", "changed")
         }
         if to:
             fields |= {"url": result.url, "sent": result.sent}
@@ -165,8 +165,10 @@ def _print_funnel(recipe: Recipe, result: BuildResult, seconds: float) -> None:
         console.print(f"{escape(result.url)}: {uploaded}; {where} is the local copy that builds resume from",
                       soft_wrap=True)  # fmt: skip
     if whole:
+        name = f"[bold]{escape(result.url) or where}[/]"
+        done = f"Done in {seconds:.1f} s. Dataset: {name}"
         lines = [
-            f"\nDone in {seconds:.1f} s. Dataset: [bold]{escape(result.url) or where}[/]",
+            f"\n{done if result.changed else f'Nothing to do: {name} is up to date ({seconds:.1f} s).'}",
             f"  {where}/README.md         dataset card, with loading code for each reader",
             f"  {where}/report.html       report, to open in a browser",
             f"  {where}/curated.parquet   every image, kept or dropped, and why",

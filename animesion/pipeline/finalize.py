@@ -28,7 +28,9 @@ from animesion.config.settings import params_digest
 from animesion.dataset import text_tables
 from animesion.dataset.dataset import Dataset
 from animesion.dedup import extraction
+from animesion.executors import Executor
 from animesion.images import codec, local_features
+from animesion.pipeline import thumbnails
 from animesion.report import facts as shown
 from animesion.report import page
 from animesion.schemas import CURATED, INDEX
@@ -41,12 +43,13 @@ from animesion.storage.workspace import Workspace, sha256_file, write_atomic
 CODE = "finalize-4"
 
 
-def run(workspace: Workspace, recipe: Recipe, parts: int, notes: Sequence[str]) -> Receipt:
+def run(workspace: Workspace, recipe: Recipe, executor: Executor, parts: int, notes: Sequence[str]) -> Receipt:
     """Write the files and commit; returns the existing receipt if it is still valid.
 
     Args:
         workspace: output folder whose other stages are done.
         recipe: the recipe.
+        executor: makes the thumbnails.
         parts: number of parts.
         notes: sentences for the card, collected from all stages.
     """
@@ -67,12 +70,18 @@ def run(workspace: Workspace, recipe: Recipe, parts: int, notes: Sequence[str]) 
     index = parquet.read(workspace.path("index.parquet"), INDEX)
     curated = parquet.read(workspace.path("curated.parquet"), CURATED)
     facts = _facts(workspace, recipe, {**curate.facts, "notes": list(notes)}, index, parts)
-    outputs = describe(workspace, recipe, facts, index, curated)
+    ready = thumbnails.make(workspace, index, executor, f"thumbnails-1/pillow-{PIL.__version__}")
+    outputs = describe(workspace, recipe, facts, index, curated, ready)
     return workspace.commit("finalize", CODE, digest, inputs, outputs)
 
 
 def describe(
-    workspace: Workspace, recipe: Recipe, facts: dict[str, Any], index: pa.Table, curated: pa.Table
+    workspace: Workspace,
+    recipe: Recipe,
+    facts: dict[str, Any],
+    index: pa.Table,
+    curated: pa.Table,
+    ready: Mapping[tuple[str, int], bytes] | None = None,
 ) -> dict[str, str]:
     """Write every file that describes the shards, `SHA256SUMS` last.
 
@@ -82,6 +91,7 @@ def describe(
         facts: content of `dataset.json`, without what is counted here.
         index: the content of `index.parquet`.
         curated: the content of `curated.parquet`.
+        ready: thumbnails for the report, by key and side; others are made here.
 
     Returns:
         SHA-256 by name of the files that were written, without `SHA256SUMS` itself.
@@ -111,7 +121,7 @@ def describe(
     write("croissant.json", croissant(facts, recipe, table_digests))
     write("README.md", cards.dataset_card(facts, recipe))
     # The report reads the dataset as any user does, so dataset.json has to be written by now.
-    write("report.html", page.render(shown.of_dataset(Dataset(workspace.root))))
+    write("report.html", page.render(shown.of_dataset(Dataset(workspace.root), ready=ready)))
     listed = {**outputs, **tables, **{s["path"]: s["sha256"] for s in _shards(facts)}}
     for name in ("recipe.toml", REMOVED):
         if workspace.path(name).is_file():

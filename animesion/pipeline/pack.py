@@ -31,7 +31,8 @@ from animesion.config.settings import params_digest
 from animesion.dataset import shards
 from animesion.errors import AnimesionError, UsageError
 from animesion.executors import Executor
-from animesion.images import codec, ends, formats
+from animesion.images import codec, formats
+from animesion.pipeline import thumbnails
 from animesion.schemas import CURATED, INDEX
 from animesion.storage import checksums, names, parquet
 from animesion.storage.workspace import Workspace, atomic_file
@@ -421,7 +422,7 @@ def _clean(workspace: Workspace) -> None:
     workspace.forget("pack", set())
     folder = workspace.path("pack")
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if path.name != _KNOWN_NAME.rpartition("/")[2]:
+        if f"pack/{path.name}" not in (_KNOWN_NAME, thumbnails.NAME):
             path.unlink()
 
 

@@ -43,7 +43,7 @@ class BuildResult:
         crawl: sentences about images that a crawl did not get in this run; no output contains them.
         url: URL that the dataset was sent to; empty if the output is a folder.
         sent: files that were sent in this run.
-        unanswered: keys of the recipe's `[card]` that are left open, so the card states them as unknown.
+        changed: whether this run did any work; False if the folder was up to date.
     """
 
     out: Path
@@ -57,7 +57,7 @@ class BuildResult:
     crawl: list[str] = field(default_factory=list)
     url: str = ""
     sent: list[str] = field(default_factory=list)
-    unanswered: list[str] = field(default_factory=list)
+    changed: bool = True
 
 
 def places(out: Path | str, work: Path | str | None = None) -> tuple[Path, str]:
@@ -192,14 +192,13 @@ def run(
             result = _curate(workspace, searched, plan, result, progress)
         if until == "finalize":
             with _stage(progress, "finalize"):
-                finalize.run(workspace, recipe, parts, result.notes)
-            result = replaced(result, unanswered=open_questions(recipe))
+                finalize.run(workspace, recipe, executor, parts, result.notes)
 
         if upload:
             with _stage(progress, "send"):
                 upload.finish(progress) if until == "finalize" else upload.wait(progress)
             result = replaced(result, url=upload.url, sent=sorted(upload.sent))
-        return result
+        return replaced(result, changed=workspace.changed or executor.has_run)
 
 
 @contextlib.contextmanager

@@ -77,12 +77,15 @@ MEASURES = {
 }
 
 
-def of_dataset(dataset: Dataset, audit: Path | None = None) -> dict[str, Any]:
+def of_dataset(
+    dataset: Dataset, audit: Path | None = None, ready: Mapping[tuple[str, int], bytes] | None = None
+) -> dict[str, Any]:
     """Collect all data of the report of a build.
 
     Args:
         dataset: the build.
         audit: path of the `audit.json` of `animesion audit`, None for a report without one.
+        ready: thumbnails of kept images that were made before, by key and side.
 
     Returns:
         JSON-ready data, as the assets of the page expect them.
@@ -90,7 +93,7 @@ def of_dataset(dataset: Dataset, audit: Path | None = None) -> dict[str, Any]:
     Raises:
         UsageError: a table or the audit is missing or damaged.
     """
-    images, album = Images(dataset), Album()
+    images, album = Images(dataset, ready), Album()
     boxes = Boxes(images)
     found = overview(dataset, images.rows, audit)
     found["classes"]["samples"] = _samples(images, album)

@@ -109,10 +109,12 @@ class Images:
 
     Args:
         dataset: the build. Dropped images need its `raw/`.
+        ready: thumbnails of kept images that were made before, by key and side.
     """
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Dataset, ready: Mapping[tuple[str, int], bytes] | None = None) -> None:
         self.dataset = dataset
+        self._ready = ready or {}
 
     @functools.cached_property
     def rows(self) -> Rows:
@@ -145,12 +147,10 @@ class Images:
             row: an element of `rows`.
             side: longest side in pixels; a smaller image keeps its size.
         """
-        found = self.image(row)
-        return None if found is None else encoded(found, side)
-
-    def image(self, row: Mapping[str, Any]) -> Image.Image | None:
-        """The image of a row; None if it cannot be read."""
-        return self._kept(row) if row["kept"] else self._dropped(row)
+        if row["kept"] and (made := self._ready.get((row["key"], side))):
+            return made
+        found = self._kept(row) if row["kept"] else self._dropped(row)
+        return None if found is None else reduced(found, side)
 
     def _kept(self, row: Mapping[str, Any]) -> Image.Image | None:
         try:
@@ -185,6 +185,19 @@ class Images:
         left, top, right, bottom = row["crop"]
         box = max(0, left), max(0, top), min(image.width, right), min(image.height, bottom)
         return image.crop(box) if box[0] < box[2] and box[1] < box[3] else image
+
+
+def reduced(image: Image.Image, side: int = SIDE) -> bytes:
+    """A thumbnail of an image, which is changed, as WebP.
+
+    Args:
+        image: RGB image.
+        side: longest side in pixels; a smaller image keeps its size.
+    """
+    image.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    out = io.BytesIO()
+    image.save(out, "WEBP", quality=_QUALITY, method=4)
+    return out.getvalue()
 
 
 class Album:

@@ -124,6 +124,7 @@ _STAGES: dict[str, tuple[type[_Checked], str]] = {
     "pack": (_Checked, r"pack/\1\.images pack/\1\.parquet "),
     "shards": (_ShardFacts, r"data/\1\.tar "),
     "index": (_IndexFacts, r"index\.parquet pack/encoded\.parquet "),
+    "thumbnails": (_Checked, r"pack/thumbnails\.parquet "),
     "finalize": (_Checked, r"(?:\S+ )*dataset\.json (?:\S+ )*"),
     "sent": (_SentFacts, ""),
     "copies": (_Checked, r"\1 "),
