@@ -45,6 +45,7 @@ def build(
     workers: int = 0,
     until: str = "finalize",
     replace: bool = False,
+    update: bool = False,
     progress: Progress | None = None,
     work: Path | str | None = None,
 ) -> BuildResult:
@@ -56,6 +57,7 @@ def build(
         workers: number of worker processes; 0 for one per core.
         until: last stage to run: fetch, inspect, curate, pack or finalize.
         replace: continue in a folder that another recipe wrote.
+        update: add images that are new at the source; those of a finished dataset keep shard, split and class id.
         progress: receives progress events.
         work: folder to work in if `out` is a URL; None for the URL's folder in the user's cache.
 
@@ -66,7 +68,9 @@ def build(
 
     chosen = load_recipe(recipe) if isinstance(recipe, str) else recipe
     folder, to = runner.places(out, work)
-    return runner.run(chosen, folder, workers=workers, until=until, replace=replace, progress=progress, to=to)
+    return runner.run(
+        chosen, folder, workers=workers, until=until, replace=replace, update=update, progress=progress, to=to
+    )
 
 
 def open_dataset(path: Path | str) -> Dataset:

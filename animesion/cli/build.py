@@ -50,7 +50,8 @@ _FOR_ANY_DATA = frozenset({"booru", "folder", "urls"})
 @click.option("--dry-run", is_flag=True, help="List the source and print the plan; write nothing.")
 @click.option("--replace", is_flag=True, help="Rebuild in a folder that another recipe wrote.")
 @click.option("--retry-failed", is_flag=True, help="Also retry downloads that a crawled site refused permanently.")
-@click.option("--update", is_flag=True, help="Add images that a crawled site has published since it was listed.")
+@click.option("--update", is_flag=True, help="Add images that are new at the source, as a new version of the dataset.")
+@click.option("--compact", is_flag=True, help="With --update: assign all samples to shards anew.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def build(
     recipe: str,
@@ -66,6 +67,7 @@ def build(
     replace: bool,
     retry_failed: bool,
     update: bool,
+    compact: bool,
     as_json: bool,
 ) -> None:
     """Build the dataset that RECIPE describes, or resume its build.
@@ -104,6 +106,7 @@ def build(
             replace=replace,
             retry_failed=retry_failed,
             update=update,
+            compact=compact,
             progress=progress,
             to=to,
         )

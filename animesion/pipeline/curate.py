@@ -28,7 +28,8 @@ from animesion.dedup.clusters import Rows
 from animesion.errors import UsageError
 from animesion.images import quality
 from animesion.pipeline import compare, embed, fetch, published, reasons, rules, variants, verdicts
-from animesion.pipeline.columns import PASSED, Coded, CodedLists, Columns, Texts, batches, load_columns
+from animesion.pipeline.columns import load_columns
+from animesion.pipeline.versions import Parent
 from animesion.schemas import CURATED, FACE_REASONS, MEANINGS, DropReason
 from animesion.sources import families
 from animesion.storage import checksums, parquet
@@ -39,7 +40,9 @@ from animesion.storage.workspace import Workspace
 CODE = "curate-5"
 
 
-def run(workspace: Workspace, recipe: Recipe, parts: int, crashed: Mapping[str, str]) -> Receipt:
+def run(
+    workspace: Workspace, recipe: Recipe, parts: int, crashed: Mapping[str, str], parent: Parent | None = None
+) -> Receipt:
     """Decide, write the table and commit; returns the existing receipt if it is still valid.
 
     The receipt's facts are JSON-ready: `images` (listed), `seen` (images, or faces where each face is a sample),
@@ -52,6 +55,7 @@ def run(workspace: Workspace, recipe: Recipe, parts: int, crashed: Mapping[str, 
         recipe: the recipe.
         parts: number of parts.
         crashed: keys whose images crashed the decoder in a later stage, with a detail.
+        parent: the version of the dataset that this one is built onto.
     """
     against = recipe.duplicates.against_digests()
     stages = ("fetch", "inspect", "embed") if recipe.duplicates.embedding.model else ("fetch", "inspect")
@@ -65,6 +69,8 @@ def run(workspace: Workspace, recipe: Recipe, parts: int, crashed: Mapping[str, 
         notes = receipt.facts["notes"]
     if recipe.split.keep:
         inputs["keep"] = recipe.split.keep_digest()
+    if parent:
+        inputs["parent"] = parent.digest
     refused = fetch.removed_images(workspace, recipe)
     values = {"params": _params(recipe), "crashed": dict(crashed), "notes": notes}
     digest = params_digest({**values, "removed": refused.digest()} if refused else values)
@@ -77,8 +83,9 @@ def run(workspace: Workspace, recipe: Recipe, parts: int, crashed: Mapping[str, 
     if recipe.duplicates.embedding.decides:
         rows["embedding"] = embed.read(workspace, parts, rows["key"])
     placed = published.splits_of(Path(recipe.split.keep)) if recipe.split.keep else {}
+    placed |= parent.splits if parent else {}
     compared = compare.read(workspace) if compare.wanted(recipe) else None
-    curated, facts = decide(rows, recipe, crashed, others, placed, compared, refused)
+    curated, facts = decide(rows, recipe, crashed, others, placed, compared, refused, parent)
     facts["notes"] = [*notes, *facts["notes"]]
     groups = (curated.table(some) for some in curated.groups())
     outputs = {"curated.parquet": parquet.write_groups(workspace.path("curated.parquet"), CURATED, groups)}
@@ -189,10 +196,9 @@ def decide(
     placed: Mapping[str, str] | None = None,
     compared: pa.Table | None = None,
     refused: Removed | None = None,
-) -> tuple[Decided, dict[str, Any]]:
-    """Decide on every row, without reading or writing files other than thumbnails of candidates.
-
-    Columns and what is decided take about 400 bytes per row, and a pair of duplicates a few hundred more.
+    parent: Parent | None = None,
+) -> tuple[pa.Table, dict[str, Any]]:
+    """Decide on every row, without reading or writing files.
 
     Args:
         rows: one entry per image, as `animesion.pipeline.columns.load_columns` returns them.
@@ -202,6 +208,7 @@ def decide(
         placed: split by key of images that were published before and keep their split.
         compared: verdicts on pairs, of schema `PAIRS`; None if no pixels were compared.
         refused: images that were removed on request.
+        parent: the version that fixes class ids and the names of groups.
 
     Returns:
         A table in the order of the rows, and the stage's facts.
@@ -269,7 +276,8 @@ def decide(
     group_ids = search.components(n, [*duplicates.related, _family_pairs(rows, tokens, reason)])
     del tokens
     groups = _component_names(group_ids, keys)
-    del group_ids
+    if parent:
+        groups = parent.stable_groups(groups, keys)
 
     kept = _remaining(reason).tolist()
     # A published id belongs to the source's label, not to a label that a decision gives.
@@ -278,17 +286,10 @@ def decide(
         for key, class_id in zip(keys, rows["class_order"], strict=True)
     ]
     class_ids = _class_map(published_ids, labels, kept)
-    strategy, assignment = _split(rows, recipe, kept, labels, class_ids, groups, placed)
-    split_of = {i: split for i, split in zip(kept, assignment.splits, strict=True) if split}
-    if apart := [i for i in kept if i not in split_of]:  # only with `by-class`
-        for i in apart:
-            reason[i] = DropReason.CLASS_APART
-        notes.append(
-            f"{len(apart):,} images were dropped because most of their group is of classes in another split: a class "
-            "and a group each stay in one split"
-        )
-        kept = list(split_of)
-        class_ids = _class_map(published_ids, labels, kept)
+    if parent:
+        class_ids = parent.stable_classes(class_ids)
+    strategy, assignment = _split(rows, recipe, kept, [class_ids[labels[i]] for i in kept], groups, placed)
+    split_of = dict(zip(kept, assignment.splits, strict=True))
 
     cluster = _component_names(duplicates.cluster, keys)
     cluster[np.bincount(duplicates.cluster, minlength=n)[duplicates.cluster] < 2] = -1

@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self, cast
 
@@ -22,7 +22,7 @@ from animesion.dataset import shards
 from animesion.errors import UsageError
 from animesion.executors import Executor
 from animesion.images import codec, hashing, opt_outs
-from animesion.pipeline import rules
+from animesion.pipeline import rules, versions
 from animesion.schemas import PLAN, RAW, DropReason, Item, Payload
 from animesion.storage import parquet, removed
 from animesion.storage.workspace import Workspace, atomic_file, write_atomic
@@ -43,11 +43,21 @@ class FetchPlan:
         parts: digest of each part's plan, by part number.
         items: number of images in all parts.
         notes: sentences from the source about entries that it skipped.
+        parent: digest of the version of the dataset that the build is made onto; empty for a build of its own.
+        compact: whether the samples of the parent get new shards.
     """
 
     parts: list[str]
     items: int
     notes: list[str]
+    parent: str = ""
+    compact: bool = False
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> Self:
+        """The plan that a receipt states."""
+        names = ("parts", "items", "notes", "parent", "compact")
+        return cls(**{name: facts[name] for name in names if name in facts})
 
 
 @dataclass(frozen=True)
@@ -209,46 +219,67 @@ def make_plan(
     advance: Callable[[int], None] = lambda count: None,
     *,
     update: bool = False,
+    compact: bool = False,
 ) -> FetchPlan:
-    """List the source, or reuse the stored listing of a remote source.
+    """List the source, or reuse the stored listing of a remote source, or of one whose files have not changed.
 
     Args:
         workspace: the output folder.
         recipe: the recipe.
         source: the open source.
         advance: called with the number of images listed since the last call.
-        update: extend the stored listing by images that are new at the source.
+        update: extend the stored listing by images that are new at the source. A finished dataset becomes the parent
+            of the one that is built next.
+        compact: with `update`: give all samples new shards.
 
     Raises:
-        UsageError: no images, an image listed twice, boxes requested but not given, or a source that cannot update.
+        UsageError: no images, an image listed twice, boxes requested but not given, a source that cannot update, or
+            one that has changed although a version was built onto another.
     """
     options = params_digest(recipe.source.model_dump(mode="json"))
     stamp = source.stamp() if isinstance(source, sources.Stamped) else ""
     inputs = {"stamp": stamp} if stamp else {}
-    known = workspace.done("plan", CODE, options, inputs)
-    outputs: dict[str, str] = {}
     before = workspace.receipt("plan")
-    written = before.outputs if before and before.code == CODE else {}
+    before = before if before and before.code == CODE and workspace.intact(before) else None
+    if update and before and before.params != options:
+        raise UsageError(
+            f"--update adds to the listing in {workspace.root}, which is of other [source] options: give the same "
+            "ones, or build into another folder"
+        )
+    known = before if before and before.params == options else None
+    plan = FetchPlan.of(known.facts) if known else None
+    if plan and (source.remote or (known and stamp and known.inputs == inputs)) and not (update and source.remote):
+        return _compacted(workspace, plan, options, inputs) if update and compact else plan
+    outputs: dict[str, str] = {}
+    written = before.outputs if before else {}
     keys = _Keys(workspace)
-    count = 0
+    count, parent = 0, ""
     items: Iterable[Item]
-    if known is not None and (source.remote or stamp):
-        plan = FetchPlan(known.facts["parts"], known.facts["items"], known.facts["notes"])
-        if not update:
-            return plan
-        if not isinstance(source, sources.Crawled):
-            raise UsageError(f"source '{recipe.source.kind}' cannot list only new images: build into another folder")
+    grown = plan is not None and (update or bool(plan.parent))
+    if plan and grown:
         outputs = {plan_name(part): digest for part, digest in enumerate(plan.parts)}
         for part in range(len(outputs)):
             keys.add_part(part)
-        last = parquet.plan_items(parquet.read(workspace.path(plan_name(len(outputs) - 1)), PLAN))
-        count = plan.items
+        count, parent = plan.items, plan.parent
         # New images start a new part even if the last one is short, so that fetched parts keep their digests.
-        items = source.items_after(last[-1])
+        if source.remote:
+            if not isinstance(source, sources.Crawled):
+                raise UsageError(
+                    f"source '{recipe.source.kind}' cannot list only new images: build into another folder"
+                )
+            last = parquet.plan_items(parquet.read(workspace.path(plan_name(len(outputs) - 1)), PLAN))
+            items = source.items_after(last[-1])
+        else:
+            items = _new_items(workspace, plan, source)
     else:
         # A local source is listed again unless its stamp tells that no file has changed.
         items = source.items()
     for chunk in _chunks(iter(items)):
+        if plan and plan.parent and not update:
+            raise UsageError(
+                f"{workspace.root} has versions (see `animesion log`), and its source has new images: add --update for "
+                "another version, or build into another folder"
+            )
         if "boxes" in recipe.crop.detectors and any(item.boxes is None for item in chunk):
             raise UsageError(
                 f"crop.detector has 'boxes' but source '{recipe.source.kind}' was given no table of boxes: "
@@ -264,9 +295,61 @@ def make_plan(
     if not count:
         raise UsageError(f"the source of recipe {recipe.name} lists no images: check its [source] options")
     digests_in_order = [outputs[plan_name(part)] for part in range(len(outputs))]
-    facts = {"parts": digests_in_order, "items": count, "notes": source.notes}
-    workspace.commit("plan", CODE, options, inputs, outputs, facts)
-    return FetchPlan(digests_in_order, count, list(source.notes))
+    notes = list(source.notes)
+    if plan and grown:
+        if len(digests_in_order) == len(plan.parts):
+            found = replace(plan, notes=notes or plan.notes)
+            return (
+                _compacted(workspace, found, options, inputs) if compact else _stored(workspace, found, options, inputs)
+            )
+        parent = versions.begin(workspace) or parent
+        notes = notes or plan.notes
+    return _stored(workspace, FetchPlan(digests_in_order, count, notes, parent, compact), options, inputs)
+
+
+def _stored(workspace: Workspace, plan: FetchPlan, options: str, inputs: Mapping[str, str]) -> FetchPlan:
+    """Commit a plan, unless it is what the receipt states."""
+    facts = {"parts": plan.parts, "items": plan.items, "notes": plan.notes}
+    facts |= {"parent": plan.parent, "compact": plan.compact} if plan.parent else {}
+    outputs = {plan_name(part): digest for part, digest in enumerate(plan.parts)}
+    known = workspace.done("plan", CODE, options, inputs)
+    if known is None or known.facts != facts:
+        workspace.commit("plan", CODE, options, inputs, outputs, facts)
+    return FetchPlan.of(facts)
+
+
+def _compacted(workspace: Workspace, plan: FetchPlan, options: str, inputs: Mapping[str, str]) -> FetchPlan:
+    """The plan of a version with the same images in new shards."""
+    parent = versions.begin(workspace) or plan.parent
+    return _stored(workspace, replace(plan, parent=parent, compact=bool(parent)), options, inputs)
+
+
+def _new_items(workspace: Workspace, plan: FetchPlan, source: sources.Source) -> Iterator[Item]:
+    """The items of a local source that a plan does not have, and notes on those that are gone or have changed."""
+    known: dict[str, bytes] = {}
+    for part in range(len(plan.parts)):
+        rows = parquet.read(workspace.path(plan_name(part)), PLAN, ("key", "locator", "labels", "split"))
+        known |= {row["key"]: _state(*row.values()) for row in rows.to_pylist()}
+    there = changed = 0
+    for item in source.items():
+        state = known.get(item.key)
+        if state is None:
+            yield item
+            continue
+        there += 1
+        changed += state != _state(item.key, item.locator, list(item.labels), item.split)
+    if gone := len(known) - there:
+        source.notes.append(
+            f"{gone:,} images are no longer at the source and stay in the dataset: `animesion remove` removes images"
+        )
+    if changed:
+        source.notes.append(
+            f"{changed:,} files have changed at the source, or their labels: the dataset keeps what it has of them"
+        )
+
+
+def _state(key: str, locator: str, labels: Sequence[str], split: str) -> bytes:
+    return hashlib.blake2b(repr((key, locator, list(labels), split)).encode(), digest_size=16).digest()
 
 
 def _write_plan(

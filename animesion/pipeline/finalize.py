@@ -30,7 +30,8 @@ from animesion.dataset.dataset import Dataset
 from animesion.dedup import extraction
 from animesion.executors import Executor
 from animesion.images import codec, local_features
-from animesion.pipeline import thumbnails
+from animesion.pipeline import thumbnails, versions
+from animesion.pipeline.versions import Parent
 from animesion.report import facts as shown
 from animesion.report import page
 from animesion.schemas import CURATED, INDEX
@@ -43,7 +44,14 @@ from animesion.storage.workspace import Workspace, sha256_file, write_atomic
 CODE = "finalize-4"
 
 
-def run(workspace: Workspace, recipe: Recipe, executor: Executor, parts: int, notes: Sequence[str]) -> Receipt:
+def run(
+    workspace: Workspace,
+    recipe: Recipe,
+    executor: Executor,
+    parts: int,
+    notes: Sequence[str],
+    parent: Parent | None = None,
+) -> Receipt:
     """Write the files and commit; returns the existing receipt if it is still valid.
 
     Args:
@@ -52,6 +60,7 @@ def run(workspace: Workspace, recipe: Recipe, executor: Executor, parts: int, no
         executor: makes the thumbnails.
         parts: number of parts.
         notes: sentences for the card, collected from all stages.
+        parent: the version that this one is built onto.
     """
     curate = workspace.receipt("curate")
     index_receipt = workspace.receipt("index")
@@ -64,15 +73,20 @@ def run(workspace: Workspace, recipe: Recipe, executor: Executor, parts: int, no
     )
     if workspace.path(REMOVED).is_file():
         inputs["removed"] = sha256_file(workspace.path(REMOVED))
+    if parent:
+        inputs["parent"] = parent.digest
     receipt = workspace.done("finalize", CODE, digest, inputs)
     if receipt:
         return receipt
     index = parquet.read(workspace.path("index.parquet"), INDEX)
     curated = parquet.read(workspace.path("curated.parquet"), CURATED)
     facts = _facts(workspace, recipe, {**curate.facts, "notes": list(notes)}, index, parts)
+    facts |= parent.lineage(index) if parent else {}
     ready = thumbnails.make(workspace, index, executor, f"thumbnails-1/pillow-{PIL.__version__}")
     outputs = describe(workspace, recipe, facts, index, curated, ready)
-    return workspace.commit("finalize", CODE, digest, inputs, outputs)
+    committed = workspace.commit("finalize", CODE, digest, inputs, outputs)
+    versions.forget_others(workspace, parent.digest if parent else "")
+    return committed
 
 
 def describe(

@@ -33,6 +33,7 @@ from animesion.errors import AnimesionError, UsageError
 from animesion.executors import Executor
 from animesion.images import codec, formats
 from animesion.pipeline import thumbnails
+from animesion.pipeline.versions import Parent
 from animesion.schemas import CURATED, INDEX
 from animesion.storage import checksums, names, parquet
 from animesion.storage.workspace import Workspace, atomic_file
@@ -316,6 +317,7 @@ def run(
     executor: Executor,
     advance: Callable[[int], None],
     finished: Callable[[str], None] = lambda shard: None,
+    parent: Parent | None = None,
 ) -> tuple[str, ...]:
     """Write every shard that has no valid receipt, and `index.parquet`.
 
@@ -325,33 +327,41 @@ def run(
         executor: runs the encodes and shards.
         advance: called with the number of images packed since the last call.
         finished: called with the path of each finished shard, in no fixed order, including shards of an earlier run.
+        parent: the version whose samples keep their shards.
 
     Returns:
         Keys of images that killed their worker. If there are any, no shard is finished and curate has to drop them.
     """
     try:
-        if not _is_packed(workspace, recipe, advance, finished):
+        if not _is_packed(workspace, recipe, parent, advance, finished):
             try:
-                _run(workspace, recipe, executor, advance, finished)
+                _run(workspace, recipe, executor, parent, advance, finished)
             except _DamagedShardError:  # what it had is encoded again
                 workspace.path(_KNOWN_NAME).unlink(missing_ok=True)
-                _run(workspace, recipe, executor, lambda count: None, finished)
+                _run(workspace, recipe, executor, parent, lambda count: None, finished)
     except _CrashedImagesError as error:
         return error.keys
     return ()
 
 
-def _inputs(workspace: Workspace) -> dict[str, str]:
+def _inputs(workspace: Workspace, parent: Parent | None) -> dict[str, str]:
     curate = workspace.receipt("curate")
     assert curate is not None
-    return {"curated": curate.outputs["curated.parquet"]["sha256"]}
+    inputs = {"curated": curate.outputs["curated.parquet"]["sha256"]}
+    if parent:
+        inputs["parent"] = "" if parent.compact else parent.digest
+    return inputs
 
 
 def _is_packed(
-    workspace: Workspace, recipe: Recipe, advance: Callable[[int], None], finished: Callable[[str], None]
+    workspace: Workspace,
+    recipe: Recipe,
+    parent: Parent | None,
+    advance: Callable[[int], None],
+    finished: Callable[[str], None],
 ) -> bool:
     """Whether all shards and the index are there, by their receipts alone."""
-    index = workspace.done("index", CODE, params(recipe), _inputs(workspace))
+    index = workspace.done("index", CODE, params(recipe), _inputs(workspace, parent))
     if index is None:
         return False
     found = {shard: workspace.receipt(_unit(shard)) for shard in index.facts["shards"]}
@@ -370,6 +380,7 @@ def _run(
     workspace: Workspace,
     recipe: Recipe,
     executor: Executor,
+    parent: Parent | None,
     advance: Callable[[int], None],
     finished: Callable[[str], None],
 ) -> None:
@@ -383,7 +394,7 @@ def _run(
     advance(sum(len(job.rows) for job in encoded))
     images.place()
 
-    shard_jobs, index = _assign_to_shards(workspace, recipe, kept, images)
+    shard_jobs, index = _assign_to_shards(workspace, recipe, kept, images, parent)
     pending = [job for job in shard_jobs if not workspace.done(job.name, CODE, "", job.inputs)]
     waiting = {job.shard for job in pending}
     if pending:
@@ -413,7 +424,7 @@ def _run(
         "index.parquet": parquet.write(workspace.path("index.parquet"), index),
         _KNOWN_NAME: parquet.write(workspace.path(_KNOWN_NAME), images.known(index, digests)),
     }
-    workspace.commit("index", CODE, params(recipe), _inputs(workspace), outputs, {"shards": digests})
+    workspace.commit("index", CODE, params(recipe), _inputs(workspace, parent), outputs, {"shards": digests})
     _clean(workspace)
 
 
@@ -484,16 +495,18 @@ class _Images:
         if settings.keep_original != "auto":
             return np.zeros(len(width), dtype=np.bool_)
         whole = np.stack([np.zeros_like(width), np.zeros_like(width), width, height], axis=1)
-        same = (self._crop == whole).all(axis=1)
+        same: npt.NDArray[np.bool_] = (self._crop == whole).all(axis=1)
         # `plain` also rules out rotation, palettes and alpha, which readers without our decoder would show differently.
         same &= self._kept["plain"].to_numpy()
         same &= pc.equal(self._kept["extension"], settings.format).to_numpy()
         if settings.size == 0:
             return same
         if settings.fit == "stretch":
-            return same & (width == settings.size) & (height == settings.size)
+            same &= (width == settings.size) & (height == settings.size)
+            return same
         side = np.minimum(width, height) if settings.fit == "short-side" else np.maximum(width, height)
-        return same & (side == settings.size)
+        same &= side == settings.size
+        return same
 
     def _make_ids(self) -> pa.Array:
         """What identifies the encode of each image that is not copied, 16 bytes each."""
@@ -672,11 +685,12 @@ def _json_lengths(column: pa.ChunkedArray) -> IntArray:
 
 
 def _assign_to_shards(
-    workspace: Workspace, recipe: Recipe, kept: pa.Table, images: _Images
+    workspace: Workspace, recipe: Recipe, kept: pa.Table, images: _Images, parent: Parent | None
 ) -> tuple[list[ShardJob], pa.Table]:
     """Fill shards in hashed order up to the recipe's limits; returns shard jobs and a table of schema `INDEX`.
 
-    The hash decides which shard a sample is in, so that every shard has a mix of classes.
+    The hash decides which shard a sample is in, so that every shard has a mix of classes. Samples of the parent stay in
+    their shards, and new shards follow those.
     """
     sizes, starts = _sample_sizes(kept, images.size, recipe)
     order = _hashed_order(recipe.pack.seed, kept["key"])
@@ -691,8 +705,12 @@ def _assign_to_shards(
     pieces = []
     for split in splits.SPLITS:
         chosen = pc.equal(kept["split"], split).to_numpy()
-        for number, members in enumerate(_filled(order[chosen[order]], sizes, recipe)):
-            shard = f"data/{split}-{number:05d}.tar"
+        contents, first = _placed(kept, split, parent) if parent else ({}, 0)
+        for members in contents.values():
+            chosen[members] = False
+        filled = _filled(order[chosen[order]], sizes, recipe)
+        contents |= {f"data/{split}-{number:05d}.tar": members for number, members in enumerate(filled, first)}
+        for shard, members in contents.items():
             keys = kept["key"].take(pa.array(members)).to_pylist()
             # By key plus dot, which is the order of the member names: "-" sorts before ".", and "0" after it.
             places = members[sorted(range(len(members)), key=lambda i: keys[i] + ".")]
@@ -714,6 +732,21 @@ def _assign_to_shards(
             }
             pieces.append(pa.table(list(columns.values()), schema=INDEX))
     return jobs, pa.concat_tables(pieces).combine_chunks()
+
+
+def _placed(kept: pa.Table, split: str, parent: Parent) -> tuple[dict[str, IntArray], int]:
+    """The rows of a split by the shard that they are in, and the number of the first new shard."""
+    pattern = re.compile(rf"data/{split}-(\d{{5,}})\.tar")
+    numbers = [int(match[1]) for name in parent.shards if (match := pattern.fullmatch(name))]
+    places = parent.places
+    places = places.filter(pc.equal(places["split"], split))
+    at = pc.index_in(kept["key"], value_set=places["key"].combine_chunks())
+    there = np.flatnonzero(pc.and_(at.is_valid(), pc.equal(kept["split"], split)).to_numpy())
+    shard = places["shard"].take(at.take(pa.array(there))).combine_chunks().dictionary_encode()
+    codes = shard.indices.to_numpy()
+    names_ = shard.dictionary.to_pylist()
+    found = {name: there[codes == code].astype(np.int64) for code, name in enumerate(names_)}
+    return {name: found[name] for name in sorted(found) if pattern.fullmatch(name)}, max(numbers, default=-1) + 1
 
 
 def _hashed_order(seed: int, keys: pa.ChunkedArray) -> IntArray:

@@ -21,14 +21,24 @@ from filelock import FileLock, Timeout
 
 from animesion.dataset.dataset import Dataset
 from animesion.errors import BusyError, UsageError
-from animesion.pipeline import removal_files
-from animesion.pipeline.removal_plan import STAGE, Image, Plan, Request
-from animesion.storage import checksums, names
-from animesion.storage.workspace import full_disk_is_clear, write_atomic
+from animesion.images import hashing
+from animesion.pipeline import fetch, finalize, pack, versions
+from animesion.schemas import CURATED, EMBEDDINGS, FEATURES, INDEX, PAIRS, PLAN, RAW, DropReason
+from animesion.storage import checksums, names, parquet, removed
+from animesion.storage.removed import REMOVED, Removal
+from animesion.storage.workspace import Workspace, atomic_file, full_disk_is_clear, sha256_file, write_atomic
 
 #: The plan of the moves, which is written when all new files are there.
 _MOVES = f"{STAGE}/moves.json"
 
+#: Sources whose authors are tags with a space between them.
+_TAGGED = frozenset({"danbooru", "dump", "gelbooru", "moebooru", "safebooru", "sample"})
+#: What a build or a removal writes into a dataset's folder; anything else may have more about an image.
+_KNOWN = frozenset(
+    {"README.md", "SHA256SUMS", "_info.json", "classes.csv", "croissant.json", "curated.parquet", "data",
+     "dataset.json", "features", "index.parquet", "pack", "plots", "raw", "recipe.toml", REMOVED,
+     "report.html", ".receipts", STAGE, versions.FOLDER}
+)  # fmt: skip
 _RECEIPT = re.compile(r"\.receipts/[a-z]+(?:/[A-Za-z0-9._-]+)?\.json")
 _NOTE = 300
 
@@ -345,11 +355,17 @@ def _stage(request: _Request, plan: Plan, note: str) -> dict[str, Any]:
     stale = {"plots/samples.jpg"} - written
     receipts = {
         path.relative_to(root).as_posix()
-        for name in ("curate.json", "compare.json", "index.json", "finalize.json", "pack", "shards")
+        for name in ("curate.json", "compare.json", "index.json", "thumbnails.json", "finalize.json", "pack", "shards")
         for path in ([root / ".receipts" / name] if name.endswith(".json") else (root / ".receipts" / name).glob("*"))
         if path.is_file()
     }
-    packed = {path.relative_to(root).as_posix() for path in (root / "pack").glob("*") if path.is_file()}
+    # what later builds make again, and the tables of a version that has the images
+    packed = {
+        path.relative_to(root).as_posix()
+        for pattern in ("pack/*", f"{versions.FOLDER}/*/*")
+        for path in root.glob(pattern)
+        if path.is_file()
+    }
     delete = sorted((set(plan.emptied) | parts.deleted | stale | receipts | packed) - set(replace))
     return {"plan": plan.to_dict(), "replace": replace, "delete": [name for name in delete if (root / name).exists()]}
 
@@ -618,6 +634,10 @@ def _facts(request: _Request, plan: Plan, recipe: Recipe, index: pa.Table, new: 
             "label_conflicts": max(0, facts["label_conflicts"] - sum(len(each) > 1 for each in of_cluster.values())),
             "notes": [note for note in facts["notes"] if not word.search(note)],
             "removed_digests": len(listed),
+            "parent": (digest := sha256_file(dataset.path / "dataset.json")),
+            "added": 0,
+            "removed": facts["images"] - len(index),
+            "lineage": versions.next_lineage(facts, digest),
             "emptied_shards": sorted({*facts.get("emptied_shards", ()), *plan.emptied}),
         }
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -683,6 +703,9 @@ def _write_receipts(
         notes = [note for note in plan_receipt.facts["notes"] if not word.search(note)]
         outputs = {fetch.plan_name(part): digest for part, digest in enumerate(digests)}
         facts = {"parts": digests, "items": items, "notes": notes}
+        if plan_receipt.facts.get("parent"):  # what is left is what the next version is built onto
+            facts["parent"] = sha256_file(new.path("dataset.json"))
+            versions.keep(new, facts["parent"])
         # without the stamp of a local source, as it is listed again: what it still has is then dropped as removed
         new.commit("plan", plan_receipt.code, plan_receipt.params, {}, outputs, facts)
     for split in Dataset(new.root).splits.values():

@@ -15,7 +15,7 @@ from animesion.cards.statements import open_questions
 from animesion.config.recipe import Recipe
 from animesion.errors import AnimesionError, UsageError
 from animesion.images import other_hashes
-from animesion.pipeline import curate, fetch, finalize, inspect, pack
+from animesion.pipeline import curate, fetch, finalize, inspect, pack, versions
 from animesion.progress import Progress
 from animesion.storage import stores
 from animesion.storage.workspace import STAGES, Workspace, write_atomic
@@ -100,6 +100,7 @@ def run(
     replace: bool = False,
     retry_failed: bool = False,
     update: bool = False,
+    compact: bool = False,
     progress: Progress | None = None,
     to: str = "",
 ) -> BuildResult:
@@ -113,7 +114,8 @@ def run(
         until: last stage to run, one of `animesion.storage.workspace.STAGES`.
         replace: continue in a folder that another recipe wrote.
         retry_failed: also request images again that a crawled source refused permanently.
-        update: add images that are new at a crawled source since it was listed.
+        update: add images that are new at the source; those of a finished dataset keep shard, split and class id.
+        compact: with `update`: keep splits and class ids only, and assign all samples to shards anew.
         progress: receives progress events.
         to: URL that finished files are sent to, such as `s3://bucket/prefix`; then `out` is the folder to work in.
 
@@ -124,6 +126,8 @@ def run(
         AnimesionError: no image is left, the disk is full, or a job fails.
     """
     progress = progress or Progress()
+    if compact and not update:
+        raise UsageError("--compact is for a build with --update")
     if until not in STAGES:
         raise UsageError(f"there is no stage '{until}'; stages are {', '.join(STAGES)}")
     for folder in recipe.duplicates.against:
@@ -152,7 +156,7 @@ def run(
         crawling = fetch.CrawlProgress(progress.advanced, progress.status)
         with fetch.opened(source, workspace, crawling, retry_failed=retry_failed):
             with _stage(progress, "list"):
-                plan = fetch.make_plan(workspace, recipe, source, progress.advanced, update=update)
+                plan = fetch.make_plan(workspace, recipe, source, progress.advanced, update=update, compact=compact)
             if not recipe.filter.opt_outs:
                 ignored = "filter.opt_outs is false: opt-outs of hosts, pages and files were not looked for"
                 plan = replaced(plan, notes=[*plan.notes, ignored])
@@ -165,6 +169,7 @@ def run(
             return result
 
         parts = len(plan.parts)
+        parent = versions.Parent(workspace, plan.parent, compact=plan.compact) if plan.parent else None
         searched = recipe.model_copy(update={"duplicates": recipe.duplicates.for_images(plan.items)})
         with _stage(progress, "inspect", plan.items):
             inspect.run(workspace, searched, executor, parts, progress.advanced)
@@ -181,18 +186,18 @@ def run(
 
             with _stage(progress, "compare"):
                 compare.run(workspace, searched, executor, parts, progress.advanced)
-        result = _curate(workspace, searched, plan, result, progress)
+        result = _curate(workspace, searched, plan, parent, result, progress)
         if until == "curate":
             return result
 
         shard_done = upload.shard if upload else lambda shard: None
-        while crashed := _pack(workspace, recipe, executor, result, progress, shard_done):
+        while crashed := _pack(workspace, recipe, executor, parent, result, progress, shard_done):
             # Curate drops the images that killed their worker. Each round has fewer images, so the loop ends.
             _remember_crashed(workspace, crashed)
-            result = _curate(workspace, searched, plan, result, progress)
+            result = _curate(workspace, searched, plan, parent, result, progress)
         if until == "finalize":
             with _stage(progress, "finalize"):
-                finalize.run(workspace, recipe, executor, parts, result.notes)
+                finalize.run(workspace, recipe, executor, parts, result.notes, parent)
 
         if upload:
             with _stage(progress, "send"):
@@ -209,7 +214,12 @@ def _stage(progress: Progress, name: str, total: int | None = None) -> Iterator[
 
 
 def _curate(
-    workspace: Workspace, recipe: Recipe, plan: fetch.FetchPlan, result: BuildResult, progress: Progress
+    workspace: Workspace,
+    recipe: Recipe,
+    plan: fetch.FetchPlan,
+    parent: versions.Parent | None,
+    result: BuildResult,
+    progress: Progress,
 ) -> BuildResult:
     """Run curate, check that it accounts for every image, and add its counts to the result.
 
@@ -217,7 +227,7 @@ def _curate(
         RuntimeError: images were lost or counted twice, which is a fault of the program.
     """
     with _stage(progress, "curate"):
-        facts = curate.run(workspace, recipe, len(plan.parts), _crashed(workspace)).facts
+        facts = curate.run(workspace, recipe, len(plan.parts), _crashed(workspace), parent).facts
     accounted = facts["kept"] + sum(facts["dropped"].values())
     if plan.items != facts["images"] or facts["seen"] != accounted:
         raise RuntimeError(
@@ -232,6 +242,7 @@ def _pack(
     workspace: Workspace,
     recipe: Recipe,
     executor: executors.Executor,
+    parent: versions.Parent | None,
     result: BuildResult,
     progress: Progress,
     shard_done: Callable[[str], None],
@@ -248,7 +259,7 @@ def _pack(
             f"({result.dropped[common]:,}); {result.out / 'curated.parquet'} has the reason of each image"
         )
     with _stage(progress, "pack", result.kept):
-        return pack.run(workspace, recipe, executor, progress.advanced, shard_done)
+        return pack.run(workspace, recipe, executor, progress.advanced, shard_done, parent)
 
 
 def _crashed(workspace: Workspace) -> dict[str, str]:

@@ -67,6 +67,8 @@ class _PlanFacts(_Checked):
     parts: list[_Digest]
     items: _Count
     notes: list[str]
+    parent: Annotated[str, StringConstraints(pattern=rf"^(?:{names.SHA256})?$")] = ""
+    compact: bool = False
 
 
 class _FetchFacts(_Checked):

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
 import animesion
+from animesion.cli.log import log
 from animesion.config.recipe import Recipe
 from animesion.errors import UsageError
+from animesion.pipeline import removal, runner
+from animesion.verification import checks
 from tests.conftest import draw
 
 
@@ -60,3 +66,70 @@ def test_published_images_keep_their_split(tmp_path: Path) -> None:
         recipe(images, keep).digest()
     with pytest.raises(UsageError, match="keep requires strategy 'grouped' or 'auto', not 'single'"):
         recipe(images, f'split.keep="{moved}"', "split.strategy=single")
+
+
+def digests(out: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((out / "data").glob("*.tar"))}
+
+
+def draw_more(images: Path, seeds: range, *labels: str) -> None:
+    for i in seeds:
+        path = images / labels[i % len(labels)] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw(i).save(path)
+
+
+def test_an_update_leaves_shards_splits_and_class_ids(tmp_path: Path) -> None:
+    images, out = tmp_path / "images", tmp_path / "out"
+    draw_more(images, range(60), "miku", "rin")
+    chosen = recipe(images, "pack.shard_samples=8", "pack.size=32")
+    animesion.build(chosen, out, workers=1)
+    before, shards, first = splits_in(out), digests(out), (out / "dataset.json").read_bytes()
+    times = {name: (out / "data" / name).stat().st_mtime_ns for name in shards}
+    assert not animesion.build(chosen, out, workers=1, update=True).changed
+    assert "parent" not in json.loads(first)
+
+    draw_more(images, range(100, 120), "aoi", "rin")  # a class whose name comes first
+    (images / "miku" / "0.png").unlink()
+    result = animesion.build(chosen, out, workers=1, update=True)
+    after = splits_in(out)
+    assert {key: after[key] for key in before} == before
+    assert len(after) == 80
+    assert result.classes == ["miku", "rin", "aoi"]
+    assert "1 images are no longer at the source" in " ".join(result.notes)
+    grown = digests(out)
+    assert {name: grown[name] for name in shards} == shards
+    assert {name: (out / "data" / name).stat().st_mtime_ns for name in shards} == times
+    assert grown.keys() > shards.keys()
+    assert checks.verify(animesion.open_dataset(out), workers=1).clean
+    facts = json.loads((out / "dataset.json").read_bytes())
+    parent = hashlib.sha256(first).hexdigest()
+    assert (facts["parent"], facts["added"], facts["removed"]) == (parent, 20, 0)
+    assert facts["lineage"] == [{"dataset": parent, "images": 60, "added": 60, "removed": 0}]
+    draw_more(images, range(130, 131), "rin")
+    with pytest.raises(UsageError, match="has versions"):
+        animesion.build(chosen, out, workers=1)
+    (images / "rin" / "130.png").unlink()
+    assert not animesion.build(chosen, out, workers=1).changed
+
+    # the shard of a removed image is written again, and the list goes on
+    key = next(key for key in sorted(before) if before[key] == "train")
+    removal.remove(out, [key])
+    left = digests(out)
+    assert sum(left.get(name) != digest for name, digest in grown.items()) == 1
+    draw_more(images, range(140, 142), "rin")
+    animesion.build(chosen, out, workers=2, update=True)
+    last = splits_in(out)
+    assert key not in last
+    assert {name: each for name, each in last.items() if name in after} == {k: v for k, v in after.items() if k != key}
+    assert {name: digests(out)[name] for name in left} == left
+    shown = CliRunner().invoke(log, [str(out)])
+    assert [line.split()[1:] for line in shown.output.splitlines()] == [
+        ["81", "images", "+2", "+0"], ["79", "images", "+0", "-1"], ["80", "images", "+20", "+0"],
+        ["60", "images", "first"]]  # fmt: skip
+
+    # in new shards, with the same splits
+    runner.run(chosen, out, workers=1, update=True, compact=True)
+    assert splits_in(out) == last
+    assert len(digests(out)) < len(left)
+    assert checks.verify(animesion.open_dataset(out), workers=1).clean
