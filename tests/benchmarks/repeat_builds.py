@@ -3,8 +3,8 @@
     python tests/benchmarks/repeat_builds.py [--images 20000] [--classes 3263] [--workers 1] [--folder FOLDER] [--check]
 
 The images are small drawn JPEGs with label files, a long tail of classes in the form of DAF:re. Each build is a process
-of its own, and its figures include the start of Python. `--check` compares with a build from nothing, byte by byte. of
-the workers is read from /proc, so this needs Linux.
+of its own, and its figures include the start of Python. `--check` compares with a build from nothing, byte by byte. The
+time of the workers is read from /proc, so this needs Linux.
 """
 
 from __future__ import annotations
@@ -124,8 +124,8 @@ def main() -> None:
             seconds, wall, stages, memory = build(folder, into, workers, *settings)
             whole = whole or seconds
             listed = ", ".join(f"{name} {value:.1f}" for name, value in stages.items())
-            print(f"{what:<24} {seconds:7.1f} CPU-s {100 * seconds / whole:6.1f} % {wall:7.1f} s {memory:6.0f} MB  {listed}",
-                  flush=True)  # fmt: skip
+            figures = f"{seconds:7.1f} CPU-s {100 * seconds / whole:6.1f} % {wall:7.1f} s {memory:6.0f} MB"
+            print(f"{what:<24} {figures}  {listed}", flush=True)
 
         print(f"{images:,} images, {arguments.classes:,} classes, {workers} workers, {os.cpu_count()} cores")
         show("whole build")
