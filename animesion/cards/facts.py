@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -28,9 +30,10 @@ def counted(curated: pa.Table) -> dict[str, Any]:
     Returns:
         `provenance` and `leak_check` of `dataset.json`, JSON-ready.
     """
-    kept = curated.filter(curated["kept"])
-    return {"provenance": [_source(kept, kind) for kind in sorted(set(kept["source"].to_pylist()))],
-            "leak_check": _leaks(kept)}  # fmt: skip
+    columns = ["kept", "source", "licence", "author", "file_url", "rating", "split", "crop", *SHARED.values()]
+    kept = curated.select(columns).filter(curated["kept"])
+    kinds = sorted(pc.unique(kept["source"]).to_pylist())
+    return {"provenance": [_source(kept, kind) for kind in kinds], "leak_check": _leaks(kept)}
 
 
 def _source(kept: pa.Table, kind: str) -> dict[str, Any]:
@@ -45,7 +48,7 @@ def _source(kept: pa.Table, kind: str) -> dict[str, Any]:
         "without_licence": len(rows) - licences.total(),
         "authors": len(authors),
         "without_author": len(rows) - authors.total(),
-        "without_url": len(rows) - _counts(rows["file_url"]).total(),
+        "without_url": pc.sum(pc.equal(pc.fill_null(rows["file_url"], ""), "")).as_py() or 0,
         "ratings": dict(sorted(_counts(rows["rating"]).items())),
         "terms": _terms(kind),
     }
@@ -53,8 +56,8 @@ def _source(kept: pa.Table, kind: str) -> dict[str, Any]:
 
 def _counts(column: pa.ChunkedArray) -> Counter[str]:
     """Counts of non-empty values, the most frequent first, then by name."""
-    found = Counter(text for text in column.to_pylist() if text)
-    return Counter(dict(sorted(found.items(), key=lambda pair: (-pair[1], pair[0]))))
+    found = [(each["values"], each["counts"]) for each in pc.value_counts(column).to_pylist() if each["values"]]
+    return Counter(dict(sorted(found, key=lambda pair: (-pair[1], pair[0]))))
 
 
 def _terms(kind: str) -> str:
@@ -66,15 +69,25 @@ def _terms(kind: str) -> str:
 
 def _leaks(kept: pa.Table) -> dict[str, int]:
     """Number of values in more than one split, for each entry of `SHARED`."""
-    splits = kept["split"].to_pylist()
-    columns = {name: kept[name].to_pylist() for name in (*SHARED.values(), "crop")}
+    split = _codes(kept["split"])
     found = {}
     for what, name in SHARED.items():
-        seen: dict[Any, set[str]] = {}
-        for value, crop, split in zip(columns[name], columns["crop"], splits, strict=True):
-            if value:
-                # crops of one image are different samples; "same group" covers them
-                key = (value, tuple(crop or ())) if name == "pixels_blake3" else value
-                seen.setdefault(key, set()).add(split)
-        found[what] = sum(len(each) > 1 for each in seen.values())
+        codes = _codes(kept[name])
+        if name == "pixels_blake3":
+            # crops of one image are different samples; "same group" covers them
+            crop = kept["crop"].combine_chunks()
+            sides = np.asarray(crop.values, dtype=np.int64).reshape(-1, 4)
+            sides = np.where(crop.is_valid().to_numpy(zero_copy_only=False)[:, None], sides, 0)
+            for side in (sides - sides.min(axis=0, initial=0)).T:
+                codes = np.unique(codes * (int(side.max(initial=0)) + 1) + side, return_inverse=True)[1]
+        there = pc.not_equal(pc.fill_null(kept[name], ""), "").to_numpy()
+        pairs = np.unique(np.stack([codes[there], split[there]]), axis=1)
+        found[what] = int((np.bincount(pairs[0]) > 1).sum()) if pairs.size else 0
+    return found
+
+
+def _codes(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    """A number for each value, equal for equal values."""
+    codes = column.combine_chunks().dictionary_encode().indices
+    found: npt.NDArray[np.int64] = codes.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64) + 1
     return found

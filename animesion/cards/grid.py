@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 from PIL import Image
 
 from animesion.dataset import shards
@@ -19,24 +22,23 @@ _T = TypeVar("_T")
 SHOWN_RATINGS = ("", "g", "s", "general", "safe")
 
 
-def chosen(keys: list[str], labels: list[int], ratings: dict[str, str]) -> list[tuple[int, list[str]]]:
+def chosen(keys: pa.ChunkedArray, labels: npt.NDArray[np.int64]) -> list[tuple[int, list[str]]]:
     """Choose the images of the grid: classes evenly spaced by size rank, images evenly spaced by key.
 
     Args:
-        keys: key of each sample.
-        labels: class id of each sample.
-        ratings: rating by key; samples with a rating outside `SHOWN_RATINGS` are skipped.
+        keys: key of each sample that may be shown.
+        labels: class id of each.
 
     Returns:
         Class id and keys of each row.
     """
-    by_class: dict[int, list[str]] = {}
-    for key, label in sorted(zip(keys, labels, strict=True)):
-        if ratings.get(key, "") in SHOWN_RATINGS:
-            by_class.setdefault(label, []).append(key)
-    ranked = sorted(by_class, key=lambda label: (-len(by_class[label]), label))
-    rows = _spaced(ranked, CLASSES)
-    return [(label, _spaced(by_class[label], IMAGES)) for label in rows]
+    count = np.bincount(labels)
+    there = np.flatnonzero(count)
+    ranked = there[np.argsort(-count[there], kind="stable")].tolist()
+    return [
+        (label, _spaced(sorted(keys.take(pa.array(np.flatnonzero(labels == label))).to_pylist()), IMAGES))
+        for label in _spaced(ranked, CLASSES)
+    ]
 
 
 def draw(workspace: Workspace, places: list[list[tuple[str, int, int]]], limits: codec.Limits) -> bytes:

@@ -205,15 +205,15 @@ def tallied(
         splits: the splits, in order.
         shards: by path, the facts of each shard: `path samples bytes sha256`.
     """
-    columns = {name: np.array(index[name].to_pylist()) for name in ("split", "shard", "label")}
+    labels = index["label"].to_numpy()
     split_facts: dict[str, Any] = {}
     per_class = {}
     for split in splits:
-        chosen = columns["split"] == split
-        per_class[split] = np.bincount(columns["label"][chosen], minlength=classes)
-        listed = [dict(shards[shard]) for shard in sorted(set(columns["shard"][chosen].tolist()))]
+        chosen = pc.equal(index["split"], split)
+        per_class[split] = np.bincount(labels[chosen.to_numpy()], minlength=classes)
+        listed = [dict(shards[shard]) for shard in sorted(pc.unique(index["shard"].filter(chosen)).to_pylist())]
         split_facts[split] = {
-            "samples": int(chosen.sum()),
+            "samples": pc.sum(chosen).as_py() or 0,
             "bytes": sum(shard["bytes"] for shard in listed),
             "shards": listed,
         }
@@ -233,10 +233,11 @@ def _removed(workspace: Workspace) -> dict[str, Any]:
 
 def _grid(index: pa.Table, curated: pa.Table) -> dict[str, list[tuple[str, int, int]]]:
     """Shard, offset and size of each image in the card's grid, by class name."""
-    kept = curated.filter(curated["kept"])
-    ratings = dict(zip(kept["key"].to_pylist(), kept["rating"].to_pylist(), strict=True))
+    kept = curated.select(["kept", "key", "rating", "class_id", "label"]).filter(curated["kept"])
     names = dict(zip(kept["class_id"].to_pylist(), kept["label"].to_pylist(), strict=True))
-    rows = grid.chosen(index["key"].to_pylist(), index["label"].to_pylist(), ratings)
+    hidden = kept["key"].filter(pc.invert(pc.is_in(kept["rating"], value_set=pa.array(grid.SHOWN_RATINGS))))
+    shown = index.filter(pc.invert(pc.is_in(index["key"], value_set=hidden.combine_chunks())))
+    rows = grid.chosen(shown["key"], shown["label"].to_numpy())
     wanted = pa.array([key for _, keys in rows for key in keys], pa.string())
     wanted_rows = index.filter(pc.is_in(index["key"], value_set=wanted)).to_pylist()
     locations = {row["key"]: (row["shard"], row["offset"], row["size"]) for row in wanted_rows}

@@ -79,9 +79,11 @@ def read(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) ->
     """
     chosen = list(columns) if columns is not None else schema.names
     try:
-        # Without `partitioning`, pyarrow takes columns from parts of the path such as `a=b`. Its threads save no time
-        # on a local file, and may wait for each other for ever where memory is too short to start one.
-        content = pq.read_table(path, columns=chosen, partitioning=None, use_threads=False, pre_buffer=False)
+        # Not `read_table`, which imports pandas if it is installed, and takes columns from parts of the path such as
+        # `a=b`. Threads save no time on a local file, and may wait for each other for ever where memory is too short
+        # to start one.
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            content = file.read(columns=chosen, use_threads=False)
         content = content.select(chosen).cast(pa.schema([schema.field(name) for name in chosen]))
         faults = [name for name in chosen if not _is_proper(name, content[name]) or _lacks_values(name, content)]
     except (pa.ArrowException, KeyError, ValueError, OSError) as error:
