@@ -234,7 +234,8 @@ def _removed(workspace: Workspace) -> dict[str, Any]:
 def _grid(index: pa.Table, curated: pa.Table) -> dict[str, list[tuple[str, int, int]]]:
     """Shard, offset and size of each image in the card's grid, by class name."""
     kept = curated.select(["kept", "key", "rating", "class_id", "label"]).filter(curated["kept"])
-    names = dict(zip(kept["class_id"].to_pylist(), kept["label"].to_pylist(), strict=True))
+    ids, firsts = np.unique(kept["class_id"].to_numpy(), return_index=True)
+    names = dict(zip(ids.tolist(), kept["label"].take(pa.array(firsts)).to_pylist(), strict=True))
     hidden = kept["key"].filter(pc.invert(pc.is_in(kept["rating"], value_set=pa.array(grid.SHOWN_RATINGS))))
     shown = index.filter(pc.invert(pc.is_in(index["key"], value_set=hidden.combine_chunks())))
     rows = grid.chosen(shown["key"], shown["label"].to_numpy())
