@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from animesion import cards
 from animesion.cards import grid
 from animesion.cards.croissant import croissant
-from animesion.cards.facts import counted
+from animesion.cards.facts import SHARED, counted
 from animesion.config.recipe import Recipe
 from animesion.config.settings import params_digest
 from animesion.dataset import text_tables
@@ -42,6 +42,22 @@ from animesion.storage.removed import REMOVED
 from animesion.storage.workspace import Workspace, sha256_file, write_atomic
 
 CODE = "finalize-4"
+
+#: Columns of `curated.parquet` that the card tells of.
+_DESCRIBED: tuple[str, ...] = (
+    "key",
+    "kept",
+    "label",
+    "class_id",
+    "split",
+    "rating",
+    "source",
+    "licence",
+    "author",
+    "file_url",
+    "crop",
+)
+_DESCRIBED += tuple(SHARED.values())
 
 
 def run(
@@ -79,7 +95,7 @@ def run(
     if receipt:
         return receipt
     index = parquet.read(workspace.path("index.parquet"), INDEX)
-    curated = parquet.read(workspace.path("curated.parquet"), CURATED)
+    curated = parquet.read(workspace.path("curated.parquet"), CURATED, _DESCRIBED)
     facts = _facts(workspace, recipe, {**curate.facts, "notes": list(notes)}, index, parts)
     facts |= parent.lineage(index) if parent else {}
     ready = thumbnails.make(workspace, index, executor, f"thumbnails-1/pillow-{PIL.__version__}")
@@ -104,8 +120,8 @@ def describe(
         recipe: the recipe.
         facts: content of `dataset.json`, without what is counted here.
         index: the content of `index.parquet`.
-        curated: the content of `curated.parquet`.
-        ready: thumbnails for the report, by key and side; others are made here.
+        curated: the content of `curated.parquet`, or the columns of it that the card tells of.
+        executor: makes thumbnails, which are then kept; without one, they are made here.
 
     Returns:
         SHA-256 by name of the files that were written, without `SHA256SUMS` itself.

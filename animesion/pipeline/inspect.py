@@ -293,12 +293,14 @@ def run(
     """Inspect every part that has no valid receipt; returns all receipts by part."""
     jobs = []
     units = [f"inspect/part-{part:05d}" for part in range(parts)]
+    undecided = params(recipe, {})  # most parts have no decisions, and a detector is known by the digest of its file
     for part, unit in enumerate(units):
         fetched = workspace.receipt(f"fetch/part-{part:05d}")
         assert fetched is not None
         inputs = {name: known["sha256"] for name, known in fetched.outputs.items()}
         of_part = decided_boxes(recipe, _keys(workspace, part)) if recipe.curate.decisions.box else {}
-        if workspace.done(unit, CODE, params(recipe, of_part), inputs):
+        digest = params(recipe, of_part) if of_part else undecided
+        if workspace.done(unit, CODE, digest, inputs):
             advance(fetched.facts["items"])
         else:
             earlier = workspace.receipt(unit)
