@@ -11,6 +11,7 @@ Rows stay columns of Arrow; a job makes Python objects of a few hundred at a tim
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -555,7 +556,7 @@ class _Images:
             return moved
         return self._shards.get(digest, "")
 
-    @property
+    @functools.cached_property
     def _shards(self) -> dict[str, str]:
         """The shards in their places, by digest."""
         found = {}

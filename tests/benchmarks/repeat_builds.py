@@ -23,11 +23,11 @@ import time
 from pathlib import Path
 
 import numpy as np
+from growing import cpu_seconds
 from PIL import Image
 
 import animesion
 from animesion.progress import Progress
-from tests.benchmarks.growing import cpu_seconds
 
 RECIPE = "daf-re"
 SETTINGS = ["classes.minimum=1", "duplicates.copies=off", "split.strategy=grouped"]
