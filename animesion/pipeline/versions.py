@@ -28,6 +28,8 @@ FOLDER = "versions"
 
 #: Files of a version that the next one needs.
 _FILES = ("dataset.json", "curated.parquet", "index.parquet")
+#: For `animesion diff`, if the recipe has not been changed since.
+_RECIPE = "recipe.toml"
 _MOST_BYTES = 500_000_000
 
 
@@ -47,15 +49,16 @@ def begin(workspace: Workspace) -> str:
     for name, digest in digests.items():
         if listed.get(name) != digest:
             raise UsageError(f"{workspace.root}: {name} does not match its SHA256SUMS: run `animesion verify`")
-    keep(workspace, digests["dataset.json"])
+    with_recipe = sha256_file(workspace.path(_RECIPE)) == listed.get(_RECIPE)
+    keep(workspace, digests["dataset.json"], with_recipe=with_recipe)
     return digests["dataset.json"]
 
 
-def keep(workspace: Workspace, digest: str) -> None:
+def keep(workspace: Workspace, digest: str, *, with_recipe: bool = True) -> None:
     """Link the tables of the finished dataset into its folder below `versions/`."""
     folder = workspace.path(FOLDER, digest)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in _FILES:
+    for name in (*_FILES, *([_RECIPE] if with_recipe else [])):
         # Files are replaced and never changed, so a link keeps what it links to.
         temporary = folder / f".tmp-{os.getpid()}-{name}"
         temporary.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from animesion.cli.log import log
 from animesion.config.recipe import Recipe
 from animesion.errors import UsageError
 from animesion.pipeline import removal, runner
-from animesion.verification import checks
+from animesion.verification import checks, diff
 from tests.conftest import draw
 
 
@@ -105,6 +105,8 @@ def test_an_update_leaves_shards_splits_and_class_ids(tmp_path: Path) -> None:
     facts = json.loads((out / "dataset.json").read_bytes())
     parent = hashlib.sha256(first).hexdigest()
     assert (facts["parent"], facts["added"], facts["removed"]) == (parent, 20, 0)
+    found = diff.compare(animesion.open_dataset(out / "versions" / parent), animesion.open_dataset(out))
+    assert (found.added, found.removed, found.moved) == (sorted(after.keys() - before.keys()), [], [])
     assert facts["lineage"] == [{"dataset": parent, "images": 60, "added": 60, "removed": 0}]
     draw_more(images, range(130, 131), "rin")
     with pytest.raises(UsageError, match="has versions"):
