@@ -81,8 +81,9 @@ def _leaks(kept: pa.Table) -> dict[str, int]:
             for side in (sides - sides.min(axis=0, initial=0)).T:
                 codes = np.unique(codes * (int(side.max(initial=0)) + 1) + side, return_inverse=True)[1]
         there = pc.not_equal(pc.fill_null(kept[name], ""), "").to_numpy()
-        pairs = np.unique(np.stack([codes[there], split[there]]), axis=1)
-        found[what] = int((np.bincount(pairs[0]) > 1).sum()) if pairs.size else 0
+        splits = int(split.max(initial=0)) + 1
+        values = np.unique(codes[there] * splits + split[there]) // splits
+        found[what] = int((np.bincount(values) > 1).sum())
     return found
 
 

@@ -115,7 +115,7 @@ def main() -> None:
         del kept, images, jobs, shard_jobs, index
         show("index.parquet")
         index = parquet.read(workspace.path("index.parquet"), INDEX)
-        table = parquet.read(path, CURATED)
+        table = parquet.read(path, CURATED, finalize._DESCRIBED)
         counted(table)
         finalize._grid(index, table)
         del table
