@@ -76,7 +76,7 @@ def _leaks(kept: pa.Table) -> dict[str, int]:
         if name == "pixels_blake3":
             # crops of one image are different samples; "same group" covers them
             crop = kept["crop"].combine_chunks()
-            sides = np.asarray(crop.values, dtype=np.int64).reshape(-1, 4)
+            sides = crop.values.fill_null(0).to_numpy().astype(np.int64).reshape(-1, 4)
             sides = np.where(crop.is_valid().to_numpy(zero_copy_only=False)[:, None], sides, 0)
             for side in (sides - sides.min(axis=0, initial=0)).T:
                 codes = np.unique(codes * (int(side.max(initial=0)) + 1) + side, return_inverse=True)[1]
