@@ -64,7 +64,7 @@ def test_published_images_keep_their_split(tmp_path: Path) -> None:
     assert recipe(images, f'split.keep="{moved}"').split.keep_digest()
     with pytest.raises(UsageError, match=r"split\.keep: .* is not a finished dataset"):
         recipe(images, keep).digest()
-    with pytest.raises(UsageError, match="keep requires strategy 'grouped' or 'auto', not 'single'"):
+    with pytest.raises(UsageError, match="keep requires strategy 'grouped', 'by-class' or 'auto', not 'single'"):
         recipe(images, f'split.keep="{moved}"', "split.strategy=single")
 
 
