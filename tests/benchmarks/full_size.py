@@ -1,0 +1,135 @@
+"""A DAF:re of full size, built, verified and browsed: CPU-seconds by stage, wall seconds, peak memory and bytes.
+
+    python tests/benchmarks/full_size.py LABELS [--share 1] [--workers 1] [--folder FOLDER]
+
+LABELS has `per_class_counts.csv`, `classid_classname.csv` and the label files that there are of DAF:re; rows that are
+missing are made up until every class and split has its published size. The images are drawn: JPEGs of 2 KB, two in a
+hundred of them another image of their class in half the size. `--share 0.1` takes every tenth image. The copies search
+of the recipe is on. Memory is that of the main process; the time of the workers is read from /proc, which needs Linux.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import io
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import browse_scale
+import numpy as np
+from PIL import Image
+from repeat_builds import Stages
+
+import animesion
+
+SPLITS = ("train", "val", "test")
+
+
+def rows(labels: Path, share: float) -> dict[str, list[tuple[int, str]]]:
+    """Class id and path of each image, by split: those of the label files, and made up ones."""
+    with (labels / "per_class_counts.csv").open(newline="", encoding="utf-8") as file:
+        counts = list(csv.DictReader(file))
+    found: dict[str, list[tuple[int, str]]] = {name: [] for name in SPLITS}
+    for path in sorted(labels.glob("*.csv")):
+        split = path.stem.partition("_")[0]
+        if split in found:
+            for line in path.read_text(encoding="utf-8").splitlines():
+                class_id, _, name = line.partition(",")
+                if class_id.isdigit():
+                    found[split].append((int(class_id), name))
+    number = 10_000_000  # above the ids of Danbooru in 2018
+    for split, listed in found.items():
+        there = np.bincount([class_id for class_id, _ in listed], minlength=len(counts))
+        for row in counts:
+            for _ in range(int(row[split]) - int(there[int(row["class_id"])])):
+                listed.append((int(row["class_id"]), f"{number % 1000:04d}/{number}.jpg"))
+                number += 1
+    step = round(1 / share)
+    return {split: sorted(listed)[::step] for split, listed in found.items()}
+
+
+def draw(folder: Path, labels: Path, share: float) -> int:
+    """Write the images and label files; returns the number of images."""
+    wanted = rows(labels, share)
+    out = folder / "labels"
+    out.mkdir(parents=True)
+    (out / "classid_classname.csv").write_bytes((labels / "classid_classname.csv").read_bytes())
+    total, last = 0, None
+    for split, listed in wanted.items():
+        (out / f"{split}.csv").write_text("".join(f"{class_id},{name}\n" for class_id, name in listed))
+        for class_id, name in listed:
+            path = folder / "faces" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if total % 50 == 49 and last is not None and last[0] == class_id:
+                image, side = last[1], 64
+            else:
+                coarse = np.random.default_rng(total).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                image, side = Image.fromarray(coarse).resize((128, 128), Image.Resampling.BICUBIC), 128
+            content = io.BytesIO()
+            (image if side == 128 else image.resize((side, side))).save(content, "JPEG", quality=60)
+            path.write_bytes(content.getvalue())
+            total, last = total + 1, (class_id, image)
+    return total
+
+
+def one(step: str, folder: Path, workers: int) -> None:
+    """A step in this process; prints its figures as JSON."""
+    stages = Stages()
+    built = folder / "built"
+    if step == "build":
+        places = [f'source.labels="{folder}/labels"', f'source.images="{folder}/faces"']
+        result = animesion.build(animesion.load_recipe("daf-re", places), built, workers=workers, progress=stages)
+        print(f"kept {result.kept:,}, dropped {json.dumps(result.dropped)}", file=sys.stderr)
+        for note in result.notes:
+            print(f"note: {note}", file=sys.stderr)
+    elif step == "verify":
+        found = animesion.verify(built, workers=workers)
+        print(f"verify: {found}"[:2000], file=sys.stderr)
+    else:
+        with contextlib.redirect_stdout(sys.stderr):
+            browse_scale.measure(built, len(animesion.open_dataset(built)))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"stages": stages.seconds, "peak": peak}))
+
+
+def main() -> None:
+    """Draw, then measure each step in a process of its own."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("labels", type=Path)
+    parser.add_argument("--share", type=float, default=1.0)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--folder", type=Path, help="where to draw and build; a folder that is kept")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        one(given.one, given.folder, given.workers)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = given.folder or Path(temporary)
+        if not (folder / "labels").exists():
+            print(f"{draw(folder, given.labels, given.share):,} images drawn", flush=True)
+        for step in ("build", "verify", "browse"):
+            command = [sys.executable, __file__, str(given.labels), "--folder", str(folder), "--one", step]
+            before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+            done = subprocess.run(
+                [*command, "--workers", str(given.workers)], check=True, stdout=subprocess.PIPE, text=True
+            )
+            wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+            seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            figures = json.loads(done.stdout.splitlines()[-1])
+            print(f"{step}: {seconds:,.0f} CPU-s, {wall:,.0f} s, {figures['peak']:,.0f} MB", flush=True)
+            for stage, spent in figures["stages"].items():
+                print(f"  {stage}: {spent:,.0f} CPU-s", flush=True)
+        total = sum(entry.stat().st_size for entry in (folder / "built").rglob("*") if entry.is_file())
+        print(f"{total / 2**20:,.0f} MB in the folder", flush=True)
+
+
+if __name__ == "__main__":
+    main()
