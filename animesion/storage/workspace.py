@@ -28,7 +28,8 @@ from animesion.storage.receipts import Receipt
 STAGES = ("fetch", "inspect", "curate", "pack", "finalize")
 
 _BUFFER = 1 << 18
-_TEMPORARY = ".tmp-"
+#: Start of the name of a file or folder that is being written.
+TEMPORARY = ".tmp-"
 _MARKER = ".receipts/recipe.json"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -169,12 +170,12 @@ class Workspace:
         try:
             self.check(digest, replace=replace)  # again: another build may have written since, before the lock
             with full_disk_is_clear(self.root):
-                self.sweep()
+                sweep(self.root)
                 _write_new(self.path("recipe.toml"), recipe_toml.encode())
                 _write_new(self.path(_MARKER), json.dumps({"digest": digest}).encode())
             yield
         finally:
-            self.sweep()  # a stopped worker leaves its temporary file
+            sweep(self.root)  # a stopped worker leaves its temporary file
             lock.release()
 
     def check(self, digest: str, *, replace: bool = False) -> None:
@@ -203,16 +204,6 @@ class Workspace:
                 f"the output folder {self.root} was written by another recipe (see its recipe.toml): "
                 "give another with --out, or add --replace to rebuild it"
             )
-
-    def sweep(self) -> None:
-        """Remove temporary files of a killed build."""
-        for folder, folders, files in os.walk(self.root):
-            for name in [name for name in folders if name.startswith(_TEMPORARY)]:
-                shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
-                folders.remove(name)
-            for name in files:
-                if name.startswith(_TEMPORARY):
-                    Path(folder, name).unlink(missing_ok=True)
 
 
 class _Hashing:
@@ -254,6 +245,22 @@ class _Hashing:
         return self._digest.hexdigest()
 
 
+def sweep(root: Path, *, deep: bool = True) -> None:
+    """Remove the temporary files that a killed process left in a folder and, if `deep`, in the folders in it.
+
+    Nothing else may write there meanwhile.
+    """
+    for folder, folders, files in os.walk(root):
+        for name in [name for name in folders if name.startswith(TEMPORARY)]:
+            shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+            folders.remove(name)
+        for name in files:
+            if name.startswith(TEMPORARY):
+                Path(folder, name).unlink(missing_ok=True)
+        if not deep:
+            return
+
+
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[_Hashing]:
     """Write a file that appears under its name only when it is complete and on disk.
@@ -264,7 +271,7 @@ def atomic_file(path: Path) -> Iterator[_Hashing]:
     Raises:
         FullDiskError: no space, quota or file-size limit; the temporary file is removed.
     """
-    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
     with full_disk_is_clear(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -38,27 +41,45 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "built"
 
 
-def killed(whole: list[str], command: list[str], out: Path, seed: int) -> None:
-    """Run a command undisturbed; kill the other one at random times, and let it finish."""
-    rng, start = random.Random(seed), time.monotonic()
-    subprocess.run([sys.executable, "-c", CLI, *whole], check=True, capture_output=True)
-    duration, kills = time.monotonic() - start, 0
-    line = [sys.executable, "-c", CLI, *command]
+def state(out: Path) -> set[tuple[str, int]]:
+    """The names and times of the files of a run; those that are being written have no time."""
+    found = set()
+    for path in out.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            found.add((str(path), 0 if path.name.startswith(".tmp-") else path.stat().st_mtime_ns))
+    return found
+
+
+def watched(command: list[str], out: Path, until: float = math.inf) -> int:
+    """Run a command until its folder has changed a number of times, and kill it then; returns the changes."""
+    process = subprocess.Popen([sys.executable, "-c", CLI, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    before, changes = state(out), 0
+    while process.poll() is None and changes < until:
+        now = state(out)
+        changes += now != before
+        before = now
+        time.sleep(0.001)
+    process.kill()
+    error = process.communicate()[1].decode()
+    assert process.returncode in (0, -signal.SIGKILL), error
+    return changes if process.returncode == 0 else -changes
+
+
+def killed(whole: tuple[list[str], Path], command: tuple[list[str], Path], seed: int) -> None:
+    """Run a command undisturbed; kill the other one after some of its writes, several times, and let it finish."""
+    rng, start, kills = random.Random(seed), time.monotonic(), 0
+    changes = watched(*whole)
+    assert changes > 20
     while kills < KILLS:
-        process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            process.wait(timeout=rng.uniform(0.2, 0.9) * duration)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        if watched(*command, rng.randint(1, changes // 2)) < 0:
             kills += 1
-        else:
-            if kills:
-                break
-            shutil.rmtree(out)  # too late for a kill
-    done = subprocess.run(line, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    print(f"{kills} kills in {time.monotonic() - start:.0f} s")
+        elif kills >= KILLS // 2:
+            break
+        else:  # done too early
+            shutil.rmtree(command[1])
+            kills = 0
+    assert watched(*command) >= 0
+    print(f"{kills} kills in {time.monotonic() - start:.0f} s; {changes} changes of the folder undisturbed")
 
 
 def weights(run: Path) -> dict[str, bytes]:
@@ -80,10 +101,11 @@ def test_a_killed_training_ends_with_the_same_weights(data: Path, tmp_path: Path
         chosen = [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}")]
         return ["train", "--data", str(data), "--out", str(out), *chosen, "--device", "cpu", "--resume"]
 
-    killed(command(tmp_path / "whole"), command(tmp_path / "run"), tmp_path / "run", seed)
-    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
-    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
-    assert not list((tmp_path / "run").rglob(".tmp-*"))
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    killed((command(whole), whole), (command(run), run), seed)
+    assert losses(run) == losses(whole)
+    assert weights(run) == weights(whole)
+    assert not list(run.rglob(".tmp-*"))
 
 
 def test_a_killed_study_ends_with_the_same_table(data: Path, tmp_path: Path) -> None:
@@ -94,8 +116,10 @@ def test_a_killed_study_ends_with_the_same_table(data: Path, tmp_path: Path) -> 
     def command(out: Path) -> list[str]:
         return ["study", str(study), "--data", str(data), "--out", str(out), "--device", "cpu"]
 
-    killed(command(tmp_path / "whole"), command(tmp_path / "run"), tmp_path / "run", 7)
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    killed((command(whole), whole), (command(run), run), 7)
+    assert not list(run.rglob(".tmp-*"))
     for name in ("table.csv", "table.json"):
-        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    for run in (path for path in (tmp_path / "whole").iterdir() if path.is_dir()):
-        assert weights(tmp_path / "run" / run.name) == weights(run)
+        assert (run / name).read_bytes() == (whole / name).read_bytes()
+    for one in (path for path in whole.iterdir() if path.is_dir()):
+        assert weights(run / one.name) == weights(one)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from animesion.errors import UsageError
+from animesion.storage.workspace import write_atomic
 from animesion_training.distributed import DistributedContext
 from animesion_training.engine import checkpoint, loop, runs
 from animesion_training.engine.meter import DivergedError
@@ -245,3 +246,29 @@ def test_a_run_without_a_checkpoint_leaves_its_folder_free(tmp_path: Path) -> No
     (tmp_path / "foreign" / "file").touch()
     with pytest.raises(UsageError, match="is not empty and is not a run"):
         train(tmp_path / "foreign")
+
+
+@pytest.mark.parametrize("writes", [0, 1])
+def test_a_kill_at_the_start_leaves_a_folder_that_the_next_run_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    out, done = tmp_path / "run", []
+
+    def killed(path: Path, content: bytes) -> None:
+        if len(done) == writes:  # as a kill leaves it: the file under its temporary name only
+            path.with_name(f".tmp-1-{path.name}").write_bytes(content[:10])
+            raise StoppedError
+        done.append(path)
+        write_atomic(path, content)
+
+    monkeypatch.setattr(runs, "write_atomic", killed)
+    stop(out, 1)
+    (out / ".lock").touch()
+    monkeypatch.undo()
+    if writes:
+        (out / "report").mkdir()
+        (out / "report" / ".tmp-1-page.html").touch()
+    with runs.lock_folder(out, recipe(), resume=False):
+        assert not list(out.rglob(".tmp-*"))
+        runs.claim(out, recipe())
+    assert (out / ".digest").read_text() == recipe().digest()

@@ -23,7 +23,7 @@ from pydantic import Field, field_validator, model_validator
 from animesion.config import settings
 from animesion.config.settings import Section
 from animesion.errors import UsageError
-from animesion.storage.workspace import write_atomic
+from animesion.storage.workspace import sweep, write_atomic
 from animesion_training import recipe as recipes
 from animesion_training.engine import loop
 from animesion_training.engine.watcher import Watcher
@@ -153,6 +153,7 @@ def run(
                 "change data.test"
             )
     rows = table(todo, out)
+    sweep(out, deep=False)  # a killed study leaves its temporary file
     write_atomic(out / "table.json", (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode())
     write_atomic(out / "table.csv", _csv(rows).encode())
     write_atomic(out / "accuracy-cost.png", _plot(study, rows))

@@ -22,7 +22,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from animesion.errors import AnimesionError, BusyError, UsageError
-from animesion.storage.workspace import full_disk_is_clear, write_atomic
+from animesion.storage.workspace import TEMPORARY, full_disk_is_clear, sweep, write_atomic
 from animesion_training.recipe import TrainRecipe, load
 
 LAST, PREVIOUS, BEST, FINAL = "last.ckpt", "previous.ckpt", "best.safetensors", "last.safetensors"
@@ -46,7 +46,7 @@ def lock_folder(out: Path, recipe: TrainRecipe, *, resume: bool) -> Iterator[Non
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file: give a folder")
     marker, existed = out / _MARKER, out.is_dir()
-    if existed and not marker.exists() and any(path.name != _LOCK for path in out.iterdir()):
+    if existed and not marker.exists() and any(_is_foreign(path) for path in out.iterdir()):
         raise UsageError(f"the folder {out} is not empty and is not a run: give another --out")
     lock = FileLock(out / _LOCK)
     try:
@@ -56,6 +56,7 @@ def lock_folder(out: Path, recipe: TrainRecipe, *, resume: bool) -> Iterator[Non
     except Timeout:
         raise BusyError(f"another process is training in {out}: wait for it, or give another --out") from None
     try:
+        sweep(out)  # a killed run leaves its temporary file
         if newest_checkpoint(out):
             _check_same_run(out, recipe, resume=resume)
         yield
@@ -70,8 +71,12 @@ def lock_folder(out: Path, recipe: TrainRecipe, *, resume: bool) -> Iterator[Non
 
 def claim(out: Path, recipe: TrainRecipe) -> None:
     """Write the recipe into the locked folder of a run, which then belongs to it."""
+    write_atomic(out / _MARKER, recipe.digest().encode())  # first: a folder with files and no marker is not a run
     write_atomic(out / RECIPE, recipe.to_toml().encode())
-    write_atomic(out / _MARKER, recipe.digest().encode())
+
+
+def _is_foreign(path: Path) -> bool:
+    return path.name != _LOCK and not path.name.startswith(TEMPORARY)
 
 
 def newest_checkpoint(out: Path) -> Path | None:
