@@ -1,4 +1,5 @@
 """Disks that fill up at every stage: one sentence, nothing lost, and the same command finishes when there is space.
+Outputs that cannot be written: read-only disks, and files where folders belong.
 
 The disk is a small tmpfs that grows between the runs, so this needs root on Linux; CI has the cases that a limit of
 the size of files can show (`tests/integration/test_bad_input.py`, `test_crawls.py`).
@@ -171,3 +172,76 @@ def test_a_publication_to_a_disk_that_grows(small_dataset: Path, disk: Disk) -> 
         name = line.partition("  ")[2]
         with contextlib.suppress(FileNotFoundError):
             assert (disk.root / "set" / name).read_bytes() == (small_dataset / name).read_bytes()
+
+
+def writing(world: Path, dataset: Path, study: Path, out: Path) -> dict[str, list[str]]:
+    """The commands that write into a folder, by name."""
+    of_run = ["--data", str(dataset), "--out", str(out), "--device", "cpu"]
+    small = ["model.name=resnet10t", "model.img_size=32", "run.batch_size=8", "schedule.epochs=1", "data.workers=0"]
+    return {
+        "build": ["build", "folder", "--set", f"source.path={world}", "--workers", "1", "--out", str(out)],
+        "train": ["train", *of_run, *(part for each in small for part in ("--set", each))],
+        "study": ["study", str(study), *of_run],
+        "publish": ["publish", str(dataset), "--to", f"file://{out}", "--workers", "1"],
+        "report": ["report", str(dataset), "--out", str(out / "page.html")],
+        "card": ["card", str(dataset), "--out", str(out / "card.md")],
+    }
+
+
+def refused(arguments: list[str]) -> None:
+    """Check that a command ends with one sentence; a traceback would be raised here."""
+    done = run_here(*arguments)
+    assert done.returncode in (1, 2), (arguments, done.stderr)
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    print(arguments[0], line)
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    path = tmp_path / "study.toml"
+    path.write_text('name = "s"\n[set]\n"model.name" = "resnet10t"\n"model.img_size" = 32\n[grid]\n"run.seed" = [0]\n')
+    return path
+
+
+def test_read_only_outputs(world: Path, small_dataset: Path, study: Path, disk: Disk) -> None:
+    recipe = animesion.load_recipe("folder", [f"source.path={world}"])
+    disk.resize(1 << 30)
+    animesion.build(recipe, disk.root / "half", workers=1, until="inspect")
+    animesion.build(recipe, disk.root / "done", workers=1)
+    before = digests(disk.root)
+    subprocess.run(["mount", "-o", "remount,ro", str(disk.root)], check=True)
+    commands = writing(world, small_dataset, study, disk.root / "new")
+    for begun in ("half", "done"):
+        commands[f"build {begun}"] = [*commands["build"][:-1], str(disk.root / begun)]
+    commands["remove"] = ["remove", str(disk.root / "done"), next(iter(animesion.open_dataset(disk.root / "done"))).key]
+    for arguments in commands.values():
+        refused(arguments)
+    for name in ("verify", "stats"):
+        done = run_here(name, str(disk.root / "done"))
+        assert done.returncode == 0, done.stderr
+    assert digests(disk.root) == before
+    print(f"{len(commands) + 2} commands")
+
+
+def test_files_where_folders_belong(world: Path, small_dataset: Path, study: Path, tmp_path: Path) -> None:
+    file, tried = tmp_path / "file", 0
+    file.write_text("mine")
+    for out in (file, file / "inner"):
+        for arguments in writing(world, small_dataset, study, out).values():
+            refused(arguments)
+            tried += 1
+    assert file.read_text() == "mine"
+    recipe = animesion.load_recipe("folder", [f"source.path={world}"])
+    for place in ("curated.parquet", "features", ".receipts"):
+        out = tmp_path / place.strip(".")
+        animesion.build(recipe, out, workers=1, until="inspect")
+        if place == "curated.parquet":
+            (out / place).mkdir()
+        else:
+            (out / place).rename(out.with_suffix(".away"))
+            (out / place).write_text("mine")
+        with pytest.raises(AnimesionError) as found:
+            animesion.build(recipe, out, workers=1)
+        print("build", found.value)
+        tried += 1
+    print(f"{tried} commands")

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import animesion
+from tests.conftest import draw_folders
 
 from .conftest import SMALL, shard_digests
 
@@ -56,6 +57,22 @@ def test_killed_builds_resume_to_the_same_bytes(small_build: Path, tmp_path: Pat
     assert final.returncode == 0, final.stderr
     assert shard_digests(out) == shard_digests(small_build)
     assert not list(out.rglob(".tmp-*"))
+
+
+@pytest.mark.slow
+def test_builds_that_start_at_once_in_one_folder(tmp_path: Path) -> None:
+    world, out, alone = draw_folders(tmp_path / "world"), tmp_path / "out", tmp_path / "alone"
+    script = "from animesion.cli import main; main()"
+    settings = ["--set", f"source.path={world}", "--workers", "1", "--out", str(out)]
+    line = [sys.executable, "-c", script, "build", "folder", *settings]
+    started = [subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    ended = [(process.communicate(timeout=120)[1], process.returncode) for process in started]
+    refusals = [error for error, code in ended if code]
+    assert all("in use by another build" in error and "Traceback" not in error for error in refusals)
+    print(f"{len(refusals)} of {len(ended)} were refused")
+    assert 1 <= len(refusals) < len(ended)
+    animesion.build(animesion.load_recipe("folder", [f"source.path={world}"]), alone, workers=1)
+    assert shard_digests(out) == shard_digests(alone)
 
 
 def test_workers_and_servers_end_with_a_killed_build(tmp_path: Path) -> None:
