@@ -132,6 +132,26 @@ def test_too_little_address_space_is_one_sentence(tmp_path: Path, monkeypatch: p
     assert os.environ["OPENBLAS_NUM_THREADS"] == "1"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("gigabytes", [0.3, 0.5, 0.7, 1.0, 1.2, 1.5, 1.8, 2.0])
+def test_a_build_in_little_address_space_is_one_sentence(tmp_path: Path, gigabytes: float) -> None:
+    limit = int(gigabytes * 1e9)
+
+    def little() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+    line = [sys.executable, "-c", CLI, "build", "folder", "--set", f"source.path={class_folders(tmp_path / 'set')}"]
+    refused = subprocess.run(
+        [*line, "--out", str(tmp_path / "out")], capture_output=True, text=True, preexec_fn=little, timeout=60
+    )
+    assert refused.returncode == 1
+    assert refused.stderr.startswith(
+        f"error: this process may use {gigabytes:.1f} GB of address space and needs 3.0 GB"
+    )
+    assert refused.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("place", ["file", "file/out"])
 def test_a_file_where_a_folder_belongs_is_one_sentence(tmp_path: Path, place: str) -> None:
     root = class_folders(tmp_path / "set")
