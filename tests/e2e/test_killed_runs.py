@@ -90,6 +90,10 @@ def weights(run: Path) -> dict[str, bytes]:
     }
 
 
+def report(run: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (run / "report").iterdir()}
+
+
 def losses(run: Path) -> list[Any]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [line["loss"] for line in lines if line["kind"] == "step"]
@@ -105,6 +109,7 @@ def test_a_killed_training_ends_with_the_same_weights(data: Path, tmp_path: Path
     killed((command(whole), whole), (command(run), run), seed)
     assert losses(run) == losses(whole)
     assert weights(run) == weights(whole)
+    assert report(run).keys() == report(whole).keys()
     assert not list(run.rglob(".tmp-*"))
 
 
@@ -123,3 +128,4 @@ def test_a_killed_study_ends_with_the_same_table(data: Path, tmp_path: Path) -> 
         assert (run / name).read_bytes() == (whole / name).read_bytes()
     for one in (path for path in whole.iterdir() if path.is_dir()):
         assert weights(run / one.name) == weights(one)
+        assert report(run / one.name) == report(one)

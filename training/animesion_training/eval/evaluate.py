@@ -239,10 +239,11 @@ def write_report(
     import json
 
     folder.mkdir(parents=True, exist_ok=True)
-    document = {**facts, **report.as_json(evaluation)}
-    write_atomic(folder / "evaluation.json", (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
     write_atomic(folder / "per_class.csv", report.per_class_csv(evaluation).encode())
     write_atomic(folder / "confusions.csv", report.confusions_csv(evaluation).encode())
     mistakes = report.mistakes_csv(scores, data.select(split).keys, data.classes)
     # a key can be a file name, which is not always UTF-8
     write_atomic(folder / "mistakes.csv", mistakes.encode("utf-8", "backslashreplace"))
+    # last: a study that was killed before counts the run as unfinished
+    document = {**facts, **report.as_json(evaluation)}
+    write_atomic(folder / "evaluation.json", (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
