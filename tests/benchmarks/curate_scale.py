@@ -115,7 +115,7 @@ def write(folder: Path, n: int) -> None:
         outputs["raw"][tar] = write_atomic(workspace.path(tar), b"")
         facts = {"items": count, "fetched": count, "bytes": int(lengths[rows].sum())}
         workspace.commit(f"fetch/part-{part:05d}", "benchmark", "", {}, outputs["raw"], facts)
-        seen = {"crashed": [], "detections": ""}
+        seen: dict[str, Any] = {"crashed": [], "detections": "", "followed": []}
         workspace.commit(f"inspect/part-{part:05d}", "benchmark", "", {}, outputs["features"], seen)
 
 

@@ -128,7 +128,7 @@ def test_the_report_shows_the_whole_image_with_its_boxes(built: Path, tmp_path: 
     table = pq.read_table(features)
     pq.write_table(table.drop_columns(["boxes"]), features)
     browser = live.Browser(animesion.open_dataset(tmp_path / "out"), tmp_path / "d.toml")
-    assert browser.items(browser.drops["several faces"])[0]["boxes"] == []
+    assert browser.items(browser.drops("several faces"))[0]["boxes"] == []
 
 
 def test_detectors_that_agree_crop_and_a_box_of_one_is_unsure(settings: list[str], tmp_path: Path) -> None:
