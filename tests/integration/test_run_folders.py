@@ -252,7 +252,8 @@ def test_a_run_without_a_checkpoint_leaves_its_folder_free(tmp_path: Path) -> No
 def test_a_kill_at_the_start_leaves_a_folder_that_the_next_run_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
 ) -> None:
-    out, done = tmp_path / "run", []
+    out = tmp_path / "run"
+    done: list[Path] = []
 
     def killed(path: Path, content: bytes) -> None:
         if len(done) == writes:  # as a kill leaves it: the file under its temporary name only
