@@ -145,12 +145,13 @@ def grouped(
 
 
 def by_class(
-    classes: Sequence[str],
-    groups: Sequence[str],
+    classes: Classes,
+    names: Sequence[str],
+    groups: Classes,
     percents: tuple[int, int, int],
     seed: int = 0,
     fixed: Mapping[str, str] | None = None,
-) -> list[str]:
+) -> Assignment:
     """Split by class: all images of a class are in one split, so that no class of val or test is trained on.
 
     The shares are of classes, rounded as in `grouped_sizes`. Classes are taken in the order of the hashes of their
@@ -159,48 +160,154 @@ def by_class(
     its images of the other splits are left out: they would be seen in training and in a test.
 
     Args:
-        classes: class name of each image.
-        groups: name of the group each image belongs to.
+        classes: number of the class of each image, a place in `names`.
+        names: names of classes; some may have no images.
+        groups: number of the group each image belongs to, at least 0.
         percents: integer shares of train, val and test; they add up to 100.
         seed: seed of the hashes; another seed gives another split.
         fixed: split by name of classes that are already placed; the others fill the rest of the shares.
 
     Returns:
-        One of `SPLITS` for each image, in the order of the images; empty for those that are left out.
+        The splits, where the choice is -1 for images that are left out.
     """
-    names = set(classes)
-    placed = {name: split for name, split in (fixed or {}).items() if name in names}
-    free = sorted(names - placed.keys(), key=lambda name: hashed_order(seed, name))
+    of_image = np.asarray(classes, dtype=np.int64)
+    present = [names[c] for c in np.unique(of_image).tolist()]
+    placed = {name: split for name, split in (fixed or {}).items() if name in set(present)}
+    free = sorted((name for name in present if name not in placed), key=lambda name: hashed_order(seed, name))
     counts = list(placed.values())
     _, val, test = (
         max(0, size - counts.count(split))
-        for split, size in zip(SPLITS, grouped_sizes(len(names), percents), strict=True)
+        for split, size in zip(SPLITS, grouped_sizes(len(present), percents), strict=True)
     )
     split_of = placed | {
         name: "val" if i < val else "test" if i < val + test else "train" for i, name in enumerate(free)
     }
-    home: dict[str, str] = {}
-    for group, images in _tally(groups, [split_of[name] for name in classes]).items():
-        home[group] = max(SPLITS, key=lambda split: (images.get(split, 0), SPLITS.index(split)))
-    return [
-        split_of[name] if home[group] == split_of[name] else "" for name, group in zip(classes, groups, strict=True)
-    ]
+    of_class = np.array([SPLITS.index(split_of.get(name, "train")) for name in names], dtype=np.int8)
+    choices = of_class[of_image]
+    _, group = np.unique(np.asarray(groups, dtype=np.int64), return_inverse=True)
+    images = np.zeros((int(group.max(initial=-1)) + 1, len(SPLITS)), dtype=np.int64)
+    np.add.at(images, (group, choices), 1)
+    home = len(SPLITS) - 1 - images[:, ::-1].argmax(1)  # the last of equals
+    return Assignment(np.where(home[group] == choices, choices, -1).astype(np.int8), [])
 
 
-def _tally(groups: Sequence[str], split: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Images of each group by split."""
-    images: dict[str, dict[str, int]] = {}
-    for group, name in zip(groups, split, strict=True):
-        counts = images.setdefault(group, {})
-        counts[name] = counts.get(name, 0) + 1
-    return images
+class _Groups:
+    """Images by class and by group, and the splits that they are placed in.
+
+    Attributes:
+        choices: shape (n,), place in `SPLITS` of each image.
+        need: by class, images that are still missing in each split; negative if a target is exceeded.
+        targets: by class, images that are wanted in each split.
+        placed: by class, images in each split.
+    """
+
+    def __init__(
+        self,
+        classes: npt.NDArray[np.int64],
+        groups: pa.DictionaryArray,
+        percents: tuple[int, int, int],
+        seed: int,
+        fixed: Mapping[str, str],
+    ) -> None:
+        self.classes = classes
+        self.group = groups.indices.to_numpy().astype(np.int64)
+        names = groups.dictionary
+        self.size = np.bincount(self.group, minlength=len(names))
+        # the images of group g are `members[starts[g] : starts[g + 1]]`, ascending
+        self.members = np.argsort(self.group, kind="stable")
+        self.starts = np.concatenate([[0], np.cumsum(self.size)])
+        self.choices = np.full(len(classes), -1, dtype=np.int8)
+        numbers, totals = np.unique(classes, return_counts=True)
+        self.targets = {
+            c: [*grouped_sizes(n, percents)] for c, n in zip(numbers.tolist(), totals.tolist(), strict=True)
+        }
+        self.need = {c: [*sizes] for c, sizes in self.targets.items()}
+        self.placed = {c: [0, 0, 0] for c in self.targets}
+        self.fixed = {i: SPLITS.index(fixed[name]) for i, name in _places(names, fixed)}
+        self.hashes = np.empty((len(names), 2), dtype=np.uint64)
+        for start in range(0, len(names), _BATCH):
+            some = b"".join(hashed_order(seed, name) for name in names.slice(start, _BATCH).to_pylist())
+            # first byte highest, so that the numbers are in the order of the hashes
+            self.hashes[start : start + _BATCH] = np.frombuffer(some, dtype=">u8").reshape(-1, 2)
+
+    def images(self, group: int) -> npt.NDArray[np.int64]:
+        """The images of a group, ascending."""
+        return self.members[self.starts[group] : self.starts[group + 1]]
+
+    def place(self) -> None:
+        """Place every group."""
+        is_fixed = np.zeros(len(self.size), dtype=np.bool_)
+        is_fixed[list(self.fixed)] = True
+        is_several = (self.size > 1) | (is_fixed & (self.size > 0))
+        several = np.flatnonzero(is_several)
+        # number of different classes in each group
+        images = np.flatnonzero(is_several[self.group])
+        classes = int(self.classes.max(initial=0)) + 1
+        span = np.bincount(
+            np.unique(self.group[images] * classes + self.classes[images]) // classes, minlength=len(self.size)
+        )
+        # Groups that span classes or are large have the fewest splits that fit them, so they choose first.
+        queue = np.lexsort((*self.hashes[several].T[::-1], -self.size[several], -span[several], ~is_fixed[several]))
+        for group in several[queue].tolist():
+            counts = Counter(self.classes[self.images(group)].tolist())
+            self._put(
+                group,
+                self.fixed[group] if group in self.fixed else _best_split(counts, self.need, self.targets),
+                counts,
+            )
+        # Single images follow, and those of one class do not depend on those of another.
+        single = np.flatnonzero((self.size == 1) & ~is_fixed)
+        alone = self.members[self.starts[single]]
+        queue = np.lexsort((*self.hashes[single].T[::-1], self.classes[alone]))
+        alone = alone[queue]
+        firsts = np.flatnonzero(np.diff(self.classes[alone], prepend=-1))
+        for first, last in itertools.pairwise([*firsts.tolist(), len(alone)]):
+            c = int(self.classes[alone[first]])
+            need, targets = self.need[c], self.targets[c]
+            chosen = np.empty(last - first, dtype=np.int8)
+            for i in range(last - first):
+                chosen[i] = s = _best_split({c: 1}, {c: need}, {c: targets})
+                need[s] -= 1
+            self.choices[alone[first:last]] = chosen
+            for s, count in enumerate(np.bincount(chosen, minlength=3).tolist()):
+                self.placed[c][s] += count
+
+    def _put(self, group: int, split: int, counts: Mapping[int, int]) -> None:
+        self.choices[self.images(group)] = split
+        for c, count in counts.items():
+            self.need[c][split] -= count
+            self.placed[c][split] += count
+
+    def represent_every_class(self) -> None:
+        """Move the smallest suitable group into each split that has a target but no image of a class."""
+        for c in sorted(self.targets):
+            for s in (0, 1, 2):
+                if self.targets[c][s] == 0 or self.placed[c][s] > 0:
+                    continue
+                candidates = np.unique(self.group[self.classes == c])
+                candidates = candidates[[group not in self.fixed for group in candidates.tolist()]]
+                # The smallest group first, as moving it changes the shares least.
+                queue = np.lexsort((*self.hashes[candidates].T[::-1], self.size[candidates]))
+                for group in candidates[queue].tolist():
+                    images = self.images(group)
+                    source = int(self.choices[images[0]])
+                    moved = Counter(self.classes[images].tolist())
+                    # The move must not empty the split that the group leaves, for any class of the group.
+                    if source != s and all(
+                        self.placed[k][source] > n or self.targets[k][source] == 0 for k, n in moved.items()
+                    ):
+                        self.choices[images] = s
+                        for k, n in moved.items():
+                            self.placed[k][source] -= n
+                            self.placed[k][s] += n
+                        break
 
 
-def _by_class(classes: Sequence[int]) -> dict[int, list[int]]:
-    members: dict[int, list[int]] = {}
-    for i, c in enumerate(classes):
-        members.setdefault(c, []).append(i)
-    return members
+def _places(names: pa.Array, wanted: Iterable[str]) -> list[tuple[int, str]]:
+    """The places of some texts in an array, with the texts."""
+    found = pc.is_in(names, value_set=pa.array(list(wanted), names.type)).to_numpy(zero_copy_only=False)
+    places = np.flatnonzero(found)
+    return list(zip(places.tolist(), names.take(pa.array(places)).to_pylist(), strict=True))
 
 
 def _best_split(

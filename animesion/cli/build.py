@@ -115,7 +115,7 @@ def build(
 
         fields = {
             name: getattr(result, name)
-            for name in ("until", "seen", "kept", "dropped", "splits", "notes", "crawl", "changed")
+            for name in ("until", "seen", "kept", "dropped", "splits", "notes", "crawl", "unanswered", "changed")
         }
         if to:
             fields |= {"url": result.url, "sent": result.sent}

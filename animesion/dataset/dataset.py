@@ -24,6 +24,7 @@ from animesion import schemas
 from animesion.config.recipe import Name, Recipe, read_back
 from animesion.config.settings import explain
 from animesion.dataset import fiftyone_samples, notebook, shards
+from animesion.dataset.places import Places
 from animesion.dataset.tensors import Tensors
 from animesion.errors import UsageError
 from animesion.images import codec

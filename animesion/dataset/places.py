@@ -26,6 +26,9 @@ class Places:
             raise KeyError(key)
         return place
 
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and self.get(key) is not None
+
     def get(self, key: str) -> int | None:
         """The row of a key; None if there is none."""
         low, high, order = 0, len(self._keys), self._order

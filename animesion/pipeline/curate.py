@@ -28,7 +28,7 @@ from animesion.dedup.clusters import Rows
 from animesion.errors import UsageError
 from animesion.images import quality
 from animesion.pipeline import compare, embed, fetch, published, reasons, rules, variants, verdicts
-from animesion.pipeline.columns import load_columns
+from animesion.pipeline.columns import PASSED, Coded, CodedLists, Columns, Texts, batches, load_columns
 from animesion.pipeline.versions import Parent
 from animesion.schemas import CURATED, FACE_REASONS, MEANINGS, DropReason
 from animesion.sources import families
@@ -197,8 +197,10 @@ def decide(
     compared: pa.Table | None = None,
     refused: Removed | None = None,
     parent: Parent | None = None,
-) -> tuple[pa.Table, dict[str, Any]]:
-    """Decide on every row, without reading or writing files.
+) -> tuple[Decided, dict[str, Any]]:
+    """Decide on every row, without reading or writing files other than thumbnails of candidates.
+
+    Columns and what is decided take about 400 bytes per row, and a pair of duplicates a few hundred more.
 
     Args:
         rows: one entry per image, as `animesion.pipeline.columns.load_columns` returns them.
@@ -278,18 +280,25 @@ def decide(
     groups = _component_names(group_ids, keys)
     if parent:
         groups = parent.stable_groups(groups, keys)
+    del group_ids
 
-    kept = _remaining(reason).tolist()
-    # A published id belongs to the source's label, not to a label that a decision gives.
-    published_ids = [
-        -1 if key in recipe.curate.decisions.label else class_id
-        for key, class_id in zip(keys, rows["class_order"], strict=True)
-    ]
-    class_ids = _class_map(published_ids, labels, kept)
+    kept = _remaining(reason)
+    class_ids = _class_map(_published_ids(rows, recipe), labels, kept)
     if parent:
         class_ids = parent.stable_classes(class_ids)
-    strategy, assignment = _split(rows, recipe, kept, [class_ids[labels[i]] for i in kept], groups, placed)
-    split_of = dict(zip(kept, assignment.splits, strict=True))
+    of_label = np.array([class_ids.get(name, -1) for name in labels.names], dtype=np.int64)
+    strategy, assignment = _split(rows, recipe, kept, labels, of_label, groups, placed)
+    split_of = np.full(n, -1, dtype=np.int8)
+    split_of[kept] = assignment.choices
+    apart = reason.has("") & (split_of < 0)
+    if apart.any():  # only with `by-class`
+        reason[apart] = DropReason.CLASS_APART
+        notes.append(
+            f"{int(apart.sum()):,} images were dropped because most of their group is of classes in another split: a "
+            "class and a group each stay in one split"
+        )
+        kept = _remaining(reason)
+        class_ids = _class_map(_published_ids(rows, recipe), labels, kept)
 
     cluster = _component_names(duplicates.cluster, keys)
     cluster[np.bincount(duplicates.cluster, minlength=n)[duplicates.cluster] < 2] = -1
@@ -298,7 +307,7 @@ def decide(
     curated = Decided(rows, reason, detail, keeper, labels, class_ids, split_of, groups, cluster, relatives, removed)
 
     if placed and strategy in ("grouped", "by-class"):
-        notes.append(_kept_splits_note(placed, [(keys[i], split_of[i]) for i in kept]))
+        notes.append(_kept_splits_note(placed, keys, split_of))
     notes += _straddling_notes(strategy, groups, split_of)
     notes += _variants_notes(rows, recipe, labels, split_of, in_family)
     if others:
@@ -317,7 +326,7 @@ def decide(
             f"{duplicates.chains} chains of near duplicates were cut: their ends differ by more than {diameter} bits"
         )
     class_names = list(class_ids)
-    sizes = dict(zip(splits.SPLITS, np.bincount(assignment.choices, minlength=3).tolist(), strict=True))
+    sizes = dict(zip(splits.SPLITS, np.bincount(split_of[kept], minlength=3).tolist(), strict=True))
     notes += _empty_splits(strategy, recipe, sizes)
     # Splits are assigned by class id; readers of the notes know classes by name.
     notes += [note.replace(f"class {c}:", f"class {class_names[c]}:", 1) for c, note in assignment.notes]
@@ -674,15 +683,25 @@ def _split_codes(published_splits: Coded) -> npt.NDArray[np.int8]:
 def _split(
     rows: Rows,
     recipe: Recipe,
-    kept: Sequence[int],
-    labels: Sequence[str],
-    class_ids: Mapping[str, int],
-    groups: Sequence[str],
+    kept: npt.NDArray[np.int64],
+    labels: Coded,
+    of_label: npt.NDArray[np.int64],
+    groups: npt.NDArray[np.int64],
     placed: Mapping[str, str],
 ) -> tuple[str, splits.Assignment]:
-    """The strategy that was used, and the splits that it assigns to the kept rows; empty for those it leaves out."""
-    classes = [class_ids[labels[i]] for i in kept]
-    published_splits = [rows["split"][i] for i in kept]
+    """The strategy that was used, and the splits that it assigns to the kept rows.
+
+    Args:
+        rows: what is decided on.
+        recipe: the recipe.
+        kept: rows that are kept.
+        labels: label of each row.
+        of_label: class id by the code of the label.
+        groups: the row whose key is the name of each row's group.
+        placed: split by key of images that were published before.
+    """
+    classes = of_label[labels.codes[kept]]
+    published_splits = _split_codes(rows["split"])[kept]
     strategy: str = recipe.split.strategy
     if strategy == "auto":
         strategy = "published" if len(kept) and (published_splits >= 0).all() else "grouped"
@@ -694,6 +713,7 @@ def _split(
         return strategy, splits.Assignment(np.zeros(len(kept), dtype=np.int8), [])
     percents = (recipe.split.train, recipe.split.val, recipe.split.test)
     fixed: dict[str, str] = {}
+    keys = rows["key"]
     if strategy == "by-class":
         for key, row in search.rows_of(keys, placed).items():
             if (split := placed[key]) in splits.SPLITS:
@@ -714,8 +734,8 @@ def _split(
 def _empty_splits(strategy: str, recipe: Recipe, sizes: Mapping[str, int]) -> list[str]:
     """A note if a split that the recipe wants has no images."""
     wanted = {"train": recipe.split.train, "val": recipe.split.val, "test": recipe.split.test}
-    empty = [name for name, percent in wanted.items() if percent and name not in assigned]
-    if strategy not in ("grouped", "by-class") or not assigned or not empty:
+    empty = [name for name, percent in wanted.items() if percent and not sizes[name]]
+    if strategy not in ("grouped", "by-class") or not any(sizes.values()) or not empty:
         return []
     why = "there are too few classes" if strategy == "by-class" else "the classes are too small"
     return [f"no images in split {' and '.join(empty)}: {why} for the shares of the recipe"]

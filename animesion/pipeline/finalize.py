@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
@@ -34,6 +35,7 @@ from animesion.pipeline import thumbnails, versions
 from animesion.pipeline.versions import Parent
 from animesion.report import facts as shown
 from animesion.report import page
+from animesion.report.images import Images
 from animesion.schemas import CURATED, INDEX
 from animesion.stats import long_tail, plots
 from animesion.storage import checksums, parquet, removed
@@ -98,8 +100,7 @@ def run(
     curated = parquet.read(workspace.path("curated.parquet"), CURATED, _DESCRIBED)
     facts = _facts(workspace, recipe, {**curate.facts, "notes": list(notes)}, index, parts)
     facts |= parent.lineage(index) if parent else {}
-    ready = thumbnails.make(workspace, index, executor, f"thumbnails-1/pillow-{PIL.__version__}")
-    outputs = describe(workspace, recipe, facts, index, curated, ready)
+    outputs = describe(workspace, recipe, facts, index, curated, executor)
     committed = workspace.commit("finalize", CODE, digest, inputs, outputs)
     versions.forget_others(workspace, parent.digest if parent else "")
     return committed
@@ -111,7 +112,7 @@ def describe(
     facts: dict[str, Any],
     index: pa.Table,
     curated: pa.Table,
-    ready: Mapping[tuple[str, int], bytes] | None = None,
+    executor: Executor | None = None,
 ) -> dict[str, str]:
     """Write every file that describes the shards, `SHA256SUMS` last.
 
@@ -151,7 +152,7 @@ def describe(
     write("croissant.json", croissant(facts, recipe, table_digests))
     write("README.md", cards.dataset_card(facts, recipe))
     # The report reads the dataset as any user does, so dataset.json has to be written by now.
-    write("report.html", page.render(shown.of_dataset(Dataset(workspace.root), ready=ready)))
+    write("report.html", _report(workspace, index, executor))
     listed = {**outputs, **tables, **{s["path"]: s["sha256"] for s in _shards(facts)}}
     for name in ("recipe.toml", REMOVED):
         if workspace.path(name).is_file():
@@ -159,6 +160,17 @@ def describe(
     # Last: a folder with this file is a complete dataset.
     write_atomic(workspace.path(checksums.CHECKSUMS), checksums.render(listed).encode())
     return outputs
+
+
+def _report(workspace: Workspace, index: pa.Table, executor: Executor | None) -> str:
+    ready = thumbnails.known(workspace, index) if executor else {}
+    images = Images(Dataset(workspace.root), ready)
+    if executor:
+        thumbnails.make(workspace, index, images, ready, executor)
+    found = shown.of_dataset(images.dataset, images=images)
+    if executor:
+        thumbnails.keep(workspace, index, ready, {base64.b64decode(content) for content in found["images"]})
+    return page.render(found)
 
 
 def _facts(

@@ -21,7 +21,7 @@ from animesion import detectors
 from animesion.config.recipe import Recipe
 from animesion.config.settings import params_digest
 from animesion.executors import Executor
-from animesion.images import codec, formats, hashing, local_features, other_hashes, quality
+from animesion.images import codec, ends, formats, hashing, local_features, other_hashes, quality
 from animesion.images.features import compute_features
 from animesion.images.windows import window_phashes
 from animesion.schemas import FEATURES, RAW, Box, DropReason
@@ -30,9 +30,9 @@ from animesion.storage.receipts import Receipt
 from animesion.storage.workspace import Workspace
 
 #: Includes the versions of the decoders, as another version may decode to other pixels.
-CODE = f"inspect-7/pillow-{PIL.__version__}{formats.plugin_versions()}"
+CODE = f"inspect-8/pillow-{PIL.__version__}{formats.plugin_versions()}"
 
-_COLUMNS = ("key", "reason", "offset", "bytes", "boxes")
+_COLUMNS = ("key", "reason", "offset", "bytes", "boxes", "sha256")
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ class InspectJob:
         known = self._known_boxes() if self.known else {}
         detector: detectors.Detector | None = None
         rows: list[dict[str, Any]] = []
+        followed: list[str] = []
         limits = codec.Limits(self.recipe.filter.max_side, self.recipe.filter.max_pixels)
         with self.workspace.path(f"raw/part-{self.part:05d}.tar").open("rb") as tar:
             for row in raw.filter(pc.equal(raw["reason"], "")).to_pylist():
@@ -90,6 +91,9 @@ class InspectJob:
                 except codec.RejectedImageError as error:
                     rows.append({"key": key, "reason": error.reason, "detail": error.detail})
                     continue
+                may_be_copied = image.plain and image.format in codec.LONGEST_SIDE
+                if may_be_copied and ends.end_of(content, image.format) != len(content):
+                    followed.append(row["sha256"])
                 detected: Sequence[Box] | None
                 if self.recipe.crop.detector == "none":
                     detected = None
@@ -106,6 +110,8 @@ class InspectJob:
             name = f"features/part-{self.part:05d}.parquet"
             outputs = {name: parquet.write(self.workspace.path(name), parquet.table(rows, FEATURES))}
             facts = {"crashed": list(self.crashed), "detections": detections(self.recipe, self.inputs)}
+            # files in which something follows the image: pack does not copy them as they are
+            facts["followed"] = sorted(set(followed))
             digest = params(self.recipe, self._decided)
             self.workspace.commit(self.name, CODE, digest, self.inputs, outputs, facts)
         return {"items": len(raw)}

@@ -32,14 +32,14 @@ from animesion.config.settings import params_digest
 from animesion.dataset import shards
 from animesion.errors import AnimesionError, UsageError
 from animesion.executors import Executor
-from animesion.images import codec, formats
+from animesion.images import codec, ends, formats
 from animesion.pipeline import thumbnails
 from animesion.pipeline.versions import Parent
 from animesion.schemas import CURATED, INDEX
 from animesion.storage import checksums, names, parquet
 from animesion.storage.workspace import Workspace, atomic_file
 
-CODE = f"pack-3/pillow-{PIL.__version__}{formats.plugin_versions()}"
+CODE = f"pack-4/pillow-{PIL.__version__}{formats.plugin_versions()}"
 
 #: Rows that are Python objects at once.
 _BATCH = 256
@@ -114,7 +114,7 @@ class EncodeJob:
     """Encode images of one part into an intermediate file.
 
     Attributes:
-        rows: columns `key id crop width height offset bytes`.
+        rows: columns `key id crop width height plain extension offset bytes`.
         only: if not None, encode just these keys and write nothing.
         crashed: keys that killed their worker; if there are any, the job only reports them.
     """
@@ -253,19 +253,41 @@ def images_name(part: int) -> str:
 
 
 def packed_image(content: bytes, row: Mapping[str, Any], recipe: Recipe) -> bytes:
-    """The bytes of an image that cannot be copied, as it goes into the shard.
+    """The bytes of an image that cannot be copied as its file is.
 
     Args:
         content: bytes of the original.
-        row: `crop`, `width` and `height` of `CURATED`.
+        row: `crop width height plain extension` of `CURATED`.
         recipe: its `pack` and `filter` sections matter.
     """
     settings = recipe.pack
     crop = tuple(row["crop"])
     whole = (0, 0, row["width"], row["height"])
+    final = crop == whole and row["plain"] and row["extension"] == settings.format and _has_size(row, recipe)
+    if final and settings.keep_original == "auto" and (end := ends.end_of(content, row["extension"])):
+        return content[:end]  # what follows the image was not decoded, so it is not published
     decoded = codec.decode(content, codec.Limits(recipe.filter.max_side, recipe.filter.max_pixels), known=True)
     image = codec.resized(decoded.image, None if crop == whole else crop, settings.size, settings.fit)
     return codec.encode(image, settings.format, settings.quality)
+
+
+def _has_size(row: Mapping[str, Any], recipe: Recipe) -> bool:
+    """Whether an original already has the size that `pack.size` and `pack.fit` request."""
+    width, height = (np.array([row[name]]) for name in ("width", "height"))
+    return bool(_have_size(width, height, recipe)[0])
+
+
+def _have_size(width: IntArray, height: IntArray, recipe: Recipe) -> npt.NDArray[np.bool_]:
+    """Which originals already have the size that `pack.size` and `pack.fit` request, shape (n,)."""
+    settings = recipe.pack
+    if settings.size == 0:
+        return np.ones(len(width), dtype=np.bool_)
+    if settings.fit == "stretch":
+        found: npt.NDArray[np.bool_] = (width == settings.size) & (height == settings.size)
+        return found
+    side = np.minimum(width, height) if settings.fit == "short-side" else np.maximum(width, height)
+    fits: npt.NDArray[np.bool_] = side == settings.size
+    return fits
 
 
 def sample_fields(row: Mapping[str, Any], content: bytes, recipe: Recipe) -> dict[str, bytes]:
@@ -500,19 +522,22 @@ class _Images:
         # `plain` also rules out rotation, palettes and alpha, which readers without our decoder would show differently.
         same &= self._kept["plain"].to_numpy()
         same &= pc.equal(self._kept["extension"], settings.format).to_numpy()
-        if settings.size == 0:
-            return same
-        if settings.fit == "stretch":
-            same &= (width == settings.size) & (height == settings.size)
-            return same
-        side = np.minimum(width, height) if settings.fit == "short-side" else np.maximum(width, height)
-        same &= side == settings.size
-        return same
+        # What follows an image in its file is not packed.
+        same &= pc.invert(pc.is_in(self._kept["sha256"], value_set=self._with_more())).to_numpy()
+        return same & _have_size(width, height, self._recipe)
+
+    def _with_more(self) -> pa.Array:
+        """Digests of the files in which something follows the image, or whose end was not found."""
+        found: set[str] = set()
+        for part in np.unique(self._part).tolist():
+            receipt = self._workspace.receipt(f"inspect/part-{part:05d}")
+            found.update(receipt.facts["followed"] if receipt else ())
+        return pa.array(sorted(found), pa.string())
 
     def _make_ids(self) -> pa.Array:
         """What identifies the encode of each image that is not copied, 16 bytes each."""
         values = self._recipe.model_dump(mode="json", include={"pack", "filter"})
-        settings = {name: values["pack"][name] for name in ("size", "fit", "format", "quality")}
+        settings = {name: values["pack"][name] for name in ("size", "fit", "format", "quality", "keep_original")}
         settings |= {name: values["filter"][name] for name in ("max_side", "max_pixels")}
         start = hashlib.blake2b(f"{CODE} {params_digest(settings)}".encode(), digest_size=16)
         ids = []
@@ -582,7 +607,7 @@ class _Images:
         ids = pa.nulls(len(self.file), pa.binary(16))
         mask = np.zeros(len(self.file), dtype=np.bool_)
         mask[self._encoded] = True
-        table = self._kept.select(["key", "crop", "width", "height", "offset", "bytes"])
+        table = self._kept.select(["key", "crop", "width", "height", "plain", "extension", "offset", "bytes"])
         table = table.append_column("id", pc.replace_with_mask(ids, pa.array(mask), self._ids))
         rows = np.flatnonzero(self.file < 0)
         rows = rows[np.lexsort((_ints(self._kept["offset"])[rows], self._part[rows]))]  # as the tar is read

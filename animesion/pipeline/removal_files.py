@@ -26,7 +26,7 @@ from animesion.dataset import shards
 from animesion.dataset.dataset import Dataset
 from animesion.errors import UsageError
 from animesion.images import hashing
-from animesion.pipeline import fetch, finalize, pack
+from animesion.pipeline import fetch, finalize, pack, versions
 from animesion.pipeline.removal_plan import STAGE, Plan, Request
 from animesion.schemas import CURATED, EMBEDDINGS, FEATURES, INDEX, PAIRS, PLAN, RAW
 from animesion.storage import parquet, removed
@@ -67,11 +67,17 @@ def write(request: Request, plan: Plan, note: str) -> dict[str, Any]:
     stale = {"plots/samples.jpg"} - written
     receipts = {
         path.relative_to(root).as_posix()
-        for name in ("curate.json", "compare.json", "index.json", "finalize.json", "pack", "shards")
+        for name in ("curate.json", "compare.json", "index.json", "thumbnails.json", "finalize.json", "pack", "shards")
         for path in ([root / ".receipts" / name] if name.endswith(".json") else (root / ".receipts" / name).glob("*"))
         if path.is_file()
     }
-    packed = {path.relative_to(root).as_posix() for path in (root / "pack").glob("*") if path.is_file()}
+    # what later builds make again, and the tables of a version that has the images
+    packed = {
+        path.relative_to(root).as_posix()
+        for pattern in ("pack/*", f"{versions.FOLDER}/*/*")
+        for path in root.glob(pattern)
+        if path.is_file()
+    }
     delete = sorted((set(plan.emptied) | parts.deleted | stale | receipts | packed) - set(replace))
     return {"plan": plan.to_dict(), "replace": replace, "delete": [name for name in delete if (root / name).exists()]}
 
@@ -212,6 +218,7 @@ class _Parts:
     Attributes:
         offsets: by part, the new offset in the tar of each old one.
         deleted: files that name removed images and are made again by a later build.
+        bytes_: SHA-256 of the files that go.
     """
 
     def __init__(self, request: Request, old: Workspace, new: Workspace) -> None:
@@ -221,7 +228,7 @@ class _Parts:
         columns = request.columns
         ids = ((columns["source"][row], columns["source_id"][row]) for row in request.rows)
         self._gone = {(source, source_id) for source, source_id in ids if source_id}
-        self._bytes = {columns["sha256"][row] for row in request.rows} - {""}
+        self.bytes_ = {columns["sha256"][row] for row in request.rows} - {""}
         for path in sorted(old.path("raw").glob("part-*.parquet")):
             if match := re.fullmatch(r"part-([0-9]{5,})\.parquet", path.name):
                 self._write(int(match[1]))
@@ -233,7 +240,7 @@ class _Parts:
         name = f"part-{part:05d}"
         raw = parquet.read(self._old.path(f"raw/{name}.parquet"), RAW)
         rows = raw.to_pylist()
-        gone = [(row["source"], row["source_id"]) in self._gone or row["sha256"] in self._bytes for row in rows]
+        gone = [(row["source"], row["source_id"]) in self._gone or row["sha256"] in self.bytes_ for row in rows]
         keys = {row["key"] for row, is_gone in zip(rows, gone, strict=True) if is_gone}
         if not keys:
             return
@@ -340,6 +347,10 @@ def _facts(request: Request, plan: Plan, recipe: Recipe, index: pa.Table, new: W
             "label_conflicts": max(0, facts["label_conflicts"] - sum(len(each) > 1 for each in of_cluster.values())),
             "notes": [note for note in facts["notes"] if not word.search(note)],
             "removed_digests": len(listed),
+            "parent": (digest := sha256_file(dataset.path / "dataset.json")),
+            "added": 0,
+            "removed": facts["images"] - len(index),
+            "lineage": versions.next_lineage(facts, digest),
             "emptied_shards": sorted({*facts.get("emptied_shards", ()), *plan.emptied}),
         }
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -397,6 +408,8 @@ def _write_receipts(
             inputs = {path: outputs.get(path, digest) for path, digest in receipt.inputs.items()}
             made = {path: sha256_file(new.path(path)) for path in receipt.outputs}
             facts = dict(receipt.facts)
+            if "followed" in facts:
+                facts["followed"] = [digest for digest in facts["followed"] if digest not in parts.bytes_]
             if "crashed" in facts:
                 facts["crashed"] = [key for key in facts["crashed"] if key in set(keys)]
             new.commit(unit, receipt.code, receipt.params, inputs, made, facts)
@@ -405,7 +418,11 @@ def _write_receipts(
         notes = [note for note in plan_receipt.facts["notes"] if not word.search(note)]
         outputs = {fetch.plan_name(part): digest for part, digest in enumerate(digests)}
         facts = {"parts": digests, "items": items, "notes": notes}
-        new.commit("plan", plan_receipt.code, plan_receipt.params, plan_receipt.inputs, outputs, facts)
+        if plan_receipt.facts.get("parent"):  # what is left is what the next version is built onto
+            facts["parent"] = sha256_file(new.path("dataset.json"))
+            versions.keep(new, facts["parent"])
+        # without the stamp of a local source, as it is listed again: what it still has is then dropped as removed
+        new.commit("plan", plan_receipt.code, plan_receipt.params, {}, outputs, facts)
     for split in Dataset(new.root).splits.values():
         for shard in split.shards:
             unit = f"shards/{shard.path.removeprefix('data/').removesuffix('.tar')}"

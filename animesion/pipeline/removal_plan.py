@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from animesion.dataset.dataset import Dataset
 from animesion.errors import UsageError
+from animesion.pipeline import versions
 from animesion.schemas import DropReason
 from animesion.storage import checksums, removed
 from animesion.storage.removed import REMOVED
@@ -31,7 +32,7 @@ _TAGGED = frozenset({"danbooru", "dump", "gelbooru", "moebooru", "safebooru", "s
 _KNOWN = frozenset(
     {"README.md", "SHA256SUMS", "_info.json", "classes.csv", "croissant.json", "curated.parquet", "data",
      "dataset.json", "features", "index.parquet", "pack", "plots", "raw", "recipe.toml", REMOVED,
-     "report.html", ".receipts", STAGE}
+     "report.html", ".receipts", STAGE, versions.FOLDER}
 )  # fmt: skip
 
 

@@ -44,6 +44,7 @@ class BuildResult:
         url: URL that the dataset was sent to; empty if the output is a folder.
         sent: files that were sent in this run.
         changed: whether this run did any work; False if the folder was up to date.
+        unanswered: keys of the recipe's `[card]` that are left open, so the card states them as unknown.
     """
 
     out: Path
@@ -58,6 +59,7 @@ class BuildResult:
     url: str = ""
     sent: list[str] = field(default_factory=list)
     changed: bool = True
+    unanswered: list[str] = field(default_factory=list)
 
 
 def places(out: Path | str, work: Path | str | None = None) -> tuple[Path, str]:
@@ -198,6 +200,7 @@ def run(
         if until == "finalize":
             with _stage(progress, "finalize"):
                 finalize.run(workspace, recipe, executor, parts, result.notes, parent)
+            result = replaced(result, unanswered=open_questions(recipe))
 
         if upload:
             with _stage(progress, "send"):

@@ -1,23 +1,24 @@
-"""Thumbnails of the report's class samples: made by workers, and kept by the digest of the packed image.
+"""Thumbnails of the report: those of class samples are made by workers, and all are kept by the digest of the image.
 
-The choice is that of `animesion.report.facts`: every class gets its first image before any gets its second, until the
-budget is spent. What is missing here is made when the report is written, so a different choice costs time only.
+The report chooses what it shows (`animesion.report.facts`). Workers make the first images of each class in the order in
+which it asks for them, until its budget is spent; what is missing then is made when the report is written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+import PIL
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from animesion import splits
 from animesion.executors import Executor
 from animesion.images import codec
-from animesion.report import images
-from animesion.report.facts import CLASS_SAMPLES, SAMPLE_BYTES
+from animesion.report import images as report_images
+from animesion.report.facts import CLASS_SAMPLES, SAMPLE_BYTES, Members, sample_side
+from animesion.report.images import Images
 from animesion.storage import parquet
 from animesion.storage.workspace import Workspace
 
@@ -25,10 +26,13 @@ from animesion.storage.workspace import Workspace
 NAME = "pack/thumbnails.parquet"
 
 _SCHEMA = pa.schema([("sha256", pa.string()), ("side", pa.int32()), ("webp", pa.binary())])
-_UNIT = "thumbnails"
-_JOB = 128
-#: Jobs that are started before the bytes of their thumbnails are counted.
-_ROUND = 8
+_UNIT, _CODE = "thumbnails", f"thumbnails-1/pillow-{PIL.__version__}"
+
+#: Images of a job, and images of the jobs that run before their bytes are counted.
+_JOB, _ROUND = 64, 1024
+
+Thumbnails = MutableMapping[tuple[str, int], bytes]
+"""Thumbnails as WebP by key and side."""
 
 
 @dataclass(frozen=True)
@@ -36,102 +40,105 @@ class ThumbnailJob:
     """Make thumbnails of packed images.
 
     Attributes:
-        places: shard, offset and size in bytes of each image.
+        side: longest side in pixels.
+        places: key, shard, offset and size in bytes of each image.
     """
 
     workspace: Workspace
-    places: tuple[tuple[str, int, int], ...]
-    first: int
+    side: int
+    places: tuple[tuple[str, str, int, int], ...]
 
     @property
     def name(self) -> str:
         """Name for messages."""
-        return f"thumbnails {self.first} to {self.first + len(self.places) - 1}"
+        return f"thumbnails from {self.places[0][0]}"
 
-    def run(self) -> list[bytes]:
-        """The thumbnails; empty bytes for an image that cannot be read, which `animesion verify` reports."""
-        found = []
-        for shard, offset, size in self.places:
+    def run(self) -> Thumbnails:
+        """The thumbnails, but of images that cannot be read."""
+        found: Thumbnails = {}
+        for key, shard, offset, size in self.places:
             with self.workspace.path(shard).open("rb") as file:
                 file.seek(offset)
                 content = file.read(size)
             try:
-                found.append(images.reduced(codec.decode(content, codec.Limits()).image))
-            except codec.RejectedImageError:
-                found.append(b"")
+                found[key, self.side] = report_images.encoded(codec.decode(content, codec.Limits()).image, self.side)
+            except codec.RejectedImageError:  # `animesion verify` reports it
+                continue
         return found
 
 
-def make(workspace: Workspace, index: pa.Table, executor: Executor, code: str) -> dict[tuple[str, int], bytes]:
-    """The thumbnails of the report's class samples, by key and side.
+def known(workspace: Workspace, index: pa.Table) -> Thumbnails:
+    """The thumbnails of the last build whose images are the same.
 
     Args:
-        workspace: the output folder, with its shards.
+        workspace: the output folder.
         index: table of schema `INDEX`.
-        executor: runs the jobs.
-        code: version of what thumbnails depend on.
     """
-    order = _order(index)
-    known = _known(workspace, code)
-    made: dict[str, bytes] = {}
-    ready: dict[tuple[str, int], bytes] = {}
-    spent: set[bytes] = set()
-    for start in range(0, len(order), _JOB * _ROUND):
-        if sum(map(len, spent)) > SAMPLE_BYTES:
-            break
-        rows = index.take(pa.array(order[start : start + _JOB * _ROUND])).to_pylist()
-        missing = [row for row in rows if row["sha256"] not in known]
-        jobs = [
-            ThumbnailJob(workspace, tuple((row["shard"], row["offset"], row["size"]) for row in some), first)
-            for first in range(0, len(missing), _JOB)
-            if (some := missing[first : first + _JOB])
-        ]
-        firsts = {job.name: job.first for job in jobs}
-
-        def keep(job: object, found: Sequence[bytes], rows: list[dict[str, str]] = missing,
-                 firsts: dict[str, int] = firsts) -> None:  # fmt: skip
-            first = firsts[job.name]  # type: ignore[attr-defined]
-            known.update({row["sha256"]: each for row, each in zip(rows[first:], found, strict=False)})
-
-        executor.run(jobs, keep)
-        for row in rows:
-            if content := known[row["sha256"]]:
-                made[row["sha256"]] = ready[row["key"], images.SIDE] = content
-                spent.add(content)
-    _keep(workspace, code, made)
-    return ready
-
-
-def _order(index: pa.Table) -> npt.NDArray[np.int64]:
-    """The rows of the index that the report may show, first those that it shows first."""
-    keys = index["key"].to_pylist()
-    label = index["label"].to_numpy()
-    hashed = np.frombuffer(b"".join(splits.hashed_order(0, key) for key in keys), dtype=">u8").reshape(-1, 2)
-    order = np.lexsort((hashed[:, 1], hashed[:, 0], label))
-    # the turn of each row within its class
-    begins = np.flatnonzero(np.diff(label[order], prepend=-1))
-    sizes = np.diff(begins, append=len(order))
-    turn = np.arange(len(order)) - np.repeat(begins, sizes)
-    chosen = turn < CLASS_SAMPLES
-    order, turn = order[chosen], turn[chosen]
-    return order[np.lexsort((label[order], turn))].astype(np.int64)
-
-
-def _known(workspace: Workspace, code: str) -> dict[str, bytes]:
-    """Thumbnails of the last build by the digest of the packed image."""
-    if workspace.done(_UNIT, code, "", {}) is None:
+    if workspace.done(_UNIT, _CODE, "", {}) is None:
         return {}
     try:
         table = parquet.read(workspace.path(NAME), _SCHEMA)
     except parquet.DamagedTableError:
         return {}
-    rows = zip(*(table[name].to_pylist() for name in _SCHEMA.names), strict=True)
-    return {digest: content for digest, side, content in rows if side == images.SIDE and content}
+    rows = pc.index_in(table["sha256"], value_set=index["sha256"].combine_chunks())
+    keys = index["key"].take(rows).to_pylist()
+    values = zip(keys, table["side"].to_pylist(), table["webp"].to_pylist(), strict=True)
+    return {(key, side): content for key, side, content in values if key and side and content}
 
 
-def _keep(workspace: Workspace, code: str, made: dict[str, bytes]) -> None:
-    digests = sorted(made)
-    columns = [digests, [images.SIDE] * len(digests), [made[digest] for digest in digests]]
-    table = pa.table([pa.array(values, field.type) for values, field in zip(columns, _SCHEMA, strict=True)], _SCHEMA)
-    outputs = {NAME: parquet.write(workspace.path(NAME), table)}
-    workspace.commit(_UNIT, code, "", {}, outputs)
+def make(workspace: Workspace, index: pa.Table, images: Images, ready: Thumbnails, executor: Executor) -> None:
+    """Make what is missing of the report's class samples.
+
+    Args:
+        workspace: the output folder, with its shards.
+        index: table of schema `INDEX`.
+        images: the images of the build, which look for thumbnails in `ready`.
+        ready: the thumbnails that there are; others are added.
+        executor: runs the jobs.
+    """
+    of_class = Members(images.rows, len(images.dataset.classes))
+    firsts = [int(of_class[label][0]) for label in range(len(of_class)) if len(of_class[label])]
+    side = sample_side(images, firsts)
+    keys = images.rows.column("key")
+    spent: set[bytes] = set()
+    rows = _in_turn(of_class)
+    while some := [row for row, _ in zip(rows, range(_ROUND), strict=False)]:
+        named = keys.take(pa.array(some)).to_pylist()
+        places = index.select(["key", "shard", "offset", "size"])
+        missing = pa.array([key for key in named if (key, side) not in ready], pa.string())
+        values = places.filter(pc.is_in(places["key"], value_set=missing)).to_pylist()
+        listed = [tuple(row.values()) for row in values]
+        jobs = [ThumbnailJob(workspace, side, tuple(listed[i : i + _JOB])) for i in range(0, len(listed), _JOB)]
+        executor.run(jobs, lambda job, found: ready.update(found))
+        spent.update(content for key in named if (content := ready.get((key, side))))
+        if sum(map(len, spent)) > SAMPLE_BYTES:
+            break
+
+
+def _in_turn(of_class: Members) -> Iterator[int]:
+    """The rows that the report may show, in the order in which it asks for them."""
+    for turn in range(CLASS_SAMPLES):
+        for label in range(len(of_class)):
+            members = of_class[label]
+            if turn < len(members):
+                yield int(members[turn])
+
+
+def keep(workspace: Workspace, index: pa.Table, ready: Mapping[tuple[str, int], bytes], shown: set[bytes]) -> None:
+    """Store the thumbnails that the report shows.
+
+    Args:
+        workspace: the output folder.
+        index: table of schema `INDEX`.
+        ready: the thumbnails of kept images.
+        shown: the thumbnails in the report.
+    """
+    chosen = sorted(place for place, content in ready.items() if content in shown)
+    rows = pc.index_in(pa.array([key for key, _ in chosen], pa.string()), value_set=index["key"].combine_chunks())
+    columns: list[Any] = [
+        index["sha256"].take(rows),
+        pa.array([side for _, side in chosen], pa.int32()),
+        pa.array([ready[place] for place in chosen], pa.binary()),
+    ]
+    outputs = {NAME: parquet.write(workspace.path(NAME), pa.table(columns, schema=_SCHEMA))}
+    workspace.commit(_UNIT, _CODE, "", {}, outputs)

@@ -12,9 +12,11 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -132,27 +134,25 @@ class Parent:
         there = [shard.path for split in self._dataset.splits.values() for shard in split.shards]
         return [] if self.compact else [*there, *emptied]
 
-    def stable_groups(self, groups: Sequence[str], keys: Sequence[str]) -> list[str]:
-        """Group names in which the groups of the parent keep theirs, although an image with a smaller key joined.
+    def stable_groups(self, groups: npt.NDArray[np.int64], keys: pa.Array) -> npt.NDArray[np.int64]:
+        """Groups named so that those of the parent keep their names, although an image with a smaller key joined.
 
         Args:
-            groups: name of each row's group, which is the smallest key of its images.
+            groups: row of the image that each row's group is named after, shape (n,).
             keys: key of each row.
         """
-        group_of = dict(zip(keys, groups, strict=True))
-        named: dict[str, str] = {}
-        for key, name in zip(self.rows["key"].to_pylist(), self.rows["group"].to_pylist(), strict=True):
-            group = group_of.get(key)
-            # A group that was divided leaves its name to the part that has the image of that name.
-            if group is not None and group_of.get(name, group) == group:
-                named[group] = min(name, named.get(group, name))
-        taken: set[str] = set()
-        for group in sorted(named):
-            if named[group] in taken:  # divided, and that image is gone
-                del named[group]
-            else:
-                taken.add(named[group])
-        return [named.get(group, group) for group in groups]
+        # a group that was divided leaves its name to the part with the image of that name
+        rows, named = (pc.index_in(self.rows[name], value_set=keys) for name in ("key", "group"))
+        there = pc.and_(rows.is_valid(), named.is_valid())
+        row, name = (each.filter(there).to_numpy().astype(np.int64) for each in (rows, named))
+        same = groups[row] == groups[name]
+        row, name = row[same], name[same]
+        # of several groups that were joined, the smallest name, which is assigned last
+        order = pc.sort_indices(keys.take(pa.array(name)), sort_keys=[("", "descending")]).to_numpy()
+        best = np.full(len(keys), -1, dtype=np.int64)
+        best[groups[row[order]]] = name[order]
+        found: npt.NDArray[np.int64] = np.where(best[groups] >= 0, best[groups], groups)
+        return found
 
     def stable_classes(self, class_ids: Mapping[str, int]) -> dict[str, int]:
         """Class ids in which the parent's classes keep theirs, also those that have no image now; new ones follow."""

@@ -23,7 +23,7 @@ from animesion.dataset.dataset import Dataset
 from animesion.errors import UsageError
 from animesion.report.boxes import BOXED_SIDE, Boxes
 from animesion.report.images import SIDE as SAMPLE_SIDE
-from animesion.report.images import Album, Images, Rows, encoded
+from animesion.report.images import Album, Images, Rows
 from animesion.report.pairs import KINDS, SIDE, Pair, Pairs
 from animesion.stats import long_tail
 
@@ -77,15 +77,13 @@ MEASURES = {
 }
 
 
-def of_dataset(
-    dataset: Dataset, audit: Path | None = None, ready: Mapping[tuple[str, int], bytes] | None = None
-) -> dict[str, Any]:
+def of_dataset(dataset: Dataset, audit: Path | None = None, images: Images | None = None) -> dict[str, Any]:
     """Collect all data of the report of a build.
 
     Args:
         dataset: the build.
         audit: path of the `audit.json` of `animesion audit`, None for a report without one.
-        ready: thumbnails of kept images that were made before, by key and side.
+        images: the images of the build, if they have been opened.
 
     Returns:
         JSON-ready data, as the assets of the page expect them.
@@ -93,7 +91,7 @@ def of_dataset(
     Raises:
         UsageError: a table or the audit is missing or damaged.
     """
-    images, album = Images(dataset, ready), Album()
+    images, album = images or Images(dataset), Album()
     boxes = Boxes(images)
     found = overview(dataset, images.rows, audit)
     found["classes"]["samples"] = _samples(images, album)
@@ -341,18 +339,17 @@ def _samples(images: Images, album: Album) -> list[list[dict[str, Any]]]:
     of_class = Members(images.rows, len(images.dataset.classes))
     chosen: list[list[dict[str, Any]]] = [[] for _ in range(len(of_class))]
     classes = [label for label in range(len(of_class)) if len(of_class[label])]
-    side = _sample_side(images, [int(of_class[label][0]) for label in classes])
+    side = sample_side(images, [int(of_class[label][0]) for label in classes])
     for done, label in enumerate(classes, 1):
         row = images.rows[int(of_class[label][0])]
-        image = images.image(row)
+        # what classes before did not use is left for those after them
+        until = SAMPLE_BYTES * done // len(classes)
         place = -1
-        if image is not None:
-            # what classes before did not use is left for those after them
-            until = SAMPLE_BYTES * done // len(classes)
-            for smaller in (side, *(each for each in _SIDES if each < side)):
-                content = encoded(image, smaller)
-                if album.fits(content, until):
-                    break
+        for smaller in (side, *(each for each in _SIDES if each < side)):
+            content = images.thumbnail(row, smaller)
+            if content is None or album.fits(content, until):
+                break
+        if content is not None:
             # of a hundred thousand classes, even the smallest exceed the budget: each class has an image even so
             place = album.add(content, max(until, album.used + len(content)))
         chosen[label].append({"key": row["key"], "split": row["split"], "image": place})
@@ -368,12 +365,17 @@ def _samples(images: Images, album: Album) -> list[list[dict[str, Any]]]:
     return chosen
 
 
-def _sample_side(images: Images, firsts: Sequence[int]) -> int:
-    """The side of `_SIDES` at which the first images of all classes are within `SAMPLE_BYTES`, by some of them."""
-    probes = [images.image(images.rows[i]) for i in firsts[:: -(-len(firsts) // _PROBES) or 1]]
-    shown = [each for each in probes if each is not None]
+def sample_side(images: Images, firsts: Sequence[int]) -> int:
+    """The side at which the first images of all classes are within `SAMPLE_BYTES`, by some of them.
+
+    Args:
+        images: the images of the build.
+        firsts: the row of the first image of each class that has one.
+    """
+    probes = [images.rows[i] for i in firsts[:: -(-len(firsts) // _PROBES) or 1]]
     for side in _SIDES:
-        if sum(len(encoded(each, side)) for each in shown) * len(firsts) <= SAMPLE_BYTES * max(1, len(shown)):
+        sizes = [len(content) for row in probes if (content := images.thumbnail(row, side)) is not None]
+        if sum(sizes) * len(firsts) <= SAMPLE_BYTES * max(1, len(sizes)):
             return side
     return _SIDES[-1]
 

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -109,12 +109,12 @@ class Images:
 
     Args:
         dataset: the build. Dropped images need its `raw/`.
-        ready: thumbnails of kept images that were made before, by key and side.
+        ready: thumbnails of kept images that were made before, by key and side; those that are made here are added.
     """
 
-    def __init__(self, dataset: Dataset, ready: Mapping[tuple[str, int], bytes] | None = None) -> None:
+    def __init__(self, dataset: Dataset, ready: MutableMapping[tuple[str, int], bytes] | None = None) -> None:
         self.dataset = dataset
-        self._ready = ready or {}
+        self._ready = ready
 
     @functools.cached_property
     def rows(self) -> Rows:
@@ -147,10 +147,16 @@ class Images:
             row: an element of `rows`.
             side: longest side in pixels; a smaller image keeps its size.
         """
-        if row["kept"] and (made := self._ready.get((row["key"], side))):
-            return made
-        found = self._kept(row) if row["kept"] else self._dropped(row)
-        return None if found is None else reduced(found, side)
+        made = self._ready.get((row["key"], side)) if row["kept"] and self._ready is not None else None
+        if made is None and (found := self.image(row)) is not None:
+            made = encoded(found, side)
+            if row["kept"] and self._ready is not None:
+                self._ready[row["key"], side] = made
+        return made
+
+    def image(self, row: Mapping[str, Any]) -> Image.Image | None:
+        """The image of a row; None if it cannot be read."""
+        return self._kept(row) if row["kept"] else self._dropped(row)
 
     def _kept(self, row: Mapping[str, Any]) -> Image.Image | None:
         try:
@@ -185,19 +191,6 @@ class Images:
         left, top, right, bottom = row["crop"]
         box = max(0, left), max(0, top), min(image.width, right), min(image.height, bottom)
         return image.crop(box) if box[0] < box[2] and box[1] < box[3] else image
-
-
-def reduced(image: Image.Image, side: int = SIDE) -> bytes:
-    """A thumbnail of an image, which is changed, as WebP.
-
-    Args:
-        image: RGB image.
-        side: longest side in pixels; a smaller image keeps its size.
-    """
-    image.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
-    out = io.BytesIO()
-    image.save(out, "WEBP", quality=_QUALITY, method=4)
-    return out.getvalue()
 
 
 class Album:

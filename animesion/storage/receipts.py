@@ -82,6 +82,7 @@ class _FetchFacts(_Checked):
 class _InspectFacts(_Checked):
     crashed: list[str]
     detections: str
+    followed: list[_Digest]
 
 
 class _CurateFacts(_Checked):

@@ -3,7 +3,7 @@
     python tests/benchmarks/pack_scale.py [--rows 1000000] [--encoded]
 
 Writes a `curated.parquet` of kept rows as a booru has them, plans every encode and every shard as pack does, and counts
-as finalize does for the card and the report's thumbnails. No image is read: that is the work of the workers, a few
+as finalize does for the card. No image is read: that is the work of the workers, a few
 hundred rows at a time.
 """
 
@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 import animesion
 from animesion.cards.facts import counted
-from animesion.pipeline import finalize, pack, thumbnails
+from animesion.pipeline import finalize, pack
 from animesion.schemas import CURATED, INDEX
 from animesion.storage import parquet
 from animesion.storage.workspace import Workspace
@@ -120,8 +120,6 @@ def main() -> None:
         finalize._grid(index, table)
         del table
         show("counts and grid of the card")
-        thumbnails._order(index)
-        show("order of thumbnails")
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def outputs(out: Path) -> dict[str, bytes]:
 def test_another_split_encodes_nothing_and_has_the_bytes_of_a_new_build(
     images: Path, tmp_path: Path, encodes: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = Calls(monkeypatch, thumbnails, "reduced")
+    made = Calls(monkeypatch, thumbnails, "encoded")
     assert build(images, tmp_path / "out").changed
     assert encodes.count == 12
     assert made.count >= 24

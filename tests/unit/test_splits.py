@@ -136,6 +136,19 @@ def test_new_groups_fill_the_shares_that_placed_groups_leave() -> None:
     assert set(found[:60]) == {"train"}
 
 
+def by_class(
+    classes: list[str], groups: list[str], percents: tuple[int, int, int], seed: int = 0,
+    fixed: dict[str, str] | None = None,
+) -> list[str]:  # fmt: skip
+    """The split of each image, empty for one that is left out."""
+    names = sorted({*classes, "one without images"})
+    numbers = {name: i for i, name in enumerate(dict.fromkeys(groups))}
+    found = splits.by_class(
+        [names.index(each) for each in classes], names, [numbers[each] for each in groups], percents, seed, fixed
+    )
+    return [splits.SPLITS[choice] if choice >= 0 else "" for choice in found.choices.tolist()]
+
+
 @settings(deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 9), min_size=1, max_size=12),
@@ -149,7 +162,7 @@ def test_classes_and_groups_are_each_in_one_split(
     classes = [f"class {c}" for c, size in enumerate(sizes) for _ in range(size)]
     # the first images are in groups of any classes, the others alone
     groups = [f"g{spanning[i]}" if i < len(spanning) else f"alone {i}" for i in range(len(classes))]
-    found = splits.by_class(classes, groups, percents, seed)
+    found = by_class(classes, groups, percents, seed)
     for names in (classes, groups):
         assert max(
             len({split for name, split in zip(names, found, strict=True) if name == each and split})
@@ -160,31 +173,31 @@ def test_classes_and_groups_are_each_in_one_split(
         assert any(members)  # a group is not left out as a whole
         assert len({c for c, name in zip(classes, groups, strict=True) if name == group}) > 1 or all(members)
     order = list(range(len(classes)))[::-1]
-    assert [splits.by_class([classes[i] for i in order], [groups[i] for i in order], percents, seed)[::-1]] == [found]
+    assert [by_class([classes[i] for i in order], [groups[i] for i in order], percents, seed)[::-1]] == [found]
 
 
 def test_shares_of_classes() -> None:
     classes = [f"c{i:02d}" for i in range(20) for _ in range(i + 1)]
     groups = [str(i) for i in range(len(classes))]
-    found = dict(zip(classes, splits.by_class(classes, groups, (35, 15, 50)), strict=True))
+    found = dict(zip(classes, by_class(classes, groups, (35, 15, 50)), strict=True))
     assert Counter(found.values()) == {"train": 7, "val": 3, "test": 10}
-    other = dict(zip(classes, splits.by_class(classes, groups, (35, 15, 50), seed=1), strict=True))
+    other = dict(zip(classes, by_class(classes, groups, (35, 15, 50), seed=1), strict=True))
     assert Counter(other.values()) == Counter(found.values())
     assert other != found
 
 
 def test_a_spanning_group_stays_where_most_of_its_images_are() -> None:
     fixed = {"a": "train", "b": "test", "c": "val"}
-    found = splits.by_class(["a", "a", "b", "b", "c"], ["post", "post", "post", "x", "y"], (80, 10, 10), fixed=fixed)
+    found = by_class(["a", "a", "b", "b", "c"], ["post", "post", "post", "x", "y"], (80, 10, 10), fixed=fixed)
     assert found == ["train", "train", "", "test", "val"]
     # among equals, the images that are tested on are kept
-    assert splits.by_class(["a", "b"], ["post", "post"], (80, 10, 10), fixed=fixed) == ["", "test"]
+    assert by_class(["a", "b"], ["post", "post"], (80, 10, 10), fixed=fixed) == ["", "test"]
 
 
 def test_published_classes_stay_and_new_ones_fill_the_shares() -> None:
     classes = [f"c{i}" for i in range(10)]
     groups = [str(i) for i in range(10)]
     fixed = {"c0": "test", "c1": "test", "c2": "val", "gone": "test"}
-    found = dict(zip(classes, splits.by_class(classes, groups, (60, 10, 30), fixed=fixed), strict=True))
+    found = dict(zip(classes, by_class(classes, groups, (60, 10, 30), fixed=fixed), strict=True))
     assert {name: found[name] for name in ("c0", "c1", "c2")} == {"c0": "test", "c1": "test", "c2": "val"}
     assert Counter(found.values()) == {"train": 6, "val": 1, "test": 3}

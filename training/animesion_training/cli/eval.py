@@ -87,7 +87,12 @@ def eval_(
     device: str,
     as_json: bool,
 ) -> None:
-    """Evaluate a model on DATA: top-1, macro accuracy, accuracy by class and band, calibration, intervals."""
+    """Evaluate a model on DATA.
+
+    By default as a classifier: top-1, macro accuracy, accuracy by class and band, calibration, intervals. With --task,
+    by its embeddings, also on classes that it was not trained on: retrieval (R@1, mAP@R, identification from a few
+    images), verification (error rate and F1 of pairs), open-set (are unknown classes told apart?).
+    """
     from animesion.cli.progress import one_task
     from animesion.errors import UsageError
     from animesion_training.cli.requirements import check_exists, torch_required
@@ -121,7 +126,7 @@ def eval_(
         return
     opened = open_data(data, images=images, classes=card.classes or None)
     evaluate.check_classes(card, opened, str(weights))
-    normalise = Augment.plain(evaluate.as_rgb(card.mean), evaluate.as_rgb(card.std))
+    evaluate.check_trained(card, opened, split)
     with (
         distributed_context(device) as context,
         one_task("eval", len(opened.select(split)) if context.world_size == 1 else None) as shown,

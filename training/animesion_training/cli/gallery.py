@@ -181,6 +181,7 @@ def add(
 
     from animesion.cli.progress import counted
     from animesion.errors import UsageError
+    from animesion.images import given
     from animesion_training.cli.requirements import check_exists, torch_required
 
     check_exists(file, folder)
@@ -191,7 +192,7 @@ def add(
         from animesion_training.distributed import distributed_context
         from animesion_training.eval import gallery as galleries
         from animesion_training.eval.identify import embedder_of
-        from animesion_training.eval.pieces import files_given, load_detector, pieces
+        from animesion_training.eval.pieces import load_detector, pieces
 
     known = galleries.load(file)
     if folder.is_dir() and (below := sorted(each.name for each in folder.iterdir() if each.is_dir())):

@@ -60,7 +60,6 @@ def identify(
         from animesion_training.eval import gallery as galleries
         from animesion_training.eval.identify import embedder_of
         from animesion_training.eval.identify import identify as identities
-        from animesion_training.eval.pieces import read_given
 
     known = galleries.load(file)
     limit = known.card.threshold if threshold is None else threshold

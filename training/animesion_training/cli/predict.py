@@ -45,13 +45,6 @@ def predict(
     """
     import json
 
-    from animesion.config.settings import apply
-
-    options: dict[str, Any] = {}
-    for setting in settings:
-        apply(options, setting)
-    if detector == "none" and (all_faces or or_whole or options or margin or min_score):
-        raise click.UsageError("--margin, --min-score, --all-faces, --or-whole and --set need a --detector")
     from animesion.cli.progress import counted
     from animesion_training.cli.requirements import check_exists, torch_required
 

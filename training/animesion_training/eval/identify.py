@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from animesion.errors import UsageError
+from animesion.images.given import Given
 from animesion_training.data import Augment, DataSplits, Resize
 from animesion_training.distributed import DistributedContext
 from animesion_training.eval import embed, tta

@@ -1,15 +1,13 @@
-"""The images that a command is given, from files, URLs or standard input, and the faces in them.
+"""The images that a command is given, or the faces in them, as the input of a network.
 
-Everything is untrusted: sizes are limited, addresses are checked by the downloader of `animesion_scrapers`, and pixels
-are decoded by `animesion.images.codec`. An image that cannot be read is a problem of that image, not of the command.
+`animesion.images.given` reads their bytes, `animesion.images.codec` decodes them. An image that cannot be read is a
+problem of that image, not of the command.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,81 +15,9 @@ import numpy as np
 
 from animesion import detectors
 from animesion.errors import UsageError
-from animesion.images import codec
-from animesion.images import files as image_files
+from animesion.images import codec, given
 from animesion_training.data import Resize
 from animesion_training.data.decode import Within, decode_into
-
-_LARGEST = 64 << 20  # bytes of an image from a URL or from standard input
-
-
-@dataclass(frozen=True)
-class Given:
-    """An image as it was given.
-
-    Attributes:
-        name: its path or URL, or `-`.
-        content: its bytes.
-        problem: why there are none; empty without a problem.
-    """
-
-    name: str
-    content: bytes = b""
-    problem: str = ""
-
-
-def files_given(paths: Sequence[Path]) -> Iterator[Given]:
-    """Read image files, and folders, which are searched recursively.
-
-    Raises:
-        UsageError: a path that does not exist.
-    """
-    for path in image_files.files(paths):
-        content, problem = image_files.read(path)
-        yield Given(str(path), content, problem)
-
-
-def read_given(places: Sequence[str], *, contact: str = "", allow_private: Sequence[str] = ()) -> Iterator[Given]:
-    """Read images from paths, URLs (`http:`, `https:`) and standard input (`-`).
-
-    Args:
-        places: where they are.
-        contact: e-mail address or URL under which the hosts of URLs can reach the user.
-        allow_private: hosts on a LAN or loopback that may be asked, each as `host:port`.
-
-    Raises:
-        UsageError: a path that does not exist, or a URL without a contact.
-    """
-    for place in places:
-        if place == "-":
-            content = sys.stdin.buffer.read(_LARGEST + 1)
-            problem = "too many bytes" if len(content) > _LARGEST else "" if content else "no bytes"
-            yield Given("-", b"" if problem else content, problem)
-        elif place.lower().startswith(("http://", "https://")):
-            yield _downloaded(place, contact, allow_private)
-        elif "://" in place:
-            raise UsageError(f"{place} is no image: give a path, a URL that starts with http:// or https://, or -")
-        else:
-            yield from files_given([Path(place)])
-
-
-def _downloaded(url: str, contact: str, allow_private: Sequence[str]) -> Given:
-    from animesion_scrapers import Download, ScraperError, download_all
-
-    if not contact:
-        raise UsageError(
-            f"downloading {url} needs --contact: an e-mail address or URL under which its host can reach you"
-        )
-    try:
-        [got] = download_all(
-            [Download(url, url, image=True)],
-            user_agent=f"animesion/{version('animesion')} ({contact})",
-            max_bytes=_LARGEST,
-            allow_private=allow_private,
-        )
-    except ScraperError as error:
-        raise UsageError(f"{url}: {error}") from None
-    return Given(url, got.content, "" if got.status == "ok" else f"{got.status} {got.detail}".rstrip())
 
 
 @dataclass(frozen=True)
@@ -132,8 +58,8 @@ def load_detector(faces: FaceCrop | None) -> detectors.Detector | None:
 
 def decode_file(path: Path, out: np.ndarray, transform: Resize) -> str:
     """Decode an image into `out` (S, S, 3); return the reason of a failure, or an empty string."""
-    [given] = files_given([path])
-    [piece] = pieces(given, None, None)
+    [image] = given.from_files([path])
+    [piece] = pieces(image, None, None)
     return piece.into(out, transform)
 
 
@@ -157,23 +83,23 @@ class Piece:
         return self.problem
 
 
-def pieces(given: Given, detector: detectors.Detector | None, faces: FaceCrop | None) -> Iterator[Piece]:
+def pieces(image: given.Given, detector: detectors.Detector | None, faces: FaceCrop | None) -> Iterator[Piece]:
     """Yield the image, or the faces found in it."""
-    name, content = given.name, given.content
-    if given.problem:
-        yield Piece(name, problem=given.problem)
+    name, content = image.name, image.content
+    if image.problem:
+        yield Piece(name, problem=image.problem)
         return
     if detector is None or faces is None:
         yield Piece(name, content)
         return
     try:
-        image = codec.decode(content, codec.Limits()).image
+        decoded = codec.decode(content, codec.Limits()).image
     except codec.RejectedImageError as error:
         yield Piece(name, problem=str(error))
         return
-    [boxes] = detector([image], [None])
+    [boxes] = detector([decoded], [None])
     good = sorted((box for box in boxes if box.score >= faces.min_score), key=lambda box: -box.score)
-    padded = [(codec.crop_pixels(box, *image.size, faces.margin, square=False), box.score) for box in good]
+    padded = [(codec.crop_pixels(box, *decoded.size, faces.margin, square=False), box.score) for box in good]
     crops = [(crop, score) for crop, score in padded if crop is not None]  # None for a box outside the image
     for crop, score in crops if faces.every else crops[:1]:
         yield Piece(name, content, box=crop, score=score)

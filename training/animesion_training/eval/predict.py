@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from animesion.errors import UsageError
+from animesion.images import given
 from animesion_training.data import Augment, Resize
 from animesion_training.distributed import DistributedContext
 from animesion_training.eval.evaluate import as_rgb
-from animesion_training.eval.pieces import FaceCrop, files_given, load_detector, pieces
+from animesion_training.eval.pieces import FaceCrop, load_detector, pieces
 from animesion_training.weights import load_model
 
 
@@ -67,7 +68,7 @@ def predict(
     transform = Resize(card.img_size, card.crop_pct)
     normalise = Augment.plain(as_rgb(card.mean), as_rgb(card.std))
     names = card.classes or tuple(str(i) for i in range(card.num_classes))
-    found = (piece for given in files_given(paths) for piece in pieces(given, detector, faces))
+    found = (piece for image in given.from_files(paths) for piece in pieces(image, detector, faces))
     while chosen := list(itertools.islice(found, batch_size)):
         pixels = np.zeros((len(chosen), card.img_size, card.img_size, 3), dtype=np.uint8)
         problems = [piece.into(pixels[i], transform) for i, piece in enumerate(chosen)]
