@@ -44,9 +44,11 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pyte
 #: Pages with many builds or trainings; their tests are marked `slow`.
 LONG = (
     "CONTRIBUTING.md",
+    "docs/build.md",
     "docs/cultivars.md",
     "docs/daf-re.md",
     "docs/duplicates.md",
+    "docs/loading.md",
     "docs/publishing.md",
     "docs/recipes.md",
     "docs/scaling.md",
@@ -54,6 +56,7 @@ LONG = (
     "docs/study.md",
     "docs/tgda.md",
     "docs/token-methods.md",
+    "docs/training.md",
 )
 
 INSTALLS = "installs packages; .ci/run does it"

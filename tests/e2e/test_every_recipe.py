@@ -59,7 +59,8 @@ def test_published_sets_come_out_as_drawn(name: str, tmp_path: Path) -> None:
     assert {row["key"]: row["sha256"] for row in rows} == {row["key"]: row["sha256"] for row in packed}  # byte for byte
 
 
-@pytest.mark.parametrize("name", ["soy-ageing", pytest.param("daf-re-published", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["soy-ageing", "daf-re-published"])
 def test_published_sets_do_not_depend_on_workers_and_verify(name: str, tmp_path: Path) -> None:
     overrides = SETS[name][0]
     for workers in (1, 2):
