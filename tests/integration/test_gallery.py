@@ -281,6 +281,15 @@ def test_galleries_that_contradict_themselves_are_refused(change: Any, message: 
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("label", [-1, 2, 1 << 60])
+def test_a_label_without_a_class_is_refused(label: int, tmp_path: Path) -> None:
+    galleries.save(small(), tmp_path / "g")
+    content = (tmp_path / "g").read_bytes()
+    (tmp_path / "g").write_bytes(content[:-8] + label.to_bytes(8, "little", signed=True))
+    with pytest.raises(UsageError, match="its images and its 2 classes do not fit together"):
+        galleries.load(tmp_path / "g")
+
+
 def test_other_files_are_no_galleries(world: Path, tmp_path: Path) -> None:
     galleries.save(small(), tmp_path / "g")
     whole = (tmp_path / "g").read_bytes()

@@ -287,8 +287,9 @@ def load(path: Path) -> Gallery:
         raise UsageError(f"cannot read the gallery {path}: {(error.strerror or str(error)).lower()}") from None
     except (ValueError, RecursionError):
         raise UsageError(f"{path} is not a gallery: its header is not JSON, or the file is truncated") from None
-    counts = np.bincount(labels, minlength=1) if len(labels) and labels.min() >= 0 else np.zeros(1)
-    if len(counts) != len(card.classes) or not counts.all():
+    # checked before they are counted: a count is as long as the largest label
+    within = len(labels) > 0 and labels.min() >= 0 and labels.max() < len(card.classes)
+    if not within or not np.bincount(labels, minlength=len(card.classes)).all():
         raise UsageError(f"{path} is damaged: its images and its {len(card.classes):,} classes do not fit together")
     lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
     if not np.isfinite(lengths).all() or np.abs(lengths - 1).max() > 1e-3:
