@@ -12,12 +12,13 @@ import os
 import resource
 import sys
 from collections.abc import Sequence
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 
 import click
 
 from animesion.errors import AnimesionError
 from animesion.executors.base import ONE_THREAD
+from animesion_scrapers import plugins
 
 _ORDER = ["build", "recipes", "sources", "detectors", "detect", "stats", "verify", "diff", "audit", "card", "report"]
 _ORDER += ["browse", "remove", "publish", "train", "eval", "predict", "study", "profile", "export", "models", "doctor"]
@@ -46,7 +47,7 @@ class Commands(click.Group):
 
 
 def _points() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group="animesion.commands")}
+    return {point.name: point for point in plugins.points("animesion.commands")}
 
 
 def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from importlib.metadata import entry_points
 from typing import Any, Protocol
 
 from PIL import Image
@@ -16,6 +15,7 @@ from PIL import Image
 from animesion.config import settings
 from animesion.errors import UsageError
 from animesion.schemas import Box
+from animesion_scrapers import plugins
 
 #: Least intersection over union of boxes on which several detectors agree, unless it is set: boxes around a face with
 #: its hair and without share a third of their area (docs/detectors.md).
@@ -67,7 +67,7 @@ class WholeImage:
 
 def names() -> list[str]:
     """Names of the installed detectors."""
-    return sorted({point.name for point in entry_points(group="animesion.detectors")})
+    return sorted({point.name for point in plugins.points("animesion.detectors")})
 
 
 def listed(detector: str | Sequence[str]) -> list[str]:
@@ -163,7 +163,7 @@ def options_by_detector(
 @functools.cache  # finding entry points reads the files of all installed packages
 def _class(spec: str) -> Any:
     name = name_of(spec)
-    for point in entry_points(group="animesion.detectors", name=name):
+    for point in plugins.points("animesion.detectors", name):
         return point.load()
     raise UsageError(f"crop.detector: there is no detector '{name}'; installed are {', '.join(names())}")
 

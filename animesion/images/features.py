@@ -59,7 +59,7 @@ def lacking() -> str:
 
 @functools.cache
 def _compiled() -> ModuleType | None:
-    """The compiled module, if it gives the same features as the portable code on images of several shapes."""
+    """The compiled module, if it gives what the portable code gives on images of several shapes."""
     if hashing.compiled is None:
         return None
     rng = np.random.default_rng(0)
@@ -68,7 +68,9 @@ def _compiled() -> ModuleType | None:
         hard = rng.integers(0, 2, (height, width, 3), dtype=np.uint8) * np.uint8(255)
         hard[:7, :, :] = 9
         image = Image.fromarray(hard)
-        if _compiled_look(hashing.compiled, image) != _portable(image) or not _shrinks_as_pillow(image):
+        # without the hashes, which follow from the grey levels: imagehash takes half a second to import
+        look = _compiled_look(hashing.compiled, image)
+        if look is None or look[2:] != _portable_look(image, image.convert("L")) or not _shrinks_as_pillow(image):
             return None
     return hashing.compiled
 
@@ -85,12 +87,12 @@ def _shrinks_as_pillow(image: Image.Image) -> bool:
 
 def _portable(image: Image.Image) -> ImageFeatures:
     grey = image.convert("L")
+    return ImageFeatures(*hashing.phashes(grey), *_portable_look(image, grey))
+
+
+def _portable_look(image: Image.Image, grey: Image.Image) -> tuple[bytes, quality.Figures]:
     small = quality.reduced(image)
-    return ImageFeatures(
-        *hashing.phashes(grey),
-        hashing.thumbnail(image, small),
-        quality.figures(small, grey if small is image else small.convert("L")),
-    )
+    return hashing.thumbnail(image, small), quality.figures(small, grey if small is image else small.convert("L"))
 
 
 def _compiled_look(module: ModuleType, image: Image.Image) -> ImageFeatures | None:

@@ -11,7 +11,6 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -21,6 +20,7 @@ from animesion.config.recipe import Recipe
 from animesion.config.settings import Section, explain
 from animesion.errors import UsageError
 from animesion.schemas import Item, Payload
+from animesion_scrapers import plugins
 
 if TYPE_CHECKING:
     from animesion_scrapers import CrawlStatus
@@ -108,7 +108,7 @@ class Stamped(Source, Protocol):
 
 def names() -> list[str]:
     """Names of the installed sources."""
-    return sorted({point.name for point in entry_points(group="animesion.sources")})
+    return sorted({point.name for point in plugins.points("animesion.sources")})
 
 
 def source_class(kind: str) -> type[Source]:
@@ -117,7 +117,7 @@ def source_class(kind: str) -> type[Source]:
     Raises:
         UsageError: no source of that name is installed.
     """
-    for point in entry_points(group="animesion.sources", name=kind):
+    for point in plugins.points("animesion.sources", kind):
         found: type[Source] = point.load()
         return found
     raise UsageError(f"source.kind: there is no source '{kind}'; installed are {', '.join(names())}")

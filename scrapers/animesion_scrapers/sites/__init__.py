@@ -12,12 +12,11 @@ import pkgutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self, TypeVar
 from urllib.parse import urlsplit
 
-from animesion_scrapers import fields
+from animesion_scrapers import fields, plugins
 from animesion_scrapers.credentials import CredentialSpec
 from animesion_scrapers.errors import ScraperError
 from animesion_scrapers.http.addresses import Routes
@@ -176,7 +175,7 @@ class Site:
 
 def names() -> list[str]:
     """Names of the installed sites, from this package and from entry points."""
-    return sorted({*_own(), *(point.name for point in entry_points(group=_GROUP))})
+    return sorted({*_own(), *(point.name for point in plugins.points(_GROUP))})
 
 
 @functools.cache  # sources ask once per post
@@ -193,7 +192,7 @@ def load(name: str) -> type[Site]:
             for _, each in inspect.getmembers(module, inspect.isclass)
             if issubclass(each, Site) and "info" in vars(each) and each.info.name == name
         )
-    for point in entry_points(group=_GROUP, name=name):
+    for point in plugins.points(_GROUP, name):
         found: type[Site] = point.load()
         return found
     raise ScraperError(f"There is no site '{name}': use one of {', '.join(names())}.")
