@@ -39,6 +39,21 @@ class Commands(click.Group):
         """Names in the usual order of use; those of other packages come last."""
         return sorted(_points(), key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that the arguments name; an unknown one is an error that suggests the nearest.
+
+        Raises:
+            click.UsageError: there is no command of that name.
+        """
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            from animesion.config.settings import nearest
+
+            ctx.fail(f"there is no command '{name}'{nearest(name, self.list_commands(ctx))}")
+        return super().resolve_command(ctx, args)
+
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         """Load a command; None if there is no command of that name."""
         point = _points().get(name)
@@ -93,6 +108,18 @@ def _fit_into_memory() -> None:
         os.environ.setdefault(name, value)
 
 
+def _one_style(error: click.ClickException) -> str:
+    """A message of click as this package writes its own: no capital, no full stop, and where to find help."""
+    message = error.format_message().rstrip(".")
+    if isinstance(error, click.NoSuchOption):
+        near = (error.possibilities or [""])[0]
+        message = f"there is no option '{error.option_name}'" + (f"; did you mean '{near}'?" if near else "")
+    context = getattr(error, "ctx", None)
+    if message[1:2].islower():  # not an acronym
+        message = message[0].lower() + message[1:]
+    return f"{message}; see {context.command_path} --help" if context else message
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit: 0 on success, 1 if it finds a fault, 2 on a usage error.
 
@@ -108,8 +135,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         status = cli.main(args=given, prog_name="animesion", standalone_mode=False)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        click.echo(f"error: {_one_style(error)}", err=True)
         sys.exit(error.exit_code)
     except AnimesionError as error:
         if debug:

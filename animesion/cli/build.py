@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from animesion.cli import completion
+
 if TYPE_CHECKING:
     from animesion.config.recipe import Recipe
     from animesion.pipeline.runner import BuildResult
@@ -28,7 +30,7 @@ _FOR_ANY_DATA = frozenset({"booru", "folder", "urls"})
 @click.command(
     epilog="Example: animesion build folder --set source.path=faces/ --set pack.size=128 --out datasets/faces"
 )
-@click.argument("recipe")
+@click.argument("recipe", shell_complete=completion.recipes)
 @click.option("--out", metavar="DIR|URL", help="Output folder, s3://... or gs://...  [default: datasets/NAME]")
 @click.option(
     "--work",
@@ -37,7 +39,14 @@ _FOR_ANY_DATA = frozenset({"booru", "folder", "urls"})
     help="Local build folder when --out is a URL.  [default: a folder in your cache]",
 )
 @click.option("--sample", is_flag=True, help="Use a small local booru of drawn images as the source.")
-@click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a recipe value; repeatable.")
+@click.option(
+    "--set",
+    "overrides",
+    metavar="KEY=VALUE",
+    multiple=True,
+    shell_complete=completion.keys,
+    help="Override a recipe value; repeatable.",
+)
 @click.option(
     "--against",
     metavar="DIR",

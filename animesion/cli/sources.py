@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import click
 
+from animesion.cli import completion
+
 
 @click.command(epilog="Example: animesion sources folder")
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=completion.sources)
 def sources(name: str | None) -> None:
     """List the installed sources, or the options of source NAME."""
     from animesion import sources as installed

@@ -134,6 +134,10 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
         return message
     if first["type"] == "value_error":
         return f"{key}: {message}"
+    if first["type"] == "literal_error" and isinstance(first["input"], str):
+        values = re.findall(r"'([^']+)'", first["ctx"]["expected"])
+        near = nearest(first["input"], values)
+        return f"{key}: there is no '{first['input']:.80}'{near}; values are {', '.join(values)}"
     return f"{key}: {message}, got {first['input']!r:.80}"
 
 
@@ -147,9 +151,24 @@ def _fields_at(model: type[BaseModel], location: list[str]) -> Iterable[str]:
 
 
 def nearest(name: str, names: Iterable[str], prefix: str = "") -> str:
-    """`; did you mean '...'?` with the most similar name, or an empty string."""
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    """`; did you mean '...'?` with the name that was probably meant, or an empty string."""
+    close = similar(name, names, 1)
     return f"; did you mean '{prefix}{close[0]}'?" if close else ""
+
+
+def similar(name: str, names: Iterable[str], count: int) -> list[str]:
+    """The names that were probably meant, at most `count`: those that begin with it, shortest first, then similar ones.
+
+    Args:
+        name: as it was given.
+        names: the valid names, preferred ones first.
+        count: how many to return.
+    """
+    known = {each.lower(): each for each in reversed(list(names))}
+    given = name.lower()
+    begun = sorted((each for each in known if given and each.startswith(given)), key=len)
+    close = difflib.get_close_matches(given, list(reversed(known)), n=count, cutoff=0.5)
+    return [known[each] for each in dict.fromkeys([*begun, *close])][:count]
 
 
 def apply(data: dict[str, Any], override: str) -> None:

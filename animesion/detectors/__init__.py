@@ -165,7 +165,8 @@ def _class(spec: str) -> Any:
     name = name_of(spec)
     for point in plugins.points("animesion.detectors", name):
         return point.load()
-    raise UsageError(f"crop.detector: there is no detector '{name}'; installed are {', '.join(names())}")
+    near = settings.nearest(name, names())
+    raise UsageError(f"crop.detector: there is no detector '{name}'{near}; installed are {', '.join(names())}")
 
 
 def _arguments(spec: str, found: Any, options: Mapping[str, Any] | None) -> list[settings.Section]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from animesion import detectors, executors, model_files, sources
 from animesion.cards.statements import open_questions
 from animesion.config.recipe import Recipe
+from animesion.config.settings import nearest
 from animesion.errors import AnimesionError, UsageError
 from animesion.images import other_hashes
 from animesion.pipeline import curate, fetch, finalize, inspect, pack, versions
@@ -131,7 +132,7 @@ def run(
     if compact and not update:
         raise UsageError("--compact is for a build with --update")
     if until not in STAGES:
-        raise UsageError(f"there is no stage '{until}'; stages are {', '.join(STAGES)}")
+        raise UsageError(f"there is no stage '{until}'{nearest(until, STAGES)}; stages are {', '.join(STAGES)}")
     for folder in recipe.duplicates.against:
         if Path(folder).resolve() == out.resolve():
             raise UsageError(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, runtime_checka
 from pydantic import ValidationError
 
 from animesion.config.recipe import Recipe
-from animesion.config.settings import Section, explain
+from animesion.config.settings import Section, explain, nearest
 from animesion.errors import UsageError
 from animesion.schemas import Item, Payload
 from animesion_scrapers import plugins
@@ -120,7 +120,8 @@ def source_class(kind: str) -> type[Source]:
     for point in plugins.points("animesion.sources", kind):
         found: type[Source] = point.load()
         return found
-    raise UsageError(f"source.kind: there is no source '{kind}'; installed are {', '.join(names())}")
+    near = nearest(kind, names())
+    raise UsageError(f"source.kind: there is no source '{kind}'{near}; installed are {', '.join(names())}")
 
 
 def make(recipe: Recipe) -> Source:

@@ -84,7 +84,7 @@ class Seen(HTMLParser):
 
 def test_planted_labels_come_first_in_every_form(weights: Path, built: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in built.rglob("*") if path.is_file()}
-    done = run(built, "--model", weights, "--out", tmp_path / "audit", "--limit", "3")
+    done = run(built, "--checkpoint", weights, "--out", tmp_path / "audit", "--limit", "3")
     assert done.exit_code == 0, done.output
     found = json.loads((tmp_path / "audit" / "audit.json").read_text())
     assert found["images"] == 44
@@ -116,22 +116,22 @@ def test_planted_labels_come_first_in_every_form(weights: Path, built: Path, tmp
 
 def test_the_same_audit_gives_the_same_files(weights: Path, built: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
-        assert run(built, "--model", weights, "--out", tmp_path / name).exit_code == 0
+        assert run(built, "--checkpoint", weights, "--out", tmp_path / name).exit_code == 0
     for file in ("audit.csv", "audit.json", "audit.html"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
 def test_json_on_the_screen_and_nothing_written(weights: Path, built: Path) -> None:
-    done = run(built, "--model", weights, "--json")
+    done = run(built, "--checkpoint", weights, "--json")
     rows = json.loads(done.output)
     assert {row["suggested"] for row in rows[:2]} == {"red"}
 
 
 def test_wrong_requests_are_one_sentence(weights: Path, built: Path, tmp_path: Path) -> None:
     for arguments, message in (
-        ((built, "--model", tmp_path / "none.safetensors"), "not found"),
-        ((tmp_path / "none", "--model", weights), "not found"),
-        ((built, "--model", weights, "--out", built), "is a built dataset"),
+        ((built, "--checkpoint", tmp_path / "none.safetensors"), "not found"),
+        ((tmp_path / "none", "--checkpoint", weights), "not found"),
+        ((built, "--checkpoint", weights, "--out", built), "is a built dataset"),
         ((built, "--model", "no-such-network"), "no-such-network"),
     ):
         done = run(*arguments)

@@ -20,6 +20,7 @@ from animesion_training.engine.meter import DivergedError
 from animesion_training.engine.watcher import Watcher
 from animesion_training.models.cal import CALClassifier
 from animesion_training.recipe import TrainRecipe, load
+from animesion_training.run_weights import BEST
 from animesion_training.weights import load_model, save_model
 from tests.running import run_here
 
@@ -56,7 +57,7 @@ def teacher(coloured: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     outcome = loop.train(load("cal-teacher", [*FAST, *settings]), coloured, out, device="cpu")
     assert outcome.test is not None
     assert outcome.test.top_1 > 0.6
-    return out / runs.BEST
+    return out / BEST
 
 
 def student(teacher: Path, *overrides: str, recipe: str = "tgda") -> TrainRecipe:

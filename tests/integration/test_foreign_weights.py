@@ -75,7 +75,7 @@ def test_every_command_takes_the_foreign_file(folders: Path, files: tuple[Path, 
     names = [[guess["name"] for guess in each["guesses"]] for each in shown]
     assert names[0] == [list(COLOURS)[int(number)] for number in names[1]]
     theirs = str(files[1])
-    exported = run_here("export", "--checkpoint", theirs, "--to", "hf", "--out", str(tmp_path / "hub"))
+    exported = run_here("export", theirs, "--to", "hf", "--out", str(tmp_path / "hub"))
     assert exported.returncode == 0, exported.stderr
     assert evaluate(folders, tmp_path / "hub")["calibration"] == evaluate(folders, files[1])["calibration"]
     settings = [part for value in (*FAST, "schedule.epochs=1") for part in ("--set", value)]

@@ -104,9 +104,7 @@ def test_onnx_computes_the_same(trained, tmp_path, name):
 
     out = tmp_path / "model.onnx"
     result = json.loads(
-        run(
-            export_command, "--checkpoint", trained / f"{name}.safetensors", "--to", "onnx", "--out", out, "--json"
-        ).stdout
+        run(export_command, trained / f"{name}.safetensors", "--to", "onnx", "--out", out, "--json").stdout
     )
     assert result["max_abs_difference"] <= export.TOLERANCE
     proto = onnx.load(out)
@@ -119,9 +117,7 @@ def test_onnx_computes_the_same(trained, tmp_path, name):
 
 def test_torchscript_computes_the_same_and_says_so(trained, tmp_path):
     out = tmp_path / "model.pt"
-    output = run(
-        export_command, "--checkpoint", trained / "ifa.safetensors", "--to", "torchscript", "--out", out
-    ).stdout
+    output = run(export_command, trained / "ifa.safetensors", "--to", "torchscript", "--out", out).stdout
     assert "differ from the original's by" in output
     model, _ = load_model(trained / "ifa.safetensors")
     files = {"animesion.json": ""}
@@ -135,7 +131,7 @@ def test_torchscript_computes_the_same_and_says_so(trained, tmp_path):
 @pytest.mark.parametrize("name", ["resnet", "ifa"])
 def test_timm_loads_the_hf_folder(trained, tmp_path, name):
     out = tmp_path / "folder"
-    output = run(export_command, "--checkpoint", trained / f"{name}.safetensors", "--to", "hf", "--out", out).stdout
+    output = run(export_command, trained / f"{name}.safetensors", "--to", "hf", "--out", out).stdout
     assert f'timm.create_model("local-dir:{out}", pretrained=True)' in output
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))
     assert config["label_names"] == CLASSES

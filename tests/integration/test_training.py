@@ -24,6 +24,7 @@ from animesion_training.engine import checkpoint, loop, runs
 from animesion_training.engine.meter import DivergedError
 from animesion_training.engine.watcher import Watcher
 from animesion_training.recipe import TrainRecipe, load
+from animesion_training.run_weights import BEST, FINAL
 from animesion_training.weights import load_model
 from tests.running import run_here
 
@@ -92,13 +93,13 @@ def test_a_run_learns_and_its_weights_serve(coloured: Path, tmp_path: Path) -> N
     assert outcome.test is not None
     assert outcome.test.top_1 > 0.8
     assert outcome.steps == 6 * 5  # 72 images in batches of 16, the last smaller
-    model, card = load_model(tmp_path / "run" / runs.BEST)
+    model, card = load_model(tmp_path / "run" / BEST)
     assert card.classes == ("blue", "green", "red")
     assert not model.training
     image = tmp_path / "red.png"
     Image.new("RGB", (60, 40), COLOURS["red"]).save(image)
     (tmp_path / "no.jpg").write_text("no image")
-    best = ["--checkpoint", str(tmp_path / "run/best.safetensors")]
+    best = ["--checkpoint", str(tmp_path / "run")]
     answer = run_on_cpu("predict", str(image), str(tmp_path / "no.jpg"), "--json", *best)
     assert answer.returncode == 1  # one of the two cannot be read
     first, second = map(json.loads, answer.stdout.splitlines())
@@ -190,7 +191,7 @@ def test_two_processes_give_the_losses_of_one(coloured: Path, tmp_path: Path) ->
 def test_freezing_trains_what_is_left(coloured: Path, tmp_path: Path) -> None:
     first = tmp_path / "first"
     loop.train(recipe(epochs=1), coloured, first, device="cpu")
-    second = recipe(f"model.init={first / runs.FINAL}", "model.freeze=['backbone']", "model.reset_head=true", epochs=1)
+    second = recipe(f"model.init={first / FINAL}", "model.freeze=['backbone']", "model.reset_head=true", epochs=1)
     loop.train(second, coloured, tmp_path / "second", device="cpu")
     before, after = (checkpoint.load(path / runs.LAST)["model"] for path in (first, tmp_path / "second"))
     changed = {key for key in before if not torch.equal(before[key], after[key])}
@@ -306,7 +307,7 @@ def test_a_compiled_network_has_the_losses_of_the_plain_one(
     loop.train(recipe(*model, epochs=1), coloured, tmp_path / "plain", device="cpu")
     loop.train(recipe(*model, "run.compile=true", epochs=1), coloured, tmp_path / "compiled", device="cpu")
     assert np.allclose(losses(tmp_path / "plain"), losses(tmp_path / "compiled"), atol=1e-4)
-    model_, _ = load_model(tmp_path / "compiled" / runs.FINAL)
+    model_, _ = load_model(tmp_path / "compiled" / FINAL)
     assert not any("_orig_mod" in name for name, _ in model_.named_parameters())
 
 

@@ -49,7 +49,7 @@ def test_classes_outside_of_training_are_evaluated_by_retrieval(faces: Path, tmp
     assert report["retrieval"]["queries"] == 14
     assert not (run / "report" / "evaluation.json").exists()
     # the classifier knows none of the classes, and says so
-    weights = ["--checkpoint", str(run / "best.safetensors"), "--data", str(faces), "--device", "cpu"]
+    weights = ["--checkpoint", str(run), "--data", str(faces), "--device", "cpu"]
     refused = CliRunner().invoke(eval_, weights)
     assert isinstance(refused.exception, UsageError)
     assert "none of the classes in the split 'test'" in str(refused.exception)

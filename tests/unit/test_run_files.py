@@ -14,12 +14,13 @@ from torch import nn
 
 from animesion.errors import FullDiskError
 from animesion_training.distributed import DistributedContext
-from animesion_training.engine import checkpoint, runs
+from animesion_training.engine import checkpoint
 from animesion_training.engine.trainer import Trainer
 from animesion_training.engine.watcher import Watcher
 from animesion_training.engine.writer import Writer, kept_state
 from animesion_training.models import create_model
 from animesion_training.recipe import load as load_recipe
+from animesion_training.run_weights import FINAL
 from animesion_training.weights import card_of, load_model, write_weights
 from tests import ranks
 
@@ -166,4 +167,4 @@ def test_a_step_computes_while_a_checkpoint_is_written_and_changes_nothing_befor
     assert len(written) == 3  # after the first two steps, and at the end of the epoch
     for mine, theirs in zip(written, states, strict=True):
         assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
-    assert load_model(tmp_path / runs.FINAL)[1].facts["epoch"] == 1
+    assert load_model(tmp_path / FINAL)[1].facts["epoch"] == 1

@@ -15,7 +15,7 @@ import yaml
 from animesion import cards
 from animesion.errors import UsageError
 from animesion.storage.workspace import sha256_file
-from animesion_training.engine import runs
+from animesion_training.run_weights import BEST, FINAL, find_weights
 from animesion_training.weights import WeightsCard, read_card
 
 
@@ -28,10 +28,10 @@ def model_card(path: Path) -> str:
     Raises:
         UsageError: no weights file of Animesion, or a damaged report.
     """
-    weights = path / runs.BEST if path.is_dir() else path
+    weights = find_weights(path)
     card, folder = read_card(weights), weights.parent
     report = _report(folder / "report" / "evaluation.json", weights)
-    name = folder.resolve().name if weights.name in (runs.BEST, runs.FINAL) else weights.stem
+    name = folder.resolve().name if weights.name in (BEST, FINAL) else weights.stem
     environment = cards.environment()
     environment.filters["percent"] = _percent
     environment.filters["interval"] = lambda interval: f"{_percent(interval['low'])} to {_percent(interval['high'])}"

@@ -18,6 +18,7 @@ from animesion.errors import UsageError
 from animesion.storage import names
 from animesion.storage.workspace import atomic_file
 from animesion_training.options import reasonable
+from animesion_training.run_weights import find_weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -204,19 +205,22 @@ def _bytes_of(tensor: Tensor) -> memoryview:
 def read_card(path: Path | str) -> WeightsCard:
     """Read the card of a weights file, without its weights.
 
+    Args:
+        path: the file, or the folder of a run.
+
     Raises:
         UsageError: the file does not exist, is not a weights file of Animesion, or has an invalid card.
     """
-    return _read_header(Path(path))[0]
+    return _read_header(find_weights(path))[0]
 
 
 def load_model(path: Path | str, device: str = "cpu") -> tuple[nn.Module, WeightsCard]:
     """Load a model in evaluation mode, and its card, from a weights file.
 
     Args:
-        path: a file written by `save_model`; a checkpoint of timm's trainer or of the originals, which describes its
-            network; or a folder in timm's hub layout. The card of the latter follows from their settings, and a
-            sentence on how they were understood is logged.
+        path: a file written by `save_model`, or the folder of a run; a checkpoint of timm's trainer or of the
+            originals, which describes its network; or a folder in timm's hub layout. The card of the latter two
+            follows from their settings, and a sentence on how they were understood is logged.
         device: device of the model.
 
     Raises:
@@ -227,7 +231,7 @@ def load_model(path: Path | str, device: str = "cpu") -> tuple[nn.Module, Weight
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = Path(path)
+    path = find_weights(path)
     if _is_foreign(path):
         return _load_foreign(path, device)
     card, shapes = _read_header(path)

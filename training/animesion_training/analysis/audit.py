@@ -115,7 +115,7 @@ class Audit:
 
 def audit(
     data: DataSplits,
-    model: str,
+    model: Path | str,
     context: DistributedContext,
     *,
     neighbours: int = 5,
@@ -129,7 +129,7 @@ def audit(
 
     Args:
         data: the data, from `open_data`.
-        model: a weights file of a run, or a name for `create_model`, with timm's pretrained weights.
+        model: path of a run or of a weights file; or a name for `create_model`, with timm's pretrained weights.
         context: device to compute on; a single process.
         neighbours: number of neighbours to average over, in and out of the class.
         batch_size: images per batch.
@@ -281,9 +281,9 @@ def _deviations(own: FloatArray, labels: IntArray) -> FloatArray:
     return deviations
 
 
-def _network(model: str) -> tuple[nn.Module, int, float, Augment]:
+def _network(model: Path | str) -> tuple[nn.Module, int, float, Augment]:
     """Load the network; return it with its input size, crop share and normalisation."""
-    if Path(model).exists() or model.endswith(".safetensors"):
+    if isinstance(model, Path):
         network, card = load_model(model)
         size, mean, std, crop_pct = card.img_size, card.mean, card.std, card.crop_pct
     else:
@@ -297,7 +297,7 @@ def _network(model: str) -> tuple[nn.Module, int, float, Augment]:
     return network, size, crop_pct, Augment.plain(as_rgb(mean), as_rgb(std))
 
 
-def _embed(network: Any, pixels: Tensor, model: str) -> Tensor:
+def _embed(network: Any, pixels: Tensor, model: Path | str) -> Tensor:
     """Embeddings (B, D): the input of the classifier."""
     vectors = network.forward_head(network.forward_features(pixels), pre_logits=True)
     if not isinstance(vectors, Tensor) or vectors.ndim != 2:

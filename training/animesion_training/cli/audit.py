@@ -7,9 +7,10 @@ from pathlib import Path
 import click
 
 
-@click.command(epilog="Example: animesion audit datasets/faces --model runs/a/best.safetensors --out audit/")
+@click.command(epilog="Example: animesion audit datasets/faces --checkpoint runs/a --out audit/")
 @click.argument("path")
-@click.option("--model", required=True, metavar="NAME", help="Weights, or the name of a timm model.")
+@click.option("--checkpoint", metavar="RUN|FILE", type=click.Path(path_type=Path), help="A trained network.")
+@click.option("--model", metavar="NAME", help="In its place: a timm model, with the weights that timm has for it.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for audit.csv, .json and .html.")
 @click.option("--images", type=click.Path(path_type=Path), help="With label CSVs: root of their paths.")
 @click.option(
@@ -26,7 +27,8 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="Print every finding as JSON.")
 def audit(
     path: str,
-    model: str,
+    checkpoint: Path | None,
+    model: str | None,
     out: Path | None,
     images: Path | None,
     neighbours: int,
@@ -48,7 +50,10 @@ def audit(
     from animesion.errors import UsageError
     from animesion_training.cli.requirements import check_exists, torch_required
 
-    check_exists(path, *([model] if "/" in model or model.endswith(".safetensors") else []))
+    network = checkpoint or model
+    if network is None or (checkpoint and model):
+        raise click.UsageError("give either --checkpoint or --model")
+    check_exists(path, *filter(None, (checkpoint,)))
     if out is not None and out.is_dir() and (out / "dataset.json").exists():
         raise UsageError(f"{out} is a built dataset, which must not contain other files: give another --out")
     with torch_required():
@@ -62,9 +67,9 @@ def audit(
             raise UsageError("an audit runs in one process: start it without torchrun")
         with one_task("audit"):
             outcome = audit.audit(
-                opened, model, context, neighbours=neighbours, batch_size=batch_size, precision=precision
+                opened, network, context, neighbours=neighbours, batch_size=batch_size, precision=precision
             )
-    written = audit.write(out, outcome, opened, model=model, limit=limit) if out else []
+    written = audit.write(out, outcome, opened, model=str(network), limit=limit) if out else []
     if as_json:
         click.echo(json.dumps([asdict(each) for each in outcome.findings], ensure_ascii=False))
         return

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from animesion_training.cli.checkpoint import checkpoint_option
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -21,15 +23,9 @@ if TYPE_CHECKING:
 
 @click.command(
     "eval",
-    epilog="Example: animesion eval --checkpoint runs/a/best.safetensors --data datasets/daf-re-sample --split test",
+    epilog="Example: animesion eval --checkpoint runs/a --data datasets/daf-re-sample --split test",
 )
-@click.option(
-    "--checkpoint",
-    "weights",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="Weights of a run, or a checkpoint that describes its network.",
-)
+@checkpoint_option
 @click.option("--data", required=True, help="A built dataset, class folders, or label CSVs.")
 @click.option("--images", type=click.Path(path_type=Path), help="With label CSVs: root of their paths.")
 @click.option("--split", default="test", show_default=True, help="Split to evaluate on.")
@@ -70,7 +66,7 @@ if TYPE_CHECKING:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def eval_(
-    weights: Path,
+    checkpoint: Path,
     data: str,
     images: Path | None,
     split: str,
@@ -97,7 +93,7 @@ def eval_(
     from animesion.errors import UsageError
     from animesion_training.cli.requirements import check_exists, torch_required
 
-    check_exists(weights, data)
+    check_exists(checkpoint, data)
     with torch_required():
         from animesion_training.data import Augment, open_data
         from animesion_training.distributed import distributed_context
@@ -108,11 +104,11 @@ def eval_(
     on_embeddings = [task for task in dict.fromkeys(tasks) if task != "classification"]
     if on_embeddings and "classification" in tasks:
         raise click.UsageError("--task classification cannot be combined with the others: evaluate twice")
-    model, card = load_model(weights)
+    model, card = load_model(checkpoint)
     if not isinstance(card.img_size, int):
-        raise UsageError(f"{weights} takes images of {card.img_size}: only square inputs are supported")
+        raise UsageError(f"{checkpoint} takes images of {card.img_size}: only square inputs are supported")
     normalise = Augment.plain(evaluate.as_rgb(card.mean), evaluate.as_rgb(card.std))
-    facts: dict[str, Any] = {"data": data, "split": split, "checkpoint": str(weights), "tta": tta}
+    facts: dict[str, Any] = {"data": data, "split": split, "checkpoint": str(checkpoint), "tta": tta}
     if on_embeddings:
         from animesion_training.eval.similarity_report import Settings
 
@@ -125,7 +121,7 @@ def eval_(
         )
         return
     opened = open_data(data, images=images, classes=card.classes or None)
-    evaluate.check_classes(card, opened, str(weights))
+    evaluate.check_classes(card, opened, str(checkpoint))
     evaluate.check_trained(card, opened, split)
     with (
         distributed_context(device) as context,

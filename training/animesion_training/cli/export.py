@@ -7,18 +7,12 @@ from pathlib import Path
 import click
 
 
-@click.command(epilog="Example: animesion export --checkpoint runs/faces/best.safetensors --to onnx --out faces.onnx")
-@click.option(
-    "--checkpoint",
-    "weights",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="Weights of a run, or a checkpoint that describes its network.",
-)
+@click.command(epilog="Example: animesion export runs/faces --to onnx --out faces.onnx")
+@click.argument("checkpoint", metavar="RUN|FILE", type=click.Path(path_type=Path))
 @click.option("--to", "kind", type=click.Choice(["onnx", "torchscript", "hf"]), required=True, help="Format.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write; a folder for hf.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def export(weights: Path, kind: str, out: Path, as_json: bool) -> None:
+def export(checkpoint: Path, kind: str, out: Path, as_json: bool) -> None:
     """Export a model, and check that its outputs equal those of the original.
 
     onnx and torchscript write a file that includes class names and normalisation, hf a folder that
@@ -26,12 +20,13 @@ def export(weights: Path, kind: str, out: Path, as_json: bool) -> None:
     """
     import json
 
-    from animesion_training.cli.requirements import torch_required
+    from animesion_training.cli.requirements import check_exists, torch_required
 
+    check_exists(checkpoint)
     with torch_required():
         from animesion_training import export
 
-        done = export.export(weights, kind, out)
+        done = export.export(checkpoint, kind, out)
     if as_json:
         facts = {"out": str(done.path), "to": done.kind, "bytes": done.size, "max_abs_difference": done.difference}
         click.echo(json.dumps(facts))

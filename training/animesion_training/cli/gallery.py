@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from animesion_training.cli.checkpoint import checkpoint_option, moved_checkpoint_option
 from animesion_training.cli.images import face_crop, face_options
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ def gallery() -> None:
     """Galleries of known characters, by which `animesion identify` names those in images."""
 
 
-@gallery.command(epilog="Example: animesion gallery build --checkpoint runs/a/best.safetensors --data faces/ --out g")
-@click.option("--checkpoint", "weights", type=click.Path(path_type=Path), required=True, help="Weights of a run.")
+@gallery.command(epilog="Example: animesion gallery build --checkpoint runs/a --data faces/ --out g")
+@checkpoint_option
 @click.option("--data", required=True, help="A built dataset, class folders, or label CSVs.")
 @click.option("--images", type=click.Path(path_type=Path), help="With label CSVs: root of their paths.")
 @click.option(
@@ -50,7 +51,7 @@ def gallery() -> None:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def build(
-    weights: Path,
+    checkpoint: Path,
     data: str,
     images: Path | None,
     splits: tuple[str, ...],
@@ -69,7 +70,7 @@ def build(
     device: str,
     as_json: bool,
 ) -> None:
-    """Write a gallery of the images in DATA, with the embeddings that the weights give them.
+    """Write a gallery of the images in DATA, with the embeddings that the network gives them.
 
     The threshold of unknown images is fitted on images whose own class is left out, so best on a split whose classes
     the network was not trained on. With --detector, the faces that it finds are taken; images of faces need none.
@@ -82,7 +83,7 @@ def build(
     from animesion.errors import UsageError
     from animesion_training.cli.requirements import check_exists, torch_required
 
-    check_exists(weights, data, *filter(None, (fit_data,)))
+    check_exists(checkpoint, data, *filter(None, (fit_data,)))
     if threshold is not None and (fit_data or fit_split):
         raise click.UsageError("--threshold is given, so nothing is fitted: leave --fit-data and --fit-split out")
     faces = face_crop(detector, margin, min_score, all_faces, or_whole, settings)
@@ -99,7 +100,7 @@ def build(
     with distributed_context(device) as context:
         if context.world_size > 1:
             raise UsageError("a gallery is built by one process: start it without torchrun")
-        embedder = ImageEmbedder(weights, context, views)
+        embedder = ImageEmbedder(checkpoint, context, views)
         parts = [_embedded(embedder, opened, split, faces, problems) for split in chosen]
         vectors, names, keys = (
             np.concatenate([part[0] for part in parts]),
@@ -113,7 +114,7 @@ def build(
         card = galleries.GalleryCard(
             network=embedder.card.name,
             digest=embedder.digest,
-            weights=os.path.relpath(weights, out.parent),
+            weights=os.path.relpath(checkpoint, out.parent),
             img_size=embedder.size,
             crop_pct=embedder.card.crop_pct,
             views=views,
@@ -153,7 +154,7 @@ def build(
 @click.argument("file", metavar="GALLERY", type=click.Path(path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--name", help="Name of the character.  [default: that of the folder]")
-@click.option("--checkpoint", "weights", type=click.Path(path_type=Path), help="Weights, if they were moved.")
+@moved_checkpoint_option
 @click.option("--out", type=click.Path(path_type=Path), help="File to write.  [default: GALLERY]")
 @face_options
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
@@ -163,7 +164,7 @@ def add(
     file: Path,
     folder: Path,
     name: str | None,
-    weights: Path | None,
+    checkpoint: Path | None,
     out: Path | None,
     detector: str,
     margin: float,
@@ -203,7 +204,7 @@ def add(
     called = name or folder.resolve().name
     found = []
     with distributed_context(device) as context:
-        embedder = embedder_of(known, file, weights, context)
+        embedder = embedder_of(known, file, checkpoint, context)
         loaded = load_detector(faces)
         cut = (piece for image in given.from_files([folder]) for piece in pieces(image, loaded, faces))
         for each in counted(embedder(cut), "add"):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from animesion_training.cli.checkpoint import moved_checkpoint_option
 from animesion_training.cli.images import download_options, face_crop, face_options
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 @click.command(epilog="Example: animesion identify holo.gallery image.jpg --detector anime --margin 0.1")
 @click.argument("file", metavar="GALLERY", type=click.Path(path_type=Path))
 @click.argument("places", metavar="PATH|URL|-...", nargs=-1, required=True)
-@click.option("--checkpoint", "weights", type=click.Path(path_type=Path), help="Weights, if they were moved.")
+@moved_checkpoint_option
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Names per image.")
 @click.option("--threshold", type=click.FloatRange(-1, 1), help="Similarity below which an image is unknown.")
 @face_options
@@ -28,7 +29,7 @@ def identify(
     ctx: click.Context,
     file: Path,
     places: tuple[str, ...],
-    weights: Path | None,
+    checkpoint: Path | None,
     top: int,
     threshold: float | None,
     detector: str,
@@ -65,7 +66,7 @@ def identify(
     limit = known.card.threshold if threshold is None else threshold
     unread = 0
     with distributed_context(device) as context:
-        embedder = embedder_of(known, file, weights, context)
+        embedder = embedder_of(known, file, checkpoint, context)
         images = given.read(places, contact=contact, allow_private=allow_private)
         found = identities(embedder, known, images, top=top, threshold=limit, faces=faces)
         for each in counted(found, "identify", prints=True):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import click
 
+from animesion_training.cli import completion
+
 
 @click.command(epilog="Example: animesion models 'vit_*ifa'")
-@click.argument("pattern", required=False)
+@click.argument("pattern", required=False, shell_complete=completion.models)
 @click.option("--parameters", is_flag=True, help="Also count parameters, for 1,000 classes.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 def models(pattern: str | None, parameters: bool, as_json: bool) -> None:

@@ -7,18 +7,13 @@ from typing import Any
 
 import click
 
+from animesion_training.cli.checkpoint import checkpoint_option
 from animesion_training.cli.images import face_crop, face_options
 
 
-@click.command(epilog="Example: animesion predict --checkpoint runs/a/best.safetensors image.jpg --json")
+@click.command(epilog="Example: animesion predict --checkpoint runs/a image.jpg --json")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--checkpoint",
-    "weights",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="Weights of a run, or a checkpoint that describes its network.",
-)
+@checkpoint_option
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Guesses per image.")
 @face_options
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
@@ -27,7 +22,7 @@ from animesion_training.cli.images import face_crop, face_options
 def predict(
     ctx: click.Context,
     paths: tuple[Path, ...],
-    weights: Path,
+    checkpoint: Path,
     top: int,
     detector: str,
     margin: float,
@@ -48,7 +43,7 @@ def predict(
     from animesion.cli.progress import counted
     from animesion_training.cli.requirements import check_exists, torch_required
 
-    check_exists(weights, *paths)
+    check_exists(checkpoint, *paths)
     faces = face_crop(detector, margin, min_score, all_faces, or_whole, settings)
     with torch_required():
         from animesion_training.distributed import distributed_context
@@ -56,7 +51,7 @@ def predict(
 
     unread = 0
     with distributed_context(device) as context:
-        for each in counted(predictions(weights, paths, context, top=top, faces=faces), "predict", prints=True):
+        for each in counted(predictions(checkpoint, paths, context, top=top, faces=faces), "predict", prints=True):
             unread += bool(each.problem)
             if as_json:
                 guesses = [{"name": name, "probability": round(value, 6)} for name, value in each.guesses]

@@ -7,17 +7,17 @@ from pathlib import Path
 import click
 
 
-@click.command(
-    epilog="Example: animesion teachers --data datasets/faces runs/a/best.safetensors runs/b/best.safetensors"
-)
-@click.argument("weights", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.command(epilog="Example: animesion teachers --data datasets/faces runs/a runs/b")
+@click.argument("checkpoints", metavar="RUN|FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--data", required=True, help="A built dataset, class folders, or label CSVs.")
 @click.option("--images", type=click.Path(path_type=Path), help="With label CSVs: root of their paths.")
 @click.option("--split", default="train", show_default=True, help="Split to measure on.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="Print all numbers as JSON.")
-def teachers(weights: tuple[Path, ...], data: str, images: Path | None, split: str, device: str, as_json: bool) -> None:
-    """Rank WEIGHTS as teachers by Ratio 1-2 of their logits: the lower, the better (arXiv 2605.15689).
+def teachers(
+    checkpoints: tuple[Path, ...], data: str, images: Path | None, split: str, device: str, as_json: bool
+) -> None:
+    """Rank trained networks as teachers by Ratio 1-2 of their logits: the lower, the better (arXiv 2605.15689).
 
     This takes one pass over the split. The ratio changes when logits are shifted by a constant; the margin, which is
     listed too, does not.
@@ -27,7 +27,7 @@ def teachers(weights: tuple[Path, ...], data: str, images: Path | None, split: s
     from animesion.cli.progress import one_task
     from animesion_training.cli.requirements import check_exists, torch_required
 
-    check_exists(data, *weights)
+    check_exists(data, *checkpoints)
     with torch_required():
         from animesion_training.analysis import teachers
         from animesion_training.data import open_data
@@ -35,7 +35,7 @@ def teachers(weights: tuple[Path, ...], data: str, images: Path | None, split: s
 
     opened = open_data(data, images=images)
     with distributed_context(device) as context, one_task("teachers"):
-        ranked = teachers.rank(weights, opened, split, context)
+        ranked = teachers.rank(checkpoints, opened, split, context)
     if as_json:
         rows = [
             {"rank": i, "checkpoint": str(each.path), "model": each.name, "top_1": each.top_1, **each.statistics}
@@ -43,7 +43,7 @@ def teachers(weights: tuple[Path, ...], data: str, images: Path | None, split: s
         ]
         click.echo(json.dumps(rows, indent=2))
         return
-    click.echo(f"{'':>2}  {'ratio 1-2':>9}  {'margin':>7}  {'entropy':>7}  {'top-1':>6}  weights")
+    click.echo(f"{'':>2}  {'ratio 1-2':>9}  {'margin':>7}  {'entropy':>7}  {'top-1':>6}  checkpoint")
     for i, each in enumerate(ranked, 1):
         facts = each.statistics
         ratio = "-" if facts["ratio_1_2_normal"] is None else f"{facts['ratio_1_2_normal']:.3f}"

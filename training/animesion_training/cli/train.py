@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from animesion_training.cli import completion
+
 if TYPE_CHECKING:
     from animesion_training.data.stages import StageTimes
     from animesion_training.engine.loop import Outcome
@@ -17,8 +19,14 @@ if TYPE_CHECKING:
 @click.command(epilog="Example: animesion train --data datasets/daf-re-sample --img-size 64 --epochs 8 --out runs/a")
 @click.option("--data", required=True, help="A built dataset, class folders, or label CSVs.")
 @click.option("--images", type=click.Path(path_type=Path), help="With label CSVs: root of their paths.")
-@click.option("--recipe", default="scratch", show_default=True, help="Name of a training recipe, or a TOML file.")
-@click.option("--model", help="Network; `animesion models` lists them.")
+@click.option(
+    "--recipe",
+    default="scratch",
+    show_default=True,
+    shell_complete=completion.recipes,
+    help="Name of a training recipe, see `animesion recipes --train`, or a TOML file.",
+)
+@click.option("--model", shell_complete=completion.models, help="Network; `animesion models` lists them.")
 @click.option("--img-size", type=int, help="Side of the input in pixels.")
 @click.option("--epochs", type=int, help="Passes over the data.")
 @click.option("--batch-size", help="Images per step, over all processes, or `auto` for the largest that fits.")
@@ -30,11 +38,20 @@ if TYPE_CHECKING:
 @click.option("--keep-rate", type=float, help="Share of tokens that each reduction keeps.")
 @click.option("--token-cache", help="Cross-layer cache: clc.")
 @click.option("--adapter", help="Adapter: ila, adapter, lora, ...")
-@click.option("--teacher", help="Weights of a teacher to distil from.")
+@click.option("--teacher", metavar="RUN|FILE", help="Trained network to distil from.")
 @click.option("--teacher-size", type=int, help="Side of the teacher's input in pixels; by default its own.")
-@click.option("--init", help="Weights to start from; a head of another number of classes is replaced.")
+@click.option(
+    "--init", metavar="RUN|FILE", help="Weights to start from; a head of another number of classes is replaced."
+)
 @click.option("--freeze", multiple=True, help="Parameters to freeze: `backbone`, a name, a shell pattern.")
-@click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override one value of the recipe.")
+@click.option(
+    "--set",
+    "overrides",
+    metavar="KEY=VALUE",
+    multiple=True,
+    shell_complete=completion.keys,
+    help="Override one value of the recipe.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.")
 @click.option("--find-lr", is_flag=True, help="Do not train: test learning rates, and suggest one.")
 @click.option("--profile-data", is_flag=True, help="Do not train: show where the loader spends its time.")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.optim._optim_factory import create_optimizer_v2, get_optimizer_info
+from timm.optim._optim_factory import create_optimizer_v2, get_optimizer_info, list_optimizers
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from timm.scheduler.step_lr import StepLRScheduler
@@ -83,8 +83,10 @@ def make_optimizer(model: nn.Module, settings: OptimizerSection, device: torch.d
     try:
         info = get_optimizer_info(settings.name.lower().rpartition("_")[2])
         known = set(inspect.signature(info.opt_class).parameters) if inspect.isclass(info.opt_class) else None
-    except (ValueError, AssertionError) as error:
-        raise UsageError(f"optimizer.name '{settings.name}' cannot be created: {error}") from None
+    except (ValueError, AssertionError):
+        names = list_optimizers()
+        near = nearest(settings.name, names) or f"; there are {', '.join(names)}"
+        raise UsageError(f"optimizer.name: timm has no optimizer '{settings.name}'{near}") from None
     options: dict[str, Any] = dict(settings.options)
     if known is not None and "kwargs" not in known:
         known -= {*_OWN, "params"}

@@ -25,7 +25,7 @@ from animesion.errors import AnimesionError, BusyError, UsageError
 from animesion.storage.workspace import TEMPORARY, full_disk_is_clear, sweep, write_atomic
 from animesion_training.recipe import TrainRecipe, load
 
-LAST, PREVIOUS, BEST, FINAL = "last.ckpt", "previous.ckpt", "best.safetensors", "last.safetensors"
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 RECIPE = "recipe.toml"
 _METRICS, _EPOCHS = "metrics.jsonl", "epochs.csv"
 #: Digest of what determines the result of the run, so that a resume with other settings is refused.

@@ -36,6 +36,7 @@ from animesion_training.models import input_config
 from animesion_training.models.create import bare
 from animesion_training.precision import resolve
 from animesion_training.recipe import TrainRecipe
+from animesion_training.run_weights import BEST, FINAL
 from animesion_training.weights import card_of, load_model, write_weights
 
 
@@ -193,7 +194,7 @@ class Trainer:
         if self.recipe.data.val and self.recipe.data.val in self.data.splits:
             numbers |= self._validate(epoch)
         if self.context.is_main:
-            self._save_weights(runs.FINAL, epoch, numbers)
+            self._save_weights(FINAL, epoch, numbers)
             if self._log:
                 self._log.write("epoch", self.step, epoch, numbers)
         self.meter.start_epoch()
@@ -271,11 +272,11 @@ class Trainer:
         if value > self.best_val:
             self.best_val, self.best_epoch = value, epoch
             if self.context.is_main:
-                self._save_weights(runs.BEST, epoch, numbers)
+                self._save_weights(BEST, epoch, numbers)
         return numbers
 
     def _test(self) -> Evaluation | None:
-        chosen = self.out / (runs.BEST if self.best_epoch else runs.FINAL)
+        chosen = self.out / (BEST if self.best_epoch else FINAL)
         self.writer.wait()
         self.context.barrier()  # the first process may still be writing the weights
         model, _ = load_model(chosen)

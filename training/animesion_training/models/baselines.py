@@ -5,11 +5,11 @@ Short names leave out the image size, because each baseline can be built for any
 
 from __future__ import annotations
 
-import difflib
 import re
 
 import timm
 
+from animesion.config.settings import similar
 from animesion.errors import UsageError
 
 #: Short name -> timm's architecture. Baselines of the papers: DAF:re trained ResNet-18/152 and ViT B/16 to L/32.
@@ -40,8 +40,7 @@ def timm_name(name: str) -> str:
     architecture, dot, tag = name.partition(".")
     architecture = BASELINES.get(architecture, architecture)
     if not timm.is_model(architecture):
-        known = sorted({*BASELINES, *timm.list_models()})
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        near = similar(name, [*BASELINES, *timm.list_models()], 3)
         hint = f"did you mean {', '.join(near)}?" if near else "`animesion models` lists them"
         raise UsageError(f"no model is called {name!r}: {hint}")
     if dot and f"{architecture}.{tag}" not in timm.list_pretrained(f"{architecture}.*"):

@@ -17,6 +17,7 @@ from typing import Any
 import timm
 from torch import nn
 
+from animesion.config.settings import nearest
 from animesion.errors import UsageError
 from animesion_training.models import packages
 from animesion_training.models.assemble import TOKEN_HEADS, assemble, init_from_backbone
@@ -228,7 +229,8 @@ def create_model(
 
 def _check(num_classes: int, img_size: int | tuple[int, int] | None, head: str, options: Mapping[str, Any]) -> None:
     if head not in {*HEADS, *TOKEN_HEADS}:
-        raise UsageError(f"no head is called {head!r}: there are {', '.join(dict.fromkeys([*HEADS, *TOKEN_HEADS]))}")
+        heads = list(dict.fromkeys([*HEADS, *TOKEN_HEADS]))
+        raise UsageError(f"there is no head '{head}'{nearest(head, heads)}; there are {', '.join(heads)}")
     if not 0 <= num_classes <= _LIMITS["num_classes"]:
         raise UsageError(f"num_classes must be from 0 to {_LIMITS['num_classes']:,}, not {num_classes}")
     sides = () if img_size is None else (img_size,) if isinstance(img_size, int) else tuple(img_size)

@@ -23,6 +23,7 @@ from animesion.checkpoints import Checkpoint, cut_prefix, read_checkpoint
 from animesion.errors import AnimesionError, UsageError
 from animesion_training.models.assemble import init_from_backbone
 from animesion_training.models.positions import match_positions
+from animesion_training.run_weights import find_weights
 
 _log = logging.getLogger("animesion_training")
 
@@ -40,7 +41,7 @@ def load_weights(model: nn.Module, path: Path | str | Checkpoint, *, new_head: b
 
     Args:
         model: the model.
-        path: see `checkpoints.read_checkpoint`, or what it returned.
+        path: the folder of a run; or see `checkpoints.read_checkpoint`, or what it returned.
         new_head: keep the initial classifier, even if the file has one that fits.
 
     Returns:
@@ -50,7 +51,7 @@ def load_weights(model: nn.Module, path: Path | str | Checkpoint, *, new_head: b
     Raises:
         UsageError: unreadable file, or weights of another architecture; the message lists the first differing names.
     """
-    found = path if isinstance(path, Checkpoint) else read_checkpoint(path)
+    found = path if isinstance(path, Checkpoint) else read_checkpoint(find_weights(path))
     notes, head_fits = fit_weights(model, found, new_head=new_head)
     sentence = f"{found.path}: {'; '.join(notes)}"
     if len(notes) > 1 or not head_fits:
