@@ -91,7 +91,7 @@ def build(
 
         overrides = (*overrides, f"duplicates.against={json.dumps(against, ensure_ascii=False)}")
     if out and recipe in _FOR_ANY_DATA and not sample:  # such a dataset is called after its place, if nothing names it
-        overrides = (f'name="{_name_of(out)}"', *overrides)
+        overrides = (f'name="{name_of(out)}"', *overrides)
     chosen = load(recipe, overrides, sample=sample)
     from animesion.pipeline import runner
     from animesion.storage import stores
@@ -133,7 +133,7 @@ def build(
         _print_funnel(chosen, result, time.perf_counter() - start)
 
 
-def _name_of(out: str) -> str:
+def name_of(out: str) -> str:
     """A dataset's name from the last part of its folder or URL: letters, digits, `.`, `_` and `-`."""
     last = out.rstrip("/").rpartition("/")[2]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-._")[:64] or "dataset"

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import functools
 import sys
-from importlib.metadata import EntryPoint, EntryPoints, entry_points
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
 
 def points(group: str, name: str = "") -> list[EntryPoint]:
@@ -21,6 +22,6 @@ def points(group: str, name: str = "") -> list[EntryPoint]:
 
 
 @functools.lru_cache(maxsize=2)
-def _installed(path: tuple[str, ...]) -> EntryPoints:
+def _installed(path: tuple[str, ...]) -> Any:
     """All entry points; finding them reads a file of each installed package, so only once for each `sys.path`."""
     return entry_points()

@@ -290,7 +290,7 @@ def _print(built: Gallery, fit: Fit | None) -> None:
     fitted = f", fitted on {card.fitted}" if card.fitted else ""
     click.echo(f"an image is unknown below a similarity of {card.threshold:.4f} ({card.rule}{fitted})")
     if fit is not None and fit.recognised is not None and fit.auroc is not None:
-        click.echo(f"there, {fit.recognised:.1%} of images of known classes get their name; AUROC {fit.auroc:.3f}")
+        click.echo(f"there, {fit.recognised:.1%} of images of known classes get their name; AUROC {fit.auroc:.1%}")
 
 
 def _printable(text: str) -> str:

@@ -84,7 +84,7 @@ def make_optimizer(model: nn.Module, settings: OptimizerSection, device: torch.d
         info = get_optimizer_info(settings.name.lower().rpartition("_")[2])
         known = set(inspect.signature(info.opt_class).parameters) if inspect.isclass(info.opt_class) else None
     except (ValueError, AssertionError):
-        names = list_optimizers()
+        names = [str(each) for each in list_optimizers()]
         near = nearest(settings.name, names) or f"; there are {', '.join(names)}"
         raise UsageError(f"optimizer.name: timm has no optimizer '{settings.name}'{near}") from None
     options: dict[str, Any] = dict(settings.options)

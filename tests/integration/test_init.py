@@ -1,0 +1,60 @@
+"""`animesion init`: what it says of a folder is what a build of the recipe does."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import animesion
+from animesion.config.recipe import load
+from tests.conftest import draw
+from tests.running import run_here
+
+
+def folder(root: Path, names: list[str], side: int = 40) -> Path:
+    for i, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw(i, side).save(path)
+    return root
+
+
+def test_the_recipe_of_a_folder_with_splits_builds_what_was_said(tmp_path: Path) -> None:
+    names = [f"{split}/{label}/{i}.png" for split in ("train", "test") for label in ("red", "blue") for i in range(3)]
+    root = folder(tmp_path / "my faces", names)
+    (root / "train/red/broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    out = tmp_path / "mine.toml"
+    done = run_here("init", str(root), "--yes", "--out", str(out), "--size", "32", "--licence", "cc0-1.0")
+    assert done.returncode == 0, done.stderr
+    assert "13 images, 2 classes: red 7, blue 6" in done.stdout
+    assert "it publishes the splits" in done.stdout
+    assert "shorter sides of 12 images: 40 to 40 pixels, median 40" in done.stdout
+    assert "cannot be used: truncated image 1" in done.stdout
+    recipe = load(str(out))
+    assert (recipe.name, recipe.pack.size, recipe.card.licence) == ("my-faces", 32, "cc0-1.0")
+    result = animesion.build(recipe, tmp_path / "built", workers=1)
+    assert result.seen == 13
+    assert set(result.splits) == {"train", "test"}
+    assert dict(result.dropped)["truncated image"] == 1
+
+
+def test_names_of_others_do_no_harm_and_nothing_is_overwritten(tmp_path: Path) -> None:
+    root = folder(tmp_path / 'a"b', ["x\n[pack]\nsize=1/1.png", "x\n[pack]\nsize=1/2.png", "y'\"\"\"/1.png"])
+    out = tmp_path / "r.toml"
+    assert run_here("init", str(root), "--yes", "--out", str(out)).returncode == 0
+    values = tomllib.loads(out.read_text())
+    assert "pack" not in values
+    assert values["source"]["path"] == str(root)
+    before = out.read_bytes()
+    again = run_here("init", str(root), "--yes", "--out", str(out))
+    assert (again.returncode, out.read_bytes()) == (2, before)
+    assert "exists: give another --out" in again.stderr
+
+
+def test_mistakes_are_sentences(tmp_path: Path) -> None:
+    assert "error: " in run_here("init", str(tmp_path / "none"), "--yes").stderr
+    root = folder(tmp_path / "some", ["a/1.png", "b/1.png"])
+    wrong = run_here("init", str(root), "--yes", "--name", "no/name", "--out", str(tmp_path / "x.toml"))
+    assert wrong.returncode == 2
+    assert "name" in wrong.stderr
+    assert not (tmp_path / "x.toml").exists()
