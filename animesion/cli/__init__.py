@@ -20,7 +20,20 @@ from animesion.errors import AnimesionError
 from animesion.executors.base import ONE_THREAD
 from animesion_scrapers import plugins
 
-_ORDER = ["init", "build", "recipes", "sources", "detectors", "detect", "stats", "verify", "diff", "audit", "card", "report"]
+_ORDER = [
+    "init",
+    "build",
+    "recipes",
+    "sources",
+    "detectors",
+    "detect",
+    "stats",
+    "verify",
+    "diff",
+    "audit",
+    "card",
+    "report",
+]
 _ORDER += ["browse", "remove", "publish", "train", "eval", "predict", "study", "profile", "export", "models", "doctor"]
 
 #: Bytes of address space under which libraries crash, and under which they get one thread each.

@@ -39,7 +39,7 @@ def test_the_recipe_of_a_folder_with_splits_builds_what_was_said(tmp_path: Path)
 
 
 def test_names_of_others_do_no_harm_and_nothing_is_overwritten(tmp_path: Path) -> None:
-    root = folder(tmp_path / 'a"b', ["x\n[pack]\nsize=1/1.png", "x\n[pack]\nsize=1/2.png", "y'\"\"\"/1.png"])
+    root = folder(tmp_path / 'a"b', ["x\n[pack]\nsize=1/1.png", "x\n[pack]\nsize=1/2.png", 'y\'"""/1.png'])
     out = tmp_path / "r.toml"
     assert run_here("init", str(root), "--yes", "--out", str(out)).returncode == 0
     values = tomllib.loads(out.read_text())

@@ -1,0 +1,1 @@
+"""The files of a Gradio Space for a trained network, which `animesion demo` writes."""
