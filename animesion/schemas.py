@@ -7,6 +7,7 @@ reads and writes them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, Self
@@ -22,6 +23,10 @@ class Box(NamedTuple):
     right: float
     bottom: float
     score: float
+
+
+#: Categories of tags, in the order in which vocabularies list them.
+TAG_CATEGORIES = ("general", "character", "copyright", "artist", "meta")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,7 @@ class Item:
         class_order: published class id, or -1; determines the order of class ids.
         flags: state of the post at the source, such as `deleted`.
         failure: drop reason if the source already knows that there are no bytes to read.
+        tags: tags by category, one of `TAG_CATEGORIES` each; None if the recipe asks for no tags.
     """
 
     key: str
@@ -63,6 +69,7 @@ class Item:
     author: str = ""
     failure: str = ""
     detail: str = ""
+    tags: Mapping[str, Sequence[str]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +184,16 @@ class DropReason(StrEnum):
 MEANINGS: dict[str, str] = {reason.value: reason.meaning for reason in DropReason}
 
 
+#: Why tags are dropped: meaning by reason, in the order in which reasons are checked.
+TAG_MEANINGS = {
+    "new": "not in the vocabulary of the version before, which an update keeps",
+    "category": "the category is not in tags.categories",
+    "excluded": "tags.exclude lists the tag",
+    "rare": "fewer samples than tags.min_images",
+    "over the limit": "beyond the tags.most most frequent ones",
+}
+
+
 #: Drop reasons that follow from the boxes of an image.
 FACE_REASONS = frozenset(
     {
@@ -224,6 +241,12 @@ RAW = pa.schema(
         ("detail", pa.string()),
     ]
 )
+
+#: Tags of the listed images by category, as the source gives them; only if the recipe asks for tags.
+TAGS = pa.schema([("key", pa.string()), *((name, pa.list_(pa.string())) for name in TAG_CATEGORIES)])
+
+#: Tags of each sample as positions in the vocabulary `tags.csv`, ascending.
+SAMPLE_TAGS = pa.schema([("key", pa.string()), ("tags", pa.list_(pa.int32()))])
 
 #: Side of the colour thumbnail that the fine duplicate check compares.
 THUMBNAIL_SIDE = 16

@@ -17,7 +17,7 @@ from animesion.cards import hub, statements
 from animesion.config.card import given
 from animesion.config.recipe import Recipe
 from animesion.errors import UsageError
-from animesion.schemas import MEANINGS
+from animesion.schemas import MEANINGS, TAG_MEANINGS
 
 if TYPE_CHECKING:
     from animesion.verification.diff import Difference
@@ -57,6 +57,7 @@ def dataset_card(
             recipe=recipe,
             recipe_toml=recipe.to_toml(),
             reasons=MEANINGS,
+            tag_reasons=TAG_MEANINGS,
             largest=_largest(facts),
             said=statements.responsible_use(facts, recipe),
             synthetic=statements.synthetic_share(recipe),

@@ -135,7 +135,7 @@ def croissant(facts: Mapping[str, Any], recipe: Recipe, digests: Mapping[str, st
     Args:
         facts: content of `dataset.json`.
         recipe: the resolved recipe.
-        digests: SHA-256 of `index.parquet` and `classes.csv`.
+        digests: SHA-256 of `index.parquet`, `classes.csv` and, if samples carry tags, `tags.csv`.
     """
     card = recipe.card
     document: dict[str, Any] = {
@@ -168,7 +168,7 @@ def croissant(facts: Mapping[str, Any], recipe: Recipe, digests: Mapping[str, st
         document["rai:hasSyntheticData"] = share > 0
     document |= _provenance(facts, recipe)
     document["distribution"] = _distribution(facts, digests)
-    document["recordSet"] = [_classes(), _samples()]
+    document["recordSet"] = [_classes(), *([_tags()] if "tags.csv" in digests else []), _samples()]
     return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 
 
@@ -264,8 +264,8 @@ def _provenance(facts: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
 
 def _distribution(facts: Mapping[str, Any], digests: Mapping[str, str]) -> list[dict[str, Any]]:
     shards = [shard for split in facts["splits"].values() for shard in split["shards"]]
-    kinds = {"index.parquet": "application/x-parquet", "classes.csv": "text/csv"}
-    files = [_file(name, kind, digests[name]) for name, kind in kinds.items()]
+    kinds = {"index.parquet": "application/x-parquet", "classes.csv": "text/csv", "tags.csv": "text/csv"}
+    files = [_file(name, kind, digests[name]) for name, kind in kinds.items() if name in digests]
     files += [_file(shard["path"], "application/x-tar", shard["sha256"], shard["bytes"]) for shard in shards]
     images = {
         "@type": "cr:FileSet",
@@ -287,20 +287,41 @@ def _file(name: str, kind: str, sha256: str, size: int | None = None) -> dict[st
 
 
 def _classes() -> dict[str, Any]:
-    def field(name: str, column: str, kind: str, description: str) -> dict[str, Any]:
-        source = {"fileObject": {"@id": "classes.csv"}, "extract": {"column": column}}
-        return {"@type": "cr:Field", "@id": f"classes/{name}", "name": name, "description": description,
+    return _names("classes", "classes.csv", "The class map.", "class", "class_id", {})
+
+
+def _tags() -> dict[str, Any]:
+    more = {"category": "general, character, copyright, artist or meta."}
+    return _names("tags", "tags.csv", "The vocabulary of the tags.", "tag", "tag_id", more)
+
+
+def _names(name: str, file: str, description: str, what: str, key: str, more: Mapping[str, str]) -> dict[str, Any]:
+    """The record set of a table of names.
+
+    Args:
+        name: of the record set.
+        file: the table.
+        description: of the record set.
+        what: what a row is.
+        key: column of its id.
+        more: description by further column of text.
+    """
+
+    def field(field_name: str, column: str, kind: str, about: str) -> dict[str, Any]:
+        source = {"fileObject": {"@id": file}, "extract": {"column": column}}
+        return {"@type": "cr:Field", "@id": f"{name}/{field_name}", "name": field_name, "description": about,
                 "dataType": kind, "source": source}  # fmt: skip
 
     return {
         "@type": "cr:RecordSet",
-        "@id": "classes",
-        "name": "classes",
-        "description": "The class map.",
-        "key": {"@id": "classes/id"},
+        "@id": name,
+        "name": name,
+        "description": description,
+        "key": {"@id": f"{name}/id"},
         "field": [
-            field("id", "class_id", "sc:Integer", "Class id, from 0."),
-            field("name", "name", "sc:Text", "Class name."),
+            field("id", key, "sc:Integer", f"{what.capitalize()} id, from 0."),
+            field("name", "name", "sc:Text", f"{what.capitalize()} name."),
+            *(field(column, column, "sc:Text", about) for column, about in more.items()),
         ],
     }
 

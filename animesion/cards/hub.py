@@ -66,7 +66,7 @@ def header(facts: dict[str, Any], recipe: Recipe, *, urls_only: bool) -> dict[st
         {"name": "__url__", "dtype": "string"},
         {"name": "cls", "dtype": {"class_label": {"names": dict(_numbered(facts["class_names"]))}}},
         {"name": facts["image_field"], "dtype": "image"},
-        {"name": "json", "struct": _json_features()},
+        {"name": "json", "struct": _json_features(facts)},
     ]
     if "txt" in facts["fields"]:
         features.append({"name": "txt", "dtype": "string"})
@@ -130,12 +130,16 @@ def _gate(card: CardSection) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value}
 
 
-def _json_features() -> list[dict[str, Any]]:
+def _json_features(facts: dict[str, Any]) -> list[dict[str, Any]]:
     numbers = {"label", "width", "height"}
     texts = ["name", "split", "source", "source_id", "page_url", "file_url", "licence", "author", "rating", "md5"]
     names = ["label", *texts, "width", "height"]
     fields: list[dict[str, Any]] = [{"name": n, "dtype": "int64" if n in numbers else "string"} for n in names]
-    return [*fields, {"name": "box", "sequence": "int64"}, {"name": "group", "dtype": "string"}]
+    fields += [{"name": "box", "sequence": "int64"}, {"name": "group", "dtype": "string"}]
+    if "tags" in facts:
+        categories = [{"name": name, "sequence": "string"} for name in facts["tags"]["categories"]]
+        fields.append({"name": "tags", "struct": categories})
+    return fields
 
 
 def _numbered(names: list[str]) -> list[tuple[str, str]]:

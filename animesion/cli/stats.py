@@ -91,6 +91,8 @@ def stats(path: str, as_json: bool, plot_folder: Path | None, strategy: str | No
             **{name: each.images for name, each in sizes.items()},
             "splits": {name: each.to_dict() for name, each in sizes.items()},
         }
+    if found.tags:
+        report["tags"] = found.tags
     if plot_folder:
         report["plots"] = _plot(plot_folder, path, basis, found.counts)
     if as_json:
@@ -205,6 +207,12 @@ def _print(report: dict[str, Any]) -> None:
         console.print(f"{_printable(file)}: {size}{repeated}{'' if figures.get('counted', True) else ' (not counted)'}")
     if len(report["files"]) > 12:
         console.print(f"and {len(report['files']) - 12:,} more files (--json prints all)")
+    if "tags" in report:
+        each = table("Tags", "category", "tags", "uses", "most frequent")
+        for category, figures in report["tags"].items():
+            frequent = ", ".join(f"{_printable(name)[:40]} {n:,}" for name, n in figures["most_frequent"].items())
+            each.add_row(category, f"{figures['tags']:,}", f"{figures['uses']:,}", frequent)
+        console.print(each)
     for line in _findings(report):
         console.print(line)
 

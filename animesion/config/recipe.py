@@ -444,6 +444,17 @@ class PackSection(Section):
         return value
 
 
+class TagsSection(Section):
+    """Which tags of the source travel with the samples."""
+
+    categories: list[Literal["general", "character", "copyright", "artist", "meta"]] = Field(
+        [], description="categories of tags that samples carry; empty for no tags"
+    )
+    min_images: int = Field(20, ge=1, description="tags of fewer samples are dropped")
+    most: int = Field(0, ge=0, description="number of tags to keep, the most frequent; 0 for all")
+    exclude: list[str] = Field([], description="tags that are dropped; * stands for any characters")
+
+
 class Recipe(Section):
     """A resolved recipe: every default is filled in."""
 
@@ -457,6 +468,7 @@ class Recipe(Section):
     quality: QualitySection = QualitySection()
     curate: CurateSection = CurateSection()
     classes: ClassesSection = ClassesSection()
+    tags: TagsSection = TagsSection()
     split: SplitSection = SplitSection()
     pack: PackSection = PackSection()
     card: CardSection = CardSection()

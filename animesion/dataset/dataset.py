@@ -25,6 +25,7 @@ from animesion.config.recipe import Name, Recipe, read_back
 from animesion.config.settings import explain
 from animesion.dataset import fiftyone_samples, notebook, shards
 from animesion.dataset.places import Places
+from animesion.dataset.tags import Vocabulary, read_vocabulary
 from animesion.dataset.tensors import Tensors
 from animesion.errors import UsageError
 from animesion.images import codec
@@ -164,6 +165,12 @@ class Sample:
     def _repr_html_(self) -> str:
         return notebook.sample_html(self)
 
+    @property
+    def tags(self) -> dict[str, list[str]]:
+        """Tags by category, in the order of the vocabulary; empty where samples carry none."""
+        found = self.meta.get("tags")
+        return found if isinstance(found, dict) else {}
+
     def decode(self) -> Image.Image:
         """The decoded image, mode RGB.
 
@@ -268,6 +275,15 @@ class Dataset:
             UsageError: `recipe.toml` is missing or damaged.
         """
         return read_back(self.path / "recipe.toml")
+
+    @functools.cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The tags of the samples, `tags.csv`.
+
+        Raises:
+            UsageError: samples carry no tags, or the file is damaged.
+        """
+        return read_vocabulary(self.path)
 
     # -- tables ------------------------------------------------------------------------------------------------------
 

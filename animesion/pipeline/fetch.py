@@ -11,9 +11,11 @@ import contextlib
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self, cast
+
+import pyarrow as pa
 
 from animesion import sources
 from animesion.config.recipe import Recipe
@@ -23,7 +25,7 @@ from animesion.errors import UsageError
 from animesion.executors import Executor
 from animesion.images import codec, hashing, opt_outs
 from animesion.pipeline import rules, versions
-from animesion.schemas import PLAN, RAW, DropReason, Item, Payload
+from animesion.schemas import PLAN, RAW, TAG_CATEGORIES, TAGS, DropReason, Item, Payload
 from animesion.storage import parquet, removed
 from animesion.storage.workspace import Workspace, atomic_file, write_atomic
 
@@ -45,6 +47,7 @@ class FetchPlan:
         notes: sentences from the source about entries that it skipped.
         parent: digest of the version of the dataset that the build is made onto; empty for a build of its own.
         compact: whether the samples of the parent get new shards.
+        tags: digest of the table of each part's tags, by part number; empty if the recipe asks for no tags.
     """
 
     parts: list[str]
@@ -52,12 +55,19 @@ class FetchPlan:
     notes: list[str]
     parent: str = ""
     compact: bool = False
+    tags: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> Self:
         """The plan that a receipt states."""
-        names = ("parts", "items", "notes", "parent", "compact")
+        names = ("parts", "items", "notes", "parent", "compact", "tags")
         return cls(**{name: facts[name] for name in names if name in facts})
+
+    @property
+    def outputs(self) -> dict[str, str]:
+        """Digest by name of the files of the listing."""
+        found = {plan_name(part): digest for part, digest in enumerate(self.parts)}
+        return found | {tags_name(part): digest for part, digest in enumerate(self.tags)}
 
 
 @dataclass(frozen=True)
@@ -170,6 +180,12 @@ def plan_name(part: int) -> str:
     return f"raw/part-{part:05d}.plan.parquet"
 
 
+def tags_name(part: int) -> str:
+    """Path of the tags of a part's images inside the output folder."""
+    # not in the plan, whose digest decides what is fetched: a build that asks for tags later fetches nothing again
+    return f"raw/part-{part:05d}.tags.parquet"
+
+
 class CrawlProgress:
     """Converts the status of a crawl into progress events: images done, and one line of text.
 
@@ -236,29 +252,32 @@ def make_plan(
         UsageError: no images, an image listed twice, boxes requested but not given, a source that cannot update, or
             one that has changed although a version was built onto another.
     """
-    options = params_digest(recipe.source.model_dump(mode="json"))
+    with_tags = bool(recipe.tags.categories)
+    listed = recipe.source.model_dump(mode="json")
+    options = params_digest({"source": listed, "tags": True} if with_tags else listed)
     stamp = source.stamp() if isinstance(source, sources.Stamped) else ""
     inputs = {"stamp": stamp} if stamp else {}
     before = workspace.receipt("plan")
     before = before if before and before.code == CODE and workspace.intact(before) else None
     if update and before and before.params != options:
         raise UsageError(
-            f"--update adds to the listing in {workspace.root}, which is of other [source] options: give the same "
-            "ones, or build into another folder"
+            f"--update adds to the listing in {workspace.root}, which is of other [source] options, or with or without "
+            "tags: give the same ones, or build into another folder"
         )
     known = before if before and before.params == options else None
     plan = FetchPlan.of(known.facts) if known else None
     if plan and (source.remote or (known and stamp and known.inputs == inputs)) and not (update and source.remote):
         return _compacted(workspace, plan, options, inputs) if update and compact else plan
-    outputs: dict[str, str] = {}
+    digests: list[str] = []
+    tags: list[str] = []
     written = before.outputs if before else {}
     keys = _Keys(workspace)
     count, parent = 0, ""
     items: Iterable[Item]
     grown = plan is not None and (update or bool(plan.parent))
     if plan and grown:
-        outputs = {plan_name(part): digest for part, digest in enumerate(plan.parts)}
-        for part in range(len(outputs)):
+        digests, tags = list(plan.parts), list(plan.tags)
+        for part in range(len(digests)):
             keys.add_part(part)
         count, parent = plan.items, plan.parent
         # New images start a new part even if the last one is short, so that fetched parts keep their digests.
@@ -267,7 +286,7 @@ def make_plan(
                 raise UsageError(
                     f"source '{recipe.source.kind}' cannot list only new images: build into another folder"
                 )
-            last = parquet.plan_items(parquet.read(workspace.path(plan_name(len(outputs) - 1)), PLAN))
+            last = parquet.plan_items(parquet.read(workspace.path(plan_name(len(digests) - 1)), PLAN))
             items = source.items_after(last[-1])
         else:
             items = _new_items(workspace, plan, source)
@@ -288,33 +307,33 @@ def make_plan(
         repeated = keys.add_chunk(chunk)
         if repeated:
             raise UsageError(f"the source lists {repeated.source_id!r} twice; list every image once")
-        name = plan_name(len(outputs))
-        outputs[name] = _write_plan(workspace, name, chunk, written)
+        if with_tags:
+            tags.append(_write_table(workspace, tags_name(len(digests)), _tags_table(chunk), written))
+        digests.append(_write_table(workspace, plan_name(len(digests)), parquet.plan_table(chunk), written))
         count += len(chunk)
         advance(len(chunk))
     if not count:
         raise UsageError(f"the source of recipe {recipe.name} lists no images: check its [source] options")
-    digests_in_order = [outputs[plan_name(part)] for part in range(len(outputs))]
     notes = list(source.notes)
     if plan and grown:
-        if len(digests_in_order) == len(plan.parts):
+        if len(digests) == len(plan.parts):
             found = replace(plan, notes=notes or plan.notes)
             return (
                 _compacted(workspace, found, options, inputs) if compact else _stored(workspace, found, options, inputs)
             )
         parent = versions.begin(workspace) or parent
         notes = notes or plan.notes
-    return _stored(workspace, FetchPlan(digests_in_order, count, notes, parent, compact), options, inputs)
+    return _stored(workspace, FetchPlan(digests, count, notes, parent, compact, tags), options, inputs)
 
 
 def _stored(workspace: Workspace, plan: FetchPlan, options: str, inputs: Mapping[str, str]) -> FetchPlan:
     """Commit a plan, unless it is what the receipt states."""
     facts = {"parts": plan.parts, "items": plan.items, "notes": plan.notes}
     facts |= {"parent": plan.parent, "compact": plan.compact} if plan.parent else {}
-    outputs = {plan_name(part): digest for part, digest in enumerate(plan.parts)}
+    facts |= {"tags": plan.tags} if plan.tags else {}
     known = workspace.done("plan", CODE, options, inputs)
     if known is None or known.facts != facts:
-        workspace.commit("plan", CODE, options, inputs, outputs, facts)
+        workspace.commit("plan", CODE, options, inputs, plan.outputs, facts)
     return FetchPlan.of(facts)
 
 
@@ -352,18 +371,22 @@ def _state(key: str, locator: str, labels: Sequence[str], split: str) -> bytes:
     return hashlib.blake2b(repr((key, locator, list(labels), split)).encode(), digest_size=16).digest()
 
 
-def _write_plan(
-    workspace: Workspace, name: str, chunk: Sequence[Item], written: Mapping[str, Mapping[str, Any]]
-) -> str:
-    """Write the plan of a part, unless the file has it already; returns its digest.
+def _tags_table(chunk: Sequence[Item]) -> pa.Table:
+    """The tags of a part's items, schema `TAGS`."""
+    columns = {name: [list((item.tags or {}).get(name, ())) for item in chunk] for name in TAG_CATEGORIES}
+    return pa.table({"key": [item.key for item in chunk], **columns}, schema=TAGS)
+
+
+def _write_table(workspace: Workspace, name: str, table: pa.Table, written: Mapping[str, Mapping[str, Any]]) -> str:
+    """Write a table of the listing, unless the file has it already; returns its digest.
 
     Args:
         workspace: the output folder.
-        name: path of the plan.
-        chunk: the items of the part.
+        name: path of the table.
+        table: its content.
         written: outputs of the receipt of the listing before.
     """
-    content = parquet.content(parquet.plan_table(chunk))
+    content = parquet.content(table)
     digest = hashlib.sha256(content).hexdigest()
     known = written.get(name, {})
     if known.get("sha256") == digest and workspace.has(name, known):

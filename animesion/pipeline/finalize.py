@@ -26,17 +26,19 @@ from animesion.cards.croissant import croissant
 from animesion.cards.facts import SHARED, counted
 from animesion.config.recipe import Recipe
 from animesion.config.settings import params_digest
-from animesion.dataset import text_tables
+from animesion.dataset import tags, text_tables
 from animesion.dataset.dataset import Dataset
 from animesion.dedup import extraction
 from animesion.executors import Executor
 from animesion.images import codec, local_features
 from animesion.pipeline import thumbnails, versions
+from animesion.pipeline.tags import counted as counted_tags
+from animesion.pipeline.tags import describe as describe_tags
 from animesion.pipeline.versions import Parent
 from animesion.report import facts as shown
 from animesion.report import page
 from animesion.report.images import Images
-from animesion.schemas import CURATED, INDEX
+from animesion.schemas import CURATED, INDEX, SAMPLE_TAGS
 from animesion.stats import long_tail, plots
 from animesion.storage import checksums, parquet, removed
 from animesion.storage.receipts import Receipt
@@ -93,6 +95,8 @@ def run(
         inputs["removed"] = sha256_file(workspace.path(REMOVED))
     if parent:
         inputs["parent"] = parent.digest
+    if tagged := workspace.receipt("tags"):
+        inputs |= {name: output["sha256"] for name, output in tagged.outputs.items()}
     receipt = workspace.done("finalize", CODE, digest, inputs)
     if receipt:
         return receipt
@@ -100,6 +104,8 @@ def run(
     curated = parquet.read(workspace.path("curated.parquet"), CURATED, _DESCRIBED)
     facts = _facts(workspace, recipe, {**curate.facts, "notes": list(notes)}, index, parts)
     facts |= parent.lineage(index) if parent else {}
+    if tagged:
+        facts["tags"] = tagged.facts["summary"]
     outputs = describe(workspace, recipe, facts, index, curated, executor)
     committed = workspace.commit("finalize", CODE, digest, inputs, outputs)
     versions.forget_others(workspace, parent.digest if parent else "")
@@ -129,6 +135,8 @@ def describe(
     """
     facts = facts | counted(curated)
     outputs: dict[str, str] = {}
+    if "tags" in facts:
+        facts["tags"], outputs = _tags(workspace, facts["tags"], index)
     tables = {name: sha256_file(workspace.path(name)) for name in ("index.parquet", "curated.parquet")}
 
     def write(name: str, text: str) -> None:
@@ -149,6 +157,7 @@ def describe(
     facts["grid"] = list(rows)
     write("dataset.json", _json(facts))
     table_digests = {"index.parquet": tables["index.parquet"], "classes.csv": outputs["classes.csv"]}
+    table_digests |= {name: outputs[name] for name in (tags.VOCABULARY,) if name in outputs}
     write("croissant.json", croissant(facts, recipe, table_digests))
     write("README.md", cards.dataset_card(facts, recipe))
     # The report reads the dataset as any user does, so dataset.json has to be written by now.
@@ -160,6 +169,24 @@ def describe(
     # Last: a folder with this file is a complete dataset.
     write_atomic(workspace.path(checksums.CHECKSUMS), checksums.render(listed).encode())
     return outputs
+
+
+def _tags(workspace: Workspace, summary: dict[str, Any], index: pa.Table) -> tuple[dict[str, Any], dict[str, str]]:
+    """Count the tags of the samples; returns the facts and the SHA-256 of the files.
+
+    After a removal, the files have samples that are gone, and are written without them.
+    """
+    vocabulary = tags.read_vocabulary(workspace.root)
+    rows = index.select(["key", "split"]).sort_by("key").combine_chunks()
+    column = tags.read_assigned(workspace.root, rows["key"], len(vocabulary)).column()
+    found, column = counted_tags(vocabulary.names, vocabulary.categories, column, rows["split"])
+    table = pa.table([rows["key"], column], schema=SAMPLE_TAGS)
+    outputs = {
+        tags.VOCABULARY: write_atomic(workspace.path(tags.VOCABULARY), tags.render(found).encode()),
+        tags.ASSIGNED: parquet.write(workspace.path(tags.ASSIGNED), table),
+        tags.DROPPED: sha256_file(workspace.path(tags.DROPPED)),
+    }
+    return describe_tags(found, table, summary), outputs
 
 
 def _report(workspace: Workspace, index: pa.Table, executor: Executor | None) -> str:

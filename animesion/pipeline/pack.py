@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,11 +28,13 @@ import pyarrow.compute as pc
 from animesion import splits
 from animesion.config.recipe import Recipe
 from animesion.config.settings import params_digest
-from animesion.dataset import shards
+from animesion.dataset import shards, tags
+from animesion.dataset.tags import Members
 from animesion.errors import AnimesionError, UsageError
 from animesion.executors import Executor
 from animesion.images import codec, ends, formats
 from animesion.pipeline import thumbnails
+from animesion.pipeline.members import SHOWN, ints, sample_fields, sample_sizes
 from animesion.pipeline.versions import Parent
 from animesion.schemas import CURATED, INDEX
 from animesion.storage import checksums, names, parquet
@@ -46,9 +47,7 @@ _BATCH = 256
 
 IntArray = npt.NDArray[np.int64]
 
-#: Columns of `CURATED` that a sample shows, and those that tell where its original is and how it was decoded.
-_SHOWN = ("key", "label", "class_id", "split", "group", "crop", "width", "height", "source", "source_id")
-_SHOWN += ("page_url", "file_url", "licence", "author", "rating", "md5")  # type: ignore[assignment]
+#: Columns of `CURATED` that tell where the original of a sample is and how it was decoded.
 _ORIGINAL = ("sha256", "plain", "part", "offset", "bytes", "extension")
 
 #: Encoded images in the intermediate file of a part.
@@ -187,9 +186,11 @@ class ShardJob:
 
     Attributes:
         shard: path relative to the output folder.
-        rows: the samples in the order of the shard: columns of `_SHOWN`, and `file place size packed sample_size`, the
-            place, size and SHA-256 of the encoded image, and the size of the sample in the shard.
+        rows: the samples in the order of the shard: columns of `SHOWN`, `tags` if they carry tags, and `file place size
+            packed sample_size`, the place, size and SHA-256 of the encoded image, and the size of the sample in the
+            shard.
         files: paths that `file` counts, relative to the output folder.
+        members: the part of the JSON with the tags, if samples carry tags.
     """
 
     workspace: Workspace
@@ -198,6 +199,7 @@ class ShardJob:
     rows: Rows
     files: tuple[str, ...]
     inputs: dict[str, str]
+    members: Members | None = None
 
     @property
     def name(self) -> str:
@@ -210,7 +212,8 @@ class ShardJob:
             opened: dict[int, IO[bytes]] = {}
             with atomic_file(self.workspace.path(self.shard)) as out:
                 for row in self.rows:
-                    block = shards.sample(row["key"], sample_fields(row, self._image(row, opened, stack), self.recipe))
+                    image = self._image(row, opened, stack)
+                    block = shards.sample(row["key"], sample_fields(row, image, self.recipe, self.members))
                     if len(block) != row["sample_size"]:
                         raise RuntimeError(f"{row['key']} has {len(block)} bytes instead of {row['sample_size']}")
                     out.write(block)
@@ -290,43 +293,6 @@ def _have_size(width: IntArray, height: IntArray, recipe: Recipe) -> npt.NDArray
     return fits
 
 
-def sample_fields(row: Mapping[str, Any], content: bytes, recipe: Recipe) -> dict[str, bytes]:
-    """The members of a sample: image, `cls`, `json` and, unless switched off, the caption `txt`.
-
-    The JSON has the same fields with the same types in every sample, without nulls and empty lists, because readers
-    infer types from single samples. `_sample_sizes` computes the size of the members without making them.
-    """
-    provenance = {
-        "label": row["class_id"],
-        "name": row["label"],
-        "split": row["split"],
-        "source": row["source"],
-        "source_id": row["source_id"],
-        "page_url": row["page_url"],
-        "file_url": row["file_url"],
-        "licence": row["licence"],
-        "author": row["author"],
-        "rating": row["rating"],
-        "md5": row["md5"],
-        "width": row["width"],
-        "height": row["height"],
-        "box": row["crop"],
-        "group": row["group"],
-    }
-    fields = {
-        recipe.pack.format: content,
-        "cls": str(row["class_id"]).encode(),
-        "json": json.dumps(provenance, ensure_ascii=False, separators=(",", ":")).encode(),
-    }
-    if recipe.pack.caption:
-        fields["txt"] = _caption(row["label"], recipe)
-    return fields
-
-
-def _caption(label: str, recipe: Recipe) -> bytes:
-    return recipe.pack.caption.replace("{name}", label.replace("_", " ")).encode()
-
-
 def params(recipe: Recipe) -> str:
     """Digest of the recipe's values that this stage depends on."""
     values = recipe.model_dump(mode="json", include={"pack", "filter"})
@@ -373,6 +339,9 @@ def _inputs(workspace: Workspace, parent: Parent | None) -> dict[str, str]:
     inputs = {"curated": curate.outputs["curated.parquet"]["sha256"]}
     if parent:
         inputs["parent"] = "" if parent.compact else parent.digest
+    if tags_receipt := workspace.receipt("tags"):
+        inputs["tags"] = tags_receipt.outputs[tags.ASSIGNED]["sha256"]
+        inputs["vocabulary"] = tags_receipt.outputs[tags.VOCABULARY]["sha256"]
     return inputs
 
 
@@ -462,18 +431,13 @@ def _clean(workspace: Workspace) -> None:
 
 def _kept(workspace: Workspace) -> pa.Table:
     """The kept rows, by key."""
-    columns = ["kept", "reason", *_SHOWN, *_ORIGINAL]
+    columns = ["kept", "reason", *SHOWN, *_ORIGINAL]
     curated = parquet.read(workspace.path("curated.parquet"), CURATED, columns)
     return curated.filter(curated["kept"]).drop_columns(["kept", "reason"]).combine_chunks()
 
 
 def _unit(shard: str) -> str:
     return f"shards/{shard.removeprefix('data/').removesuffix('.tar')}"
-
-
-def _ints(column: pa.ChunkedArray) -> IntArray:
-    found: IntArray = column.to_numpy().astype(np.int64)
-    return found
 
 
 class _Images:
@@ -496,14 +460,14 @@ class _Images:
         self._workspace, self._recipe, self._kept = workspace, recipe, kept
         n = len(kept)
         self._crop = np.asarray(kept["crop"].combine_chunks().flatten(), dtype=np.int64).reshape(-1, 4)
-        self._part = _ints(kept["part"])
+        self._part = ints(kept["part"])
         copied = self._copied()
         parts = np.unique(self._part)
         self.files = [f"raw/part-{part:05d}.tar" for part in parts.tolist()]
         self._containers: dict[str, int] = {}  # SHA-256 of a shard of an earlier build -> number of its file
         self.file = np.where(copied, np.searchsorted(parts, self._part), -1)
-        self.offset = np.where(copied, _ints(kept["offset"]), 0)
-        self.size = np.where(copied, _ints(kept["bytes"]), 0)
+        self.offset = np.where(copied, ints(kept["offset"]), 0)
+        self.size = np.where(copied, ints(kept["bytes"]), 0)
         self.sha256 = kept["sha256"].combine_chunks()
         self._encoded = np.flatnonzero(~copied)
         self._ids = self._make_ids()
@@ -514,7 +478,7 @@ class _Images:
     def _copied(self) -> npt.NDArray[np.bool_]:
         """Which originals go into a shard as they are, shape (n,)."""
         settings = self._recipe.pack
-        width, height = _ints(self._kept["width"]), _ints(self._kept["height"])
+        width, height = ints(self._kept["width"]), ints(self._kept["height"])
         if settings.keep_original != "auto":
             return np.zeros(len(width), dtype=np.bool_)
         whole = np.stack([np.zeros_like(width), np.zeros_like(width), width, height], axis=1)
@@ -595,7 +559,7 @@ class _Images:
     def _set(self, rows: IntArray, file: IntArray | int, at: pa.Table) -> None:
         """Set where some images are: in which file, and columns `offset size sha256`."""
         self.file[rows] = file
-        self.offset[rows], self.size[rows] = _ints(at["offset"]), _ints(at["size"])
+        self.offset[rows], self.size[rows] = ints(at["offset"]), ints(at["size"])
         mask = np.zeros(len(self.file), dtype=np.bool_)
         mask[rows] = True
         order = np.argsort(rows, kind="stable")
@@ -610,7 +574,7 @@ class _Images:
         table = self._kept.select(["key", "crop", "width", "height", "plain", "extension", "offset", "bytes"])
         table = table.append_column("id", pc.replace_with_mask(ids, pa.array(mask), self._ids))
         rows = np.flatnonzero(self.file < 0)
-        rows = rows[np.lexsort((_ints(self._kept["offset"])[rows], self._part[rows]))]  # as the tar is read
+        rows = rows[np.lexsort((ints(self._kept["offset"])[rows], self._part[rows]))]  # as the tar is read
         self._fresh[rows] = True
         for part in np.unique(self._part[rows]).tolist():
             chosen = rows[self._part[rows] == part]
@@ -659,57 +623,6 @@ class _Images:
         return pa.table([self._ids, container, taken["offset"], taken["size"], taken["sha256"]], schema=_KNOWN)
 
 
-def _sample_sizes(kept: pa.Table, image: IntArray, recipe: Recipe) -> tuple[IntArray, IntArray]:
-    """Bytes of each sample in its shard, and offset in it of the image's bytes; shape (n,) each."""
-    empty = dict.fromkeys(_SHOWN, "") | dict.fromkeys(("class_id", "width", "height"), 0) | {"crop": [0, 0, 0, 0]}
-    fixed = len(sample_fields(empty, b"", recipe)["json"]) - 7  # without the digits of the seven integers
-    text = np.full(len(kept), fixed, dtype=np.int64)
-    for name in _SHOWN:
-        if kept[name].type == pa.string() and name != "key":
-            text += _json_lengths(kept[name])
-    for values in (kept["class_id"], kept["width"], kept["height"], kept["crop"].combine_chunks().flatten()):
-        digits = _ints(pc.binary_length(pc.cast(values, pa.string())))
-        text += digits.reshape(len(kept), -1).sum(axis=1)
-    lengths = {
-        recipe.pack.format: image,
-        "cls": _ints(pc.binary_length(pc.cast(kept["class_id"], pa.string()))),
-        "json": text,
-    }
-    if recipe.pack.caption:
-        label = kept["label"].combine_chunks().dictionary_encode()
-        captions = np.array([len(_caption(name, recipe)) for name in label.dictionary.to_pylist()], dtype=np.int64)
-        lengths["txt"] = captions[label.indices.to_numpy()]
-    total = np.zeros(len(kept), dtype=np.int64)
-    start = total
-    for field in sorted(lengths):
-        if field == recipe.pack.format:
-            start = total + shards.BLOCK
-        total = total + shards.BLOCK + -(-lengths[field] // shards.BLOCK) * shards.BLOCK
-    return total, start
-
-
-#: Bytes that JSON adds to a byte of a text: a backslash, or `\u00` and two digits less the byte.
-_ESCAPES = np.zeros(256, dtype=np.int64)
-_ESCAPES[:32] = 5
-_ESCAPES[list(b'"\\\b\f\n\r\t')] = 1
-
-
-def _json_lengths(column: pa.ChunkedArray) -> IntArray:
-    """Bytes of each text inside the quotes of JSON, as UTF-8."""
-    lengths = _ints(pc.binary_length(column))
-    start = 0
-    for chunk in column.chunks:
-        _, offsets, content = chunk.buffers()
-        if content is not None and len(chunk):
-            bounds = np.frombuffer(offsets, dtype=np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
-            letters = np.frombuffer(content, dtype=np.uint8)[bounds[0] : bounds[-1]]
-            escaped = np.flatnonzero((letters < 32) | (letters == ord('"')) | (letters == ord("\\")))
-            rows = np.searchsorted(bounds - bounds[0], escaped, side="right") - 1
-            np.add.at(lengths, start + rows, _ESCAPES[letters[escaped]])
-        start += len(chunk)
-    return lengths
-
-
 def _assign_to_shards(
     workspace: Workspace, recipe: Recipe, kept: pa.Table, images: _Images, parent: Parent | None
 ) -> tuple[list[ShardJob], pa.Table]:
@@ -718,15 +631,23 @@ def _assign_to_shards(
     The hash decides which shard a sample is in, so that every shard has a mix of classes. Samples of the parent stay in
     their shards, and new shards follow those.
     """
-    sizes, starts = _sample_sizes(kept, images.size, recipe)
+    table = kept.select(SHOWN)
+    vocabulary = tags.read_vocabulary(workspace.root) if workspace.receipt("tags") else None
+    of_tags = None if vocabulary is None else tags.Members(vocabulary)
+    if vocabulary:
+        found = tags.read_assigned(workspace.root, kept["key"], len(vocabulary))
+        table = table.append_column("tags", found.column())
+    sizes, starts = sample_sizes(table, images.size, recipe, of_tags)
     order = _hashed_order(recipe.pack.seed, kept["key"])
-    table = kept.select(_SHOWN)
     table = table.append_column("packed", images.sha256)
     shown = table.column_names
     for name, values in (("file", images.file), ("place", images.offset), ("size", images.size)):
         table = table.append_column(name, pa.array(values))
     table = table.append_column("sample_size", pa.array(sizes))
     code = params_digest([recipe.pack.format, recipe.pack.caption])
+    settings = {"settings": code}
+    if vocabulary:
+        settings["tags"] = params_digest([vocabulary.names, vocabulary.categories])
     jobs: list[ShardJob] = []
     pieces = []
     for split in splits.SPLITS:
@@ -741,8 +662,8 @@ def _assign_to_shards(
             # By key plus dot, which is the order of the member names: "-" sorts before ".", and "0" after it.
             places = members[sorted(range(len(members)), key=lambda i: keys[i] + ".")]
             rows = Rows(table, places)
-            inputs = {"samples": _table_digest(rows.taken(shown)), "settings": code}
-            jobs.append(ShardJob(workspace, recipe, shard, rows, tuple(images.files), inputs))
+            inputs = {"samples": _table_digest(rows.taken(shown)), **settings}
+            jobs.append(ShardJob(workspace, recipe, shard, rows, tuple(images.files), inputs, of_tags))
             at = np.cumsum(sizes[places]) - sizes[places]
             taken = rows.taken(["key", "split", "class_id", "packed"])
             columns = {

@@ -22,13 +22,13 @@ import pyarrow.compute as pc
 
 from animesion.config.decisions import Decisions
 from animesion.config.recipe import Recipe
-from animesion.dataset import shards
+from animesion.dataset import shards, tags
 from animesion.dataset.dataset import Dataset
 from animesion.errors import UsageError
 from animesion.images import hashing
 from animesion.pipeline import fetch, finalize, pack, versions
 from animesion.pipeline.removal_plan import STAGE, Plan, Request
-from animesion.schemas import CURATED, EMBEDDINGS, FEATURES, INDEX, PAIRS, PLAN, RAW
+from animesion.schemas import CURATED, EMBEDDINGS, FEATURES, INDEX, PAIRS, PLAN, RAW, TAGS
 from animesion.storage import parquet, removed
 from animesion.storage.removed import REMOVED, Removal
 from animesion.storage.workspace import Workspace, atomic_file, sha256_file, write_atomic
@@ -45,6 +45,10 @@ def write(request: Request, plan: Plan, note: str) -> dict[str, Any]:
     new.root.mkdir(parents=True)
     log = _log(request, note)
     write_atomic(new.path(REMOVED), removed.render([*removed.read(root), *log]).encode())
+    if old.path(tags.VOCABULARY).is_file():
+        for name in (tags.VOCABULARY, tags.ASSIGNED):  # finalize writes them again, without what goes
+            shutil.copyfile(old.path(name), new.path(name))
+        write_atomic(new.path(tags.DROPPED), tags.without_rare(old.path(tags.DROPPED), len(request.keys)).encode())
     recipe = _without_decisions(request.recipe, request)
     write_atomic(new.path("recipe.toml"), recipe.to_toml().encode())
     if recipe == request.recipe:
@@ -67,7 +71,16 @@ def write(request: Request, plan: Plan, note: str) -> dict[str, Any]:
     stale = {"plots/samples.jpg"} - written
     receipts = {
         path.relative_to(root).as_posix()
-        for name in ("curate.json", "compare.json", "index.json", "thumbnails.json", "finalize.json", "pack", "shards")
+        for name in (
+            "curate.json",
+            "compare.json",
+            "tags.json",
+            "index.json",
+            "thumbnails.json",
+            "finalize.json",
+            "pack",
+            "shards",
+        )
         for path in ([root / ".receipts" / name] if name.endswith(".json") else (root / ".receipts" / name).glob("*"))
         if path.is_file()
     }
@@ -260,6 +273,7 @@ class _Parts:
         parquet.write(self._new.path(f"raw/{name}.parquet"), parquet.table(left, RAW))
         self.offsets[part] = moved
         self._filter(f"raw/{name}.plan.parquet", PLAN, keys)
+        self._filter(fetch.tags_name(part), TAGS, keys)
         self._filter(f"features/{name}.parquet", FEATURES, keys)
         self._filter(f"features/embeddings-{name}.parquet", EMBEDDINGS, keys)
 
@@ -416,13 +430,14 @@ def _write_receipts(
     if plan_receipt and plan_receipt.facts["parts"]:
         word = _mentions(request)
         notes = [note for note in plan_receipt.facts["notes"] if not word.search(note)]
-        outputs = {fetch.plan_name(part): digest for part, digest in enumerate(digests)}
         facts = {"parts": digests, "items": items, "notes": notes}
+        if plan_receipt.facts.get("tags"):
+            facts["tags"] = [sha256_file(new.path(fetch.tags_name(part))) for part in range(len(digests))]
         if plan_receipt.facts.get("parent"):  # what is left is what the next version is built onto
             facts["parent"] = sha256_file(new.path("dataset.json"))
             versions.keep(new, facts["parent"])
         # without the stamp of a local source, as it is listed again: what it still has is then dropped as removed
-        new.commit("plan", plan_receipt.code, plan_receipt.params, {}, outputs, facts)
+        new.commit("plan", plan_receipt.code, plan_receipt.params, {}, fetch.FetchPlan.of(facts).outputs, facts)
     for split in Dataset(new.root).splits.values():
         for shard in split.shards:
             unit = f"shards/{shard.path.removeprefix('data/').removesuffix('.tar')}"

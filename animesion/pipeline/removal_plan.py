@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from animesion.dataset import tags
 from animesion.dataset.dataset import Dataset
 from animesion.errors import UsageError
 from animesion.pipeline import versions
@@ -32,7 +33,7 @@ _TAGGED = frozenset({"danbooru", "dump", "gelbooru", "moebooru", "safebooru", "s
 _KNOWN = frozenset(
     {"README.md", "SHA256SUMS", "_info.json", "classes.csv", "croissant.json", "curated.parquet", "data",
      "dataset.json", "features", "index.parquet", "pack", "plots", "raw", "recipe.toml", REMOVED,
-     "report.html", ".receipts", STAGE, versions.FOLDER}
+     "report.html", ".receipts", STAGE, versions.FOLDER, *tags.FILES}
 )  # fmt: skip
 
 

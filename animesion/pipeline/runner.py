@@ -16,7 +16,7 @@ from animesion.config.recipe import Recipe
 from animesion.config.settings import nearest
 from animesion.errors import AnimesionError, UsageError
 from animesion.images import other_hashes
-from animesion.pipeline import curate, fetch, finalize, inspect, pack, versions
+from animesion.pipeline import curate, fetch, finalize, inspect, pack, tags, versions
 from animesion.progress import Progress
 from animesion.storage import stores
 from animesion.storage.workspace import STAGES, Workspace, write_atomic
@@ -193,11 +193,13 @@ def run(
         if until == "curate":
             return result
 
+        result = _tags(workspace, recipe, source, plan, parent, result, progress)
         shard_done = upload.shard if upload else lambda shard: None
         while crashed := _pack(workspace, recipe, executor, parent, result, progress, shard_done):
             # Curate drops the images that killed their worker. Each round has fewer images, so the loop ends.
             _remember_crashed(workspace, crashed)
             result = _curate(workspace, searched, plan, parent, result, progress)
+            result = _tags(workspace, recipe, source, plan, parent, result, progress)
         if until == "finalize":
             with _stage(progress, "finalize"):
                 finalize.run(workspace, recipe, executor, parts, result.notes, parent)
@@ -240,6 +242,24 @@ def _curate(
         )
     counts = {name: facts[name] for name in ("seen", "kept", "dropped", "splits", "classes")}
     return replaced(result, **counts, notes=[*plan.notes, *facts["notes"]])
+
+
+def _tags(
+    workspace: Workspace,
+    recipe: Recipe,
+    source: sources.Source,
+    plan: fetch.FetchPlan,
+    parent: versions.Parent | None,
+    result: BuildResult,
+    progress: Progress,
+) -> BuildResult:
+    """Decide which tags the samples carry, if the recipe asks for tags, and add the notes to the result."""
+    if not recipe.tags.categories or not result.kept:
+        tags.remove(workspace)
+        return result
+    with _stage(progress, "tags", result.kept):
+        receipt = tags.run(workspace, recipe, source, plan, parent)
+    return replaced(result, notes=[*result.notes, *receipt.facts["notes"]])
 
 
 def _pack(

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from animesion.dataset import tags
 from animesion.dataset.dataset import Dataset
 from animesion.errors import UsageError
 from animesion.schemas import CURATED
@@ -30,6 +31,8 @@ FOLDER = "versions"
 
 #: Files of a version that the next one needs.
 _FILES = ("dataset.json", "curated.parquet", "index.parquet")
+#: Another one, if the dataset has it.
+_MAYBE = (tags.VOCABULARY,)
 #: For `animesion diff`, if the recipe has not been changed since.
 _RECIPE = "recipe.toml"
 _MOST_BYTES = 500_000_000
@@ -47,7 +50,8 @@ def begin(workspace: Workspace) -> str:
     if not all(workspace.path(name).is_file() for name in checksums.SEALS):
         return ""
     listed = checksums.read(workspace.root)
-    digests = {name: sha256_file(workspace.path(name)) for name in _FILES}
+    there = [*_FILES, *(name for name in _MAYBE if workspace.path(name).is_file())]
+    digests = {name: sha256_file(workspace.path(name)) for name in there}
     for name, digest in digests.items():
         if listed.get(name) != digest:
             raise UsageError(f"{workspace.root}: {name} does not match its SHA256SUMS: run `animesion verify`")
@@ -60,7 +64,8 @@ def keep(workspace: Workspace, digest: str, *, with_recipe: bool = True) -> None
     """Link the tables of the finished dataset into its folder below `versions/`."""
     folder = workspace.path(FOLDER, digest)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (*_FILES, *([_RECIPE] if with_recipe else [])):
+    maybe = [name for name in _MAYBE if workspace.path(name).is_file()]
+    for name in (*_FILES, *maybe, *([_RECIPE] if with_recipe else [])):
         # Files are replaced and never changed, so a link keeps what it links to.
         temporary = folder / f".tmp-{os.getpid()}-{name}"
         temporary.unlink(missing_ok=True)
@@ -107,6 +112,12 @@ class Parent:
     def classes(self) -> dict[str, int]:
         """Class ids by name."""
         return {info.name: info.id for info in self._dataset.classes}
+
+    @functools.cached_property
+    def vocabulary(self) -> tags.Vocabulary | None:
+        """Its tags; None if its samples carry none."""
+        folder = self._dataset.path
+        return tags.read_vocabulary(folder) if (folder / tags.VOCABULARY).is_file() else None
 
     @functools.cached_property
     def rows(self) -> pa.Table:

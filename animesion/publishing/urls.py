@@ -105,6 +105,7 @@ def rebuilding(recipe: Recipe) -> Recipe:
         "filter": limits,
         "crop": crop,
         "classes": {},
+        "tags": {},
         "split": {**values["split"], "strategy": "published"},
     }
     return Recipe.model_validate(values)

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from animesion import schemas, splits
+from animesion.dataset import tags
 from animesion.dataset.dataset import Dataset
 from animesion.errors import UsageError
 from animesion.report.boxes import BOXED_SIDE, Boxes
@@ -152,7 +153,7 @@ def overview(dataset: Dataset, rows: Rows, audit: Path | None = None) -> dict[st
         "seen": dataset.seen,
         "fetched": metadata["fetched"],
         "kept": dataset.kept,
-        "notes": metadata["notes"],
+        "notes": [*metadata["notes"], *metadata["tags"]],
         "drops": reasons,
         "splits": [
             {"name": split.name, "samples": split.samples, "bytes": split.bytes} for split in dataset.splits.values()
@@ -417,6 +418,7 @@ def _metadata(path: Path) -> dict[str, Any]:
         "fetched": fetched if isinstance(fetched, int) else None,
         "conflicts": facts["label_conflicts"] if isinstance(facts.get("label_conflicts"), int) else 0,
         "notes": [clip(note) for note in notes if isinstance(note, str)][:FINDINGS] if isinstance(notes, list) else [],
+        "tags": tags.of_facts(facts.get("tags")),
     }
 
 

@@ -23,6 +23,7 @@ from animesion.schemas import Item, Payload
 from animesion_scrapers import plugins
 
 if TYPE_CHECKING:
+    from animesion.sources.tag_tables import TagTables
     from animesion_scrapers import CrawlStatus
 
 
@@ -99,6 +100,24 @@ class Crawled(Source, Protocol):
 
 
 @runtime_checkable
+class Tagged(Source, Protocol):
+    """A source whose images have tags.
+
+    Attributes:
+        with_tags: whether items carry their tags, from `tags.categories`; they make a listing slower and larger.
+    """
+
+    with_tags: bool
+
+    def tag_tables(self) -> TagTables:
+        """The aliases and implications of the tags, which are applied to those of the items later.
+
+        Raises:
+            UsageError: a table cannot be read.
+        """
+
+
+@runtime_checkable
 class Stamped(Source, Protocol):
     """A local source that can tell whether its listing may have changed, for less than listing costs."""
 
@@ -143,6 +162,12 @@ def make(recipe: Recipe) -> Source:
     source: Source = found(options)  # type: ignore[call-arg]
     if isinstance(source, Crawled):
         source.opt_outs = recipe.filter.opt_outs
+    if isinstance(source, Tagged):
+        source.with_tags = bool(recipe.tags.categories)
+    elif recipe.tags.categories:
+        raise UsageError(
+            f"tags.categories: source '{kind}' lists no tags: leave it empty, or use a source of boorus or of a dump"
+        )
     return source
 
 

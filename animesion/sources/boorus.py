@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,9 +16,10 @@ from pydantic import Field
 
 from animesion.config.settings import Section
 from animesion.errors import UsageError
+from animesion.schemas import TAG_CATEGORIES, Item
 from animesion.sources import clean_text, tag_tables
 from animesion.sources.crawled import CrawledSource, CrawlOptions
-from animesion.sources.tag_tables import TagTableOptions, TagTables
+from animesion.sources.tag_tables import TagTableOptions, TagTables, distinct
 
 if TYPE_CHECKING:
     from animesion_scrapers import Post, Site
@@ -72,11 +74,23 @@ class BooruSource(CrawledSource):
 
     def __init__(self, options: Any) -> None:
         super().__init__(options)
+        self.with_tags = False
         self._tables = TagTables()
+
+    def tag_tables(self) -> TagTables:
+        """The tables of the options."""
+        return tag_tables.load(self.options)
+
+    def item(self, post: Post, order: int) -> Item:
+        """Convert a post to an item, with its tags if they are asked for."""
+        item = super().item(post, order)
+        if not self.with_tags:
+            return item
+        return replace(item, tags={name: distinct(post.tags.get(name, ())) for name in TAG_CATEGORIES})
 
     def posts(self, site: Site, newer_than: str) -> Iterator[Post]:
         """Posts of the given ids or of the search."""
-        self._tables = tag_tables.load(self.options)
+        self._tables = self.tag_tables()
         most = self.options.limit or None
         if not self.options.ids:
             return site.posts(self.options.tags, most, newer_than)

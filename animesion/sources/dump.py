@@ -2,7 +2,8 @@
 
 In such dumps numbers are strings, tags may repeat, ratings are s, q or e, and lines may be damaged. Exports of the API
 have `tag_string_character` in place of `tags`, and may be one JSON array. Head boxes are read
-from DanbooruAnimeFaces' `faces.tsv`, and the published order of classes from `tagIds.tsv`.
+from DanbooruAnimeFaces' `faces.tsv`, and the published order of classes from `tagIds.tsv`. Tags of characters and
+artists are always read, the others if the recipe asks for tags: most tags are general ones.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import lzma
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, ClassVar, cast
 
@@ -23,24 +24,20 @@ from animesion.config.settings import Section
 from animesion.dataset import label_files
 from animesion.errors import UsageError
 from animesion.schemas import DropReason, Item, Payload
-from animesion.sources import clean_text, faces
+from animesion.sources import clean_text, faces, tag_tables
 from animesion.sources import families as by_name
 from animesion.sources.image_root import ImageRoot
 from animesion.sources.posts import NOT_IMAGES, families
 from animesion.sources.stored import PathOrUrl
+from animesion.sources.tag_tables import TagTableOptions, TagTables, distinct
 
-_CHARACTER = "4"
-_ARTIST = "1"
 _FLAGS = {flag: f"is_{flag}" for flag in ("deleted", "banned", "pending", "flagged")}
 _LONGEST_LINE = 16 * 1024 * 1024
 _LONGEST_MEMBER = 1024 * 1024
-#: Categories of tags that are read, as dumps and as the site write them.
-_CATEGORIES: dict[Any, str] = {_CHARACTER: _CHARACTER, 4: _CHARACTER, _ARTIST: _ARTIST, 1: _ARTIST}
-#: Category of tags -> fields that list their names in exports without `tags`.
-_TAG_FIELDS = {
-    _CHARACTER: ("tag_string_character", "tags_character"),
-    _ARTIST: ("tag_string_artist", "tags_artist"),
-}
+#: Categories of tags that are always read, as dumps and as the site write them.
+_NEEDED: dict[Any, str] = {"4": "character", 4: "character", "1": "artist", 1: "artist"}
+#: Those that are read for the tags of samples.
+_EVERY = _NEEDED | {"0": "general", 0: "general", "3": "copyright", 3: "copyright", "5": "meta", 5: "meta"}
 _TRUE = frozenset({"true", "t", "yes", "y", "1", "1.0"})
 _RATINGS = {
     "general": "g", "safe": "s", "sensitive": "s", "questionable": "q", "explicit": "e",
@@ -50,7 +47,7 @@ _RATINGS = {
 _UNKNOWN_RATING = "?"
 
 
-class DumpOptions(Section):
+class DumpOptions(TagTableOptions):
     """Options of the `dump` source."""
 
     metadata: str = Field(
@@ -77,6 +74,8 @@ class DumpSource:
     def __init__(self, options: DumpOptions) -> None:
         self.options = options
         self.notes: list[str] = []
+        self.with_tags = False
+        self._tables = TagTables()
 
     def session(self) -> contextlib.AbstractContextManager[object]:
         """An empty context."""
@@ -87,6 +86,7 @@ class DumpSource:
         root = ImageRoot(self.options.images, "source.images")
         table = faces.load(Path(self.options.faces).expanduser()) if self.options.faces else None
         tag_ids = label_files.read_tag_ids(Path(self.options.tag_ids).expanduser()) if self.options.tag_ids else {}
+        self._tables = self.tag_tables()
         seen: set[int] = set()
         repeats = position = labelled = 0
         for file in self._metadata_files():
@@ -111,6 +111,10 @@ class DumpSource:
         absent = sum(post not in seen for post in table.boxes) if table else 0
         if absent:
             self.notes.append(f"{absent} post(s) of the face table are not in the metadata")
+
+    def tag_tables(self) -> TagTables:
+        """The tables of the options."""
+        return tag_tables.load(self.options)
 
     def read(self, items: Sequence[Item]) -> Iterator[Payload]:
         """Read files below the image root."""
@@ -138,8 +142,8 @@ class DumpSource:
         position: int,
     ) -> Item:
         number = record["id"]
-        tags = _tags(record)
-        characters = tags.get(_CHARACTER, [])
+        tags = _tags(record, _EVERY if self.with_tags else _NEEDED)
+        characters = self._tables.labels(tags.get("character", ()))
         extension = _text(record, "file_ext").lower()
         failure, detail = "", ""
         locator: dict[str, Any] = {}
@@ -160,7 +164,7 @@ class DumpSource:
             source_id=str(number),
             locator=json.dumps(locator),
             order=order,
-            labels=tuple(characters),
+            labels=characters,
             families=(
                 *families(str(number), _text(record, "parent_id"), _text(record, "pixiv_id"), _text(record, "source")),
                 # a number alone says nothing to `auto`
@@ -171,9 +175,10 @@ class DumpSource:
             rating=_RATINGS.get(_text(record, "rating").strip().lower(), _UNKNOWN_RATING),
             flags=tuple(flag for flag, field in _FLAGS.items() if (value := record.get(field)) and _is_true(value)),
             page_url=f"https://danbooru.donmai.us/posts/{number}",
-            author=clean_text(" ".join(tags.get(_ARTIST, [])), 300),
+            author=clean_text(" ".join(tags.get("artist", ())), 300),
             failure=failure,
             detail=detail,
+            tags=tags if self.with_tags else None,
         )
 
 
@@ -250,24 +255,30 @@ def _unreadable(file: Path, line: int, position: int) -> Item:
     )
 
 
-def _tags(record: dict[str, Any]) -> dict[str, list[str]]:
-    """Distinct names of characters and artists: those of `tags`, or of the `tag_string_*` fields if it lists none."""
-    found: dict[str, dict[str, None]] = {}
+def _tags(record: dict[str, Any], wanted: Mapping[Any, str]) -> dict[str, tuple[str, ...]]:
+    """Distinct tags by category: those of `tags`, or of the `tag_string_*` fields if it lists none with a name.
+
+    Args:
+        record: of a post.
+        wanted: name of each category to read, by its code.
+    """
+    found: dict[str, list[str]] = {}
     value = record.get("tags")
     listed = value if isinstance(value, list) else []
+    without_general = wanted is _NEEDED
     for tag in listed:
-        # most tags are of other categories: cleaning them too would cost more than parsing the record
-        if not isinstance(tag, dict) or (category := tag.get("category")) == "0":
+        # most tags are general: cleaning them too would cost more than parsing the record
+        if not isinstance(tag, dict) or ((category := tag.get("category")) == "0" and without_general):
             continue
         # exact types, as `True` equals 1
-        if type(category) in (str, int) and (known := _CATEGORIES.get(category)) and isinstance(tag.get("name"), str):
-            found.setdefault(known, {})[clean_text(tag["name"])] = None
+        if type(category) in (str, int) and (known := wanted.get(category)) and isinstance(tag.get("name"), str):
+            found.setdefault(known, []).append(tag["name"])
     if not found and not any(isinstance(tag, dict) and isinstance(tag.get("name"), str) for tag in listed):
-        for category, fields in _TAG_FIELDS.items():
-            value = next((record[field] for field in fields if record.get(field)), ())
+        for category in dict.fromkeys(wanted.values()):
+            value = record.get(f"tag_string_{category}") or record.get(f"tags_{category}") or ()
             names = value.split() if isinstance(value, str) else value if isinstance(value, list) else ()
-            found[category] = dict.fromkeys(clean_text(name) for name in names if isinstance(name, str))
-    return {category: list(names) for category, names in found.items()}
+            found[category] = [name for name in names if isinstance(name, str)]
+    return {category: distinct(names) for category, names in found.items()}
 
 
 def _is_true(value: Any) -> bool:

@@ -1,13 +1,14 @@
-"""Tables of tag aliases and implications, in the format of boorus' own dumps, applied to candidate labels.
+"""Tables of tag aliases and implications, in the format of boorus' own dumps, applied to candidate labels and tags.
 
 An alias maps a tag to its canonical one; an implication maps a tag to a more general one. Sources that crawl boorus
-have options for both. Renaming by recipes is in `animesion.pipeline.rules`.
+or read their dumps have options for both. Renaming by recipes is in `animesion.pipeline.rules`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import gzip
 import json
 import zlib
@@ -29,6 +30,8 @@ _FROM, _TO, _STATUS = "antecedent_name", "consequent_name", "status"
 _LONGEST_LINE = 1 << 16
 _MOST_ROWS = 5_000_000
 _SHOWN = 5
+#: Longest tag in characters that is cleaned once and remembered; those of boorus have 170 at most.
+_REMEMBERED = 200
 
 
 class TagTableOptions(Section):
@@ -67,14 +70,14 @@ class TagTables:
         found = tuple(dict.fromkeys(self.aliases.get(tag, tag) for tag in tags))
         if len(found) < 2 or not self.implications:
             return found
-        general = {tag: self._implied_by(tag) for tag in found}
+        general = {tag: self.implied_by(tag) for tag in found}
         if self.implied == "keep-general":
             return tuple(tag for tag in found if not general[tag] & set(found))
         dropped = set().union(*general.values())
         return tuple(tag for tag in found if tag not in dropped)
 
-    def _implied_by(self, tag: str) -> set[str]:
-        """All tags that a tag implies, directly or not."""
+    def implied_by(self, tag: str) -> set[str]:
+        """All tags that a tag implies, directly or not; the tag itself is no alias."""
         found: set[str] = set()
         waiting = list(self.implications.get(tag, ()))
         while waiting:
@@ -83,6 +86,17 @@ class TagTables:
                 found.add(general)
                 waiting += self.implications.get(general, ())
         return found
+
+
+def distinct(tags: Iterable[str]) -> tuple[str, ...]:
+    """The tags of one image and category, cleaned, without empty and repeated ones."""
+    cleaned = (_cleaned(tag) if len(tag) <= _REMEMBERED else clean_text(tag) for tag in tags)
+    return tuple(dict.fromkeys(filter(None, cleaned)))
+
+
+@functools.lru_cache(1 << 17)  # the same tags come with every other image
+def _cleaned(tag: str) -> str:
+    return clean_text(tag)
 
 
 def load(options: TagTableOptions) -> TagTables:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from animesion.dataset import label_files
+from animesion.dataset import label_files, tags
 from animesion.dataset.label_files import ClassCounts, LabelFiles, LabelTable
 from animesion.errors import UsageError
 from animesion.sources import class_folders
@@ -40,12 +40,14 @@ class Counted:
         counts: images of each class by split.
         files: rows and classes of each file that was read, by file name.
         consistency: disagreements between files.
+        tags: by category, the number of tags and of their uses, and the most frequent ones; empty without tags.
     """
 
     kind: str
     counts: ClassCounts
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     consistency: dict[str, Any] = field(default_factory=dict)
+    tags: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def count(path: str, track: Track = iter) -> Counted:
@@ -103,7 +105,23 @@ def _dataset(folder: Path) -> Counted:
             consistency[name] = {"file": "index.parquet", "mismatched_classes": counts.differing(images, in_index)}
         if unknown:
             consistency["unknown_splits"] = unknown
-    return Counted("dataset", counts, files, consistency)
+    return Counted("dataset", counts, files, consistency, _tags(folder))
+
+
+def _tags(folder: Path) -> dict[str, dict[str, Any]]:
+    if not (folder / tags.VOCABULARY).is_file():
+        return {}
+    vocabulary = tags.read_vocabulary(folder)
+    totals = [sum(counts) for counts in zip(*(each.tolist() for each in vocabulary.counts.values()), strict=True)]
+    found = {}
+    for category, ids in vocabulary.ranges.items():
+        frequent = sorted(ids, key=lambda i: (-totals[i], i))[:3]
+        found[category] = {
+            "tags": len(ids),
+            "uses": sum(totals[i] for i in ids),
+            "most_frequent": {vocabulary.names[i]: totals[i] for i in frequent},
+        }
+    return found
 
 
 def _index(path: Path) -> Counter[tuple[str, int]]:

@@ -69,6 +69,7 @@ class _PlanFacts(_Checked):
     notes: list[str]
     parent: Annotated[str, StringConstraints(pattern=rf"^(?:{names.SHA256})?$")] = ""
     compact: bool = False
+    tags: list[_Digest] = []
 
 
 class _FetchFacts(_Checked):
@@ -104,6 +105,11 @@ class _CompareFacts(_Checked):
     notes: list[str]
 
 
+class _TagsFacts(_Checked):
+    summary: dict[str, Any]
+    notes: list[str]
+
+
 class _ShardFacts(_Checked):
     samples: _Count
 
@@ -118,12 +124,13 @@ class _SentFacts(_Checked):
 
 #: What the receipts of a stage state, and the outputs that they list; `\1` is the rest of the unit's name.
 _STAGES: dict[str, tuple[type[_Checked], str]] = {
-    "plan": (_PlanFacts, r"(?:raw/part-\d{5,}\.plan\.parquet )*"),
+    "plan": (_PlanFacts, r"(?:raw/part-\d{5,}\.(?:plan|tags)\.parquet )*"),
     "fetch": (_FetchFacts, r"raw/\1\.parquet raw/\1\.tar "),
     "inspect": (_InspectFacts, r"features/\1\.parquet "),
     "embed": (_Checked, r"features/embeddings-\1\.parquet "),
     "compare": (_CompareFacts, r"features/compared\.parquet features/pairs\.parquet "),
     "curate": (_CurateFacts, r"curated\.parquet "),
+    "tags": (_TagsFacts, r"dropped_tags\.csv sample_tags\.parquet tags\.csv "),
     "pack": (_Checked, r"pack/\1\.images pack/\1\.parquet "),
     "shards": (_ShardFacts, r"data/\1\.tar "),
     "index": (_IndexFacts, r"index\.parquet pack/encoded\.parquet "),

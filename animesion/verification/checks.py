@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from animesion import executors
 from animesion.config.recipe import DuplicatesSection
-from animesion.dataset import text_tables
+from animesion.dataset import tags, text_tables
 from animesion.dataset.dataset import Dataset
 from animesion.dedup import reach
 from animesion.errors import UsageError
@@ -34,7 +36,7 @@ CHECKS = {
     "checksums": "every file is listed and has its SHA-256",
     "archives": "every shard is complete and holds as many samples as the side files list",
     "keys": "keys are unique, index.parquet places each, all samples have the same fields",
-    "labels": "cls, json, index, curated.parquet and classes.csv agree",
+    "labels": "cls, json, index, curated.parquet and classes.csv agree, and so do the tags",
     "decode": "every image decodes",
     "leaks": "no image, group or near duplicate straddles splits",
     "accounting": "seen = kept + dropped by reason, and totals agree",
@@ -118,7 +120,7 @@ def verify(dataset: Dataset, *, workers: int = 0, decode: bool = True, progress:
         faults[check].append(Fault(f"{found.where(i)}: {text}", (found.keys[i],)))
     if index is not None:
         faults["keys"] += _keys(dataset, found, index)
-    faults["labels"] += [*_class_table(dataset), *_labels(dataset, found, index, curated)]
+    faults["labels"] += [*_class_table(dataset), *_labels(dataset, found, index, curated), *_tags(dataset, found)]
     leak_faults, report.leaking = _leaks(dataset, found, curated, settings, related, decode=decode)
     faults["leaks"] += leak_faults
     if curated is not None:
@@ -306,6 +308,38 @@ def _labels(
         unread = shard_of[key] in found.unread if key in shard_of else bool(found.unread)
         if key not in there and not unread:
             faults.append(Fault(f"curated.parquet keeps {key}, but no shard holds it", (key,)))
+    return faults
+
+
+def _tags(dataset: Dataset, found: Contents) -> list[Fault]:
+    """Samples whose tags disagree with `sample_tags.parquet`, and counts in `tags.csv` that do not add up."""
+    listed = [name for name in tags.FILES if (dataset.path / name).exists()]
+    digests = found.result.json_tags
+    if not listed:
+        return [
+            Fault(f"{found.where(i)}: its json has tags, but the dataset has no {tags.VOCABULARY}", (found.keys[i],))
+            for i, digest in enumerate(digests)
+            if digest
+        ]
+    try:
+        vocabulary = tags.read_vocabulary(dataset.path)
+        keys = dataset.index["key"]
+        assigned = tags.read_assigned(dataset.path, keys, len(vocabulary))
+    except UsageError as error:
+        return [Fault(str(error))]
+    row_of = {key: row for row, key in enumerate(keys.to_pylist())}
+    faults = [
+        Fault(f"{found.where(i)}: its tags are not those in {tags.ASSIGNED}", (key,))
+        for i, (key, digest) in enumerate(zip(found.keys, digests, strict=True))
+        if key in row_of
+        and found.result.json_fields[i]
+        and digest != tags.digest(vocabulary.grouped(assigned.of(row_of[key])))
+    ]
+    split = np.array(dataset.index["split"].to_pylist())
+    counted = {name: assigned.take(np.flatnonzero(split == name)).totals(len(vocabulary)) for name in dataset.splits}
+    for name, counts in counted.items():
+        if not np.array_equal(vocabulary.counts.get(name, np.empty(0)), counts):
+            faults.append(Fault(f"{tags.VOCABULARY}: the counts of {name} are not those in {tags.ASSIGNED}"))
     return faults
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ImageOps
 
-from animesion.dataset import shards
+from animesion.dataset import shards, tags
 from animesion.dedup.hashes import ImageHashes
 from animesion.images import codec, hashing, local_features, other_hashes
 from animesion.images.features import compute_features
@@ -118,6 +118,7 @@ class ScanResult:
         json_labels: shape (n,), class ids of the JSON members.
         json_names: class names of the JSON members.
         json_splits: splits of the JSON members.
+        json_tags: digests of the tags in the JSON members, see `tags.digest`; empty for a member without tags.
         json_fields: fields and types of the JSON members; empty if the member is not a JSON object.
         decoded: shape (n,), whether the image decoded.
         pixels: digests of the decoded pixels, 32 bytes each.
@@ -136,6 +137,7 @@ class ScanResult:
     json_labels: npt.NDArray[np.int64]
     json_names: list[str]
     json_splits: list[str]
+    json_tags: list[bytes]
     json_fields: list[str]
     decoded: npt.NDArray[np.bool_]
     pixels: list[bytes]
@@ -157,6 +159,7 @@ class ScanResult:
             json_labels=np.full(n, -1, dtype=np.int64),
             json_names=[""] * n,
             json_splits=[""] * n,
+            json_tags=[b""] * n,
             json_fields=[""] * n,
             decoded=np.zeros(n, dtype=np.bool_),
             pixels=[b""] * n,
@@ -267,6 +270,7 @@ class ScanJob:
         result.json_fields[i] = f"{{{', '.join(f'{name} {_kind(value)}' for name, value in described.items())}}}"
         label = described.get("label")
         result.json_labels[i] = label if type(label) is int and 0 <= label < 10**9 else -1
+        result.json_tags[i] = tags.digest(described["tags"]) if "tags" in described else b""
         result.json_names[i], result.json_splits[i] = str(described.get("name", "")), str(described.get("split", ""))
 
     def _decode(self, result: ScanResult, i: int, content: bytes, limits: codec.Limits) -> None:

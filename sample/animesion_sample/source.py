@@ -12,6 +12,7 @@ from pydantic import Field
 
 from animesion.config.settings import Section
 from animesion.sources.danbooru import DanbooruOptions, DanbooruSource
+from animesion.sources.tag_tables import TagTableOptions
 
 if TYPE_CHECKING:
     from animesion_scrapers import RateLimiter
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 HOST = "sample-booru.invalid"
 
 
-class SampleOptions(Section):
+class SampleOptions(TagTableOptions):
     """Options of the `sample` source."""
 
     posts: int = Field(1000, ge=200, le=100_000, description="posts in the drawn booru")
@@ -51,6 +52,9 @@ class SampleSource(DanbooruSource):
                 tag_ids=f"{site}/tagIds.tsv",
                 deadline=options.deadline,
                 stall=options.stall,
+                aliases=options.aliases,
+                implications=options.implications,
+                implied=options.implied,
             )
         )
         self._world = options
