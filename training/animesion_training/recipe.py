@@ -138,6 +138,20 @@ class ObjectiveSection(Section):
     options: dict[str, Scalar] = Field({}, description="passed to the objective, such as gamma or beta")
 
 
+class TagsSection(Section):
+    """Training on tags, by the objectives `bce` and `asl`; ignored by others."""
+
+    categories: list[Literal["general", "character", "copyright", "artist", "meta"]] = Field(
+        [], description="categories of tags to train on; empty for all of the data"
+    )
+    threshold_images: int = Field(
+        5,
+        ge=1,
+        description="tags of fewer validation images get the threshold of their category instead of one of their own",
+    )
+    prior: bool = Field(True, description="start the bias of a new last layer at the log-odds of each tag in training")
+
+
 class ViewsSection(Section):
     """Attention-guided crops and drops, for training a CAL teacher and for TGDA."""
 
@@ -197,7 +211,7 @@ class ScheduleSection(Section):
 
     epochs: int = Field(30, ge=1, description="passes over the training split")
     patience: int = Field(
-        0, ge=0, description="end the run after this many epochs without a better validation accuracy; 0 for never"
+        0, ge=0, description="end the run after this many epochs without a better validation; 0 for never"
     )
     kind: Literal["cosine", "cosine-late", "step", "constant"] = Field(
         "cosine",
@@ -309,6 +323,7 @@ class TrainRecipe(Section):
     model: ModelSection = ModelSection()
     augment: AugmentSection = AugmentSection()
     objective: ObjectiveSection = ObjectiveSection()
+    tags: TagsSection = TagsSection()
     views: ViewsSection = ViewsSection()
     teacher: TeacherSection = TeacherSection()
     optimizer: OptimizerSection = OptimizerSection()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from animesion.errors import UsageError
+from animesion.schemas import TAG_CATEGORIES
 from animesion.storage import names
 from animesion.storage.workspace import atomic_file
 from animesion_training.options import reasonable
@@ -61,6 +62,9 @@ class WeightsCard:
         options: further arguments of the timm model.
         methods: fine-grained methods of the model, from `models.methods.Methods.to_dict`.
         facts: further JSON-serialisable facts, such as the dataset, epoch and accuracy.
+        tag_categories: of a tagger, whose outputs are tags and whose `classes` are their names: number of tags by
+            category, one category after another in the order of `TAG_CATEGORIES`; empty for a classifier.
+        thresholds: of a tagger, the probability of each tag from which on it is predicted; empty if none were fitted.
         format: version of the format.
     """
 
@@ -78,6 +82,8 @@ class WeightsCard:
     options: Mapping[str, Any] = field(default_factory=dict)
     methods: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    tag_categories: Mapping[str, int] = field(default_factory=dict)
+    thresholds: tuple[float, ...] = ()
     format: int = FORMAT
 
     @property
@@ -96,6 +102,16 @@ class WeightsCard:
             self.options,
             Methods.from_dict(self.methods),
         )
+
+    @property
+    def is_tagger(self) -> bool:
+        """Whether the outputs are tags, each a decision of its own, and not classes."""
+        return bool(self.tag_categories)
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Category of each output of a tagger."""
+        return tuple(name for name in TAG_CATEGORIES for _ in range(self.tag_categories.get(name, 0)))
 
     def to_json(self) -> str:
         """Serialise to one line of JSON."""
@@ -141,8 +157,10 @@ def card_of(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     crop_pct: float = 1.0,
+    tag_categories: Mapping[str, int] | None = None,
+    thresholds: Sequence[float] = (),
 ) -> WeightsCard:
-    """Return the card of a model; arguments and errors are those of `save_model`."""
+    """Return the card of a model; arguments and errors are those of `save_model`, or attributes of `WeightsCard`."""
     from animesion_training.models import input_config, spec_of
 
     spec, inputs = spec_of(model), input_config(model)
@@ -161,6 +179,8 @@ def card_of(
         options=dict(spec.options),
         methods=spec.methods.to_dict(),
         facts=dict(facts or {}),
+        tag_categories=dict(tag_categories or {}),
+        thresholds=tuple(thresholds),
     )
     try:
         _check(card, "the model")
@@ -426,6 +446,13 @@ def _check(card: WeightsCard, where: str) -> None:
     def integer(value: Any, most: int) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
 
+    def share(value: Any) -> bool:
+        return number(value) and 0 <= value <= 1
+
+    def categories(value: Mapping[str, Any]) -> bool:
+        known = all(name in TAG_CATEGORIES and integer(n, 1_000_000) for name, n in value.items())
+        return not value or (known and sum(value.values()) == card.num_classes == len(card.classes))
+
     def class_name(value: Any) -> bool:
         return isinstance(value, str) and names.is_text(value)
 
@@ -447,6 +474,8 @@ def _check(card: WeightsCard, where: str) -> None:
             ("options", isinstance(card.options, Mapping) and reasonable(card.options)),
             ("methods", isinstance(card.methods, Mapping) and reasonable(card.methods)),
             ("facts", isinstance(card.facts, Mapping)),
+            ("tag_categories", isinstance(card.tag_categories, Mapping) and categories(card.tag_categories)),
+            ("thresholds", isinstance(card.thresholds, tuple) and all(map(share, card.thresholds))),
         )
         if not valid
     ]
@@ -454,3 +483,5 @@ def _check(card: WeightsCard, where: str) -> None:
         raise UsageError(f"{where}: the card's {invalid[0]} is invalid: {str(getattr(card, invalid[0]))[:80]!a}")
     if card.classes and len(card.classes) != card.num_classes:
         raise UsageError(f"{where}: {len(card.classes)} class names for a model of {card.num_classes} classes")
+    if card.thresholds and not (card.is_tagger and len(card.thresholds) == card.num_classes):
+        raise UsageError(f"{where}: {len(card.thresholds)} thresholds for {card.num_classes} outputs")

@@ -174,13 +174,17 @@ def _facts(outcome: Outcome) -> dict[str, Any]:
         from animesion_training.eval.similarity_report import as_json
 
         facts["test_similarity"] = as_json(outcome.similarity)
+    if outcome.tagging:
+        from animesion_training.eval.tag_report import as_json as tags_as_json
+
+        facts["test_tags"] = tags_as_json(outcome.tagging)
     return facts
 
 
 def _print(outcome: Outcome) -> None:
     click.echo(f"{outcome.steps:,} steps in {outcome.seconds:.1f} s")
     if outcome.best_epoch:
-        metric = {"val_map_at_r": "mAP@R"}.get(outcome.best_metric, "top-1")
+        metric = {"val_map_at_r": "mAP@R", "val_map": "mAP of tags"}.get(outcome.best_metric, "top-1")
         click.echo(f"best validation {metric} {100 * outcome.best_val:.2f}% after epoch {outcome.best_epoch}")
     if outcome.test:
         test = outcome.test
@@ -197,6 +201,12 @@ def _print(outcome: Outcome) -> None:
         )
     if outcome.similarity and (pairs := outcome.similarity.verification):
         click.echo(f"pairs: equal error rate {100 * pairs.eer:.2f}%, F1 {100 * pairs.balanced.f1:.2f}%")
+    if outcome.tagging and (tags := outcome.tagging.overall).map is not None:
+        click.echo(
+            f"test mAP {100 * tags.map:.2f}% over {tags.tested:,} tags (base rate {100 * (tags.base_rate or 0):.2f}%), "
+            f"macro F1 {100 * (tags.macro_f1 or 0):.2f}%, micro F1 {100 * (tags.micro_f1 or 0):.2f}% over "
+            f"{outcome.tagging.samples:,} images"
+        )
     where = outcome.out
     click.echo(f"weights {where / 'best.safetensors'}, metrics {where / 'epochs.csv'}, report {where / 'report'}")
 

@@ -130,7 +130,10 @@ def draw_plan(shape: tuple[int, ...], mixing: Mixing, generator: torch.Generator
 
 
 def apply_plan(images: Tensor, targets: Tensor, classes: int, plan: MixingPlan, label_smoothing: float = 0.0) -> Mixed:
-    """Mix images (B, channels, H, W) and class ids (B,) by a plan, without synchronising with the device."""
+    """Mix images (B, channels, H, W) and class ids (B,) by a plan, without synchronising with the device.
+
+    Targets of tags, floating (B, T), are mixed as they are.
+    """
     partners = _to(plan.partners, images.device)
     top, left, bottom, right = plan.boxes.T
     pastes = bool(((bottom > top) & (right > left)).any())
@@ -143,7 +146,7 @@ def apply_plan(images: Tensor, targets: Tensor, classes: int, plan: MixingPlan, 
         if pastes:
             mixed = torch.where(_inside(plan.boxes, images)[:, None], others, mixed)
         images = mixed
-    labels = smooth_labels(targets, classes, label_smoothing)
+    labels = targets if targets.is_floating_point() else smooth_labels(targets, classes, label_smoothing)
     shares = _to(plan.shares, images.device).float()[:, None]
     return Mixed(images, torch.lerp(labels[partners], labels, shares))
 

@@ -36,12 +36,13 @@ _CONNECTIONS = 32
 _MOST_MAPPED = 4096
 
 
-def open_remote(url: str, cache: Path | str | None) -> tuple[Dataset, Any, str, Path]:
+def open_remote(url: str, cache: Path | str | None, more: Sequence[str] = ()) -> tuple[Dataset, Any, str, Path]:
     """Download the tables of a dataset.
 
     Args:
         url: URL of the dataset's folder.
         cache: folder for tables and blocks; None for a folder of this URL in the user's cache.
+        more: further tables that are needed.
 
     Returns:
         The dataset without its shards, the fsspec file system, the path in it, and the folder.
@@ -55,7 +56,7 @@ def open_remote(url: str, cache: Path | str | None) -> tuple[Dataset, Any, str, 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         system, root = fsspec.core.url_to_fs(url.rstrip("/"))
-        for name in _TABLES:
+        for name in (*_TABLES, *more):
             _put(folder / name, system.cat_file(f"{root}/{name}"))
     except Exception as error:  # each protocol raises its own
         raise UsageError(

@@ -17,6 +17,7 @@ from animesion.errors import UsageError
 from animesion_training.data import seeds
 from animesion_training.data.files import Files
 from animesion_training.data.seeds import IntArray
+from animesion_training.data.tags import TagLabels
 
 #: Bytes from which on the interpreter lock is released to hash them: 10 microseconds.
 _LONG = 2**14
@@ -147,11 +148,13 @@ class DataSplits:
         path: path or URL that was opened.
         classes: names by class id, the same for all splits.
         splits: samples by split name.
+        tags: tags of the samples; None if they were not asked for.
     """
 
     path: str
     classes: tuple[str, ...]
     splits: Mapping[str, Samples]
+    tags: TagLabels | None = None
 
     @property
     def num_classes(self) -> int:

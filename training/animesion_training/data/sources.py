@@ -18,12 +18,14 @@ import pyarrow.compute as pc
 import animesion
 from animesion.dataset import label_files
 from animesion.dataset.dataset import Dataset, ShardInfo
+from animesion.dataset.tags import ASSIGNED, VOCABULARY
 from animesion.errors import UsageError
 from animesion.sources import class_folders
 from animesion_training.data.blocks import Blocks, block_bytes, cut_blocks
 from animesion_training.data.files import Files, LocalFiles
 from animesion_training.data.samples import DataSplits, Samples
 from animesion_training.data.seeds import IntArray
+from animesion_training.data.tags import read_tags
 
 
 def open_data(
@@ -33,6 +35,7 @@ def open_data(
     classes: Sequence[str] | None = None,
     cache: Path | str | None = None,
     cache_bytes: int = 20 * 2**30,
+    tags: bool = False,
 ) -> DataSplits:
     """Open labelled images of any kind.
 
@@ -45,24 +48,27 @@ def open_data(
             it over if it has some of these classes and no others, as one of several that were blended does.
         cache: folder for blocks of the shards of a URL; by default in the user's cache.
         cache_bytes: upper limit of the size of cached blocks.
+        tags: also open the tags of the samples.
 
     Raises:
-        UsageError: no labelled images found, or they are damaged.
+        UsageError: no labelled images found, or they are damaged; or tags are asked for, and there are none.
     """
     if "://" in str(path):
         from animesion_training.data.remote import RemoteFiles, open_remote
 
-        dataset, system, root, cached = open_remote(str(path), cache)
+        dataset, system, root, cached = open_remote(str(path), cache, (VOCABULARY, ASSIGNED) if tags else ())
 
         def remote(shards: Sequence[ShardInfo], blocks: Blocks) -> Files:
             return RemoteFiles(system, root, shards, blocks, cached, cache_bytes)
 
-        return _from_dataset(str(path), dataset, remote, classes)
+        return _from_dataset(str(path), dataset, remote, classes, tags)
     folder = Path(path)
+    if tags and not (folder / "dataset.json").is_file():
+        raise UsageError(f"{path} has no tags: training on tags needs a dataset that was built with tags.categories")
     if folder.suffix == ".csv" and folder.is_file():
         return _from_label_files(folder, {folder.stem: folder}, Path(images or folder.parent))
     if (folder / "dataset.json").is_file():
-        return _from_dataset(str(folder), animesion.open_dataset(folder), None, classes)
+        return _from_dataset(str(folder), animesion.open_dataset(folder), None, classes, tags)
     if not folder.is_dir():
         raise UsageError(f"folder or label CSV {folder} not found: give a built dataset, class folders or a label CSV")
     if labels := label_files.find_label_files(folder).labels:
@@ -78,6 +84,7 @@ def _from_dataset(
     dataset: Dataset,
     remote: Callable[[Sequence[ShardInfo], Blocks], Files] | None,
     classes: Sequence[str] | None,
+    tags: bool,
 ) -> DataSplits:
     table = dataset.index
     shards = [shard for split in dataset.splits.values() for shard in split.shards]
@@ -108,8 +115,8 @@ def _from_dataset(
     )
     digests = _digests(table["sha256"], path)
     splits = {}
-    for split in dataset.splits:
-        rows = np.flatnonzero(pc.equal(table["split"], split).to_numpy())
+    rows_of = {split: np.flatnonzero(pc.equal(table["split"], split).to_numpy()) for split in dataset.splits}
+    for split, rows in rows_of.items():
         splits[split] = Samples(
             split,
             labels[rows],
@@ -122,7 +129,7 @@ def _from_dataset(
             remote is not None,
             blocks[rows],
         )
-    return DataSplits(path, names, splits)
+    return DataSplits(path, names, splits, read_tags(dataset.path, table["key"], rows_of) if tags else None)
 
 
 def _digests(column: pa.ChunkedArray, path: str) -> npt.NDArray[np.uint8]:

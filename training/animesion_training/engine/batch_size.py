@@ -20,9 +20,7 @@ from animesion.errors import UsageError
 from animesion_training.data import Batch, DataSplits
 from animesion_training.distributed import DistributedContext
 from animesion_training.engine import checkpoint, norms, optim, runs, setup
-from animesion_training.engine.inputs import Inputs
 from animesion_training.engine.update import Update
-from animesion_training.eval import evaluate
 from animesion_training.memory import free_bytes
 from animesion_training.precision import resolve
 from animesion_training.recipe import TrainRecipe, load
@@ -128,14 +126,14 @@ class _Trial:
         precision = resolve(recipe.run.precision, device)
         checkpoint.seed_generators(recipe.run.seed, 0)
         self.device = device
-        model = setup.build_model(recipe, data.num_classes, device)
+        model = setup.build_model(recipe, data, device)
         teacher = setup.load_teacher(recipe, data, device)
         mixing = setup.build_mixing(recipe)
         self.pairs = setup.needs_pairs(model, teacher, recipe, mixing)
         self.size, self.num_classes = setup.image_size(recipe, teacher), data.num_classes
         augment, _ = setup.build_augmentation(recipe.augment, model)
-        self.inputs = Inputs(augment, mixing, data.num_classes, channels_last=recipe.run.channels_last)
-        counts = evaluate.train_counts(data, recipe.data.train)
+        self.inputs = setup.build_inputs(recipe, data, augment, mixing, device)
+        counts = setup.output_counts(data, recipe.data.train)
         objective = setup.build_objective(recipe, counts, mixing, device)
         self.update = Update(
             recipe,

@@ -19,6 +19,7 @@ from animesion_training.engine.trainer import Trainer
 from animesion_training.engine.watcher import Watcher
 from animesion_training.eval.metrics import Evaluation
 from animesion_training.eval.similarity_report import Similarity
+from animesion_training.eval.tag_metrics import TagEvaluation
 from animesion_training.precision import numerics
 from animesion_training.recipe import TrainRecipe
 
@@ -32,10 +33,11 @@ class Outcome:
         steps: optimizer steps done.
         best_epoch: epoch (from 1) with the best validation accuracy; 0 without validation.
         best_val: its accuracy, 0 to 1.
-        best_metric: what that is: `val_top_1`, or `val_map_at_r` if the classes of the validation split are not trained
-            on.
+        best_metric: what that is: `val_top_1`, `val_map_at_r` if the classes of the validation split are not trained
+            on, or `val_map` of tags.
         test: evaluation of the best weights on the test split, if there is one with classes that are trained on.
         similarity: the same for a test split of classes that are not trained on.
+        tagging: the same for a run that trains on tags.
         seconds: wall seconds of this call.
     """
 
@@ -46,6 +48,7 @@ class Outcome:
     best_metric: str
     test: Evaluation | None
     similarity: Similarity | None
+    tagging: TagEvaluation | None
     seconds: float
 
 
@@ -98,6 +101,7 @@ def train(
         trainer.evaluator.best_metric,
         test,
         trainer.similarity,
+        trainer.tagging,
         time.perf_counter() - start,
     )
 

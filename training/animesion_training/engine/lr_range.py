@@ -20,8 +20,6 @@ from animesion.errors import UsageError
 from animesion_training.distributed import distributed_context
 from animesion_training.engine import batch_size, checkpoint, norms, optim, setup, steps
 from animesion_training.engine.feed import feed
-from animesion_training.engine.inputs import Inputs
-from animesion_training.eval import evaluate
 from animesion_training.precision import numerics, resolve
 from animesion_training.recipe import TrainRecipe
 
@@ -85,7 +83,7 @@ def find_lr(
         recipe = batch_size.settle(recipe, data, context, notify=notify)
         precision = resolve(recipe.run.precision, context.device)
         checkpoint.seed_generators(recipe.run.seed, 0)
-        model = setup.build_model(recipe, data.num_classes, context.device)
+        model = setup.build_model(recipe, data, context.device)
         teacher = setup.load_teacher(recipe, data, context.device)
         mixing = setup.build_mixing(recipe)
         mix_generator = torch.Generator().manual_seed(recipe.run.seed * 1000)
@@ -94,8 +92,8 @@ def find_lr(
         pairs = setup.needs_pairs(model, teacher, recipe, mixing)
         stream = setup.open_stream(longer, data, context, teacher=teacher, pairs=pairs, notify=lambda text: None)
         augment, _ = setup.build_augmentation(recipe.augment, model)
-        inputs = Inputs(augment, mixing, data.num_classes, channels_last=recipe.run.channels_last)
-        counts = evaluate.train_counts(data, recipe.data.train)
+        inputs = setup.build_inputs(recipe, data, augment, mixing, context.device)
+        counts = setup.output_counts(data, recipe.data.train)
         objective = setup.build_objective(recipe, counts, mixing, context.device)
         step = setup.build_step(recipe, model, objective, mixing, teacher, context.device, precision)
         optimizer = optim.make_optimizer(model, recipe.optimizer, context.device)

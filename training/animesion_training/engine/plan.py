@@ -49,16 +49,16 @@ def describe(
     if context.device.type == "cuda":
         device = f"{torch.cuda.get_device_name(context.device)} ({device})"
     processes = f", {context.world_size} processes" if context.world_size > 1 else ""
+    outputs = f"{data.num_classes:,} classes" if data.tags is None else f"{len(data.tags):,} tags"
     lines = [
-        f"{recipe.model.name} at {recipe.model.img_size} px ({parameters}) on {data.path}: {data.num_classes:,} "
-        f"classes, images: {splits}",
+        f"{recipe.model.name} at {recipe.model.img_size} px ({parameters}) on {data.path}: {outputs}, images: {splits}",
         f"{epochs * steps:,} steps of {settings.batch_size:,} images, {steps:,} per epoch, in {precision} on {device}"
         f"{processes}, "
         f"into {out}" + (f"; continuing after step {done:,} of {epochs * steps:,}" if done else ""),
     ]
     if precision == "bf16" and emulates_bf16(context.device):
         lines.append("this CPU has no instructions for bf16 and emulates it: run.precision = 'fp32' is faster")
-    lines += _untrained(recipe, data)
+    lines += _untrained(recipe, data) if data.tags is None else []
     if recipe.objective.name == "supcon" and recipe.data.images_per_class == 1:
         lines.append(
             "supcon compares images of a class within a batch: data.images_per_class = 4 makes sure that there are some"

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 import torch._dynamo
 from torch import nn
@@ -31,13 +33,16 @@ from animesion_training.data import (
     open_data,
 )
 from animesion_training.data.mixing import Mixing
+from animesion_training.data.tags import TagTargets
 from animesion_training.distributed import DistributedContext
 from animesion_training.engine import norms, optim, steps
+from animesion_training.engine.inputs import Inputs
 from animesion_training.eval import evaluate
 from animesion_training.losses.metric import ComparingObjective
-from animesion_training.losses.objectives import create_objective, objective_options
+from animesion_training.losses.objectives import create_objective, is_on_tags, objective_options
 from animesion_training.models import create_model, input_config, load_weights
 from animesion_training.models.cal import CALClassifier
+from animesion_training.models.embedding import last_layer
 from animesion_training.models.heads import CosineHead
 from animesion_training.precision import autocast, resolve
 from animesion_training.recipe import AugmentSection, TrainRecipe
@@ -67,6 +72,13 @@ def open_datasets(
     Raises:
         UsageError: one of them cannot be read or does not fit.
     """
+    if is_on_tags(recipe.objective.name):
+        if recipe.data.blend:
+            raise UsageError(f"data.blend: '{recipe.objective.name}' trains on the tags of one dataset: leave it out")
+        data = open_data(path, images=images, tags=True)
+        assert data.tags is not None
+        wanted = recipe.tags.categories
+        return replace(data, tags=data.tags.only(wanted) if wanted else data.tags), []
     data = open_data(path, images=images)
     if not recipe.data.blend:
         return data, []
@@ -74,7 +86,29 @@ def open_datasets(
     return blend(data, recipe.data.train, others)
 
 
-def build_model(recipe: TrainRecipe, num_classes: int, device: torch.device) -> nn.Module:
+def num_outputs(data: DataSplits) -> int:
+    """Number of outputs of a network: classes, or tags if the data was opened with tags."""
+    return data.num_classes if data.tags is None else len(data.tags)
+
+
+def output_counts(data: DataSplits, split: str) -> Any:
+    """Training images of each class or tag, (C,); None when the data has no such split."""
+    if data.tags is None or split not in data.splits:
+        return evaluate.train_counts(data, split)
+    return data.tags.counts(split)
+
+
+def build_inputs(
+    recipe: TrainRecipe, data: DataSplits, augment: Augment, mixing: Mixing, device: torch.device
+) -> Inputs:
+    """What makes the input of a step from a batch, with classes or tags as targets."""
+    tags = None
+    if data.tags is not None:
+        tags = TagTargets(data.tags.assigned[recipe.data.train], len(data.tags), device)
+    return Inputs(augment, mixing, num_outputs(data), channels_last=recipe.run.channels_last, tags=tags)
+
+
+def build_model(recipe: TrainRecipe, data: DataSplits, device: torch.device) -> nn.Module:
     """Create the network on the device, with initial weights loaded and parameters frozen as the recipe requests.
 
     Raises:
@@ -84,7 +118,7 @@ def build_model(recipe: TrainRecipe, num_classes: int, device: torch.device) -> 
     options: dict[str, Any] = dict(settings.options)
     model = create_model(
         settings.name,
-        num_classes,
+        num_outputs(data),
         settings.img_size,
         settings.head,
         pretrained=settings.pretrained,
@@ -92,6 +126,8 @@ def build_model(recipe: TrainRecipe, num_classes: int, device: torch.device) -> 
         head_options=settings.method_options.get("head"),
         **options,
     )
+    if data.tags is not None and recipe.tags.prior:
+        start_at_prior(model, data.tags.counts(recipe.data.train), len(data.select(recipe.data.train)))
     if settings.init:
         load_weights(model, settings.init, new_head=settings.reset_head)
     optim.freeze(model, settings.freeze)
@@ -101,6 +137,24 @@ def build_model(recipe: TrainRecipe, num_classes: int, device: torch.device) -> 
         model.set_grad_checkpointing(True)  # type: ignore[operator]
     model = model.to(device)
     return model.to(memory_format=torch.channels_last) if recipe.run.channels_last else model
+
+
+def start_at_prior(model: nn.Module, counts: Any, images: int) -> None:
+    """Set the bias of the last layer to the log-odds of the tags, so that the first loss is not one of a coin per tag.
+
+    Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017 (arXiv 1708.02002), section 3.3, with the prior of
+    each tag in place of one for all. A network whose last layer has no bias stays as it is.
+
+    Args:
+        model: the network.
+        counts: training images of each tag, (T,).
+        images: number of training images.
+    """
+    bias = getattr(last_layer(model), "bias", None)
+    if isinstance(bias, nn.Parameter) and bias.shape == (len(counts),):
+        shares = (np.asarray(counts, dtype=np.float64) + 0.5) / (images + 1)
+        with torch.no_grad():
+            bias.copy_(torch.from_numpy(np.log(shares / (1 - shares))))
 
 
 def load_teacher(recipe: TrainRecipe, data: DataSplits, device: torch.device) -> Teacher | None:
@@ -243,8 +297,8 @@ def build_objective(recipe: TrainRecipe, counts: Any, mixing: Mixing, device: to
 
     Args:
         recipe: of the run.
-        counts: training images of each class, (C,).
-        mixing: applies the label smoothing instead of the objective when it is active.
+        counts: training images of each class or tag, (C,).
+        mixing: applies the label smoothing instead of an objective on classes when it is active.
         device: where the loss is computed.
 
     Raises:
@@ -252,7 +306,7 @@ def build_objective(recipe: TrainRecipe, counts: Any, mixing: Mixing, device: to
     """
     settings = recipe.objective
     options = dict(settings.options)
-    if settings.smoothing and not mixing.active:
+    if settings.smoothing and (is_on_tags(settings.name) or not mixing.active):
         if "label_smoothing" not in objective_options(settings.name):
             raise UsageError(f"objective.smoothing: '{settings.name}' takes no label smoothing; set it to 0")
         options["label_smoothing"] = settings.smoothing
@@ -308,6 +362,10 @@ def _check_objective(recipe: TrainRecipe, model: nn.Module, objective: nn.Module
             f"objective.name: '{name}' reads cosines: set model.head = 'cosine' and model.method_options.head = "
             "{ scale = 1.0, learn_scale = false }"
         )
+    if is_on_tags(name) and (teacher is not None or isinstance(model, CALClassifier)):
+        raise UsageError(f"objective.name: '{name}' trains on tags: leave teacher and selector cal out")
+    if is_on_tags(name) and getattr(model, "needs_targets", False):
+        raise UsageError(f"objective.name: '{name}' trains on tags, and a method of {recipe.model.name} needs classes")
     if not isinstance(objective, ComparingObjective):
         return
     if teacher is not None or isinstance(model, CALClassifier):

@@ -20,18 +20,18 @@ from torch import nn
 
 from animesion.errors import UsageError
 from animesion_training.data import Batch, DataSplits
+from animesion_training.data.tags import category_counts
 from animesion_training.distributed import DistributedContext
 from animesion_training.engine import checkpoint, norms, optim, plan, runs, setup
 from animesion_training.engine.feed import feed
-from animesion_training.engine.inputs import Inputs
 from animesion_training.engine.meter import DivergedError, Meter
 from animesion_training.engine.update import StepReport, Update
 from animesion_training.engine.validation import Evaluator
 from animesion_training.engine.watcher import Watcher
 from animesion_training.engine.writer import Writer, kept_state
-from animesion_training.eval import evaluate
 from animesion_training.eval.metrics import Evaluation
 from animesion_training.eval.similarity_report import Similarity
+from animesion_training.eval.tag_metrics import TagEvaluation
 from animesion_training.models import input_config
 from animesion_training.models.create import bare
 from animesion_training.precision import resolve
@@ -54,9 +54,10 @@ class Trainer:
         step: optimizer steps done.
         model: the network.
         ema: the average of its weights, if the recipe has one.
-        best_val: best top-1 accuracy on the validation split; best mAP@R where its classes are not trained on.
+        best_val: best top-1 accuracy on the validation split; mAP@R where its classes are not trained on; mAP of tags.
         best_epoch: its epoch, from 1.
         similarity: results on the test split, if its classes are not trained on.
+        tagging: results on the test split, if the run trains on tags.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Trainer:
         self.best_val, self.best_epoch = -1.0, 0
         self.stop_requested = False
         self.similarity: Similarity | None = None
+        self.tagging: TagEvaluation | None = None
         self._resumed_at = 0
         self._position: dict[str, Any] = {}
         self._log: runs.Log | None = None
@@ -75,11 +77,11 @@ class Trainer:
             raise UsageError("schedule.patience compares validation accuracies: name a validation split in data.val")
         self.precision = resolve(settings.precision, device)
         checkpoint.seed_generators(settings.seed, 0)  # the same initial weights in every process
-        self.model = setup.build_model(recipe, data.num_classes, device)
+        self.model = setup.build_model(recipe, data, device)
         if settings.sync_bn:
             norms.synchronise(self.model, recipe, context)
         checkpoint.seed_generators(settings.seed, context.rank)
-        self.train_counts = evaluate.train_counts(data, recipe.data.train)
+        self.train_counts = setup.output_counts(data, recipe.data.train)
         teacher = setup.load_teacher(recipe, data, device)
         mixing = setup.build_mixing(recipe)
         # the same in every process: all draw the mixture of the whole batch
@@ -88,7 +90,7 @@ class Trainer:
         self.stream = setup.open_stream(recipe, data, context, teacher=teacher, pairs=pairs, notify=watcher.message)
         augment, normalise = setup.build_augmentation(recipe.augment, self.model)
         self.evaluator = Evaluator(recipe, data, context, watcher, normalise, self.precision, self.train_counts)
-        self.inputs = Inputs(augment, mixing, data.num_classes, channels_last=settings.channels_last)
+        self.inputs = setup.build_inputs(recipe, data, augment, mixing, device)
         self.objective = setup.build_objective(recipe, self.train_counts, mixing, device)
         optimizer = optim.make_optimizer(self.model, recipe.optimizer, device)
         self.schedule = optim.make_schedule(optimizer, recipe.schedule, len(self.stream))
@@ -279,9 +281,13 @@ class Trainer:
         chosen = self.out / (BEST if self.best_epoch else FINAL)
         self.writer.wait()
         self.context.barrier()  # the first process may still be writing the weights
-        model, _ = load_model(chosen)
+        model, card = load_model(chosen)
+        model = model.to(self.context.device)
         facts = {"weights": chosen.name, "epoch": self.best_epoch}
-        evaluation, self.similarity = self.evaluator.test(model.to(self.context.device), self.out / "report", facts)
+        if self.data.tags is not None:
+            self.tagging = self.evaluator.test_tags(model, self.out / "report", facts, card.thresholds)
+            return None
+        evaluation, self.similarity = self.evaluator.test(model, self.out / "report", facts)
         return evaluation
 
     # -- weights and checkpoints -------------------------------------------------------------------------------------
@@ -292,7 +298,17 @@ class Trainer:
             facts["train_counts"] = self.train_counts.tolist()
         inputs = input_config(self.model)
         model, crop_pct = self._eval_model, self.recipe.augment.crop_pct
-        card = card_of(model, self.data.classes, facts, mean=inputs.mean, std=inputs.std, crop_pct=crop_pct)
+        tags = self.data.tags
+        card = card_of(
+            model,
+            self.data.classes if tags is None else tags.names,
+            facts,
+            mean=inputs.mean,
+            std=inputs.std,
+            crop_pct=crop_pct,
+            tag_categories=None if tags is None else category_counts(tags.categories),
+            thresholds=self.evaluator.thresholds,
+        )
         self.writer.submit(partial(write_weights, self.out / name, card, kept_state(bare(model))))
 
     def save(self) -> None:

@@ -6,6 +6,7 @@ embeddings: no output of the classifier could be right. `eval` has the metrics, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from animesion_training.data import Augment, DataSplits
 from animesion_training.data.seeds import IntArray
 from animesion_training.distributed import DistributedContext
 from animesion_training.engine.watcher import Watcher
-from animesion_training.eval import evaluate, similarity_report
+from animesion_training.eval import evaluate, similarity_report, tag_report
 from animesion_training.eval.embed import embed_split
 from animesion_training.eval.metrics import Evaluation
 from animesion_training.eval.similarity import Embedded, retrieval
 from animesion_training.eval.similarity_report import Settings, Similarity, measure
+from animesion_training.eval.tag_metrics import TagEvaluation, TagScores, evaluate_tags, fit_thresholds
 from animesion_training.recipe import TrainRecipe
 
 
@@ -34,7 +36,10 @@ class Evaluator:
         watcher: receives progress events.
         normalise: from uint8 to the input of the network.
         precision: of the forward pass.
-        train_counts: training images of each class, (C,), if known.
+        train_counts: training images of each class or tag, (C,), if known.
+
+    Attributes:
+        thresholds: of the tags, fitted in the last validation; empty for classes, and before.
     """
 
     def __init__(
@@ -49,16 +54,19 @@ class Evaluator:
     ) -> None:
         self.recipe, self.data, self.context, self.watcher = recipe, data, context, watcher
         self.normalise, self.precision, self.train_counts = normalise, precision, train_counts
+        self.thresholds: tuple[float, ...] = ()
 
     def unseen(self, split: str) -> bool:
         """Whether no class of a split has training images, so that only embeddings can be evaluated."""
-        if not len(self.data.splits.get(split, ())):
+        if self.data.tags is not None or not len(self.data.splits.get(split, ())):
             return False
         return evaluate.untrained(self.train_counts, self.data, split) == 1
 
     @property
     def best_metric(self) -> str:
         """The metric of the validation split that chooses the best weights."""
+        if self.data.tags is not None:
+            return "val_map"
         return "val_map_at_r" if self.unseen(self.recipe.data.val) else "val_top_1"
 
     def validate(self, model: nn.Module) -> dict[str, float]:
@@ -70,7 +78,9 @@ class Evaluator:
         split = self.recipe.data.val
         numbers: dict[str, float] = {}
         problem = ""
-        if self.unseen(split):
+        if self.data.tags is not None:
+            numbers, problem = self._validate_tags(model, split)
+        elif self.unseen(split):
             embedded = self._embed(model, split)
             if self.context.is_main:
                 try:
@@ -92,6 +102,59 @@ class Evaluator:
         if problem:
             raise UsageError(problem)
         return numbers
+
+    def _validate_tags(self, model: nn.Module, split: str) -> tuple[dict[str, float], str]:
+        """Metrics of the tags at thresholds that are fitted on the same split, or why there are none.
+
+        Both are empty but in the first process.
+        """
+        scores = evaluate.score_tags(model, self.data, split, self.normalise, self.context, **self._reading(split))
+        if not self.context.is_main:
+            return {}, ""
+        tags = evaluate.tags_of(self.data)
+        expected = self._expected(split)
+        least = self.recipe.tags.threshold_images
+        self.thresholds = tuple(
+            fit_thresholds(scores, tags.assigned[split], tags.categories, least=least, expected=expected)
+        )
+        found = self._tag_metrics(scores, split, self.thresholds).overall
+        if found.map is None or found.macro_f1 is None or found.micro_f1 is None:
+            return {}, f"no image of the split '{split}' has one of the tags: name another in data.val"
+        return {"val_map": found.map, "val_macro_f1": found.macro_f1, "val_micro_f1": found.micro_f1}, ""
+
+    def test_tags(
+        self, model: nn.Module, out: Path, facts: dict[str, Any], thresholds: Sequence[float]
+    ) -> TagEvaluation | None:
+        """Evaluate the tags of the test split, and write the report into a folder; None but in the first process.
+
+        Args:
+            model: the network.
+            out: the folder.
+            facts: of the weights, for the report.
+            thresholds: of the tags; empty if none were fitted.
+        """
+        split = self.recipe.data.test
+        scores = evaluate.score_tags(model, self.data, split, self.normalise, self.context, **self._reading(split))
+        if not self.context.is_main:
+            return None
+        evaluation = self._tag_metrics(scores, split, thresholds)
+        tag_report.write(out, evaluation, {"data": self.data.path, "split": split, **facts})
+        return evaluation
+
+    def _tag_metrics(self, scores: TagScores, split: str, thresholds: Sequence[float]) -> TagEvaluation:
+        tags = evaluate.tags_of(self.data)
+        return evaluate_tags(
+            scores,
+            tags.assigned[split],
+            tags.names,
+            tags.categories,
+            thresholds=thresholds,
+            train_counts=self.train_counts,
+            expected=self._expected(split),
+        )
+
+    def _expected(self, split: str) -> int | None:
+        return len(self.data.select(split)) if self.recipe.data.on_error == "raise" else None
 
     def test(self, model: nn.Module, out: Path, facts: dict[str, Any]) -> tuple[Evaluation | None, Similarity | None]:
         """Evaluate the test split, and write the report into a folder.

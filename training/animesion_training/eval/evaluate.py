@@ -7,23 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from animesion.errors import AnimesionError, UsageError
 from animesion.storage.workspace import write_atomic
-from animesion_training.data import Augment, DataSplits, Resize, Stream
+from animesion_training.data import Augment, Batch, DataSplits, Resize, Stream
+from animesion_training.data.tags import TagLabels
 from animesion_training.distributed import DistributedContext
 from animesion_training.eval import report
 from animesion_training.eval.metrics import Evaluation, evaluate
 from animesion_training.eval.scores import Scores
-from animesion_training.eval.tta import TTA, decoded_size, predict
+from animesion_training.eval.tag_metrics import TagScores
+from animesion_training.eval.tta import TTA, decoded_size, predict, predict_tags
 from animesion_training.precision import autocast
 from animesion_training.weights import WeightsCard
+
+S = TypeVar("S")
 
 
 def score(
@@ -45,6 +49,8 @@ def score(
 ) -> Scores:
     """Score every sample of a split; the scores are complete in the first process only.
 
+    `score_tags` does so for a tagger.
+
     Args:
         model: put into evaluation mode.
         data: the data of the split.
@@ -64,21 +70,123 @@ def score(
     Raises:
         AnimesionError: an image cannot be read, or outputs are not finite; all processes raise it.
     """
-    side, crop_pct = decoded_size(tta, img_size, crop_pct)
+    scores = Scores(data.num_classes)
+
+    def add(outputs: Tensor, batch: Batch) -> None:
+        scores.add(outputs, batch.labels, batch.indices)
+
+    reading = _Reading(img_size, crop_pct, batch_size, precision, channels_last, workers, on_error, tta, advance)
+    parts = _scored(model, data, split, normalise, context, reading, predict, scores, add, scores.collect)
+    if parts is not None:  # the other processes keep their own part
+        scores = Scores(data.num_classes)
+        scores.extend(parts)
+    return scores
+
+
+def score_tags(
+    model: nn.Module,
+    data: DataSplits,
+    split: str,
+    normalise: Augment,
+    context: DistributedContext,
+    *,
+    img_size: int,
+    crop_pct: float = 1.0,
+    batch_size: int = 128,
+    precision: str = "fp32",
+    channels_last: bool = False,
+    workers: int | None = None,
+    on_error: str = "raise",
+    tta: TTA = "none",
+    advance: Callable[[int], None] = lambda count: None,
+) -> TagScores:
+    """Score the tags of every sample of a split, as `score` does for classes; `data` has tags.
+
+    Raises:
+        AnimesionError: an image cannot be read, or outputs are not finite; all processes raise it.
+    """
+    scores = TagScores(len(tags_of(data)))
+
+    def add(outputs: Tensor, batch: Batch) -> None:
+        scores.add(outputs, batch.indices)
+
+    reading = _Reading(img_size, crop_pct, batch_size, precision, channels_last, workers, on_error, tta, advance)
+    parts = _scored(model, data, split, normalise, context, reading, predict_tags, scores, add, lambda: None)
+    if parts is not None:
+        scores = TagScores(len(tags_of(data)))
+        scores.extend(parts)
+    return scores
+
+
+def tags_of(data: DataSplits) -> TagLabels:
+    """The tags of opened data.
+
+    Raises:
+        ValueError: it was opened without.
+    """
+    if data.tags is None:
+        raise ValueError("the data was opened without tags")
+    return data.tags
+
+
+class _Reading(NamedTuple):
+    """How a split is read and passed through a network; see `score`."""
+
+    img_size: int
+    crop_pct: float
+    batch_size: int
+    precision: str
+    channels_last: bool
+    workers: int | None
+    on_error: str
+    tta: TTA
+    advance: Callable[[int], None]
+
+
+def _scored(
+    model: nn.Module,
+    data: DataSplits,
+    split: str,
+    normalise: Augment,
+    context: DistributedContext,
+    reading: _Reading,
+    forward: Callable[[nn.Module, Tensor, int, TTA], Tensor],
+    scores: S,
+    add: Callable[[Tensor, Batch], None],
+    finish: Callable[[], object],
+) -> list[S] | None:
+    """Pass a split through a network.
+
+    Args:
+        model: see `score`, and so for the following ones.
+        data: the data.
+        split: its name.
+        normalise: from uint8 to the input of the model.
+        context: of this process.
+        reading: how the split is read.
+        forward: `predict` or `predict_tags`.
+        scores: that `add` adds to.
+        add: called with what `forward` returns for each batch.
+        finish: called at the end; may raise as `add` does.
+
+    Returns:
+        In the first of several processes, the scores of all of them; None in the others, and if there is one.
+    """
+    side, crop_pct = decoded_size(reading.tta, reading.img_size, reading.crop_pct)
     stream = Stream(
         data,
         split,
-        batch_size * context.world_size,
+        reading.batch_size * context.world_size,
         side,
         train=False,
         transform=Resize(side, crop_pct),
         rank=context.rank,
         world_size=context.world_size,
-        workers="auto" if workers is None else workers,
-        on_error="skip" if on_error == "skip" else "raise",
+        workers="auto" if reading.workers is None else reading.workers,
+        on_error="skip" if reading.on_error == "skip" else "raise",
     )
     model.eval()
-    scores, problem = Scores(data.num_classes), ""
+    problem = ""
     try:
         with torch.inference_mode():
             for batch in stream:
@@ -86,26 +194,23 @@ def score(
                     batch.images.to(context.device, non_blocking=True),
                     batch.seeds.to(context.device, non_blocking=True),
                 )
-                if not channels_last:
+                if not reading.channels_last:
                     images = images.contiguous()
-                with autocast(precision, context.device):
-                    logits = predict(model, images, img_size, tta)
-                scores.add(logits, batch.labels, batch.indices)
-                advance(len(batch.labels))
-        scores.collect()
+                with autocast(reading.precision, context.device):
+                    outputs = forward(model, images, reading.img_size, reading.tta)
+                add(outputs, batch)
+                reading.advance(len(batch.labels))
+        finish()
     except AnimesionError as error:
         if context.world_size == 1:
             raise
         problem = str(error)  # told to the others, which would wait for this process
     if context.world_size == 1:
-        return scores
-    parts = context.all_gather((None if problem else scores, problem))
-    if problem := next((each for _, each in parts if each), ""):
+        return None
+    gathered = context.all_gather((None if problem else scores, problem))
+    if problem := next((each for _, each in gathered if each), ""):
         raise AnimesionError(problem)
-    if context.is_main:  # the other processes keep their own part
-        scores = Scores(data.num_classes)
-        scores.extend(part for part, _ in parts)
-    return scores
+    return [part for part, _ in gathered if part is not None] if context.is_main else None
 
 
 def as_rgb(values: tuple[float, ...]) -> tuple[float, float, float]:

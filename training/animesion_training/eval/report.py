@@ -42,17 +42,17 @@ def per_class_csv(evaluation: Evaluation) -> str:
     place = header.index("confused_with") + 1
     rows = []
     for each in evaluation.per_class:
-        row = _cells(asdict(each).values())
+        row = cells(asdict(each).values())
         row.insert(place, "" if each.confused_with is None else names[each.confused_with])
         rows.append(row)
     header.insert(place, "confused_with_name")
-    return _csv(header, rows)
+    return csv_text(header, rows)
 
 
 def confusions_csv(evaluation: Evaluation) -> str:
     """One line per confused pair, largest first."""
-    return _csv(
-        [field.name for field in fields(Confusion)], [_cells(asdict(c).values()) for c in evaluation.confusions]
+    return csv_text(
+        [field.name for field in fields(Confusion)], [cells(asdict(c).values()) for c in evaluation.confusions]
     )
 
 
@@ -73,8 +73,8 @@ def mistakes_csv(scores: Scores, keys: Sequence[str], names: Sequence[str], most
     for i in wrong.tolist():
         truth, guess = int(rows.targets[i]), int(rows.predictions[i])
         confidence = float(rows.confidences[i])
-        lines.append(_cells([keys[int(rows.indices[i])], truth, names[truth], guess, names[guess], confidence]))
-    return _csv(header, lines)
+        lines.append(cells([keys[int(rows.indices[i])], truth, names[truth], guess, names[guess], confidence]))
+    return csv_text(header, lines)
 
 
 def tables(evaluation: Evaluation, *, shown: int = 10) -> list[RenderableType]:
@@ -90,7 +90,7 @@ def tables(evaluation: Evaluation, *, shown: int = 10) -> list[RenderableType]:
     missing = len(evaluation.untested)
     if missing:
         untested = f"{missing:,} of {evaluation.classes:,} classes have no test image and are in no average"
-        result.append(_text(untested))
+        result.append(printable(untested))
     if shown and evaluation.confusions:
         result += [_worst(evaluation, shown), _pairs(evaluation, shown)]
     return result
@@ -133,8 +133,8 @@ def _worst(evaluation: Evaluation, shown: int) -> Table:
         train = "" if each.train_images is None else f"{each.train_images:,}"
         other = "" if each.confused_with is None else names[each.confused_with]
         confusions = f"{each.confusions:,}" if each.confusions else ""
-        cells = (_text(each.name), train, f"{each.test_images:,}", percent(accuracy), _text(other), confusions)
-        table.add_row(*cells)
+        row = (printable(each.name), train, f"{each.test_images:,}", percent(accuracy), printable(other), confusions)
+        table.add_row(*row)
     return table
 
 
@@ -142,7 +142,7 @@ def _pairs(evaluation: Evaluation, shown: int) -> Table:
     table = text_table("Largest confusions", "class", "predicted as", "images", "of the class", "of all errors")
     for pair in evaluation.confusions[:shown]:
         shares = percent(pair.share_of_class), percent(pair.share_of_errors)
-        table.add_row(_text(pair.true_name), _text(pair.predicted_name), f"{pair.images:,}", *shares)
+        table.add_row(printable(pair.true_name), printable(pair.predicted_name), f"{pair.images:,}", *shares)
     return table
 
 
@@ -160,7 +160,7 @@ def text_table(title: str, *columns: str) -> Table:
     return table
 
 
-def _text(text: str) -> RenderableType:
+def printable(text: str) -> RenderableType:
     """Literal text: markup and escape sequences in names, which come from data, have no effect."""
     from rich.text import Text
 
@@ -176,11 +176,13 @@ def _interval(interval: Interval) -> str:
     return f"{interval.low:.2%} .. {interval.high:.2%}"
 
 
-def _cells(values: Iterable[Any]) -> list[str]:
+def cells(values: Iterable[Any]) -> list[str]:
+    """Format the values of a row of a CSV: floats with six places, and nothing for None."""
     return ["" if v is None else f"{v:.6f}" if isinstance(v, float) else str(v) for v in values]
 
 
-def _csv(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """The text of a CSV that is safe to open in a spreadsheet program."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)

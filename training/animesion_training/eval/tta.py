@@ -48,6 +48,13 @@ def predict(model: Callable[[Tensor], Tensor], images: Tensor, size: int, tta: T
     return torch.stack(found).logsumexp(dim=0) - math.log(len(found))
 
 
+def predict_tags(model: Callable[[Tensor], Tensor], images: Tensor, size: int, tta: TTA) -> Tensor:
+    """Predict the tags of a batch: the mean over the views of the sigmoids, (B, T), float32; see `predict`."""
+    if tta == "none":
+        return model(images).float().sigmoid()
+    return torch.stack([model(view).float().sigmoid() for view in views(images, size, tta)]).mean(dim=0)
+
+
 def views(images: Tensor, size: int, tta: TTA) -> Iterator[Tensor]:
     """Yield the views of a batch, each (B, 3, size, size); see `predict`, for kinds other than `none`."""
     last = images.shape[-1] - size

@@ -2,7 +2,7 @@
 
 An objective is called as `objective(logits, targets)` with logits (B, C) and targets that are class ids (B,) or soft
 labels (B, C), and returns a scalar. The losses and their conventions are in `classification`; sampling is left to
-`animesion_training.data`.
+`animesion_training.data`. Objectives on tags (`is_on_tags`) take targets (B, T) of a binary decision each.
 
 A distillation objective is a subclass of `Objective` with `needs_teacher = True`, added with `register_objective`; it
 is called with the teacher's logits as the third argument. Other packages add factories through the entry-point group
@@ -29,24 +29,31 @@ from animesion_training.losses.classification import (
     log_prior,
 )
 from animesion_training.losses.metric import ArcFace, CosFace, ProxyAnchor, SupCon
+from animesion_training.losses.multilabel import AsymmetricLoss, BinaryCrossEntropy
 from animesion_training.options import in_range
 
 GROUP = "animesion.objectives"
 
 _FACTORIES: dict[str, Callable[..., Objective]] = {}
+_ON_TAGS: set[str] = set()
 
 
-def register_objective(name: str) -> Callable[[Callable[..., Objective]], Callable[..., Objective]]:
+def register_objective(
+    name: str, *, on_tags: bool = False
+) -> Callable[[Callable[..., Objective]], Callable[..., Objective]]:
     """Register a factory by name for `create_objective`.
 
     The factory receives `counts` and `epochs` if it has parameters of these names. Its other parameters are the options
-    of the objective, and all have defaults.
+    of the objective, and all have defaults. An objective on tags returns a `MultiLabelObjective`; a factory of another
+    package says so by an attribute `on_tags` that is true.
     """
 
     def register(factory: Callable[..., Objective]) -> Callable[..., Objective]:
         if name in _FACTORIES:
             raise ValueError(f"there is already an objective '{name}'")
         _FACTORIES[name] = factory
+        if on_tags:
+            _ON_TAGS.add(name)
         return factory
 
     return register
@@ -55,6 +62,15 @@ def register_objective(name: str) -> Callable[[Callable[..., Objective]], Callab
 def objective_names() -> list[str]:
     """Return the names that `create_objective` accepts."""
     return sorted({*_FACTORIES, *(point.name for point in entry_points(group=GROUP))})
+
+
+def is_on_tags(name: str) -> bool:
+    """Whether an objective trains on the tags of the samples, and not on their classes.
+
+    Raises:
+        UsageError: an unknown name.
+    """
+    return name in _ON_TAGS or bool(getattr(_factory(name), "on_tags", False))
 
 
 def objective_options(name: str) -> dict[str, Any]:
@@ -199,6 +215,26 @@ def proxy_anchor(
 def supcon(temperature: float = 0.1, reduction: LossReduction = "mean") -> Objective:
     """`SupCon`."""
     return SupCon(temperature=temperature, reduction=reduction)
+
+
+@register_objective("bce", on_tags=True)
+def bce(label_smoothing: float = 0.0, reduction: LossReduction = "mean") -> Objective:
+    """`BinaryCrossEntropy` on tags."""
+    return BinaryCrossEntropy(label_smoothing=label_smoothing, reduction=reduction)
+
+
+@register_objective("asl", on_tags=True)
+def asl(
+    gamma_pos: float = 0.0,
+    gamma_neg: float = 4.0,
+    margin: float = 0.05,
+    label_smoothing: float = 0.0,
+    reduction: LossReduction = "mean",
+) -> Objective:
+    """`AsymmetricLoss` on tags."""
+    return AsymmetricLoss(
+        gamma_pos=gamma_pos, gamma_neg=gamma_neg, margin=margin, label_smoothing=label_smoothing, reduction=reduction
+    )
 
 
 def _factory(name: str) -> Callable[..., Objective]:
