@@ -16,6 +16,7 @@ from animesion.dataset.dataset import Dataset
 from animesion.errors import UsageError
 from animesion.report.facts import clip
 from animesion.report.images import Album, Images
+from animesion.schemas import TAG_CATEGORIES
 
 #: Most steps in a plot; of longer runs every n-th step is plotted.
 MOST_STEPS = 2000
@@ -114,6 +115,8 @@ def _evaluation(text: str) -> dict[str, Any] | None:
         return None
     if not isinstance(found, dict):
         return None
+    if found.get("task") == "tags":
+        return {"tags": _tag_groups(found), **_texts(found), "samples": _numbers(found, ("samples",))["samples"]}
     names = ("samples", "k", "top_1", "top_5", "macro_accuracy", "macro_f1")
     shown: dict[str, Any] = {name: found.get(name) if _is_finite(found.get(name)) else None for name in names}
     for name in ("top_1_interval", "macro_accuracy_interval"):
@@ -132,7 +135,20 @@ def _evaluation(text: str) -> dict[str, Any] | None:
     shown["bands"] = {
         name: _numbers(bands[name], numbers) for name in ("many", "medium", "few") if isinstance(bands.get(name), dict)
     }
-    return {**shown, **{name: clip(str(found.get(name) or "")) for name in ("split", "weights")}}
+    return {**shown, **_texts(found)}
+
+
+def _texts(found: dict[str, Any]) -> dict[str, str]:
+    return {name: clip(str(found.get(name) or "")) for name in ("split", "weights")}
+
+
+def _tag_groups(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Metrics of all tags, of each category and of each band, with the name of the group."""
+    numbers = ("tags", "tested", "map", "base_rate", "macro_f1", "micro_f1", "precision", "recall")
+    categories, bands = _dict(found.get("categories")), _dict(found.get("bands"))
+    groups = {"all": found.get("overall")} | {name: categories.get(name) for name in TAG_CATEGORIES}
+    groups |= {f"{name} training images": bands.get(name) for name in ("many", "medium", "few")}
+    return [{"name": name, **_numbers(_dict(each), numbers)} for name, each in groups.items() if each]
 
 
 def _table(text: str, numbers: dict[str, type], texts: tuple[str, ...]) -> list[dict[str, Any]]:

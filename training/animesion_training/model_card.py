@@ -78,7 +78,12 @@ def _report(path: Path, weights: Path) -> dict[str, Any] | None:
 def _class_sizes(card: WeightsCard) -> dict[str, int] | None:
     """Total, smallest and largest number of training images per class, if the card has them."""
     counts = card.facts.get("train_counts")
-    if not isinstance(counts, list) or not counts or not all(isinstance(count, int) for count in counts):
+    if (
+        card.is_tagger
+        or not isinstance(counts, list)
+        or not counts
+        or not all(isinstance(count, int) for count in counts)
+    ):
         return None
     return {"images": sum(counts), "least": min(counts), "most": max(counts)}
 
@@ -88,9 +93,9 @@ def _header(card: WeightsCard, name: str, report: dict[str, Any] | None) -> dict
     header: dict[str, Any] = {
         "library_name": "timm",
         "pipeline_tag": "image-classification",
-        "tags": ["animesion", "fine-grained", "long-tail"],
+        "tags": ["animesion", "fine-grained", "long-tail", *(["multi-label"] if card.is_tagger else [])],
     }
-    if report is not None and report.get("data"):
+    if report is not None and report.get("data") and not card.is_tagger:
         data = Path(str(report["data"])).name
         metrics = [
             {"type": "accuracy", "name": label, "value": report[key]}

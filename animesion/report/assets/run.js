@@ -115,15 +115,23 @@ function Calibration({ bins }) {
   return rows.length < 2 ? null : html`<section aria-label="Calibration"><h2>Calibration</h2><${Curves} x=${x} series=${series} xLabel="confidence" yLabel="accuracy" range=${() => [0, 1]} label="Accuracy against confidence" /></section>`;
 }
 
+/** Metrics of a tagger: all tags, categories, and bands of frequency. */
+function Tags({ found }) {
+  const columns = [['map', 'mAP'], ['base_rate', 'base rate'], ['macro_f1', 'macro F1'], ['micro_f1', 'micro F1'], ['precision', 'precision'], ['recall', 'recall']];
+  return html`<${Figures} of=${[['test images', thousands(found.samples)], ['split', plain(found.split)], ['weights', plain(found.weights)]]} />
+    <section><h2>Tags</h2><div class="wide"><table><thead><tr><th scope="col">tags</th><th scope="col" class="n">number</th><th scope="col" class="n">tested</th>${columns.map(([, title]) => html`<th scope="col" class="n">${title}</th>`)}</tr></thead>
+    <tbody>${found.tags.map((each) => html`<tr><th scope="row">${each.name}</th><td class="n">${thousands(each.tags)}</td><td class="n">${thousands(each.tested)}</td>${columns.map(([name]) => html`<td class="n">${percent(each[name])}</td>`)}</tr>`)}</tbody></table></div></section>`;
+}
+
 function Run({ data, at }) {
   const found = data.evaluation;
   if (at[0] === 'classes' && data.classes.length) return html`<${RunClasses} classes=${data.classes} />`;
-  if (at[0] === 'confusions' && found) return html`<${Confusion} pairs=${data.confusions} classes=${data.classes} /><${Pairs} pairs=${data.confusions} />`;
+  if (at[0] === 'confusions' && found && !found.tags) return html`<${Confusion} pairs=${data.confusions} classes=${data.classes} /><${Pairs} pairs=${data.confusions} />`;
   if (at[0] === 'mistakes' && data.mistakes.length) return html`<${Mistakes} data=${data} />`;
   const between = (interval) => (interval ? ` (${percent(interval.low)} to ${percent(interval.high)})` : '');
   const bands = (found && found.bands) || {};
   return html`<div class="overview">
-    ${found ? html`<${Figures} of=${[['test images', thousands(found.samples)], ['top-1', `${percent(found.top_1)}${between(found.top_1_interval)}`], [`top-${found.k}`, percent(found.top_5)],
+    ${found && found.tags ? html`<${Tags} found=${found} />` : found ? html`<${Figures} of=${[['test images', thousands(found.samples)], ['top-1', `${percent(found.top_1)}${between(found.top_1_interval)}`], [`top-${found.k}`, percent(found.top_5)],
       ['macro accuracy', `${percent(found.macro_accuracy)}${between(found.macro_accuracy_interval)}`], ['macro F1', percent(found.macro_f1)], ['calibration error', percent(found.calibration_error)],
       ['split', plain(found.split)], ['weights', plain(found.weights)]]} />
       ${Object.keys(bands).length ? html`<section><h2>By number of training images</h2><div class="wide"><table><thead><tr><th scope="col">band</th><th scope="col" class="n">classes</th><th scope="col" class="n">tested</th><th scope="col" class="n">images</th><th scope="col" class="n">top-1</th><th scope="col" class="n">macro accuracy</th></tr></thead>

@@ -91,7 +91,8 @@ def explain(weights: Path, paths: Sequence[Path], context: DistributedContext) -
         image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2).to(context.device)
         with torch.inference_mode():
             x = normalise(image, torch.zeros(1, dtype=torch.int64, device=context.device))
-            best = model(x).float().softmax(1)[0].max(0)
+            logits = model(x).float()
+            best = (logits.sigmoid() if card.is_tagger else logits.softmax(1))[0].max(0)
             panels = draw_panels(model, pixels, x)
         name = f"{names[int(best.indices)]} {100 * float(best.values):.0f}%"
         yield Row(path, name, (Panel("image", pixels), *panels))

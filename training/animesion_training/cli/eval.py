@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from torch import nn
 
-    from animesion_training.data import DataSplits
+    from animesion_training.data import Augment, DataSplits
     from animesion_training.eval.similarity_report import Settings
     from animesion_training.eval.tta import TTA
     from animesion_training.weights import WeightsCard
@@ -85,9 +85,10 @@ def eval_(
 ) -> None:
     """Evaluate a model on DATA.
 
-    By default as a classifier: top-1, macro accuracy, accuracy by class and band, calibration, intervals. With --task,
-    by its embeddings, also on classes that it was not trained on: retrieval (R@1, mAP@R, identification from a few
-    images), verification (error rate and F1 of pairs), open-set (are unknown classes told apart?).
+    By default as a classifier: top-1, macro accuracy, accuracy by class and band, calibration, intervals. A tagger is
+    evaluated by its tags: mAP and F1 by category and band. With --task, by its embeddings, also on classes that it was
+    not trained on: retrieval (R@1, mAP@R, identification from a few images), verification (error rate and F1 of pairs),
+    open-set (are unknown classes told apart?).
     """
     from animesion.cli.progress import one_task
     from animesion.errors import UsageError
@@ -119,6 +120,9 @@ def eval_(
         _similarity(
             model, card, opened, split, fit_split, on_embeddings, given, options, facts, report, device, as_json
         )
+        return
+    if card.is_tagger:
+        _tags(model, card, data, split, normalise, facts, report, device, as_json, batch_size, precision, tta)
         return
     opened = open_data(data, images=images, classes=card.classes or None)
     evaluate.check_classes(card, opened, str(checkpoint))
@@ -153,6 +157,79 @@ def eval_(
         click.echo(json.dumps({**facts, **reports.as_json(evaluation, per_class=True)}, ensure_ascii=False))
         return
     _print(reports.tables(evaluation))
+
+
+def _tags(
+    model: nn.Module,
+    card: WeightsCard,
+    data: str,
+    split: str,
+    normalise: Augment,
+    facts: dict[str, Any],
+    report: Path | None,
+    device: str,
+    as_json: bool,
+    batch_size: int,
+    precision: str,
+    tta: TTA,
+) -> None:
+    """Evaluate a tagger at its thresholds, and print or write the result."""
+    from dataclasses import replace
+
+    from animesion.cli.progress import one_task
+    from animesion_training.data import open_data
+    from animesion_training.distributed import distributed_context
+    from animesion_training.eval import evaluate, tag_report
+    from animesion_training.eval.tag_metrics import evaluate_tags
+
+    opened = open_data(data, tags=True)
+    found = evaluate.tags_of(opened)
+    unknown = sorted(set(card.classes) - set(found.names))
+    tags = found.named(card.classes)
+    opened = replace(opened, tags=tags)
+    samples = opened.select(split)
+    with (
+        distributed_context(device) as context,
+        one_task("eval", len(samples) if context.world_size == 1 else None) as shown,
+    ):
+        size: Any = card.img_size  # a square, as `eval_` has checked
+        scores = evaluate.score_tags(
+            model.to(context.device),
+            opened,
+            split,
+            normalise,
+            context,
+            img_size=size,
+            crop_pct=card.crop_pct,
+            batch_size=batch_size,
+            precision=precision,
+            tta=tta,
+            advance=shown.advanced,
+        )
+        if not context.is_main:
+            return
+    evaluation = evaluate_tags(
+        scores,
+        tags.assigned[split],
+        card.classes,
+        card.categories,
+        thresholds=card.thresholds,
+        train_counts=card.facts.get("train_counts"),
+        expected=len(samples),
+    )
+    if unknown:
+        facts["unknown_tags"] = len(unknown)
+    if report:
+        tag_report.write(report, evaluation, facts)
+    if as_json:
+        import json
+
+        click.echo(json.dumps({**facts, **tag_report.as_json(evaluation, per_tag=True)}, ensure_ascii=False))
+        return
+    _print(tag_report.tables(evaluation))
+    if unknown:
+        shown_names = ", ".join(unknown[:3])
+        click.echo(f"note: {len(unknown):,} tags of the weights are not in the data, such as {shown_names}")
 
 
 def _similarity(

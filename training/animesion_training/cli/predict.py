@@ -1,7 +1,8 @@
-"""`animesion predict`: name the characters or classes in images."""
+"""`animesion predict`: name the characters or classes in images, or their tags."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,11 @@ from animesion_training.cli.images import face_crop, face_options
 @click.command(epilog="Example: animesion predict --checkpoint runs/a image.jpg --json")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @checkpoint_option
-@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Guesses per image.")
+@click.option(
+    "--top",
+    type=click.IntRange(1),
+    help="Guesses per image, 5 by default; of a tagger, most tags per category, by default all above their threshold.",
+)
 @face_options
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per image or face.")
@@ -23,7 +28,7 @@ def predict(
     ctx: click.Context,
     paths: tuple[Path, ...],
     checkpoint: Path,
-    top: int,
+    top: int | None,
     detector: str,
     margin: float,
     min_score: float,
@@ -33,7 +38,7 @@ def predict(
     device: str,
     as_json: bool,
 ) -> None:
-    """Predict the classes of PATHS (images, or folders of images).
+    """Predict the classes or tags of PATHS (images, or folders of images).
 
     With --detector, predict the classes of the faces that it finds; boxes are in pixels of the upright image, margin
     included. The exit status is 1 when an image cannot be read, or has no face without --or-whole.
@@ -56,6 +61,12 @@ def predict(
             if as_json:
                 guesses = [{"name": name, "probability": round(value, 6)} for name, value in each.guesses]
                 line: dict[str, Any] = {"path": str(each.path), "guesses": guesses}
+                if each.tags:
+                    del line["guesses"]
+                    line["tags"] = {
+                        category: [{"name": name, "probability": round(value, 6)} for name, value in tags]
+                        for category, tags in each.tags.items()
+                    }
                 if each.box:
                     line |= {"box": each.box, "score": round(each.score, 6)}
                 click.echo(json.dumps(line | ({"problem": each.problem} if each.problem else {}), ensure_ascii=False))
@@ -63,8 +74,12 @@ def predict(
                 click.echo(f"{each.path}: no prediction ({each.problem})", err=True)
             else:
                 where = " at {},{} to {},{}".format(*each.box) if each.box else ""
-                click.echo(
-                    f"{each.path}{where}: " + ", ".join(f"{name} {100 * value:.1f}%" for name, value in each.guesses)
-                )
+                click.echo(f"{each.path}{where}: {_listed(each.guesses)}".rstrip())
+                for category, tags in each.tags.items():
+                    click.echo(f"  {category}: {_listed(tags) or '-'}")
     if unread:
         ctx.exit(1)
+
+
+def _listed(guesses: Iterable[tuple[str, float]]) -> str:
+    return ", ".join(f"{name} {100 * value:.1f}%" for name, value in guesses)

@@ -1,10 +1,10 @@
-"""Top-k predictions of trained weights for image files and folders, or for the faces in the images."""
+"""Top-k classes or tags of trained weights for image files and folders, or for the faces in the images."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +12,16 @@ import torch
 
 from animesion.errors import UsageError
 from animesion.images import given
+from animesion.schemas import TAG_CATEGORIES
 from animesion_training.data import Augment, Resize
 from animesion_training.distributed import DistributedContext
 from animesion_training.eval.evaluate import as_rgb
 from animesion_training.eval.pieces import FaceCrop, load_detector, pieces
-from animesion_training.weights import load_model
+from animesion_training.eval.tag_metrics import DEFAULT_THRESHOLD
+from animesion_training.weights import WeightsCard, load_model
+
+#: Guesses of a classifier for each image.
+_TOP = 5
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,8 @@ class Prediction:
 
     Attributes:
         path: the image.
-        guesses: class names and probabilities, most probable first; empty when there is a problem.
+        guesses: class names and probabilities, most probable first; empty when there is a problem, and for taggers.
+        tags: of a tagger: tags and probabilities by category, most probable first; empty when there is a problem.
         problem: why the image cannot be read, or that it contains no face; empty without a problem.
         box: the face with its margin: left, top, right, bottom in pixels of the upright image.
         score: score of the face by the detector.
@@ -33,6 +39,7 @@ class Prediction:
 
     path: Path
     guesses: tuple[tuple[str, float], ...] = ()
+    tags: Mapping[str, tuple[tuple[str, float], ...]] = field(default_factory=dict)
     problem: str = ""
     box: tuple[int, int, int, int] | None = None
     score: float = 0.0
@@ -43,17 +50,20 @@ def predict(
     paths: Sequence[Path],
     context: DistributedContext,
     *,
-    top: int = 5,
+    top: int | None = None,
     batch_size: int = 32,
     faces: FaceCrop | None = None,
 ) -> Iterator[Prediction]:
-    """Predict the classes of images, in the order of the paths.
+    """Predict the classes of images, or their tags, in the order of the paths.
+
+    Tags are those whose probability reaches their threshold in the weights, or 0.5 if the weights have none.
 
     Args:
         weights: a file written by `save_model`.
         paths: image files, and folders, which are searched recursively.
         context: device to compute on.
-        top: number of guesses per image, at most the number of classes.
+        top: number of guesses per image, at most the number of classes; 5 if it is None. For a tagger, the most tags
+            of each category; all that reach their threshold if it is None.
         batch_size: images per batch.
         faces: how to crop faces; predictions are then of faces, several per image possible. None for whole images.
 
@@ -75,9 +85,29 @@ def predict(
         with torch.inference_mode():
             batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(context.device)
             seeds = torch.zeros(len(chosen), dtype=torch.int64, device=context.device)
-            best = model(normalise(batch, seeds)).float().softmax(1).topk(min(top, card.num_classes))
-        for piece, problem, values, ids in zip(
-            chosen, problems, best.values.tolist(), best.indices.tolist(), strict=True
-        ):
-            guesses = tuple((names[i], value) for i, value in zip(ids, values, strict=True))
-            yield Prediction(Path(piece.name), () if problem else guesses, problem, piece.box, piece.score)
+            logits = model(normalise(batch, seeds)).float()
+        if card.is_tagger:
+            every = [Prediction(Path(), tags=_tags(card, row, top)) for row in logits.sigmoid().tolist()]
+        else:
+            best = logits.softmax(1).topk(min(top or _TOP, card.num_classes))
+            every = [
+                Prediction(Path(), tuple((names[i], value) for i, value in zip(ids, values, strict=True)))
+                for values, ids in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            ]
+        for piece, problem, one in zip(chosen, problems, every, strict=True):
+            path = Path(piece.name)
+            if problem:
+                yield Prediction(path, problem=problem, box=piece.box, score=piece.score)
+            else:
+                yield replace(one, path=path, box=piece.box, score=piece.score)
+
+
+def _tags(card: WeightsCard, values: Sequence[float], top: int | None) -> dict[str, tuple[tuple[str, float], ...]]:
+    """The tags of an image that reach their thresholds, by category."""
+    thresholds = card.thresholds or (DEFAULT_THRESHOLD,) * card.num_classes
+    found: dict[str, list[tuple[str, float]]] = {category: [] for category in card.tag_categories}
+    for name, category, value, threshold in zip(card.classes, card.categories, values, thresholds, strict=True):
+        if value >= threshold:
+            found[category].append((name, value))
+    ordered = {name: sorted(found[name], key=lambda tag: -tag[1])[:top] for name in TAG_CATEGORIES if name in found}
+    return {name: tuple(tags) for name, tags in ordered.items()}
