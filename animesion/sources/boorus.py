@@ -84,9 +84,13 @@ class BooruSource(CrawledSource):
     def item(self, post: Post, order: int) -> Item:
         """Convert a post to an item, with its tags if they are asked for."""
         item = super().item(post, order)
-        if not self.with_tags:
-            return item
-        return replace(item, tags={name: distinct(post.tags.get(name, ())) for name in TAG_CATEGORIES})
+        return replace(item, tags=self.tags_of(post)) if self.with_tags else item
+
+    def tags_of(self, post: Post) -> dict[str, tuple[str, ...]]:
+        """The post's tags by category; those of a category that only this site has are general."""
+        own = [tag for name in self._info().label_tags if name not in TAG_CATEGORIES for tag in post.tags[name]]
+        listed = {**post.tags, "general": (*own, *post.tags["general"])}
+        return {name: distinct(listed.get(name, ())) for name in TAG_CATEGORIES}
 
     def posts(self, site: Site, newer_than: str) -> Iterator[Post]:
         """Posts of the given ids or of the search."""
@@ -140,6 +144,13 @@ class SafebooruSource(BooruSource):
         named = (clean_text(tag) for tag in post.tags["general"]) if self._characters else ()
         found = (*post.tags["character"], *(tag for tag in named if tag in self._characters))
         return self._tables.labels(clean_text(tag) for tag in found)
+
+    def tags_of(self, post: Post) -> dict[str, tuple[str, ...]]:
+        """The post's tags, with those in the file of characters among the characters."""
+        tags = super().tags_of(post)
+        named = tuple(tag for tag in tags["general"] if tag in self._characters)
+        general = tuple(tag for tag in tags["general"] if tag not in self._characters)
+        return tags | {"general": general, "character": distinct((*tags["character"], *named))}
 
 
 class MoebooruSource(BooruSource):

@@ -165,6 +165,21 @@ def test_labels_by_the_tables_of_aliases_and_implications(
         listed(name, "source.implied=neither")
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_items_have_their_tags_by_category_if_the_recipe_asks_for_tags(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tags = {"character": ("rin",), "copyright": ("vocaloid",), "artist": ("inkwell",), "general": ("solo", "long_hair")}
+    with serving(name, [entry(1, tags=tags)], monkeypatch):
+        assert [item.tags for item in listed(name)] == [None]
+        [item] = listed(name, 'tags.categories=["general"]')  # which ones are kept is decided after curate
+    found = {category: sorted(names) for category, names in (item.tags or {}).items() if names}
+    if name == "zerochan":  # which has no categories
+        assert found == {"general": sorted(label(name, tag) for each in tags.values() for tag in each)}
+    else:
+        assert found == {category: sorted(names) for category, names in tags.items()}
+
+
 class _Given:
     """A site with given posts."""
 
@@ -206,6 +221,19 @@ def test_safebooru_takes_labels_from_a_file_where_the_site_has_no_categories(
         assert [item.labels for item in listed("safebooru")] == [(), ()]
         found = listed("safebooru", f"source.characters={names}")
     assert [item.labels for item in found] == [("hatsune_miku",), ("rin",)]
+
+
+def test_characters_of_a_file_are_character_tags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "characters.txt"
+    path.write_text("rin\nlen\n")
+    tags = {"general": ("solo", "rin"), "character": ()}
+    with serving("safebooru", [entry(1, tags=tags)], monkeypatch, tag_info=False):
+        [item] = listed("safebooru", f"source.characters={path}", 'tags.categories=["general"]')
+    assert item.labels == ("rin",)
+    assert {name: names for name, names in (item.tags or {}).items() if names} == {
+        "general": ("solo",),
+        "character": ("rin",),
+    }
 
 
 def test_zerochan_gets_the_user_in_every_request_and_requires_one(
