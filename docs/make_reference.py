@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 
 from animesion import schemas, sources
 from animesion.config.recipe import Recipe, builtin_names, load
+from animesion.schemas import TAG_CATEGORIES
 from animesion_training import recipe as training
 
 HERE = Path(__file__).parent
@@ -63,6 +64,7 @@ SECTIONS = {
     "quality": "Limits on quality measures of the sample; 0 disables a limit: see [Quality and crops](quality.md).",
     "curate": "A curator's decisions about images and pairs of them: see [Reports](report.md).",
     "classes": "Least and most images of a class.",
+    "tags": "Tags that travel with the samples: see [Tags](tags.md).",
     "split": "Split of the kept images: see [Splits](splits.md).",
     "pack": "Encoding and sharding of samples: see [Formats](formats.md).",
     "card": "Texts of the dataset card that a build cannot derive.",
@@ -70,12 +72,14 @@ SECTIONS = {
 
 TABLES = {
     "PLAN": "`raw/part-*.plan.parquet`: the source's listing, one row per image.",
+    "TAGS": "`raw/part-*.tags.parquet`: the tags of the images by category, if `tags.categories` is set.",
     "RAW": "`raw/part-*.parquet`: the listing after fetching; `md5` and `bytes` are those of the fetched file.",
     "FEATURES": "`features/part-*.parquet`: features from one decode, one row per fetched image, or per face.",
     "EMBEDDINGS": "`features/embeddings-part-*.parquet`: embeddings, if `duplicates.embedding.model` is set.",
     "PAIRS": "`features/pairs.parquet`: pairs of images in a relation, unless `duplicates.copies` is `off`.",
     "COMPARED": "`features/compared.parquet`: pairs that were compared; a build that grows compares new ones only.",
     "CURATED": "`curated.parquet`: every image seen, kept or dropped, and why.",
+    "SAMPLE_TAGS": "`sample_tags.parquet`: tags of each sample, if `tags.categories` is set.",
     "INDEX": "`index.parquet`: position of each sample in the shards, one row per sample.",
 }
 
@@ -109,6 +113,8 @@ COLUMNS = {
     "CURATED.split": "train, val or test; empty when dropped",
     "CURATED.part": "the part that holds the original",
     "CURATED.offset": "of the original's bytes inside the part's tar",
+    "SAMPLE_TAGS.tags": "ids of its tags in `tags.csv`, ascending",
+    **{f"TAGS.{name}": f"tags of the category {name}, as the source gives them" for name in TAG_CATEGORIES},
     "INDEX.split": "train, val or test",
     "INDEX.shard": "path relative to the dataset, such as `data/train-00000.tar`",
     "INDEX.offset": "of the packed image's bytes inside the shard",

@@ -1,6 +1,6 @@
 """Rows per CPU-second of listing a dump, compared with parsing its JSON alone.
 
-    python tests/benchmarks/dump_listing.py [--rows 30000] [--present 0.3] [--rounds 3] [--profile]
+    python tests/benchmarks/dump_listing.py [--rows 30000] [--present 0.3] [--rounds 3] [--tags] [--profile]
 
 Writes metadata in the layout of Danbooru2018 to 2020 (one JSON object per line with 40 tags of five categories, numbers
 as strings, ratings, parents, Pixiv sources, variants, lists of favourites, and a few damaged lines), an empty file for
@@ -96,7 +96,7 @@ def post(rng: random.Random, number: int) -> dict[str, Any]:
     }
 
 
-def write(folder: Path, rows: int, present: float) -> Recipe:
+def write(folder: Path, rows: int, present: float, tags: bool) -> Recipe:
     """Write the metadata, the files and the face table; returns the recipe that lists them."""
     rng = random.Random(0)
     images = folder / "512px"
@@ -126,6 +126,7 @@ def write(folder: Path, rows: int, present: float) -> Recipe:
         f"source.images={images}",
         f"source.faces={folder / 'faces.tsv'}",
     ]
+    settings += ['tags.categories=["general"]'] if tags else []
     return load("daf-re", ["source={kind='dump'}", *settings])
 
 
@@ -162,11 +163,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=30_000)
     parser.add_argument("--present", type=float, default=0.3, help="share of the posts whose image is there")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tags", action="store_true", help="list the tags of each post too")
     parser.add_argument("--profile", action="store_true", help="print where the time of one more run goes")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        recipe = write(folder, given.rows, given.present)
+        recipe = write(folder, given.rows, given.present, given.tags)
         size = sum(path.stat().st_size for path in (folder / "metadata").iterdir())
         listing, parsing = [], []
         plan = fetch.FetchPlan([], 0, [])

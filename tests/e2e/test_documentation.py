@@ -54,6 +54,7 @@ LONG = (
     "docs/scaling.md",
     "docs/sources.md",
     "docs/study.md",
+    "docs/tags.md",
     "docs/tgda.md",
     "docs/token-methods.md",
     "docs/training.md",
