@@ -10,6 +10,8 @@ from animesion.errors import UsageError
 
 #: Largest number among the options of a model from a file.
 _LARGEST_OPTION = 16384
+#: Numbers that only make one tensor longer, and their largest value; BERT's vocabulary has 30,522 entries.
+_LENGTHS = {"vocab_size": 1_000_000}
 
 
 def in_range(
@@ -60,9 +62,13 @@ def one_of(option: str, value: Any, known: Collection[Any]) -> None:
 def reasonable(value: Any) -> bool:
     """Whether an option of a model from a file has no depth or width that makes building it very slow."""
     if isinstance(value, Mapping):
-        return all(map(reasonable, value.values()))
+        return all(_short(name, each) or reasonable(each) for name, each in value.items())
     if isinstance(value, list | tuple):
         return len(value) <= 1000 and all(map(reasonable, value))
     if value is None or isinstance(value, bool | str):
         return True
     return isinstance(value, int | float) and math.isfinite(value) and abs(value) <= _LARGEST_OPTION
+
+
+def _short(name: Any, value: Any) -> bool:
+    return name in _LENGTHS and isinstance(value, int) and 0 <= value <= _LENGTHS[name]

@@ -29,6 +29,7 @@ from animesion_training.tokens.plugin import Plugin
 from animesion_training.tokens.pooling import PATCH_HEADS, patch_head
 from animesion_training.tokens.reductions.base import reduction_layers
 from animesion_training.tokens.reductions.factory import REDUCTIONS, make_reduction
+from animesion_training.tokens.tag_text import TagText
 from animesion_training.tokens.twopass import GLSim, RAMSTrans
 
 #: Heads that read the tokens of a vision transformer, by name; `linear` supports token methods as well.
@@ -53,6 +54,9 @@ SELECTORS = {
 #: Caches of tokens across blocks, by name.
 CACHES = {"clc": "cross-layer cache: pooled tokens and registers are added again in later groups (CLCA)"}
 
+#: Methods that read text beside the image, by name.
+TEXTS = {"vilt": "the tags of each image as tokens after its patches, and a head that predicts masked tags (ViLT)"}
+
 PlugInSite = dict[str, Any]
 
 
@@ -73,20 +77,36 @@ def assemble(
     """
     _check_known("selector", methods.selector, SELECTORS)
     _check_known("cache", methods.cache, CACHES)
+    _check_known("text", methods.text, TEXTS)
+    alone = methods == Methods(text=methods.text, options=methods.options) and head in ("linear", "cls", "ifa")
+    if methods.text and not alone:
+        raise UsageError(
+            f"text {methods.text} goes with head linear, cls or ifa, and with no other method: leave the others out"
+        )
     if methods.selector == "cal":
         if methods.reduction or methods.cache or methods.adapter or head != "linear":
             raise UsageError("selector cal has its own head and cannot be combined with other methods: leave them out")
         network: nn.Module = _make("selector cal", CALClassifier, methods.of("selector"), backbone, num_classes)
         return network
     host = check_backbone(backbone, _describe(methods, head), class_token=head not in PATCH_HEADS)
+    if methods.text and head == "linear" and host.global_pool != "token":
+        raise UsageError(
+            f"text {methods.text} classifies from the class token, and this transformer pools by "
+            f"{host.global_pool!r}: use head cls"
+        )
     # before plug-ins are made, because their sizes depend on the grid
     stride = methods.of("selector").get("patch_stride") if methods.selector in PART_SELECTORS else None
     if stride is not None:
         overlap_patches(host, stride)
     plugins = _plugins(host, methods)
-    layers = reduction_layers(methods.reduction_layers or None, len(host.blocks))
     encoder: nn.Module = _with_head(
-        host, plugins, head, num_classes, dict(head_options), layers, two_pass=methods.selector in _TWO_PASS
+        host,
+        plugins,
+        head,
+        num_classes,
+        dict(head_options),
+        methods.reduction_layers,
+        two_pass=methods.selector in _TWO_PASS,
     )
     if methods.selector == "glsim":
         encoder = _make("selector glsim", GLSim, methods.of("selector"), encoder, num_classes)
@@ -107,7 +127,9 @@ def init_from_backbone(model: nn.Module) -> None:
 def _describe(methods: Methods, head: str) -> str:
     """The methods, or else the head, for messages."""
     named = [
-        f"{part} {name}" for part in ("selector", "adapter", "reduction", "cache") if (name := getattr(methods, part))
+        f"{part} {name}"
+        for part in ("selector", "adapter", "reduction", "cache", "text")
+        if (name := getattr(methods, part))
     ]
     return " and ".join(named) or f"head {head}"
 
@@ -144,6 +166,8 @@ def _plugins(host: Any, methods: Methods) -> dict[str, Plugin]:
             depth=depth,
             layers=methods.reduction_layers or None,
         )
+    if methods.text:
+        plugins["text"] = _make("text vilt", TagText, methods.of("text"), width)
     _check_grid(plugins)
     return plugins
 
@@ -178,7 +202,7 @@ def _with_head(
         head: name of the head.
         num_classes: number of classes.
         options: arguments of the head.
-        layers: blocks that reduce; with the last block they are the ends of groups.
+        layers: blocks that reduce, empty for the default; with the last block they are the ends of groups.
         two_pass: whether a selector with two passes wraps the host.
     """
     depth, width = len(host.blocks), host.embed_dim
@@ -186,12 +210,13 @@ def _with_head(
         raise UsageError(f"a selector with two passes has its own classifier: leave head {head} out")
     if head in PATCH_HEADS:
         return TokenVisionTransformer(host, plugins, num_classes, patch_head(head, width, **options), reads="patches")
-    ends = tuple(dict.fromkeys((*layers, depth - 1)))  # last blocks of groups, each once
+    groups = head == "cla" or (head == "ifa" and bool(options.pop("groups", False)))
+    # last blocks of groups, each once
+    ends = tuple(dict.fromkeys((*reduction_layers(layers or None, depth), depth - 1))) if groups else ()
     if head == "cla":
         make = partial(_make, "head cla", CLAHead, options, len(ends), width)
         return TokenVisionTransformer(host, plugins, num_classes, make, ends)
     if head == "ifa":
-        groups = bool(options.pop("groups", False))
         taken = ends if groups else tuple(range(depth))
         make = partial(_make, "head ifa", IFAHead, options, len(taken), width)
         return TokenVisionTransformer(host, plugins, num_classes, make, taken)
@@ -220,4 +245,11 @@ def _check_known(part: str, name: str, known: Mapping[str, str]) -> None:
 
 
 #: Descriptions of all methods by kind and name, for listings.
-METHODS = {"selector": SELECTORS, "reduction": REDUCTIONS, "cache": CACHES, "adapter": ADAPTERS, "head": TOKEN_HEADS}
+METHODS = {
+    "selector": SELECTORS,
+    "reduction": REDUCTIONS,
+    "cache": CACHES,
+    "adapter": ADAPTERS,
+    "text": TEXTS,
+    "head": TOKEN_HEADS,
+}

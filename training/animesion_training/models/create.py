@@ -117,6 +117,7 @@ def create_model(
     cache: str | None = None,
     adapter: str | None = None,
     selector: str | None = None,
+    text: str | None = None,
     method_options: Mapping[str, Mapping[str, Any]] | None = None,
     methods: Methods | None = None,
     head_options: Mapping[str, Any] | None = None,
@@ -142,8 +143,9 @@ def create_model(
         cache: `clc`, the cross-layer cache.
         adapter: adapter between or in blocks, one of `tokens.adapters.ADAPTERS`.
         selector: selector of parts, one of `assemble.SELECTORS`.
-        method_options: further arguments by `reduction`, `cache`, `adapter` or `selector`.
-        methods: all methods at once, in place of the seven arguments before.
+        text: what the network reads beside images, one of `assemble.TEXTS`.
+        method_options: further arguments by `reduction`, `cache`, `adapter`, `selector` or `text`.
+        methods: all methods at once, in place of the eight arguments before.
         head_options: arguments of the head, such as `{"scale": 30.0, "learn_scale": False}` for `cosine`.
         norm_eps: epsilon of all layer norms; the originals' transformers use 1e-12, timm's 1e-6.
         **options: further arguments of the timm model, such as `drop_path_rate=0.1`.
@@ -171,6 +173,7 @@ def create_model(
             adapter or "",
             selector or "",
             method_options or {},
+            text or "",
         )
     methods = merge_methods(named, methods, given)
     if named_head:

@@ -12,7 +12,7 @@ from typing import Any
 from animesion.errors import UsageError
 
 #: Kinds of methods, each with its own options.
-PARTS = ("reduction", "cache", "adapter", "selector")
+PARTS = ("reduction", "cache", "adapter", "selector", "text")
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Methods:
         cache: name of a cross-layer cache, empty for no cache.
         adapter: name of an adapter, empty for no adapter.
         selector: name of a selector of parts, empty for no selector.
-        options: further arguments of the methods, by `reduction`, `cache`, `adapter` or `selector`.
+        options: further arguments of the methods, by one of `PARTS`.
+        text: name of a method that reads text beside the image, empty for none.
     """
 
     reduction: str = ""
@@ -36,6 +37,7 @@ class Methods:
     adapter: str = ""
     selector: str = ""
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    text: str = ""
 
     def __post_init__(self) -> None:
         rates = self.keep_rate if isinstance(self.keep_rate, tuple) else (self.keep_rate,)
@@ -57,7 +59,7 @@ class Methods:
         return any(getattr(self, part) for part in PARTS)
 
     def of(self, part: str) -> dict[str, Any]:
-        """The options of `reduction`, `cache`, `adapter` or `selector`; lists become tuples."""
+        """The options of one of `PARTS`; lists become tuples."""
         given = self.options.get(part, {})
         return {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
 

@@ -2,8 +2,8 @@
 
 Words before the name of a model are joined by underscores: a reduction, optionally with its keep rate in percent
 (`evit`, `tome25`), `clca` (`clc` and `cla`), `clc`, `cla`, an adapter (`ila`, `ilap` for ILA+, `ilapp` for ILA++,
-`lora`, `vptdeep`, ...) and a selector (`glsim`, `cal`, ...). With such names a study is a list of strings. The usual
-combinations are registered with timm in `registration`.
+`lora`, `vptdeep`, ...), a selector (`glsim`, `cal`, ...), and `vilt` for a network that reads tags. With such names a
+study is a list of strings. The usual combinations are registered with timm in `registration`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any
 import timm
 
 from animesion.errors import UsageError
-from animesion_training.models.assemble import SELECTORS
+from animesion_training.models.assemble import SELECTORS, TEXTS
 from animesion_training.models.baselines import BASELINES
-from animesion_training.models.methods import Methods
+from animesion_training.models.methods import PARTS, Methods
 from animesion_training.tokens.adapters.factory import ADAPTERS
 from animesion_training.tokens.reductions.factory import REDUCTIONS
 
@@ -57,7 +57,7 @@ def merge_methods(named: Methods, given: Methods, name: str) -> Methods:
     if not named:
         return given
     merged = {}
-    for part in ("reduction", "cache", "adapter", "selector"):
+    for part in PARTS:
         one, other = getattr(named, part), getattr(given, part)
         if one and other and one != other:
             raise UsageError(f"{name} has {part} {one}, and {other} is requested as well: leave one out")
@@ -73,7 +73,7 @@ def _is_model(name: str) -> bool:
 
 
 def _is_word(word: str) -> bool:
-    return bool(_REDUCTION.fullmatch(word)) or word in {"clca", "clc", "cla", *ADAPTER_WORDS, *SELECTORS}
+    return bool(_REDUCTION.fullmatch(word)) or word in {"clca", "clc", "cla", *ADAPTER_WORDS, *SELECTORS, *TEXTS}
 
 
 def _parse_words(words: list[str], name: str) -> tuple[Methods, str]:
@@ -94,6 +94,8 @@ def _parse_words(words: list[str], name: str) -> tuple[Methods, str]:
             values["adapter"] = ADAPTER_WORDS[word]
         if word in SELECTORS:
             values["selector"] = word
+        if word in TEXTS:
+            values["text"] = word
         for part in values.keys() - {"keep_rate"}:
             if getattr(methods, part):
                 raise UsageError(
@@ -107,7 +109,7 @@ def _parse_words(words: list[str], name: str) -> tuple[Methods, str]:
 def combinations() -> Iterator[tuple[str, str, str]]:
     """The usual combinations on the baselines, in order: name, words of the methods, name of the baseline."""
     baselines = [name for name in BASELINES if name.startswith("vit_")]
-    alone = [*REDUCTIONS, *ADAPTER_WORDS, *SELECTORS, "clca"]
+    alone = [*REDUCTIONS, *ADAPTER_WORDS, *SELECTORS, *TEXTS, "clca"]
     with_clca = [f"{name}_clca" for name in REDUCTIONS]
     for words, baseline in itertools.product([*alone, *with_clca], baselines):
         yield f"{words}_{baseline}", words, baseline

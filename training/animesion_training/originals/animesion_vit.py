@@ -63,12 +63,9 @@ def _build_animesion_vit(config: Config, weights: StateDict, reference_compat: b
         renamed = {key if key.startswith("head.") else f"backbone.{key}": value for key, value in renamed.items()}
     load_all(model, renamed, "animesion vision transformer")
     host = model.backbone if ifa else model
-    (patch, _), (trained, _) = host.patch_embed.patch_size, host.patch_embed.img_size
-    side = int(settings.get("image_size") or trained)
-    if side != trained:
-        model.set_input_size(img_size=(side, side))
-    short = f"vit_{_SIZES.get((host.embed_dim, len(host.blocks)), '')}_patch{patch}"
-    _describe_vit(model, short, side, num_classes, ifa)
+    side = fit_size(host, settings)
+    short = short_name(host)
+    describe_vit(model, ModelSpec(short, num_classes, side, "ifa" if ifa else "linear", norm_eps=VIT_EPS))
     if "custom_mean_std" in settings:  # FGIR-Backbones; the trainer of Animesion has 0.5 and no such setting
         set_statistics(model, settings)
     built: nn.Module = model
@@ -167,20 +164,35 @@ def split_vit(weights: StateDict, *, class_token: bool = True) -> tuple[dict[str
     return renamed, others
 
 
-def _describe_vit(model: nn.Module, short: str, side: int, num_classes: int, ifa: bool) -> None:
+def fit_size(host: VisionTransformer, settings: Config) -> int:
+    """Resample positions of a transformer to the size of the images of a run, and return its side in pixels."""
+    trained: int = host.patch_embed.img_size[0]
+    side = int(settings.get("image_size") or trained)
+    if side != trained:
+        host.set_input_size(img_size=(side, side))
+    return side
+
+
+def short_name(host: VisionTransformer) -> str:
+    """Our name of a transformer of a published size; a name that `BASELINES` does not have for another size."""
+    return f"vit_{_SIZES.get((host.embed_dim, len(host.blocks)), '')}_patch{host.patch_embed.patch_size[0]}"
+
+
+def describe_vit(model: nn.Module, spec: ModelSpec) -> None:
     """Set the config, with mean and standard deviation 0.5, and for a published size the spec, so it can be saved."""
+    short, side = spec.name, spec.img_size
     config: dict[str, Any] = {"input_size": (3, side, side), "mean": (0.5,) * 3, "std": (0.5,) * 3}
-    config |= {"interpolation": "bilinear", "num_classes": num_classes, "architecture": ""}
+    config |= {"interpolation": "bilinear", "num_classes": spec.num_classes, "architecture": ""}
     vars(model)["pretrained_cfg"] = vars(model)["default_cfg"] = config
     if short not in BASELINES:
         return
-    spec = ModelSpec(short, num_classes, side, "ifa" if ifa else "linear", norm_eps=VIT_EPS)
     # a spec must build this very network, so compare shapes with the published one
     with torch.device("meta"):
         published = spec.build().state_dict()
     own = model.state_dict()
     if {key: value.shape for key, value in published.items()} == {key: value.shape for key, value in own.items()}:
-        config["architecture"] = f"{short}_ifa" if ifa else BASELINES[short]
+        registered = f"{short}_ifa" if spec.head == "ifa" else BASELINES[short]
+        config["architecture"] = f"{spec.methods.text}_{short}" if spec.methods.text else registered
         vars(model)["spec"] = spec
 
 

@@ -25,6 +25,7 @@ from animesion_training.tokens.feature_head import FeatureHead
 from animesion_training.tokens.patch_maps import PatchMaps
 from animesion_training.tokens.plugin import Plugin
 from animesion_training.tokens.state import Tokens
+from animesion_training.tokens.tag_text import TagText
 
 _BACKBONE = "backbone."
 
@@ -117,6 +118,7 @@ class TokenVisionTransformer(nn.Module):
         trace: bool = False,
         embedded: Callable[[Tensor], Tensor] | None = None,
         targets: Tensor | None = None,
+        text: Tensor | None = None,
         maps: Collection[int] = (),
         last: int | None = None,
     ) -> Tokens:
@@ -128,6 +130,7 @@ class TokenVisionTransformer(nn.Module):
             embedded: function that replaces the embedded tokens (B, T, D) before the first block, for a pass with
                 another class token.
             targets: see `Tokens`.
+            text: see `Tokens`.
             maps: blocks after which `Tokens.maps` keeps the vectors of all patches.
             last: the last block to run; None for all.
 
@@ -143,6 +146,7 @@ class TokenVisionTransformer(nn.Module):
             host.num_prefix_tokens,
             self._grid(x),
             targets=targets,
+            text=text,
             trace={} if trace else None,
         )
         if maps and tokens.grid is not None:
@@ -334,23 +338,43 @@ class TokenVisionTransformer(nn.Module):
         """Whether such a term needs targets."""
         return any(plugin.needs_targets for plugin in self._plugins())
 
+    @property
+    def tags(self) -> TagText | None:
+        """The plug-in that reads the tags of images; None for a network that reads images alone."""
+        return next((plugin for plugin in self._plugins() if isinstance(plugin, TagText)), None)
+
     @with_types
-    def forward(self, x: Tensor, with_losses: bool = False, targets: Tensor | None = None) -> Any:
+    def forward(
+        self,
+        x: Tensor,
+        text: Tensor | None = None,
+        with_losses: bool = False,
+        targets: Tensor | None = None,
+        with_tags: bool = False,
+    ) -> Any:
         """Images (B, C, H, W) to logits (B, num_classes).
 
         Args:
             x: the images.
+            text: token ids of their tags, (B, n) int64, for a network that reads tags; None if they are unknown.
             with_losses: return also the terms that plug-ins add to the training loss, weighted scalars by name.
             targets: class ids (B,) or soft labels (B, num_classes), for terms that need them.
+            with_tags: return also the logits of the tag at each place of the text, (B, n, V).
 
         Raises:
-            UsageError: `with_losses` without the targets that a term needs.
+            UsageError: `with_losses` without the targets that a term needs; text or `with_tags` for a network that does
+                not read or predict tags.
         """
         # compared by identity, because torch.fx passes stand-ins of all arguments, which have no truth value
         if with_losses is True and targets is None and self.needs_targets:
             raise UsageError("a loss of this network's methods compares images by their classes: pass targets")
-        tokens = self.encode(x, targets=targets)
+        tags = self.tags
+        if tags is None and (isinstance(text, Tensor) or with_tags is True):
+            raise UsageError("this network reads images alone: build it with `text = 'vilt'` to read tags")
+        tokens = self.encode(x, targets=targets, text=text)
         logits = self.head(self.pool(tokens))
+        if tags is not None and with_tags is True:
+            return logits, tags.tag_logits(tokens)
         return (logits, tokens.losses) if with_losses is True else logits
 
     def trace(self, x: Tensor) -> tuple[Tensor, Tokens]:

@@ -29,6 +29,7 @@ class Tokens:
         gathered: class tokens (B, D) after the blocks in `TokenVisionTransformer.gathers`, in order.
         losses: additional terms of the training loss by name; weighted scalars.
         targets: class ids (B,) or soft labels (B, num_classes) for such terms, None if the caller passed none.
+        text: token ids of the tags of each image, (B, n) int64, None if the caller passed none.
         trace: choices of plug-ins by `block{i}.<name>`, and per block the class token (`cls`) and the number of tokens
             in and out (`tokens`); None when no trace is recorded.
         maps: the vectors of all patches; None where no feature maps were requested. A method that moves or drops
@@ -47,6 +48,7 @@ class Tokens:
     gathered: list[Tensor] = field(default_factory=list)
     losses: dict[str, Tensor] = field(default_factory=dict)
     targets: Tensor | None = None
+    text: Tensor | None = None
     trace: dict[str, Tensor] | None = None
     maps: PatchMaps | None = None
     scratch: dict[str, Any] = field(default_factory=dict)
