@@ -107,9 +107,9 @@ TABLES = Tables(
         (r"animesion detectors install lbp", ["--sha256", hashlib.sha256(BRIGHT).hexdigest()]),
         (r"animesion train ", ["--img-size", "32", "--epochs", "1", "--set", "data.train=val"]),
         (r"animesion train --recipe cal-teacher", ["--model", "vitfs_nano_patch16"]),
-        (r"animesion train --recipe (clca-evit|glsim|ila)", ["--model", "vit_tiny_patch16", "--img-size", "64"]),
+        (r"animesion train --recipe (clca-evit|glsim|ila|vilt)", ["--model", "vit_tiny_patch16", "--img-size", "64"]),
         (r"animesion train --recipe ila", ["--img-size", "96"]),  # its grid shrinks three times
-        (r"animesion train --recipe (cal-teacher|clca-evit|glsim|ila)", ["--set", "model.pretrained=false"]),
+        (r"animesion train --recipe (cal-teacher|clca-evit|glsim|ila|vilt)", ["--set", "model.pretrained=false"]),
         (r"animesion train --recipe tgda", ["--teacher-size", "32"]),
         (r"animesion profile ", ["--seconds", "0", "--batch-size", "2"]),
     ],

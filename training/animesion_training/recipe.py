@@ -77,6 +77,7 @@ class ModelSection(Section):
     )
     cache: str = Field("", description="cross-layer cache: clc, or empty for none")
     adapter: str = Field("", description="adapter between or in blocks: ila, adapter, lora, ...; empty for none")
+    text: str = Field("", description="what the network reads beside images: vilt for their tags; empty for nothing")
     img_size: int = Field(128, ge=16, le=2048, description="side of the square input in pixels")
     pretrained: bool | Annotated[str, StringConstraints(pattern="^package:.")] = Field(
         False,
@@ -88,7 +89,7 @@ class ModelSection(Section):
     freeze: list[str] = Field([], description="parameters to freeze: name prefixes or shell patterns, `backbone`")
     options: dict[str, Scalar] = Field({}, description="passed to the model, such as drop_path_rate")
     method_options: dict[str, dict[str, Scalar | list[int] | list[float]]] = Field(
-        {}, description="passed to head, selector, reduction, cache or adapter, by that name"
+        {}, description="passed to head, selector, reduction, cache, adapter or text, by that name"
     )
 
     def methods(self) -> Any:
@@ -102,7 +103,7 @@ class ModelSection(Section):
         options = {name: value for name, value in self.method_options.items() if name != "head"}
         rate = tuple(self.keep_rate) if isinstance(self.keep_rate, list) else self.keep_rate
         layers = tuple(self.reduction_layers)
-        return Methods(self.reduction, rate, layers, self.cache, self.adapter, self.selector, options)
+        return Methods(self.reduction, rate, layers, self.cache, self.adapter, self.selector, options, self.text)
 
 
 class AugmentSection(Section):
@@ -160,6 +161,40 @@ class ViewsSection(Section):
     crop: Range = Field((0.4, 0.6), strict=False, description="range of the threshold of crops, as a share of the peak")
     drop: Range = Field((0.2, 0.5), strict=False, description="range of the threshold of drops")
     padding: float = Field(0.1, ge=0, le=1, strict=False, description="padding of crops, as a share of the image")
+
+
+class TextSection(Section):
+    """The tags that a network with `model.text` reads and learns to predict."""
+
+    categories: list[str] = Field(["general"], description="categories of tags that the network reads")
+    vocabulary: str = Field(
+        "",
+        description="text file with the names of the tags that the network knows, one per line; empty for those of "
+        "model.init, or else those of the data",
+    )
+    order: Literal["shuffled", "vocabulary"] = Field(
+        "shuffled", description="order of the tags of an image in training: new in each epoch, or by the vocabulary"
+    )
+    schedule: Literal["none", "bert", "sigmoid", "full"] = Field(
+        "sigmoid", description="share of masked tags: none, 15 %, rising from none to all during the run, or all"
+    )
+    warmup: float = Field(0.1, ge=0, le=1, strict=False, description="for sigmoid: share of steps without masks")
+    cooldown: float = Field(
+        0.5, ge=0, le=1, strict=False, description="for sigmoid: share of steps with all tags masked"
+    )
+    replace: Literal["constant", "random"] = Field(
+        "constant", description="what a masked tag becomes: the token of the mask, or a random tag"
+    )
+    unknown: float = Field(
+        0.0, ge=0, le=1, strict=False, description="share of images of which all tags are masked, whatever the schedule"
+    )
+    weight: float = Field(1.0, ge=0, strict=False, description="weight of the loss on masked tags")
+    label_weight: float = Field(
+        1.0, ge=0, strict=False, description="weight of the objective on the labels; 0 to learn from tags alone"
+    )
+    evaluate: bool = Field(
+        False, description="give the tags of each image to the network in evaluations; otherwise they are unknown"
+    )
 
 
 class TeacherSection(Section):
@@ -325,6 +360,7 @@ class TrainRecipe(Section):
     objective: ObjectiveSection = ObjectiveSection()
     tags: TagsSection = TagsSection()
     views: ViewsSection = ViewsSection()
+    text: TextSection = TextSection()
     teacher: TeacherSection = TeacherSection()
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ScheduleSection()
@@ -342,6 +378,8 @@ class TrainRecipe(Section):
                 raise ValueError(f"views.{name} must be [low, high] with 0 <= low <= high <= 1, not [{low}, {high}]")
         if min(self.teacher.view_weights) < 0:
             raise ValueError("teacher.view_weights must be 0 or more")
+        if self.text.warmup + self.text.cooldown > 1:
+            raise ValueError("text.warmup and text.cooldown are shares of the steps, and must not exceed 1 together")
         if self.augment.scale[1] > 1:
             raise ValueError("augment.scale is a share of the area and must be at most 1")
         if self.model.pretrained and self.model.init:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from animesion_training.data import Augment, DataSplits
     from animesion_training.eval.similarity_report import Settings
     from animesion_training.eval.tta import TTA
+    from animesion_training.text.tokenizer import Texts
     from animesion_training.weights import WeightsCard
 
 
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Average the predictions of views: mirror image, or five crops and their mirror images.",
 )
+@click.option("--tags", is_flag=True, help="Give a network that reads tags those of each image; else they are unknown.")
 @click.option(
     "--report", type=click.Path(path_type=Path), help="Write JSON, per-class and confusion CSVs into this folder."
 )
@@ -79,6 +81,7 @@ def eval_(
     batch_size: int,
     precision: str,
     tta: TTA,
+    tags: bool,
     report: Path | None,
     device: str,
     as_json: bool,
@@ -103,6 +106,8 @@ def eval_(
         from animesion_training.weights import load_model
 
     on_embeddings = [task for task in dict.fromkeys(tasks) if task != "classification"]
+    if on_embeddings and tags:
+        raise click.UsageError("--tags is for the classifier: embeddings are those of images alone")
     if on_embeddings and "classification" in tasks:
         raise click.UsageError("--task classification cannot be combined with the others: evaluate twice")
     model, card = load_model(checkpoint)
@@ -122,11 +127,14 @@ def eval_(
         )
         return
     if card.is_tagger:
+        if tags:
+            raise UsageError(f"--tags: {weights} predicts tags, and reads none: leave --tags out")
         _tags(model, card, data, split, normalise, facts, report, device, as_json, batch_size, precision, tta)
         return
     opened = open_data(data, images=images, classes=card.classes or None)
     evaluate.check_classes(card, opened, str(checkpoint))
     evaluate.check_trained(card, opened, split)
+    texts = _texts(model, card, opened, split, weights) if tags else None
     with (
         distributed_context(device) as context,
         one_task("eval", len(opened.select(split)) if context.world_size == 1 else None) as shown,
@@ -142,6 +150,7 @@ def eval_(
             batch_size=batch_size,
             precision=precision,
             tta=tta,
+            texts=texts,
             advance=shown.advanced,
         )
         if not context.is_main:
@@ -230,6 +239,23 @@ def _tags(
     if unknown:
         shown_names = ", ".join(unknown[:3])
         click.echo(f"note: {len(unknown):,} tags of the weights are not in the data, such as {shown_names}")
+
+
+def _texts(model: nn.Module, card: WeightsCard, data: DataSplits, split: str, weights: Path) -> Texts:
+    """The tags of a split as the network reads them.
+
+    Raises:
+        UsageError: it reads none, or the data have none.
+    """
+    from animesion.errors import UsageError
+    from animesion_training.engine.setup import text_length
+    from animesion_training.engine.texts import read_facts, texts_of
+    from animesion_training.text.tokenizer import TagTokenizer
+
+    names, categories = read_facts(card.facts, str(weights))
+    if not names:
+        raise UsageError(f"--tags: {weights} is a network of images alone, or does not name its tags: leave --tags out")
+    return texts_of(TagTokenizer(names, text_length(model)), data, split, categories)
 
 
 def _similarity(

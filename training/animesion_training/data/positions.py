@@ -31,6 +31,7 @@ class Batch(NamedTuple):
         seeds: the random seed of each sample in this epoch, shape (B,), int64; augmentation draws from it.
         places: ascending positions in the global batch, shape (B,), int64.
         total: samples of the global batch, those that cannot be read included.
+        text: token ids of the tags, shape (B, T), int64, for a network that reads tags; else None.
     """
 
     images: Tensor
@@ -39,6 +40,7 @@ class Batch(NamedTuple):
     seeds: Tensor
     places: Tensor
     total: int
+    text: Tensor | None = None
 
 
 class Share(NamedTuple):

@@ -19,7 +19,7 @@ from torch import Tensor
 from animesion.errors import UsageError
 from animesion_training.data import Batch, DataSplits
 from animesion_training.distributed import DistributedContext
-from animesion_training.engine import checkpoint, norms, optim, runs, setup
+from animesion_training.engine import checkpoint, norms, optim, runs, setup, texts
 from animesion_training.engine.update import Update
 from animesion_training.memory import free_bytes
 from animesion_training.precision import resolve
@@ -126,7 +126,7 @@ class _Trial:
         precision = resolve(recipe.run.precision, device)
         checkpoint.seed_generators(recipe.run.seed, 0)
         self.device = device
-        model = setup.build_model(recipe, data, device)
+        model = setup.build_model(recipe, data, device, vocabulary=texts.tag_vocabulary(recipe, data))
         teacher = setup.load_teacher(recipe, data, device)
         mixing = setup.build_mixing(recipe)
         self.pairs = setup.needs_pairs(model, teacher, recipe, mixing)
@@ -139,7 +139,7 @@ class _Trial:
             recipe,
             alone,
             model,
-            setup.build_step(recipe, model, objective, mixing, teacher, device, precision),
+            setup.build_step(recipe, model, objective, mixing, teacher, device, precision, 1),
             optim.make_optimizer(model, recipe.optimizer, device),
             precision=precision,
             ema=optim.make_average(model, recipe.run) if recipe.run.ema else None,

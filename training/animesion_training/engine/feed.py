@@ -1,4 +1,4 @@
-"""Batches on the device, each with the position of the stream behind it.
+"""Batches on the device, each with its texts if there are any, and the position of the stream behind it.
 
 On a GPU, the next batch is copied on a stream of its own while the current one is computed. The position is that of the
 batch that is computed, not of the one that is copied ahead, so a checkpoint loses no batch.
@@ -13,6 +13,7 @@ import torch
 
 from animesion_training.data import Batch
 from animesion_training.data.positions import Scheduled
+from animesion_training.text.tokenizer import Texts
 
 
 class Fed(NamedTuple):
@@ -22,23 +23,37 @@ class Fed(NamedTuple):
     position: dict[str, Any]
 
 
-def feed(stream: Scheduled, device: torch.device) -> Iterator[Fed]:
-    """Yield the batches of the rest of an epoch on the device."""
+def feed(stream: Scheduled, device: torch.device, texts: Texts | None = None) -> Iterator[Fed]:
+    """Yield the batches of the rest of an epoch on the device.
+
+    Args:
+        stream: of the batches.
+        device: where they are needed.
+        texts: of the samples of the split, for a network that reads them.
+    """
     if device.type == "cuda":
-        yield from _copied_ahead(stream, device)
+        yield from _copied_ahead(stream, device, texts)
         return
     for batch in stream:
-        yield Fed(_to(batch, device), stream.state_dict())
+        yield Fed(_to(_with_text(batch, texts), device), stream.state_dict())
 
 
-def _copied_ahead(stream: Scheduled, device: torch.device) -> Iterator[Fed]:
+def _with_text(batch: Batch, texts: Texts | None) -> Batch:
+    """The batch with the texts of its samples, whose order its seeds decide."""
+    if texts is None:
+        return batch
+    rows, sample_seeds = (each.cpu().numpy() for each in (batch.indices, batch.seeds))
+    return batch._replace(text=texts.text(rows, sample_seeds))
+
+
+def _copied_ahead(stream: Scheduled, device: torch.device, texts: Texts | None) -> Iterator[Fed]:
     side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     waiting: Fed | None = None
     for batch in stream:
         # recorded before the copy of this batch, so waiting for it does not wait for this copy
         done = side.record_event()
         with torch.cuda.stream(side):
-            following = Fed(_to(batch, device), stream.state_dict())
+            following = Fed(_to(_with_text(batch, texts), device), stream.state_dict())
         if waiting is not None:
             yield _handed_over(waiting, done, device)
         waiting = following

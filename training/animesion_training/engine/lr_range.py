@@ -18,7 +18,7 @@ from torch import nn
 
 from animesion.errors import UsageError
 from animesion_training.distributed import distributed_context
-from animesion_training.engine import batch_size, checkpoint, norms, optim, setup, steps
+from animesion_training.engine import batch_size, checkpoint, norms, optim, setup, steps, texts
 from animesion_training.engine.feed import feed
 from animesion_training.precision import numerics, resolve
 from animesion_training.recipe import TrainRecipe
@@ -83,7 +83,9 @@ def find_lr(
         recipe = batch_size.settle(recipe, data, context, notify=notify)
         precision = resolve(recipe.run.precision, context.device)
         checkpoint.seed_generators(recipe.run.seed, 0)
-        model = setup.build_model(recipe, data, context.device)
+        vocabulary = texts.tag_vocabulary(recipe, data)
+        model = setup.build_model(recipe, data, context.device, vocabulary=vocabulary)
+        found = texts.open_texts(recipe, data, vocabulary, length=setup.text_length(model))
         teacher = setup.load_teacher(recipe, data, context.device)
         mixing = setup.build_mixing(recipe)
         mix_generator = torch.Generator().manual_seed(recipe.run.seed * 1000)
@@ -95,7 +97,7 @@ def find_lr(
         inputs = setup.build_inputs(recipe, data, augment, mixing, context.device)
         counts = setup.output_counts(data, recipe.data.train)
         objective = setup.build_objective(recipe, counts, mixing, context.device)
-        step = setup.build_step(recipe, model, objective, mixing, teacher, context.device, precision)
+        step = setup.build_step(recipe, model, objective, mixing, teacher, context.device, precision, count)
         optimizer = optim.make_optimizer(model, recipe.optimizer, context.device)
         scaler = torch.amp.GradScaler(context.device.type, enabled=precision == "fp16")
         norms.train_mode(step)
@@ -104,14 +106,15 @@ def find_lr(
         smoothed: list[float] = []
         diverged: float | None = None
         while len(rates) < count and diverged is None:
-            for batch, _ in feed(stream, context.device):  # one epoch
+            for batch, _ in feed(stream, context.device, found.get(recipe.data.train)):  # one epoch
                 rate = LOWEST * (HIGHEST / LOWEST) ** (len(rates) / (count - 1))
                 for group in optimizer.param_groups:
                     group["lr"] = rate * group.get("lr_scale", 1.0)  # of layer decay
                 pixels, targets = inputs(batch, mix_generator)
                 loss = 0.0
                 pieces = min(recipe.run.accumulate, len(targets))
-                for piece in zip(pixels.chunk(pieces), targets.chunk(pieces), batch.seeds.chunk(pieces), strict=True):
+                given = (pixels, targets, batch.seeds, *(() if batch.text is None else (batch.text,)))
+                for piece in zip(*(each.chunk(pieces) for each in given), strict=True):
                     term: Any = steps.sum_terms(step(*piece)) * (len(piece[0]) / len(targets))
                     scaler.scale(term).backward()
                     loss += float(term.detach())

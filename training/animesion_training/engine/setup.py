@@ -44,8 +44,12 @@ from animesion_training.models import create_model, input_config, load_weights
 from animesion_training.models.cal import CALClassifier
 from animesion_training.models.embedding import last_layer
 from animesion_training.models.heads import CosineHead
+from animesion_training.models.shorthand import split_name
 from animesion_training.precision import autocast, resolve
 from animesion_training.recipe import AugmentSection, TrainRecipe
+from animesion_training.text.tokenizer import SPECIAL_TOKENS
+from animesion_training.tokens.host import TokenVisionTransformer
+from animesion_training.tokens.tag_text import TagText
 from animesion_training.weights import load_model
 
 
@@ -108,21 +112,34 @@ def build_inputs(
     return Inputs(augment, mixing, num_outputs(data), channels_last=recipe.run.channels_last, tags=tags)
 
 
-def build_model(recipe: TrainRecipe, data: DataSplits, device: torch.device) -> nn.Module:
+def build_model(
+    recipe: TrainRecipe, data: DataSplits, device: torch.device, *, vocabulary: tuple[str, ...] = ()
+) -> nn.Module:
     """Create the network on the device, with initial weights loaded and parameters frozen as the recipe requests.
+
+    Args:
+        recipe: of the run.
+        data: the opened data.
+        device: of the network.
+        vocabulary: names of the tags that it reads; empty if it reads none.
 
     Raises:
         UsageError: unknown names, unusable weights, or a network that cannot recompute its activations.
     """
     settings = recipe.model
     options: dict[str, Any] = dict(settings.options)
+    methods = settings.methods()
+    if vocabulary:
+        text = methods.of("text") | {"vocab_size": len(SPECIAL_TOKENS) + len(vocabulary)}
+        named = split_name(settings.name)[1].text
+        methods = replace(methods, text=methods.text or named, options={**methods.options, "text": text})
     model = create_model(
         settings.name,
         num_outputs(data),
         settings.img_size,
         settings.head,
         pretrained=settings.pretrained,
-        methods=settings.methods(),
+        methods=methods,
         head_options=settings.method_options.get("head"),
         **options,
     )
@@ -249,6 +266,12 @@ def open_stream(
     )
 
 
+def text_length(model: nn.Module) -> int:
+    """Number of token ids in a text of a network, 0 if it reads no tags."""
+    tags = getattr(model, "tags", None)
+    return tags.length if isinstance(tags, TagText) else 0
+
+
 def image_size(recipe: TrainRecipe, teacher: Teacher | None) -> int:
     """Side of the images of a batch in pixels: the larger of the student's and the teacher's."""
     return max(recipe.model.img_size, teacher.size if teacher else 0)
@@ -321,14 +344,30 @@ def build_step(
     teacher: Teacher | None,
     device: torch.device,
     precision: str,
+    total: int,
 ) -> steps.Step:
     """Wrap the network into the step that fits the run: distillation, counterfactual attention learning, or plain.
+
+    Args:
+        recipe: of the run.
+        model: the network.
+        objective: the loss on labels.
+        mixing: MixUp and CutMix.
+        teacher: the network to distil from, if there is one.
+        device: where the loss is computed.
+        precision: of the forward pass.
+        total: optimizer steps of the run.
 
     Raises:
         UsageError: MixUp or CutMix with a CAL network, an unknown auxiliary loss, or an objective that the network or
             the settings of the run do not allow.
     """
     _check_objective(recipe, model, objective, teacher)
+    if text_length(model) and (teacher is not None or mixing.active or isinstance(objective, ComparingObjective)):
+        raise UsageError(
+            f"model.text: {recipe.model.name} reads the tags of single images: leave teacher, augment.mixup and "
+            "augment.cutmix out, and take an objective that does not compare images"
+        )
     mode = recipe.run.compile_mode
     network = compiled(model, mode) if recipe.run.compile else model
 
@@ -343,6 +382,8 @@ def build_step(
             raise UsageError("a CAL teacher needs one class per image: switch augment.mixup and augment.cutmix off")
         smoothing = recipe.objective.smoothing
         step = steps.CALStep(network, model_autocast, model, recipe.views, smoothing=smoothing)
+    elif isinstance(model, TokenVisionTransformer) and model.tags is not None:
+        step = steps.TaggingStep(network, objective, model_autocast, model, recipe.text, total)
     elif isinstance(objective, ComparingObjective):
         complete = recipe.data.on_error == "raise"
         step = steps.ComparingStep(network, objective, model_autocast, model, complete=complete)

@@ -25,7 +25,9 @@ from animesion_training.losses.metric import ComparingObjective
 from animesion_training.models.cal import CALClassifier, CALOutput
 from animesion_training.models.create import InputConfig
 from animesion_training.models.embedding import FeatureTap, last_layer
-from animesion_training.recipe import TeacherSection, ViewsSection
+from animesion_training.recipe import TeacherSection, TextSection, ViewsSection
+from animesion_training.text.masking import mask_share, mask_tags, tag_loss, unknown_tags
+from animesion_training.tokens.host import TokenVisionTransformer
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 
@@ -49,15 +51,18 @@ class Step(nn.Module):
         self._needs_targets = getattr(bare, "needs_targets", False)
         #: Whether the network is recorded as a CUDA graph, whose outputs the next step overwrites.
         self.records_graphs = False
+        #: Number of the optimizer step, from 1.
+        self.number = 1
         self._batch: tuple[DistributedContext | None, Tensor, int] = (None, torch.zeros(0, dtype=torch.int64), 0)
 
-    def forward(self, images: Tensor, targets: Tensor, seeds: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, targets: Tensor, seeds: Tensor, text: Tensor | None = None) -> dict[str, Tensor]:
         """Compute the terms of the loss.
 
         Args:
             images: (B, 3, S, S), normalised.
             targets: class ids (B,) or soft labels (B, C).
             seeds: one per sample, (B,) int64.
+            text: token ids of the tags, (B, T) int64; only `TaggingStep` reads them.
 
         Returns:
             Scalars by name; their sum is the loss, a mean over the batch. For an empty batch, the network does not run,
@@ -69,13 +74,17 @@ class Step(nn.Module):
             return {"none": 0 * torch.stack(sums).sum()}
         if self.records_graphs:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        return self.terms(images, targets, seeds)
+        return self.terms(images, targets, seeds) if text is None else self.text_terms(images, targets, seeds, text)
 
     def terms(self, images: Tensor, targets: Tensor, seeds: Tensor) -> dict[str, Tensor]:
         """Compute the terms for at least one image; see `forward`."""
         with self.autocast():
             logits, method_losses = self._run(images, targets)
         return {"label": self.objective(logits.float(), targets), **method_losses}
+
+    def text_terms(self, images: Tensor, targets: Tensor, seeds: Tensor, text: Tensor) -> dict[str, Tensor]:
+        """Compute the terms for at least one image with its text; see `forward`."""
+        raise NotImplementedError
 
     def _run(self, images: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits (B, C), and the losses of the network's own methods by name."""
@@ -85,14 +94,16 @@ class Step(nn.Module):
         logits, method_losses = self.model(images, with_losses=True, **options)
         return logits, method_losses
 
-    def begin(self, context: DistributedContext, places: Tensor, total: int) -> None:
+    def begin(self, context: DistributedContext, places: Tensor, total: int, number: int) -> None:
         """Notify the step of a batch before its pieces.
 
         Args:
             context: of this process.
             places: positions of its samples in the global batch, (B,) int64.
             total: samples of the global batch.
+            number: of the optimizer step, from 1.
         """
+        self.number = number
         self._batch = (context, places, total)
 
     def collect(self, places: Tensor, total: int) -> Tensor | None:
@@ -143,11 +154,11 @@ class ComparingStep(Step):
         self._last = (last_layer(bare), FeatureTap(bare)) if objective.reads == "features" else None
         self._width = _width(self._last[0]) if self._last else int(getattr(bare, "num_classes", 0))
 
-    def forward(self, images: Tensor, targets: Tensor, seeds: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, targets: Tensor, seeds: Tensor, text: Tensor | None = None) -> dict[str, Tensor]:
         """See `Step.forward`; a process without images takes part in the collection."""
         if not len(images):
             self._whole(images.new_zeros(0, self._width, dtype=torch.float32), targets)
-        return super().forward(images, targets, seeds)
+        return super().forward(images, targets, seeds, text)
 
     def terms(self, images: Tensor, targets: Tensor, seeds: Tensor) -> dict[str, Tensor]:
         """See `Step.terms`; targets are class ids (B,)."""
@@ -178,6 +189,66 @@ class ComparingStep(Step):
         labels = rows[:, -1].round().long() - 1
         inputs = rows[:, :-1].index_copy(0, places, read)
         return (inputs, labels) if self._complete else (inputs[labels >= 0], labels[labels >= 0])
+
+
+class TaggingStep(Step):
+    """A step for a network that reads the tags of images, and predicts those that are masked (ViLT).
+
+    The loss is that of the labels and, with a head for tags, the cross-entropy of the masked tags.
+
+    Args:
+        model: the network, compiled or not.
+        objective: of (logits, targets), a mean over the batch.
+        autocast: context of forward passes.
+        bare: the network without the wrapper of `torch.compile`.
+        settings: how tags are masked, and the weights of both losses.
+        steps: optimizer steps of the run, which the schedule of the masks is for.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: nn.Module,
+        autocast: Autocast,
+        bare: TokenVisionTransformer,
+        settings: TextSection,
+        steps: int,
+    ) -> None:
+        super().__init__(model, objective, autocast, bare)
+        assert bare.tags is not None
+        self.settings, self._steps = settings, steps
+        self._vocab_size, self._predicts = bare.tags.vocab_size, bare.tags.tagger is not None
+        self._length = bare.tags.length
+
+    @property
+    def mask_share(self) -> float:
+        """The probability that a tag is masked in this step."""
+        settings, done = self.settings, (self.number - 1) / self._steps
+        return mask_share(settings.schedule, done, warmup=settings.warmup, cooldown=settings.cooldown)
+
+    def terms(self, images: Tensor, targets: Tensor, seeds: Tensor) -> dict[str, Tensor]:
+        """See `Step.terms`; the tags of all images are unknown."""
+        unknown = unknown_tags(self._length).to(images.device)
+        return self.text_terms(images, targets, seeds, unknown.expand(len(images), -1))
+
+    def text_terms(self, images: Tensor, targets: Tensor, seeds: Tensor, text: Tensor) -> dict[str, Tensor]:
+        """See `Step.text_terms`."""
+        settings = self.settings
+        masked = mask_tags(
+            text,
+            seeds,
+            self.mask_share,
+            vocab_size=self._vocab_size,
+            unknown=settings.unknown,
+            replace=settings.replace,
+        )
+        with self.autocast():
+            output = self.model(images, masked.text, with_tags=self._predicts)
+        logits = output[0] if self._predicts else output
+        terms = {"label": settings.label_weight * self.objective(logits.float(), targets)}
+        if self._predicts:
+            terms["tags"] = settings.weight * tag_loss(output[1], masked.targets)
+        return terms
 
 
 def _width(layer: nn.Module) -> int:

@@ -22,7 +22,7 @@ from animesion.errors import UsageError
 from animesion_training.data import Batch, DataSplits
 from animesion_training.data.tags import category_counts
 from animesion_training.distributed import DistributedContext
-from animesion_training.engine import checkpoint, norms, optim, plan, runs, setup
+from animesion_training.engine import checkpoint, norms, optim, plan, runs, setup, texts
 from animesion_training.engine.feed import feed
 from animesion_training.engine.meter import DivergedError, Meter
 from animesion_training.engine.update import StepReport, Update
@@ -37,6 +37,7 @@ from animesion_training.models.create import bare
 from animesion_training.precision import resolve
 from animesion_training.recipe import TrainRecipe
 from animesion_training.run_weights import BEST, FINAL
+from animesion_training.text.tokenizer import Texts
 from animesion_training.weights import card_of, load_model, write_weights
 
 
@@ -54,6 +55,8 @@ class Trainer:
         step: optimizer steps done.
         model: the network.
         ema: the average of its weights, if the recipe has one.
+        vocabulary: names of the tags that the network knows; empty if it reads none.
+        texts: of the samples by split, for a network that reads tags.
         best_val: best top-1 accuracy on the validation split; mAP@R where its classes are not trained on; mAP of tags.
         best_epoch: its epoch, from 1.
         similarity: results on the test split, if its classes are not trained on.
@@ -77,7 +80,8 @@ class Trainer:
             raise UsageError("schedule.patience compares validation accuracies: name a validation split in data.val")
         self.precision = resolve(settings.precision, device)
         checkpoint.seed_generators(settings.seed, 0)  # the same initial weights in every process
-        self.model = setup.build_model(recipe, data, device)
+        self.vocabulary = texts.tag_vocabulary(recipe, data)
+        self.model = setup.build_model(recipe, data, device, vocabulary=self.vocabulary)
         if settings.sync_bn:
             norms.synchronise(self.model, recipe, context)
         checkpoint.seed_generators(settings.seed, context.rank)
@@ -87,15 +91,19 @@ class Trainer:
         # the same in every process: all draw the mixture of the whole batch
         self.mix_generator = torch.Generator().manual_seed(settings.seed * 1000)
         pairs = setup.needs_pairs(self.model, teacher, recipe, mixing)
+        self.texts = texts.open_texts(recipe, data, self.vocabulary, length=setup.text_length(self.model))
         self.stream = setup.open_stream(recipe, data, context, teacher=teacher, pairs=pairs, notify=watcher.message)
         augment, normalise = setup.build_augmentation(recipe.augment, self.model)
-        self.evaluator = Evaluator(recipe, data, context, watcher, normalise, self.precision, self.train_counts)
+        self.evaluator = Evaluator(
+            recipe, data, context, watcher, normalise, self.precision, self.train_counts, self._evaluated_texts()
+        )
         self.inputs = setup.build_inputs(recipe, data, augment, mixing, device)
         self.objective = setup.build_objective(recipe, self.train_counts, mixing, device)
         optimizer = optim.make_optimizer(self.model, recipe.optimizer, device)
         self.schedule = optim.make_schedule(optimizer, recipe.schedule, len(self.stream))
         self.ema = optim.make_average(self.model, settings) if settings.ema else None
-        step = setup.build_step(recipe, self.model, self.objective, mixing, teacher, device, self.precision)
+        steps = len(self.stream) * recipe.schedule.epochs
+        step = setup.build_step(recipe, self.model, self.objective, mixing, teacher, device, self.precision, steps)
         self.update = Update(
             recipe,
             context,
@@ -110,6 +118,9 @@ class Trainer:
         if device.type != "cuda":  # what is written is not a copy
             self.update.before_change = self.writer.wait
         self.meter = Meter(settings.spike, settings.log_steps, self._advice)
+
+    def _evaluated_texts(self) -> dict[str, Texts]:
+        return self.texts if self.recipe.text.evaluate else {}
 
     # -- the run -----------------------------------------------------------------------------------------------------
 
@@ -163,7 +174,7 @@ class Trainer:
         norms.train_mode(self.update.parallel_step)
         self.meter.restart_clock()
         images, began = 0, time.perf_counter()
-        for batch, position in feed(self.stream, self.context.device):
+        for batch, position in feed(self.stream, self.context.device, self.texts.get(self.recipe.data.train)):
             self._position = position
             report = self.train_batch(batch)
             images += batch.total
@@ -216,6 +227,7 @@ class Trainer:
             batch.total,
             number=self.step,
             stop=self.stop_requested,
+            text=batch.text,
             pace=self.meter.pace,
         )
 
@@ -296,6 +308,7 @@ class Trainer:
         facts = {"recipe": self.recipe.name, "data": Path(self.data.path).name, "epoch": epoch, **numbers}
         if self.train_counts is not None:
             facts["train_counts"] = self.train_counts.tolist()
+        facts |= texts.facts_of(self.vocabulary, self.recipe.text.categories)
         inputs = input_config(self.model)
         model, crop_pct = self._eval_model, self.recipe.augment.crop_pct
         tags = self.data.tags

@@ -102,6 +102,7 @@ class Update:
         total: int,
         *,
         number: int,
+        text: Tensor | None = None,
         stop: bool = False,
         pace: float = 0.0,
     ) -> StepReport:
@@ -114,11 +115,13 @@ class Update:
             places: positions in the global batch, (B,) int64.
             total: samples of the global batch, those that cannot be read included.
             number: of the step, from 1.
+            text: token ids of the tags, (B, T) int64, for a network that reads tags.
             stop: whether this process is asked to stop.
             pace: seconds per step; that of the first process is reported.
         """
-        self.step.begin(self.context, places, total)
-        terms = self._accumulate(images, targets, seeds, total)
+        self.step.begin(self.context, places, total, number)
+        inputs = (images, targets, seeds) if text is None else (images, targets, seeds, text)
+        terms = self._accumulate(inputs, total)
         self.before_change()
         report = self._reduce(terms, len(images), places, total, stop=stop, pace=pace)
         if self.skips:
@@ -144,12 +147,12 @@ class Update:
         passes, self._passes = self._passes, 0
         return passes
 
-    def _accumulate(self, images: Tensor, targets: Tensor, seeds: Tensor, total: int) -> dict[str, Tensor]:
+    def _accumulate(self, inputs: tuple[Tensor, ...], total: int) -> dict[str, Tensor]:
         """Add up the gradients of all pieces; return the sum over the images of each term."""
         sums: dict[str, Tensor] = {}
-        count = max(1, min(self.settings.accumulate, len(images) // self.smallest))
+        count = max(1, min(self.settings.accumulate, len(inputs[0]) // self.smallest))
         # `tensor_split`, because `chunk` may return fewer pieces, and a smaller last one
-        pieces = zip(*(tensor.tensor_split(count) for tensor in (images, targets, seeds)), strict=True)
+        pieces = zip(*(tensor.tensor_split(count) for tensor in inputs), strict=True)
         for i, piece in enumerate(pieces):
             size = len(piece[0])
             with self._without_reduction() if i < count - 1 else contextlib.nullcontext():

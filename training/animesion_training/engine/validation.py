@@ -6,7 +6,7 @@ embeddings: no output of the classifier could be right. `eval` has the metrics, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,12 @@ from animesion_training.engine.watcher import Watcher
 from animesion_training.eval import evaluate, similarity_report, tag_report
 from animesion_training.eval.embed import embed_split
 from animesion_training.eval.metrics import Evaluation
+from animesion_training.eval.scores import Scores
 from animesion_training.eval.similarity import Embedded, retrieval
 from animesion_training.eval.similarity_report import Settings, Similarity, measure
 from animesion_training.eval.tag_metrics import TagEvaluation, TagScores, evaluate_tags, fit_thresholds
 from animesion_training.recipe import TrainRecipe
+from animesion_training.text.tokenizer import Texts
 
 
 class Evaluator:
@@ -37,6 +39,7 @@ class Evaluator:
         normalise: from uint8 to the input of the network.
         precision: of the forward pass.
         train_counts: training images of each class or tag, (C,), if known.
+        texts: by split, to give the network the tags of its images; a split without texts has unknown tags.
 
     Attributes:
         thresholds: of the tags, fitted in the last validation; empty for classes, and before.
@@ -51,9 +54,10 @@ class Evaluator:
         normalise: Augment,
         precision: str,
         train_counts: IntArray | None,
+        texts: Mapping[str, Texts],
     ) -> None:
         self.recipe, self.data, self.context, self.watcher = recipe, data, context, watcher
-        self.normalise, self.precision, self.train_counts = normalise, precision, train_counts
+        self.normalise, self.precision, self.train_counts, self.texts = normalise, precision, train_counts, texts
         self.thresholds: tuple[float, ...] = ()
 
     def unseen(self, split: str) -> bool:
@@ -89,7 +93,7 @@ class Evaluator:
                 except UsageError as error:  # told to the others, which would wait for this process
                     problem = f"the split '{split}': {error}"
         else:
-            scores = evaluate.score(model, self.data, split, self.normalise, self.context, **self._reading(split))
+            scores = self._score(model, split)
             if self.context.is_main:
                 evaluation = self._metrics(scores, split)
                 numbers = {
@@ -171,7 +175,7 @@ class Evaluator:
         facts = {"data": self.data.path, "split": split, **facts}
         if self.unseen(split):
             return None, self._test_embeddings(model, split, out, facts)
-        scores = evaluate.score(model, self.data, split, self.normalise, self.context, **self._reading(split))
+        scores = self._score(model, split)
         if not self.context.is_main:
             return None, None
         evaluation = self._metrics(scores, split)
@@ -189,6 +193,12 @@ class Evaluator:
         result = measure(found[0], tasks, Settings(), *((found[1], val) if fits else ()))
         similarity_report.write(out, result, facts)
         return result
+
+    def _score(self, model: nn.Module, split: str) -> Scores:
+        reading = self._reading(split)
+        return evaluate.score(
+            model, self.data, split, self.normalise, self.context, texts=self.texts.get(split), **reading
+        )
 
     def _metrics(self, scores: Any, split: str) -> Evaluation:
         complete = self.recipe.data.on_error == "raise"

@@ -6,6 +6,7 @@ Each sample is scored once over all processes. The metrics are defined in `metri
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -25,6 +26,7 @@ from animesion_training.eval.scores import Scores
 from animesion_training.eval.tag_metrics import TagScores
 from animesion_training.eval.tta import TTA, decoded_size, predict, predict_tags
 from animesion_training.precision import autocast
+from animesion_training.text.tokenizer import Texts
 from animesion_training.weights import WeightsCard
 
 S = TypeVar("S")
@@ -45,6 +47,7 @@ def score(
     workers: int | None = None,
     on_error: str = "raise",
     tta: TTA = "none",
+    texts: Texts | None = None,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Scores:
     """Score every sample of a split; the scores are complete in the first process only.
@@ -65,6 +68,7 @@ def score(
         workers: decoding threads; None for one per core.
         on_error: `raise`, or `skip` samples that cannot be read.
         tta: views of each image whose predictions are averaged, see `tta.predict`.
+        texts: the tags of the samples, for a network that reads them; None for images alone.
         advance: called with the number of samples of each batch.
 
     Raises:
@@ -75,7 +79,7 @@ def score(
     def add(outputs: Tensor, batch: Batch) -> None:
         scores.add(outputs, batch.labels, batch.indices)
 
-    reading = _Reading(img_size, crop_pct, batch_size, precision, channels_last, workers, on_error, tta, advance)
+    reading = _Reading(img_size, crop_pct, batch_size, precision, channels_last, workers, on_error, tta, advance, texts)
     parts = _scored(model, data, split, normalise, context, reading, predict, scores, add, scores.collect)
     if parts is not None:  # the other processes keep their own part
         scores = Scores(data.num_classes)
@@ -141,6 +145,7 @@ class _Reading(NamedTuple):
     on_error: str
     tta: TTA
     advance: Callable[[int], None]
+    texts: Texts | None = None
 
 
 def _scored(
@@ -150,7 +155,7 @@ def _scored(
     normalise: Augment,
     context: DistributedContext,
     reading: _Reading,
-    forward: Callable[[nn.Module, Tensor, int, TTA], Tensor],
+    forward: Callable[[Callable[[Tensor], Tensor], Tensor, int, TTA], Tensor],
     scores: S,
     add: Callable[[Tensor, Batch], None],
     finish: Callable[[], object],
@@ -196,8 +201,12 @@ def _scored(
                 )
                 if not reading.channels_last:
                     images = images.contiguous()
+                seen: Callable[[Tensor], Tensor] = model
+                if reading.texts is not None:
+                    text = reading.texts.text(batch.indices.cpu().numpy())
+                    seen = partial(model, text=text.to(context.device))
                 with autocast(reading.precision, context.device):
-                    outputs = forward(model, images, reading.img_size, reading.tta)
+                    outputs = forward(seen, images, reading.img_size, reading.tta)
                 add(outputs, batch)
                 reading.advance(len(batch.labels))
         finish()

@@ -17,7 +17,7 @@ from animesion.errors import UsageError
 from animesion_training.models.cal import CALClassifier
 from animesion_training.models.cla import CLAHead
 from animesion_training.models.heads import IFAHead
-from animesion_training.models.methods import Methods
+from animesion_training.models.methods import PARTS, Methods
 from animesion_training.tokens.adapters.factory import ADAPTERS, make_adapter
 from animesion_training.tokens.adapters.ila import ILA
 from animesion_training.tokens.adapters.in_block import ConvPass
@@ -78,8 +78,8 @@ def assemble(
     _check_known("selector", methods.selector, SELECTORS)
     _check_known("cache", methods.cache, CACHES)
     _check_known("text", methods.text, TEXTS)
-    alone = methods == Methods(text=methods.text, options=methods.options) and head in ("linear", "cls", "ifa")
-    if methods.text and not alone:
+    others = any(getattr(methods, part) for part in PARTS if part != "text")
+    if methods.text and (others or head not in ("linear", "cls", "ifa")):
         raise UsageError(
             f"text {methods.text} goes with head linear, cls or ifa, and with no other method: leave the others out"
         )
