@@ -12,6 +12,8 @@ from animesion_training.distributed import DistributedContext
 from animesion_training.eval import evaluate
 from animesion_training.precision import emulates_bf16
 from animesion_training.recipe import TrainRecipe
+from animesion_training.text.tokenizer import SPECIAL_TOKENS
+from animesion_training.tokens.tag_text import TagText
 
 
 def describe(
@@ -58,6 +60,13 @@ def describe(
     ]
     if precision == "bf16" and emulates_bf16(context.device):
         lines.append("this CPU has no instructions for bf16 and emulates it: run.precision = 'fp32' is faster")
+    tags = getattr(model, "tags", None)
+    if isinstance(tags, TagText):
+        lines.append(
+            f"reads {tags.vocab_size - len(SPECIAL_TOKENS):,} tags ({', '.join(recipe.text.categories)}), at most "
+            f"{tags.length - 2} of an image; schedule of masks: {recipe.text.schedule}; evaluated "
+            + ("with the tags of each image" if recipe.text.evaluate else "on images alone")
+        )
     lines += _untrained(recipe, data) if data.tags is None else []
     if recipe.objective.name == "supcon" and recipe.data.images_per_class == 1:
         lines.append(
