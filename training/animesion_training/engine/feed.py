@@ -43,7 +43,9 @@ def _with_text(batch: Batch, texts: Texts | None) -> Batch:
     if texts is None:
         return batch
     rows, sample_seeds = (each.cpu().numpy() for each in (batch.indices, batch.seeds))
-    return batch._replace(text=texts.text(rows, sample_seeds))
+    text = texts.text(rows, sample_seeds)
+    # copies from memory that is not page-locked wait for the device
+    return batch._replace(text=text.pin_memory() if batch.labels.is_pinned() else text)
 
 
 def _copied_ahead(stream: Scheduled, device: torch.device, texts: Texts | None) -> Iterator[Fed]:

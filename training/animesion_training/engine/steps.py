@@ -228,7 +228,7 @@ class TaggingStep(Step):
 
     def terms(self, images: Tensor, targets: Tensor, seeds: Tensor) -> dict[str, Tensor]:
         """See `Step.terms`; the tags of all images are unknown."""
-        unknown = unknown_tags(self._length).to(images.device)
+        unknown = unknown_tags(self._length, images.device)
         return self.text_terms(images, targets, seeds, unknown.expand(len(images), -1))
 
     def text_terms(self, images: Tensor, targets: Tensor, seeds: Tensor, text: Tensor) -> dict[str, Tensor]:

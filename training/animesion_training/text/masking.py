@@ -89,12 +89,12 @@ def mask_tags(
     targets = torch.where(masked, text, IGNORED)
     drawn = first + (others * (vocab_size - first)).long() if replace == "random" else MASK
     text = torch.where(masked, drawn, text)
-    return Masked(torch.where(everything, unknown_tags(text.shape[1]).to(text.device), text), targets)
+    return Masked(torch.where(everything, unknown_tags(text.shape[1], text.device), text), targets)
 
 
-def unknown_tags(length: int) -> Tensor:
+def unknown_tags(length: int, device: torch.device | None = None) -> Tensor:
     """The text of an image whose tags are all unknown, (1, length), int64."""
-    text = torch.full((1, length), MASK)
+    text = torch.full((1, length), MASK, device=device)
     text[0, 0], text[0, -1] = CLS, SEP
     return text
 
