@@ -58,7 +58,9 @@ def from_reference(config: Config, state_dict: StateDict, *, reference_compat: b
         reference_compat: reproduce what we consider faults of the original.
 
     Returns:
-        The model in evaluation mode; `model(x)` maps normalised images (B, 3, H, W) to logits (B, num_classes).
+        The model in evaluation mode; `model(x)` maps normalised images (B, 3, H, W) to logits (B, num_classes). A ViLT
+        reads token ids (B, T) as well: `model(x, text, with_tags=True)` gives those logits and the logits of tags
+        (B, T, V).
 
     Raises:
         UsageError: an unknown family, or parameters that the family does not have; the message lists the first ones.
