@@ -189,6 +189,15 @@ def interrupted(given: TrainRecipe, data: Path, out: Path, *, after: int) -> Non
         loop.train(given, data, out, device="cpu", watcher=Stop())
 
 
+def test_pieces_of_a_batch_have_the_loss_and_the_gradient_of_the_whole(tagged: Path, tmp_path: Path) -> None:
+    found = []
+    for pieces in (1, 3):
+        settings = ["data.val=", "data.test=", "text.schedule=bert", f"run.accumulate={pieces}"]
+        loop.train(recipe(*settings, epochs=2), tagged, tmp_path / str(pieces), device="cpu")
+        found.append(terms(tmp_path / str(pieces), "tags"))
+    assert found[0] == pytest.approx(found[1], rel=1e-3)  # a mean over the tags of a piece would differ by more
+
+
 def test_learning_rates_and_batch_sizes_are_tried_with_texts(tagged: Path) -> None:
     found = lr_range.find_lr(recipe("run.accumulate=2", epochs=1), tagged, device="cpu", count=8)
     assert len(found.losses) > 4

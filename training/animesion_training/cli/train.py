@@ -208,7 +208,9 @@ def _print(outcome: Outcome) -> None:
             f"{outcome.tagging.samples:,} images"
         )
     where = outcome.out
-    click.echo(f"weights {where / 'best.safetensors'}, metrics {where / 'epochs.csv'}, report {where / 'report'}")
+    weights = where / ("best.safetensors" if outcome.best_epoch else "last.safetensors")
+    report = f", report {where / 'report'}" if (where / "report").is_dir() else ""
+    click.echo(f"weights {weights}, metrics {where / 'epochs.csv'}{report}")
 
 
 def _print_range(test: RangeTest, as_json: bool) -> None:
