@@ -94,7 +94,7 @@ def test_pretraining_on_tags_then_classes(tagged: Path, tmp_path: Path) -> None:
     # in the order of the vocabulary, without the names of classes
     assert card.facts["text"] == {"names": ["cold", "warm", "bright", "dark", "rare"], "categories": ["general"]}
 
-    start = [f"model.init={tmp_path / 'tags' / 'last.safetensors'}", "text.schedule=none", "text.unknown=0.3"]
+    start = [f"model.init={tmp_path / 'tags'}", "text.schedule=none", "text.unknown=0.3"]
     outcome = loop.train(recipe(*start, epochs=6), tagged, tmp_path / "classes", device="cpu")
     assert outcome.test is not None
     assert outcome.test.top_1 > 0.9

@@ -128,13 +128,13 @@ def eval_(
         return
     if card.is_tagger:
         if tags:
-            raise UsageError(f"--tags: {weights} predicts tags, and reads none: leave --tags out")
+            raise UsageError(f"--tags: {checkpoint} predicts tags, and reads none: leave --tags out")
         _tags(model, card, data, split, normalise, facts, report, device, as_json, batch_size, precision, tta)
         return
     opened = open_data(data, images=images, classes=card.classes or None)
     evaluate.check_classes(card, opened, str(checkpoint))
     evaluate.check_trained(card, opened, split)
-    texts = _texts(model, card, opened, split, weights) if tags else None
+    texts = _texts(model, card, opened, split, checkpoint) if tags else None
     with (
         distributed_context(device) as context,
         one_task("eval", len(opened.select(split)) if context.world_size == 1 else None) as shown,

@@ -207,8 +207,10 @@ def _print(outcome: Outcome) -> None:
             f"macro F1 {100 * (tags.macro_f1 or 0):.2f}%, micro F1 {100 * (tags.micro_f1 or 0):.2f}% over "
             f"{outcome.tagging.samples:,} images"
         )
+    from animesion_training.run_weights import BEST, FINAL
+
     where = outcome.out
-    weights = where / ("best.safetensors" if outcome.best_epoch else "last.safetensors")
+    weights = where / (BEST if outcome.best_epoch else FINAL)
     report = f", report {where / 'report'}" if (where / "report").is_dir() else ""
     click.echo(f"weights {weights}, metrics {where / 'epochs.csv'}{report}")
 

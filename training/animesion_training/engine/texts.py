@@ -15,6 +15,7 @@ from animesion_training.data import DataSplits, open_data
 from animesion_training.data.tags import TagLabels
 from animesion_training.models.shorthand import split_name
 from animesion_training.recipe import TrainRecipe
+from animesion_training.run_weights import find_weights
 from animesion_training.text.tokenizer import SPECIAL_TOKENS, TagTokenizer, Texts, readable
 from animesion_training.weights import read_card
 
@@ -106,8 +107,9 @@ def read_facts(facts: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], t
     return tuple(lists[0] or ()), tuple(lists[1] or ())
 
 
-def _of_weights(path: str) -> tuple[str, ...]:
+def _of_weights(given: str) -> tuple[str, ...]:
     """The vocabulary of initial weights; empty for those of a network that reads no tags."""
+    path = str(find_weights(given))
     try:
         names, _ = read_facts(read_card(path).facts, path)
     except UsageError:
