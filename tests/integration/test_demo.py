@@ -65,7 +65,7 @@ def test_the_page_predicts_what_the_command_predicts(space: Path) -> None:
 
 def test_the_space_has_a_card_and_examples_without_metadata(space: Path) -> None:
     root = space / "space"
-    assert {path.name for path in root.iterdir()} == {
+    assert {path.name for path in root.iterdir()} - {"__pycache__"} == {
         "README.md", "TITLE", "app.py", "examples", "model.onnx", "requirements.txt",
     }  # fmt: skip
     head = yaml.safe_load((root / "README.md").read_text().split("---")[1])
@@ -89,13 +89,18 @@ def test_mistakes_are_sentences_and_leave_nothing(space: Path, tmp_path: Path) -
 @pytest.mark.slow
 def test_gradio_serves_it(space: Path) -> None:
     pytest.importorskip("gradio", reason="needs the extra `demo`")
-    script = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import app, gradio\n"
-        "page = app.page(app.Network(app.HERE / 'model.onnx'))\n"
-        "_, url, _ = page.launch(prevent_thread_lock=True, quiet=True)\n"
-        "from gradio_client import Client, handle_file\n"
-        "print(Client(url, verbose=False).predict(handle_file(str(app.HERE / 'examples/001.jpg')), api_name='/predict'))\n"
-    )
+    script = """
+import sys
+
+sys.path.insert(0, sys.argv[1])
+import app
+from gradio_client import Client, handle_file
+
+page = app.page(app.Network(app.HERE / "model.onnx"))
+_, url, _ = page.launch(prevent_thread_lock=True, quiet=True)
+image = handle_file(str(app.HERE / "examples/001.jpg"))
+print(Client(url, verbose=False).predict(image, api_name="/predict"))
+"""
     done = subprocess.run(
         [sys.executable, "-c", script, str(space / "space")], capture_output=True, text=True, timeout=120, check=False
     )
