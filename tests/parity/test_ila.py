@@ -79,7 +79,9 @@ def test_outputs_equal_the_originals(case):
         assert [int(tokens.trace[f"block{i}.tokens"][1]) for i in range(len(lengths))] == lengths
     for name, value in expected.items():
         if name.startswith("ila"):  # of size 100, as windows are summed twice
-            assert torch.allclose(tokens.trace[name], value, atol=TOLERANCE, rtol=TOLERANCE), name
+            # each value is a sum of terms of the size of the largest, which other processors round otherwise
+            scale = float(value.abs().max().clamp(min=1))
+            assert torch.allclose(tokens.trace[name], value, atol=1e-6 * scale + TOLERANCE, rtol=TOLERANCE), name
 
 
 @pytest.mark.skipif(not CASES, reason=ABSENT)
