@@ -1,7 +1,8 @@
 """Build fine-grained recognition datasets that others can trust.
 
 The public functions are `load_recipe`, `build`, `open_dataset`, `verify` and `publish`; the command line is built on
-them. Each imports what it needs when it is called, so that importing this package is fast.
+them. Each imports what it needs when it is called, so that importing this package is fast. `train`, `evaluate` and
+`predict` are those of `animesion_training`, found through the entry points `animesion.functions`.
 """
 
 from __future__ import annotations
@@ -168,4 +169,16 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("animesion")
-    raise AttributeError(f"module 'animesion' has no attribute {name!r}")
+    # other dunder names are asked for by the import system, which must not read all entry points
+    if not name.startswith("_"):
+        from animesion_scrapers import plugins
+
+        for point in plugins.points("animesion.functions", name):
+            return point.load()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    from animesion_scrapers import plugins
+
+    return sorted({*globals(), *(point.name for point in plugins.points("animesion.functions"))})

@@ -220,6 +220,16 @@ def for_terminal(*, brief: bool = False) -> Iterator[progress.Progress]:
 
 
 @contextlib.contextmanager
+def for_main_process() -> Iterator[progress.Progress]:
+    """The display of a command that torchrun may start several times: nothing but in the first process."""
+    if os.environ.get("RANK", "0") != "0":
+        yield progress.Progress()
+        return
+    with for_terminal(brief=True) as shown:
+        yield shown
+
+
+@contextlib.contextmanager
 def one_task(name: str, total: int | None = None, *, prints: bool = False) -> Iterator[progress.Progress]:
     """The display of a command with one long loop.
 
@@ -228,10 +238,10 @@ def one_task(name: str, total: int | None = None, *, prints: bool = False) -> It
         total: number of results, if it is known.
         prints: the command prints each result, so that a terminal needs no bar.
     """
-    if os.environ.get("RANK", "0") != "0" or (prints and sys.stdout.isatty()):
+    if prints and sys.stdout.isatty():
         yield progress.Progress()
         return
-    with for_terminal(brief=True) as shown:
+    with for_main_process() as shown:
         shown.started(name, total)
         yield shown
         shown.finished(name)

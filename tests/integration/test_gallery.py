@@ -22,6 +22,7 @@ from animesion.errors import UsageError
 from animesion_training.cli.eval import eval_
 from animesion_training.cli.gallery import gallery
 from animesion_training.cli.identify import identify
+from animesion_training.cli.predict import predict
 from animesion_training.eval import gallery as galleries
 from animesion_training.models import create_model
 from animesion_training.weights import save_model
@@ -203,6 +204,12 @@ def test_images_come_from_urls_and_standard_input(world: Path, tmp_path: Path, s
         assert json.loads(refused.stdout)["problem"]
     assert "needs --contact" in str(call(identify, path, url, "--device", "cpu").exception)
     assert "is no image: give a path, a URL" in str(call(identify, path, "ftp://a/b", "--device", "cpu").exception)
+    # `predict` reads the same places
+    weights = ("--checkpoint", world / "w.safetensors")
+    guessed = call(predict, url, "-", *weights, *contact, *allowed, "--json", "--device", "cpu", content=content)
+    lines = [json.loads(line) for line in guessed.stdout.splitlines()]
+    assert [line["path"] for line in lines] == [url, "-"]
+    assert all(len(line["guesses"]) == 3 for line in lines)
     broken = call(identify, path, "-", "--device", "cpu", content=b"")
     assert broken.exit_code == 1
     assert "-: not identified (no bytes)" in broken.output
@@ -222,7 +229,7 @@ def test_embeddings_are_evaluated_on_classes_without_training(world: Path, tmp_p
     assert written == found
     assert "Verification: 12 pairs of one class, 16 of two" in call(eval_, *given, "--task", "verification").output
     same = call(eval_, *given, "--task", "verification", "--fit-split", "test")
-    assert "--fit-split is the split 'test' that is evaluated" in str(same.exception)
+    assert "thresholds are fitted on 'test', which is the split that is evaluated" in str(same.exception)
 
 
 # -- hostile files ---------------------------------------------------------------------------------------------------

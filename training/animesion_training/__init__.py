@@ -10,17 +10,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from animesion_training.api import evaluate, predict, train
     from animesion_training.models import create_model
     from animesion_training.originals.base import from_reference
     from animesion_training.weights import load_model, save_model
 
-__all__ = ["create_model", "from_reference", "load_model", "save_model"]
+__all__ = ["create_model", "evaluate", "from_reference", "load_model", "predict", "save_model", "train"]
 
 _MODULES = {
     "create_model": "models",
+    "evaluate": "api",
     "from_reference": "originals.base",
     "load_model": "weights",
+    "predict": "api",
     "save_model": "weights",
+    "train": "api",
 }
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import click
 
 from animesion_training.cli.checkpoint import checkpoint_option
-from animesion_training.cli.images import face_crop, face_options
+from animesion_training.cli.images import download_options, face_crop, face_options
 
 
 @click.command(epilog="Example: animesion predict --checkpoint runs/a image.jpg --json")
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("places", metavar="PATH|URL|-...", nargs=-1, required=True)
 @checkpoint_option
 @click.option(
     "--top",
@@ -21,12 +21,13 @@ from animesion_training.cli.images import face_crop, face_options
     help="Guesses per image, 5 by default; of a tagger, most tags per category, by default all above their threshold.",
 )
 @face_options
+@download_options
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per image or face.")
 @click.pass_context
 def predict(
     ctx: click.Context,
-    paths: tuple[Path, ...],
+    places: tuple[str, ...],
     checkpoint: Path,
     top: int | None,
     detector: str,
@@ -35,20 +36,24 @@ def predict(
     all_faces: bool,
     or_whole: bool,
     settings: tuple[str, ...],
+    contact: str,
+    allow_private: tuple[str, ...],
     device: str,
     as_json: bool,
 ) -> None:
-    """Predict the classes or tags of PATHS (images, or folders of images).
+    """Predict the classes or tags of images: files, folders, URLs or - for standard input.
 
     With --detector, predict the classes of the faces that it finds; boxes are in pixels of the upright image, margin
     included. The exit status is 1 when an image cannot be read, or has no face without --or-whole.
     """
     import json
 
+    from animesion.cli.detect import printable
     from animesion.cli.progress import counted
+    from animesion.images import given
     from animesion_training.cli.requirements import check_exists, torch_required
 
-    check_exists(checkpoint, *paths)
+    check_exists(checkpoint, *(place for place in places if place != "-"))
     faces = face_crop(detector, margin, min_score, all_faces, or_whole, settings)
     with torch_required():
         from animesion_training.distributed import distributed_context
@@ -56,11 +61,12 @@ def predict(
 
     unread = 0
     with distributed_context(device) as context:
-        for each in counted(predictions(checkpoint, paths, context, top=top, faces=faces), "predict", prints=True):
+        images = given.read(places, contact=contact, allow_private=allow_private)
+        for each in counted(predictions(checkpoint, images, context, top=top, faces=faces), "predict", prints=True):
             unread += bool(each.problem)
             if as_json:
                 guesses = [{"name": name, "probability": round(value, 6)} for name, value in each.guesses]
-                line: dict[str, Any] = {"path": str(each.path), "guesses": guesses}
+                line: dict[str, Any] = {"path": each.path, "guesses": guesses}
                 if each.tags:
                     del line["guesses"]
                     line["tags"] = {
@@ -71,10 +77,10 @@ def predict(
                     line |= {"box": each.box, "score": round(each.score, 6)}
                 click.echo(json.dumps(line | ({"problem": each.problem} if each.problem else {}), ensure_ascii=False))
             elif each.problem:
-                click.echo(f"{each.path}: no prediction ({each.problem})", err=True)
+                click.echo(printable(f"{each.path}: no prediction ({each.problem})"), err=True)
             else:
                 where = " at {},{} to {},{}".format(*each.box) if each.box else ""
-                click.echo(f"{each.path}{where}: {_listed(each.guesses)}".rstrip())
+                click.echo(printable(f"{each.path}{where}: {_listed(each.guesses)}").rstrip())
                 for category, tags in each.tags.items():
                     click.echo(f"  {category}: {_listed(tags) or '-'}")
     if unread:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,7 +29,7 @@ class Prediction:
     """Predictions for one image or face.
 
     Attributes:
-        path: the image.
+        path: path or URL of the image, or `-`.
         guesses: class names and probabilities, most probable first; empty when there is a problem, and for taggers.
         tags: of a tagger: tags and probabilities by category, most probable first; empty when there is a problem.
         problem: why the image cannot be read, or that it contains no face; empty without a problem.
@@ -37,7 +37,7 @@ class Prediction:
         score: score of the face by the detector.
     """
 
-    path: Path
+    path: str
     guesses: tuple[tuple[str, float], ...] = ()
     tags: Mapping[str, tuple[tuple[str, float], ...]] = field(default_factory=dict)
     problem: str = ""
@@ -47,20 +47,20 @@ class Prediction:
 
 def predict(
     weights: Path,
-    paths: Sequence[Path],
+    images: Iterable[given.Given],
     context: DistributedContext,
     *,
     top: int | None = None,
     batch_size: int = 32,
     faces: FaceCrop | None = None,
 ) -> Iterator[Prediction]:
-    """Predict the classes of images, or their tags, in the order of the paths.
+    """Predict the classes of images, or their tags, in their order.
 
     Tags are those whose probability reaches their threshold in the weights, or 0.5 if the weights have none.
 
     Args:
-        weights: a file written by `save_model`.
-        paths: image files, and folders, which are searched recursively.
+        weights: a run, or a weights file or checkpoint that describes its network.
+        images: see `animesion.images.given.read`.
         context: device to compute on.
         top: number of guesses per image, at most the number of classes; 5 if it is None. For a tagger, the most tags
             of each category; all that reach their threshold if it is None.
@@ -68,7 +68,7 @@ def predict(
         faces: how to crop faces; predictions are then of faces, several per image possible. None for whole images.
 
     Raises:
-        UsageError: a path that does not exist, an unusable weights file, or a detector that is not ready.
+        UsageError: an image whose path does not exist, unusable weights, or a detector that is not ready.
     """
     detector = load_detector(faces)
     model, card = load_model(weights)
@@ -78,7 +78,7 @@ def predict(
     transform = Resize(card.img_size, card.crop_pct)
     normalise = Augment.plain(as_rgb(card.mean), as_rgb(card.std))
     names = card.classes or tuple(str(i) for i in range(card.num_classes))
-    found = (piece for image in given.from_files(paths) for piece in pieces(image, detector, faces))
+    found = (piece for image in images for piece in pieces(image, detector, faces))
     while chosen := list(itertools.islice(found, batch_size)):
         pixels = np.zeros((len(chosen), card.img_size, card.img_size, 3), dtype=np.uint8)
         problems = [piece.into(pixels[i], transform) for i, piece in enumerate(chosen)]
@@ -87,19 +87,18 @@ def predict(
             seeds = torch.zeros(len(chosen), dtype=torch.int64, device=context.device)
             logits = model(normalise(batch, seeds)).float()
         if card.is_tagger:
-            every = [Prediction(Path(), tags=_tags(card, row, top)) for row in logits.sigmoid().tolist()]
+            every = [Prediction("", tags=_tags(card, row, top)) for row in logits.sigmoid().tolist()]
         else:
             best = logits.softmax(1).topk(min(top or _TOP, card.num_classes))
             every = [
-                Prediction(Path(), tuple((names[i], value) for i, value in zip(ids, values, strict=True)))
+                Prediction("", tuple((names[i], value) for i, value in zip(ids, values, strict=True)))
                 for values, ids in zip(best.values.tolist(), best.indices.tolist(), strict=True)
             ]
         for piece, problem, one in zip(chosen, problems, every, strict=True):
-            path = Path(piece.name)
             if problem:
-                yield Prediction(path, problem=problem, box=piece.box, score=piece.score)
+                yield Prediction(piece.name, problem=problem, box=piece.box, score=piece.score)
             else:
-                yield replace(one, path=path, box=piece.box, score=piece.score)
+                yield replace(one, path=piece.name, box=piece.box, score=piece.score)
 
 
 def _tags(card: WeightsCard, values: Sequence[float], top: int | None) -> dict[str, tuple[tuple[str, float], ...]]:
