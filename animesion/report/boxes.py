@@ -1,19 +1,17 @@
 """Boxes of a build's images, for the page: what the detector found, and where a curator decided.
 
-Boxes are read from `features/`, part by part. Whole images come from `raw/`, because a shard holds the crop.
+Boxes are read from `features/`, part by part.
 """
 
 from __future__ import annotations
 
 import functools
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from PIL import Image
 
 from animesion.report.images import Images
 from animesion.schemas import FACE_REASONS
@@ -21,13 +19,8 @@ from animesion.schemas import FACE_REASONS
 #: Longest side of a thumbnail with boxes in a file, in pixels.
 BOXED_SIDE = 144
 
-#: Longest side of the whole image in which a curator draws, in pixels.
-SIDE = 900
-
 #: Most boxes of an image that the page shows, those with the best scores.
 MOST = 100
-
-_QUALITY = 80
 
 
 class Boxes:
@@ -57,16 +50,6 @@ class Boxes:
         for item in items:
             if item["reason"] in FACE_REASONS and self.decidable:
                 item["boxes"] = self.of(self._images.rows[item["row"]])
-
-    def whole(self, row: Mapping[str, Any]) -> bytes | None:
-        """The whole image as WebP; None if the build's `raw/` does not have it."""
-        image = self._images.original(row)
-        if image is None:
-            return None
-        image.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC, reducing_gap=2.0)
-        out = io.BytesIO()
-        image.save(out, "WEBP", quality=_QUALITY, method=2)
-        return out.getvalue()
 
     def _read(self, part: int) -> dict[str, list[list[float]]]:
         """Boxes by key of a part; empty if its table is missing or damaged, which the histograms report."""

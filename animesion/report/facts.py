@@ -56,25 +56,35 @@ class Measure:
         title: caption, with the unit.
         log: whether the axis is logarithmic.
         least: smallest real value; smaller ones mark images that were not measured.
+        whole: whether values are whole numbers.
+        unit: `bytes`, `share`, or empty.
     """
 
     title: str
     log: bool = False
     least: float = 0.0
+    whole: bool = False
+    unit: str = ""
+
+
+#: Histograms that every build has.
+_SHORT_SIDE = Measure("short side in pixels", log=True)
+_ASPECT_RATIO = Measure("aspect ratio: long side over short side")
+_FILE_SIZE = Measure("file size", log=True, unit="bytes")
 
 
 #: Columns of `features/part-*.parquet` with a histogram, if a build has them.
 MEASURES = {
     "face_score": Measure("score of the best face box", least=1e-9),
-    "jpeg_quality": Measure("JPEG quality, 1 to 100", least=1),
+    "jpeg_quality": Measure("JPEG quality, 1 to 100", least=1, whole=True),
     "sharpness": Measure("sharpness: variance of the Laplacian", log=True),
-    "light": Measure("light: 99th percentile of the grey levels"),
-    "dark": Measure("dark: 5th percentile of the grey levels"),
+    "light": Measure("light: 99th percentile of the grey levels", whole=True),
+    "dark": Measure("dark: 5th percentile of the grey levels", whole=True),
     "contrast": Measure("contrast: standard deviation of the grey levels"),
     "chroma": Measure("chroma: deviation of the colours"),
-    "border": Measure("share of plain borders"),
-    "panels": Measure("panels separated by plain gutters"),
-    "lines": Measure("rows that look like a line of text"),
+    "border": Measure("share of plain borders", unit="share"),
+    "panels": Measure("panels separated by plain gutters", whole=True),
+    "lines": Measure("rows that look like a line of text", whole=True),
 }
 
 
@@ -107,17 +117,28 @@ def of_dataset(dataset: Dataset, audit: Path | None = None, images: Images | Non
         shown.append({"name": cluster.name, "conflict": cluster.conflict, **together})
     found["clusters"]["items"] = shown
     found["pairs"] = _shown_pairs(Pairs(images), album)
-    until = album.used + DROP_BYTES
-    for reason in found["drops"]:
+    _add_drops(found["drops"], images, boxes, album)
+    found["images"] = album.images
+    return found
+
+
+def _add_drops(reasons: list[dict[str, Any]], images: Images, boxes: Boxes, album: Album) -> None:
+    """Add some images of each drop reason, with thumbnails within `DROP_BYTES`, in turn: none is left without one."""
+    for reason in reasons:
         every = dropped(images.rows, reason["reason"])
         listed = [item(images.rows, i) for i in every[_hashed(images.rows, every)[:DROPS]].tolist()]
         boxes.add(listed)
-        for entry in listed[:DROP_IMAGES]:
-            size = (BOXED_SIDE,) if "boxes" in entry else ()
-            entry["image"] = album.add(images.thumbnail(images.rows[entry["row"]], *size), until)
-        reason["items"] = [_without_row(entry) for entry in listed]
-    found["images"] = album.images
-    return found
+        reason["items"] = listed
+    until = album.used + DROP_BYTES
+    for turn in range(DROP_IMAGES):
+        for reason in reasons:
+            if turn < len(reason["items"]):
+                entry = reason["items"][turn]
+                size = (BOXED_SIDE,) if "boxes" in entry else ()
+                entry["image"] = album.add(images.thumbnail(images.rows[entry["row"]], *size), until)
+    for reason in reasons:
+        reason["pictured"] = any(entry["image"] >= 0 for entry in reason["items"])
+        reason["items"] = [_without_row(entry) for entry in reason["items"]]
 
 
 def overview(dataset: Dataset, rows: Rows, audit: Path | None = None) -> dict[str, Any]:
@@ -135,8 +156,15 @@ def overview(dataset: Dataset, rows: Rows, audit: Path | None = None) -> dict[st
     counts = {name: [info.counts.get(name, 0) for info in dataset.classes] for name in dataset.splits}
     totals = [info.total for info in dataset.classes]
     recipe = dataset.recipe
+    raw = (dataset.path / "raw").is_dir()
+    decoded = rows.numbers("width") > 0
     reasons = [
-        {"reason": clip(name), "count": count, "meaning": clip(schemas.MEANINGS.get(name, ""))}
+        {
+            "reason": clip(name),
+            "count": count,
+            "meaning": clip(schemas.MEANINGS.get(name, "")),
+            "pictured": raw and bool(decoded[dropped(rows, name)].any()),
+        }
         for name, count in dataset.dropped.items()
     ]
     named = rows.column("cluster").filter(pc.not_equal(rows.column("cluster"), ""))
@@ -179,7 +207,6 @@ def item(rows: Rows, i: int) -> dict[str, Any]:
         JSON-ready fields; `row` is `i`, and `image` is -1 until a thumbnail is added.
     """
     row = rows[i]
-    url = row["page_url"] if row["page_url"].startswith(("https://", "http://")) else ""
     return {
         "row": i,
         "key": row["key"],
@@ -194,9 +221,14 @@ def item(rows: Rows, i: int) -> dict[str, Any]:
         "height": row["height"],
         "bytes": row["bytes"],
         "source_id": clip(row["source_id"]),
-        "url": url if len(url) <= MOST_TEXT else "",
+        "url": web_address(row["page_url"]),
         "image": -1,
     }
+
+
+def web_address(text: str) -> str:
+    """A text that a page may link to: an http or https address of at most `MOST_TEXT` characters, else empty."""
+    return text if text.startswith(("https://", "http://")) and len(text) <= MOST_TEXT else ""
 
 
 class Cluster(NamedTuple):
@@ -310,18 +342,16 @@ def histograms(dataset: Dataset, rows: Rows) -> list[dict[str, Any]]:
     kept = rows.numbers("kept")[seen]
     width, height, bytes_ = (rows.numbers(name)[seen].astype(np.float64) for name in ("width", "height", "bytes"))
     found = [
-        _histogram("short side in pixels", np.minimum(width, height), kept, log=True),
-        _histogram(
-            "aspect ratio: long side over short side", np.maximum(width, height) / np.minimum(width, height), kept
-        ),
-        _histogram("file size in bytes", bytes_, kept, log=True),
+        _histogram(_SHORT_SIDE, np.minimum(width, height), kept),
+        _histogram(_ASPECT_RATIO, np.maximum(width, height) / np.minimum(width, height), kept),
+        _histogram(_FILE_SIZE, bytes_, kept),
     ]
     of_kept = rows.column("key").filter(pa.array(rows.numbers("kept")))
     for name, (keys, values) in _measured(dataset.path / "features").items():
         measure = MEASURES[name]
         chosen = values >= measure.least
         of = pc.is_in(keys, value_set=of_kept).to_numpy(zero_copy_only=False)
-        found.append(_histogram(measure.title, values[chosen], of[chosen], log=measure.log))
+        found.append(_histogram(measure, values[chosen], of[chosen]))
     return [each for each in found if each]
 
 
@@ -453,27 +483,32 @@ def _measured(folder: Path) -> dict[str, tuple[pa.Array, npt.NDArray[np.float64]
         raise UsageError(f"{folder} is damaged: delete it, or run `animesion build` again") from None
 
 
-def _histogram(
-    title: str, values: npt.NDArray[np.float64], kept: npt.NDArray[np.bool_], *, log: bool = False
-) -> dict[str, Any] | None:
-    """Counts per bin; on a logarithmic axis, values of 0 are in the first bin. None if there are no values."""
+def _histogram(measure: Measure, values: npt.NDArray[np.float64], kept: npt.NDArray[np.bool_]) -> dict[str, Any] | None:
+    """Counts per bin; on a logarithmic axis, values of 0 are in the first bin. None if there are no values.
+
+    Bins of whole numbers hold the same number of them each: others would leave gaps between bars.
+    """
     if not len(values):
         return None
     low, high = float(values.min()), float(values.max())
-    if log:
+    if measure.log:
         # the axis starts at the smallest positive value; `np.clip` below moves zeros into the first bin
         low = max(low, float(values[values > 0].min(initial=np.inf)) if (values > 0).any() else 1.0)
         high = max(high, low)
     if low == high:  # a single value gets one bin
         edges = np.array([low, low + 1.0])
-    elif log:
+    elif measure.log:
         edges = np.geomspace(low, high, _BINS + 1)
+    elif measure.whole:
+        width = -(-int(high - low + 1) // _BINS)
+        edges = np.arange(low - 0.5, high + width, width)
     else:
         edges = np.linspace(low, high, _BINS + 1)
     inside = np.clip(values, edges[0], edges[-1])
     of_kept, of_dropped = (np.histogram(inside[chosen], edges)[0].tolist() for chosen in (kept, ~kept))
     shown = [float(f"{edge:.6g}") for edge in edges]
-    return {"title": title, "log": log, "edges": shown, "kept": of_kept, "dropped": of_dropped}
+    axis = {"log": measure.log, "whole": measure.whole, "unit": measure.unit}
+    return {"title": measure.title, **axis, "edges": shown, "kept": of_kept, "dropped": of_dropped}
 
 
 def _audit(path: Path | None) -> dict[str, Any] | None:

@@ -30,6 +30,9 @@ from animesion.storage import parquet
 #: Longest side of a thumbnail on the page, in pixels.
 SIDE = 96
 
+#: Longest side of an image that `animesion browse` shows at full size, in pixels.
+FULL_SIDE = 4096
+
 #: Columns of `curated.parquet` that the page shows or that locate an image.
 COLUMNS = ["key", "kept", "reason", "detail", "keeper", "label", "class_id", "split", "cluster", "crop", "width"]
 COLUMNS += ["height", "source_id", "page_url", "sha256", "pixels_blake3", "part", "offset", "bytes", "extension"]
@@ -164,11 +167,19 @@ class Images:
         except (KeyError, UsageError):  # `animesion verify` reports what is wrong with it
             return None
 
+    def has_original(self, row: Mapping[str, Any]) -> bool:
+        """Whether `original` has a file to read, which may still be from another build."""
+        decoded = row["width"] > 0 and row["reason"] != DropReason.CRASHED_DECODER
+        return decoded and 0 < row["bytes"] <= _MOST_BYTES and self._raw(row).is_file()
+
+    def _raw(self, row: Mapping[str, Any]) -> Path:
+        return self.dataset.path / "raw" / f"part-{row['part']:05d}.tar"
+
     def original(self, row: Mapping[str, Any]) -> Image.Image | None:
         """The upright image that the source gave, from `raw/`; None if it is not there or was not decoded before."""
-        if row["width"] < 1 or row["reason"] == DropReason.CRASHED_DECODER or not 0 < row["bytes"] <= _MOST_BYTES:
+        if not self.has_original(row):
             return None
-        path = self.dataset.path / "raw" / f"part-{row['part']:05d}.tar"
+        path = self._raw(row)
         try:
             descriptor = os.open(path, os.O_RDONLY)
             try:
@@ -238,6 +249,16 @@ def encoded(image: Image.Image, side: int) -> bytes:
     small.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
     out = io.BytesIO()
     small.save(out, "WEBP", quality=_QUALITY, method=4)
+    return out.getvalue()
+
+
+def large(image: Image.Image) -> bytes:
+    """An image as JPEG at full size, but at most `FULL_SIDE` pixels on its longest side."""
+    image = image.convert("RGB")
+    image.thumbnail((FULL_SIDE, FULL_SIDE), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    out = io.BytesIO()
+    # not WebP: of ten megapixels it takes a second, and its colours have half the resolution
+    image.save(out, "JPEG", quality=92, subsampling=0)
     return out.getvalue()
 
 

@@ -18,8 +18,11 @@ import jinja2
 from markupsafe import Markup
 
 _VENDORED = ("preact.min.js", "preact-hooks.min.js", "htm.min.js", "uplot.min.js")
-_OURS = ("core.js", "plots.js", "dataset.js", "pairs.js", "boxes.js", "run.js", "main.js")
-_STYLES = ("uplot.min.css", "style.css", "boxes.css")
+_OURS = (
+    *("core.js", "plots.js", "decisions.js", "dataset.js", "pairs.js", "boxes.js", "viewer.js", "images.js", "run.js"),
+    "main.js",  # starts the page
+)
+_STYLES = ("uplot.min.css", "style.css", "boxes.css", "viewer.css")
 
 _ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 

@@ -33,22 +33,12 @@ function decideSeveral(before, keys) {
   };
 }
 
-function BoxDialog({ editor }) {
+function BoxDialog({ editor, store }) {
   const key = editor.boxing;
-  const { value, error } = useLoaded(async () => {
-    const answer = await fetch(`api/boxes/${encodeURIComponent(key)}`);
-    if (!answer.ok) throw new Error((await answer.text()).slice(0, 300) || answer.statusText);
-    return answer.json();
-  }, [key]);
+  const { value, error } = useLoaded(() => store.details(key), [key]);
   const [box, setBox] = useState(editor.decisions.box[key] || null);
   const [start, setStart] = useState(null);
   const stage = useRef();
-  const dialog = useRef();
-  useEffect(() => {
-    const before = document.activeElement;
-    dialog.current.focus();
-    return () => before && before.focus && before.focus();
-  }, []);
   const place = (event) => {
     const frame = stage.current.getBoundingClientRect();
     return [inside((event.clientX - frame.left) / frame.width), inside((event.clientY - frame.top) / frame.height)];
@@ -76,19 +66,15 @@ function BoxDialog({ editor }) {
     }
     setStart(null);
   };
-  const typed = (event) => {
-    if (event.key === 'Escape') editor.box('');
-    event.stopPropagation();
-  };
   const edge = (name, at) => html`<label>${name} <input type="number" min="0" max="100" step="0.1" value=${box ? (100 * box[at]).toFixed(1) : ''} disabled=${!box}
     onChange=${(event) => setBox(box.map((old, i) => (i === at ? inside(Number(event.target.value) / 100) : old)))} /></label>`;
   const good = box && large(box);
-  return html`<div class="veil"><div class="boxing" role="dialog" aria-modal="true" aria-label="Box of the face" tabindex="-1" ref=${dialog} onKeyDown=${typed}>
+  return html`<${Modal} name="boxing" label="Box of the face" close=${() => editor.box('')} typed=${(event) => event.stopPropagation()}>
     <h2><${Name} text=${key} /></h2>
     <p class="quiet">Click a box of the detector to choose it, or draw one with the pointer. The crop adds the recipe's margin.</p>
     ${error ? html`<p role="alert">${plain(error)}</p>` : null}
     <div class="stage" ref=${stage} onPointerDown=${began} onPointerMove=${moved} onPointerUp=${ended} onPointerCancel=${() => setStart(null)}>
-      <${Boxed} boxes=${value ? value.boxes : []} decided=${box}><img src=${`api/whole/${encodeURIComponent(key)}`} alt=${plain(key)} draggable=${false} /><//></div>
+      <${Boxed} boxes=${value ? value.boxes : []} decided=${box}><img src=${`api/original/${encodeURIComponent(key)}`} alt=${plain(key)} draggable=${false} /><//></div>
     <p class="choices">${value && value.boxes.length ? value.boxes.map((each, i) => html`<button aria-pressed=${Boolean(box) && each.slice(0, 4).join() === box.join()} onClick=${() => setBox(each.slice(0, 4))}>box ${i + 1}, score ${each[4].toFixed(2)}</button>`) : html`<span class="quiet">The detector found no box.</span>`}
       <button onClick=${() => setBox([0.25, 0.25, 0.75, 0.75])}>New box</button></p>
     <p class="choices">${['left %', 'top %', 'right %', 'bottom %'].map(edge)}</p>
@@ -97,5 +83,5 @@ function BoxDialog({ editor }) {
       <button disabled=${!editor.writable} onClick=${() => editor.decideSeveral([key])}>Two characters</button>
       <button disabled=${!editor.writable || !(key in editor.decisions.box || editor.decisions.several.includes(key))} onClick=${() => editor.decideBox(key, null)}>Reset</button>
       <button onClick=${() => editor.box('')}>Close</button></p>
-  </div></div>`;
+  <//>`;
 }

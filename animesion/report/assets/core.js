@@ -28,15 +28,17 @@ function size(bytes) {
   return `${i ? bytes.toFixed(1) : bytes} ${units[i]}`;
 }
 
-/** The parts of the address after `#`: `#classes/12` gives ['classes', '12']. */
+/** The parts of the address after `#`, and its query: `#classes/12?text=a` gives [['classes', '12'], 'text=a']. */
 function route() {
-  return location.hash.replace(/^#\/?/, '').split('/').map((part) => {
+  const [, path, query] = /^#?\/?([^?]*)\??(.*)$/s.exec(location.hash);
+  const parts = path.split('/').map((part) => {
     try {
       return decodeURIComponent(part);
     } catch {
       return part;
     }
   });
+  return [parts, query];
 }
 
 const href = (...parts) => `#${parts.map((part) => encodeURIComponent(part)).join('/')}`;
@@ -163,6 +165,20 @@ const Figures = ({ of }) => html`<dl class="figures">${of
   .map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>`;
 
 const Bar = ({ share, tone }) => html`<span class="bar" aria-hidden="true"><span class=${tone} style=${{ width: `${Math.max(0, Math.min(100, 100 * share))}%` }}></span></span>`;
+
+/** A button that copies a text, and says so. */
+function Copy({ text, children }) {
+  const [done, set] = useState('');
+  const copy = async () => {
+    try {
+      await navigator.clipboard.writeText(text);
+      set('Copied');
+    } catch {
+      set('The browser refuses: select the text and copy it');
+    }
+  };
+  return html`<button onClick=${copy}>${children}</button> <span class="quiet" role="status">${done}</span>`;
+}
 
 /** Error boundary of a view: shows the error in place of the view. */
 class Guard extends preact.Component {

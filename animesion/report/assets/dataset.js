@@ -22,8 +22,12 @@ function storeOf(data) {
     return answer.json();
   };
   return {
-    source: (item) => `api/image/${encodeURIComponent(item.key)}`,
+    // an image that was never decoded has no size
+    source: (item) => (item.kept || item.width !== 0 ? `api/image/${encodeURIComponent(item.key)}` : ''),
     samples: (label, offset, limit) => ask(`classes/${label}`, { offset, limit }),
+    images: (filter, asOf, offset, limit) => ask('images', { ...filter, as_of: asOf, offset, limit }),
+    map: (filter, asOf) => ask('map', { ...filter, as_of: asOf }),
+    details: (key) => ask(`details/${encodeURIComponent(key)}`, {}),
     clusters: (conflicts, offset, limit) => ask('clusters', { conflicts: conflicts ? 1 : 0, offset, limit }),
     pairs: (kind, offset, limit) => ask('pairs', { kind, offset, limit }),
     strip: (pair) => `api/pairs/${pair.number}`,
@@ -31,149 +35,9 @@ function storeOf(data) {
   };
 }
 
-// -- decisions ---------------------------------------------------------------------------------------------------------
-
-/** The write token: from the address that `animesion browse` printed, then from the tab's session storage. */
-function writeToken() {
-  const given = /^#token=([\w-]+)$/.exec(location.hash);
-  try {
-    if (given) {
-      sessionStorage.setItem('token', given[1]);
-      history.replaceState(null, '', '#overview');
-    }
-    return sessionStorage.getItem('token') || '';
-  } catch {
-    return given ? given[1] : '';
-  }
-}
-
-const without = (sets, gone) => sets.map((each) => each.filter((key) => !gone.has(key))).filter((each) => each.length > 1);
-
-/**
- * The decisions after an action of the curator.
- *
- * `what` is exclude, label, same, different or forget; `keys` are the images that it applies to.
- */
-function decide(before, what, keys, label) {
-  const gone = new Set(keys);
-  const now = {
-    exclude: before.exclude.filter((key) => !gone.has(key)),
-    label: Object.fromEntries(Object.entries(before.label).filter(([key]) => !gone.has(key))),
-    same: before.same,
-    different: before.different,
-    pairs: before.pairs,
-    box: before.box,
-    several: before.several.filter((key) => !gone.has(key)),
-  };
-  const boxless = Object.fromEntries(Object.entries(before.box).filter(([key]) => !gone.has(key)));
-  if (what === 'exclude' || what === 'forget') now.box = boxless;
-  if (what === 'exclude') now.exclude = [...now.exclude, ...keys];
-  if (what === 'label') Object.assign(now.label, Object.fromEntries(keys.map((key) => [key, label])));
-  if (what === 'same' || what === 'different') {
-    Object.assign(now, { exclude: before.exclude, label: before.label, several: before.several });
-    const split = (each) => [each.filter((key) => gone.has(key)), each.filter((key) => !gone.has(key))];
-    // the new decision wins; older sets keep what they state about their other images
-    if (what === 'same') {
-      now.different = before.different.flatMap((each) => {
-        const [inside, outside] = split(each);
-        return inside.length > 1 ? inside.map((key) => [...outside, key]) : [each];
-      });
-    } else {
-      now.same = before.same.map((each) => (split(each)[0].length > 1 ? split(each)[1] : each));
-    }
-    now[what] = [...now[what], keys];
-    for (const name of ['same', 'different']) now[name] = now[name].filter((each) => each.length > 1);
-  }
-  if (what === 'forget') Object.assign(now, { same: without(before.same, gone), different: without(before.different, gone) });
-  return now;
-}
-
-function useDecisions(data) {
-  const [state, set] = useState({ decisions: data.decisions, revision: data.revision, message: '', selected: new Set(), boxing: '' });
-  if (!data.live) return null;
-  const token = data.token;
-  const save = async (decisions) => {
-    set((now) => ({ ...now, message: 'Saving…' }));
-    try {
-      const answer = await fetch('api/decisions', {
-        method: 'PUT',
-        headers: { 'Content-Type': 'application/json', 'X-Animesion-Token': token },
-        body: JSON.stringify({ decisions, revision: state.revision }),
-      });
-      const text = await answer.text();
-      if (!answer.ok) throw new Error(text || answer.statusText);
-      const { revision } = JSON.parse(text);
-      set((now) => ({ ...now, decisions, revision, message: `Saved to ${data.file}`, selected: new Set(), boxing: '' }));
-    } catch (error) {
-      set((now) => ({ ...now, message: `Not saved: ${error.message}` }));
-    }
-  };
-  return {
-    ...state,
-    writable: Boolean(token),
-    select: (key) => set((now) => {
-      const selected = new Set(now.selected);
-      if (!selected.delete(key)) selected.add(key);
-      return { ...now, selected };
-    }),
-    clear: () => set((now) => ({ ...now, selected: new Set() })),
-    act: (what, keys, label) => save(decide(state.decisions, what, keys, label)),
-    turn: (ids, verdict) => save(turn(state.decisions, ids, verdict)),
-    box: (key) => set((now) => ({ ...now, boxing: key })),
-    decideBox: (key, box) => save(decideBox(state.decisions, key, box)),
-    decideSeveral: (keys) => save(decideSeveral(state.decisions, keys)),
-  };
-}
-
-/** The decision about an image as a short label; empty for none. */
-function verdict(decisions, key) {
-  if (!decisions) return '';
-  if (decisions.exclude.includes(key)) return 'excluded';
-  if (decisions.several.includes(key)) return 'two characters';
-  if (Object.hasOwn(decisions.box, key)) return 'box';
-  if (Object.hasOwn(decisions.label, key)) return `→ ${decisions.label[key]}`;
-  if (decisions.same.some((each) => each.includes(key))) return 'same';
-  return decisions.different.some((each) => each.includes(key)) ? 'different' : '';
-}
-
-function Actions({ editor, names, decidable }) {
-  const [label, setLabel] = useState('');
-  const keys = [...editor.selected];
-  const several = keys.length > 1;
-  const typed = useCallback((event) => {
-    if (event.target.matches('input, select, textarea') || event.ctrlKey || event.metaKey || event.altKey || !keys.length) return;
-    const meant = { x: 'exclude', s: several && 'same', d: several && 'different', u: 'forget' }[event.key];
-    if (event.key === 'Escape') editor.clear();
-    else if (meant && editor.writable) editor.act(meant, keys);
-  }, [editor]);
-  useLayoutEffect(() => {
-    addEventListener('keydown', typed);
-    return () => removeEventListener('keydown', typed);
-  }, [typed]);
-  if (!keys.length) return editor.message ? html`<div class="actions" role="status">${plain(editor.message)}</div>` : null;
-  if (!editor.writable) return html`<div class="actions" role="status">To make decisions, open the address that animesion browse printed, with its token.</div>`;
-  return html`<div class="actions" role="toolbar" aria-label="Decisions about the selected images">
-    <strong>${thousands(keys.length)} selected</strong>
-    <button onClick=${() => editor.act('exclude', keys)} title="x">Exclude</button>
-    <form onSubmit=${(event) => {
-      event.preventDefault();
-      if (label.trim()) editor.act('label', keys, label.trim());
-    }}><input list="labels" value=${label} maxlength="20000" onInput=${(event) => setLabel(event.target.value)} placeholder="correct label" aria-label="Correct label" />
-    <button disabled=${!label.trim()}>Label</button></form>
-    <button disabled=${!several} onClick=${() => editor.act('same', keys)} title="s">Same image</button>
-    <button disabled=${!several} onClick=${() => editor.act('different', keys)} title="d">Different</button>
-    ${decidable ? html`<button disabled=${several} onClick=${() => editor.box(keys[0])}>Box…</button>
-    <button onClick=${() => editor.decideSeveral(keys)}>Two characters</button>` : null}
-    <button onClick=${() => editor.act('forget', keys)} title="u">Reset</button>
-    <button onClick=${editor.clear} title="Esc">Deselect</button>
-    <span role="status">${plain(editor.message)}</span>
-    <datalist id="labels">${names.slice(0, 5000).map((name) => html`<option value=${name}></option>`)}</datalist>
-  </div>`;
-}
-
 // -- images ----------------------------------------------------------------------------------------------------------
 
-function Card({ item, store, editor, lines }) {
+function Card({ item, store, editor, lines, view }) {
   const source = store.source(item);
   const decided = editor && verdict(editor.decisions, item.key);
   const [broken, setBroken] = useState(false);
@@ -184,15 +48,26 @@ function Card({ item, store, editor, lines }) {
   const frame = editor
     ? html`<button class="frame" aria-pressed=${editor.selected.has(item.key)} aria-label=${`Select ${plain(item.key)}`} onClick=${() => editor.select(item.key)}>${boxed}</button>`
     : html`<span class="frame">${boxed}</span>`;
-  return html`<li class=${`card${item.kept ? ' kept' : ''}${item.kept === false ? ' dropped' : ''}`} data-key=${item.key}>
+  const typed = (event) => {
+    if (event.key !== 'v' || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.stopPropagation();
+    view();
+  };
+  return html`<li class=${`card${item.kept ? ' kept' : ''}${item.kept === false ? ' dropped' : ''}`} data-key=${item.key} onKeyDown=${view && typed} onDblClick=${view && ((event) => event.target.closest('.frame') && view())}>
     ${frame}
+    ${view ? html`<button class="enlarge" aria-label=${`View ${plain(item.key)} at full size`} title="full size (v)" onClick=${view}>⤢</button>` : null}
     ${decided ? html`<span class="badge"><${Name} text=${decided} /></span>` : null}
     <span class="lines">${lines(item)}</span>
     ${item.boxes && editor && editor.writable ? html`<button class="box" onClick=${() => editor.box(item.key)}>Box…</button>` : null}
   </li>`;
 }
 
-const Cards = ({ items, ...rest }) => html`<ul class=${items.some((item) => item.boxes) ? 'cards large' : 'cards'}>${items.map((item) => html`<${Card} key=${item.key} item=${item} ...${rest} />`)}</ul>`;
+/** Images; `list` and the position `offset` of the first of them in it let a curator view them at full size. */
+const Cards = ({ items, list, offset, editor, ...rest }) => html`<ul class=${items.some((item) => item.boxes) ? 'cards large' : 'cards'}>${items.map((item, i) => html`<${Card} key=${item.key} item=${item} editor=${editor}
+  view=${editor && list ? () => editor.view(list, offset + i) : undefined} ...${rest} />`)}</ul>`;
+
+/** Images that are all in the page, as a list to view at full size. */
+const listOf = (items) => ({ total: items.length, load: (offset, limit) => Promise.resolve({ items: items.slice(offset, offset + limit) }) });
 
 const Key = ({ item }) => (item.url
   ? html`<a class="key" href=${item.url} target="_blank" rel="noopener noreferrer"><${Name} text=${item.key} /></a>`
@@ -202,16 +77,31 @@ const Key = ({ item }) => (item.url
 
 function Funnel({ data }) {
   const rows = data.drops.filter((each) => each.count);
+  const most = Math.max(1, ...rows.map((each) => each.count));
+  const share = (count) => percent(data.seen ? count / data.seen : null);
   return html`<table class="funnel">
     <caption>Where every image went</caption>
-    <thead><tr><th scope="col">step</th><th scope="col" class="n">images</th><th scope="col">share</th><th scope="col">meaning</th></tr></thead>
+    <thead><tr><th scope="col">step</th><th scope="col" class="n">images</th><th scope="col" class="n">of seen</th><th scope="col" class="bars"><span class="unseen">share of the largest drop</span></th><th scope="col">meaning</th></tr></thead>
     <tbody>
-      <tr class="total"><th scope="row">seen</th><td class="n">${thousands(data.seen)}</td><td><${Bar} share=${1} tone="seen" /></td><td>listed by the source</td></tr>
+      <tr class="total"><th scope="row">seen</th><td class="n">${thousands(data.seen)}</td><td class="n"></td><td class="bars"></td><td>listed by the source</td></tr>
       ${rows.map((each) => html`<tr><th scope="row"><a href=${href('dropped', each.reason)}><${Name} text=${each.reason} /></a></th>
-        <td class="n">−${thousands(each.count)}</td><td><${Bar} share=${each.count / data.seen} tone="lost" /></td><td>${plain(each.meaning)}</td></tr>`)}
-      <tr class="total"><th scope="row">kept</th><td class="n">${thousands(data.kept)}</td><td><${Bar} share=${data.kept / data.seen} tone="held" /></td><td>in ${thousands(data.classes.names.length)} classes</td></tr>
+        <td class="n">−${thousands(each.count)}</td><td class="n">${share(each.count)}</td><td class="bars"><${Bar} share=${each.count / most} tone="lost" /></td><td>${plain(each.meaning)}</td></tr>`)}
+      <tr class="total"><th scope="row">kept</th><td class="n">${thousands(data.kept)}</td><td class="n">${share(data.kept)}</td><td class="bars"></td><td>in ${thousands(data.classes.names.length)} classes</td></tr>
     </tbody>
   </table>`;
+}
+
+/** Classes that are shown with an image at the top of the page. */
+const COVERS = 24;
+
+/** One image of each of the largest classes. */
+function Covers({ data, totals, store }) {
+  const largest = useMemo(() => totals.map((n, i) => [n, i]).filter(([n]) => n).sort((a, b) => b[0] - a[0] || a[1] - b[1]).slice(0, COVERS).map(([, i]) => i), [totals]);
+  const { value } = useLoaded(() => Promise.all(largest.map((label) => store.samples(label, 0, 1).then(({ items }) => items[0]))), [largest]);
+  const shown = largest.map((label, i) => [label, value && value[i]]).filter(([, item]) => !value || (item && store.source(item)));
+  if (!shown.length) return null;
+  return html`<ul class="covers" aria-label="An image of each of the largest classes">${shown.map(([label, item]) => html`<li key=${label}><a href=${href('classes', label)}>
+    ${item ? html`<img src=${store.source(item)} alt="" decoding="async" />` : html`<span class="none"></span>`}<${Name} text=${data.classes.names[label]} /></a></li>`)}</ul>`;
 }
 
 function Tail({ data, totals }) {
@@ -252,7 +142,7 @@ function Tail({ data, totals }) {
       ['Gini coefficient', tail.gini.toFixed(4)], ['imbalance factor (largest / smallest)', thousands(Math.round(tail.imbalance_factor * 10) / 10)],
       ['median class size', thousands(tail.median)], ['effective classes', thousands(Math.round(tail.effective_classes))]]} />` : null}
     <${Curves} ...${series} xLabel="rank of the class" yLabel="images in the class" logX=${series.x.length > 20} logY shade=${shade} names=${names}
-      range=${() => [1, Math.max(bands.many_above * 2, series.top * 1.2)]} label="Images by rank of the class" />
+      whole range=${() => [1, Math.max(bands.many_above * 2, series.top * 1.2)]} label="Images by rank of the class" />
     <p class="quiet">Bands by training images: ${['many', 'medium', 'few'].filter((name) => data.train_bands[name]).map((name) => `${name} ${thousands(data.train_bands[name].classes)} classes, ${thousands(data.train_bands[name].images)} images`).join('; ')}.
       Many is above ${bands.many_above}, few is below ${bands.few_below}.</p>
   </section>`;
@@ -276,15 +166,17 @@ function Balance({ data, totals }) {
   </section>`;
 }
 
-function Overview({ data, totals }) {
+function Overview({ data, totals, store }) {
+  const lost = data.histograms.some((each) => each.dropped.some(Boolean));
   return html`<div class="overview">
-    <p><${Name} text=${data.summary} /></p>
+    <p class="summary"><${Name} text=${data.summary} /></p>
+    <${Covers} data=${data} totals=${totals} store=${store} />
     <${Figures} of=${[['images', thousands(data.kept)], ['classes', thousands(data.classes.names.length)], ['seen', thousands(data.seen)], ['fetched', thousands(data.fetched)],
       ['duplicate clusters', thousands(data.clusters.total)], ['source', plain(data.source)], ['licence', plain(data.licence)], ['recipe', data.recipe.slice(0, 10)]]} />
     <section aria-label="Funnel"><${Funnel} data=${data} /></section>
     <${Tail} data=${data} totals=${totals} />
     <${Balance} data=${data} totals=${totals} />
-    ${data.histograms.length ? html`<section aria-label="Quality"><h2>Quality</h2><p class="quiet"><span class="dot kept"></span> kept <span class="dot dropped"></span> dropped</p>
+    ${data.histograms.length ? html`<section aria-label="Quality"><h2>Size and quality</h2>${lost ? html`<p class="quiet"><span class="dot kept"></span> kept <span class="dot dropped"></span> dropped</p>` : null}
       <div class="histograms">${data.histograms.map((each) => html`<${Histogram} ...${each} />`)}</div></section>` : null}
     ${data.notes.length ? html`<section aria-label="Notes"><h2>Notes</h2><ul>${data.notes.map((note) => html`<li><${Name} text=${note} /></li>`)}</ul></section>` : null}
   </div>`;
@@ -344,7 +236,7 @@ function Class({ data, totals, store, editor, id, splits }) {
     <h2><${Name} text=${data.classes.names[id]} /></h2>
     <p class="quiet">class ${id}: ${thousands(totals[id])} images, ${splits.map((split) => `${thousands(data.classes.counts[split][id])} ${split}`).join(', ')}</p>
     ${error ? html`<p role="alert">${plain(error)}</p>` : null}
-    ${value ? html`<${Cards} items=${value.items} store=${store} editor=${editor} lines=${(item) => html`<${Key} item=${item} /><span class="quiet">${item.split}</span>`} />
+    ${value ? html`<${Cards} items=${value.items} store=${store} editor=${editor} offset=${offset} list=${{ total: value.total, load: (from, limit) => store.samples(id, from, limit) }} lines=${(item) => html`<${Key} item=${item} /><span class="quiet">${item.split}</span>`} />
       <${Pager} offset=${offset} limit=${PAGE} total=${value.total} go=${go} />
       ${!data.live && value.total < totals[id] ? html`<p class="quiet">${thousands(value.total)} of ${thousands(totals[id])} are in this file; animesion browse shows all.</p>` : null}` : html`<p class="quiet">Loading…</p>`}
   </section>`;
@@ -366,7 +258,7 @@ function Clusters({ data, store, editor }) {
       ${editor && editor.writable ? html`<p class="decide">
         <button onClick=${() => editor.act('same', each.members.map((item) => item.key))}>All the same</button>
         <button onClick=${() => editor.act('different', each.members.map((item) => item.key))}>All different</button></p>` : null}
-      <${Cards} items=${each.members} store=${store} editor=${editor} lines=${(item) => html`<${Key} item=${item} /><${Name} text=${item.label} />
+      <${Cards} items=${each.members} store=${store} editor=${editor} offset=${0} list=${listOf(each.members)} lines=${(item) => html`<${Key} item=${item} /><${Name} text=${item.label} />
         <span class="quiet">${item.width}×${item.height}, ${size(item.bytes)}</span>
         ${item.kept ? html`<strong class="good">kept: ${item.split}</strong>` : html`<span class="bad"><${Name} text=${item.reason} />${item.keeper ? html`, keeper <${Name} text=${item.keeper} />` : null}</span>`}
         ${item.detail ? html`<${Name} quiet text=${item.detail} />` : null}`} />
@@ -381,7 +273,9 @@ function Clusters({ data, store, editor }) {
 
 function Dropped({ data, store, editor, reason }) {
   const reasons = data.drops.filter((each) => each.count);
-  const now = reasons.find((each) => each.reason === reason) || reasons[0];
+  // first, the most frequent one of those whose images can be shown
+  const first = [...reasons].sort((a, b) => b.pictured - a.pictured || b.count - a.count)[0];
+  const now = reasons.find((each) => each.reason === reason) || first;
   if (!now) return html`<p>Nothing was dropped.</p>`;
   return html`<div>
     <h2>Dropped images</h2>
@@ -395,7 +289,7 @@ function Reason({ data, store, editor, now }) {
   const { value, error } = useLoaded(() => store.drops(now.reason, offset, PAGE), [now.reason, offset]);
   return html`<p><strong>${thousands(now.count)}</strong> images: ${plain(now.meaning)}.</p>
     ${error ? html`<p role="alert">${plain(error)}</p>` : null}
-    ${value ? html`<${Cards} items=${value.items} store=${store} editor=${editor} lines=${(item) => html`<${Key} item=${item} /><${Name} text=${item.label} />
+    ${value ? html`<${Cards} items=${value.items} store=${store} editor=${editor} offset=${offset} list=${{ total: value.total, load: (from, limit) => store.drops(now.reason, from, limit) }} lines=${(item) => html`<${Key} item=${item} /><${Name} text=${item.label} />
       ${item.detail ? html`<${Name} quiet text=${item.detail} />` : null}${item.keeper ? html`<span class="quiet">keeper <${Name} text=${item.keeper} /></span>` : null}
       <${Name} quiet text=${item.source_id} />`} />
       <${Pager} offset=${offset} limit=${PAGE} total=${value.total} go=${go} />
@@ -405,7 +299,7 @@ function Reason({ data, store, editor, now }) {
 function Audit({ audit, store, editor, live }) {
   return html`<div><h2>Suspicious labels</h2>
     <p>${thousands(audit.total)} findings of animesion audit${audit.model ? html` with <${Name} text=${audit.model} />` : null}, the most suspicious first. They do not change the dataset.</p>
-    ${live ? html`<${Cards} items=${audit.items} store=${store} editor=${editor} lines=${(item) => html`<${Key} item=${item} /><${Name} text=${item.label} />
+    ${live ? html`<${Cards} items=${audit.items} store=${store} editor=${editor} offset=${0} list=${listOf(audit.items)} lines=${(item) => html`<${Key} item=${item} /><${Name} text=${item.label} />
       <span>${item.suggested ? html`looks like <${Name} text=${item.suggested} />` : 'far from its class'}</span><span class="quiet">${item.score}</span>`} />` : html`<div class="wide"><table>
       <thead><tr><th scope="col">image</th><th scope="col">label</th><th scope="col">looks like</th><th scope="col" class="n">score</th></tr></thead>
       <tbody>${audit.items.map((each) => html`<tr><td><${Name} text=${each.key} /></td><td><${Name} text=${each.label} /></td><td><${Name} text=${each.suggested || 'far from its class'} /></td><td class="n">${each.score}</td></tr>`)}</tbody></table></div>`}
@@ -414,13 +308,14 @@ function Audit({ audit, store, editor, live }) {
 
 function Decided({ data, editor }) {
   const { decisions } = editor;
-  const lists = [decisions.exclude, Object.keys(decisions.label), decisions.same, decisions.different, decisions.pairs, decisions.several, Object.keys(decisions.box)];
-  const empty = lists.every((each) => !each.length);
+  const empty = !countDecisions(decisions);
   const Row = ({ what, keys, more }) => html`<tr><td>${what}</td><td>${keys.map((key) => html`<${Name} text=${key} /> `)}</td><td>${more ? html`<${Name} text=${more} />` : null}</td>
     <td><button disabled=${!editor.writable} onClick=${() => editor.act('forget', keys)}>Reset</button></td></tr>`;
   return html`<div><h2>Decisions</h2>
-    <p>Saved in <${Name} text=${data.file} />. The next build applies them with <code>--set curate.decisions=FILE --replace</code>.</p>
-    ${empty ? html`<p class="quiet">No decisions yet: select images in Classes, Clusters or Dropped, or turn a verdict in Copies or Alternates.</p>` : html`<div class="wide"><table>
+    ${editor.revision() ? html`<p>Saved in <${Name} text=${data.file} />. This command builds the dataset again with them:</p>
+    <pre class="command" tabindex="0">${plain(data.rebuild)}</pre>
+    <p class="copy"><${Copy} text=${data.rebuild}>Copy<//> <${Undo} editor=${editor} /></p>` : html`<p>${empty ? '' : 'The build applied these. '}Changes will be saved in <${Name} text=${data.file} />.</p>`}
+    ${empty ? html`<p class="quiet">No decisions yet: select images in Images, Classes, Clusters or Dropped, or turn a verdict in Copies or Alternates.</p>` : html`<div class="wide"><table>
       <thead><tr><th scope="col">decision</th><th scope="col">images</th><th scope="col">label</th><th scope="col">reset</th></tr></thead><tbody>
       ${decisions.exclude.map((key) => html`<${Row} what="exclude" keys=${[key]} />`)}
       ${Object.entries(decisions.label).map(([key, label]) => html`<${Row} what="label" keys=${[key]} more=${label} />`)}
@@ -430,16 +325,16 @@ function Decided({ data, editor }) {
       ${decisions.different.map((keys) => html`<${Row} what="different" keys=${keys} />`)}
       ${decisions.pairs.map((each) => html`<tr><td>pair: ${each.verdict}</td><td>${each.images.map((id) => html`<code>${id.slice(0, 12)}…${id.slice(64)}</code> `)}</td><td></td>
         <td><button disabled=${!editor.writable} onClick=${() => editor.turn(each.images, '')}>Reset</button></td></tr>`)}</tbody></table></div>`}
-    <p role="status">${plain(editor.message)}</p>
   </div>`;
 }
 
-function Dataset({ data, at }) {
+function Dataset({ data, at, query }) {
   const store = useMemo(() => storeOf(data), []);
   const editor = useDecisions(data);
   const totals = useMemo(() => data.classes.names.map((_, i) => data.splits.reduce((sum, split) => sum + data.classes.counts[split.name][i], 0)), []);
   const common = { data, totals, store, editor };
   const view = {
+    images: () => editor && html`<${Images} data=${data} store=${store} editor=${editor} query=${query} />`,
     classes: () => html`<${Classes} ...${common} chosen=${at[1]} />`,
     clusters: () => html`<${Clusters} ...${common} />`,
     copies: () => html`<${PairKinds} ...${common} kinds=${['conflict', 'copy']} chosen=${at[1]} title="Copies" />`,
@@ -448,11 +343,13 @@ function Dataset({ data, at }) {
     audit: () => data.audit && html`<${Audit} audit=${data.audit} store=${store} editor=${editor} live=${data.live} />`,
     decisions: () => editor && html`<${Decided} data=${data} editor=${editor} />`,
   }[at[0]];
-  return html`<${Guard} key=${at[0]}>${(view && view()) || html`<${Overview} ...${common} />`}<//>${editor ? html`<${Actions} editor=${editor} names=${data.classes.names} decidable=${data.decidable} />` : null}
-    ${editor && editor.boxing ? html`<${BoxDialog} key=${editor.boxing} editor=${editor} />` : null}`;
+  return html`<${Guard} key=${at[0]}>${(view && view()) || html`<${Overview} ...${common} />`}<//>${editor ? html`<${Actions} editor=${editor} decidable=${data.decidable} />` : null}
+    ${editor && editor.viewing ? html`<${Viewer} key="viewer" editor=${editor} store=${store} decidable=${data.decidable} />` : null}
+    ${editor && editor.boxing ? html`<${BoxDialog} key=${editor.boxing} editor=${editor} store=${store} />` : null}
+    ${editor ? html`<datalist id="labels">${data.classes.names.slice(0, 5000).map((name) => html`<option value=${name}></option>`)}</datalist>` : null}`;
 }
 
 const datasetTabs = (data) => [
-  ['overview', 'Overview'], ['classes', `Classes`], ['clusters', 'Clusters'], ['copies', 'Copies'], ['alternates', 'Alternates'], ['dropped', 'Dropped'],
+  ['overview', 'Overview'], ...(data.live ? [['images', 'Images']] : []), ['classes', 'Classes'], ['clusters', 'Clusters'], ['copies', 'Copies'], ['alternates', 'Alternates'], ['dropped', 'Dropped'],
   ...(data.audit ? [['audit', 'Audit']] : []), ...(data.live ? [['decisions', 'Decisions']] : []),
 ];

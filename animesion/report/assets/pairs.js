@@ -18,12 +18,12 @@ function turn(before, ids, verdict) {
   return { ...before, pairs: verdict ? [...others, { images: [...ids].sort(), verdict }] : others };
 }
 
-function PairSide({ item, editor }) {
+function PairSide({ item, editor, view }) {
   const chosen = editor && editor.selected.has(item.key);
   return html`<div class="side" data-key=${item.key}><${Key} item=${item} /><strong><${Name} text=${item.label} /></strong>
     <span class="quiet">${item.width}×${item.height}, ${size(item.bytes)}</span>
     ${item.kept ? html`<span class="good">kept: ${item.split}</span>` : html`<span class="bad"><${Name} text=${item.reason} /></span>`}
-    ${editor ? html`<button aria-pressed=${chosen ? 'true' : 'false'} onClick=${() => editor.select(item.key)}>${chosen ? 'Selected' : 'Select'}</button>` : null}</div>`;
+    ${editor ? html`<button aria-pressed=${chosen ? 'true' : 'false'} onClick=${() => editor.select(item.key)}>${chosen ? 'Selected' : 'Select'}</button> <button onClick=${view}>Full size</button>` : null}</div>`;
 }
 
 function PairCard({ pair, store, editor }) {
@@ -35,7 +35,7 @@ function PairCard({ pair, store, editor }) {
   return html`<article class="pair" data-pair=${`${pair.first.key} ${pair.second.key}`}>
     <h3><span class="verdict">${plain(pair.verdict)}</span>${labels ? html` <span class="tag">two labels</span>` : null}${decided ? html` <span class="tag decided">by decision: ${decided}</span>` : null}</h3>
     ${source ? html`<img class="strip" loading="lazy" src=${source} alt=${`${plain(pair.first.key)}, ${plain(pair.second.key)} in its frame, and what differs`} />` : html`<p class="none">no images: they need raw/</p>`}
-    <div class="sides"><${PairSide} item=${pair.first} editor=${editor} /><${PairSide} item=${pair.second} editor=${editor} />
+    <div class="sides">${[pair.first, pair.second].map((item, i) => html`<${PairSide} item=${item} editor=${editor} view=${() => editor.view(listOf([pair.first, pair.second]), i)} />`)}
       <div class="side quiet">${equal ? null : html`<span>difference ${pair.residual.toFixed(0)} levels</span><span>${pair.inliers ? `${thousands(pair.inliers)} points agree` : 'aligned as a whole'}</span>`}
         ${pair.whole ? html`<span>whole images</span>` : null}${pair.how ? html`<${Name} text=${pair.how} />` : null}</div></div>
     ${editor && editor.writable && !equal ? html`<p class="decide">${['copy', 'alternate', 'different'].map((verdict) => html`<button aria-pressed=${decided === verdict ? 'true' : 'false'} onClick=${() => editor.turn(pair.ids, decided === verdict ? '' : verdict)}>${verdict}</button>`)}</p>` : null}

@@ -11,27 +11,30 @@ const TONES = ['accent', 'second', 'third', 'fourth', 'fifth'];
 function RunCurves({ data }) {
   const groups = useMemo(() => {
     const found = [];
-    for (const [lines, axis, label] of [[data.steps, 'step', 'optimizer step'], [data.epochs, 'epoch', 'epoch']]) {
+    for (const [lines, axis, label] of [[data.epochs, 'epoch', 'epoch'], [data.steps, 'step', 'optimizer step']]) {
       if (!lines.length) continue;
       const columns = columnsOf(lines, axis);
       const plots = [
-        ['Losses', (name) => /loss|nll/.test(name)],
-        ['Accuracy on the validation split', (name) => /top_|macro|accuracy|f1/.test(name)],
-        ['Learning rate', (name) => name === 'lr'],
-        ['Images per second', (name) => name === 'images_per_second'],
+        ['Accuracy on the validation split', (name) => /top_|macro|accuracy|f1/.test(name), 'images that are right', 'share'],
+        ['Losses', (name) => /loss|nll/.test(name), 'loss'],
+        ['Learning rate', (name) => name === 'lr', 'learning rate'],
+        ['Speed', (name) => name === 'images_per_second', 'images per second'],
       ];
       const used = new Set(plots.flatMap(([, chosen]) => columns.names.filter(chosen)));
-      plots.push(['Other', (name) => !used.has(name)]);
-      for (const [title, chosen] of plots) {
+      plots.push(['Other', (name) => !used.has(name), 'value']);
+      for (const [title, chosen, words, unit] of plots) {
         const names = columns.names.filter(chosen);
-        if (names.length) found.push({ title: `${title}, by ${axis}`, x: columns.x, label, series: names.slice(0, 12).map((name, i) => ({ label: name, values: columns.of(name), tone: TONES[i % TONES.length] })) });
+        if (names.length) found.push({ title: `${title}, by ${axis}`, x: columns.x, label, words, unit, series: names.slice(0, 12).map((name, i) => ({ label: name.replaceAll('_', ' '), values: columns.of(name), tone: TONES[i % TONES.length] })) });
       }
     }
     return found;
   }, []);
   if (!groups.length) return html`<p class="quiet">No metrics yet: the run has no metrics.jsonl.</p>`;
-  return html`<div class="plots">${groups.map((each) => html`<section><h3>${each.title}</h3><${Curves} x=${each.x} series=${each.series} xLabel=${each.label} yLabel="" tall=${220} label=${each.title} /></section>`)}</div>`;
+  return html`<div class="plots">${groups.map((each) => html`<section><h3>${each.title}</h3><${Curves} x=${each.x} series=${each.series} xLabel=${each.label} yLabel=${each.words} unit=${each.unit} whole tall=${220} label=${each.title} /></section>`)}</div>`;
 }
+
+/** Largest class over smallest one from which their sizes have a logarithmic axis. */
+const WIDE = 20;
 
 function Frequency({ classes }) {
   const series = useMemo(() => {
@@ -39,8 +42,9 @@ function Frequency({ classes }) {
     return { x: rows.map((each) => each.train_images), series: [{ label: 'accuracy of a class', values: rows.map((each) => each.accuracy), points: true, tone: 'accent' }] };
   }, []);
   if (!series.x.length) return null;
+  const wide = series.x[series.x.length - 1] >= WIDE * series.x[0];
   return html`<section aria-label="Accuracy by class size"><h2>Accuracy by class size</h2>
-    <${Curves} ...${series} xLabel="training images of the class" yLabel="accuracy" logX range=${() => [-0.02, 1.02]} label="Accuracy of each class by its number of training images" /></section>`;
+    <${Curves} ...${series} xLabel="training images of the class" yLabel="accuracy" unit="share" logX=${wide} whole range=${() => [-0.02, 1.02]} label="Accuracy of each class by its number of training images" /></section>`;
 }
 
 /** Confusion matrix of the most confused classes. */
@@ -110,9 +114,9 @@ function Mistakes({ data }) {
 
 function Calibration({ bins }) {
   const rows = bins.filter((each) => each.samples && each.accuracy !== null && each.confidence !== null);
-  const series = useMemo(() => [{ label: 'accuracy', values: rows.map((each) => each.accuracy), tone: 'accent' }, { label: 'perfect', values: rows.map((each) => each.confidence), tone: 'soft' }], []);
+  const series = useMemo(() => [{ label: 'accuracy', values: rows.map((each) => each.accuracy), tone: 'accent' }, { label: 'calibrated', values: rows.map((each) => each.confidence), tone: 'soft' }], []);
   const x = useMemo(() => rows.map((each) => each.confidence), []);
-  return rows.length < 2 ? null : html`<section aria-label="Calibration"><h2>Calibration</h2><${Curves} x=${x} series=${series} xLabel="confidence" yLabel="accuracy" range=${() => [0, 1]} label="Accuracy against confidence" /></section>`;
+  return rows.length < 2 ? null : html`<section aria-label="Calibration"><h2>Calibration</h2><${Curves} x=${x} series=${series} xLabel="confidence" yLabel="accuracy" unit="share" range=${() => [0, 1]} label="Accuracy against confidence" /></section>`;
 }
 
 /** Metrics of a tagger: all tags, categories, and bands of frequency. */
@@ -129,13 +133,16 @@ function Run({ data, at }) {
   if (at[0] === 'confusions' && found && !found.tags) return html`<${Confusion} pairs=${data.confusions} classes=${data.classes} /><${Pairs} pairs=${data.confusions} />`;
   if (at[0] === 'mistakes' && data.mistakes.length) return html`<${Mistakes} data=${data} />`;
   const between = (interval) => (interval ? ` (${percent(interval.low)} to ${percent(interval.high)})` : '');
-  const bands = (found && found.bands) || {};
+  const bands = Object.fromEntries(Object.entries((found && found.bands) || {}).filter(([, band]) => band.classes));
+  const pictured = data.mistakes.filter((each) => each.image >= 0).slice(0, COVERS);
   return html`<div class="overview">
     ${found && found.tags ? html`<${Tags} found=${found} />` : found ? html`<${Figures} of=${[['test images', thousands(found.samples)], ['top-1', `${percent(found.top_1)}${between(found.top_1_interval)}`], [`top-${found.k}`, percent(found.top_5)],
       ['macro accuracy', `${percent(found.macro_accuracy)}${between(found.macro_accuracy_interval)}`], ['macro F1', percent(found.macro_f1)], ['calibration error', percent(found.calibration_error)],
       ['split', plain(found.split)], ['weights', plain(found.weights)]]} />
       ${Object.keys(bands).length ? html`<section><h2>By number of training images</h2><div class="wide"><table><thead><tr><th scope="col">band</th><th scope="col" class="n">classes</th><th scope="col" class="n">tested</th><th scope="col" class="n">images</th><th scope="col" class="n">top-1</th><th scope="col" class="n">macro accuracy</th></tr></thead>
       <tbody>${['many', 'medium', 'few'].filter((name) => bands[name]).map((name) => html`<tr><th scope="row">${name}</th><td class="n">${thousands(bands[name].classes)}</td><td class="n">${thousands(bands[name].tested)}</td><td class="n">${thousands(bands[name].samples)}</td><td class="n">${percent(bands[name].top_1)}</td><td class="n">${percent(bands[name].macro_accuracy)}</td></tr>`)}</tbody></table></div></section>` : null}` : html`<p class="quiet">No evaluation yet: the run has no report/evaluation.json.</p>`}
+    ${pictured.length ? html`<section aria-label="Most confident mistakes"><h2><a href="#mistakes">Most confident mistakes</a></h2>
+      <ul class="covers">${pictured.map((each) => html`<li key=${each.key}><a href="#mistakes"><img src=${`data:image/webp;base64,${data.images[each.image]}`} alt=${plain(each.key)} decoding="async" /><${Name} text=${each.true_name} /><span class="bad"><${Name} text=${`as ${each.predicted_name}`} /></span></a></li>`)}</ul></section>` : null}
     <${RunCurves} data=${data} />
     ${data.classes.length ? html`<${Frequency} classes=${data.classes} />` : null}
     ${found && found.bins ? html`<${Calibration} bins=${found.bins} />` : null}

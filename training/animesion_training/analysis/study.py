@@ -31,6 +31,8 @@ from animesion_training.recipe import Name, TrainRecipe
 
 _SEED, _VARIANT = "run.seed", "variant"
 _MOST_RUNS = 10_000
+#: Largest cost over smallest one from which costs have a logarithmic axis.
+_WIDE = 5
 #: Metrics of the table, by their names in `report/evaluation.json`.
 METRICS = ("top_1", "top_5", "macro_accuracy", "macro_f1")
 
@@ -200,6 +202,11 @@ def table(done: Sequence[Cell], out: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def unit_of_cost(rows: Sequence[Mapping[str, Any]]) -> tuple[str, float]:
+    """The unit in which multiply-adds are shown, and its size: `M` where all are below 1 G, else `G`."""
+    return ("G", 1e9) if max(row["multiply_adds"] for row in rows) >= 1e9 else ("M", 1e6)
+
+
 def _leaves(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
     """Yield dotted keys and values of nested tables."""
     for key, value in values.items():
@@ -234,19 +241,33 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
 def _plot(study: Study, rows: Sequence[Mapping[str, Any]]) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
     figure = Figure(figsize=(7, 5), dpi=120, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    unit, scale = unit_of_cost(rows)
+    repeated = any(row["runs"] > 1 for row in rows)
     for row in rows:
-        cost, accuracy = row["multiply_adds"] / 1e9, 100 * row["top_1"]
-        axes.errorbar(cost, accuracy, 100 * row["top_1_deviation"], marker="o", capsize=3, color="#2f6fb3")
+        cost, accuracy = row["multiply_adds"] / scale, 100 * row["top_1"]
+        # of one run there is no deviation
+        deviation = 100 * row["top_1_deviation"] if row["runs"] > 1 else None
+        axes.errorbar(cost, accuracy, deviation, marker="o", capsize=3, color="#2f6fb3")
         label = ", ".join(str(row[key]) for key in (_VARIANT, *study.grid) if key in row)
         axes.annotate(label, (cost, accuracy), xytext=(6, 4), textcoords="offset points", fontsize=8, parse_math=False)
-    axes.set(xscale="log", xlabel="G multiply-adds per image", ylabel="test top-1 (%), bars are one deviation")
+    bars = "; bars are one deviation" if repeated else ""
+    axes.set(xlabel=f"{unit} multiply-adds per image", ylabel=f"test top-1 (%){bars}")
+    costs = [row["multiply_adds"] / scale for row in rows]
+    axes.margins(x=0.25, y=0.15)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10]))
+    if max(costs) >= _WIDE * min(costs):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axes.set_title(study.name, parse_math=False)
     axes.grid(color="#e6e8eb")
-    axes.margins(x=0.25)
     out = io.BytesIO()
     figure.savefig(out, format="png", metadata={"Software": None})
     return out.getvalue()

@@ -41,15 +41,16 @@ def study(file: Path, data: str, out: Path, device: str, as_json: bool) -> None:
 
     keys = [key for key in ("variant", *chosen.grid) if key != "run.seed" and key in rows[0]]
     display = Table(title=f"{chosen.name}: test split", title_justify="left", box=None, pad_edge=False)
-    for name in [*keys, "runs", "top-1 %", "top-5 %", "macro %", "M parameters", "G multiply-adds"]:
+    unit, scale = study.unit_of_cost(rows)
+    for name in [*keys, "runs", "top-1 %", "top-5 %", "macro %", "M parameters", f"{unit} multiply-adds"]:
         display.add_column(escape(name), justify="left" if name in keys else "right")
     for row in rows:
         values = [escape(str(row[key])) for key in keys]
         numbers = [
-            f"{100 * row[metric]:.2f} ± {100 * row[f'{metric}_deviation']:.2f}"
+            f"{100 * row[metric]:.2f}" + (f" ± {100 * row[f'{metric}_deviation']:.2f}" if row["runs"] > 1 else "")
             for metric in ("top_1", "top_5", "macro_accuracy")
         ]
-        costs = [f"{row['parameters'] / 1e6:.2f}", f"{row['multiply_adds'] / 1e9:.3f}"]
+        costs = [f"{row['parameters'] / 1e6:.2f}", f"{row['multiply_adds'] / scale:,.{3 if unit == 'G' else 1}f}"]
         display.add_row(*values, str(row["runs"]), *numbers, *costs)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     console.print(display)
