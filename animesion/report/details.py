@@ -15,7 +15,7 @@ from animesion.errors import UsageError
 from animesion.report.boxes import Boxes
 from animesion.report.facts import clip, item, web_address
 from animesion.report.images import Images
-from animesion.schemas import CURATED, RAW
+from animesion.schemas import CURATED, FACE_REASONS, RAW
 
 #: Columns of `curated.parquet` of one image, beyond those of `animesion.report.images.COLUMNS`.
 _COLUMNS = ("key", "file_url", "licence", "author", "rating", "md5", "group", "resembles", "verdict", "how")
@@ -126,6 +126,8 @@ def _shares(row: Mapping[str, Any]) -> list[float] | None:
     """The crop as shares of the image, which may be beyond its edges; None for the whole image, or none known."""
     left, top, right, bottom = row["crop"]
     width, height = row["width"], row["height"]
+    if row["reason"] in FACE_REASONS:  # no sample was made of it, even if one face was the best
+        return None
     if min(width, height) < 1 or right <= left or bottom <= top or (left, top, right, bottom) == (0, 0, width, height):
         return None
     return [round(left / width, 5), round(top / height, 5), round(right / width, 5), round(bottom / height, 5)]

@@ -350,8 +350,8 @@ def application(browser: Browser, token: str) -> web.Application:
             return _json({"filters": browser.save_filter(body["name"], body["address"])})
         except (ValidationError, ValueError, TypeError, KeyError, RecursionError):
             raise web.HTTPBadRequest(text="a filter has a name of at most 100 characters and an address") from None
-        except AnimesionError as error:
-            raise web.HTTPInternalServerError(text=str(error)) from None
+        except (AnimesionError, OSError) as error:
+            raise web.HTTPInternalServerError(text=f"cannot save: {error}") from None
 
     async def put_decisions(request: web.Request) -> web.Response:
         may_write(request)
@@ -369,7 +369,7 @@ def application(browser: Browser, token: str) -> web.Application:
                 raise web.HTTPConflict(text=f"{browser.file} was changed in the meantime: load the page again")
             saved, written = browser.save(decided)
             return _json({"revision": saved, "written": written})
-        except AnimesionError as error:
+        except (AnimesionError, OSError) as error:
             raise web.HTTPInternalServerError(text=str(error)) from None
 
     served = web.Application(middlewares=[_guard], client_max_size=MOST_BYTES)

@@ -6,7 +6,8 @@ The images are generated and built with the `folder` source, and the page is ope
 without the start of the browser. "ready" is the time until the class table is displayed. "searched" is the time from
 the last key to the rows of the result. "scrolled" is the time between frames while the table scrolls by five rows per
 frame from its first class to its last and back; a browser draws at most one frame per 16.7 ms. `--rows` is the number
-of images in a table, without pixels, from which facts are collected and timed.
+of images in a table, without pixels, from which facts are collected and filtered, and timed. The map of `animesion
+browse` is timed on the images that were built.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from PIL import Image
 
 import animesion
 from animesion.report import facts, page
-from animesion.report.images import COLUMNS, Rows
+from animesion.report.images import COLUMNS, Images, Rows
+from animesion.report.selection import Filter, Places, matching
 from animesion.schemas import CURATED
 
 SIDE = 96
@@ -138,6 +140,13 @@ def collected(dataset: Any, rows: int, classes: int) -> None:
     took = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(f"facts of {rows:,} images: {took:.1f} s, {took / rows * 1e6:.1f} us per image; peak {peak:.1f} GB in total")
+    at = rng.random((rows, 2), dtype=np.float32)
+    angles = np.linspace(0, 2 * np.pi, 60, endpoint=False)
+    area = " ".join(f"{0.5 + 0.3 * np.cos(each):.3f},{0.5 + 0.3 * np.sin(each):.3f}" for each in angles)
+    for name, query in {"by a text": {"text": "4711"}, "by an area of 60 corners": {"area": area}}.items():
+        start = time.perf_counter()
+        found = len(matching(table, Filter.of(query), (), at))
+        print(f"filtered {name}: {time.perf_counter() - start:.2f} s, {found:,} of {rows:,} images")
 
 
 def main() -> None:
@@ -162,6 +171,10 @@ def main() -> None:
         classes = len(data["classes"]["names"])
         without = sum(not any(each["image"] >= 0 for each in samples) for samples in data["classes"]["samples"])
         print(f"written: {took:.1f} s, {megabytes:.1f} MB, {images:,} images of {classes:,} classes, {without} without")
+        rows = Images(dataset).rows
+        start = time.perf_counter()
+        places = Places(dataset, rows)
+        print(f"map of {len(rows):,} images by {places.kind}: {time.perf_counter() - start:.2f} s")
         collected(dataset, arguments.rows, arguments.classes)
         (folder / "blank.html").write_text("<!doctype html><title>blank</title>")
         opened(folder / "report.html", folder / "blank.html", arguments.repeats)

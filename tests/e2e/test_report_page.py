@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,11 +66,12 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def opened(chromium: Any, url: str, **options: Any) -> Iterator[Any]:
+def opened(chromium: Any, url: str, *, script: str = "", **options: Any) -> Iterator[Any]:
     """Open a page; fail on errors, on requests to the network and on scripts that are not its own."""
     messages: list[str] = []
     asked: list[str] = []
     view = chromium.new_page(**options)
+    view.add_init_script(script)
     view.on("pageerror", lambda error: messages.append(str(error)))
     view.on("console", lambda message: messages.append(message.text) if message.type in ("error", "warning") else None)
     view.on("request", lambda request: asked.append(request.url))
@@ -82,6 +86,39 @@ def opened(chromium: Any, url: str, **options: Any) -> Iterator[Any]:
         assert foreign == []
     finally:
         view.close()
+
+
+#: Least contrast of text of an element with what is behind it (WCAG 2.2, 1.4.3), of all text in a page.
+CONTRAST = """() => {
+  const light = (c) => { c /= 255; return c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4; };
+  const canvas = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
+  canvas.canvas.width = canvas.canvas.height = 1;
+  const mixed = (below, colour) => {
+    canvas.fillStyle = `rgb(${below})`; canvas.fillRect(0, 0, 1, 1);
+    canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3);
+  };
+  const luminance = ([r, g, b]) => 0.2126 * light(r) + 0.7152 * light(g) + 0.0722 * light(b);
+  const poor = [];
+  for (const each of document.querySelectorAll('body *')) {
+    const own = [...each.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+    if (!own || each.closest('script, style, option, :disabled')) continue;
+    if (!each.checkVisibility({ opacityProperty: true })) continue;
+    const above = [];
+    for (let at = each; at; at = at.parentElement) above.unshift(getComputedStyle(at).backgroundColor);
+    const ground = above.reduce(mixed, [255, 255, 255]);
+    const [one, other] = [luminance(mixed(ground, getComputedStyle(each).color)), luminance(ground)];
+    const ratio = (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
+    if (ratio < 4.5) poor.push(`${each.className} ${each.textContent.slice(0, 30)}: ${ratio.toFixed(2)}`);
+  }
+  return poor;
+}"""
+
+
+def looked_at(view: Any, width: int) -> None:
+    """Fail if a view scrolls sideways or has text of little contrast."""
+    assert view.evaluate("document.documentElement.scrollWidth") <= width, view.url
+    assert view.evaluate(CONTRAST) == [], view.url
 
 
 def test_hostile_names_stay_text(chromium: Any, build: Path) -> None:
@@ -160,14 +197,164 @@ def test_pages_of_clusters(chromium: Any, build: Path, tmp_path: Path) -> None:
         view.wait_for_selector("[data-cluster='cluster-20']")
 
 
-def test_a_phone_has_no_sideways_scroll(chromium: Any, build: Path) -> None:
-    size = {"width": 360, "height": 740}
-    with opened(chromium, (build / "report.html").as_uri(), viewport=size, color_scheme="dark") as view:
-        assert view.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 27)"
+@pytest.mark.parametrize(("width", "theme"), [(1280, "light"), (390, "dark"), (360, "light")])
+def test_every_view_fits_and_is_legible(chromium: Any, build: Path, width: int, theme: Any) -> None:
+    size = {"width": width, "height": 844}
+    with opened(chromium, (build / "report.html").as_uri(), viewport=size, color_scheme=theme) as view:
+        ground = {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 27)"}[theme]
+        assert view.evaluate("getComputedStyle(document.body).backgroundColor") == ground
         for tab in ("overview", "classes", "classes/0", "clusters", "copies/copy", "alternates", "dropped"):
             view.evaluate(f"location.hash = '{tab}'")
             view.wait_for_timeout(50)
-            assert view.evaluate("document.documentElement.scrollWidth") <= 360, tab
+            looked_at(view, width)
+
+
+def test_the_first_screen_has_pictures_and_bars_to_compare(chromium: Any, small_build: Path) -> None:
+    size = {"width": 1280, "height": 800}
+    with opened(chromium, (small_build / "report.html").as_uri(), viewport=size) as view:
+        classes = len(animesion.open_dataset(small_build).classes)
+        playwright.expect(view.locator(".covers img")).to_have_count(min(24, classes))
+        seen = "(all) => all.filter((each) => each.naturalWidth && each.getBoundingClientRect().bottom < 800).length"
+        assert view.locator("img").evaluate_all(seen) == min(24, classes)
+        widths = "(all) => all.map((each) => each.offsetWidth / each.parentElement.offsetWidth)"
+        bars = view.locator(".funnel .bar span").evaluate_all(widths)
+        counts = [n for n in animesion.open_dataset(small_build).dropped.values() if n]
+        assert bars == pytest.approx([n / max(counts) for n in counts], abs=0.01)
+        for text in view.locator(".legend, .ticks").all_inner_texts():
+            assert "--" not in text
+        ticks = view.locator(".histogram:has-text('short side') .ticks span").all_inner_texts()
+        assert ticks
+        assert all(len(text.replace(",", "").rstrip("0")) <= 2 for text in ticks), ticks
+        view.click(".tabs >> text=Dropped")
+        playwright.expect(view.locator(".card img").first).to_be_visible()
+        looked_at(view, 1280)
+
+
+@pytest.fixture(scope="module")
+def site(small_build: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`animesion browse` of the small world; its decisions are in a folder of their own."""
+    file = tmp_path_factory.mktemp("decided") / "decisions.toml"
+    with served(live.application(live.Browser(animesion.open_dataset(small_build), file), "secret")) as port:
+        yield f"http://127.0.0.1:{port}/#token=secret"
+
+
+def test_an_image_at_full_size_is_decided_by_keys(chromium: Any, small_build: Path, site: str) -> None:
+    dataset = animesion.open_dataset(small_build)
+    with opened(chromium, site, viewport={"width": 1280, "height": 800}) as view:
+        view.evaluate("location.hash = 'images'")
+        view.wait_for_selector(".gridside .card")
+        keys = view.locator(".gridside .card").evaluate_all("(all) => all.map((each) => each.dataset.key)")
+        row = next(each for each in dataset.curated.to_pylist() if each["key"] == keys[0])
+        view.focus(".gridside .card .frame")
+        view.keyboard.press("v")
+        original = view.locator(".viewer .pane >> nth=0")
+        sample = view.locator(".viewer .pane >> nth=1")
+        playwright.expect(original).to_contain_text(f"{row['width']}×{row['height']}")
+        left, top, right, bottom = row["crop"]
+        playwright.expect(sample).to_contain_text(f"{right - left}×{bottom - top}")
+        box, image = (view.locator(f".viewer .pane >> nth=0 >> {each}").bounding_box() for each in (".cropped", "img"))
+        assert (box["x"] - image["x"]) / image["width"] == pytest.approx(left / row["width"], abs=0.02)
+        assert box["height"] / image["height"] == pytest.approx((bottom - top) / row["height"], abs=0.02)
+        assert view.locator(".viewer .found").count() >= 1
+        link = view.locator(f".viewer a[href='{row['page_url']}']")
+        assert link.get_attribute("rel") == "noopener noreferrer"
+        looked_at(view, 1280)
+        # zoom about the centre, and move
+        before = view.locator(".viewer img").first.bounding_box()
+        for _ in range(8):
+            view.keyboard.press("+")
+        after = view.locator(".viewer img").first.bounding_box()
+        assert after["width"] == pytest.approx(before["width"] * 1.3**8, rel=0.02)
+        view.keyboard.press("Shift+ArrowRight")
+        moved = view.locator(".viewer img").first.bounding_box()
+        assert (moved["x"] - after["x"], moved["y"] - after["y"]) == pytest.approx((-80, 0), abs=1)
+        view.keyboard.press("0")
+        assert view.locator(".viewer img").first.bounding_box() == pytest.approx(before, abs=1)
+        # drop the first, keep the second, give the third another label, take that back
+        view.keyboard.press("x")
+        playwright.expect(view.locator(".viewer h2")).to_have_text(keys[1])
+        playwright.expect(view.locator(".viewer [role=status]")).to_contain_text("Saved to")
+        view.keyboard.press("k")
+        playwright.expect(view.locator(".viewer h2")).to_have_text(keys[2])
+        playwright.expect(view.locator(".viewer [role=status]")).to_have_text("Nothing to save: no decision changes.")
+        view.keyboard.press("l")
+        view.keyboard.type("<b>x</b>")
+        view.keyboard.press("Enter")
+        playwright.expect(view.locator(".viewer h2")).to_have_text(keys[3])
+        view.keyboard.press("ArrowLeft")
+        playwright.expect(view.locator(".viewer .state")).to_contain_text("→ <b>x</b>")
+        view.keyboard.press("z")
+        playwright.expect(view.locator(".viewer .state")).not_to_contain_text("→")
+        view.keyboard.press("Escape")
+        assert view.locator("dialog").count() == 0
+        assert view.evaluate("document.activeElement.className") == "frame"
+        playwright.expect(view.locator(f"[data-key='{keys[0]}'] .badge")).to_have_text("excluded")
+        view.keyboard.press("z")
+        playwright.expect(view.locator(".badge")).to_have_count(0)
+
+
+def test_an_area_of_the_map_is_a_filter_with_a_name(chromium: Any, site: str) -> None:
+    with opened(chromium, site, viewport={"width": 1280, "height": 800}) as view:
+        view.evaluate("location.hash = 'images'")
+        canvas = view.locator(".map canvas")
+        count = view.locator(".count strong")
+        view.wait_for_selector(".gridside .card")
+        total = int(count.inner_text().split()[0].replace(",", ""))
+        frame = canvas.bounding_box()
+        at = lambda x, y: (frame["x"] + x * frame["width"], frame["y"] + y * frame["height"])  # noqa: E731
+        view.mouse.move(*at(0.01, 0.01))
+        view.mouse.down()
+        for corner in ((0.5, 0.01), (0.5, 0.99), (0.01, 0.99)):
+            view.mouse.move(*at(*corner), steps=4)
+        view.mouse.up()
+        view.wait_for_url("**area=**")
+        playwright.expect(count).not_to_have_text(f"{total} images")
+        half = int(count.inner_text().split()[0])
+        assert 0 < half < total
+        view.fill(".saved input", "left <i>half</i>")
+        view.keyboard.press("Enter")
+        view.wait_for_selector("text=Filter saved.")
+        address = view.url
+        view.click("text=Clear filters")
+        playwright.expect(count).to_have_text(f"{total} images")
+        # with keys alone: the cross, three corners, and the area closed
+        canvas.focus()
+        for key in (
+            "ArrowRight",
+            "Space",
+            *["Shift+ArrowRight"] * 5,
+            "Space",
+            *["Shift+ArrowDown"] * 5,
+            "Space",
+            "Enter",
+        ):
+            view.keyboard.press(key)
+        view.wait_for_url("**area=0.5%2C0.5+1%2C0.5+1%2C1")
+        view.reload()
+        view.wait_for_selector(".saved option >> nth=1", state="attached")
+        view.select_option(".saved select", "left <i>half</i>")
+        view.wait_for_url(address)
+        playwright.expect(count).to_have_text(f"{half} images")
+        looked_at(view, 1280)
+
+
+def test_a_phone_reaches_every_tab_and_an_image_at_full_size(chromium: Any, site: str) -> None:
+    size = {"width": 390, "height": 844}
+    with opened(chromium, site, viewport=size, color_scheme="dark") as view:
+        tabs = view.locator(".tabs a")
+        assert tabs.all_inner_texts()[-1] == "Decisions"
+        for tab in tabs.all():
+            box = tab.bounding_box()
+            assert 0 <= box["x"] <= box["x"] + box["width"] <= 390
+            tab.click()
+            view.wait_for_timeout(100)
+            looked_at(view, 390)
+        view.evaluate("location.hash = 'images'")
+        view.locator(".gridside .enlarge").first.click()
+        view.wait_for_selector(".viewer .pane img")
+        looked_at(view, 390)
+        assert view.evaluate("document.querySelector('.viewer').scrollWidth") <= 390
+        view.click(".viewer >> text=Close")
 
 
 def test_a_class_map_of_thousands_draws_only_what_is_seen(chromium: Any, build: Path, tmp_path: Path) -> None:
@@ -219,12 +406,17 @@ def test_what_is_decided_in_the_browser_is_what_the_next_build_does(chromium: An
             view.wait_for_selector(f"[data-key='{other}'] .badge:has-text('same')")
             view.evaluate("location.hash = 'decisions'")
             playwright.expect(view.locator("tbody tr")).to_have_count(5)
+            command = view.inner_text(".command")
+            view.context.grant_permissions(["clipboard-read", "clipboard-write"])
+            view.click("button >> text=Copy")
+            view.wait_for_selector("text=Copied")
+            assert view.evaluate("navigator.clipboard.readText()") == command
         with opened(chromium, url) as view:  # without the token the page is read-only
             view.evaluate(f"location.hash = 'classes/{label}'")
             view.click(f"[data-key='{second}'] .frame")
             view.wait_for_selector("text=with its token")
-    recipe = animesion.load_recipe(str(out / "recipe.toml"), [f'curate.decisions="{out / "decisions.toml"}"'])
-    animesion.build(recipe, out, workers=1, replace=True)
+    script = "from animesion.cli import main; main()"
+    subprocess.run([sys.executable, "-c", script, *shlex.split(command)[1:]], check=True, capture_output=True)
     again = {row["key"]: row for row in animesion.open_dataset(out).curated.to_pylist()}
     assert again[first]["reason"] == "excluded by decision"
     assert (again[second]["label"], again[second]["kept"]) == ("rin & <len>", True)
@@ -250,7 +442,21 @@ def test_a_run_is_drawn(chromium: Any, tmp_path: Path) -> None:
     mistake = "key,true_id,true_name,predicted_id,predicted_name,confidence\nk1,0,<b>one</b>,1,two,0.9\n"
     (folder / "report" / "mistakes.csv").write_text(mistake)
     (tmp_path / "run.html").write_text(page.render(runs.of_run(folder)), encoding="utf-8")
-    with opened(chromium, (tmp_path / "run.html").as_uri()) as view:
+    # texts that are drawn on canvases
+    spy = "const draw = CanvasRenderingContext2D.prototype.fillText; window.drawn = []; "
+    spy += "CanvasRenderingContext2D.prototype.fillText = function (text, ...at) { "
+    spy += "window.drawn.push(text); return draw.call(this, text, ...at); }"
+    with opened(chromium, (tmp_path / "run.html").as_uri(), script=spy, viewport={"width": 390, "height": 844}) as view:
+        assert view.locator(".u-legend").count() == 0
+        drawn = view.evaluate("window.drawn")
+        assert {"epoch", "1", "2", "40%", "images that are right", "loss", "learning rate"} <= set(drawn)
+        assert "1.5" not in drawn
+        for tab in view.locator(".tabs a").all():
+            box = tab.bounding_box()
+            assert 0 <= box["x"] <= box["x"] + box["width"] <= 390
+            tab.click()
+            looked_at(view, 390)
+        view.click(".tabs >> text=Overview")
         assert "50.0%" in view.inner_text(".figures")
         assert view.locator(".plot canvas").count() == 4  # losses, rate, accuracy; accuracy by class size
         view.click(".tabs >> text=Classes")

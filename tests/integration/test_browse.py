@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import shlex
 import shutil
 import socket
 import subprocess
@@ -13,13 +15,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import requests
 from PIL import Image
 
 import animesion
+from animesion.config.decisions import Decisions
 from animesion.errors import UsageError
 from animesion.report import live
+from animesion.report.selection import Filter
+from animesion.schemas import EMBEDDINGS
+from animesion.storage import parquet
 from tests.conftest import draw_folders
 from tests.serving import served
 
@@ -34,6 +42,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = source / "plain (blue) & co"
     shutil.copy(next(iter(sorted(folder.glob("*.jpg")))), folder / "zz copy.jpg")
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (folder / "image 1.json").write_text(json.dumps({"page_url": "https://site.example/<b>?q=1", "artist": "<i>a"}))
+    (folder / "image 2.json").write_text(json.dumps({"page_url": "javascript:alert(1)", "url": "file:///etc/passwd"}))
     out = tmp_path_factory.mktemp("built") / "small"
     animesion.build(animesion.load_recipe("folder", [f'source.path="{source}"']), out, workers=1)
     return out
@@ -118,10 +128,132 @@ def test_decisions_are_saved_and_checked(site: str, tmp_path: Path) -> None:
     assert tomllib.loads((tmp_path / "decisions.toml").read_text()) == {"label": {"a": "初音ミク"}}
 
 
+def test_images_are_filtered_and_an_area_of_the_map_holds_what_it_surrounds(site: str, built: Path) -> None:
+    dataset = animesion.open_dataset(built)
+    ask = lambda path, **query: requests.get(f"{site}/api/{path}", params=query, timeout=10).json()  # noqa: E731
+    assert ask("images")["total"] == dataset.kept
+    assert ask("images", status="all")["total"] == dataset.seen
+    assert ask("images", status="exact duplicate")["total"] == 1
+    label = dataset.classes[0]
+    keys = {item["key"] for item in ask("images", label=label.name, limit=200)["items"]}
+    assert len(keys) == label.total
+    drawn = ask("map", status="all")
+    assert drawn["kind"] == "thumbnails"
+    assert drawn["total"] == len(drawn["keys"]) == dataset.seen - 1  # one is no image
+    assert all(0 <= each <= 10_000 for each in (*drawn["x"], *drawn["y"]))
+    assert {drawn["labels"][i] for i in drawn["label"]} == {info.name for info in dataset.classes}
+    places = sorted(drawn["x"])
+    # in the widest gap, as the map is rounded to ten-thousandths
+    low, high = max(itertools.pairwise(places), key=lambda pair: pair[1] - pair[0])
+    left = (low + high) / 2e4
+    area = f"-1,-1 {left},-1 {left},2 -1,2"
+    inside = {item["key"] for item in ask("images", status="all", area=area, limit=200)["items"]}
+    assert inside == {key for key, x in zip(drawn["keys"], drawn["x"], strict=True) if x / 1e4 <= left}
+    assert set(ask("map", status="exact duplicate")["keys"]) < set(drawn["keys"])
+
+
+def test_images_that_look_the_same_have_one_place(site: str) -> None:
+    drawn = requests.get(f"{site}/api/map", params={"status": "all"}, timeout=10).json()
+    places = dict(zip(drawn["keys"], zip(drawn["x"], drawn["y"], strict=True), strict=True))
+    [cluster] = requests.get(f"{site}/api/clusters", timeout=10).json()["items"]
+    one, other = (places[item["key"]] for item in cluster["members"])
+    assert one == other
+    assert len(set(places.values())) > len(places) // 2
+
+
+def test_the_map_is_of_the_embeddings_of_a_build_that_has_them(built: Path, tmp_path: Path) -> None:
+    out = tmp_path / "embedded"
+    shutil.copytree(built, out)
+    recipe = (out / "recipe.toml").read_text()
+    assert recipe.count('[duplicates.embedding]\nmodel = ""') == 1
+    (out / "recipe.toml").write_text(recipe.replace('embedding]\nmodel = ""', 'embedding]\nmodel = "sscd"'))
+    features = pq.read_table(out / "features" / "part-00000.parquet", columns=["key"])["key"].to_pylist()
+    numbers = {key: i for i, key in enumerate(features)}
+    vectors = [[float(i % 2), 0.5 * (i % 3 == 0), 0.0] for i in numbers.values()]
+    table = pa.table([pa.array(features), pa.array(vectors, pa.list_(pa.float32()))], schema=EMBEDDINGS)
+    parquet.write(out / "features" / "embeddings-part-00000.parquet", table)
+    browser = live.Browser(animesion.open_dataset(out), out / "decisions.toml")
+    drawn = browser.drawn(Filter(status="all"), "")
+    assert drawn["kind"] == "embeddings"
+    places: dict[tuple[int, int], set[tuple[int, bool]]] = {}
+    for key, *place in zip(drawn["keys"], drawn["x"], drawn["y"], strict=True):
+        places.setdefault((place[0], place[1]), set()).add((numbers[key] % 2, numbers[key] % 3 == 0))
+    assert len(places) == 4
+    assert all(len(kinds) == 1 for kinds in places.values())
+
+
+def test_a_list_stays_as_it_was_while_its_images_are_decided(site: str) -> None:
+    ask = lambda **query: requests.get(f"{site}/api/images", params=query, timeout=10).json()  # noqa: E731
+    before = ask(decided="no", as_of="")
+    first = before["items"][0]["key"]
+    assert put(site, {**NOTHING, "exclude": [first]}).json()["written"] is True
+    assert ask(decided="no", as_of="") == before
+    now = ask(decided="no", as_of="unknown")
+    assert now["total"] == before["total"] - 1
+    assert first not in {item["key"] for item in now["items"]}
+    assert [item["key"] for item in ask(decided="yes", as_of="unknown")["items"]] == [first]
+
+
+def test_an_image_is_shown_in_full_with_where_it_comes_from(site: str, built: Path) -> None:
+    rows = {row["source_id"]: row for row in animesion.open_dataset(built).curated.to_pylist()}
+    name = next(each for each in rows if each.endswith("image 1.jpg") and "blue" in each)
+    row = rows[name]
+    found = requests.get(f"{site}/api/details/{row['key']}", timeout=10).json()
+    assert found["links"] == [["page at the source", "https://site.example/<b>?q=1"]]
+    facts = dict(found["facts"])
+    assert (facts["source id"], facts["author"], facts["SHA-256"]) == (name, "<i>a", row["sha256"])
+    assert (found["label"], found["split"], found["original"]) == (row["label"], row["split"], True)
+    for of in ("original", "sample"):
+        answer = requests.get(f"{site}/api/{of}/{row['key']}", timeout=10)
+        assert answer.headers["Content-Type"] == "image/jpeg"
+        assert Image.open(io.BytesIO(answer.content)).size == (row["width"], row["height"])
+    other = rows[name.replace("image 1.jpg", "image 2.png")]
+    assert requests.get(f"{site}/api/details/{other['key']}", timeout=10).json()["links"] == []
+    assert requests.get(f"{site}/api/details/unknown", timeout=10).status_code == 404
+
+
+def test_saved_means_that_something_was_written(site: str, tmp_path: Path) -> None:
+    assert put(site, NOTHING).json() == {"revision": "", "written": False}
+    assert not (tmp_path / "decisions.toml").exists()
+    first = put(site, {**NOTHING, "same": [["b", "a"]]}).json()
+    written = (tmp_path / "decisions.toml").stat().st_mtime_ns
+    again = put(site, {**NOTHING, "same": [["a", "b"]]}, first["revision"]).json()
+    assert again == {"revision": first["revision"], "written": False}
+    assert (tmp_path / "decisions.toml").stat().st_mtime_ns == written
+
+
+def test_filters_are_saved_by_name_and_only_with_the_token(site: str, tmp_path: Path) -> None:
+    def save(name: Any, address: Any, token: str = TOKEN) -> requests.Response:
+        body = {"name": name, "address": address}
+        return requests.put(f"{site}/api/filters", json=body, headers={live.TOKEN_HEADER: token}, timeout=10)
+
+    path = tmp_path / "decisions-filters.toml"
+    assert save("a", "split=test", "wrong").status_code == 403
+    assert not path.exists()
+    assert save("tests", "split=test").json() == {"filters": {"tests": "split=test"}}
+    assert save("<b>", "text=%3Cb%3E").json()["filters"] == {"tests": "split=test", "<b>": "text=%3Cb%3E"}
+    assert tomllib.loads(path.read_text()) == {"filters": {"<b>": "text=%3Cb%3E", "tests": "split=test"}}
+    for name, address in (("", "x"), ("a\nb", "x"), ("a" * 101, "x"), ("a", 3), ([], "x"), ("a", "x" * 20_001)):
+        assert save(name, address).status_code == 400, (name, address)
+    assert save("tests", None).json() == {"filters": {"<b>": "text=%3Cb%3E"}}
+
+
+def test_the_command_of_the_next_build_is_quoted_for_a_shell(built: Path, tmp_path: Path) -> None:
+    file = tmp_path / 'it\'s $(touch owned)\\ "mine".toml'
+    browser = live.Browser(animesion.open_dataset(built), file)
+    browser.save(Decisions(exclude=["folder-x"]))
+    command = shlex.split(browser.rebuild())
+    assert command[:3] == ["animesion", "build", str(built / "recipe.toml")]
+    settings = [command[i + 1] for i, each in enumerate(command) if each == "--set"]
+    assert animesion.load_recipe(command[2], settings).curate.decisions.exclude == ["folder-x"]
+    assert command[command.index("--out") + 1] == str(built)
+
+
 @pytest.mark.parametrize(
     "path",
     ["classes/-1", "classes/99", "classes/x", "classes/1e9", "classes/0?offset=-1", "classes/0?limit=99999",
-     "clusters?offset=x", "drops?offset=%00", "image/..%2f..%2fetc%2fpasswd", "image/unknown", "nothing"],
+     "clusters?offset=x", "images?area=0,0", "images?decided=maybe", "map?area=x", "details/..%2fx", "original/unknown",
+     "sample/unknown", "drops?offset=%00", "image/..%2f..%2fetc%2fpasswd", "image/unknown", "nothing"],
 )  # fmt: skip
 def test_strange_requests_are_refused_quietly(site: str, path: str) -> None:
     answer = requests.get(f"{site}/api/{path}", timeout=10)

@@ -77,16 +77,23 @@ def test_what_a_curator_chooses_is_what_the_next_build_crops(settings: list[str]
         site = f"http://127.0.0.1:{port}/api"
         [item] = requests.get(f"{site}/drops", params={"reason": "several faces"}, timeout=10).json()["items"]
         assert len(item["boxes"]) == 2
-        assert requests.get(f"{site}/boxes/{item['key']}", timeout=10).json() == {"boxes": item["boxes"]}
+        details = requests.get(f"{site}/details/{item['key']}", timeout=10).json()
+        assert (details["boxes"], details["crop"], details["original"]) == (item["boxes"], None, True)
         # the thumbnail and the image to draw in show everything, not the best face alone
-        for path, size in (("image", (192, 128)), ("whole", (300, 200))):
+        for path, size in (("image", (192, 128)), ("original", (300, 200))):
             answer = requests.get(f"{site}/{path}/{item['key']}", timeout=10)
             with Image.open(io.BytesIO(answer.content)) as image:
                 assert image.size == size
         kept = before["one"]["key"]
-        assert len(requests.get(f"{site}/boxes/{kept}", timeout=10).json()["boxes"]) == 1
-        assert requests.get(f"{site}/whole/{kept}", timeout=10).status_code == 200
-        for path in ("boxes/absent", "whole/absent", "whole/..%2f..%2fetc%2fpasswd"):
+        details = requests.get(f"{site}/details/{kept}", timeout=10).json()
+        assert len(details["boxes"]) == 1
+        left, top, right, bottom = before["one"]["crop"]
+        assert details["crop"] == pytest.approx([left / 300, top / 200, right / 300, bottom / 200], abs=1e-4)
+        for path, size in (("original", (300, 200)), ("sample", (right - left, bottom - top))):
+            answer = requests.get(f"{site}/{path}/{kept}", timeout=10)
+            with Image.open(io.BytesIO(answer.content)) as image:
+                assert image.size == size
+        for path in ("details/absent", "original/absent", "original/..%2f..%2fetc%2fpasswd"):
             assert requests.get(f"{site}/{path}", timeout=10).status_code == 404
         chosen = item["boxes"][1][:4]
         decisions = {

@@ -12,10 +12,10 @@ const READ_AHEAD = 60;
 function Modal({ label, name, close, typed, children }) {
   const dialog = useRef();
   useLayoutEffect(() => {
-    const before = document.activeElement;
-    dialog.current.showModal();
-    dialog.current.focus();
-    return () => before && before.isConnected && before.focus();
+    const shown = dialog.current;
+    shown.showModal();
+    shown.focus();
+    return () => shown.close(); // which gives the focus back
   }, []);
   return html`<dialog class=${name} aria-label=${label} tabindex="-1" ref=${dialog} onKeyDown=${typed} onCancel=${(event) => {
     event.preventDefault();
@@ -210,7 +210,9 @@ function Viewer({ editor, store, decidable }) {
       ${editor.writable ? html`<div class="choices"><button onClick=${() => decideThen('exclude')} title="x">Drop</button><button onClick=${() => decideThen('keep')} title="k">Keep</button>
         <form onSubmit=${(event) => {
           event.preventDefault();
-          if (label.trim()) decideThen('label', label.trim());
+          if (!label.trim()) return;
+          decideThen('label', label.trim());
+          event.currentTarget.closest('dialog').focus(); // so that keys are for the list again
         }}><input ref=${input} list="labels" value=${label} maxlength="20000" onInput=${(event) => setLabel(event.target.value)} placeholder="correct label" aria-label="Correct label" title="l" /> <button disabled=${!label.trim()}>Label</button></form>
         ${decidable ? html`<button onClick=${() => editor.box(key)}>Box…</button>` : null}
         <button onClick=${() => editor.select(key)} aria-pressed=${editor.selected.has(key)}>${editor.selected.has(key) ? 'Deselect' : 'Select'}</button>

@@ -16,7 +16,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -28,6 +28,9 @@ from animesion_training import recipe as recipes
 from animesion_training.engine import loop
 from animesion_training.engine.watcher import Watcher
 from animesion_training.recipe import Name, TrainRecipe
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _SEED, _VARIANT = "run.seed", "variant"
 _MOST_RUNS = 10_000
@@ -158,7 +161,9 @@ def run(
     sweep(out, deep=False)  # a killed study leaves its temporary file
     write_atomic(out / "table.json", (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode())
     write_atomic(out / "table.csv", _csv(rows).encode())
-    write_atomic(out / "accuracy-cost.png", _plot(study, rows))
+    image = io.BytesIO()
+    cost_figure(study, rows).savefig(image, format="png", metadata={"Software": None})
+    write_atomic(out / "accuracy-cost.png", image.getbuffer())
     return rows
 
 
@@ -207,38 +212,13 @@ def unit_of_cost(rows: Sequence[Mapping[str, Any]]) -> tuple[str, float]:
     return ("G", 1e9) if max(row["multiply_adds"] for row in rows) >= 1e9 else ("M", 1e6)
 
 
-def _leaves(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield dotted keys and values of nested tables."""
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value
+def cost_figure(study: Study, rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Plot top-1 against multiply-adds, one point per row of `table`, with a bar of one deviation where runs differ.
 
-
-def _result(folder: Path) -> Mapping[str, Any] | None:
-    try:
-        result = json.loads((folder / "report" / "evaluation.json").read_bytes())
-    except (OSError, ValueError):
-        return None
-    return result if isinstance(result, dict) and all(metric in result for metric in METRICS) else None
-
-
-def _slug(values: Mapping[str, Any]) -> str:
-    parts = [f"{key.rpartition('.')[2]}-{value}" for key, value in values.items()]
-    text = "_".join("".join(c if c.isalnum() or c in "-." else "-" for c in part) for part in parts)
-    return text if len(text) <= 100 else f"{text[:80]}-{settings.params_digest(dict(values))[:12]}"
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
-
-
-def _plot(study: Study, rows: Sequence[Mapping[str, Any]]) -> bytes:
+    Args:
+        study: the study.
+        rows: of its table, at least one.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
@@ -268,6 +248,35 @@ def _plot(study: Study, rows: Sequence[Mapping[str, Any]]) -> bytes:
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axes.set_title(study.name, parse_math=False)
     axes.grid(color="#e6e8eb")
-    out = io.BytesIO()
-    figure.savefig(out, format="png", metadata={"Software": None})
+    return figure
+
+
+def _leaves(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield dotted keys and values of nested tables."""
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
+def _result(folder: Path) -> Mapping[str, Any] | None:
+    try:
+        result = json.loads((folder / "report" / "evaluation.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return result if isinstance(result, dict) and all(metric in result for metric in METRICS) else None
+
+
+def _slug(values: Mapping[str, Any]) -> str:
+    parts = [f"{key.rpartition('.')[2]}-{value}" for key, value in values.items()]
+    text = "_".join("".join(c if c.isalnum() or c in "-." else "-" for c in part) for part in parts)
+    return text if len(text) <= 100 else f"{text[:80]}-{settings.params_digest(dict(values))[:12]}"
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return out.getvalue()
