@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def browse(browser: Browser, built: Path) -> None:
-    """Screenshot of `animesion browse`: one image of a class excluded, two others selected."""
+    """Screenshots of `animesion browse`: decisions in a class, an area of the map, and an image at full size."""
     command = [sys.executable, "-c", "from animesion.cli import main; main()", "browse", built.name]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=built.parent) as serving:
         assert serving.stdout is not None
@@ -63,8 +63,30 @@ def browse(browser: Browser, built: Path) -> None:
             page.locator(".cards .frame").nth(place).click()
         page.wait_for_timeout(500)
         save(page, "browse.webp")
+        page.keyboard.press("Escape")
+        page.get_by_role("button", name="Hide").click()
+        page.evaluate("location.hash = 'images'")
+        surround(page, [(0.42, 0.05), (0.62, 0.1), (0.66, 0.3), (0.5, 0.38), (0.38, 0.25)])
+        page.wait_for_timeout(800)
+        save(page, "browse-images.webp")
+        page.locator(".gridside .frame").nth(1).dblclick()
+        page.wait_for_selector(".viewer .pane >> nth=1 >> img")
+        page.wait_for_timeout(800)
+        save(page, "browse-viewer.webp")
         page.close()
         serving.terminate()
+
+
+def surround(page: Page, corners: list[tuple[float, float]]) -> None:
+    """Draw an area on the map, whose corners are shares of its width and height."""
+    box = page.locator(".map canvas").bounding_box()
+    assert box is not None
+    places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in corners]
+    page.mouse.move(*places[0])
+    page.mouse.down()
+    for x, y in places[1:]:
+        page.mouse.move(x, y, steps=8)
+    page.mouse.up()
 
 
 def save(page: Page, name: str) -> None:

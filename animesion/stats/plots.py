@@ -108,17 +108,18 @@ def _draw_lorenz(axes: Axes, counts: npt.NDArray[np.int64]) -> None:
     corner = (1 - top / found.classes, 1 - found.top.top_tenth)
     axes.plot(*corner, marker="o", color=_LINE, markersize=6, markeredgecolor="white")
     holders = f"the largest {top:,} classes" if top > 1 else "the largest class"
-    # the label goes between diagonal and curve if there is room for it, else below the curve
+    # the label goes between diagonal and curve if there is room for it, else into the corner below the curve
     above = found.gini > 0.45
     axes.annotate(
         f"{holders} ({top / found.classes:.0%})\nhold{'' if top > 1 else 's'} {found.top.top_tenth:.1%}",
         corner,
-        xytext=(-10, 8) if above else (12, -75),
-        textcoords="offset points",
+        xytext=(-10, 8) if above else (0.97, 0.05),
+        textcoords="offset points" if above else "axes fraction",
         ha="right",
-        va="bottom" if above else "top",
+        va="bottom",
         fontsize=9,
         color=_INK,
+        arrowprops=None if above else {"arrowstyle": "-", "color": _SOFT_INK, "linewidth": 0.8, "shrinkB": 4},
     )
     axes.text(
         0.04,
@@ -149,7 +150,7 @@ def _draw_lorenz(axes: Axes, counts: npt.NDArray[np.int64]) -> None:
 
 
 def _draw_rank_frequency(axes: Axes, counts: npt.NDArray[np.int64]) -> None:
-    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
     found = describe(counts)
     sizes = np.sort(counts)[::-1]
@@ -172,11 +173,16 @@ def _draw_rank_frequency(axes: Axes, counts: npt.NDArray[np.int64]) -> None:
         )
     axes.plot(np.arange(1, len(sizes) + 1), sizes, color=_LINE, linewidth=2, marker="o", markersize=2.5)
     axes.set(yscale="log", ylim=(low, high), xlabel="rank of the class", ylabel="images in the class")
+    scaled = [axes.yaxis]
     if found.classes > 20:
         axes.set(xscale="log", xlim=(0.9, found.classes * 1.15))
+        scaled.append(axes.xaxis)
     else:
         axes.set_xlim(0.5, found.classes + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axis in scaled:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(axis.get_view_interval()) < 1000 else (1,)))
+        axis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 
