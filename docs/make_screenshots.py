@@ -67,6 +67,7 @@ def browse(browser: Browser, built: Path) -> None:
         page.get_by_role("button", name="Hide").click()
         page.evaluate("location.hash = 'images'")
         surround(page, [(0.42, 0.05), (0.62, 0.1), (0.66, 0.3), (0.5, 0.38), (0.38, 0.25)])
+        page.wait_for_load_state("networkidle")
         page.wait_for_timeout(800)
         save(page, "browse-images.webp")
         page.locator(".gridside .frame").nth(1).dblclick()

@@ -53,7 +53,7 @@ function Card({ item, store, editor, lines, view }) {
     event.stopPropagation();
     view();
   };
-  return html`<li class=${`card${item.kept ? ' kept' : ''}${item.kept === false ? ' dropped' : ''}`} data-key=${item.key} onKeyDown=${view && typed} onDblClick=${view && ((event) => event.target.closest('.frame') && view())}>
+  return html`<li class=${`card${source && !broken ? '' : ' blank'}${item.kept ? ' kept' : ''}${item.kept === false ? ' dropped' : ''}`} data-key=${item.key} onKeyDown=${view && typed} onDblClick=${view && ((event) => event.target.closest('.frame') && view())}>
     ${frame}
     ${view ? html`<button class="enlarge" aria-label=${`View ${plain(item.key)} at full size`} title="full size (v)" onClick=${view}>⤢</button>` : null}
     ${decided ? html`<span class="badge"><${Name} text=${decided} /></span>` : null}
@@ -63,7 +63,7 @@ function Card({ item, store, editor, lines, view }) {
 }
 
 /** Images; `list` and the position `offset` of the first of them in it let a curator view them at full size. */
-const Cards = ({ items, list, offset, editor, ...rest }) => html`<ul class=${items.some((item) => item.boxes) ? 'cards large' : 'cards'}>${items.map((item, i) => html`<${Card} key=${item.key} item=${item} editor=${editor}
+const Cards = ({ items, list, offset, store, editor, ...rest }) => html`<ul class=${items.some((item) => item.boxes && store.source(item)) ? 'cards large' : 'cards'}>${items.map((item, i) => html`<${Card} key=${item.key} item=${item} store=${store} editor=${editor}
   view=${editor && list ? () => editor.view(list, offset + i) : undefined} ...${rest} />`)}</ul>`;
 
 /** Images that are all in the page, as a list to view at full size. */
@@ -309,7 +309,8 @@ function Audit({ audit, store, editor, live }) {
 function Decided({ data, editor }) {
   const { decisions } = editor;
   const empty = !countDecisions(decisions);
-  const Row = ({ what, keys, more }) => html`<tr><td>${what}</td><td>${keys.map((key) => html`<${Name} text=${key} /> `)}</td><td>${more ? html`<${Name} text=${more} />` : null}</td>
+  const Row = ({ what, keys, more }) => html`<tr><td>${what}</td><td class="decided-images">${keys.map((key, i) => html`<button onClick=${() => editor.view(listOf(keys.map((each) => ({ key: each }))), i)} title="full size">
+    <img src=${`api/image/${encodeURIComponent(key)}`} alt="" loading="lazy" onError=${(event) => event.target.remove()} /><${Name} text=${key} /></button>`)}</td><td>${more ? html`<${Name} text=${more} />` : null}</td>
     <td><button disabled=${!editor.writable} onClick=${() => editor.act('forget', keys)}>Reset</button></td></tr>`;
   return html`<div><h2>Decisions</h2>
     ${editor.revision() ? html`<p>Saved in <${Name} text=${data.file} />. This command builds the dataset again with them:</p>

@@ -241,8 +241,6 @@ function Images({ data, store, editor, query }) {
       ${pick('Split', 'split', html`<option value="">all</option>${data.splits.map((each) => html`<option value=${each.name}>${plain(each.name)}</option>`)}`)}
       ${pick('Decided', 'decided', html`<option value="">all</option><option value="no">undecided</option><option value="yes">decided</option>`)}
       <label class="text">Class <input list="labels" value=${filter.label} onChange=${(event) => set({ label: event.target.value })} placeholder="all" /></label>
-      ${filter.area ? html`<button onClick=${() => set({ area: '' })}>Area of the map ×</button>` : null}
-      ${address ? html`<button onClick=${() => { location.hash = '#images'; }}>Clear filters</button>` : null}
     </div>
     <${SavedFilters} data=${data} editor=${editor} address=${address} />
     <div class="mapped">
@@ -252,6 +250,8 @@ function Images({ data, store, editor, query }) {
         ${value ? html`<p class="count"><strong role="status">${thousands(value.total)} images</strong>
             ${value.items.length ? html`<button onClick=${() => editor.selectAll(value.items.map((item) => item.key))}>Select this page</button>
             <button onClick=${() => editor.view(whole, offset)}>Full size</button>` : null}
+            ${filter.area ? html`<button onClick=${() => set({ area: '' })}>Area of the map ×</button>` : null}
+            ${address ? html`<button onClick=${() => { location.hash = '#images'; }}>Clear filters</button>` : null}
             ${filter.decided && asOf !== editor.revision() ? html`<button onClick=${() => setAsOf(editor.revision())}>Filter again</button>` : null}</p>
           <${Cards} items=${value.items.map(({ boxes, ...item }) => item)} store=${store} editor=${editor} list=${whole} offset=${offset} lines=${(item) => html`<${Key} item=${item} />${item.label ? html`<${Name} text=${item.label} />` : null}
             ${item.kept ? html`<span class="quiet">${item.split}</span>` : html`<span class="bad"><${Name} text=${item.reason} /></span>`}`} />
