@@ -23,9 +23,7 @@ OUT = Path(__file__).parent / "images"
 SHOTS = {
     "report-overview.webp": ("overview", 1280, 1180, "light"),
     "report-desktop.webp": ("classes/3", 1280, 760, "light"),
-    "report-clusters.webp": ("clusters", 1280, 760, "dark"),
     "report-alternates.webp": ("alternates", 1280, 760, "light"),
-    "report-phone.webp": ("overview", 390, 844, "light"),
 }
 
 

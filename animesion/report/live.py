@@ -196,6 +196,7 @@ class Browser:
             "revision": revision,
             "file": str(self.file),
             "rebuild": self.rebuild(),
+            "resized": self.dataset.recipe.pack.size > 0,
             "filters": SavedFilters.read(self.filters_file).filters,
         }
         return page.render({**self.overview, **state}, live=True)

@@ -19,6 +19,7 @@ from animesion.storage.workspace import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 #: Names of the panels; also the stems of the files that `write_plots` writes.
@@ -173,7 +174,7 @@ def _draw_rank_frequency(axes: Axes, counts: npt.NDArray[np.int64]) -> None:
         )
     axes.plot(np.arange(1, len(sizes) + 1), sizes, color=_LINE, linewidth=2, marker="o", markersize=2.5)
     axes.set(yscale="log", ylim=(low, high), xlabel="rank of the class", ylabel="images in the class")
-    scaled = [axes.yaxis]
+    scaled: list[Axis] = [axes.yaxis]
     if found.classes > 20:
         axes.set(xscale="log", xlim=(0.9, found.classes * 1.15))
         scaled.append(axes.xaxis)

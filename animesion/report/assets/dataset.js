@@ -345,7 +345,7 @@ function Dataset({ data, at, query }) {
     decisions: () => editor && html`<${Decided} data=${data} editor=${editor} />`,
   }[at[0]];
   return html`<${Guard} key=${at[0]}>${(view && view()) || html`<${Overview} ...${common} />`}<//>${editor ? html`<${Actions} editor=${editor} decidable=${data.decidable} />` : null}
-    ${editor && editor.viewing ? html`<${Viewer} key="viewer" editor=${editor} store=${store} decidable=${data.decidable} />` : null}
+    ${editor && editor.viewing ? html`<${Viewer} key="viewer" editor=${editor} store=${store} decidable=${data.decidable} resized=${data.resized} />` : null}
     ${editor && editor.boxing ? html`<${BoxDialog} key=${editor.boxing} editor=${editor} store=${store} />` : null}
     ${editor ? html`<datalist id="labels">${data.classes.names.slice(0, 5000).map((name) => html`<option value=${name}></option>`)}</datalist>` : null}`;
 }

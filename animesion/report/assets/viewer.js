@@ -131,7 +131,7 @@ const Provenance = ({ details }) => html`<dl class="facts">
   ${details.links.filter(([, address]) => /^https?:\/\//.test(address)).map(([name, address]) => html`<div><dt>${name}</dt><dd><a href=${address} target="_blank" rel="noopener noreferrer"><${Name} text=${address} /></a></dd></div>`)}
   ${details.facts.map(([name, text]) => html`<div><dt>${name}</dt><dd><${Name} text=${text} /></dd></div>`)}</dl>`;
 
-function Viewer({ editor, store, decidable }) {
+function Viewer({ editor, store, decidable, resized }) {
   const { list } = editor.viewing;
   const [at, setAt] = useState(editor.viewing.at);
   const [label, setLabel] = useState('');
@@ -191,7 +191,8 @@ function Viewer({ editor, store, decidable }) {
     event.preventDefault();
   };
   const decided = now && verdict(editor.decisions, key);
-  const two = now && now.original && (now.crop || now.boxes.length || !now.kept || decidable);
+  // of an image that was neither cropped nor resized, the original is the same again
+  const two = now && now.original && (now.crop || now.boxes.length || resized || decidable);
   const drawn = boxed && now ? now.boxes : [];
   const source = (of) => `api/${of}/${encodeURIComponent(key)}`;
   return html`<${Modal} name="viewer" label="Image at full size" close=${editor.close} typed=${typed}>
