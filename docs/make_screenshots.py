@@ -19,11 +19,11 @@ import animesion
 
 OUT = Path(__file__).parent / "images"
 
-#: File -> view, width and height in pixels, colour scheme.
+#: File -> view, width and height in pixels.
 SHOTS = {
-    "report-overview.webp": ("overview", 1280, 1180, "light"),
-    "report-desktop.webp": ("classes/3", 1280, 760, "light"),
-    "report-alternates.webp": ("alternates", 1280, 760, "light"),
+    "report-overview.webp": ("overview", 1280, 1180),
+    "report-desktop.webp": ("classes/3", 1280, 760),
+    "report-alternates.webp": ("alternates", 1280, 760),
 }
 
 
@@ -33,9 +33,8 @@ def main() -> None:
         built = Path(scratch) / "built"
         animesion.build(animesion.load_recipe("daf-re", sample=True), built)
         browser = engine.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        for name, (view, width, height, colours) in SHOTS.items():
-            scheme = "dark" if colours == "dark" else "light"
-            page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+        for name, (view, width, height) in SHOTS.items():
+            page = browser.new_page(viewport={"width": width, "height": height})
             page.goto(f"{(built / 'report.html').as_uri()}#{view}")
             page.wait_for_timeout(500)
             save(page, name)
