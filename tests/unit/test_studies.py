@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 pytest.importorskip("torch", reason="needs the extra train")
 
 from animesion_training.analysis import study as studies
+from animesion_training.cli.study import study
 
 
 def row(runs: int, cost: float, deviation: float = 0.0) -> dict[str, Any]:
@@ -61,9 +61,9 @@ def test_the_table_of_one_seed_has_no_deviation(tmp_path: Path) -> None:
         report = tmp_path / "out" / cell.folder / "report"
         report.mkdir(parents=True)
         (report / "evaluation.json").write_text(json.dumps({**metrics, "classes": 10}))
-    command = [sys.executable, "-c", "from animesion.cli import main; main()", "study", str(file)]
-    command += ["--data", str(tmp_path), "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert "±" not in done.stdout
-    assert "M multiply-adds" in done.stdout
-    assert done.stdout.count(" 25.00 ") == 2 * 3
+    order = [str(file), "--data", str(tmp_path), "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(study, order, catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "±" not in done.output
+    assert "M multiply-adds" in done.output
+    assert done.output.count(" 25.00 ") == 2 * 3
