@@ -18,11 +18,8 @@ import jinja2
 from markupsafe import Markup
 
 _VENDORED = ("preact.min.js", "preact-hooks.min.js", "htm.min.js", "uplot.min.js")
-_OURS = (
-    *("core.js", "plots.js", "decisions.js", "dataset.js", "pairs.js", "boxes.js", "viewer.js", "images.js", "run.js"),
-    "main.js",  # starts the page
-)
-_STYLES = ("uplot.min.css", "style.css", "boxes.css", "viewer.css")
+_OURS = ("core.js", "plots.js", "dataset.js", "pairs.js", "boxes.js", "run.js", "explain.js", "main.js")
+_STYLES = ("uplot.min.css", "style.css", "boxes.css", "explain.css")
 
 _ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
@@ -31,7 +28,7 @@ def render(data: Mapping[str, Any], *, live: bool = False) -> str:
     """Render the page as HTML.
 
     Args:
-        data: JSON-ready data of `animesion.report.facts` or `animesion.report.runs`.
+        data: JSON-ready data of `animesion.report.facts`, `animesion.report.runs` or `animesion explain`.
         live: whether `animesion browse` serves the page, which may then send requests to it.
     """
     scripts = [*(_asset(name) for name in _VENDORED), _own()]

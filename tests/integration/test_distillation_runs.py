@@ -204,13 +204,10 @@ def test_teachers_are_ranked_and_looked_at(coloured: Path, teacher: Path, tmp_pa
     images.mkdir()
     for i in range(3):
         Image.new("RGB", (60, 40), (30 * i, 90, 200)).save(images / f"{i}.png")
-    drawn = run_here("explain", "--checkpoint", str(teacher), str(images), "--out", str(tmp_path / "maps.png"))
+    drawn = run_here("explain", str(teacher), str(images), "--out", str(tmp_path / "maps.png"))
     assert drawn.returncode == 0, drawn.stderr
     with Image.open(tmp_path / "maps.png") as image:
         assert image.height > 3 * 128
-    plain = run_here("explain", "--checkpoint", str(other), str(images), "--out", str(tmp_path / "no.png"))
-    assert plain.returncode == 2
-    assert "there is nothing to show" in plain.stderr
 
 
 @pytest.mark.slow

@@ -107,6 +107,17 @@ def test_distances_are_the_weighted_means_of_those_between_centers() -> None:
             assert float(found[block, head]) == pytest.approx(total, rel=1e-5)
 
 
+def test_distances_on_a_grid_of_two_by_two_by_hand() -> None:
+    # patches of 10 px: neighbours in a row or column are 10 apart, those across the diagonal 10 sqrt 2
+    uniform = torch.full((4, 4), 0.25)  # (0 + 10 + 10 + 14.142) / 4 for each patch
+    across = torch.eye(4).flip(1)
+    first = torch.zeros(4, 4)
+    first[:, 0] = 1.0  # 0, 10, 10 and 14.142 from the four patches
+    found = attention_distance(torch.stack([uniform, across, first])[None, None], (2, 2), 10)
+    diagonal = 10 * 2**0.5
+    assert found[0].tolist() == pytest.approx([(20 + diagonal) / 4, diagonal, (20 + diagonal) / 4])
+
+
 def test_distances_of_heads_whose_view_is_known() -> None:
     itself, right = torch.eye(16), torch.eye(16).roll(4, dims=1)  # the next row, from the last one the first
     weights = torch.stack([itself, right, torch.full((16, 16), 1 / 16)])[None, None]
@@ -296,7 +307,8 @@ def test_minibatch_cka_has_no_bias_where_the_plain_one_has() -> None:
     assert min(plain) > 0.5
     assert abs(cka.value()) < 0.05
     same = MinibatchCKA()
-    same.update(x, 2 * x + 1)
+    rotation = torch.linalg.qr(features(40, 40, seed=7)).Q
+    same.update(x, 2 * x @ rotation + 1)
     assert same.value() == pytest.approx(1, rel=1e-9)
 
 

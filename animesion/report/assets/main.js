@@ -26,14 +26,15 @@ function Theme() {
 }
 
 function App({ data }) {
-  const [at, query] = useRoute();
-  const tabs = data.kind === 'run' ? runTabs(data) : datasetTabs(data);
-  const now = tabs.some(([name]) => name === at[0]) ? at[0] : 'overview';
+  const at = useRoute();
+  const [tabsOf, View] = { run: [runTabs, Run], explain: [explainTabs, Explain] }[data.kind] || [datasetTabs, Dataset];
+  const tabs = tabsOf(data);
+  const now = tabs.some(([name]) => name === at[0]) ? at[0] : (tabs[0] || ['overview'])[0];
   return html`<header>
       <div class="title"><h1><${Name} text=${data.title} /></h1><${Theme} /></div>
       <nav class="tabs" aria-label="Views">${tabs.map(([name, text]) => html`<a href=${href(name)} aria-current=${name === now ? 'page' : undefined}>${text}</a>`)}</nav>
     </header>
-    <main tabindex="-1">${data.kind === 'run' ? html`<${Run} data=${data} at=${[now, ...at.slice(1)]} />` : html`<${Dataset} data=${data} at=${[now, ...at.slice(1)]} query=${now === at[0] ? query : ''} />`}</main>`;
+    <main tabindex="-1"><${View} data=${data} at=${[now, ...at.slice(1)]} /></main>`;
 }
 
 const data = JSON.parse(document.getElementById('data').textContent);

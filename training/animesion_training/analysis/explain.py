@@ -1,278 +1,323 @@
-"""Visualise what a network attends to: attention maps, crops, drops, and patches that are kept or merged.
+"""Explain single predictions: the image, what the network looks at, its guesses, and the nearest training images.
 
-Each kind of network has a function from an image to titled panels; `sheet` arranges them in rows. The modules of the
-methods compute maps and boxes.
+`saliency`, `tokens.token_flow` and `panels` have the methods; here the one that fits a network is chosen.
+`explain_page` and `sheet` arrange the results.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
-from torch.nn import functional
 
 from animesion.errors import UsageError
-from animesion.images import files as image_files
-from animesion_training.data import Augment, Resize, views
+from animesion_training.analysis import panels
+from animesion_training.analysis.neighbours import Neighbour, Neighbours
+from animesion_training.analysis.panels import Panel, Pixels, heat
+from animesion_training.analysis.saliency import Recorded
+from animesion_training.data import Augment, Resize
 from animesion_training.distributed import DistributedContext
 from animesion_training.eval.evaluate import as_rgb
-from animesion_training.eval.pieces import decode_file
-from animesion_training.models.cal import CALClassifier
-from animesion_training.tokens.host import TokenVisionTransformer
-from animesion_training.tokens.rollout import record_attention, rollout
-from animesion_training.tokens.twopass import GLSim, RAMSTrans
-from animesion_training.weights import load_model
+from animesion_training.eval.pieces import Piece
+from animesion_training.models.create import bare, input_config
+from animesion_training.models.embedding import FeatureTap
+from animesion_training.tokens.token_flow import rollout_map
+from animesion_training.weights import WeightsCard
 
-Pixels = npt.NDArray[np.uint8]
+#: Method -> what it shows.
+METHODS = {
+    "selection": "what the network selects itself: attention maps of CAL, crops of GLSim and RAMS-Trans, tokens kept",
+    "rollout": "attention rollout: the share of each patch in what is classified",
+    "gradcam": "Grad-CAM of the last feature map: which places speak for the class",
+    "layercam": "LayerCAM: the same, finer where the last map is coarse",
+}
 
 _GAP = 6
 _LINE = 14
-#: Thresholds in the middle of the ranges that training draws from.
-_CROP, _DROP = 0.5, 0.35
 
 
 @dataclass(frozen=True)
-class Panel:
-    """One image of a row.
+class Explained:
+    """An explained image.
 
     Attributes:
-        title: title above it.
-        pixels: (S, S, 3).
+        name: path or key of the image.
+        panels: from left to right, the image first.
+        guesses: class names and probabilities, most probable first.
+        target: name of the class that the map is of; empty where it is of none.
+        label: name of its class, if it is known.
+        neighbours: the most similar training images, most similar first.
+        problem: why it cannot be read; then there is nothing else.
     """
 
-    title: str
-    pixels: Pixels
-
-
-@dataclass(frozen=True)
-class Row:
-    """All panels of one image.
-
-    Attributes:
-        path: the image.
-        name: the most probable class and its probability.
-        panels: from left to right.
-    """
-
-    path: Path
     name: str
-    panels: tuple[Panel, ...]
+    panels: tuple[Panel, ...] = ()
+    guesses: tuple[tuple[str, float], ...] = ()
+    target: str = ""
+    label: str = ""
+    neighbours: tuple[Neighbour, ...] = field(default=())
+    problem: str = ""
 
 
-def explain(weights: Path, paths: Sequence[Path], context: DistributedContext) -> Iterator[Row]:
-    """Yield a row per image, in the order of the paths, without unreadable images.
+def available(model: nn.Module) -> list[str]:
+    """Methods that a network has a map for, found by trying them on noise."""
+    found = []
+    x = _noise(model)
+    for method in METHODS:
+        if method == "selection":
+            if panels.selects(bare(model)):
+                found.append(method)
+            continue
+        with contextlib.suppress(UsageError):
+            if method == "rollout":
+                rollout_map(bare(model), x)
+            elif "gradcam" not in found:  # both read the same maps
+                _heard(model, x)
+            found.append(method)
+    return found
 
-    Args:
-        weights: a file written by `save_model`.
-        paths: image files and folders.
-        context: device to compute on.
+
+def _noise(model: nn.Module) -> Tensor:
+    channels = getattr(bare(model), "in_chans", 3)
+    noise = torch.randn(1, channels, *input_config(model).size, generator=torch.Generator().manual_seed(0))
+    return noise.to(next(model.parameters()).device)
+
+
+def _heard(model: nn.Module, x: Tensor) -> None:
+    """Check that classes depend on a feature map.
 
     Raises:
-        UsageError: a kind of network without a visualisation, a path that does not exist, or an unusable weights file.
+        UsageError: the network has none, or its classifier is zero.
     """
-    model, card = load_model(weights)
-    draw_panels = _panels_of(model, str(weights))
-    model = model.to(context.device)
-    if not isinstance(card.img_size, int):
-        raise UsageError(f"{weights} takes images of {card.img_size}: only square inputs are supported")
-    normalise = Augment.plain(as_rgb(card.mean), as_rgb(card.std))
-    names = card.classes or tuple(str(i) for i in range(card.num_classes))
-    for path in image_files.files(paths):
-        pixels = np.zeros((card.img_size, card.img_size, 3), dtype=np.uint8)
-        if decode_file(path, pixels, Resize(card.img_size, card.crop_pct)):
-            continue
-        image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2).to(context.device)
-        with torch.inference_mode():
-            x = normalise(image, torch.zeros(1, dtype=torch.int64, device=context.device))
-            logits = model(x).float()
-            best = (logits.sigmoid() if card.is_tagger else logits.softmax(1))[0].max(0)
-            panels = draw_panels(model, pixels, x)
-        name = f"{names[int(best.indices)]} {100 * float(best.values):.0f}%"
-        yield Row(path, name, (Panel("image", pixels), *panels))
+    if Recorded(model, x).silent:
+        raise UsageError(
+            f"the classes of {type(bare(model)).__name__} do not depend on its feature maps: train it first"
+        )
 
 
-def _panels_of(model: nn.Module, weights: str) -> Callable[[Any, Pixels, Tensor], list[Panel]]:
-    for kind, function in _PANELS:
-        if isinstance(model, kind):
-            return function
+def choose(model: nn.Module, method: str = "auto") -> tuple[str, str]:
+    """Return the method for a network, and a sentence that says why.
+
+    Args:
+        model: the network, in evaluation mode.
+        method: one of `METHODS`; `auto` for the first of them that fits: what the network selects itself, rollout for a
+            transformer that classifies a class token, and LayerCAM for all others.
+
+    Raises:
+        UsageError: the method, or any method, does not fit the network.
+    """
+    name = type(bare(model)).__name__
+    fits = available(model)
+    if method != "auto":
+        if method not in fits:
+            _refuse(model, method, fits)
+        return method, f"{method}: {METHODS[method]}"
+    if "selection" in fits:
+        return "selection", f"selection: {METHODS['selection']}"
+    if "rollout" in fits and _has_class_token(model):
+        return "rollout", f"rollout: {name} classifies a class token, which attends to patches"
+    if "layercam" in fits:
+        return "layercam", f"layercam: {name} has a feature map that its classes depend on"
+    if "rollout" in fits:
+        return "rollout", f"rollout: {METHODS['rollout']}"
     raise UsageError(
-        f"{weights} is a {type(model).__name__}: there is nothing to show for it, choose a model with attention"
+        f"there is nothing to show for {name}: it has no feature map with a gradient, no attention over all patches, "
+        "and selects no parts"
     )
 
 
-# -- kinds of networks ------------------------------------------------------------------------------------------------
+def _refuse(model: nn.Module, method: str, fits: list[str]) -> None:
+    """Raise the reason why a method does not fit."""
+    x = _noise(model)
+    others = f"; there is {', '.join(fits)}" if fits else ""
+    try:
+        if method == "rollout":
+            rollout_map(bare(model), x)
+        elif method != "selection":
+            _heard(model, x)
+    except UsageError as error:
+        raise UsageError(f"--method {method}: {error}{others}") from None
+    raise UsageError(f"--method {method}: {type(bare(model)).__name__} selects no parts or patches itself{others}")
 
 
-def _cal(model: CALClassifier, pixels: Pixels, x: Tensor) -> list[Panel]:
-    """The mean map, the two strongest maps, the crop and the drop."""
-    attention = model.forward_parts(x).attention.float()
-    mean = views.mean_map(attention)
-    strongest = attention.flatten(2).sum(2)[0].topk(min(2, attention.shape[1])).indices.tolist()
-    panels = [Panel("mean attention", heat(pixels, mean[0, 0]))]
-    panels += [Panel(f"map {i}", heat(pixels, attention[0, i])) for i in strongest]
-    size = (x.shape[2], x.shape[3])
-    image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2).float().to(x.device)
-    panels += _box_panels(pixels, views.crop_boxes(mean, size, _CROP), x)
-    panels.append(Panel("drop", _pixels(views.drop(image, mean, _DROP)[0])))
-    return panels
+def _has_class_token(model: nn.Module) -> bool:
+    network: Any = bare(model)
+    while not hasattr(network, "cls_token"):
+        inner = getattr(network, "encoder", None) or getattr(network, "backbone", None)
+        if not isinstance(inner, nn.Module):
+            return False
+        network = inner
+    return network.cls_token is not None and getattr(network, "global_pool", "token") == "token"
 
 
-def _glsim(model: GLSim, pixels: Pixels, x: Tensor) -> list[Panel]:
-    """Similarity of each patch to the whole image, the box around the most similar patches, and its crop."""
-    grid = model.trace(x)[1].grid or (1, -1)
-    selection = model.select_crops(x)
-    sign = 1 if model.metric == "cos" else -1  # distances are smallest for similar patches
-    return [
-        Panel("similarity", heat(pixels, sign * selection.similarity[0].view(grid))),
-        *_box_panels(pixels, selection.boxes, x),
-    ]
-
-
-def _rams(model: RAMSTrans, pixels: Pixels, x: Tensor) -> list[Panel]:
-    """Attention rollout over all blocks, the box around its peak, and its crop."""
-    grid = model.trace(x)[1].grid or (1, -1)
-    selection = model.select_crops(x)
-    return [Panel("rollout", heat(pixels, selection.attention[0].view(grid))), *_box_panels(pixels, selection.boxes, x)]
-
-
-def _tokens(model: TokenVisionTransformer, pixels: Pixels, x: Tensor) -> list[Panel]:
-    """The remaining tokens after each stage of a token reduction; attention rollout without a reduction."""
-    host: Any = model.backbone
-    rows, columns = host.patch_embed.dynamic_feat_size(x.shape[-2:])
-    trace = {key: value[0].cpu() for key, value in (model.trace(x)[1].trace or {}).items()}
-    if panels := [Panel(title, drawn) for title, drawn in _reduction_panels(pixels, trace, (rows, columns), host)]:
-        return panels
-    with record_attention(model, average=True) as recorder:
-        model(x)
-        weights = recorder.pop_weights()
-    if len({each.shape for each in weights}) > 1:
-        raise UsageError("there is nothing to show for this network: its blocks have different numbers of tokens")
-    rolled = rollout(weights)[0, 0, host.num_prefix_tokens :][: rows * columns]
-    return [Panel("attention rollout", heat(pixels, rolled.view(rows, columns)))]
-
-
-def _reduction_panels(
-    pixels: Pixels, trace: Mapping[str, Tensor], grid: tuple[int, int], host: Any
-) -> Iterator[tuple[str, Pixels]]:
-    """Yield the patches after each stage: dropped ones dark, merged ones in the mean colour of their group."""
-    # (T, P): which patches are in each of T tokens behind the class token; tokens of a cache contain none
-    origin = torch.eye(grid[0] * grid[1], dtype=torch.bool)
-    for key, recorded in sorted(trace.items(), key=lambda entry: _stage(entry[0])):
-        kind = key.partition(".")[2]
-        rows = recorded.long()
-        if kind in _KEPT:
-            rows = rows - host.num_prefix_tokens if kind == "sample_ids" else rows
-            # methods that fuse the dropped tokens append one token, which is drawn as containing no patch
-            fused = torch.zeros(int((rows < 0).any()) * (kind != "sample_ids"), origin.shape[1], dtype=torch.bool)
-            # rows of -1 are the fused token; the others select the tokens that stay
-            origin = torch.cat([_pad(origin, int(rows.max()) + 1)[rows[rows >= 0]], fused])
-            drawn = np.where(_upsample(origin.any(0), grid, pixels)[..., None], pixels, pixels // 6)
-        elif kind in _JOINED:
-            joined = _pad(origin, len(rows))[: len(rows)]
-            # a merged token contains the patches of all tokens that it joins
-            merged = torch.zeros(int(rows.max()) + 1, origin.shape[1], dtype=torch.long)
-            origin = merged.index_add_(0, rows.clamp_min(0), joined.long()) > 0
-            drawn = _mean_colours(pixels, origin, grid)
-        else:
-            continue
-        yield f"after {key.partition('.')[0]}", np.asarray(drawn, dtype=np.uint8)
-
-
-#: Names in a trace: pruning methods record the rows of kept tokens, merging methods the target of each token.
-_KEPT = ("kept_idx", "keep_policy", "sample_ids")
-_JOINED = ("cluster_assign", "idx_cluster")
-
-
-def _stage(key: str) -> int:
-    return int("".join(filter(str.isdigit, key.partition(".")[0])) or -1)
-
-
-def _pad(origin: Tensor, rows: int) -> Tensor:
-    """Append empty rows, up to `rows`, for tokens of a cache, which contain no patches."""
-    missing = max(0, rows - len(origin))
-    return torch.cat([origin, torch.zeros(missing, origin.shape[1], dtype=torch.bool)])
-
-
-def _upsample(values: Tensor, grid: tuple[int, int], pixels: Pixels) -> npt.NDArray[Any]:
-    rows = np.arange(pixels.shape[0]) * grid[0] // pixels.shape[0]
-    columns = np.arange(pixels.shape[1]) * grid[1] // pixels.shape[1]
-    upsampled: npt.NDArray[Any] = values.view(grid).numpy()[rows][:, columns]
-    return upsampled
-
-
-def _mean_colours(pixels: Pixels, origin: Tensor, grid: tuple[int, int]) -> Pixels:
-    owner = origin.long().argmax(0)  # (P,): the token of each patch
-    regions = _upsample(owner, grid, pixels)
-    result = pixels.copy()
-    for region in np.unique(regions):
-        inside = regions == region
-        result[inside] = pixels[inside].mean(0)
-    return result
-
-
-def _box_panels(pixels: Pixels, boxes: Tensor, x: Tensor) -> list[Panel]:
-    """The box drawn on the image, and its crop."""
-    y0, y1, x0, x1 = boxes[0].tolist()
-    framed = Image.fromarray(pixels)
-    width = max(1, pixels.shape[0] // 64)
-    ImageDraw.Draw(framed).rectangle((x0, y0, x1 - 1, y1 - 1), outline=(255, 40, 40), width=width)
-    image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2).float().to(x.device)
-    return [Panel("box", np.asarray(framed)), Panel("crop", _pixels(views.crop(image, boxes)[0]))]
-
-
-_PANELS: list[tuple[type[nn.Module], Callable[[Any, Pixels, Tensor], list[Panel]]]] = [
-    (CALClassifier, _cal),
-    (GLSim, _glsim),
-    (RAMSTrans, _rams),
-    (TokenVisionTransformer, _tokens),
-]
-
-
-# -- drawing -----------------------------------------------------------------------------------------------------------
-
-
-def heat(pixels: Pixels, values: Tensor) -> Pixels:
-    """Overlay a map (h, w) on an image (H, W, 3), from blue at its minimum to red at its maximum."""
-    from matplotlib import colormaps
-
-    height, width = pixels.shape[:2]
-    smooth = functional.interpolate(values[None, None].float(), (height, width), mode="bilinear", align_corners=True)
-    scaled = smooth[0, 0] - smooth.min()  # (H, W), then to 0..1
-    scaled = scaled / scaled.max().clamp_min(1e-12)
-    colours = colormaps["jet"](scaled.cpu().numpy())[..., :3] * 255
-    return np.asarray(0.5 * pixels + 0.5 * colours, dtype=np.uint8)
-
-
-def _pixels(image: Tensor) -> Pixels:
-    return image.clamp(0, 255).round().byte().permute(1, 2, 0).cpu().numpy()
-
-
-def sheet(rows: Sequence[Row], side: int = 128) -> Image.Image:
-    """Arrange rows in one image, with titles above the columns and the prediction below the first panel.
+def saliency_map(model: nn.Module, x: Tensor, targets: Tensor | int | None, method: str) -> Tensor:
+    """The map of an image, (h, w), >= 0, of a method other than panels; or (B, h, w) for several images.
 
     Args:
-        rows: at least one row.
+        model: in evaluation mode.
+        x: normalised images, (B, 3, H, W).
+        targets: the class, or that of each image (B,); None for the most probable. Rollout is of no class.
+        method: one of `METHODS`.
+
+    Raises:
+        UsageError: the method does not fit the network.
+    """
+    if isinstance(targets, int):
+        targets = torch.full((len(x),), targets, dtype=torch.int64, device=x.device)
+    if method == "rollout":
+        maps = rollout_map(bare(model), x)
+    elif method == "selection":
+        with torch.inference_mode():
+            found = panels.selection_map(bare(model), x)
+        if found is None:
+            raise UsageError(f"{type(bare(model)).__name__} selects patches, and has no map: use rollout or gradcam")
+        maps = found
+    else:
+        recorded = Recorded(model, x, targets)
+        maps = recorded.grad_cam() if method == "gradcam" else recorded.layer_cam()
+    return maps[0] if len(x) == 1 else maps
+
+
+class Explainer:
+    """Explains images with one network.
+
+    Args:
+        model: in evaluation mode, on the device of the context.
+        card: of its weights.
+        context: device to compute on.
+        method: as for `choose`.
+        target: name of the class that maps are of; None for the most probable one.
+        top: number of guesses.
+        neighbours: the training images that are searched; None for none.
+
+    Attributes:
+        method: the chosen method.
+        reason: the sentence that says why.
+
+    Raises:
+        UsageError: a network that cannot be explained, an unknown class, or images that are not square.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        card: WeightsCard,
+        context: DistributedContext,
+        *,
+        method: str = "auto",
+        target: str | None = None,
+        top: int = 5,
+        neighbours: Neighbours | None = None,
+    ) -> None:
+        if not isinstance(card.img_size, int):
+            raise UsageError(f"the network takes images of {card.img_size}: only square inputs are supported")
+        self.model, self.card, self.context = model, card, context
+        self.size: int = card.img_size
+        self.method, self.reason = choose(model, method)
+        self.names = card.classes or tuple(str(i) for i in range(card.num_classes))
+        if target is not None and target not in self.names:
+            from animesion.config.settings import nearest
+
+            raise UsageError(f"the network has no class '{target}'{nearest(target, self.names)}")
+        self.target = None if target is None else self.names.index(target)
+        self.top = min(top, card.num_classes)
+        self.neighbours = neighbours
+        self._normalise = Augment.plain(as_rgb(card.mean), as_rgb(card.std))
+
+    def __call__(self, pieces: Iterable[Piece], labels: Iterable[str] | None = None) -> Iterator[Explained]:
+        """Explain images in their order; those that cannot be read have a problem.
+
+        Args:
+            pieces: the images.
+            labels: name of the class of each; None if they are unknown.
+        """
+        known = iter(labels) if labels is not None else None
+        for piece in pieces:
+            label = next(known) if known is not None else ""
+            pixels = np.zeros((self.size, self.size, 3), dtype=np.uint8)
+            if problem := piece.into(pixels, Resize(self.size, self.card.crop_pct)):
+                yield Explained(piece.name, label=label, problem=problem)
+                continue
+            yield self.explain(piece.name, pixels, label)
+
+    def explain(self, name: str, pixels: Pixels, label: str = "") -> Explained:
+        """Explain an image (S, S, 3) of the size of the network."""
+        x = self._input(pixels)
+        with torch.inference_mode(), contextlib.ExitStack() as stack:
+            tap = None
+            if self.neighbours is not None and self.neighbours.taps:
+                tap = stack.enter_context(FeatureTap(self.model))
+            logits = self.model(x).float()
+            probabilities = (logits.sigmoid() if self.card.is_tagger else logits.softmax(1))[0]
+        best = probabilities.topk(self.top)
+        guesses = tuple((self.names[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True))
+        similar: tuple[Neighbour, ...] = ()
+        if self.neighbours is not None:
+            similar = self.neighbours.of(self.model, x, None if tap is None else tap.take())
+        target = self.target if self.target is not None else int(best.indices[0])
+        drawn = self._panels(pixels, x, target)
+        of = self.names[target] if self.method in ("gradcam", "layercam") else ""
+        return Explained(name, (Panel("image", pixels), *drawn), guesses, of, label, similar)
+
+    def _panels(self, pixels: Pixels, x: Tensor, target: int) -> list[Panel]:
+        if self.method == "selection":
+            with torch.inference_mode():
+                return panels.selection(bare(self.model), pixels, x)
+        titles = {"rollout": "attention rollout", "gradcam": "Grad-CAM", "layercam": "LayerCAM"}
+        return [Panel(titles[self.method], heat(pixels, saliency_map(self.model, x, target, self.method)))]
+
+    def _input(self, pixels: Pixels) -> Tensor:
+        image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2).to(self.context.device)
+        return self._normalise(image, torch.zeros(1, dtype=torch.int64, device=self.context.device))
+
+
+# -- one image of all rows -------------------------------------------------------------------------------------------
+
+
+def sheet(rows: Sequence[Explained], side: int = 128) -> Image.Image:
+    """Arrange rows in one image: panels with their titles, guesses below the first, and training images at the right.
+
+    Args:
+        rows: at least one row without a problem; others are left out.
         side: side of a panel in pixels.
     """
-    columns = max(len(row.panels) for row in rows)
+    rows = [row for row in rows if not row.problem]
+    count = max(len(row.panels) for row in rows)
+    columns = count + max(len(row.neighbours) for row in rows)
+    lines = min(3, max(len(row.guesses) for row in rows))
+    below = _LINE * lines
     width = _GAP + columns * (side + _GAP)
-    height = _LINE + _GAP + len(rows) * (side + _LINE + _GAP)
+    height = _LINE + _GAP + len(rows) * (side + below + _GAP)
     result = Image.new("RGB", (width, height), (255, 255, 255))
     draw = ImageDraw.Draw(result)
+
+    def put(column: int, top: int, pixels: Pixels, texts: Sequence[str]) -> None:
+        left = _GAP + column * (side + _GAP)
+        image = Image.fromarray(pixels)
+        image.thumbnail((side, side)) if max(image.size) > side else None
+        scale = side / max(image.size)
+        shape = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        result.paste(image.resize(shape, Image.Resampling.BICUBIC), (left, top))
+        for line, text in enumerate(texts):
+            # the font that Pillow has has Latin letters only; the page shows all
+            ascii_ = text.encode("ascii", "replace").decode()
+            draw.text((left, top + side + 1 + line * _LINE), ascii_[: side // 6], fill=(0, 0, 0))
+
     for column, panel in enumerate(rows[0].panels):
-        draw.text((_GAP + column * (side + _GAP), 2), panel.title, fill=(0, 0, 0))
+        draw.text((_GAP + column * (side + _GAP), 2), panel.title[: side // 6], fill=(0, 0, 0))
+    if columns > count:
+        draw.text((_GAP + count * (side + _GAP), 2), "nearest in training", fill=(0, 0, 0))
     for number, row in enumerate(rows):
-        top = _LINE + _GAP + number * (side + _LINE + _GAP)
+        top = _LINE + _GAP + number * (side + below + _GAP)
         for column, panel in enumerate(row.panels):
-            image = Image.fromarray(panel.pixels).resize((side, side), Image.Resampling.BICUBIC)
-            result.paste(image, (_GAP + column * (side + _GAP), top))
-        text = row.name.encode("ascii", "replace").decode()
-        draw.text((_GAP, top + side + 1), text[: columns * side // 6], fill=(0, 0, 0))
+            guesses = [f"{100 * p:.0f}% {name}" for name, p in row.guesses[:lines]]
+            put(column, top, panel.pixels, guesses if not column else [row.target] if column == 1 else [])
+        for i, each in enumerate(row.neighbours):
+            put(count + i, top, each.pixels, [each.label, f"{each.similarity:.2f}"][:lines])
     return result

@@ -144,7 +144,7 @@ class TokenVisionTransformer(nn.Module):
         tokens = Tokens(
             host.norm_pre(host.patch_drop(embedding)),
             host.num_prefix_tokens,
-            self._grid(x),
+            self.grid(x),
             targets=targets,
             text=text,
             trace={} if trace else None,
@@ -183,7 +183,7 @@ class TokenVisionTransformer(nn.Module):
             plugin.finish(tokens)
         return tokens
 
-    def _grid(self, x: Tensor) -> tuple[int, int]:
+    def grid(self, x: Tensor) -> tuple[int, int]:
         """Rows and columns of the patches of images: constant where the transformer accepts one size alone."""
         embed = self.backbone.patch_embed
         grid: tuple[int, int] = embed.grid_size if embed.strict_img_size else embed.dynamic_feat_size(x.shape[-2:])

@@ -34,6 +34,11 @@ class PatchMaps:
         self._count, self._moved = patches.shape[1], False
         self._places = torch.arange(patches.shape[1], device=patches.device).expand(patches.shape[:2])
 
+    @property
+    def places(self) -> Tensor:
+        """The token of each patch, (B, N), counted from the end of the prefix; -1 for a patch that was dropped."""
+        return self._places
+
     def copy(self) -> PatchMaps:
         """A copy that is changed apart from this one."""
         other = copy.copy(self)

@@ -1,7 +1,7 @@
 """Attention rollout and attention distance, and the plug-in that records the weights that they need.
 
-The functions are pure functions of recorded tensors. Crops by rollout are in `twopass.rams_trans`, drawing is in
-`animesion_training.analysis.explain`.
+The functions are pure functions of recorded tensors. Rollout of whole networks, with methods that move tokens, is in
+`token_flow`, crops by rollout in `twopass.rams_trans`, drawing in `animesion_training.analysis`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,15 @@ from animesion_training.tokens.plugin import Plugin
 from animesion_training.tokens.state import Tokens
 
 _RECORDED = "rollout.weights"
+
+
+def attention_weights(attended: Attended) -> Tensor:
+    """The weights of an attention, (B, heads, Tq, Tk), float32; reading them here leaves the fused attention in use."""
+    if attended.has_weights:
+        return attended.weights.float()
+    # not the property, which would cache weights without a gradient for other plug-ins
+    scores = attended.scores()
+    return (attended.mixing(scores) if attended.mixing else scores.softmax(dim=-1)).float()
 
 
 class AttentionRecorder(Plugin):
@@ -61,12 +70,8 @@ class AttentionRecorder(Plugin):
     def between(self, block: int, tokens: Tokens, attended: Attended) -> None:
         """See `Plugin.between`."""
         with torch.no_grad():
-            if attended.has_weights:
-                weights = attended.weights
-            else:  # not the property, which would cache weights without a gradient for other plug-ins
-                scores = attended.scores()
-                weights = attended.mixing(scores) if attended.mixing else scores.softmax(dim=-1)
-            tokens.scratch[_RECORDED].append(weights.float().mean(1) if self.average else weights.float())
+            weights = attention_weights(attended)
+            tokens.scratch[_RECORDED].append(weights.mean(1) if self.average else weights)
 
     def finish(self, tokens: Tokens) -> None:
         """See `Plugin.finish`."""

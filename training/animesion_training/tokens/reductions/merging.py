@@ -282,7 +282,7 @@ def _record_cluster(tokens: Tokens, stage: int, **values: Tensor) -> None:
         tokens.trace |= {f"cluster{stage}.{name}": value.detach() for name, value in values.items()}
 
 
-class _SoftReduction(Reduction):
+class SoftReduction(Reduction):
     """Before its block, all tokens after the prefix are replaced by a fixed number of weighted sums of them.
 
     The number of sums is the planned one, at least one. It is part of the shapes of weights, so a model is bound to the
@@ -310,7 +310,7 @@ class _SoftReduction(Reduction):
         tokens.grid, tokens.extra = None, 0
 
 
-class SoftAssignment(_SoftReduction):
+class SoftAssignment(SoftReduction):
     """Token slimming: weights are a softmax over tokens of the scores of a small network (SiT, ECCV 2022)."""
 
     def __init__(self, plan: ReductionPlan) -> None:
@@ -338,7 +338,7 @@ class SlimmingAssignment(nn.Module):
         return x, (self.scale * scores).transpose(1, 2).softmax(dim=-1)
 
 
-class PatchMerger(_SoftReduction):
+class PatchMerger(SoftReduction):
     """Learned queries attend to all tokens, without a scale (Renggli et al., arXiv 2202.12015)."""
 
     def __init__(self, plan: ReductionPlan) -> None:
@@ -367,7 +367,7 @@ class QueryAssignment(nn.Module):
         return normed, (self.queries @ normed.transpose(1, 2)).softmax(dim=-1)
 
 
-class Sinkhorn(_SoftReduction):
+class Sinkhorn(SoftReduction):
     """Assignment to learned centers by entropic optimal transport (Haurum et al., "Which tokens to use?", ICCVW 2023).
 
     Tokens and centers are normalised to length one, also in the weighted sums.
