@@ -2,7 +2,7 @@
 
     python tests/benchmarks/saliency_boxes.py make FACES SCENES OUT [--classes ame,gura,...] [--copies 2]
     animesion train --data OUT --model resnet18 --img-size 64 ... --out RUN
-    python tests/benchmarks/saliency_boxes.py measure RUN/best.safetensors OUT [--most 500] [--layers]
+    python tests/benchmarks/saliency_boxes.py measure RUN/best.safetensors OUT [--most 500] [--layers] [--no-curves]
 
 FACES has a folder of face crops per character, SCENES folders of illustrations of other characters. A face covers 10 to
 25 % of a scene, at a uniformly random place. Faces of one post are in one split.
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +32,7 @@ from PIL import Image
 
 SIDE = 128
 CLASSES = "ame,calli,gura,kiara"
-STEPS = 16
+STEPS = 8
 
 
 def number(text: str) -> int:
@@ -95,8 +96,9 @@ def curves(model: Any, x: Any, order: Any, target: int) -> tuple[float, float]:
     return float(torch.trapezoid(deletion, dx=1 / STEPS)), float(torch.trapezoid(insertion, dx=1 / STEPS))
 
 
+@functools.lru_cache(maxsize=1)
 def recorded(model: Any, x: Any, target: int) -> Any:
-    """Feature maps of an image, and gradients of the score of a class."""
+    """Feature maps of an image, and gradients of the score of a class; once for all maps of an image."""
     import torch
 
     from animesion_training.analysis.saliency import Recorded
@@ -104,7 +106,7 @@ def recorded(model: Any, x: Any, target: int) -> Any:
     return Recorded(model, x, torch.tensor([target]))
 
 
-def measure(weights: Path, out: Path, most: int, *, by_layer: bool) -> None:
+def measure(weights: Path, out: Path, most: int, *, by_layer: bool, with_curves: bool) -> None:
     """Print the table."""
     import torch
     from torch.nn import functional
@@ -159,7 +161,7 @@ def measure(weights: Path, out: Path, most: int, *, by_layer: bool) -> None:
             # among equals, as in a uniform map, a random pixel
             tie = torch.rand(size * size)
             order = torch.from_numpy(np.lexsort((tie.numpy(), -large.flatten().numpy())))
-            deletion, insertion = curves(model, x, order, target)
+            deletion, insertion = curves(model, x, order, target) if with_curves else (float("nan"), float("nan"))
             pointing = float(inside.flatten()[order[0]])
             energy = float((large * inside).sum() / large.sum().clamp(min=1e-12))
             found[method].append([pointing, energy, deletion, insertion])
@@ -186,12 +188,19 @@ def main() -> None:
     for name in ("weights", "out"):
         measuring.add_argument(name, type=Path)
     measuring.add_argument("--most", type=int, default=500)
+    measuring.add_argument("--no-curves", action="store_true", help="neither deletion nor insertion")
     measuring.add_argument("--layers", action="store_true", help="also the maps of each layer")
     arguments = parser.parse_args()
     if arguments.part == "make":
         make(arguments.faces, arguments.scenes, arguments.out, arguments.classes.split(","), arguments.copies)
     else:
-        measure(arguments.weights, arguments.out, arguments.most, by_layer=arguments.layers)
+        measure(
+            arguments.weights,
+            arguments.out,
+            arguments.most,
+            by_layer=arguments.layers,
+            with_curves=not arguments.no_curves,
+        )
 
 
 if __name__ == "__main__":

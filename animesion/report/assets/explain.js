@@ -104,13 +104,7 @@ function PointMap({ data }) {
         if (x > -size && y > -size && x < f.width + size && y < f.height + size) pen.fillRect(x - size / 2, y - size / 2, size, size);
       }
     }
-    if (at >= 0) {
-      const [x, y] = shown(at, f);
-      pen.strokeStyle = colour('ink');
-      pen.lineWidth = 2;
-      pen.strokeRect(x - size / 2 - 3, y - size / 2 - 3, size + 6, size + 6);
-    }
-  }, [by, only, at, theme]);
+  }, [by, only, theme]);
 
   useEffect(() => {
     draw();
@@ -198,7 +192,8 @@ function PointMap({ data }) {
       <canvas ref=${canvas} tabindex="0" role="img" aria-label=${`Map of ${count} images`} onKeyDown=${typed}
         onPointerDown=${(event) => { canvas.current.setPointerCapture(event.pointerId); touches.current.set(event.pointerId, point(event)); look(...point(event)); }}
         onPointerMove=${moved} onPointerUp=${(event) => touches.current.delete(event.pointerId)} onPointerCancel=${(event) => touches.current.delete(event.pointerId)} onPointerLeave=${() => setAt(-1)} />
-      ${at >= 0 ? html`<div class="tip" style=${{ left: `${Math.min(Math.max(0, place[0] + 14), Math.max(0, edge - 190))}px`, top: `${place[1] + 14}px` }}>
+      ${at >= 0 ? html`<div class="marker" style=${{ left: `${place[0]}px`, top: `${place[1]}px` }}></div>
+      <div class="tip" style=${{ left: `${Math.min(Math.max(0, place[0] + 14), Math.max(0, edge - 190))}px`, top: `${place[1] + 14}px` }}>
         <img src=${picture(data, map.image[at])} alt="" /><${Name} text=${map.keys[at]} /><${Name} text=${map.classes[map.label[at]]} />
         ${map.guess[at] !== map.label[at] ? html`<span class="bad">predicted as <${Name} text=${map.classes[map.guess[at]]} /></span>` : null}<span class="quiet">${plain(map.splits[map.split[at]])}</span></div>` : null}</div>
     <div class="legend"><label class="search">Search <input type="search" value=${query} onInput=${(event) => setQuery(event.target.value)} /></label>
