@@ -45,12 +45,12 @@ def written(path: Path, count: int) -> str:
     similar = (Neighbour("a/b.png", NAMES[1], 0.5, pixels),)
 
     def explained(i: int) -> Explained:
-        panels = (Panel("image", pixels), Panel("LayerCAM", pixels))
+        panels = (Panel("image", pixels), Panel("Grad-CAM", pixels))
         guesses = tuple((NAMES[k], 0.5) for k in found.guesses[i])
         label = NAMES[found.labels[i]]
         return Explained(found.keys[i], panels, guesses, NAMES[0], label, similar)
 
-    data = PageData("run <b>", "resnet18, 64 px", "test of faces", "layercam: ResNet has a feature map")
+    data = PageData("run <b>", "resnet18, 64 px", "test of faces", "gradcam: ResNet has a feature map")
     data.rows([explained(0), Explained("broken.png", problem="no image")])
     data.mistakes(found, explained, 20)
     turn = 2 * np.pi * (found.labels / len(NAMES) + np.random.default_rng(1).random(count) / 8)

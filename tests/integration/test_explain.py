@@ -30,8 +30,8 @@ SMALL: dict[str, Any] = {"depth": 4, "embed_dim": 48, "num_heads": 3}
 STAGES: dict[str, Any] = {"keep_rate": 0.5, "reduction_layers": [1, 2]}
 TRANSFORMER = "vit_tiny_patch16"
 KINDS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
-    "resnet": ("resnet18", {}, ["LayerCAM"]),
-    "lrnet": ("lrnet14", {}, ["LayerCAM"]),
+    "resnet": ("resnet18", {}, ["Grad-CAM"]),
+    "lrnet": ("lrnet14", {}, ["Grad-CAM"]),
     "vit": (TRANSFORMER, SMALL, ["attention rollout"]),
     "ila": (TRANSFORMER, {"adapter": "ila", **SMALL}, ["attention rollout"]),
     "lora": (TRANSFORMER, {"adapter": "lora", **SMALL}, ["attention rollout"]),
@@ -142,7 +142,7 @@ def test_a_page_of_images_has_their_nearest_training_images(world: Path, tmp_pat
     arguments = [str(world / "run"), str(image), str(tmp_path / "broken.png"), "--data", str(world / "faces")]
     result = run_here("explain", *arguments, "--out", str(tmp_path / "p.html"), "--neighbours", "2", "--device", "cpu")
     assert result.returncode == 1
-    assert "maps by layercam: ResNet" in result.stderr
+    assert "maps by gradcam: ResNet" in result.stderr
     assert "broken.png: not explained" in result.stderr
     data = page_data(tmp_path / "p.html")
     good, bad = data["rows"]
@@ -152,7 +152,7 @@ def test_a_page_of_images_has_their_nearest_training_images(world: Path, tmp_pat
     assert (good["neighbours"][0]["label"], good["neighbours"][0]["similarity"]) == ("bea", pytest.approx(1, abs=1e-3))
     assert good["neighbours"][0]["key"].endswith("bea/1.png")
     assert good["neighbours"][1]["similarity"] < 1
-    assert [title for title, _ in good["panels"]] == ["image", "LayerCAM"]
+    assert [title for title, _ in good["panels"]] == ["image", "Grad-CAM"]
 
 
 def test_a_page_of_a_split_and_its_table(world: Path, tmp_path: Path) -> None:

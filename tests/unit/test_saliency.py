@@ -73,8 +73,18 @@ def test_each_image_of_a_batch_has_its_own_map() -> None:
         alone = Recorded(model, x[i : i + 1], targets[i : i + 1])
         torch.testing.assert_close(together.grad_cam()[i], alone.grad_cam()[0], rtol=1e-3, atol=1e-6)
         torch.testing.assert_close(together.layer_cam()[i], alone.layer_cam()[0], rtol=1e-3, atol=1e-4)
-    assert together.grad_cam().shape == (3, 2, 2)  # 64 px / 32
-    assert together.layer_cam().shape == (3, 8, 8)  # joined with earlier maps until 7 x 7 cells
+    # the last map has 64 px / 32 cells a side, too few to point at anything
+    assert together.grad_cam(LAST).shape == (3, 2, 2)
+    assert together.best == "layer2"
+    assert together.grad_cam().shape == together.layer_cam().shape == (3, 8, 8)
+    with pytest.raises(UsageError, match=r"ResNet has no feature map 'layer9': there are .*layer4"):
+        together.grad_cam("layer9")
+
+
+def test_a_last_map_of_seven_cells_is_read() -> None:
+    torch.manual_seed(0)
+    model = create_model("resnet18", 4, 224).eval()
+    assert Recorded(model, torch.randn(1, 3, 224, 224)).best == LAST
 
 
 def test_recording_leaves_the_network_as_it_was() -> None:
@@ -243,7 +253,7 @@ def test_an_image_that_nothing_speaks_for_has_an_empty_map() -> None:
 
 def test_the_method_is_chosen_and_named() -> None:
     resnet = create_model("resnet18", 3, 64).eval()
-    assert explain.choose(resnet)[1].startswith("layercam: ResNet has a feature map")
+    assert explain.choose(resnet)[1].startswith("gradcam: ResNet has a feature map")
     assert explain.choose(create_model("vit_tiny_patch16", 3, 32, **VIT).eval())[0] == "rollout"
     with pytest.raises(UsageError, match=r"--method rollout: ResNet is no transformer.*there is gradcam, layercam"):
         explain.choose(resnet, "rollout")

@@ -34,8 +34,8 @@ from animesion_training.weights import WeightsCard
 METHODS = {
     "selection": "what the network selects itself: attention maps of CAL, crops of GLSim and RAMS-Trans, tokens kept",
     "rollout": "attention rollout: the share of each patch in what is classified",
-    "gradcam": "Grad-CAM of the last feature map: which places speak for the class",
-    "layercam": "LayerCAM: the same, finer where the last map is coarse",
+    "gradcam": "Grad-CAM: which places of a feature map speak for the class",
+    "layercam": "LayerCAM: the same, with a weight for each place",
 }
 
 _GAP = 6
@@ -107,7 +107,7 @@ def choose(model: nn.Module, method: str = "auto") -> tuple[str, str]:
     Args:
         model: the network, in evaluation mode.
         method: one of `METHODS`; `auto` for the first of them that fits: what the network selects itself, rollout for a
-            transformer that classifies a class token, and LayerCAM for all others.
+            transformer that classifies a class token, and Grad-CAM for all others.
 
     Raises:
         UsageError: the method, or any method, does not fit the network.
@@ -122,8 +122,8 @@ def choose(model: nn.Module, method: str = "auto") -> tuple[str, str]:
         return "selection", f"selection: {METHODS['selection']}"
     if "rollout" in fits and _has_class_token(model):
         return "rollout", f"rollout: {name} classifies a class token, which attends to patches"
-    if "layercam" in fits:
-        return "layercam", f"layercam: {name} has a feature map that its classes depend on"
+    if "gradcam" in fits:
+        return "gradcam", f"gradcam: {name} has a feature map that its classes depend on"
     if "rollout" in fits:
         return "rollout", f"rollout: {METHODS['rollout']}"
     raise UsageError(

@@ -89,7 +89,7 @@ class PageData:
         """
         wrong = found.wrong
         shown = set(wrong[:most].tolist())
-        groups = []
+        groups: list[dict[str, Any]] = []
         for true, guessed, rows in found.confused():
             items = [self._row(each) for i in rows if i in shown and (each := explained(i)) is not None]
             if items:

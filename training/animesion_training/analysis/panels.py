@@ -71,10 +71,10 @@ def selection_map(model: nn.Module, x: Tensor) -> Tensor | None:
     if isinstance(model, GLSim | RAMSTrans):
         grid = model.encoder.grid(x)
         if isinstance(model, RAMSTrans):
-            return model.select_crops(x).attention.unflatten(1, grid)
+            return model.select_crops(x).attention.reshape(len(x), *grid)
         sign = 1 if model.metric == "cos" else -1  # distances are smallest for similar patches
         similarity = sign * model.select_crops(x).similarity
-        return (similarity - similarity.amin(1, keepdim=True)).unflatten(1, grid)
+        return (similarity - similarity.amin(1, keepdim=True)).reshape(len(x), *grid)
     return None
 
 
@@ -199,7 +199,7 @@ def heat(pixels: Pixels, values: Tensor) -> Pixels:
     from matplotlib import colormaps
 
     height, width = pixels.shape[:2]
-    smooth = functional.interpolate(values[None, None].float(), (height, width), mode="bilinear", align_corners=True)
+    smooth = functional.interpolate(values[None, None].float(), (height, width), mode="bilinear", align_corners=False)
     scaled = smooth[0, 0] - smooth.min()  # (H, W), then to 0..1
     scaled = scaled / scaled.max().clamp_min(1e-12)
     colours = colormaps["jet"](scaled.cpu().numpy())[..., :3] * 255

@@ -25,7 +25,7 @@ from animesion_training.tokens.state import Tokens
 #: Names of the last map and of the tokens in front of the last attention, beside those of `feature_info`.
 LAST, TOKENS = "last map", "last attention"
 
-#: A map of this many cells a side tells the quarters of an image apart; `layercam` adds earlier maps below it.
+#: Cells a side from which on a map is fine enough to point at a part: those of a ResNet's last map at 224 px.
 _FINE = 7
 
 
@@ -116,14 +116,19 @@ class Recorded:
 
     @property
     def best(self) -> str:
-        """The map that Grad-CAM reads: the last one, or, with a class token, the input of the last attention."""
-        for name in (TOKENS, LAST) if self.silent else (LAST, TOKENS):
-            if name in self.maps:
-                return name
-        return list(self.maps)[-1]
+        """The map that is read by default.
+
+        It is the last one, or, with a class token, the input of the last attention. Where that has fewer than 7 x 7
+        cells, as that of a ResNet for images of 64 px, which can only point at a quarter of an image, it is the last
+        map with as many, if there is one.
+        """
+        order = (TOKENS, LAST) if self.silent else (LAST, TOKENS)
+        last = next((name for name in order if name in self.maps), list(self.maps)[-1])
+        fine = [name for name in self.maps if min(self.maps[name][0].shape[2:]) >= _FINE]
+        return last if last in fine or not fine else fine[-1]
 
     def grad_cam(self, layer: str | None = None) -> Tensor:
-        """`grad_cam` of a layer, (B, h, w).
+        """`grad_cam` of a layer, (B, h, w); by default of the best one.
 
         Raises:
             UsageError: no such layer.
@@ -131,44 +136,18 @@ class Recorded:
         return grad_cam(*self._pair(layer or self.best))
 
     def layer_cam(self, layer: str | None = None) -> Tensor:
-        """`layer_cam` of a layer, (B, h, w); by default of the last map, joined with earlier ones if it is coarse.
-
-        Maps are joined as in section III-C of the paper: scaled by `tanh(2 M / max M)` and the largest of them at each
-        place. Earlier maps are added until one has 7 x 7 cells.
+        """`layer_cam` of a layer, (B, h, w); by default of the best one.
 
         Raises:
             UsageError: no such layer.
         """
-        if layer is not None:
-            return layer_cam(*self._pair(layer))
-        cams = [layer_cam(*self.maps[self.best])]
-        sizes = {tuple(cams[0].shape[1:])}
-        for name in reversed(list(self.maps)):
-            if min(cams[-1].shape[1:]) >= _FINE:
-                break
-            activations = self.maps[name][0]
-            if min(activations.shape[2:]) > min(cams[-1].shape[1:]) and tuple(activations.shape[2:]) not in sizes:
-                sizes.add(tuple(activations.shape[2:]))
-                cams.append(layer_cam(*self.maps[name]))
-        if len(cams) == 1:
-            return cams[0]
-        size = cams[-1].shape[1:]
-        joined = [
-            nn.functional.interpolate(_squashed(cam)[:, None], size, mode="bilinear", align_corners=False)[:, 0]
-            for cam in cams
-        ]
-        return torch.stack(joined).amax(0)
+        return layer_cam(*self._pair(layer or self.best))
 
     def _pair(self, layer: str) -> tuple[Tensor, Tensor]:
         if layer not in self.maps:
             known = ", ".join(self.maps)
             raise UsageError(f"{type(self._network).__name__} has no feature map {layer!r}: there are {known}")
         return self.maps[layer]
-
-
-def _squashed(cam: Tensor) -> Tensor:
-    """`tanh(2 M / max M)`, 0 for a map that is 0."""
-    return (2 * cam / cam.amax((1, 2), keepdim=True).clamp_min(torch.finfo(cam.dtype).tiny)).tanh()
 
 
 # -- where maps are read ---------------------------------------------------------------------------------------------
@@ -189,7 +168,7 @@ def _sites(network: Any) -> Iterator[tuple[str, nn.Module]]:
     modules = dict(network.named_modules())
     infos: Any = getattr(network, "feature_info", None) or ()
     for info in infos:
-        name = info.get("module") if isinstance(info, dict) else None
+        name = str(info.get("module")) if isinstance(info, dict) else ""
         if name in modules:
             yield name, modules[name]
     blocks = getattr(_inner(network), "blocks", None)
@@ -280,7 +259,7 @@ def _scattered(value: Tensor, places: Tensor, grid: tuple[int, int]) -> Tensor:
     places = places[: len(value)]
     index = places.clamp_min(0)[:, :, None].expand(-1, -1, value.shape[2])
     patches = value.gather(1, index) * (places >= 0)[:, :, None]
-    return patches.transpose(1, 2).unflatten(2, grid)
+    return _gridded(patches, grid)
 
 
 def _of_tokens(backbone: Any, value: Tensor, size: tuple[int, int]) -> Tensor | None:
@@ -302,7 +281,12 @@ def _of_tokens(backbone: Any, value: Tensor, size: tuple[int, int]) -> Tensor | 
     prefix = getattr(backbone, "num_prefix_tokens", 0) or 0
     if count == grid[0] * grid[1] and prefix:  # the original ViTFS, which loses a patch at the end for each register
         patches = torch.cat([value[:, prefix:], torch.zeros_like(value[:, :prefix])], dim=1)
-    return patches.transpose(1, 2).unflatten(2, grid)
+    return _gridded(patches, grid)
+
+
+def _gridded(patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Patches (B, N, C) on their grid, (B, C, h, w)."""
+    return patches.transpose(1, 2).reshape(len(patches), -1, *grid)
 
 
 def _grid(backbone: Any, size: tuple[int, int]) -> tuple[int, int]:

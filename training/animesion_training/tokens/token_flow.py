@@ -46,7 +46,7 @@ def rollout_map(model: nn.Module, x: Tensor) -> Tensor:
     with torch.inference_mode():
         if isinstance(host, TokenVisionTransformer):
             # padding of other images would be part of the product
-            return torch.cat([_of_host(host, image) for image in x.split(1)])
+            return torch.cat([_of_host(host, x[i : i + 1]) for i in range(len(x))])
         return _of_timm(model, x)
 
 
@@ -75,7 +75,7 @@ class _Flow(PatchMaps):
             for column in range(new[1]):
                 shares[row, column, row : row + height, column : column + width] = 1 / (height * width)
         patches = shares.view(new[0] * new[1], old[0] * old[1])
-        self._recorder.mixed(torch.block_diag(patches, torch.eye(extra, device=patches.device))[None])
+        self._recorder.mixed(_diagonal(patches, torch.eye(extra, device=patches.device))[None])
         self._listening = False
         super().shrink(old, new, extra)
         self._listening = True
@@ -177,7 +177,13 @@ class _Recorder(Plugin):
             self.sizes = torch.ones(1, shares.shape[1], device=shares.device)
 
     def _with_prefix(self, shares: Tensor) -> Tensor:
-        return torch.block_diag(torch.eye(self.prefix, device=shares.device), shares[0])[None]
+        return _diagonal(torch.eye(self.prefix, device=shares.device), shares[0])[None]
+
+
+def _diagonal(first: Tensor, second: Tensor) -> Tensor:
+    """The block-diagonal matrix of two matrices."""
+    result: Tensor = torch.block_diag(first, second)  # type: ignore[no-untyped-call]
+    return result
 
 
 def _of_host(host: TokenVisionTransformer, x: Tensor) -> Tensor:
@@ -202,7 +208,7 @@ def _of_host(host: TokenVisionTransformer, x: Tensor) -> Tensor:
         )
     pools = host.backbone.global_pool != "token" and not host.gathers
     row = product[:, tokens.prefix :].mean(1) if pools or host.reads == "patches" else product[:, 0]
-    return row[:, recorder.prefix :][:, : recorder.count].unflatten(1, host.grid(x))
+    return row[:, recorder.prefix :][:, : recorder.count].reshape(len(row), *host.grid(x))
 
 
 # -- networks of timm ------------------------------------------------------------------------------------------------
@@ -215,10 +221,10 @@ def _of_timm(model: nn.Module, x: Tensor) -> Tensor:
     name = type(network).__name__
     with recorded_attention(network) as weights:
         model(x)
-    embed = getattr(network, "patch_embed", None)
+    embed: Any = getattr(network, "patch_embed", None)
     if not hasattr(embed, "dynamic_feat_size"):
         raise UsageError(f"attention rollout needs a grid of patches, and {name} has none")
-    grid = embed.dynamic_feat_size(tuple(x.shape[-2:]))  # type: ignore[union-attr]
+    grid = embed.dynamic_feat_size(tuple(x.shape[-2:]))
     prefix = weights[0].shape[-1] - grid[0] * grid[1]
     if prefix < 0 or any(len(each) != len(x) or each.shape[-2:] != weights[0].shape[-2:] for each in weights):
         raise UsageError(f"attention rollout needs attention over all patches in all blocks, and {name} has windows")
@@ -228,7 +234,7 @@ def _of_timm(model: nn.Module, x: Tensor) -> Tensor:
     classified = pool == "token" and prefix
     product = rollout([each.float() for each in weights])
     row = product[:, 0] if classified else product[:, prefix:].mean(1)
-    return row[:, prefix:].unflatten(1, tuple(grid))
+    return row[:, prefix:].reshape(len(row), *grid)
 
 
 @contextmanager
@@ -240,23 +246,25 @@ def recorded_attention(network: Any) -> Iterator[list[Tensor]]:
     Raises:
         UsageError: not every block has such an attention.
     """
-    blocks = getattr(network, "blocks", None)
-    attentions = [getattr(block, "attn", None) for block in blocks] if isinstance(blocks, nn.Module) else []  # type: ignore[arg-type]
+    blocks: Any = getattr(network, "blocks", None)
+    attentions: list[Any] = (
+        [getattr(block, "attn", None) for block in blocks] if isinstance(blocks, nn.Sequential | nn.ModuleList) else []
+    )
     for each in attentions or [None]:
         if not isinstance(getattr(each, "attn_drop", None), nn.Module) or not hasattr(each, "fused_attn"):
             raise UsageError(f"{type(network).__name__} is no transformer with an attention in each of its blocks")
     found: list[Tensor] = []
-    fused = [each.fused_attn for each in attentions]  # type: ignore[union-attr]
+    fused = [each.fused_attn for each in attentions]
     with ExitStack() as stack:
         for each in attentions:
-            hook = each.attn_drop.register_forward_pre_hook(lambda _, args: found.append(args[0].detach()))  # type: ignore[union-attr]
+            hook = each.attn_drop.register_forward_pre_hook(lambda _, args: found.append(args[0].detach()))
             stack.callback(hook.remove)
         try:
             for each in attentions:
-                each.fused_attn = False  # type: ignore[union-attr]
+                each.fused_attn = False
             yield found
         finally:
             for each, before in zip(attentions, fused, strict=True):
-                each.fused_attn = before  # type: ignore[union-attr]
+                each.fused_attn = before
     if len(found) != len(attentions) or any(each.dim() != 4 for each in found):
         raise UsageError(f"the attention of {type(network).__name__} cannot be read: it is called in another way")
