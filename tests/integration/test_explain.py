@@ -260,7 +260,7 @@ def test_the_table_is_safe_to_open_in_a_spreadsheet(world: Path) -> None:
         (["{run}", "{image}", "--out", "x.txt"], "ends in .html, .png or .jpg"),
         (["{run}", "--out", "x.html"], "give IMAGES to explain, or --data for a split"),
         (["{run}", "{image}", "--csv", "x.csv", "--out", "x.html"], "leave IMAGES out"),
-        (["{faces}", "{image}", "--out", "x.html"], "has no best.safetensors"),
+        (["{faces}", "{image}", "--out", "x.html"], "is a folder without weights"),
         (["{run}", "nothing.png", "--out", "x.html"], "file or folder nothing.png not found"),
         (["{run}", "--data", "{faces}", "--split", "val", "--out", "x.html"], "has no split 'val'"),
         (["{run}", "{image}", "--method", "rollout", "--out", "x.html"], "ResNet is no transformer"),

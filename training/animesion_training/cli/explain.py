@@ -30,7 +30,7 @@ _THUMBNAILS = ((0, 64), (5000, 40))
 
 
 @click.command(epilog=_EXAMPLES)
-@click.argument("weights", metavar="RUN|FILE", type=click.Path(path_type=Path))
+@click.argument("checkpoint", metavar="RUN|FILE", type=click.Path(path_type=Path))
 @click.argument("paths", metavar="[IMAGES]...", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--data", help="A built dataset, class folders, or label CSVs.")
 @click.option("--images", type=click.Path(path_type=Path), help="With label CSVs: root of their paths.")
@@ -79,7 +79,7 @@ _THUMBNAILS = ((0, 64), (5000, 40))
 @click.pass_context
 def explain(
     ctx: click.Context,
-    weights: Path,
+    checkpoint: Path,
     paths: tuple[Path, ...],
     data: str | None,
     images: Path | None,
@@ -106,10 +106,9 @@ def explain(
     The exit status is 1 when an image cannot be read.
     """
     from animesion.errors import UsageError
-    from animesion_training.cli.requirements import check_exists, torch_required, weights_in
+    from animesion_training.cli.requirements import check_exists, torch_required
 
-    file = weights_in(weights)
-    check_exists(*paths, *filter(None, (data,)))
+    check_exists(checkpoint, *paths, *filter(None, (data, compare)))
     _check_options(paths, data, splits, out, table, compare)
     with torch_required():
         from animesion_training.analysis.explain import Explainer, sheet
@@ -119,21 +118,25 @@ def explain(
         from animesion_training.eval import evaluate
         from animesion_training.weights import load_model
 
-    model, card = load_model(file)
+    model, card = load_model(checkpoint)
     with distributed_context(device) as context:
         if context.world_size > 1:
             raise UsageError("explain runs in one process: start it without torchrun")
         model = model.to(context.device)
         opened = None if data is None else open_data(data, images=images, classes=card.classes or None)
         if opened is not None and not paths:
-            evaluate.check_classes(card, opened, str(file))
+            evaluate.check_classes(card, opened, str(checkpoint))
             evaluate.check_trained(card, opened, (splits or ("test",))[0])
         explainer = None
         if out is not None:
             explainer = Explainer(model, card, context, method=method, target=target, top=top)
             click.echo(f"maps by {explainer.reason}", err=True)
             explainer.neighbours = _neighbours(model, card, opened, train_split, neighbours, context)
-        title = weights.resolve().name if weights.is_dir() else f"{weights.resolve().parent.name}/{weights.name}"
+        title = (
+            checkpoint.resolve().name
+            if checkpoint.is_dir()
+            else f"{checkpoint.resolve().parent.name}/{checkpoint.name}"
+        )
         about = "" if paths or data is None else f"{', '.join(splits or ('test',))} of {data}"
         page = PageData(title, f"{card.name}, {card.img_size} px", about, explainer.reason if explainer else "")
         rows: list[Explained] = []
@@ -294,12 +297,11 @@ def _compared(
 ) -> tuple[LayerSimilarity | None, str]:
     from animesion.cli.progress import one_task
     from animesion_training.analysis.layers import layer_similarity
-    from animesion_training.cli.requirements import weights_in
     from animesion_training.weights import load_model
 
     if compare is None:
         return None, ""
-    other, other_card = load_model(weights_in(compare))
+    other, other_card = load_model(compare)
     with one_task("layers", len(data.select(split))) as shown:
         pair = (model, card), (other.to(context.device), other_card)
         return layer_similarity(*pair, data, split, context, advance=shown.advanced), other_card.name

@@ -38,19 +38,3 @@ def check_exists(*paths: Path | str) -> None:
     for path in paths:
         if "://" not in str(path) and not Path(path).exists():
             raise UsageError(f"file or folder {path} not found")
-
-
-def weights_in(path: Path) -> Path:
-    """Return the weights that a path names: a file, or those of the best epoch in the folder of a run.
-
-    Raises:
-        UsageError: nothing is there, or a folder without weights.
-    """
-    check_exists(path)
-    # names of `engine.runs`, which imports torch
-    for name in ("best.safetensors", "last.safetensors"):
-        if path.is_dir() and (path / name).is_file():
-            return path / name
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise UsageError(f"{path} has no best.safetensors: give the folder of a finished run, or a file of weights")
-    return path
