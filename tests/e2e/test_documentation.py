@@ -84,6 +84,7 @@ TABLES = Tables(
         r"animesion build .*embedding\.model=sscd": "needs the file of SSCD; tests/unit/test_sscd.py builds with one",
         r"animesion detectors eval illustrations": "needs the illustrations, which are not distributed",
         r"animesion build folder .*faces-train-128": "needs the faces, which are not distributed",
+        r"animesion train --data scenes ": "needs the faces and illustrations, which are not distributed",
         r"animesion train-detector ": "trains for minutes; tests/unit/test_detector_training.py runs the command",
         r"animesion build .*runs/detector": "needs the network of that training",
         r"python -m animesion_sample\.illustrations": "draws for minutes",
