@@ -158,6 +158,9 @@ def mean_attention_distance(
     inner: Any = host.backbone if isinstance(host, TokenVisionTransformer) else network
     while not hasattr(inner, "blocks") and isinstance(getattr(inner, "backbone", None), nn.Module):
         inner = inner.backbone
+    embed: Any = getattr(inner, "patch_embed", None)
+    if not hasattr(embed, "dynamic_feat_size"):
+        raise UsageError(f"{type(inner).__name__} has no grid of patches, so its attention has no distances")
     total: Tensor | None = None
     count = 0
     with torch.inference_mode():
@@ -169,7 +172,6 @@ def mean_attention_distance(
             else:
                 with recorded_attention(inner) as weights:
                     model(x)
-            embed = inner.patch_embed
             height, width = embed.dynamic_feat_size(tuple(x.shape[-2:]))
             patch = (x.shape[2] // height, x.shape[3] // width)
             distances = attention_distance(weights, (height, width), patch).cpu() * len(x)

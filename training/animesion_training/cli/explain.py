@@ -218,8 +218,12 @@ def _rows(explainer: Explainer, paths: tuple[Path, ...], limit: int) -> list[Exp
     from animesion.images import given
     from animesion_training.eval.pieces import Piece
 
-    pieces = (Piece(each.name, each.content, each.problem) for each in islice(given.from_files(paths), limit))
-    return list(counted(explainer(pieces), "explain"))
+    found = given.from_files(paths)
+    pieces = (Piece(each.name, each.content, each.problem) for each in islice(found, limit))
+    rows = list(counted(explainer(pieces), "explain"))
+    if next(found, None) is not None:
+        click.echo(f"note: only the first {limit:,} images are explained: raise --limit for more", err=True)
+    return rows
 
 
 def _predictions(
