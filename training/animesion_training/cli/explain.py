@@ -123,7 +123,10 @@ def explain(
         if context.world_size > 1:
             raise UsageError("explain runs in one process: start it without torchrun")
         model = model.to(context.device)
-        opened = None if data is None else open_data(data, images=images, classes=card.classes or None)
+        if card.is_tagger and not paths:
+            raise UsageError(f"{checkpoint} is of tags, and a page of a split is of classes: give IMAGES to explain")
+        known = None if card.is_tagger else card.classes or None
+        opened = None if data is None else open_data(data, images=images, classes=known)
         if opened is not None and not paths:
             evaluate.check_classes(card, opened, str(checkpoint))
             evaluate.check_trained(card, opened, (splits or ("test",))[0])
