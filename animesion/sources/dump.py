@@ -24,7 +24,7 @@ from animesion.config.settings import Section
 from animesion.dataset import label_files
 from animesion.errors import UsageError
 from animesion.schemas import DropReason, Item, Payload
-from animesion.sources import clean_text, faces, tag_tables
+from animesion.sources import clean_text, faces, stamps, tag_tables
 from animesion.sources import families as by_name
 from animesion.sources.image_root import ImageRoot
 from animesion.sources.posts import NOT_IMAGES, families
@@ -120,6 +120,11 @@ class DumpSource:
         """Read files below the image root."""
         places = [json.loads(item.locator) for item in items]
         return ImageRoot(self.options.images, "source.images").read(places, self.options.max_bytes)
+
+    def stamp(self) -> str:
+        """A digest of the names, sizes and times of the metadata, of the tables and of all images."""
+        options = self.options
+        return stamps.of([options.images], [file for file in (options.metadata, options.faces, options.tag_ids) if file])
 
     def _metadata_files(self) -> list[Path]:
         path = Path(self.options.metadata).expanduser()

@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from animesion.errors import UsageError
+from animesion.errors import AnimesionError, UsageError
+from animesion.sources import stamps
 from animesion.sources.stored import Listed, StoredPlace, place
 from animesion.splits import SPLIT_NAMES
 
@@ -83,6 +84,32 @@ class FileSet:
             raise UsageError(f"{self._option}: {self._path} contains no {self._suffix} files")
         return sorted(found, key=lambda each: os.fsencode(each.name))
 
+    def stamp(self, sides: Sequence[str] = ()) -> str:
+        """A digest that differs if one of the files was added, removed, renamed or written, or this package changed.
+
+        Args:
+            sides: files of which `side_file` returns the first that exists.
+
+        Returns:
+            The digest as hex; empty if there are no files, or their store does not tell when they were written.
+        """
+        try:
+            found = [tuple(each) for each in self.files()]
+            for path in self._side_paths(sides):
+                there = place(path, self._option)
+                if not there.is_file():
+                    continue
+                if isinstance(there, Path):
+                    status = there.stat()
+                    found.append((path, status.st_size, str(status.st_mtime_ns)))
+                else:
+                    found.append((path, 0, there.stamp()))
+        except (AnimesionError, OSError):  # the listing says what is wrong
+            return ""
+        if not all(stamp for *_, stamp in found):
+            return ""
+        return stamps.of_values(self.base, found)
+
     def path_of(self, name: str) -> str:
         """The full path or URL of a file."""
         return f"{self.base.rstrip('/')}/{name}"
@@ -126,13 +153,7 @@ class FileSet:
         Raises:
             UsageError: the file is too large.
         """
-        above = (
-            self.base.rpartition("/")[0] if "://" in self.base else str(Path(self.base).expanduser().absolute().parent)
-        )
-        for folder, name in itertools.product((self.base, above), names):
-            path = f"{folder.rstrip('/')}/{name}"
-            if "://" in path and path.partition("://")[2].count("/") < (3 if path.startswith("hf://") else 1):
-                continue  # above the bucket or the repository
+        for path in self._side_paths(names):
             found = place(path, self._option)
             if not found.is_file():
                 continue
@@ -142,6 +163,17 @@ class FileSet:
                 raise UsageError(f"{path} has more than {most:,} bytes, too many for a file of names: check it")
             return path, content
         return "", b""
+
+    def _side_paths(self, names: Sequence[str]) -> Iterator[str]:
+        """Where files of some names would be: at the base, and one folder above it."""
+        above = (
+            self.base.rpartition("/")[0] if "://" in self.base else str(Path(self.base).expanduser().absolute().parent)
+        )
+        for folder, name in itertools.product((self.base, above), names):
+            path = f"{folder.rstrip('/')}/{name}"
+            if "://" in path and path.partition("://")[2].count("/") < (3 if path.startswith("hf://") else 1):
+                continue  # above the bucket or the repository
+            yield path
 
     def _facts(self, name: str) -> Listed:
         """Size and stamp of one file, without listing the folder around it."""

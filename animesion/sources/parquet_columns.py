@@ -23,6 +23,8 @@ LABEL_NAMES = ("label", "labels", "class", "class_name", "classname", "category"
 #: Columns that a message lists.
 _NAMED = 12
 
+#: Files that may name the classes, next to the Parquet files or one folder above.
+SIDE_FILES = ("README.md",)
 _LARGEST_README = 8 << 20
 
 
@@ -182,7 +184,7 @@ def _readme_features(files: FileSet, columns: Sequence[str]) -> Mapping[str, Any
     """The features under `dataset_info` in a README.md, in the form of the metadata; empty if there are none."""
     import yaml
 
-    path, content = files.side_file(("README.md",), _LARGEST_README)
+    path, content = files.side_file(SIDE_FILES, _LARGEST_README)
     parts = content.decode("utf-8", "replace").split("---", 2)
     if len(parts) < 3 or parts[0].strip():
         return {}

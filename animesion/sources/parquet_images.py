@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from animesion.config.settings import Section
-from animesion.errors import UsageError
+from animesion.errors import AnimesionError, UsageError
 from animesion.schemas import DropReason, Item, Payload
 from animesion.sources import clean_text, families, file_key
 from animesion.sources.file_sets import FileSet, ordered_splits, split_of
@@ -123,6 +123,16 @@ class ParquetSource:
             except FileNotFoundError:
                 for _ in in_file:
                     yield Payload(reason=DropReason.MISSING_FILE, detail=clean_text(name))
+
+    def stamp(self) -> str:
+        """A digest of the names, sizes and times of the files, and of the README.md that may name their classes."""
+        from animesion.sources import parquet_columns
+
+        try:
+            files = FileSet(self.options.path, "source.path", ".parquet")
+        except AnimesionError:  # the listing says what is wrong
+            return ""
+        return files.stamp(parquet_columns.SIDE_FILES)
 
     def _rows(self, parquet: pq.ParquetFile, columns: Columns, number: int, where: str) -> Iterator[_Row]:
         """The rows of a file; images are not read."""

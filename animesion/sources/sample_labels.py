@@ -18,7 +18,8 @@ from animesion.sources.file_sets import FileSet
 LARGEST_MEMBER = 1 << 20
 
 _LARGEST_NAMES = 64 << 20
-_FILES = ("dataset.json", "classes.csv", "classnames.txt", "classes.txt", "class_names.txt", "labels.txt")
+#: Files with the names of classes, next to the shards or one folder above.
+SIDE_FILES = ("dataset.json", "classes.csv", "classnames.txt", "classes.txt", "class_names.txt", "labels.txt")
 
 #: Keys of a label in a `.json` member, names before numbers.
 _KEYS = ("class_name", "label_name", "label", "class", "cls", "category", "character", "species", "cultivar", "name")
@@ -71,7 +72,7 @@ class ClassNames:
         if given:
             path, content = given, _local(Path(given).expanduser())
         else:
-            path, content = files.side_file(_FILES, _LARGEST_NAMES)
+            path, content = files.side_file(SIDE_FILES, _LARGEST_NAMES)
         if not path:
             return cls()
         name = path.rpartition("/")[2]

@@ -37,6 +37,16 @@ def of(trees: Sequence[str], files: Sequence[str] = ()) -> str:
     return digest.hexdigest()
 
 
+def of_values(*values: object) -> str:
+    """A digest of what identifies files, as their names, sizes and times do, and of this package's version, as hex."""
+    return hashlib.sha256(repr((version("animesion"), values)).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def together(*found: str) -> str:
+    """A digest that differs if one of several does; empty if one of them is."""
+    return of_values(found) if all(found) else ""
+
+
 def _add(digest: hashlib._Hash, root: str, *, deep: bool) -> None:
     status = os.stat(root)
     if not stat.S_ISDIR(status.st_mode):

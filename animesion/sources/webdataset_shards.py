@@ -20,12 +20,12 @@ from pydantic import Field
 
 from animesion.config.settings import Section
 from animesion.dataset import layouts
-from animesion.errors import UsageError
+from animesion.errors import AnimesionError, UsageError
 from animesion.schemas import DropReason, Item, Payload
-from animesion.sources import clean_text, families, file_key
+from animesion.sources import clean_text, families, file_key, stamps
 from animesion.sources.file_sets import FileSet, ordered_splits, split_of
 from animesion.sources.file_tree import Entry, FileTree
-from animesion.sources.sample_labels import LARGEST_MEMBER, ClassNames, SampleLabel, label_of
+from animesion.sources.sample_labels import LARGEST_MEMBER, SIDE_FILES, ClassNames, SampleLabel, label_of
 from animesion.sources.stored import PathOrUrl
 
 #: Samples whose side members are read at once.
@@ -122,6 +122,15 @@ class WebDatasetSource:
             except FileNotFoundError:
                 for _ in wanted[done:]:
                     yield Payload(reason=DropReason.MISSING_FILE, detail=clean_text(shard))
+
+    def stamp(self) -> str:
+        """A digest of the names, sizes and times of the shards, and of the files with the names of classes."""
+        given = self.options.classes
+        try:
+            files = FileSet(self.options.path, "source.path", ".tar")
+        except AnimesionError:  # the listing says what is wrong
+            return ""
+        return stamps.together(files.stamp(() if given else SIDE_FILES), stamps.of([], [given] if given else []))
 
     def _samples(self, files: FileSet, shard: str, names: ClassNames, seen: _Seen) -> Iterator[_Sample]:
         tree = FileTree(files.path_of(shard), self.options.max_bytes)

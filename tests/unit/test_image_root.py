@@ -58,3 +58,18 @@ def test_categories_of_tags_are_numbers_as_text_or_whole_numbers(tmp_path: Path)
     (tmp_path / "m.json").write_text("\n".join(map(json.dumps, (record, general, unnamed))))
     found = list(DumpSource(DumpOptions(metadata=str(tmp_path / "m.json"), images=str(tmp_path))).items())
     assert [(item.labels, item.author) for item in found] == [(("a", "b"), "g h"), ((), ""), (("miku",), "")]
+
+
+def test_the_stamp_of_a_dump_covers_metadata_tables_and_images(tmp_path: Path) -> None:
+    for name in ("meta/0.json", "faces.tsv", "tags.tsv", "images/0001/1.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    places = {"metadata": "meta", "faces": "faces.tsv", "tag_ids": "tags.tsv", "images": "images"}
+    source = DumpSource(DumpOptions(**{name: str(tmp_path / path) for name, path in places.items()}))
+    seen = [source.stamp()]
+    for name in ("meta/1.json", "meta/0.json", "faces.tsv", "tags.tsv", "images/0001/1.jpg", "images/0001/2.jpg"):
+        assert source.stamp() == seen[-1]
+        (tmp_path / name).write_text("{ }")
+        seen.append(source.stamp())
+    assert len(set(seen)) == 7
+    assert "" not in seen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+import animesion
 from animesion.errors import AnimesionError, UsageError
 from animesion.schemas import Item
 from animesion.sources import clean_text
@@ -320,3 +322,33 @@ def test_names_with_controls_are_cleaned(tmp_path: Path) -> None:
     [item] = listed(tmp_path)[1]
     assert item.labels == (clean_text("k\x07\n"),)
     assert item.key.isascii()
+
+
+def test_a_stamp_tells_whether_files_or_their_description_have_changed(tmp_path: Path) -> None:
+    write(tmp_path / "set" / "train.parquet", ["a", "b"])
+    source = ParquetSource(ParquetOptions(path=str(tmp_path / "set" / "*.parquet")))
+    seen = [source.stamp()]
+    assert seen[0]
+    assert source.stamp() == seen[0]
+    write(tmp_path / "set" / "test.parquet", ["a"])
+    seen.append(source.stamp())
+    (tmp_path / "set" / "README.md").write_text("---\ndataset_info: {}\n---\n")
+    seen.append(source.stamp())
+    write(tmp_path / "set" / "train.parquet", ["b", "a"])  # of the same size, so its time tells
+    os.utime(tmp_path / "set" / "train.parquet", ns=(1, 1))
+    seen.append(source.stamp())
+    assert len(set(seen)) == 4
+    assert ParquetSource(ParquetOptions(path=str(tmp_path / "nowhere"))).stamp() == ""
+
+
+def test_an_unchanged_source_is_not_listed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "set" / "train.parquet", ["a", "b"])
+    recipe = animesion.load_recipe("folder", ["source.kind=parquet", f"source.path={tmp_path / 'set'}", "name=rows"])
+    calls = []
+    items = ParquetSource.items
+    monkeypatch.setattr(ParquetSource, "items", lambda source: calls.append(1) or items(source))
+    for listed_times, rows in ((1, 2), (1, 2), (2, 3)):
+        if rows == 3:
+            write(tmp_path / "set" / "test.parquet", ["a"])
+        assert animesion.build(recipe, tmp_path / "out", workers=1, until="fetch").seen == rows
+        assert len(calls) == listed_times

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -206,3 +207,33 @@ def test_damaged_and_compressed_shards_are_refused(tmp_path: Path) -> None:
     shard(tmp_path / "c.tar", [("1.cls", b"a")])
     with pytest.raises(UsageError, match=r"no sample in .* has an image"):
         listed(tmp_path / "c.tar")
+
+
+def test_a_stamp_tells_whether_shards_or_names_have_changed(tmp_path: Path) -> None:
+    first = shard(tmp_path / "set" / "train-0.tar", [("1.jpg", JPG), ("1.cls", b"0")])
+    source = WebDatasetSource(WebDatasetOptions(path=str(tmp_path / "set")))
+    seen = [source.stamp()]
+    assert seen[0]
+    assert source.stamp() == seen[0]
+
+    def changed() -> bool:
+        seen.append(source.stamp())
+        return len(set(seen)) == len(seen)
+
+    (tmp_path / "set" / "notes.md").write_text("no file of the set")
+    assert not changed()
+    del seen[1:]
+    shard(tmp_path / "set" / "train-1.tar", [("2.jpg", JPG), ("2.cls", b"0")])
+    assert changed()
+    (tmp_path / "set" / "classnames.txt").write_text("apple\n")
+    assert changed()
+    (tmp_path / "classes.csv").write_text("class_id,name\n0,bee\n")  # one folder above
+    assert changed()
+    os.utime(first, ns=(1, 1))
+    assert changed()
+    given = WebDatasetSource(WebDatasetOptions(path=str(tmp_path / "set"), classes=str(tmp_path / "classes.csv")))
+    before = given.stamp()
+    assert before not in ("", *seen)
+    (tmp_path / "classes.csv").write_text("class_id,name\n0,wasp\n")
+    assert given.stamp() != before
+    assert WebDatasetSource(WebDatasetOptions(path=str(tmp_path / "nowhere"))).stamp() == ""
