@@ -18,7 +18,7 @@ from animesion.config.recipe import DuplicatesSection
 from animesion.dedup import joins, search
 from animesion.dedup.hashes import ImageHashes
 from animesion.images import local_features
-from animesion.images.local_features import POINT, Points
+from animesion.images.local_features import PointSets
 from animesion.schemas import THUMBNAIL_SIDE
 
 #: Mean absolute difference of thumbnails within which images are compared.
@@ -66,7 +66,7 @@ class Signatures:
     sample: Hashes
     whole: Hashes | None = None
     cropped: npt.NDArray[np.int64] | None = None
-    points: Sequence[Points] | None = None
+    points: PointSets | None = None
     windows: npt.NDArray[np.uint64] | None = None
     side: npt.NDArray[np.int64] | None = None
 
@@ -143,10 +143,10 @@ def _close(hashes: Hashes, radius: int) -> tuple[search.Pairs, search.Pairs, sea
     return found[alike & ~mirrored], found[alike & mirrored], found[~alike]
 
 
-def _voted(points: Sequence[Points], votes: int) -> search.Pairs:
+def _voted(points: PointSets, votes: int) -> search.Pairs:
     """Pairs of images with several similar local features in a similar arrangement, shape (m, 2)."""
-    together = np.concatenate([np.empty(0, dtype=POINT), *points])
-    image = np.repeat(np.arange(len(points)), [len(each) for each in points])
+    together = points.points
+    image = np.repeat(np.arange(len(points)), np.diff(points.ends, prepend=0))
     pairs, _ = joins.vote_pairs(
         np.ascontiguousarray(together["code"]),
         image,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from animesion.dedup import geometry, residual
@@ -125,6 +126,41 @@ class CompareJob:
         return [each for each in found if each is not None]
 
 
+@dataclass(frozen=True)
+class _LaterJob:
+    """A `CompareJob` whose images and features are looked up when it runs or is sent to a worker."""
+
+    candidates: Candidates
+    some: slice
+    places: Callable[[int], Place]
+    points: Callable[[int], Points | None]
+    limits: codec.Limits
+
+    def __len__(self) -> int:
+        return len(self.candidates.pairs[self.some])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        job = self._job()
+        return CompareJob, (job.pairs, job.places, job.points, job.limits)
+
+    @property
+    def name(self) -> str:
+        """Name of the job in messages."""
+        return f"comparing {len(self)} pairs from row {self.candidates.pairs[self.some.start, 0]}"
+
+    def run(self) -> list[Found]:
+        """Compare the pairs; pairs of different images are left out."""
+        return self._job().run()
+
+    def _job(self) -> CompareJob:
+        rows = self.candidates.pairs[self.some]
+        flags = (getattr(self.candidates, name)[self.some].tolist() for name in ("plain", "mirrored", "whole"))
+        pairs = [Pair(*pair, *each) for pair, *each in zip(rows.tolist(), *flags, strict=True)]
+        involved = np.unique(rows).tolist()
+        known = {row: features for row in involved if (features := self.points(row)) is not None}
+        return CompareJob(pairs, {row: self.places(row) for row in involved}, known, self.limits)
+
+
 def decoded(place: Place, limits: codec.Limits) -> Image.Image:
     """The whole image at a place, upright, mode RGB.
 
@@ -234,19 +270,15 @@ def compare(
     Returns:
         The verdicts, by rows ascending; pairs of different images are left out.
     """
-    columns = [getattr(candidates, name).tolist() for name in ("plain", "mirrored", "whole")]
-    pairs = [Pair(*rows, *flags) for rows, *flags in zip(candidates.pairs.tolist(), *columns, strict=True)]
-    jobs = []
-    for start in range(0, len(pairs), _JOB_PAIRS):
-        chunk = pairs[start : start + _JOB_PAIRS]
-        rows = sorted({row for pair in chunk for row in (pair.first, pair.second)})
-        known = {row: features for row in rows if (features := points(row)) is not None}
-        jobs.append(CompareJob(chunk, {row: places(row) for row in rows}, known, limits))
+    jobs = [
+        _LaterJob(candidates, slice(start, start + _JOB_PAIRS), places, points, limits)
+        for start in range(0, len(candidates.pairs), _JOB_PAIRS)
+    ]
     found: list[Found] = []
 
     def finished(job: Any, result: list[Found]) -> None:
         found.extend(result)
-        advance(len(job.pairs))
+        advance(len(job))
 
     executor.run(jobs, finished)
     return sorted(found)

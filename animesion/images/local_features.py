@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
 from typing import TYPE_CHECKING
@@ -139,6 +141,51 @@ def _codes(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
 def from_bytes(content: bytes) -> Points:
     """The points in a row of a table, shape (n,)."""
     return np.frombuffer(content, dtype=POINT)
+
+
+@dataclass(frozen=True)
+class PointSets:
+    """The local features of n images, one after another.
+
+    Attributes:
+        points: shape (p,).
+        ends: shape (n,), where those of each image end.
+        known: shape (n,), whether the features of an image are known; one without features has none that are.
+    """
+
+    points: Points
+    ends: npt.NDArray[np.int64]
+    known: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, sets: Sequence[Points]) -> PointSets:
+        """Known features of some images."""
+        ends = np.cumsum([len(each) for each in sets], dtype=np.int64)
+        return cls(np.concatenate([np.empty(0, POINT), *sets]), ends, np.ones(len(sets), dtype=np.bool_))
+
+    @classmethod
+    def empty(cls, lengths: npt.NDArray[np.int64], known: npt.NDArray[np.bool_]) -> PointSets:
+        """Room for features, which are set afterwards.
+
+        Args:
+            lengths: shape (n,), the number of features of each image.
+            known: shape (n,).
+        """
+        ends = np.cumsum(lengths, dtype=np.int64)
+        return cls(np.empty(int(ends[-1]) if len(ends) else 0, POINT), ends, known)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, row: int) -> Points | None:
+        """The features of an image; None if they are not known."""
+        return self.points[self.ends[row - 1] if row else 0 : self.ends[row]] if self.known[row] else None
+
+    def set(self, rows: Iterable[int], contents: Iterable[bytes | None]) -> None:
+        """Set the features of some images, as tables have them."""
+        for row, content in zip(rows, contents, strict=True):
+            if content:
+                self.points[self.ends[row] - len(content) // POINT.itemsize : self.ends[row]] = from_bytes(content)
 
 
 def mirrored(points: Points, width: int) -> Points:

@@ -84,6 +84,12 @@ class Coded:
         """Empty texts."""
         return cls(np.zeros(n, dtype=np.int32), [""])
 
+    @classmethod
+    def of(cls, texts: pa.ChunkedArray) -> Coded:
+        """A column of texts."""
+        encoded = texts.combine_chunks().fill_null("").dictionary_encode()
+        return cls(encoded.indices.to_numpy().astype(np.int32), encoded.dictionary.to_pylist())
+
     def __len__(self) -> int:
         return len(self.codes)
 
@@ -229,18 +235,59 @@ class Passed:
 
 
 @dataclass(frozen=True)
-class Thumbnails:
-    """Thumbnails of n rows, which are read when they are needed.
+class Stored:
+    """Features of n rows, which are read when they are needed.
 
     Attributes:
         folder: of the feature tables.
         part: shape (n,), the part of each row.
-        place: shape (n,), the place of each row in the feature table of its part.
+        place: shape (n,), the place of each row in the feature table of its part, -1 for none.
     """
 
     folder: Path
     part: npt.NDArray[np.int32]
     place: npt.NDArray[np.int32]
+
+    def take(self, rows: IntArray) -> Stored:
+        """Those of some rows, in that order."""
+        return Stored(self.folder, self.part[rows], self.place[rows])
+
+    def read(self, name: str, rows: IntArray) -> Iterator[tuple[IntArray, pa.Array]]:
+        """A column of some rows, a part at a time.
+
+        Args:
+            name: of the column.
+            rows: shape (m,).
+
+        Yields:
+            Positions in `rows`, and the value of each.
+        """
+        by_part = np.argsort(self.part[rows], kind="stable")
+        parts = self.part[rows[by_part]]
+        firsts = np.flatnonzero(np.diff(parts, prepend=-1))
+        for first, last in itertools.pairwise([*firsts.tolist(), len(parts)]):
+            column = parquet.read(self.path(parts[first]), FEATURES, (name,))[name]
+            chosen = by_part[first:last]
+            if self.place[rows[chosen]].min() < 0:
+                raise parquet.damaged(self.path(parts[first]), "key")
+            yield chosen, column.take(pa.array(self.place[rows[chosen]])).combine_chunks()
+
+    def path(self, part: int) -> Path:
+        """The feature table of a part."""
+        return self.folder / f"part-{part:05d}.parquet"
+
+
+@dataclass(frozen=True)
+class Thumbnails:
+    """Thumbnails of n rows, which are read when they are needed.
+
+    Attributes:
+        stored: the features of the rows.
+        column: `thumbnail` or `whole_thumbnail`.
+    """
+
+    stored: Stored
+    column: str = "thumbnail"
 
     def read(self, rows: IntArray) -> npt.NDArray[np.uint8]:
         """The thumbnails of some rows, shape (len(rows), 768); from 256 MB on, the array is mapped from a file."""
@@ -249,18 +296,11 @@ class Thumbnails:
         if len(rows) * _THUMBNAIL <= _IN_MEMORY:
             found = np.empty(shape, dtype=np.uint8)
         else:
-            with tempfile.TemporaryFile(dir=self.folder) as file:
+            with tempfile.TemporaryFile(dir=self.stored.folder) as file:
                 found = np.memmap(file, np.uint8, "w+", shape=shape)
-        by_part = np.argsort(self.part[rows], kind="stable")
-        parts = self.part[rows[by_part]]
-        firsts = np.flatnonzero(np.diff(parts, prepend=-1))
-        for first, last in itertools.pairwise([*firsts.tolist(), len(parts)]):
-            path = self.folder / f"part-{parts[first]:05d}.parquet"
-            column = parquet.read(path, FEATURES, ("thumbnail",))["thumbnail"]
-            chosen = by_part[first:last]
-            wanted = column.take(pa.array(self.place[rows[chosen]])).combine_chunks()
+        for chosen, wanted in self.stored.read(self.column, rows):
             if wanted.null_count:
-                raise parquet.damaged(path, "thumbnail")
+                raise parquet.damaged(self.stored.path(self.stored.part[rows[chosen[0]]]), self.column)
             content = np.frombuffer(wanted.buffers()[1], dtype=np.uint8)
             found[chosen] = content[_THUMBNAIL * wanted.offset :][: shape[1] * len(chosen)].reshape(-1, _THUMBNAIL)
         return found
@@ -271,11 +311,13 @@ class Columns(dict[str, Any]):
 
     Attributes:
         passed: columns of `CURATED` that no rule reads.
+        stored: features that are not loaded.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.passed = Passed()
+        self.stored = Stored(Path(), np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int32))
 
     @classmethod
     def of(cls, tables: Iterable[pa.Table], more: Sequence[str] = ()) -> Columns:
@@ -299,7 +341,7 @@ def load_columns(workspace: Workspace, parts: int, more: Sequence[str] = ()) -> 
       source's table; `has_table` tells whether the source has one.
     - Texts with few different values are `Coded`, `labels` are `CodedLists`. Other texts, `families` and what is loaded
       on request are Arrow arrays.
-    - `thumbnail` is of `Thumbnails`, unless it is requested.
+    - `thumbnail` is of `Thumbnails`. Other large features, such as points, are in `stored`.
 
     Args:
         workspace: output folder whose inspect stage is done.
@@ -314,8 +356,9 @@ def load_columns(workspace: Workspace, parts: int, more: Sequence[str] = ()) -> 
             blocks.add(pa.concat_tables(waiting).combine_chunks())
             waiting = []
     columns = blocks.joined(_face_keys)
-    if "thumbnail" not in more and "part" in columns:
-        columns["thumbnail"] = Thumbnails(workspace.path("features"), columns["part"], columns.pop("place"))
+    if "part" in columns:
+        columns.stored = Stored(workspace.path("features"), columns["part"], columns.pop("place"))
+        columns["thumbnail"] = Thumbnails(columns.stored)
     return columns
 
 

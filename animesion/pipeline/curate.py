@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +26,11 @@ from animesion.dedup import clusters, reach, search
 from animesion.dedup.clusters import Rows
 from animesion.errors import UsageError
 from animesion.images import quality
-from animesion.pipeline import compare, embed, fetch, published, reasons, rules, variants, verdicts
-from animesion.pipeline.columns import PASSED, Coded, CodedLists, Columns, Texts, batches, load_columns
+from animesion.pipeline import compare, embed, fetch, grouping, published, reasons, rules, verdicts
+from animesion.pipeline.columns import Coded, CodedLists, Columns, Texts, batches, load_columns
+from animesion.pipeline.curated import Decided, Relatives
 from animesion.pipeline.versions import Parent
 from animesion.schemas import CURATED, FACE_REASONS, MEANINGS, DropReason
-from animesion.sources import families
 from animesion.storage import checksums, parquet
 from animesion.storage.receipts import Receipt
 from animesion.storage.removed import Removed
@@ -99,95 +98,6 @@ def _more_columns(recipe: Recipe) -> list[str]:
     return more + (["md5"] if recipe.duplicates.against else [])
 
 
-@dataclass
-class Decided:
-    """The table `curated.parquet`, of which parts are made when they are asked for.
-
-    Attributes:
-        rows: what was decided on.
-        reason: drop reason of each row; empty if it is kept.
-        detail: detail of the reason.
-        keeper: key of the image that is kept instead.
-        label: label of each row.
-        class_ids: class id by label.
-        split: shape (n,), place in `SPLITS` of each row's split, -1 for a dropped one.
-        group: shape (n,), the row whose key is the name of each row's group.
-        cluster: shape (n,), likewise of its cluster, -1 for none.
-        relatives: the columns on the image that each row resembles.
-        removed: row of each removed image -> the name that it has instead of its key.
-    """
-
-    rows: Columns
-    reason: Coded
-    detail: Texts
-    keeper: Texts
-    label: Coded
-    class_ids: Mapping[str, int]
-    split: npt.NDArray[np.int8]
-    group: npt.NDArray[np.int64]
-    cluster: npt.NDArray[np.int64]
-    relatives: _Relatives
-    removed: Mapping[int, str]
-
-    def groups(self) -> Iterator[slice]:
-        """Ranges of rows that are a row group of the file each."""
-        n = len(self.reason)
-        return (slice(start, min(start + parquet.ROW_GROUP, n)) for start in range(0, max(n, 1), parquet.ROW_GROUP))
-
-    def table(self, some: slice) -> pa.Table:
-        """A range of rows, of schema `CURATED`."""
-        rows, keys = self.rows, self.rows["key"]
-        start, stop = some.start, some.stop
-        kept = self.split[some] >= 0
-        ids = np.array([self.class_ids.get(name, -1) for name in self.label.names], dtype=np.int64)
-        shown = pa.array([*splits.SPLITS, ""]).take(pa.array(np.where(kept, self.split[some], len(splits.SPLITS))))
-        columns: dict[str, Any] = {
-            "kept": self.reason.has("")[some],
-            "reason": self.reason.texts(some),
-            "detail": self.detail.texts(start, stop),
-            "keeper": self.keeper.texts(start, stop),
-            "label": self.label.texts(some),
-            "class_id": np.where(kept, ids[self.label.codes[some]], -1),
-            "split": shown,
-            "group": keys.take(pa.array(self.group[some])),
-            "cluster": keys.take(pa.array(self.cluster[some], mask=self.cluster[some] < 0)).fill_null(""),
-            **self.relatives.columns(start, stop),
-            "crop": pa.FixedSizeListArray.from_arrays(pa.array(rows["crop"][some].ravel()), 4),
-        }
-        for name in CURATED.names:
-            if name in PASSED:
-                columns[name] = rows.passed.column(name, start, stop)
-            elif name not in columns:
-                values = rows[name]
-                columns[name] = values.texts(some) if isinstance(values, Coded) else values[some]
-        arrays = [_as_arrow(columns[field.name], field.type) for field in CURATED]
-        return self._without_removed(pa.table(arrays, schema=CURATED), start)
-
-    def _without_removed(self, table: pa.Table, start: int) -> pa.Table:
-        """The table with nothing about removed images but that they were dropped, and from which source."""
-        names = {row - start: name for row, name in self.removed.items() if 0 <= row - start < len(table)}
-        if not names:
-            return table
-        mask = np.zeros(len(table), dtype=np.bool_)
-        mask[list(names)] = True
-        for place, column in enumerate(CURATED):
-            if column.name in ("kept", "reason", "class_id", "source", "part"):
-                continue
-            blank: Any = "" if column.type == pa.string() else 0
-            blanks = [names[row] if column.name in ("key", "group") else blank for row in sorted(names)]
-            if column.name == "crop":
-                corners = np.array(table["crop"].combine_chunks().flatten()).reshape(-1, 4)
-                values: Any = pa.FixedSizeListArray.from_arrays(
-                    pa.array(np.where(mask[:, None], 0, corners).ravel()), 4
-                )
-            else:
-                values = pc.replace_with_mask(
-                    table[column.name].combine_chunks(), mask, pa.array(blanks).cast(column.type)
-                )
-            table = table.set_column(place, column, values.cast(column.type))
-        return table
-
-
 def decide(
     rows: Columns,
     recipe: Recipe,
@@ -234,14 +144,14 @@ def decide(
     notes += _apply_decisions(keys, rows["face"], labels, recipe, reason, detail)
 
     # Before duplicates within the build, so that the keeper of a cluster is never dropped as already published.
-    published_twins = published.twins(rows, _remaining(reason), others, recipe, compared)
+    published_twins = published.twins(rows, grouping.remaining(reason), others, recipe, compared)
     if recipe.duplicates.action == "drop":
         for i, (how, their_key) in published_twins.items():
             reason[i], detail[i], keeper[i] = DropReason.PUBLISHED_DUPLICATE, how, their_key
     elif published_twins:
         notes.append(f"{len(published_twins)} images are already in a published dataset")
 
-    duplicates = clusters.judge(_with_sample_digests(rows), _remaining(reason), labels, recipe, compared)
+    duplicates = clusters.judge(_with_sample_digests(rows), grouping.remaining(reason), labels, recipe, compared)
     kept_instead: dict[int, int] = {}
     for i, (why, how, twin) in duplicates.dropped.items():
         reason[i], detail[i] = why, how
@@ -266,28 +176,28 @@ def decide(
     if recipe.duplicates.action == "report":
         notes += _found_notes(duplicates, keys, labels, compared is not None)
 
-    published_split = _split_codes(rows["split"])
+    published_split = grouping.split_codes(rows["split"])
     if recipe.split.strategy == "published":
         reason[reason.has("") & (published_split < 0)] = DropReason.NO_PUBLISHED_SPLIT
-    notes += _apply_class_sizes(keys, labels, recipe, reason)
+    notes += grouping.apply_class_sizes(keys, labels, recipe, reason)
 
     # Groups cover dropped images too: two kept images may be related only through one that was dropped.
-    tokens = _family_tokens(rows, labels, recipe)
+    tokens = grouping.family_tokens(rows, labels, recipe)
     in_family = np.zeros(n, dtype=np.bool_)
     in_family[np.concatenate([owner for _, owner in tokens])] = True
-    group_ids = search.components(n, [*duplicates.related, _family_pairs(rows, tokens, reason)])
+    group_ids = search.components(n, [*duplicates.related, grouping.family_pairs(rows, tokens, reason)])
     del tokens
-    groups = _component_names(group_ids, keys)
+    groups = grouping.component_names(group_ids, keys)
     if parent:
         groups = parent.stable_groups(groups, keys)
     del group_ids
 
-    kept = _remaining(reason)
-    class_ids = _class_map(_published_ids(rows, recipe), labels, kept)
+    kept = grouping.remaining(reason)
+    class_ids = grouping.class_map(grouping.published_ids(rows, recipe), labels, kept)
     if parent:
         class_ids = parent.stable_classes(class_ids)
     of_label = np.array([class_ids.get(name, -1) for name in labels.names], dtype=np.int64)
-    strategy, assignment = _split(rows, recipe, kept, labels, of_label, groups, placed)
+    strategy, assignment = grouping.assigned(rows, recipe, kept, labels, of_label, groups, placed)
     split_of = np.full(n, -1, dtype=np.int8)
     split_of[kept] = assignment.choices
     apart = reason.has("") & (split_of < 0)
@@ -297,23 +207,23 @@ def decide(
             f"{int(apart.sum()):,} images were dropped because most of their group is of classes in another split: a "
             "class and a group each stay in one split"
         )
-        kept = _remaining(reason)
-        class_ids = _class_map(_published_ids(rows, recipe), labels, kept)
+        kept = grouping.remaining(reason)
+        class_ids = grouping.class_map(grouping.published_ids(rows, recipe), labels, kept)
 
-    cluster = _component_names(duplicates.cluster, keys)
+    cluster = grouping.component_names(duplicates.cluster, keys)
     cluster[np.bincount(duplicates.cluster, minlength=n)[duplicates.cluster] < 2] = -1
-    relatives = _Relatives(duplicates, keys, keeper, kept_instead, n)
+    relatives = Relatives(duplicates, keys, keeper, kept_instead, n)
     removed = _removed_names(reason, keys)
     curated = Decided(rows, reason, detail, keeper, labels, class_ids, split_of, groups, cluster, relatives, removed)
 
     if placed and strategy in ("grouped", "by-class"):
-        notes.append(_kept_splits_note(placed, keys, split_of))
-    notes += _straddling_notes(strategy, groups, split_of)
-    notes += _variants_notes(rows, recipe, labels, split_of, in_family)
+        notes.append(grouping.kept_splits_note(placed, keys, split_of))
+    notes += grouping.straddling_notes(strategy, groups, split_of)
+    notes += grouping.variants_notes(rows, recipe, labels, split_of, in_family)
     if others:
         copies = "off" if compared is None else recipe.duplicates.for_images(n).copies
         notes.append(f"published datasets: {reach.sentence(copies, other_hash=recipe.duplicates.other_hash)}")
-        notes += _published_family_notes(rows, others, split_of)
+        notes += grouping.published_family_notes(rows, others, split_of)
     if duplicates.conflicts:
         notes.append(f"{duplicates.conflicts} of {duplicates.clusters} duplicate clusters have several labels")
     if duplicates.unlike:
@@ -327,7 +237,7 @@ def decide(
         )
     class_names = list(class_ids)
     sizes = dict(zip(splits.SPLITS, np.bincount(split_of[kept], minlength=3).tolist(), strict=True))
-    notes += _empty_splits(strategy, recipe, sizes)
+    notes += grouping.empty_splits(strategy, recipe, sizes)
     # Splits are assigned by class id; readers of the notes know classes by name.
     notes += [note.replace(f"class {c}:", f"class {class_names[c]}:", 1) for c, note in assignment.notes]
 
@@ -404,53 +314,6 @@ def _found_notes(duplicates: clusters.Verdicts, keys: pa.Array, labels: Coded, c
     return [*notes, *([f"for example {'; '.join(examples)}"] if examples else [])]
 
 
-class _Relatives:
-    """The columns on the image that each row resembles: the one that is kept instead, or its closest relative.
-
-    Args:
-        duplicates: the verdicts.
-        keys: key of each row.
-        keeper: key of the image that is kept instead of each row.
-        kept_instead: row of that image, where it is one of the build.
-        n: number of rows.
-    """
-
-    def __init__(
-        self,
-        duplicates: clusters.Verdicts,
-        keys: pa.Array,
-        keeper: Texts,
-        kept_instead: Mapping[int, int],
-        n: int,
-    ) -> None:
-        self._texts = {name: Texts(n) for name in ("resembles", "verdict", "how")}
-        self._inliers = np.zeros(n, dtype=np.int32)
-        self._residual = np.zeros(n, dtype=np.float32)
-        of_unit: dict[int, list[tuple[int, clusters.Relation]]] = {}
-        for (a, b), relation in duplicates.relations.items():
-            of_unit.setdefault(a, []).append((b, relation))
-            of_unit.setdefault(b, []).append((a, relation))
-        for i in keeper.changed():
-            # equal bytes or pixels need no comparison
-            self._texts["resembles"][i], self._texts["verdict"][i] = keeper[i], "copy"
-        units = np.fromiter(of_unit, dtype=np.int64, count=len(of_unit))
-        for i in np.flatnonzero(np.isin(duplicates.unit, units)).tolist():
-            related = of_unit[int(duplicates.unit[i])]
-            kept = kept_instead.get(i)
-            if kept is not None:
-                related = [each for each in related if each[0] == int(duplicates.unit[kept])]
-            if related:
-                other, relation = min(related, key=lambda each: (*clusters.closeness(each[1]), each[0]))
-                self._texts["resembles"][i] = keys[other if kept is None else kept].as_py()
-                self._texts["verdict"][i], self._texts["how"][i] = relation.verdict, relation.how
-                self._inliers[i], self._residual[i] = relation.inliers, relation.residual
-
-    def columns(self, start: int, stop: int) -> dict[str, Any]:
-        """The columns of a range of rows."""
-        texts = {name: texts.texts(start, stop) for name, texts in self._texts.items()}
-        return {**texts, "inliers": self._inliers[start:stop], "residual": self._residual[start:stop]}
-
-
 def _with_sample_digests(rows: Rows) -> Rows:
     """The rows with the crop appended to each digest where faces are samples, as `decisions.image_id` does.
 
@@ -466,15 +329,6 @@ def _with_sample_digests(rows: Rows) -> Rows:
         for name in ("sha256", "pixels_blake3")
     }
     return {**rows, **digests}
-
-
-def _as_arrow(values: Any, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
-    return values.cast(kind) if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(values, kind)
-
-
-def _remaining(reason: Coded) -> npt.NDArray[np.int64]:
-    """Rows without a drop reason, ascending."""
-    return np.flatnonzero(reason.has(""))
 
 
 # -- decisions -------------------------------------------------------------------------------------------------------
@@ -558,256 +412,6 @@ def _apply_decisions(
         notes.append(f"decisions: {len(unknown):,} keys match no image of this source")
     if without_effect:
         notes.append(f"decisions: {without_effect:,} labels belong to images that other rules dropped")
-    return notes
-
-
-# -- classes, groups, splits -----------------------------------------------------------------------------------------
-
-
-def _apply_class_sizes(keys: pa.Array, labels: Coded, recipe: Recipe, reason: Coded) -> list[str]:
-    """Drop rare classes and images over the cap, in place; returns notes."""
-    left = _remaining(reason)
-    codes = labels.codes[left]
-    sizes = np.bincount(codes, minlength=len(labels.names))
-    is_rare = (sizes > 0) & (sizes < recipe.classes.minimum)
-    reason[left[is_rare[codes]]] = DropReason.RARE_CLASS
-    if cap := recipe.classes.cap:
-        by_class = left[np.argsort(codes, kind="stable")]
-        ends = np.cumsum(sizes)
-        for code in np.flatnonzero((sizes > cap) & ~is_rare).tolist():
-            members = by_class[ends[code] - sizes[code] : ends[code]]
-            # By hash, so that a new image displaces few of the images that were under the cap before.
-            hashes = [splits.hashed_order(recipe.split.seed, key) for key in keys.take(pa.array(members)).to_pylist()]
-            queue = sorted(range(len(members)), key=hashes.__getitem__)
-            reason[members[queue[cap:]]] = DropReason.OVER_CLASS_CAP
-    rare = int(is_rare.sum())
-    total = int((sizes > 0).sum())
-    return [f"{rare} of {total} classes have fewer than {recipe.classes.minimum} images"] if rare else []
-
-
-#: Texts that name the family of an image, and the row of each.
-_Tokens = tuple[pa.Array, npt.NDArray[np.int64]]
-
-
-def _family_tokens(rows: Rows, labels: Coded, recipe: Recipe) -> list[_Tokens]:
-    """The families of images, as the source lists them and by their names.
-
-    Names are read again, as an update lists a variant after its image, and classes may have been renamed.
-    """
-    listed: pa.ListArray = rows["families"]
-    counts = listed.value_lengths().to_numpy()
-    tokens = [(listed.flatten(), np.repeat(np.arange(len(listed)), counts))]
-    if families.option_of(recipe) != "auto":
-        return tokens
-
-    def ids_and_labels() -> Iterator[tuple[list[str], list[str]]]:
-        for some in batches(len(labels)):
-            yield rows["source_id"][some].to_pylist(), [labels.names[code] for code in labels.codes[some].tolist()]
-
-    for some, found in zip(batches(len(labels)), families.in_batches(ids_and_labels), strict=True):
-        owners = [i for i, names in zip(range(some.start, some.stop), found, strict=True) for _ in names]
-        if owners:
-            texts = pa.array([name for names in found for name in names], tokens[0][0].type)
-            tokens.append((texts, np.array(owners, dtype=np.int64)))
-    return tokens
-
-
-def _family_pairs(rows: Rows, tokens: Sequence[_Tokens], reason: Coded) -> search.Pairs:
-    """Pairs of rows that share a token or an id of a source, shape (m, 2); a removed image shares none."""
-    named = np.flatnonzero(~reason.has(DropReason.REMOVED))
-    kind = tokens[0][0].type
-    sources = pa.array([f"id:{name}" for name in rows["source"].names], kind)
-    sources = sources.take(pa.array(rows["source"].codes[named]))
-    ids = rows["source_id"].take(pa.array(named)).cast(kind)
-    texts = [pc.binary_join_element_wise(sources, ids, pa.scalar(":", kind))]
-    owners = [named]
-    for values, owner in tokens:
-        shared = ~reason.has(DropReason.REMOVED)[owner]
-        texts.append(values.filter(pa.array(shared)))
-        owners.append(owner[shared])
-    pairs = search.equal_pairs(pa.concat_arrays(texts))
-    found: search.Pairs = np.concatenate(owners)[pairs]
-    return found
-
-
-def _component_names(component: npt.NDArray[np.int64], keys: pa.Array) -> npt.NDArray[np.int64]:
-    """The row of each component's smallest key, which does not depend on the order of rows.
-
-    Args:
-        component: a row of its component for each row, shape (n,).
-        keys: key of each row.
-    """
-    n = len(keys)
-    if n < 2 or pc.all(pc.less(keys[:-1], keys[1:])).as_py():
-        smallest = np.full(n, n, dtype=np.int64)
-        np.minimum.at(smallest, component, np.arange(n))
-        return smallest[component]
-    order = pc.sort_indices(keys).to_numpy().astype(np.int64)
-    rank = np.empty(n, dtype=np.int64)
-    rank[order] = np.arange(n)
-    smallest = np.full(n, n, dtype=np.int64)
-    np.minimum.at(smallest, component, rank)
-    named: npt.NDArray[np.int64] = order[smallest[component]]
-    return named
-
-
-def _published_ids(rows: Rows, recipe: Recipe) -> npt.NDArray[np.int64]:
-    """The published class id of each row, -1 for none."""
-    ids: npt.NDArray[np.int64] = rows["class_order"]
-    # A published id belongs to the source's label, not to a label that a decision gives.
-    relabelled = [*search.rows_of(rows["key"], recipe.curate.decisions.label).values()]
-    if relabelled:
-        ids = ids.copy()
-        ids[relabelled] = -1
-    return ids
-
-
-def _class_map(published_ids: npt.NDArray[np.int64], labels: Coded, kept: npt.NDArray[np.int64]) -> dict[str, int]:
-    """Class ids: in the order of the published ids where there are any, then by name."""
-    none = np.iinfo(np.int64).max
-    ids = published_ids[kept]
-    least = np.full(len(labels.names), none, dtype=np.int64)
-    np.minimum.at(least, labels.codes[kept], np.where(ids >= 0, ids, none))
-    names = [(least[code].item(), labels.names[code]) for code in np.unique(labels.codes[kept]).tolist()]
-    return {label: i for i, (_, label) in enumerate(sorted(names))}
-
-
-def _split_codes(published_splits: Coded) -> npt.NDArray[np.int8]:
-    """The place in `SPLITS` of each row's published split, -1 for none, shape (n,)."""
-    places = {name: place for place, name in enumerate(splits.SPLITS)}
-    codes = np.array([places.get(name, -1) for name in published_splits.names], dtype=np.int8)
-    found: npt.NDArray[np.int8] = codes[published_splits.codes]
-    return found
-
-
-def _split(
-    rows: Rows,
-    recipe: Recipe,
-    kept: npt.NDArray[np.int64],
-    labels: Coded,
-    of_label: npt.NDArray[np.int64],
-    groups: npt.NDArray[np.int64],
-    placed: Mapping[str, str],
-) -> tuple[str, splits.Assignment]:
-    """The strategy that was used, and the splits that it assigns to the kept rows.
-
-    Args:
-        rows: what is decided on.
-        recipe: the recipe.
-        kept: rows that are kept.
-        labels: label of each row.
-        of_label: class id by the code of the label.
-        groups: the row whose key is the name of each row's group.
-        placed: split by key of images that were published before.
-    """
-    classes = of_label[labels.codes[kept]]
-    published_splits = _split_codes(rows["split"])[kept]
-    strategy: str = recipe.split.strategy
-    if strategy == "auto":
-        strategy = "published" if len(kept) and (published_splits >= 0).all() else "grouped"
-    if strategy == "published":
-        return strategy, splits.Assignment(published_splits, [])
-    if strategy == "legacy-dafre":
-        return strategy, splits.legacy_dafre(classes, rows["order"][kept])
-    if strategy == "single":
-        return strategy, splits.Assignment(np.zeros(len(kept), dtype=np.int8), [])
-    percents = (recipe.split.train, recipe.split.val, recipe.split.test)
-    fixed: dict[str, str] = {}
-    keys = rows["key"]
-    if strategy == "by-class":
-        for key, row in search.rows_of(keys, placed).items():
-            if (split := placed[key]) in splits.SPLITS:
-                fixed[labels[row]] = min(split, fixed.get(labels[row], split), key=splits.SPLITS.index)
-        codes = labels.codes[kept].astype(np.int64)
-        return strategy, splits.by_class(codes, labels.names, groups[kept], percents, recipe.split.seed, fixed)
-    # Dropped rows count too: a better copy may have replaced a published image and takes over its split.
-    for key, row in search.rows_of(keys, placed).items():
-        if (split := placed[key]) in splits.SPLITS:
-            group = keys[int(groups[row])].as_py()
-            # Train wins within a group: an image that was trained on must not become a test image later.
-            fixed[group] = min(split, fixed.get(group, split), key=splits.SPLITS.index)
-    names, codes = np.unique(groups[kept], return_inverse=True)
-    encoded = pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32)), keys.take(pa.array(names)))
-    return strategy, splits.grouped(classes, encoded, percents, recipe.split.seed, fixed)
-
-
-def _empty_splits(strategy: str, recipe: Recipe, sizes: Mapping[str, int]) -> list[str]:
-    """A note if a split that the recipe wants has no images."""
-    wanted = {"train": recipe.split.train, "val": recipe.split.val, "test": recipe.split.test}
-    empty = [name for name, percent in wanted.items() if percent and not sizes[name]]
-    if strategy not in ("grouped", "by-class") or not any(sizes.values()) or not empty:
-        return []
-    why = "there are too few classes" if strategy == "by-class" else "the classes are too small"
-    return [f"no images in split {' and '.join(empty)}: {why} for the shares of the recipe"]
-
-
-def _kept_splits_note(placed: Mapping[str, str], keys: pa.Array, split_of: npt.NDArray[np.int8]) -> str:
-    """How many published images kept their split."""
-    rows = {key: row for key, row in search.rows_of(keys, placed).items() if split_of[row] >= 0}
-    moved = sum(placed[key] != splits.SPLITS[split_of[row]] for key, row in rows.items())
-    moved_note = f"; {moved} moved to the split of a related image" if moved else ""
-    return f"{len(rows) - moved} of {len(placed)} published images kept their split{moved_note}"
-
-
-def _straddling_notes(strategy: str, groups: npt.NDArray[np.int64], split_of: npt.NDArray[np.int8]) -> list[str]:
-    """The note on kept images with a relative in an earlier split (train, val, test), where splits are published."""
-    if strategy not in ("published", "legacy-dafre"):
-        return []
-    order = splits.SPLITS
-    there = np.zeros((len(groups), len(order)), dtype=np.bool_)
-    kept = np.flatnonzero(split_of >= 0)
-    there[groups[kept], split_of[kept]] = True
-    # whether the group of each row is in an earlier split
-    earlier = np.zeros(len(groups), dtype=np.bool_)
-    for place in range(1, len(order)):
-        of_split = kept[split_of[kept] == place]
-        earlier[of_split] = there[groups[of_split], :place].any(axis=1)
-    sizes = np.bincount(split_of[kept], minlength=len(order)).tolist()
-    related = np.bincount(split_of[earlier], minlength=len(order)).tolist()
-    if not any(related):
-        return []
-    listed = zip(order, related, sizes, strict=True)
-    counts = " and ".join(f"{count:,} of {size:,} in {split}" for split, count, size in listed if count)
-    return [
-        f"images related to one of an earlier split, by family or as duplicates: {counts}; `animesion verify` names "
-        "them, and split.strategy=grouped makes splits without them"
-    ]
-
-
-def _variants_notes(
-    rows: Rows, recipe: Recipe, labels: Coded, split_of: npt.NDArray[np.int8], in_family: npt.NDArray[np.bool_]
-) -> list[str]:
-    """The note on kept images of no family whose names look like variants of one image."""
-    if recipe.source.options.get("family") == "":
-        return []
-    # An image whose faces are samples has several rows of one name.
-    chosen = np.flatnonzero((split_of >= 0) & ~in_family & np.isin(rows["face"], (0, 1)))
-    advice = ": set source.family to a regular expression, or empty to silence" if families.option_of(recipe) else ""
-    note = variants.note(
-        rows["source_id"].take(pa.array(chosen)),
-        labels.codes[chosen],
-        split_of[chosen],
-        int((split_of >= 0).sum()),
-        advice,
-    )
-    return [note] if note else []
-
-
-def _published_family_notes(
-    rows: Rows, others: Sequence[published.PublishedFeatures], split_of: npt.NDArray[np.int8]
-) -> list[str]:
-    """Notes on kept images whose family a published dataset has in another split, one for each dataset."""
-    notes = []
-    for other in others:
-        relatives = published.relatives(rows, split_of, other)
-        if relatives:
-            i, place = next(iter(relatives.items()))
-            theirs = f"{other.name}:{other.keys[place]} in {other.splits[place]}"
-            example = f"{rows['key'][i]} in {splits.SPLITS[split_of[i]]} and {theirs}"
-            notes.append(
-                f"{len(relatives):,} images are from posts, works or files that {other.name} has in another split, "
-                f"such as {example}"
-            )
     return notes
 
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,7 @@ from animesion.dedup.hashes import ImageHashes, are_valid
 from animesion.errors import UsageError
 from animesion.images import codec
 from animesion.images.other_hashes import WIDTHS
-from animesion.pipeline.columns import batches, crop_of
+from animesion.pipeline.columns import Coded, batches, crop_of
 from animesion.schemas import FEATURES, THUMBNAIL_SIDE, sample_key
 from animesion.sources import families
 from animesion.storage import checksums, parquet
@@ -49,6 +49,47 @@ _SAME_FACE = 0.5
 _PART = re.compile(r"part-[0-9]{5}\.parquet")
 
 
+class Texts(Sequence[str]):
+    """A column of texts, each of which becomes a Python object when it is asked for."""
+
+    def __init__(self, values: pa.Array) -> None:
+        self.values = values
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return Texts(self.values[row])
+        return self.values[row].as_py()
+
+
+class Places(Sequence[Place]):
+    """Where n packed images are, each of which becomes a Python object when it is asked for.
+
+    Args:
+        folder: of the dataset.
+        shards: shard of each image.
+        numbers: shape (n, 4), offset and size in bytes, width and height in pixels.
+    """
+
+    def __init__(self, folder: Path, shards: Coded, numbers: npt.NDArray[np.int64]) -> None:
+        self._folder, self._shards, self.numbers = folder, shards, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return [self[i] for i in range(*row.indices(len(self)))]
+        return Place(self._folder / self._shards[row], *self.numbers[row].tolist())
+
+    def sized(self, sizes: Sequence[tuple[int, int]]) -> Places:
+        """The same places with other widths and heights."""
+        sides = np.array(sizes, dtype=np.int64).reshape(-1, 2)
+        return Places(self._folder, self._shards, np.concatenate([self.numbers[:, :2], sides], axis=1))
+
+
 @dataclass(frozen=True)
 class PublishedFeatures:
     """The images of one published dataset.
@@ -56,39 +97,41 @@ class PublishedFeatures:
     Attributes:
         name: name of the dataset, from its `dataset.json`; unlike that of any other, see `load_all`.
         keys: keys of the n kept images, ascending.
-        sha256: digest of each original's bytes, as hex.
-        pixels_blake3: digest of each original's pixels, as hex.
+        sha256: digest of each original's bytes, as hex, n texts.
+        pixels_blake3: digest of each original's pixels, as hex, n texts.
         phash: perceptual hash of each packed image, shape (n,).
         phash_flip: perceptual hash of each mirror image, shape (n,).
         splits: split of each image.
-        families: tokens of each image's file, post and work, as far as its row names them.
+        names: columns `source source_id md5` of each image.
         thumbnails: 16x16 RGB thumbnail of each packed image, n times 768 bytes.
         points: local features of each image, null if its build did not search by them.
         windows: hashes of windows of each image, likewise.
         hash_kind: the `duplicates.hash` of its build, if that is not pHash; else empty.
         hash: hashes by it of each packed image, and of its mirror image; None without one.
         places: where each packed image is.
-        packed: digest of each packed image's bytes, as hex.
-        crops: crop of each sample in pixels of its original; None for the whole image.
+        packed: digest of each packed image's bytes, as hex, n texts.
+        crops: shape (n, 4), left, top, right, bottom of each sample in pixels of its original.
+        cropped: shape (n,), whether a sample is not the whole image.
         made_with: version of `points` or `windows`, see `animesion.dedup.extraction.version`; empty if unknown.
     """
 
     name: str
-    keys: Sequence[str]
-    sha256: Sequence[str]
-    pixels_blake3: Sequence[str]
+    keys: Texts
+    sha256: pa.Array
+    pixels_blake3: pa.Array
     phash: search.HashArray
     phash_flip: search.HashArray
-    splits: Sequence[str]
-    families: Sequence[Sequence[str]]
+    splits: Coded
+    names: pa.Table
     thumbnails: pa.ChunkedArray
     points: pa.ChunkedArray
     windows: pa.ChunkedArray
     hash_kind: str
     hash: ImageHashes | None
-    places: Sequence[Place]
-    packed: Sequence[str]
-    crops: Sequence[tuple[int, ...] | None]
+    places: Places
+    packed: Texts
+    crops: npt.NDArray[np.int64]
+    cropped: npt.NDArray[np.bool_]
     made_with: str
 
     def hashes(self, kind: str) -> ImageHashes:
@@ -153,9 +196,7 @@ def with_features(
         return other, ""
     found = extraction.extract(other.places, copies, limits, executor, advance)
     content = pa.chunked_array([pa.array([each.content for each in found], pa.binary())])
-    places = [
-        place._replace(width=each.width, height=each.height) for place, each in zip(other.places, found, strict=True)
-    ]
+    places = other.places.sized([(each.width, each.height) for each in found])
     name = "points" if copies == "local" else "windows"
     why = f"are of {other.made_with or 'an unknown version'}" if not column.null_count else "are of another search"
     note = (
@@ -209,12 +250,10 @@ def load(folder: Path) -> PublishedFeatures:
         features = parquet.read_many(paths, FEATURES, _FEATURES)
     except (UsageError, pa.ArrowException, KeyError, ValueError, OSError):
         raise damaged from None
-    sample_keys = map(sample_key, features["key"].to_pylist(), features["face"].to_pylist())
-    row_of_key = {key: i for i, key in enumerate(sample_keys)}
-    rows = [row_of_key.get(key) for key in kept["key"].to_pylist()]
-    if None in rows:
+    rows = pc.index_in(kept["key"], value_set=_sample_keys(features)).combine_chunks()
+    if rows.null_count:
         raise damaged
-    features = features.take(pa.array(rows, pa.int64()))
+    features = features.take(rows)
     # SHA256SUMS covers curated.parquet but not features/; hashes that disagree mean features of another build.
     curated_phash, phash = (each["phash"].combine_chunks() for each in (kept, features))
     # features of local points and of windows may be absent, but not of another size
@@ -231,24 +270,40 @@ def load(folder: Path) -> PublishedFeatures:
     kind, other = _other_hashes(features, damaged)
     if not complete or not curated_phash.equals(phash):
         raise damaged
+    crops = np.asarray(kept["crop"].combine_chunks().flatten(), dtype=np.int64).reshape(-1, 4)
+    whole = np.zeros_like(crops)
+    whole[:, 2], whole[:, 3] = kept["width"].to_numpy(), kept["height"].to_numpy()
     return PublishedFeatures(
         dataset.name,
-        kept["key"].to_pylist(),
-        kept["sha256"].to_pylist(),
-        kept["pixels_blake3"].to_pylist(),
+        Texts(kept["key"].combine_chunks()),
+        kept["sha256"].combine_chunks(),
+        kept["pixels_blake3"].combine_chunks(),
         features["phash"].to_numpy(),
         features["phash_flip"].to_numpy(),
-        kept["split"].to_pylist(),
-        [_tokens(*row) for row in zip(*(kept[name].to_pylist() for name in _NAMES), strict=True)],
+        Coded.of(kept["split"]),
+        kept.select(_NAMES),
         features["thumbnail"],
         features["points"],
         features["windows"],
         kind,
         other,
         *_places(dataset, kept),
-        _crops(kept),
+        crops,
+        (crops != whole).any(axis=1),
         _made_with(dataset),
     )
+
+
+def _sample_keys(features: pa.Table) -> pa.Array:
+    """The key of each sample: that of its image, unless it is one of its faces."""
+    keys = features["key"].combine_chunks()
+    rows = np.flatnonzero(features["face"].to_numpy() > 0)
+    if not len(rows):
+        return keys
+    names, faces = (features[name].take(pa.array(rows)).to_pylist() for name in ("key", "face"))
+    mask = np.zeros(len(keys), dtype=np.bool_)
+    mask[rows] = True
+    return pc.replace_with_mask(keys, mask, pa.array(map(sample_key, names, faces), keys.type))
 
 
 def _other_hashes(features: pa.Table, damaged: UsageError) -> tuple[str, ImageHashes | None]:
@@ -263,14 +318,6 @@ def _other_hashes(features: pa.Table, damaged: UsageError) -> tuple[str, ImageHa
     return kind, ImageHashes.of_kind(kind, *values)
 
 
-def _crops(kept: pa.Table) -> list[tuple[int, ...] | None]:
-    columns = (kept[name].to_pylist() for name in ("crop", "width", "height"))
-    return [
-        None if tuple(crop) == (0, 0, width, height) else tuple(crop)
-        for crop, width, height in zip(*columns, strict=True)
-    ]
-
-
 def _made_with(dataset: Dataset) -> str:
     """The version of the features in `dataset.json`; empty if it has none, or is not the file that SHA256SUMS lists."""
     path = dataset.path / "dataset.json"
@@ -283,20 +330,18 @@ def _made_with(dataset: Dataset) -> str:
     return version if isinstance(version, str) and re.fullmatch(r"[a-z0-9./-]{1,80}", version) else ""
 
 
-def _places(dataset: Dataset, kept: pa.Table) -> tuple[list[Place], list[str]]:
+def _places(dataset: Dataset, kept: pa.Table) -> tuple[Places, Texts]:
     """Where the packed image of each kept row is, by the dataset's index, and the digest of its bytes."""
     index = _listed(dataset, "index.parquet")
-    at = {key: i for i, key in enumerate(index["key"].to_pylist())}
-    shards, offsets, sizes, digests = (index[name].to_pylist() for name in ("shard", "offset", "size", "sha256"))
-    places, packed = [], []
-    for key, crop in zip(kept["key"].to_pylist(), kept["crop"].to_pylist(), strict=True):
-        i = at.get(key)
-        if i is None:
-            raise UsageError(f"{dataset.path}: index.parquet does not have {key}: run `animesion verify`")
-        size = crop[2] - crop[0], crop[3] - crop[1]
-        places.append(Place(dataset.path / shards[i], offsets[i], sizes[i], *size))
-        packed.append(digests[i])
-    return places, packed
+    rows = pc.index_in(kept["key"], value_set=index["key"].combine_chunks()).combine_chunks()
+    if rows.null_count:
+        key = kept["key"].filter(rows.is_null())[0].as_py()
+        raise UsageError(f"{dataset.path}: index.parquet does not have {key}: run `animesion verify`")
+    index = index.take(rows)
+    crops = np.asarray(kept["crop"].combine_chunks().flatten(), dtype=np.int64).reshape(-1, 4)
+    columns = [index["offset"].to_numpy(), index["size"].to_numpy(), *(crops[:, 2:] - crops[:, :2]).T]
+    places = Places(dataset.path, Coded.of(index["shard"]), np.stack(columns, axis=1).astype(np.int64))
+    return places, Texts(index["sha256"].combine_chunks())
 
 
 def relatives(rows: Rows, split_of: npt.NDArray[np.int8], other: PublishedFeatures) -> dict[int, int]:
@@ -311,9 +356,11 @@ def relatives(rows: Rows, split_of: npt.NDArray[np.int8], other: PublishedFeatur
         By row, the position of the first such image.
     """
     firsts: dict[str, dict[str, int]] = {}
-    for place, (tokens, split) in enumerate(zip(other.families, other.splits, strict=True)):
-        for token in tokens:
-            firsts.setdefault(token, {}).setdefault(split, place)
+    for some in batches(len(other.keys)):
+        named = zip(*(other.names[name][some].to_pylist() for name in _NAMES), strict=True)
+        for place, names in zip(range(some.start, some.stop), named, strict=True):
+            for token in _tokens(*names):
+                firsts.setdefault(token, {}).setdefault(other.splits[place], place)
     found: dict[int, int] = {}
     for some in batches(len(rows["key"])):
         texts = [rows[name][some].to_pylist() for name in ("source_id", "md5", "families")]
@@ -367,11 +414,9 @@ def twins(
     matches: dict[int, tuple[str, str]] = {}
     left = alive  # rows without a match
     for other in others:
-        by_sha256 = _positions(other.sha256)
-        by_pixels = _positions(other.pixels_blake3)
-        for i in left[
-            _among(rows["sha256"], left, by_sha256) | _among(rows["pixels_blake3"], left, by_pixels)
-        ].tolist():
+        is_bytes, by_sha256 = _equal(rows["sha256"], left, other.sha256)
+        is_pixels, by_pixels = _equal(rows["pixels_blake3"], left, other.pixels_blake3)
+        for i in left[is_bytes | is_pixels].tolist():
             crop = crop_of(rows, i) if rows["face"][i] else None
             position, kind = _first_with(other, by_sha256.get(rows["sha256"][i].as_py(), ()), crop), "equal bytes"
             if position is None:
@@ -391,6 +436,21 @@ def twins(
             matches |= _near_matches(rows, left, other, recipe)
         left = np.setdiff1d(left, [*matches], assume_unique=True)
     return matches
+
+
+def _equal(
+    values: pa.Array, chosen: npt.NDArray[np.int64], theirs: pa.Array
+) -> tuple[npt.NDArray[np.bool_], dict[str, list[int]]]:
+    """Which of the chosen texts are among theirs, shape of `chosen`, and the positions there of each that is."""
+    wanted = values.take(pa.array(chosen))
+    is_there = pc.is_in(wanted, value_set=theirs.cast(values.type))
+    is_there = pc.and_(is_there, pc.greater(pc.binary_length(wanted), 0))
+    shared = pc.unique(wanted.filter(is_there))
+    places = np.flatnonzero(pc.is_in(theirs, value_set=shared.cast(theirs.type)).to_numpy(zero_copy_only=False))
+    positions: dict[str, list[int]] = {}
+    for place, text in zip(places.tolist(), theirs.take(pa.array(places)).to_pylist(), strict=True):
+        positions.setdefault(text, []).append(place)
+    return is_there.to_numpy(zero_copy_only=False), positions
 
 
 def _among(values: pa.Array, chosen: npt.NDArray[np.int64], wanted: Iterable[str]) -> npt.NDArray[np.bool_]:
@@ -420,15 +480,6 @@ def _copies(rows: Rows, compared: pa.Table, recipe: Recipe) -> dict[tuple[str, s
     return found
 
 
-def _positions(values: Sequence[str]) -> dict[str, list[int]]:
-    """The positions of each value that is not empty."""
-    positions: dict[str, list[int]] = {}
-    for i, value in enumerate(values):
-        if value:
-            positions.setdefault(value, []).append(i)
-    return positions
-
-
 def _first_with(other: PublishedFeatures, positions: Sequence[int], face: Sequence[int] | None) -> int | None:
     """The first of some samples of one image that shows a face of it; None if none does.
 
@@ -439,7 +490,9 @@ def _first_with(other: PublishedFeatures, positions: Sequence[int], face: Sequen
     """
     if face is None:
         return positions[0] if positions else None
-    return next((i for i in positions if (crop := other.crops[i]) is None or _overlap(crop, face) >= _SAME_FACE), None)
+    return next(
+        (i for i in positions if not other.cropped[i] or _overlap(other.crops[i].tolist(), face) >= _SAME_FACE), None
+    )
 
 
 def _overlap(first: Sequence[int], second: Sequence[int]) -> float:

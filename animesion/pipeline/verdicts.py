@@ -8,7 +8,7 @@ its new images only, and has the verdicts of a build from nothing.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,7 +80,7 @@ def earlier(workspace: Workspace, code: str) -> Earlier | None:
 
 
 def reused(
-    before: Earlier | None, candidates: Candidates, digests: Sequence[bytes]
+    before: Earlier | None, candidates: Candidates, digests: pa.Array
 ) -> tuple[npt.NDArray[np.bool_], list[Found]]:
     """Verdicts that still hold.
 
@@ -94,9 +94,8 @@ def reused(
     """
     if before is None:
         return np.zeros(len(candidates.pairs), dtype=np.bool_), []
-    rows = pa.array(digests, pa.binary(16))
     first, second = (
-        pc.index_in(before.compared[name].combine_chunks(), value_set=rows) for name in ("first", "second")
+        pc.index_in(before.compared[name].combine_chunks(), value_set=digests) for name in ("first", "second")
     )
     there = pc.and_(first.is_valid(), second.is_valid()).to_numpy(zero_copy_only=False)
     i, j = (column.fill_null(0).to_numpy().astype(np.int64) for column in (first, second))
@@ -116,7 +115,7 @@ def reused(
 
 
 def tables(
-    candidates: Candidates, found: Sequence[Found], digests: Sequence[bytes], keys: Sequence[str]
+    candidates: Candidates, found: Sequence[Found], digests: pa.Array, key: Callable[[int], str]
 ) -> tuple[pa.Table, pa.Table]:
     """The tables of schemas `PAIRS` and `COMPARED` of a comparison.
 
@@ -124,14 +123,13 @@ def tables(
         candidates: the pairs that were compared.
         found: the verdicts on related pairs, by rows ascending.
         digests: `digest` of each row.
-        keys: key of each row.
+        key: the key of a row.
     """
-    rows = [each._asdict() | {"first": keys[each.first], "second": keys[each.second]} for each in found]
+    rows = [each._asdict() | {"first": key(each.first), "second": key(each.second)} for each in found]
     n = len(digests)
     codes = candidates.pairs[:, 0] * n + candidates.pairs[:, 1]
     related = np.isin(codes, np.array([each.first * n + each.second for each in found], dtype=np.int64))
-    values = pa.array(digests, pa.binary(16))
-    sides = [values.take(pa.array(candidates.pairs[:, side])) for side in (0, 1)]
+    sides = [digests.take(pa.array(candidates.pairs[:, side])) for side in (0, 1)]
     compared = pa.table([*sides, pa.array(_hashes(candidates)), pa.array(related)], schema=COMPARED)
     return pa.Table.from_pylist(rows, schema=PAIRS), compared
 

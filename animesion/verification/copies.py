@@ -60,9 +60,10 @@ def find(
     chosen = np.array(list(firsts.values()), dtype=np.int64)
     if len(chosen) < 2:
         return []
-    points = (
-        [local_features.from_bytes(result.points[i]) for i in chosen.tolist()] if settings.copies == "local" else None
-    )
+    points = None
+    if settings.copies == "local":
+        sets = [local_features.from_bytes(result.points[i]) for i in chosen.tolist()]
+        points = local_features.PointSets.of(sets)
     windows = None
     if settings.copies == "hash":
         windows = np.frombuffer(b"".join(result.windows[i] for i in chosen.tolist()), dtype=np.uint64).reshape(

@@ -91,7 +91,8 @@ class Searched:
         if copies == "hash":
             signatures = candidates.Signatures(self.hashes(), windows=np.stack(self.windows))
         else:
-            signatures = candidates.Signatures(self.hashes(), points=self.points if copies == "local" else None)
+            points = local_features.PointSets.of(self.points) if copies == "local" else None
+            signatures = candidates.Signatures(self.hashes(), points=points)
         return candidates.find(signatures, DuplicatesSection(), more).pairs
 
     def alone(self, settings: DuplicatesSection) -> search.Pairs:

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 import animesion
 from animesion.cards.facts import counted
-from animesion.pipeline import finalize, pack
+from animesion.pipeline import encoded, finalize, pack
 from animesion.schemas import CURATED, INDEX
 from animesion.storage import parquet
 from animesion.storage.workspace import Workspace
@@ -102,7 +102,7 @@ def main() -> None:
         show("kept rows")
         if arguments.encoded:
             kept = kept.set_column(kept.column_names.index("extension"), "extension", pa.repeat("png", rows))
-        images = pack._Images(workspace, recipe, kept)
+        images = encoded.Images(workspace, recipe, kept)
         jobs = images.jobs()
         digests = [job.inputs for job in jobs]
         show(f"{len(digests):,} jobs that encode")

@@ -217,7 +217,7 @@ def test_candidates_are_the_copies_and_never_two_published_images() -> None:
         np.array([each.phash_flip for each in computed], dtype=np.uint64),
         [each.thumbnail for each in computed],
     )
-    points = [local_features.extract(image) for image in images]
+    points = local_features.PointSets.of([local_features.extract(image) for image in images])
     found = candidates.find(candidates.Signatures(hashes, points=points), DuplicatesSection())
     pairs = [tuple(pair) for pair in found.pairs.tolist()]
     assert {(0, 8), (1, 9), (2, 10)} <= set(pairs)

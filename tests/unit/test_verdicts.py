@@ -7,6 +7,7 @@ from pathlib import Path
 
 import hypothesis
 import numpy as np
+import pyarrow as pa
 from hypothesis import strategies as st
 
 from animesion.dedup.candidates import Candidates
@@ -23,6 +24,10 @@ def candidates(listed: Listed) -> Candidates:
     rows = np.array([each[:2] for each in listed], dtype=np.int64).reshape(-1, 2)
     bits = np.array([each[2] for each in listed], dtype=np.int64)
     return Candidates(rows, bits & 1 > 0, bits & 2 > 0, bits & 4 > 0)
+
+
+def column(digests: list[bytes]) -> pa.Array:
+    return pa.array(digests, pa.binary(16))
 
 
 def random_pairs(rng: random.Random, n: int, most: int) -> Listed:
@@ -48,8 +53,8 @@ def test_exactly_the_pairs_that_did_not_change_keep_their_verdict(rng: random.Ra
     old, new = random_pairs(rng, 9, 30), random_pairs(rng, 9, 30)
     found = judged(rng, old)
     keys = [name.decode() for name in before]
-    related, compared = verdicts.tables(candidates(old), found, before, keys)
-    known, reused = verdicts.reused(verdicts.Earlier(compared, related), candidates(new), after)
+    related, compared = verdicts.tables(candidates(old), found, column(before), keys.__getitem__)
+    known, reused = verdicts.reused(verdicts.Earlier(compared, related), candidates(new), column(after))
     of_pair = {(each.first, each.second): each for each in found}
     was = {(before[a], before[b], bits): of_pair.get((a, b)) for a, b, bits in old}
     assert known.tolist() == [(after[a], after[b], bits) in was for a, b, bits in new]
@@ -76,7 +81,7 @@ def test_an_earlier_comparison_counts_only_if_it_is_whole(tmp_path: Path) -> Non
     workspace = Workspace(tmp_path)
     pairs = [(0, 1, 1), (0, 2, 0)]
     one = [Found(0, 1, Verdict.COPY, False, False, 20, 1.5, "", (1.0, 0, 0, 0, 1.0, 0))]
-    tables = verdicts.tables(candidates(pairs), one, [b"%016d" % i for i in range(3)], ["a", "b", "c"])
+    tables = verdicts.tables(candidates(pairs), one, column([b"%016d" % i for i in range(3)]), "abc".__getitem__)
     files = (verdicts.PAIRS_FILE, verdicts.COMPARED_FILE)
 
     def commit() -> None:
