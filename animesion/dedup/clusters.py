@@ -18,6 +18,7 @@ import pyarrow as pa
 from animesion.config import decisions
 from animesion.config.recipe import Recipe
 from animesion.dedup import candidates, search
+from animesion.dedup.digests import Digests
 from animesion.dedup.hashes import ImageHashes
 from animesion.schemas import DropReason
 
@@ -169,7 +170,7 @@ def judge(
         near = decisions.decided_pairs(near, row_of_key, lambda i: int(unit[i]), decided)
     turned: dict[tuple[int, int], str] = {}
     if decided.pairs:
-        named = search.rows_of(sha, (image for each in decided.pairs for image in each.images), is_alive)
+        named = search.rows_of(sha[:], (image for each in decided.pairs for image in each.images), is_alive)
         unit_of = {image: int(unit[i]) for image, i in named.items()}
         row_of_key |= {rows["key"][i].as_py(): i for i in unit_of.values()}
         turned = decisions.decided_verdicts(unit_of, row_of_key, lambda i: int(unit[i]), decided)
@@ -297,7 +298,9 @@ def _conflicts(ranked: Sequence[int], labels: Labels, links: _Near) -> dict[int,
     return found
 
 
-def _twins(ranked: Sequence[int], sha: pa.Array, pixels: pa.Array, links: _Near) -> dict[int, tuple[str, int]]:
+def _twins(
+    ranked: Sequence[int], sha: pa.Array | Digests, pixels: pa.Array | Digests, links: _Near
+) -> dict[int, tuple[str, int]]:
     """Dropped rows -> the reason and the kept row that each duplicates.
 
     Rows are visited best first. A row that duplicates no kept row is kept itself, and is not in the result.

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from animesion.dedup.digests import Digests
 from animesion.schemas import THUMBNAIL_SIDE
 
 HashArray = npt.NDArray[np.uint64]
@@ -437,7 +438,7 @@ def _matched_difference(
     return difference
 
 
-def equal_pairs(values: pa.Array, chosen: Pairs | None = None) -> Pairs:
+def equal_pairs(values: pa.Array | Digests, chosen: Pairs | None = None) -> Pairs:
     """Pairs of rows that link equal non-empty texts in a chain.
 
     A chain of n - 1 pairs connects n equal texts, where all pairs would be quadratic. Exact; memory is 40 bytes per
@@ -450,8 +451,12 @@ def equal_pairs(values: pa.Array, chosen: Pairs | None = None) -> Pairs:
     Returns:
         Shape (m, 2), a row and the next one with an equal text.
     """
-    sums = _sums(values)
-    rows = np.flatnonzero(pc.greater(pc.binary_length(values), 0).fill_null(False).to_numpy(zero_copy_only=False))
+    if isinstance(values, Digests):
+        sums, filled = values.sums(), values.filled()
+    else:
+        sums = _sums(values)
+        filled = pc.greater(pc.binary_length(values), 0).fill_null(False).to_numpy(zero_copy_only=False)
+    rows = np.flatnonzero(filled)
     if chosen is not None:
         rows = np.intersect1d(rows, chosen, assume_unique=True)
     # texts with unlike sums are unlike; the others are compared

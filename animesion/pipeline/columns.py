@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from animesion.dedup.digests import Digests
 from animesion.images import quality
 from animesion.schemas import FEATURES, RAW, THUMBNAIL_SIDE, sample_key
 from animesion.storage import parquet
@@ -53,6 +54,9 @@ _RENAMED = {"reason": "seen_reason", "detail": "seen_detail"}
 
 #: Texts with few different values.
 _CODED = {"reason", "seen_reason", "source", "split", "extension"}
+
+#: Texts that are digests.
+_DIGESTS = {"sha256", "pixels_blake3"}
 
 #: Rows that are converted at once, about.
 BATCH = 65_536
@@ -339,8 +343,8 @@ def load_columns(workspace: Workspace, parts: int, more: Sequence[str] = ()) -> 
     - Numbers are NumPy arrays. `crop` has shape (n, 4): left, top, right, bottom; where `cropped` is false, it is the
       whole image. `box_count`, `best_score` and `second_score` are about the image's boxes, of the detector or of the
       source's table; `has_table` tells whether the source has one.
-    - Texts with few different values are `Coded`, `labels` are `CodedLists`. Other texts, `families` and what is loaded
-      on request are Arrow arrays.
+    - Texts with few different values are `Coded`, `labels` are `CodedLists`, digests are `Digests`. Other texts,
+      `families` and what is loaded on request are Arrow arrays.
     - `thumbnail` is of `Thumbnails`. Other large features, such as points, are in `stored`.
 
     Args:
@@ -416,6 +420,8 @@ class _Blocks:
     def _piece(self, name: str, values: pa.Array, table: pa.Table) -> Any:
         if name in _CODED:
             return self._coded(name, values.fill_null(""))
+        if name in _DIGESTS:
+            return Digests(values.fill_null(""))
         if name == "labels":
             return self._coded(name, values.flatten()), values.value_lengths().to_numpy()
         if name == "crop":
@@ -456,6 +462,9 @@ class _Blocks:
                 ends = np.cumsum(np.concatenate([block[1] for block in blocks]), dtype=np.int64)
                 lists = CodedLists(np.concatenate([block[0] for block in blocks]), ends, list(self._codes[name]))
                 columns[name] = lists if order is None else lists.take(order)
+            elif name in _DIGESTS:
+                digests = Digests.joined(blocks)
+                columns[name] = digests if order is None else digests.ordered(order)
             elif name in _CODED:
                 columns[name] = Coded(_ordered(np.concatenate(blocks), order), list(self._codes[name]))
             elif isinstance(blocks[0], np.ndarray):

@@ -325,8 +325,9 @@ def _with_sample_digests(rows: Rows) -> Rows:
     corners = [pa.array(corner).cast(pa.string()) for corner in rows["crop"].T]
     crop = pc.binary_join_element_wise(*corners, ",")
     digests = {
-        name: pc.if_else(is_face, pc.binary_join_element_wise(rows[name], crop, "#"), rows[name])
+        name: pc.if_else(is_face, pc.binary_join_element_wise(texts, crop, "#"), texts)
         for name in ("sha256", "pixels_blake3")
+        for texts in [rows[name][:]]
     }
     return {**rows, **digests}
 

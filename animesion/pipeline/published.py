@@ -25,6 +25,7 @@ from animesion.dataset.dataset import Dataset
 from animesion.dedup import candidates, extraction, search
 from animesion.dedup.clusters import Rows, hashes_of
 from animesion.dedup.compare import Place
+from animesion.dedup.digests import Digests
 from animesion.dedup.hashes import ImageHashes, are_valid
 from animesion.errors import UsageError
 from animesion.images import codec
@@ -439,7 +440,7 @@ def twins(
 
 
 def _equal(
-    values: pa.Array, chosen: npt.NDArray[np.int64], theirs: pa.Array
+    values: pa.Array | Digests, chosen: npt.NDArray[np.int64], theirs: pa.Array
 ) -> tuple[npt.NDArray[np.bool_], dict[str, list[int]]]:
     """Which of the chosen texts are among theirs, shape of `chosen`, and the positions there of each that is."""
     wanted = values.take(pa.array(chosen))
@@ -453,10 +454,12 @@ def _equal(
     return is_there.to_numpy(zero_copy_only=False), positions
 
 
-def _among(values: pa.Array, chosen: npt.NDArray[np.int64], wanted: Iterable[str]) -> npt.NDArray[np.bool_]:
+def _among(values: pa.Array | Digests, chosen: npt.NDArray[np.int64], wanted: Iterable[str]) -> npt.NDArray[np.bool_]:
     """Which of the chosen texts are among the wanted ones, shape of `chosen`."""
     texts = pa.array(list(wanted), values.type)
-    found: npt.NDArray[np.bool_] = pc.is_in(values, value_set=texts).to_numpy(zero_copy_only=False)[chosen]
+    found: npt.NDArray[np.bool_] = pc.is_in(values.take(pa.array(chosen)), value_set=texts).to_numpy(
+        zero_copy_only=False
+    )
     return found
 
 
