@@ -15,6 +15,7 @@ from pathlib import PurePosixPath
 
 from animesion.dataset import box_files, sidecars, text_tables
 from animesion.dataset.box_files import Contents
+from animesion.dataset.path_parts import parts_of, suffix_of
 from animesion.errors import UsageError
 from animesion.splits import SPLIT_NAMES
 
@@ -113,7 +114,7 @@ def understand(
     """
     images = [path for path in paths if is_image(path)]
     # files without a suffix are images where nothing else is, and a LICENSE otherwise
-    images = images or [path for path in paths if not PurePosixPath(path).suffix]
+    images = images or [path for path in paths if not suffix_of(path)]
     if not images:
         raise UsageError(f"{where} holds no image files: an image ends in .jpg, .png, .webp or the like")
     side = sidecars.of_images(images, [*paths, *hidden])
@@ -131,7 +132,7 @@ def understand(
 
 def is_image(path: str) -> bool:
     """Whether a file is an image by the suffix of its name."""
-    return PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES
+    return suffix_of(path).lower() in IMAGE_SUFFIXES
 
 
 # -- by folder -------------------------------------------------------------------------------------------------------
@@ -171,8 +172,8 @@ def _folders(
 ) -> Layout:
     root = _common_root(images, where)
     known = set(images)
-    depth = len(PurePosixPath(root).parts) if root else 0
-    inside = {path: PurePosixPath(path).parts[depth:] for path in paths if _is_below(path, root)}
+    depth = len(parts_of(root)) if root else 0
+    inside = {path: parts_of(path)[depth:] for path in paths if _is_below(path, root)}
     folders = [inside[path][:-1] for path in images if path in inside]
     tops = Counter(parts[0] for parts in folders if parts)
     if not tops:
@@ -272,7 +273,7 @@ def _common_root(images: Sequence[str], where: str) -> str:
         UsageError: one folder holds both images and several folders of images.
     """
     root: list[str] = []
-    parts = [PurePosixPath(path).parts for path in images]
+    parts = [parts_of(path) for path in images]
     while True:
         depth = len(root)
         parts = [each for each in parts if len(each) > depth + 1]  # those in a folder at this level
@@ -321,7 +322,7 @@ def _flat(
 
 
 def _by_level(paths: Sequence[str], side: Mapping[str, str], level: int, where: str) -> Layout:
-    folders = {path: PurePosixPath(path).parts[:-1] for path in paths if path not in side}
+    folders = {path: parts_of(path)[:-1] for path in paths if path not in side}
     index = level - 1 if level > 0 else level
     labels = {path: parts[index] for path, parts in folders.items() if -len(parts) <= index < len(parts)}
     if not labels:

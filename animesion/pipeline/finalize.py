@@ -16,6 +16,7 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import PIL
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -146,8 +147,7 @@ def describe(
     write("_info.json", _json(_timm_info(facts)))
     write("data/sizes.json", _json({s["path"].removeprefix("data/"): s["samples"] for s in _shards(facts)}))
     counts = np.array([sum(counts.values()) for counts in facts["class_counts"]], dtype=np.int64)
-    for path in plots.write_plots(workspace.path("plots"), counts, facts["name"]):
-        outputs[f"plots/{path.name}"] = sha256_file(path)
+    outputs |= _plots(workspace, counts, facts["name"], keep=executor is not None)
     rows = _grid(index, curated)
     if rows:
         outputs["plots/samples.jpg"] = write_atomic(
@@ -189,14 +189,34 @@ def _tags(workspace: Workspace, summary: dict[str, Any], index: pa.Table) -> tup
     return describe_tags(found, table, summary), outputs
 
 
+def _plots(workspace: Workspace, counts: npt.NDArray[np.int64], title: str, *, keep: bool) -> dict[str, str]:
+    """Draw the plots, unless those of an earlier build show the same; returns their digests by path.
+
+    Args:
+        workspace: the folder.
+        counts: images of each class.
+        title: of the plots.
+        keep: whether a later build of the folder may use them.
+    """
+    code, digest = f"plots-1/matplotlib-{version('matplotlib')}", params_digest([title, counts.tolist()])
+    receipt = workspace.done("plots", code, digest, {})
+    if receipt:
+        return {name: known["sha256"] for name, known in receipt.outputs.items()}
+    written = plots.write_plots(workspace.path("plots"), counts, title)
+    outputs = {f"plots/{path.name}": sha256_file(path) for path in written}
+    if keep:
+        workspace.commit("plots", code, digest, {}, outputs)
+    return outputs
+
+
 def _report(workspace: Workspace, index: pa.Table, executor: Executor | None) -> str:
-    ready = thumbnails.known(workspace, index) if executor else {}
-    images = Images(Dataset(workspace.root), ready)
+    ready, drawn = thumbnails.known(workspace, index) if executor else ({}, {})
+    images = Images(Dataset(workspace.root), ready, drawn if executor else None)
     if executor:
         thumbnails.make(workspace, index, images, ready, executor)
     found = shown.of_dataset(images.dataset, images=images)
     if executor:
-        thumbnails.keep(workspace, index, ready, {base64.b64decode(content) for content in found["images"]})
+        thumbnails.keep(workspace, index, ready, drawn, {base64.b64decode(content) for content in found["images"]})
     return page.render(found)
 
 

@@ -22,6 +22,10 @@ SHOWN = ("key", "label", "class_id", "split", "group", "crop", "width", "height"
 SHOWN += ("page_url", "file_url", "licence", "author", "rating", "md5")  # type: ignore[assignment]
 
 
+#: One for all samples: `json.dumps` makes one for each.
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
 def sample_fields(
     row: Mapping[str, Any], content: bytes, recipe: Recipe, members: Members | None = None
 ) -> dict[str, bytes]:
@@ -54,7 +58,7 @@ def sample_fields(
         "box": row["crop"],
         "group": row["group"],
     }
-    text = json.dumps(provenance, ensure_ascii=False, separators=(",", ":"))
+    text = _JSON.encode(provenance)
     if members is not None:
         text = f"{text[:-1]}{members.text(row['tags'])}}}"
     fields = {recipe.pack.format: content, "cls": str(row["class_id"]).encode(), "json": text.encode()}

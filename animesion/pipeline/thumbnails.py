@@ -1,5 +1,7 @@
 """Thumbnails of the report: those of class samples are made by workers, and all are kept by the digest of the image.
 
+Thumbnails of dropped images and strips of pairs are kept by the digests of the originals and by how they are drawn.
+
 The report chooses what it shows (`animesion.report.facts`). Workers make the first images of each class in the order in
 which it asks for them, until its budget is spent; what is missing then is made when the report is written.
 """
@@ -25,8 +27,9 @@ from animesion.storage.workspace import Workspace
 #: Where they are kept, relative to the output folder.
 NAME = "pack/thumbnails.parquet"
 
+#: The digest of a packed image and a side, or the `drawn_id` of something else and 0.
 _SCHEMA = pa.schema([("sha256", pa.string()), ("side", pa.int32()), ("webp", pa.binary())])
-_UNIT, _CODE = "thumbnails", f"thumbnails-1/pillow-{PIL.__version__}"
+_UNIT, _CODE = "thumbnails", f"thumbnails-2/pillow-{PIL.__version__}"
 
 #: Images of a job, and images of the jobs that run before their bytes are counted.
 _JOB, _ROUND = 64, 1024
@@ -67,23 +70,25 @@ class ThumbnailJob:
         return found
 
 
-def known(workspace: Workspace, index: pa.Table) -> Thumbnails:
-    """The thumbnails of the last build whose images are the same.
+def known(workspace: Workspace, index: pa.Table) -> tuple[Thumbnails, dict[str, bytes]]:
+    """The thumbnails of the last build whose images are the same, and what else it drew, by `drawn_id`.
 
     Args:
         workspace: the output folder.
         index: table of schema `INDEX`.
     """
     if workspace.done(_UNIT, _CODE, "", {}) is None:
-        return {}
+        return {}, {}
     try:
         table = parquet.read(workspace.path(NAME), _SCHEMA)
     except parquet.DamagedTableError:
-        return {}
+        return {}, {}
+    columns = [table[name].to_pylist() for name in ("sha256", "side", "webp")]
+    drawn = {name: content for name, side, content in zip(*columns, strict=True) if name and side == 0 and content}
     rows = pc.index_in(table["sha256"], value_set=index["sha256"].combine_chunks())
     keys = index["key"].take(rows).to_pylist()
-    values = zip(keys, table["side"].to_pylist(), table["webp"].to_pylist(), strict=True)
-    return {(key, side): content for key, side, content in values if key and side and content}
+    values = zip(keys, *columns[1:], strict=True)
+    return {(key, side): content for key, side, content in values if key and side and content}, drawn
 
 
 def make(workspace: Workspace, index: pa.Table, images: Images, ready: Thumbnails, executor: Executor) -> None:
@@ -124,21 +129,29 @@ def _in_turn(of_class: Members) -> Iterator[int]:
                 yield int(members[turn])
 
 
-def keep(workspace: Workspace, index: pa.Table, ready: Mapping[tuple[str, int], bytes], shown: set[bytes]) -> None:
+def keep(
+    workspace: Workspace,
+    index: pa.Table,
+    ready: Mapping[tuple[str, int], bytes],
+    drawn: Mapping[str, bytes],
+    shown: set[bytes],
+) -> None:
     """Store the thumbnails that the report shows.
 
     Args:
         workspace: the output folder.
         index: table of schema `INDEX`.
         ready: the thumbnails of kept images.
+        drawn: what else the report may show, by `drawn_id`.
         shown: the thumbnails in the report.
     """
     chosen = sorted(place for place, content in ready.items() if content in shown)
     rows = pc.index_in(pa.array([key for key, _ in chosen], pa.string()), value_set=index["key"].combine_chunks())
+    others = sorted(name for name, content in drawn.items() if content in shown)
     columns: list[Any] = [
-        index["sha256"].take(rows),
-        pa.array([side for _, side in chosen], pa.int32()),
-        pa.array([ready[place] for place in chosen], pa.binary()),
+        pa.array([*index["sha256"].take(rows).to_pylist(), *others], pa.string()),
+        pa.array([*(side for _, side in chosen), *(0 for _ in others)], pa.int32()),
+        pa.array([*(ready[place] for place in chosen), *(drawn[name] for name in others)], pa.binary()),
     ]
     outputs = {NAME: parquet.write(workspace.path(NAME), pa.table(columns, schema=_SCHEMA))}
     workspace.commit(_UNIT, _CODE, "", {}, outputs)

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import io
 import os
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -113,11 +113,18 @@ class Images:
     Args:
         dataset: the build. Dropped images need its `raw/`.
         ready: thumbnails of kept images that were made before, by key and side; those that are made here are added.
+        drawn: thumbnails of dropped images and strips of pairs that were made before, by `drawn_id`; likewise.
     """
 
-    def __init__(self, dataset: Dataset, ready: MutableMapping[tuple[str, int], bytes] | None = None) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        ready: MutableMapping[tuple[str, int], bytes] | None = None,
+        drawn: MutableMapping[str, bytes] | None = None,
+    ) -> None:
         self.dataset = dataset
         self._ready = ready
+        self._drawn = drawn
 
     @functools.cached_property
     def rows(self) -> Rows:
@@ -150,11 +157,27 @@ class Images:
             row: an element of `rows`.
             side: longest side in pixels; a smaller image keeps its size.
         """
-        made = self._ready.get((row["key"], side)) if row["kept"] and self._ready is not None else None
+        if not row["kept"]:
+            whole = row["reason"] in FACE_REASONS
+            return self.once(drawn_id([row], whole, side), lambda: self._encoded(row, side))
+        made = self._ready.get((row["key"], side)) if self._ready is not None else None
         if made is None and (found := self.image(row)) is not None:
             made = encoded(found, side)
-            if row["kept"] and self._ready is not None:
+            if self._ready is not None:
                 self._ready[row["key"], side] = made
+        return made
+
+    def _encoded(self, row: Mapping[str, Any], side: int) -> bytes | None:
+        found = self.image(row)
+        return None if found is None else encoded(found, side)
+
+    def once(self, name: str, draw: Callable[[], bytes | None]) -> bytes | None:
+        """What was drawn before under a name, or else what is drawn now; None if that cannot be drawn."""
+        if self._drawn is None:
+            return draw()
+        made = self._drawn.get(name) or draw()
+        if made is not None:
+            self._drawn[name] = made
         return made
 
     def image(self, row: Mapping[str, Any]) -> Image.Image | None:
@@ -241,6 +264,12 @@ class Album:
         self._known[content] = len(self.images)
         self.images.append(base64.b64encode(content).decode("ascii"))
         return self._known[content]
+
+
+def drawn_id(rows: Sequence[Mapping[str, Any]], *how: object) -> str:
+    """What a drawing from originals is known by: their bytes, the parts that are samples, and how they are drawn."""
+    samples = [(row["sha256"], list(row["crop"]), row["kept"]) for row in rows]
+    return hashlib.sha256(repr((samples, how)).encode()).hexdigest()
 
 
 def encoded(image: Image.Image, side: int) -> bytes:

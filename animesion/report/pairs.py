@@ -20,6 +20,7 @@ from animesion.dataset.dataset import Dataset
 from animesion.dedup import search
 from animesion.errors import UsageError
 from animesion.images import codec
+from animesion.report.images import drawn_id
 from animesion.schemas import PAIRS, DropReason
 from animesion.storage import parquet
 
@@ -163,9 +164,14 @@ class Pairs:
             pair: the pair.
             side: longest side of each of the three, in pixels.
         """
+        rows = [self.images.rows[i] for i in (pair.first, pair.second)]
+        name = drawn_id(rows, pair.whole, pair.mirrored, list(pair.transform), side)
+        return self.images.once(name, lambda: self._strip(pair, rows, side))
+
+    def _strip(self, pair: Pair, rows: Sequence[Mapping[str, Any]], side: int) -> bytes | None:
         from animesion.dedup import residual
 
-        both = [self._image(self.images.rows[i], whole=pair.whole) for i in (pair.first, pair.second)]
+        both = [self._image(row, whole=pair.whole) for row in rows]
         if both[0] is None or both[1] is None:
             return None
         first, second = (residual.reduced(each, _REDUCED) for each in both if each is not None)

@@ -12,13 +12,13 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import PurePosixPath
 from typing import ClassVar
 
 from pydantic import Field, field_validator
 
 from animesion.config.settings import Section
 from animesion.dataset import layouts
+from animesion.dataset.path_parts import stem_of
 from animesion.errors import UsageError
 from animesion.schemas import DropReason, Item, Payload
 from animesion.sources import clean_text, families, file_key, stamps
@@ -116,7 +116,7 @@ class FolderSource:
         readings = [layout.readings.get(entry.name, unread) for entry in counted]
         labels = [tuple(clean_text(label) for label in reading.labels) for reading in readings]
         known = families.tokens(
-            [PurePosixPath(entry.name).stem for entry in counted],
+            [stem_of(entry.name) for entry in counted],
             [each[0] if each else "" for each in labels],
             self.options.family,
         )
@@ -127,7 +127,7 @@ class FolderSource:
             group = (f"group:{clean_text(reading.group)}",) if reading.group else ()
             fields = {name: clean_text(value, 2000) for name, value in reading.fields.items()}
             yield Item(
-                key=file_key("folder", raw, PurePosixPath(entry.name).stem),
+                key=file_key("folder", raw, stem_of(entry.name)),
                 source="folder",
                 source_id=clean_text(entry.name.removeprefix(prefix), 1000),
                 locator=json.dumps(entry.locator),

@@ -6,13 +6,14 @@ import contextlib
 import json
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field
 
 from animesion.config.settings import Section
 from animesion.dataset import label_files, text_tables
+from animesion.dataset.path_parts import stem_of
 from animesion.errors import UsageError
 from animesion.schemas import Box, Item, Payload
 from animesion.sources import clean_text, faces, families, file_key, stamps
@@ -68,7 +69,7 @@ class LabelsSource:
             labels = label_files.read_labels(path, self.options.encoding)
             self._note_encoding(path)
             rows += [(split, *row) for row in zip(labels.class_ids.tolist(), labels.paths, strict=True)]
-        stems = [PurePosixPath(name.replace("\\", "/")).stem for _, _, name in rows]
+        stems = [stem_of(name.replace("\\", "/")) for _, _, name in rows]
         known = families.tokens(stems, [str(class_id) for _, class_id, _ in rows], self.options.family)
         for order, (split, class_id, name) in enumerate(rows):
             seen[name] = seen.get(name, 0) + 1
@@ -150,7 +151,7 @@ class LabelsSource:
         family: tuple[str, ...],
     ) -> Item:
         post = danbooru_id(name)
-        key = f"danbooru-{post}" if post else file_key("labels", name.encode(), PurePosixPath(name).stem)
+        key = f"danbooru-{post}" if post else file_key("labels", name.encode(), stem_of(name))
         found, failure = root.locate(name)
         whole = (Box(0.0, 0.0, 1.0, 1.0, 1.0),)
         return Item(

@@ -135,6 +135,7 @@ _STAGES: dict[str, tuple[type[_Checked], str]] = {
     "shards": (_ShardFacts, r"data/\1\.tar "),
     "index": (_IndexFacts, r"index\.parquet pack/encoded\.parquet "),
     "thumbnails": (_Checked, r"pack/thumbnails\.parquet "),
+    "plots": (_Checked, r"plots/lorenz\.png plots/rank-frequency\.png "),
     "finalize": (_Checked, r"(?:\S+ )*dataset\.json (?:\S+ )*"),
     "sent": (_SentFacts, ""),
     "copies": (_Checked, r"\1 "),

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import animesion
 from animesion import executors
@@ -20,7 +21,9 @@ from animesion.executors.base import Answer, Executor, Job, run_job
 from animesion.images import codec
 from animesion.pipeline import runner
 from animesion.report import images as thumbnails
+from animesion.report import pairs
 from animesion.sources import stamps
+from animesion.stats import plots
 from animesion.verification import checks
 from tests.conftest import draw
 
@@ -103,6 +106,30 @@ def test_another_split_encodes_nothing_and_has_the_bytes_of_a_new_build(
     build(images, tmp_path / "new", "split.seed=3", "pack.caption=a drawing of {name}")
     assert outputs(tmp_path / "out") == outputs(tmp_path / "new")
     assert {path.name for path in (tmp_path / "out" / "pack").iterdir()} == {"encoded.parquet", "thumbnails.parquet"}
+
+
+def test_another_split_draws_no_plot_no_pair_and_no_dropped_image_again(
+    images: Path, tmp_path: Path, encodes: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = next(images.rglob("2.jpg"))
+    with Image.open(path) as image:
+        image.resize((image.width * 3 // 4, image.height * 3 // 4)).save(path.with_name("copy.jpg"), quality=70)
+    drawn = [
+        Calls(monkeypatch, pairs.Pairs, "_strip"),
+        Calls(monkeypatch, thumbnails.Images, "_dropped"),
+        Calls(monkeypatch, plots, "long_tail_figure"),
+    ]
+    assert build(images, tmp_path / "out").dropped == {"near duplicate": 1}
+    assert all(calls.count for calls in drawn)
+    for calls in drawn:
+        calls.count = 0
+    build(images, tmp_path / "out", "split.seed=3")
+    assert [calls.count for calls in drawn] == [0, 0, 0]
+    build(images, tmp_path / "new", "split.seed=3")
+    assert outputs(tmp_path / "out") == outputs(tmp_path / "new")
+    (tmp_path / "out" / "plots" / "lorenz.png").unlink()
+    build(images, tmp_path / "out", "split.seed=3")
+    assert outputs(tmp_path / "out") == outputs(tmp_path / "new")
 
 
 def test_a_build_that_is_stopped_between_its_shards_goes_on_from_the_old_ones(

@@ -6,7 +6,7 @@ import io
 import json
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -344,9 +344,14 @@ def test_a_stamp_tells_whether_files_or_their_description_have_changed(tmp_path:
 def test_an_unchanged_source_is_not_listed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "set" / "train.parquet", ["a", "b"])
     recipe = animesion.load_recipe("folder", ["source.kind=parquet", f"source.path={tmp_path / 'set'}", "name=rows"])
-    calls = []
+    calls: list[ParquetSource] = []
     items = ParquetSource.items
-    monkeypatch.setattr(ParquetSource, "items", lambda source: calls.append(1) or items(source))
+
+    def counted(source: ParquetSource) -> Iterator[Item]:
+        calls.append(source)
+        return items(source)
+
+    monkeypatch.setattr(ParquetSource, "items", counted)
     for listed_times, rows in ((1, 2), (1, 2), (2, 3)):
         if rows == 3:
             write(tmp_path / "set" / "test.parquet", ["a"])
