@@ -10,16 +10,15 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import jinja2
-import yaml
-
 from animesion.cards import hub, statements
 from animesion.config.card import given
 from animesion.config.recipe import Recipe
 from animesion.errors import UsageError
 from animesion.schemas import MEANINGS, TAG_MEANINGS
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # a build that has nothing to do renders no card
+    import jinja2
+
     from animesion.verification.diff import Difference
 
 _SHARDS_SHOWN = 20
@@ -45,6 +44,8 @@ def dataset_card(
     Returns:
         Markdown with a YAML header.
     """
+    import yaml
+
     shards = [shard for split in facts["splits"].values() for shard in split["shards"]]
     return (
         environment()
@@ -75,6 +76,8 @@ def dataset_card(
 @functools.cache  # so that a template is compiled once
 def environment() -> jinja2.Environment:
     """The Jinja environment of this package's templates; untrusted values go through its filter `md`."""
+    import jinja2
+
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("animesion.cards", "."),
         undefined=jinja2.StrictUndefined,

@@ -40,7 +40,7 @@ class Labels(Protocol):
 
 _LOSSLESS = ("png", "bmp", "tif")
 
-#: Verdicts, the closest first; `animesion.dedup.residual.Verdict` has their meanings, and loads OpenCV.
+#: Verdicts, the closest first; `animesion.dedup.verdict.Verdict` has their meanings.
 _ORDER = ("copy", "copy with overlay", "part", "alternate")
 
 

@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from animesion.dedup import geometry, residual
+from animesion.dedup import geometry
 from animesion.dedup.candidates import Candidates
-from animesion.dedup.residual import Verdict
+from animesion.dedup.verdict import Verdict
 from animesion.errors import UsageError
 from animesion.images import codec, local_features
 from animesion.images.local_features import Points
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # `residual` loads OpenCV, which takes longer than a build that compares nothing
     from collections.abc import Callable
 
+    from animesion.dedup import residual
     from animesion.executors import Executor
 
 #: Pairs per job: about a second of work.
@@ -194,6 +195,8 @@ class _Loaded:
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
+        from animesion.dedup import residual
+
         place = self._places[row]
         image = decoded(place, self._limits)
         if place.crop is not None and not whole:
@@ -216,6 +219,8 @@ class _Loaded:
 
 def _judge(pair: Pair, loaded: _Loaded) -> Found | None:
     """The verdict on a pair; None if the images are different."""
+    from animesion.dedup import residual
+
     first, second = pair.first, pair.second
     (points, size), (others, other_size) = loaded.points(first), loaded.points(second)
     match = geometry.match(points, others, (size, other_size))

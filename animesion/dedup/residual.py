@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Self
 
 import cv2
 import numpy as np
@@ -19,6 +17,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from animesion.dedup.geometry import Match
+from animesion.dedup.verdict import Verdict
 
 #: Images are compared at the area of a square of this side; the longer side is at most the second number.
 _SIDE, _LONGEST = 128, 256
@@ -66,32 +65,6 @@ _FROM_CENTRE = np.array([[1.0, 0.0, -0.5], [0.0, 1.0, -0.5], [0.0, 0.0, 1.0]])
 
 Pixels = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
-
-
-class Verdict(StrEnum):
-    """What two images are to each other, the closest first.
-
-    Attributes:
-        rank: 0 for the closest.
-        meaning: one line for documentation.
-    """
-
-    rank: int
-    meaning: str
-
-    def __new__(cls, text: str, rank: int, meaning: str) -> Self:
-        """Make a member that is the string `text`."""
-        member = str.__new__(cls, text)
-        member._value_ = text
-        member.rank = rank
-        member.meaning = meaning
-        return member
-
-    COPY = "copy", 0, "the same drawing, whatever was done to its size, tone, frame or encoding"
-    OVERLAY = "copy with overlay", 1, "the same drawing, and one has a sticker, bubble, bar or watermark on it"
-    PART = "part", 2, "parts of one image that overlap, such as two faces side by side"
-    ALTERNATE = "alternate", 3, "a variant of the drawing: other expression, colours, clothes; or of one template"
-    DIFFERENT = "different", 4, "two drawings"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from animesion.dedup.candidates import Candidates
 from animesion.dedup.compare import Found
-from animesion.dedup.residual import Verdict
+from animesion.dedup.verdict import Verdict
 from animesion.schemas import COMPARED, PAIRS
 from animesion.storage import parquet
 from animesion.storage.parquet import DamagedTableError

@@ -12,10 +12,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jinja2
-from markupsafe import Markup
+if TYPE_CHECKING:  # a build that has nothing to do renders no page
+    import jinja2
 
 _VENDORED = ("preact.min.js", "preact-hooks.min.js", "htm.min.js", "uplot.min.js")
 _OURS = ("core.js", "plots.js", "dataset.js", "pairs.js", "boxes.js", "run.js", "explain.js", "main.js")
@@ -31,6 +31,8 @@ def render(data: Mapping[str, Any], *, live: bool = False) -> str:
         data: JSON-ready data of `animesion.report.facts`, `animesion.report.runs` or `animesion explain`.
         live: whether `animesion browse` serves the page, which may then send requests to it.
     """
+    from markupsafe import Markup
+
     scripts = [*(_asset(name) for name in _VENDORED), _own()]
     return _template().render(
         title=f"{data['name']}: report",
@@ -77,6 +79,8 @@ def _asset(name: str) -> str:
 
 @functools.cache
 def _template() -> jinja2.Template:
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("animesion.report", "assets"), undefined=jinja2.StrictUndefined, autoescape=True
     )

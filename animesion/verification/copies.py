@@ -9,7 +9,7 @@ import numpy as np
 from animesion.config.recipe import DuplicatesSection
 from animesion.dedup import candidates, compare, geometry
 from animesion.dedup.compare import Found, Place
-from animesion.dedup.residual import Verdict
+from animesion.dedup.verdict import Verdict
 from animesion.images import codec, local_features
 from animesion.images.windows import COUNT
 

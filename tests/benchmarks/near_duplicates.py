@@ -38,7 +38,7 @@ from PIL import Image
 from animesion.config.recipe import HASHES, DuplicatesSection, EmbeddingSection
 from animesion.dedup import candidates, geometry, residual, search
 from animesion.dedup.hashes import ImageHashes
-from animesion.dedup.residual import Verdict
+from animesion.dedup.verdict import Verdict
 from animesion.errors import UsageError
 from animesion.images import features, hashing, local_features, other_hashes, windows
 

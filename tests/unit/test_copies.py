@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
 from animesion.config.recipe import DuplicatesSection
 from animesion.dedup import candidates, geometry, residual
 from animesion.dedup.compare import CompareJob, Pair, Place
-from animesion.dedup.residual import Comparison, Verdict
+from animesion.dedup.residual import Comparison
+from animesion.dedup.verdict import Verdict
 from animesion.images import codec, features, local_features
 
 Change = Callable[[Image.Image], Image.Image]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from animesion.dedup.candidates import Candidates
 from animesion.dedup.compare import Found
-from animesion.dedup.residual import Verdict
+from animesion.dedup.verdict import Verdict
 from animesion.pipeline import verdicts
 from animesion.storage import parquet
 from animesion.storage.workspace import Workspace
