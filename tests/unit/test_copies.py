@@ -249,3 +249,16 @@ def test_images_are_laid_over_one_another_at_any_size_by_the_transform_that_was_
     assert misses[0] < 0.5 * misses[1]
     exact = residual.laid(first, second, outcome.transform, mirrored=True)
     assert residual.beyond_noise(exact).max() == pytest.approx(outcome.residual, abs=0.5)
+
+
+def test_point_sets_tell_images_without_points_from_those_whose_points_are_unknown() -> None:
+    known = [local_features.extract(scene(seed)) for seed in range(2)]
+    contents = [known[0].tobytes(), None, b"", known[1].tobytes()]
+    lengths = np.array([len(known[0]), 0, 0, len(known[1])], dtype=np.int64)
+    sets = local_features.PointSets.empty(lengths, np.array([content is not None for content in contents]))
+    sets.set([3, 1], [contents[3], contents[1]])  # parts come in any order
+    sets.set([0, 2], [contents[0], contents[2]])
+    assert [None if (found := sets[i]) is None else found.tobytes() for i in range(4)] == contents
+    together = local_features.PointSets.of(known)
+    assert together.points.tobytes() == sets.points.tobytes()
+    assert len(together) == 2
