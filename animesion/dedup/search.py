@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -438,7 +438,7 @@ def _matched_difference(
     return difference
 
 
-def equal_pairs(values: pa.Array | Digests, chosen: Pairs | None = None) -> Pairs:
+def equal_pairs(values: pa.Array | pa.ChunkedArray | Digests, chosen: Pairs | None = None) -> Pairs:
     """Pairs of rows that link equal non-empty texts in a chain.
 
     A chain of n - 1 pairs connects n equal texts, where all pairs would be quadratic. Exact; memory is 40 bytes per
@@ -454,8 +454,9 @@ def equal_pairs(values: pa.Array | Digests, chosen: Pairs | None = None) -> Pair
     if isinstance(values, Digests):
         sums, filled = values.sums(), values.filled()
     else:
-        sums = _sums(values)
-        filled = pc.greater(pc.binary_length(values), 0).fill_null(False).to_numpy(zero_copy_only=False)
+        chunks = values.chunks if isinstance(values, pa.ChunkedArray) else [values]
+        sums = np.concatenate([np.empty(0, dtype=np.uint64), *map(_sums, chunks)])
+        filled = np.concatenate([np.empty(0, dtype=np.bool_), *map(_filled, chunks)])
     rows = np.flatnonzero(filled)
     if chosen is not None:
         rows = np.intersect1d(rows, chosen, assume_unique=True)
@@ -464,11 +465,19 @@ def equal_pairs(values: pa.Array | Digests, chosen: Pairs | None = None) -> Pair
     ordered = sums[rows[by_sum]]
     same = np.flatnonzero(ordered[1:] == ordered[:-1])
     rows = rows[np.unique(by_sum[np.concatenate([same, same + 1])])]
-    codes = values.take(pa.array(rows)).dictionary_encode().indices.to_numpy()
+    taken = values.take(pa.array(rows))
+    taken = taken.combine_chunks() if isinstance(taken, pa.ChunkedArray) else taken
+    codes = taken.dictionary_encode().indices.to_numpy()
     by_code = np.argsort(codes, kind="stable")
     linked = codes[by_code[1:]] == codes[by_code[:-1]]
     pairs: Pairs = np.stack([rows[by_code[:-1][linked]], rows[by_code[1:][linked]]], axis=1).astype(np.int64)
     return pairs
+
+
+def _filled(values: pa.Array) -> npt.NDArray[np.bool_]:
+    """Which texts are not empty, shape (n,)."""
+    found = pc.greater(pc.binary_length(values), 0).fill_null(False).to_numpy(zero_copy_only=False)
+    return cast("npt.NDArray[np.bool_]", found)
 
 
 def _sums(values: pa.Array) -> HashArray:

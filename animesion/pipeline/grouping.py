@@ -80,7 +80,7 @@ def family_pairs(rows: Rows, tokens: Sequence[Tokens], reason: Coded) -> search.
         shared = ~reason.has(DropReason.REMOVED)[owner]
         texts.append(values.filter(pa.array(shared)))
         owners.append(owner[shared])
-    pairs = search.equal_pairs(pa.concat_arrays(texts))
+    pairs = search.equal_pairs(pa.chunked_array(texts, kind))
     found: search.Pairs = np.concatenate(owners)[pairs]
     return found
 

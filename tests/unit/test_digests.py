@@ -41,3 +41,9 @@ def test_digests_are_the_texts_that_they_were_made_of(data: st.DataObject) -> No
 def test_a_digest_takes_33_bytes() -> None:
     column = Digests(pa.array(HEX * 1000))
     assert column.nbytes == 33 * 4000
+
+
+def test_texts_in_chunks_have_the_pairs_of_one_array() -> None:
+    chunks = [pa.array([*HEX[:3], ""]), pa.array([], pa.string()), pa.array(["", HEX[1], HEX[3], HEX[1]])]
+    pairs = search.equal_pairs(pa.chunked_array(chunks))
+    assert pairs.tolist() == search.equal_pairs(pa.concat_arrays(chunks)).tolist() == [[1, 5], [5, 7]]
