@@ -124,9 +124,8 @@ class DumpSource:
     def stamp(self) -> str:
         """A digest of the names, sizes and times of the metadata, of the tables and of all images."""
         options = self.options
-        return stamps.of(
-            [options.images], [file for file in (options.metadata, options.faces, options.tag_ids) if file]
-        )
+        tables = (options.metadata, options.faces, options.tag_ids, options.aliases, options.implications)
+        return stamps.of([options.images], [file for file in tables if file])
 
     def _metadata_files(self) -> list[Path]:
         path = Path(self.options.metadata).expanduser()

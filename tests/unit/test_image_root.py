@@ -61,13 +61,19 @@ def test_categories_of_tags_are_numbers_as_text_or_whole_numbers(tmp_path: Path)
 
 
 def test_the_stamp_of_a_dump_covers_metadata_tables_and_images(tmp_path: Path) -> None:
-    for name in ("meta/0.json", "faces.tsv", "tags.tsv", "images/0001/1.jpg"):
+    for name in ("meta/0.json", "faces.tsv", "tags.tsv", "aliases.csv", "images/0001/1.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("{}")
-    places = {"metadata": "meta", "faces": "faces.tsv", "tag_ids": "tags.tsv", "images": "images"}
+    places = {
+        "metadata": "meta",
+        "faces": "faces.tsv",
+        "tag_ids": "tags.tsv",
+        "aliases": "aliases.csv",
+        "images": "images",
+    }
     source = DumpSource(DumpOptions(**{name: str(tmp_path / path) for name, path in places.items()}))
     seen = [source.stamp()]
-    for name in ("meta/1.json", "meta/0.json", "faces.tsv", "tags.tsv", "images/0001/1.jpg", "images/0001/2.jpg"):
+    for name in ("meta/1.json", "meta/0.json", "faces.tsv", "tags.tsv", "aliases.csv", "images/0001/2.jpg"):
         assert source.stamp() == seen[-1]
         (tmp_path / name).write_text("{ }")
         seen.append(source.stamp())
