@@ -92,4 +92,6 @@ def test_an_image_without_a_face_is_a_problem_and_the_others_are_named(weights: 
 def test_an_unknown_detector_is_one_sentence(weights: Path, tmp_path: Path) -> None:
     given = ["predict", "--checkpoint", str(weights), str(drawn(tmp_path / "a.png")), "--detector", "lpb"]
     result = CliRunner().invoke(cli, given)
-    assert "there is no detector 'lpb'; did you mean 'lbp'?; installed are anime, auto, boxes, center, " in str(result.exception)
+    assert "there is no detector 'lpb'; did you mean 'lbp'?; installed are anime, auto, boxes, center, " in str(
+        result.exception
+    )
