@@ -71,7 +71,8 @@ def test_the_stamp_of_a_dump_covers_metadata_tables_and_images(tmp_path: Path) -
         "aliases": "aliases.csv",
         "images": "images",
     }
-    source = DumpSource(DumpOptions(**{name: str(tmp_path / path) for name, path in places.items()}))
+    options = DumpOptions.model_validate({name: str(tmp_path / path) for name, path in places.items()})
+    source = DumpSource(options)
     seen = [source.stamp()]
     for name in ("meta/1.json", "meta/0.json", "faces.tsv", "tags.tsv", "aliases.csv", "images/0001/2.jpg"):
         assert source.stamp() == seen[-1]

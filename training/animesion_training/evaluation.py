@@ -30,7 +30,7 @@ from animesion_training.weights import WeightsCard, load_model
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from animesion_training.eval.evaluate import Scores
+    from animesion_training.eval.scores import Scores
 
 #: The task of a network's own outputs, which are classes or tags.
 OUTPUTS = "classification"
@@ -158,6 +158,12 @@ class _Job:
     device: str
 
     @property
+    def size(self) -> int:
+        """Side of the network's input; its caller has refused other shapes."""
+        assert isinstance(self.card.img_size, int)
+        return self.card.img_size
+
+    @property
     def normalise(self) -> Augment:
         """Normalises images as the network was trained with them."""
         return Augment.plain(evaluate.as_rgb(self.card.mean), evaluate.as_rgb(self.card.std))
@@ -168,7 +174,7 @@ class _Job:
             self._started(context, data)
             scores = evaluate.score(
                 *self._common(context, data),
-                img_size=self.card.img_size,
+                img_size=self.size,
                 crop_pct=self.card.crop_pct,
                 tta=self.tta,
                 texts=texts,
@@ -193,7 +199,7 @@ class _Job:
             self._started(context, data)
             scores = evaluate.score_tags(
                 *self._common(context, data),
-                img_size=self.card.img_size,
+                img_size=self.size,
                 crop_pct=self.card.crop_pct,
                 tta=self.tta,
                 advance=self.progress.advanced,
@@ -225,7 +231,6 @@ class _Job:
                 "(--fit-split), or give a threshold"
             )
         splits = (self.split, *([fit_split] if fits else []))
-        size: Any = self.card.img_size
         with distributed_context(self.device) as context:
             self.progress.started("eval", sum(len(data.select(each)) for each in splits))
             model = self.model.to(context.device)
@@ -236,7 +241,7 @@ class _Job:
                     each,
                     self.normalise,
                     context,
-                    img_size=size,
+                    img_size=self.size,
                     crop_pct=self.card.crop_pct,
                     views=self.tta,
                     advance=self.progress.advanced,

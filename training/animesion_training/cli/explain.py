@@ -108,7 +108,7 @@ def explain(
     from animesion.errors import UsageError
     from animesion_training.cli.requirements import check_exists, torch_required
 
-    check_exists(checkpoint, *paths, *filter(None, (data, compare)))
+    check_exists(checkpoint, *paths, *(place for place in (data, compare) if place))
     _check_options(paths, data, splits, out, table, compare)
     with torch_required():
         from animesion_training.analysis.explain import Explainer, sheet
