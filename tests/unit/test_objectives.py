@@ -295,7 +295,7 @@ def test_wrong_calls_say_so() -> None:
 
 
 def test_names_and_options() -> None:
-    assert objective_names() == sorted([*ALL, "arcface", "cosface", "proxy-anchor", "supcon"])
+    assert objective_names() == sorted([*ALL, "arcface", "asl", "bce", "cosface", "proxy-anchor", "supcon"])
     assert objective_options("focal") == {"gamma": 2.0, "label_smoothing": 0.0, "reduction": "mean"}
     assert "counts" not in objective_options("ldam-drw")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from animesion.errors import AnimesionError, UsageError
 from animesion_training.data.mixing import Mixing, mix
 from animesion_training.data.tags import TagLabels, TagTargets, category_counts
 from animesion_training.engine.setup import start_at_prior
-from animesion_training.eval.tag_metrics import TagScores, average_precision, evaluate_tags, fit_thresholds
+from animesion_training.eval.tag_metrics import TagResult, TagScores, average_precision, evaluate_tags, fit_thresholds
 from animesion_training.losses.objectives import create_objective, is_on_tags
 from animesion_training.weights import WeightsCard
 
@@ -78,7 +79,8 @@ def test_label_smoothing_and_wrong_targets_and_options() -> None:
     torch.testing.assert_close(create_objective("bce", label_smoothing=0.1)(x, y), smoothed)
     with pytest.raises(ValueError, match=r"targets must be floating \(B, T\)"):
         create_objective("bce")(x, torch.tensor([1]))
-    for options in ({"margin": 1.0}, {"gamma_neg": -1.0}, {"gamma_pos": math.nan}):
+    rejected: list[dict[str, Any]] = [{"margin": 1.0}, {"gamma_neg": -1.0}, {"gamma_pos": math.nan}]
+    for options in rejected:
         with pytest.raises(UsageError, match=next(iter(options))):
             create_objective("asl", **options)
     assert [is_on_tags(name) for name in ("asl", "bce", "focal")] == [True, True, False]
@@ -169,6 +171,10 @@ def test_average_precision_is_that_of_scikit_learn(rows: list[tuple[int, bool]])
         assert average_precision(scores, truth) == pytest.approx(average_precision_score(truth, scores))
 
 
+def numbers(tag: TagResult) -> tuple[float | None, ...]:
+    return tag.average_precision, tag.f1, tag.precision, tag.recall
+
+
 def test_every_number_of_an_evaluation_by_hand() -> None:
     # four images; tags a (general), b (general), c (artist): c is on no image
     values = [[0.9, 0.6, 0.1], [0.8, 0.2, 0.9], [0.3, 0.7, 0.1], [0.6, 0.1, 0.1]]
@@ -179,13 +185,13 @@ def test_every_number_of_an_evaluation_by_hand() -> None:
     )  # fmt: skip
     a, b, c = found.per_tag
     # a: order 0.9 (yes), 0.8, 0.6, 0.3 (yes): (1 + 2/4) / 2; predicted for image 0 only
-    assert (a.average_precision, a.f1, a.precision, a.recall) == (0.75, pytest.approx(2 / 3), 1.0, 0.5)
+    assert numbers(a) == pytest.approx((0.75, 2 / 3, 1.0, 0.5))
     # b: 0.7 (yes) first; predicted for images 0 and 2
-    assert (b.average_precision, b.f1, b.precision, b.recall) == (1.0, pytest.approx(2 / 3), 0.5, 1.0)
-    assert (c.average_precision, c.f1, c.precision, c.recall, c.test_images) == (None, None, 0.0, None, 0)
+    assert numbers(b) == pytest.approx((1.0, 2 / 3, 0.5, 1.0))
+    assert (*numbers(c), c.test_images) == (None, None, 0.0, None, 0)
     every = found.overall
     assert (every.tags, every.tested, every.positives) == (3, 2, 3)
-    assert (every.map, every.base_rate) == (0.875, pytest.approx((2 / 4 + 1 / 4) / 2))
+    assert [every.map, every.base_rate] == pytest.approx([0.875, (2 / 4 + 1 / 4) / 2])
     # of the tested tags: 2 hits, 3 predictions, 3 positives
     assert (every.micro_f1, every.precision, every.recall) == pytest.approx((2 / 3, 2 / 3, 2 / 3))
     assert found.categories["artist"].map is None
