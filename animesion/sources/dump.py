@@ -29,7 +29,7 @@ from animesion.sources import families as by_name
 from animesion.sources.image_root import ImageRoot
 from animesion.sources.posts import NOT_IMAGES, families
 from animesion.sources.stored import PathOrUrl
-from animesion.sources.tag_tables import TagTableOptions, TagTables, distinct
+from animesion.sources.tag_tables import TagTableOptions, TagTables, clean_tag
 
 _FLAGS = {flag: f"is_{flag}" for flag in ("deleted", "banned", "pending", "flagged")}
 _LONGEST_LINE = 16 * 1024 * 1024
@@ -149,7 +149,9 @@ class DumpSource:
     ) -> Item:
         number = record["id"]
         tags = _tags(record, _EVERY if self.with_tags else _NEEDED)
-        characters = self._tables.labels(tags.get("character", ()))
+        characters = tags.get("character", ())
+        if self._tables.aliases or self._tables.implications:
+            characters = self._tables.labels(characters)
         extension = _text(record, "file_ext").lower()
         failure, detail = "", ""
         locator: dict[str, Any] = {}
@@ -268,7 +270,7 @@ def _tags(record: dict[str, Any], wanted: Mapping[Any, str]) -> dict[str, tuple[
         record: of a post.
         wanted: name of each category to read, by its code.
     """
-    found: dict[str, list[str]] = {}
+    found: dict[str, dict[str, None]] = {}
     value = record.get("tags")
     listed = value if isinstance(value, list) else []
     without_general = wanted is _NEEDED
@@ -278,13 +280,13 @@ def _tags(record: dict[str, Any], wanted: Mapping[Any, str]) -> dict[str, tuple[
             continue
         # exact types, as `True` equals 1
         if type(category) in (str, int) and (known := wanted.get(category)) and isinstance(tag.get("name"), str):
-            found.setdefault(known, []).append(tag["name"])
+            found.setdefault(known, {})[clean_tag(tag["name"])] = None
     if not found and not any(isinstance(tag, dict) and isinstance(tag.get("name"), str) for tag in listed):
         for category in dict.fromkeys(wanted.values()):
             value = record.get(f"tag_string_{category}") or record.get(f"tags_{category}") or ()
             names = value.split() if isinstance(value, str) else value if isinstance(value, list) else ()
-            found[category] = [name for name in names if isinstance(name, str)]
-    return {category: distinct(names) for category, names in found.items()}
+            found[category] = dict.fromkeys(clean_tag(name) for name in names if isinstance(name, str))
+    return {category: tuple(filter(None, names)) for category, names in found.items()}
 
 
 def _is_true(value: Any) -> bool:

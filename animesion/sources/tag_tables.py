@@ -90,8 +90,12 @@ class TagTables:
 
 def distinct(tags: Iterable[str]) -> tuple[str, ...]:
     """The tags of one image and category, cleaned, without empty and repeated ones."""
-    cleaned = (_cleaned(tag) if len(tag) <= _REMEMBERED else clean_text(tag) for tag in tags)
-    return tuple(dict.fromkeys(filter(None, cleaned)))
+    return tuple(dict.fromkeys(filter(None, map(clean_tag, tags))))
+
+
+def clean_tag(tag: str) -> str:
+    """A tag as `clean_text` cleans it; faster, as most have been seen before."""
+    return _cleaned(tag) if len(tag) <= _REMEMBERED else clean_text(tag)
 
 
 @functools.lru_cache(1 << 17)  # the same tags come with every other image
