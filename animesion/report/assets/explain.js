@@ -46,8 +46,6 @@ function WrongPairs({ data }) {
 
 // -- embeddings ----------------------------------------------------------------------------------------------------
 
-/** A colour for number i of n: hues far from each other, in two lightnesses if there are many. */
-const hue = (i) => `hsl(${(i * 137.508) % 360} 65% ${i % 2 ? 58 : 45}%)`;
 
 function PointMap({ data }) {
   const map = data.map;
@@ -69,7 +67,8 @@ function PointMap({ data }) {
     for (const id of ids) found[id] += 1;
     return found;
   }, [by]);
-  const tint = (id) => (by === 'correct' ? colour(id ? 'bad' : 'good') : hue(id));
+  const dark = isDark();
+  const tint = (id) => (by === 'correct' ? colour(id ? 'bad' : 'good') : hue(id, dark));
 
   // from the plane, -1 to 1, to pixels of the canvas on the screen
   const frame = () => {

@@ -21,8 +21,6 @@ const CLICK = 5;
 const corner = ([x, y]) => `${Number(x.toFixed(3))},${Number(y.toFixed(3))}`;
 const cornersOf = (area) => (area ? area.split(' ').map((each) => each.split(',').map(Number)) : []);
 
-/** Colour of the class with a number: hues that follow one another are far apart. */
-const hue = (number, dark) => `hsl(${(number * 137.508) % 360} ${dark ? '70% 65%' : '65% 42%'})`;
 
 /** The images that a filter accepts as points; drawing round some of them sets the area of the filter. */
 function ImageMap({ value, area, setArea, open }) {

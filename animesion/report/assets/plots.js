@@ -32,6 +32,9 @@ function roundUp(n, by) {
   return power * (by.find((each) => each * power >= n * (1 - 1e-9)) || 10);
 }
 
+/** Colour of the class with a number: hues that follow one another are far apart. */
+const hue = (number, dark) => `hsl(${(number * 137.508) % 360} ${dark ? '70% 65%' : '65% 42%'})`;
+
 /** Round numbers from `low` to `high`, about `count` of them; on a logarithmic axis that spans enough, of powers of ten. */
 function roundTicks(low, high, log, count, whole) {
   if (log && high / low >= 8) {
