@@ -17,6 +17,7 @@ import pyarrow as pa
 from animesion.config.recipe import DuplicatesSection
 from animesion.dedup import joins, search
 from animesion.dedup.hashes import ImageHashes
+from animesion.executors.shared import Shared
 from animesion.images import local_features
 from animesion.images.local_features import PointSets
 from animesion.schemas import THUMBNAIL_SIDE
@@ -93,7 +94,12 @@ class Candidates:
 
 
 def find(
-    signatures: Signatures, settings: DuplicatesSection, more: search.Pairs | None = None, *, strict: bool = False
+    signatures: Signatures,
+    settings: DuplicatesSection,
+    more: search.Pairs | None = None,
+    *,
+    strict: bool = False,
+    shared: Shared | None = None,
 ) -> Candidates:
     """All candidates among some images.
 
@@ -102,13 +108,14 @@ def find(
         settings: the hash and its radius.
         more: pairs that another search found, shape (k, 2), or None.
         strict: leave out what is close to the limits, which a search among slightly changed images could miss.
+        shared: workers for the search by hashes; None to search in this process.
     """
     n = len(signatures.sample.phash)
     radius = settings.radius if strict else settings.wide_radius
-    plain, mirrored, unlike = _close(signatures.sample, radius)
+    plain, mirrored, unlike = _close(signatures.sample, radius, shared)
     whole = np.empty((0, 2), dtype=np.int64)
     if signatures.whole is not None and signatures.cropped is not None:
-        whole = signatures.cropped[_close(signatures.whole, radius)[0]]
+        whole = signatures.cropped[_close(signatures.whole, radius, shared)[0]]
     others = [np.empty((0, 2), dtype=np.int64) if more is None else np.sort(more, axis=1)]
     if settings.hash == "crop-resistant":
         others.append(unlike)
@@ -116,7 +123,7 @@ def find(
         others.append(_voted(signatures.points, _STRICT_VOTES if strict else _VOTES))
     if signatures.windows is not None:
         bits = _STRICT_WINDOW_RADIUS if strict else _WINDOW_RADIUS
-        inside, _ = joins.window_pairs(signatures.sample.phash, signatures.windows, bits)
+        inside, _ = joins.window_pairs(signatures.sample.phash, signatures.windows, bits, shared)
         others.append(np.sort(inside, axis=1))
     # a pair is one integer, i * n + j
     codes = [pairs[:, 0] * n + pairs[:, 1] for pairs in (plain, mirrored, whole, np.concatenate(others))]
@@ -130,10 +137,10 @@ def find(
     return Candidates(pairs, *flags)
 
 
-def _close(hashes: Hashes, radius: int) -> tuple[search.Pairs, search.Pairs, search.Pairs]:
+def _close(hashes: Hashes, radius: int, shared: Shared | None) -> tuple[search.Pairs, search.Pairs, search.Pairs]:
     """Pairs with close hashes, each of shape (m, 2): plain ones and mirrored ones with similar thumbnails, others."""
     given = hashes.other or ImageHashes.phashes(hashes.phash, hashes.phash_flip)
-    found, mirrored = given.pairs(radius, flip=True)
+    found, mirrored = given.pairs(radius, flip=True, shared=shared)
     if not len(found):
         return found, found, found
     # only the thumbnails of images in a pair: `local` has the pairs as indices into them, shape (m, 2)

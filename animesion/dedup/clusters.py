@@ -20,6 +20,7 @@ from animesion.config.recipe import Recipe
 from animesion.dedup import candidates, search
 from animesion.dedup.digests import Digests
 from animesion.dedup.hashes import ImageHashes
+from animesion.executors.shared import Shared
 from animesion.schemas import DropReason
 
 Rows = Mapping[str, Any]
@@ -120,6 +121,7 @@ def judge(
     labels: Labels,
     recipe: Recipe,
     compared: pa.Table | None = None,
+    shared: Shared | None = None,
 ) -> Verdicts:
     """Find clusters among the rows that are still alive and decide which rows are dropped.
 
@@ -136,6 +138,7 @@ def judge(
         recipe: supplies the `duplicates` section and the decisions of `curate`.
         compared: verdicts on pairs, of schema `PAIRS`; None if no pixels were compared: hashes and thumbnails then
             decide, but never against a label.
+        shared: workers for the search by hashes; None to search in this process.
     """
     settings = recipe.duplicates
     sha, pixels = rows["sha256"], rows["pixels_blake3"]
@@ -151,7 +154,7 @@ def judge(
         near, wide = _verified(relations, recipe)
         alike = near[:0]
     else:
-        alike, wide = _near(rows, representatives, hashes, recipe)
+        alike, wide = _near(rows, representatives, hashes, recipe, shared)
         near = alike[:0]
     if settings.embedding.decides:
         similar = search.cosine_pairs(rows["embedding"][representatives], settings.embedding.threshold)
@@ -400,7 +403,11 @@ def _as_pairs(pairs: Iterable[tuple[int, int]]) -> search.Pairs:
 
 
 def _near(
-    rows: Rows, representatives: npt.NDArray[np.int64], hashes: ImageHashes, recipe: Recipe
+    rows: Rows,
+    representatives: npt.NDArray[np.int64],
+    hashes: ImageHashes,
+    recipe: Recipe,
+    shared: Shared | None,
 ) -> tuple[search.Pairs, search.Pairs]:
     """Near duplicates by hash and thumbnail.
 
@@ -409,6 +416,7 @@ def _near(
         representatives: shape (u,), one row per unit.
         hashes: their hashes.
         recipe: its `duplicates` section.
+        shared: workers; None to search in this process.
 
     Returns:
         Pairs of rows that are confirmed near duplicates, and the wider set of pairs that must share a split; each of
@@ -418,7 +426,7 @@ def _near(
     none = np.empty((0, 2), dtype=np.int64)
     if not settings.near or len(representatives) < 2:
         return none, none
-    pairs, mirrored = hashes.pairs(settings.wide_radius, flip=settings.flip)
+    pairs, mirrored = hashes.pairs(settings.wide_radius, flip=settings.flip, shared=shared)
     if not len(pairs):
         return none, none
     distance = hashes.distances(pairs, mirrored)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from animesion.config.recipe import HASHES
 from animesion.dedup import search
 from animesion.dedup.search import HashArray, Pairs
+from animesion.executors.shared import Shared
 from animesion.images.other_hashes import MOST_SEGMENTS, WIDTHS
 
 Rows = npt.NDArray[np.int64]
@@ -119,12 +120,13 @@ class ImageHashes:
             raise ValueError(f"hashes by {self.kind} and by {other.kind} cannot be compared")
         return type(self)(self.plain + other.plain, self.flipped + other.flipped, self.kind)
 
-    def pairs(self, radius: int, *, flip: bool) -> tuple[Pairs, npt.NDArray[np.bool_]]:
+    def pairs(self, radius: int, *, flip: bool, shared: Shared | None = None) -> tuple[Pairs, npt.NDArray[np.bool_]]:
         """Pairs of images whose hashes differ in at most `radius` bits; crowds as in `search.candidate_pairs`.
 
         Args:
             radius: at least 0.
             flip: also pair images with mirror images.
+            shared: workers; None to search in this process.
 
         Returns:
             Pairs, shape (m, 2), rows `i < j`, and whether each is a mirrored one, shape (m,). A pair that is close both
@@ -136,13 +138,13 @@ class ImageHashes:
         HASHES[self.kind].check(len(self.plain.starts) - 1)
         if self.plain.words.shape[1] == 1 and self.plain.is_single:
             hashes, flipped = self.plain.words[:, 0], self.flipped.words[:, 0]
-            return search.found_pairs(hashes, flipped if flip else None, radius)
+            return search.found_pairs(hashes, flipped if flip else None, radius, shared)
         owners = self.plain.owners()
-        plain = _of_images(owners[_close(self.plain.words, radius)])
+        plain = _of_images(owners[_close(self.plain.words, radius, shared)])
         if not flip:
             return plain, np.zeros(len(plain), dtype=np.bool_)
         both, m = self.plain + self.flipped, len(owners)
-        rows = _close(both.words, radius)
+        rows = _close(both.words, radius, shared)
         rows = rows[(rows[:, 0] < m) & (rows[:, 1] >= m)]
         crossed = _of_images(np.stack([owners[rows[:, 0]], self.flipped.owners()[rows[:, 1] - m]], axis=1))
         return np.concatenate([plain, crossed]), np.arange(len(plain) + len(crossed)) >= len(plain)
@@ -175,10 +177,11 @@ def are_valid(kind: str, values: Sequence[bytes | None]) -> bool:
     return all(value is not None and 0 < len(value) <= most and not len(value) % width for value in values)
 
 
-def _close(words: HashArray, radius: int) -> Pairs:
+def _close(words: HashArray, radius: int, shared: Shared | None) -> Pairs:
     """Pairs of rows within a radius, of hashes of shape (m, w): one of the words differs in at most radius / w bits."""
     width = words.shape[1]
-    found = [search.candidate_pairs(np.ascontiguousarray(words[:, at]), radius // width) for at in range(width)]
+    columns = (np.ascontiguousarray(words[:, at]) for at in range(width))
+    found = [search.candidate_pairs(column, radius // width, shared) for column in columns]
     pairs = found[0] if width == 1 else np.unique(np.concatenate(found), axis=0)
     gaps = np.bitwise_count(words[pairs[:, 0]] ^ words[pairs[:, 1]]).sum(axis=1, dtype=np.int64)
     close: Pairs = pairs[gaps <= radius]

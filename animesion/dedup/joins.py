@@ -14,13 +14,16 @@ import importlib
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from animesion.dedup.search import CROWD, CROWD_NEIGHBOURS, HashArray, Pairs, band_keys
+from animesion.dedup.near import HashArray, Pairs, band_keys
+from animesion.dedup.search import CROWD, CROWD_NEIGHBOURS
+from animesion.executors.shared import Shared, StoredArray, values
 
 #: The compiled `_joins.c`; None if it was not compiled at installation.
 compiled: ModuleType | None
@@ -58,12 +61,17 @@ _SORT_COST, _LOOK_COST, _COMPARE_COST = 2e-8, 1e-8, 9e-10
 #: Windows that the portable code looks up at once, and comparisons that it makes at once.
 _WINDOWS, _COMPARED = 1 << 16, 1 << 20
 
+#: Windows below which workers are not worth the start of a job, and windows of a job.
+SHARED_FROM, JOB_WINDOWS = 1 << 23, 1 << 23
 
-def window_pairs(hashes: HashArray, windows: HashArray, radius: int = 8) -> tuple[Pairs, npt.NDArray[np.uint8]]:
+
+def window_pairs(
+    hashes: HashArray, windows: HashArray, radius: int = 8, shared: Shared | None = None
+) -> tuple[Pairs, npt.NDArray[np.uint8]]:
     """Pairs of an image and one that shows it in a window: hash and hash of the window differ in `radius` bits or less.
 
     Exact, without comparing every pair, and asymmetric: windows are not compared with each other. As in
-    `animesion.dedup.search.near_pairs`, the bits are cut into `radius + k` bands, the hashes are sorted by each choice
+    `animesion.dedup.near.near_pairs`, the bits are cut into `radius + k` bands, the hashes are sorted by each choice
     of k of them, and each window is looked up in each order. k is chosen by an estimate of the work.
 
     A hash that more than 256 images share belongs to images without structure, as in `search.candidate_pairs`. The
@@ -71,12 +79,14 @@ def window_pairs(hashes: HashArray, windows: HashArray, radius: int = 8) -> tupl
     the 64 after it.
 
     Time of the compiled code is linear in the number of windows plus the pairs within buckets. Memory is 12 bytes per
-    hash, at most 17 MB, and up to 40 bytes per pair found.
+    hash, at most 17 MB, and up to 40 bytes per pair found. Workers divide the images of the windows among them, and
+    each needs 20 bytes per hash.
 
     Args:
         hashes: shape (n,), n below 2^32 - 1; of the whole images.
         windows: shape (n, w), w from 1 to 256; of windows of the same images.
         radius: 0 to 64.
+        shared: workers; None to search in this process.
 
     Returns:
         Pairs, shape (m, 2), rows `i, j` in ascending order, `i != j`, where the hash of i is near a window of j; and
@@ -91,8 +101,13 @@ def window_pairs(hashes: HashArray, windows: HashArray, radius: int = 8) -> tupl
         raise ValueError(f"64-bit hashes do not differ in {radius} bits")
     hashes, windows = (np.ascontiguousarray(each, dtype=np.uint64) for each in (hashes, windows))
     rows, crowds = _without_crowds(hashes)
-    agreeing = _agreeing_bands(len(rows), windows.size, radius)
-    found = [_looked_up(hashes[rows], rows, windows, radius, agreeing)]
+    if shared is None or windows.size < SHARED_FROM:
+        found = [WindowJob(hashes[rows], rows, windows, radius, (0, len(windows))).run()]
+    else:
+        with shared.stored(hashes[rows], rows, windows) as stored:
+            step = -(-JOB_WINDOWS // windows.shape[1])
+            spans = [(first, min(first + step, len(windows))) for first in range(0, len(windows), step)]
+            found = shared.run([WindowJob(stored[0], stored[1], stored[2], radius, span) for span in spans])
     for members in crowds:
         for step in range(1, CROWD_NEIGHBOURS + 1):
             first, second = members[:-step], members[step:]
@@ -102,6 +117,41 @@ def window_pairs(hashes: HashArray, windows: HashArray, radius: int = 8) -> tupl
     pairs = np.concatenate(found)
     pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
     return pairs[:, :2].astype(np.int64), pairs[:, 2].astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class WindowJob:
+    """Look up the windows of some images among the hashes of all.
+
+    Attributes:
+        hashes: shape (t,).
+        rows: shape (t,), the image of each hash.
+        windows: shape (n, w), of all images.
+        radius: largest number of differing bits.
+        images: the first image whose windows are looked up, and their end.
+    """
+
+    hashes: StoredArray | HashArray
+    rows: StoredArray | npt.NDArray[np.uint32]
+    windows: StoredArray | HashArray
+    radius: int
+    images: tuple[int, int]
+
+    @property
+    def name(self) -> str:
+        """Name of the job in messages."""
+        return f"the search for windows of images {self.images[0]} to {self.images[1]}"
+
+    def run(self) -> npt.NDArray[np.uint32]:
+        """Rows of the image of a hash, the image of windows and the nearest window, in any order; shape (m, 3)."""
+        hashes, rows, windows = (values(each) for each in (self.hashes, self.rows, self.windows))
+        first, end = self.images
+        some = windows[first:end]
+        agreeing = _agreeing_bands(len(rows), some.size, self.radius)
+        # images are numbered from the first one on, modulo 2^32
+        found = _looked_up(hashes, rows - np.uint32(first), some, self.radius, agreeing).copy()
+        found[:, :2] += np.uint32(first)
+        return found
 
 
 def _without_crowds(hashes: HashArray) -> tuple[npt.NDArray[np.uint32], list[npt.NDArray[np.int64]]]:

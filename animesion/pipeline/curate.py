@@ -25,6 +25,8 @@ from animesion.config.settings import params_digest
 from animesion.dedup import clusters, reach, search
 from animesion.dedup.clusters import Rows
 from animesion.errors import UsageError
+from animesion.executors import Executor
+from animesion.executors.shared import Shared
 from animesion.images import quality
 from animesion.pipeline import compare, embed, fetch, grouping, published, reasons, rules, verdicts
 from animesion.pipeline.columns import Coded, CodedLists, Columns, Texts, batches, load_columns
@@ -40,7 +42,12 @@ CODE = "curate-5"
 
 
 def run(
-    workspace: Workspace, recipe: Recipe, parts: int, crashed: Mapping[str, str], parent: Parent | None = None
+    workspace: Workspace,
+    recipe: Recipe,
+    executor: Executor,
+    parts: int,
+    crashed: Mapping[str, str],
+    parent: Parent | None = None,
 ) -> Receipt:
     """Decide, write the table and commit; returns the existing receipt if it is still valid.
 
@@ -52,6 +59,7 @@ def run(
     Args:
         workspace: output folder whose fetch and inspect stages are done.
         recipe: the recipe.
+        executor: searches for near hashes.
         parts: number of parts.
         crashed: keys whose images crashed the decoder in a later stage, with a detail.
         parent: the version of the dataset that this one is built onto.
@@ -84,7 +92,9 @@ def run(
     placed = published.splits_of(Path(recipe.split.keep)) if recipe.split.keep else {}
     placed |= parent.splits if parent else {}
     compared = compare.read(workspace) if compare.wanted(recipe) else None
-    curated, facts = decide(rows, recipe, crashed, others, placed, compared, refused, parent)
+    curated, facts = decide(
+        rows, recipe, crashed, others, placed, compared, refused, parent, Shared(executor, workspace.root)
+    )
     facts["notes"] = [*notes, *facts["notes"]]
     groups = (curated.table(some) for some in curated.groups())
     outputs = {"curated.parquet": parquet.write_groups(workspace.path("curated.parquet"), CURATED, groups)}
@@ -107,6 +117,7 @@ def decide(
     compared: pa.Table | None = None,
     refused: Removed | None = None,
     parent: Parent | None = None,
+    shared: Shared | None = None,
 ) -> tuple[Decided, dict[str, Any]]:
     """Decide on every row, without reading or writing files other than thumbnails of candidates.
 
@@ -121,6 +132,7 @@ def decide(
         compared: verdicts on pairs, of schema `PAIRS`; None if no pixels were compared.
         refused: images that were removed on request.
         parent: the version that fixes class ids and the names of groups.
+        shared: workers for the search by hashes; None to search in this process.
 
     Returns:
         A table in the order of the rows, and the stage's facts.
@@ -151,7 +163,7 @@ def decide(
     elif published_twins:
         notes.append(f"{len(published_twins)} images are already in a published dataset")
 
-    duplicates = clusters.judge(_with_sample_digests(rows), grouping.remaining(reason), labels, recipe, compared)
+    duplicates = clusters.judge(_with_sample_digests(rows), _remaining(reason), labels, recipe, compared, shared)
     kept_instead: dict[int, int] = {}
     for i, (why, how, twin) in duplicates.dropped.items():
         reason[i], detail[i] = why, how

@@ -189,7 +189,7 @@ def run(
 
             with _stage(progress, "compare"):
                 compare.run(workspace, searched, executor, parts, progress.advanced)
-        result = _curate(workspace, searched, plan, parent, result, progress)
+        result = _curate(workspace, searched, executor, plan, parent, result, progress)
         if until == "curate":
             return result
 
@@ -198,7 +198,7 @@ def run(
         while crashed := _pack(workspace, recipe, executor, parent, result, progress, shard_done):
             # Curate drops the images that killed their worker. Each round has fewer images, so the loop ends.
             _remember_crashed(workspace, crashed)
-            result = _curate(workspace, searched, plan, parent, result, progress)
+            result = _curate(workspace, searched, executor, plan, parent, result, progress)
             result = _tags(workspace, recipe, source, plan, parent, result, progress)
         if until == "finalize":
             with _stage(progress, "finalize"):
@@ -222,6 +222,7 @@ def _stage(progress: Progress, name: str, total: int | None = None) -> Iterator[
 def _curate(
     workspace: Workspace,
     recipe: Recipe,
+    executor: executors.Executor,
     plan: fetch.FetchPlan,
     parent: versions.Parent | None,
     result: BuildResult,
@@ -233,7 +234,7 @@ def _curate(
         RuntimeError: images were lost or counted twice, which is a fault of the program.
     """
     with _stage(progress, "curate"):
-        facts = curate.run(workspace, recipe, len(plan.parts), _crashed(workspace), parent).facts
+        facts = curate.run(workspace, recipe, executor, len(plan.parts), _crashed(workspace), parent).facts
     accounted = facts["kept"] + sum(facts["dropped"].values())
     if plan.items != facts["images"] or facts["seen"] != accounted:
         raise RuntimeError(

@@ -1,11 +1,15 @@
 """CPU time and peak memory of the stage curate on very many images, from the tables of a build to `curated.parquet`.
 
     python tests/benchmarks/curate_scale.py [--images 1000000] [--folder DIR] [--flip] [--profile]
+    python tests/benchmarks/curate_scale.py --images 3000000 --engine ray --workers 2 [--job-hashes 1000000]
 
 Writes the tables and receipts that the stages fetch and inspect leave, in parts of 500 images, and runs the stage in a
 process of its own. The images are synthetic: 3,000 classes of uneven sizes, a tenth of the images near duplicates of
 another one, two in a hundred with equal bytes, posts in families, with URLs and authors as a booru has them. `--folder`
 keeps the tables (1.1 GB per million images), and uses those that it has.
+
+By default, near hashes are searched in the process of the stage. With `--engine`, they are searched by workers: the
+figures of each follow, where the CPU-seconds are those of its jobs.
 """
 
 from __future__ import annotations
@@ -18,7 +22,6 @@ import hashlib
 import multiprocessing
 import os
 import pstats
-import resource
 import sys
 import tempfile
 import time
@@ -28,8 +31,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from metered import Metered, peak
 
 import animesion
+from animesion.dedup import near
 from animesion.pipeline import curate
 from animesion.pipeline.fetch import PART_ITEMS
 from animesion.schemas import FEATURES, RAW, THUMBNAIL_SIDE
@@ -131,32 +136,31 @@ def _table(columns: Mapping[str, Any], schema: pa.Schema, rows: int) -> pa.Table
     return pa.table(arrays, schema=schema)
 
 
-def stage(folder: Path, images: int, *, flip: bool, profiled: bool) -> None:
+def stage(folder: Path, images: int, *, flip: bool, profiled: bool, engine: str, workers: int, job_hashes: int) -> None:
     """Run the stage and print what it took."""
+    near.JOB_HASHES = job_hashes
+    if not engine:
+        near.SHARED_FROM = 1 << 32
     settings = ["source.path=x", f"duplicates.flip={str(flip).lower()}", "duplicates.copies=off", "classes.minimum=5"]
     recipe = animesion.load_recipe("folder", settings)
     workspace = Workspace(folder)
     workspace.path(".receipts/curate.json").unlink(missing_ok=True)
-    before = _peak()
+    before = peak()
     profile = cProfile.Profile()
     start, used = time.perf_counter(), time.process_time()
-    with profile if profiled else contextlib.nullcontext():
-        receipt = curate.run(workspace, recipe, -(-images // PART_ITEMS), {})
+    with profile if profiled else contextlib.nullcontext(), Metered(engine, workers) as executor:
+        receipt = curate.run(workspace, recipe, executor, -(-images // PART_ITEMS), {})
     wall, used = time.perf_counter() - start, time.process_time() - used
-    peak, facts = _peak(), receipt.facts
+    after, facts = peak(), receipt.facts
     print(
-        f"{images:,} images: {wall:.1f} s, {used:.1f} CPU-seconds; peak {peak / 1e6:,.0f} MB, of which "
-        f"{(peak - before) / images:,.0f} bytes per image above {before / 1e6:,.0f} MB"
+        f"{images:,} images: {wall:.1f} s, {used:.1f} CPU-seconds; peak {after / 1e6:,.0f} MB, of which "
+        f"{(after - before) / images:,.0f} bytes per image above {before / 1e6:,.0f} MB"
     )
+    executor.show()
     print(f"kept {facts['kept']:,} of {facts['seen']:,}, clusters {facts['clusters']:,}, dropped {facts['dropped']}")
     print(f"curated.parquet {receipt.outputs['curated.parquet']['sha256']}")
     if profiled:
         pstats.Stats(profile).sort_stats("cumulative").print_stats(45)
-
-
-def _peak() -> int:
-    """Largest resident size of this process so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _apart(step: Callable[[], None]) -> None:
@@ -174,6 +178,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1_000_000)
     parser.add_argument("--folder", type=Path, help="keep the tables here, and use those of an earlier run")
     parser.add_argument("--flip", action="store_true")
+    parser.add_argument("--engine", default="", help="local, ray or ray:ADDRESS; without it, no workers")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--job-hashes", type=int, default=near.JOB_HASHES, help="hashes in a range of keys")
     parser.add_argument("--profile", action="store_true", help="print the functions that take the most time")
     arguments = parser.parse_args()
     with contextlib.ExitStack() as stack:
@@ -182,7 +189,8 @@ def main() -> None:
         if not done.exists():
             _apart(functools.partial(write, folder, arguments.images))
             done.touch()
-        _apart(functools.partial(stage, folder, arguments.images, flip=arguments.flip, profiled=arguments.profile))
+        settings = {name: getattr(arguments, name) for name in ("flip", "engine", "workers", "job_hashes")}
+        _apart(functools.partial(stage, folder, arguments.images, profiled=arguments.profile, **settings))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from animesion.dedup import joins, search
+from animesion.dedup import joins, near, search
 
 T = TypeVar("T")
 
@@ -73,7 +73,7 @@ def faiss_pairs(hashes: search.HashArray, radius: int) -> search.Pairs:
     return np.concatenate(found)
 
 
-METHODS = {"animesion": search.near_pairs, "brute": brute, "faiss": faiss_pairs}
+METHODS = {"animesion": near.near_pairs, "brute": brute, "faiss": faiss_pairs}
 
 
 def measure(method: str, n: int, radius: int) -> dict[str, float]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from animesion.config.recipe import DuplicatesSection
-from animesion.dedup import search
+from animesion.dedup import near, search
 from animesion.dedup.hashes import ImageHashes
 from animesion.images import hashing, quality
 from animesion.verification import leaks
@@ -38,7 +38,7 @@ def planted(n: int, seed: int, most: int) -> np.ndarray:
 @pytest.mark.parametrize("radius", [0, 1, 2, 4, 6, 8, 10])
 def test_pairs_are_those_of_all_against_all(radius: int) -> None:
     hashes = planted(600, radius, radius + 2)
-    found = search.near_pairs(hashes, radius)
+    found = near.near_pairs(hashes, radius)
     assert {tuple(pair) for pair in found.tolist()} == brute(hashes, radius)
     assert len(found) == len({tuple(pair) for pair in found.tolist()})
 
@@ -47,7 +47,7 @@ def test_pairs_are_those_of_all_against_all(radius: int) -> None:
 @settings(max_examples=60, deadline=None)
 def test_pairs_of_any_hashes(values: list[int], radius: int) -> None:
     hashes = np.array(values, dtype=np.uint64)
-    assert {tuple(pair) for pair in search.near_pairs(hashes, radius).tolist()} == brute(hashes, radius)
+    assert {tuple(pair) for pair in near.near_pairs(hashes, radius).tolist()} == brute(hashes, radius)
 
 
 def test_phash_is_that_of_imagehash() -> None:
@@ -165,7 +165,7 @@ def test_all_against_all_finds_the_same_with_and_without_faiss(
     else:
         monkeypatch.setitem(sys.modules, "faiss", None)
     hashes = planted(700, 4, 16)  # at this radius bands are more work
-    pairs = search.near_pairs(hashes, 18)
+    pairs = near.near_pairs(hashes, 18)
     assert {tuple(pair) for pair in pairs.tolist()} == brute(hashes, 18)
 
 

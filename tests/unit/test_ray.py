@@ -9,12 +9,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_executors import Deadly, DiesOnce, Failing, Square, collect
 
 import animesion
+from animesion.dedup import near
 from animesion.errors import UsageError
 from animesion.executors import Executor, make
+from animesion.executors.shared import Shared
 from animesion.pipeline import runner
 from animesion.progress import Progress
 
@@ -70,6 +73,17 @@ def test_the_same_bytes_locally_and_on_ray_with_workers_killed(
         if isinstance(watcher, _Killing):
             assert watcher.killed
     assert len(set(sums.values())) == 1
+
+
+def test_pairs_are_searched_on_ray(on_ray: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near, "SHARED_FROM", 0)
+    monkeypatch.setattr(near, "JOB_HASHES", 2000)
+    rng = np.random.default_rng(1)
+    hashes = rng.integers(0, 2**64, 6000, dtype=np.uint64)
+    hashes[4000:] = hashes[:2000] ^ np.uint64(0b10000111)
+    pairs = near.near_pairs(hashes, 4, Shared(on_ray, tmp_path)).tolist()
+    assert [pair for pair in pairs if pair[0] < 2000 and pair[1] >= 4000] == [[i, i + 4000] for i in range(2000)]
+    assert pairs == near.near_pairs(hashes, 4).tolist()
 
 
 def test_an_unknown_engine_is_refused() -> None:
