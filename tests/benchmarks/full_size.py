@@ -1,12 +1,15 @@
 """A DAF:re of full size, built, verified and browsed: CPU-seconds by stage, wall seconds, peak memory and bytes.
 
     python tests/benchmarks/full_size.py LABELS [--share 1] [--workers 1] [--folder FOLDER] [--steps build verify]
+    python tests/benchmarks/full_size.py LABELS --share 0.01 --steps build --figures growth.jsonl
+    python tests/benchmarks/full_size.py --plot growth.png --figures growth.jsonl
 
 LABELS has `per_class_counts.csv`, `classid_classname.csv` and the label files that there are of DAF:re; rows that are
 missing are made up until every class and split has its published size. The images are drawn: JPEGs of 2 KB, two in a
 hundred of them another image of their class in half the size. `--share 0.1` takes every tenth class; `browse` asks for
 those of the whole set. The copies search
 of the recipe is on. Memory is that of the main process; the time of the workers is read from /proc, which needs Linux.
+`--figures` appends those of the build to a file of JSON lines, and `--plot` draws such a file.
 """
 
 from __future__ import annotations
@@ -101,19 +104,51 @@ def one(step: str, folder: Path, workers: int) -> None:
     print(json.dumps({"stages": stages.seconds, "peak": peak}))
 
 
+def plot(figures: Path, path: Path) -> None:
+    """Draw CPU-seconds by stage and memory over the number of images, with what is proportional to it, into a PNG."""
+    from matplotlib.figure import Figure
+
+    found = sorted(map(json.loads, figures.read_text().splitlines()), key=lambda each: each["images"])
+    images = [each["images"] for each in found]
+    figure = Figure(figsize=(9, 3.8), dpi=120, layout="constrained")
+    seconds, memory = figure.subplots(1, 2)
+    seconds.loglog(images, [sum(each["stages"].values()) for each in found], "ko-", label="build")
+    for stage in found[-1]["stages"]:
+        # shorter times than the clock of a process tells are left out
+        points = [(each["images"], spent) for each in found if (spent := each["stages"].get(stage, 0)) >= 0.1]
+        seconds.loglog(*zip(*points, strict=True), "o-", label=stage, linewidth=1, markersize=3)
+    memory.loglog(images, [each["peak"] for each in found], "ko-", label="main process")
+    for axes, last, unit in (
+        (seconds, sum(found[-1]["stages"].values()), "CPU-seconds"),
+        (memory, found[-1]["peak"], "peak memory in MB"),
+    ):
+        axes.loglog(images, [last * n / images[-1] for n in images], ":", color="grey", label="linear")
+        axes.set(xlabel="images", ylabel=unit)
+        axes.grid(visible=True, alpha=0.3)
+        axes.legend(fontsize="small", ncols=2)
+    figure.savefig(path)
+
+
 def main() -> None:
     """Draw, then measure each step in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("labels", type=Path)
+    parser.add_argument("labels", type=Path, nargs="?")
     parser.add_argument("--share", type=float, default=1.0)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="where to draw and build; a folder that is kept")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
+    parser.add_argument("--figures", type=Path, help="JSON lines of builds, to add to or to plot")
+    parser.add_argument("--plot", type=Path, help="draw the figures into this PNG, and build nothing")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
         one(given.one, given.folder, given.workers)
         return
+    if given.plot:
+        plot(given.figures, given.plot)
+        return
+    if given.labels is None:
+        parser.error("LABELS is needed, the folder of DAF:re's label files")
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
         if not (folder / "labels").exists():
@@ -128,6 +163,10 @@ def main() -> None:
             seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
             figures = json.loads(done.stdout.splitlines()[-1])
             print(f"{step}: {seconds:,.0f} CPU-s, {wall:,.0f} s, {figures['peak']:,.0f} MB", flush=True)
+            if step == "build" and given.figures:
+                images = sum(1 for _ in (folder / "faces").glob("*/*.jpg"))
+                with given.figures.open("a") as file:
+                    file.write(json.dumps({"images": images, **figures}) + "\n")
             for stage, spent in figures["stages"].items():
                 print(f"  {stage}: {spent:,.0f} CPU-s", flush=True)
         total = sum(entry.stat().st_size for entry in (folder / "built").rglob("*") if entry.is_file())
