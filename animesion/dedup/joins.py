@@ -61,7 +61,7 @@ _SORT_COST, _LOOK_COST, _COMPARE_COST = 2e-8, 1e-8, 9e-10
 #: Windows that the portable code looks up at once, and comparisons that it makes at once.
 _WINDOWS, _COMPARED = 1 << 16, 1 << 20
 
-#: Windows below which workers are not worth the start of a job, and windows of a job.
+#: Windows below which workers are not worth the start of a job, and fewest windows of a job.
 SHARED_FROM, JOB_WINDOWS = 1 << 23, 1 << 23
 
 
@@ -80,7 +80,7 @@ def window_pairs(
 
     Time of the compiled code is linear in the number of windows plus the pairs within buckets. Memory is 12 bytes per
     hash, at most 17 MB, and up to 40 bytes per pair found. Workers divide the images of the windows among them, and
-    each needs 20 bytes per hash.
+    each needs 28 bytes per hash.
 
     Args:
         hashes: shape (n,), n below 2^32 - 1; of the whole images.
@@ -105,7 +105,8 @@ def window_pairs(
         found = [WindowJob(hashes[rows], rows, windows, radius, (0, len(windows))).run()]
     else:
         with shared.stored(hashes[rows], rows, windows) as stored:
-            step = -(-JOB_WINDOWS // windows.shape[1])
+            # at least as many windows as hashes: each job sorts all hashes, which is then less work than looking up
+            step = -(-max(JOB_WINDOWS, len(rows)) // windows.shape[1])
             spans = [(first, min(first + step, len(windows))) for first in range(0, len(windows), step)]
             found = shared.run([WindowJob(stored[0], stored[1], stored[2], radius, span) for span in spans])
     for members in crowds:

@@ -315,8 +315,19 @@ def components(n: int, pair_sets: Iterable[Pairs]) -> npt.NDArray[np.int64]:
     from scipy.sparse.csgraph import connected_components
 
     pairs = np.concatenate([np.empty((0, 2), dtype=np.int64), *pair_sets])
-    graph = coo_array((np.ones(len(pairs), dtype=np.bool_), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
-    _, names = connected_components(graph, directed=False)
-    smallest = np.unique(names, return_index=True)[1]
-    named: npt.NDArray[np.int64] = smallest.astype(np.int64)[names]
+    named = np.arange(n)
+    if not len(pairs):
+        return named
+    # the graph has the nodes of pairs only, numbered in their order; most images have no duplicate
+    is_paired = np.zeros(n, dtype=np.bool_)
+    is_paired[pairs.ravel()] = True
+    nodes = np.flatnonzero(is_paired)
+    numbers = np.cumsum(is_paired, dtype=np.int32 if n < 1 << 31 else np.int64) - 1
+    ends = numbers[pairs]
+    del numbers
+    graph = coo_array((np.ones(len(pairs), dtype=np.bool_), (ends[:, 0], ends[:, 1])), shape=(len(nodes), len(nodes)))
+    count, names = connected_components(graph, directed=False)
+    smallest = np.empty(count, dtype=np.int64)
+    smallest[names[::-1]] = nodes[::-1]  # the last assignment stays: that of the smallest node
+    named[nodes] = smallest[names]
     return named
