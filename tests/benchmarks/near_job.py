@@ -75,7 +75,8 @@ def main() -> None:
         print(f"{n:,} hashes, radius {radius}: {bands} bands, {agreeing} of them a key; {len(jobs):,} jobs")
         ranges = len(jobs) // len({job.first for job in jobs})
         bits = agreeing * 64 // bands
-        for job in jobs[:: max(1, len(jobs) // given.jobs)][: given.jobs]:
+        step = max(1, len(jobs) // given.jobs)
+        for job in jobs[step // 2 :: step][: given.jobs]:
             orders = math.comb(bands - 1 - job.first[-1], agreeing - len(job.first))
             model = orders * (n * 3e-8 + n * n / 2 ** (bits + 1) * 8e-9) / ranges
             done = subprocess.run(
