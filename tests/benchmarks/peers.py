@@ -317,7 +317,7 @@ def of_datasets(out: Path, said: str, files: dict[str, Planted]) -> Outcome:
 def is_right(image: Image.Image, due: Image.Image) -> bool:
     """Whether an image is what it should be, on any even ground where that is transparent."""
     ground = Image.new("RGBA", due.size, image.resize(due.size).getpixel((0, 0)))
-    wanted = Image.alpha_composite(ground, due) if due.getextrema()[3][0] < 255 else due
+    wanted = Image.alpha_composite(ground, due) if due.getchannel("A").getextrema() != (255, 255) else due
     small = [np.asarray(each.convert("RGB").resize((16, 16), Image.Resampling.BOX), float) for each in (image, wanted)]
     return float(np.abs(small[0] - small[1]).mean()) <= 6
 
