@@ -10,7 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from animesion_training.api import evaluate, predict, train
+    from animesion_training.api import predict, train
+    from animesion_training.evaluation import evaluate
     from animesion_training.models import create_model
     from animesion_training.originals.base import from_reference
     from animesion_training.weights import load_model, save_model
@@ -19,7 +20,7 @@ __all__ = ["create_model", "evaluate", "from_reference", "load_model", "predict"
 
 _MODULES = {
     "create_model": "models",
-    "evaluate": "api",
+    "evaluate": "evaluation",
     "from_reference": "originals.base",
     "load_model": "weights",
     "predict": "api",

@@ -1,4 +1,4 @@
-"""Train, evaluate and predict from Python, with the arguments of the commands of the same names."""
+"""Train and predict from Python, with the arguments of the commands; `evaluation` evaluates."""
 
 from __future__ import annotations
 
@@ -7,12 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from animesion.progress import Progress
     from animesion_training.engine.loop import Outcome
     from animesion_training.eval.predict import Prediction
-    from animesion_training.eval.similarity_report import Settings
-    from animesion_training.eval.tta import TTA
-    from animesion_training.evaluation import Result
 
 
 def train(
@@ -46,42 +42,6 @@ def train(
     from animesion_training.recipe import load
 
     return loop.train(load(recipe, overrides), data, Path(out), images=images, resume=resume, device=device)
-
-
-def evaluate(
-    checkpoint: Path | str,
-    data: Path | str,
-    *,
-    split: str = "test",
-    images: Path | str | None = None,
-    tasks: Sequence[str] = ("classification",),
-    fit_split: str = "val",
-    settings: Settings | None = None,
-    batch_size: int = 128,
-    precision: str = "fp32",
-    tta: TTA = "none",
-    read_tags: bool = False,
-    device: str = "auto",
-    progress: Progress | None = None,
-) -> Result | None:
-    """Evaluate a trained network on a split; see `animesion_training.evaluation.evaluate_checkpoint`."""
-    from animesion_training.evaluation import evaluate_checkpoint
-
-    return evaluate_checkpoint(
-        checkpoint,
-        data,
-        split=split,
-        images=images,
-        tasks=tasks,
-        fit_split=fit_split,
-        settings=settings,
-        batch_size=batch_size,
-        precision=precision,
-        tta=tta,
-        read_tags=read_tags,
-        device=device,
-        progress=progress,
-    )
 
 
 def predict(

@@ -18,7 +18,8 @@ from animesion_training.data import Augment, DataSplits, open_data
 from animesion_training.distributed import DistributedContext, distributed_context
 from animesion_training.engine.setup import text_length
 from animesion_training.engine.texts import read_facts, texts_of
-from animesion_training.eval import evaluate, report, similarity_report, tag_report
+from animesion_training.eval import evaluate as scoring
+from animesion_training.eval import report, similarity_report, tag_report
 from animesion_training.eval.embed import embed_split
 from animesion_training.eval.metrics import Evaluation
 from animesion_training.eval.similarity_report import Settings, Similarity
@@ -77,10 +78,10 @@ class Result:
         else:
             assert self._scores is not None
             assert self._data is not None
-            evaluate.write_report(folder, self.metrics, self.facts, self._scores, self._data, self.facts["split"])
+            scoring.write_report(folder, self.metrics, self.facts, self._scores, self._data, self.facts["split"])
 
 
-def evaluate_checkpoint(
+def evaluate(
     checkpoint: Path | str,
     data: Path | str,
     *,
@@ -139,8 +140,8 @@ def evaluate_checkpoint(
             raise UsageError(f"{checkpoint} predicts tags, and reads none: evaluate it without tags to read")
         return job.tags(open_data(data, tags=True))
     opened = open_data(data, images=images, classes=card.classes or None)
-    evaluate.check_classes(card, opened, str(checkpoint))
-    evaluate.check_trained(card, opened, split)
+    scoring.check_classes(card, opened, str(checkpoint))
+    scoring.check_trained(card, opened, split)
     return job.classes(opened, _texts(model, card, opened, split, str(checkpoint)) if read_tags else None)
 
 
@@ -166,13 +167,13 @@ class _Job:
     @property
     def normalise(self) -> Augment:
         """Normalises images as the network was trained with them."""
-        return Augment.plain(evaluate.as_rgb(self.card.mean), evaluate.as_rgb(self.card.std))
+        return Augment.plain(scoring.as_rgb(self.card.mean), scoring.as_rgb(self.card.std))
 
     def classes(self, data: DataSplits, texts: Texts | None) -> Result | None:
         """Evaluate a classifier."""
         with distributed_context(self.device) as context:
             self._started(context, data)
-            scores = evaluate.score(
+            scores = scoring.score(
                 *self._common(context, data),
                 img_size=self.size,
                 crop_pct=self.card.crop_pct,
@@ -185,19 +186,19 @@ class _Job:
             if not context.is_main:
                 return None
         # counts of the training data if the weights have them, else of the training split of this data
-        counts = self.card.facts.get("train_counts") or evaluate.train_counts(data)
-        metrics = evaluate.compute_metrics(scores, data, self.split, counts)
+        counts = self.card.facts.get("train_counts") or scoring.train_counts(data)
+        metrics = scoring.compute_metrics(scores, data, self.split, counts)
         return Result(self.facts, metrics, _scores=scores, _data=data)
 
     def tags(self, data: DataSplits) -> Result | None:
         """Evaluate a tagger at its thresholds."""
-        found = evaluate.tags_of(data)
+        found = scoring.tags_of(data)
         unknown = sorted(set(self.card.classes) - set(found.names))
         tags = found.named(self.card.classes)
         data = replace(data, tags=tags)
         with distributed_context(self.device) as context:
             self._started(context, data)
-            scores = evaluate.score_tags(
+            scores = scoring.score_tags(
                 *self._common(context, data),
                 img_size=self.size,
                 crop_pct=self.card.crop_pct,
@@ -253,7 +254,7 @@ class _Job:
             if not context.is_main:
                 return None
         metrics = similarity_report.measure(found[0], tasks, settings, *((found[1], fit_split) if fits else ()))
-        notes = evaluate.trained_notes(self.card, data, self.split, fit_split if fits else "")
+        notes = scoring.trained_notes(self.card, data, self.split, fit_split if fits else "")
         return Result(self.facts, metrics, tuple(notes))
 
     def _started(self, context: DistributedContext, data: DataSplits) -> None:

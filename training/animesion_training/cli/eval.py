@@ -94,10 +94,10 @@ def eval_(
     check_exists(checkpoint, data)
     with torch_required():
         from animesion_training.eval.similarity_report import Settings
-        from animesion_training.evaluation import evaluate_checkpoint
+        from animesion_training.evaluation import evaluate
 
     with for_main_process() as progress:
-        result = evaluate_checkpoint(
+        result = evaluate(
             checkpoint,
             data,
             split=split,
