@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-SHARED = {"alterations"}  # what several benchmarks measure
+SHARED = {"alterations", "metered"}  # what several benchmarks measure
 NAMES = sorted({path.stem for path in FOLDER.glob("*.py")} - SHARED)
 
 

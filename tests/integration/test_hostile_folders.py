@@ -174,7 +174,7 @@ def test_every_receipt_of_a_build_is_read_again(built: tuple[Path, Recipe]) -> N
     found = [path for path in (folder / ".receipts").rglob("*.json") if path.name != "recipe.json"]
     units = [str(path.relative_to(folder / ".receipts").with_suffix("")) for path in found]
     assert {unit.partition("/")[0] for unit in units} == {
-        *("plan", "fetch", "inspect", "compare", "curate", "shards", "index", "thumbnails", "finalize")
+        *("plan", "fetch", "inspect", "compare", "curate", "shards", "index", "plots", "thumbnails", "finalize")
     }
     for unit, path in zip(units, found, strict=True):
         assert receipts.parse(unit, path.read_bytes()), unit

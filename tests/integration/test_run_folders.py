@@ -223,7 +223,7 @@ def test_a_run_ends_when_validation_stops_improving(tmp_path: Path) -> None:
 def test_a_command_that_fails_before_its_first_step_leaves_nothing(tmp_path: Path, class_folders: Path) -> None:
     out = tmp_path / "run"
     settings = [*ranks.SMALL, "data.train=all", "run.batch_size=16"]
-    for mistake in ("optimizer.name=sgdd", "model.head=cls", "teacher.views=true", "run.batch_size=99"):
+    for mistake in ("optimizer.name=sgdd", "model.head=clss", "teacher.views=true", "run.batch_size=99"):
         failing = load("scratch", [*settings, mistake, "data.last=drop"])
         with pytest.raises(UsageError):
             loop.train(failing, class_folders, out, device="cpu")

@@ -102,6 +102,7 @@ def test_unknown_parts_are_named():
 def test_special_families_are_asked_before_general_ones():
     families = [converter.family for converter in base._CONVERTERS]
     assert families == [
+        "ViLT of Animesion",
         "ViTFS",
         "LRNet",
         "ILA model",

@@ -213,5 +213,5 @@ def test_a_truncated_file_is_refused(tmp_path):
         load_model(path)
     with pytest.raises(UsageError, match="No such file"):
         load_model(tmp_path / "absent.safetensors")
-    with pytest.raises(UsageError, match="Is a directory"):
+    with pytest.raises(UsageError, match="is a folder without weights"):
         load_model(tmp_path)

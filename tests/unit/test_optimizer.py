@@ -53,7 +53,7 @@ def test_options_reach_the_optimizer() -> None:
         ("adamw", {"betas": [2.0, 0.9]}, "'adamw' cannot be created: Invalid beta parameter"),
         ("adamw", {"betas": 0.9}, "'adamw' cannot be created"),
         ("adamw", {"fused": True, "foreach": True}, "'adamw' cannot be created"),
-        ("adamx", {}, "'adamx' cannot be created"),
+        ("adamx", {}, "no optimizer 'adamx'; did you mean 'adamax'"),
     ],
 )
 def test_options_that_an_optimizer_does_not_take_are_refused(name: str, options: dict[str, Any], sentence: str) -> None:
