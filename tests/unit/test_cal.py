@@ -213,7 +213,7 @@ def test_networks_without_a_map_are_refused_in_a_sentence() -> None:
         CALClassifier(timm.create_model("crossvit_9_240"), 5)
     with pytest.raises(UsageError, match="Linear has no forward_features"):
         CALClassifier(nn.Linear(3, 4), 5)
-    with pytest.raises(UsageError, match="raw or full"):
+    with pytest.raises(UsageError, match="raw, single, full"):
         classifier(views="half")
     with pytest.raises(UsageError, match="num_maps"):
         CALClassifier(timm.create_model("resnet10t"), 5, num_maps=0)

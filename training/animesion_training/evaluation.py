@@ -5,7 +5,7 @@ The package `eval` computes the scores of a split and the metrics of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from animesion_training.eval.metrics import Evaluation
 from animesion_training.eval.similarity_report import Settings, Similarity
 from animesion_training.eval.tag_metrics import TagEvaluation, evaluate_tags
 from animesion_training.eval.tta import TTA
+from animesion_training.models.cal import CALClassifier
 from animesion_training.text.tokenizer import TagTokenizer, Texts
 from animesion_training.weights import WeightsCard, load_model
 
@@ -94,6 +95,7 @@ def evaluate(
     precision: str = "fp32",
     tta: TTA = "none",
     read_tags: bool = False,
+    evaluation: Mapping[str, Any] | None = None,
     device: str = "auto",
     progress: Progress | None = None,
 ) -> Result | None:
@@ -112,6 +114,7 @@ def evaluate(
         precision: `fp32`, `bf16` or `fp16`.
         tta: views of an image whose predictions are averaged.
         read_tags: give a network that reads tags those of each image.
+        evaluation: values of `models.cal.CALEvaluation`, which say how a network with CAL classifies.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         progress: receives progress events.
 
@@ -129,7 +132,12 @@ def evaluate(
     model, card = load_model(checkpoint)
     if not isinstance(card.img_size, int):
         raise UsageError(f"{checkpoint} takes images of {card.img_size}: only square inputs are supported")
-    facts = {"data": str(data), "split": split, "checkpoint": str(checkpoint), "tta": tta}
+    facts: dict[str, Any] = {"data": str(data), "split": split, "checkpoint": str(checkpoint), "tta": tta}
+    if evaluation:
+        if not isinstance(model, CALClassifier):
+            raise UsageError(f"{checkpoint} is a network without CAL, whose evaluation has no settings: leave them out")
+        model.evaluation = model.evaluation.changed(evaluation)
+        facts["evaluation"] = dict(evaluation)
     options = {"batch_size": batch_size, "precision": precision}
     job = _Job(model, card, split, facts, progress or Progress(), options, tta, device)
     if similar:

@@ -45,6 +45,11 @@ class DataSection(Section):
         description="images of a class that are together in a batch, as objectives need that compare images; "
         "run.batch_size is a multiple of it",
     )
+    partners: bool = Field(
+        False,
+        description="read another image of its class beside each image, as CALMix needs: an epoch has twice as many "
+        "images, and run.batch_size is even",
+    )
     cache: Literal["none", "ram", "device"] = Field(
         "none", description="decode once, into RAM or the memory of the device"
     )
@@ -109,6 +114,11 @@ class ModelSection(Section):
 class AugmentSection(Section):
     """Augmentation of training images, see `animesion_training.data`."""
 
+    preset: Literal["", "weak", "medium", "strong"] = Field(
+        "",
+        description="weak: crop and flip; medium: also TrivialAugmentWide, erasing, label smoothing and stochastic "
+        "depth; strong: random areas, erasing, MixUp, CutMix and these two; it sets what the recipe does not",
+    )
     crop: Literal["random-resized", "resize-crop"] = Field(
         "random-resized", description="random area and aspect, or square resize to img_size + margin and random crop"
     )
@@ -126,6 +136,9 @@ class AugmentSection(Section):
     )
     trivial: bool = Field(False, description="TrivialAugmentWide: one random operation of random strength per image")
     erasing: float = Field(0.0, ge=0, le=1, strict=False, description="probability of random erasing")
+    erasing_area: tuple[float, float] = Field(
+        (0.02, 0.33), strict=False, description="share of the area that random erasing blanks"
+    )
     mixup: float = Field(0.0, ge=0, strict=False, description="alpha of MixUp's beta distribution; 0 disables it")
     cutmix: float = Field(0.0, ge=0, strict=False, description="alpha of CutMix's beta distribution; 0 disables it")
     mix_probability: float = Field(1.0, ge=0, le=1, strict=False, description="share of batches that are mixed")
@@ -154,13 +167,22 @@ class TagsSection(Section):
 
 
 class ViewsSection(Section):
-    """Attention-guided crops and drops, for training a CAL teacher and for TGDA."""
+    """Attention-guided crops, drops and mixtures, for training a CAL network and for TGDA."""
 
     maps: int = Field(0, ge=0, description="number of maps to draw from; 0 for all")
     sample: bool = Field(True, description="draw a map for each view; otherwise both use the mean map")
     crop: Range = Field((0.4, 0.6), strict=False, description="range of the threshold of crops, as a share of the peak")
     drop: Range = Field((0.2, 0.5), strict=False, description="range of the threshold of drops")
     padding: float = Field(0.1, ge=0, le=1, strict=False, description="padding of crops, as a share of the image")
+    mix: bool = Field(
+        False, description="also exchange the most attended regions of each image and its partner (CALMix)"
+    )
+    mix_threshold: Range = Field((0.6, 0.8), strict=False, description="range of the threshold of these regions")
+    upsampling: Literal["bilinear", "bicubic"] = Field(
+        "bilinear",
+        description="how maps are upsampled: bilinear with aligned corners as for TGDA, or bicubic as for CALMix",
+    )
+    pool: bool = Field(False, description="average maps over 2x2 cells before their thresholds")
 
 
 class TextSection(Section):
@@ -221,6 +243,9 @@ class TeacherSection(Section):
     antialias: bool = Field(True, description="antialias views that are shrunk for the student, unlike the original")
     auxiliary: str = Field(
         "", description="further loss on the logits of the images: dkd, rkd, pkt, hint, ...; empty for none"
+    )
+    auxiliary_options: dict[str, Scalar] = Field(
+        {}, description="passed to the further loss, such as beta of dkd or modulation of std_focal"
     )
     auxiliary_weight: float = Field(1.0, ge=0, strict=False, description="weight of the further loss")
 
@@ -327,6 +352,29 @@ class RunSection(Section):
     wandb: Literal["off", "online", "offline"] = Field("off", description="also log to Weights & Biases")
 
 
+_SQUARE = {"augment.crop": "resize-crop", "augment.margin": 0.34, "augment.color_jitter": 0.0}
+_REGULAR = {
+    "augment.erasing": 0.3,
+    "augment.erasing_area": [0.02, 0.4],
+    "augment.color_jitter": 0.0,
+    "objective.smoothing": 0.1,
+    "model.options": {"drop_path_rate": 0.1},
+}
+
+#: Values of `augment.preset`, those of FGIR-Backbones (arXiv 2605.18700).
+PRESETS: dict[str, dict[str, Any]] = {
+    "weak": _SQUARE,
+    "medium": {**_SQUARE, **_REGULAR, "augment.trivial": True},
+    "strong": {
+        **_REGULAR,
+        "augment.crop": "random-resized",
+        "augment.scale": [0.08, 1.0],
+        "augment.mixup": 1.0,
+        "augment.cutmix": 1.0,
+        "augment.mix_probability": 0.5,
+    },
+}
+
 #: Values that can change when a run is resumed; see `TrainRecipe.decisive`.
 _FREE: dict[str, Any] = {
     "name": True,
@@ -366,13 +414,30 @@ class TrainRecipe(Section):
     schedule: ScheduleSection = ScheduleSection()
     run: RunSection = RunSection()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        given = {
+            key: value.model_dump(exclude_unset=True) if isinstance(value, Section) else value
+            for key, value in data.items()
+        }
+        chosen = given["augment"].get("preset") if isinstance(given.get("augment"), dict) else None
+        for key, value in PRESETS.get(chosen, {}).items() if isinstance(chosen, str) else ():
+            section, _, name = key.partition(".")
+            values = given.get(section, {})
+            if isinstance(values, dict):  # anything else is reported by the validation of the section
+                given[section] = {name: value, **values}
+        return given
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        for name in ("scale", "ratio"):
+        for name in ("scale", "ratio", "erasing_area"):
             low, high = getattr(self.augment, name)
             if not 0 < low <= high:
                 raise ValueError(f"augment.{name} must be [low, high] with 0 < low <= high, not [{low}, {high}]")
-        for name in ("crop", "drop"):
+        for name in ("crop", "drop", "mix_threshold"):
             low, high = getattr(self.views, name)
             if not 0 <= low <= high <= 1:
                 raise ValueError(f"views.{name} must be [low, high] with 0 <= low <= high <= 1, not [{low}, {high}]")

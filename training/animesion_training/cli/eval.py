@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -58,6 +58,13 @@ if TYPE_CHECKING:
 )
 @click.option("--tags", is_flag=True, help="Give a network that reads tags those of each image; else they are unknown.")
 @click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="How a network with CAL classifies: views=raw, single or full; top_k, votes, upsampling, pool.",
+)
+@click.option(
     "--report", type=click.Path(path_type=Path), help="Write JSON, per-class and confusion CSVs into this folder."
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
@@ -77,6 +84,7 @@ def eval_(
     precision: str,
     tta: TTA,
     tags: bool,
+    overrides: tuple[str, ...],
     report: Path | None,
     device: str,
     as_json: bool,
@@ -89,6 +97,7 @@ def eval_(
     open-set (are unknown classes told apart?).
     """
     from animesion.cli.progress import for_main_process
+    from animesion.config.settings import apply
     from animesion_training.cli.requirements import check_exists, torch_required
 
     check_exists(checkpoint, data)
@@ -96,6 +105,9 @@ def eval_(
         from animesion_training.eval.similarity_report import Settings
         from animesion_training.evaluation import evaluate
 
+    evaluation: dict[str, Any] = {}
+    for override in overrides:
+        apply(evaluation, override)
     with for_main_process() as progress:
         result = evaluate(
             checkpoint,
@@ -109,6 +121,7 @@ def eval_(
             precision=precision,
             tta=tta,
             read_tags=tags,
+            evaluation=evaluation,
             device=device,
             progress=progress,
         )

@@ -196,6 +196,7 @@ class CachedStream(Scheduled):
         last: as for `Stream`.
         pairs: as for `Stream`.
         together: as for `Stream`.
+        partners: as for `Stream`.
 
     Raises:
         UsageError: an argument is out of range, or an unknown sampling.
@@ -219,6 +220,7 @@ class CachedStream(Scheduled):
         last: Last = "keep",
         pairs: bool = False,
         together: int = 1,
+        partners: bool = False,
     ) -> None:
         super().__init__(
             resident.samples,
@@ -234,6 +236,7 @@ class CachedStream(Scheduled):
             last=last,
             pairs=pairs,
             together=together,
+            partners=partners,
         )
         self.resident = resident
         self.device = torch.device(device)

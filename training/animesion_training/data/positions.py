@@ -97,6 +97,10 @@ class Scheduled(IterableDataset[Batch], ABC):
         together: in training, samples of a class that follow each other, see `schedule.class_runs`; it divides the
             batch size, and with more than 1 blocks are not kept together: the window is 0.
 
+        partners: in training, whether each sample is followed by another one of its class, see
+            `schedule.with_partners`: an epoch has twice the samples, and the batch size is even. A sample and its
+            partner are in the same batch on the same rank, and the window is 0.
+
     Attributes:
         draws: samples of an epoch.
         skipped: samples of this rank that were skipped, since the last `forget_failures`.
@@ -122,6 +126,7 @@ class Scheduled(IterableDataset[Batch], ABC):
         last: schedule.Last = "keep",
         pairs: bool = False,
         together: int = 1,
+        partners: bool = False,
     ) -> None:
         if batch_size < 1 or not 0 <= rank < world_size or (window or 0) < 0:
             raise UsageError(
@@ -135,8 +140,13 @@ class Scheduled(IterableDataset[Batch], ABC):
                 f"batches of {batch_size} are no multiple of {together} images per class, or there is a window, which "
                 "keeps blocks together: set run.batch_size to a multiple of data.images_per_class, and window to 0"
             )
+        if train and partners and (batch_size % 2 or together > 1 or window):
+            raise UsageError(
+                f"data.partners puts a second image beside each one, and batches of {batch_size}, {together} images "
+                f"per class and window {window} do not allow it: give an even run.batch_size, 1 image per class, no window"
+            )
         needed = batch_size if last == "drop" else 2 if pairs else 1
-        draws = samples.draws if train else len(samples)
+        draws = samples.draws * (1 + partners) if train else len(samples)
         if train and (draws < needed or batch_size < 1 + pairs):
             raise UsageError(
                 f"the split '{samples.split}' has {draws} samples, and batches of {batch_size} need at least "
@@ -158,7 +168,9 @@ class Scheduled(IterableDataset[Batch], ABC):
         self.rank = rank
         self.world_size = world_size
         self.together = together if train else 1
-        self.window = (int(samples.remote) if window is None and together == 1 else window or 0) if train else 0
+        self.partners = partners and train
+        anywhere = together > 1 or partners  # members of a class are in any block
+        self.window = (int(samples.remote) if window is None and not anywhere else window or 0) if train else 0
         self.last = last if train else "keep"
         self.pairs = pairs and train
         self.skipped = 0
@@ -224,6 +236,8 @@ class Scheduled(IterableDataset[Batch], ABC):
             identity["draws"] = [part.draws for part in self.samples.parts]
         if self.together > 1:
             identity["images per class"] = self.together
+        if self.partners:
+            identity["partners"] = True
         if self.sampling == "progressive":
             identity["epochs"] = self.epochs
         return identity
@@ -285,6 +299,8 @@ class Scheduled(IterableDataset[Batch], ABC):
         order = schedule.training_order(
             draws, self.samples.blocks, self._ends(0), seed=self.seed, epoch=epoch, window=self.window
         )
+        if self.partners:
+            return schedule.with_partners(order, self.samples.labels, seed=self.seed, epoch=epoch)
         return schedule.class_runs(order, self.samples.labels, self.together)
 
     def _shares(self) -> Iterator[Share]:
@@ -298,7 +314,7 @@ class Scheduled(IterableDataset[Batch], ABC):
             if (number - 1) % workers != worker:
                 start = end
                 continue
-            positions = schedule.share(start, end, self.rank, self.world_size, pairs=self.pairs)
+            positions = schedule.share(start, end, self.rank, self.world_size, pairs=self.pairs, partners=self.partners)
             if len(positions) or self.train:
                 hashes = seeds.hashes(self.seed, seeds.AUGMENT, epoch, positions)
                 yield Share(order[positions], hashes, positions - start, end - start, end)

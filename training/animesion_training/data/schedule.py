@@ -104,6 +104,32 @@ def class_runs(order: IntArray, labels: IntArray, together: int) -> IntArray:
     return order[by_class[np.lexsort((rank, first, ~whole))]]
 
 
+def with_partners(order: IntArray, labels: IntArray, *, seed: int, epoch: int) -> IntArray:
+    """Follow each sample of an epoch by its partner: another one of its class, uniform over the class.
+
+    A class of one sample has that sample as partner. (CALMix, arXiv 2605.18700.)
+
+    Args:
+        order: samples in the order of an epoch, shape (D,).
+        labels: class id of every sample of the split, shape (N,).
+        seed: of the run.
+        epoch: from 0.
+
+    Returns:
+        Sample, partner, sample, partner, ...; shape (2 D,).
+    """
+    members = np.argsort(labels, kind="stable")  # samples by class, (N,)
+    counts = np.bincount(labels)
+    starts = np.cumsum(counts) - counts  # first member of each class
+    rank = np.empty(len(labels), dtype=np.int64)  # of each sample within its class
+    rank[members] = np.arange(len(labels)) - starts[labels[members]]
+    keys = seeds.hashes(seed, seeds.PARTNERS, epoch, np.arange(len(order), dtype=np.int64))
+    # a number below the others of the class; its own rank is left out
+    other = (keys % np.maximum(counts[labels[order]] - 1, 1).astype(np.uint64)).astype(np.int64)
+    other += (other >= rank[order]) & (counts[labels[order]] > 1)
+    return np.stack((order, members[starts[labels[order]] + other]), axis=1).ravel()
+
+
 def batch_ends(total: int, batch_size: int, *, consumed: int = 0, last: Last = "keep", pairs: bool = False) -> IntArray:
     """Compute where the global batches of an epoch end; the number of ranks plays no part.
 
@@ -130,7 +156,7 @@ def batch_ends(total: int, batch_size: int, *, consumed: int = 0, last: Last = "
     return ends if pairs and rest == 1 else np.append(ends, total)
 
 
-def share(start: int, end: int, rank: int, world_size: int, *, pairs: bool = False) -> IntArray:
+def share(start: int, end: int, rank: int, world_size: int, *, pairs: bool = False, partners: bool = False) -> IntArray:
     """Compute a rank's places of a global batch; the first ranks have some even if there are too few for all.
 
     With `pairs`, the first sample stays with the last, the second with the last but one, and so on: each rank has no
@@ -143,11 +169,15 @@ def share(start: int, end: int, rank: int, world_size: int, *, pairs: bool = Fal
         rank: from 0.
         world_size: number of ranks.
         pairs: whether mirror images stay together.
+        partners: whether every other sample stays with the next one, see `with_partners`; `pairs` is ignored then.
 
     Returns:
         Ascending places in the order; none when the batch has too few samples for this rank.
     """
     size = end - start
+    if partners:
+        firsts = share(0, size // 2, rank, world_size)
+        return start + (2 * firsts[:, None] + np.arange(2)).ravel()
     units = size // 2 if pairs else size
     # rounded up, so that rank 0 always has a unit
     first, behind = -(-rank * units // world_size), -(-(rank + 1) * units // world_size)

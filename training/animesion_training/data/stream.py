@@ -76,6 +76,7 @@ class Stream(Scheduled):
         pairs: in training, batches of two samples or more, and for every sample its mirror image in the global batch
             on the same rank.
         together: in training, samples of a class that are together in a batch, see `schedule.class_runs`.
+        partners: in training, whether each sample is followed by another one of its class, see `Scheduled`.
 
     Raises:
         UsageError: an unknown split or sampling, a missing or truncated shard, or an argument out of range; while
@@ -104,6 +105,7 @@ class Stream(Scheduled):
         last: Last = "keep",
         pairs: bool = False,
         together: int = 1,
+        partners: bool = False,
         decoder: torch.device | None = None,
     ) -> None:
         samples = data.select(split)
@@ -121,6 +123,7 @@ class Stream(Scheduled):
             last=last,
             pairs=pairs,
             together=together,
+            partners=partners,
         )
         self.transform = transform or (RandomResizedCrop(size) if train else Resize(size))
         if self.transform.size != size or size < 1:
@@ -218,7 +221,7 @@ class Stream(Scheduled):
         """Return this rank's blocks of the rest of an epoch, (M,), and the position of the first use of each, (M,)."""
         ends = self._ends(consumed)
         places = [
-            schedule.share(start, end, self.rank, self.world_size, pairs=self.pairs)
+            schedule.share(start, end, self.rank, self.world_size, pairs=self.pairs, partners=self.partners)
             for start, end in zip([consumed, *ends.tolist()], ends.tolist(), strict=False)
         ]
         positions = np.concatenate(places) if places else np.zeros(0, dtype=np.int64)

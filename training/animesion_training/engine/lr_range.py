@@ -113,6 +113,7 @@ def find_lr(
                 pixels, targets = inputs(batch, mix_generator)
                 loss = 0.0
                 pieces = min(recipe.run.accumulate, len(targets))
+                step.begin(context, batch.places, batch.total, len(rates) + 1)
                 given = (pixels, targets, batch.seeds, *(() if batch.text is None else (batch.text,)))
                 for piece in zip(*(each.chunk(pieces) for each in given), strict=True):
                     term: Any = steps.sum_terms(step(*piece)) * (len(piece[0]) / len(targets))

@@ -240,6 +240,7 @@ def open_stream(
         "pairs": pairs,
         "sampling": settings.sampling,
         "together": settings.images_per_class,
+        "partners": settings.partners,
         "epochs": recipe.schedule.epochs,
         "seed": recipe.run.seed,
         "rank": context.rank,
@@ -304,7 +305,7 @@ def training_augment(
         std=std,
         flip=settings.flip,
         jitter=ColorJitter(jitter, jitter, jitter, jitter / 2) if jitter else None,
-        erasing=RandomErasing(settings.erasing) if settings.erasing else None,
+        erasing=RandomErasing(settings.erasing, settings.erasing_area) if settings.erasing else None,
         trivial=TrivialAugmentWide() if settings.trivial else None,
     )
 
@@ -382,6 +383,8 @@ def build_step(
             raise UsageError("a CAL teacher needs one class per image: switch augment.mixup and augment.cutmix off")
         smoothing = recipe.objective.smoothing
         step = steps.CALStep(network, model_autocast, model, recipe.views, smoothing=smoothing)
+        if recipe.views.mix and not recipe.data.partners:
+            raise UsageError("views.mix exchanges regions of two images of a class: set data.partners = true")
     elif isinstance(model, TokenVisionTransformer) and model.tags is not None:
         step = steps.TaggingStep(network, objective, model_autocast, model, recipe.text, total)
     elif isinstance(objective, ComparingObjective):
@@ -389,6 +392,8 @@ def build_step(
         step = steps.ComparingStep(network, objective, model_autocast, model, complete=complete)
     else:
         step = steps.Step(network, objective, model_autocast, model)
+    if recipe.views.mix and not isinstance(step, steps.CALStep):
+        raise UsageError("views.mix trains a CAL network on labels: set model.selector = 'cal', or views.mix = false")
     step.records_graphs = recipe.run.compile and mode != "default"
     return step.to(device)
 

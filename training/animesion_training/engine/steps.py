@@ -53,6 +53,8 @@ class Step(nn.Module):
         self.records_graphs = False
         #: Number of the optimizer step, from 1.
         self.number = 1
+        #: Images that stay together when a share is cut into pieces.
+        self.unit = 1
         self._batch: tuple[DistributedContext | None, Tensor, int] = (None, torch.zeros(0, dtype=torch.int64), 0)
 
     def forward(self, images: Tensor, targets: Tensor, seeds: Tensor, text: Tensor | None = None) -> dict[str, Tensor]:
@@ -268,6 +270,10 @@ class CALStep(Step):
     """Counterfactual attention learning on images and on the views that the network's attention selects.
 
     `losses.cal.cal_loss` defines terms and weights. The feature centers belong to the run, not to the network.
+
+    With `views.mix` this is CALMix (arXiv 2605.18700): images at the places 2k and 2k + 1 of the global batch are
+    partners and exchange their most attended regions, so each image is passed four times instead of three. An image
+    whose partner cannot be read does not change in its mixture.
     """
 
     def __init__(
@@ -284,18 +290,35 @@ class CALStep(Step):
         self.smoothing = smoothing
         self.centers = FeatureCenters(bare.num_classes, bare.head.num_maps * bare.head.in_features)
         self._passed: list[tuple[Tensor, Tensor]] = []  # features and targets of the pieces of this step
+        self._at = 0  # place of the next piece in the share of this process
+        self.unit = 2 if settings.mix else 1
+
+    def begin(self, context: DistributedContext, places: Tensor, total: int, number: int) -> None:
+        """See `Step.begin`."""
+        super().begin(context, places, total, number)
+        self._at = 0
 
     def terms(self, images: Tensor, targets: Tensor, seeds: Tensor) -> dict[str, Tensor]:
         """See `Step.terms`; targets are class ids (B,)."""
         with self.autocast():
             raw: CALOutput = self.model(images, parts=True, seeds=seeds)
-        view_images = _views(images, raw.attention.detach().float(), seeds, self.settings)  # (2B, 3, S, S)
+        mixes = self.settings.mix
+        partners = self._partners(len(images), images.device) if mixes else None
+        view_images = _views(images, raw.attention.detach().float(), seeds, self.settings, partners)  # (nB, 3, S, S)
+        # other seeds for each view: it has a fake attention of its own
+        view_seeds = torch.cat((seeds + 1, seeds + 3, seeds + 2) if mixes else (seeds + 1, seeds + 2))
         with self.autocast():
-            # other seeds for crops and drops: each has a fake attention of its own
-            augmented: CALOutput = self.model(view_images, parts=True, seeds=torch.cat((seeds + 1, seeds + 2)))
+            augmented: CALOutput = self.model(view_images, parts=True, seeds=view_seeds)
         features = raw.features.detach()
         self._passed.append((features.clone() if self.records_graphs else features, targets))
         return cal_loss(raw, augmented, targets, self.centers, label_smoothing=self.smoothing)
+
+    def _partners(self, count: int, device: torch.device) -> Tensor:
+        """Index (B,) of the partner of each image of this piece, its own if the partner is not in the piece."""
+        places = self._batch[1][self._at : self._at + count]
+        self._at += count
+        found = places[:, None] == places ^ 1  # (B, B)
+        return torch.where(found.any(1), found.to(torch.uint8).argmax(1), torch.arange(count, device=device))
 
     def collect(self, places: Tensor, total: int) -> Tensor:
         """See `Step.collect`: features and 1 + class of each sample in its row of (total, width + 1); 0 elsewhere."""
@@ -404,7 +427,8 @@ class DistilStep(Step):
             logits, teacher_logits, *on_views, temperature=settings.temperature, view_weights=settings.view_weights
         )
         if settings.auxiliary:
-            auxiliary = auxiliary_loss(settings.auxiliary, logits, teacher_logits, targets, *on_views)
+            given: dict[str, Any] = dict(settings.auxiliary_options)
+            auxiliary = auxiliary_loss(settings.auxiliary, logits, teacher_logits, targets, *on_views, **given)
             terms[settings.auxiliary] = settings.auxiliary_weight * auxiliary
         return terms
 
@@ -446,14 +470,21 @@ def _renormalise(images: Tensor, change: Tensor | None) -> Tensor:
     return images if change is None else images * change[0] + change[1]
 
 
-def _views(images: Tensor, attention: Tensor, seeds: Tensor, settings: ViewsSection) -> Tensor:
-    """Crops, then drops, of images (B, 3, S, S) and attention (B, M, h, w): (2B, 3, S, S)."""
-    draws = views.draw(
-        seeds,
+def _views(
+    images: Tensor, attention: Tensor, seeds: Tensor, settings: ViewsSection, partners: Tensor | None = None
+) -> Tensor:
+    """Crops, then drops, of images (B, 3, S, S) and attention (B, M, h, w): (2B, 3, S, S); see `views.views`."""
+    maps: dict[str, Any] = {"sample_maps": settings.sample, "num_maps": settings.maps or None}
+    draws = views.draw(seeds, attention, crop=settings.crop, drop=settings.drop, **maps)
+    mixture = None
+    if partners is not None:
+        mixture = views.draw_mixture(seeds, attention, partners, threshold=settings.mix_threshold, **maps)
+    return views.views(
+        images,
         attention,
-        sample_maps=settings.sample,
-        num_maps=settings.maps or None,
-        crop=settings.crop,
-        drop=settings.drop,
+        draws,
+        padding=settings.padding,
+        upsampling=settings.upsampling,
+        pool=settings.pool,
+        mixture=mixture,
     )
-    return views.views(images, attention, draws, padding=settings.padding)

@@ -158,7 +158,7 @@ class Trainer:
             precision=self.precision,
             steps=len(self.stream),
             done=self.step,
-            pairs=self.stream.pairs,
+            pairs=self.stream.pairs or self.stream.partners,
         )
 
     def _open_log(self, stack: contextlib.ExitStack) -> None:

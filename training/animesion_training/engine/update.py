@@ -150,9 +150,11 @@ class Update:
     def _accumulate(self, inputs: tuple[Tensor, ...], total: int) -> dict[str, Tensor]:
         """Add up the gradients of all pieces; return the sum over the images of each term."""
         sums: dict[str, Tensor] = {}
-        count = max(1, min(self.settings.accumulate, len(inputs[0]) // self.smallest))
+        unit = self.step.unit
+        count = max(1, min(self.settings.accumulate, len(inputs[0]) // max(self.smallest, unit)))
         # `tensor_split`, because `chunk` may return fewer pieces, and a smaller last one
-        pieces = zip(*(tensor.tensor_split(count) for tensor in inputs), strict=True)
+        starts = [unit * int(part[0]) for part in torch.arange(-(-len(inputs[0]) // unit)).tensor_split(count)[1:]]
+        pieces = zip(*(tensor.tensor_split(starts) for tensor in inputs), strict=True)
         for i, piece in enumerate(pieces):
             size = len(piece[0])
             with self._without_reduction() if i < count - 1 else contextlib.nullcontext():

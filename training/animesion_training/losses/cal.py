@@ -71,12 +71,13 @@ def cal_loss(
 ) -> dict[str, Tensor]:
     """The training loss of a CAL classifier, on images and on the views made by its own attention.
 
-    `CE(raw) / 3 + 2/3 CE(aug) + CE(effects of both) + center_loss(features of raw)`, arXiv 2507.12157. The second and
-    third are means over 2 B and 3 B.
+    `CE(raw) / 3 + n/3 CE(aug) + (n + 1)/3 CE(effects of both) + center_loss(features of raw)` with n views of each
+    image: 2 in arXiv 2507.12157, crop and drop, and 3 in CALMix (arXiv 2605.18700), with the mixture between them. The
+    second and third are means over n B and (n + 1) B, so every image has weight 1/3.
 
     Args:
         raw: output for B images.
-        aug: output for 2 B views: crops, then drops.
+        aug: output for n B views, the same view of all images one after the other.
         targets: class ids (B,), int64.
         centers: a `FeatureCenters`; it is read only.
         label_smoothing: label smoothing of all three cross-entropies, in [0, 1].
@@ -100,7 +101,7 @@ def cal_loss(
     effects = torch.cat((raw.effect, aug.effect))
     return {
         "label": cross_entropy(raw.logits, targets) / 3,
-        "views": cross_entropy(aug.logits, repeated) * 2 / 3,
-        "effect": cross_entropy(effects, torch.cat((targets, repeated))),
+        "views": cross_entropy(aug.logits, repeated) * times / 3,
+        "effect": cross_entropy(effects, torch.cat((targets, repeated))) * (times + 1) / 3,
         "center": center_loss(raw.features, centers(targets)),
     }

@@ -10,8 +10,9 @@ teacher's logits, the docstring states it.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -327,6 +328,44 @@ def kl_trl(student: Tensor, teacher: Tensor, *, gamma: float = 2.0) -> Tensor:
     return _mean(_uncertainty(teacher, gamma) * kl(student, teacher, 1.0, "none")) / max(1, student.shape[1])
 
 
+Modulation = Literal["teacher", "student", "difference"]
+
+
+def std_focal(
+    student: Tensor, teacher: Tensor, targets: Tensor, *, gamma: float = 2.0, modulation: Modulation = "teacher"
+) -> Tensor:
+    """Cross-entropy with more weight on samples whose class a network finds unlikely: `-m^gamma log s_y`.
+
+    m is `1 - t_y` (`teacher`), `1 - s_y` (`student`, the focal loss) or `|t_y - s_y|` (`difference`), with the
+    probabilities s of the student and t of the teacher. It is a variant in the code of TGDA's authors, not in their
+    papers; its form over several labels of the teacher is left out, because how the labels are summed is not stated.
+
+    Args:
+        student: logits (B, K).
+        teacher: logits (B, K).
+        targets: class ids, int64 (B,).
+        gamma: >= 0.
+        modulation: what m is made from; the student's part of it has a gradient.
+
+    Returns:
+        A scalar, float32.
+
+    Raises:
+        UsageError: soft labels, or an unknown or impossible option.
+        ValueError: shapes or types other than these.
+    """
+    if targets.is_floating_point():
+        raise UsageError("std_focal needs one target class per image: switch MixUp and CutMix off")
+    gamma = in_range("gamma", gamma, low=0.0)
+    student, teacher = _check_logits(student, teacher)
+    logs = student.log_softmax(1).gather(1, targets[:, None])[:, 0]  # log s_y, (B,)
+    own, other = logs.exp(), teacher.softmax(1).gather(1, targets[:, None])[:, 0]
+    if modulation not in ("teacher", "student", "difference"):
+        raise UsageError(f"modulation of std_focal is teacher, student or difference, not {modulation!r}")
+    weights = {"teacher": 1 - other, "student": 1 - own, "difference": (other - own).abs()}[modulation]
+    return _mean(-(weights**gamma) * logs)
+
+
 def top_values(values: Tensor, most: int) -> Tensor:
     """Return the largest values of each row of (B, K) in descending order, (B, min(most, K)).
 
@@ -382,19 +421,20 @@ def supcon(features: Tensor, targets: Tensor | None = None, *, temperature: floa
         return losses.sum() / (counts > 0).sum().clamp(min=1)
 
 
-#: Losses of (student, teacher, targets) by name, with the defaults of TGDA's code.
-_AUXILIARY: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "cekd": lambda student, teacher, targets: reverse_kl(student, teacher),
+#: Losses of student, teacher and, if they have a parameter for them, targets, with the defaults of TGDA's code.
+_AUXILIARY: dict[str, Callable[..., Tensor]] = {
+    "cekd": reverse_kl,
     "dkd": dkd,
-    "hint": lambda student, teacher, targets: hint(student, teacher),
-    "kl_trl": lambda student, teacher, targets: kl_trl(student, teacher),
-    "pkt": lambda student, teacher, targets: pkt(student, teacher),
-    "rkd": lambda student, teacher, targets: rkd(student, teacher),
+    "hint": hint,
+    "kl_trl": kl_trl,
+    "pkt": pkt,
+    "rkd": rkd,
+    "std_focal": std_focal,
     "trl": trl,
 }
 
 #: Losses that also apply to views, with weight 1/2 for the images and 1 for the mean over the 2 B views.
-_ON_VIEWS = ("cekd", "kl_trl", "trl")
+_ON_VIEWS = ("cekd", "kl_trl", "std_focal", "trl")
 
 
 def auxiliary_names() -> list[str]:
@@ -409,11 +449,12 @@ def auxiliary_loss(
     targets: Tensor,
     student_views: Tensor | None = None,
     teacher_views: Tensor | None = None,
+    **options: Any,
 ) -> Tensor:
     """Compute a further loss by name: `dkd`, `rkd`, `pkt` and `hint` on the logits of the images alone.
 
-    With views, `cekd` (`reverse_kl`), `trl` and `kl_trl` are `raw / 2 + views`, as in the code of TGDA. No gradient
-    flows to the teacher.
+    With views, `cekd` (`reverse_kl`), `trl`, `kl_trl` and `std_focal` are `raw / 2 + views`, as in the code of TGDA. No
+    gradient flows to the teacher.
 
     Args:
         name: one of `auxiliary_names`.
@@ -422,18 +463,29 @@ def auxiliary_loss(
         targets: class ids, int64 (B,), or soft labels, floating (B, K), except for `dkd`.
         student_views: logits (2 B, K).
         teacher_views: logits (2 B, K).
+        **options: of the loss, its keyword arguments, such as `beta=8.0` of `dkd`.
 
     Returns:
         A scalar, float32.
 
     Raises:
-        UsageError: an unknown name, or soft labels for `dkd`.
+        UsageError: an unknown name or option, or soft labels for `dkd` or `std_focal`.
         ValueError: shapes or types other than these.
     """
     if name not in _AUXILIARY:
         near = nearest(name, _AUXILIARY) or f": give one of {', '.join(auxiliary_names())}"
         raise UsageError(f"unknown auxiliary loss '{name}'{near}")
-    loss = _AUXILIARY[name]
+    parameters = inspect.signature(_AUXILIARY[name]).parameters
+    known = [each.name for each in parameters.values() if each.kind is inspect.Parameter.KEYWORD_ONLY]
+    for option in options:
+        if option not in known:
+            near = nearest(option, known) or f"; it takes {', '.join(known) or 'none'}"
+            raise UsageError(f"the auxiliary loss '{name}' has no option '{option}'{near}")
+
+    def loss(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
+        inputs = (student, teacher, targets) if "targets" in parameters else (student, teacher)
+        return _AUXILIARY[name](*inputs, **options)
+
     raw = loss(student, teacher.detach(), targets)
     if name not in _ON_VIEWS or student_views is None or teacher_views is None:
         return raw

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from animesion.config.settings import nearest
 from animesion.errors import UsageError
 from animesion_training.data import views as image_views
 from animesion_training.data.seeds import FAKE, tensor_uniforms
@@ -34,8 +37,13 @@ _ROOT_EPS = 1e-6
 #: Factor of the pooled features, which have length 1, before the classifier.
 _SCALE = 100.0
 
-#: Threshold and padding of the crops that full inference adds to the image.
+#: Threshold and padding of the crops that full inference adds to the image; the last one is that of `single`.
 _CROPS = ((0.3, 0.1), (0.2, 0.1), (0.1, 0.05))
+
+Views = Literal["raw", "single", "full"]
+
+#: Share of a vote that all classes without one have together.
+_NO_VOTE = 1e-3
 
 
 class CALOutput(NamedTuple):
@@ -138,6 +146,67 @@ class CALHead(nn.Module):
         return CALOutput(logits, effect, pooled, attention)
 
 
+@dataclass(frozen=True)
+class CALEvaluation:
+    """How a CAL network classifies images in evaluation. Nothing of this changes its training.
+
+    The views are those of the authors' FGIR-Backbones (arXiv 2605.18700).
+
+    Attributes:
+        views: views of an image, whose logits are averaged: `raw`, the image alone; `single`, also a crop around the
+            mean attention map; `full`, the image, its mirror image and three crops of each: 8 forward passes.
+        top_k: with crops, k: their thresholds are values of the map instead of shares of its peak: the largest but
+            k - 1, ..., by `top_k_ranks`; 0 for shares.
+        votes: with `full`, v: each view has v votes for its first class, v - 1 for its second, ..., and the logits are
+            the logarithms of the shares of the votes. Equal numbers are ordered by the first view, and its first class,
+            that voted so; classes without a vote follow by their mean logits. 0 for the mean of the logits.
+        upsampling: of the map for crops, see `data.views.Upsampling`.
+        pool: whether that map is averaged over 2x2 cells first.
+        unmirrored: whether crops of the mirror image are cut from the image itself, by the map of the mirror image, as
+            the code of FGIR-KD-Teacher does by mistake; for its published accuracies.
+
+    Raises:
+        UsageError: an unknown value, or values that do not go together.
+    """
+
+    views: Views = "raw"
+    top_k: int = 0
+    votes: int = 0
+    upsampling: image_views.Upsampling = "bilinear"
+    pool: bool = False
+    unmirrored: bool = False
+
+    def __post_init__(self) -> None:
+        for name, values in (("views", ("raw", "single", "full")), ("upsampling", ("bilinear", "bicubic"))):
+            if getattr(self, name) not in values:
+                raise UsageError(
+                    f"{name} of a CAL classifier are one of {', '.join(values)}, not {getattr(self, name)!r}"
+                )
+        for name in ("top_k", "votes"):
+            if getattr(self, name) != 0:
+                whole_number(name, getattr(self, name))
+        for name in ("pool", "unmirrored"):
+            if not isinstance(getattr(self, name), bool):
+                raise UsageError(f"{name} of a CAL classifier is true or false, not {getattr(self, name)!r}")
+        if self.top_k and self.views == "raw":
+            raise UsageError("top_k is for the crops of views 'single' or 'full', and views are 'raw'")
+        if self.votes and self.views != "full":
+            raise UsageError(f"votes are those of views 'full', and views are {self.views!r}")
+
+    def changed(self, values: Mapping[str, Any]) -> CALEvaluation:
+        """Return this with other values.
+
+        Raises:
+            UsageError: an unknown name, or values that do not go together.
+        """
+        known = [each.name for each in fields(self)]
+        for name in values:
+            if name not in known:
+                near = nearest(str(name), known) or f": there are {', '.join(known)}"
+                raise UsageError(f"a CAL classifier has no option '{name}'{near}")
+        return replace(self, **values)
+
+
 class CALClassifier(nn.Module):
     """A timm network whose classifier is a `CALHead` on its last feature map.
 
@@ -150,8 +219,12 @@ class CALClassifier(nn.Module):
         backbone: the network; modified in place.
         num_classes: number of classes; 0 for features alone.
         num_maps: number of attention maps.
-        views: views in evaluation: `raw`, the image alone, or `full`, the image, its mirror image and three crops of
-            each around the mean attention map: 8 forward passes whose logits are averaged.
+        views: how images are classified in evaluation, like the following; see `CALEvaluation`.
+        top_k: likewise.
+        votes: likewise.
+        upsampling: likewise.
+        pool: likewise.
+        unmirrored: likewise.
 
     Raises:
         UsageError: a network without a feature map, or an unknown option.
@@ -161,11 +234,19 @@ class CALClassifier(nn.Module):
     """
 
     def __init__(
-        self, backbone: nn.Module, num_classes: int, num_maps: int = 32, views: Literal["raw", "full"] = "raw"
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        num_maps: int = 32,
+        views: Views = "raw",
+        top_k: int = 0,
+        votes: int = 0,
+        upsampling: image_views.Upsampling = "bilinear",
+        pool: bool = False,
+        unmirrored: bool = False,
     ) -> None:
         super().__init__()
-        if views not in ("raw", "full"):
-            raise UsageError(f"views of a CAL classifier are raw or full, not {views!r}")
+        self.evaluation = CALEvaluation(views, top_k, votes, upsampling, pool, unmirrored)
         before = set(backbone.state_dict())
         remove_classifier(backbone)
         probe = FeatureMapProbe(backbone)
@@ -173,7 +254,6 @@ class CALClassifier(nn.Module):
         probe.drop_unused(backbone)
         self._dropped = frozenset(before - set(backbone.state_dict()))
         self.backbone: Any = backbone
-        self.views = views
         self.num_features = self.head_hidden_size = num_maps * probe.channels
         self.in_chans = probe.in_chans
         self.pretrained_cfg = self.default_cfg = getattr(backbone, "pretrained_cfg", None) or {}
@@ -202,8 +282,8 @@ class CALClassifier(nn.Module):
         """Images (B, channels, H, W) to logits (B, num_classes), or with `parts` to the output of `forward_parts`."""
         if parts is True:  # by identity, because torch.fx passes a stand-in, which has no truth value
             return self.forward_parts(x, seeds=seeds)
-        if self.views == "full" and not self.training:
-            return self._full(x)
+        if self.evaluation.views != "raw" and not self.training:
+            return self._with_crops(x)
         return self.forward_head(self.forward_features(x))
 
     def forward_intermediates(
@@ -224,19 +304,31 @@ class CALClassifier(nn.Module):
         output: CALOutput = self.head(self.feature_map(x), fake, seeds)
         return output
 
-    def _full(self, x: Tensor) -> Tensor:
-        """Mean logits (B, num_classes) of 8 views: images, mirror images, and three crops of each."""
-        both = torch.cat((x, x.flip(3)))  # (2 B, channels, H, W)
+    def _with_crops(self, x: Tensor) -> Tensor:
+        """Logits (B, num_classes) of several views, see `CALEvaluation`."""
+        settings, size = self.evaluation, (x.shape[2], x.shape[3])
+        full = settings.views == "full"
+        both = torch.cat((x, x.flip(3))) if full else x  # (2 B, channels, H, W)
         features = self.feature_map(both)
         attention = self.head.attentions(features)
-        logits = self.head.classify(self.head.pool(features, attention))
+        logits = [self.head.classify(self.head.pool(features, attention))]
         # the crops of images and of mirror images follow their own attention
-        maps, size = image_views.mean_map(attention), (x.shape[2], x.shape[3])
-        for threshold, padding in _CROPS:
-            boxes = image_views.crop_boxes(maps, size, threshold, padding)
-            logits = logits + self.forward_head(self.forward_features(image_views.crop(both, boxes)))
-        plain, mirrored = logits.chunk(2)
-        return (plain + mirrored) / (2 * (1 + len(_CROPS)))
+        maps = image_views.mean_map(attention)
+        maps = image_views.pool_map(maps) if settings.pool else maps
+        source = torch.cat((x, x)) if full and settings.unmirrored else both
+        for number, (share, padding) in list(enumerate(_CROPS))[0 if full else -1 :]:
+            threshold = _top_k_limits(maps, settings.top_k, number, mirrored=full) if settings.top_k else share
+            boxes = image_views.crop_boxes(
+                maps, size, threshold, padding, settings.upsampling, absolute=settings.top_k > 0
+            )
+            logits.append(self.forward_head(self.forward_features(image_views.crop(source, boxes))))
+        each = torch.stack(logits)  # (views, B or 2 B, K)
+        if not full:
+            return each.mean(0)
+        plain, mirrored = each.chunk(2, dim=1)
+        if settings.votes:
+            return vote_shares(torch.cat((plain, mirrored)), settings.votes)
+        return (plain.sum(0) + mirrored.sum(0)) / (2 * len(each))
 
     def adapt_state_dict(self, state_dict: dict[str, Tensor], model: nn.Module | None = None) -> dict[str, Tensor]:
         """Convert weights of ours or of the bare backbone, in any layout that timm reads, for this model.
@@ -305,3 +397,60 @@ class CALClassifier(nn.Module):
         """Change the input size; convolutional backbones accept any, and transformers resample their positions."""
         if hasattr(self.backbone, "set_input_size"):
             self.backbone.set_input_size(img_size=img_size, **options)
+
+
+def top_k_ranks(k: int) -> list[int]:
+    """Ranks of the values that crops take as thresholds: six from k to 2 k, equally spaced, rounded half to even.
+
+    The three crops of the image have the first, third and fifth, those of the mirror image the others. (FGIR-Backbones,
+    arXiv 2605.18700.)
+    """
+    return [round(k + k * step / 5) for step in range(6)]
+
+
+def _top_k_limits(maps: Tensor, k: int, number: int, *, mirrored: bool) -> Tensor:
+    """Thresholds (B,) of the crops with this number: values of each map (B, 1, h, w).
+
+    With `mirrored`, the second half of the batch are mirror images.
+
+    Raises:
+        UsageError: a map has fewer values.
+    """
+    ranks = top_k_ranks(k)[2 * number : 2 * number + 2]
+    values = maps.flatten(1)
+    if max(ranks) > values.shape[1]:
+        raise UsageError(f"top_k {k} needs {max(ranks)} values of a map, which has {values.shape[1]}: give a smaller k")
+    ordered = values.float().topk(max(ranks), dim=1).values
+    if not mirrored:
+        return ordered[:, ranks[0] - 1]
+    plain, other = ordered.chunk(2)
+    return torch.cat((plain[:, ranks[0] - 1], other[:, ranks[1] - 1]))
+
+
+def vote_shares(logits: Tensor, votes: int) -> Tensor:
+    """Let views vote: v votes for the first class of each, v - 1 for the second, ..., 1 for the last.
+
+    Args:
+        logits: of the views in their order, (views, B, K).
+        votes: v, at most K.
+
+    Returns:
+        (B, K), float32: the logarithms of the shares of the votes, whose order is that of the numbers of votes, then of
+        the first appearance by view and rank. Classes without a vote follow, by their mean logits.
+
+    Raises:
+        UsageError: there are fewer classes than votes.
+    """
+    views, _, classes = logits.shape
+    if votes > classes:
+        raise UsageError(f"{votes} votes of each view need as many classes, and there are {classes}: give fewer votes")
+    chosen = logits.float().topk(votes, dim=2).indices.transpose(0, 1).flatten(1)  # (B, views v), in the order of votes
+    given = torch.arange(votes, 0, -1, device=logits.device, dtype=torch.float32).repeat(views)
+    places = torch.arange(len(given), device=logits.device, dtype=torch.float32)
+    counts = torch.zeros(chosen.shape[0], classes, device=logits.device)
+    first = torch.full_like(counts, float(len(given)))
+    counts.scatter_add_(1, chosen, given.expand_as(chosen))
+    first.scatter_reduce_(1, chosen, places.expand_as(chosen), "amin")
+    # less than a vote in total, so that it orders equal numbers only
+    scores = torch.where(counts > 0, counts - 0.01 * first / len(given), _NO_VOTE * logits.float().mean(0).softmax(1))
+    return (scores / scores.sum(1, keepdim=True)).log()
