@@ -20,6 +20,10 @@ _METHODS = {
     "plain": (),
     # a low rate: roots of features near 0 turn differences of rounding into different steps
     "cal": ("model.selector=cal", "model.freeze=['head.attentions.bn']", "optimizer.lr=0.00001"),
+    "calmix": (
+        *("model.selector=cal", "model.freeze=['head.attentions.bn']", "optimizer.lr=0.00001"),
+        *("data.partners=true", "views.mix=true"),
+    ),
     "kd": ("teacher.precision=fp32",),
     "tgda": ("teacher.precision=fp32", "teacher.views=true"),
 }
@@ -106,6 +110,14 @@ def test_ranks_train_what_one_process_trains(
     for each in together:
         same(each, together[0], 0.0)  # to the bit
     same(together[0], alone, 1e-4)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_partners_are_mixed_by_any_number_of_processes(pool: ranks.Pool, accumulate: int) -> None:
+    overrides = [*_METHODS["calmix"], "run.batch_size=8", f"run.accumulate={accumulate}"]
+    [alone] = pool(ranks.train, 1, overrides, 7)
+    for each in pool(ranks.train, 3, overrides, 7):
+        same(each, alone, 1e-4)
 
 
 @settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.too_slow])

@@ -143,7 +143,8 @@ class Scheduled(IterableDataset[Batch], ABC):
         if train and partners and (batch_size % 2 or together > 1 or window):
             raise UsageError(
                 f"data.partners puts a second image beside each one, and batches of {batch_size}, {together} images "
-                f"per class and window {window} do not allow it: give an even run.batch_size, 1 image per class, no window"
+                f"per class and window {window} do not allow it: give an even run.batch_size, 1 image per class, no "
+                "window"
             )
         needed = batch_size if last == "drop" else 2 if pairs else 1
         draws = samples.draws * (1 + partners) if train else len(samples)
