@@ -17,6 +17,7 @@ from torch.nn import functional
 from animesion.errors import UsageError
 from animesion_training.data import schedule, views
 from animesion_training.distributed import DistributedContext
+from animesion_training.engine import norms
 from animesion_training.engine.feed import feed
 from animesion_training.engine.steps import CALStep
 from animesion_training.engine.trainer import Trainer
@@ -210,6 +211,7 @@ def test_pieces_cut_no_pair(tmp_path: Path) -> None:
         overrides = [*ranks.SMALL, *CALMIX, "run.batch_size=8", f"run.accumulate={count}"]
         overrides.append("model.freeze=['head.attentions.bn']")
         trainer = Trainer(load("scratch", overrides), ranks.drawn(8), tmp_path, ALONE, Watcher())
+        norms.train_mode(trainer.update.step)  # keeps the statistics of the frozen norm
         passed: list[Tensor] = []
         trainer.model.register_forward_pre_hook(lambda _, args, passed=passed: passed.append(args[0]))
         batch, _ = next(iter(feed(trainer.stream, ALONE.device)))
