@@ -103,7 +103,7 @@ def published_card(name: str) -> str:
         UsageError: there is no card for the recipe.
     """
     from animesion.config import recipe
-    from animesion.sources.published_sets import PUBLISHED
+    from animesion.sources.published_facts import PUBLISHED
 
     if name not in PUBLISHED:
         raise UsageError(f"recipe '{name}' reads no published set; --card is for {', '.join(PUBLISHED)}")

@@ -13,7 +13,7 @@ from typing import Any
 from animesion.config.card import given, unanswered
 from animesion.config.recipe import Recipe
 from animesion.schemas import DropReason
-from animesion.sources.published_sets import PUBLISHED, PublishedSet
+from animesion.sources.published_facts import PUBLISHED, PublishedSet
 
 _ORDER = list(DropReason)
 _FETCH = frozenset(_ORDER[_ORDER.index(DropReason.UNSAFE_PATH) : _ORDER.index(DropReason.EMPTY_FILE)])
@@ -45,9 +45,8 @@ def synthetic_share(recipe: Recipe) -> float | None:
 
 def derived_from(recipe: Recipe) -> PublishedSet | None:
     """The published set that the source reads; None for other sources."""
-    if recipe.source.kind not in ("ultra-fgvc", "moeimouto"):
-        return None
-    return PUBLISHED.get(str(recipe.source.options.get("set", recipe.source.kind)))
+    found = PUBLISHED.get(str(recipe.source.options.get("set", recipe.source.kind)))
+    return found if found and found.source == recipe.source.kind else None
 
 
 def open_questions(recipe: Recipe) -> list[str]:

@@ -605,7 +605,7 @@ def read_back(path: Path) -> Recipe:
 def _sample_source(data: dict[str, Any]) -> dict[str, Any]:
     """The source that replaces a recipe's: drawn files for recipes that read a published set, else the drawn booru."""
     kind = _get(data, "source", "kind")
-    if kind == "ultra-fgvc":
+    if kind in ("ultra-fgvc", "benchmark"):
         return {"kind": "sample-files", "layout": _get(data, "source", "set")}
     if kind == "moeimouto":
         return {"kind": "sample-files", "layout": "moeimouto"}

@@ -18,7 +18,8 @@ from animesion.dataset import label_files
 from animesion.errors import UsageError
 from animesion.schemas import Item
 from animesion.sources import clean_text, file_key
-from animesion.sources.published_sets import PUBLISHED, PublishedFiles, PublishedOptions, PublishedSet, check_complete
+from animesion.sources.published_facts import PUBLISHED, PublishedSet
+from animesion.sources.published_sets import PublishedFiles, PublishedOptions, check_complete
 from animesion.sources.ultra_fgvc import select_label_files
 
 _IMAGE = re.compile(r"(?:.*/)?((\d{3})_([^/]+))/(face_[^/]*\.(?:png|jpe?g))", re.IGNORECASE)
@@ -47,7 +48,7 @@ class MoeimoutoSource(PublishedFiles):
 
         Args:
             options: options of the source.
-            published: expected counts, by default those of `animesion.sources.published_sets`.
+            published: expected counts, by default those of `animesion.sources.published_facts`.
         """
         super().__init__(options)
         self.options = options

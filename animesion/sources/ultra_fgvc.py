@@ -1,7 +1,7 @@
 """The source for the Ultra-FGVC cultivar sets as released: Cotton80, SoyLocal, SoyGlobal, SoyGene and SoyAgeing.
 
 There are two layouts: flat folders with class and split in the file names, and folders with `anno/*.txt` and `images/`.
-The published counts are in `animesion.sources.published_sets`.
+The published counts are in `animesion.sources.published_facts`.
 """
 
 from __future__ import annotations
@@ -19,18 +19,12 @@ from animesion.dataset import label_files
 from animesion.errors import UsageError
 from animesion.schemas import DropReason, Item
 from animesion.sources import clean_text, file_key
-from animesion.sources.published_sets import (
-    PUBLISHED,
-    PublishedFiles,
-    PublishedOptions,
-    PublishedSet,
-    check_complete,
-    hold_out_validation,
-)
+from animesion.sources.published_facts import PUBLISHED, PublishedSet
+from animesion.sources.published_sets import PublishedFiles, PublishedOptions, check_complete, hold_out_validation
 
 _FLAT = re.compile(r"(\d{1,6})_(\w{1,40})_(train|test)\.(?:png|jpe?g|bmp|tiff?|webp)", re.ASCII | re.IGNORECASE)
 _ANNO = re.compile(r"((?:.*/)?)anno/(train|test)\.txt")
-_ALIASES = {alias: each.name for each in PUBLISHED.values() for alias in each.aliases}
+_ALIASES = {alias: each.name for each in PUBLISHED.values() for alias in each.aliases if each.source == "ultra-fgvc"}
 
 
 class UltraFgvcOptions(PublishedOptions):
@@ -62,7 +56,7 @@ class UltraFgvcSource(PublishedFiles):
 
         Args:
             options: options of the source.
-            published: expected counts, by default those of `animesion.sources.published_sets`.
+            published: expected counts, by default those of `animesion.sources.published_facts`.
         """
         super().__init__(options)
         self.options = options

@@ -22,7 +22,9 @@ from animesion.storage import names
 REMOVED = "removed.csv"
 
 #: Sources whose ids are paths or rows of a table, which mean nothing elsewhere.
-_LOCAL = frozenset({"folder", "labels", "parquet", "webdataset", "indexed-tar", "urls", "moeimouto", "ultra-fgvc"})
+_LOCAL = frozenset(
+    {"folder", "labels", "parquet", "webdataset", "indexed-tar", "urls", "moeimouto", "ultra-fgvc", "benchmark"}
+)
 _MOST_BYTES = 500_000_000
 _DIGEST = re.compile(rf"(?:{names.SHA256})?")
 

@@ -1,14 +1,13 @@
 """Drawn collections in the layouts of published sets, read by the readers of those.
 
-They replace downloads in demos and tests: the Ultra-FGVC sets, moeimouto, the DAF:re label files and class folders of
-cultivars. The files are drawn into a temporary folder when first needed. Readers check the counts of the drawn
+They replace downloads in demos and tests: the Ultra-FGVC sets, moeimouto, the benchmarks of `animesion_sample.benchmarks`,
+the DAF:re label files and class folders of cultivars. The files are drawn into a temporary folder when first needed. Readers check the counts of the drawn
 collection as they check the published ones.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import shutil
 import tempfile
@@ -23,22 +22,44 @@ from pydantic import Field
 
 from animesion.config.settings import Section
 from animesion.schemas import Item, Payload
+from animesion.sources.benchmarks import BenchmarkOptions, BenchmarkSource
 from animesion.sources.folder import FolderOptions, FolderSource
 from animesion.sources.labels import LabelsOptions, LabelsSource
 from animesion.sources.moeimouto import MoeimoutoOptions, MoeimoutoSource
-from animesion.sources.published_sets import PUBLISHED
+from animesion.sources.published_facts import PUBLISHED
 from animesion.sources.ultra_fgvc import UltraFgvcOptions, UltraFgvcSource
-from animesion_sample import drawing, leaves
+from animesion_sample import benchmarks, leaves
 from animesion_sample.characters import CAST
+from animesion_sample.written import face, put, text
 
-Layout = Literal["cotton80", "soy-local", "soy-global", "soy-gene", "soy-ageing", "moeimouto", "labels", "folder"]
+Layout = Literal[
+    "cotton80",
+    "soy-local",
+    "soy-global",
+    "soy-gene",
+    "soy-ageing",
+    "moeimouto",
+    "cub-200-2011",
+    "stanford-cars",
+    "fgvc-aircraft",
+    "stanford-dogs",
+    "flowers-102",
+    "oxford-pets",
+    "food-101",
+    "nabirds",
+    "vegfru",
+    "inaturalist-2017",
+    "icartoonface",
+    "labels",
+    "folder",
+]
 
-Reader = FolderSource | LabelsSource | MoeimoutoSource | UltraFgvcSource
+Reader = BenchmarkSource | FolderSource | LabelsSource | MoeimoutoSource | UltraFgvcSource
 
 #: Default number of classes of each layout.
 CLASSES: dict[str, int] = {
     "cotton80": 12, "soy-local": 16, "soy-global": 24, "soy-gene": 12, "soy-ageing": 5, "moeimouto": 10, "labels": 10,
-    "folder": 12,
+    "folder": 12, **dict.fromkeys(benchmarks.WRITERS, 6),
 }  # fmt: skip
 
 LEAF_SIDE, FACE_SIDE, PHOTO_SIDE = 224, 160, 384
@@ -110,6 +131,9 @@ def write(options: SampleFilesOptions, folder: Path) -> Reader:
         reader = _label_files(options, classes, folder)
     elif layout == "moeimouto":
         reader = _moeimouto(options, classes, folder)
+    elif layout in benchmarks.WRITERS:
+        due = PUBLISHED[layout].with_counts(classes, *benchmarks.write(layout, classes, options.seed, folder))
+        reader = BenchmarkSource(BenchmarkOptions.model_validate({"path": str(folder), "set": layout}), due)
     else:
         reader = _cultivars(options, layout, classes, folder)
     for path in folder.rglob("*"):
@@ -117,12 +141,7 @@ def write(options: SampleFilesOptions, folder: Path) -> Reader:
     return reader
 
 
-def _cultivars(
-    options: SampleFilesOptions,
-    layout: Literal["cotton80", "soy-local", "soy-global", "soy-gene", "soy-ageing"],
-    classes: int,
-    folder: Path,
-) -> Reader:
+def _cultivars(options: SampleFilesOptions, layout: str, classes: int, folder: Path) -> Reader:
     """A set of Ultra-FGVC: the leaves of each cultivar with the published split, and matching counts."""
     due = PUBLISHED[layout]
     species = "cotton" if layout == "cotton80" else "soybean"
@@ -138,15 +157,15 @@ def _cultivars(
                     )
                     name = f"{number}_{index}_{split}.png" if not annotated else f"{number:03d}_{split[:2]}{index}.png"
                     base = folder / group / "images" if annotated else folder
-                    _put(base / name, leaves.render(leaf), "PNG")
+                    put(base / name, leaves.render(leaf), "PNG")
                     rows[split].append(f"{name} {number}\n")
         for split, lines in rows.items():
             sizes[split] += len(lines)
             if annotated:
-                _text(folder / group / "anno" / f"{split}.txt", "".join(lines))
+                text(folder / group / "anno" / f"{split}.txt", "".join(lines))
     per_class = {split: count * max(1, len(due.groups)) for split, count in _sizes(layout, 1).items()}
     scaled = due.with_counts(classes, sizes, per_class if due.per_class else {})
-    return UltraFgvcSource(UltraFgvcOptions(path=str(folder), set=layout), scaled)
+    return UltraFgvcSource(UltraFgvcOptions.model_validate({"path": str(folder), "set": layout}), scaled)
 
 
 def _sizes(layout: str, number: int) -> dict[str, int]:
@@ -164,11 +183,11 @@ def _moeimouto(options: SampleFilesOptions, classes: int, folder: Path) -> Reade
         place = folder / "thumb" / f"{number:03d}_{design.name}"
         count = 10 + Random(f"{options.seed}/{design.name}").randrange(12)
         for index in range(count):
-            face = _face(design.name, f"{options.seed}/moeimouto/{index}", FACE_SIDE)
+            head = face(design.name, f"{options.seed}/moeimouto/{index}", FACE_SIDE)
             if rank == 1 and index < 2:
-                face = face.convert("L")
-            _put(place / f"face_{index + 1}_{100 + rank}_{37 + index}.png", face, "PNG")
-        _text(place / "color.csv", "")
+                head = head.convert("L")
+            put(place / f"face_{index + 1}_{100 + rank}_{37 + index}.png", head, "PNG")
+        text(place / "color.csv", "")
         total += count
     scaled = PUBLISHED["moeimouto"].with_counts(classes, {"": total}, {})
     return MoeimoutoSource(MoeimoutoOptions(path=str(folder)), scaled)
@@ -190,13 +209,13 @@ def _label_files(options: SampleFilesOptions, classes: int, folder: Path) -> Rea
             seed = 0 if rank == 0 and index == count - 1 else index  # the last of the largest class repeats the first
             three = index % 5 == 4
             place = folder / "faces" / (f"{post % 1000:03d}" if three else f"{post % 1000:04d}")
-            _put(place / f"{post}.jpg", _face(design.name, f"{options.seed}/labels/{seed}", 128), "JPEG", quality=92)
+            put(place / f"{post}.jpg", face(design.name, f"{options.seed}/labels/{seed}", 128), "JPEG", quality=92)
             rows[split].append(f"{rank},{post % 1000:04d}/{post}.jpg\n")
     for split, lines in rows.items():
         header = "class_id,dir\n" if split == "val" else ""
-        _text(folder / "labels" / f"{split}.csv", header + "".join(lines))
+        text(folder / "labels" / f"{split}.csv", header + "".join(lines))
     names = "".join(f"{rank},{design.name}\n" for rank, design in enumerate(CAST[:classes]))
-    _text(folder / "labels" / "classid_classname.csv", names)
+    text(folder / "labels" / "classid_classname.csv", names)
     return LabelsSource(
         LabelsOptions(
             labels=str(folder / "labels"),
@@ -217,35 +236,14 @@ def _folders(options: SampleFilesOptions, classes: int, folder: Path) -> Reader:
             image = leaves.render(leaf)
             path = place / f"{index:03d}.jpg"
             if index == 0 and number == 1:
-                _put(place / "copy.jpg", image, "JPEG", quality=70)
-                _put(place / "thumbnail.jpg", image.resize((96, 96)), "JPEG", quality=90)
+                put(place / "copy.jpg", image, "JPEG", quality=70)
+                put(place / "thumbnail.jpg", image.resize((96, 96)), "JPEG", quality=90)
             if index == 1 and number == 2:
                 exif = Image.Exif()
                 exif[0x0112] = 6
-                _put(path, image.transpose(Image.Transpose.ROTATE_90), "JPEG", quality=92, exif=exif.tobytes())
+                put(path, image.transpose(Image.Transpose.ROTATE_90), "JPEG", quality=92, exif=exif.tobytes())
                 continue
-            _put(path, image, "JPEG", quality=92)
+            put(path, image, "JPEG", quality=92)
             if index == 2 and number == 3:
                 path.write_bytes(path.read_bytes()[:3000])
     return FolderSource(FolderOptions(path=str(folder), family=""))
-
-
-def _face(name: str, seed: str, side: int) -> Image.Image:
-    """The head of a character, cropped from a drawn image, with both sides `side`."""
-    drawn = drawing.Drawing(f"{name}/{seed}", (name,), 240, 240)
-    image = drawing.render(drawn)
-    [head] = drawing.heads(drawn)
-    box = [round(value * 240) for value in head.box]
-    return image.crop((box[0], box[1], box[2], box[3])).resize((side, side), Image.Resampling.LANCZOS)
-
-
-def _put(path: Path, image: Image.Image, kind: str, **settings: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    out = io.BytesIO()
-    image.save(out, kind, **({"compress_level": 3} if kind == "PNG" else {}), **settings)
-    path.write_bytes(out.getvalue())
-
-
-def _text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")

@@ -72,7 +72,7 @@ def test_cards_of_published_sets_are_current() -> None:
     from click.testing import CliRunner
 
     from animesion.cli.recipes import recipes
-    from animesion.sources.published_sets import PUBLISHED
+    from animesion.sources.published_facts import PUBLISHED
 
     for name in PUBLISHED:
         printed = CliRunner().invoke(recipes, [name, "--card"])
