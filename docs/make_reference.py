@@ -220,7 +220,11 @@ def _sources() -> Iterator[str]:
     yield "Options of each source: keys of `[source]` other than `kind`, or `--set source.NAME=VALUE`."
     yield ""
     included = [name for name in sources.names() if sources.source_class(name).__module__.startswith("animesion.")]
-    first = [name for name in ("folder", "labels", "ultra-fgvc", "moeimouto", "dump", "danbooru") if name in included]
+    first = [
+        name
+        for name in ("folder", "labels", "ultra-fgvc", "moeimouto", "benchmark", "dump", "danbooru")
+        if name in included
+    ]
     for name in [*first, *(name for name in included if name not in first)]:
         found = sources.source_class(name)
         yield f"## {name}"

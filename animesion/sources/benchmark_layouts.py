@@ -182,9 +182,7 @@ class JoinedTables:
                     f"{clean_text(splits[key], 60)!r}, not 1 (train) or 0 (test)"
                 )
             split = "train" if splits[key] == "1" else "test"
-            rows.append(
-                Row(self.folder, path, split, numbers[classes[key]], names[classes[key]], authors.get(key, ""))
-            )
+            rows.append(Row(self.folder, path, split, numbers[classes[key]], names[classes[key]], authors.get(key, "")))
         return rows
 
 
@@ -236,7 +234,9 @@ class SplitLists:
         if self.classes:
             for line, name in files.lines(self.classes):
                 if order.setdefault(name, len(order)) != len(order) - 1:
-                    raise UsageError(f"{files.place(self.classes)}, line {line}: {clean_text(name, 60)!r} is listed twice")
+                    raise UsageError(
+                        f"{files.place(self.classes)}, line {line}: {clean_text(name, 60)!r} is listed twice"
+                    )
         rows = []
         known: dict[int, str] = {}
         for file, split, folder, offset in self.lists:

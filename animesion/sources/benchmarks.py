@@ -46,10 +46,10 @@ class BenchmarkOptions(DownloadOptions):
         "inaturalist-2017",
         "icartoonface",
     ] = Field(description="the set; names of the FGIR label files (cub, cars, aircraft, ...) work too")
-    val: bool | None = Field(
-        None,
-        description="true holds out the last fifth of each class's training images as val, as the GLSim tools do, after "
-        "a published val was joined to train; false only joins it; by default splits are as published",
+    val: Literal["published", "train", "held-out"] = Field(
+        "published",
+        description="a published val is kept, or joins train; `held-out` then holds out the last fifth of each class's "
+        "training images as val, as the GLSim tools do",
     )
 
     @field_validator("set", mode="before")
@@ -99,9 +99,9 @@ class BenchmarkSource(PublishedFiles):
         if others:
             self.notes.append(f"{others:,} image(s) that no list names skipped")
         self.notes += check_complete(items, due, self.options)
-        if self.options.val is not None:
+        if self.options.val != "published":
             items = [replace(item, split="train") if item.split == "val" else item for item in items]
-        if self.options.val:
+        if self.options.val == "held-out":
             items = hold_out_validation(items)
         yield from (replace(item, order=order) for order, item in enumerate(items))
 

@@ -36,7 +36,7 @@ _CELL, _STRUCT, _CHAR, _NUMERIC = 1, 2, 4, range(6, 16)
 Value = npt.NDArray[np.generic] | str | list["Value"] | dict[str, list["Value"]]
 
 
-class _Fault(ValueError):
+class _FaultError(ValueError):
     """What is wrong with a file, as part of a sentence."""
 
 
@@ -62,7 +62,7 @@ def read(content: bytes, names: Collection[str], where: str) -> dict[str, Value]
     """
     try:
         found = _arrays(content, names)
-    except _Fault as fault:
+    except _FaultError as fault:
         raise UsageError(f"{where} {fault}; get it again") from None
     except (struct.error, IndexError, UnicodeDecodeError, ValueError, OverflowError):
         raise UsageError(f"{where} is a damaged .mat file; get it again") from None
@@ -74,10 +74,10 @@ def read(content: bytes, names: Collection[str], where: str) -> dict[str, Value]
 
 def _arrays(content: bytes, names: Collection[str]) -> dict[str, Value]:
     if content.startswith(b"\x89HDF") or content[:19] == b"MATLAB 7.3 MAT-file":
-        raise _Fault("is a .mat file of version 7.3, not of 5 to 7 as published")
+        raise _FaultError("is a .mat file of version 7.3, not of 5 to 7 as published")
     order = {b"IM": "<", b"MI": ">"}.get(content[126:128], "")
     if not order or struct.unpack(f"{order}H", content[124:126])[0] != 0x0100:
-        raise _Fault("is not a .mat file of version 5 to 7")
+        raise _FaultError("is not a .mat file of version 5 to 7")
     found: dict[str, Value] = {}
     budget = _MOST_BYTES
     position = 128
@@ -102,11 +102,11 @@ def _decompressed(data: bytes, most: int) -> bytes:
     try:
         out = inflate.decompress(data, most)
     except zlib.error:
-        raise _Fault("is a damaged .mat file") from None
+        raise _FaultError("is a damaged .mat file") from None
     if inflate.unconsumed_tail:
-        raise _Fault(f"holds more than {_MOST_BYTES >> 20} MiB of data")
+        raise _FaultError(f"holds more than {_MOST_BYTES >> 20} MiB of data")
     if not inflate.eof:
-        raise _Fault("is a damaged .mat file")
+        raise _FaultError("is a damaged .mat file")
     return out
 
 
@@ -121,19 +121,19 @@ class _Reader:
     def element(self, position: int, limit: int, *, padded: bool = True) -> _Element:
         """The element at a position."""
         if position + 8 > limit:
-            raise _Fault("is a damaged .mat file")
+            raise _FaultError("is a damaged .mat file")
         kind, size = struct.unpack_from(f"{self._order}II", self._data, position)
         if kind >> 16:  # a small element has its bytes in the tag
             size, kind, start = kind >> 16, kind & 0xFFFF, position + 4
             if size > 4:
-                raise _Fault("is a damaged .mat file")
+                raise _FaultError("is a damaged .mat file")
             return _Element(kind, start, start + size, position + 8)
         start = position + 8
         end = start + size
         # compressed elements are not padded; the last element of a file may lack its padding
         after = end if kind == _COMPRESSED else min(start + (size + 7) // 8 * 8, max(limit, end))
         if end > limit or (padded and after > limit):
-            raise _Fault("is a damaged .mat file")
+            raise _FaultError("is a damaged .mat file")
         return _Element(kind, start, end, after)
 
     def name(self, matrix: _Element) -> str:
@@ -144,11 +144,11 @@ class _Reader:
     def array(self, matrix: _Element, depth: int = 1) -> Value:
         """The value of an array."""
         if matrix.kind != _MATRIX:
-            raise _Fault("is a damaged .mat file")
+            raise _FaultError("is a damaged .mat file")
         if matrix.start == matrix.end:
             return np.empty(0)
         if depth > _DEEPEST:
-            raise _Fault("nests arrays too deeply for a file of labels")
+            raise _FaultError("nests arrays too deeply for a file of labels")
         flags, dimensions, _, *_ = parts = list(self._parts(matrix, 3))
         kind = struct.unpack_from(f"{self._order}I", self._bytes(flags))[0] & 0xFF
         count = math.prod(max(0, int(each)) for each in self._numbers(dimensions))
@@ -158,7 +158,7 @@ class _Reader:
         if kind in _NUMERIC:
             numbers = self._numbers(self.element(position, matrix.end))
             if len(numbers) != count:
-                raise _Fault("is a damaged .mat file")
+                raise _FaultError("is a damaged .mat file")
             return numbers
         if kind == _CELL:
             return list(self._elements(position, matrix.end, count, depth))
@@ -168,16 +168,16 @@ class _Reader:
             table = self.element(longest.after, matrix.end)
             raw = self._bytes(table)
             if width < 1 or len(raw) % width:
-                raise _Fault("is a damaged .mat file")
+                raise _FaultError("is a damaged .mat file")
             fields = [raw[i : i + width].split(b"\0")[0].decode("ascii") for i in range(0, len(raw), width)]
             values = list(self._elements(table.after, matrix.end, count * len(fields), depth))
             return {field: values[i :: len(fields)] for i, field in enumerate(fields)}
-        raise _Fault("has an array of a class that files of labels do not have")
+        raise _FaultError("has an array of a class that files of labels do not have")
 
     def _elements(self, position: int, limit: int, count: int, depth: int) -> Iterator[Value]:
         self._left -= count
         if self._left < 0:
-            raise _Fault(f"has more than {_MOST_OBJECTS:,} cells")
+            raise _FaultError(f"has more than {_MOST_OBJECTS:,} cells")
         for _ in range(count):
             element = self.element(position, limit)
             position = element.after
@@ -195,12 +195,12 @@ class _Reader:
 
     def _numbers(self, element: _Element) -> npt.NDArray[np.generic]:
         if element.kind not in _NUMBERS:
-            raise _Fault("is a damaged .mat file")
+            raise _FaultError("is a damaged .mat file")
         return np.frombuffer(self._bytes(element), np.dtype(f"{self._order}{_NUMBERS[element.kind]}"))
 
     def _text(self, element: _Element) -> str:
         if element.kind not in _TEXTS:
-            raise _Fault("is a damaged .mat file")
+            raise _FaultError("is a damaged .mat file")
         coding = _TEXTS[element.kind]
         if coding in ("utf-16", "utf-32"):
             coding += "-le" if self._order == "<" else "-be"

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+
 @dataclass(frozen=True)
 class PublishedSet:
     """One published dataset.
@@ -20,8 +21,8 @@ class PublishedSet:
         title: its authors' name for it.
         what: one sentence about the images.
         classes: number of classes.
-        splits: image counts of a complete download by split (`train`, `val`, `test`); the name is empty for a set without
-            a published split.
+        splits: image counts of a complete download by split (`train`, `val`, `test`); the name is empty for a set
+            without a published split.
         per_class: images per class by split, for splits of which all classes have as many.
         groups: folders with an equal share of each split, such as the stages of SoyAgeing.
         validation: images in train and val when val is held out of the published train split; empty if unknown.
@@ -143,9 +144,11 @@ _BENCHMARKS = (
             "cars_meta.mat", "or car_ims/<NNNNNN>.jpg and cars_annos.mat",
         ),
         facts=(
-            "`cars_test_annos.mat` of the devkit has no labels: `cars_test_annos_withlabels.mat` is a separate download.",
+            "`cars_test_annos.mat` of the devkit has no labels: `cars_test_annos_withlabels.mat` is a download of its "
+            "own.",
             "The same image numbers occur in `cars_train` and `cars_test`.",
-            "The one list of `cars_annos.mat` numbers all 16,185 images from `000001.jpg`; its field `test` has the split.",
+            "The one list of `cars_annos.mat` numbers all 16,185 images from `000001.jpg`; its field `test` has the "
+            "split.",
             _ONE_BASED,
         ),
         obtain="The page of the set at Stanford is no longer served; mirrors have both forms of the download.",
@@ -169,7 +172,7 @@ _BENCHMARKS = (
         facts=(
             "Names of variants contain blanks and slashes, such as `F/A-18`; lists name images without `.jpg`.",
             "The lowest 20 rows of every image are a banner with its copyright: crop them before training.",
-            "Results in the literature mostly train on train and val together, and test on test: `source.val=false`.",
+            "Results in the literature mostly train on train and val together, and test on test: `source.val=train`.",
             "Families and manufacturers, the coarser labels of the set, are not read.",
         ),
         obtain="The Visual Geometry Group of Oxford has `fgvc-aircraft-2013b.tar.gz`; unpack it.",
@@ -214,10 +217,10 @@ _BENCHMARKS = (
             "Train is `trnid` with 1,020 images. Copies in which `trnid` and `tstid` are exchanged, as some papers "
             "trained, are refused by their counts.",
             "Classes have numbers from 1 and no published names: they are called `flower-001` and so on.",
-            "Results in the literature mostly train on train and val together: `source.val=false`.",
+            "Results in the literature mostly train on train and val together: `source.val=train`.",
         ),
-        obtain="The Visual Geometry Group of Oxford has `102flowers.tgz`, `imagelabels.mat` and `setid.mat`: unpack the "
-        "first next to the others.",
+        obtain="The Visual Geometry Group of Oxford has `102flowers.tgz`, `imagelabels.mat` and `setid.mat`: unpack "
+        "the first next to the others.",
         homepage="https://www.robots.ox.ac.uk/~vgg/data/flowers/102/",
         citation="""@inproceedings{nilsback2008automated,
   title     = {Automated Flower Classification over a Large Number of Classes},
@@ -235,8 +238,8 @@ _BENCHMARKS = (
         facts=(
             "Names of cats start with a capital, names of dogs do not; the number after the last underscore is no part "
             "of a name.",
-            "`images/` has 41 photographs that neither list names; they are skipped. Some files named `.jpg` are PNG or "
-            "GIF files.",
+            "`images/` has 41 photographs that neither list names; they are skipped. Some files named `.jpg` are PNG "
+            "or GIF files.",
             "Lists name images without `.jpg`. The published lists are trainval and test.",
             _ONE_BASED,
         ),
@@ -311,7 +314,7 @@ _BENCHMARKS = (
         facts=(
             "Vegetables and fruits are two downloads with classes from 0 each: fruits follow the 200 vegetables here. "
             "Other label files may merge them in another order.",
-            "Results in the literature mostly train on train and val together: `source.val=false`.",
+            "Results in the literature mostly train on train and val together: `source.val=train`.",
             "The 25 upper-level categories are not read.",
         ),
         obtain="The authors give it out on request; see their repository.",

@@ -116,8 +116,9 @@ def hold_out_validation(items: Sequence[Item]) -> list[Item]:
 
 
 def differences(items: Iterable[Item], due: PublishedSet, group_of: Mapping[str, str] | None = None) -> list[str]:
-    """Differences from the published set, as parts of a message; empty for a complete download. Val counts as train where no
-    val split is published.
+    """Differences from the published set, as parts of a message; empty for a complete download.
+
+    Val counts as train where no val split is published.
 
     Args:
         items: the listing; items with a failure have no file.

@@ -15,8 +15,6 @@ from random import Random
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
-
 from animesion_sample import leaves
 from animesion_sample.characters import CAST
 from animesion_sample.written import face, put, text
@@ -53,9 +51,7 @@ class _Drawer(NamedTuple):
     def draw(self, image: _Image, path: str) -> None:
         """Draw a photograph."""
         species = "cotton" if image.number % 3 == 0 else "soybean"
-        leaf = leaves.DrawnLeaf(
-            species, image.number, f"{self.seed}/{image.split}/{image.index}", SIDE, outdoors=True
-        )
+        leaf = leaves.DrawnLeaf(species, image.number, f"{self.seed}/{image.split}/{image.index}", SIDE, outdoors=True)
         put(self.folder / path, leaves.render(leaf), "JPEG", quality=90)
 
     def number(self, image: _Image, digits: int) -> int:
@@ -89,7 +85,8 @@ def _cub(drawer: _Drawer) -> list[_Image]:
     """Tables that are joined by the image's number."""
     images = list(drawer.images("train", "test"))
     paths = [
-        f"{_bird(each.number)}/{_bird(each.number)[4:]}_{each.index:04d}_{drawer.number(each, 5)}.jpg" for each in images
+        f"{_bird(each.number)}/{_bird(each.number)[4:]}_{each.index:04d}_{drawer.number(each, 5)}.jpg"
+        for each in images
     ]
     for image, path in zip(images, paths, strict=True):
         drawer.draw(image, f"CUB_200_2011/images/{path}")

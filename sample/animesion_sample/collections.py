@@ -1,8 +1,8 @@
 """Drawn collections in the layouts of published sets, read by the readers of those.
 
-They replace downloads in demos and tests: the Ultra-FGVC sets, moeimouto, the benchmarks of `animesion_sample.benchmarks`,
-the DAF:re label files and class folders of cultivars. The files are drawn into a temporary folder when first needed. Readers check the counts of the drawn
-collection as they check the published ones.
+They replace downloads in demos and tests: the Ultra-FGVC sets, moeimouto, the benchmarks of
+`animesion_sample.benchmarks`, the DAF:re label files and class folders of cultivars. The files are drawn into a temporary
+folder when first needed. Readers check the counts of the drawn collection as they check the published ones.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ class SampleFilesOptions(Section):
         description="layout of the drawn files: that of a set, DAF:re's label files, or class folders"
     )
     classes: int = Field(0, ge=0, le=30, description="number of classes; 0 for the layout's default")
+    stage: Literal["", "R1", "R3", "R4", "R5", "R6"] = Field("", description="one stage of soy-ageing; empty for all")
     seed: int = Field(0, ge=0, description="another seed draws other images")
 
 
@@ -165,7 +166,9 @@ def _cultivars(options: SampleFilesOptions, layout: str, classes: int, folder: P
                 text(folder / group / "anno" / f"{split}.txt", "".join(lines))
     per_class = {split: count * max(1, len(due.groups)) for split, count in _sizes(layout, 1).items()}
     scaled = due.with_counts(classes, sizes, per_class if due.per_class else {})
-    return UltraFgvcSource(UltraFgvcOptions.model_validate({"path": str(folder), "set": layout}), scaled)
+    return UltraFgvcSource(
+        UltraFgvcOptions.model_validate({"path": str(folder), "set": layout, "stage": options.stage}), scaled
+    )
 
 
 def _sizes(layout: str, number: int) -> dict[str, int]:

@@ -116,6 +116,11 @@ def _sets(world: Path) -> None:
     for layout, name in (("soy-ageing", "soyageing"), ("soy-gene", "soygene")):
         (world / name).mkdir()
         write(SampleFilesOptions(layout=layout, classes=2), world / name)  # type: ignore[arg-type]
+    for layout in ("cub-200-2011", "stanford-cars"):
+        (world / layout).mkdir()
+        write(SampleFilesOptions(layout=layout, classes=3), world / layout)  # type: ignore[arg-type]
+    (world / "cub-200-2011" / "CUB_200_2011").rename(world / "CUB_200_2011")
+    (world / "stanford-cars").rename(world / "stanford_cars")
     place = world / "moeimouto"
     place.mkdir()
     write(SampleFilesOptions(layout="moeimouto", classes=3), place)

@@ -104,7 +104,7 @@ TABLES = Tables(
         (r"animesion build .*source\.kind=inaturalist", ["--set", "source.url=http://inaturalist.invalid"]),
         (r"animesion build soy-ageing --sample", ["--set", "source.classes=2"]),
         # parts of the published sets
-        (r"animesion build (soy|moeimouto).*source\.path", ["--set", "source.incomplete=accept"]),
+        (r"animesion build (soy|moeimouto|cub|stanford).*source\.path", ["--set", "source.incomplete=accept"]),
         (r"animesion detectors install lbp", ["--sha256", hashlib.sha256(BRIGHT).hexdigest()]),
         (r"animesion train ", ["--img-size", "32", "--epochs", "1", "--set", "data.train=val"]),
         (r"animesion train --recipe cal-teacher", ["--model", "vitfs_nano_patch16"]),

@@ -94,6 +94,15 @@ def test_other_recipes_come_out_without_a_fault(name: str, tmp_path: Path) -> No
     assert "drawn sample, not real data" in card
 
 
+def test_one_stage_of_soy_ageing_is_drawn_and_counted(tmp_path: Path) -> None:
+    reader = write(SampleFilesOptions(layout="soy-ageing", classes=2, stage="R4"), tmp_path)
+    items = list(reader.items())
+    assert Counter(item.split for item in items) == {"train": 10, "test": 10}
+    assert {item.source_id.split("/")[1] for item in items} == {"R4"}
+    with pytest.raises(UsageError, match="Cotton80 has no stages"):
+        list(write(SampleFilesOptions(layout="cotton80", classes=2, stage="R4"), tmp_path / "cotton").items())
+
+
 def test_faulty_drawn_photographs_are_dropped_as_planned(tmp_path: Path) -> None:
     result = built("cultivar", ["source.classes=4"], tmp_path / "out")
     assert result.dropped == {"truncated image": 1, "too small": 1, "near duplicate": 1}

@@ -132,7 +132,9 @@ def test_the_card_of_a_build_names_terms_and_citation(name: str) -> None:
     assert due.terms.lower() in recipe.card.terms.lower()
 
 
-@pytest.mark.parametrize(("alias", "name"), [("cub", "cub-200-2011"), ("food", "food-101"), ("inat17", "inaturalist-2017")])
+@pytest.mark.parametrize(
+    ("alias", "name"), [("cub", "cub-200-2011"), ("food", "food-101"), ("inat17", "inaturalist-2017")]
+)
 def test_names_of_the_fgir_label_files_are_understood(alias: str, name: str) -> None:
     assert BenchmarkOptions.model_validate({"path": "x", "set": alias}).set == name
 
@@ -140,7 +142,9 @@ def test_names_of_the_fgir_label_files_are_understood(alias: str, name: str) -> 
 # -- CUB-200-2011 ----------------------------------------------------------------------------------------------------
 
 CUB = {
-    "CUB_200_2011/images.txt": "1 001.Albatross/A_1.jpg\n2 001.Albatross/A_2.jpg\n3 002.Crow/C_3.jpg\n4 002.Crow/C_4.jpg\n",
+    "CUB_200_2011/images.txt": (
+        "1 001.Albatross/A_1.jpg\n2 001.Albatross/A_2.jpg\n3 002.Crow/C_3.jpg\n4 002.Crow/C_4.jpg\n"
+    ),
     "CUB_200_2011/image_class_labels.txt": "4 2\n3 2\n2 1\n1 1\n",  # joined by number, not by line
     "CUB_200_2011/train_test_split.txt": "1 0\n2 1\n3 1\n4 0\n",
     "CUB_200_2011/classes.txt": "1 001.Albatross\n2 002.Crow\n",
@@ -243,7 +247,7 @@ def test_cars_have_the_labels_of_test_in_a_file_apart_and_numbers_in_both_folder
         ("00001.jpg", "test", "AM General Hummer SUV 2000", 0),
     ]
     (tmp_path / "cars_test_annos_withlabels.mat").unlink()
-    with pytest.raises(UsageError, match="has no cars_test_annos_withlabels.mat, which Stanford Cars has"):
+    with pytest.raises(UsageError, match=r"has no cars_test_annos_withlabels.mat, which Stanford Cars has"):
         list(reader(tmp_path, "stanford-cars", 2, CARS_COUNTS).items())
     (tmp_path / "devkit/cars_test_annos.mat").rename(tmp_path / "cars_test_annos_withlabels.mat")
     with pytest.raises(UsageError, match="has no field 'class' in annotations: it has no labels"):
@@ -328,7 +332,7 @@ def test_flowers_train_on_trnid_and_an_exchange_is_refused(tmp_path: Path) -> No
     with pytest.raises(UsageError, match="3 of 1 train images; 1 of 3 test images"):
         list(reader(tmp_path, "flowers", 2, counts).items())
     put(tmp_path, {"setid.mat": mat(trnid=[[6]], valid=[[1]], tstid=[[2]])})
-    with pytest.raises(UsageError, match="image 6 of trnid has no label in imagelabels.mat"):
+    with pytest.raises(UsageError, match=r"image 6 of trnid has no label in imagelabels.mat"):
         list(reader(tmp_path, "flowers", 2, counts).items())
 
 
@@ -357,20 +361,20 @@ def test_variants_have_blanks_and_slashes_and_lists_no_suffix(tmp_path: Path, en
 
 
 def test_a_published_val_is_kept_joined_or_replaced(tmp_path: Path) -> None:
-    lists = {"train": range(0, 3), "val": range(3, 6), "test": range(6, 7)}
+    lists = {"train": range(3), "val": range(3, 6), "test": range(6, 7)}
     place = "fgvc-aircraft-2013b/data"
     files: dict[str, bytes | str] = {f"{place}/variants.txt": "A\n"}
     files |= {f"{place}/images_variant_{name}.txt": "".join(f"{i} A\n" for i in ids) for name, ids in lists.items()}
     put(tmp_path, files | images(*(f"{place}/images/{i}.jpg" for i in range(7))))
     counts = {"train": 3, "val": 3, "test": 1}
 
-    def splits(**options: bool) -> str:
+    def splits(**options: str) -> str:
         items = sorted(listed(reader(tmp_path, "aircraft", 1, counts, **options)), key=lambda item: item.source_id)
         return "".join(item.split[1] for item in items)  # tRain, vAl, tEst
 
     assert splits() == "rrraaae"
-    assert splits(val=False) == "rrrrrre"
-    assert splits(val=True) == "rrrraae"  # int(0.8 * 6) of train and val stay in train
+    assert splits(val="train") == "rrrrrre"
+    assert splits(val="held-out") == "rrrraae"  # int(0.8 * 6) of train and val stay in train
 
 
 def test_cats_have_capitals_and_names_end_before_the_last_number(tmp_path: Path) -> None:
@@ -413,7 +417,7 @@ def test_food_lists_folder_and_number(tmp_path: Path) -> None:
         ("1011328.jpg", "test", "apple_pie", 0),
     ]
     put(tmp_path, {"food-101/meta/test.txt": "apple_pies/1011328"})
-    with pytest.raises(UsageError, match="class 'apple_pies' is not in meta/classes.txt"):
+    with pytest.raises(UsageError, match=r"class 'apple_pies' is not in meta/classes.txt"):
         list(reader(tmp_path, "food", 2, {"train": 2, "test": 1}).items())
 
 

