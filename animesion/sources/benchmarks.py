@@ -98,7 +98,7 @@ class BenchmarkSource(PublishedFiles):
         others = sum(path not in used and path.lower().endswith(_IMAGES) for path in listed)
         if others:
             self.notes.append(f"{others:,} image(s) that no list names skipped")
-        self.notes += check_complete(items, due, self.options)
+        self.notes += check_complete(items, due, self.options.incomplete)
         if self.options.val != "published":
             items = [replace(item, split="train") if item.split == "val" else item for item in items]
         if self.options.val == "held-out":

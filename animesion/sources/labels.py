@@ -6,8 +6,9 @@ import contextlib
 import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -16,9 +17,12 @@ from animesion.dataset import label_files, text_tables
 from animesion.dataset.path_parts import stem_of
 from animesion.errors import UsageError
 from animesion.schemas import Box, Item, Payload
-from animesion.sources import clean_text, faces, families, file_key, stamps
+from animesion.sources import clean_text, faces, families, file_key, stamps, tag_files
 from animesion.sources.image_root import ImageRoot
+from animesion.sources.published_facts import DAF_RE, PublishedSet
+from animesion.sources.published_sets import Incomplete, check_complete
 from animesion.sources.stored import PathOrUrl
+from animesion.sources.tag_tables import TagTables
 
 #: Splits by file name; `train_val`, train and val together, is train without a val split.
 SPLIT_OF = {"train": "train", "val": "val", "test": "test", "train_val": "train"}
@@ -37,6 +41,13 @@ class LabelsOptions(Section):
         "https://danbooru.donmai.us/posts/{id}",
         description="page of an image whose path has DAF:re's form BBBB/ID.jpg; empty for none",
     )
+    tags: str = Field(
+        "",
+        description="folder of train_tags.csv, val_tags.csv, test_tags.csv, which are read if tags.categories is set; "
+        "by default that of the label files",
+    )
+    set: Literal["", "daf-re"] = Field("", description="published set whose counts the label files must have")
+    incomplete: Incomplete = "refuse"
     encoding: text_tables.Encoding = ""
     family: families.Family = "auto"
     max_bytes: int = Field(64 * 1024 * 1024, ge=1, description="larger files are dropped unread")
@@ -49,20 +60,45 @@ class LabelsSource:
     summary: ClassVar[str] = "label CSVs (class_id,BBBB/ID.jpg) with an image root; published splits kept"
     remote: ClassVar[bool] = False
 
-    def __init__(self, options: LabelsOptions) -> None:
+    def __init__(self, options: LabelsOptions, published: PublishedSet | None = None) -> None:
+        """Keep the options; nothing is read yet.
+
+        Args:
+            options: options of the source.
+            published: expected counts, by default those of the published set in the options.
+        """
         self.options = options
         self.notes: list[str] = []
+        self.with_tags = False
+        self._due = published or (DAF_RE if options.set else None)
+
+    def tag_tables(self) -> TagTables:
+        """No tables: published tags are resolved already."""
+        return TagTables()
 
     def session(self) -> contextlib.AbstractContextManager[object]:
         """An empty context."""
         return contextlib.nullcontext()
 
     def items(self) -> Iterator[Item]:
-        """One item per row: train, val, test, each in the order of its rows."""
+        """One item per row: train, val, test, each in the order of its rows.
+
+        Raises:
+            UsageError: a table cannot be read, or the counts are not those of the published set.
+        """
+        if self._due is None:
+            yield from self._items()
+            return
+        items = list(self._items())
+        self.notes += check_complete(items, self._due, self.options.incomplete, option="source.labels")
+        yield from items
+
+    def _items(self) -> Iterator[Item]:
         root = ImageRoot(self.options.images, "source.images")
         files, names = self._files()
         table = faces.load(Path(self.options.faces)) if self.options.faces else None
         self._check_names(names)
+        tags = self._tags([path for _, path in files]) if self.with_tags else None
         seen: dict[str, int] = {}
         rows = []
         for split, path in files:
@@ -73,7 +109,11 @@ class LabelsSource:
         known = families.tokens(stems, [str(class_id) for _, class_id, _ in rows], self.options.family)
         for order, (split, class_id, name) in enumerate(rows):
             seen[name] = seen.get(name, 0) + 1
-            yield self._item(root, name, class_id, names, split, order, seen[name], table, known[order])
+            item = self._item(root, name, class_id, names, split, order, seen[name], table, known[order])
+            yield item if tags is None else replace(item, tags=tags.get(name, {}))
+        if tags is not None:
+            without = sum(name not in tags for name in seen)
+            self.notes += [f"{without:,} image(s) are in no table of tags"] if without else []
         repeated = sum(1 for times in seen.values() if times > 1)
         if repeated:
             self.notes.append(f"{repeated} path(s) occur in the label files more than once")
@@ -87,7 +127,7 @@ class LabelsSource:
         """A digest of the names, sizes and times of the label files and of all images."""
         options = self.options
         labels = Path(options.labels).expanduser()
-        files = [options.labels, options.names, options.faces]
+        files = [options.labels, options.names, options.faces, options.tags]
         if labels.is_file():
             files.append(str(labels.parent / label_files.NAMES_FILE))
         return stamps.of([options.images], [file for file in files if file and Path(file).expanduser().exists()])
@@ -117,6 +157,20 @@ class LabelsSource:
         chosen = Path(self.options.names).expanduser() if self.options.names else names or sibling
         known = self._class_names(chosen) if chosen and (self.options.names or chosen.exists()) else {}
         return files, known
+
+    def _tags(self, files: Sequence[Path]) -> dict[str, tag_files.Tags]:
+        """The tags of the images in these label files by path."""
+        found: dict[str, tag_files.Tags] = {}
+        for file in files:
+            path = (
+                Path(self.options.tags).expanduser() if self.options.tags else file.parent
+            ) / f"{file.stem}_tags.csv"
+            if not path.exists():
+                raise UsageError(
+                    f"source.tags: {path} not found; set it to the folder of the tags, or clear tags.categories"
+                )
+            found |= tag_files.read(path)
+        return found
 
     def _class_names(self, path: Path) -> dict[int, str]:
         names = label_files.read_class_names(path, self.options.encoding)

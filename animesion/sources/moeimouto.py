@@ -91,7 +91,7 @@ class MoeimoutoSource(PublishedFiles):
                 class_order=int(match[2]),
             )
             items.append(item)
-        self.notes += check_complete(items, self._due, self.options)
+        self.notes += check_complete(items, self._due, self.options.incomplete)
         yield from self._labelled(items) if self.options.labels else items
 
     def _names(self, images: Mapping[str, re.Match[str]]) -> dict[str, str]:

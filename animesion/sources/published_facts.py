@@ -376,6 +376,15 @@ _BENCHMARKS = (
     ),
 )  # fmt: skip
 
+#: Label files of DAF:re, for both forms of its images; the `labels` source checks them.
+DAF_RE = PublishedSet(
+    "daf-re", "DAF:re", "Heads or whole images of 3,263 anime characters, long-tailed.",
+    classes=3263, splits={"train": (322947,), "val": (46050,), "test": (94440,)},
+    layout=("labels/train.csv", "labels/val.csv", "labels/test.csv", "fullMin256/<NNNN>/<post>.jpg"),
+    facts=(), obtain="", homepage="https://arxiv.org/abs/2101.08674",
+    citation="", source="labels",
+)  # fmt: skip
+
 PUBLISHED: dict[str, PublishedSet] = {
     each.name: each
     for each in (

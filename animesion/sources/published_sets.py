@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -29,13 +29,18 @@ from animesion.sources.stored import PathOrUrl
 TRAIN_PERCENT = 80
 
 
+#: Option of a source with published counts.
+Incomplete = Annotated[
+    Literal["refuse", "accept"],
+    Field(description="treatment of a download whose counts differ from the published ones"),
+]
+
+
 class DownloadOptions(Section):
     """Options of every reader of a published set."""
 
     path: PathOrUrl = Field(description="folder of the download, or a .tar or .zip of it; may be s3:// or gs://")
-    incomplete: Literal["refuse", "accept"] = Field(
-        "refuse", description="treatment of a download whose counts differ from the published ones"
-    )
+    incomplete: Incomplete = "refuse"
     max_bytes: int = Field(64 * 1024 * 1024, ge=1, description="larger files are dropped unread")
 
 
@@ -157,13 +162,22 @@ def differences(items: Iterable[Item], due: PublishedSet, group_of: Mapping[str,
 def check_complete(
     items: Sequence[Item],
     due: PublishedSet,
-    options: DownloadOptions,
+    incomplete: str,
     group_of: Mapping[str, str] | None = None,
+    *,
+    option: str = "source.path",
 ) -> list[str]:
     """Compare a download with the published set and return notes.
 
+    Args:
+        items: the listing.
+        due: the published set.
+        incomplete: what to do where they differ: `refuse` or `accept`.
+        group_of: as `differences` takes it.
+        option: name of the option that sets the place, for messages.
+
     Raises:
-        UsageError: the counts differ and `options.incomplete` does not accept that.
+        UsageError: the counts differ and `incomplete` does not accept that.
     """
     found_differences = differences(items, due, group_of)
     if not found_differences:
@@ -173,10 +187,10 @@ def check_complete(
         found_differences.append(f"{missing:,} listed file(s) are missing")
     text = f"{due.title} is not as published: {'; '.join(found_differences)}"
     looks = _looks_like(items, due)
-    if options.incomplete == "accept":
+    if incomplete == "accept":
         return [text]
     raise UsageError(
-        f"source.path: {text}{looks}; get the rest, or set source.incomplete=accept to build from these files"
+        f"{option}: {text}{looks}; get the rest, or set source.incomplete=accept to build from these files"
     )
 
 

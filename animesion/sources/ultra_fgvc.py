@@ -85,7 +85,7 @@ class UltraFgvcSource(PublishedFiles):
         if options.val and not any(item.split == "val" for item in items):
             items = hold_out_validation(items)
         groups = {item.key: row[3] for item, row in zip(items, raw, strict=True)}
-        self.notes += check_complete(items, due, options, groups)
+        self.notes += check_complete(items, due, options.incomplete, groups)
         yield from items
 
     # -- layouts -------------------------------------------------------------------------------------------------------

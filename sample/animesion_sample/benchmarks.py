@@ -15,6 +15,7 @@ from random import Random
 from typing import NamedTuple
 
 import numpy as np
+
 from animesion_sample import leaves
 from animesion_sample.characters import CAST
 from animesion_sample.written import face, put, text

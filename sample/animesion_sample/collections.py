@@ -1,8 +1,8 @@
 """Drawn collections in the layouts of published sets, read by the readers of those.
 
 They replace downloads in demos and tests: the Ultra-FGVC sets, moeimouto, the benchmarks of
-`animesion_sample.benchmarks`, the DAF:re label files and class folders of cultivars. The files are drawn into a temporary
-folder when first needed. Readers check the counts of the drawn collection as they check the published ones.
+`animesion_sample.benchmarks`, the DAF:re label files and class folders of cultivars. The files are drawn into a
+temporary folder when first needed. Readers check the counts of the drawn collection as they check the published ones.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from PIL import Image
 from pydantic import Field
 
 from animesion.config.settings import Section
+from animesion.errors import UsageError
 from animesion.schemas import Item, Payload
 from animesion.sources.benchmarks import BenchmarkOptions, BenchmarkSource
 from animesion.sources.folder import FolderOptions, FolderSource
 from animesion.sources.labels import LabelsOptions, LabelsSource
 from animesion.sources.moeimouto import MoeimoutoOptions, MoeimoutoSource
-from animesion.sources.published_facts import PUBLISHED
+from animesion.sources.published_facts import DAF_RE, PUBLISHED
+from animesion.sources.tag_tables import TagTables
 from animesion.sources.ultra_fgvc import UltraFgvcOptions, UltraFgvcSource
 from animesion_sample import benchmarks, leaves
 from animesion_sample.characters import CAST
@@ -90,6 +92,7 @@ class SampleFilesSource:
     def __init__(self, options: SampleFilesOptions) -> None:
         self.options = options
         self.notes: list[str] = []
+        self.with_tags = False
         self._reader: Reader | None = None
         self._stack: contextlib.ExitStack | None = None
 
@@ -100,9 +103,21 @@ class SampleFilesSource:
             yield
         self._stack = self._reader = None
 
+    def tag_tables(self) -> TagTables:
+        """No tables: drawn tags are canonical."""
+        return TagTables()
+
     def items(self) -> Iterator[Item]:
-        """The items listed by the layout's reader."""
+        """The items listed by the layout's reader.
+
+        Raises:
+            UsageError: tags are asked for, and the layout has none.
+        """
         reader = self._open_reader()
+        if isinstance(reader, LabelsSource):
+            reader.with_tags = self.with_tags
+        elif self.with_tags:
+            raise UsageError(f"tags.categories: the layout '{self.options.layout}' has no tags: leave it empty")
         yield from reader.items()
         self.notes += reader.notes
 
@@ -217,6 +232,11 @@ def _label_files(options: SampleFilesOptions, classes: int, folder: Path) -> Rea
     for split, lines in rows.items():
         header = "class_id,dir\n" if split == "val" else ""
         text(folder / "labels" / f"{split}.csv", header + "".join(lines))
+    for split, lines in rows.items():
+        table = [_tag_row(line.strip()) for line in lines]
+        text(
+            folder / "labels" / f"{split}_tags.csv", "id,dir,class_id,tags_cat0,tags_cat3,tags_cat4\n" + "".join(table)
+        )
     names = "".join(f"{rank},{design.name}\n" for rank, design in enumerate(CAST[:classes]))
     text(folder / "labels" / "classid_classname.csv", names)
     return LabelsSource(
@@ -224,8 +244,18 @@ def _label_files(options: SampleFilesOptions, classes: int, folder: Path) -> Rea
             labels=str(folder / "labels"),
             images=str(folder / "faces"),
             page_url="http://sample-booru.invalid/posts/{id}",  # invented ids must not link to real posts
-        )
+        ),
+        DAF_RE.with_counts(classes, {split: len(lines) for split, lines in rows.items()}, {}),
     )
+
+
+def _tag_row(label: str) -> str:
+    """A row of DAF:re's tags for a row of its label files; lists are texts of Python lists."""
+    number, _, path = label.partition(",")
+    design = CAST[int(number)]
+    general = ["solo", design.outfit] if int(number) % 2 else ["solo"]
+    lists = ",".join(f'"{tags}"' for tags in (general, [design.work], [design.name.replace("_", " ")]))
+    return f"{Path(path).stem},{path},{number},{lists}\n"
 
 
 def _folders(options: SampleFilesOptions, classes: int, folder: Path) -> Reader:

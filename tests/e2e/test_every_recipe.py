@@ -37,6 +37,7 @@ SETS: dict[str, tuple[list[str], int, dict[str, int], int, str]] = {
     "nabirds": (["source.classes=3"], 23, {"train": 12, "test": 11}, 3, "published"),
     "vegfru": (["source.classes=3"], 29, {"train": 12, "val": 6, "test": 11}, 3, "published"),
     "inaturalist-2017": (["source.classes=3"], 18, {"train": 12, "val": 6}, 3, "published"),
+    "daf-re-full-published": (["source.classes=3"], 66, {"train": 45, "val": 6, "test": 15}, 3, "published"),
     "daf-re-published": (["source.classes=3"], 66, {"train": 45, "val": 6, "test": 15}, 3, "published"),
 }
 OTHERS = {
@@ -116,6 +117,14 @@ def test_faulty_drawn_photographs_are_dropped_as_planned(tmp_path: Path) -> None
         "soybean-03": 11,
         "cotton-04": 13,
     }
+
+
+def test_published_tags_travel_with_the_samples(tmp_path: Path) -> None:
+    built("daf-re-full-published", ["source.classes=2"], tmp_path / "out")
+    dataset = animesion.open_dataset(tmp_path / "out")
+    assert {category: len(names) for category, names in next(dataset.samples("test")).tags.items()} == {
+        "general": 1, "character": 1, "copyright": 1,
+    }  # fmt: skip
 
 
 def test_the_copy_across_splits_is_found_and_kept(tmp_path: Path) -> None:
