@@ -59,7 +59,7 @@ def test_arrays_as_scipy_writes_them(compress: bool) -> None:
         },
         compress,
     )
-    found = mat_files.read(content, ["file_list", "labels", "doubles", "annotations"], "x.mat")
+    found: dict[str, Any] = mat_files.read(content, ["file_list", "labels", "doubles", "annotations"], "x.mat")
     assert list(found) == ["file_list", "labels", "doubles", "annotations"]  # nothing else is decoded
     assert found["file_list"] == ["n01-x/n01_1.jpg", "é/ü.jpg"]
     assert found["labels"].tolist() == [1, 120]
