@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import resource
 import sys
 from collections.abc import Sequence
@@ -34,7 +35,8 @@ _ORDER = [
     "card",
     "report",
 ]
-_ORDER += ["browse", "remove", "publish", "train", "eval", "predict", "study", "profile", "export", "models", "doctor"]
+_ORDER += ["browse", "log", "remove", "publish", "train", "eval", "predict", "explain", "gallery", "identify"]
+_ORDER += ["export", "demo", "study", "profile", "models", "teachers", "embedders", "train-detector", "doctor"]
 
 #: Bytes of address space under which libraries crash, and under which they get one thread each.
 _LEAST, _AMPLE = 3_000_000_000, 8_000_000_000
@@ -128,6 +130,13 @@ def _one_style(error: click.ClickException) -> str:
         near = (error.possibilities or [""])[0]
         message = f"there is no option '{error.option_name}'" + (f"; did you mean '{near}'?" if near else "")
     context = getattr(error, "ctx", None)
+    kind = error.param.type if isinstance(error, click.BadParameter) and error.param else None
+    if isinstance(kind, click.Choice) and (given := re.match(r"'([^']*)'", str(error.message))):
+        from animesion.config.settings import nearest
+
+        values = [str(value) for value in kind.choices]
+        hint = error.param.get_error_hint(context) if error.param and context else "value"
+        message = f"{hint}: there is no '{given[1]:.80}'{nearest(given[1], values)}; values are {', '.join(values)}"
     if message[1:2].islower():  # not an acronym
         message = message[0].lower() + message[1:]
     return f"{message}; see {context.command_path} --help" if context else message

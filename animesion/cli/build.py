@@ -214,5 +214,5 @@ def _dry_run(recipe: Recipe, out: Path, to: str, *, replace: bool, as_json: bool
     for note in facts["notes"]:
         click.echo(f"note: {note}")
     state = "exists, its finished parts would be kept" if facts["out_exists"] else "would be created"
-    click.echo(f"{facts['parts']:,} parts; stages: {', '.join(_STAGES)}")
+    click.echo(f"{facts['parts']:,} part{'s' * (facts['parts'] != 1)}; stages: {', '.join(_STAGES)}")
     click.echo(f"output: {facts['out']} ({state}). Nothing was written.")

@@ -34,7 +34,9 @@ def init(
     licence: str | None,
     yes: bool,
 ) -> None:
-    """Look at PATH, a folder of images or a tar or zip of one, say what it holds, and write a recipe for it.
+    """Write a recipe for a folder of images.
+
+    PATH is the folder, or a tar or zip of one. The command says what it holds, and what cannot be used.
 
     What is not given by an option is asked in a terminal.
     """
@@ -46,6 +48,8 @@ def init(
     from animesion.pipeline import survey
     from animesion.storage.workspace import write_atomic
 
+    if not path.exists() and "://" not in str(path):
+        raise UsageError(f"file or folder {path} not found")
     found = survey.survey(path)
     for sentence in _sentences(found):
         click.echo(sentence)
@@ -57,6 +61,11 @@ def init(
         return click.prompt(question, default=default, show_default=default != "")
 
     chosen = answer(name, "Name of the dataset", name_of(str(path.resolve())))
+    if chosen != name_of(chosen):
+        raise UsageError(
+            f"{chosen!r} cannot be a name, which has up to 64 letters, digits, '.', '_' and '-': "
+            f"give {name_of(chosen)!r}"
+        )
     values = survey.draft(
         found,
         path,
@@ -83,7 +92,7 @@ def _sentences(found: Survey) -> list[str]:
     if labels:
         shown = ", ".join(f"{label} {count:,}" for label, count in labels[:_SHOWN])
         sentences[0] += f": {shown}" + (f" ... {labels[-1][0]} {labels[-1][1]:,}" if len(labels) > _SHOWN else "")
-    if found.unlabelled:
+    if found.unlabelled and not any("have no class" in note for note in found.notes):  # what a folder's note says
         sentences.append(f"{found.unlabelled:,} images have no label")
     if found.several:
         sentences.append(f"{found.several:,} images have several labels")
@@ -91,10 +100,10 @@ def _sentences(found: Survey) -> list[str]:
         sentences.append(f"it publishes the splits {', '.join(found.splits)}")
     if found.sides:
         shorter = sorted(side for side, _ in found.sides)
-        sentences.append(
-            f"shorter sides of {len(shorter):,} images: {shorter[0]:,} to {shorter[-1]:,} pixels, median "
-            f"{shorter[len(shorter) // 2]:,}"
-        )
+        sides = f"{shorter[0]:,} to {shorter[-1]:,} pixels, median {shorter[len(shorter) // 2]:,}"
+        if shorter[0] == shorter[-1]:
+            sides = f"{shorter[0]:,} pixels"
+        sentences.append(f"shorter sides of {len(shorter):,} images: {sides}")
     if found.unread:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in found.unread.items())
         sentences.append(f"of the images that were tried, cannot be used: {reasons}")

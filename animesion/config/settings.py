@@ -54,6 +54,8 @@ def builtin_text(package: str, name: str) -> str:
     """
     names = builtin_names(package)
     if name not in names:
+        if Path(f"{name}.toml").is_file():
+            raise UsageError(f"no recipe named '{name}'; did you mean the file './{name}.toml'?")
         suggestion = nearest(name, names) or f"; recipes are {', '.join(names)}"
         raise UsageError(f"no recipe named '{name}'{suggestion}; a path to a TOML file works too")
     return (resources.files(package) / "recipes" / f"{name}.toml").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Publishing to a dataset repository on the Hugging Face Hub, through `huggingface_hub`.
+"""Publishing to a repository on the Hugging Face Hub, of a dataset or of a model, through `huggingface_hub`.
 
 The client reads the token itself (`HF_TOKEN`, or `hf auth login`). This code never handles a token, and removes
 anything that looks like one from error messages.
@@ -12,11 +12,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from animesion.errors import AnimesionError, UsageError
 from animesion.progress import Progress
 from animesion.publishing.base import LAST, SHARD, File, Gate
+from animesion.storage.stores import shown
 from animesion.storage.workspace import sha256_file
 from animesion_scrapers.masking import mask
 
@@ -26,10 +27,11 @@ _BATCH_FILES, _BATCH_BYTES = 50, 4 << 30
 
 
 class Hub:
-    """A dataset repository.
+    """A repository.
 
     Args:
-        path: `user/name`, or `datasets/user/name`.
+        path: `user/name`; of a dataset also `datasets/user/name`.
+        kind: what it is of.
         private: whether the repository must be private.
         gate: `auto` or `manual` to close the repository to those who have not accepted its conditions, or whose request
             was not granted; any other text leaves its setting as it is.
@@ -38,12 +40,18 @@ class Hub:
         UsageError: the name is not valid, or the client is not installed.
     """
 
-    def __init__(self, path: str, *, private: bool = False, gate: Gate = "off") -> None:
-        self._repo = path.removeprefix("datasets/").rstrip("/")
-        self.url = f"hf://datasets/{self._repo}"
+    def __init__(
+        self, path: str, *, kind: Literal["dataset", "model"] = "dataset", private: bool = False, gate: Gate = "off"
+    ) -> None:
+        of_dataset = kind == "dataset"
+        self._repo = path.removeprefix("datasets/" if of_dataset else "").rstrip("/")
+        self.url = f"hf://{'datasets/' * of_dataset}{self._repo}"
         parts = self._repo.split("/")
         if len(parts) != 2 or not all(map(_NAME.fullmatch, parts)):
-            raise UsageError(f"--to hf://{path[:120]} is not a repository: give hf://user/name")
+            scheme = "hf://" * of_dataset
+            given = f"{'--to' if of_dataset else '--push'} {scheme}{path[:120]}"
+            raise UsageError(f"{shown(given)} is not a repository: give {scheme}user/name")
+        self._kind: Any = {"repo_type": kind}
         self._private = private
         self._gate = gate
         self._commit = ""
@@ -64,7 +72,9 @@ class Hub:
             return f"{self.url} is public: make it private on the Hub first, or omit --private"
         if tag:
             with self._clear():
-                tags = {each.name: each.target_commit for each in self._api.list_repo_refs(self._repo, **_DATASET).tags}
+                tags = {
+                    each.name: each.target_commit for each in self._api.list_repo_refs(self._repo, **self._kind).tags
+                }
             if tag in tags and (changes or tags[tag] != found.sha):
                 return f"{self.url} already has a tag {tag} on another revision: choose another with --tag"
         return ""
@@ -74,10 +84,10 @@ class Hub:
         found = self._info()
         if found is None:
             with self._clear():
-                self._api.create_repo(self._repo, private=self._private or None, exist_ok=True, **_DATASET)
+                self._api.create_repo(self._repo, private=self._private or None, exist_ok=True, **self._kind)
         if self._gate != "off" and (found is None or found.gated != self._gate):
             with self._clear():
-                self._api.update_repo_settings(self._repo, gated=self._gate, **_DATASET)
+                self._api.update_repo_settings(self._repo, gated=self._gate, **self._kind)
 
     def present(self, files: Sequence[File]) -> set[str]:
         """Compares the Hub's digests: SHA-256 of large files, git blob ids of small ones."""
@@ -103,7 +113,7 @@ class Hub:
                 continue
             part = f" ({number} of {len(batches)})" if len(batches) > 1 else ""
             with self._clear():
-                done = self._api.create_commit(self._repo, operations, commit_message=message + part, **_DATASET)
+                done = self._api.create_commit(self._repo, operations, commit_message=message + part, **self._kind)
             self._commit = done.oid
 
     def faults(self, files: Sequence[File]) -> list[str]:
@@ -119,7 +129,7 @@ class Hub:
                 else:
                     with self._clear():
                         path = self._api.hf_hub_download(
-                            self._repo, file.name, revision=self._head(), local_dir=folder, **_DATASET
+                            self._repo, file.name, revision=self._head(), local_dir=folder, **self._kind
                         )
                     if sha256_file(Path(path)) != file.sha256:
                         found.append(f"{file.name} has another SHA-256 than the local file")
@@ -128,14 +138,14 @@ class Hub:
     def tag(self, name: str) -> None:
         """Tag the last commit; does nothing if it already has the tag."""
         with self._clear():
-            self._api.create_tag(self._repo, tag=name, revision=self._head(), exist_ok=True, **_DATASET)
+            self._api.create_tag(self._repo, tag=name, revision=self._head(), exist_ok=True, **self._kind)
 
     def _info(self) -> Any:
         from huggingface_hub.errors import RepositoryNotFoundError
 
         with self._clear():
             try:
-                return self._api.repo_info(self._repo, **_DATASET)
+                return self._api.repo_info(self._repo, **self._kind)
             except RepositoryNotFoundError:
                 return None
 
@@ -150,7 +160,7 @@ class Hub:
 
         with self._clear():
             try:
-                listed = list(self._api.list_repo_tree(self._repo, recursive=True, **_DATASET))
+                listed = list(self._api.list_repo_tree(self._repo, recursive=True, **self._kind))
             except RepositoryNotFoundError:
                 return {}
         return {each.path: each for each in listed if hasattr(each, "blob_id")}
@@ -173,9 +183,6 @@ class Hub:
                 ) from None
             text = mask(" ".join(str(error).split()))[:200] or type(error).__name__
             raise AnimesionError(f"{self.url} failed ({text}): run the same command again, it resumes") from None
-
-
-_DATASET: Any = {"repo_type": "dataset"}
 
 
 def _batches(files: Sequence[File]) -> Iterator[list[File]]:

@@ -21,11 +21,12 @@ import yaml
 from aiohttp import web
 
 TOKEN = "hf_" + "loopbackSecret0123456789"
-LFS_SUFFIXES = (".tar", ".parquet", ".png", ".jpg")
+LFS_SUFFIXES = (".tar", ".safetensors", ".parquet", ".png", ".jpg")
 
 
 @dataclass
 class Repo:
+    kind: str  # dataset or model
     private: bool
     gated: str | bool = False
     commits: list[dict[str, Any]] = field(default_factory=list)  # id, message, files
@@ -74,21 +75,22 @@ def application(hub: Hub) -> web.Application:
 
     def repo_of(request: web.Request) -> Repo:
         name = f"{request.match_info['user']}/{request.match_info['name']}"
-        if name not in hub.repos:
+        kind = request.match_info.get("kind", "datasets" if request.path.startswith("/datasets/") else "models")
+        if name not in hub.repos or f"{hub.repos[name].kind}s" != kind:
             raise web.HTTPNotFound(headers={"X-Error-Code": "RepoNotFound"}, text="{}")
         return hub.repos[name]
 
     @routes.post("/api/repos/create")
     async def create(request: web.Request) -> web.Response:
         asked = await request.json()
-        assert asked["type"] == "dataset"
+        kind = asked.get("type") or "model"
         name = f"{asked.get('organization') or 'user'}/{asked['name']}"
-        hub.repos[name] = Repo(asked.get("visibility") == "private" or bool(asked.get("private")))
+        hub.repos[name] = Repo(kind, asked.get("visibility") == "private" or bool(asked.get("private")))
         hub.repos[name].commits.append({"id": "0" * 40, "message": "initial commit", "files": {}})
         return web.json_response({"url": f"{hub.url}/datasets/{name}", "id": name})
 
-    @routes.get("/api/datasets/{user}/{name}")
-    @routes.get("/api/datasets/{user}/{name}/revision/{revision}")
+    @routes.get("/api/{kind:datasets|models}/{user}/{name}")
+    @routes.get("/api/{kind:datasets|models}/{user}/{name}/revision/{revision}")
     async def info(request: web.Request) -> web.Response:
         repo = repo_of(request)
         name = f"{request.match_info['user']}/{request.match_info['name']}"
@@ -101,20 +103,20 @@ def application(hub: Hub) -> web.Application:
             }
         )  # fmt: skip
 
-    @routes.put("/api/datasets/{user}/{name}/settings")
+    @routes.put("/api/{kind:datasets|models}/{user}/{name}/settings")
     async def settings(request: web.Request) -> web.Response:
         repo = repo_of(request)
         repo.gated = (await request.json())["gated"]
         return web.json_response({"gated": repo.gated})
 
-    @routes.get("/api/datasets/{user}/{name}/refs")
+    @routes.get("/api/{kind:datasets|models}/{user}/{name}/refs")
     async def refs(request: web.Request) -> web.Response:
         repo = repo_of(request)
         tags = [{"name": n, "ref": f"refs/tags/{n}", "targetCommit": c} for n, c in repo.tags.items()]
         main = {"name": "main", "ref": "refs/heads/main", "targetCommit": repo.commits[-1]["id"]}
         return web.json_response({"branches": [main], "converts": [], "tags": tags})
 
-    @routes.get("/api/datasets/{user}/{name}/tree/{revision}")
+    @routes.get("/api/{kind:datasets|models}/{user}/{name}/tree/{revision}")
     async def tree(request: web.Request) -> web.Response:
         entries: list[dict[str, Any]] = []
         for path, (kind, content) in sorted(repo_of(request).files(request.match_info["revision"]).items()):
@@ -125,7 +127,7 @@ def application(hub: Hub) -> web.Application:
             entries.append(entry)
         return web.json_response(entries)
 
-    @routes.post("/api/datasets/{user}/{name}/preupload/{revision}")
+    @routes.post("/api/{kind:datasets|models}/{user}/{name}/preupload/{revision}")
     async def preupload(request: web.Request) -> web.Response:
         asked = (await request.json())["files"]
         told = [
@@ -138,6 +140,7 @@ def application(hub: Hub) -> web.Application:
         ]
         return web.json_response({"files": told})
 
+    @routes.post("/{user}/{name}.git/info/lfs/objects/batch")
     @routes.post("/datasets/{user}/{name}.git/info/lfs/objects/batch")
     async def batch(request: web.Request) -> web.Response:
         asked = (await request.json())["objects"]
@@ -164,10 +167,11 @@ def application(hub: Hub) -> web.Application:
     async def validate(request: web.Request) -> web.Response:
         asked = await request.json()
         header = yaml.safe_load(asked["content"].split("---\n")[1])
-        wrong = [] if asked["repoType"] == "dataset" and header.get("license") else [{"message": "no license"}]
+        needed = {"dataset": "license", "model": "library_name"}[asked["repoType"]]
+        wrong = [] if header.get(needed) else [{"message": f"no {needed}"}]
         return web.json_response({"errors": wrong, "warnings": []}, status=400 if wrong else 200)
 
-    @routes.post("/api/datasets/{user}/{name}/commit/{revision}")
+    @routes.post("/api/{kind:datasets|models}/{user}/{name}/commit/{revision}")
     async def commit(request: web.Request) -> web.Response:
         repo = repo_of(request)
         files = dict(repo.commits[-1]["files"])
@@ -191,7 +195,7 @@ def application(hub: Hub) -> web.Application:
             {"commitUrl": f"{hub.url}/datasets/x/y/commit/{identity}", "commitOid": identity, "success": True}
         )
 
-    @routes.post("/api/datasets/{user}/{name}/tag/{revision}")
+    @routes.post("/api/{kind:datasets|models}/{user}/{name}/tag/{revision}")
     async def tag(request: web.Request) -> web.Response:
         repo, name = repo_of(request), (await request.json())["tag"]
         if name in repo.tags:
@@ -199,6 +203,7 @@ def application(hub: Hub) -> web.Application:
         repo.tags[name] = request.match_info["revision"]
         return web.json_response({})
 
+    @routes.get("/{user}/{name}/resolve/{revision}/{path:.+}")
     @routes.get("/datasets/{user}/{name}/resolve/{revision}/{path:.+}")
     async def resolve(request: web.Request) -> web.Response:
         found = repo_of(request).files(request.match_info["revision"]).get(request.match_info["path"])

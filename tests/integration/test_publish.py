@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
+import torch
 from aiohttp import web
 
 import animesion
 from animesion import sources
 from animesion.verification.checks import CHECKS
 from animesion_sample.faults import local_server
+from animesion_training.models import create_model
+from animesion_training.weights import load_model, save_model
 from tests.conftest import draw_folders
 from tests.integration import hub_server, s3_server
 from tests.integration.hub_server import TOKEN, Hub, wait_for
@@ -66,6 +70,55 @@ def leaking(small_dataset: Path, tmp_path: Path) -> Path:
     settings = [f"source.path={world}", "duplicates.action=report", "split.strategy=legacy-dafre"]
     animesion.build(animesion.load_recipe("folder", settings), tmp_path / "leaking", workers=1)
     return tmp_path / "leaking"
+
+
+# -- networks ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_network_is_pushed_once_and_timm_loads_it(hub: Hub, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_model(create_model("resnet18", 3, 32), tmp_path / "w.safetensors", ("red", "green", "blue"))
+    command = [sys.executable, "-c", CLI, "export", str(tmp_path / "w.safetensors"), "--to", "hf"]
+
+    def run(*options: str, **more: str) -> subprocess.CompletedProcess[str]:
+        env = environment(tmp_path, hub, **more)
+        return subprocess.run([*command, *options], env=env, capture_output=True, text=True, timeout=300)
+
+    done = run("--push", "user/net", "--private")
+    assert done.returncode == 0, done.stderr
+    assert 'timm.create_model("hf-hub:user/net", pretrained=True)' in done.stdout
+    repo = hub.repos["user/net"]
+    assert (repo.kind, repo.private) == ("model", True)
+    files = repo.files("main")
+    assert json.loads(files["config.json"][1])["label_names"] == ["red", "green", "blue"]
+    assert files["model.safetensors"][0] == "lfs"
+    assert len(hub.uploads) == 1
+
+    (tmp_path / "copy").mkdir()
+    for name, (_, content) in files.items():
+        (tmp_path / "copy" / name).write_bytes(content)
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'copy'}", pretrained=True).eval()
+    images = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(loaded(images), load_model(tmp_path / "w.safetensors")[0](images))
+
+    again = run("--push", "user/net", "--json", HF_TOKEN="hf_" + "someoneElses0123456789")
+    assert again.returncode == 1
+    assert "denies write access" in again.stderr
+    assert "someoneElses" not in again.stderr
+
+
+def test_what_cannot_be_pushed_is_refused_before_anything_is_exported(tmp_path: Path) -> None:
+    (tmp_path / "w.safetensors").touch()
+    for options, sentence in [
+        (["--to", "onnx", "--push", "user/net"], "--push is for --to hf, not onnx"),
+        (["--to", "hf"], "give --out for a file or folder, or --push"),
+        (["--to", "hf", "--out", "x", "--private"], "--private is for --push"),
+        (["--to", "hf", "--push", "net"], "--push net is not a repository: give user/name"),
+    ]:
+        done = run_here("export", str(tmp_path / "w.safetensors"), *options)
+        assert done.returncode == 2
+        assert sentence in done.stderr
 
 
 # -- folders ---------------------------------------------------------------------------------------------------------

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import click
 import pytest
 from click.shell_completion import BashComplete
 
@@ -29,6 +32,10 @@ from tests.running import run_here
             ["train", "--data", ".", "--recipe", "scrtch", "--out", "x"],
             "no recipe named 'scrtch'; did you mean 'scratch'?",
         ),
+        (
+            ["export", ".", "--to", "onxx", "--out", "x"],
+            "error: '--to': there is no 'onxx'; did you mean 'onnx'?; values are onnx, torchscript, hf; see",
+        ),
     ],
 )
 def test_errors_are_one_line_in_one_style_and_offer_the_nearest_name(arguments: list[str], sentence: str) -> None:
@@ -36,6 +43,19 @@ def test_errors_are_one_line_in_one_style_and_offer_the_nearest_name(arguments: 
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert sentence in done.stderr
+
+
+def test_a_recipe_beside_the_reader_is_offered_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "faces.toml").touch()
+    monkeypatch.chdir(tmp_path)
+    assert "no recipe named 'faces'; did you mean the file './faces.toml'?" in run_here("build", "faces").stderr
+
+
+def test_every_command_has_its_place_in_the_list() -> None:
+    with click.Context(cli) as context:
+        names = cli.list_commands(context)
+    assert names[0] == "init"
+    assert names[-1] == "doctor"  # those that have no place would follow it
 
 
 def test_names_that_begin_with_what_was_given_come_first_and_preferred_ones_before_longer() -> None:

@@ -138,7 +138,7 @@ def test_backbones_without_support_for_token_methods_are_refused(name: str) -> N
     [
         ("evit0_vit_tiny_patch16", "write 1 to 100"),
         ("evit_tome_vit_tiny_patch16", "two methods of the kind reduction"),
-        ("evitt_vit_tiny_patch16", "no model is called"),
+        ("evitt_vit_tiny_patch16", "there is no model"),
     ],
 )
 def test_invalid_names_are_refused(name: str, message: str) -> None:

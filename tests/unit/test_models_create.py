@@ -161,7 +161,7 @@ def test_a_models_spec_builds_it_again():
 @pytest.mark.parametrize(
     ("arguments", "options", "sentence"),
     [
-        (("resnet81", 5), {}, "did you mean resnet18"),
+        (("resnet81", 5), {}, "did you mean 'resnet18'"),
         (("resnet18.nothing", 5), {}, "no weights tagged 'nothing'"),
         (("hf-hub:timm/resnet18", 5), {}, "pretrained=PATH"),
         (("resnet18", -1), {}, "num_classes"),

@@ -23,7 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from animesion.errors import AnimesionError, UsageError
-from animesion.storage.workspace import full_disk_is_clear
+from animesion.progress import Progress
+from animesion.publishing.base import File
+from animesion.publishing.hub import Hub
+from animesion.storage.workspace import full_disk_is_clear, sha256_file
 from animesion_training.models import input_config
 from animesion_training.weights import WeightsCard, load_model
 
@@ -92,6 +95,36 @@ def export(weights: Path | str, kind: str, out: Path | str) -> Exported:
         os.replace(draft, out)
     files = [path for path in out.rglob("*") if path.is_file()] if out.is_dir() else [out]
     return Exported(out, kind, difference, sum(path.stat().st_size for path in files))
+
+
+def push(folder: Path, hub: Hub) -> int:
+    """Send an export in the Hub's layout to a repository, and check that all of it has arrived.
+
+    Args:
+        folder: written by `export` as `hf`.
+        hub: the repository, which is created where it does not exist.
+
+    Returns:
+        Number of files that were sent; the repository had the others.
+
+    Raises:
+        UsageError: the repository is public and must be private.
+        AnimesionError: the Hub cannot be reached or denies access, or a file does not arrive.
+    """
+    files = [
+        File(path.relative_to(folder).as_posix(), path, path.stat().st_size, sha256_file(path))
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    ]
+    if refusal := hub.refusal("", changes=True):
+        raise UsageError(refusal)
+    hub.prepare()
+    present = hub.present(files)
+    missing = [file for file in files if file.name not in present]
+    hub.send(missing, (), "Weights exported by Animesion", Progress())
+    if faults := hub.faults(files):
+        raise AnimesionError(f"{hub.url} is not what was sent ({faults[0]}): run the same command again")
+    return len(missing)
 
 
 def _images(model: nn.Module) -> list[Tensor]:

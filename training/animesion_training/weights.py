@@ -389,6 +389,8 @@ def _read_header(path: Path) -> tuple[WeightsCard, dict[str, tuple[int, ...]]]:
     metadata = header.pop("__metadata__", None)
     text = metadata.get(_KEY) if isinstance(metadata, dict) else None
     if not isinstance(text, str):
+        if isinstance(metadata, dict) and "animesion_gallery" in metadata:
+            raise UsageError(f"{path} is a gallery, not a network: `animesion identify {path} IMAGE` uses it")
         raise UsageError(
             f"{path} contains weights without a card: load them with `create_model(name, classes, pretrained=PATH)`"
         )

@@ -164,7 +164,12 @@ def explain(
             raise UsageError("all images of the split are predicted as labelled, so there is nothing to draw")
         content = _image(sheet(rows, side), out) if out.suffix.lower() in _SHEETS else _page(page)
         _write(out, content)
-    click.echo(f"{sum(not row.problem for row in rows):,} images explained in {out}")
+    count = sum(not row.problem for row in rows)
+    what = f"{count:,} image{'s' * (count != 1)}"
+    if not paths:
+        what = f"{count:,} of {len(found[0].wrong):,} wrong predictions"
+        what += " (--limit)" * (len(rows) < len(found[0].wrong))
+    click.echo(f"{what} explained in {out}")
     for row in rows:
         if row.problem:
             click.echo(_printable(f"{row.name}: not explained ({row.problem})"), err=True)

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from itertools import starmap
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -53,8 +54,7 @@ class Screen(Watcher):
     def ended(self, epoch: int, numbers: dict[str, float]) -> None:
         """Remove the bar and print the metrics of the epoch."""
         self._end()
-        metrics = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in numbers.items())
-        self._line(f"epoch {epoch}: {metrics}")
+        self._line(f"epoch {epoch}: {', '.join(starmap(_metric, numbers.items()))}")
 
     def _start(self, name: str, total: int, done: int) -> None:
         self._end()
@@ -97,3 +97,10 @@ def screen() -> Iterator[Screen]:
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         yield Screen(bars)
+
+
+def _metric(name: str, value: float) -> str:
+    """A metric as people read it: shares in percent, losses and rates as they are."""
+    words = name.replace("_", " ").replace("top ", "top-")
+    is_share = name.startswith("val_") and name != "val_nll"
+    return f"{words} {value:.2%}" if is_share else f"{words} {value:.4g}"

@@ -97,7 +97,10 @@ class Samples:
             content = read(file, offset, size)
         except OSError as error:
             reason = (error.strerror or str(error) or "read error").lower()
-            raise UsageError(f"cannot read {self.place(i)} ({reason}): restore the file") from None
+            raise UsageError(
+                f"cannot read {self.place(i)} ({reason}): restore the file; "
+                "--images is the root of the paths in label CSVs"
+            ) from None
         if size >= 0 and len(content) != size:
             raise UsageError(f"{self.place(i)} is truncated: copy the file again or rebuild the dataset")
         if self.digests is not None and not self._verified[i]:

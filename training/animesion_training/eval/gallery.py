@@ -273,7 +273,7 @@ def load(path: Path) -> Gallery:
     try:
         size = path.stat().st_size
         if not path.is_file():
-            raise UsageError(f"{path} is not a gallery: it is no regular file")
+            raise UsageError(f"{path} is not a gallery, but a folder: `animesion gallery build` makes one from a run")
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 10 or not 2 <= length <= min(size - 8, _LARGEST_HEADER):

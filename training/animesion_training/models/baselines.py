@@ -41,8 +41,8 @@ def timm_name(name: str) -> str:
     architecture = BASELINES.get(architecture, architecture)
     if not timm.is_model(architecture):
         near = similar(name, [*BASELINES, *timm.list_models()], 3)
-        hint = f"did you mean {', '.join(near)}?" if near else "`animesion models` lists them"
-        raise UsageError(f"no model is called {name!r}: {hint}")
+        hint = f"did you mean {', '.join(map(repr, near))}?" if near else "`animesion models` lists them"
+        raise UsageError(f"there is no model {name!r}; {hint}")
     if dot and f"{architecture}.{tag}" not in timm.list_pretrained(f"{architecture}.*"):
         tags = [each.partition(".")[2] for each in timm.list_pretrained(f"{architecture}.*")]
         raise UsageError(f"model {architecture} has no weights tagged {tag!r}; it has: {', '.join(tags) or 'none'}")

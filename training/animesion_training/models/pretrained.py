@@ -211,7 +211,10 @@ def downloads(name: str) -> Iterator[None]:
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.has_weights:
         raise UsageError(f"no weights were published for {name}: start from scratch or give a local file")
-    advice = "connect to the network, fill the cache beforehand, or give a local file (pretrained=PATH)"
+    advice = (
+        "connect to the network, fill the cache beforehand, or give a local file (--set model.pretrained=PATH, or "
+        "pretrained=PATH in Python)"
+    )
     if config.hf_hub_id and not _is_cached(config.hf_hub_id) and not _hub_answers():
         # checked first, because the client of the hub retries for most of a minute
         raise AnimesionError(f"the weights of {name} are not in the cache and huggingface.co does not answer: {advice}")

@@ -270,7 +270,7 @@ def make_part_selector(name: str, *, depth: int, reference_compat: bool = False,
     kinds: dict[str, type[_PartSelector]] = {"transfg": TransFG, "ffvt": FFVT}
     if name not in kinds:
         near = nearest(name, PART_SELECTORS)
-        raise UsageError(f"there is no part selector '{name}'{near} There are {', '.join(PART_SELECTORS)}")
+        raise UsageError(f"there is no part selector '{name}'{near}; there are {', '.join(PART_SELECTORS)}")
     accepted = set(inspect.signature(kinds[name]).parameters)
     site = {"depth": depth, "reference_compat": reference_compat}
     known = sorted(accepted - site.keys())

@@ -197,7 +197,7 @@ def patch_head(name: str, width: int, **options: Any) -> Callable[[int], nn.Modu
         "mpncov": (MPNCOVHead, {"dim", "iterations"}),
     }
     if name not in kinds:
-        raise UsageError(f"there is no head '{name}'{nearest(name, PATCH_HEADS)} There are {', '.join(PATCH_HEADS)}")
+        raise UsageError(f"there is no head '{name}'{nearest(name, PATCH_HEADS)}; there are {', '.join(PATCH_HEADS)}")
     make, known = kinds[name]
     if unknown := sorted(options.keys() - known):
         available = f"it has {', '.join(sorted(known))}" if known else "it has none"

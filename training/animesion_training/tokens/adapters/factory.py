@@ -93,5 +93,5 @@ def _parts(name: str) -> list[tuple[str, type[Plugin], dict[str, Any]]]:
         "lora": [("lora", LoRA, {})],
     }
     if name not in kinds:
-        raise UsageError(f"there is no adapter '{name}'{nearest(name, ADAPTERS)} There are {', '.join(ADAPTERS)}")
+        raise UsageError(f"there is no adapter '{name}'{nearest(name, ADAPTERS)}; there are {', '.join(ADAPTERS)}")
     return kinds[name]

@@ -89,5 +89,7 @@ def _class(name: str) -> type[Reduction]:
             if isinstance(found, type) and issubclass(found, Reduction):
                 return found
             raise UsageError(f"reduction '{name}': {point.value} is not a subclass of {_PACKAGE}.Reduction")
-        raise UsageError(f"there is no reduction '{name}'{nearest(name, REDUCTIONS)} There are {', '.join(REDUCTIONS)}")
+        raise UsageError(
+            f"there is no reduction '{name}'{nearest(name, REDUCTIONS)}; there are {', '.join(REDUCTIONS)}"
+        )
     return classes[name]
