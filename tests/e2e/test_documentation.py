@@ -75,6 +75,7 @@ TABLES = Tables(
         r"pytest\b": "runs this test again",
         r"(ruff|mypy|mkdocs)\b": CHECKS,
         r"python tests/benchmarks/": BENCHMARK,
+        r"animesion export .*--push ": "the Hub; tests/integration/test_publish.py pushes to one on loopback",
         r"animesion remove ": "names posts of the real site; tests/unit/test_removal.py removes images",
         r"python -m open_clip_train": "needs an old webdataset; tests/integration/test_readers.py uses its loader",
         r"torchrun ": "starts processes that load torch, which takes long; tests/integration/test_training.py does it",
