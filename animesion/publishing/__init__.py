@@ -37,6 +37,8 @@ def destination(url: str, *, private: bool = False, gate: Gate = "off") -> Desti
         UsageError: the URL is not supported, or a package that it needs is not installed.
     """
     scheme, found, rest = url.partition("://")
+    if not found and url and not url.startswith("-"):
+        raise UsageError(f"{shown(url)} is not a destination: for a folder give {shown(Path(url).absolute().as_uri())}")
     if not found or scheme not in ("hf", *stores.SCHEMES):
         raise UsageError(
             f"{shown(url)} is not a destination: give hf://user/name, s3://bucket/prefix or file:///folder"

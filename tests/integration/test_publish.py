@@ -162,6 +162,7 @@ def test_old_shards_in_a_folder_are_refused(small_dataset: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("to", "options", "message"),
     [
+        ("out", (), "for a folder give file:///"),
         ("ftp://host/x", (), "is not a destination"),
         ("s3://key:secret@bucket/x", (), "keys and options are not part of an address"),
         ("hf://only-a-name", (), "give hf://user/name"),
