@@ -130,12 +130,13 @@ def _one_style(error: click.ClickException) -> str:
         near = (error.possibilities or [""])[0]
         message = f"there is no option '{error.option_name}'" + (f"; did you mean '{near}'?" if near else "")
     context = getattr(error, "ctx", None)
-    kind = error.param.type if isinstance(error, click.BadParameter) and error.param else None
-    if isinstance(kind, click.Choice) and (given := re.match(r"'([^']*)'", str(error.message))):
+    option = error.param if isinstance(error, click.BadParameter) else None
+    kind = option.type if option else None
+    if option and isinstance(kind, click.Choice) and (given := re.match(r"'([^']*)'", str(error.message))):
         from animesion.config.settings import nearest
 
         values = [str(value) for value in kind.choices]
-        hint = error.param.get_error_hint(context) if error.param and context else "value"
+        hint = option.get_error_hint(context) if context else "value"
         message = f"{hint}: there is no '{given[1]:.80}'{nearest(given[1], values)}; values are {', '.join(values)}"
     if message[1:2].islower():  # not an acronym
         message = message[0].lower() + message[1:]
