@@ -70,10 +70,10 @@ def test_names_that_begin_with_what_was_given_come_first_and_preferred_ones_befo
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
-        ("animesion build daf", {"daf-re", "daf-re-full", "daf-re-published"}),
+        ("animesion build daf", {"daf-re", "daf-re-full", "daf-re-full-published", "daf-re-published"}),
         ("animesion build folder --set split.st", {"split.strategy="}),
         ("animesion sources dan", {"danbooru"}),
-        ("animesion train --recipe cal", {"cal-teacher"}),
+        ("animesion train --recipe cal-", {"cal-teacher"}),
         ("animesion train --set optimizer.l", {"optimizer.lr=", "optimizer.layer_decay="}),
     ],
 )
