@@ -131,7 +131,7 @@ def test_clustering_does_not_change_recovered_tokens():
     assert numbers(after)[-1] == 1 + 2 + 1 + 20
 
 
-@pytest.mark.parametrize("name", ["tome", "dynamicvit"])
+@pytest.mark.parametrize("name", ["tome", "dynamicvit", "cropr"])
 def test_an_absolute_plan_does_not_count_recovered_tokens(name):
     before, _ = run(cached(reduction=name))
     assert [numbers(before)[i] - 1 for i in (3, 6, 9)] == [8 + 1, 4 + 7, 2 + 13]

@@ -15,6 +15,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "evit": {"reduction": "evit", "keep_rate": 0.7},
     "tome": {"reduction": "tome", "keep_rate": 0.7},
     "dynamicvit": {"reduction": "dynamicvit", "keep_rate": 0.7},
+    "cropr": {"reduction": "cropr", "keep_rate": 0.7},
     "clca": {"reduction": "evit", "keep_rate": 0.7, "cache": "clc", "head": "cla"},
     "lora": {"adapter": "lora"},
     "ila++": {"adapter": "ila++"},

@@ -130,7 +130,7 @@ def test_tome_reaches_the_plan_by_halving_over_blocks(rate):
     assert after[4] == max(int(196 * rate), 98)
 
 
-@pytest.mark.parametrize("name", ["dynamicvit", "dpcknn", "sit", "patchmerger", "sinkhorn"])
+@pytest.mark.parametrize("name", ["dynamicvit", "cropr", "dpcknn", "sit", "patchmerger", "sinkhorn"])
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.7])
 def test_absolute_plans_are_kept(name, rate):
     after = lengths(reduced(name, rate))
@@ -157,7 +157,7 @@ def test_shares_are_not_affected_by_rounding():
     assert original.counts == (28,)
 
 
-@pytest.mark.parametrize("name", ["sit", "patchmerger", "sinkhorn", "dpcknn", "tome", "dynamicvit", "evit", "ats"])
+@pytest.mark.parametrize("name", ["sit", "patchmerger", "sinkhorn", "dpcknn", "tome", "dynamicvit", "cropr", "evit", "ats"])
 def test_at_least_one_token_is_left_however_little_is_kept(name):
     model = reduced(name, 0.01, grid=(3, 3))
     assert lengths(model, grid=(3, 3))[-1] >= 1
@@ -383,7 +383,7 @@ def test_prefix_tokens_are_never_reduced(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_parameter_gets_a_gradient(name):
     model = reduced(name, 0.5, cache=True, cla=True).train()
-    logits, losses = model(random_images(4), with_losses=True)
+    logits, losses = model(random_images(4), with_losses=True, targets=torch.arange(4))
     (torch.nn.functional.cross_entropy(logits, torch.arange(4)) + sum(losses.values())).backward()
     silent = {key for key, value in model.named_parameters() if value.grad is None or not value.grad.abs().sum()}
     assert silent <= {"plugins.reduction.scores.1.bias", "plugins.reduction.scores.3.bias"}  # cancels in a mean
@@ -401,7 +401,7 @@ def test_bfloat16_autocast(name, training):
         assert all(value.grad is None or value.grad.isfinite().all() for value in model.parameters())
 
 
-@pytest.mark.parametrize("name", ["evit", "tome", "dpcknn", "patchmerger"])
+@pytest.mark.parametrize("name", ["evit", "cropr", "tome", "dpcknn", "patchmerger"])
 def test_checkpointing_changes_no_gradient(name):
     grads = []
     for enable in (False, True):
@@ -412,7 +412,7 @@ def test_checkpointing_changes_no_gradient(name):
     assert torch.allclose(*grads, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["evit", "ats"])
+@pytest.mark.parametrize("name", ["evit", "ats", "cropr"])
 def test_compiled_models_agree(name):
     model = reduced(name, 0.5, layers=(1,), depth=3, cache=True)
     torch._dynamo.reset()  # graphs of other tests' models are cached under the same code

@@ -24,6 +24,7 @@ from animesion.errors import AnimesionError, UsageError
 from animesion_training.models.assemble import init_from_backbone
 from animesion_training.models.positions import match_positions
 from animesion_training.run_weights import find_weights
+from animesion_training.tokens.plugin import Plugin
 
 _log = logging.getLogger("animesion_training")
 
@@ -66,18 +67,21 @@ def fit_weights(model: nn.Module, found: Checkpoint, *, new_head: bool = False) 
     notes = [*found.notes, *notes]
     given, note = match_positions(given, model, found.img_size, found.path)
     notes += [note] if note else []
-    head = head_names(model)
+    head, of_methods = head_names(model), _method_classifiers(model)
+    method_heads = {key for key in own if key.startswith(of_methods)}
     trained_for = _trained_for(given, model)
-    if not _fits(given, own, head):
+    if not _fits(given, own, head | method_heads):
         adapted = adapt_names(given, model)
         notes += _resampled(given, adapted)
         given = adapted
     # the classifier that the weights were trained with, under its name in the file and in the model
     known = head | {f"{name}.{part}" for name in _classifiers(model) for part in ("weight", "bias")}
-    known |= {key for key in given if key not in own and key.startswith(("head.", "fc.", "head_dist."))}
+    known |= {key for key in given if key not in own and key.startswith(("head.", "fc.", "head_dist.", *of_methods))}
     usable = {key: value for key, value in given.items() if key not in known}
     head_fits = not new_head and all(key in given and given[key].shape == own[key].shape for key in head)
     usable |= {key: given[key] if head_fits else own[key] for key in head}
+    if not head_fits:
+        usable |= {key: own[key] for key in method_heads}
     added = _method_names(own) - head
     of_backbone = bool(added) and added.isdisjoint(given)
     if of_backbone:  # the parameters of methods keep their initial values
@@ -136,6 +140,12 @@ def head_names(model: nn.Module) -> set[str]:
     heads = _modules(get() if get else None)
     prefixes = {name for name, module in model.named_modules() if any(module is head for head in heads)}
     return {key for key in model.state_dict() if any(key.startswith(f"{prefix}.") for prefix in prefixes)}
+
+
+def _method_classifiers(model: nn.Module) -> tuple[str, ...]:
+    """The prefixes of names of classifiers that methods have besides the head."""
+    containers = [module.classifiers() for module in model.modules() if isinstance(module, Plugin)]
+    return tuple(f"{name}." for name, module in model.named_modules() if any(module is each for each in containers))
 
 
 def _modules(classifier: Any) -> list[nn.Module]:

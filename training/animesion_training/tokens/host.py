@@ -367,7 +367,7 @@ class TokenVisionTransformer(nn.Module):
         """
         # compared by identity, because torch.fx passes stand-ins of all arguments, which have no truth value
         if with_losses is True and targets is None and self.needs_targets:
-            raise UsageError("a loss of this network's methods compares images by their classes: pass targets")
+            raise UsageError("a loss of this network's methods needs the classes of images: pass targets")
         tags = self.tags
         if tags is None and (isinstance(text, Tensor) or with_tags is True):
             raise UsageError("this network reads images alone: build it with `text = 'vilt'` to read tags")
@@ -440,6 +440,8 @@ class TokenVisionTransformer(nn.Module):
             )
         self.num_classes = num_classes
         like = next(self.backbone.parameters())  # the head may be replaced after the model was moved or converted
+        for plugin in self._plugins():
+            plugin.reset_classes(num_classes, like)
         if isinstance(self.head, FeatureHead):
             self.head.reset(num_classes, like)
             return

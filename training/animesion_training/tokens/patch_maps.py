@@ -55,6 +55,11 @@ class PatchMaps:
         places = rows.new_full((len(rows), count), -1)
         self.move(places.scatter(1, rows, torch.arange(rows.shape[1], device=rows.device).expand_as(rows)))
 
+    def restore(self) -> None:
+        """Follow a method that restores all patches to their places, in front of other tokens."""
+        self._moved = True
+        self._places = torch.arange(self._places.shape[1], device=self._places.device).expand_as(self._places)
+
     def shrink(self, old: tuple[int, int], new: tuple[int, int], extra: int) -> None:
         """Follow a method that cuts the border of a grid (rows, columns); patches of the border join the nearest one.
 

@@ -35,6 +35,18 @@ class Plugin(nn.Module):
     def attach(self, backbone: Any) -> None:
         """Called once, when the plug-in is added to a timm transformer."""
 
+    def reset_classes(self, num_classes: int, like: Tensor) -> None:
+        """Called when the head is made or replaced, with its number of classes, 0 for none.
+
+        Args:
+            num_classes: the number of classes.
+            like: a parameter of the transformer; new layers have its device and type.
+        """
+
+    def classifiers(self) -> nn.Module | None:
+        """The container of all layers that `reset_classes` makes; None without such layers."""
+        return None
+
     def extra_tokens(self) -> Tensor | None:
         """Learned tokens (1, n, D), positions included, that are appended to the patches before the first block."""
         return None

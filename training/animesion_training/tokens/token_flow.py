@@ -67,6 +67,10 @@ class _Flow(PatchMaps):
             self._recorder.moved(places)
         super().move(places)
 
+    def restore(self) -> None:
+        """See `PatchMaps.restore`."""
+        raise UsageError("attention rollout is not defined for last_layer_fusion, which restores dropped tokens")
+
     def shrink(self, old: tuple[int, int], new: tuple[int, int], extra: int) -> None:
         """See `PatchMaps.shrink`: each new cell is the mean over a window of the old grid."""
         shares = torch.zeros(*new, *old, device=self.places.device)

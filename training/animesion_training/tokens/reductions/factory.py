@@ -13,6 +13,7 @@ from typing import Any
 from animesion.config.settings import nearest
 from animesion.errors import UsageError
 from animesion_training.tokens.reductions.base import Reduction, ReductionPlan
+from animesion_training.tokens.reductions.cropr import Cropr
 from animesion_training.tokens.reductions.merging import DPCKNN, PatchMerger, Sinkhorn, SoftAssignment, ToMe
 from animesion_training.tokens.reductions.pruning import ATS, DynamicViT, EViT, TopK
 
@@ -22,6 +23,7 @@ REDUCTIONS = {
     "evit": "TopK, plus one token that fuses the dropped ones (Liang et al., ICLR 2022)",
     "ats": "sample tokens by the class token's attention; their number depends on the image (Fayyaz et al., ECCV 2022)",
     "dynamicvit": "learned keep decisions for each token (Rao et al., NeurIPS 2021)",
+    "cropr": "scores by queries that auxiliary classifiers train (Bergner et al., Token Cropr, CVPR 2025)",
     "tome": "merge pairs of tokens with similar keys, weighted by size (Bolya et al., ICLR 2023)",
     "dpcknn": "merge clusters around density peaks (Zeng et al., TCFormer, CVPR 2022)",
     "sit": "learned soft assignment to a fixed number of tokens (Zong et al., Self-slimmed ViT, ECCV 2022)",
@@ -77,6 +79,7 @@ def _class(name: str) -> type[Reduction]:
         "evit": EViT,
         "ats": ATS,
         "dynamicvit": DynamicViT,
+        "cropr": Cropr,
         "tome": ToMe,
         "dpcknn": DPCKNN,
         "sit": SoftAssignment,
