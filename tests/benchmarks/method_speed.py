@@ -24,8 +24,8 @@ from animesion_training.precision import autocast
 
 PREFIXES = (
     "", "evit50_", "evit25_", "evit10_", "evit50_clca_", "evit25_clca_", "tome50_", "ats50_", "dynamicvit50_",
-    "dpcknn50_", "sit50_", "patchmerger50_", "glsim_", "rams_", "transfg_", "ffvt_", "ila_", "ilap_", "ilapp_",
-    "adapter_", "convpass_", "vptdeep_", "vqt_", "lora_", "cal_",
+    "cropr50_", "dpcknn50_", "sit50_", "patchmerger50_", "glsim_", "rams_", "transfg_", "ffvt_", "ila_", "ilap_",
+    "ilapp_", "adapter_", "convpass_", "vptdeep_", "vqt_", "lora_", "cal_",
 )  # fmt: skip
 
 

@@ -45,6 +45,7 @@ KINDS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     ),
     "ats": (TRANSFORMER, {"reduction": "ats", **STAGES, **SMALL}, ["after block1", "after block2"]),
     "dynamicvit": (TRANSFORMER, {"reduction": "dynamicvit", **STAGES, **SMALL}, ["after block1", "after block2"]),
+    "cropr": (TRANSFORMER, {"reduction": "cropr", **STAGES, **SMALL}, ["after block1", "after block2"]),
     "tome": (TRANSFORMER, {"reduction": "tome", **STAGES, **SMALL}, ["after block1", "after block2"]),
     "dpcknn": (TRANSFORMER, {"reduction": "dpcknn", **STAGES, **SMALL}, ["after cluster0", "after cluster1"]),
 }

@@ -157,7 +157,9 @@ def test_shares_are_not_affected_by_rounding():
     assert original.counts == (28,)
 
 
-@pytest.mark.parametrize("name", ["sit", "patchmerger", "sinkhorn", "dpcknn", "tome", "dynamicvit", "cropr", "evit", "ats"])
+@pytest.mark.parametrize(
+    "name", ["sit", "patchmerger", "sinkhorn", "dpcknn", "tome", "dynamicvit", "cropr", "evit", "ats"]
+)
 def test_at_least_one_token_is_left_however_little_is_kept(name):
     model = reduced(name, 0.01, grid=(3, 3))
     assert lengths(model, grid=(3, 3))[-1] >= 1
