@@ -98,7 +98,7 @@ class Cropr(Reduction):
         keep = max(1, count - self.plan.dropped[stage])
         scores = body @ self.queries[str(stage)]  # (B, n)
         if self.training and self.has_losses and tokens.targets is not None:
-            self._learn(str(stage), body, scores, tokens)
+            self._learn(str(stage), body, scores, tokens, tokens.targets)
         if keep >= count:
             return
         order = scores.argsort(dim=1, descending=True, stable=True)
@@ -108,10 +108,10 @@ class Cropr(Reduction):
             self._remember(rows, order[:, keep:], tokens)
         keep_rows(tokens, rows)
 
-    def _learn(self, name: str, body: Tensor, scores: Tensor, tokens: Tokens) -> None:
+    def _learn(self, name: str, body: Tensor, scores: Tensor, tokens: Tokens, targets: Tensor) -> None:
         weights = (scores / self.plan.width**0.5).softmax(dim=1)
         vector = self.aggregators[name]((weights[:, None].to(body.dtype) @ body)[:, 0])  # (B, D)
-        term = self.loss_weight * functional.cross_entropy(self.heads[name](vector).float(), tokens.targets)
+        term = self.loss_weight * functional.cross_entropy(self.heads[name](vector).float(), targets)
         tokens.losses["cropr_auxiliary"] = tokens.losses.get("cropr_auxiliary", 0.0) + term
 
     # -- last layer fusion -------------------------------------------------------------------------------------------
