@@ -10,16 +10,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations, pairwise
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-import numpy as np
-import numpy.typing as npt
 import tomli_w
 from pydantic import Field, StringConstraints, model_validator
 
 from animesion.config import settings
 from animesion.config.settings import Section
 from animesion.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 Key = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_-]+$", max_length=200)]
 #: A label that a decision can give to an image: no line breaks or other control characters.
@@ -205,6 +207,8 @@ def decided_pairs(
     Returns:
         The pairs without those decided different and with those decided the same; shape (pairs, 2), ascending.
     """
+    import numpy as np  # only here, as every command reads recipes
+
     # The sets of each row, as the pairs of a set of a thousand are half a million.
     apart: dict[int, set[int]] = {}
     for number, keys in enumerate(decisions.different):
@@ -234,6 +238,8 @@ def decided_verdicts(
     Raises:
         UsageError: a decision by keys states the opposite.
     """
+    import numpy as np
+
     found: dict[tuple[int, int], str] = {}
     for each in decisions.pairs:
         a, b = sorted(unit_of.get(image, -1) for image in each.images)

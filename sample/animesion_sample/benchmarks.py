@@ -31,7 +31,7 @@ class _Image(NamedTuple):
 
     number: int
     split: str
-    index: int
+    at: int
 
 
 class _Drawer(NamedTuple):
@@ -52,7 +52,7 @@ class _Drawer(NamedTuple):
     def draw(self, image: _Image, path: str) -> None:
         """Draw a photograph."""
         species = "cotton" if image.number % 3 == 0 else "soybean"
-        leaf = leaves.DrawnLeaf(species, image.number, f"{self.seed}/{image.split}/{image.index}", SIDE, outdoors=True)
+        leaf = leaves.DrawnLeaf(species, image.number, f"{self.seed}/{image.split}/{image.at}", SIDE, outdoors=True)
         put(self.folder / path, leaves.render(leaf), "JPEG", quality=90)
 
     def number(self, image: _Image, digits: int) -> int:
@@ -86,8 +86,7 @@ def _cub(drawer: _Drawer) -> list[_Image]:
     """Tables that are joined by the image's number."""
     images = list(drawer.images("train", "test"))
     paths = [
-        f"{_bird(each.number)}/{_bird(each.number)[4:]}_{each.index:04d}_{drawer.number(each, 5)}.jpg"
-        for each in images
+        f"{_bird(each.number)}/{_bird(each.number)[4:]}_{each.at:04d}_{drawer.number(each, 5)}.jpg" for each in images
     ]
     for image, path in zip(images, paths, strict=True):
         drawer.draw(image, f"CUB_200_2011/images/{path}")
@@ -153,7 +152,7 @@ def _pets(drawer: _Drawer) -> list[_Image]:
     for image in images:
         cat = image.number % 2
         name = f"Drawn_Cat_{image.number}" if cat else f"drawn_dog_{image.number}"
-        stem = f"{name}_{image.index + 100 * (image.split == 'test')}"
+        stem = f"{name}_{image.at + 100 * (image.split == 'test')}"
         drawer.draw(image, f"oxford-iiit-pet/images/{stem}.jpg")
         lists[image.split].append(f"{stem} {image.number} {1 if cat else 2} {(image.number + 1) // 2}")
     for split, file in (("train", "trainval"), ("test", "test")):
@@ -185,7 +184,7 @@ def _vegfru(drawer: _Drawer) -> list[_Image]:
     lists: dict[str, list[str]] = {f"{part}_{split}": [] for part in ("veg", "fru") for split in _SIZES}
     for image in images:
         part, place = ("fru", "fru92") if image.number == 1 else ("veg", "veg200")
-        path = f"Drawn_{part}_{image.number}/{part[0]}_{image.number:02d}_{image.split}_{image.index:04d}.jpg"
+        path = f"Drawn_{part}_{image.number}/{part[0]}_{image.number:02d}_{image.split}_{image.at:04d}.jpg"
         drawer.draw(image, f"{place}_images/{path}")
         lists[f"{part}_{image.split}"].append(f"{path} {0 if part == 'fru' else image.number - 2}")
     for name, lines in lists.items():
@@ -199,7 +198,7 @@ def _dogs(drawer: _Drawer) -> list[_Image]:
     lists: dict[str, list[tuple[str, int]]] = {"train": [], "test": []}
     for image in images:
         synset = f"n{2085000 + image.number:08d}"
-        path = f"{synset}-Drawn_Dog_{image.number}/{synset}_{image.index + 100 * (image.split == 'test')}.jpg"
+        path = f"{synset}-Drawn_Dog_{image.number}/{synset}_{image.at + 100 * (image.split == 'test')}.jpg"
         drawer.draw(image, f"Images/{path}")
         drawer.write(f"Annotation/{path.removesuffix('.jpg')}", ["<annotation></annotation>"])
         lists[image.split].append((path, image.number))

@@ -213,7 +213,7 @@ def test_contradicting_tables_are_refused(tmp_path: Path, file: str, content: st
 
 def test_paths_of_a_list_cannot_leave_the_download(tmp_path: Path) -> None:
     (tmp_path / "secret.jpg").write_bytes(b"secret")
-    rows = CUB["CUB_200_2011/images.txt"].replace("001.Albatross/A_1.jpg", "../../../secret.jpg")
+    rows = str(CUB["CUB_200_2011/images.txt"]).replace("001.Albatross/A_1.jpg", "../../../secret.jpg")
     put(tmp_path / "set", CUB | {"CUB_200_2011/images.txt": rows})
     source = reader(tmp_path / "set", "cub-200-2011", 2, CUB_COUNTS, incomplete="accept")
     assert [item.failure for item in source.items()].count(DropReason.MISSING_FILE) == 1
