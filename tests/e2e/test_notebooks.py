@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from .pages import ROOT
 
 NOTEBOOK = ROOT / "docs" / "first-steps.ipynb"
@@ -19,6 +21,7 @@ def kinds(cell: dict[str, Any]) -> list[list[str]]:
     return [sorted(output.get("data", {"text": None})) for output in cell.get("outputs", ())]
 
 
+@pytest.mark.slow
 def test_the_first_steps_run_and_show_what_is_stored(small_build: Path, tmp_path: Path) -> None:
     (tmp_path / "datasets").mkdir()
     (tmp_path / "datasets" / "daf-re-sample").symlink_to(small_build)

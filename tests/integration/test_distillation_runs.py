@@ -131,6 +131,7 @@ def test_a_cal_run_resumes_with_its_feature_centers(coloured: Path, tmp_path: Pa
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [

@@ -283,6 +283,7 @@ def test_a_run_from_the_cache_learns_and_resumes(coloured: Path, tmp_path: Path,
     assert losses(tmp_path / "cut") == losses(tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [("run.precision=bf16",), ("run.precision=fp16",), ("run.precision=bf16", "run.checkpointing=true", "run.ema=0.9")],

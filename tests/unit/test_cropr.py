@@ -309,8 +309,9 @@ def test_names_carry_keep_rates() -> None:
     ],
 )
 def test_bad_settings_raise_one_sentence(settings: dict[str, Any], message: str) -> None:
+    usual: dict[str, Any] = {"keep_rate": 0.5, "layers": [1], "depth": 5, "width": 8, "tokens": 16}
     with pytest.raises(UsageError, match=message):
-        make_reduction("cropr", **{"keep_rate": 0.5, "layers": [1], "depth": 5, "width": 8, "tokens": 16} | settings)
+        make_reduction("cropr", **(usual | settings))
 
 
 def test_a_smaller_keep_rate_costs_less() -> None:

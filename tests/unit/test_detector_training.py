@@ -163,6 +163,7 @@ def test_frozen_stages_give_what_they_give_unfolded(net: network.FaceNetwork) ->
     assert next(net.eight.parameters()).grad is not None
 
 
+@pytest.mark.slow
 def test_a_few_steps_lower_the_loss(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = network.FaceNetwork(width=16)

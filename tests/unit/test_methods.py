@@ -149,6 +149,7 @@ def test_invalid_names_are_refused(name: str, message: str) -> None:
         create_model(name, 5, 96)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path", sorted((Path(__file__).parents[2] / "studies").glob("*.toml")), ids=lambda path: path.stem
 )

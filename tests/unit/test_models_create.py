@@ -38,6 +38,7 @@ def test_importing_the_package_imports_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_every_baseline_is_a_model_of_timms():
     assert all(timm.is_model(name) for name in BASELINES.values())
     for short in BASELINES:
