@@ -59,7 +59,7 @@ def same(one: ranks.Trained, other: ranks.Trained, tolerance: float) -> None:
     count=st.integers(1, 14),
     accumulate=st.integers(1, 5),
     last=st.sampled_from(["keep", "join", "drop"]),
-    method=st.sampled_from(sorted(_METHODS)),
+    method=st.sampled_from(sorted(_METHODS.keys() - {"calmix"})),  # pairs need even batches, see the test above
     mixing=st.booleans(),
     ema=st.booleans(),
     broken=st.sets(st.integers(0, 13), max_size=5),

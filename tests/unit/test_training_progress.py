@@ -43,7 +43,7 @@ def test_lines_come_every_ten_seconds_without_a_terminal(
         "epoch 1/3: step 100 of 100, loss 2.500, 1,234 images/s",
         "val: image 2,500 of 5,000",
         "val: image 5,000 of 5,000",
-        "epoch 1: train loss 2.5, val top 1 0.25",
+        "epoch 1: train loss 2.5, val top-1 25.00%",
     ]
 
 
