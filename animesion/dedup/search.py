@@ -7,6 +7,7 @@ the thumbnails, and is kept. All functions work on arrays; `animesion.dedup.clus
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from animesion.dedup import near
+from animesion.dedup.digests import Digests
 from animesion.executors.shared import Shared
 from animesion.schemas import THUMBNAIL_SIDE
 

@@ -27,7 +27,6 @@ from animesion.errors import UsageError
 from animesion.executors import Executor
 from animesion.executors.shared import Shared
 from animesion.images import codec, local_features
-from animesion.images.local_features import Points
 from animesion.images.windows import COUNT
 from animesion.pipeline import embed, published, verdicts
 from animesion.pipeline.columns import Columns, Stored, Thumbnails, batches, crop_of, load_columns
@@ -132,23 +131,8 @@ def _compared(
     def column(name: str) -> Any:
         return np.concatenate([np.asarray(rows[name], dtype=np.uint64)[chosen], *(getattr(o, name) for o in others)])
 
-    thumbnails = pa.chunked_array(
-        [
-            chunk
-            for each in (
-                pa.chunked_array([rows["thumbnail"].take(pa.array(chosen))]),
-                *(other.thumbnails for other in others),
-            )
-            for chunk in each.chunks
-        ]
-    )
-    windows = None
-    if recipe.duplicates.copies == "hash":
-        taken = [rows["windows"].take(pa.array(chosen)), *(part for other in others for part in other.windows.chunks)]
-        windows = np.concatenate([_words(part) for part in taken])
-    features = rows["points"].take(pa.array(chosen)).to_pylist()
-    features += [each for other in others for each in other.points.to_pylist()]
-    points = [_points(each) for each in features]
+    windows = _windows(rows.stored, chosen, others) if recipe.duplicates.copies == "hash" else None
+    points = _points(rows.stored, chosen, others)
     side = np.repeat(np.arange(len(others) + 1), [ours, *(len(other.keys) for other in others)])
     cropped = np.flatnonzero(rows["whole_phash"].take(pa.array(chosen)).is_valid().to_numpy(zero_copy_only=False))
     kind = recipe.duplicates.other_hash
@@ -170,9 +154,7 @@ def _compared(
     if vectors is not None:
         more = search.cosine_pairs(vectors[chosen], recipe.duplicates.embedding.threshold)
     pairs = candidates.find(signatures, recipe.duplicates, more, shared=Shared(executor, workspace.root))
-    keys = rows["key"].take(pa.array(chosen)).to_pylist()
-    keys += [f"{other.name}:{key}" for other in others for key in other.keys]
-    their_places = [place for other in others for place in other.places]
+    starts = np.flatnonzero(np.diff(side, prepend=-1))  # where the images of each dataset begin
 
     def place(row: int) -> Place:
         of = int(side[row])
@@ -193,17 +175,104 @@ def _compared(
     return *verdicts.tables(pairs, sorted(found), digests, key), len(new.pairs)
 
 
-def _words(column: pa.Array) -> npt.NDArray[np.uint64]:
-    """Hashes of windows, shape (n, 91), without a Python object for each image."""
-    if column.null_count:
-        raise ValueError("an image has no windows")  # would be read as zeros
-    values = column.cast(pa.binary(8 * COUNT)).buffers()[1] if len(column) else b""
-    words: npt.NDArray[np.uint64] = np.frombuffer(values, "<u8", len(column) * COUNT).reshape(-1, COUNT)
-    return words
+class _Thumbnails:
+    """Thumbnails of the images of a build, which are read when they are needed, and then those of published ones.
+
+    Args:
+        ours: of the n images of the build.
+        n: their number.
+        others: those of each published dataset.
+    """
+
+    def __init__(self, ours: Thumbnails, n: int, others: Sequence[pa.ChunkedArray]) -> None:
+        self._ours, self._n = ours, n
+        self._others = pa.chunked_array(
+            [chunk for each in others for chunk in each.chunks], FEATURES.field("thumbnail").type
+        )
+
+    def read(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """The thumbnails of some rows, ascending, shape (len(rows), 768)."""
+        first = int(np.searchsorted(rows, self._n))
+        ours = self._ours.read(rows[:first])
+        if first == len(rows):
+            return ours
+        return np.concatenate([ours, candidates.thumbnails(self._others, rows[first:] - self._n)])
 
 
-def _points(content: bytes | None) -> Points | None:
-    return None if content is None else local_features.from_bytes(content)
+def _windows(
+    stored: Stored, chosen: npt.NDArray[np.int64], others: Sequence[published.PublishedFeatures]
+) -> npt.NDArray[np.uint64]:
+    """The hashes of windows of the chosen images, and then of published ones, shape (n, 91)."""
+    found = np.empty((len(chosen) + sum(len(other.keys) for other in others), COUNT), dtype=np.uint64)
+    for at, values in stored.read("windows", chosen):
+        if pc.any(pc.not_equal(pc.binary_length(values).fill_null(0), 8 * COUNT)).as_py():
+            raise parquet.damaged(stored.path(stored.part[chosen[at[0]]]), "windows")
+        found[at] = _content(values).view("<u8").reshape(-1, COUNT)
+    start = len(chosen)
+    for other in others:
+        for chunk in other.windows.chunks:
+            found[start : start + len(chunk)] = _content(chunk).view("<u8").reshape(-1, COUNT)
+            start += len(chunk)
+    return found
+
+
+def _points(
+    stored: Stored, chosen: npt.NDArray[np.int64], others: Sequence[published.PublishedFeatures]
+) -> local_features.PointSets:
+    """The local features of the chosen images, and then of published ones; of a search by hashes, there are none."""
+    # twice, as what was read once would have to wait in memory until all lengths are known
+    theirs = [chunk for other in others for chunk in other.points.chunks]
+    sizes = np.zeros(len(chosen), dtype=np.int64)
+    known = np.zeros(len(chosen), dtype=np.bool_)
+    for at, values in stored.read("points", chosen):
+        sizes[at], known[at] = _lengths(values)
+    lengths, are_known = zip((sizes, known), *map(_lengths, theirs), strict=True)
+    found = local_features.PointSets.empty(
+        np.concatenate(lengths) // local_features.POINT.itemsize, np.concatenate(are_known)
+    )
+    if known.any():
+        for at, values in stored.read("points", chosen):
+            found.set(at.tolist(), values.to_pylist())
+    start = len(chosen)
+    for chunk in theirs:
+        found.set(range(start, start + len(chunk)), (value.as_py() for value in chunk))
+        start += len(chunk)
+    return found
+
+
+def _lengths(values: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Bytes of each value, 0 for a null, and which are none; shape (n,) each."""
+    sizes = pc.binary_length(values).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return sizes, values.is_valid().to_numpy(zero_copy_only=False)
+
+
+def _content(values: pa.Array) -> npt.NDArray[np.uint8]:
+    """The bytes of all values, one after another."""
+    ends = np.frombuffer(values.buffers()[1], dtype=np.int32)[values.offset : values.offset + len(values) + 1]
+    return np.frombuffer(values.buffers()[2], dtype=np.uint8)[ends[0] : ends[-1]]
+
+
+def _digests(
+    rows: Columns,
+    chosen: npt.NDArray[np.int64],
+    others: Sequence[published.PublishedFeatures],
+    points: local_features.PointSets,
+    place: Callable[[int], Place],
+) -> pa.Array:
+    """`verdicts.digest` of each image, as a column of 16 bytes."""
+
+    def pixels() -> Iterator[str]:
+        for some in batches(len(chosen)):
+            yield from rows["pixels_blake3"].take(pa.array(chosen[some])).to_pylist()
+        for other in others:
+            yield from (f"packed {digest}" for digest in other.packed)
+
+    found = bytearray()
+    for row, of_pixels in enumerate(pixels()):
+        where, features = place(row), points[row]
+        size = where.width, where.height
+        found += verdicts.digest(of_pixels, where.crop, size, None if features is None else features.tobytes())
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(points), [None, pa.py_buffer(bytes(found))])
 
 
 def _wholes(rows: Columns, chosen: candidates.Rows, kind: str) -> candidates.Hashes:

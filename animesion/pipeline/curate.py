@@ -163,7 +163,9 @@ def decide(
     elif published_twins:
         notes.append(f"{len(published_twins)} images are already in a published dataset")
 
-    duplicates = clusters.judge(_with_sample_digests(rows), _remaining(reason), labels, recipe, compared, shared)
+    duplicates = clusters.judge(
+        _with_sample_digests(rows), grouping.remaining(reason), labels, recipe, compared, shared
+    )
     kept_instead: dict[int, int] = {}
     for i, (why, how, twin) in duplicates.dropped.items():
         reason[i], detail[i] = why, how

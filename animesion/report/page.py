@@ -18,8 +18,12 @@ if TYPE_CHECKING:  # a build that has nothing to do renders no page
     import jinja2
 
 _VENDORED = ("preact.min.js", "preact-hooks.min.js", "htm.min.js", "uplot.min.js")
-_OURS = ("core.js", "plots.js", "dataset.js", "pairs.js", "boxes.js", "run.js", "explain.js", "main.js")
-_STYLES = ("uplot.min.css", "style.css", "boxes.css", "explain.css")
+_OURS = (
+    *("core.js", "plots.js", "decisions.js", "dataset.js", "pairs.js", "boxes.js", "viewer.js", "images.js", "run.js"),
+    "explain.js",
+    "main.js",  # starts the page
+)
+_STYLES = ("uplot.min.css", "style.css", "boxes.css", "viewer.css", "explain.css")
 
 _ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 

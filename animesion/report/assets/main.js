@@ -26,7 +26,7 @@ function Theme() {
 }
 
 function App({ data }) {
-  const at = useRoute();
+  const [at, query] = useRoute();
   const [tabsOf, View] = { run: [runTabs, Run], explain: [explainTabs, Explain] }[data.kind] || [datasetTabs, Dataset];
   const tabs = tabsOf(data);
   const now = tabs.some(([name]) => name === at[0]) ? at[0] : (tabs[0] || ['overview'])[0];
@@ -34,7 +34,7 @@ function App({ data }) {
       <div class="title"><h1><${Name} text=${data.title} /></h1><${Theme} /></div>
       <nav class="tabs" aria-label="Views">${tabs.map(([name, text]) => html`<a href=${href(name)} aria-current=${name === now ? 'page' : undefined}>${text}</a>`)}</nav>
     </header>
-    <main tabindex="-1"><${View} data=${data} at=${[now, ...at.slice(1)]} /></main>`;
+    <main tabindex="-1"><${View} data=${data} at=${[now, ...at.slice(1)]} query=${now === at[0] ? query : ''} /></main>`;
 }
 
 const data = JSON.parse(document.getElementById('data').textContent);
