@@ -21,7 +21,6 @@ from animesion.dedup import candidates, search
 from animesion.dedup.digests import Digests
 from animesion.dedup.hashes import ImageHashes
 from animesion.executors.shared import Shared
-from animesion.schemas import DropReason
 
 Rows = Mapping[str, Any]
 
@@ -52,7 +51,9 @@ class Verdicts:
     Attributes:
         cluster: shape (n,), for each row the smallest row of its cluster of confirmed duplicates.
         related: sets of pairs of rows that must share a split, each of shape (m, 2).
-        dropped: row -> reason, detail and the row that is kept instead (-1 for conflicts).
+        kept_instead: shape (n,), the row that each duplicate gives way to, -1 for the others.
+        equals: shape (n,), whether the two have equal bytes (2) or equal pixels (1), not just similar ones (0).
+        conflicting: row that is dropped because of its label -> the row that it conflicts with.
         clusters: number of clusters of two or more rows.
         conflicts: number of sets of connected duplicates with several labels.
         chains: number of sets of connected duplicates that were cut because their ends are too far apart.
@@ -67,7 +68,9 @@ class Verdicts:
 
     cluster: npt.NDArray[np.int64]
     related: list[search.Pairs]
-    dropped: dict[int, tuple[str, str, int]] = field(default_factory=dict)
+    kept_instead: npt.NDArray[np.int64]
+    equals: npt.NDArray[np.int8]
+    conflicting: dict[int, int] = field(default_factory=dict)
     clusters: int = 0
     conflicts: int = 0
     chains: int = 0
@@ -182,6 +185,8 @@ def judge(
     verdicts = Verdicts(
         component.copy(),
         [exact, same_pixels, near, wide],
+        kept_instead=np.full(len(sha), -1, dtype=np.int64),
+        equals=np.zeros(len(sha), dtype=np.int8),
         unit=unit,
         relations=relations,
         unlike=unlike,
@@ -211,16 +216,11 @@ def judge(
             continue
         if conflict and settings.conflicts == "drop":
             others = _conflicts(ranked, labels, links)
-            for i, other in others.items():
-                verdicts.dropped[i] = (
-                    DropReason.LABEL_CONFLICT,
-                    f"also under {labels[other]} as {rows['key'][other]}",
-                    -1,
-                )
+            verdicts.conflicting |= others
             ranked = [i for i in ranked if i not in others]
         # compared with kept images only: along a chain, an image that resembles no kept image stays
-        for i, (reason, twin) in _twins(ranked, sha, pixels, links).items():
-            verdicts.dropped[i] = (reason, "", twin)
+        for i, equals, twin in _twins(ranked, sha, pixels, links):
+            verdicts.equals[i], verdicts.kept_instead[i] = equals, twin
     return verdicts
 
 
@@ -303,8 +303,8 @@ def _conflicts(ranked: Sequence[int], labels: Labels, links: _Near) -> dict[int,
 
 def _twins(
     ranked: Sequence[int], sha: pa.Array | Digests, pixels: pa.Array | Digests, links: _Near
-) -> dict[int, tuple[str, int]]:
-    """Dropped rows -> the reason and the kept row that each duplicates.
+) -> Iterator[tuple[int, int, int]]:
+    """Dropped rows, how each equals the kept row that it duplicates (see `Verdicts.equals`), and that row.
 
     Rows are visited best first. A row that duplicates no kept row is kept itself, and is not in the result.
     """
@@ -312,21 +312,19 @@ def _twins(
     by_sha: dict[str, int] = {}
     by_pixels: dict[str, int] = {}
     by_unit: dict[int, tuple[int, int]] = {}  # unit -> rank and row of its best kept row
-    found: dict[int, tuple[str, int]] = {}
     for rank, i in enumerate(ranked):
         near = [by_unit[unit] for unit in links.neighbours.get(links.unit[i], ()) if unit in by_unit]
         its_sha, its_pixels = sha[i].as_py(), pixels[i].as_py()
         if its_sha in by_sha:
-            found[i] = (DropReason.EXACT_DUPLICATE, by_sha[its_sha])
+            yield i, 2, by_sha[its_sha]
         elif its_pixels in by_pixels:
-            found[i] = (DropReason.PIXEL_DUPLICATE, by_pixels[its_pixels])
+            yield i, 1, by_pixels[its_pixels]
         elif near:
-            found[i] = (DropReason.NEAR_DUPLICATE, min(near)[1])
+            yield i, 0, min(near)[1]
         else:
             by_sha.setdefault(its_sha, i)
             by_pixels.setdefault(its_pixels, i)
             by_unit.setdefault(links.unit[i], (rank, i))
-    return found
 
 
 def _relations(

@@ -6,8 +6,11 @@ Columns that no rule reads stay compressed until `curated.parquet` is written, a
 
 from __future__ import annotations
 
+import ctypes
 import itertools
+import sys
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +71,9 @@ _PARTS = 128
 _IN_MEMORY = 1 << 28
 
 _THUMBNAIL = 3 * THUMBNAIL_SIDE**2
+
+#: The C library, if it is glibc.
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim") else None
 
 
 class Coded:
@@ -198,44 +204,50 @@ class Texts:
 
 
 class Passed:
-    """Columns that are only copied, compressed in memory.
+    """Columns that are only copied, compressed in a temporary file.
+
+    Args:
+        folder: for the file; None for that of the system.
 
     Attributes:
         order: shape (n,), the place of each row among the rows in the order in which they were added.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
         self.order: IntArray = np.empty(0, dtype=np.int64)
-        self._blocks: list[pa.Buffer] = []
-        self._starts = [0]
-        self._names: dict[str, int] = {}
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115, it lives as long as the columns
+        weakref.finalize(self, self._file.close)
+        self._ends = [0]  # of the blocks, in bytes
+        self._starts = [0]  # of the blocks, in rows
 
     def add(self, table: pa.Table) -> None:
         """Add rows."""
-        self._names = {name: i for i, name in enumerate(table.column_names)}
         sink = pa.BufferOutputStream()
         options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=1), use_threads=False)
         with pa.ipc.new_file(sink, table.schema, options=options) as writer:
             writer.write_table(table)
-        self._blocks.append(sink.getvalue())
+        block = sink.getvalue()
+        self._file.write(block)
+        self._ends.append(self._ends[-1] + block.size)
         self._starts.append(self._starts[-1] + len(table))
 
-    def column(self, name: str, start: int, stop: int) -> pa.ChunkedArray:
-        """A column of a range of rows."""
+    def columns(self, start: int, stop: int) -> dict[str, pa.Array]:
+        """A range of rows, by name of the column."""
         places = self.order[start:stop]
         by_place = np.argsort(places, kind="stable")
         places = places[by_place]
         edges = np.searchsorted(places, self._starts)
-        options = pa.ipc.IpcReadOptions(included_fields=[self._names[name]], use_threads=False)
+        options = pa.ipc.IpcReadOptions(use_threads=False)
         pieces = []
-        for i, block in enumerate(self._blocks):
-            if edges[i] < edges[i + 1]:
-                column = pa.ipc.open_file(block, options=options).read_all().column(0)
-                pieces.append(column.take(pa.array(places[edges[i] : edges[i + 1]] - self._starts[i])))
+        for i in np.flatnonzero(edges[1:] > edges[:-1]).tolist():
+            self._file.seek(self._ends[i])
+            block = self._file.read(self._ends[i + 1] - self._ends[i])
+            chosen = pa.array(places[edges[i] : edges[i + 1]] - self._starts[i])
+            pieces.append(pa.ipc.open_file(pa.py_buffer(block), options=options).read_all().take(chosen))
         back = np.empty(len(places), dtype=np.int64)
         back[by_place] = np.arange(len(places))
-        whole = pa.chunked_array([chunk for piece in pieces for chunk in piece.chunks]).combine_chunks()
-        return pa.chunked_array([whole.take(pa.array(back))])
+        table = pa.concat_tables(pieces)
+        return {name: table[name].combine_chunks().take(pa.array(back)) for name in table.column_names}
 
 
 @dataclass(frozen=True)
@@ -318,9 +330,9 @@ class Columns(dict[str, Any]):
         stored: features that are not loaded.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, passed: Passed) -> None:
         super().__init__()
-        self.passed = Passed()
+        self.passed = passed
         self.stored = Stored(Path(), np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int32))
 
     @classmethod
@@ -352,7 +364,7 @@ def load_columns(workspace: Workspace, parts: int, more: Sequence[str] = ()) -> 
         parts: number of parts.
         more: columns to load in addition, as Arrow arrays: those of local features take 3 KB per image.
     """
-    blocks = _Blocks(more)
+    blocks = _Blocks(more, workspace.path("features"))
     waiting: list[pa.Table] = []
     for part in range(parts):
         waiting.append(_part(workspace, part, more))
@@ -401,16 +413,16 @@ def _part(workspace: Workspace, part: int, more: Sequence[str]) -> pa.Table:
 class _Blocks:
     """Columns of the rows that were added so far, in blocks."""
 
-    def __init__(self, more: Sequence[str]) -> None:
+    def __init__(self, more: Sequence[str], folder: Path | None = None) -> None:
         self._more = more
         self._pieces: dict[str, list[Any]] = {}
         self._codes: dict[str, dict[str, int]] = {}
-        self._passed = Passed()
+        self._passed = Passed(folder)
         self._rows = 0
 
     def add(self, table: pa.Table) -> None:
         """Add rows."""
-        pa.default_memory_pool().release_unused()  # of the tables that were joined: hundreds of megabytes
+        _release()  # the tables that were joined: hundreds of megabytes
         self._rows += len(table)
         self._passed.add(table.select(PASSED))
         for name in table.column_names:
@@ -443,7 +455,7 @@ class _Blocks:
 
     def joined(self, rename: Callable[[pa.Array, npt.NDArray[np.int32]], pa.Array] | None) -> Columns:
         """All rows, sorted by the key if keys have to be renamed."""
-        columns = Columns()
+        columns = Columns(self._passed)
         pieces = self._pieces
         order: IntArray | None = None
         if rename is not None and self._rows:
@@ -472,10 +484,19 @@ class _Blocks:
             else:
                 columns[name] = _ordered(_concatenated(blocks), order)
             del blocks
-            pa.default_memory_pool().release_unused()
+            _release()
         self._passed.order = np.arange(self._rows) if order is None else order
-        columns.passed = self._passed
         return columns
+
+
+def _release() -> None:
+    """Give freed memory back to the system, where the allocators keep it.
+
+    glibc keeps small blocks between large ones that are in use: a third of the memory of a million rows.
+    """
+    pa.default_memory_pool().release_unused()
+    if _LIBC is not None:
+        _LIBC.malloc_trim(0)
 
 
 def _ordered(values: Any, order: IntArray | None) -> Any:

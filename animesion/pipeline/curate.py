@@ -143,7 +143,7 @@ def decide(
     labels = _labels(rows["labels"], recipe)
     # `reason`, `detail`, `keeper` and `labels` are changed in place by each rule; an empty reason means kept so far.
     reason, detail = reasons.single_image_reasons(rows, recipe, crashed)
-    keeper = Texts(n)
+    keeper = Texts(n)  # of images that another dataset has
     if refused:
         for some in batches(n):
             texts = (rows[name][some].to_pylist() for name in ("sha256", "pixels_blake3", "source_id"))
@@ -166,21 +166,15 @@ def decide(
     duplicates = clusters.judge(
         _with_sample_digests(rows), grouping.remaining(reason), labels, recipe, compared, shared
     )
-    kept_instead: dict[int, int] = {}
-    for i, (why, how, twin) in duplicates.dropped.items():
-        reason[i], detail[i] = why, how
-        if twin >= 0:
-            keeper[i], kept_instead[i] = keys[twin].as_py(), twin
-    # Clusters treat pairs that a curator confirmed like near duplicates; their reason differs.
-    first_of_set = decisions.representatives(recipe.curate.decisions.same)
-    for i, twin in kept_instead.items() if first_of_set or duplicates.decided else ():
-        key = keys[i].as_py()
-        confirmed = key in first_of_set and first_of_set[key] == first_of_set.get(keeper[i])
-        if duplicates.decided:
-            pair = sorted((int(duplicates.unit[i]), int(duplicates.unit[twin])))
-            confirmed |= duplicates.decided.get((pair[0], pair[1])) == "copy"
-        if reason[i] == DropReason.NEAR_DUPLICATE and confirmed:
-            reason[i] = DropReason.DUPLICATE_BY_DECISION
+    for i, other in duplicates.conflicting.items():
+        reason[i], detail[i] = DropReason.LABEL_CONFLICT, f"also under {labels[other]} as {keys[other]}"
+    of_twin = duplicates.kept_instead >= 0
+    for equals, why in enumerate((DropReason.NEAR_DUPLICATE, DropReason.PIXEL_DUPLICATE, DropReason.EXACT_DUPLICATE)):
+        reason[of_twin & (duplicates.equals == equals)] = why
+    for i in detail.changed():  # what could be said of an image that stays
+        if of_twin[i]:
+            detail[i] = ""
+    _confirm_decided(duplicates, keys, recipe, reason)
     pairs_decided = {frozenset(each.images) for each in recipe.curate.decisions.pairs}
     if unused := len(pairs_decided) - len(duplicates.decided):
         notes.append(
@@ -226,9 +220,9 @@ def decide(
 
     cluster = grouping.component_names(duplicates.cluster, keys)
     cluster[np.bincount(duplicates.cluster, minlength=n)[duplicates.cluster] < 2] = -1
-    relatives = Relatives(duplicates, keys, keeper, kept_instead, n)
+    relatives = Relatives(duplicates, keys, keeper)
     removed = _removed_names(reason, keys)
-    curated = Decided(rows, reason, detail, keeper, labels, class_ids, split_of, groups, cluster, relatives, removed)
+    curated = Decided(rows, reason, detail, labels, class_ids, split_of, groups, cluster, relatives, removed)
 
     if placed and strategy in ("grouped", "by-class"):
         notes.append(grouping.kept_splits_note(placed, keys, split_of))
@@ -347,6 +341,22 @@ def _with_sample_digests(rows: Rows) -> Rows:
 
 
 # -- decisions -------------------------------------------------------------------------------------------------------
+
+
+def _confirm_decided(duplicates: clusters.Verdicts, keys: pa.Array, recipe: Recipe, reason: Coded) -> None:
+    """Give near duplicates that a curator confirmed a reason of their own, in place: clusters treat them alike."""
+    first_of_set = decisions.representatives(recipe.curate.decisions.same)
+    if not first_of_set and not duplicates.decided:
+        return
+    near = np.flatnonzero((duplicates.kept_instead >= 0) & (duplicates.equals == 0))
+    for i, twin in zip(near.tolist(), duplicates.kept_instead[near].tolist(), strict=True):
+        key = keys[i].as_py()
+        confirmed = key in first_of_set and first_of_set[key] == first_of_set.get(keys[twin].as_py())
+        if duplicates.decided:
+            pair = sorted((int(duplicates.unit[i]), int(duplicates.unit[twin])))
+            confirmed |= duplicates.decided.get((pair[0], pair[1])) == "copy"
+        if confirmed:
+            reason[i] = DropReason.DUPLICATE_BY_DECISION
 
 
 def _unsure_notes(rows: Rows, reason: Coded, detail: Texts, recipe: Recipe) -> list[str]:

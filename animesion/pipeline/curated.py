@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from animesion import splits
 from animesion.dedup import clusters
-from animesion.pipeline.columns import PASSED, Coded, Columns, Texts
+from animesion.pipeline.columns import Coded, Columns, Texts
 from animesion.schemas import CURATED
 from animesion.storage import parquet
 
@@ -26,7 +26,6 @@ class Decided:
         rows: what was decided on.
         reason: drop reason of each row; empty if it is kept.
         detail: detail of the reason.
-        keeper: key of the image that is kept instead.
         label: label of each row.
         class_ids: class id by label.
         split: shape (n,), place in `SPLITS` of each row's split, -1 for a dropped one.
@@ -39,7 +38,6 @@ class Decided:
     rows: Columns
     reason: Coded
     detail: Texts
-    keeper: Texts
     label: Coded
     class_ids: Mapping[str, int]
     split: npt.NDArray[np.int8]
@@ -64,19 +62,17 @@ class Decided:
             "kept": self.reason.has("")[some],
             "reason": self.reason.texts(some),
             "detail": self.detail.texts(start, stop),
-            "keeper": self.keeper.texts(start, stop),
             "label": self.label.texts(some),
             "class_id": np.where(kept, ids[self.label.codes[some]], -1),
             "split": shown,
             "group": keys.take(pa.array(self.group[some])),
             "cluster": keys.take(pa.array(self.cluster[some], mask=self.cluster[some] < 0)).fill_null(""),
             **self.relatives.columns(start, stop),
+            **rows.passed.columns(start, stop),
             "crop": pa.FixedSizeListArray.from_arrays(pa.array(rows["crop"][some].ravel()), 4),
         }
         for name in CURATED.names:
-            if name in PASSED:
-                columns[name] = rows.passed.column(name, start, stop)
-            elif name not in columns:
+            if name not in columns:
                 values = rows[name]
                 columns[name] = values.texts(some) if isinstance(values, Coded) else values[some]
         arrays = [_as_arrow(columns[field.name], field.type) for field in CURATED]
@@ -108,50 +104,58 @@ class Decided:
 
 
 class Relatives:
-    """The columns on the image that each row resembles: the one that is kept instead, or its closest relative.
+    """The columns on the image that is kept instead of each row, and on the one that the row resembles most.
 
     Args:
         duplicates: the verdicts.
         keys: key of each row.
-        keeper: key of the image that is kept instead of each row.
-        kept_instead: row of that image, where it is one of the build.
-        n: number of rows.
+        published: key of the image that another dataset has, of rows that are dropped because of it.
     """
 
-    def __init__(
-        self,
-        duplicates: clusters.Verdicts,
-        keys: pa.Array,
-        keeper: Texts,
-        kept_instead: Mapping[int, int],
-        n: int,
-    ) -> None:
-        self._texts = {name: Texts(n) for name in ("resembles", "verdict", "how")}
+    def __init__(self, duplicates: clusters.Verdicts, keys: pa.Array, published: Texts) -> None:
+        self._keys, self._kept_instead, self._published = keys, duplicates.kept_instead, published
+        # of rows whose closest relative was compared; equal bytes or pixels need no comparison
+        n = len(keys)
+        self._verdict, self._how = Texts(n), Texts(n)
+        self._relative = np.full(n, -1, dtype=np.int64)
         self._inliers = np.zeros(n, dtype=np.int32)
         self._residual = np.zeros(n, dtype=np.float32)
         of_unit: dict[int, list[tuple[int, clusters.Relation]]] = {}
         for (a, b), relation in duplicates.relations.items():
             of_unit.setdefault(a, []).append((b, relation))
             of_unit.setdefault(b, []).append((a, relation))
-        for i in keeper.changed():
-            # equal bytes or pixels need no comparison
-            self._texts["resembles"][i], self._texts["verdict"][i] = keeper[i], "copy"
         units = np.fromiter(of_unit, dtype=np.int64, count=len(of_unit))
         for i in np.flatnonzero(np.isin(duplicates.unit, units)).tolist():
             related = of_unit[int(duplicates.unit[i])]
-            kept = kept_instead.get(i)
-            if kept is not None:
+            kept = int(duplicates.kept_instead[i])
+            if kept >= 0:
                 related = [each for each in related if each[0] == int(duplicates.unit[kept])]
             if related:
                 other, relation = min(related, key=lambda each: (*clusters.closeness(each[1]), each[0]))
-                self._texts["resembles"][i] = keys[other if kept is None else kept].as_py()
-                self._texts["verdict"][i], self._texts["how"][i] = relation.verdict, relation.how
+                self._relative[i] = other if kept < 0 else kept
+                self._verdict[i], self._how[i] = relation.verdict, relation.how
                 self._inliers[i], self._residual[i] = relation.inliers, relation.residual
 
     def columns(self, start: int, stop: int) -> dict[str, Any]:
         """The columns of a range of rows."""
-        texts = {name: texts.texts(start, stop) for name, texts in self._texts.items()}
-        return {**texts, "inliers": self._inliers[start:stop], "residual": self._residual[start:stop]}
+        keeper = _keys_of(self._keys, self._kept_instead[start:stop], self._published.texts(start, stop))
+        has_keeper = pc.not_equal(keeper, "")
+        verdict = self._verdict.texts(start, stop)
+        copy = pc.and_(has_keeper, pc.equal(verdict, ""))
+        return {
+            "keeper": keeper,
+            "resembles": _keys_of(self._keys, self._relative[start:stop], keeper),
+            "verdict": pc.if_else(copy, "copy", verdict),
+            "how": self._how.texts(start, stop),
+            "inliers": self._inliers[start:stop],
+            "residual": self._residual[start:stop],
+        }
+
+
+def _keys_of(keys: pa.Array, rows: npt.NDArray[np.int64], otherwise: pa.Array) -> pa.Array:
+    """The keys of some rows; another text for each row that is -1."""
+    taken = keys.take(pa.array(rows, mask=rows < 0)).cast(pa.string())
+    return pc.coalesce(taken, otherwise)
 
 
 def _as_arrow(values: Any, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:

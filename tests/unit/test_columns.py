@@ -79,9 +79,9 @@ def test_parts_are_joined_and_sorted(tmp_path: Path) -> None:
     assert [crop_of(rows, i) for i in range(4)] == [None, None, None, (1, 2, 11, 12)]
     assert rows["crop"].tolist() == [[0, 0, 40, 30], [0, 0, 0, 30], [0, 0, 0, 0], [1, 2, 11, 12]]
     assert rows["part"].tolist() == [1, 1, 0, 0]
-    assert rows.passed.column("page_url", 0, 4).to_pylist() == [f"https://x/{key}" for key in "abmz"]
-    assert rows.passed.column("page_url", 1, 3).to_pylist() == ["https://x/b", "https://x/m"]
-    assert rows.passed.column("plain", 0, 4).to_pylist() == [True, True, False, True]
+    assert rows.passed.columns(0, 4)["page_url"].to_pylist() == [f"https://x/{key}" for key in "abmz"]
+    assert rows.passed.columns(1, 3)["page_url"].to_pylist() == ["https://x/b", "https://x/m"]
+    assert rows.passed.columns(0, 4)["plain"].to_pylist() == [True, True, False, True]
 
 
 def test_faces_have_keys_that_no_image_has(tmp_path: Path) -> None:
