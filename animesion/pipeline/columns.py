@@ -247,7 +247,9 @@ class Passed:
         back = np.empty(len(places), dtype=np.int64)
         back[by_place] = np.arange(len(places))
         table = pa.concat_tables(pieces)
-        return {name: table[name].combine_chunks().take(pa.array(back)) for name in table.column_names}
+        chunks = dict(zip(table.column_names, table.columns, strict=True))
+        del pieces, table  # each column goes as soon as it is ordered
+        return {name: chunks.pop(name).combine_chunks().take(pa.array(back)) for name in list(chunks)}
 
 
 @dataclass(frozen=True)
@@ -422,7 +424,7 @@ class _Blocks:
 
     def add(self, table: pa.Table) -> None:
         """Add rows."""
-        _release()  # the tables that were joined: hundreds of megabytes
+        release()  # the tables that were joined: hundreds of megabytes
         self._rows += len(table)
         self._passed.add(table.select(PASSED))
         for name in table.column_names:
@@ -484,12 +486,12 @@ class _Blocks:
             else:
                 columns[name] = _ordered(_concatenated(blocks), order)
             del blocks
-            _release()
+            release()
         self._passed.order = np.arange(self._rows) if order is None else order
         return columns
 
 
-def _release() -> None:
+def release() -> None:
     """Give freed memory back to the system, where the allocators keep it.
 
     glibc keeps small blocks between large ones that are in use: a third of the memory of a million rows.

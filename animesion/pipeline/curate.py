@@ -29,7 +29,7 @@ from animesion.executors import Executor
 from animesion.executors.shared import Shared
 from animesion.images import quality
 from animesion.pipeline import compare, embed, fetch, grouping, published, reasons, rules, verdicts
-from animesion.pipeline.columns import Coded, CodedLists, Columns, Texts, batches, load_columns
+from animesion.pipeline.columns import Coded, CodedLists, Columns, Texts, batches, load_columns, release
 from animesion.pipeline.curated import Decided, Relatives
 from animesion.pipeline.versions import Parent
 from animesion.schemas import CURATED, FACE_REASONS, MEANINGS, DropReason
@@ -96,6 +96,7 @@ def run(
         rows, recipe, crashed, others, placed, compared, refused, parent, Shared(executor, workspace.root)
     )
     facts["notes"] = [*notes, *facts["notes"]]
+    release()
     groups = (curated.table(some) for some in curated.groups())
     outputs = {"curated.parquet": parquet.write_groups(workspace.path("curated.parquet"), CURATED, groups)}
     return workspace.commit("curate", CODE, digest, inputs, outputs, facts)
@@ -166,6 +167,7 @@ def decide(
     duplicates = clusters.judge(
         _with_sample_digests(rows), grouping.remaining(reason), labels, recipe, compared, shared
     )
+    release()
     for i, other in duplicates.conflicting.items():
         reason[i], detail[i] = DropReason.LABEL_CONFLICT, f"also under {labels[other]} as {keys[other]}"
     of_twin = duplicates.kept_instead >= 0

@@ -38,7 +38,7 @@ class SampleServer:
 
 @contextlib.contextmanager
 def serve(
-    posts: int = 1000,
+    posts: int = 500,
     seed: int = 0,
     processes: int = 2,
     host: str = "127.0.0.1",

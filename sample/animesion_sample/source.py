@@ -24,7 +24,7 @@ HOST = "sample-booru.invalid"
 class SampleOptions(TagTableOptions):
     """Options of the `sample` source."""
 
-    posts: int = Field(1000, ge=200, le=100_000, description="posts in the drawn booru")
+    posts: int = Field(500, ge=200, le=100_000, description="posts in the drawn booru")
     seed: int = Field(0, ge=0, description="another seed draws another world")
     faults: float = Field(
         0.0, ge=0, le=1, strict=False, description="share of the files with faults of the server, to test crawls"

@@ -45,7 +45,7 @@ class World:
         ValueError: ``posts`` is too small.
     """
 
-    def __init__(self, posts: int = 1000, seed: int = 0) -> None:
+    def __init__(self, posts: int = 500, seed: int = 0) -> None:
         self.seed = seed
         self.posts: list[SamplePost] = plan(posts, seed)
         self.by_id = {post.id: post for post in self.posts}
