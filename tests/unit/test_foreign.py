@@ -150,6 +150,7 @@ CAL: dict[str, tuple[dict[str, Any], int, str, Any]] = {
     "deit3_base_patch16_224": (SMALL | {"class_token": False, "global_pool": ""}, 64, "encoder.0.", dict),
     "beitv2_base_patch16_224_in22k": (SMALL, 64, "encoder.0.", dict),
     "vit_b16": (SMALL | {"class_token": False, "global_pool": ""}, 64, "encoder.0.", own_dialect),
+    "van_b3": ({"widths": (8, 8, 16, 24), "depths": (1, 1, 2, 1)}, 64, "encoder.0.", dict),
 }
 
 
@@ -158,7 +159,7 @@ CAL: dict[str, tuple[dict[str, Any], int, str, Any]] = {
 )
 def test_cal_releases_are_loaded_as_they_are(tmp_path, monkeypatch, name, caplog):
     options, side, encoder, rename = CAL[name]
-    architecture = BACKBONES[name].partition(".")[0]
+    architecture = BACKBONES.get(name, name).partition(".")[0]
     eps = 1e-12 if name == "vit_b16" else None
     trained: Any = shaken(create_model(architecture, 4, side, selector="cal", norm_eps=eps, **options))
     parts = trained.state_dict()
@@ -177,10 +178,14 @@ def test_cal_releases_are_loaded_as_they_are(tmp_path, monkeypatch, name, caplog
     assert f"{name} of the originals with 4 classes" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["resnet18", "tv_resnet34", "resnetv2_101", "deit3_base_patch16_224"])
+@pytest.mark.parametrize("name", ["resnet18", "tv_resnet34", "resnetv2_101", "van_b3", "deit3_base_patch16_224"])
 def test_fine_tuned_releases_are_loaded_as_they_are(tmp_path, monkeypatch, name):
-    small = {"resnetv2_101": {"layers": (1, 1, 1, 1)}, "deit3_base_patch16_224": SMALL}.get(name, {})
-    side, architecture = 64, BACKBONES[name].partition(".")[0]
+    small = {
+        "resnetv2_101": {"layers": (1, 1, 1, 1)},
+        "deit3_base_patch16_224": SMALL,
+        "van_b3": {"widths": (8, 8, 16, 24), "depths": (1, 1, 2, 1)},
+    }.get(name, {})
+    side, architecture = 64, BACKBONES.get(name, name).partition(".")[0]
     trained: Any = shaken(create_model(architecture, 4, side, **small))
     classifier = trained.pretrained_cfg["classifier"]
     weights = {}
@@ -198,12 +203,7 @@ def test_fine_tuned_releases_are_loaded_as_they_are(tmp_path, monkeypatch, name)
     assert ((card.mean, card.std), card.crop_pct) == (HALF, 1.0)
 
 
-def test_what_timm_lacks_and_what_the_file_lacks_is_said(tmp_path, caplog):
-    released(
-        tmp_path / "a.pth", settings("van_b3", 64), {"model.x": torch.zeros(1), "head.head.weight": torch.zeros(4, 2)}
-    )
-    with pytest.raises(UsageError, match="VAN-B3, which timm does not have"):
-        load_model(tmp_path / "a.pth")
+def test_what_the_file_lacks_is_said(tmp_path, caplog):
     config = settings("resnet18", 64)
     config.custom_mean_std, config.dataset_name = True, "cub"
     trained = create_model("resnet18", 4, 64)

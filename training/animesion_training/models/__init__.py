@@ -23,11 +23,13 @@ from animesion_training.models.ifa import IFAVisionTransformer
 from animesion_training.models.lrnet import LRNet
 from animesion_training.models.methods import Methods
 from animesion_training.models.pretrained import load_weights
+from animesion_training.models.van import VAN
 from animesion_training.models.vitfs import ViTFS
 
 __all__ = [
     "BASELINES",
     "HEADS",
+    "VAN",
     "CosineHead",
     "IFAHead",
     "IFAVisionTransformer",

@@ -28,7 +28,7 @@ def list_models(pattern: str | None = None, *, parameters: bool = False) -> list
     Raises:
         UsageError: no name matches.
     """
-    ours = [*BASELINES, *IFA_MODELS, *timm.list_models(["lrnet*", "vitfs_*"]), *shorthand.NAMES]
+    ours = [*BASELINES, *IFA_MODELS, *timm.list_models(["lrnet*", "van_*", "vitfs_*"]), *shorthand.NAMES]
     if pattern is None:
         names = ours
     else:

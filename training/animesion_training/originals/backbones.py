@@ -40,8 +40,6 @@ BACKBONES = {
     "deit3_large_patch16_224_in21ft1k": "deit3_large_patch16_224.fb_in22k_ft_in1k",
     "deit3_base_patch16_224": "deit3_base_patch16_224.fb_in1k",
 }
-#: Names of networks that timm does not have.
-_ABSENT = {"van_b3": "the visual attention network VAN-B3"}
 _HEAD = "head.head."
 
 
@@ -54,8 +52,6 @@ def backbone_name(config: Config) -> str:
     name = config.get("model_name")
     if not isinstance(name, str) or not name:
         raise UsageError("the config of a CAL teacher needs model_name, the name of its backbone")
-    if name in _ABSENT:
-        raise UsageError(f"{name} is {_ABSENT[name]}, which timm does not have: its checkpoints cannot be read")
     full = BACKBONES.get(name, name)
     # weights tags differ between versions of timm, and these weights replace those of the tag anyway
     return full if full in timm.list_pretrained(f"{full.partition('.')[0]}.*") else full.partition(".")[0]
@@ -68,7 +64,7 @@ def _classifier(weights: StateDict) -> str:
 
 def _is_finetuned(config: Config, weights: StateDict) -> bool:
     name = config.get("model_name")
-    known = isinstance(name, str) and (name in BACKBONES or name in _ABSENT or timm.is_model(name))
+    known = isinstance(name, str) and (name in BACKBONES or timm.is_model(name))
     return known and bool(_classifier(weights)) and not any(key.startswith("dfsm.attentions.") for key in weights)
 
 
