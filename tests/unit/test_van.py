@@ -32,7 +32,7 @@ def small(**options: Any) -> Any:
     return model.eval()
 
 
-def images(side: int = 64) -> torch.Tensor:
+def images(side: int = 64) -> Any:
     return torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(4))
 
 
@@ -54,10 +54,10 @@ def test_a_block_computes_the_formulas() -> None:
     w = dict(block.named_parameters())
     x = torch.randn(2, 6, 11, 9)
 
-    def conv(values: torch.Tensor, name: str, **options: Any) -> torch.Tensor:
+    def conv(values: Any, name: str, **options: Any) -> Any:
         return functional.conv2d(values, w[f"{name}.weight"], w[f"{name}.bias"], **options)
 
-    def normed(values: torch.Tensor, name: str) -> torch.Tensor:
+    def normed(values: Any, name: str) -> Any:
         # batch norm with the initial statistics: mean 0, variance 1
         weight, bias = w[f"{name}.weight"], w[f"{name}.bias"]
         return values / (1 + 1e-5) ** 0.5 * weight[:, None, None] + bias[:, None, None]
