@@ -16,7 +16,7 @@ class Progress:
         """The state of the stage changed; an empty text clears it."""
 
     def noted(self, text: str) -> None:
-        """What was understood of the input, in a sentence, before the work begins."""
+        """What was understood of the input, or why work is done again, in a sentence."""
 
     def finished(self, stage: str) -> None:
         """The stage ended."""

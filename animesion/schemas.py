@@ -325,12 +325,20 @@ PAIRS = pa.schema(
     ]
 )
 
-#: All pairs that were compared, in the order of their rows; those in a relation are the rows of `PAIRS`, in order.
+#: All samples that were searched for candidates, in the order of the search.
+SEARCHED = pa.schema(
+    [
+        ("digest", pa.binary(16)),  # see `animesion.pipeline.verdicts`
+    ]
+)
+
+#: All pairs that were compared, ascending; those in a relation are the rows of `PAIRS`, in order.
 COMPARED = pa.schema(
     [
-        ("first", pa.binary(16)),  # digest of the sample, see `animesion.pipeline.verdicts`
-        ("second", pa.binary(16)),  # likewise
+        ("first", pa.uint32()),  # row of the sample in `SEARCHED`
+        ("second", pa.uint32()),  # likewise
         ("hashes", pa.uint8()),  # which hashes were close: 1 plain, 2 mirrored, 4 of the whole images
+        ("points", pa.uint8()),  # whether local features agreed: 1 plain, 2 mirrored
         ("related", pa.bool_()),  # whether the pair has a row in `features/pairs.parquet`
     ]
 )

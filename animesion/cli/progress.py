@@ -84,7 +84,7 @@ class _Bars(progress.Progress):
             self._bars.update(self._task, status=text)
 
     def noted(self, text: str) -> None:
-        self._bars.console.print(f"source: {text}", highlight=False, markup=False)
+        self._bars.console.print(text, highlight=False, markup=False)
 
     def finished(self, stage: str) -> None:
         if self._task is not None:
@@ -145,7 +145,7 @@ class _Lines(progress.Progress):
         self._status = text
 
     def noted(self, text: str) -> None:
-        print(f"source: {text}", file=sys.stderr, flush=True)
+        print(text, file=sys.stderr, flush=True)
 
     def finished(self, stage: str) -> None:
         with self._lock:

@@ -29,16 +29,17 @@ enum {
     SIZES = 1 << 16,  /* of points */
     LONGEST = 1 << 14, /* largest logarithm of a size */
     MOST_HITS = 1 << 30, /* of one image: beyond, it does not fit memory */
-    PATIENCE = 1024,  /* images between two looks at the keyboard */
+    PATIENCE = 1024,  /* images or pairs between two looks at the keyboard */
     MOST_BANDS = 64,
     MOST_AGREEING = 4, /* bands of a key */
     MOST_KEY = 22,    /* bits of such a key */
     AHEAD = 256       /* windows whose buckets are fetched together */
 };
 
-/* A point of an earlier image whose code is like one of the image at hand, and how the two points differ. */
+/* Two points with codes that are alike, and how they differ. */
 typedef struct {
-    uint32_t image, point, other; /* of the image at hand */
+    uint32_t image; /* that is not the one at hand */
+    uint32_t point, other; /* of the earlier image, of the later one */
     uint16_t turn; /* of 1/65536 */
     int16_t ratio; /* of sizes, 1/1024 octave */
 } Hit;
@@ -51,7 +52,7 @@ typedef struct {
     int16_t log;    /* of the size */
 } Point;
 
-/* A point of an earlier image whose fold is like that of a point of the image at hand. */
+/* A point of an earlier image and one of a later image whose folds are alike. */
 typedef struct {
     uint32_t point, other;
 } Close;
@@ -67,13 +68,18 @@ typedef struct {
     const uint32_t *image; /* of each point, from 0 on without gaps */
     const uint16_t *size, *angle;
     const int16_t *logs;   /* of sizes */
+    const uint8_t *is_new; /* of images: whether an earlier search did not have it */
+    const uint32_t *known; /* earlier image, later image, mirrored: the pairs of others that it found */
+    size_t known_count;
     Point *all;
+    uint32_t *firsts;      /* point of each image, and the number of points */
     uint64_t mirror;
     uint32_t limit, votes;
     /* per table: the share of each byte of a code in the key, the start and the fill of each bucket, its entries */
     uint32_t (*keys)[8][256];
     uint32_t *starts[TABLES], *filled[TABLES], *folds[TABLES], *entries[TABLES];
     Span *spans;           /* of the points of one image */
+    uint32_t *near;        /* folds of the points of one image, and positions of some of them */
     uint32_t *counts;      /* of hits, per image */
     uint32_t *likely;      /* images with enough of them, and where their hits start */
     Close *close;
@@ -168,51 +174,136 @@ static int agrees(const Hit *hits, size_t count, uint64_t *bins, uint32_t votes)
     return 0;
 }
 
-/* Hits of the points from `first` to `end`, which are one image, with earlier images; 0 without memory. */
-static int collected(Vote *vote, size_t first, size_t end, int mirrored) {
+/* Whether a point of a full bucket is among those that a point of a later image is compared with. */
+static inline int is_followed(const Vote *vote, int table, uint32_t bucket, uint32_t at, uint32_t later) {
+    const uint32_t from = vote->starts[table][bucket], until = vote->starts[table][bucket + 1];
+    if (until - from <= CROWDED || until - at <= FOLLOWED) return 1;
+    return vote->all[vote->entries[table][at + FOLLOWED]].image >= later;
+}
+
+/* The first entry of a bucket that is not before a point. */
+static inline uint32_t entry_of(const Vote *vote, int table, uint32_t bucket, size_t point) {
+    uint32_t from = vote->starts[table][bucket], until = vote->starts[table][bucket + 1];
+    while (from < until) {
+        const uint32_t middle = from + (until - from) / 2;
+        if (vote->entries[table][middle] < point)
+            from = middle + 1;
+        else
+            until = middle;
+    }
+    return from;
+}
+
+/* The entries of earlier images, which are those so far, that a point is compared with. */
+static Span before(const Vote *vote, int table, size_t q, uint64_t mask) {
+    const uint32_t bucket = key_of(vote, table, vote->codes[q] ^ mask);
+    const uint32_t from = vote->starts[table][bucket], until = vote->filled[table][bucket];
+    const int crowded = vote->starts[table][bucket + 1] - from > CROWDED && until - from > FOLLOWED;
+    return (Span){crowded ? until - FOLLOWED : from, until};
+}
+
+/* The entries of later images that are compared with a point, once all are there. */
+static Span after(const Vote *vote, int table, size_t p, uint64_t mask) {
+    const uint32_t bucket = key_of(vote, table, vote->codes[p]), image = vote->image[p];
+    const uint32_t at = entry_of(vote, table, bucket, p), until = vote->starts[table][bucket + 1];
+    size_t end = vote->points; /* images up to that of the entry FOLLOWED further on, see `is_followed` */
+    if (until - vote->starts[table][bucket] > CROWDED && until - at > FOLLOWED)
+        end = vote->firsts[vote->all[vote->entries[table][at + FOLLOWED]].image + 1];
+    /* those that are compared with the bucket: keys are linear */
+    const uint32_t theirs = key_of(vote, table, vote->codes[p] ^ mask);
+    return (Span){entry_of(vote, table, theirs, vote->firsts[image + 1]), entry_of(vote, table, theirs, end)};
+}
+
+/* Room for one more block of CROWDED pairs of points; 0 without. */
+static int has_room(Vote *vote) {
+    return vote->close_count <= MOST_HITS
+        && grown(&vote->close, &vote->close_room, vote->close_count + CROWDED, sizeof(Close));
+}
+
+/* Adds the points among the entries of a span whose folds are like that of another one; 0 without memory. */
+static int compared(Vote *vote, int table, Span span, uint32_t one, size_t point, int later) {
+    uint32_t near[CROWDED + 1];
+    for (size_t from = span.from; from < span.until; from += CROWDED) {
+        const uint32_t count = span.until - from < CROWDED ? (uint32_t)(span.until - from) : CROWDED;
+        const uint32_t found = near_folds(vote->folds[table] + from, count, one, (int)vote->limit, near);
+        if (!has_room(vote)) return 0;
+        for (uint32_t i = 0; i < found; i++) {
+            const uint32_t entry = vote->entries[table][from + near[i]];
+            __builtin_prefetch(vote->all + entry);
+            vote->close[vote->close_count++] = later ? (Close){(uint32_t)point, entry} : (Close){entry, (uint32_t)point};
+        }
+    }
+    return 1;
+}
+
+/* Makes hits of those of the close points whose codes are alike; 0 without memory. */
+static int hit(Vote *vote, int mirrored, int later) {
     const uint64_t mask = mirrored ? vote->mirror : 0;
-    Span *span = vote->spans;
-    vote->hit_count = 0;
-    for (size_t q = first; q < end; q++)
-        for (int t = 0; t < TABLES; t++, span++) {
-            const uint32_t bucket = key_of(vote, t, vote->codes[q] ^ mask);
-            const uint32_t from = vote->starts[t][bucket], until = vote->filled[t][bucket];
-            const int crowded = vote->starts[t][bucket + 1] - from > CROWDED && until - from > FOLLOWED;
-            span->from = crowded ? until - FOLLOWED : from, span->until = until;
-            __builtin_prefetch(vote->folds[t] + span->from);
-        }
-    vote->close_count = 0;
-    span = vote->spans;
-    for (size_t q = first; q < end; q++)
-        for (int t = 0; t < TABLES; t++, span++) {
-            uint32_t near[CROWDED + 1];
-            const uint32_t count = near_folds(
-                vote->folds[t] + span->from, span->until - span->from, fold(vote->codes[q] ^ mask), (int)vote->limit,
-                near
-            );
-            if (vote->close_count + count > MOST_HITS) return 0;
-            if (!grown(&vote->close, &vote->close_room, vote->close_count + count, sizeof(Close))) return 0;
-            for (uint32_t i = 0; i < count; i++) {
-                const uint32_t p = vote->entries[t][span->from + near[i]];
-                __builtin_prefetch(vote->all + p);
-                vote->close[vote->close_count++] = (Close){p, (uint32_t)q};
-            }
-        }
     if (!grown(&vote->hits, &vote->hit_room, vote->close_count, sizeof(Hit))) return 0;
+    vote->hit_count = 0;
     for (size_t i = 0; i < vote->close_count; i++) {
         const Close close = vote->close[i];
         const Point *point = vote->all + close.point, *other = vote->all + close.other;
         if ((uint32_t)__builtin_popcountll(point->code ^ other->code ^ mask) > vote->limit) continue;
         const uint32_t angle = mirrored ? 32768u - other->angle : other->angle;
         vote->hits[vote->hit_count++] = (Hit){
-            point->image, close.point, close.other, (uint16_t)(point->angle - angle), (int16_t)(point->log - other->log)
+            later ? other->image : point->image, close.point, close.other, (uint16_t)(point->angle - angle),
+            (int16_t)(point->log - other->log)
         };
     }
     return 1;
 }
 
-/* Adds the earlier images that enough of the hits agree on; 0 without memory. */
-static int counted(Vote *vote, uint32_t image, int mirrored) {
+/* Hits of the points of an image with those of earlier images, or of later ones; 0 without memory. */
+static int collected(Vote *vote, uint32_t image, int mirrored, int later) {
+    const uint64_t mask = mirrored ? vote->mirror : 0;
+    const size_t first = vote->firsts[image], end = vote->firsts[image + 1];
+    Span *span = vote->spans;
+    for (size_t point = first; point < end; point++)
+        for (int t = 0; t < TABLES; t++, span++) {
+            *span = later ? after(vote, t, point, mask) : before(vote, t, point, mask);
+            __builtin_prefetch(vote->folds[t] + span->from);
+        }
+    vote->close_count = 0;
+    span = vote->spans;
+    for (size_t point = first; point < end; point++)
+        for (int t = 0; t < TABLES; t++, span++)
+            if (!compared(vote, t, *span, fold(vote->codes[point] ^ mask), point, later)) return 0;
+    return hit(vote, mirrored, later);
+}
+
+/* Whether a point is looked up where another one is, in any of the tables. */
+static int meets(const Vote *vote, size_t p, size_t q, uint64_t mask) {
+    for (int t = 0; t < TABLES; t++) {
+        const uint32_t bucket = key_of(vote, t, vote->codes[p]);
+        if (bucket == key_of(vote, t, vote->codes[q] ^ mask)
+            && is_followed(vote, t, bucket, entry_of(vote, t, bucket, p), vote->image[q]))
+            return 1;
+    }
+    return 0;
+}
+
+/* Adds the points of two images, the second one later, that `collected` finds; 0 without memory. */
+static int matched(Vote *vote, uint32_t image, uint32_t later, int mirrored) {
+    const uint64_t mask = mirrored ? vote->mirror : 0;
+    const size_t first = vote->firsts[image], count = vote->firsts[image + 1] - first;
+    for (size_t p = 0; p < count; p++) vote->near[p] = fold(vote->codes[first + p]);
+    for (size_t q = vote->firsts[later]; q < vote->firsts[later + 1]; q++) {
+        const uint32_t one = fold(vote->codes[q] ^ mask);
+        const uint32_t found = near_folds(vote->near, (uint32_t)count, one, (int)vote->limit, vote->near + count);
+        for (uint32_t i = 0; i < found; i++) {
+            const size_t p = first + vote->near[count + i];
+            if ((uint32_t)__builtin_popcountll(vote->codes[p] ^ vote->codes[q] ^ mask) > vote->limit) continue;
+            if (!meets(vote, p, q, mask)) continue;
+            if (!has_room(vote)) return 0;
+            vote->close[vote->close_count++] = (Close){(uint32_t)p, (uint32_t)q};
+        }
+    }
+    return 1;
+}
+
+/* Adds the images that enough of the hits agree on, earlier ones or later ones; 0 without memory. */
+static int counted(Vote *vote, uint32_t image, int mirrored, int later) {
     uint32_t *counts = vote->counts, *likely = vote->likely, found = 0;
     size_t total = 0;
     for (size_t i = 0; i < vote->hit_count; i++)
@@ -238,7 +329,7 @@ static int counted(Vote *vote, uint32_t image, int mirrored) {
         const uint32_t until = counts[likely[i]] - vote->votes;
         if (agrees(vote->grouped + from, until - from, vote->bins, vote->votes)) {
             uint32_t *pair = vote->found + vote->found_count;
-            pair[0] = likely[i], pair[1] = image, pair[2] = (uint32_t)mirrored;
+            pair[0] = later ? image : likely[i], pair[1] = later ? likely[i] : image, pair[2] = (uint32_t)mirrored;
             vote->found_count += 3;
         }
         from = until;
@@ -247,20 +338,40 @@ static int counted(Vote *vote, uint32_t image, int mirrored) {
     return 1;
 }
 
-/* Images whose first point is `*at`, PATIENCE of them at most; 0 without memory. */
-static int passed(Vote *vote, size_t *at) {
-    for (int image = 0; image < PATIENCE && *at < vote->points; image++) {
-        const size_t first = *at;
-        size_t end = first;
-        while (end < vote->points && vote->image[end] == vote->image[first]) end++;
-        for (int mirrored = 0; mirrored < 2; mirrored++)
-            if (!collected(vote, first, end, mirrored) || !counted(vote, vote->image[first], mirrored)) return 0;
+/* Looks images up among those before them, and adds them to the tables; 0 without memory. */
+static int passed(Vote *vote, size_t from, size_t until) {
+    for (uint32_t image = (uint32_t)from; image < until; image++) {
+        for (int mirrored = 0; mirrored < 2 && (!vote->is_new || vote->is_new[image]); mirrored++)
+            if (!collected(vote, image, mirrored, 0) || !counted(vote, image, mirrored, 0)) return 0;
         for (int t = 0; t < TABLES; t++)
-            for (size_t p = first; p < end; p++) {
+            for (size_t p = vote->firsts[image]; p < vote->firsts[image + 1]; p++) {
                 const uint32_t slot = vote->filled[t][key_of(vote, t, vote->codes[p])]++;
                 vote->folds[t][slot] = fold(vote->codes[p]), vote->entries[t][slot] = (uint32_t)p;
             }
-        *at = end;
+    }
+    return 1;
+}
+
+/* Looks new images up among the others after them, once all are in the tables; 0 without memory. */
+static int returned(Vote *vote, size_t from, size_t until) {
+    for (uint32_t image = (uint32_t)from; vote->is_new && image < until; image++)
+        for (int mirrored = 0; mirrored < 2 && vote->is_new[image]; mirrored++) {
+            if (!collected(vote, image, mirrored, 1)) return 0;
+            size_t kept = 0;
+            for (size_t i = 0; i < vote->hit_count; i++)
+                if (!vote->is_new[vote->hits[i].image]) vote->hits[kept++] = vote->hits[i];
+            vote->hit_count = kept;
+            if (!counted(vote, image, mirrored, 1)) return 0;
+        }
+    return 1;
+}
+
+/* Adds known pairs again, if they are still found: new points may have crowded others out; 0 without memory. */
+static int confirmed(Vote *vote, size_t from, size_t until) {
+    for (const uint32_t *pair = vote->known + 3 * from; pair < vote->known + 3 * until; pair += 3) {
+        vote->close_count = 0;
+        if (!matched(vote, pair[0], pair[1], (int)pair[2]) || !hit(vote, (int)pair[2], 0)) return 0;
+        if (!counted(vote, pair[1], (int)pair[2], 0)) return 0;
     }
     return 1;
 }
@@ -273,12 +384,17 @@ static int laid_out(Vote *vote, const uint8_t *bits) {
         longest = run > longest ? run : longest;
     }
     const size_t points = vote->points + 1;
+    vote->firsts = malloc((vote->images + 1) * sizeof *vote->firsts);
+    vote->near = malloc(2 * (longest + 1) * sizeof *vote->near);
     vote->keys = calloc(TABLES, sizeof *vote->keys);
     vote->spans = calloc(longest + 1, TABLES * sizeof *vote->spans);
     vote->counts = calloc(vote->images + 1, sizeof *vote->counts);
     vote->likely = calloc(vote->images + 1, sizeof *vote->likely);
     vote->all = malloc(points * sizeof *vote->all);
-    if (!vote->all || !vote->keys || !vote->spans || !vote->counts || !vote->likely) return 0;
+    if (!vote->firsts || !vote->near || !vote->all || !vote->keys || !vote->spans || !vote->counts || !vote->likely)
+        return 0;
+    for (size_t p = vote->points; p-- > 0;) vote->firsts[vote->image[p]] = (uint32_t)p;
+    vote->firsts[vote->images] = (uint32_t)vote->points;
     for (size_t p = 0; p < vote->points; p++)
         vote->all[p] = (Point){vote->codes[p], vote->image[p], vote->angle[p], vote->logs[vote->size[p]]};
     for (int t = 0; t < TABLES; t++) {
@@ -302,14 +418,14 @@ static int laid_out(Vote *vote, const uint8_t *bits) {
 static void released(Vote *vote) {
     for (int t = 0; t < TABLES; t++)
         free(vote->starts[t]), free(vote->filled[t]), free(vote->folds[t]), free(vote->entries[t]);
-    free(vote->all), free(vote->keys), free(vote->spans), free(vote->counts), free(vote->likely);
+    free(vote->firsts), free(vote->near), free(vote->all), free(vote->keys), free(vote->spans), free(vote->counts), free(vote->likely);
     free(vote->close), free(vote->hits), free(vote->grouped), free(vote->bins), free(vote->found);
 }
 
 /* Whether the buffers belong together, and what the loops rely on holds. */
 static int is_sound(
     Vote *vote, const Py_buffer *codes, const Py_buffer *image, const Py_buffer *size, const Py_buffer *angle,
-    const Py_buffer *logs, const Py_buffer *bits
+    const Py_buffer *logs, const Py_buffer *bits, const Py_buffer *is_new, const Py_buffer *known
 ) {
     const Py_ssize_t points = codes->len / 8;
     if (codes->len % 8 || points > (Py_ssize_t)(UINT32_MAX - 1) || image->len != 4 * points || size->len != 2 * points
@@ -327,36 +443,49 @@ static int is_sound(
     for (size_t p = 0; p < vote->points; p++)
         if (p ? vote->image[p] - vote->image[p - 1] > 1 : vote->image[p] != 0) return 0;
     vote->images = vote->points ? (size_t)vote->image[vote->points - 1] + 1 : 0;
+    vote->is_new = is_new->len ? is_new->buf : NULL, vote->known = known->buf;
+    vote->known_count = (size_t)known->len / (3 * sizeof(uint32_t));
+    if ((is_new->len && (size_t)is_new->len != vote->images) || (known->len && !is_new->len)
+        || known->len % (Py_ssize_t)(3 * sizeof(uint32_t)) || (uintptr_t)known->buf % 4)
+        return 0;
+    for (size_t i = 0; i < vote->known_count; i++) {
+        const uint32_t *pair = vote->known + 3 * i;
+        if (pair[0] >= pair[1] || pair[1] >= vote->images || pair[2] > 1) return 0;
+        if (vote->is_new[pair[0]] || vote->is_new[pair[1]]) return 0;
+    }
     return 1;
 }
 
 static PyObject *vote_pairs(PyObject *module, PyObject *given) {
-    Py_buffer codes, image, size, angle, logs, bits;
+    Py_buffer codes, image, size, angle, logs, bits, is_new, known;
     Vote vote = {0};
     unsigned long long mirror;
     PyObject *found = NULL;
-    size_t at = 0;
     int going;
     (void)module;
     if (!PyArg_ParseTuple(
-            given, "y*y*y*y*y*y*KII", &codes, &image, &size, &angle, &logs, &bits, &mirror, &vote.limit, &vote.votes
+            given, "y*y*y*y*y*y*KIIy*y*", &codes, &image, &size, &angle, &logs, &bits, &mirror, &vote.limit,
+            &vote.votes, &is_new, &known
         ))
         return NULL;
     vote.mirror = mirror;
     vote.limit = vote.limit > 64 ? 64 : vote.limit;
-    if (!is_sound(&vote, &codes, &image, &size, &angle, &logs, &bits)) {
+    if (!is_sound(&vote, &codes, &image, &size, &angle, &logs, &bits, &is_new, &known)) {
         PyErr_SetString(PyExc_ValueError, "the arrays do not describe the points of images in order");
         goto done;
     }
     Py_BEGIN_ALLOW_THREADS
     going = laid_out(&vote, bits.buf);
     Py_END_ALLOW_THREADS
-    while (going && at < vote.points) {
-        Py_BEGIN_ALLOW_THREADS
-        going = passed(&vote, &at);
-        Py_END_ALLOW_THREADS
-        if (PyErr_CheckSignals()) goto done;
-    }
+    int (*const steps[])(Vote *, size_t, size_t) = {passed, returned, confirmed};
+    const size_t ends[] = {vote.images, vote.images, vote.known_count};
+    for (int step = 0; step < 3; step++)
+        for (size_t from = 0; going && from < ends[step]; from += PATIENCE) {
+            Py_BEGIN_ALLOW_THREADS
+            going = steps[step](&vote, from, ends[step] - from < PATIENCE ? ends[step] : from + PATIENCE);
+            Py_END_ALLOW_THREADS
+            if (PyErr_CheckSignals()) goto done;
+        }
     if (!going) {
         PyErr_NoMemory();
         goto done;
@@ -370,6 +499,8 @@ done:
     PyBuffer_Release(&angle);
     PyBuffer_Release(&logs);
     PyBuffer_Release(&bits);
+    PyBuffer_Release(&is_new);
+    PyBuffer_Release(&known);
     return found;
 }
 

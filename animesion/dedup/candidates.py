@@ -7,7 +7,7 @@ verdict.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import numpy as np
@@ -77,20 +77,34 @@ class Candidates:
     """Pairs of rows that are worth comparing, ascending, each once.
 
     Attributes:
-        pairs: shape (m, 2), rows `i < j`.
+        pairs: shape (m, 2), rows `i < j`, unless they were turned.
         plain: shape (m,), whether the hashes and thumbnails of the samples are close.
         mirrored: shape (m,), whether those of one and of the mirror image of the other are.
         whole: shape (m,), whether those of the whole images are.
+        points: shape (m,), whether the local features agree.
+        mirrored_points: shape (m,), whether those of one and of the mirror image of the other do.
     """
 
     pairs: search.Pairs
     plain: npt.NDArray[np.bool_]
     mirrored: npt.NDArray[np.bool_]
     whole: npt.NDArray[np.bool_]
+    points: npt.NDArray[np.bool_]
+    mirrored_points: npt.NDArray[np.bool_]
 
-    def among(self, chosen: npt.NDArray[np.bool_]) -> Candidates:
-        """The chosen pairs only."""
-        return Candidates(self.pairs[chosen], self.plain[chosen], self.mirrored[chosen], self.whole[chosen])
+    def among(self, chosen: npt.NDArray[np.bool_] | Rows) -> Candidates:
+        """The chosen pairs only, in the order of their places if these are given."""
+        return Candidates(**{field.name: getattr(self, field.name)[chosen] for field in fields(self)})
+
+    def turned(self, ranks: Rows) -> Candidates:
+        """The pairs with the row of the lower rank first, ascending.
+
+        Args:
+            ranks: shape (n,), of each row.
+        """
+        swapped = ranks[self.pairs[:, 0]] > ranks[self.pairs[:, 1]]
+        pairs = np.where(swapped[:, None], self.pairs[:, ::-1], self.pairs)
+        return replace(self, pairs=pairs).among(np.lexsort((pairs[:, 1], pairs[:, 0])))
 
 
 def find(
@@ -99,6 +113,7 @@ def find(
     more: search.Pairs | None = None,
     *,
     strict: bool = False,
+    votes: joins.EarlierVotes | None = None,
     shared: Shared | None = None,
 ) -> Candidates:
     """All candidates among some images.
@@ -108,6 +123,8 @@ def find(
         settings: the hash and its radius.
         more: pairs that another search found, shape (k, 2), or None.
         strict: leave out what is close to the limits, which a search among slightly changed images could miss.
+        votes: what the search by local features found among some of the images, by the same settings; None if they
+            have not been searched.
         shared: workers for the search by hashes; None to search in this process.
     """
     n = len(signatures.sample.phash)
@@ -116,20 +133,21 @@ def find(
     whole = np.empty((0, 2), dtype=np.int64)
     if signatures.whole is not None and signatures.cropped is not None:
         whole = signatures.cropped[_close(signatures.whole, radius, shared)[0]]
+    voted = [np.empty((0, 2), dtype=np.int64)] * 2
+    if signatures.points is not None:
+        voted = _voted(signatures.points, _STRICT_VOTES if strict else _VOTES, votes)
     others = [np.empty((0, 2), dtype=np.int64) if more is None else np.sort(more, axis=1)]
     if settings.hash == "crop-resistant":
         others.append(unlike)
-    if signatures.points is not None:
-        others.append(_voted(signatures.points, _STRICT_VOTES if strict else _VOTES))
     if signatures.windows is not None:
         bits = _STRICT_WINDOW_RADIUS if strict else _WINDOW_RADIUS
         inside, _ = joins.window_pairs(signatures.sample.phash, signatures.windows, bits, shared)
         others.append(np.sort(inside, axis=1))
     # a pair is one integer, i * n + j
-    codes = [pairs[:, 0] * n + pairs[:, 1] for pairs in (plain, mirrored, whole, np.concatenate(others))]
+    codes = [pairs[:, 0] * n + pairs[:, 1] for pairs in (plain, mirrored, whole, *voted, np.concatenate(others))]
     every = np.unique(np.concatenate(codes))
     pairs = np.stack([every // max(1, n), every % max(1, n)], axis=1)
-    flags = [np.isin(every, code) for code in codes[:3]]
+    flags = [np.isin(every, code) for code in codes[:5]]
     if signatures.side is not None:
         a, b = signatures.side[pairs[:, 0]], signatures.side[pairs[:, 1]]
         wanted = (a == 0) | (b == 0)
@@ -150,19 +168,22 @@ def _close(hashes: Hashes, radius: int, shared: Shared | None) -> tuple[search.P
     return found[alike & ~mirrored], found[alike & mirrored], found[~alike]
 
 
-def _voted(points: PointSets, votes: int) -> search.Pairs:
-    """Pairs of images with several similar local features in a similar arrangement, shape (m, 2)."""
+def _voted(points: PointSets, votes: int, earlier: joins.EarlierVotes | None) -> list[search.Pairs]:
+    """Pairs of images with several similar local features in a similar arrangement, and those of an image and a mirror
+    image; each of shape (m, 2).
+    """
     together = points.points
     image = np.repeat(np.arange(len(points)), np.diff(points.ends, prepend=0))
-    pairs, _ = joins.vote_pairs(
+    pairs, mirrored = joins.vote_pairs(
         np.ascontiguousarray(together["code"]),
         image,
         np.ascontiguousarray(together["size"]),
         np.ascontiguousarray(together["angle"]),
         int(local_features.MIRRORED_BITS),
         votes=votes,
+        earlier=earlier,
     )
-    return np.unique(np.sort(pairs, axis=1), axis=0).astype(np.int64)
+    return [pairs[~mirrored], pairs[mirrored]]
 
 
 class Stored(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -99,8 +100,9 @@ class Digests:
 
     def sums(self) -> npt.NDArray[np.uint64]:
         """A number for each row, shape (n,): equal texts have equal numbers, and few others do."""
-        found = self._content[:, :8].copy().view(np.uint64).ravel()
-        found[list(self._others)] = [hash(text) & (2**64 - 1) for text in self._others.values()]
+        found = self._content[:, :8].copy().view("<u8").ravel()
+        sums = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in self._others.values())
+        found[list(self._others)] = np.frombuffer(b"".join(sums), dtype="<u8")
         return found
 
 

@@ -2,12 +2,14 @@
 
 Candidates come from the features; the pixels of candidates are compared in worker processes. The verdicts are written
 to `features/pairs.parquet`, and reused as long as features, published datasets and settings are the same. If those have
-changed, as in a build that grows, pairs of unchanged images keep their verdict (`animesion.pipeline.verdicts`).
+changed, as in a build that grows, pairs of unchanged images keep their verdict, and if nothing but new images was added,
+only these are looked up by their local features (`animesion.pipeline.verdicts`).
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -23,6 +25,7 @@ from animesion.config.settings import params_digest
 from animesion.dedup import candidates, clusters, compare, search
 from animesion.dedup.compare import Place
 from animesion.dedup.hashes import ImageHashes
+from animesion.dedup.joins import EarlierVotes
 from animesion.errors import UsageError
 from animesion.executors import Executor
 from animesion.executors.shared import Shared
@@ -30,7 +33,7 @@ from animesion.images import codec, local_features
 from animesion.images.windows import COUNT
 from animesion.pipeline import embed, published, verdicts
 from animesion.pipeline.columns import Columns, Stored, Thumbnails, batches, crop_of, load_columns
-from animesion.schemas import COMPARED, FEATURES, PAIRS
+from animesion.schemas import FEATURES, PAIRS
 from animesion.storage import parquet
 from animesion.storage.receipts import Receipt
 from animesion.storage.workspace import Workspace
@@ -46,7 +49,12 @@ def wanted(recipe: Recipe) -> bool:
 
 
 def run(
-    workspace: Workspace, recipe: Recipe, executor: Executor, parts: int, advance: Callable[[int], None]
+    workspace: Workspace,
+    recipe: Recipe,
+    executor: Executor,
+    parts: int,
+    advance: Callable[[int], None],
+    note: Callable[[str], None],
 ) -> Receipt:
     """Compare, write the table and commit; returns the existing receipt if it is still valid.
 
@@ -56,6 +64,7 @@ def run(
         executor: runs the comparisons.
         parts: number of parts.
         advance: called with the number of pairs that were compared.
+        note: called with a sentence if images that were searched before have to be searched again.
     """
     inputs = _inputs(workspace, recipe, parts)
     settings = recipe.duplicates
@@ -68,27 +77,40 @@ def run(
             "limits": [recipe.filter.max_side, recipe.filter.max_pixels],
         }
     )
-    code = f"compare-4/pillow-{PIL.__version__}/{local_features.version()}"
+    code = f"compare-5/pillow-{PIL.__version__}/{local_features.version()}"
     receipt = workspace.done("compare", code, digest, inputs)
     if receipt:
         return receipt
     limits = codec.Limits(recipe.filter.max_side, recipe.filter.max_pixels)
     others, notes = [], []
     for other in published.load_all(settings):
-        known, note = published.with_features(other, settings.copies, limits, executor, lambda images: None)
-        others.append(known)
-        notes += [note] if note else []
+        with_features, why = published.with_features(other, settings.copies, limits, executor, lambda images: None)
+        others.append(with_features)
+        notes += [why] if why else []
     rows = load_columns(workspace, parts, (*_COLUMNS, *(_OTHER_HASH if settings.other_hash else ())))
     vectors = embed.read(workspace, parts, rows["key"]) if settings.embedding.model else None
+    chosen = _chosen(rows)
+    samples = _Samples(workspace, rows, chosen, others)
+    digests = samples.digests()
     before = verdicts.earlier(workspace, code)
-    found, compared, new = _compared(workspace, recipe, executor, rows, others, vectors, before, advance)
-    outputs = {
-        verdicts.PAIRS_FILE: parquet.write(workspace.path(verdicts.PAIRS_FILE), found),
-        verdicts.COMPARED_FILE: parquet.write(workspace.path(verdicts.COMPARED_FILE), compared),
+    local = settings.copies == "local"
+    votes = verdicts.votes(before, digests) if local and before and before.params == digest else None
+    if local and votes is None and workspace.receipt("compare"):
+        note("all images are searched for copies again: of those before, some are gone, or the settings have changed")
+    pairs = _candidates(workspace, recipe, executor, rows, samples, vectors, votes)
+    known, found = verdicts.reused(before, pairs, digests)
+    new = pairs.among(~known)
+    found += compare.compare(new, samples.place, samples.points.__getitem__, limits, executor, advance)
+    tables = verdicts.tables(pairs, sorted(found), digests, samples.key)
+    names = (verdicts.PAIRS_FILE, verdicts.COMPARED_FILE, verdicts.SEARCHED_FILE)
+    outputs = {name: parquet.write(workspace.path(name), table) for name, table in zip(names, tables, strict=True)}
+    facts = {
+        "pairs": len(found),
+        "compared": len(new.pairs),
+        "searched": len(digests) if votes is None else len(votes.new),
+        "notes": notes,
     }
-    return workspace.commit(
-        "compare", code, digest, inputs, outputs, {"pairs": len(found), "compared": new, "notes": notes}
-    )
+    return workspace.commit("compare", code, digest, inputs, outputs, facts)
 
 
 def _inputs(workspace: Workspace, recipe: Recipe, parts: int) -> dict[str, str]:
@@ -102,77 +124,131 @@ def _inputs(workspace: Workspace, recipe: Recipe, parts: int) -> dict[str, str]:
     return inputs
 
 
-def _compared(
-    workspace: Workspace,
-    recipe: Recipe,
-    executor: Executor,
-    rows: Columns,
-    others: Sequence[published.PublishedFeatures],
-    vectors: embed.Vectors | None,
-    before: verdicts.Earlier | None,
-    advance: Callable[[int], None],
-) -> tuple[pa.Table, pa.Table, int]:
-    """The verdicts on all candidates, as tables of schemas `PAIRS` and `COMPARED`, and how many had none before."""
+def _chosen(rows: Columns) -> candidates.Rows:
+    """The images to search: one of those with equal pixels, in an order that depends on nothing but pixels and crops.
+
+    An order by keys would differ if the image that is chosen of several had another key after an update.
+    """
     decoded = np.flatnonzero(rows["reason"].has("") & rows["seen_reason"].has(""))
-    # Images with equal pixels are one: a thousand blank images would otherwise make half a million pairs.
+    # a thousand blank images would otherwise make half a million pairs
     seen: dict[tuple[str, tuple[int, ...]], None] = {}
     first = np.ones(len(decoded), dtype=np.bool_)
-    linked = search.equal_pairs(rows["pixels_blake3"], decoded)
-    for i in np.unique(linked).tolist():
+    for i in np.unique(search.equal_pairs(rows["pixels_blake3"], decoded)).tolist():
         sample = rows["pixels_blake3"][i].as_py(), crop_of(rows, i) or ()
         first[np.searchsorted(decoded, i)] = sample not in seen
         seen[sample] = None
     chosen = decoded[first]
-    if not len(chosen):
-        return PAIRS.empty_table(), COMPARED.empty_table(), 0
-    ours = len(chosen)
+    crops = rows["crop"][chosen].T * rows["cropped"][chosen]
+    found: candidates.Rows = chosen[np.lexsort((*crops, rows["pixels_blake3"].sums()[chosen]))]
+    return found
+
+
+class _Samples:
+    """The images that are searched: n of the build, and then those of published datasets.
+
+    Args:
+        workspace: the output folder.
+        rows: of the build.
+        chosen: shape (n,), those of them that are searched.
+        others: the published datasets.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        rows: Columns,
+        chosen: candidates.Rows,
+        others: Sequence[published.PublishedFeatures],
+    ) -> None:
+        self._workspace, self._rows, self.chosen, self.others = workspace, rows, chosen, others
+        self.points = _points(rows.stored, chosen, others)
+        self.side = np.repeat(np.arange(len(others) + 1), [len(chosen), *(len(other.keys) for other in others)])
+        # where the images of each dataset begin
+        self._starts = np.searchsorted(self.side, np.arange(len(others) + 1)).tolist()
+
+    def place(self, row: int) -> Place:
+        """Where an image is."""
+        of = int(self.side[row])
+        if of:
+            found: Place = self.others[of - 1].places[row - self._starts[of]]
+            return found
+        return _place(self._workspace, self._rows, int(self.chosen[row]))
+
+    def key(self, row: int) -> str:
+        """Its key; that of a published image begins with the name of its dataset."""
+        of = int(self.side[row])
+        if of:
+            return f"{self.others[of - 1].name}:{self.others[of - 1].keys[row - self._starts[of]]}"
+        text: str = self._rows["key"][self.chosen[row]].as_py()
+        return text
+
+    def column(self, name: str) -> npt.NDArray[np.uint64]:
+        """A hash of all of them, shape (m,)."""
+        ours = np.asarray(self._rows[name], dtype=np.uint64)[self.chosen]
+        return np.concatenate([ours, *(getattr(other, name) for other in self.others)])
+
+    def digests(self) -> pa.Array:
+        """`verdicts.digest` of each, as a column of 16 bytes."""
+        found = bytearray()
+        for row, (pixels, crop, size) in enumerate(itertools.chain(self._ours(), self._theirs())):
+            features = self.points[row]
+            found += verdicts.digest(pixels, crop, size, None if features is None else features.tobytes())
+        return pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(self.side), [None, pa.py_buffer(bytes(found))])
+
+    def _ours(self) -> Iterator[_Known]:
+        for some in batches(len(self.chosen)):
+            rows = self.chosen[some]
+            crops, cropped = self._rows["crop"][rows].tolist(), self._rows["cropped"][rows].tolist()
+            texts = self._rows["pixels_blake3"].take(pa.array(rows)).to_pylist()
+            for pixels, crop, is_cropped in zip(texts, crops, cropped, strict=True):
+                left, top, right, bottom = crop
+                yield pixels, tuple(crop) if is_cropped else None, (right - left, bottom - top)
+
+    def _theirs(self) -> Iterator[_Known]:
+        for other in self.others:
+            for place, digest in zip(other.places, other.packed, strict=True):
+                yield f"packed {digest}", place.crop, (place.width, place.height)
+
+
+#: Digest of the pixels of a sample, its crop, and its width and height.
+_Known = tuple[str, "tuple[int, ...] | None", tuple[int, int]]
+
+
+def _candidates(
+    workspace: Workspace,
+    recipe: Recipe,
+    executor: Executor,
+    rows: Columns,
+    samples: _Samples,
+    vectors: embed.Vectors | None,
+    votes: EarlierVotes | None,
+) -> candidates.Candidates:
+    """The pairs that are worth comparing."""
+    chosen, others = samples.chosen, samples.others
     local = recipe.duplicates.copies == "local"
-
-    def column(name: str) -> Any:
-        return np.concatenate([np.asarray(rows[name], dtype=np.uint64)[chosen], *(getattr(o, name) for o in others)])
-
-    windows = _windows(rows.stored, chosen, others) if recipe.duplicates.copies == "hash" else None
-    points = _points(rows.stored, chosen, others)
-    side = np.repeat(np.arange(len(others) + 1), [ours, *(len(other.keys) for other in others)])
     cropped = np.flatnonzero(rows["whole_phash"].take(pa.array(chosen)).is_valid().to_numpy(zero_copy_only=False))
     kind = recipe.duplicates.other_hash
     other_hashes = [clusters.hashes_of(rows, chosen, recipe), *(other.hashes(kind) for other in others)]
     signatures = candidates.Signatures(
         candidates.Hashes(
-            column("phash"),
-            column("phash_flip"),
-            _Thumbnails(Thumbnails(rows.stored.take(chosen)), ours, [other.thumbnails for other in others]),
+            samples.column("phash"),
+            samples.column("phash_flip"),
+            _Thumbnails(Thumbnails(rows.stored.take(chosen)), len(chosen), [other.thumbnails for other in others]),
             functools.reduce(operator.add, other_hashes),
         ),
         _wholes(rows, chosen[cropped], kind) if len(cropped) else None,
         cropped,
-        points if local else None,
-        windows=windows,
-        side=side if others else None,
+        samples.points if local else None,
+        windows=None if local else _windows(rows.stored, chosen, others),
+        side=samples.side if others else None,
     )
     more = None
     if vectors is not None:
         more = search.cosine_pairs(vectors[chosen], recipe.duplicates.embedding.threshold)
-    pairs = candidates.find(signatures, recipe.duplicates, more, shared=Shared(executor, workspace.root))
-    starts = np.flatnonzero(np.diff(side, prepend=-1))  # where the images of each dataset begin
-
-    def place(row: int) -> Place:
-        of = int(side[row])
-        return others[of - 1].places[row - int(starts[of])] if of else _place(workspace, rows, int(chosen[row]))
-
-    def key(row: int) -> str:
-        of = int(side[row])
-        if of:
-            return f"{others[of - 1].name}:{others[of - 1].keys[row - int(starts[of])]}"
-        text: str = rows["key"][chosen[row]].as_py()
-        return text
-
-    digests = _digests(rows, chosen, others, points, place)
-    known, found = verdicts.reused(before, pairs, digests)
-    new = pairs.among(~known)
-    limits = codec.Limits(recipe.filter.max_side, recipe.filter.max_pixels)
-    found += compare.compare(new, place, points.__getitem__, limits, executor, advance)
-    return *verdicts.tables(pairs, sorted(found), digests, key), len(new.pairs)
+    shared = Shared(executor, workspace.root)
+    found = candidates.find(signatures, recipe.duplicates, more, votes=votes, shared=shared)
+    # what was done to the second image is told of pairs in the order of keys
+    return found.turned(np.concatenate([chosen, len(rows["key"]) + np.arange(len(samples.side) - len(chosen))]))
 
 
 class _Thumbnails:
@@ -250,29 +326,6 @@ def _content(values: pa.Array) -> npt.NDArray[np.uint8]:
     """The bytes of all values, one after another."""
     ends = np.frombuffer(values.buffers()[1], dtype=np.int32)[values.offset : values.offset + len(values) + 1]
     return np.frombuffer(values.buffers()[2], dtype=np.uint8)[ends[0] : ends[-1]]
-
-
-def _digests(
-    rows: Columns,
-    chosen: npt.NDArray[np.int64],
-    others: Sequence[published.PublishedFeatures],
-    points: local_features.PointSets,
-    place: Callable[[int], Place],
-) -> pa.Array:
-    """`verdicts.digest` of each image, as a column of 16 bytes."""
-
-    def pixels() -> Iterator[str]:
-        for some in batches(len(chosen)):
-            yield from rows["pixels_blake3"].take(pa.array(chosen[some])).to_pylist()
-        for other in others:
-            yield from (f"packed {digest}" for digest in other.packed)
-
-    found = bytearray()
-    for row, of_pixels in enumerate(pixels()):
-        where, features = place(row), points[row]
-        size = where.width, where.height
-        found += verdicts.digest(of_pixels, where.crop, size, None if features is None else features.tobytes())
-    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(points), [None, pa.py_buffer(bytes(found))])
 
 
 def _wholes(rows: Columns, chosen: candidates.Rows, kind: str) -> candidates.Hashes:

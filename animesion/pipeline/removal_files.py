@@ -237,7 +237,7 @@ class _Parts:
     def __init__(self, request: Request, old: Workspace, new: Workspace) -> None:
         self._old, self._new, self._request = old, new, request
         self.offsets: dict[int, dict[int, int]] = {}
-        self.deleted = {"features/compared.parquet"}
+        self.deleted = {"features/compared.parquet", "features/searched.parquet"}
         columns = request.columns
         ids = ((columns["source"][row], columns["source_id"][row]) for row in request.rows)
         self._gone = {(source, source_id) for source, source_id in ids if source_id}

@@ -164,7 +164,7 @@ def run(
                 ignored = "filter.opt_outs is false: opt-outs of hosts, pages and files were not looked for"
                 plan = replaced(plan, notes=[*plan.notes, ignored])
             for note in plan.notes:
-                progress.noted(note)
+                progress.noted(f"source: {note}")
             with _stage(progress, "fetch", plan.items):
                 crawl = fetch.run(workspace, recipe, executor, plan, source, crawling, retry_failed=retry_failed)
         result = BuildResult(out, until, plan.items, notes=plan.notes, crawl=crawl)
@@ -188,7 +188,7 @@ def run(
             from animesion.pipeline import compare
 
             with _stage(progress, "compare"):
-                compare.run(workspace, searched, executor, parts, progress.advanced)
+                compare.run(workspace, searched, executor, parts, progress.advanced, progress.noted)
         result = _curate(workspace, searched, executor, plan, parent, result, progress)
         if until == "curate":
             return result

@@ -1,8 +1,9 @@
-"""Verdicts of an earlier comparison, for pairs of which neither image nor anything else has changed since.
+"""What an earlier comparison found, as far as it still holds: votes of local features, and verdicts on pairs.
 
 A verdict depends on the two samples, on their order, on which of their hashes were close, and on the code. A sample is
-known by a digest of its pixels, its crop and the features that it was searched by, so that a build that grows compares
-its new images only, and has the verdicts of a build from nothing.
+known by a digest of its pixels, its crop and the features that it was searched by, and samples are in an order that
+depends on nothing else. So a build that grows looks up and compares its new images only, and has the candidates and the
+verdicts of a build from nothing.
 """
 
 from __future__ import annotations
@@ -17,17 +18,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from animesion.dedup.candidates import Candidates
+from animesion.dedup.joins import EarlierVotes
 from animesion.dedup.compare import Found
 from animesion.dedup.verdict import Verdict
-from animesion.schemas import COMPARED, PAIRS
+from animesion.schemas import COMPARED, PAIRS, SEARCHED
 from animesion.storage import parquet
 from animesion.storage.parquet import DamagedTableError
 from animesion.storage.workspace import Workspace
 
-#: Where all verdicts on related pairs are, and which pairs were compared, relative to the workspace.
+#: Where all verdicts on related pairs are, which pairs were compared, and which samples were searched.
 PAIRS_FILE, COMPARED_FILE = "features/pairs.parquet", "features/compared.parquet"
+SEARCHED_FILE = "features/searched.parquet"
 
-#: Bits of `hashes` in `COMPARED`.
+#: Bits of `hashes` and `points` in `COMPARED`.
 _PLAIN, _MIRRORED, _WHOLE = 1, 2, 4
 
 #: Verdicts of related pairs by their text.
@@ -53,12 +56,21 @@ class Earlier:
     """An earlier comparison.
 
     Attributes:
+        params: digest of its settings.
+        searched: digests of its samples.
         compared: a table of schema `COMPARED`.
         related: the verdicts on its related pairs, a table of schema `PAIRS`.
     """
 
+    params: str
+    searched: pa.Array
     compared: pa.Table
     related: pa.Table
+
+    def rows_among(self, digests: pa.Array) -> npt.NDArray[np.int64]:
+        """The row that each of its samples has among the given digests, -1 for none."""
+        found: npt.NDArray[np.int64] = pc.index_in(self.searched, value_set=digests).fill_null(-1).to_numpy()
+        return found.astype(np.int64)
 
 
 def earlier(workspace: Workspace, code: str) -> Earlier | None:
@@ -67,16 +79,40 @@ def earlier(workspace: Workspace, code: str) -> Earlier | None:
     if receipt is None or receipt.code != code or not workspace.intact(receipt):
         return None
     try:
+        searched = parquet.read(workspace.path(SEARCHED_FILE), SEARCHED)["digest"].combine_chunks()
         compared = parquet.read(workspace.path(COMPARED_FILE), COMPARED)
         related = parquet.read(workspace.path(PAIRS_FILE), PAIRS)
     except DamagedTableError:
         return None
     known = pa.array(list(_RELATED))
-    if any(column.null_count for column in (*compared.columns, *related.columns)):
+    if any(column.null_count for column in (searched, *compared.columns, *related.columns)):
+        return None
+    first, second = (compared[name].to_numpy() for name in ("first", "second"))
+    if (np.maximum(first, second) >= len(searched)).any():
         return None
     agree = (pc.sum(compared["related"]).as_py() or 0) == len(related)
     proper = pc.all(pc.is_in(related["verdict"], value_set=known), min_count=0).as_py()
-    return Earlier(compared, related) if agree and proper else None
+    return Earlier(receipt.params, searched, compared, related) if agree and proper else None
+
+
+def votes(before: Earlier, digests: pa.Array) -> EarlierVotes | None:
+    """What the search by local features found among some of the rows.
+
+    Args:
+        before: the earlier comparison, with the same settings.
+        digests: `digest` of each row.
+
+    Returns:
+        Its votes; None if a sample that it had is gone or in another place, so that others may have votes now.
+    """
+    rows = before.rows_among(digests)
+    if (np.diff(rows, prepend=-1) <= 0).any():
+        return None
+    bits = before.compared["points"].to_numpy()
+    pairs = np.sort([rows[before.compared[name].to_numpy()] for name in ("first", "second")], axis=0).T
+    found = [pairs[bits & bit > 0] for bit in (_PLAIN, _MIRRORED)]
+    mirrored = np.arange(sum(map(len, found))) >= len(found[0])
+    return EarlierVotes(np.setdiff1d(np.arange(len(digests)), rows), np.concatenate(found), mirrored)
 
 
 def reused(
@@ -94,11 +130,9 @@ def reused(
     """
     if before is None:
         return np.zeros(len(candidates.pairs), dtype=np.bool_), []
-    first, second = (
-        pc.index_in(before.compared[name].combine_chunks(), value_set=digests) for name in ("first", "second")
-    )
-    there = pc.and_(first.is_valid(), second.is_valid()).to_numpy(zero_copy_only=False)
-    i, j = (column.fill_null(0).to_numpy().astype(np.int64) for column in (first, second))
+    rows = before.rows_among(digests)
+    i, j = (rows[before.compared[name].to_numpy()] for name in ("first", "second"))
+    there = (i >= 0) & (j >= 0)
     old = _codes(i, j, before.compared["hashes"].to_numpy(), len(digests))
     now = _codes(candidates.pairs[:, 0], candidates.pairs[:, 1], _hashes(candidates), len(digests))
     known = np.isin(now, old[there])
@@ -116,11 +150,11 @@ def reused(
 
 def tables(
     candidates: Candidates, found: Sequence[Found], digests: pa.Array, key: Callable[[int], str]
-) -> tuple[pa.Table, pa.Table]:
-    """The tables of schemas `PAIRS` and `COMPARED` of a comparison.
+) -> tuple[pa.Table, pa.Table, pa.Table]:
+    """The tables of schemas `PAIRS`, `COMPARED` and `SEARCHED` of a comparison.
 
     Args:
-        candidates: the pairs that were compared.
+        candidates: the pairs that were compared, ascending.
         found: the verdicts on related pairs, by rows ascending.
         digests: `digest` of each row.
         key: the key of a row.
@@ -129,9 +163,10 @@ def tables(
     n = len(digests)
     codes = candidates.pairs[:, 0] * n + candidates.pairs[:, 1]
     related = np.isin(codes, np.array([each.first * n + each.second for each in found], dtype=np.int64))
-    sides = [digests.take(pa.array(candidates.pairs[:, side])) for side in (0, 1)]
-    compared = pa.table([*sides, pa.array(_hashes(candidates)), pa.array(related)], schema=COMPARED)
-    return pa.Table.from_pylist(rows, schema=PAIRS), compared
+    points = _PLAIN * candidates.points + _MIRRORED * candidates.mirrored_points
+    columns = [*candidates.pairs.T.astype(np.uint32), _hashes(candidates), points.astype(np.uint8), related]
+    compared = pa.table([pa.array(column) for column in columns], schema=COMPARED)
+    return pa.Table.from_pylist(rows, schema=PAIRS), compared, pa.table([digests], schema=SEARCHED)
 
 
 def _hashes(candidates: Candidates) -> npt.NDArray[np.uint8]:

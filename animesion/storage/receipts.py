@@ -102,6 +102,7 @@ class _CurateFacts(_Checked):
 class _CompareFacts(_Checked):
     pairs: _Count
     compared: _Count
+    searched: _Count
     notes: list[str]
 
 
@@ -128,7 +129,7 @@ _STAGES: dict[str, tuple[type[_Checked], str]] = {
     "fetch": (_FetchFacts, r"raw/\1\.parquet raw/\1\.tar "),
     "inspect": (_InspectFacts, r"features/\1\.parquet "),
     "embed": (_Checked, r"features/embeddings-\1\.parquet "),
-    "compare": (_CompareFacts, r"features/compared\.parquet features/pairs\.parquet "),
+    "compare": (_CompareFacts, r"features/compared\.parquet features/pairs\.parquet features/searched\.parquet "),
     "curate": (_CurateFacts, r"curated\.parquet "),
     "tags": (_TagsFacts, r"dropped_tags\.csv sample_tags\.parquet tags\.csv "),
     "pack": (_Checked, r"pack/\1\.images pack/\1\.parquet "),

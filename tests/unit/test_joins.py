@@ -333,6 +333,62 @@ def test_any_points(rows: list[tuple[int, int, int, int]], limit: int, votes: in
             assert voted(patch, given, portable, limit, votes) == expected
 
 
+def updated(given: Points, is_new: npt.NDArray[np.bool_], limit: int = 8, votes: int = 3) -> tuple[int, int]:
+    """Check a search with an earlier one against a search without; returns the pairs that were kept and lost.
+
+    Args:
+        given: points of images.
+        is_new: shape (p,), whether the earlier search did not have the image of a point.
+    """
+    old = Points(*(column[~is_new] for column in given))
+    before = joins.vote_pairs(*old, MASK, limit, votes)
+    earlier = joins.EarlierVotes(np.unique(given.image[is_new]), *before)
+    pairs, mirrored = joins.vote_pairs(*given, MASK, limit, votes, earlier)
+    expected = joins.vote_pairs(*given, MASK, limit, votes)
+    assert pairs.tolist() == expected[0].tolist()
+    assert mirrored.tolist() == expected[1].tolist()
+    was = {(*pair, flag) for pair, flag in zip(before[0].tolist(), before[1].tolist(), strict=True)}
+    now = {(*pair, flag) for pair, flag in zip(pairs.tolist(), mirrored.tolist(), strict=True)}
+    return len(was & now), len(was - now)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize(("images", "new"), [(340, 0), (340, 1), (340, 8), (350, 9), (500, 60), (500, 500)])
+def test_an_update_of_a_crowded_bucket_finds_what_a_search_among_all_finds(
+    images: int, new: int, symmetric: bool
+) -> None:
+    rng = np.random.default_rng(images + new)
+    codes = (77, 77, 77 ^ MASK) if symmetric else (77, 77, 77)  # in the second case, a bucket is its own mirror image
+    angles = [5000 if rng.random() < 0.3 else int(rng.integers(0, 65536)) for _ in range(images)]
+    given = points([(image, code, 1000, angles[image]) for image in range(images) for code in codes])
+    is_new = np.isin(given.image, rng.choice(images, new, replace=False))
+    kept, lost = updated(given, is_new, votes=2 if symmetric else 3)
+    assert kept or new == images
+    assert not lost or new
+    if new == 60 and not symmetric:
+        assert lost
+
+
+@needs_compiled
+def test_an_update_finds_what_a_search_among_all_finds() -> None:
+    rng = np.random.default_rng(9)
+    centres = rng.integers(0, 1 << 64, 60, dtype=np.uint64)
+    images = []
+    for _ in range(400):
+        one = described(rng, int(rng.choice([1, 30, 60])))
+        codes = centres[np.minimum(rng.zipf(1.3, len(one.codes)), 60) - 1] ^ flips(rng, len(one.codes), 2)
+        images.append(one._replace(codes=codes))
+        if rng.random() < 0.2:
+            images.append(copy(rng, images[-1], rng.random(), 1.3, mirrored=rng.random() < 0.5))
+    given = listed(images)
+    totals = [0, 0]
+    for share in (0.01, 0.3):
+        new = rng.choice(np.unique(given.image), round(share * len(images)), replace=False)
+        found = updated(given, np.isin(given.image, new))
+        totals = [a + b for a, b in zip(totals, found, strict=True)]
+    assert min(totals) > 20
+
+
 @both_codes
 def test_no_points_and_one_point(monkeypatch: pytest.MonkeyPatch, portable: bool) -> None:
     assert voted(monkeypatch, points([]), portable) == []
@@ -356,7 +412,8 @@ def test_the_compiled_code_checks_its_buffers() -> None:
     assert joins.compiled is not None
     good = points([(0, 1, 1, 1), (1, 1, 1, 1)])
     bits = np.array(joins.TABLES, np.uint8)
-    arguments = [good.codes, good.image.astype(np.uint32), good.size, good.angle, joins._logarithms(), bits, MASK, 8, 1]
+    image = good.image.astype(np.uint32)
+    arguments = [good.codes, image, good.size, good.angle, joins._logarithms(), bits, MASK, 8, 1, b"", b""]
     assert np.frombuffer(joins.compiled.vote_pairs(*arguments), np.uint32).tolist() == [0, 1, 0]
     wrong: dict[int, list[object]] = {
         0: [good.codes[:1], good.codes.tobytes()[:9]],

@@ -23,7 +23,7 @@ Listed = list[tuple[int, int, int]]
 def candidates(listed: Listed) -> Candidates:
     rows = np.array([each[:2] for each in listed], dtype=np.int64).reshape(-1, 2)
     bits = np.array([each[2] for each in listed], dtype=np.int64)
-    return Candidates(rows, bits & 1 > 0, bits & 2 > 0, bits & 4 > 0)
+    return Candidates(rows, *(bits & bit > 0 for bit in (1, 2, 4, 8, 16)))
 
 
 def column(digests: list[bytes]) -> pa.Array:
@@ -53,8 +53,10 @@ def test_exactly_the_pairs_that_did_not_change_keep_their_verdict(rng: random.Ra
     old, new = random_pairs(rng, 9, 30), random_pairs(rng, 9, 30)
     found = judged(rng, old)
     keys = [name.decode() for name in before]
-    related, compared = verdicts.tables(candidates(old), found, column(before), keys.__getitem__)
-    known, reused = verdicts.reused(verdicts.Earlier(compared, related), candidates(new), column(after))
+    related, compared, _ = verdicts.tables(candidates(old), found, column(before), keys.__getitem__)
+    known, reused = verdicts.reused(
+        verdicts.Earlier("", column(before), compared, related), candidates(new), column(after)
+    )
     of_pair = {(each.first, each.second): each for each in found}
     was = {(before[a], before[b], bits): of_pair.get((a, b)) for a, b, bits in old}
     assert known.tolist() == [(after[a], after[b], bits) in was for a, b, bits in new]
@@ -82,11 +84,11 @@ def test_an_earlier_comparison_counts_only_if_it_is_whole(tmp_path: Path) -> Non
     pairs = [(0, 1, 1), (0, 2, 0)]
     one = [Found(0, 1, Verdict.COPY, False, False, 20, 1.5, "", (1.0, 0, 0, 0, 1.0, 0))]
     tables = verdicts.tables(candidates(pairs), one, column([b"%016d" % i for i in range(3)]), "abc".__getitem__)
-    files = (verdicts.PAIRS_FILE, verdicts.COMPARED_FILE)
+    files = (verdicts.PAIRS_FILE, verdicts.COMPARED_FILE, verdicts.SEARCHED_FILE)
 
     def commit() -> None:
         outputs = {name: parquet.write(tmp_path / name, table) for name, table in zip(files, tables, strict=True)}
-        workspace.commit("compare", "code", "params", {}, outputs, {"pairs": 1, "compared": 2, "notes": []})
+        workspace.commit("compare", "code", "params", {}, outputs, {"pairs": 1, "compared": 2, "searched": 3, "notes": []})
 
     assert verdicts.earlier(workspace, "code") is None
     commit()
@@ -95,6 +97,26 @@ def test_an_earlier_comparison_counts_only_if_it_is_whole(tmp_path: Path) -> Non
     parquet.write(tmp_path / files[0], tables[0].slice(0, 0))
     assert verdicts.earlier(workspace, "code") is None
     # a receipt that fits tables that do not fit each other
-    tables = (tables[0].slice(0, 0), tables[1])
-    commit()
-    assert verdicts.earlier(workspace, "code") is None
+    whole = tables
+    for harmed in (
+        (whole[0].slice(0, 0), *whole[1:]),
+        (*whole[:2], whole[2].slice(0, 2)),
+    ):
+        tables = harmed
+        commit()
+        assert verdicts.earlier(workspace, "code") is None
+
+
+def test_votes_hold_if_no_sample_is_gone_or_elsewhere() -> None:
+    names = [b"%016d" % i for i in range(6)]
+    before = [names[0], names[2], names[5]]
+    pairs = candidates([(0, 1, 8), (1, 2, 1), (2, 0, 8 + 16)])
+    related, compared, searched = verdicts.tables(pairs, [], column(before), "abc".__getitem__)
+    earlier = verdicts.Earlier("", searched["digest"].combine_chunks(), compared, related)
+    found = verdicts.votes(earlier, column(names))
+    assert found is not None
+    assert found.new.tolist() == [1, 3, 4]
+    assert found.pairs.tolist() == [[0, 2], [0, 5], [0, 5]]
+    assert found.mirrored.tolist() == [False, False, True]
+    assert verdicts.votes(earlier, column(names[:5])) is None
+    assert verdicts.votes(earlier, column(names[::-1])) is None
