@@ -70,11 +70,10 @@ def tables(paths: Iterable[str]) -> list[str]:
 def of_images(images: Sequence[str], paths: Iterable[str]) -> dict[str, str]:
     """Sidecar -> its image, for the files that are named after an image in their folder."""
     known = set(images)
-    by_stem = {str(PurePosixPath(path).with_suffix("")): path for path in reversed(images)}
+    beside = [path for path in paths if path.lower().endswith(_SUFFIXES) and path not in known]
+    by_stem = {str(PurePosixPath(path).with_suffix("")): path for path in reversed(images)} if beside else {}
     found = {}
-    for path in paths:
-        if not path.lower().endswith(_SUFFIXES) or path in known:
-            continue
+    for path in beside:
         named = path.rpartition(".")[0]
         folder, _, name = named.rpartition("/")
         meta = re.fullmatch(r"\.(.+)_meta", name)  # waifuc's

@@ -313,23 +313,21 @@ def components(n: int, pair_sets: Iterable[Pairs]) -> npt.NDArray[np.int64]:
     Returns:
         Shape (n,), for each node the smallest node of its component.
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     pairs = np.concatenate([np.empty((0, 2), dtype=np.int64), *pair_sets])
     named = np.arange(n)
-    if not len(pairs):
-        return named
     # the graph has the nodes of pairs only, numbered in their order; most images have no duplicate
     is_paired = np.zeros(n, dtype=np.bool_)
     is_paired[pairs.ravel()] = True
     nodes = np.flatnonzero(is_paired)
     numbers = np.cumsum(is_paired, dtype=np.int32 if n < 1 << 31 else np.int64) - 1
-    ends = numbers[pairs]
+    pairs = numbers[pairs]
     del numbers
-    graph = coo_array((np.ones(len(pairs), dtype=np.bool_), (ends[:, 0], ends[:, 1])), shape=(len(nodes), len(nodes)))
-    count, names = connected_components(graph, directed=False)
-    smallest = np.empty(count, dtype=np.int64)
-    smallest[names[::-1]] = nodes[::-1]  # the last assignment stays: that of the smallest node
-    named[nodes] = smallest[names]
+    smallest = np.arange(len(nodes), dtype=pairs.dtype)
+    # in each round, every tree is hung onto the smallest one that it has a pair with
+    while len(pairs := pairs[pairs[:, 0] != pairs[:, 1]]):
+        np.minimum.at(smallest, pairs.max(axis=1), pairs.min(axis=1))
+        while not np.array_equal(further := smallest[smallest], smallest):
+            smallest = further
+        pairs = smallest[pairs]
+    named[nodes] = nodes[smallest]
     return named

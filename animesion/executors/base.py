@@ -71,6 +71,7 @@ class Executor(ABC):
     def __init__(self, workers: int) -> None:
         self.workers = max(1, workers)
         self.has_run = False
+        self._has_workers = False
 
     def __enter__(self) -> Self:
         return self
@@ -89,23 +90,36 @@ class Executor(ABC):
     def _ended(self, handles: Sequence[Any]) -> Iterator[tuple[Hashable, Answer]]:
         """Wait until at least one of the jobs has ended; yields the handle and answer of each that has."""
 
-    def run(self, jobs: Iterable[Job], finished: Callable[[Job, Any], None] = lambda job, result: None) -> None:
+    def run(
+        self,
+        jobs: Iterable[Job],
+        finished: Callable[[Job, Any], None] = lambda job, result: None,
+        *,
+        light: bool = False,
+    ) -> None:
         """Run all jobs.
 
         Args:
             jobs: jobs, which start in this order.
             finished: called in this process with each job and its result, in the order in which jobs end.
+            light: they decode no image, and together take about as long as a worker takes to start: as long as there
+                is no worker, they run in this process.
 
         Raises:
             AnimesionError: a job raised it; other running jobs are stopped when the executor exits.
             RuntimeError: a job failed with a fault of the program.
             WorkerDiedError: a job kills its worker and no single key is the cause.
         """
+        if light and not self._has_workers:
+            for job in jobs:
+                self.has_run = True
+                finished(job, job.run())
+            return
         queue: deque[tuple[Job, int]] = deque((job, 0) for job in jobs)  # with the number of failed attempts
         running: dict[Hashable, tuple[Job, int]] = {}
         while queue or running:
             while queue and len(running) < self.workers:
-                self.has_run = True
+                self.has_run = self._has_workers = True
                 job, attempt = queue.popleft()
                 running[self._submit(job)] = job, attempt
             for handle, (kind, value) in self._ended(list(running)):

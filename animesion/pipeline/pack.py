@@ -115,6 +115,9 @@ class ShardJob:
         return content
 
 
+#: Bytes of shards that are written in about the time that a worker takes to start.
+_LIGHT = 1 << 27
+
 #: Files that a job keeps open; a shard has images of every part.
 _MOST_OPEN = 500
 
@@ -225,7 +228,9 @@ def _run(
         if job.shard not in waiting:
             done(job.shard, len(job.rows))
     shard_of = {job.name: job.shard for job in pending}
-    executor.run(pending, lambda job, samples: done(shard_of[job.name], samples))
+    is_written = pc.is_in(index["shard"], value_set=pa.array(sorted(waiting), pa.string()))
+    light = (pc.sum(index["sample_size"].filter(is_written)).as_py() or 0) <= _LIGHT
+    executor.run(pending, lambda job, samples: done(shard_of[job.name], samples), light=light)
     digests = {}
     for job in shard_jobs:
         receipt = workspace.receipt(job.name)
