@@ -1,4 +1,4 @@
-"""CPU-seconds of the stage `compare` in a build that grows, with and without the verdicts of the build before.
+"""CPU-seconds of the stage `compare` in a build that grows, with and without what the build before found.
 
     python tests/benchmarks/growing.py FOLDER [--share 0.01]
 
@@ -42,7 +42,8 @@ def build(images: Path, out: Path, what: str) -> None:
         start = cpu_seconds()
         receipt = run(*arguments)
         facts = receipt.facts
-        print(f"{what:<24} {facts['compared']:6,} pairs compared, {cpu_seconds() - start:6.1f} CPU-s", flush=True)
+        done = f"{facts['searched']:7,} images searched, {facts['compared']:7,} pairs compared"
+        print(f"{what:<24} {done}, {cpu_seconds() - start:6.1f} CPU-s", flush=True)
         return receipt
 
     recipe = animesion.load_recipe("folder", [f'source.path="{images}"', 'source.family=""', "name=growing"])
@@ -70,8 +71,8 @@ def main() -> None:
         shutil.copytree(out, other)
         (other / "features" / "compared.parquet").unlink()
         build(images, out, "grown")
-        build(images, other, "grown, without verdicts")
-        names = ("curated.parquet", "features/pairs.parquet", "features/compared.parquet")
+        build(images, other, "grown, from nothing")
+        names = ("curated.parquet", *(f"features/{name}.parquet" for name in ("pairs", "compared", "searched")))
         equal = all((out / name).read_bytes() == (other / name).read_bytes() for name in names)
         print("the same tables" if equal else "OTHER TABLES")
 

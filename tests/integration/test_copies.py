@@ -223,16 +223,22 @@ def test_another_hash_adds_candidates_that_are_verified(images: Path, tmp_path: 
 def test_a_build_that_grows_compares_its_new_images_only(images: Path, tmp_path: Path) -> None:
     grown = shutil.copytree(images, tmp_path / "in")
     build(grown, tmp_path / "out")
-    first = compared(tmp_path / "out")
+    first, images_searched = compared(tmp_path / "out"), searched(tmp_path / "out")
     assert first > 0
     # one more image that comes first, and one that is gone
     cut(0.0, 0.05, 0.95, 1.0)(scene(4)).save(grown / "miku" / "a cut.png")
     (grown / "rin" / "mirrored.png").unlink()
     build(grown, tmp_path / "out")
-    build(grown, tmp_path / "fresh")
     assert 0 < compared(tmp_path / "out") < first
-    assert compared(tmp_path / "fresh") > compared(tmp_path / "out")
-    for name in ("SHA256SUMS", "features/pairs.parquet", "features/compared.parquet"):
+    assert searched(tmp_path / "out") == images_searched
+    # none is gone: the new image alone is looked up, also where another has the pixels of one with a later key
+    cut(0.05, 0.0, 1.0, 0.95)(scene(5)).save(grown / "rin" / "b cut.png")
+    scene(0).save(grown / "miku" / "a scene0.png")
+    build(grown, tmp_path / "out")
+    build(grown, tmp_path / "fresh")
+    assert (searched(tmp_path / "out"), searched(tmp_path / "fresh")) == (1, images_searched + 1)
+    assert 0 < compared(tmp_path / "out") < compared(tmp_path / "fresh")
+    for name in ("SHA256SUMS", *(f"features/{name}.parquet" for name in ("pairs", "compared", "searched"))):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes(), name
     # other settings that find fewer candidates keep the verdicts, too; files of another origin do not count
     build(grown, tmp_path / "out", "duplicates.radius=2")
@@ -249,6 +255,11 @@ def test_a_build_that_grows_compares_its_new_images_only(images: Path, tmp_path:
 def compared(out: Path) -> int:
     """How many pairs the last build compared."""
     return int(json.loads((out / ".receipts" / "compare.json").read_text())["facts"]["compared"])
+
+
+def searched(out: Path) -> int:
+    """How many images the last build looked up."""
+    return int(json.loads((out / ".receipts" / "compare.json").read_text())["facts"]["searched"])
 
 
 @pytest.fixture(scope="module")

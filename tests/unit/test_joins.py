@@ -352,21 +352,19 @@ def updated(given: Points, is_new: npt.NDArray[np.bool_], limit: int = 8, votes:
     return len(was & now), len(was - now)
 
 
-@pytest.mark.parametrize("symmetric", [False, True])
-@pytest.mark.parametrize(("images", "new"), [(340, 0), (340, 1), (340, 8), (350, 9), (500, 60), (500, 500)])
+@needs_compiled
+@pytest.mark.parametrize(("codes", "votes"), [((77, 77, 77), 3), ((77, 77, 77, 77 ^ MASK), 2)])
+@pytest.mark.parametrize(("images", "new"), [(340, 0), (340, 8), (500, 60)])
 def test_an_update_of_a_crowded_bucket_finds_what_a_search_among_all_finds(
-    images: int, new: int, symmetric: bool
+    images: int, new: int, codes: tuple[int, ...], votes: int
 ) -> None:
     rng = np.random.default_rng(images + new)
-    codes = (77, 77, 77 ^ MASK) if symmetric else (77, 77, 77)  # in the second case, a bucket is its own mirror image
-    angles = [5000 if rng.random() < 0.3 else int(rng.integers(0, 65536)) for _ in range(images)]
+    angles = [5000 if rng.random() < 0.1 else int(rng.integers(0, 65536)) for _ in range(images)]
     given = points([(image, code, 1000, angles[image]) for image in range(images) for code in codes])
     is_new = np.isin(given.image, rng.choice(images, new, replace=False))
-    kept, lost = updated(given, is_new, votes=2 if symmetric else 3)
-    assert kept or new == images
-    assert not lost or new
-    if new == 60 and not symmetric:
-        assert lost
+    kept, lost = updated(given, is_new, votes=votes)
+    assert kept
+    assert bool(lost) == bool(new)
 
 
 @needs_compiled
@@ -387,6 +385,18 @@ def test_an_update_finds_what_a_search_among_all_finds() -> None:
         found = updated(given, np.isin(given.image, new))
         totals = [a + b for a, b in zip(totals, found, strict=True)]
     assert min(totals) > 20
+
+
+@both_codes
+def test_earlier_pairs_of_other_images_are_ignored(monkeypatch: pytest.MonkeyPatch, portable: bool) -> None:
+    given = points([(image, 5, 1000, 100) for image in (0, 2, 4)])
+    with monkeypatch.context() as patch:
+        if portable:
+            patch.setattr(joins, "compiled", None)
+        pairs = np.array([[0, 2], [0, 1], [2, 0], [2, 2], [2, 4], [9, 11]])
+        earlier = joins.EarlierVotes(np.array([4]), pairs, np.zeros(len(pairs), np.bool_))
+        found, _ = joins.vote_pairs(*given, MASK, votes=1, earlier=earlier)
+    assert found.tolist() == [[0, 2], [0, 4], [2, 4]]
 
 
 @both_codes
@@ -423,10 +433,21 @@ def test_the_compiled_code_checks_its_buffers() -> None:
         4: [joins._logarithms()[:-1], joins._logarithms() - 1, np.full(1 << 16, 20_000, np.int16)],
         5: [bits[:2], bits + 1],
         8: [0, 20_000],
+        9: [np.zeros(1, np.bool_), np.zeros(3, np.bool_)],
+        10: [np.array([0, 1, 0], np.uint32)],  # known pairs, although all images are new
     }
     for at, values in wrong.items():
         for value in values:
             with pytest.raises(ValueError, match="points of images in order"):
                 joins.compiled.vote_pairs(*arguments[:at], value, *arguments[at + 1 :])
+    old = np.zeros(2, np.bool_)
+    assert np.frombuffer(
+        joins.compiled.vote_pairs(*arguments[:9], old, np.array([0, 1, 0], np.uint32)), np.uint32
+    ).tolist() == [0, 1, 0]
+    for is_new, known in (
+        (old, [0, 1]), (old, [1, 0, 0]), (old, [0, 0, 0]), (old, [0, 2, 0]), (old, [0, 1, 2]), (~old, [0, 1, 0]),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="points of images in order"):
+            joins.compiled.vote_pairs(*arguments[:9], is_new, np.array(known, np.uint32))
     with pytest.raises(TypeError):
         joins.compiled.vote_pairs(*arguments[:3])
