@@ -123,16 +123,16 @@ def _changed(changes: Difference | None) -> list[str]:
     if changes is None:
         return []
     counts: dict[str, Sequence[object]] = {
-        "sample(s) added": changes.added,
-        "sample(s) removed": changes.removed,
-        "sample(s) with another label": changes.relabelled,
-        "sample(s) in another split": changes.moved,
-        "image(s) with different bytes": changes.repainted,
-        "image(s) with a different verdict or drop reason": changes.reasons,
-        "class(es) added, removed or with another id": changes.classes,
-        "recipe value(s) changed": changes.recipe,
+        "samples added": changes.added,
+        "samples removed": changes.removed,
+        "samples with another label": changes.relabelled,
+        "samples in another split": changes.moved,
+        "images with different bytes": changes.repainted,
+        "images with a different verdict or drop reason": changes.reasons,
+        "classes added, removed or with another id": changes.classes,
+        "recipe values changed": changes.recipe,
     }
-    lines = [f"{len(entries):,} {what}" for what, entries in counts.items() if entries]
+    lines = [f"{what}: {len(entries):,}" for what, entries in counts.items() if entries]
     lines += [f"recipe: {each.what} from {each.before or 'nothing'} to {each.after or 'nothing'}"
              for each in changes.recipe[:20]]  # fmt: skip
     totals = ", ".join(f"{each.what} {each.before or 'none'} -> {each.after or 'none'}" for each in changes.totals)

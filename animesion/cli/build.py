@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from animesion.cli import completion
+from animesion.wording import amount
 
 if TYPE_CHECKING:
     from animesion.config.recipe import Recipe
@@ -156,7 +157,9 @@ def _print_funnel(recipe: Recipe, result: BuildResult, seconds: float) -> None:
     for reason, count in result.dropped.items():
         table.add_row(f"  {reason}", f"-{count:,}", f"[dim]{MEANINGS[reason]}[/]")
     if result.kept or result.dropped:
-        table.add_row("[bold green]kept[/]", f"{result.kept:,}", f"in {len(result.classes):,} classes")
+        table.add_row(
+            "[bold green]kept[/]", f"{result.kept:,}", f"in {amount(len(result.classes), 'class', 'classes')}"
+        )
         for split, count in result.splits.items():
             table.add_row(f"  {split}", f"{count:,}", f"[dim]{100 * count / max(1, result.kept):.1f}%[/]")
     console.print(table)
@@ -173,7 +176,7 @@ def _print_funnel(recipe: Recipe, result: BuildResult, seconds: float) -> None:
     if len(shown) < len(result.notes):
         console.print(f"note: and {len(result.notes) - len(shown)} more in {where}/dataset.json", soft_wrap=True)
     if result.url:
-        uploaded = f"{len(result.sent):,} file{'s' * (len(result.sent) != 1)} uploaded and verified"
+        uploaded = f"{amount(len(result.sent), 'file')} uploaded and verified"
         console.print(f"{escape(result.url)}: {uploaded}; {where} is the local copy that builds resume from",
                       soft_wrap=True)  # fmt: skip
     if whole:
@@ -205,7 +208,7 @@ def _dry_run(recipe: Recipe, out: Path, to: str, *, replace: bool, as_json: bool
     size = f", {facts['bytes_to_fetch'] / 1e6:,.1f} MB announced" if facts["bytes_to_fetch"] else ""
     if size and facts["bytes_unknown"]:
         size += f", {facts['bytes_unknown']:,} of unknown size"
-    click.echo(f"{facts['recipe']}: {facts['listed']:,} images listed, {facts['to_fetch']:,} to fetch{size}")
+    click.echo(f"{facts['recipe']}: {amount(facts['listed'], 'image')} listed, {facts['to_fetch']:,} to fetch{size}")
     for reason, count in sorted(facts["not_fetched"].items(), key=lambda pair: -pair[1]):
         click.echo(f"  {count:>9,}  not fetched: {reason}")
     if facts["requests"]:
@@ -213,6 +216,10 @@ def _dry_run(recipe: Recipe, out: Path, to: str, *, replace: bool, as_json: bool
         click.echo(f"crawl: {facts['requests']:,} file requests, {duration} at the site's rate limit")
     for note in facts["notes"]:
         click.echo(f"note: {note}")
-    state = "exists, its finished parts would be kept" if facts["out_exists"] else "would be created"
-    click.echo(f"{facts['parts']:,} part{'s' * (facts['parts'] != 1)}; stages: {', '.join(_STAGES)}")
+    state = "would be created"
+    if facts["out_exists"]:
+        done = facts["parts_done"]
+        state = f"exists, with {amount(done['fetch'], 'part')} fetched and {done['inspect']:,} inspected"
+        state = state if done["fetch"] else "exists, with no part fetched yet"
+    click.echo(f"{amount(facts['parts'], 'part')}; stages: {', '.join(_STAGES)}")
     click.echo(f"output: {facts['out']} ({state}). Nothing was written.")

@@ -16,8 +16,8 @@ _SHOWN = 5
 
 #: Field of `Difference` -> heading of its entries.
 _HEADINGS = {
-    "recipe": "recipe values differ",
-    "classes": "classes differ (id before -> id after)",
+    "recipe": "recipe values that differ",
+    "classes": "classes that differ (id before -> id after)",
     "added": "samples added",
     "removed": "samples removed",
     "relabelled": "samples relabelled",
@@ -29,8 +29,8 @@ _HEADINGS = {
 
 #: Field of `LabelDifference` -> heading of its entries.
 _LABEL_HEADINGS = {
-    "classes": "classes differ (published id -> id in the dataset)",
-    "counts": "class counts differ (published -> dataset)",
+    "classes": "classes that differ (published id -> id in the dataset)",
+    "counts": "class counts that differ (published -> dataset)",
     "missing": "published images missing in the dataset",
     "extra": "images of the dataset not published",
     "relabelled": "images with another class",
@@ -85,7 +85,7 @@ def _print(found: Difference | LabelDifference, headings: Mapping[str, str]) -> 
         entries: list[Change] | list[str] = getattr(found, name)
         if not entries:
             continue
-        click.echo(f"{len(entries):,} {heading}")
+        click.echo(f"{heading}: {len(entries):,}")
         for entry in entries[:_SHOWN]:
             click.echo(f"  {_printable(entry if isinstance(entry, str) else _arrow(entry))}")
         if len(entries) > _SHOWN:

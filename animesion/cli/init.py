@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from animesion.wording import amount
+
 if TYPE_CHECKING:
     from animesion.pipeline.survey import Survey
 
@@ -66,12 +68,15 @@ def init(
             f"{chosen!r} cannot be a name, which has up to 64 letters, digits, '.', '_' and '-': "
             f"give {name_of(chosen)!r}"
         )
+    cropped = answer(detector, "Crop faces with a detector: none, anime, ...", "none")
+    # how large the faces are is not known yet: at the size of whole images, most would be enlarged
+    suggested = found.size if cropped == "none" else 0
     values = survey.draft(
         found,
         path,
         name=chosen,
-        size=answer(size, "Shorter side of the packed images in pixels, 0 for their own", found.size),
-        detector=answer(detector, "Crop faces with a detector: none, anime, ...", "none"),
+        size=answer(size, "Shorter side of the packed images in pixels, 0 for their own", suggested),
+        detector=cropped,
         minimum=answer(minimum, "Drop classes with fewer images than", 1),
         licence=answer(licence, "Licence of the images, such as cc-by-4.0 (empty: leave open)", ""),
     )
@@ -88,14 +93,14 @@ def init(
 def _sentences(found: Survey) -> list[str]:
     """What was found, for people; file names in it have no control characters."""
     labels = list(found.classes.items())
-    sentences = [f"{found.images:,} images, {len(labels):,} classes"]
+    sentences = [f"{amount(found.images, 'image')}, {amount(len(labels), 'class', 'classes')}"]
     if labels:
         shown = ", ".join(f"{label} {count:,}" for label, count in labels[:_SHOWN])
         sentences[0] += f": {shown}" + (f" ... {labels[-1][0]} {labels[-1][1]:,}" if len(labels) > _SHOWN else "")
-    if found.unlabelled and not any("have no class" in note for note in found.notes):  # what a folder's note says
-        sentences.append(f"{found.unlabelled:,} images have no label")
+    if found.unlabelled and not any(" no class" in note for note in found.notes):  # what a folder's note says
+        sentences.append(amount(found.unlabelled, "image has no label", "images have no label"))
     if found.several:
-        sentences.append(f"{found.several:,} images have several labels")
+        sentences.append(amount(found.several, "image has several labels", "images have several labels"))
     if found.splits:
         sentences.append(f"it publishes the splits {', '.join(found.splits)}")
     if found.sides:
@@ -103,9 +108,11 @@ def _sentences(found: Survey) -> list[str]:
         sides = f"{shorter[0]:,} to {shorter[-1]:,} pixels, median {shorter[len(shorter) // 2]:,}"
         if shorter[0] == shorter[-1]:
             sides = f"{shorter[0]:,} pixels"
-        sentences.append(f"shorter sides of {len(shorter):,} images: {sides}")
+        sentences.append(f"shorter sides of {amount(len(shorter), 'image')}: {sides}")
     if found.unread:
+        decoded = len(found.sides) + sum(found.unread.values())
+        tried = "images" if decoded >= found.images else f"of {decoded:,} images that were tried, those"
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in found.unread.items())
-        sentences.append(f"of the images that were tried, cannot be used: {reasons}")
+        sentences.append(f"{tried} that cannot be used: {reasons}")
     every = [*sentences, *found.notes]
     return ["".join(letter if letter.isprintable() else "?" for letter in sentence) for sentence in every]

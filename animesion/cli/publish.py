@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from animesion.wording import amount
+
 if TYPE_CHECKING:
     from animesion.publishing import Publication
 
@@ -91,9 +93,9 @@ def _print(done: Publication, dry_run: bool) -> None:
     for name in done.stale:
         click.echo(f"{'would remove' if dry_run else 'removed'} the old shard {name}")
     for check, count in done.forced.items():
-        click.echo(f"ignored with --force: {count:,} fault{'s' * (count != 1)} of {check}")
+        click.echo(f"ignored with --force: {amount(count, 'fault')} of {check}")
     present = f", {len(done.present):,} already present" if done.present else ""
-    size = f"{len(sent):,} file{'s' * (len(sent) != 1)}, {sum(file.bytes for file in sent):,} bytes{present}"
+    size = f"{amount(len(sent), 'file')}, {sum(file.bytes for file in sent):,} bytes{present}"
     if dry_run:
         click.echo(f"{done.url}: would send {size}")
         return

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from animesion.wording import amount
+
 if TYPE_CHECKING:
     from animesion.pipeline.removal_plan import Plan
 
@@ -71,8 +73,8 @@ def _print(plan: Plan, path: str, *, dry_run: bool) -> None:
     samples = sum(plan.samples.values())
     listed = ", ".join(f"{count:,} of {split}" for split, count in plan.samples.items())
     click.echo(
-        f"{path}: {len(plan.images):,} image{'s' * (len(plan.images) != 1)} {would}removed"
-        f"{f', {copies:,} of them as copies' if copies else ''}; {samples:,} sample{'s' * (samples != 1)}"
+        f"{path}: {amount(len(plan.images), 'image')} {would}removed"
+        f"{f', {copies:,} of them as copies' if copies else ''}; {amount(samples, 'sample')}"
         f"{f' ({listed})' if listed else ''}"
     )
     click.echo(

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from animesion.wording import amount
+
 if TYPE_CHECKING:
     from animesion.verification.checks import Report
 
@@ -83,7 +85,7 @@ def _print(report: Report, path: str) -> None:
     table.add_column("condition", overflow="fold")
     for name, asks in CHECKS.items():
         faults = report.faults.get(name)
-        state = "not run" if faults is None else f"{len(faults):,} fault{'s' * (len(faults) != 1)}" if faults else "ok"
+        state = "not run" if faults is None else amount(len(faults), "fault") if faults else "ok"
         table.add_row(name, state, asks)
     console.print(table)
     for name, faults in report.faults.items():
@@ -98,10 +100,9 @@ def _print(report: Report, path: str) -> None:
             console.print(f"  in all, {counts} are related to an image of an earlier split (train, val, test)")
     console.print(f"leaks: {report.reach}")
     total = sum(map(len, report.faults.values()))
-    verdict = f"{total:,} fault{'s' * (total != 1)}" if total else "no faults"
-    console.print(
-        f"{_printable(path)}: {verdict} in {report.samples:,} samples of {report.shards:,} shards", style="bold"
-    )
+    verdict = amount(total, "fault") if total else "no faults"
+    searched = f"{amount(report.samples, 'sample')} of {amount(report.shards, 'shard')}"
+    console.print(f"{_printable(path)}: {verdict} in {searched}", style="bold")
 
 
 def _printable(text: str) -> str:

@@ -18,6 +18,7 @@ from animesion.dataset.box_files import Contents
 from animesion.dataset.path_parts import parts_of, suffix_of
 from animesion.errors import UsageError
 from animesion.splits import SPLIT_NAMES
+from animesion.wording import amount
 
 #: Suffixes of image files, in lower case; what is not among them inside a class folder is listed all the same.
 IMAGE_SUFFIXES = frozenset(
@@ -436,19 +437,16 @@ def _with_fields(layout: Layout, side: Mapping[str, str], contents: Contents) ->
 def _layout(by: str, readings: dict[str, Reading], left_out: Sequence[str], root: str, hint: str) -> Layout:
     layout = Layout(by, root, readings, sorted(left_out), "")
     classes, splits = layout.classes, layout.splits
-    words = [f"{len(classes):,} {'class' if len(classes) == 1 else 'classes'}"]
+    words = [amount(len(classes), "class", "classes")]
     words[0] += f" in splits {'/'.join(splits)}" if splits else ""
     words[0] += f", by {by}"
     words[0] += f" below {root}/" if root else ""
     if left_out:
-        count = len(left_out)
-        words.append(
-            f"{count:,} {'file' if count == 1 else 'files'} beside the classes "
-            f"{'was' if count == 1 else 'were'} left out"
-        )
+        named = _listed(sorted(map(repr, left_out)))  # an archive among them holds images that are not read
+        words.append(f"{amount(len(left_out), 'file')} beside the classes left out, {named}")
     without = sum(not reading.labels for reading in readings.values())
     if without:
-        words.append("1 image has no class" if without == 1 else f"{without:,} images have no class")
+        words.append(amount(without, "image has no class", "images have no class"))
     return Layout(by, root, readings, sorted(left_out), f"{'; '.join(words)} ({hint})")
 
 

@@ -37,6 +37,7 @@ from animesion.storage import checksums, parquet
 from animesion.storage.receipts import Receipt
 from animesion.storage.removed import Removed
 from animesion.storage.workspace import Workspace
+from animesion.wording import amount
 
 CODE = "curate-5"
 
@@ -426,19 +427,24 @@ def _apply_decisions(
                 # The rule on excluded labels ran on the label that the source gave.
                 if not reason[i] and labels[i] in recipe.label.exclude:
                     reason[i] = DropReason.EXCLUDED_LABEL
-    notes = [
-        f"decisions: {len(excluded):,} images to exclude, {len(decided.label):,} labels, "
-        f"{len(decided.same):,} sets of the same image, {len(decided.different):,} sets of different images, "
-        f"{len(decided.pairs):,} verdicts on pairs"
-        + (f", {len(decided.box):,} boxes" if decided.box else "")
-        + (f", {len(decided.several):,} images of several characters" if decided.several else "")
+    counts = [
+        (len(excluded), "image to exclude", "images to exclude"),
+        (len(decided.label), "label", "labels"),
+        (len(decided.same), "set of the same image", "sets of the same image"),
+        (len(decided.different), "set of different images", "sets of different images"),
+        (len(decided.pairs), "verdict on a pair", "verdicts on pairs"),
+        (len(decided.box), "box", "boxes"),
+        (len(decided.several), "image of several characters", "images of several characters"),
     ]
+    notes = [f"decisions: {', '.join(amount(*each) for each in counts if each[0])}"]
     if decided.box and recipe.crop.detector == "none":
         notes.append("decisions: boxes have no effect where the whole image is the sample (crop.detector is 'none')")
     if unknown:
-        notes.append(f"decisions: {len(unknown):,} keys match no image of this source")
+        notes.append(f"decisions: {amount(len(unknown), 'key matches', 'keys match')} no image of this source")
     if without_effect:
-        notes.append(f"decisions: {without_effect:,} labels belong to images that other rules dropped")
+        notes.append(
+            f"decisions: {amount(without_effect, 'label is', 'labels are')} of images that other rules dropped"
+        )
     return notes
 
 

@@ -28,6 +28,7 @@ from animesion.images import codec, ends, formats
 from animesion.pipeline.members import ints
 from animesion.storage import names, parquet
 from animesion.storage.workspace import Workspace, atomic_file
+from animesion.wording import amount
 
 CODE = f"pack-4/pillow-{PIL.__version__}{formats.plugin_versions()}"
 
@@ -56,7 +57,7 @@ class CrashedImagesError(AnimesionError):
     """Images that inspect decoded killed their worker in pack; curate has to drop them."""
 
     def __init__(self, keys: tuple[str, ...]) -> None:
-        super().__init__(f"{len(keys)} image(s) kill the decoder: {', '.join(keys)}")
+        super().__init__(f"{amount(len(keys), 'image kills', 'images kill')} the decoder: {', '.join(keys)}")
         self.keys = keys
 
     def __reduce__(self) -> tuple[Any, ...]:

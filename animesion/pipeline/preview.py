@@ -39,8 +39,8 @@ def preview(
         to: URL of the output; empty if the output is `out`.
 
     Returns:
-        JSON-ready facts: numbers of images to fetch and not to fetch by reason, bytes where known, and the demand on
-        hosts.
+        JSON-ready facts: numbers of images to fetch and not to fetch by reason, bytes where known, the demand on hosts,
+        and the parts that an earlier build has finished, by stage.
 
     Raises:
         UsageError: wrong options of the source, or a folder that another recipe wrote.
@@ -79,6 +79,12 @@ def preview(
         raise AnimesionError(str(error)) from None
     if not listed:
         raise UsageError(f"the source of recipe {recipe.name} lists no images: check its [source] options")
+    parts = -(-listed // fetch.PART_ITEMS)
+    workspace = Workspace(out)
+    done = {
+        stage: sum(workspace.receipt(f"{stage}/part-{part:05d}") is not None for part in range(parts))
+        for stage in ("fetch", "inspect")
+    }
     return {
         "recipe": recipe.name,
         "digest": recipe.digest(),
@@ -93,7 +99,8 @@ def preview(
         "hosts": demand.hosts,
         "busiest_hosts": demand.busiest,
         "not_fetched": not_fetched,
-        "parts": -(-listed // fetch.PART_ITEMS),
+        "parts": parts,
+        "parts_done": done,
         "notes": [*source.notes, *demand.sentences()],
     }
 

@@ -19,6 +19,7 @@ from animesion.storage import checksums, names, stores
 from animesion.storage.stores import shown
 from animesion.storage.workspace import sha256_file
 from animesion.verification.checks import CHECKS, Report
+from animesion.wording import amount
 
 __all__ = ["Destination", "File", "Publication", "destination", "files_of", "judge", "publish"]
 
@@ -101,7 +102,7 @@ def judge(report: Report, force: Collection[str]) -> dict[str, int]:
     blocking = {check: faults for check, faults in report.faults.items() if faults and check not in force}
     if blocking:
         summary = "; ".join(
-            f"{check}: {len(faults):,} fault{'s' * (len(faults) != 1)}, such as {shown(faults[0].text, 300)}"
+            f"{check}: {amount(len(faults), 'fault')}, such as {shown(faults[0].text, 300)}"
             for check, faults in blocking.items()
         )
         forces = " ".join(f"--force {check}" for check in blocking)

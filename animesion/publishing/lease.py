@@ -27,6 +27,7 @@ from typing import Any, Self
 
 from animesion.errors import AnimesionError, BusyError
 from animesion.storage import stores
+from animesion.wording import amount
 
 NAME = "lease.json"
 
@@ -253,4 +254,4 @@ def _is_running(process: int) -> bool:
 
 def _ago(seconds: float) -> str:
     minutes = max(0, int(seconds // 60))
-    return f"seen {minutes} minute{'s' * (minutes != 1)} ago"
+    return f"seen {amount(minutes, 'minute')} ago"

@@ -11,11 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from animesion.dataset.tags import ASSIGNED
 from animesion.errors import UsageError
 from animesion.report.boxes import Boxes
 from animesion.report.facts import clip, item, web_address
 from animesion.report.images import Images
-from animesion.schemas import CURATED, FACE_REASONS, RAW
+from animesion.schemas import CURATED, FACE_REASONS, RAW, SAMPLE_TAGS
 
 #: Columns of `curated.parquet` of one image, beyond those of `animesion.report.images.COLUMNS`.
 _COLUMNS = ("key", "file_url", "licence", "author", "rating", "md5", "group", "resembles", "verdict", "how")
@@ -25,6 +26,9 @@ _LISTED = ("key", "labels", "families")
 
 #: Most candidate labels and families of an image that are shown.
 _MOST = 50
+
+#: Most tags of a category that are shown.
+_MOST_TAGS = 200
 
 _PIXIV = re.compile(r"[0-9]{1,12}")
 
@@ -83,11 +87,28 @@ class Details:
         return {
             **item(self._images.rows, place),
             "links": [[name, address] for name, each in links if (address := web_address(each or ""))],
-            "facts": [[name, clip(text)] for name, text in facts if text],
+            "facts": [[name, clip(text)] for name, text in facts if text] + self._tags(row),
             "crop": _shares(row),
             "boxes": self._boxes.of(whole),
             "original": self._images.has_original(row),
         }
+
+    def _tags(self, row: Mapping[str, Any]) -> list[list[str]]:
+        """Categories and tags of a sample; none for a dropped image, and where samples carry no tags."""
+        dataset = self._images.dataset
+        if not row["kept"] or not (dataset.path / ASSIGNED).is_file():
+            return []
+        ids = self._row(dataset.path / ASSIGNED, SAMPLE_TAGS, ("key", "tags"), row["key"])["tags"] or []
+        vocabulary = dataset.vocabulary
+        if not all(type(i) is int and 0 <= i < len(vocabulary) for i in ids):
+            raise UsageError(f"{dataset.path / ASSIGNED} is damaged: run `animesion build` again")
+        found = []
+        for category, names in vocabulary.grouped(ids).items():
+            shown = [clip(name) for name in names[:_MOST_TAGS]]
+            if more := len(names) - len(shown):
+                shown.append(f"and {more:,} more")
+            found += [[f"tags: {category}", ", ".join(shown)]] if names else []
+        return found
 
     def _row(
         self, path: Path, schema: pa.Schema, columns: tuple[str, ...], key: str, place: int | None = None

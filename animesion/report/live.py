@@ -75,7 +75,8 @@ class Browser:
 
     def __init__(self, dataset: Dataset, file: Path, audit: Path | None = None) -> None:
         self.dataset = dataset
-        self.file = file
+        self.file, self._audit = file, audit
+        self._state = _state(dataset.path)
         self.images = Images(dataset)
         self.pairs, self.boxes = Pairs(self.images), Boxes(self.images)
         self.details = Details(self.images, self.boxes)
@@ -98,6 +99,19 @@ class Browser:
         # damaged files are reported now rather than on the first request
         self._remember(*self.decisions())
         SavedFilters.read(self.filters_file)
+
+    @property
+    def outdated(self) -> bool:
+        """Whether the dataset was built again since, or is being built."""
+        return _state(self.dataset.path) != self._state
+
+    def again(self) -> Browser:
+        """The dataset as it is now.
+
+        Raises:
+            UsageError: as at the start; so while it is being built.
+        """
+        return Browser(Dataset(self.dataset.path), self.file, self._audit)
 
     def decisions(self) -> tuple[Decisions, str]:
         """The decisions, and the SHA-256 of their file as their revision; empty if there is no file yet."""
@@ -259,6 +273,16 @@ def application(browser: Browser, token: str) -> web.Application:
         token: secret that requests must send to write.
     """
 
+    @web.middleware
+    async def current(request: web.Request, handler: _Handler) -> web.StreamResponse:
+        """Open a dataset that was built again when its page is loaded; refuse what a page from before asks for."""
+        nonlocal browser
+        if browser.outdated:
+            if request.path != "/":
+                raise web.HTTPConflict(text=f"{browser.dataset.path} was built again: load the page again")
+            browser = await asyncio.to_thread(_or_refuse, browser.again)
+        return await handler(request)
+
     async def index(request: web.Request) -> web.Response:
         text = await asyncio.to_thread(browser.html)
         policy = f"{page.policy(live=True)}; frame-ancestors 'none'"
@@ -373,7 +397,7 @@ def application(browser: Browser, token: str) -> web.Application:
         except (AnimesionError, OSError) as error:
             raise web.HTTPInternalServerError(text=str(error)) from None
 
-    served = web.Application(middlewares=[_guard], client_max_size=MOST_BYTES)
+    served = web.Application(middlewares=[_guard, current], client_max_size=MOST_BYTES)
     served.add_routes(
         [
             web.get("/", index),
@@ -393,6 +417,15 @@ def application(browser: Browser, token: str) -> web.Application:
         ]
     )
     return served
+
+
+def _state(folder: Path) -> tuple[int, ...]:
+    """What differs once a dataset was built again; empty while there is none."""
+    try:
+        found = (folder / "dataset.json").stat()
+    except OSError:
+        return ()
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 @web.middleware

@@ -22,6 +22,7 @@ from animesion.sources.benchmark_layouts import Files, Row
 from animesion.sources.file_tree import FileTree
 from animesion.sources.published_facts import PUBLISHED, PublishedSet
 from animesion.sources.published_sets import DownloadOptions, PublishedFiles, check_complete, hold_out_validation
+from animesion.wording import amount
 
 #: Largest label file in bytes: the JSON of iNaturalist 2017 describes 579,184 images.
 _LARGEST_LABELS = 512 << 20
@@ -97,7 +98,7 @@ class BenchmarkSource(PublishedFiles):
         used = set(places)
         others = sum(path not in used and path.lower().endswith(_IMAGES) for path in listed)
         if others:
-            self.notes.append(f"{others:,} image(s) that no list names skipped")
+            self.notes.append(f"{amount(others, 'image')} that no list names skipped")
         self.notes += check_complete(items, due, self.options.incomplete)
         if self.options.val != "published":
             items = [replace(item, split="train") if item.split == "val" else item for item in items]

@@ -28,8 +28,9 @@ from animesion.sources import clean_text, faces, stamps, tag_tables
 from animesion.sources import families as by_name
 from animesion.sources.image_root import ImageRoot
 from animesion.sources.posts import NOT_IMAGES, families
-from animesion.sources.stored import PathOrUrl
+from animesion.sources.stored import PathOrUrl, not_found
 from animesion.sources.tag_tables import TagTableOptions, TagTables, clean_tag
+from animesion.wording import amount
 
 _FLAGS = {flag: f"is_{flag}" for flag in ("deleted", "banned", "pending", "flagged")}
 _LONGEST_LINE = 16 * 1024 * 1024
@@ -103,14 +104,22 @@ class DumpSource:
                     labelled += bool(item.labels)
                     yield item
         if repeats:
-            self.notes.append(f"{repeats} metadata record(s) repeat a post and are skipped")
+            self.notes.append(
+                amount(
+                    repeats,
+                    "metadata record repeats a post and is skipped",
+                    "metadata records repeat a post and are skipped",
+                )
+            )
         if seen and not labelled:
             self.notes.append(
                 "no post has a character: the metadata need `tags` with their categories, or `tag_string_character`"
             )
         absent = sum(post not in seen for post in table.boxes) if table else 0
         if absent:
-            self.notes.append(f"{absent} post(s) of the face table are not in the metadata")
+            self.notes.append(
+                f"{amount(absent, 'post of the face table is', 'posts of the face table are')} not in the metadata"
+            )
 
     def tag_tables(self) -> TagTables:
         """The tables of the options."""
@@ -134,7 +143,7 @@ class DumpSource:
         elif path.exists():
             files = [path]
         else:
-            raise UsageError(f"source.metadata: {path} not found")
+            raise not_found(path, "source.metadata")
         if not files:
             raise UsageError(f"source.metadata: {path} contains no files")
         return files

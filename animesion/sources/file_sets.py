@@ -16,7 +16,7 @@ from typing import IO
 
 from animesion.errors import AnimesionError, UsageError
 from animesion.sources import stamps
-from animesion.sources.stored import Listed, StoredPlace, place
+from animesion.sources.stored import Listed, StoredPlace, not_found, place
 from animesion.splits import SPLIT_NAMES
 
 #: Most files that a pattern in braces may name.
@@ -51,7 +51,7 @@ class FileSet:
         else:
             root = place(path, option)
             if not root.exists():
-                raise UsageError(f"{option}: {root} not found")
+                raise not_found(root, option)
             if root.is_file():
                 self.base, _, name = str(root).rpartition("/")
                 self.base = self.base or ("/" if str(root).startswith("/") else ".")
@@ -205,7 +205,7 @@ class FileSet:
         if isinstance(base, StoredPlace):
             return list(base.files())
         if not base.is_dir():
-            raise UsageError(f"{self._option}: folder {base} not found")
+            raise not_found(base, self._option)
 
         def refuse(error: OSError) -> None:
             raise UsageError(f"{self._option}: the folder {error.filename} cannot be listed ({error.strerror})")

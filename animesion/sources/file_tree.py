@@ -21,7 +21,8 @@ from animesion.errors import AnimesionError, UsageError
 from animesion.schemas import DropReason, Payload
 from animesion.sources import clean_text
 from animesion.sources.image_root import read_file
-from animesion.sources.stored import StoredPlace, place
+from animesion.sources.stored import StoredPlace, not_found, place
+from animesion.wording import amount
 
 #: Bytes that are fetched ahead from a bucket: headers of a tar lie all over it, members of a zip are read one by one.
 _TAR_BLOCK, _ZIP_BLOCK = 8 << 20, 256 << 10
@@ -70,7 +71,7 @@ class Listing:
     def passed_over(self, used: Collection[str] = ()) -> list[str]:
         """A note on the hidden files but for those that were used after all, if there are any."""
         count = sum(entry.name not in used for entry in self.hidden)
-        return [f"{count} hidden or system file(s) skipped"] if count else []
+        return [f"{amount(count, 'hidden or system file')} skipped"] if count else []
 
 
 class FileTree:
@@ -90,7 +91,7 @@ class FileTree:
         self._max_bytes = max_bytes
         self._encoding = encoding
         if not self.root.exists():
-            raise UsageError(f"source.path: {self.root} not found")
+            raise not_found(self.root, "source.path")
 
     @property
     def is_archive(self) -> bool:

@@ -83,6 +83,11 @@ class FolderSource:
         listing = tree.listing()
         if not listing.entries:
             raise UsageError(f"source.path: {tree.root} contains no files")
+        if {"dataset.json", "index.parquet"} <= {entry.name for entry in listing.entries}:
+            raise UsageError(
+                f"source.path: {tree.root} is a built dataset, whose images are in its shards: set "
+                f"source.kind=webdataset and source.path={tree.root}/data"
+            )
         layout = layouts.understand(
             [entry.name for entry in listing.entries if entry.failure != DropReason.UNSAFE_PATH],
             lambda paths: tree.contents(listing, paths),
@@ -163,8 +168,11 @@ class FolderSource:
         if groups:
             shown = "; ".join(" and ".join(repr(name) for name in names) for names in groups[:_NAMED])
             more = f"; and {len(groups) - _NAMED} more" if len(groups) > _NAMED else ""
+            kept, *others = (json.dumps(name, ensure_ascii=False) for name in groups[0])
+            joined = ", ".join(f"{name} = {kept}" for name in others)
             self.notes.append(
-                f"classes whose names differ in case, blanks, _ or width only: {shown}{more}; label.rename joins them"
+                f"classes whose names differ in case, blanks, _ or width only: {shown}{more}; "
+                f"label.rename joins them: {{ {joined} }}"
             )
 
 

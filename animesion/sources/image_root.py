@@ -14,9 +14,8 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from animesion.errors import UsageError
 from animesion.schemas import DropReason, Payload
-from animesion.sources.stored import Listed, StoredPlace, place
+from animesion.sources.stored import Listed, StoredPlace, not_found, place
 
 _PIECE = 1 << 20
 
@@ -42,7 +41,7 @@ class ImageRoot:
     def __init__(self, path: str, option: str) -> None:
         self._root = place(path, option)
         if not self._root.is_dir():
-            raise UsageError(f"{option}: folder {self._root} not found")
+            raise not_found(self._root, option)
         self._folder = os.path.join(self._root, "") if isinstance(self._root, Path) else ""
         # hashes of the names in a folder, in order; used for ASCII names, as others may have several forms
         self._names: dict[str, array.array[int]] = {}

@@ -21,8 +21,9 @@ from animesion.sources import clean_text, faces, families, file_key, stamps, tag
 from animesion.sources.image_root import ImageRoot
 from animesion.sources.published_facts import DAF_RE, PublishedSet
 from animesion.sources.published_sets import Incomplete, check_complete
-from animesion.sources.stored import PathOrUrl
+from animesion.sources.stored import PathOrUrl, not_found
 from animesion.sources.tag_tables import TagTables
+from animesion.wording import amount
 
 #: Splits by file name; `train_val`, train and val together, is train without a val split.
 SPLIT_OF = {"train": "train", "val": "val", "test": "test", "train_val": "train"}
@@ -113,10 +114,10 @@ class LabelsSource:
             yield item if tags is None else replace(item, tags=tags.get(name, {}))
         if tags is not None:
             without = sum(name not in tags for name in seen)
-            self.notes += [f"{without:,} image(s) are in no table of tags"] if without else []
+            self.notes += [f"{amount(without, 'image is', 'images are')} in no table of tags"] if without else []
         repeated = sum(1 for times in seen.values() if times > 1)
         if repeated:
-            self.notes.append(f"{repeated} path(s) occur in the label files more than once")
+            self.notes.append(f"{amount(repeated, 'path occurs', 'paths occur')} in the label files more than once")
 
     def read(self, items: Sequence[Item]) -> Iterator[Payload]:
         """Read files below the image root."""
@@ -141,7 +142,7 @@ class LabelsSource:
         elif path.exists():
             files, names = [(SPLIT_OF.get(path.stem, ""), path)], None
         else:
-            raise UsageError(f"source.labels: {path} not found")
+            raise not_found(path, "source.labels")
         if not files:
             raise UsageError(f"source.labels: {path} contains none of train.csv, val.csv, test.csv, train_val.csv")
         if {"train", "train_val"} <= {file.stem for _, file in files}:

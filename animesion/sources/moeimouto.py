@@ -70,11 +70,11 @@ class MoeimoutoSource(PublishedFiles):
             )
         others = len(files) - len(images)
         if others:
-            self.notes.append(f"{others:,} file(s) that are not faces skipped, such as color.csv and ignore")
+            self.notes.append(f"files that are no faces, such as color.csv and ignore, skipped: {others:,}")
         names = self._names(images)
         found = [path for path in images if not self.options.rgb_only or self._is_rgb(files[path])]
         if len(found) < len(images):
-            self.notes.append(f"{len(images) - len(found):,} image(s) that are not RGB skipped")
+            self.notes.append(f"images that are not RGB skipped: {len(images) - len(found):,}")
         found.sort(key=lambda path: (images[path][1], path))
         items = []
         for order, path in enumerate(found):
@@ -140,7 +140,7 @@ class MoeimoutoSource(PublishedFiles):
                 rows[short] = replace(by_name[short], split=split, class_order=number, order=len(rows))
         left = len(items) - len(rows)
         if left:
-            self.notes.append(f"{left:,} image(s) are in no label file and have no split")
+            self.notes.append(f"images in no label file, which have no split: {left:,}")
         # images without a split follow the others in their own order; curate decides about them
         rest = [item for name, item in by_name.items() if name not in rows]
         extra = [

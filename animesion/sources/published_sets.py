@@ -24,6 +24,7 @@ from animesion.sources import clean_text, file_key
 from animesion.sources.file_tree import Entry, FileTree
 from animesion.sources.published_facts import PUBLISHED, PublishedSet
 from animesion.sources.stored import PathOrUrl
+from animesion.wording import amount
 
 #: Percentage of a class's training images that stay in train when val is held out: the first ones, in file order.
 TRAIN_PERCENT = 80
@@ -89,7 +90,8 @@ class PublishedFiles:
             )
             found.setdefault(path, item)
         if repeated:
-            self.notes.append(f"{repeated} path(s) occur in the archive more than once: the first of each was taken")
+            paths = amount(repeated, "path occurs", "paths occur")
+            self.notes.append(f"{paths} in the archive more than once: the first of each was taken")
         # a folder without images is no empty class here
         self.notes += [note for note in listing.notes if not note.startswith("class folder")]
         self.notes += listing.passed_over()
@@ -153,8 +155,8 @@ def differences(items: Iterable[Item], due: PublishedSet, group_of: Mapping[str,
             off = sorted(number for number in classes if sizes[number, split] != due.per_class[split])
             if off:
                 found_differences.append(
-                    f"{len(off):,} class(es) without {due.per_class[split]} {split} images each, the first "
-                    f"{off[0] + 1} with {sizes[off[0], split]}"
+                    f"{amount(len(off), 'class', 'classes')} without {due.per_class[split]} {split} images each, the "
+                    f"first {off[0] + 1} with {sizes[off[0], split]}"
                 )
     return found_differences
 
@@ -184,7 +186,7 @@ def check_complete(
         return []
     missing = sum(item.failure == DropReason.MISSING_FILE for item in items)
     if missing:
-        found_differences.append(f"{missing:,} listed file(s) are missing")
+        found_differences.append(amount(missing, "listed file is missing", "listed files are missing"))
     text = f"{due.title} is not as published: {'; '.join(found_differences)}"
     looks = _looks_like(items, due)
     if incomplete == "accept":

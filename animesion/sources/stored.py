@@ -144,6 +144,12 @@ def _refuse_secrets(path: str) -> str:
 PathOrUrl = Annotated[str, AfterValidator(_refuse_secrets)]
 
 
+def not_found(place: Path | StoredPlace, option: str) -> UsageError:
+    """The error for a path of a recipe that leads nowhere; says from where a relative one is looked up."""
+    where = "" if isinstance(place, StoredPlace) or place.is_absolute() else f" in {Path.cwd()}"
+    return UsageError(f"{option}: {place} not found{where}")
+
+
 def place(path: str, option: str) -> Path | StoredPlace:
     """Resolve a path or URL of a recipe to a local folder or file, or to a place in a bucket.
 

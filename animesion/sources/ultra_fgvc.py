@@ -21,6 +21,7 @@ from animesion.schemas import DropReason, Item
 from animesion.sources import clean_text, file_key
 from animesion.sources.published_facts import PUBLISHED, PublishedSet
 from animesion.sources.published_sets import PublishedFiles, PublishedOptions, check_complete, hold_out_validation
+from animesion.wording import amount
 
 _FLAT = re.compile(r"(\d{1,6})_(\w{1,40})_(train|test)\.(?:png|jpe?g|bmp|tiff?|webp)", re.ASCII | re.IGNORECASE)
 _ANNO = re.compile(r"((?:.*/)?)anno/(train|test)\.txt")
@@ -168,7 +169,7 @@ class UltraFgvcSource(PublishedFiles):
 
     def _note_others(self, count: int) -> None:
         if count > 0:
-            self.notes.append(f"{count:,} other file(s) skipped")
+            self.notes.append(f"{amount(count, 'other file')} skipped")
 
     def _wrong_layout(self, paths: Mapping[str, Item], due: PublishedSet) -> UsageError:
         expected = " and ".join(due.layout)

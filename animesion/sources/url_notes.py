@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from animesion.sources import clean_text
 from animesion.splits import SPLIT_NAMES
+from animesion.wording import amount
 
 if TYPE_CHECKING:
     from animesion_scrapers.url_tables import UrlRow, UrlTables
@@ -72,32 +73,38 @@ class UrlSummary:
         notes = [_recognised(tables, named)]
         if tables.skipped_files:
             names = ", ".join(clean_text(name, 60) for name in tables.skipped_names)
-            notes.append(f"{tables.skipped_files:,} other file(s) of the folder are skipped: {names}")
+            notes.append(f"{amount(tables.skipped_files, 'other file')} of the folder skipped: {names}")
         for encoding, count in tables.encodings.items():
-            notes.append(f"{count:,} table(s) are read as {encoding}, not UTF-8; source.encoding sets another encoding")
+            notes.append(
+                f"{amount(count, 'table')} read as {encoding}, not UTF-8; source.encoding sets another encoding"
+            )
         if counts["unreadable"]:
             notes.append(
-                f"{counts['unreadable']:,} row(s) cannot be read and count as bad records: {_some(self._faults)}"
+                f"rows that cannot be read and count as bad records: {counts['unreadable']:,} ({_some(self._faults)})"
             )
         if counts["refused"]:
-            notes.append(f"{counts['refused']:,} URL(s) must not be fetched: {_some(self._refused)}")
+            notes.append(f"{amount(counts['refused'], 'URL')} must not be fetched: {_some(self._refused)}")
         if self.repeated:
-            notes.append(f"{self.repeated:,} row(s) repeat a URL and are skipped")
+            notes.append(amount(self.repeated, "row repeats a URL and is skipped", "rows repeat a URL and are skipped"))
         if counts["conflicts"]:
-            notes.append(f"{counts['conflicts']:,} URL(s) have several labels in their rows: {_some(self._conflicts)}")
+            notes.append(
+                f"{amount(counts['conflicts'], 'URL')} with several labels in the rows: {_some(self._conflicts)}"
+            )
         if counts["splits"]:
-            notes.append(f"{counts['splits']:,} URL(s) are in several splits; the first counts")
+            notes.append(f"{amount(counts['splits'], 'URL is', 'URLs are')} in several splits; the first counts")
         if self.late:
             notes.append(
-                f"{self.late:,} new row(s) give a listed URL another label, group or split, which it does not get; "
-                "build into another folder to count them"
+                f"{amount(self.late, 'new row gives', 'new rows give')} a listed URL another label, group or split, "
+                "which it does not get; build into another folder to count them"
             )
         if self.same_key:
-            notes.append(f"{self.same_key:,} row(s) repeat a key with another URL and are skipped")
+            notes.append(f"{amount(self.same_key, 'row')} skipped, as an earlier one has the key with another URL")
         if self.usable and not self.labelled:
             notes.append("no row has a label: set source.label_column to their column, or source.label to one label")
         if counts["split"]:
-            notes.append(f"{counts['split']:,} row(s) have a split other than {', '.join(SPLIT_NAMES)}")
+            notes.append(
+                f"{amount(counts['split'], 'row has', 'rows have')} a split other than {', '.join(SPLIT_NAMES)}"
+            )
         for meaning, form in (
             ("md5", "32 hexadecimal digits"),
             ("sha1", "40 hexadecimal digits"),
@@ -106,7 +113,7 @@ class UrlSummary:
             ("label", "text, a number, a date or a list of these"),
         ):
             if counts[meaning]:
-                notes.append(f"{counts[meaning]:,} value(s) of the column for {meaning} are not {form} and are ignored")
+                notes.append(f"{amount(counts[meaning], 'value')} of the column for {meaning} ignored: not {form}")
         return [note for note in notes if note]
 
 
@@ -121,8 +128,5 @@ def _recognised(tables: UrlTables, named: Collection[str]) -> str:
     most = max(tables.recognised, key=lambda mapping: tables.recognised[mapping])
     by_name = [f"{meaning} from '{clean_text(name, 60)}'" for meaning, name in most if meaning not in named]
     others = len(tables.recognised) - 1
-    return (
-        f"columns recognised by name: {', '.join(by_name)}{f'; {others} table(s) have other columns' * bool(others)}"
-        if by_name
-        else ""
-    )
+    other_columns = f"; {amount(others, 'table has', 'tables have')} other columns" if others else ""
+    return f"columns recognised by name: {', '.join(by_name)}{other_columns}" if by_name else ""

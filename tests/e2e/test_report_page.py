@@ -276,7 +276,8 @@ def test_an_image_at_full_size_is_decided_by_keys(chromium: Any, small_build: Pa
         playwright.expect(view.locator(".viewer [role=status]")).to_contain_text("Saved to")
         view.keyboard.press("k")
         playwright.expect(view.locator(".viewer h2")).to_have_text(keys[2])
-        playwright.expect(view.locator(".viewer [role=status]")).to_have_text("Nothing to save: no decision changes.")
+        nothing = "Nothing to save: no decision excludes what is to be kept."
+        playwright.expect(view.locator(".viewer [role=status]")).to_have_text(nothing)
         view.keyboard.press("l")
         view.keyboard.type("<b>x</b>")
         view.keyboard.press("Enter")

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 import animesion
+from animesion.cli.build import build
 from animesion.errors import AnimesionError, UsageError
 from tests.running import run_here
 
@@ -251,6 +253,18 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert run.returncode == 0, run.stderr
     assert "12 images listed, 12 to fetch" in run.stdout
     assert sorted(tmp_path.rglob("*")) == before
+    # what an earlier build left in the folder is said as it is
+    given = ["folder", "--set", f"source.path={root}", "--set", "filter.min_side=9999", "--out", "out", "--dry-run"]
+    (tmp_path / "out" / ".receipts").mkdir(parents=True)
+    assert "out (exists, with no part fetched yet)" in CliRunner().invoke(build, given).output
+    settings = [f"source.path={root}", "filter.min_side=9999", "name=out"]
+    with pytest.raises(AnimesionError, match="no image is left of 12"):
+        animesion.build(animesion.load_recipe("folder", settings), tmp_path / "out", workers=1)
+    assert "out (exists, with 1 part fetched and 1 inspected)" in CliRunner().invoke(build, given).output
+    with monkeypatch.context() as elsewhere:
+        elsewhere.chdir(tmp_path / "out")
+        lost = CliRunner().invoke(build, ["folder", "--set", "source.path=set", "--dry-run"])
+        assert str(lost.exception) == f"source.path: set not found in {tmp_path / 'out'}"
     (tmp_path / "file").write_text("mine")
     refused = run_here("build", "folder", "--set", f"source.path={root}", "--dry-run", "--out", "file")
     assert refused.returncode == 2

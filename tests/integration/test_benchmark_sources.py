@@ -183,7 +183,7 @@ def test_a_folder_its_parent_and_a_zip_of_it_list_the_same(tmp_path: Path) -> No
 def test_a_missing_image_is_refused_or_noted(tmp_path: Path) -> None:
     put(tmp_path, CUB)
     (tmp_path / "CUB_200_2011/images/002.Crow/C_3.jpg").unlink()
-    text = "CUB-200-2011 is not as published: 1 of 2 train images; 1 listed file(s) are missing"
+    text = "CUB-200-2011 is not as published: 1 of 2 train images; 1 listed file is missing"
     with pytest.raises(UsageError) as refused:
         list(reader(tmp_path, "cub-200-2011", 2, CUB_COUNTS).items())
     assert text in str(refused.value)
@@ -393,7 +393,7 @@ def test_cats_have_capitals_and_names_end_before_the_last_number(tmp_path: Path)
         ("american_pit_bull_terrier_2.jpg", "train", "american_pit_bull_terrier", 2),
         ("Abyssinian_201.jpg", "test", "Abyssinian", 0),
     ]
-    assert source.notes == ["1 image(s) that no list names skipped"]
+    assert source.notes == ["1 image that no list names skipped"]
     put(tmp_path, {"annotations/test.txt": "Bengal_201 1 1 1\n"})
     with pytest.raises(UsageError, match="line 1: class 1 is Bengal here and Abyssinian in an earlier row"):
         list(reader(tmp_path, "pets", 2, {"train": 2, "test": 1}).items())

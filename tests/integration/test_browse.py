@@ -212,6 +212,24 @@ def test_an_image_is_shown_in_full_with_where_it_comes_from(site: str, built: Pa
     assert requests.get(f"{site}/api/details/unknown", timeout=10).status_code == 404
 
 
+def test_a_dataset_that_was_built_again_is_opened_again(built: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(built, tmp_path / "small")
+    browser = live.Browser(animesion.open_dataset(copy), tmp_path / "decisions.toml")
+    with served(live.application(browser, TOKEN)) as port:
+        site = f"http://127.0.0.1:{port}"
+        facts = json.loads((copy / "dataset.json").read_bytes())
+        parquet.write(copy / "curated.parquet", animesion.open_dataset(copy).curated.slice(0, 3))
+        (copy / "dataset.json").write_text(json.dumps(facts | {"name": "renamed"}))
+        refused = requests.get(f"{site}/api/images", timeout=10)
+        assert (refused.status_code, refused.text) == (409, f"{copy} was built again: load the page again")
+        assert put(site, NOTHING).status_code == 409
+        assert "renamed" in requests.get(site, timeout=10).text
+        assert requests.get(f"{site}/api/images?status=all", timeout=10).json()["total"] == 3
+        # in the middle of a build there is no dataset
+        (copy / "dataset.json").unlink()
+        assert requests.get(site, timeout=10).status_code == 500
+
+
 def test_saved_means_that_something_was_written(site: str, tmp_path: Path) -> None:
     assert put(site, NOTHING).json() == {"revision": "", "written": False}
     assert not (tmp_path / "decisions.toml").exists()

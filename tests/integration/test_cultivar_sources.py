@@ -112,7 +112,7 @@ def test_a_complete_download_of_each_balanced_set_is_accepted_and_a_cut_one_is_n
     assert differences(items, due, groups) == []
     text = "; ".join(differences(items[1:], due, groups))
     assert f"{due.splits['train'][0] - 1:,} of {due.splits['train'][0]:,} train images" in text
-    assert f"1 class(es) without {due.per_class['train']} train images each, the first 1 with" in text
+    assert f"1 class without {due.per_class['train']} train images each, the first 1 with" in text
 
 
 # -- flat sets -------------------------------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ def test_flat_names_give_class_and_split(tmp_path: Path) -> None:
     assert (last.source_id, last.labels, last.class_order) == ("cotton80/4_3_test.png", ("cultivar-4",), 3)
     source = cotton(tmp_path)
     assert [payload.content for payload in source.read(listed(source))] == [PNG] * 24
-    assert source.notes == ["1 other file(s) skipped"]
+    assert source.notes == ["1 other file skipped"]
 
 
 def test_a_folder_its_parent_and_a_zip_of_it_list_the_same(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_soy_gene_takes_its_split_from_the_annotations(tmp_path: Path) -> None:
         ("e.png", "test", 0),
         ("f.png", "test", 1),
     ]
-    assert source.notes == ["1 other file(s) skipped"]
+    assert source.notes == ["1 other file skipped"]
 
 
 def test_soy_ageing_has_five_stages_and_none_called_r2(tmp_path: Path) -> None:
@@ -213,8 +213,8 @@ def test_a_stage_that_is_missing_is_named(tmp_path: Path) -> None:
         ("a.png 1\na.png 2\n", "'a.png' is listed twice"),
         ("a.png\n", "line 1: 1 column instead of `filename class`"),
         (b"\xff\xfe 1\n", "line 1: not UTF-8"),
-        ("gone.png 1\na.png 1\n", r"1 of 2 train images.*1 listed file\(s\) are missing"),
-        ("../../etc/passwd 1\na.png 1\n", r"1 listed file\(s\) are missing"),
+        ("gone.png 1\na.png 1\n", r"1 of 2 train images.*1 listed file is missing"),
+        ("../../etc/passwd 1\na.png 1\n", r"1 listed file is missing"),
     ],
 )
 def test_wrong_annotations_are_named_by_file_and_line(tmp_path: Path, annotation: str | bytes, message: str) -> None:
@@ -329,7 +329,7 @@ def test_numbered_folders_are_classes_in_the_order_of_their_numbers(tmp_path: Pa
     assert list(dict.fromkeys(item.labels[0] for item in items)) == [name[4:] for name in FOLDERS]
     assert [item.class_order for item in items[::3]] == [0, 3, 144, 998, 999]
     assert {item.split for item in items} == {""}
-    assert source.notes == ["10 file(s) that are not faces skipped, such as color.csv and ignore"]
+    assert source.notes == ["files that are no faces, such as color.csv and ignore, skipped: 10"]
     assert [item.key for item in listed(moe(tmp_path / "thumb"))] == [item.key for item in items]
 
 
@@ -352,7 +352,7 @@ def test_images_that_are_not_rgb_can_be_skipped(tmp_path: Path) -> None:
     assert len(listed(moe(tmp_path))) == 15
     source = moe(tmp_path, images=13, rgb_only=True)
     assert len(listed(source)) == 13
-    assert "2 image(s) that are not RGB skipped" in source.notes
+    assert "images that are not RGB skipped: 2" in source.notes
 
 
 @pytest.mark.parametrize(
@@ -378,7 +378,7 @@ def test_label_files_give_moeimouto_splits_and_ids(tmp_path: Path) -> None:
     items = listed(source)
     assert Counter(item.split for item in items) == {"train": 10, "test": 4, "": 1}
     assert {item.labels[0]: item.class_order for item in items} == {name[4:]: i for name, i in ids.items()}
-    assert "1 image(s) are in no label file and have no split" in source.notes
+    assert "images in no label file, which have no split: 1" in source.notes
 
 
 def test_label_files_that_were_not_written_together_are_refused(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_another_recipe(small_dataset: Path, tmp_path: Path) -> None:
     assert back["added"] == document["removed"]
     result = CliRunner().invoke(diff, [str(small_dataset), str(other)])
     assert result.exit_code == 1
-    assert "11 samples removed" in result.stdout
+    assert "samples removed: 11" in result.stdout
     assert "and 6 more (--json prints all)" in result.stdout
     assert "classes.minimum: 1 -> 12" in result.stdout
     assert "total 37 -> 26" in result.stdout
@@ -179,7 +179,7 @@ def test_other_label_files_differ_in_named_images(published_build: tuple[Path, P
     }
     result = CliRunner().invoke(diff, [str(other), str(out)])
     assert result.exit_code == 1
-    assert "1 published images missing in the dataset\n  3001: miku, test -> not in the dataset" in result.stdout
+    assert "published images missing in the dataset: 1\n  3001: miku, test -> not in the dataset" in result.stdout
     assert "samples: train 6, val 1 -> 2, test 3 -> 2, total 10" in result.stdout
 
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 
+import pytest
+from click.testing import CliRunner
+
 import animesion
+from animesion.cli.init import init
 from animesion.config.recipe import load
 from tests.conftest import draw
 from tests.running import run_here
@@ -49,6 +53,23 @@ def test_names_of_others_do_no_harm_and_nothing_is_overwritten(tmp_path: Path) -
     again = run_here("init", str(root), "--yes", "--out", str(out))
     assert (again.returncode, out.read_bytes()) == (2, before)
     assert "exists: give another --out" in again.stderr
+
+
+def test_faces_are_not_enlarged_to_the_size_of_whole_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder(tmp_path / "large", ["a/1.png", "b/2.png"], 700)
+    (tmp_path / "large" / "more.zip").write_bytes(b"PK")
+    shown = CliRunner().invoke(init, ["large", "--yes", "--out", "whole.toml"])
+    assert "1 file beside the classes left out, 'more.zip'" in shown.output
+    assert load("whole.toml").pack.size == 512
+    assert CliRunner().invoke(init, ["large", "--yes", "--detector", "anime", "--out", "faces.toml"]).exit_code == 0
+    assert (load("faces.toml").crop.detector, load("faces.toml").pack.size) == ("anime", 0)
+
+
+def test_a_built_dataset_is_no_folder_of_classes(small_dataset: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(init, [str(small_dataset), "--yes", "--out", str(tmp_path / "x.toml")])
+    assert "is a built dataset, whose images are in its shards: set source.kind=webdataset" in str(result.exception)
+    assert not (tmp_path / "x.toml").exists()
 
 
 def test_mistakes_are_sentences(tmp_path: Path) -> None:

@@ -327,7 +327,7 @@ def test_dumps_with_numbers_as_strings_and_damaged_lines(tmp_path: Path) -> None
         "2018.json, line 6",
         "2018.json, line 9",
     ]
-    assert "1 metadata record(s) repeat a post and are skipped" in source.notes
+    assert "1 metadata record repeats a post and is skipped" in source.notes
 
     out = tmp_path / "out"
     animesion.build(recipe, out, workers=1, until="curate")

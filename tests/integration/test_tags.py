@@ -20,6 +20,9 @@ from animesion.cli.stats import stats
 from animesion.dataset.tags import read_vocabulary
 from animesion.errors import UsageError
 from animesion.pipeline import removal, runner
+from animesion.report.boxes import Boxes
+from animesion.report.details import Details
+from animesion.report.images import Images
 from animesion.verification import checks
 from tests.conftest import draw
 from tests.sharing import made_once
@@ -86,6 +89,17 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def rows(path: Path) -> list[list[str]]:
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.reader(file))
+
+
+def test_the_page_shows_the_tags_of_a_sample(built: Path) -> None:
+    images = Images(animesion.open_dataset(built))
+    details = Details(images, Boxes(images))
+    sample = next(images.dataset.samples("train"))
+    facts = dict(details.of(images.places[sample.key])["facts"])
+    assert {name.removeprefix("tags: "): text for name, text in facts.items() if name.startswith("tags: ")} == {
+        category: ", ".join(tags) for category, tags in sample.tags.items() if tags
+    }
+    assert "solo" in facts["tags: general"].split(", ")
 
 
 def test_the_vocabulary_counts_normalised_tags(built: Path) -> None:

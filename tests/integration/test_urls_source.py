@@ -96,7 +96,7 @@ def test_rows_become_items(tmp_path: Path) -> None:
     assert (item.licence, item.author, item.md5, item.bytes) == ("cc-by-4.0", "Ann", "f" * 32, 99)
     assert json.loads(item.locator) == {"url": "https://a.example/x/Photo 1.jpg"}
     assert notes[0].startswith("columns recognised by name: url from 'image_url', label from 'species'")
-    assert notes[1] == "1 value(s) of the column for sha1 are not 40 hexadecimal digits and are ignored"
+    assert notes[1] == "1 value of the column for sha1 ignored: not 40 hexadecimal digits"
 
 
 def test_a_url_is_given_once_and_so_is_a_key(tmp_path: Path) -> None:
@@ -110,15 +110,15 @@ def test_a_url_is_given_once_and_so_is_a_key(tmp_path: Path) -> None:
     found, notes = items(path)
     assert [(item.file_url[-1], item.labels) for item in found] == [("1", ("a", "b")), ("2", ("a",)), ("3", ("a",))]
     assert notes[-2:] == [
-        "1 row(s) repeat a URL and are skipped",
-        "1 URL(s) have several labels in their rows: https://a.example/1 (a, b)",
+        "1 row repeats a URL and is skipped",
+        "1 URL with several labels in the rows: https://a.example/1 (a, b)",
     ]
     found, notes = items(path, "source.key_column=key")
     assert [item.order for item in found] == [0, 3]
     assert notes[1:] == [
-        "1 row(s) repeat a URL and are skipped",
-        "1 URL(s) have several labels in their rows: https://a.example/1 (a, b)",
-        "1 row(s) repeat a key with another URL and are skipped",
+        "1 row repeats a URL and is skipped",
+        "1 URL with several labels in the rows: https://a.example/1 (a, b)",
+        "1 row skipped, as an earlier one has the key with another URL",
     ]
     again, _ = items(table(tmp_path / "u.csv", reversed(rows), "url,label,key"))
     assert {item.key for item in again} == {item.key for item in items(path)[0]}
@@ -141,9 +141,9 @@ def test_rows_of_one_url_are_one_item_with_all_labels_and_groups(tmp_path: Path)
         (("z",), (), ""),
     ]
     assert notes[1:] == [
-        "4 row(s) repeat a URL and are skipped",
-        "1 URL(s) have several labels in their rows: https://a.example/a b.jpg (x, y)",
-        "1 URL(s) are in several splits; the first counts",
+        "4 rows repeat a URL and are skipped",
+        "1 URL with several labels in the rows: https://a.example/a b.jpg (x, y)",
+        "1 URL is in several splits; the first counts",
     ]
 
 
@@ -153,9 +153,7 @@ def test_an_update_states_what_it_cannot_add_to_listed_urls(tmp_path: Path) -> N
     source = sources.make(recipe(table(tmp_path / "t.csv", [*rows, f"{url(1)},c", f"{url(2)},b", f"{url(3)},c"])))
     assert isinstance(source, sources.Crawled)
     assert [item.file_url for item in source.items_after(found[-1])] == [url(3)]
-    assert source.notes[-1].startswith(
-        "1 new row(s) give a listed URL another label, group or split, which it does not"
-    )
+    assert source.notes[-1].startswith("1 new row gives a listed URL another label, group or split, which it does not")
 
 
 def test_too_many_urls_with_several_labels_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,8 +187,8 @@ def test_what_was_recognised_is_noted(tmp_path: Path) -> None:
     found, notes = items(tmp_path)
     assert [item.labels for item in found] == [("初音ミク",), ("鏡音リン",)]
     assert notes[1:] == [
-        "1 other file(s) of the folder are skipped: more.xlsx",
-        "1 table(s) are read as cp932, not UTF-8; source.encoding sets another encoding",
+        "1 other file of the folder skipped: more.xlsx",
+        "1 table read as cp932, not UTF-8; source.encoding sets another encoding",
     ]
     found, notes = items(tmp_path, "source.encoding=cp932")
     assert found[0].labels == ("初音ミク",)
@@ -204,9 +202,7 @@ def test_what_was_recognised_is_noted(tmp_path: Path) -> None:
         items(tmp_path / "t.csv")
     (tmp_path / "t.jsonl").write_text(json.dumps({"url": url(1), "label": {"a": 1}}))
     _, notes = items(tmp_path / "t.jsonl")
-    assert notes[-1] == (
-        "1 value(s) of the column for label are not text, a number, a date or a list of these and are ignored"
-    )
+    assert notes[-1] == ("1 value of the column for label ignored: not text, a number, a date or a list of these")
 
 
 def test_hostile_rows_become_reasons_and_nothing_is_lost(tmp_path: Path) -> None:
@@ -237,7 +233,7 @@ def test_bad_rows_of_tables_with_the_same_name_have_different_keys(tmp_path: Pat
         table(tmp_path / f"{number}" / "t.csv", ["one,two,three", f"{url(number)},a"])
     found, notes = items(Path(f"{tmp_path}/*/t.csv"))
     assert [item.failure for item in found] == ["bad record", ""] * 3
-    assert notes[1].startswith("3 row(s) cannot be read and count as bad records: t.csv, line 2: 3 cells")
+    assert notes[1].startswith("rows that cannot be read and count as bad records: 3 (t.csv, line 2: 3 cells")
     assert not any("repeat" in note for note in notes)
 
 

@@ -353,7 +353,7 @@ def test_excluded_images_are_dropped_and_counted() -> None:
     found, facts = run(rows({}, {}, {}), decided('exclude = ["k0001", "gone"]'))
     assert found["k0001"]["reason"] == "excluded by decision"
     assert facts["dropped"] == {"excluded by decision": 1}
-    assert "decisions: 1 keys match no image of this source" in facts["notes"]
+    assert "decisions: 1 key matches no image of this source" in facts["notes"]
 
 
 def test_a_decided_label_counts_everywhere_and_keeps_the_published_order() -> None:
@@ -648,8 +648,8 @@ def test_two_characters_are_several_faces_whatever_was_found() -> None:
     table, facts = decided_table(images, recipe.model_copy(update={"curate": CurateSection(decisions=decisions)}), {})
     assert table["reason"].to_pylist() == ["several faces", "several faces", "", "too small"]
     assert table["detail"].to_pylist()[:2] == ["by decision"] * 2
-    assert any("4 images of several characters" in note for note in facts["notes"])
-    assert "decisions: 1 keys match no image of this source" in facts["notes"]
+    assert "decisions: 4 images of several characters" in facts["notes"]
+    assert "decisions: 1 key matches no image of this source" in facts["notes"]
 
 
 def test_a_box_by_decision_is_the_one_face() -> None:
@@ -658,7 +658,7 @@ def test_a_box_by_decision_is_the_one_face() -> None:
     decisions = Decisions(box={"k0000": [0.1, 0.1, 0.5, 0.5]})
     table, facts = decided_table(images, recipe.model_copy(update={"curate": CurateSection(decisions=decisions)}), {})
     assert table["reason"].to_pylist() == ["", ""]
-    assert any("1 boxes" in note for note in facts["notes"])
+    assert "decisions: 1 box" in facts["notes"]
     assert not any("perhaps" in note for note in facts["notes"])
 
 

@@ -48,7 +48,7 @@ LAYOUTS: dict[str, tuple[Mapping[str, bytes] | list[str], dict[str, tuple[str, s
     "class folders": (
         ["miku/1.png", "rin/2.png", "README.md"],
         {"miku/1.png": ("miku", ""), "rin/2.png": ("rin", "")},
-        "2 classes, by folder; 1 file beside the classes was left out",
+        "2 classes, by folder; 1 file beside the classes left out, 'README.md'",
     ),
     "class folders with folders in them": (
         ["miku/1.png", "miku/more/3.png", "rin/2.png"],
@@ -128,7 +128,7 @@ LAYOUTS: dict[str, tuple[Mapping[str, bytes] | list[str], dict[str, tuple[str, s
     "a stray image and a LICENSE beside the root": (
         ["set/miku/1.png", "set/rin/2.png", "preview.png", "LICENSE"],
         {"set/miku/1.png": ("miku", ""), "set/rin/2.png": ("rin", "")},
-        "2 classes, by folder below set/; 2 files beside the classes were left out",
+        "2 classes, by folder below set/; 2 files beside the classes left out, 'LICENSE', 'preview.png'",
     ),
     "no suffixes": (["miku/1", "rin/2"], {"miku/1": ("miku", ""), "rin/2": ("rin", "")}, "2 classes, by folder"),
     "days below classes": (
@@ -332,7 +332,8 @@ def test_similar_classes_and_hidden_ones_are_named(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(name.encode())
     said = notes(tmp_path)
-    assert any("'Miku' and 'm i_k u' and 'miku'; label.rename joins them" in note for note in said), said
+    rename = 'label.rename joins them: { "m i_k u" = "Miku", "miku" = "Miku" }'
+    assert any(f"'Miku' and 'm i_k u' and 'miku'; {rename}" in note for note in said), said
     assert any("hidden folders are skipped: '.hack'" in note for note in said), said
 
 
@@ -346,7 +347,7 @@ def test_hidden_sidecars_that_are_read_are_not_called_skipped(tmp_path: Path) ->
         (tmp_path / name).write_bytes(content)
     source = sources.make(animesion.load_recipe("folder", [f"source.path={json.dumps(str(tmp_path))}"]))
     assert [item.rating for item in source.items()] == ["q", ""]
-    assert [note for note in source.notes if "skipped" in note] == ["2 hidden or system file(s) skipped"]
+    assert [note for note in source.notes if "skipped" in note] == ["2 hidden or system files skipped"]
     (tmp_path / "rin" / ".DS_Store").unlink()
     (tmp_path / "rin" / ".2_meta.json").write_bytes(post)
     assert not [note for note in notes(tmp_path) if "skipped" in note]

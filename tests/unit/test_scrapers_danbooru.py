@@ -426,7 +426,7 @@ def test_a_long_retry_after_ends_the_run_and_holds_the_host_back(site: Site) -> 
     with open_booru(site, limiter=limiter) as booru:
         with pytest.raises(StatusError, match=r"Slow down\.$"):
             list(booru.posts())
-        with pytest.raises(HostDownError, match="asked for a pause of 60 more minute"):
+        with pytest.raises(HostDownError, match="asked for a pause of 60 more min"):
             list(booru.posts())
     assert len(site.seen) == 1
 

@@ -15,6 +15,8 @@ function plain(text) {
 const Name = ({ text, quiet }) => html`<bdi class=${quiet ? 'name quiet' : 'name'} title=${plain(text)}>${plain(text)}</bdi>`;
 
 const thousands = (n) => (n === null || n === undefined ? '' : n.toLocaleString('en-US'));
+/** A number with the noun that fits it. */
+const amount = (n, one, several = `${one}s`) => `${thousands(n)} ${n === 1 ? one : several}`;
 const percent = (share, digits = 1) => (share === null || share === undefined ? '–' : `${(100 * share).toFixed(digits)}%`);
 const short = (n) => (Math.abs(n) >= 1e4 || (n && Math.abs(n) < 1e-3) ? n.toExponential(1) : String(+n.toPrecision(4)));
 

@@ -86,7 +86,7 @@ function Funnel({ data }) {
       <tr class="total"><th scope="row">seen</th><td class="n">${thousands(data.seen)}</td><td class="n"></td><td class="bars"></td><td>listed by the source</td></tr>
       ${rows.map((each) => html`<tr><th scope="row"><a href=${href('dropped', each.reason)}><${Name} text=${each.reason} /></a></th>
         <td class="n">−${thousands(each.count)}</td><td class="n">${share(each.count)}</td><td class="bars"><${Bar} share=${each.count / most} tone="lost" /></td><td>${plain(each.meaning)}</td></tr>`)}
-      <tr class="total"><th scope="row">kept</th><td class="n">${thousands(data.kept)}</td><td class="n">${share(data.kept)}</td><td class="bars"></td><td>in ${thousands(data.classes.names.length)} classes</td></tr>
+      <tr class="total"><th scope="row">kept</th><td class="n">${thousands(data.kept)}</td><td class="n">${share(data.kept)}</td><td class="bars"></td><td>in ${amount(data.classes.names.length, 'class', 'classes')}</td></tr>
     </tbody>
   </table>`;
 }
@@ -143,7 +143,7 @@ function Tail({ data, totals }) {
       ['median class size', thousands(tail.median)], ['effective classes', thousands(Math.round(tail.effective_classes))]]} />` : null}
     <${Curves} ...${series} xLabel="rank of the class" yLabel="images in the class" logX=${series.x.length > 20} logY shade=${shade} names=${names}
       whole range=${() => [1, Math.max(bands.many_above * 2, series.top * 1.2)]} label="Images by rank of the class" />
-    <p class="quiet">Bands by training images: ${['many', 'medium', 'few'].filter((name) => data.train_bands[name]).map((name) => `${name} ${thousands(data.train_bands[name].classes)} classes, ${thousands(data.train_bands[name].images)} images`).join('; ')}.
+    <p class="quiet">Bands by training images: ${['many', 'medium', 'few'].filter((name) => data.train_bands[name]).map((name) => `${name} ${amount(data.train_bands[name].classes, 'class', 'classes')}, ${amount(data.train_bands[name].images, 'image')}`).join('; ')}.
       Many is above ${bands.many_above}, few is below ${bands.few_below}.</p>
   </section>`;
 }
@@ -159,10 +159,10 @@ function Balance({ data, totals }) {
     return { ...split, share, without, distance };
   });
   return html`<section aria-label="Splits"><h2>Splits</h2>
-    <div class="wide"><table class="splits"><thead><tr><th scope="col">split</th><th scope="col" class="n">images</th><th scope="col">share</th><th scope="col" class="n">missing classes</th><th scope="col" class="n" title="Total variation distance between the class distributions of the split and of the dataset">imbalance</th><th scope="col" class="n">size</th></tr></thead>
+    <div class="wide"><table class="splits"><thead><tr><th scope="col">split</th><th scope="col" class="n">images</th><th scope="col">share</th><th scope="col" class="n">missing classes</th><th scope="col" class="n" title="Total variation distance between the class distributions of the split and of the dataset">class shift</th><th scope="col" class="n">size</th></tr></thead>
     <tbody>${rows.map((row) => html`<tr><th scope="row">${row.name}</th><td class="n">${thousands(row.samples)}</td><td><${Bar} share=${row.share} tone="held" /> ${percent(row.share)}</td>
       <td class="n">${thousands(row.without)}</td><td class="n">${percent(row.distance)}</td><td class="n">${size(row.bytes)}</td></tr>`)}</tbody></table></div>
-    <p class="quiet">Strategy: ${plain(data.strategy)}. Imbalance is the share of a split's images that would have to change class to match the dataset's class distribution.</p>
+    <p class="quiet">Strategy: ${plain(data.strategy)}. Class shift is the share of a split's images that would have to change class to match the dataset's class distribution.</p>
   </section>`;
 }
 
@@ -234,7 +234,7 @@ function Class({ data, totals, store, editor, id, splits }) {
   return html`<section class="detail" aria-label="Class">
     <a class="back" href="#classes">All classes</a>
     <h2><${Name} text=${data.classes.names[id]} /></h2>
-    <p class="quiet">class ${id}: ${thousands(totals[id])} images, ${splits.map((split) => `${thousands(data.classes.counts[split][id])} ${split}`).join(', ')}</p>
+    <p class="quiet">class ${id}: ${amount(totals[id], 'image')}, ${splits.map((split) => `${thousands(data.classes.counts[split][id])} ${split}`).join(', ')}</p>
     ${error ? html`<p role="alert">${plain(error)}</p>` : null}
     ${value ? html`<${Cards} items=${value.items} store=${store} editor=${editor} offset=${offset} list=${{ total: value.total, load: (from, limit) => store.samples(id, from, limit) }} lines=${(item) => html`<${Key} item=${item} /><span class="quiet">${item.split}</span>`} />
       <${Pager} offset=${offset} limit=${PAGE} total=${value.total} go=${go} />
@@ -287,7 +287,7 @@ function Dropped({ data, store, editor, reason }) {
 function Reason({ data, store, editor, now }) {
   const [offset, go] = useState(0);
   const { value, error } = useLoaded(() => store.drops(now.reason, offset, PAGE), [now.reason, offset]);
-  return html`<p><strong>${thousands(now.count)}</strong> images: ${plain(now.meaning)}.</p>
+  return html`<p><strong>${thousands(now.count)}</strong> ${now.count === 1 ? 'image' : 'images'}: ${plain(now.meaning)}.</p>
     ${error ? html`<p role="alert">${plain(error)}</p>` : null}
     ${value ? html`<${Cards} items=${value.items} store=${store} editor=${editor} offset=${offset} list=${{ total: value.total, load: (from, limit) => store.drops(now.reason, from, limit) }} lines=${(item) => html`<${Key} item=${item} /><${Name} text=${item.label} />
       ${item.detail ? html`<${Name} quiet text=${item.detail} />` : null}${item.keeper ? html`<span class="quiet">keeper <${Name} text=${item.keeper} /></span>` : null}
@@ -309,8 +309,8 @@ function Audit({ audit, store, editor, live }) {
 function Decided({ data, editor }) {
   const { decisions } = editor;
   const empty = !countDecisions(decisions);
-  const Row = ({ what, keys, more }) => html`<tr><td>${what}</td><td class="decided-images">${keys.map((key, i) => html`<button onClick=${() => editor.view(listOf(keys.map((each) => ({ key: each }))), i)} title="full size">
-    <img src=${`api/image/${encodeURIComponent(key)}`} alt="" loading="lazy" onError=${(event) => event.target.remove()} /><${Name} text=${key} /></button>`)}</td><td>${more ? html`<${Name} text=${more} />` : null}</td>
+  const Row = ({ what, keys, more }) => html`<tr><td>${what}</td><td><div class="decided-images">${keys.map((key, i) => html`<button onClick=${() => editor.view(listOf(keys.map((each) => ({ key: each }))), i)} title="full size">
+    <img src=${`api/image/${encodeURIComponent(key)}`} alt="" loading="lazy" onError=${(event) => event.target.remove()} /><${Name} text=${key} /></button>`)}</div></td><td>${more ? html`<${Name} text=${more} />` : null}</td>
     <td><button disabled=${!editor.writable} onClick=${() => editor.act('forget', keys)}>Reset</button></td></tr>`;
   return html`<div><h2>Decisions</h2>
     ${editor.revision() ? html`<p>Saved in <${Name} text=${data.file} />. This command builds the dataset again with them:</p>

@@ -95,14 +95,14 @@ function useDecisions(data) {
     return JSON.parse(text);
   };
   /** Save what `next` makes of the decisions; `keep` says what becomes of the lists of undone and redone ones. */
-  const change = (next, keep, done, ends) => {
+  const change = (next, keep, done, ends, unchanged = 'no decision changes') => {
     const now = saved.current;
     now.queue = now.queue.then(async () => {
       const before = now.decisions;
       const decisions = next(before, now);
       if (!decisions) return;
       try {
-        if (canonical(decisions) === canonical(before)) show('Nothing to save: no decision changes.');
+        if (canonical(decisions) === canonical(before)) show(`Nothing to save: ${unchanged}.`);
         else {
           const { revision, written } = await put(decisions);
           Object.assign(now, keep(before, now), { decisions, revision });
@@ -114,7 +114,7 @@ function useDecisions(data) {
     });
     return now.queue;
   };
-  const save = (next) => change(next, (before, now) => ({ past: [...now.past, before].slice(-MOST_UNDONE), future: [] }), '', true);
+  const save = (next, unchanged) => change(next, (before, now) => ({ past: [...now.past, before].slice(-MOST_UNDONE), future: [] }), '', true, unchanged);
   return {
     ...state,
     writable: Boolean(data.token),
@@ -128,7 +128,7 @@ function useDecisions(data) {
     }),
     selectAll: (keys) => set((now) => ({ ...now, selected: new Set([...now.selected, ...keys]) })),
     clear: () => set((now) => ({ ...now, selected: new Set() })),
-    act: (what, keys, label) => save((now) => decide(now, what, keys, label)),
+    act: (what, keys, label) => save((now) => decide(now, what, keys, label), what === 'keep' ? 'no decision excludes what is to be kept' : undefined),
     turn: (ids, verdict) => save((now) => turn(now, ids, verdict)),
     undo: () => change((_, { past }) => past[past.length - 1], (before, now) => ({ past: now.past.slice(0, -1), future: [...now.future, before] }), 'Undone.'),
     redo: () => change((_, { future }) => future[future.length - 1], (before, now) => ({ past: [...now.past, before], future: now.future.slice(0, -1) }), 'Done again.'),

@@ -245,7 +245,7 @@ function Images({ data, store, editor, query }) {
       <section class="mapside" aria-label="Map"><${MapPanel} store=${store} filter=${filter} asOf=${asOf} setArea=${(area) => set({ area })} open=${(key) => editor.view({ total: 1, load: () => Promise.resolve({ total: 1, items: [{ key }] }) }, 0)} /></section>
       <section class="gridside" aria-label="Images">
         ${error ? html`<p role="alert">${plain(error)}</p>` : null}
-        ${value ? html`<p class="count"><strong role="status">${thousands(value.total)} images</strong>
+        ${value ? html`<p class="count"><strong role="status">${amount(value.total, 'image')}</strong>
             ${value.items.length ? html`<button onClick=${() => editor.selectAll(value.items.map((item) => item.key))}>Select this page</button>
             <button onClick=${() => editor.view(whole, offset)}>Full size</button>` : null}
             ${filter.area ? html`<button onClick=${() => set({ area: '' })}>Area of the map ×</button>` : null}

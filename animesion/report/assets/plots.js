@@ -141,10 +141,17 @@ function Histogram({ title, log, whole, unit, edges, kept, dropped }) {
     return `${inUnit(from, unit)}${from === to ? '' : ` to ${inUnit(to, unit)}`}: ${thousands(kept[i])} kept, ${thousands(dropped[i])} dropped`;
   };
   if (only) return html`<figure class="histogram"><figcaption>${title}</figcaption><p class="only"><strong>${inUnit(whole ? Math.ceil(low) : low, unit)}</strong> for all ${thousands(total)} images</p></figure>`;
-  const ticks = roundTicks(low, high, log, 5, whole).filter((tick, i, all) => !i || place(tick) - place(all[i - 1]) > 11);
+  const ticks = [];
+  for (const tick of roundTicks(low, high, log, 5, whole)) {
+    const [text, at] = [inUnit(tick, unit), place(tick)];
+    // about the width of the text, in percent of a narrow histogram; at the ends it is moved inwards
+    const width = 2.6 * text.length;
+    const from = at < 5 ? at : at > 95 ? at - width : at - width / 2;
+    if (!ticks.length || from > ticks[ticks.length - 1].to) ticks.push({ text, at, to: from + width + 1 });
+  }
   return html`<figure class="histogram">
     <figcaption>${title}</figcaption>
-    <p class="top">${thousands(top)} ${top === 1 ? 'image' : 'images'}</p>
+    <p class="top">0 to ${amount(top, 'image')}</p>
     <svg viewBox=${`0 0 ${width} ${height}`} preserveAspectRatio="none" role="img" aria-label=${`${title}: from ${inUnit(low, unit)} to ${inUnit(high, unit)}`}>
       ${kept.map((n, i) => html`<g>
         <title>${bin(i)}</title>
@@ -153,6 +160,6 @@ function Histogram({ title, log, whole, unit, edges, kept, dropped }) {
         <rect class="dropped" x=${i * step + 0.5} y=${height - tall(n) - tall(dropped[i])} width=${Math.max(1, step - 1)} height=${tall(dropped[i])} />
       </g>`)}
     </svg>
-    <div class="ticks" aria-hidden="true">${ticks.map((tick) => html`<span style=${{ left: `${place(tick)}%`, transform: `translateX(${place(tick) < 5 ? '0' : place(tick) > 95 ? '-100%' : '-50%'})` }}>${inUnit(tick, unit)}</span>`)}</div>
+    <div class="ticks" aria-hidden="true">${ticks.map(({ text, at }) => html`<span style=${{ left: `${at}%`, transform: `translateX(${at < 5 ? '0' : at > 95 ? '-100%' : '-50%'})` }}>${text}</span>`)}</div>
   </figure>`;
 }

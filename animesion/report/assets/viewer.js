@@ -122,7 +122,7 @@ function Pane({ name, title, source, boxes, crop, decided, commands, touched }) 
 }
 
 const KEYS = [
-  ['→ ←', 'next, previous'], ['x', 'drop, and next'], ['k', 'keep, and next'], ['l', 'another label'], ['u', 'reset'], ['z Z', 'undo, redo'], ['+ −', 'zoom'], ['0 1', 'fit, 100%'],
+  ['→ ←', 'next, previous'], ['x', 'exclude, and next'], ['k', 'keep, and next'], ['l', 'another label'], ['u', 'reset'], ['z Z', 'undo, redo'], ['+ −', 'zoom'], ['0 1', 'fit, 100%'],
   ['Shift + arrows', 'move'], ['b', 'boxes'], ['Space', 'select'], ['Esc', 'close'],
 ];
 
@@ -208,7 +208,7 @@ function Viewer({ editor, store, decidable, resized }) {
       <p class="state"><strong><${Name} text=${now.label || 'no label'} /></strong> ${now.kept ? html`<span class="good">kept: ${plain(now.split)}</span>` : html`<span class="bad"><${Name} text=${now.reason} /></span>`}
         ${decided ? html` <span class="tag decided"><${Name} text=${decided} /></span>` : null}${editor.selected.has(key) ? html` <span class="tag decided">selected</span>` : null}</p>
       ${now.detail ? html`<p class="quiet"><${Name} text=${now.detail} /></p>` : null}
-      ${editor.writable ? html`<div class="choices"><button onClick=${() => decideThen('exclude')} title="x">Drop</button><button onClick=${() => decideThen('keep')} title="k">Keep</button>
+      ${editor.writable ? html`<div class="choices"><button onClick=${() => decideThen('exclude')} title="x">Exclude</button><button onClick=${() => decideThen('keep')} title="k">Keep</button>
         <form onSubmit=${(event) => {
           event.preventDefault();
           if (!label.trim()) return;

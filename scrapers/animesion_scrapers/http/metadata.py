@@ -264,7 +264,7 @@ class MetadataClient:
         """Wait for a turn of this host."""
         if (held := self._limiter.held(host)) > self._retries.cap:
             raise HostDownError(
-                f"{host} asked for a pause of {math.ceil(held / 60)} more minute(s): run the command again after that."
+                f"{host} asked for a pause of {math.ceil(held / 60)} more min: run the command again after that."
             )
         try:
             while (delay := self._breakers.delay(host)) > 0:

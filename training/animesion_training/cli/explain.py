@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from animesion.wording import amount
+
 if TYPE_CHECKING:
     from animesion_training.analysis.explain import Explained, Explainer
     from animesion_training.analysis.explain_page import Distances, PageData
@@ -165,7 +167,7 @@ def explain(
         content = _image(sheet(rows, side), out) if out.suffix.lower() in _SHEETS else _page(page)
         _write(out, content)
     count = sum(not row.problem for row in rows)
-    what = f"{count:,} image{'s' * (count != 1)}"
+    what = amount(count, "image")
     if not paths:
         what = f"{count:,} of {len(found[0].wrong):,} wrong predictions"
         what += " (--limit)" * (len(rows) < len(found[0].wrong))

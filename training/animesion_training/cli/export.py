@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from animesion.wording import amount
+
 
 @click.command(epilog="Example: animesion export runs/faces --to onnx --out faces.onnx")
 @click.argument("checkpoint", metavar="RUN|FILE", type=click.Path(path_type=Path))
@@ -60,6 +62,6 @@ def export(checkpoint: Path, kind: str, out: Path | None, push: str | None, priv
         f"{done.difference:.1e} (allowed: {export.TOLERANCE:.0e})"
     )
     if sent is not None:
-        click.echo(f"{sent} file{'s' * (sent != 1)} sent, and all are there")
+        click.echo(f"{amount(sent, 'file')} sent, and all are there")
     if kind == "hf":
         click.echo(f'  timm.create_model("{f"hf-hub:{push}" if push else f"local-dir:{done.path}"}", pretrained=True)')
